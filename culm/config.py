@@ -1,0 +1,254 @@
+"""Settings: YAML files that compose into strict, frozen models.
+
+A section is a mapping or the name of a file in `configs/<section>/`; `base:` inherits; dotted
+`name=value` settings have the last word. There is no interpolation and no code in a file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+CONFIGS = Path(__file__).parent / "configs"
+SECTIONS = ("model", "data", "train", "dist", "eval")
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used; the message says where, what, and what was meant."""
+
+
+class Config(BaseModel):
+    """Base of every settings class: unknown names are errors and values never change.
+
+    A validator of a subclass raises `ValueError("kv_heads: 3 does not divide heads=8")`: the text
+    before the first colon names the setting, and `parse` puts the path in front of it.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=()
+    )
+
+
+def _named(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+def one_of(union: Any) -> Any:
+    """The registry of a kind of part: a union told apart by `kind`, which a bare name may stand for.
+
+    >>> Optimizer = one_of(AdamW | Muon)     # accepts "adamw" and {"kind": "adamw", "rate": 1e-3}
+    """
+    if get_origin(union) in (Union, types.UnionType):
+        return Annotated[union, Field(discriminator="kind"), BeforeValidator(_named)]
+    return Annotated[union, BeforeValidator(_named)]
+
+
+def listed(value: Any) -> Any:
+    """For a field that is a list, where one part alone may stand for a list of one."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+# ---------------------------------------------------------------------------------------------
+# Composition: files -> one mapping, with the origin of every value
+
+
+def find(name: str | Path, section: str) -> Path:
+    """The file that `name` means: a path, or a file of the section with or without `.yaml`."""
+    given = Path(name)
+    for path in (
+        given,
+        CONFIGS / section / f"{name}.yaml",
+        CONFIGS / section / given,
+        CONFIGS.parent / given,  # `configs/run/demo.yaml` works outside a clone too
+    ):
+        if path.is_file():
+            return path
+    known = sorted(p.stem for p in (CONFIGS / section).glob("*.yaml"))
+    raise SettingError(f"{section}: there is no {str(name)!r}{_meant(given.stem, known)}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        detail = " ".join(str(error).split())
+        raise SettingError(f"{path}: not readable as YAML: {detail}") from error
+    if not isinstance(values, dict):
+        raise SettingError(f"{path}: expected a mapping of settings, found {type(values).__name__}")
+    return values
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`; mappings merge unless their `kind` differs, all else replaces."""
+    merged = dict(below)
+    for name, value in above.items():
+        old = merged.get(name)
+        if isinstance(old, str) and isinstance(value, Mapping) and "kind" not in value:
+            old = {"kind": old}
+        same_kind = isinstance(old, Mapping) and isinstance(value, Mapping)
+        if same_kind and value.get("kind", old.get("kind")) == old.get("kind"):  # type: ignore[union-attr]
+            merged[name] = merge(old, value)  # type: ignore[arg-type]
+        else:
+            merged[name] = value
+    return merged
+
+
+def _leaves(values: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(values, Mapping) and values:
+        for name, value in values.items():
+            yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix
+
+
+class Composed(typing.NamedTuple):
+    """Values of a run before parsing, and where each dotted name came from."""
+
+    values: dict[str, Any]
+    origins: dict[str, str]
+
+
+def compose(name: str | Path, section: str) -> Composed:
+    """One section file with everything that it inherits by `base:`."""
+    path = find(name, section)
+    return _inherit(read_yaml(path), section, str(name), (path,))
+
+
+def _inherit(
+    values: Mapping[str, Any], section: str, origin: str, seen: tuple[Path, ...]
+) -> Composed:
+    own = {key: value for key, value in values.items() if key != "base"}
+    origins = dict.fromkeys(_leaves(own), origin)
+    if "base" not in values:
+        return Composed(own, origins)
+    path = find(values["base"], section)
+    if path in seen:
+        raise SettingError(f"{section}.base: {' -> '.join(p.stem for p in (*seen, path))} is a circle")
+    below = _inherit(read_yaml(path), section, str(values["base"]), (*seen, path))
+    return Composed(merge(below.values, own), {**below.origins, **origins})
+
+
+def compose_run(name: str | Path | None, settings: Sequence[str] = ()) -> Composed:
+    """A run file, its sections filled in, and `name=value` settings laid over them."""
+    run = compose(name, "run") if name is not None else Composed({}, {})
+    values, origins = dict(run.values), dict(run.origins)
+    pairs = [_split(setting) for setting in settings]
+    for dotted, value in pairs:
+        if "." not in dotted:
+            values[dotted] = value
+            origins = {k: v for k, v in origins.items() if k.split(".")[0] != dotted}
+            origins[dotted] = "command line"
+    for section in SECTIONS:
+        given = values.get(section)
+        if isinstance(given, str):
+            filled = compose(given, section)
+        elif isinstance(given, Mapping):
+            filled = _inherit(given, section, origins.get(section, str(name)), ())
+        else:
+            continue
+        values[section] = filled.values
+        origins.pop(section, None)
+        origins.update({f"{section}.{leaf}": source for leaf, source in filled.origins.items()})
+    for dotted, value in pairs:
+        if "." in dotted:
+            layer: Any = value
+            for part in reversed(dotted.split(".")):
+                layer = {part: layer}
+            values = merge(values, layer)
+            origins[dotted] = "command line"
+    return Composed(values, origins)
+
+
+def _split(setting: str) -> tuple[str, Any]:
+    name, equals, text = setting.partition("=")
+    if not equals or not name:
+        raise SettingError(f"{setting!r}: expected name=value, as in train.steps=100")
+    try:
+        return name, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingError(f"{name}: {text!r} is not readable as YAML") from error
+
+
+# ---------------------------------------------------------------------------------------------
+# Parsing: a mapping -> a frozen model, with errors in plain words
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], values: Any, where: str = "") -> T:
+    """`values` as a `kind`; every problem is named by its path.
+
+    Raises:
+        SettingError: `model.attention.kv_heads: 3 does not divide heads=8`.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        problems = [_sentence(kind, problem, where) for problem in error.errors()]
+        raise SettingError("\n".join(dict.fromkeys(problems))) from None
+
+
+def _sentence(kind: Any, problem: Any, where: str) -> str:
+    kinds = _kinds(kind)
+    path = where
+    for part in problem["loc"]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part not in kinds and "[" not in part:  # pydantic names branches; a reader does not
+            path += f".{part}" if path else str(part)
+    match problem["type"]:
+        case "extra_forbidden":
+            wrong = str(problem["loc"][-1])
+            return f"{path}: no such setting{_meant(wrong, sorted(_names(kind)))}"
+        case "missing":
+            return f"{path}: this setting is needed"
+        case "union_tag_invalid":
+            tag, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+            return f"{path}.kind: {tag!r} is not one of {known}"
+        case "union_tag_not_found":
+            return f"{path}.kind: this setting is needed"
+        case "value_error":
+            text = str(problem["ctx"]["error"])
+            joint = "." if path and re.match(r"[a-z_]+(\[\d+\])?(\.[a-z_]+)*: ", text) else ": "
+            return f"{path}{joint}{text}" if path else text
+        case _:
+            given = problem["input"]
+            shown = f" (given: {given!r})" if not isinstance(given, dict | Config) else ""
+            return f"{path}: {problem['msg'][0].lower()}{problem['msg'][1:]}{shown}"
+
+
+def _models(kind: Any, seen: set[Any] | None = None) -> Iterator[type[BaseModel]]:
+    """Every settings class reachable from an annotation."""
+    seen = set() if seen is None else seen
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if kind in seen:
+            return
+        seen.add(kind)
+        yield kind
+        for field in kind.model_fields.values():
+            yield from _models(field.annotation, seen)
+    for part in get_args(kind):
+        yield from _models(part, seen)
+
+
+def _names(kind: Any) -> set[str]:
+    return {name for model in _models(kind) for name in model.model_fields}
+
+
+def _kinds(kind: Any) -> set[str]:
+    fields = (m.model_fields["kind"] for m in _models(kind) if "kind" in m.model_fields)
+    return {str(tag) for field in fields for tag in get_args(field.annotation)}
+
+
+def _meant(wrong: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -1,0 +1,40 @@
+"""What every layer must know, as one small object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from culm.model.cache import Cache
+
+
+@dataclass(frozen=True)
+class Context:
+    """Travels through the layers beside `x: (B, T, E)`.
+
+    positions: (B, T) int64, the place of each token in its document.
+    documents: (B, T) integers; a token sees only its own document. None: one document a row.
+    cache: keys and values of earlier tokens; with it, `rows: (B,)` names the slot of each row.
+    length: how many cache places are looked at; at least the greatest position + 1.
+    rotations: cosines and sines (B, T, 1, D/2), one pair per distinct rotary embedding.
+    """
+
+    positions: Tensor
+    documents: Tensor | None = None
+    cache: Cache | None = None
+    rows: Tensor | None = None
+    length: int = 0
+    rotations: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    @staticmethod
+    def plain(tokens: Tensor) -> Context:
+        """Rows that are one document each, from position 0."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        return Context(positions.expand(tokens.shape))
+
+    def with_rotations(self, rotations: tuple[tuple[Tensor, Tensor], ...]) -> Context:
+        return replace(self, rotations=rotations)

@@ -1,0 +1,28 @@
+"""The linear layer of every part: master weights in one precision, products in the input's."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """x W^T (+ b), with weights cast to the dtype of x.
+
+    Training keeps fp32 weights and sends bf16 activations through; the cast is explicit here
+    instead of ambient. `residual` marks a projection that writes into the residual stream, whose
+    initial scale shrinks with depth (`culm.model.init`).
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, bias: bool = False, residual: bool = False
+    ) -> None:
+        super().__init__(inputs, outputs, bias)
+        self.residual = residual
+
+    def reset_parameters(self) -> None:
+        """Nothing: weights are drawn once, by name, in `culm.model.init`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)

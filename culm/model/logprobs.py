@@ -1,0 +1,79 @@
+"""Log-probabilities of given tokens without ever holding all logits.
+
+The logits of a large vocabulary are the largest tensor of a training step. Here they exist for one
+chunk of tokens at a time, in the forward and again in the backward.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from culm.batch import IGNORED
+
+CHUNK = 1024  # tokens whose logits exist at once
+
+
+class ChunkedLogprobs(torch.autograd.Function):
+    """log softmax(hidden W^T / temperature)[target], computed chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float):
+        # hidden: (N, E), weight: (V, E), targets: (N,) -> (N,) fp32, 0 where ignored
+        w = weight.to(hidden.dtype)
+        logprobs, logsums = zip(
+            *(
+                _forward(h, w, t, temperature)
+                for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+            ),
+            strict=True,
+        )
+        logsum = torch.cat(logsums)
+        ctx.save_for_backward(hidden, weight, targets, logsum)
+        ctx.temperature = temperature
+        return torch.cat(logprobs)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor):
+        hidden, weight, targets, logsum = ctx.saved_tensors  # type: ignore[attr-defined]
+        w = weight.to(hidden.dtype)
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(w)
+        pieces = (hidden, targets, logsum, grads[0], grad_hidden)
+        for h, t, s, g, out in zip(*(p.split(CHUNK) for p in pieces), strict=True):
+            d = _backward(h, w, t, s, g, ctx.temperature)  # type: ignore[attr-defined]
+            torch.mm(d, w, out=out)
+            grad_weight.addmm_(d.t(), h)
+        return grad_hidden, grad_weight.to(weight.dtype), None, None
+
+
+def _forward(h: Tensor, w: Tensor, t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logits = (h @ w.t()).float() / temperature
+    logsum = logits.logsumexp(-1)
+    picked = logits.gather(-1, t.clamp_min(0)[:, None])[:, 0]
+    return torch.where(t == IGNORED, 0.0, picked - logsum), logsum
+
+
+def _backward(h: Tensor, w: Tensor, t: Tensor, s: Tensor, g: Tensor, temperature: float) -> Tensor:
+    g = torch.where(t == IGNORED, 0.0, g) / temperature
+    d = -((h @ w.t()).float() / temperature - s[:, None]).exp() * g[:, None]
+    d.scatter_add_(-1, t.clamp_min(0)[:, None], g[:, None])
+    return d.to(h.dtype)
+
+
+def logprobs_of(
+    hidden: Tensor, head: torch.nn.Module, targets: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Natural-log probabilities of `targets` under softmax(head(hidden) / temperature).
+
+    hidden: (B, T, E); targets: (B, T), IGNORED gives 0. Returns (B, T) fp32. A head that is not a
+    plain linear layer (an adapter, a quantised one) is called on the whole.
+    """
+    if type(head).__name__ == "Linear":
+        flat = ChunkedLogprobs.apply(
+            hidden.flatten(0, 1), head.weight, targets.flatten(), temperature
+        )
+        return flat.view(targets.shape)
+    logprobs = (head(hidden).float() / temperature).log_softmax(-1)
+    picked = logprobs.gather(-1, targets.clamp_min(0)[..., None])[..., 0]
+    return torch.where(targets == IGNORED, 0.0, picked)
