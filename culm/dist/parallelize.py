@@ -1,0 +1,81 @@
+"""Put a layout on a built objective, from outside: the model's code does not know.
+
+Order, always: tensor parallel -> activation checkpointing -> compile -> FSDP or DDP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
+
+from culm.config import Config
+from culm.model.transformer import Transformer
+
+
+class Dist(Config):
+    """data: how data-parallel ranks keep the weights: each a copy (ddp) or a share (fsdp).
+
+    Used when a launcher started several processes; one process ignores it.
+    """
+
+    data: Literal["ddp", "fsdp"] = "ddp"
+
+
+class Parallel:
+    """An objective as the loop calls it: `forward(batch)`, syncing gradients only when told."""
+
+    def __init__(self, objective: nn.Module, ranks: int, dist: Dist) -> None:
+        self.objective = objective
+        self._call: Callable = objective
+        if ranks > 1 and dist.data == "ddp":
+            self._call = DistributedDataParallel(objective)
+        elif ranks > 1:
+            for model in _models(objective):
+                _shard(model)
+
+    def forward(self, batch, last: bool):
+        """The loss of one micro-batch; gradients are exchanged after the last of a step."""
+        for module in self.objective.modules():
+            if isinstance(module, FSDPModule):
+                module.set_requires_gradient_sync(last, recurse=False)
+        return self._call(batch)
+
+    def sync(self, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of one micro-batch."""
+        if isinstance(self._call, DistributedDataParallel) and not last:
+            return self._call.no_sync()
+        return nullcontext()
+
+
+def _models(objective: nn.Module) -> list[Transformer]:
+    return [module for module in objective.modules() if isinstance(module, Transformer)]
+
+
+def _shard(model: Transformer) -> None:
+    for block in model.blocks:
+        fully_shard(block)
+    fully_shard(model)
+    for method in ("hidden", "logprobs"):
+        register_fsdp_forward_method(model, method)
+
+
+def recompute(objective: nn.Module) -> None:
+    """Keep only the input of each block; compute the rest again in the backward."""
+    for model in _models(objective):
+        for index, block in enumerate(model.blocks):
+            model.blocks[index] = checkpoint_wrapper(block)
+
+
+def compile_blocks(objective: nn.Module) -> None:
+    """Compile one block's code and use it for all; the rest of the model stays as written."""
+    torch._dynamo.config.cache_size_limit = max(32, torch._dynamo.config.cache_size_limit)
+    for model in _models(objective):
+        for block in model.blocks:
+            block.compile(dynamic=False)

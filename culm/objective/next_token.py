@@ -1,0 +1,33 @@
+"""Next-token prediction: pretraining and supervised fine-tuning, which differ in their data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from culm.batch import Batch, Loss
+from culm.config import Config
+from culm.model.context import Context
+from culm.model.transformer import Transformer
+
+
+class NextToken(Config):
+    """Negative log-likelihood of every learned target, in nats."""
+
+    kind: Literal["next_token"] = "next_token"
+
+    def build(self, model: Transformer) -> NextTokenObjective:
+        return NextTokenObjective(model)
+
+
+class NextTokenObjective(nn.Module):
+    """Batch -> sum of -log p(target)."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Loss:
+        context = Context(batch.positions, batch.documents)
+        return Loss(-self.model.logprobs(batch.tokens, batch.targets, context).sum())

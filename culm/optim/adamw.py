@@ -1,0 +1,26 @@
+"""AdamW (arXiv 1711.05101), torch's own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat
+from torch import nn
+
+from culm.config import Config
+from culm.optim.groups import decay_groups, trainable
+
+
+class AdamW(Config):
+    """rate: the greatest learning rate of the schedule. betas, eps, weight_decay: as in torch."""
+
+    kind: Literal["adamw"] = "adamw"
+    rate: PositiveFloat = 3e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        groups = decay_groups(trainable(module), self.weight_decay)
+        return torch.optim.AdamW(groups, lr=self.rate, betas=self.betas, eps=self.eps, fused=True)

@@ -1,0 +1,101 @@
+"""Muon: momentum whose direction is made near-orthogonal (Jordan 2024; arXiv 2502.16982).
+
+Hidden matrices take orthogonalised steps; embeddings, heads, norms and adapters take AdamW steps,
+in the same optimizer object, so that the loop and the checkpoint see one.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+from torch import Tensor, nn
+
+from culm.config import Config
+from culm.optim.groups import decay_groups, hidden_matrices, trainable
+
+# Quintic whose iteration pushes singular values towards one from anywhere in (0, 1].
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+class Muon(Config):
+    """rate: of hidden matrices; one update then has the root mean square 0.2 * rate of AdamW's
+    (Moonlight scaling), so that rates of AdamW carry over. adamw_rate: of everything else.
+    """
+
+    kind: Literal["muon"] = "muon"
+    rate: PositiveFloat = 3e-3
+    momentum: float = Field(0.95, ge=0, lt=1)
+    weight_decay: NonNegativeFloat = 0.1
+    adamw_rate: PositiveFloat = 3e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        hidden = hidden_matrices(module)
+        named = trainable(module)
+        matrices = [p for _, p in named if p in hidden]
+        others = decay_groups([(n, p) for n, p in named if p not in hidden], self.weight_decay)
+        groups = [{"params": matrices, "weight_decay": self.weight_decay, "orthogonal": True}]
+        groups = groups if matrices else []
+        groups += [group | {"orthogonal": False, "lr": self.adamw_rate} for group in others]
+        return MuonOptimizer(groups, self)
+
+
+class MuonOptimizer(torch.optim.Optimizer):
+    """Groups with `orthogonal` take Muon steps, the others AdamW steps."""
+
+    def __init__(self, groups: list[dict], config: Muon) -> None:
+        super().__init__(groups, {"lr": config.rate})
+        self.config = config
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                update = self._muon if group["orthogonal"] else self._adamw
+                parameter.add_(update(parameter), alpha=-group["lr"])
+
+    def _muon(self, parameter: nn.Parameter) -> Tensor:
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(gradient, 1 - self.config.momentum)
+        nesterov = gradient.lerp(state["momentum"], self.config.momentum)
+        scale = 0.2 * max(parameter.shape) ** 0.5
+        return orthogonalize(nesterov) * scale
+
+    def _adamw(self, parameter: nn.Parameter) -> Tensor:
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
+        if not state:
+            state["step"] = torch.zeros(())
+            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["step"] += 1
+        first, second = self.config.betas
+        state["mean"].lerp_(gradient, 1 - first)
+        state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        count = state["step"].item()
+        root = (state["square"] / (1 - second**count)).sqrt_().add_(self.config.eps)
+        return state["mean"] / (1 - first**count) / root
+
+
+def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
+    """Newton-Schulz iteration towards the nearest semi-orthogonal matrix; (R, C) fp32.
+
+    Singular values end near 1 (0.7 to 1.2), which is all that the method needs. On CPUs and GPUs
+    with bf16 products the iteration is stable in bf16; it is kept in the input's precision here.
+    """
+    a, b, c = COEFFICIENTS
+    wide = matrix.shape[0] <= matrix.shape[1]
+    x = matrix if wide else matrix.mT
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if wide else x.mT

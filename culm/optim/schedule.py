@@ -1,0 +1,63 @@
+"""How the learning rate moves: a factor of the greatest rate, from the step alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from culm.config import Config, one_of
+
+
+def _warmup(step: int, steps: int, share: float) -> float:
+    # (step + 1): the first step learns too.
+    return min(1.0, (step + 1) / max(1, round(share * steps)))
+
+
+class Cosine(Config):
+    """Linear warm-up over a share of the steps, then half a cosine down to `final`."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup: float = Field(0.02, ge=0, lt=1)
+    final: float = Field(0.1, ge=0, le=1)
+
+    def factor(self, step: int, steps: int) -> float:
+        """In (0, 1], for step 0 .. steps - 1."""
+        warm = max(1, round(self.warmup * steps))
+        if step < warm:
+            return _warmup(step, steps, self.warmup)
+        through = (step - warm) / max(1, steps - warm)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * through))
+
+
+class WSD(Config):
+    """Warm-up, stable, decay (arXiv 2404.06395); the decay is 1 - sqrt(x) (arXiv 2405.18392)."""
+
+    kind: Literal["wsd"] = "wsd"
+    warmup: float = Field(0.02, ge=0, lt=1)
+    decay: float = Field(0.2, gt=0, le=1)
+    final: float = Field(0.0, ge=0, le=1)
+
+    def factor(self, step: int, steps: int) -> float:
+        """In (0, 1], for step 0 .. steps - 1."""
+        start = steps - max(1, round(self.decay * steps))
+        if step < start:
+            return _warmup(step, steps, self.warmup)
+        through = (step - start + 1) / (steps - start + 1)
+        down = self.final + (1 - self.final) * (1 - math.sqrt(through))
+        return min(_warmup(step, steps, self.warmup), down)
+
+
+class Constant(Config):
+    """Linear warm-up, then level."""
+
+    kind: Literal["constant"] = "constant"
+    warmup: float = Field(0.0, ge=0, lt=1)
+
+    def factor(self, step: int, steps: int) -> float:
+        """In (0, 1], for step 0 .. steps - 1."""
+        return _warmup(step, steps, self.warmup)
+
+
+Schedule = one_of(Cosine | WSD | Constant)

@@ -1,0 +1,64 @@
+"""Sums in digits and in words."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from culm.config import Config
+from culm.task.task import Question, Split, draw, exact, split_of
+
+UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen"
+).split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+
+def in_words(number: int) -> str:
+    """0 .. 999 in English: 142 is "one hundred forty-two"."""
+    if number < 20:
+        return UNITS[number]
+    if number < 100:
+        tens, unit = divmod(number, 10)
+        return TENS[tens - 2] + (f"-{UNITS[unit]}" if unit else "")
+    hundreds, rest = divmod(number, 100)
+    return f"{UNITS[hundreds]} hundred" + (f" {in_words(rest)}" if rest else "")
+
+
+class Arithmetic(Config):
+    """a + b or a - b (never below zero) with operands up to `largest`, in digits or words."""
+
+    kind: Literal["arithmetic"] = "arithmetic"
+    name: str
+    operation: Literal["+", "-"] = "+"
+    smallest: int = Field(0, ge=0)
+    largest: int = Field(99, ge=1, le=499)
+    words: bool = False
+
+    def question(self, split: Split, index: int, seed: int) -> Question:
+        chance = draw(self.name, split, index, seed)
+        while True:
+            a, b = (chance.randint(self.smallest, self.largest) for _ in range(2))
+            # The same pair is in the same split in either order, operation and spelling.
+            if split_of(f"{min(a, b)} {max(a, b)}") == split:
+                break
+        if self.operation == "-":
+            a, b = max(a, b), min(a, b)
+        result = a + b if self.operation == "+" else a - b
+        return Question(chance.choice(self._forms(a, b)), self._number(result))
+
+    def _number(self, number: int) -> str:
+        return in_words(number) if self.words else str(number)
+
+    def _forms(self, a: int, b: int) -> list[str]:
+        x, y = self._number(a), self._number(b)
+        if self.operation == "+":
+            sign = "plus" if self.words else "+"
+            return [f"What is {x} {sign} {y}?", f"{x} {sign} {y} = ?", f"Add {x} and {y}."]
+        sign = "minus" if self.words else "-"
+        return [f"What is {x} {sign} {y}?", f"{x} {sign} {y} = ?", f"Subtract {y} from {x}."]
+
+    def score(self, question: Question, reply: str) -> float:
+        return exact(question.answer, reply)

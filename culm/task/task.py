@@ -1,0 +1,51 @@
+"""A task knows text and a score, and serves evaluation and reward alike."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, and the answer that scores 1."""
+
+    prompt: str
+    answer: str
+
+
+class Task(Protocol):
+    """Questions without end, drawn by number; train and test never share one."""
+
+    @property
+    def name(self) -> str: ...
+
+    def question(self, split: Split, index: int, seed: int) -> Question:
+        """A pure function of its arguments."""
+        ...
+
+    def score(self, question: Question, reply: str) -> float:
+        """0 to 1; never raises, whatever the reply."""
+        ...
+
+
+def draw(name: str, split: Split, index: int, seed: int) -> random.Random:
+    """The generator of one question."""
+    return random.Random(f"{seed}/{name}/{split}/{index}")
+
+
+def split_of(key: str) -> Split:
+    """Which split a question's content belongs to: one in eight is test, by hash.
+
+    The key must not depend on wording or order, so that 17 + 25 and 25 + 17 stay together.
+    """
+    return "test" if hashlib.sha256(key.encode()).digest()[0] % 8 == 0 else "train"
+
+
+def exact(answer: str, reply: str) -> float:
+    """1 when the reply is the answer, white space at the ends aside."""
+    return float(reply.strip() == answer)

@@ -1,0 +1,145 @@
+"""The one training loop. It names no model and no loss."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from culm.batch import Batch
+from culm.dist.parallelize import Parallel
+from culm.dist.ranks import Ranks
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step, why, and what to try."""
+
+
+class Batches(Protocol):
+    """A file, a stream, or a model that writes its own data: the loop cannot tell."""
+
+    def step(self, number: int) -> list[Batch]:
+        """The micro-batches of one optimizer step, for this rank."""
+        ...
+
+
+class RateSchedule(Protocol):
+    def factor(self, step: int, steps: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is known after a step; hooks see this and nothing else.
+
+    number: steps finished. tokens: read since the start of the run. seconds: spent on this step.
+    last: nothing follows, because the run is finished or was asked to stop.
+    """
+
+    number: int
+    steps: int
+    loss: float
+    grad_norm: float
+    rate: float
+    tokens: int
+    seconds: float
+    metrics: Mapping[str, float]
+    last: bool
+
+
+Hook = Callable[[Step], None]
+
+
+class Trainer:
+    """Turns batches into steps.
+
+    Per step: forward and backward of every micro-batch, one division by the weight of the whole
+    step (over micro-batches and ranks), clipping, one optimizer step.
+    """
+
+    def __init__(
+        self,
+        parallel: Parallel,
+        optimizer: torch.optim.Optimizer,
+        schedule: RateSchedule,
+        *,
+        clip: float = 1.0,
+        ranks: Ranks = Ranks(),
+        hooks: Iterable[Hook] = (),
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.parallel, self.optimizer, self.schedule = parallel, optimizer, schedule
+        self.clip, self.ranks, self.hooks, self.stop = clip, ranks, tuple(hooks), stop
+        named = parallel.objective.named_parameters()
+        self.parameters = [p for _, p in named if p.requires_grad]
+        self.peak_rates = [group["lr"] for group in optimizer.param_groups]
+
+    def fit(self, batches: Batches, steps: int, start: int = 0, tokens: int = 0) -> int:
+        """Steps start .. steps - 1; returns how many are finished. `tokens`: read before."""
+        for number in range(start, steps):
+            began = time.perf_counter()
+            step = self._step(batches.step(number), number, steps, tokens, began)
+            tokens = step.tokens
+            for hook in self.hooks:
+                hook(step)
+            if step.last:
+                return step.number
+        return steps
+
+    def _step(
+        self, batches: list[Batch], number: int, steps: int, tokens: int, began: float
+    ) -> Step:
+        device = self.parameters[0].device
+        known = [sum(b.weight for b in batches), sum(b.tokens.numel() for b in batches)]
+        weight, seen, stop = self.ranks.sum([*map(float, known), float(self.stop())], device)
+        if not weight:
+            raise TrainingError(f"step {number}: no token of this batch is learned")
+        rate = self._set_rate(number, steps)
+        sums = self._accumulate([batch.to(device) for batch in batches], weight)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip))
+        metrics = self._reduce(sums, batches, weight, device)
+        loss = metrics.pop("loss")
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise TrainingError(
+                f"step {number}: loss is {loss}, gradient norm {norm}; weights are unchanged since "
+                "the last checkpoint. Lower train.optimizer.rate or look at the data of this step"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        finished = number + 1
+        return Step(
+            finished, steps, loss, norm, rate, tokens + int(seen), time.perf_counter() - began,
+            metrics, last=bool(stop) or finished == steps,
+        )
+
+    def _set_rate(self, number: int, steps: int) -> float:
+        factor = self.schedule.factor(number, steps)
+        for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
+            group["lr"] = peak * factor
+        return self.peak_rates[0] * factor
+
+    def _accumulate(self, batches: list[Batch], weight: float) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        for index, batch in enumerate(batches):
+            last = index == len(batches) - 1
+            with self.parallel.sync(last):
+                loss = self.parallel.forward(batch, last)
+                # Data-parallel wrappers average gradients; a sum is wanted.
+                (loss.total * (self.ranks.count / weight)).backward()
+            for name, value in {"loss": loss.total, **loss.metrics}.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach())
+        return sums
+
+    def _reduce(
+        self, sums: dict[str, float], batches: list[Batch], weight: float, device: torch.device
+    ) -> dict[str, float]:
+        """Sums divided by the weight; what batches knew beforehand, averaged over them."""
+        given = {
+            name: sum(b.metrics[name] for b in batches) / len(batches) for name in batches[0].metrics
+        }
+        totals = self.ranks.sum([*sums.values(), *given.values()], device)
+        values = dict(zip([*sums, *given], totals, strict=True))
+        return {n: v / (weight if n in sums else self.ranks.count) for n, v in values.items()}
