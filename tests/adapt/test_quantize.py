@@ -90,5 +90,5 @@ def test_int4_leaves_the_head(tiny):
 
 
 def test_group_that_does_not_divide(tiny):
-    with pytest.raises(ValueError, match=r"group: 128 does not divide 64 inputs of blocks\.0"):
+    with pytest.raises(ValueError, match=r"group: 128 does not divide the 64 inputs of blocks\.0"):
         Int4(group=128).apply(tiny())

@@ -37,10 +37,8 @@ class Int4(Config):
         match = linears(model, self.targets)
         for name, module in model.named_modules():
             if match(name, module) and module.in_features % self.group:  # type: ignore[operator]
-                inputs = module.in_features
-                raise ValueError(
-                    f"group: {self.group} does not divide the {inputs} inputs of {name}"
-                )
+                inputs = f"the {module.in_features} inputs of {name}"
+                raise ValueError(f"group: {self.group} does not divide {inputs}")
         count = replace(model, match, lambda _, m: Int4Linear.from_linear(m, self.group))  # type: ignore[arg-type]
         note_untied(model)
         return count
