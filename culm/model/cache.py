@@ -15,19 +15,13 @@ class LayerCache:
         self.keys, self.values = keys, values
 
     def update(self, k: Tensor, v: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """Store k, v: (B, T, K, D) at `context.positions`; give (B, K, S, D) up to its length.
-
-        Rows must be the slots 0..B-1 in order or a copy is made; the engine keeps them so.
-        """
-        assert context.rows is not None
-        rows = context.rows
-        self.keys[rows[:, None], :, context.positions] = k.to(self.keys.dtype)
-        self.values[rows[:, None], :, context.positions] = v.to(self.values.dtype)
-        return self._seen(self.keys, context), self._seen(self.values, context)
-
-    def _seen(self, stored: Tensor, context: Context) -> Tensor:
-        assert context.rows is not None
-        return stored[context.rows, :, : context.length]
+        """Store k, v: (B, T, K, D) at `context.positions`; give views (B, K, S, D) of all so far."""
+        slots = slice(context.slot, context.slot + k.shape[0])
+        keys, values = self.keys[slots], self.values[slots]
+        rows = torch.arange(k.shape[0], device=k.device)[:, None]
+        keys[rows, :, context.positions] = k.to(keys.dtype)
+        values[rows, :, context.positions] = v.to(values.dtype)
+        return keys[:, :, : context.length], values[:, :, : context.length]
 
 
 class Cache:
@@ -36,11 +30,11 @@ class Cache:
     def __init__(self, layers: list[LayerCache], slots: int, places: int) -> None:
         self.layers, self.slots, self.places = layers, slots, places
 
-    def move(self, source: int, target: int) -> None:
-        """Copy one slot over another."""
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` places of one slot over another's."""
         for layer in self.layers:
-            layer.keys[target] = layer.keys[source]
-            layer.values[target] = layer.values[source]
+            layer.keys[target, :, :length] = layer.keys[source, :, :length]
+            layer.values[target, :, :length] = layer.values[source, :, :length]
 
     @property
     def bytes(self) -> int:

@@ -18,7 +18,8 @@ class Context:
 
     positions: (B, T) int64, the place of each token in its document.
     documents: (B, T) integers; a token sees only its own document. None: one document a row.
-    cache: keys and values of earlier tokens; with it, `rows: (B,)` names the slot of each row.
+    cache: keys and values of earlier tokens; with it, the rows are the B slots from `slot` on:
+        neighbours, so that they are read without a copy.
     length: how many cache places are looked at; at least the greatest position + 1.
     rotations: cosines and sines (B, T, 1, D/2), one pair per distinct rotary embedding.
     """
@@ -26,7 +27,7 @@ class Context:
     positions: Tensor
     documents: Tensor | None = None
     cache: Cache | None = None
-    rows: Tensor | None = None
+    slot: int = 0
     length: int = 0
     rotations: tuple[tuple[Tensor, Tensor], ...] = ()
 

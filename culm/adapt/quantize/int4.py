@@ -1,0 +1,118 @@
+"""int4 weights in groups along the inputs, rounded to nearest.
+
+    w = scale * (q - 8) + zero,   q in 0..15,   scale = (max - min) / 15 of the group and 0
+
+which is the affine code of torch's int4 kernels. Rounding is to nearest, ties to even.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from culm.adapt.quantize.linear import QuantizedLinear
+from culm.adapt.replace import Patterns, linears, note_untied, replace
+from culm.config import Config
+from culm.log import say
+from culm.model.linear import Linear
+from culm.model.transformer import Transformer
+
+
+class Int4(Config):
+    """group: inputs that share a scale. targets: patterns; all linear layers of the blocks."""
+
+    kind: Literal["int4"] = "int4"
+    group: Literal[32, 64, 128] = 32
+    targets: Patterns = ("blocks.*",)
+
+    def build(self, inputs: int, outputs: int, bias: bool) -> Int4Linear:
+        """An empty layer, to be loaded into."""
+        return Int4Linear(inputs, outputs, bias, self.group)
+
+    def apply(self, model: Transformer) -> int:
+        """Quantise the targets in place; gives how many. A tied head gets weights of its own."""
+        match = linears(model, self.targets)
+        for name, module in model.named_modules():
+            if match(name, module) and module.in_features % self.group:  # type: ignore[operator]
+                inputs = f"the {module.in_features} inputs of {name}"
+                raise ValueError(f"group: {self.group} does not divide {inputs}")
+        count = replace(model, match, lambda _, m: Int4Linear.from_linear(m, self.group))  # type: ignore[arg-type]
+        note_untied(model)
+        return count
+
+
+class Int4Linear(QuantizedLinear):
+    """weight: (outputs, inputs / 2) uint8, the even input in the low half of each byte.
+
+    scale, zero: (outputs, inputs / group) bf16. The kernel wants the weights in an order that
+    depends on the CPU, so that copy is made by `prepare` and never saved.
+    """
+
+    scale: Tensor
+    zero: Tensor
+    laid: Tensor | None
+    affine: Tensor | None
+
+    def __init__(self, inputs: int, outputs: int, bias: bool, group: int) -> None:
+        super().__init__(inputs, outputs, bias)
+        self.group = group
+        self.register_buffer("weight", torch.zeros(outputs, inputs // 2, dtype=torch.uint8))
+        self.register_buffer("scale", torch.ones(outputs, inputs // group, dtype=torch.bfloat16))
+        self.register_buffer("zero", torch.zeros(outputs, inputs // group, dtype=torch.bfloat16))
+        self.register_buffer("laid", None, persistent=False)
+        self.register_buffer("affine", None, persistent=False)
+
+    @classmethod
+    @torch.no_grad()
+    def from_linear(cls, linear: Linear, group: int = 32) -> Int4Linear:
+        """The nearest int4 layer; the group divides its inputs."""
+        with torch.device("meta"):
+            layer = cls(linear.in_features, linear.out_features, linear.bias is not None, group)
+        weight = linear.weight.detach().float().unflatten(1, (-1, group))
+        low, high = weight.amin(-1).clamp_max(0), weight.amax(-1).clamp_min(0)
+        # Both numbers are rounded to the kernel's bf16 before anything is measured against them.
+        layer.scale = ((high - low) / 15).clamp_min(1e-30).bfloat16()
+        scale = layer.scale.float()
+        layer.zero = (scale * (8 + (low / scale).round())).bfloat16()
+        codes = ((weight - layer.zero.float()[..., None]) / scale[..., None]).round() + 8
+        codes = codes.clamp(0, 15).to(torch.uint8).flatten(1)
+        layer.weight = codes[:, ::2] | codes[:, 1::2] << 4
+        layer.bias = None if linear.bias is None else linear.bias.detach().clone()
+        layer.prepare()
+        return layer
+
+    def _codes(self) -> Tensor:
+        """(outputs, inputs) uint8 in 0..15."""
+        return torch.stack((self.weight & 15, self.weight >> 4), -1).flatten(1)
+
+    def prepare(self) -> None:
+        self.packed = self.weight.device.type == "cpu" and self.out_features % 16 == 0 and _runs()
+        if self.packed:
+            self.laid = torch.ops.aten._convert_weight_to_int4pack_for_cpu(self._codes().int(), 1)
+            self.affine = torch.stack((self.scale.t(), self.zero.t()), -1).contiguous()
+
+    def decode(self, x: Tensor) -> Tensor:
+        product = torch.ops.aten._weight_int4pack_mm_for_cpu
+        return product(x, self.laid, self.group, self.affine)
+
+    def dequantize(self) -> Tensor:
+        steps = self._codes().float().unflatten(1, (-1, self.group)) - 8
+        return (steps * self.scale.float()[..., None] + self.zero.float()[..., None]).flatten(1)
+
+
+@cache
+def _runs() -> bool:
+    """Whether this torch's int4 kernels work here, found by running a small case."""
+    try:
+        codes = torch.full((16, 32), 9, dtype=torch.int32)
+        laid = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+        x, affine = torch.ones(1, 32, dtype=torch.bfloat16), torch.ones(1, 16, 2).bfloat16()
+        out = torch.ops.aten._weight_int4pack_mm_for_cpu(x, laid, 32, affine)
+        works = bool((out == 64).all())
+    except (RuntimeError, NotImplementedError, AttributeError):
+        works = False
+    say(f"int4 weights on CPU: {'packed kernel' if works else 'multiplied out'}")
+    return works

@@ -1,0 +1,88 @@
+"""int8 weights, symmetric, one scale an output channel: scale = absmax / 127, ties to even."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from culm.adapt.quantize.linear import QuantizedLinear
+from culm.adapt.replace import Patterns, linears, note_untied, replace
+from culm.config import Config
+from culm.log import say
+from culm.model.linear import Linear
+from culm.model.transformer import Transformer
+
+
+class Int8(Config):
+    """targets: patterns of linear layers; all of the blocks and the head."""
+
+    kind: Literal["int8"] = "int8"
+    targets: Patterns = ("blocks.*", "head")
+
+    def build(self, inputs: int, outputs: int, bias: bool) -> Int8Linear:
+        """An empty layer, to be loaded into."""
+        return Int8Linear(inputs, outputs, bias)
+
+    def apply(self, model: Transformer) -> int:
+        """Quantise the targets in place; gives how many. A tied head gets weights of its own."""
+        match = linears(model, self.targets)
+        count = replace(model, match, lambda _, layer: Int8Linear.from_linear(layer))  # type: ignore[arg-type]
+        note_untied(model)
+        return count
+
+
+class Int8Linear(QuantizedLinear):
+    """weight: (outputs, inputs) int8; scale: (outputs,) bf16, to which the weights are rounded."""
+
+    scale: Tensor
+
+    def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__(inputs, outputs, bias)
+        self.register_buffer("weight", torch.zeros(outputs, inputs, dtype=torch.int8))
+        self.register_buffer("scale", torch.ones(outputs, dtype=torch.bfloat16))
+
+    @classmethod
+    @torch.no_grad()
+    def from_linear(cls, linear: Linear) -> Int8Linear:
+        """The nearest int8 layer."""
+        with torch.device("meta"):
+            layer = cls(linear.in_features, linear.out_features, linear.bias is not None)
+        weight = linear.weight.detach().float()
+        # The kernel takes its scale in bf16; quantising by the rounded scale costs nothing more.
+        # A row of zeros has any scale: a tiny one keeps the division finite.
+        layer.scale = (weight.abs().amax(1) / 127).clamp_min(1e-30).bfloat16()
+        steps = weight / layer.scale.float()[:, None]
+        layer.weight = steps.round().clamp(-127, 127).to(torch.int8)
+        layer.bias = None if linear.bias is None else linear.bias.detach().clone()
+        layer.prepare()
+        return layer
+
+    def prepare(self) -> None:
+        # The bf16 kernel reads past rows that are no multiple of 16 long (wrong sums, crashes).
+        self.packed = self.weight.device.type == "cpu" and self.in_features % 16 == 0 and _runs()
+
+    def decode(self, x: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
+
+    def dequantize(self) -> Tensor:
+        return self.weight.float() * self.scale.float()[:, None]
+
+    def dense(self, x: Tensor) -> Tensor:
+        # Whole numbers up to 127 are exact in bf16, so the scale is applied behind the product.
+        return (x @ self.weight.to(x.dtype).t()) * self.scale.to(x.dtype)
+
+
+@cache
+def _runs() -> bool:
+    """Whether this torch's int8 kernel works here, found by running a small case."""
+    try:
+        x, weight = torch.ones(1, 32, dtype=torch.bfloat16), torch.ones(32, 32, dtype=torch.int8)
+        scale = torch.ones(32, dtype=torch.bfloat16)
+        works = bool((torch.ops.aten._weight_int8pack_mm(x, weight, scale) == 32).all())
+    except (RuntimeError, NotImplementedError, AttributeError):
+        works = False
+    say(f"int8 weights on CPU: {'packed kernel' if works else 'multiplied out'}")
+    return works

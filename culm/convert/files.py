@@ -1,0 +1,127 @@
+"""Files that are whole or not there, and that say so when they are broken."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from culm.config import SettingError
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a file or folder that takes its place when it is complete.
+
+    All of it is on the disk before it gets its name, and what was there before goes only then. If
+    anything fails, nothing is left behind.
+
+    Raises:
+        OSError: naming the path and the reason (no space left, no permission).
+    """
+    path = Path(path)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield fresh
+        _sync(fresh)
+        _swap(fresh, path)
+        _sync_entry(path.parent)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise OSError(f"{path}: could not be written ({reason}); nothing was changed") from error
+    finally:
+        _remove(fresh)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir():
+        for inner in path.iterdir():
+            _sync(inner)
+        _sync_entry(path)
+        return
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_entry(folder: Path) -> None:
+    if os.name == "nt":  # Windows opens no folder, and needs no such call
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _swap(fresh: Path, path: Path) -> None:
+    if not path.is_dir():
+        os.replace(fresh, path)
+        return
+    # No system call replaces a full folder: the old one steps aside for an instant.
+    aside = path.with_name(f".{path.name}.{os.getpid()}.old")
+    os.replace(path, aside)
+    try:
+        os.replace(fresh, path)
+    except OSError:
+        os.replace(aside, path)
+        raise
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:  # such as a parent that is no folder: then there is nothing to remove
+            pass
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingError(f"{path}: there is no such file") from None
+    except (ValueError, RecursionError) as error:
+        raise SettingError(f"{path}: broken, not readable as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise SettingError(f"{path}: expected a mapping, found {type(values).__name__}")
+    return values
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """JSON that a person can read."""
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file by name, one at a time.
+
+    Raises:
+        SettingError: the file is missing, truncated, or no safetensors file.
+    """
+    if not path.is_file():
+        raise SettingError(f"{path}: there is no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                yield name, file.get_tensor(name)
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path}: broken or no safetensors file ({error}); copy it again") from None
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,100 @@
+"""Weights out of a model and into one, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from culm.adapt.lora import LoRALinear
+from culm.adapt.quantize import Quantizer
+from culm.adapt.quantize.linear import QuantizedLinear
+from culm.adapt.replace import replace
+from culm.config import SettingError
+from culm.model.linear import Linear
+from culm.model.rope import Rotation
+from culm.model.transformer import Transformer, TransformerConfig
+
+
+def refuse_adapters(model: nn.Module) -> None:
+    """A model with adapters beside its layers has no single set of weights to write."""
+    if any(isinstance(module, LoRALinear) for module in model.modules()):
+        raise SettingError("model: it has adapters; merge them first (culm.adapt.lora.merge)")
+
+
+def plain_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """Every weight under its name in a model of plain layers, detached.
+
+    Quantised layers are multiplied out one at a time; a tied head is left out.
+    """
+    refuse_adapters(model)
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear):
+            yield f"{name}.weight", module.dequantize()
+            if module.bias is not None:
+                yield f"{name}.bias", module.bias
+        elif not (name == "head" and model.config.tied):
+            for part, value in module.named_parameters(recurse=False):
+                yield f"{name}.{part}", value.detach()
+
+
+def assemble(
+    config: TransformerConfig,
+    tensors: Iterable[tuple[str, Tensor]],
+    source: str,
+    device: torch.device | str = "cpu",
+    quantized: Mapping[str, Quantizer] | None = None,
+) -> Transformer:
+    """A model that takes the given tensors as its own; none is copied or drawn first.
+
+    quantized: how each layer of that name is packed; its tensors are the packed ones.
+    source: the file or folder, for messages.
+
+    Raises:
+        SettingError: a tensor is missing, unknown, of another shape or of another kind.
+    """
+    model = config.build(device="meta")
+    quantized = quantized or {}
+    with torch.device("meta"):
+        _make_room(model, quantized, source)
+    expected = model.state_dict()
+    if config.tied:
+        del expected["head.weight"]
+    taken: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        _check(name, tensor, expected.get(name), source)
+        taken[name] = tensor.to(device)
+    if missing := sorted(expected.keys() - taken.keys()):
+        raise SettingError(f"{source}: {len(missing)} tensors are missing, such as {missing[0]}")
+    model.load_state_dict(taken, strict=False, assign=True)
+    if config.tied:
+        model.tie()
+    for module in model.modules():
+        if isinstance(module, Rotation):
+            module.to_empty(device=device).reset()
+        elif isinstance(module, QuantizedLinear):
+            module.prepare()
+    return model
+
+
+def _make_room(model: Transformer, quantized: Mapping[str, Quantizer], source: str) -> None:
+    def empty(name: str, layer: nn.Module) -> nn.Module:
+        assert isinstance(layer, Linear)
+        return quantized[name].build(layer.in_features, layer.out_features, layer.bias is not None)
+
+    layers = {name for name, module in model.named_modules() if type(module) is Linear}
+    if unknown := sorted(quantized.keys() - layers):
+        raise SettingError(f"{source}: {unknown[0]} is quantised there but no layer of the model")
+    if quantized:
+        replace(model, lambda name, _: name in quantized, empty)
+
+
+def _check(name: str, tensor: Tensor, expected: Tensor | None, source: str) -> None:
+    if expected is None:
+        raise SettingError(f"{source}: tensor {name} has no place in the model of its settings")
+    if tensor.shape != expected.shape:
+        there, here = tuple(tensor.shape), tuple(expected.shape)
+        raise SettingError(f"{source}: tensor {name} has shape {there}, its settings say {here}")
+    if tensor.is_floating_point() != expected.is_floating_point():
+        raise SettingError(f"{source}: tensor {name} holds {tensor.dtype}, not {expected.dtype}")

@@ -1,0 +1,232 @@
+"""Continuous batching: requests join and leave the batch between any two tokens.
+
+              slots            Sequences in use fill the first slots without a gap, so that a
+prompt A  ->  [a a a a . . ]   decoding step reads the cache as one view. When a request ends,
+prompt B  ->  [b b . . . . ]   the last slot in use is copied into its place. Padding to the
+waiting ...   [. . . . . . ]   right is harmless: a place is seen only once it was overwritten.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from culm.engine.request import Completion, Event, Finish, Request, Running
+from culm.engine.sampling import Sampler
+from culm.model.context import Context
+from culm.model.transformer import Transformer
+
+PREFILL_TOKENS = 8192  # of one prefill, padding included: bounds its memory
+GRANULE = 64  # the cache is read in multiples of so many places
+
+
+class Engine:
+    """Generates tokens for many requests at once.
+
+    slots: requests that run together, the others wait. places: tokens of a slot, prompt included;
+    the model's context if not given. The engine reads the model's weights as they are at each step.
+    """
+
+    def __init__(self, model: Transformer, slots: int = 8, places: int | None = None) -> None:
+        if slots < 1:
+            raise ValueError(f"slots: {slots} is less than 1")
+        self.model = model
+        self.slots, self.places = slots, places or model.config.context
+        with torch.inference_mode():
+            self.cache = model.cache(slots, self.places)
+        self.waiting: deque[Running] = deque()
+        self.running: list[Running] = []  # index = slot
+        self._ids = itertools.count()
+        self._sampler: Sampler | None = None
+
+    def check(self, request: Request) -> None:
+        """ValueError if the request cannot be served."""
+        size = self.model.config.vocabulary
+        if not request.prompt:
+            raise ValueError("prompt: it is empty; give at least one token")
+        if request.tokens < 1:
+            raise ValueError(f"tokens: {request.tokens} is less than 1")
+        if len(request.prompt) + request.tokens > self.places:
+            raise ValueError(
+                f"tokens: a prompt of {len(request.prompt)} and {request.tokens} more are longer "
+                f"than the {self.places} places of the engine"
+            )
+        given = itertools.chain(request.prompt, (token for token, _ in request.sampling.bias))
+        outside = [token for token in given if not 0 <= token < size]
+        if outside:
+            raise ValueError(f"prompt: token {outside[0]} is outside the vocabulary of {size}")
+
+    def add(self, request: Request) -> int:
+        """Queue a request; the number that its events carry.
+
+        Raises:
+            ValueError: the prompt is empty, too long with its tokens, or outside the vocabulary.
+        """
+        self.check(request)
+        seed = request.sampling.seed
+        new = Running(next(self._ids), request, secrets.randbits(63) if seed is None else seed)
+        self.waiting.append(new)
+        return new.id
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has something to do."""
+        return bool(self.waiting or self.running)
+
+    def abort(self, number: int) -> None:
+        """Forget a request, wherever it is; no event of it follows."""
+        for slot, running in enumerate(self.running):
+            if running.id == number:
+                self._free(slot)
+                return
+        self.waiting = deque(waiting for waiting in self.waiting if waiting.id != number)
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """The next token of every request that is served in this step.
+
+        Waiting requests that fit start first; if none does, all running ones advance by a token.
+        """
+        if self.waiting and len(self.running) < self.slots:
+            return self._start()
+        return self._finish_step(0, self._decode()) if self.running else []
+
+    def generate(
+        self, requests: Sequence[Request], progress: Callable[[int], None] | None = None
+    ) -> list[Completion]:
+        """All requests to their end, in their order; `progress(tokens)` is called each step."""
+        for request in requests:
+            self.check(request)
+        numbers = [self.add(request) for request in requests]
+        events: dict[int, list[Event]] = {number: [] for number in numbers}
+        while self.busy:
+            told = self.step()
+            for event in told:
+                if event.request in events:
+                    events[event.request].append(event)
+            if progress:
+                progress(len(told))
+        return [_completion(events[number]) for number in numbers]
+
+    # -----------------------------------------------------------------------------------------
+
+    def _start(self) -> list[Event]:
+        """Fill free slots with waiting requests, those of like length in one forward."""
+        free = self.slots - len(self.running)
+        new = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
+        events = []
+        for group in _alike(new):
+            first = len(self.running)
+            logits = self._prefill(group)
+            self.running += group
+            events += self._finish_step(first, logits)
+        return events
+
+    def _prefill(self, group: list[Running]) -> Tensor:
+        """Read prompts into the next free slots; logits (N, V) after each prompt's last token.
+
+        Equal prompts, as when several answers to one are sampled, are computed once and copied.
+        """
+        first, device = len(self.running), self.model.device
+        prompts = list(dict.fromkeys(waiting.request.prompt for waiting in group))
+        index = {prompt: number for number, prompt in enumerate(prompts)}
+        group.sort(key=lambda waiting: index[waiting.request.prompt])
+        sources = [index[waiting.request.prompt] for waiting in group]
+        longest = max(map(len, prompts))
+        padded = [prompt + (0,) * (longest - len(prompt)) for prompt in prompts]
+        tokens = torch.tensor(padded, device=device)
+        positions = torch.arange(longest, device=device).expand(tokens.shape)
+        context = Context(positions, cache=self.cache, slot=first, length=longest)
+        hidden = self.model.hidden(tokens, context)
+        ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
+        last = hidden[torch.arange(len(prompts), device=device), ends]
+        for slot, source in reversed(list(enumerate(sources))):
+            if slot != source:  # a source lies before its copies, which are made from the back
+                self.cache.copy(first + source, first + slot, longest)
+        return self.model.head(last).float()[sources]
+
+    def _decode(self) -> Tensor:
+        """Put each row's last token into the cache; logits (N, V) of the next."""
+        device = self.model.device
+        tokens = torch.tensor([[row.output[-1]] for row in self.running], device=device)
+        positions = torch.tensor([[row.length - 1] for row in self.running], device=device)
+        longest = max(row.length for row in self.running)
+        length = min(-(-longest // GRANULE) * GRANULE, self.places)
+        hidden = self.model.hidden(tokens, Context(positions, cache=self.cache, length=length))
+        return self.model.head(hidden[:, 0]).float()
+
+    def _finish_step(self, first: int, logits: Tensor) -> list[Event]:
+        """Sample for the rows from `first` on, tell their events, and free those that ended."""
+        rows = self.running[first:]
+        sampler = self._sampler if first == 0 else None
+        if sampler is None:
+            settings = [row.request.sampling for row in rows]
+            sampler = Sampler(settings, [row.seed for row in rows], logits.device)
+            self._sampler = sampler if first == 0 else None
+        prompts, outputs = [row.request.prompt for row in rows], [row.output for row in rows]
+        tokens, logprobs = sampler(logits, prompts, outputs)
+        tops = _tops(logits, rows, tokens)
+        events = []
+        for row, token, logprob, top in zip(
+            rows, tokens.tolist(), logprobs.tolist(), tops, strict=True
+        ):
+            row.output.append(token)
+            events.append(Event(row.id, token, logprob, _finish(row), top))
+        for index in reversed(range(len(events))):
+            if events[index].finish:
+                self._free(first + index)
+        return events
+
+    def _free(self, slot: int) -> None:
+        last = self.running.pop()
+        if slot < len(self.running):
+            self.cache.copy(len(self.running), slot, last.length)
+            self.running[slot] = last
+        self._sampler = None
+
+
+def _alike(new: list[Running]) -> Iterator[list[Running]]:
+    """Requests sorted by length, in groups that are small enough for one forward."""
+    group: list[Running] = []
+    for waiting in sorted(new, key=lambda waiting: waiting.length):
+        if group and (len(group) + 1) * waiting.length > PREFILL_TOKENS:
+            yield group
+            group = []
+        group.append(waiting)
+    yield group
+
+
+def _finish(row: Running) -> Finish | None:
+    if row.output[-1] in row.request.stop:
+        return "stop"
+    return "length" if len(row.output) >= row.request.tokens else None
+
+
+def _tops(
+    logits: Tensor, rows: Sequence[Running], tokens: Tensor
+) -> list[tuple[tuple[int, float], ...]]:
+    """`Event.top` of each row."""
+    tops: list[tuple[tuple[int, float], ...]] = [()] * len(rows)
+    for index, row in enumerate(rows):
+        if row.request.logprobs is not None:
+            token = int(tokens[index])
+            tops[index] = ranked(logits[index].log_softmax(-1), token, row.request.logprobs)
+    return tops
+
+
+def ranked(logprobs: Tensor, token: int, count: int) -> tuple[tuple[int, float], ...]:
+    """logprobs: (V,) -> (token, its logprob), then the `count` likeliest tokens with theirs."""
+    best = logprobs.topk(min(count, logprobs.shape[-1]))
+    likeliest = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return ((token, float(logprobs[token])), *likeliest)
+
+
+def _completion(events: list[Event]) -> Completion:
+    finish = events[-1].finish
+    assert finish is not None
+    return Completion(tuple(e.token for e in events), tuple(e.logprob for e in events), finish)

@@ -1,0 +1,68 @@
+"""What is asked of the engine, and what it tells: token ids only, never text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from culm.engine.sampling import Sampling
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to continue.
+
+    prompt: at least one token. tokens: how many are generated at most.
+    stop: generation ends with the first of these, which is part of the result.
+    logprobs: also tell this many likeliest tokens a step (see `Event.top`); None: do not.
+    """
+
+    prompt: tuple[int, ...]
+    tokens: int = 64
+    sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
+    stop: frozenset[int] = frozenset()
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """One token of one request.
+
+    logprob: natural log, under softmax(logits / temperature) before penalties and truncation, with
+        temperature 0 counted as 1: the policy that reinforcement learning differentiates.
+    top: where the request asks for logprobs, pairs (token, logprob) under softmax(logits), the
+        generated token first and then the likeliest ones in order; else empty.
+    finish: why this token is the last one; None: it is not.
+    """
+
+    request: int
+    token: int
+    logprob: float
+    finish: Finish | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """All tokens of a request, the stop token included, with `Event.logprob` of each."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish: Finish
+
+
+@dataclass
+class Running:
+    """A request in a slot. The last of `output` is not in the cache yet."""
+
+    id: int
+    request: Request
+    seed: int
+    output: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Tokens so far, prompt and output."""
+        return len(self.request.prompt) + len(self.output)

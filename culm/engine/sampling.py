@@ -1,0 +1,215 @@
+"""How the next token is chosen from the logits: one row or hundreds, each with its own settings.
+
+The order is that of transformers: penalties, bias, temperature, top-k, top-p, min-p, draw.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+WORD = (1 << 64) - 1  # seeds are taken modulo 2^64
+NOTHING = float("-inf")
+NUCLEUS = 64  # tokens that usually hold top-p
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """One request's settings; the defaults are the model's own distribution.
+
+    temperature: logits are divided by it; 0 takes the likeliest token (the lowest of equals).
+    top_k: keep the k likeliest and what ties with the last; 0 keeps all.
+    top_p: keep the smallest set of likeliest tokens that holds this probability.
+    min_p: keep what is at least this share of the likeliest one's probability.
+    repetition_penalty: logits of tokens seen, in the prompt too, are divided by it if positive and
+        multiplied if negative (arXiv 1909.05858).
+    presence_penalty, frequency_penalty: subtracted from the logits of generated tokens, once and
+        per occurrence.
+    bias: pairs (token, what is added to its logit).
+    seed: draws depend on it and the number of tokens generated so far alone. None: a new one.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("temperature", 0.0, 100.0),
+            ("top_k", 0, 1 << 31),
+            ("top_p", 0.0, 1.0),
+            ("min_p", 0.0, 1.0),
+            ("repetition_penalty", 0.01, 100.0),
+            ("presence_penalty", -2.0, 2.0),
+            ("frequency_penalty", -2.0, 2.0),
+        ):
+            value = self.__dict__[name]
+            if not low <= value <= high:  # a NaN fails too
+                raise ValueError(f"{name}: {value} is outside {low}..{high}")
+        if any(not abs(value) <= 100 for _, value in self.bias):
+            raise ValueError("bias: a value is outside -100..100")
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether logits are changed by what was seen, or by a bias."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return penalties != (1.0, 0.0, 0.0) or bool(self.bias)
+
+    @property
+    def truncates(self) -> bool:
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+
+class Sampler:
+    """The settings of a batch's rows, as tensors; made anew when the rows change."""
+
+    def __init__(
+        self, rows: Sequence[Sampling], seeds: Sequence[int], device: torch.device | str = "cpu"
+    ) -> None:
+        self.rows = tuple(rows)
+        self.seeds = np.array([seed & WORD for seed in seeds], dtype=np.uint64)
+        self.device = torch.device(device)
+        self.penalized = [index for index, row in enumerate(rows) if row.penalizes]
+        self.greedy = all(row.temperature == 0 for row in rows)
+        self.plain = all(row.temperature in (0, 1) for row in rows)
+        self.truncated = any(row.truncates and row.temperature > 0 for row in rows)
+        self.temperatures = self._column([row.temperature or 1.0 for row in rows])
+        self.takes_best = self._column([row.temperature == 0 for row in rows])[:, 0]
+        self.mixed = not self.greedy and bool(self.takes_best.any())
+
+    def _column(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, device=self.device)[:, None]
+
+    def __call__(
+        self, logits: Tensor, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """The next token of each row and its log-probability, (N,) each.
+
+        logits: (N, V) fp32. prompts, outputs: each row's tokens so far, for penalties and draws.
+        The log-probability is under softmax(logits / temperature), before penalties and truncation,
+        with temperature 0 counted as 1: what policy gradients call the behaviour policy.
+        """
+        tempered = logits if self.plain else logits / self.temperatures
+        total = tempered.logsumexp(-1, keepdim=True)
+        changed = self._penalize(logits, prompts, outputs) if self.penalized else None
+        best = logits if changed is None else changed
+        if self.greedy:
+            tokens = best.argmax(-1)
+        else:
+            scores = tempered if changed is None else changed / self.temperatures
+            if self.truncated:
+                scores = truncate(scores, self.rows)
+            kept = (tempered - total).exp() if scores is tempered else scores.softmax(-1)
+            tokens = draw(kept, self._uniforms([len(output) for output in outputs]))
+            if self.mixed:
+                tokens = torch.where(self.takes_best, best.argmax(-1), tokens)
+        return tokens, (tempered.gather(-1, tokens[:, None]) - total)[:, 0]
+
+    def _penalize(
+        self, logits: Tensor, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]
+    ) -> Tensor:
+        logits = logits.clone()
+        for i in self.penalized:
+            logits[i] = penalize(logits[i], self.rows[i], prompts[i], outputs[i])
+        return logits
+
+    def _uniforms(self, counts: Sequence[int]) -> Tensor:
+        return torch.from_numpy(uniforms(self.seeds, np.array(counts, np.uint64))).to(self.device)
+
+
+def penalize(
+    logits: Tensor, sampling: Sampling, prompt: Sequence[int], output: Sequence[int]
+) -> Tensor:
+    """logits: (V,), changed by what was seen and by the bias."""
+    logits = logits.clone()
+    if sampling.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted({*prompt, *output}), device=logits.device)
+        values, penalty = logits[seen], sampling.repetition_penalty
+        logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
+    counts = Counter(output)
+    if counts:
+        tokens = torch.tensor(list(counts), device=logits.device)
+        times = torch.tensor(list(counts.values()), device=logits.device)
+        logits[tokens] -= sampling.presence_penalty + sampling.frequency_penalty * times
+    for token, value in sampling.bias:
+        logits[token] += value
+    return logits
+
+
+def truncate(scores: Tensor, rows: Sequence[Sampling]) -> Tensor:
+    """scores: (N, V), after the temperature; what is not to be drawn becomes -inf."""
+
+    def column(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, device=scores.device)[:, None]
+
+    if any(row.top_k for row in rows):
+        scores = _top_k(scores, [row.top_k for row in rows])
+    if any(row.top_p < 1 for row in rows):
+        scores = _top_p(scores, column([row.top_p if row.top_p < 1 else 2.0 for row in rows]))
+    if any(row.min_p for row in rows):
+        shares = scores.softmax(-1)
+        least = shares.amax(-1, keepdim=True) * column([row.min_p for row in rows])
+        scores = scores.masked_fill(shares < least, NOTHING)
+    return scores
+
+
+def _top_k(scores: Tensor, ks: Sequence[int]) -> Tensor:
+    """ks: one a row, 0 keeps all."""
+    size = scores.shape[-1]
+    best = scores.topk(min(max(ks), size)).values
+    k = torch.tensor(ks, device=scores.device)[:, None]
+    last = best.gather(-1, (k - 1).clamp(0, best.shape[-1] - 1))
+    return scores.masked_fill((scores < last) & (k > 0), NOTHING)
+
+
+def _top_p(scores: Tensor, p: Tensor) -> Tensor:
+    """p: (N, 1). A token goes when those before it, in falling order, already hold p."""
+    total = scores.logsumexp(-1, keepdim=True)
+    # Sorting a whole vocabulary costs more than a small model's step, and is seldom needed.
+    for count in (NUCLEUS, scores.shape[-1]):
+        best = scores.topk(min(count, scores.shape[-1]))
+        shares = (best.values - total).exp()
+        sums = shares.cumsum(-1)
+        if bool((sums[:, -1:] >= p).logical_or(p > 1).all()):
+            break
+    keep = (sums - shares < p).index_fill(-1, torch.tensor([0], device=p.device), True)
+    kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best.indices, keep)
+    return scores.masked_fill(~kept & (p <= 1), NOTHING)
+
+
+def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Tokens (N,) by inverting the distribution function: one uniform number a row.
+
+    probabilities: (N, V); uniform: (N,) fp64 in [0, 1). Sums run in fp64, so that rounding cannot
+    make a token of probability 0 come out.
+    """
+    sums = probabilities.cumsum(-1, dtype=torch.float64)
+    at = uniform[:, None] * sums[:, -1:]
+    tokens = torch.searchsorted(sums, at, right=True)[:, 0]
+    return tokens.clamp_max(probabilities.shape[-1] - 1)
+
+
+def uniforms(seeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """One number in [0, 1) for each (seed, count): SplitMix64 (Steele et al. 2014) as a hash.
+
+    seeds, counts: (N,) uint64. Nothing else enters, so a request draws the same in any batch.
+    """
+    state = _mix(seeds) + (counts + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    return (_mix(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,166 @@
+import pytest
+import torch
+
+from culm.engine.engine import Engine
+from culm.engine.request import Request
+from culm.engine.sampling import Sampling
+from culm.model.context import Context
+
+GREEDY = Sampling(temperature=0)
+
+
+def prompts(count: int) -> list[tuple[int, ...]]:
+    drawn = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, 24, (count,), generator=drawn).tolist()
+    return [tuple(torch.randint(0, 61, (n,), generator=drawn).tolist()) for n in lengths]
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "blocks"])
+@torch.inference_mode()
+def test_cached_decoding_equals_one_forward(model, backend):
+    model.set_backend(backend)
+    rows = [torch.tensor(p) for p in [tuple(range(20)), (3, 1, 4), (9,), tuple(range(40, 51))]]
+    more = torch.arange(4 * 6).view(4, 6) % 61
+    cache = model.cache(7, 32)
+    longest = max(map(len, rows))
+    padded = torch.stack([torch.nn.functional.pad(r, (0, longest - len(r))) for r in rows])
+    positions = torch.arange(longest).expand(4, -1)
+    model(padded, Context(positions, cache=cache, slot=2, length=longest))
+    for step in range(6):
+        at = torch.tensor([[len(row) + step] for row in rows])
+        context = Context(at, cache=cache, slot=2, length=32)
+        cached = model(more[:, step : step + 1], context)[:, 0]
+        for index, row in enumerate(rows):
+            whole = model(torch.cat((row, more[index, : step + 1]))[None])[0, -1]
+            torch.testing.assert_close(cached[index], whole, atol=1e-5, rtol=1e-5)
+    model.set_backend("sdpa")
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        GREEDY,
+        Sampling(seed=5),
+        Sampling(temperature=0.7, top_p=0.9, seed=8),
+        Sampling(temperature=1.3, top_k=7, min_p=0.02, repetition_penalty=1.2, seed=1),
+    ],
+)
+def test_batch_of_eight_equals_eight_single_runs(model, sampling):
+    requests = [Request(p, 24, sampling, frozenset({0, 1})) for p in prompts(8)]
+    together = Engine(model, slots=8).generate(requests)
+    alone = [Engine(model, slots=1).generate([r])[0] for r in requests]
+    assert [c.tokens for c in together] == [c.tokens for c in alone]
+    assert [c.finish for c in together] == [c.finish for c in alone]
+
+
+def test_fewer_slots_than_requests_change_nothing(model):
+    requests = [Request(p, 4 + 3 * i, Sampling(seed=i)) for i, p in enumerate(prompts(9))]
+    assert [c.tokens for c in Engine(model, slots=9).generate(requests)] == [
+        c.tokens for c in Engine(model, slots=2).generate(requests)
+    ]
+
+
+def test_mixed_settings_keep_to_their_rows(model):
+    kinds = [GREEDY, Sampling(seed=2), Sampling(temperature=0.5, top_k=3, seed=3)]
+    requests = [Request((5, 6, 7), 12, kind) for kind in kinds]
+    together = Engine(model, slots=3).generate(requests)
+    alone = [Engine(model, slots=1).generate([r])[0] for r in requests]
+    assert [c.tokens for c in together] == [c.tokens for c in alone]
+
+
+def test_equal_prompts_are_read_once_and_answered_apart(model):
+    a, b = (7, 7, 7, 2), (4, 8)
+    requests = [Request(p, 10, Sampling(seed=i)) for i, p in enumerate((a, b, a, b, a))]
+    together = Engine(model, slots=5).generate(requests)
+    alone = [Engine(model, slots=1).generate([r])[0] for r in requests]
+    assert [c.tokens for c in together] == [c.tokens for c in alone]
+    assert len({c.tokens for c in together}) == 5
+
+
+def test_logprobs_are_those_of_the_tempered_and_of_the_raw_model(model):
+    engine = Engine(model, slots=1)
+    sampling = Sampling(temperature=0.6, top_k=4, seed=11)
+    engine.add(Request((3, 9, 27), 8, sampling, logprobs=3))
+    events = []
+    while engine.busy:
+        events += engine.step()
+    tokens = torch.tensor([[3, 9, 27] + [event.token for event in events]])
+    logits = model(tokens)[0, 2:-1].detach()
+    tempered, raw = (logits / 0.6).log_softmax(-1), logits.log_softmax(-1)
+    for step, event in enumerate(events):
+        assert event.logprob == pytest.approx(float(tempered[step, event.token]), abs=1e-4)
+        chosen, *best = event.top
+        assert chosen[0] == event.token
+        assert chosen[1] == pytest.approx(float(raw[step, event.token]), abs=1e-4)
+        assert [token for token, _ in best] == raw[step].topk(3).indices.tolist()
+    assert events[-1].finish == "length"
+
+
+def test_the_stop_token_ends_and_is_part_of_the_result(model):
+    free = Engine(model).generate([Request((1, 2, 3), 20, GREEDY)])[0]
+    stop = free.tokens[4]
+    stopped = Engine(model).generate([Request((1, 2, 3), 20, GREEDY, frozenset({stop}))])[0]
+    assert stopped.finish == "stop"
+    assert stopped.tokens == free.tokens[: free.tokens.index(stop) + 1]
+    assert len(stopped.logprobs) == len(stopped.tokens)
+
+
+def test_abort_frees_the_slot_and_leaves_the_others_alone(model):
+    first, second, third = (Request(p, 12, GREEDY) for p in prompts(3))
+    engine = Engine(model, slots=2)
+    numbers = [engine.add(request) for request in (first, second, third)]
+    told = {number: [] for number in numbers}
+    for step in range(40):
+        if step == 3:
+            engine.abort(numbers[0])
+        if step == 4:
+            engine.abort(12345)  # unknown: nothing happens
+        for event in engine.step():
+            told[event.request].append(event.token)
+    assert len(told[numbers[0]]) < 12
+    assert not engine.busy
+    for number, request in zip(numbers[1:], (second, third), strict=True):
+        assert tuple(told[number]) == Engine(model).generate([request])[0].tokens
+
+
+def test_abort_of_a_waiting_request(model):
+    engine = Engine(model, slots=1)
+    engine.add(Request((1,), 3, GREEDY))
+    engine.abort(engine.add(Request((2,), 3, GREEDY)))
+    assert [waiting.id for waiting in engine.waiting] == [0]
+
+
+def test_a_full_slot_is_used_to_its_last_place(model):
+    request = Request(tuple(range(30)), 10, GREEDY)
+    exact = Engine(model, slots=2, places=40).generate([request])[0]
+    assert exact.tokens == Engine(model, slots=2).generate([request])[0].tokens
+
+
+def test_progress_counts_every_token(model):
+    counted = []
+    requests = [Request((1, 2), 5, GREEDY), Request((3,), 7, GREEDY)]
+    Engine(model, slots=1).generate(requests, counted.append)
+    assert sum(counted) == 12
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (Request((), 4), "prompt: it is empty"),
+        (Request((1,), 0), "tokens: 0 is less than 1"),
+        (Request((1,) * 90, 10), "longer than the 96 places"),
+        (Request((1, 61), 4), "token 61 is outside the vocabulary of 61"),
+        (Request((-1,), 4), "token -1 is outside"),
+        (Request((1,), 4, Sampling(bias=((99, 1.0),))), "token 99 is outside"),
+    ],
+)
+def test_bad_requests_are_refused_in_a_sentence(model, request_, words):
+    engine = Engine(model)
+    with pytest.raises(ValueError, match=words):
+        engine.add(request_)
+    assert not engine.busy
+
+
+def test_engine_needs_a_slot(model):
+    with pytest.raises(ValueError, match="slots: 0"):
+        Engine(model, slots=0)
