@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,6 +22,8 @@ class GRPO(Config):
     clip_low, clip_high: bounds of the probability ratio (asymmetric: DAPO, arXiv 2503.14476).
     average: over all tokens of the step (DAPO), over each sequence first (the paper), or over
     sequences of a fixed length (Dr. GRPO). temperature: of sampling, and so of the policy.
+    answer_tokens: the greatest length of a completion. shuffled: a control run, whose rewards are
+    dealt out at random so that nothing can be learned from them.
     """
 
     kind: Literal["grpo"] = "grpo"
@@ -31,6 +33,8 @@ class GRPO(Config):
     clip_high: NonNegativeFloat = 0.28
     average: Literal["tokens", "sequences", "constant"] = "tokens"
     temperature: PositiveFloat = 1.0
+    answer_tokens: PositiveInt = 32
+    shuffled: bool = False
 
     def build(self, model: Transformer) -> GRPOObjective:
         return GRPOObjective(self, model)
@@ -94,10 +98,7 @@ class GRPOObjective(nn.Module):
             "advantages": advantages(experience.rewards, config.group, config.scale),
             "scales": scales,
         }
-        return Batch(
-            batch.tokens, batch.targets, batch.positions, batch.documents, weight, extra,
-            batch.metrics,
-        )
+        return replace(batch, weight=weight, extra=extra)
 
     def forward(self, batch: Batch) -> Loss:
         config, extra = self.config, batch.extra

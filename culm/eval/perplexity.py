@@ -1,0 +1,76 @@
+"""How well a model predicts text: nats per token, bits per byte."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from culm.batch import IGNORED, Batch
+from culm.model.context import Context
+from culm.model.transformer import Transformer
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+class Rows(Protocol):
+    """What `culm.data.loader.Loader` gives."""
+
+    epoch_steps: int
+
+    def step(self, number: int) -> list[Batch]: ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Sums over the tokens of held-out text. nats: -log p; bytes: of UTF-8 that they stand for."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Independent of the tokenizer: sums first, one division at the end."""
+        return self.nats / math.log(2) / self.bytes
+
+
+def byte_lengths(tokenizer: Tokenizer, size: int) -> Tensor:
+    """(size,) bytes of each token; 0 for special tokens, which stand for no text."""
+    known = [len(tokenizer.bytes_of(id)) for id in range(tokenizer.vocabulary)]
+    return torch.tensor(known + [0] * (size - len(known)))
+
+
+@torch.inference_mode()
+def predict(model: Transformer, rows: Rows, tokenizer: Tokenizer, limit: int) -> Prediction:
+    """Score at most about `limit` targets, in disjoint rows (no context from the row before).
+
+    Special tokens count neither nats nor bytes.
+    """
+    lengths = byte_lengths(tokenizer, model.config.vocabulary).to(model.device)
+    nats, tokens, size = 0.0, 0, 0
+    for number in range(rows.epoch_steps):
+        for batch in (b.to(model.device) for b in rows.step(number)):
+            counted = lengths[batch.targets.clamp_min(0)] * (batch.targets != IGNORED)
+            logprobs = model.logprobs(
+                batch.tokens, batch.targets, Context(batch.positions, batch.documents)
+            )
+            nats -= float((logprobs * (counted > 0)).sum(dtype=torch.float64))
+            tokens += int((counted > 0).sum())
+            size += int(counted.sum())
+        if tokens >= limit:
+            break
+    if not size:
+        raise ValueError("eval: the held-out split holds no text to score")
+    return Prediction(nats, tokens, size)

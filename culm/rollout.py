@@ -1,0 +1,140 @@
+"""On-policy batches: the model answers, a task scores, the objective makes batches of it.
+
+To the loop this is a dataset like any other. Step n depends on the seed, n and the weights alone,
+so a run that was stopped goes on with the very same questions and random numbers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from culm.batch import IGNORED, Batch
+from culm.dist.ranks import Ranks
+from culm.engine.engine import Engine
+from culm.engine.request import Completion, Request
+from culm.engine.sampling import Sampling
+from culm.objective.grpo import Experience, GRPOObjective
+from culm.task.task import Question, Task
+from culm.tokenizer.chat import Chat
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+class Rollouts:
+    """`rows` completions a step over all ranks, in groups that answer the same question.
+
+    tokens: the greatest length of an answer. shuffled: the control: rewards are dealt out among a
+    step's completions at random, so that nothing can be learned from them.
+    """
+
+    def __init__(
+        self,
+        objective: GRPOObjective,
+        tokenizer: Tokenizer,
+        tasks: Sequence[Task],
+        *,
+        rows: int,
+        micro_rows: int,
+        tokens: int,
+        seed: int,
+        ranks: Ranks = Ranks(),
+        shuffled: bool = False,
+    ) -> None:
+        group = objective.config.group
+        for name, value in (("rows", rows), ("micro_rows", micro_rows)):
+            if value % group:
+                raise ValueError(f"train.{name}: {value} is not a multiple of group={group}")
+        if rows % (group * ranks.count):
+            raise ValueError(f"train.rows: {rows} does not divide over {ranks.count} ranks")
+        self.objective, self.tokenizer, self.chat = objective, tokenizer, Chat(tokenizer)
+        self.tasks, self.rows, self.micro_rows = tasks, rows, micro_rows
+        self.tokens, self.seed, self.ranks, self.shuffled = tokens, seed, ranks, shuffled
+
+    def step(self, number: int) -> list[Batch]:
+        """The micro-batches of step `number` (from 0) for this rank."""
+        group = self.objective.config.group
+        prompts = self.rows // group // self.ranks.count
+        first = (number * self.ranks.count + self.ranks.rank) * prompts
+        asked = [self._question(index) for index in range(first, first + prompts)]
+        completions = self._complete([question for _, question in asked], first * group)
+        replies = [self.tokenizer.decode(completion.tokens) for completion in completions]
+        rewards = [
+            task.score(question, reply)
+            for (task, question), reply in zip(_repeat(asked, group), replies, strict=True)
+        ]
+        mean = sum(rewards) / len(rewards)
+        if self.shuffled:
+            random.Random(f"{self.seed}/shuffle/{first}").shuffle(rewards)
+        return self._batches([q for _, q in asked], completions, torch.tensor(rewards), mean)
+
+    def _question(self, index: int) -> tuple[Task, Question]:
+        task = self.tasks[index % len(self.tasks)]
+        return task, task.question("train", index, self.seed + 1)
+
+    def _prompt(self, question: Question) -> tuple[int, ...]:
+        return tuple(self.chat.prompt([{"role": "user", "content": question.prompt}]))
+
+    def _seed(self, row: int) -> int:
+        return random.Random(f"{self.seed}/sample/{row}").getrandbits(62)
+
+    def _complete(self, questions: list[Question], first: int) -> list[Completion]:
+        group, temperature = self.objective.config.group, self.objective.config.temperature
+        requests = [
+            Request(
+                self._prompt(question),
+                self.tokens,
+                Sampling(temperature=temperature, seed=self._seed(first + index)),
+                self.tokenizer.stop_ids,
+            )
+            for index, question in enumerate(_repeat(questions, group))
+        ]
+        longest = max(len(request.prompt) for request in requests) + self.tokens
+        return Engine(self.objective.model, len(requests), longest).generate(requests)
+
+    def _batches(
+        self,
+        questions: list[Question],
+        completions: list[Completion],
+        rewards: Tensor,
+        mean: float,
+    ) -> list[Batch]:
+        group = self.objective.config.group
+        prompts = [self._prompt(question) for question in _repeat(questions, group)]
+        stopped = sum(completion.finish == "stop" for completion in completions)
+        metrics = {
+            "reward": mean,
+            "answer_tokens": sum(len(c.tokens) for c in completions) / len(completions),
+            "stopped": stopped / len(completions),
+            "useful_groups": float((rewards.view(-1, group).std(1) > 0).float().mean()),
+        }
+        batches = []
+        for at in range(0, len(completions), self.micro_rows):
+            part = slice(at, at + self.micro_rows)
+            rows = to_rows(prompts[part], completions[part], self.tokenizer.end_of_text, metrics)
+            batches.append(self.objective.prepare(Experience(rows, rewards[part])))
+        return batches
+
+
+def to_rows(
+    prompts: Sequence[tuple[int, ...]],
+    completions: Sequence[Completion],
+    pad: int,
+    metrics: dict[str, float],
+) -> Batch:
+    """Prompt and completion side by side, padded to the right; completions are learned."""
+    length = max(len(p) + len(c.tokens) for p, c in zip(prompts, completions, strict=True)) - 1
+    tokens = torch.full((len(prompts), length), pad)
+    targets = torch.full((len(prompts), length), IGNORED)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        ids = torch.tensor(prompt + completion.tokens)
+        tokens[row, : len(ids) - 1] = ids[:-1]
+        targets[row, len(prompt) - 1 : len(ids) - 1] = ids[len(prompt) :]
+    positions = torch.arange(length).expand_as(tokens)
+    return Batch(tokens, targets, positions, None, int((targets >= 0).sum()), metrics=metrics)
+
+
+def _repeat(items: Sequence, times: int) -> list:
+    return [item for item in items for _ in range(times)]

@@ -1,0 +1,31 @@
+"""How much memory this process needed at most."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def reset_peak() -> None:
+    """Begin to measure anew, where the system can (Linux)."""
+    if CLEAR.exists():
+        try:
+            CLEAR.write_text("5")
+        except OSError:  # a container without the right to: the peak is then of the whole process
+            return
+
+
+def peak_bytes() -> int:
+    """Greatest resident size of this process since `reset_peak`, or since it started."""
+    if STATUS.exists():
+        for line in STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return 0  # no cheap figure there; reports show a dash
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,47 @@
+"""The `train` section of a run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from culm.adapt.lora import LoRA
+from culm.config import Config, one_of
+from culm.objective import Objective
+from culm.objective.next_token import NextToken
+from culm.optim import Optimizer, Schedule
+from culm.optim.adamw import AdamW
+from culm.optim.schedule import Cosine
+
+
+class Checkpoint(Config):
+    """Saved each `every_steps` and at the end; the newest `keep` stay."""
+
+    every_steps: PositiveInt | None = None
+    keep: PositiveInt = 2
+
+
+class TrainConfig(Config):
+    """steps: optimizer steps. rows: of a step, over all ranks and micro-batches.
+
+    micro_rows: rows that are computed at once; fewer need less memory and give the same result.
+    context: tokens of a row, the model's if not given. clip: greatest gradient norm.
+    precision: of activations; weights and optimizer state stay in fp32. auto takes bf16 where
+    this machine multiplies it faster. compile: torch.compile each block. recompute: keep only the
+    input of each block for the backward. adapter: train this beside frozen weights.
+    """
+
+    steps: PositiveInt
+    rows: PositiveInt = 32
+    micro_rows: PositiveInt | None = None
+    context: PositiveInt | None = None
+    objective: Objective = NextToken()
+    optimizer: Optimizer = AdamW()
+    schedule: Schedule = Cosine()
+    adapter: one_of(LoRA) | None = None  # type: ignore[valid-type]
+    clip: PositiveFloat = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+    recompute: bool = False
+    checkpoint: Checkpoint = Checkpoint()
