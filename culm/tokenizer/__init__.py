@@ -1,0 +1,11 @@
+"""Text to token ids: one file a kind of tokenizer; this union is the registry.
+
+Nothing here knows tensors, so a verb that only needs text starts fast.
+"""
+
+from culm.config import one_of
+from culm.tokenizer.bytes import Bytes
+from culm.tokenizer.tiktoken import Tiktoken
+from culm.tokenizer.train import BPE
+
+TokenizerConfig = one_of(BPE | Bytes | Tiktoken)

@@ -1,0 +1,184 @@
+"""Dialogues to token ids through a chat template, with what is learned from them.
+
+The template is rendered with a mark in place of each content and cut at the marks. The pieces of
+the template are encoded with special tokens, the contents without: nothing that a user writes can
+become a special token, and no marker has to be found again among tokens.
+
+    <|user|>[0]<|end|><|assistant|>[1]<|end|>      rendered with marks
+    -------- 2 + 2? -------------------- 4 -----   contents in their places
+                                         ^ ^^^^^   learned: the answer and the end of its turn
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from culm.config import SettingError
+from culm.tokenizer.tokenizer import Tokenizer, token_name
+
+Message = Mapping[str, Any]  # role and content; other keys reach the template as they are
+
+# The flanks count as white space: where a template trims a content, they vanish with it.
+MARK = "\x1e\ue000{}\ue001\x1e"
+MARKED = re.compile("(\x1e?)\ue000([0-9]+)\ue001(\x1e?)")
+
+
+class Chat:
+    """Dialogues in the words of one tokenizer's chat template."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        if tokenizer.template is None:
+            raise SettingError("tokenizer: it has no chat template, so it cannot encode a dialogue")
+        self.tokenizer = tokenizer
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        try:
+            self._template = environment.from_string(tokenizer.template)
+        except jinja2.TemplateError as error:
+            raise SettingError(f"chat template: {error}") from None
+        self._names = {
+            key: token_name(value) or ""
+            for key, value in {"bos_token": "", "eos_token": "", **tokenizer.settings}.items()
+            if key.endswith("_token")
+        }
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids after which the assistant speaks."""
+        ids: list[int] = []
+        for text, index in self._pieces(messages, self._render(messages, speaks=True)):
+            ids += self.tokenizer.encode(text, specials=index is None)
+        return ids
+
+    def encode(
+        self, messages: Sequence[Message], turns: Literal["all", "last"] = "all"
+    ) -> tuple[list[int], list[bool]]:
+        """Ids of a dialogue, and which of them are learned.
+
+        Learned are the assistant's contents and the end of each of its turns; with
+        turns="last" those of its last turn only.
+
+        Raises:
+            ValueError: nothing would be learned, a turn has no end to learn, or the template
+                writes the beginning of a dialogue differently once it goes on.
+        """
+        spoken = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
+        if not spoken:
+            raise ValueError("messages: no assistant turn, so nothing would be learned")
+        rendered = self._render(messages)
+        self._check_prefixes(messages, spoken, rendered)
+        wanted = spoken if turns == "all" else spoken[-1:]
+        ids: list[int] = []
+        learned: list[bool] = []
+        missing = set(wanted)  # turns that have not been learned to their end
+        turn: int | None = None  # the assistant's turn that has not ended yet
+        for text, index in self._pieces(messages, rendered):
+            part = self.tokenizer.encode(text, specials=index is None)
+            own = len(part) if index in wanted else 0
+            if index is not None:
+                turn = index if index in wanted else None
+            elif turn is not None:
+                own = next((n + 1 for n, id in enumerate(part) if self._stops(id)), 0)
+                missing -= {turn} if own else set()
+                turn = None if own or part else turn
+            ids += part
+            learned += [place < own for place in range(len(part))]
+        if missing:
+            raise ValueError(
+                f"chat template: no end token follows the content of message {min(missing)}, "
+                f"so the model would never learn to stop"
+            )
+        return ids, learned
+
+    def _stops(self, id: int) -> bool:
+        return id in self.tokenizer.stop_ids
+
+    def _pieces(
+        self, messages: Sequence[Message], rendered: str
+    ) -> Iterator[tuple[str, int | None]]:
+        """Pieces of the template (with None) and contents (with the index of the message)."""
+        end = 0
+        for found in MARKED.finditer(rendered):
+            yield rendered[end : found.start()], None
+            index = int(found[2])
+            content = content_of(messages[index])
+            content = content if found[1] else content.lstrip()
+            yield content if found[3] else content.rstrip(), index
+            end = found.end()
+        yield rendered[end:], None
+
+    def _render(self, messages: Sequence[Message], speaks: bool = False) -> str:
+        marked = []
+        for index, message in enumerate(messages):
+            rest = {key: value for key, value in message.items() if key != "content"}
+            self._check_plain(index, rest)
+            content_of(message)  # refuses what is not text
+            marked.append({**rest, "content": MARK.format(index)})
+        try:
+            return self._template.render(
+                messages=marked, add_generation_prompt=speaks, **self._names
+            )
+        except (jinja2.TemplateError, TypeError, KeyError) as error:
+            raise ValueError(f"chat template: {error}") from None
+
+    def _check_plain(self, index: int, rest: Mapping[str, Any]) -> None:
+        """Only contents are encoded without special tokens, so nothing else may name one."""
+        text = json.dumps(rest, ensure_ascii=False, default=str)
+        for name in self.tokenizer.specials:
+            if name in text:
+                raise ValueError(f"messages[{index}]: {name} may stand in a content only")
+
+    def _check_prefixes(
+        self, messages: Sequence[Message], spoken: Sequence[int], rendered: str
+    ) -> None:
+        """Training must show each answer after the very text that will ask for it."""
+        for index in spoken:
+            if index and not rendered.startswith(self._render(messages[:index], speaks=True)):
+                raise ValueError(
+                    f"chat template: it writes the messages before messages[{index}] differently "
+                    f"when more follow, so training and generation would not agree"
+                )
+
+
+class Generation(Extension):
+    """`{% generation %}`: marks what the assistant says in some templates; here it only passes."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def content_of(message: Message) -> str:
+    """The text of a message, also where it is given as OpenAI's list of parts."""
+    content = message.get("content")
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
+        raise ValueError("content: only text can be read")
+    return "".join(part["text"] for part in parts)
+
+
+def _refuse(reason: str) -> None:
+    raise jinja2.TemplateError(reason)
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False)

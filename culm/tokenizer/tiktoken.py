@@ -1,0 +1,86 @@
+"""Reading a vocabulary in tiktoken's format: a line per token, its bytes in base64 and its rank."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import tokenizers
+from tokenizers import decoders, models
+
+from culm.config import Config, SettingError
+from culm.tokenizer.alphabet import written
+from culm.tokenizer.tokenizer import SPECIALS, TEMPLATE, Tokenizer
+from culm.tokenizer.train import splitter
+
+CL100K_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# The ids 100256 and 100261 to 100275 are free in cl100k: five of them carry the turns of a chat.
+CL100K_SPECIALS = {
+    "<|endoftext|>": 100257,
+    "<|fim_prefix|>": 100258,
+    "<|fim_middle|>": 100259,
+    "<|fim_suffix|>": 100260,
+    **{name: 100261 + place for place, name in enumerate(SPECIALS[1:])},
+    "<|endofprompt|>": 100276,
+}
+
+
+class Tiktoken(Config):
+    """path: a file such as cl100k_base.tiktoken."""
+
+    kind: Literal["tiktoken"] = "tiktoken"
+    path: str
+
+    def build(self, texts: Iterable[str] = ()) -> Tokenizer:
+        """The tokenizer in the file; `texts` is not looked at."""
+        return from_tiktoken(self.path)
+
+
+def from_tiktoken(path: str | Path) -> Tokenizer:
+    """A tokenizer with the ids of a `.tiktoken` file and of cl100k's special tokens.
+
+    A vocabulary smaller than cl100k has Culm's own special tokens after its last rank.
+    """
+    ranks = _read(Path(path))
+    base = max(ranks.values()) + 1
+    specials = CL100K_SPECIALS
+    if base != min(specials.values()) - 1:
+        specials = {name: base + place for place, name in enumerate(SPECIALS)}
+    vocabulary = {written(token): rank for token, rank in ranks.items()}
+    merges = [tuple(map(written, _halves(token, ranks))) for token in ranks if len(token) > 1]
+    inner = tokenizers.Tokenizer(models.BPE(vocab=vocabulary | specials, merges=merges))
+    inner.pre_tokenizer = splitter(CL100K_WORDS)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(list(specials))
+    return Tokenizer(inner, template=TEMPLATE)
+
+
+def _read(path: Path) -> dict[bytes, int]:
+    try:
+        lines = [line.split() for line in path.read_bytes().splitlines() if line]
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, binascii.Error):
+        raise SettingError(
+            f"{path}: not a tiktoken file (base64 and a rank on each line)"
+        ) from None
+    if any(bytes([byte]) not in ranks for byte in range(256)):
+        raise SettingError(f"{path}: not a byte-level vocabulary: some byte has no token")
+    return dict(sorted(ranks.items(), key=lambda item: item[1]))
+
+
+def _halves(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """The two tokens that are merged last into this one: all merges of lower rank applied."""
+    parts = [bytes([byte]) for byte in token]
+    while len(parts) > 2:
+        pairs = [ranks.get(a + b, len(ranks)) for a, b in zip(parts, parts[1:], strict=False)]
+        first = pairs.index(min(pairs))
+        parts[first : first + 2] = [parts[first] + parts[first + 1]]
+    return parts[0], parts[1]

@@ -1,0 +1,200 @@
+"""The tokenizer: text to ids and back, over the `tokenizers` library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from culm.config import SettingError
+from culm.tokenizer.alphabet import spellings
+from culm.tokenizer.fast import fast_encoder
+from culm.tokenizer.pieces import pieces
+
+SPECIALS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
+PIECE = 1 << 16  # characters encoded at once: the library needs 100 bytes a token while it works
+
+# Each message is <|role|>content<|end|>; nothing else, so that text meets only special tokens.
+TEMPLATE = """\
+{%- for message in messages -%}
+{%- if message.role not in ['system', 'user', 'assistant', 'tool'] -%}
+{{- raise_exception('a role is system, user, assistant or tool, not ' ~ message.role) -}}
+{%- endif -%}
+{{- '<|' ~ message.role ~ '|>' ~ message.content ~ '<|end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
+"""
+
+# Names by which well-known models end a document and a turn, ours first.
+ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>")
+ENDS_OF_TURN = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<|eot|>", "<end_of_turn>")
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    vocabulary: ids are below it. specials: id of each special token.
+    end_of_text: id after each document, also padding. end_of_turn: id after each chat message.
+    stop_ids: generation ends at any of them. template: jinja source of the chat template.
+    fingerprint: SHA-256 that tells tokenizers apart.
+
+    settings: what a `tokenizer_config.json` holds; `stops` are further ids that end generation.
+    """
+
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        settings: Mapping[str, Any] | None = None,
+        template: str | None = None,
+        stops: Iterable[int] = (),
+    ) -> None:
+        inner.no_truncation()
+        inner.no_padding()
+        self.template = template
+        self.settings = dict(settings or {})
+        self._json = inner.to_str()
+        # Two views of one vocabulary, as the switch between them is not safe among threads.
+        self._marked = inner
+        self._plain = tokenizers.Tokenizer.from_str(self._json)
+        self._plain.encode_special_tokens = True
+        self._fast = fast_encoder(self._plain)
+        self.fingerprint = hashlib.sha256(self._json.encode()).hexdigest()
+        added = inner.get_added_tokens_decoder()
+        self.specials = {token.content: id for id, token in added.items() if token.special}
+        self.vocabulary = max(inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.end_of_text = self._end(ENDS_OF_TEXT, self.settings.get("end_of_text_id"))
+        self.end_of_turn = self._end(ENDS_OF_TURN, self.end_of_text)
+        self.stop_ids = frozenset({self.end_of_text, self.end_of_turn, *stops})
+
+    def _end(self, names: Sequence[str], default: int | None) -> int:
+        eos = token_name(self.settings.get("eos_token"))
+        for name in (*names, eos):
+            if name in self.specials:
+                return self.specials[name]
+        if default is None:
+            raise SettingError(f"tokenizer: no special token ends a text; known: {names}")
+        return default
+
+    @cached_property
+    def start(self) -> list[int]:
+        """Ids that an imported tokenizer puts before every document; ours puts none."""
+        bare = self._marked.encode("a", add_special_tokens=False).ids
+        full = self._marked.encode("a", add_special_tokens=True).ids
+        return next(
+            (full[:n] for n in range(len(full)) if bare and full[n : n + len(bare)] == bare), []
+        )
+
+    @cached_property
+    def _spellings(self) -> list[bytes]:
+        return spellings(self._marked)
+
+    def encode(self, text: str, specials: bool = False) -> list[int]:
+        """Token ids; the names of special tokens are plain text unless `specials`."""
+        if specials:
+            return self._marked.encode(_valid(text), add_special_tokens=False).ids
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode` for each text, on all cores where the library can."""
+        cut = [list(pieces(_valid(text), PIECE)) for text in texts]
+        flat = [piece for parts in cut for piece in parts]
+        if self._fast is not None:
+            ids = iter([self._fast(piece) for piece in flat])
+        else:
+            encodings = self._plain.encode_batch_fast(flat, add_special_tokens=False)
+            ids = iter([encoding.ids for encoding in encodings])
+        return [list(chain.from_iterable(next(ids) for _ in parts)) for parts in cut]
+
+    def decode(self, ids: Sequence[int], specials: bool = False) -> str:
+        """Text; bytes that are not UTF-8 become U+FFFD. Special tokens show if `specials`."""
+        for id in ids:
+            self._check(id)
+        return self._marked.decode(ids, skip_special_tokens=not specials)
+
+    def bytes_of(self, id: int) -> bytes:
+        """What one token stands for; nothing for a special token."""
+        self._check(id)
+        return self._spellings[id]
+
+    def _check(self, id: int) -> None:
+        if not 0 <= id < self.vocabulary:
+            raise ValueError(f"token id {id} is not in the vocabulary of {self.vocabulary}")
+
+    def save(self, folder: str | Path) -> None:
+        """Write the files from which `load`, and transformers, make this tokenizer again."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {id: name for name, id in self.specials.items()}
+        ends = {"eos_token": names.get(self.end_of_text), "pad_token": names.get(self.end_of_text)}
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **{key: name for key, name in ends.items() if name is not None},
+            **self.settings,
+            "end_of_text_id": self.end_of_text,
+            "stop_ids": sorted(self.stop_ids),
+        }
+        settings.pop("chat_template", None)  # it has a file of its own
+        marks = {key: value for key, value in settings.items() if key.endswith("_token")}
+        (folder / "tokenizer.json").write_text(self._json, encoding="utf-8")
+        for name, values in (("tokenizer_config", settings), ("special_tokens_map", marks)):
+            text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+            (folder / f"{name}.json").write_text(text, encoding="utf-8")
+        if self.template is not None:
+            (folder / "chat_template.jinja").write_text(self.template, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """From a folder of ours, or any Hugging Face folder that has a tokenizer.json."""
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise SettingError(f"{folder}: there is no tokenizer.json in it")
+        try:
+            inner = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise SettingError(f"{path}: cannot be read as a tokenizer: {error}") from None
+        settings = _read_json(folder / "tokenizer_config.json")
+        eos = _read_json(folder / "generation_config.json").get("eos_token_id")
+        stops = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        stops = [*stops, *settings.get("stop_ids", [])]
+        return cls(inner, settings, _template(folder, settings), stops)
+
+
+def token_name(value: Any) -> str | None:
+    """A token as `tokenizer_config.json` names it: its text, or a mapping that holds its text."""
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SettingError(f"{path}: not readable as JSON: {error}") from None
+
+
+def _valid(text: str) -> str:
+    """JSON can smuggle in half of a surrogate pair, which no encoding can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return text

@@ -1,0 +1,58 @@
+"""Training a byte-level BPE vocabulary (arXiv 1508.07909; on bytes as in GPT-2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import tokenizers
+from pydantic import Field
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from culm.config import Config
+from culm.tokenizer.alphabet import BYTES
+from culm.tokenizer.pieces import pieces
+from culm.tokenizer.tokenizer import PIECE, SPECIALS, TEMPLATE, Tokenizer
+
+# Words of GPT-4's kind, but each digit is a token of its own, so that numbers have places and
+# arithmetic can be learned. It is Qwen2's pattern: llama.cpp knows it by the name "qwen2".
+WORDS = (
+    r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class BPE(Config):
+    """vocabulary: how many tokens, the 256 bytes and the special tokens among them."""
+
+    kind: Literal["bpe"] = "bpe"
+    vocabulary: int = Field(default=4096, ge=256 + len(SPECIALS))
+
+    def build(self, texts: Iterable[str]) -> Tokenizer:
+        """Trained on `texts`; the same texts in the same order give the same tokenizer.
+
+        Text too small for so many tokens gives fewer.
+        """
+        inner = tokenizers.Tokenizer(models.BPE())
+        inner.pre_tokenizer = splitter(WORDS)
+        inner.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocabulary,
+            min_frequency=2,
+            special_tokens=list(SPECIALS),
+            initial_alphabet=list(BYTES),
+            show_progress=False,
+        )
+        parts = (piece for text in texts for piece in pieces(text, PIECE))
+        inner.train_from_iterator(parts, trainer)
+        return Tokenizer(inner, template=TEMPLATE)
+
+
+def splitter(words: str) -> pre_tokenizers.PreTokenizer:
+    """Cuts text into words by a regular expression and writes them as bytes."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(words), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
