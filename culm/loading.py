@@ -1,0 +1,86 @@
+"""Where a model comes from: what a path means, on which device, in which precision."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+from culm.config import SettingError
+from culm.model.transformer import Transformer
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+def read(
+    path: str | Path, device: str = "auto", dtype: str | torch.dtype | None = None
+) -> tuple[Transformer, Tokenizer]:
+    """The parts of `culm.load`."""
+    place = _device(device)
+    kind = _dtype(dtype, place)
+    model, tokenizer = _open(str(path), place)
+    model.to(kind)
+    model.dtype = kind
+    for rotation in model.rotations:  # angles need fp32 in every model
+        rotation.reset()  # type: ignore[operator]
+    return model, tokenizer
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        try:
+            return torch.device(name)
+        except RuntimeError:
+            raise SettingError(f"device: {name!r} is not cpu, cuda, mps or auto") from None
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _dtype(given: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if given is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if given not in known and given not in known.values():
+        raise SettingError(f"dtype: {given!r} is not one of {', '.join(known)}")
+    kind = given if isinstance(given, torch.dtype) else known[given]
+    if kind == torch.float16 and device.type == "cpu":
+        raise SettingError("dtype: float16 has no fast products on a CPU; take bfloat16")
+    return kind
+
+
+def _open(path: str, device: torch.device) -> tuple[Transformer, Tokenizer]:
+    here = Path(path)
+    if here.suffix == ".gguf" and here.is_file():
+        from culm.convert.gguf import load
+
+        return load(here, device)
+    if (here / "model.json").is_file():
+        from culm.convert.native import load
+
+        return load(here, device)
+    if (here / "config.json").is_file():
+        from culm.convert.hf import load
+
+        return load(here, device)
+    if (here / "model").is_dir():
+        return _open(str(here / "model"), device)
+    if here.exists():
+        raise SettingError(
+            f"{path}: neither a run, a model or Hugging Face folder, nor a .gguf file"
+        )
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        raise SettingError(f"{path}: there is no such file or folder")
+    return _open(_download(path), device)
+
+
+def _download(name: str) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+    try:
+        return snapshot_download(name, allow_patterns=wanted)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SettingError(f"{name}: no such folder, and not on the hub either: {reason}") from None

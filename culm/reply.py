@@ -1,0 +1,68 @@
+"""Token ids as they come -> text that can be shown: whole characters, and never a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from culm.engine.request import Event
+from culm.tokenizer.decoder import Decoder
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+class Reply:
+    """The text of one generation.
+
+    Held back are an unfinished character, and the longest end of the text that may yet become a
+    stop string:
+
+        stops = ["\\n\\nUser"]      "fine."  "\\n"  "\\nUs"  "ers say"
+        shown                      "fine."   ""     ""     "\\n\\nUsers say"
+
+    `stopped` tells that a stop string was met; the text ends before it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+        if any(not stop for stop in stops):
+            raise ValueError("stop: a stop string is empty")
+        self._tokenizer, self._decoder = tokenizer, Decoder(tokenizer)
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False
+
+    @property
+    def held(self) -> int:
+        """Characters that are held back because a stop string may have begun."""
+        return len(self._held)
+
+    def read(self, event: Event) -> str:
+        """The text that can be shown now; after the last event, all that is left."""
+        # A stop token ends the text and is no part of it, even where it is spelt with letters.
+        text = "" if event.finish == "stop" else self.push(event.token)
+        return text + self.finish() if event.finish else text
+
+    def push(self, token: int) -> str:
+        """The text that can be shown after one more token."""
+        known = token < self._tokenizer.vocabulary  # a model may have padded its vocabulary
+        return self._show(self._decoder.push(token) if known else "")
+
+    def finish(self) -> str:
+        """What was held back, when no more tokens come."""
+        return self._show(self._decoder.flush(), last=True)
+
+    def _show(self, text: str, last: bool = False) -> str:
+        if self.stopped:
+            return ""
+        text = self._held + text
+        met = [place for place in map(text.find, self._stops) if place >= 0]
+        if met:
+            self.stopped, self._held = True, ""
+            return text[: min(met)]
+        keep = 0 if last else max((_begun(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def _begun(text: str, stop: str) -> int:
+    """Length of the longest proper beginning of `stop` that `text` ends with."""
+    longest = min(len(stop) - 1, len(text))
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,182 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import culm
+from culm.config import SettingError
+from culm.language_model import LanguageModel, load
+from culm.model.attention.gqa import GQA
+from culm.model.transformer import TransformerConfig
+from culm.reply import Reply
+from culm.tokenizer.bytes import Bytes
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Bytes(specials=True).build()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer) -> LanguageModel:
+    torch.set_num_threads(1)
+    attention = GQA(heads=2, kv_heads=1, qk_norm=True)
+    config = TransformerConfig(
+        vocabulary=tokenizer.vocabulary, width=32, layers=2, context=128, attention=(attention,)
+    )
+    return LanguageModel(config.build(seed=1), tokenizer)
+
+
+def test_encode_and_decode_are_inverse(model):
+    text = "Größe 東京 🙂 <|end|>\n"
+    assert model.decode(model.encode(text)) == text
+
+
+def test_logits_and_logprobs_agree(model):
+    ids = model.encode("hello")
+    logits = model.logits(ids)
+    assert logits.shape == (5, model.tokenizer.vocabulary)
+    assert logits.dtype == torch.float32
+    picked = logits[:-1].log_softmax(-1).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
+    torch.testing.assert_close(model.logprobs(ids), picked, atol=1e-5, rtol=0)
+    assert model.logprobs(ids[:1]).shape == (0,)
+
+
+@pytest.mark.parametrize("ids", [[], [3, 9999], [-1]])
+def test_bad_ids_are_refused(model, ids):
+    with pytest.raises(ValueError, match="ids: "):
+        model.logits(ids)
+
+
+def test_generate_text_ids_and_batches(model):
+    one = model.generate("abc", tokens=12, temperature=0)
+    assert isinstance(one, str)
+    assert one == model.generate(model.encode("abc"), tokens=12, temperature=0)
+    assert [one, model.generate("x", tokens=12, temperature=0)] == model.generate(
+        ["abc", "x"], tokens=12, temperature=0
+    )
+    assert model.generate([model.encode("abc")], tokens=12, temperature=0) == [one]
+    assert model.generate("", tokens=3, temperature=0) is not None
+
+
+def test_seeds_decide_and_differ_in_a_batch(model):
+    first = model.generate("abc", tokens=20, seed=4)
+    assert first == model.generate("abc", tokens=20, seed=4)
+    assert first != model.generate("abc", tokens=20, seed=5)
+    batch = model.generate(["abc", "abc"], tokens=20, seed=4)
+    assert batch == [first, model.generate("abc", tokens=20, seed=5)]
+
+
+def test_stream_joins_to_generate(model):
+    whole = model.generate("abc", tokens=40, seed=2)
+    assert "".join(model.stream("abc", tokens=40, seed=2)) == whole
+
+
+def test_stop_strings_end_the_text(model):
+    whole = model.generate("abc", tokens=60, seed=2)
+    stop = whole[9:12]
+    cut = model.generate("abc", tokens=60, seed=2, stop=["never there", stop])
+    assert cut == whole[: whole.index(stop)]
+
+
+def test_chat_takes_a_text_or_messages(model):
+    messages = [{"role": "user", "content": "hi"}]
+    answer = model.chat("hi", tokens=15, temperature=0)
+    assert answer == model.chat(messages, tokens=15, temperature=0)
+    assert answer == "".join(model.chat_stream("hi", tokens=15, temperature=0))
+    assert isinstance(model.chat("hi", seed=1), str)  # to the end of the context
+
+
+def test_what_does_not_fit_is_refused(model):
+    with pytest.raises(ValueError, match="context of 128"):
+        model.generate("a" * 100, tokens=64)
+    with pytest.raises(ValueError, match="context of 128"):
+        model.generate("a" * 200, tokens=None)
+
+
+def test_generation_ends_at_a_stop_token(model, tokenizer):
+    class Says(torch.nn.Module):
+        """A head that spells out a text and ends it."""
+
+        def __init__(self, ids: list[int]) -> None:
+            super().__init__()
+            self.ids = iter(ids)
+
+        def forward(self, x):
+            scores = torch.zeros(*x.shape[:-1], tokenizer.vocabulary)
+            scores[..., next(self.ids)] = 9.0
+            return scores
+
+    head, model.model.head = model.model.head, Says([*b"fine.", tokenizer.end_of_turn, *b"no"])
+    try:
+        assert model.chat("how are you?", temperature=0) == "fine."
+    finally:
+        model.model.head = head
+
+
+# -- Reply ------------------------------------------------------------------------------------
+
+
+def shown(tokenizer, text: str, stops: list[str]) -> tuple[list[str], bool]:
+    reply, ids = Reply(tokenizer, stops), tokenizer.encode(text)
+    pieces = [reply.push(id) for id in ids]
+    return [*pieces, reply.finish()], reply.stopped
+
+
+def test_characters_are_held_until_whole(tokenizer):
+    pieces, stopped = shown(tokenizer, "é🙂!", [])
+    assert pieces == ["", "é", "", "", "", "🙂", "!", ""]
+    assert not stopped
+
+
+def test_an_unfinished_character_is_flushed(tokenizer):
+    reply = Reply(tokenizer)
+    assert reply.push(0xF0) == ""
+    assert reply.push(0x9F) == ""
+    assert reply.finish() == "\ufffd"
+
+
+def test_stop_strings_match_over_tokens_and_are_held_back(tokenizer):
+    assert shown(tokenizer, "ab\n\nUser: x", ["\n\nUser"]) == (["a", "b"] + [""] * 10, True)
+    assert shown(tokenizer, "a\n\nUs!", ["\n\nUser"])[0] == ["a", "", "", "", "", "\n\nUs!", ""]
+    assert shown(tokenizer, "aab", ["aab"]) == (["", "", "", ""], True)
+    assert shown(tokenizer, "aaab", ["aab"]) == (["", "", "a", "", ""], True)
+    assert shown(tokenizer, "xy", ["yz"]) == (["x", "", "y"], False)
+
+
+def test_an_empty_stop_string_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="stop: "):
+        Reply(tokenizer, [""])
+
+
+# -- load -------------------------------------------------------------------------------------
+
+
+def test_load_names_what_it_cannot_read(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(SettingError, match="no such file"):
+        load(tmp_path / "missing")
+    for name in ("empty", "notes.txt"):
+        with pytest.raises(SettingError, match=f"{name}: neither"):
+            load(tmp_path / name)
+    with pytest.raises(SettingError, match="device: 'abacus'"):
+        load(tmp_path, device="abacus")
+    with pytest.raises(SettingError, match="dtype: 'int3'"):
+        load(tmp_path, dtype="int3")
+
+
+def test_import_is_light():
+    code = (
+        "import sys, json, culm; culm.__version__;"
+        "print(json.dumps([m for m in ('torch', 'numpy', 'fastapi') if m in sys.modules]))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(told.stdout) == []
+    assert culm.load is load
+    assert culm.LanguageModel is LanguageModel
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = culm.lode
