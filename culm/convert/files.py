@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,22 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        try:
+        with suppress(OSError):  # such as a parent that is no folder: then nothing is there
             path.unlink(missing_ok=True)
-        except OSError:  # such as a parent that is no folder: then there is nothing to remove
-            pass
+
+
+def vacant(folder: Path, mark: str) -> None:
+    """Refuse a folder that would be replaced and holds something else than `mark` tells.
+
+    Raises:
+        SettingError: naming the folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise SettingError(f"{folder}: there is a file of this name; choose another folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise SettingError(
+            f"{folder}: holds other files, which would be lost; choose another folder"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -118,7 +130,9 @@ def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
                 yield name, file.get_tensor(name)
     except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"{path}: broken or no safetensors file ({error}); copy it again") from None
+        raise SettingError(
+            f"{path}: broken or no safetensors file ({error}); copy it again"
+        ) from None
 
 
 def sha256(path: Path) -> str:

@@ -1,9 +1,9 @@
 """Culm's own model folder.
 
-    model.json          settings, precision, what is quantised and how, SHA-256 of the other files
-    model.safetensors   weights under our names; a tied head once
-    tokenizer.json ...  the tokenizer and its chat template
-    README.md           a card for the reader
+model.json          settings, precision, what is quantised and how, digests of files and of itself
+model.safetensors   weights under our names; a tied head once
+tokenizer.json ...  the tokenizer and its chat template
+README.md           a card for the reader
 """
 
 from __future__ import annotations
@@ -11,19 +11,112 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import ConfigDict
 from safetensors.torch import save_file
 
 from culm.adapt.quantize import Quantizer
 from culm.adapt.quantize.linear import QuantizedLinear
 from culm.config import Config, SettingError, parse
-from culm.convert.files import read_json, read_safetensors, sha256, whole, write_json
+from culm.convert.card import write_card
+from culm.convert.files import read_json, read_safetensors, sha256, vacant, whole, write_json
 from culm.convert.weights import assemble, refuse_adapters
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.tokenizer.tokenizer import Tokenizer
 
-FORMAT = 1
-SETTINGS, WEIGHTS, CARD = "model.json", "model.safetensors", "README.md"
+SETTINGS, WEIGHTS = "model.json", "model.safetensors"
+GUARDED = (WEIGHTS, "tokenizer.json")  # a flipped bit in these would go unseen
+
+
+class Folder(Config):
+    """What `model.json` says."""
+
+    format: Literal[1] = 1
+    model: TransformerConfig
+    dtype: Literal["float32", "bfloat16", "float16"]
+    quantized: dict[str, Quantizer]
+    sha256: dict[str, str]
+
+
+def is_model(path: Path) -> bool:
+    """Whether this is a folder that `save` wrote."""
+    return (path / SETTINGS).is_file()
+
+
+def save(model: Transformer, tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Write a model folder, whole or not at all; an older model folder there is replaced.
+
+    Raises:
+        SettingError: adapters are not merged, or the folder holds something else.
+        OSError: the disk is full or may not be written to.
+    """
+    folder = Path(folder)
+    refuse_adapters(model)
+    vacant(folder, SETTINGS)
+    weights = {n: t.contiguous() for n, t in model.state_dict().items()}
+    if model.config.tied:
+        del weights["head.weight"]
+    packed = {n: m.settings for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+    with whole(folder) as fresh:
+        fresh.mkdir()
+        save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
+        tokenizer.save(fresh)
+        write_card(model, fresh, folder.name)
+        values = {
+            "format": 1,
+            "model": model.config.model_dump(mode="json"),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "quantized": packed,
+            "sha256": {name: sha256(fresh / name) for name in GUARDED},
+        }
+        write_json(fresh / SETTINGS, {**values, "digest": _digest(values)})
+
+
+def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer]:
+    """The model and tokenizer that `save` wrote, bit for bit.
+
+    Raises:
+        SettingError: naming the file or tensor that is missing, broken or does not fit.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise SettingError(f"{folder}: there is no such folder")
+    about = _read(folder / SETTINGS)
+    for name, digest in about.sha256.items():
+        _verify(folder / name, digest)
+    tensors, source = read_safetensors(folder / WEIGHTS), str(folder / WEIGHTS)
+    model = assemble(about.model, tensors, source, device, about.quantized)
+    model.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
+        about.dtype
+    ]
+    tokenizer = Tokenizer.load(folder)
+    check_vocabulary(tokenizer, about.model.vocabulary, folder)
+    return model, tokenizer
+
+
+def check_vocabulary(tokenizer: Tokenizer, rows: int, source: Path) -> None:
+    """Every id of the tokenizer needs a row of the embedding; more rows are padding."""
+    if tokenizer.vocabulary > rows:
+        ids = f"the tokenizer has {tokenizer.vocabulary} ids"
+        raise SettingError(f"{source}: {ids}, the model's vocabulary only {rows}")
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> Folder:
+    values = read_json(path)
+    if values.get("format") != 1:
+        raise SettingError(f"{path}: format {values.get('format')!r} is not known; this reads 1")
+    if values.pop("digest", None) != _digest(values):
+        raise SettingError(f"{path}: broken: it is not as it was written; copy the folder again")
+    return parse(Folder, values, str(path))
+
+
+def _verify(path: Path, digest: str) -> None:
+    if not path.is_file():
+        raise SettingError(f"{path}: there is no such file; copy the folder again")
+    if sha256(path) != digest:
+        raise SettingError(f"{path}: broken or truncated: its SHA-256 differs; copy it again")

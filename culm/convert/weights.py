@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from culm.adapt.lora import LoRALinear
-from culm.adapt.quantize import Quantizer
+from culm.adapt.quantize.int4 import Int4
+from culm.adapt.quantize.int8 import Int8
 from culm.adapt.quantize.linear import QuantizedLinear
 from culm.adapt.replace import replace
 from culm.config import SettingError
@@ -44,7 +45,7 @@ def assemble(
     tensors: Iterable[tuple[str, Tensor]],
     source: str,
     device: torch.device | str = "cpu",
-    quantized: Mapping[str, Quantizer] | None = None,
+    quantized: Mapping[str, Int8 | Int4] | None = None,
 ) -> Transformer:
     """A model that takes the given tensors as its own; none is copied or drawn first.
 
@@ -78,7 +79,7 @@ def assemble(
     return model
 
 
-def _make_room(model: Transformer, quantized: Mapping[str, Quantizer], source: str) -> None:
+def _make_room(model: Transformer, quantized: Mapping[str, Int8 | Int4], source: str) -> None:
     def empty(name: str, layer: nn.Module) -> nn.Module:
         assert isinstance(layer, Linear)
         return quantized[name].build(layer.in_features, layer.out_features, layer.bias is not None)

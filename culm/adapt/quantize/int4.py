@@ -36,7 +36,7 @@ class Int4(Config):
         """Quantise the targets in place; gives how many. A tied head gets weights of its own."""
         match = linears(model, self.targets)
         for name, module in model.named_modules():
-            if match(name, module) and module.in_features % self.group:  # type: ignore[operator]
+            if match(name, module) and module.in_features % self.group:
                 inputs = f"the {module.in_features} inputs of {name}"
                 raise ValueError(f"group: {self.group} does not divide {inputs}")
         count = replace(model, match, lambda _, m: Int4Linear.from_linear(m, self.group))  # type: ignore[arg-type]
@@ -87,6 +87,10 @@ class Int4Linear(QuantizedLinear):
     def _codes(self) -> Tensor:
         """(outputs, inputs) uint8 in 0..15."""
         return torch.stack((self.weight & 15, self.weight >> 4), -1).flatten(1)
+
+    @property
+    def settings(self) -> dict[str, str | int]:
+        return {"kind": "int4", "group": self.group}
 
     def prepare(self) -> None:
         self.packed = self.weight.device.type == "cpu" and self.out_features % 16 == 0 and _runs()

@@ -60,6 +60,10 @@ class Int8Linear(QuantizedLinear):
         layer.prepare()
         return layer
 
+    @property
+    def settings(self) -> dict[str, str | int]:
+        return {"kind": "int8"}
+
     def prepare(self) -> None:
         # The bf16 kernel reads past rows that are no multiple of 16 long (wrong sums, crashes).
         self.packed = self.weight.device.type == "cpu" and self.in_features % 16 == 0 and _runs()

@@ -28,6 +28,11 @@ class QuantizedLinear(nn.Module, ABC):
         self.packed = False
         self.register_buffer("bias", torch.zeros(outputs) if bias else None)
 
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, str | int]:
+        """What its quantiser builds this kind of layer from, as a mapping."""
+
     @abstractmethod
     def prepare(self) -> None:
         """After the buffers were filled: find out whether the packed kernel serves this layer."""
