@@ -40,7 +40,7 @@ from culm.dist.ranks import Ranks
 from culm.eval.exact import answer, scores
 from culm.eval.perplexity import predict
 from culm.eval.settings import EvalConfig
-from culm.language_model import open_model
+from culm.loading import read
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.grpo import GRPO, GRPOObjective
 from culm.plan.device import DTYPES, choose_backend, choose_device, choose_precision
@@ -101,7 +101,7 @@ def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig,
 def begin(config: RunConfig, folder: Path) -> tuple[Transformer, Tokenizer]:
     """Model and tokenizer as they are at step 0, on the CPU."""
     if config.start is not None:
-        return open_model(config.start, torch.device("cpu"))
+        return read(config.start, "cpu", torch.float32)
     assert config.model is not None
     tokenizer = make_tokenizer(config, folder)
     if tokenizer.vocabulary > config.model.vocabulary:
@@ -213,6 +213,26 @@ def training_batches(
 
 # ---------------------------------------------------------------------------------------------
 # The verb
+
+
+def seconds_per_step(config: RunConfig, steps: int = 3) -> float:
+    """Time of one step of this run on this machine, from a trial that is thrown away.
+
+    The corpus must be prepared. The first step, which warms up, is not counted.
+    """
+    device, folder = choose_device(config.device), Path(config.folder)
+    model, tokenizer = begin(config, folder)
+    objective = set_up(config, model, device)
+    context = config.train.context or model.config.context
+    batches, _ = training_batches(config, objective, tokenizer, folder, context, Ranks())
+    optimizer = config.train.optimizer.build(objective)
+    times: list[float] = []
+    trainer = Trainer(
+        Parallel(objective, 1, config.dist), optimizer, config.train.schedule,
+        hooks=[lambda step: times.append(step.seconds)],
+    )  # fmt: skip
+    trainer.fit(batches, steps)
+    return sum(times[1:]) / (steps - 1)
 
 
 def train(config: RunConfig) -> Result:

@@ -1,0 +1,286 @@
+"""The command line. Nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="culm",
+    help="Plain text to a served, aligned language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Run = Annotated[str, typer.Argument(help="A run file, or the name of one in configs/run.")]
+Settings = Annotated[
+    list[str] | None, typer.Argument(help="name=value, such as train.steps=100.", metavar="NAME=VALUE")
+]
+Model = Annotated[str, typer.Argument(help="A run or model folder, a .gguf file, or a hub id.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the best that is here.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0)]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
+) -> None:
+    """Plain text to a served, aligned language model."""
+
+
+@app.command()
+def quickstart(
+    text: Annotated[
+        list[str] | None, typer.Option(help="Files, folders, or a dataset id; may be repeated.")
+    ] = None,
+    folder: Annotated[str, typer.Option(help="Where everything is put.")] = "runs/quickstart",
+    minutes: Annotated[float, typer.Option(help="Time for the whole run.", min=0.2)] = 10.0,
+    more: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", hidden=True)] = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """From raw text to a chat model: every stage once, with a report."""
+    from culm.quickstart import quickstart as go
+
+    go(folder, [*(text or []), *(more or [])], minutes, device, seed)
+
+
+@app.command()
+def train(run: Run, settings: Settings = None) -> None:
+    """Train by a run file; started again with the same folder, go on where it stopped."""
+    from culm.report import write_report
+    from culm.run import read_run
+    from culm.run import train as go
+
+    config, _ = read_run(run, settings or [])
+    result = go(config)
+    if not result.finished:
+        raise typer.Exit(130)
+    write_report(result.folder)
+    typer.echo(f"Done: {result.folder}/model, {result.folder}/report.md")
+
+
+@app.command()
+def plan(run: Run, settings: Settings = None) -> None:
+    """What a run would do, need and learn from; starts nothing."""
+    from culm.planning import show_plan
+    from culm.run import read_run
+
+    show_plan(*read_run(run, settings or []))
+
+
+@app.command()
+def tokenize(
+    path: Annotated[list[str], typer.Argument(help="Text to train on, or a model folder with --text.")],
+    out: Annotated[str, typer.Option(help="Folder of the new tokenizer.")] = "runs/tokenizer",
+    vocabulary: Annotated[int, typer.Option(help="How many tokens.", min=262)] = 4096,
+) -> None:
+    """Train a byte-level BPE tokenizer."""
+    from culm.data.source import open_source
+    from culm.tokenizer.train import BPE
+
+    texts = (str(record.get("text", "")) for record in open_source(path))
+    tokenizer = BPE(vocabulary=vocabulary).build(texts)
+    tokenizer.save(out)
+    typer.echo(f"{out}: {tokenizer.vocabulary} tokens")
+
+
+@app.command()
+def prepare(
+    path: Annotated[list[str], typer.Argument(help="Files, folders, stdlib, or a dataset id.")],
+    tokenizer: Annotated[str, typer.Option(help="A folder with a tokenizer.")],
+    out: Annotated[str, typer.Option(help="Folder of the prepared corpus.")],
+    format: Annotated[str, typer.Option(help="document, chat, pair or prompt.")] = "document",
+    held_out: Annotated[float, typer.Option(help="Share kept for evaluation.")] = 0.02,
+    seed: Seed = 0,
+) -> None:
+    """Text to token shards with a manifest; `data.prepared=OUT` trains on them."""
+    from culm.config import parse
+    from culm.data.prepare import prepare as go
+    from culm.data.settings import DataConfig
+    from culm.tokenizer.tokenizer import Tokenizer
+
+    settings = parse(DataConfig, {"path": path, "format": format}, "data")
+    manifest = go(
+        settings.open(), settings.format, Tokenizer.load(tokenizer), Path(out), held_out, seed
+    )
+    typer.echo(
+        f"{out}: {manifest.documents:,} documents, {manifest.bytes:,} bytes, "
+        f"{manifest.tokens:,} tokens, {manifest.dropped:,} duplicates dropped"
+    )
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    tokens: Annotated[int, typer.Option(min=1)] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0)] = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    device: Device = "auto",
+) -> None:
+    """Continue a text."""
+    import culm
+
+    loaded = culm.load(model, device)
+    sys.stdout.write(prompt)
+    for piece in loaded.stream(
+        prompt, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        seed=seed,
+    ):  # fmt: skip
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+@app.command()
+def chat(
+    model: Model,
+    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
+    device: Device = "auto",
+) -> None:
+    """Talk to a model in the terminal."""
+    import culm
+    from culm.serve.terminal import chat as go
+
+    go(culm.load(model, device), system=system, temperature=temperature)
+
+
+@app.command()
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="CULM_API_KEY", help="What clients must present.")
+    ] = None,
+    slots: Annotated[int, typer.Option(help="Requests that run together.", min=1)] = 8,
+    device: Device = "auto",
+) -> None:
+    """An OpenAI-compatible server with a chat page."""
+    from culm.serve.port import check_port
+
+    check_port(host, port)
+    import culm
+    from culm.serve import serve as go
+
+    go(culm.load(model, device), Path(model).name, host, port, api_key, slots)
+
+
+@app.command("eval")
+def evaluate(
+    model: Model,
+    tasks: Annotated[str, typer.Option(help="A file in configs/eval.")] = "tasks",
+    questions: Annotated[int, typer.Option(help="Of each task.", min=1)] = 100,
+    device: Device = "auto",
+) -> None:
+    """Exact match on held-out questions, with confidence intervals."""
+    from culm.evaluate import show_scores
+
+    show_scores(model, tasks, questions, device)
+
+
+@app.command()
+def quantize(
+    model: Model,
+    out: Annotated[str, typer.Argument(help="Folder of the smaller model.")],
+    to: Annotated[str, typer.Option(help="int8 or int4.")] = "int8",
+) -> None:
+    """Smaller weights, faster decoding."""
+    from culm.pack import quantize as go
+
+    go(model, out, to)
+
+
+@app.command()
+def export(
+    model: Model,
+    out: Annotated[str, typer.Argument(help="A new folder, or a file that ends in .gguf.")],
+    dtype: Annotated[
+        str, typer.Option(help="float32 or bfloat16; f32, f16 or q8_0 for GGUF.")
+    ] = "",
+) -> None:
+    """A Hugging Face folder, or a GGUF file for llama.cpp."""
+    from culm.pack import export as go
+
+    go(model, out, dtype)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[str, typer.Argument(help="HF folder, .gguf, llama2.c .bin, or settings .json.")],
+    out: Annotated[str, typer.Argument(help="Folder of the new model.")],
+    tokenizer: Annotated[str | None, typer.Option(help="tok.bin of a llama2.c model.")] = None,
+) -> None:
+    """A model from elsewhere as a Culm folder."""
+    from culm.convert.importer import import_model
+
+    import_model(Path(file), Path(out), None if tokenizer is None else Path(tokenizer))
+    typer.echo(f"Done: {out}")
+
+
+@app.command()
+def inspect(model: Model) -> None:
+    """The parts of a model with shapes, parameters and cache size."""
+    from culm.planning import show_model
+
+    show_model(model)
+
+
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="train or decode.")] = "train",
+    size: Annotated[str, typer.Option(help="S or T of docs/results.md.")] = "S",
+) -> None:
+    """Training and decoding speed on this machine."""
+    from culm.bench import show_bench
+
+    show_bench(what, size)
+
+
+@app.command()
+def schema() -> None:
+    """The JSON schema of run files, for editors."""
+    import json
+
+    from culm.run import RunConfig
+
+    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=1))
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine offers to Culm."""
+    from culm.planning import show_machine
+
+    show_machine()
+
+
+def main() -> None:
+    """Entry point: plain sentences instead of tracebacks, and a non-zero exit on failure."""
+    if "--debug" in sys.argv:
+        sys.argv = [sys.argv[0], "--debug", *(a for a in sys.argv[1:] if a != "--debug")]
+        app()
+        return
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.stderr.write("\nculm: interrupted\n")
+        sys.exit(130)
+    except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
+        text = str(error).strip() or type(error).__name__
+        sys.stderr.write(f"culm: {text}\n")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
