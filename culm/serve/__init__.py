@@ -1,0 +1,1 @@
+"""The model behind an OpenAI-compatible API and a chat page, and at the terminal."""

@@ -1,0 +1,137 @@
+"""The routes: an OpenAI-compatible API, health, and the chat page."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+import culm
+from culm.engine.engine import Engine
+from culm.language_model import LanguageModel
+from culm.serve import error
+from culm.serve.complete import Completer
+from culm.serve.guard import Guard
+from culm.serve.page import page
+from culm.serve.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from culm.serve.worker import Worker
+
+
+def build(
+    model: LanguageModel,
+    name: str,
+    api_key: str | None = None,
+    slots: int = 8,
+    waiting: int = 64,
+    local: bool = True,
+) -> FastAPI:
+    """The application; `app.state.worker` runs the model while the application lives.
+
+    slots: requests that are computed together; waiting: how many more queue up before clients are
+    told to come again. local: the server listens on this machine only.
+    """
+    worker = Worker(lambda: Engine(model.model, slots), waiting)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        worker.start()
+        yield
+        await worker.stop()
+
+    app = FastAPI(title="Culm", version=culm.__version__, lifespan=lifespan, docs_url=None)
+    app.state.worker = worker
+    app.add_middleware(Guard, key=api_key, local=local)
+    error.install(app)
+    _add_health(app, worker)
+    _add_models(app, model, name)
+    _add_generation(app, Completer(model, worker, name))
+    _add_tokens(app, model)
+    app.add_api_route("/", page, include_in_schema=False)
+    return app
+
+
+def _add_health(app: FastAPI, worker: Worker) -> None:
+    @app.get("/health/live")
+    async def live() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/health/ready")
+    @app.get("/health")
+    async def ready() -> dict[str, str]:
+        worker.check_room(0)
+        return {"status": "ok"}
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": culm.__version__}
+
+
+def _add_models(app: FastAPI, model: LanguageModel, name: str) -> None:
+    card = {
+        "id": name,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "culm",
+        "max_model_len": model.context,
+    }
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [card]}
+
+    @app.get("/v1/models/{id:path}")
+    async def one(id: str) -> dict[str, Any]:
+        if id != name:
+            raise error.ApiError(404, f"There is no model {id!r} here.", "model_not_found", "model")
+        return card
+
+
+def _add_generation(app: FastAPI, completer: Completer) -> None:
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, http: Request) -> Response:
+        return await _unless_gone(http, completer.chat(body))
+
+    @app.post("/v1/completions")
+    async def complete(body: CompletionRequest, http: Request) -> Response:
+        return await _unless_gone(http, completer.complete(body))
+
+
+def _add_tokens(app: FastAPI, model: LanguageModel) -> None:
+    @app.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+        ids = await asyncio.to_thread(model.encode, body.prompt)
+        return {"count": len(ids), "max_model_len": model.context, "tokens": ids}
+
+    @app.post("/detokenize")
+    async def detokenize(body: DetokenizeRequest) -> dict[str, str]:
+        try:
+            return {"prompt": model.decode(body.tokens)}
+        except (ValueError, OverflowError) as problem:
+            raise error.invalid(str(problem), "tokens") from None
+
+
+async def _unless_gone(http: Request, work: Awaitable[Response]) -> Response:
+    """The answer, unless the client leaves first: then the work is cancelled, which frees its slot.
+
+    (A stream is cancelled by its response; here it is only the wait for a whole answer.)
+    """
+    answer = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(http))
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        return JSONResponse(None, 499)  # nobody reads it
+    finally:
+        for task in (answer, gone):
+            task.cancel()
+
+
+async def _gone(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass

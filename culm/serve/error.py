@@ -1,0 +1,98 @@
+"""Errors in OpenAI's shape: always a message, a type, a parameter and a code."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from culm.serve.protocol import FIELDS
+
+log = logging.getLogger("culm.serve")
+
+KINDS = {401: "authentication_error", 403: "permission_error", 500: "server_error"}
+CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+class ApiError(Exception):
+    """What a client is told instead of an answer; `retry` seconds make it worth another try."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        retry: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+        self.code, self.param, self.retry = code, param, retry
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {
+            "error": {
+                "message": self.message,
+                "type": KINDS.get(self.status, kind),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def response(self, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        """The whole answer."""
+        extra = dict(headers or {})
+        if self.retry is not None:
+            extra["Retry-After"] = str(self.retry)
+        if self.status == 401:
+            extra["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body, self.status, extra)
+
+
+def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    """A request that cannot be right however often it is sent."""
+    return ApiError(400, message, code, param)
+
+
+def install(app: FastAPI) -> None:
+    """Make every failure of the application speak this shape."""
+
+    @app.exception_handler(ApiError)
+    async def told(request: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def unreadable(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _of_validation(error).response()
+
+    @app.exception_handler(HTTPException)
+    async def routed(request: Request, error: HTTPException) -> JSONResponse:
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        code = CODES.get(error.status_code, "invalid_request")
+        return ApiError(error.status_code, message, code).response(error.headers)
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return ApiError(500, "The server failed; its log says why.", "internal_error").response()
+
+
+def _of_validation(error: RequestValidationError) -> ApiError:
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return invalid("The body is not valid JSON.", code="invalid_json")
+    # Unions put the names of their branches into the path; a client knows fields and indices only.
+    path = [p for p in first["loc"][1:] if isinstance(p, int) or p in FIELDS]
+    param = ".".join(map(str, path)) or None
+    text = first["msg"].removeprefix("Value error, ")
+    code = {"missing": "missing_required_parameter"}.get(first["type"], "invalid_value")
+    if first["type"] == "unsupported":
+        code = "unsupported_parameter"
+    return invalid(f"{param}: {text}" if param else text, param, code)

@@ -1,0 +1,101 @@
+"""What every request must pass before the application sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from culm.serve.error import ApiError
+
+OPEN = ("/", "/health", "/health/live", "/health/ready")  # without a key; all else is closed
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MOST_BYTES = 4 << 20
+BODY_SECONDS = 30
+
+
+class Guard:
+    """Key, origin and size of each request; every answer carries an `x-request-id`.
+
+    key: what `Authorization: Bearer` must say; None lets everyone in. local: the server listens on
+    this machine only, so pages of other sites, and names that were made to point here, are refused.
+    """
+
+    def __init__(self, app: ASGIApp, key: str | None, local: bool) -> None:
+        self._app, self._key, self._local = app, key, local
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        number = secrets.token_hex(8)
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = number
+            await send(message)
+
+        try:
+            self._check(scope)
+            receive = await _whole(scope, receive)
+        except ApiError as error:
+            await error.response({"Connection": "close"})(scope, receive, named)
+        else:
+            await self._app(scope, receive, named)
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self._local and _name(f"//{host}") not in LOOPBACK:
+            raise ApiError(403, "This server answers to localhost only.", "forbidden_host")
+        if self._local and origin and urlsplit(origin).netloc != host:
+            raise ApiError(403, "Pages of other sites may not use this server.", "forbidden_origin")
+        if self._key is None or scope["path"] in OPEN:
+            return
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        same = hmac.compare_digest(given.strip().encode(), self._key.encode())
+        if kind.lower() != "bearer" or not same:
+            raise ApiError(401, "The API key is missing or wrong.", "invalid_api_key")
+
+
+def _name(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+async def _whole(scope: Scope, receive: Receive) -> Receive:
+    """Read the body, within bounds, and give a `receive` that tells it once more."""
+    declared = Headers(scope=scope).get("content-length", "0")
+    too_large = ApiError(
+        413, f"The body is larger than {MOST_BYTES >> 20} MiB.", "request_too_large"
+    )
+    if declared.isdigit() and int(declared) > MOST_BYTES:
+        raise too_large
+    body, more = bytearray(), True
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    break
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > MOST_BYTES:
+                    raise too_large
+    except TimeoutError:
+        raise ApiError(408, "The body did not arrive in time.", "timeout") from None
+    waiting: list[Message] = [
+        {"type": "http.request", "body": bytes(body), "more_body": False},
+        *([{"type": "http.disconnect"}] if more else []),
+    ]
+
+    async def again() -> Message:
+        return waiting.pop(0) if waiting else await receive()
+
+    return again

@@ -1,0 +1,109 @@
+"""The server process: a port of its own, and an end that lets answers finish."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from types import FrameType
+
+import uvicorn
+
+from culm.config import SettingError
+from culm.language_model import LanguageModel
+from culm.log import say
+from culm.serve.app import build
+from culm.serve.error import ApiError
+from culm.serve.guard import LOOPBACK
+from culm.serve.worker import Worker
+
+DRAIN_SECONDS = 30
+
+
+def serve(
+    model: LanguageModel,
+    name: str,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    slots: int = 8,
+) -> None:
+    """Serve until SIGINT or SIGTERM; returns after running answers have come to their end.
+
+    name: of the model in the API. slots: requests that are computed together.
+
+    Raises:
+        SettingError: the port cannot be had, or a server without a key would face the network.
+    """
+    check_exposed(host, api_key)
+    with listen(host, port) as listener:
+        app = build(model, name, api_key, slots, local=host in LOOPBACK)
+        where = f"[{host}]" if ":" in host else host
+        say(f"{name} listens on http://{where}:{listener.getsockname()[1]} (Ctrl-C ends it)")
+        Server(_settings(app), app.state.worker).run(sockets=[listener])
+    say("The server has ended.")
+
+
+def check_exposed(host: str, api_key: str | None) -> None:
+    """SettingError for a server that everyone on the network could use."""
+    if host not in LOOPBACK and not api_key:
+        raise SettingError(f"host: {host} is open to the network; set an API key with --api-key")
+
+
+def check_port(host: str, port: int) -> None:
+    """SettingError if nothing can listen there; costs nothing, so ask before a model is loaded."""
+    listen(host, port).close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound to the address; port 0 takes a free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OverflowError:
+        raise SettingError(f"port: {port} is outside 0..65535") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            reason = f"port: {port} on {host} is in use; choose another with --port"
+        elif error.errno == errno.EACCES:
+            reason = f"port: {port} needs more rights than yours; choose one above 1023"
+        else:
+            reason = f"host: cannot listen on {host!r}: {error.strerror}"
+        raise SettingError(reason) from None
+
+
+def _settings(app: object) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        log_level="warning",
+        timeout_graceful_shutdown=5,
+        h11_max_incomplete_event_size=64 << 10,
+        server_header=False,
+    )
+
+
+class Server(uvicorn.Server):
+    """uvicorn, whose first signal stops new requests and lets the running ones finish.
+
+    uvicorn alone would close the streams of clients at once, and end by the signal it got, not 0.
+    """
+
+    def __init__(self, config: uvicorn.Config, worker: Worker) -> None:
+        super().__init__(config)
+        self._worker, self._deadline = worker, 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: drain. Second: leave at once."""
+        if self._worker.draining:
+            self.should_exit = self.force_exit = True
+        else:
+            self._worker.draining = True
+            self._deadline = time.monotonic() + DRAIN_SECONDS
+
+    async def on_tick(self, counter: int) -> bool:
+        late = time.monotonic() > self._deadline
+        if self._worker.draining and (self._worker.idle or late):
+            error = ApiError(503, "The server is shutting down.", "shutting_down")
+            self._worker.fail(error)
+            self.should_exit = True
+        return await super().on_tick(counter)

@@ -1,0 +1,195 @@
+"""The engine in a thread of its own, and the requests that wait for it in the event loop.
+
+event loop          submit, abort  ->   inbox   ->   engine thread
+(one per server)  <-  one call a step with all its tokens  <-  step, step, step ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from culm.engine.engine import Engine
+from culm.engine.request import Event, Request
+from culm.serve.error import ApiError, invalid
+
+log = logging.getLogger("culm.serve")
+
+Told = tuple[int, Event]  # index of the request in its job, and a token of it
+
+
+class Job:
+    """Requests of one client that share a queue of events."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests = tuple(requests)
+        self.open = set(range(len(requests)))  # those that have not ended
+        self.numbers: dict[int, int] = {}  # request's number in the engine -> index
+        self.queue: asyncio.Queue[Told | ApiError] = asyncio.Queue()
+
+    async def next(self) -> Told:
+        """The next event of any of the requests; raises what went wrong."""
+        told = await self.queue.get()
+        if isinstance(told, ApiError):
+            raise told
+        return told
+
+
+class Worker:
+    """slots: requests that are computed together. waiting: how many more may queue up."""
+
+    def __init__(self, make_engine: Callable[[], Engine], waiting: int = 64) -> None:
+        self._make_engine, self._engine = make_engine, make_engine()
+        self._most = self._engine.slots + waiting
+        self._jobs: set[Job] = set()  # of the event loop
+        self._inbox: list[Callable[[], None]] = []  # for the thread, guarded by _changed
+        self._changed = threading.Condition()
+        self._closed = False
+        self._owners: dict[int, Job] = {}  # of the thread: engine's number -> job
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.draining = False
+
+    # -- event loop ---------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to serve; called in the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits for a token."""
+        return not self._jobs
+
+    @property
+    def open(self) -> int:
+        """Requests that wait or run."""
+        return sum(len(job.open) for job in self._jobs)
+
+    def check_room(self, count: int) -> None:
+        """503 while the server shuts down or has enough to do."""
+        if self.draining:
+            raise ApiError(503, "The server is shutting down.", "shutting_down", retry=10)
+        if self.open + count > self._most:
+            raise ApiError(503, "The server is busy; try again soon.", "overloaded", retry=2)
+
+    def submit(self, requests: Sequence[Request]) -> Job:
+        """Start the requests; one that cannot be served refuses them all."""
+        self.check_room(len(requests))
+        for request in requests:
+            try:
+                self._engine.check(request)
+            except ValueError as error:
+                raise invalid(str(error)) from None
+        job = Job(requests)
+        if job.open:
+            self._jobs.add(job)
+            self._send(lambda: self._add(job))
+        return job
+
+    def abort(self, job: Job, index: int | None = None) -> None:
+        """End one of a job's requests, or all; nothing happens to one that has ended."""
+        ended = job.open & {index} if index is not None else set(job.open)
+        job.open -= ended
+        if ended:
+            self._send(lambda: self._abort(job, ended))
+        if not job.open:
+            self._jobs.discard(job)
+
+    async def call(self, function: Callable[[], Any]) -> Any:
+        """The result of a function that uses the model, run between two steps."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def work() -> None:
+            try:
+                result = function()
+            except Exception as error:
+                self._loop.call_soon_threadsafe(_settle, future, None, error)
+            else:
+                self._loop.call_soon_threadsafe(_settle, future, result, None)
+
+        self._send(work)
+        return await future
+
+    def fail(self, error: ApiError) -> None:
+        """Tell every open job that nothing more comes."""
+        for job in list(self._jobs):
+            self.abort(job)
+            job.queue.put_nowait(error)
+
+    async def stop(self) -> None:
+        """End the thread; what still runs is told."""
+        self.fail(ApiError(503, "The server is shutting down.", "shutting_down", retry=10))
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    def _send(self, work: Callable[[], None]) -> None:
+        with self._changed:
+            self._inbox.append(work)
+            self._changed.notify()
+
+    def _deliver(self, told: list[tuple[Job, int, Event]]) -> None:
+        for job, index, event in told:
+            if index in job.open:
+                job.queue.put_nowait((index, event))
+                if event.finish:
+                    job.open.discard(index)
+            if not job.open:
+                self._jobs.discard(job)
+
+    # -- engine thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._inbox or self._engine.busy or self._closed):
+                    self._changed.wait()
+                if self._closed:
+                    return
+                inbox, self._inbox = self._inbox, []
+            try:
+                for work in inbox:
+                    work()
+                self._step()
+            except Exception:
+                log.exception("the engine failed; its requests end, and it starts anew")
+                self._owners.clear()
+                self._engine = self._make_engine()
+                error = ApiError(500, "The server failed; its log says why.", "internal_error")
+                self._loop.call_soon_threadsafe(self.fail, error)
+
+    def _add(self, job: Job) -> None:
+        for index, request in enumerate(job.requests):
+            number = self._engine.add(request)
+            job.numbers[number] = index
+            self._owners[number] = job
+
+    def _abort(self, job: Job, ended: set[int]) -> None:
+        for number, index in job.numbers.items():
+            if index in ended and number in self._owners:
+                del self._owners[number]
+                self._engine.abort(number)
+
+    def _step(self) -> None:
+        told = []
+        for event in self._engine.step():
+            job = self._owners[event.request]
+            told.append((job, job.numbers[event.request], event))
+            if event.finish:
+                del self._owners[event.request]
+        if told:
+            self._loop.call_soon_threadsafe(self._deliver, told)
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+    if future.cancelled():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
