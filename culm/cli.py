@@ -53,7 +53,7 @@ def quickstart(
 @app.command()
 def train(run: Run, settings: Settings = None) -> None:
     """Train by a run file; started again with the same folder, go on where it stopped."""
-    from culm.report import write_report
+    from culm.eval.report import write_report
     from culm.run import read_run
     from culm.run import train as go
 
@@ -68,7 +68,7 @@ def train(run: Run, settings: Settings = None) -> None:
 @app.command()
 def plan(run: Run, settings: Settings = None) -> None:
     """What a run would do, need and learn from; starts nothing."""
-    from culm.planning import show_plan
+    from culm.verbs import show_plan
     from culm.run import read_run
 
     show_plan(*read_run(run, settings or []))
@@ -184,7 +184,7 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Exact match on held-out questions, with confidence intervals."""
-    from culm.evaluate import show_scores
+    from culm.verbs import show_scores
 
     show_scores(model, tasks, questions, device)
 
@@ -196,7 +196,7 @@ def quantize(
     to: Annotated[str, typer.Option(help="int8 or int4.")] = "int8",
 ) -> None:
     """Smaller weights, faster decoding."""
-    from culm.pack import quantize as go
+    from culm.verbs import quantize as go
 
     go(model, out, to)
 
@@ -210,7 +210,7 @@ def export(
     ] = "",
 ) -> None:
     """A Hugging Face folder, or a GGUF file for llama.cpp."""
-    from culm.pack import export as go
+    from culm.verbs import export as go
 
     go(model, out, dtype)
 
@@ -231,7 +231,7 @@ def import_(
 @app.command()
 def inspect(model: Model) -> None:
     """The parts of a model with shapes, parameters and cache size."""
-    from culm.planning import show_model
+    from culm.verbs import show_model
 
     show_model(model)
 
@@ -260,7 +260,7 @@ def schema() -> None:
 @app.command()
 def doctor() -> None:
     """What this machine offers to Culm."""
-    from culm.planning import show_machine
+    from culm.verbs import show_machine
 
     show_machine()
 

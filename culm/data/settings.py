@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from culm.config import Config, listed
 from culm.data.format import Format
 from culm.data.format.document import DocumentFormat
 from culm.data.loader import Packing
 from culm.data.source import Invalid, Source, Split, open_source
+from culm.data.source.tasks import TaskSource
+from culm.task import AnyTask
 
 
 class DataConfig(Config):
@@ -22,6 +24,8 @@ class DataConfig(Config):
     format: what a record means. held_out: share of the documents that is kept for evaluation.
     split: what of a text file is a document. invalid: what happens to bytes that are not UTF-8.
     packing: "auto" cuts documents into windows and packs dialogues whole into bins.
+    tasks: in place of a path, dialogues of these task generators, so many `questions` in turn;
+        an on-policy objective asks the questions without end instead.
     """
 
     path: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
@@ -31,13 +35,17 @@ class DataConfig(Config):
     split: Split = "file"
     invalid: Invalid = "error"
     packing: Packing = "auto"
+    tasks: tuple[AnyTask, ...] = ()
+    questions: PositiveInt = 20_000
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataConfig:
-        if bool(self.path) == (self.prepared is not None):
-            raise ValueError("path: give a path, or prepared, and not both")
+        if sum((bool(self.path), self.prepared is not None, bool(self.tasks))) != 1:
+            raise ValueError("path: give one of path, prepared and tasks")
         return self
 
     def open(self) -> Source:
-        """The source that `path` means."""
+        """The source that the settings mean."""
+        if self.tasks:
+            return TaskSource(self.tasks, self.questions)
         return open_source(self.path, self.split, self.invalid)

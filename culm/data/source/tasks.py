@@ -1,0 +1,37 @@
+"""Dialogues of task generators: a question and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from culm.task.task import Task
+
+SEED = 0  # of the questions; other seeds are left to reinforcement learning and evaluation
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """So many training questions of the tasks in turn."""
+
+    tasks: Sequence[Task]
+    questions: int
+
+    @property
+    def name(self) -> str:
+        return "tasks " + ", ".join(task.name for task in self.tasks)
+
+    @property
+    def size(self) -> int | None:
+        return None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for index in range(self.questions):
+            asked = self.tasks[index % len(self.tasks)].question("train", index, SEED)
+            yield {
+                "messages": [
+                    {"role": "user", "content": asked.prompt},
+                    {"role": "assistant", "content": asked.answer},
+                ]
+            }
