@@ -27,7 +27,7 @@ from pydantic import NonNegativeInt
 from torch import nn
 
 from culm import log
-from culm.adapt.lora import merge
+from culm.adapt.lora import has_adapter, merge
 from culm.config import Config, SettingError, compose_run, parse
 from culm.convert import native
 from culm.data.loader import Loader
@@ -155,7 +155,6 @@ def loader(
         ranks.rank,
         ranks.count,
         config.data.packing,
-        tokenizer.end_of_text,
     )
 
 
@@ -304,7 +303,8 @@ def _train(
 def _finish(
     folder: Path, model: Transformer, tokenizer: Tokenizer, results: dict, ranks: Ranks
 ) -> dict:
-    merge(model)
+    if has_adapter(model):
+        merge(model)
     if ranks.first:
         native.save(model, tokenizer, folder / "model")
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")

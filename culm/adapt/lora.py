@@ -7,7 +7,8 @@ x ---+---- base (frozen) ----(+)---> y = W x + scale * B A x
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Literal
 
 import torch
@@ -75,10 +76,13 @@ class LoRALinear(nn.Module):
         super().__init__()
         outputs, inputs = base.out_features, base.in_features
         self.base, self.scale, self.dropout = base, scale, dropout
+        self.enabled = True
         self.a = nn.Parameter(torch.zeros(rank, inputs, device=base.weight.device))
         self.b = nn.Parameter(torch.zeros(outputs, rank, device=base.weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.enabled:
+            return self.base(x)
         narrow = F.linear(F.dropout(x, self.dropout, self.training), self.a.to(x.dtype))
         return self.base(x) + F.linear(narrow, self.b.to(x.dtype)) * self.scale
 
@@ -110,6 +114,24 @@ def merge(model: Transformer) -> int:
     model.requires_grad_(True)
     note_untied(model)
     return count
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether any layer has an adapter beside it."""
+    return any(isinstance(module, LoRALinear) for module in model.modules())
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """The model without its adapters, for the duration: the reference of a preference loss."""
+    adapters = [module for module in model.modules() if isinstance(module, LoRALinear)]
+    for adapter in adapters:
+        adapter.enabled = False
+    try:
+        yield
+    finally:
+        for adapter in adapters:
+            adapter.enabled = True
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
