@@ -108,7 +108,8 @@ def test_prompts(tokenizer):
         (ChatFormat(), {"messages": dialogue("a")[:1]}, "nothing would be learned"),
         (PairFormat(), {"prompt": "q", "chosen": "a"}, "no answer in 'rejected'"),
         (PairFormat(), {"chosen": "a", "rejected": "b"}, "no question in 'prompt'"),
-        (PromptFormat(), {"prompt": "q"}, "no 'answer'; its keys are prompt"),
+        (PromptFormat(), {"prompt": "q"}, "no text or number in 'answer'; its keys are"),
+        (PromptFormat(), {"prompt": [], "answer": 1}, "no text or number in 'prompt'"),
     ],
 )
 def test_other_shapes_are_named(tokenizer, format, record, message):

@@ -69,6 +69,13 @@ def test_an_epoch_shows_each_row_once_and_the_next_in_another_order(corpus):
     assert weights == loader.targets == corpus.facts.tokens - corpus.facts.documents
 
 
+def test_evaluation_sees_each_row_once(corpus):
+    whole = rows_of(Loader(corpus, 32, 8, 8, seed=0).once())
+    assert len(whole) == Loader(corpus, 32, 8, 8, seed=5).rows
+    parts = [Loader(corpus, 32, 9, 4, seed=7, rank=rank, ranks=3).once() for rank in range(3)]
+    assert sorted(row for part in parts for row in rows_of(part)) == sorted(whole)
+
+
 def test_a_small_corpus_wraps_within_a_step(tokenizer, tmp_path):
     small = prepared(
         [{"text": "a b c"}, {"text": "d"}], DocumentFormat(), tokenizer, tmp_path / "p"
