@@ -7,6 +7,7 @@ a step among them, so a run can go on with other numbers of both, from any step 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
@@ -51,7 +52,7 @@ class Loader:
             raise SettingError(f"context: {context} leaves nothing to predict; at least 2")
         self._prepared, self._context, self._seed = prepared, context, seed
         self._rows_per_step, self._micro_rows = rows_per_step, micro_rows
-        self._rank, self._share = rank, rows_per_step // ranks
+        self._rank, self._ranks, self._share = rank, ranks, rows_per_step // ranks
         self._group, self._pad = prepared.manifest.group, prepared.manifest.end_of_text
         self._packed = _pack(prepared, context, packing)
         learned = _learned_targets(prepared, self._packed).reshape(-1, self._group)
@@ -77,6 +78,12 @@ class Loader:
         rows = [self._row(index) for index in range(start, start + self._share)]
         parts = range(0, len(rows), self._micro_rows)
         return [self._batch(rows[at : at + self._micro_rows]) for at in parts]
+
+    def once(self) -> Iterator[Batch]:
+        """Every row once in the order of the corpus, this rank's share of them: to evaluate."""
+        rows = self._kept[self._rank :: self._ranks].tolist()
+        for at in range(0, len(rows), self._micro_rows):
+            yield self._batch(rows[at : at + self._micro_rows])
 
     def preview(self, count: int, tokenizer: Tokenizer) -> list[list[tuple[str, bool]]]:
         """The first rows as text, each in spans (text, whether it is learned)."""

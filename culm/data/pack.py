@@ -136,6 +136,7 @@ def to_batch(
         place = 0
         for number, (start, end) in enumerate(segments):
             ids, learned = read(start, end)
+            ids = ids.astype(np.int64)  # the shards are unsigned, IGNORED is negative
             last = place + len(ids)
             tokens[row, place:last] = ids
             following = ids[1:] if learned is None else np.where(learned[1:], ids[1:], IGNORED)

@@ -46,6 +46,7 @@ def prepare(
     """
     with _new_folder(Path(folder)) as work:
         lengths = np.array([len(tokenizer.bytes_of(id)) for id in range(tokenizer.vocabulary)])
+        lengths[tokenizer.end_of_text] = 0  # also where it is a byte of its own
         names = ("train", "held_out") if held_out else ("train",)
         writers = {name: SplitWriter(work / name, lengths) for name in names}
         try:

@@ -119,7 +119,7 @@ def test_errors(tokenizer):
     forgetful = "{% for m in messages[-2:] %}{{ m.content }}<|end|>{% endfor %}"
     with pytest.raises(ValueError, match=r"messages before messages\[1\] differently"):
         with_template(tokenizer, forgetful).chat.encode([user, assistant, user, assistant])
-    with pytest.raises(SettingError, match=r"chat template: .*expected"):
+    with pytest.raises(SettingError, match=r"chat template: Expected an expression"):
         _ = with_template(tokenizer, "{% for %}").chat
     with pytest.raises(SettingError, match="no chat template"):
         _ = Bytes().build().chat

@@ -17,11 +17,11 @@ class PromptFormat(RecordFormat):
     answer: str = "answer"
 
     def question(self, record: dict[str, Any]) -> tuple[str, str]:
-        """The question and its answer."""
-        try:
-            return str(record[self.prompt]), str(record[self.answer])
-        except KeyError as error:
-            raise ValueError(f"no {error.args[0]!r}; {shape_of(record)}") from None
+        """The question and its answer; a number becomes text."""
+        for key in (self.prompt, self.answer):
+            if not isinstance(record.get(key), str | int | float):
+                raise ValueError(f"no text or number in {key!r}; {shape_of(record)}")
+        return str(record[self.prompt]), str(record[self.answer])
 
     def examples(self, record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[Example]:
         """The question with its answer learned, as fine-tuning before RL needs it."""
