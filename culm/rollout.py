@@ -26,8 +26,8 @@ from culm.tokenizer.tokenizer import Tokenizer
 class Rollouts:
     """`rows` completions a step over all ranks, in groups that answer the same question.
 
-    tokens: the greatest length of an answer. shuffled: the control: rewards are dealt out among a
-    step's completions at random, so that nothing can be learned from them.
+    With `shuffled` in the objective's settings, rewards are dealt out among a step's completions at
+    random: the control, in which nothing can be learned from them.
     """
 
     def __init__(
@@ -38,10 +38,8 @@ class Rollouts:
         *,
         rows: int,
         micro_rows: int,
-        tokens: int,
         seed: int,
         ranks: Ranks = Ranks(),
-        shuffled: bool = False,
     ) -> None:
         group = objective.config.group
         for name, value in (("rows", rows), ("micro_rows", micro_rows)):
@@ -51,7 +49,7 @@ class Rollouts:
             raise ValueError(f"train.rows: {rows} does not divide over {ranks.count} ranks")
         self.objective, self.tokenizer, self.chat = objective, tokenizer, Chat(tokenizer)
         self.tasks, self.rows, self.micro_rows = tasks, rows, micro_rows
-        self.tokens, self.seed, self.ranks, self.shuffled = tokens, seed, ranks, shuffled
+        self.seed, self.ranks = seed, ranks
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
@@ -66,7 +64,7 @@ class Rollouts:
             for (task, question), reply in zip(_repeat(asked, group), replies, strict=True)
         ]
         mean = sum(rewards) / len(rewards)
-        if self.shuffled:
+        if self.objective.config.shuffled:
             random.Random(f"{self.seed}/shuffle/{first}").shuffle(rewards)
         return self._batches([q for _, q in asked], completions, torch.tensor(rewards), mean)
 
@@ -81,17 +79,17 @@ class Rollouts:
         return random.Random(f"{self.seed}/sample/{row}").getrandbits(62)
 
     def _complete(self, questions: list[Question], first: int) -> list[Completion]:
-        group, temperature = self.objective.config.group, self.objective.config.temperature
+        config = self.objective.config
         requests = [
             Request(
                 self._prompt(question),
-                self.tokens,
-                Sampling(temperature=temperature, seed=self._seed(first + index)),
+                config.answer_tokens,
+                Sampling(temperature=config.temperature, seed=self._seed(first + index)),
                 self.tokenizer.stop_ids,
             )
-            for index, question in enumerate(_repeat(questions, group))
+            for index, question in enumerate(_repeat(questions, config.group))
         ]
-        longest = max(len(request.prompt) for request in requests) + self.tokens
+        longest = max(len(request.prompt) for request in requests) + config.answer_tokens
         return Engine(self.objective.model, len(requests), longest).generate(requests)
 
     def _batches(

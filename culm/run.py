@@ -40,6 +40,7 @@ from culm.dist.ranks import Ranks
 from culm.eval.exact import answer, scores
 from culm.eval.perplexity import predict
 from culm.eval.settings import EvalConfig
+from culm.language_model import LanguageModel
 from culm.loading import read
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.grpo import GRPO, GRPOObjective
@@ -55,6 +56,9 @@ from culm.train.memory import peak_bytes, reset_peak
 from culm.train.pages import keep_pages
 from culm.train.settings import TrainConfig
 from culm.train.trainer import Batches, Hook, Step, Trainer
+
+
+EVALUATED = 16  # held-out rows that are scored at once
 
 
 class RunConfig(Config):
@@ -145,12 +149,11 @@ def loader(
 ) -> Loader:
     """Rows of a prepared corpus, as the run asks for them."""
     train = config.train
-    rows = train.rows if split == "train" else 16
     return Loader(
         Prepared.open(place, split, tokenizer.fingerprint),
         context,
-        rows,
-        train.micro_rows or train.rows,
+        train.rows,
+        train.micro_rows or train.rows if split == "train" else EVALUATED,
         config.seed,
         ranks.rank,
         ranks.count,
@@ -292,12 +295,29 @@ def _train(
     if finished < settings.steps:
         log.say(f"Stopped after step {finished}; the same command goes on from there.")
         return Result(folder, False, finished, {})
-    measured = measure(finished)
-    results = measured | {
-        "seconds": round(time.perf_counter() - began, 3),
+    seconds = time.perf_counter() - began
+    results = measure(finished) | {
+        "seconds": round(seconds, 3),
         "peak_bytes": peak_bytes(),
+        "samples": _samples(config.eval, model, tokenizer),
     }
     return Result(folder, True, finished, _finish(folder, model, tokenizer, results, ranks))
+
+
+def _samples(settings: EvalConfig, model: Transformer, tokenizer: Tokenizer) -> list[dict]:
+    """Continuations of the sample texts, at each temperature."""
+    language_model = LanguageModel(model, tokenizer)
+    return [
+        {
+            "prompt": prompt,
+            "temperature": temperature,
+            "text": language_model.generate(
+                prompt, settings.sample_tokens, temperature, seed=settings.seed
+            ),
+        }
+        for prompt in settings.samples
+        for temperature in settings.temperatures
+    ]
 
 
 def _finish(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,9 +19,7 @@ from culm.tokenizer.tokenizer import Tokenizer
 class Rows(Protocol):
     """What `culm.data.loader.Loader` gives."""
 
-    epoch_steps: int
-
-    def step(self, number: int) -> list[Batch]: ...
+    def once(self) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class Prediction:
 def byte_lengths(tokenizer: Tokenizer, size: int) -> Tensor:
     """(size,) bytes of each token; 0 for special tokens, which stand for no text."""
     known = [len(tokenizer.bytes_of(id)) for id in range(tokenizer.vocabulary)]
+    known[tokenizer.end_of_text] = 0  # with bytes as tokens it looks like one
     return torch.tensor(known + [0] * (size - len(known)))
 
 
@@ -60,15 +60,13 @@ def predict(model: Transformer, rows: Rows, tokenizer: Tokenizer, limit: int) ->
     """
     lengths = byte_lengths(tokenizer, model.config.vocabulary).to(model.device)
     nats, tokens, size = 0.0, 0, 0
-    for number in range(rows.epoch_steps):
-        for batch in (b.to(model.device) for b in rows.step(number)):
-            counted = lengths[batch.targets.clamp_min(0)] * (batch.targets != IGNORED)
-            logprobs = model.logprobs(
-                batch.tokens, batch.targets, Context(batch.positions, batch.documents)
-            )
-            nats -= float((logprobs * (counted > 0)).sum(dtype=torch.float64))
-            tokens += int((counted > 0).sum())
-            size += int(counted.sum())
+    for batch in (given.to(model.device) for given in rows.once()):
+        counted = lengths[batch.targets.clamp_min(0)] * (batch.targets != IGNORED)
+        context = Context(batch.positions, batch.documents)
+        logprobs = model.logprobs(batch.tokens, batch.targets, context)
+        nats -= float((logprobs * (counted > 0)).sum(dtype=torch.float64))
+        tokens += int((counted > 0).sum())
+        size += int(counted.sum())
         if tokens >= limit:
             break
     if not size:

@@ -71,16 +71,28 @@ class GroupedQueryAttention(nn.Module):
         self.k_norm = RMSNorm(dim, eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
-        # Unflatten by head size, never by count: a tensor-parallel rank holds some of the heads.
-        q, k, v = (part(x).unflatten(-1, (-1, self.head_dim)) for part in (self.q, self.k, self.v))
-        rotation = context.rotations[self.rotation]
-        q, k = rotate(self.q_norm(q), rotation), rotate(self.k_norm(k), rotation)
+        q, k, v = self._project(x, context)
         if cache is None:
             heads = attend(q, k, v, context.documents, self.window, self.backend)
         else:
             k, v = cache.update(k, v, context)
             heads = attend_cached(q, k, v, context.positions, self.window, self.backend)
         return self.out(heads.flatten(-2))
+
+    def weights(self, x: Tensor, context: Context) -> Tensor:
+        """(B, H, T, T) attention weights of rows that are one document each, to be looked at."""
+        q, k, _ = (part.transpose(1, 2).float() for part in self._project(x, context))
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        scores = q @ k.mT * self.head_dim**-0.5
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+        return scores.masked_fill(hidden, float("-inf")).softmax(-1)
+
+    def _project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries (B, T, H, D) and keys, and values (B, T, K, D)."""
+        # Unflatten by head size, never by count: a tensor-parallel rank holds some of the heads.
+        q, k, v = (part(x).unflatten(-1, (-1, self.head_dim)) for part in (self.q, self.k, self.v))
+        rotation = context.rotations[self.rotation]
+        return rotate(self.q_norm(q), rotation), rotate(self.k_norm(k), rotation), v
 
     def cache(self, slots: int, places: int, dtype: torch.dtype, device: torch.device) -> LayerCache:
         """What this attention keeps of earlier tokens."""

@@ -1,0 +1,96 @@
+"""Plots of a report: plain, readable in print, one message each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from torch import Tensor
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+COLOURS = ("#1b6b4c", "#c0792a", "#4a5fa5", "#a53f5b")
+STYLE = {
+    "figure.figsize": (7.2, 3.4),
+    "figure.dpi": 130,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+SMOOTHED = 60  # curves with more points show a running mean over the raw ones
+
+Points = Sequence[tuple[float, float]]
+
+
+def lines(path: Path, curves: Mapping[str, Points], x: str, y: str) -> None:
+    """One curve a name; long ones are smoothed over their pale raw values."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots()
+        for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
+            xs, ys = [p[0] for p in points], [p[1] for p in points]
+            if len(points) > SMOOTHED:
+                axes.plot(xs, ys, color=colour, alpha=0.25, linewidth=0.8)
+                ys = _smooth(ys)
+            axes.plot(xs, ys, color=colour, label=name, linewidth=1.8)
+        axes.set(xlabel=x, ylabel=y)
+        if len(curves) > 1:
+            axes.legend()
+        _write(figure, path)
+
+
+def bars(path: Path, models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Exact match by task: a bar a model, with its 95 % interval."""
+    tasks = list(next(iter(models.values())))
+    width = 0.8 / len(models)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots()
+        for index, (name, scores) in enumerate(models.items()):
+            values = [100 * scores[task]["value"] for task in tasks]
+            below = [v - 100 * scores[t]["low"] for v, t in zip(values, tasks, strict=True)]
+            above = [100 * scores[t]["high"] - v for v, t in zip(values, tasks, strict=True)]
+            places = [place + (index - (len(models) - 1) / 2) * width for place in range(len(tasks))]
+            axes.bar(
+                places, values, width * 0.92, label=name, color=COLOURS[index % len(COLOURS)],
+                yerr=[below, above], error_kw={"linewidth": 0.8, "ecolor": "#444444"},
+            )  # fmt: skip
+        axes.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right")
+        axes.set(ylabel="exact match, %", ylim=(0, 105))
+        axes.grid(axis="x", visible=False)
+        axes.legend(ncols=len(models), loc="upper center", bbox_to_anchor=(0.5, 1.14))
+        _write(figure, path)
+
+
+def attention(path: Path, weights: Tensor, tokens: Sequence[str], title: str) -> None:
+    """weights: (H, T, T), one map a head; row t is what token t looks at."""
+    heads = weights.shape[0]
+    with plt.rc_context(STYLE | {"axes.grid": False, "figure.figsize": (10.5, 3.2)}):
+        shown = min(heads, 4)
+        figure, panels = plt.subplots(1, shown, sharey=True, squeeze=False)
+        for head, axes in enumerate(panels[0]):
+            axes.imshow(weights[head].numpy(), cmap="Greens", vmin=0, vmax=1)
+            axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=6)
+            axes.set_yticks(range(len(tokens)), tokens, fontsize=6)
+            axes.set_title(f"{title}, head {head}", fontsize=8)
+        _write(figure, path)
+
+
+def _smooth(values: Sequence[float], share: float = 0.95) -> list[float]:
+    """Exponential running mean, corrected for its start."""
+    mean, weight, smooth = 0.0, 0.0, []
+    for value in values:
+        mean, weight = share * mean + (1 - share) * value, share * weight + 1 - share
+        smooth.append(mean / weight)
+    return smooth
+
+
+def _write(figure, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)

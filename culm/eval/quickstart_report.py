@@ -1,0 +1,193 @@
+"""The report of a quickstart: how the model came about, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from culm.eval.attention_map import attention_map
+from culm.eval.plots import attention, bars, lines
+from culm.eval.report import curve, exact_match_table, percent, table
+from culm.model.transformer import Transformer
+from culm.tokenizer.tokenizer import Tokenizer
+from culm.train.hooks import read_metrics
+
+SHOWN = {"base": "base", "sft": "fine-tuned", "rl": "reinforced"}
+MAPPED = "What is 17 + 25?"
+
+Stage = Mapping[str, Any]
+
+
+def write_quickstart_report(
+    folder: Path,
+    stages: Mapping[str, Stage],
+    summary: Mapping[str, Any],
+    model: Transformer,
+    tokenizer: Tokenizer,
+) -> None:
+    """`report.md` and its plots in `plots/`."""
+    plots = folder / "plots"
+    plots.mkdir(exist_ok=True)
+    _draw(folder, plots, summary, model, tokenizer)
+    parts = [
+        "# From raw text to a model that answers",
+        _opening(stages, summary),
+        _corpus(stages),
+        _pretraining(stages, summary),
+        _tuning(stages, summary),
+        _evaluation(stages),
+        _packs(stages),
+        _inside(),
+        _costs(summary),
+        _again(folder),
+    ]
+    (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _draw(
+    folder: Path, plots: Path, summary: Stage, model: Transformer, tokenizer: Tokenizer
+) -> None:
+    metrics = {
+        name: read_metrics(folder / name / "metrics.jsonl")
+        for name in ("pretrain", "sft", "rl", "control")
+    }
+    losses = {name: curve(metrics[name], "loss") for name in ("pretrain", "sft")}
+    lines(plots / "loss.png", losses, "step", "loss, nats per learned token")
+    rewards = {
+        "rewards as earned": curve(metrics["rl"], "reward"),
+        "control: rewards shuffled": curve(metrics["control"], "reward"),
+    }
+    lines(plots / "reward.png", rewards, "step", "mean reward")
+    shown = {SHOWN[name]: summary["exact_match"][name] for name in SHOWN}
+    bars(plots / "exact_match.png", shown)
+    ids = tokenizer.chat.prompt([{"role": "user", "content": MAPPED}])
+    names = [tokenizer.decode([id], specials=True) for id in ids]
+    last = len(model.blocks) - 1
+    attention(plots / "attention.png", attention_map(model, ids, last), names, f"layer {last}")
+
+
+def _opening(stages: Mapping[str, Stage], summary: Stage) -> str:
+    score, size = summary["exact_match"]["rl"]["all"], summary["bits_per_byte"]
+    return (
+        f"In {summary['seconds'] / 60:.1f} minutes, a model was trained from nothing on "
+        f"{stages['tokenizer']['bytes'] / 1e6:.1f} MB of text, taught to answer, and improved by "
+        f"its own right answers. Its bits per byte on text that it never saw fell from "
+        f"{size['before']:.2f} to {size['after']:.2f}; it answers {percent(score)} of unseen "
+        "questions exactly."
+    )
+
+
+def _corpus(stages: Mapping[str, Stage]) -> str:
+    read, words = stages["corpus"], stages["tokenizer"]
+    rows = [
+        ("source", read["source"]),
+        ("documents", f"{words['documents']:,}"),
+        ("bytes", f"{words['bytes']:,}"),
+        ("exact duplicates dropped", f"{words['dropped']:,}"),
+        ("documents held out", f"{words['held_out_documents']:,}"),
+        ("tokens in the vocabulary", f"{words['vocabulary']:,}"),
+        ("tokens in the corpus", f"{words['tokens']:,}"),
+        ("bytes per token, held-out text", f"{words['bytes_per_token']:.2f}"),
+    ]
+    return "## Text and tokens\n\n" + table(("", ""), rows)
+
+
+def _pretraining(stages: Mapping[str, Stage], summary: Stage) -> str:
+    facts = stages["pretrain"]
+    return (
+        "## Pretraining\n\n"
+        f"The base model read {facts['tokens']:,} tokens in {facts['steps']:,} steps "
+        f"({facts['tokens_per_second']:,.0f} tokens/s) and learned to predict the next one.\n\n"
+        "![loss](plots/loss.png)"
+    )
+
+
+def _tuning(stages: Mapping[str, Stage], summary: Stage) -> str:
+    sft, rl, reward = stages["sft"], stages["rl"], summary["reward"]
+    return (
+        "## Fine-tuning and reinforcement\n\n"
+        f"Fine-tuning showed it dialogues for {sft['steps']:,} steps; only the assistant's words "
+        f"and the end of its turn were learned. Then it answered questions by itself for "
+        f"{rl['steps']:,} steps of GRPO, and right answers were made likelier: the mean reward "
+        f"went from {reward['first']:.2f} to {reward['last']:.2f}. In the control run the same "
+        f"rewards were dealt out at random: {reward['control_first']:.2f} to "
+        f"{reward['control_last']:.2f}.\n\n![reward](plots/reward.png)"
+    )
+
+
+def _evaluation(stages: Mapping[str, Stage]) -> str:
+    evaluated = stages["evaluate"]
+    models = {SHOWN[name]: evaluated[name] for name in SHOWN}
+    rows = [
+        [
+            name,
+            f"{model['bits_per_byte']:.3f}",
+            percent(model["exact_match"]["all"]),
+            f"{model['tokens_per_second']:,.0f}",
+        ]
+        for name, model in models.items()
+    ]
+    head = ("model", "bits per byte of held-out text", "exact match, all tasks", "tokens/s")
+    matches = {name: model["exact_match"] for name, model in models.items()}
+    examples = [
+        (item["task"], f"`{item['prompt']}`", f"`{item['reply']}`", "yes" if item["score"] else "no")
+        for item in evaluated["rl"]["examples"]
+    ]
+    return "\n\n".join(
+        [
+            "## Evaluation",
+            "Questions of the test split, whose operands and strings are in no training question. "
+            "In brackets the 95 % interval.",
+            table(head, rows),
+            exact_match_table(matches),
+            "![exact match](plots/exact_match.png)",
+            "One answer of the reinforced model for each task:",
+            table(("task", "question", "answer", "right"), examples),
+        ]
+    )
+
+
+def _packs(stages: Mapping[str, Stage]) -> str:
+    packs = stages["pack"]["packs"]
+    first = packs["chat"]["perplexity"]
+    rows = [
+        [
+            f"`{pack['path']}`",
+            f"{pack['bytes'] / 1e6:.1f} MB",
+            f"{pack['bits_per_byte']:.4f}",
+            f"{100 * (pack['perplexity'] / first - 1):+.2f} %",
+        ]
+        for pack in packs.values()
+    ]
+    head = ("model", "weights", "bits per byte", "perplexity")
+    return "## Packed\n\nEach was written, read again and scored.\n\n" + table(head, rows)
+
+
+def _inside() -> str:
+    return (
+        "## Inside\n\nWhat each token of a question looks at, in four heads of the last layer.\n\n"
+        "![attention](plots/attention.png)"
+    )
+
+
+def _costs(summary: Stage) -> str:
+    rows = [
+        (name, f"{stage['seconds']:.0f}", f"{stage['peak_bytes'] / 2**20:,.0f}")
+        for name, stage in summary["stages"].items()
+    ]
+    return "## Time and memory\n\n" + table(("stage", "seconds", "peak MiB"), rows)
+
+
+def _again(folder: Path) -> str:
+    runs = "\n".join(
+        f"culm train {folder}/{name}/run.yaml folder={folder}-again/{name}"
+        for name in ("pretrain", "sft", "rl", "control")
+    )
+    packs = f"{folder}/chat {folder}-again"
+    return (
+        "## Each stage again\n\n"
+        f"```\n{runs}\nculm eval {folder}/chat\nculm quantize {packs}/int8 --to int8\n"
+        f"culm quantize {packs}/int4 --to int4\nculm export {packs}/hf\n"
+        f"culm export {packs}/chat.gguf --dtype q8_0\nculm chat {folder}/chat\n```"
+    )

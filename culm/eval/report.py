@@ -1,0 +1,85 @@
+"""The report of a run: plots and tables from the files in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from culm.eval.plots import bars, lines
+from culm.train.hooks import read_metrics
+
+
+def write_report(folder: Path) -> None:
+    """`report.md` with its plots, from `metrics.jsonl` and `results.json`."""
+    metrics = read_metrics(folder / "metrics.jsonl")
+    results = json.loads((folder / "results.json").read_text())
+    parts = [f"# {folder.name}", _summary(metrics, results)]
+    rewarded = metrics and "reward" in metrics[-1]
+    name = "reward" if rewarded else "loss"
+    lines(folder / f"{name}.png", {folder.name: curve(metrics, name)}, "step", name)
+    parts.append(f"![{name}]({name}.png)")
+    if "exact_match" in results:
+        bars(folder / "exact_match.png", {folder.name: results["exact_match"]})
+        parts += ["## Exact match", exact_match_table({folder.name: results["exact_match"]})]
+        parts.append("![exact match](exact_match.png)")
+    if results.get("samples"):
+        parts += ["## Samples", samples_text(results["samples"])]
+    parts += [
+        "## Again",
+        f"```\nculm train {folder}/run.yaml folder={folder}-again\n```",
+    ]
+    (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def curve(metrics: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    """(step, value) of each line of a metrics file."""
+    return [(line["step"], line[name]) for line in metrics if name in line]
+
+
+def _summary(metrics: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> str:
+    rows: list[tuple[str, str]] = []
+    if metrics:
+        tokens = metrics[-1]["tokens"]
+        seconds = sum(line["seconds"] for line in metrics)
+        rows += [
+            ("steps", f"{metrics[-1]['step']:,}"),
+            ("tokens", f"{tokens:,}"),
+            ("tokens per second", f"{tokens / seconds:,.0f}"),
+            ("loss, first and last step", f"{metrics[0]['loss']:.3f}, {metrics[-1]['loss']:.3f}"),
+        ]
+    if "bits_per_byte" in results:
+        rows += [
+            ("held-out loss, nats per token", f"{results['loss']:.3f}"),
+            ("held-out bits per byte", f"{results['bits_per_byte']:.3f}"),
+        ]
+    rows.append(("peak memory", f"{results['peak_bytes'] / 2**20:,.0f} MiB"))
+    return table(("", ""), rows)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def exact_match_table(models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Tasks as rows, models as columns, with 95 % intervals."""
+    tasks = list(dict.fromkeys(task for scores in models.values() for task in scores))
+    rows = [
+        [task, *(percent(scores[task]) for scores in models.values())] for task in tasks
+    ]
+    return table(("task", *models), rows)
+
+
+def percent(score: Mapping[str, float]) -> str:
+    """`87.5 % (81.2 - 92.1)`."""
+    return f"{100 * score['value']:.1f} % ({100 * score['low']:.1f} - {100 * score['high']:.1f})"
+
+
+def samples_text(samples: Sequence[Mapping[str, Any]]) -> str:
+    """Each sample with its temperature, as a code block."""
+    return "\n\n".join(
+        f"Temperature {s['temperature']}:\n\n````text\n{s['prompt']}{s['text']}\n````" for s in samples
+    )

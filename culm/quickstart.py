@@ -1,0 +1,323 @@
+"""From raw text to a model that answers, in one command; every stage once, each measured.
+
+    corpus -> tokenizer -> pretrain -> sft -> rl (and its control) -> evaluate -> pack -> report
+
+A finished stage is kept in `stages.json`; an interrupted one goes on where it stopped. The training
+stages share the time: each asks how long a step takes here and trains as long as its share allows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from culm import log
+from culm.convert import native
+from culm.data.manifest import Manifest
+from culm.dist.ranks import Ranks
+from culm.eval.exact import answer, scores
+from culm.eval.perplexity import Prediction, predict
+from culm.eval.quickstart_report import write_quickstart_report
+from culm.loading import read
+from culm.model.transformer import Transformer
+from culm.pack import quantize, size_of, write_export
+from culm.plan.device import DTYPES, choose_backend, choose_device, choose_precision
+from culm.run import (
+    Result,
+    RunConfig,
+    loader,
+    make_tokenizer,
+    prepared_folder,
+    read_run,
+    seconds_per_step,
+    train,
+)
+from culm.tokenizer.tokenizer import Tokenizer
+from culm.train.guard import locked
+from culm.train.hooks import read_metrics
+from culm.train.memory import peak_bytes, reset_peak
+
+RESERVE = 60.0  # seconds kept for what comes after training, of ten minutes
+SHARES = {"pretrain": 0.36, "sft": 0.36, "rl": 0.19, "control": 0.09}
+LEAST_STEPS = 10
+AVERAGED = 10  # steps over which the first and the last reward are averaged
+
+
+class Interrupted(RuntimeError):
+    """A stage was stopped; the same command goes on."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What is finished, in `stages.json`: name -> what the stage found, seconds, peak_bytes."""
+
+    folder: Path
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        path = self.folder / "stages.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def run(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do the stage, or give what it found when it was done before."""
+        done = self.read()
+        if name in done:
+            log.say(f"{name}: done before.")
+            return done[name]
+        reset_peak()
+        began = time.perf_counter()
+        found = work()
+        seconds = round(time.perf_counter() - began, 2)
+        done[name] = {**found, "seconds": seconds, "peak_bytes": peak_bytes()}
+        write_json(self.folder / "stages.json", done)
+        return done[name]
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def quickstart(folder: str, text: list[str], minutes: float, device: str, seed: int) -> Path:
+    """Run what is not finished yet; gives the folder with `report.md` and `summary.json`.
+
+    Raises:
+        ValueError: the folder was begun with other settings.
+    """
+    place = Path(folder)
+    with locked(place):
+        Quickstart(place, text, minutes, device, seed).run()
+    _say_how_to_go_on(place)
+    return place
+
+
+class Quickstart:
+    """One folder's settings and stages."""
+
+    def __init__(
+        self, folder: Path, text: list[str], minutes: float, device: str, seed: int
+    ) -> None:
+        self.folder, self.text, self.device, self.seed = folder, text, device, seed
+        self.stages, self.budget, self.began = Stages(folder), 60 * minutes, time.perf_counter()
+        self.before = sum(stage["seconds"] for stage in self.stages.read().values())
+        settings = {"text": text, "minutes": minutes, "device": device, "seed": seed}
+        path = folder / "settings.json"
+        if path.exists() and json.loads(path.read_text()) != settings:
+            raise ValueError(
+                f"{folder} was begun with other settings ({path.read_text().strip()}); "
+                "delete it or give another --folder"
+            )
+        write_json(path, settings)
+
+    def run(self) -> None:
+        self.stages.run("corpus", self.corpus)
+        self.stages.run("tokenizer", self.tokenizer)
+        for name in SHARES:
+            self.stages.run(name, lambda name=name: self.training(name))  # type: ignore[misc]
+        self.stages.run("evaluate", self.evaluate)
+        self.stages.run("pack", self.pack)
+        self.stages.run("report", self.report)
+
+    # -- settings of the stages -----------------------------------------------------------------
+
+    def config(self, name: str, steps: int | None = None) -> RunConfig:
+        """The run of a training stage."""
+        file = {"pretrain": "quickstart-pretrain", "sft": "quickstart-sft"}
+        start = {"sft": "pretrain", "rl": "sft", "control": "sft"}
+        settings = [f"folder={self.folder / name}", f"device={self.device}", f"seed={self.seed}"]
+        if name in start:
+            settings.append(f"start={self.folder / start[name]}")
+        if name == "pretrain" and self.text:
+            settings.append(f"data.path={json.dumps(self.text)}")
+        if name == "control":
+            settings.append("train.objective.shuffled=true")
+        if steps is not None:
+            settings += [f"train.steps={steps}", f"train.checkpoint.every_steps={max(5, steps // 8)}"]
+        return read_run(file.get(name, "quickstart-rl"), settings)[0]
+
+    # -- stages ---------------------------------------------------------------------------------
+
+    def corpus(self) -> dict[str, Any]:
+        """Count what there is to read; the tokens come with the next stage."""
+        documents = size = 0
+        source = self.config("pretrain").data.open()
+        with log.progress("corpus", source.size, "characters") as bar:
+            for record in source:
+                documents += 1
+                size += len(str(record["text"]).encode())
+                bar.advance(len(str(record["text"])))
+        return {"source": source.name, "documents_read": documents, "bytes_read": size}
+
+    def tokenizer(self) -> dict[str, Any]:
+        config, folder = self.config("pretrain"), self.folder / "pretrain"
+        folder.mkdir(parents=True, exist_ok=True)
+        with log.progress("tokenizer", None, ""):
+            tokenizer = make_tokenizer(config, folder)
+        manifest = Manifest.read(prepared_folder(config, tokenizer, folder))
+        held_out = manifest.splits["held_out"]
+        return {
+            "vocabulary": tokenizer.vocabulary,
+            "documents": manifest.documents,
+            "bytes": manifest.bytes,
+            "tokens": manifest.tokens,
+            "dropped": manifest.dropped,
+            "held_out_documents": held_out.documents,
+            "bytes_per_token": held_out.bytes / held_out.tokens,
+        }
+
+    def training(self, name: str) -> dict[str, Any]:
+        """One training stage, within its share of the time that is left."""
+        config = self.config(name, self._steps(name))
+        result = train(config)
+        if not result.finished:
+            raise Interrupted(f"{name} stopped after step {result.steps}; the same command goes on")
+        return self._facts(name, result)
+
+    def _steps(self, name: str) -> int:
+        """As many as fit; asked once, so that a stage that goes on has the same schedule."""
+        path = self.folder / name / "steps.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        elapsed = self.before + time.perf_counter() - self.began
+        reserve = RESERVE * min(1.0, self.budget / 600)
+        names = list(SHARES)
+        share = SHARES[name] / sum(SHARES[other] for other in names[names.index(name) :])
+        seconds = max(0.0, self.budget - elapsed - reserve) * share
+        trial = seconds_per_step(self.config(name))
+        steps = max(LEAST_STEPS, int(seconds / trial * 0.93))
+        (self.folder / name).mkdir(parents=True, exist_ok=True)
+        write_json(path, steps)
+        return steps
+
+    def _facts(self, name: str, result: Result) -> dict[str, Any]:
+        lines = read_metrics(self.folder / name / "metrics.jsonl")
+        facts: dict[str, Any] = {
+            "steps": result.steps,
+            "tokens": lines[-1]["tokens"],
+            "tokens_per_second": lines[-1]["tokens"] / sum(line["seconds"] for line in lines),
+        }
+        if "reward" in lines[-1]:
+            rewards = [line["reward"] for line in lines]
+            facts["first"] = sum(rewards[:AVERAGED]) / len(rewards[:AVERAGED])
+            facts["last"] = sum(rewards[-AVERAGED:]) / len(rewards[-AVERAGED:])
+        return facts
+
+    def evaluate(self) -> dict[str, Any]:
+        """Base, fine-tuned and reinforced model, by the same questions and the same text."""
+        before = (self.folder / "pretrain" / "eval.jsonl").read_text().splitlines()[0]
+        table: dict[str, Any] = {"before": json.loads(before)["bits_per_byte"]}
+        settings = self.config("sft").eval
+        for name, stage in (("base", "pretrain"), ("sft", "sft"), ("rl", "rl"), ("control", "control")):
+            model, tokenizer = self._load(stage)
+            began = time.perf_counter()
+            answered = answer(model, tokenizer, settings.tasks, settings.questions, settings.seed)
+            seconds = time.perf_counter() - began
+            words = sum(len(tokenizer.encode(item.reply)) + 1 for item in answered)
+            table[name] = {
+                "bits_per_byte": self._predict(model, tokenizer).bits_per_byte,
+                "exact_match": {task: asdict(score) for task, score in scores(answered).items()},
+                "tokens_per_second": words / seconds,
+                "examples": [
+                    {"task": a.task, "prompt": a.question.prompt, "reply": a.reply, "score": a.score}
+                    for a in answered[:: settings.questions]
+                ],
+            }
+        return table
+
+    def _load(self, stage: str) -> tuple[Transformer, Tokenizer]:
+        model, tokenizer = read(self.folder / stage, "cpu", torch.float32)
+        return self._settle(model), tokenizer
+
+    def _settle(self, model: Transformer) -> Transformer:
+        """Precision, backend and device as in training."""
+        device = choose_device(self.device)
+        model.dtype = DTYPES[choose_precision(device)]
+        model.set_backend(choose_backend(device))
+        return model.to(device).eval()
+
+    def _predict(self, model: Transformer, tokenizer: Tokenizer) -> Prediction:
+        config = self.config("pretrain")
+        place = self.folder / "pretrain" / "data"
+        rows = loader(config, tokenizer, place, model.config.context, Ranks(), "held_out")
+        return predict(model, rows, tokenizer, config.eval.tokens)
+
+    def pack(self) -> dict[str, Any]:
+        """The chat model, and its smaller and foreign forms, each read again and scored."""
+        packs, chat = self.folder / "packs", self.folder / "chat"
+        shutil.rmtree(packs, ignore_errors=True)
+        packs.mkdir()
+        model, tokenizer = read(self.folder / "rl", "cpu", torch.float32)
+        native.save(model, tokenizer, chat)
+        quantize(chat, packs / "int8", "int8")
+        quantize(chat, packs / "int4", "int4")
+        write_export(model, tokenizer, packs / "hf", "float32")
+        write_export(model, tokenizer, packs / "chat-f16.gguf", "f16")
+        write_export(model, tokenizer, packs / "chat-q8_0.gguf", "q8_0")
+        names = {"chat": chat, **{path.stem: path for path in sorted(packs.iterdir())}}
+        found = {}
+        for name, path in names.items():
+            again, words = read(path, "cpu", torch.float32)
+            prediction = self._predict(self._settle(again), words)
+            found[name] = {
+                "path": str(path),
+                "bytes": size_of(path),
+                "bits_per_byte": prediction.bits_per_byte,
+                "perplexity": prediction.perplexity,
+            }
+        return {"packs": found}
+
+    def report(self) -> dict[str, Any]:
+        stages = self.stages.read()
+        summary = summarize(stages)
+        write_json(self.folder / "summary.json", summary)
+        model, tokenizer = read(self.folder / "chat", "cpu", torch.float32)
+        write_quickstart_report(self.folder, stages, summary, model, tokenizer)
+        return {}
+
+
+def summarize(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The numbers of a quickstart, for programs."""
+    evaluated = stages["evaluate"]
+    models = {name: evaluated[name] for name in ("base", "sft", "rl", "control")}
+    return {
+        "stages": {
+            name: {key: stage[key] for key in ("seconds", "peak_bytes")}
+            for name, stage in stages.items()
+        },
+        "seconds": sum(stage["seconds"] for stage in stages.values()),
+        "peak_bytes": max(stage["peak_bytes"] for stage in stages.values()),
+        "bits_per_byte": {"before": evaluated["before"], "after": models["base"]["bits_per_byte"]},
+        "exact_match": {name: model["exact_match"] for name, model in models.items()},
+        "reward": {
+            "first": stages["rl"]["first"],
+            "last": stages["rl"]["last"],
+            "control_first": stages["control"]["first"],
+            "control_last": stages["control"]["last"],
+        },
+        "packs": {
+            name: {key: pack[key] for key in ("bytes", "bits_per_byte")}
+            for name, pack in stages["pack"]["packs"].items()
+        },
+    }
+
+
+def _say_how_to_go_on(folder: Path) -> None:
+    log.say(
+        f"""
+Done. The report is {folder}/report.md. To go on:
+
+  culm chat {folder}/chat                 talk to the model
+  culm serve {folder}/chat                OpenAI-compatible server and chat page
+  culm train pretrain data.path=BOOKS folder=runs/books     on your own text
+  culm train sft start=runs/books data.tasks=[] data.path=DIALOGUES folder=runs/books-chat
+"""
+    )
