@@ -105,6 +105,7 @@ def test_prompts(tokenizer):
         (DocumentFormat(), {}, "it is empty"),
         (ChatFormat(), {"x": 1, "y": 2}, "no dialogue in it .*; its keys are x, y"),
         (ChatFormat(), {"messages": [{"content": "a"}]}, "a message has no role"),
+        (ChatFormat(), {"messages": ["a"]}, "a message is a str, not a role and a content"),
         (ChatFormat(), {"messages": dialogue("a")[:1]}, "nothing would be learned"),
         (PairFormat(), {"prompt": "q", "chosen": "a"}, "no answer in 'rejected'"),
         (PairFormat(), {"chosen": "a", "rejected": "b"}, "no question in 'prompt'"),

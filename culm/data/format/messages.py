@@ -13,12 +13,15 @@ Message = dict[str, Any]
 # ShareGPT's names for who speaks.
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 ROLES |= {"observation": "tool", "function": "tool"}
+DIALOGUES = ("messages", "conversations")  # fields that hold a dialogue
 HUMAN = re.compile(r"\n\n(Human|Assistant): ?")
 END = "<|endoftext|>"  # some sets write it into the text; the tokenizer adds its own
 
 
-def message_of(turn: dict[str, Any]) -> Message:
+def message_of(turn: Any) -> Message:
     """One turn: role and content as they are, ShareGPT's from and value renamed."""
+    if not isinstance(turn, dict):
+        raise ValueError(f"a message is a {type(turn).__name__}, not a role and a content")
     if "from" in turn and "value" in turn:
         return {"role": ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
     if "role" not in turn:
@@ -30,11 +33,11 @@ def question_of(record: dict[str, Any]) -> list[Message] | None:
     """The messages before the answer, in any known shape; None if there are none."""
     system = record.get("system")
     first = [{"role": "system", "content": system}] if isinstance(system, str) and system else []
-    for key in ("messages", "conversations", "prompt"):
+    for key in (*DIALOGUES, "prompt"):
         if isinstance(record.get(key), list):
             return [*first, *map(message_of, record[key])]
     if isinstance(record.get("instruction"), str):
-        text = "\n\n".join(filter(None, (record["instruction"], record.get("input"))))
+        text = "\n\n".join(filter(None, (record["instruction"], str(record.get("input") or ""))))
         return [*first, {"role": "user", "content": text}]
     if isinstance(record.get("prompt"), str):
         return [*first, {"role": "user", "content": record["prompt"]}]
@@ -57,9 +60,7 @@ def dialogue_of(record: dict[str, Any]) -> list[Message]:
     `prompt`/`completion`, each with an optional `system`.
     """
     question = question_of(record)
-    if question is not None and isinstance(
-        record.get("messages") or record.get("conversations"), list
-    ):
+    if question and any(isinstance(record.get(key), list) for key in DIALOGUES):
         return question
     for key in ("output", "completion", "response"):
         answer = answer_of(record.get(key))
