@@ -6,7 +6,7 @@ import threading
 import httpx2 as httpx
 import openai
 import pytest
-from conftest import CONTEXT, TEXT, until
+from reciter import CONTEXT, TEXT, until
 
 HI = [{"role": "user", "content": "hi"}]
 

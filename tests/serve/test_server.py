@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2 as httpx
 import openai
 import pytest
-from conftest import TEXT, Running, until
+from reciter import TEXT, Running, until
 
 import culm
 from culm.config import SettingError
@@ -135,8 +135,7 @@ def test_a_server_without_a_key_stays_at_home():
 def test_a_signal_ends_the_process_with_zero(sign):
     here = Path(__file__).parent
     code = (
-        "import conftest; from culm.serve.server import serve;"
-        "serve(conftest.reciter(), 'r', port=0)"
+        "import reciter; from culm.serve.server import serve;serve(reciter.reciter(), 'r', port=0)"
     )
     paths = [str(here), str(here.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -1,7 +1,7 @@
 import io
 
 import pytest
-from conftest import TEXT, reciter
+from reciter import TEXT, reciter
 from rich.console import Console
 
 from culm.serve.terminal import Terminal
