@@ -199,7 +199,7 @@ def load(
     id, or a `.gguf` file.
 
     device: "cpu", "cuda", "mps"; "auto" takes the fastest there is. dtype: of weights and
-    activations; if not given float32 on a CPU, bfloat16 elsewhere.
+    activations; if not given float32 on a CPU, bfloat16 elsewhere and for quantised weights.
 
     Raises:
         SettingError: there is nothing there that can be read.

@@ -16,13 +16,17 @@ def read(
     path: str | Path, device: str = "auto", dtype: str | torch.dtype | None = None
 ) -> tuple[Transformer, Tokenizer]:
     """The parts of `culm.load`."""
-    place = _device(device)
-    kind = _dtype(dtype, place)
+    place, kind = _device(device), _dtype(dtype)
     model, tokenizer = _open(str(path), place)
-    model.to(kind)
+    if kind is None:
+        # The fast kernels for weights of few bits take bf16; they are what such a model is for.
+        packed = any(not buffer.is_floating_point() for buffer in model.buffers())
+        kind = torch.bfloat16 if packed or place.type != "cpu" else torch.float32
+    if kind == torch.float16 and place.type == "cpu":
+        raise SettingError("dtype: float16 has no fast products on a CPU; take bfloat16")
+    for weight in model.parameters():  # not the buffers: angles and scales keep their precision
+        weight.data = weight.data.to(kind)
     model.dtype = kind
-    for rotation in model.rotations:  # angles need fp32 in every model
-        rotation.reset()  # type: ignore[operator]
     return model, tokenizer
 
 
@@ -37,16 +41,13 @@ def _device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _dtype(given: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+def _dtype(given: str | torch.dtype | None) -> torch.dtype | None:
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if given is None:
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if given not in known and given not in known.values():
+    if given is None or given in known.values():
+        return given  # type: ignore[return-value]
+    if given not in known:
         raise SettingError(f"dtype: {given!r} is not one of {', '.join(known)}")
-    kind = given if isinstance(given, torch.dtype) else known[given]
-    if kind == torch.float16 and device.type == "cpu":
-        raise SettingError("dtype: float16 has no fast products on a CPU; take bfloat16")
-    return kind
+    return known[given]
 
 
 def _open(path: str, device: torch.device) -> tuple[Transformer, Tokenizer]:

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -167,6 +168,37 @@ def test_load_names_what_it_cannot_read(tmp_path):
         load(tmp_path, device="abacus")
     with pytest.raises(SettingError, match="dtype: 'int3'"):
         load(tmp_path, dtype="int3")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, tokenizer):
+    """A run folder, and a reader of it that stands in for culm.convert."""
+
+    def read(path, device):
+        assert path == tmp_path / "model"
+        config = TransformerConfig(
+            vocabulary=tokenizer.vocabulary, width=16, layers=1, attention=(GQA(heads=2),)
+        )
+        return config.build(device=device), tokenizer
+
+    reader = types.ModuleType("culm.convert.native")
+    reader.load = read
+    monkeypatch.setitem(sys.modules, "culm.convert.native", reader)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.json").write_text("{}")
+    return tmp_path
+
+
+def test_load_finds_the_model_of_a_run_and_sets_its_precision(folder):
+    plain = culm.load(folder, device="cpu")
+    assert plain.model.embed.weight.dtype == plain.model.dtype == torch.float32
+    assert plain.model.head.weight is plain.model.embed.weight
+    half = culm.load(folder / "model", device="cpu", dtype="bfloat16")
+    assert half.model.embed.weight.dtype == half.model.dtype == torch.bfloat16
+    assert half.model.rotations[0].frequencies.dtype == torch.float32
+    torch.testing.assert_close(half.logits([1, 2]), plain.logits([1, 2]), atol=0.05, rtol=0)
+    with pytest.raises(SettingError, match="dtype: float16"):
+        culm.load(folder, device="cpu", dtype="float16")
 
 
 def test_import_is_light():

@@ -99,7 +99,10 @@ class Engine:
     def generate(
         self, requests: Sequence[Request], progress: Callable[[int], None] | None = None
     ) -> list[Completion]:
-        """All requests to their end, in their order; `progress(tokens)` is called each step."""
+        """All requests to their end, in their order; `progress(tokens)` is called each step.
+
+        For an engine without other requests: their events would go to nobody.
+        """
         for request in requests:
             self.check(request)
         numbers = [self.add(request) for request in requests]

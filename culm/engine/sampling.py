@@ -125,7 +125,7 @@ class Sampler:
         return logits
 
     def _uniforms(self, counts: Sequence[int]) -> Tensor:
-        return torch.from_numpy(uniforms(self.seeds, np.array(counts, np.uint64))).to(self.device)
+        return torch.from_numpy(uniforms(self.seeds, np.array(counts, np.uint64)))
 
 
 def penalize(
@@ -194,10 +194,13 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     probabilities: (N, V); uniform: (N,) fp64 in [0, 1). Sums run in fp64, so that rounding cannot
     make a token of probability 0 come out.
     """
+    device = probabilities.device
+    if device.type == "mps":  # has no fp64
+        probabilities = probabilities.cpu()
     sums = probabilities.cumsum(-1, dtype=torch.float64)
-    at = uniform[:, None] * sums[:, -1:]
+    at = uniform.to(sums.device)[:, None] * sums[:, -1:]
     tokens = torch.searchsorted(sums, at, right=True)[:, 0]
-    return tokens.clamp_max(probabilities.shape[-1] - 1)
+    return tokens.clamp_max(probabilities.shape[-1] - 1).to(device)
 
 
 def uniforms(seeds: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ class LayerCache:
         self.keys, self.values = keys, values
 
     def update(self, k: Tensor, v: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """Store k, v: (B, T, K, D) at `context.positions`; give views (B, K, S, D) of all so far."""
+        """Store k, v: (B, T, K, D) at `context.positions`; give views (B, K, S, D) of all."""
         slots = slice(context.slot, context.slot + k.shape[0])
         keys, values = self.keys[slots], self.values[slots]
         rows = torch.arange(k.shape[0], device=k.device)[:, None]

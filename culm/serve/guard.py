@@ -57,7 +57,7 @@ class Guard:
         if self._key is None or scope["path"] in OPEN:
             return
         kind, _, given = headers.get("authorization", "").partition(" ")
-        same = hmac.compare_digest(given.strip().encode(), self._key.encode())
+        same = hmac.compare_digest(given.strip().encode("latin-1"), self._key.encode())
         if kind.lower() != "bearer" or not same:
             raise ApiError(401, "The API key is missing or wrong.", "invalid_api_key")
 

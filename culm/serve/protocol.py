@@ -45,7 +45,9 @@ class Generation(Wire):
     top_p: float | None = Field(None, ge=0, le=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[int, float] | None = Field(None, max_length=300)
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, max_length=300
+    )
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
     stop: Stops | None = None
     top_k: int | None = Field(None, ge=-1, lt=1 << 31)
