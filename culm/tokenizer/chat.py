@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
@@ -24,7 +24,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from culm.config import SettingError
-from culm.tokenizer.tokenizer import Tokenizer, token_name
+
+if TYPE_CHECKING:
+    from culm.tokenizer.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]  # role and content; other keys reach the template as they are
 
@@ -50,6 +52,8 @@ class Chat:
             self._template = environment.from_string(tokenizer.template)
         except jinja2.TemplateError as error:
             raise SettingError(f"chat template: {error}") from None
+        names = map(re.escape, sorted(tokenizer.specials, key=len, reverse=True))
+        self._specials = re.compile("|".join(names) or "(?!)")
         self._names = {
             key: token_name(value) or ""
             for key, value in {"bos_token": "", "eos_token": "", **tokenizer.settings}.items()
@@ -59,7 +63,8 @@ class Chat:
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids after which the assistant speaks."""
         ids: list[int] = []
-        for text, index in self._pieces(messages, self._render(messages, speaks=True)):
+        rendered = self._render(self._marked(messages), speaks=True)
+        for text, index in self._pieces(messages, rendered):
             ids += self.tokenizer.encode(text, specials=index is None)
         return ids
 
@@ -78,8 +83,9 @@ class Chat:
         spoken = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
         if not spoken:
             raise ValueError("messages: no assistant turn, so nothing would be learned")
-        rendered = self._render(messages)
-        self._check_prefixes(messages, spoken, rendered)
+        marked = self._marked(messages)
+        rendered = self._render(marked)
+        self._check_prefixes(marked, spoken, rendered)
         wanted = spoken if turns == "all" else spoken[-1:]
         ids: list[int] = []
         learned: list[bool] = []
@@ -120,13 +126,18 @@ class Chat:
             end = found.end()
         yield rendered[end:], None
 
-    def _render(self, messages: Sequence[Message], speaks: bool = False) -> str:
-        marked = []
+    def _marked(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages with a mark in place of each content."""
+        marked: list[Message] = []
         for index, message in enumerate(messages):
             rest = {key: value for key, value in message.items() if key != "content"}
-            self._check_plain(index, rest)
-            content_of(message)  # refuses what is not text
+            # Only contents are encoded without special tokens, so nothing else may name one.
+            if found := self._specials.search(json.dumps(rest, ensure_ascii=False, default=str)):
+                raise ValueError(f"messages[{index}]: {found[0]} may stand in a content only")
             marked.append({**rest, "content": MARK.format(index)})
+        return marked
+
+    def _render(self, marked: Sequence[Message], speaks: bool = False) -> str:
         try:
             return self._template.render(
                 messages=marked, add_generation_prompt=speaks, **self._names
@@ -134,19 +145,12 @@ class Chat:
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise ValueError(f"chat template: {error}") from None
 
-    def _check_plain(self, index: int, rest: Mapping[str, Any]) -> None:
-        """Only contents are encoded without special tokens, so nothing else may name one."""
-        text = json.dumps(rest, ensure_ascii=False, default=str)
-        for name in self.tokenizer.specials:
-            if name in text:
-                raise ValueError(f"messages[{index}]: {name} may stand in a content only")
-
     def _check_prefixes(
-        self, messages: Sequence[Message], spoken: Sequence[int], rendered: str
+        self, marked: Sequence[Message], spoken: Sequence[int], rendered: str
     ) -> None:
         """Training must show each answer after the very text that will ask for it."""
         for index in spoken:
-            if index and not rendered.startswith(self._render(messages[:index], speaks=True)):
+            if index and not rendered.startswith(self._render(marked[:index], speaks=True)):
                 raise ValueError(
                     f"chat template: it writes the messages before messages[{index}] differently "
                     f"when more follow, so training and generation would not agree"
@@ -161,6 +165,11 @@ class Generation(Extension):
     def parse(self, parser: Parser) -> list[Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def token_name(value: Any) -> str | None:
+    """A token as `tokenizer_config.json` names it: its text, or a mapping that holds its text."""
+    return value.get("content") if isinstance(value, dict) else value
 
 
 def content_of(message: Message) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -53,7 +54,8 @@ def from_tiktoken(path: str | Path) -> Tokenizer:
     if base != min(specials.values()) - 1:
         specials = {name: base + place for place, name in enumerate(SPECIALS)}
     vocabulary = {written(token): rank for token, rank in ranks.items()}
-    merges = [tuple(map(written, _halves(token, ranks))) for token in ranks if len(token) > 1]
+    halves = [_halves(token, ranks) for token in ranks if len(token) > 1]
+    merges = [(written(left), written(right)) for left, right in halves]
     inner = tokenizers.Tokenizer(models.BPE(vocab=vocabulary | specials, merges=merges))
     inner.pre_tokenizer = splitter(CL100K_WORDS)
     inner.decoder = decoders.ByteLevel()
@@ -80,7 +82,7 @@ def _halves(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
     """The two tokens that are merged last into this one: all merges of lower rank applied."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
-        pairs = [ranks.get(a + b, len(ranks)) for a, b in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get(a + b, len(ranks)) for a, b in pairwise(parts)]
         first = pairs.index(min(pairs))
         parts[first : first + 2] = [parts[first] + parts[first + 1]]
     return parts[0], parts[1]

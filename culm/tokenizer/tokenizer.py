@@ -14,6 +14,7 @@ import tokenizers
 
 from culm.config import SettingError
 from culm.tokenizer.alphabet import spellings
+from culm.tokenizer.chat import Chat, token_name
 from culm.tokenizer.fast import fast_encoder
 from culm.tokenizer.pieces import pieces
 
@@ -32,7 +33,7 @@ TEMPLATE = """\
 """
 
 # Names by which well-known models end a document and a turn, ours first.
-ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>")
+ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 ENDS_OF_TURN = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<|eot|>", "<end_of_turn>")
 
 
@@ -89,6 +90,11 @@ class Tokenizer:
         return next(
             (full[:n] for n in range(len(full)) if bare and full[n : n + len(bare)] == bare), []
         )
+
+    @cached_property
+    def chat(self) -> Chat:
+        """Dialogues through the chat template."""
+        return Chat(self)
 
     @cached_property
     def _spellings(self) -> list[bytes]:
@@ -167,11 +173,6 @@ class Tokenizer:
         return cls(inner, settings, _template(folder, settings), stops)
 
 
-def token_name(value: Any) -> str | None:
-    """A token as `tokenizer_config.json` names it: its text, or a mapping that holds its text."""
-    return value.get("content") if isinstance(value, dict) else value
-
-
 def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
@@ -196,5 +197,5 @@ def _valid(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text

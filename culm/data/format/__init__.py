@@ -1,0 +1,9 @@
+"""What a record means: one file a kind of format; this union is the registry."""
+
+from culm.config import one_of
+from culm.data.format.chat import ChatFormat
+from culm.data.format.document import DocumentFormat
+from culm.data.format.pair import PairFormat
+from culm.data.format.prompt import PromptFormat
+
+Format = one_of(DocumentFormat | ChatFormat | PairFormat | PromptFormat)

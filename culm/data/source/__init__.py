@@ -1,0 +1,125 @@
+"""Where records come from: one file a kind of source, told apart by what a path is.
+
+A source streams: it holds one record (or one block of a file) at a time, whatever the size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from culm.config import SettingError
+from culm.data.source import jsonl, parquet, stdlib, text
+from culm.data.source.hub import Hub
+
+Record = dict[str, Any]
+Split = Literal["file", "paragraphs", "lines"]
+Invalid = Literal["error", "replace", "skip"]
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+){0,2}")
+KINDS = {
+    **dict.fromkeys((".txt", ".md", ".py", ".rst"), "text"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "json"),
+    ".parquet": "parquet",
+}
+
+
+class Source(Protocol):
+    """Iterating gives records, anew each time.
+
+    name: for messages. size: how many characters there are to read, roughly; None if unknown.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int | None: ...
+
+    def __iter__(self) -> Iterator[Record]: ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """Records of files, in the order given.
+
+    split: what of a text file is a document. invalid: what happens to bytes that are not UTF-8.
+    """
+
+    name: str
+    paths: Sequence[Path]
+    split: Split = "file"
+    invalid: Invalid = "error"
+
+    @property
+    def size(self) -> int | None:
+        if any(path.suffix in (".gz", ".parquet") for path in self.paths):
+            return None
+        return sum(path.stat().st_size for path in self.paths)
+
+    def __iter__(self) -> Iterator[Record]:
+        readers: dict[str, Callable[[Path], Iterator[Record]]] = {
+            "text": lambda path: text.records(path, self.split, self.invalid),
+            "json": lambda path: jsonl.records(path, self.invalid),
+            "parquet": parquet.records,
+        }
+        for path in self.paths:
+            yield from readers[kind_of(path) or "text"](path)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Several sources, one after the other."""
+
+    sources: Sequence[Source]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(source.name for source in self.sources)
+
+    @property
+    def size(self) -> int | None:
+        sizes = [source.size for source in self.sources]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+
+    def __iter__(self) -> Iterator[Record]:
+        for source in self.sources:
+            yield from source
+
+
+def open_source(
+    path: str | Path | Sequence[str | Path], split: Split = "file", invalid: Invalid = "error"
+) -> Source:
+    """The source that a path means.
+
+    A file, a folder (every file of a known kind in it, sorted), "stdlib" (the text of this
+    Python's standard library), or the id of a Hugging Face dataset: owner/name[:subset[:split]].
+
+    Raises:
+        SettingError: it is none of these, or a folder without such files.
+    """
+    if not isinstance(path, str | Path):
+        sources = [open_source(one, split, invalid) for one in path]
+        return sources[0] if len(sources) == 1 else Chain(sources)
+    found, name = Path(path).expanduser(), str(path)
+    if found.is_file():
+        return Files(name, [found], split, invalid)
+    if found.is_dir():
+        files = sorted(file for file in found.rglob("*") if file.is_file() and kind_of(file))
+        if not files:
+            raise SettingError(f"data.path: {name}: no file in it is one of {', '.join(KINDS)}")
+        return Files(name, files, split, invalid)
+    if name == "stdlib":
+        return Files("the Python standard library", stdlib.files(), "file", "replace")
+    if HUB_ID.fullmatch(name) and kind_of(found) is None:
+        return Hub(name)
+    raise SettingError(f"data.path: there is no file or folder {name!r}")
+
+
+def kind_of(path: Path) -> str | None:
+    """How a file is read, by its name; compressed ones (.gz) like the others."""
+    suffixes = path.suffixes[:-1] if path.suffix == ".gz" else path.suffixes
+    return KINDS.get(suffixes[-1].lower()) if suffixes else None

@@ -1,0 +1,33 @@
+"""Text to continue: everything is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import PositiveInt
+
+from culm.data.example import Example, RecordFormat, shape_of
+from culm.tokenizer.pieces import pieces
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+class DocumentFormat(RecordFormat):
+    """text: the field that holds the text.
+
+    most_characters: a longer document is cut at white space into several, so that memory stays
+    bounded; a small value also lets a corpus of one document be divided.
+    """
+
+    kind: Literal["document"] = "document"
+    text: str = "text"
+    most_characters: PositiveInt = 1 << 22
+
+    def examples(self, record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[Example]:
+        text = record.get(self.text)
+        if not isinstance(text, str):
+            raise ValueError(f"no text in {self.text!r}; {shape_of(record)}")
+        for piece in pieces(text, self.most_characters):
+            if piece.strip():
+                tokens = [*tokenizer.start, *tokenizer.encode(piece), tokenizer.end_of_text]
+                yield Example(tokens, [True] * len(tokens))

@@ -1,0 +1,31 @@
+"""Questions with a known answer: what reinforcement learning asks and grades."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from culm.data.example import Example, RecordFormat, shape_of
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+class PromptFormat(RecordFormat):
+    """prompt, answer: the fields that hold them."""
+
+    kind: Literal["prompt"] = "prompt"
+    prompt: str = "prompt"
+    answer: str = "answer"
+
+    def question(self, record: dict[str, Any]) -> tuple[str, str]:
+        """The question and its answer; a number becomes text."""
+        for key in (self.prompt, self.answer):
+            if not isinstance(record.get(key), str | int | float):
+                raise ValueError(f"no text or number in {key!r}; {shape_of(record)}")
+        return str(record[self.prompt]), str(record[self.answer])
+
+    def examples(self, record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[Example]:
+        """The question with its answer learned, as fine-tuning before RL needs it."""
+        question, answer = self.question(record)
+        messages = [("user", question), ("assistant", answer)]
+        dialogue = [{"role": role, "content": content} for role, content in messages]
+        yield Example(*tokenizer.chat.encode(dialogue))

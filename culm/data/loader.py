@@ -1,0 +1,148 @@
+"""Batches of a prepared corpus: step n is a pure function of the seed and n.
+
+The order of rows is a permutation for each epoch. Ranks and micro-batches only divide the rows of
+a step among them, so a run can go on with other numbers of both, from any step at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from culm.batch import Batch
+from culm.config import SettingError
+from culm.data.pack import Rows, bins, singles, to_batch, windows
+from culm.data.prepared import Prepared
+from culm.tokenizer.tokenizer import Tokenizer
+
+Packing = Literal["windows", "bins", "auto"]
+ROUND = 64  # rows that are not packed are padded to a multiple, so that few shapes occur
+
+
+class Loader:
+    """Rows of `context` tokens, `rows_per_step` of them in a step over all ranks.
+
+    rows: rows in an epoch. epoch_steps: steps that show every row once. targets: learned targets
+    in an epoch. efficiency: share of places that hold a token. truncated: documents that lost
+    their end; left_out: rows in which nothing was left to learn. fingerprint: of the order.
+
+    Of pairs, a row is one pair: a batch of N has 2N rows, chosen and rejected in turn, and its
+    weight is N.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        context: int,
+        rows_per_step: int,
+        micro_rows: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        packing: Packing = "auto",
+    ) -> None:
+        if rows_per_step % ranks:
+            raise SettingError(f"rows_per_step: {rows_per_step} does not divide over {ranks} ranks")
+        if context < 2:
+            raise SettingError(f"context: {context} leaves nothing to predict; at least 2")
+        self._prepared, self._context, self._seed = prepared, context, seed
+        self._rows_per_step, self._micro_rows = rows_per_step, micro_rows
+        self._rank, self._ranks, self._share = rank, ranks, rows_per_step // ranks
+        self._group, self._pad = prepared.manifest.group, prepared.manifest.end_of_text
+        self._packed = _pack(prepared, context, packing)
+        learned = _learned_targets(prepared, self._packed).reshape(-1, self._group)
+        self._kept = np.flatnonzero((learned > 0).all(axis=1))
+        self._epoch, self._order = -1, self._kept
+        self.rows = len(self._kept)
+        if not self.rows:
+            raise SettingError(
+                f"{prepared.folder}: no token would be learned: every target is masked, or cut "
+                f"off at context={context}"
+            )
+        self.epoch_steps = -(-self.rows // rows_per_step)
+        self.targets = int(learned[self._kept].sum())
+        self.efficiency = self._packed.efficiency(context)
+        self.truncated = self._packed.truncated
+        self.left_out = len(learned) - self.rows
+        facts = (prepared.fingerprint, context, rows_per_step, seed, packing)
+        self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def step(self, number: int) -> list[Batch]:
+        """The micro-batches of step `number` (from 0) for this rank."""
+        start = number * self._rows_per_step + self._rank * self._share
+        rows = [self._row(index) for index in range(start, start + self._share)]
+        parts = range(0, len(rows), self._micro_rows)
+        return [self._batch(rows[at : at + self._micro_rows]) for at in parts]
+
+    def once(self) -> Iterator[Batch]:
+        """Every row once in the order of the corpus, this rank's share of them: to evaluate."""
+        rows = self._kept[self._rank :: self._ranks].tolist()
+        for at in range(0, len(rows), self._micro_rows):
+            yield self._batch(rows[at : at + self._micro_rows])
+
+    def preview(self, count: int, tokenizer: Tokenizer) -> list[list[tuple[str, bool]]]:
+        """The first rows as text, each in spans (text, whether it is learned)."""
+        rows = [self._row(index) for index in range(min(count, self.rows))]
+        return [
+            _spans([self._prepared.read(*segment) for segment in self._segments(row)], tokenizer)
+            for row in rows
+        ]
+
+    def _row(self, index: int) -> int:
+        """The row at a place of the endless order of all epochs."""
+        epoch, place = divmod(index, self.rows)
+        if epoch != self._epoch:
+            generator = np.random.default_rng((self._seed, epoch))
+            self._epoch, self._order = epoch, generator.permutation(self._kept)
+        return int(self._order[place])
+
+    def _segments(self, row: int) -> list[tuple[int, int]]:
+        first = row * self._group
+        return [segment for r in range(first, first + self._group) for segment in self._packed[r]]
+
+    def _batch(self, rows: list[int]) -> Batch:
+        read, pad = self._prepared.read, self._pad
+        if self._group == 1:
+            return to_batch([self._packed[row] for row in rows], read, self._context, pad)
+        ones = [[segment] for row in rows for segment in self._segments(row)]
+        longest = max(end - start for [(start, end)] in ones)
+        length = min(self._context, -(-longest // ROUND) * ROUND)
+        return replace(to_batch(ones, read, length, pad, packed=False), weight=len(rows))
+
+
+def _pack(prepared: Prepared, context: int, packing: Packing) -> Rows:
+    if prepared.manifest.group > 1:
+        return singles(prepared.offsets, context)
+    whole = prepared.manifest.format == "document"
+    if packing == "windows" or (packing == "auto" and whole):
+        return windows(prepared.offsets, context)
+    return bins(prepared.offsets, context, "split" if whole else "truncate")
+
+
+def _learned_targets(prepared: Prepared, rows: Rows) -> np.ndarray:
+    """(rows,) how many targets of each row are learned."""
+    counts = rows.ends - rows.starts - 1
+    if prepared.masked:
+        for index, (start, end) in enumerate(zip(rows.starts, rows.ends, strict=True)):
+            learned = prepared.read(start, end)[1]
+            counts[index] = np.count_nonzero(learned[1:])  # type: ignore[index]
+    return np.add.reduceat(counts, rows.first[:-1])
+
+
+def _spans(
+    segments: list[tuple[np.ndarray, np.ndarray | None]], tokenizer: Tokenizer
+) -> list[tuple[str, bool]]:
+    """Runs of equal mask, decoded with the special tokens visible."""
+    spans = []
+    for ids, mask in segments:
+        learned = np.ones(len(ids), dtype=bool) if mask is None else mask
+        cuts = [0, *(np.flatnonzero(learned[1:] != learned[:-1]) + 1), len(ids)]
+        for start, end in pairwise(cuts):
+            text = tokenizer.decode(ids[start:end].tolist(), specials=True)
+            spans.append((text, bool(learned[start])))
+    return spans

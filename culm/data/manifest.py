@@ -1,0 +1,85 @@
+"""What stands in a prepared folder, with a checksum of every file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from culm.config import Config, SettingError, parse
+
+NAME = "manifest.json"
+
+
+class File(Config):
+    """Size and checksum of one file."""
+
+    bytes: int
+    sha256: str
+
+    @staticmethod
+    def of(path: Path) -> File:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return File(bytes=path.stat().st_size, sha256=digest)
+
+
+class SplitFacts(Config):
+    """One split. learned: tokens that are learned; bytes: of text, without special tokens."""
+
+    documents: int
+    tokens: int
+    learned: int
+    bytes: int
+    shards: int
+    files: dict[str, File]
+
+
+class Manifest(Config):
+    """A prepared corpus.
+
+    group: documents that belong together; dropped: exact duplicates; tokenizer: its fingerprint.
+    """
+
+    source: str
+    format: str
+    group: int
+    tokenizer: str
+    vocabulary: int
+    end_of_text: int
+    held_out: float
+    seed: int
+    dropped: int
+    splits: dict[str, SplitFacts]
+
+    @property
+    def documents(self) -> int:
+        return sum(split.documents for split in self.splits.values())
+
+    @property
+    def tokens(self) -> int:
+        return sum(split.tokens for split in self.splits.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum(split.bytes for split in self.splits.values())
+
+    def write(self, folder: Path) -> None:
+        text = json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n"
+        (folder / NAME).write_text(text, encoding="utf-8")
+
+    @staticmethod
+    def read(folder: Path) -> Manifest:
+        """The manifest of a prepared folder.
+
+        Raises:
+            SettingError: there is none, or it is damaged.
+        """
+        path = folder / NAME
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise SettingError(f"{folder}: not a prepared corpus: it has no {NAME}") from None
+        except (OSError, ValueError) as error:
+            raise SettingError(f"{path}: damaged ({error}); prepare the corpus again") from None
+        return parse(Manifest, values, str(path))

@@ -1,0 +1,154 @@
+"""Documents into rows of equal length.
+
+A row is a list of segments (start, end) of the token stream. Each segment lies in one document and
+is a document to the model: its positions start at 0, it sees nothing outside itself, and its last
+token has no target, so that no document ever predicts the next.
+
+    windows   the stream cut every T - 1 tokens; rows overlap in one token, so that each
+              token but the first of its document is a target exactly once
+    bins      whole documents, best fit first (arXiv 2404.10830)
+    singles   one document a row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from culm.batch import IGNORED, Batch
+
+Segment = tuple[int, int]
+Read = Callable[[int, int], tuple[np.ndarray, np.ndarray | None]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """starts, ends: (segments,) int64, in order of rows; first: (rows + 1,), segments of each row.
+
+    truncated: documents that lost their end, and `lost` tokens in all.
+    """
+
+    starts: np.ndarray
+    ends: np.ndarray
+    first: np.ndarray
+    truncated: int = 0
+    lost: int = 0
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    def __getitem__(self, row: int) -> list[Segment]:
+        segments = slice(self.first[row], self.first[row + 1])
+        return list(zip(self.starts[segments].tolist(), self.ends[segments].tolist(), strict=True))
+
+    def efficiency(self, context: int) -> float:
+        """The share of places that hold a token."""
+        return float((self.ends - self.starts).sum()) / max(1, len(self) * context)
+
+
+def windows(offsets: np.ndarray, context: int) -> Rows:
+    """The stream cut into rows of `context`; offsets: (documents + 1,)."""
+    stride, total = context - 1, int(offsets[-1])
+    cuts = np.arange(0, max(1, total - 1), stride, dtype=np.int64)
+    inner = offsets[1:-1]
+    rows = np.concatenate([np.arange(len(cuts)), (inner - 1) // stride])
+    starts = np.concatenate([cuts, inner])
+    order = np.lexsort((starts, rows))
+    rows, starts = rows[order], starts[order]
+    row_ends = np.minimum(rows * stride + context, total)
+    ends = np.append(starts[1:], total)
+    ends = np.where(np.append(rows[1:] != rows[:-1], True), row_ends, ends)
+    return Rows(starts, ends, np.searchsorted(rows, np.arange(len(cuts) + 1)))
+
+
+def bins(
+    offsets: np.ndarray, context: int, overflow: Literal["truncate", "split"] = "truncate"
+) -> Rows:
+    """Documents packed whole; those longer than `context` lose their end, or are split."""
+    starts, ends, lost = offsets[:-1], offsets[1:], 0
+    long = ends - starts > context
+    if overflow == "truncate":
+        lost = int((ends - starts - context)[long].sum())
+        ends = np.minimum(ends, starts + context)
+    else:
+        parts = [np.arange(s, e, context) for s, e in zip(starts, ends, strict=True)]
+        bounds = np.repeat(ends, [len(part) for part in parts])
+        starts = np.concatenate(parts)
+        ends = np.minimum(starts + context, bounds)
+    packed = best_fit((ends - starts).tolist(), context)
+    order = np.array([document for row in packed for document in row], dtype=np.int64)
+    first = np.cumsum([0, *(len(row) for row in packed)])
+    truncated = int(long.sum()) if overflow == "truncate" else 0
+    return Rows(starts[order], ends[order], first, truncated, lost)
+
+
+def singles(offsets: np.ndarray, context: int) -> Rows:
+    """One document a row; those longer than `context` lose their end."""
+    starts, ends = offsets[:-1], np.minimum(offsets[1:], offsets[:-1] + context)
+    lost = offsets[1:] - ends
+    return Rows(starts, ends, np.arange(len(starts) + 1), int((lost > 0).sum()), int(lost.sum()))
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Best-fit-decreasing: bins of indices, no bin above `capacity`.
+
+    The longest goes first, each into the fullest bin that still has room. Which amounts of room
+    exist is a set of bits, so the smallest that suffices is found by one shift.
+    """
+    packed: list[list[int]] = []
+    room: dict[int, list[int]] = {}  # amount of room -> bins that have it
+    amounts = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = lengths[index]
+        fitting = amounts >> length
+        if fitting:
+            amount = length + (fitting & -fitting).bit_length() - 1
+            bin = room[amount].pop()
+            if not room[amount]:
+                amounts ^= 1 << amount
+        else:
+            amount, bin = capacity, len(packed)
+            packed.append([])
+        packed[bin].append(index)
+        room.setdefault(amount - length, []).append(bin)
+        amounts |= 1 << (amount - length)
+    return packed
+
+
+def to_batch(
+    rows: Sequence[Sequence[Segment]], read: Read, context: int, pad: int, packed: bool = True
+) -> Batch:
+    """Rows as tensors (B, context); targets are shifted here and nowhere else.
+
+    read: gives the tokens of a segment, and which of them are learned. pad: fills a row up, with
+    no target. packed: whether a row may hold several documents. The weight is the learned targets.
+    """
+    shape = len(rows), context
+    tokens = np.full(shape, pad, dtype=np.int64)
+    targets = np.full(shape, IGNORED, dtype=np.int64)
+    positions = np.zeros(shape, dtype=np.int64)
+    documents = np.zeros(shape, dtype=np.int32)
+    for row, segments in enumerate(rows):
+        place = 0
+        for number, (start, end) in enumerate(segments):
+            ids, learned = read(start, end)
+            ids = ids.astype(np.int64)  # the shards are unsigned, IGNORED is negative
+            last = place + len(ids)
+            tokens[row, place:last] = ids
+            following = ids[1:] if learned is None else np.where(learned[1:], ids[1:], IGNORED)
+            targets[row, place : last - 1] = following
+            positions[row, place:last] = np.arange(len(ids))
+            documents[row, place:last] = number
+            place = last
+        documents[row, place:] = len(segments)  # padding sees padding only
+    return Batch(
+        tokens=torch.from_numpy(tokens),
+        targets=torch.from_numpy(targets),
+        positions=torch.from_numpy(positions),
+        documents=torch.from_numpy(documents) if packed else None,
+        weight=int((targets != IGNORED).sum()),
+    )

@@ -1,0 +1,93 @@
+"""A prepared corpus, mapped into memory and read without copying."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from culm.config import SettingError
+from culm.data.manifest import File, Manifest, SplitFacts
+from culm.data.shards import shard_name
+
+ADVICE = "prepare the corpus again"
+
+
+class Prepared:
+    """One split. Tokens are numbered through all shards.
+
+    offsets: (documents + 1) int64, where each document starts, and the end of the last.
+    fingerprint: tells contents apart.
+    """
+
+    def __init__(self, folder: Path, split: str, manifest: Manifest, facts: SplitFacts) -> None:
+        self.folder, self.split, self.manifest, self.facts = folder, split, manifest, facts
+        numbers = range(facts.shards)
+        self._tokens = [self._map("tokens", number) for number in numbers]
+        masked = shard_name("learned", 0) in facts.files
+        self._learned = [self._map("learned", number) for number in numbers] if masked else None
+        sizes = [len(tokens) for tokens in self._tokens]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        inner = [self._map("offsets", number)[:-1] + self._starts[number] for number in numbers]
+        self.offsets = np.concatenate([*inner, self._starts[-1:]])
+        sums = "".join(file.sha256 for _, file in sorted(facts.files.items()))
+        self.fingerprint = hashlib.sha256(sums.encode()).hexdigest()
+
+    @staticmethod
+    def open(
+        folder: str | Path,
+        split: str = "train",
+        tokenizer: str | None = None,
+        verify: bool = False,
+    ) -> Prepared:
+        """A split of a prepared folder.
+
+        tokenizer: fingerprint of the one that the model has; verify: compare all checksums too.
+
+        Raises:
+            SettingError: no such split, a file that is missing, truncated or (with `verify`)
+                changed, or a corpus that was prepared with another tokenizer.
+        """
+        folder = Path(folder)
+        manifest = Manifest.read(folder)
+        facts = manifest.splits.get(split)
+        if facts is None:
+            known = ", ".join(manifest.splits)
+            raise SettingError(f"{folder}: there is no split {split!r}; it has {known}")
+        if tokenizer is not None and tokenizer != manifest.tokenizer:
+            raise SettingError(
+                f"{folder}: prepared with another tokenizer than the model's; {ADVICE}"
+            )
+        for name, file in facts.files.items():
+            _check(folder / split / name, file, verify)
+        return Prepared(folder, split, manifest, facts)
+
+    @property
+    def masked(self) -> bool:
+        """Whether some tokens are not learned."""
+        return self._learned is not None
+
+    def read(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Tokens start..end, which lie in one document, and which are learned (None: all)."""
+        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+        place = slice(start - self._starts[shard], end - self._starts[shard])
+        learned = None if self._learned is None else self._learned[shard][place]
+        return self._tokens[shard][place], learned
+
+    def _map(self, kind: str, number: int) -> np.ndarray:
+        path = self.folder / self.split / shard_name(kind, number)
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise SettingError(f"{path}: cannot be read ({error}); {ADVICE}") from None
+
+
+def _check(path: Path, file: File, verify: bool) -> None:
+    if not path.is_file():
+        raise SettingError(f"{path}: missing; {ADVICE}")
+    size = path.stat().st_size
+    if size != file.bytes:
+        raise SettingError(f"{path}: {size} bytes where {file.bytes} were written; {ADVICE}")
+    if verify and File.of(path) != file:
+        raise SettingError(f"{path}: changed since it was written (SHA-256 differs); {ADVICE}")

@@ -1,0 +1,95 @@
+"""Plain text files."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from culm.config import SettingError
+from culm.tokenizer.pieces import pieces
+
+BLOCK = 1 << 20  # bytes read at once
+LONGEST = 1 << 22  # characters: longer text becomes several documents, so memory stays bounded
+
+SEPARATORS = {"file": None, "paragraphs": r"\n[ \t\r]*\n\s*", "lines": r"\r?\n"}
+UNREADABLE = (OSError, EOFError, zlib.error)  # the last two: damaged .gz files
+ERRORS = {"error": "strict", "replace": "replace", "skip": "ignore"}
+
+
+def records(path: Path, split: str = "file", invalid: str = "error") -> Iterator[dict[str, Any]]:
+    """{"text": ...} for each document; empty ones are left out.
+
+    split: "file" is one document a file, "paragraphs" are divided by blank lines, or "lines".
+    invalid: bytes that are not UTF-8 are an "error", or become U+FFFD ("replace"), or "skip".
+    """
+    separator = SEPARATORS[split]
+    held = ""
+    for block in decoded(path, invalid):
+        held += block
+        if separator is not None:
+            *whole, held = re.split(separator, held)  # the last part may go on
+            yield from ({"text": text.strip("\r\n")} for text in whole if text.strip())
+        if len(held) > LONGEST:
+            *whole, held = pieces(held, LONGEST)
+            yield from ({"text": text} for text in whole)
+    if held.strip():
+        yield {"text": held if separator is None else held.strip("\r\n")}
+
+
+def decoded(path: Path, invalid: str = "error") -> Iterator[str]:
+    """The text of a file in blocks.
+
+    Raises:
+        SettingError: with the file and the offset of the first byte that is not UTF-8.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(ERRORS[invalid])
+    offset = 0
+    for block in blocks(path):
+        pending = len(decoder.getstate()[0])
+        text = _decode(decoder, block, path, offset - pending)
+        if offset == 0:
+            text = text.removeprefix("\ufeff")
+        offset += len(block)
+        yield text
+    pending = len(decoder.getstate()[0])
+    yield _decode(decoder, b"", path, offset - pending)
+
+
+def _decode(decoder: codecs.IncrementalDecoder, block: bytes, path: Path, offset: int) -> str:
+    try:
+        return decoder.decode(block, final=not block)
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, offset + error.start) from None
+
+
+def not_utf8(path: Path, offset: int) -> SettingError:
+    """What to say of a file that is not UTF-8 text."""
+    return SettingError(
+        f"{path}: not UTF-8 at byte {offset}; set data.invalid=replace (or skip) to read it anyhow"
+    )
+
+
+def blocks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, decompressed if its name ends in .gz."""
+    try:
+        with opened(path) as file:
+            while block := file.read(BLOCK):
+                yield block
+    except UNREADABLE as error:
+        raise unreadable(path, error) from None
+
+
+def opened(path: Path) -> BinaryIO:
+    """A file to read, decompressed if its name ends in .gz."""
+    return cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
+
+
+def unreadable(path: Path, error: Exception) -> SettingError:
+    """What to say of a file that cannot be read, or whose compressed data end too early."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return SettingError(f"{path}: cannot be read: {reason}")

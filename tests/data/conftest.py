@@ -1,0 +1,37 @@
+"""Where the shared data lie; a test that needs a file is skipped where there is none."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from culm.tokenizer.tokenizer import Tokenizer
+from culm.tokenizer.train import BPE
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("CULM_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    def find(name: str) -> Path:
+        if not (DATA / name).exists():
+            pytest.skip(f"no {name} in the shared data")
+        return DATA / name
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    return [
+        "the quick brown fox jumps over the lazy dog. " * 20,
+        "def add(a, b):\n    return a + b\n\nprint(add(12, 345))\n" * 20,
+        "It's what they're saying: we'll see, won't we? Où est-ce? 東京 и Москва 🙂 " * 20,
+    ]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(texts: list[str]) -> Tokenizer:
+    return BPE(vocabulary=350).build(texts)

@@ -1,0 +1,161 @@
+"""Every shape of record that the field writes, and errors that name what was found."""
+
+import pytest
+
+from culm.config import SettingError, parse
+from culm.data.format import Format
+from culm.data.format.chat import ChatFormat
+from culm.data.format.document import DocumentFormat
+from culm.data.format.pair import PairFormat
+from culm.data.format.prompt import PromptFormat
+from culm.data.settings import DataConfig
+from culm.data.source import open_source
+
+ASKED = "<|user|>q<|end|><|assistant|>a<|end|>"
+
+
+def text_of(tokenizer, example, learned=False):
+    pairs = zip(example.tokens, example.learned, strict=True)
+    return tokenizer.decode([id for id, mine in pairs if mine or not learned], specials=True)
+
+
+def test_documents(tokenizer):
+    [example] = DocumentFormat().examples({"text": "héllo", "id": 3}, tokenizer)
+    assert text_of(tokenizer, example) == "héllo<|endoftext|>"
+    assert all(example.learned)
+    assert not list(DocumentFormat().examples({"text": " \n"}, tokenizer))
+    parts = DocumentFormat(text="body", most_characters=8).examples(
+        {"body": "one two six"}, tokenizer
+    )
+    assert [text_of(tokenizer, p) for p in parts] == ["one two<|endoftext|>", " six<|endoftext|>"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"instruction": "q", "input": "", "output": "a"},
+        {"instruction": "q", "output": "a"},
+        {"prompt": "q", "completion": "a<|endoftext|>"},
+        {
+            "prompt": [{"role": "user", "content": "q"}],
+            "completion": [{"role": "assistant", "content": "a"}],
+        },
+    ],
+)
+def test_dialogues(tokenizer, record):
+    [example] = ChatFormat().examples(record, tokenizer)
+    assert text_of(tokenizer, example) == ASKED
+    assert text_of(tokenizer, example, learned=True) == "a<|end|>"
+
+
+def test_an_instruction_with_input_and_system(tokenizer):
+    record = {"instruction": "i", "input": "x", "output": "o", "system": "s"}
+    [example] = ChatFormat().examples(record, tokenizer)
+    expected = "<|system|>s<|end|><|user|>i\n\nx<|end|><|assistant|>o<|end|>"
+    assert text_of(tokenizer, example) == expected
+
+
+def dialogue(answer):
+    return [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"instruction": "q", "input": "", "output": "z", "chosen": "a", "rejected": "b"},
+        {"chosen": dialogue("a"), "rejected": dialogue("b")},
+        {"prompt": "q", "chosen": dialogue("a"), "rejected": dialogue("b")},
+        {"prompt": [{"role": "user", "content": "q"}], "chosen": "a", "rejected": "b"},
+        {
+            "conversations": [{"from": "human", "value": "q"}],
+            "chosen": {"from": "gpt", "value": "a"},
+            "rejected": {"from": "gpt", "value": "b"},
+        },
+        {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+    ],
+)
+def test_pairs(tokenizer, record):
+    chosen, rejected = PairFormat().examples(record, tokenizer)
+    assert text_of(tokenizer, chosen) == ASKED
+    assert text_of(tokenizer, chosen, learned=True) == "a<|end|>"
+    assert text_of(tokenizer, rejected, learned=True) == "b<|end|>"
+
+
+def test_pairs_learn_from_the_last_turn_only(tokenizer):
+    long = dialogue("first") + dialogue("a")
+    chosen, _ = PairFormat().examples({"chosen": long, "rejected": long}, tokenizer)
+    assert text_of(tokenizer, chosen, learned=True) == "a<|end|>"
+
+
+def test_prompts(tokenizer):
+    format = PromptFormat(prompt="question")
+    record = {"question": "q", "answer": "a"}
+    assert format.question(record) == ("q", "a")
+    [example] = format.examples(record, tokenizer)
+    assert text_of(tokenizer, example) == ASKED
+
+
+@pytest.mark.parametrize(
+    ("format", "record", "message"),
+    [
+        (DocumentFormat(), {"body": "x"}, "no text in 'text'; its keys are body"),
+        (DocumentFormat(), {}, "it is empty"),
+        (ChatFormat(), {"x": 1, "y": 2}, "no dialogue in it .*; its keys are x, y"),
+        (ChatFormat(), {"messages": [{"content": "a"}]}, "a message has no role"),
+        (ChatFormat(), {"messages": dialogue("a")[:1]}, "nothing would be learned"),
+        (PairFormat(), {"prompt": "q", "chosen": "a"}, "no answer in 'rejected'"),
+        (PairFormat(), {"chosen": "a", "rejected": "b"}, "no question in 'prompt'"),
+        (PromptFormat(), {"prompt": "q"}, "no text or number in 'answer'; its keys are"),
+        (PromptFormat(), {"prompt": [], "answer": 1}, "no text or number in 'prompt'"),
+    ],
+)
+def test_other_shapes_are_named(tokenizer, format, record, message):
+    with pytest.raises(ValueError, match=message):
+        list(format.examples(record, tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("file", "format", "learns"),
+    [
+        ("sft/instruction-data.json", ChatFormat(), True),
+        ("sft/identity.json", ChatFormat(), True),
+        ("sft/sft_sample.jsonl", ChatFormat(), True),
+        ("preferences/preference_sample.jsonl", PairFormat(), True),
+        ("preferences/instruction-data-with-preference.json", PairFormat(), True),
+        ("preferences/dpo_en_demo.json.gz", PairFormat(), True),
+        ("preferences/hh_harmless-base_test.jsonl.gz", PairFormat(), True),
+        (
+            "preferences/stack_exchange_paired_tiny.json",
+            PairFormat(prompt="question", chosen="response_j", rejected="response_k"),
+            True,
+        ),
+        ("rl_verifiable/gsm8k_train.jsonl.gz", PromptFormat(prompt="question"), True),
+        ("web_c4_wiki/c4_demo.jsonl.gz", DocumentFormat(), False),
+        ("novels/novels-08.jsonl.gz", DocumentFormat(), False),
+    ],
+)
+def test_real_files(shared, tokenizer, file, format, learns):
+    for number, record in enumerate(open_source(shared(file))):
+        for example in format.examples(record, tokenizer):
+            assert any(example.learned)
+            ends = tokenizer.end_of_turn if learns else tokenizer.end_of_text
+            assert example.tokens[-1] == ends
+        if number == 20:
+            break
+
+
+def test_settings():
+    data = parse(DataConfig, {"path": "stdlib"})
+    assert data.path == ("stdlib",)
+    assert data.format == DocumentFormat()
+    assert data.open().name == "the Python standard library"
+    assert parse(Format, "chat") == ChatFormat()
+    with pytest.raises(SettingError, match=r"data\.path: give a path, or prepared, and not both"):
+        parse(DataConfig, {}, "data")
+    with pytest.raises(SettingError, match=r"data\.format\.kind: 'chta' is not one of"):
+        parse(DataConfig, {"path": "x", "format": "chta"}, "data")
+    with pytest.raises(SettingError, match=r"data\.held_out: "):
+        parse(DataConfig, {"path": "x", "held_out": 0.9}, "data")

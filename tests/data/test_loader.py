@@ -1,0 +1,156 @@
+"""The order of batches: pure in the seed and the step, whatever the ranks and micro-batches."""
+
+import pytest
+import torch
+from test_prepare import Records
+
+from culm.batch import IGNORED
+from culm.config import SettingError
+from culm.data.format.chat import ChatFormat
+from culm.data.format.document import DocumentFormat
+from culm.data.format.pair import PairFormat
+from culm.data.loader import Loader
+from culm.data.prepare import prepare
+from culm.data.prepared import Prepared
+
+
+@pytest.fixture(scope="module")
+def corpus(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus") / "p"
+    source = Records([{"text": f"story {n}: the fox jumps. " * (n % 9 + 1)} for n in range(150)])
+    prepare(source, DocumentFormat(), tokenizer, folder)
+    return Prepared.open(folder)
+
+
+def prepared(records, format, tokenizer, folder, **options):
+    prepare(Records(records), format, tokenizer, folder, held_out=0)
+    return Prepared.open(folder)
+
+
+def rows_of(batches):
+    return [row.tolist() for batch in batches for row in batch.tokens]
+
+
+def test_ranks_and_micro_batches_only_divide_a_step(corpus):
+    whole = Loader(corpus, 32, rows_per_step=12, micro_rows=12, seed=3)
+    for number in (0, 1, 7, 50):
+        [batch] = whole.step(number)
+        assert batch.tokens.shape == (12, 32)
+        for ranks, micro_rows in ((1, 5), (2, 6), (3, 1), (4, 2)):
+            parts = [
+                Loader(corpus, 32, 12, micro_rows, 3, rank, ranks).step(number)
+                for rank in range(ranks)
+            ]
+            assert len({len(part) for part in parts}) == 1
+            assert rows_of(b for part in parts for b in part) == rows_of([batch])
+            assert sum(b.weight for part in parts for b in part) == batch.weight
+
+
+def test_a_step_is_a_pure_function_of_seed_and_number(corpus):
+    one, two = (Loader(corpus, 32, 8, 8, seed=0) for _ in range(2))
+    for number in (9, 2, 9, 31, 0):
+        assert rows_of(one.step(number)) == rows_of(two.step(number))
+    assert one.fingerprint == two.fingerprint
+    other = Loader(corpus, 32, 8, 8, seed=1)
+    assert other.fingerprint != one.fingerprint
+    assert rows_of(other.step(0)) != rows_of(one.step(0))
+
+
+def test_an_epoch_shows_each_row_once_and_the_next_in_another_order(corpus):
+    loader = Loader(corpus, 32, rows_per_step=1, micro_rows=1, seed=0)
+    epochs = [
+        [rows_of(loader.step(number))[0] for number in range(start, start + loader.rows)]
+        for start in (0, loader.rows)
+    ]
+    assert epochs[0] != epochs[1]
+    assert sorted(epochs[0]) == sorted(epochs[1])
+    assert loader.epoch_steps == loader.rows
+    weights = sum(loader.step(number)[0].weight for number in range(loader.rows))
+    assert weights == loader.targets == corpus.facts.tokens - corpus.facts.documents
+
+
+def test_evaluation_sees_each_row_once(corpus):
+    whole = rows_of(Loader(corpus, 32, 8, 8, seed=0).once())
+    assert len(whole) == Loader(corpus, 32, 8, 8, seed=5).rows
+    parts = [Loader(corpus, 32, 9, 4, seed=7, rank=rank, ranks=3).once() for rank in range(3)]
+    assert sorted(row for part in parts for row in rows_of(part)) == sorted(whole)
+
+
+def test_a_small_corpus_wraps_within_a_step(tokenizer, tmp_path):
+    small = prepared(
+        [{"text": "a b c"}, {"text": "d"}], DocumentFormat(), tokenizer, tmp_path / "p"
+    )
+    loader = Loader(small, 64, rows_per_step=4, micro_rows=2, seed=0)
+    assert (loader.rows, loader.epoch_steps) == (1, 1)
+    assert len(rows_of(loader.step(5))) == 4
+
+
+def test_dialogues_are_packed_whole_with_their_masks(tokenizer, tmp_path):
+    records = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(30)]
+    chats = prepared(records, ChatFormat(), tokenizer, tmp_path / "p")
+    loader = Loader(chats, 128, rows_per_step=4, micro_rows=4, seed=0)
+    assert loader.efficiency > 0.8
+    assert (loader.truncated, loader.left_out) == (0, 0)
+    learned = []
+    for number in range(loader.epoch_steps):
+        for batch in loader.step(number):
+            assert batch.weight == (batch.targets != IGNORED).sum()
+            for targets in batch.targets:
+                learned.append(
+                    tokenizer.decode(targets[targets != IGNORED].tolist(), specials=True)
+                )
+    text = "".join(learned[: loader.rows])
+    assert sorted(text.split("<|end|>")[:-1]) == sorted(f"answer {n}" for n in range(30))
+    assert loader.targets == chats.facts.learned
+
+
+def test_pairs_stay_together(tokenizer, tmp_path):
+    records = [{"prompt": f"q{n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(9)]
+    pairs = prepared(records, PairFormat(), tokenizer, tmp_path / "p")
+    loader = Loader(pairs, 512, rows_per_step=6, micro_rows=3, seed=0)
+    assert loader.rows == 9
+    for batch in loader.step(0) + loader.step(1):
+        assert batch.tokens.shape == (6, 64)  # padded to the longest, not to the context
+        assert batch.weight == 3
+        assert batch.documents is None
+        for chosen, rejected in zip(batch.tokens[::2], batch.tokens[1::2], strict=True):
+            good, bad = tokenizer.decode(chosen.tolist()), tokenizer.decode(rejected.tolist())
+            assert good.replace("good", "bad") == bad
+
+
+def test_what_is_cut_off_is_counted(tokenizer, tmp_path):
+    records = [{"prompt": "q" * 40, "completion": "a"}, {"prompt": "q", "completion": "a" * 40}]
+    chats = prepared(records, ChatFormat(), tokenizer, tmp_path / "p")
+    loader = Loader(chats, 16, 1, 1, seed=0)
+    assert (loader.rows, loader.truncated, loader.left_out) == (1, 2, 1)
+    assert all(batch.weight > 0 for batch in loader.step(0))
+    hopeless = prepared(records[:1], ChatFormat(), tokenizer, tmp_path / "q")
+    with pytest.raises(SettingError, match="no token would be learned"):
+        Loader(hopeless, 16, 1, 1, seed=0)
+
+
+def test_bad_sizes_are_named(corpus):
+    with pytest.raises(SettingError, match="rows_per_step: 8 does not divide over 3 ranks"):
+        Loader(corpus, 32, 8, 8, 0, ranks=3)
+    with pytest.raises(SettingError, match="context: 1 leaves nothing to predict"):
+        Loader(corpus, 1, 8, 8, 0)
+
+
+def test_a_preview_marks_what_is_learned(tokenizer, tmp_path):
+    records = [{"prompt": "hello", "completion": "world"}, {"prompt": "a", "completion": "b"}]
+    chats = prepared(records, ChatFormat(), tokenizer, tmp_path / "p")
+    [spans] = Loader(chats, 64, 1, 1, seed=0).preview(3, tokenizer)
+    assert ("world<|end|>", True) in spans
+    assert ("<|user|>hello<|end|><|assistant|>", False) in spans
+
+
+def test_packings_agree_on_what_is_learned(corpus):
+    loaders = [Loader(corpus, 64, 4, 4, 0, packing=p) for p in ("windows", "bins")]
+    assert [loader.truncated for loader in loaders] == [0, 0]
+    assert loaders[0].targets >= loaders[1].targets > 0.9 * loaders[0].targets
+
+
+def test_batches_move_to_a_device(corpus):
+    [batch] = Loader(corpus, 32, 2, 2, 0).step(0)
+    moved = batch.to("meta")
+    assert moved.tokens.device == moved.documents.device == torch.device("meta")

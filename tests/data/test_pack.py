@@ -1,0 +1,168 @@
+"""Packing: golden numbers, nothing lost, and a packed row is its documents one by one."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from culm.batch import IGNORED
+from culm.config import parse
+from culm.data.pack import best_fit, bins, singles, to_batch, windows
+from culm.model.context import Context
+from culm.model.transformer import TransformerConfig
+
+lengths = st.lists(st.integers(1, 12), min_size=1, max_size=20)
+few = settings(max_examples=80, deadline=None)
+
+
+def offsets_of(sizes):
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def sizes_of(rows):
+    return [[end - start for start, end in rows[row]] for row in range(len(rows))]
+
+
+def test_best_fit_golden():
+    """The example in TRL's documentation: lengths 5, 2, 3, 1 into rows of 4."""
+    offsets = offsets_of([5, 2, 3, 1])
+    cut = bins(offsets, 4)
+    assert sizes_of(cut) == [[4], [3, 1], [2]]
+    assert (cut.truncated, cut.lost) == (1, 1)
+    assert cut.efficiency(4) == pytest.approx(10 / 12)
+    split = bins(offsets, 4, overflow="split")
+    assert sizes_of(split) == [[4], [3, 1], [2, 1]]
+    assert (split.truncated, split.lost) == (0, 0)
+
+
+@given(lengths)
+@few
+def test_best_fit_is_what_looking_at_every_row_gives(sizes):
+    expected: list[list[int]] = []
+    for size in sorted(sizes, reverse=True):
+        fitting = [row for row in expected if sum(row) + size <= 12]
+        if fitting:
+            max(fitting, key=sum).append(size)
+        else:
+            expected.append([size])
+    packed = best_fit(sizes, 12)
+    assert sorted(i for row in packed for i in row) == list(range(len(sizes)))
+    assert sorted(sum(sizes[i] for i in row) for row in packed) == sorted(map(sum, expected))
+
+
+@given(lengths, st.integers(2, 9))
+@few
+def test_windows_predict_each_token_once_and_only_from_its_document(sizes, context):
+    offsets = offsets_of(sizes)
+    document = np.repeat(np.arange(len(sizes)), sizes)
+    rows = windows(offsets, context)
+    predicted = []
+    for row in range(len(rows)):
+        assert sum(end - start for start, end in rows[row]) <= context
+        for start, end in rows[row]:
+            assert len(set(document[start:end])) == 1
+            predicted += range(start + 1, end)
+    assert sorted(predicted) == sorted(set(range(offsets[-1])) - set(offsets.tolist()))
+
+
+@given(lengths, st.integers(2, 9))
+@few
+def test_bins_and_singles_keep_documents_apart(sizes, context):
+    offsets = offsets_of(sizes)
+    for rows in (bins(offsets, context), singles(offsets, context)):
+        segments = sorted(s for row in range(len(rows)) for s in rows[row])
+        assert segments == [(s, min(e, s + context)) for s, e in pairwise(offsets)]
+        assert rows.truncated == sum(size > context for size in sizes)
+        assert rows.lost == sum(max(0, size - context) for size in sizes)
+
+
+def test_a_batch_golden():
+    stream = np.arange(10, 20, dtype=np.uint16)
+    learned = np.array([0, 1, 1, 1, 0, 0, 1, 1, 0, 1], dtype=bool)
+    batch = to_batch(
+        [[(0, 3), (3, 5)], [(5, 10)]], lambda s, e: (stream[s:e], learned[s:e]), context=6, pad=7
+    )
+    ig = IGNORED
+    assert batch.tokens.tolist() == [[10, 11, 12, 13, 14, 7], [15, 16, 17, 18, 19, 7]]
+    assert batch.targets.tolist() == [[11, 12, ig, ig, ig, ig], [16, 17, ig, 19, ig, ig]]
+    assert batch.positions.tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 0]]
+    assert batch.documents.tolist() == [[0, 0, 0, 1, 1, 2], [0, 0, 0, 0, 0, 1]]
+    assert batch.weight == 5
+    assert (batch.tokens.dtype, batch.targets.dtype) == (torch.int64, torch.int64)
+    assert (batch.positions.dtype, batch.documents.dtype) == (torch.int64, torch.int32)
+
+
+# ---------------------------------------------------------------------------------------------
+# With a model: packed == separate
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.set_num_threads(1)
+    values = {"vocabulary": 40, "width": 32, "layers": 2, "attention": {"kind": "gqa", "heads": 4}}
+    return parse(TransformerConfig, values).build(seed=1)
+
+
+@pytest.fixture(scope="module")
+def stream():
+    return np.random.default_rng(0).integers(0, 40, 60)
+
+
+def loss_of(model, batch):
+    context = Context(batch.positions, batch.documents)
+    return -model.logprobs(batch.tokens, batch.targets, context).sum()
+
+
+def gradients(model, batches):
+    model.zero_grad()
+    total = sum(loss_of(model, batch) for batch in batches)
+    total.backward()
+    return total.item(), [parameter.grad.clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "blocks"])
+def test_packed_rows_are_their_documents_one_by_one(model, stream, backend):
+    model.set_backend(backend)
+    offsets = offsets_of([7, 12, 3, 20, 1, 9, 8])
+    read = lambda s, e: (stream[s:e], None)  # noqa: E731
+    rows = bins(offsets, 24)
+    packed = to_batch([rows[i] for i in range(len(rows))], read, 24, pad=0)
+    alone = [
+        to_batch([[(s, e)]], read, e - s, pad=0, packed=False)
+        for s, e in zip(offsets.tolist(), offsets[1:].tolist(), strict=False)
+    ]
+    assert packed.weight == sum(batch.weight for batch in alone) == offsets[-1] - 7
+
+    logits = model(packed.tokens, Context(packed.positions, packed.documents))
+    places = {}
+    for row in range(len(rows)):
+        place = 0
+        for start, end in rows[row]:
+            places[start] = logits[row, place : (place := place + end - start)]
+    for start, batch in zip(offsets.tolist(), alone, strict=False):
+        torch.testing.assert_close(places[start], model(batch.tokens)[0], atol=1e-5, rtol=0)
+
+    (one, first), (many, second) = gradients(model, [packed]), gradients(model, alone)
+    assert one == pytest.approx(many, rel=1e-6)
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "blocks"])
+def test_a_change_in_one_document_never_reaches_another(model, stream, backend):
+    model.set_backend(backend)
+    read = lambda s, e: (stream[s:e], None)  # noqa: E731
+    batch = to_batch([[(0, 7), (7, 15)]], read, 20, pad=0)
+    context = Context(batch.positions, batch.documents)
+    before = model(batch.tokens, context)
+    tokens = batch.tokens.clone()
+    tokens[0, 3] = (tokens[0, 3] + 1) % 40
+    after = model(tokens, context)
+    assert torch.equal(before[0, 7:15], after[0, 7:15])
+    assert torch.equal(before[0, :3], after[0, :3])
+    assert not torch.allclose(before[0, 3:7], after[0, 3:7])
+    tokens[0, 15:] = 5  # padding
+    assert torch.equal(model(tokens, context)[0, :15], after[0, :15])

@@ -1,0 +1,214 @@
+"""Shards on disk: what is in them, that they are checked, and that nothing is half-written."""
+
+import errno
+import json
+import tracemalloc
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from culm.config import SettingError
+from culm.data.format.chat import ChatFormat
+from culm.data.format.document import DocumentFormat
+from culm.data.format.pair import PairFormat
+from culm.data.prepare import prepare
+from culm.data.prepared import Prepared
+from culm.data.shards import ArrayWriter, SplitWriter
+from culm.data.source import open_source
+from culm.tokenizer.bytes import Bytes
+
+
+@dataclass
+class Records:
+    """A source in memory."""
+
+    records: list
+    name: str = "the records"
+    size: int | None = None
+
+    def __iter__(self):
+        return iter(self.records)
+
+
+def documents(count):
+    return Records([{"text": f"document number {n} " * (n % 7 + 1)} for n in range(count)])
+
+
+def all_documents(prepared):
+    offsets = prepared.offsets.tolist()
+    return [prepared.read(s, e)[0].tolist() for s, e in pairwise(offsets)]
+
+
+def test_every_document_is_in_one_split_once(tokenizer, tmp_path):
+    source = documents(200)
+    source.records += source.records[:50]
+    manifest = prepare(source, DocumentFormat(), tokenizer, tmp_path / "p", held_out=0.1)
+    assert (manifest.documents, manifest.dropped) == (200, 50)
+    splits = {name: Prepared.open(tmp_path / "p", name, verify=True) for name in manifest.splits}
+    assert 8 <= splits["held_out"].facts.documents <= 40
+    found = sorted(ids for prepared in splits.values() for ids in all_documents(prepared))
+    expected = [[*tokenizer.encode(r["text"]), tokenizer.end_of_text] for r in source.records[:200]]
+    assert found == sorted(expected)
+    assert manifest.tokens == sum(map(len, expected))
+    assert manifest.bytes == sum(len(r["text"]) for r in source.records[:200])
+    assert not splits["train"].masked
+    assert splits["train"].read(0, 3)[0].dtype == np.uint16
+
+
+def test_preparing_is_deterministic_and_the_split_follows_the_document(tokenizer, tmp_path):
+    source = documents(100)
+    first = prepare(source, DocumentFormat(), tokenizer, tmp_path / "a", held_out=0.2)
+    again = prepare(source, DocumentFormat(), tokenizer, tmp_path / "b", held_out=0.2)
+    assert first == again
+    other = prepare(source, DocumentFormat(), tokenizer, tmp_path / "c", held_out=0.2, seed=1)
+    assert first.splits["held_out"] != other.splits["held_out"]
+    more = Records(list(reversed(source.records + documents(150).records)))
+    prepare(more, DocumentFormat(), tokenizer, tmp_path / "d", held_out=0.2)
+    held = [sorted(all_documents(Prepared.open(tmp_path / n, "held_out"))) for n in "ad"]
+    assert all(document in held[1] for document in held[0])
+
+
+@pytest.mark.parametrize("held_out", [0.001, 0.5])
+def test_each_split_has_a_document(tokenizer, tmp_path, held_out):
+    for count in (2, 3, 5):
+        folder = tmp_path / str(count)
+        manifest = prepare(documents(count), DocumentFormat(), tokenizer, folder, held_out)
+        assert manifest.documents == count
+        assert all(split.documents for split in manifest.splits.values())
+
+
+def test_one_document_is_divided_only_when_told_how(tokenizer, tmp_path):
+    source = Records([{"text": "a long story " * 50}])
+    with pytest.raises(SettingError, match=r"one document cannot be divided .*most_characters"):
+        prepare(source, DocumentFormat(), tokenizer, tmp_path / "p")
+    cut = prepare(source, DocumentFormat(most_characters=100), tokenizer, tmp_path / "cut")
+    assert cut.splits["held_out"].documents == 1
+    whole = prepare(source, DocumentFormat(), tokenizer, tmp_path / "whole", held_out=0)
+    assert list(whole.splits) == ["train"]
+
+
+def test_masks_and_pairs_are_kept(tokenizer, tmp_path):
+    chats = Records([{"prompt": f"q{n}", "completion": f"a{n}"} for n in range(20)])
+    prepare(chats, ChatFormat(), tokenizer, tmp_path / "chat")
+    prepared = Prepared.open(tmp_path / "chat")
+    assert prepared.masked
+    tokens, learned = prepared.read(0, int(prepared.offsets[1]))
+    assert tokenizer.decode(tokens[learned].tolist(), specials=True).startswith("a")
+    pairs = Records([{"prompt": "q", "chosen": f"a{n}", "rejected": "b"} for n in range(20)])
+    manifest = prepare(pairs, PairFormat(), tokenizer, tmp_path / "pair", held_out=0.3)
+    for name, split in manifest.splits.items():
+        assert split.documents % 2 == 0
+        texts = [tokenizer.decode(d) for d in all_documents(Prepared.open(tmp_path / "pair", name))]
+        assert all(text.startswith("qa") for text in texts[::2])
+        assert set(texts[1::2]) == {"qb"}
+
+
+def test_documents_stay_whole_across_shards(tmp_path):
+    written = [np.arange(n % 5 + 1) for n in range(40)]
+    writer = SplitWriter(tmp_path / "train", np.ones(10, dtype=np.int64), limit=16)
+    for tokens in written:
+        writer.append([(tokens, tokens > 0)])
+    facts = writer.facts()
+    assert facts.shards > 3
+    folder = tmp_path
+    manifest = prepare_manifest(facts)
+    prepared = Prepared(folder, "train", manifest, facts)
+    assert all_documents(prepared) == [tokens.tolist() for tokens in written]
+    start, end = prepared.offsets[20:22]
+    assert prepared.read(start, end)[1].tolist() == (written[20] > 0).tolist()
+
+
+def prepare_manifest(facts):
+    from culm.data.manifest import Manifest
+
+    names = dict.fromkeys(("source", "format", "tokenizer"), "x")
+    numbers = dict.fromkeys(
+        ("group", "vocabulary", "end_of_text", "held_out", "seed", "dropped"), 0
+    )
+    return Manifest(**names, **numbers, splits={"train": facts})
+
+
+def test_a_growing_array_is_a_plain_npy_file(tmp_path):
+    writer = ArrayWriter(tmp_path / "a.npy", np.dtype(np.uint32))
+    for start in range(0, 3000, 1000):
+        writer.append(np.arange(start, start + 1000))
+    writer.close()
+    assert np.load(tmp_path / "a.npy").tolist() == list(range(3000))
+
+
+def test_changes_on_disk_are_found(tokenizer, tmp_path):
+    folder = tmp_path / "p"
+    prepare(documents(20), DocumentFormat(), tokenizer, folder)
+    path = folder / "train" / "tokens-00000.npy"
+    good = path.read_bytes()
+    flipped = bytearray(good)
+    flipped[-1] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(
+        SettingError, match=r"tokens-00000\.npy: changed .*prepare the corpus again"
+    ):
+        Prepared.open(folder, verify=True)
+    path.write_bytes(good[:-2])
+    with pytest.raises(SettingError, match=r"tokens-00000\.npy: \d+ bytes where \d+ were written"):
+        Prepared.open(folder)
+    path.unlink()
+    with pytest.raises(SettingError, match=r"tokens-00000\.npy: missing"):
+        Prepared.open(folder)
+    path.write_bytes(good)
+    with pytest.raises(SettingError, match="prepared with another tokenizer"):
+        Prepared.open(folder, tokenizer=Bytes().build().fingerprint)
+    with pytest.raises(SettingError, match="there is no split 'test'; it has train, held_out"):
+        Prepared.open(folder, "test")
+    (folder / "manifest.json").write_text(json.dumps({"tokens": 3}))
+    with pytest.raises(SettingError, match=r"manifest\.json\.tokens: no such setting"):
+        Prepared.open(folder)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(SettingError, match=r"manifest\.json: damaged"):
+        Prepared.open(folder)
+    with pytest.raises(SettingError, match="not a prepared corpus"):
+        Prepared.open(tmp_path)
+
+
+def test_nothing_is_half_written(tokenizer, tmp_path, monkeypatch):
+    folder = tmp_path / "p"
+
+    def full(self, values):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def interrupted():
+        yield {"text": "a"}
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ArrayWriter, "append", full)
+        with pytest.raises(SettingError, match="p: the disk is full"):
+            prepare(documents(9), DocumentFormat(), tokenizer, folder)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Records(interrupted()), DocumentFormat(), tokenizer, folder)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SettingError, match="the records: record 2: no text in 'text'"):
+        prepare(Records([{"text": "a"}, {"x": 1}]), DocumentFormat(), tokenizer, folder)
+    with pytest.raises(SettingError, match="the records: nothing to read"):
+        prepare(Records([{"text": " "}]), DocumentFormat(), tokenizer, folder)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "p.partial").mkdir()  # left by a process that was killed
+    prepare(documents(9), DocumentFormat(), tokenizer, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+    with pytest.raises(SettingError, match="p: already there"):
+        prepare(documents(9), DocumentFormat(), tokenizer, folder)
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"this is line {n} of the file\n" for n in range(400_000)))
+    tokenizer, format = Bytes().build(), DocumentFormat(most_characters=1 << 14)
+    source = open_source(path)
+    tracemalloc.start()
+    manifest = prepare(source, format, tokenizer, tmp_path / "p")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert manifest.bytes == path.stat().st_size > 12_000_000
+    assert peak < 36_000_000  # a few blocks of text; the tokens alone would be 100 MB as a list

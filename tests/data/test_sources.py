@@ -1,0 +1,143 @@
+"""Records from files of every kind, and clear errors for what cannot be read."""
+
+import gzip
+import json
+import tracemalloc
+
+import pytest
+
+from culm.config import SettingError
+from culm.data.source import Chain, open_source
+from culm.data.source.text import LONGEST
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def texts_of(path, **options):
+    return [record["text"] for record in open_source(path, **options)]
+
+
+def test_a_folder_is_read_in_order(tmp_path):
+    write(tmp_path / "b.txt", "second")
+    write(tmp_path / "a" / "x.md", "\ufefffirst")
+    write(tmp_path / "c.jsonl", '{"text": "third"}\n\n"fourth"\n')
+    write(tmp_path / "d.json", '[{"text": "fifth"}]')
+    write(tmp_path / "e.jsonl.gz", gzip.compress(b'{"text": "sixth"}'))
+    write(tmp_path / "f.bin", b"\xff")
+    write(tmp_path / "g.txt", " \n")
+    assert texts_of(tmp_path) == ["first", "second", "third", "fourth", "fifth", "sixth"]
+    several = open_source([tmp_path / "b.txt", tmp_path / "a"])
+    assert isinstance(several, Chain)
+    assert [record["text"] for record in several] == ["second", "first"]
+    assert [record["text"] for record in several] == ["second", "first"]  # anew each time
+
+
+def test_a_text_file_is_split_as_asked(tmp_path):
+    path = write(tmp_path / "a.txt", "one\ntwo\n\n  \nthree\r\n\r\n\r\nfour\n")
+    assert texts_of(path, split="paragraphs") == ["one\ntwo", "three", "four"]
+    assert texts_of(path, split="lines") == ["one", "two", "three", "four"]
+    assert texts_of(path) == ["one\ntwo\n\n  \nthree\r\n\r\n\r\nfour\n"]
+
+
+def test_bytes_that_are_not_utf8_are_named(tmp_path):
+    content = "é".encode() * 600_000 + b"\xff tail"  # beyond the first block, which cuts an é
+    path = write(tmp_path / "a.txt", b"x" + content)
+    with pytest.raises(SettingError, match=r"a\.txt: not UTF-8 at byte 1200001; set data\.invalid"):
+        list(open_source(path))
+    assert texts_of(path, invalid="replace")[0].endswith("é\ufffd tail")
+    assert texts_of(path, invalid="skip")[0].endswith("é tail")
+    unfinished = write(tmp_path / "b.txt", b"ab\xe2\x82")
+    with pytest.raises(SettingError, match=r"b\.txt: not UTF-8 at byte 2"):
+        list(open_source(unfinished))
+    lines = write(tmp_path / "c.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n')
+    with pytest.raises(SettingError, match=r"c\.jsonl: not UTF-8 at byte 24"):
+        list(open_source(lines))
+    assert texts_of(lines, invalid="replace") == ["a", "\ufffd"]
+
+
+@pytest.mark.parametrize("invalid", ["error", "replace"])
+def test_a_long_line_streams_in_bounded_memory(tmp_path, invalid):
+    size = 6 * LONGEST
+    path = write(tmp_path / "a.txt", "word " * (size // 5))
+    tracemalloc.start()
+    sizes = [len(record["text"]) for record in open_source(path, invalid=invalid)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(sizes) == path.stat().st_size
+    assert max(sizes) <= LONGEST
+    assert peak < size, "the whole line was held"
+
+
+def test_damaged_files_are_named(tmp_path):
+    cases = {
+        "a.jsonl": (b'{"text": 1}\n{oops\n', r"a\.jsonl: line 2: not readable as JSON"),
+        "b.jsonl": (b"3\n", r"b\.jsonl: line 1: expected an object, found int"),
+        "c.json": (b"[1]", r"c\.json: entry 1: expected an object"),
+        "d.json": (b"[", r"d\.json: not readable as JSON"),
+        "e.txt.gz": (gzip.compress(b"text" * 100)[:-9], r"e\.txt\.gz: cannot be read"),
+        "f.jsonl.gz": (b"not gzip", r"f\.jsonl\.gz: cannot be read"),
+        "g.parquet": (b"PAR1", r"g\.parquet: cannot be read as parquet"),
+    }
+    for name, (content, message) in cases.items():
+        path = write(tmp_path / name, content)
+        with pytest.raises(SettingError, match=message):
+            list(open_source(path))
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(SettingError, match=r"there is no file or folder 'nothing\.txt'"):
+        open_source("nothing.txt")
+    with pytest.raises(SettingError, match="there is no file or folder 'nothing'"):
+        open_source("nothing")
+    with pytest.raises(SettingError, match="no file in it is one of"):
+        open_source(tmp_path)
+
+
+def test_parquet_and_a_dataset_folder(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"text": f"row {n}", "n": n} for n in range(1000)]
+    folder = tmp_path / "fineweb"
+    folder.mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "part.parquet", row_group_size=64)
+    assert list(open_source(folder)) == rows
+
+    pytest.importorskip("datasets")
+    from culm.data.source.hub import Hub
+
+    assert list(Hub(str(folder))) == rows
+
+
+def test_a_dataset_that_the_hub_does_not_give(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def refuse(*names, **options):
+        assert names == ("no/such", "part")
+        assert options == {"split": "test", "streaming": True}
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(
+        SettingError, match=r"'no/such:part:test' is no file or folder here, and the hub"
+    ):
+        list(open_source("no/such:part:test"))
+
+
+def test_the_standard_library_is_a_corpus():
+    source = open_source("stdlib")
+    names = [path.as_posix() for path in source.paths]
+    assert len(names) > 300
+    assert any(name.endswith("/json/decoder.py") for name in names)
+    assert not [n for n in names if "/test/" in n or "site-packages" in n or "/idlelib/" in n]
+    assert next(iter(source))["text"].strip()
+    assert names == [path.as_posix() for path in open_source("stdlib").paths]
+
+
+def test_a_string_with_half_a_surrogate_pair_is_read(tmp_path, tokenizer):
+    path = write(tmp_path / "a.jsonl", json.dumps({"text": "a\ud800"}))
+    assert tokenizer.decode(tokenizer.encode(texts_of(path)[0])) == "a\ufffd"
