@@ -1,0 +1,1 @@
+"""Models in other formats, both ways: one file a format."""

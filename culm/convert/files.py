@@ -128,11 +128,11 @@ def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
-                yield name, file.get_tensor(name)
+                # A copy, as the file's own bytes are not aligned: products would differ by a bit.
+                yield name, file.get_tensor(name).clone()
     except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise SettingError(
-            f"{path}: broken or no safetensors file ({error}); copy it again"
-        ) from None
+        reason = f"broken or no safetensors file ({error})"
+        raise SettingError(f"{path}: {reason}; copy it again") from None
 
 
 def sha256(path: Path) -> str:

@@ -32,7 +32,7 @@ class TransformerConfig(Config):
 
     vocabulary: PositiveInt
     width: PositiveInt
-    layers: PositiveInt
+    layers: Annotated[PositiveInt, Field(le=10_000)]  # a broken file may ask for any number
     context: PositiveInt = 512
     attention: Annotated[tuple[Attention, ...], BeforeValidator(listed), Field(min_length=1)]
     mlp: Annotated[tuple[FeedForward, ...], BeforeValidator(listed), Field(min_length=1)] = (

@@ -132,6 +132,11 @@ class Tokenizer:
         if not 0 <= id < self.vocabulary:
             raise ValueError(f"token id {id} is not in the vocabulary of {self.vocabulary}")
 
+    @property
+    def json(self) -> str:
+        """The whole tokenizer, as `tokenizer.json` holds it."""
+        return self._json
+
     def save(self, folder: str | Path) -> None:
         """Write the files from which `load`, and transformers, make this tokenizer again."""
         folder = Path(folder)

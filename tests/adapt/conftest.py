@@ -19,7 +19,7 @@ def build(**settings) -> Transformer:
     return parse(TransformerConfig, values).build(seed=1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     """Builds a small model with given settings."""
     return build

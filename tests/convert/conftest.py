@@ -37,7 +37,7 @@ def shaken(model: Transformer) -> Transformer:
     return model
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     """Builds a small model with given settings."""
     return build

@@ -94,11 +94,9 @@ def test_adapters_must_be_merged(tiny, tokenizer, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory, tokenizer):
-    from conftest import build
-
+def saved(tmp_path_factory, tiny, tokenizer):
     folder = tmp_path_factory.mktemp("saved") / "model"
-    native.save(build(), tokenizer, folder)
+    native.save(tiny(), tokenizer, folder)
     return folder
 
 

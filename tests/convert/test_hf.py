@@ -1,0 +1,187 @@
+"""Both ways to transformers: the same logits, and nothing read that is not understood."""
+
+import json
+
+import pytest
+import torch
+
+from culm.adapt.quantize.int8 import Int8
+from culm.config import SettingError
+from culm.convert import hf
+
+transformers = pytest.importorskip("transformers")
+
+LLAMA = {"kind": "gqa", "heads": 4, "kv_heads": 2}
+SHAPES = {
+    "llama": {"attention": LLAMA, "tied": True},
+    "llama-untied-wide-heads": {"attention": {**LLAMA, "head_dim": 24}, "tied": False},
+    "llama-rope": {"attention": {**LLAMA, "rope": {"base": 500_000}}, "eps": 1e-6},
+    "qwen2": {"attention": {**LLAMA, "bias": True}, "tied": False},
+    "qwen3": {"attention": {**LLAMA, "qk_norm": True, "head_dim": 32}, "tied": True},
+}
+COMMON = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "head_dim": 16,
+}
+THEIRS = {
+    "llama": ("Llama", {"tie_word_embeddings": True}),
+    "llama-untied": ("Llama", {"rope_theta": 500_000.0, "rms_norm_eps": 1e-5}),
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+}
+
+
+def difference(model, peer, tokens):
+    with torch.no_grad():
+        return (model(tokens) - peer(tokens).logits).abs().max().item()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_our_export_loads_there(tiny, tokenizer, tokens, tmp_path, name):
+    model = tiny(**SHAPES[name])
+    hf.export(model, tokenizer, tmp_path / "out")
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert difference(model, peer, tokens) <= 1e-4
+    assert type(peer).__name__.lower().startswith(name.split("-")[0])
+    assert peer.config.tie_word_embeddings == model.config.tied
+    again, its_tokenizer = hf.load(tmp_path / "out")
+    assert again.config.model_dump() == written_out(model).model_dump()
+    assert torch.equal(again(tokens), model(tokens))
+    assert its_tokenizer.fingerprint == tokenizer.fingerprint
+
+
+def written_out(model):
+    """The config with what it derives from the width written out, as their files hold it."""
+    attention, mlp = model.config.attentions[0], model.config.mlps[0]
+    dim = attention.dim(model.config.width)
+    kv_heads = attention.kv_heads or attention.heads
+    attention = attention.model_copy(update={"head_dim": dim, "kv_heads": kv_heads})
+    mlp = mlp.model_copy(update={"hidden": mlp.inner(model.config.width)})
+    return model.config.model_copy(update={"attention": (attention,), "mlp": (mlp,)})
+
+
+@pytest.mark.parametrize("name", THEIRS)
+@pytest.mark.parametrize("shards", ["5GB", "50KB"])
+def test_theirs_loads_here(tokenizer, tokens, tmp_path, name, shards):
+    kind, settings = THEIRS[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**{**COMMON, **settings})
+    peer = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    for parameter in peer.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    peer.save_pretrained(tmp_path, max_shard_size=shards)
+    tokenizer.save(tmp_path)
+    model, _ = hf.load(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1 or shards == "50KB"
+    assert difference(model, peer, tokens) <= 1e-4
+
+
+def test_greedy_generation_there_equals_ours(tiny, tokenizer, tmp_path):
+    model = tiny(**SHAPES["qwen3"])
+    hf.export(model, tokenizer, tmp_path / "out")
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    names = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    prompt = names("Once upon a time", return_tensors="pt").input_ids
+    assert prompt[0].tolist() == tokenizer.encode("Once upon a time")
+    assert set(peer.generation_config.eos_token_id) == set(tokenizer.stop_ids)
+    theirs = peer.generate(prompt, max_new_tokens=20, do_sample=False)[0].tolist()
+    ours = prompt
+    with torch.no_grad():
+        while ours.shape[1] < len(theirs):
+            ours = torch.cat((ours, model(ours)[:, -1:].argmax(-1)), 1)
+    assert ours[0].tolist() == theirs
+    messages = [{"role": "user", "content": "Hello"}]
+    chat = names.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert chat == "<|user|>Hello<|end|><|assistant|>"
+
+
+def test_bf16_export(tiny, tokenizer, tokens, tmp_path):
+    hf.export(tiny(), tokenizer, tmp_path / "out", torch.bfloat16)
+    model, _ = hf.load(tmp_path / "out")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert (model(tokens) - tiny()(tokens)).abs().max() < 0.1
+
+
+def test_quantized_layers_are_multiplied_out(tiny, tokenizer, tokens, tmp_path):
+    model = tiny(tied=True)
+    Int8().apply(model)
+    hf.export(model, tokenizer, tmp_path / "out")
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert difference(model, peer, tokens) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"attention": [LLAMA, {**LLAMA, "kv_heads": 4}]}, r"model\.attention: layers differ"),
+        ({"mlp": [{"hidden": 96}, {"hidden": 64}]}, r"model\.mlp: layers differ"),
+        ({"attention": {**LLAMA, "window": 8}}, r"model\.attention\.window"),
+        ({"attention": {**LLAMA, "bias": True, "qk_norm": True}}, r"model\.attention\.bias"),
+    ],
+)
+def test_what_no_family_expresses_is_refused(tiny, tokenizer, tmp_path, settings, message):
+    mlp = [{"kind": "swiglu", **m} for m in settings.pop("mlp", [{"hidden": 96}])]
+    with pytest.raises(SettingError, match=message):
+        hf.export(tiny(mlp=mlp, **settings), tokenizer, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def exported(tiny, tokenizer, tmp_path):
+    hf.export(tiny(), tokenizer, tmp_path / "out")
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gemma2"}, "model_type 'gemma2' is not one of llama"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "default", "factor": 4.0}}, "factor are not known"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}, "'linear'"),
+        ({"rope_parameters": 3}, "rope_parameters: 3 is no mapping"),
+        ({"model_type": "mistral", "sliding_window": 4096}, "sliding_window: 4096"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: 50.0 is not known here"),
+        ({"attention_bias": True}, "attention_bias: True"),
+        ({"hidden_act": "gelu"}, "hidden_act: 'gelu'"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"vocab_size": "many"}, r"config\.json\.vocabulary"),
+        ({"num_key_value_heads": 3}, r"config\.json\.attention\S*\.kv_heads: 3 does not divide"),
+        ({"hidden_size": 128}, r"tensor \S+ has shape \(.*64.*\), its settings say \("),
+        ({"num_hidden_layers": 3}, "9 tensors are missing"),
+        ({"vocab_size": 256}, r"tensor embed\.weight has shape \(320, 64\)"),
+    ],
+)
+def test_settings_that_are_not_understood(exported, changes, message):
+    path = exported / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(SettingError, match=message):
+        hf.load(exported)
+
+
+def test_missing_setting_and_shard(exported):
+    path = exported / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in config.items() if k != "rms_norm_eps"}))
+    with pytest.raises(SettingError, match="the setting rms_norm_eps is missing"):
+        hf.load(exported)
+    path.write_text(json.dumps(config))
+    index = {"weight_map": {"lm_head.weight": "../secret.safetensors"}}
+    (exported / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(SettingError, match=r"out/secret\.safetensors: there is no such file"):
+        hf.load(exported)
+
+
+def test_truncated_shard(exported):
+    path = exported / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(SettingError, match=r"model\.safetensors: broken or no safetensors file"):
+        hf.load(exported)

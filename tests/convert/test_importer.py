@@ -1,0 +1,63 @@
+import json
+
+import pytest
+import torch
+
+from culm.config import SettingError
+from culm.convert import gguf, hf, native
+from culm.convert.importer import import_model, load_model
+
+STORIES = ("weights/stories260K.bin", "weights/tok512.bin")
+
+
+@pytest.mark.parametrize("kind", ["native", "hf", "gguf"])
+def test_import_by_what_the_path_is(tiny, tokenizer, tokens, tmp_path, kind):
+    model, path = tiny(), tmp_path / ("there.gguf" if kind == "gguf" else "there")
+    match kind:
+        case "native":
+            native.save(model, tokenizer, path)
+        case "hf":
+            hf.export(model, tokenizer, path)
+        case "gguf":
+            gguf.export(model, tokenizer, path, "f32")
+    assert "million parameters" in import_model(path, tmp_path / "here")
+    again, words = load_model(tmp_path / "here")
+    assert torch.equal(again(tokens), model(tokens))
+    assert words.stop_ids == tokenizer.stop_ids
+
+
+def test_import_llama2c(tmp_path, data):
+    weights, words = (data / name for name in STORIES)
+    with pytest.raises(SettingError, match="needs its tokenizer: --tokenizer"):
+        import_model(weights, tmp_path / "stories")
+    assert "0.26 million" in import_model(weights, tmp_path / "stories", words)
+    model, tokenizer = load_model(tmp_path / "stories")
+    ids = tokenizer.start + tokenizer.encode("Once upon a time")
+    for _ in range(8):
+        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    assert tokenizer.decode(ids) == "Once upon a time, there was a little girl"
+    assert 1 in tokenizer.stop_ids
+
+
+def test_import_blueprint(tmp_path):
+    given = {"vocab_size": 64, "emb_dim": 32, "n_heads": 4, "n_layers": 2, "context_length": 16}
+    (tmp_path / "plan.json").write_text(json.dumps(given))
+    assert "2 layers of width 32" in import_model(tmp_path / "plan.json", tmp_path / "plan")
+    assert (tmp_path / "plan.yaml").is_file()
+
+
+def test_what_cannot_be_read(tmp_path):
+    with pytest.raises(SettingError, match="there is no such file or folder"):
+        import_model(tmp_path / "none", tmp_path / "out")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(SettingError, match=r"notes\.txt: cannot be read as a model; known: a Culm"):
+        import_model(tmp_path / "notes.txt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_impossibly_many_layers_are_refused_before_memory_is_taken(tiny, tokenizer, tmp_path):
+    hf.export(tiny(), tokenizer, tmp_path / "there")
+    path = tmp_path / "there" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 10**12}))
+    with pytest.raises(SettingError, match=r"layers: input should be less than or equal to"):
+        import_model(tmp_path / "there", tmp_path / "out")
