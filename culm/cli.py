@@ -150,9 +150,9 @@ def chat(
 ) -> None:
     """Talk to a model in the terminal."""
     import culm
-    from culm.serve.terminal import chat as go
+    from culm.serve.terminal import Terminal
 
-    go(culm.load(model, device), system=system, temperature=temperature)
+    Terminal(culm.load(model, device), system=system, temperature=temperature).run()
 
 
 @app.command()
@@ -167,11 +167,12 @@ def serve(
     device: Device = "auto",
 ) -> None:
     """An OpenAI-compatible server with a chat page."""
-    from culm.serve.port import check_port
+    from culm.serve.server import check_exposed, check_port
 
+    check_exposed(host, api_key)
     check_port(host, port)
     import culm
-    from culm.serve import serve as go
+    from culm.serve.server import serve as go
 
     go(culm.load(model, device), Path(model).name, host, port, api_key, slots)
 
