@@ -15,7 +15,7 @@ from culm.run import RunConfig, train
 
 STAGES = ("pretrain", "sft", "dpo", "grpo")
 WORDS = "the quick brown fox jumps over a lazy dog and then sleeps all day long in warm grass".split()
-SUMS = {"kind": "arithmetic", "name": "sums", "largest": 5}
+TASK = {"kind": "letters", "name": "count", "operation": "count", "shortest": 2, "longest": 3}
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
 
 
@@ -61,14 +61,14 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     def base() -> str:
         if "base" not in started:
             started["base"] = tmp_path_factory.mktemp("base") / "run"
-            data = {"tasks": [SUMS], "questions": 300, "format": "chat"}
-            settings = {**make("pretrain", steps=150, rows=8, micro_rows=8), "data": data}
+            data = {"tasks": [TASK], "questions": 300, "format": "chat"}
+            settings = {**make("pretrain", steps=60, rows=8, micro_rows=8), "data": data}
             settings["folder"] = str(started["base"])
             train(parse(RunConfig, settings))
         return str(started["base"])
 
     def make(name: str, adapter: bool = False, **more: Any) -> dict[str, Any]:
-        rate = 0.05 if adapter else 0.01
+        rate = (0.05 if adapter else 0.01) / (5 if name == "grpo" else 1)
         adamw = {"kind": "adamw", "rate": rate, "weight_decay": 0.0}
         trained: dict[str, Any] = {
             "steps": 3, "rows": 4, "micro_rows": 2, "precision": "fp32", "optimizer": adamw,
@@ -95,8 +95,8 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
                 run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
                 trained["objective"] = {"kind": "preference", "beta": 0.5}
             case "grpo":
-                run["data"] = {"tasks": [SUMS]}
-                run["eval"] |= {"tasks": [SUMS], "questions": 3}
+                run["data"] = {"tasks": [TASK]}
+                run["eval"] |= {"tasks": [TASK], "questions": 3}
                 trained |= {"rows": 32, "micro_rows": 8}
                 trained["objective"] = {"kind": "grpo", "group": 4, "answer_tokens": 4}
         return {**run, "train": {**trained, **more}}
