@@ -147,6 +147,7 @@ def set_up(config: RunConfig, model: Transformer, device: torch.device) -> nn.Mo
 def training_batches(
     config: RunConfig,
     objective: nn.Module,
+    model: Transformer,
     tokenizer: Tokenizer,
     folder: Path,
     context: int,
@@ -160,6 +161,9 @@ def training_batches(
         prepared_folder(config, tokenizer, folder)
     ranks.wait()
     place = prepared_folder(config, tokenizer, folder)
+    ids, known = Manifest.read(place).vocabulary, model.config.vocabulary
+    if ids > known:
+        raise SettingError(f"{place}: token ids up to {ids - 1}, but the model's vocabulary is {known}")
     rows = loader(config, tokenizer, place, context, ranks, "train")
     if rows.truncated:
         log.say(f"{rows.truncated:,} documents are longer than {context} tokens and lose their end.")

@@ -109,7 +109,9 @@ def seconds_per_step(config: RunConfig, steps: int = 3) -> float:
     model, tokenizer = begin(config, folder)
     objective = set_up(config, model, device)
     context = config.train.context or model.config.context
-    batches, _ = training_batches(config, objective, tokenizer, folder, context, Ranks())
+    batches, _ = training_batches(
+        config, objective, model, tokenizer, folder, context, Ranks()
+    )
     optimizer = config.train.optimizer.build(objective)
     times: list[float] = []
     trainer = Trainer(
@@ -160,7 +162,9 @@ def _train(config: RunConfig, folder: Path, device: torch.device, ranks: Ranks) 
     objective = set_up(config, model, device)
     parallel = Parallel(objective, ranks.count, config.dist)
     optimizer = settings.optimizer.build(objective)
-    batches, fingerprint = training_batches(config, objective, tokenizer, folder, context, ranks)
+    batches, fingerprint = training_batches(
+        config, objective, model, tokenizer, folder, context, ranks
+    )
     start = _resume(folder, objective, optimizer, fingerprint)
     measure = Measure(
         config.eval, model, tokenizer, lambda: held_out(config, tokenizer, folder, context),
