@@ -135,7 +135,9 @@ def _inherit(
         return Composed(own, origins)
     path = find(values["base"], section)
     if path in seen:
-        raise SettingError(f"{section}.base: {' -> '.join(p.stem for p in (*seen, path))} is a circle")
+        raise SettingError(
+            f"{section}.base: {' -> '.join(p.stem for p in (*seen, path))} is a circle"
+        )
     below = _inherit(read_yaml(path), section, str(values["base"]), (*seen, path))
     return _composed(merge(below.values, own), {**below.origins, **origins})
 

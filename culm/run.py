@@ -8,6 +8,8 @@
     runs/x/checkpoints/    where an interrupted run goes on
     runs/x/model/          final weights, tokenizer, chat template
     runs/x/report.md       what came of it
+
+Started again with the same folder, a run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -96,7 +98,9 @@ def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig,
     composed = compose_run(name, settings)
     config = parse(RunConfig, composed.values)
     if (config.model is None) == (config.start is None):
-        raise SettingError("model: give the settings of a new model, or start: a folder to go on from")
+        raise SettingError(
+            "model: give the settings of a new model, or start: a folder to go on from"
+        )
     return config, composed.origins
 
 
@@ -109,9 +113,7 @@ def seconds_per_step(config: RunConfig, steps: int = 3) -> float:
     model, tokenizer = begin(config, folder)
     objective = set_up(config, model, device)
     context = config.train.context or model.config.context
-    batches, _ = training_batches(
-        config, objective, model, tokenizer, folder, context, Ranks()
-    )
+    batches, _ = training_batches(config, objective, model, tokenizer, folder, context, Ranks())
     optimizer = config.train.optimizer.build(objective)
     times: list[float] = []
     trainer = Trainer(

@@ -14,7 +14,9 @@ from culm.config import parse
 from culm.run import RunConfig, train
 
 STAGES = ("pretrain", "sft", "dpo", "grpo")
-WORDS = "the quick brown fox jumps over a lazy dog and then sleeps all day long in warm grass".split()
+WORDS = (
+    "the quick brown fox jumps over a lazy dog and then sleeps all day long in warm grass".split()
+)
 TASK = {"kind": "letters", "name": "count", "operation": "count", "shortest": 2, "longest": 3}
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
 

@@ -146,7 +146,8 @@ class Trainer:
         """Sums divided by the weight; what batches knew beforehand, averaged over them; and `stop`,
         above 0 where any rank was asked to, so that all stop after the same step."""
         given = {
-            name: sum(b.metrics[name] for b in batches) / len(batches) for name in batches[0].metrics
+            name: sum(b.metrics[name] for b in batches) / len(batches)
+            for name in batches[0].metrics
         }
         given["stop"] = float(self.stop())
         totals = self.ranks.sum([*sums.values(), *given.values()], device)

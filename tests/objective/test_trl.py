@@ -29,7 +29,11 @@ def test_loss_and_gradients(loss: str, tmp_path: Path) -> None:
     from culm.data.source import open_source
 
     pairs = [
-        {"prompt": f"Say {word}.", "chosen": word * (1 + i % 3), "rejected": "no " * (1 + i % 2) + word}
+        {
+            "prompt": f"Say {word}.",
+            "chosen": word * (1 + i % 3),
+            "rejected": "no " * (1 + i % 2) + word,
+        }
         for i, word in enumerate(("blue", "seven", "grass", "a longer one"))
     ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
@@ -56,7 +60,7 @@ def test_loss_and_gradients(loss: str, tmp_path: Path) -> None:
 
     # Theirs, from our export.
     for name, model in (("start", start), ("policy", policy)):
-        hf.export(model, tokenizer, tmp_path / name, "float32")
+        hf.export(model, tokenizer, tmp_path / name, torch.float32)
     theirs, reference = (
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name)
         for name in ("policy", "start")

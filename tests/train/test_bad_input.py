@@ -62,7 +62,9 @@ def test_damaged_checkpoints(damage: str, begun: dict[str, Any]) -> None:
         case "gone":
             weights.unlink()
     before = files(Path(begun["folder"]))
-    with pytest.raises(CheckpointError, match=r"step-4: damaged .* delete .*step-4 to go on from step 2"):
+    with pytest.raises(
+        CheckpointError, match=r"step-4: damaged .* delete .*step-4 to go on from step 2"
+    ):
         go(begun, steps=6)
     after = files(Path(begun["folder"]))
     assert {n: b for n, b in after.items() if n != "run.yaml"} == {
@@ -88,7 +90,9 @@ def test_a_checkpoint_of_another_shape(
         tmp_path / "other" / "checkpoints" / "step-2",
         Path(begun["folder"]) / "checkpoints" / "step-2",
     )
-    with pytest.raises(CheckpointError, match=r"shape .* in the run, .* in the checkpoint: .*step-2"):
+    with pytest.raises(
+        CheckpointError, match=r"shape .* in the run, .* in the checkpoint: .*step-2"
+    ):
         go(begun)
 
 
@@ -130,7 +134,12 @@ def test_settings_may_change_before_anything_was_trained(
     settings = {**stage("pretrain"), "folder": str(tmp_path / "run")}
     settings["tokenizer"] = {"kind": "bpe", "vocabulary": 262}
     with pytest.raises(SettingError, match="no text in 'body'"):
-        go({**settings, "data": {**settings["data"], "format": {"kind": "document", "text": "body"}}})
+        go(
+            {
+                **settings,
+                "data": {**settings["data"], "format": {"kind": "document", "text": "body"}},
+            }
+        )
     assert not (tmp_path / "run" / "data").exists()
     assert go(settings).finished
 
@@ -191,7 +200,9 @@ def test_a_loss_that_is_not_finite(begun: dict[str, Any]) -> None:
     folder = Path(begun["folder"])
     before = files(folder / "checkpoints"), files(folder / "model")
     wild = {"kind": "adamw", "rate": 1e30}
-    with pytest.raises(TrainingError, match=r"step \d: the loss is .*; lower train\.optimizer\.rate"):
+    with pytest.raises(
+        TrainingError, match=r"step \d: the loss is .*; lower train\.optimizer\.rate"
+    ):
         go(begun, steps=9, optimizer=wild, checkpoint={"every_steps": 9})
     assert (files(folder / "checkpoints"), files(folder / "model")) == before
     assert go(begun, steps=6).finished
@@ -201,7 +212,9 @@ def test_ids_beyond_the_vocabulary(begun: dict[str, Any]) -> None:
     manifest = Path(begun["folder"]) / "data" / "manifest.json"
     values = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**values, "vocabulary": 300}))
-    with pytest.raises(SettingError, match=r"data: token ids up to 299, but the model's vocabulary is 262"):
+    with pytest.raises(
+        SettingError, match=r"data: token ids up to 299, but the model's vocabulary is 262"
+    ):
         go(begun, steps=6)
     manifest.write_text(json.dumps({**values, "vocabulary": 100}))
     with pytest.raises(SettingError, match=r"holds token \d+, beyond its vocabulary of 100"):

@@ -87,6 +87,15 @@ def test_a_step_is_as_it_is_whatever_the_micro_rows(
         assert b == pytest.approx(a, rel=1e-4, abs=1e-5)
 
 
+def test_recomputed_blocks_give_the_same(stage: Callable[..., dict], tmp_path: Path) -> None:
+    """Also under the same names: the run may go on without recomputation."""
+    settings = stage("grpo", adapter=True, steps=4, checkpoint=EVERY)
+    run(settings, tmp_path / "one")
+    run(settings, tmp_path / "two", recompute=True, steps=2)
+    run(settings, tmp_path / "two")
+    assert facts(tmp_path / "two") == facts(tmp_path / "one")
+
+
 def test_more_steps_and_a_finished_run_again(stage: Callable[..., dict], tmp_path: Path) -> None:
     settings = stage("sft", steps=4)
     run(settings, tmp_path / "one")
