@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -51,3 +54,15 @@ def _seconds(device: torch.device, dtype: torch.dtype) -> float:
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may use
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """Memory of the device; on a CPU of this machine or container. None where it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type != "cpu" or sys.platform == "win32":
+        return None
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = CGROUP.read_text().strip() if CGROUP.exists() else "max"
+    return physical if limit == "max" else min(physical, int(limit))
