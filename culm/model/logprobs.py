@@ -48,15 +48,20 @@ class ChunkedLogprobs(torch.autograd.Function):
 
 
 def _forward(h: Tensor, w: Tensor, t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits = (h @ w.t()).float() / temperature
+    logits = _logits(h, w, temperature)
     logsum = logits.logsumexp(-1)
     picked = logits.gather(-1, t.clamp_min(0)[:, None])[:, 0]
     return torch.where(t == IGNORED, 0.0, picked - logsum), logsum
 
 
+def _logits(h: Tensor, w: Tensor, temperature: float) -> Tensor:
+    logits = (h @ w.t()).float()
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
 def _backward(h: Tensor, w: Tensor, t: Tensor, s: Tensor, g: Tensor, temperature: float) -> Tensor:
     g = torch.where(t == IGNORED, 0.0, g) / temperature
-    d = -((h @ w.t()).float() / temperature - s[:, None]).exp() * g[:, None]
+    d = _logits(h, w, temperature).sub_(s[:, None]).exp_().mul_(-g[:, None])
     d.scatter_add_(-1, t.clamp_min(0)[:, None], g[:, None])
     return d.to(h.dtype)
 

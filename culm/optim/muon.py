@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from culm.config import Config
+from culm.model.transformer import Transformer
 from culm.optim.groups import decay_groups, hidden_matrices, trainable
 
 # Quintic whose iteration pushes singular values towards one from anywhere in (0, 1].
@@ -40,15 +41,15 @@ class Muon(Config):
         groups = [{"params": matrices, "weight_decay": self.weight_decay, "orthogonal": True}]
         groups = groups if matrices else []
         groups += [group | {"orthogonal": False, "lr": self.adamw_rate} for group in others]
-        return MuonOptimizer(groups, self)
+        return MuonOptimizer(groups, self, _precision(module))
 
 
 class MuonOptimizer(torch.optim.Optimizer):
     """Groups with `orthogonal` take Muon steps, the others AdamW steps."""
 
-    def __init__(self, groups: list[dict], config: Muon) -> None:
+    def __init__(self, groups: list[dict], config: Muon, precision: torch.dtype) -> None:
         super().__init__(groups, {"lr": config.rate})
-        self.config = config
+        self.config, self.precision = config, precision
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -68,7 +69,7 @@ class MuonOptimizer(torch.optim.Optimizer):
         state["momentum"].lerp_(gradient, 1 - self.config.momentum)
         nesterov = gradient.lerp(state["momentum"], self.config.momentum)
         scale = 0.2 * max(parameter.shape) ** 0.5
-        return orthogonalize(nesterov) * scale
+        return orthogonalize(nesterov.to(self.precision)).to(parameter.dtype) * scale
 
     def _adamw(self, parameter: nn.Parameter) -> Tensor:
         state, gradient = self.state[parameter], parameter.grad
@@ -85,11 +86,15 @@ class MuonOptimizer(torch.optim.Optimizer):
         return state["mean"] / (1 - first**count) / root
 
 
+def _precision(module: nn.Module) -> torch.dtype:
+    """That of the model's activations: bf16 where this machine multiplies it fast."""
+    return next((m.dtype for m in module.modules() if isinstance(m, Transformer)), torch.float32)
+
+
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     """Newton-Schulz iteration towards the nearest semi-orthogonal matrix; (R, C) fp32.
 
-    Singular values end near 1 (0.7 to 1.2), which is all that the method needs. On CPUs and GPUs
-    with bf16 products the iteration is stable in bf16; it is kept in the input's precision here.
+    Singular values end near 1 (0.7 to 1.2), which is all that the method needs: bf16 is enough.
     """
     a, b, c = COEFFICIENTS
     wide = matrix.shape[0] <= matrix.shape[1]
