@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.next_token import NextTokenObjective
-from culm.plan.rehearsal import meta_batch, rehearse
+from culm.plan.rehearsal import counting_products, meta_batch, rehearse
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def cost_of(
 
 def forward_flops(model: Transformer, context: int) -> int:
     """Of one row, for the logits of all its tokens; model on the meta device."""
-    products = FlopCounterMode(display=False)
+    products = counting_products()
     with products, torch.no_grad():
         model(torch.empty(1, context, dtype=torch.int64, device="meta"))
     return products.get_total_flops()

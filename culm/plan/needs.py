@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from culm.dist.parallelize import Dist
 from culm.optim import AdamW
 from culm.optim.groups import trainable
-from culm.plan.rehearsal import meta_batch, rehearse
+from culm.plan.rehearsal import counting_products, meta_batch, rehearse
 from culm.train.settings import TrainConfig
 
 
@@ -87,7 +86,7 @@ def _update(objective: nn.Module, train: TrainConfig) -> tuple[int, int]:
     optimizer = train.optimizer.build(objective)
     for _, parameter in trainable(objective):
         parameter.grad = torch.zeros_like(parameter)
-    products = FlopCounterMode(display=False)
+    products = counting_products()
     with products:
         optimizer.step()
     held = [value for state in optimizer.state.values() for value in state.values()]

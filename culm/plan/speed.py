@@ -41,7 +41,7 @@ def training_rate(
         began = time.perf_counter()
         loss = objective(batch).total
         loss.backward()
-        float(loss)  # waits for the device
+        float(loss.detach())  # waits for the device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - began)
