@@ -68,8 +68,8 @@ def train(run: Run, settings: Settings = None) -> None:
 @app.command()
 def plan(run: Run, settings: Settings = None) -> None:
     """What a run would do, need and learn from; starts nothing."""
-    from culm.verbs import show_plan
     from culm.run import read_run
+    from culm.verbs.plan import show_plan
 
     show_plan(*read_run(run, settings or []))
 
@@ -185,7 +185,7 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Exact match on held-out questions, with confidence intervals."""
-    from culm.verbs import show_scores
+    from culm.verbs.scores import show_scores
 
     show_scores(model, tasks, questions, device)
 
@@ -197,9 +197,11 @@ def quantize(
     to: Annotated[str, typer.Option(help="int8 or int4.")] = "int8",
 ) -> None:
     """Smaller weights, faster decoding."""
-    from culm.verbs import quantize as go
+    from culm.pack import quantize as go
+    from culm.pack import size_of
 
-    go(model, out, to)
+    path = go(model, out, to)
+    typer.echo(f"{path}: {size_of(path) / 1e6:,.1f} MB of weights")
 
 
 @app.command()
@@ -211,9 +213,11 @@ def export(
     ] = "",
 ) -> None:
     """A Hugging Face folder, or a GGUF file for llama.cpp."""
-    from culm.verbs import export as go
+    from culm.pack import export as go
+    from culm.pack import size_of
 
-    go(model, out, dtype)
+    path = go(model, out, dtype)
+    typer.echo(f"{path}: {size_of(path) / 1e6:,.1f} MB of weights")
 
 
 @app.command("import")
@@ -225,14 +229,13 @@ def import_(
     """A model from elsewhere as a Culm folder."""
     from culm.convert.importer import import_model
 
-    import_model(Path(file), Path(out), None if tokenizer is None else Path(tokenizer))
-    typer.echo(f"Done: {out}")
+    typer.echo(import_model(file, out, tokenizer))
 
 
 @app.command()
 def inspect(model: Model) -> None:
     """The parts of a model with shapes, parameters and cache size."""
-    from culm.verbs import show_model
+    from culm.verbs.model import show_model
 
     show_model(model)
 
@@ -261,7 +264,7 @@ def schema() -> None:
 @app.command()
 def doctor() -> None:
     """What this machine offers to Culm."""
-    from culm.verbs import show_machine
+    from culm.verbs.machine import show_machine
 
     show_machine()
 
