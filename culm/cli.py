@@ -76,7 +76,7 @@ def plan(run: Run, settings: Settings = None) -> None:
 
 @app.command()
 def tokenize(
-    path: Annotated[list[str], typer.Argument(help="Text to train on, or a model folder with --text.")],
+    path: Annotated[list[str], typer.Argument(help="Files, folders, stdlib, or a dataset id.")],
     out: Annotated[str, typer.Option(help="Folder of the new tokenizer.")] = "runs/tokenizer",
     vocabulary: Annotated[int, typer.Option(help="How many tokens.", min=262)] = 4096,
 ) -> None:
@@ -96,6 +96,9 @@ def prepare(
     tokenizer: Annotated[str, typer.Option(help="A folder with a tokenizer.")],
     out: Annotated[str, typer.Option(help="Folder of the prepared corpus.")],
     format: Annotated[str, typer.Option(help="document, chat, pair or prompt.")] = "document",
+    split: Annotated[str, typer.Option(help="A document of text is a file, paragraphs or lines.")] = (
+        "file"
+    ),
     held_out: Annotated[float, typer.Option(help="Share kept for evaluation.")] = 0.02,
     seed: Seed = 0,
 ) -> None:
@@ -105,7 +108,7 @@ def prepare(
     from culm.data.settings import DataConfig
     from culm.tokenizer.tokenizer import Tokenizer
 
-    settings = parse(DataConfig, {"path": path, "format": format}, "data")
+    settings = parse(DataConfig, {"path": path, "format": format, "split": split}, "data")
     manifest = go(
         settings.open(), settings.format, Tokenizer.load(tokenizer), Path(out), held_out, seed
     )

@@ -13,6 +13,8 @@ from culm.optim.groups import trainable
 from culm.plan.rehearsal import counting_products, meta_batch, rehearse
 from culm.train.settings import TrainConfig
 
+ROWS = 64  # rehearsed at most; more take in proportion
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -58,7 +60,8 @@ def needs_of(
     share the rows, and with `fsdp` the weights, gradients and optimizer state.
     """
     rows = min(train.micro_rows or train.rows, -(-train.rows // ranks))
-    rehearsal = rehearse(objective, meta_batch(rows * sequences, context, packed=packed))
+    tried = min(rows, ROWS)
+    rehearsal = rehearse(objective, meta_batch(tried * sequences, context, packed=packed))
     state, update = _update(objective, train)
     share = ranks if dist.data == "fsdp" else 1
     learned = [parameter for _, parameter in trainable(objective)]
@@ -68,12 +71,12 @@ def needs_of(
         weights=sum(t.nbytes for t in tensors.values()) // share,
         gradients=gradients // share,
         optimizer=state // share,
-        activations=rehearsal.bytes,
+        activations=rehearsal.bytes * rows // tried,
     )
     return Needs(
         parameters=sum(p.numel() for p in objective.model.parameters()),  # type: ignore[union-attr]
         trained=sum(parameter.numel() for parameter in learned),
-        flops=rehearsal.flops * train.rows / rows + update,
+        flops=rehearsal.flops * train.rows / tried + update,
         memory=memory,
         checkpoint_bytes=gradients + state,
     )

@@ -80,12 +80,12 @@ def test_shards_divide_what_they_hold():
 
 
 def test_recomputation_trades_products_for_memory():
-    plain, frugal = NextToken().build(CONFIG.build(device="meta")), None
-    before = rehearse(plain, meta_batch(8, 64))
-    frugal = NextToken().build(CONFIG.build(device="meta"))
+    config = CONFIG.model_copy(update={"layers": 8})
+    before = rehearse(NextToken().build(config.build(device="meta")), meta_batch(8, 64))
+    frugal = NextToken().build(config.build(device="meta"))
     recompute(frugal)
     after = rehearse(frugal, meta_batch(8, 64))
-    assert after.bytes < before.bytes
+    assert after.bytes < 0.6 * before.bytes
     assert after.flops > before.flops
 
 

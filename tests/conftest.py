@@ -1,20 +1,34 @@
-"""Where the shared data lie; a test that needs a file is skipped where there is none."""
+"""What all tests share: one thread, no network, where the shared data lie, a small tokenizer."""
 
 import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported
+
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE
 
-ROOT = Path(__file__).parents[2]
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("CULM_DATA", ROOT.parent / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
 def shared() -> Callable[[str], Path]:
+    """Finds a file of the shared data; the test is skipped where it is not."""
+
     def find(name: str) -> Path:
         if not (DATA / name).exists():
             pytest.skip(f"no {name} in the shared data")
