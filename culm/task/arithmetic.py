@@ -27,6 +27,30 @@ def in_words(number: int) -> str:
     return f"{UNITS[hundreds]} hundred" + (f" {in_words(rest)}" if rest else "")
 
 
+def column_addition(a: int, b: int) -> str:
+    """Digit by digit from the right, the carry last: 17 + 25 is `7+5=12, 1+2+1=4`."""
+    steps, carry = [], 0
+    while a or b or carry or not steps:
+        parts = [a % 10, b % 10] + [carry] * bool(carry)
+        steps.append(f"{'+'.join(map(str, parts))}={sum(parts)}")
+        carry, a, b = sum(parts) // 10, a // 10, b // 10
+        if carry and not (a or b):
+            break
+    return ", ".join(steps)
+
+
+def column_subtraction(a: int, b: int) -> str:
+    """Digit by digit from the right, borrowing ten: 42 - 17 is `12-7=5, 4-1-1=2`."""
+    steps, borrow = [], 0
+    while a or not steps:
+        upper, lower = a % 10, b % 10 + borrow
+        lent = 10 * (upper < lower)
+        taken = f"-{borrow}" if borrow else ""
+        steps.append(f"{upper + lent}-{b % 10}{taken}={upper + lent - lower}")
+        borrow, a, b = int(lent > 0), a // 10, b // 10
+    return ", ".join(steps)
+
+
 class Arithmetic(Config):
     """a + b or a - b (never below zero) with operands up to `largest`, in digits or words."""
 
@@ -46,8 +70,10 @@ class Arithmetic(Config):
                 break
         if self.operation == "-":
             a, b = max(a, b), min(a, b)
-        result = a + b if self.operation == "+" else a - b
-        return Question(chance.choice(self._forms(a, b)), self._number(result))
+        prompt = chance.choice(self._forms(a, b))
+        if self.operation == "+":
+            return Question(prompt, self._number(a + b), column_addition(a, b))
+        return Question(prompt, self._number(a - b), column_subtraction(a, b))
 
     def _number(self, number: int) -> str:
         return in_words(number) if self.words else str(number)

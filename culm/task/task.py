@@ -12,10 +12,20 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, and the answer that scores 1."""
+    """What is asked, and the answer that scores 1.
+
+    working: steps that lead to the answer. Fine-tuning shows them before it, so that a small model
+    can learn in easy steps what it could not learn in one (arXiv 2307.03381).
+    """
 
     prompt: str
     answer: str
+    working: str = ""
+
+    @property
+    def reply(self) -> str:
+        """What fine-tuning shows: `7+5=12, 1+2+1=4: 42`."""
+        return f"{self.working}: {self.answer}" if self.working else self.answer
 
 
 class Task(Protocol):
@@ -47,5 +57,5 @@ def split_of(key: str) -> Split:
 
 
 def exact(answer: str, reply: str) -> float:
-    """1 when the reply is the answer, white space at the ends aside."""
-    return float(reply.strip() == answer)
+    """1 when the reply is the answer, working before a colon and white space at the ends aside."""
+    return float(reply.rsplit(": ", 1)[-1].strip() == answer)

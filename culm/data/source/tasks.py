@@ -32,6 +32,6 @@ class TaskSource:
             yield {
                 "messages": [
                     {"role": "user", "content": asked.prompt},
-                    {"role": "assistant", "content": asked.answer},
+                    {"role": "assistant", "content": asked.reply},
                 ]
             }
