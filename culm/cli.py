@@ -19,7 +19,8 @@ app = typer.Typer(
 
 Run = Annotated[str, typer.Argument(help="A run file, or the name of one in configs/run.")]
 Settings = Annotated[
-    list[str] | None, typer.Argument(help="name=value, such as train.steps=100.", metavar="NAME=VALUE")
+    list[str] | None,
+    typer.Argument(help="name=value, such as train.steps=100.", metavar="NAME=VALUE"),
 ]
 Model = Annotated[str, typer.Argument(help="A run or model folder, a .gguf file, or a hub id.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the best that is here.")]
@@ -96,9 +97,9 @@ def prepare(
     tokenizer: Annotated[str, typer.Option(help="A folder with a tokenizer.")],
     out: Annotated[str, typer.Option(help="Folder of the prepared corpus.")],
     format: Annotated[str, typer.Option(help="document, chat, pair or prompt.")] = "document",
-    split: Annotated[str, typer.Option(help="A document of text is a file, paragraphs or lines.")] = (
-        "file"
-    ),
+    split: Annotated[
+        str, typer.Option(help="A document of text is a file, paragraphs or lines.")
+    ] = ("file"),
     held_out: Annotated[float, typer.Option(help="Share kept for evaluation.")] = 0.02,
     seed: Seed = 0,
 ) -> None:
@@ -225,7 +226,9 @@ def export(
 
 @app.command("import")
 def import_(
-    file: Annotated[str, typer.Argument(help="HF folder, .gguf, llama2.c .bin, or settings .json.")],
+    file: Annotated[
+        str, typer.Argument(help="HF folder, .gguf, llama2.c .bin, or settings .json.")
+    ],
     out: Annotated[str, typer.Argument(help="Folder of the new model.")],
     tokenizer: Annotated[str | None, typer.Option(help="tok.bin of a llama2.c model.")] = None,
 ) -> None:

@@ -42,7 +42,7 @@ def _named(value: Any) -> Any:
 
 
 def one_of(union: Any) -> Any:
-    """The registry of a kind of part: a union told apart by `kind`, which a bare name may stand for.
+    """The registry of a kind of part: a union told apart by `kind`; a bare name may stand for it.
 
     >>> Optimizer = one_of(AdamW | Muon)     # accepts "adamw" and {"kind": "adamw", "rate": 1e-3}
     """
@@ -132,7 +132,9 @@ def _inherit(
         return Composed(own, origins)
     path = find(values["base"], section)
     if path in seen:
-        raise SettingError(f"{section}.base: {' -> '.join(p.stem for p in (*seen, path))} is a circle")
+        raise SettingError(
+            f"{section}.base: {' -> '.join(p.stem for p in (*seen, path))} is a circle"
+        )
     below = _inherit(read_yaml(path), section, str(values["base"]), (*seen, path))
     return Composed(merge(below.values, own), {**below.origins, **origins})
 

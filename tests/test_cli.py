@@ -150,7 +150,7 @@ def test_export_and_import_give_the_same_model(culm, model, tmp_path, name, dtyp
     assert culm("generate", tmp_path / "again", *say) == culm("generate", model, *say)
 
 
-def test_tokenize_then_prepare_then_train_on_it(culm, text, tmp_path):
+def test_tokenize_then_prepare_then_plan_a_run_on_it(culm, text, tmp_path):
     code, out, _ = culm("tokenize", text, "--vocabulary", 280, "--out", tmp_path / "tokenizer")
     assert (code, out) == (0, f"{tmp_path}/tokenizer: 280 tokens\n")
     corpus = tmp_path / "corpus"
@@ -161,9 +161,11 @@ def test_tokenize_then_prepare_then_train_on_it(culm, text, tmp_path):
     code, out, _ = culm(*line, "--split", "paragraphs")
     assert code == 0
     assert "300 documents" in out
-    settings = [f"data.prepared={corpus}", "data.path=[]", "model.vocabulary=280"]
-    code, out, _ = culm("plan", "pretrain", *TINY[:1], *settings)
-    assert code == 1  # the run would train a tokenizer of its own
+    words = f"tokenizer={{kind: saved, path: {tmp_path}/tokenizer}}"
+    settings = [*TINY, words, f"data={{prepared: {corpus}}}", "model.vocabulary=280"]
+    code, out, _ = culm("plan", "pretrain", *settings, f"folder={tmp_path}/run")
+    assert code == 0
+    assert "filled places" in out
 
 
 def test_schema_is_json(culm):

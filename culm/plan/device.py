@@ -1,4 +1,4 @@
-"""What this machine offers: device, precision, attention backend. Probed by running a small case."""
+"""What this machine offers: device, precision, attention backend, memory. Probed, not assumed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def choose_backend(device: torch.device) -> Backend:
 @cache
 def choose_precision(device: torch.device) -> str:
     """bf16 where products in it are at least a quarter faster than in fp32."""
-    return "bf16" if _seconds(device, torch.bfloat16) < 0.8 * _seconds(device, torch.float32) else "fp32"
+    ratio = _seconds(device, torch.bfloat16) / _seconds(device, torch.float32)
+    return "bf16" if ratio < 0.8 else "fp32"
 
 
 def _seconds(device: torch.device, dtype: torch.dtype) -> float:

@@ -73,8 +73,9 @@ def needs_of(
         optimizer=state // share,
         activations=rehearsal.bytes * rows // tried,
     )
+    model: nn.Module = objective.model  # type: ignore[assignment]
     return Needs(
-        parameters=sum(p.numel() for p in objective.model.parameters()),  # type: ignore[union-attr]
+        parameters=sum(p.numel() for p in model.parameters()),
         trained=sum(parameter.numel() for parameter in learned),
         flops=rehearsal.flops * train.rows / tried + update,
         memory=memory,

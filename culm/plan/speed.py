@@ -29,7 +29,9 @@ def training_rate(
     config = config.model_copy(update=smaller)
     context = min(context, TOKENS)
     rows = max(1, TOKENS // context)
-    flops = rehearse(NextTokenObjective(config.build(device="meta")), meta_batch(rows, context)).flops
+    flops = rehearse(
+        NextTokenObjective(config.build(device="meta")), meta_batch(rows, context)
+    ).flops
     model = config.build(device=device)
     model.dtype = DTYPES[precision]
     model.set_backend(choose_backend(device))

@@ -29,7 +29,8 @@ def in_words(number: int) -> str:
 
 def column_addition(a: int, b: int) -> str:
     """Digit by digit from the right, the carry last: 17 + 25 is `7+5=12, 1+2+1=4`."""
-    steps, carry = [], 0
+    steps: list[str] = []
+    carry = 0
     while a or b or carry or not steps:
         parts = [a % 10, b % 10] + [carry] * bool(carry)
         steps.append(f"{'+'.join(map(str, parts))}={sum(parts)}")
@@ -41,7 +42,8 @@ def column_addition(a: int, b: int) -> str:
 
 def column_subtraction(a: int, b: int) -> str:
     """Digit by digit from the right, borrowing ten: 42 - 17 is `12-7=5, 4-1-1=2`."""
-    steps, borrow = [], 0
+    steps: list[str] = []
+    borrow = 0
     while a or not steps:
         upper, lower = a % 10, b % 10 + borrow
         lent = 10 * (upper < lower)

@@ -100,7 +100,7 @@ def _questions(config: RunConfig, objective: GRPO, tokenizer: Tokenizer) -> Less
         prompt = chat.prompt([{"role": "user", "content": question.prompt}])
         longest = max(longest, len(prompt))
         samples.append([(tokenizer.decode(prompt, specials=True), False), (question.answer, True)])
-    facts = [
+    facts: list[tuple[str, ...]] = [
         ("tasks", ", ".join(task.name for task in config.data.tasks)),
         ("answers", f"{config.train.rows:,} a step, in groups of {objective.group}"),
         ("longest prompt", f"{longest} tokens, and up to {objective.answer_tokens} of an answer"),

@@ -21,7 +21,9 @@ def show_machine() -> None:
     memory, name = memory_bytes(device), str(device)
     if device.type == "cuda":
         name = f"{name} ({torch.cuda.get_device_name(device)})"
-    compiler = next((found for found in ("c++", "g++", "clang++", "cl") if shutil.which(found)), None)
+    compiler = next(
+        (found for found in ("c++", "g++", "clang++", "cl") if shutil.which(found)), None
+    )
     for label, value in (
         ("culm", version("culm")),
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
-from torch import nn
 
 from culm.config import SettingError
 from culm.loading import read
@@ -114,8 +113,9 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _leaves(value, f"{prefix}{name}.")
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             for index, item in enumerate(value):
-                yield f"{prefix}{name}[{index}]", ", ".join(
-                    f"{key}={item[key]}" for key in item if item[key] is not None
+                yield (
+                    f"{prefix}{name}[{index}]",
+                    ", ".join(f"{key}={item[key]}" for key in item if item[key] is not None),
                 )
         elif value is not None:
             yield f"{prefix}{name}", value
@@ -164,7 +164,10 @@ def _show_needs(
         "Needs",
         [
             ("parameters", f"{count(needs.parameters)}, {count(needs.trained)} of them trained"),
-            ("tokens", f"{count(tokens)} a step, {count(tokens * train.steps)} in {train.steps:,} steps"),
+            (
+                "tokens",
+                f"{count(tokens)} a step, {count(tokens * train.steps)} in {train.steps:,} steps",
+            ),
             ("products", f"{flops(per_step)} a step, {flops(per_step * train.steps)} in all"),
             ("memory", f"{size(memory.total)}, beside Python and its libraries"),
             ("", f"weights {size(memory.weights)}, gradients {size(memory.gradients)}"),
@@ -188,7 +191,7 @@ def _misfits(config: RunConfig, needs: Needs, here: int | None) -> Iterator[str]
         rows = config.train.micro_rows or config.train.rows
         yield (
             f"train.micro_rows: {rows} rows at once need {size(needs.memory.total)} of memory, and "
-            f"there is {size(here)}; take fewer, train.recompute=true, an adapter or a smaller model"
+            f"there is {size(here)}; take fewer, or train.recompute=true, an adapter, another model"
         )
     room = shutil.disk_usage(_existing(Path(config.folder))).free
     kept = needs.checkpoint_bytes * (config.train.checkpoint.keep + 1)

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 Scale = Sequence[tuple[float, str]]
 
 COUNTS: Scale = ((1e12, " trillion"), (1e9, " billion"), (1e6, " million"))
-FLOPS: Scale = ((1e18, " EFLOP"), (1e15, " PFLOP"), (1e12, " TFLOP"), (1e9, " GFLOP"), (1e6, " MFLOP"))
+FLOPS: Scale = (
+    (1e18, " EFLOP"),
+    (1e15, " PFLOP"),
+    (1e12, " TFLOP"),
+    (1e9, " GFLOP"),
+    (1e6, " MFLOP"),
+)
 SIZES: Scale = ((1e12, " TB"), (1e9, " GB"), (1e6, " MB"), (1e3, " kB"))
 TIMES: Scale = ((86400, " days"), (3600, " hours"), (60, " minutes"))
 

@@ -154,7 +154,7 @@ def test_settings():
     assert data.format == DocumentFormat()
     assert data.open().name == "the Python standard library"
     assert parse(Format, "chat") == ChatFormat()
-    with pytest.raises(SettingError, match=r"data\.path: give a path, or prepared, and not both"):
+    with pytest.raises(SettingError, match=r"data\.path: give one of path, prepared and tasks"):
         parse(DataConfig, {}, "data")
     with pytest.raises(SettingError, match=r"data\.format\.kind: 'chta' is not one of"):
         parse(DataConfig, {"path": "x", "format": "chta"}, "data")

@@ -146,7 +146,9 @@ print(json.dumps({"planned": needs.memory.total, "measured": peak_bytes() - befo
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is measured by Linux alone")
 def test_memory_is_what_a_real_step_takes():
     """Within a quarter more or less: the allocator keeps some, and kernels take scratch space."""
-    out = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True
+    )
     found = json.loads(out.stdout)
     assert found["planned"] > 200e6
     assert 0.75 < found["planned"] / found["measured"] < 1.25
