@@ -14,6 +14,7 @@ from torch import Tensor
 
 from culm.batch import IGNORED, Batch
 from culm.dist.ranks import Ranks
+from culm.dist.sharded import answering
 from culm.engine.engine import Engine
 from culm.engine.request import Completion, Request
 from culm.engine.sampling import Sampling
@@ -26,8 +27,9 @@ from culm.tokenizer.tokenizer import Tokenizer
 class Rollouts:
     """`rows` completions a step over all ranks, in groups that answer the same question.
 
-    With `shuffled` in the objective's settings, rewards are dealt out among a step's completions at
-    random: the control, in which nothing can be learned from them.
+    With `shuffled` in the objective's settings, rewards are dealt out at random among all
+    completions of a step: the control, in which nothing can be learned from them. (Within a group
+    they would still tell whether its answers were good.)
     """
 
     def __init__(
@@ -65,8 +67,16 @@ class Rollouts:
         ]
         mean = sum(rewards) / len(rewards)
         if self.objective.config.shuffled:
-            random.Random(f"{self.seed}/shuffle/{first}").shuffle(rewards)
+            rewards = self._shuffled(rewards, number)
         return self._batches([q for _, q in asked], completions, torch.tensor(rewards), mean)
+
+    def _shuffled(self, rewards: list[float], number: int) -> list[float]:
+        own = slice(self.ranks.rank * len(rewards), (self.ranks.rank + 1) * len(rewards))
+        everyone = [0.0] * self.rows
+        everyone[own] = rewards
+        dealt = self.ranks.sum(everyone, self.objective.model.device)
+        random.Random(f"{self.seed}/shuffle/{number}").shuffle(dealt)
+        return dealt[own]
 
     def _question(self, index: int) -> tuple[Task, Question]:
         task = self.tasks[index % len(self.tasks)]
@@ -90,7 +100,9 @@ class Rollouts:
             for index, question in enumerate(_repeat(questions, config.group))
         ]
         longest = max(len(request.prompt) for request in requests) + config.answer_tokens
-        return Engine(self.objective.model, len(requests), longest).generate(requests)
+        model = self.objective.model
+        with answering(model):
+            return Engine(model, len(requests), longest).generate(requests)
 
     def _batches(
         self,
@@ -123,7 +135,8 @@ def to_rows(
     metrics: dict[str, float],
 ) -> Batch:
     """Prompt and completion side by side, padded to the right; completions are learned."""
-    length = max(len(p) + len(c.tokens) for p, c in zip(prompts, completions, strict=True)) - 1
+    lengths = [len(p) + len(c.tokens) - 1 for p, c in zip(prompts, completions, strict=True)]
+    length = max(lengths)
     tokens = torch.full((len(prompts), length), pad)
     targets = torch.full((len(prompts), length), IGNORED)
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
@@ -131,7 +144,8 @@ def to_rows(
         tokens[row, : len(ids) - 1] = ids[:-1]
         targets[row, len(prompt) - 1 : len(ids) - 1] = ids[len(prompt) :]
     positions = torch.arange(length).expand_as(tokens)
-    return Batch(tokens, targets, positions, None, int((targets >= 0).sum()), metrics=metrics)
+    weight = int((targets >= 0).sum())
+    return Batch(tokens, targets, positions, None, weight, sum(lengths), metrics=metrics)
 
 
 def _repeat(items: Sequence, times: int) -> list:
