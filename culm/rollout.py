@@ -24,6 +24,9 @@ from culm.tokenizer.chat import Chat
 from culm.tokenizer.tokenizer import Tokenizer
 
 
+ROUND = 16  # rows are padded to a multiple, so that memory is used again from step to step
+
+
 class Rollouts:
     """`rows` completions a step over all ranks, in groups that answer the same question.
 
