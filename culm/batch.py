@@ -19,6 +19,7 @@ class Batch:
     positions: (B, T) int64, restarting at 0 with each document.
     documents: (B, T) int32, which document of its row a token belongs to; None: one a row.
     weight: the number of loss units (learned tokens, or pairs) that the loss is divided by.
+    size: tokens that are read, padding not among them: what speed is measured in.
     extra: what one objective needs beside, each with B as its first axis.
     metrics: numbers known before the forward (mean reward), passed through to the log.
     """
@@ -28,6 +29,7 @@ class Batch:
     positions: Tensor
     documents: Tensor | None = None
     weight: int = 0
+    size: int = 0
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
 

@@ -94,12 +94,15 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         old = merged.get(name)
         if isinstance(old, str) and isinstance(value, Mapping) and "kind" not in value:
             old = {"kind": old}
-        same_kind = isinstance(old, Mapping) and isinstance(value, Mapping)
-        if same_kind and value.get("kind", old.get("kind")) == old.get("kind"):  # type: ignore[union-attr]
-            merged[name] = merge(old, value)  # type: ignore[arg-type]
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and _same_kind(old, value):
+            merged[name] = merge(old, value)
         else:
             merged[name] = value
     return merged
+
+
+def _same_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return "kind" not in old or "kind" not in new or old["kind"] == new["kind"]
 
 
 def _leaves(values: Any, prefix: str = "") -> Iterator[str]:
@@ -136,7 +139,12 @@ def _inherit(
             f"{section}.base: {' -> '.join(p.stem for p in (*seen, path))} is a circle"
         )
     below = _inherit(read_yaml(path), section, str(values["base"]), (*seen, path))
-    return Composed(merge(below.values, own), {**below.origins, **origins})
+    return _composed(merge(below.values, own), {**below.origins, **origins})
+
+
+def _composed(values: dict[str, Any], origins: Mapping[str, str]) -> Composed:
+    """Without the origins of what another kind has replaced."""
+    return Composed(values, {leaf: origins[leaf] for leaf in _leaves(values) if leaf in origins})
 
 
 def compose_run(name: str | Path | None, settings: Sequence[str] = ()) -> Composed:
@@ -160,14 +168,15 @@ def compose_run(name: str | Path | None, settings: Sequence[str] = ()) -> Compos
         values[section] = filled.values
         origins.pop(section, None)
         origins.update({f"{section}.{leaf}": source for leaf, source in filled.origins.items()})
+    # All of them first become one layer, so that their order does not matter.
+    layer: dict[str, Any] = {}
     for dotted, value in pairs:
         if "." in dotted:
-            layer: Any = value
             for part in reversed(dotted.split(".")):
-                layer = {part: layer}
-            values = merge(values, layer)
-            origins[dotted] = "command line"
-    return Composed(values, origins)
+                value = {part: value}
+            layer = merge(layer, value)
+    origins.update(dict.fromkeys(_leaves(layer), "command line"))
+    return _composed(merge(values, layer), origins)
 
 
 def _split(setting: str) -> tuple[str, Any]:

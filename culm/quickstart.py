@@ -46,7 +46,7 @@ from culm.train.hooks import read_metrics
 from culm.train.memory import peak_bytes, reset_peak
 
 RESERVE = 60.0  # seconds kept for what comes after training, of ten minutes
-SHARES = {"pretrain": 0.36, "sft": 0.36, "rl": 0.19, "control": 0.09}
+SHARES = {"pretrain": 0.30, "sft": 0.38, "rl": 0.21, "control": 0.11}
 LEAST_STEPS = 10
 AVERAGED = 10  # steps over which the first and the last reward are averaged
 

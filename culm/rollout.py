@@ -14,6 +14,7 @@ from torch import Tensor
 
 from culm.batch import IGNORED, Batch
 from culm.dist.ranks import Ranks
+from culm.dist.sharded import answering
 from culm.engine.engine import Engine
 from culm.engine.request import Completion, Request
 from culm.engine.sampling import Sampling
@@ -23,11 +24,15 @@ from culm.tokenizer.chat import Chat
 from culm.tokenizer.tokenizer import Tokenizer
 
 
+ROUND = 16  # rows are padded to a multiple, so that memory is used again from step to step
+
+
 class Rollouts:
     """`rows` completions a step over all ranks, in groups that answer the same question.
 
-    With `shuffled` in the objective's settings, rewards are dealt out among a step's completions at
-    random: the control, in which nothing can be learned from them.
+    With `shuffled` in the objective's settings, rewards are dealt out at random among all
+    completions of a step: the control, in which nothing can be learned from them. (Within a group
+    they would still tell whether its answers were good.)
     """
 
     def __init__(
@@ -65,8 +70,16 @@ class Rollouts:
         ]
         mean = sum(rewards) / len(rewards)
         if self.objective.config.shuffled:
-            random.Random(f"{self.seed}/shuffle/{first}").shuffle(rewards)
+            rewards = self._shuffled(rewards, number)
         return self._batches([q for _, q in asked], completions, torch.tensor(rewards), mean)
+
+    def _shuffled(self, rewards: list[float], number: int) -> list[float]:
+        own = slice(self.ranks.rank * len(rewards), (self.ranks.rank + 1) * len(rewards))
+        everyone = [0.0] * self.rows
+        everyone[own] = rewards
+        dealt = self.ranks.sum(everyone, self.objective.model.device)
+        random.Random(f"{self.seed}/shuffle/{number}").shuffle(dealt)
+        return dealt[own]
 
     def _question(self, index: int) -> tuple[Task, Question]:
         task = self.tasks[index % len(self.tasks)]
@@ -90,7 +103,9 @@ class Rollouts:
             for index, question in enumerate(_repeat(questions, config.group))
         ]
         longest = max(len(request.prompt) for request in requests) + config.answer_tokens
-        return Engine(self.objective.model, len(requests), longest).generate(requests)
+        model = self.objective.model
+        with answering(model):
+            return Engine(model, len(requests), longest).generate(requests)
 
     def _batches(
         self,
@@ -101,6 +116,7 @@ class Rollouts:
     ) -> list[Batch]:
         group = self.objective.config.group
         prompts = [self._prompt(question) for question in _repeat(questions, group)]
+        order = _by_length(prompts, completions, group)
         stopped = sum(completion.finish == "stop" for completion in completions)
         metrics = {
             "reward": mean,
@@ -109,11 +125,26 @@ class Rollouts:
             "useful_groups": float((rewards.view(-1, group).std(1) > 0).float().mean()),
         }
         batches = []
-        for at in range(0, len(completions), self.micro_rows):
-            part = slice(at, at + self.micro_rows)
-            rows = to_rows(prompts[part], completions[part], self.tokenizer.end_of_text, metrics)
+        for at in range(0, len(order), self.micro_rows):
+            part = order[at : at + self.micro_rows]
+            rows = to_rows(
+                [prompts[row] for row in part],
+                [completions[row] for row in part],
+                self.tokenizer.end_of_text,
+                metrics,
+            )
             batches.append(self.objective.prepare(Experience(rows, rewards[part])))
         return batches
+
+
+def _by_length(
+    prompts: Sequence[tuple[int, ...]], completions: Sequence[Completion], group: int
+) -> list[int]:
+    """Rows with groups of like length side by side, so that micro-batches hold little padding."""
+    lengths = [len(p) + len(c.tokens) for p, c in zip(prompts, completions, strict=True)]
+    groups = [list(range(at, at + group)) for at in range(0, len(lengths), group)]
+    groups.sort(key=lambda rows: max(lengths[row] for row in rows))
+    return [row for rows in groups for row in rows]
 
 
 def to_rows(
@@ -123,7 +154,8 @@ def to_rows(
     metrics: dict[str, float],
 ) -> Batch:
     """Prompt and completion side by side, padded to the right; completions are learned."""
-    length = max(len(p) + len(c.tokens) for p, c in zip(prompts, completions, strict=True)) - 1
+    lengths = [len(p) + len(c.tokens) - 1 for p, c in zip(prompts, completions, strict=True)]
+    length = max(lengths)
     tokens = torch.full((len(prompts), length), pad)
     targets = torch.full((len(prompts), length), IGNORED)
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
@@ -131,7 +163,8 @@ def to_rows(
         tokens[row, : len(ids) - 1] = ids[:-1]
         targets[row, len(prompt) - 1 : len(ids) - 1] = ids[len(prompt) :]
     positions = torch.arange(length).expand_as(tokens)
-    return Batch(tokens, targets, positions, None, int((targets >= 0).sum()), metrics=metrics)
+    weight = int((targets >= 0).sum())
+    return Batch(tokens, targets, positions, None, weight, sum(lengths), metrics=metrics)
 
 
 def _repeat(items: Sequence, times: int) -> list:

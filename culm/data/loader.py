@@ -47,9 +47,9 @@ class Loader:
         packing: Packing = "auto",
     ) -> None:
         if rows_per_step % ranks:
-            raise SettingError(f"rows_per_step: {rows_per_step} does not divide over {ranks} ranks")
+            raise SettingError(f"train.rows: {rows_per_step} does not divide over {ranks} ranks")
         if context < 2:
-            raise SettingError(f"context: {context} leaves nothing to predict; at least 2")
+            raise SettingError(f"train.context: {context} leaves nothing to predict; at least 2")
         self._prepared, self._context, self._seed = prepared, context, seed
         self._rows_per_step, self._micro_rows = rows_per_step, micro_rows
         self._rank, self._ranks, self._share = rank, ranks, rows_per_step // ranks

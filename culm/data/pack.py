@@ -151,4 +151,5 @@ def to_batch(
         positions=torch.from_numpy(positions),
         documents=torch.from_numpy(documents) if packed else None,
         weight=int((targets != IGNORED).sum()),
+        size=sum(end - start for segments in rows for start, end in segments),
     )

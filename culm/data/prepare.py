@@ -69,6 +69,7 @@ def prepare(
             dropped=divider.dropped,
             splits={name: writer.facts() for name, writer in writers.items()},
         )
+        tokenizer.save(work / "tokenizer")
         manifest.write(work)
     return manifest
 

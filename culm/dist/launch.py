@@ -14,11 +14,20 @@ from culm.dist.ranks import Ranks
 
 @contextmanager
 def joined(device: torch.device | str) -> Iterator[Ranks]:
-    """The ranks of this run, joined for its duration."""
-    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+    """The ranks of this run, joined for its duration. Each takes a GPU of its own.
+
+    A program that joined them before keeps them joined: gloo cannot reliably be joined twice.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
-    distributed.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo")
+    if distributed.is_initialized():
+        yield Ranks(distributed.get_rank(), distributed.get_world_size())
+        return
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if cuda else "gloo")
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size())
         # Without it a rank may leave while another still talks to it.

@@ -11,11 +11,14 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.distributed import DeviceMesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from culm.config import Config
+from culm.dist.sharded import whole
 from culm.model.transformer import Transformer
 
 
@@ -35,10 +38,10 @@ class Parallel:
         self.objective = objective
         self._call: Callable = objective
         if ranks > 1 and dist.data == "ddp":
-            self._call = DistributedDataParallel(objective)
+            self._call = DistributedDataParallel(objective, gradient_as_bucket_view=True)
         elif ranks > 1:
             for model in _models(objective):
-                _shard(model)
+                _shard(model, init_device_mesh(model.device.type, (ranks,)))
 
     def forward(self, batch, last: bool):
         """The loss of one micro-batch; gradients are exchanged after the last of a step."""
@@ -53,17 +56,22 @@ class Parallel:
             return self._call.no_sync()
         return nullcontext()
 
+    def clip(self, parameters: list[nn.Parameter], limit: float) -> float:
+        """Scale the gradients down to the norm `limit` at most; the norm before."""
+        return float(whole(nn.utils.clip_grad_norm_(parameters, limit)))
+
 
 def _models(objective: nn.Module) -> list[Transformer]:
     return [module for module in objective.modules() if isinstance(module, Transformer)]
 
 
-def _shard(model: Transformer) -> None:
+def _shard(model: Transformer, mesh: DeviceMesh) -> None:
     for block in model.blocks:
-        fully_shard(block)
-    fully_shard(model)
-    for method in ("hidden", "logprobs"):
-        register_fsdp_forward_method(model, method)
+        fully_shard(block, mesh=mesh)
+    # What is outside the blocks stays whole until the backward, so that the head, which reads what
+    # `hidden` returns, finds its weights.
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    register_fsdp_forward_method(model, "hidden")
 
 
 def recompute(objective: nn.Module) -> None:

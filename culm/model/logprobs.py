@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from culm.batch import IGNORED
+from culm.model.linear import Linear
 
 CHUNK = 1024  # tokens whose logits exist at once
 
@@ -20,7 +21,7 @@ class ChunkedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float):
-        # hidden: (N, E), weight: (V, E), targets: (N,) -> (N,) fp32, 0 where ignored
+        # hidden: (N, E), weight: (V, E), targets: (N,) -> (N,) fp32
         w = weight.to(hidden.dtype)
         logprobs, logsums = zip(
             *(
@@ -50,8 +51,8 @@ class ChunkedLogprobs(torch.autograd.Function):
 def _forward(h: Tensor, w: Tensor, t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     logits = _logits(h, w, temperature)
     logsum = logits.logsumexp(-1)
-    picked = logits.gather(-1, t.clamp_min(0)[:, None])[:, 0]
-    return torch.where(t == IGNORED, 0.0, picked - logsum), logsum
+    picked = logits.gather(-1, t[:, None])[:, 0]
+    return picked - logsum, logsum
 
 
 def _logits(h: Tensor, w: Tensor, temperature: float) -> Tensor:
@@ -60,9 +61,9 @@ def _logits(h: Tensor, w: Tensor, temperature: float) -> Tensor:
 
 
 def _backward(h: Tensor, w: Tensor, t: Tensor, s: Tensor, g: Tensor, temperature: float) -> Tensor:
-    g = torch.where(t == IGNORED, 0.0, g) / temperature
+    g = g / temperature
     d = _logits(h, w, temperature).sub_(s[:, None]).exp_().mul_(-g[:, None])
-    d.scatter_add_(-1, t.clamp_min(0)[:, None], g[:, None])
+    d.scatter_add_(-1, t[:, None], g[:, None])
     return d.to(h.dtype)
 
 
@@ -71,14 +72,15 @@ def logprobs_of(
 ) -> Tensor:
     """Natural-log probabilities of `targets` under softmax(head(hidden) / temperature).
 
-    hidden: (B, T, E); targets: (B, T), IGNORED gives 0. Returns (B, T) fp32. A head that is not a
-    plain linear layer (an adapter, a quantised one) is called on the whole.
+    hidden: (B, T, E); targets: (B, T), IGNORED gives 0. Returns (B, T) fp32. The head is computed
+    where there is a target only; one that is not a plain linear layer is called as it is.
     """
-    if type(head).__name__ == "Linear":
-        flat = ChunkedLogprobs.apply(
-            hidden.flatten(0, 1), head.weight, targets.flatten(), temperature
-        )
-        return flat.view(targets.shape)
-    logprobs = (head(hidden).float() / temperature).log_softmax(-1)
-    picked = logprobs.gather(-1, targets.clamp_min(0)[..., None])[..., 0]
-    return torch.where(targets == IGNORED, 0.0, picked)
+    known = (targets.flatten() != IGNORED).nonzero()[:, 0]
+    states, wanted = hidden.flatten(0, 1)[known], targets.flatten()[known]
+    if type(head) is Linear:
+        picked = ChunkedLogprobs.apply(states, head.weight, wanted, temperature)
+    else:
+        logprobs = (head(states).float() / temperature).log_softmax(-1)
+        picked = logprobs.gather(-1, wanted[:, None])[:, 0]
+    flat = picked.new_zeros(targets.numel())
+    return flat.index_copy(0, known, picked).view(targets.shape)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from culm.batch import Batch, Loss
@@ -21,13 +21,13 @@ class GRPO(Config):
     scale: group divides by the group's standard deviation, none does not (arXiv 2503.20783).
     clip_low, clip_high: bounds of the probability ratio (asymmetric: DAPO, arXiv 2503.14476).
     average: over all tokens of the step (DAPO), over each sequence first (the paper), or over
-    sequences of a fixed length (Dr. GRPO). temperature: of sampling, and so of the policy.
+    sequences counted as `answer_tokens` long (Dr. GRPO). temperature: of sampling, and so of the policy.
     answer_tokens: the greatest length of a completion. shuffled: a control run, whose rewards are
     dealt out at random so that nothing can be learned from them.
     """
 
     kind: Literal["grpo"] = "grpo"
-    group: PositiveInt = 8
+    group: int = Field(8, ge=2)
     scale: Literal["group", "none"] = "group"
     clip_low: NonNegativeFloat = 0.2
     clip_high: NonNegativeFloat = 0.28
@@ -55,7 +55,7 @@ def advantages(rewards: Tensor, group: int, scale: str) -> Tensor:
     """(N * G,) rewards -> advantages within groups; std is Bessel-corrected, eps 1e-4 as in TRL."""
     grouped = rewards.view(-1, group)
     centred = grouped - grouped.mean(1, keepdim=True)
-    if scale == "group" and group > 1:
+    if scale == "group":
         centred = centred / (grouped.std(1, keepdim=True) + 1e-4)
     return centred.flatten()
 
@@ -79,7 +79,7 @@ class GRPOObjective(nn.Module):
 
     def __init__(self, config: GRPO, model: Transformer) -> None:
         super().__init__()
-        self.config, self.model = config, model
+        self.config, self.model = config, model.eval()  # no dropout: it would move the ratio
 
     def prepare(self, experience: Experience) -> Batch:
         """The batch that is learned from: advantages, and how each token counts."""
@@ -92,8 +92,8 @@ class GRPOObjective(nn.Module):
             case "sequences":
                 weight, scales = len(lengths), 1.0 / lengths
             case "constant":
-                longest = batch.targets.shape[1]
-                weight, scales = len(lengths) * longest, torch.ones(len(lengths))
+                # Never the longest of the batch: that would differ between micro-batches.
+                weight, scales = len(lengths) * config.answer_tokens, torch.ones(len(lengths))
         extra = dict(batch.extra) | {
             "advantages": advantages(experience.rewards, config.group, config.scale),
             "scales": scales,
@@ -111,9 +111,6 @@ class GRPOObjective(nn.Module):
         losses, clipped = policy_loss(
             new, old, extra["advantages"], config.clip_low, config.clip_high
         )
-        scaled = losses * extra["scales"][:, None] * learned
-        metrics = {
-            "clipped": (clipped & learned).float().sum(),
-            "surprise": -(new.detach() * learned).sum(),
-        }
-        return Loss(scaled.sum(), metrics)
+        counts = extra["scales"][:, None] * learned
+        metrics = {"clipped": (clipped * counts).sum(), "surprise": -(new.detach() * counts).sum()}
+        return Loss((losses * counts).sum(), metrics)

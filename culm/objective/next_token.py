@@ -26,7 +26,7 @@ class NextTokenObjective(nn.Module):
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
-        self.model = model
+        self.model = model.train()
 
     def forward(self, batch: Batch) -> Loss:
         context = Context(batch.positions, batch.documents)

@@ -56,7 +56,7 @@ class PreferenceObjective(nn.Module):
 
     def __init__(self, config: Preference, model: Transformer) -> None:
         super().__init__()
-        self.config, self.model = config, model
+        self.config, self.model = config, model.eval()  # no dropout: it would move the margins
         self.reference = None
         if not has_adapter(model):
             self.reference = copy.deepcopy(model).requires_grad_(False)

@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from culm.config import Config
+from culm.dist.sharded import like, whole
 from culm.model.transformer import Transformer
 from culm.optim.groups import decay_groups, hidden_matrices, trainable
 
@@ -69,21 +70,22 @@ class MuonOptimizer(torch.optim.Optimizer):
         state["momentum"].lerp_(gradient, 1 - self.config.momentum)
         nesterov = gradient.lerp(state["momentum"], self.config.momentum)
         scale = 0.2 * max(parameter.shape) ** 0.5
-        return orthogonalize(nesterov.to(self.precision)).to(parameter.dtype) * scale
+        # A shard has no direction of its own: every rank orthogonalises the whole matrix.
+        update = orthogonalize(whole(nesterov).to(self.precision)).to(parameter.dtype)
+        return like(update, parameter) * scale
 
     def _adamw(self, parameter: nn.Parameter) -> Tensor:
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
         if not state:
-            state["step"] = torch.zeros(())
+            state["step"] = torch.zeros((), device=parameter.device)  # no wait to read it
             state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         state["step"] += 1
         first, second = self.config.betas
         state["mean"].lerp_(gradient, 1 - first)
         state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        count = state["step"].item()
-        root = (state["square"] / (1 - second**count)).sqrt_().add_(self.config.eps)
-        return state["mean"] / (1 - first**count) / root
+        root = (state["square"] / (1 - second ** state["step"])).sqrt_().add_(self.config.eps)
+        return state["mean"] / (1 - first ** state["step"]) / root
 
 
 def _precision(module: nn.Module) -> torch.dtype:

@@ -54,7 +54,11 @@ def column_subtraction(a: int, b: int) -> str:
 
 
 class Arithmetic(Config):
-    """a + b or a - b (never below zero) with operands up to `largest`, in digits or words."""
+    """a + b or a - b (never below zero) with operands up to `largest`, in digits or words.
+
+    shown: share of the questions whose reply shows its working; the others answer at once. A model
+    tuned on both guesses or works by chance, until reinforcement finds that working pays.
+    """
 
     kind: Literal["arithmetic"] = "arithmetic"
     name: str
@@ -62,6 +66,7 @@ class Arithmetic(Config):
     smallest: int = Field(0, ge=0)
     largest: int = Field(99, ge=1, le=499)
     words: bool = False
+    shown: float = Field(0.3, ge=0, le=1)
 
     def question(self, split: Split, index: int, seed: int) -> Question:
         chance = draw(self.name, split, index, seed)
@@ -73,9 +78,10 @@ class Arithmetic(Config):
         if self.operation == "-":
             a, b = max(a, b), min(a, b)
         prompt = chance.choice(self._forms(a, b))
-        if self.operation == "+":
-            return Question(prompt, self._number(a + b), column_addition(a, b))
-        return Question(prompt, self._number(a - b), column_subtraction(a, b))
+        added = self.operation == "+"
+        working = column_addition(a, b) if added else column_subtraction(a, b)
+        answer = self._number(a + b if added else a - b)
+        return Question(prompt, answer, working if chance.random() < self.shown else "")
 
     def _number(self, number: int) -> str:
         return in_words(number) if self.words else str(number)

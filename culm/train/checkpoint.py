@@ -1,29 +1,29 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped.
 
     checkpoints/step-40/state.safetensors   learned parameters, optimizer state
-    checkpoints/step-40/state.json          step, tokens, fingerprint of the data, SHA-256
+    checkpoints/step-40/state.json          step, tokens, fingerprint of the data, SHA-256 of all
 
-A checkpoint is written beside its place and renamed, so a half-written one is never seen. Tensors
-are whole whatever the layout: a run may go on with another number of ranks.
+A checkpoint is whole or not there. Its tensors are whole whatever the layout: a run may go on with
+another number of ranks.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
+from culm.convert import files
 from culm.dist.ranks import Ranks
+from culm.dist.sharded import like, whole
+
+WEIGHTS, STATE = "state.safetensors", "state.json"
 
 
 class CheckpointError(RuntimeError):
@@ -41,7 +41,7 @@ class Progress:
 
 def steps_in(folder: Path) -> list[int]:
     """Steps of the finished checkpoints in a run folder, in order."""
-    found = (folder / "checkpoints").glob("step-*/state.json")
+    found = (folder / "checkpoints").glob(f"step-*/{STATE}")
     return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
 
 
@@ -55,39 +55,25 @@ def save(
     ranks: Ranks,
 ) -> None:
     """Write `checkpoints/step-N`, then remove all but the newest `keep`."""
-    tensors = _collect(objective, optimizer)  # every rank takes part in gathering
+    tensors = _collect(objective, optimizer, ranks.first)  # every rank takes part in gathering
     if ranks.first:
-        place = folder / "checkpoints" / f"step-{progress.step}"
-        partial = place.with_name(f".{place.name}.partial")
+        place = folder / "checkpoints"
+        for unfinished in place.glob(".step-*"):  # of a process that was killed while it saved
+            shutil.rmtree(unfinished, ignore_errors=True)
         try:
-            _write(partial, tensors, progress)
-            if place.exists():
-                shutil.rmtree(place)
-            os.replace(partial, place)
+            with files.whole(place / f"step-{progress.step}") as fresh:
+                fresh.mkdir()
+                save_file(tensors, fresh / WEIGHTS)
+                state = asdict(progress)
+                files.write_json(fresh / STATE, {**state, "sha256": _seal(fresh / WEIGHTS, state)})
         except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(_why(place, error)) from error
+            raise CheckpointError(
+                f"{error}; make room there and start the same command again: "
+                "it goes on from the last checkpoint"
+            ) from error
         for step in steps_in(folder)[:-keep]:
-            shutil.rmtree(folder / "checkpoints" / f"step-{step}")
+            shutil.rmtree(place / f"step-{step}")
     ranks.wait()
-
-
-def _write(partial: Path, tensors: dict[str, Tensor], progress: Progress) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    weights = partial / "state.safetensors"
-    try:
-        save_file(tensors, weights)
-    except SafetensorError as error:
-        raise OSError(errno.ENOSPC if "space" in str(error) else errno.EIO, str(error)) from error
-    state = asdict(progress) | {"sha256": digest(weights)}
-    (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n")
-    for path in (weights, partial / "state.json", partial):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def load(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
@@ -100,34 +86,39 @@ def load(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -
     if not steps:
         return None
     place = folder / "checkpoints" / f"step-{steps[-1]}"
-    remedy = f"delete {place} to go on from " + (
-        f"step {steps[-2]}" if len(steps) > 1 else "the beginning"
-    )
+    before = f"step {steps[-2]}" if len(steps) > 1 else "the beginning"
+    remedy = f"delete {place} to go on from {before}"
     try:
-        state = json.loads((place / "state.json").read_text())
+        state = json.loads((place / STATE).read_text(encoding="utf-8"))
         checksum = state.pop("sha256")
         progress = Progress(**state)
-        if digest(place / "state.safetensors") != checksum:
-            raise CheckpointError(f"{place}/state.safetensors does not match its checksum; {remedy}")
-        tensors = load_file(place / "state.safetensors")
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{place} is damaged ({error}); {remedy}") from error
-    _restore(objective, optimizer, tensors, f"{place}; {remedy}")
+        if _seal(place / WEIGHTS, state) != checksum:
+            raise ValueError("its SHA-256 differs")
+        tensors = load_file(place / WEIGHTS)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = str(error) or type(error).__name__
+        raise CheckpointError(f"{place}: damaged ({reason}); {remedy}") from error
+    _restore(objective, optimizer, tensors, f"{place}; give this run another folder=..., or {remedy}")
     return progress
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _seal(weights: Path, state: dict) -> str:
+    text = files.sha256(weights) + json.dumps(state, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _collect(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    named = _named(objective)
-    tensors = {f"parameter.{name}": _whole(p) for name, p in named.items()}
-    for name, parameter in named.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{name}|{key}"] = _whole(value)
+def _collect(
+    objective: nn.Module, optimizer: torch.optim.Optimizer, keep: bool
+) -> dict[str, Tensor]:
+    """Whole tensors by name, one after the other; only the rank that writes keeps them."""
+    tensors = {}
+    for name, parameter in _named(objective).items():
+        state = optimizer.state.get(parameter, {})
+        entries = {f"optimizer.{name}|{key}": value for key, value in state.items()}
+        for key, value in {f"parameter.{name}": parameter, **entries}.items():
+            gathered = whole(value.detach())
+            if keep:
+                tensors[key] = gathered.cpu().contiguous()
     return tensors
 
 
@@ -135,45 +126,31 @@ def _named(objective: nn.Module) -> dict[str, nn.Parameter]:
     return {n: p for n, p in objective.named_parameters() if p.requires_grad}
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
-
-
 @torch.no_grad()
 def _restore(
     objective: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], where: str
 ) -> None:
     named = _named(objective)
-    expected = {f"parameter.{name}" for name in named}
-    found = {key for key in tensors if key.startswith("parameter.")}
-    if expected != found:
-        odd = sorted(expected ^ found)[0]
-        raise CheckpointError(f"the run's model and its checkpoint differ at {odd}: {where}")
+    found = {key.removeprefix("parameter.") for key in tensors if key.startswith("parameter.")}
+    for name in sorted(found ^ named.keys()):
+        place = "the checkpoint" if name in found else "the run's model"
+        raise CheckpointError(f"{name}: only {place} has it: {where}")
     for name, parameter in named.items():
         value = tensors[f"parameter.{name}"]
         if value.shape != parameter.shape:
             raise CheckpointError(
-                f"{name} has shape {tuple(parameter.shape)} in the run, "
-                f"{tuple(value.shape)} in its checkpoint: {where}"
+                f"{name}: shape {tuple(parameter.shape)} in the run, {tuple(value.shape)} in the "
+                f"checkpoint: {where}"
             )
-        parameter.copy_(_like(value, parameter))
+        parameter.copy_(like(value, parameter))
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             name, entry = key.removeprefix("optimizer.").rsplit("|", 1)
-            parameter = named[name]
-            same = value.shape == parameter.shape
-            optimizer.state[parameter][entry] = _like(value, parameter) if same else value
+            optimizer.state[named[name]][entry] = _state(value, named[name])
 
 
-def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    if isinstance(parameter, DTensor):
-        value = value.to(parameter.device)
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
-    return value.to(parameter.device)
-
-
-def _why(place: Path, error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
-        return f"{place}: the disk is full; free some space and start the same command again"
-    return f"{place}: cannot be written ({error.strerror or error}); earlier checkpoints are kept"
+def _state(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A copy, since the file stays open as long as its own tensors are in use."""
+    if value.shape == parameter.shape:
+        return like(value.clone(), parameter)
+    return value.clone().to(parameter.device)  # a count of steps

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from culm.convert.files import whole
 from culm.log import Bar
 from culm.train.trainer import Hook, Step
 
@@ -32,15 +32,16 @@ def show(bar: Bar, label: str = "loss") -> Hook:
 
 
 class MetricsFile:
-    """One JSON object a line and step: step, loss, tokens, seconds, rate, grad_norm, metrics."""
+    """One JSON object a line and step: step, loss, tokens, seconds, rate, grad_norm, metrics.
+
+    See `Step` for what they mean. A step that is trained again, because the run went on from an
+    earlier checkpoint, has one line all the same.
+    """
 
     def __init__(self, path: Path, step: int) -> None:
-        """Go on after `step`: lines of later steps, which are trained again, are dropped."""
-        kept = [line for line in _lines(path) if line["step"] <= step]
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(partial, path)
-        self.file = path.open("a", buffering=1)
+        """Go on after `step`: lines of later steps are dropped."""
+        self.path = path
+        write_lines(path, [line for line in read_metrics(path) if line["step"] <= step])
 
     def __call__(self, step: Step) -> None:
         line = {
@@ -52,19 +53,22 @@ class MetricsFile:
             "grad_norm": step.grad_norm,
             **step.metrics,
         }
-        self.file.write(json.dumps(line) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OSError(
+                f"{self.path}: could not be written ({error.strerror}); make room there and start "
+                "the same command again: it goes on from the last checkpoint"
+            ) from error
 
 
 def read_metrics(path: Path) -> list[dict]:
     """The lines of a metrics file, in order."""
-    return _lines(path)
-
-
-def _lines(path: Path) -> list[dict]:
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:  # the line that was being written when the machine stopped
@@ -72,8 +76,17 @@ def _lines(path: Path) -> list[dict]:
     return lines
 
 
+def write_lines(path: Path, lines: Sequence[Mapping]) -> None:
+    """All lines of a file at once, whole or not at all."""
+    with whole(path) as fresh:
+        fresh.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
 def checkpointing(save: Callable[[int, int], None], every_steps: int | None) -> Hook:
-    """Save after the last step, and each so many steps where asked."""
+    """Save after the last step, and each so many steps where asked.
+
+    The last hook of all: what the others wrote of a step must stand before its checkpoint does.
+    """
 
     def call(step: Step) -> None:
         if step.last or (every_steps and step.number % every_steps == 0):

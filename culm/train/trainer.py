@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ class RateSchedule(Protocol):
 class Step:
     """What is known after a step; hooks see this and nothing else.
 
-    number: steps finished. tokens: read since the start of the run. seconds: spent on this step.
+    number: steps finished. loss, metrics: means over the step's weight. grad_norm: before clipping.
+    rate: of the first group of parameters. tokens: read since the start of the run, padding not
+    counted. seconds: from asking for the data of this step to its update, without hooks.
     last: nothing follows, because the run is finished or was asked to stop.
     """
 
@@ -57,7 +60,8 @@ class Trainer:
     """Turns batches into steps.
 
     Per step: forward and backward of every micro-batch, one division by the weight of the whole
-    step (over micro-batches and ranks), clipping, one optimizer step.
+    step (over micro-batches and ranks), clipping, one optimizer step. What is random in a forward
+    (dropout) is drawn from the seed, the step and the rank, so that a resumed run draws the same.
     """
 
     def __init__(
@@ -67,12 +71,14 @@ class Trainer:
         schedule: RateSchedule,
         *,
         clip: float = 1.0,
+        seed: int = 0,
         ranks: Ranks = Ranks(),
         hooks: Iterable[Hook] = (),
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.parallel, self.optimizer, self.schedule = parallel, optimizer, schedule
-        self.clip, self.ranks, self.hooks, self.stop = clip, ranks, tuple(hooks), stop
+        self.clip, self.seed, self.ranks = clip, seed, ranks
+        self.hooks, self.stop = tuple(hooks), stop
         named = parallel.objective.named_parameters()
         self.parameters = [p for _, p in named if p.requires_grad]
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
@@ -87,33 +93,34 @@ class Trainer:
                 hook(step)
             if step.last:
                 return step.number
-        return steps
+        return max(start, steps)
 
     def _step(
         self, batches: list[Batch], number: int, steps: int, tokens: int, began: float
     ) -> Step:
         device = self.parameters[0].device
-        known = [sum(b.weight for b in batches), sum(b.tokens.numel() for b in batches)]
-        weight, seen, stop = self.ranks.sum([*map(float, known), float(self.stop())], device)
+        known = [float(sum(b.weight for b in batches)), float(sum(b.size for b in batches))]
+        weight, seen = self.ranks.sum(known, device)
+        finished = number + 1
         if not weight:
-            raise TrainingError(f"step {number}: no token of this batch is learned")
+            raise TrainingError(f"step {finished}: nothing in its batch is learned")
         rate = self._set_rate(number, steps)
+        torch.manual_seed(_key(self.seed, number, self.ranks.rank))
         sums = self._accumulate([batch.to(device) for batch in batches], weight)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip))
+        norm = self.parallel.clip(self.parameters, self.clip)
         metrics = self._reduce(sums, batches, weight, device)
-        loss = metrics.pop("loss")
+        loss, stop = metrics.pop("loss"), metrics.pop("stop") > 0
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(
-                f"step {number}: loss is {loss}, gradient norm {norm}; weights are unchanged since "
-                "the last checkpoint. Lower train.optimizer.rate or look at the data of this step"
+                f"step {finished}: the loss is {loss}, the gradient norm {norm}; lower "
+                "train.optimizer.rate or look at the data of this step (checkpoints are as they were)"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        finished = number + 1
         return Step(
             finished, steps, loss, norm, rate, tokens + int(seen), time.perf_counter() - began,
-            metrics, last=bool(stop) or finished == steps,
-        )
+            metrics, last=stop or finished == steps,
+        )  # fmt: skip
 
     def _set_rate(self, number: int, steps: int) -> float:
         factor = self.schedule.factor(number, steps)
@@ -136,10 +143,16 @@ class Trainer:
     def _reduce(
         self, sums: dict[str, float], batches: list[Batch], weight: float, device: torch.device
     ) -> dict[str, float]:
-        """Sums divided by the weight; what batches knew beforehand, averaged over them."""
+        """Sums divided by the weight; what batches knew beforehand, averaged over them; and `stop`,
+        above 0 where any rank was asked to, so that all stop after the same step."""
         given = {
             name: sum(b.metrics[name] for b in batches) / len(batches) for name in batches[0].metrics
         }
+        given["stop"] = float(self.stop())
         totals = self.ranks.sum([*sums.values(), *given.values()], device)
         values = dict(zip([*sums, *given], totals, strict=True))
         return {n: v / (weight if n in sums else self.ranks.count) for n, v in values.items()}
+
+
+def _key(seed: int, step: int, rank: int) -> int:
+    return random.Random(f"{seed}/forward/{step}/{rank}").getrandbits(62)

@@ -1,0 +1,185 @@
+"""The parts of a run, each from its settings; `culm.run` puts them together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from culm import log
+from culm.config import SettingError
+from culm.convert.files import whole
+from culm.data.format.document import DocumentFormat
+from culm.data.loader import Loader
+from culm.data.manifest import Manifest
+from culm.data.prepare import prepare
+from culm.data.prepared import Prepared
+from culm.dist.parallelize import compile_blocks, recompute
+from culm.dist.ranks import Ranks
+from culm.loading import read
+from culm.model.transformer import Transformer
+from culm.objective.grpo import GRPO, GRPOObjective
+from culm.plan.device import DTYPES, choose_backend, choose_precision
+from culm.rollout import Rollouts
+from culm.tokenizer.tokenizer import Tokenizer
+from culm.tokenizer.train import BPE
+from culm.train.trainer import Batches
+
+if TYPE_CHECKING:
+    from culm.run import RunConfig
+
+EVALUATED = 16  # held-out rows that are scored at once
+
+
+def begin(config: RunConfig, folder: Path) -> tuple[Transformer, Tokenizer]:
+    """Model and tokenizer as they are at step 0, on the CPU."""
+    if config.start is not None:
+        return read(config.start, "cpu", torch.float32)
+    assert config.model is not None
+    tokenizer = make_tokenizer(config, folder)
+    if tokenizer.vocabulary > config.model.vocabulary:
+        raise SettingError(
+            f"model.vocabulary: {config.model.vocabulary} is less than the tokenizer's "
+            f"{tokenizer.vocabulary}"
+        )
+    return config.model.build(config.seed), tokenizer
+
+
+def make_tokenizer(config: RunConfig, folder: Path) -> Tokenizer:
+    """The tokenizer of a new model, trained once and kept in the run folder."""
+    place = folder / "tokenizer"
+    if (place / "tokenizer.json").exists():
+        return Tokenizer.load(place)
+    if config.data.prepared is not None and config.tokenizer is None:
+        return Tokenizer.load(config.data.prepared / "tokenizer")
+    assert config.model is not None
+    settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
+    tokenizer = settings.build(_texts(config))
+    with whole(place) as fresh:
+        tokenizer.save(fresh)
+    return tokenizer
+
+
+def _texts(config: RunConfig) -> Iterator[str]:
+    """The text of a corpus; of dialogues and pairs, all that is said in them."""
+    if config.data.prepared is not None:
+        raise SettingError(
+            "tokenizer: data.prepared holds no text to train one on; leave it out to take the one "
+            "that the corpus was prepared with"
+        )
+    form = config.data.format
+    for record in config.data.open():
+        if isinstance(form, DocumentFormat):
+            yield str(record.get(form.text, ""))
+        else:
+            yield from _strings(record)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
+
+
+def prepared_folder(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> Path:
+    """The prepared corpus; prepared now if it is not there."""
+    if config.data.prepared is not None:
+        return config.data.prepared
+    place = folder / "data"
+    if not place.exists():
+        prepare(
+            config.data.open(), config.data.format, tokenizer, place, config.data.held_out, config.seed
+        )
+    return place
+
+
+def loader(
+    config: RunConfig, tokenizer: Tokenizer, place: Path, context: int, ranks: Ranks, split: str
+) -> Loader:
+    """Rows of a prepared corpus, as the run asks for them."""
+    train = config.train
+    return Loader(
+        Prepared.open(place, split, tokenizer.fingerprint),
+        context,
+        train.rows,
+        train.micro_rows or train.rows if split == "train" else EVALUATED,
+        config.seed,
+        ranks.rank,
+        ranks.count,
+        config.data.packing,
+    )
+
+
+def held_out(
+    config: RunConfig, tokenizer: Tokenizer, folder: Path, context: int
+) -> Loader | None:
+    """The rows that are not trained on, where the corpus has such; the same for every rank."""
+    place = config.data.prepared or folder / "data"
+    if not place.exists() or "held_out" not in Manifest.read(place).splits:
+        return None
+    return loader(config, tokenizer, place, context, Ranks(), "held_out")
+
+
+def set_up(config: RunConfig, model: Transformer, device: torch.device) -> nn.Module:
+    """The objective around the model: adapter, precision, backend, device."""
+    train = config.train
+    precision = choose_precision(device) if train.precision == "auto" else train.precision
+    model.dtype = DTYPES[precision]
+    model.set_backend(choose_backend(device))
+    if train.adapter is not None:
+        count = train.adapter.apply(model, config.seed)
+        log.say(f"Training adapters beside {count} layers; the weights below are frozen.")
+    model.to(device)
+    objective = train.objective.build(model)
+    if train.recompute:
+        recompute(objective)
+    if train.compile:
+        compile_blocks(objective)
+    return objective
+
+
+def training_batches(
+    config: RunConfig,
+    objective: nn.Module,
+    tokenizer: Tokenizer,
+    folder: Path,
+    context: int,
+    ranks: Ranks,
+) -> tuple[Batches, str]:
+    """What the loop reads, and the fingerprint of its order."""
+    if isinstance(config.train.objective, GRPO):
+        assert isinstance(objective, GRPOObjective)
+        return _rollouts(config, objective, tokenizer, ranks)
+    if ranks.first:
+        prepared_folder(config, tokenizer, folder)
+    ranks.wait()
+    place = prepared_folder(config, tokenizer, folder)
+    rows = loader(config, tokenizer, place, context, ranks, "train")
+    if rows.truncated:
+        log.say(f"{rows.truncated:,} documents are longer than {context} tokens and lose their end.")
+    return rows, rows.fingerprint
+
+
+def _rollouts(
+    config: RunConfig, objective: GRPOObjective, tokenizer: Tokenizer, ranks: Ranks
+) -> tuple[Rollouts, str]:
+    train, tasks = config.train, config.data.tasks
+    if not tasks:
+        raise SettingError("data.tasks: an on-policy objective needs tasks to answer")
+    rollouts = Rollouts(
+        objective,
+        tokenizer,
+        tasks,
+        rows=train.rows,
+        micro_rows=train.micro_rows or train.rows,
+        seed=config.seed,
+        ranks=ranks,
+    )
+    facts = repr((tasks, config.seed, train.rows))
+    return rollouts, hashlib.sha256(facts.encode()).hexdigest()

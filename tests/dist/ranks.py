@@ -1,0 +1,14 @@
+"""What torchrun starts in the tests: each argument is a run file, trained one after the other."""
+
+import sys
+
+import torch
+
+from culm.dist.launch import joined
+from culm.run import read_run, train
+
+torch.set_num_threads(1)
+with joined("cpu"):
+    for argument in sys.argv[1:]:
+        name, *settings = argument.split(",")
+        train(read_run(name, settings)[0])

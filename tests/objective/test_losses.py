@@ -1,0 +1,96 @@
+"""Golden numbers, computed apart in float64 and checked against other implementations."""
+
+import math
+
+import pytest
+import torch
+from torch import tensor
+
+from culm.objective.grpo import GRPO, advantages, policy_loss
+from culm.objective.preference import Preference, preference_loss
+
+CHOSEN, REJECTED = tensor([-10.0, -20.0]), tensor([-12.0, -19.0])
+REFERENCE_CHOSEN, REFERENCE_REJECTED = tensor([-11.0, -20.5]), tensor([-11.5, -19.5])
+MARGIN = ((CHOSEN - REFERENCE_CHOSEN) - (REJECTED - REFERENCE_REJECTED)).double()
+
+
+@pytest.mark.parametrize(
+    ("settings", "golden"),
+    [
+        ({"loss": "sigmoid"}, [0.62095705, 0.69314718]),
+        ({"loss": "sigmoid", "smoothing": 0.1}, [0.63595705, 0.69314718]),
+        ({"loss": "hinge"}, [0.85, 1.0]),
+        ({"loss": "ipo"}, [12.25, 25.0]),
+    ],
+)
+def test_preference_losses(settings: dict, golden: list[float]) -> None:
+    assert MARGIN.tolist() == [1.5, 0.0]
+    assert preference_loss(MARGIN, Preference(**settings)).tolist() == pytest.approx(golden, abs=1e-8)
+
+
+def test_preference_gradient_and_symmetry() -> None:
+    margin = tensor([1.5, -0.3, 0.0], dtype=torch.float64, requires_grad=True)
+    config = Preference(beta=0.1)
+    preference_loss(margin, config).sum().backward()
+    expected = -0.1 * torch.sigmoid(-0.1 * margin.detach())
+    torch.testing.assert_close(margin.grad, expected)
+    even = Preference(beta=0.1, smoothing=0.49999999)
+    torch.testing.assert_close(preference_loss(margin, even), preference_loss(-margin, even))
+
+
+REWARDS = tensor([1.0, 0, 0, 1, 1, 0, 0, 0], dtype=torch.float64)
+
+
+def test_advantages() -> None:
+    scaled = advantages(REWARDS, 8, "group")
+    assert scaled[0].item() == pytest.approx(1.20738144, abs=1e-8)
+    assert scaled[1].item() == pytest.approx(-0.72442886, abs=1e-8)
+    centred = advantages(REWARDS, 8, "none")
+    assert centred[0].item() == pytest.approx(0.625)
+    assert centred[1].item() == pytest.approx(-0.375)
+
+
+def test_advantages_of_equal_rewards_are_zero_and_groups_are_apart() -> None:
+    rewards = torch.cat([torch.ones(4), tensor([1.0, 0, 0, 0])])
+    found = advantages(rewards, 4, "group")
+    assert found[:4].tolist() == [0.0] * 4
+    assert found[4] > 0 > found[5]
+    torch.testing.assert_close(found[4:], advantages(rewards[4:], 4, "group"))
+
+
+NEW = tensor([[-1, -0.5, -2], [-0.3, -0.7, 0]], dtype=torch.float64)
+OLD = tensor([[-1.2, -0.5, -1.5], [-0.3, -1, 0]], dtype=torch.float64)
+MASK = tensor([[1.0, 1, 1], [1, 1, 0]], dtype=torch.float64)
+ADVANTAGE = tensor([1, -0.5], dtype=torch.float64)
+
+
+def test_policy_losses() -> None:
+    losses, clipped = policy_loss(NEW, OLD, ADVANTAGE, 0.2, 0.2)
+    losses = losses * MASK
+    tokens = [[-1.2, -1.0, -0.60653066], [0.5, 0.67492940, 0.0]]
+    torch.testing.assert_close(losses, tensor(tokens, dtype=torch.float64), atol=1e-8, rtol=0)
+    assert clipped.tolist() == [[True, False, False], [False, False, False]]
+    sequences = (losses.sum(1) / MASK.sum(1)).mean().item()
+    assert sequences == pytest.approx(-0.17402276, abs=1e-8)
+    assert (losses.sum() / MASK.sum()).item() == pytest.approx(-0.32632025, abs=1e-8)
+    assert (losses.sum() / (2 * 4)).item() == pytest.approx(-0.20395016, abs=1e-8)
+    higher = policy_loss(NEW, OLD, ADVANTAGE, 0.2, 0.28)[0] * MASK
+    assert (higher.sum() / MASK.sum()).item() == pytest.approx(-0.33060080, abs=1e-8)
+
+
+def test_far_ratios_stay_finite() -> None:
+    new = tensor([[0.0], [-900.0]], requires_grad=True)
+    losses, _ = policy_loss(new, tensor([[-900.0], [0.0]]), tensor([-1.0, 1.0]), 0.2, 0.2)
+    losses.sum().backward()
+    assert losses.isfinite().all()
+    assert new.grad is not None
+    assert new.grad.isfinite().all()
+
+
+def test_a_group_of_one_has_nothing_to_compare() -> None:
+    with pytest.raises(ValueError, match="group"):
+        GRPO(group=1)
+
+
+def test_log_two() -> None:
+    assert preference_loss(torch.zeros(1), Preference()).item() == pytest.approx(math.log(2), abs=1e-7)

@@ -1,0 +1,213 @@
+"""Objectives on a tiny model: sums that do not depend on how a step is cut."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from culm.adapt.lora import LoRA
+from culm.batch import IGNORED, Batch
+from culm.dist.parallelize import Dist, Parallel
+from culm.model.attention.gqa import GQA
+from culm.model.transformer import Transformer, TransformerConfig
+from culm.objective.grpo import GRPO, Experience, GRPOObjective
+from culm.objective.next_token import NextToken
+from culm.objective.preference import Preference
+from culm.optim.schedule import Constant
+from culm.train.trainer import Step, Trainer, TrainingError
+
+LENGTHS = (3, 9, 12, 5, 2, 7, 12, 4)
+
+
+def model(seed: int = 0) -> Transformer:
+    attention = GQA(heads=2, qk_norm=True)
+    config = TransformerConfig(
+        vocabulary=31, width=16, layers=2, context=12, attention=(attention,)
+    )
+    built = config.build(seed)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(5)
+    return built
+
+
+def rows(length: int = 12, metrics: dict | None = None) -> Batch:
+    """Eight rows, each with as many learned targets as LENGTHS says, less one."""
+    chance = torch.Generator().manual_seed(1)
+    tokens = torch.randint(31, (8, length), generator=chance)
+    targets = torch.full((8, length), IGNORED)
+    for row, count in enumerate(LENGTHS):
+        targets[row, 1:count] = torch.randint(31, (count - 1,), generator=chance)
+    positions = torch.arange(length).expand(8, length)
+    weight = int((targets >= 0).sum())
+    return Batch(tokens, targets, positions, None, weight, sum(LENGTHS), metrics=metrics or {})
+
+
+def cut(batch: Batch, at: list[int]) -> list[Batch]:
+    """Rows at[i]..at[i + 1], each part only as long as its longest row, as a loader makes them."""
+    parts = []
+    for start, end in zip(at[:-1], at[1:], strict=True):
+        length = max(LENGTHS[start:end])
+        targets = batch.targets[start:end, :length]
+        parts.append(
+            Batch(
+                batch.tokens[start:end, :length], targets, batch.positions[start:end, :length],
+                None, int((targets >= 0).sum()), sum(LENGTHS[start:end]), metrics=batch.metrics,
+            )  # fmt: skip
+        )
+    return parts
+
+
+class Once:
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches = batches
+
+    def step(self, number: int) -> list[Batch]:
+        return self.batches
+
+
+def one_step(objective: nn.Module, batches: list[Batch]) -> tuple[Step, dict[str, torch.Tensor]]:
+    """The facts of one step, and the weights after plain gradient descent: the gradients."""
+    steps: list[Step] = []
+    learned = [p for p in objective.parameters() if p.requires_grad]
+    trainer = Trainer(
+        Parallel(objective, 1, Dist()), torch.optim.SGD(learned, lr=1.0), Constant(),
+        clip=1e9, hooks=[steps.append],
+    )  # fmt: skip
+    trainer.fit(Once(batches), 1)
+    return steps[0], {n: p.detach().clone() for n, p in objective.named_parameters()}
+
+
+def assert_same(a: tuple[Step, dict], b: tuple[Step, dict]) -> None:
+    assert b[0].loss == pytest.approx(a[0].loss, rel=2e-6, abs=1e-6)
+    assert b[0].grad_norm == pytest.approx(a[0].grad_norm, rel=1e-5)
+    assert b[0].tokens == a[0].tokens == sum(LENGTHS)
+    assert b[0].metrics == pytest.approx(a[0].metrics, abs=1e-5)
+    for name, weight in a[1].items():
+        torch.testing.assert_close(b[1][name], weight, atol=1e-5, rtol=1e-4)
+
+
+def test_next_token_accumulated_is_whole() -> None:
+    whole = one_step(NextToken().build(model()), [rows()])
+    mean = nn.functional.cross_entropy(
+        model()(rows().tokens).flatten(0, 1), rows().targets.flatten(), ignore_index=IGNORED
+    )
+    assert whole[0].loss == pytest.approx(mean.item(), abs=1e-5)
+    for at in ([0, 1, 8], [0, 3, 4, 8], list(range(9))):
+        assert_same(whole, one_step(NextToken().build(model()), cut(rows(), at)))
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo"])
+def test_preference_accumulated_is_whole(loss: str) -> None:
+    def objective() -> nn.Module:
+        built = Preference(loss=loss, beta=0.3).build(model())  # type: ignore[arg-type]
+        built.model.load_state_dict(model(seed=1).state_dict())  # the reference stays at seed 0
+        return built
+
+    def pairs(at: list[int]) -> list[Batch]:
+        return [replace(b, weight=len(b.tokens) // 2) for b in cut(rows(), at)]
+
+    whole = one_step(objective(), pairs([0, 8]))
+    for at in ([0, 2, 8], [0, 2, 4, 6, 8]):
+        assert_same(whole, one_step(objective(), pairs(at)))
+
+
+@pytest.mark.parametrize("average", ["tokens", "sequences", "constant"])
+def test_grpo_accumulated_is_whole(average: str) -> None:
+    rewards = torch.tensor([1.0, 0, 0, 1, 0.5, 0, 0, 0])
+    config = GRPO(group=2, average=average, answer_tokens=16)  # type: ignore[arg-type]
+
+    def batches(objective: GRPOObjective, at: list[int]) -> list[Batch]:
+        parts = cut(rows(metrics={"reward": 0.25}), at)
+        spans = zip(at[:-1], at[1:], strict=True)
+        return [
+            objective.prepare(Experience(part, rewards[start:end]))
+            for part, (start, end) in zip(parts, spans, strict=True)
+        ]
+
+    def run(at: list[int]) -> tuple[Step, dict]:
+        objective = config.build(model())
+        return one_step(objective, batches(objective, at))
+
+    whole = run([0, 8])
+    assert whole[0].metrics["reward"] == 0.25
+    for at in ([0, 2, 8], [0, 2, 4, 6, 8]):
+        assert_same(whole, run(at))
+
+
+def test_grpo_averages_coincide_where_lengths_are_equal() -> None:
+    """Up to the constant length of Dr. GRPO."""
+    batch = rows()
+    targets = batch.targets.clone()
+    targets[:, 1:7] = 3
+    targets[:, 7:] = IGNORED
+    experience = Experience(replace(batch, targets=targets), torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 0]))
+    found = []
+    for average in ("tokens", "sequences", "constant"):
+        objective = GRPO(group=4, average=average, answer_tokens=6).build(model())  # type: ignore[arg-type]
+        prepared = objective.prepare(experience)
+        old = torch.full(prepared.targets.shape, -3.0)
+        loss = objective(replace(prepared, extra={**prepared.extra, "old": old}))
+        found.append(float(loss.total) / prepared.weight)
+    assert found[1:] == pytest.approx([found[0]] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_preference_begins_at_log_two(adapter: bool) -> None:
+    base = model()
+    if adapter:
+        LoRA(dropout=0.5).apply(base, seed=0)
+    objective = Preference().build(base)
+    loss = objective(rows())
+    assert float(loss.total) / 4 == pytest.approx(math.log(2), abs=1e-7)
+    assert float(loss.metrics["accuracy"]) == 0
+    assert float(loss.metrics["margin"]) == 0
+
+
+def test_preference_of_equal_answers_teaches_nothing() -> None:
+    objective = Preference().build(model())
+    batch = rows()
+    for part in (batch.tokens, batch.targets):
+        part[1::2] = part[0::2]
+    objective(batch).total.backward()
+    for parameter in objective.model.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.abs().max() < 1e-6
+
+
+def test_grpo_gradient_is_that_of_the_policy() -> None:
+    """Ratio one: the gradient of -A log pi, token by token."""
+    objective = GRPO(group=4).build(model())
+    batch = objective.prepare(Experience(rows(), torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 0])))
+    objective(batch).total.backward()
+    found = [p.grad.clone() for p in objective.parameters() if p.grad is not None]
+    objective.zero_grad()
+    logprobs = objective.model.logprobs(batch.tokens, batch.targets)
+    (-logprobs * batch.extra["advantages"][:, None]).sum().backward()
+    expected = [p.grad for p in objective.parameters() if p.grad is not None]
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_step_without_anything_learned_is_an_error() -> None:
+    batch = replace(rows(), targets=torch.full((8, 12), IGNORED), weight=0)
+    with pytest.raises(TrainingError, match="nothing in its batch is learned"):
+        one_step(NextToken().build(model()), [batch])
+
+
+def test_dropout_is_drawn_from_the_step() -> None:
+    """Two runs with other random numbers behind them draw the same."""
+
+    def run(noise: int) -> float:
+        base = model()
+        LoRA(dropout=0.5).apply(base, seed=0)
+        with torch.no_grad():
+            for name, parameter in base.named_parameters():
+                if name.endswith(".b"):
+                    parameter.fill_(0.1)
+        torch.randn(noise)
+        return one_step(NextToken().build(base), [rows()])[0].loss
+
+    assert run(1) == run(100)

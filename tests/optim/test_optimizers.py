@@ -1,0 +1,108 @@
+"""Optimizers against torch's own."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from culm.adapt.lora import LoRA
+from culm.model.attention.gqa import GQA
+from culm.model.transformer import Transformer, TransformerConfig
+from culm.optim.adamw import AdamW
+from culm.optim.groups import hidden_matrices
+from culm.optim.muon import Muon, orthogonalize
+
+
+@pytest.fixture
+def model() -> Transformer:
+    attention = GQA(heads=2, kv_heads=1, qk_norm=True)
+    config = TransformerConfig(vocabulary=23, width=16, layers=2, context=8, attention=(attention,))
+    return config.build(0)
+
+
+def gradients(model: nn.Module, step: int) -> None:
+    chance = torch.Generator().manual_seed(step)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=chance) * 0.1
+
+
+def test_newton_schulz_golden() -> None:
+    matrix = torch.tensor([[3.0, 1, 0], [0, 2, 1]], dtype=torch.float64)
+    golden = torch.tensor(
+        [[0.97909193, 0.32377618, -0.00129390], [-0.00388169, 0.65790354, 0.32959872]],
+        dtype=torch.float64,
+    )
+    torch.testing.assert_close(orthogonalize(matrix), golden, atol=1e-6, rtol=0)
+    torch.testing.assert_close(orthogonalize(matrix.mT), golden.mT, atol=1e-6, rtol=0)
+    singular = torch.linalg.svdvals(orthogonalize(matrix))
+    assert singular.tolist() == pytest.approx([1.06615761, 0.68428729], abs=1e-6)
+
+
+def test_newton_schulz_of_random_and_empty_matrices() -> None:
+    drawn = torch.randn(48, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.linalg.svdvals(orthogonalize(drawn)).min() > 0.3
+    assert torch.linalg.svdvals(orthogonalize(drawn)).max() < 1.3
+    assert orthogonalize(torch.zeros(4, 3)).abs().max() == 0
+
+
+def test_muon_is_that_of_torch(model: Transformer) -> None:
+    """torch iterates in bf16, so the directions differ by its rounding."""
+    other = copy.deepcopy(model)
+    ours = Muon(rate=0.01, weight_decay=0.1, adamw_rate=0.003).build(model)
+    names = {id(p) for p in hidden_matrices(other)}
+    assert len(names) == 2 * 7
+    matrices = [p for p in other.parameters() if id(p) in names]
+    rest = [p for p in other.parameters() if id(p) not in names]
+    groups = [
+        {"params": [p for p in rest if p.ndim == 2], "weight_decay": 0.1},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    theirs = [
+        torch.optim.Muon(
+            matrices, lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(groups, lr=0.003, betas=(0.9, 0.95), eps=1e-8),
+    ]
+    for step in range(4):
+        for part in (model, other):
+            gradients(part, step)
+        ours.step()
+        for optimizer in theirs:
+            optimizer.step()
+    for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
+        update = 0.01 * 0.2 * 4 if id(b) in names else 0.0  # root mean square of four updates
+        torch.testing.assert_close(a, b, atol=0.05 * update + 1e-6, rtol=1e-5, msg=name)
+
+
+def test_update_has_the_size_of_adamw(model: Transformer) -> None:
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    gradients(model, 0)
+    Muon(rate=0.1, weight_decay=0.0).build(model).step()
+    weight = dict(model.named_parameters())["blocks.0.mlp.up.weight"]
+    change = (weight - before["blocks.0.mlp.up.weight"]).square().mean().sqrt() / 0.1
+    assert 0.1 < change.item() < 0.3
+
+
+def test_adamw_decays_matrices_only(model: Transformer) -> None:
+    optimizer = AdamW(rate=0.1, weight_decay=0.5).build(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    norm, weight = model.norm.weight.detach().clone(), model.embed.weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(model.norm.weight, norm)
+    torch.testing.assert_close(model.embed.weight, weight * 0.95)
+
+
+def test_every_parameter_is_in_one_group(model: Transformer) -> None:
+    for config in (AdamW(), Muon()):
+        held = [p for group in config.build(model).param_groups for p in group["params"]]
+        assert len(held) == len({id(p) for p in held}) == len(list(model.parameters()))
+
+
+def test_adapters_take_adamw_steps(model: Transformer) -> None:
+    LoRA(rank=2).apply(model, 0)
+    optimizer = Muon().build(model)
+    assert not any(group["orthogonal"] for group in optimizer.param_groups)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters() if p.requires_grad}

@@ -1,0 +1,130 @@
+"""Settings: how files compose, who has the last word, and what errors say."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from culm.config import CONFIGS, SettingError, compose, compose_run, parse
+from culm.eval.settings import EvalConfig
+from culm.model.transformer import TransformerConfig
+from culm.run import RunConfig, read_run
+from culm.train.settings import TrainConfig
+
+NAMES = {section: sorted((CONFIGS / section).glob("*.yaml")) for section in ("model", "run")}
+
+
+def values(*settings: str, run: str = "pretrain") -> dict:
+    return compose_run(run, settings).values
+
+
+@pytest.mark.parametrize("path", NAMES["model"], ids=lambda path: path.stem)
+def test_every_model_builds(path: Path) -> None:
+    config = parse(TransformerConfig, compose(path.stem, "model").values, "model")
+    model = config.build(device="meta")
+    assert sum(p.numel() for p in model.parameters()) > 100_000
+
+
+@pytest.mark.parametrize("path", NAMES["run"], ids=lambda path: path.stem)
+def test_every_run_parses(path: Path) -> None:
+    needed = {
+        "sft": (), "dpo": ("data.path=pairs.jsonl",),
+        "quickstart-sft": ("start=x",), "quickstart-rl": ("start=x",),
+    }  # fmt: skip
+    config, origins = read_run(path.stem, needed.get(path.stem, ()))
+    assert parse(RunConfig, config.model_dump(mode="json")) == config  # itself a run file
+    assert set(origins.values()) <= {path.stem, "command line"} | {
+        p.stem for p in CONFIGS.glob("*/*.yaml")
+    }
+
+
+@pytest.mark.parametrize(("section", "kind"), [("train", TrainConfig), ("eval", EvalConfig)])
+def test_every_section_parses(section: str, kind: type) -> None:
+    for path in (CONFIGS / section).glob("*.yaml"):
+        parse(kind, compose(path.stem, section).values, section)
+
+
+def test_base_is_inherited_and_kinds_replace() -> None:
+    lora, sft = compose("lora", "train"), compose("sft", "train")
+    assert lora.values["steps"] == sft.values["steps"]
+    assert lora.values["optimizer"] == {"kind": "adamw", "rate": 1e-3, "weight_decay": 0.0}
+    assert lora.origins["steps"] == "sft"
+    assert lora.origins["optimizer.rate"] == "lora"
+    assert "optimizer.adamw_rate" not in lora.origins  # of the muon that was replaced
+
+
+def test_the_command_line_has_the_last_word() -> None:
+    composed = compose_run("pretrain", ["train.steps=7", "model=tiny", "model.layers=2"])
+    assert composed.values["train"]["steps"] == 7
+    assert composed.values["model"]["width"] == 384
+    assert composed.values["model"]["layers"] == 2
+    assert composed.origins["train.steps"] == composed.origins["model.layers"] == "command line"
+    assert composed.origins["model.width"] == "tiny"
+    assert composed.origins["train.rows"] == "pretrain"
+
+
+def test_a_kind_is_switched_by_its_name_alone() -> None:
+    for setting in ("train.optimizer=adamw", "train.optimizer.kind=adamw"):
+        optimizer = parse(RunConfig, values(setting)).train.optimizer
+        assert optimizer.kind == "adamw"
+        assert optimizer.rate == 3e-4  # its own default, not that of the muon in the file
+    assert parse(RunConfig, values("train.schedule=wsd")).train.schedule.kind == "wsd"
+
+
+def test_the_order_of_settings_does_not_matter() -> None:
+    settings = ["train.optimizer.rate=0.5", "train.optimizer.kind=adamw"]
+    for given in (settings, settings[::-1]):
+        optimizer = parse(RunConfig, values(*given)).train.optimizer
+        assert (optimizer.kind, optimizer.rate) == ("adamw", 0.5)
+
+
+def test_a_list_is_replaced_whole() -> None:
+    config = parse(RunConfig, values("data.path=[a, b]"))
+    assert config.data.path == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["train.setps=3"], r"train\.setps: no such setting; did you mean 'steps'"),
+        (["train.optimizer.kind=muno"], r"train\.optimizer\.kind: 'muno' is not one of .*muon"),
+        (["model.attention.kv_heads=3"], r"model\.attention\[0\]\.kv_heads: 3 does not divide heads=8"),
+        (["model=nan"], r"model: there is no 'nan'; did you mean 'nano'"),
+        (["train.steps=0"], r"train\.steps: .*greater than 0 \(given: 0\)"),
+        (["train.steps=many"], r"train\.steps: .*\(given: 'many'\)"),
+        (["nonsense=1"], "nonsense: no such setting"),
+        (["train.steps"], "expected name=value"),
+        (["train.steps=[1"], "train.steps: .* is not readable as YAML"),
+        (["start=runs/x"], "model: give the settings of a new model, or start"),
+        (["data.tasks=[{kind: identity}]"], r"data\.path: give one of path, prepared and tasks"),
+    ],
+)
+def test_errors_name_the_setting(settings: list[str], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        read_run("pretrain", settings)
+
+
+def test_an_unknown_run_is_guessed() -> None:
+    with pytest.raises(SettingError, match="run: there is no 'pretrian'; did you mean 'pretrain'"):
+        read_run("pretrian")
+
+
+def test_a_circle_of_bases_is_told(tmp_path: Path) -> None:
+    for name, base in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"base": str(tmp_path / f"{base}.yaml")}))
+    with pytest.raises(SettingError, match="a -> b -> a is a circle"):
+        compose(tmp_path / "a.yaml", "train")
+
+
+def test_a_file_that_is_no_mapping_is_told(tmp_path: Path) -> None:
+    for text in ("- a\n", "{a: [", "\xff\xfe"):
+        path = tmp_path / "run.yaml"
+        path.write_bytes(text.encode("latin-1"))
+        with pytest.raises(SettingError, match=str(path)):
+            read_run(str(path))
+
+
+def test_settings_do_not_change() -> None:
+    config, _ = read_run("pretrain")
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.steps = 1  # type: ignore[misc]
