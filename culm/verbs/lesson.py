@@ -12,8 +12,9 @@ from culm.data.loader import Loader
 from culm.data.prepare import prepare
 from culm.dist.ranks import Ranks
 from culm.objective.grpo import GRPO
+from culm.parts import loader
 from culm.plan.sample import sample
-from culm.run import RunConfig, loader
+from culm.run import RunConfig
 from culm.tokenizer.chat import Chat
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE

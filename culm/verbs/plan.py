@@ -16,11 +16,12 @@ from culm.config import SettingError
 from culm.loading import read
 from culm.model.transformer import Transformer
 from culm.objective.grpo import GRPO
+from culm.parts import set_up
 from culm.plan.device import choose_device, choose_precision, memory_bytes
 from culm.plan.model import forward_flops
 from culm.plan.needs import Needs, needs_of
 from culm.plan.speed import training_rate
-from culm.run import RunConfig, set_up
+from culm.run import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.verbs.lesson import lesson_of, tokenizer_of
 from culm.verbs.words import count, duration, flops, size
