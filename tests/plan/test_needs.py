@@ -70,11 +70,8 @@ def test_adapters_train_little_and_preference_holds_a_reference():
 
 def test_shards_divide_what_they_hold():
     train = TrainConfig(steps=1, rows=8, optimizer=AdamW())
-    one, two = (
-        needs_of(NextToken().build(CONFIG.build(device="meta")), train, CONTEXT, dist=Dist(data="fsdp"),
-                 ranks=ranks)
-        for ranks in (1, 2)
-    )  # fmt: skip
+    objective, dist = NextToken().build(CONFIG.build(device="meta")), Dist(data="fsdp")
+    one, two = (needs_of(objective, train, CONTEXT, dist=dist, ranks=n) for n in (1, 2))
     assert two.memory.optimizer == one.memory.optimizer // 2
     assert two.memory.activations < one.memory.activations
     assert two.flops == one.flops
