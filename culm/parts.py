@@ -100,7 +100,12 @@ def prepared_folder(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> Pa
     place = folder / "data"
     if not place.exists():
         prepare(
-            config.data.open(), config.data.format, tokenizer, place, config.data.held_out, config.seed
+            config.data.open(),
+            config.data.format,
+            tokenizer,
+            place,
+            config.data.held_out,
+            config.seed,
         )
     return place
 
@@ -122,9 +127,7 @@ def loader(
     )
 
 
-def held_out(
-    config: RunConfig, tokenizer: Tokenizer, folder: Path, context: int
-) -> Loader | None:
+def held_out(config: RunConfig, tokenizer: Tokenizer, folder: Path, context: int) -> Loader | None:
     """The rows that are not trained on, where the corpus has such; the same for every rank."""
     place = config.data.prepared or folder / "data"
     if not place.exists() or "held_out" not in Manifest.read(place).splits:
@@ -168,7 +171,9 @@ def training_batches(
     place = prepared_folder(config, tokenizer, folder)
     rows = loader(config, tokenizer, place, context, ranks, "train")
     if rows.truncated:
-        log.say(f"{rows.truncated:,} documents are longer than {context} tokens and lose their end.")
+        log.say(
+            f"{rows.truncated:,} documents are longer than {context} tokens and lose their end."
+        )
     return rows, rows.fingerprint
 
 

@@ -1,13 +1,13 @@
 """The composition root: from a run file to a trained model in a folder.
 
-    runs/x/run.yaml        the settings, complete; itself a run file
-    runs/x/data/           the prepared corpus, unless another folder was named
-    runs/x/tokenizer/      trained on the corpus, unless the run starts from a model
-    runs/x/metrics.jsonl   one line a step
-    runs/x/eval.jsonl      what was measured, with its step
-    runs/x/checkpoints/    where an interrupted run goes on
-    runs/x/model/          final weights, tokenizer, chat template
-    runs/x/report.md       what came of it
+runs/x/run.yaml        the settings, complete; itself a run file
+runs/x/data/           the prepared corpus, unless another folder was named
+runs/x/tokenizer/      trained on the corpus, unless the run starts from a model
+runs/x/metrics.jsonl   one line a step
+runs/x/eval.jsonl      what was measured, with its step
+runs/x/checkpoints/    where an interrupted run goes on
+runs/x/model/          final weights, tokenizer, chat template
+runs/x/report.md       what came of it
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig,
     composed = compose_run(name, settings)
     config = parse(RunConfig, composed.values)
     if (config.model is None) == (config.start is None):
-        raise SettingError("model: give the settings of a new model, or start: a folder to go on from")
+        raise SettingError(
+            "model: give the settings of a new model, or start: a folder to go on from"
+        )
     return config, composed.origins
 
 

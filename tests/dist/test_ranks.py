@@ -15,7 +15,12 @@ from culm.train.hooks import read_metrics
 STAGES = ("pretrain", "sft", "dpo", "grpo")
 GRID = list(itertools.product(STAGES, (False, True), ("ddp", "fsdp")))
 # Every stage, both kinds of training and both layouts, each met twice.
-CUT = [("pretrain", False, "fsdp"), ("sft", True, "ddp"), ("dpo", True, "fsdp"), ("grpo", False, "ddp")]
+CUT = [
+    ("pretrain", False, "fsdp"),
+    ("sft", True, "ddp"),
+    ("dpo", True, "fsdp"),
+    ("grpo", False, "ddp"),
+]
 
 
 def on_two_ranks(*runs: str) -> None:

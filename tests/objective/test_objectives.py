@@ -1,5 +1,6 @@
 """Objectives on a tiny model: sums that do not depend on how a step is cut."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -49,14 +50,19 @@ def rows(length: int = 12, metrics: dict | None = None) -> Batch:
 def cut(batch: Batch, at: list[int]) -> list[Batch]:
     """Rows at[i]..at[i + 1], each part only as long as its longest row, as a loader makes them."""
     parts = []
-    for start, end in zip(at[:-1], at[1:], strict=True):
+    for start, end in itertools.pairwise(at):
         length = max(LENGTHS[start:end])
         targets = batch.targets[start:end, :length]
         parts.append(
             Batch(
-                batch.tokens[start:end, :length], targets, batch.positions[start:end, :length],
-                None, int((targets >= 0).sum()), sum(LENGTHS[start:end]), metrics=batch.metrics,
-            )  # fmt: skip
+                batch.tokens[start:end, :length],
+                targets,
+                batch.positions[start:end, :length],
+                None,
+                int((targets >= 0).sum()),
+                sum(LENGTHS[start:end]),
+                metrics=batch.metrics,
+            )
         )
     return parts
 
@@ -122,7 +128,7 @@ def test_grpo_accumulated_is_whole(average: str) -> None:
 
     def batches(objective: GRPOObjective, at: list[int]) -> list[Batch]:
         parts = cut(rows(metrics={"reward": 0.25}), at)
-        spans = zip(at[:-1], at[1:], strict=True)
+        spans = itertools.pairwise(at)
         return [
             objective.prepare(Experience(part, rewards[start:end]))
             for part, (start, end) in zip(parts, spans, strict=True)
@@ -144,7 +150,9 @@ def test_grpo_averages_coincide_where_lengths_are_equal() -> None:
     targets = batch.targets.clone()
     targets[:, 1:7] = 3
     targets[:, 7:] = IGNORED
-    experience = Experience(replace(batch, targets=targets), torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 0]))
+    experience = Experience(
+        replace(batch, targets=targets), torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 0])
+    )
     found = []
     for average in ("tokens", "sequences", "constant"):
         objective = GRPO(group=4, average=average, answer_tokens=6).build(model())  # type: ignore[arg-type]
