@@ -19,7 +19,8 @@ app = typer.Typer(
 
 Run = Annotated[str, typer.Argument(help="A run file, or the name of one in configs/run.")]
 Settings = Annotated[
-    list[str] | None, typer.Argument(help="name=value, such as train.steps=100.", metavar="NAME=VALUE")
+    list[str] | None,
+    typer.Argument(help="name=value, such as train.steps=100.", metavar="NAME=VALUE"),
 ]
 Model = Annotated[str, typer.Argument(help="A run or model folder, a .gguf file, or a hub id.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the best that is here.")]
@@ -68,15 +69,15 @@ def train(run: Run, settings: Settings = None) -> None:
 @app.command()
 def plan(run: Run, settings: Settings = None) -> None:
     """What a run would do, need and learn from; starts nothing."""
-    from culm.verbs import show_plan
     from culm.run import read_run
+    from culm.verbs.plan import show_plan
 
     show_plan(*read_run(run, settings or []))
 
 
 @app.command()
 def tokenize(
-    path: Annotated[list[str], typer.Argument(help="Text to train on, or a model folder with --text.")],
+    path: Annotated[list[str], typer.Argument(help="Files, folders, stdlib, or a dataset id.")],
     out: Annotated[str, typer.Option(help="Folder of the new tokenizer.")] = "runs/tokenizer",
     vocabulary: Annotated[int, typer.Option(help="How many tokens.", min=262)] = 4096,
 ) -> None:
@@ -96,6 +97,9 @@ def prepare(
     tokenizer: Annotated[str, typer.Option(help="A folder with a tokenizer.")],
     out: Annotated[str, typer.Option(help="Folder of the prepared corpus.")],
     format: Annotated[str, typer.Option(help="document, chat, pair or prompt.")] = "document",
+    split: Annotated[
+        str, typer.Option(help="A document of text is a file, paragraphs or lines.")
+    ] = ("file"),
     held_out: Annotated[float, typer.Option(help="Share kept for evaluation.")] = 0.02,
     seed: Seed = 0,
 ) -> None:
@@ -105,7 +109,7 @@ def prepare(
     from culm.data.settings import DataConfig
     from culm.tokenizer.tokenizer import Tokenizer
 
-    settings = parse(DataConfig, {"path": path, "format": format}, "data")
+    settings = parse(DataConfig, {"path": path, "format": format, "split": split}, "data")
     manifest = go(
         settings.open(), settings.format, Tokenizer.load(tokenizer), Path(out), held_out, seed
     )
@@ -185,7 +189,7 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Exact match on held-out questions, with confidence intervals."""
-    from culm.verbs import show_scores
+    from culm.verbs.scores import show_scores
 
     show_scores(model, tasks, questions, device)
 
@@ -197,9 +201,11 @@ def quantize(
     to: Annotated[str, typer.Option(help="int8 or int4.")] = "int8",
 ) -> None:
     """Smaller weights, faster decoding."""
-    from culm.verbs import quantize as go
+    from culm.pack import quantize as go
+    from culm.pack import size_of
 
-    go(model, out, to)
+    path = go(model, out, to)
+    typer.echo(f"{path}: {size_of(path) / 1e6:,.1f} MB of weights")
 
 
 @app.command()
@@ -211,28 +217,31 @@ def export(
     ] = "",
 ) -> None:
     """A Hugging Face folder, or a GGUF file for llama.cpp."""
-    from culm.verbs import export as go
+    from culm.pack import export as go
+    from culm.pack import size_of
 
-    go(model, out, dtype)
+    path = go(model, out, dtype)
+    typer.echo(f"{path}: {size_of(path) / 1e6:,.1f} MB of weights")
 
 
 @app.command("import")
 def import_(
-    file: Annotated[str, typer.Argument(help="HF folder, .gguf, llama2.c .bin, or settings .json.")],
+    file: Annotated[
+        str, typer.Argument(help="HF folder, .gguf, llama2.c .bin, or settings .json.")
+    ],
     out: Annotated[str, typer.Argument(help="Folder of the new model.")],
     tokenizer: Annotated[str | None, typer.Option(help="tok.bin of a llama2.c model.")] = None,
 ) -> None:
     """A model from elsewhere as a Culm folder."""
     from culm.convert.importer import import_model
 
-    import_model(Path(file), Path(out), None if tokenizer is None else Path(tokenizer))
-    typer.echo(f"Done: {out}")
+    typer.echo(import_model(file, out, tokenizer))
 
 
 @app.command()
 def inspect(model: Model) -> None:
     """The parts of a model with shapes, parameters and cache size."""
-    from culm.verbs import show_model
+    from culm.verbs.model import show_model
 
     show_model(model)
 
@@ -261,7 +270,7 @@ def schema() -> None:
 @app.command()
 def doctor() -> None:
     """What this machine offers to Culm."""
-    from culm.verbs import show_machine
+    from culm.verbs.machine import show_machine
 
     show_machine()
 

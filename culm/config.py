@@ -42,7 +42,7 @@ def _named(value: Any) -> Any:
 
 
 def one_of(union: Any) -> Any:
-    """The registry of a kind of part: a union told apart by `kind`, which a bare name may stand for.
+    """The registry of a kind of part: a union told apart by `kind`; a bare name may stand for it.
 
     >>> Optimizer = one_of(AdamW | Muon)     # accepts "adamw" and {"kind": "adamw", "rate": 1e-3}
     """

@@ -53,17 +53,17 @@ def _dtype(given: str | torch.dtype | None) -> torch.dtype | None:
 def _open(path: str, device: torch.device) -> tuple[Transformer, Tokenizer]:
     here = Path(path)
     if here.suffix == ".gguf" and here.is_file():
-        from culm.convert.gguf import load
+        from culm.convert.gguf import load as load_gguf
 
-        return load(here, device)
+        return load_gguf(here, device)
     if (here / "model.json").is_file():
-        from culm.convert.native import load
+        from culm.convert.native import load as load_native
 
-        return load(here, device)
+        return load_native(here, device)
     if (here / "config.json").is_file():
-        from culm.convert.hf import load
+        from culm.convert.hf import load as load_hf
 
-        return load(here, device)
+        return load_hf(here, device)
     if (here / "model").is_dir():
         return _open(str(here / "model"), device)
     if here.exists():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar, get_args
 
 import torch
 
@@ -13,15 +15,17 @@ from culm.loading import read
 from culm.model.transformer import Transformer
 from culm.tokenizer.tokenizer import Tokenizer
 
+T = TypeVar("T")
+
 
 def quantize(source: str | Path, out: str | Path, to: str) -> Path:
     """Write the model of `source` with smaller weights to a new folder.
 
     to: the kind of a quantiser, as "int8".
     """
-    quantizer = parse(Quantizer, to, "to")  # type: ignore[arg-type]
+    quantizer = parse(Quantizer, to, "to")
     model, tokenizer = read(source, "cpu", torch.float32)
-    quantizer.apply(model)  # type: ignore[attr-defined]
+    quantizer.apply(model)
     native.save(model, tokenizer, out)
     return Path(out)
 
@@ -29,7 +33,8 @@ def quantize(source: str | Path, out: str | Path, to: str) -> Path:
 def export(source: str | Path, out: str | Path, dtype: str = "") -> Path:
     """Write the model of `source` for other programs: to `*.gguf`, or a Hugging Face folder.
 
-    dtype: f32, f16 (if not given) or q8_0 for GGUF; float32 or bfloat16 (if not given) for a folder.
+    dtype: f32, f16 or q8_0 for GGUF, f16 if not given; for a folder float32 or bfloat16, the
+    latter if not given.
     """
     model, tokenizer = read(source, "cpu", torch.float32)
     write_export(model, tokenizer, Path(out), dtype)
@@ -39,16 +44,17 @@ def export(source: str | Path, out: str | Path, dtype: str = "") -> Path:
 def write_export(model: Transformer, tokenizer: Tokenizer, out: Path, dtype: str) -> None:
     """As `export`, of a model that is loaded."""
     if out.suffix == ".gguf":
-        gguf.export(model, tokenizer, out, _known(dtype or "f16", ("f32", "f16", "q8_0")))
-        return
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    hf.export(model, tokenizer, out, kinds[_known(dtype or "bfloat16", tuple(kinds))])
+        precision = _chosen(dtype or "f16", {kind: kind for kind in get_args(gguf.Precision)})
+        gguf.export(model, tokenizer, out, precision)
+    else:
+        kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+        hf.export(model, tokenizer, out, _chosen(dtype or "bfloat16", kinds))
 
 
-def _known(dtype: str, known: tuple[str, ...]) -> str:
+def _chosen(dtype: str, known: Mapping[str, T]) -> T:
     if dtype not in known:
         raise SettingError(f"dtype: {dtype!r} is not one of {', '.join(known)}")
-    return dtype
+    return known[dtype]
 
 
 def size_of(path: Path) -> int:

@@ -23,6 +23,8 @@ from culm.task.task import Question, Task
 from culm.tokenizer.chat import Chat
 from culm.tokenizer.tokenizer import Tokenizer
 
+ROUND = 16  # rows are padded to a multiple, so that memory is used again from step to step
+
 
 class Rollouts:
     """`rows` completions a step over all ranks, in groups that answer the same question.
@@ -113,6 +115,7 @@ class Rollouts:
     ) -> list[Batch]:
         group = self.objective.config.group
         prompts = [self._prompt(question) for question in _repeat(questions, group)]
+        order = _by_length(prompts, completions, group)
         stopped = sum(completion.finish == "stop" for completion in completions)
         metrics = {
             "reward": mean,
@@ -121,11 +124,26 @@ class Rollouts:
             "useful_groups": float((rewards.view(-1, group).std(1) > 0).float().mean()),
         }
         batches = []
-        for at in range(0, len(completions), self.micro_rows):
-            part = slice(at, at + self.micro_rows)
-            rows = to_rows(prompts[part], completions[part], self.tokenizer.end_of_text, metrics)
+        for at in range(0, len(order), self.micro_rows):
+            part = order[at : at + self.micro_rows]
+            rows = to_rows(
+                [prompts[row] for row in part],
+                [completions[row] for row in part],
+                self.tokenizer.end_of_text,
+                metrics,
+            )
             batches.append(self.objective.prepare(Experience(rows, rewards[part])))
         return batches
+
+
+def _by_length(
+    prompts: Sequence[tuple[int, ...]], completions: Sequence[Completion], group: int
+) -> list[int]:
+    """Rows with groups of like length side by side, so that micro-batches hold little padding."""
+    lengths = [len(p) + len(c.tokens) for p, c in zip(prompts, completions, strict=True)]
+    groups = [list(range(at, at + group)) for at in range(0, len(lengths), group)]
+    groups.sort(key=lambda rows: max(lengths[row] for row in rows))
+    return [row for rows in groups for row in rows]
 
 
 def to_rows(

@@ -1,119 +1,61 @@
-"""Tiny runs of every stage, over text that is made here."""
+"""What all tests share: one thread, no network, where the shared data lie, a small tokenizer."""
 
-import json
-import random
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported
+
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 
-from culm.config import parse
-from culm.run import RunConfig, train
+from culm.tokenizer.tokenizer import Tokenizer
+from culm.tokenizer.train import BPE
 
+<<<<<<< HEAD
 STAGES = ("pretrain", "sft", "dpo", "grpo")
 WORDS = (
     "the quick brown fox jumps over a lazy dog and then sleeps all day long in warm grass".split()
 )
 TASK = {"kind": "letters", "name": "count", "operation": "count", "shortest": 2, "longest": 3}
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
+=======
+pytest_plugins = ("stages",)
+torch.set_num_threads(1)
+>>>>>>> main
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def _sentence(chance: random.Random, words: int) -> str:
-    return " ".join(chance.choices(WORDS, k=words))
-
-
-def _write(path: Path, records: list[dict]) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+ROOT = Path(__file__).parents[1]
+DATA = Path(os.environ.get("CULM_DATA", ROOT.parent / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")
-def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with text.jsonl, chat.jsonl and pairs.jsonl; records of unequal length."""
-    folder, chance = tmp_path_factory.mktemp("corpora"), random.Random(0)
-    _write(folder / "text.jsonl", [{"text": _sentence(chance, 2 + i % 17)} for i in range(80)])
-    chats, pairs = [], []
-    for index in range(40):
-        question = {"role": "user", "content": _sentence(chance, 1 + index % 3)}
-        answers = [_sentence(chance, 1 + (index * n) % 5) for n in (1, 3)]
-        chats.append({"messages": [question, {"role": "assistant", "content": answers[0]}]})
-        pairs.append(
-            {"prompt": question["content"], "chosen": answers[0] + "!", "rejected": answers[1]}
-        )
-    _write(folder / "chat.jsonl", chats)
-    _write(folder / "pairs.jsonl", pairs)
-    return folder
-
-
-Settings = Callable[..., dict[str, Any]]
+def root() -> Path:
+    """The repository."""
+    return ROOT
 
 
 @pytest.fixture(scope="session")
-def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """`stage("dpo", adapter=True, steps=4, ...)`: the settings of a tiny run; more go to `train`."""
-    started: dict[str, Path] = {}
+def shared() -> Callable[[str], Path]:
+    """Finds a file of the shared data; the test is skipped where it is not."""
 
-    def base() -> str:
-        if "base" not in started:
-            started["base"] = tmp_path_factory.mktemp("base") / "run"
-            data = {"tasks": [TASK], "questions": 300, "format": "chat"}
-            settings = {**make("pretrain", steps=60, rows=8, micro_rows=8), "data": data}
-            settings["folder"] = str(started["base"])
-            train(parse(RunConfig, settings))
-        return str(started["base"])
+    def find(name: str) -> Path:
+        if not (DATA / name).exists():
+            pytest.skip(f"no {name} in the shared data")
+        return DATA / name
 
-    def make(name: str, adapter: bool = False, **more: Any) -> dict[str, Any]:
-        rate = (0.05 if adapter else 0.01) / (5 if name == "grpo" else 1)
-        adamw = {"kind": "adamw", "rate": rate, "weight_decay": 0.0}
-        trained: dict[str, Any] = {
-            "steps": 3, "rows": 4, "micro_rows": 2, "precision": "fp32", "optimizer": adamw,
-            "schedule": "constant", "adapter": LORA if adapter else None,
-        }  # fmt: skip
-        run: dict[str, Any] = {"device": "cpu", "eval": {"tokens": 200, "sample_tokens": 3}}
-        new = name == "pretrain" and not adapter
-        if new:
-            attention = {"kind": "gqa", "heads": 4, "kv_heads": 2, "qk_norm": True}
-            run["tokenizer"] = {"kind": "bytes", "specials": True}
-            run["model"] = {
-                "vocabulary": 262, "width": 32, "layers": 2, "context": 64, "attention": attention,
-            }  # fmt: skip
-            trained["optimizer"] = {"kind": "muon", "rate": 0.01, "adamw_rate": 0.01}
-        else:
-            run["start"] = base()
-        match name:
-            case "pretrain":
-                run["data"] = {"path": str(corpora / "text.jsonl"), "held_out": 0.1}
-                run["eval"]["samples"] = ["the "]
-            case "sft":
-                run["data"] = {"path": str(corpora / "chat.jsonl"), "format": "chat"}
-            case "dpo":
-                run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
-                trained["objective"] = {"kind": "preference", "beta": 0.5}
-            case "grpo":
-                run["data"] = {"tasks": [TASK]}
-                run["eval"] |= {"tasks": [TASK], "questions": 3}
-                trained |= {"rows": 32, "micro_rows": 8}
-                trained["objective"] = {"kind": "grpo", "group": 4, "answer_tokens": 4}
-        return {**run, "train": {**trained, **more}}
-
-    return make
+    return find
 
 
-@pytest.fixture
-def run_file(stage: Settings, tmp_path: Path) -> Callable[..., Path]:
-    """The same as a file, with a folder of its own."""
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    return [
+        "the quick brown fox jumps over the lazy dog. " * 20,
+        "def add(a, b):\n    return a + b\n\nprint(add(12, 345))\n" * 20,
+        "It's what they're saying: we'll see, won't we? Où est-ce? 東京 и Москва 🙂 " * 20,
+    ]
 
-    def write(name: str, **more: Any) -> Path:
-        label = f"{name}-{len(list(tmp_path.glob('*.yaml')))}"
-        path = tmp_path / f"{label}.yaml"
-        path.write_text(yaml.safe_dump({"folder": str(tmp_path / label), **stage(name, **more)}))
-        return path
 
-    return write
+@pytest.fixture(scope="session")
+def tokenizer(texts: list[str]) -> Tokenizer:
+    return BPE(vocabulary=350).build(texts)

@@ -12,13 +12,15 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.distributed import DeviceMesh
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from culm.config import Config
 from culm.dist.sharded import whole
+from culm.model import logprobs
+from culm.model.logprobs import Kernels
 from culm.model.transformer import Transformer
 
 
@@ -82,8 +84,10 @@ def recompute(objective: nn.Module) -> None:
 
 
 def compile_blocks(objective: nn.Module) -> None:
-    """Compile one block's code and use it for all; the rest of the model stays as written."""
+    """Compile the code of one block, used for all, and the passes over logits."""
     torch._dynamo.config.cache_size_limit = max(32, torch._dynamo.config.cache_size_limit)
+    kernels = Kernels(torch.compile(logprobs.reduce), torch.compile(logprobs.differentiate))
     for model in _models(objective):
+        model.kernels = kernels
         for block in model.blocks:
             block.compile(dynamic=False)

@@ -16,7 +16,7 @@ def attention_map(model: Transformer, ids: Sequence[int], layer: int) -> Tensor:
     """ids: T tokens -> (H, T, T) fp32; row t is the distribution of token t over tokens 0..t."""
     tokens = torch.tensor([list(ids)], device=model.device)
     found: list[Tensor] = []
-    attention = model.blocks[layer].attention
+    attention = model.get_submodule(f"blocks.{layer}.attention")
 
     def catch(module, inputs) -> None:
         x, context, _ = inputs

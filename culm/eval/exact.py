@@ -36,7 +36,9 @@ def wilson(successes: float, items: int, z: float = 1.96) -> Score:
     centre = share + z * z / (2 * items)
     spread = z * math.sqrt(share * (1 - share) / items + z * z / (4 * items * items))
     scale = 1 + z * z / items
-    return Score(share, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale), items)
+    return Score(
+        share, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale), items
+    )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from torch import Tensor
@@ -12,7 +13,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 COLOURS = ("#1b6b4c", "#c0792a", "#4a5fa5", "#a53f5b")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.figsize": (7.2, 3.4),
     "figure.dpi": 130,
     "font.size": 9,
@@ -55,7 +56,9 @@ def bars(path: Path, models: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
             values = [100 * scores[task]["value"] for task in tasks]
             below = [v - 100 * scores[t]["low"] for v, t in zip(values, tasks, strict=True)]
             above = [100 * scores[t]["high"] - v for v, t in zip(values, tasks, strict=True)]
-            places = [place + (index - (len(models) - 1) / 2) * width for place in range(len(tasks))]
+            places = [
+                place + (index - (len(models) - 1) / 2) * width for place in range(len(tasks))
+            ]
             axes.bar(
                 places, values, width * 0.92, label=name, color=COLOURS[index % len(COLOURS)],
                 yerr=[below, above], error_kw={"linewidth": 0.8, "ecolor": "#444444"},

@@ -67,9 +67,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def exact_match_table(models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Tasks as rows, models as columns, with 95 % intervals."""
     tasks = list(dict.fromkeys(task for scores in models.values() for task in scores))
-    rows = [
-        [task, *(percent(scores[task]) for scores in models.values())] for task in tasks
-    ]
+    rows = [[task, *(percent(scores[task]) for scores in models.values())] for task in tasks]
     return table(("task", *models), rows)
 
 
@@ -81,5 +79,6 @@ def percent(score: Mapping[str, float]) -> str:
 def samples_text(samples: Sequence[Mapping[str, Any]]) -> str:
     """Each sample with its temperature, as a code block."""
     return "\n\n".join(
-        f"Temperature {s['temperature']}:\n\n````text\n{s['prompt']}{s['text']}\n````" for s in samples
+        f"Temperature {s['temperature']}:\n\n````text\n{s['prompt']}{s['text']}\n````"
+        for s in samples
     )

@@ -1,84 +1,108 @@
-"""Log-probabilities of given tokens without ever holding all logits.
+"""Log-probabilities of given tokens, a chunk at a time: logits are the largest tensor of a step.
 
-The logits of a large vocabulary are the largest tensor of a training step. Here they exist for one
-chunk of tokens at a time, in the forward and again in the backward.
+             forward                                   backward
+hidden --- product ---> logits --- reduce ---> logprobs     differentiate ---> 2 products
+                          |_____ kept while they are small, else computed again ____|
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from culm.batch import IGNORED
+from culm.model.linear import Linear
 
-CHUNK = 1024  # tokens whose logits exist at once
+CHUNK = 1024  # tokens whose logits are worked on at once
+ROUND = 256  # tokens are filled up to a multiple, so that memory is used again from step to step
+KEPT_BYTES = 128 << 20  # of logits that may wait for the backward, which else needs a third product
+
+
+def reduce(logits: Tensor, temperature: float) -> Tensor:
+    """log of the sum of exp(logits / temperature): (N, V) -> (N,) fp32."""
+    logits = logits.float()
+    return (logits if temperature == 1.0 else logits / temperature).logsumexp(-1)
+
+
+def differentiate(logits: Tensor, logsum: Tensor, factor: Tensor, temperature: float) -> Tensor:
+    """softmax(logits / temperature) * factor: (N, V) in the dtype of the logits; factor: (N,)."""
+    scores = logits if temperature == 1.0 else logits.float() / temperature
+    return (scores - logsum[:, None]).exp_().mul_(factor[:, None]).to(logits.dtype)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The two passes over logits, as written or compiled (`culm.dist.parallelize`)."""
+
+    reduce: Callable[[Tensor, float], Tensor] = reduce
+    differentiate: Callable[[Tensor, Tensor, Tensor, float], Tensor] = differentiate
 
 
 class ChunkedLogprobs(torch.autograd.Function):
     """log softmax(hidden W^T / temperature)[target], computed chunk by chunk."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float):
-        # hidden: (N, E), weight: (V, E), targets: (N,) -> (N,) fp32, 0 where ignored
+    def forward(
+        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, kernels: Kernels
+    ):
+        # hidden: (N, E), weight: (V, E), targets: (N,) -> (N,) fp32
         w = weight.to(hidden.dtype)
-        logprobs, logsums = zip(
-            *(
-                _forward(h, w, t, temperature)
-                for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-            ),
-            strict=True,
-        )
-        logsum = torch.cat(logsums)
-        ctx.save_for_backward(hidden, weight, targets, logsum)
-        ctx.temperature = temperature
-        return torch.cat(logprobs)
+        keep = len(hidden) * w.shape[0] * w.itemsize <= KEPT_BYTES and any(ctx.needs_input_grad)
+        kept, picked, logsums = [], [], []
+        for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+            logits = h @ w.t()
+            picked.append(logits.gather(-1, t[:, None])[:, 0])
+            logsums.append(kernels.reduce(logits, temperature))
+            kept += [logits] if keep else []
+        logprobs = torch.cat(picked).float() / temperature - torch.cat(logsums)
+        ctx.save_for_backward(hidden, weight, targets, logprobs, *logsums, *kept)
+        ctx.temperature, ctx.kernels = temperature, kernels
+        return logprobs
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor):
-        hidden, weight, targets, logsum = ctx.saved_tensors  # type: ignore[attr-defined]
-        w = weight.to(hidden.dtype)
+        hidden, weight, targets, logprobs, *rest = ctx.saved_tensors  # type: ignore[attr-defined]
+        temperature, kernels = ctx.temperature, ctx.kernels  # type: ignore[attr-defined]
+        w, grad = weight.to(hidden.dtype), grads[0] / temperature
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(w)
-        pieces = (hidden, targets, logsum, grads[0], grad_hidden)
-        for h, t, s, g, out in zip(*(p.split(CHUNK) for p in pieces), strict=True):
-            d = _backward(h, w, t, s, g, ctx.temperature)  # type: ignore[attr-defined]
+        at_target = (-grad * logprobs.expm1()).to(
+            w.dtype
+        )  # grad * (1 - p), exact where p is near 1
+        parts = [p.split(CHUNK) for p in (hidden, targets, grad, at_target, grad_hidden)]
+        logsums, kept = rest[: len(parts[0])], rest[len(parts[0]) :]
+        for index, (h, t, g, target, out) in enumerate(zip(*parts, strict=True)):
+            logits = kept[index] if kept else h @ w.t()
+            d = kernels.differentiate(logits, logsums[index], -g, temperature)
+            d.scatter_(-1, t[:, None], target[:, None])
             torch.mm(d, w, out=out)
             grad_weight.addmm_(d.t(), h)
-        return grad_hidden, grad_weight.to(weight.dtype), None, None
-
-
-def _forward(h: Tensor, w: Tensor, t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits = _logits(h, w, temperature)
-    logsum = logits.logsumexp(-1)
-    picked = logits.gather(-1, t.clamp_min(0)[:, None])[:, 0]
-    return torch.where(t == IGNORED, 0.0, picked - logsum), logsum
-
-
-def _logits(h: Tensor, w: Tensor, temperature: float) -> Tensor:
-    logits = (h @ w.t()).float()
-    return logits if temperature == 1.0 else logits.div_(temperature)
-
-
-def _backward(h: Tensor, w: Tensor, t: Tensor, s: Tensor, g: Tensor, temperature: float) -> Tensor:
-    g = torch.where(t == IGNORED, 0.0, g) / temperature
-    d = _logits(h, w, temperature).sub_(s[:, None]).exp_().mul_(-g[:, None])
-    d.scatter_add_(-1, t.clamp_min(0)[:, None], g[:, None])
-    return d.to(h.dtype)
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
 
 
 def logprobs_of(
-    hidden: Tensor, head: torch.nn.Module, targets: Tensor, temperature: float = 1.0
+    hidden: Tensor,
+    head: torch.nn.Module,
+    targets: Tensor,
+    temperature: float = 1.0,
+    kernels: Kernels = Kernels(),
 ) -> Tensor:
     """Natural-log probabilities of `targets` under softmax(head(hidden) / temperature).
 
-    hidden: (B, T, E); targets: (B, T), IGNORED gives 0. Returns (B, T) fp32. A head that is not a
-    plain linear layer (an adapter, a quantised one) is called on the whole.
+    hidden: (B, T, E); targets: (B, T), IGNORED gives 0. Returns (B, T) fp32. The head is computed
+    where there is a target only; one that is not a plain linear layer is called as it is.
     """
-    if type(head).__name__ == "Linear":
-        flat = ChunkedLogprobs.apply(
-            hidden.flatten(0, 1), head.weight, targets.flatten(), temperature
-        )
-        return flat.view(targets.shape)
-    logprobs = (head(hidden).float() / temperature).log_softmax(-1)
-    picked = logprobs.gather(-1, targets.clamp_min(0)[..., None])[..., 0]
-    return torch.where(targets == IGNORED, 0.0, picked)
+    known = (targets.flatten() != IGNORED).nonzero()[:, 0]
+    places = F.pad(known, (0, -len(known) % ROUND))
+    states, wanted = hidden.flatten(0, 1)[places], targets.flatten()[places].clamp_min(0)
+    if type(head) is Linear:
+        picked = ChunkedLogprobs.apply(states, head.weight, wanted, temperature, kernels)
+    else:
+        logprobs = (head(states).float() / temperature).log_softmax(-1)
+        picked = logprobs.gather(-1, wanted[:, None])[:, 0]
+    flat = picked.new_zeros(targets.numel())
+    return flat.index_copy(0, known, picked[: len(known)]).view(targets.shape)

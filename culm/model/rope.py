@@ -28,6 +28,7 @@ class Rotation(nn.Module):
     def __init__(self, base: float, head_dim: int) -> None:
         super().__init__()
         self.base, self.head_dim = base, head_dim
+        self.frequencies: Tensor
         self.register_buffer("frequencies", self._frequencies(), persistent=False)
 
     def _frequencies(self) -> Tensor:

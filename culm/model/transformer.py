@@ -16,7 +16,7 @@ from culm.model.cache import Cache, LayerCache
 from culm.model.context import Context
 from culm.model.init import initialize
 from culm.model.linear import Linear
-from culm.model.logprobs import logprobs_of
+from culm.model.logprobs import Kernels, logprobs_of
 from culm.model.mlp import FeedForward
 from culm.model.mlp.swiglu import SwiGLU
 from culm.model.norm import RMSNorm
@@ -100,6 +100,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = torch.float32
+        self.kernels = Kernels()
         kinds = [(a.rope, a.dim(config.width)) for a in config.attentions]
         distinct = list(dict.fromkeys(kinds))
         self.embed = nn.Embedding(config.vocabulary, config.width)
@@ -147,7 +148,8 @@ class Transformer(nn.Module):
         temperature: float = 1.0,
     ) -> Tensor:
         """Natural-log probability of each target, (B, T) fp32; 0 where the target is ignored."""
-        return logprobs_of(self.hidden(tokens, context), self.head, targets, temperature)
+        hidden = self.hidden(tokens, context)
+        return logprobs_of(hidden, self.head, targets, temperature, self.kernels)
 
     def cache(self, slots: int, places: int) -> Cache:
         """An empty cache for `slots` sequences of up to `places` tokens."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 from torch import nn
 
@@ -35,5 +36,5 @@ def hidden_matrices(module: nn.Module) -> set[nn.Parameter]:
     for name, part in module.named_modules():
         inside = ".blocks." in f".{name}."
         if isinstance(part, Linear) and inside and part.weight not in tables:
-            found.add(part.weight)
+            found.add(cast(nn.Parameter, part.weight))
     return found

@@ -1,9 +1,12 @@
-"""What this machine offers: device, precision, attention backend. Probed by running a small case."""
+"""What this machine offers: device, precision, attention backend, memory. Probed, not assumed."""
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -36,7 +39,8 @@ def choose_backend(device: torch.device) -> Backend:
 @cache
 def choose_precision(device: torch.device) -> str:
     """bf16 where products in it are at least a quarter faster than in fp32."""
-    return "bf16" if _seconds(device, torch.bfloat16) < 0.8 * _seconds(device, torch.float32) else "fp32"
+    ratio = _seconds(device, torch.bfloat16) / _seconds(device, torch.float32)
+    return "bf16" if ratio < 0.8 else "fp32"
 
 
 def _seconds(device: torch.device, dtype: torch.dtype) -> float:
@@ -51,3 +55,15 @@ def _seconds(device: torch.device, dtype: torch.dtype) -> float:
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may use
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """Memory of the device; on a CPU of this machine or container. None where it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type != "cpu" or sys.platform == "win32":
+        return None
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = CGROUP.read_text().strip() if CGROUP.exists() else "max"
+    return physical if limit == "max" else min(physical, int(limit))

@@ -29,7 +29,8 @@ def in_words(number: int) -> str:
 
 def column_addition(a: int, b: int) -> str:
     """Digit by digit from the right, the carry last: 17 + 25 is `7+5=12, 1+2+1=4`."""
-    steps, carry = [], 0
+    steps: list[str] = []
+    carry = 0
     while a or b or carry or not steps:
         parts = [a % 10, b % 10] + [carry] * bool(carry)
         steps.append(f"{'+'.join(map(str, parts))}={sum(parts)}")
@@ -41,7 +42,8 @@ def column_addition(a: int, b: int) -> str:
 
 def column_subtraction(a: int, b: int) -> str:
     """Digit by digit from the right, borrowing ten: 42 - 17 is `12-7=5, 4-1-1=2`."""
-    steps, borrow = [], 0
+    steps: list[str] = []
+    borrow = 0
     while a or not steps:
         upper, lower = a % 10, b % 10 + borrow
         lent = 10 * (upper < lower)
@@ -52,7 +54,11 @@ def column_subtraction(a: int, b: int) -> str:
 
 
 class Arithmetic(Config):
-    """a + b or a - b (never below zero) with operands up to `largest`, in digits or words."""
+    """a + b or a - b (never below zero) with operands up to `largest`, in digits or words.
+
+    shown: share of the questions whose reply shows its working; the others answer at once. A model
+    tuned on both guesses or works by chance, until reinforcement finds that working pays.
+    """
 
     kind: Literal["arithmetic"] = "arithmetic"
     name: str
@@ -60,6 +66,7 @@ class Arithmetic(Config):
     smallest: int = Field(0, ge=0)
     largest: int = Field(99, ge=1, le=499)
     words: bool = False
+    shown: float = Field(0.35, ge=0, le=1)
 
     def question(self, split: Split, index: int, seed: int) -> Question:
         chance = draw(self.name, split, index, seed)
@@ -71,9 +78,10 @@ class Arithmetic(Config):
         if self.operation == "-":
             a, b = max(a, b), min(a, b)
         prompt = chance.choice(self._forms(a, b))
-        if self.operation == "+":
-            return Question(prompt, self._number(a + b), column_addition(a, b))
-        return Question(prompt, self._number(a - b), column_subtraction(a, b))
+        added = self.operation == "+"
+        working = column_addition(a, b) if added else column_subtraction(a, b)
+        answer = self._number(a + b if added else a - b)
+        return Question(prompt, answer, working if chance.random() < self.shown else "")
 
     def _number(self, number: int) -> str:
         return in_words(number) if self.words else str(number)

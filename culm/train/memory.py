@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
+
+from culm.train.pages import release_pages
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def reset_peak() -> None:
-    """Begin to measure anew, where the system can (Linux)."""
+    """Give back what is not in use and begin to measure anew, where the system can (Linux)."""
+    gc.collect()
+    release_pages()
     if CLEAR.exists():
         try:
             CLEAR.write_text("5")

@@ -14,11 +14,24 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 def keep_pages() -> bool:
     """Ask glibc to keep what is freed; whether it does. Elsewhere than on Linux, nothing."""
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another C library
-        return False
+    library = _glibc()
     greatest = 2**31 - 1
-    return bool(mallopt(M_MMAP_THRESHOLD, greatest) and mallopt(M_TRIM_THRESHOLD, greatest))
+    return library is not None and bool(
+        library.mallopt(M_MMAP_THRESHOLD, greatest) and library.mallopt(M_TRIM_THRESHOLD, greatest)
+    )
+
+
+def release_pages() -> None:
+    """Give back what is kept and not in use, as between two stages of a run."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return ctypes.CDLL("libc.so.6")
+    except OSError:  # another C library
+        return None

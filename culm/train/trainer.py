@@ -113,7 +113,7 @@ class Trainer:
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(
                 f"step {finished}: the loss is {loss}, the gradient norm {norm}; lower "
-                "train.optimizer.rate or look at the data of this step (checkpoints are as they were)"
+                "train.optimizer.rate or look at the data of this step (checkpoints are unchanged)"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -94,6 +94,8 @@ class GroupedQueryAttention(nn.Module):
         rotation = context.rotations[self.rotation]
         return rotate(self.q_norm(q), rotation), rotate(self.k_norm(k), rotation), v
 
-    def cache(self, slots: int, places: int, dtype: torch.dtype, device: torch.device) -> LayerCache:
+    def cache(
+        self, slots: int, places: int, dtype: torch.dtype, device: torch.device
+    ) -> LayerCache:
         """What this attention keeps of earlier tokens."""
         return contiguous(slots, places, self.kv_heads, self.head_dim, dtype, device)

@@ -1,0 +1,67 @@
+# What a person types. Everything is installed into .venv, once, and again when pyproject.toml changes.
+
+VENV    ?= .venv
+PYTHON  ?= python3
+WORKERS ?= 2
+EXTRAS  ?= dev,docs
+BIN     := $(VENV)/bin
+
+# A test computes tiny things: more threads than one only wait for each other.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: help quickstart test test-slow lint format bench docs clean
+
+help:
+	@echo "make quickstart   from raw text to a chat model, in ten minutes"
+	@echo "make test         lint, types, floors and the fast tests"
+	@echo "make test-slow    tests that take minutes or need other libraries (EXTRAS=dev,docs,rl-ref)"
+	@echo "make lint         style, types and which room imports which"
+	@echo "make format       put the code into its usual form"
+	@echo "make bench        speed of training and decoding here"
+	@echo "make docs         build the pages into site/"
+
+$(VENV)/pyvenv.cfg:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: $(VENV)/pyvenv.cfg pyproject.toml
+	@echo "Installing Culm into $(VENV); a minute, the first time."
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/pyvenv.cfg pyproject.toml
+	@echo "Installing Culm and its tests into $(VENV); a few minutes, the first time."
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.core
+
+$(VENV)/.slow: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	@touch $@
+
+quickstart: $(VENV)/.core
+	$(BIN)/culm quickstart
+
+test: lint
+	$(TEST) -n $(WORKERS)
+
+test-slow: $(VENV)/.slow
+	$(TEST) -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.core
+	$(BIN)/culm bench train
+	$(BIN)/culm bench decode
+
+docs: $(VENV)/.slow
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) site build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

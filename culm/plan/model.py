@@ -1,0 +1,65 @@
+"""What a model costs, whatever it is used for: parameters, FLOPs, memory of the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from culm.model.transformer import Transformer, TransformerConfig
+from culm.objective.next_token import NextTokenObjective
+from culm.plan.rehearsal import counting_products, meta_batch, rehearse
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Counted of the real modules, on the meta device.
+
+    parameters: all, shared ones once. embedding: those of the token table. active: those that one
+    token is multiplied with; a table that is only looked up is not among them.
+    forward_flops, training_flops: a token, in full rows of `context` tokens that are one document.
+    Training is three forwards, and more where `culm.model.logprobs` computes logits again.
+    cache_bytes: a token, in `dtype`.
+    """
+
+    parameters: int
+    embedding: int
+    active: int
+    context: int
+    forward_flops: float
+    training_flops: float
+    cache_bytes: int
+
+
+def cost_of(
+    config: TransformerConfig, context: int | None = None, dtype: torch.dtype = torch.bfloat16
+) -> ModelCost:
+    """The cost of a model of these settings, in rows of `context` tokens (its own if not given)."""
+    context = context or config.context
+    model = config.build(device="meta")
+    model.set_backend("blocks")
+    model.dtype = dtype
+    parameters = sum(p.numel() for p in model.parameters())
+    embedding = model.embed.weight.numel()
+    return ModelCost(
+        parameters=parameters,
+        embedding=embedding,
+        active=parameters if config.tied else parameters - embedding,
+        context=context,
+        forward_flops=forward_flops(model, context) / context,
+        training_flops=training_flops(model, context) / context,
+        cache_bytes=model.cache(1, 1).bytes,
+    )
+
+
+def forward_flops(model: Transformer, context: int) -> int:
+    """Of one row, for the logits of all its tokens; model on the meta device."""
+    products = counting_products()
+    with products, torch.no_grad():
+        model(torch.empty(1, context, dtype=torch.int64, device="meta"))
+    return products.get_total_flops()
+
+
+def training_flops(model: Transformer, context: int) -> int:
+    """Of one row, forward and backward of next-token prediction; model on the meta device."""
+    return rehearse(NextTokenObjective(model), meta_batch(1, context, packed=False)).flops

@@ -1,0 +1,111 @@
+"""A training step on the meta device: every operation takes place, no number is computed.
+
+So FLOPs and memory are counted of the very modules that will run, whatever their attention,
+objective, adapter or optimizer: a new part needs no formula here.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental import _config as settings
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from culm.batch import Batch
+from culm.optim.groups import trainable
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """flops: of the matrix products, two for each multiply-add.
+
+    bytes: the most that stood in memory at once, beside weights and gradients.
+    """
+
+    flops: int
+    bytes: int
+
+
+class TensorMemory(TorchDispatchMode):
+    """Adds up the tensors that live while it is on; `known` ones were there before.
+
+    A storage counts once, however many views it has, from its first use until it is let go.
+    """
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen = {id(tensor.untyped_storage()): 0 for tensor in known}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = id(storage)
+        if key in self._seen:
+            return
+        self._seen[key] = storage.nbytes()
+        weakref.finalize(storage, self._let_go, key)
+        self.now += self._seen[key]
+        self.peak = max(self.peak, self.now)
+
+    def _let_go(self, key: int) -> None:
+        self.now -= self._seen.pop(key)
+
+
+def counting_products() -> FlopCounterMode:
+    """Counts the matrix products of what runs within it; `get_total_flops()` tells."""
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _added_product})
+
+
+def _added_product(total, a, b, **_: object) -> int:
+    """FLOPs of total += a b, from shapes; torch's own table lacks the in-place form."""
+    return 2 * a[0] * a[1] * b[1]
+
+
+def rehearse(objective: nn.Module, batch: Batch) -> Rehearsal:
+    """Forward and backward of one micro-batch; objective and batch on the meta device.
+
+    Numbers do not exist there, so every target is taken to be learned: what masks save is not seen.
+    """
+    for _, parameter in trainable(objective):
+        parameter.grad = torch.zeros_like(parameter)
+    gradients = [p.grad for p in objective.parameters() if p.grad is not None]
+    memory = TensorMemory([*objective.parameters(), *objective.buffers(), *gradients])
+    products = counting_products()
+    with settings.patch(meta_nonzero_assume_all_nonzero=True):  # type: ignore[attr-defined]
+        with memory:
+            objective(batch).total.backward()
+        with products:  # in a pass of its own: it holds on to what recomputation would let go
+            objective(batch).total.backward()
+    return Rehearsal(products.get_total_flops(), memory.peak)
+
+
+def meta_batch(rows: int, context: int, *, packed: bool = True) -> Batch:
+    """A batch of the given shape on the meta device, with what any objective may ask for.
+
+    packed: rows hold several documents, so that attention is masked.
+    """
+
+    def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    scalars = {name: empty(rows, dtype=torch.float32) for name in ("advantages", "scales")}
+    return Batch(
+        tokens=empty(rows, context),
+        targets=empty(rows, context),
+        positions=empty(rows, context),
+        documents=empty(rows, context, dtype=torch.int32) if packed else None,
+        weight=rows * context,
+        extra=scalars,
+    )

@@ -1,0 +1,54 @@
+"""How fast this machine trains, measured with one layer of the model."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from culm.batch import Batch
+from culm.model.transformer import TransformerConfig
+from culm.objective.next_token import NextTokenObjective
+from culm.plan.device import DTYPES, choose_backend
+from culm.plan.rehearsal import meta_batch, rehearse
+
+TOKENS = 1024  # of the trial; fewer do not fill the device
+VOCABULARY = 4096  # of the trial; the head of a large model would take longer than its layer
+REPEATS, SECONDS = 3, 3.0  # as often as fits
+
+
+def training_rate(
+    config: TransformerConfig, device: torch.device, precision: str, context: int
+) -> float:
+    """FLOP/s of forward and backward through a layer of these settings.
+
+    Everything that is no product (norms, rotations, softmax) is in the time, so a run's FLOPs
+    divided by this rate is close to its time. The first pass, which warms up, is not counted.
+    """
+    smaller = {"layers": 1, "vocabulary": min(config.vocabulary, VOCABULARY)}
+    config = config.model_copy(update=smaller)
+    context = min(context, TOKENS)
+    rows = max(1, TOKENS // context)
+    flops = rehearse(
+        NextTokenObjective(config.build(device="meta")), meta_batch(rows, context)
+    ).flops
+    model = config.build(device=device)
+    model.dtype = DTYPES[precision]
+    model.set_backend(choose_backend(device))
+    objective = NextTokenObjective(model)
+    tokens = torch.zeros(rows, context, dtype=torch.int64, device=device)
+    batch = Batch(tokens, tokens, torch.arange(context, device=device).expand_as(tokens))
+    spent, best = 0.0, float("inf")
+    for number in range(1 + REPEATS):
+        if spent > SECONDS:
+            break
+        began = time.perf_counter()
+        loss = objective(batch).total
+        loss.backward()
+        float(loss.detach())  # waits for the device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if number:
+            best = min(best, time.perf_counter() - began)
+            spent += time.perf_counter() - began
+    return flops / best

@@ -1,0 +1,56 @@
+"""`culm inspect`: the parts of a model."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from rich.console import Console
+from rich.markup import escape
+from rich.tree import Tree
+from torch import nn
+
+from culm.loading import read
+from culm.plan.model import cost_of, forward_flops
+from culm.verbs.words import count, flops, size
+
+
+def show_model(path: str) -> None:
+    """Print the tree of modules with shapes, then parameters, cache and FLOPs of a token."""
+    model, tokenizer = read(path, "cpu")
+    console = Console(highlight=False, soft_wrap=True)
+    tree = Tree(f"[bold]{escape(path)}[/]")
+    _grow(tree, model)
+    console.print(tree, overflow="ignore", crop=False)
+    config, dtype = model.config, str(model.dtype).removeprefix("torch.")
+    held = {t.untyped_storage().data_ptr(): t for t in (*model.parameters(), *model.buffers())}
+    cache = model.cache(1, 1).bytes
+    parameters = cost_of(config).parameters  # of the plain model, also where it is quantised
+    weights = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+    products = forward_flops(model.to("meta"), config.context) / config.context
+    for name, value in (
+        ("parameters", f"{count(parameters)}, shared ones once"),
+        ("in memory", f"{size(weights)} of weights; computes in {dtype}"),
+        ("cache", f"{size(cache)} a token, {size(cache * config.context)} in full"),
+        ("products", f"{flops(products)} a token, at {config.context} tokens"),
+        ("tokenizer", f"{tokenizer.vocabulary:,} tokens"),
+    ):
+        console.print(f"{name:<12}{value}", markup=False)
+
+
+def _grow(tree: Tree, module: nn.Module) -> None:
+    """Children with the shapes of their own tensors; equal blocks once."""
+    for _, group in groupby(module.named_children(), lambda item: _outline(item[1])):
+        names, children = zip(*group, strict=True)
+        label = names[0] if len(names) == 1 else f"{names[0]} - {names[-1]}"
+        _grow(tree.add(f"{label}  [dim]{escape(_about(children[0]))}[/]"), children[0])
+
+
+def _about(module: nn.Module) -> str:
+    tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors)
+    return f"{type(module).__name__} {shapes}".strip()
+
+
+def _outline(module: nn.Module) -> str:
+    """What two modules have in common that look the same."""
+    return "\n".join(f"{name} {_about(part)}" for name, part in module.named_modules())

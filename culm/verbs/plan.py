@@ -1,0 +1,222 @@
+"""`culm plan`: what a run would do, need and learn from. Nothing is started."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+
+from culm.config import SettingError
+from culm.dist.ranks import Ranks
+from culm.loading import read
+from culm.model.transformer import Transformer
+from culm.objective.grpo import GRPO
+from culm.parts import set_up, training_batches
+from culm.plan.device import choose_device, choose_precision, memory_bytes
+from culm.plan.model import forward_flops
+from culm.plan.needs import Needs, needs_of
+from culm.plan.speed import training_rate
+from culm.run import RunConfig
+from culm.tokenizer.tokenizer import Tokenizer
+from culm.verbs.lesson import lesson_of, tokenizer_of
+from culm.verbs.words import count, duration, flops, size
+
+SHOWN = 600  # characters of a sample
+
+T = TypeVar("T")
+
+
+@dataclass
+class Findings:
+    """What was found out so far; a part that failed is None and a sentence in `problems`."""
+
+    config: RunConfig
+    problems: list[str] = field(default_factory=list)
+
+    def attempt(self, work: Callable[[], T]) -> T | None:
+        """The result, or None where the settings do not allow it."""
+        try:
+            return work()
+        except (ValueError, OSError, RuntimeError, ImportError) as error:
+            self.problems.append(str(error))
+            return None
+
+
+def show_plan(config: RunConfig, origins: dict[str, str]) -> None:
+    """Print settings, samples, needs and problems; writes in a temporary folder only.
+
+    Raises:
+        SettingError: every problem that would end the run.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    found = Findings(config)
+    _section(console, "Settings", _settings(config, origins))
+    model, tokenizer = found.attempt(lambda: _parts(config)) or (None, None)
+    if config.model is not None:
+        model = config.model.build(device="meta")
+        tokenizer = found.attempt(lambda: tokenizer_of(config))
+    context = config.train.context or (model.config.context if model else 0)
+    if tokenizer is not None:
+        with TemporaryDirectory() as folder:
+            lesson = found.attempt(lambda: lesson_of(config, tokenizer, Path(folder), context))
+        if lesson is not None:
+            context = lesson.context
+            _section(console, "Learned from", lesson.facts)
+            _show_samples(console, lesson.samples)
+    device = found.attempt(lambda: choose_device(config.device))
+    if model is not None and device is not None:
+        _show_needs(console, found, model, tokenizer, device, context)
+    if found.problems:
+        raise SettingError("this run cannot start:\n" + "\n".join(found.problems))
+    console.print("No problem found. Start it with `culm train` and the same settings.")
+
+
+def _parts(config: RunConfig) -> tuple[Transformer | None, Tokenizer | None]:
+    """Of the model that the run goes on from, on the meta device."""
+    if config.start is None:
+        return None, None
+    model, tokenizer = read(config.start, "cpu", torch.float32)
+    model.to("meta").tie()
+    return model, tokenizer
+
+
+def _section(console: Console, title: str, rows: list[tuple[str, ...]]) -> None:
+    console.print(f"\n[bold]{title}[/]")
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        console.print("  " + "  ".join(cells).rstrip(), markup=False)
+
+
+def _settings(config: RunConfig, origins: dict[str, str]) -> list[tuple[str, ...]]:
+    """Name, value and origin of every setting."""
+    leaves = _leaves(config.model_dump(mode="json"))
+    return [(name, str(value), _origin(name, origins)) for name, value in leaves]
+
+
+def _origin(name: str, origins: dict[str, str]) -> str:
+    """Of the setting itself, of what it is a part of, or of its parts."""
+    name = name.partition("[")[0]
+    for known, origin in reversed(origins.items()):
+        if f"{name}.".startswith(f"{known}.") or known.startswith(f"{name}."):
+            return origin
+    return "default"
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for index, item in enumerate(value):
+                yield (
+                    f"{prefix}{name}[{index}]",
+                    ", ".join(f"{key}={item[key]}" for key in item if item[key] is not None),
+                )
+        elif value is not None:
+            yield f"{prefix}{name}", value
+
+
+def _show_samples(console: Console, samples: list[list[tuple[str, bool]]]) -> None:
+    console.print("\n[bold]Samples[/], what is learned in «»")
+    for spans in samples:
+        left = SHOWN
+        for text, learned in spans:
+            shown = text[:left]
+            left -= len(shown)
+            style = "green" if learned else "dim"
+            console.print(f"«{shown}»" if learned else shown, style=style, markup=False, end="")
+            if not left:
+                console.print(" ...", end="")
+                break
+        console.print("\n")
+
+
+# -- what it needs ---------------------------------------------------------------------------
+
+
+def _show_needs(
+    console: Console,
+    found: Findings,
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    device: torch.device,
+    context: int,
+) -> None:
+    config, train = found.config, found.config.train
+    on_policy = isinstance(train.objective, GRPO)
+    precision = choose_precision(device) if train.precision == "auto" else train.precision
+    plain = train.model_copy(update={"precision": precision, "compile": False})
+    rehearsed = config.model_copy(update={"train": plain})
+    objective = found.attempt(lambda: set_up(rehearsed, model, torch.device("meta")))
+    if objective is None:
+        return
+    if on_policy and tokenizer is not None:
+        folder = Path(config.folder)
+        found.attempt(
+            lambda: training_batches(config, objective, tokenizer, folder, context, Ranks())
+        )
+    group = config.data.format.group
+    needs = needs_of(
+        objective, plain, context, sequences=group, packed=group == 1 and not on_policy,
+        dist=config.dist,
+    )  # fmt: skip
+    answering = forward_flops(model, context) * train.rows if on_policy else 0
+    per_step = needs.flops + answering
+    here = memory_bytes(device)
+    memory, tokens = needs.memory, train.rows * group * context
+    _section(
+        console,
+        "Needs",
+        [
+            ("parameters", f"{count(needs.parameters)}, {count(needs.trained)} of them trained"),
+            (
+                "tokens",
+                f"{count(tokens)} a step, {count(tokens * train.steps)} in {train.steps:,} steps",
+            ),
+            ("products", f"{flops(per_step)} a step, {flops(per_step * train.steps)} in all"),
+            ("memory", f"{size(memory.total)}, beside Python and its libraries"),
+            ("", f"weights {size(memory.weights)}, gradients {size(memory.gradients)}"),
+            ("", f"optimizer {size(memory.optimizer)}, activations {size(memory.activations)}"),
+            ("device", f"{device}, {precision}" + (f", {size(here)}" if here else "")),
+            ("checkpoint", size(needs.checkpoint_bytes)),
+        ],
+    )
+    found.problems += _misfits(config, needs, here)
+    if not found.problems:
+        rate = training_rate(model.config, device, precision, context)
+        seconds = per_step * train.steps / rate
+        least = "at least " if on_policy else "about "
+        told = f"{least}{duration(seconds)}, at the {flops(rate)}/s of one layer here"
+        _section(console, "Time", [("training", told)])
+
+
+def _misfits(config: RunConfig, needs: Needs, here: int | None) -> Iterator[str]:
+    """What the machine does not have."""
+    if here is not None and needs.memory.total > here:
+        rows = config.train.micro_rows or config.train.rows
+        yield (
+            f"train.micro_rows: {rows} rows at once need {size(needs.memory.total)} of memory, and "
+            f"there is {size(here)}; take fewer, or train.recompute=true, an adapter, another model"
+        )
+    room = shutil.disk_usage(_existing(Path(config.folder))).free
+    kept = needs.checkpoint_bytes * (config.train.checkpoint.keep + 1)
+    if kept > room:
+        yield (
+            f"folder: checkpoints in {config.folder} need {size(kept)}, and its disk has "
+            f"{size(room)} left; choose another folder or lower train.checkpoint.keep"
+        )
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path

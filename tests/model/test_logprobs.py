@@ -1,0 +1,68 @@
+"""Chunked log-probabilities against plain cross-entropy: values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from culm.batch import IGNORED
+from culm.model import logprobs
+from culm.model.linear import Linear
+from culm.model.logprobs import Kernels, logprobs_of
+
+
+def case(dtype: torch.dtype) -> tuple[torch.Tensor, Linear, torch.Tensor, torch.Tensor]:
+    drawn = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 11, 16, generator=drawn).to(dtype).requires_grad_()
+    head = Linear(16, 97)
+    head.weight.data = torch.randn(97, 16, generator=drawn)
+    targets = torch.randint(0, 97, (3, 11), generator=drawn)
+    targets[0, ::3] = IGNORED
+    return hidden, head, targets, torch.randn(3, 11, generator=drawn)
+
+
+def plain(hidden, head, targets, temperature):
+    logits = head(hidden.float()) / temperature
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return -losses.view(targets.shape)
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 20])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_values_and_gradients_are_those_of_cross_entropy(
+    monkeypatch, dtype, near, temperature, kept
+):
+    monkeypatch.setattr(logprobs, "CHUNK", 8)
+    monkeypatch.setattr(logprobs, "KEPT_BYTES", kept)
+    hidden, head, targets, weights = case(dtype)
+    found = {}
+    for name, function in (("plain", plain), ("chunked", logprobs_of)):
+        values = function(hidden, head, targets, temperature)
+        grads = torch.autograd.grad((values * weights).sum(), (hidden, head.weight))
+        found[name] = (values.detach(), *(g.float() for g in grads))
+    for ours, theirs in zip(found["chunked"], found["plain"], strict=True):
+        assert (ours - theirs).norm() <= near * theirs.norm()
+
+
+def test_compiled_kernels_give_the_same_for_any_number_of_rows(monkeypatch):
+    monkeypatch.setattr(logprobs, "CHUNK", 8)
+    compiled = Kernels(
+        torch.compile(logprobs.reduce, backend="aot_eager"),
+        torch.compile(logprobs.differentiate, backend="aot_eager"),
+    )
+    hidden, head, targets, weights = case(torch.float32)
+    for rows in (3, 2, 1):
+        found = []
+        for kernels in (Kernels(), compiled):
+            values = logprobs_of(hidden[:rows], head, targets[:rows], 1.0, kernels)
+            grad = torch.autograd.grad((values * weights[:rows]).sum(), head.weight)[0]
+            found.append((values, grad))
+        torch.testing.assert_close(found[1], found[0])
+
+
+def test_nothing_to_learn_gives_zeros():
+    hidden, head, targets, _ = case(torch.float32)
+    values = logprobs_of(hidden, head, torch.full_like(targets, IGNORED))
+    assert not values.any()
+    values.sum().backward()
+    assert not head.weight.grad.any()

@@ -1,0 +1,70 @@
+"""What a model costs: against counts by hand and against a real pass."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from culm.config import CONFIGS, compose, parse
+from culm.model import logprobs
+from culm.model.attention.gqa import GQA
+from culm.model.mlp.swiglu import SwiGLU
+from culm.model.transformer import TransformerConfig
+from culm.plan.model import cost_of
+
+E, H, K, D, M, V, L = 32, 4, 2, 8, 48, 100, 3
+
+
+def settings(tied: bool = True) -> TransformerConfig:
+    return TransformerConfig(
+        vocabulary=V,
+        width=E,
+        layers=L,
+        attention=(GQA(heads=H, kv_heads=K, qk_norm=True),),
+        mlp=(SwiGLU(hidden=M),),
+        tied=tied,
+    )
+
+
+LAYER_MATRICES = E * H * D + 2 * E * K * D + H * D * E + 3 * E * M
+LAYER_NORMS = 2 * E + 2 * D
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_by_hand(tied):
+    cost = cost_of(settings(tied), context=32)
+    body = L * (LAYER_MATRICES + LAYER_NORMS) + E
+    assert cost.parameters == body + V * E * (1 if tied else 2)
+    assert cost.embedding == V * E
+    assert cost.active == body + V * E
+    assert cost.cache_bytes == L * 2 * K * D * 2  # keys and values in bf16
+
+
+@pytest.mark.parametrize(("context", "seen"), [(32, 1.0), (256, 0.625)])
+def test_flops_by_hand(context, seen, monkeypatch):
+    """`seen`: the share of the score matrix that is computed, in 1 block or in 4."""
+    cost = cost_of(settings(), context)
+    attention = L * 2 * (2 * H * D * seen * context)
+    layers, head = 2 * L * LAYER_MATRICES + attention, 2 * V * E
+    assert cost.forward_flops == layers + head
+    filled = logprobs.ROUND / context  # the head's tokens are filled up
+    assert cost.training_flops == 3 * (layers + head * filled)
+    monkeypatch.setattr(logprobs, "KEPT_BYTES", 0)
+    assert cost_of(settings(), context).training_flops == 3 * layers + 4 * head * filled
+
+
+def test_the_meta_device_counts_as_a_real_pass_does():
+    model = settings().build(seed=0)
+    model.set_backend("blocks")
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randint(0, V, (1, 64)))
+    assert counter.get_total_flops() / 64 == cost_of(settings(), 64).forward_flops
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml")))
+def test_every_size_is_what_its_name_says(name):
+    config = parse(TransformerConfig, compose(name, "model").values)
+    parameters = sum(p.numel() for p in config.build(device="meta").parameters())
+    units = {"m": 1e6, "b": 1e9}
+    if name[-1] in units and name[:-1].isdigit():
+        assert parameters == pytest.approx(float(name[:-1]) * units[name[-1]], rel=0.2)
+    assert parameters < 40e9

@@ -1,0 +1,272 @@
+"""Every verb of the command line, on a tiny model in a temporary folder."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from culm.cli import app, main
+
+VERBS = [command.name or command.callback.__name__ for command in app.registered_commands]
+TINY = [
+    "model={vocabulary: 262, width: 32, layers: 2, context: 64, attention: {kind: gqa, heads: 2}}",
+    "tokenizer={kind: bytes, specials: true}",
+    "train.rows=4",
+    "eval.tokens=500",
+    "device=cpu",
+]
+
+
+@pytest.fixture
+def culm(monkeypatch, capsys):
+    """Runs a command line; gives its exit code, standard output and standard error."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["culm", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "fables.txt"
+    path.write_text("\n\n".join(f"Fable {n}: a fox met {n} crows and sang." for n in range(300)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, text) -> Path:
+    """A run folder, trained for three steps by the verb itself."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    settings = [f"data.path={text}", "data.split=paragraphs", "train.steps=3", f"folder={folder}"]
+    line = [sys.executable, "-m", "culm.cli", "train", "pretrain", *TINY, *settings]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"Done: {folder}/model, {folder}/report.md\n"
+    return folder
+
+
+# -- starting ---------------------------------------------------------------------------------
+
+
+def cpu_seconds(code: str) -> float:
+    """Of a fresh interpreter; the least of three, since other processes disturb."""
+    spent = []
+    for _ in range(3):
+        before = os.times()
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        after = os.times()
+        user = after.children_user - before.children_user
+        spent.append(user + after.children_system - before.children_system)
+    return min(spent)
+
+
+def test_help_is_fast_and_light():
+    code = (
+        "import sys\nsys.argv = ['culm', '--help']\nfrom culm.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'fastapi'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    assert cpu_seconds(code) < 0.6
+
+
+def test_import_is_fast():
+    assert cpu_seconds("import culm") < 0.3
+
+
+def test_the_help_of_a_verb_imports_no_torch():
+    code = (
+        "import sys\nfrom culm.cli import app\n"
+        f"for verb in {VERBS}:\n"
+        "    app([verb, '--help'], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
+def test_verbs_are_those_that_the_readme_tells():
+    told = {
+        "quickstart", "tokenize", "prepare", "plan", "train", "eval", "generate", "chat", "serve",
+        "quantize", "export", "import", "inspect", "bench", "schema", "doctor",
+    }  # fmt: skip
+    assert told <= set(VERBS)
+
+
+# -- verbs ------------------------------------------------------------------------------------
+
+
+def test_generate_is_the_same_for_a_seed(culm, model):
+    first = culm("generate", model, "A fox", "--tokens", 8, "--seed", 1, "--device", "cpu")
+    assert first[0] == 0
+    assert first[1].startswith("A fox")
+    assert first == culm("generate", model, "A fox", "--tokens", 8, "--seed", 1, "--device", "cpu")
+
+
+def test_chat_ends_with_the_input(culm, model, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: (_ for _ in ()).throw(EOFError))
+    code, out, _ = culm("chat", model, "--device", "cpu")
+    assert code == 0
+    assert "/help" in out
+
+
+def test_eval_prints_each_task_with_its_interval(culm, model):
+    code, out, _ = culm("eval", model, "--questions", 2, "--device", "cpu")
+    assert code == 0
+    for shown in ("addition", "expression", "95 % interval", "all"):
+        assert shown in out
+
+
+def test_inspect_shows_parts_shapes_and_costs(culm, model):
+    code, out, _ = culm("inspect", model)
+    assert code == 0
+    for shown in ("0 - 1  Block", "Embedding weight (262, 32)", "parameters", "a token"):
+        assert shown in out
+
+
+def test_quantize_then_inspect(culm, model, tmp_path):
+    code, out, _ = culm("quantize", model, tmp_path / "small", "--to", "int8")
+    assert code == 0
+    assert "MB of weights" in out
+    assert "Int8Linear" in culm("inspect", tmp_path / "small")[1]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("hf", "float32"), ("model.gguf", "f32")])
+def test_export_and_import_give_the_same_model(culm, model, tmp_path, name, dtype):
+    code, out, err = culm("export", model, tmp_path / name, "--dtype", dtype)
+    assert (code, err) == (0, "")
+    code, out, _ = culm("import", tmp_path / name, tmp_path / "again")
+    assert code == 0
+    assert "million parameters" in out
+    say = ("A fox", "--tokens", 8, "--temperature", 0, "--device", "cpu")
+    assert culm("generate", tmp_path / "again", *say) == culm("generate", model, *say)
+
+
+def test_tokenize_then_prepare_then_plan_a_run_on_it(culm, text, tmp_path):
+    code, out, _ = culm("tokenize", text, "--vocabulary", 280, "--out", tmp_path / "tokenizer")
+    assert (code, out) == (0, f"{tmp_path}/tokenizer: 280 tokens\n")
+    corpus = tmp_path / "corpus"
+    line = ("prepare", text, "--tokenizer", tmp_path / "tokenizer", "--out", corpus)
+    code, _, err = culm(*line)
+    assert code == 1
+    assert "data.split=paragraphs" in err  # one document cannot be divided
+    code, out, _ = culm(*line, "--split", "paragraphs")
+    assert code == 0
+    assert "300 documents" in out
+    settings = [TINY[0], f"data={{prepared: {corpus}}}", "model.vocabulary=280", "train.rows=4"]
+    code, out, _ = culm("plan", "pretrain", *settings, f"folder={tmp_path}/run")
+    assert code == 0
+    assert "filled places" in out
+
+
+def test_schema_is_json(culm):
+    code, out, _ = culm("schema")
+    assert code == 0
+    assert "train" in json.loads(out)["properties"]
+
+
+def test_doctor_tells_the_machine_and_its_extras(culm):
+    code, out, _ = culm("doctor")
+    assert code == 0
+    for shown in ("python", "torch", "cores", "memory", "precision", "compiler", "Extras", "hf"):
+        assert shown in out
+
+
+# -- plan -------------------------------------------------------------------------------------
+
+
+def test_plan_shows_everything_and_writes_nothing(culm, text, tmp_path):
+    settings = [*TINY, f"data.path={text}", "data.split=paragraphs", f"folder={tmp_path}/run"]
+    code, out, _ = culm("plan", "pretrain", *settings)
+    assert code == 0
+    assert not (tmp_path / "run").exists()
+    assert origin(out, "train.rows") == "command line"
+    assert origin(out, "train.schedule.kind") == "pretrain"
+    assert origin(out, "train.clip") == "default"
+    for shown in ("«", "parameters", "products", "gradients", "epochs", "No problem found"):
+        assert shown in out
+
+
+def origin(out: str, name: str) -> str:
+    """The last column of a setting's line."""
+    line = next(line for line in out.splitlines() if line.startswith(f"  {name} "))
+    return line.rsplit("  ", 1)[1].strip()
+
+
+def test_plan_marks_what_is_learned_of_a_dialogue(culm, model, tmp_path):
+    dialogues = tmp_path / "chat.jsonl"
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    dialogues.write_text("\n".join(json.dumps({"messages": turns, "n": n}) for n in range(3)))
+    line = ("sft", f"start={model}", "data=null", "device=cpu")
+    data = f"data={{format: chat, path: {dialogues}, held_out: 0}}"
+    code, out, _ = culm("plan", *line, data, "train.rows=2")
+    assert code == 0
+    assert "<|user|>Hi<|end|><|assistant|>«Yes<|end|>»" in out
+
+
+def test_plan_of_reinforcement_shows_questions(culm, model):
+    code, out, _ = culm("plan", "grpo", f"start={model}", "train.rows=8", "device=cpu")
+    assert code == 0
+    assert "groups of 8" in out
+    assert "at least" in out
+
+
+def test_plan_names_every_fatal_problem(culm, text, tmp_path):
+    settings = [*TINY, f"data.path={tmp_path}/none.txt", "train.rows=400000000", "device=abacus"]
+    code, out, err = culm("plan", "pretrain", *settings)
+    assert code == 1
+    assert "data.path: there is no file or folder" in err
+    assert "device: 'abacus'" in err
+    assert "train.rows" in out
+    code, _, err = culm("plan", "pretrain", *TINY, f"data.path={text}", "data.held_out=0",
+                        "train.rows=400000000")  # fmt: skip
+    assert code == 1
+    assert "train.micro_rows: 400000000 rows at once need" in err
+
+
+# -- errors -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (["train", "nowhere"], "run: there is no 'nowhere'"),
+        (["train", "pretrain", "train.stepz=3"], "train.stepz: no such setting; did you mean"),
+        (["train", "pretrain", "train.steps=many"], "train.steps: "),
+        (["generate", "no-such-model", "x"], "no-such-model: there is no such file or folder"),
+        (["inspect", "no-such-model"], "no-such-model: there is no such file or folder"),
+        (["eval", "no-such-model", "--tasks", "nothing"], "eval: there is no 'nothing'"),
+        (["import", "no-such-file", "out"], "no-such-file: there is no such file or folder"),
+    ],
+)
+def test_errors_are_one_sentence(culm, line, sentence):
+    code, _, err = culm(*line)
+    assert code == 1
+    assert err.startswith("culm: ")
+    assert sentence in err
+    assert "Traceback" not in err
+    assert len(err.splitlines()) == 1
+
+
+def test_other_errors_name_the_setting(culm, model, tmp_path):
+    assert "to.kind: 'int3'" in culm("quantize", model, tmp_path / "x", "--to", "int3")[2]
+    assert "dtype: 'int3'" in culm("export", model, tmp_path / "x", "--dtype", "int3")[2]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = culm("serve", model, "--port", port)
+    assert code == 1
+    assert "is in use; choose another with --port" in err
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["culm", "inspect", "no-such-model", "--debug"])
+    with pytest.raises(ValueError, match="there is no such file"):
+        main()
