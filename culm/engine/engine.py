@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from culm.engine.fused import ROWS, FusedDecoder, fuses
 from culm.engine.request import Completion, Event, Finish, Request, Running
 from culm.engine.sampling import Sampler
 from culm.model.context import Context
@@ -30,15 +31,20 @@ class Engine:
 
     slots: requests that run together, the others wait. places: tokens of a slot, prompt included;
     the model's context if not given. The engine reads the model's weights as they are at each step.
+    fused: decode few rows by one C++ function where `culm.engine.fused` serves this model; weights
+    may then change their values but not their place.
     """
 
-    def __init__(self, model: Transformer, slots: int = 8, places: int | None = None) -> None:
+    def __init__(
+        self, model: Transformer, slots: int = 8, places: int | None = None, fused: bool = True
+    ) -> None:
         if slots < 1:
             raise ValueError(f"slots: {slots} is less than 1")
         self.model = model
         self.slots, self.places = slots, places or model.config.context
         with torch.inference_mode():
             self.cache = model.cache(slots, self.places)
+        self._fused = FusedDecoder(model, self.cache) if fused and fuses(model) else None
         self.waiting: deque[Running] = deque()
         self.running: list[Running] = []  # index = slot
         self._ids = itertools.count()
@@ -155,9 +161,12 @@ class Engine:
 
     def _decode(self) -> Tensor:
         """Put each row's last token into the cache; logits (N, V) of the next."""
+        last, places = [r.output[-1] for r in self.running], [r.length - 1 for r in self.running]
+        if self._fused and len(last) <= ROWS:
+            return self._fused(last, places)
         device = self.model.device
-        tokens = torch.tensor([[row.output[-1]] for row in self.running], device=device)
-        positions = torch.tensor([[row.length - 1] for row in self.running], device=device)
+        tokens = torch.tensor(last, device=device)[:, None]
+        positions = torch.tensor(places, device=device)[:, None]
         longest = max(row.length for row in self.running)
         length = min(-(-longest // GRANULE) * GRANULE, self.places)
         hidden = self.model.hidden(tokens, Context(positions, cache=self.cache, length=length))

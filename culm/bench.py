@@ -1,0 +1,169 @@
+"""How fast this machine trains and decodes: `culm bench`. `bench/peers.py` sets others beside it.
+
+    S   8 layers, width 512, 26.4 million parameters, rows of 512 tokens
+    T   4 layers, width 128, bytes as tokens, rows of 256
+    L   30 layers, width 576, the shape of SmolLM-135M
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+
+from culm.adapt.quantize.int4 import Int4
+from culm.adapt.quantize.int8 import Int8
+from culm.batch import Batch
+from culm.config import SettingError
+from culm.dist.parallelize import Dist, Parallel, compile_blocks
+from culm.engine.engine import Engine
+from culm.engine.request import Request
+from culm.engine.sampling import Sampling
+from culm.model.attention.gqa import GQA
+from culm.model.mlp.swiglu import SwiGLU
+from culm.model.transformer import TransformerConfig
+from culm.objective.next_token import NextToken
+from culm.optim.adamw import AdamW
+from culm.optim.schedule import Constant
+from culm.plan.device import DTYPES, choose_backend, choose_device, choose_precision
+from culm.train.memory import peak_bytes, reset_peak
+from culm.train.pages import keep_pages
+from culm.train.trainer import Trainer
+
+PROMPT, NEW = 128, 128  # tokens of a decoding trial
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and the rows of a training step."""
+
+    model: TransformerConfig
+    rows: int
+
+
+def _size(vocabulary: int, width: int, layers: int, context: int, *parts: int, rows: int) -> Size:
+    heads, kv_heads, hidden = parts
+    attention, mlp = GQA(heads=heads, kv_heads=kv_heads), SwiGLU(hidden=hidden)
+    model = TransformerConfig(
+        vocabulary=vocabulary, width=width, layers=layers, context=context,
+        attention=(attention,), mlp=(mlp,),
+    )  # fmt: skip
+    return Size(model, rows)
+
+
+SIZES = {
+    "S": _size(8192, 512, 8, 512, 8, 2, 1376, rows=8),
+    "T": _size(256, 128, 4, 256, 8, 8, 352, rows=32),
+    "L": _size(49152, 576, 30, 512, 9, 3, 1536, rows=2),
+}
+
+
+def tokens_of(size: Size, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Random ids, (rows, context + 1): the time of a step does not depend on what they are."""
+    shape = (size.rows, size.model.context + 1)
+    drawn = torch.Generator().manual_seed(0)
+    return torch.randint(0, size.model.vocabulary, shape, generator=drawn).to(device)
+
+
+class SameBatch:
+    """Gives the loop the same batch at every step."""
+
+    def __init__(self, tokens: torch.Tensor) -> None:
+        positions = torch.arange(tokens.shape[1] - 1).expand(len(tokens), -1).contiguous()
+        inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+        self.batch = Batch(inputs, targets, positions, weight=targets.numel())
+
+    def step(self, number: int) -> list[Batch]:
+        return [self.batch]
+
+
+def trainer_of(size: Size, device: torch.device, compiled: bool = True) -> Callable[[], None]:
+    """A function that makes one training step of ours, as a run makes it."""
+    model = size.model.build(device=device)
+    model.dtype = DTYPES[choose_precision(device)]
+    model.set_backend(choose_backend(device))
+    objective = NextToken().build(model)
+    if compiled:
+        compile_blocks(objective)
+    optimizer = AdamW().build(objective)
+    trainer = Trainer(Parallel(objective, 1, Dist()), optimizer, Constant())
+    batches = SameBatch(tokens_of(size))
+    return lambda: void(trainer.fit(batches, 1))
+
+
+def void(_: object) -> None:
+    """Nothing of it."""
+
+
+def decoder_of(
+    size: Size, weights: str, rows: int, device: torch.device, fused: bool = True
+) -> Callable[[], float]:
+    """A function that answers `rows` prompts and gives the seconds of decoding alone.
+
+    weights: bf16, int8 or int4.
+    """
+    model = size.model.build(device=device).eval().to(torch.bfloat16)
+    model.dtype = torch.bfloat16
+    model.set_backend(choose_backend(device))
+    if weights != "bf16":
+        {"int8": Int8(), "int4": Int4()}[weights].apply(model)
+    engine = Engine(model, rows, PROMPT + NEW, fused)
+    prompt = tuple(i % size.model.vocabulary for i in range(PROMPT))
+
+    def decode() -> float:
+        for row in range(rows):
+            engine.add(Request((row, *prompt[1:]), NEW, Sampling(temperature=0)))
+        engine.step()  # reads the prompts
+        began = time.perf_counter()
+        while engine.busy:
+            engine.step()
+        return time.perf_counter() - began
+
+    return decode
+
+
+def seconds_of(step: Callable[[], None]) -> float:
+    """Wall time of one call."""
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
+def show_bench(what: str, size: str, rounds: int = ROUNDS) -> None:
+    """Print tokens per second, milliseconds a step and peak memory.
+
+    Raises:
+        SettingError: neither train nor decode, or no such size.
+    """
+    if size not in SIZES:
+        raise SettingError(f"size: {size!r} is not one of {', '.join(SIZES)}")
+    if what not in ("train", "decode"):
+        raise SettingError(f"what: {what!r} is neither train nor decode")
+    keep_pages()
+    reset_peak()
+    device, console = choose_device("auto"), Console(highlight=False)
+    if what == "train":
+        chosen = SIZES[size]
+        step = trainer_of(chosen, device)
+        first = seconds_of(step)
+        best = statistics.median(seconds_of(step) for _ in range(rounds))
+        tokens = chosen.rows * chosen.model.context
+        _say(console, f"train {size}", tokens / best, best)
+        console.print(f"the first step, which compiles, took {first:.1f} s", style="dim")
+        return
+    for weights in ("bf16", "int8", "int4"):
+        for rows in (1, 8):
+            decode = decoder_of(SIZES[size], weights, rows, device)
+            decode()
+            best = statistics.median(decode() for _ in range(rounds)) / (NEW - 1)
+            _say(console, f"decode {size} {weights}, {rows} rows", rows / best, best)
+
+
+def _say(console: Console, label: str, rate: float, seconds: float) -> None:
+    memory = f"{peak_bytes() / 2**20:,.0f} MiB at most"
+    console.print(f"{label:<26}{rate:>10,.0f} tokens/s{seconds * 1000:>10,.2f} ms a step   {memory}")

@@ -1,0 +1,407 @@
+// One decoding step of a whole model as one function: for each row its next token's logits.
+//
+// Decoding reads every weight once a token; dispatching some hundred operators costs more than that.
+// Here one team of threads goes through all layers and meets five times in each:
+//
+//     norm q k v | rotate, attend | out + | norm gate up | down + |
+//
+// Weights are read where torch keeps them (bf16, Int8Linear's, Int4Linear's); activations are bf16,
+// or int8 with a scale for each 32 of them where weights have few bits. The residual stream and all
+// sums are fp32. A row's result does not depend on the other rows or on the number of threads.
+
+#include <immintrin.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+using bf16 = uint16_t;
+enum Kind : int64_t { BF16, INT8, INT4 };
+
+struct Linear {
+  Kind kind;
+  int64_t outputs, inputs, group;
+  const void *weight;         // (outputs, inputs) bf16 or int8; (outputs, inputs / 2) int4 pairs
+  const bf16 *scale, *zero;   // int8: (outputs); int4: (outputs, inputs / group)
+  const float *bias;          // (outputs) or null
+};
+
+struct Layer {
+  int64_t heads, kv_heads, dim, window;  // window 0: all
+  const float *attention_norm, *mlp_norm, *q_norm, *k_norm;  // the last two may be null
+  const float *cosines, *sines;                              // (places, dim / 2)
+  bf16 *keys, *values;                                       // (slots, kv_heads, places, dim)
+  Linear q, k, v, out, gate, up, down;
+};
+
+struct Model {
+  int64_t width, layers, places;
+  double eps;
+  const bf16 *embedding;  // (vocabulary, width)
+  const float *norm;
+  Linear head;
+  const Layer *layer;
+};
+
+static __m512 widen(__m256i x) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+static __m512 widen(const bf16 *p) { return widen(_mm256_loadu_si256((const __m256i *)p)); }
+static float widen(bf16 x) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(x << 16))); }
+static void narrow(__m512 x, bf16 *p) {
+  _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
+// e^x with a relative error of 2e-7: 2^n times a polynomial on half a unit around 0.
+static __m512 exponential(__m512 x) {
+  __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+  __m512 p = _mm512_set1_ps(1.9875691e-4f);
+  for (float c : {1.3981999e-3f, 8.3334519e-3f, 4.1665796e-2f, 1.6666665e-1f, 0.5f, 1.f, 1.f})
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+  return _mm512_scalef_ps(p, n);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Products with few rows
+
+// Rows of activations, prepared for a kind of weights. Chunks of int8 and int4 weights have 64 and
+// 128 inputs; a lane of 32 bits sums 4 and 8 of them. An int4 chunk holds even inputs, then odd.
+struct Input {
+  int64_t rows, inputs, chunks;
+  std::vector<bf16> halves;
+  std::vector<int8_t> bytes;     // (rows, chunks, 64 or 128)
+  std::vector<int32_t> offsets;  // (rows, chunks, 16): where the sums begin, as weights are shifted
+  std::vector<float> scales;     // (rows, chunks, 16)
+  std::vector<float> sums;       // (rows, 16 * n): of each group of int4 weights
+  int64_t groups;
+
+  void prepare(const Linear &w, const float *x, int64_t count) {
+    rows = count, inputs = w.inputs;
+    if (w.kind == BF16) {
+      halves.resize(rows * inputs);
+      for (int64_t i = 0; i < rows * inputs; i += 16) narrow(_mm512_loadu_ps(x + i), &halves[i]);
+      return;
+    }
+    int64_t size = w.kind == INT8 ? 64 : 128;
+    chunks = (inputs + size - 1) / size;
+    groups = w.kind == INT4 ? (inputs / w.group + 15) / 16 * 16 : 0;
+    bytes.assign(rows * chunks * size, 0);
+    offsets.assign(rows * chunks * 16, 0);
+    scales.assign(rows * chunks * 16, 0);
+    sums.assign(rows * groups, 0);
+    for (int64_t b = 0; b < rows; b++)
+      for (int64_t k = 0; k < inputs; k += 32) quantize(w, x + b * inputs + k, b, k);
+  }
+
+  void quantize(const Linear &w, const float *x, int64_t b, int64_t k) {
+    __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + 16);
+    float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
+    float scale = most / 127;
+    __m512 inverse = _mm512_set1_ps(most > 0 ? 127 / most : 0);
+    __m128i first = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(low, inverse)));
+    __m128i second = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(high, inverse)));
+    __m256i both = _mm256_set_m128i(second, first), ones = _mm256_set1_epi8(1);
+    __m256i fours = _mm256_dpbusd_epi32(_mm256_setzero_si256(), ones, both);
+    if (w.kind == INT8) {
+      _mm256_storeu_si256((__m256i *)&bytes[b * chunks * 64 + k], both);
+      int64_t lane = b * chunks * 16 + k / 4;
+      _mm256_storeu_si256((__m256i *)&offsets[lane],
+                          _mm256_mullo_epi32(fours, _mm256_set1_epi32(-128)));
+      _mm256_storeu_ps(&scales[lane], _mm256_set1_ps(scale));
+      return;
+    }
+    int8_t *place = &bytes[(b * chunks + k / 128) * 128 + k % 128 / 2];
+    _mm_storeu_si128((__m128i *)place, _mm256_cvtepi16_epi8(both));
+    _mm_storeu_si128((__m128i *)(place + 64), _mm256_cvtepi16_epi8(_mm256_srli_epi16(both, 8)));
+    alignas(32) int32_t four[8];
+    _mm256_store_si256((__m256i *)four, fours);
+    int64_t lane = b * chunks * 16 + k / 8;
+    for (int i = 0; i < 4; i++) {
+      int32_t eight = four[2 * i] + four[2 * i + 1];
+      offsets[lane + i] = -8 * eight;
+      scales[lane + i] = scale;
+      sums[b * groups + k / w.group] += scale * eight;
+    }
+  }
+};
+
+static __mmask64 least(int64_t bits) { return bits >= 64 ? ~0ull : (1ull << bits) - 1; }
+
+// R outputs from n on for B rows from b on; sums[r][i] are 16 partial sums.
+template <int R, int B>
+static void halves(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (&sums)[R][B]) {
+  const bf16 *weight = (const bf16 *)w.weight + n * w.inputs, *x = &in.halves[b * w.inputs];
+  for (int64_t k = 0; k < w.inputs; k += 32) {
+    __m512bh part[R];
+    for (int r = 0; r < R; r++)
+      part[r] = (__m512bh)_mm512_loadu_si512(weight + r * w.inputs + k);
+    for (int i = 0; i < B; i++) {
+      __m512bh row = (__m512bh)_mm512_loadu_si512(x + i * w.inputs + k);
+      for (int r = 0; r < R; r++) sums[r][i] = _mm512_dpbf16_ps(sums[r][i], part[r], row);
+    }
+  }
+}
+
+template <int R, int B>
+static void eighths(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (&sums)[R][B]) {
+  const int8_t *weight = (const int8_t *)w.weight + n * w.inputs;
+  const __m512i shift = _mm512_set1_epi8((char)0x80);  // signed to unsigned, which dpbusd takes
+  for (int64_t c = 0; c < in.chunks; c++) {
+    __mmask64 there = least(w.inputs - c * 64);
+    __m512i part[R];
+    for (int r = 0; r < R; r++)
+      part[r] = _mm512_xor_si512(
+          _mm512_maskz_loadu_epi8(there, weight + r * w.inputs + c * 64), shift);
+    for (int i = 0; i < B; i++) {
+      int64_t at = (b + i) * in.chunks + c;
+      __m512i row = _mm512_loadu_si512(&in.bytes[at * 64]);
+      __m512i offset = _mm512_loadu_si512(&in.offsets[at * 16]);
+      __m512 scale = _mm512_loadu_ps(&in.scales[at * 16]);
+      for (int r = 0; r < R; r++) {
+        __m512i dot = _mm512_dpbusd_epi32(offset, part[r], row);
+        sums[r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sums[r][i]);
+      }
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int i = 0; i < B; i++)
+      sums[r][i] = _mm512_mul_ps(sums[r][i], _mm512_set1_ps(widen(w.scale[n + r])));
+}
+
+template <int R, int B>
+static void quarters(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (&sums)[R][B]) {
+  const uint8_t *weight = (const uint8_t *)w.weight + n * w.inputs / 2;
+  const int64_t groups = w.inputs / w.group, each = 128 / w.group;
+  const bf16 *scales = w.scale + n * groups, *zeros = w.zero + n * groups;
+  const __m512i nibble = _mm512_set1_epi8(15);
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i group_of = _mm512_srli_epi32(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(each)), 4);
+  for (int64_t c = 0; c < in.chunks; c++) {
+    __mmask64 there = least((w.inputs - c * 128) / 2);
+    __mmask16 known = (__mmask16)least(std::min(each, groups - c * each));
+    __m512i even[R], odd[R];
+    __m512 step[R];
+    for (int r = 0; r < R; r++) {
+      __m512i pair = _mm512_maskz_loadu_epi8(there, weight + r * w.inputs / 2 + c * 64);
+      even[r] = _mm512_and_si512(pair, nibble);
+      odd[r] = _mm512_and_si512(_mm512_srli_epi16(pair, 4), nibble);
+      step[r] = _mm512_permutexvar_ps(
+          group_of, widen(_mm256_maskz_loadu_epi16(known, scales + r * groups + c * each)));
+    }
+    for (int i = 0; i < B; i++) {
+      int64_t at = (b + i) * in.chunks + c;
+      __m512i first = _mm512_loadu_si512(&in.bytes[at * 128]);
+      __m512i second = _mm512_loadu_si512(&in.bytes[at * 128 + 64]);
+      __m512i offset = _mm512_loadu_si512(&in.offsets[at * 16]);
+      __m512 scale = _mm512_loadu_ps(&in.scales[at * 16]);
+      for (int r = 0; r < R; r++) {
+        __m512i dot = _mm512_dpbusd_epi32(offset, even[r], first);
+        dot = _mm512_dpbusd_epi32(dot, odd[r], second);
+        sums[r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(step[r], scale), sums[r][i]);
+      }
+    }
+  }
+  for (int64_t g = 0; g < groups; g += 16) {
+    __mmask16 known = (__mmask16)least(groups - g);
+    for (int r = 0; r < R; r++) {
+      __m512 zero = widen(_mm256_maskz_loadu_epi16(known, zeros + r * groups + g));
+      for (int i = 0; i < B; i++)
+        sums[r][i] = _mm512_fmadd_ps(zero, _mm512_loadu_ps(&in.sums[(b + i) * in.groups + g]), sums[r][i]);
+    }
+  }
+}
+
+template <int R, int B>
+static void tile(const Linear &w, const Input &in, int64_t n, int64_t b, float *out, int64_t stride) {
+  __m512 sums[R][B];
+  for (int r = 0; r < R; r++)
+    for (int i = 0; i < B; i++) sums[r][i] = _mm512_setzero_ps();
+  if (w.kind == BF16) halves<R, B>(w, in, n, b, sums);
+  if (w.kind == INT8) eighths<R, B>(w, in, n, b, sums);
+  if (w.kind == INT4) quarters<R, B>(w, in, n, b, sums);
+  for (int r = 0; r < R; r++)
+    for (int i = 0; i < B; i++)
+      out[(b + i) * stride + n + r] =
+          _mm512_reduce_add_ps(sums[r][i]) + (w.bias ? w.bias[n + r] : 0);
+}
+
+template <int R>
+static void outputs(const Linear &w, const Input &in, int64_t n, float *out, int64_t stride) {
+  int64_t b = 0;
+  for (; b + 4 <= in.rows; b += 4) tile<R, 4>(w, in, n, b, out, stride);
+  for (; b < in.rows; b++) tile<R, 1>(w, in, n, b, out, stride);
+}
+
+// Outputs from..to of w for all rows into out: (rows, stride).
+static void product(const Linear &w, const Input &in, int64_t from, int64_t to, float *out,
+                    int64_t stride) {
+  int64_t n = from;
+  for (; n + 4 <= to; n += 4) outputs<4>(w, in, n, out, stride);
+  for (; n < to; n++) outputs<1>(w, in, n, out, stride);
+}
+
+// ---------------------------------------------------------------------------------------------
+// The layers
+
+static void normalize(const float *x, const float *weight, int64_t size, double eps, float *out) {
+  __m512 squares = _mm512_setzero_ps();
+  for (int64_t i = 0; i < size; i += 16) {
+    __m512 part = _mm512_loadu_ps(x + i);
+    squares = _mm512_fmadd_ps(part, part, squares);
+  }
+  __m512 factor = _mm512_set1_ps((float)(1 / std::sqrt(_mm512_reduce_add_ps(squares) / size + eps)));
+  for (int64_t i = 0; i < size; i += 16)
+    _mm512_storeu_ps(out + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), factor),
+                                            _mm512_loadu_ps(weight + i)));
+}
+
+static void rotate(const float *head, const float *norm, const Layer &layer, int64_t position,
+                   double eps, float *spare, bf16 *out) {
+  const int64_t half = layer.dim / 2;
+  if (norm) normalize(head, norm, layer.dim, eps, spare), head = spare;
+  const float *cosine = layer.cosines + position * half, *sine = layer.sines + position * half;
+  float turned[2];
+  for (int64_t i = 0; i < half; i++) {
+    turned[0] = head[i] * cosine[i] - head[i + half] * sine[i];
+    turned[1] = head[i + half] * cosine[i] + head[i] * sine[i];
+    for (int j = 0; j < 2; j++)
+      out[i + j * half] = (bf16)_mm_extract_epi16(
+          (__m128i)_mm_cvtneps_pbh(_mm_set1_ps(turned[j])), 0);
+  }
+}
+
+static float dot(const bf16 *a, const bf16 *b, int64_t size) {
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t i = 0; i < size; i += 16) sum = _mm512_fmadd_ps(widen(a + i), widen(b + i), sum);
+  return _mm512_reduce_add_ps(sum);
+}
+
+// One query head of one row: stores the new key and value, and reads those before them.
+static void attend(const Layer &layer, int64_t places, double eps, const float *q, const float *k,
+                   const float *v, int64_t head, int64_t slot, int64_t position,
+                   std::vector<float> &scores, float *out) {
+  const int64_t dim = layer.dim, shared = layer.heads / layer.kv_heads, group = head / shared;
+  std::vector<bf16> query(dim), key(dim), value(dim);
+  std::vector<float> spare(dim);
+  rotate(q + head * dim, layer.q_norm, layer, position, eps, spare.data(), query.data());
+  rotate(k + group * dim, layer.k_norm, layer, position, eps, spare.data(), key.data());
+  for (int64_t i = 0; i < dim; i += 16) narrow(_mm512_loadu_ps(v + group * dim + i), &value[i]);
+  bf16 *keys = layer.keys + (slot * layer.kv_heads + group) * places * dim;
+  bf16 *values = layer.values + (slot * layer.kv_heads + group) * places * dim;
+  if (head % shared == 0) {  // the others use their own copy and never look at this place
+    std::copy(key.begin(), key.end(), keys + position * dim);
+    std::copy(value.begin(), value.end(), values + position * dim);
+  }
+  const int64_t first = layer.window ? std::max<int64_t>(0, position - layer.window + 1) : 0;
+  const int64_t count = position - first + 1;
+  scores.assign((count + 15) / 16 * 16, -INFINITY);
+  float most = -INFINITY, scale = 1 / std::sqrt((float)dim);
+  for (int64_t i = 0; i < count; i++) {
+    const bf16 *other = i + 1 < count ? keys + (first + i) * dim : key.data();
+    scores[i] = dot(query.data(), other, dim) * scale;
+    most = std::max(most, scores[i]);
+  }
+  __m512 total = _mm512_setzero_ps();
+  for (int64_t i = 0; i < (int64_t)scores.size(); i += 16) {
+    __m512 part = exponential(_mm512_sub_ps(_mm512_loadu_ps(&scores[i]), _mm512_set1_ps(most)));
+    part = _mm512_maskz_mov_ps((__mmask16)least(count - i), part);
+    _mm512_storeu_ps(&scores[i], part);
+    total = _mm512_add_ps(total, part);
+  }
+  const __m512 share = _mm512_set1_ps(1 / _mm512_reduce_add_ps(total));
+  for (int64_t d = 0; d < dim; d += 16) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t i = 0; i < count; i++) {
+      const bf16 *other = i + 1 < count ? values + (first + i) * dim : value.data();
+      sum = _mm512_fmadd_ps(_mm512_set1_ps(scores[i]), widen(other + d), sum);
+    }
+    _mm512_storeu_ps(out + head * dim + d, _mm512_mul_ps(sum, share));
+  }
+}
+
+// up <- silu(gate) * up
+static void gated(const float *gate, float *up, int64_t size) {
+  for (int64_t i = 0; i < size; i += 16) {
+    __mmask16 there = (__mmask16)least(size - i);
+    __m512 g = _mm512_maskz_loadu_ps(there, gate + i), u = _mm512_maskz_loadu_ps(there, up + i);
+    __m512 below = _mm512_add_ps(exponential(_mm512_sub_ps(_mm512_setzero_ps(), g)), _mm512_set1_ps(1));
+    _mm512_mask_storeu_ps(up + i, there, _mm512_div_ps(_mm512_mul_ps(g, u), below));
+  }
+}
+
+extern "C" {
+
+// tokens, positions: (rows), the rows being the slots from 0 on; logits: (rows, vocabulary).
+void culm_decode(const Model *model, int64_t rows, const int64_t *tokens, const int64_t *positions,
+                 float *logits, int64_t threads) {
+  const int64_t width = model->width;
+  int64_t heads = 0, kv = 0, inner = 0;
+  for (int64_t l = 0; l < model->layers; l++) {
+    const Layer &layer = model->layer[l];
+    heads = std::max(heads, layer.q.outputs), kv = std::max(kv, layer.k.outputs);
+    inner = std::max(inner, layer.up.outputs);
+  }
+  std::vector<float> x(rows * width), q(rows * heads), k(rows * kv), v(rows * kv);
+  std::vector<float> mixed(rows * heads), gate(rows * inner), up(rows * inner);
+  for (int64_t b = 0; b < rows; b++)
+    for (int64_t i = 0; i < width; i += 16)
+      _mm512_storeu_ps(&x[b * width + i], widen(model->embedding + tokens[b] * width + i));
+
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t me = omp_get_thread_num(), team = omp_get_num_threads();
+    Input in;
+    std::vector<float> normed(rows * width), added(rows * width), scores;
+    auto mine = [&](int64_t size, auto work) {  // a share of the outputs, in whole blocks of 16
+      int64_t blocks = (size + 15) / 16;
+      work(std::min(size, blocks * me / team * 16), std::min(size, blocks * (me + 1) / team * 16));
+    };
+    auto norm = [&](const float *weight, const Linear &next) {
+      for (int64_t b = 0; b < rows; b++)
+        normalize(&x[b * width], weight, width, model->eps, &normed[b * width]);
+      in.prepare(next, normed.data(), rows);
+    };
+    auto apply = [&](const Linear &w, float *out) {
+      mine(w.outputs, [&](int64_t from, int64_t to) { product(w, in, from, to, out, w.outputs); });
+    };
+    auto add = [&](const Linear &w, const float *input) {
+      in.prepare(w, input, rows);
+      mine(width, [&](int64_t from, int64_t to) {
+        product(w, in, from, to, added.data(), width);
+        for (int64_t b = 0; b < rows; b++)
+          for (int64_t i = from; i < to; i++) x[b * width + i] += added[b * width + i];
+      });
+    };
+    for (int64_t l = 0; l < model->layers; l++) {
+      const Layer &layer = model->layer[l];
+      const int64_t q_size = layer.q.outputs, kv_size = layer.k.outputs, size = layer.up.outputs;
+      norm(layer.attention_norm, layer.q);
+      apply(layer.q, q.data()), apply(layer.k, k.data()), apply(layer.v, v.data());
+#pragma omp barrier
+      for (int64_t i = me; i < rows * layer.heads; i += team) {
+        int64_t b = i / layer.heads;
+        attend(layer, model->places, model->eps, &q[b * q_size], &k[b * kv_size], &v[b * kv_size],
+               i % layer.heads, b, positions[b], scores, &mixed[b * q_size]);
+      }
+#pragma omp barrier
+      add(layer.out, mixed.data());
+#pragma omp barrier
+      norm(layer.mlp_norm, layer.gate);
+      apply(layer.gate, gate.data()), apply(layer.up, up.data());
+      mine(size, [&](int64_t from, int64_t to) {
+        for (int64_t b = 0; b < rows; b++)
+          gated(&gate[b * size + from], &up[b * size + from], to - from);
+      });
+#pragma omp barrier
+      add(layer.down, up.data());
+#pragma omp barrier
+    }
+    norm(model->norm, model->head);
+    apply(model->head, logits);
+  }
+}
+}
