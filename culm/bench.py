@@ -1,8 +1,8 @@
 """How fast this machine trains and decodes: `culm bench`. `bench/peers.py` sets others beside it.
 
-    S   8 layers, width 512, 26.4 million parameters, rows of 512 tokens
-    T   4 layers, width 128, bytes as tokens, rows of 256
-    L   30 layers, width 576, the shape of SmolLM-135M
+S   8 layers, width 512, 26.4 million parameters, rows of 512 tokens
+T   4 layers, width 128, bytes as tokens, rows of 256
+L   30 layers, width 576, the shape of SmolLM-135M
 """
 
 from __future__ import annotations
@@ -166,4 +166,6 @@ def show_bench(what: str, size: str, rounds: int = ROUNDS) -> None:
 
 def _say(console: Console, label: str, rate: float, seconds: float) -> None:
     memory = f"{peak_bytes() / 2**20:,.0f} MiB at most"
-    console.print(f"{label:<26}{rate:>10,.0f} tokens/s{seconds * 1000:>10,.2f} ms a step   {memory}")
+    console.print(
+        f"{label:<26}{rate:>10,.0f} tokens/s{seconds * 1000:>10,.2f} ms a step   {memory}"
+    )

@@ -1,6 +1,5 @@
 """The composition root: from a run file to a trained model in a folder.
 
-<<<<<<< HEAD
     runs/x/run.yaml        the settings, complete; itself a run file
     runs/x/data/           the prepared corpus, unless another folder was named
     runs/x/tokenizer/      trained on the corpus, unless the run starts from a model
@@ -11,16 +10,6 @@
     runs/x/report.md       what came of it
 
 Started again with the same folder, a run goes on where it stopped.
-=======
-runs/x/run.yaml        the settings, complete; itself a run file
-runs/x/data/           the prepared corpus, unless another folder was named
-runs/x/tokenizer/      trained on the corpus, unless the run starts from a model
-runs/x/metrics.jsonl   one line a step
-runs/x/eval.jsonl      what was measured, with its step
-runs/x/checkpoints/    where an interrupted run goes on
-runs/x/model/          final weights, tokenizer, chat template
-runs/x/report.md       what came of it
->>>>>>> main
 """
 
 from __future__ import annotations

@@ -36,14 +36,14 @@ SOURCE = Path(__file__).with_name("fused.cpp")
 
 
 class _Linear(Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, c_int64) for name in ("kind", "outputs", "inputs", "group")),
         *((name, c_void_p) for name in ("weight", "scale", "zero", "bias")),
     ]
 
 
 class _Layer(Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, c_int64) for name in ("heads", "kv_heads", "dim", "window")),
         *((name, c_void_p) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
         *((name, c_void_p) for name in ("cosines", "sines", "keys", "values")),
@@ -52,7 +52,7 @@ class _Layer(Structure):
 
 
 class _Model(Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, c_int64) for name in ("width", "layers", "places")),
         ("eps", c_double),
         ("embedding", c_void_p),

@@ -1,5 +1,6 @@
 """Objectives on a tiny model: sums that do not depend on how a step is cut."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -49,7 +50,7 @@ def rows(length: int = 12, metrics: dict | None = None) -> Batch:
 def cut(batch: Batch, at: list[int]) -> list[Batch]:
     """Rows at[i]..at[i + 1], each part only as long as its longest row, as a loader makes them."""
     parts = []
-    for start, end in zip(at[:-1], at[1:], strict=True):
+    for start, end in itertools.pairwise(at):
         length = max(LENGTHS[start:end])
         targets = batch.targets[start:end, :length]
         part = replace(
@@ -125,7 +126,7 @@ def test_grpo_accumulated_is_whole(average: str) -> None:
 
     def batches(objective: GRPOObjective, at: list[int]) -> list[Batch]:
         parts = cut(rows(metrics={"reward": 0.25}), at)
-        spans = zip(at[:-1], at[1:], strict=True)
+        spans = itertools.pairwise(at)
         return [
             objective.prepare(Experience(part, rewards[start:end]))
             for part, (start, end) in zip(parts, spans, strict=True)
