@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,13 @@ from torch import nn
 from culm import log
 from culm.config import SettingError
 from culm.convert.files import whole
+from culm.data.example import RecordFormat
 from culm.data.format.document import DocumentFormat
 from culm.data.loader import Loader
 from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
+from culm.data.source import Record
 from culm.dist.parallelize import compile_blocks, recompute
 from culm.dist.ranks import Ranks
 from culm.loading import read
@@ -65,14 +67,18 @@ def make_tokenizer(config: RunConfig, folder: Path) -> Tokenizer:
 
 
 def _texts(config: RunConfig) -> Iterator[str]:
-    """The text of a corpus; of dialogues and pairs, all that is said in them."""
+    """The text of the run's corpus."""
     if config.data.prepared is not None:
         raise SettingError(
             "tokenizer: data.prepared holds no text to train one on; leave it out to take the one "
             "that the corpus was prepared with"
         )
-    form = config.data.format
-    for record in config.data.open():
+    yield from texts_of(config.data.open(), config.data.format)
+
+
+def texts_of(records: Iterable[Record], form: RecordFormat) -> Iterator[str]:
+    """What a tokenizer is trained on: documents, or all that is said in dialogues and pairs."""
+    for record in records:
         if isinstance(form, DocumentFormat):
             yield str(record.get(form.text, ""))
         else:
@@ -94,7 +100,12 @@ def prepared_folder(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> Pa
     place = folder / "data"
     if not place.exists():
         prepare(
-            config.data.open(), config.data.format, tokenizer, place, config.data.held_out, config.seed
+            config.data.open(),
+            config.data.format,
+            tokenizer,
+            place,
+            config.data.held_out,
+            config.seed,
         )
     return place
 
@@ -116,9 +127,7 @@ def loader(
     )
 
 
-def held_out(
-    config: RunConfig, tokenizer: Tokenizer, folder: Path, context: int
-) -> Loader | None:
+def held_out(config: RunConfig, tokenizer: Tokenizer, folder: Path, context: int) -> Loader | None:
     """The rows that are not trained on, where the corpus has such; the same for every rank."""
     place = config.data.prepared or folder / "data"
     if not place.exists() or "held_out" not in Manifest.read(place).splits:
@@ -147,6 +156,7 @@ def set_up(config: RunConfig, model: Transformer, device: torch.device) -> nn.Mo
 def training_batches(
     config: RunConfig,
     objective: nn.Module,
+    model: Transformer,
     tokenizer: Tokenizer,
     folder: Path,
     context: int,
@@ -160,9 +170,16 @@ def training_batches(
         prepared_folder(config, tokenizer, folder)
     ranks.wait()
     place = prepared_folder(config, tokenizer, folder)
+    ids, known = Manifest.read(place).vocabulary, model.config.vocabulary
+    if ids > known:
+        raise SettingError(
+            f"{place}: token ids up to {ids - 1}, but the model's vocabulary is {known}"
+        )
     rows = loader(config, tokenizer, place, context, ranks, "train")
     if rows.truncated:
-        log.say(f"{rows.truncated:,} documents are longer than {context} tokens and lose their end.")
+        log.say(
+            f"{rows.truncated:,} documents are longer than {context} tokens and lose their end."
+        )
     return rows, rows.fingerprint
 
 

@@ -9,7 +9,6 @@ stages share the time: each asks how long a step takes here and trains as long a
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -21,9 +20,10 @@ import torch
 
 from culm import log
 from culm.convert import native
+from culm.convert.files import whole, write_json
 from culm.data.manifest import Manifest
 from culm.dist.ranks import Ranks
-from culm.eval.exact import answer, scores
+from culm.eval.exact import Answered, answer, scores
 from culm.eval.perplexity import Prediction, predict
 from culm.eval.quickstart_report import write_quickstart_report
 from culm.loading import read
@@ -47,12 +47,9 @@ from culm.train.memory import peak_bytes, reset_peak
 
 RESERVE = 60.0  # seconds kept for what comes after training, of ten minutes
 SHARES = {"pretrain": 0.30, "sft": 0.38, "rl": 0.21, "control": 0.11}
+MODELS = {"base": "pretrain", "sft": "sft", "rl": "rl", "control": "control"}
 LEAST_STEPS = 10
 AVERAGED = 10  # steps over which the first and the last reward are averaged
-
-
-class Interrupted(RuntimeError):
-    """A stage was stopped; the same command goes on."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +73,14 @@ class Stages:
         found = work()
         seconds = round(time.perf_counter() - began, 2)
         done[name] = {**found, "seconds": seconds, "peak_bytes": peak_bytes()}
-        write_json(self.folder / "stages.json", done)
+        keep(self.folder / "stages.json", done)
         return done[name]
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(partial, path)
+def keep(path: Path, values: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with whole(path) as fresh:
+        write_json(fresh, values)
 
 
 def quickstart(folder: str, text: list[str], minutes: float, device: str, seed: int) -> Path:
@@ -116,7 +112,7 @@ class Quickstart:
                 f"{folder} was begun with other settings ({path.read_text().strip()}); "
                 "delete it or give another --folder"
             )
-        write_json(path, settings)
+        keep(path, settings)
 
     def run(self) -> None:
         self.stages.run("corpus", self.corpus)
@@ -141,7 +137,8 @@ class Quickstart:
         if name == "control":
             settings.append("train.objective.shuffled=true")
         if steps is not None:
-            settings += [f"train.steps={steps}", f"train.checkpoint.every_steps={max(5, steps // 8)}"]
+            often = max(5, steps // 8)
+            settings += [f"train.steps={steps}", f"train.checkpoint.every_steps={often}"]
         return read_run(file.get(name, "quickstart-rl"), settings)[0]
 
     # -- stages ---------------------------------------------------------------------------------
@@ -179,7 +176,7 @@ class Quickstart:
         config = self.config(name, self._steps(name))
         result = train(config)
         if not result.finished:
-            raise Interrupted(f"{name} stopped after step {result.steps}; the same command goes on")
+            raise SystemExit(130)  # the stage has said that the same command goes on
         return self._facts(name, result)
 
     def _steps(self, name: str) -> int:
@@ -195,7 +192,7 @@ class Quickstart:
         trial = seconds_per_step(self.config(name))
         steps = max(LEAST_STEPS, int(seconds / trial * 0.93))
         (self.folder / name).mkdir(parents=True, exist_ok=True)
-        write_json(path, steps)
+        keep(path, steps)
         return steps
 
     def _facts(self, name: str, result: Result) -> dict[str, Any]:
@@ -216,7 +213,7 @@ class Quickstart:
         before = (self.folder / "pretrain" / "eval.jsonl").read_text().splitlines()[0]
         table: dict[str, Any] = {"before": json.loads(before)["bits_per_byte"]}
         settings = self.config("sft").eval
-        for name, stage in (("base", "pretrain"), ("sft", "sft"), ("rl", "rl"), ("control", "control")):
+        for name, stage in MODELS.items():
             model, tokenizer = self._load(stage)
             began = time.perf_counter()
             answered = answer(model, tokenizer, settings.tasks, settings.questions, settings.seed)
@@ -226,10 +223,7 @@ class Quickstart:
                 "bits_per_byte": self._predict(model, tokenizer).bits_per_byte,
                 "exact_match": {task: asdict(score) for task, score in scores(answered).items()},
                 "tokens_per_second": words / seconds,
-                "examples": [
-                    {"task": a.task, "prompt": a.question.prompt, "reply": a.reply, "score": a.score}
-                    for a in answered[:: settings.questions]
-                ],
+                "examples": [_example(item) for item in answered[:: settings.questions]],
             }
         return table
 
@@ -278,16 +272,25 @@ class Quickstart:
     def report(self) -> dict[str, Any]:
         stages = self.stages.read()
         summary = summarize(stages)
-        write_json(self.folder / "summary.json", summary)
+        keep(self.folder / "summary.json", summary)
         model, tokenizer = read(self.folder / "chat", "cpu", torch.float32)
         write_quickstart_report(self.folder, stages, summary, model, tokenizer)
         return {}
 
 
+def _example(item: Answered) -> dict[str, Any]:
+    return {
+        "task": item.task,
+        "prompt": item.question.prompt,
+        "reply": item.reply,
+        "score": item.score,
+    }
+
+
 def summarize(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The numbers of a quickstart, for programs."""
     evaluated = stages["evaluate"]
-    models = {name: evaluated[name] for name in ("base", "sft", "rl", "control")}
+    models = {name: evaluated[name] for name in MODELS}
     return {
         "stages": {
             name: {key: stage[key] for key in ("seconds", "peak_bytes")}

@@ -23,7 +23,6 @@ from culm.task.task import Question, Task
 from culm.tokenizer.chat import Chat
 from culm.tokenizer.tokenizer import Tokenizer
 
-
 ROUND = 16  # rows are padded to a multiple, so that memory is used again from step to step
 
 

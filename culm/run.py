@@ -1,5 +1,6 @@
 """The composition root: from a run file to a trained model in a folder.
 
+<<<<<<< HEAD
     runs/x/run.yaml        the settings, complete; itself a run file
     runs/x/data/           the prepared corpus, unless another folder was named
     runs/x/tokenizer/      trained on the corpus, unless the run starts from a model
@@ -8,6 +9,18 @@
     runs/x/checkpoints/    where an interrupted run goes on
     runs/x/model/          final weights, tokenizer, chat template
     runs/x/report.md       what came of it
+
+Started again with the same folder, a run goes on where it stopped.
+=======
+runs/x/run.yaml        the settings, complete; itself a run file
+runs/x/data/           the prepared corpus, unless another folder was named
+runs/x/tokenizer/      trained on the corpus, unless the run starts from a model
+runs/x/metrics.jsonl   one line a step
+runs/x/eval.jsonl      what was measured, with its step
+runs/x/checkpoints/    where an interrupted run goes on
+runs/x/model/          final weights, tokenizer, chat template
+runs/x/report.md       what came of it
+>>>>>>> main
 """
 
 from __future__ import annotations
@@ -96,7 +109,9 @@ def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig,
     composed = compose_run(name, settings)
     config = parse(RunConfig, composed.values)
     if (config.model is None) == (config.start is None):
-        raise SettingError("model: give the settings of a new model, or start: a folder to go on from")
+        raise SettingError(
+            "model: give the settings of a new model, or start: a folder to go on from"
+        )
     return config, composed.origins
 
 
@@ -109,7 +124,7 @@ def seconds_per_step(config: RunConfig, steps: int = 3) -> float:
     model, tokenizer = begin(config, folder)
     objective = set_up(config, model, device)
     context = config.train.context or model.config.context
-    batches, _ = training_batches(config, objective, tokenizer, folder, context, Ranks())
+    batches, _ = training_batches(config, objective, model, tokenizer, folder, context, Ranks())
     optimizer = config.train.optimizer.build(objective)
     times: list[float] = []
     trainer = Trainer(
@@ -160,7 +175,9 @@ def _train(config: RunConfig, folder: Path, device: torch.device, ranks: Ranks) 
     objective = set_up(config, model, device)
     parallel = Parallel(objective, ranks.count, config.dist)
     optimizer = settings.optimizer.build(objective)
-    batches, fingerprint = training_batches(config, objective, tokenizer, folder, context, ranks)
+    batches, fingerprint = training_batches(
+        config, objective, model, tokenizer, folder, context, ranks
+    )
     start = _resume(folder, objective, optimizer, fingerprint)
     measure = Measure(
         config.eval, model, tokenizer, lambda: held_out(config, tokenizer, folder, context),

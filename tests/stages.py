@@ -13,7 +13,9 @@ from culm.config import parse
 from culm.run import RunConfig, train
 
 STAGES = ("pretrain", "sft", "dpo", "grpo")
-WORDS = "the quick brown fox jumps over a lazy dog and then sleeps all day long in warm grass".split()
+WORDS = (
+    "the quick brown fox jumps over a lazy dog and then sleeps all day long in warm grass".split()
+)
 TASK = {"kind": "letters", "name": "count", "operation": "count", "shortest": 2, "longest": 3}
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
 
@@ -49,7 +51,7 @@ Settings = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """`stage("dpo", adapter=True, steps=4, ...)`: the settings of a tiny run; more go to `train`."""
+    """`stage("dpo", adapter=True, steps=4)`: the settings of a tiny run; more go to `train`."""
     started: dict[str, Path] = {}
 
     def base() -> str:

@@ -161,8 +161,7 @@ def test_tokenize_then_prepare_then_plan_a_run_on_it(culm, text, tmp_path):
     code, out, _ = culm(*line, "--split", "paragraphs")
     assert code == 0
     assert "300 documents" in out
-    words = f"tokenizer={{kind: saved, path: {tmp_path}/tokenizer}}"
-    settings = [*TINY, words, f"data={{prepared: {corpus}}}", "model.vocabulary=280"]
+    settings = [TINY[0], f"data={{prepared: {corpus}}}", "model.vocabulary=280", "train.rows=4"]
     code, out, _ = culm("plan", "pretrain", *settings, f"folder={tmp_path}/run")
     assert code == 0
     assert "filled places" in out

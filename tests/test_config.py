@@ -88,7 +88,10 @@ def test_a_list_is_replaced_whole() -> None:
     [
         (["train.setps=3"], r"train\.setps: no such setting; did you mean 'steps'"),
         (["train.optimizer.kind=muno"], r"train\.optimizer\.kind: 'muno' is not one of .*muon"),
-        (["model.attention.kv_heads=3"], r"model\.attention\[0\]\.kv_heads: 3 does not divide heads=8"),
+        (
+            ["model.attention.kv_heads=3"],
+            r"model\.attention\[0\]\.kv_heads: 3 does not divide heads=8",
+        ),
         (["model=nan"], r"model: there is no 'nan'; did you mean 'nano'"),
         (["train.steps=0"], r"train\.steps: .*greater than 0 \(given: 0\)"),
         (["train.steps=many"], r"train\.steps: .*\(given: 'many'\)"),
@@ -111,7 +114,9 @@ def test_an_unknown_run_is_guessed() -> None:
 
 def test_a_circle_of_bases_is_told(tmp_path: Path) -> None:
     for name, base in (("a", "b"), ("b", "a")):
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"base": str(tmp_path / f"{base}.yaml")}))
+        (tmp_path / f"{name}.yaml").write_text(
+            yaml.safe_dump({"base": str(tmp_path / f"{base}.yaml")})
+        )
     with pytest.raises(SettingError, match="a -> b -> a is a circle"):
         compose(tmp_path / "a.yaml", "train")
 

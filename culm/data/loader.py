@@ -108,11 +108,23 @@ class Loader:
     def _batch(self, rows: list[int]) -> Batch:
         read, pad = self._prepared.read, self._pad
         if self._group == 1:
-            return to_batch([self._packed[row] for row in rows], read, self._context, pad)
+            packed = [self._packed[row] for row in rows]
+            return self._checked(to_batch(packed, read, self._context, pad))
         ones = [[segment] for row in rows for segment in self._segments(row)]
         longest = max(end - start for [(start, end)] in ones)
         length = min(self._context, -(-longest // ROUND) * ROUND)
-        return replace(to_batch(ones, read, length, pad, packed=False), weight=len(rows))
+        batch = self._checked(to_batch(ones, read, length, pad, packed=False))
+        return replace(batch, weight=len(rows))
+
+    def _checked(self, batch: Batch) -> Batch:
+        """A flipped bit in a shard would be an index outside the embedding."""
+        greatest, known = int(batch.tokens.max()), self._prepared.manifest.vocabulary
+        if greatest >= known:
+            raise SettingError(
+                f"{self._prepared.folder}: holds token {greatest}, beyond its vocabulary of {known}; "
+                "it is damaged: prepare the corpus again"
+            )
+        return batch
 
 
 def _pack(prepared: Prepared, context: int, packing: Packing) -> Rows:

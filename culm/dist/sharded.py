@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -33,7 +34,7 @@ def is_sharded(model: nn.Module) -> bool:
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """The whole weights on the first rank's CPU, nothing on the others; every rank takes part."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return get_model_state_dict(model, options=options)
+    return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
 
 
 @contextmanager

@@ -131,8 +131,8 @@ def _evaluation(stages: Mapping[str, Stage]) -> str:
     head = ("model", "bits per byte of held-out text", "exact match, all tasks", "tokens/s")
     matches = {name: model["exact_match"] for name, model in models.items()}
     examples = [
-        (item["task"], f"`{item['prompt']}`", f"`{item['reply']}`", "yes" if item["score"] else "no")
-        for item in evaluated["rl"]["examples"]
+        (one["task"], f"`{one['prompt']}`", f"`{one['reply']}`", "yes" if one["score"] else "no")
+        for one in evaluated["rl"]["examples"]
     ]
     return "\n\n".join(
         [

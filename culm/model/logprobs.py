@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
@@ -18,6 +19,7 @@ from culm.batch import IGNORED
 from culm.model.linear import Linear
 
 CHUNK = 1024  # tokens whose logits are worked on at once
+ROUND = 256  # tokens are filled up to a multiple, so that memory is used again from step to step
 KEPT_BYTES = 128 << 20  # of logits that may wait for the backward, which else needs a third product
 
 
@@ -94,11 +96,12 @@ def logprobs_of(
     where there is a target only; one that is not a plain linear layer is called as it is.
     """
     known = (targets.flatten() != IGNORED).nonzero()[:, 0]
-    states, wanted = hidden.flatten(0, 1)[known], targets.flatten()[known]
+    places = F.pad(known, (0, -len(known) % ROUND))
+    states, wanted = hidden.flatten(0, 1)[places], targets.flatten()[places].clamp_min(0)
     if type(head) is Linear:
         picked = ChunkedLogprobs.apply(states, head.weight, wanted, temperature, kernels)
     else:
         logprobs = (head(states).float() / temperature).log_softmax(-1)
         picked = logprobs.gather(-1, wanted[:, None])[:, 0]
     flat = picked.new_zeros(targets.numel())
-    return flat.index_copy(0, known, picked).view(targets.shape)
+    return flat.index_copy(0, known, picked[: len(known)]).view(targets.shape)

@@ -21,9 +21,9 @@ class GRPO(Config):
     scale: group divides by the group's standard deviation, none does not (arXiv 2503.20783).
     clip_low, clip_high: bounds of the probability ratio (asymmetric: DAPO, arXiv 2503.14476).
     average: over all tokens of the step (DAPO), over each sequence first (the paper), or over
-    sequences counted as `answer_tokens` long (Dr. GRPO). temperature: of sampling, and so of the policy.
-    answer_tokens: the greatest length of a completion. shuffled: a control run, whose rewards are
-    dealt out at random so that nothing can be learned from them.
+    sequences counted as `answer_tokens` long (Dr. GRPO). temperature: of sampling, and so of the
+    policy. answer_tokens: the greatest length of a completion. shuffled: a control run, whose
+    rewards are dealt out at random so that nothing can be learned from them.
     """
 
     kind: Literal["grpo"] = "grpo"

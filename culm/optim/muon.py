@@ -79,7 +79,15 @@ class MuonOptimizer(torch.optim.Optimizer):
         assert gradient is not None
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)  # no wait to read it
-            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+<<<<<<< HEAD
+            state["mean"] = torch.zeros_like(parameter)
+            state["square"] = torch.zeros_like(parameter)
+=======
+            state["mean"], state["square"] = (
+                torch.zeros_like(parameter),
+                torch.zeros_like(parameter),
+            )
+>>>>>>> main
         state["step"] += 1
         first, second = self.config.betas
         state["mean"].lerp_(gradient, 1 - first)

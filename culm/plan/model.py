@@ -18,7 +18,7 @@ class ModelCost:
     parameters: all, shared ones once. embedding: those of the token table. active: those that one
     token is multiplied with; a table that is only looked up is not among them.
     forward_flops, training_flops: a token, in full rows of `context` tokens that are one document.
-    Training computes the logits twice (`culm.model.logprobs`), so it is more than three forwards.
+    Training is three forwards, and more where `culm.model.logprobs` computes logits again.
     cache_bytes: a token, in `dtype`.
     """
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config as settings
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -73,16 +74,20 @@ def _added_product(total, a, b, **_: object) -> int:
 
 
 def rehearse(objective: nn.Module, batch: Batch) -> Rehearsal:
-    """Forward and backward of one micro-batch; objective and batch on the meta device."""
+    """Forward and backward of one micro-batch; objective and batch on the meta device.
+
+    Numbers do not exist there, so every target is taken to be learned: what masks save is not seen.
+    """
     for _, parameter in trainable(objective):
         parameter.grad = torch.zeros_like(parameter)
     gradients = [p.grad for p in objective.parameters() if p.grad is not None]
     memory = TensorMemory([*objective.parameters(), *objective.buffers(), *gradients])
     products = counting_products()
-    with memory:
-        objective(batch).total.backward()
-    with products:  # in a pass of its own: it holds on to what recomputation would let go
-        objective(batch).total.backward()
+    with settings.patch(meta_nonzero_assume_all_nonzero=True):  # type: ignore[attr-defined]
+        with memory:
+            objective(batch).total.backward()
+        with products:  # in a pass of its own: it holds on to what recomputation would let go
+            objective(batch).total.backward()
     return Rehearsal(products.get_total_flops(), memory.peak)
 
 

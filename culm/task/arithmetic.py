@@ -66,7 +66,7 @@ class Arithmetic(Config):
     smallest: int = Field(0, ge=0)
     largest: int = Field(99, ge=1, le=499)
     words: bool = False
-    shown: float = Field(0.3, ge=0, le=1)
+    shown: float = Field(0.35, ge=0, le=1)
 
     def question(self, split: Split, index: int, seed: int) -> Question:
         chance = draw(self.name, split, index, seed)

@@ -5,8 +5,7 @@ Nothing here knows tensors, so a verb that only needs text starts fast.
 
 from culm.config import one_of
 from culm.tokenizer.bytes import Bytes
-from culm.tokenizer.saved import Saved
 from culm.tokenizer.tiktoken import Tiktoken
 from culm.tokenizer.train import BPE
 
-TokenizerConfig = one_of(BPE | Bytes | Tiktoken | Saved)
+TokenizerConfig = one_of(BPE | Bytes | Tiktoken)

@@ -98,7 +98,9 @@ def load(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = str(error) or type(error).__name__
         raise CheckpointError(f"{place}: damaged ({reason}); {remedy}") from error
-    _restore(objective, optimizer, tensors, f"{place}; give this run another folder=..., or {remedy}")
+    _restore(
+        objective, optimizer, tensors, f"{place}; give this run another folder=..., or {remedy}"
+    )
     return progress
 
 

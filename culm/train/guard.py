@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from culm.log import say
 
 
-class FolderInUse(RuntimeError):
+class FolderInUseError(RuntimeError):
     """Another process is working in the run folder."""
 
 
@@ -25,7 +25,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise FolderInUse(
+        raise FolderInUseError(
             f"{folder}: another process is running here; wait for it, end it, "
             "or give this run another folder=..."
         ) from None

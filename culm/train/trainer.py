@@ -113,7 +113,7 @@ class Trainer:
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(
                 f"step {finished}: the loss is {loss}, the gradient norm {norm}; lower "
-                "train.optimizer.rate or look at the data of this step (checkpoints are as they were)"
+                "train.optimizer.rate or look at the data of this step (checkpoints are unchanged)"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -146,7 +146,8 @@ class Trainer:
         """Sums divided by the weight; what batches knew beforehand, averaged over them; and `stop`,
         above 0 where any rank was asked to, so that all stop after the same step."""
         given = {
-            name: sum(b.metrics[name] for b in batches) / len(batches) for name in batches[0].metrics
+            name: sum(b.metrics[name] for b in batches) / len(batches)
+            for name in batches[0].metrics
         }
         given["stop"] = float(self.stop())
         totals = self.ranks.sum([*sums.values(), *given.values()], device)

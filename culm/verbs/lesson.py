@@ -12,14 +12,18 @@ from culm.data.loader import Loader
 from culm.data.prepare import prepare
 from culm.dist.ranks import Ranks
 from culm.objective.grpo import GRPO
+from culm.parts import loader, make_tokenizer, texts_of
 from culm.plan.sample import sample
-from culm.run import RunConfig, loader
+from culm.run import RunConfig
 from culm.tokenizer.chat import Chat
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE
+from culm.train.checkpoint import steps_in
+from culm.train.folder import before
 from culm.verbs.words import count
 
 SAMPLES = 3
+MADE_BY = ("seed", "start", "tokenizer", "model", "data")  # settings that the corpus depends on
 QUESTIONS = 64  # looked at for the length of their prompts
 
 
@@ -32,16 +36,32 @@ class Lesson:
     context: int
 
 
+def begun(config: RunConfig) -> bool:
+    """Whether the run folder holds what these settings made.
+
+    Raises:
+        SettingError: it holds what others made, and checkpoints of it.
+    """
+    folder = Path(config.folder)
+    old, new = before(folder), config.model_dump(mode="json")
+    changed = [name for name in MADE_BY if old and old.get(name) != new[name]]
+    if changed and steps_in(folder):
+        raise SettingError(
+            f"{changed[0]}: {folder} was trained with other settings of it; give a new run another "
+            "folder=..."
+        )
+    return bool(old) and not changed
+
+
 def tokenizer_of(config: RunConfig) -> Tokenizer:
     """The tokenizer of a new model: the run's own, or one trained on a sample."""
     assert config.model is not None
-    place = Path(config.folder) / "tokenizer"
-    if (place / "tokenizer.json").exists():
-        tokenizer = Tokenizer.load(place)
+    own = Path(config.folder) / "tokenizer" / "tokenizer.json"
+    if (begun(config) and own.exists()) or config.data.prepared is not None:
+        tokenizer = make_tokenizer(config, Path(config.folder))  # which is only read here
     else:
         settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
-        texts = (str(record.get("text", "")) for record in sample(config.data.open()))
-        tokenizer = settings.build(texts)
+        tokenizer = settings.build(texts_of(sample(config.data.open()), config.data.format))
     if tokenizer.vocabulary > config.model.vocabulary:
         raise SettingError(
             f"model.vocabulary: {config.model.vocabulary} is less than the tokenizer's "
@@ -56,7 +76,7 @@ def lesson_of(config: RunConfig, tokenizer: Tokenizer, temporary: Path, context:
         return _questions(config, config.train.objective, tokenizer)
     place, share = config.data.prepared or Path(config.folder) / "data", 1.0
     name = str(place)
-    if not place.exists():
+    if config.data.prepared is None and not (begun(config) and place.exists()):
         records, data = sample(config.data.open()), config.data
         place, name, share = temporary / "data", records.name, records.share or 0.0
         if data.tasks:

@@ -13,14 +13,16 @@ import torch
 from rich.console import Console
 
 from culm.config import SettingError
+from culm.dist.ranks import Ranks
 from culm.loading import read
 from culm.model.transformer import Transformer
 from culm.objective.grpo import GRPO
+from culm.parts import set_up, training_batches
 from culm.plan.device import choose_device, choose_precision, memory_bytes
 from culm.plan.model import forward_flops
 from culm.plan.needs import Needs, needs_of
 from culm.plan.speed import training_rate
-from culm.run import RunConfig, set_up
+from culm.run import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.verbs.lesson import lesson_of, tokenizer_of
 from culm.verbs.words import count, duration, flops, size
@@ -69,7 +71,7 @@ def show_plan(config: RunConfig, origins: dict[str, str]) -> None:
             _show_samples(console, lesson.samples)
     device = found.attempt(lambda: choose_device(config.device))
     if model is not None and device is not None:
-        _show_needs(console, found, model, device, context)
+        _show_needs(console, found, model, tokenizer, device, context)
     if found.problems:
         raise SettingError("this run cannot start:\n" + "\n".join(found.problems))
     console.print("No problem found. Start it with `culm train` and the same settings.")
@@ -140,17 +142,27 @@ def _show_samples(console: Console, samples: list[list[tuple[str, bool]]]) -> No
 
 
 def _show_needs(
-    console: Console, found: Findings, model: Transformer, device: torch.device, context: int
+    console: Console,
+    found: Findings,
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    device: torch.device,
+    context: int,
 ) -> None:
     config, train = found.config, found.config.train
+    on_policy = isinstance(train.objective, GRPO)
     precision = choose_precision(device) if train.precision == "auto" else train.precision
     plain = train.model_copy(update={"precision": precision, "compile": False})
     rehearsed = config.model_copy(update={"train": plain})
     objective = found.attempt(lambda: set_up(rehearsed, model, torch.device("meta")))
     if objective is None:
         return
+    if on_policy and tokenizer is not None:
+        folder = Path(config.folder)
+        found.attempt(
+            lambda: training_batches(config, objective, tokenizer, folder, context, Ranks())
+        )
     group = config.data.format.group
-    on_policy = isinstance(train.objective, GRPO)
     needs = needs_of(
         objective, plain, context, sequences=group, packed=group == 1 and not on_policy,
         dist=config.dist,

@@ -130,9 +130,9 @@ def test_what_is_cut_off_is_counted(tokenizer, tmp_path):
 
 
 def test_bad_sizes_are_named(corpus):
-    with pytest.raises(SettingError, match="train.rows: 8 does not divide over 3 ranks"):
+    with pytest.raises(SettingError, match=r"train\.rows: 8 does not divide over 3 ranks"):
         Loader(corpus, 32, 8, 8, 0, ranks=3)
-    with pytest.raises(SettingError, match="train.context: 1 leaves nothing to predict"):
+    with pytest.raises(SettingError, match=r"train\.context: 1 leaves nothing to predict"):
         Loader(corpus, 1, 8, 8, 0)
 
 

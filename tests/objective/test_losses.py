@@ -25,7 +25,9 @@ MARGIN = ((CHOSEN - REFERENCE_CHOSEN) - (REJECTED - REFERENCE_REJECTED)).double(
 )
 def test_preference_losses(settings: dict, golden: list[float]) -> None:
     assert MARGIN.tolist() == [1.5, 0.0]
-    assert preference_loss(MARGIN, Preference(**settings)).tolist() == pytest.approx(golden, abs=1e-8)
+    assert preference_loss(MARGIN, Preference(**settings)).tolist() == pytest.approx(
+        golden, abs=1e-8
+    )
 
 
 def test_preference_gradient_and_symmetry() -> None:
@@ -93,4 +95,6 @@ def test_a_group_of_one_has_nothing_to_compare() -> None:
 
 
 def test_log_two() -> None:
-    assert preference_loss(torch.zeros(1), Preference()).item() == pytest.approx(math.log(2), abs=1e-7)
+    assert preference_loss(torch.zeros(1), Preference()).item() == pytest.approx(
+        math.log(2), abs=1e-7
+    )

@@ -52,12 +52,15 @@ def cut(batch: Batch, at: list[int]) -> list[Batch]:
     for start, end in zip(at[:-1], at[1:], strict=True):
         length = max(LENGTHS[start:end])
         targets = batch.targets[start:end, :length]
-        parts.append(
-            Batch(
-                batch.tokens[start:end, :length], targets, batch.positions[start:end, :length],
-                None, int((targets >= 0).sum()), sum(LENGTHS[start:end]), metrics=batch.metrics,
-            )  # fmt: skip
+        part = replace(
+            batch,
+            tokens=batch.tokens[start:end, :length],
+            targets=targets,
+            positions=batch.positions[start:end, :length],
+            weight=int((targets >= 0).sum()),
+            size=sum(LENGTHS[start:end]),
         )
+        parts.append(part)
     return parts
 
 
@@ -144,7 +147,9 @@ def test_grpo_averages_coincide_where_lengths_are_equal() -> None:
     targets = batch.targets.clone()
     targets[:, 1:7] = 3
     targets[:, 7:] = IGNORED
-    experience = Experience(replace(batch, targets=targets), torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 0]))
+    experience = Experience(
+        replace(batch, targets=targets), torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 0])
+    )
     found = []
     for average in ("tokens", "sequences", "constant"):
         objective = GRPO(group=4, average=average, answer_tokens=6).build(model())  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from culm.config import CONFIGS, compose, parse
+from culm.model import logprobs
 from culm.model.attention.gqa import GQA
 from culm.model.mlp.swiglu import SwiGLU
 from culm.model.transformer import TransformerConfig
@@ -39,13 +40,16 @@ def test_parameters_by_hand(tied):
 
 
 @pytest.mark.parametrize(("context", "seen"), [(32, 1.0), (256, 0.625)])
-def test_flops_by_hand(context, seen):
+def test_flops_by_hand(context, seen, monkeypatch):
     """`seen`: the share of the score matrix that is computed, in 1 block or in 4."""
     cost = cost_of(settings(), context)
     attention = L * 2 * (2 * H * D * seen * context)
-    forward = 2 * (L * LAYER_MATRICES + V * E) + attention
-    assert cost.forward_flops == forward
-    assert cost.training_flops == 3 * forward + 2 * V * E  # the logits once more
+    layers, head = 2 * L * LAYER_MATRICES + attention, 2 * V * E
+    assert cost.forward_flops == layers + head
+    filled = logprobs.ROUND / context  # the head's tokens are filled up
+    assert cost.training_flops == 3 * (layers + head * filled)
+    monkeypatch.setattr(logprobs, "KEPT_BYTES", 0)
+    assert cost_of(settings(), context).training_flops == 3 * layers + 4 * head * filled
 
 
 def test_the_meta_device_counts_as_a_real_pass_does():

@@ -23,6 +23,7 @@ from culm.plan.rehearsal import TensorMemory, meta_batch, rehearse
 from culm.plan.speed import training_rate
 from culm.train.settings import TrainConfig
 
+CONTEXT = 256  # so many tokens that the head's are not filled up
 CONFIG = TransformerConfig(vocabulary=64, width=32, layers=2, attention=(GQA(heads=2),))
 
 
@@ -33,7 +34,7 @@ def plan(objective=NextToken(), adapter=None, **settings):
         adapter.apply(model, 0)
     train = TrainConfig(steps=1, **({"rows": 8, "optimizer": AdamW()} | settings))
     sequences = 2 if isinstance(objective, Preference) else 1
-    return needs_of(objective.build(model), train, 32, sequences=sequences)
+    return needs_of(objective.build(model), train, CONTEXT, sequences=sequences)
 
 
 def test_memory_by_hand():
@@ -69,11 +70,8 @@ def test_adapters_train_little_and_preference_holds_a_reference():
 
 def test_shards_divide_what_they_hold():
     train = TrainConfig(steps=1, rows=8, optimizer=AdamW())
-    one, two = (
-        needs_of(NextToken().build(CONFIG.build(device="meta")), train, 32, dist=Dist(data="fsdp"),
-                 ranks=ranks)
-        for ranks in (1, 2)
-    )  # fmt: skip
+    objective, dist = NextToken().build(CONFIG.build(device="meta")), Dist(data="fsdp")
+    one, two = (needs_of(objective, train, CONTEXT, dist=dist, ranks=n) for n in (1, 2))
     assert two.memory.optimizer == one.memory.optimizer // 2
     assert two.memory.activations < one.memory.activations
     assert two.flops == one.flops

@@ -177,14 +177,14 @@ def test_a_client_that_leaves_a_stream_frees_its_slot(running, client):
     with chat(client, stream=True, **ENDLESS) as stream:
         next(iter(stream))
         assert running.worker.open == 1
-    until(lambda: running.worker.idle and not running.worker._engine.busy, 3)
+    until(lambda: running.worker.idle and not running.worker._engine.busy)
 
 
 def test_a_client_that_does_not_wait_frees_its_slot(running):
     impatient = running.client().with_options(timeout=0.3)
     with pytest.raises(openai.APITimeoutError):
         chat(impatient, **ENDLESS)
-    until(lambda: running.worker.idle and not running.worker._engine.busy, 3)
+    until(lambda: running.worker.idle and not running.worker._engine.busy)
 
 
 def test_a_full_queue_is_told_to_come_again(running, client):

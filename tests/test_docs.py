@@ -1,0 +1,112 @@
+"""What the pages say is so: commands parse, quick ones run, examples are read, links lead on."""
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from culm.cli import app, main
+from culm.convert import native
+from culm.model.attention.gqa import GQA
+from culm.model.transformer import TransformerConfig
+from culm.run import read_run
+from culm.tokenizer.bytes import Bytes
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+QUICK = ("doctor", "schema", "plan", "inspect", "generate", "quantize", "export")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every `culm ...` line of a page, as arguments."""
+    text = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
+    lines = re.findall(r"^(?:\.venv/bin/|torchrun .* -m )?culm(?:\.cli)? (.*)$", text, re.M)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+COMMANDS = [
+    pytest.param(arguments, id=f"{page.name}: {' '.join(arguments)}")
+    for page in PAGES
+    for arguments in commands(page)
+]
+CHAT = "runs/quickstart/chat"
+
+
+def test_the_readme_has_its_two_commands():
+    first = blocks(ROOT / "README.md", "bash")[0].splitlines()
+    assert first == ["make quickstart", f".venv/bin/culm chat {CHAT}"]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS)
+def test_commands_parse(arguments, monkeypatch, tmp_path):
+    name, *rest = arguments
+    given = get_command(app).commands[name].make_context(name, rest).params
+    if name in ("train", "plan"):
+        monkeypatch.chdir(tmp_path)
+        if given["run"] == "runs/books.yaml":
+            pytest.skip("the file of the example above it")
+        read_run(given["run"], given["settings"] or [])
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder with a tiny model where the README has its own."""
+    folder = tmp_path_factory.mktemp("workplace")
+    words = Bytes(specials=True).build()
+    config = TransformerConfig(
+        vocabulary=words.vocabulary, width=32, layers=1, attention=(GQA(heads=2),)
+    )
+    (folder / CHAT).parent.mkdir(parents=True)
+    native.save(config.build(seed=0), words, folder / CHAT)
+    return folder
+
+
+def test_the_quick_commands_of_the_readme_run(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    quick = [arguments for arguments in commands(ROOT / "README.md") if arguments[0] in QUICK]
+    assert len(quick) >= 5
+    for arguments in quick:
+        monkeypatch.setattr(sys, "argv", ["culm", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code, capsys.readouterr().err
+        assert capsys.readouterr().out
+
+
+def test_the_python_of_the_readme_runs(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    (code,) = blocks(ROOT / "README.md", "python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.endswith("\n")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_are_readable_and_links_lead_somewhere(page, tmp_path):
+    for text in blocks(page, "yaml"):
+        (tmp_path / "run.yaml").write_text(text)
+        read_run(str(tmp_path / "run.yaml"))
+    for text in blocks(page, "json"):
+        json.loads(text)
+    for code in blocks(page, "python"):
+        compile(code, page.name, "exec")
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / link).exists(), link
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="needs culm[docs]")
+def test_the_pages_build(tmp_path):
+    line = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "recipes" / "serve" / "index.html").is_file()

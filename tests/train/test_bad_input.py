@@ -1,0 +1,261 @@
+"""What goes wrong in a run: one sentence that names the place and the remedy; nothing is lost."""
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import culm.run
+from culm.config import SettingError, parse
+from culm.run import RunConfig, read_run, train
+from culm.train import checkpoint
+from culm.train.checkpoint import CheckpointError, steps_in
+from culm.train.guard import FolderInUseError, locked
+from culm.train.hooks import read_metrics
+from culm.train.trainer import TrainingError
+
+
+@pytest.fixture
+def begun(stage: Callable[..., dict], tmp_path: Path) -> dict[str, Any]:
+    """Settings of a run that stands at step 4, with checkpoints of steps 2 and 4."""
+    settings = stage("sft", steps=4, checkpoint={"every_steps": 2})
+    settings["folder"] = str(tmp_path / "run")
+    go(settings)
+    return settings
+
+
+def go(settings: dict[str, Any], **more: Any) -> culm.run.Result:
+    trained = {**settings["train"], **more}
+    return train(parse(RunConfig, {**settings, "train": trained}))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "state", "no state", "gone"])
+def test_damaged_checkpoints(damage: str, begun: dict[str, Any]) -> None:
+    place = Path(begun["folder"]) / "checkpoints" / "step-4"
+    weights, state = place / "state.safetensors", place / "state.json"
+    match damage:
+        case "truncated":
+            weights.write_bytes(weights.read_bytes()[:-1000])
+        case "flipped":
+            data = bytearray(weights.read_bytes())
+            data[len(data) // 2] ^= 1
+            weights.write_bytes(data)
+        case "state":
+            state.write_text(state.read_text().replace('"step": 4', '"step": 3'))
+        case "no state":
+            state.write_text("[]")
+        case "gone":
+            weights.unlink()
+    before = files(Path(begun["folder"]))
+    with pytest.raises(
+        CheckpointError, match=r"step-4: damaged .* delete .*step-4 to go on from step 2"
+    ):
+        go(begun, steps=6)
+    after = files(Path(begun["folder"]))
+    assert {n: b for n, b in after.items() if n != "run.yaml"} == {
+        n: b for n, b in before.items() if n != "run.yaml"
+    }
+    shutil.rmtree(place)  # the remedy
+    assert go(begun, steps=6).finished
+    assert [line["step"] for line in read_metrics(Path(begun["folder"]) / "metrics.jsonl")] == [
+        1, 2, 3, 4, 5, 6,
+    ]  # fmt: skip
+
+
+def test_a_checkpoint_of_another_shape(
+    begun: dict[str, Any], stage: Callable[..., dict], tmp_path: Path
+) -> None:
+    other = stage("pretrain", steps=2)
+    other["model"] = {**other["model"], "width": 16}
+    other["folder"] = str(tmp_path / "other")
+    go(other)
+    for step in (2, 4):
+        shutil.rmtree(Path(begun["folder"]) / "checkpoints" / f"step-{step}")
+    shutil.copytree(
+        tmp_path / "other" / "checkpoints" / "step-2",
+        Path(begun["folder"]) / "checkpoints" / "step-2",
+    )
+    with pytest.raises(
+        CheckpointError, match=r"shape .* in the run, .* in the checkpoint: .*step-2"
+    ):
+        go(begun)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 5}, r"seed: 5, but .*run was trained with 0; give a new run another folder"),
+        ({"data": {"path": "elsewhere.jsonl", "format": "chat"}}, r"data\.path.*elsewhere.*but"),
+        ({"start": "runs/other"}, r"start: 'runs/other', but"),
+        ({"train": {"rows": 6}}, r"train\.rows: 6, but .* trained with 4"),
+        ({"train": {"optimizer": "muon"}}, r"train\.optimizer\.kind: 'muon', but .*'adamw'"),
+    ],
+)
+def test_other_settings_in_a_trained_folder(
+    change: dict[str, Any], message: str, begun: dict[str, Any]
+) -> None:
+    before = files(Path(begun["folder"]))
+    changed = {**begun, **change, "train": {**begun["train"], **change.get("train", {})}}
+    with pytest.raises(SettingError, match=message):
+        go(changed)
+    assert files(Path(begun["folder"])) == before
+
+
+def test_a_corpus_that_changed(begun: dict[str, Any]) -> None:
+    folder = Path(begun["folder"])
+    records = [json.loads(line) for line in Path(begun["data"]["path"]).read_text().splitlines()]
+    shutil.rmtree(folder / "data")
+    shorter = folder.parent / "chat.jsonl"
+    shorter.write_text("".join(json.dumps(record) + "\n" for record in records[:20]))
+    text = (folder / "run.yaml").read_text().replace(begun["data"]["path"], str(shorter))
+    (folder / "run.yaml").write_text(text)
+    with pytest.raises(SettingError, match="trained on other data, or in another order"):
+        go({**begun, "data": {**begun["data"], "path": str(shorter)}})
+
+
+def test_settings_may_change_before_anything_was_trained(
+    stage: Callable[..., dict], tmp_path: Path, corpora: Path
+) -> None:
+    settings = {**stage("pretrain"), "folder": str(tmp_path / "run")}
+    settings["tokenizer"] = {"kind": "bpe", "vocabulary": 262}
+    with pytest.raises(SettingError, match="no text in 'body'"):
+        go(
+            {
+                **settings,
+                "data": {**settings["data"], "format": {"kind": "document", "text": "body"}},
+            }
+        )
+    assert not (tmp_path / "run" / "data").exists()
+    assert go(settings).finished
+
+
+def test_a_disk_that_fills_up(begun: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(begun["folder"])
+
+    def full(tensors: dict, path: Path) -> None:
+        Path(path).write_bytes(b"some")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(CheckpointError, match=r"step-6: could not be written \(No space left"):
+            go(begun, steps=8)
+    assert steps_in(folder) == [2, 4]
+    assert not list((folder / "checkpoints").glob(".*"))
+    assert go(begun, steps=8).finished
+    assert [line["step"] for line in read_metrics(folder / "metrics.jsonl")] == list(range(1, 9))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files there")
+def test_files_that_may_not_grow(begun: dict[str, Any]) -> None:
+    """A real limit of the system, in the command itself."""
+    file = Path(begun["folder"]).parent / "run.yaml"
+    file.write_text(yaml.safe_dump(begun))
+    code = (
+        "import resource, signal, sys; from culm.cli import main; "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); main()"
+    )
+    command = [sys.executable, "-c", code, "train", str(file), "train.steps=8"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert "step-6: could not be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert steps_in(Path(begun["folder"])) == [2, 4]
+
+
+def test_what_a_killed_process_left_is_removed(begun: dict[str, Any]) -> None:
+    left = Path(begun["folder"]) / "checkpoints" / ".step-6.123.new"
+    left.mkdir()
+    (left / "state.safetensors").write_bytes(b"half")
+    go(begun, steps=6)
+    assert not left.exists()
+    assert steps_in(Path(begun["folder"])) == [4, 6]
+
+
+def test_a_second_process_in_the_folder(begun: dict[str, Any]) -> None:
+    with (
+        locked(Path(begun["folder"])),
+        pytest.raises(FolderInUseError, match=r"run: another process is running here"),
+    ):
+        go(begun, steps=6)
+
+
+def test_a_loss_that_is_not_finite(begun: dict[str, Any]) -> None:
+    folder = Path(begun["folder"])
+    before = files(folder / "checkpoints"), files(folder / "model")
+    wild = {"kind": "adamw", "rate": 1e30}
+    with pytest.raises(
+        TrainingError, match=r"step \d: the loss is .*; lower train\.optimizer\.rate"
+    ):
+        go(begun, steps=9, optimizer=wild, checkpoint={"every_steps": 9})
+    assert (files(folder / "checkpoints"), files(folder / "model")) == before
+    assert go(begun, steps=6).finished
+
+
+def test_ids_beyond_the_vocabulary(begun: dict[str, Any]) -> None:
+    manifest = Path(begun["folder"]) / "data" / "manifest.json"
+    values = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**values, "vocabulary": 300}))
+    with pytest.raises(
+        SettingError, match=r"data: token ids up to 299, but the model's vocabulary is 262"
+    ):
+        go(begun, steps=6)
+    manifest.write_text(json.dumps({**values, "vocabulary": 100}))
+    with pytest.raises(SettingError, match=r"holds token \d+, beyond its vocabulary of 100"):
+        go(begun, steps=6)
+
+
+def test_grpo_needs_whole_groups(stage: Callable[..., dict], tmp_path: Path) -> None:
+    settings = {**stage("grpo", rows=10), "folder": str(tmp_path / "run")}
+    with pytest.raises(ValueError, match=r"train\.rows: 10 is not a multiple of group=4"):
+        go(settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["train.setps=3"], "culm: train.setps: no such setting; did you mean 'steps'?"),
+        (["start=runs/none/x"], "culm: runs/none/x: there is no such file or folder"),
+        (["data.path=none.jsonl"], "none.jsonl"),
+    ],
+)
+def test_the_command_says_one_sentence(
+    settings: list[str], message: str, begun: dict[str, Any], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    from culm.cli import main
+
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({**begun, "folder": str(tmp_path / "new")}))
+    monkeypatch.setattr(sys, "argv", ["culm", "train", str(file), *settings])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 1
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "new" / "checkpoints").exists()
+
+
+def test_run_yaml_is_a_run_file(begun: dict[str, Any], tmp_path: Path) -> None:
+    written = Path(begun["folder"]) / "run.yaml"
+    config, _ = read_run(str(written), [f"folder={tmp_path / 'again'}"])
+    train(config)
+    lines = [read_metrics(f / "metrics.jsonl") for f in (Path(begun["folder"]), tmp_path / "again")]
+    assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]

@@ -1,0 +1,158 @@
+"""A run that was killed ends as if it had never stopped, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from culm.config import parse
+from culm.run import Result, RunConfig, train
+from culm.train.checkpoint import steps_in
+from culm.train.hooks import MetricsFile, read_metrics
+from culm.train.trainer import Step
+
+EVERY = {"every_steps": 2}
+
+
+def run(settings: dict[str, Any], folder: Path, **more: Any) -> Result:
+    trained = {**settings["train"], **more}
+    return train(parse(RunConfig, {**settings, "train": trained, "folder": str(folder)}))
+
+
+def facts(folder: Path) -> list[dict]:
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [{name: line[name] for name in line if name != "seconds"} for line in lines]
+
+
+def assert_equal(one: Path, two: Path) -> None:
+    assert facts(two) == facts(one)
+    assert (two / "eval.jsonl").read_text() == (one / "eval.jsonl").read_text()
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (one, two)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        assert torch.equal(weights[1][name], weight), name
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("name", ["pretrain", "sft", "dpo", "grpo"])
+def test_killed_and_resumed_is_never_stopped(
+    name: str, adapter: bool, stage: Callable[..., dict], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Killed after the line of step 5 was written, with a checkpoint of step 4."""
+    settings = stage(name, adapter=adapter, steps=7, checkpoint=EVERY)
+    settings["eval"]["every_steps"] = 3
+    if adapter:
+        settings["train"]["adapter"] = {**settings["train"]["adapter"], "dropout": 0.2}
+    run(settings, tmp_path / "one")
+    child = os.fork()
+    if child == 0:
+        write = MetricsFile.__call__
+
+        def write_and_die(self: MetricsFile, step: Step) -> None:
+            write(self, step)
+            if step.number == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        monkeypatch.setattr(MetricsFile, "__call__", write_and_die)
+        run(settings, tmp_path / "two")
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert steps_in(tmp_path / "two") == [2, 4]
+    assert facts(tmp_path / "two")[-1]["step"] == 5
+    assert run(settings, tmp_path / "two").finished
+    assert_equal(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_step_is_as_it_is_whatever_the_micro_rows(
+    stage: Callable[..., dict], tmp_path: Path
+) -> None:
+    """Resumed with other micro-batches: the same rows in the same steps."""
+    settings = stage("dpo", steps=4, checkpoint=EVERY)
+    run(settings, tmp_path / "one")
+    run(settings, tmp_path / "two", steps=2)
+    run(settings, tmp_path / "two", micro_rows=1)
+    for a, b in zip(facts(tmp_path / "one"), facts(tmp_path / "two"), strict=True):
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-5)
+
+
+def test_recomputed_blocks_give_the_same(stage: Callable[..., dict], tmp_path: Path) -> None:
+    """Also under the same names: the run may go on without recomputation."""
+    settings = stage("grpo", adapter=True, steps=4, checkpoint=EVERY)
+    run(settings, tmp_path / "one")
+    run(settings, tmp_path / "two", recompute=True, steps=2)
+    run(settings, tmp_path / "two")
+    assert facts(tmp_path / "two") == facts(tmp_path / "one")
+
+
+def test_more_steps_and_a_finished_run_again(stage: Callable[..., dict], tmp_path: Path) -> None:
+    settings = stage("sft", steps=4)
+    run(settings, tmp_path / "one")
+    before = (tmp_path / "one" / "results.json").read_text()
+    run(settings, tmp_path / "one")
+    after = (tmp_path / "one" / "results.json").read_text()
+    assert json.loads(before)["seconds"] == json.loads(after)["seconds"]
+    run(settings, tmp_path / "two", steps=2)
+    run(settings, tmp_path / "two", steps=4)
+    assert facts(tmp_path / "two") == facts(tmp_path / "one")
+
+
+def test_a_half_written_line_is_forgotten(stage: Callable[..., dict], tmp_path: Path) -> None:
+    settings = stage("sft", steps=4, checkpoint=EVERY)
+    run(settings, tmp_path / "one")
+    run(settings, tmp_path / "two", steps=2)
+    with (tmp_path / "two" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "loss": 1.0, "tok')
+    run(settings, tmp_path / "two")
+    assert facts(tmp_path / "two") == facts(tmp_path / "one")
+
+
+def test_every_line_says_what_is_promised(stage: Callable[..., dict], tmp_path: Path) -> None:
+    run(stage("pretrain", steps=3), tmp_path / "run")
+    tokens = 0
+    for number, line in enumerate(read_metrics(tmp_path / "run" / "metrics.jsonl"), start=1):
+        assert line["step"] == number
+        assert line["loss"] > 0
+        assert line["tokens"] > tokens
+        assert line["seconds"] > 0
+        assert line["rate"] == 0.01
+        assert line["grad_norm"] > 0
+        tokens = line["tokens"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_after_a_whole_step(
+    number: signal.Signals, stage: Callable[..., dict], tmp_path: Path
+) -> None:
+    """The command itself: it saves, says how to go on, and exits with 130."""
+    settings = {**stage("sft", steps=100_000), "folder": str(tmp_path / "run")}
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "culm.cli", "train", str(file)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while len(read_metrics(metrics)) < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "the same command goes on from there" in said
+    stopped = facts(tmp_path / "run")
+    assert steps_in(tmp_path / "run") == [stopped[-1]["step"]]
+    again = run(settings, tmp_path / "run", steps=len(stopped) + 2)
+    assert again.finished
+    assert facts(tmp_path / "run")[: len(stopped)] == stopped
+    assert len(facts(tmp_path / "run")) == len(stopped) + 2
