@@ -93,11 +93,11 @@ def trainer_of(size: Size, device: torch.device, compiled: bool = True) -> Calla
     optimizer = AdamW().build(objective)
     trainer = Trainer(Parallel(objective, 1, Dist()), optimizer, Constant())
     batches = SameBatch(tokens_of(size))
-    return lambda: void(trainer.fit(batches, 1))
 
+    def step() -> None:
+        trainer.fit(batches, 1)
 
-def void(_: object) -> None:
-    """Nothing of it."""
+    return step
 
 
 def decoder_of(
@@ -110,8 +110,10 @@ def decoder_of(
     model = size.model.build(device=device).eval().to(torch.bfloat16)
     model.dtype = torch.bfloat16
     model.set_backend(choose_backend(device))
-    if weights != "bf16":
-        {"int8": Int8(), "int4": Int4()}[weights].apply(model)
+    if weights == "int8":
+        Int8().apply(model)
+    elif weights == "int4":
+        Int4().apply(model)
     engine = Engine(model, rows, PROMPT + NEW, fused)
     prompt = tuple(i % size.model.vocabulary for i in range(PROMPT))
 
@@ -135,7 +137,7 @@ def seconds_of(step: Callable[[], None]) -> float:
 
 
 def show_bench(what: str, size: str, rounds: int = ROUNDS) -> None:
-    """Print tokens per second, milliseconds a step and peak memory.
+    """Print tokens per second, milliseconds a step and peak memory; medians of `rounds`.
 
     Raises:
         SettingError: neither train nor decode, or no such size.
@@ -146,22 +148,26 @@ def show_bench(what: str, size: str, rounds: int = ROUNDS) -> None:
         raise SettingError(f"what: {what!r} is neither train nor decode")
     keep_pages()
     reset_peak()
-    device, console = choose_device("auto"), Console(highlight=False)
-    if what == "train":
-        chosen = SIZES[size]
-        step = trainer_of(chosen, device)
-        first = seconds_of(step)
-        best = statistics.median(seconds_of(step) for _ in range(rounds))
-        tokens = chosen.rows * chosen.model.context
-        _say(console, f"train {size}", tokens / best, best)
-        console.print(f"the first step, which compiles, took {first:.1f} s", style="dim")
-        return
+    bench = _show_training if what == "train" else _show_decoding
+    bench(size, choose_device("auto"), rounds, Console(highlight=False, soft_wrap=True))
+
+
+def _show_training(letter: str, device: torch.device, rounds: int, console: Console) -> None:
+    size = SIZES[letter]
+    step = trainer_of(size, device)
+    first = seconds_of(step)
+    usual = statistics.median(seconds_of(step) for _ in range(rounds))
+    _say(console, f"train {letter}", size.rows * size.model.context / usual, usual)
+    console.print(f"The first step, which compiles, took {first:.1f} s.")
+
+
+def _show_decoding(letter: str, device: torch.device, rounds: int, console: Console) -> None:
     for weights in ("bf16", "int8", "int4"):
         for rows in (1, 8):
-            decode = decoder_of(SIZES[size], weights, rows, device)
+            decode = decoder_of(SIZES[letter], weights, rows, device)
             decode()
-            best = statistics.median(decode() for _ in range(rounds)) / (NEW - 1)
-            _say(console, f"decode {size} {weights}, {rows} rows", rows / best, best)
+            usual = statistics.median(decode() for _ in range(rounds)) / (NEW - 1)
+            _say(console, f"decode {letter} {weights}, {rows} rows", rows / usual, usual)
 
 
 def _say(console: Console, label: str, rate: float, seconds: float) -> None:

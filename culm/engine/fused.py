@@ -2,7 +2,8 @@
 
 It needs a CPU with AVX-512 (bf16, VNNI), a C++ compiler at the first use (two seconds; the library
 is cached in ~/.cache/culm), and a model in bf16 or with int8 or int4 weights. Everything else is
-decoded by the model itself, with equal results up to rounding.
+decoded by the model itself. Results are equal up to rounding: in bf16 this step is the more exact
+one; beside weights of few bits it rounds activations to int8 in groups of 32, as llama.cpp does.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -22,13 +24,14 @@ from torch import Tensor, nn
 
 from culm.adapt.quantize.int4 import Int4Linear
 from culm.adapt.quantize.int8 import Int8Linear
+from culm.adapt.quantize.linear import QuantizedLinear
 from culm.log import say
 from culm.model.attention.gqa import GroupedQueryAttention
-from culm.model.cache import Cache
+from culm.model.cache import Cache, LayerCache
 from culm.model.linear import Linear
 from culm.model.mlp.swiglu import SwiGLUFeedForward
 from culm.model.norm import RMSNorm
-from culm.model.transformer import Transformer
+from culm.model.transformer import Block, Transformer
 
 ROWS = 16  # of a step; from there on products of matrices are faster than those with few rows
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni")
@@ -70,30 +73,15 @@ class FusedDecoder:
         self._vocabulary = model.config.vocabulary
         places = torch.arange(cache.places)[None]
         angles = [tuple(map(self._fp32, rotation(places))) for rotation in model.rotations]
-        layers = (_Layer * len(model.blocks))()
-        for layer, block, store in zip(layers, model.blocks, cache.layers, strict=True):
-            attention, mlp = block.attention, block.mlp
-            layer.heads = attention.q.out_features // attention.head_dim
-            layer.kv_heads, layer.dim = attention.kv_heads, attention.head_dim
-            layer.window = attention.window or 0
-            layer.cosines, layer.sines = angles[attention.rotation]
-            layer.keys, layer.values = store.keys.data_ptr(), store.values.data_ptr()
-            for name, norm in (
-                ("attention_norm", block.attention_norm),
-                ("mlp_norm", block.mlp_norm),
-                ("q_norm", attention.q_norm),
-                ("k_norm", attention.k_norm),
-            ):
-                if isinstance(norm, RMSNorm):
-                    setattr(layer, name, self._fp32(norm.weight))
-            for name in ("q", "k", "v", "out"):
-                setattr(layer, name, self._linear(attention.get_submodule(name)))
-            for name in ("gate", "up", "down"):
-                setattr(layer, name, self._linear(mlp.get_submodule(name)))
+        layers = (_Layer * len(cache.layers))(
+            *(
+                self._layer(b, store, angles)
+                for b, store in zip(_blocks(model), cache.layers, strict=True)
+            )
+        )
         self._model = _Model(
             model.config.width, len(layers), cache.places, model.config.eps,
-            model.embed.weight.data_ptr(), self._fp32(model.norm.weight), self._linear(model.head),
-            layers,
+            model.embed.weight.data_ptr(), self._norm(model.norm), self._linear(model.head), layers,
         )  # fmt: skip
 
     def __call__(self, tokens: list[int], positions: list[int]) -> Tensor:
@@ -106,20 +94,37 @@ class FusedDecoder:
         )  # fmt: skip
         return logits
 
+    def _layer(self, block: Block, store: LayerCache, angles: list[tuple[int, ...]]) -> _Layer:
+        attention, mlp = block.attention, block.mlp
+        linears = (
+            attention.q, attention.k, attention.v, attention.out, mlp.gate, mlp.up, mlp.down,
+        )  # fmt: skip
+        norms = (block.attention_norm, block.mlp_norm, attention.q_norm, attention.k_norm)
+        return _Layer(
+            attention.q.out_features // attention.head_dim, attention.kv_heads, attention.head_dim,
+            attention.window or 0, *map(self._norm, norms), *angles[attention.rotation],
+            store.keys.data_ptr(), store.values.data_ptr(), *map(self._linear, linears),
+        )  # fmt: skip
+
+    def _norm(self, norm: nn.Module) -> int | None:
+        return self._fp32(norm.weight) if isinstance(norm, RMSNorm) else None
+
+    def _linear(self, layer: nn.Module) -> _Linear:
+        assert isinstance(layer, Linear | QuantizedLinear)
+        group, scale, zero = 0, None, None
+        if isinstance(layer, Int8Linear):
+            scale = layer.scale.data_ptr()
+        elif isinstance(layer, Int4Linear):
+            group, scale, zero = layer.group, layer.scale.data_ptr(), layer.zero.data_ptr()
+        bias = None if layer.bias is None else self._fp32(layer.bias)
+        return _Linear(
+            _kind(layer), layer.out_features, layer.in_features, group,
+            layer.weight.data_ptr(), scale, zero, bias,
+        )  # fmt: skip
+
     def _fp32(self, tensor: Tensor) -> int:
         self._held.append(tensor.detach().float().contiguous())
         return self._held[-1].data_ptr()
-
-    def _linear(self, layer: nn.Module) -> _Linear:
-        kind, outputs, inputs = _kind(layer), layer.out_features, layer.in_features
-        weight = layer.weight.data_ptr()
-        bias = None if layer.bias is None else self._fp32(layer.bias)
-        if isinstance(layer, Int8Linear):
-            return _Linear(kind, outputs, inputs, 0, weight, layer.scale.data_ptr(), None, bias)
-        if isinstance(layer, Int4Linear):
-            scale, zero = layer.scale.data_ptr(), layer.zero.data_ptr()
-            return _Linear(kind, outputs, inputs, layer.group, weight, scale, zero, bias)
-        return _Linear(kind, outputs, inputs, 0, weight, None, None, bias)
 
 
 def fuses(model: Transformer) -> bool:
@@ -128,49 +133,66 @@ def fuses(model: Transformer) -> bool:
     return on_cpu and model.embed.weight.dtype == torch.bfloat16 and _fits(model) and has_library()
 
 
+def _blocks(model: Transformer) -> list[Block]:
+    return [block for block in model.blocks if isinstance(block, Block)]
+
+
 def _fits(model: Transformer) -> bool:
-    """Parts that it knows, in shapes that fill its registers; what shares an input is of one kind."""
-    for block in model.blocks:
-        attention, mlp = block.attention, block.mlp
-        if type(attention) is not GroupedQueryAttention or type(mlp) is not SwiGLUFeedForward:
-            return False
-        if attention.head_dim % 16:
-            return False
-        for group in (
-            (attention.q, attention.k, attention.v),
-            (attention.out,),
-            (mlp.gate, mlp.up),
-            (mlp.down,),
-        ):
-            if len({(_kind(layer), layer.in_features) for layer in group}) > 1:
-                return False
-            if any(_kind(layer) is None or layer.in_features % 32 for layer in group):
-                return False
-    return _kind(model.head) is not None and model.config.width % 32 == 0
+    """Parts that it knows, in shapes that fill its registers."""
+    blocks = _blocks(model)
+    return (
+        len(blocks) == len(model.blocks)
+        and all(
+            type(block.attention) is GroupedQueryAttention
+            and type(block.mlp) is SwiGLUFeedForward
+            and block.attention.head_dim % 16 == 0
+            and _alike(block.attention.q, block.attention.k, block.attention.v)
+            and _alike(block.attention.out)
+            and _alike(block.mlp.gate, block.mlp.up)
+            and _alike(block.mlp.down)
+            for block in blocks
+        )
+        and _alike(model.head)
+    )
+
+
+def _alike(*layers: nn.Module) -> bool:
+    """Whether layers that share an input can be computed, and want it in one form."""
+    forms = {
+        (_kind(layer), layer.group if isinstance(layer, Int4Linear) else 0) for layer in layers
+    }
+    return len(forms) == 1 and all(
+        isinstance(layer, Linear | QuantizedLinear)
+        and _kind(layer) is not None
+        and layer.weight.is_contiguous()
+        and layer.in_features % 32 == 0
+        for layer in layers
+    )
 
 
 def _kind(layer: nn.Module) -> int | None:
-    if type(layer) is Linear and layer.weight.dtype == torch.bfloat16:
-        return 0
-    return {Int8Linear: 1, Int4Linear: 2}.get(type(layer))  # type: ignore[call-overload]
+    """`Kind` in the C++ file; None: it does not know this one."""
+    if type(layer) is Linear:
+        return 0 if layer.weight.dtype == torch.bfloat16 else None
+    return 1 if type(layer) is Int8Linear else 2 if type(layer) is Int4Linear else None
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """The compiled step; OSError or CalledProcessError where it cannot be had."""
+    """The compiled step.
+
+    Raises:
+        OSError: it cannot be had here; the message says why.
+    """
+    cpu = Path("/proc/cpuinfo")
+    if set(NEEDED) - set(cpu.read_text().split() if cpu.exists() else ()):
+        raise OSError("this CPU has no AVX-512 with bf16 and VNNI")
     place = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    source = SOURCE.read_bytes()
-    path = Path(place) / "culm" / f"fused-{hashlib.sha256(source).hexdigest()[:16]}.so"
+    name = hashlib.sha256(SOURCE.read_bytes() + platform.machine().encode()).hexdigest()[:16]
+    path = Path(place) / "culm" / f"fused-{name}.so"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            built = Path(folder) / "fused.so"
-            flags = [f"-m{name.replace('_', '')}" for name in NEEDED]
-            command = [_compiler(), "-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-mfma"]
-            subprocess.run(
-                [*command, *flags, str(SOURCE), "-o", str(built)], check=True, capture_output=True
-            )
-            os.replace(built, path)  # at once: another process may be doing the same
+        say("Compiling the decoding step; this happens once and takes a few seconds.")
+        _build(path)
     found = ctypes.CDLL(str(path))
     pointers = (c_void_p, c_void_p, c_void_p)
     found.culm_decode.argtypes = (c_void_p, c_int64, *pointers, c_int64)
@@ -178,23 +200,29 @@ def library() -> ctypes.CDLL:
     return found
 
 
-def _compiler() -> str:
-    for name in ("c++", "g++", "clang++"):
-        if shutil.which(name):
-            return name
-    raise OSError("no C++ compiler")
+def _build(path: Path) -> None:
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        raise OSError("there is no C++ compiler")
+    options = ["-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-mfma"]
+    options += [f"-m{name.replace('_', '')}" for name in NEEDED]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        built = Path(folder) / path.name
+        done = subprocess.run(
+            [compiler, *options, str(SOURCE), "-o", str(built)], capture_output=True
+        )
+        if done.returncode:
+            raise OSError(f"{compiler} failed: {done.stderr.decode(errors='replace')[:200]}")
+        os.replace(built, path)  # at once: another process may be doing the same
 
 
 @cache
 def has_library() -> bool:
     """Whether the step runs here; says why not, once."""
-    cpu = Path("/proc/cpuinfo")
-    words = cpu.read_text().split() if cpu.exists() else []
     try:
-        if set(NEEDED) - set(words):
-            raise OSError("this CPU has no AVX-512 with bf16 and VNNI")
         library()
-    except (OSError, subprocess.CalledProcessError) as error:
-        say(f"Decoding by torch operators: {error}")
+    except OSError as error:
+        say(f"Decoding step by step in torch: {error}")
         return False
     return True

@@ -70,9 +70,8 @@ class ChunkedLogprobs(torch.autograd.Function):
         temperature, kernels = ctx.temperature, ctx.kernels  # type: ignore[attr-defined]
         w, grad = weight.to(hidden.dtype), grads[0] / temperature
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(w)
-        at_target = (-grad * logprobs.expm1()).to(
-            w.dtype
-        )  # grad * (1 - p), exact where p is near 1
+        # grad * (1 - p), which is exact where p is near 1.
+        at_target = (-grad * logprobs.expm1()).to(w.dtype)
         parts = [p.split(CHUNK) for p in (hidden, targets, grad, at_target, grad_hidden)]
         logsums, kept = rest[: len(parts[0])], rest[len(parts[0]) :]
         for index, (h, t, g, target, out) in enumerate(zip(*parts, strict=True)):

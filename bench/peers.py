@@ -1,0 +1,246 @@
+"""Training and decoding beside other libraries, each in its best setting on a CPU.
+
+    python bench/peers.py                                  # all that is installed: half an hour
+    python bench/peers.py train --size T --rounds 9
+    python bench/peers.py decode --size S --rows 8
+
+Every contender is a process of its own, warmed up alone. Then they take turns, round by round, so
+that a busy moment of the machine meets them all; the table shows the median of a contender's rounds
+and of its ratio to the fastest peer of the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+import torch
+
+from culm.bench import NEW, PROMPT, SIZES, Size, decoder_of, tokens_of, trainer_of
+from culm.train.memory import peak_bytes
+from culm.train.pages import keep_pages
+
+CPU = torch.device("cpu")
+Round = Callable[[], float]  # does the work once; seconds of it
+
+
+# ---------------------------------------------------------------------------------------------
+# Training: forward, backward, clipping and AdamW; weights in fp32 unless the name says otherwise
+
+
+def train_culm(size: Size) -> Round:
+    keep_pages()
+    return timed(trainer_of(size, CPU))
+
+
+def train_transformers(size: Size) -> Round:
+    from transformers import LlamaForCausalLM
+
+    model = torch.compile(LlamaForCausalLM(llama(size)))
+    tokens = tokens_of(size)[:, :-1].contiguous()
+
+    def loss() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(tokens, labels=tokens).loss
+
+    return optimized(model, loss)
+
+
+def train_litgpt(size: Size, dtype: torch.dtype = torch.float32) -> Round:
+    from litgpt import GPT, Config
+
+    shape, attention = size.model, size.model.attention[0]
+    config = Config(
+        block_size=shape.context, padded_vocab_size=shape.vocabulary, vocab_size=shape.vocabulary,
+        n_layer=shape.layers, n_embd=shape.width, n_head=attention.heads,
+        n_query_groups=attention.kv_heads, intermediate_size=shape.mlp[0].hidden,
+        mlp_class_name="LLaMAMLP", norm_class_name="RMSNorm", rotary_percentage=1.0, bias=False,
+        parallel_residual=False,
+    )  # fmt: skip
+    plain = GPT(config).to(dtype)
+    plain.lm_head.weight = plain.transformer.wte.weight
+    model, tokens = torch.compile(plain), tokens_of(size)
+    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].flatten()
+
+    def loss() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            logits = model(inputs).flatten(0, 1)
+        return torch.nn.functional.cross_entropy(logits.float(), targets)
+
+    return optimized(model, loss)
+
+
+def train_litgpt_bf16(size: Size) -> Round:
+    return train_litgpt(size, torch.bfloat16)
+
+
+def optimized(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Round:
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step() -> None:
+        loss().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return timed(step)
+
+
+def timed(step: Callable[[], None]) -> Round:
+    def call() -> float:
+        began = time.perf_counter()
+        step()
+        return time.perf_counter() - began
+
+    return call
+
+
+def llama(size: Size):
+    """The same shape for transformers."""
+    from transformers import LlamaConfig
+
+    shape, attention = size.model, size.model.attention[0]
+    return LlamaConfig(
+        vocab_size=shape.vocabulary, hidden_size=shape.width, num_hidden_layers=shape.layers,
+        num_attention_heads=attention.heads, num_key_value_heads=attention.kv_heads,
+        intermediate_size=shape.mlp[0].hidden, max_position_embeddings=shape.context,
+        tie_word_embeddings=shape.tied,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------
+# Decoding, greedy: the time of a whole answer less that of its first token
+
+
+def decode_culm(size: Size, rows: int) -> Round:
+    return decoder_of(size, "bf16", rows, CPU)
+
+
+def decode_culm_int8(size: Size, rows: int) -> Round:
+    return decoder_of(size, "int8", rows, CPU)
+
+
+def decode_culm_int4(size: Size, rows: int) -> Round:
+    return decoder_of(size, "int4", rows, CPU)
+
+
+def decode_culm_operators(size: Size, rows: int) -> Round:
+    return decoder_of(size, "bf16", rows, CPU, fused=False)
+
+
+def decode_transformers(size: Size, rows: int, **settings: str) -> Round:
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM(llama(size)).to(torch.bfloat16).eval()
+    if settings:
+        model.forward = torch.compile(model.forward)
+    prompt = tokens_of(size)[:1, :PROMPT].repeat(rows, 1)
+
+    @torch.inference_mode()
+    def answer(tokens: int) -> None:
+        model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, pad_token_id=0,
+            eos_token_id=None, min_new_tokens=tokens, max_new_tokens=tokens, **settings,
+        )  # fmt: skip
+
+    whole, first = timed(lambda: answer(NEW)), timed(lambda: answer(1))
+    return lambda: whole() - first()
+
+
+def decode_transformers_static(size: Size, rows: int) -> Round:
+    return decode_transformers(size, rows, cache_implementation="static")
+
+
+# ---------------------------------------------------------------------------------------------
+
+TRAIN: dict[str, Callable[[Size], Round]] = {
+    "culm": train_culm,
+    "transformers, bf16 autocast, compiled": train_transformers,
+    "litgpt, bf16 autocast, compiled": train_litgpt,
+    "litgpt, bf16 weights, compiled": train_litgpt_bf16,
+}
+DECODE: dict[str, Callable[[Size, int], Round]] = {
+    "culm": decode_culm,
+    "culm, int8": decode_culm_int8,
+    "culm, int4": decode_culm_int4,
+    "culm, torch operators": decode_culm_operators,
+    "transformers, bf16": decode_transformers,
+    "transformers, bf16, static cache, compiled": decode_transformers_static,
+}
+
+
+def contend(pipe: Connection, what: str, name: str, size: Size, rows: int) -> None:
+    """One process: warm up, then a round for each message; told are seconds and peak bytes."""
+    call = TRAIN[name](size) if what == "train" else DECODE[name](size, rows)
+    for _ in range(2):
+        call()
+    pipe.send((0.0, peak_bytes()))
+    while pipe.recv():
+        pipe.send((call(), peak_bytes()))
+
+
+def compare(what: str, letter: str, rows: int, rounds: int) -> None:
+    """Print one table."""
+    size, context = SIZES[letter], multiprocessing.get_context("spawn")
+    names = [name for name in (TRAIN if what == "train" else DECODE) if installed(name)]
+    pipes = {}
+    for name in names:
+        pipes[name], theirs = context.Pipe()
+        context.Process(target=contend, args=(theirs, what, name, size, rows), daemon=True).start()
+        theirs.close()
+        pipes[name].recv()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    memory = {}
+    for _ in range(rounds):
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            spent, memory[name] = pipe.recv()
+            seconds[name].append(spent)
+    for pipe in pipes.values():
+        pipe.send(False)
+    tokens = size.rows * size.model.context if what == "train" else rows * (NEW - 1)
+    show(
+        f"{what} {letter}" + (f", {rows} rows" if what == "decode" else ""), seconds, tokens, memory
+    )
+
+
+def show(title: str, seconds: dict[str, list[float]], tokens: int, memory: dict[str, int]) -> None:
+    peers = {name: spent for name, spent in seconds.items() if not name.startswith("culm")}
+    best = min(peers, key=lambda name: statistics.median(peers[name])) if peers else None
+    print(f"\n| {title} | tokens/s | to the best peer | peak MiB |\n|---|--:|--:|--:|")
+    for name, spent in seconds.items():
+        rate = tokens / statistics.median(spent)
+        ratio = "-"
+        if best:
+            pairs = zip(seconds[best], spent, strict=True)
+            ratio = f"{statistics.median(theirs / ours for theirs, ours in pairs):.2f}"
+        print(f"| {name} | {rate:,.0f} | {ratio} | {memory[name] / 2**20:,.0f} |", flush=True)
+
+
+def installed(name: str) -> bool:
+    return importlib.util.find_spec(name.split(",")[0]) is not None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="?", choices=("train", "decode"))
+    parser.add_argument("--size", choices=tuple(SIZES))
+    parser.add_argument("--rows", type=int, help="of decoding")
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    for what, sizes, rows in (("train", "ST", (0,)), ("decode", "SL", (1, 8))):
+        if given.what in (None, what):
+            for letter in [given.size] if given.size else sizes:
+                for count in [given.rows] if given.rows and what == "decode" else rows:
+                    compare(what, letter, count, given.rounds)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main()
