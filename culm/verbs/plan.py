@@ -160,9 +160,7 @@ def _show_needs(
     if on_policy and tokenizer is not None:
         folder = Path(config.folder)
         found.attempt(
-            lambda: training_batches(
-                config, objective, model, tokenizer, folder, context, Ranks()
-            )
+            lambda: training_batches(config, objective, model, tokenizer, folder, context, Ranks())
         )
     group = config.data.format.group
     needs = needs_of(
