@@ -121,7 +121,8 @@ class Loader:
         greatest, known = int(batch.tokens.max()), self._prepared.manifest.vocabulary
         if greatest >= known:
             raise SettingError(
-                f"{self._prepared.folder}: holds token {greatest}, beyond its vocabulary of {known}; "
+                f"{self._prepared.folder}: holds token {greatest}, beyond its vocabulary of "
+                f"{known}; "
                 "it is damaged: prepare the corpus again"
             )
         return batch
