@@ -8,16 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE
 
-STAGES = ("pretrain", "sft", "dpo", "grpo")
-WORDS = (
-    "the quick brown fox jumps over a lazy dog and then sleeps all day long in warm grass".split()
-)
-TASK = {"kind": "letters", "name": "count", "operation": "count", "shortest": 2, "longest": 3}
-LORA = {"kind": "lora", "rank": 4, "alpha": 8}
+pytest_plugins = ("stages",)
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("CULM_DATA", ROOT.parent / "shared" / "data"))
