@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import nn
 from torch.distributed import DeviceMesh
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from culm.config import Config
 from culm.dist.sharded import whole
@@ -79,8 +80,9 @@ def _shard(model: Transformer, mesh: DeviceMesh) -> None:
 def recompute(objective: nn.Module) -> None:
     """Keep only the input of each block; compute the rest again in the backward."""
     for model in _models(objective):
-        for index, block in enumerate(model.blocks):
-            model.blocks[index] = checkpoint_wrapper(block)
+        for block in model.blocks:
+            # The method and not a module around the block, whose parameters keep their names.
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def compile_blocks(objective: nn.Module) -> None:
