@@ -154,14 +154,14 @@ def to_rows(
 ) -> Batch:
     """Prompt and completion side by side, padded to the right; completions are learned."""
     lengths = [len(p) + len(c.tokens) - 1 for p, c in zip(prompts, completions, strict=True)]
-    length = max(lengths)
+    length = -(-max(lengths) // ROUND) * ROUND
     tokens = torch.full((len(prompts), length), pad)
     targets = torch.full((len(prompts), length), IGNORED)
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         ids = torch.tensor(prompt + completion.tokens)
         tokens[row, : len(ids) - 1] = ids[:-1]
         targets[row, len(prompt) - 1 : len(ids) - 1] = ids[len(prompt) :]
-    positions = torch.arange(length).expand_as(tokens)
+    positions = torch.arange(length).clamp_max(max(lengths) - 1).expand_as(tokens)
     weight = int((targets >= 0).sum())
     return Batch(tokens, targets, positions, None, weight, sum(lengths), metrics=metrics)
 
