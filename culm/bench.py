@@ -19,6 +19,7 @@ from culm.adapt.quantize.int4 import Int4
 from culm.adapt.quantize.int8 import Int8
 from culm.batch import Batch
 from culm.config import SettingError
+from culm.device import DTYPES, choose_backend, choose_device, choose_precision
 from culm.dist.parallelize import Dist, Parallel, compile_blocks
 from culm.engine.engine import Engine
 from culm.engine.request import Request
@@ -29,7 +30,6 @@ from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
 from culm.optim.schedule import Constant
-from culm.plan.device import DTYPES, choose_backend, choose_device, choose_precision
 from culm.train.memory import peak_bytes, reset_peak
 from culm.train.pages import keep_pages
 from culm.train.trainer import Trainer

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from culm.config import SettingError
+from culm.device import choose_device
 from culm.model.transformer import Transformer
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -16,7 +17,7 @@ def read(
     path: str | Path, device: str = "auto", dtype: str | torch.dtype | None = None
 ) -> tuple[Transformer, Tokenizer]:
     """The parts of `culm.load`."""
-    place, kind = _device(device), _dtype(dtype)
+    place, kind = choose_device(device), _dtype(dtype)
     model, tokenizer = _open(str(path), place)
     if kind is None:
         # The fast kernels for weights of few bits take bf16; they are what such a model is for.
@@ -28,17 +29,6 @@ def read(
         weight.data = weight.data.to(kind)
     model.dtype = kind
     return model, tokenizer
-
-
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        try:
-            return torch.device(name)
-        except RuntimeError:
-            raise SettingError(f"device: {name!r} is not cpu, cuda, mps or auto") from None
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def _dtype(given: str | torch.dtype | None) -> torch.dtype | None:

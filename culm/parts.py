@@ -20,12 +20,12 @@ from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
 from culm.data.source import Record
+from culm.device import DTYPES, choose_backend, choose_precision
 from culm.dist.parallelize import compile_blocks, recompute
 from culm.dist.ranks import Ranks
 from culm.loading import read
 from culm.model.transformer import Transformer
 from culm.objective.grpo import GRPO, GRPOObjective
-from culm.plan.device import DTYPES, choose_backend, choose_precision
 from culm.rollout import Rollouts
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE

@@ -22,6 +22,7 @@ from culm import log
 from culm.convert import native
 from culm.convert.files import whole, write_json
 from culm.data.manifest import Manifest
+from culm.device import DTYPES, choose_backend, choose_device, choose_precision
 from culm.dist.ranks import Ranks
 from culm.eval.exact import Answered, answer, scores
 from culm.eval.perplexity import Prediction, predict
@@ -29,7 +30,6 @@ from culm.eval.quickstart_report import write_quickstart_report
 from culm.loading import read
 from culm.model.transformer import Transformer
 from culm.pack import quantize, size_of, write_export
-from culm.plan.device import DTYPES, choose_backend, choose_device, choose_precision
 from culm.run import (
     Result,
     RunConfig,

@@ -30,6 +30,7 @@ from culm.config import Config, SettingError, compose_run, parse
 from culm.convert import native
 from culm.convert.files import whole, write_json
 from culm.data.settings import DataConfig
+from culm.device import choose_device, choose_precision
 from culm.dist.launch import joined
 from culm.dist.parallelize import Dist, Parallel
 from culm.dist.ranks import Ranks
@@ -47,7 +48,6 @@ from culm.parts import (
     set_up,
     training_batches,
 )
-from culm.plan.device import choose_device, choose_precision
 from culm.tokenizer import TokenizerConfig
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train import checkpoint

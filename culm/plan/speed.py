@@ -7,9 +7,9 @@ import time
 import torch
 
 from culm.batch import Batch
+from culm.device import DTYPES, choose_backend
 from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextTokenObjective
-from culm.plan.device import DTYPES, choose_backend
 from culm.plan.rehearsal import meta_batch, rehearse
 
 TOKENS = 1024  # of the trial; fewer do not fill the device

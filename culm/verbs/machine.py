@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 import torch
 from rich.console import Console
 
-from culm.plan.device import choose_device, choose_precision, memory_bytes
+from culm.device import choose_device, choose_precision, memory_bytes
 from culm.verbs.words import size
 
 

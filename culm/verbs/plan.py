@@ -13,12 +13,12 @@ import torch
 from rich.console import Console
 
 from culm.config import SettingError
+from culm.device import choose_device, choose_precision, memory_bytes
 from culm.dist.ranks import Ranks
 from culm.loading import read
 from culm.model.transformer import Transformer
 from culm.objective.grpo import GRPO
 from culm.parts import set_up, training_batches
-from culm.plan.device import choose_device, choose_precision, memory_bytes
 from culm.plan.model import forward_flops
 from culm.plan.needs import Needs, needs_of
 from culm.plan.speed import training_rate

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from culm.adapt.lora import LoRA
+from culm.device import memory_bytes
 from culm.dist.parallelize import Dist, recompute
 from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
@@ -17,7 +18,6 @@ from culm.objective.next_token import NextToken
 from culm.objective.preference import Preference
 from culm.optim.adamw import AdamW
 from culm.optim.muon import Muon
-from culm.plan.device import memory_bytes
 from culm.plan.needs import needs_of
 from culm.plan.rehearsal import TensorMemory, meta_batch, rehearse
 from culm.plan.speed import training_rate

@@ -15,7 +15,7 @@ from culm.model.attend import Backend
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first accelerator, else the CPU.
+    """`auto` is the first CUDA device, else the CPU; any other that PyTorch has, by its name.
 
     Raises:
         SettingError: the named device is not here.
