@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ from rich.text import Text
 
 # Standard error, so that what a verb prints as its result can be piped.
 console = Console(stderr=True, highlight=False)
+SECONDS_BETWEEN_LINES = 30.0  # where no terminal shows a bar
 
 
 def is_first_rank() -> bool:
@@ -31,19 +33,43 @@ class Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         unit = task.fields.get("unit", "")
-        return Text(f"{speed:,.0f} {unit}/s" if speed else "", style="cyan")
+        decimals = 1 if speed and speed < 10 else 0
+        return Text(f"{speed:,.{decimals}f} {unit}/s" if speed and unit else "", style="cyan")
+
+
+class Share(ProgressColumn):
+    """Percent that is done, where it is known how much there is."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.percentage:>3.0f}%" if task.total else "")
 
 
 class Bar:
-    """A running progress bar: `advance(amount)` and a short `note` such as the loss."""
+    """A running progress bar: `advance(amount)` and a short `note` such as the loss.
+
+    Where nobody watches a terminal, as in the log of a cluster, a line now and then instead.
+    """
 
     def __init__(self, progress: Progress, total: float | None, label: str, unit: str) -> None:
         self._progress = progress
         self._task = progress.add_task(label, total=total, unit=unit, note="")
+        self._said = time.monotonic()
 
     def advance(self, amount: float, note: str | None = None) -> None:
         fields = {} if note is None else {"note": note}
         self._progress.update(self._task, advance=amount, **fields)  # type: ignore[arg-type]
+        now = time.monotonic()
+        if not console.is_terminal and now - self._said > SECONDS_BETWEEN_LINES:
+            self._said, task = now, self._progress.tasks[0]
+            whole = f" of {task.total:,.0f}" if task.total else ""
+            say(f"{task.description}: {task.completed:,.0f}{whole} {task.fields['note']}")
+
+    def finish(self) -> None:
+        """What was counted is all there was."""
+        task = self._progress.tasks[0]
+        if task.total is None:
+            whole = max(task.completed, 1)
+            self._progress.update(self._task, total=whole, completed=whole)
 
 
 @contextmanager
@@ -52,10 +78,12 @@ def progress(label: str, total: float | None, unit: str) -> Iterator[Bar]:
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(bar_width=28),
-        TextColumn("{task.percentage:>3.0f}%"),
+        Share(),
         Rate(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console, disable=not is_first_rank(), transient=False) as bars:
-        yield Bar(bars, total, label, unit)
+        bar = Bar(bars, total, label, unit)
+        yield bar
+        bar.finish()
