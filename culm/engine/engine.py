@@ -24,6 +24,8 @@ from culm.model.transformer import Transformer
 
 PREFILL_TOKENS = 8192  # of one prefill, padding included: bounds its memory
 GRANULE = 64  # the cache is read in multiples of so many places
+# Rows and prompts are filled up to few shapes: oneDNN compiles, and keeps, a product for each shape.
+ROUND_ROWS, ROUND_PROMPT = 16, 8
 
 
 class Engine:
@@ -146,7 +148,7 @@ class Engine:
         index = {prompt: number for number, prompt in enumerate(prompts)}
         group.sort(key=lambda waiting: index[waiting.request.prompt])
         sources = [index[waiting.request.prompt] for waiting in group]
-        longest = max(map(len, prompts))
+        longest = min(_round_up(max(map(len, prompts)), ROUND_PROMPT), self.places)
         padded = [prompt + (0,) * (longest - len(prompt)) for prompt in prompts]
         tokens = torch.tensor(padded, device=device)
         positions = torch.arange(longest, device=device).expand(tokens.shape)
@@ -164,13 +166,15 @@ class Engine:
         last, places = [r.output[-1] for r in self.running], [r.length - 1 for r in self.running]
         if self._fused and len(last) <= ROWS:
             return self._fused(last, places)
-        device = self.model.device
-        tokens = torch.tensor(last, device=device)[:, None]
-        positions = torch.tensor(places, device=device)[:, None]
+        device, count = self.model.device, len(last)
+        filled = _round_up(count, ROUND_ROWS) if count > ROUND_ROWS else count
+        empty = [0] * (min(filled, self.slots) - count)
+        tokens = torch.tensor(last + empty, device=device)[:, None]
+        positions = torch.tensor(places + empty, device=device)[:, None]
         longest = max(row.length for row in self.running)
-        length = min(-(-longest // GRANULE) * GRANULE, self.places)
+        length = min(_round_up(longest, GRANULE), self.places)
         hidden = self.model.hidden(tokens, Context(positions, cache=self.cache, length=length))
-        return self.model.head(hidden[:, 0]).float()
+        return self.model.head(hidden[:, 0])[:count].float()
 
     def _finish_step(self, first: int, logits: Tensor) -> list[Event]:
         """Sample for the rows from `first` on, tell their events, and free those that ended."""
@@ -200,6 +204,10 @@ class Engine:
             self.cache.copy(len(self.running), slot, last.length)
             self.running[slot] = last
         self._sampler = None
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def _alike(new: list[Running]) -> Iterator[list[Running]]:
