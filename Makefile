@@ -17,7 +17,7 @@ help:
 	@echo "make test-slow    tests that take minutes or need other libraries (EXTRAS=dev,docs,rl-ref)"
 	@echo "make lint         style, types and which room imports which"
 	@echo "make format       put the code into its usual form"
-	@echo "make bench        speed of training and decoding here"
+	@echo "make bench        speed of training and decoding, beside other libraries"
 	@echo "make docs         build the pages into site/"
 
 $(VENV)/pyvenv.cfg:
@@ -56,12 +56,17 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.core
-	$(BIN)/culm bench train
-	$(BIN)/culm bench decode
+# The other libraries want other versions of what they share with Culm: they live apart.
+$(VENV)-bench/.done: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/python -m pip install --quiet --editable '.[bench]'
+	@touch $@
+
+bench: $(VENV)-bench/.done
+	$(VENV)-bench/bin/python bench/peers.py
 
 docs: $(VENV)/.slow
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) site build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-bench site build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
