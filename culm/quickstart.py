@@ -45,10 +45,11 @@ from culm.train.guard import locked
 from culm.train.hooks import read_metrics
 from culm.train.memory import peak_bytes, reset_peak
 
-RESERVE = 60.0  # seconds kept for what comes after training, of ten minutes
-SHARES = {"pretrain": 0.30, "sft": 0.38, "rl": 0.21, "control": 0.11}
+RESERVE = 70.0  # seconds kept for what comes after training, of ten minutes
+SHARES = {"pretrain": 0.26, "sft": 0.38, "rl": 0.18, "control": 0.18}
 MODELS = {"base": "pretrain", "sft": "sft", "rl": "rl", "control": "control"}
 LEAST_STEPS = 10
+PACK_QUESTIONS = 50  # of each task, that a packed model answers
 AVERAGED = 10  # steps over which the first and the last reward are averaged
 
 
@@ -191,6 +192,8 @@ class Quickstart:
         seconds = max(0.0, self.budget - elapsed - reserve) * share
         trial = seconds_per_step(self.config(name))
         steps = max(LEAST_STEPS, int(seconds / trial * 0.93))
+        if name == "control":  # as long as what it is compared with
+            steps = min(steps, json.loads((self.folder / "rl" / "steps.json").read_text()))
         (self.folder / name).mkdir(parents=True, exist_ok=True)
         keep(path, steps)
         return steps
@@ -216,7 +219,7 @@ class Quickstart:
         for name, stage in MODELS.items():
             model, tokenizer = self._load(stage)
             began = time.perf_counter()
-            answered = answer(model, tokenizer, settings.tasks, settings.questions, settings.seed)
+            answered = self._answer(model, tokenizer, settings.questions)
             seconds = time.perf_counter() - began
             words = sum(len(tokenizer.encode(item.reply)) + 1 for item in answered)
             table[name] = {
@@ -244,6 +247,10 @@ class Quickstart:
         rows = loader(config, tokenizer, place, model.config.context, Ranks(), "held_out")
         return predict(model, rows, tokenizer, config.eval.tokens)
 
+    def _answer(self, model: Transformer, tokenizer: Tokenizer, questions: int) -> list[Answered]:
+        settings = self.config("sft").eval
+        return answer(model, tokenizer, settings.tasks, questions, settings.seed)
+
     def pack(self) -> dict[str, Any]:
         """The chat model, and its smaller and foreign forms, each read again and scored."""
         packs, chat = self.folder / "packs", self.folder / "chat"
@@ -261,11 +268,13 @@ class Quickstart:
         for name, path in names.items():
             again, words = read(path, "cpu", torch.float32)
             prediction = self._predict(self._settle(again), words)
+            answered = self._answer(again, words, PACK_QUESTIONS)
             found[name] = {
                 "path": str(path),
                 "bytes": size_of(path),
                 "bits_per_byte": prediction.bits_per_byte,
                 "perplexity": prediction.perplexity,
+                "exact_match": asdict(scores(answered)["all"]),
             }
         return {"packs": found}
 

@@ -24,7 +24,7 @@ from culm.model.transformer import Transformer
 
 PREFILL_TOKENS = 8192  # of one prefill, padding included: bounds its memory
 GRANULE = 64  # the cache is read in multiples of so many places
-# Rows and prompts are filled up to few shapes: oneDNN compiles, and keeps, a product for each shape.
+# Rows and prompts are filled up to few shapes: oneDNN compiles and keeps a product for each.
 ROUND_ROWS, ROUND_PROMPT = 16, 8
 
 

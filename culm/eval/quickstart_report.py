@@ -13,7 +13,7 @@ from culm.model.transformer import Transformer
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.hooks import read_metrics
 
-SHOWN = {"base": "base", "sft": "fine-tuned", "rl": "reinforced"}
+SHOWN = {"base": "base", "sft": "fine-tuned", "rl": "reinforced", "control": "control"}
 MAPPED = "What is 17 + 25?"
 
 Stage = Mapping[str, Any]
@@ -110,8 +110,9 @@ def _tuning(stages: Mapping[str, Stage], summary: Stage) -> str:
         f"Fine-tuning showed it dialogues for {sft['steps']:,} steps; only the assistant's words "
         f"and the end of its turn were learned. Then it answered questions by itself for "
         f"{rl['steps']:,} steps of GRPO, and right answers were made likelier: the mean reward "
-        f"went from {reward['first']:.2f} to {reward['last']:.2f}. In the control run the same "
-        f"rewards were dealt out at random: {reward['control_first']:.2f} to "
+        f"went from {reward['first']:.2f} to {reward['last']:.2f}. In the control run, "
+        f"{stages['control']['steps']:,} steps from the same start, the same rewards were dealt "
+        f"out at random among the answers: {reward['control_first']:.2f} to "
         f"{reward['control_last']:.2f}.\n\n![reward](plots/reward.png)"
     )
 
@@ -140,6 +141,8 @@ def _evaluation(stages: Mapping[str, Stage]) -> str:
             "Questions of the test split, whose operands and strings are in no training question. "
             "In brackets the 95 % interval.",
             table(head, rows),
+            "Dialogues alone were read after pretraining, so the text of the corpus is forgotten "
+            "as answers are learned: that is what its bits per byte show.",
             exact_match_table(matches),
             "![exact match](plots/exact_match.png)",
             "One answer of the reinforced model for each task:",
@@ -157,11 +160,15 @@ def _packs(stages: Mapping[str, Stage]) -> str:
             f"{pack['bytes'] / 1e6:.1f} MB",
             f"{pack['bits_per_byte']:.4f}",
             f"{100 * (pack['perplexity'] / first - 1):+.2f} %",
+            percent(pack["exact_match"]),
         ]
         for pack in packs.values()
     ]
-    head = ("model", "weights", "bits per byte", "perplexity")
-    return "## Packed\n\nEach was written, read again and scored.\n\n" + table(head, rows)
+    head = ("model", "weights", "bits per byte", "perplexity", "exact match, all tasks")
+    return (
+        "## Packed\n\nEach was written, read again and scored: the held-out text, and "
+        f"{packs['chat']['exact_match']['items']} of the questions above.\n\n" + table(head, rows)
+    )
 
 
 def _inside() -> str:
