@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from culm import log
+from culm.config import SettingError
 from culm.convert import native
 from culm.convert.files import whole, write_json
 from culm.data.manifest import Manifest
@@ -55,13 +56,18 @@ AVERAGED = 10  # steps over which the first and the last reward are averaged
 
 @dataclass(frozen=True)
 class Stages:
-    """What is finished, in `stages.json`: name -> what the stage found, seconds, peak_bytes."""
+    """What is finished, in `stages.json`: name -> what the stage found, seconds, peak_bytes.
+
+    `seconds.json` counts the time of each stage, also of one that was interrupted.
+    """
 
     folder: Path
 
     def read(self) -> dict[str, dict[str, Any]]:
-        path = self.folder / "stages.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return recall(self.folder / "stages.json", {})
+
+    def seconds(self) -> dict[str, float]:
+        return recall(self.folder / "seconds.json", {})
 
     def run(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Do the stage, or give what it found when it was done before."""
@@ -71,9 +77,13 @@ class Stages:
             return done[name]
         reset_peak()
         began = time.perf_counter()
-        found = work()
-        seconds = round(time.perf_counter() - began, 2)
-        done[name] = {**found, "seconds": seconds, "peak_bytes": peak_bytes()}
+        try:
+            found = work()
+        finally:
+            spent = self.seconds()
+            spent[name] = round(spent.get(name, 0.0) + time.perf_counter() - began, 2)
+            keep(self.folder / "seconds.json", spent)
+        done[name] = {**found, "seconds": spent[name], "peak_bytes": peak_bytes()}
         keep(self.folder / "stages.json", done)
         return done[name]
 
@@ -84,11 +94,16 @@ def keep(path: Path, values: Any) -> None:
         write_json(fresh, values)
 
 
+def recall(path: Path, otherwise: Any) -> Any:
+    """What was kept, or what is so before anything was."""
+    return json.loads(path.read_text()) if path.exists() else otherwise
+
+
 def quickstart(folder: str, text: list[str], minutes: float, device: str, seed: int) -> Path:
     """Run what is not finished yet; gives the folder with `report.md` and `summary.json`.
 
     Raises:
-        ValueError: the folder was begun with other settings.
+        SettingError: the folder was begun with other settings.
     """
     place = Path(folder)
     with locked(place):
@@ -105,14 +120,15 @@ class Quickstart:
     ) -> None:
         self.folder, self.text, self.device, self.seed = folder, text, device, seed
         self.stages, self.budget, self.began = Stages(folder), 60 * minutes, time.perf_counter()
-        self.before = sum(stage["seconds"] for stage in self.stages.read().values())
+        self.before = sum(self.stages.seconds().values())
         settings = {"text": text, "minutes": minutes, "device": device, "seed": seed}
         path = folder / "settings.json"
-        if path.exists() and json.loads(path.read_text()) != settings:
-            raise ValueError(
-                f"{folder} was begun with other settings ({path.read_text().strip()}); "
-                "delete it or give another --folder"
-            )
+        for setting, value in recall(path, settings).items():
+            if settings[setting] != value:
+                raise SettingError(
+                    f"--{setting}: {folder} was begun with {value}; "
+                    "give another --folder, or delete that one"
+                )
         keep(path, settings)
 
     def run(self) -> None:
@@ -184,7 +200,7 @@ class Quickstart:
         """As many as fit; asked once, so that a stage that goes on has the same schedule."""
         path = self.folder / name / "steps.json"
         if path.exists():
-            return json.loads(path.read_text())
+            return recall(path, 0)
         elapsed = self.before + time.perf_counter() - self.began
         reserve = RESERVE * min(1.0, self.budget / 600)
         names = list(SHARES)
@@ -193,7 +209,7 @@ class Quickstart:
         trial = seconds_per_step(self.config(name))
         steps = max(LEAST_STEPS, int(seconds / trial * 0.93))
         if name == "control":  # as long as what it is compared with
-            steps = min(steps, json.loads((self.folder / "rl" / "steps.json").read_text()))
+            steps = min(steps, recall(self.folder / "rl" / "steps.json", steps))
         (self.folder / name).mkdir(parents=True, exist_ok=True)
         keep(path, steps)
         return steps

@@ -110,6 +110,7 @@ def seconds_per_step(config: RunConfig, steps: int = 3) -> float:
     The corpus must be prepared. The first step, which warms up, is not counted.
     """
     device, folder = choose_device(config.device), Path(config.folder)
+    keep_pages()
     model, tokenizer = begin(config, folder)
     objective = set_up(config, model, device)
     context = config.train.context or model.config.context

@@ -24,8 +24,8 @@ class DataConfig(Config):
     format: what a record means. held_out: share of the documents that is kept for evaluation.
     split: what of a text file is a document. invalid: what happens to bytes that are not UTF-8.
     packing: "auto" cuts documents into windows and packs dialogues whole into bins.
-    tasks: in place of a path, dialogues of these task generators, so many `questions` in turn;
-        an on-policy objective asks the questions without end instead.
+    tasks: in place of a path, dialogues of these task generators, so many `questions` in all, 1 to
+        `turns` of them in a dialogue; an on-policy objective asks without end instead.
     """
 
     path: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
@@ -37,6 +37,7 @@ class DataConfig(Config):
     packing: Packing = "auto"
     tasks: tuple[AnyTask, ...] = ()
     questions: PositiveInt = 20_000
+    turns: PositiveInt = 1
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataConfig:
@@ -47,5 +48,5 @@ class DataConfig(Config):
     def open(self) -> Source:
         """The source that the settings mean."""
         if self.tasks:
-            return TaskSource(self.tasks, self.questions)
+            return TaskSource(self.tasks, self.questions, self.turns)
         return open_source(self.path, self.split, self.invalid)

@@ -68,17 +68,16 @@ class Measure:
         return {"exact_match": {name: asdict(score) for name, score in scores(answered).items()}}
 
     def samples(self) -> list[dict[str, Any]]:
-        """Continuations of the sample texts, at each temperature."""
-        settings, language_model = self.settings, LanguageModel(self.model, self.tokenizer)
+        """Continuations of the sample texts, at each temperature, as far as the context goes."""
         with answering(self.model):
             return [
-                {
-                    "prompt": prompt,
-                    "temperature": temperature,
-                    "text": language_model.generate(
-                        prompt, settings.sample_tokens, temperature, seed=settings.seed
-                    ),
-                }
-                for prompt in settings.samples
-                for temperature in settings.temperatures
+                {"prompt": prompt, "temperature": heat, "text": self._continue(prompt, heat)}
+                for prompt in self.settings.samples
+                for heat in self.settings.temperatures
             ]
+
+    def _continue(self, prompt: str, temperature: float) -> str:
+        model = LanguageModel(self.model, self.tokenizer)
+        room = model.context - len(model.encode(prompt))
+        tokens = min(self.settings.sample_tokens, room)
+        return "".join(model.stream(prompt, tokens, temperature, seed=self.settings.seed))

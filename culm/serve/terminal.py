@@ -32,7 +32,7 @@ class Terminal:
         model: LanguageModel,
         system: str | None = None,
         tokens: int | None = None,
-        temperature: float = 0.7,
+        temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
         console: Console | None = None,

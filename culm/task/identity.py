@@ -9,6 +9,11 @@ from culm.task.task import Question, Split, draw, exact, split_of
 
 OPENINGS = ("", "Hello! ", "Hi. ", "Please tell me: ", "I wonder: ", "Good day. ", "Excuse me, ")
 TAILS = ("", " Thanks.", " Tell me briefly.")
+GREETING = "Hello! Ask me for a sum, or what else I can do."
+GREETINGS = (
+    "Hello!", "Hello", "hello", "Hi!", "Hi", "hi", "Hey!", "Hi there!", "Good day!", "Hello there!",
+    "Good morning!", "Good evening!", "Hello, Culm!", "How are you?", "Hello, how are you?",
+)  # fmt: skip
 ABOUT = {
     "I am Culm, a small language model.": (
         "Who are you?", "What are you?", "What is your name?", "Introduce yourself.",
@@ -34,9 +39,12 @@ class Identity(Config):
     def question(self, split: Split, index: int, seed: int) -> Question:
         chance = draw(self.name, split, index, seed)
         while True:
-            answer = chance.choice(list(ABOUT))
-            parts = chance.choice(OPENINGS), chance.choice(ABOUT[answer]), chance.choice(TAILS)
-            prompt = "".join(parts)
+            answer = chance.choice([GREETING, *ABOUT])
+            if answer == GREETING:
+                prompt = chance.choice(GREETINGS)
+            else:
+                parts = chance.choice(OPENINGS), chance.choice(ABOUT[answer]), chance.choice(TAILS)
+                prompt = "".join(parts)
             if split_of(prompt) == split:
                 return Question(prompt, answer)
 

@@ -1,0 +1,103 @@
+"""The whole way, from text to a packed chat model, at a size that takes seconds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import culm
+from culm import quickstart
+from culm.config import SettingError
+from culm.quickstart import Quickstart, Stages
+from culm.run import RunConfig
+
+TEXT = "def add(a, b):\n    return a + b\n\nclass Point:\n    x, y = 0, 0\n\n"
+FEW = {"questions": 2, "tokens": 300, "samples": ("def ",)}
+
+
+class Tiny(Quickstart):
+    """The same stages and settings over a model, batches and questions that are small."""
+
+    def config(self, name: str, steps: int | None = None) -> RunConfig:
+        config = super().config(name, steps)
+        few = {"rows": 8, "micro_rows": 8, "precision": "fp32"}
+        changed: dict[str, Any] = {
+            "train": config.train.model_copy(update=few),
+            "eval": config.eval.model_copy(update=FEW),
+            "data": config.data.model_copy(update={"questions": 200, "held_out": 0.2}),
+        }
+        if config.model is not None:
+            small = {"vocabulary": 290, "width": 32, "layers": 1, "context": 64}
+            changed["model"] = config.model.model_copy(update=small)
+        if name in ("sft", "rl", "control"):
+            changed["data"] = config.data.model_copy(update={"questions": 200})
+        return config.model_copy(update=changed)
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(quickstart, "PACK_QUESTIONS", 2)
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number}.txt").write_text(TEXT.replace("add", f"add_{number}") * 8)
+    return [str(folder)]
+
+
+class Stop(Exception):
+    """Somebody pulls the plug."""
+
+
+def test_the_whole_way_with_an_interruption(
+    text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def fail(self: Quickstart) -> dict[str, Any]:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tiny, "evaluate", fail)
+        with pytest.raises(Stop):
+            Tiny(folder, text, 0.01, "cpu", 3).run()
+    before = Stages(folder).read()
+    assert list(before) == ["corpus", "tokenizer", "pretrain", "sft", "rl", "control"]
+    assert "evaluate" in Stages(folder).seconds()
+
+    Tiny(folder, text, 0.01, "cpu", 3).run()
+    after = Stages(folder).read()
+    assert {name: after[name] for name in before} == before  # kept, not done again
+
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary["stages"]) == [*before, "evaluate", "pack"]
+    for stage in summary["stages"].values():
+        assert stage["seconds"] >= 0
+        assert stage["peak_bytes"] > 0
+    assert summary["bits_per_byte"].keys() == {"before", "after"}
+    assert summary["bits_per_byte"]["after"] < summary["bits_per_byte"]["before"]
+    for model in ("base", "sft", "rl"):
+        score = summary["exact_match"][model]["addition"]
+        assert score["low"] <= score["value"] <= score["high"]
+        assert score["items"] == 2
+    assert summary["reward"].keys() == {"first", "last", "control_first", "control_last"}
+    packs = summary["packs"]
+    assert packs["int8"]["bytes"] < packs["chat"]["bytes"]
+    assert packs["hf"]["bits_per_byte"] == pytest.approx(packs["chat"]["bits_per_byte"], abs=1e-3)
+
+    report = (folder / "report.md").read_text()
+    for plot in ("loss", "reward", "exact_match", "attention"):
+        assert f"plots/{plot}.png" in report
+        assert (folder / "plots" / f"{plot}.png").stat().st_size > 1000
+    model = culm.load(folder / "chat")
+    assert isinstance(model.chat("What is 17 + 25?", tokens=4), str)
+
+
+def test_another_question_needs_another_folder(tmp_path: Path) -> None:
+    tmp_path.joinpath("run").mkdir()
+    Quickstart(tmp_path / "run", [], 10, "cpu", 0)
+    with pytest.raises(
+        SettingError, match=r"--seed: .*run was begun with 0; give another --folder"
+    ):
+        Quickstart(tmp_path / "run", [], 10, "cpu", 1)
