@@ -39,14 +39,19 @@ def choose_backend(device: torch.device) -> Backend:
 @cache
 def choose_precision(device: torch.device) -> str:
     """bf16 where products in it are at least a quarter faster than in fp32."""
-    ratio = _seconds(device, torch.bfloat16) / _seconds(device, torch.float32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine, threads that wait for each other tell nothing
+    try:
+        ratio = _seconds(device, torch.bfloat16) / _seconds(device, torch.float32)
+    finally:
+        torch.set_num_threads(threads)
     return "bf16" if ratio < 0.8 else "fp32"
 
 
 def _seconds(device: torch.device, dtype: torch.dtype) -> float:
     x = torch.ones(512, 512, dtype=dtype, device=device)
     best = float("inf")
-    for _ in range(5):
+    for _ in range(10):
         began = time.perf_counter()
         y = x @ x
         float(y[0, 0])  # waits for the device
