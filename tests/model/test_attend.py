@@ -1,0 +1,84 @@
+"""Attention: every backend is the plain softmax over what may be seen."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from culm.model.attend import Backend, attend, attend_cached
+from culm.model.rope import Rope, rotate
+
+BACKENDS: tuple[Backend, ...] = ("sdpa", "blocks")
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    """One query, one head at a time. visible: (B, T, S)."""
+    out = torch.zeros_like(q)
+    group = q.shape[2] // k.shape[2]
+    for row in range(q.shape[0]):
+        for head in range(q.shape[2]):
+            keys, values = k[row, :, head // group], v[row, :, head // group]
+            for time in range(q.shape[1]):
+                seen = visible[row, time]
+                scores = keys[seen] @ q[row, time, head] / q.shape[3] ** 0.5
+                out[row, time, head] = scores.softmax(0) @ values[seen]
+    return out
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("window", [None, 1, 7])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("length", [1, 13, 70])  # one block, and two of unequal length
+def test_backends_are_plain_attention(
+    backend: Backend, window: int | None, packed: bool, length: int
+) -> None:
+    q, k, v = (drawn(2, length, heads, 4, seed=i) for i, heads in enumerate((6, 2, 2)))
+    documents = (torch.arange(length) // 5).expand(2, length) if packed else None
+    places = torch.arange(length)
+    visible = places[None] <= places[:, None]
+    if window is not None:
+        visible &= places[:, None] - places[None] < window
+    visible = visible.expand(2, length, length)
+    if documents is not None:
+        visible = visible & (documents[:, :, None] == documents[:, None])
+    given = attend(q, k, v, documents, window, backend)
+    torch.testing.assert_close(given, plain(q, k, v, visible), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("new", [1, 4])
+def test_cached_attention_sees_the_places_before(
+    backend: Backend, window: int | None, new: int
+) -> None:
+    q, places = drawn(2, new, 6, 4), torch.arange(16)
+    k, v = drawn(2, 2, 16, 4, seed=1), drawn(2, 2, 16, 4, seed=2)
+    positions = torch.stack([torch.arange(new) + 2, torch.arange(new) + 9])
+    behind = positions[:, :, None] - places
+    visible = (behind >= 0) & (behind < (window or 99))
+    given = attend_cached(q, k, v, positions, window, backend)
+    expected = plain(q, k.transpose(1, 2), v.transpose(1, 2), visible)
+    torch.testing.assert_close(given, expected, atol=1e-5, rtol=0)
+
+
+def test_rotation_by_hand() -> None:
+    """Position 1, base 10000, four elements: angles 1 and 0.01, pairs (0, 2) and (1, 3)."""
+    rotation = Rope().build(4)(torch.tensor([[1]]))
+    turned = rotate(torch.tensor([[[[1.0, 2.0, 3.0, 4.0]]]]), rotation)
+    expected = [-1.98411, 1.95990, 2.46238, 4.01980]
+    torch.testing.assert_close(turned.flatten(), torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+def test_scores_depend_on_the_distance_alone() -> None:
+    q, k = drawn(1, 1, 1, 8), drawn(1, 1, 1, 8, seed=1)
+    rope = Rope().build(8)
+
+    def score(query: int, key: int) -> Tensor:
+        turned = [rotate(x, rope(torch.tensor([[place]]))) for x, place in ((q, query), (k, key))]
+        return (turned[0] * turned[1]).sum()
+
+    torch.testing.assert_close(score(105, 100), score(5, 0), atol=1e-4, rtol=0)
+    assert not torch.isclose(score(105, 100), score(0, 5))
