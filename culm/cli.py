@@ -189,7 +189,7 @@ def serve(
 def evaluate(
     model: Model,
     tasks: Annotated[str, typer.Option(help="A file in configs/eval.")] = "tasks",
-    questions: Annotated[int, typer.Option(help="Of each task.", min=1)] = 100,
+    questions: Annotated[int, typer.Option(help="Different ones of each task.", min=1)] = 100,
     device: Device = "auto",
 ) -> None:
     """Exact match on held-out questions, with confidence intervals."""
