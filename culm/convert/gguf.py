@@ -21,10 +21,10 @@ from torch import Tensor
 from culm.config import SettingError, parse
 from culm.convert import gguf_header
 from culm.convert.family import Shape, half_split, interleaved, shape_of
-from culm.convert.files import whole
 from culm.convert.gguf_words import add_tokenizer
 from culm.convert.native import check_vocabulary
 from culm.convert.weights import assemble, plain_weights
+from culm.files import atomic
 from culm.model.names import rename
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.tokenizer.tokenizer import Tokenizer
@@ -67,7 +67,7 @@ def export(
         block, size = gguf.GGML_QUANT_SIZES[kind]
         count = tensor.numel() // block * size
         writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), count, kind)
-    with whole(path) as fresh:
+    with atomic(path) as fresh:
         try:
             writer.write_header_to_file(fresh)
             writer.write_kv_data_to_file()

@@ -20,9 +20,9 @@ from culm.adapt.quantize import Quantizer
 from culm.adapt.quantize.linear import QuantizedLinear
 from culm.config import Config, SettingError, parse
 from culm.convert.card import write_card
-from culm.convert.files import read_json, read_safetensors, sha256, vacant, whole, write_json
 from culm.convert.weights import assemble, refuse_adapters
 from culm.dtype import DTYPES, name_of
+from culm.files import atomic, read_json, read_safetensors, sha256, vacant, write_json
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -59,7 +59,7 @@ def save(model: Transformer, tokenizer: Tokenizer, folder: str | Path) -> None:
     if model.config.tied:
         del weights["head.weight"]
     packed = {n: m.settings for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
-    with whole(folder) as fresh:
+    with atomic(folder) as fresh:
         fresh.mkdir()
         save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
         tokenizer.save(fresh)
