@@ -24,6 +24,7 @@ Settings = Annotated[
 ]
 Model = Annotated[str, typer.Argument(help="A run or model folder, a .gguf file, or a hub id.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the best that is here.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, or auto: the fastest that is here.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0)]
 
 
@@ -130,11 +131,12 @@ def generate(
     min_p: float = 0.0,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
 ) -> None:
     """Continue a text."""
     import culm
 
-    loaded = culm.load(model, device)
+    loaded = culm.load(model, device, dtype)
     sys.stdout.write(prompt)
     for piece in loaded.stream(
         prompt, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
@@ -151,12 +153,13 @@ def chat(
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
     device: Device = "auto",
+    dtype: Dtype = "auto",
 ) -> None:
     """Talk to a model in the terminal."""
     import culm
     from culm.serve.terminal import Terminal
 
-    Terminal(culm.load(model, device), system=system, temperature=temperature).run()
+    Terminal(culm.load(model, device, dtype), system=system, temperature=temperature).run()
 
 
 @app.command()
@@ -169,6 +172,7 @@ def serve(
     ] = None,
     slots: Annotated[int, typer.Option(help="Requests that run together.", min=1)] = 8,
     device: Device = "auto",
+    dtype: Dtype = "auto",
 ) -> None:
     """An OpenAI-compatible server with a chat page."""
     from culm.serve.server import check_exposed, check_port
@@ -178,14 +182,14 @@ def serve(
     import culm
     from culm.serve.server import serve as go
 
-    go(culm.load(model, device), Path(model).name, host, port, api_key, slots)
+    go(culm.load(model, device, dtype), Path(model).name, host, port, api_key, slots)
 
 
 @app.command("eval")
 def evaluate(
     model: Model,
     tasks: Annotated[str, typer.Option(help="A file in configs/eval.")] = "tasks",
-    questions: Annotated[int, typer.Option(help="Of each task.", min=1)] = 100,
+    questions: Annotated[int, typer.Option(help="Different ones of each task.", min=1)] = 100,
     device: Device = "auto",
 ) -> None:
     """Exact match on held-out questions, with confidence intervals."""
@@ -213,7 +217,7 @@ def export(
     model: Model,
     out: Annotated[str, typer.Argument(help="A new folder, or a file that ends in .gguf.")],
     dtype: Annotated[
-        str, typer.Option(help="float32 or bfloat16; f32, f16 or q8_0 for GGUF.")
+        str, typer.Option(help="float32, bfloat16 or float16; for GGUF f32, f16 or q8_0.")
     ] = "",
 ) -> None:
     """A Hugging Face folder, or a GGUF file for llama.cpp."""
@@ -227,7 +231,7 @@ def export(
 @app.command("import")
 def import_(
     file: Annotated[
-        str, typer.Argument(help="HF folder, .gguf, llama2.c .bin, or settings .json.")
+        str, typer.Argument(help="HF folder or hub id, .gguf, llama2.c .bin, or settings .json.")
     ],
     out: Annotated[str, typer.Argument(help="Folder of the new model.")],
     tokenizer: Annotated[str | None, typer.Option(help="tok.bin of a llama2.c model.")] = None,

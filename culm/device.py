@@ -11,7 +11,10 @@ from pathlib import Path
 import torch
 
 from culm.config import SettingError
+from culm.dtype import DTYPES
 from culm.model.attend import Backend
+
+CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may use
 
 
 def choose_device(name: str) -> torch.device:
@@ -42,14 +45,14 @@ def choose_precision(device: torch.device) -> str:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine, threads that wait for each other tell nothing
     try:
-        ratio = _seconds(device, torch.bfloat16) / _seconds(device, torch.float32)
+        ratio = _seconds(device, "bf16") / _seconds(device, "fp32")
     finally:
         torch.set_num_threads(threads)
     return "bf16" if ratio < 0.8 else "fp32"
 
 
-def _seconds(device: torch.device, dtype: torch.dtype) -> float:
-    x = torch.ones(512, 512, dtype=dtype, device=device)
+def _seconds(device: torch.device, precision: str) -> float:
+    x = torch.ones(512, 512, dtype=DTYPES[precision], device=device)
     best = float("inf")
     for _ in range(10):
         began = time.perf_counter()
@@ -57,10 +60,6 @@ def _seconds(device: torch.device, dtype: torch.dtype) -> float:
         float(y[0, 0])  # waits for the device
         best = min(best, time.perf_counter() - began)
     return best
-
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may use
 
 
 def memory_bytes(device: torch.device) -> int | None:

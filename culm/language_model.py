@@ -8,11 +8,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,10 +24,12 @@ from culm.engine.sampling import Sampling
 from culm.loading import read
 from culm.model.transformer import Transformer
 from culm.reply import Reply
-from culm.tokenizer.chat import Chat, Message
+from culm.tokenizer.chat import Message
 from culm.tokenizer.tokenizer import Tokenizer
 
 SLOTS = 32  # prompts of a batch that run together
+
+Ids = Sequence[int] | np.ndarray | Tensor  # token ids, one after the other
 
 
 class LanguageModel:
@@ -41,11 +45,6 @@ class LanguageModel:
         self.model = model.eval()
         self.tokenizer = tokenizer
 
-    @cached_property
-    def template(self) -> Chat:
-        """The chat template; SettingError where the tokenizer has none."""
-        return Chat(self.tokenizer)
-
     @property
     def context(self) -> int:
         """Tokens that a prompt and its continuation may have together."""
@@ -55,24 +54,27 @@ class LanguageModel:
         """Token ids; names of special tokens are plain text."""
         return self.tokenizer.encode(text)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Ids) -> str:
         """Text, without special tokens."""
-        return self.tokenizer.decode(ids)
+        return self.tokenizer.decode(_listed(ids))
 
     @torch.no_grad()
-    def logits(self, ids: Sequence[int]) -> Tensor:
-        """ids: T tokens -> (T, V) fp32: row t scores the token after ids[t]."""
+    def logits(self, ids: Ids) -> Tensor:
+        """ids: T tokens -> (T, V) fp32: row t scores the token after ids[t].
+
+        They may be more than the context, for which the model was not trained.
+        """
         return self.model(self._tokens(ids))[0]
 
     @torch.no_grad()
-    def logprobs(self, ids: Sequence[int]) -> Tensor:
+    def logprobs(self, ids: Ids) -> Tensor:
         """ids: T tokens -> (T - 1,) fp32, natural log: element t is that of ids[t + 1]."""
         tokens = self._tokens(ids)
         return self.model.logprobs(tokens[:, :-1], tokens[:, 1:])[0]
 
     def generate(
         self,
-        prompt: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+        prompt: str | Ids | Sequence[str] | Sequence[Ids],
         tokens: int | None = 64,
         temperature: float = 1.0,
         top_k: int = 0,
@@ -86,12 +88,14 @@ class LanguageModel:
         In a batch, prompt i draws with seed + i.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
-        single = isinstance(prompt, str) or all(isinstance(item, int) for item in prompt)
-        prompts = [self.prompt_ids(item) for item in ([prompt] if single else prompt)]  # type: ignore[arg-type]
+        single = not _is_batch(prompt)
         requests = [
-            self.request(ids, tokens, replace(sampling, seed=None if seed is None else seed + i))
-            for i, ids in enumerate(prompts)
-        ]
+            self.request(
+                self.prompt_ids(item), tokens,
+                replace(sampling, seed=None if seed is None else seed + i),
+            )
+            for i, item in enumerate([prompt] if single else prompt)
+        ]  # fmt: skip
         pieces: list[list[str]] = [[] for _ in requests]
         for index, piece in self._run(requests, stop):
             pieces[index].append(piece)
@@ -100,7 +104,7 @@ class LanguageModel:
 
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Ids,
         tokens: int | None = 64,
         temperature: float = 1.0,
         top_k: int = 0,
@@ -111,8 +115,7 @@ class LanguageModel:
     ) -> Iterator[str]:
         """As `generate` for one prompt, in pieces as they come."""
         sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
-        request = self.request(self.prompt_ids(prompt), tokens, sampling)
-        return (piece for _, piece in self._run([request], stop) if piece)
+        return self._stream(self.prompt_ids(prompt), tokens, stop, sampling)
 
     def chat(
         self,
@@ -126,9 +129,8 @@ class LanguageModel:
         seed: int | None = None,
     ) -> str:
         """The assistant's answer to a question, or to messages of `role` and `content`."""
-        return "".join(
-            self.chat_stream(messages, tokens, temperature, top_k, top_p, min_p, stop, seed)
-        )
+        sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
+        return "".join(self._stream(self._chat_ids(messages), tokens, stop, sampling))
 
     def chat_stream(
         self,
@@ -142,17 +144,15 @@ class LanguageModel:
         seed: int | None = None,
     ) -> Iterator[str]:
         """As `chat`, in pieces as they come."""
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
-        prompt = self.template.prompt(messages)
-        return self.stream(prompt, tokens, temperature, top_k, top_p, min_p, stop, seed)
+        sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
+        return self._stream(self._chat_ids(messages), tokens, stop, sampling)
 
     # -----------------------------------------------------------------------------------------
 
-    def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+    def prompt_ids(self, prompt: str | Ids) -> list[int]:
         """Ids to continue: a text with what begins a document, so that "" is a prompt too."""
         if not isinstance(prompt, str):
-            return list(prompt)
+            return _listed(prompt)
         start = self.tokenizer.start
         return [*start, *self.encode(prompt)] or [self.tokenizer.end_of_text]
 
@@ -166,6 +166,23 @@ class LanguageModel:
                 f"model's context of {self.context}"
             )
         return Request(tuple(ids), wanted, sampling, self.tokenizer.stop_ids)
+
+    def _chat_ids(self, messages: str | Sequence[Message]) -> list[int]:
+        """The dialogue up to where the assistant speaks."""
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        return self.tokenizer.chat.prompt(messages)
+
+    def _stream(
+        self,
+        ids: Sequence[int],
+        tokens: int | None,
+        stop: str | Sequence[str] | None,
+        sampling: Sampling,
+    ) -> Iterator[str]:
+        """What continues one prompt, in pieces."""
+        request = self.request(ids, tokens, sampling)
+        return (piece for _, piece in self._run([request], stop) if piece)
 
     def _run(
         self, requests: Sequence[Request], stop: str | Sequence[str] | None
@@ -183,13 +200,31 @@ class LanguageModel:
                 if replies[index].stopped and not event.finish:
                     engine.abort(event.request)
 
-    def _tokens(self, ids: Sequence[int]) -> Tensor:
-        size = self.model.config.vocabulary
-        outside = [token for token in ids if not 0 <= token < size]
-        if outside or not len(ids):
-            what = f"token {outside[0]} is outside the vocabulary of {size}" if outside else "empty"
-            raise ValueError(f"ids: {what}")
-        return torch.tensor([list(ids)], device=self.model.device)
+    def _tokens(self, ids: Ids) -> Tensor:
+        size, row = self.model.config.vocabulary, _listed(ids)
+        outside = [token for token in row if not 0 <= token < size]
+        if outside:
+            raise ValueError(f"ids: token {outside[0]} is outside the vocabulary of {size}")
+        if not row:
+            raise ValueError("ids: they are empty; give at least one token")
+        return torch.tensor([row], device=self.model.device)
+
+
+def _listed(ids: Ids) -> list[int]:
+    """Plain numbers of one row."""
+    plain = ids.tolist() if isinstance(ids, np.ndarray | Tensor) else ids
+    try:
+        return [operator.index(token) for token in plain]
+    except TypeError:
+        raise ValueError("ids: these are no token ids; give whole numbers in one row") from None
+
+
+def _is_batch(prompt: Any) -> bool:
+    """Whether these are several prompts: texts or rows of ids; [] is a batch of none."""
+    if isinstance(prompt, np.ndarray | Tensor):
+        return prompt.ndim > 1
+    rows = (str, Sequence, np.ndarray, Tensor)
+    return not isinstance(prompt, str) and all(isinstance(item, rows) for item in prompt)
 
 
 def load(
@@ -199,7 +234,8 @@ def load(
     id, or a `.gguf` file.
 
     device: "cpu", "cuda", "mps"; "auto" takes the fastest there is. dtype: of weights and
-    activations; if not given float32 on a CPU, bfloat16 elsewhere and for quantised weights.
+    activations, such as "bfloat16"; "auto" takes the fastest here; if not given float32 on a
+    CPU, bfloat16 elsewhere and for quantised weights.
 
     Raises:
         SettingError: there is nothing there that can be read.

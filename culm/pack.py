@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar, get_args
 
 import torch
 
 from culm.adapt.quantize import Quantizer
-from culm.config import SettingError, parse
+from culm.config import parse
 from culm.convert import gguf, hf, native
+from culm.dtype import dtype_of
 from culm.loading import read
 from culm.model.transformer import Transformer
 from culm.tokenizer.tokenizer import Tokenizer
-
-T = TypeVar("T")
 
 
 def quantize(source: str | Path, out: str | Path, to: str) -> Path:
@@ -33,8 +30,8 @@ def quantize(source: str | Path, out: str | Path, to: str) -> Path:
 def export(source: str | Path, out: str | Path, dtype: str = "") -> Path:
     """Write the model of `source` for other programs: to `*.gguf`, or a Hugging Face folder.
 
-    dtype: f32, f16 or q8_0 for GGUF, f16 if not given; for a folder float32 or bfloat16, the
-    latter if not given.
+    dtype: f32, f16 or q8_0 for GGUF, f16 if not given; for a folder float32, bfloat16 or
+    float16, bfloat16 if not given.
     """
     model, tokenizer = read(source, "cpu", torch.float32)
     write_export(model, tokenizer, Path(out), dtype)
@@ -44,17 +41,9 @@ def export(source: str | Path, out: str | Path, dtype: str = "") -> Path:
 def write_export(model: Transformer, tokenizer: Tokenizer, out: Path, dtype: str) -> None:
     """As `export`, of a model that is loaded."""
     if out.suffix == ".gguf":
-        precision = _chosen(dtype or "f16", {kind: kind for kind in get_args(gguf.Precision)})
-        gguf.export(model, tokenizer, out, precision)
+        gguf.export(model, tokenizer, out, dtype or "f16")
     else:
-        kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-        hf.export(model, tokenizer, out, _chosen(dtype or "bfloat16", kinds))
-
-
-def _chosen(dtype: str, known: Mapping[str, T]) -> T:
-    if dtype not in known:
-        raise SettingError(f"dtype: {dtype!r} is not one of {', '.join(known)}")
-    return known[dtype]
+        hf.export(model, tokenizer, out, dtype_of(dtype or "bfloat16"))
 
 
 def size_of(path: Path) -> int:

@@ -12,7 +12,6 @@ from torch import nn
 
 from culm import log
 from culm.config import SettingError
-from culm.convert.files import whole
 from culm.data.example import RecordFormat
 from culm.data.format.document import DocumentFormat
 from culm.data.loader import Loader
@@ -23,6 +22,7 @@ from culm.data.source import Record
 from culm.device import DTYPES, choose_backend, choose_precision
 from culm.dist.parallelize import compile_blocks, recompute
 from culm.dist.ranks import Ranks
+from culm.files import atomic
 from culm.loading import read
 from culm.model.transformer import Transformer
 from culm.objective.grpo import GRPO, GRPOObjective
@@ -61,7 +61,7 @@ def make_tokenizer(config: RunConfig, folder: Path) -> Tokenizer:
     assert config.model is not None
     settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
     tokenizer = settings.build(_texts(config))
-    with whole(place) as fresh:
+    with atomic(place) as fresh:
         tokenizer.save(fresh)
     return tokenizer
 

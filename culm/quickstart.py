@@ -21,13 +21,13 @@ import torch
 from culm import log
 from culm.config import SettingError
 from culm.convert import native
-from culm.convert.files import whole, write_json
 from culm.data.manifest import Manifest
 from culm.device import DTYPES, choose_backend, choose_device, choose_precision
 from culm.dist.ranks import Ranks
 from culm.eval.exact import Answered, answer, scores
 from culm.eval.perplexity import Prediction, predict
 from culm.eval.quickstart_report import write_quickstart_report
+from culm.files import atomic, write_json
 from culm.loading import read
 from culm.model.transformer import Transformer
 from culm.pack import quantize, size_of, write_export
@@ -90,7 +90,7 @@ class Stages:
 
 def keep(path: Path, values: Any) -> None:
     """Write JSON, whole or not at all."""
-    with whole(path) as fresh:
+    with atomic(path) as fresh:
         write_json(fresh, values)
 
 

@@ -20,7 +20,6 @@ from culm.engine.request import Completion, Request
 from culm.engine.sampling import Sampling
 from culm.objective.grpo import Experience, GRPOObjective
 from culm.task.task import Question, Task
-from culm.tokenizer.chat import Chat
 from culm.tokenizer.tokenizer import Tokenizer
 
 ROUND = 16  # rows are padded to a multiple, so that memory is used again from step to step
@@ -51,7 +50,7 @@ class Rollouts:
                 raise ValueError(f"train.{name}: {value} is not a multiple of group={group}")
         if rows % (group * ranks.count):
             raise ValueError(f"train.rows: {rows} does not divide over {ranks.count} ranks")
-        self.objective, self.tokenizer, self.chat = objective, tokenizer, Chat(tokenizer)
+        self.objective, self.tokenizer = objective, tokenizer
         self.tasks, self.rows, self.micro_rows = tasks, rows, micro_rows
         self.seed, self.ranks = seed, ranks
 
@@ -85,7 +84,7 @@ class Rollouts:
         return task, task.question("train", index, self.seed + 1)
 
     def _prompt(self, question: Question) -> tuple[int, ...]:
-        return tuple(self.chat.prompt([{"role": "user", "content": question.prompt}]))
+        return tuple(self.tokenizer.chat.prompt([{"role": "user", "content": question.prompt}]))
 
     def _seed(self, row: int) -> int:
         return random.Random(f"{self.seed}/sample/{row}").getrandbits(62)

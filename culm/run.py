@@ -28,7 +28,6 @@ from culm import log
 from culm.adapt.lora import has_adapter, merge
 from culm.config import Config, SettingError, compose_run, parse
 from culm.convert import native
-from culm.convert.files import whole, write_json
 from culm.data.settings import DataConfig
 from culm.device import choose_device, choose_precision
 from culm.dist.launch import joined
@@ -37,6 +36,7 @@ from culm.dist.ranks import Ranks
 from culm.dist.sharded import is_sharded, state_of
 from culm.eval.measure import Measure
 from culm.eval.settings import EvalConfig
+from culm.files import atomic, write_json
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.grpo import GRPO
 from culm.parts import (
@@ -232,7 +232,7 @@ def _finish(
         if has_adapter(model):
             merge(model)
         native.save(model, tokenizer, folder / "model")
-        with whole(folder / "results.json") as fresh:
+        with atomic(folder / "results.json") as fresh:
             write_json(fresh, results)
     ranks.wait()
 

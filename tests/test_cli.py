@@ -111,6 +111,22 @@ def test_generate_is_the_same_for_a_seed(culm, model):
     assert first == culm("generate", model, "A fox", "--tokens", 8, "--seed", 1, "--device", "cpu")
 
 
+@pytest.mark.parametrize("verb", ["generate", "chat", "serve"])
+@pytest.mark.parametrize(("given", "taken"), [([], "auto"), (["--dtype", "float32"], "float32")])
+def test_the_precision_is_the_fastest_unless_given(culm, model, monkeypatch, verb, given, taken):
+    asked = []
+
+    def load(path, device, dtype):
+        asked.append((device, dtype))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("culm.load", load, raising=False)
+    words = ["A fox"] if verb == "generate" else []
+    words += ["--port", 18431] if verb == "serve" else []
+    assert culm(verb, model, *words, "--device", "cpu", *given) == (1, "", "culm: enough\n")
+    assert asked == [("cpu", taken)]
+
+
 def test_chat_ends_with_the_input(culm, model, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: (_ for _ in ()).throw(EOFError))
     code, out, _ = culm("chat", model, "--device", "cpu")

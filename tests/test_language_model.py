@@ -1,13 +1,14 @@
 import json
 import subprocess
 import sys
-import types
 
+import numpy as np
 import pytest
 import torch
 
 import culm
 from culm.config import SettingError
+from culm.convert import native
 from culm.language_model import LanguageModel, load
 from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
@@ -61,6 +62,42 @@ def test_generate_text_ids_and_batches(model):
     )
     assert model.generate([model.encode("abc")], tokens=12, temperature=0) == [one]
     assert model.generate("", tokens=3, temperature=0) is not None
+
+
+def test_ids_may_be_arrays_and_tensors(model):
+    ids = model.encode("abc")
+    said = model.generate(ids, tokens=12, temperature=0)
+    for row in (np.array(ids), torch.tensor(ids), tuple(ids), list(np.array(ids, np.int32))):
+        assert model.generate(row, tokens=12, temperature=0) == said
+        assert "".join(model.stream(row, tokens=12, temperature=0)) == said
+        assert model.decode(row) == "abc"
+        assert torch.equal(model.logits(row), model.logits(ids))
+        assert torch.equal(model.logprobs(row), model.logprobs(ids))
+    for batch in (np.array([ids, ids]), torch.tensor([ids, ids]), [np.array(ids), ids]):
+        assert model.generate(batch, tokens=12, temperature=0) == [said, said]
+    assert model.generate([]) == []
+
+
+@pytest.mark.parametrize("ids", [[0.5], [1, "a"], np.array([1.0]), torch.ones(2), [[[1]]], [None]])
+def test_what_is_no_id_is_refused_in_a_sentence(model, ids):
+    with pytest.raises(ValueError, match=r"^ids: these are no token ids; give whole numbers"):
+        model.generate(ids)
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"), [([3, 9999], "prompt: token 9999"), ([[]], "empty"), (np.array([]), "empty")]
+)
+def test_ids_that_cannot_be_continued_are_refused(model, ids, words):
+    with pytest.raises(ValueError, match=words):
+        model.generate(ids, tokens=2)
+
+
+def test_more_tokens_than_the_context_are_scored(model):
+    ids = model.encode("ab" * 100)
+    assert model.logits(ids).shape[0] == 200 > model.context
+    assert model.logits(ids).isfinite().all()
+    torch.testing.assert_close(model.logits(ids)[:100], model.logits(ids[:100]))
+    assert model.logprobs(np.array(ids)).shape == (199,)
 
 
 def test_seeds_decide_and_differ_in_a_batch(model):
@@ -162,8 +199,11 @@ def test_load_names_what_it_cannot_read(tmp_path):
     with pytest.raises(SettingError, match="no such file"):
         load(tmp_path / "missing")
     for name in ("empty", "notes.txt"):
-        with pytest.raises(SettingError, match=f"{name}: neither"):
+        with pytest.raises(SettingError, match=f"{name}: cannot be read as a model; known: a run"):
             load(tmp_path / name)
+    (tmp_path / "stories.bin").write_bytes(b"")
+    with pytest.raises(SettingError, match=r"culm import .*stories\.bin OUT --tokenizer"):
+        load(tmp_path / "stories.bin")
     with pytest.raises(SettingError, match="device: 'abacus'"):
         load(tmp_path, device="abacus")
     with pytest.raises(SettingError, match="dtype: 'int3'"):
@@ -171,21 +211,12 @@ def test_load_names_what_it_cannot_read(tmp_path):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, tokenizer):
-    """A run folder, and a reader of it that stands in for culm.convert."""
-
-    def read(path, device):
-        assert path == tmp_path / "model"
-        config = TransformerConfig(
-            vocabulary=tokenizer.vocabulary, width=16, layers=1, attention=(GQA(heads=2),)
-        )
-        return config.build(device=device), tokenizer
-
-    reader = types.ModuleType("culm.convert.native")
-    reader.load = read
-    monkeypatch.setitem(sys.modules, "culm.convert.native", reader)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model.json").write_text("{}")
+def folder(tmp_path, tokenizer):
+    """A run folder."""
+    config = TransformerConfig(
+        vocabulary=tokenizer.vocabulary, width=16, layers=1, attention=(GQA(heads=2),)
+    )
+    native.save(config.build(), tokenizer, tmp_path / "model")
     return tmp_path
 
 
@@ -197,8 +228,17 @@ def test_load_finds_the_model_of_a_run_and_sets_its_precision(folder):
     assert half.model.embed.weight.dtype == half.model.dtype == torch.bfloat16
     assert half.model.rotations[0].frequencies.dtype == torch.float32
     torch.testing.assert_close(half.logits([1, 2]), plain.logits([1, 2]), atol=0.05, rtol=0)
+    assert culm.load(folder, device="cpu", dtype="bf16").model.dtype == torch.bfloat16
     with pytest.raises(SettingError, match="dtype: float16"):
         culm.load(folder, device="cpu", dtype="float16")
+
+
+@pytest.mark.parametrize("fastest", ["bf16", "fp32"])
+def test_load_takes_the_fastest_precision_where_asked(folder, monkeypatch, fastest):
+    monkeypatch.setattr("culm.loading.choose_precision", lambda device: fastest)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[fastest]
+    model = culm.load(folder, device="cpu", dtype="auto").model
+    assert model.dtype == model.embed.weight.dtype == dtype
 
 
 def test_import_is_light():

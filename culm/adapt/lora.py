@@ -7,7 +7,7 @@ x ---+---- base (frozen) ----(+)---> y = W x + scale * B A x
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Literal
 
@@ -132,30 +132,3 @@ def disabled(model: nn.Module) -> Iterator[None]:
     finally:
         for adapter in adapters:
             adapter.enabled = True
-
-
-def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """The trained part alone: `blocks.0.attention.q.a` and so on, detached."""
-    return {
-        f"{name}.{part}": value.detach()
-        for name, module in model.named_modules()
-        if isinstance(module, LoRALinear)
-        for part, value in (("a", module.a), ("b", module.b))
-    }
-
-
-def load_adapter(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy an adapter's state into a model that has adapters of the same shape.
-
-    Raises:
-        ValueError: naming the first tensor that is missing, unknown or of another shape.
-    """
-    own = adapter_state(model)
-    for name in sorted(own.keys() ^ state.keys()):
-        raise ValueError(f"{name}: {'missing in' if name in own else 'only in'} the adapter")
-    for name, value in own.items():
-        if value.shape != state[name].shape:
-            given, needed = tuple(state[name].shape), tuple(value.shape)
-            raise ValueError(f"{name}: the adapter has shape {given}, the model {needed}")
-    for name, value in own.items():
-        value.copy_(state[name])

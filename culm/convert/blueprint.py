@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from culm.config import SettingError, parse
-from culm.convert.files import read_json, whole
+from culm.files import atomic, read_json
 from culm.model.transformer import TransformerConfig
 
 NEEDED = ("vocab_size", "emb_dim", "n_heads", "n_layers", "context_length")
@@ -68,7 +68,7 @@ def write(config: TransformerConfig, path: str | Path) -> None:
     values = config.model_dump(mode="json", exclude_defaults=False)
     for part in ("attention", "mlp"):  # one for all layers stands alone
         values[part] = values[part][0] if len(values[part]) == 1 else values[part]
-    with whole(Path(path)) as fresh:
+    with atomic(Path(path)) as fresh:
         fresh.write_text(yaml.safe_dump(_given(values), sort_keys=False), encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gguf
 import numpy as np
@@ -21,15 +21,14 @@ from torch import Tensor
 from culm.config import SettingError, parse
 from culm.convert import gguf_header
 from culm.convert.family import Shape, half_split, interleaved, shape_of
-from culm.convert.files import whole
 from culm.convert.gguf_words import add_tokenizer
 from culm.convert.native import check_vocabulary
 from culm.convert.weights import assemble, plain_weights
+from culm.files import atomic
 from culm.model.names import rename
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.tokenizer.tokenizer import Tokenizer
 
-Precision = Literal["f32", "f16", "q8_0"]
 KINDS = {"f32": Kind.F32, "f16": Kind.F16, "q8_0": Kind.Q8_0}
 FILE_TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,
@@ -39,7 +38,7 @@ FILE_TYPES = {
 
 
 def export(
-    model: Transformer, tokenizer: Tokenizer, path: str | Path, precision: Precision = "f16"
+    model: Transformer, tokenizer: Tokenizer, path: str | Path, precision: str = "f16"
 ) -> None:
     """Write one file that llama.cpp and its relatives load; quantised layers are multiplied out.
 
@@ -47,10 +46,13 @@ def export(
     of 32 long cannot be Q8_0 and is F16.
 
     Raises:
-        SettingError: llama.cpp has no such model or tokenizer, or adapters are not merged.
+        SettingError: llama.cpp has no such model or tokenizer, adapters are not merged, or the
+            precision is none of f32, f16 and q8_0.
         OSError: the disk is full or may not be written to.
     """
     path = Path(path)
+    if precision not in KINDS:
+        raise SettingError(f"dtype: {precision!r} is not one of {', '.join(KINDS)}")
     shape = shape_of(model.config, "GGUF")
     writer = gguf.GGUFWriter(None, shape.family)
     _add_settings(writer, model.config, shape)
@@ -65,7 +67,7 @@ def export(
         block, size = gguf.GGML_QUANT_SIZES[kind]
         count = tensor.numel() // block * size
         writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), count, kind)
-    with whole(path) as fresh:
+    with atomic(path) as fresh:
         try:
             writer.write_header_to_file(fresh)
             writer.write_kv_data_to_file()
@@ -92,7 +94,7 @@ def _add_settings(writer: gguf.GGUFWriter, config: TransformerConfig, shape: Sha
     writer.add_vocab_size(config.vocabulary)
 
 
-def _kind(tensor: Tensor, precision: Precision) -> Kind:
+def _kind(tensor: Tensor, precision: str) -> Kind:
     if tensor.dim() == 1:
         return Kind.F32
     return Kind.F16 if precision == "q8_0" and tensor.shape[-1] % 32 else KINDS[precision]

@@ -13,9 +13,10 @@ from torch import Tensor
 from culm.config import SettingError, parse
 from culm.convert.card import write_card
 from culm.convert.family import shape_of
-from culm.convert.files import read_json, read_safetensors, vacant, whole, write_json
 from culm.convert.native import check_vocabulary
 from culm.convert.weights import assemble, plain_weights
+from culm.dtype import name_of
+from culm.files import atomic, read_json, read_safetensors, vacant, write_json
 from culm.model.names import rename
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.tokenizer.tokenizer import Tokenizer
@@ -56,7 +57,7 @@ def export(
         str(rename(name, "culm", "hf")): tensor.to(dtype).cpu().contiguous()
         for name, tensor in plain_weights(model)
     }
-    with whole(folder) as fresh:
+    with atomic(folder) as fresh:
         fresh.mkdir()
         save_file(weights, fresh / "model.safetensors", metadata={"format": "pt"})
         tokenizer.save(fresh)
@@ -86,7 +87,7 @@ def _config(config: TransformerConfig, tokenizer: Tokenizer, dtype: torch.dtype)
         "tie_word_embeddings": config.tied,
         "bos_token_id": None,
         "eos_token_id": tokenizer.end_of_text,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": name_of(dtype),
         **({} if shape.family == "qwen2" else {"attention_bias": False}),
         **({"mlp_bias": False} if shape.family == "llama" else {"use_sliding_window": False}),
     }

@@ -2,42 +2,63 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from culm.config import SettingError
 from culm.convert import blueprint, gguf, hf, llama2c, native
 from culm.model.transformer import Transformer
 from culm.tokenizer.tokenizer import Tokenizer
 
-KNOWN = "a Culm or Hugging Face folder, a .gguf file, a llama2.c .bin file, or a blueprint .json"
+KNOWN = "a run, model or Hugging Face folder, a .gguf file, or a llama2.c .bin file"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def load_model(
     path: str | Path, device: torch.device | str = "cpu", tokenizer: str | Path | None = None
 ) -> tuple[Transformer, Tokenizer]:
-    """The model and tokenizer at a path: a folder of ours or Hugging Face's, `.gguf`, or `.bin`.
+    """The model and tokenizer of a run or model folder, a Hugging Face folder or hub id, a `.gguf`,
+    or a `.bin` of llama2.c.
 
     tokenizer: the file beside a `.bin`, which has none within.
 
     Raises:
         SettingError: nothing there can be read; the message says what can.
     """
-    path = Path(path)
-    if not path.exists():
-        raise SettingError(f"{path}: there is no such file or folder")
+    name, path = str(path), Path(path)
     if native.is_model(path):
         return native.load(path, device)
     if (path / "config.json").is_file():
         return hf.load(path, device)
-    if path.suffix == ".gguf":
+    if (path / "model").is_dir():
+        return load_model(path / "model", device)
+    if path.suffix == ".gguf" and path.is_file():
         return gguf.load(path, device)
     if path.suffix == ".bin" and path.is_file():
         if tokenizer is None:
-            raise SettingError(f"{path}: a llama2.c file needs its tokenizer: --tokenizer FILE.bin")
+            raise SettingError(
+                f"{path}: a llama2.c file needs its tokenizer: culm import {path} OUT "
+                "--tokenizer FILE.bin makes a folder of both"
+            )
         return llama2c.load(path, tokenizer, device)
-    raise SettingError(f"{path}: cannot be read as a model; known: {KNOWN}")
+    if path.exists():
+        raise SettingError(f"{path}: cannot be read as a model; known: {KNOWN}")
+    if not HUB_ID.fullmatch(name):
+        raise SettingError(f"{path}: there is no such file or folder")
+    return load_model(_download(name), device)
+
+
+def _download(name: str) -> str:
+    wanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+    try:
+        return snapshot_download(name, allow_patterns=wanted)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SettingError(f"{name}: no such folder, and not on the hub either: {reason}") from None
 
 
 def import_model(path: str | Path, out: str | Path, tokenizer: str | Path | None = None) -> str:
@@ -45,8 +66,8 @@ def import_model(path: str | Path, out: str | Path, tokenizer: str | Path | None
 
     Gives one sentence about what was written.
     """
-    path, out = Path(path), Path(out)
-    if path.suffix == ".json" and path.is_file():
+    out = Path(out)
+    if Path(path).suffix == ".json" and Path(path).is_file():
         config = blueprint.read(path)
         out = out if out.suffix in (".yaml", ".yml") else out.with_name(f"{out.name}.yaml")
         blueprint.write(config, out)

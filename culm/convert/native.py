@@ -20,8 +20,9 @@ from culm.adapt.quantize import Quantizer
 from culm.adapt.quantize.linear import QuantizedLinear
 from culm.config import Config, SettingError, parse
 from culm.convert.card import write_card
-from culm.convert.files import read_json, read_safetensors, sha256, vacant, whole, write_json
 from culm.convert.weights import assemble, refuse_adapters
+from culm.dtype import DTYPES, name_of
+from culm.files import atomic, read_json, read_safetensors, sha256, vacant, write_json
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -58,7 +59,7 @@ def save(model: Transformer, tokenizer: Tokenizer, folder: str | Path) -> None:
     if model.config.tied:
         del weights["head.weight"]
     packed = {n: m.settings for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
-    with whole(folder) as fresh:
+    with atomic(folder) as fresh:
         fresh.mkdir()
         save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
         tokenizer.save(fresh)
@@ -66,7 +67,7 @@ def save(model: Transformer, tokenizer: Tokenizer, folder: str | Path) -> None:
         values = {
             "format": 1,
             "model": model.config.model_dump(mode="json"),
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": name_of(model.dtype),
             "quantized": packed,
             "sha256": {name: sha256(fresh / name) for name in GUARDED},
         }
@@ -87,9 +88,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Transf
         _verify(folder / name, digest)
     tensors, source = read_safetensors(folder / WEIGHTS), str(folder / WEIGHTS)
     model = assemble(about.model, tensors, source, device, about.quantized)
-    model.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
-        about.dtype
-    ]
+    model.dtype = DTYPES[about.dtype]
     tokenizer = Tokenizer.load(folder)
     check_vocabulary(tokenizer, about.model.vocabulary, folder)
     return model, tokenizer

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from culm.adapt.lora import LoRALinear
+from culm.adapt.lora import has_adapter
 from culm.adapt.quantize.int4 import Int4
 from culm.adapt.quantize.int8 import Int8
 from culm.adapt.quantize.linear import QuantizedLinear
@@ -20,7 +20,7 @@ from culm.model.transformer import Transformer, TransformerConfig
 
 def refuse_adapters(model: nn.Module) -> None:
     """A model with adapters beside its layers has no single set of weights to write."""
-    if any(isinstance(module, LoRALinear) for module in model.modules()):
+    if has_adapter(model):
         raise SettingError("model: it has adapters; merge them first (culm.adapt.lora.merge)")
 
 

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from culm.config import Config
-from culm.dist.sharded import whole
+from culm.dist.sharded import full_tensor
 from culm.model import logprobs
 from culm.model.logprobs import Kernels
 from culm.model.transformer import Transformer
@@ -61,7 +61,7 @@ class Parallel:
 
     def clip(self, parameters: list[nn.Parameter], limit: float) -> float:
         """Scale the gradients down to the norm `limit` at most; the norm before."""
-        return float(whole(nn.utils.clip_grad_norm_(parameters, limit)))
+        return float(full_tensor(nn.utils.clip_grad_norm_(parameters, limit)))
 
 
 def _models(objective: nn.Module) -> list[Transformer]:

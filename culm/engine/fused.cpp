@@ -72,7 +72,7 @@ static __m512 exponential(__m512 x) {
 // 128 inputs; a lane of 32 bits sums 4 and 8 of them. An int4 chunk holds even inputs, then odd.
 struct Input {
   int64_t rows, inputs, chunks;
-  std::vector<bf16> halves;
+  std::vector<bf16> narrowed;
   std::vector<int8_t> bytes;     // (rows, chunks, 64 or 128)
   std::vector<int32_t> offsets;  // (rows, chunks, 16): where the sums begin, as weights are shifted
   std::vector<float> scales;     // (rows, chunks, 16)
@@ -82,8 +82,8 @@ struct Input {
   void prepare(const Linear &w, const float *x, int64_t count) {
     rows = count, inputs = w.inputs;
     if (w.kind == BF16) {
-      halves.resize(rows * inputs);
-      for (int64_t i = 0; i < rows * inputs; i += 16) narrow(_mm512_loadu_ps(x + i), &halves[i]);
+      narrowed.resize(rows * inputs);
+      for (int64_t i = 0; i < rows * inputs; i += 16) narrow(_mm512_loadu_ps(x + i), &narrowed[i]);
       return;
     }
     int64_t size = w.kind == INT8 ? 64 : 128;
@@ -133,8 +133,8 @@ static __mmask64 least(int64_t bits) { return bits >= 64 ? ~0ull : (1ull << bits
 
 // R outputs from n on for B rows from b on; sums[r][i] are 16 partial sums.
 template <int R, int B>
-static void halves(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (&sums)[R][B]) {
-  const bf16 *weight = (const bf16 *)w.weight + n * w.inputs, *x = &in.halves[b * w.inputs];
+static void dot_bf16(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (&sums)[R][B]) {
+  const bf16 *weight = (const bf16 *)w.weight + n * w.inputs, *x = &in.narrowed[b * w.inputs];
   for (int64_t k = 0; k < w.inputs; k += 32) {
     __m512bh part[R];
     for (int r = 0; r < R; r++)
@@ -147,7 +147,7 @@ static void halves(const Linear &w, const Input &in, int64_t n, int64_t b, __m51
 }
 
 template <int R, int B>
-static void eighths(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (&sums)[R][B]) {
+static void dot_int8(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (&sums)[R][B]) {
   const int8_t *weight = (const int8_t *)w.weight + n * w.inputs;
   const __m512i shift = _mm512_set1_epi8((char)0x80);  // signed to unsigned, which dpbusd takes
   for (int64_t c = 0; c < in.chunks; c++) {
@@ -173,7 +173,7 @@ static void eighths(const Linear &w, const Input &in, int64_t n, int64_t b, __m5
 }
 
 template <int R, int B>
-static void quarters(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (&sums)[R][B]) {
+static void dot_int4(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (&sums)[R][B]) {
   const uint8_t *weight = (const uint8_t *)w.weight + n * w.inputs / 2;
   const int64_t groups = w.inputs / w.group, each = 128 / w.group;
   const bf16 *scales = w.scale + n * groups, *zeros = w.zero + n * groups;
@@ -220,9 +220,9 @@ static void tile(const Linear &w, const Input &in, int64_t n, int64_t b, float *
   __m512 sums[R][B];
   for (int r = 0; r < R; r++)
     for (int i = 0; i < B; i++) sums[r][i] = _mm512_setzero_ps();
-  if (w.kind == BF16) halves<R, B>(w, in, n, b, sums);
-  if (w.kind == INT8) eighths<R, B>(w, in, n, b, sums);
-  if (w.kind == INT4) quarters<R, B>(w, in, n, b, sums);
+  if (w.kind == BF16) dot_bf16<R, B>(w, in, n, b, sums);
+  if (w.kind == INT8) dot_int8<R, B>(w, in, n, b, sums);
+  if (w.kind == INT4) dot_int4<R, B>(w, in, n, b, sums);
   for (int r = 0; r < R; r++)
     for (int i = 0; i < B; i++)
       out[(b + i) * stride + n + r] =

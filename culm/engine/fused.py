@@ -70,6 +70,8 @@ class FusedDecoder:
 
     def __init__(self, model: Transformer, cache: Cache) -> None:
         self._held: list[Tensor] = []  # what only pointers refer to
+        self._copies: list[Tensor] = []  # in fp32, of the norms and biases beside them
+        self._originals: list[Tensor] = []
         self._vocabulary = model.config.vocabulary
         places = torch.arange(cache.places)[None]
         angles = [tuple(map(self._fp32, rotation(places))) for rotation in model.rotations]
@@ -86,6 +88,7 @@ class FusedDecoder:
 
     def __call__(self, tokens: list[int], positions: list[int]) -> Tensor:
         """Put token i into slot i at its position; logits (N, V) fp32 of the next tokens."""
+        torch._foreach_copy_(self._copies, self._originals)  # they may have changed since
         rows, integers = len(tokens), c_int64 * len(tokens)
         logits = torch.empty(rows, self._vocabulary)
         library().culm_decode(
@@ -123,8 +126,12 @@ class FusedDecoder:
         )  # fmt: skip
 
     def _fp32(self, tensor: Tensor) -> int:
-        self._held.append(tensor.detach().float().contiguous())
-        return self._held[-1].data_ptr()
+        held = tensor.detach().float().contiguous()
+        self._held.append(held)
+        if held.data_ptr() != tensor.data_ptr():
+            self._copies.append(held)
+            self._originals.append(tensor.detach())
+        return held.data_ptr()
 
 
 def fuses(model: Transformer) -> bool:
@@ -146,17 +153,17 @@ def _fits(model: Transformer) -> bool:
             type(block.attention) is GroupedQueryAttention
             and type(block.mlp) is SwiGLUFeedForward
             and block.attention.head_dim % 16 == 0
-            and _alike(block.attention.q, block.attention.k, block.attention.v)
-            and _alike(block.attention.out)
-            and _alike(block.mlp.gate, block.mlp.up)
-            and _alike(block.mlp.down)
+            and _one_form(block.attention.q, block.attention.k, block.attention.v)
+            and _one_form(block.attention.out)
+            and _one_form(block.mlp.gate, block.mlp.up)
+            and _one_form(block.mlp.down)
             for block in blocks
         )
-        and _alike(model.head)
+        and _one_form(model.head)
     )
 
 
-def _alike(*layers: nn.Module) -> bool:
+def _one_form(*layers: nn.Module) -> bool:
     """Whether layers that share an input can be computed, and want it in one form."""
     forms = {
         (_kind(layer), layer.group if isinstance(layer, Int4Linear) else 0) for layer in layers

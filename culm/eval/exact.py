@@ -1,4 +1,4 @@
-"""Share of questions answered exactly, with its confidence interval."""
+"""Share of questions answered exactly, and by how much two models differ, with intervals."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.transformer import Transformer
 from culm.task.task import Question, Task
-from culm.tokenizer.chat import Chat
 from culm.tokenizer.tokenizer import Tokenizer
 
 SLOTS = 64  # questions that are answered at once
+DRAWS = 20  # for each question that is wanted: then a task is taken to have no other ones
+RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,17 @@ class Answered:
     score: float
 
 
+def distinct(task: Task, questions: int, seed: int) -> list[Question]:
+    """Test questions of which no two ask the same: a repeated one would count as evidence twice."""
+    found: dict[str, Question] = {}
+    for index in range(DRAWS * questions):
+        question = task.question("test", index, seed)
+        found.setdefault(question.prompt, question)
+        if len(found) == questions:
+            break
+    return list(found.values())
+
+
 def answer(
     model: Transformer,
     tokenizer: Tokenizer,
@@ -59,12 +73,14 @@ def answer(
     seed: int,
     tokens: int = 32,
 ) -> list[Answered]:
-    """Greedy replies to `questions` test questions of each task, in order of the tasks."""
-    asked = [(t, t.question("test", i, seed)) for t in tasks for i in range(questions)]
-    chat = Chat(tokenizer)
+    """Greedy replies, of at most `tokens`, to test questions of each task, in order of the tasks.
+
+    questions: how many different ones of each; fewer where the task has no more.
+    """
+    asked = [(task, question) for task in tasks for question in distinct(task, questions, seed)]
     requests = [
         Request(
-            tuple(chat.prompt([{"role": "user", "content": question.prompt}])),
+            tuple(tokenizer.chat.prompt([{"role": "user", "content": question.prompt}])),
             tokens,
             Sampling(temperature=0.0),
             tokenizer.stop_ids,
@@ -88,3 +104,32 @@ def scores(answered: Sequence[Answered]) -> dict[str, Score]:
     table = {name: wilson(sum(group), len(group)) for name, group in groups.items()}
     table["all"] = wilson(sum(item.score for item in answered), len(answered))
     return table
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference of scores over `items` questions, and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    items: int
+
+
+def difference(ours: Sequence[Answered], theirs: Sequence[Answered], seed: int = 0) -> Difference:
+    """How much better one model answered the same questions than another, from -1 to 1.
+
+    Paired bootstrap (Efron and Tibshirani 1993; for language models Koehn 2004, W04-3250): whole
+    questions are drawn again and again with both models' scores, so what makes a question hard for
+    both does not widen the interval. If 0 lies outside it, the models differ.
+
+    Raises:
+        ValueError: the two did not answer the same questions in the same order.
+    """
+    if [(a.task, a.question) for a in ours] != [(b.task, b.question) for b in theirs] or not ours:
+        raise ValueError("ours, theirs: they are not answers to the same questions")
+    gains = np.array([a.score - b.score for a, b in zip(ours, theirs, strict=True)])
+    drawn = np.random.default_rng(seed)
+    means = [drawn.choice(gains, len(gains)).mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return Difference(float(gains.mean()), float(low), float(high), len(gains))

@@ -19,7 +19,9 @@ class GRPO(Config):
     """Completions of one prompt are compared with each other; no value model.
 
     scale: group divides by the group's standard deviation, none does not (arXiv 2503.20783).
-    clip_low, clip_high: bounds of the probability ratio (asymmetric: DAPO, arXiv 2503.14476).
+    clip_low, clip_high: bounds of the probability ratio (asymmetric: DAPO, arXiv 2503.14476). A run
+    makes one update of each rollout, so there the ratio is one and the bounds do not act; they do
+    in batches that bring `old`, the log-probabilities of an earlier policy.
     average: over all tokens of the step (DAPO), over each sequence first (the paper), or over
     sequences counted as `answer_tokens` long (Dr. GRPO). temperature: of sampling, and so of the
     policy. answer_tokens: the greatest length of a completion. shuffled: a control run, whose
@@ -112,5 +114,5 @@ class GRPOObjective(nn.Module):
             new, old, extra["advantages"], config.clip_low, config.clip_high
         )
         counts = extra["scales"][:, None] * learned
-        metrics = {"clipped": (clipped * counts).sum(), "surprise": -(new.detach() * counts).sum()}
+        metrics = {"clipped": (clipped * counts).sum(), "nll": -(new.detach() * counts).sum()}
         return Loss((losses * counts).sum(), metrics)

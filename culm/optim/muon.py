@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from culm.config import Config
-from culm.dist.sharded import like, whole
+from culm.dist.sharded import full_tensor, like
 from culm.model.transformer import Transformer
 from culm.optim.groups import decay_groups, hidden_matrices, trainable
 
@@ -71,7 +71,7 @@ class MuonOptimizer(torch.optim.Optimizer):
         nesterov = gradient.lerp(state["momentum"], self.config.momentum)
         scale = 0.2 * max(parameter.shape) ** 0.5
         # A shard has no direction of its own: every rank orthogonalises the whole matrix.
-        update = orthogonalize(whole(nesterov).to(self.precision)).to(parameter.dtype)
+        update = orthogonalize(full_tensor(nesterov).to(self.precision)).to(parameter.dtype)
         return like(update, parameter) * scale
 
     def _adamw(self, parameter: nn.Parameter) -> Tensor:

@@ -31,7 +31,7 @@ class Completer:
         self._admit(body, body.choices)
         messages = [message.plain for message in body.messages]
         try:
-            ids = await asyncio.to_thread(lambda: self._model.template.prompt(messages))
+            ids = await asyncio.to_thread(lambda: self._tokenizer.chat.prompt(messages))
         except ValueError as error:
             raise invalid(str(error), "messages") from None
         room = self._model.context - len(ids)

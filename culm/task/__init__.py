@@ -5,5 +5,6 @@ from culm.task.arithmetic import Arithmetic
 from culm.task.expression import Expression
 from culm.task.identity import Identity
 from culm.task.letters import Letters
+from culm.task.prompts import Prompts
 
-AnyTask = one_of(Arithmetic | Letters | Expression | Identity)
+AnyTask = one_of(Arithmetic | Letters | Expression | Identity | Prompts)

@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from culm.convert import files
+from culm import files
 from culm.dist.ranks import Ranks
-from culm.dist.sharded import like, whole
+from culm.dist.sharded import full_tensor, like
 
 WEIGHTS, STATE = "state.safetensors", "state.json"
 
@@ -61,7 +61,7 @@ def save(
         for unfinished in place.glob(".step-*"):  # of a process that was killed while it saved
             shutil.rmtree(unfinished, ignore_errors=True)
         try:
-            with files.whole(place / f"step-{progress.step}") as fresh:
+            with files.atomic(place / f"step-{progress.step}") as fresh:
                 fresh.mkdir()
                 save_file(tensors, fresh / WEIGHTS)
                 state = asdict(progress)
@@ -118,7 +118,7 @@ def _collect(
         state = optimizer.state.get(parameter, {})
         entries = {f"optimizer.{name}|{key}": value for key, value in state.items()}
         for key, value in {f"parameter.{name}": parameter, **entries}.items():
-            gathered = whole(value.detach())
+            gathered = full_tensor(value.detach())
             if keep:
                 tensors[key] = gathered.cpu().contiguous()
     return tensors

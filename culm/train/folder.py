@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from culm.config import SettingError, read_yaml
-from culm.convert.files import whole
+from culm.files import atomic
 from culm.train.checkpoint import steps_in
 
 SETTINGS = "run.yaml"
@@ -50,7 +50,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     if any(_within(name, PREPARED) for name in fixed):
         for made in ("tokenizer", "data"):
             shutil.rmtree(folder / made, ignore_errors=True)
-    with whole(folder / SETTINGS) as fresh:
+    with atomic(folder / SETTINGS) as fresh:
         fresh.write_text(yaml.safe_dump(new, sort_keys=False), encoding="utf-8")
 
 

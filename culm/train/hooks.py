@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from culm.convert.files import whole
+from culm.files import atomic
 from culm.log import Bar
 from culm.train.trainer import Hook, Step
 
@@ -78,7 +78,7 @@ def read_metrics(path: Path) -> list[dict]:
 
 def write_lines(path: Path, lines: Sequence[Mapping]) -> None:
     """All lines of a file at once, whole or not at all."""
-    with whole(path) as fresh:
+    with atomic(path) as fresh:
         fresh.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.tree import Tree
 from torch import nn
 
+from culm.dtype import name_of
 from culm.loading import read
 from culm.plan.model import cost_of, forward_flops
 from culm.verbs.words import count, flops, size
@@ -21,7 +22,7 @@ def show_model(path: str) -> None:
     tree = Tree(f"[bold]{escape(path)}[/]")
     _grow(tree, model)
     console.print(tree, overflow="ignore", crop=False)
-    config, dtype = model.config, str(model.dtype).removeprefix("torch.")
+    config, dtype = model.config, name_of(model.dtype)
     held = {t.untyped_storage().data_ptr(): t for t in (*model.parameters(), *model.buffers())}
     cache = model.cache(1, 1).bytes
     parameters = cost_of(config).parameters  # of the plain model, also where it is quantised

@@ -20,7 +20,10 @@ def show_scores(model: str, tasks: str, questions: int, device: str) -> None:
     if not settings.tasks:
         raise SettingError(f"tasks: {tasks} names no tasks; see configs/eval/tasks.yaml")
     transformer, tokenizer = read(model, device)
-    answered = answer(transformer.eval(), tokenizer, settings.tasks, questions, settings.seed)
+    answered = answer(
+        transformer.eval(), tokenizer, settings.tasks, questions, settings.seed,
+        settings.answer_tokens,
+    )  # fmt: skip
     table = Table("task", "exact match", "95 % interval", "questions", box=None)
     for name, score in scores(answered).items():
         interval = f"{100 * score.low:.1f} - {100 * score.high:.1f}"

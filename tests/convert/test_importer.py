@@ -10,12 +10,14 @@ from culm.convert.importer import import_model, load_model
 STORIES = ("weights/stories260K.bin", "weights/tok512.bin")
 
 
-@pytest.mark.parametrize("kind", ["native", "hf", "gguf"])
+@pytest.mark.parametrize("kind", ["native", "run", "hf", "gguf"])
 def test_import_by_what_the_path_is(tiny, tokenizer, tokens, tmp_path, kind):
     model, path = tiny(), tmp_path / ("there.gguf" if kind == "gguf" else "there")
     match kind:
         case "native":
             native.save(model, tokenizer, path)
+        case "run":
+            native.save(model, tokenizer, path / "model")
         case "hf":
             hf.export(model, tokenizer, path)
         case "gguf":
@@ -28,7 +30,7 @@ def test_import_by_what_the_path_is(tiny, tokenizer, tokens, tmp_path, kind):
 
 def test_import_llama2c(tmp_path, data):
     weights, words = (data / name for name in STORIES)
-    with pytest.raises(SettingError, match="needs its tokenizer: --tokenizer"):
+    with pytest.raises(SettingError, match="needs its tokenizer: culm import"):
         import_model(weights, tmp_path / "stories")
     assert "0.26 million" in import_model(weights, tmp_path / "stories", words)
     model, tokenizer = load_model(tmp_path / "stories")
@@ -50,7 +52,7 @@ def test_what_cannot_be_read(tmp_path):
     with pytest.raises(SettingError, match="there is no such file or folder"):
         import_model(tmp_path / "none", tmp_path / "out")
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(SettingError, match=r"notes\.txt: cannot be read as a model; known: a Culm"):
+    with pytest.raises(SettingError, match=r"notes\.txt: cannot be read as a model; known: a run"):
         import_model(tmp_path / "notes.txt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -197,6 +197,19 @@ def test_grpo_gradient_is_that_of_the_policy() -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_grpo_tells_the_surprise_of_its_answers_and_clips_only_beside_an_earlier_policy() -> None:
+    objective = GRPO(group=4, clip_low=0.2, clip_high=0.2).build(model())
+    batch = objective.prepare(Experience(rows(), torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 0])))
+    metrics = objective(batch).metrics
+    logprobs = objective.model.logprobs(batch.tokens, batch.targets)
+    torch.testing.assert_close(metrics["nll"], -logprobs.sum().detach())
+    assert metrics["clipped"] == 0
+    old = logprobs.detach() - 1  # every token has become likelier by e
+    earlier = objective(replace(batch, extra={**batch.extra, "old": old})).metrics
+    good = (batch.extra["advantages"] > 0)[:, None] & (batch.targets >= 0)
+    assert earlier["clipped"] == good.sum()
+
+
 def test_a_step_without_anything_learned_is_an_error() -> None:
     batch = replace(rows(), targets=torch.full((8, 12), IGNORED), weight=0)
     with pytest.raises(TrainingError, match="nothing in its batch is learned"):

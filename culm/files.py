@@ -18,7 +18,7 @@ from culm.config import SettingError
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic(path: Path) -> Iterator[Path]:
     """A name beside `path` for a file or folder that takes its place when it is complete.
 
     All of it is on the disk before it gets its name, and what was there before goes only then. If

@@ -1,0 +1,30 @@
+"""Number formats by the names that people write: torch's own, and the short ones of the field."""
+
+from __future__ import annotations
+
+import torch
+
+from culm.config import SettingError
+
+DTYPES = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+    "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
+}  # fmt: skip
+
+
+def dtype_of(given: str | torch.dtype) -> torch.dtype:
+    """What a name means; a dtype stands for itself.
+
+    Raises:
+        SettingError: naming the known ones.
+    """
+    if given in DTYPES.values():
+        return given  # type: ignore[return-value]
+    if given not in DTYPES:
+        raise SettingError(f"dtype: {str(given)!r} is not one of {', '.join(DTYPES)}")
+    return DTYPES[given]
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """`float32`, as torch says it."""
+    return str(dtype).removeprefix("torch.")

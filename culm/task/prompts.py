@@ -1,0 +1,65 @@
+"""Questions with known answers from a file: `{"prompt": ..., "answer": ...}` on each line."""
+
+from __future__ import annotations
+
+import json
+import random
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from culm.config import Config, SettingError
+from culm.task.task import Question, Split, exact, split_of
+
+
+class Prompts(Config):
+    """Records of a JSONL file; every question of a split comes once before any comes again.
+
+    path: the file. prompt, answer: the fields that hold them, text or numbers. One prompt in eight
+    is a test question, by hash, so a file may grow without moving any from split to split.
+    """
+
+    kind: Literal["prompts"] = "prompts"
+    name: str = "prompts"
+    path: str
+    prompt: str = "prompt"
+    answer: str = "answer"
+
+    def question(self, split: Split, index: int, seed: int) -> Question:
+        """SettingError where the file cannot be read or has no question for the split."""
+        known = self._questions[split]
+        if not known:
+            raise SettingError(f"{self.path}: none of its prompts is a {split} one; add more")
+        epoch, place = divmod(index, len(known))
+        return known[_order(len(known), f"{seed}/{self.name}/{split}/{epoch}")[place]]
+
+    def score(self, question: Question, reply: str) -> float:
+        return exact(question.answer, reply)
+
+    @cached_property
+    def _questions(self) -> dict[Split, list[Question]]:
+        found: dict[Split, list[Question]] = {"train": [], "test": []}
+        try:
+            lines = Path(self.path).read_text(encoding="utf-8-sig").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingError(f"{self.path}: not readable as a file of prompts: {error}") from None
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                question = self._question(line, f"{self.path}: line {number}")
+                found[split_of(question.prompt)].append(question)
+        return found
+
+    def _question(self, line: str, place: str) -> Question:
+        try:
+            record: Any = json.loads(line)
+        except ValueError as error:
+            raise SettingError(f"{place}: not readable as JSON: {error}") from None
+        for key in (self.prompt, self.answer):
+            if not isinstance(record, dict) or not isinstance(record.get(key), str | int | float):
+                raise SettingError(f"{place}: no text or number in {key!r}")
+        return Question(str(record[self.prompt]), str(record[self.answer]).strip())
+
+
+@lru_cache(maxsize=8)
+def _order(count: int, key: str) -> list[int]:
+    return random.Random(key).sample(range(count), count)

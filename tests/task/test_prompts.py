@@ -1,0 +1,79 @@
+"""Questions from a file."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from culm.config import SettingError, parse
+from culm.data.settings import DataConfig
+from culm.task import AnyTask
+from culm.task.prompts import Prompts
+from culm.task.task import Question, exact, split_of
+
+COUNT = 200
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    path = tmp_path / "capitals.jsonl"
+    records = [{"prompt": f"Capital of {n}?\u2028", "answer": n} for n in range(COUNT)]
+    path.write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in records) + "\n\n")
+    return path
+
+
+def test_each_question_of_a_split_comes_once_in_an_epoch(file):
+    task = parse(AnyTask, {"kind": "prompts", "path": str(file)})
+    epochs = {}
+    for split in ("train", "test"):
+        every = [n for n in range(COUNT) if split_of(f"Capital of {n}?\u2028") == split]
+        assert every
+        drawn = [task.question(split, index, 3) for index in range(2 * len(every))]
+        for epoch in (drawn[: len(every)], drawn[len(every) :]):
+            assert sorted(int(question.answer) for question in epoch) == every
+        assert drawn[: len(every)] != drawn[len(every) :]
+        assert drawn[0] == Prompts(path=str(file)).question(split, 0, 3)
+        epochs[split] = {question.prompt for question in drawn}
+    assert not epochs["train"] & epochs["test"]
+
+
+def test_a_reply_is_graded_as_of_every_task(file):
+    task = Prompts(path=str(file))
+    assert task.score(Question("?", "Paris"), " Paris\n") == 1
+    assert task.score(Question("?", "Paris"), "in France: Paris") == 1
+    assert task.score(Question("?", "Paris"), "Rome") == 0
+    assert exact("ratio 1: 2", "ratio 1: 2") == 1  # an answer may hold a colon itself
+
+
+def test_it_is_taught_too(file):
+    task = {"kind": "prompts", "path": str(file)}
+    data = parse(DataConfig, {"format": "chat", "tasks": [task], "questions": 3})
+    for record in data.open():
+        question, answer = (message["content"] for message in record["messages"])
+        assert question == f"Capital of {answer}?\u2028"
+
+
+def test_fields_have_the_names_that_are_given(tmp_path):
+    path = tmp_path / "asked.jsonl"
+    path.write_text("".join(f'{{"q": "{n}?", "a": " yes "}}\n' for n in range(30)))
+    task = Prompts(path=str(path), prompt="q", answer="a")
+    assert task.question("train", 0, 0).answer == "yes"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "not readable as a file of prompts"),
+        ("", "none of its prompts is a train one"),
+        ('{"prompt": "a", "answer": 1}\n{', "line 2: not readable as JSON"),
+        ('{"prompt": "a"}', "line 1: no text or number in 'answer'"),
+        ("[1]", "line 1: no text or number in 'prompt'"),
+    ],
+)
+def test_what_cannot_be_read_is_told_in_a_sentence(tmp_path, text, words):
+    path = tmp_path / "prompts.jsonl"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SettingError, match=rf"prompts\.jsonl: {words}") as raised:
+        Prompts(path=str(path)).question("train", 0, 0)
+    assert len(str(raised.value).splitlines()) == 1
