@@ -19,6 +19,9 @@ from culm.tokenizer.fast import fast_encoder
 from culm.tokenizer.pieces import pieces
 
 SPECIALS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
+# What a folder with a tokenizer of ours holds.
+CONFIG, MARKS, CHAT = "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"
+FILES = {"tokenizer.json", CONFIG, MARKS, CHAT}
 PIECE = 1 << 16  # characters encoded at once: the library needs 100 bytes a token while it works
 
 # Each message is <|role|>content<|end|>; nothing else, so that text meets only special tokens.
@@ -154,11 +157,11 @@ class Tokenizer:
         settings.pop("chat_template", None)  # it has a file of its own
         marks = {key: value for key, value in settings.items() if key.endswith("_token")}
         (folder / "tokenizer.json").write_text(self._json, encoding="utf-8")
-        for name, values in (("tokenizer_config", settings), ("special_tokens_map", marks)):
+        for name, values in ((CONFIG, settings), (MARKS, marks)):
             text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-            (folder / f"{name}.json").write_text(text, encoding="utf-8")
+            (folder / name).write_text(text, encoding="utf-8")
         if self.template is not None:
-            (folder / "chat_template.jinja").write_text(self.template, encoding="utf-8")
+            (folder / CHAT).write_text(self.template, encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -171,7 +174,7 @@ class Tokenizer:
             inner = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise SettingError(f"{path}: cannot be read as a tokenizer: {error}") from None
-        settings = _read_json(folder / "tokenizer_config.json")
+        settings = _read_json(folder / CONFIG)
         eos = _read_json(folder / "generation_config.json").get("eos_token_id")
         stops = eos if isinstance(eos, list) else [] if eos is None else [eos]
         stops = [*stops, *settings.get("stop_ids", [])]
@@ -179,7 +182,7 @@ class Tokenizer:
 
 
 def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
+    path = folder / CHAT
     if path.is_file():
         return path.read_text(encoding="utf-8")
     template = settings.get("chat_template")

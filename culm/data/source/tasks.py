@@ -8,15 +8,14 @@ from typing import Any
 
 from culm.task.task import Task
 
-SEED = 0  # of the questions; other seeds are left to reinforcement learning and evaluation
-
 
 @dataclass(frozen=True)
 class TaskSource:
-    """So many training questions of the tasks in turn."""
+    """So many training questions of the tasks in turn; reinforcement learning draws others."""
 
     tasks: Sequence[Task]
     questions: int
+    seed: int
 
     @property
     def name(self) -> str:
@@ -28,7 +27,7 @@ class TaskSource:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for index in range(self.questions):
-            asked = self.tasks[index % len(self.tasks)].question("train", index, SEED)
+            asked = self.tasks[index % len(self.tasks)].question("train", index, self.seed)
             yield {
                 "messages": [
                     {"role": "user", "content": asked.prompt},
