@@ -55,4 +55,4 @@ class DataConfig(Config):
         source = open_source(self.path, self.split, self.invalid)
         if self.most_documents is None and self.most_bytes is None:
             return source
-        return Beginning(source, self.most_documents, self.most_bytes)
+        return Beginning(source, self.format.texts, self.most_documents, self.most_bytes)

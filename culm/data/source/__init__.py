@@ -94,9 +94,13 @@ class Chain:
 
 @dataclass(frozen=True)
 class Beginning:
-    """The first records of a source: so many, and those that begin within so many bytes of text."""
+    """The first records of a source: so many, and those that begin within so many bytes of text.
+
+    texts: gives the text of a record.
+    """
 
     source: Source
+    texts: Callable[[Record], Iterator[str]]
     documents: int | None
     bytes: int | None
 
@@ -115,11 +119,11 @@ class Beginning:
             if self.bytes is not None and taken >= self.bytes:
                 return
             yield record
-            taken += bytes_in(record)
+            taken += bytes_in(list(self.texts(record)))
 
 
 def bytes_in(value: Any) -> int:
-    """Of all text in a record, as UTF-8."""
+    """Of all text in a record or a part of it, as UTF-8."""
     match value:
         case str():
             return len(value.encode("utf-8", "surrogatepass"))
