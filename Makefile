@@ -3,7 +3,7 @@
 VENV    ?= .venv
 PYTHON  ?= python3
 WORKERS ?= 2
-EXTRAS  ?= dev,docs
+EXTRAS  ?= dev,docs,rl-ref,llama-cpp
 BIN     := $(VENV)/bin
 
 # A test computes tiny things: more threads than one only wait for each other.
@@ -14,7 +14,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 help:
 	@echo "make quickstart   from raw text to a chat model, in ten minutes"
 	@echo "make test         lint, types, floors and the fast tests"
-	@echo "make test-slow    tests that take minutes or need other libraries (EXTRAS=dev,docs,rl-ref)"
+	@echo "make test-slow    tests that take minutes or need other libraries (EXTRAS=$(EXTRAS))"
 	@echo "make lint         style, types and which room imports which"
 	@echo "make format       put the code into its usual form"
 	@echo "make bench        speed of training and decoding, beside other libraries"
@@ -35,6 +35,10 @@ $(VENV)/.dev: $(VENV)/pyvenv.cfg pyproject.toml
 
 $(VENV)/.slow: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
 quickstart: $(VENV)/.core
@@ -65,7 +69,7 @@ $(VENV)-bench/.done: pyproject.toml
 bench: $(VENV)-bench/.done
 	$(VENV)-bench/bin/python bench/peers.py
 
-docs: $(VENV)/.slow
+docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
 
 clean:

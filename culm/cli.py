@@ -83,11 +83,12 @@ def tokenize(
     vocabulary: Annotated[int, typer.Option(help="How many tokens.", min=262)] = 4096,
 ) -> None:
     """Train a byte-level BPE tokenizer."""
+    from culm.data.format.document import DocumentFormat
     from culm.data.source import open_source
+    from culm.data.texts import texts_of
     from culm.tokenizer.train import BPE
 
-    texts = (str(record.get("text", "")) for record in open_source(path))
-    tokenizer = BPE(vocabulary=vocabulary).build(texts)
+    tokenizer = BPE(vocabulary=vocabulary).build(texts_of(open_source(path), DocumentFormat()))
     tokenizer.save(out)
     typer.echo(f"{out}: {tokenizer.vocabulary} tokens")
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from culm import log
 from culm.config import SettingError
-from culm.data.example import RecordFormat
-from culm.data.format.document import DocumentFormat
 from culm.data.loader import Loader
 from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
-from culm.data.prepared import Prepared
-from culm.data.source import Record
+from culm.data.prepared import Prepared, verify
+from culm.data.texts import texts_of
 from culm.device import DTYPES, choose_backend, choose_precision
 from culm.dist.parallelize import compile_blocks, recompute
 from culm.dist.ranks import Ranks
@@ -73,24 +71,7 @@ def _texts(config: RunConfig) -> Iterator[str]:
             "tokenizer: data.prepared holds no text to train one on; leave it out to take the one "
             "that the corpus was prepared with"
         )
-    yield from texts_of(config.data.open(), config.data.format)
-
-
-def texts_of(records: Iterable[Record], form: RecordFormat) -> Iterator[str]:
-    """What a tokenizer is trained on: documents, or all that is said in dialogues and pairs."""
-    for record in records:
-        if isinstance(form, DocumentFormat):
-            yield str(record.get(form.text, ""))
-        else:
-            yield from _strings(record)
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)
+    return texts_of(config.data.open(config.seed), config.data.format)
 
 
 def prepared_folder(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> Path:
@@ -100,7 +81,7 @@ def prepared_folder(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> Pa
     place = folder / "data"
     if not place.exists():
         prepare(
-            config.data.open(),
+            config.data.open(config.seed),
             config.data.format,
             tokenizer,
             place,
@@ -167,7 +148,7 @@ def training_batches(
         assert isinstance(objective, GRPOObjective)
         return _rollouts(config, objective, tokenizer, ranks)
     if ranks.first:
-        prepared_folder(config, tokenizer, folder)
+        verify(prepared_folder(config, tokenizer, folder))
     ranks.wait()
     place = prepared_folder(config, tokenizer, folder)
     ids, known = Manifest.read(place).vocabulary, model.config.vocabulary
@@ -176,11 +157,21 @@ def training_batches(
             f"{place}: token ids up to {ids - 1}, but the model's vocabulary is {known}"
         )
     rows = loader(config, tokenizer, place, context, ranks, "train")
+    check_ends(rows, tokenizer)
     if rows.truncated:
         log.say(
             f"{rows.truncated:,} documents are longer than {context} tokens and lose their end."
         )
     return rows, rows.fingerprint
+
+
+def check_ends(rows: Loader, tokenizer: Tokenizer) -> None:
+    """A model of dialogues that never learns to end its turn would never stop."""
+    if rows.dialogues and not rows.learns(tokenizer.stop_ids):
+        raise SettingError(
+            "train.context: no row learns the end of an answer, so the model would never stop; "
+            "a longer context keeps whole dialogues"
+        )
 
 
 def _rollouts(

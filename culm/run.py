@@ -190,7 +190,7 @@ def _train(config: RunConfig, folder: Path, device: torch.device, ranks: Ranks) 
         if ranks.first:
             hooks.append(MetricsFile(folder / "metrics.jsonl", start.step))
         if config.eval.every_steps:
-            hooks.append(every(config.eval.every_steps, measure.hook, at_end=False))
+            hooks.append(every(config.eval.every_steps, measure.hook))
         hooks.append(checkpointing(save, settings.checkpoint.every_steps))
         trainer = Trainer(
             parallel, optimizer, settings.schedule, clip=settings.clip, seed=config.seed,

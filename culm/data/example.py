@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from culm.config import Config
 from culm.tokenizer.tokenizer import Tokenizer
+
+Content = str | list[dict[str, Any]]  # a text, or the messages of a dialogue
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,17 +22,44 @@ class Example:
 
 
 class RecordFormat(Config, ABC):
-    """Base of every format. `group` examples in a row belong together (a pair: 2)."""
+    """Base of every format. `group` examples in a row belong together (a pair: 2).
+
+    A record is first divided into contents, which know no tokenizer; each becomes one example.
+    """
 
     group: ClassVar[int] = 1
 
     @abstractmethod
-    def examples(self, record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[Example]:
-        """The examples in a record.
+    def contents(self, record: dict[str, Any]) -> Iterator[Content]:
+        """What a record says.
 
         Raises:
             ValueError: the record does not have the shape of this format; says what it has.
         """
+
+    @abstractmethod
+    def encode(self, contents: Sequence[Any], tokenizer: Tokenizer) -> Iterator[Example]:
+        """The example of each content, in order.
+
+        Raises:
+            ValueError: one cannot be written in the tokenizer's chat template.
+        """
+
+    def texts(self, record: dict[str, Any]) -> Iterator[str]:
+        """What a tokenizer is trained on: all that is said in the record.
+
+        Raises:
+            ValueError: as `contents`.
+        """
+        yield from _strings(record)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
 
 
 def shape_of(record: dict[str, Any]) -> str:

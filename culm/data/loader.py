@@ -7,12 +7,13 @@ a step among them, so a run can go on with other numbers of both, from any step 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
+import torch
 
 from culm.batch import Batch
 from culm.config import SettingError
@@ -29,7 +30,8 @@ class Loader:
 
     rows: rows in an epoch. epoch_steps: steps that show every row once. targets: learned targets
     in an epoch. efficiency: share of places that hold a token. truncated: documents that lost
-    their end; left_out: rows in which nothing was left to learn. fingerprint: of the order.
+    their end; left_out: rows in which nothing was left to learn. dialogues: whether it is answers
+    that are learned, each with its end. fingerprint: of the order.
 
     Of pairs, a row is one pair: a batch of N has 2N rows, chosen and rejected in turn, and its
     weight is N.
@@ -68,6 +70,7 @@ class Loader:
         self.targets = int(learned[self._kept].sum())
         self.efficiency = self._packed.efficiency(context)
         self.truncated = self._packed.truncated
+        self.dialogues = prepared.manifest.format != "document"
         self.left_out = len(learned) - self.rows
         facts = (prepared.fingerprint, context, rows_per_step, seed, packing)
         self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
@@ -75,15 +78,17 @@ class Loader:
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
         start = number * self._rows_per_step + self._rank * self._share
-        rows = [self._row(index) for index in range(start, start + self._share)]
-        parts = range(0, len(rows), self._micro_rows)
-        return [self._batch(rows[at : at + self._micro_rows]) for at in parts]
+        return list(self._batches([self._row(n) for n in range(start, start + self._share)]))
 
     def once(self) -> Iterator[Batch]:
         """Every row once in the order of the corpus, this rank's share of them: to evaluate."""
-        rows = self._kept[self._rank :: self._ranks].tolist()
-        for at in range(0, len(rows), self._micro_rows):
-            yield self._batch(rows[at : at + self._micro_rows])
+        yield from self._batches(self._kept[self._rank :: self._ranks].tolist())
+
+    def learns(self, ids: Iterable[int]) -> bool:
+        """Whether one of these tokens is learned in some row, of whatever rank."""
+        wanted = torch.tensor(sorted(ids))
+        batches = self._batches(self._kept.tolist())
+        return any(bool(torch.isin(batch.targets, wanted).any()) for batch in batches)
 
     def preview(self, count: int, tokenizer: Tokenizer) -> list[list[tuple[str, bool]]]:
         """The first rows as text, each in spans (text, whether it is learned)."""
@@ -105,7 +110,11 @@ class Loader:
         first = row * self._group
         return [segment for r in range(first, first + self._group) for segment in self._packed[r]]
 
-    def _batch(self, rows: list[int]) -> Batch:
+    def _batches(self, rows: Sequence[int]) -> Iterator[Batch]:
+        for at in range(0, len(rows), self._micro_rows):
+            yield self._batch(rows[at : at + self._micro_rows])
+
+    def _batch(self, rows: Sequence[int]) -> Batch:
         read, pad = self._prepared.read, self._pad
         if self._group == 1:
             packed = [self._packed[row] for row in rows]
@@ -139,11 +148,12 @@ def _pack(prepared: Prepared, context: int, packing: Packing) -> Rows:
 
 def _learned_targets(prepared: Prepared, rows: Rows) -> np.ndarray:
     """(rows,) how many targets of each row are learned."""
-    counts = rows.ends - rows.starts - 1
+    firsts = rows.starts + 1  # the first token of a segment is no target
+    counts = rows.ends - firsts
     if prepared.masked:
-        for index, (start, end) in enumerate(zip(rows.starts, rows.ends, strict=True)):
-            learned = prepared.read(start, end)[1]
-            counts[index] = np.count_nonzero(learned[1:])  # type: ignore[index]
+        counts = np.zeros_like(counts)
+        for places in prepared.learned_places():
+            counts += np.searchsorted(places, rows.ends) - np.searchsorted(places, firsts)
     return np.add.reduceat(counts, rows.first[:-1])
 
 

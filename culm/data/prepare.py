@@ -1,29 +1,42 @@
-"""Records to token shards, in one pass and in memory that does not grow with the corpus.
+"""Records to token shards, in one pass over a corpus of any size.
 
-Only a digest of 16 bytes is kept of each document, to drop exact duplicates.
+    source -> units -> divided: duplicates dropped, a split for each -> encoded in batches -> shards
+
+Memory holds one block of the source and one batch of documents. What grows with the corpus is a
+digest of each document, which finds exact duplicates: about 100 bytes of memory a document, so
+1 GB for ten million.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from culm.config import SettingError
-from culm.data.example import Example, RecordFormat
+from culm.data.example import Content, Example, RecordFormat
 from culm.data.manifest import Manifest
 from culm.data.shards import Document, SplitWriter
-from culm.data.source import Source
+from culm.data.source import Source, bytes_in, found_in, misshapen
 from culm.log import progress
 from culm.tokenizer.tokenizer import Tokenizer
 
-Unit = list[Document]  # documents that belong together: one, or a pair
+BATCH = 1 << 20  # bytes of text that are encoded together
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Contents that belong together: one, or a pair. record: number of theirs; size: bytes."""
+
+    contents: list[Content]
+    record: int
+    size: int
 
 
 def prepare(
@@ -37,7 +50,8 @@ def prepare(
     """Write the token shards of a corpus to a new folder.
 
     held_out: share of the documents in the split "held_out", chosen by a hash of the document and
-    the seed; at least one. With 0 there is no such split. All else is in the split "train".
+    the seed; at least one. With 0 there is no such split. All else is in the split "train". What a
+    document says decides, before it is encoded: every tokenizer has the same splits.
     The folder appears when everything is in it, or not at all.
 
     Raises:
@@ -49,11 +63,11 @@ def prepare(
         lengths[tokenizer.end_of_text] = 0  # also where it is a byte of its own
         names = ("train", "held_out") if held_out else ("train",)
         writers = {name: SplitWriter(work / name, lengths) for name in names}
+        divider = _Divider(held_out, seed)
         try:
-            divider = _Divider(held_out, seed, lambda name, unit: writers[name].append(unit))
-            for unit in _units(source, format, tokenizer):
-                divider.add(unit)
-            divider.finish(source.name)
+            divided = divider.divide(_units(source, format), source.name)
+            for name, documents in _encoded(divided, source, format, tokenizer):
+                writers[name].append(documents)
         finally:
             for writer in writers.values():
                 writer.close()
@@ -74,101 +88,101 @@ def prepare(
     return manifest
 
 
-def _units(source: Source, format: RecordFormat, tokenizer: Tokenizer) -> Iterator[Unit]:
+def _units(source: Source, format: RecordFormat) -> Iterator[Unit]:
     done = 0
-    with progress("prepare", source.size, "characters") as bar:
-        for number, record in enumerate(source, start=1):
-            unit: Unit = []
-            try:
-                for example in format.examples(record, tokenizer):
-                    unit.append(_arrays(example))
-                    if len(unit) == format.group:
-                        yield unit
-                        unit = []
-            except SettingError:
-                raise
-            except ValueError as error:
-                raise SettingError(f"{source.name}: record {number}: {error}") from None
-            bar.advance(size := _characters(record))
-            done += size
+    with progress("prepare", source.size, "bytes") as bar:
+        contents: list[Content] = []
+        for record, content in found_in(source, format.contents):
+            contents.append(content)
+            if len(contents) == format.group:
+                yield (unit := Unit(contents, record, bytes_in(contents)))
+                contents = []
+                bar.advance(unit.size)
+                done += unit.size
         bar.advance(max(0, (source.size or 0) - done))  # what the notation of the files took
 
 
-def _arrays(example: Example) -> Document:
-    return np.array(example.tokens, dtype=np.int64), np.array(example.learned, dtype=bool)
-
-
-def _characters(value: Any) -> int:
-    match value:
-        case str():
-            return len(value)
-        case dict():
-            return sum(map(_characters, value.values()))
-        case list():
-            return sum(map(_characters, value))
-    return 0
-
-
 class _Divider:
-    """Sends each document that was not seen before to its split.
+    """A split for each unit that was not seen before.
 
     A key in [0, 1) comes from the content alone, so that a document stays in its split whatever
-    stands around it. The one with the lowest key waits until the end: it is the one to hold out
+    stands around it. The unit with the lowest key waits until the end: it is the one to hold out
     where no key is below the share, and the one to train on where all are.
     """
 
-    def __init__(self, held_out: float, seed: int, write: Callable[[str, Unit], None]) -> None:
-        self._held_out, self._write = held_out, write
-        self._seed = seed.to_bytes(8, "little")
+    def __init__(self, held_out: float, seed: int) -> None:
+        self._held_out, self._seed = held_out, seed.to_bytes(8, "little")
         self._seen: set[bytes] = set()
-        self._written = {"train": 0, "held_out": 0}
-        self._lowest: tuple[float, Unit] | None = None
         self.dropped = 0
 
-    def add(self, unit: Unit) -> None:
-        digest = _digest(unit)
-        if digest in self._seen:
-            self.dropped += 1
-            return
-        self._seen.add(digest)
-        keyed = hashlib.blake2b(digest, key=self._seed, digest_size=8).digest()
-        key = int.from_bytes(keyed, "little") / 2**64
-        if self._lowest is None or key < self._lowest[0]:
-            (key, unit), self._lowest = self._lowest or (key, []), (key, unit)
-        if unit:
-            self._send(self._split(key), unit)
-
-    def _split(self, key: float) -> str:
-        return "held_out" if key < self._held_out else "train"
-
-    def _send(self, name: str, unit: Unit) -> None:
-        self._written[name] += 1
-        self._write(name, unit)
-
-    def finish(self, source: str) -> None:
-        if self._lowest is None:
+    def divide(self, units: Iterable[Unit], source: str) -> Iterator[tuple[str, Unit]]:
+        waiting: tuple[float, Unit] | None = None
+        used = set()  # splits that have a document
+        for key, unit in self._keyed(units):
+            if waiting is None:
+                waiting = key, unit
+                continue
+            if key < waiting[0]:
+                ready, waiting = waiting, (key, unit)
+            else:
+                ready = key, unit
+            split = "held_out" if ready[0] < self._held_out else "train"
+            used.add(split)
+            yield split, ready[1]
+        if waiting is None:
             raise SettingError(f"{source}: nothing to read: there is no document in it")
-        key, unit = self._lowest
-        if not self._held_out:
-            return self._send("train", unit)
-        if not any(self._written.values()):
+        if self._held_out and not used:
             raise SettingError(
                 f"{source}: one document cannot be divided into training and held-out text; "
                 f"set data.format.most_characters=10000 to cut it into many, data.split=paragraphs "
                 f"if they are its documents, or data.held_out=0 to hold out nothing"
             )
-        empty = next((name for name, count in self._written.items() if not count), None)
-        if empty == "train" or not self._written["held_out"]:
-            return self._send(empty or "held_out", unit)
-        return self._send(self._split(key), unit)
+        yield "held_out" if self._held_out and "train" in used else "train", waiting[1]
+
+    def _keyed(self, units: Iterable[Unit]) -> Iterator[tuple[float, Unit]]:
+        """Each new unit with its key; those that were seen before are counted."""
+        for unit in units:
+            digest = _digest(unit)
+            if digest in self._seen:
+                self.dropped += 1
+                continue
+            self._seen.add(digest)
+            keyed = hashlib.blake2b(digest, key=self._seed, digest_size=8).digest()
+            yield int.from_bytes(keyed, "little") / 2**64, unit
 
 
-def _digest(unit: Sequence[Document]) -> bytes:
-    hasher = hashlib.blake2b(digest_size=16)
-    for tokens, _ in unit:
-        hasher.update(len(tokens).to_bytes(8, "little"))
-        hasher.update(tokens.tobytes())
-    return hasher.digest()
+def _digest(unit: Unit) -> bytes:
+    written = json.dumps(unit.contents, sort_keys=True, default=str)
+    return hashlib.blake2b(written.encode(), digest_size=16).digest()
+
+
+def _encoded(
+    divided: Iterable[tuple[str, Unit]], source: Source, format: RecordFormat, tokenizer: Tokenizer
+) -> Iterator[tuple[str, list[Document]]]:
+    for batch in _batches(divided):
+        contents = [content for _, unit in batch for content in unit.contents]
+        examples = format.encode(contents, tokenizer)
+        for split, unit in batch:
+            try:
+                yield split, [_arrays(next(examples)) for _ in unit.contents]
+            except ValueError as error:
+                raise misshapen(source, unit.record, error) from None
+
+
+def _batches(divided: Iterable[tuple[str, Unit]]) -> Iterator[list[tuple[str, Unit]]]:
+    batch: list[tuple[str, Unit]] = []
+    size = 0
+    for split, unit in divided:
+        batch.append((split, unit))
+        size += unit.size
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    yield batch
+
+
+def _arrays(example: Example) -> Document:
+    return np.array(example.tokens, dtype=np.int64), np.array(example.learned, dtype=bool)
 
 
 @contextmanager
@@ -185,11 +199,9 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             folder.rmdir()
         work.rename(folder)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise SettingError(
-                f"{folder}: the disk is full; free some space or choose another folder "
-                f"(nothing was kept)"
-            ) from None
-        raise
+        raise SettingError(
+            f"{folder}: could not be written ({error.strerror or error}); make room there or "
+            "choose another folder (nothing was kept)"
+        ) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,19 +36,12 @@ class Prepared:
         self.fingerprint = hashlib.sha256(sums.encode()).hexdigest()
 
     @staticmethod
-    def open(
-        folder: str | Path,
-        split: str = "train",
-        tokenizer: str | None = None,
-        verify: bool = False,
-    ) -> Prepared:
-        """A split of a prepared folder.
-
-        tokenizer: fingerprint of the one that the model has; verify: compare all checksums too.
+    def open(folder: str | Path, split: str = "train", tokenizer: str | None = None) -> Prepared:
+        """A split of a prepared folder. tokenizer: fingerprint of the one that the model has.
 
         Raises:
-            SettingError: no such split, a file that is missing, truncated or (with `verify`)
-                changed, or a corpus that was prepared with another tokenizer.
+            SettingError: no such split, a file that is missing or truncated, or a corpus that was
+                prepared with another tokenizer.
         """
         folder = Path(folder)
         manifest = Manifest.read(folder)
@@ -60,7 +54,7 @@ class Prepared:
                 f"{folder}: prepared with another tokenizer than the model's; {ADVICE}"
             )
         for name, file in facts.files.items():
-            _check(folder / split / name, file, verify)
+            _check(folder / split / name, file)
         return Prepared(folder, split, manifest, facts)
 
     @property
@@ -75,6 +69,11 @@ class Prepared:
         learned = None if self._learned is None else self._learned[shard][place]
         return self._tokens[shard][place], learned
 
+    def learned_places(self) -> Iterator[np.ndarray]:
+        """Numbers of the tokens that are learned, shard by shard, where some are not."""
+        for start, learned in zip(self._starts, self._learned or (), strict=False):
+            yield np.flatnonzero(learned) + start
+
     def _map(self, kind: str, number: int) -> np.ndarray:
         path = self.folder / self.split / shard_name(kind, number)
         try:
@@ -83,11 +82,25 @@ class Prepared:
             raise SettingError(f"{path}: cannot be read ({error}); {ADVICE}") from None
 
 
-def _check(path: Path, file: File, verify: bool) -> None:
+def verify(folder: Path) -> None:
+    """Read every file of a prepared folder, and compare it with what was written.
+
+    Raises:
+        SettingError: one was changed since.
+    """
+    for split, facts in Manifest.read(folder).splits.items():
+        for name, file in facts.files.items():
+            path = folder / split / name
+            _check(path, file)
+            if File.of(path) != file:
+                raise SettingError(
+                    f"{path}: changed since it was written (SHA-256 differs); {ADVICE}"
+                )
+
+
+def _check(path: Path, file: File) -> None:
     if not path.is_file():
         raise SettingError(f"{path}: missing; {ADVICE}")
     size = path.stat().st_size
     if size != file.bytes:
         raise SettingError(f"{path}: {size} bytes where {file.bytes} were written; {ADVICE}")
-    if verify and File.of(path) != file:
-        raise SettingError(f"{path}: changed since it was written (SHA-256 differs); {ADVICE}")

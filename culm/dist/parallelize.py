@@ -41,7 +41,10 @@ class Parallel:
         self.objective = objective
         self._call: Callable = objective
         if ranks > 1 and dist.data == "ddp":
-            self._call = DistributedDataParallel(objective, gradient_as_bucket_view=True)
+            # Buffers are the same on all ranks and never change: packed weights, above all.
+            self._call = DistributedDataParallel(
+                objective, gradient_as_bucket_view=True, broadcast_buffers=False
+            )
         elif ranks > 1:
             for model in _models(objective):
                 _shard(model, init_device_mesh(model.device.type, (ranks,)))

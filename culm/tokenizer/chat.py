@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
@@ -33,6 +33,14 @@ Message = Mapping[str, Any]  # role and content; other keys reach the template a
 # The flanks count as white space: where a template trims a content, they vanish with it.
 MARK = "\x1e\ue000{}\ue001\x1e"
 MARKED = re.compile("(\x1e?)\ue000([0-9]+)\ue001(\x1e?)")
+
+
+class Piece(NamedTuple):
+    """Text of the template or a content; message: index of the one that it belongs to."""
+
+    text: str
+    message: int | None = None
+    template: bool = True
 
 
 class Chat:
@@ -62,19 +70,16 @@ class Chat:
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids after which the assistant speaks."""
-        ids: list[int] = []
         rendered = self._render(self._marked(messages), speaks=True)
-        for text, index in self._pieces(messages, rendered):
-            ids += self.tokenizer.encode(text, specials=index is None)
-        return ids
+        return [id for ids, _ in self._encoded(messages, rendered) for id in ids]
 
     def encode(
         self, messages: Sequence[Message], turns: Literal["all", "last"] = "all"
     ) -> tuple[list[int], list[bool]]:
         """Ids of a dialogue, and which of them are learned.
 
-        Learned are the assistant's contents and the end of each of its turns; with
-        turns="last" those of its last turn only.
+        Learned is what the assistant has to say after a prompt: its contents with all that the
+        template puts before them, and the end of each turn; with turns="last" of the last only.
 
         Raises:
             ValueError: nothing would be learned, a turn has no end to learn, or the template
@@ -85,14 +90,13 @@ class Chat:
             raise ValueError("messages: no assistant turn, so nothing would be learned")
         marked = self._marked(messages)
         rendered = self._render(marked)
-        self._check_prefixes(marked, spoken, rendered)
+        begins = self._answers(marked, spoken, rendered)
         wanted = spoken if turns == "all" else spoken[-1:]
         ids: list[int] = []
         learned: list[bool] = []
         missing = set(wanted)  # turns that have not been learned to their end
         turn: int | None = None  # the assistant's turn that has not ended yet
-        for text, index in self._pieces(messages, rendered):
-            part = self.tokenizer.encode(text, specials=index is None)
+        for part, index in self._encoded(messages, rendered, begins):
             own = len(part) if index in wanted else 0
             if index is not None:
                 turn = index if index in wanted else None
@@ -112,19 +116,29 @@ class Chat:
     def _stops(self, id: int) -> bool:
         return id in self.tokenizer.stop_ids
 
+    def _encoded(
+        self, messages: Sequence[Message], rendered: str, begins: Mapping[int, int] | None = None
+    ) -> Iterator[tuple[list[int], int | None]]:
+        """The ids of each piece, and the index of the message that it belongs to."""
+        pieces = list(self._pieces(messages, rendered, begins or {}))
+        ids = self.tokenizer.encode_parts([(piece.text, piece.template) for piece in pieces])
+        return zip(ids, (piece.message for piece in pieces), strict=True)
+
     def _pieces(
-        self, messages: Sequence[Message], rendered: str
-    ) -> Iterator[tuple[str, int | None]]:
-        """Pieces of the template (with None) and contents (with the index of the message)."""
+        self, messages: Sequence[Message], rendered: str, begins: Mapping[int, int]
+    ) -> Iterator[Piece]:
+        """The dialogue in order; `begins` tells where in `rendered` an answer begins."""
         end = 0
         for found in MARKED.finditer(rendered):
-            yield rendered[end : found.start()], None
             index = int(found[2])
+            begin = begins.get(index, found.start())
+            yield Piece(rendered[end:begin])
+            yield Piece(rendered[begin : found.start()], index)
             content = content_of(messages[index])
             content = content if found[1] else content.lstrip()
-            yield content if found[3] else content.rstrip(), index
+            yield Piece(content if found[3] else content.rstrip(), index, template=False)
             end = found.end()
-        yield rendered[end:], None
+        yield Piece(rendered[end:])
 
     def _marked(self, messages: Sequence[Message]) -> list[Message]:
         """The messages with a mark in place of each content."""
@@ -145,16 +159,20 @@ class Chat:
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise ValueError(f"chat template: {error}") from None
 
-    def _check_prefixes(
+    def _answers(
         self, marked: Sequence[Message], spoken: Sequence[int], rendered: str
-    ) -> None:
-        """Training must show each answer after the very text that will ask for it."""
-        for index in spoken:
-            if index and not rendered.startswith(self._render(marked[:index], speaks=True)):
+    ) -> dict[int, int]:
+        """Where each answer begins: after the very text that will ask for it, also in training."""
+        begins = {}
+        for index in filter(None, spoken):
+            prompt = self._render(marked[:index], speaks=True)
+            begins[index] = len(prompt)
+            if not rendered.startswith(prompt):
                 raise ValueError(
                     f"chat template: it writes the messages before messages[{index}] differently "
                     f"when more follow, so training and generation would not agree"
                 )
+        return begins
 
 
 class Generation(Extension):

@@ -21,6 +21,7 @@ CL100K_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+CL100K = "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
 # The ids 100256 and 100261 to 100275 are free in cl100k: five of them carry the turns of a chat.
 CL100K_SPECIALS = {
     "<|endoftext|>": 100257,
@@ -67,6 +68,11 @@ def _read(path: Path) -> dict[bytes, int]:
     try:
         lines = [line.split() for line in path.read_bytes().splitlines() if line]
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+    except FileNotFoundError:
+        raise SettingError(
+            f"{path}: there is no such file; download {CL100K}, and give its place as "
+            "tokenizer.path"
+        ) from None
     except OSError as error:
         raise SettingError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, binascii.Error):

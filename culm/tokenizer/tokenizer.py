@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,13 @@ from culm.tokenizer.alphabet import spellings
 from culm.tokenizer.chat import Chat, token_name
 from culm.tokenizer.fast import fast_encoder
 from culm.tokenizer.pieces import pieces
+from culm.tokenizer.prefix import without_prefix
 
 SPECIALS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
+# What a folder with a tokenizer of ours holds.
+CONFIG, MARKS, CHAT = "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"
+FILES = {"tokenizer.json", CONFIG, MARKS, CHAT}
+WORTH_THREADS = 8  # texts, from which on it pays to start some
 PIECE = 1 << 16  # characters encoded at once: the library needs 100 bytes a token while it works
 
 # Each message is <|role|>content<|end|>; nothing else, so that text meets only special tokens.
@@ -97,6 +103,20 @@ class Tokenizer:
         return Chat(self)
 
     @cached_property
+    def _inside(self) -> tokenizers.Tokenizer:
+        """For what stands inside a text: the same tokenizer, but no space is put first."""
+        written = without_prefix(self._json)
+        if written is None:
+            return self._plain
+        inner = tokenizers.Tokenizer.from_str(written)
+        inner.encode_special_tokens = True
+        return inner
+
+    @property
+    def _prefixed(self) -> bool:
+        return self._inside is not self._plain
+
+    @cached_property
     def _spellings(self) -> list[bytes]:
         return spellings(self._marked)
 
@@ -108,14 +128,44 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """As `encode` for each text, on all cores where the library can."""
-        cut = [list(pieces(_valid(text), PIECE)) for text in texts]
-        flat = [piece for parts in cut for piece in parts]
-        if self._fast is not None:
-            ids = iter([self._fast(piece) for piece in flat])
-        else:
-            encodings = self._plain.encode_batch_fast(flat, add_special_tokens=False)
-            ids = iter([encoding.ids for encoding in encodings])
-        return [list(chain.from_iterable(next(ids) for _ in parts)) for parts in cut]
+        gap = " " if self._prefixed else None
+        cut = [list(pieces(_valid(text), PIECE, gap)) for text in texts]
+        firsts = self._encode_all([first for first, *_ in cut], self._plain)
+        rests = self._encode_all([piece for _, *rest in cut for piece in rest], self._inside)
+        return [list(chain(next(firsts), *islice(rests, len(parts) - 1))) for parts in cut]
+
+    def _encode_all(self, texts: Sequence[str], inner: tokenizers.Tokenizer) -> Iterator[list[int]]:
+        if self._fast is None:
+            return (e.ids for e in inner.encode_batch_fast(texts, add_special_tokens=False))
+        if len(texts) < WORTH_THREADS:
+            return map(self._fast, texts)
+        with ThreadPoolExecutor() as pool:
+            return iter(list(pool.map(self._fast, texts)))
+
+    def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[list[int]]:
+        """Ids of a text that comes in parts, part by part: (text, `specials` as in `encode`).
+
+        Each part is encoded by itself. Where the tokenizer puts a space before a text, they are
+        encoded as one text, since no part but the first has a space to get; a token that reaches
+        into a part without special tokens belongs to it. No such part gets a special token.
+        """
+        parts = [(_valid(text), specials) for text, specials in parts]
+        together = self._encode_together(parts) if self._prefixed else None
+        return together or [self.encode(*part) if part[0] else [] for part in parts]
+
+    def _encode_together(self, parts: Sequence[tuple[str, bool]]) -> list[list[int]] | None:
+        """None if a special token's name stands in a part where it is plain text."""
+        found: list[list[int]] = [[] for _ in parts]
+        owners = [number for number, (text, _) in enumerate(parts) for _ in text]
+        whole = self._marked.encode("".join(text for text, _ in parts), add_special_tokens=False)
+        special = set(self.specials.values())
+        for id, (start, end) in zip(whole.ids, whole.offsets, strict=True):
+            touched = owners[start : max(end, start + 1)]
+            owner = next((number for number in touched if not parts[number][1]), touched[0])
+            if id in special and not parts[owner][1]:
+                return None
+            found[owner].append(id)
+        return found
 
     def decode(self, ids: Sequence[int], specials: bool = False) -> str:
         """Text; bytes that are not UTF-8 become U+FFFD. Special tokens show if `specials`."""
@@ -154,11 +204,11 @@ class Tokenizer:
         settings.pop("chat_template", None)  # it has a file of its own
         marks = {key: value for key, value in settings.items() if key.endswith("_token")}
         (folder / "tokenizer.json").write_text(self._json, encoding="utf-8")
-        for name, values in (("tokenizer_config", settings), ("special_tokens_map", marks)):
+        for name, values in ((CONFIG, settings), (MARKS, marks)):
             text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-            (folder / f"{name}.json").write_text(text, encoding="utf-8")
+            (folder / name).write_text(text, encoding="utf-8")
         if self.template is not None:
-            (folder / "chat_template.jinja").write_text(self.template, encoding="utf-8")
+            (folder / CHAT).write_text(self.template, encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -171,7 +221,7 @@ class Tokenizer:
             inner = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise SettingError(f"{path}: cannot be read as a tokenizer: {error}") from None
-        settings = _read_json(folder / "tokenizer_config.json")
+        settings = _read_json(folder / CONFIG)
         eos = _read_json(folder / "generation_config.json").get("eos_token_id")
         stops = eos if isinstance(eos, list) else [] if eos is None else [eos]
         stops = [*stops, *settings.get("stop_ids", [])]
@@ -179,7 +229,7 @@ class Tokenizer:
 
 
 def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
+    path = folder / CHAT
     if path.is_file():
         return path.read_text(encoding="utf-8")
     template = settings.get("chat_template")

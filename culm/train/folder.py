@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from culm.config import SettingError, read_yaml
+from culm.data.manifest import NAME, Manifest
 from culm.files import atomic
+from culm.tokenizer.tokenizer import FILES
 from culm.train.checkpoint import steps_in
 
 SETTINGS = "run.yaml"
@@ -34,9 +37,11 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write the complete settings of a run, as a run file, into its folder.
 
     As long as nothing was trained, a tokenizer or corpus that other settings had made is removed.
+    Whatever Culm did not make stays as it is.
 
     Raises:
-        SettingError: naming the setting in which the folder's checkpoints differ.
+        SettingError: naming the setting in which the folder's checkpoints differ, or the files of
+            somebody else that are where the run would put its own.
     """
     old, new = before(folder), dict(settings)
     changed = _changed(old, new) if old else {}
@@ -47,11 +52,53 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
             f"{fixed[0]}: {now!r}, but {folder} was trained with {was!r}; "
             "give a new run another folder=..."
         )
-    if any(_within(name, PREPARED) for name in fixed):
-        for made in ("tokenizer", "data"):
-            shutil.rmtree(folder / made, ignore_errors=True)
+    outdated = any(_within(name, PREPARED) for name in fixed)
+    if outdated or not old:
+        made = list(_made(folder, old, new))
+    if outdated:
+        for path in made:
+            shutil.rmtree(path)
     with atomic(folder / SETTINGS) as fresh:
         fresh.write_text(yaml.safe_dump(new, sort_keys=False), encoding="utf-8")
+
+
+def _made(folder: Path, *settings: Mapping[str, Any]) -> Iterator[Path]:
+    """The tokenizer and the corpus that a run made in its folder, where they are.
+
+    Raises:
+        SettingError: what is there was not made by Culm.
+    """
+    read = [values.get("data", {}).get("prepared") for values in settings]
+    for name, is_ours in (("tokenizer", _is_tokenizer), ("data", _is_corpus)):
+        path = folder / name
+        if not path.exists() or any(
+            Path(other).resolve() == path.resolve() for other in read if other
+        ):
+            continue
+        if not is_ours(path):
+            raise SettingError(
+                f"{path}: Culm did not make this, and the run needs its name; move it away, or "
+                "give the run another folder=..."
+            )
+        yield path
+
+
+def _is_tokenizer(path: Path) -> bool:
+    """Whether a folder holds what `Tokenizer.save` writes and nothing else."""
+    try:
+        settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return "end_of_text_id" in settings and {inner.name for inner in path.iterdir()} <= FILES
+
+
+def _is_corpus(path: Path) -> bool:
+    """Whether a folder holds what `prepare` writes and nothing else."""
+    try:
+        splits = Manifest.read(path).splits
+    except SettingError:
+        return False
+    return {inner.name for inner in path.iterdir()} <= {NAME, "tokenizer", *splits}
 
 
 def _within(name: str, sections: tuple[str, ...]) -> bool:

@@ -11,11 +11,11 @@ from culm.log import Bar
 from culm.train.trainer import Hook, Step
 
 
-def every(steps: int, hook: Hook, *, at_end: bool = True) -> Hook:
-    """Call `hook` each so many steps, and after the last."""
+def every(steps: int, hook: Hook) -> Hook:
+    """Call `hook` each so many steps."""
 
     def call(step: Step) -> None:
-        if step.number % steps == 0 or (at_end and step.last):
+        if step.number % steps == 0:
             hook(step)
 
     return call
@@ -83,13 +83,13 @@ def write_lines(path: Path, lines: Sequence[Mapping]) -> None:
 
 
 def checkpointing(save: Callable[[int, int], None], every_steps: int | None) -> Hook:
-    """Save after the last step, and each so many steps where asked.
+    """Save after the step that is the last or stops the run; each so many steps where asked.
 
     The last hook of all: what the others wrote of a step must stand before its checkpoint does.
     """
 
     def call(step: Step) -> None:
-        if step.last or (every_steps and step.number % every_steps == 0):
+        if step.last or step.stopped or (every_steps and step.number % every_steps == 0):
             save(step.number, step.tokens)
 
     return call

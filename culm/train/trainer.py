@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from culm.batch import Batch
 from culm.dist.parallelize import Parallel
@@ -39,7 +40,7 @@ class Step:
     number: steps finished. loss, metrics: means over the step's weight. grad_norm: before clipping.
     rate: of the first group of parameters. tokens: read since the start of the run, padding not
     counted. seconds: from asking for the data of this step to its update, without hooks.
-    last: nothing follows, because the run is finished or was asked to stop.
+    last: of the run. stopped: the run was asked to stop, so nothing follows for now.
     """
 
     number: int
@@ -51,6 +52,7 @@ class Step:
     seconds: float
     metrics: Mapping[str, float]
     last: bool
+    stopped: bool
 
 
 Hook = Callable[[Step], None]
@@ -91,7 +93,7 @@ class Trainer:
             tokens = step.tokens
             for hook in self.hooks:
                 hook(step)
-            if step.last:
+            if step.stopped:
                 return step.number
         return max(start, steps)
 
@@ -106,10 +108,10 @@ class Trainer:
             raise TrainingError(f"step {finished}: nothing in its batch is learned")
         rate = self._set_rate(number, steps)
         torch.manual_seed(_key(self.seed, number, self.ranks.rank))
-        sums = self._accumulate([batch.to(device) for batch in batches], weight)
+        sums = self._accumulate(batches, weight, device)
         norm = self.parallel.clip(self.parameters, self.clip)
         metrics = self._reduce(sums, batches, weight, device)
-        loss, stop = metrics.pop("loss"), metrics.pop("stop") > 0
+        loss, stopped = metrics.pop("loss"), metrics.pop("stop") > 0
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(
                 f"step {finished}: the loss is {loss}, the gradient norm {norm}; lower "
@@ -119,7 +121,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return Step(
             finished, steps, loss, norm, rate, tokens + int(seen), time.perf_counter() - began,
-            metrics, last=stop or finished == steps,
+            metrics, last=finished == steps, stopped=stopped,
         )  # fmt: skip
 
     def _set_rate(self, number: int, steps: int) -> float:
@@ -128,17 +130,25 @@ class Trainer:
             group["lr"] = peak * factor
         return self.peak_rates[0] * factor
 
-    def _accumulate(self, batches: list[Batch], weight: float) -> dict[str, float]:
-        sums: dict[str, float] = {}
+    def _accumulate(
+        self, batches: list[Batch], weight: float, device: torch.device
+    ) -> dict[str, float]:
+        """Gradients of all micro-batches, and the sums of their losses and metrics.
+
+        One of them is on the device at a time, and the sums are read once: each reading waits for
+        the device.
+        """
+        found: dict[str, list[Tensor]] = {}
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
             with self.parallel.sync(last):
-                loss = self.parallel.forward(batch, last)
+                loss = self.parallel.forward(batch.to(device), last)
                 # Data-parallel wrappers average gradients; a sum is wanted.
                 (loss.total * (self.ranks.count / weight)).backward()
             for name, value in {"loss": loss.total, **loss.metrics}.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach())
-        return sums
+                found.setdefault(name, []).append(value.detach())
+        numbers = torch.stack([torch.stack(values) for values in found.values()]).tolist()
+        return dict(zip(found, map(sum, numbers), strict=True))
 
     def _reduce(
         self, sums: dict[str, float], batches: list[Batch], weight: float, device: torch.device

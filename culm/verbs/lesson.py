@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from culm.config import SettingError
-from culm.data.loader import Loader
 from culm.data.prepare import prepare
+from culm.data.texts import texts_of
 from culm.dist.ranks import Ranks
 from culm.objective.grpo import GRPO
-from culm.parts import loader, make_tokenizer, texts_of
+from culm.parts import check_ends, loader, make_tokenizer
 from culm.plan.sample import sample
 from culm.run import RunConfig
 from culm.tokenizer.chat import Chat
@@ -61,7 +59,9 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
         tokenizer = make_tokenizer(config, Path(config.folder))  # which is only read here
     else:
         settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
-        tokenizer = settings.build(texts_of(sample(config.data.open()), config.data.format))
+        tokenizer = settings.build(
+            texts_of(sample(config.data.open(config.seed)), config.data.format)
+        )
     if tokenizer.vocabulary > config.model.vocabulary:
         raise SettingError(
             f"model.vocabulary: {config.model.vocabulary} is less than the tokenizer's "
@@ -77,13 +77,13 @@ def lesson_of(config: RunConfig, tokenizer: Tokenizer, temporary: Path, context:
     place, share = config.data.prepared or Path(config.folder) / "data", 1.0
     name = str(place)
     if config.data.prepared is None and not (begun(config) and place.exists()):
-        records, data = sample(config.data.open()), config.data
+        records, data = sample(config.data.open(config.seed)), config.data
         place, name, share = temporary / "data", records.name, records.share or 0.0
         if data.tasks:
             share = len(records.records) / data.questions
         prepare(records, data.format, tokenizer, place, data.held_out, config.seed)
     rows = loader(config, tokenizer, place, context, Ranks(), "train")
-    _check_ends(rows, config.data.format.kind, tokenizer)
+    check_ends(rows, tokenizer)
     whole = share == 1.0
     facts: list[tuple[str, ...]] = [
         ("source", name if whole else f"{name}; figures from a sample at its beginning"),
@@ -96,18 +96,6 @@ def lesson_of(config: RunConfig, tokenizer: Tokenizer, temporary: Path, context:
     if rows.truncated:
         facts.append(("cut off at their end", f"{rows.truncated:,} documents"))
     return Lesson(facts, rows.preview(SAMPLES, tokenizer), context)
-
-
-def _check_ends(rows: Loader, format: str, tokenizer: Tokenizer) -> None:
-    """A model of dialogues that never learns to end its turn would never stop."""
-    if format == "document":
-        return
-    ends = torch.tensor(sorted({tokenizer.end_of_turn, tokenizer.end_of_text}))
-    if not any(torch.isin(batch.targets, ends).any() for batch in rows.once()):
-        raise SettingError(
-            "train.context: no row learns the end of an answer, so the model would never stop; "
-            "a longer context keeps whole dialogues"
-        )
 
 
 def _questions(config: RunConfig, objective: GRPO, tokenizer: Tokenizer) -> Lesson:

@@ -14,19 +14,22 @@ from culm.data.source import open_source
 ASKED = "<|user|>q<|end|><|assistant|>a<|end|>"
 
 
+def examples(format, record, tokenizer):
+    return format.encode(list(format.contents(record)), tokenizer)
+
+
 def text_of(tokenizer, example, learned=False):
     pairs = zip(example.tokens, example.learned, strict=True)
     return tokenizer.decode([id for id, mine in pairs if mine or not learned], specials=True)
 
 
 def test_documents(tokenizer):
-    [example] = DocumentFormat().examples({"text": "héllo", "id": 3}, tokenizer)
+    [example] = examples(DocumentFormat(), {"text": "héllo", "id": 3}, tokenizer)
     assert text_of(tokenizer, example) == "héllo<|endoftext|>"
     assert all(example.learned)
-    assert not list(DocumentFormat().examples({"text": " \n"}, tokenizer))
-    parts = DocumentFormat(text="body", most_characters=8).examples(
-        {"body": "one two six"}, tokenizer
-    )
+    assert not list(examples(DocumentFormat(), {"text": " \n"}, tokenizer))
+    cut = DocumentFormat(text="body", most_characters=8)
+    parts = examples(cut, {"body": "one two six"}, tokenizer)
     assert [text_of(tokenizer, p) for p in parts] == ["one two<|endoftext|>", " six<|endoftext|>"]
 
 
@@ -45,14 +48,14 @@ def test_documents(tokenizer):
     ],
 )
 def test_dialogues(tokenizer, record):
-    [example] = ChatFormat().examples(record, tokenizer)
+    [example] = examples(ChatFormat(), record, tokenizer)
     assert text_of(tokenizer, example) == ASKED
     assert text_of(tokenizer, example, learned=True) == "a<|end|>"
 
 
 def test_an_instruction_with_input_and_system(tokenizer):
     record = {"instruction": "i", "input": "x", "output": "o", "system": "s"}
-    [example] = ChatFormat().examples(record, tokenizer)
+    [example] = examples(ChatFormat(), record, tokenizer)
     expected = "<|system|>s<|end|><|user|>i\n\nx<|end|><|assistant|>o<|end|>"
     assert text_of(tokenizer, example) == expected
 
@@ -78,7 +81,7 @@ def dialogue(answer):
     ],
 )
 def test_pairs(tokenizer, record):
-    chosen, rejected = PairFormat().examples(record, tokenizer)
+    chosen, rejected = examples(PairFormat(), record, tokenizer)
     assert text_of(tokenizer, chosen) == ASKED
     assert text_of(tokenizer, chosen, learned=True) == "a<|end|>"
     assert text_of(tokenizer, rejected, learned=True) == "b<|end|>"
@@ -86,7 +89,7 @@ def test_pairs(tokenizer, record):
 
 def test_pairs_learn_from_the_last_turn_only(tokenizer):
     long = dialogue("first") + dialogue("a")
-    chosen, _ = PairFormat().examples({"chosen": long, "rejected": long}, tokenizer)
+    chosen, _ = examples(PairFormat(), {"chosen": long, "rejected": long}, tokenizer)
     assert text_of(tokenizer, chosen, learned=True) == "a<|end|>"
 
 
@@ -94,7 +97,7 @@ def test_prompts(tokenizer):
     format = PromptFormat(prompt="question")
     record = {"question": "q", "answer": "a"}
     assert format.question(record) == ("q", "a")
-    [example] = format.examples(record, tokenizer)
+    [example] = examples(format, record, tokenizer)
     assert text_of(tokenizer, example) == ASKED
 
 
@@ -115,7 +118,7 @@ def test_prompts(tokenizer):
 )
 def test_other_shapes_are_named(tokenizer, format, record, message):
     with pytest.raises(ValueError, match=message):
-        list(format.examples(record, tokenizer))
+        list(examples(format, record, tokenizer))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +143,7 @@ def test_other_shapes_are_named(tokenizer, format, record, message):
 )
 def test_real_files(shared, tokenizer, file, format, learns):
     for number, record in enumerate(open_source(shared(file))):
-        for example in format.examples(record, tokenizer):
+        for example in examples(format, record, tokenizer):
             assert any(example.learned)
             ends = tokenizer.end_of_turn if learns else tokenizer.end_of_text
             assert example.tokens[-1] == ends

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from culm.data.example import Example, RecordFormat
-from culm.data.format.messages import dialogue_of
+from culm.data.format.messages import Message, dialogue_of
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -16,5 +16,9 @@ class ChatFormat(RecordFormat):
     kind: Literal["chat"] = "chat"
     turns: Literal["all", "last"] = "all"
 
-    def examples(self, record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[Example]:
-        yield Example(*tokenizer.chat.encode(dialogue_of(record), self.turns))
+    def contents(self, record: dict[str, Any]) -> Iterator[list[Message]]:
+        yield dialogue_of(record)
+
+    def encode(self, contents: Sequence[list[Message]], tokenizer: Tokenizer) -> Iterator[Example]:
+        for messages in contents:
+            yield Example(*tokenizer.chat.encode(messages, self.turns))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import PositiveInt
@@ -23,11 +23,18 @@ class DocumentFormat(RecordFormat):
     text: str = "text"
     most_characters: PositiveInt = 1 << 22
 
-    def examples(self, record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[Example]:
+    def contents(self, record: dict[str, Any]) -> Iterator[str]:
+        for text in self.texts(record):
+            yield from (piece for piece in pieces(text, self.most_characters) if piece.strip())
+
+    def encode(self, contents: Sequence[str], tokenizer: Tokenizer) -> Iterator[Example]:
+        start, end = tokenizer.start, tokenizer.end_of_text
+        for ids in tokenizer.encode_batch(contents):
+            tokens = [*start, *ids, end]
+            yield Example(tokens, [True] * len(tokens))
+
+    def texts(self, record: dict[str, Any]) -> Iterator[str]:
         text = record.get(self.text)
         if not isinstance(text, str):
             raise ValueError(f"no text in {self.text!r}; {shape_of(record)}")
-        for piece in pieces(text, self.most_characters):
-            if piece.strip():
-                tokens = [*tokenizer.start, *tokenizer.encode(piece), tokenizer.end_of_text]
-                yield Example(tokens, [True] * len(tokens))
+        yield text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 from culm.data.example import Example, RecordFormat, shape_of
@@ -22,10 +22,14 @@ class PairFormat(RecordFormat):
     chosen: str = "chosen"
     rejected: str = "rejected"
 
-    def examples(self, record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[Example]:
-        """The chosen answer's, then the rejected one's."""
+    def contents(self, record: dict[str, Any]) -> Iterator[list[Message]]:
+        """The dialogue with the chosen answer, then the one with the rejected answer."""
         for key in (self.chosen, self.rejected):
-            yield Example(*tokenizer.chat.encode(self._dialogue(record, key), turns="last"))
+            yield self._dialogue(record, key)
+
+    def encode(self, contents: Sequence[list[Message]], tokenizer: Tokenizer) -> Iterator[Example]:
+        for messages in contents:
+            yield Example(*tokenizer.chat.encode(messages, "last"))
 
     def _dialogue(self, record: dict[str, Any], key: str) -> list[Message]:
         answer = answer_of(record.get(key))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from culm.data.example import Example, RecordFormat, shape_of
+from culm.data.format.messages import Message
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -23,9 +24,11 @@ class PromptFormat(RecordFormat):
                 raise ValueError(f"no text or number in {key!r}; {shape_of(record)}")
         return str(record[self.prompt]), str(record[self.answer])
 
-    def examples(self, record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[Example]:
+    def contents(self, record: dict[str, Any]) -> Iterator[list[Message]]:
         """The question with its answer learned, as fine-tuning before RL needs it."""
         question, answer = self.question(record)
-        messages = [("user", question), ("assistant", answer)]
-        dialogue = [{"role": role, "content": content} for role, content in messages]
-        yield Example(*tokenizer.chat.encode(dialogue))
+        yield [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+    def encode(self, contents: Sequence[list[Message]], tokenizer: Tokenizer) -> Iterator[Example]:
+        for messages in contents:
+            yield Example(*tokenizer.chat.encode(messages))

@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from culm.config import SettingError
 from culm.data.source import jsonl, parquet, stdlib, text
 from culm.data.source.hub import Hub
 
+T = TypeVar("T")
 Record = dict[str, Any]
 Split = Literal["file", "paragraphs", "lines"]
 Invalid = Literal["error", "replace", "skip"]
@@ -30,7 +32,7 @@ KINDS = {
 class Source(Protocol):
     """Iterating gives records, anew each time.
 
-    name: for messages. size: how many characters there are to read, roughly; None if unknown.
+    name: for messages. size: how many bytes there are to read, roughly; None if unknown.
     """
 
     @property
@@ -88,6 +90,70 @@ class Chain:
     def __iter__(self) -> Iterator[Record]:
         for source in self.sources:
             yield from source
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The first records of a source: so many, and those that begin within so many bytes of text.
+
+    texts: gives the text of a record.
+    """
+
+    source: Source
+    texts: Callable[[Record], Iterator[str]]
+    documents: int | None
+    bytes: int | None
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def size(self) -> int | None:
+        known = [size for size in (self.source.size, self.bytes) if size is not None]
+        return min(known, default=None)
+
+    def __iter__(self) -> Iterator[Record]:
+        taken = 0
+        for record in islice(self.source, self.documents):
+            if self.bytes is not None and taken >= self.bytes:
+                return
+            yield record
+            taken += bytes_in(list(self.texts(record)))
+
+
+def bytes_in(value: Any) -> int:
+    """Of all text in a record or a part of it, as UTF-8."""
+    match value:
+        case str():
+            return len(value.encode("utf-8", "surrogatepass"))
+        case dict():
+            return sum(map(bytes_in, value.values()))
+        case list():
+            return sum(map(bytes_in, value))
+    return 0
+
+
+def found_in(source: Source, read: Callable[[Record], Iterator[T]]) -> Iterator[tuple[int, T]]:
+    """What `read` finds in each record, with the number of the record.
+
+    Raises:
+        SettingError: a record of another shape than `read` wants, by its number.
+    """
+    for number, record in enumerate(source, start=1):
+        try:
+            yield from ((number, found) for found in read(record))
+        except ValueError as error:
+            raise misshapen(source, number, error) from None
+
+
+def misshapen(source: Source, number: int, error: ValueError) -> SettingError:
+    """What to say of a record that cannot be read."""
+    return (
+        error
+        if isinstance(error, SettingError)
+        else SettingError(f"{source.name}: record {number}: {error}")
+    )
 
 
 def open_source(
