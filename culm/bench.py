@@ -114,7 +114,7 @@ def decoder_of(
         Int8().apply(model)
     elif weights == "int4":
         Int4().apply(model)
-    engine = Engine(model, rows, PROMPT + NEW, fused)
+    engine = Engine(model, rows, PROMPT + NEW, fused=fused)
     prompt = tuple(i % size.model.vocabulary for i in range(PROMPT))
 
     def decode() -> float:

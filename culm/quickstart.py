@@ -24,7 +24,7 @@ from culm.convert import native
 from culm.data.manifest import Manifest
 from culm.device import DTYPES, choose_backend, choose_device, choose_precision
 from culm.dist.ranks import Ranks
-from culm.eval.exact import Answered, answer, scores
+from culm.eval.exact import Answered, answer, difference, scores
 from culm.eval.perplexity import Prediction, predict
 from culm.eval.quickstart_report import write_quickstart_report
 from culm.files import atomic, write_json
@@ -46,9 +46,12 @@ from culm.train.guard import locked
 from culm.train.hooks import read_metrics
 from culm.train.memory import peak_bytes, reset_peak
 
+BYTES_PER_MINUTE = 20 << 20  # of text, of which no more is read: far more than a model here learns
 RESERVE = 70.0  # seconds kept for what comes after training, of ten minutes
 SHARES = {"pretrain": 0.26, "sft": 0.38, "rl": 0.18, "control": 0.18}
 MODELS = {"base": "pretrain", "sft": "sft", "rl": "rl", "control": "control"}
+MARGINS = {"rl": 0.75}  # of its time a stage plans to use: answers grow longer than in the trial
+MARGIN = 0.93  # of other stages
 LEAST_STEPS = 10
 PACK_QUESTIONS = 50  # of each task, that a packed model answers
 AVERAGED = 10  # steps over which the first and the last reward are averaged
@@ -150,7 +153,8 @@ class Quickstart:
         if name in start:
             settings.append(f"start={self.folder / start[name]}")
         if name == "pretrain" and self.text:
-            settings.append(f"data.path={json.dumps(self.text)}")
+            most = int(BYTES_PER_MINUTE * self.budget / 60)
+            settings += [f"data.path={json.dumps(self.text)}", f"data.most_bytes={most}"]
         if name == "control":
             settings.append("train.objective.shuffled=true")
         if steps is not None:
@@ -163,12 +167,13 @@ class Quickstart:
     def corpus(self) -> dict[str, Any]:
         """Count what there is to read; the tokens come with the next stage."""
         documents = size = 0
-        source = self.config("pretrain").data.open()
+        data = self.config("pretrain").data
+        source = data.open()
         with log.progress("corpus", source.size, "characters") as bar:
-            for record in source:
+            for text in (text for record in source for text in data.format.texts(record)):
                 documents += 1
-                size += len(str(record["text"]).encode())
-                bar.advance(len(str(record["text"])))
+                size += len(text.encode())
+                bar.advance(len(text))
         return {"source": source.name, "documents_read": documents, "bytes_read": size}
 
     def tokenizer(self) -> dict[str, Any]:
@@ -198,6 +203,8 @@ class Quickstart:
 
     def _steps(self, name: str) -> int:
         """As many as fit; asked once, so that a stage that goes on has the same schedule."""
+        if name == "control":  # as long as what it is compared with
+            name = "rl"
         path = self.folder / name / "steps.json"
         if path.exists():
             return recall(path, 0)
@@ -207,9 +214,7 @@ class Quickstart:
         share = SHARES[name] / sum(SHARES[other] for other in names[names.index(name) :])
         seconds = max(0.0, self.budget - elapsed - reserve) * share
         trial = seconds_per_step(self.config(name))
-        steps = max(LEAST_STEPS, int(seconds / trial * 0.93))
-        if name == "control":  # as long as what it is compared with
-            steps = min(steps, recall(self.folder / "rl" / "steps.json", steps))
+        steps = max(LEAST_STEPS, int(seconds / trial * MARGINS.get(name, MARGIN)))
         (self.folder / name).mkdir(parents=True, exist_ok=True)
         keep(path, steps)
         return steps
@@ -231,20 +236,23 @@ class Quickstart:
         """Base, fine-tuned and reinforced model, by the same questions and the same text."""
         before = (self.folder / "pretrain" / "eval.jsonl").read_text().splitlines()[0]
         table: dict[str, Any] = {"before": json.loads(before)["bits_per_byte"]}
-        settings = self.config("sft").eval
+        questions = self.config("sft").eval.questions
+        answers: dict[str, list[Answered]] = {}
         for name, stage in MODELS.items():
             model, tokenizer = self._load(stage)
             began = time.perf_counter()
-            answered = self._answer(model, tokenizer, settings.questions)
+            answered = answers[name] = self._answer(model, tokenizer, questions)
             seconds = time.perf_counter() - began
             words = sum(len(tokenizer.encode(item.reply)) + 1 for item in answered)
+            first = {item.task: item for item in reversed(answered)}  # of each task
             table[name] = {
                 "bits_per_byte": self._predict(model, tokenizer).bits_per_byte,
                 "exact_match": {task: asdict(score) for task, score in scores(answered).items()},
                 "tokens_per_second": words / seconds,
-                "examples": [_example(item) for item in answered[:: settings.questions]],
+                "examples": [_example(first[task]) for task in reversed(first)],
             }
-        return table
+        gains = {name: difference(answers[name], answers["sft"]) for name in ("rl", "control")}
+        return table | {"gains": {name: asdict(gain) for name, gain in gains.items()}}
 
     def _load(self, stage: str) -> tuple[Transformer, Tokenizer]:
         model, tokenizer = read(self.folder / stage, "cpu", torch.float32)
@@ -325,6 +333,7 @@ def summarize(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "peak_bytes": max(stage["peak_bytes"] for stage in stages.values()),
         "bits_per_byte": {"before": evaluated["before"], "after": models["base"]["bits_per_byte"]},
         "exact_match": {name: model["exact_match"] for name, model in models.items()},
+        "gains": evaluated["gains"],
         "reward": {
             "first": stages["rl"]["first"],
             "last": stages["rl"]["last"],

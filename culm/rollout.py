@@ -103,7 +103,8 @@ class Rollouts:
         longest = max(len(request.prompt) for request in requests) + config.answer_tokens
         model = self.objective.model
         with answering(model):
-            return Engine(model, len(requests), longest).generate(requests)
+            engine = Engine(model, len(requests), longest, vocabulary=self.tokenizer.vocabulary)
+            return engine.generate(requests)
 
     def _batches(
         self,

@@ -28,7 +28,8 @@ class Tiny(Quickstart):
             "data": config.data.model_copy(update={"questions": 200, "held_out": 0.2}),
         }
         if config.model is not None:
-            small = {"vocabulary": 290, "width": 32, "layers": 1, "context": 64}
+            # More rows than so few words give tokens.
+            small = {"vocabulary": 320, "width": 32, "layers": 1, "context": 64}
             changed["model"] = config.model.model_copy(update=small)
         if name in ("sft", "rl", "control"):
             changed["data"] = config.data.model_copy(update={"questions": 200})
@@ -81,6 +82,9 @@ def test_the_whole_way_with_an_interruption(
         score = summary["exact_match"][model]["addition"]
         assert score["low"] <= score["value"] <= score["high"]
         assert score["items"] == 2
+    for gain in summary["gains"].values():
+        assert gain["low"] <= gain["value"] <= gain["high"]
+    assert after["control"]["steps"] == after["rl"]["steps"]
     assert summary["reward"].keys() == {"first", "last", "control_first", "control_last"}
     packs = summary["packs"]
     assert packs["int8"]["bytes"] < packs["chat"]["bytes"]

@@ -33,17 +33,25 @@ class Engine:
 
     slots: requests that run together, the others wait. places: tokens of a slot, prompt included;
     the model's context if not given. The engine reads the model's weights as they are at each step.
-    fused: decode few rows by one C++ function where `culm.engine.fused` serves this model; weights
-    may then change their values but not their place.
+    vocabulary: ids from there on are never drawn; a model may have more rows than its tokenizer has
+    tokens. fused: decode few rows by one C++ function where `culm.engine.fused` serves this model;
+    weights may then change their values but not their place.
     """
 
     def __init__(
-        self, model: Transformer, slots: int = 8, places: int | None = None, fused: bool = True
+        self,
+        model: Transformer,
+        slots: int = 8,
+        places: int | None = None,
+        *,
+        vocabulary: int | None = None,
+        fused: bool = True,
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots: {slots} is less than 1")
         self.model = model
         self.slots, self.places = slots, places or model.config.context
+        self.vocabulary = vocabulary or model.config.vocabulary
         with torch.inference_mode():
             self.cache = model.cache(slots, self.places)
         self._fused = FusedDecoder(model, self.cache) if fused and fuses(model) else None
@@ -54,7 +62,7 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """ValueError if the request cannot be served."""
-        size = self.model.config.vocabulary
+        size = self.vocabulary
         if not request.prompt:
             raise ValueError("prompt: it is empty; give at least one token")
         if request.tokens < 1:
@@ -179,6 +187,7 @@ class Engine:
     def _finish_step(self, first: int, logits: Tensor) -> list[Event]:
         """Sample for the rows from `first` on, tell their events, and free those that ended."""
         rows = self.running[first:]
+        logits[:, self.vocabulary :] = float("-inf")
         sampler = self._sampler if first == 0 else None
         if sampler is None:
             settings = [row.request.sampling for row in rows]

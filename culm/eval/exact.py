@@ -88,7 +88,8 @@ def answer(
         for _, question in asked
     ]
     longest = max(len(request.prompt) for request in requests) + tokens
-    completions = Engine(model, SLOTS, longest).generate(requests)
+    engine = Engine(model, SLOTS, longest, vocabulary=tokenizer.vocabulary)
+    completions = engine.generate(requests)
     answered = []
     for (task, question), completion in zip(asked, completions, strict=True):
         reply = tokenizer.decode(completion.tokens)

@@ -144,10 +144,23 @@ def _evaluation(stages: Mapping[str, Stage]) -> str:
             "Dialogues alone were read after pretraining, so the text of the corpus is forgotten "
             "as answers are learned: that is what its bits per byte show.",
             exact_match_table(matches),
+            _gains(evaluated["gains"]),
             "![exact match](plots/exact_match.png)",
             "One answer of the reinforced model for each task:",
             table(("task", "question", "answer", "right"), examples),
         ]
+    )
+
+
+def _gains(gains: Mapping[str, Stage]) -> str:
+    """Differences in points of percent; the models answered the same questions."""
+    rl, control = (
+        f"{100 * gain['value']:+.1f} ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"
+        for gain in (gains["rl"], gains["control"])
+    )
+    return (
+        "Against the fine-tuned model, question by question (paired bootstrap), reinforcement "
+        f"gained {rl} points, and the control with shuffled rewards {control}."
     )
 
 

@@ -35,7 +35,8 @@ def build(
     slots: requests that are computed together; waiting: how many more queue up before clients are
     told to come again. local: the server listens on this machine only.
     """
-    worker = Worker(lambda: Engine(model.model, slots), waiting)
+    tokens = model.tokenizer.vocabulary
+    worker = Worker(lambda: Engine(model.model, slots, vocabulary=tokens), waiting)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -164,3 +164,12 @@ def test_bad_requests_are_refused_in_a_sentence(model, request_, words):
 def test_engine_needs_a_slot(model):
     with pytest.raises(ValueError, match="slots: 0"):
         Engine(model, slots=0)
+
+
+def test_rows_that_are_no_tokens_are_never_drawn(model):
+    """A model may have more rows than its tokenizer has tokens."""
+    few = 5
+    requests = [Request((1, 2), 20, Sampling(temperature=5.0, seed=seed)) for seed in range(9)]
+    done = Engine(model, vocabulary=few).generate(requests)
+    assert {token for completion in done for token in completion.tokens} == set(range(few))
+    assert all(torch.isfinite(torch.tensor(completion.logprobs)).all() for completion in done)
