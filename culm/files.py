@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from culm.config import SettingError
@@ -133,6 +134,14 @@ def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     except (SafetensorError, OSError, UnicodeDecodeError) as error:
         reason = f"broken or no safetensors file ({error})"
         raise SettingError(f"{path}: {reason}; copy it again") from None
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Tensors by name; readable by whom any new file is, where `save_file` thinks of its owner."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def sha256(path: Path) -> str:

@@ -273,7 +273,9 @@ class Quickstart:
 
     def _answer(self, model: Transformer, tokenizer: Tokenizer, questions: int) -> list[Answered]:
         settings = self.config("sft").eval
-        return answer(model, tokenizer, settings.tasks, questions, settings.seed)
+        return answer(
+            model, tokenizer, settings.tasks, questions, settings.seed, settings.answer_tokens
+        )
 
     def pack(self) -> dict[str, Any]:
         """The chat model, and its smaller and foreign forms, each read again and scored."""

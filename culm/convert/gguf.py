@@ -195,4 +195,9 @@ def _weights(reader: gguf.GGUFReader, shape: Shape, path: Path) -> Iterator[tupl
             kind = f"tensor {stored.name} is {stored.tensor_type.name}"
             raise SettingError(f"{path}: {kind}, which is not read here") from None
         tensor, part = torch.from_numpy(np.array(numbers, np.float32)), name.split(".")[-2]
-        yield name, half_split(tensor, heads[part]) if part in heads else tensor
+        if part in heads:
+            if len(tensor) % (2 * heads[part]):
+                rows = f"tensor {stored.name} has {len(tensor)} rows"
+                raise SettingError(f"{path}: broken: {rows}, not those of {heads[part]} heads")
+            tensor = half_split(tensor, heads[part])
+        yield name, tensor

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from culm.config import SettingError, parse
@@ -16,7 +15,7 @@ from culm.convert.family import shape_of
 from culm.convert.native import check_vocabulary
 from culm.convert.weights import assemble, plain_weights
 from culm.dtype import name_of
-from culm.files import atomic, read_json, read_safetensors, vacant, write_json
+from culm.files import atomic, read_json, read_safetensors, vacant, write_json, write_safetensors
 from culm.model.names import rename
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.tokenizer.tokenizer import Tokenizer
@@ -59,7 +58,7 @@ def export(
     }
     with atomic(folder) as fresh:
         fresh.mkdir()
-        save_file(weights, fresh / "model.safetensors", metadata={"format": "pt"})
+        write_safetensors(fresh / "model.safetensors", weights)
         tokenizer.save(fresh)
         write_json(fresh / "config.json", config)
         ends = {"eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": tokenizer.end_of_text}

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 
 from culm.adapt.quantize import Quantizer
 from culm.adapt.quantize.linear import QuantizedLinear
@@ -22,7 +21,15 @@ from culm.config import Config, SettingError, parse
 from culm.convert.card import write_card
 from culm.convert.weights import assemble, refuse_adapters
 from culm.dtype import DTYPES, name_of
-from culm.files import atomic, read_json, read_safetensors, sha256, vacant, write_json
+from culm.files import (
+    atomic,
+    read_json,
+    read_safetensors,
+    sha256,
+    vacant,
+    write_json,
+    write_safetensors,
+)
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -61,7 +68,7 @@ def save(model: Transformer, tokenizer: Tokenizer, folder: str | Path) -> None:
     packed = {n: m.settings for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
     with atomic(folder) as fresh:
         fresh.mkdir()
-        save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
+        write_safetensors(fresh / WEIGHTS, weights)
         tokenizer.save(fresh)
         write_card(model, fresh, folder.name)
         values = {

@@ -71,7 +71,7 @@ def answer(
     tasks: Sequence[Task],
     questions: int,
     seed: int,
-    tokens: int = 32,
+    tokens: int,
 ) -> list[Answered]:
     """Greedy replies, of at most `tokens`, to test questions of each task, in order of the tasks.
 

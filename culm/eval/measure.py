@@ -63,7 +63,7 @@ class Measure:
         settings = self.settings
         if not settings.tasks:
             return {}
-        asked = settings.tasks, settings.questions, settings.seed
+        asked = settings.tasks, settings.questions, settings.seed, settings.answer_tokens
         answered = answer(self.model, self.tokenizer, *asked)
         return {"exact_match": {name: asdict(score) for name, score in scores(answered).items()}}
 

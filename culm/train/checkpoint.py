@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from culm import files
@@ -63,7 +63,7 @@ def save(
         try:
             with files.atomic(place / f"step-{progress.step}") as fresh:
                 fresh.mkdir()
-                save_file(tensors, fresh / WEIGHTS)
+                files.write_safetensors(fresh / WEIGHTS, tensors)
                 state = asdict(progress)
                 files.write_json(fresh / STATE, {**state, "sha256": _seal(fresh / WEIGHTS, state)})
         except OSError as error:

@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from culm.adapt.quantize.int8 import Int8
@@ -183,6 +183,7 @@ def test_missing_file_and_a_stranger(tmp_path, data):
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(at=st.integers(0, 20_000), value=st.integers(0, 255))
+@example(at=256, value=1)  # 260 heads
 def test_a_changed_byte_never_escapes(written, tmp_path_factory, at, value):
     """There is no digest in a GGUF file: a change is seen or gives other text, never a crash."""
     damaged = bytearray(written.read_bytes())

@@ -1,6 +1,7 @@
 """Our own folders: bit-exact, whole, and never silently broken."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from culm import files
 from culm.adapt.lora import LoRA
 from culm.adapt.quantize.int4 import Int4
 from culm.adapt.quantize.int8 import Int8
@@ -73,7 +75,7 @@ def test_disk_full_keeps_the_old_model(tiny, tokenizer, tokens, tmp_path, monkey
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(native, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(OSError, match=r"model: could not be written \(No space left on device\)"):
         native.save(tiny(layers=3), tokenizer, tmp_path / "model")
     assert torch.equal(native.load(tmp_path / "model")[0](tokens), old(tokens))
@@ -204,3 +206,10 @@ def test_packed_layers_are_built_packed(tiny, tokenizer, tmp_path):
     up = native.load(tmp_path / "packed")[0].blocks[0].mlp.up
     assert up.weight.dtype == torch.int8
     assert not list(up.parameters())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes")
+def test_weights_are_readable_by_whom_other_files_are(tiny, tokenizer, tmp_path):
+    native.save(tiny(), tokenizer, tmp_path / "model")
+    modes = {path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    assert len(modes) == 1

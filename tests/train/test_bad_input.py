@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 import culm.run
+from culm import files
 from culm.config import SettingError, parse
 from culm.run import RunConfig, read_run, train
-from culm.train import checkpoint
 from culm.train.checkpoint import CheckpointError, steps_in
 from culm.train.guard import FolderInUseError, locked
 from culm.train.hooks import read_metrics
@@ -36,7 +36,7 @@ def go(settings: dict[str, Any], **more: Any) -> culm.run.Result:
     return train(parse(RunConfig, {**settings, "train": trained}))
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def bytes_in(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -61,12 +61,12 @@ def test_damaged_checkpoints(damage: str, begun: dict[str, Any]) -> None:
             state.write_text("[]")
         case "gone":
             weights.unlink()
-    before = files(Path(begun["folder"]))
+    before = bytes_in(Path(begun["folder"]))
     with pytest.raises(
         CheckpointError, match=r"step-4: damaged .* delete .*step-4 to go on from step 2"
     ):
         go(begun, steps=6)
-    after = files(Path(begun["folder"]))
+    after = bytes_in(Path(begun["folder"]))
     assert {n: b for n, b in after.items() if n != "run.yaml"} == {
         n: b for n, b in before.items() if n != "run.yaml"
     }
@@ -109,11 +109,11 @@ def test_a_checkpoint_of_another_shape(
 def test_other_settings_in_a_trained_folder(
     change: dict[str, Any], message: str, begun: dict[str, Any]
 ) -> None:
-    before = files(Path(begun["folder"]))
+    before = bytes_in(Path(begun["folder"]))
     changed = {**begun, **change, "train": {**begun["train"], **change.get("train", {})}}
     with pytest.raises(SettingError, match=message):
         go(changed)
-    assert files(Path(begun["folder"])) == before
+    assert bytes_in(Path(begun["folder"])) == before
 
 
 def test_a_corpus_that_changed(begun: dict[str, Any]) -> None:
@@ -152,7 +152,7 @@ def test_a_disk_that_fills_up(begun: dict[str, Any], monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(files, "save_file", full)
         with pytest.raises(CheckpointError, match=r"step-6: could not be written \(No space left"):
             go(begun, steps=8)
     assert steps_in(folder) == [2, 4]
@@ -198,13 +198,13 @@ def test_a_second_process_in_the_folder(begun: dict[str, Any]) -> None:
 
 def test_a_loss_that_is_not_finite(begun: dict[str, Any]) -> None:
     folder = Path(begun["folder"])
-    before = files(folder / "checkpoints"), files(folder / "model")
+    before = bytes_in(folder / "checkpoints"), bytes_in(folder / "model")
     wild = {"kind": "adamw", "rate": 1e30}
     with pytest.raises(
         TrainingError, match=r"step \d: the loss is .*; lower train\.optimizer\.rate"
     ):
         go(begun, steps=9, optimizer=wild, checkpoint={"every_steps": 9})
-    assert (files(folder / "checkpoints"), files(folder / "model")) == before
+    assert (bytes_in(folder / "checkpoints"), bytes_in(folder / "model")) == before
     assert go(begun, steps=6).finished
 
 
