@@ -71,7 +71,7 @@ def _texts(config: RunConfig) -> Iterator[str]:
             "tokenizer: data.prepared holds no text to train one on; leave it out to take the one "
             "that the corpus was prepared with"
         )
-    return texts_of(config.data.open(config.seed), config.data.format)
+    yield from texts_of(config.data.open(config.seed), config.data.format)
 
 
 def prepared_folder(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> Path:

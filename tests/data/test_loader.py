@@ -129,6 +129,16 @@ def test_what_is_cut_off_is_counted(tokenizer, tmp_path):
         Loader(hopeless, 16, 1, 1, seed=0)
 
 
+def test_learned_targets_are_counted_as_they_are_read(tokenizer, tmp_path):
+    records = [{"prompt": "q" * (n % 11), "completion": "a" * (n % 7 + 1)} for n in range(60)]
+    chats = prepared(records, ChatFormat(), tokenizer, tmp_path / "p")
+    for packing in ("windows", "bins"):
+        loader = Loader(chats, 16, 1, 1, seed=0, packing=packing)
+        assert loader.targets == sum(batch.weight for batch in loader.once())
+        assert loader.learns([tokenizer.end_of_turn])
+        assert not loader.learns([tokenizer.end_of_text])
+
+
 def test_bad_sizes_are_named(corpus):
     with pytest.raises(SettingError, match=r"train\.rows: 8 does not divide over 3 ranks"):
         Loader(corpus, 32, 8, 8, 0, ranks=3)

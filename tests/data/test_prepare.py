@@ -70,6 +70,49 @@ def test_preparing_is_deterministic_and_the_split_follows_the_document(tokenizer
     assert all(document in held[1] for document in held[0])
 
 
+def test_the_splits_are_the_same_for_every_tokenizer(tokenizer, tmp_path):
+    source = documents(100)
+    source.records += source.records[:30]
+    chats = [{"prompt": f"q{n % 20}", "completion": "yes"} for n in range(40)]
+    pairs = [{"prompt": "q", "chosen": f"a{n}", "rejected": f"b{n}"} for n in range(30)]
+    for name, records, format in (
+        ("text", source.records, DocumentFormat()),
+        ("chat", chats, ChatFormat()),
+        ("pair", pairs, PairFormat()),
+    ):
+        found = []
+        for number, each in enumerate((tokenizer, Bytes(specials=True).build())):
+            folder = tmp_path / f"{name}-{number}"
+            dropped = prepare(Records(records), format, each, folder, held_out=0.2).dropped
+            held = all_documents(Prepared.open(folder, "held_out"))
+            found.append((dropped, [each.decode(ids) for ids in held]))
+        assert found[0] == found[1]
+
+
+def test_what_differs_in_its_roles_or_order_is_no_duplicate(tokenizer, tmp_path):
+    def said(role):
+        return [{"role": "user", "content": "a"}, {"role": role, "content": "b"},
+                {"role": "assistant", "content": "c"}]  # fmt: skip
+
+    chats = Records([{"messages": said("user")}, {"messages": said("assistant")}])
+    assert prepare(chats, ChatFormat(), tokenizer, tmp_path / "c", held_out=0).dropped == 0
+    pairs = [{"prompt": "q", "chosen": x, "rejected": y} for x, y in ("ab", "ba", "ab")]
+    assert prepare(Records(pairs), PairFormat(), tokenizer, tmp_path / "p", held_out=0).dropped == 1
+
+
+def test_documents_are_encoded_many_at_once(tokenizer, tmp_path, monkeypatch):
+    sizes = []
+    encode = type(tokenizer).encode_batch
+
+    def counted(self, texts):
+        sizes.append(len(texts))
+        return encode(self, texts)
+
+    monkeypatch.setattr(type(tokenizer), "encode_batch", counted)
+    prepare(documents(200), DocumentFormat(), tokenizer, tmp_path / "p")
+    assert sizes == [200]
+
+
 @pytest.mark.parametrize("held_out", [0.001, 0.5])
 def test_each_split_has_a_document(tokenizer, tmp_path, held_out):
     for count in (2, 3, 5):

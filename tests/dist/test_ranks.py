@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as distributed
 from safetensors.torch import load_file
 
+from culm.dist.parallelize import Dist, Parallel
 from culm.run import read_run, train
 from culm.train.hooks import read_metrics
 
@@ -63,3 +65,13 @@ def test_two_ranks_follow_one(run_file: Callable[..., Path]) -> None:
 def test_rows_that_do_not_divide_are_refused(run_file: Callable[..., Path]) -> None:
     with pytest.raises(AssertionError, match=r"train\.rows: 5 does not divide over 2 ranks"):
         on_two_ranks(str(run_file("sft", rows=5, micro_rows=5)))
+
+
+def test_packed_weights_are_not_sent_around(tmp_path: Path) -> None:
+    """Buffers are the same on all ranks; sending them before each forward would cost most of it."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    try:
+        parallel = Parallel(torch.nn.BatchNorm1d(2), ranks=2, dist=Dist())
+        assert not parallel._call.will_sync_module_buffers()
+    finally:
+        distributed.destroy_process_group()

@@ -15,7 +15,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from culm.batch import Batch
 from culm.config import parse
+from culm.dist.parallelize import Parallel
 from culm.run import Result, RunConfig, train
 from culm.train.checkpoint import steps_in
 from culm.train.hooks import MetricsFile, read_metrics
@@ -73,6 +75,51 @@ def test_killed_and_resumed_is_never_stopped(
     assert facts(tmp_path / "two")[-1]["step"] == 5
     assert run(settings, tmp_path / "two").finished
     assert_equal(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_stopped_where_it_measures_and_resumed(
+    stage: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = stage("sft", steps=6, checkpoint=EVERY)
+    settings["eval"]["every_steps"] = 2
+    run(settings, tmp_path / "one")
+    write = MetricsFile.__call__
+
+    def write_and_ask(self: MetricsFile, step: Step) -> None:
+        write(self, step)
+        if step.number == 3:
+            os.kill(os.getpid(), signal.SIGINT)  # so that the run stops after step 4
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsFile, "__call__", write_and_ask)
+        stopped = run(settings, tmp_path / "two")
+    assert (stopped.finished, stopped.steps) == (False, 4)
+    assert [line["step"] for line in read_metrics(tmp_path / "two" / "eval.jsonl")] == [0, 2, 4]
+    assert run(settings, tmp_path / "two").finished
+    assert_equal(tmp_path / "one", tmp_path / "two")
+
+
+def test_one_micro_batch_is_on_the_device_at_a_time(
+    stage: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    move, forward = Batch.to, Parallel.forward
+
+    def moving(self: Batch, device: Any) -> Batch:
+        events.append("move")
+        return move(self, device)
+
+    def computing(self: Parallel, batch: Batch, last: bool) -> Any:
+        events.append("forward")
+        return forward(self, batch, last)
+
+    monkeypatch.setattr(Batch, "to", moving)
+    monkeypatch.setattr(Parallel, "forward", computing)
+    config = parse(RunConfig, {**stage("sft", steps=1), "folder": str(tmp_path / "run")})
+    train(config)
+    first = events.index("forward") - 1
+    assert events[first : first + 4] == ["move", "forward"] * 2
 
 
 def test_a_step_is_as_it_is_whatever_the_micro_rows(

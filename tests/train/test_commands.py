@@ -1,0 +1,108 @@
+"""`culm train` where its corpus is bad, the disk is full, or a person stops it before it trains."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from culm.cli import main
+from culm.run import read_run, train
+
+LIMITED = (
+    "import resource, signal; from culm.cli import main; "
+    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); main()"
+)
+unix = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits")
+
+
+@pytest.fixture
+def line(stage: Callable[..., dict], tmp_path: Path) -> list[str]:
+    """The command line of a new run on `text.txt`, which is to be written, in `run`."""
+    settings: dict[str, Any] = {**stage("pretrain"), "folder": str(tmp_path / "run")}
+    settings["data"] = {"path": str(tmp_path / "text.txt"), "split": "paragraphs"}
+    settings["tokenizer"] = {"kind": "bpe", "vocabulary": 262}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    return ["train", str(tmp_path / "run.yaml")]
+
+
+def paragraphs(count: int) -> str:
+    return "\n\n".join(f"Fable {n}: a fox met {n} crows and sang to them." for n in range(count))
+
+
+def left(tmp_path: Path) -> set[str]:
+    """What a command left in the run folder, beside its settings and its lock."""
+    return {path.name for path in (tmp_path / "run").iterdir()} - {"run.yaml", ".lock"}
+
+
+def assert_told(said: str, sentence: str) -> None:
+    """The last line is the one sentence; a progress bar may stand before it."""
+    *before, last = said.strip().splitlines()
+    assert last.startswith("culm: ")
+    assert sentence in last
+    assert not [line for line in before if "━" not in line], said
+
+
+def works(line: list[str], tmp_path: Path) -> bool:
+    """Whether the same command, with a good corpus, trains to its end."""
+    (tmp_path / "text.txt").write_text(paragraphs(30))
+    return train(read_run(line[1])[0]).finished
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence", "kept"),
+    [
+        (b"", "text.txt: nothing to read: there is no text in it", set()),
+        (b"one document", "one document cannot be divided into training", {"tokenizer"}),
+        (b"good\n\nbad \xff", "not UTF-8 at byte 10; set data.invalid=replace", set()),
+    ],
+    ids=["empty", "one document", "not UTF-8"],
+)
+def test_a_bad_corpus(
+    text: bytes, sentence: str, kept: set[str], line: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    (tmp_path / "text.txt").write_bytes(text)
+    monkeypatch.setattr(sys, "argv", ["culm", *line])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert_told(capsys.readouterr().err, sentence)
+    assert left(tmp_path) == kept
+    assert works(line, tmp_path)
+
+
+@unix
+def test_a_disk_that_is_full_while_preparing(line: list[str], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(paragraphs(3000))
+    command = [sys.executable, "-c", LIMITED, *line]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert_told(done.stderr, "run/data: could not be written (File too large); make room")
+    assert left(tmp_path) == {"tokenizer"}
+    assert works(line, tmp_path)
+
+
+@unix
+@pytest.mark.parametrize("seen", ["run.yaml", "data.partial"], ids=["tokenizer", "preparing"])
+def test_stopped_before_it_trains(seen: str, line: list[str], tmp_path: Path) -> None:
+    """While the tokenizer is trained, which follows the settings; while the corpus is prepared."""
+    (tmp_path / "text.txt").write_text(paragraphs(200_000))
+    command = [sys.executable, "-m", "culm.cli", *line]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 200
+    while not (tmp_path / "run" / seen).exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert left(tmp_path) == ({"tokenizer"} if seen == "data.partial" else set())
+    assert works(line, tmp_path)

@@ -1,0 +1,128 @@
+"""What stands in a run folder: Culm removes what it made, and nothing else."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_bad_input import files, go
+
+from culm.config import SettingError
+from culm.data.format.document import DocumentFormat
+from culm.data.prepare import prepare
+from culm.data.prepared import Prepared
+from culm.data.source import open_source
+from culm.tokenizer.bytes import Bytes
+
+FAILING = {"kind": "document", "text": "body"}  # ends a run after its tokenizer was made
+
+
+@pytest.fixture
+def settings(stage: Callable[..., dict], tmp_path: Path) -> dict[str, Any]:
+    return {**stage("pretrain"), "folder": str(tmp_path / "run")}
+
+
+@pytest.mark.parametrize("name", ["data", "tokenizer"])
+@pytest.mark.parametrize("inside", ["notes.txt", "manifest.json", "tokenizer.json"])
+def test_a_new_run_where_something_else_has_its_name(
+    name: str, inside: str, settings: dict[str, Any]
+) -> None:
+    folder = Path(settings["folder"])
+    (folder / name).mkdir(parents=True)
+    (folder / name / inside).write_text("{}")
+    before = files(folder)
+    with pytest.raises(SettingError, match=rf"run/{name}: Culm did not make this, .* folder="):
+        go(settings)
+    assert files(folder) == before
+
+
+def test_a_changed_setting_leaves_what_culm_did_not_make(settings: dict[str, Any]) -> None:
+    folder = Path(settings["folder"])
+    with pytest.raises(SettingError, match="no text in 'body'"):
+        go({**settings, "data": {**settings["data"], "format": FAILING}})
+    (folder / "data").mkdir()
+    (folder / "data" / "thesis.txt").write_text("years of work")
+    (folder / "tokenizer" / "notes.txt").write_text("mine")
+    before = files(folder)
+    for name in ("tokenizer/notes.txt", "data/thesis.txt"):
+        with pytest.raises(SettingError, match="Culm did not make this"):
+            go(settings)
+        assert files(folder) == before
+        (folder / name).unlink()
+        before.pop(name)
+    (folder / "data").rmdir()
+    assert go(settings).finished
+
+
+def test_a_corpus_that_was_prepared_beforehand_stays(
+    settings: dict[str, Any], corpora: Path
+) -> None:
+    """Also where it stands in the run folder itself, and a setting changes before training."""
+    place = Path(settings["folder"]) / "data"
+    place.parent.mkdir()
+    tokenizer = Bytes(specials=True).build()
+    prepare(open_source(corpora / "text.jsonl"), DocumentFormat(), tokenizer, place)
+    before = files(place)
+    settings["data"] = {"prepared": str(place)}
+    with pytest.raises(SettingError, match=r"train\.context: 1 leaves nothing"):
+        go(settings, context=1)
+    assert go({**settings, "seed": 1}).finished
+    assert files(place) == before
+
+
+def test_an_empty_corpus_leaves_no_tokenizer(settings: dict[str, Any], tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(" \n")
+    settings["data"] = {"path": str(text), "split": "paragraphs"}
+    settings["tokenizer"] = {"kind": "bpe", "vocabulary": 262}
+    for _ in range(2):
+        with pytest.raises(SettingError, match=r"text\.txt: nothing to read"):
+            go(settings)
+        assert not (tmp_path / "run" / "tokenizer").exists()
+    text.write_text("\n\n".join(f"{word} and more" * 9 for word in ("one", "two", "three")))
+    assert go(settings).finished
+
+
+def test_a_tokenizer_learns_from_the_field_that_is_asked_for(settings: dict[str, Any]) -> None:
+    settings["tokenizer"] = {"kind": "bpe", "vocabulary": 262}
+    settings["data"]["format"] = FAILING
+    with pytest.raises(SettingError, match="record 1: no text in 'body'; its keys are text"):
+        go(settings)
+    assert not (Path(settings["folder"]) / "tokenizer").exists()
+
+
+def test_an_end_that_is_never_learned(stage: Callable[..., dict], tmp_path: Path) -> None:
+    answer = [{"prompt": "x", "completion": "y" * 200}, {"prompt": "z", "completion": "w" * 200}]
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in answer))
+    settings = {**stage("sft", context=32), "folder": str(tmp_path / "run")}
+    settings["data"] = {"path": str(path), "format": "chat"}
+    with pytest.raises(SettingError, match=r"train\.context: no row learns the end of an answer"):
+        go(settings)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_flipped_bit_in_a_shard(settings: dict[str, Any]) -> None:
+    settings["train"]["steps"] = 2
+    go(settings)
+    shard = Path(settings["folder"]) / "data" / "train" / "tokens-00000.npy"
+    data = bytearray(shard.read_bytes())
+    data[-2] ^= 1
+    shard.write_bytes(data)
+    Prepared.open(shard.parents[1])  # nothing that its size would tell
+    with pytest.raises(SettingError, match=r"tokens-00000\.npy: changed .*prepare the corpus aga"):
+        go(settings, steps=4)
+
+
+def test_the_questions_of_tasks_follow_the_seed(stage: Callable[..., dict], tmp_path: Path) -> None:
+    found = []
+    for seed in (0, 1, 1):
+        task = {"kind": "letters", "name": "count", "operation": "count", "longest": 9}
+        settings = {**stage("sft", steps=1), "seed": seed}
+        settings["data"] = {"tasks": [task], "questions": 40, "format": "chat"}
+        settings["folder"] = str(tmp_path / str(len(found)))
+        go(settings)
+        found.append(files(Path(settings["folder"]) / "data" / "train"))
+    assert found[0] != found[1]
+    assert found[1] == found[2]
