@@ -48,7 +48,7 @@ from culm.train.memory import peak_bytes, reset_peak
 
 BYTES_PER_MINUTE = 20 << 20  # of text, of which no more is read: far more than a model here learns
 RESERVE = 70.0  # seconds kept for what comes after training, of ten minutes
-SHARES = {"pretrain": 0.26, "sft": 0.38, "rl": 0.18, "control": 0.18}
+SHARES = {"pretrain": 0.22, "sft": 0.44, "rl": 0.17, "control": 0.17}
 MODELS = {"base": "pretrain", "sft": "sft", "rl": "rl", "control": "control"}
 MARGINS = {"rl": 0.75}  # of its time a stage plans to use: answers grow longer than in the trial
 MARGIN = 0.93  # of other stages

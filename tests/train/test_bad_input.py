@@ -147,7 +147,7 @@ def test_settings_may_change_before_anything_was_trained(
 def test_a_disk_that_fills_up(begun: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(begun["folder"])
 
-    def full(tensors: dict, path: Path) -> None:
+    def full(tensors: dict, path: Path, metadata: dict) -> None:
         Path(path).write_bytes(b"some")
         raise OSError(errno.ENOSPC, "No space left on device")
 

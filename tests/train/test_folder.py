@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_bad_input import files, go
+from test_bad_input import bytes_in, go
 
 from culm.config import SettingError
 from culm.data.format.document import DocumentFormat
@@ -31,10 +31,10 @@ def test_a_new_run_where_something_else_has_its_name(
     folder = Path(settings["folder"])
     (folder / name).mkdir(parents=True)
     (folder / name / inside).write_text("{}")
-    before = files(folder)
+    before = bytes_in(folder)
     with pytest.raises(SettingError, match=rf"run/{name}: Culm did not make this, .* folder="):
         go(settings)
-    assert files(folder) == before
+    assert bytes_in(folder) == before
 
 
 def test_a_changed_setting_leaves_what_culm_did_not_make(settings: dict[str, Any]) -> None:
@@ -44,11 +44,11 @@ def test_a_changed_setting_leaves_what_culm_did_not_make(settings: dict[str, Any
     (folder / "data").mkdir()
     (folder / "data" / "thesis.txt").write_text("years of work")
     (folder / "tokenizer" / "notes.txt").write_text("mine")
-    before = files(folder)
+    before = bytes_in(folder)
     for name in ("tokenizer/notes.txt", "data/thesis.txt"):
         with pytest.raises(SettingError, match="Culm did not make this"):
             go(settings)
-        assert files(folder) == before
+        assert bytes_in(folder) == before
         (folder / name).unlink()
         before.pop(name)
     (folder / "data").rmdir()
@@ -63,12 +63,12 @@ def test_a_corpus_that_was_prepared_beforehand_stays(
     place.parent.mkdir()
     tokenizer = Bytes(specials=True).build()
     prepare(open_source(corpora / "text.jsonl"), DocumentFormat(), tokenizer, place)
-    before = files(place)
+    before = bytes_in(place)
     settings["data"] = {"prepared": str(place)}
     with pytest.raises(SettingError, match=r"train\.context: 1 leaves nothing"):
         go(settings, context=1)
     assert go({**settings, "seed": 1}).finished
-    assert files(place) == before
+    assert bytes_in(place) == before
 
 
 def test_an_empty_corpus_leaves_no_tokenizer(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -123,6 +123,6 @@ def test_the_questions_of_tasks_follow_the_seed(stage: Callable[..., dict], tmp_
         settings["data"] = {"tasks": [task], "questions": 40, "format": "chat"}
         settings["folder"] = str(tmp_path / str(len(found)))
         go(settings)
-        found.append(files(Path(settings["folder"]) / "data" / "train"))
+        found.append(bytes_in(Path(settings["folder"]) / "data" / "train"))
     assert found[0] != found[1]
     assert found[1] == found[2]
