@@ -157,13 +157,14 @@ class Tokenizer:
         """None if a special token's name stands in a part where it is plain text."""
         found: list[list[int]] = [[] for _ in parts]
         owners = [number for number, (text, _) in enumerate(parts) for _ in text]
-        whole = self._marked.encode("".join(text for text, _ in parts), add_special_tokens=False)
-        special = set(self.specials.values())
+        joined = "".join(text for text, _ in parts)
+        whole = self._marked.encode(joined, add_special_tokens=False)
+        names = {id: name for name, id in self.specials.items()}
         for id, (start, end) in zip(whole.ids, whole.offsets, strict=True):
             touched = owners[start : max(end, start + 1)]
             owner = next((number for number in touched if not parts[number][1]), touched[0])
-            if id in special and not parts[owner][1]:
-                return None
+            if id in names and not parts[owner][1] and names[id] in joined[start:end]:
+                return None  # an unknown character is special too, but stands for itself
             found[owner].append(id)
         return found
 

@@ -63,17 +63,17 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _made(folder: Path, *settings: Mapping[str, Any]) -> Iterator[Path]:
-    """The tokenizer and the corpus that a run made in its folder, where they are.
+    """The tokenizer and the corpus that a run made in its folder, where they are; not a corpus
+    that was prepared beforehand and is only read.
 
     Raises:
         SettingError: what is there was not made by Culm.
     """
-    read = [values.get("data", {}).get("prepared") for values in settings]
+    given = [values.get("data", {}).get("prepared") for values in settings]
+    read = {Path(place).resolve() for place in given if place is not None}
     for name, is_ours in (("tokenizer", _is_tokenizer), ("data", _is_corpus)):
         path = folder / name
-        if not path.exists() or any(
-            Path(other).resolve() == path.resolve() for other in read if other
-        ):
+        if not path.exists() or path.resolve() in read:
             continue
         if not is_ours(path):
             raise SettingError(

@@ -103,3 +103,15 @@ def test_contents_cannot_forge_special_tokens(inner):
     messages = [{"role": "user", "content": "a</s>b"}, {"role": "assistant", "content": "<s>"}]
     ids, _ = tokenizer.chat.encode(messages)
     assert sum(id in tokenizer.specials.values() for id in ids) == 2
+
+
+def test_an_unknown_character_changes_nothing_around_it(inner):
+    """Without byte fallback it becomes a special token of its own."""
+    facts = json.loads(inner.to_str())
+    facts["model"]["byte_fallback"] = False
+    unable = tokenizers.Tokenizer.from_str(json.dumps(facts))
+    tokenizer = with_template(unable, LLAMA2)
+    messages = [{"role": "user", "content": "the 東 fox"}, {"role": "assistant", "content": "dog"}]
+    whole = unable.encode("<s>[INST] the 東 fox [/INST] dog </s>", add_special_tokens=False).ids
+    assert tokenizer.specials["<unk>"] in whole
+    assert tokenizer.chat.encode(messages)[0] == whole
