@@ -68,12 +68,17 @@ def train(run: Run, settings: Settings = None) -> None:
 
 
 @app.command()
-def plan(run: Run, settings: Settings = None) -> None:
+def plan(
+    run: Run,
+    settings: Settings = None,
+    ranks: Annotated[int, typer.Option(help="Processes that would share the run.", min=1)] = 1,
+) -> None:
     """What a run would do, need and learn from; starts nothing."""
     from culm.run import read_run
     from culm.verbs.plan import show_plan
 
-    show_plan(*read_run(run, settings or []))
+    config, origins = read_run(run, settings or [])
+    show_plan(config, origins, ranks)
 
 
 @app.command()

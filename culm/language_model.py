@@ -189,9 +189,9 @@ class LanguageModel:
     ) -> Iterator[tuple[int, str]]:
         """Pairs (index of the request, next piece of its text)."""
         stops = [stop] if isinstance(stop, str) else stop or ()
-        places = max((len(r.prompt) + r.tokens for r in requests), default=1)
+        length = max((len(r.prompt) + r.tokens for r in requests), default=1)
         slots = min(max(len(requests), 1), SLOTS)
-        engine = Engine(self.model, slots, places, vocabulary=self.tokenizer.vocabulary)
+        engine = Engine(self.model, slots, length, vocabulary=self.tokenizer.vocabulary)
         numbers = {engine.add(request): index for index, request in enumerate(requests)}
         replies = [Reply(self.tokenizer, stops) for _ in requests]
         while engine.busy:

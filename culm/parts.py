@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from culm.dist.parallelize import compile_blocks, recompute
 from culm.dist.ranks import Ranks
 from culm.files import atomic
 from culm.loading import read
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.grpo import GRPO, GRPOObjective
 from culm.rollout import Rollouts
 from culm.tokenizer.tokenizer import Tokenizer
@@ -41,25 +40,30 @@ def begin(config: RunConfig, folder: Path) -> tuple[Transformer, Tokenizer]:
         return read(config.start, "cpu", torch.float32)
     assert config.model is not None
     tokenizer = make_tokenizer(config, folder)
-    if tokenizer.vocabulary > config.model.vocabulary:
+    check_vocabulary(config.model, tokenizer)
+    return config.model.build(config.seed), tokenizer
+
+
+def check_vocabulary(model: TransformerConfig, tokenizer: Tokenizer) -> None:
+    """The embedding must have a row for each token id."""
+    if tokenizer.vocabulary > model.vocabulary:
         raise SettingError(
-            f"model.vocabulary: {config.model.vocabulary} is less than the tokenizer's "
+            f"model.vocabulary: {model.vocabulary} is less than the tokenizer's "
             f"{tokenizer.vocabulary}"
         )
-    return config.model.build(config.seed), tokenizer
 
 
 def make_tokenizer(config: RunConfig, folder: Path) -> Tokenizer:
     """The tokenizer of a new model, trained once and kept in the run folder."""
-    place = folder / "tokenizer"
-    if (place / "tokenizer.json").exists():
-        return Tokenizer.load(place)
+    path = folder / "tokenizer"
+    if (path / "tokenizer.json").exists():
+        return Tokenizer.load(path)
     if config.data.prepared is not None and config.tokenizer is None:
         return Tokenizer.load(config.data.prepared / "tokenizer")
     assert config.model is not None
     settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
     tokenizer = settings.build(_texts(config))
-    with atomic(place) as fresh:
+    with atomic(path) as fresh:
         tokenizer.save(fresh)
     return tokenizer
 
@@ -78,26 +82,26 @@ def prepared_folder(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> Pa
     """The prepared corpus; prepared now if it is not there."""
     if config.data.prepared is not None:
         return config.data.prepared
-    place = folder / "data"
-    if not place.exists():
+    path = folder / "data"
+    if not path.exists():
         prepare(
             config.data.open(config.seed),
             config.data.format,
             tokenizer,
-            place,
+            path,
             config.data.held_out,
             config.seed,
         )
-    return place
+    return path
 
 
 def loader(
-    config: RunConfig, tokenizer: Tokenizer, place: Path, context: int, ranks: Ranks, split: str
+    config: RunConfig, tokenizer: Tokenizer, path: Path, context: int, ranks: Ranks, split: str
 ) -> Loader:
     """Rows of a prepared corpus, as the run asks for them."""
     train = config.train
     return Loader(
-        Prepared.open(place, split, tokenizer.fingerprint),
+        Prepared.open(path, split, tokenizer.fingerprint),
         context,
         train.rows,
         train.micro_rows or train.rows if split == "train" else EVALUATED,
@@ -110,10 +114,10 @@ def loader(
 
 def held_out(config: RunConfig, tokenizer: Tokenizer, folder: Path, context: int) -> Loader | None:
     """The rows that are not trained on, where the corpus has such; the same for every rank."""
-    place = config.data.prepared or folder / "data"
-    if not place.exists() or "held_out" not in Manifest.read(place).splits:
+    path = config.data.prepared or folder / "data"
+    if not path.exists() or "held_out" not in Manifest.read(path).splits:
         return None
-    return loader(config, tokenizer, place, context, Ranks(), "held_out")
+    return loader(config, tokenizer, path, context, Ranks(), "held_out")
 
 
 def set_up(config: RunConfig, model: Transformer, device: torch.device) -> nn.Module:
@@ -150,13 +154,13 @@ def training_batches(
     if ranks.first:
         verify(prepared_folder(config, tokenizer, folder))
     ranks.wait()
-    place = prepared_folder(config, tokenizer, folder)
-    ids, known = Manifest.read(place).vocabulary, model.config.vocabulary
+    path = prepared_folder(config, tokenizer, folder)
+    ids, known = Manifest.read(path).vocabulary, model.config.vocabulary
     if ids > known:
         raise SettingError(
-            f"{place}: token ids up to {ids - 1}, but the model's vocabulary is {known}"
+            f"{path}: token ids up to {ids - 1}, but the model's vocabulary is {known}"
         )
-    rows = loader(config, tokenizer, place, context, ranks, "train")
+    rows = loader(config, tokenizer, path, context, ranks, "train")
     check_ends(rows, tokenizer)
     if rows.truncated:
         log.say(
@@ -189,5 +193,4 @@ def _rollouts(
         seed=config.seed,
         ranks=ranks,
     )
-    facts = repr((tasks, config.seed, train.rows))
-    return rollouts, hashlib.sha256(facts.encode()).hexdigest()
+    return rollouts, rollouts.fingerprint

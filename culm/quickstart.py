@@ -108,11 +108,11 @@ def quickstart(folder: str, text: list[str], minutes: float, device: str, seed: 
     Raises:
         SettingError: the folder was begun with other settings.
     """
-    place = Path(folder)
-    with locked(place):
-        Quickstart(place, text, minutes, device, seed).run()
-    _say_how_to_go_on(place)
-    return place
+    path = Path(folder)
+    with locked(path):
+        Quickstart(path, text, minutes, device, seed).run()
+    _say_how_to_go_on(path)
+    return path
 
 
 class Quickstart:
@@ -267,8 +267,8 @@ class Quickstart:
 
     def _predict(self, model: Transformer, tokenizer: Tokenizer) -> Prediction:
         config = self.config("pretrain")
-        place = self.folder / "pretrain" / "data"
-        rows = loader(config, tokenizer, place, model.config.context, Ranks(), "held_out")
+        corpus = self.folder / "pretrain" / "data"
+        rows = loader(config, tokenizer, corpus, model.config.context, Ranks(), "held_out")
         return predict(model, rows, tokenizer, config.eval.tokens)
 
     def _answer(self, model: Transformer, tokenizer: Tokenizer, questions: int) -> list[Answered]:

@@ -6,6 +6,7 @@ so a run that was stopped goes on with the very same questions and random number
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from culm.batch import IGNORED, Batch
 from culm.dist.ranks import Ranks
-from culm.dist.sharded import answering
+from culm.dist.sharded import unsharded
 from culm.engine.engine import Engine
 from culm.engine.request import Completion, Request
 from culm.engine.sampling import Sampling
@@ -22,6 +23,7 @@ from culm.objective.grpo import Experience, GRPOObjective
 from culm.task.task import Question, Task
 from culm.tokenizer.tokenizer import Tokenizer
 
+ASKED = 1000  # questions that tell one order from another
 ROUND = 16  # rows are padded to a multiple, so that memory is used again from step to step
 
 
@@ -31,6 +33,8 @@ class Rollouts:
     With `shuffled` in the objective's settings, rewards are dealt out at random among all
     completions of a step: the control, in which nothing can be learned from them. (Within a group
     they would still tell whether its answers were good.)
+
+    fingerprint: of the order of the questions.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class Rollouts:
         self.objective, self.tokenizer = objective, tokenizer
         self.tasks, self.rows, self.micro_rows = tasks, rows, micro_rows
         self.seed, self.ranks = seed, ranks
+        facts = (tasks, [self._question(index)[1] for index in range(ASKED)], seed, rows)
+        self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
@@ -102,7 +108,7 @@ class Rollouts:
         ]
         longest = max(len(request.prompt) for request in requests) + config.answer_tokens
         model = self.objective.model
-        with answering(model):
+        with unsharded(model):
             engine = Engine(model, len(requests), longest, vocabulary=self.tokenizer.vocabulary)
             return engine.generate(requests)
 

@@ -30,7 +30,7 @@ from culm.config import Config, SettingError, compose_run, parse
 from culm.convert import native
 from culm.data.settings import DataConfig
 from culm.device import choose_device, choose_precision
-from culm.dist.launch import joined
+from culm.dist.launch import process_group
 from culm.dist.parallelize import Dist, Parallel
 from culm.dist.ranks import Ranks
 from culm.dist.sharded import is_sharded, state_of
@@ -130,7 +130,7 @@ def train(config: RunConfig) -> Result:
     device = choose_device(config.device)
     folder = Path(config.folder)
     keep_pages()
-    with joined(device) as ranks, _alone(folder, ranks):
+    with process_group(device) as ranks, _alone(folder, ranks):
         reset_peak()
         if ranks.first:
             claim(folder, _settled(config, folder, device).model_dump(mode="json"))

@@ -180,7 +180,10 @@ def test_tokenize_then_prepare_then_plan_a_run_on_it(culm, text, tmp_path):
     settings = [TINY[0], f"data={{prepared: {corpus}}}", "model.vocabulary=280", "train.rows=4"]
     code, out, _ = culm("plan", "pretrain", *settings, f"folder={tmp_path}/run")
     assert code == 0
-    assert "filled places" in out
+    assert "% filled" in out
+    code, out, _ = culm("plan", "pretrain", *settings, f"folder={tmp_path}/run", "--ranks", 2)
+    assert code == 0
+    assert "in each of 2 processes" in out
 
 
 def test_schema_is_json(culm):

@@ -29,7 +29,7 @@ class Loader:
     """Rows of `context` tokens, `rows_per_step` of them in a step over all ranks.
 
     rows: rows in an epoch. epoch_steps: steps that show every row once. targets: learned targets
-    in an epoch. efficiency: share of places that hold a token. truncated: documents that lost
+    in an epoch. efficiency: share of positions that hold a token. truncated: documents that lost
     their end; left_out: rows in which nothing was left to learn. dialogues: whether it is answers
     that are learned, each with its end. fingerprint: of the order.
 
@@ -99,12 +99,12 @@ class Loader:
         ]
 
     def _row(self, index: int) -> int:
-        """The row at a place of the endless order of all epochs."""
-        epoch, place = divmod(index, self.rows)
+        """The row at an index of the endless order of all epochs."""
+        epoch, index = divmod(index, self.rows)
         if epoch != self._epoch:
             generator = np.random.default_rng((self._seed, epoch))
             self._epoch, self._order = epoch, generator.permutation(self._kept)
-        return int(self._order[place])
+        return int(self._order[index])
 
     def _segments(self, row: int) -> list[tuple[int, int]]:
         first = row * self._group
@@ -152,8 +152,8 @@ def _learned_targets(prepared: Prepared, rows: Rows) -> np.ndarray:
     counts = rows.ends - firsts
     if prepared.masked:
         counts = np.zeros_like(counts)
-        for places in prepared.learned_places():
-            counts += np.searchsorted(places, rows.ends) - np.searchsorted(places, firsts)
+        for learned in prepared.learned_positions():
+            counts += np.searchsorted(learned, rows.ends) - np.searchsorted(learned, firsts)
     return np.add.reduceat(counts, rows.first[:-1])
 
 

@@ -46,7 +46,7 @@ class Rows:
         return list(zip(self.starts[segments].tolist(), self.ends[segments].tolist(), strict=True))
 
     def efficiency(self, context: int) -> float:
-        """The share of places that hold a token."""
+        """The share of positions that hold a token."""
         return float((self.ends - self.starts).sum()) / max(1, len(self) * context)
 
 
@@ -133,18 +133,18 @@ def to_batch(
     positions = np.zeros(shape, dtype=np.int64)
     documents = np.zeros(shape, dtype=np.int32)
     for row, segments in enumerate(rows):
-        place = 0
+        first = 0
         for number, (start, end) in enumerate(segments):
             ids, learned = read(start, end)
             ids = ids.astype(np.int64)  # the shards are unsigned, IGNORED is negative
-            last = place + len(ids)
-            tokens[row, place:last] = ids
+            last = first + len(ids)
+            tokens[row, first:last] = ids
             following = ids[1:] if learned is None else np.where(learned[1:], ids[1:], IGNORED)
-            targets[row, place : last - 1] = following
-            positions[row, place:last] = np.arange(len(ids))
-            documents[row, place:last] = number
-            place = last
-        documents[row, place:] = len(segments)  # padding sees padding only
+            targets[row, first : last - 1] = following
+            positions[row, first:last] = np.arange(len(ids))
+            documents[row, first:last] = number
+            first = last
+        documents[row, first:] = len(segments)  # padding sees padding only
     return Batch(
         tokens=torch.from_numpy(tokens),
         targets=torch.from_numpy(targets),

@@ -65,11 +65,11 @@ class Prepared:
     def read(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Tokens start..end, which lie in one document, and which are learned (None: all)."""
         shard = int(np.searchsorted(self._starts, start, side="right")) - 1
-        place = slice(start - self._starts[shard], end - self._starts[shard])
-        learned = None if self._learned is None else self._learned[shard][place]
-        return self._tokens[shard][place], learned
+        span = slice(start - self._starts[shard], end - self._starts[shard])
+        learned = None if self._learned is None else self._learned[shard][span]
+        return self._tokens[shard][span], learned
 
-    def learned_places(self) -> Iterator[np.ndarray]:
+    def learned_positions(self) -> Iterator[np.ndarray]:
         """Numbers of the tokens that are learned, shard by shard, where some are not."""
         for start, learned in zip(self._starts, self._learned or (), strict=False):
             yield np.flatnonzero(learned) + start

@@ -13,7 +13,7 @@ from culm.dist.ranks import Ranks
 
 
 @contextmanager
-def joined(device: torch.device | str) -> Iterator[Ranks]:
+def process_group(device: torch.device | str) -> Iterator[Ranks]:
     """The ranks of this run, joined for its duration. Each takes a GPU of its own.
 
     A program that joined them before keeps them joined: gloo cannot reliably be joined twice.

@@ -38,7 +38,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def answering(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """The model as it is used, for a while: without dropout, and whole on every rank.
 
     A sharded model is gathered once. Ranks may then call it different numbers of times, as answers

@@ -3,7 +3,7 @@
               slots            Sequences in use fill the first slots without a gap, so that a
 prompt A  ->  [a a a a . . ]   decoding step reads the cache as one view. When a request ends,
 prompt B  ->  [b b . . . . ]   the last slot in use is copied into its place. Padding to the
-waiting ...   [. . . . . . ]   right is harmless: a place is seen only once it was overwritten.
+waiting ...   [. . . . . . ]   right is harmless: an entry is seen only once it was overwritten.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from culm.model.context import Context
 from culm.model.transformer import Transformer
 
 PREFILL_TOKENS = 8192  # of one prefill, padding included: bounds its memory
-GRANULE = 64  # the cache is read in multiples of so many places
+GRANULE = 64  # the cache is read in multiples of so many tokens
 # Rows and prompts are filled up to few shapes: oneDNN compiles and keeps a product for each.
 ROUND_ROWS, ROUND_PROMPT = 16, 8
 
@@ -31,7 +31,7 @@ ROUND_ROWS, ROUND_PROMPT = 16, 8
 class Engine:
     """Generates tokens for many requests at once.
 
-    slots: requests that run together, the others wait. places: tokens of a slot, prompt included;
+    slots: requests that run together, the others wait. length: tokens of a slot, prompt included;
     the model's context if not given. The engine reads the model's weights as they are at each step.
     vocabulary: ids from there on are never drawn; a model may have more rows than its tokenizer has
     tokens. fused: decode few rows by one C++ function where `culm.engine.fused` serves this model;
@@ -42,7 +42,7 @@ class Engine:
         self,
         model: Transformer,
         slots: int = 8,
-        places: int | None = None,
+        length: int | None = None,
         *,
         vocabulary: int | None = None,
         fused: bool = True,
@@ -50,10 +50,10 @@ class Engine:
         if slots < 1:
             raise ValueError(f"slots: {slots} is less than 1")
         self.model = model
-        self.slots, self.places = slots, places or model.config.context
+        self.slots, self.length = slots, length or model.config.context
         self.vocabulary = vocabulary or model.config.vocabulary
         with torch.inference_mode():
-            self.cache = model.cache(slots, self.places)
+            self.cache = model.cache(slots, self.length)
         self._fused = FusedDecoder(model, self.cache) if fused and fuses(model) else None
         self.waiting: deque[Running] = deque()
         self.running: list[Running] = []  # index = slot
@@ -67,10 +67,10 @@ class Engine:
             raise ValueError("prompt: it is empty; give at least one token")
         if request.tokens < 1:
             raise ValueError(f"tokens: {request.tokens} is less than 1")
-        if len(request.prompt) + request.tokens > self.places:
+        if len(request.prompt) + request.tokens > self.length:
             raise ValueError(
                 f"tokens: a prompt of {len(request.prompt)} and {request.tokens} more are longer "
-                f"than the {self.places} places of the engine"
+                f"than the {self.length} tokens of a slot of the engine"
             )
         given = itertools.chain(request.prompt, (token for token, _ in request.sampling.bias))
         outside = [token for token in given if not 0 <= token < size]
@@ -156,7 +156,7 @@ class Engine:
         index = {prompt: number for number, prompt in enumerate(prompts)}
         group.sort(key=lambda waiting: index[waiting.request.prompt])
         sources = [index[waiting.request.prompt] for waiting in group]
-        longest = min(_round_up(max(map(len, prompts)), ROUND_PROMPT), self.places)
+        longest = min(_round_up(max(map(len, prompts)), ROUND_PROMPT), self.length)
         padded = [prompt + (0,) * (longest - len(prompt)) for prompt in prompts]
         tokens = torch.tensor(padded, device=device)
         positions = torch.arange(longest, device=device).expand(tokens.shape)
@@ -171,16 +171,16 @@ class Engine:
 
     def _decode(self) -> Tensor:
         """Put each row's last token into the cache; logits (N, V) of the next."""
-        last, places = [r.output[-1] for r in self.running], [r.length - 1 for r in self.running]
+        last, ends = [r.output[-1] for r in self.running], [r.length - 1 for r in self.running]
         if self._fused and len(last) <= ROWS:
-            return self._fused(last, places)
+            return self._fused(last, ends)
         device, count = self.model.device, len(last)
         filled = _round_up(count, ROUND_ROWS) if count > ROUND_ROWS else count
         empty = [0] * (min(filled, self.slots) - count)
         tokens = torch.tensor(last + empty, device=device)[:, None]
-        positions = torch.tensor(places + empty, device=device)[:, None]
+        positions = torch.tensor(ends + empty, device=device)[:, None]
         longest = max(row.length for row in self.running)
-        length = min(_round_up(longest, GRANULE), self.places)
+        length = min(_round_up(longest, GRANULE), self.length)
         hidden = self.model.hidden(tokens, Context(positions, cache=self.cache, length=length))
         return self.model.head(hidden[:, 0])[:count].float()
 

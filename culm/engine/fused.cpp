@@ -31,13 +31,13 @@ struct Linear {
 struct Layer {
   int64_t heads, kv_heads, dim, window;  // window 0: all
   const float *attention_norm, *mlp_norm, *q_norm, *k_norm;  // the last two may be null
-  const float *cosines, *sines;                              // (places, dim / 2)
-  bf16 *keys, *values;                                       // (slots, kv_heads, places, dim)
+  const float *cosines, *sines;                              // (length, dim / 2)
+  bf16 *keys, *values;                                       // (slots, kv_heads, length, dim)
   Linear q, k, v, out, gate, up, down;
 };
 
 struct Model {
-  int64_t width, layers, places;
+  int64_t width, layers, length;
   double eps;
   const bf16 *embedding;  // (vocabulary, width)
   const float *norm;
@@ -281,7 +281,7 @@ static float dot(const bf16 *a, const bf16 *b, int64_t size) {
 }
 
 // One query head of one row: stores the new key and value, and reads those before them.
-static void attend(const Layer &layer, int64_t places, double eps, const float *q, const float *k,
+static void attend(const Layer &layer, int64_t length, double eps, const float *q, const float *k,
                    const float *v, int64_t head, int64_t slot, int64_t position,
                    std::vector<float> &scores, float *out) {
   const int64_t dim = layer.dim, shared = layer.heads / layer.kv_heads, group = head / shared;
@@ -290,9 +290,9 @@ static void attend(const Layer &layer, int64_t places, double eps, const float *
   rotate(q + head * dim, layer.q_norm, layer, position, eps, spare.data(), query.data());
   rotate(k + group * dim, layer.k_norm, layer, position, eps, spare.data(), key.data());
   for (int64_t i = 0; i < dim; i += 16) narrow(_mm512_loadu_ps(v + group * dim + i), &value[i]);
-  bf16 *keys = layer.keys + (slot * layer.kv_heads + group) * places * dim;
-  bf16 *values = layer.values + (slot * layer.kv_heads + group) * places * dim;
-  if (head % shared == 0) {  // the others use their own copy and never look at this place
+  bf16 *keys = layer.keys + (slot * layer.kv_heads + group) * length * dim;
+  bf16 *values = layer.values + (slot * layer.kv_heads + group) * length * dim;
+  if (head % shared == 0) {  // the others use their own copy and never look at this entry
     std::copy(key.begin(), key.end(), keys + position * dim);
     std::copy(value.begin(), value.end(), values + position * dim);
   }
@@ -384,7 +384,7 @@ void culm_decode(const Model *model, int64_t rows, const int64_t *tokens, const 
 #pragma omp barrier
       for (int64_t i = me; i < rows * layer.heads; i += team) {
         int64_t b = i / layer.heads;
-        attend(layer, model->places, model->eps, &q[b * q_size], &k[b * kv_size], &v[b * kv_size],
+        attend(layer, model->length, model->eps, &q[b * q_size], &k[b * kv_size], &v[b * kv_size],
                i % layer.heads, b, positions[b], scores, &mixed[b * q_size]);
       }
 #pragma omp barrier

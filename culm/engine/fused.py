@@ -56,7 +56,7 @@ class _Layer(Structure):
 
 class _Model(Structure):
     _fields_ = [
-        *((name, c_int64) for name in ("width", "layers", "places")),
+        *((name, c_int64) for name in ("width", "layers", "length")),
         ("eps", c_double),
         ("embedding", c_void_p),
         ("norm", c_void_p),
@@ -73,8 +73,8 @@ class FusedDecoder:
         self._copies: list[Tensor] = []  # in fp32, of the norms and biases beside them
         self._originals: list[Tensor] = []
         self._vocabulary = model.config.vocabulary
-        places = torch.arange(cache.places)[None]
-        angles = [tuple(map(self._fp32, rotation(places))) for rotation in model.rotations]
+        positions = torch.arange(cache.length)[None]
+        angles = [tuple(map(self._fp32, rotation(positions))) for rotation in model.rotations]
         layers = (_Layer * len(cache.layers))(
             *(
                 self._layer(b, store, angles)
@@ -82,7 +82,7 @@ class FusedDecoder:
             )
         )
         self._model = _Model(
-            model.config.width, len(layers), cache.places, model.config.eps,
+            model.config.width, len(layers), cache.length, model.config.eps,
             model.embed.weight.data_ptr(), self._norm(model.norm), self._linear(model.head), layers,
         )  # fmt: skip
 
@@ -194,9 +194,9 @@ def library() -> ctypes.CDLL:
     cpu = Path("/proc/cpuinfo")
     if set(NEEDED) - set(cpu.read_text().split() if cpu.exists() else ()):
         raise OSError("this CPU has no AVX-512 with bf16 and VNNI")
-    place = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     name = hashlib.sha256(SOURCE.read_bytes() + platform.machine().encode()).hexdigest()[:16]
-    path = Path(place) / "culm" / f"fused-{name}.so"
+    path = Path(root) / "culm" / f"fused-{name}.so"
     if not path.exists():
         say("Compiling the decoding step; this happens once and takes a few seconds.")
         _build(path)

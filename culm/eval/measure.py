@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from culm.dist.sharded import answering
+from culm.dist.sharded import unsharded
 from culm.eval.exact import answer, scores
 from culm.eval.perplexity import Rows, predict
 from culm.eval.settings import EvalConfig
@@ -44,7 +44,7 @@ class Measure:
     def __call__(self, step: int) -> dict[str, Any]:
         """Every rank takes part, since a sharded model needs all of them."""
         found: dict[str, Any] = {"step": step}
-        with answering(self.model):
+        with unsharded(self.model):
             found |= self._prediction() | self._answers()
         if self.writes and len(found) > 1:
             # A run that went on from an earlier step measures again what it had found later.
@@ -69,7 +69,7 @@ class Measure:
 
     def samples(self) -> list[dict[str, Any]]:
         """Continuations of the sample texts, at each temperature, as far as the context goes."""
-        with answering(self.model):
+        with unsharded(self.model):
             return [
                 {"prompt": prompt, "temperature": heat, "text": self._continue(prompt, heat)}
                 for prompt in self.settings.samples

@@ -51,12 +51,12 @@ def attend_cached(
     window: int | None = None,
     backend: Backend = "sdpa",
 ) -> Tensor:
-    """Attention of new tokens over a cache whose place j holds position j.
+    """Attention of new tokens over a cache whose entry j holds position j.
 
     q: (B, T, H, D) at `positions` (B, T); k, v: (B, K, S, D). Returns (B, T, H, D).
     """
-    places = torch.arange(k.shape[2], device=k.device)
-    behind = positions[:, None, :, None] - places  # (B, 1, T, S)
+    keys_at = torch.arange(k.shape[2], device=k.device)
+    behind = positions[:, None, :, None] - keys_at  # (B, 1, T, S)
     mask = behind >= 0
     if window is not None:
         mask = mask & (behind < window)

@@ -9,7 +9,7 @@ from culm.model.context import Context
 
 
 class LayerCache:
-    """One layer's keys and values: (slots, K, places, D) each."""
+    """One layer's keys and values: (slots, K, length, D) each."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
@@ -25,16 +25,16 @@ class LayerCache:
 
 
 class Cache:
-    """The caches of all layers, in `slots` rows of `places` tokens."""
+    """The caches of all layers, in `slots` rows of `length` tokens."""
 
-    def __init__(self, layers: list[LayerCache], slots: int, places: int) -> None:
-        self.layers, self.slots, self.places = layers, slots, places
+    def __init__(self, layers: list[LayerCache], slots: int, length: int) -> None:
+        self.layers, self.slots, self.length = layers, slots, length
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` places of one slot over another's."""
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Copy the first `tokens` tokens of one slot over another's."""
         for layer in self.layers:
-            layer.keys[target, :, :length] = layer.keys[source, :, :length]
-            layer.values[target, :, :length] = layer.values[source, :, :length]
+            layer.keys[target, :, :tokens] = layer.keys[source, :, :tokens]
+            layer.values[target, :, :tokens] = layer.values[source, :, :tokens]
 
     @property
     def bytes(self) -> int:
@@ -43,10 +43,10 @@ class Cache:
 
 
 def contiguous(
-    slots: int, places: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    slots: int, length: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
 ) -> LayerCache:
     """An empty cache for grouped-query attention."""
-    shape = (slots, kv_heads, places, head_dim)
+    shape = (slots, kv_heads, length, head_dim)
     return LayerCache(
         torch.zeros(shape, dtype=dtype, device=device),
         torch.zeros(shape, dtype=dtype, device=device),

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 class Context:
     """Travels through the layers beside `x: (B, T, E)`.
 
-    positions: (B, T) int64, the place of each token in its document.
+    positions: (B, T) int64, of each token in its document.
     documents: (B, T) integers; a token sees only its own document. None: one document a row.
     cache: keys and values of earlier tokens; with it, the rows are the B slots from `slot` on:
         neighbours, so that they are read without a copy.
-    length: how many cache places are looked at; at least the greatest position + 1.
+    length: how many cached tokens are looked at; at least the greatest position + 1.
     rotations: cosines and sines (B, T, 1, D/2), one pair per distinct rotary embedding.
     """
 

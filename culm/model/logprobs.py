@@ -96,8 +96,8 @@ def logprobs_of(
     where there is a target only; one that is not a plain linear layer is called as it is.
     """
     known = (targets.flatten() != IGNORED).nonzero()[:, 0]
-    places = F.pad(known, (0, -len(known) % ROUND))
-    states, wanted = hidden.flatten(0, 1)[places], targets.flatten()[places].clamp_min(0)
+    rows = F.pad(known, (0, -len(known) % ROUND))
+    states, wanted = hidden.flatten(0, 1)[rows], targets.flatten()[rows].clamp_min(0)
     if type(head) is Linear:
         picked = ChunkedLogprobs.apply(states, head.weight, wanted, temperature, kernels)
     else:

@@ -151,10 +151,10 @@ class Transformer(nn.Module):
         hidden = self.hidden(tokens, context)
         return logprobs_of(hidden, self.head, targets, temperature, self.kernels)
 
-    def cache(self, slots: int, places: int) -> Cache:
-        """An empty cache for `slots` sequences of up to `places` tokens."""
+    def cache(self, slots: int, length: int) -> Cache:
+        """An empty cache for `slots` sequences of up to `length` tokens."""
         layers = [
-            block.attention.cache(slots, places, self.dtype, self.device)  # type: ignore[union-attr,operator]
+            block.attention.cache(slots, length, self.dtype, self.device)  # type: ignore[union-attr,operator]
             for block in self.blocks
         ]
-        return Cache(layers, slots, places)
+        return Cache(layers, slots, length)

@@ -8,7 +8,7 @@ import torch
 
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.next_token import NextTokenObjective
-from culm.plan.rehearsal import counting_products, meta_batch, rehearse
+from culm.plan.dry_run import counting_products, dry_run, meta_batch
 
 
 @dataclass(frozen=True)
@@ -62,4 +62,4 @@ def forward_flops(model: Transformer, context: int) -> int:
 
 def training_flops(model: Transformer, context: int) -> int:
     """Of one row, forward and backward of next-token prediction; model on the meta device."""
-    return rehearse(NextTokenObjective(model), meta_batch(1, context, packed=False)).flops
+    return dry_run(NextTokenObjective(model), meta_batch(1, context, packed=False)).flops

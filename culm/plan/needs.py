@@ -10,10 +10,10 @@ from torch import nn
 from culm.dist.parallelize import Dist
 from culm.optim import AdamW
 from culm.optim.groups import trainable
-from culm.plan.rehearsal import counting_products, meta_batch, rehearse
+from culm.plan.dry_run import counting_products, dry_run, meta_batch
 from culm.train.settings import TrainConfig
 
-ROWS = 64  # rehearsed at most; more take in proportion
+ROWS = 64  # of a dry run at most; more take in proportion
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def needs_of(
     """
     rows = min(train.micro_rows or train.rows, -(-train.rows // ranks))
     tried = min(rows, ROWS)
-    rehearsal = rehearse(objective, meta_batch(tried * sequences, context, packed=packed))
+    cost = dry_run(objective, meta_batch(tried * sequences, context, packed=packed))
     state, update = _update(objective, train)
     share = ranks if dist.data == "fsdp" else 1
     learned = [parameter for _, parameter in trainable(objective)]
@@ -71,13 +71,13 @@ def needs_of(
         weights=sum(t.nbytes for t in tensors.values()) // share,
         gradients=gradients // share,
         optimizer=state // share,
-        activations=rehearsal.bytes * rows // tried,
+        activations=cost.bytes * rows // tried,
     )
     model: nn.Module = objective.model  # type: ignore[assignment]
     return Needs(
         parameters=sum(p.numel() for p in model.parameters()),
         trained=sum(parameter.numel() for parameter in learned),
-        flops=rehearsal.flops * train.rows / tried + update,
+        flops=cost.flops * train.rows / tried + update,
         memory=memory,
         checkpoint_bytes=gradients + state,
     )

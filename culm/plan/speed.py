@@ -10,7 +10,7 @@ from culm.batch import Batch
 from culm.device import DTYPES, choose_backend
 from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextTokenObjective
-from culm.plan.rehearsal import meta_batch, rehearse
+from culm.plan.dry_run import dry_run, meta_batch
 
 TOKENS = 1024  # of the trial; fewer do not fill the device
 VOCABULARY = 4096  # of the trial; the head of a large model would take longer than its layer
@@ -29,7 +29,7 @@ def training_rate(
     config = config.model_copy(update=smaller)
     context = min(context, TOKENS)
     rows = max(1, TOKENS // context)
-    flops = rehearse(
+    flops = dry_run(
         NextTokenObjective(config.build(device="meta")), meta_batch(rows, context)
     ).flops
     model = config.build(device=device)

@@ -15,6 +15,7 @@ from culm.serve.error import ApiError
 OPEN = ("/", "/health", "/health/live", "/health/ready")  # without a key; all else is closed
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_BYTES = 4 << 20
+READ_BYTES = 64 << 20  # of a body that is refused: who is still sending would not see the answer
 BODY_SECONDS = 30
 
 
@@ -41,7 +42,7 @@ class Guard:
 
         try:
             self._check(scope)
-            receive = await _whole(scope, receive)
+            receive = await _buffered(scope, receive)
         except ApiError as error:
             await error.response({"Connection": "close"})(scope, receive, named)
         else:
@@ -69,27 +70,28 @@ def _name(url: str) -> str | None:
         return None
 
 
-async def _whole(scope: Scope, receive: Receive) -> Receive:
+async def _buffered(scope: Scope, receive: Receive) -> Receive:
     """Read the body, within bounds, and give a `receive` that tells it once more."""
     declared = Headers(scope=scope).get("content-length", "0")
-    too_large = ApiError(
-        413, f"The body is larger than {MOST_BYTES >> 20} MiB.", "request_too_large"
-    )
-    if declared.isdigit() and int(declared) > MOST_BYTES:
-        raise too_large
-    body, more = bytearray(), True
+    body, more, size = bytearray(), True, 0
+    if declared.isdigit() and int(declared) > READ_BYTES:
+        raise _too_large()
     try:
         async with asyncio.timeout(BODY_SECONDS):
             while more:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     break
-                body += message.get("body", b"")
-                more = message.get("more_body", False)
-                if len(body) > MOST_BYTES:
-                    raise too_large
+                part = message.get("body", b"")
+                more, size = message.get("more_body", False), size + len(part)
+                if size <= MOST_BYTES:
+                    body += part
+                elif size > READ_BYTES:
+                    raise _too_large()
     except TimeoutError:
         raise ApiError(408, "The body did not arrive in time.", "timeout") from None
+    if size > MOST_BYTES:
+        raise _too_large()
     waiting: list[Message] = [
         {"type": "http.request", "body": bytes(body), "more_body": False},
         *([{"type": "http.disconnect"}] if more else []),
@@ -99,3 +101,7 @@ async def _whole(scope: Scope, receive: Receive) -> Receive:
         return waiting.pop(0) if waiting else await receive()
 
     return again
+
+
+def _too_large() -> ApiError:
+    return ApiError(413, f"The body is larger than {MOST_BYTES >> 20} MiB.", "request_too_large")

@@ -43,17 +43,17 @@ class Choice:
 
     reply: Reply
     shown: int = 0
-    waiting: list[tuple[int, Score]] = field(default_factory=list)  # (place in the text, score)
+    waiting: list[tuple[int, Score]] = field(default_factory=list)  # (offset in the text, score)
 
     def read(self, event: Event) -> tuple[str, tuple[Score, ...], str | None]:
-        place = self.shown + self.reply.held
+        offset = self.shown + self.reply.held
         text = self.reply.read(event)
         self.shown += len(text)
         if event.top and event.finish != "stop":  # the stop token is no part of the text
             (_, logprob), *top = event.top
-            self.waiting.append((place, Score(event.token, logprob, tuple(top))))
+            self.waiting.append((offset, Score(event.token, logprob, tuple(top))))
         whole = not self.reply.stopped and not self.reply.held
-        ready = tuple(score for place, score in self.waiting if whole or place < self.shown)
+        ready = tuple(score for offset, score in self.waiting if whole or offset < self.shown)
         self.waiting = self.waiting[len(ready) :]
         return text, ready, "stop" if self.reply.stopped else event.finish
 

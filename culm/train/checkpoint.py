@@ -57,11 +57,11 @@ def save(
     """Write `checkpoints/step-N`, then remove all but the newest `keep`."""
     tensors = _collect(objective, optimizer, ranks.first)  # every rank takes part in gathering
     if ranks.first:
-        place = folder / "checkpoints"
-        for unfinished in place.glob(".step-*"):  # of a process that was killed while it saved
+        path = folder / "checkpoints"
+        for unfinished in path.glob(".step-*"):  # of a process that was killed while it saved
             shutil.rmtree(unfinished, ignore_errors=True)
         try:
-            with files.atomic(place / f"step-{progress.step}") as fresh:
+            with files.atomic(path / f"step-{progress.step}") as fresh:
                 fresh.mkdir()
                 files.write_safetensors(fresh / WEIGHTS, tensors)
                 state = asdict(progress)
@@ -72,7 +72,7 @@ def save(
                 "it goes on from the last checkpoint"
             ) from error
         for step in steps_in(folder)[:-keep]:
-            shutil.rmtree(place / f"step-{step}")
+            shutil.rmtree(path / f"step-{step}")
     ranks.wait()
 
 
@@ -85,21 +85,21 @@ def load(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -
     steps = steps_in(folder)
     if not steps:
         return None
-    place = folder / "checkpoints" / f"step-{steps[-1]}"
+    path = folder / "checkpoints" / f"step-{steps[-1]}"
     before = f"step {steps[-2]}" if len(steps) > 1 else "the beginning"
-    remedy = f"delete {place} to go on from {before}"
+    remedy = f"delete {path} to go on from {before}"
     try:
-        state = json.loads((place / STATE).read_text(encoding="utf-8"))
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
         checksum = state.pop("sha256")
         progress = Progress(**state)
-        if _seal(place / WEIGHTS, state) != checksum:
+        if _seal(path / WEIGHTS, state) != checksum:
             raise ValueError("its SHA-256 differs")
-        tensors = load_file(place / WEIGHTS)
+        tensors = load_file(path / WEIGHTS)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = str(error) or type(error).__name__
-        raise CheckpointError(f"{place}: damaged ({reason}); {remedy}") from error
+        raise CheckpointError(f"{path}: damaged ({reason}); {remedy}") from error
     _restore(
-        objective, optimizer, tensors, f"{place}; give this run another folder=..., or {remedy}"
+        objective, optimizer, tensors, f"{path}; give this run another folder=..., or {remedy}"
     )
     return progress
 
@@ -135,8 +135,8 @@ def _restore(
     named = _named(objective)
     found = {key.removeprefix("parameter.") for key in tensors if key.startswith("parameter.")}
     for name in sorted(found ^ named.keys()):
-        place = "the checkpoint" if name in found else "the run's model"
-        raise CheckpointError(f"{name}: only {place} has it: {where}")
+        holder = "the checkpoint" if name in found else "the run's model"
+        raise CheckpointError(f"{name}: only {holder} has it: {where}")
     for name, parameter in named.items():
         value = tensors[f"parameter.{name}"]
         if value.shape != parameter.shape:

@@ -33,6 +33,25 @@ def before(folder: Path) -> dict[str, Any]:
     return read_yaml(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
 
 
+def prepared_by(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the tokenizer and the corpus of the folder, if there, are those of these settings.
+
+    Raises:
+        SettingError: naming the setting in which the folder's checkpoints differ.
+    """
+    old = before(folder)
+    if not old:
+        return False
+    changed = {n: values for n, values in _changed(old, settings).items() if _within(n, FIXED)}
+    if changed and steps_in(folder):
+        name, (was, now) = next(iter(changed.items()))
+        raise SettingError(
+            f"{name}: {now!r}, but {folder} was trained with {was!r}; "
+            "give a new run another folder=..."
+        )
+    return not any(_within(name, PREPARED) for name in changed)
+
+
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write the complete settings of a run, as a run file, into its folder.
 
@@ -43,23 +62,13 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
         SettingError: naming the setting in which the folder's checkpoints differ, or the files of
             somebody else that are where the run would put its own.
     """
-    old, new = before(folder), dict(settings)
-    changed = _changed(old, new) if old else {}
-    fixed = [name for name in changed if _within(name, FIXED)]
-    if fixed and steps_in(folder):
-        was, now = changed[fixed[0]]
-        raise SettingError(
-            f"{fixed[0]}: {now!r}, but {folder} was trained with {was!r}; "
-            "give a new run another folder=..."
-        )
-    outdated = any(_within(name, PREPARED) for name in fixed)
-    if outdated or not old:
-        made = list(_made(folder, old, new))
-    if outdated:
-        for path in made:
+    if not prepared_by(folder, settings):
+        old = before(folder)
+        made = list(_made(folder, old, settings))
+        for path in made if old else ():
             shutil.rmtree(path)
     with atomic(folder / SETTINGS) as fresh:
-        fresh.write_text(yaml.safe_dump(new, sort_keys=False), encoding="utf-8")
+        fresh.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
 
 
 def _made(folder: Path, *settings: Mapping[str, Any]) -> Iterator[Path]:

@@ -24,7 +24,7 @@ from culm.plan.needs import Needs, needs_of
 from culm.plan.speed import training_rate
 from culm.run import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
-from culm.verbs.lesson import lesson_of, tokenizer_of
+from culm.verbs.preview import preview, tokenizer_of
 from culm.verbs.words import count, duration, flops, size
 
 SHOWN = 600  # characters of a sample
@@ -37,6 +37,7 @@ class Findings:
     """What was found out so far; a part that failed is None and a sentence in `problems`."""
 
     config: RunConfig
+    ranks: int
     problems: list[str] = field(default_factory=list)
 
     def attempt(self, work: Callable[[], T]) -> T | None:
@@ -48,14 +49,16 @@ class Findings:
             return None
 
 
-def show_plan(config: RunConfig, origins: dict[str, str]) -> None:
+def show_plan(config: RunConfig, origins: dict[str, str], ranks: int = 1) -> None:
     """Print settings, samples, needs and problems; writes in a temporary folder only.
+
+    ranks: processes that would share the run, each on a device like the one here.
 
     Raises:
         SettingError: every problem that would end the run.
     """
     console = Console(highlight=False, soft_wrap=True)
-    found = Findings(config)
+    found = Findings(config, ranks)
     _section(console, "Settings", _settings(config, origins))
     model, tokenizer = found.attempt(lambda: _parts(config)) or (None, None)
     if config.model is not None:
@@ -64,11 +67,11 @@ def show_plan(config: RunConfig, origins: dict[str, str]) -> None:
     context = config.train.context or (model.config.context if model else 0)
     if tokenizer is not None:
         with TemporaryDirectory() as folder:
-            lesson = found.attempt(lambda: lesson_of(config, tokenizer, Path(folder), context))
-        if lesson is not None:
-            context = lesson.context
-            _section(console, "Learned from", lesson.facts)
-            _show_samples(console, lesson.samples)
+            seen = found.attempt(lambda: preview(config, tokenizer, Path(folder), context))
+        if seen is not None:
+            context = seen.context
+            _section(console, "Learned from", seen.facts)
+            _show_samples(console, seen.samples)
     device = found.attempt(lambda: choose_device(config.device))
     if model is not None and device is not None:
         _show_needs(console, found, model, tokenizer, device, context)
@@ -149,52 +152,54 @@ def _show_needs(
     device: torch.device,
     context: int,
 ) -> None:
-    config, train = found.config, found.config.train
-    on_policy = isinstance(train.objective, GRPO)
+    train = found.config.train
     precision = choose_precision(device) if train.precision == "auto" else train.precision
     plain = train.model_copy(update={"precision": precision, "compile": False})
-    rehearsed = config.model_copy(update={"train": plain})
-    objective = found.attempt(lambda: set_up(rehearsed, model, torch.device("meta")))
+    config = found.config.model_copy(update={"train": plain})
+    objective = found.attempt(lambda: set_up(config, model, torch.device("meta")))
     if objective is None:
         return
+    on_policy, folder = isinstance(train.objective, GRPO), Path(config.folder)
     if on_policy and tokenizer is not None:
-        folder = Path(config.folder)
         found.attempt(
             lambda: training_batches(config, objective, model, tokenizer, folder, context, Ranks())
         )
     group = config.data.format.group
     needs = needs_of(
         objective, plain, context, sequences=group, packed=group == 1 and not on_policy,
-        dist=config.dist,
+        dist=config.dist, ranks=found.ranks,
     )  # fmt: skip
-    answering = forward_flops(model, context) * train.rows if on_policy else 0
-    per_step = needs.flops + answering
+    per_step = needs.flops
+    if on_policy:
+        per_step += forward_flops(model, context) * train.rows  # the rollouts
     here = memory_bytes(device)
-    memory, tokens = needs.memory, train.rows * group * context
-    _section(
-        console,
-        "Needs",
-        [
-            ("parameters", f"{count(needs.parameters)}, {count(needs.trained)} of them trained"),
-            (
-                "tokens",
-                f"{count(tokens)} a step, {count(tokens * train.steps)} in {train.steps:,} steps",
-            ),
-            ("products", f"{flops(per_step)} a step, {flops(per_step * train.steps)} in all"),
-            ("memory", f"{size(memory.total)}, beside Python and its libraries"),
-            ("", f"weights {size(memory.weights)}, gradients {size(memory.gradients)}"),
-            ("", f"optimizer {size(memory.optimizer)}, activations {size(memory.activations)}"),
-            ("device", f"{device}, {precision}" + (f", {size(here)}" if here else "")),
-            ("checkpoint", size(needs.checkpoint_bytes)),
-        ],
-    )
+    on = f"{device}, {precision}" + (f", {size(here)}" if here else "")
+    _section(console, "Needs", _needs(config, needs, per_step, group * context, found.ranks, on))
     found.problems += _misfits(config, needs, here)
     if not found.problems:
-        rate = training_rate(model.config, device, precision, context)
+        rate = found.ranks * training_rate(model.config, device, precision, context)
         seconds = per_step * train.steps / rate
         least = "at least " if on_policy else "about "
         told = f"{least}{duration(seconds)}, at the {flops(rate)}/s of one layer here"
         _section(console, "Time", [("training", told)])
+
+
+def _needs(
+    config: RunConfig, needs: Needs, per_step: float, row: int, ranks: int, on: str
+) -> list[tuple[str, ...]]:
+    """row: tokens of one. on: the device and its precision."""
+    steps, memory, tokens = config.train.steps, needs.memory, config.train.rows * row
+    each = f"{size(memory.total)}, beside Python and its libraries"
+    return [
+        ("parameters", f"{count(needs.parameters)}, {count(needs.trained)} of them trained"),
+        ("tokens", f"{count(tokens)} a step, {count(tokens * steps)} in {steps:,} steps"),
+        ("products", f"{flops(per_step)} a step, {flops(per_step * steps)} in all"),
+        ("memory", f"{each}, in each of {ranks} processes" if ranks > 1 else each),
+        ("", f"weights {size(memory.weights)}, gradients {size(memory.gradients)}"),
+        ("", f"optimizer {size(memory.optimizer)}, activations {size(memory.activations)}"),
+        ("device", on),
+        ("checkpoint", size(needs.checkpoint_bytes)),
+    ]
 
 
 def _misfits(config: RunConfig, needs: Needs, here: int | None) -> Iterator[str]:

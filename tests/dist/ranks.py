@@ -4,11 +4,11 @@ import sys
 
 import torch
 
-from culm.dist.launch import joined
+from culm.dist.launch import process_group
 from culm.run import read_run, train
 
 torch.set_num_threads(1)
-with joined("cpu"):
+with process_group("cpu"):
     for argument in sys.argv[1:]:
         name, *settings = argument.split(",")
         train(read_run(name, settings)[0])

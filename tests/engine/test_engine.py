@@ -132,7 +132,7 @@ def test_abort_of_a_waiting_request(model):
 
 def test_a_full_slot_is_used_to_its_last_place(model):
     request = Request(tuple(range(30)), 10, GREEDY)
-    exact = Engine(model, slots=2, places=40).generate([request])[0]
+    exact = Engine(model, slots=2, length=40).generate([request])[0]
     assert exact.tokens == Engine(model, slots=2).generate([request])[0].tokens
 
 
@@ -148,7 +148,7 @@ def test_progress_counts_every_token(model):
     [
         (Request((), 4), "prompt: it is empty"),
         (Request((1,), 0), "tokens: 0 is less than 1"),
-        (Request((1,) * 90, 10), "longer than the 96 places"),
+        (Request((1,) * 90, 10), "longer than the 96 tokens"),
         (Request((1, 61), 4), "token 61 is outside the vocabulary of 61"),
         (Request((-1,), 4), "token -1 is outside"),
         (Request((1,), 4, Sampling(bias=((99, 1.0),))), "token 99 is outside"),

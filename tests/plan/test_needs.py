@@ -18,8 +18,8 @@ from culm.objective.next_token import NextToken
 from culm.objective.preference import Preference
 from culm.optim.adamw import AdamW
 from culm.optim.muon import Muon
+from culm.plan.dry_run import TensorMemory, dry_run, meta_batch
 from culm.plan.needs import needs_of
-from culm.plan.rehearsal import TensorMemory, meta_batch, rehearse
 from culm.plan.speed import training_rate
 from culm.train.settings import TrainConfig
 
@@ -79,10 +79,10 @@ def test_shards_divide_what_they_hold():
 
 def test_recomputation_trades_products_for_memory():
     config = CONFIG.model_copy(update={"layers": 8})
-    before = rehearse(NextToken().build(config.build(device="meta")), meta_batch(8, 64))
+    before = dry_run(NextToken().build(config.build(device="meta")), meta_batch(8, 64))
     frugal = NextToken().build(config.build(device="meta"))
     recompute(frugal)
-    after = rehearse(frugal, meta_batch(8, 64))
+    after = dry_run(frugal, meta_batch(8, 64))
     assert after.bytes < 0.6 * before.bytes
     assert after.flops > before.flops
 

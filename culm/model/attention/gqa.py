@@ -95,7 +95,7 @@ class GroupedQueryAttention(nn.Module):
         return rotate(self.q_norm(q), rotation), rotate(self.k_norm(k), rotation), v
 
     def cache(
-        self, slots: int, places: int, dtype: torch.dtype, device: torch.device
+        self, slots: int, length: int, dtype: torch.dtype, device: torch.device
     ) -> LayerCache:
         """What this attention keeps of earlier tokens."""
-        return contiguous(slots, places, self.kv_heads, self.head_dim, dtype, device)
+        return contiguous(slots, length, self.kv_heads, self.head_dim, dtype, device)

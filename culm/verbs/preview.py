@@ -1,4 +1,4 @@
-"""What a run learns from: rows of its corpus, or the questions that it would ask."""
+"""What a run would learn from: rows of its corpus, or the questions that it would ask."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ from culm.data.prepare import prepare
 from culm.data.texts import texts_of
 from culm.dist.ranks import Ranks
 from culm.objective.grpo import GRPO
-from culm.parts import check_ends, loader, make_tokenizer
+from culm.parts import check_ends, check_vocabulary, loader, make_tokenizer
 from culm.plan.sample import sample
 from culm.run import RunConfig
 from culm.tokenizer.chat import Chat
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE
-from culm.train.checkpoint import steps_in
-from culm.train.folder import before
+from culm.train.folder import prepared_by
 from culm.verbs.words import count
 
 SAMPLES = 3
-MADE_BY = ("seed", "start", "tokenizer", "model", "data")  # settings that the corpus depends on
 QUESTIONS = 64  # looked at for the length of their prompts
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Preview:
     """facts: (name, value) lines. samples: rows in spans (text, learned). context: of a row."""
 
     facts: list[tuple[str, ...]]
@@ -34,60 +32,44 @@ class Lesson:
     context: int
 
 
-def begun(config: RunConfig) -> bool:
-    """Whether the run folder holds what these settings made.
-
-    Raises:
-        SettingError: it holds what others made, and checkpoints of it.
-    """
-    folder = Path(config.folder)
-    old, new = before(folder), config.model_dump(mode="json")
-    changed = [name for name in MADE_BY if old and old.get(name) != new[name]]
-    if changed and steps_in(folder):
-        raise SettingError(
-            f"{changed[0]}: {folder} was trained with other settings of it; give a new run another "
-            "folder=..."
-        )
-    return bool(old) and not changed
-
-
 def tokenizer_of(config: RunConfig) -> Tokenizer:
     """The tokenizer of a new model: the run's own, or one trained on a sample."""
     assert config.model is not None
-    own = Path(config.folder) / "tokenizer" / "tokenizer.json"
-    if (begun(config) and own.exists()) or config.data.prepared is not None:
-        tokenizer = make_tokenizer(config, Path(config.folder))  # which is only read here
+    folder = Path(config.folder)
+    kept = _is_prepared(config) and (folder / "tokenizer" / "tokenizer.json").exists()
+    if kept or config.data.prepared is not None:
+        tokenizer = make_tokenizer(config, folder)  # which is only read here
     else:
         settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
         tokenizer = settings.build(
             texts_of(sample(config.data.open(config.seed)), config.data.format)
         )
-    if tokenizer.vocabulary > config.model.vocabulary:
-        raise SettingError(
-            f"model.vocabulary: {config.model.vocabulary} is less than the tokenizer's "
-            f"{tokenizer.vocabulary}"
-        )
+    check_vocabulary(config.model, tokenizer)
     return tokenizer
 
 
-def lesson_of(config: RunConfig, tokenizer: Tokenizer, temporary: Path, context: int) -> Lesson:
+def _is_prepared(config: RunConfig) -> bool:
+    return prepared_by(Path(config.folder), config.model_dump(mode="json"))
+
+
+def preview(config: RunConfig, tokenizer: Tokenizer, temporary: Path, context: int) -> Preview:
     """Rows as the run would see them; a sample is prepared in the temporary folder."""
     if isinstance(config.train.objective, GRPO):
         return _questions(config, config.train.objective, tokenizer)
-    place, share = config.data.prepared or Path(config.folder) / "data", 1.0
-    name = str(place)
-    if config.data.prepared is None and not (begun(config) and place.exists()):
+    corpus, share = config.data.prepared or Path(config.folder) / "data", 1.0
+    name = str(corpus)
+    if config.data.prepared is None and not (_is_prepared(config) and corpus.exists()):
         records, data = sample(config.data.open(config.seed)), config.data
-        place, name, share = temporary / "data", records.name, records.share or 0.0
+        corpus, name, share = temporary / "data", records.name, records.share or 0.0
         if data.tasks:
             share = len(records.records) / data.questions
-        prepare(records, data.format, tokenizer, place, data.held_out, config.seed)
-    rows = loader(config, tokenizer, place, context, Ranks(), "train")
+        prepare(records, data.format, tokenizer, corpus, data.held_out, config.seed)
+    rows = loader(config, tokenizer, corpus, context, Ranks(), "train")
     check_ends(rows, tokenizer)
     whole = share == 1.0
     facts: list[tuple[str, ...]] = [
         ("source", name if whole else f"{name}; figures from a sample at its beginning"),
-        ("filled places", f"{100 * rows.efficiency:.1f} % of {context} in a row"),
+        ("packing", f"rows of {context} tokens, {100 * rows.efficiency:.1f} % filled"),
     ]
     if share:
         epochs = config.train.steps * config.train.rows * share / rows.rows
@@ -95,10 +77,10 @@ def lesson_of(config: RunConfig, tokenizer: Tokenizer, temporary: Path, context:
         facts.append(("epochs", f"{epochs:.2f}"))
     if rows.truncated:
         facts.append(("cut off at their end", f"{rows.truncated:,} documents"))
-    return Lesson(facts, rows.preview(SAMPLES, tokenizer), context)
+    return Preview(facts, rows.preview(SAMPLES, tokenizer), context)
 
 
-def _questions(config: RunConfig, objective: GRPO, tokenizer: Tokenizer) -> Lesson:
+def _questions(config: RunConfig, objective: GRPO, tokenizer: Tokenizer) -> Preview:
     if not config.data.tasks:
         raise SettingError("data.tasks: an on-policy objective needs tasks to answer")
     chat, samples, longest = Chat(tokenizer), [], 0
@@ -113,4 +95,4 @@ def _questions(config: RunConfig, objective: GRPO, tokenizer: Tokenizer) -> Less
         ("answers", f"{config.train.rows:,} a step, in groups of {objective.group}"),
         ("longest prompt", f"{longest} tokens, and up to {objective.answer_tokens} of an answer"),
     ]
-    return Lesson(facts, samples[:SAMPLES], longest + objective.answer_tokens)
+    return Preview(facts, samples[:SAMPLES], longest + objective.answer_tokens)

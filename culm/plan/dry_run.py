@@ -22,7 +22,7 @@ from culm.optim.groups import trainable
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class Cost:
     """flops: of the matrix products, two for each multiply-add.
 
     bytes: the most that stood in memory at once, beside weights and gradients.
@@ -73,7 +73,7 @@ def _added_product(total, a, b, **_: object) -> int:
     return 2 * a[0] * a[1] * b[1]
 
 
-def rehearse(objective: nn.Module, batch: Batch) -> Rehearsal:
+def dry_run(objective: nn.Module, batch: Batch) -> Cost:
     """Forward and backward of one micro-batch; objective and batch on the meta device.
 
     Numbers do not exist there, so every target is taken to be learned: what masks save is not seen.
@@ -88,7 +88,7 @@ def rehearse(objective: nn.Module, batch: Batch) -> Rehearsal:
             objective(batch).total.backward()
         with products:  # in a pass of its own: it holds on to what recomputation would let go
             objective(batch).total.backward()
-    return Rehearsal(products.get_total_flops(), memory.peak)
+    return Cost(products.get_total_flops(), memory.peak)
 
 
 def meta_batch(rows: int, context: int, *, packed: bool = True) -> Batch:
