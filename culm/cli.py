@@ -47,7 +47,7 @@ def quickstart(
     seed: Seed = 0,
 ) -> None:
     """From raw text to a chat model: every stage once, with a report."""
-    from culm.quickstart import quickstart as go
+    from culm.quickstart.quickstart import quickstart as go
 
     go(folder, [*(text or []), *(more or [])], minutes, device, seed)
 
@@ -56,8 +56,8 @@ def quickstart(
 def train(run: Run, settings: Settings = None) -> None:
     """Train by a run file; started again with the same folder, go on where it stopped."""
     from culm.eval.report import write_report
-    from culm.run import read_run
     from culm.run import train as go
+    from culm.settings import read_run
 
     config, _ = read_run(run, settings or [])
     result = go(config)
@@ -74,7 +74,7 @@ def plan(
     ranks: Annotated[int, typer.Option(help="Processes that would share the run.", min=1)] = 1,
 ) -> None:
     """What a run would do, need and learn from; starts nothing."""
-    from culm.run import read_run
+    from culm.settings import read_run
     from culm.verbs.plan import show_plan
 
     config, origins = read_run(run, settings or [])
@@ -272,7 +272,7 @@ def schema() -> None:
     """The JSON schema of run files, for editors."""
     import json
 
-    from culm.run import RunConfig
+    from culm.settings import RunConfig
 
     typer.echo(json.dumps(RunConfig.model_json_schema(), indent=1))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -24,12 +23,10 @@ from culm.loading import read
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.grpo import GRPO, GRPOObjective
 from culm.rollout import Rollouts
+from culm.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE
 from culm.train.trainer import Batches
-
-if TYPE_CHECKING:
-    from culm.run import RunConfig
 
 EVALUATED = 16  # held-out rows that are scored at once
 

@@ -14,41 +14,36 @@ Started again with the same folder, a run goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import NonNegativeInt
 from torch import nn
 
 from culm import log
 from culm.adapt.lora import has_adapter, merge
-from culm.config import Config, SettingError, compose_run, parse
+from culm.config import SettingError, parse
 from culm.convert import native
-from culm.data.settings import DataConfig
 from culm.device import choose_device, choose_precision
 from culm.dist.launch import process_group
-from culm.dist.parallelize import Dist, Parallel
+from culm.dist.parallelize import Parallel
 from culm.dist.ranks import Ranks
 from culm.dist.sharded import is_sharded, state_of
 from culm.eval.measure import Measure
-from culm.eval.settings import EvalConfig
 from culm.files import atomic, write_json
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.transformer import Transformer
 from culm.objective.grpo import GRPO
 from culm.parts import (
     begin,
     held_out,
-    loader,
     make_tokenizer,
-    prepared_folder,
     set_up,
     training_batches,
 )
-from culm.tokenizer import TokenizerConfig
+from culm.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train import checkpoint
 from culm.train.folder import before, claim
@@ -56,31 +51,7 @@ from culm.train.guard import Interruption, locked
 from culm.train.hooks import MetricsFile, checkpointing, every, read_metrics, show
 from culm.train.memory import peak_bytes, reset_peak
 from culm.train.pages import keep_pages
-from culm.train.settings import TrainConfig
 from culm.train.trainer import Hook, Trainer
-
-__all__ = [
-    "Result", "RunConfig", "loader", "make_tokenizer", "prepared_folder", "read_run",
-    "seconds_per_step", "train",
-]  # fmt: skip
-
-
-class RunConfig(Config):
-    """One run. start: a folder or file with the model and tokenizer that it begins from; without
-    it, `model` is built new and `tokenizer` is trained on the data (its vocabulary is the model's
-    if not given).
-    """
-
-    folder: str = "runs/run"
-    seed: NonNegativeInt = 0
-    device: str = "auto"
-    start: str | None = None
-    tokenizer: TokenizerConfig | None = None
-    model: TransformerConfig | None = None
-    data: DataConfig
-    train: TrainConfig
-    dist: Dist = Dist()
-    eval: EvalConfig = EvalConfig()
 
 
 @dataclass(frozen=True)
@@ -91,17 +62,6 @@ class Result:
     finished: bool
     steps: int
     results: dict[str, Any]
-
-
-def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig, dict[str, str]]:
-    """A run file with `name=value` settings, and where each of its values came from."""
-    composed = compose_run(name, settings)
-    config = parse(RunConfig, composed.values)
-    if (config.model is None) == (config.start is None):
-        raise SettingError(
-            "model: give the settings of a new model, or start: a folder to go on from"
-        )
-    return config, composed.origins
 
 
 def seconds_per_step(config: RunConfig, steps: int = 3) -> float:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from culm.config import parse
-from culm.run import RunConfig, train
+from culm.run import train
+from culm.settings import RunConfig
 
 STAGES = ("pretrain", "sft", "dpo", "grpo")
 WORDS = (

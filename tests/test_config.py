@@ -8,7 +8,7 @@ import yaml
 from culm.config import CONFIGS, SettingError, compose, compose_run, parse
 from culm.eval.settings import EvalConfig
 from culm.model.transformer import TransformerConfig
-from culm.run import RunConfig, read_run
+from culm.settings import RunConfig, read_run
 from culm.train.settings import TrainConfig
 
 NAMES = {section: sorted((CONFIGS / section).glob("*.yaml")) for section in ("model", "run")}

@@ -22,7 +22,7 @@ from culm.parts import set_up, training_batches
 from culm.plan.model import forward_flops
 from culm.plan.needs import Needs, needs_of
 from culm.plan.speed import training_rate
-from culm.run import RunConfig
+from culm.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.verbs.preview import preview, tokenizer_of
 from culm.verbs.words import count, duration, flops, size

@@ -12,7 +12,7 @@ from culm.dist.ranks import Ranks
 from culm.objective.grpo import GRPO
 from culm.parts import check_ends, check_vocabulary, loader, make_tokenizer
 from culm.plan.sample import sample
-from culm.run import RunConfig
+from culm.settings import RunConfig
 from culm.tokenizer.chat import Chat
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE

@@ -13,7 +13,8 @@ from culm.data.format.document import DocumentFormat
 from culm.data.manifest import Manifest
 from culm.data.settings import DataConfig
 from culm.data.source import Beginning
-from culm.run import read_run, train
+from culm.run import train
+from culm.settings import read_run
 from culm.train.hooks import read_metrics
 
 TEXTS = DocumentFormat().texts

@@ -5,7 +5,8 @@ import sys
 import torch
 
 from culm.dist.launch import process_group
-from culm.run import read_run, train
+from culm.run import train
+from culm.settings import read_run
 
 torch.set_num_threads(1)
 with process_group("cpu"):

@@ -13,7 +13,8 @@ import torch.distributed as distributed
 from safetensors.torch import load_file
 
 from culm.dist.parallelize import Dist, Parallel
-from culm.run import read_run, train
+from culm.run import train
+from culm.settings import read_run
 from culm.train.hooks import read_metrics
 
 STAGES = ("pretrain", "sft", "dpo", "grpo")

@@ -15,7 +15,8 @@ import yaml
 import culm.run
 from culm import files
 from culm.config import SettingError, parse
-from culm.run import RunConfig, read_run, train
+from culm.run import train
+from culm.settings import RunConfig, read_run
 from culm.train.checkpoint import CheckpointError, steps_in
 from culm.train.guard import FolderInUseError, locked
 from culm.train.hooks import read_metrics

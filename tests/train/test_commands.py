@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from culm.cli import main
-from culm.run import read_run, train
+from culm.run import train
+from culm.settings import read_run
 
 LIMITED = (
     "import resource, signal; from culm.cli import main; "

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from culm.batch import Batch
 from culm.config import parse
 from culm.dist.parallelize import Parallel
-from culm.run import Result, RunConfig, train
+from culm.run import Result, train
+from culm.settings import RunConfig
 from culm.train.checkpoint import steps_in
 from culm.train.hooks import MetricsFile, read_metrics
 from culm.train.trainer import Step

@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,80 +25,27 @@ from culm.device import DTYPES, choose_backend, choose_device, choose_precision
 from culm.dist.ranks import Ranks
 from culm.eval.exact import Answered, answer, difference, scores
 from culm.eval.perplexity import Prediction, predict
-from culm.eval.quickstart_report import write_quickstart_report
-from culm.files import atomic, write_json
 from culm.loading import read
 from culm.model.transformer import Transformer
 from culm.pack import quantize, size_of, write_export
-from culm.run import (
-    Result,
-    RunConfig,
-    loader,
-    make_tokenizer,
-    prepared_folder,
-    read_run,
-    seconds_per_step,
-    train,
-)
+from culm.parts import loader, make_tokenizer, prepared_folder
+from culm.quickstart.report import write_report
+from culm.quickstart.stages import Stages, keep, recall
+from culm.quickstart.summary import MODELS, summarize
+from culm.run import Result, seconds_per_step, train
+from culm.settings import RunConfig, read_run
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.guard import locked
 from culm.train.hooks import read_metrics
-from culm.train.memory import peak_bytes, reset_peak
 
 BYTES_PER_MINUTE = 20 << 20  # of text, of which no more is read: far more than a model here learns
 RESERVE = 70.0  # seconds kept for what comes after training, of ten minutes
 SHARES = {"pretrain": 0.22, "sft": 0.44, "rl": 0.17, "control": 0.17}
-MODELS = {"base": "pretrain", "sft": "sft", "rl": "rl", "control": "control"}
 MARGINS = {"rl": 0.75}  # of its time a stage plans to use: answers grow longer than in the trial
 MARGIN = 0.93  # of other stages
 LEAST_STEPS = 10
 PACK_QUESTIONS = 50  # of each task, that a packed model answers
 AVERAGED = 10  # steps over which the first and the last reward are averaged
-
-
-@dataclass(frozen=True)
-class Stages:
-    """What is finished, in `stages.json`: name -> what the stage found, seconds, peak_bytes.
-
-    `seconds.json` counts the time of each stage, also of one that was interrupted.
-    """
-
-    folder: Path
-
-    def read(self) -> dict[str, dict[str, Any]]:
-        return recall(self.folder / "stages.json", {})
-
-    def seconds(self) -> dict[str, float]:
-        return recall(self.folder / "seconds.json", {})
-
-    def run(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Do the stage, or give what it found when it was done before."""
-        done = self.read()
-        if name in done:
-            log.say(f"{name}: done before.")
-            return done[name]
-        reset_peak()
-        began = time.perf_counter()
-        try:
-            found = work()
-        finally:
-            spent = self.seconds()
-            spent[name] = round(spent.get(name, 0.0) + time.perf_counter() - began, 2)
-            keep(self.folder / "seconds.json", spent)
-        done[name] = {**found, "seconds": spent[name], "peak_bytes": peak_bytes()}
-        keep(self.folder / "stages.json", done)
-        return done[name]
-
-
-def keep(path: Path, values: Any) -> None:
-    """Write JSON, whole or not at all."""
-    with atomic(path) as fresh:
-        write_json(fresh, values)
-
-
-def recall(path: Path, otherwise: Any) -> Any:
-    """What was kept, or what is so before anything was."""
-    return json.loads(path.read_text()) if path.exists() else otherwise
 
 
 def quickstart(folder: str, text: list[str], minutes: float, device: str, seed: int) -> Path:
@@ -309,7 +255,7 @@ class Quickstart:
         summary = summarize(stages)
         keep(self.folder / "summary.json", summary)
         model, tokenizer = read(self.folder / "chat", "cpu", torch.float32)
-        write_quickstart_report(self.folder, stages, summary, model, tokenizer)
+        write_report(self.folder, stages, summary, model, tokenizer)
         return {}
 
 
@@ -319,33 +265,6 @@ def _example(item: Answered) -> dict[str, Any]:
         "prompt": item.question.prompt,
         "reply": item.reply,
         "score": item.score,
-    }
-
-
-def summarize(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The numbers of a quickstart, for programs."""
-    evaluated = stages["evaluate"]
-    models = {name: evaluated[name] for name in MODELS}
-    return {
-        "stages": {
-            name: {key: stage[key] for key in ("seconds", "peak_bytes")}
-            for name, stage in stages.items()
-        },
-        "seconds": sum(stage["seconds"] for stage in stages.values()),
-        "peak_bytes": max(stage["peak_bytes"] for stage in stages.values()),
-        "bits_per_byte": {"before": evaluated["before"], "after": models["base"]["bits_per_byte"]},
-        "exact_match": {name: model["exact_match"] for name, model in models.items()},
-        "gains": evaluated["gains"],
-        "reward": {
-            "first": stages["rl"]["first"],
-            "last": stages["rl"]["last"],
-            "control_first": stages["control"]["first"],
-            "control_last": stages["control"]["last"],
-        },
-        "packs": {
-            name: {key: pack[key] for key in ("bytes", "bits_per_byte")}
-            for name, pack in stages["pack"]["packs"].items()
-        },
     }
 
 

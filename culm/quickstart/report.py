@@ -19,7 +19,7 @@ MAPPED = "What is 17 + 25?"
 Stage = Mapping[str, Any]
 
 
-def write_quickstart_report(
+def write_report(
     folder: Path,
     stages: Mapping[str, Stage],
     summary: Mapping[str, Any],
@@ -69,8 +69,9 @@ def _draw(
 
 def _opening(stages: Mapping[str, Stage], summary: Stage) -> str:
     score, size = summary["exact_match"]["rl"]["all"], summary["bits_per_byte"]
+    minutes = sum(summary["seconds"].values()) / 60
     return (
-        f"In {summary['seconds'] / 60:.1f} minutes, a model was trained from nothing on "
+        f"In {minutes:.1f} minutes, a model was trained from nothing on "
         f"{stages['tokenizer']['bytes'] / 1e6:.1f} MB of text, taught to answer, and improved by "
         f"its own right answers. Its bits per byte on text that it never saw fell from "
         f"{size['before']:.2f} to {size['after']:.2f}; it answers {percent(score)} of unseen "
@@ -193,8 +194,8 @@ def _inside() -> str:
 
 def _costs(summary: Stage) -> str:
     rows = [
-        (name, f"{stage['seconds']:.0f}", f"{stage['peak_bytes'] / 2**20:,.0f}")
-        for name, stage in summary["stages"].items()
+        (name, f"{seconds:.0f}", f"{summary['peak_bytes'][name] / 2**20:,.0f}")
+        for name, seconds in summary["seconds"].items()
     ]
     return "## Time and memory\n\n" + table(("stage", "seconds", "peak MiB"), rows)
 

@@ -1,0 +1,1 @@
+"""One command from raw text to a model that answers: stages, summary, report."""
