@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,9 @@ Settings = Annotated[
 Model = Annotated[str, typer.Argument(help="A run or model folder, a .gguf file, or a hub id.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the best that is here.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, or auto: the fastest that is here.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0)]
+Seed = Annotated[
+    int, typer.Option(help="The same seed gives the same result.", min=0, max=2**63 - 1)
+]
 
 
 @app.callback()
@@ -41,7 +44,9 @@ def quickstart(
         list[str] | None, typer.Option(help="Files, folders, or a dataset id; may be repeated.")
     ] = None,
     folder: Annotated[str, typer.Option(help="Where everything is put.")] = "runs/quickstart",
-    minutes: Annotated[float, typer.Option(help="Time for the whole run.", min=0.2)] = 10.0,
+    minutes: Annotated[
+        float, typer.Option(help="Time for the whole run.", min=0.2, max=10_000)
+    ] = 10.0,
     more: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", hidden=True)] = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -91,10 +96,14 @@ def tokenize(
     from culm.data.format.document import DocumentFormat
     from culm.data.source import open_source
     from culm.data.texts import texts_of
+    from culm.files import atomic, vacant
+    from culm.tokenizer.tokenizer import CONFIG
     from culm.tokenizer.train import BPE
 
+    vacant(Path(out), CONFIG)
     tokenizer = BPE(vocabulary=vocabulary).build(texts_of(open_source(path), DocumentFormat()))
-    tokenizer.save(out)
+    with atomic(Path(out)) as fresh:
+        tokenizer.save(fresh)
     typer.echo(f"{out}: {tokenizer.vocabulary} tokens")
 
 
@@ -107,7 +116,7 @@ def prepare(
     split: Annotated[
         str, typer.Option(help="A document of text is a file, paragraphs or lines.")
     ] = ("file"),
-    held_out: Annotated[float, typer.Option(help="Share kept for evaluation.")] = 0.02,
+    held_out: Annotated[float, typer.Option(help="Share kept for evaluation, at most 0.5.")] = 0.02,
     seed: Seed = 0,
 ) -> None:
     """Text to token shards with a manifest; `data.prepared=OUT` trains on them."""
@@ -116,9 +125,10 @@ def prepare(
     from culm.data.settings import DataConfig
     from culm.tokenizer.tokenizer import Tokenizer
 
-    settings = parse(DataConfig, {"path": path, "format": format, "split": split}, "data")
+    values = {"path": path, "format": format, "split": split, "held_out": held_out}
+    data = parse(DataConfig, values, "data")
     manifest = go(
-        settings.open(), settings.format, Tokenizer.load(tokenizer), Path(out), held_out, seed
+        data.open(), data.format, Tokenizer.load(tokenizer), Path(out), data.held_out, seed
     )
     typer.echo(
         f"{out}: {manifest.documents:,} documents, {manifest.bytes:,} bytes, "
@@ -259,7 +269,7 @@ def inspect(model: Model) -> None:
 @app.command()
 def bench(
     what: Annotated[str, typer.Argument(help="train or decode.")] = "train",
-    size: Annotated[str, typer.Option(help="S or T of docs/results.md.")] = "S",
+    size: Annotated[str, typer.Option(help="S, T or L of docs/results.md.")] = "S",
 ) -> None:
     """Training and decoding speed on this machine."""
     from culm.bench import show_bench
@@ -287,19 +297,36 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point: plain sentences instead of tracebacks, and a non-zero exit on failure."""
+    signal.signal(signal.SIGTERM, _end)
     if "--debug" in sys.argv:
         sys.argv = [sys.argv[0], "--debug", *(a for a in sys.argv[1:] if a != "--debug")]
         app()
         return
     try:
         app()
-    except KeyboardInterrupt:
-        sys.stderr.write("\nculm: interrupted\n")
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.__context__ and isinstance(ended.__context__.__cause__, KeyboardInterrupt):
+            sys.stderr.write("\nculm: interrupted; the same command starts again\n")
+        raise
     except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
-        text = str(error).strip() or type(error).__name__
-        sys.stderr.write(f"culm: {text}\n")
+        sys.stderr.write(f"culm: {_sentence(error)}\n")
         sys.exit(1)
+
+
+def _end(number: int, frame: object) -> None:
+    """On SIGTERM: by an exception, so that what is half-written is removed."""
+    sys.exit(128 + number)
+
+
+def _sentence(error: Exception) -> str:
+    """What to tell of an error."""
+    text = str(error).strip()
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return where + error.strerror[0].lower() + error.strerror[1:]
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
+        return "not enough memory; `culm plan` tells what a run needs and what makes it less"
+    return text or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -33,7 +33,12 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,  # folder=5 is a name
     )
 
 
@@ -68,6 +73,7 @@ def find(name: str | Path, section: str) -> Path:
         CONFIGS / section / f"{name}.yaml",
         CONFIGS / section / given,
         CONFIGS.parent / given,  # `configs/run/demo.yaml` works outside a clone too
+        given / f"{section}.yaml",  # a run folder holds its own run file
     ):
         if path.is_file():
             return path
@@ -75,13 +81,26 @@ def find(name: str | Path, section: str) -> Path:
     raise SettingError(f"{section}: there is no {str(name)!r}{_meant(given.stem, known)}")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a name may not be given twice: the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(key, deep) for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"{name!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         detail = " ".join(str(error).split())
         raise SettingError(f"{path}: not readable as YAML: {detail}") from error
+    if values is None:
+        raise SettingError(f"{path}: the file is empty; it should hold settings")
     if not isinstance(values, dict):
         raise SettingError(f"{path}: expected a mapping of settings, found {type(values).__name__}")
     return values
@@ -133,6 +152,8 @@ def _inherit(
     origins = dict.fromkeys(_leaves(own), origin)
     if "base" not in values:
         return Composed(own, origins)
+    if not isinstance(values["base"], str):
+        raise SettingError(f"{section}.base: expected the name of one file: {values['base']!r}")
     path = find(values["base"], section)
     if path in seen:
         raise SettingError(
@@ -163,8 +184,10 @@ def compose_run(name: str | Path | None, settings: Sequence[str] = ()) -> Compos
             filled = compose(given, section)
         elif isinstance(given, Mapping):
             filled = _inherit(given, section, origins.get(section, str(name)), ())
-        else:
+        elif given is None:
             continue
+        else:
+            raise SettingError(f"{section}: expected settings or the name of a file: {given!r}")
         values[section] = filled.values
         origins.pop(section, None)
         origins.update({f"{section}.{leaf}": source for leaf, source in filled.origins.items()})
@@ -184,9 +207,11 @@ def _split(setting: str) -> tuple[str, Any]:
     if not equals or not name:
         raise SettingError(f"{setting!r}: expected name=value, as in train.steps=100")
     try:
-        return name, yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise SettingError(f"{name}: {text!r} is not readable as YAML") from error
+    commented = isinstance(value, str) and " #" in text and text[0] not in "\"'"
+    return name, text if commented else value  # a path such as "my #1 run" is no comment
 
 
 # ---------------------------------------------------------------------------------------------
@@ -219,7 +244,7 @@ def _sentence(kind: Any, problem: Any, where: str) -> str:
     match problem["type"]:
         case "extra_forbidden":
             wrong = str(problem["loc"][-1])
-            return f"{path}: no such setting{_meant(wrong, sorted(_names(kind)))}"
+            return f"{path}: no such setting{_meant(wrong, _names(kind, problem['loc'][:-1]))}"
         case "missing":
             return f"{path}: this setting is needed"
         case "union_tag_invalid":
@@ -251,13 +276,34 @@ def _models(kind: Any, seen: set[Any] | None = None) -> Iterator[type[BaseModel]
         yield from _models(part, seen)
 
 
-def _names(kind: Any) -> set[str]:
-    return {name for model in _models(kind) for name in model.model_fields}
+def _names(kind: Any, path: Sequence[str | int]) -> list[str]:
+    """The settings there are where the path leads."""
+    here = list(_alternatives(kind))
+    for part in path:
+        fields = [m.model_fields[part] for m in here if part in m.model_fields]
+        if fields:
+            here = [model for field in fields for model in _alternatives(field.annotation)]
+        else:  # an index, or the kind that was chosen
+            here = [model for model in here if part in _kind(model)] or here
+    return sorted({name for model in here for name in model.model_fields})
+
+
+def _alternatives(kind: Any) -> Iterator[type[BaseModel]]:
+    """The settings classes that an annotation names, without those inside of them."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+    else:
+        for part in get_args(kind):
+            yield from _alternatives(part)
 
 
 def _kinds(kind: Any) -> set[str]:
-    fields = (m.model_fields["kind"] for m in _models(kind) if "kind" in m.model_fields)
-    return {str(tag) for field in fields for tag in get_args(field.annotation)}
+    return {tag for model in _models(kind) for tag in _kind(model)}
+
+
+def _kind(model: type[BaseModel]) -> set[str]:
+    field = model.model_fields.get("kind")
+    return set() if field is None else {str(tag) for tag in get_args(field.annotation)}
 
 
 def _meant(wrong: str, known: Sequence[str]) -> str:

@@ -14,17 +14,20 @@ from culm.config import SettingError
 from culm.dtype import DTYPES
 from culm.model.attend import Backend
 
+DEVICES = ("cpu", "cuda", "mps", "xpu", "meta")
 CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may use
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device, else the CPU; any other that PyTorch has, by its name.
+    """`auto` is the first CUDA device, else the CPU.
 
     Raises:
         SettingError: the named device is not here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in DEVICES:
+        raise SettingError(f"device: {name!r} is not one of auto, {', '.join(DEVICES)}")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

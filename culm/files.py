@@ -26,6 +26,7 @@ def atomic(path: Path) -> Iterator[Path]:
     anything fails, nothing is left behind.
 
     Raises:
+        SettingError: a folder there also holds what the new one does not have.
         OSError: naming the path and the reason (no space left, no permission).
     """
     path = Path(path)
@@ -67,6 +68,12 @@ def _swap(fresh: Path, path: Path) -> None:
     if not path.is_dir():
         os.replace(fresh, path)
         return
+    others = {inner.name for inner in path.iterdir()} - {inner.name for inner in fresh.iterdir()}
+    if others:
+        raise SettingError(
+            f"{path}: also holds {min(others)}, which would be lost; move it away, or choose "
+            "another folder"
+        )
     # No system call replaces a full folder: the old one steps aside for an instant.
     aside = path.with_name(f".{path.name}.{os.getpid()}.old")
     os.replace(path, aside)

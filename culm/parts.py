@@ -34,11 +34,25 @@ EVALUATED = 16  # held-out rows that are scored at once
 def begin(config: RunConfig, folder: Path) -> tuple[Transformer, Tokenizer]:
     """Model and tokenizer as they are at step 0, on the CPU."""
     if config.start is not None:
-        return read(config.start, "cpu", torch.float32)
+        return start_of(config.start)
     assert config.model is not None
     tokenizer = make_tokenizer(config, folder)
     check_vocabulary(config.model, tokenizer)
     return config.model.build(config.seed), tokenizer
+
+
+def start_of(path: str) -> tuple[Transformer, Tokenizer]:
+    """What a run goes on from.
+
+    Raises:
+        SettingError: it cannot be read, or is not there.
+    """
+    try:
+        return read(path, "cpu", torch.float32)
+    except SettingError as error:
+        if Path(path).exists():
+            raise
+        raise SettingError(f"start: {error}; train that first, or give another start=") from None
 
 
 def check_vocabulary(model: TransformerConfig, tokenizer: Tokenizer) -> None:

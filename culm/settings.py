@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from pydantic import NonNegativeInt
+from pydantic import Field, model_validator
 
 from culm.config import Config, SettingError, compose_run, parse
 from culm.data.settings import DataConfig
@@ -21,8 +22,8 @@ class RunConfig(Config):
     if not given).
     """
 
-    folder: str = "runs/run"
-    seed: NonNegativeInt = 0
+    folder: str = Field(default="runs/run", min_length=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     device: str = "auto"
     start: str | None = None
     tokenizer: TokenizerConfig | None = None
@@ -32,13 +33,18 @@ class RunConfig(Config):
     dist: Dist = Dist()
     eval: EvalConfig = EvalConfig()
 
+    @model_validator(mode="after")
+    def _apart(self) -> RunConfig:
+        if Path(self.folder).resolve() in {Path(path).resolve() for path in self.data.path}:
+            raise ValueError(f"folder: {self.folder} holds the text; give the run one of its own")
+        return self
+
 
 def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig, dict[str, str]]:
     """A run file with `name=value` settings, and where each of its values came from."""
     composed = compose_run(name, settings)
-    config = parse(RunConfig, composed.values)
-    if (config.model is None) == (config.start is None):
+    if (composed.values.get("model") is None) == (composed.values.get("start") is None):
         raise SettingError(
-            "model: give the settings of a new model, or start: a folder to go on from"
+            "model: give the settings of a new model, or start: a folder to go on from, not both"
         )
-    return config, composed.origins
+    return parse(RunConfig, composed.values), composed.origins

@@ -249,6 +249,12 @@ def test_plan_names_every_fatal_problem(culm, text, tmp_path):
                         "train.rows=400000000")  # fmt: skip
     assert code == 1
     assert "train.micro_rows: 400000000 rows at once need" in err
+    taken = tmp_path / "taken"
+    taken.touch()
+    code, _, err = culm("plan", "pretrain", *TINY, f"data.path={text}", "data.held_out=0",
+                        f"folder={taken}", "train.optimizer.rate=1")  # fmt: skip
+    assert code == 1
+    assert f"folder: {taken} is a file" in err
 
 
 # -- errors -----------------------------------------------------------------------------------
@@ -260,6 +266,11 @@ def test_plan_names_every_fatal_problem(culm, text, tmp_path):
         (["train", "nowhere"], "run: there is no 'nowhere'"),
         (["train", "pretrain", "train.stepz=3"], "train.stepz: no such setting; did you mean"),
         (["train", "pretrain", "train.steps=many"], "train.steps: "),
+        (["train", "pretrain", "train.optimizer.rate=.inf"], "train.optimizer.rate: "),
+        (["train", "sft", "start=runs/none"], "start: runs/none: no such folder"),
+        (["tokenize", ""], "data.path: it is empty"),
+        (["quickstart", "--folder", ""], "--folder: it is empty"),
+        (["prepare", "stdlib", "--tokenizer", "t", "--out", "o", "--held-out", "2"], "held_out"),
         (["generate", "no-such-model", "x"], "no-such-model: there is no such file or folder"),
         (["inspect", "no-such-model"], "no-such-model: there is no such file or folder"),
         (["eval", "no-such-model", "--tasks", "nothing"], "eval: there is no 'nothing'"),
@@ -283,6 +294,13 @@ def test_other_errors_name_the_setting(culm, model, tmp_path):
         code, _, err = culm("serve", model, "--port", port)
     assert code == 1
     assert "is in use; choose another with --port" in err
+
+
+def test_tokenize_replaces_only_a_tokenizer(culm, text, tmp_path):
+    (tmp_path / "mine.txt").write_text("years of work")
+    code, _, err = culm("tokenize", text, "--out", tmp_path)
+    assert code == 1
+    assert "holds other files, which would be lost" in err
 
 
 def test_debug_shows_the_traceback(monkeypatch):

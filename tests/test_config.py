@@ -129,6 +129,26 @@ def test_a_file_that_is_no_mapping_is_told(tmp_path: Path) -> None:
             read_run(str(path))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nseed: 2", "'seed' is given twice"),
+        ("", "the file is empty"),
+        ("base: [a, b]", r"run\.base: expected the name of one file"),
+        ("model: [1]", r"model: expected settings or the name of a file: \[1\]"),
+    ],
+)
+def test_a_run_file_that_says_nothing_clear(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(SettingError, match=message):
+        read_run(str(tmp_path), ["model.width=64"])  # a folder stands for the run file in it
+
+
+def test_a_folder_is_a_name() -> None:
+    for name in ("my #1 run", "5", "u/x #2"):
+        assert read_run("pretrain", [f"folder={name}"])[0].folder == name
+
+
 def test_settings_do_not_change() -> None:
     config, _ = read_run("pretrain")
     with pytest.raises(ValueError, match="frozen"):

@@ -1,6 +1,7 @@
 """The whole way, from text to a packed chat model, at a size that takes seconds."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 import culm
 from culm.config import SettingError
+from culm.files import sha256
 from culm.quickstart import quickstart
 from culm.quickstart.quickstart import Quickstart
 from culm.quickstart.stages import Stages
@@ -40,6 +42,7 @@ class Tiny(Quickstart):
 @pytest.fixture
 def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(quickstart, "PACK_QUESTIONS", 2)
+    monkeypatch.setattr(quickstart, "LEAST_QUESTIONS", 2)
     folder = tmp_path / "text"
     folder.mkdir()
     for number in range(12):
@@ -97,11 +100,41 @@ def test_the_whole_way_with_an_interruption(
     model = culm.load(folder / "chat")
     assert isinstance(model.chat("What is 17 + 25?", tokens=4), str)
 
+    # What was made and is gone, or damaged, is made again; what others put there stays.
+    weights = {stage: digest(folder / stage) for stage in ("rl", "chat")}
+    shutil.rmtree(folder / "rl")
+    shutil.rmtree(folder / "packs" / "int4")
+    (folder / "packs" / "notes.txt").write_text("mine")
+    with (folder / "chat" / "model.safetensors").open("rb+") as file:
+        file.truncate(1000)
+    (folder / "report.md").unlink()
+    Tiny(folder, text, 0.01, "cpu", 3).run()
+    assert {stage: digest(folder / stage) for stage in ("rl", "chat")} == weights
+    assert (folder / "packs" / "int4" / "model.safetensors").exists()
+    assert (folder / "packs" / "notes.txt").read_text() == "mine"
+    assert (folder / "report.md").exists()
+
+
+def digest(folder: Path) -> str:
+    """Of the weights somewhere in a folder."""
+    return sha256(next(folder.rglob("model.safetensors")))
+
 
 def test_another_question_needs_another_folder(tmp_path: Path) -> None:
-    tmp_path.joinpath("run").mkdir()
-    Quickstart(tmp_path / "run", [], 10, "cpu", 0)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    Quickstart(folder, ["a slip of the pen"], 10, "cpu", 0)
+    Quickstart(folder, [], 10, "cpu", 0).stages.run("corpus", dict)
     with pytest.raises(
         SettingError, match=r"--seed: .*run was begun with 0; give another --folder"
     ):
-        Quickstart(tmp_path / "run", [], 10, "cpu", 1)
+        Quickstart(folder, [], 10, "cpu", 1)
+    (folder / "stages.json").write_text("[]")
+    with pytest.raises(SettingError, match=r"stages\.json: expected a mapping.*; delete it"):
+        Quickstart(folder, [], 10, "cpu", 1)
+
+
+def test_a_folder_may_have_any_name(text: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "my #1: [run]"
+    folder.mkdir()
+    assert Quickstart(folder, text, 10, "cpu", 0).config("sft").folder == str(folder / "sft")

@@ -57,8 +57,9 @@ def _download(name: str) -> str:
     try:
         return snapshot_download(name, allow_patterns=wanted)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SettingError(f"{name}: no such folder, and not on the hub either: {reason}") from None
+        offline = isinstance(error, LocalEntryNotFoundError)
+        reason = "the hub cannot be reached" if offline else str(error).strip().splitlines()[0]
+        raise SettingError(f"{name}: no such folder, nor downloaded; {reason}") from None
 
 
 def import_model(path: str | Path, out: str | Path, tokenizer: str | Path | None = None) -> str:

@@ -63,5 +63,6 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def shape_of(record: dict[str, Any]) -> str:
-    """The keys of a record, for messages."""
-    return "its keys are " + ", ".join(map(str, record)) if record else "it is empty"
+    """The keys of a record and what is under them, for messages."""
+    found = (f"{key} ({type(value).__name__})" for key, value in record.items())
+    return "it has " + ", ".join(found) if record else "it is empty"

@@ -132,7 +132,7 @@ class Loader:
             raise SettingError(
                 f"{self._prepared.folder}: holds token {greatest}, beyond its vocabulary of "
                 f"{known}; "
-                "it is damaged: prepare the corpus again"
+                "it is damaged: delete its folder to prepare it anew"
             )
         return batch
 

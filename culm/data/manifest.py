@@ -81,5 +81,10 @@ class Manifest(Config):
         except FileNotFoundError:
             raise SettingError(f"{folder}: not a prepared corpus: it has no {NAME}") from None
         except (OSError, ValueError) as error:
-            raise SettingError(f"{path}: damaged ({error}); prepare the corpus again") from None
-        return parse(Manifest, values, str(path))
+            raise SettingError(
+                f"{path}: damaged ({error}); delete {folder} to prepare it anew"
+            ) from None
+        try:
+            return parse(Manifest, values)
+        except SettingError:
+            raise SettingError(f"{path}: damaged; delete {folder} to prepare it anew") from None

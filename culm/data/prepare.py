@@ -132,10 +132,12 @@ class _Divider:
         if waiting is None:
             raise SettingError(f"{source}: nothing to read: there is no document in it")
         if self._held_out and not used:
+            dropped = f" ({self.dropped} duplicates are dropped)" if self.dropped else ""
             raise SettingError(
-                f"{source}: one document cannot be divided into training and held-out text; "
-                f"set data.format.most_characters=10000 to cut it into many, data.split=paragraphs "
-                f"if they are its documents, or data.held_out=0 to hold out nothing"
+                f"{source}: one document{dropped} cannot be divided into training and held-out "
+                "text; give more, or in a run file data.format.most_characters=10000 to cut it "
+                "into many, data.split=paragraphs if they are its documents, or data.held_out=0 to "
+                "hold out nothing"
             )
         yield "held_out" if self._held_out and "train" in used else "train", waiting[1]
 

@@ -12,7 +12,7 @@ from culm.config import SettingError
 from culm.data.manifest import File, Manifest, SplitFacts
 from culm.data.shards import shard_name
 
-ADVICE = "prepare the corpus again"
+ADVICE = "delete this corpus to prepare it anew"
 
 
 class Prepared:

@@ -45,8 +45,10 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataConfig:
-        if sum((bool(self.path), self.prepared is not None, bool(self.tasks))) != 1:
-            raise ValueError("path: give one of path, prepared and tasks")
+        origins = {"path": self.path, "prepared": self.prepared, "tasks": self.tasks}
+        given = " and ".join(name for name, value in origins.items() if value)
+        if not given or "and" in given:
+            raise ValueError(f"path: give one of path, prepared and tasks, not {given or 'none'}")
         return self
 
     def open(self, seed: int = 0) -> Source:

@@ -70,5 +70,7 @@ def predict(model: Transformer, rows: Rows, tokenizer: Tokenizer, limit: int) ->
         if tokens >= limit:
             break
     if not size:
-        raise ValueError("eval: the held-out split holds no text to score")
+        raise ValueError(
+            "eval: the held-out split holds nothing to score; have its answers any text?"
+        )
     return Prediction(nats, tokens, size)

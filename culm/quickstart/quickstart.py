@@ -9,9 +9,9 @@ stages share the time: each asks how long a step takes here and trains as long a
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from culm import log
 from culm.config import SettingError
 from culm.convert import native
 from culm.data.manifest import Manifest
+from culm.data.texts import texts_of
 from culm.device import DTYPES, choose_backend, choose_device, choose_precision
 from culm.dist.ranks import Ranks
 from culm.eval.exact import Answered, answer, difference, scores
@@ -39,11 +40,14 @@ from culm.train.guard import locked
 from culm.train.hooks import read_metrics
 
 BYTES_PER_MINUTE = 20 << 20  # of text, of which no more is read: far more than a model here learns
+SETTINGS = "quickstart.json"
+PACKS = ("packs/int8", "packs/int4", "packs/hf", "packs/chat-f16.gguf", "packs/chat-q8_0.gguf")
 RESERVE = 70.0  # seconds kept for what comes after training, of ten minutes
 SHARES = {"pretrain": 0.22, "sft": 0.44, "rl": 0.17, "control": 0.17}
 MARGINS = {"rl": 0.75}  # of its time a stage plans to use: answers grow longer than in the trial
 MARGIN = 0.93  # of other stages
 LEAST_STEPS = 10
+LEAST_QUESTIONS = 20  # of each task, where a run is shorter than ten minutes
 PACK_QUESTIONS = 50  # of each task, that a packed model answers
 AVERAGED = 10  # steps over which the first and the last reward are averaged
 
@@ -54,6 +58,8 @@ def quickstart(folder: str, text: list[str], minutes: float, device: str, seed: 
     Raises:
         SettingError: the folder was begun with other settings.
     """
+    if not folder:
+        raise SettingError("--folder: it is empty; `.` is the folder here")
     path = Path(folder)
     with locked(path):
         Quickstart(path, text, minutes, device, seed).run()
@@ -71,23 +77,26 @@ class Quickstart:
         self.stages, self.budget, self.began = Stages(folder), 60 * minutes, time.perf_counter()
         self.before = sum(self.stages.seconds().values())
         settings = {"text": text, "minutes": minutes, "device": device, "seed": seed}
-        path = folder / "settings.json"
-        for setting, value in recall(path, settings).items():
-            if settings[setting] != value:
+        path = folder / SETTINGS
+        known = recall(path, settings) if self.stages.read() else settings
+        for setting, value in settings.items():
+            if known.get(setting) != value:
                 raise SettingError(
-                    f"--{setting}: {folder} was begun with {value}; "
+                    f"--{setting}: {folder} was begun with {known.get(setting)}; "
                     "give another --folder, or delete that one"
                 )
         keep(path, settings)
 
     def run(self) -> None:
-        self.stages.run("corpus", self.corpus)
-        self.stages.run("tokenizer", self.tokenizer)
+        """Each stage with what it makes; a stage reads what those before it made."""
+        do = self.stages.run
+        do("corpus", self.corpus)
+        do("tokenizer", self.tokenizer, "pretrain/tokenizer", "pretrain/data")
         for name in SHARES:
-            self.stages.run(name, lambda name=name: self.training(name))  # type: ignore[misc]
-        self.stages.run("evaluate", self.evaluate)
-        self.stages.run("pack", self.pack)
-        self.stages.run("report", self.report)
+            do(name, partial(self.training, name), f"{name}/model")
+        do("evaluate", self.evaluate)
+        do("pack", self.pack, "chat", *PACKS)
+        do("report", self.report, "report.md", "summary.json", "plots")
 
     # -- settings of the stages -----------------------------------------------------------------
 
@@ -95,9 +104,13 @@ class Quickstart:
         """The run of a training stage."""
         file = {"pretrain": "quickstart-pretrain", "sft": "quickstart-sft"}
         start = {"sft": "pretrain", "rl": "sft", "control": "sft"}
-        settings = [f"folder={self.folder / name}", f"device={self.device}", f"seed={self.seed}"]
+        settings = [
+            f"folder={json.dumps(str(self.folder / name))}",
+            f"device={self.device}",
+            f"seed={self.seed}",
+        ]
         if name in start:
-            settings.append(f"start={self.folder / start[name]}")
+            settings.append(f"start={json.dumps(str(self.folder / start[name]))}")
         if name == "pretrain" and self.text:
             most = int(BYTES_PER_MINUTE * self.budget / 60)
             settings += [f"data.path={json.dumps(self.text)}", f"data.most_bytes={most}"]
@@ -116,7 +129,7 @@ class Quickstart:
         data = self.config("pretrain").data
         source = data.open()
         with log.progress("corpus", source.size, "characters") as bar:
-            for text in (text for record in source for text in data.format.texts(record)):
+            for text in texts_of(source, data.format):
                 documents += 1
                 size += len(text.encode())
                 bar.advance(len(text))
@@ -153,7 +166,10 @@ class Quickstart:
             name = "rl"
         path = self.folder / name / "steps.json"
         if path.exists():
-            return recall(path, 0)
+            return recall(path, {})["steps"]
+        done = self.stages.read()
+        if name in done:  # and what it made is gone
+            return done[name]["steps"]
         elapsed = self.before + time.perf_counter() - self.began
         reserve = RESERVE * min(1.0, self.budget / 600)
         names = list(SHARES)
@@ -162,11 +178,14 @@ class Quickstart:
         trial = seconds_per_step(self.config(name))
         steps = max(LEAST_STEPS, int(seconds / trial * MARGINS.get(name, MARGIN)))
         (self.folder / name).mkdir(parents=True, exist_ok=True)
-        keep(path, steps)
+        keep(path, {"steps": steps})
         return steps
 
     def _facts(self, name: str, result: Result) -> dict[str, Any]:
-        lines = read_metrics(self.folder / name / "metrics.jsonl")
+        path = self.folder / name / "metrics.jsonl"
+        lines = read_metrics(path)
+        if not lines:
+            raise SettingError(f"{path}: holds no steps; delete {path.parent} to train again")
         facts: dict[str, Any] = {
             "steps": result.steps,
             "tokens": lines[-1]["tokens"],
@@ -182,7 +201,8 @@ class Quickstart:
         """Base, fine-tuned and reinforced model, by the same questions and the same text."""
         before = (self.folder / "pretrain" / "eval.jsonl").read_text().splitlines()[0]
         table: dict[str, Any] = {"before": json.loads(before)["bits_per_byte"]}
-        questions = self.config("sft").eval.questions
+        asked = self.config("sft").eval.questions * min(1.0, self.budget / 600)
+        questions = max(LEAST_QUESTIONS, round(asked))
         answers: dict[str, list[Answered]] = {}
         for name, stage in MODELS.items():
             model, tokenizer = self._load(stage)
@@ -225,19 +245,17 @@ class Quickstart:
 
     def pack(self) -> dict[str, Any]:
         """The chat model, and its smaller and foreign forms, each read again and scored."""
-        packs, chat = self.folder / "packs", self.folder / "chat"
-        shutil.rmtree(packs, ignore_errors=True)
-        packs.mkdir()
+        chat, packs = self.folder / "chat", [self.folder / name for name in PACKS]
+        int8, int4, hf, f16, q8_0 = packs
         model, tokenizer = read(self.folder / "rl", "cpu", torch.float32)
         native.save(model, tokenizer, chat)
-        quantize(chat, packs / "int8", "int8")
-        quantize(chat, packs / "int4", "int4")
-        write_export(model, tokenizer, packs / "hf", "float32")
-        write_export(model, tokenizer, packs / "chat-f16.gguf", "f16")
-        write_export(model, tokenizer, packs / "chat-q8_0.gguf", "q8_0")
-        names = {"chat": chat, **{path.stem: path for path in sorted(packs.iterdir())}}
+        quantize(chat, int8, "int8")
+        quantize(chat, int4, "int4")
+        write_export(model, tokenizer, hf, "float32")
+        write_export(model, tokenizer, f16, "f16")
+        write_export(model, tokenizer, q8_0, "q8_0")
         found = {}
-        for name, path in names.items():
+        for name, path in (("chat", chat), *((path.stem, path) for path in packs)):
             again, words = read(path, "cpu", torch.float32)
             prediction = self._predict(self._settle(again), words)
             answered = self._answer(again, words, PACK_QUESTIONS)
@@ -252,6 +270,7 @@ class Quickstart:
 
     def report(self) -> dict[str, Any]:
         stages = self.stages.read()
+        stages.pop("report", None)  # an earlier one
         summary = summarize(stages)
         keep(self.folder / "summary.json", summary)
         model, tokenizer = read(self.folder / "chat", "cpu", torch.float32)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from culm import log
-from culm.files import atomic, write_json
+from culm.config import SettingError
+from culm.files import atomic, read_json, sha256, write_json
 from culm.train.memory import peak_bytes, reset_peak
 
 
 @dataclass(frozen=True)
 class Stages:
-    """What is finished, in `stages.json`: name -> what the stage found, seconds, peak_bytes.
+    """What is finished, in `stages.json`: name -> what the stage found, seconds, peak_bytes, and
+    the digest of every file that it made.
 
     `seconds.json` counts the time of each stage, also of one that was interrupted.
     """
@@ -29,12 +30,19 @@ class Stages:
     def seconds(self) -> dict[str, float]:
         return recall(self.folder / "seconds.json", {})
 
-    def run(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Do the stage, or give what it found when it was done before."""
+    def run(self, name: str, work: Callable[[], dict[str, Any]], *outputs: str) -> None:
+        """Do the stage unless it was done before.
+
+        work: gives what is to be known of it. outputs: files and folders that it makes; where one
+        is missing or damaged, it is done again.
+        """
         done = self.read()
-        if name in done:
+        damaged = self._damaged(done[name]["files"]) if name in done else None
+        if name in done and damaged is None:
             log.say(f"{name}: done before.")
-            return done[name]
+            return
+        if damaged is not None:
+            log.say(f"{name}: {damaged} is missing or damaged; done again.")
         reset_peak()
         began = time.perf_counter()
         try:
@@ -43,17 +51,38 @@ class Stages:
             spent = self.seconds()
             spent[name] = round(spent.get(name, 0.0) + time.perf_counter() - began, 2)
             keep(self.folder / "seconds.json", spent)
-        done[name] = {**found, "seconds": spent[name], "peak_bytes": peak_bytes()}
-        keep(self.folder / "stages.json", done)
-        return done[name]
+        facts = {"seconds": spent[name], "peak_bytes": peak_bytes(), "files": self._files(outputs)}
+        keep(self.folder / "stages.json", done | {name: {**found, **facts}})
+
+    def _files(self, outputs: Sequence[str]) -> dict[str, str]:
+        paths = sorted(path for output in outputs for path in _files_in(self.folder / output))
+        return {path.relative_to(self.folder).as_posix(): sha256(path) for path in paths}
+
+    def _damaged(self, files: dict[str, str]) -> Path | None:
+        """The first file that is not as it was written."""
+        for name, digest in files.items():
+            path = self.folder / name
+            if not path.is_file() or sha256(path) != digest:
+                return path
+        return None
 
 
-def keep(path: Path, values: Any) -> None:
+def _files_in(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+    else:
+        yield from (inner for inner in path.rglob("*") if inner.is_file())
+
+
+def keep(path: Path, values: dict[str, Any]) -> None:
     """Write JSON, whole or not at all."""
     with atomic(path) as fresh:
         write_json(fresh, values)
 
 
-def recall(path: Path, otherwise: Any) -> Any:
+def recall(path: Path, otherwise: dict[str, Any]) -> dict[str, Any]:
     """What was kept, or what is so before anything was."""
-    return json.loads(path.read_text()) if path.exists() else otherwise
+    try:
+        return read_json(path) if path.exists() else otherwise
+    except SettingError as error:
+        raise SettingError(f"{error}; delete it, or give another --folder") from None

@@ -42,7 +42,8 @@ class Progress:
 def steps_in(folder: Path) -> list[int]:
     """Steps of the finished checkpoints in a run folder, in order."""
     found = (folder / "checkpoints").glob(f"step-*/{STATE}")
-    return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
+    numbers = (path.parent.name.removeprefix("step-") for path in found)
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def save(
@@ -82,26 +83,41 @@ def load(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -
     Raises:
         CheckpointError: it is damaged, or belongs to a model of another shape.
     """
-    steps = steps_in(folder)
-    if not steps:
+    progress = verify(folder)
+    if progress is not None:
+        path, remedy = _newest(folder)
+        where = f"{path}; give this run another folder=..., or {remedy}"
+        _restore(objective, optimizer, load_file(path / WEIGHTS), where)
+    return progress
+
+
+def verify(folder: Path) -> Progress | None:
+    """How far the newest checkpoint is, once every byte of it is seen to be as it was written.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if not steps_in(folder):
         return None
-    path = folder / "checkpoints" / f"step-{steps[-1]}"
-    before = f"step {steps[-2]}" if len(steps) > 1 else "the beginning"
-    remedy = f"delete {path} to go on from {before}"
+    path, remedy = _newest(folder)
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         checksum = state.pop("sha256")
         progress = Progress(**state)
         if _seal(path / WEIGHTS, state) != checksum:
             raise ValueError("its SHA-256 differs")
-        tensors = load_file(path / WEIGHTS)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = str(error) or type(error).__name__
         raise CheckpointError(f"{path}: damaged ({reason}); {remedy}") from error
-    _restore(
-        objective, optimizer, tensors, f"{path}; give this run another folder=..., or {remedy}"
-    )
     return progress
+
+
+def _newest(folder: Path) -> tuple[Path, str]:
+    """The newest checkpoint, and what to do if it cannot be used."""
+    *earlier, last = steps_in(folder)
+    path = folder / "checkpoints" / f"step-{last}"
+    before = f"step {earlier[-1]}" if earlier else "the beginning"
+    return path, f"delete {path} to go on from {before}"
 
 
 def _seal(weights: Path, state: dict) -> str:

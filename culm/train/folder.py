@@ -17,6 +17,8 @@ from culm.tokenizer.tokenizer import FILES
 from culm.train.checkpoint import steps_in
 
 SETTINGS = "run.yaml"
+LONGEST = 200  # characters of settings in a message
+WRITTEN = ("metrics.jsonl", "eval.jsonl", "results.json", "report.md", "checkpoints", "model")
 
 # What a checkpoint depends on. Everything else (steps, rates, schedule, precision, layout,
 # evaluation) may change when a run goes on.
@@ -29,8 +31,18 @@ PREPARED = ("seed", "start", "tokenizer", "model.vocabulary", "data")
 
 
 def before(folder: Path) -> dict[str, Any]:
-    """The settings that the folder was begun with, complete; empty for a new one."""
-    return read_yaml(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
+    """The settings that the folder was begun with, complete; empty for a new one.
+
+    Raises:
+        SettingError: its `run.yaml` is none of a run's, or it is no folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise SettingError(f"folder: {folder} is a file; choose another name")
+    path = folder / SETTINGS
+    settings = read_yaml(path) if path.exists() else {}
+    if settings and not {"data", "train", "seed"} <= set(settings):
+        raise SettingError(f"{path}: not the settings of a run; give this run another folder=...")
+    return settings
 
 
 def prepared_by(folder: Path, settings: Mapping[str, Any]) -> bool:
@@ -45,10 +57,10 @@ def prepared_by(folder: Path, settings: Mapping[str, Any]) -> bool:
     changed = {n: values for n, values in _changed(old, settings).items() if _within(n, FIXED)}
     if changed and steps_in(folder):
         name, (was, now) = next(iter(changed.items()))
-        raise SettingError(
-            f"{name}: {now!r}, but {folder} was trained with {was!r}; "
-            "give a new run another folder=..."
-        )
+        values = f"{now!r}, but {folder} was trained with {was!r}"
+        if len(values) > LONGEST:
+            values = f"not what {folder} was trained with"
+        raise SettingError(f"{name}: {values}; give a new run another folder=...")
     return not any(_within(name, PREPARED) for name in changed)
 
 
@@ -59,16 +71,38 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     Whatever Culm did not make stays as it is.
 
     Raises:
+        SettingError: as `check`.
+    """
+    for path in check(folder, settings):
+        shutil.rmtree(path)
+    with atomic(folder / SETTINGS) as fresh:
+        fresh.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
+
+
+def check(folder: Path, settings: Mapping[str, Any]) -> list[Path]:
+    """What other settings had made in the folder of a run; it has to go before the run begins.
+
+    Raises:
         SettingError: naming the setting in which the folder's checkpoints differ, or the files of
             somebody else that are where the run would put its own.
     """
-    if not prepared_by(folder, settings):
-        old = before(folder)
-        made = list(_made(folder, old, settings))
-        for path in made if old else ():
-            shutil.rmtree(path)
-    with atomic(folder / SETTINGS) as fresh:
-        fresh.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
+    steps, done = settings["train"]["steps"], max(steps_in(folder), default=0)
+    if done > steps:
+        raise SettingError(
+            f"train.steps: {steps}, but {folder} was trained for {done}; ask for as many or more, "
+            "or give a new run another folder=..."
+        )
+    if prepared_by(folder, settings):
+        return []
+    old = before(folder)
+    others = [name for name in WRITTEN if not old and (folder / name).exists()]
+    if others:
+        raise SettingError(
+            f"{folder / others[0]}: no run of Culm wrote this, and this one would replace it; "
+            "give it another folder=..."
+        )
+    made = list(_made(folder, old, settings))
+    return made if old else []
 
 
 def _made(folder: Path, *settings: Mapping[str, Any]) -> Iterator[Path]:

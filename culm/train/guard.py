@@ -10,6 +10,7 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
+from culm.config import SettingError
 from culm.log import say
 
 
@@ -20,6 +21,8 @@ class FolderInUseError(RuntimeError):
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep the folder for this process; the lock ends with the process, however it ends."""
+    if folder.exists() and not folder.is_dir():
+        raise SettingError(f"{folder}: a file; choose another name for the folder")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:

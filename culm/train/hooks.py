@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from culm.files import atomic
-from culm.log import Bar
+from culm.log import Bar, say
 from culm.train.trainer import Hook, Step
 
 
@@ -67,13 +67,21 @@ def read_metrics(path: Path) -> list[dict]:
     """The lines of a metrics file, in order."""
     if not path.exists():
         return []
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:  # the line that was being written when the machine stopped
-            break
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = [line for line in map(_line, texts) if line is not None]
+    # The last may have been cut off when the machine stopped.
+    lost = len(texts) - len(lines) - (bool(texts) and _line(texts[-1]) is None)
+    if lost:
+        say(f"{path}: {lost} damaged lines are left out.")
     return lines
+
+
+def _line(text: str) -> dict | None:
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) and isinstance(values.get("step"), int) else None
 
 
 def write_lines(path: Path, lines: Sequence[Mapping]) -> None:

@@ -15,15 +15,16 @@ from rich.console import Console
 from culm.config import SettingError
 from culm.device import choose_device, choose_precision, memory_bytes
 from culm.dist.ranks import Ranks
-from culm.loading import read
 from culm.model.transformer import Transformer
 from culm.objective.grpo import GRPO
-from culm.parts import set_up, training_batches
+from culm.parts import set_up, start_of, training_batches
 from culm.plan.model import forward_flops
 from culm.plan.needs import Needs, needs_of
 from culm.plan.speed import training_rate
 from culm.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
+from culm.train.checkpoint import verify
+from culm.train.folder import check
 from culm.verbs.preview import preview, tokenizer_of
 from culm.verbs.words import count, duration, flops, size
 
@@ -45,7 +46,8 @@ class Findings:
         try:
             return work()
         except (ValueError, OSError, RuntimeError, ImportError) as error:
-            self.problems.append(str(error))
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
             return None
 
 
@@ -66,12 +68,17 @@ def show_plan(config: RunConfig, origins: dict[str, str], ranks: int = 1) -> Non
         tokenizer = found.attempt(lambda: tokenizer_of(config))
     context = config.train.context or (model.config.context if model else 0)
     if tokenizer is not None:
-        with TemporaryDirectory() as folder:
-            seen = found.attempt(lambda: preview(config, tokenizer, Path(folder), context))
+        with TemporaryDirectory() as temporary:
+            seen = found.attempt(lambda: preview(config, tokenizer, Path(temporary), context))
         if seen is not None:
             context = seen.context
             _section(console, "Learned from", seen.facts)
             _show_samples(console, seen.samples)
+    folder = Path(config.folder)
+    found.attempt(lambda: check(folder, config.model_dump(mode="json")))
+    begun = found.attempt(lambda: verify(folder))
+    if begun is not None:
+        console.print(f"\nGoes on after step {begun.step:,} of {config.train.steps:,}.")
     device = found.attempt(lambda: choose_device(config.device))
     if model is not None and device is not None:
         _show_needs(console, found, model, tokenizer, device, context)
@@ -84,7 +91,7 @@ def _parts(config: RunConfig) -> tuple[Transformer | None, Tokenizer | None]:
     """Of the model that the run goes on from, on the meta device."""
     if config.start is None:
         return None, None
-    model, tokenizer = read(config.start, "cpu", torch.float32)
+    model, tokenizer = start_of(config.start)
     model.to("meta").tie()
     return model, tokenizer
 

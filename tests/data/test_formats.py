@@ -104,15 +104,15 @@ def test_prompts(tokenizer):
 @pytest.mark.parametrize(
     ("format", "record", "message"),
     [
-        (DocumentFormat(), {"body": "x"}, "no text in 'text'; its keys are body"),
+        (DocumentFormat(), {"body": "x"}, "no text in 'text'; it has body"),
         (DocumentFormat(), {}, "it is empty"),
-        (ChatFormat(), {"x": 1, "y": 2}, "no dialogue in it .*; its keys are x, y"),
+        (ChatFormat(), {"x": 1, "y": 2}, "no dialogue in it .*; it has x"),
         (ChatFormat(), {"messages": [{"content": "a"}]}, "a message has no role"),
         (ChatFormat(), {"messages": ["a"]}, "a message is a str, not a role and a content"),
         (ChatFormat(), {"messages": dialogue("a")[:1]}, "nothing would be learned"),
         (PairFormat(), {"prompt": "q", "chosen": "a"}, "no answer in 'rejected'"),
         (PairFormat(), {"chosen": "a", "rejected": "b"}, "no question in 'prompt'"),
-        (PromptFormat(), {"prompt": "q"}, "no text or number in 'answer'; its keys are"),
+        (PromptFormat(), {"prompt": "q"}, "no text or number in 'answer'; it has"),
         (PromptFormat(), {"prompt": [], "answer": 1}, "no text or number in 'prompt'"),
     ],
 )

@@ -36,6 +36,30 @@ def test_a_folder_is_read_in_order(tmp_path):
     assert [record["text"] for record in several] == ["second", "first"]  # anew each time
 
 
+def test_what_culm_wrote_is_no_text(tmp_path):
+    write(tmp_path / "a.txt", "mine")
+    write(tmp_path / "runs" / "x" / "run.yaml", "seed: 0")
+    write(tmp_path / "runs" / "x" / "eval.jsonl", '{"step": 1}')
+    write(tmp_path / "quick" / "quickstart.json", "{}")
+    write(tmp_path / "words" / "tokenizer.json", "{}")
+    write(tmp_path / ".git" / "b.txt", "hidden")
+    assert texts_of(tmp_path) == ["mine"]
+
+
+def test_an_object_may_fill_several_lines(tmp_path):
+    write(tmp_path / "a.json", json.dumps({"text": "one"}, indent=2))
+    assert texts_of(tmp_path) == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("text".encode("utf-16"), "UTF-16 text; save it as UTF-8"), (b"GIF\x00\xff", "zero bytes")],
+)
+def test_what_is_no_utf8_text_is_named(content, message, tmp_path):
+    with pytest.raises(SettingError, match=rf"a\.txt: .*{message}"):
+        list(open_source(write(tmp_path / "a.txt", content)))
+
+
 def test_a_text_file_is_split_as_asked(tmp_path):
     path = write(tmp_path / "a.txt", "one\ntwo\n\n  \nthree\r\n\r\n\r\nfour\n")
     assert texts_of(path, split="paragraphs") == ["one\ntwo", "three", "four"]
@@ -46,7 +70,7 @@ def test_a_text_file_is_split_as_asked(tmp_path):
 def test_bytes_that_are_not_utf8_are_named(tmp_path):
     content = "é".encode() * 600_000 + b"\xff tail"  # beyond the first block, which cuts an é
     path = write(tmp_path / "a.txt", b"x" + content)
-    with pytest.raises(SettingError, match=r"a\.txt: not UTF-8 at byte 1200001; set data\.invalid"):
+    with pytest.raises(SettingError, match=r"a\.txt: not UTF-8 at byte 1200001; save it as"):
         list(open_source(path))
     assert texts_of(path, invalid="replace")[0].endswith("é\ufffd tail")
     assert texts_of(path, invalid="skip")[0].endswith("é tail")

@@ -232,7 +232,10 @@ def test_grpo_needs_whole_groups(stage: Callable[..., dict], tmp_path: Path) -> 
     ("settings", "message"),
     [
         (["train.setps=3"], "culm: train.setps: no such setting; did you mean 'steps'?"),
-        (["start=runs/none/x"], "culm: runs/none/x: there is no such file or folder"),
+        (
+            ["start=runs/none/x"],
+            "culm: start: runs/none/x: there is no such file or folder; train that first",
+        ),
         (["data.path=none.jsonl"], "none.jsonl"),
     ],
 )

@@ -61,7 +61,7 @@ def works(line: list[str], tmp_path: Path) -> bool:
     [
         (b"", "text.txt: nothing to read: there is no text in it", set()),
         (b"one document", "one document cannot be divided into training", {"tokenizer"}),
-        (b"good\n\nbad \xff", "not UTF-8 at byte 10; set data.invalid=replace", set()),
+        (b"good\n\nbad \xff", "not UTF-8 at byte 10; save it as UTF-8", set()),
     ],
     ids=["empty", "one document", "not UTF-8"],
 )
@@ -91,8 +91,18 @@ def test_a_disk_that_is_full_while_preparing(line: list[str], tmp_path: Path) ->
 
 
 @unix
+@pytest.mark.parametrize(
+    ("number", "code", "last"),
+    [
+        (signal.SIGINT, 130, "culm: interrupted; the same command starts again"),
+        (signal.SIGTERM, 143, ""),
+    ],
+    ids=["interrupted", "terminated"],
+)
 @pytest.mark.parametrize("seen", ["run.yaml", "data.partial"], ids=["tokenizer", "preparing"])
-def test_stopped_before_it_trains(seen: str, line: list[str], tmp_path: Path) -> None:
+def test_stopped_before_it_trains(
+    seen: str, number: signal.Signals, code: int, last: str, line: list[str], tmp_path: Path
+) -> None:
     """While the tokenizer is trained, which follows the settings; while the corpus is prepared."""
     (tmp_path / "text.txt").write_text(paragraphs(200_000))
     command = [sys.executable, "-m", "culm.cli", *line]
@@ -101,9 +111,10 @@ def test_stopped_before_it_trains(seen: str, line: list[str], tmp_path: Path) ->
     while not (tmp_path / "run" / seen).exists() and time.monotonic() < until:
         time.sleep(0.02)
     time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, said
+    assert process.returncode == code, said
+    assert said.strip().endswith(last)
     assert "Traceback" not in said
     assert left(tmp_path) == ({"tokenizer"} if seen == "data.partial" else set())
     assert works(line, tmp_path)

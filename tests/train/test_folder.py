@@ -14,6 +14,7 @@ from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
 from culm.data.source import open_source
 from culm.tokenizer.bytes import Bytes
+from culm.train.hooks import read_metrics
 
 FAILING = {"kind": "document", "text": "body"}  # ends a run after its tokenizer was made
 
@@ -35,6 +36,54 @@ def test_a_new_run_where_something_else_has_its_name(
     with pytest.raises(SettingError, match=rf"run/{name}: Culm did not make this, .* folder="):
         go(settings)
     assert bytes_in(folder) == before
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "eval.jsonl", "model", "report.md"])
+def test_files_that_a_run_would_replace(name: str, settings: dict[str, Any]) -> None:
+    folder = Path(settings["folder"])
+    folder.mkdir()
+    (folder / name).write_text("years of work")
+    with pytest.raises(SettingError, match=rf"run/{name}: no run of Culm wrote this"):
+        go(settings)
+    assert bytes_in(folder) == {name: b"years of work"}
+
+
+def test_a_run_yaml_of_somebody_else(settings: dict[str, Any]) -> None:
+    folder = Path(settings["folder"])
+    folder.mkdir()
+    (folder / "run.yaml").write_text("image: python")
+    with pytest.raises(SettingError, match=r"run\.yaml: not the settings of a run"):
+        go(settings)
+
+
+def test_a_run_needs_a_folder_of_its_own(settings: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingError, match="file: a file; choose another name"):
+        go({**settings, "folder": str(tmp_path / "file")})
+    with pytest.raises(SettingError, match=r"folder: .* holds the text; give the run one"):
+        go({**settings, "data": {"path": settings["folder"]}})
+
+
+def test_fewer_steps_than_were_trained(settings: dict[str, Any]) -> None:
+    go(settings, steps=3)
+    before = bytes_in(Path(settings["folder"]))
+    with pytest.raises(SettingError, match=r"train\.steps: 2, but .* was trained for 3"):
+        go(settings, steps=2)
+    assert bytes_in(Path(settings["folder"])) == before
+
+
+def test_a_damaged_line_of_metrics_costs_that_line_only(
+    settings: dict[str, Any], capsys: pytest.CaptureFixture
+) -> None:
+    go(settings, steps=4)
+    path = Path(settings["folder"]) / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], "[5]\n", *lines[2:]]))
+    go(settings, steps=5)
+    assert [line["step"] for line in read_metrics(path)] == [1, 3, 4, 5]
+    assert "metrics.jsonl: 1 damaged lines are left out" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_a_changed_setting_leaves_what_culm_did_not_make(settings: dict[str, Any]) -> None:
@@ -87,7 +136,7 @@ def test_an_empty_corpus_leaves_no_tokenizer(settings: dict[str, Any], tmp_path:
 def test_a_tokenizer_learns_from_the_field_that_is_asked_for(settings: dict[str, Any]) -> None:
     settings["tokenizer"] = {"kind": "bpe", "vocabulary": 262}
     settings["data"]["format"] = FAILING
-    with pytest.raises(SettingError, match="record 1: no text in 'body'; its keys are text"):
+    with pytest.raises(SettingError, match="record 1: no text in 'body'; it has text \(str\)"):
         go(settings)
     assert not (Path(settings["folder"]) / "tokenizer").exists()
 
@@ -111,7 +160,7 @@ def test_a_flipped_bit_in_a_shard(settings: dict[str, Any]) -> None:
     data[-2] ^= 1
     shard.write_bytes(data)
     Prepared.open(shard.parents[1])  # nothing that its size would tell
-    with pytest.raises(SettingError, match=r"tokens-00000\.npy: changed .*prepare the corpus aga"):
+    with pytest.raises(SettingError, match=r"tokens-00000\.npy: changed .*to prepare it anew"):
         go(settings, steps=4)
 
 

@@ -5,6 +5,7 @@ A source streams: it holds one record (or one block of a file) at a time, whatev
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ Record = dict[str, Any]
 Split = Literal["file", "paragraphs", "lines"]
 Invalid = Literal["error", "replace", "skip"]
 
+# Files by which runs, quickstarts, tokenizers and models are known: no text to learn from.
+OUR_MARKS = ("run.yaml", "quickstart.json", "tokenizer.json")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+){0,2}")
 KINDS = {
     **dict.fromkeys((".txt", ".md", ".py", ".rst"), "text"),
@@ -170,11 +173,13 @@ def open_source(
     if not isinstance(path, str | Path):
         sources = [open_source(one, split, invalid) for one in path]
         return sources[0] if len(sources) == 1 else Chain(sources)
+    if not str(path).strip():
+        raise SettingError("data.path: it is empty; `.` is the folder here")
     found, name = Path(path).expanduser(), str(path)
     if found.is_file():
         return Files(name, [found], split, invalid)
     if found.is_dir():
-        files = sorted(file for file in found.rglob("*") if file.is_file() and kind_of(file))
+        files = sorted(_files(found))
         if not files:
             raise SettingError(f"data.path: {name}: no file in it is one of {', '.join(KINDS)}")
         return Files(name, files, split, invalid)
@@ -183,6 +188,17 @@ def open_source(
     if HUB_ID.fullmatch(name) and kind_of(found) is None:
         return Hub(name)
     raise SettingError(f"data.path: there is no file or folder {name!r}")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Those of a known kind below a folder, hidden ones and what Culm wrote there left out."""
+    for root, folders, names in os.walk(folder):
+        for name in list(folders):
+            path = Path(root, name)
+            if name.startswith(".") or any((path / mark).is_file() for mark in OUR_MARKS):
+                folders.remove(name)
+        paths = (Path(root, name) for name in names if not name.startswith("."))
+        yield from (path for path in paths if kind_of(path) and path.is_file())
 
 
 def kind_of(path: Path) -> str | None:

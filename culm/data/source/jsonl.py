@@ -14,14 +14,17 @@ from culm.data.source.text import ERRORS, UNREADABLE, not_utf8, opened, unreadab
 def records(path: Path, invalid: str = "error") -> Iterator[dict[str, Any]]:
     """Each object as it is; a bare string becomes {"text": ...}.
 
-    Lines are streamed. A list is read whole, as JSON cannot be cut safely.
+    Lines are streamed. A list, or an object that fills several lines of a `.json` file, is read
+    whole, as JSON cannot be cut safely.
     """
     try:
         with opened(path) as file:
-            head = file.read(64).lstrip()
+            head = next((line.strip() for line in file if line.strip()), b"")
         with opened(path) as file:
             if head.startswith(b"["):
                 yield from _list(path, file, invalid)
+            elif head == b"{":
+                yield _record(_parse(file.read(), path, 0, invalid, ""), path, "entry 1")
             else:
                 yield from _lines(path, file, invalid)
     except UNREADABLE as error:

@@ -69,8 +69,15 @@ def _decode(decoder: codecs.IncrementalDecoder, block: bytes, path: Path, offset
 
 def not_utf8(path: Path, offset: int) -> SettingError:
     """What to say of a file that is not UTF-8 text."""
+    with opened(path) as file:
+        first = file.read(BLOCK)
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return SettingError(f"{path}: UTF-16 text; save it as UTF-8")
+    if b"\0" in first:
+        return SettingError(f"{path}: no text: it holds zero bytes; leave it out")
     return SettingError(
-        f"{path}: not UTF-8 at byte {offset}; set data.invalid=replace (or skip) to read it anyhow"
+        f"{path}: not UTF-8 at byte {offset}; save it as UTF-8, or in a run file set "
+        "data.invalid=replace (or skip) to read it anyhow"
     )
 
 
