@@ -79,7 +79,7 @@ def test_scoring_ends_after_the_batch_that_reaches_the_limit() -> None:
 
 def test_nothing_to_score_is_an_error() -> None:
     row = torch.zeros(1, 3, dtype=torch.int64)
-    with pytest.raises(ValueError, match="the held-out split holds no text"):
+    with pytest.raises(ValueError, match="the held-out split holds nothing to score"):
         predict(model(), Given([Batch(row, row, row)]), TOKENIZER, 5)
 
 
