@@ -77,11 +77,12 @@ def seconds_per_step(config: RunConfig, steps: int = 3) -> float:
     batches, _ = training_batches(config, objective, model, tokenizer, folder, context, Ranks())
     optimizer = config.train.optimizer.build(objective)
     times: list[float] = []
-    trainer = Trainer(
-        Parallel(objective, 1, config.dist), optimizer, config.train.schedule,
-        hooks=[lambda step: times.append(step.seconds)],
-    )  # fmt: skip
-    trainer.fit(batches, steps)
+    with log.progress("trial", steps, "steps") as bar:
+        hooks: list[Hook] = [show(bar), lambda step: times.append(step.seconds)]
+        trainer = Trainer(
+            Parallel(objective, 1, config.dist), optimizer, config.train.schedule, hooks=hooks
+        )
+        trainer.fit(batches, steps)
     return sum(times[1:]) / (steps - 1)
 
 

@@ -94,7 +94,7 @@ def test_the_whole_way_with_an_interruption(
     assert packs["hf"]["bits_per_byte"] == pytest.approx(packs["chat"]["bits_per_byte"], abs=1e-3)
 
     report = (folder / "report.md").read_text()
-    for plot in ("loss", "reward", "exact_match", "attention"):
+    for plot in ("loss", "bits_per_byte", "reward", "exact_match", "attention"):
         assert f"plots/{plot}.png" in report
         assert (folder / "plots" / f"{plot}.png").stat().st_size > 1000
     model = culm.load(folder / "chat")

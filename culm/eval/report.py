@@ -10,6 +10,8 @@ from typing import Any
 from culm.eval.plots import bars, lines
 from culm.train.hooks import read_metrics
 
+HELD_OUT = "bits per byte of held-out text"
+
 
 def write_report(folder: Path) -> None:
     """`report.md` with its plots, from `metrics.jsonl` and `results.json`."""
@@ -20,6 +22,10 @@ def write_report(folder: Path) -> None:
     name = "reward" if rewarded else "loss"
     lines(folder / f"{name}.png", {folder.name: curve(metrics, name)}, "step", name)
     parts.append(f"![{name}]({name}.png)")
+    held_out = curve(read_metrics(folder / "eval.jsonl"), "bits_per_byte")
+    if len(held_out) > 1:
+        lines(folder / "bits_per_byte.png", {folder.name: held_out}, "step", HELD_OUT)
+        parts.append("![bits per byte](bits_per_byte.png)")
     if "exact_match" in results:
         bars(folder / "exact_match.png", {folder.name: results["exact_match"]})
         parts += ["## Exact match", exact_match_table({folder.name: results["exact_match"]})]

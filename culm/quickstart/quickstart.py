@@ -119,6 +119,8 @@ class Quickstart:
         if steps is not None:
             often = max(5, steps // 8)
             settings += [f"train.steps={steps}", f"train.checkpoint.every_steps={often}"]
+            if name == "pretrain":
+                settings.append(f"eval.every_steps={-(-steps // 4)}")
         return read_run(file.get(name, "quickstart-rl"), settings)[0]
 
     # -- stages ---------------------------------------------------------------------------------
@@ -138,8 +140,7 @@ class Quickstart:
     def tokenizer(self) -> dict[str, Any]:
         config, folder = self.config("pretrain"), self.folder / "pretrain"
         folder.mkdir(parents=True, exist_ok=True)
-        with log.progress("tokenizer", None, ""):
-            tokenizer = make_tokenizer(config, folder)
+        tokenizer = make_tokenizer(config, folder)
         manifest = Manifest.read(prepared_folder(config, tokenizer, folder))
         held_out = manifest.splits["held_out"]
         return {
@@ -204,25 +205,27 @@ class Quickstart:
         asked = self.config("sft").eval.questions * min(1.0, self.budget / 600)
         questions = max(LEAST_QUESTIONS, round(asked))
         answers: dict[str, list[Answered]] = {}
-        for name, stage in MODELS.items():
-            model, tokenizer = self._load(stage)
-            began = time.perf_counter()
-            answered = answers[name] = self._answer(model, tokenizer, questions)
-            seconds = time.perf_counter() - began
-            words = sum(len(tokenizer.encode(item.reply)) + 1 for item in answered)
-            first = {item.task: item for item in reversed(answered)}  # of each task
-            table[name] = {
-                "bits_per_byte": self._predict(model, tokenizer).bits_per_byte,
-                "exact_match": {task: asdict(score) for task, score in scores(answered).items()},
-                "tokens_per_second": words / seconds,
-                "examples": [_example(first[task]) for task in reversed(first)],
-            }
+        with log.progress("evaluate", len(MODELS), "models") as bar:
+            for name, stage in MODELS.items():
+                table[name], answers[name] = self._evaluated(stage, questions)
+                bar.advance(1, name)
         gains = {name: difference(answers[name], answers["sft"]) for name in ("rl", "control")}
         return table | {"gains": {name: asdict(gain) for name, gain in gains.items()}}
 
-    def _load(self, stage: str) -> tuple[Transformer, Tokenizer]:
+    def _evaluated(self, stage: str, questions: int) -> tuple[dict[str, Any], list[Answered]]:
+        """What the model of a stage scores, and its answers."""
         model, tokenizer = read(self.folder / stage, "cpu", torch.float32)
-        return self._settle(model), tokenizer
+        began = time.perf_counter()
+        answered = self._answer(self._settle(model), tokenizer, questions)
+        seconds = time.perf_counter() - began
+        words = sum(len(tokenizer.encode(item.reply)) + 1 for item in answered)
+        first = {item.task: item for item in reversed(answered)}  # of each task
+        return {
+            "bits_per_byte": self._predict(model, tokenizer).bits_per_byte,
+            "exact_match": {task: asdict(score) for task, score in scores(answered).items()},
+            "tokens_per_second": words / seconds,
+            "examples": [_example(first[task]) for task in reversed(first)],
+        }, answered
 
     def _settle(self, model: Transformer) -> Transformer:
         """Precision, backend and device as in training."""
@@ -254,19 +257,25 @@ class Quickstart:
         write_export(model, tokenizer, hf, "float32")
         write_export(model, tokenizer, f16, "f16")
         write_export(model, tokenizer, q8_0, "q8_0")
-        found = {}
-        for name, path in (("chat", chat), *((path.stem, path) for path in packs)):
-            again, words = read(path, "cpu", torch.float32)
-            prediction = self._predict(self._settle(again), words)
-            answered = self._answer(again, words, PACK_QUESTIONS)
-            found[name] = {
-                "path": str(path),
-                "bytes": size_of(path),
-                "bits_per_byte": prediction.bits_per_byte,
-                "perplexity": prediction.perplexity,
-                "exact_match": asdict(scores(answered)["all"]),
-            }
+        with log.progress("pack", 1 + len(packs), "packs") as bar:
+            found = {}
+            for path in (chat, *packs):
+                found[path.stem] = self._packed(path)
+                bar.advance(1, path.stem)
         return {"packs": found}
+
+    def _packed(self, path: Path) -> dict[str, Any]:
+        """What a packed model scores when it is read again."""
+        model, tokenizer = read(path, "cpu", torch.float32)
+        prediction = self._predict(self._settle(model), tokenizer)
+        answered = self._answer(model, tokenizer, PACK_QUESTIONS)
+        return {
+            "path": str(path),
+            "bytes": size_of(path),
+            "bits_per_byte": prediction.bits_per_byte,
+            "perplexity": prediction.perplexity,
+            "exact_match": asdict(scores(answered)["all"]),
+        }
 
     def report(self) -> dict[str, Any]:
         stages = self.stages.read()

@@ -8,7 +8,15 @@ from typing import Any
 
 from culm.eval.attention_map import attention_map
 from culm.eval.plots import attention, bars, lines
-from culm.eval.report import curve, exact_match_table, percent, table
+from culm.eval.report import (
+    HELD_OUT,
+    curve,
+    exact_match_table,
+    percent,
+    samples_text,
+    table,
+)
+from culm.files import read_json
 from culm.model.transformer import Transformer
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.hooks import read_metrics
@@ -34,7 +42,7 @@ def write_report(
         "# From raw text to a model that answers",
         _opening(stages, summary),
         _corpus(stages),
-        _pretraining(stages, summary),
+        _pretraining(folder, stages, summary),
         _tuning(stages, summary),
         _evaluation(stages),
         _packs(stages),
@@ -54,6 +62,8 @@ def _draw(
     }
     losses = {name: curve(metrics[name], "loss") for name in ("pretrain", "sft")}
     lines(plots / "loss.png", losses, "step", "loss, nats per learned token")
+    held_out = curve(read_metrics(folder / "pretrain" / "eval.jsonl"), "bits_per_byte")
+    lines(plots / "bits_per_byte.png", {"pretrain": held_out}, "step", HELD_OUT)
     rewards = {
         "rewards as earned": curve(metrics["rl"], "reward"),
         "control: rewards shuffled": curve(metrics["control"], "reward"),
@@ -94,13 +104,16 @@ def _corpus(stages: Mapping[str, Stage]) -> str:
     return "## Text and tokens\n\n" + table(("", ""), rows)
 
 
-def _pretraining(stages: Mapping[str, Stage], summary: Stage) -> str:
-    facts = stages["pretrain"]
+def _pretraining(folder: Path, stages: Mapping[str, Stage], summary: Stage) -> str:
+    facts, size = stages["pretrain"], summary["bits_per_byte"]
+    samples = read_json(folder / "pretrain" / "results.json")["samples"]
     return (
         "## Pretraining\n\n"
         f"The base model read {facts['tokens']:,} tokens in {facts['steps']:,} steps "
-        f"({facts['tokens_per_second']:,.0f} tokens/s) and learned to predict the next one.\n\n"
-        "![loss](plots/loss.png)"
+        f"({facts['tokens_per_second']:,.0f} tokens/s) and learned to predict the next one: "
+        f"{size['before']:.3f} bits per byte of held-out text before, {size['after']:.3f} after."
+        "\n\n![loss](plots/loss.png)\n\n![bits per byte](plots/bits_per_byte.png)\n\n"
+        f"What it writes by itself:\n\n{samples_text(samples)}"
     )
 
 
