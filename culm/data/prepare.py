@@ -24,7 +24,7 @@ from culm.data.example import Content, Example, RecordFormat
 from culm.data.manifest import Manifest
 from culm.data.shards import Document, SplitWriter
 from culm.data.source import Source, bytes_in, found_in, misshapen
-from culm.log import progress
+from culm.log import Bar, progress
 from culm.tokenizer.tokenizer import Tokenizer
 
 BATCH = 1 << 20  # bytes of text that are encoded together
@@ -65,9 +65,10 @@ def prepare(
         writers = {name: SplitWriter(work / name, lengths) for name in names}
         divider = _Divider(held_out, seed)
         try:
-            divided = divider.divide(_units(source, format), source.name)
-            for name, documents in _encoded(divided, source, format, tokenizer):
-                writers[name].append(documents)
+            with progress("prepare", source.size, "bytes") as bar:
+                divided = divider.divide(_units(source, format, bar), source.name)
+                for name, documents in _encoded(divided, source, format, tokenizer):
+                    writers[name].append(documents)
         finally:
             for writer in writers.values():
                 writer.close()
@@ -88,18 +89,17 @@ def prepare(
     return manifest
 
 
-def _units(source: Source, format: RecordFormat) -> Iterator[Unit]:
+def _units(source: Source, format: RecordFormat, bar: Bar) -> Iterator[Unit]:
     done = 0
-    with progress("prepare", source.size, "bytes") as bar:
-        contents: list[Content] = []
-        for record, content in found_in(source, format.contents):
-            contents.append(content)
-            if len(contents) == format.group:
-                yield (unit := Unit(contents, record, bytes_in(contents)))
-                contents = []
-                bar.advance(unit.size)
-                done += unit.size
-        bar.advance(max(0, (source.size or 0) - done))  # what the notation of the files took
+    contents: list[Content] = []
+    for record, content in found_in(source, format.contents):
+        contents.append(content)
+        if len(contents) == format.group:
+            yield (unit := Unit(contents, record, bytes_in(contents)))
+            contents = []
+            bar.advance(unit.size)
+            done += unit.size
+    bar.advance(max(0, (source.size or 0) - done))  # what the notation of the files took
 
 
 class _Divider:
