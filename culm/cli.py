@@ -30,6 +30,14 @@ Seed = Annotated[
     int, typer.Option(help="The same seed gives the same result.", min=0, max=2**63 - 1)
 ]
 
+Temperature = Annotated[
+    float, typer.Option(help="0 takes the likeliest token; higher draws more freely.", min=0.0)
+]
+TopP = Annotated[
+    float, typer.Option(help="Draw from the likeliest tokens of this share.", min=0.0, max=1.0)
+]
+AnswerSeed = Annotated[int | None, typer.Option(help="The same seed gives the same text.", min=0)]
+
 
 @app.callback()
 def _options(
@@ -140,24 +148,30 @@ def prepare(
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
-    tokens: Annotated[int, typer.Option(min=1)] = 64,
-    temperature: Annotated[float, typer.Option(min=0.0)] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0)] = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    tokens: Annotated[int, typer.Option(help="The most that are generated.", min=1)] = 64,
+    temperature: Temperature = 0.8,
+    top_k: Annotated[
+        int, typer.Option(help="Draw from the k likeliest tokens; 0 is all.", min=0)
+    ] = 0,
+    top_p: TopP = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Least share of the likeliest token's.", min=0.0, max=1.0)
+    ] = 0.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends it; may be repeated.")
+    ] = None,
+    seed: AnswerSeed = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
     """Continue a text."""
     import culm
 
-    loaded = culm.load(model, device, dtype)
-    sys.stdout.write(prompt)
-    for piece in loaded.stream(
-        prompt, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        seed=seed,
-    ):  # fmt: skip
+    pieces = culm.load(model, device, dtype).stream(
+        prompt, tokens, temperature, top_k, top_p, min_p, stop, seed
+    )
+    sys.stdout.write(prompt + next(pieces, ""))  # only now it is known that the prompt fits
+    for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
@@ -167,7 +181,10 @@ def generate(
 def chat(
     model: Model,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
-    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
+    tokens: Annotated[int | None, typer.Option(help="The most of an answer.", min=1)] = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: AnswerSeed = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -175,7 +192,7 @@ def chat(
     import culm
     from culm.serve.terminal import Terminal
 
-    Terminal(culm.load(model, device, dtype), system=system, temperature=temperature).run()
+    Terminal(culm.load(model, device, dtype), system, tokens, temperature, top_p, seed).run()
 
 
 @app.command()
@@ -198,7 +215,9 @@ def serve(
     import culm
     from culm.serve.server import serve as go
 
-    go(culm.load(model, device, dtype), Path(model).name, host, port, api_key, slots)
+    path = Path(model).resolve()
+    name = path.parent.name if path.name == "model" else path.name
+    go(culm.load(model, device, dtype), name, host, port, api_key, slots)
 
 
 @app.command("eval")
@@ -233,7 +252,8 @@ def export(
     model: Model,
     out: Annotated[str, typer.Argument(help="A new folder, or a file that ends in .gguf.")],
     dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16 or float16; for GGUF f32, f16 or q8_0.")
+        str,
+        typer.Option(help="float32, bfloat16 (the default) or float16; for GGUF f32, f16 or q8_0."),
     ] = "",
 ) -> None:
     """A Hugging Face folder, or a GGUF file for llama.cpp."""
@@ -325,7 +345,9 @@ def _sentence(error: Exception) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return where + error.strerror[0].lower() + error.strerror[1:]
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
-        return "not enough memory; `culm plan` tells what a run needs and what makes it less"
+        return (
+            "not enough memory; take fewer rows or slots, or a shorter context: `culm plan` tells"
+        )
     return text or type(error).__name__
 
 

@@ -14,7 +14,7 @@ from culm.config import SettingError
 from culm.dtype import DTYPES
 from culm.model.attend import Backend
 
-DEVICES = ("cpu", "cuda", "mps", "xpu", "meta")
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may use
 
 

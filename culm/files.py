@@ -30,6 +30,7 @@ def atomic(path: Path) -> Iterator[Path]:
         OSError: naming the path and the reason (no space left, no permission).
     """
     path = Path(path)
+    path = path.resolve() if path.is_symlink() else path  # the link stays, what it names changes
     fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +69,8 @@ def _swap(fresh: Path, path: Path) -> None:
     if not path.is_dir():
         os.replace(fresh, path)
         return
+    if not fresh.is_dir():
+        raise SettingError(f"{path}: there is a folder of this name; choose another name")
     others = {inner.name for inner in path.iterdir()} - {inner.name for inner in fresh.iterdir()}
     if others:
         raise SettingError(
@@ -105,6 +108,16 @@ def vacant(folder: Path, mark: str) -> None:
         raise SettingError(
             f"{folder}: holds other files, which would be lost; choose another folder"
         )
+
+
+def apart(source: str | Path, out: str | Path) -> None:
+    """Refuse to write over what is read: a model would be gone for a smaller copy of it.
+
+    Raises:
+        SettingError: naming the path.
+    """
+    if Path(source).expanduser().resolve() == Path(out).resolve():
+        raise SettingError(f"{out}: this is the model that is read; choose another name")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,8 @@ class LanguageModel:
         In a batch, prompt i draws with seed + i.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
+        if isinstance(prompt, Iterator):
+            prompt = list(prompt)
         single = not _is_batch(prompt)
         requests = [
             self.request(
@@ -170,7 +172,10 @@ class LanguageModel:
     def _chat_ids(self, messages: str | Sequence[Message]) -> list[int]:
         """The dialogue up to where the assistant speaks."""
         if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
+            return self.tokenizer.chat.prompt([{"role": "user", "content": messages}])
+        known = isinstance(messages, Sequence) and messages
+        if not known or not all(isinstance(message, Mapping) for message in messages):
+            raise ValueError("messages: give a question, or a list of role and content mappings")
         return self.tokenizer.chat.prompt(messages)
 
     def _stream(
@@ -224,6 +229,8 @@ def _is_batch(prompt: Any) -> bool:
     """Whether these are several prompts: texts or rows of ids; [] is a batch of none."""
     if isinstance(prompt, np.ndarray | Tensor):
         return prompt.ndim > 1
+    if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
+        raise ValueError("prompt: give a text, token ids, or a list of either")
     rows = (str, Sequence, np.ndarray, Tensor)
     return not isinstance(prompt, str) and all(isinstance(item, rows) for item in prompt)
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 
 from culm.adapt.quantize import Quantizer
-from culm.config import parse
+from culm.adapt.quantize.linear import QuantizedLinear
+from culm.config import SettingError, parse
 from culm.convert import gguf, hf, native
 from culm.dtype import dtype_of
+from culm.files import apart
 from culm.loading import read
 from culm.model.transformer import Transformer
 from culm.tokenizer.tokenizer import Tokenizer
@@ -20,8 +22,11 @@ def quantize(source: str | Path, out: str | Path, to: str) -> Path:
 
     to: the kind of a quantiser, as "int8".
     """
+    apart(source, out)
     quantizer = parse(Quantizer, to, "to")
     model, tokenizer = read(source, "cpu", torch.float32)
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        raise SettingError(f"{source}: quantised already; begin from the model it was made of")
     quantizer.apply(model)
     native.save(model, tokenizer, out)
     return Path(out)
@@ -33,6 +38,7 @@ def export(source: str | Path, out: str | Path, dtype: str = "") -> Path:
     dtype: f32, f16 or q8_0 for GGUF, f16 if not given; for a folder float32, bfloat16 or
     float16, bfloat16 if not given.
     """
+    apart(source, out)
     model, tokenizer = read(source, "cpu", torch.float32)
     write_export(model, tokenizer, Path(out), dtype)
     return Path(out)
@@ -40,7 +46,7 @@ def export(source: str | Path, out: str | Path, dtype: str = "") -> Path:
 
 def write_export(model: Transformer, tokenizer: Tokenizer, out: Path, dtype: str) -> None:
     """As `export`, of a model that is loaded."""
-    if out.suffix == ".gguf":
+    if out.suffix.lower() == ".gguf":
         gguf.export(model, tokenizer, out, dtype or "f16")
     else:
         hf.export(model, tokenizer, out, dtype_of(dtype or "bfloat16"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,7 +14,6 @@ from culm.data.loader import Loader
 from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared, verify
-from culm.data.source import Source
 from culm.data.texts import texts_of
 from culm.device import DTYPES, choose_backend, choose_precision
 from culm.dist.parallelize import compile_blocks, recompute
@@ -74,29 +73,24 @@ def make_tokenizer(config: RunConfig, folder: Path) -> Tokenizer:
         return Tokenizer.load(config.data.prepared / "tokenizer")
     assert config.model is not None
     settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
-    source = _source(config)
-    with log.progress("tokenizer", source.size, "bytes") as bar:
-        texts = texts_of(source, config.data.format)
-        tokenizer = settings.build(_counted(texts, bar))
+    tokenizer = settings.build(_texts(config))
     with atomic(path) as fresh:
         tokenizer.save(fresh)
     return tokenizer
 
 
-def _source(config: RunConfig) -> Source:
-    """Where the run's corpus comes from."""
+def _texts(config: RunConfig) -> Iterator[str]:
+    """The text of the run's corpus."""
     if config.data.prepared is not None:
         raise SettingError(
             "tokenizer: data.prepared holds no text to train one on; leave it out to take the one "
             "that the corpus was prepared with"
         )
-    return config.data.open(config.seed)
-
-
-def _counted(texts: Iterable[str], bar: log.Bar) -> Iterator[str]:
-    for text in texts:
-        bar.advance(len(text.encode()))
-        yield text
+    source = config.data.open(config.seed)
+    with log.progress("tokenizer", source.size, "bytes") as bar:
+        for text in texts_of(source, config.data.format):
+            bar.advance(len(text.encode()))
+            yield text
 
 
 def prepared_folder(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> Path:

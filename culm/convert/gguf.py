@@ -53,6 +53,8 @@ def export(
     path = Path(path)
     if precision not in KINDS:
         raise SettingError(f"dtype: {precision!r} is not one of {', '.join(KINDS)}")
+    if path.is_file() and path.open("rb").read(4) != b"GGUF":
+        raise SettingError(f"{path}: there is a file of this name that is no GGUF; choose another")
     shape = shape_of(model.config, "GGUF")
     writer = gguf.GGUFWriter(None, shape.family)
     _add_settings(writer, model.config, shape)

@@ -118,7 +118,7 @@ def read_config(path: Path) -> TransformerConfig:
         values = _values(given, family)
     except KeyError as error:
         raise SettingError(f"{path}: the setting {error.args[0]} is missing") from None
-    except SettingError as error:
+    except (SettingError, TypeError) as error:  # the latter: of another type than it should be
         raise SettingError(f"{path}: {error}") from None
     return parse(TransformerConfig, values, str(path))
 

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from culm.config import SettingError
 from culm.convert import blueprint, gguf, hf, llama2c, native
+from culm.files import apart
 from culm.model.transformer import Transformer
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -29,14 +30,17 @@ def load_model(
     Raises:
         SettingError: nothing there can be read; the message says what can.
     """
-    name, path = str(path), Path(path)
+    if not str(path):
+        raise SettingError("model: its name is empty")
+    name, path = str(path), Path(path).expanduser()
     if native.is_model(path):
         return native.load(path, device)
     if (path / "config.json").is_file():
         return hf.load(path, device)
-    if (path / "model").is_dir():
-        return load_model(path / "model", device)
-    if path.suffix == ".gguf" and path.is_file():
+    for inner in ("model", "chat"):  # of a run, of a quickstart
+        if (path / inner).is_dir():
+            return load_model(path / inner, device)
+    if path.suffix.lower() == ".gguf" and path.is_file():
         return gguf.load(path, device)
     if path.suffix == ".bin" and path.is_file():
         if tokenizer is None:
@@ -68,6 +72,9 @@ def import_model(path: str | Path, out: str | Path, tokenizer: str | Path | None
     Gives one sentence about what was written.
     """
     out = Path(out)
+    apart(path, out)
+    if tokenizer is not None and Path(path).suffix != ".bin":
+        raise SettingError(f"--tokenizer: {path} has its own; only a .bin of llama2.c has none")
     if Path(path).suffix == ".json" and Path(path).is_file():
         config = blueprint.read(path)
         out = out if out.suffix in (".yaml", ".yml") else out.with_name(f"{out.name}.yaml")
@@ -75,5 +82,5 @@ def import_model(path: str | Path, out: str | Path, tokenizer: str | Path | None
         return f"{out}: settings of a model with {config.layers} layers of width {config.width}"
     model, words = load_model(path, tokenizer=tokenizer)
     native.save(model, words, out)
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    millions = sum(p.numel() for p in model.config.build(device="meta").parameters()) / 1e6
     return f"{out}: a model of {millions:,.2f} million parameters"

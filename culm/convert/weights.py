@@ -53,7 +53,7 @@ def assemble(
     source: the file or folder, for messages.
 
     Raises:
-        SettingError: a tensor is missing, unknown, of another shape or of another kind.
+        SettingError: a tensor is missing, unknown, not finite, of another shape or of another kind.
     """
     model = config.build(device="meta")
     quantized = quantized or {}
@@ -67,7 +67,7 @@ def assemble(
         _check(name, tensor, expected.get(name), source)
         taken[name] = tensor.to(device)
     if missing := sorted(expected.keys() - taken.keys()):
-        raise SettingError(f"{source}: {len(missing)} tensors are missing, such as {missing[0]}")
+        raise SettingError(f"{source}: tensors missing: {len(missing)}, such as {missing[0]}")
     model.load_state_dict(taken, strict=False, assign=True)
     if config.tied:
         model.tie()
@@ -99,3 +99,5 @@ def _check(name: str, tensor: Tensor, expected: Tensor | None, source: str) -> N
         raise SettingError(f"{source}: tensor {name} has shape {there}, its settings say {here}")
     if tensor.is_floating_point() != expected.is_floating_point():
         raise SettingError(f"{source}: tensor {name} holds {tensor.dtype}, not {expected.dtype}")
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise SettingError(f"{source}: tensor {name} holds NaN or infinity")

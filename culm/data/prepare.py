@@ -21,6 +21,7 @@ import numpy as np
 
 from culm.config import SettingError
 from culm.data.example import Content, Example, RecordFormat
+from culm.data.format.document import DocumentFormat
 from culm.data.manifest import Manifest
 from culm.data.shards import Document, SplitWriter
 from culm.data.source import Source, bytes_in, found_in, misshapen
@@ -37,6 +38,12 @@ class Unit:
     contents: list[Content]
     record: int
     size: int
+
+
+CUT = (
+    "data.format.most_characters=10000 to cut it into many, data.split=paragraphs if they are its "
+    "documents, or "
+)
 
 
 def prepare(
@@ -63,7 +70,7 @@ def prepare(
         lengths[tokenizer.end_of_text] = 0  # also where it is a byte of its own
         names = ("train", "held_out") if held_out else ("train",)
         writers = {name: SplitWriter(work / name, lengths) for name in names}
-        divider = _Divider(held_out, seed)
+        divider = _Divider(held_out, seed, CUT if isinstance(format, DocumentFormat) else "")
         try:
             with progress("prepare", source.size, "bytes") as bar:
                 divided = divider.divide(_units(source, format, bar), source.name)
@@ -110,8 +117,9 @@ class _Divider:
     where no key is below the share, and the one to train on where all are.
     """
 
-    def __init__(self, held_out: float, seed: int) -> None:
-        self._held_out, self._seed = held_out, seed.to_bytes(8, "little")
+    def __init__(self, held_out: float, seed: int, cut: str) -> None:
+        """cut: what to say of how one document becomes several."""
+        self._held_out, self._seed, self._cut = held_out, seed.to_bytes(8, "little"), cut
         self._seen: set[bytes] = set()
         self.dropped = 0
 
@@ -135,9 +143,7 @@ class _Divider:
             dropped = f" ({self.dropped} duplicates are dropped)" if self.dropped else ""
             raise SettingError(
                 f"{source}: one document{dropped} cannot be divided into training and held-out "
-                "text; give more, or in a run file data.format.most_characters=10000 to cut it "
-                "into many, data.split=paragraphs if they are its documents, or data.held_out=0 to "
-                "hold out nothing"
+                f"text; give more, or in a run file {self._cut}data.held_out=0 to hold out nothing"
             )
         yield "held_out" if self._held_out and "train" in used else "train", waiting[1]
 

@@ -52,15 +52,17 @@ def build(
     _add_models(app, model, name)
     _add_generation(app, Completer(model, worker, name))
     _add_tokens(app, model)
-    app.add_api_route("/", page, include_in_schema=False)
+    app.add_api_route("/", page, methods=["GET", "HEAD"], include_in_schema=False)
     return app
 
 
 def _add_health(app: FastAPI, worker: Worker) -> None:
+    @app.head("/health/live")
     @app.get("/health/live")
     async def live() -> dict[str, str]:
         return {"status": "ok"}
 
+    @app.head("/health")
     @app.get("/health/ready")
     @app.get("/health")
     async def ready() -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 from fastapi.responses import JSONResponse, Response
@@ -66,15 +66,25 @@ class Completer:
         if body.model != self._name:
             message = f"There is no model {body.model!r} here; this server has {self._name!r}."
             raise ApiError(404, message, "model_not_found", "model")
+        if count > self._worker.most:
+            raise invalid(f"n: {count} answers at once; {self._worker.most} are the most here", "n")
+        for field, ids in (
+            ("logit_bias", body.logit_bias),
+            ("stop_token_ids", body.stop_token_ids),
+        ):
+            self._check_ids(ids or (), field)
         self._worker.check_room(count)
 
     async def _ids(self, prompt: str | list[int]) -> list[int]:
         ids = await asyncio.to_thread(self._model.prompt_ids, prompt)
+        self._check_ids(ids, "prompt")
+        return ids
+
+    def _check_ids(self, ids: Iterable[int], field: str) -> None:
         size = self._model.model.config.vocabulary
         outside = [token for token in ids if not 0 <= token < size]
         if outside:
-            raise invalid(f"prompt: token {outside[0]} is outside the vocabulary", "prompt")
-        return ids
+            raise invalid(f"{field}: token {outside[0]} is outside the vocabulary", field)
 
     def _check_room(self, prompt: int, tokens: int) -> None:
         if prompt + tokens > self._model.context:

@@ -92,7 +92,10 @@ def _of_validation(error: RequestValidationError) -> ApiError:
     path = [p for p in first["loc"][1:] if isinstance(p, int) or p in FIELDS]
     param = ".".join(map(str, path)) or None
     text = first["msg"].removeprefix("Value error, ")
-    code = {"missing": "missing_required_parameter"}.get(first["type"], "invalid_value")
+    if path[-1:] == ["content"]:
+        text = "give a text, or a list of parts of type text; others are not read"
     if first["type"] == "unsupported":
-        code = "unsupported_parameter"
+        param = first["ctx"]["name"]
+        return invalid(text, param, "unsupported_parameter")
+    code = {"missing": "missing_required_parameter"}.get(first["type"], "invalid_value")
     return invalid(f"{param}: {text}" if param else text, param, code)

@@ -43,6 +43,8 @@ class Guard:
         try:
             self._check(scope)
             receive = await _buffered(scope, receive)
+        except asyncio.CancelledError:  # the server ends before the request is here
+            return
         except ApiError as error:
             await error.response({"Connection": "close"})(scope, receive, named)
         else:
@@ -92,6 +94,11 @@ async def _buffered(scope: Scope, receive: Receive) -> Receive:
         raise ApiError(408, "The body did not arrive in time.", "timeout") from None
     if size > MOST_BYTES:
         raise _too_large()
+    kind = Headers(scope=scope).get("content-type", "none").partition(";")[0].strip().lower()
+    if scope["method"] == "POST" and kind != "application/json":
+        raise ApiError(
+            415, f"Content-Type: {kind}, but it should be application/json.", "unsupported_media"
+        )
     waiting: list[Message] = [
         {"type": "http.request", "body": bytes(body), "more_body": False},
         *([{"type": "http.disconnect"}] if more else []),

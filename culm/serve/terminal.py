@@ -46,7 +46,12 @@ class Terminal:
         self._messages: list[dict[str, str]] = []
 
     def run(self) -> None:
-        """Talk until the person leaves."""
+        """Talk until the person leaves.
+
+        Raises:
+            ValueError: the model has no chat template.
+        """
+        self._model.tokenizer.chat  # noqa: B018 - fails now rather than at the first question
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - gives the prompt line editing and history
         self._say("/help tells the commands, Ctrl-D leaves.")
@@ -96,7 +101,7 @@ class Terminal:
             self._say(" (stopped)", end="")
         except ValueError as error:
             self._messages.pop()
-            self._say(f"{error}; /reset begins a new dialogue.")
+            self._say(f"{error} (the dialogue so far included); /reset begins a new one.")
             return
         self._console.print()
         self._messages.append({"role": "assistant", "content": answer})

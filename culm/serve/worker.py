@@ -43,7 +43,7 @@ class Worker:
 
     def __init__(self, make_engine: Callable[[], Engine], waiting: int = 64) -> None:
         self._make_engine, self._engine = make_engine, make_engine()
-        self._most = self._engine.slots + waiting
+        self.most = self._engine.slots + waiting
         self._jobs: set[Job] = set()  # of the event loop
         self._inbox: list[Callable[[], None]] = []  # for the thread, guarded by _changed
         self._changed = threading.Condition()
@@ -73,7 +73,7 @@ class Worker:
         """503 while the server shuts down or has enough to do."""
         if self.draining:
             raise ApiError(503, "The server is shutting down.", "shutting_down", retry=10)
-        if self.open + count > self._most:
+        if self.open + count > self.most:
             raise ApiError(503, "The server is busy; try again soon.", "overloaded", retry=2)
 
     def submit(self, requests: Sequence[Request]) -> Job:

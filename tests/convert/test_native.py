@@ -168,7 +168,7 @@ def test_another_shape_names_the_tensor_and_both_shapes(copy):
 def test_missing_and_extra_tensors(copy):
     config = json.loads((copy / native.SETTINGS).read_text())["model"]
     rewrite(copy, model={**config, "layers": 3})
-    with pytest.raises(SettingError, match=r"9 tensors are missing, such as blocks\.2\."):
+    with pytest.raises(SettingError, match=r"tensors missing: 9, such as blocks\.2\."):
         native.load(copy)
     rewrite(copy, model={**config, "layers": 1})
     with pytest.raises(SettingError, match=r"tensor blocks\.1\.\S+ has no place"):

@@ -57,7 +57,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_it(model, monkeypatch):
 
 def test_the_end_of_the_context_is_told(model):
     shown = talk(model, ["x" * 3000, "hi"])
-    assert "/reset begins a new dialogue" in shown
+    assert "/reset begins a new one" in shown
     assert TEXT in shown
 
 
