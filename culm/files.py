@@ -110,16 +110,6 @@ def vacant(folder: Path, mark: str) -> None:
         )
 
 
-def apart(source: str | Path, out: str | Path) -> None:
-    """Refuse to write over what is read: a model would be gone for a smaller copy of it.
-
-    Raises:
-        SettingError: naming the path.
-    """
-    if Path(source).expanduser().resolve() == Path(out).resolve():
-        raise SettingError(f"{out}: this is the model that is read; choose another name")
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file."""
     try:

@@ -10,8 +10,8 @@ from culm.adapt.quantize import Quantizer
 from culm.adapt.quantize.linear import QuantizedLinear
 from culm.config import SettingError, parse
 from culm.convert import gguf, hf, native
+from culm.convert.importer import apart
 from culm.dtype import dtype_of
-from culm.files import apart
 from culm.loading import read
 from culm.model.transformer import Transformer
 from culm.tokenizer.tokenizer import Tokenizer

@@ -127,6 +127,30 @@ def test_the_precision_is_the_fastest_unless_given(culm, model, monkeypatch, ver
     assert asked == [("cpu", taken)]
 
 
+def test_generate_ends_at_a_stop_text(culm, model):
+    line = ("generate", model, "A fox", "--tokens", 40, "--temperature", 0, "--device", "cpu")
+    whole = culm(*line)[1].removesuffix("\n")
+    stop = whole[-3:]
+    code, out, _ = culm(*line, "--stop", stop, "--stop", "never said")
+    assert (code, out) == (0, "A fox" + whole[5:].split(stop)[0] + "\n")
+
+
+def test_a_prompt_that_does_not_fit_is_not_repeated(culm, model):
+    code, out, err = culm("generate", model, "A fox " * 40, "--device", "cpu")
+    assert (code, out) == (1, "")
+    assert "do not fit" in err
+
+
+@pytest.mark.parametrize("inner", ["", "model"])
+def test_a_server_has_the_name_of_its_folder(culm, model, monkeypatch, inner):
+    served = []
+    monkeypatch.setattr("culm.serve.server.serve", lambda *given: served.append(given[1]))
+    monkeypatch.chdir(model / inner)
+    for path in (model / inner, "."):
+        assert culm("serve", path, "--device", "cpu")[0] == 0
+    assert served == ["tiny", "tiny"]
+
+
 def test_chat_ends_with_the_input(culm, model, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: (_ for _ in ()).throw(EOFError))
     code, out, _ = culm("chat", model, "--device", "cpu")
@@ -153,6 +177,9 @@ def test_quantize_then_inspect(culm, model, tmp_path):
     assert code == 0
     assert "MB of weights" in out
     assert "Int8Linear" in culm("inspect", tmp_path / "small")[1]
+    code, _, err = culm("quantize", tmp_path / "small", tmp_path / "smaller", "--to", "int4")
+    assert code == 1
+    assert "quantised already" in err
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("hf", "float32"), ("model.gguf", "f32")])

@@ -78,6 +78,24 @@ def test_ids_may_be_arrays_and_tensors(model):
     assert model.generate([]) == []
 
 
+def test_prompts_may_come_one_by_one(model):
+    said = model.generate(["abc", "x"], tokens=12, temperature=0)
+    assert model.generate(iter(["abc", "x"]), tokens=12, temperature=0) == said
+
+
+@pytest.mark.parametrize("prompt", [b"abc", {"abc": 1}, 3, None])
+def test_what_is_no_prompt_is_refused_in_a_sentence(model, prompt):
+    with pytest.raises(ValueError, match=r"^prompt: give a text, token ids, or a list of either"):
+        model.generate(prompt)
+
+
+@pytest.mark.parametrize("messages", [[], ["hi"], {"role": "user"}, None])
+def test_what_is_no_dialogue_is_refused_in_a_sentence(model, messages):
+    for ask in (model.chat, model.chat_stream):
+        with pytest.raises(ValueError, match=r"^messages: give a question, or a list of"):
+            ask(messages)
+
+
 @pytest.mark.parametrize("ids", [[0.5], [1, "a"], np.array([1.0]), torch.ones(2), [[[1]]], [None]])
 def test_what_is_no_id_is_refused_in_a_sentence(model, ids):
     with pytest.raises(ValueError, match=r"^ids: these are no token ids; give whole numbers"):

@@ -21,6 +21,7 @@ from culm.model.transformer import Transformer, TransformerConfig
 from culm.tokenizer.tokenizer import Tokenizer
 
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+SETTINGS = "config.json"
 FAMILIES = (*CLASSES, "mistral")  # Mistral without its window is a Llama
 
 # Settings that do not change what a forward computes, or that only repeat others.
@@ -32,6 +33,11 @@ chunk_size_feed_forward is_encoder_decoder name_or_path unsloth_version unsloth_
 keys_to_ignore_at_inference task_specific_params
 """
 NEUTRAL = frozenset(_NEUTRAL.split())
+
+
+def is_model(path: Path) -> bool:
+    """Whether this is a Hugging Face folder."""
+    return (path / SETTINGS).is_file()
 
 
 def export(
@@ -51,7 +57,7 @@ def export(
     """
     folder = Path(folder)
     config = _config(model.config, tokenizer, dtype)
-    vacant(folder, "config.json")
+    vacant(folder, SETTINGS)
     weights = {
         str(rename(name, "culm", "hf")): tensor.to(dtype).cpu().contiguous()
         for name, tensor in plain_weights(model)
@@ -60,7 +66,7 @@ def export(
         fresh.mkdir()
         write_safetensors(fresh / "model.safetensors", weights)
         tokenizer.save(fresh)
-        write_json(fresh / "config.json", config)
+        write_json(fresh / SETTINGS, config)
         ends = {"eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": tokenizer.end_of_text}
         write_json(fresh / "generation_config.json", ends)
         write_card(model, fresh, folder.name, library="transformers")
@@ -101,7 +107,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Transf
     folder = Path(folder)
     if not folder.is_dir():
         raise SettingError(f"{folder}: there is no such folder")
-    config = read_config(folder / "config.json")
+    config = read_config(folder / SETTINGS)
     model = assemble(config, _weights(folder, config.tied), str(folder), device)
     tokenizer = Tokenizer.load(folder)
     check_vocabulary(tokenizer, config.vocabulary, folder)
@@ -118,7 +124,7 @@ def read_config(path: Path) -> TransformerConfig:
         values = _values(given, family)
     except KeyError as error:
         raise SettingError(f"{path}: the setting {error.args[0]} is missing") from None
-    except (SettingError, TypeError) as error:  # the latter: of another type than it should be
+    except SettingError as error:
         raise SettingError(f"{path}: {error}") from None
     return parse(TransformerConfig, values, str(path))
 
@@ -130,8 +136,8 @@ def _values(given: Mapping[str, Any], family: str) -> dict[str, Any]:
     if not windowed:  # Qwen writes a window that is not in use
         left.pop("sliding_window", None)
     kinds = left.pop("layer_types", None) or []
-    if any(kind != "full_attention" for kind in kinds):
-        raise SettingError(f"layer_types: {sorted(set(kinds))} are not all full attention")
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise SettingError(f"layer_types: {kinds!r} is not full attention in every layer")
     if (act := left.pop("hidden_act", "silu")) != "silu":
         raise SettingError(f"hidden_act: {act!r} is not read here, only 'silu'")
     heads = left.pop("num_attention_heads")

@@ -11,7 +11,6 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from culm.config import SettingError
 from culm.convert import blueprint, gguf, hf, llama2c, native
-from culm.files import apart
 from culm.model.transformer import Transformer
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -32,14 +31,11 @@ def load_model(
     """
     if not str(path):
         raise SettingError("model: its name is empty")
-    name, path = str(path), Path(path).expanduser()
+    name, path = str(path), located(path)
     if native.is_model(path):
         return native.load(path, device)
-    if (path / "config.json").is_file():
+    if hf.is_model(path):
         return hf.load(path, device)
-    for inner in ("model", "chat"):  # of a run, of a quickstart
-        if (path / inner).is_dir():
-            return load_model(path / inner, device)
     if path.suffix.lower() == ".gguf" and path.is_file():
         return gguf.load(path, device)
     if path.suffix == ".bin" and path.is_file():
@@ -54,6 +50,25 @@ def load_model(
     if not HUB_ID.fullmatch(name):
         raise SettingError(f"{path}: there is no such file or folder")
     return load_model(_download(name), device)
+
+
+def located(path: str | Path) -> Path:
+    """The file or folder that holds the model of `path`, which may be a run or a quickstart."""
+    path = Path(path).expanduser()
+    if native.is_model(path) or hf.is_model(path):
+        return path
+    inner = next((path / name for name in ("model", "chat") if (path / name).is_dir()), None)
+    return path if inner is None else located(inner)
+
+
+def apart(source: str | Path, out: str | Path) -> None:
+    """Refuse to write over what is read: a model would be gone for a smaller copy of it.
+
+    Raises:
+        SettingError: naming the path.
+    """
+    if located(source).resolve() == Path(out).resolve():
+        raise SettingError(f"{out}: this is the model that is read; choose another name")
 
 
 def _download(name: str) -> str:

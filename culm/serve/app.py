@@ -21,6 +21,8 @@ from culm.serve.page import page
 from culm.serve.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from culm.serve.worker import Worker
 
+READ = ["GET", "HEAD"]  # HEAD too, as probes ask
+
 
 def build(
     model: LanguageModel,
@@ -52,19 +54,17 @@ def build(
     _add_models(app, model, name)
     _add_generation(app, Completer(model, worker, name))
     _add_tokens(app, model)
-    app.add_api_route("/", page, methods=["GET", "HEAD"], include_in_schema=False)
+    app.add_api_route("/", page, methods=READ, include_in_schema=False)
     return app
 
 
 def _add_health(app: FastAPI, worker: Worker) -> None:
-    @app.head("/health/live")
-    @app.get("/health/live")
+    @app.api_route("/health/live", methods=READ)
     async def live() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.head("/health")
-    @app.get("/health/ready")
-    @app.get("/health")
+    @app.api_route("/health/ready", methods=READ)
+    @app.api_route("/health", methods=READ)
     async def ready() -> dict[str, str]:
         worker.check_room(0)
         return {"status": "ok"}

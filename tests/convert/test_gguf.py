@@ -14,10 +14,12 @@ from culm.adapt.quantize.int8 import Int8
 from culm.config import SettingError
 from culm.convert import gguf as ours
 from culm.convert.family import half_split, interleaved
+from culm.convert.importer import load_model
 from culm.convert.llama2c import read_tokenizer
 from culm.convert.weights import plain_weights
 from culm.model.names import rename
 from culm.model.rope import Rotation, rotate
+from culm.pack import write_export
 from culm.tokenizer.bytes import Bytes
 
 GQA = {"kind": "gqa", "heads": 4, "kv_heads": 2}
@@ -133,6 +135,19 @@ def test_what_llama_cpp_has_not_is_refused(tiny, tokenizer, tmp_path, data):
     with pytest.raises(SettingError, match="only byte-level BPE can be written to GGUF"):
         ours.export(tiny(vocabulary=512), stories, path)
     assert not list(tmp_path.iterdir())
+
+
+def test_only_a_gguf_file_is_replaced(tiny, tokenizer, tmp_path):
+    (tmp_path / "m.gguf").write_text("years of work")
+    with pytest.raises(SettingError, match="a file of this name that is no GGUF"):
+        ours.export(tiny(), tokenizer, tmp_path / "m.gguf")
+    assert (tmp_path / "m.gguf").read_text() == "years of work"
+    (tmp_path / "folder.gguf").mkdir()
+    with pytest.raises(SettingError, match="there is a folder of this name"):
+        ours.export(tiny(), tokenizer, tmp_path / "folder.gguf")
+    for precision in ("f32", "q8_0"):
+        write_export(tiny(), tokenizer, tmp_path / "again.GGUF", precision)
+    assert load_model(tmp_path / "again.GGUF")[0].config.layers == 2
 
 
 @pytest.fixture(scope="module")

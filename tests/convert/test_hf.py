@@ -153,6 +153,7 @@ def exported(tiny, tokenizer, tmp_path):
         ({"attention_bias": True}, "attention_bias: True"),
         ({"hidden_act": "gelu"}, "hidden_act: 'gelu'"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"layer_types": 3}, "layer_types"),
         ({"vocab_size": "many"}, r"config\.json\.vocabulary"),
         ({"num_key_value_heads": 3}, r"config\.json\.attention\S*\.kv_heads: 3 does not divide"),
         ({"hidden_size": 128}, r"tensor \S+ has shape \(.*64.*\), its settings say \("),

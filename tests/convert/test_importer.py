@@ -1,4 +1,6 @@
 import json
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,6 +8,8 @@ import torch
 from culm.config import SettingError
 from culm.convert import gguf, hf, native
 from culm.convert.importer import import_model, load_model
+from culm.data.source import bytes_in
+from culm.pack import export, quantize
 
 STORIES = ("weights/stories260K.bin", "weights/tok512.bin")
 
@@ -48,7 +52,34 @@ def test_import_blueprint(tmp_path):
     assert (tmp_path / "plan.yaml").is_file()
 
 
+def test_a_quickstart_is_read_as_the_model_that_it_made(tiny, tokenizer, tokens, tmp_path):
+    model = tiny()
+    native.save(tiny(layers=1), tokenizer, tmp_path / "base" / "model")
+    native.save(model, tokenizer, tmp_path / "chat")
+    assert torch.equal(load_model(tmp_path)[0](tokens), model(tokens))
+
+
+def test_what_is_read_is_never_written_over(tiny, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    native.save(tiny(), tokenizer, "run/model")
+    Path("link").symlink_to("run/model")
+    before = bytes_in(tmp_path)
+    for source, out in (("run/model", "run/model"), ("run", "run/model"), ("run/model", "link")):
+        for write in (import_model, export, partial(quantize, to="int8")):
+            with pytest.raises(SettingError, match="this is the model that is read"):
+                write(source, out)
+    assert bytes_in(tmp_path) == before
+
+
+def test_only_a_file_without_a_tokenizer_is_given_one(tiny, tokenizer, tmp_path):
+    native.save(tiny(), tokenizer, tmp_path / "model")
+    with pytest.raises(SettingError, match=r"--tokenizer: \S+ has its own"):
+        import_model(tmp_path / "model", tmp_path / "out", tmp_path / "tok.bin")
+
+
 def test_what_cannot_be_read(tmp_path):
+    with pytest.raises(SettingError, match="model: its name is empty"):
+        load_model("")
     with pytest.raises(SettingError, match="there is no such file or folder"):
         import_model(tmp_path / "none", tmp_path / "out")
     (tmp_path / "notes.txt").write_text("")

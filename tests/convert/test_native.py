@@ -165,6 +165,24 @@ def test_another_shape_names_the_tensor_and_both_shapes(copy):
         native.load(copy)
 
 
+def test_weights_that_are_no_numbers(tiny, tokenizer, tmp_path):
+    for value in (float("nan"), float("inf")):
+        model = tiny()
+        with torch.no_grad():
+            model.blocks[1].mlp.down.weight[3, 5] = value
+        native.save(model, tokenizer, tmp_path / "model")
+        with pytest.raises(SettingError, match=r"blocks\.1\.mlp\.down\.weight holds NaN"):
+            native.load(tmp_path / "model")
+
+
+def test_a_link_to_a_folder_stays_one(tiny, tokenizer, tmp_path):
+    native.save(tiny(layers=1), tokenizer, tmp_path / "model")
+    (tmp_path / "link").symlink_to("model")
+    native.save(tiny(), tokenizer, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert native.load(tmp_path / "model")[0].config.layers == 2
+
+
 def test_missing_and_extra_tensors(copy):
     config = json.loads((copy / native.SETTINGS).read_text())["model"]
     rewrite(copy, model={**config, "layers": 3})

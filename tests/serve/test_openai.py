@@ -233,6 +233,7 @@ def test_a_failing_engine_ends_its_requests_only(running, client, monkeypatch):
         ({"top_p": -1}, "invalid_value", "top_p"),
         ({"n": 0}, "invalid_value", "n"),
         ({"n": 99}, "invalid_value", "n"),
+        ({"n": 12}, "invalid_value", "n"),  # more than the server holds
         ({"max_tokens": 0}, "invalid_value", "max_tokens"),
         ({"max_tokens": -4}, "invalid_value", "max_tokens"),
         ({"max_tokens": 5000}, "context_length_exceeded", None),
@@ -241,12 +242,17 @@ def test_a_failing_engine_ends_its_requests_only(running, client, monkeypatch):
         ({"stop": ["x"] * 17}, "invalid_value", "stop"),
         ({"top_logprobs": 3}, "invalid_value", None),
         ({"logprobs": True, "top_logprobs": 21}, "invalid_value", "top_logprobs"),
-        ({"logit_bias": {"9999": 1}}, "invalid_value", None),
+        ({"logit_bias": {"9999": 1}}, "invalid_value", "logit_bias"),
+        ({"stop_token_ids": [9999]}, "invalid_value", "stop_token_ids"),
         ({"logit_bias": {"7": 101}}, "invalid_value", None),
         ({"seed": 1 << 70}, "invalid_value", "seed"),
-        ({"tools": [{"type": "function"}]}, "unsupported_parameter", None),
-        ({"response_format": {"type": "json_object"}}, "unsupported_parameter", None),
-        ({"audio": {}}, "unsupported_parameter", None),
+        ({"tools": [{"type": "function"}]}, "unsupported_parameter", "tools"),
+        (
+            {"response_format": {"type": "json_object"}},
+            "unsupported_parameter",
+            "response_format",
+        ),
+        ({"audio": {}}, "unsupported_parameter", "audio"),
     ],
 )
 def test_bad_chats(client, change, code, param):

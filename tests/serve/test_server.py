@@ -22,6 +22,7 @@ from culm.serve.server import check_exposed, check_port, serve
 def test_health_and_version(running):
     for path in ("/health", "/health/live", "/health/ready"):
         assert httpx.get(running.url + path).json() == {"status": "ok"}
+        assert httpx.head(running.url + path).status_code == 200
     assert httpx.get(running.url + "/version").json() == {"version": culm.__version__}
 
 
@@ -43,6 +44,18 @@ def test_unknown_paths_and_methods(running):
     assert wrong.status_code == 405
     assert wrong.headers["allow"] == "POST"
     assert wrong.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_another_type_of_body_is_refused(running, kind):
+    """A form on another site can send those without the browser asking first."""
+    headers = {"content-type": kind} if kind else {}
+    answer = httpx.post(running.url + "/tokenize", content=b'{"prompt": "x"}', headers=headers)
+    assert answer.status_code == 415
+    assert "application/json" in answer.json()["error"]["message"]
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    answer = httpx.post(running.url + "/tokenize", content=b'{"prompt": "x"}', headers=headers)
+    assert answer.status_code == 200
 
 
 def test_bodies_are_bounded(running):
@@ -68,6 +81,7 @@ def test_other_sites_are_refused(running):
 
 
 def test_the_page_is_whole_and_locked_in(running):
+    assert httpx.head(running.url + "/").status_code == 200
     answer = httpx.get(running.url + "/")
     assert "text/html" in answer.headers["content-type"]
     assert "default-src 'none'" in answer.headers["content-security-policy"]

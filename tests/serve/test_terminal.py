@@ -4,7 +4,10 @@ import pytest
 from reciter import TEXT, reciter
 from rich.console import Console
 
+from culm.config import SettingError
+from culm.language_model import LanguageModel
 from culm.serve.terminal import Terminal
+from culm.tokenizer.bytes import Bytes
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +28,16 @@ def talk(model, lines, **settings) -> str:
     console = Console(file=out, width=500, highlight=False)
     Terminal(model, temperature=0, console=console, read=read, **settings).run()
     return out.getvalue()
+
+
+def test_a_model_without_a_template_is_refused_at_once(model):
+    plain = LanguageModel(model.model, Bytes().build())
+    with pytest.raises(SettingError, match="no chat template"):
+        talk(plain, [])
+
+
+def test_the_length_and_seed_of_answers_are_settings(model):
+    assert TEXT not in talk(model, ["hi"], tokens=5)
 
 
 def test_a_dialogue(model):

@@ -125,6 +125,12 @@ def test_errors(tokenizer):
         _ = Bytes().build().chat
 
 
+@pytest.mark.parametrize("broken", ["{{ 1 // 0 }}", "{{ 'x' * (2 ** 80) }}", "{{ strftime() }}"])
+def test_a_template_that_fails_is_told(tokenizer, broken):
+    with pytest.raises(ValueError, match="chat template: "):
+        with_template(tokenizer, broken).chat.prompt([{"role": "user", "content": ""}])
+
+
 def test_a_template_runs_in_a_sandbox(tokenizer):
     for attack in ("{{ messages.__class__.__mro__ }}", "{{ messages.append(1) }}"):
         with pytest.raises(ValueError, match="chat template"):
