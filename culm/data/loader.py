@@ -80,9 +80,14 @@ class Loader:
         start = number * self._rows_per_step + self._rank * self._share
         return list(self._batches([self._row(n) for n in range(start, start + self._share)]))
 
-    def once(self) -> Iterator[Batch]:
-        """Every row once in the order of the corpus, this rank's share of them: to evaluate."""
-        yield from self._batches(self._kept[self._rank :: self._ranks].tolist())
+    def sample(self, targets: int) -> Iterator[Batch]:
+        """Rows that hold about so many targets, evenly spread over the corpus, or all: to evaluate.
+
+        The first rows would do for a corpus in random order; books are long.
+        """
+        count = min(self.rows, max(1, round(self.rows * targets / self.targets)))
+        spread = np.linspace(0, self.rows, count, endpoint=False).astype(int)
+        yield from self._batches(self._kept[spread].tolist())
 
     def learns(self, ids: Iterable[int]) -> bool:
         """Whether one of these tokens is learned in some row, of whatever rank."""

@@ -19,7 +19,7 @@ from culm.tokenizer.tokenizer import Tokenizer
 class Rows(Protocol):
     """What `culm.data.loader.Loader` gives."""
 
-    def once(self) -> Iterator[Batch]: ...
+    def sample(self, targets: int) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -53,22 +53,20 @@ def byte_lengths(tokenizer: Tokenizer, size: int) -> Tensor:
 
 
 @torch.inference_mode()
-def predict(model: Transformer, rows: Rows, tokenizer: Tokenizer, limit: int) -> Prediction:
-    """Score at most about `limit` targets, in disjoint rows (no context from the row before).
+def predict(model: Transformer, rows: Rows, tokenizer: Tokenizer, targets: int) -> Prediction:
+    """Score about `targets` targets, in disjoint rows (no context from the row before).
 
     Special tokens count neither nats nor bytes.
     """
     lengths = byte_lengths(tokenizer, model.config.vocabulary).to(model.device)
     nats, tokens, size = 0.0, 0, 0
-    for batch in (given.to(model.device) for given in rows.once()):
+    for batch in (given.to(model.device) for given in rows.sample(targets)):
         counted = lengths[batch.targets.clamp_min(0)] * (batch.targets != IGNORED)
         context = Context(batch.positions, batch.documents)
         logprobs = model.logprobs(batch.tokens, batch.targets, context)
         nats -= float((logprobs * (counted > 0)).sum(dtype=torch.float64))
         tokens += int((counted > 0).sum())
         size += int(counted.sum())
-        if tokens >= limit:
-            break
     if not size:
         raise ValueError(
             "eval: the held-out split holds nothing to score; have its answers any text?"

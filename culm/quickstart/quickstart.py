@@ -114,6 +114,7 @@ class Quickstart:
         if name == "pretrain" and self.text:
             most = int(BYTES_PER_MINUTE * self.budget / 60)
             settings += [f"data.path={json.dumps(self.text)}", f"data.most_bytes={most}"]
+            settings += ['eval.samples=[""]', "eval.temperatures=[0.5, 0.8]"]
         if name == "control":
             settings.append("train.objective.shuffled=true")
         if steps is not None:

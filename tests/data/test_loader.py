@@ -1,5 +1,7 @@
 """The order of batches: pure in the seed and the step, whatever the ranks and micro-batches."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from test_prepare import Records
@@ -69,11 +71,17 @@ def test_an_epoch_shows_each_row_once_and_the_next_in_another_order(corpus):
     assert weights == loader.targets == corpus.facts.tokens - corpus.facts.documents
 
 
-def test_evaluation_sees_each_row_once(corpus):
-    whole = rows_of(Loader(corpus, 32, 8, 8, seed=0).once())
-    assert len(whole) == Loader(corpus, 32, 8, 8, seed=5).rows
-    parts = [Loader(corpus, 32, 9, 4, seed=7, rank=rank, ranks=3).once() for rank in range(3)]
-    assert sorted(row for part in parts for row in rows_of(part)) == sorted(whole)
+def test_evaluation_sees_rows_of_the_whole_corpus(corpus):
+    loader = Loader(corpus, 32, 8, 8, seed=0)
+    whole = rows_of(loader.sample(loader.targets))
+    assert len(whole) == len({tuple(row) for row in whole}) == loader.rows
+    assert rows_of(loader.sample(10**9)) == whole
+    assert rows_of(loader.sample(1)) == whole[:1]
+    some = rows_of(loader.sample(loader.targets // 4))
+    assert len(some) == pytest.approx(loader.rows / 4, abs=1)
+    places = [whole.index(row) for row in some]
+    assert places == sorted(places)
+    assert {after - before for before, after in pairwise([*places, loader.rows])} <= {3, 4, 5}
 
 
 def test_a_small_corpus_wraps_within_a_step(tokenizer, tmp_path):
@@ -134,7 +142,7 @@ def test_learned_targets_are_counted_as_they_are_read(tokenizer, tmp_path):
     chats = prepared(records, ChatFormat(), tokenizer, tmp_path / "p")
     for packing in ("windows", "bins"):
         loader = Loader(chats, 16, 1, 1, seed=0, packing=packing)
-        assert loader.targets == sum(batch.weight for batch in loader.once())
+        assert loader.targets == sum(batch.weight for batch in loader.sample(loader.targets))
         assert loader.learns([tokenizer.end_of_turn])
         assert not loader.learns([tokenizer.end_of_text])
 
