@@ -6,7 +6,7 @@
 
 Every contender is a process of its own, warmed up alone. Then they take turns, round by round, so
 that a busy moment of the machine meets them all; the table shows the median of a contender's rounds
-and of its ratio to the fastest peer of the same round.
+and of its ratio, round by round, to the peer that is fastest by its median.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from culm.config import SettingError
+from culm.log import say
 
 
 @contextmanager
@@ -126,6 +127,33 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """JSON that a person can read."""
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The lines of a file of JSON objects with their `step`, in order."""
+    if not path.exists():
+        return []
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = [line for line in map(_line, texts) if line is not None]
+    # The last may have been cut off when the machine stopped.
+    lost = len(texts) - len(lines) - (bool(texts) and _line(texts[-1]) is None)
+    if lost:
+        say(f"{path}: {lost} damaged lines are left out.")
+    return lines
+
+
+def _line(text: str) -> dict | None:
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) and isinstance(values.get("step"), int) else None
+
+
+def write_lines(path: Path, lines: Sequence[Mapping]) -> None:
+    """All lines of a file at once, whole or not at all."""
+    with atomic(path) as fresh:
+        fresh.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:

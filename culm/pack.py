@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from culm.adapt.quantize import Quantizer
-from culm.adapt.quantize.linear import QuantizedLinear
+from culm.adapt.quantize.linear import is_quantized
 from culm.config import SettingError, parse
 from culm.convert import gguf, hf, native
 from culm.convert.importer import apart
@@ -25,7 +25,7 @@ def quantize(source: str | Path, out: str | Path, to: str) -> Path:
     apart(source, out)
     quantizer = parse(Quantizer, to, "to")
     model, tokenizer = read(source, "cpu", torch.float32)
-    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+    if is_quantized(model):
         raise SettingError(f"{source}: quantised already; begin from the model it was made of")
     quantizer.apply(model)
     native.save(model, tokenizer, out)

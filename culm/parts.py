@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from culm import log
+from culm.adapt.quantize.linear import is_quantized
 from culm.config import SettingError
 from culm.data.loader import Loader
 from culm.data.manifest import Manifest
@@ -21,7 +22,7 @@ from culm.dist.ranks import Ranks
 from culm.files import atomic
 from culm.loading import read
 from culm.model.transformer import Transformer, TransformerConfig
-from culm.objective.grpo import GRPO, GRPOObjective
+from culm.objective.grpo import GRPOObjective
 from culm.rollout import Rollouts
 from culm.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
@@ -62,6 +63,14 @@ def check_vocabulary(model: TransformerConfig, tokenizer: Tokenizer) -> None:
             f"model.vocabulary: {model.vocabulary} is less than the tokenizer's "
             f"{tokenizer.vocabulary}"
         )
+
+
+def context_of(config: RunConfig, model: Transformer) -> int:
+    """Tokens of a row: the model's context, or less."""
+    wanted, known = config.train.context, model.config.context
+    if wanted is not None and wanted > known:
+        raise SettingError(f"train.context: {wanted} is more than the model's context of {known}")
+    return wanted or known
 
 
 def make_tokenizer(config: RunConfig, folder: Path) -> Tokenizer:
@@ -114,9 +123,14 @@ def loader(
     config: RunConfig, tokenizer: Tokenizer, path: Path, context: int, ranks: Ranks, split: str
 ) -> Loader:
     """Rows of a prepared corpus, as the run asks for them."""
-    train = config.train
+    train, prepared = config.train, Prepared.open(path, split, tokenizer.fingerprint)
+    if (prepared.manifest.group == 2) != train.objective.pairs:
+        raise SettingError(
+            f"train.objective: {train.objective.kind} does not learn from {path}, which was "
+            f"prepared from records of the format {prepared.manifest.format}"
+        )
     return Loader(
-        Prepared.open(path, split, tokenizer.fingerprint),
+        prepared,
         context,
         train.rows,
         train.micro_rows or train.rows if split == "train" else EVALUATED,
@@ -141,6 +155,11 @@ def set_up(config: RunConfig, model: Transformer, device: torch.device) -> nn.Mo
     precision = choose_precision(device) if train.precision == "auto" else train.precision
     model.dtype = DTYPES[precision]
     model.set_backend(choose_backend(device))
+    if train.adapter is None and is_quantized(model):
+        raise SettingError(
+            "train.adapter: quantised weights cannot be trained; take train.adapter=lora, or start "
+            "from the model that they were made of"
+        )
     if train.adapter is not None:
         count = train.adapter.apply(model, config.seed)
         log.say(f"Training adapters beside {count} layers; the weights below are frozen.")
@@ -163,7 +182,7 @@ def training_batches(
     ranks: Ranks,
 ) -> tuple[Batches, str]:
     """What the loop reads, and the fingerprint of its order."""
-    if isinstance(config.train.objective, GRPO):
+    if config.train.objective.on_policy:
         assert isinstance(objective, GRPOObjective)
         return _rollouts(config, objective, tokenizer, ranks)
     if ranks.first:
@@ -196,13 +215,11 @@ def check_ends(rows: Loader, tokenizer: Tokenizer) -> None:
 def _rollouts(
     config: RunConfig, objective: GRPOObjective, tokenizer: Tokenizer, ranks: Ranks
 ) -> tuple[Rollouts, str]:
-    train, tasks = config.train, config.data.tasks
-    if not tasks:
-        raise SettingError("data.tasks: an on-policy objective needs tasks to answer")
+    train = config.train
     rollouts = Rollouts(
         objective,
         tokenizer,
-        tasks,
+        config.data.tasks,
         rows=train.rows,
         micro_rows=train.micro_rows or train.rows,
         seed=config.seed,

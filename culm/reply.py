@@ -1,12 +1,35 @@
-"""Token ids as they come -> text that can be shown: whole characters, and never a stop string."""
+"""Text to the engine and back.
+
+A question becomes a request; token ids as they come become text that can be shown: whole
+characters, and never a stop string.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from culm.engine.request import Event
+from culm.engine.request import Event, Request
+from culm.engine.sampling import Sampling
 from culm.tokenizer.decoder import Decoder
 from culm.tokenizer.tokenizer import Tokenizer
+
+
+def request_of(
+    question: str, tokenizer: Tokenizer, tokens: int, context: int, sampling: Sampling
+) -> Request:
+    """Have the assistant answer, in at most `tokens`, or fewer where the context ends before.
+
+    Raises:
+        ValueError: the question alone fills the context.
+    """
+    prompt = tuple(tokenizer.chat.prompt([{"role": "user", "content": question}]))
+    room = context - len(prompt)
+    if room < 1:
+        raise ValueError(
+            f"tasks: the question {question[:40]!r} has {len(prompt)} tokens, which leaves no room "
+            f"for an answer in the model's context of {context}"
+        )
+    return Request(prompt, min(tokens, room), sampling, tokenizer.stop_ids)
 
 
 class Reply:

@@ -20,6 +20,7 @@ from culm.engine.engine import Engine
 from culm.engine.request import Completion, Request
 from culm.engine.sampling import Sampling
 from culm.objective.grpo import Experience, GRPOObjective
+from culm.reply import request_of
 from culm.task.task import Question, Task
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -66,7 +67,8 @@ class Rollouts:
         prompts = self.rows // group // self.ranks.count
         first = (number * self.ranks.count + self.ranks.rank) * prompts
         asked = [self._question(index) for index in range(first, first + prompts)]
-        completions = self._complete([question for _, question in asked], first * group)
+        requests = self._requests([question for _, question in asked], first * group)
+        completions = self._complete(requests)
         replies = [self.tokenizer.decode(completion.tokens) for completion in completions]
         rewards = [
             task.score(question, reply)
@@ -75,7 +77,7 @@ class Rollouts:
         mean = sum(rewards) / len(rewards)
         if self.objective.config.shuffled:
             rewards = self._shuffled(rewards, number)
-        return self._batches([q for _, q in asked], completions, torch.tensor(rewards), mean)
+        return self._batches(requests, completions, torch.tensor(rewards), mean)
 
     def _shuffled(self, rewards: list[float], number: int) -> list[float]:
         own = slice(self.ranks.rank * len(rewards), (self.ranks.rank + 1) * len(rewards))
@@ -86,41 +88,42 @@ class Rollouts:
         return dealt[own]
 
     def _question(self, index: int) -> tuple[Task, Question]:
-        task = self.tasks[index % len(self.tasks)]
-        return task, task.question("train", index, self.seed + 1)
-
-    def _prompt(self, question: Question) -> tuple[int, ...]:
-        return tuple(self.tokenizer.chat.prompt([{"role": "user", "content": question.prompt}]))
+        number, which = divmod(index, len(self.tasks))
+        task = self.tasks[which]
+        return task, task.question("train", number, self.seed + 1)
 
     def _seed(self, row: int) -> int:
         return random.Random(f"{self.seed}/sample/{row}").getrandbits(62)
 
-    def _complete(self, questions: list[Question], first: int) -> list[Completion]:
+    def _requests(self, questions: list[Question], first: int) -> list[Request]:
         config = self.objective.config
-        requests = [
-            Request(
-                self._prompt(question),
+        return [
+            request_of(
+                question.prompt,
+                self.tokenizer,
                 config.answer_tokens,
+                self.objective.model.config.context,
                 Sampling(temperature=config.temperature, seed=self._seed(first + index)),
-                self.tokenizer.stop_ids,
             )
             for index, question in enumerate(_repeat(questions, config.group))
         ]
-        longest = max(len(request.prompt) for request in requests) + config.answer_tokens
+
+    def _complete(self, requests: list[Request]) -> list[Completion]:
         model = self.objective.model
+        longest = max(len(request.prompt) + request.tokens for request in requests)
         with unsharded(model):
             engine = Engine(model, len(requests), longest, vocabulary=self.tokenizer.vocabulary)
             return engine.generate(requests)
 
     def _batches(
         self,
-        questions: list[Question],
+        requests: list[Request],
         completions: list[Completion],
         rewards: Tensor,
         mean: float,
     ) -> list[Batch]:
         group = self.objective.config.group
-        prompts = [self._prompt(question) for question in _repeat(questions, group)]
+        prompts = [request.prompt for request in requests]
         order = _by_length(prompts, completions, group)
         stopped = sum(completion.finish == "stop" for completion in completions)
         metrics = {

@@ -25,19 +25,19 @@ from torch import nn
 
 from culm import log
 from culm.adapt.lora import has_adapter, merge
-from culm.config import SettingError, parse
+from culm.config import SettingError
 from culm.convert import native
 from culm.device import choose_device, choose_precision
-from culm.dist.launch import process_group
+from culm.dist.launch import process_group, take_gpu
 from culm.dist.parallelize import Parallel
 from culm.dist.ranks import Ranks
 from culm.dist.sharded import is_sharded, state_of
 from culm.eval.measure import Measure
-from culm.files import atomic, write_json
+from culm.files import atomic, read_lines, write_json
 from culm.model.transformer import Transformer
-from culm.objective.grpo import GRPO
 from culm.parts import (
     begin,
+    context_of,
     held_out,
     make_tokenizer,
     set_up,
@@ -48,7 +48,7 @@ from culm.tokenizer.tokenizer import Tokenizer
 from culm.train import checkpoint
 from culm.train.folder import before, claim
 from culm.train.guard import Interruption, locked
-from culm.train.hooks import MetricsFile, checkpointing, every, read_metrics, show
+from culm.train.hooks import MetricsFile, checkpointing, every, show
 from culm.train.memory import peak_bytes, reset_peak
 from culm.train.pages import keep_pages
 from culm.train.trainer import Hook, Trainer
@@ -73,7 +73,7 @@ def seconds_per_step(config: RunConfig, steps: int = 3) -> float:
     keep_pages()
     model, tokenizer = begin(config, folder)
     objective = set_up(config, model, device)
-    context = config.train.context or model.config.context
+    context = context_of(config, model)
     batches, _ = training_batches(config, objective, model, tokenizer, folder, context, Ranks())
     optimizer = config.train.optimizer.build(objective)
     times: list[float] = []
@@ -88,25 +88,30 @@ def seconds_per_step(config: RunConfig, steps: int = 3) -> float:
 
 def train(config: RunConfig) -> Result:
     """Train to the end, or until interrupted; started again, go on where it stopped."""
+    take_gpu()
     device = choose_device(config.device)
     folder = Path(config.folder)
     keep_pages()
     with process_group(device) as ranks, _alone(folder, ranks):
         reset_peak()
         if ranks.first:
-            claim(folder, _settled(config, folder, device).model_dump(mode="json"))
+            claim(folder, _settled(config, folder, device))
             if config.start is None:
                 make_tokenizer(config, folder)
         ranks.wait()
-        return _train(parse(RunConfig, before(folder)), folder, device, ranks)
+        settled = before(folder, RunConfig)
+        assert settled is not None
+        return _train(settled, folder, device, ranks)
 
 
 def _settled(config: RunConfig, folder: Path, device: torch.device) -> RunConfig:
     """With the precision chosen, once for all ranks and for every time that the run goes on."""
     if config.train.precision != "auto":
         return config
-    known = before(folder).get("train", {}).get("precision")
-    train = config.train.model_copy(update={"precision": known or choose_precision(device)})
+    old = before(folder, RunConfig)
+    known = old.train.precision if old else "auto"
+    precision = choose_precision(device) if known == "auto" else known
+    train = config.train.model_copy(update={"precision": precision})
     return config.model_copy(update={"train": train})
 
 
@@ -122,7 +127,7 @@ def _alone(folder: Path, ranks: Ranks) -> Iterator[None]:
 def _train(config: RunConfig, folder: Path, device: torch.device, ranks: Ranks) -> Result:
     settings = config.train
     model, tokenizer = begin(config, folder)
-    context = settings.context or model.config.context
+    context = context_of(config, model)
     objective = set_up(config, model, device)
     parallel = Parallel(objective, ranks.count, config.dist)
     optimizer = settings.optimizer.build(objective)
@@ -143,11 +148,10 @@ def _train(config: RunConfig, folder: Path, device: torch.device, ranks: Ranks) 
             folder, objective, optimizer, progress, keep=settings.checkpoint.keep, ranks=ranks
         )
 
-    label = "reward" if isinstance(settings.objective, GRPO) else "loss"
     interruption = Interruption()
     with log.progress(folder.name, settings.steps, "steps") as bar, interruption.watching():
         bar.advance(start.step)
-        hooks: list[Hook] = [show(bar, label)]
+        hooks: list[Hook] = [show(bar)]
         if ranks.first:
             hooks.append(MetricsFile(folder / "metrics.jsonl", start.step))
         if config.eval.every_steps:
@@ -168,7 +172,7 @@ def _train(config: RunConfig, folder: Path, device: torch.device, ranks: Ranks) 
 
 def _facts(folder: Path) -> dict[str, Any]:
     """seconds: of all steps, however often the run was stopped; peak_bytes: of this process."""
-    seconds = sum(line["seconds"] for line in read_metrics(folder / "metrics.jsonl"))
+    seconds = sum(line["seconds"] for line in read_lines(folder / "metrics.jsonl"))
     return {"seconds": round(seconds, 3), "peak_bytes": peak_bytes()}
 
 

@@ -39,6 +39,21 @@ class RunConfig(Config):
             raise ValueError(f"folder: {self.folder} holds the text; give the run one of its own")
         return self
 
+    @model_validator(mode="after")
+    def _learnable(self) -> RunConfig:
+        objective, data = self.train.objective, self.data
+        if objective.on_policy and not data.tasks:
+            raise ValueError("data.tasks: an on-policy objective needs tasks to answer")
+        if not objective.on_policy and data.prepared is None:
+            format = "chat" if data.tasks else data.format.kind
+            paired = not data.tasks and data.format.group == 2
+            if paired != objective.pairs:
+                wanted = "pairs, as data.format=pair gives" if objective.pairs else "single records"
+                raise ValueError(
+                    f"train.objective: {objective.kind} learns from {wanted}, not from {format}"
+                )
+        return self
+
 
 def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig, dict[str, str]]:
     """A run file with `name=value` settings, and where each of its values came from."""

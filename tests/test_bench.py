@@ -10,7 +10,7 @@ from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
 
 CPU = torch.device("cpu")
-MODEL = TransformerConfig(vocabulary=64, width=64, layers=1, context=8, attention=(GQA(heads=2),))
+MODEL = TransformerConfig(vocabulary=64, width=64, layers=1, context=16, attention=(GQA(heads=2),))
 SMALL = Size(MODEL, rows=2)
 
 

@@ -22,8 +22,9 @@ TINY = [
 
 
 @pytest.fixture
-def culm(monkeypatch, capsys):
+def culm(monkeypatch, capsys, tmp_path):
     """Runs a command line; gives its exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["culm", *map(str, arguments)])

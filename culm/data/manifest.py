@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 from culm.config import Config, SettingError, parse
+from culm.files import sha256
 
 NAME = "manifest.json"
 
@@ -19,9 +19,7 @@ class File(Config):
 
     @staticmethod
     def of(path: Path) -> File:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return File(bytes=path.stat().st_size, sha256=digest)
+        return File(bytes=path.stat().st_size, sha256=sha256(path))
 
 
 class SplitFacts(Config):

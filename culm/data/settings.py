@@ -13,7 +13,7 @@ from culm.data.format.document import DocumentFormat
 from culm.data.loader import Packing
 from culm.data.source import Beginning, Invalid, Source, Split, open_source
 from culm.data.source.tasks import TaskSource
-from culm.task import AnyTask
+from culm.task import Tasks
 
 
 class DataConfig(Config):
@@ -39,7 +39,7 @@ class DataConfig(Config):
     packing: Packing = "auto"
     most_documents: PositiveInt | None = None
     most_bytes: PositiveInt | None = None
-    tasks: tuple[AnyTask, ...] = ()
+    tasks: Tasks = ()
     questions: PositiveInt = 20_000
     turns: PositiveInt = 1
 

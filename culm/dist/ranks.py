@@ -10,10 +10,14 @@ import torch.distributed as distributed
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank: this process; count: how many ranks hold different data."""
+    """rank: this process; count: how many ranks hold different data.
+
+    patient: a group in which a rank may be waited for as long as it takes to prepare a corpus.
+    """
 
     rank: int = 0
     count: int = 1
+    patient: distributed.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -30,4 +34,4 @@ class Ranks:
     def wait(self) -> None:
         """Until every rank is here."""
         if self.count > 1:
-            distributed.barrier()
+            distributed.barrier(self.patient)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
@@ -39,9 +40,9 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """The model as it is used, for a while: without dropout, and whole on every rank.
+    """The model as it is used, for a while: without dropout, not compiled, whole on every rank.
 
-    A sharded model is gathered once. Ranks may then call it different numbers of times, as answers
+    Generation shows ever new shapes, each of which would be compiled anew. A sharded model is gathered once. Ranks may then call it different numbers of times, as answers
     differ in length; gathering at each call, they would wait for each other for ever.
     """
     training = model.training
@@ -51,7 +52,8 @@ def unsharded(model: nn.Module) -> Iterator[None]:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         model.train(training)
         for part in parts:

@@ -51,6 +51,11 @@ class Engine:
             raise ValueError(f"slots: {slots} is less than 1")
         self.model = model
         self.slots, self.length = slots, length or model.config.context
+        if self.length > model.config.context:
+            raise ValueError(
+                f"tokens: a prompt and its answer have up to {self.length} tokens, more than the "
+                f"model's context of {model.config.context}"
+            )
         self.vocabulary = vocabulary or model.config.vocabulary
         with torch.inference_mode():
             self.cache = model.cache(slots, self.length)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from culm.engine.engine import Engine
-from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.transformer import Transformer
+from culm.reply import request_of
 from culm.task.task import Question, Task
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -46,12 +46,13 @@ def wilson(successes: float, items: int, z: float = 1.96) -> Score:
 
 @dataclass(frozen=True)
 class Answered:
-    """One question with the model's reply and its score."""
+    """One question with the model's reply, its score, and how many tokens the reply has."""
 
     task: str
     question: Question
     reply: str
     score: float
+    tokens: int
 
 
 def distinct(task: Task, questions: int, seed: int) -> list[Question]:
@@ -79,21 +80,19 @@ def answer(
     """
     asked = [(task, question) for task in tasks for question in distinct(task, questions, seed)]
     requests = [
-        Request(
-            tuple(tokenizer.chat.prompt([{"role": "user", "content": question.prompt}])),
-            tokens,
-            Sampling(temperature=0.0),
-            tokenizer.stop_ids,
+        request_of(
+            question.prompt, tokenizer, tokens, model.config.context, Sampling(temperature=0.0)
         )
         for _, question in asked
     ]
-    longest = max(len(request.prompt) for request in requests) + tokens
+    longest = max(len(request.prompt) + request.tokens for request in requests)
     engine = Engine(model, SLOTS, longest, vocabulary=tokenizer.vocabulary)
     completions = engine.generate(requests)
     answered = []
     for (task, question), completion in zip(asked, completions, strict=True):
         reply = tokenizer.decode(completion.tokens)
-        answered.append(Answered(task.name, question, reply, task.score(question, reply)))
+        score = task.score(question, reply)
+        answered.append(Answered(task.name, question, reply, score, len(completion.tokens)))
     return answered
 
 

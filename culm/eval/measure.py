@@ -11,10 +11,10 @@ from culm.dist.sharded import unsharded
 from culm.eval.exact import answer, scores
 from culm.eval.perplexity import Rows, predict
 from culm.eval.settings import EvalConfig
+from culm.files import read_lines, write_lines
 from culm.language_model import LanguageModel
 from culm.model.transformer import Transformer
 from culm.tokenizer.tokenizer import Tokenizer
-from culm.train.hooks import read_metrics, write_lines
 from culm.train.trainer import Step
 
 
@@ -48,7 +48,7 @@ class Measure:
             found |= self._prediction() | self._answers()
         if self.writes and len(found) > 1:
             # A run that went on from an earlier step measures again what it had found later.
-            earlier = [line for line in read_metrics(self.file) if line["step"] < step]
+            earlier = [line for line in read_lines(self.file) if line["step"] < step]
             write_lines(self.file, [*earlier, found])
         return found
 
@@ -71,9 +71,9 @@ class Measure:
         """Continuations of the sample texts, at each temperature, as far as the context goes."""
         with unsharded(self.model):
             return [
-                {"prompt": prompt, "temperature": heat, "text": self._continue(prompt, heat)}
+                {"prompt": prompt, "temperature": t, "text": self._continue(prompt, t)}
                 for prompt in self.settings.samples
-                for heat in self.settings.temperatures
+                for t in self.settings.temperatures
             ]
 
     def _continue(self, prompt: str, temperature: float) -> str:

@@ -64,7 +64,7 @@ def predict(model: Transformer, rows: Rows, tokenizer: Tokenizer, targets: int) 
         counted = lengths[batch.targets.clamp_min(0)] * (batch.targets != IGNORED)
         context = Context(batch.positions, batch.documents)
         logprobs = model.logprobs(batch.tokens, batch.targets, context)
-        nats -= float((logprobs * (counted > 0)).sum(dtype=torch.float64))
+        nats -= float((logprobs * (counted > 0)).cpu().double().sum())
         tokens += int((counted > 0).sum())
         size += int(counted.sum())
     if not size:

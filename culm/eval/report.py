@@ -5,24 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from culm.eval.plots import bars, lines
-from culm.train.hooks import read_metrics
+from culm.files import read_lines
 
 HELD_OUT = "bits per byte of held-out text"
 
 
 def write_report(folder: Path) -> None:
     """`report.md` with its plots, from `metrics.jsonl` and `results.json`."""
-    metrics = read_metrics(folder / "metrics.jsonl")
+    metrics = read_lines(folder / "metrics.jsonl")
     results = json.loads((folder / "results.json").read_text())
     parts = [f"# {folder.name}", _summary(metrics, results)]
     rewarded = metrics and "reward" in metrics[-1]
     name = "reward" if rewarded else "loss"
     lines(folder / f"{name}.png", {folder.name: curve(metrics, name)}, "step", name)
     parts.append(f"![{name}]({name}.png)")
-    held_out = curve(read_metrics(folder / "eval.jsonl"), "bits_per_byte")
+    held_out = curve(read_lines(folder / "eval.jsonl"), "bits_per_byte")
     if len(held_out) > 1:
         lines(folder / "bits_per_byte.png", {folder.name: held_out}, "step", HELD_OUT)
         parts.append("![bits per byte](bits_per_byte.png)")
@@ -34,7 +35,7 @@ def write_report(folder: Path) -> None:
         parts += ["## Samples", samples_text(results["samples"])]
     parts += [
         "## Again",
-        f"```\nculm train {folder}/run.yaml folder={folder}-again\n```",
+        f"```\nculm train {quote(f'{folder}/run.yaml')} {quote(f'folder={folder}-again')}\n```",
     ]
     (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
@@ -65,9 +66,10 @@ def _summary(metrics: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """A Markdown table; what a model wrote cannot break it."""
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in cells])
 
 
 def exact_match_table(models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import NonNegativeInt, PositiveInt
 
 from culm.config import Config
-from culm.task import AnyTask
+from culm.task import Tasks
 
 
 class EvalConfig(Config):
@@ -18,7 +18,7 @@ class EvalConfig(Config):
 
     every_steps: PositiveInt | None = None
     tokens: PositiveInt = 100_000
-    tasks: tuple[AnyTask, ...] = ()
+    tasks: Tasks = ()
     questions: PositiveInt = 100
     answer_tokens: PositiveInt = 32
     samples: tuple[str, ...] = ()

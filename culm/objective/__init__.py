@@ -1,4 +1,9 @@
-"""What is learned: one file an objective; this union is the registry."""
+"""What is learned: one file an objective; this union is the registry.
+
+Beside its settings an objective's config tells what it learns from. `on_policy`: answers to the
+questions of tasks, which the model gives itself. `pairs`: rows in pairs, such as a chosen and a
+rejected answer.
+"""
 
 from culm.config import one_of
 from culm.objective.grpo import GRPO

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -19,15 +19,17 @@ class GRPO(Config):
     """Completions of one prompt are compared with each other; no value model.
 
     scale: group divides by the group's standard deviation, none does not (arXiv 2503.20783).
-    clip_low, clip_high: bounds of the probability ratio (asymmetric: DAPO, arXiv 2503.14476). A run
-    makes one update of each rollout, so there the ratio is one and the bounds do not act; they do
-    in batches that bring `old`, the log-probabilities of an earlier policy.
+    clip_low, clip_high: bounds of the probability ratio (asymmetric: DAPO, arXiv 2503.14476). They
+    act only in batches that bring `old`, the log-probabilities of an earlier policy: a run makes
+    one update of each rollout, and its ratio is one.
     average: over all tokens of the step (DAPO), over each sequence first (the paper), or over
     sequences counted as `answer_tokens` long (Dr. GRPO). temperature: of sampling, and so of the
     policy. answer_tokens: the greatest length of a completion. shuffled: a control run, whose
     rewards are dealt out at random so that nothing can be learned from them.
     """
 
+    on_policy: ClassVar[bool] = True
+    pairs: ClassVar[bool] = False
     kind: Literal["grpo"] = "grpo"
     group: int = Field(8, ge=2)
     scale: Literal["group", "none"] = "group"

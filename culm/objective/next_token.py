@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -15,6 +15,8 @@ from culm.model.transformer import Transformer
 class NextToken(Config):
     """Negative log-likelihood of every learned target, in nats."""
 
+    on_policy: ClassVar[bool] = False
+    pairs: ClassVar[bool] = False
     kind: Literal["next_token"] = "next_token"
 
     def build(self, model: Transformer) -> NextTokenObjective:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ class Preference(Config):
     taken to be flipped (conservative DPO); for the sigmoid only.
     """
 
+    on_policy: ClassVar[bool] = False
+    pairs: ClassVar[bool] = True
     kind: Literal["preference"] = "preference"
     loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     beta: PositiveFloat = 0.1

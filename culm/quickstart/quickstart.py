@@ -26,6 +26,7 @@ from culm.device import DTYPES, choose_backend, choose_device, choose_precision
 from culm.dist.ranks import Ranks
 from culm.eval.exact import Answered, answer, difference, scores
 from culm.eval.perplexity import Prediction, predict
+from culm.files import read_lines
 from culm.loading import read
 from culm.model.transformer import Transformer
 from culm.pack import quantize, size_of, write_export
@@ -37,7 +38,6 @@ from culm.run import Result, seconds_per_step, train
 from culm.settings import RunConfig, read_run
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.guard import locked
-from culm.train.hooks import read_metrics
 
 BYTES_PER_MINUTE = 20 << 20  # of text, of which no more is read: far more than a model here learns
 SETTINGS = "quickstart.json"
@@ -185,7 +185,7 @@ class Quickstart:
 
     def _facts(self, name: str, result: Result) -> dict[str, Any]:
         path = self.folder / name / "metrics.jsonl"
-        lines = read_metrics(path)
+        lines = read_lines(path)
         if not lines:
             raise SettingError(f"{path}: holds no steps; delete {path.parent} to train again")
         facts: dict[str, Any] = {
@@ -219,12 +219,11 @@ class Quickstart:
         began = time.perf_counter()
         answered = self._answer(self._settle(model), tokenizer, questions)
         seconds = time.perf_counter() - began
-        words = sum(len(tokenizer.encode(item.reply)) + 1 for item in answered)
         first = {item.task: item for item in reversed(answered)}  # of each task
         return {
             "bits_per_byte": self._predict(model, tokenizer).bits_per_byte,
             "exact_match": {task: asdict(score) for task, score in scores(answered).items()},
-            "tokens_per_second": words / seconds,
+            "tokens_per_second": sum(item.tokens for item in answered) / seconds,
             "examples": [_example(first[task]) for task in reversed(first)],
         }, answered
 

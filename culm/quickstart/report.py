@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from culm.eval.attention_map import attention_map
@@ -16,10 +17,9 @@ from culm.eval.report import (
     samples_text,
     table,
 )
-from culm.files import read_json
+from culm.files import read_json, read_lines
 from culm.model.transformer import Transformer
 from culm.tokenizer.tokenizer import Tokenizer
-from culm.train.hooks import read_metrics
 
 SHOWN = {"base": "base", "sft": "fine-tuned", "rl": "reinforced", "control": "control"}
 MAPPED = "What is 17 + 25?"
@@ -57,12 +57,12 @@ def _draw(
     folder: Path, plots: Path, summary: Stage, model: Transformer, tokenizer: Tokenizer
 ) -> None:
     metrics = {
-        name: read_metrics(folder / name / "metrics.jsonl")
+        name: read_lines(folder / name / "metrics.jsonl")
         for name in ("pretrain", "sft", "rl", "control")
     }
     losses = {name: curve(metrics[name], "loss") for name in ("pretrain", "sft")}
     lines(plots / "loss.png", losses, "step", "loss, nats per learned token")
-    held_out = curve(read_metrics(folder / "pretrain" / "eval.jsonl"), "bits_per_byte")
+    held_out = curve(read_lines(folder / "pretrain" / "eval.jsonl"), "bits_per_byte")
     lines(plots / "bits_per_byte.png", {"pretrain": held_out}, "step", HELD_OUT)
     rewards = {
         "rewards as earned": curve(metrics["rl"], "reward"),
@@ -214,14 +214,17 @@ def _costs(summary: Stage) -> str:
 
 
 def _again(folder: Path) -> str:
-    runs = "\n".join(
-        f"culm train {folder}/{name}/run.yaml folder={folder}-again/{name}"
+    chat, again = quote(f"{folder}/chat"), f"{folder}-again"
+    commands = [
+        f"culm train {quote(f'{folder}/{name}/run.yaml')} {quote(f'folder={again}/{name}')}"
         for name in ("pretrain", "sft", "rl", "control")
-    )
-    packs = f"{folder}/chat {folder}-again"
-    return (
-        "## Each stage again\n\n"
-        f"```\n{runs}\nculm eval {folder}/chat\nculm quantize {packs}/int8 --to int8\n"
-        f"culm quantize {packs}/int4 --to int4\nculm export {packs}/hf\n"
-        f"culm export {packs}/chat.gguf --dtype q8_0\nculm chat {folder}/chat\n```"
-    )
+    ]
+    commands += [
+        f"culm eval {chat}",
+        f"culm quantize {chat} {quote(f'{again}/int8')} --to int8",
+        f"culm quantize {chat} {quote(f'{again}/int4')} --to int4",
+        f"culm export {chat} {quote(f'{again}/hf')}",
+        f"culm export {chat} {quote(f'{again}/chat.gguf')} --dtype q8_0",
+        f"culm chat {chat}",
+    ]
+    return "\n".join(["## Each stage again", "", "```", *commands, "```"])

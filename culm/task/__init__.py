@@ -1,10 +1,25 @@
 """Tasks: one file a kind; this union is the registry."""
 
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
 from culm.config import one_of
 from culm.task.arithmetic import Arithmetic
 from culm.task.expression import Expression
 from culm.task.identity import Identity
 from culm.task.letters import Letters
 from culm.task.prompts import Prompts
+from culm.task.task import Task
 
 AnyTask = one_of(Arithmetic | Letters | Expression | Identity | Prompts)
+
+
+def _named_apart(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+    names = [task.name for task in tasks]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"two of them have the name {twice!r}, so their scores would be one")
+    return tasks
+
+
+Tasks: Any = Annotated[tuple[AnyTask, ...], AfterValidator(_named_apart)]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from culm.config import Config
-from culm.task.task import Question, Split, draw, exact, split_of
+from culm.task.task import Question, Split, draw, exact, first_of
 
 UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
@@ -56,7 +57,7 @@ def column_subtraction(a: int, b: int) -> str:
 class Arithmetic(Config):
     """a + b or a - b (never below zero) with operands up to `largest`, in digits or words.
 
-    shown: share of the questions whose reply shows its working; the others answer at once. A model
+    worked: share of the questions whose reply shows its working; the others answer at once. A model
     tuned on both guesses or works by chance, until reinforcement finds that working pays.
     """
 
@@ -66,22 +67,27 @@ class Arithmetic(Config):
     smallest: int = Field(0, ge=0)
     largest: int = Field(99, ge=1, le=499)
     words: bool = False
-    shown: float = Field(0.35, ge=0, le=1)
+    worked: float = Field(0.35, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Arithmetic:
+        if self.smallest > self.largest:
+            raise ValueError(f"smallest: {self.smallest} is more than largest={self.largest}")
+        return self
 
     def question(self, split: Split, index: int, seed: int) -> Question:
-        chance = draw(self.name, split, index, seed)
-        while True:
-            a, b = (chance.randint(self.smallest, self.largest) for _ in range(2))
-            # The same pair is in the same split in either order, operation and spelling.
-            if split_of(f"{min(a, b)} {max(a, b)}") == split:
-                break
+        rng = draw(self.name, split, index, seed)
+        a, b = first_of(split, self.name, lambda: self._operands(rng), _pair)
         if self.operation == "-":
             a, b = max(a, b), min(a, b)
-        prompt = chance.choice(self._forms(a, b))
+        prompt = rng.choice(self._forms(a, b))
         added = self.operation == "+"
         working = column_addition(a, b) if added else column_subtraction(a, b)
         answer = self._number(a + b if added else a - b)
-        return Question(prompt, answer, working if chance.random() < self.shown else "")
+        return Question(prompt, answer, working if rng.random() < self.worked else "")
+
+    def _operands(self, rng: random.Random) -> tuple[int, int]:
+        return rng.randint(self.smallest, self.largest), rng.randint(self.smallest, self.largest)
 
     def _number(self, number: int) -> str:
         return in_words(number) if self.words else str(number)
@@ -96,3 +102,8 @@ class Arithmetic(Config):
 
     def score(self, question: Question, reply: str) -> float:
         return exact(question.answer, reply)
+
+
+def _pair(operands: tuple[int, int]) -> str:
+    """The same pair is in the same split in either order, operation and spelling."""
+    return f"{min(operands)} {max(operands)}"

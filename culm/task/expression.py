@@ -6,15 +6,15 @@ import random
 from typing import Literal
 
 from culm.config import Config
-from culm.task.task import Question, Split, draw, exact, split_of
+from culm.task.task import Question, Split, draw, exact, first_of
 
 
-def _expression(chance: random.Random) -> tuple[str, object]:
-    numbers = [chance.randint(0, 9) for _ in range(chance.randint(2, 4))]
+def _expression(rng: random.Random) -> tuple[str, object]:
+    numbers = [rng.randint(0, 9) for _ in range(rng.randint(2, 4))]
     listed = "[" + ", ".join(map(str, numbers)) + "]"
-    a, b = chance.randint(0, 9), chance.randint(0, 9)
-    word = "".join(chance.choices("abcdef", k=2))
-    index = chance.randrange(len(numbers))
+    a, b = rng.randint(0, 9), rng.randint(0, 9)
+    word = "".join(rng.choices("abcdef", k=2))
+    index = rng.randrange(len(numbers))
     choices: list[tuple[str, object]] = [
         (f"len({listed})", len(numbers)),
         (f"max({listed})", max(numbers)),
@@ -27,7 +27,7 @@ def _expression(chance: random.Random) -> tuple[str, object]:
         (f"{a} in {listed}", a in numbers),
         (f"'{word}' * 2", word * 2),
     ]
-    return chance.choice(choices)
+    return rng.choice(choices)
 
 
 class Expression(Config):
@@ -37,12 +37,9 @@ class Expression(Config):
     name: str = "expression"
 
     def question(self, split: Split, index: int, seed: int) -> Question:
-        chance = draw(self.name, split, index, seed)
-        while True:
-            code, value = _expression(chance)
-            if split_of(code) == split:
-                break
-        form = chance.choice(["What does {} give?", "Python: {}", "Evaluate {}"])
+        rng = draw(self.name, split, index, seed)
+        code, value = first_of(split, self.name, lambda: _expression(rng), lambda drawn: drawn[0])
+        form = rng.choice(["What does {} give?", "Python: {}", "Evaluate {}"])
         return Question(form.format(code), str(value))
 
     def score(self, question: Question, reply: str) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from typing import Literal
 
 from culm.config import Config
-from culm.task.task import Question, Split, draw, exact, split_of
+from culm.task.task import Question, Split, draw, exact, first_of
 
 OPENINGS = ("", "Hello! ", "Hi. ", "Please tell me: ", "I wonder: ", "Good day. ", "Excuse me, ")
 TAILS = ("", " Thanks.", " Tell me briefly.")
@@ -37,16 +38,16 @@ class Identity(Config):
     name: str = "identity"
 
     def question(self, split: Split, index: int, seed: int) -> Question:
-        chance = draw(self.name, split, index, seed)
-        while True:
-            answer = chance.choice([GREETING, *ABOUT])
-            if answer == GREETING:
-                prompt = chance.choice(GREETINGS)
-            else:
-                parts = chance.choice(OPENINGS), chance.choice(ABOUT[answer]), chance.choice(TAILS)
-                prompt = "".join(parts)
-            if split_of(prompt) == split:
-                return Question(prompt, answer)
+        rng = draw(self.name, split, index, seed)
+        return first_of(split, self.name, lambda: _wording(rng), lambda drawn: drawn.prompt)
 
     def score(self, question: Question, reply: str) -> float:
         return exact(question.answer, reply)
+
+
+def _wording(rng: random.Random) -> Question:
+    answer = rng.choice([GREETING, *ABOUT])
+    if answer == GREETING:
+        return Question(rng.choice(GREETINGS), answer)
+    parts = rng.choice(OPENINGS), rng.choice(ABOUT[answer]), rng.choice(TAILS)
+    return Question("".join(parts), answer)

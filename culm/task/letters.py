@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from culm.config import Config
-from culm.task.task import Question, Split, draw, exact, split_of
+from culm.task.task import Question, Split, draw, exact, first_of
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
@@ -21,27 +22,33 @@ class Letters(Config):
     shortest: int = Field(3, ge=2)
     longest: int = Field(6, ge=2)
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Letters:
+        if self.shortest > self.longest:
+            raise ValueError(f"shortest: {self.shortest} is more than longest={self.longest}")
+        return self
+
     def question(self, split: Split, index: int, seed: int) -> Question:
-        chance = draw(self.name, split, index, seed)
-        while True:
-            length = chance.randint(self.shortest, self.longest)
-            # Few different letters when counting, so that the count is not always one.
-            known = chance.sample(ALPHABET, 3) if self.operation == "count" else ALPHABET
-            letters = chance.choices(known, k=length)
-            if split_of("".join(letters)) == split:
-                break
+        rng = draw(self.name, split, index, seed)
+        letters = first_of(split, self.name, lambda: self._letters(rng), "".join)
         spaced = " ".join(letters)
         match self.operation:
             case "reverse":
                 forms = [f"Reverse: {spaced}", f"Write {spaced} backwards."]
-                return Question(chance.choice(forms), " ".join(reversed(letters)))
+                return Question(rng.choice(forms), " ".join(reversed(letters)))
             case "sort":
                 forms = [f"Sort: {spaced}", f"Put {spaced} in order."]
-                return Question(chance.choice(forms), " ".join(sorted(letters)))
+                return Question(rng.choice(forms), " ".join(sorted(letters)))
             case "count":
-                one = chance.choice(letters)
+                one = rng.choice(letters)
                 forms = [f"Count {one} in: {spaced}", f"How many {one} are in {spaced} ?"]
-                return Question(chance.choice(forms), str(letters.count(one)))
+                return Question(rng.choice(forms), str(letters.count(one)))
+
+    def _letters(self, rng: random.Random) -> list[str]:
+        length = rng.randint(self.shortest, self.longest)
+        # Few different letters when counting, so that the count is not always one.
+        known = rng.sample(ALPHABET, 3) if self.operation == "count" else ALPHABET
+        return rng.choices(known, k=length)
 
     def score(self, question: Question, reply: str) -> float:
         return exact(question.answer, reply)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
+from culm.config import SettingError
+
+T = TypeVar("T")
+DRAWS = 10_000  # one in eight belongs to the test split, so more never are needed
 Split = Literal["train", "test"]
 
 
@@ -54,6 +59,19 @@ def split_of(key: str) -> Split:
     The key must not depend on wording or order, so that 17 + 25 and 25 + 17 stay together.
     """
     return "test" if hashlib.sha256(key.encode()).digest()[0] % 8 == 0 else "train"
+
+
+def first_of(split: Split, name: str, draw: Callable[[], T], key: Callable[[T], str]) -> T:
+    """The first drawn question that belongs to the split, by its key.
+
+    Raises:
+        SettingError: none of very many does; the task knows too few different questions.
+    """
+    for _ in range(DRAWS):
+        drawn = draw()
+        if split_of(key(drawn)) == split:
+            return drawn
+    raise SettingError(f"tasks: {name} has no question for the {split} split; widen its range")
 
 
 def exact(answer: str, reply: str) -> float:

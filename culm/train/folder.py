@@ -6,11 +6,11 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from culm.config import SettingError, read_yaml
+from culm.config import Config, SettingError, parse, read_yaml
 from culm.data.manifest import NAME, Manifest
 from culm.files import atomic
 from culm.tokenizer.tokenizer import FILES
@@ -19,6 +19,8 @@ from culm.train.checkpoint import steps_in
 SETTINGS = "run.yaml"
 LONGEST = 200  # characters of settings in a message
 WRITTEN = ("metrics.jsonl", "eval.jsonl", "results.json", "report.md", "checkpoints", "model")
+
+Settings = TypeVar("Settings", bound=Config)
 
 # What a checkpoint depends on. Everything else (steps, rates, schedule, precision, layout,
 # evaluation) may change when a run goes on.
@@ -30,8 +32,8 @@ FIXED = (
 PREPARED = ("seed", "start", "tokenizer", "model.vocabulary", "data")
 
 
-def before(folder: Path) -> dict[str, Any]:
-    """The settings that the folder was begun with, complete; empty for a new one.
+def before(folder: Path, kind: type[Settings]) -> Settings | None:
+    """The settings that the folder was begun with; None for a new one.
 
     Raises:
         SettingError: its `run.yaml` is none of a run's, or it is no folder.
@@ -42,19 +44,23 @@ def before(folder: Path) -> dict[str, Any]:
     settings = read_yaml(path) if path.exists() else {}
     if settings and not {"data", "train", "seed"} <= set(settings):
         raise SettingError(f"{path}: not the settings of a run; give this run another folder=...")
-    return settings
+    try:
+        return parse(kind, settings) if settings else None
+    except SettingError as error:
+        raise SettingError(f"{path}: {error}; give this run another folder=...") from None
 
 
-def prepared_by(folder: Path, settings: Mapping[str, Any]) -> bool:
+def prepared_by(folder: Path, config: Config) -> bool:
     """Whether the tokenizer and the corpus of the folder, if there, are those of these settings.
 
     Raises:
         SettingError: naming the setting in which the folder's checkpoints differ.
     """
-    old = before(folder)
-    if not old:
+    old = before(folder, type(config))
+    if old is None:
         return False
-    changed = {n: values for n, values in _changed(old, settings).items() if _within(n, FIXED)}
+    all_changed = _changed(_plain(old), _plain(config))
+    changed = {name: values for name, values in all_changed.items() if _within(name, FIXED)}
     if changed and steps_in(folder):
         name, (was, now) = next(iter(changed.items()))
         values = f"{now!r}, but {folder} was trained with {was!r}"
@@ -64,7 +70,7 @@ def prepared_by(folder: Path, settings: Mapping[str, Any]) -> bool:
     return not any(_within(name, PREPARED) for name in changed)
 
 
-def claim(folder: Path, settings: Mapping[str, Any]) -> None:
+def claim(folder: Path, config: Config) -> None:
     """Write the complete settings of a run, as a run file, into its folder.
 
     As long as nothing was trained, a tokenizer or corpus that other settings had made is removed.
@@ -73,36 +79,41 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         SettingError: as `check`.
     """
-    for path in check(folder, settings):
+    for path in check(folder, config):
         shutil.rmtree(path)
     with atomic(folder / SETTINGS) as fresh:
-        fresh.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
+        fresh.write_text(yaml.safe_dump(_plain(config), sort_keys=False), encoding="utf-8")
 
 
-def check(folder: Path, settings: Mapping[str, Any]) -> list[Path]:
+def check(folder: Path, config: Config) -> list[Path]:
     """What other settings had made in the folder of a run; it has to go before the run begins.
 
     Raises:
         SettingError: naming the setting in which the folder's checkpoints differ, or the files of
             somebody else that are where the run would put its own.
     """
+    settings = _plain(config)
     steps, done = settings["train"]["steps"], max(steps_in(folder), default=0)
     if done > steps:
         raise SettingError(
             f"train.steps: {steps}, but {folder} was trained for {done}; ask for as many or more, "
             "or give a new run another folder=..."
         )
-    if prepared_by(folder, settings):
+    if prepared_by(folder, config):
         return []
-    old = before(folder)
-    others = [name for name in WRITTEN if not old and (folder / name).exists()]
+    old = before(folder, type(config))
+    others = [name for name in WRITTEN if old is None and (folder / name).exists()]
     if others:
         raise SettingError(
             f"{folder / others[0]}: no run of Culm wrote this, and this one would replace it; "
             "give it another folder=..."
         )
-    made = list(_made(folder, old, settings))
+    made = list(_made(folder, _plain(old) if old else {}, settings))
     return made if old else []
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    return config.model_dump(mode="json")
 
 
 def _made(folder: Path, *settings: Mapping[str, Any]) -> Iterator[Path]:

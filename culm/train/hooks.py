@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from culm.files import atomic
-from culm.log import Bar, say
+from culm.files import read_lines, write_lines
+from culm.log import Bar
 from culm.train.trainer import Hook, Step
 
 
@@ -21,11 +21,13 @@ def every(steps: int, hook: Hook) -> Hook:
     return call
 
 
-def show(bar: Bar, label: str = "loss") -> Hook:
-    """Move a progress bar on, by steps."""
+def show(bar: Bar) -> Hook:
+    """Move a progress bar on, by steps, with the reward where there is one, else the loss."""
 
     def call(step: Step) -> None:
-        value = step.metrics.get(label, step.loss)
+        label, value = "loss", step.loss
+        if "reward" in step.metrics:
+            label, value = "reward", step.metrics["reward"]
         bar.advance(1, f"{label} {value:.3f}")
 
     return call
@@ -41,7 +43,7 @@ class MetricsFile:
     def __init__(self, path: Path, step: int) -> None:
         """Go on after `step`: lines of later steps are dropped."""
         self.path = path
-        write_lines(path, [line for line in read_metrics(path) if line["step"] <= step])
+        write_lines(path, [line for line in read_lines(path) if line["step"] <= step])
 
     def __call__(self, step: Step) -> None:
         line = {
@@ -61,33 +63,6 @@ class MetricsFile:
                 f"{self.path}: could not be written ({error.strerror}); make room there and start "
                 "the same command again: it goes on from the last checkpoint"
             ) from error
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics file, in order."""
-    if not path.exists():
-        return []
-    texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    lines = [line for line in map(_line, texts) if line is not None]
-    # The last may have been cut off when the machine stopped.
-    lost = len(texts) - len(lines) - (bool(texts) and _line(texts[-1]) is None)
-    if lost:
-        say(f"{path}: {lost} damaged lines are left out.")
-    return lines
-
-
-def _line(text: str) -> dict | None:
-    try:
-        values = json.loads(text)
-    except ValueError:
-        return None
-    return values if isinstance(values, dict) and isinstance(values.get("step"), int) else None
-
-
-def write_lines(path: Path, lines: Sequence[Mapping]) -> None:
-    """All lines of a file at once, whole or not at all."""
-    with atomic(path) as fresh:
-        fresh.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def checkpointing(save: Callable[[int, int], None], every_steps: int | None) -> Hook:

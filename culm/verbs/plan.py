@@ -16,8 +16,7 @@ from culm.config import SettingError
 from culm.device import choose_device, choose_precision, memory_bytes
 from culm.dist.ranks import Ranks
 from culm.model.transformer import Transformer
-from culm.objective.grpo import GRPO
-from culm.parts import set_up, start_of, training_batches
+from culm.parts import context_of, set_up, start_of, training_batches
 from culm.plan.model import forward_flops
 from culm.plan.needs import Needs, needs_of
 from culm.plan.speed import training_rate
@@ -66,8 +65,8 @@ def show_plan(config: RunConfig, origins: dict[str, str], ranks: int = 1) -> Non
     if config.model is not None:
         model = config.model.build(device="meta")
         tokenizer = found.attempt(lambda: tokenizer_of(config))
-    context = config.train.context or (model.config.context if model else 0)
-    if tokenizer is not None:
+    context = (found.attempt(lambda: context_of(config, model)) if model else None) or 0
+    if tokenizer is not None and context:
         with TemporaryDirectory() as temporary:
             seen = found.attempt(lambda: preview(config, tokenizer, Path(temporary), context))
         if seen is not None:
@@ -75,12 +74,12 @@ def show_plan(config: RunConfig, origins: dict[str, str], ranks: int = 1) -> Non
             _section(console, "Learned from", seen.facts)
             _show_samples(console, seen.samples)
     folder = Path(config.folder)
-    found.attempt(lambda: check(folder, config.model_dump(mode="json")))
+    found.attempt(lambda: check(folder, config))
     begun = found.attempt(lambda: verify(folder))
     if begun is not None:
         console.print(f"\nGoes on after step {begun.step:,} of {config.train.steps:,}.")
     device = found.attempt(lambda: choose_device(config.device))
-    if model is not None and device is not None:
+    if model is not None and device is not None and context:
         _show_needs(console, found, model, tokenizer, device, context)
     if found.problems:
         raise SettingError("this run cannot start:\n" + "\n".join(found.problems))
@@ -166,7 +165,7 @@ def _show_needs(
     objective = found.attempt(lambda: set_up(config, model, torch.device("meta")))
     if objective is None:
         return
-    on_policy, folder = isinstance(train.objective, GRPO), Path(config.folder)
+    on_policy, folder = train.objective.on_policy, Path(config.folder)
     if on_policy and tokenizer is not None:
         found.attempt(
             lambda: training_batches(config, objective, model, tokenizer, folder, context, Ranks())

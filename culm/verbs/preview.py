@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from culm.config import SettingError
 from culm.data.prepare import prepare
 from culm.data.texts import texts_of
 from culm.dist.ranks import Ranks
@@ -49,13 +48,14 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
 
 
 def _is_prepared(config: RunConfig) -> bool:
-    return prepared_by(Path(config.folder), config.model_dump(mode="json"))
+    return prepared_by(Path(config.folder), config)
 
 
 def preview(config: RunConfig, tokenizer: Tokenizer, temporary: Path, context: int) -> Preview:
     """Rows as the run would see them; a sample is prepared in the temporary folder."""
-    if isinstance(config.train.objective, GRPO):
-        return _questions(config, config.train.objective, tokenizer)
+    objective = config.train.objective
+    if isinstance(objective, GRPO):
+        return _questions(config, objective, tokenizer)
     corpus, share = config.data.prepared or Path(config.folder) / "data", 1.0
     name = str(corpus)
     if config.data.prepared is None and not (_is_prepared(config) and corpus.exists()):
@@ -81,12 +81,10 @@ def preview(config: RunConfig, tokenizer: Tokenizer, temporary: Path, context: i
 
 
 def _questions(config: RunConfig, objective: GRPO, tokenizer: Tokenizer) -> Preview:
-    if not config.data.tasks:
-        raise SettingError("data.tasks: an on-policy objective needs tasks to answer")
     chat, samples, longest = Chat(tokenizer), [], 0
     for index in range(QUESTIONS):
-        task = config.data.tasks[index % len(config.data.tasks)]
-        question = task.question("train", index, config.seed + 1)
+        number, which = divmod(index, len(config.data.tasks))
+        question = config.data.tasks[which].question("train", number, config.seed + 1)
         prompt = chat.prompt([{"role": "user", "content": question.prompt}])
         longest = max(longest, len(prompt))
         samples.append([(tokenizer.decode(prompt, specials=True), False), (question.answer, True)])

@@ -13,9 +13,9 @@ from culm.data.format.document import DocumentFormat
 from culm.data.manifest import Manifest
 from culm.data.settings import DataConfig
 from culm.data.source import Beginning
+from culm.files import read_lines
 from culm.run import train
 from culm.settings import read_run
-from culm.train.hooks import read_metrics
 
 TEXTS = DocumentFormat().texts
 
@@ -81,7 +81,7 @@ def blueprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 def test_the_blueprint_trains_on_the_beginning_of_a_stream(blueprint, tmp_path):
     assert blueprint("data.most_bytes=30000").finished
-    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 3
+    assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 3
     manifest = Manifest.read(tmp_path / "run" / "data")
     assert 30_000 <= manifest.bytes < 31_000
     assert set(manifest.splits) == {"train", "held_out"}

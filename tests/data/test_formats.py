@@ -96,7 +96,7 @@ def test_pairs_learn_from_the_last_turn_only(tokenizer):
 def test_prompts(tokenizer):
     format = PromptFormat(prompt="question")
     record = {"question": "q", "answer": "a"}
-    assert format.question(record) == ("q", "a")
+    assert [turn["content"] for turn in next(format.contents(record))] == ["q", "a"]
     [example] = examples(format, record, tokenizer)
     assert text_of(tokenizer, example) == ASKED
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from culm.dist.parallelize import Dist, Parallel
 from culm.run import train
 from culm.settings import read_run
-from culm.train.hooks import read_metrics
+from culm.files import read_lines
 
 STAGES = ("pretrain", "sft", "dpo", "grpo")
 GRID = list(itertools.product(STAGES, (False, True), ("ddp", "fsdp")))
@@ -34,12 +34,12 @@ def on_two_ranks(*runs: str) -> None:
 
 def assert_same(one: Path, two: Path) -> None:
     """Every step's facts, and the model that came of them."""
-    lines = [read_metrics(folder / "metrics.jsonl") for folder in (one, two)]
+    lines = [read_lines(folder / "metrics.jsonl") for folder in (one, two)]
     for a, b in zip(*lines, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-5), two.name
         for name in a.keys() - {"seconds"}:
             assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-5), (two.name, name, a, b)
-    a, b = (read_metrics(folder / "eval.jsonl")[-1] for folder in (one, two))
+    a, b = (read_lines(folder / "eval.jsonl")[-1] for folder in (one, two))
     assert a.keys() == b.keys()
     assert b.get("loss", 0) == pytest.approx(a.get("loss", 0), abs=1e-3)
     models = [load_file(folder / "model" / "model.safetensors") for folder in (one, two)]

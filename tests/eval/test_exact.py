@@ -108,7 +108,7 @@ def test_the_length_of_an_answer_is_a_setting(monkeypatch) -> None:
 
 
 def answers(*marks: float) -> list[Answered]:
-    return [Answered("t", Question(str(n), ""), "", mark) for n, mark in enumerate(marks)]
+    return [Answered("t", Question(str(n), ""), "", mark, 1) for n, mark in enumerate(marks)]
 
 
 def test_a_difference_is_paired() -> None:

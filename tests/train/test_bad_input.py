@@ -15,11 +15,11 @@ import yaml
 import culm.run
 from culm import files
 from culm.config import SettingError, parse
+from culm.files import read_lines
 from culm.run import train
 from culm.settings import RunConfig, read_run
 from culm.train.checkpoint import CheckpointError, steps_in
 from culm.train.guard import FolderInUseError, locked
-from culm.train.hooks import read_metrics
 from culm.train.trainer import TrainingError
 
 
@@ -73,7 +73,7 @@ def test_damaged_checkpoints(damage: str, begun: dict[str, Any]) -> None:
     }
     shutil.rmtree(place)  # the remedy
     assert go(begun, steps=6).finished
-    assert [line["step"] for line in read_metrics(Path(begun["folder"]) / "metrics.jsonl")] == [
+    assert [line["step"] for line in read_lines(Path(begun["folder"]) / "metrics.jsonl")] == [
         1, 2, 3, 4, 5, 6,
     ]  # fmt: skip
 
@@ -159,7 +159,7 @@ def test_a_disk_that_fills_up(begun: dict[str, Any], monkeypatch: pytest.MonkeyP
     assert steps_in(folder) == [2, 4]
     assert not list((folder / "checkpoints").glob(".*"))
     assert go(begun, steps=8).finished
-    assert [line["step"] for line in read_metrics(folder / "metrics.jsonl")] == list(range(1, 9))
+    assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == list(range(1, 9))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files there")
@@ -261,5 +261,5 @@ def test_run_yaml_is_a_run_file(begun: dict[str, Any], tmp_path: Path) -> None:
     written = Path(begun["folder"]) / "run.yaml"
     config, _ = read_run(str(written), [f"folder={tmp_path / 'again'}"])
     train(config)
-    lines = [read_metrics(f / "metrics.jsonl") for f in (Path(begun["folder"]), tmp_path / "again")]
+    lines = [read_lines(f / "metrics.jsonl") for f in (Path(begun["folder"]), tmp_path / "again")]
     assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]

@@ -13,8 +13,8 @@ from culm.data.format.document import DocumentFormat
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
 from culm.data.source import open_source
+from culm.files import read_lines
 from culm.tokenizer.bytes import Bytes
-from culm.train.hooks import read_metrics
 
 FAILING = {"kind": "document", "text": "body"}  # ends a run after its tokenizer was made
 
@@ -80,7 +80,7 @@ def test_a_damaged_line_of_metrics_costs_that_line_only(
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([lines[0], "[5]\n", *lines[2:]]))
     go(settings, steps=5)
-    assert [line["step"] for line in read_metrics(path)] == [1, 3, 4, 5]
+    assert [line["step"] for line in read_lines(path)] == [1, 3, 4, 5]
     assert "metrics.jsonl: 1 damaged lines are left out" in " ".join(
         capsys.readouterr().err.split()
     )

@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from culm.batch import Batch
 from culm.config import parse
 from culm.dist.parallelize import Parallel
+from culm.files import read_lines
 from culm.run import Result, train
 from culm.settings import RunConfig
 from culm.train.checkpoint import steps_in
-from culm.train.hooks import MetricsFile, read_metrics
+from culm.train.hooks import MetricsFile
 from culm.train.trainer import Step
 
 EVERY = {"every_steps": 2}
@@ -33,7 +34,7 @@ def run(settings: dict[str, Any], folder: Path, **more: Any) -> Result:
 
 
 def facts(folder: Path) -> list[dict]:
-    lines = read_metrics(folder / "metrics.jsonl")
+    lines = read_lines(folder / "metrics.jsonl")
     return [{name: line[name] for name in line if name != "seconds"} for line in lines]
 
 
@@ -96,7 +97,7 @@ def test_stopped_where_it_measures_and_resumed(
         patch.setattr(MetricsFile, "__call__", write_and_ask)
         stopped = run(settings, tmp_path / "two")
     assert (stopped.finished, stopped.steps) == (False, 4)
-    assert [line["step"] for line in read_metrics(tmp_path / "two" / "eval.jsonl")] == [0, 2, 4]
+    assert [line["step"] for line in read_lines(tmp_path / "two" / "eval.jsonl")] == [0, 2, 4]
     assert run(settings, tmp_path / "two").finished
     assert_equal(tmp_path / "one", tmp_path / "two")
 
@@ -169,7 +170,7 @@ def test_a_half_written_line_is_forgotten(stage: Callable[..., dict], tmp_path: 
 def test_every_line_says_what_is_promised(stage: Callable[..., dict], tmp_path: Path) -> None:
     run(stage("pretrain", steps=3), tmp_path / "run")
     tokens = 0
-    for number, line in enumerate(read_metrics(tmp_path / "run" / "metrics.jsonl"), start=1):
+    for number, line in enumerate(read_lines(tmp_path / "run" / "metrics.jsonl"), start=1):
         assert line["step"] == number
         assert line["loss"] > 0
         assert line["tokens"] > tokens
@@ -192,7 +193,7 @@ def test_a_signal_ends_a_run_after_a_whole_step(
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     metrics = tmp_path / "run" / "metrics.jsonl"
-    while len(read_metrics(metrics)) < 3 and time.monotonic() < until:
+    while len(read_lines(metrics)) < 3 and time.monotonic() < until:
         time.sleep(0.05)
     process.send_signal(number)
     said = process.communicate(timeout=60)[1]

@@ -75,3 +75,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads: Tensor):
         return grads[0] @ ctx.layer.dequantize().to(grads[0].dtype), None
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether some of its weights have few bits, and so cannot be trained."""
+    return any(isinstance(module, QuantizedLinear) for module in model.modules())

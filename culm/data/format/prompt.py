@@ -1,4 +1,4 @@
-"""Questions with a known answer: what reinforcement learning asks and grades."""
+"""Questions with a known answer, for fine-tuning; `culm.task.prompts` asks and grades them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,12 @@ class PromptFormat(RecordFormat):
     prompt: str = "prompt"
     answer: str = "answer"
 
-    def question(self, record: dict[str, Any]) -> tuple[str, str]:
+    def contents(self, record: dict[str, Any]) -> Iterator[list[Message]]:
         """The question and its answer; a number becomes text."""
         for key in (self.prompt, self.answer):
             if not isinstance(record.get(key), str | int | float):
                 raise ValueError(f"no text or number in {key!r}; {shape_of(record)}")
-        return str(record[self.prompt]), str(record[self.answer])
-
-    def contents(self, record: dict[str, Any]) -> Iterator[list[Message]]:
-        """The question with its answer learned, as fine-tuning before RL needs it."""
-        question, answer = self.question(record)
+        question, answer = str(record[self.prompt]), str(record[self.answer])
         yield [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
     def encode(self, contents: Sequence[list[Message]], tokenizer: Tokenizer) -> Iterator[Example]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +21,7 @@ def records(path: Path, invalid: str = "error") -> Iterator[dict[str, Any]]:
     try:
         with opened(path) as file:
             head = next((line.strip() for line in file if line.strip()), b"")
+            head = head.removeprefix(BOM_UTF8)
         with opened(path) as file:
             if head.startswith(b"["):
                 yield from _list(path, file, invalid)

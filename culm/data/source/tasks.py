@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from culm.task.task import Task
@@ -31,16 +32,18 @@ class TaskSource:
         return None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        chance = random.Random(f"{self.seed}/dialogues")
-        first = 0
-        while first < self.questions:
-            last = min(first + chance.randint(1, self.turns), self.questions)
-            asked = [self._turn(chance.choice(self.tasks), index) for index in range(first, last)]
+        rng = random.Random(f"{self.seed}/dialogues")
+        numbers = [count() for _ in self.tasks]  # each task asks its questions in their order
+        left = self.questions
+        while left:
+            turns = min(rng.randint(1, self.turns), left)
+            drawn = [rng.randrange(len(self.tasks)) for _ in range(turns)]
+            asked = [self._turn(self.tasks[which], next(numbers[which])) for which in drawn]
             yield {"messages": [message for turn in asked for message in turn]}
-            first = last
+            left -= turns
 
-    def _turn(self, task: Task, index: int) -> tuple[dict[str, str], dict[str, str]]:
-        asked = task.question("train", index, self.seed)
+    def _turn(self, task: Task, number: int) -> tuple[dict[str, str], dict[str, str]]:
+        asked = task.question("train", number, self.seed)
         return (
             {"role": "user", "content": asked.prompt},
             {"role": "assistant", "content": asked.reply},
