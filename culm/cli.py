@@ -36,6 +36,10 @@ Temperature = Annotated[
 TopP = Annotated[
     float, typer.Option(help="Draw from the likeliest tokens of this share.", min=0.0, max=1.0)
 ]
+ContextLength = Annotated[
+    int | None,
+    typer.Option("--context", help="Tokens of prompt and answer; fewer need less memory.", min=2),
+]
 AnswerSeed = Annotated[int | None, typer.Option(help="The same seed gives the same text.", min=0)]
 
 
@@ -161,13 +165,14 @@ def generate(
         list[str] | None, typer.Option(help="Text that ends it; may be repeated.")
     ] = None,
     seed: AnswerSeed = None,
+    context: ContextLength = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
     """Continue a text."""
     import culm
 
-    pieces = culm.load(model, device, dtype).stream(
+    pieces = culm.load(model, device, dtype, context).stream(
         prompt, tokens, temperature, top_k, top_p, min_p, stop, seed
     )
     sys.stdout.write(prompt + next(pieces, ""))  # only now it is known that the prompt fits
@@ -185,6 +190,7 @@ def chat(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: AnswerSeed = None,
+    context: ContextLength = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -192,7 +198,9 @@ def chat(
     import culm
     from culm.serve.terminal import Terminal
 
-    Terminal(culm.load(model, device, dtype), system, tokens, temperature, top_p, seed).run()
+    Terminal(
+        culm.load(model, device, dtype, context), system, tokens, temperature, top_p, seed
+    ).run()
 
 
 @app.command()
@@ -204,6 +212,7 @@ def serve(
         str | None, typer.Option(envvar="CULM_API_KEY", help="What clients must present.")
     ] = None,
     slots: Annotated[int, typer.Option(help="Requests that run together.", min=1)] = 8,
+    context: ContextLength = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -217,7 +226,7 @@ def serve(
 
     path = Path(model).resolve()
     name = path.parent.name if path.name == "model" else path.name
-    go(culm.load(model, device, dtype), name, host, port, api_key, slots)
+    go(culm.load(model, device, dtype, context), name, host, port, api_key, slots)
 
 
 @app.command("eval")
@@ -346,7 +355,7 @@ def _sentence(error: Exception) -> str:
         return where + error.strerror[0].lower() + error.strerror[1:]
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
         return (
-            "not enough memory; take fewer rows or slots, or a shorter context: `culm plan` tells"
+            "not enough memory; take fewer rows or slots, or a shorter context (`culm plan` tells)"
         )
     return text or type(error).__name__
 

@@ -83,8 +83,9 @@ def _swap(fresh: Path, path: Path) -> None:
     os.replace(path, aside)
     try:
         os.replace(fresh, path)
-    except OSError:
-        os.replace(aside, path)
+    except BaseException:  # Ctrl-C in this very instant included
+        if not path.exists():
+            os.replace(aside, path)
         raise
     _remove(aside)
 

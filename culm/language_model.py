@@ -41,14 +41,18 @@ class LanguageModel:
     appear in it.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer, context: int | None = None
+    ) -> None:
+        """context: tokens that a prompt and its continuation may have together; the model's, or
+        less, to save memory.
+        """
+        known = model.config.context
+        if context is not None and not 2 <= context <= known:
+            raise ValueError(f"context: {context} is not between 2 and the model's {known}")
         self.model = model.eval()
         self.tokenizer = tokenizer
-
-    @property
-    def context(self) -> int:
-        """Tokens that a prompt and its continuation may have together."""
-        return self.model.config.context
+        self.context = context or known
 
     def encode(self, text: str) -> list[int]:
         """Token ids; names of special tokens are plain text."""
@@ -165,7 +169,7 @@ class LanguageModel:
         if wanted > room:
             raise ValueError(
                 f"tokens: a prompt of {len(ids)} tokens and {wanted} more do not fit into the "
-                f"model's context of {self.context}"
+                f"context of {self.context}"
             )
         return Request(tuple(ids), wanted, sampling, self.tokenizer.stop_ids)
 
@@ -236,16 +240,19 @@ def _is_batch(prompt: Any) -> bool:
 
 
 def load(
-    path: str | Path, device: str = "auto", dtype: str | torch.dtype | None = None
+    path: str | Path,
+    device: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    context: int | None = None,
 ) -> LanguageModel:
     """A model from what `path` names: a run or model folder of Culm, a Hugging Face folder or hub
     id, or a `.gguf` file.
 
-    device: "cpu", "cuda", "mps"; "auto" takes the fastest there is. dtype: of weights and
-    activations, such as "bfloat16"; "auto" takes the fastest here; if not given float32 on a
-    CPU, bfloat16 elsewhere and for quantised weights.
+    device: "cpu", "cuda", "mps", "xpu"; "auto" takes the first CUDA device, else the CPU. dtype:
+    of weights and activations, such as "bfloat16"; "auto" takes the fastest here; if not given
+    float32 on a CPU, bfloat16 elsewhere and for quantised weights. context: see `LanguageModel`.
 
     Raises:
         SettingError: there is nothing there that can be read.
     """
-    return LanguageModel(*read(path, device, dtype))
+    return LanguageModel(*read(path, device, dtype), context)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from culm.adapt.quantize.linear import is_quantized
 from culm.config import SettingError
 from culm.convert.importer import load_model
 from culm.device import choose_device, choose_precision
@@ -33,7 +34,7 @@ def read(
 
 def _choose(model: Transformer, device: torch.device, fastest: bool) -> torch.dtype:
     # The fast kernels for weights of few bits take bf16; they are what such a model is for.
-    if any(not buffer.is_floating_point() for buffer in model.buffers()):
+    if is_quantized(model):
         return torch.bfloat16
     if fastest:
         return DTYPES[choose_precision(device)]

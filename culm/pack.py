@@ -20,7 +20,7 @@ from culm.tokenizer.tokenizer import Tokenizer
 def quantize(source: str | Path, out: str | Path, to: str) -> Path:
     """Write the model of `source` with smaller weights to a new folder.
 
-    to: the kind of a quantiser, as "int8".
+    to: the kind of a quantiser, as "int8". What it leaves as it is becomes bfloat16.
     """
     apart(source, out)
     quantizer = parse(Quantizer, to, "to")
@@ -28,6 +28,8 @@ def quantize(source: str | Path, out: str | Path, to: str) -> Path:
     if is_quantized(model):
         raise SettingError(f"{source}: quantised already; begin from the model it was made of")
     quantizer.apply(model)
+    for parameter in model.parameters():  # the embedding above all; bf16 is what it is used in
+        parameter.data = parameter.data.to(torch.bfloat16)
     native.save(model, tokenizer, out)
     return Path(out)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from culm.cli import app, main
+from culm.pack import size_of
 
 VERBS = [command.name or command.callback.__name__ for command in app.registered_commands]
 TINY = [
@@ -117,7 +118,7 @@ def test_generate_is_the_same_for_a_seed(culm, model):
 def test_the_precision_is_the_fastest_unless_given(culm, model, monkeypatch, verb, given, taken):
     asked = []
 
-    def load(path, device, dtype):
+    def load(path, device, dtype, context):
         asked.append((device, dtype))
         raise ValueError("enough")
 
@@ -178,6 +179,7 @@ def test_quantize_then_inspect(culm, model, tmp_path):
     assert code == 0
     assert "MB of weights" in out
     assert "Int8Linear" in culm("inspect", tmp_path / "small")[1]
+    assert size_of(tmp_path / "small") < 0.45 * size_of(model / "model")  # the embedding too
     code, _, err = culm("quantize", tmp_path / "small", tmp_path / "smaller", "--to", "int4")
     assert code == 1
     assert "quantised already" in err

@@ -138,6 +138,30 @@ def test_stop_strings_end_the_text(model):
     assert cut == whole[: whole.index(stop)]
 
 
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_a_stop_string_ends_its_own_text_of_a_batch(model, first):
+    """In whatever slot it stands: the others move up."""
+    prompts = ["abc", "xyz!", "hello there"]
+    whole = model.generate(prompts, tokens=12, temperature=0)
+    stop = whole[first][3:5]
+    cut = model.generate(prompts, tokens=12, temperature=0, stop=stop)
+    assert cut == [text.split(stop)[0] for text in whole]
+    assert len(cut[first]) < len(whole[first])
+
+
+def test_the_context_may_be_shorter_than_the_models(model, tmp_path):
+    native.save(model.model, model.tokenizer, tmp_path / "model")
+    short = load(tmp_path / "model", context=16)
+    assert short.context == 16
+    said = short.generate("abc", tokens=None, temperature=0)
+    assert model.generate("abc", tokens=13, temperature=0) == said
+    with pytest.raises(ValueError, match="do not fit into the context of 16"):
+        short.generate("abc", tokens=14)
+    for wrong in (1, 129):
+        with pytest.raises(ValueError, match=f"context: {wrong} is not between 2 and"):
+            load(tmp_path / "model", context=wrong)
+
+
 def test_chat_takes_a_text_or_messages(model):
     messages = [{"role": "user", "content": "hi"}]
     answer = model.chat("hi", tokens=15, temperature=0)

@@ -77,10 +77,10 @@ class Engine:
                 f"tokens: a prompt of {len(request.prompt)} and {request.tokens} more are longer "
                 f"than the {self.length} tokens of a slot of the engine"
             )
-        given = itertools.chain(request.prompt, (token for token, _ in request.sampling.bias))
-        outside = [token for token in given if not 0 <= token < size]
-        if outside:
-            raise ValueError(f"prompt: token {outside[0]} is outside the vocabulary of {size}")
+        biased = [token for token, _ in request.sampling.bias]
+        for name, tokens in (("prompt", request.prompt), ("bias", biased)):
+            if outside := [token for token in tokens if not 0 <= token < size]:
+                raise ValueError(f"{name}: token {outside[0]} is outside the vocabulary of {size}")
 
     def add(self, request: Request) -> int:
         """Queue a request; the number that its events carry.
@@ -99,6 +99,7 @@ class Engine:
         """Whether a step has something to do."""
         return bool(self.waiting or self.running)
 
+    @torch.inference_mode()  # as the cache was made, in which another slot may move
     def abort(self, number: int) -> None:
         """Forget a request, wherever it is; no event of it follows."""
         for slot, running in enumerate(self.running):
@@ -106,6 +107,12 @@ class Engine:
                 self._free(slot)
                 return
         self.waiting = deque(waiting for waiting in self.waiting if waiting.id != number)
+
+    def clear(self) -> None:
+        """Forget every request, as after an error in the middle of a step."""
+        self.waiting.clear()
+        self.running.clear()
+        self._sampler = None
 
     @torch.inference_mode()
     def step(self) -> list[Event]:

@@ -31,11 +31,20 @@ from culm.model.cache import Cache, LayerCache
 from culm.model.linear import Linear
 from culm.model.mlp.swiglu import SwiGLUFeedForward
 from culm.model.norm import RMSNorm
+from culm.model.rope import Rotation
 from culm.model.transformer import Block, Transformer
 
 ROWS = 16  # of a step; from there on products of matrices are faster than those with few rows
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni")
 SOURCE = Path(__file__).with_name("fused.cpp")
+OPTIONS = [
+    *("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-mfma"),
+    *(f"-m{name.replace('_', '')}" for name in NEEDED),
+]
+KNOWN = {  # every part of a model that it serves; one with another part is decoded by itself
+    *(Transformer, Block, GroupedQueryAttention, SwiGLUFeedForward, RMSNorm, Rotation),
+    *(Linear, Int8Linear, Int4Linear, nn.Embedding, nn.ModuleList, nn.Identity),
+}
 
 
 class _Linear(Structure):
@@ -146,18 +155,15 @@ def _blocks(model: Transformer) -> list[Block]:
 
 def _fits(model: Transformer) -> bool:
     """Parts that it knows, in shapes that fill its registers."""
-    blocks = _blocks(model)
     return (
-        len(blocks) == len(model.blocks)
+        {type(module) for module in model.modules()} <= KNOWN
         and all(
-            type(block.attention) is GroupedQueryAttention
-            and type(block.mlp) is SwiGLUFeedForward
-            and block.attention.head_dim % 16 == 0
+            block.attention.head_dim % 16 == 0
             and _one_form(block.attention.q, block.attention.k, block.attention.v)
             and _one_form(block.attention.out)
             and _one_form(block.mlp.gate, block.mlp.up)
             and _one_form(block.mlp.down)
-            for block in blocks
+            for block in _blocks(model)
         )
         and _one_form(model.head)
     )
@@ -195,7 +201,8 @@ def library() -> ctypes.CDLL:
     if set(NEEDED) - set(cpu.read_text().split() if cpu.exists() else ()):
         raise OSError("this CPU has no AVX-512 with bf16 and VNNI")
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    name = hashlib.sha256(SOURCE.read_bytes() + platform.machine().encode()).hexdigest()[:16]
+    made_of = " ".join([platform.machine(), *OPTIONS]).encode()
+    name = hashlib.sha256(SOURCE.read_bytes() + made_of).hexdigest()[:16]
     path = Path(root) / "culm" / f"fused-{name}.so"
     if not path.exists():
         say("Compiling the decoding step; this happens once and takes a few seconds.")
@@ -211,13 +218,11 @@ def _build(path: Path) -> None:
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         raise OSError("there is no C++ compiler")
-    options = ["-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-mfma"]
-    options += [f"-m{name.replace('_', '')}" for name in NEEDED]
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
         done = subprocess.run(
-            [compiler, *options, str(SOURCE), "-o", str(built)], capture_output=True
+            [compiler, *OPTIONS, str(SOURCE), "-o", str(built)], capture_output=True
         )
         if done.returncode:
             raise OSError(f"{compiler} failed: {done.stderr.decode(errors='replace')[:200]}")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 WORD = (1 << 64) - 1  # seeds are taken modulo 2^64
+LEAST_TEMPERATURE = 1e-5
 NOTHING = float("-inf")
 NUCLEUS = 64  # tokens that usually hold top-p
 
@@ -67,6 +68,11 @@ class Sampling:
         return penalties != (1.0, 0.0, 0.0) or bool(self.bias)
 
     @property
+    def greedy(self) -> bool:
+        """Whether the best token is taken; scores divided by a tiny temperature overflow."""
+        return self.temperature < LEAST_TEMPERATURE
+
+    @property
     def truncates(self) -> bool:
         return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
 
@@ -81,11 +87,11 @@ class Sampler:
         self.seeds = np.array([seed & WORD for seed in seeds], dtype=np.uint64)
         self.device = torch.device(device)
         self.penalized = [index for index, row in enumerate(rows) if row.penalizes]
-        self.greedy = all(row.temperature == 0 for row in rows)
-        self.plain = all(row.temperature in (0, 1) for row in rows)
-        self.truncated = any(row.truncates and row.temperature > 0 for row in rows)
-        self.temperatures = self._column([row.temperature or 1.0 for row in rows])
-        self.takes_best = self._column([row.temperature == 0 for row in rows])[:, 0]
+        self.greedy = all(row.greedy for row in rows)
+        self.plain = all(row.greedy or row.temperature == 1 for row in rows)
+        self.truncated = any(row.truncates and not row.greedy for row in rows)
+        self.temperatures = self._column([1.0 if row.greedy else row.temperature for row in rows])
+        self.takes_best = self._column([row.greedy for row in rows])[:, 0]
         self.mixed = not self.greedy and bool(self.takes_best.any())
 
     def _column(self, values: Sequence[float]) -> Tensor:

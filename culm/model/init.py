@@ -40,3 +40,6 @@ def initialize(model: nn.Module, seed: int, layers: int) -> None:
             module.weight.copy_(drawn)
             if isinstance(module, Linear) and module.bias is not None:
                 module.bias.zero_()
+        elif own := [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+            kind = type(module).__name__
+            raise TypeError(f"{name}: nothing here says how the {len(own)} tensors of {kind} begin")

@@ -69,7 +69,7 @@ class ChunkedLogprobs(torch.autograd.Function):
         hidden, weight, targets, logprobs, *rest = ctx.saved_tensors  # type: ignore[attr-defined]
         temperature, kernels = ctx.temperature, ctx.kernels  # type: ignore[attr-defined]
         w, grad = weight.to(hidden.dtype), grads[0] / temperature
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(w)
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         # grad * (1 - p), which is exact where p is near 1.
         at_target = (-grad * logprobs.expm1()).to(w.dtype)
         parts = [p.split(CHUNK) for p in (hidden, targets, grad, at_target, grad_hidden)]
@@ -79,8 +79,8 @@ class ChunkedLogprobs(torch.autograd.Function):
             d = kernels.differentiate(logits, logsums[index], -g, temperature)
             d.scatter_(-1, t[:, None], target[:, None])
             torch.mm(d, w, out=out)
-            grad_weight.addmm_(d.t(), h)
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+            grad_weight += d.t() @ h  # in the precision of the weights, however many chunks
+        return grad_hidden, grad_weight, None, None, None
 
 
 def logprobs_of(
@@ -98,7 +98,7 @@ def logprobs_of(
     known = (targets.flatten() != IGNORED).nonzero()[:, 0]
     rows = F.pad(known, (0, -len(known) % ROUND))
     states, wanted = hidden.flatten(0, 1)[rows], targets.flatten()[rows].clamp_min(0)
-    if type(head) is Linear:
+    if type(head) is Linear and head.bias is None:
         picked = ChunkedLogprobs.apply(states, head.weight, wanted, temperature, kernels)
     else:
         logprobs = (head(states).float() / temperature).log_softmax(-1)

@@ -38,7 +38,7 @@ def build(
     told to come again. local: the server listens on this machine only.
     """
     tokens = model.tokenizer.vocabulary
-    worker = Worker(lambda: Engine(model.model, slots, vocabulary=tokens), waiting)
+    worker = Worker(Engine(model.model, slots, model.context, vocabulary=tokens), waiting)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

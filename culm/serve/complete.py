@@ -66,8 +66,9 @@ class Completer:
         if body.model != self._name:
             message = f"There is no model {body.model!r} here; this server has {self._name!r}."
             raise ApiError(404, message, "model_not_found", "model")
-        if count > self._worker.most:
-            raise invalid(f"n: {count} answers at once; {self._worker.most} are the most here", "n")
+        most = self._worker.capacity
+        if count > most:
+            raise invalid(f"n: {count} answers at once; {most} are the most here", "n")
         for field, ids in (
             ("logit_bias", body.logit_bias),
             ("stop_token_ids", body.stop_token_ids),

@@ -113,6 +113,8 @@ class Part(Wire):
 class ChatMessage(Wire):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
+    tool_calls: None = None  # refused, as the turn would seem empty
+    function_call: None = None
 
     @property
     def plain(self) -> dict[str, str]:

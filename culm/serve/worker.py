@@ -39,12 +39,16 @@ class Job:
 
 
 class Worker:
-    """slots: requests that are computed together. waiting: how many more may queue up."""
+    """waiting: how many requests may queue up beside those in the engine's slots.
 
-    def __init__(self, make_engine: Callable[[], Engine], waiting: int = 64) -> None:
-        self._make_engine, self._engine = make_engine, make_engine()
-        self.most = self._engine.slots + waiting
+    capacity: the most that are taken on at once.
+    """
+
+    def __init__(self, engine: Engine, waiting: int = 64) -> None:
+        self._engine = engine
+        self.capacity = engine.slots + waiting
         self._jobs: set[Job] = set()  # of the event loop
+        self._calls: set[asyncio.Future[Any]] = set()
         self._inbox: list[Callable[[], None]] = []  # for the thread, guarded by _changed
         self._changed = threading.Condition()
         self._closed = False
@@ -61,8 +65,8 @@ class Worker:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody waits for a token."""
-        return not self._jobs
+        """Whether nobody waits for anything."""
+        return not (self._jobs or self._calls)
 
     @property
     def open(self) -> int:
@@ -73,7 +77,7 @@ class Worker:
         """503 while the server shuts down or has enough to do."""
         if self.draining:
             raise ApiError(503, "The server is shutting down.", "shutting_down", retry=10)
-        if self.open + count > self.most:
+        if self.open + count > self.capacity:
             raise ApiError(503, "The server is busy; try again soon.", "overloaded", retry=2)
 
     def submit(self, requests: Sequence[Request]) -> Job:
@@ -111,14 +115,18 @@ class Worker:
             else:
                 self._loop.call_soon_threadsafe(_settle, future, result, None)
 
+        self._calls.add(future)
+        future.add_done_callback(self._calls.discard)
         self._send(work)
         return await future
 
     def fail(self, error: ApiError) -> None:
-        """Tell every open job that nothing more comes."""
+        """Tell everyone who waits that nothing more comes."""
         for job in list(self._jobs):
             self.abort(job)
             job.queue.put_nowait(error)
+        for future in list(self._calls):
+            _settle(future, None, error)
 
     async def stop(self) -> None:
         """End the thread; what still runs is told."""
@@ -152,16 +160,15 @@ class Worker:
                 if self._closed:
                     return
                 inbox, self._inbox = self._inbox, []
-            try:
-                for work in inbox:
+            for work in (*inbox, self._step):
+                try:
                     work()
-                self._step()
-            except Exception:
-                log.exception("the engine failed; its requests end, and it starts anew")
-                self._owners.clear()
-                self._engine = self._make_engine()
-                error = ApiError(500, "The server failed; its log says why.", "internal_error")
-                self._loop.call_soon_threadsafe(self.fail, error)
+                except Exception:
+                    log.exception("the engine failed; its requests end, and it goes on")
+                    self._owners.clear()
+                    self._engine.clear()
+                    error = ApiError(500, "The server failed; its log says why.", "internal_error")
+                    self._loop.call_soon_threadsafe(self.fail, error)
 
     def _add(self, job: Job) -> None:
         for index, request in enumerate(job.requests):
@@ -187,7 +194,7 @@ class Worker:
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
-    if future.cancelled():
+    if future.done():
         return
     if error is None:
         future.set_result(result)

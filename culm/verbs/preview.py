@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from culm.objective.grpo import GRPO
 from culm.parts import check_ends, check_vocabulary, loader, make_tokenizer
 from culm.plan.sample import sample
 from culm.settings import RunConfig
+from culm.task.task import Task
 from culm.tokenizer.chat import Chat
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE
@@ -81,15 +83,16 @@ def preview(config: RunConfig, tokenizer: Tokenizer, temporary: Path, context: i
 
 
 def _questions(config: RunConfig, objective: GRPO, tokenizer: Tokenizer) -> Preview:
+    tasks: Sequence[Task] = config.data.tasks
     chat, samples, longest = Chat(tokenizer), [], 0
     for index in range(QUESTIONS):
-        number, which = divmod(index, len(config.data.tasks))
-        question = config.data.tasks[which].question("train", number, config.seed + 1)
+        number, which = divmod(index, len(tasks))
+        question = tasks[which].question("train", number, config.seed + 1)
         prompt = chat.prompt([{"role": "user", "content": question.prompt}])
         longest = max(longest, len(prompt))
         samples.append([(tokenizer.decode(prompt, specials=True), False), (question.answer, True)])
     facts: list[tuple[str, ...]] = [
-        ("tasks", ", ".join(task.name for task in config.data.tasks)),
+        ("tasks", ", ".join(task.name for task in tasks)),
         ("answers", f"{config.train.rows:,} a step, in groups of {objective.group}"),
         ("longest prompt", f"{longest} tokens, and up to {objective.answer_tokens} of an answer"),
     ]

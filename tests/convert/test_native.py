@@ -175,6 +175,25 @@ def test_weights_that_are_no_numbers(tiny, tokenizer, tmp_path):
             native.load(tmp_path / "model")
 
 
+def test_an_interruption_between_the_old_and_the_new_loses_neither(
+    tiny, tokenizer, tokens, tmp_path, monkeypatch
+):
+    model, replace = tiny(), os.replace
+    native.save(model, tokenizer, tmp_path / "model")
+
+    def interrupted(source, target):
+        if str(source).endswith(".new"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            native.save(tiny(layers=1), tokenizer, tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert torch.equal(native.load(tmp_path / "model")[0](tokens), model(tokens))
+
+
 def test_a_link_to_a_folder_stays_one(tiny, tokenizer, tmp_path):
     native.save(tiny(layers=1), tokenizer, tmp_path / "model")
     (tmp_path / "link").symlink_to("model")

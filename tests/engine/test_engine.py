@@ -105,22 +105,50 @@ def test_the_stop_token_ends_and_is_part_of_the_result(model):
     assert len(stopped.logprobs) == len(stopped.tokens)
 
 
-def test_abort_frees_the_slot_and_leaves_the_others_alone(model):
-    first, second, third = (Request(p, 12, GREEDY) for p in prompts(3))
-    engine = Engine(model, slots=2)
-    numbers = [engine.add(request) for request in (first, second, third)]
+@pytest.mark.parametrize("slot", [0, 1, 2])
+def test_abort_frees_the_slot_and_leaves_the_others_alone(model, slot):
+    requests = [Request(p, 12, GREEDY) for p in prompts(4)]
+    engine = Engine(model, slots=3)
+    numbers = [engine.add(request) for request in requests]
     told = {number: [] for number in numbers}
     for step in range(40):
         if step == 3:
-            engine.abort(numbers[0])
+            aborted = engine.running[slot].id
+            engine.abort(aborted)
         if step == 4:
             engine.abort(12345)  # unknown: nothing happens
         for event in engine.step():
             told[event.request].append(event.token)
-    assert len(told[numbers[0]]) < 12
+    assert 0 < len(told[aborted]) < 12
     assert not engine.busy
-    for number, request in zip(numbers[1:], (second, third), strict=True):
-        assert tuple(told[number]) == Engine(model).generate([request])[0].tokens
+    for number, request in zip(numbers, requests, strict=True):
+        if number != aborted:
+            assert tuple(told[number]) == Engine(model).generate([request])[0].tokens
+
+
+def test_a_cleared_engine_begins_anew(model):
+    requests = [Request(p, 8, GREEDY) for p in prompts(5)]
+    engine = Engine(model, slots=2)
+    expected = engine.generate(requests)
+    for request in requests:
+        engine.add(request)
+    engine.step()
+    engine.clear()
+    assert not engine.busy
+    assert engine.generate(requests) == expected
+
+
+def test_a_slot_is_no_longer_than_the_context(model):
+    with pytest.raises(ValueError, match="more than the model's context of 96"):
+        Engine(model, slots=1, length=97)
+
+
+def test_a_tiny_temperature_takes_the_best_token(model):
+    best, cold = (
+        Engine(model).generate([Request((1, 2, 3), 8, Sampling(temperature=t, seed=1))])[0]
+        for t in (0.0, 1e-38)
+    )
+    assert cold == best
 
 
 def test_abort_of_a_waiting_request(model):
@@ -151,7 +179,7 @@ def test_progress_counts_every_token(model):
         (Request((1,) * 90, 10), "longer than the 96 tokens"),
         (Request((1, 61), 4), "token 61 is outside the vocabulary of 61"),
         (Request((-1,), 4), "token -1 is outside"),
-        (Request((1,), 4, Sampling(bias=((99, 1.0),))), "token 99 is outside"),
+        (Request((1,), 4, Sampling(bias=((99, 1.0),))), "bias: token 99 is outside"),
     ],
 )
 def test_bad_requests_are_refused_in_a_sentence(model, request_, words):

@@ -44,6 +44,32 @@ def test_values_and_gradients_are_those_of_cross_entropy(
         assert (ours - theirs).norm() <= near * theirs.norm()
 
 
+def test_the_gradient_of_the_head_does_not_wear_off_over_chunks(monkeypatch):
+    """Summed in the precision of the weights, not in the bf16 of its parts."""
+    drawn = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, 4096, 32, generator=drawn)
+    head = Linear(32, 128)
+    head.weight.data = torch.randn(128, 32, generator=drawn) * 0.02
+    targets = torch.randint(0, 128, (1, 4096), generator=drawn)
+    exact = torch.autograd.grad(plain(hidden, head, targets, 1.0).sum(), head.weight)[0]
+    errors = []
+    for chunk in (4096, 16):
+        monkeypatch.setattr(logprobs, "CHUNK", chunk)
+        values = logprobs_of(hidden.bfloat16().requires_grad_(), head, targets)
+        [found] = torch.autograd.grad(values.sum(), head.weight)
+        errors.append(float((found - exact).norm() / exact.norm()))
+    assert errors[1] < 1.3 * errors[0]
+
+
+def test_a_head_with_a_bias_keeps_it():
+    hidden, _, targets, _ = case(torch.float32)
+    head = Linear(16, 97, bias=True)
+    torch.nn.init.normal_(head.weight)
+    torch.nn.init.normal_(head.bias)
+    found = logprobs_of(hidden, head, targets)
+    torch.testing.assert_close(found, plain(hidden, head, targets, 1.0))
+
+
 def test_compiled_kernels_give_the_same_for_any_number_of_rows(monkeypatch):
     monkeypatch.setattr(logprobs, "CHUNK", 8)
     compiled = Kernels(

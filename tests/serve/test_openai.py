@@ -2,6 +2,7 @@
 
 import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2 as httpx
 import openai
@@ -180,6 +181,18 @@ def test_a_client_that_leaves_a_stream_frees_its_slot(running, client):
     until(lambda: running.worker.idle and not running.worker._engine.busy)
 
 
+def test_clients_whose_answers_end_early_do_not_disturb_the_others(running, client):
+    """Wherever they stand in the batch: one meets a stop string, one leaves."""
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(4):
+            whole = pool.submit(chat, client)
+            cut = pool.submit(chat, client, stop=TEXT[5:8])
+            with chat(client, stream=True, **ENDLESS) as stream:
+                next(iter(stream))
+            assert whole.result().choices[0].message.content == TEXT
+            assert cut.result().choices[0].message.content == TEXT[:5]
+
+
 def test_a_client_that_does_not_wait_frees_its_slot(running):
     impatient = running.client().with_options(timeout=0.3)
     with pytest.raises(openai.APITimeoutError):
@@ -206,10 +219,11 @@ def test_a_failing_engine_ends_its_requests_only(running, client, monkeypatch):
     with chat(client, stream=True, **ENDLESS) as stream:
         chunks = iter(stream)
         next(chunks)
-        monkeypatch.setattr(running.worker._engine, "step", broken)
-        with pytest.raises(openai.APIError, match="its log says why"):
-            for _ in chunks:
-                pass
+        with monkeypatch.context() as patch:
+            patch.setattr(running.worker._engine, "step", broken)
+            with pytest.raises(openai.APIError, match="its log says why"):
+                for _ in chunks:
+                    pass
     assert chat(client).choices[0].message.content == TEXT
 
 
@@ -228,6 +242,11 @@ def test_a_failing_engine_ends_its_requests_only(running, client, monkeypatch):
             "messages.0.content",
         ),
         ({"messages": "hi"}, "invalid_value", "messages"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
+            "invalid_value",
+            "messages.0.tool_calls",
+        ),
         ({"temperature": 3}, "invalid_value", "temperature"),
         ({"temperature": "hot"}, "invalid_value", "temperature"),
         ({"top_p": -1}, "invalid_value", "top_p"),

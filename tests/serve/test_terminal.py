@@ -36,7 +36,7 @@ def test_a_model_without_a_template_is_refused_at_once(model):
         talk(plain, [])
 
 
-def test_the_length_and_seed_of_answers_are_settings(model):
+def test_answers_are_as_long_as_asked(model):
     assert TEXT not in talk(model, ["hi"], tokens=5)
 
 

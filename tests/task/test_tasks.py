@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from culm.config import compose, parse
+from culm.config import SettingError, compose, parse
 from culm.data.settings import DataConfig
 from culm.task.arithmetic import Arithmetic, in_words
 from culm.task.task import Question, Split, Task
@@ -55,6 +55,29 @@ def solve(prompt: str) -> tuple[str, str] | None:
 
 def questions(task: Task, split: Split, count: int = 600, seed: int = 0) -> list[Question]:
     return [task.question(split, index, seed) for index in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"kind": "arithmetic", "name": "x", "smallest": 9, "largest": 9}, "no question for the"),
+        ({"kind": "arithmetic", "name": "x", "largest": 1}, "no question for the"),
+        ({"kind": "arithmetic", "name": "x", "smallest": 9, "largest": 3}, "is more than largest"),
+        (
+            {"kind": "letters", "name": "x", "operation": "sort", "shortest": 8, "longest": 6},
+            "is more than longest",
+        ),
+    ],
+)
+def test_a_range_without_questions_is_refused(settings, words):
+    with pytest.raises(SettingError, match=words):
+        parse(DataConfig, {"tasks": [settings]}).tasks[0].question("test", 0, 0)
+
+
+def test_two_tasks_need_two_names():
+    task = {"kind": "arithmetic", "name": "sums"}
+    with pytest.raises(SettingError, match="two of them have the name 'sums'"):
+        parse(DataConfig, {"tasks": [task, task]})
 
 
 each_task = pytest.mark.parametrize("task", [*TASKS, *OTHERS], ids=lambda task: task.name)

@@ -9,7 +9,7 @@ from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from culm.config import Config
-from culm.model.attend import Backend, attend, attend_cached
+from culm.model.attend import Backend, attend, attend_cached, attention_weights
 from culm.model.cache import LayerCache, contiguous
 from culm.model.context import Context
 from culm.model.linear import Linear
@@ -81,11 +81,8 @@ class GroupedQueryAttention(nn.Module):
 
     def weights(self, x: Tensor, context: Context) -> Tensor:
         """(B, H, T, T) attention weights of rows that are one document each, to be looked at."""
-        q, k, _ = (part.transpose(1, 2).float() for part in self._project(x, context))
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-        scores = q @ k.mT * self.head_dim**-0.5
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
-        return scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        q, k, _ = self._project(x, context)
+        return attention_weights(q, k, self.window)
 
     def _project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (B, T, H, D) and keys, and values (B, T, K, D)."""
