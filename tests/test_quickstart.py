@@ -1,7 +1,10 @@
 """The whole way, from text to a packed chat model, at a size that takes seconds."""
 
 import json
+import os
 import shutil
+import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,10 @@ from culm.config import SettingError
 from culm.files import sha256
 from culm.quickstart import quickstart
 from culm.quickstart.quickstart import Quickstart
-from culm.quickstart.stages import Stages
+from culm.quickstart.stages import Stages, keep
 from culm.settings import RunConfig
+from culm.train.hooks import MetricsFile
+from culm.train.trainer import Step
 
 TEXT = "def add(a, b):\n    return a + b\n\nclass Point:\n    x, y = 0, 0\n\n"
 FEW = {"questions": 2, "tokens": 300, "samples": ("def ",)}
@@ -113,6 +118,37 @@ def test_the_whole_way_with_an_interruption(
     assert (folder / "packs" / "int4" / "model.safetensors").exists()
     assert (folder / "packs" / "notes.txt").read_text() == "mine"
     assert (folder / "report.md").exists()
+
+
+def test_a_stage_that_is_interrupted_goes_on_exactly(
+    text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the middle of training ends with 130, and the same command goes on."""
+
+    def run(folder: Path) -> None:
+        tiny = Tiny(folder, text, 0.01, "cpu", 3)
+        tiny.stages.run("pretrain", partial(tiny.training, "pretrain"), "pretrain/model")
+
+    write = MetricsFile.__call__
+
+    def press(self: MetricsFile, step: Step) -> None:
+        write(self, step)
+        if step.number == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    for name in ("whole", "interrupted"):
+        (tmp_path / name / "pretrain").mkdir(parents=True)
+        keep(tmp_path / name / "pretrain" / "steps.json", {"steps": 12})
+    run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsFile, "__call__", press)
+        with pytest.raises(SystemExit) as ended:
+            run(tmp_path / "interrupted")
+    assert ended.value.code == 130
+    assert Stages(tmp_path / "interrupted").read() == {}
+    run(tmp_path / "interrupted")
+    assert Stages(tmp_path / "interrupted").read()["pretrain"]["steps"] == 12
+    assert digest(tmp_path / "interrupted") == digest(tmp_path / "whole")
 
 
 def digest(folder: Path) -> str:

@@ -1,5 +1,6 @@
 """On-policy batches: what they hold, and that a model learns from them, and only from them."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from culm.objective.grpo import GRPO, GRPOObjective
 from culm.optim.adamw import AdamW
 from culm.optim.schedule import Constant
 from culm.rollout import Rollouts
+from culm.task.prompts import Prompts
 from culm.task.task import Question, Split
 from culm.tokenizer.bytes import Bytes
 from culm.train.trainer import Step, Trainer
@@ -85,6 +87,19 @@ def columns(batches: list[Batch]) -> list[tuple[list[int], float]]:
         for batch in batches
         for targets, advantage in zip(batch.targets, batch.extra["advantages"], strict=True)
     ]
+
+
+def test_each_task_asks_its_questions_in_their_order(tmp_path) -> None:
+    """So that every line of a file is asked before any is asked again."""
+    tasks = []
+    for name in ("one", "two"):
+        lines = [{"prompt": f"{name} {n}", "answer": str(n)} for n in range(60)]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, lines)))
+        tasks.append(Prompts(name=name, path=str(tmp_path / name)))
+    objective = GRPO(group=2, answer_tokens=2).build(model(0))
+    asked = rollouts(objective, rows=4, micro_rows=4, tasks=tasks)
+    prompts = [asked._question(index)[1].prompt for index in range(80)]
+    assert len(set(prompts)) == 80
 
 
 def test_a_step_does_not_depend_on_how_it_is_divided() -> None:

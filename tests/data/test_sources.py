@@ -25,7 +25,7 @@ def test_a_folder_is_read_in_order(tmp_path):
     write(tmp_path / "b.txt", "second")
     write(tmp_path / "a" / "x.md", "\ufefffirst")
     write(tmp_path / "c.jsonl", '{"text": "third"}\n\n"fourth"\n')
-    write(tmp_path / "d.json", '[{"text": "fifth"}]')
+    write(tmp_path / "d.json", '\ufeff[{"text": "fifth"}]')
     write(tmp_path / "e.jsonl.gz", gzip.compress(b'{"text": "sixth"}'))
     write(tmp_path / "f.bin", b"\xff")
     write(tmp_path / "g.txt", " \n")

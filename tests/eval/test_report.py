@@ -8,7 +8,7 @@ import torch
 
 from culm.eval import plots
 from culm.eval.attention_map import attention_map
-from culm.eval.report import write_report
+from culm.eval.report import table, write_report
 from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
 
@@ -78,3 +78,8 @@ def test_attention_map_is_read_and_drawn(tmp_path):
     assert torch.equal(model(torch.tensor([ids])), before)
     plots.attention(tmp_path / "map.png", weights, [str(id) for id in ids], "layer 1")
     assert is_picture(tmp_path / "map.png")
+
+
+def test_what_a_model_wrote_cannot_break_a_table():
+    told = table(("question", "answer"), [("a | b", "one\ntwo | three")])
+    assert told.splitlines()[2:] == [r"| a \| b | one two \| three |"]

@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from stages import LORA
 from test_bad_input import bytes_in, go
 
-from culm.config import SettingError
+from culm.config import SettingError, parse
 from culm.data.format.document import DocumentFormat
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
+from culm.data.settings import DataConfig
 from culm.data.source import open_source
 from culm.files import read_lines
+from culm.pack import quantize
 from culm.tokenizer.bytes import Bytes
+from culm.tokenizer.tokenizer import Tokenizer
 
 FAILING = {"kind": "document", "text": "body"}  # ends a run after its tokenizer was made
 
@@ -175,3 +180,56 @@ def test_the_questions_of_tasks_follow_the_seed(stage: Callable[..., dict], tmp_
         found.append(bytes_in(Path(settings["folder"]) / "data" / "train"))
     assert found[0] != found[1]
     assert found[1] == found[2]
+
+
+@pytest.mark.parametrize(("objective", "format"), [("preference", "chat"), ("next_token", "pair")])
+@pytest.mark.parametrize("prepared", [False, True])
+def test_an_objective_that_does_not_learn_from_the_data(
+    objective: str, format: str, prepared: bool, stage: Callable[..., dict], tmp_path: Path
+) -> None:
+    """Sums over pairs divided by tokens, or the other way round, would train to nonsense."""
+    settings = stage("dpo" if format == "pair" else "sft", objective=objective)
+    message = f"train.objective: {objective} learns from .*, not from {format}"
+    if prepared:
+        corpus = tmp_path / "corpus"
+        data = parse(DataConfig, settings["data"])
+        tokenizer = Tokenizer.load(Path(settings["start"]) / "model")
+        prepare(data.open(), data.format, tokenizer, corpus, 0)
+        settings["data"] = {"prepared": str(corpus)}
+        message = (
+            rf"train\.objective: {objective} does not learn from \S+corpus, .* format {format}"
+        )
+    with pytest.raises(SettingError, match=message):
+        go({**settings, "folder": str(tmp_path / "run")})
+
+
+def test_quantised_weights_need_an_adapter(stage: Callable[..., dict], tmp_path: Path) -> None:
+    settings = {**stage("sft"), "folder": str(tmp_path / "run")}
+    quantize(settings["start"], tmp_path / "int8", "int8")
+    settings["start"] = str(tmp_path / "int8")
+    with pytest.raises(SettingError, match=r"train\.adapter: quantised weights cannot be trained"):
+        go(settings)
+    settings["train"] = {**settings["train"], "adapter": LORA}
+    assert go(settings).finished
+
+
+def test_rows_are_no_longer_than_the_model_knows(settings: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match=r"train\.context: 65 is more than the model's context"):
+        go(settings, context=65)
+
+
+def test_a_run_of_before_a_setting_was_new_goes_on(
+    settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    go({**settings, "train": {**settings["train"], "steps": 2}})
+    path = Path(settings["folder"]) / "run.yaml"
+    older = yaml.safe_load(path.read_text())
+    del older["data"]["turns"], older["train"]["recompute"]
+    path.write_text(yaml.safe_dump(older))
+    capsys.readouterr()
+    assert go(settings).steps == 3
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"Resuming {settings['folder']} after step 2." in told
+    path.write_text(yaml.safe_dump({**older, "colour": "red"}))
+    with pytest.raises(SettingError, match=r"run\.yaml: colour: no such setting.* folder="):
+        go(settings)
