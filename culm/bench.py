@@ -19,8 +19,9 @@ from culm.adapt.quantize.int4 import Int4
 from culm.adapt.quantize.int8 import Int8
 from culm.batch import Batch
 from culm.config import SettingError
-from culm.device import DTYPES, choose_backend, choose_device, choose_precision
+from culm.device import choose_backend, choose_device, choose_precision
 from culm.dist.parallelize import Dist, Parallel, compile_blocks
+from culm.dtype import DTYPES
 from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -338,13 +339,19 @@ def main() -> None:
             sys.stderr.write("\nculm: interrupted; the same command starts again\n")
         raise
     except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
-        sys.stderr.write(f"culm: {_sentence(error)}\n")
+        sys.stderr.write(f"culm: {_rank()}{_sentence(error)}\n")
         sys.exit(1)
 
 
 def _end(number: int, frame: object) -> None:
     """On SIGTERM: by an exception, so that what is half-written is removed."""
     sys.exit(128 + number)
+
+
+def _rank() -> str:
+    """Which process of several this is: the others fail too, when they lose it."""
+    rank = os.environ.get("RANK", "0")
+    return f"rank {rank}: " if rank != "0" else ""
 
 
 def _sentence(error: Exception) -> str:
@@ -357,6 +364,8 @@ def _sentence(error: Exception) -> str:
         return (
             "not enough memory; take fewer rows or slots, or a shorter context (`culm plan` tells)"
         )
+    if "Connection closed by peer" in text or "Connection reset by peer" in text:
+        return "another rank has ended; what it said tells why"
     return text or type(error).__name__
 
 

@@ -16,9 +16,10 @@ from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared, verify
 from culm.data.texts import texts_of
-from culm.device import DTYPES, choose_backend, choose_precision
+from culm.device import choose_backend, choose_precision
 from culm.dist.parallelize import compile_blocks, recompute
 from culm.dist.ranks import Ranks
+from culm.dtype import DTYPES
 from culm.files import atomic
 from culm.loading import read
 from culm.model.transformer import Transformer, TransformerConfig

@@ -17,9 +17,13 @@ from culm.train.settings import TrainConfig
 
 
 class RunConfig(Config):
-    """One run. start: a folder or file with the model and tokenizer that it begins from; without
-    it, `model` is built new and `tokenizer` is trained on the data (its vocabulary is the model's
-    if not given).
+    """One run.
+
+    folder: where everything of it goes; started again with the same one, the run goes on.
+    seed: of weights, order and draws. device: "auto", "cpu", "cuda".
+    start: a folder or file with the model and tokenizer that it begins from; without it, `model`
+        is built new and `tokenizer` is trained on the data, with the model's vocabulary if not
+        given.
     """
 
     folder: str = Field(default="runs/run", min_length=1)

@@ -90,6 +90,17 @@ def test_the_python_of_the_readme_runs(workplace, monkeypatch, capsys):
     assert capsys.readouterr().out.endswith("\n")
 
 
+def test_the_sentences_of_troubleshooting_are_ours():
+    source = "".join(path.read_text() for path in (ROOT / "culm").rglob("*.py"))
+    source = re.sub(r'"\n\s*f?"', "", source)  # literals that go on in the next line
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = re.findall(r"^\| `([^`]+)`", page, re.MULTILINE)
+    assert len(quoted) >= 6
+    for sentence in quoted:
+        for part in sentence.replace("...", "…").split("…"):
+            assert part.strip(" .") in source, sentence
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_examples_are_readable_and_links_lead_somewhere(page, tmp_path):
     for text in blocks(page, "yaml"):

@@ -21,7 +21,7 @@ from torch import Tensor
 from culm.config import SettingError, parse
 from culm.convert import gguf_header
 from culm.convert.family import Shape, half_split, interleaved, shape_of
-from culm.convert.gguf_words import add_tokenizer
+from culm.convert.gguf_tokenizer import add_tokenizer
 from culm.convert.native import check_vocabulary
 from culm.convert.weights import assemble, plain_weights
 from culm.files import atomic

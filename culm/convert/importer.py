@@ -95,7 +95,7 @@ def import_model(path: str | Path, out: str | Path, tokenizer: str | Path | None
         out = out if out.suffix in (".yaml", ".yml") else out.with_name(f"{out.name}.yaml")
         blueprint.write(config, out)
         return f"{out}: settings of a model with {config.layers} layers of width {config.width}"
-    model, words = load_model(path, tokenizer=tokenizer)
-    native.save(model, words, out)
+    model, own = load_model(path, tokenizer=tokenizer)
+    native.save(model, own, out)
     millions = sum(p.numel() for p in model.config.build(device="meta").parameters()) / 1e6
     return f"{out}: a model of {millions:,.2f} million parameters"

@@ -43,9 +43,9 @@ def load(
     path, tokenizer = Path(path), Path(tokenizer)
     config = _config(path)
     model = assemble(config, _weights(path, config), str(path), device)
-    words = read_tokenizer(tokenizer, config.vocabulary)
-    check_vocabulary(words, config.vocabulary, path)
-    return model, words
+    own = read_tokenizer(tokenizer, config.vocabulary)
+    check_vocabulary(own, config.vocabulary, path)
+    return model, own
 
 
 def _config(path: Path) -> TransformerConfig:

@@ -24,7 +24,7 @@ from culm.data.example import Content, Example, RecordFormat
 from culm.data.format.document import DocumentFormat
 from culm.data.manifest import Manifest
 from culm.data.shards import Document, SplitWriter
-from culm.data.source import Source, bytes_in, found_in, misshapen
+from culm.data.source import Source, bad_record, bytes_in, found_in
 from culm.log import Bar, progress
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -41,7 +41,7 @@ class Unit:
 
 
 CUT = (
-    "data.format.most_characters=10000 to cut it into many, data.split=paragraphs if they are its "
+    "data.format.max_characters=10000 to cut it into many, data.split=paragraphs if they are its "
     "documents, or "
 )
 
@@ -70,7 +70,7 @@ def prepare(
         lengths[tokenizer.end_of_text] = 0  # also where it is a byte of its own
         names = ("train", "held_out") if held_out else ("train",)
         writers = {name: SplitWriter(work / name, lengths) for name in names}
-        divider = _Divider(held_out, seed, CUT if isinstance(format, DocumentFormat) else "")
+        divider = _Splitter(held_out, seed, CUT if isinstance(format, DocumentFormat) else "")
         try:
             with progress("prepare", source.size, "bytes") as bar:
                 divided = divider.divide(_units(source, format, bar), source.name)
@@ -109,7 +109,7 @@ def _units(source: Source, format: RecordFormat, bar: Bar) -> Iterator[Unit]:
     bar.advance(max(0, (source.size or 0) - done))  # what the notation of the files took
 
 
-class _Divider:
+class _Splitter:
     """A split for each unit that was not seen before.
 
     A key in [0, 1) comes from the content alone, so that a document stays in its split whatever
@@ -174,7 +174,7 @@ def _encoded(
             try:
                 yield split, [_arrays(next(examples)) for _ in unit.contents]
             except ValueError as error:
-                raise misshapen(source, unit.record, error) from None
+                raise bad_record(source, unit.record, error) from None
 
 
 def _batches(divided: Iterable[tuple[str, Unit]]) -> Iterator[list[tuple[str, Unit]]]:

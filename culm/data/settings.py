@@ -11,7 +11,7 @@ from culm.config import Config, listed
 from culm.data.format import Format
 from culm.data.format.document import DocumentFormat
 from culm.data.loader import Packing
-from culm.data.source import Beginning, Invalid, Source, Split, open_source
+from culm.data.source import Invalid, Limited, Source, Split, open_source
 from culm.data.source.tasks import TaskSource
 from culm.task import Tasks
 
@@ -24,8 +24,8 @@ class DataConfig(Config):
     format: what a record means. held_out: share of the documents that is kept for evaluation.
     split: what of a text file is a document. invalid: what happens to bytes that are not UTF-8.
     packing: "auto" cuts documents into windows and packs dialogues whole into bins.
-    most_documents, most_bytes: read the beginning of the path only: so many records, and those that
-        begin within so many bytes of text. A stream that is larger than the disk needs one of them.
+    max_documents, max_bytes: read no more than so many records, and stop once so many bytes of
+        text were read. A stream that is larger than the disk needs one of them.
     tasks: in place of a path, dialogues of these task generators, so many `questions` in all, 1 to
         `turns` of them in a dialogue; an on-policy objective asks without end instead.
     """
@@ -37,8 +37,8 @@ class DataConfig(Config):
     split: Split = "file"
     invalid: Invalid = "error"
     packing: Packing = "auto"
-    most_documents: PositiveInt | None = None
-    most_bytes: PositiveInt | None = None
+    max_documents: PositiveInt | None = None
+    max_bytes: PositiveInt | None = None
     tasks: Tasks = ()
     questions: PositiveInt = 20_000
     turns: PositiveInt = 1
@@ -56,6 +56,6 @@ class DataConfig(Config):
         if self.tasks:
             return TaskSource(self.tasks, self.questions, self.turns, seed)
         source = open_source(self.path, self.split, self.invalid)
-        if self.most_documents is None and self.most_bytes is None:
+        if self.max_documents is None and self.max_bytes is None:
             return source
-        return Beginning(source, self.format.texts, self.most_documents, self.most_bytes)
+        return Limited(source, self.format.texts, self.max_documents, self.max_bytes)

@@ -22,7 +22,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(Config):
-    """rate: of hidden matrices; one update then has the root mean square 0.2 * rate of AdamW's
+    """rate: of hidden matrices; an update has the root mean square 0.2 * rate, about that of AdamW
     (Moonlight scaling), so that rates of AdamW carry over. adamw_rate: of everything else.
     """
 

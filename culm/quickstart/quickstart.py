@@ -22,21 +22,17 @@ from culm.config import SettingError
 from culm.convert import native
 from culm.data.manifest import Manifest
 from culm.data.texts import texts_of
-from culm.device import DTYPES, choose_backend, choose_device, choose_precision
-from culm.dist.ranks import Ranks
-from culm.eval.exact import Answered, answer, difference, scores
-from culm.eval.perplexity import Prediction, predict
+from culm.eval.exact import Answered, difference, scores
 from culm.files import read_lines
 from culm.loading import read
-from culm.model.transformer import Transformer
 from culm.pack import quantize, size_of, write_export
-from culm.parts import loader, make_tokenizer, prepared_folder
+from culm.parts import make_tokenizer, prepared_folder
 from culm.quickstart.report import write_report
+from culm.quickstart.scorer import Scorer
 from culm.quickstart.stages import Stages, keep, recall
 from culm.quickstart.summary import MODELS, summarize
 from culm.run import Result, seconds_per_step, train
 from culm.settings import RunConfig, read_run
-from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.guard import locked
 
 BYTES_PER_MINUTE = 20 << 20  # of text, of which no more is read: far more than a model here learns
@@ -113,7 +109,7 @@ class Quickstart:
             settings.append(f"start={json.dumps(str(self.folder / start[name]))}")
         if name == "pretrain" and self.text:
             most = int(BYTES_PER_MINUTE * self.budget / 60)
-            settings += [f"data.path={json.dumps(self.text)}", f"data.most_bytes={most}"]
+            settings += [f"data.path={json.dumps(self.text)}", f"data.max_bytes={most}"]
             settings += ['eval.samples=[""]', "eval.temperatures=[0.5, 0.8]"]
         if name == "control":
             settings.append("train.objective.shuffled=true")
@@ -203,48 +199,36 @@ class Quickstart:
         """Base, fine-tuned and reinforced model, by the same questions and the same text."""
         before = (self.folder / "pretrain" / "eval.jsonl").read_text().splitlines()[0]
         table: dict[str, Any] = {"before": json.loads(before)["bits_per_byte"]}
-        asked = self.config("sft").eval.questions * min(1.0, self.budget / 600)
+        scorer = self._scorer()
+        asked = scorer.questions * min(1.0, self.budget / 600)
         questions = max(LEAST_QUESTIONS, round(asked))
         answers: dict[str, list[Answered]] = {}
         with log.progress("evaluate", len(MODELS), "models") as bar:
             for name, stage in MODELS.items():
-                table[name], answers[name] = self._evaluated(stage, questions)
+                table[name], answers[name] = self._evaluated(scorer, stage, questions)
                 bar.advance(1, name)
         gains = {name: difference(answers[name], answers["sft"]) for name in ("rl", "control")}
         return table | {"gains": {name: asdict(gain) for name, gain in gains.items()}}
 
-    def _evaluated(self, stage: str, questions: int) -> tuple[dict[str, Any], list[Answered]]:
+    def _scorer(self) -> Scorer:
+        corpus = self.folder / "pretrain" / "data"
+        return Scorer(self.config("pretrain"), self.config("sft"), corpus)
+
+    def _evaluated(
+        self, scorer: Scorer, stage: str, questions: int
+    ) -> tuple[dict[str, Any], list[Answered]]:
         """What the model of a stage scores, and its answers."""
-        model, tokenizer = read(self.folder / stage, "cpu", torch.float32)
+        model, tokenizer = scorer.read(self.folder / stage)
         began = time.perf_counter()
-        answered = self._answer(self._settle(model), tokenizer, questions)
+        answered = scorer.answer(model, tokenizer, questions)
         seconds = time.perf_counter() - began
         first = {item.task: item for item in reversed(answered)}  # of each task
         return {
-            "bits_per_byte": self._predict(model, tokenizer).bits_per_byte,
+            "bits_per_byte": scorer.predict(model, tokenizer).bits_per_byte,
             "exact_match": {task: asdict(score) for task, score in scores(answered).items()},
             "tokens_per_second": sum(item.tokens for item in answered) / seconds,
             "examples": [_example(first[task]) for task in reversed(first)],
         }, answered
-
-    def _settle(self, model: Transformer) -> Transformer:
-        """Precision, backend and device as in training."""
-        device = choose_device(self.device)
-        model.dtype = DTYPES[choose_precision(device)]
-        model.set_backend(choose_backend(device))
-        return model.to(device).eval()
-
-    def _predict(self, model: Transformer, tokenizer: Tokenizer) -> Prediction:
-        config = self.config("pretrain")
-        corpus = self.folder / "pretrain" / "data"
-        rows = loader(config, tokenizer, corpus, model.config.context, Ranks(), "held_out")
-        return predict(model, rows, tokenizer, config.eval.tokens)
-
-    def _answer(self, model: Transformer, tokenizer: Tokenizer, questions: int) -> list[Answered]:
-        settings = self.config("sft").eval
-        return answer(
-            model, tokenizer, settings.tasks, questions, settings.seed, settings.answer_tokens
-        )
 
     def pack(self) -> dict[str, Any]:
         """The chat model, and its smaller and foreign forms, each read again and scored."""
@@ -258,17 +242,17 @@ class Quickstart:
         write_export(model, tokenizer, f16, "f16")
         write_export(model, tokenizer, q8_0, "q8_0")
         with log.progress("pack", 1 + len(packs), "packs") as bar:
-            found = {}
+            found, scorer = {}, self._scorer()
             for path in (chat, *packs):
-                found[path.stem] = self._packed(path)
+                found[path.stem] = self._packed(scorer, path)
                 bar.advance(1, path.stem)
         return {"packs": found}
 
-    def _packed(self, path: Path) -> dict[str, Any]:
+    def _packed(self, scorer: Scorer, path: Path) -> dict[str, Any]:
         """What a packed model scores when it is read again."""
-        model, tokenizer = read(path, "cpu", torch.float32)
-        prediction = self._predict(self._settle(model), tokenizer)
-        answered = self._answer(model, tokenizer, PACK_QUESTIONS)
+        model, tokenizer = scorer.read(path)
+        prediction = scorer.predict(model, tokenizer)
+        answered = scorer.answer(model, tokenizer, PACK_QUESTIONS)
         return {
             "path": str(path),
             "bytes": size_of(path),

@@ -17,7 +17,7 @@ from culm.tokenizer.alphabet import written
 from culm.tokenizer.tokenizer import SPECIALS, TEMPLATE, Tokenizer
 from culm.tokenizer.train import splitter
 
-CL100K_WORDS = (
+CL100K_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -58,7 +58,7 @@ def from_tiktoken(path: str | Path) -> Tokenizer:
     halves = [_halves(token, ranks) for token in ranks if len(token) > 1]
     merges = [(written(left), written(right)) for left, right in halves]
     inner = tokenizers.Tokenizer(models.BPE(vocab=vocabulary | specials, merges=merges))
-    inner.pre_tokenizer = splitter(CL100K_WORDS)
+    inner.pre_tokenizer = splitter(CL100K_PATTERN)
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens(list(specials))
     return Tokenizer(inner, template=TEMPLATE)

@@ -16,7 +16,7 @@ from culm.tokenizer.tokenizer import PIECE, SPECIALS, TEMPLATE, Tokenizer
 
 # Words of GPT-4's kind, but each digit is a token of its own, so that numbers have places and
 # arithmetic can be learned. It is Qwen2's pattern: llama.cpp knows it by the name "qwen2".
-WORDS = (
+PATTERN = (
     r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -34,7 +34,7 @@ class BPE(Config):
         Text too small for so many tokens gives fewer.
         """
         inner = tokenizers.Tokenizer(models.BPE())
-        inner.pre_tokenizer = splitter(WORDS)
+        inner.pre_tokenizer = splitter(PATTERN)
         inner.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocabulary,

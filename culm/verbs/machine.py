@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from culm.device import choose_device, choose_precision, memory_bytes
-from culm.verbs.words import size
+from culm.verbs.numbers import size
 
 
 def show_machine() -> None:

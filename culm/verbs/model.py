@@ -12,7 +12,7 @@ from torch import nn
 from culm.dtype import name_of
 from culm.loading import read
 from culm.plan.model import cost_of, forward_flops
-from culm.verbs.words import count, flops, size
+from culm.verbs.numbers import count, flops, size
 
 
 def show_model(path: str) -> None:

@@ -24,8 +24,8 @@ from culm.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.checkpoint import verify
 from culm.train.folder import check
+from culm.verbs.numbers import count, duration, flops, size
 from culm.verbs.preview import preview, tokenizer_of
-from culm.verbs.words import count, duration, flops, size
 
 SHOWN = 600  # characters of a sample
 

@@ -18,7 +18,7 @@ from culm.tokenizer.chat import Chat
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE
 from culm.train.folder import prepared_by
-from culm.verbs.words import count
+from culm.verbs.numbers import count
 
 SAMPLES = 3
 QUESTIONS = 64  # looked at for the length of their prompts

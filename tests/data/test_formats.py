@@ -28,7 +28,7 @@ def test_documents(tokenizer):
     assert text_of(tokenizer, example) == "héllo<|endoftext|>"
     assert all(example.learned)
     assert not list(examples(DocumentFormat(), {"text": " \n"}, tokenizer))
-    cut = DocumentFormat(text="body", most_characters=8)
+    cut = DocumentFormat(text="body", max_characters=8)
     parts = examples(cut, {"body": "one two six"}, tokenizer)
     assert [text_of(tokenizer, p) for p in parts] == ["one two<|endoftext|>", " six<|endoftext|>"]
 

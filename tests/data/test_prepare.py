@@ -124,9 +124,9 @@ def test_each_split_has_a_document(tokenizer, tmp_path, held_out):
 
 def test_one_document_is_divided_only_when_told_how(tokenizer, tmp_path):
     source = Records([{"text": "a long story " * 50}])
-    with pytest.raises(SettingError, match=r"one document cannot be divided .*most_characters"):
+    with pytest.raises(SettingError, match=r"one document cannot be divided .*max_characters"):
         prepare(source, DocumentFormat(), tokenizer, tmp_path / "p")
-    cut = prepare(source, DocumentFormat(most_characters=100), tokenizer, tmp_path / "cut")
+    cut = prepare(source, DocumentFormat(max_characters=100), tokenizer, tmp_path / "cut")
     assert cut.splits["held_out"].documents == 1
     whole = prepare(source, DocumentFormat(), tokenizer, tmp_path / "whole", held_out=0)
     assert list(whole.splits) == ["train"]
@@ -247,7 +247,7 @@ def test_nothing_is_half_written(tokenizer, tmp_path, monkeypatch):
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("".join(f"this is line {n} of the file\n" for n in range(400_000)))
-    tokenizer, format = Bytes().build(), DocumentFormat(most_characters=1 << 14)
+    tokenizer, format = Bytes().build(), DocumentFormat(max_characters=1 << 14)
     source = open_source(path)
     tracemalloc.start()
     manifest = prepare(source, format, tokenizer, tmp_path / "p")

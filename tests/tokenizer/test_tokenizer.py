@@ -203,11 +203,11 @@ def test_cl100k_is_read_from_its_ranks(texts, shared):
     )
     from tiktoken.load import load_tiktoken_bpe
 
-    from culm.tokenizer.tiktoken import CL100K_WORDS
+    from culm.tokenizer.tiktoken import CL100K_PATTERN
 
     ranks = load_tiktoken_bpe(str(path))
     theirs = tiktoken.Encoding(
-        "cl100k", pat_str=CL100K_WORDS, mergeable_ranks=ranks, special_tokens={}
+        "cl100k", pat_str=CL100K_PATTERN, mergeable_ranks=ranks, special_tokens={}
     )
     for text in (*texts, *TRICKY):
         assert tokenizer.encode(text) == theirs.encode_ordinary(text)

@@ -15,17 +15,17 @@ from culm.tokenizer.tokenizer import Tokenizer
 class DocumentFormat(RecordFormat):
     """text: the field that holds the text.
 
-    most_characters: a longer document is cut at white space into several, so that memory stays
+    max_characters: a longer document is cut at white space into several, so that memory stays
     bounded; a small value also lets a corpus of one document be divided.
     """
 
     kind: Literal["document"] = "document"
     text: str = "text"
-    most_characters: PositiveInt = 1 << 22
+    max_characters: PositiveInt = 1 << 22
 
     def contents(self, record: dict[str, Any]) -> Iterator[str]:
         for text in self.texts(record):
-            yield from (piece for piece in pieces(text, self.most_characters) if piece.strip())
+            yield from (piece for piece in pieces(text, self.max_characters) if piece.strip())
 
     def encode(self, contents: Sequence[str], tokenizer: Tokenizer) -> Iterator[Example]:
         start, end = tokenizer.start, tokenizer.end_of_text

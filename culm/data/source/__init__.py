@@ -96,8 +96,8 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """The first records of a source: so many, and those that begin within so many bytes of text.
+class Limited:
+    """At most `documents` records of a source, and no more once `bytes` of text were read.
 
     texts: gives the text of a record.
     """
@@ -147,10 +147,10 @@ def found_in(source: Source, read: Callable[[Record], Iterator[T]]) -> Iterator[
         try:
             yield from ((number, found) for found in read(record))
         except ValueError as error:
-            raise misshapen(source, number, error) from None
+            raise bad_record(source, number, error) from None
 
 
-def misshapen(source: Source, number: int, error: ValueError) -> SettingError:
+def bad_record(source: Source, number: int, error: ValueError) -> SettingError:
     """What to say of a record that cannot be read."""
     return (
         error

@@ -12,7 +12,7 @@ from culm.config import SettingError, parse
 from culm.data.format.document import DocumentFormat
 from culm.data.manifest import Manifest
 from culm.data.settings import DataConfig
-from culm.data.source import Beginning
+from culm.data.source import Limited
 from culm.files import read_lines
 from culm.run import train
 from culm.settings import read_run
@@ -22,11 +22,11 @@ TEXTS = DocumentFormat().texts
 
 def test_the_beginning_of_a_source():
     source = Records([{"text": "é" * 5, "id": n, "url": "x"} for n in range(20)], size=400)
-    assert [r["id"] for r in Beginning(source, TEXTS, 3, None)] == [0, 1, 2]
-    assert [r["id"] for r in Beginning(source, TEXTS, None, 30)] == [0, 1, 2]
-    assert [r["id"] for r in Beginning(source, TEXTS, None, 31)] == [0, 1, 2, 3]
-    assert [r["id"] for r in Beginning(source, TEXTS, 2, 1000)] == [0, 1]
-    assert (Beginning(source, TEXTS, None, 30).size, Beginning(source, TEXTS, 3, None).size) == (
+    assert [r["id"] for r in Limited(source, TEXTS, 3, None)] == [0, 1, 2]
+    assert [r["id"] for r in Limited(source, TEXTS, None, 30)] == [0, 1, 2]
+    assert [r["id"] for r in Limited(source, TEXTS, None, 31)] == [0, 1, 2, 3]
+    assert [r["id"] for r in Limited(source, TEXTS, 2, 1000)] == [0, 1]
+    assert (Limited(source, TEXTS, None, 30).size, Limited(source, TEXTS, 3, None).size) == (
         30,
         400,
     )
@@ -38,11 +38,11 @@ def test_no_more_of_a_stream_is_read_than_asked(tmp_path: Path):
             assert number <= 50, "read on"
             yield {"text": str(number)}
 
-    assert len(list(Beginning(Records(endless()), TEXTS, 50, None))) == 50
+    assert len(list(Limited(Records(endless()), TEXTS, 50, None))) == 50
     (tmp_path / "a.txt").write_text("a\nb\nc\n")
-    settings = {"path": str(tmp_path / "a.txt"), "split": "lines", "most_documents": 2}
+    settings = {"path": str(tmp_path / "a.txt"), "split": "lines", "max_documents": 2}
     assert [r["text"] for r in parse(DataConfig, settings).open()] == ["a", "b"]
-    assert parse(DataConfig, {**settings, "most_documents": None}).open().size == 6
+    assert parse(DataConfig, {**settings, "max_documents": None}).open().size == 6
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def blueprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 
 def test_the_blueprint_trains_on_the_beginning_of_a_stream(blueprint, tmp_path):
-    assert blueprint("data.most_bytes=30000").finished
+    assert blueprint("data.max_bytes=30000").finished
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 3
     manifest = Manifest.read(tmp_path / "run" / "data")
     assert 30_000 <= manifest.bytes < 31_000

@@ -11,15 +11,15 @@ from gguf import TokenType
 from culm.config import SettingError
 from culm.tokenizer.fast import GPT2
 from culm.tokenizer.tokenizer import Tokenizer
-from culm.tokenizer.train import WORDS
+from culm.tokenizer.train import PATTERN
 
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_REST = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
 # llama.cpp holds the rules that split text into words in its code; a file only names one.
 NAMES = {
-    WORDS: "qwen2",
-    _SHORT + _WORDS % r"\p{N}": "qwen2",
-    _SHORT + _WORDS % r"\p{N}{1,3}": "llama-bpe",
+    PATTERN: "qwen2",
+    _SHORT + _REST % r"\p{N}": "qwen2",
+    _SHORT + _REST % r"\p{N}{1,3}": "llama-bpe",
     GPT2: "gpt-2",
 }
 # A vocabulary of bytes merges nothing, but llama.cpp insists on a list: no text gives this pair.
@@ -62,18 +62,18 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> N
 def _rule(parts: dict[str, Any], merging: bool) -> str:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False}
     match parts["pre_tokenizer"]:
-        case {"type": "Sequence", "pretokenizers": [{"pattern": {"Regex": words}}, last]}:
+        case {"type": "Sequence", "pretokenizers": [{"pattern": {"Regex": pattern}}, last]}:
             pass
         case {"type": "ByteLevel"} as last:
-            words = GPT2
+            pattern = GPT2
         case _:
-            last, words = {}, ""
+            last, pattern = {}, ""
     plain = parts["normalizer"] is None and parts["model"]["type"] == "BPE"
     if not plain or not byte_level.items() <= last.items():
         raise SettingError("tokenizer: only byte-level BPE can be written to GGUF")
-    if merging and words not in NAMES:
-        raise SettingError(f"tokenizer: llama.cpp has no rule that splits text by {words!r}")
-    return NAMES.get(words, "gpt-2")
+    if merging and pattern not in NAMES:
+        raise SettingError(f"tokenizer: llama.cpp has no rule that splits text by {pattern!r}")
+    return NAMES.get(pattern, "gpt-2")
 
 
 def _tokens(parts: dict[str, Any], rows: int) -> tuple[list[str], list[TokenType]]:

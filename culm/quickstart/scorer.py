@@ -1,0 +1,51 @@
+"""What a model of the quickstart scores, on the same text and questions as the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from culm.device import choose_backend, choose_device, choose_precision
+from culm.dist.ranks import Ranks
+from culm.dtype import DTYPES
+from culm.eval.exact import Answered, answer
+from culm.eval.perplexity import Prediction, predict
+from culm.loading import read
+from culm.model.transformer import Transformer
+from culm.parts import loader
+from culm.settings import RunConfig
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+class Scorer:
+    """text, dialogues: the runs whose `eval` sections are used; corpus: of held-out text."""
+
+    def __init__(self, text: RunConfig, dialogues: RunConfig, corpus: Path) -> None:
+        self.text, self.dialogues, self.corpus = text, dialogues, corpus
+
+    @property
+    def questions(self) -> int:
+        """How many of each task a run of full length asks."""
+        return self.dialogues.eval.questions
+
+    def read(self, path: Path) -> tuple[Transformer, Tokenizer]:
+        """A model in the precision, with the backend and on the device of training."""
+        model, tokenizer = read(path, "cpu", torch.float32)
+        device = choose_device(self.text.device)
+        model.dtype = DTYPES[choose_precision(device)]
+        model.set_backend(choose_backend(device))
+        return model.to(device).eval(), tokenizer
+
+    def predict(self, model: Transformer, tokenizer: Tokenizer) -> Prediction:
+        """Of held-out text."""
+        context = model.config.context
+        rows = loader(self.text, tokenizer, self.corpus, context, Ranks(), "held_out")
+        return predict(model, rows, tokenizer, self.text.eval.tokens)
+
+    def answer(self, model: Transformer, tokenizer: Tokenizer, questions: int) -> list[Answered]:
+        """To so many test questions of each task."""
+        settings = self.dialogues.eval
+        return answer(
+            model, tokenizer, settings.tasks, questions, settings.seed, settings.answer_tokens
+        )
