@@ -94,8 +94,10 @@ def _in_blocks(
 
 
 def _blocks(length: int) -> int:
-    # Measured on a 2-core AVX-512 CPU: four blocks are best from 256 tokens on; see docs/log.md.
-    return 4 if length >= 256 else 2 if length >= 64 else 1
+    # Measured on a 2-core AVX-512 CPU; see docs/log.md.
+    if length < 256:
+        return 2 if length >= 64 else 1
+    return min(16, max(4, length // 128))
 
 
 def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
