@@ -22,11 +22,11 @@ from culm.dist.ranks import Ranks
 from culm.dtype import DTYPES
 from culm.files import atomic
 from culm.loading import read
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.transformer import Transformer
 from culm.objective.grpo import GRPOObjective
 from culm.rollout import Rollouts
 from culm.settings import RunConfig
-from culm.tokenizer.tokenizer import Tokenizer
+from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 from culm.tokenizer.train import BPE
 from culm.train.trainer import Batches
 
@@ -39,7 +39,7 @@ def begin(config: RunConfig, folder: Path) -> tuple[Transformer, Tokenizer]:
         return start_of(config.start)
     assert config.model is not None
     tokenizer = make_tokenizer(config, folder)
-    check_vocabulary(config.model, tokenizer)
+    check_vocabulary(tokenizer, config.model.vocabulary, "model.vocabulary")
     return config.model.build(config.seed), tokenizer
 
 
@@ -55,15 +55,6 @@ def start_of(path: str) -> tuple[Transformer, Tokenizer]:
         if Path(path).exists():
             raise
         raise SettingError(f"start: {error}; train that first, or give another start=") from None
-
-
-def check_vocabulary(model: TransformerConfig, tokenizer: Tokenizer) -> None:
-    """The embedding must have a row for each token id."""
-    if tokenizer.vocabulary > model.vocabulary:
-        raise SettingError(
-            f"model.vocabulary: {model.vocabulary} is less than the tokenizer's "
-            f"{tokenizer.vocabulary}"
-        )
 
 
 def context_of(config: RunConfig, model: Transformer) -> int:

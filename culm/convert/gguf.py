@@ -22,12 +22,11 @@ from culm.config import SettingError, parse
 from culm.convert import gguf_header
 from culm.convert.family import Shape, half_split, interleaved, shape_of
 from culm.convert.gguf_tokenizer import add_tokenizer
-from culm.convert.native import check_vocabulary
 from culm.convert.weights import assemble, plain_weights
 from culm.files import atomic
 from culm.model.names import rename
 from culm.model.transformer import Transformer, TransformerConfig
-from culm.tokenizer.tokenizer import Tokenizer
+from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
 KINDS = {"f32": Kind.F32, "f16": Kind.F16, "q8_0": Kind.Q8_0}
 FILE_TYPES = {

@@ -10,7 +10,7 @@ from gguf import TokenType
 
 from culm.config import SettingError
 from culm.tokenizer.fast import GPT2
-from culm.tokenizer.tokenizer import Tokenizer
+from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 from culm.tokenizer.train import PATTERN
 
 _REST = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -32,9 +32,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> N
     Raises:
         SettingError: it is of another kind, or splits text by a rule that llama.cpp does not know.
     """
-    if tokenizer.vocabulary > rows:
-        ids = f"the tokenizer has {tokenizer.vocabulary} ids"
-        raise SettingError(f"model.vocabulary: {ids}, the model only {rows}")
+    check_vocabulary(tokenizer, rows, "model.vocabulary")
     text = tokenizer.json
     parts = json.loads(text)
     merges = [" ".join(pair) for pair in parts["model"].get("merges", [])]

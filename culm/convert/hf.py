@@ -12,13 +12,13 @@ from torch import Tensor
 from culm.config import SettingError, parse
 from culm.convert.card import write_card
 from culm.convert.family import shape_of
-from culm.convert.native import check_vocabulary
 from culm.convert.weights import assemble, plain_weights
 from culm.dtype import name_of
-from culm.files import atomic, read_json, read_safetensors, vacant, write_json, write_safetensors
+from culm.files import atomic, read_json, vacant, write_json
 from culm.model.names import rename
 from culm.model.transformer import Transformer, TransformerConfig
-from culm.tokenizer.tokenizer import Tokenizer
+from culm.tensors import read_safetensors, write_safetensors
+from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 SETTINGS = "config.json"

@@ -21,10 +21,9 @@ from torch import Tensor
 
 from culm.config import SettingError, parse
 from culm.convert.family import half_split
-from culm.convert.native import check_vocabulary
 from culm.convert.weights import assemble
 from culm.model.transformer import Transformer, TransformerConfig
-from culm.tokenizer.tokenizer import Tokenizer
+from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
 HEADER = struct.Struct("<7i")
 SPECIALS = ("<unk>", "<s>", "</s>")

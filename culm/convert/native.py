@@ -24,14 +24,13 @@ from culm.dtype import DTYPES, name_of
 from culm.files import (
     atomic,
     read_json,
-    read_safetensors,
     sha256,
     vacant,
     write_json,
-    write_safetensors,
 )
 from culm.model.transformer import Transformer, TransformerConfig
-from culm.tokenizer.tokenizer import Tokenizer
+from culm.tensors import read_safetensors, write_safetensors
+from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
 SETTINGS, WEIGHTS = "model.json", "model.safetensors"
 GUARDED = (WEIGHTS, "tokenizer.json")  # a flipped bit in these would go unseen
@@ -99,13 +98,6 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Transf
     tokenizer = Tokenizer.load(folder)
     check_vocabulary(tokenizer, about.model.vocabulary, folder)
     return model, tokenizer
-
-
-def check_vocabulary(tokenizer: Tokenizer, rows: int, source: Path) -> None:
-    """Every id of the tokenizer needs a row of the embedding; more rows are padding."""
-    if tokenizer.vocabulary > rows:
-        ids = f"the tokenizer has {tokenizer.vocabulary} ids"
-        raise SettingError(f"{source}: {ids}, the model's vocabulary only {rows}")
 
 
 def _digest(values: dict[str, Any]) -> str:

@@ -13,7 +13,8 @@ class Decoder:
     """Text as it grows, for streaming.
 
     A character may be spread over several tokens: `push` holds back an unfinished one and nothing
-    else. What was pushed and flushed, joined, is what the whole decodes to.
+    else. What was pushed and flushed, joined, is what the whole decodes to, but for the space that
+    sentencepiece puts before a text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

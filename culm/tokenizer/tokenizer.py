@@ -14,6 +14,7 @@ from typing import Any
 import tokenizers
 
 from culm.config import SettingError
+from culm.files import read_json
 from culm.tokenizer.alphabet import spellings
 from culm.tokenizer.chat import Chat, token_name
 from culm.tokenizer.fast import fast_encoder
@@ -222,11 +223,25 @@ class Tokenizer:
             inner = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise SettingError(f"{path}: cannot be read as a tokenizer: {error}") from None
-        settings = _read_json(folder / CONFIG)
-        eos = _read_json(folder / "generation_config.json").get("eos_token_id")
+        settings, generation = (
+            read_json(folder / name) if (folder / name).is_file() else {}
+            for name in (CONFIG, "generation_config.json")
+        )
+        eos = generation.get("eos_token_id")
         stops = eos if isinstance(eos, list) else [] if eos is None else [eos]
         stops = [*stops, *settings.get("stop_ids", [])]
         return cls(inner, settings, _template(folder, settings), stops)
+
+
+def check_vocabulary(tokenizer: Tokenizer, rows: int, source: str | Path) -> None:
+    """Every id of the tokenizer needs a row of the embedding; more rows are padding.
+
+    Raises:
+        SettingError: naming the source.
+    """
+    if tokenizer.vocabulary > rows:
+        ids = f"the tokenizer has {tokenizer.vocabulary} ids"
+        raise SettingError(f"{source}: {ids}, the model's vocabulary only {rows}")
 
 
 def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
@@ -237,15 +252,6 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     if isinstance(template, list):  # several, by name
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
     return template
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SettingError(f"{path}: not readable as JSON: {error}") from None
 
 
 def _valid(text: str) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from culm import files
 from culm.dist.ranks import Ranks
 from culm.dist.sharded import full_tensor, like
+from culm.tensors import write_safetensors
 
 WEIGHTS, STATE = "state.safetensors", "state.json"
 
@@ -64,7 +65,7 @@ def save(
         try:
             with files.atomic(path / f"step-{progress.step}") as fresh:
                 fresh.mkdir()
-                files.write_safetensors(fresh / WEIGHTS, tensors)
+                write_safetensors(fresh / WEIGHTS, tensors)
                 state = asdict(progress)
                 files.write_json(fresh / STATE, {**state, "sha256": _seal(fresh / WEIGHTS, state)})
         except OSError as error:

@@ -10,12 +10,12 @@ from culm.data.prepare import prepare
 from culm.data.texts import texts_of
 from culm.dist.ranks import Ranks
 from culm.objective.grpo import GRPO
-from culm.parts import check_ends, check_vocabulary, loader, make_tokenizer
+from culm.parts import check_ends, loader, make_tokenizer
 from culm.plan.sample import sample
 from culm.settings import RunConfig
 from culm.task.task import Task
 from culm.tokenizer.chat import Chat
-from culm.tokenizer.tokenizer import Tokenizer
+from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 from culm.tokenizer.train import BPE
 from culm.train.folder import prepared_by
 from culm.verbs.numbers import count
@@ -45,7 +45,7 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
         tokenizer = settings.build(
             texts_of(sample(config.data.open(config.seed)), config.data.format)
         )
-    check_vocabulary(config.model, tokenizer)
+    check_vocabulary(tokenizer, config.model.vocabulary, "model.vocabulary")
     return tokenizer
 
 

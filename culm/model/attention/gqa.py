@@ -21,7 +21,8 @@ class GQA(Config):
     """heads: query heads; kv_heads: key and value heads, heads if not given.
 
     head_dim: width / heads if not given. qk_norm: RMSNorm over each head of q and k before the
-    rotation (arXiv 2302.05442, as Qwen3). window: how far back a token sees, itself included.
+    rotation (arXiv 2302.05442, as Qwen3). bias: of q, k and v (as Qwen2), not of the output.
+    window: how far back a token sees, itself included.
     """
 
     kind: Literal["gqa"] = "gqa"
