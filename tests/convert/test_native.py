@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from culm import files
+from culm import tensors
 from culm.adapt.lora import LoRA
 from culm.adapt.quantize.int4 import Int4
 from culm.adapt.quantize.int8 import Int8
@@ -75,7 +75,7 @@ def test_disk_full_keeps_the_old_model(tiny, tokenizer, tokens, tmp_path, monkey
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(tensors, "save_file", full)
     with pytest.raises(OSError, match=r"model: could not be written \(No space left on device\)"):
         native.save(tiny(layers=3), tokenizer, tmp_path / "model")
     assert torch.equal(native.load(tmp_path / "model")[0](tokens), old(tokens))

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import culm.run
-from culm import files
+from culm import tensors
 from culm.config import SettingError, parse
 from culm.files import read_lines
 from culm.run import train
@@ -153,7 +153,7 @@ def test_a_disk_that_fills_up(begun: dict[str, Any], monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "save_file", full)
+        patch.setattr(tensors, "save_file", full)
         with pytest.raises(CheckpointError, match=r"step-6: could not be written \(No space left"):
             go(begun, steps=8)
     assert steps_in(folder) == [2, 4]
