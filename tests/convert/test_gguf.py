@@ -129,9 +129,7 @@ def test_what_llama_cpp_has_not_is_refused(tiny, tokenizer, tmp_path, data):
     path = tmp_path / "m.gguf"
     with pytest.raises(SettingError, match=r"model\.attention\.window"):
         ours.export(tiny(attention={**GQA, "window": 8}), tokenizer, path)
-    with pytest.raises(
-        SettingError, match="300 ids, the model's vocabulary only 256"
-    ):
+    with pytest.raises(SettingError, match="300 ids, the model's vocabulary only 256"):
         ours.export(tiny(vocabulary=256), tokenizer, path)
     stories = read_tokenizer(data / "weights" / "tok512.bin", 512)
     with pytest.raises(SettingError, match="only byte-level BPE can be written to GGUF"):
