@@ -13,6 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 from culm.config import SettingError
+from culm.model.rope import Rope
 from culm.model.transformer import TransformerConfig
 
 Family = Literal["llama", "qwen2", "qwen3"]
@@ -27,7 +28,7 @@ class Shape:
     kv_heads: int
     head_dim: int
     hidden: int
-    rope_base: float
+    rope: Rope
 
 
 def shape_of(config: TransformerConfig, target: str) -> Shape:
@@ -51,7 +52,7 @@ def shape_of(config: TransformerConfig, target: str) -> Shape:
         kv_heads=attention.kv_heads or attention.heads,
         head_dim=attention.dim(config.width),
         hidden=mlps.pop(),
-        rope_base=attention.rope.base,
+        rope=attention.rope,
     )
 
 

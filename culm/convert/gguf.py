@@ -55,6 +55,8 @@ def export(
     if path.is_file() and path.open("rb").read(4) != b"GGUF":
         raise SettingError(f"{path}: there is a file of this name that is no GGUF; choose another")
     shape = shape_of(model.config, "GGUF")
+    if shape.rope.scaling is not None:
+        raise SettingError("model.attention.rope.scaling: it is not written to GGUF here")
     writer = gguf.GGUFWriter(None, shape.family)
     _add_settings(writer, model.config, shape)
     writer.add_name(path.stem)
@@ -90,7 +92,7 @@ def _add_settings(writer: gguf.GGUFWriter, config: TransformerConfig, shape: Sha
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
     writer.add_rope_dimension_count(shape.head_dim)
-    writer.add_rope_freq_base(shape.rope_base)
+    writer.add_rope_freq_base(shape.rope.base)
     writer.add_layer_norm_rms_eps(config.eps)
     writer.add_vocab_size(config.vocabulary)
 

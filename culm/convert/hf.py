@@ -12,6 +12,7 @@ from torch import Tensor
 from culm.config import SettingError, parse
 from culm.convert.card import write_card
 from culm.convert.family import shape_of
+from culm.convert.hf_rope import read_rope, rope_fields
 from culm.convert.weights import assemble, plain_weights
 from culm.dtype import name_of
 from culm.files import atomic, read_json, vacant, write_json
@@ -87,8 +88,7 @@ def _config(config: TransformerConfig, tokenizer: Tokenizer, dtype: torch.dtype)
         "hidden_act": "silu",
         "max_position_embeddings": config.context,
         "rms_norm_eps": config.eps,
-        "rope_theta": shape.rope_base,  # where transformers 4 and vLLM read it
-        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_base},
+        **rope_fields(shape.rope),
         "tie_word_embeddings": config.tied,
         "bos_token_id": None,
         "eos_token_id": tokenizer.end_of_text,
@@ -131,7 +131,7 @@ def read_config(path: Path) -> TransformerConfig:
 
 def _values(given: Mapping[str, Any], family: str) -> dict[str, Any]:
     left = {k: v for k, v in given.items() if k not in NEUTRAL and not k.startswith("_")}
-    rope = _rope_base(left)
+    rope = read_rope(left)
     windowed = left.pop("use_sliding_window", family == "mistral")
     if not windowed:  # Qwen writes a window that is not in use
         left.pop("sliding_window", None)
@@ -156,29 +156,13 @@ def _values(given: Mapping[str, Any], family: str) -> dict[str, Any]:
             "head_dim": left.pop("head_dim", None),
             "qk_norm": family == "qwen3",
             "bias": family == "qwen2",
-            "rope": {"base": rope},
+            "rope": rope,
         },
     }
     for name, value in left.items():
         if value:  # None, false, 0 and empty switch a thing off
             raise SettingError(f"{name}: {value!r} is not known here and may change the model")
     return values
-
-
-def _rope_base(left: dict[str, Any]) -> float:
-    """Takes the rotary settings out; transformers 5 has one mapping, transformers 4 two fields."""
-    older = left.pop("rope_scaling", None)
-    given = left.pop("rope_parameters", None) or older or {}
-    if not isinstance(given, dict):
-        raise SettingError(f"rope_parameters: {given!r} is no mapping")
-    rope = {"rope_theta": left.pop("rope_theta", 10_000.0), **given}
-    base, kind = rope.pop("rope_theta"), rope.pop("type", "default")
-    kind = rope.pop("rope_type", kind)
-    if kind != "default":
-        raise SettingError(f"rope_parameters: rope_type {kind!r} is not read here, only 'default'")
-    if rope:
-        raise SettingError(f"rope_parameters: {', '.join(rope)} are not known here")
-    return base
 
 
 def _weights(folder: Path, tied: bool) -> Iterator[tuple[str, Tensor]]:

@@ -1,39 +1,166 @@
-"""Rotary position embedding (arXiv 2104.09864), in the half-split layout.
+"""Rotary position embedding (arXiv 2104.09864), in the half-split layout, and its longer contexts.
 
 Element i of a head is paired with element i + D/2. Checkpoints in the interleaved layout are
 permuted when they are read (`culm.convert`).
+
+A model that was trained on `original` tokens can read more of them when its pairs turn more slowly.
+The kinds of `Scaling` differ in which pairs they slow down:
+
+    linear    all of them, by the factor                                       (arXiv 2306.15595)
+    ntk       the slowest by the factor, the fastest not at all: by a greater base
+    llama3    those that turn less than `low` times in the original context, as Llama 3.1
+    yarn      the same by a ramp; attention also becomes a little sharper      (arXiv 2309.00071)
 """
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
-from pydantic import PositiveFloat
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from culm.config import Config
+from culm.config import Config, one_of
+
+
+def frequencies(base: float, head_dim: int) -> Tensor:
+    """(D/2,) fp64: radians that each pair turns from one token to the next, base^(-2i/D)."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    return base**-exponent
+
+
+class Stretch(Config):
+    """factor: how many times longer the context becomes."""
+
+    factor: float = Field(ge=1)
+
+    @property
+    def magnitude(self) -> float:
+        """What cosines and sines are multiplied by."""
+        return 1.0
+
+    def frequencies(self, base: float, head_dim: int) -> Tensor:
+        """(D/2,) fp64 radians a token."""
+        raise NotImplementedError
+
+
+class LinearScaling(Stretch):
+    """factor: how many times longer the context becomes."""
+
+    kind: Literal["linear"] = "linear"
+
+    def frequencies(self, base: float, head_dim: int) -> Tensor:
+        return frequencies(base, head_dim) / self.factor
+
+
+class NTKScaling(Stretch):
+    """factor: how many times longer the context becomes; base grows by factor^(D / (D - 2))."""
+
+    kind: Literal["ntk"] = "ntk"
+
+    def frequencies(self, base: float, head_dim: int) -> Tensor:
+        return frequencies(base * self.factor ** (head_dim / (head_dim - 2)), head_dim)
+
+
+class Llama3Scaling(Stretch):
+    """original: tokens of the context before. Pairs that turn in it less than `low` times become
+    slower by the factor, those that turn more than `high` times do not, between them smoothly.
+    """
+
+    kind: Literal["llama3"] = "llama3"
+    factor: float = Field(8.0, ge=1)
+    low: PositiveFloat = 1.0
+    high: PositiveFloat = 4.0
+    original: PositiveInt = 8192
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Llama3Scaling:
+        if self.low >= self.high:
+            raise ValueError(f"low: {self.low} is not less than high={self.high}")
+        return self
+
+    def frequencies(self, base: float, head_dim: int) -> Tensor:
+        plain = frequencies(base, head_dim)
+        turns = self.original * plain / (2 * math.pi)
+        kept = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        return plain * kept + plain / self.factor * (1 - kept)
+
+
+class YaRNScaling(Stretch):
+    """original: tokens of the context before. Pairs that turn in it more than `fast` times keep
+    their pace, those that turn less than `slow` times are slowed by the factor, between them by a
+    ramp over the pairs. attention: what cosines and sines are multiplied by; 0.1 ln(factor) + 1 if
+    not given. truncate: the ramp begins and ends at whole pairs.
+    """
+
+    kind: Literal["yarn"] = "yarn"
+    original: PositiveInt
+    fast: PositiveFloat = 32.0
+    slow: PositiveFloat = 1.0
+    attention: PositiveFloat | None = None
+    truncate: bool = True
+
+    @model_validator(mode="after")
+    def _ordered(self) -> YaRNScaling:
+        if self.slow >= self.fast:
+            raise ValueError(f"slow: {self.slow} is not less than fast={self.fast}")
+        return self
+
+    @property
+    def magnitude(self) -> float:
+        return 0.1 * math.log(self.factor) + 1.0 if self.attention is None else self.attention
+
+    def frequencies(self, base: float, head_dim: int) -> Tensor:
+        first, last = (self._pair(turns, base, head_dim) for turns in (self.fast, self.slow))
+        if self.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, head_dim - 1)
+        pairs = torch.arange(head_dim // 2, dtype=torch.float64)
+        slowed = ((pairs - first) / max(last - first, 1e-3)).clamp(0, 1)
+        plain = frequencies(base, head_dim)
+        return plain / self.factor * slowed + plain * (1 - slowed)
+
+    def _pair(self, turns: float, base: float, head_dim: int) -> float:
+        """Which pair turns so many times in the original context."""
+        longest = math.log(self.original / (turns * 2 * math.pi))
+        return head_dim * longest / (2 * math.log(base))
+
+
+Scaling = one_of(LinearScaling | NTKScaling | Llama3Scaling | YaRNScaling)
 
 
 class Rope(Config):
-    """base: the slowest pair turns once in about 2 pi * base tokens."""
+    """base: the slowest pair turns once in about 2 pi * base tokens.
+
+    scaling: how a context that is longer than the one of training is reached.
+    """
 
     base: PositiveFloat = 10_000.0
+    scaling: Scaling | None = None  # type: ignore[valid-type]
 
     def build(self, head_dim: int) -> Rotation:
-        return Rotation(self.base, head_dim)
+        return Rotation(self, head_dim)
+
+    def frequencies(self, head_dim: int) -> Tensor:
+        """(D/2,) fp64 radians a token."""
+        if self.scaling is None:
+            return frequencies(self.base, head_dim)
+        return self.scaling.frequencies(self.base, head_dim)
 
 
 class Rotation(nn.Module):
     """Positions (B, T) to cosines and sines (B, T, 1, D/2), in fp32."""
 
-    def __init__(self, base: float, head_dim: int) -> None:
+    def __init__(self, config: Rope, head_dim: int) -> None:
         super().__init__()
-        self.base, self.head_dim = base, head_dim
+        self.config, self.head_dim = config, head_dim
+        self.magnitude = 1.0 if config.scaling is None else config.scaling.magnitude
         self.frequencies: Tensor
         self.register_buffer("frequencies", self._frequencies(), persistent=False)
 
     def _frequencies(self) -> Tensor:
-        exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float64) / self.head_dim
-        return (self.base**-exponent).float()
+        return self.config.frequencies(self.head_dim).float()
 
     def reset(self) -> None:
         """Fill the buffer of a module that was built without memory."""
@@ -41,7 +168,7 @@ class Rotation(nn.Module):
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         angles = positions[..., None, None].float() * self.frequencies
-        return angles.cos(), angles.sin()
+        return angles.cos() * self.magnitude, angles.sin() * self.magnitude
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:

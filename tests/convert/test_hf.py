@@ -12,10 +12,17 @@ from culm.convert import hf
 transformers = pytest.importorskip("transformers")
 
 LLAMA = {"kind": "gqa", "heads": 4, "kv_heads": 2}
+# Of contexts so short that the scaling shows within the few tokens of a test.
+LLAMA3 = {"kind": "llama3", "factor": 8, "low": 1, "high": 4, "original": 32}
+YARN = {"kind": "yarn", "factor": 4, "original": 16}
+LINEAR = {"kind": "linear", "factor": 2}
 SHAPES = {
     "llama": {"attention": LLAMA, "tied": True},
     "llama-untied-wide-heads": {"attention": {**LLAMA, "head_dim": 24}, "tied": False},
     "llama-rope": {"attention": {**LLAMA, "rope": {"base": 500_000}}, "eps": 1e-6},
+    "llama-3": {"attention": {**LLAMA, "rope": {"base": 5e5, "scaling": LLAMA3}}, "tied": True},
+    "llama-yarn": {"attention": {**LLAMA, "rope": {"scaling": YARN}}, "tied": True},
+    "llama-linear": {"attention": {**LLAMA, "rope": {"scaling": LINEAR}}, "tied": True},
     "qwen2": {"attention": {**LLAMA, "bias": True}, "tied": False},
     "qwen3": {"attention": {**LLAMA, "qk_norm": True, "head_dim": 32}, "tied": True},
 }
@@ -143,9 +150,10 @@ def exported(tiny, tokenizer, tmp_path):
     ("changes", "message"),
     [
         ({"model_type": "gemma2"}, "model_type 'gemma2' is not one of llama"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, "rope_type 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4, "mscale": 1}}, "mscale are not"),
         ({"rope_parameters": {"rope_type": "default", "factor": 4.0}}, "factor are not known"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}, "'linear'"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "su", "factor": 2}}, "'su'"),
         ({"rope_parameters": 3}, "rope_parameters: 3 is no mapping"),
         ({"model_type": "mistral", "sliding_window": 4096}, "sliding_window: 4096"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
