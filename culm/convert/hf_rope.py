@@ -67,13 +67,9 @@ def rope_fields(rope: Rope) -> dict[str, Any]:
         if kind not in FIELDS:
             raise SettingError(
                 f"model.attention.rope.scaling: transformers has no {kind!r} of a fixed factor; "
-                f"a greater base says the same"
+                "a greater base says the same"
             )
         theirs = {"rope_type": kind} | {FIELDS[kind][name]: v for name, v in values.items()}
     # `rope_theta` and `rope_scaling` is where transformers 4 and vLLM read them.
-    scaled = {} if rope.scaling is None else {"rope_scaling": theirs}
-    return {
-        "rope_theta": rope.base,
-        **scaled,
-        "rope_parameters": {**theirs, "rope_theta": rope.base},
-    }
+    fields = {"rope_theta": rope.base, "rope_parameters": {**theirs, "rope_theta": rope.base}}
+    return fields if rope.scaling is None else {**fields, "rope_scaling": theirs}
