@@ -18,7 +18,7 @@ from culm.convert.importer import load_model
 from culm.convert.llama2c import read_tokenizer
 from culm.convert.weights import plain_weights
 from culm.model.names import rename
-from culm.model.rope import Rotation, rotate
+from culm.model.rope import Rope, rotate
 from culm.pack import write_export
 from culm.tokenizer.bytes import Bytes
 
@@ -41,7 +41,7 @@ def test_layouts_are_inverse_and_turn_alike():
     """Neighbours turned in the one layout are halves turned in the other."""
     rows = torch.randn(4 * 16, 8)
     assert torch.equal(half_split(interleaved(rows, 4), 4), rows)
-    x, turn = torch.randn(1, 5, 1, 16), Rotation(10_000.0, 16)(torch.arange(5)[None])
+    x, turn = torch.randn(1, 5, 1, 16), Rope().build(16)(torch.arange(5)[None])
     cos, sin = (part[..., None] for part in turn)
     pairs = interleaved(x.transpose(0, 3).flatten(1), 1).view(16, 5).t().view(1, 5, 1, 8, 2)
     first, second = pairs.split(1, -1)
