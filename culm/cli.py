@@ -263,7 +263,10 @@ def export(
     out: Annotated[str, typer.Argument(help="A new folder, or a file that ends in .gguf.")],
     dtype: Annotated[
         str,
-        typer.Option(help="float32, bfloat16 (the default) or float16; for GGUF f32, f16 or q8_0."),
+        typer.Option(
+            help="float32, bfloat16 (the default) or float16; for GGUF f32, f16 (the default), "
+            "bf16, q8_0, q6_k, q5_k_m, q5_1, q5_0, q4_k_m, q4_1 or q4_0."
+        ),
     ] = "",
 ) -> None:
     """A Hugging Face folder, or a GGUF file for llama.cpp."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from culm.convert import gguf, hf, native
 from culm.convert.importer import apart
 from culm.dtype import dtype_of
 from culm.loading import read
+from culm.log import progress
 from culm.model.transformer import Transformer
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -37,19 +39,27 @@ def quantize(source: str | Path, out: str | Path, to: str) -> Path:
 def export(source: str | Path, out: str | Path, dtype: str = "") -> Path:
     """Write the model of `source` for other programs: to `*.gguf`, or a Hugging Face folder.
 
-    dtype: f32, f16 or q8_0 for GGUF, f16 if not given; for a folder float32, bfloat16 or
-    float16, bfloat16 if not given.
+    dtype: for GGUF a name in `gguf_kinds.KINDS`, such as "q4_k_m", f16 if not given; for a folder
+    float32, bfloat16 or float16, bfloat16 if not given.
     """
     apart(source, out)
     model, tokenizer = read(source, "cpu", torch.float32)
-    write_export(model, tokenizer, Path(out), dtype)
+    numbers = sum(tensor.numel() for tensor in model.state_dict().values())
+    with progress("export", numbers, "numbers") as bar:
+        write_export(model, tokenizer, Path(out), dtype, bar.advance)
     return Path(out)
 
 
-def write_export(model: Transformer, tokenizer: Tokenizer, out: Path, dtype: str) -> None:
-    """As `export`, of a model that is loaded."""
+def write_export(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    out: Path,
+    dtype: str,
+    told: Callable[[int], None] | None = None,
+) -> None:
+    """As `export`, of a model that is loaded; `told(numbers)` is called as a GGUF file grows."""
     if out.suffix.lower() == ".gguf":
-        gguf.export(model, tokenizer, out, dtype or "f16")
+        gguf.export(model, tokenizer, out, dtype or "f16", told)
     else:
         hf.export(model, tokenizer, out, dtype_of(dtype or "bfloat16"))
 

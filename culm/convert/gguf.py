@@ -1,4 +1,4 @@
-"""GGUF, the one-file format of llama.cpp: written in F32, F16 or Q8_0, and our own files read.
+"""GGUF, the one-file format of llama.cpp: written in floats or blocks, and our own files read.
 
 The tokenizer is written twice: as llama.cpp wants it, with the name of a splitting rule that it
 knows, and whole under `tokenizer.huggingface.json`, from which it is read back exactly.
@@ -7,7 +7,8 @@ knows, and whole under `tokenizer.huggingface.json`, from which it is read back 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +16,38 @@ import gguf
 import numpy as np
 import tokenizers
 import torch
-from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
 from culm.config import SettingError, parse
 from culm.convert import gguf_header
 from culm.convert.family import Shape, half_split, interleaved, shape_of
+from culm.convert.gguf_blocks import encode
+from culm.convert.gguf_kinds import KINDS, kinds_of
 from culm.convert.gguf_tokenizer import add_tokenizer
 from culm.convert.weights import assemble, plain_weights
 from culm.files import atomic
+from culm.log import say
 from culm.model.names import rename
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
-KINDS = {"f32": Kind.F32, "f16": Kind.F16, "q8_0": Kind.Q8_0}
-FILE_TYPES = {
-    "f32": gguf.LlamaFileType.ALL_F32,
-    "f16": gguf.LlamaFileType.MOSTLY_F16,
-    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
-}
-
 
 def export(
-    model: Transformer, tokenizer: Tokenizer, path: str | Path, precision: str = "f16"
+    model: Transformer,
+    tokenizer: Tokenizer,
+    path: str | Path,
+    precision: str = "f16",
+    told: Callable[[int], None] | None = None,
 ) -> None:
     """Write one file that llama.cpp and its relatives load; quantised layers are multiplied out.
 
-    Norms and biases stay in F32, as llama.cpp computes them. A matrix whose rows are no multiple
-    of 32 long cannot be Q8_0 and is F16.
+    precision: one of `gguf_kinds.KINDS`, which says what each tensor becomes. Where the rows of a
+    matrix do not fill the blocks of its type it is of another, and a line says so.
+    told: called with the count of numbers as they are written.
 
     Raises:
-        SettingError: llama.cpp has no such model or tokenizer, adapters are not merged, or the
-            precision is none of f32, f16 and q8_0.
+        SettingError: llama.cpp has no such model or tokenizer, adapters are not merged, the
+            precision is not known, or a number is not finite or too large for it.
         OSError: the disk is full or may not be written to.
     """
     path = Path(path)
@@ -54,32 +55,36 @@ def export(
         raise SettingError(f"dtype: {precision!r} is not one of {', '.join(KINDS)}")
     if path.is_file() and path.open("rb").read(4) != b"GGUF":
         raise SettingError(f"{path}: there is a file of this name that is no GGUF; choose another")
-    shape = shape_of(model.config, "GGUF")
+    shape, mixture = shape_of(model.config, "GGUF"), KINDS[precision]
     if shape.rope.scaling is not None:
         raise SettingError("model.attention.rope.scaling: it is not written to GGUF here")
     writer = gguf.GGUFWriter(None, shape.family)
     _add_settings(writer, model.config, shape)
     writer.add_name(path.stem)
-    writer.add_file_type(FILE_TYPES[precision])
-    if precision == "q8_0":
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_file_type(mixture.file_type)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_tokenizer(writer, tokenizer, model.config.vocabulary)
     # Twice through the weights: first their places, then one after the other their numbers.
-    for name, tensor in _tensors(model, shape):
-        kind = _kind(tensor, precision)
+    shapes = {name: tuple(tensor.shape) for name, tensor in _tensors(model, shape)}
+    kinds, note = kinds_of(shapes, mixture, model.config.layers)
+    for name, kind in kinds.items():
         block, size = gguf.GGML_QUANT_SIZES[kind]
-        count = tensor.numel() // block * size
-        writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), count, kind)
+        count = math.prod(shapes[name]) // block * size
+        writer.add_tensor_info(name, shapes[name], np.dtype(np.float32), count, kind)
     with atomic(path) as fresh:
         try:
             writer.write_header_to_file(fresh)
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for _, tensor in _tensors(model, shape):
+            for name, tensor in _tensors(model, shape):
                 numbers = tensor.float().cpu().contiguous().numpy()
-                writer.write_tensor_data(gguf.quantize(numbers, _kind(tensor, precision)))
+                writer.write_tensor_data(encode(numbers, kinds[name], name))
+                if told:
+                    told(tensor.numel())
         finally:
             writer.close()
+    if note:
+        say(f"{path}: {note}")
 
 
 def _add_settings(writer: gguf.GGUFWriter, config: TransformerConfig, shape: Shape) -> None:
@@ -95,12 +100,6 @@ def _add_settings(writer: gguf.GGUFWriter, config: TransformerConfig, shape: Sha
     writer.add_rope_freq_base(shape.rope.base)
     writer.add_layer_norm_rms_eps(config.eps)
     writer.add_vocab_size(config.vocabulary)
-
-
-def _kind(tensor: Tensor, precision: str) -> Kind:
-    if tensor.dim() == 1:
-        return Kind.F32
-    return Kind.F16 if precision == "q8_0" and tensor.shape[-1] % 32 else KINDS[precision]
 
 
 def _tensors(model: Transformer, shape: Shape) -> Iterator[tuple[str, Tensor]]:
