@@ -44,7 +44,7 @@ def export(source: str | Path, out: str | Path, dtype: str = "") -> Path:
     """
     apart(source, out)
     model, tokenizer = read(source, "cpu", torch.float32)
-    numbers = sum(tensor.numel() for tensor in model.state_dict().values())
+    numbers = sum(weight.numel() for weight in model.config.build(device="meta").parameters())
     with progress("export", numbers, "numbers") as bar:
         write_export(model, tokenizer, Path(out), dtype, bar.advance)
     return Path(out)
@@ -57,11 +57,11 @@ def write_export(
     dtype: str,
     told: Callable[[int], None] | None = None,
 ) -> None:
-    """As `export`, of a model that is loaded; `told(numbers)` is called as a GGUF file grows."""
+    """As `export`, of a model that is loaded; `told(numbers)` is called as the files grow."""
     if out.suffix.lower() == ".gguf":
         gguf.export(model, tokenizer, out, dtype or "f16", told)
     else:
-        hf.export(model, tokenizer, out, dtype_of(dtype or "bfloat16"))
+        hf.export(model, tokenizer, out, dtype_of(dtype or "bfloat16"), told)
 
 
 def size_of(path: Path) -> int:

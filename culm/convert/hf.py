@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,11 @@ def export(
     tokenizer: Tokenizer,
     folder: str | Path,
     dtype: torch.dtype = torch.float32,
+    told: Callable[[int], None] | None = None,
 ) -> None:
     """Write a folder that transformers, vLLM and the like load as it is.
 
-    Quantised layers are multiplied out.
+    Quantised layers are multiplied out. told: called with the count of numbers as they are read.
 
     Raises:
         SettingError: no family has the model's shape, adapters are not merged, or the folder
@@ -59,10 +60,11 @@ def export(
     folder = Path(folder)
     config = _config(model.config, tokenizer, dtype)
     vacant(folder, SETTINGS)
-    weights = {
-        str(rename(name, "culm", "hf")): tensor.to(dtype).cpu().contiguous()
-        for name, tensor in plain_weights(model)
-    }
+    weights = {}
+    for name, tensor in plain_weights(model):
+        weights[str(rename(name, "culm", "hf"))] = tensor.to(dtype).cpu().contiguous()
+        if told:
+            told(tensor.numel())
     with atomic(folder) as fresh:
         fresh.mkdir()
         write_safetensors(fresh / "model.safetensors", weights)
