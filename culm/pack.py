@@ -44,7 +44,7 @@ def export(source: str | Path, out: str | Path, dtype: str = "") -> Path:
     """
     apart(source, out)
     model, tokenizer = read(source, "cpu", torch.float32)
-    numbers = sum(tensor.numel() for tensor in model.state_dict().values())
+    numbers = sum(parameter.numel() for parameter in model.parameters())
     with progress("export", numbers, "numbers") as bar:
         write_export(model, tokenizer, Path(out), dtype, bar.advance)
     return Path(out)

@@ -187,13 +187,24 @@ def test_quantize_then_inspect(culm, model, tmp_path):
 
 @pytest.mark.parametrize(("name", "dtype"), [("hf", "float32"), ("model.gguf", "f32")])
 def test_export_and_import_give_the_same_model(culm, model, tmp_path, name, dtype):
-    code, out, err = culm("export", model, tmp_path / name, "--dtype", dtype)
-    assert (code, err) == (0, "")
+    assert culm("export", model, tmp_path / name, "--dtype", dtype)[0] == 0
     code, out, _ = culm("import", tmp_path / name, tmp_path / "again")
     assert code == 0
     assert "million parameters" in out
     say = ("A fox", "--tokens", 8, "--temperature", 0, "--device", "cpu")
     assert culm("generate", tmp_path / "again", *say) == culm("generate", model, *say)
+
+
+def test_export_to_four_bits(culm, model, tmp_path):
+    path = tmp_path / "model.gguf"
+    code, out, err = culm("export", model, path, "--dtype", "q4_k_m")
+    assert code == 0
+    assert "MB of weights" in out
+    assert "of 32 is Q5_0, not Q4_K" in err  # the tiny model's rows
+    assert culm("generate", path, "A fox", "--tokens", 4, "--device", "cpu")[0] == 0
+    code, _, err = culm("export", model, path, "--dtype", "q9")
+    assert code == 1
+    assert "dtype: 'q9' is not one of f32, f16, bf16, q8_0, q6_k, q5_k_m" in err
 
 
 def test_tokenize_then_prepare_then_plan_a_run_on_it(culm, text, tmp_path):
