@@ -197,6 +197,18 @@ def test_export_and_import_give_the_same_model(culm, model, tmp_path, name, dtyp
     assert culm("generate", tmp_path / "again", *say) == culm("generate", model, *say)
 
 
+def test_export_to_four_bits(culm, model, tmp_path):
+    path = tmp_path / "model.gguf"
+    code, out, err = culm("export", model, path, "--dtype", "q4_k_m")
+    assert code == 0
+    assert "MB of weights" in out
+    assert "of 32 is Q5_0, not Q4_K" in err  # the tiny model's rows
+    assert culm("generate", path, "A fox", "--tokens", 4, "--device", "cpu")[0] == 0
+    code, _, err = culm("export", model, path, "--dtype", "q9")
+    assert code == 1
+    assert "dtype: 'q9' is not one of f32, f16, bf16, q8_0, q6_k, q5_k_m" in err
+
+
 def test_tokenize_then_prepare_then_plan_a_run_on_it(culm, text, tmp_path):
     code, out, _ = culm("tokenize", text, "--vocabulary", 280, "--out", tmp_path / "tokenizer")
     assert (code, out) == (0, f"{tmp_path}/tokenizer: 280 tokens\n")

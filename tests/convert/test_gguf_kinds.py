@@ -2,12 +2,17 @@
 
 import ctypes
 import re
+import struct
+from contextlib import suppress
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Kind
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from culm.cli import app
@@ -35,6 +40,15 @@ SHAPES = {"token_embd.weight": (300, 256), "output_norm.weight": (256,)} | {
 @pytest.fixture(scope="module")
 def wide(tiny):
     return tiny(**WIDE)
+
+
+@pytest.fixture(scope="module")
+def four_bits(tiny, tokenizer, tmp_path_factory):
+    """The bytes of a small file in Q4_K."""
+    path = tmp_path_factory.mktemp("gguf") / "m.gguf"
+    mlp = {"kind": "swiglu", "hidden": 256}
+    ours.export(tiny(width=256, layers=1, attention=GQA, mlp=mlp), tokenizer, path, "q4_k_m")
+    return path.read_bytes()
 
 
 def test_mixture_by_hand():
@@ -111,6 +125,30 @@ def test_a_broken_weight_leaves_no_file(tiny, tokenizer, tmp_path, precision, nu
     assert not list(tmp_path.iterdir())
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(at=st.integers(0, 30_000), value=st.integers(0, 255))
+def test_a_changed_byte_never_escapes(four_bits, tmp_path_factory, at, value):
+    damaged = bytearray(four_bits)
+    damaged[at] = value
+    path = tmp_path_factory.mktemp("fuzz") / "m.gguf"
+    path.write_bytes(damaged)
+    with suppress(SettingError):
+        ours.load(path)
+
+
+@pytest.mark.parametrize("kind", GGML_QUANT_SIZES)
+def test_a_type_that_lies(four_bits, tmp_path, kind):
+    """Every other type that the package knows: refused, or read as numbers that nobody meant."""
+    name = b"blk.0.attn_q.weight"
+    at = four_bits.index(name) + len(name) + 4 + 2 * 8  # after the count of dimensions and those
+    assert struct.unpack_from("<I", four_bits, at)[0] == Kind.Q4_K
+    damaged = bytearray(four_bits)
+    struct.pack_into("<I", damaged, at, kind)
+    (tmp_path / "m.gguf").write_bytes(damaged)
+    with suppress(SettingError):
+        ours.load(tmp_path / "m.gguf")
+
+
 def test_unknown_kind(tiny, tokenizer, tmp_path):
     with pytest.raises(SettingError, match=r"^dtype: 'q3_k' is not one of f32, f16, bf16, q8_0, "):
         ours.export(tiny(), tokenizer, tmp_path / "m.gguf", "q3_k")
@@ -130,11 +168,11 @@ def test_bytes_of_llama_cpp(tiny, tokenizer, tmp_path, precision, tied):
     model = tiny(**WIDE, tied=tied)
     ours.export(model, tokenizer, tmp_path / "f32.gguf", "f32")
     ours.export(model, tokenizer, tmp_path / "ours.gguf", precision)
-    settings = llama_cpp.llama_model_quantize_default_params()
-    settings.ftype, settings.nthread = KINDS[precision].file_type, 1
+    wanted = llama_cpp.llama_model_quantize_default_params()
+    wanted.ftype, wanted.nthread = KINDS[precision].file_type, 1
     source, target = str(tmp_path / "f32.gguf"), str(tmp_path / "theirs.gguf")
     assert not llama_cpp.llama_model_quantize(
-        source.encode(), target.encode(), ctypes.byref(settings)
+        source.encode(), target.encode(), ctypes.byref(wanted)
     )
     theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(target).tensors}
     mine = gguf.GGUFReader(tmp_path / "ours.gguf").tensors
