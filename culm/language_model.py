@@ -244,15 +244,18 @@ def load(
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
     context: int | None = None,
+    adapter: str | Path | None = None,
 ) -> LanguageModel:
     """A model from what `path` names: a run or model folder of Culm, a Hugging Face folder or hub
-    id, or a `.gguf` file.
+    id, a `.gguf` file, or a folder with an adapter, which is merged into the base that it names.
 
     device: "cpu", "cuda", "mps", "xpu"; "auto" takes the first CUDA device, else the CPU. dtype:
     of weights and activations, such as "bfloat16"; "auto" takes the fastest here; if not given
     float32 on a CPU, bfloat16 elsewhere and for quantised weights. context: see `LanguageModel`.
+    adapter: a folder of PEFT, or of the run that trained it, to stand beside the layers of `path`,
+    its base; `culm.adapt.merge` folds it in.
 
     Raises:
-        SettingError: there is nothing there that can be read.
+        SettingError: there is nothing there that can be read, or the adapter is for another base.
     """
-    return LanguageModel(*read(path, device, dtype), context)
+    return LanguageModel(*read(path, device, dtype, adapter), context)

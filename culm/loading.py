@@ -8,7 +8,7 @@ import torch
 
 from culm.adapt.quantize.linear import is_quantized
 from culm.config import SettingError
-from culm.convert.importer import load_model
+from culm.convert.importer import load_adapter, load_model
 from culm.device import choose_device, choose_precision
 from culm.dtype import DTYPES, dtype_of
 from culm.model.transformer import Transformer
@@ -16,7 +16,10 @@ from culm.tokenizer.tokenizer import Tokenizer
 
 
 def read(
-    path: str | Path, device: str = "auto", dtype: str | torch.dtype | None = None
+    path: str | Path,
+    device: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    adapter: str | Path | None = None,
 ) -> tuple[Transformer, Tokenizer]:
     """The parts of `culm.load`."""
     place = choose_device(device)
@@ -24,6 +27,8 @@ def read(
     if kind == torch.float16 and place.type == "cpu":
         raise SettingError("dtype: float16 has no fast products on a CPU; take bfloat16")
     model, tokenizer = load_model(path, place)
+    if adapter is not None:
+        load_adapter(model, adapter)
     if kind is None:
         kind = _choose(model, place, fastest=dtype == "auto")
     for weight in model.parameters():  # not the buffers: angles and scales keep their precision

@@ -6,6 +6,7 @@
     runs/x/metrics.jsonl   one line a step
     runs/x/eval.jsonl      what was measured, with its step
     runs/x/checkpoints/    where an interrupted run goes on
+    runs/x/adapter/        what was trained beside frozen weights, in the format of PEFT
     runs/x/model/          final weights, tokenizer, chat template
     runs/x/report.md       what came of it
 
@@ -24,9 +25,9 @@ import torch
 from torch import nn
 
 from culm import log
-from culm.adapt.lora import has_adapter, merge
+from culm.adapt.merge import merge_verified
 from culm.config import SettingError
-from culm.convert import native
+from culm.convert import native, peft
 from culm.device import choose_device, choose_precision
 from culm.dist.launch import process_group, take_gpu
 from culm.dist.parallelize import Parallel
@@ -184,7 +185,7 @@ def _finish(
     results: dict[str, Any],
     ranks: Ranks,
 ) -> None:
-    """Write the model, adapters merged, and the results; every rank takes part."""
+    """Write the model, adapters beside it and merged, and the results; every rank takes part."""
     if is_sharded(model):
         weights, dtype = state_of(model), model.dtype
         if ranks.first:  # a model that is not sharded, to put them into
@@ -194,8 +195,9 @@ def _finish(
             model.load_state_dict(weights)
             model.dtype = dtype
     if ranks.first:
-        if has_adapter(model):
-            merge(model)
+        if config.train.adapter is not None:
+            peft.save(model, config.train.adapter, folder / "adapter", config.start)
+            merge_verified(model)
         native.save(model, tokenizer, folder / "model")
         with atomic(folder / "results.json") as fresh:
             write_json(fresh, results)

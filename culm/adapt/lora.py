@@ -3,6 +3,10 @@
 x ---+---- base (frozen) ----(+)---> y = W x + scale * B A x
      |                        |
      +---- A ---- B * scale --+      A: (rank, inputs), B: (outputs, rank) from zero
+
+With DoRA (arXiv 2402.09353) each row of the sum has a learned length, which begins as that of W:
+
+    y = m / |W + scale * B A| * (W x + scale * B A x)      m, |.|: (outputs,), the norm detached
 """
 
 from __future__ import annotations
@@ -13,23 +17,29 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from culm.adapt.quantize.int4 import Int4Linear
 from culm.adapt.quantize.int8 import Int8Linear
 from culm.adapt.quantize.linear import QuantizedLinear
-from culm.adapt.replace import Patterns, linears, note_untied, replace
-from culm.config import Config
+from culm.adapt.replace import Patterns, linears, replace
+from culm.config import Config, SettingError, listed
 from culm.model.init import generator
 from culm.model.linear import Linear
+from culm.model.norm import RMSNorm
 from culm.model.transformer import Transformer
+
+TINY = 1e-30  # length of a row of zeros, which no factor changes
 
 
 class LoRA(Config):
     """targets: patterns of linear layers, such as `blocks.*.attention.{q,v}`; all of the blocks.
 
     The product is scaled by alpha / rank, or with rslora by alpha / sqrt(rank) (arXiv 2312.03732).
+    dora: learn the length of each output row apart from its direction (arXiv 2402.09353).
+    b_rate: the learning rate of B as a multiple of A's; LoRA+ (arXiv 2402.12354) takes 16.
+    also: patterns of embedding, norms and linear layers that are trained themselves.
     """
 
     kind: Literal["lora"] = "lora"
@@ -38,6 +48,9 @@ class LoRA(Config):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Patterns = ("blocks.*",)
     rslora: bool = False
+    dora: bool = False
+    b_rate: PositiveFloat = 1.0
+    also: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
 
     @property
     def scale(self) -> float:
@@ -49,50 +62,101 @@ class LoRA(Config):
 
         A is drawn by name from the seed, so it is the same for every layout. The targets may be
         quantised already (QLoRA, arXiv 2305.14314).
+
+        Raises:
+            ValueError: a pattern names no layer, or one is to be trained and adapted both.
         """
         match = linears(model, self.targets, Linear, Int8Linear, Int4Linear)
+        trained = self._trained(model)
+        tied = model.config.tied and match("head", model.head)
+        for name, module in trained.items():
+            if match(name, module) or (tied and name == "embed"):
+                raise SettingError(f"also: {name} is a target, or shares its weights; choose one")
         model.requires_grad_(False)
-        return replace(model, match, lambda name, base: self._beside(name, base, seed))
+        count = replace(model, match, lambda name, base: self._beside(name, base, seed))
+        for module in trained.values():
+            module.requires_grad_(True)
+        return count
+
+    def _trained(self, model: Transformer) -> dict[str, nn.Module]:
+        if not self.also:
+            return {}
+        match = linears(model, self.also, Linear, nn.Embedding, RMSNorm, setting="also")
+        return {name: module for name, module in model.named_modules() if match(name, module)}
 
     def _beside(self, name: str, base: nn.Module, seed: int) -> LoRALinear:
-        assert isinstance(base, Linear | QuantizedLinear)
-        adapted = LoRALinear(base, self.rank, self.scale, self.dropout)
+        adapted = self.beside(base)
         if adapted.a.device.type != "meta":
-            bound = (
-                adapted.a.shape[1] ** -0.5
-            )  # Kaiming-uniform with a = sqrt(5), as the paper's code
+            # Kaiming-uniform with a = sqrt(5), as the paper's code
+            bound = adapted.a.shape[1] ** -0.5
             drawn = torch.empty(adapted.a.shape)
             drawn.uniform_(-bound, bound, generator=generator(seed, f"{name}.a"))
             adapted.a.data.copy_(drawn)
         return adapted
 
+    def beside(self, base: nn.Module) -> LoRALinear:
+        """An adapter of these settings beside one layer, with A and B of zeros."""
+        assert isinstance(base, Linear | QuantizedLinear)
+        return LoRALinear(base, self)
+
 
 class LoRALinear(nn.Module):
-    """x: (..., inputs) -> (..., outputs); only `a` and `b` are trained."""
+    """x: (..., inputs) -> (..., outputs); only `a`, `b` and, with DoRA, `magnitude` are trained.
 
-    def __init__(
-        self, base: Linear | QuantizedLinear, rank: int, scale: float, dropout: float
-    ) -> None:
+    With DoRA each call computes the norms of the summed weights anew, at the cost of a second pass
+    over them: merge a model that is to decode fast.
+    """
+
+    def __init__(self, base: Linear | QuantizedLinear, settings: LoRA) -> None:
         super().__init__()
         outputs, inputs = base.out_features, base.in_features
-        self.base, self.scale, self.dropout = base, scale, dropout
+        self.base, self.scale, self.dropout = base, settings.scale, settings.dropout
+        self.b_rate = settings.b_rate
         self.enabled = True
-        self.a = nn.Parameter(torch.zeros(rank, inputs, device=base.weight.device))
-        self.b = nn.Parameter(torch.zeros(outputs, rank, device=base.weight.device))
+        device = base.weight.device
+        self.a = nn.Parameter(torch.zeros(settings.rank, inputs, device=device))
+        self.b = nn.Parameter(torch.zeros(outputs, settings.rank, device=device))
+        self.magnitude: nn.Parameter | None = None
+        if settings.dora:
+            self.magnitude = nn.Parameter(self._summed().norm(dim=1))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights once they are merged."""
+        packed = isinstance(self.base, QuantizedLinear)
+        return torch.float32 if packed else self.base.weight.dtype
 
     def forward(self, x: Tensor) -> Tensor:
+        out = self.base(x)
         if not self.enabled:
-            return self.base(x)
+            return out
         narrow = F.linear(F.dropout(x, self.dropout, self.training), self.a.to(x.dtype))
-        return self.base(x) + F.linear(narrow, self.b.to(x.dtype)) * self.scale
+        added = F.linear(narrow, self.b.to(x.dtype)) * self.scale
+        if self.magnitude is None:
+            return out + added
+        factor = self.magnitude / self._norms()
+        product = out if self.base.bias is None else out - self.base.bias.to(out.dtype)
+        # Not factor * (product + added) + bias: this is the base's own output where factor is one.
+        return out + (factor - 1).to(x.dtype) * product + factor.to(x.dtype) * added
 
-    def merged(self) -> Linear:
-        """One plain layer W + scale * B A, added in fp32; a quantised base is multiplied out."""
+    @torch.no_grad()
+    def _summed(self) -> Tensor:
+        """W + scale * B A in fp32; a quantised base is multiplied out."""
         base = self.base
-        weight = base.dequantize() if isinstance(base, QuantizedLinear) else base.weight.detach()
-        dtype = weight.dtype
-        product = self.b.detach().float() @ self.a.detach().float()
-        return plain((weight.float() + self.scale * product).to(dtype), base.bias)
+        weight = base.dequantize() if isinstance(base, QuantizedLinear) else base.weight
+        return weight.float() + self.scale * (self.b.float() @ self.a.float())
+
+    def _norms(self) -> Tensor:
+        """|W + scale * B A| of each row, (outputs,); taken as a constant, as the paper says."""
+        return self._summed().norm(dim=1).clamp_min(TINY)
+
+    @torch.no_grad()
+    def merged(self) -> Linear:
+        """One plain layer of the same product, added in fp32; quantised weights become fp32."""
+        summed = self._summed()
+        if self.magnitude is not None:
+            summed *= (self.magnitude.float() / self._norms())[:, None]
+        return plain(summed.to(self.dtype), self.base.bias)
 
 
 def plain(weight: Tensor, bias: Tensor | None) -> Linear:
@@ -105,26 +169,27 @@ def plain(weight: Tensor, bias: Tensor | None) -> Linear:
     return layer
 
 
-def merge(model: Transformer) -> int:
-    """Fold every adapter into its layer, in place, and let all weights be trained again.
-
-    A head that shared the embedding's weights has its own afterwards: the embedding is not adapted.
-    """
-    count = replace(model, lambda _, m: isinstance(m, LoRALinear), lambda _, m: m.merged())  # type: ignore[operator]
-    model.requires_grad_(True)
-    note_untied(model)
-    return count
+def adapters_of(model: nn.Module) -> dict[str, LoRALinear]:
+    """The adapted layers by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
 
 
 def has_adapter(model: nn.Module) -> bool:
     """Whether any layer has an adapter beside it."""
-    return any(isinstance(module, LoRALinear) for module in model.modules())
+    return bool(adapters_of(model))
+
+
+def stands_beside(model: nn.Module) -> bool:
+    """Whether all that learns is in adapters, so that `disabled` gives the model of the start."""
+    adapters = adapters_of(model).values()
+    own = {p for adapter in adapters for p in adapter.parameters(recurse=False)}
+    return bool(own) and all(p in own for p in model.parameters() if p.requires_grad)
 
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
     """The model without its adapters, for the duration: the reference of a preference loss."""
-    adapters = [module for module in model.modules() if isinstance(module, LoRALinear)]
+    adapters = adapters_of(model).values()
     for adapter in adapters:
         adapter.enabled = False
     try:

@@ -9,12 +9,14 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from culm.adapt.merge import merge_verified
 from culm.config import SettingError
-from culm.convert import blueprint, gguf, hf, llama2c, native
+from culm.convert import blueprint, gguf, hf, llama2c, native, peft
+from culm.convert.peft_settings import base_of
 from culm.model.transformer import Transformer
-from culm.tokenizer.tokenizer import Tokenizer
+from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
-KNOWN = "a run, model or Hugging Face folder, a .gguf file, or a llama2.c .bin file"
+KNOWN = "a run, model, adapter or Hugging Face folder, a .gguf file, or a llama2.c .bin file"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -22,7 +24,7 @@ def load_model(
     path: str | Path, device: torch.device | str = "cpu", tokenizer: str | Path | None = None
 ) -> tuple[Transformer, Tokenizer]:
     """The model and tokenizer of a run or model folder, a Hugging Face folder or hub id, a `.gguf`,
-    or a `.bin` of llama2.c.
+    or a `.bin` of llama2.c. A folder with an adapter is read as its base with the adapter merged.
 
     tokenizer: the file beside a `.bin`, which has none within.
 
@@ -36,6 +38,8 @@ def load_model(
         return native.load(path, device)
     if hf.is_model(path):
         return hf.load(path, device)
+    if peft.is_adapter(path):
+        return _adapted(path, device)
     if path.suffix.lower() == ".gguf" and path.is_file():
         return gguf.load(path, device)
     if path.suffix == ".bin" and path.is_file():
@@ -50,6 +54,40 @@ def load_model(
     if not HUB_ID.fullmatch(name):
         raise SettingError(f"{path}: there is no such file or folder")
     return load_model(_download(name), device)
+
+
+def _adapted(folder: Path, device: torch.device | str) -> tuple[Transformer, Tokenizer]:
+    """The base that an adapter names, with the adapter merged into it."""
+    base = base_of(folder)
+    if peft.is_adapter(located(base)):
+        raise SettingError(f"{folder}: its base {base} is an adapter too; import that one first")
+    try:
+        model, tokenizer = load_model(base, device)
+    except SettingError as error:
+        raise SettingError(f"{folder}: the base of this adapter: {error}") from None
+    peft.load(model, folder)
+    merge_verified(model)
+    if (folder / "tokenizer.json").is_file():  # it may have got another chat template
+        tokenizer = Tokenizer.load(folder)
+        check_vocabulary(tokenizer, model.config.vocabulary, folder)
+    return model, tokenizer
+
+
+def load_adapter(model: Transformer, path: str | Path) -> int:
+    """Put an adapter beside the layers of its base; gives how many.
+
+    path: its folder, the folder of the run that trained it, or a hub id.
+
+    Raises:
+        SettingError: there is none, it cannot be read, or it is for another base.
+    """
+    name, path = str(path), Path(path).expanduser()
+    for folder in (path, path / "adapter"):
+        if peft.is_adapter(folder):
+            return peft.load(model, folder)
+    if path.exists() or not HUB_ID.fullmatch(name):
+        raise SettingError(f"{path}: there is no adapter, whose folder holds adapter_config.json")
+    return load_adapter(model, _download(name))
 
 
 def located(path: str | Path) -> Path:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from culm.adapt.lora import has_adapter
+from culm.adapt.lora import LoRALinear, has_adapter
 from culm.adapt.quantize.int4 import Int4
 from culm.adapt.quantize.int8 import Int8
 from culm.adapt.quantize.linear import QuantizedLinear
@@ -17,11 +18,13 @@ from culm.model.linear import Linear
 from culm.model.rope import Rotation
 from culm.model.transformer import Transformer, TransformerConfig
 
+SAMPLED = 4096  # numbers of a tensor that its fingerprint looks at, about
+
 
 def refuse_adapters(model: nn.Module) -> None:
     """A model with adapters beside its layers has no single set of weights to write."""
     if has_adapter(model):
-        raise SettingError("model: it has adapters; merge them first (culm.adapt.lora.merge)")
+        raise SettingError("model: it has adapters; merge them first (culm.adapt.merge)")
 
 
 def plain_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
@@ -30,14 +33,37 @@ def plain_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     Quantised layers are multiplied out one at a time; a tied head is left out.
     """
     refuse_adapters(model)
-    for name, module in model.named_modules():
+    yield from _below(model)
+
+
+def _below(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """The same, of a model with its adapters taken away."""
+    for full, module in model.named_modules():
+        name = full.removesuffix(".base")
         if isinstance(module, QuantizedLinear):
             yield f"{name}.weight", module.dequantize()
             if module.bias is not None:
                 yield f"{name}.bias", module.bias
-        elif not (name == "head" and model.config.tied):
+        elif not (isinstance(module, LoRALinear) or (name == "head" and model.config.tied)):
             for part, value in module.named_parameters(recurse=False):
                 yield f"{name}.{part}", value.detach()
+
+
+def fingerprint(model: Transformer, without: Collection[str] = ()) -> str:
+    """SHA-256 of what a model is below its adapters: names, shapes and a sample of its weights.
+
+    It is the same in fp32 and in bf16, and for quantised layers and those that were made of them
+    by multiplying out. without: modules that are left out, since an adapter brings its own.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in _below(model):
+        if name.rpartition(".")[0] in without:
+            continue
+        step = tensor.numel() // SAMPLED | 1  # odd: not one column of a matrix all the time
+        sample = tensor.flatten()[::step].float().bfloat16().cpu()
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def assemble(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
-from culm.adapt.lora import disabled, has_adapter
+from culm.adapt.lora import disabled, stands_beside
 from culm.batch import Batch, Loss
 from culm.config import Config
 from culm.model.context import Context
@@ -53,14 +53,15 @@ def preference_loss(margin: Tensor, config: Preference) -> Tensor:
 class PreferenceObjective(nn.Module):
     """Rows 2i and 2i + 1 of a batch are the chosen and the rejected completion of pair i.
 
-    The reference is the model with its adapter switched off, or a frozen copy of the start.
+    The reference is the model with its adapters switched off, where nothing else learns, or a
+    frozen copy of the start.
     """
 
     def __init__(self, config: Preference, model: Transformer) -> None:
         super().__init__()
         self.config, self.model = config, model.eval()  # no dropout: it would move the margins
         self.reference = None
-        if not has_adapter(model):
+        if not stands_beside(model):
             self.reference = copy.deepcopy(model).requires_grad_(False)
 
     def forward(self, batch: Batch) -> Loss:

@@ -9,7 +9,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import nn
 
 from culm.config import Config
-from culm.optim.groups import decay_groups, trainable
+from culm.optim.groups import groups_of, trainable
 
 
 class AdamW(Config):
@@ -22,5 +22,5 @@ class AdamW(Config):
     weight_decay: NonNegativeFloat = 0.1
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        groups = decay_groups(trainable(module), self.weight_decay)
-        return torch.optim.AdamW(groups, lr=self.rate, betas=self.betas, eps=self.eps, fused=True)
+        groups = groups_of(module, trainable(module), self.rate, self.weight_decay)
+        return torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, fused=True)

@@ -7,6 +7,7 @@ from typing import cast
 
 from torch import nn
 
+from culm.adapt.lora import adapters_of
 from culm.model.linear import Linear
 
 Named = tuple[str, nn.Parameter]
@@ -17,16 +18,21 @@ def trainable(module: nn.Module) -> list[Named]:
     return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
 
 
-def decay_groups(named: Iterable[Named], weight_decay: float) -> list[dict]:
-    """Weight decay on matrices only; norms, biases and other vectors are left alone."""
-    named = list(named)
-    matrices = [p for _, p in named if p.ndim >= 2]
-    vectors = [p for _, p in named if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+def groups_of(
+    module: nn.Module, named: Iterable[Named], rate: float, weight_decay: float
+) -> list[dict]:
+    """Parameters of `module` that share a rate and a weight decay.
+
+    Only matrices decay; norms, biases and other vectors are left alone. B of an adapter has a
+    multiple of the rate, if the adapter says so (LoRA+, arXiv 2402.12354).
+    """
+    multiples = {m.b: m.b_rate for m in adapters_of(module).values()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for _, parameter in named:
+        decay = weight_decay if parameter.ndim >= 2 else 0.0
+        key = (rate * multiples.get(parameter, 1.0), decay)
+        groups.setdefault(key, []).append(parameter)
+    return [{"params": held, "lr": r, "weight_decay": d} for (r, d), held in groups.items()]
 
 
 def hidden_matrices(module: nn.Module) -> set[nn.Parameter]:

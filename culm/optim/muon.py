@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from culm.config import Config
 from culm.dist.sharded import full_tensor, like
 from culm.model.transformer import Transformer
-from culm.optim.groups import decay_groups, hidden_matrices, trainable
+from culm.optim.groups import groups_of, hidden_matrices, trainable
 
 # Quintic whose iteration pushes singular values towards one from anywhere in (0, 1].
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -38,10 +38,11 @@ class Muon(Config):
         hidden = hidden_matrices(module)
         named = trainable(module)
         matrices = [p for _, p in named if p in hidden]
-        others = decay_groups([(n, p) for n, p in named if p not in hidden], self.weight_decay)
+        rest = [(n, p) for n, p in named if p not in hidden]
+        others = groups_of(module, rest, self.adamw_rate, self.weight_decay)
         groups = [{"params": matrices, "weight_decay": self.weight_decay, "orthogonal": True}]
         groups = groups if matrices else []
-        groups += [group | {"orthogonal": False, "lr": self.adamw_rate} for group in others]
+        groups += [group | {"orthogonal": False} for group in others]
         return MuonOptimizer(groups, self, _precision(module))
 
 

@@ -18,7 +18,15 @@ from culm.train.checkpoint import steps_in
 
 SETTINGS = "run.yaml"
 LONGEST = 200  # characters of settings in a message
-WRITTEN = ("metrics.jsonl", "eval.jsonl", "results.json", "report.md", "checkpoints", "model")
+WRITTEN = (
+    "metrics.jsonl",
+    "eval.jsonl",
+    "results.json",
+    "report.md",
+    "checkpoints",
+    "adapter",
+    "model",
+)
 
 Settings = TypeVar("Settings", bound=Config)
 

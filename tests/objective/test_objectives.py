@@ -173,6 +173,29 @@ def test_preference_begins_at_log_two(adapter: bool) -> None:
     assert float(loss.metrics["margin"]) == 0
 
 
+@pytest.mark.parametrize("also", [(), ("embed",)])
+def test_the_reference_stays_the_start(also: tuple[str, ...]) -> None:
+    """Also where more than the adapters learns, which switching those off would not undo."""
+    base = model()
+    LoRA(also=also, dora=True).apply(base, seed=0)
+    objective = Preference().build(base)
+    assert (objective.reference is None) == (not also)
+    margin = objective(rows()).metrics["margin"]
+    with torch.no_grad():
+        for parameter in objective.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    moved = objective(rows()).metrics["margin"]
+    reference = model()
+    ratios = objective.model.logprobs(rows().tokens, rows().targets).sum(-1) - reference.logprobs(
+        rows().tokens, rows().targets
+    ).sum(-1)
+    expected = 0.1 * (ratios[0::2] - ratios[1::2]).detach().sum()
+    assert float(margin) == 0
+    assert abs(float(moved)) > 1e-2
+    torch.testing.assert_close(moved, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_preference_of_equal_answers_teaches_nothing() -> None:
     objective = Preference().build(model())
     batch = rows()

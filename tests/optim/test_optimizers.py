@@ -106,3 +106,27 @@ def test_adapters_take_adamw_steps(model: Transformer) -> None:
     assert not any(group["orthogonal"] for group in optimizer.param_groups)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("config", [AdamW(rate=1e-3), Muon(adamw_rate=1e-3)])
+def test_b_of_an_adapter_has_a_multiple_of_the_rate(model: Transformer, config) -> None:
+    LoRA(rank=2, b_rate=16, dora=True, also="embed").apply(model, 0)
+    optimizer = config.build(model)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert optimizer.param_groups[0]["lr"] == 1e-3  # the rate that is told
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            wanted = 16e-3 if name.endswith(".b") else 1e-3
+            assert rates[id(parameter)] == pytest.approx(wanted), name
+
+
+def test_a_step_of_b_is_a_multiple_of_that_of_a(model: Transformer) -> None:
+    """The first step of AdamW moves every number by the rate."""
+    LoRA(rank=2, b_rate=4).apply(model, 0)
+    optimizer = AdamW(rate=1e-3, weight_decay=0).build(model)
+    layer = model.blocks[0].mlp.up
+    before = [layer.a.detach().clone(), layer.b.detach().clone()]
+    layer.a.grad, layer.b.grad = torch.ones_like(layer.a), torch.ones_like(layer.b)
+    optimizer.step()
+    torch.testing.assert_close(before[0] - layer.a, torch.full_like(layer.a, 1e-3))
+    torch.testing.assert_close(before[1] - layer.b, torch.full_like(layer.b, 4e-3))

@@ -1,0 +1,105 @@
+"""`adapter_config.json` of PEFT: what we write into it, and what we understand of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from culm.adapt.lora import LoRA
+from culm.config import SettingError, parse
+from culm.files import read_json
+
+NAME = "adapter_config.json"
+
+# Settings that the tensors tell too, that are for training, or that only name things.
+_NEUTRAL = """
+peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode
+target_modules exclude_modules modules_to_save layers_to_transform layers_pattern rank_pattern
+megatron_core qalora_group_size ensure_weight_tying
+"""
+NEUTRAL = frozenset(_NEUTRAL.split())
+# What may stand in some others. Other initial values (pissa, olora, loftq) change the base too.
+ONLY: Mapping[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+}
+
+
+def base_of(folder: Path) -> str:
+    """The path or hub id of the model that the adapter stands beside.
+
+    Raises:
+        SettingError: the folder does not tell.
+    """
+    path = folder / NAME
+    base = read_json(path).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise SettingError(
+            f"{path}: base_model_name_or_path names no model; give the adapter beside its base: "
+            "culm.load(BASE, adapter=FOLDER)"
+        )
+    return base
+
+
+@dataclass(frozen=True)
+class PeftSettings:
+    """ranks_differ: from layer to layer, as the tensors tell. keeps_tied: a tied head follows an
+    embedding that was trained."""
+
+    lora: LoRA
+    ranks_differ: bool
+    keeps_tied: bool
+
+
+def read_settings(folder: Path) -> PeftSettings:
+    """What the file says; a setting of PEFT's that is not understood is refused by name.
+
+    Raises:
+        SettingError: naming the file and the setting.
+    """
+    path = folder / NAME
+    given = read_json(path)
+    if (kind := given.get("peft_type")) != "LORA":
+        raise SettingError(f"{path}: peft_type: {kind!r} is not read here, only 'LORA'")
+    left = {name: value for name, value in given.items() if name not in NEUTRAL}
+    values = {
+        "rank": left.pop("r", 8),
+        "alpha": left.pop("lora_alpha", 8),
+        "dropout": left.pop("lora_dropout", 0.0),
+        "rslora": left.pop("use_rslora", False),
+        "dora": left.pop("use_dora", False),
+    }
+    for name, allowed in ONLY.items():
+        if (value := left.pop(name, allowed[0])) not in allowed:
+            raise SettingError(f"{path}: {name}: {value!r} is not read here, only {allowed[0]!r}")
+    for name, value in left.items():
+        if value:  # None, false, 0 and empty switch a thing off
+            raise SettingError(f"{path}: {name}: {value!r} is not known here and may change it")
+    differ, tied = (bool(given.get(name)) for name in ("rank_pattern", "ensure_weight_tying"))
+    return PeftSettings(parse(LoRA, values, str(path)), differ, tied)
+
+
+def written(
+    settings: LoRA, targets: Iterable[str], whole: Iterable[str], base: str | None
+) -> dict[str, Any]:
+    """The file's content. targets: adapted layers, whole: modules that were trained themselves,
+    both under names that end the full ones."""
+    alpha = settings.alpha
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": settings.rank,
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "lora_dropout": settings.dropout,
+        "use_rslora": settings.rslora,
+        "use_dora": settings.dora,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "target_modules": sorted(targets),
+        "modules_to_save": sorted(whole) or None,
+    }
