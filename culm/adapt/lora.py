@@ -16,8 +16,6 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from culm.adapt.quantize.int4 import Int4Linear
-from culm.adapt.quantize.int8 import Int8Linear
 from culm.adapt.quantize.linear import QuantizedLinear
 from culm.adapt.replace import Patterns, linears, note_untied, replace
 from culm.config import Config
@@ -50,7 +48,7 @@ class LoRA(Config):
         A is drawn by name from the seed, so it is the same for every layout. The targets may be
         quantised already (QLoRA, arXiv 2305.14314).
         """
-        match = linears(model, self.targets, Linear, Int8Linear, Int4Linear)
+        match = linears(model, self.targets, Linear, QuantizedLinear)
         model.requires_grad_(False)
         return replace(model, match, lambda name, base: self._beside(name, base, seed))
 
