@@ -6,6 +6,7 @@ import torch
 from culm.adapt.lora import LoRA, LoRALinear, merge
 from culm.adapt.quantize.int4 import Int4
 from culm.adapt.quantize.int8 import Int8
+from culm.adapt.quantize.nf4 import NF4
 
 TOKENS = torch.arange(24).view(2, 12)
 
@@ -18,7 +19,7 @@ def stirred(model):
     return model
 
 
-@pytest.mark.parametrize("quantizer", [None, Int8(), Int4()])
+@pytest.mark.parametrize("quantizer", [None, Int8(), Int4(), NF4(block=32)])
 def test_fresh_adapter_changes_nothing(tiny, quantizer):
     model = tiny()
     if quantizer:
@@ -68,7 +69,7 @@ def test_merging_the_tied_head_unties_it(tiny):
     assert torch.equal(model.embed.weight, embedding)
 
 
-@pytest.mark.parametrize("quantizer", [Int8(), Int4()])
+@pytest.mark.parametrize("quantizer", [Int8(), Int4(), NF4(block=32)])
 def test_merging_a_quantized_base_multiplies_it_out(tiny, quantizer):
     model = tiny()
     quantizer.apply(model)
@@ -78,9 +79,10 @@ def test_merging_a_quantized_base_multiplies_it_out(tiny, quantizer):
     assert (model(TOKENS) - expected).abs().max() < 1e-5
 
 
-def test_gradients_pass_a_quantized_base(tiny):
+@pytest.mark.parametrize("quantizer", [Int8(), Int4(), NF4(block=32)])
+def test_gradients_pass_a_quantized_base(tiny, quantizer):
     model = tiny()
-    Int4().apply(model)
+    quantizer.apply(model)
     LoRA().apply(model, seed=0)
     stirred(model)(TOKENS).pow(2).sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)

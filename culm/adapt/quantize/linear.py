@@ -38,6 +38,11 @@ class QuantizedLinear(nn.Module, ABC):
     def settings(self) -> dict[str, str | int]:
         """What its quantiser builds this kind of layer from, as a mapping."""
 
+    @property
+    def weight_bytes(self) -> int:
+        """What is stored in the place of the weights, scales included."""
+        return sum(t.nbytes for name, t in self.state_dict().items() if name != "bias")
+
     def prepare(self) -> None:
         """After the buffers were filled: find out whether a packed kernel serves this layer."""
 
