@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import torch
 from rich.console import Console
 
-from culm.adapt.quantize.int4 import Int4
-from culm.adapt.quantize.int8 import Int8
+from culm.adapt.quantize import Quantizer
 from culm.batch import Batch
-from culm.config import SettingError
+from culm.config import SettingError, parse
 from culm.device import choose_backend, choose_device, choose_precision
 from culm.dist.parallelize import Dist, Parallel, compile_blocks
 from culm.dtype import DTYPES
@@ -27,7 +26,7 @@ from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.attention.gqa import GQA
 from culm.model.mlp.swiglu import SwiGLU
-from culm.model.transformer import TransformerConfig
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
 from culm.optim.schedule import Constant
@@ -106,21 +105,30 @@ def decoder_of(
 ) -> Callable[[], float]:
     """A function that answers `rows` prompts and gives the seconds of decoding alone.
 
-    weights: bf16, int8 or int4.
+    weights: bf16, or the kind of a quantiser.
     """
     model = size.model.build(device=device).eval().to(torch.bfloat16)
     model.dtype = torch.bfloat16
     model.set_backend(choose_backend(device))
-    if weights == "int8":
-        Int8().apply(model)
-    elif weights == "int4":
-        Int4().apply(model)
-    engine = Engine(model, rows, PROMPT + NEW, fused=fused)
-    prompt = tuple(i % size.model.vocabulary for i in range(PROMPT))
+    if weights != "bf16":
+        parse(Quantizer, weights, "weights").apply(model)
+    return decoding(model, rows, PROMPT, NEW, fused)
+
+
+def decoding(
+    model: Transformer, rows: int, prompt: int, new: int, fused: bool = True
+) -> Callable[[], float]:
+    """A function that makes `new` tokens after each of `rows` prompts of `prompt` tokens.
+
+    It gives the seconds of decoding alone, in which new - 1 tokens of each row are made.
+    """
+    engine = Engine(model, rows, prompt + new, fused=fused)
+    tokens = tuple(i % model.config.vocabulary for i in range(prompt))
 
     def decode() -> float:
         for row in range(rows):
-            engine.add(Request((row, *prompt[1:]), NEW, Sampling(temperature=0)))
+            first = row % model.config.vocabulary
+            engine.add(Request((first, *tokens[1:]), new, Sampling(temperature=0)))
         engine.step()  # reads the prompts
         began = time.perf_counter()
         while engine.busy:

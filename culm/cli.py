@@ -247,14 +247,22 @@ def evaluate(
 def quantize(
     model: Model,
     out: Annotated[str, typer.Argument(help="Folder of the smaller model.")],
-    to: Annotated[str, typer.Option(help="int8 or int4.")] = "int8",
+    to: Annotated[str, typer.Option(help="int8, int4 or nf4.")] = "int8",
+    method: Annotated[
+        str, typer.Option(help="rtn (round to nearest); gptq or awq, for int4, which need text.")
+    ] = "rtn",
+    calibrate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text to calibrate on and measure with; may be repeated.", metavar="TEXT"
+        ),
+    ] = None,
+    device: Device = "auto",
 ) -> None:
-    """Smaller weights, faster decoding."""
-    from culm.pack import quantize as go
-    from culm.pack import size_of
+    """Smaller weights, faster decoding; tells what that costs."""
+    from culm.verbs.smaller import show_smaller
 
-    path = go(model, out, to)
-    typer.echo(f"{path}: {size_of(path) / 1e6:,.1f} MB of weights")
+    show_smaller(model, out, to, method, calibrate or [], device)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""A finished model in smaller or other forms: int8, int4, Hugging Face, GGUF."""
+"""A finished model in smaller or other forms: int8, int4, NF4, Hugging Face, GGUF."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from culm.adapt.quantize import Quantizer
-from culm.adapt.quantize.linear import is_quantized
+from culm.adapt.quantize.linear import LinearQuantizer, is_quantized
+from culm.adapt.quantize.method import RTN, Method
 from culm.config import SettingError, parse
 from culm.convert import gguf, hf, native
 from culm.convert.importer import apart
@@ -20,20 +22,47 @@ from culm.tokenizer.tokenizer import Tokenizer
 
 
 def quantize(source: str | Path, out: str | Path, to: str) -> Path:
-    """Write the model of `source` with smaller weights to a new folder.
+    """Write the model of `source` with smaller weights, rounded to nearest, to a new folder.
 
-    to: the kind of a quantiser, as "int8". What it leaves as it is becomes bfloat16.
+    to: the kind of a quantiser, as "int8".
+    """
+    quantizer = parse(Quantizer, to, "to")
+    model, tokenizer = read_whole(source, out)
+    write_quantized(model, tokenizer, Path(out), quantizer)
+    return Path(out)
+
+
+def read_whole(
+    source: str | Path, out: str | Path, device: str = "cpu"
+) -> tuple[Transformer, Tokenizer]:
+    """A model in fp32 that is to be quantised into another folder.
+
+    Raises:
+        SettingError: it is quantised already, or would be written over.
     """
     apart(source, out)
-    quantizer = parse(Quantizer, to, "to")
-    model, tokenizer = read(source, "cpu", torch.float32)
+    model, tokenizer = read(source, device, torch.float32)
     if is_quantized(model):
         raise SettingError(f"{source}: quantised already; begin from the model it was made of")
-    quantizer.apply(model)
+    return model.eval(), tokenizer
+
+
+def write_quantized(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    out: Path,
+    quantizer: LinearQuantizer,
+    method: Method = RTN(),
+    tokens: Tensor | None = None,
+) -> None:
+    """Quantise a model in place and write it. What is left as it is becomes bfloat16.
+
+    tokens: (N, T) rows for a method that calibrates.
+    """
+    method.apply(model, quantizer, tokens)
     for parameter in model.parameters():  # the embedding above all; bf16 is what it is used in
         parameter.data = parameter.data.to(torch.bfloat16)
     native.save(model, tokenizer, out)
-    return Path(out)
 
 
 def export(source: str | Path, out: str | Path, dtype: str = "") -> Path:

@@ -20,8 +20,6 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from culm.adapt.quantize.int4 import Int4Linear
-from culm.adapt.quantize.int8 import Int8Linear
 from culm.adapt.quantize.linear import QuantizedLinear
 from culm.adapt.replace import Patterns, linears, replace
 from culm.config import Config, SettingError, listed
@@ -66,7 +64,7 @@ class LoRA(Config):
         Raises:
             ValueError: a pattern names no layer, or one is to be trained and adapted both.
         """
-        match = linears(model, self.targets, Linear, Int8Linear, Int4Linear)
+        match = linears(model, self.targets, Linear, QuantizedLinear)
         trained = self._trained(model)
         tied = model.config.tied and match("head", model.head)
         for name, module in trained.items():

@@ -53,7 +53,7 @@ def linears(
         ValueError: a pattern names no such layer: it is a misspelling.
     """
     kinds = kinds or (Linear,)
-    layers = [name for name, module in model.named_modules() if type(module) in kinds]
+    layers = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     chosen: set[str] = set()
     for pattern in patterns:
         named = {n for n in layers for plain in _expand(pattern) if fnmatchcase(n, plain)}

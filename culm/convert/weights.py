@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from culm.adapt.lora import LoRALinear, has_adapter
-from culm.adapt.quantize.int4 import Int4
-from culm.adapt.quantize.int8 import Int8
-from culm.adapt.quantize.linear import QuantizedLinear
+from culm.adapt.quantize.linear import LinearQuantizer, QuantizedLinear
 from culm.adapt.replace import replace
 from culm.config import SettingError
 from culm.model.linear import Linear
@@ -71,7 +69,7 @@ def assemble(
     tensors: Iterable[tuple[str, Tensor]],
     source: str,
     device: torch.device | str = "cpu",
-    quantized: Mapping[str, Int8 | Int4] | None = None,
+    quantized: Mapping[str, LinearQuantizer] | None = None,
 ) -> Transformer:
     """A model that takes the given tensors as its own; none is copied or drawn first.
 
@@ -105,7 +103,7 @@ def assemble(
     return model
 
 
-def _make_room(model: Transformer, quantized: Mapping[str, Int8 | Int4], source: str) -> None:
+def _make_room(model: Transformer, quantized: Mapping[str, LinearQuantizer], source: str) -> None:
     def empty(name: str, layer: nn.Module) -> nn.Module:
         assert isinstance(layer, Linear)
         return quantized[name].build(layer.in_features, layer.out_features, layer.bias is not None)

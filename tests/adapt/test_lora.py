@@ -7,9 +7,11 @@ from culm.adapt.lora import LoRA, LoRALinear, disabled, stands_beside
 from culm.adapt.merge import merge, merge_verified, unmerge
 from culm.adapt.quantize.int4 import Int4
 from culm.adapt.quantize.int8 import Int8
+from culm.adapt.quantize.nf4 import NF4
 from culm.config import SettingError
 
 TOKENS = torch.arange(24).view(2, 12)
+QUANTIZERS = [Int8(), Int4(), NF4(block=32)]
 BIASED = {"kind": "gqa", "heads": 4, "kv_heads": 2, "bias": True}
 
 
@@ -27,7 +29,7 @@ def stirred(model):
 
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("quantizer", [None, Int8(), Int4()])
+@pytest.mark.parametrize("quantizer", [None, *QUANTIZERS])
 def test_fresh_adapter_changes_nothing(tiny, quantizer, dtype, dora):
     model = tiny(attention=BIASED)
     if quantizer:
@@ -86,7 +88,7 @@ def test_merging_the_tied_head_unties_it(tiny):
 
 
 @pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("quantizer", [Int8(), Int4()])
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_merging_a_quantized_base_multiplies_it_out(tiny, quantizer, dora):
     model = tiny()
     quantizer.apply(model)
@@ -97,9 +99,10 @@ def test_merging_a_quantized_base_multiplies_it_out(tiny, quantizer, dora):
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_gradients_pass_a_quantized_base(tiny, dora):
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_gradients_pass_a_quantized_base(tiny, quantizer, dora):
     model = tiny()
-    Int4().apply(model)
+    quantizer.apply(model)
     LoRA(dora=dora).apply(model, seed=0)
     stirred(model)(TOKENS).pow(2).sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from culm.adapt.lora import plain
-from culm.adapt.quantize.int4 import Int4, Int4Linear
+from culm.adapt.quantize.int4 import Int4, Int4Linear, codes_of, grid, values_of
 from culm.adapt.quantize.int8 import Int8, Int8Linear
 from culm.adapt.quantize.linear import QuantizedLinear
+from culm.adapt.quantize.nf4 import LEVELS, NF4, NF4Linear
 
 SHAPES = [(64, 64), (96, 48), (160, 33), (128, 512)]
 
@@ -16,11 +17,14 @@ def linear(inputs: int, outputs: int, bias: bool = True):
     return plain(torch.randn(outputs, inputs), torch.randn(outputs) if bias else None)
 
 
+KINDS = {"int8": Int8(), "int4": Int4(), "nf4": NF4(block=32)}
+
+
 def quantized(kind: str, layer) -> QuantizedLinear:
-    return Int8Linear.from_linear(layer) if kind == "int8" else Int4Linear.from_linear(layer)
+    return KINDS[kind].round(layer)
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
 @pytest.mark.parametrize("rows", [1, 3, 16, 17])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -49,20 +53,65 @@ def test_int4_rounds_to_half_a_step(group):
     assert ((layer.dequantize() - source.weight).abs() <= 0.56 * step).all()
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_quantizing_twice_changes_nothing(kind):
     once = quantized(kind, linear(64, 32))
     twice = quantized(kind, plain(once.dequantize(), None))
     assert (once.dequantize() - twice.dequantize()).abs().max() < 2e-2 * once.dequantize().std()
 
 
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_codes_of_their_own_values_are_the_same(group):
+    weight = linear(256, 32).weight.detach().unflatten(1, (-1, group))
+    scale, zero = (part[..., None] for part in grid(weight))
+    codes = codes_of(weight, scale, zero)
+    assert torch.equal(codes_of(values_of(codes, scale, zero), scale, zero), codes)
+
+
+def test_nf4_levels_are_quantiles_of_the_normal_distribution():
+    offset, quantile = 0.9677083, torch.distributions.Normal(0.0, 1.0).icdf
+    above = quantile(torch.linspace(offset, 0.5, 9, dtype=torch.float64)[:-1])
+    below = -quantile(torch.linspace(offset, 0.5, 8, dtype=torch.float64)[:-1])
+    levels = torch.cat((above, below, torch.zeros(1, dtype=torch.float64))).sort().values
+    levels /= levels.abs().max()
+    assert (levels - torch.tensor(LEVELS, dtype=torch.float64)).abs().max() < 5e-7
+
+
+@pytest.mark.parametrize("block", [32, 64, 128])
+def test_nf4_takes_the_nearest_level(block):
+    source = linear(256, 96)
+    layer = NF4Linear.from_linear(source, block)
+    blocks = source.weight.detach().view(-1, block)
+    absmax = layer.absmax()
+    spread = blocks.abs().amax(1) - blocks.abs().amax(1).mean()
+    assert ((absmax - blocks.abs().amax(1)).abs() <= 0.5 * spread.abs().max() / 127 + 1e-6).all()
+    distance = (blocks[..., None] / absmax[:, None, None] - torch.tensor(LEVELS)).abs().amin(-1)
+    error = (layer.dequantize().view(-1, block) - blocks).abs() / absmax[:, None]
+    assert torch.allclose(error, distance, atol=1e-6)
+
+
+def test_nf4_of_its_own_levels_is_exact():
+    codes = torch.arange(16).repeat(64, 8)  # every block has the same absmax
+    source = plain(0.3 * torch.tensor(LEVELS)[codes], None)
+    layer = NF4Linear.from_linear(source, 64)
+    assert (layer.dequantize() - source.weight).abs().max() < 1e-7
+    assert torch.equal(NF4Linear.from_linear(plain(layer.dequantize(), None)).weight, layer.weight)
+
+
+def test_nf4_takes_about_four_bits():
+    layer = NF4Linear.from_linear(linear(1024, 1024, bias=False))
+    bits = 8 * sum(t.numel() * t.element_size() for t in layer.state_dict().values()) / 1024**2
+    assert bits == pytest.approx(4.127, abs=1e-3)
+
+
 def test_zero_weights_stay_zero():
     zeros = plain(torch.zeros(32, 64), None)
     assert not Int8Linear.from_linear(zeros).dequantize().any()
     assert not Int4Linear.from_linear(zeros).dequantize().any()
+    assert not NF4Linear.from_linear(zeros).dequantize().any()
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_gradient_reaches_x(kind):
     layer = quantized(kind, linear(64, 32))
     x = torch.randn(3, 64, requires_grad=True)
@@ -92,3 +141,5 @@ def test_int4_leaves_the_head(tiny):
 def test_group_that_does_not_divide(tiny):
     with pytest.raises(ValueError, match=r"group: 128 does not divide the 64 inputs of blocks\.0"):
         Int4(group=128).apply(tiny())
+    with pytest.raises(ValueError, match=r"block: 64 does not divide the 96 inputs of blocks\.0"):
+        NF4().apply(tiny())

@@ -13,12 +13,15 @@ from culm import tensors
 from culm.adapt.lora import LoRA
 from culm.adapt.quantize.int4 import Int4
 from culm.adapt.quantize.int8 import Int8
+from culm.adapt.quantize.nf4 import NF4
 from culm.config import SettingError
 from culm.convert import native
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("quantizer", [None, Int8(), Int4(), Int8(targets="blocks.*.mlp.*")])
+@pytest.mark.parametrize(
+    "quantizer", [None, Int8(), Int4(), NF4(block=32), Int8(targets="blocks.*.mlp.*")]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_roundtrip_is_bit_exact(tiny, tokenizer, tokens, tmp_path, tied, quantizer, dtype):
     model = tiny(tied=tied)

@@ -1,7 +1,12 @@
-"""Quantisers of weights: one file a kind; this union is the registry."""
+"""Quantisers of weights and methods to find their codes: one file a kind; two unions."""
 
+from culm.adapt.quantize.awq import AWQ
+from culm.adapt.quantize.gptq import GPTQ
 from culm.adapt.quantize.int4 import Int4
 from culm.adapt.quantize.int8 import Int8
+from culm.adapt.quantize.method import RTN
+from culm.adapt.quantize.nf4 import NF4
 from culm.config import one_of
 
-Quantizer = one_of(Int8 | Int4)
+Quantizer = one_of(Int8 | Int4 | NF4)
+Method = one_of(RTN | GPTQ | AWQ)

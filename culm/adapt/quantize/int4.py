@@ -13,35 +13,53 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from culm.adapt.quantize.linear import QuantizedLinear
-from culm.adapt.replace import Patterns, linears, note_untied, replace
-from culm.config import Config
+from culm.adapt.quantize.linear import LinearQuantizer, QuantizedLinear
 from culm.log import say
 from culm.model.linear import Linear
-from culm.model.transformer import Transformer
 
 
-class Int4(Config):
+class Int4(LinearQuantizer):
     """group: inputs that share a scale. targets: patterns; all linear layers of the blocks."""
 
     kind: Literal["int4"] = "int4"
     group: Literal[32, 64, 128] = 32
-    targets: Patterns = ("blocks.*",)
 
     def build(self, inputs: int, outputs: int, bias: bool) -> Int4Linear:
-        """An empty layer, to be loaded into."""
         return Int4Linear(inputs, outputs, bias, self.group)
 
-    def apply(self, model: Transformer) -> int:
-        """Quantise the targets in place; gives how many. A tied head gets weights of its own."""
-        match = linears(model, self.targets)
-        for name, module in model.named_modules():
-            if match(name, module) and module.in_features % self.group:
-                inputs = f"the {module.in_features} inputs of {name}"
-                raise ValueError(f"group: {self.group} does not divide {inputs}")
-        count = replace(model, match, lambda _, m: Int4Linear.from_linear(m, self.group))  # type: ignore[arg-type]
-        note_untied(model)
-        return count
+    def round(self, linear: Linear) -> Int4Linear:
+        return Int4Linear.from_linear(linear, self.group)
+
+    def divides(self, name: str, linear: Linear) -> None:
+        if linear.in_features % self.group:
+            inputs = f"the {linear.in_features} inputs of {name}"
+            raise ValueError(f"group: {self.group} does not divide {inputs}")
+
+
+def grid(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """scale and zero (...) bf16 of groups (..., group) that reach from their least to greatest."""
+    low, high = weight.amin(-1).clamp_max(0), weight.amax(-1).clamp_min(0)
+    # Both numbers are rounded to the kernel's bf16 before anything is measured against them.
+    scale = ((high - low) / 15).clamp_min(1e-30).bfloat16()
+    zero = scale.float() * (8 + (low / scale.float()).round())
+    return scale, zero.bfloat16()
+
+
+def codes_of(weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """The nearest codes 0..15 of weights, as fp32; all three broadcast."""
+    return (((weight - zero.float()) / scale.float()).round() + 8).clamp(0, 15)
+
+
+def values_of(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """What codes stand for, fp32; all three broadcast."""
+    return (codes.float() - 8) * scale.float() + zero.float()
+
+
+def nearest(weight: Tensor, group: int) -> Tensor:
+    """Weights (outputs, inputs) rounded to int4, fp32."""
+    groups = weight.float().unflatten(1, (-1, group))
+    scale, zero = (part[..., None] for part in grid(groups))
+    return values_of(codes_of(groups, scale, zero), scale, zero).flatten(1)
 
 
 class Int4Linear(QuantizedLinear):
@@ -69,18 +87,24 @@ class Int4Linear(QuantizedLinear):
     @torch.no_grad()
     def from_linear(cls, linear: Linear, group: int = 32) -> Int4Linear:
         """The nearest int4 layer; the group divides its inputs."""
+        groups = linear.weight.detach().float().unflatten(1, (-1, group))
+        scale, zero = grid(groups)
+        codes = codes_of(groups, scale[..., None], zero[..., None]).flatten(1)
+        return cls.from_codes(codes, scale, zero, linear.bias)
+
+    @classmethod
+    @torch.no_grad()
+    def from_codes(
+        cls, codes: Tensor, scale: Tensor, zero: Tensor, bias: Tensor | None
+    ) -> Int4Linear:
+        """codes: (outputs, inputs) 0..15; scale, zero: (outputs, inputs / group) bf16."""
+        outputs, inputs = codes.shape
         with torch.device("meta"):
-            layer = cls(linear.in_features, linear.out_features, linear.bias is not None, group)
-        weight = linear.weight.detach().float().unflatten(1, (-1, group))
-        low, high = weight.amin(-1).clamp_max(0), weight.amax(-1).clamp_min(0)
-        # Both numbers are rounded to the kernel's bf16 before anything is measured against them.
-        layer.scale = ((high - low) / 15).clamp_min(1e-30).bfloat16()
-        scale = layer.scale.float()
-        layer.zero = (scale * (8 + (low / scale).round())).bfloat16()
-        codes = ((weight - layer.zero.float()[..., None]) / scale[..., None]).round() + 8
-        codes = codes.clamp(0, 15).to(torch.uint8).flatten(1)
+            layer = cls(inputs, outputs, bias is not None, inputs // scale.shape[1])
+        codes = codes.to(torch.uint8)
         layer.weight = codes[:, ::2] | codes[:, 1::2] << 4
-        layer.bias = None if linear.bias is None else linear.bias.detach().clone()
+        layer.scale, layer.zero = scale, zero
+        layer.bias = None if bias is None else bias.detach().clone()
         layer.prepare()
         return layer
 
@@ -103,8 +127,8 @@ class Int4Linear(QuantizedLinear):
         return product(x, self.laid, self.group, self.affine)
 
     def dequantize(self) -> Tensor:
-        steps = self._codes().float().unflatten(1, (-1, self.group)) - 8
-        return (steps * self.scale.float()[..., None] + self.zero.float()[..., None]).flatten(1)
+        codes = self._codes().unflatten(1, (-1, self.group))
+        return values_of(codes, self.scale[..., None], self.zero[..., None]).flatten(1)
 
 
 @cache

@@ -8,30 +8,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from culm.adapt.quantize.linear import QuantizedLinear
-from culm.adapt.replace import Patterns, linears, note_untied, replace
-from culm.config import Config
+from culm.adapt.quantize.linear import LinearQuantizer, QuantizedLinear
+from culm.adapt.replace import Patterns
 from culm.log import say
 from culm.model.linear import Linear
-from culm.model.transformer import Transformer
 
 
-class Int8(Config):
+class Int8(LinearQuantizer):
     """targets: patterns of linear layers; all of the blocks and the head."""
 
     kind: Literal["int8"] = "int8"
     targets: Patterns = ("blocks.*", "head")
 
     def build(self, inputs: int, outputs: int, bias: bool) -> Int8Linear:
-        """An empty layer, to be loaded into."""
         return Int8Linear(inputs, outputs, bias)
 
-    def apply(self, model: Transformer) -> int:
-        """Quantise the targets in place; gives how many. A tied head gets weights of its own."""
-        match = linears(model, self.targets)
-        count = replace(model, match, lambda _, layer: Int8Linear.from_linear(layer))  # type: ignore[arg-type]
-        note_untied(model)
-        return count
+    def round(self, linear: Linear) -> Int8Linear:
+        return Int8Linear.from_linear(linear)
 
 
 class Int8Linear(QuantizedLinear):

@@ -7,6 +7,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from culm.adapt.replace import Patterns, linears, note_untied, replace
+from culm.config import Config
+from culm.model.linear import Linear
+from culm.model.transformer import Transformer
+
 FEW = 16  # rows of x up to which the packed kernels win over multiplying out the weights
 
 
@@ -33,13 +38,17 @@ class QuantizedLinear(nn.Module, ABC):
     def settings(self) -> dict[str, str | int]:
         """What its quantiser builds this kind of layer from, as a mapping."""
 
-    @abstractmethod
-    def prepare(self) -> None:
-        """After the buffers were filled: find out whether the packed kernel serves this layer."""
+    @property
+    def weight_bytes(self) -> int:
+        """What is stored in the place of the weights, scales included."""
+        return sum(t.nbytes for name, t in self.state_dict().items() if name != "bias")
 
-    @abstractmethod
+    def prepare(self) -> None:
+        """After the buffers were filled: find out whether a packed kernel serves this layer."""
+
     def decode(self, x: Tensor) -> Tensor:
-        """The packed kernel's product; x: (N, inputs) bf16."""
+        """The packed kernel's product, where `packed` says that there is one; x: (N, inputs)."""
+        raise NotImplementedError
 
     @abstractmethod
     def dequantize(self) -> Tensor:
@@ -75,6 +84,50 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads: Tensor):
         return grads[0] @ ctx.layer.dequantize().to(grads[0].dtype), None
+
+
+class LinearQuantizer(Config, ABC):
+    """Settings of a kind of quantised layer; `settings` of the layer are its own fields.
+
+    targets: patterns of linear layers.
+    """
+
+    kind: str
+    targets: Patterns = ("blocks.*",)
+
+    @abstractmethod
+    def build(self, inputs: int, outputs: int, bias: bool) -> QuantizedLinear:
+        """An empty layer, to be loaded into."""
+
+    @abstractmethod
+    def round(self, linear: Linear) -> QuantizedLinear:
+        """The nearest quantised layer."""
+
+    def divides(self, name: str, linear: Linear) -> None:
+        """Refuse a layer whose inputs do not fill whole groups.
+
+        Raises:
+            ValueError: naming the setting.
+        """
+
+    def chosen(self, model: Transformer) -> dict[str, Linear]:
+        """The targets by name.
+
+        Raises:
+            ValueError: a pattern names no layer, or a layer cannot be quantised.
+        """
+        match = linears(model, self.targets)
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, Linear) and match(n, m)}
+        for name, layer in layers.items():
+            self.divides(name, layer)
+        return layers
+
+    def apply(self, model: Transformer) -> int:
+        """Round the targets to nearest, in place; gives how many. A tied head is untied by it."""
+        names = set(self.chosen(model))  # not the layers: each is let go when it is replaced
+        count = replace(model, lambda name, _: name in names, lambda _, m: self.round(m))  # type: ignore[arg-type]
+        note_untied(model)
+        return count
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -57,6 +57,7 @@ class GroupedQueryAttention(nn.Module):
     """x: (B, T, E) -> (B, T, E)."""
 
     tensor_parallel = {"q": "columns", "k": "columns", "v": "columns", "out": "rows"}  # noqa: RUF012
+    folds = {"x": ("q", "k", "v"), "v": ("out",)}  # noqa: RUF012
 
     def __init__(self, config: GQA, width: int, eps: float, rotation: int) -> None:
         super().__init__()

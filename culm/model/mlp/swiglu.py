@@ -30,6 +30,7 @@ class SwiGLUFeedForward(nn.Module):
     """down(silu(gate(x)) * up(x)); x: (B, T, E) -> (B, T, E)."""
 
     tensor_parallel = {"gate": "columns", "up": "columns", "down": "rows"}  # noqa: RUF012
+    folds = {"x": ("gate", "up"), "up": ("down",)}  # noqa: RUF012
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()

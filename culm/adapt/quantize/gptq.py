@@ -1,0 +1,118 @@
+"""GPTQ: each column's rounding error is made up for by the columns that follow.
+
+arXiv 2210.17323. With H the Gram matrix of the inputs and U the upper Cholesky factor of its
+inverse, column j is rounded and the columns behind it move by
+
+    w[j+1:] -= (w[j] - rounded(w[j])) / U[j, j] * U[j, j+1:]
+
+which is the best that they can do for the output. Columns behind a block of 128 move once, when
+it is done.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import PositiveFloat, model_validator
+from torch import Tensor, nn
+
+from culm.adapt.quantize.calibrate import Calibration
+from culm.adapt.quantize.int4 import Int4Linear, codes_of, grid, values_of
+from culm.adapt.quantize.method import Calibrated, plain_linear
+from culm.config import SettingError
+from culm.model.linear import Linear
+
+BLOCK = 128  # columns; a multiple of every group
+
+
+class GPTQ(Calibrated):
+    """damping: what is added to the diagonal of the Gram matrix, as a share of its mean.
+
+    static_groups: the scale of a group is that of the weights before any of them has moved.
+    act_order: columns with the greatest inputs come first, when most others can still move.
+    """
+
+    kind: Literal["gptq"] = "gptq"
+    damping: PositiveFloat = 0.01
+    static_groups: bool = True
+    act_order: bool = True
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> GPTQ:
+        if self.act_order and not self.static_groups:
+            raise ValueError("act_order: a group would be scattered; it needs static_groups=true")
+        return self
+
+    def quantize(
+        self, calibration: Calibration, block: nn.Module, stages: list[list[str]], group: int
+    ) -> None:
+        for stage in stages:  # each sees what the stages before it have become
+            gram = calibration.measure(block, stage[:1])[stage[0]].gram
+            for name in stage:
+                layer = plain_linear(block, name)
+                block.set_submodule(name, self.solve(layer, gram, group, name))
+
+    @torch.no_grad()
+    def solve(self, layer: Linear, gram: Tensor, group: int, name: str = "") -> Int4Linear:
+        """The int4 layer whose outputs are near the layer's; gram: (inputs, inputs) fp32."""
+        weight, gram = layer.weight.detach().float().clone(), gram.clone()
+        dead = gram.diagonal() == 0
+        gram.diagonal()[dead], weight[:, dead] = 1, 0
+        power = gram.diagonal()
+        order = power.argsort(descending=True, stable=True) if self.act_order else None
+        power += self.damping * power.mean()
+        groups = _Groups(weight, group, fixed=self.static_groups)
+        if order is not None:
+            weight, gram = weight[:, order], gram[order][:, order]
+        codes = _compensated(weight, _inverse_factor(gram, name), groups, order)
+        if order is not None:
+            codes = codes[:, order.argsort()]
+        return Int4Linear.from_codes(codes, groups.scale, groups.zero, layer.bias)
+
+
+class _Groups:
+    """The scale of each group: known before (fixed), or found when its first column is reached."""
+
+    def __init__(self, weight: Tensor, size: int, fixed: bool) -> None:
+        self.size, self.fixed = size, fixed
+        self.scale, self.zero = grid(weight.unflatten(1, (-1, size)))
+
+    def at(self, column: int, ahead: Tensor) -> tuple[Tensor, Tensor]:
+        """scale and zero (outputs,) of a column; ahead: it and those behind it, as they are now."""
+        group, inside = divmod(column, self.size)
+        if not self.fixed and inside == 0:
+            self.scale[:, group], self.zero[:, group] = grid(ahead[:, : self.size])
+        return self.scale[:, group], self.zero[:, group]
+
+
+def _inverse_factor(gram: Tensor, name: str) -> Tensor:
+    """Upper U with U^T U = inverse of the damped Gram matrix."""
+    try:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+        return torch.linalg.cholesky(inverse, upper=True)
+    except torch.linalg.LinAlgError:
+        raise SettingError(
+            f"damping: too small for what {name} reads on this text; raise it"
+        ) from None
+
+
+def _compensated(weight: Tensor, upper: Tensor, groups: _Groups, order: Tensor | None) -> Tensor:
+    """Codes (outputs, inputs) of columns that are rounded from left to right; weight is used up.
+
+    order: which column of the layer each one is, None if they are in place.
+    """
+    codes = torch.empty_like(weight)
+    columns = range(weight.shape[1]) if order is None else order.tolist()
+    for start in range(0, weight.shape[1], BLOCK):
+        end = min(start + BLOCK, weight.shape[1])
+        ahead, factor = weight[:, start:end], upper[start:end, start:end]
+        errors = torch.empty_like(ahead)
+        for j in range(end - start):
+            scale, zero = groups.at(columns[start + j], ahead[:, j:])
+            codes[:, start + j] = codes_of(ahead[:, j], scale, zero)
+            rounded = values_of(codes[:, start + j], scale, zero)
+            errors[:, j] = (ahead[:, j] - rounded) / factor[j, j]
+            ahead[:, j:] -= torch.outer(errors[:, j], factor[j, j:])
+        weight[:, end:] -= errors @ upper[start:end, end:]
+    return codes

@@ -1,0 +1,45 @@
+"""Rows of plain text to calibrate a quantiser on, and others to measure with what it made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain, islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from culm.config import SettingError
+from culm.data.format.document import DocumentFormat
+from culm.data.source import found_in, open_source
+from culm.tokenizer.tokenizer import Tokenizer
+
+ROWS = 160  # at most, of which each fifth is held out
+LENGTH = 2048  # tokens of a row, at most
+
+
+class CalibrationRows(NamedTuple):
+    """(N, T) to calibrate on, and (M, T) that were not seen by it."""
+
+    seen: Tensor
+    held_out: Tensor
+
+
+def calibration_rows(paths: Sequence[str], tokenizer: Tokenizer, context: int) -> CalibrationRows:
+    """The first rows of these files, folders or dataset, up to `context` tokens long.
+
+    Raises:
+        SettingError: there is no such text, or less than two rows of it.
+    """
+    length, format = min(context, LENGTH), DocumentFormat(max_characters=1 << 20)
+    texts = ([text] for _, text in found_in(open_source(list(paths)), format.contents))
+    examples = chain.from_iterable(format.encode(text, tokenizer) for text in texts)
+    ids = list(islice(chain.from_iterable(e.tokens for e in examples), ROWS * length))
+    count = len(ids) // length
+    if count < 2:
+        raise SettingError(
+            f"calibrate: {len(ids):,} tokens of text are too few; give at least {2 * length:,}"
+        )
+    rows = torch.tensor(ids[: count * length]).view(count, length)
+    held_out = torch.arange(count) % 5 == 1
+    return CalibrationRows(rows[~held_out], rows[held_out])
