@@ -177,7 +177,8 @@ def test_inspect_shows_parts_shapes_and_costs(culm, model):
 def test_quantize_then_inspect(culm, model, tmp_path):
     code, out, _ = culm("quantize", model, tmp_path / "small", "--to", "int8")
     assert code == 0
-    assert "MB of weights" in out
+    assert "kB of weights, " in out
+    assert "8.44 a weight" in out
     assert "Int8Linear" in culm("inspect", tmp_path / "small")[1]
     assert size_of(tmp_path / "small") < 0.45 * size_of(model / "model")  # the embedding too
     code, _, err = culm("quantize", tmp_path / "small", tmp_path / "smaller", "--to", "int4")
