@@ -25,7 +25,7 @@ from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.attention.gqa import GQA
-from culm.model.mlp.swiglu import SwiGLU
+from culm.model.mlp.gated import SwiGLU
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW

@@ -9,7 +9,7 @@ import torch
 from culm.adapt.quantize.linear import is_quantized
 from culm.config import SettingError
 from culm.convert.importer import load_adapter, load_model
-from culm.device import choose_device, choose_precision
+from culm.device import choose_backend, choose_device, choose_precision
 from culm.dtype import DTYPES, dtype_of
 from culm.model.transformer import Transformer
 from culm.tokenizer.tokenizer import Tokenizer
@@ -34,6 +34,7 @@ def read(
     for weight in model.parameters():  # not the buffers: angles and scales keep their precision
         weight.data = weight.data.to(kind)
     model.dtype = kind
+    model.set_backend(choose_backend(place))
     return model, tokenizer
 
 

@@ -74,7 +74,7 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
         run: dict[str, Any] = {"device": "cpu", "eval": {"tokens": 200, "sample_tokens": 3}}
         new = name == "pretrain" and not adapter
         if new:
-            attention = {"kind": "gqa", "heads": 4, "kv_heads": 2, "qk_norm": True}
+            attention = {"kind": "gqa", "heads": 4, "kv_heads": 2, "qk_norm": "head"}
             run["tokenizer"] = {"kind": "bytes", "specials": True}
             run["model"] = {
                 "vocabulary": 262, "width": 32, "layers": 2, "context": 64, "attention": attention,

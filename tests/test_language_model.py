@@ -25,7 +25,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def model(tokenizer) -> LanguageModel:
     torch.set_num_threads(1)
-    attention = GQA(heads=2, kv_heads=1, qk_norm=True)
+    attention = GQA(heads=2, kv_heads=1, qk_norm="head")
     config = TransformerConfig(
         vocabulary=tokenizer.vocabulary, width=32, layers=2, context=128, attention=(attention,)
     )

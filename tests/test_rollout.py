@@ -39,7 +39,7 @@ class LowerCase:
 
 
 def model(seed: int) -> Transformer:
-    attention = GQA(heads=2, qk_norm=True)
+    attention = GQA(heads=2, qk_norm="head")
     config = TransformerConfig(
         vocabulary=TOKENIZER.vocabulary, width=32, layers=1, context=32, attention=(attention,)
     )

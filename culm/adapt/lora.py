@@ -25,7 +25,7 @@ from culm.adapt.replace import Patterns, linears, replace
 from culm.config import Config, SettingError, listed
 from culm.model.init import generator
 from culm.model.linear import Linear
-from culm.model.norm import RMSNorm
+from culm.model.norm import Norm
 from culm.model.transformer import Transformer
 
 TINY = 1e-30  # length of a row of zeros, which no factor changes
@@ -79,7 +79,7 @@ class LoRA(Config):
     def _trained(self, model: Transformer) -> dict[str, nn.Module]:
         if not self.also:
             return {}
-        match = linears(model, self.also, Linear, nn.Embedding, RMSNorm, setting="also")
+        match = linears(model, self.also, Linear, nn.Embedding, Norm, setting="also")
         return {name: module for name, module in model.named_modules() if match(name, module)}
 
     def _beside(self, name: str, base: nn.Module, seed: int) -> LoRALinear:

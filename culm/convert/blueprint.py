@@ -65,7 +65,7 @@ def read(path: str | Path) -> TransformerConfig:
 
 def write(config: TransformerConfig, path: str | Path) -> None:
     """Write model settings that a run file can name: `model: PATH`."""
-    values = config.model_dump(mode="json", exclude_defaults=False)
+    values = config.model_dump(mode="json", exclude_unset=True)
     for part in ("attention", "mlp"):  # one for all layers stands alone
         values[part] = values[part][0] if len(values[part]) == 1 else values[part]
     with atomic(Path(path)) as fresh:
@@ -73,7 +73,7 @@ def write(config: TransformerConfig, path: str | Path) -> None:
 
 
 def _given(values: Any) -> Any:
-    """Without what is left to its default (None)."""
+    """Without what is left to its default; no rotary embedding is a choice."""
     if isinstance(values, dict):
-        return {name: _given(value) for name, value in values.items() if value is not None}
+        return {n: _given(v) for n, v in values.items() if v is not None or n == "rope"}
     return values

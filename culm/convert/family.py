@@ -1,66 +1,144 @@
-"""Which family of other libraries' models one of ours belongs to.
+"""A family of other libraries' models: its settings and the names of its tensors, both ways.
 
-llama   no query-key norm, no bias           q and k of GGUF in the interleaved layout
-qwen2   bias on q, k and v
-qwen3   query-key norm, no bias
+Which family a model of ours belongs to is not asked of each setting: a family has it if reading
+back what it writes gives the same model.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
-from torch import Tensor
-
-from culm.config import SettingError
-from culm.model.rope import Rope
+from culm.config import SettingError, parse
+from culm.convert.rules import Rule
 from culm.model.transformer import TransformerConfig
 
-Family = Literal["llama", "qwen2", "qwen3"]
+_ABSENT = object()
+
+
+class Fields:
+    """Settings of another library, taken one by one; what is left in the end is not understood."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self.left = dict(given)
+
+    def take(self, name: str, default: Any = _ABSENT) -> Any:
+        """The value of a setting.
+
+        Raises:
+            KeyError: it is not there and has no default.
+        """
+        value = self.left.pop(name, default)
+        if value is _ABSENT:
+            raise KeyError(name)
+        return value
+
+    def only(self, name: str, *allowed: Any) -> None:
+        """Take a setting that may be absent, or have one of these values.
+
+        Raises:
+            SettingError: it has another.
+        """
+        value = self.left.pop(name, allowed[0])
+        if value not in allowed:
+            told = " or ".join(map(repr, allowed))
+            raise SettingError(f"{name}: {value!r} is not read here, only {told}")
+
+    def drop(self, *names: str) -> None:
+        """Forget settings that say nothing here."""
+        for name in names:
+            self.left.pop(name, None)
+
+    def end(self) -> None:
+        """SettingError if something is left that is switched on."""
+        for name, value in self.left.items():
+            if value:  # None, false, 0 and empty switch a thing off
+                raise SettingError(f"{name}: {value!r} is not known here and may change the model")
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What the families' settings files hold, beyond our config's own numbers."""
+class Family:
+    """name: what the family is called in its settings. architecture: the class that computes it.
 
-    family: Family
-    heads: int
-    kv_heads: int
-    head_dim: int
-    hidden: int
-    rope: Rope
+    read: their settings -> values of a TransformerConfig. write: a resolved config -> theirs;
+    SettingError where it has parts that the family does not.
+    rules: the names of the tensors of a resolved config.
+    """
+
+    name: str
+    architecture: str
+    read: Callable[[Fields], dict[str, Any]]
+    write: Callable[[TransformerConfig], dict[str, Any]]
+    rules: Callable[[TransformerConfig], list[Rule]]
+
+    def config(self, given: Mapping[str, Any], source: str) -> TransformerConfig:
+        """Our settings for theirs.
+
+        Raises:
+            SettingError: one of them is missing, or not understood.
+        """
+        fields = Fields(given)
+        try:
+            values = self.read(fields)
+            fields.end()
+        except KeyError as error:
+            raise SettingError(f"{source}: the setting {error.args[0]} is missing") from None
+        except (TypeError, ValueError) as error:
+            raise SettingError(f"{source}: {error}") from None
+        return parse(TransformerConfig, values, source).shortened()
 
 
-def shape_of(config: TransformerConfig, target: str) -> Shape:
-    """The family of a config and its numbers.
+def family_of(config: TransformerConfig, families: Sequence[Family], target: str) -> Family:
+    """The first family that has this model.
 
     Raises:
-        SettingError: no family of `target` has this shape; the message names the setting.
+        SettingError: none has; the message names a setting that the nearest one lacks.
     """
-    kinds, mlps = set(config.attentions), {mlp.inner(config.width) for mlp in config.mlps}
-    if len(kinds) > 1 or len(mlps) > 1:
-        part = "attention" if len(kinds) > 1 else "mlp"
-        raise SettingError(f"model.{part}: layers differ, which no {target} family here expresses")
-    attention = config.attentions[0]
-    if attention.window is not None:
-        raise SettingError(f"model.attention.window: no {target} family here expresses a window")
-    if attention.bias and attention.qk_norm:
-        raise SettingError(f"model.attention.bias: no {target} family has it beside qk_norm")
-    return Shape(
-        family="qwen3" if attention.qk_norm else "qwen2" if attention.bias else "llama",
-        heads=attention.heads,
-        kv_heads=attention.kv_heads or attention.heads,
-        head_dim=attention.dim(config.width),
-        hidden=mlps.pop(),
-        rope=attention.rope,
-    )
+    wanted = _leaves(config)
+    nearest: tuple[int, str] | None = None
+    for family in families:
+        try:
+            found = _leaves(family.config(family.write(config.resolved()), family.name))
+        except SettingError as error:
+            nearest = nearest or (len(wanted), str(error))
+            continue
+        differing = [path for path in wanted | found if wanted.get(path) != found.get(path)]
+        if not differing:
+            return family
+        if nearest is None or len(differing) < nearest[0]:
+            told = f"{_shown(differing[0], config)}: no {target} family has this beside the rest"
+            nearest = (len(differing), f"{told}; the nearest is {family.name}")
+    assert nearest is not None
+    raise SettingError(nearest[1])
 
 
-def interleaved(rows: Tensor, heads: int) -> Tensor:
-    """Rows of q or k, weight or bias, from our half-split layout: 0, D/2, 1, D/2 + 1, ..."""
-    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+def _leaves(config: TransformerConfig) -> dict[str, Any]:
+    """Every setting that changes what the model computes, by its path."""
+    values = config.resolved().model_dump(mode="json")
+    for part in ("attention", "mlp"):
+        given = values[part]
+        values[part] = [dict(given[i % len(given)]) for i in range(config.layers)]
+    values["residual"].pop("dropout")
+    for mlp in values["mlp"]:
+        for weight in ("switch", "z"):  # of losses
+            mlp.pop(weight, None)
+    return dict(_paths(values, "model"))
 
 
-def half_split(rows: Tensor, heads: int) -> Tensor:
-    """The inverse of `interleaved`: pairs of neighbours become pairs half a head apart."""
-    return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+def _paths(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _paths(inner, f"{path}.{name}")
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        for index, inner in enumerate(value):
+            yield from _paths(inner, f"{path}[{index}]")
+    else:
+        yield path, value
+
+
+def _shown(path: str, config: TransformerConfig) -> str:
+    """A path without the number of a layer where all layers are alike."""
+    one = len(config.attention) == 1 if "attention" in path else len(config.mlp) == 1
+    return re.sub(r"\[\d+\]", "", path) if one else path

@@ -18,18 +18,22 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from culm.config import SettingError, parse
-from culm.convert import gguf_header
-from culm.convert.family import Shape, half_split, interleaved, shape_of
+from culm.config import SettingError
+from culm.convert import gguf_header, rules
+from culm.convert.family import Family, family_of
 from culm.convert.gguf_blocks import encode
+from culm.convert.gguf_families import FAMILIES, factors_of
 from culm.convert.gguf_kinds import KINDS, kinds_of
 from culm.convert.gguf_tokenizer import add_tokenizer
 from culm.convert.weights import assemble, plain_weights
 from culm.files import atomic
 from culm.log import say
-from culm.model.names import rename
+from culm.model.attention.gqa import GQA
+from culm.model.rope import Llama3Scaling, Rope
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
+
+FACTORS = "rope_freqs.weight"
 
 
 def export(
@@ -55,17 +59,16 @@ def export(
         raise SettingError(f"dtype: {precision!r} is not one of {', '.join(KINDS)}")
     if path.is_file() and path.open("rb").read(4) != b"GGUF":
         raise SettingError(f"{path}: there is a file of this name that is no GGUF; choose another")
-    shape, mixture = shape_of(model.config, "GGUF"), KINDS[precision]
-    if shape.rope.scaling is not None:
-        raise SettingError("model.attention.rope.scaling: it is not written to GGUF here")
-    writer = gguf.GGUFWriter(None, shape.family)
-    _add_settings(writer, model.config, shape)
+    mixture, config = KINDS[precision], model.config.resolved()
+    family = family_of(config, FAMILIES, "GGUF")
+    writer = gguf.GGUFWriter(None, family.name)
+    _add_settings(writer, config, family)
     writer.add_name(path.stem)
     writer.add_file_type(mixture.file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_tokenizer(writer, tokenizer, model.config.vocabulary)
     # Twice through the weights: first their places, then one after the other their numbers.
-    shapes = {name: tuple(tensor.shape) for name, tensor in _tensors(model, shape)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in _tensors(model, family)}
     kinds, note = kinds_of(shapes, mixture, model.config.layers)
     for name, kind in kinds.items():
         block, size = gguf.GGML_QUANT_SIZES[kind]
@@ -76,7 +79,7 @@ def export(
             writer.write_header_to_file(fresh)
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for name, tensor in _tensors(model, shape):
+            for name, tensor in _tensors(model, family):
                 numbers = tensor.float().cpu().contiguous().numpy()
                 writer.write_tensor_data(encode(numbers, kinds[name], name))
                 if told:
@@ -87,32 +90,35 @@ def export(
         say(f"{path}: {note}")
 
 
-def _add_settings(writer: gguf.GGUFWriter, config: TransformerConfig, shape: Shape) -> None:
-    writer.add_context_length(config.context)
-    writer.add_embedding_length(config.width)
-    writer.add_block_count(config.layers)
-    writer.add_feed_forward_length(shape.hidden)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_key_length(shape.head_dim)
-    writer.add_value_length(shape.head_dim)
-    writer.add_rope_dimension_count(shape.head_dim)
-    writer.add_rope_freq_base(shape.rope.base)
-    writer.add_layer_norm_rms_eps(config.eps)
+def _add_settings(writer: gguf.GGUFWriter, config: TransformerConfig, family: Family) -> None:
+    fields = family.write(config)
+    for name in ("tied", "llama3", "vocabulary"):  # said by the tensors
+        fields.pop(name, None)
+    for name, value in fields.items():
+        key = f"{family.name}.{name}"
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        else:
+            writer.add_uint32(key, value)
     writer.add_vocab_size(config.vocabulary)
+    if (turned := _turned(config)) is not None:
+        writer.add_rope_dimension_count(turned)
 
 
-def _tensors(model: Transformer, shape: Shape) -> Iterator[tuple[str, Tensor]]:
-    heads = _permuted(shape)
-    for name, tensor in plain_weights(model):
-        part = name.split(".")[-2]
-        tensor = interleaved(tensor, heads[part]) if part in heads else tensor
-        yield str(rename(name, "culm", "gguf")), tensor
+def _turned(config: TransformerConfig) -> int | None:
+    attention = config.attention[0]
+    rotary = attention.rotary(config.width)
+    return rotary and rotary[1]
 
 
-def _permuted(shape: Shape) -> dict[str, int]:
-    """Heads of the projections that llama.cpp keeps in the interleaved layout: Llama's alone."""
-    return {"q": shape.heads, "k": shape.kv_heads} if shape.family == "llama" else {}
+def _tensors(model: Transformer, family: Family) -> Iterator[tuple[str, Tensor]]:
+    config = model.config.resolved()
+    yield from rules.write(plain_weights(model), family.rules(config))
+    rope = config.attention[0].rope if isinstance(config.attention[0], GQA) else None
+    if rope is not None and isinstance(rope.scaling, Llama3Scaling):
+        yield FACTORS, factors_of(rope, config.attention[0].head_dim)
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer]:
@@ -129,45 +135,55 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[Transfor
     except Exception as error:  # the package lets whatever happens escape
         raise SettingError(f"{path}: broken or no GGUF file: {error}") from None
     try:
-        config = parse(TransformerConfig, _values(fields, reader), str(path))
         tokenizer = _tokenizer(fields)
     except KeyError as error:
         raise SettingError(f"{path}: not written by Culm: it has no {error.args[0]}") from None
     except (TypeError, ValueError) as error:
         raise SettingError(f"{path}: broken or not written by Culm: {error}") from None
-    shape = shape_of(config, "GGUF")
-    if shape.family != fields["general.architecture"]:
-        raise SettingError(f"{path}: broken: its tensors are those of a {shape.family} model")
-    model = assemble(config, _weights(reader, shape, path), str(path), device)
+    family, config = read_config(fields, reader, path)
+    model = assemble(config, _weights(reader, family, config, path), str(path), device)
     check_vocabulary(tokenizer, config.vocabulary, path)
     return model, tokenizer
 
 
-def _values(fields: dict[str, Any], reader: gguf.GGUFReader) -> dict[str, Any]:
-    family = fields["general.architecture"]
-    if family not in ("llama", "qwen2", "qwen3"):
-        raise ValueError(f"general.architecture {family!r} is not one of llama, qwen2, qwen3")
-    if fields.get(f"{family}.rope.scaling.type", "none") != "none":
-        raise ValueError(f"{family}.rope.scaling.type is not read here")
-    names = {tensor.name for tensor in reader.tensors}
-    return {
-        "vocabulary": fields[f"{family}.vocab_size"],
-        "width": fields[f"{family}.embedding_length"],
-        "layers": fields[f"{family}.block_count"],
-        "context": fields[f"{family}.context_length"],
-        "eps": _short(fields[f"{family}.attention.layer_norm_rms_epsilon"]),
-        "tied": "output.weight" not in names,
-        "mlp": {"kind": "swiglu", "hidden": fields[f"{family}.feed_forward_length"]},
-        "attention": {
-            "kind": "gqa",
-            "heads": fields[f"{family}.attention.head_count"],
-            "kv_heads": fields[f"{family}.attention.head_count_kv"],
-            "head_dim": fields[f"{family}.attention.key_length"],
-            "qk_norm": family == "qwen3",
-            "bias": family == "qwen2",
-            "rope": {"base": _short(fields[f"{family}.rope.freq_base"])},
-        },
+def read_config(
+    fields: dict[str, Any], reader: gguf.GGUFReader, path: Path
+) -> tuple[Family, TransformerConfig]:
+    """The family of a file and our settings for it.
+
+    Raises:
+        SettingError: a setting is missing or not understood.
+    """
+    known = {family.name: family for family in FAMILIES}
+    name = fields.get("general.architecture")
+    if name not in known:
+        told = f"general.architecture {name!r} is not one of {', '.join(known)}"
+        raise SettingError(f"{path}: {told}")
+    given = {
+        key.removeprefix(f"{name}."): _short(value) if isinstance(value, float) else value
+        for key, value in fields.items()
+        if key.startswith(f"{name}.")
     }
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    if "token_embd.weight" in tensors:
+        given["vocabulary"] = int(tensors["token_embd.weight"].shape[1])
+    given["tied"] = "output.weight" not in tensors
+    if FACTORS in tensors:
+        given["llama3"] = _llama3(given, tensors[FACTORS], path)
+    return known[name], known[name].config(given, str(path))
+
+
+def _llama3(given: dict[str, Any], stored: gguf.ReaderTensor, path: Path) -> dict[str, Any]:
+    """The scaling whose factors a file holds: of Llama 3.1, 3.2, or of 3.1 over another context."""
+    factors = torch.from_numpy(np.array(stored.data, np.float32)).flatten()
+    base = float(given.get("rope.freq_base", 10_000.0))
+    greatest = round(float(factors.max()), 3)
+    for original in (1 << power for power in range(4, 21)):
+        scaling = Llama3Scaling(factor=max(greatest, 1.0), original=original)
+        found = factors_of(Rope(base=base, scaling=scaling), 2 * len(factors))
+        if torch.allclose(found, factors, rtol=1e-4):
+            return scaling.model_dump()
+    raise SettingError(f"{path}: {FACTORS}: these are not the factors of a Llama 3 scaling")
 
 
 def _short(number: float) -> float:
@@ -187,19 +203,23 @@ def _tokenizer(fields: dict[str, Any]) -> Tokenizer:
     return Tokenizer(inner, about["settings"], template, about["stop_ids"])
 
 
-def _weights(reader: gguf.GGUFReader, shape: Shape, path: Path) -> Iterator[tuple[str, Tensor]]:
-    heads = _permuted(shape)
-    for stored in reader.tensors:
-        name = rename(stored.name, "gguf", "culm") or stored.name
-        try:
-            numbers = gguf.dequantize(stored.data, stored.tensor_type)
-        except NotImplementedError:
-            kind = f"tensor {stored.name} is {stored.tensor_type.name}"
-            raise SettingError(f"{path}: {kind}, which is not read here") from None
-        tensor, part = torch.from_numpy(np.array(numbers, np.float32)), name.split(".")[-2]
-        if part in heads:
-            if len(tensor) % (2 * heads[part]):
-                rows = f"tensor {stored.name} has {len(tensor)} rows"
-                raise SettingError(f"{path}: broken: {rows}, not those of {heads[part]} heads")
-            tensor = half_split(tensor, heads[part])
-        yield name, tensor
+def _weights(
+    reader: gguf.GGUFReader, family: Family, config: TransformerConfig, path: Path
+) -> Iterator[tuple[str, Tensor]]:
+    def stored() -> Iterator[tuple[str, Tensor]]:
+        for tensor in reader.tensors:
+            try:
+                numbers = gguf.dequantize(tensor.data, tensor.tensor_type)
+            except NotImplementedError:
+                kind = f"tensor {tensor.name} is {tensor.tensor_type.name}"
+                raise SettingError(f"{path}: {kind}, which is not read here") from None
+            if tensor.name != FACTORS:
+                yield tensor.name, torch.from_numpy(np.array(numbers, np.float32))
+
+    try:
+        yield from rules.read(stored(), family.rules(config.resolved()))
+    except RuntimeError as error:  # a tensor that cannot be cut as its settings say
+        raise SettingError(f"{path}: broken: {error}") from None
+    except SettingError as error:
+        told = str(error)
+        raise SettingError(told if told.startswith(str(path)) else f"{path}: {told}") from None

@@ -1,39 +1,41 @@
-"""Hugging Face folders, both ways: Llama, Mistral without a window, Qwen2 and Qwen3."""
+"""Hugging Face folders, both ways, of every family in `culm.convert.families`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from culm.config import SettingError, parse
+from culm.config import SettingError
+from culm.convert import rules
 from culm.convert.card import write_card
-from culm.convert.family import shape_of
-from culm.convert.hf_rope import read_rope, rope_fields
+from culm.convert.families import FAMILIES
+from culm.convert.family import Family, family_of
+from culm.convert.rules import ModuleNames
 from culm.convert.weights import assemble, plain_weights
 from culm.dtype import name_of
 from culm.files import atomic, read_json, vacant, write_json
-from culm.model.names import rename
+from culm.model.mlp.moe import MoE
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.tensors import read_safetensors, write_safetensors
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
-CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 SETTINGS = "config.json"
-FAMILIES = (*CLASSES, "mistral")  # Mistral without its window is a Llama
+COMPUTED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias")
 
 # Settings that do not change what a forward computes, or that only repeat others.
 _NEUTRAL = """
 architectures model_type transformers_version torch_dtype dtype use_cache initializer_range
 attention_dropout bos_token_id eos_token_id pad_token_id pretraining_tp max_window_layers
 output_attentions output_hidden_states return_dict id2label label2id problem_type
-chunk_size_feed_forward is_encoder_decoder name_or_path unsloth_version unsloth_fixed
-keys_to_ignore_at_inference task_specific_params
+chunk_size_feed_forward is_encoder_decoder is_decoder add_cross_attention name_or_path
+unsloth_version unsloth_fixed keys_to_ignore_at_inference task_specific_params
+router_jitter_noise output_router_logits use_bidirectional_attention
 """
-NEUTRAL = frozenset(_NEUTRAL.split())
+NEUTRAL = frozenset(_NEUTRAL.split()) - {"max_window_layers"}
 
 
 def is_model(path: Path) -> bool:
@@ -58,46 +60,45 @@ def export(
         OSError: the disk is full or may not be written to.
     """
     folder = Path(folder)
-    config = _config(model.config, tokenizer, dtype)
+    family = family_of(model.config, FAMILIES, "Hugging Face")
     vacant(folder, SETTINGS)
     weights = {}
-    for name, tensor in plain_weights(model):
-        weights[str(rename(name, "culm", "hf"))] = tensor.to(dtype).cpu().contiguous()
+    for name, tensor in rules.write(plain_weights(model), family.rules(model.config.resolved())):
+        weights[name] = tensor.to(dtype).cpu().contiguous()
         if told:
             told(tensor.numel())
     with atomic(folder) as fresh:
         fresh.mkdir()
         write_safetensors(fresh / "model.safetensors", weights)
         tokenizer.save(fresh)
-        write_json(fresh / SETTINGS, config)
+        write_json(fresh / SETTINGS, _settings(model.config, family, tokenizer, dtype))
         ends = {"eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": tokenizer.end_of_text}
         write_json(fresh / "generation_config.json", ends)
         write_card(model, fresh, folder.name, library="transformers")
 
 
-def _config(config: TransformerConfig, tokenizer: Tokenizer, dtype: torch.dtype) -> dict[str, Any]:
-    shape = shape_of(config, "Hugging Face")
+def _settings(
+    config: TransformerConfig, family: Family, tokenizer: Tokenizer, dtype: torch.dtype
+) -> dict[str, Any]:
     return {
-        "architectures": [CLASSES[shape.family]],
-        "model_type": shape.family,
-        "vocab_size": config.vocabulary,
-        "hidden_size": config.width,
-        "intermediate_size": shape.hidden,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.context,
-        "rms_norm_eps": config.eps,
-        **rope_fields(shape.rope),
-        "tie_word_embeddings": config.tied,
+        "architectures": [family.architecture],
+        "model_type": family.name,
+        **family.write(config.resolved()),
         "bos_token_id": None,
         "eos_token_id": tokenizer.end_of_text,
+        "pad_token_id": tokenizer.end_of_text,
         "dtype": name_of(dtype),
-        **({} if shape.family == "qwen2" else {"attention_bias": False}),
-        **({"mlp_bias": False} if shape.family == "llama" else {"use_sliding_window": False}),
     }
+
+
+def module_names(config: TransformerConfig) -> ModuleNames:
+    """What the modules of a model are called in its family.
+
+    Raises:
+        SettingError: no family has its shape.
+    """
+    family = family_of(config, FAMILIES, "Hugging Face")
+    return ModuleNames(family.rules(config.resolved()))
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer]:
@@ -109,71 +110,41 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Transf
     folder = Path(folder)
     if not folder.is_dir():
         raise SettingError(f"{folder}: there is no such folder")
-    config = read_config(folder / SETTINGS)
-    model = assemble(config, _weights(folder, config.tied), str(folder), device)
+    family, config = read_config(folder / SETTINGS)
+    model = assemble(config, _weights(folder, family, config), str(folder), device)
     tokenizer = Tokenizer.load(folder)
     check_vocabulary(tokenizer, config.vocabulary, folder)
     return model, tokenizer
 
 
-def read_config(path: Path) -> TransformerConfig:
-    """Our settings for a `config.json`; a setting that is not understood is refused by name."""
+def read_config(path: Path) -> tuple[Family, TransformerConfig]:
+    """The family of a `config.json` and our settings for it.
+
+    Raises:
+        SettingError: a setting is missing or not understood.
+    """
     given = read_json(path)
-    family = given.get("model_type")
-    if family not in FAMILIES:
-        raise SettingError(f"{path}: model_type {family!r} is not one of {', '.join(FAMILIES)}")
-    try:
-        values = _values(given, family)
-    except KeyError as error:
-        raise SettingError(f"{path}: the setting {error.args[0]} is missing") from None
-    except SettingError as error:
-        raise SettingError(f"{path}: {error}") from None
-    return parse(TransformerConfig, values, str(path))
-
-
-def _values(given: Mapping[str, Any], family: str) -> dict[str, Any]:
+    known = {family.name: family for family in FAMILIES}
+    name = given.get("model_type")
+    if name not in known:
+        raise SettingError(f"{path}: model_type {name!r} is not one of {', '.join(known)}")
     left = {k: v for k, v in given.items() if k not in NEUTRAL and not k.startswith("_")}
-    rope = read_rope(left)
-    windowed = left.pop("use_sliding_window", family == "mistral")
-    if not windowed:  # Qwen writes a window that is not in use
-        left.pop("sliding_window", None)
-    kinds = left.pop("layer_types", None) or []
-    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
-        raise SettingError(f"layer_types: {kinds!r} is not full attention in every layer")
-    if (act := left.pop("hidden_act", "silu")) != "silu":
-        raise SettingError(f"hidden_act: {act!r} is not read here, only 'silu'")
-    heads = left.pop("num_attention_heads")
-    values = {
-        "vocabulary": left.pop("vocab_size"),
-        "width": left.pop("hidden_size"),
-        "layers": left.pop("num_hidden_layers"),
-        "context": left.pop("max_position_embeddings"),
-        "mlp": {"kind": "swiglu", "hidden": left.pop("intermediate_size")},
-        "eps": left.pop("rms_norm_eps"),
-        "tied": left.pop("tie_word_embeddings", False),
-        "attention": {
-            "kind": "gqa",
-            "heads": heads,
-            "kv_heads": left.pop("num_key_value_heads", None) or heads,
-            "head_dim": left.pop("head_dim", None),
-            "qk_norm": family == "qwen3",
-            "bias": family == "qwen2",
-            "rope": rope,
-        },
-    }
-    for name, value in left.items():
-        if value:  # None, false, 0 and empty switch a thing off
-            raise SettingError(f"{name}: {value!r} is not known here and may change the model")
-    return values
+    return known[name], known[name].config(left, str(path))
 
 
-def _weights(folder: Path, tied: bool) -> Iterator[tuple[str, Tensor]]:
-    for shard in _shards(folder):
-        for name, tensor in read_safetensors(shard):
-            # Old checkpoints hold what can be computed, and some a second copy of a tied head.
-            if name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight"):
-                continue
-            yield rename(name, "hf", "culm") or name, tensor
+def _weights(
+    folder: Path, family: Family, config: TransformerConfig
+) -> Iterator[tuple[str, Tensor]]:
+    resolved = config.resolved()
+    stored = (tensor for shard in _shards(folder) for tensor in read_safetensors(shard))
+    for name, tensor in rules.read(stored, family.rules(resolved), _experts(resolved)):
+        # Old checkpoints hold what can be computed, and some a second copy of a tied head.
+        if not name.endswith(COMPUTED) and not (config.tied and name == "head.weight"):
+            yield name, tensor
+
+
+def _experts(config: TransformerConfig) -> int:
+    return max((mlp.experts for mlp in config.mlp if isinstance(mlp, MoE)), default=0)
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -1,14 +1,15 @@
-"""The rotary settings of a `config.json`: one mapping in transformers 5, two fields in 4."""
+"""The rotary settings of a `config.json`: mappings in transformers 5, several fields in 4."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from culm.config import SettingError
+from culm.convert.family import Fields
 from culm.model.rope import Rope
 
 # kind here and there: our setting -> theirs
-FIELDS = {
+KINDS = {
     "linear": {"factor": "factor"},
     "llama3": {
         "factor": "factor",
@@ -27,35 +28,67 @@ FIELDS = {
 }
 
 
-def read_rope(left: dict[str, Any]) -> dict[str, Any]:
-    """Take the rotary settings out of `left`; gives the values of our `Rope`.
+def read_rope(fields: Fields, context: int) -> dict[str, Any]:
+    """Values of our `Rope`, one for all layers.
 
     Raises:
         SettingError: a kind or a field that is not known here.
     """
-    older = left.pop("rope_scaling", None)
-    given = left.pop("rope_parameters", None) or older or {}
-    if not isinstance(given, dict):
-        raise SettingError(f"rope_parameters: {given!r} is no mapping")
-    rope = {"rope_theta": left.pop("rope_theta", 10_000.0), **given}
-    base, kind = rope.pop("rope_theta"), rope.pop("type", "default")
+    older = fields.take("rope_scaling", None)
+    given = fields.take("rope_parameters", None) or older or {}
+    base = fields.take("rope_theta", 10_000.0)
+    fraction = fields.take("partial_rotary_factor", 1.0)
+    own = {"rope_theta": base, "partial_rotary_factor": fraction}
+    return rope_of({**own, **_mapping(given)}, context)
+
+
+def read_ropes(fields: Fields, context: int, *kinds: str) -> list[dict[str, Any]]:
+    """The same for each kind of layer. Older files hold one, as transformers 4 wrote them."""
+    given = _mapping(fields.take("rope_parameters", None) or {})
+    if any(kind in given for kind in kinds):
+        return [rope_of(_mapping(given.get(kind) or {}), context) for kind in kinds]
+    base, scaling = fields.take("rope_theta", 10_000.0), fields.take("rope_scaling", None) or given
+    return [rope_of({"rope_theta": base, **_mapping(scaling)}, context) for _ in kinds]
+
+
+def rope_of(given: dict[str, Any], context: int) -> dict[str, Any]:
+    """Values of our `Rope` for one of their mappings."""
+    rope = {"rope_theta": 10_000.0, **given}
+    values: dict[str, Any] = {"base": rope.pop("rope_theta")}
+    kind = rope.pop("type", "default")
     kind = rope.pop("rope_type", kind)
-    values: dict[str, Any] = {"base": base}
-    if kind in FIELDS:
-        names = {theirs: ours for ours, theirs in FIELDS[kind].items()}
+    if (fraction := rope.pop("partial_rotary_factor", 1.0)) != 1.0:
+        values["fraction"] = fraction
+    if kind in KINDS:
+        names = {theirs: ours for ours, theirs in KINDS[kind].items()}
         known = {names[name]: rope.pop(name) for name in list(rope) if name in names}
         if kind == "yarn":
-            known.setdefault("original", left["max_position_embeddings"])
+            known.setdefault("original", context)
         values["scaling"] = {"kind": kind, **known}
     elif kind != "default":
-        raise SettingError(f"rope_parameters: rope_type {kind!r} is not one of {', '.join(FIELDS)}")
+        raise SettingError(f"rope_parameters: rope_type {kind!r} is not one of {', '.join(KINDS)}")
     if unknown := [name for name, value in rope.items() if value is not None]:
         raise SettingError(f"rope_parameters: {', '.join(unknown)} are not known here")
     return values
 
 
+def _mapping(given: Any) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise SettingError(f"rope_parameters: {given!r} is no mapping")
+    return given
+
+
 def rope_fields(rope: Rope) -> dict[str, Any]:
-    """What `config.json` says of it.
+    """What `config.json` says of one rotary embedding for all layers."""
+    theirs = rope_mapping(rope)
+    # `rope_theta` and `rope_scaling` is where transformers 4 and vLLM read them.
+    fields = {"rope_theta": rope.base, "rope_parameters": theirs}
+    scaling = {name: value for name, value in theirs.items() if name != "rope_theta"}
+    return fields if rope.scaling is None else {**fields, "rope_scaling": scaling}
+
+
+def rope_mapping(rope: Rope) -> dict[str, Any]:
+    """One mapping of `rope_parameters`.
 
     Raises:
         SettingError: transformers has no such scaling.
@@ -64,12 +97,12 @@ def rope_fields(rope: Rope) -> dict[str, Any]:
     if rope.scaling is not None:
         values = rope.scaling.model_dump(exclude_none=True)
         kind = values.pop("kind")
-        if kind not in FIELDS:
+        if kind not in KINDS:
             raise SettingError(
                 f"model.attention.rope.scaling: transformers has no {kind!r} of a fixed factor; "
                 "a greater base says the same"
             )
-        theirs = {"rope_type": kind} | {FIELDS[kind][name]: v for name, v in values.items()}
-    # `rope_theta` and `rope_scaling` is where transformers 4 and vLLM read them.
-    fields = {"rope_theta": rope.base, "rope_parameters": {**theirs, "rope_theta": rope.base}}
-    return fields if rope.scaling is None else {**fields, "rope_scaling": theirs}
+        theirs = {"rope_type": kind} | {KINDS[kind][name]: v for name, v in values.items()}
+    if rope.fraction != 1.0:
+        theirs["partial_rotary_factor"] = rope.fraction
+    return {**theirs, "rope_theta": rope.base}

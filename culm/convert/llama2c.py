@@ -20,7 +20,7 @@ from tokenizers import decoders, models, normalizers, processors
 from torch import Tensor
 
 from culm.config import SettingError, parse
-from culm.convert.family import half_split
+from culm.convert.rules import half_split
 from culm.convert.weights import assemble
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
@@ -72,8 +72,8 @@ def _config(path: Path) -> TransformerConfig:
 
 def _parts(config: TransformerConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of what follows the header, in order; `#` stands for all layers."""
-    attention, width = config.attentions[0], config.width
-    dim, hidden = attention.dim(width), config.mlps[0].inner(width)
+    attention, mlp, width = config.attention[0], config.mlp[0], config.width
+    dim, hidden = attention.dim(width), mlp.inner(width)
     rows, kv_rows = attention.heads * dim, (attention.kv_heads or attention.heads) * dim
     yield "embed", (config.vocabulary, width)
     yield "blocks.#.attention_norm", (width,)
@@ -98,7 +98,7 @@ def _weights(path: Path, config: TransformerConfig) -> Iterator[tuple[str, Tenso
     if size != needed:
         what = "truncated" if size < needed else "too long for its header"
         raise SettingError(f"{path}: {what}: {size} bytes where {needed} are expected")
-    attention = config.attentions[0]
+    attention = config.attention[0]
     heads = {"q": attention.heads, "k": attention.kv_heads or attention.heads}
     content = np.memmap(path, np.dtype("<f4"), "r", HEADER.size)
     start = 0

@@ -18,12 +18,13 @@ from culm.adapt.lora import LoRA, LoRALinear, adapters_of, plain
 from culm.adapt.quantize.linear import QuantizedLinear
 from culm.adapt.replace import note_untied, replace
 from culm.config import SettingError
+from culm.convert.hf import module_names
 from culm.convert.peft_settings import NAME, PeftSettings, read_settings, written
+from culm.convert.rules import ModuleNames
 from culm.convert.weights import fingerprint
 from culm.files import atomic, vacant, write_json
 from culm.model.linear import Linear
-from culm.model.names import rename
-from culm.model.norm import RMSNorm
+from culm.model.norm import Norm
 from culm.model.transformer import Transformer
 from culm.tensors import read_metadata, read_safetensors, write_safetensors
 
@@ -47,7 +48,7 @@ def save(model: Transformer, settings: LoRA, folder: str | Path, base: str | Non
     settings: those that were applied. base: path or hub id of the model below, if it has one.
 
     Raises:
-        SettingError: there are none, a layer has no name in the Llama line, or the folder holds
+        SettingError: there are none, a layer has no name in its family, or the folder holds
             something else.
         OSError: the disk is full or may not be written to.
     """
@@ -55,13 +56,16 @@ def save(model: Transformer, settings: LoRA, folder: str | Path, base: str | Non
     vacant(folder, NAME)
     if not adapters_of(model):
         raise SettingError("model: it has no adapters to write")
+    known = module_names(model.config)
     whole = {name for name, module in model.named_modules() if _is_whole(module)}
-    tensors = {name: tensor.cpu().clone() for name, tensor in _tensors(model, whole)}
-    names = [_last(name) if name in ("embed", "head") else _theirs(name) for name in whole]
+    tensors = {name: tensor.cpu().clone() for name, tensor in _tensors(model, whole, known)}
+    names = [
+        _last(name, known) if name in ("embed", "head") else _theirs(name, known) for name in whole
+    ]
     with atomic(folder) as fresh:
         fresh.mkdir()
         write_safetensors(fresh / WEIGHTS, tensors, {BASE: fingerprint(model, whole)})
-        write_json(fresh / NAME, written(settings, _targets(model), names, base))
+        write_json(fresh / NAME, written(settings, _targets(model, known), names, base))
 
 
 def _is_whole(module: nn.Module) -> bool:
@@ -70,35 +74,41 @@ def _is_whole(module: nn.Module) -> bool:
     return bool(own) and not isinstance(module, LoRALinear) and all(p.requires_grad for p in own)
 
 
-def _tensors(model: Transformer, whole: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(
+    model: Transformer, whole: Collection[str], known: ModuleNames
+) -> Iterator[tuple[str, Tensor]]:
     for name, adapter in adapters_of(model).items():
         own = dict(adapter.named_parameters(recurse=False))
         for theirs, ours in PARTS.items():
             if ours in own:
-                yield f"{PREFIX}{_theirs(name)}.{theirs}", own[ours].detach()
+                yield f"{PREFIX}{_theirs(name, known)}.{theirs}", own[ours].detach()
     for name in whole:  # a tied head is written beside its embedding, as PEFT would part them
         for part, tensor in model.get_submodule(name).named_parameters(recurse=False):
-            yield f"{PREFIX}{_theirs(name)}.{part}", tensor.detach()
+            yield f"{PREFIX}{_theirs(name, known)}.{part}", tensor.detach()
 
 
-def _theirs(name: str) -> str:
-    found = rename(f"{name}.weight", "culm", "hf")
+def _theirs(name: str, known: ModuleNames) -> str:
+    found = known.theirs(name)
     if found is None:
-        raise SettingError(f"model: {name} has no name in the Llama line, by which PEFT finds it")
-    return found.removesuffix(".weight")
+        raise SettingError(f"model: {name} has no name in its family, by which PEFT would find it")
+    return found
 
 
-def _last(name: str) -> str:
-    return _theirs(name).rpartition(".")[2]
+def _last(name: str, known: ModuleNames) -> str:
+    return _theirs(name, known).rpartition(".")[2]
 
 
-def _targets(model: Transformer) -> set[str]:
+def _targets(model: Transformer, known: ModuleNames) -> set[str]:
     """`q_proj` where the layers of that name are adapted throughout, else one layer at a time."""
     kinds = (LoRALinear, Linear, QuantizedLinear)
     layers = {n for n, m in model.named_modules() if isinstance(m, kinds)}
     adapted = adapters_of(model).keys()
-    partly = {_last(name) for name in layers - adapted if not name.endswith(".base")}
-    return {_theirs(name) if _last(name) in partly else _last(name) for name in adapted}
+    rest = [name for name in layers - adapted if not name.endswith(".base")]
+    partly = {_last(name, known) for name in rest if known.theirs(name)}
+    return {
+        _theirs(name, known) if _last(name, known) in partly else _last(name, known)
+        for name in adapted
+    }
 
 
 def load(model: Transformer, folder: str | Path) -> int:
@@ -115,7 +125,7 @@ def load(model: Transformer, folder: str | Path) -> int:
     settings, path = read_settings(folder), folder / WEIGHTS
     if not path.is_file() and (folder / PICKLED).is_file():
         raise SettingError(f"{folder}: {PICKLED} may run code; save it again as {WEIGHTS}")
-    layers, whole = _read(path)
+    layers, whole = _read(path, module_names(model.config))
     made = {name: _beside(model, name, parts, settings, path) for name, parts in layers.items()}
     for name, parts in whole.items():
         _check_whole(model, name, parts, path)
@@ -131,7 +141,7 @@ def load(model: Transformer, folder: str | Path) -> int:
     return replace(model, lambda name, _: name in made, lambda name, _: made[name])
 
 
-def _read(path: Path) -> tuple[Parts, Parts]:
+def _read(path: Path, names: ModuleNames) -> tuple[Parts, Parts]:
     """Tensors of adapted layers and of whole modules."""
     layers: Parts = {}
     whole: Parts = {}
@@ -144,11 +154,11 @@ def _read(path: Path) -> tuple[Parts, Parts]:
         if theirs is None and ".lora_" in full:
             raise SettingError(f"{path}: {full}: an adapter of this kind is not read here")
         module, part = (full.removesuffix(f".{theirs}"), known[theirs]) if theirs else _cut(full)
-        name = rename(f"{module}.weight", "hf", "culm")
+        name = names.ours(module)
         if name is None:
-            raise _other(path, f"{full} is in no model of the Llama line")
+            raise _other(path, f"{full} is in no model of this family")
         place = layers if theirs else whole
-        place.setdefault(name.removesuffix(".weight"), {})[part] = tensor
+        place.setdefault(name, {})[part] = tensor
     if not layers:
         raise SettingError(f"{path}: it holds no adapter of a layer")
     return layers, whole
@@ -195,7 +205,7 @@ def _module(model: Transformer, name: str, path: Path) -> nn.Module:
 
 def _check_whole(model: Transformer, name: str, parts: dict[str, Tensor], path: Path) -> None:
     module = _module(model, name, path)
-    if not isinstance(module, Linear | nn.Embedding | RMSNorm):
+    if not isinstance(module, Linear | nn.Embedding | Norm):
         raise _other(path, f"{name} is trained whole, which this model has quantised or not at all")
     _check_shapes(module, name, parts, path)
 

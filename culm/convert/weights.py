@@ -43,8 +43,9 @@ def _below(model: Transformer) -> Iterator[tuple[str, Tensor]]:
             if module.bias is not None:
                 yield f"{name}.bias", module.bias
         elif not (isinstance(module, LoRALinear) or (name == "head" and model.config.tied)):
-            for part, value in module.named_parameters(recurse=False):
-                yield f"{name}.{part}", value.detach()
+            for part, value in module.state_dict().items():
+                if "." not in part:  # its own, not of a module within
+                    yield f"{name}.{part}", value.detach()
 
 
 def fingerprint(model: Transformer, without: Collection[str] = ()) -> str:

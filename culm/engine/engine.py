@@ -59,7 +59,9 @@ class Engine:
         self.vocabulary = vocabulary or model.config.vocabulary
         with torch.inference_mode():
             self.cache = model.cache(slots, self.length)
-        self._fused = FusedDecoder(model, self.cache) if fused and fuses(model) else None
+        self._fused = (
+            FusedDecoder(model, self.cache) if fused and fuses(model, self.cache) else None
+        )
         self.waiting: deque[Running] = deque()
         self.running: list[Running] = []  # index = slot
         self._ids = itertools.count()
@@ -172,14 +174,14 @@ class Engine:
         padded = [prompt + (0,) * (longest - len(prompt)) for prompt in prompts]
         tokens = torch.tensor(padded, device=device)
         positions = torch.arange(longest, device=device).expand(tokens.shape)
-        context = Context(positions, cache=self.cache, slot=first, length=longest)
+        ends = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        context = Context(positions, cache=self.cache, slot=first, length=longest, ends=ends)
         hidden = self.model.hidden(tokens, context)
-        ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
-        last = hidden[torch.arange(len(prompts), device=device), ends]
+        last = hidden[torch.arange(len(prompts), device=device), ends - 1]
         for slot, source in reversed(list(enumerate(sources))):
             if slot != source:  # a source lies before its copies, which are made from the back
                 self.cache.copy(first + source, first + slot, longest)
-        return self.model.head(last).float()[sources]
+        return self.model.logits(last)[sources]
 
     def _decode(self) -> Tensor:
         """Put each row's last token into the cache; logits (N, V) of the next."""
@@ -194,7 +196,7 @@ class Engine:
         longest = max(row.length for row in self.running)
         length = min(_round_up(longest, GRANULE), self.length)
         hidden = self.model.hidden(tokens, Context(positions, cache=self.cache, length=length))
-        return self.model.head(hidden[:, 0])[:count].float()
+        return self.model.logits(hidden[:, 0])[:count]
 
     def _finish_step(self, first: int, logits: Tensor) -> list[Event]:
         """Sample for the rows from `first` on, tell their events, and free those that ended."""

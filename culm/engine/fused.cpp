@@ -29,7 +29,7 @@ struct Linear {
 };
 
 struct Layer {
-  int64_t heads, kv_heads, dim, window;  // window 0: all
+  int64_t heads, kv_heads, dim;
   const float *attention_norm, *mlp_norm, *q_norm, *k_norm;  // the last two may be null
   const float *cosines, *sines;                              // (length, dim / 2)
   bf16 *keys, *values;                                       // (slots, kv_heads, length, dim)
@@ -296,12 +296,11 @@ static void attend(const Layer &layer, int64_t length, double eps, const float *
     std::copy(key.begin(), key.end(), keys + position * dim);
     std::copy(value.begin(), value.end(), values + position * dim);
   }
-  const int64_t first = layer.window ? std::max<int64_t>(0, position - layer.window + 1) : 0;
-  const int64_t count = position - first + 1;
+  const int64_t count = position + 1;
   scores.assign((count + 15) / 16 * 16, -INFINITY);
   float most = -INFINITY, scale = 1 / std::sqrt((float)dim);
   for (int64_t i = 0; i < count; i++) {
-    const bf16 *other = i + 1 < count ? keys + (first + i) * dim : key.data();
+    const bf16 *other = i + 1 < count ? keys + i * dim : key.data();
     scores[i] = dot(query.data(), other, dim) * scale;
     most = std::max(most, scores[i]);
   }
@@ -316,7 +315,7 @@ static void attend(const Layer &layer, int64_t length, double eps, const float *
   for (int64_t d = 0; d < dim; d += 16) {
     __m512 sum = _mm512_setzero_ps();
     for (int64_t i = 0; i < count; i++) {
-      const bf16 *other = i + 1 < count ? values + (first + i) * dim : value.data();
+      const bf16 *other = i + 1 < count ? values + i * dim : value.data();
       sum = _mm512_fmadd_ps(_mm512_set1_ps(scores[i]), widen(other + d), sum);
     }
     _mm512_storeu_ps(out + head * dim + d, _mm512_mul_ps(sum, share));

@@ -26,13 +26,14 @@ from culm.adapt.quantize.int4 import Int4Linear
 from culm.adapt.quantize.int8 import Int8Linear
 from culm.adapt.quantize.linear import QuantizedLinear
 from culm.log import say
-from culm.model.attention.gqa import GroupedQueryAttention
-from culm.model.cache import Cache, LayerCache
+from culm.model.attention.gqa import GQA, GroupedQueryAttention
+from culm.model.block import Block
+from culm.model.cache import Cache, Kept, LayerCache
 from culm.model.linear import Linear
-from culm.model.mlp.swiglu import SwiGLUFeedForward
-from culm.model.norm import RMSNorm
-from culm.model.rope import Rotation
-from culm.model.transformer import Block, Transformer
+from culm.model.mlp.gated import GatedFeedForward, SwiGLU
+from culm.model.norm import RMSNorm, RMSNormConfig
+from culm.model.rope import Rope, Rotation
+from culm.model.transformer import Transformer, TransformerConfig
 
 ROWS = 16  # of a step; from there on products of matrices are faster than those with few rows
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni")
@@ -42,7 +43,7 @@ OPTIONS = [
     *(f"-m{name.replace('_', '')}" for name in NEEDED),
 ]
 KNOWN = {  # every part of a model that it serves; one with another part is decoded by itself
-    *(Transformer, Block, GroupedQueryAttention, SwiGLUFeedForward, RMSNorm, Rotation),
+    *(Transformer, Block, GroupedQueryAttention, GatedFeedForward, RMSNorm, Rotation),
     *(Linear, Int8Linear, Int4Linear, nn.Embedding, nn.ModuleList, nn.Identity),
 }
 
@@ -56,7 +57,7 @@ class _Linear(Structure):
 
 class _Layer(Structure):
     _fields_ = [
-        *((name, c_int64) for name in ("heads", "kv_heads", "dim", "window")),
+        *((name, c_int64) for name in ("heads", "kv_heads", "dim")),
         *((name, c_void_p) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
         *((name, c_void_p) for name in ("cosines", "sines", "keys", "values")),
         *((name, _Linear) for name in ("q", "k", "v", "out", "gate", "up", "down")),
@@ -91,7 +92,7 @@ class FusedDecoder:
             )
         )
         self._model = _Model(
-            model.config.width, len(layers), cache.length, model.config.eps,
+            model.config.width, len(layers), cache.length, model.config.norm.eps,
             model.embed.weight.data_ptr(), self._norm(model.norm), self._linear(model.head), layers,
         )  # fmt: skip
 
@@ -106,16 +107,20 @@ class FusedDecoder:
         )  # fmt: skip
         return logits
 
-    def _layer(self, block: Block, store: LayerCache, angles: list[tuple[int, ...]]) -> _Layer:
+    def _layer(self, block: Block, store: Kept, angles: list[tuple[int, ...]]) -> _Layer:
         attention, mlp = block.attention, block.mlp
+        assert isinstance(attention, GroupedQueryAttention)
+        assert isinstance(mlp, GatedFeedForward)
+        assert attention.rotation is not None
+        keys, values = store.tensors
         linears = (
             attention.q, attention.k, attention.v, attention.out, mlp.gate, mlp.up, mlp.down,
         )  # fmt: skip
         norms = (block.attention_norm, block.mlp_norm, attention.q_norm, attention.k_norm)
         return _Layer(
             attention.q.out_features // attention.head_dim, attention.kv_heads, attention.head_dim,
-            attention.window or 0, *map(self._norm, norms), *angles[attention.rotation],
-            store.keys.data_ptr(), store.values.data_ptr(), *map(self._linear, linears),
+            *map(self._norm, norms), *angles[attention.rotation],
+            keys.data_ptr(), values.data_ptr(), *map(self._linear, linears),
         )  # fmt: skip
 
     def _norm(self, norm: nn.Module) -> int | None:
@@ -143,10 +148,39 @@ class FusedDecoder:
         return held.data_ptr()
 
 
-def fuses(model: Transformer) -> bool:
-    """Whether the fused step serves this model on this machine."""
+def fuses(model: Transformer, cache: Cache) -> bool:
+    """Whether the fused step serves this model and cache on this machine."""
     on_cpu = model.device.type == "cpu" and model.dtype == torch.bfloat16
-    return on_cpu and model.embed.weight.dtype == torch.bfloat16 and _fits(model) and has_library()
+    whole = all(type(layer) is LayerCache for layer in cache.layers)
+    in_bf16 = on_cpu and whole and model.embed.weight.dtype == torch.bfloat16
+    return in_bf16 and _known(model.config) and _fits(model) and has_library()
+
+
+def _known(config: TransformerConfig) -> bool:
+    """Whether nothing is set but what the step knows: the config is the one of these alone."""
+    given = config.resolved()
+    attentions = [part for part in given.attention if isinstance(part, GQA) and part.rope]
+    hiddens = [part.hidden for part in given.mlp if type(part) is SwiGLU]
+    if len(attentions) != len(given.attention) or len(hiddens) != len(given.mlp):
+        return False
+    known = TransformerConfig(
+        vocabulary=given.vocabulary,
+        width=given.width,
+        layers=given.layers,
+        context=given.context,
+        attention=tuple(
+            GQA(
+                heads=a.heads, kv_heads=a.kv_heads, head_dim=a.head_dim, bias=a.bias,
+                qk_norm="head" if a.qk_norm else None, window=a.window,
+                rope=Rope(base=a.rope.base, scaling=a.rope.scaling),  # type: ignore[union-attr]
+            )
+            for a in attentions
+        ),
+        mlp=tuple(SwiGLU(hidden=hidden) for hidden in hiddens),
+        norm=RMSNormConfig(eps=given.norm.eps),
+        tied=given.tied,
+    )  # fmt: skip
+    return known.resolved() == given
 
 
 def _blocks(model: Transformer) -> list[Block]:
@@ -155,18 +189,18 @@ def _blocks(model: Transformer) -> list[Block]:
 
 def _fits(model: Transformer) -> bool:
     """Parts that it knows, in shapes that fill its registers."""
-    return (
-        {type(module) for module in model.modules()} <= KNOWN
-        and all(
-            block.attention.head_dim % 16 == 0
-            and _one_form(block.attention.q, block.attention.k, block.attention.v)
-            and _one_form(block.attention.out)
-            and _one_form(block.mlp.gate, block.mlp.up)
-            and _one_form(block.mlp.down)
-            for block in _blocks(model)
-        )
-        and _one_form(model.head)
-    )
+    known = {type(module) for module in model.modules()} <= KNOWN
+    return known and all(map(_fits_block, _blocks(model))) and _one_form(model.head)
+
+
+def _fits_block(block: Block) -> bool:
+    attention, mlp = block.attention, block.mlp
+    assert isinstance(attention, GroupedQueryAttention)
+    assert isinstance(mlp, GatedFeedForward)
+    groups = (
+        (attention.q, attention.k, attention.v), (attention.out,), (mlp.gate, mlp.up), (mlp.down,)
+    )  # fmt: skip
+    return attention.head_dim % 16 == 0 and all(_one_form(*group) for group in groups)
 
 
 def _one_form(*layers: nn.Module) -> bool:

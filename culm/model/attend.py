@@ -1,45 +1,90 @@
 """Causal attention over what the context allows; the one place that chooses how it is computed.
 
-The attention backend is set from outside (`Transformer.backend`), never guessed in a forward:
+The attention backend is set from outside (`Transformer.set_backend`), never guessed in a forward:
 
     sdpa    torch's scaled_dot_product_attention: flash kernels on a GPU
-    blocks  queries in blocks, each against its causal prefix: on a CPU, where sdpa computes hidden
-            scores too, this skips up to half of them, and fuses under torch.compile
+    flex    torch's FlexAttention, compiled: every rule without a matrix of scores
+    blocks  queries in blocks, each against its causal prefix: every rule, on every device; on a
+            CPU, where sdpa computes hidden scores too, this skips up to half of them, and fuses
+            under torch.compile
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Backend = Literal["sdpa", "blocks"]
+from culm.model.context import Context
+
+Backend = Literal["sdpa", "flex", "blocks"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How scores are made of queries and keys, and which keys a query sees.
+
+    scale: of the products; D^-0.5 if not given.
+    window: how many positions back a query may look, itself included; None is all.
+    first: tokens at the beginning of a document that stay visible beside a window
+        (StreamingLLM, arXiv 2309.17453).
+    softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118).
+    slopes: (H,) what a score loses per position between query and key (ALiBi, arXiv 2108.12409).
+    sinks: (H,) the score of one more key, without a value, in every softmax (GPT-OSS).
+    """
+
+    scale: float | None = None
+    window: int | None = None
+    first: int = 0
+    softcap: float | None = None
+    slopes: Tensor | None = None
+    sinks: Tensor | None = None
+
+
+def serves(backend: Backend, rule: Rule) -> bool:
+    """Whether a backend computes by this rule."""
+    if backend == "sdpa":
+        return rule.softcap is None and rule.slopes is None and rule.sinks is None
+    return True
 
 
 def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    documents: Tensor | None = None,
-    window: int | None = None,
-    backend: Backend = "sdpa",
+    context: Context,
+    rule: Rule = Rule(),
+    backend: Backend = "blocks",
 ) -> Tensor:
     """Causal attention within rows (arXiv 1706.03762), grouped queries (arXiv 2305.13245).
 
-    q: (B, T, H, D); k, v: (B, T, K, D) with H a multiple of K. Returns (B, T, H, D).
-    documents: (B, T), a query sees keys of its own document only.
-    window: how many positions back a query may look, itself included; None is all.
+    q: (B, T, H, D); k: (B, T, K, D), v: (B, T, K, Dv) with H a multiple of K.
+    Returns (B, T, H, Dv). A query sees keys of its own document only.
+
+    Raises:
+        ValueError: the backend does not serve the rule.
     """
+    if not serves(backend, rule):
+        raise ValueError(f"backend: {backend} does not compute {rule}; blocks does")
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
-    if backend == "blocks":
-        out = _in_blocks(q, k, v, documents, window)
-    elif documents is None and window is None:
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    if backend == "flex":
+        from culm.model.flex import flex
+
+        out = flex(q, k, v, context, rule)
+    elif backend == "blocks":
+        out = _in_blocks(q, k, v, context, rule)
+    elif context.documents is None and rule.window is None:
+        out = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=rule.scale, enable_gqa=True
+        )
     else:
-        mask = _visible(0, q.shape[2], 0, q.shape[2], documents, window, q.device)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        mask = _visible(0, q.shape[2], 0, q.shape[2], context, rule)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, scale=rule.scale, enable_gqa=True
+        )
     return out.transpose(1, 2)
 
 
@@ -47,49 +92,60 @@ def attend_cached(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    at: Tensor,
     positions: Tensor,
-    window: int | None = None,
-    backend: Backend = "sdpa",
+    rule: Rule = Rule(),
+    backend: Backend = "blocks",
 ) -> Tensor:
-    """Attention of new tokens over a cache whose entry j holds position j.
+    """Attention of new tokens over what a cache keeps.
 
-    q: (B, T, H, D) at `positions` (B, T); k, v: (B, K, S, D). Returns (B, T, H, D).
+    q: (B, T, H, D) at `positions` (B, T); k: (B, K, S, D), v: (B, K, S, Dv) with their positions
+    `at`: (S,) or (B, S), less than 0 for one that holds nothing. Returns (B, T, H, Dv).
     """
-    keys_at = torch.arange(k.shape[2], device=k.device)
+    at = at.view(-1, 1, 1, at.shape[-1])
     queries_at = positions[:, None, :, None]
     # (B, 1, T, S): comparing keeps it in bools, where a difference would take 8 bytes each.
-    mask = keys_at <= queries_at
-    if window is not None:
-        mask = mask & (keys_at > queries_at - window)
+    mask = at <= queries_at
+    if rule.window is not None:
+        mask = mask & ((at > queries_at - rule.window) | (at < rule.first))
+    if at.shape[0] > 1:  # a ring, in which entries may be empty
+        mask = mask & (at >= 0)
     q = q.transpose(1, 2)
     # With one query a row the CPU flash kernel is 1.2 to 2.7 times slower than two products.
-    if backend == "blocks" or (q.shape[2] == 1 and q.device.type == "cpu"):
-        out = _grouped(q, k, v, mask)
+    if backend != "sdpa" or (q.shape[2] == 1 and q.device.type == "cpu"):
+        away = None if rule.slopes is None else at - queries_at
+        out = _grouped(q, k, v, mask, rule, away)
     else:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, scale=rule.scale, enable_gqa=True
+        )
     return out.transpose(1, 2)
 
 
-def attention_weights(q: Tensor, k: Tensor, window: int | None = None) -> Tensor:
-    """(B, H, T, T) fp32: what `attend` multiplies the values with, to be looked at."""
+def attention_weights(q: Tensor, k: Tensor, rule: Rule = Rule()) -> Tensor:
+    """(B, H, T, T) fp32: what `attend` multiplies the values with, to be looked at.
+
+    q: (B, T, H, D); k: (B, T, K, D), of rows that are one document each.
+    """
     q, k = (x.transpose(1, 2).float() for x in (q, k))
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    mask = _visible(0, q.shape[2], 0, q.shape[2], None, window, q.device)
-    scores = q @ k.mT * q.shape[-1] ** -0.5
-    return scores.masked_fill(~mask, float("-inf")).softmax(-1)
+    context = Context(torch.arange(q.shape[2], device=q.device).expand(q.shape[0], -1))
+    mask = _visible(0, q.shape[2], 0, q.shape[2], context, rule)
+    eye = torch.eye(q.shape[2], device=q.device).expand(*k.shape[:3], -1)
+    return _grouped(q, k, eye, mask, rule, _away(0, q.shape[2], 0, q.shape[2], q.device))
 
 
-def _in_blocks(
-    q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, window: int | None
-) -> Tensor:
+def _in_blocks(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: Rule) -> Tensor:
     length = q.shape[2]
-    size = -(-length // _blocks(length))
+    size = max(1, -(-length // _blocks(length)))
     outs = []
-    for start in range(0, length, size):
+    for start in range(0, max(1, length), size):
         end = min(start + size, length)
-        first = 0 if window is None else max(0, start - window + 1)
-        mask = _visible(start, end, first, end, documents, window, q.device)
-        outs.append(_grouped(q[:, :, start:end], k[:, :, first:end], v[:, :, first:end], mask))
+        far = rule.window is None or rule.first > 0
+        first = 0 if far else max(0, start - rule.window + 1)  # type: ignore[operator]
+        mask = _visible(start, end, first, end, context, rule)
+        away = None if rule.slopes is None else _away(start, end, first, end, q.device)
+        keys, values = k[:, :, first:end], v[:, :, first:end]
+        outs.append(_grouped(q[:, :, start:end], keys, values, mask, rule, away))
     return torch.cat(outs, dim=2)
 
 
@@ -100,36 +156,51 @@ def _blocks(length: int) -> int:
     return min(16, max(4, length // 128))
 
 
-def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def _grouped(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule, away: Tensor | None
+) -> Tensor:
     """Softmax attention with the query heads of a group folded into rows.
 
-    q: (B, H, T, D); k, v: (B, K, S, D); mask: broadcastable to (B, 1, T, S), True is visible.
+    q: (B, H, T, D); k: (B, K, S, D), v: (B, K, S, Dv); mask: broadcastable to (B, 1, T, S), True
+    is visible; away: positions from query to key, as the mask, for slopes.
     """
     B, H, T, D = q.shape
     K, S = k.shape[1], k.shape[2]
-    folded = (q * D**-0.5).reshape(B, K, H // K * T, D)
-    scores = (folded @ k.transpose(-1, -2)).view(B, K, H // K, T, S)
-    scores = scores.float().masked_fill(~mask[:, :, None], float("-inf"))
-    weights = scores.softmax(-1).to(v.dtype).view(B, K, H // K * T, S)
-    return (weights @ v).view(B, H, T, D)
+    scale = D**-0.5 if rule.scale is None else rule.scale
+    folded = (q * scale).reshape(B, K, H // K * T, D)
+    scores = (folded @ k.transpose(-1, -2)).view(B, K, H // K, T, S).float()
+    if rule.softcap is not None:
+        scores = (scores / rule.softcap).tanh() * rule.softcap
+    if rule.slopes is not None and away is not None:
+        scores = scores + rule.slopes.view(1, K, -1, 1, 1) * away[:, :, None]
+    scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
+    if rule.sinks is not None:
+        sinks = rule.sinks.float().view(1, K, -1, 1, 1).expand(B, -1, -1, T, 1)
+        weights = torch.cat((scores, sinks), dim=-1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
+    weights = weights.to(v.dtype).reshape(B, K, H // K * T, S)
+    return (weights @ v).view(B, H, T, v.shape[-1])
 
 
-def _visible(
-    start: int,
-    end: int,
-    first: int,
-    last: int,
-    documents: Tensor | None,
-    window: int | None,
-    device: torch.device,
-) -> Tensor:
+def _away(start: int, end: int, first: int, last: int, device: torch.device) -> Tensor:
+    """(1, 1, end - start, last - first): positions from each query to each key, 0 or less."""
+    queries = torch.arange(start, end, device=device)[:, None]
+    return (torch.arange(first, last, device=device)[None] - queries)[None, None]
+
+
+def _visible(start: int, end: int, first: int, last: int, context: Context, rule: Rule) -> Tensor:
     """(B or 1, 1, end - start, last - first): which keys the queries start..end may see."""
+    device = context.positions.device
     queries = torch.arange(start, end, device=device)[:, None]
     keys = torch.arange(first, last, device=device)[None]
-    mask = keys <= queries
-    if window is not None:
-        mask = mask & (queries - keys < window)
-    if documents is None:
-        return mask[None, None]
-    same = documents[:, start:end, None] == documents[:, None, first:last]
-    return (same & mask)[:, None]
+    mask = (keys <= queries)[None]
+    if rule.window is not None:
+        near = (queries - keys < rule.window)[None]
+        if rule.first:
+            near = near | (context.positions[:, None, first:last] < rule.first)
+        mask = mask & near
+    documents = context.documents
+    if documents is not None:
+        mask = mask & (documents[:, start:end, None] == documents[:, None, first:last])
+    return mask[:, None]

@@ -1,6 +1,16 @@
-"""Keys and values of earlier tokens, in slots of equal length."""
+"""What attention keeps of earlier tokens, in slots: one a sequence.
+
+Every attention says what it keeps (`AttentionModule.cache`):
+
+    LayerCache      keys and values, or latents, of all tokens
+    RollingCache    those of the last tokens only, for a window
+    StateCache      a state of fixed size, for attention without softmax
+"""
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,46 +18,132 @@ from torch import Tensor
 from culm.model.context import Context
 
 
-class LayerCache:
-    """One layer's keys and values: (slots, K, length, D) each."""
+class Kept(ABC):
+    """One layer's part of a cache. tensors: (slots, ...) each."""
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tuple(tensors)
 
-    def update(self, k: Tensor, v: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """Store k, v: (B, T, K, D) at `context.positions`; give views (B, K, S, D) of all."""
-        slots = slice(context.slot, context.slot + k.shape[0])
-        keys, values = self.keys[slots], self.values[slots]
-        rows = torch.arange(k.shape[0], device=k.device)[:, None]
-        keys[rows, :, context.positions] = k.to(keys.dtype)
-        values[rows, :, context.positions] = v.to(values.dtype)
-        return keys[:, :, : context.length], values[:, :, : context.length]
+    @abstractmethod
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Make one slot what another is, up to its first `tokens` tokens."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory held."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+class LayerCache(Kept):
+    """Entry j of a slot is position j. tensors: (slots, K, length, D) each, as keys and values.
+
+    An entry behind the last token of a slot is never seen before it is written again, so a
+    sequence is cut (rejected guesses of speculative decoding) by going on at an earlier position.
+    """
+
+    def update(self, context: Context, *new: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Store tensors (B, T, K, D) at `context.positions`.
+
+        Gives views (B, K, S, D) of all that is kept, and the positions of their entries: (S,).
+        """
+        rows = torch.arange(new[0].shape[0], device=new[0].device)[:, None]
+        views = []
+        for tensor, fresh in zip(self.tensors, new, strict=True):
+            view = tensor[context.slot : context.slot + fresh.shape[0]]
+            view[rows, :, context.positions] = fresh.to(view.dtype)
+            views.append(view[:, :, : context.length])
+        return tuple(views), torch.arange(context.length, device=new[0].device)
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        for tensor in self.tensors:
+            tensor[target, :, :tokens] = tensor[source, :, :tokens]
+
+
+class RollingCache(Kept):
+    """The first `first` tokens of a sequence and the last ones, in a ring.
+
+    tensors: (slots, K, first + ring, D) each. Position p is entry p, or, from `first` on, entry
+    first + (p - first) mod ring. A sequence may be cut by up to ring - window tokens.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], first: int = 0) -> None:
+        super().__init__(tensors)
+        entries = tensors[0].shape[2]
+        self.first, self.ring = first, entries - first
+        shape = (tensors[0].shape[0], entries)
+        self.at = torch.full(shape, -1, dtype=torch.int64, device=tensors[0].device)
+
+    def update(self, context: Context, *new: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Store tensors (B, T, K, D) at `context.positions`, which follow each other in a row.
+
+        Gives (B, K, S, D) of what the new tokens may see, and the positions of these entries:
+        (B, S), -1 for one that holds nothing.
+        """
+        rows = slice(context.slot, context.slot + new[0].shape[0])
+        start, at = context.positions[:, :1], self.at[rows]
+        before = at.where(at < start, -1)  # of an earlier sequence, or of one that was cut
+        end = context.positions[:, -1:] + 1
+        end = end if context.ends is None else end.minimum(context.ends[:, None])
+        last = self._last(end, at.device)
+        index = last - start  # of the new token that belongs into an entry
+        taken, index = (index >= 0) & (last >= 0), index.clamp_min(0)
+        single = new[0].shape[1] == 1  # nothing that it overwrites can still be seen
+        whole = []
+        for tensor, fresh in zip(self.tensors, new, strict=True):
+            view, fresh = tensor[rows], fresh.transpose(1, 2).to(tensor.dtype)
+            whole.append(view if single else torch.cat((view, fresh), dim=2))
+            places = index[:, None, :, None].expand(-1, *fresh.shape[1:2], -1, fresh.shape[3])
+            view.copy_(fresh.gather(2, places).where(taken[:, None, :, None], view))
+        self.at[rows] = last.where(taken, before)
+        return tuple(whole), self.at[rows] if single else torch.cat((before, context.positions), 1)
+
+    def _last(self, end: Tensor, device: torch.device) -> Tensor:
+        """(B, first + ring): the last position below `end` (B, 1) that each entry is for."""
+        head = torch.arange(self.first, device=device).expand(end.shape[0], -1)
+        ring = torch.arange(self.ring, device=device)
+        behind = (end - self.first - 1 - ring) % self.ring
+        tail = end - 1 - behind
+        return torch.cat((head.where(head < end, -1), tail.where(tail >= self.first, -1)), dim=1)
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        for tensor in (*self.tensors, self.at):
+            tensor[target] = tensor[source]
+
+
+class StateCache(Kept):
+    """A state for each slot, whatever the length. tensors: (slots, ...) each."""
+
+    def read(self, context: Context) -> tuple[Tensor, ...]:
+        """The states (B, ...) before `context.positions`; zero where a sequence begins."""
+        new = context.positions[:, 0] == 0
+        rows = slice(context.slot, context.slot + len(new))
+        return tuple(
+            tensor[rows].masked_fill(new.view(-1, *[1] * (tensor.dim() - 1)), 0)
+            for tensor in self.tensors
+        )
+
+    def write(self, context: Context, *states: Tensor) -> None:
+        """The states (B, ...) after the new tokens."""
+        for tensor, state in zip(self.tensors, states, strict=True):
+            tensor[context.slot : context.slot + state.shape[0]] = state.to(tensor.dtype)
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        for tensor in self.tensors:
+            tensor[target] = tensor[source]
 
 
 class Cache:
     """The caches of all layers, in `slots` rows of `length` tokens."""
 
-    def __init__(self, layers: list[LayerCache], slots: int, length: int) -> None:
+    def __init__(self, layers: Sequence[Kept], slots: int, length: int) -> None:
         self.layers, self.slots, self.length = layers, slots, length
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Copy the first `tokens` tokens of one slot over another's."""
         for layer in self.layers:
-            layer.keys[target, :, :tokens] = layer.keys[source, :, :tokens]
-            layer.values[target, :, :tokens] = layer.values[source, :, :tokens]
+            layer.copy(source, target, tokens)
 
     @property
     def bytes(self) -> int:
         """Memory held."""
-        return sum(2 * layer.keys.nbytes for layer in self.layers)
-
-
-def contiguous(
-    slots: int, length: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
-) -> LayerCache:
-    """An empty cache for grouped-query attention."""
-    shape = (slots, kv_heads, length, head_dim)
-    return LayerCache(
-        torch.zeros(shape, dtype=dtype, device=device),
-        torch.zeros(shape, dtype=dtype, device=device),
-    )
+        return sum(layer.bytes for layer in self.layers)

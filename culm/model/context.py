@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from culm.model.cache import Cache
+
+
+class Routing(NamedTuple):
+    """What the router of one layer did with the N tokens of a batch.
+
+    loss: auxiliary loss, weighted, as a sum over those tokens; () fp32.
+    counts: (experts,) fp32, how many of their assignments each expert got. bias: the layer's
+    selection bias, if it has one. dropped: (), assignments that found their expert full.
+    """
+
+    loss: Tensor
+    counts: Tensor
+    dropped: Tensor
+
+
+@dataclass
+class Aside:
+    """What the parts of one block have to give beside x.
+
+    values: of its attention (B, T, K, D), before they are mixed with those of the first block.
+    routing: of its experts.
+    """
+
+    values: Tensor | None = None
+    routing: Routing | None = None
 
 
 @dataclass(frozen=True)
@@ -21,7 +46,12 @@ class Context:
     cache: keys and values of earlier tokens; with it, the rows are the B slots from `slot` on:
         neighbours, so that they are read without a copy.
     length: how many cached tokens are looked at; at least the greatest position + 1.
+    ends: (B,) int64, the position behind the last real token of each row; what is there and later
+        is padding. None: there is none.
     rotations: cosines and sines (B, T, 1, D/2), one pair per distinct rotary embedding.
+    embedded: (B, T, E), what the first block read. values: (B, T, K, D), those of its attention.
+    aside: where a part leaves what the model wants beside x; every block has a fresh one.
+    routings: what every layer of experts did is added here, if somebody wants to know.
     """
 
     positions: Tensor
@@ -29,7 +59,12 @@ class Context:
     cache: Cache | None = None
     slot: int = 0
     length: int = 0
+    ends: Tensor | None = None
     rotations: tuple[tuple[Tensor, Tensor], ...] = ()
+    embedded: Tensor | None = None
+    values: Tensor | None = None
+    aside: Aside = field(default_factory=Aside)
+    routings: list[Routing] | None = None
 
     @staticmethod
     def plain(tokens: Tensor) -> Context:
@@ -37,5 +72,6 @@ class Context:
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         return Context(positions.expand(tokens.shape))
 
-    def with_rotations(self, rotations: tuple[tuple[Tensor, Tensor], ...]) -> Context:
-        return replace(self, rotations=rotations)
+    def within_block(self) -> Context:
+        """The same with a fresh place for what a block has to give beside x."""
+        return replace(self, aside=Aside())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,3 +27,38 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class GroupedLinear(nn.Module):
+    """A linear layer for each expert; x: (M, inputs), sorted by expert -> (M, outputs).
+
+    weight: (experts, outputs, inputs), bias: (experts, outputs).
+    """
+
+    def __init__(
+        self, experts: int, inputs: int, outputs: int, bias: bool = False, residual: bool = False
+    ) -> None:
+        super().__init__()
+        self.experts, self.in_features, self.out_features = experts, inputs, outputs
+        self.residual = residual
+        self.weight = nn.Parameter(torch.empty(experts, outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(experts, outputs)) if bias else None
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        """ends: (experts,) int32, the row behind the last one of each expert."""
+        out = grouped(x, self.weight.to(x.dtype), ends)
+        if self.bias is None:
+            return out
+        experts = torch.searchsorted(ends, torch.arange(len(x), device=x.device), right=True)
+        return out + self.bias.to(x.dtype)[experts]
+
+
+def grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Rows of x (M, inputs) times the weight (experts, outputs, inputs) of their group.
+
+    One kernel where the rows of both fill 16 bytes, else a loop.
+    """
+    if x.shape[-1] * x.itemsize % 16 == 0 and weight.shape[1] * x.itemsize % 16 == 0:
+        return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
+    parts = x.tensor_split(ends[:-1].cpu())
+    return torch.cat([part @ w.t() for part, w in zip(parts, weight, strict=True)])

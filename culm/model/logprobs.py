@@ -23,6 +23,11 @@ ROUND = 256  # tokens are filled up to a multiple, so that memory is used again 
 KEPT_BYTES = 128 << 20  # of logits that may wait for the backward, which else needs a third product
 
 
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """softcap * tanh(logits / softcap): bounded, and unchanged near zero (arXiv 2408.00118)."""
+    return logits if softcap is None else (logits / softcap).tanh_().mul_(softcap)
+
+
 def reduce(logits: Tensor, temperature: float) -> Tensor:
     """log of the sum of exp(logits / temperature): (N, V) -> (N,) fp32."""
     logits = logits.float()
@@ -48,26 +53,33 @@ class ChunkedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, kernels: Kernels
+        ctx,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        kernels: Kernels,
+        softcap: float | None,
     ):
         # hidden: (N, E), weight: (V, E), targets: (N,) -> (N,) fp32
         w = weight.to(hidden.dtype)
         keep = len(hidden) * w.shape[0] * w.itemsize <= KEPT_BYTES and any(ctx.needs_input_grad)
         kept, picked, logsums = [], [], []
         for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
-            logits = h @ w.t()
+            logits = capped(h @ w.t(), softcap)
             picked.append(logits.gather(-1, t[:, None])[:, 0])
             logsums.append(kernels.reduce(logits, temperature))
             kept += [logits] if keep else []
         logprobs = torch.cat(picked).float() / temperature - torch.cat(logsums)
         ctx.save_for_backward(hidden, weight, targets, logprobs, *logsums, *kept)
-        ctx.temperature, ctx.kernels = temperature, kernels
+        ctx.temperature, ctx.kernels, ctx.softcap = temperature, kernels, softcap
         return logprobs
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor):
         hidden, weight, targets, logprobs, *rest = ctx.saved_tensors  # type: ignore[attr-defined]
         temperature, kernels = ctx.temperature, ctx.kernels  # type: ignore[attr-defined]
+        softcap = ctx.softcap  # type: ignore[attr-defined]
         w, grad = weight.to(hidden.dtype), grads[0] / temperature
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         # grad * (1 - p), which is exact where p is near 1.
@@ -75,12 +87,14 @@ class ChunkedLogprobs(torch.autograd.Function):
         parts = [p.split(CHUNK) for p in (hidden, targets, grad, at_target, grad_hidden)]
         logsums, kept = rest[: len(parts[0])], rest[len(parts[0]) :]
         for index, (h, t, g, target, out) in enumerate(zip(*parts, strict=True)):
-            logits = kept[index] if kept else h @ w.t()
+            logits = kept[index] if kept else capped(h @ w.t(), softcap)
             d = kernels.differentiate(logits, logsums[index], -g, temperature)
             d.scatter_(-1, t[:, None], target[:, None])
+            if softcap is not None:  # the derivative of tanh
+                d.mul_(1 - (logits / softcap).square())
             torch.mm(d, w, out=out)
             grad_weight += d.t() @ h  # in the precision of the weights, however many chunks
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None
 
 
 def logprobs_of(
@@ -89,8 +103,9 @@ def logprobs_of(
     targets: Tensor,
     temperature: float = 1.0,
     kernels: Kernels = Kernels(),
+    softcap: float | None = None,
 ) -> Tensor:
-    """Natural-log probabilities of `targets` under softmax(head(hidden) / temperature).
+    """Natural-log probabilities of `targets` under softmax(capped(head(hidden)) / temperature).
 
     hidden: (B, T, E); targets: (B, T), IGNORED gives 0. Returns (B, T) fp32. The head is computed
     where there is a target only; one that is not a plain linear layer is called as it is.
@@ -99,9 +114,10 @@ def logprobs_of(
     rows = F.pad(known, (0, -len(known) % ROUND))
     states, wanted = hidden.flatten(0, 1)[rows], targets.flatten()[rows].clamp_min(0)
     if type(head) is Linear and head.bias is None:
-        picked = ChunkedLogprobs.apply(states, head.weight, wanted, temperature, kernels)
+        picked = ChunkedLogprobs.apply(states, head.weight, wanted, temperature, kernels, softcap)
     else:
-        logprobs = (head(states).float() / temperature).log_softmax(-1)
+        logits = capped(head(states).float(), softcap)
+        logprobs = (logits / temperature).log_softmax(-1)
         picked = logprobs.gather(-1, wanted[:, None])[:, 0]
     flat = picked.new_zeros(targets.numel())
     return flat.index_copy(0, known, picked[: len(known)]).view(targets.shape)

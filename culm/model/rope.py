@@ -133,11 +133,27 @@ Scaling = one_of(LinearScaling | NTKScaling | Llama3Scaling | YaRNScaling)
 class Rope(Config):
     """base: the slowest pair turns once in about 2 pi * base tokens.
 
+    fraction: of a head's elements, the first ones, that are turned (as Pythia).
     scaling: how a context that is longer than the one of training is reached.
     """
 
     base: PositiveFloat = 10_000.0
+    fraction: float = Field(1.0, gt=0, le=1)
     scaling: Scaling | None = None  # type: ignore[valid-type]
+
+    def turned(self, head_dim: int, setting: str = "rope.fraction") -> int:
+        """How many elements of a head are turned.
+
+        Raises:
+            ValueError: they are odd, and cannot be paired.
+        """
+        count = int(head_dim * self.fraction)
+        if count < 2 or count % 2:
+            raise ValueError(
+                f"{setting}: rotary embedding pairs the elements of a head, and here it has "
+                f"{count} of {head_dim} to turn; choose an even number of them"
+            )
+        return count
 
     def build(self, head_dim: int) -> Rotation:
         return Rotation(self, head_dim)
@@ -172,7 +188,14 @@ class Rotation(nn.Module):
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """x: (B, T, H, D) turned by its position's angles; computed in fp32, given in x's dtype."""
+    """x: (B, T, H, D) turned by its position's angles; computed in fp32, given in x's dtype.
+
+    Where there are angles for fewer pairs, the last elements stay as they are.
+    """
     cos, sin = rotation
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    turned = 2 * cos.shape[-1]
+    first, second = x[..., :turned].float().chunk(2, dim=-1)
+    parts = (first * cos - second * sin, second * cos + first * sin)
+    if turned == x.shape[-1]:
+        return torch.cat(parts, dim=-1).to(x.dtype)
+    return torch.cat((*parts, x[..., turned:].float()), dim=-1).to(x.dtype)

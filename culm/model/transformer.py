@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from itertools import cycle, islice
+from typing import Annotated, Any
 
 import torch
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
@@ -11,15 +13,17 @@ from torch import Tensor, nn
 from culm.config import Config, listed
 from culm.model.attend import Backend
 from culm.model.attention import Attention
-from culm.model.attention.gqa import GQA
-from culm.model.cache import Cache, LayerCache
+from culm.model.attention.part import AttentionConfig
+from culm.model.block import Block, Residual
+from culm.model.cache import Cache
 from culm.model.context import Context
 from culm.model.init import initialize
 from culm.model.linear import Linear
-from culm.model.logprobs import Kernels, logprobs_of
+from culm.model.logprobs import Kernels, capped, logprobs_of
 from culm.model.mlp import FeedForward
-from culm.model.mlp.swiglu import SwiGLU
-from culm.model.norm import RMSNorm
+from culm.model.mlp.gated import SwiGLU
+from culm.model.mlp.part import FeedForwardConfig
+from culm.model.norm import Normalization, RMSNormConfig
 
 
 class TransformerConfig(Config):
@@ -27,7 +31,11 @@ class TransformerConfig(Config):
 
     vocabulary: rows of the embedding. context: tokens it is trained on at once.
     attention, mlp: one part for all layers, or a list that is repeated over them.
-    tied: the output projection is the embedding. eps: of every norm.
+    norm: its kind, everywhere. residual: how the parts of a block meet.
+    learned_positions: a learned row per position is added to the embedding (as GPT-2).
+    embedding_scale: what the embedding is multiplied by (Gemma). head_scale: the same for what the
+    head reads (muP). softcap: bound of the logits (Gemma 2).
+    tied: the output projection is the embedding.
     """
 
     vocabulary: PositiveInt
@@ -38,27 +46,44 @@ class TransformerConfig(Config):
     mlp: Annotated[tuple[FeedForward, ...], BeforeValidator(listed), Field(min_length=1)] = (
         SwiGLU(),
     )
-    eps: PositiveFloat = 1e-5
+    norm: Normalization = RMSNormConfig()
+    residual: Residual = Residual()
+    learned_positions: bool = False
+    embedding_scale: PositiveFloat = 1.0
+    head_scale: PositiveFloat = 1.0
+    softcap: PositiveFloat | None = None
     tied: bool = True
 
     @model_validator(mode="after")
     def _fits(self) -> TransformerConfig:
-        for index, attention in enumerate(self.attentions):
-            try:
-                attention.dim(self.width)
-            except ValueError as error:
-                raise ValueError(f"attention[{index % len(self.attention)}].{error}") from None
+        for part in ("attention", "mlp"):
+            for index, config in enumerate(getattr(self, part)):
+                try:
+                    config.resolved(self.width)
+                except ValueError as error:
+                    raise ValueError(f"{part}[{index}].{error}") from None
         return self
 
     @property
-    def attentions(self) -> list[GQA]:
+    def attentions(self) -> list[AttentionConfig]:
         """One per layer."""
-        return [self.attention[i % len(self.attention)] for i in range(self.layers)]
+        return list(islice(cycle(self.attention), self.layers))
 
     @property
-    def mlps(self) -> list[SwiGLU]:
+    def mlps(self) -> list[FeedForwardConfig]:
         """One per layer."""
-        return [self.mlp[i % len(self.mlp)] for i in range(self.layers)]
+        return list(islice(cycle(self.mlp), self.layers))
+
+    def resolved(self) -> TransformerConfig:
+        """The same model with every default filled in and each list as short as it can be."""
+        attention = tuple(part.resolved(self.width) for part in self.attention)
+        mlp = tuple(part.resolved(self.width) for part in self.mlp)
+        return self.model_copy(update={"attention": attention, "mlp": mlp}).shortened()
+
+    def shortened(self) -> TransformerConfig:
+        """The same model with each list as short as it can be."""
+        parts = {"attention": _period(self.attentions), "mlp": _period(self.mlps)}
+        return self.model_copy(update=parts)
 
     def build(self, seed: int = 0, device: torch.device | str = "cpu") -> Transformer:
         """An initialised model; on the meta device only its shapes exist."""
@@ -71,23 +96,12 @@ class TransformerConfig(Config):
         return model
 
 
-class Block(nn.Module):
-    """Pre-norm residual block.
-
-    x ---+--- norm - attention --(+)---+--- norm - mlp --(+)---> x
-         +------------------------+    +------------------+
-    """
-
-    def __init__(self, attention: GQA, mlp: SwiGLU, width: int, eps: float, rotation: int) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(width, eps)
-        self.attention = attention.build(width, eps, rotation)
-        self.mlp_norm = RMSNorm(width, eps)
-        self.mlp = mlp.build(width)
-
-    def forward(self, x: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), context, cache)
-        return x + self.mlp(self.mlp_norm(x))
+def _period(parts: list[Any]) -> tuple[Any, ...]:
+    """The shortest beginning of a list that gives it when it is repeated."""
+    for length in range(1, len(parts) + 1):
+        if all(part == parts[index % length] for index, part in enumerate(parts)):
+            return tuple(parts[:length])
+    raise AssertionError("a list repeats itself")
 
 
 class Transformer(nn.Module):
@@ -101,15 +115,21 @@ class Transformer(nn.Module):
         self.config = config
         self.dtype = torch.float32
         self.kernels = Kernels()
-        kinds = [(a.rope, a.dim(config.width)) for a in config.attentions]
-        distinct = list(dict.fromkeys(kinds))
+        kinds = [attention.rotary(config.width) for attention in config.attentions]
+        distinct = [kind for kind in dict.fromkeys(kinds) if kind is not None]
         self.embed = nn.Embedding(config.vocabulary, config.width)
+        self.positions = (
+            nn.Embedding(config.context, config.width) if config.learned_positions else None
+        )
         self.rotations = nn.ModuleList(rope.build(dim) for rope, dim in distinct)
         self.blocks = nn.ModuleList(
-            Block(attention, mlp, config.width, config.eps, distinct.index(kind))
+            Block(
+                attention, mlp, config.width, config.norm, config.residual,
+                distinct.index(kind) if kind else -1,
+            )
             for attention, mlp, kind in zip(config.attentions, config.mlps, kinds, strict=True)
-        )
-        self.norm = RMSNorm(config.width, config.eps)
+        )  # fmt: skip
+        self.norm = config.norm.build(config.width)
         self.head: nn.Module = Linear(config.width, config.vocabulary)
         self.tie()
 
@@ -122,23 +142,41 @@ class Transformer(nn.Module):
     def device(self) -> torch.device:
         return self.embed.weight.device
 
-    def set_backend(self, backend: Backend) -> None:
-        """How every layer computes attention; see `culm.model.attend`."""
+    def set_backend(self, backend: Backend) -> int:
+        """Compute attention by a backend (`culm.model.attend`); gives how many layers cannot.
+
+        Those compute in blocks, which serves every kind.
+        """
+        others = 0
         for block in self.blocks:
-            block.attention.backend = backend  # type: ignore[union-attr]
+            served = block.attention.serves(backend)  # type: ignore[union-attr,operator]
+            block.attention.backend = backend if served else "blocks"  # type: ignore[union-attr]
+            others += not served
+        return others
 
     def hidden(self, tokens: Tensor, context: Context | None = None) -> Tensor:
         """The normalised last states (B, T, E) that the head reads."""
         context = context or Context.plain(tokens)
-        context = context.with_rotations(tuple(r(context.positions) for r in self.rotations))
         caches = context.cache.layers if context.cache else [None] * len(self.blocks)
-        x = self.embed(tokens).to(self.dtype)
+        x = _scaled(self.embed(tokens).to(self.dtype), self.config.embedding_scale)
+        if self.positions is not None:
+            x = x + self.positions(context.positions).to(self.dtype)
+        rotations = tuple(rotation(context.positions) for rotation in self.rotations)
+        context = replace(context, rotations=rotations, embedded=x)
         for block, cache in zip(self.blocks, caches, strict=True):
-            x = block(x, context, cache)
-        return self.norm(x)
+            x, values, routing = block(x, context, cache)
+            if context.values is None and values is not None:
+                context = replace(context, values=values)
+            if context.routings is not None and routing is not None:
+                context.routings.append(routing)
+        return _scaled(self.norm(x), self.config.head_scale)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: (..., E), as `hidden` gives it -> (..., V) fp32."""
+        return capped(self.head(hidden).float(), self.config.softcap)
 
     def forward(self, tokens: Tensor, context: Context | None = None) -> Tensor:
-        return self.head(self.hidden(tokens, context)).float()
+        return self.logits(self.hidden(tokens, context))
 
     def logprobs(
         self,
@@ -148,8 +186,8 @@ class Transformer(nn.Module):
         temperature: float = 1.0,
     ) -> Tensor:
         """Natural-log probability of each target, (B, T) fp32; 0 where the target is ignored."""
-        hidden = self.hidden(tokens, context)
-        return logprobs_of(hidden, self.head, targets, temperature, self.kernels)
+        hidden, cap = self.hidden(tokens, context), self.config.softcap
+        return logprobs_of(hidden, self.head, targets, temperature, self.kernels, cap)
 
     def cache(self, slots: int, length: int) -> Cache:
         """An empty cache for `slots` sequences of up to `length` tokens."""
@@ -158,3 +196,7 @@ class Transformer(nn.Module):
             for block in self.blocks
         ]
         return Cache(layers, slots, length)
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1.0 else x * factor

@@ -14,7 +14,7 @@ from culm.adapt.quantize.method import RTN
 from culm.adapt.quantize.nf4 import NF4
 from culm.config import SettingError, parse
 from culm.model.linear import Linear
-from culm.model.mlp.swiglu import SwiGLUFeedForward
+from culm.model.mlp.gated import GatedFeedForward
 
 METHODS = [
     GPTQ(),
@@ -274,6 +274,6 @@ def test_a_scattered_group_is_refused():
 
 def test_a_part_whose_scales_do_not_fold_is_refused(tiny, tokens, monkeypatch):
     wrong = {"x": ("gate", "up"), "gate": ("down",)}  # silu lies between gate and down
-    monkeypatch.setattr(SwiGLUFeedForward, "folds", wrong)
+    monkeypatch.setattr(GatedFeedForward, "folds", wrong)
     with pytest.raises(SettingError, match="awq does not fit a part"):
         AWQ().apply(larger(tiny()), Int4(), tokens)

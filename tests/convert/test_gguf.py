@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from culm.adapt.quantize.int8 import Int8
 from culm.config import SettingError
 from culm.convert import gguf as ours
-from culm.convert.family import half_split, interleaved
+from culm.convert.gguf_families import NAMES as TABLE
 from culm.convert.importer import load_model
 from culm.convert.llama2c import read_tokenizer
+from culm.convert.rules import ModuleNames, half_split, interleaved, renamed
 from culm.convert.weights import plain_weights
-from culm.model.names import rename
 from culm.model.rope import Rope, rotate
 from culm.pack import write_export
 from culm.tokenizer.bytes import Bytes
@@ -25,10 +25,12 @@ from culm.tokenizer.bytes import Bytes
 GQA = {"kind": "gqa", "heads": 4, "kv_heads": 2}
 SHAPES = {
     "llama": {"attention": GQA, "tied": True},
-    "llama-untied-wide-heads": {"attention": {**GQA, "head_dim": 24}, "tied": False, "eps": 1e-6},
+    "llama-untied-wide-heads": {"attention": {**GQA, "head_dim": 24}, "tied": False},
     "qwen2": {"attention": {**GQA, "bias": True}, "tied": False},
-    "qwen3": {"attention": {**GQA, "qk_norm": True, "rope": {"base": 5e5}}, "tied": True},
+    "qwen3": {"attention": {**GQA, "qk_norm": "head", "rope": {"base": 5e5}}, "tied": True},
 }
+
+NAMES = ModuleNames(renamed(TABLE))
 
 
 def test_golden_bytes_of_q8_0():
@@ -61,7 +63,8 @@ def test_tensors_in_the_file(tiny, tokenizer, tmp_path, name, precision):
     assert ("output.weight" in stored) == (not model.config.tied)
     assert len(stored) == len(expected)
     for key, tensor in expected.items():
-        found = stored[rename(key, "culm", "gguf")]
+        module, _, part = key.rpartition(".")
+        found = stored[f"{NAMES.theirs(module)}.{part}"]
         if name.startswith("llama") and key.endswith((".q.weight", ".k.weight")):
             tensor = interleaved(tensor, 4 if ".q." in key else 2)
         kind = found.tensor_type.name
@@ -79,7 +82,7 @@ def test_load_back(tiny, tokenizer, tokens, tmp_path, name, precision):
     again, words = ours.load(tmp_path / "m.gguf")
     difference = (again(tokens) - model(tokens)).abs().max()
     assert difference <= {"f32": 0, "f16": 1e-2, "q8_0": 6e-2}[precision]
-    assert (again.config.eps, again.config.tied) == (model.config.eps, model.config.tied)
+    assert (again.config.norm, again.config.tied) == (model.config.norm, model.config.tied)
     assert again.config.attentions[0].rope == model.config.attentions[0].rope
     assert words.fingerprint == tokenizer.fingerprint
     assert (words.stop_ids, words.template) == (tokenizer.stop_ids, tokenizer.template)

@@ -9,7 +9,7 @@ from culm.model.transformer import Transformer, TransformerConfig
 def model() -> Transformer:
     """A tiny model whose weights are large enough that its choices are clear."""
     torch.set_num_threads(1)
-    attention = GQA(heads=4, kv_heads=2, qk_norm=True)
+    attention = GQA(heads=4, kv_heads=2, qk_norm="head")
     config = TransformerConfig(
         vocabulary=61, width=32, layers=2, context=96, attention=(attention,), tied=False
     )

@@ -62,7 +62,7 @@ def test_several_models_side_by_side(tmp_path):
 
 
 def test_attention_map_is_read_and_drawn(tmp_path):
-    attention = GQA(heads=4, kv_heads=2, qk_norm=True)
+    attention = GQA(heads=4, kv_heads=2, qk_norm="head")
     config = TransformerConfig(
         vocabulary=31, width=32, layers=2, context=16, attention=(attention,)
     )

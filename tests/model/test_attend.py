@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from culm.model.attend import Backend, attend, attend_cached
+from culm.model.attend import Backend, Rule, attend, attend_cached
+from culm.model.context import Context
 from culm.model.rope import Rope, rotate
 
 BACKENDS: tuple[Backend, ...] = ("sdpa", "blocks")
@@ -44,7 +45,7 @@ def test_backends_are_plain_attention(
     visible = visible.expand(2, length, length)
     if documents is not None:
         visible = visible & (documents[:, :, None] == documents[:, None])
-    given = attend(q, k, v, documents, window, backend)
+    given = attend(q, k, v, Context(places.expand(2, -1), documents), Rule(window=window), backend)
     torch.testing.assert_close(given, plain(q, k, v, visible), atol=1e-5, rtol=0)
 
 
@@ -59,7 +60,7 @@ def test_cached_attention_sees_the_places_before(
     positions = torch.stack([torch.arange(new) + 2, torch.arange(new) + 9])
     behind = positions[:, :, None] - places
     visible = (behind >= 0) & (behind < (window or 99))
-    given = attend_cached(q, k, v, positions, window, backend)
+    given = attend_cached(q, k, v, places, positions, Rule(window=window), backend)
     expected = plain(q, k.transpose(1, 2), v.transpose(1, 2), visible)
     torch.testing.assert_close(given, expected, atol=1e-5, rtol=0)
 

@@ -10,7 +10,7 @@ from culm.model.transformer import TransformerConfig
 
 
 def config(**more) -> TransformerConfig:
-    attention = GQA(heads=4, kv_heads=2, qk_norm=True)
+    attention = GQA(heads=4, kv_heads=2, qk_norm="head")
     settings = {"vocabulary": 50, "width": 32, "layers": 3, "context": 32, "attention": attention}
     return TransformerConfig(**{**settings, **more})
 
@@ -52,7 +52,7 @@ def test_tied_weights_are_one_tensor() -> None:
 def test_a_list_of_parts_repeats_over_the_layers() -> None:
     parts = (GQA(heads=4, window=8), GQA(heads=2, kv_heads=1))
     model = config(attention=parts, layers=5).build()
-    assert [block.attention.window for block in model.blocks] == [8, None, 8, None, 8]
+    assert [block.attention.config.window for block in model.blocks] == [8, None, 8, None, 8]
     assert len(model.rotations) == 2  # one for each size of head
 
 

@@ -23,7 +23,7 @@ LENGTHS = (3, 9, 12, 5, 2, 7, 12, 4)
 
 
 def model(seed: int = 0) -> Transformer:
-    attention = GQA(heads=2, qk_norm=True)
+    attention = GQA(heads=2, qk_norm="head")
     config = TransformerConfig(
         vocabulary=31, width=16, layers=2, context=12, attention=(attention,)
     )

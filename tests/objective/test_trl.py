@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from culm.convert import hf
+from culm.convert.families.decoder import NAMES
+from culm.convert.rules import ModuleNames, renamed
 from culm.model.attention.gqa import GQA
-from culm.model.names import rename
 from culm.model.transformer import TransformerConfig
 from culm.objective.preference import Preference
 from culm.tokenizer.train import BPE
@@ -38,7 +39,7 @@ def test_loss_and_gradients(loss: str, tmp_path: Path) -> None:
     ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     tokenizer = BPE(vocabulary=262).build(["grass"])
-    attention = GQA(heads=2, kv_heads=1, qk_norm=True, head_dim=16)
+    attention = GQA(heads=2, kv_heads=1, qk_norm="head", head_dim=16)
     config = TransformerConfig(
         vocabulary=262, width=32, layers=2, context=64, attention=(attention,)
     )
@@ -90,5 +91,10 @@ def test_loss_and_gradients(loss: str, tmp_path: Path) -> None:
     assert (ours.total / batch.weight).item() == pytest.approx(expected.item(), abs=1e-5)
     gradients = {name: p.grad for name, p in theirs.named_parameters()}
     for name, parameter in objective.model.named_parameters():
-        other = gradients[rename(name, "culm", "hf") or name]
+        other = gradients[_theirs(name)]
         torch.testing.assert_close(parameter.grad, other, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def _theirs(name: str) -> str:
+    module, _, part = name.rpartition(".")
+    return f"{ModuleNames(renamed(NAMES)).theirs(module)}.{part}"

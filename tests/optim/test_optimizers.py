@@ -16,7 +16,7 @@ from culm.optim.muon import Muon, orthogonalize
 
 @pytest.fixture
 def model() -> Transformer:
-    attention = GQA(heads=2, kv_heads=1, qk_norm=True)
+    attention = GQA(heads=2, kv_heads=1, qk_norm="head")
     config = TransformerConfig(vocabulary=23, width=16, layers=2, context=8, attention=(attention,))
     return config.build(0)
 

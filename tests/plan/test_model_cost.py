@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from culm.config import CONFIGS, compose, parse
 from culm.model import logprobs
 from culm.model.attention.gqa import GQA
-from culm.model.mlp.swiglu import SwiGLU
+from culm.model.mlp.gated import SwiGLU
 from culm.model.transformer import TransformerConfig
 from culm.plan.model import cost_of
 
@@ -19,7 +19,7 @@ def settings(tied: bool = True) -> TransformerConfig:
         vocabulary=V,
         width=E,
         layers=L,
-        attention=(GQA(heads=H, kv_heads=K, qk_norm=True),),
+        attention=(GQA(heads=H, kv_heads=K, qk_norm="head"),),
         mlp=(SwiGLU(hidden=M),),
         tied=tied,
     )

@@ -80,13 +80,13 @@ class Calibration:
             for index, block in enumerate(self.blocks):
                 yield f"blocks.{index}", block
                 for number, (x, *others) in enumerate(self._entries):
-                    self._entries[number] = (block(x, *others), *others)
+                    self._entries[number] = (block(x, *others)[0], *others)
                 bar.advance(1)
 
     @torch.no_grad()
     def first(self, block: nn.Module) -> Tensor:
         """What a block makes of the first rows."""
-        return block(*self._entries[0])
+        return block(*self._entries[0])[0]
 
     @torch.no_grad()
     def trace(self, block: nn.Module) -> Trace:

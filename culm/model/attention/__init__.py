@@ -2,5 +2,6 @@
 
 from culm.config import one_of
 from culm.model.attention.gqa import GQA
+from culm.model.attention.mla import MLA
 
-Attention = one_of(GQA)
+Attention = one_of(GQA | MLA)

@@ -2,99 +2,176 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
-from pydantic import PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from culm.config import Config
-from culm.model.attend import Backend, attend, attend_cached, attention_weights
-from culm.model.cache import LayerCache, contiguous
+from culm.model.attend import Backend, Rule, attend, attend_cached, attention_weights, serves
+from culm.model.attention.part import AttentionConfig, AttentionModule
+from culm.model.cache import Kept, LayerCache, RollingCache
 from culm.model.context import Context
+from culm.model.init import Fresh
 from culm.model.linear import Linear
-from culm.model.norm import RMSNorm
+from culm.model.norm import NormConfig
 from culm.model.rope import Rope, rotate
 
 
-class GQA(Config):
+class GQA(AttentionConfig):
     """heads: query heads; kv_heads: key and value heads, heads if not given.
 
-    head_dim: width / heads if not given. qk_norm: RMSNorm over each head of q and k before the
-    rotation (arXiv 2302.05442, as Qwen3). bias: of q, k and v (as Qwen2), not of the output.
-    window: how far back a token sees, itself included.
+    head_dim: width / heads if not given.
+    qk_norm: normalise q and k before the rotation, each head (arXiv 2302.05442, as Qwen3) or all
+        heads together (as OLMo 2).
+    bias: of q, k and v (as Qwen2); out_bias: of the output (as GPT-2).
+    window: how far back a token sees, itself included; first: tokens at the beginning of a
+        document that it sees beside the window (arXiv 2309.17453).
+    sinks: a learned score per head that takes a share of every softmax (GPT-OSS).
+    softcap: bound of the scores (Gemma 2). scale: of the scores; head_dim^-0.5 if not given.
+    rope: rotary embedding, or null for none. alibi: scores fall with distance instead
+        (arXiv 2108.12409).
+    value_residual: values are mixed with those of the first layer by learned shares
+        (arXiv 2410.17897).
     """
 
     kind: Literal["gqa"] = "gqa"
     heads: PositiveInt
     kv_heads: PositiveInt | None = None
     head_dim: PositiveInt | None = None
-    qk_norm: bool = False
+    qk_norm: Literal["head", "width"] | None = None
     bias: bool = False
+    out_bias: bool = False
     window: PositiveInt | None = None
-    rope: Rope = Rope()
+    first: NonNegativeInt = 0
+    sinks: bool = False
+    softcap: PositiveFloat | None = None
+    scale: PositiveFloat | None = None
+    rope: Rope | None = Rope()
+    alibi: bool = False
+    value_residual: bool = False
 
     @model_validator(mode="after")
-    def _divides(self) -> GQA:
+    def _fits(self) -> GQA:
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"kv_heads: {self.kv_heads} does not divide heads={self.heads}")
-        if self.head_dim is not None and self.head_dim % 2:
-            raise ValueError(f"head_dim: {self.head_dim} is odd; rotary embedding pairs elements")
+        if self.rope is not None and self.head_dim is not None:
+            self.rope.turned(self.head_dim, "head_dim")
+        if self.alibi and self.rope is not None:
+            raise ValueError("alibi: it stands in the place of rope; set rope to null")
+        if self.first and self.window is None:
+            raise ValueError("first: without a window every token is seen anyway; set window")
         return self
 
     def dim(self, width: int) -> int:
         """Elements of a head in a model of this width."""
-        if self.head_dim is None and (width % self.heads or (width // self.heads) % 2):
-            raise ValueError(f"heads: {self.heads} does not divide width={width} into even heads")
+        if self.head_dim is None and width % self.heads:
+            raise ValueError(f"heads: {self.heads} does not divide width={width}")
         return self.head_dim or width // self.heads
 
-    def build(self, width: int, eps: float, rotation: int) -> GroupedQueryAttention:
-        """rotation: index into `Context.rotations` of this layer's rotary embedding."""
-        return GroupedQueryAttention(self, width, eps, rotation)
+    def resolved(self, width: int) -> GQA:
+        dim = self.dim(width)
+        if self.rope is not None:
+            self.rope.turned(dim, "heads")
+        return self.model_copy(
+            update={"head_dim": dim, "kv_heads": self.kv_heads or self.heads,
+                    "scale": self.scale or dim**-0.5}
+        )  # fmt: skip
+
+    def rotary(self, width: int) -> tuple[Rope, int] | None:
+        return None if self.rope is None else (self.rope, self.rope.turned(self.dim(width)))
+
+    def build(self, width: int, norm: NormConfig, rotation: int) -> GroupedQueryAttention:
+        return GroupedQueryAttention(self, width, norm, rotation)
 
 
-class GroupedQueryAttention(nn.Module):
+class GroupedQueryAttention(AttentionModule, Fresh):
     """x: (B, T, E) -> (B, T, E)."""
 
     tensor_parallel = {"q": "columns", "k": "columns", "v": "columns", "out": "rows"}  # noqa: RUF012
     folds = {"x": ("q", "k", "v"), "v": ("out",)}  # noqa: RUF012
 
-    def __init__(self, config: GQA, width: int, eps: float, rotation: int) -> None:
+    def __init__(self, config: GQA, width: int, norm: NormConfig, rotation: int) -> None:
         super().__init__()
-        dim, kv_heads = config.dim(width), config.kv_heads or config.heads
-        self.head_dim, self.kv_heads = dim, kv_heads
-        self.window, self.rotation = config.window, rotation
-        self.backend: Backend = "sdpa"
-        self.q = Linear(width, config.heads * dim, config.bias)
+        dim, heads, kv_heads = config.dim(width), config.heads, config.kv_heads or config.heads
+        self.config, self.head_dim, self.kv_heads = config, dim, kv_heads
+        self.rotation = None if config.rope is None else rotation
+        self.q = Linear(width, heads * dim, config.bias)
         self.k = Linear(width, kv_heads * dim, config.bias)
         self.v = Linear(width, kv_heads * dim, config.bias)
-        self.out = Linear(config.heads * dim, width, residual=True)
-        self.q_norm = RMSNorm(dim, eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(dim, eps) if config.qk_norm else nn.Identity()
+        self.out = Linear(heads * dim, width, config.out_bias, residual=True)
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
+        if config.qk_norm is not None:
+            whole = config.qk_norm == "width"
+            self.q_norm = norm.build(heads * dim if whole else dim)
+            self.k_norm = norm.build(kv_heads * dim if whole else dim)
+        self.sinks = nn.Parameter(torch.empty(heads)) if config.sinks else None
+        self.shares = nn.Parameter(torch.empty(2)) if config.value_residual else None
 
-    def forward(self, x: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
+    def reset(self, drawn: Callable[[str], torch.Generator]) -> None:
+        if self.sinks is not None:
+            self.sinks.zero_()
+        if self.shares is not None:
+            self.shares.fill_(0.5)
+
+    def rule(self, device: torch.device | None = None) -> Rule:
+        """How its scores are made."""
+        c = self.config
+        slopes = slopes_of(c.heads).to(device) if c.alibi else None
+        return Rule(c.scale, c.window, c.first, c.softcap, slopes, self.sinks)
+
+    def serves(self, backend: Backend) -> bool:
+        return serves(backend, self.rule())
+
+    def forward(self, x: Tensor, context: Context, cache: Kept | None) -> Tensor:
         q, k, v = self._project(x, context)
+        rule = self.rule(x.device)
         if cache is None:
-            heads = attend(q, k, v, context.documents, self.window, self.backend)
+            heads = attend(q, k, v, context, rule, self.backend)
         else:
-            k, v = cache.update(k, v, context)
-            heads = attend_cached(q, k, v, context.positions, self.window, self.backend)
+            assert isinstance(cache, LayerCache | RollingCache)
+            (k, v), at = cache.update(context, k, v)
+            heads = attend_cached(q, k, v, at, context.positions, rule, self.backend)
         return self.out(heads.flatten(-2))
 
     def weights(self, x: Tensor, context: Context) -> Tensor:
         """(B, H, T, T) attention weights of rows that are one document each, to be looked at."""
         q, k, _ = self._project(x, context)
-        return attention_weights(q, k, self.window)
+        return attention_weights(q, k, self.rule(x.device))
 
     def _project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (B, T, H, D) and keys, and values (B, T, K, D)."""
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.config.qk_norm == "width":
+            q, k = self.q_norm(q), self.k_norm(k)
         # Unflatten by head size, never by count: a tensor-parallel rank holds some of the heads.
-        q, k, v = (part(x).unflatten(-1, (-1, self.head_dim)) for part in (self.q, self.k, self.v))
-        rotation = context.rotations[self.rotation]
-        return rotate(self.q_norm(q), rotation), rotate(self.k_norm(k), rotation), v
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k, v))
+        if self.config.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotation is not None:
+            rotation = context.rotations[self.rotation]
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        if self.shares is not None:
+            context.aside.values = v
+            shares, first = self.shares.to(v.dtype), v if context.values is None else context.values
+            v = shares[0] * v + shares[1] * first
+        return q, k, v
 
-    def cache(
-        self, slots: int, length: int, dtype: torch.dtype, device: torch.device
-    ) -> LayerCache:
-        """What this attention keeps of earlier tokens."""
-        return contiguous(slots, length, self.kv_heads, self.head_dim, dtype, device)
+    def cache(self, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> Kept:
+        window, first = self.config.window, self.config.first
+        kept = length if window is None else min(length, first + window)
+        shape = (slots, self.kv_heads, kept, self.head_dim)
+        tensors = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)]
+        return LayerCache(tensors) if kept == length else RollingCache(tensors, first)
+
+
+def slopes_of(heads: int) -> Tensor:
+    """(H,) of ALiBi: 2^(-8/n), 2^(-16/n), ... for a power of two; other counts take the next lower
+    power and fill up with every second slope of the next higher one.
+    """
+    power = 1 << (heads.bit_length() - 1)
+    slopes = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]
+    more = [2.0 ** (-8 * (i + 1) / (2 * power)) for i in range(0, 2 * (heads - power), 2)]
+    return torch.tensor(slopes + more)

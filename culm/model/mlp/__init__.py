@@ -1,6 +1,8 @@
 """Feed-forward: one file a kind; this union is the registry."""
 
 from culm.config import one_of
-from culm.model.mlp.swiglu import SwiGLU
+from culm.model.mlp.gated import GeGLU, SwiGLU
+from culm.model.mlp.moe import MoE
+from culm.model.mlp.plain import Plain
 
-FeedForward = one_of(SwiGLU)
+FeedForward = one_of(SwiGLU | GeGLU | Plain | MoE)

@@ -1,0 +1,94 @@
+"""GPT-OSS: sinks, windows in every second layer, experts with biases (arXiv 2508.10925)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from culm.convert.families.decoder import (
+    FULL,
+    NAMES,
+    SLIDING,
+    in_layers,
+    read_attention,
+    read_decoder,
+    read_windows,
+    the_only,
+    write_attention,
+    write_decoder,
+    write_windows,
+)
+from culm.convert.family import Family, Fields
+from culm.convert.rules import Rule, renamed
+from culm.model.mlp.gated import SwiGLU
+from culm.model.mlp.moe import MoE
+from culm.model.transformer import TransformerConfig
+
+MLP, OURS = "model.layers.#.mlp", "blocks.#.mlp.experts"
+PLAIN = NAMES | {
+    "blocks.#.attention.sinks": "model.layers.#.self_attn.sinks",
+    "blocks.#.mlp.router": f"{MLP}.router",
+    f"{OURS}.down.bias": f"{MLP}.experts.down_proj_bias",
+}
+
+
+def names(config: TransformerConfig) -> list[Rule]:
+    """Their matrices are (experts, inputs, outputs), with rows of gate and up in turns."""
+
+    def apart(tensors: list[Tensor]) -> list[Tensor]:
+        return [tensors[0][..., ::2], tensors[0][..., 1::2]]
+
+    def together(tensors: list[Tensor]) -> list[Tensor]:
+        return [torch.stack(tensors, -1).flatten(-2)]
+
+    def turned(tensors: list[Tensor]) -> list[Tensor]:
+        return [tensor.transpose(1, 2) for tensor in tensors]
+
+    weights, biases = ((f"{OURS}.gate.{kind}", f"{OURS}.up.{kind}") for kind in ("weight", "bias"))
+    return [
+        *renamed(PLAIN),
+        Rule(weights, (f"{MLP}.experts.gate_up_proj",), lambda t: turned(apart(t)),
+             lambda t: together(turned(t))),
+        Rule(biases, (f"{MLP}.experts.gate_up_proj_bias",), apart, together),
+        Rule((f"{OURS}.down.weight",), (f"{MLP}.experts.down_proj",), turned, turned),
+    ]  # fmt: skip
+
+
+def read(fields: Fields) -> dict[str, Any]:
+    fields.only("swiglu_alpha", 1.702)
+    fields.only("swiglu_limit", 7.0)
+    fields.drop("experts_per_token", "initial_context_length")
+    values, bias = read_decoder(fields), fields.take("attention_bias", True)
+    moe = {
+        "kind": "moe",
+        "hidden": values["mlp"]["hidden"],
+        "experts": fields.take("num_local_experts"),
+        "chosen": fields.take("num_experts_per_tok"),
+        "activation": "clamped",
+        "bias": True,
+        "switch": fields.take("router_aux_loss_coef", 0.0),
+    }
+    attention = read_attention(fields, values["context"])
+    attention |= {"bias": bias, "out_bias": bias, "sinks": True}
+    windows = read_windows(fields, values["layers"], default=(SLIDING, FULL))
+    return {**values, "mlp": moe, "attention": in_layers(attention, windows)}
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    moe = the_only(config.mlp, MoE, "mlp", "gpt_oss")
+    return {
+        **write_decoder(config, SwiGLU(hidden=moe.hidden), "gpt_oss"),
+        **write_attention(config, "gpt_oss"),
+        **write_windows(config),
+        "attention_bias": config.attention[0].out_bias,
+        "num_local_experts": moe.experts,
+        "num_experts_per_tok": moe.chosen,
+        "router_aux_loss_coef": moe.switch,
+        "swiglu_alpha": 1.702,
+        "swiglu_limit": 7.0,
+    }
+
+
+GPT_OSS = Family("gpt_oss", "GptOssForCausalLM", read, write, names)

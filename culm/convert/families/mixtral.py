@@ -1,0 +1,61 @@
+"""Mixtral: Mistral with experts in every layer (arXiv 2401.04088)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from culm.convert.families.decoder import (
+    NAMES,
+    in_layers,
+    read_attention,
+    read_decoder,
+    read_windows,
+    the_only,
+    write_attention,
+    write_decoder,
+)
+from culm.convert.family import Family, Fields
+from culm.convert.rules import Rule, renamed
+from culm.model.mlp.gated import SwiGLU
+from culm.model.mlp.moe import MoE
+from culm.model.transformer import TransformerConfig
+
+EXPERTS = {
+    "blocks.#.mlp.router": "model.layers.#.block_sparse_moe.gate",
+    "blocks.#.mlp.experts.gate": "model.layers.#.block_sparse_moe.experts.*.w1",
+    "blocks.#.mlp.experts.up": "model.layers.#.block_sparse_moe.experts.*.w3",
+    "blocks.#.mlp.experts.down": "model.layers.#.block_sparse_moe.experts.*.w2",
+}
+
+
+def names(config: TransformerConfig) -> list[Rule]:
+    return renamed(NAMES | EXPERTS)
+
+
+def read(fields: Fields) -> dict[str, Any]:
+    values = read_decoder(fields)
+    mlp = {
+        "kind": "moe",
+        "hidden": values["mlp"]["hidden"],
+        "experts": fields.take("num_local_experts"),
+        "chosen": fields.take("num_experts_per_tok"),
+        "switch": fields.take("router_aux_loss_coef", 0.0),
+    }
+    windows = read_windows(fields, values["layers"])
+    attention = in_layers(read_attention(fields, values["context"]), windows)
+    return {**values, "mlp": mlp, "attention": attention}
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    mlp = the_only(config.mlp, MoE, "mlp", "mixtral")
+    return {
+        **write_decoder(config, SwiGLU(hidden=mlp.hidden), "mixtral"),
+        **write_attention(config, "mixtral"),
+        "sliding_window": config.attention[0].window,
+        "num_local_experts": mlp.experts,
+        "num_experts_per_tok": mlp.chosen,
+        "router_aux_loss_coef": mlp.switch,
+    }
+
+
+MIXTRAL = Family("mixtral", "MixtralForCausalLM", read, write, names)

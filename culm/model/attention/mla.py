@@ -1,0 +1,144 @@
+"""Multi-head latent attention (arXiv 2405.04434): keys and values are made of one small latent.
+
+What is kept of a token is the latent (rank) and one rotated key for all heads (rope_dim). While
+decoding, the projection that makes keys of the latent is applied to the query instead, and the one
+that makes values to the result: scores are taken with the latents themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from culm.model.attend import Rule, attend, attend_cached, attention_weights
+from culm.model.attention.part import AttentionConfig, AttentionModule
+from culm.model.cache import Kept, LayerCache
+from culm.model.context import Context
+from culm.model.linear import Linear
+from culm.model.norm import NormConfig
+from culm.model.rope import Rope, rotate
+
+
+class MLA(AttentionConfig):
+    """heads: of queries. rank: of the latent of keys and values; query_rank: of queries, if any.
+
+    head_dim: of the part of keys that is not rotated, rope_dim of the part that is, value_dim of
+    values. scale: of the scores; (head_dim + rope_dim)^-0.5 if not given.
+    bias: of the projections to the latents and of the output.
+    """
+
+    kind: Literal["mla"] = "mla"
+    heads: PositiveInt
+    rank: PositiveInt = 512
+    query_rank: PositiveInt | None = None
+    head_dim: PositiveInt = 128
+    rope_dim: PositiveInt = 64
+    value_dim: PositiveInt = 128
+    bias: bool = False
+    scale: PositiveFloat | None = None
+    rope: Rope = Rope()
+
+    def resolved(self, width: int) -> MLA:
+        self.rope.turned(self.rope_dim, "rope_dim")
+        return self.model_copy(update={"scale": self._scale()})
+
+    def _scale(self) -> float:
+        return self.scale or (self.head_dim + self.rope_dim) ** -0.5
+
+    def rotary(self, width: int) -> tuple[Rope, int]:
+        return self.rope, self.rope.turned(self.rope_dim)
+
+    def build(self, width: int, norm: NormConfig, rotation: int) -> LatentAttention:
+        return LatentAttention(self, self._scale(), width, norm, rotation)
+
+
+class LatentAttention(AttentionModule):
+    """x: (B, T, E) -> (B, T, E)."""
+
+    def __init__(
+        self, config: MLA, scale: float, width: int, norm: NormConfig, rotation: int
+    ) -> None:
+        super().__init__()
+        c, heads = config, config.heads
+        self.config, self.rule, self.rotation = config, Rule(scale), rotation
+        queries = heads * (c.head_dim + c.rope_dim)
+        self.query_latent = self.query_norm = None
+        if c.query_rank is not None:
+            self.query_latent = Linear(width, c.query_rank, c.bias)
+            self.query_norm = norm.build(c.query_rank)
+        self.q = Linear(c.query_rank or width, queries)
+        self.latent = Linear(width, c.rank, c.bias)
+        self.rope_key = Linear(width, c.rope_dim, c.bias)
+        self.latent_norm = norm.build(c.rank)
+        self.k = Linear(c.rank, heads * c.head_dim)
+        self.v = Linear(c.rank, heads * c.value_dim)
+        self.out = Linear(heads * c.value_dim, width, c.bias, residual=True)
+
+    def forward(self, x: Tensor, context: Context, cache: Kept | None) -> Tensor:
+        q, turned = self._queries(x, context)
+        latent, key = self._latents(x, context)
+        if cache is None:
+            heads = self._naive(q, turned, latent, key, context)
+        else:
+            heads = self._absorbed(q, turned, latent, key, context, cache)
+        return self.out(heads.flatten(-2))
+
+    def weights(self, x: Tensor, context: Context) -> Tensor:
+        """(B, H, T, T) attention weights of rows that are one document each, to be looked at."""
+        q, turned = self._queries(x, context)
+        return attention_weights(torch.cat((q, turned), -1), self._keys(*self._latents(x, context)),
+                                 self.rule)  # fmt: skip
+
+    def _queries(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Unrotated (B, T, H, D) and rotated part (B, T, H, R)."""
+        if self.query_latent is not None and self.query_norm is not None:
+            x = self.query_norm(self.query_latent(x))
+        sizes = (self.config.head_dim, self.config.rope_dim)
+        q, turned = self.q(x).unflatten(-1, (-1, sum(sizes))).split(sizes, -1)
+        return q, rotate(turned, context.rotations[self.rotation])
+
+    def _latents(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Normalised latent (B, T, rank) and rotated key (B, T, 1, R)."""
+        key = rotate(self.rope_key(x)[:, :, None], context.rotations[self.rotation])
+        return self.latent_norm(self.latent(x)), key
+
+    def _keys(self, latent: Tensor, key: Tensor) -> Tensor:
+        """(B, T, H, D + R)."""
+        k = self.k(latent).unflatten(-1, (-1, self.config.head_dim))
+        return torch.cat((k, key.expand(-1, -1, k.shape[2], -1)), -1)
+
+    def _naive(
+        self, q: Tensor, turned: Tensor, latent: Tensor, key: Tensor, context: Context
+    ) -> Tensor:
+        v = self.v(latent).unflatten(-1, (-1, self.config.value_dim))
+        queries, keys = torch.cat((q, turned), -1), self._keys(latent, key)
+        return attend(queries, keys, v, context, self.rule, self.backend)
+
+    def _absorbed(
+        self, q: Tensor, turned: Tensor, latent: Tensor, key: Tensor, context: Context, cache: Kept
+    ) -> Tensor:
+        assert isinstance(cache, LayerCache)
+        kept = torch.cat((latent[:, :, None], key), -1)
+        (latents,), at = cache.update(context, kept)
+        q = torch.einsum("bthd,hdr->bthr", q, self._matrix(self.k, q.dtype))
+        queries, values = torch.cat((q, turned), -1), latents[..., : self.config.rank]
+        found = attend_cached(
+            queries, latents, values, at, context.positions, self.rule, self.backend
+        )
+        return torch.einsum("bthr,hdr->bthd", found, self._matrix(self.v, found.dtype))
+
+    def _matrix(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:
+        """(H, D, rank): the weights of a projection from the latent, which may be of few bits."""
+        if type(layer) is Linear:
+            weight = layer.weight.to(dtype)
+        else:
+            eye = torch.eye(self.config.rank, dtype=dtype, device=next(self.parameters()).device)
+            weight = layer(eye).t()
+        return weight.unflatten(0, (-1, weight.shape[0] // self.config.heads))
+
+    def cache(self, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> Kept:
+        shape = (slots, 1, length, self.config.rank + self.config.rope_dim)
+        return LayerCache([torch.zeros(shape, dtype=dtype, device=device)])

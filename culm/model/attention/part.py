@@ -1,0 +1,59 @@
+"""What every attention is to its block: it mixes tokens, and says what it keeps of earlier ones."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from culm.config import Config
+from culm.model.attend import Backend
+from culm.model.cache import Kept
+from culm.model.context import Context
+from culm.model.norm import NormConfig
+from culm.model.rope import Rope
+
+
+class AttentionConfig(Config, ABC):
+    """Settings of an attention."""
+
+    kind: str
+
+    @abstractmethod
+    def resolved(self, width: int) -> Self:
+        """The same with every number that depends on the model's width filled in.
+
+        Raises:
+            ValueError: `setting: why` it does not fit this width.
+        """
+
+    def rotary(self, width: int) -> tuple[Rope, int] | None:
+        """The rotary embedding of its heads and how many of their elements it turns, if it has one.
+
+        Layers with the same share its cosines and sines.
+        """
+        return None
+
+    @abstractmethod
+    def build(self, width: int, norm: NormConfig, rotation: int) -> AttentionModule:
+        """norm: of the model; rotation: index into `Context.rotations` of what `rotary` said."""
+
+
+class AttentionModule(nn.Module, ABC):
+    """x: (B, T, E) -> (B, T, E)."""
+
+    backend: Backend = "blocks"  # until one is chosen: it serves every kind
+
+    @abstractmethod
+    def forward(self, x: Tensor, context: Context, cache: Kept | None) -> Tensor:
+        """With a cache the rows continue what it keeps."""
+
+    @abstractmethod
+    def cache(self, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> Kept:
+        """An empty cache of what this attention keeps of up to `length` tokens."""
+
+    def serves(self, backend: Backend) -> bool:
+        """Whether this attention can be computed by a backend."""
+        return True

@@ -1,0 +1,89 @@
+"""How attention and feed-forward meet the residual stream: one block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveFloat
+from torch import Tensor, nn
+
+from culm.config import Config
+from culm.model.attention.part import AttentionConfig
+from culm.model.cache import Kept
+from culm.model.context import Context, Routing
+from culm.model.init import Fresh
+from culm.model.mlp.part import FeedForwardConfig
+from culm.model.norm import NormConfig
+
+
+class Residual(Config):
+    """norm: before each branch (arXiv 2002.04745), behind it (as OLMo 2), or both (as Gemma 2).
+
+    parallel: both branches read the same x (as Pythia), else the second reads what the first left.
+    scale: what every branch is multiplied by (CompleteP, arXiv 2505.01618).
+    gains: learned factors of each layer, of x and of what the first block read (as nanochat).
+    dropout: of what a branch gives, while it is trained.
+    """
+
+    norm: Literal["before", "behind", "both"] = "before"
+    parallel: bool = False
+    scale: PositiveFloat = 1.0
+    gains: bool = False
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class Block(nn.Module, Fresh):
+    """Residual block; drawn with norms before its branches.
+
+    x ---+--- norm - attention --(+)---+--- norm - mlp --(+)---> x
+         +------------------------+    +------------------+
+    """
+
+    def __init__(
+        self,
+        attention: AttentionConfig,
+        mlp: FeedForwardConfig,
+        width: int,
+        norm: NormConfig,
+        residual: Residual,
+        rotation: int,
+    ) -> None:
+        super().__init__()
+        self.residual = residual
+        before, behind = residual.norm != "behind", residual.norm != "before"
+        self.attention_norm = norm.build(width) if before else nn.Identity()
+        self.attention = attention.build(width, norm, rotation)
+        self.attention_out_norm = norm.build(width) if behind else nn.Identity()
+        self.mlp_norm = norm.build(width) if before else nn.Identity()
+        self.mlp = mlp.build(width)
+        self.mlp_out_norm = norm.build(width) if behind else nn.Identity()
+        self.gains = nn.Parameter(torch.empty(2)) if residual.gains else None
+
+    def reset(self, drawn: Callable[[str], torch.Generator]) -> None:
+        if self.gains is not None:
+            self.gains.copy_(torch.tensor([1.0, 0.0]))
+
+    def forward(
+        self, x: Tensor, context: Context, cache: Kept | None
+    ) -> tuple[Tensor, Tensor | None, Routing | None]:
+        """Gives x, and `Aside.values` and `Aside.routing` of its parts."""
+        context = context.within_block()
+        if self.gains is not None:
+            assert context.embedded is not None
+            gains = self.gains.to(x.dtype)
+            x = gains[0] * x + gains[1] * context.embedded
+        mixed = self._branch(
+            self.attention_out_norm(self.attention(self.attention_norm(x), context, cache))
+        )
+        read = x if self.residual.parallel else x + mixed
+        made = self._branch(self.mlp_out_norm(self.mlp(self.mlp_norm(read), context)))
+        x = x + mixed + made if self.residual.parallel else read + made
+        return x, context.aside.values, context.aside.routing
+
+    def _branch(self, x: Tensor) -> Tensor:
+        if self.residual.scale != 1.0:
+            x = x * self.residual.scale
+        return F.dropout(x, self.residual.dropout, self.training) if self.residual.dropout else x

@@ -1,0 +1,50 @@
+"""Attention through torch's FlexAttention (arXiv 2412.05496), compiled.
+
+Scores are changed and hidden inside the kernel, so no matrix of them is in memory, and blocks
+without a visible key are skipped. On a CPU it has no backward.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import (
+    AuxRequest,
+    create_block_mask,
+    flex_attention,
+)
+
+from culm.model.attend import Rule
+from culm.model.context import Context
+
+_compiled = torch.compile(flex_attention, dynamic=False)
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: Rule) -> Tensor:
+    """q: (B, H, T, D); k: (B, K, T, D), v: (B, K, T, Dv) -> (B, H, T, Dv)."""
+    B, _, T, _ = q.shape
+    documents, positions = context.documents, context.positions
+
+    def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        mask = i >= j
+        if rule.window is not None:
+            mask = mask & ((i - j < rule.window) | (positions[b, j] < rule.first))
+        return mask if documents is None else mask & (documents[b, i] == documents[b, j])
+
+    def scored(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        if rule.softcap is not None:
+            score = rule.softcap * torch.tanh(score / rule.softcap)
+        return score if rule.slopes is None else score + rule.slopes[h] * (j - i)
+
+    rows = None if documents is None and not rule.first else B
+    mask = create_block_mask(visible, rows, None, T, T, device=q.device.type)
+    changed = scored if rule.softcap is not None or rule.slopes is not None else None
+    out, aux = _compiled(
+        q, k, v, changed, mask, scale=rule.scale, enable_gqa=q.shape[1] != k.shape[1],
+        return_aux=AuxRequest(lse=True),  # type: ignore[arg-type]
+    )  # fmt: skip
+    if rule.sinks is None:
+        return out
+    # A key without a value takes its share of every softmax: exp(lse) / (exp(lse) + exp(sink)).
+    share = torch.sigmoid(aux.lse - rule.sinks.float().view(1, -1, 1))
+    return out * share[..., None].to(out.dtype)

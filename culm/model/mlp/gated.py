@@ -1,0 +1,66 @@
+"""Gated feed-forward: one projection opens and closes another (arXiv 2002.05202)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import PositiveInt
+from torch import Tensor
+
+from culm.model.activation import ACTIVATIONS, Activation
+from culm.model.context import Context
+from culm.model.linear import Linear
+from culm.model.mlp.part import FeedForwardConfig, FeedForwardModule
+
+
+class SwiGLU(FeedForwardConfig):
+    """hidden: inner width; if not given 8/3 of the model's, rounded up to a multiple of 32."""
+
+    kind: Literal["swiglu"] = "swiglu"
+    hidden: PositiveInt | None = None
+
+    @property
+    def activation(self) -> Activation:
+        """Of the gate."""
+        return "silu"
+
+    def inner(self, width: int) -> int:
+        """The inner width in a model of this width."""
+        return self.hidden or -(-8 * width // 3 // 32) * 32
+
+    def resolved(self, width: int) -> SwiGLU:
+        return self.model_copy(update={"hidden": self.inner(width)})
+
+    def build(self, width: int) -> GatedFeedForward:
+        return GatedFeedForward(width, self.inner(width), self.activation)
+
+
+class GeGLU(SwiGLU):
+    """hidden: inner width; if not given 8/3 of the model's, rounded up to a multiple of 32.
+
+    exact: GELU itself, not its approximation by tanh, which Gemma has.
+    """
+
+    kind: Literal["geglu"] = "geglu"  # type: ignore[assignment]
+    exact: bool = False
+
+    @property
+    def activation(self) -> Activation:
+        return "gelu" if self.exact else "gelu_tanh"
+
+
+class GatedFeedForward(FeedForwardModule):
+    """down(activation(gate(x)) * up(x))."""
+
+    tensor_parallel = {"gate": "columns", "up": "columns", "down": "rows"}  # noqa: RUF012
+    folds = {"x": ("gate", "up"), "up": ("down",)}  # noqa: RUF012
+
+    def __init__(self, width: int, hidden: int, activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+        self.gate = Linear(width, hidden)
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width, residual=True)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))

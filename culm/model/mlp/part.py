@@ -1,0 +1,33 @@
+"""What every feed-forward is to its block: it works on each token alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+from torch import Tensor, nn
+
+from culm.config import Config
+from culm.model.context import Context
+
+
+class FeedForwardConfig(Config, ABC):
+    """Settings of a feed-forward."""
+
+    kind: str
+
+    @abstractmethod
+    def resolved(self, width: int) -> Self:
+        """The same with every number that depends on the model's width filled in."""
+
+    @abstractmethod
+    def build(self, width: int) -> FeedForwardModule:
+        """For a model of this width."""
+
+
+class FeedForwardModule(nn.Module, ABC):
+    """x: (B, T, E) -> (B, T, E)."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """What experts did is left in `context.aside`."""
