@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,12 @@ def export(
     folder: str | Path,
     dtype: torch.dtype = torch.float32,
     told: Callable[[int], None] | None = None,
+    family: str = "",
 ) -> None:
     """Write a folder that transformers, vLLM and the like load as it is.
 
     Quantised layers are multiplied out. told: called with the count of numbers as they are read.
+    family: its model_type, where several have the model's shape.
 
     Raises:
         SettingError: no family has the model's shape, adapters are not merged, or the folder
@@ -60,10 +62,10 @@ def export(
         OSError: the disk is full or may not be written to.
     """
     folder = Path(folder)
-    family = family_of(model.config, FAMILIES, "Hugging Face")
+    chosen = family_of(model.config, named(family), "Hugging Face")
     vacant(folder, SETTINGS)
     weights = {}
-    for name, tensor in rules.write(plain_weights(model), family.rules(model.config.resolved())):
+    for name, tensor in rules.write(plain_weights(model), chosen.rules(model.config.resolved())):
         weights[name] = tensor.to(dtype).cpu().contiguous()
         if told:
             told(tensor.numel())
@@ -71,10 +73,22 @@ def export(
         fresh.mkdir()
         write_safetensors(fresh / "model.safetensors", weights)
         tokenizer.save(fresh)
-        write_json(fresh / SETTINGS, _settings(model.config, family, tokenizer, dtype))
+        write_json(fresh / SETTINGS, _settings(model.config, chosen, tokenizer, dtype))
         ends = {"eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": tokenizer.end_of_text}
         write_json(fresh / "generation_config.json", ends)
         write_card(model, fresh, folder.name, library="transformers")
+
+
+def named(family: str) -> Sequence[Family]:
+    """All families, or the one of this model_type.
+
+    Raises:
+        SettingError: there is no such family.
+    """
+    known = {each.name: each for each in FAMILIES}
+    if family and family not in known:
+        raise SettingError(f"family: {family!r} is not one of {', '.join(known)}")
+    return (known[family],) if family else FAMILIES
 
 
 def _settings(

@@ -1,0 +1,111 @@
+"""Every family both ways: the logits of transformers here, ours there, and through the cache."""
+
+import json
+
+import pytest
+import torch
+from families import FAMILIES, logits_of, peer_of, saved
+
+from culm.adapt.lora import LoRA, LoRALinear
+from culm.adapt.merge import merge
+from culm.config import SettingError
+from culm.convert import hf
+from culm.engine.engine import Engine
+from culm.engine.request import Request
+from culm.engine.sampling import Sampling
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return torch.randint(3, 300, (2, 50), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory, tokenizer):
+    """Name, their model, and ours as it was read."""
+    peer = peer_of(request.param)
+    folder = saved(peer, tokenizer, tmp_path_factory.mktemp("family"), "60KB")
+    model, _ = hf.load(folder)
+    return request.param, peer, model.eval(), folder
+
+
+def test_theirs_is_read(family, rows):
+    _, peer, model, _ = family
+    found, expected = model(rows), logits_of(peer, rows)
+    assert expected.std() > 0.5
+    assert (found - expected).abs().max() <= 1e-4
+
+
+def test_backends_agree(family, rows):
+    _, peer, model, _ = family
+    expected = logits_of(peer, rows)
+    for backend in ("sdpa", "blocks"):
+        model.set_backend(backend)
+        assert (model(rows) - expected).abs().max() <= 1e-4
+    model.set_backend("blocks")
+
+
+def test_ours_is_read_there(family, rows, tokenizer, tmp_path):
+    name, peer, model, _ = family
+    kind = FAMILIES[name][0]
+    hf.export(model, tokenizer, tmp_path / "out", family=kind)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(again) is type(peer)
+    own = peer.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in again.state_dict().items())
+    assert (logits_of(again, rows) - logits_of(peer, rows)).abs().max() <= 1e-4
+    back, _ = hf.load(tmp_path / "out")
+    assert back.config.resolved() == model.config.resolved()
+
+
+def test_cached_decoding_follows_theirs(family, rows):
+    """Prompts of unequal length in one batch, one longer than the windows."""
+    _, peer, model, _ = family
+    prompts = [rows[0, :40].tolist(), rows[1, :7].tolist(), rows[1, :23].tolist()]
+    requests = [Request(tuple(prompt), 12, Sampling(temperature=0)) for prompt in prompts]
+    for prompt, done in zip(prompts, Engine(model, 4, 64).generate(requests), strict=True):
+        whole = torch.tensor([[*prompt, *done.tokens]])
+        logprobs = logits_of(peer, whole).log_softmax(-1)[0, len(prompt) - 1 : -1]
+        assert logprobs.argmax(-1).tolist() == list(done.tokens)
+        found = torch.tensor(done.logprobs)
+        assert (found - logprobs.amax(-1)).abs().max() <= 1e-4
+
+
+def test_adapters_merge(family, rows):
+    _, _, model, folder = family
+    model, _ = hf.load(folder)
+    assert LoRA(rank=2).apply(model, seed=0) > 0
+    for module in model.modules():
+        if isinstance(module, LoRALinear):
+            torch.nn.init.normal_(module.b, std=0.05, generator=torch.Generator().manual_seed(1))
+    adapted = model.eval()(rows)
+    merge(model)
+    assert (model(rows) - adapted).abs().max() <= 1e-4
+
+
+def test_a_setting_of_another_time_is_refused(family):
+    _, _, _, folder = family
+    path = folder / "config.json"
+    given = path.read_text()
+    try:
+        path.write_text(json.dumps({**json.loads(given), "a_new_part": 3}))
+        with pytest.raises(SettingError, match=r"config\.json: a_new_part: 3 is not known here"):
+            hf.load(folder)
+    finally:
+        path.write_text(given)
+
+
+def test_a_needed_setting_that_is_missing_is_named(family):
+    name, _, _, folder = family
+    path = folder / "config.json"
+    given = path.read_text()
+    heads = "n_head" if name == "GPT-2" else "num_attention_heads"
+    try:
+        left = {key: value for key, value in json.loads(given).items() if key != heads}
+        path.write_text(json.dumps(left))
+        with pytest.raises(SettingError, match=rf"config\.json: the setting {heads} is missing"):
+            hf.load(folder)
+    finally:
+        path.write_text(given)
