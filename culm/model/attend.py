@@ -102,13 +102,13 @@ def attend_cached(
     q: (B, T, H, D) at `positions` (B, T); k: (B, K, S, D), v: (B, K, S, Dv) with their positions
     `at`: (S,) or (B, S), less than 0 for one that holds nothing. Returns (B, T, H, Dv).
     """
-    at = at.view(-1, 1, 1, at.shape[-1])
+    ring, at = at.dim() == 2, at.view(-1, 1, 1, at.shape[-1])
     queries_at = positions[:, None, :, None]
     # (B, 1, T, S): comparing keeps it in bools, where a difference would take 8 bytes each.
     mask = at <= queries_at
     if rule.window is not None:
         mask = mask & ((at > queries_at - rule.window) | (at < rule.first))
-    if at.shape[0] > 1:  # a ring, in which entries may be empty
+    if ring:  # whose entries may be empty
         mask = mask & (at >= 0)
     q = q.transpose(1, 2)
     # With one query a row the CPU flash kernel is 1.2 to 2.7 times slower than two products.

@@ -25,7 +25,7 @@ KEPT_BYTES = 128 << 20  # of logits that may wait for the backward, which else n
 
 def capped(logits: Tensor, softcap: float | None) -> Tensor:
     """softcap * tanh(logits / softcap): bounded, and unchanged near zero (arXiv 2408.00118)."""
-    return logits if softcap is None else (logits / softcap).tanh_().mul_(softcap)
+    return logits if softcap is None else (logits / softcap).tanh() * softcap
 
 
 def reduce(logits: Tensor, temperature: float) -> Tensor:

@@ -4,19 +4,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from culm.model.attend import Backend, Rule, attend, attend_cached
+from culm.model.attend import Backend, Rule, attend, attend_cached, serves
+from culm.model.attention.gqa import slopes_of
 from culm.model.context import Context
+from culm.model.logprobs import capped
 from culm.model.rope import Rope, rotate
 
 BACKENDS: tuple[Backend, ...] = ("sdpa", "blocks")
+SLOPES, SINKS = torch.tensor([0.5, 0.25, 0.1, 0.05, 0.02, 0.01]), torch.linspace(-1.0, 1.0, 6)
+RULES = {
+    "scale": Rule(scale=0.1),
+    "softcap": Rule(scale=2.0, softcap=1.5),
+    "slopes": Rule(slopes=SLOPES),
+    "sinks": Rule(sinks=SINKS),
+    "first": Rule(window=4, first=2),
+    "all": Rule(1.0, 4, 1, 2.0, SLOPES, SINKS),
+}
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+def plain(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, rule: Rule = Rule()) -> Tensor:
     """One query, one head at a time. visible: (B, T, S)."""
+    scale = rule.scale or q.shape[3] ** -0.5
     out = torch.zeros_like(q)
     group = q.shape[2] // k.shape[2]
     for row in range(q.shape[0]):
@@ -24,8 +36,15 @@ def plain(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
             keys, values = k[row, :, head // group], v[row, :, head // group]
             for time in range(q.shape[1]):
                 seen = visible[row, time]
-                scores = keys[seen] @ q[row, time, head] / q.shape[3] ** 0.5
-                out[row, time, head] = scores.softmax(0) @ values[seen]
+                scores = keys[seen] @ q[row, time, head] * scale
+                if rule.softcap:
+                    scores = rule.softcap * (scores / rule.softcap).tanh()
+                if rule.slopes is not None:
+                    scores = scores - rule.slopes[head] * (time - seen.nonzero()[:, 0])
+                total = scores.exp().sum()
+                if rule.sinks is not None:
+                    total = total + rule.sinks[head].exp()
+                out[row, time, head] = scores.exp() / total @ values[seen]
     return out
 
 
@@ -47,6 +66,60 @@ def test_backends_are_plain_attention(
         visible = visible & (documents[:, :, None] == documents[:, None])
     given = attend(q, k, v, Context(places.expand(2, -1), documents), Rule(window=window), backend)
     torch.testing.assert_close(given, plain(q, k, v, visible), atol=1e-5, rtol=0)
+
+
+def seen_by(rule: Rule, documents: Tensor | None, length: int) -> Tensor:
+    """(2, T, T)."""
+    places = torch.arange(length)
+    begins = torch.zeros(2, length, dtype=torch.int64)
+    visible = (places[None] <= places[:, None]).expand(2, -1, -1)
+    if documents is not None:
+        same = documents[:, :, None] == documents[:, None]
+        begins = same.int().argmax(-1)
+        visible = visible & same
+    if rule.window is not None:
+        near = places[:, None] - places[None] < rule.window
+        visible = visible & (near | (places - begins < rule.first)[:, None])
+    return visible
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_rule_is_plain_attention(name: str, packed: bool) -> None:
+    rule, length = RULES[name], 70
+    q, k, v = (drawn(2, length, heads, 4, seed=i) for i, heads in enumerate((6, 2, 2)))
+    documents = (torch.arange(length) // 9).expand(2, length) if packed else None
+    positions = torch.arange(length) % 9 if packed else torch.arange(length)
+    context = Context(positions.expand(2, -1), documents)
+    expected = plain(q, k, v, seen_by(rule, documents, length), rule)
+    for backend in BACKENDS:
+        if serves(backend, rule):
+            found = attend(q, k, v, context, rule, backend)
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        else:
+            with pytest.raises(ValueError, match="backend: sdpa does not compute"):
+                attend(q, k, v, context, rule, backend)
+
+
+def test_a_sink_by_hand() -> None:
+    """Scores 1 and 2, values 1 and 3, sink 0.5: the denominator has one more term."""
+    q, k = torch.ones(1, 2, 1, 1), torch.tensor([1.0, 2.0]).view(1, 2, 1, 1)
+    v = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)
+    context = Context(torch.arange(2)[None])
+    out = attend(q, k, v, context, Rule(scale=1.0, sinks=torch.tensor([0.5])), "blocks")
+    assert float(out[0, 1, 0, 0]) == pytest.approx(2.116819, abs=1e-6)
+
+
+def test_slopes_of_alibi() -> None:
+    assert slopes_of(8).tolist() == [2.0**-i for i in range(1, 9)]
+    assert slopes_of(3).tolist() == pytest.approx([2**-4, 2**-8, 2**-2])
+
+
+def test_softcap_is_bounded_and_the_identity_near_zero() -> None:
+    x = torch.tensor([0.0, 1e-3, 1e4], requires_grad=True)
+    y = capped(x * 1.0, 30.0)
+    assert y.tolist() == pytest.approx([0.0, 1e-3, 30.0], abs=1e-6)
+    assert torch.autograd.grad(y[0], x)[0][0] == 1.0
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
