@@ -6,7 +6,6 @@ knows, and whole under `tokenizer.huggingface.json`, from which it is read back 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import gguf
 import numpy as np
-import tokenizers
 import torch
 from torch import Tensor
 
@@ -23,7 +21,7 @@ from culm.convert import gguf_header
 from culm.convert.family import Shape, half_split, interleaved, shape_of
 from culm.convert.gguf_blocks import encode
 from culm.convert.gguf_kinds import KINDS, kinds_of
-from culm.convert.gguf_tokenizer import add_tokenizer
+from culm.convert.gguf_tokenizer import add_tokenizer, load_tokenizer
 from culm.convert.weights import assemble, plain_weights
 from culm.files import atomic
 from culm.log import say
@@ -122,19 +120,18 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[Transfor
         SettingError: the file is broken, or not of our writing.
     """
     path = Path(path)
-    gguf_header.check(path)
+    fields = gguf_header.read(path)
     try:
         reader = gguf.GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # the package lets whatever happens escape
         raise SettingError(f"{path}: broken or no GGUF file: {error}") from None
     try:
         config = parse(TransformerConfig, _values(fields, reader), str(path))
-        tokenizer = _tokenizer(fields)
     except KeyError as error:
         raise SettingError(f"{path}: not written by Culm: it has no {error.args[0]}") from None
     except (TypeError, ValueError) as error:
         raise SettingError(f"{path}: broken or not written by Culm: {error}") from None
+    tokenizer = load_tokenizer(fields, path)
     shape = shape_of(config, "GGUF")
     if shape.family != fields["general.architecture"]:
         raise SettingError(f"{path}: broken: its tensors are those of a {shape.family} model")
@@ -173,18 +170,6 @@ def _values(fields: dict[str, Any], reader: gguf.GGUFReader) -> dict[str, Any]:
 def _short(number: float) -> float:
     """What was meant by a number that went through fp32: 1e-05, not 9.999999747378752e-06."""
     return float(f"{number:.7g}")
-
-
-def _tokenizer(fields: dict[str, Any]) -> Tokenizer:
-    try:
-        inner = tokenizers.Tokenizer.from_str(fields["tokenizer.huggingface.json"])
-    except KeyError:
-        raise
-    except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"tokenizer.huggingface.json: {error}") from None
-    about = json.loads(fields["culm.tokenizer"])
-    template = fields.get("tokenizer.chat_template")
-    return Tokenizer(inner, about["settings"], template, about["stop_ids"])
 
 
 def _weights(reader: gguf.GGUFReader, shape: Shape, path: Path) -> Iterator[tuple[str, Tensor]]:
