@@ -27,7 +27,8 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> N
 
     Byte-level BPE becomes a vocabulary of kind `gpt2`, BPE by score with bytes for unknown
     characters, as SentencePiece has it, one of kind `llama`. Normal form C is left out, as
-    llama.cpp has none: text in another form gets other ids there.
+    llama.cpp has none: text in another form gets other ids there. The library's Metaspace puts no
+    space before a text that begins with one, and none after special tokens; llama.cpp does.
 
     Raises:
         SettingError: llama.cpp would not give our ids.
