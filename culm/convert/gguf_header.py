@@ -146,20 +146,22 @@ def _apart(extents: list[Extent]) -> None:
     names = {each.name for each in extents}
     if len(names) < len(extents):
         raise BrokenError("a tensor is there twice")
-    for before, after in pairwise(each for each in extents if each.start < each.end):
+    for before, after in pairwise(extents):
         if after.start < before.end:
             raise BrokenError(f"tensors {before.name} and {after.name} overlap")
 
 
 def _tensor(file: Bytes, alignment: int) -> Extent:
     name, dimensions = file.text(), file.number("I")
-    if dimensions > 4:
+    if not 1 <= dimensions <= 4:
         raise BrokenError(f"tensor {name} has {dimensions} dimensions")
     shape = file.numbers("Q", dimensions)
+    if not all(shape):
+        raise BrokenError(f"tensor {name} is empty: its shape is {shape}")
     kind, offset = file.number("I"), file.number("Q")
     if kind not in {known.value for known in GGML_QUANT_SIZES}:
         raise BrokenError(f"tensor {name} is of type {kind}")
     block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-    if offset % alignment or (shape and shape[0] % block):
+    if offset % alignment or shape[0] % block:
         raise BrokenError(f"tensor {name} does not stand on whole blocks")
     return Extent(offset, offset + math.prod(shape) // block * size, name)

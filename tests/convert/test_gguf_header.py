@@ -85,6 +85,8 @@ LIES = {
         "general.alignment: '32' is no power of two",
     ),
     "dimensions": ([], [tensor("w", (1,) * 5)], "tensor w has 5 dimensions"),
+    "no dimension": ([], [tensor("w", ())], "tensor w has 0 dimensions"),
+    "empty": ([], [tensor("w", (8, 0))], r"tensor w is empty: its shape is \[8, 0\]"),
     "kind": ([], [tensor("w", (8,), kind=99)], "tensor w is of type 99"),
     "half a block": ([], [tensor("w", (8,), kind=8)], "tensor w does not stand on whole blocks"),
     "out of line": ([], [tensor("w", (8,), offset=8)], "tensor w does not stand on whole blocks"),
@@ -117,8 +119,8 @@ def test_counts_that_lie(tmp_path, counts):
         gguf_header.read(file(tmp_path, counts=counts))
 
 
-def test_neighbours_and_empty_tensors_do_not_overlap(tmp_path):
-    tensors = [tensor("a", (8,)), tensor("b", (8,), offset=32), tensor("c", (0,), offset=32)]
+def test_neighbours_do_not_overlap(tmp_path):
+    tensors = [tensor("b", (8,), offset=32), tensor("a", (8,))]
     assert gguf_header.read(file(tmp_path, setting("k", U64, bytes(8)), tensors=tensors)) == {
         "k": 0
     }
