@@ -6,7 +6,6 @@ knows, and whole under `tokenizer.huggingface.json`, from which it is read back 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import gguf
 import numpy as np
-import tokenizers
 import torch
 from torch import Tensor
 
@@ -24,7 +22,7 @@ from culm.convert.family import Family, family_of
 from culm.convert.gguf_blocks import encode
 from culm.convert.gguf_families import FAMILIES, factors_of
 from culm.convert.gguf_kinds import KINDS, kinds_of
-from culm.convert.gguf_tokenizer import add_tokenizer
+from culm.convert.gguf_tokenizer import add_tokenizer, load_tokenizer
 from culm.convert.weights import assemble, plain_weights
 from culm.files import atomic
 from culm.log import say
@@ -128,19 +126,13 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[Transfor
         SettingError: the file is broken, or not of our writing.
     """
     path = Path(path)
-    gguf_header.check(path)
+    fields = gguf_header.read(path)
     try:
         reader = gguf.GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # the package lets whatever happens escape
         raise SettingError(f"{path}: broken or no GGUF file: {error}") from None
-    try:
-        tokenizer = _tokenizer(fields)
-    except KeyError as error:
-        raise SettingError(f"{path}: not written by Culm: it has no {error.args[0]}") from None
-    except (TypeError, ValueError) as error:
-        raise SettingError(f"{path}: broken or not written by Culm: {error}") from None
     family, config = read_config(fields, reader, path)
+    tokenizer = load_tokenizer(fields, path)
     model = assemble(config, _weights(reader, family, config, path), str(path), device)
     check_vocabulary(tokenizer, config.vocabulary, path)
     return model, tokenizer
@@ -189,18 +181,6 @@ def _llama3(given: dict[str, Any], stored: gguf.ReaderTensor, path: Path) -> dic
 def _short(number: float) -> float:
     """What was meant by a number that went through fp32: 1e-05, not 9.999999747378752e-06."""
     return float(f"{number:.7g}")
-
-
-def _tokenizer(fields: dict[str, Any]) -> Tokenizer:
-    try:
-        inner = tokenizers.Tokenizer.from_str(fields["tokenizer.huggingface.json"])
-    except KeyError:
-        raise
-    except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"tokenizer.huggingface.json: {error}") from None
-    about = json.loads(fields["culm.tokenizer"])
-    template = fields.get("tokenizer.chat_template")
-    return Tokenizer(inner, about["settings"], template, about["stop_ids"])
 
 
 def _weights(

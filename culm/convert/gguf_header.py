@@ -1,4 +1,4 @@
-"""Whether the header of a GGUF file can be believed, before any of it is.
+"""The header of a GGUF file: its metadata, and whether its tensors can be where it says.
 
 The `gguf` package follows every count and length that a file gives: a file that claims 2^60 array
 elements would fill the memory. Here each one is held against the bytes that are there.
@@ -6,17 +6,32 @@ elements would fill the memory. Here each one is held against the bytes that are
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from culm.config import SettingError
 
-# Bytes of each type of number that a setting may have.
-SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-UINT32, STRING, ARRAY = 4, 8, 9
+# How `struct` calls each type of number that a setting may have.
+SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+STRING, ARRAY = 8, 9
 VERSIONS = (2, 3)
 
 
@@ -38,82 +53,115 @@ class Bytes:
         self.place += count
         return start
 
+    def numbers(self, form: str, count: int = 1) -> list[Any]:
+        """Little-endian numbers, their form as in `struct`."""
+        start = self.take(count * struct.calcsize(f"<{form}"))
+        return list(struct.unpack_from(f"<{count}{form}", self.content, start))
+
     def number(self, form: str) -> int:
-        """One little-endian number, its form as in `struct`."""
-        return struct.unpack_from(f"<{form}", self.content, self.take(struct.calcsize(form)))[0]
+        """One number."""
+        return int(self.numbers(form)[0])
 
     def text(self) -> str:
         """A string with its length before it."""
         start = self.take(self.number("Q"))
         return self.content[start : self.place].decode()
 
+    def value(self, kind: int) -> Any:
+        """A setting of this type; arrays hold numbers or strings, not arrays."""
+        if kind in SCALARS:
+            return self.numbers(SCALARS[kind])[0]
+        if kind == STRING:
+            return self.text()
+        if kind != ARRAY:
+            raise BrokenError(f"a setting of type {kind}")
+        inner, count = self.number("I"), self.number("Q")
+        if inner in SCALARS:
+            return self.numbers(SCALARS[inner], count)
+        if inner != STRING:
+            raise BrokenError(f"an array of type {inner}")
+        self.fits(count, 8)
+        return [self.text() for _ in range(count)]
 
-def check(path: Path) -> None:
-    """Refuse a file that is no GGUF, or whose header does not fit its bytes.
+    def fits(self, count: int, size: int) -> None:
+        """Whether there is room for so many things of at least this size."""
+        if count * size > len(self.content) - self.place:
+            raise BrokenError(f"truncated: {count:,} things are announced at byte {self.place:,}")
+
+
+class Extent(NamedTuple):
+    """Where a tensor lies, in bytes from the beginning of all data."""
+
+    start: int
+    end: int
+    name: str
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The metadata of a file whose header fits its bytes.
 
     Raises:
-        SettingError: naming the file and what is wrong.
+        SettingError: naming the file, what is wrong, and where.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as all:
-            _check(Bytes(all))
+            return _read(Bytes(all))
     except FileNotFoundError:
         raise SettingError(f"{path}: there is no such file") from None
     except (BrokenError, UnicodeDecodeError, OSError, ValueError) as error:
-        raise SettingError(f"{path}: broken or no GGUF file: {error}") from None
+        problem = f"broken or no GGUF file: {error}; fetch or convert it again"
+        raise SettingError(f"{path}: {problem}") from None
 
 
-def _check(file: Bytes) -> None:
+def _read(file: Bytes) -> dict[str, Any]:
     if file.content[file.take(4) : file.place] != b"GGUF":
         raise BrokenError("it does not begin with GGUF")
     if (version := file.number("I")) not in VERSIONS:
         raise BrokenError(f"version {version} is not read here")
     tensors, settings = file.number("Q"), file.number("Q")
-    alignment = 32
+    file.fits(tensors, 24)
+    file.fits(settings, 12)
+    values: dict[str, Any] = {}
     for _ in range(settings):
         name, kind = file.text(), file.number("I")
-        if name == "general.alignment" and kind == UINT32:
-            alignment = struct.unpack_from("<I", file.content, file.place)[0]
-        _skip(file, kind)
-    if alignment == 0 or alignment & (alignment - 1):
-        raise BrokenError(f"an alignment of {alignment}")
-    ends = [_tensor(file, alignment) for _ in range(tensors)]
+        try:
+            value = file.value(kind)
+        except (BrokenError, UnicodeDecodeError) as error:
+            raise BrokenError(f"{name}: {error}") from None
+        if name in values:
+            raise BrokenError(f"{name} is there twice")
+        values[name] = value
+    alignment = values.get("general.alignment", 32)
+    if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
+        raise BrokenError(f"general.alignment: {alignment!r} is no power of two")
+    extents = sorted(_tensor(file, alignment) for _ in range(tensors))
+    _apart(extents)
     data = -(-file.place // alignment) * alignment
-    if ends and data + max(ends) > len(file.content):
-        raise BrokenError(f"truncated: {data + max(ends):,} bytes are announced")
+    if extents and data + (end := max(each.end for each in extents)) > len(file.content):
+        raise BrokenError(f"truncated: {data + end:,} bytes are announced")
+    return values
 
 
-def _skip(file: Bytes, kind: int) -> None:
-    if kind in SCALARS:
-        file.take(SCALARS[kind])
-    elif kind == STRING:
-        file.take(file.number("Q"))
-    elif kind == ARRAY:
-        inner, count = file.number("I"), file.number("Q")
-        if inner in SCALARS:
-            file.take(count * SCALARS[inner])
-        elif inner == STRING:
-            for _ in range(count):
-                file.take(file.number("Q"))
-        else:
-            raise BrokenError(f"an array of type {inner}")
-    else:
-        raise BrokenError(f"a setting of type {kind}")
+def _apart(extents: list[Extent]) -> None:
+    names = {each.name for each in extents}
+    if len(names) < len(extents):
+        raise BrokenError("a tensor is there twice")
+    for before, after in pairwise(extents):
+        if after.start < before.end:
+            raise BrokenError(f"tensors {before.name} and {after.name} overlap")
 
 
-def _tensor(file: Bytes, alignment: int) -> int:
-    """Where its data ends, from the beginning of all data."""
+def _tensor(file: Bytes, alignment: int) -> Extent:
     name, dimensions = file.text(), file.number("I")
-    if dimensions > 4:
+    if not 1 <= dimensions <= 4:
         raise BrokenError(f"tensor {name} has {dimensions} dimensions")
-    shape = [file.number("Q") for _ in range(dimensions)]
+    shape = file.numbers("Q", dimensions)
+    if not all(shape):
+        raise BrokenError(f"tensor {name} is empty: its shape is {shape}")
     kind, offset = file.number("I"), file.number("Q")
     if kind not in {known.value for known in GGML_QUANT_SIZES}:
         raise BrokenError(f"tensor {name} is of type {kind}")
     block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-    elements = 1
-    for length in shape:
-        elements *= length
-    if offset % alignment or (shape and shape[0] % block):
+    if offset % alignment or shape[0] % block:
         raise BrokenError(f"tensor {name} does not stand on whole blocks")
-    return offset + elements // block * size
+    return Extent(offset, offset + math.prod(shape) // block * size, name)

@@ -14,20 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 import torch
-from tokenizers import decoders, models, normalizers, processors
+from tokenizers import processors
 from torch import Tensor
 
 from culm.config import SettingError, parse
 from culm.convert.rules import half_split
 from culm.convert.weights import assemble
 from culm.model.transformer import Transformer, TransformerConfig
+from culm.tokenizer.sentencepiece import SPACE, merged_by_score
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
 HEADER = struct.Struct("<7i")
 SPECIALS = ("<unk>", "<s>", "</s>")
-SPACE = "\u2581"  # how a space is written inside a token
 LARGEST = 1 << 30  # of any number in a header that is believed
 
 
@@ -122,20 +121,8 @@ def read_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
     """
     tokens, scores = _read_tokens(path, vocabulary)
     ids = {token: index for index, token in enumerate(tokens)}
-    merges = [pair for token in _by_score(scores) for pair in _splits(tokens[token], ids)]
-    model = models.BPE(ids, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
-    inner = tokenizers.Tokenizer(model)
-    inner.normalizer = normalizers.Sequence(
-        [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
-    )
-    inner.decoder = decoders.Sequence(
-        [
-            decoders.Replace(SPACE, " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
+    text = range(len(SPECIALS), len(tokens))
+    inner = merged_by_score(ids, {tokens[token]: scores[token] for token in text}, "<unk>")
     inner.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
     inner.add_special_tokens(list(SPECIALS))
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
@@ -164,13 +151,3 @@ def _read_tokens(path: Path, vocabulary: int) -> tuple[list[str], list[float]]:
     if len(set(tokens)) < len(tokens):
         raise SettingError(f"{path}: no llama2.c tokenizer: it holds a token twice")
     return tokens, scores
-
-
-def _by_score(scores: list[float]) -> list[int]:
-    return sorted(range(len(scores)), key=lambda token: -scores[token])
-
-
-def _splits(token: str, ids: dict[str, int]) -> list[tuple[str, str]]:
-    """Every pair of tokens that makes this one."""
-    cuts = ((token[:n], token[n:]) for n in range(1, len(token)))
-    return [(left, right) for left, right in cuts if left in ids and right in ids]

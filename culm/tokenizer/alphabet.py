@@ -32,17 +32,21 @@ def spelt(name: str) -> bytes:
 def spellings(inner: tokenizers.Tokenizer) -> list[bytes]:
     """What each token id stands for; nothing for special tokens and for ids without a token.
 
-    Reads byte-level vocabularies and those of sentencepiece (spaces as U+2581, bytes as <0x0A>).
+    Reads byte-level vocabularies, those of sentencepiece (spaces as U+2581, bytes as <0x0A>), and
+    WordPiece (a piece inside a word as ##ing).
     """
     names = inner.get_vocab(with_added_tokens=True)
     added = inner.get_added_tokens_decoder()
-    byte_level = "ByteLevel" in json.dumps(json.loads(inner.to_str())["decoder"])
+    decoder = json.dumps(json.loads(inner.to_str())["decoder"])
+    byte_level, inside = "ByteLevel" in decoder, "##" if "WordPiece" in decoder else None
     table = [b""] * (max(names.values(), default=-1) + 1)
     for name, token in names.items():
         if token in added:
             table[token] = b"" if added[token].special else name.encode()
         elif byte_level and all(character in BYTES for character in name):
             table[token] = spelt(name)
+        elif inside:
+            table[token] = (name[2:] if name.startswith(inside) else f" {name}").encode()
         elif found := re.fullmatch(r"<0x([0-9A-F]{2})>", name):
             table[token] = bytes([int(found[1], 16)])
         else:

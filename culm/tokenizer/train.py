@@ -48,11 +48,11 @@ class BPE(Config):
         return Tokenizer(inner, template=TEMPLATE)
 
 
-def splitter(words: str) -> pre_tokenizers.PreTokenizer:
-    """Cuts text into words by a regular expression and writes them as bytes."""
+def splitter(*words: str) -> pre_tokenizers.PreTokenizer:
+    """Cuts text into words by regular expressions, one after another, and writes them as bytes."""
     return pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(words), behavior="isolated"),
+            *(pre_tokenizers.Split(Regex(each), behavior="isolated") for each in words),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

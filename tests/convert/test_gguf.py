@@ -15,7 +15,6 @@ from culm.config import SettingError
 from culm.convert import gguf as ours
 from culm.convert.gguf_families import NAMES as TABLE
 from culm.convert.importer import load_model
-from culm.convert.llama2c import read_tokenizer
 from culm.convert.rules import ModuleNames, half_split, interleaved, renamed
 from culm.convert.weights import plain_weights
 from culm.model.rope import Rope, rotate
@@ -128,15 +127,12 @@ def test_bytes_as_tokens(tiny, tokens, tmp_path):
     assert words.encode("é") == [0xC3, 0xA9]
 
 
-def test_what_llama_cpp_has_not_is_refused(tiny, tokenizer, tmp_path, data):
+def test_what_llama_cpp_has_not_is_refused(tiny, tokenizer, tmp_path):
     path = tmp_path / "m.gguf"
     with pytest.raises(SettingError, match=r"model\.attention\.window"):
         ours.export(tiny(attention={**GQA, "window": 8}), tokenizer, path)
     with pytest.raises(SettingError, match="300 ids, the model's vocabulary only 256"):
         ours.export(tiny(vocabulary=256), tokenizer, path)
-    stories = read_tokenizer(data / "weights" / "tok512.bin", 512)
-    with pytest.raises(SettingError, match="only byte-level BPE can be written to GGUF"):
-        ours.export(tiny(vocabulary=512), stories, path)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,44 @@
+"""Vocabularies of SentencePiece: each token has a score, and spaces are written as U+2581.
+
+Of all neighbours that make a token together, those are merged first whose token scores best
+(the BPE of arXiv 1808.06226). Characters that have no token become their bytes, <0xE6> and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+
+import tokenizers
+from tokenizers import decoders, models, normalizers
+
+SPACE = "\u2581"  # how a space is written inside a token
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # the tokens of single bytes
+
+
+def merged_by_score(
+    ids: Mapping[str, int], scores: Mapping[str, float], unknown: str | None, prefix: bool = True
+) -> tokenizers.Tokenizer:
+    """A tokenizer that merges by score.
+
+    ids: of all tokens. scores: of those that text is made of; no other comes out of a merge.
+    unknown: the token of a character without bytes. prefix: whether a space is put before a text.
+    """
+    order = sorted(scores, key=lambda name: -scores[name])
+    merges = [pair for name in order for pair in splits(name, scores)]
+    model = models.BPE(dict(ids), merges, unk_token=unknown, byte_fallback=True, fuse_unk=True)
+    inner = tokenizers.Tokenizer(model)
+    spaces = normalizers.Replace(" ", SPACE)
+    inner.normalizer = (
+        normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefix else spaces
+    )
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    return inner
+
+
+def splits(token: str, known: Container[str]) -> list[tuple[str, str]]:
+    """Every pair of known tokens that makes this one."""
+    cuts = ((token[:n], token[n:]) for n in range(1, len(token)))
+    return [(left, right) for left, right in cuts if left in known and right in known]
