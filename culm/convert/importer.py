@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from culm.adapt.merge import merge_verified
+from culm.adapt.resident import reside
 from culm.config import SettingError
 from culm.convert import blueprint, gguf, hf, llama2c, native, peft
 from culm.convert.peft_settings import base_of
@@ -81,13 +83,32 @@ def load_adapter(model: Transformer, path: str | Path) -> int:
     Raises:
         SettingError: there is none, it cannot be read, or it is for another base.
     """
+    return peft.load(model, _adapter_folder(path))
+
+
+def load_adapters(model: Transformer, paths: Mapping[str, str | Path]) -> int:
+    """Put several adapters beside the layers of their one base, by name; gives to how many layers.
+
+    paths: as of `load_adapter`.
+
+    Raises:
+        SettingError: as `load_adapter`, or one adapts more than layers of the blocks. The model is
+            then as it was.
+    """
+    if not all(paths):
+        raise SettingError("adapters: a name is empty")
+    folders = {name: _adapter_folder(path) for name, path in paths.items()}
+    return reside(model, {name: peft.beside(model, path) for name, path in folders.items()})
+
+
+def _adapter_folder(path: str | Path) -> Path:
     name, path = str(path), Path(path).expanduser()
     for folder in (path, path / "adapter"):
         if peft.is_adapter(folder):
-            return peft.load(model, folder)
+            return folder
     if path.exists() or not HUB_ID.fullmatch(name):
         raise SettingError(f"{path}: there is no adapter, whose folder holds adapter_config.json")
-    return load_adapter(model, _download(name))
+    return _adapter_folder(_download(name))
 
 
 def located(path: str | Path) -> Path:

@@ -111,7 +111,31 @@ def load(model: Transformer, folder: str | Path) -> int:
         SettingError: the folder is broken, its adapter is of a kind that is not known here, or was
             made for another base. The model is then as it was.
     """
-    folder = Path(folder)
+    made, whole, settings = _read_beside(model, Path(folder))
+    model.requires_grad_(False)
+    _put(model, whole, settings.keeps_tied)
+    return replace(model, lambda name, _: name in made, lambda name, _: made[name])
+
+
+def beside(model: Transformer, folder: str | Path) -> dict[str, LoRALinear]:
+    """The adapted layers of a folder by name, made for a model that stays as it is.
+
+    Raises:
+        SettingError: as `load`, or it also holds modules that were trained whole.
+    """
+    made, whole, _ = _read_beside(model, Path(folder))
+    if whole:
+        raise SettingError(
+            f"{folder}: {min(whole)} was trained whole, so it cannot share the model with others; "
+            "merge it (culm import) and serve the result by itself"
+        )
+    return made
+
+
+def _read_beside(
+    model: Transformer, folder: Path
+) -> tuple[dict[str, LoRALinear], Parts, PeftSettings]:
+    """Adapted layers, modules that were trained whole, and settings; held against the model."""
     settings, path = read_settings(folder), folder / WEIGHTS
     if not path.is_file() and (folder / PICKLED).is_file():
         raise SettingError(f"{folder}: {PICKLED} may run code; save it again as {WEIGHTS}")
@@ -126,9 +150,7 @@ def load(model: Transformer, folder: str | Path) -> int:
     known = read_metadata(path).get(BASE)
     if known is not None and known != fingerprint(model, whole):
         raise _other(path, "it was trained beside other weights than these")
-    model.requires_grad_(False)
-    _put(model, whole, settings.keeps_tied)
-    return replace(model, lambda name, _: name in made, lambda name, _: made[name])
+    return made, whole, settings
 
 
 def _read(path: Path) -> tuple[Parts, Parts]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from culm.adapt.lora import LoRALinear, has_adapter
 from culm.adapt.quantize.linear import LinearQuantizer, QuantizedLinear
 from culm.adapt.replace import replace
+from culm.adapt.resident import residents
 from culm.config import SettingError
 from culm.model.linear import Linear
 from culm.model.rope import Rotation
@@ -21,7 +22,7 @@ SAMPLED = 4096  # numbers of a tensor that its fingerprint looks at, about
 
 def refuse_adapters(model: nn.Module) -> None:
     """A model with adapters beside its layers has no single set of weights to write."""
-    if has_adapter(model):
+    if has_adapter(model) or residents(model):
         raise SettingError("model: it has adapters; merge them first (culm.adapt.merge)")
 
 

@@ -21,6 +21,7 @@ class Context:
     cache: keys and values of earlier tokens; with it, the rows are the B slots from `slot` on:
         neighbours, so that they are read without a copy.
     length: how many cached tokens are looked at; at least the greatest position + 1.
+    adapters: rows (N,) that have an adapter of their own, and its number (`culm.adapt.resident`).
     rotations: cosines and sines (B, T, 1, D/2), one pair per distinct rotary embedding.
     """
 
@@ -29,6 +30,7 @@ class Context:
     cache: Cache | None = None
     slot: int = 0
     length: int = 0
+    adapters: tuple[Tensor, Tensor] | None = None
     rotations: tuple[tuple[Tensor, Tensor], ...] = ()
 
     @staticmethod
