@@ -100,8 +100,12 @@ def _config(config: TransformerConfig, tokenizer: Tokenizer, dtype: torch.dtype)
     }
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer]:
+def load(
+    folder: str | Path, device: torch.device | str = "cpu", grows: bool = False
+) -> tuple[Transformer, Tokenizer]:
     """A model and its tokenizer from a Hugging Face folder; weights keep their precision.
+
+    grows: the tokenizer may have more tokens than the model has rows, which the caller will add.
 
     Raises:
         SettingError: the family or one of its settings is not known here, or a file is broken.
@@ -112,7 +116,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Transf
     config = read_config(folder / SETTINGS)
     model = assemble(config, _weights(folder, config.tied), str(folder), device)
     tokenizer = Tokenizer.load(folder)
-    check_vocabulary(tokenizer, config.vocabulary, folder)
+    if not grows:
+        check_vocabulary(tokenizer, config.vocabulary, folder)
     return model, tokenizer
 
 

@@ -58,6 +58,22 @@ def load_model(
     return load_model(_download(name), device)
 
 
+def load_pretrained(name: str) -> tuple[Transformer, Tokenizer]:
+    """The model and tokenizer of a Hugging Face folder or hub id, to be trained on.
+
+    The tokenizer may have more tokens than the model has rows.
+
+    Raises:
+        SettingError: it is not there, or cannot be read.
+    """
+    path = Path(name).expanduser()
+    if not path.exists() and HUB_ID.fullmatch(name):
+        path = Path(_download(name))
+    if not hf.is_model(path):
+        raise SettingError(f"{path}: no Hugging Face folder: there is no {hf.SETTINGS} in it")
+    return hf.load(path, grows=True)
+
+
 def _adapted(folder: Path, device: torch.device | str) -> tuple[Transformer, Tokenizer]:
     """The base that an adapter names, with the adapter merged into it."""
     base = base_of(folder)
@@ -136,7 +152,11 @@ def _download(name: str) -> str:
         return snapshot_download(name, allow_patterns=wanted)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         offline = isinstance(error, LocalEntryNotFoundError)
-        reason = "the hub cannot be reached" if offline else str(error).strip().splitlines()[0]
+        reason = (
+            "the hub cannot be reached: go online once, or give a folder"
+            if offline
+            else str(error).strip().splitlines()[0]
+        )
         raise SettingError(f"{name}: no such folder, nor downloaded; {reason}") from None
 
 
