@@ -110,15 +110,22 @@ def load(
     Raises:
         SettingError: the family or one of its settings is not known here, or a file is broken.
     """
+    config, weights, tokenizer = parts(folder, grows)
+    return assemble(config, weights, str(folder), device), tokenizer
+
+
+def parts(
+    folder: str | Path, grows: bool = False
+) -> tuple[TransformerConfig, Iterator[tuple[str, Tensor]], Tokenizer]:
+    """What `load` puts together; the weights under our names, one at a time."""
     folder = Path(folder)
     if not folder.is_dir():
         raise SettingError(f"{folder}: there is no such folder")
     config = read_config(folder / SETTINGS)
-    model = assemble(config, _weights(folder, config.tied), str(folder), device)
     tokenizer = Tokenizer.load(folder)
     if not grows:
         check_vocabulary(tokenizer, config.vocabulary, folder)
-    return model, tokenizer
+    return config, _weights(folder, config.tied), tokenizer
 
 
 def read_config(path: Path) -> TransformerConfig:

@@ -174,7 +174,15 @@ def import_model(path: str | Path, out: str | Path, tokenizer: str | Path | None
         out = out if out.suffix in (".yaml", ".yml") else out.with_name(f"{out.name}.yaml")
         blueprint.write(config, out)
         return f"{out}: settings of a model with {config.layers} layers of width {config.width}"
-    model, own = load_model(path, tokenizer=tokenizer)
-    native.save(model, own, out)
-    millions = sum(p.numel() for p in model.config.build(device="meta").parameters()) / 1e6
+    source = located(path)
+    if not source.exists() and HUB_ID.fullmatch(str(path)):
+        source = Path(_download(str(path)))
+    if hf.is_model(source) and not native.is_model(source):  # one tensor at a time
+        config, weights, own = hf.parts(source)
+        native.stream(config, weights, own, out, str(source))
+    else:
+        model, own = load_model(source, tokenizer=tokenizer)
+        config = model.config
+        native.save(model, own, out)
+    millions = sum(p.numel() for p in config.build(device="meta").parameters()) / 1e6
     return f"{out}: a model of {millions:,.2f} million parameters"

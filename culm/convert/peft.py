@@ -160,7 +160,9 @@ def _read(path: Path) -> tuple[Parts, Parts]:
     known = PARTS | COPY
     for key, tensor in read_safetensors(path):
         if not (tensor.is_floating_point() and tensor.isfinite().all()):
-            raise SettingError(f"{path}: {key} holds what is no finite number")
+            raise SettingError(
+                f"{path}: {key} holds what is no finite number; take an earlier checkpoint"
+            )
         full = key.removeprefix(PREFIX)
         theirs = next((part for part in known if full.endswith(f".{part}")), None)
         if theirs is None and ".lora_" in full:
@@ -247,4 +249,6 @@ def _put(model: Transformer, whole: Parts, keeps_tied: bool) -> None:
 
 
 def _other(path: Path, reason: str) -> SettingError:
-    return SettingError(f"{path}: an adapter for another base: {reason}")
+    return SettingError(
+        f"{path}: an adapter for another base: {reason}; load it beside the one it was trained on"
+    )

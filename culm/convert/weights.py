@@ -87,9 +87,7 @@ def assemble(
     quantized = quantized or {}
     with torch.device("meta"):
         _make_room(model, quantized, source)
-    expected = model.state_dict()
-    if config.tied:
-        del expected["head.weight"]
+    expected = stored(model)
     taken = {name: tensor.to(device) for name, tensor in fitting(tensors, expected, source)}
     model.load_state_dict(taken, strict=False, assign=True)
     if config.tied:
@@ -100,6 +98,14 @@ def assemble(
         elif isinstance(module, QuantizedLinear):
             module.prepare()
     return model
+
+
+def stored(model: Transformer) -> dict[str, Tensor]:
+    """What a file of the model holds, by name: a tied head is there once."""
+    weights = model.state_dict()
+    if model.config.tied:
+        del weights["head.weight"]
+    return weights
 
 
 def fitting(
