@@ -203,6 +203,8 @@ def _beside(
     rank, given = parts["a"].shape[0] if parts["a"].ndim else 0, settings.lora.rank
     if rank < 1 or (rank != given and not settings.ranks_differ):
         raise SettingError(f"{path}: {name} has rank {rank}, its settings say {given}")
+    # Before memory is taken: a shape with a zero in it may claim any rank.
+    _check_shape("a", name, parts["a"], (rank, base.in_features), path)
     adapter = settings.lora.model_copy(update={"rank": rank}).beside(base)
     _check_shapes(adapter, name, parts, path)
     for part, value in parts.items():
@@ -229,9 +231,12 @@ def _check_shapes(module: nn.Module, name: str, parts: dict[str, Tensor], path: 
     if own.keys() != parts.keys():
         raise _other(path, f"{min(own.keys() ^ parts.keys())} of {name} is not in both")
     for part, value in parts.items():
-        if value.shape != own[part].shape:
-            there, here = tuple(value.shape), tuple(own[part].shape)
-            raise _other(path, f"{part} of {name} has the shape {there}, here it is {here}")
+        _check_shape(part, name, value, tuple(own[part].shape), path)
+
+
+def _check_shape(part: str, name: str, value: Tensor, here: tuple[int, ...], path: Path) -> None:
+    if (there := tuple(value.shape)) != here:
+        raise _other(path, f"{part} of {name} has the shape {there}, here it is {here}")
 
 
 @torch.no_grad()
