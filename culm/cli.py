@@ -213,6 +213,12 @@ def serve(
         str | None, typer.Option(envvar="CULM_API_KEY", help="What clients must present.")
     ] = None,
     slots: Annotated[int, typer.Option(help="Requests that run together.", min=1)] = 8,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An adapter beside the model, called NAME; may be repeated.", metavar="NAME=FOLDER"
+        ),
+    ] = None,
     context: ContextLength = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -225,9 +231,26 @@ def serve(
     import culm
     from culm.serve.server import serve as go
 
+    adapters = _named(adapter or [])
     path = Path(model).resolve()
     name = path.parent.name if path.name == "model" else path.name
-    go(culm.load(model, device, dtype, context), name, host, port, api_key, slots)
+    loaded = culm.load(model, device, dtype, context, adapters=adapters)
+    go(loaded, name, host, port, api_key, slots)
+
+
+def _named(pairs: list[str]) -> dict[str, str]:
+    """NAME=FOLDER as a mapping."""
+    from culm.config import SettingError
+
+    named: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, folder = pair.partition("=")
+        if not (name and equals and folder):
+            raise SettingError(f"--adapter: {pair!r} is not NAME=FOLDER")
+        if name in named:
+            raise SettingError(f"--adapter: {name!r} is given twice")
+        named[name] = folder
+    return named
 
 
 @app.command("eval")

@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from culm.adapt.resident import check_resident, residents, rows_of
 from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.loading import read
+from culm.model.context import Context
 from culm.model.transformer import Transformer
 from culm.reply import Reply
 from culm.tokenizer.chat import Message
@@ -38,7 +40,8 @@ class LanguageModel:
     Settings that all generating methods share: `tokens` is the most that is generated (None: to the
     end of the model's context); `temperature`, `top_k`, `top_p`, `min_p` and `seed` are those of
     `culm.engine.sampling.Sampling`; `stop` is a string, or several, that ends the text and does not
-    appear in it.
+    appear in it; `adapter` is the name of one that was loaded beside the model (None: the model
+    alone).
     """
 
     def __init__(
@@ -54,6 +57,11 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.context = context or known
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of those that stand beside the model, to be chosen for each call."""
+        return residents(self.model)
+
     def encode(self, text: str) -> list[int]:
         """Token ids; names of special tokens are plain text."""
         return self.tokenizer.encode(text)
@@ -63,18 +71,20 @@ class LanguageModel:
         return self.tokenizer.decode(_listed(ids))
 
     @torch.no_grad()
-    def logits(self, ids: Ids) -> Tensor:
+    def logits(self, ids: Ids, adapter: str | None = None) -> Tensor:
         """ids: T tokens -> (T, V) fp32: row t scores the token after ids[t].
 
         They may be more than the context, for which the model was not trained.
         """
-        return self.model(self._tokens(ids))[0]
+        tokens = self._tokens(ids)
+        return self.model(tokens, self._context(tokens, adapter))[0]
 
     @torch.no_grad()
-    def logprobs(self, ids: Ids) -> Tensor:
+    def logprobs(self, ids: Ids, adapter: str | None = None) -> Tensor:
         """ids: T tokens -> (T - 1,) fp32, natural log: element t is that of ids[t + 1]."""
         tokens = self._tokens(ids)
-        return self.model.logprobs(tokens[:, :-1], tokens[:, 1:])[0]
+        context = self._context(tokens[:, :-1], adapter)
+        return self.model.logprobs(tokens[:, :-1], tokens[:, 1:], context)[0]
 
     def generate(
         self,
@@ -86,6 +96,7 @@ class LanguageModel:
         min_p: float = 0.0,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
+        adapter: str | None = None,
     ) -> str | list[str]:
         """The text that continues a prompt; a list of prompts is a batch and gives a list.
 
@@ -98,7 +109,7 @@ class LanguageModel:
         requests = [
             self.request(
                 self.prompt_ids(item), tokens,
-                replace(sampling, seed=None if seed is None else seed + i),
+                replace(sampling, seed=None if seed is None else seed + i), adapter,
             )
             for i, item in enumerate([prompt] if single else prompt)
         ]  # fmt: skip
@@ -118,10 +129,11 @@ class LanguageModel:
         min_p: float = 0.0,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
+        adapter: str | None = None,
     ) -> Iterator[str]:
         """As `generate` for one prompt, in pieces as they come."""
         sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
-        return self._stream(self.prompt_ids(prompt), tokens, stop, sampling)
+        return self._stream(self.prompt_ids(prompt), tokens, stop, sampling, adapter)
 
     def chat(
         self,
@@ -133,10 +145,11 @@ class LanguageModel:
         min_p: float = 0.0,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
+        adapter: str | None = None,
     ) -> str:
         """The assistant's answer to a question, or to messages of `role` and `content`."""
         sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
-        return "".join(self._stream(self._chat_ids(messages), tokens, stop, sampling))
+        return "".join(self._stream(self._chat_ids(messages), tokens, stop, sampling, adapter))
 
     def chat_stream(
         self,
@@ -148,10 +161,11 @@ class LanguageModel:
         min_p: float = 0.0,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
+        adapter: str | None = None,
     ) -> Iterator[str]:
         """As `chat`, in pieces as they come."""
         sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
-        return self._stream(self._chat_ids(messages), tokens, stop, sampling)
+        return self._stream(self._chat_ids(messages), tokens, stop, sampling, adapter)
 
     # -----------------------------------------------------------------------------------------
 
@@ -162,7 +176,13 @@ class LanguageModel:
         start = self.tokenizer.start
         return [*start, *self.encode(prompt)] or [self.tokenizer.end_of_text]
 
-    def request(self, ids: Sequence[int], tokens: int | None, sampling: Sampling) -> Request:
+    def request(
+        self,
+        ids: Sequence[int],
+        tokens: int | None,
+        sampling: Sampling,
+        adapter: str | None = None,
+    ) -> Request:
         """What the engine is asked; ValueError where the context is too short."""
         room = self.context - len(ids)
         wanted = max(room, 1) if tokens is None else tokens
@@ -171,7 +191,7 @@ class LanguageModel:
                 f"tokens: a prompt of {len(ids)} tokens and {wanted} more do not fit into the "
                 f"context of {self.context}"
             )
-        return Request(tuple(ids), wanted, sampling, self.tokenizer.stop_ids)
+        return Request(tuple(ids), wanted, sampling, self.tokenizer.stop_ids, adapter=adapter)
 
     def _chat_ids(self, messages: str | Sequence[Message]) -> list[int]:
         """The dialogue up to where the assistant speaks."""
@@ -188,9 +208,10 @@ class LanguageModel:
         tokens: int | None,
         stop: str | Sequence[str] | None,
         sampling: Sampling,
+        adapter: str | None,
     ) -> Iterator[str]:
         """What continues one prompt, in pieces."""
-        request = self.request(ids, tokens, sampling)
+        request = self.request(ids, tokens, sampling, adapter)
         return (piece for _, piece in self._run([request], stop) if piece)
 
     def _run(
@@ -209,6 +230,12 @@ class LanguageModel:
                 yield index, replies[index].read(event)
                 if replies[index].stopped and not event.finish:
                     engine.abort(event.request)
+
+    def _context(self, tokens: Tensor, adapter: str | None) -> Context:
+        """tokens: one row, read with the adapter."""
+        check_resident(adapter, self.adapters)
+        rows = rows_of([adapter], self.adapters, self.model.device)
+        return replace(Context.plain(tokens), adapters=rows)
 
     def _tokens(self, ids: Ids) -> Tensor:
         size, row = self.model.config.vocabulary, _listed(ids)
@@ -245,6 +272,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     context: int | None = None,
     adapter: str | Path | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> LanguageModel:
     """A model from what `path` names: a run or model folder of Culm, a Hugging Face folder or hub
     id, a `.gguf` file, or a folder with an adapter, which is merged into the base that it names.
@@ -253,9 +281,10 @@ def load(
     of weights and activations, such as "bfloat16"; "auto" takes the fastest here; if not given
     float32 on a CPU, bfloat16 elsewhere and for quantised weights. context: see `LanguageModel`.
     adapter: a folder of PEFT, or of the run that trained it, to stand beside the layers of `path`,
-    its base; `culm.adapt.merge` folds it in.
+    its base; `culm.adapt.merge` folds it in. adapters: several of them by name, of which each call
+    chooses one or none by `adapter=NAME`; the base is in memory once.
 
     Raises:
         SettingError: there is nothing there that can be read, or the adapter is for another base.
     """
-    return LanguageModel(*read(path, device, dtype, adapter), context)
+    return LanguageModel(*read(path, device, dtype, adapter, adapters), context)

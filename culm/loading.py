@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from culm.adapt.quantize.linear import is_quantized
 from culm.config import SettingError
-from culm.convert.importer import load_adapter, load_model
+from culm.convert.importer import load_adapter, load_adapters, load_model
 from culm.device import choose_backend, choose_device, choose_precision
 from culm.dtype import DTYPES, dtype_of
 from culm.model.transformer import Transformer
@@ -20,8 +21,11 @@ def read(
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
     adapter: str | Path | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> tuple[Transformer, Tokenizer]:
     """The parts of `culm.load`."""
+    if adapter is not None and adapters:
+        raise SettingError("adapters: one for all requests (adapter) leaves no choice; give either")
     place = choose_device(device)
     kind = None if dtype in (None, "auto") else dtype_of(dtype)
     if kind == torch.float16 and place.type == "cpu":
@@ -29,6 +33,8 @@ def read(
     model, tokenizer = load_model(path, place)
     if adapter is not None:
         load_adapter(model, adapter)
+    if adapters:
+        load_adapters(model, adapters)
     if kind is None:
         kind = _choose(model, place, fastest=dtype == "auto")
     for weight in model.parameters():  # not the buffers: angles and scales keep their precision

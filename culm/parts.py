@@ -21,11 +21,11 @@ from culm.dist.parallelize import compile_blocks, recompute
 from culm.dist.ranks import Ranks
 from culm.dtype import DTYPES
 from culm.files import atomic
-from culm.loading import read
 from culm.model.transformer import Transformer
 from culm.objective.grpo import GRPOObjective
 from culm.rollout import Rollouts
 from culm.settings import RunConfig
+from culm.start import start_of
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 from culm.tokenizer.train import BPE
 from culm.train.trainer import Batches
@@ -41,20 +41,6 @@ def begin(config: RunConfig, folder: Path) -> tuple[Transformer, Tokenizer]:
     tokenizer = make_tokenizer(config, folder)
     check_vocabulary(tokenizer, config.model.vocabulary, "model.vocabulary")
     return config.model.build(config.seed), tokenizer
-
-
-def start_of(path: str) -> tuple[Transformer, Tokenizer]:
-    """What a run goes on from.
-
-    Raises:
-        SettingError: it cannot be read, or is not there.
-    """
-    try:
-        return read(path, "cpu", torch.float32)
-    except SettingError as error:
-        if Path(path).exists():
-            raise
-        raise SettingError(f"start: {error}; train that first, or give another start=") from None
 
 
 def context_of(config: RunConfig, model: Transformer) -> int:

@@ -45,6 +45,7 @@ from culm.parts import (
     training_batches,
 )
 from culm.settings import RunConfig
+from culm.start import named
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train import checkpoint
 from culm.train.folder import before, claim
@@ -196,7 +197,8 @@ def _finish(
             model.dtype = dtype
     if ranks.first:
         if config.train.adapter is not None:
-            peft.save(model, config.train.adapter, folder / "adapter", config.start)
+            base = None if config.start is None else named(config.start)
+            peft.save(model, config.train.adapter, folder / "adapter", base)
             merge_verified(model)
         native.save(model, tokenizer, folder / "model")
         with atomic(folder / "results.json") as fresh:

@@ -12,6 +12,7 @@ from culm.data.settings import DataConfig
 from culm.dist.parallelize import Dist
 from culm.eval.settings import EvalConfig
 from culm.model.transformer import TransformerConfig
+from culm.start import Start
 from culm.tokenizer import TokenizerConfig
 from culm.train.settings import TrainConfig
 
@@ -21,7 +22,8 @@ class RunConfig(Config):
 
     folder: where everything of it goes; started again with the same one, the run goes on.
     seed: of weights, order and draws. device: "auto", "cpu", "cuda".
-    start: a folder or file with the model and tokenizer that it begins from; without it, `model`
+    start: a folder or file with the model and tokenizer that it begins from, or `hf`: a folder or
+        hub id of Hugging Face (`culm.start.Pretrained`); without it, `model`
         is built new and `tokenizer` is trained on the data, with the model's vocabulary if not
         given.
     """
@@ -29,7 +31,7 @@ class RunConfig(Config):
     folder: str = Field(default="runs/run", min_length=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: str = "auto"
-    start: str | None = None
+    start: Start | None = None
     tokenizer: TokenizerConfig | None = None
     model: TransformerConfig | None = None
     data: DataConfig
@@ -62,6 +64,9 @@ class RunConfig(Config):
 def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig, dict[str, str]]:
     """A run file with `name=value` settings, and where each of its values came from."""
     composed = compose_run(name, settings)
+    start = composed.values.get("start")
+    if isinstance(start, dict) and "hf" in start:
+        start.pop("kind", None)  # a path below, which this replaces, was taken for a kind
     if (composed.values.get("model") is None) == (composed.values.get("start") is None):
         raise SettingError(
             "model: give the settings of a new model, or start: a folder to go on from, not both"

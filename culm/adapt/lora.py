@@ -132,10 +132,16 @@ class LoRALinear(nn.Module):
         added = F.linear(narrow, self.b.to(x.dtype)) * self.scale
         if self.magnitude is None:
             return out + added
-        factor = self.magnitude / self._norms()
+        factor = self.factor()
         product = out if self.base.bias is None else out - self.base.bias.to(out.dtype)
         # Not factor * (product + added) + bias: this is the base's own output where factor is one.
         return out + (factor - 1).to(x.dtype) * product + factor.to(x.dtype) * added
+
+    def factor(self) -> Tensor:
+        """What the length of each row of W + scale * B A is multiplied by, (outputs,)."""
+        if self.magnitude is None:
+            return self.b.new_ones(len(self.b))
+        return self.magnitude / self._norms()
 
     @torch.no_grad()
     def _summed(self) -> Tensor:

@@ -115,20 +115,32 @@ def module_names(config: TransformerConfig) -> ModuleNames:
     return ModuleNames(family.rules(config.resolved()))
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer]:
+def load(
+    folder: str | Path, device: torch.device | str = "cpu", grows: bool = False
+) -> tuple[Transformer, Tokenizer]:
     """A model and its tokenizer from a Hugging Face folder; weights keep their precision.
+
+    grows: the tokenizer may have more tokens than the model has rows, which the caller will add.
 
     Raises:
         SettingError: the family or one of its settings is not known here, or a file is broken.
     """
+    config, weights, tokenizer = parts(folder, grows)
+    return assemble(config, weights, str(folder), device), tokenizer
+
+
+def parts(
+    folder: str | Path, grows: bool = False
+) -> tuple[TransformerConfig, Iterator[tuple[str, Tensor]], Tokenizer]:
+    """What `load` puts together; the weights under our names, one at a time."""
     folder = Path(folder)
     if not folder.is_dir():
         raise SettingError(f"{folder}: there is no such folder")
     family, config = read_config(folder / SETTINGS)
-    model = assemble(config, _weights(folder, family, config), str(folder), device)
     tokenizer = Tokenizer.load(folder)
-    check_vocabulary(tokenizer, config.vocabulary, folder)
-    return model, tokenizer
+    if not grows:
+        check_vocabulary(tokenizer, config.vocabulary, folder)
+    return config, _weights(folder, family, config), tokenizer
 
 
 def read_config(path: Path) -> tuple[Family, TransformerConfig]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from culm.adapt.merge import merge_verified
+from culm.adapt.resident import reside
 from culm.config import SettingError
 from culm.convert import blueprint, gguf, hf, llama2c, native, peft
 from culm.convert.peft_settings import base_of
@@ -56,6 +58,22 @@ def load_model(
     return load_model(_download(name), device)
 
 
+def load_pretrained(name: str) -> tuple[Transformer, Tokenizer]:
+    """The model and tokenizer of a Hugging Face folder or hub id, to be trained on.
+
+    The tokenizer may have more tokens than the model has rows.
+
+    Raises:
+        SettingError: it is not there, or cannot be read.
+    """
+    path = Path(name).expanduser()
+    if not path.exists() and HUB_ID.fullmatch(name):
+        path = Path(_download(name))
+    if not hf.is_model(path):
+        raise SettingError(f"{path}: no Hugging Face folder: there is no {hf.SETTINGS} in it")
+    return hf.load(path, grows=True)
+
+
 def _adapted(folder: Path, device: torch.device | str) -> tuple[Transformer, Tokenizer]:
     """The base that an adapter names, with the adapter merged into it."""
     base = base_of(folder)
@@ -81,13 +99,32 @@ def load_adapter(model: Transformer, path: str | Path) -> int:
     Raises:
         SettingError: there is none, it cannot be read, or it is for another base.
     """
+    return peft.load(model, _adapter_folder(path))
+
+
+def load_adapters(model: Transformer, paths: Mapping[str, str | Path]) -> int:
+    """Put several adapters beside the layers of their one base, by name; gives to how many layers.
+
+    paths: as of `load_adapter`.
+
+    Raises:
+        SettingError: as `load_adapter`, or one adapts more than layers of the blocks. The model is
+            then as it was.
+    """
+    if not all(paths):
+        raise SettingError("adapters: a name is empty")
+    folders = {name: _adapter_folder(path) for name, path in paths.items()}
+    return reside(model, {name: peft.beside(model, path) for name, path in folders.items()})
+
+
+def _adapter_folder(path: str | Path) -> Path:
     name, path = str(path), Path(path).expanduser()
     for folder in (path, path / "adapter"):
         if peft.is_adapter(folder):
-            return peft.load(model, folder)
+            return folder
     if path.exists() or not HUB_ID.fullmatch(name):
         raise SettingError(f"{path}: there is no adapter, whose folder holds adapter_config.json")
-    return load_adapter(model, _download(name))
+    return _adapter_folder(_download(name))
 
 
 def located(path: str | Path) -> Path:
@@ -115,7 +152,11 @@ def _download(name: str) -> str:
         return snapshot_download(name, allow_patterns=wanted)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         offline = isinstance(error, LocalEntryNotFoundError)
-        reason = "the hub cannot be reached" if offline else str(error).strip().splitlines()[0]
+        reason = (
+            "the hub cannot be reached: go online once, or give a folder"
+            if offline
+            else str(error).strip().splitlines()[0]
+        )
         raise SettingError(f"{name}: no such folder, nor downloaded; {reason}") from None
 
 
@@ -133,7 +174,15 @@ def import_model(path: str | Path, out: str | Path, tokenizer: str | Path | None
         out = out if out.suffix in (".yaml", ".yml") else out.with_name(f"{out.name}.yaml")
         blueprint.write(config, out)
         return f"{out}: settings of a model with {config.layers} layers of width {config.width}"
-    model, own = load_model(path, tokenizer=tokenizer)
-    native.save(model, own, out)
-    millions = sum(p.numel() for p in model.config.build(device="meta").parameters()) / 1e6
+    source = located(path)
+    if not source.exists() and HUB_ID.fullmatch(str(path)):
+        source = Path(_download(str(path)))
+    if hf.is_model(source) and not native.is_model(source):  # one tensor at a time
+        config, weights, own = hf.parts(source)
+        native.stream(config, weights, own, out, str(source))
+    else:
+        model, own = load_model(source, tokenizer=tokenizer)
+        config = model.config
+        native.save(model, own, out)
+    millions = sum(p.numel() for p in config.build(device="meta").parameters()) / 1e6
     return f"{out}: a model of {millions:,.2f} million parameters"

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from culm.adapt.quantize import Quantizer
 from culm.adapt.quantize.linear import QuantizedLinear
 from culm.config import Config, SettingError, parse
 from culm.convert.card import write_card
-from culm.convert.weights import assemble, refuse_adapters
+from culm.convert.weights import assemble, fitting, refuse_adapters, stored
 from culm.dtype import DTYPES, name_of
 from culm.files import (
     atomic,
@@ -29,7 +31,7 @@ from culm.files import (
     write_json,
 )
 from culm.model.transformer import Transformer, TransformerConfig
-from culm.tensors import read_safetensors, write_safetensors
+from culm.tensors import read_safetensors, stream_safetensors, write_safetensors
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
 SETTINGS, WEIGHTS = "model.json", "model.safetensors"
@@ -61,23 +63,52 @@ def save(model: Transformer, tokenizer: Tokenizer, folder: str | Path) -> None:
     folder = Path(folder)
     refuse_adapters(model)
     vacant(folder, SETTINGS)
-    weights = {n: t.contiguous() for n, t in model.state_dict().items()}
-    if model.config.tied:
-        del weights["head.weight"]
-    packed = {n: m.settings for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+    weights = {n: t.contiguous() for n, t in stored(model).items()}
     with atomic(folder) as fresh:
         fresh.mkdir()
         write_safetensors(fresh / WEIGHTS, weights)
-        tokenizer.save(fresh)
-        write_card(model, fresh, folder.name)
-        values = {
-            "format": 1,
-            "model": model.config.model_dump(mode="json"),
-            "dtype": name_of(model.dtype),
-            "quantized": packed,
-            "sha256": {name: sha256(fresh / name) for name in GUARDED},
-        }
-        write_json(fresh / SETTINGS, {**values, "digest": _digest(values)})
+        _describe(model, tokenizer, fresh, folder.name)
+
+
+def stream(
+    config: TransformerConfig,
+    tensors: Iterable[tuple[str, Tensor]],
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    source: str,
+) -> None:
+    """As `save`, of a model whose tensors come one at a time and are never all in memory.
+
+    source: the file or folder that they come from, for messages.
+
+    Raises:
+        SettingError: as `save`, or as `culm.convert.weights.assemble`.
+        OSError: the disk is full or may not be written to.
+    """
+    folder = Path(folder)
+    vacant(folder, SETTINGS)
+    model = config.build(device="meta")
+    expected = stored(model)
+    shapes = {name: tensor.shape for name, tensor in expected.items()}
+    with atomic(folder) as fresh:
+        fresh.mkdir()
+        stream_safetensors(fresh / WEIGHTS, shapes, fitting(tensors, expected, source))
+        _describe(model, tokenizer, fresh, folder.name)
+
+
+def _describe(model: Transformer, tokenizer: Tokenizer, fresh: Path, name: str) -> None:
+    """Everything beside the weights, which are there already."""
+    tokenizer.save(fresh)
+    write_card(model, fresh, name)
+    packed = {n: m.settings for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+    values = {
+        "format": 1,
+        "model": model.config.model_dump(mode="json"),
+        "dtype": name_of(model.dtype),
+        "quantized": packed,
+        "sha256": {file: sha256(fresh / file) for file in GUARDED},
+    }
+    write_json(fresh / SETTINGS, {**values, "digest": _digest(values)})
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer]:

@@ -121,7 +121,31 @@ def load(model: Transformer, folder: str | Path) -> int:
         SettingError: the folder is broken, its adapter is of a kind that is not known here, or was
             made for another base. The model is then as it was.
     """
-    folder = Path(folder)
+    made, whole, settings = _read_beside(model, Path(folder))
+    model.requires_grad_(False)
+    _put(model, whole, settings.keeps_tied)
+    return replace(model, lambda name, _: name in made, lambda name, _: made[name])
+
+
+def beside(model: Transformer, folder: str | Path) -> dict[str, LoRALinear]:
+    """The adapted layers of a folder by name, made for a model that stays as it is.
+
+    Raises:
+        SettingError: as `load`, or it also holds modules that were trained whole.
+    """
+    made, whole, _ = _read_beside(model, Path(folder))
+    if whole:
+        raise SettingError(
+            f"{folder}: {min(whole)} was trained whole, so it cannot share the model with others; "
+            "merge it (culm import) and serve the result by itself"
+        )
+    return made
+
+
+def _read_beside(
+    model: Transformer, folder: Path
+) -> tuple[dict[str, LoRALinear], Parts, PeftSettings]:
+    """Adapted layers, modules that were trained whole, and settings; held against the model."""
     settings, path = read_settings(folder), folder / WEIGHTS
     if not path.is_file() and (folder / PICKLED).is_file():
         raise SettingError(f"{folder}: {PICKLED} may run code; save it again as {WEIGHTS}")
@@ -136,9 +160,7 @@ def load(model: Transformer, folder: str | Path) -> int:
     known = read_metadata(path).get(BASE)
     if known is not None and known != fingerprint(model, whole):
         raise _other(path, "it was trained beside other weights than these")
-    model.requires_grad_(False)
-    _put(model, whole, settings.keeps_tied)
-    return replace(model, lambda name, _: name in made, lambda name, _: made[name])
+    return made, whole, settings
 
 
 def _read(path: Path, names: ModuleNames) -> tuple[Parts, Parts]:
@@ -148,7 +170,9 @@ def _read(path: Path, names: ModuleNames) -> tuple[Parts, Parts]:
     known = PARTS | COPY
     for key, tensor in read_safetensors(path):
         if not (tensor.is_floating_point() and tensor.isfinite().all()):
-            raise SettingError(f"{path}: {key} holds what is no finite number")
+            raise SettingError(
+                f"{path}: {key} holds what is no finite number; take an earlier checkpoint"
+            )
         full = key.removeprefix(PREFIX)
         theirs = next((part for part in known if full.endswith(f".{part}")), None)
         if theirs is None and ".lora_" in full:
@@ -189,6 +213,8 @@ def _beside(
     rank, given = parts["a"].shape[0] if parts["a"].ndim else 0, settings.lora.rank
     if rank < 1 or (rank != given and not settings.ranks_differ):
         raise SettingError(f"{path}: {name} has rank {rank}, its settings say {given}")
+    # Before memory is taken: a shape with a zero in it may claim any rank.
+    _check_shape("a", name, parts["a"], (rank, base.in_features), path)
     adapter = settings.lora.model_copy(update={"rank": rank}).beside(base)
     _check_shapes(adapter, name, parts, path)
     for part, value in parts.items():
@@ -215,9 +241,12 @@ def _check_shapes(module: nn.Module, name: str, parts: dict[str, Tensor], path: 
     if own.keys() != parts.keys():
         raise _other(path, f"{min(own.keys() ^ parts.keys())} of {name} is not in both")
     for part, value in parts.items():
-        if value.shape != own[part].shape:
-            there, here = tuple(value.shape), tuple(own[part].shape)
-            raise _other(path, f"{part} of {name} has the shape {there}, here it is {here}")
+        _check_shape(part, name, value, tuple(own[part].shape), path)
+
+
+def _check_shape(part: str, name: str, value: Tensor, here: tuple[int, ...], path: Path) -> None:
+    if (there := tuple(value.shape)) != here:
+        raise _other(path, f"{part} of {name} has the shape {there}, here it is {here}")
 
 
 @torch.no_grad()
@@ -235,4 +264,6 @@ def _put(model: Transformer, whole: Parts, keeps_tied: bool) -> None:
 
 
 def _other(path: Path, reason: str) -> SettingError:
-    return SettingError(f"{path}: an adapter for another base: {reason}")
+    return SettingError(
+        f"{path}: an adapter for another base: {reason}; load it beside the one it was trained on"
+    )

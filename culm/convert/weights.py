@@ -11,17 +11,21 @@ from torch import Tensor, nn
 from culm.adapt.lora import LoRALinear, has_adapter
 from culm.adapt.quantize.linear import LinearQuantizer, QuantizedLinear
 from culm.adapt.replace import replace
+from culm.adapt.resident import residents
 from culm.config import SettingError
+from culm.dtype import name_of
 from culm.model.linear import Linear
 from culm.model.rope import Rotation
 from culm.model.transformer import Transformer, TransformerConfig
 
+PLAIN = {torch.float64, torch.float32, torch.bfloat16, torch.float16}  # one for the other
+COPY = "copy the folder again, with the settings that belong to its weights"
 SAMPLED = 4096  # numbers of a tensor that its fingerprint looks at, about
 
 
 def refuse_adapters(model: nn.Module) -> None:
     """A model with adapters beside its layers has no single set of weights to write."""
-    if has_adapter(model):
+    if has_adapter(model) or residents(model):
         raise SettingError("model: it has adapters; merge them first (culm.adapt.merge)")
 
 
@@ -84,15 +88,8 @@ def assemble(
     quantized = quantized or {}
     with torch.device("meta"):
         _make_room(model, quantized, source)
-    expected = model.state_dict()
-    if config.tied:
-        del expected["head.weight"]
-    taken: dict[str, Tensor] = {}
-    for name, tensor in tensors:
-        _check(name, tensor, expected.get(name), source)
-        taken[name] = tensor.to(device)
-    if missing := sorted(expected.keys() - taken.keys()):
-        raise SettingError(f"{source}: tensors missing: {len(missing)}, such as {missing[0]}")
+    expected = stored(model)
+    taken = {name: tensor.to(device) for name, tensor in fitting(tensors, expected, source)}
     model.load_state_dict(taken, strict=False, assign=True)
     if config.tied:
         model.tie()
@@ -102,6 +99,34 @@ def assemble(
         elif isinstance(module, QuantizedLinear):
             module.prepare()
     return model
+
+
+def stored(model: Transformer) -> dict[str, Tensor]:
+    """What a file of the model holds, by name: a tied head is there once."""
+    weights = model.state_dict()
+    if model.config.tied:
+        del weights["head.weight"]
+    return weights
+
+
+def fitting(
+    tensors: Iterable[tuple[str, Tensor]], expected: Mapping[str, Tensor], source: str
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors as they come, each held against the one of its name; none may be missing.
+
+    Raises:
+        SettingError: as `assemble`.
+    """
+    seen: set[str] = set()
+    for name, tensor in tensors:
+        _check(name, tensor, expected.get(name), source)
+        if name in seen:
+            raise SettingError(f"{source}: tensor {name} is there twice; {COPY}")
+        seen.add(name)
+        yield name, tensor
+    if missing := sorted(expected.keys() - seen):
+        names = f"{len(missing)}, such as {missing[0]}"
+        raise SettingError(f"{source}: tensors missing: {names}; {COPY}")
 
 
 def _make_room(model: Transformer, quantized: Mapping[str, LinearQuantizer], source: str) -> None:
@@ -118,11 +143,23 @@ def _make_room(model: Transformer, quantized: Mapping[str, LinearQuantizer], sou
 
 def _check(name: str, tensor: Tensor, expected: Tensor | None, source: str) -> None:
     if expected is None:
-        raise SettingError(f"{source}: tensor {name} has no place in the model of its settings")
+        raise SettingError(
+            f"{source}: tensor {name} has no place in the model of its settings; {COPY}"
+        )
     if tensor.shape != expected.shape:
         there, here = tuple(tensor.shape), tuple(expected.shape)
         raise SettingError(f"{source}: tensor {name} has shape {there}, its settings say {here}")
-    if tensor.is_floating_point() != expected.is_floating_point():
-        raise SettingError(f"{source}: tensor {name} holds {tensor.dtype}, not {expected.dtype}")
-    if tensor.is_floating_point() and not tensor.isfinite().all():
-        raise SettingError(f"{source}: tensor {name} holds NaN or infinity")
+    if tensor.dtype != expected.dtype and not {tensor.dtype, expected.dtype} <= PLAIN:
+        kinds = f"{name_of(tensor.dtype)}, not {name_of(expected.dtype)}"
+        raise SettingError(f"{source}: tensor {name} holds {kinds}; {COPY}")
+    if tensor.is_floating_point() and not _finite(tensor):
+        raise SettingError(
+            f"{source}: tensor {name} holds NaN or infinity, of which nothing can be computed; "
+            "take an earlier checkpoint"
+        )
+
+
+def _finite(tensor: Tensor) -> bool:
+    # Sums of parts: a mask of a whole embedding would be half as large as it is.
+    parts = tensor.reshape(-1).split(1 << 20)
+    return all(bool(part.float().isfinite().all()) for part in parts)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from culm.adapt.resident import check_resident, residents, rows_of
 from culm.engine.fused import ROWS, FusedDecoder, fuses
 from culm.engine.request import Completion, Event, Finish, Request, Running
 from culm.engine.sampling import Sampler
@@ -56,6 +57,7 @@ class Engine:
                 f"tokens: a prompt and its answer have up to {self.length} tokens, more than the "
                 f"model's context of {model.config.context}"
             )
+        self.adapters = residents(model)
         self.vocabulary = vocabulary or model.config.vocabulary
         with torch.inference_mode():
             self.cache = model.cache(slots, self.length)
@@ -79,6 +81,7 @@ class Engine:
                 f"tokens: a prompt of {len(request.prompt)} and {request.tokens} more are longer "
                 f"than the {self.length} tokens of a slot of the engine"
             )
+        check_resident(request.adapter, self.adapters)
         biased = [token for token, _ in request.sampling.bias]
         for name, tokens in (("prompt", request.prompt), ("bias", biased)):
             if outside := [token for token in tokens if not 0 <= token < size]:
@@ -163,19 +166,25 @@ class Engine:
     def _prefill(self, group: list[Running]) -> Tensor:
         """Read prompts into the next free slots; logits (N, V) after each prompt's last token.
 
-        Equal prompts, as when several answers to one are sampled, are computed once and copied.
+        Equal prompts to one adapter, as when several answers are sampled, are computed once and
+        copied.
         """
         first, device = len(self.running), self.model.device
-        prompts = list(dict.fromkeys(waiting.request.prompt for waiting in group))
-        index = {prompt: number for number, prompt in enumerate(prompts)}
-        group.sort(key=lambda waiting: index[waiting.request.prompt])
-        sources = [index[waiting.request.prompt] for waiting in group]
+        index: dict[tuple[tuple[int, ...], str | None], int] = {}
+        for waiting in group:
+            index.setdefault(waiting.source, len(index))
+        group.sort(key=lambda waiting: index[waiting.source])
+        sources = [index[waiting.source] for waiting in group]
+        prompts, names = zip(*index, strict=True)
+        adapters = rows_of(names, self.adapters, device)
         longest = min(_round_up(max(map(len, prompts)), ROUND_PROMPT), self.length)
         padded = [prompt + (0,) * (longest - len(prompt)) for prompt in prompts]
         tokens = torch.tensor(padded, device=device)
         positions = torch.arange(longest, device=device).expand(tokens.shape)
         ends = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        context = Context(positions, cache=self.cache, slot=first, length=longest, ends=ends)
+        context = Context(
+            positions, cache=self.cache, slot=first, length=longest, ends=ends, adapters=adapters
+        )
         hidden = self.model.hidden(tokens, context)
         last = hidden[torch.arange(len(prompts), device=device), ends - 1]
         for slot, source in reversed(list(enumerate(sources))):
@@ -195,7 +204,9 @@ class Engine:
         positions = torch.tensor(ends + empty, device=device)[:, None]
         longest = max(row.length for row in self.running)
         length = min(_round_up(longest, GRANULE), self.length)
-        hidden = self.model.hidden(tokens, Context(positions, cache=self.cache, length=length))
+        adapters = rows_of([row.request.adapter for row in self.running], self.adapters, device)
+        context = Context(positions, cache=self.cache, length=length, adapters=adapters)
+        hidden = self.model.hidden(tokens, context)
         return self.model.logits(hidden[:, 0])[:count]
 
     def _finish_step(self, first: int, logits: Tensor) -> list[Event]:

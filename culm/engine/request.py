@@ -16,6 +16,7 @@ class Request:
 
     prompt: at least one token. tokens: how many are generated at most.
     stop: generation ends with the first of these, which is part of the result.
+    adapter: the name of one that stands beside the model; None: the model alone.
     logprobs: also tell this many likeliest tokens a step (see `Event.top`); None: do not.
     """
 
@@ -24,6 +25,7 @@ class Request:
     sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
     stop: frozenset[int] = frozenset()
     logprobs: int | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ class Running:
     request: Request
     seed: int
     output: list[int] = field(default_factory=list)
+
+    @property
+    def source(self) -> tuple[tuple[int, ...], str | None]:
+        """What its first cache entries follow from: the prompt, and who reads it."""
+        return self.request.prompt, self.request.adapter
 
     @property
     def length(self) -> int:

@@ -48,6 +48,7 @@ class Context:
     length: how many cached tokens are looked at; at least the greatest position + 1.
     ends: (B,) int64, the position behind the last real token of each row; what is there and later
         is padding. None: there is none.
+    adapters: rows (N,) that have an adapter of their own, and its number (`culm.adapt.resident`).
     rotations: cosines and sines (B, T, 1, D/2), one pair per distinct rotary embedding.
     embedded: (B, T, E), what the first block read. values: (B, T, K, D), those of its attention.
     aside: where a part leaves what the model wants beside x; every block has a fresh one.
@@ -60,6 +61,7 @@ class Context:
     slot: int = 0
     length: int = 0
     ends: Tensor | None = None
+    adapters: tuple[Tensor, Tensor] | None = None
     rotations: tuple[tuple[Tensor, Tensor], ...] = ()
     embedded: Tensor | None = None
     values: Tensor | None = None

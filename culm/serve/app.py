@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 import culm
+from culm.config import SettingError
 from culm.engine.engine import Engine
 from culm.language_model import LanguageModel
 from culm.serve import error
@@ -35,8 +36,14 @@ def build(
     """The application; `app.state.worker` runs the model while the application lives.
 
     slots: requests that are computed together; waiting: how many more queue up before clients are
-    told to come again. local: the server listens on this machine only.
+    told to come again. local: the server listens on this machine only. Adapters beside the model
+    are models of the API under their own names.
+
+    Raises:
+        SettingError: an adapter has the model's name.
     """
+    if name in model.adapters:
+        raise SettingError(f"adapter: {name!r} is the name of the model; give it another")
     tokens = model.tokenizer.vocabulary
     worker = Worker(Engine(model.model, slots, model.context, vocabulary=tokens), waiting)
 
@@ -76,22 +83,23 @@ def _add_health(app: FastAPI, worker: Worker) -> None:
 
 def _add_models(app: FastAPI, model: LanguageModel, name: str) -> None:
     card = {
-        "id": name,
         "object": "model",
         "created": int(time.time()),
         "owned_by": "culm",
         "max_model_len": model.context,
     }
+    cards = {name: {"id": name, **card, "parent": None}}
+    cards |= {adapter: {"id": adapter, **card, "parent": name} for adapter in model.adapters}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [card]}
+        return {"object": "list", "data": list(cards.values())}
 
     @app.get("/v1/models/{id:path}")
     async def one(id: str) -> dict[str, Any]:
-        if id != name:
+        if id not in cards:
             raise error.ApiError(404, f"There is no model {id!r} here.", "model_not_found", "model")
-        return card
+        return cards[id]
 
 
 def _add_generation(app: FastAPI, completer: Completer) -> None:

@@ -20,7 +20,7 @@ COMPLETION_TOKENS = 16  # of a plain completion that names no number, as OpenAI'
 
 
 class Completer:
-    """Answers chat and plain completions with one model, called `name`."""
+    """Answers chat and plain completions with one model, called `name`, or an adapter beside it."""
 
     def __init__(self, model: LanguageModel, worker: Worker, name: str) -> None:
         self._model, self._worker, self._name = model, worker, name
@@ -40,7 +40,7 @@ class Completer:
         if tokens < 1:
             raise invalid("max_tokens: it is less than 1", "max_tokens")
         requests = self._requests(body, ids, tokens, body.ranked)
-        shape = Chat(self._name, self._tokenizer, bool(body.logprobs), body.include_usage)
+        shape = Chat(body.model, self._tokenizer, bool(body.logprobs), body.include_usage)
         return await self._respond(body, shape, requests, len(ids), [])
 
     async def complete(self, body: CompletionRequest) -> Response:
@@ -56,15 +56,17 @@ class Completer:
             requests += self._requests(body, ids, tokens, body.logprobs)
         echoes = await self._echoes(body, prompts, tokens) if body.echo else []
         scored = body.logprobs is not None
-        shape = Completion(self._name, self._tokenizer, scored, body.include_usage)
+        shape = Completion(body.model, self._tokenizer, scored, body.include_usage)
         requests = requests if tokens else []
         return await self._respond(body, shape, requests, sum(map(len, prompts)), echoes)
 
     # -----------------------------------------------------------------------------------------
 
     def _admit(self, body: Generation, count: int) -> None:
-        if body.model != self._name:
-            message = f"There is no model {body.model!r} here; this server has {self._name!r}."
+        names = (self._name, *self._model.adapters)
+        if body.model not in names:
+            known = ", ".join(map(repr, names))
+            message = f"There is no model {body.model!r} here; this server has {known}."
             raise ApiError(404, message, "model_not_found", "model")
         most = self._worker.capacity
         if count > most:
@@ -102,9 +104,12 @@ class Completer:
         stop = frozenset() if body.ignore_eos else self._tokenizer.stop_ids
         stop |= frozenset(body.stop_token_ids or ())
         return [
-            Request(tuple(ids), tokens, body.sampling(choice), stop, ranked)
+            Request(tuple(ids), tokens, body.sampling(choice), stop, ranked, self._adapter(body))
             for choice in range(body.choices)
         ]
+
+    def _adapter(self, body: Generation) -> str | None:
+        return None if body.model == self._name else body.model
 
     async def _echoes(
         self, body: CompletionRequest, prompts: Sequence[list[int]], tokens: int
@@ -115,16 +120,16 @@ class Completer:
             text = given if isinstance(given, str) else self._tokenizer.decode(ids, specials=True)
             scores: tuple[Score, ...] = ()
             if body.logprobs is not None:
-                scores = await self._scores(ids, body.logprobs)
+                scores = await self._scores(ids, body.logprobs, self._adapter(body))
             for _ in range(body.choices):
                 pieces.append(Piece(len(pieces), text, scores, None if tokens else "length"))
         return pieces
 
-    async def _scores(self, ids: list[int], ranked: int) -> tuple[Score, ...]:
+    async def _scores(self, ids: list[int], ranked: int, adapter: str | None) -> tuple[Score, ...]:
         """How the model rates each token of a prompt."""
 
         def rate() -> tuple[list[float], list[list[int]], list[list[float]]]:
-            logprobs = self._model.logits(ids).log_softmax(-1)
+            logprobs = self._model.logits(ids, adapter).log_softmax(-1)
             best = logprobs.topk(min(ranked, logprobs.shape[-1]))
             chosen = [float(row[token]) for row, token in zip(logprobs, ids[1:], strict=False)]
             return chosen, best.indices.tolist(), best.values.tolist()

@@ -48,7 +48,10 @@ class Chat:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         if tokenizer.template is None:
-            raise SettingError("tokenizer: it has no chat template, so it cannot encode a dialogue")
+            raise SettingError(
+                "tokenizer: it has no chat template, so it cannot encode a dialogue; a run gives "
+                "it one by start.hf=MODEL start.chat=true"
+            )
         self.tokenizer = tokenizer
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]

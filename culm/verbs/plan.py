@@ -16,11 +16,12 @@ from culm.config import SettingError
 from culm.device import choose_device, choose_precision, memory_bytes
 from culm.dist.ranks import Ranks
 from culm.model.transformer import Transformer
-from culm.parts import context_of, set_up, start_of, training_batches
+from culm.parts import context_of, set_up, training_batches
 from culm.plan.model import forward_flops
 from culm.plan.needs import Needs, needs_of
 from culm.plan.speed import training_rate
 from culm.settings import RunConfig
+from culm.start import start_of
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.checkpoint import verify
 from culm.train.folder import check

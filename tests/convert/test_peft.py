@@ -1,9 +1,12 @@
 """Adapter folders both ways: PEFT's logits are ours, and an adapter of another base is refused."""
 
+import contextlib
 import json
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from culm.adapt.lora import LoRA, adapters_of
@@ -13,6 +16,7 @@ from culm.config import SettingError
 from culm.convert import hf, native
 from culm.convert import peft as ours
 from culm.convert.importer import import_model, load_adapter, load_model
+from culm.convert.peft_settings import written as written_settings
 from culm.loading import read
 
 transformers = pytest.importorskip("transformers")
@@ -227,6 +231,10 @@ EMBED = "base_model.model.model.embed_tokens"
         ({}, {f"{UP}.lora_A.weight": torch.full((4, 64), torch.nan)}, "no finite number"),
         ({}, {f"{UP}.lora_A.weight": torch.ones(4, 64, dtype=torch.int8)}, "no finite number"),
         ({}, {f"{UP}.lora_A.weight": torch.tensor(1.0)}, "has rank 0"),
+        ({"r": 1 << 50}, {f"{UP}.lora_A.weight": torch.ones(1 << 50, 0)},
+         "its settings say 1125899906842624"),
+        ({"rank_pattern": {"up_proj": 1 << 50}}, {f"{UP}.lora_A.weight": torch.ones(1 << 50, 0)},
+         r"has the shape \(1125899906842624, 0\), here it is"),
         ({}, {f"{UP}.lora_B.weight": torch.ones(95, 4)}, r"has the shape \(95, 4\)"),
         ({}, {f"{UP}.lora_B.bias": torch.ones(96)}, "of this kind is not read here"),
         ({}, {f"{EMBED}.lora_embedding_A": torch.ones(4, 320)}, "of this kind is not read here"),
@@ -244,6 +252,25 @@ def test_a_broken_folder_is_refused(written, tmp_path, tokens, settings, tensors
     with pytest.raises(SettingError, match=message):
         ours.load(model, written)
     assert torch.equal(model(tokens), before)
+
+
+NAMES = sorted(written_settings(LoRA(), [], [], "x"))
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 1 << 65) | st.text(max_size=4) | st.floats(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(values=st.dictionaries(st.sampled_from(NAMES), anything))
+def test_any_settings_are_read_or_refused(tiny, tmp_path_factory, values):
+    folder = tmp_path_factory.mktemp("fuzz") / "adapter"
+    model, lora = adapted(tiny(), rank=2, targets="blocks.0.mlp.*")
+    ours.save(model, lora, folder, None)
+    change(folder, values)
+    with contextlib.suppress(SettingError):
+        assert ours.load(tiny(), folder) == 3
 
 
 def test_files_that_are_missing_or_broken(written, tmp_path):

@@ -4,6 +4,7 @@ import threading
 import time
 
 import torch
+from fastapi import FastAPI
 from openai import OpenAI
 
 from culm.language_model import LanguageModel
@@ -45,10 +46,10 @@ def reciter() -> LanguageModel:
 
 
 class Running:
-    """A server in a thread, on a free port."""
+    """A server in a thread, on a free port; of the reciter if no application is given."""
 
-    def __init__(self, **settings_: object) -> None:
-        self.app = build(reciter(), "reciter", **settings_)
+    def __init__(self, app: FastAPI | None = None, **settings_: object) -> None:
+        self.app = app or build(reciter(), "reciter", **settings_)
         self.worker = self.app.state.worker
         self.listener = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
