@@ -206,12 +206,17 @@ def _split(setting: str) -> tuple[str, Any]:
     name, equals, text = setting.partition("=")
     if not equals or not name:
         raise SettingError(f"{setting!r}: expected name=value, as in train.steps=100")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise SettingError(f"{name}: {text!r} is not readable as YAML") from error
+    value = read_value(name, text)
     commented = isinstance(value, str) and " #" in text and text[0] not in "\"'"
     return name, text if commented else value  # a path such as "my #1 run" is no comment
+
+
+def read_value(name: str, text: str) -> Any:
+    """What a setting on the command line says: a word, a number, a `{mapping}` or a `[list]`."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise SettingError(f"{name}: {text!r} is not readable as YAML") from error
 
 
 # ---------------------------------------------------------------------------------------------

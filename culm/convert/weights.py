@@ -123,5 +123,5 @@ def _check(name: str, tensor: Tensor, expected: Tensor | None, source: str) -> N
         raise SettingError(f"{source}: tensor {name} has shape {there}, its settings say {here}")
     if tensor.is_floating_point() != expected.is_floating_point():
         raise SettingError(f"{source}: tensor {name} holds {tensor.dtype}, not {expected.dtype}")
-    if tensor.is_floating_point() and not tensor.isfinite().all():
+    if tensor.is_floating_point() and not tensor.float().isfinite().all():  # fp8 has no isfinite
         raise SettingError(f"{source}: tensor {name} holds NaN or infinity")
