@@ -61,6 +61,14 @@ def listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
+def some_of(union: Any) -> Any:
+    """One part of `one_of`, or a list of such; it becomes a tuple.
+
+    >>> Quantizers = some_of(Int8 | Int4)     # accepts "int8" and ["int8", {"kind": "int4"}]
+    """
+    return Annotated[tuple[one_of(union), ...], BeforeValidator(listed), Field(min_length=1)]  # type: ignore[misc]
+
+
 # ---------------------------------------------------------------------------------------------
 # Composition: files -> one mapping, with the origin of every value
 

@@ -143,7 +143,7 @@ def assigned(
         for name, layer in model.named_modules():
             if isinstance(layer, Linear) and match(name, layer) and name not in found:
                 quantizer.divides(name, layer)
-                if not layer.weight.isfinite().all():
+                if not (layer.weight.is_meta or layer.weight.isfinite().all()):
                     raise ValueError(f"model: {name} holds NaN or infinity; take an earlier one")
                 found[name] = quantizer
         if len(found) == before:
