@@ -14,7 +14,7 @@ from culm.eval.divergence import Divergence, compare
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.tokenizer.train import BPE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # training and eleven forms
 CONTEXT, HELD_OUT = 128, 512
 NOISE = 5e-4  # nats: what two losses on these rows differ by where rounding helps by chance
 CONFIG = {
