@@ -171,16 +171,17 @@ def _show_training(letter: str, device: torch.device, rounds: int, console: Cons
 
 
 def _show_decoding(letter: str, device: torch.device, rounds: int, console: Console) -> None:
+    whole: dict[int, float] = {}  # seconds a step in bf16, by rows
     for weights in ("bf16", "int8", "int4"):
         for rows in (1, 8):
             decode = decoder_of(SIZES[letter], weights, rows, device)
             decode()
             usual = statistics.median(decode() for _ in range(rounds)) / (NEW - 1)
-            _say(console, f"decode {letter} {weights}, {rows} rows", rows / usual, usual)
+            ratio = whole.setdefault(rows, usual) / usual
+            label = f"decode {letter} {weights}, {rows} rows"
+            _say(console, label, rows / usual, usual, f"   {ratio:.2f} of bf16")
 
 
-def _say(console: Console, label: str, rate: float, seconds: float) -> None:
-    memory = f"{peak_bytes() / 2**20:,.0f} MiB at most"
-    console.print(
-        f"{label:<26}{rate:>10,.0f} tokens/s{seconds * 1000:>10,.2f} ms a step   {memory}"
-    )
+def _say(console: Console, label: str, rate: float, seconds: float, beside: str = "") -> None:
+    speed = f"{rate:>10,.0f} tokens/s{seconds * 1000:>10,.2f} ms a step{beside}"
+    console.print(f"{label:<26}{speed}   {peak_bytes() / 2**20:,.0f} MiB at most")

@@ -270,9 +270,18 @@ def evaluate(
 def quantize(
     model: Model,
     out: Annotated[str, typer.Argument(help="Folder of the smaller model.")],
-    to: Annotated[str, typer.Option(help="int8, int4 or nf4.")] = "int8",
+    to: Annotated[
+        str,
+        typer.Option(
+            help="int8, int4, nf4, w8a8 or fp8; with settings '{kind: int4, group: 128}'; or a "
+            "list of such, of which a layer takes the first whose targets name it."
+        ),
+    ] = "int8",
     method: Annotated[
-        str, typer.Option(help="rtn (round to nearest); gptq or awq, for int4, which need text.")
+        str,
+        typer.Option(
+            help="rtn (round to nearest); with text gptq or awq for int4, smoothquant for w8a8."
+        ),
     ] = "rtn",
     calibrate: Annotated[
         list[str] | None,

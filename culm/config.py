@@ -61,6 +61,14 @@ def listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
+def some_of(union: Any) -> Any:
+    """One part of `one_of`, or a list of such; it becomes a tuple.
+
+    >>> Quantizers = some_of(Int8 | Int4)     # accepts "int8" and ["int8", {"kind": "int4"}]
+    """
+    return Annotated[tuple[one_of(union), ...], BeforeValidator(listed), Field(min_length=1)]  # type: ignore[misc]
+
+
 # ---------------------------------------------------------------------------------------------
 # Composition: files -> one mapping, with the origin of every value
 
@@ -206,12 +214,17 @@ def _split(setting: str) -> tuple[str, Any]:
     name, equals, text = setting.partition("=")
     if not equals or not name:
         raise SettingError(f"{setting!r}: expected name=value, as in train.steps=100")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise SettingError(f"{name}: {text!r} is not readable as YAML") from error
+    value = read_value(name, text)
     commented = isinstance(value, str) and " #" in text and text[0] not in "\"'"
     return name, text if commented else value  # a path such as "my #1 run" is no comment
+
+
+def read_value(name: str, text: str) -> Any:
+    """What a setting on the command line says: a word, a number, a `{mapping}` or a `[list]`."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise SettingError(f"{name}: {text!r} is not readable as YAML") from error
 
 
 # ---------------------------------------------------------------------------------------------

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from culm.adapt.quantize import Quantizer
+from culm.adapt.quantize import Quantizers
 from culm.adapt.quantize.linear import LinearQuantizer, is_quantized
 from culm.adapt.quantize.method import RTN, Method
 from culm.config import SettingError, parse
@@ -26,9 +26,9 @@ def quantize(source: str | Path, out: str | Path, to: str) -> Path:
 
     to: the kind of a quantiser, as "int8".
     """
-    quantizer = parse(Quantizer, to, "to")
+    quantizers = parse(Quantizers, to, "to")
     model, tokenizer = read_whole(source, out)
-    write_quantized(model, tokenizer, Path(out), quantizer)
+    write_quantized(model, tokenizer, Path(out), quantizers)
     return Path(out)
 
 
@@ -51,7 +51,7 @@ def write_quantized(
     model: Transformer,
     tokenizer: Tokenizer,
     out: Path,
-    quantizer: LinearQuantizer,
+    quantizers: Sequence[LinearQuantizer],
     method: Method = RTN(),
     tokens: Tensor | None = None,
 ) -> None:
@@ -59,7 +59,7 @@ def write_quantized(
 
     tokens: (N, T) rows for a method that calibrates.
     """
-    method.apply(model, quantizer, tokens)
+    method.apply(model, quantizers, tokens)
     for parameter in model.parameters():  # the embedding above all; bf16 is what it is used in
         parameter.data = parameter.data.to(torch.bfloat16)
     native.save(model, tokenizer, out)

@@ -10,6 +10,7 @@ from torch import nn
 
 from culm import log
 from culm.adapt.quantize.linear import is_quantized
+from culm.adapt.quantize.qat import fake_quantize
 from culm.config import SettingError
 from culm.data.loader import Loader
 from culm.data.manifest import Manifest
@@ -128,7 +129,7 @@ def held_out(config: RunConfig, tokenizer: Tokenizer, folder: Path, context: int
 
 
 def set_up(config: RunConfig, model: Transformer, device: torch.device) -> nn.Module:
-    """The objective around the model: adapter, precision, backend, device."""
+    """The objective around the model: adapter or rounding, precision, backend, device."""
     train = config.train
     precision = choose_precision(device) if train.precision == "auto" else train.precision
     model.dtype = DTYPES[precision]
@@ -141,6 +142,9 @@ def set_up(config: RunConfig, model: Transformer, device: torch.device) -> nn.Mo
     if train.adapter is not None:
         count = train.adapter.apply(model, config.seed)
         log.say(f"Training adapters beside {count} layers; the weights below are frozen.")
+    if train.qat is not None:
+        count = fake_quantize(model, train.qat)
+        log.say(f"Training {count} layers with their weights rounded in every forward.")
     model.to(device)
     objective = train.objective.build(model)
     if train.recompute:

@@ -26,6 +26,7 @@ from torch import nn
 
 from culm import log
 from culm.adapt.merge import merge_verified
+from culm.adapt.quantize.qat import convert, fake_quantize
 from culm.config import SettingError
 from culm.convert import native, peft
 from culm.device import choose_device, choose_precision
@@ -186,13 +187,18 @@ def _finish(
     results: dict[str, Any],
     ranks: Ranks,
 ) -> None:
-    """Write the model, adapters beside it and merged, and the results; every rank takes part."""
+    """Write the model, its adapters merged or its weights rounded; every rank takes part.
+
+    Adapters are also written beside it, and the results.
+    """
     if is_sharded(model):
         weights, dtype = state_of(model), model.dtype
         if ranks.first:  # a model that is not sharded, to put them into
             model, _ = begin(config, folder)
             if config.train.adapter is not None:
                 config.train.adapter.apply(model, config.seed)
+            if config.train.qat is not None:
+                fake_quantize(model, config.train.qat)
             model.load_state_dict(weights)
             model.dtype = dtype
     if ranks.first:
@@ -200,6 +206,8 @@ def _finish(
             base = None if config.start is None else named(config.start)
             peft.save(model, config.train.adapter, folder / "adapter", base)
             merge_verified(model)
+        if config.train.qat is not None:
+            convert(model)
         native.save(model, tokenizer, folder / "model")
         with atomic(folder / "results.json") as fresh:
             write_json(fresh, results)

@@ -50,6 +50,8 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
     assert all("tokens/s" in line and "ms a step" in line for line in lines)
+    assert all("1.00 of bf16" in line for line in lines[:2])
+    assert all(" of bf16" in line for line in lines[2:])
 
 
 @pytest.mark.parametrize(("what", "size"), [("train", "X"), ("sing", "S")])

@@ -331,7 +331,7 @@ def test_errors_are_one_sentence(culm, line, sentence):
 
 
 def test_other_errors_name_the_setting(culm, model, tmp_path):
-    assert "to.kind: 'int3'" in culm("quantize", model, tmp_path / "x", "--to", "int3")[2]
+    assert "to[0].kind: 'int3'" in culm("quantize", model, tmp_path / "x", "--to", "int3")[2]
     assert "dtype: 'int3'" in culm("export", model, tmp_path / "x", "--dtype", "int3")[2]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -34,7 +34,8 @@ Settings = TypeVar("Settings", bound=Config)
 # evaluation) may change when a run goes on.
 FIXED = (
     "seed", "start", "tokenizer", "model", "data",
-    "train.rows", "train.context", "train.objective", "train.adapter", "train.optimizer.kind",
+    "train.rows", "train.context", "train.objective", "train.adapter", "train.qat",
+    "train.optimizer.kind",
 )  # fmt: skip
 # What the tokenizer and the prepared corpus in the folder depend on.
 PREPARED = ("seed", "start", "tokenizer", "model.vocabulary", "data")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from culm.adapt.lora import LoRA
+from culm.adapt.quantize.qat import QAT
 from culm.config import Config, one_of
 from culm.objective import Objective
 from culm.objective.next_token import NextToken
@@ -29,7 +30,9 @@ class TrainConfig(Config):
     context: tokens of a row, the model's if not given. clip: greatest gradient norm.
     precision: of activations; weights and optimizer state stay in fp32. auto takes bf16 where
     this machine multiplies it faster. compile: torch.compile each block. recompute: keep only the
-    input of each block for the backward. adapter: train this beside frozen weights.
+    input of each block for the backward. adapter: train this beside frozen weights. qat: round
+    weights in every forward as `culm quantize --to` would, so that they learn to bear it; the
+    model that is written at the end is quantised.
     """
 
     steps: PositiveInt
@@ -40,8 +43,15 @@ class TrainConfig(Config):
     optimizer: Optimizer = AdamW()
     schedule: Schedule = Cosine()
     adapter: one_of(LoRA) | None = None  # type: ignore[valid-type]
+    qat: QAT | None = None
     clip: PositiveFloat = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
     recompute: bool = False
     checkpoint: Checkpoint = Checkpoint()
+
+    @model_validator(mode="after")
+    def _trained(self) -> TrainConfig:
+        if self.qat is not None and self.adapter is not None:
+            raise ValueError("qat: the weights below an adapter do not learn; take one of the two")
+        return self

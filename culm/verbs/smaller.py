@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from culm.adapt.quantize import Method, Quantizer
+from culm.adapt.quantize import Method, Quantizers
 from culm.adapt.quantize.linear import QuantizedLinear
 from culm.bench import decoding
-from culm.config import SettingError, parse
+from culm.config import SettingError, parse, read_value
 from culm.data.calibration import calibration_rows
 from culm.eval.divergence import compare
 from culm.loading import read
@@ -33,14 +33,15 @@ def show_smaller(
     Raises:
         SettingError: the method needs text, or what is given does not go together.
     """
-    quantizer, how = parse(Quantizer, to, "to"), parse(Method, method, "method")
+    quantizers = parse(Quantizers, read_value("to", to), "to")
+    how = parse(Method, read_value("method", method), "method")
     if how.calibrated and not text:
         raise SettingError(
             f"calibrate: {how.kind} needs text; name a file, as in --calibrate book.txt"
         )
     model, tokenizer = read_whole(source, out, device)
     rows = calibration_rows(text, tokenizer, model.config.context) if text else None
-    write_quantized(model, tokenizer, Path(out), quantizer, how, rows.seen if rows else None)
+    write_quantized(model, tokenizer, Path(out), quantizers, how, rows.seen if rows else None)
     del model
     lines = _lost(source, out, device, rows.held_out if rows else None)
     console = Console(highlight=False, soft_wrap=True)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from culm.adapt.lora import LoRA, plain
-from culm.adapt.quantize.awq import AWQ, fold, foldings
+from culm.adapt.quantize.awq import AWQ
 from culm.adapt.quantize.calibrate import Calibration, Inputs
+from culm.adapt.quantize.fold import fold, foldings
 from culm.adapt.quantize.gptq import GPTQ
 from culm.adapt.quantize.int4 import Int4, Int4Linear, nearest
 from culm.adapt.quantize.int8 import Int8
@@ -131,9 +132,9 @@ def test_a_gram_matrix_without_full_rank_needs_damping():
 def test_awq_is_nearer_than_rounding_to_nearest(group):
     strong = torch.ones(256).index_fill(0, torch.arange(5, 256, 50), 20.0)  # a few channels
     layer, x = random_layer(), correlated() * strong
-    weight, inputs = layer.weight.detach(), Inputs(gram_of(x), x.abs().mean(0))
+    weight, inputs = layer.weight.detach(), Inputs(gram_of(x), x.abs().mean(0), x.abs().amax(0))
     of_nearest = inputs.error(nearest(weight, group) - weight)
-    scale = AWQ().scale([weight], inputs, group)
+    scale = AWQ().scale([(weight, group)], inputs)
     scaled = inputs.error(nearest(weight * scale, group) / scale - weight)
     clipped = AWQ().clipped(weight, torch.diag(x.pow(2).mean(0)), group)
     assert scaled < 0.7 * of_nearest
@@ -202,8 +203,8 @@ def test_stages_are_layers_with_the_same_input(tiny, tokens):
 def test_outputs_are_nearer_than_by_rounding_to_nearest(tiny, tokens, method):
     # Weights of this size make the inputs of every layer matter.
     exact, rounded, model = (larger(tiny()) for _ in range(3))
-    assert RTN().apply(rounded, Int4(), None) == 14
-    assert method.apply(model, Int4(), tokens) == 14
+    assert RTN().apply(rounded, [Int4()], None) == 14
+    assert method.apply(model, [Int4()], tokens) == 14
     assert all(isinstance(m, Int4Linear) for m in model.blocks[0].mlp.children())
     errors = [(m(tokens) - exact(tokens)).pow(2).mean() for m in (model, rounded)]
     assert errors[0] < errors[1]
@@ -212,7 +213,7 @@ def test_outputs_are_nearer_than_by_rounding_to_nearest(tiny, tokens, method):
 @pytest.mark.parametrize("method", METHODS, ids=["ordered", "static", "plain", "awq"])
 def test_what_was_quantised_can_carry_adapters(tiny, tokens, method):
     model = tiny(layers=1)
-    method.apply(model, Int4(), tokens)
+    method.apply(model, [Int4()], tokens)
     assert LoRA(rank=4).apply(model, seed=0) == 7
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=0.01)
@@ -229,7 +230,7 @@ def test_what_was_quantised_can_carry_adapters(tiny, tokens, method):
 @pytest.mark.parametrize("method", [GPTQ(), AWQ()])
 def test_layers_without_text_are_rounded_to_nearest(tiny, tokens, method):
     model, head = tiny(tied=False), tiny(tied=False).head
-    assert method.apply(model, Int4(targets=("blocks.1.mlp.*", "head")), tokens) == 4
+    assert method.apply(model, [Int4(targets=("blocks.1.mlp.*", "head"))], tokens) == 4
     assert torch.equal(model.head.dequantize(), nearest(head.weight, 32))
     assert not any(isinstance(m, QuantizedLinear) for m in model.blocks[0].modules())
 
@@ -238,7 +239,7 @@ def test_the_same_text_gives_the_same_codes(tiny, tokens):
     for method in (GPTQ(), AWQ()):
         models = [tiny(layers=1), tiny(layers=1)]
         for model in models:
-            method.apply(model, Int4(), tokens)
+            method.apply(model, [Int4()], tokens)
         one, other = (model.state_dict() for model in models)
         assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -249,14 +250,14 @@ def test_the_same_text_gives_the_same_codes(tiny, tokens):
 @pytest.mark.parametrize("method", [GPTQ(), AWQ()])
 def test_what_does_not_go_is_told(tiny, tokens, method):
     with pytest.raises(SettingError, match=f"calibrate: {method.kind} needs text"):
-        method.apply(tiny(), Int4(), None)
+        method.apply(tiny(), [Int4()], None)
     with pytest.raises(SettingError, match=r"calibrate: 32 tokens .* fewer than the 96 inputs"):
-        method.apply(tiny(), Int4(), tokens[:1])
+        method.apply(tiny(), [Int4()], tokens[:1])
     with pytest.raises(ValueError, match=r"group: 64 does not divide the 96 inputs of blocks\.0"):
-        method.apply(tiny(), Int4(group=64), tokens)
+        method.apply(tiny(), [Int4(group=64)], tokens)
     for quantizer in (Int8(), NF4(block=32)):
         with pytest.raises(SettingError, match=f"method: {method.kind} finds codes of int4, not"):
-            method.apply(tiny(), quantizer, tokens)
+            method.apply(tiny(), [quantizer], tokens)
 
 
 def test_inputs_that_are_not_finite_are_told(tiny, tokens):
@@ -264,7 +265,7 @@ def test_inputs_that_are_not_finite_are_told(tiny, tokens):
     model.blocks[0].attention_norm.weight.data[3] = float("nan")
     for method in (GPTQ(), AWQ()):
         with pytest.raises(SettingError, match=r"calibrate: what attention\.q reads is NaN"):
-            method.apply(model, Int4(), tokens)
+            method.apply(model, [Int4()], tokens)
 
 
 def test_a_scattered_group_is_refused():
@@ -276,4 +277,4 @@ def test_a_part_whose_scales_do_not_fold_is_refused(tiny, tokens, monkeypatch):
     wrong = {"x": ("gate", "up"), "gate": ("down",)}  # silu lies between gate and down
     monkeypatch.setattr(GatedFeedForward, "folds", wrong)
     with pytest.raises(SettingError, match="awq does not fit a part"):
-        AWQ().apply(larger(tiny()), Int4(), tokens)
+        AWQ().apply(larger(tiny()), [Int4()], tokens)

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from culm.adapt.lora import plain
+from culm.adapt.quantize.fp8 import FP8, FP8Linear
 from culm.adapt.quantize.int4 import Int4, Int4Linear, codes_of, grid, values_of
 from culm.adapt.quantize.int8 import Int8, Int8Linear
-from culm.adapt.quantize.linear import QuantizedLinear
+from culm.adapt.quantize.linear import QuantizedLinear, is_quantized
 from culm.adapt.quantize.nf4 import LEVELS, NF4, NF4Linear
 
 SHAPES = [(64, 64), (96, 48), (160, 33), (128, 512)]
@@ -17,7 +18,7 @@ def linear(inputs: int, outputs: int, bias: bool = True):
     return plain(torch.randn(outputs, inputs), torch.randn(outputs) if bias else None)
 
 
-KINDS = {"int8": Int8(), "int4": Int4(), "nf4": NF4(block=32)}
+KINDS = {"int8": Int8(), "int4": Int4(), "nf4": NF4(block=32), "fp8": FP8()}
 
 
 def quantized(kind: str, layer) -> QuantizedLinear:
@@ -104,11 +105,34 @@ def test_nf4_takes_about_four_bits():
     assert bits == pytest.approx(4.127, abs=1e-3)
 
 
+def test_fp8_keeps_three_bits_of_mantissa():
+    source = linear(256, 48)
+    layer = FP8Linear.from_linear(source)
+    error = (layer.dequantize() - source.weight).abs()
+    # Half of the last bit, and below 2^-6 of e4m3, where numbers have no exponent, half a step.
+    assert (error <= source.weight.abs() / 16 + layer.scale[:, None] * 2**-10 + 1e-9).all()
+    assert torch.allclose(layer.dequantize().abs().amax(1), source.weight.abs().amax(1))
+    assert layer.weight_bytes == 48 * 256 + 4 * 48
+
+
+def test_fp8_product_of_rows_where_torch_has_it():
+    """What a GPU computes; torch's CPU operator does the same, slowly."""
+    layer, x = FP8Linear.from_linear(linear(256, 48, bias=False)), torch.randn(16, 256).bfloat16()
+    try:
+        out = layer.scaled(x)
+    except (RuntimeError, NotImplementedError):
+        pytest.skip("no fp8 product in this torch")
+    exact = layer.dense(x.float())
+    assert (out.float() - exact).norm() < 0.05 * exact.norm()
+    assert torch.equal(layer(x), layer.dense(x))  # on a CPU it is not taken
+
+
 def test_zero_weights_stay_zero():
     zeros = plain(torch.zeros(32, 64), None)
     assert not Int8Linear.from_linear(zeros).dequantize().any()
     assert not Int4Linear.from_linear(zeros).dequantize().any()
     assert not NF4Linear.from_linear(zeros).dequantize().any()
+    assert not FP8Linear.from_linear(zeros).dequantize().any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,6 +160,15 @@ def test_int4_leaves_the_head(tiny):
     model = tiny(tied=True)
     assert Int4(group=32).apply(model) == 14
     assert model.config.tied
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(tiny, value):
+    model = tiny()
+    model.blocks[1].mlp.up.weight.data[2, 3] = value
+    with pytest.raises(ValueError, match=r"model: blocks\.1\.mlp\.up holds NaN or infinity"):
+        Int4().apply(model)
+    assert not is_quantized(model)
 
 
 def test_group_that_does_not_divide(tiny):

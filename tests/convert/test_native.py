@@ -11,16 +11,19 @@ from hypothesis import strategies as st
 
 from culm import tensors
 from culm.adapt.lora import LoRA
+from culm.adapt.quantize.fp8 import FP8
 from culm.adapt.quantize.int4 import Int4
 from culm.adapt.quantize.int8 import Int8
 from culm.adapt.quantize.nf4 import NF4
+from culm.adapt.quantize.w8a8 import W8A8
 from culm.config import SettingError
 from culm.convert import native
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(
-    "quantizer", [None, Int8(), Int4(), NF4(block=32), Int8(targets="blocks.*.mlp.*")]
+    "quantizer",
+    [None, Int8(), Int4(), NF4(block=32), W8A8(), FP8(), Int8(targets="blocks.*.mlp.*")],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_roundtrip_is_bit_exact(tiny, tokenizer, tokens, tmp_path, tied, quantizer, dtype):

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as distributed
 from safetensors.torch import load_file
 
+from culm.adapt.quantize.int8 import Int8Linear
+from culm.convert import native
 from culm.dist.parallelize import Dist, Parallel
 from culm.run import train
 from culm.settings import read_run
@@ -53,14 +55,23 @@ def test_two_ranks_follow_one(run_file: Callable[..., Path]) -> None:
     files = {cell: run_file(cell[0], adapter=cell[1], steps=3) for cell in GRID}
     again = run_file("dpo", steps=4)  # begun on one rank, ended on two
     train(read_run(str(again), ["train.steps=2", f"folder={again}-two"])[0])
+    rounded = run_file("sft", qat="int8", steps=3)
     on_two_ranks(
         *(f"{file},dist.data={cell[2]},folder={file}-two" for cell, file in files.items()),
         f"{again},dist.data=fsdp,folder={again}-two",
+        f"{rounded},dist.data=fsdp,folder={rounded}-two",
     )
     for file in (*files.values(), again):
         config, _ = read_run(str(file))
         train(config)
         assert_same(Path(config.folder), Path(f"{file}-two"))
+    config, _ = read_run(str(rounded))
+    train(config)
+    models = [native.load(f)[0] for f in (f"{config.folder}/model", f"{rounded}-two/model")]
+    one, two = ([m for m in model.modules() if isinstance(m, Int8Linear)] for model in models)
+    assert len(one) == len(two) == 15
+    for a, b in zip(one, two, strict=True):  # a weight between two steps may go either way
+        torch.testing.assert_close(b.dequantize(), a.dequantize(), atol=1e-2, rtol=0)
 
 
 def test_rows_that_do_not_divide_are_refused(run_file: Callable[..., Path]) -> None:
@@ -70,7 +81,9 @@ def test_rows_that_do_not_divide_are_refused(run_file: Callable[..., Path]) -> N
 
 def test_packed_weights_are_not_sent_around(tmp_path: Path) -> None:
     """Buffers are the same on all ranks; sending them before each forward would cost most of it."""
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1
+    )
     try:
         parallel = Parallel(torch.nn.BatchNorm1d(2), ranks=2, dist=Dist())
         assert not parallel._call.will_sync_module_buffers()

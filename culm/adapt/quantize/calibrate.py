@@ -29,11 +29,12 @@ ROWS = 8  # that go through a block at once
 class Inputs:
     """Statistics of the inputs x of a layer.
 
-    gram: (inputs, inputs) fp32, the mean of x x^T. magnitude: (inputs,) the mean of |x|.
+    gram: (inputs, inputs) fp32, the mean of x x^T. magnitude, greatest: (inputs,) of |x|.
     """
 
     gram: Tensor
     magnitude: Tensor
+    greatest: Tensor
 
     def error(self, change: Tensor) -> float:
         """Mean squared change of the outputs, summed, when weights change by (outputs, inputs)."""
@@ -41,7 +42,8 @@ class Inputs:
 
     def divided(self, scale: Tensor) -> Inputs:
         """Statistics of x / scale; scale: (inputs,)."""
-        return Inputs(self.gram / torch.outer(scale, scale), self.magnitude / scale)
+        gram = self.gram / torch.outer(scale, scale)
+        return Inputs(gram, self.magnitude / scale, self.greatest / scale)
 
 
 @dataclass(frozen=True)
@@ -124,20 +126,25 @@ class _Sums:
     def __init__(self) -> None:
         self.gram: Tensor | float = 0.0
         self.magnitude: Tensor | float = 0.0
+        self.greatest: Tensor | None = None
         self.count = 0
 
     def add(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         x = args[0].flatten(0, -2).float()
         self.gram = x.t() @ x + self.gram
         self.magnitude = x.abs().sum(0) + self.magnitude
+        greatest = x.abs().amax(0)
+        before = greatest if self.greatest is None else self.greatest
+        self.greatest = torch.maximum(greatest, before)
         self.count += len(x)
 
     def means(self, name: str) -> Inputs:
         assert isinstance(self.gram, Tensor)
         assert isinstance(self.magnitude, Tensor)
+        assert self.greatest is not None
         if not self.gram.isfinite().all():
             raise SettingError(f"calibrate: what {name} reads is NaN or infinite on this text")
-        return Inputs(self.gram / self.count, self.magnitude / self.count)
+        return Inputs(self.gram / self.count, self.magnitude / self.count, self.greatest)
 
 
 class _Entered(Exception):

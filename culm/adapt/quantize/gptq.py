@@ -18,7 +18,7 @@ from pydantic import PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from culm.adapt.quantize.calibrate import Calibration
-from culm.adapt.quantize.int4 import Int4Linear, codes_of, grid, values_of
+from culm.adapt.quantize.int4 import Int4, Int4Linear, codes_of, grid, values_of
 from culm.adapt.quantize.method import Calibrated, plain_linear
 from culm.config import SettingError
 from culm.model.linear import Linear
@@ -26,7 +26,7 @@ from culm.model.linear import Linear
 BLOCK = 128  # columns; a multiple of every group
 
 
-class GPTQ(Calibrated):
+class GPTQ(Calibrated[Int4]):
     """damping: what is added to the diagonal of the Gram matrix, as a share of its mean.
 
     static_groups: the scale of a group is that of the weights before any of them has moved.
@@ -34,6 +34,7 @@ class GPTQ(Calibrated):
     """
 
     kind: Literal["gptq"] = "gptq"
+    codes = Int4
     damping: PositiveFloat = 0.01
     static_groups: bool = True
     act_order: bool = True
@@ -45,12 +46,16 @@ class GPTQ(Calibrated):
         return self
 
     def quantize(
-        self, calibration: Calibration, block: nn.Module, stages: list[list[str]], group: int
+        self,
+        calibration: Calibration,
+        block: nn.Module,
+        stages: list[list[str]],
+        quantizers: dict[str, Int4],
     ) -> None:
         for stage in stages:  # each sees what the stages before it have become
             gram = calibration.measure(block, stage[:1])[stage[0]].gram
             for name in stage:
-                layer = plain_linear(block, name)
+                layer, group = plain_linear(block, name), quantizers[name].group
                 block.set_submodule(name, self.solve(layer, gram, group, name))
 
     @torch.no_grad()

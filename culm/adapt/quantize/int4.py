@@ -13,12 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from culm.adapt.quantize.linear import LinearQuantizer, QuantizedLinear
+from culm.adapt.quantize.linear import QuantizedLinear, TrainableQuantizer, told_undivided
 from culm.log import say
 from culm.model.linear import Linear
 
 
-class Int4(LinearQuantizer):
+class Int4(TrainableQuantizer):
     """group: inputs that share a scale. targets: patterns; all linear layers of the blocks."""
 
     kind: Literal["int4"] = "int4"
@@ -32,8 +32,14 @@ class Int4(LinearQuantizer):
 
     def divides(self, name: str, linear: Linear) -> None:
         if linear.in_features % self.group:
-            inputs = f"the {linear.in_features} inputs of {name}"
-            raise ValueError(f"group: {self.group} does not divide {inputs}")
+            raise ValueError(told_undivided("group", self.group, name, linear))
+
+    def rounded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        groups = weight.detach().float().unflatten(1, (-1, self.group))
+        scale, zero = (part[..., None] for part in grid(groups))
+        steps = steps_of(groups, scale, zero)
+        inside = (steps >= 0) & (steps <= 15)
+        return values_of(steps.clamp(0, 15), scale, zero).flatten(1), inside.flatten(1)
 
 
 def grid(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,9 +51,14 @@ def grid(weight: Tensor) -> tuple[Tensor, Tensor]:
     return scale, zero.bfloat16()
 
 
+def steps_of(weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """The nearest whole numbers that stand for weights, 0..15 or a little outside, as fp32."""
+    return ((weight - zero.float()) / scale.float()).round() + 8
+
+
 def codes_of(weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     """The nearest codes 0..15 of weights, as fp32; all three broadcast."""
-    return (((weight - zero.float()) / scale.float()).round() + 8).clamp(0, 15)
+    return steps_of(weight, scale, zero).clamp(0, 15)
 
 
 def values_of(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
-from culm.adapt.quantize.linear import LinearQuantizer, QuantizedLinear
+from culm.adapt.quantize.linear import QuantizedLinear, TrainableQuantizer
 from culm.adapt.replace import Patterns
 from culm.log import say
 from culm.model.linear import Linear
 
 
-class Int8(LinearQuantizer):
+class Int8(TrainableQuantizer):
     """targets: patterns of linear layers; all of the blocks and the head."""
 
     kind: Literal["int8"] = "int8"
@@ -25,6 +25,26 @@ class Int8(LinearQuantizer):
 
     def round(self, linear: Linear) -> Int8Linear:
         return Int8Linear.from_linear(linear)
+
+    def rounded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return nearest(weight)
+
+
+def nearest(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (outputs, inputs) rounded to int8, fp32, and which of them lie within the range."""
+    scale, steps = steps_of(weight)
+    return steps.clamp(-127, 127) * scale.float()[:, None], steps.abs() <= 127
+
+
+def steps_of(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """scale (outputs,) bf16, and weights (outputs, inputs) in whole steps of it, fp32.
+
+    The kernel takes its scale in bf16; quantising by the rounded scale costs nothing more. A row
+    of zeros has any scale: a tiny one keeps the division finite.
+    """
+    weight = weight.detach().float()
+    scale = (weight.abs().amax(1) / 127).clamp_min(1e-30).bfloat16()
+    return scale, (weight / scale.float()[:, None]).round()
 
 
 class Int8Linear(QuantizedLinear):
@@ -39,16 +59,12 @@ class Int8Linear(QuantizedLinear):
 
     @classmethod
     @torch.no_grad()
-    def from_linear(cls, linear: Linear) -> Int8Linear:
+    def from_linear(cls, linear: Linear) -> Self:
         """The nearest int8 layer."""
         with torch.device("meta"):
             layer = cls(linear.in_features, linear.out_features, linear.bias is not None)
-        weight = linear.weight.detach().float()
-        # The kernel takes its scale in bf16; quantising by the rounded scale costs nothing more.
-        # A row of zeros has any scale: a tiny one keeps the division finite.
-        layer.scale = (weight.abs().amax(1) / 127).clamp_min(1e-30).bfloat16()
-        steps = weight / layer.scale.float()[:, None]
-        layer.weight = steps.round().clamp(-127, 127).to(torch.int8)
+        layer.scale, steps = steps_of(linear.weight)
+        layer.weight = steps.clamp(-127, 127).to(torch.int8)
         layer.bias = None if linear.bias is None else linear.bias.detach().clone()
         layer.prepare()
         return layer

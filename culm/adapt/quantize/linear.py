@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -110,24 +111,66 @@ class LinearQuantizer(Config, ABC):
             ValueError: naming the setting.
         """
 
-    def chosen(self, model: Transformer) -> dict[str, Linear]:
-        """The targets by name.
-
-        Raises:
-            ValueError: a pattern names no layer, or a layer cannot be quantised.
-        """
-        match = linears(model, self.targets)
-        layers = {n: m for n, m in model.named_modules() if isinstance(m, Linear) and match(n, m)}
-        for name, layer in layers.items():
-            self.divides(name, layer)
-        return layers
-
     def apply(self, model: Transformer) -> int:
         """Round the targets to nearest, in place; gives how many. A tied head is untied by it."""
-        names = set(self.chosen(model))  # not the layers: each is let go when it is replaced
-        count = replace(model, lambda name, _: name in names, lambda _, m: self.round(m))  # type: ignore[arg-type]
-        note_untied(model)
-        return count
+        return round_to_nearest(model, assigned(model, [self]))
+
+
+class TrainableQuantizer(LinearQuantizer, ABC):
+    """One whose rounding weights can be trained for (`culm.adapt.quantize.qat`)."""
+
+    @abstractmethod
+    def rounded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """What weights (outputs, inputs) become, fp32, and which of them lie within the range."""
+
+    def read(self, x: Tensor) -> Tensor:
+        """x: (..., inputs) as its layers read it; most take it as it is."""
+        return x
+
+
+def assigned(
+    model: Transformer, quantizers: Sequence[LinearQuantizer]
+) -> dict[str, LinearQuantizer]:
+    """Which quantiser takes which layer: the first whose targets name it.
+
+    Raises:
+        ValueError: a pattern names no layer, a quantiser is left without any, or a layer cannot be
+            quantised.
+    """
+    found: dict[str, LinearQuantizer] = {}
+    for quantizer in quantizers:
+        match, before = linears(model, quantizer.targets), len(found)
+        for name, layer in model.named_modules():
+            if isinstance(layer, Linear) and match(name, layer) and name not in found:
+                quantizer.divides(name, layer)
+                if not (layer.weight.is_meta or layer.weight.isfinite().all()):
+                    raise ValueError(f"model: {name} holds NaN or infinity; take an earlier one")
+                found[name] = quantizer
+        if len(found) == before:
+            raise ValueError(
+                f"targets: those before {quantizer.kind} take all of its layers; put it first, or "
+                "give it other targets"
+            )
+    return found
+
+
+def round_to_nearest(model: Transformer, layers: Mapping[str, LinearQuantizer]) -> int:
+    """Round these layers, in place; gives how many. A tied head is untied by it."""
+    count = replace(
+        model,
+        lambda name, _: name in layers,
+        lambda name, layer: layers[name].round(layer),  # type: ignore[arg-type]
+    )
+    note_untied(model)
+    return count
+
+
+def told_undivided(setting: str, size: int, name: str, linear: Linear) -> str:
+    """The message where groups of this size do not fill the inputs of a layer."""
+    fitting = [str(s) for s in (32, 64, 128) if linear.in_features % s == 0]
+    remedy = f"take {' or '.join(fitting)}, or" if fitting else "take int8 there, or"
+    inputs = f"the {linear.in_features} inputs of {name}"
+    return f"{setting}: {size} does not divide {inputs}; {remedy} targets without it"
 
 
 def is_quantized(model: nn.Module) -> bool:

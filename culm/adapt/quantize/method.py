@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import ClassVar, Generic, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from culm.adapt.quantize.calibrate import Calibration
-from culm.adapt.quantize.int4 import Int4
-from culm.adapt.quantize.linear import LinearQuantizer
-from culm.adapt.replace import note_untied
+from culm.adapt.quantize.linear import LinearQuantizer, assigned, round_to_nearest
 from culm.config import Config, SettingError
 from culm.model.linear import Linear
 from culm.model.transformer import Transformer
@@ -24,13 +23,17 @@ class Method(Config, ABC):
     calibrated: ClassVar[bool]
 
     @abstractmethod
-    def apply(self, model: Transformer, quantizer: LinearQuantizer, tokens: Tensor | None) -> int:
-        """Quantise the quantiser's targets in place; gives how many.
+    def apply(
+        self, model: Transformer, quantizers: Sequence[LinearQuantizer], tokens: Tensor | None
+    ) -> int:
+        """Quantise the quantisers' targets in place; gives how many.
 
+        A layer that several of them name is taken by the first.
         tokens: (N, T) rows of text to calibrate on, each one document.
 
         Raises:
-            SettingError: the method and the quantiser do not go together, or text is missing.
+            ValueError: the method and the quantisers do not go together, text is missing, or a
+                layer cannot be quantised. The model is then as it was.
         """
 
 
@@ -40,42 +43,59 @@ class RTN(Method):
     kind: Literal["rtn"] = "rtn"
     calibrated = False
 
-    def apply(self, model: Transformer, quantizer: LinearQuantizer, tokens: Tensor | None) -> int:
-        return quantizer.apply(model)
+    def apply(
+        self, model: Transformer, quantizers: Sequence[LinearQuantizer], tokens: Tensor | None
+    ) -> int:
+        return round_to_nearest(model, assigned(model, quantizers))
 
 
-class Calibrated(Method, ABC):
-    """int4 codes that keep the outputs on text, found block by block.
+Q = TypeVar("Q", bound=LinearQuantizer)
 
-    Layers outside of the blocks, and those that no token reached, are rounded to nearest.
+
+class Calibrated(Method, ABC, Generic[Q]):
+    """Codes that keep the outputs on text, found block by block.
+
+    codes: the quantisers whose codes it finds. Layers of others or outside of the blocks, and
+    those that no token reached, are rounded to nearest.
     """
 
     calibrated = True
+    codes: ClassVar[type[LinearQuantizer]]
 
     @abstractmethod
     def quantize(
-        self, calibration: Calibration, block: nn.Module, stages: list[list[str]], group: int
+        self,
+        calibration: Calibration,
+        block: nn.Module,
+        stages: list[list[str]],
+        quantizers: dict[str, Q],
     ) -> None:
-        """Put Int4Linear layers into a block; those of a stage read the same input."""
+        """Put quantised layers into a block; those of a stage read the same input.
+
+        quantizers: by the names in the stages.
+        """
 
     @torch.no_grad()
-    def apply(self, model: Transformer, quantizer: LinearQuantizer, tokens: Tensor | None) -> int:
-        if not isinstance(quantizer, Int4):
-            kinds = f"{self.kind} finds codes of int4, not of {quantizer.kind}"
-            raise SettingError(f"method: {kinds}; take method=rtn")
-        left = set(_checked(quantizer.chosen(model), tokens, self.kind))
+    def apply(
+        self, model: Transformer, quantizers: Sequence[LinearQuantizer], tokens: Tensor | None
+    ) -> int:
+        left = assigned(model, quantizers)
         count = len(left)
-        assert tokens is not None
-        calibration = Calibration(model, tokens)
+        found = {name for name, quantizer in left.items() if type(quantizer) is self.codes}
+        if not found:
+            kinds = " and ".join(dict.fromkeys(quantizer.kind for quantizer in quantizers))
+            codes = self.codes.model_fields["kind"].default
+            wrong = f"{self.kind} finds codes of {codes}, not of {kinds}"
+            raise SettingError(f"method: {wrong}; take method=rtn")
+        rows = _enough([plain_linear(model, name) for name in found], tokens, self.kind)
+        calibration = Calibration(model, rows)
         for prefix, block in calibration:
-            stages = calibration.trace(block).stages(
-                name.removeprefix(f"{prefix}.") for name in left if name.startswith(f"{prefix}.")
-            )
-            self.quantize(calibration, block, stages, quantizer.group)
-            left -= {f"{prefix}.{name}" for stage in stages for name in stage}
-        for name in left:
-            model.set_submodule(name, quantizer.round(plain_linear(model, name)))
-        note_untied(model)
+            inside = {n.removeprefix(f"{prefix}."): n for n in found if n.startswith(f"{prefix}.")}
+            stages = calibration.trace(block).stages(inside)
+            taken = {name: left.pop(inside[name]) for stage in stages for name in stage}
+            self.quantize(calibration, block, stages, cast(dict[str, Q], taken))
+        if left:
+            round_to_nearest(model, left)
         return count
 
 
@@ -86,14 +106,14 @@ def plain_linear(parent: nn.Module, name: str) -> Linear:
     return layer
 
 
-def _checked(layers: dict[str, Linear], tokens: Tensor | None, kind: str) -> dict[str, Linear]:
+def _enough(layers: Sequence[Linear], tokens: Tensor | None, kind: str) -> Tensor:
     if tokens is None:
         raise SettingError(f"calibrate: {kind} needs text; name a file, or take method=rtn")
-    needed = max(layer.in_features for layer in layers.values())
+    needed = max(layer.in_features for layer in layers)
     if tokens.numel() < needed:
         # Fewer tokens than inputs span only some of the directions that the inputs can take.
         raise SettingError(
             f"calibrate: {tokens.numel():,} tokens to calibrate on are fewer than the {needed:,} "
             "inputs of the widest layer; give more text"
         )
-    return layers
+    return tokens

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from culm.adapt.quantize.linear import LinearQuantizer, QuantizedLinear
+from culm.adapt.quantize.linear import LinearQuantizer, QuantizedLinear, told_undivided
 from culm.model.linear import Linear
 
 LEVELS = (
@@ -41,8 +41,7 @@ class NF4(LinearQuantizer):
 
     def divides(self, name: str, linear: Linear) -> None:
         if linear.in_features % self.block:
-            inputs = f"the {linear.in_features} inputs of {name}"
-            raise ValueError(f"block: {self.block} does not divide {inputs}")
+            raise ValueError(told_undivided("block", self.block, name, linear))
 
 
 class NF4Linear(QuantizedLinear):
