@@ -26,7 +26,7 @@ KINDS = {
 
 
 def base(bias=True):
-    attention = GQA(heads=4, kv_heads=2, bias=bias, qk_norm=not bias)
+    attention = GQA(heads=4, kv_heads=2, bias=bias, qk_norm=None if bias else "head")
     config = TransformerConfig(
         vocabulary=61, width=32, layers=2, context=96, attention=(attention,), tied=False
     )
