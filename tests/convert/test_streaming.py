@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from culm.model.mlp.swiglu import SwiGLU
 from safetensors.torch import load_file, save_file
 
 from culm.config import SettingError
 from culm.convert import hf, native
 from culm.convert.importer import import_model, load_model
+from culm.model.mlp.gated import SwiGLU
 
 INDEX = "model.safetensors.index.json"
 MEASURE = """

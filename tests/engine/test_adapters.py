@@ -130,7 +130,7 @@ def test_fused_decoding_gives_way(models):
     model, _ = models
     model = model.to(torch.bfloat16)
     model.dtype = torch.bfloat16
-    assert not fused.fuses(model)
+    assert not fused.fuses(model, model.cache(2, 16))
     asked = requests()
     assert [len(c.tokens) for c in Engine(model, 4).generate(asked)] == [r.tokens for r in asked]
 
