@@ -20,7 +20,8 @@ from culm.config import SettingError
 from culm.convert import gguf_header, rules
 from culm.convert.family import Family, family_of
 from culm.convert.gguf_blocks import encode
-from culm.convert.gguf_families import FAMILIES, factors_of
+from culm.convert.gguf_families import FAMILIES
+from culm.convert.gguf_families.common import factors_of
 from culm.convert.gguf_kinds import KINDS, kinds_of
 from culm.convert.gguf_tokenizer import add_tokenizer, load_tokenizer
 from culm.convert.weights import assemble, plain_weights
@@ -96,12 +97,14 @@ def _add_settings(writer: gguf.GGUFWriter, config: TransformerConfig, family: Fa
         key = f"{family.name}.{name}"
         if isinstance(value, str):
             writer.add_string(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
         elif isinstance(value, float):
             writer.add_float32(key, value)
         else:
             writer.add_uint32(key, value)
     writer.add_vocab_size(config.vocabulary)
-    if (turned := _turned(config)) is not None:
+    if "rope.dimension_count" not in fields and (turned := _turned(config)) is not None:
         writer.add_rope_dimension_count(turned)
 
 

@@ -65,7 +65,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 32,
             "norm_topk_prob": True,
-            "mlp_only_layers": [1],
         },
     ),
     "Mixtral": ("mixtral", {**HEADS, **MOE}),

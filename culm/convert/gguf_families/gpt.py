@@ -1,0 +1,70 @@
+"""GPT-2, GPT-NeoX and Pythia in GGUF: LayerNorm, biases, one matrix for q, k and v."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from culm.config import SettingError
+from culm.convert.families.decoder import the_only
+from culm.convert.family import Family, Fields
+from culm.convert.gguf_families.common import (
+    NAMES,
+    read_common,
+    read_rope,
+    write_common,
+    write_rope,
+)
+from culm.convert.rules import Rule, join, renamed, split
+from culm.model.mlp.plain import Plain
+from culm.model.norm import LayerNormConfig
+from culm.model.transformer import TransformerConfig
+
+
+def _read_gpt2(fields: Fields) -> dict[str, Any]:
+    values = read_common(fields)
+    values["attention"] |= {"rope": None, "bias": True, "out_bias": True}
+    hidden = fields.take("feed_forward_length")
+    mlp = {"kind": "plain", "hidden": hidden, "activation": "gelu_tanh", "bias": True}
+    return {**values, "mlp": mlp, "learned_positions": True}
+
+
+def _write_gpt2(config: TransformerConfig, family: str = "gpt2") -> dict[str, Any]:
+    if not isinstance(config.norm, LayerNormConfig):
+        raise SettingError(f"model.norm: {family} models have no {config.norm.kind!r}")
+    mlp = the_only(config.mlp, Plain, "mlp", family)
+    return {**write_common(config, family), "feed_forward_length": mlp.hidden}
+
+
+def _read_neox(fields: Fields) -> dict[str, Any]:
+    turned = fields.left.get("rope.dimension_count")
+    values = read_common(fields)
+    attention, hidden = values["attention"], fields.take("feed_forward_length")
+    dim = attention["head_dim"] or values["width"] // attention["heads"]
+    rope = read_rope(fields) | {"fraction": (turned or dim) / dim}
+    return {
+        **values,
+        "attention": {**attention, "rope": rope, "bias": True, "out_bias": True},
+        "mlp": {"kind": "plain", "hidden": hidden, "activation": "gelu", "bias": True},
+        "residual": {"parallel": fields.take("use_parallel_residual", True)},
+    }
+
+
+def _write_neox(config: TransformerConfig) -> dict[str, Any]:
+    fields, rope = _write_gpt2(config, "gptneox"), config.attention[0].rope
+    turned = {} if rope is None else {"rope.dimension_count": config.attention[0].rotary(0)[1]}
+    parallel = {"use_parallel_residual": config.residual.parallel}
+    return {**fields, **write_rope(rope), **turned, **parallel}
+
+
+def _gpt2_names(config: TransformerConfig) -> list[Rule]:
+    whole = tuple(f"blocks.#.attention.{part}" for part in "qkv")
+    rest = {ours: theirs for ours, theirs in NAMES.items() if ours not in whole}
+    sizes = (config.width,) * 3
+    fused = Rule(whole, ("blk.#.attn_qkv",), split(*sizes), join)
+    return [*renamed(rest | {"positions": "position_embd"}), fused]
+
+
+GPT = (
+    Family("gpt2", "", _read_gpt2, _write_gpt2, _gpt2_names),
+    Family("gptneox", "", _read_neox, _write_neox, _gpt2_names),
+)

@@ -1,0 +1,57 @@
+"""Every family that GGUF has: read back the same, and the logits that llama.cpp computes."""
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, peer_of, saved
+
+from culm.config import SettingError
+from culm.convert import gguf as ours
+from culm.convert import hf
+
+# What llama.cpp does not have, and the setting that is named.
+WITHOUT = {
+    "Mistral": "window",
+    "Phi-3": "window",
+    "DeepSeek-V3": "mla",
+    "GPT-OSS": "bias",
+}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return torch.randint(3, 300, (1, 50), generator=torch.Generator().manual_seed(0))
+
+
+def read(name, tokenizer, folder):
+    return hf.load(saved(peer_of(name), tokenizer, folder))[0].eval()
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in WITHOUT])
+def test_written_and_read_back(name, tokenizer, rows, tmp_path):
+    model = read(name, tokenizer, tmp_path / "hf")
+    ours.export(model, tokenizer, tmp_path / "m.gguf", "f32")
+    again, _ = ours.load(tmp_path / "m.gguf")
+    assert (again.eval()(rows) - model(rows)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(("name", "setting"), WITHOUT.items())
+def test_what_it_has_not_is_named(name, setting, tokenizer, tmp_path):
+    model = read(name, tokenizer, tmp_path / "hf")
+    with pytest.raises(SettingError, match=rf"^model\.attention\S*:?.*{setting}"):
+        ours.export(model, tokenizer, tmp_path / "m.gguf", "f32")
+    assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in WITHOUT])
+def test_llama_cpp_computes_the_same(name, tokenizer, rows, tmp_path):
+    """Its keys and values are in fp16, from which the difference comes."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    model = read(name, tokenizer, tmp_path / "hf")
+    ours.export(model, tokenizer, tmp_path / "m.gguf", "f32")
+    peer = llama_cpp.Llama(str(tmp_path / "m.gguf"), n_ctx=128, logits_all=True, verbose=False)
+    peer.eval(rows[0].tolist())
+    found, expected = torch.tensor(np.array(peer.scores[:50])), model(rows)[0].detach()
+    assert expected.std() > 0.5
+    assert (found - expected).abs().max() <= 0.02
