@@ -20,6 +20,10 @@ ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("CULM_DATA", ROOT.parent / "shared" / "data"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-tables", action="store_true", help="write tables of docs/ anew")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""

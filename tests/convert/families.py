@@ -40,10 +40,10 @@ DEEPSEEK = {
     "topk_group": 2,
     "first_k_dense_replace": 1,
     "kv_lora_rank": 32,
-    "q_lora_rank": 24,
+    "q_lora_rank": 64,
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 16,
-    "v_head_dim": 12,
+    "v_head_dim": 24,
     "rope_parameters": {**YARN, "rope_theta": 1e4, "mscale": 1.0, "mscale_all_dim": 0.7},
 }
 GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "vocab_size": 320}
