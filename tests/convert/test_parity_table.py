@@ -37,11 +37,10 @@ loses.
 | int8, int4 | quantised, to the original |
 | GGUF | written in F32 and read back; `tests/convert/test_gguf_families.py` holds llama.cpp's logits against ours |
 
-"""
+"""  # noqa: E501
 FOOT = """
-No GGUF: llama.cpp reads Mistral's and Phi-3's windows but does not compute them, so that a file
-would mean another model; DeepSeek-V3's and GPT-OSS's kinds are not written here yet. A Mistral or
-Phi-3 without a window is a Llama, and is written as one.
+No GGUF: llama.cpp does not compute the windows of Mistral and Phi-3, so that a file would mean
+another model. One without a window is a Llama, and is written as one.
 
 A family is one file in `culm/convert/families`: how its settings are read and written, and the
 names of its tensors. A model of ours belongs to the first family that reads back what it writes as

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from culm.convert.families.decoder import (
 )
 from culm.convert.family import Family, Fields
 from culm.convert.hf_rope import read_rope, rope_fields
-from culm.convert.rules import Rule, half_split, interleaved, renamed
+from culm.convert.rules import Change, Rule, half_split, interleaved, renamed
 from culm.model.attention.mla import MLA
 from culm.model.transformer import TransformerConfig
 
@@ -38,20 +39,23 @@ PLAIN = {name: theirs for name, theirs in NAMES.items() if ".attention." not in 
 }
 
 
+def queries(mla: MLA, change: Callable[[Tensor, int], Tensor]) -> Change:
+    """The rotated rows of each head in the other layout."""
+
+    def changed(tensors: list[Tensor]) -> list[Tensor]:
+        heads = tensors[0].unflatten(0, (mla.heads, -1))
+        rows, turned = heads.split((mla.head_dim, mla.rope_dim), 1)
+        turned = change(turned.flatten(0, 1), mla.heads).unflatten(0, (mla.heads, -1))
+        return [torch.cat((rows, turned), 1).flatten(0, 1)]
+
+    return changed
+
+
 def names(config: TransformerConfig) -> list[Rule]:
     mla = the_only(config.attention, MLA, "attention", "deepseek_v3")
     ours = "blocks.#.attention"
     turn, keep = mla.rope_dim, mla.head_dim
-
-    def queries(change: Any) -> Any:
-        """The rotated rows of each head in the other layout."""
-
-        def changed(tensors: list[Tensor]) -> list[Tensor]:
-            rows, turned = tensors[0].unflatten(0, (mla.heads, -1)).split((keep, turn), 1)
-            turned = change(turned.flatten(0, 1), mla.heads).unflatten(0, (mla.heads, -1))
-            return [torch.cat((rows, turned), 1).flatten(0, 1)]
-
-        return changed
+    turned = (queries(mla, half_split), queries(mla, interleaved))
 
     def apart(tensors: list[Tensor]) -> list[Tensor]:
         latent, key = tensors[0].split((mla.rank, turn))
@@ -68,7 +72,7 @@ def names(config: TransformerConfig) -> list[Rule]:
     query = "q_b_proj" if mla.query_rank else "q_proj"
     return [
         *renamed(PLAIN),
-        Rule((f"{ours}.q",), (f"{ATTENTION}.{query}",), queries(half_split), queries(interleaved)),
+        Rule((f"{ours}.q",), (f"{ATTENTION}.{query}",), *turned),
         Rule((f"{ours}.latent", f"{ours}.rope_key"), (f"{ATTENTION}.kv_a_proj_with_mqa",), apart,
              lambda tensors: [torch.cat((tensors[0], interleaved(tensors[1], 1)))]),
         Rule((f"{ours}.k", f"{ours}.v"), (f"{ATTENTION}.kv_b_proj",), heads_apart, heads_together),
