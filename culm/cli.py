@@ -308,12 +308,15 @@ def export(
             "bf16, q8_0, q6_k, q5_k_m, q5_1, q5_0, q4_k_m, q4_1 or q4_0."
         ),
     ] = "",
+    family: Annotated[
+        str, typer.Option(help="Of Hugging Face, where several have the model's shape: phi3.")
+    ] = "",
 ) -> None:
     """A Hugging Face folder, or a GGUF file for llama.cpp."""
     from culm.pack import export as go
     from culm.pack import size_of
 
-    path = go(model, out, dtype)
+    path = go(model, out, dtype, family)
     typer.echo(f"{path}: {size_of(path) / 1e6:,.1f} MB of weights")
 
 
@@ -332,11 +335,34 @@ def import_(
 
 
 @app.command()
-def inspect(model: Model) -> None:
-    """The parts of a model with shapes, parameters and cache size."""
-    from culm.verbs.model import show_model
+def inspect(
+    model: Model,
+    attention: Annotated[
+        str, typer.Option(help="Draw what each token of a text looks at.", metavar="TEXT")
+    ] = "",
+    logit_lens: Annotated[
+        str, typer.Option(help="What each layer would say next.", metavar="TEXT")
+    ] = "",
+    histograms: Annotated[
+        str, typer.Option(help="Of weights, and of activations on a text.", metavar="TEXT")
+    ] = "",
+    out: Annotated[str | None, typer.Option(help="Folder for plots.")] = None,
+    format: Annotated[str, typer.Option(help="Of plots: png or svg.")] = "png",
+) -> None:
+    """The parts of a model with shapes, parameters and cache size; what it does with a text."""
+    if not (attention or logit_lens or histograms):
+        from culm.verbs.model import show_model
 
-    show_model(model)
+        show_model(model)
+        return
+    from culm.verbs.look import Look
+
+    if attention:
+        Look(model, attention, out, format).attention()
+    if logit_lens:
+        Look(model, logit_lens, out, format).lens()
+    if histograms:
+        Look(model, histograms, out, format).histograms()
 
 
 @app.command()

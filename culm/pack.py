@@ -13,10 +13,11 @@ from culm.adapt.quantize.linear import LinearQuantizer, is_quantized
 from culm.adapt.quantize.method import RTN, Method
 from culm.config import SettingError, parse
 from culm.convert import gguf, hf, native
+from culm.convert.family import NoFamilyError
 from culm.convert.importer import apart
 from culm.dtype import dtype_of
 from culm.loading import read
-from culm.log import progress
+from culm.log import progress, say
 from culm.model.transformer import Transformer
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -65,17 +66,19 @@ def write_quantized(
     native.save(model, tokenizer, out)
 
 
-def export(source: str | Path, out: str | Path, dtype: str = "") -> Path:
+def export(source: str | Path, out: str | Path, dtype: str = "", family: str = "") -> Path:
     """Write the model of `source` for other programs: to `*.gguf`, or a Hugging Face folder.
 
     dtype: for GGUF a name in `gguf_kinds.KINDS`, such as "q4_k_m", f16 if not given; for a folder
-    float32, bfloat16 or float16, bfloat16 if not given.
+    float32, bfloat16 or float16, bfloat16 if not given. family: model_type of the folder, where
+    several have the model's shape. A model with parts that no family has becomes a folder of our
+    own, and a line says who will not load it.
     """
     apart(source, out)
     model, tokenizer = read(source, "cpu", torch.float32)
     numbers = sum(weight.numel() for weight in model.config.build(device="meta").parameters())
     with progress("export", numbers, "numbers") as bar:
-        write_export(model, tokenizer, Path(out), dtype, bar.advance)
+        write_export(model, tokenizer, Path(out), dtype, bar.advance, family)
     return Path(out)
 
 
@@ -85,12 +88,22 @@ def write_export(
     out: Path,
     dtype: str,
     told: Callable[[int], None] | None = None,
+    family: str = "",
 ) -> None:
     """As `export`, of a model that is loaded; `told(numbers)` is called as the files grow."""
     if out.suffix.lower() == ".gguf":
         gguf.export(model, tokenizer, out, dtype or "f16", told)
-    else:
-        hf.export(model, tokenizer, out, dtype_of(dtype or "bfloat16"), told)
+        return
+    kind = dtype_of(dtype or "bfloat16")
+    try:
+        hf.export(model, tokenizer, out, kind, told, family)
+    except NoFamilyError as error:
+        if family:
+            raise
+        note = f"transformers, vLLM and llama.cpp will not load it. {error}."
+        model.to(kind).dtype = kind
+        native.save(model, tokenizer, out, note)
+        say(f"{out}: a folder of Culm's own; {note}")
 
 
 def size_of(path: Path) -> int:

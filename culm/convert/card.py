@@ -8,7 +8,7 @@ from culm.adapt.quantize.linear import QuantizedLinear
 from culm.model.transformer import Transformer
 
 
-def card(model: Transformer, name: str, library: str = "culm") -> str:
+def card(model: Transformer, name: str, library: str = "culm", note: str = "") -> str:
     """README.md of a model folder, with the front matter that the Hugging Face hub reads."""
     config = model.config
     kinds = [str(m.settings["kind"]) for m in model.modules() if isinstance(m, QuantizedLinear)]
@@ -16,6 +16,7 @@ def card(model: Transformer, name: str, library: str = "culm") -> str:
     numbers = sum(t.numel() for t in model.state_dict().values() if t.is_floating_point())
     numbers -= model.embed.weight.numel() if config.tied else 0
     size = f" {numbers / 1e6:,.2f} million parameters," if not kinds else ""
+    told = f"\n\n{note}" if note else ""
     return f"""\
 ---
 library_name: {library}
@@ -26,7 +27,7 @@ pipeline_tag: text-generation
 
 A language model made with [Culm](https://pypi.org/project/culm):{size} {config.layers} layers of
 width {config.width}, a vocabulary of {config.vocabulary:,} tokens, trained on {config.context:,} \
-tokens at once{packed}.
+tokens at once{packed}.{told}
 
 ```python
 import culm
@@ -37,6 +38,8 @@ print(model.generate("Once upon a time", tokens=50))
 """
 
 
-def write_card(model: Transformer, folder: Path, name: str, library: str = "culm") -> None:
+def write_card(
+    model: Transformer, folder: Path, name: str, library: str = "culm", note: str = ""
+) -> None:
     """Put the card into the folder."""
-    (folder / "README.md").write_text(card(model, name, library), encoding="utf-8")
+    (folder / "README.md").write_text(card(model, name, library, note), encoding="utf-8")

@@ -90,11 +90,15 @@ class Family:
         return parse(TransformerConfig, values, source).shortened()
 
 
+class NoFamilyError(SettingError):
+    """A model has parts that no family has."""
+
+
 def family_of(config: TransformerConfig, families: Sequence[Family], target: str) -> Family:
     """The first family that has this model.
 
     Raises:
-        SettingError: none has; the message names a setting that the nearest one lacks.
+        NoFamilyError: none has; the message names a setting that the nearest one lacks.
     """
     wanted = _leaves(config)
     nearest: tuple[int, str] | None = None
@@ -111,7 +115,7 @@ def family_of(config: TransformerConfig, families: Sequence[Family], target: str
             told = f"{_shown(differing[0], config)}: no {target} family has this beside the rest"
             nearest = (len(differing), f"{told}; the nearest is {family.name}")
     assert nearest is not None
-    raise SettingError(nearest[1])
+    raise NoFamilyError(nearest[1])
 
 
 def _leaves(config: TransformerConfig) -> dict[str, Any]:

@@ -53,8 +53,10 @@ def is_model(path: Path) -> bool:
     return (path / SETTINGS).is_file()
 
 
-def save(model: Transformer, tokenizer: Tokenizer, folder: str | Path) -> None:
+def save(model: Transformer, tokenizer: Tokenizer, folder: str | Path, note: str = "") -> None:
     """Write a model folder, whole or not at all; an older model folder there is replaced.
+
+    note: a sentence for the reader of its card.
 
     Raises:
         SettingError: adapters are not merged, or the folder holds something else.
@@ -67,7 +69,7 @@ def save(model: Transformer, tokenizer: Tokenizer, folder: str | Path) -> None:
     with atomic(folder) as fresh:
         fresh.mkdir()
         write_safetensors(fresh / WEIGHTS, weights)
-        _describe(model, tokenizer, fresh, folder.name)
+        _describe(model, tokenizer, fresh, folder.name, note)
 
 
 def stream(
@@ -96,10 +98,12 @@ def stream(
         _describe(model, tokenizer, fresh, folder.name)
 
 
-def _describe(model: Transformer, tokenizer: Tokenizer, fresh: Path, name: str) -> None:
+def _describe(
+    model: Transformer, tokenizer: Tokenizer, fresh: Path, name: str, note: str = ""
+) -> None:
     """Everything beside the weights, which are there already."""
     tokenizer.save(fresh)
-    write_card(model, fresh, name)
+    write_card(model, fresh, name, note=note)
     packed = {n: m.settings for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
     values = {
         "format": 1,

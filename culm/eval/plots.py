@@ -9,6 +9,8 @@ from typing import Any
 import matplotlib as mpl
 from torch import Tensor
 
+from culm.eval.inspection import Spread
+
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
@@ -72,15 +74,53 @@ def bars(path: Path, models: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
 
 def attention(path: Path, weights: Tensor, tokens: Sequence[str], title: str) -> None:
     """weights: (H, T, T), one map a head; row t is what token t looks at."""
-    heads = weights.shape[0]
-    with plt.rc_context(STYLE | {"axes.grid": False, "figure.figsize": (10.5, 3.2)}):
-        shown = min(heads, 4)
-        figure, panels = plt.subplots(1, shown, sharey=True, squeeze=False)
-        for head, axes in enumerate(panels[0]):
+    heads, columns = weights.shape[0], min(weights.shape[0], 4)
+    rows = -(-heads // columns)
+    with plt.rc_context(STYLE | {"axes.grid": False, "figure.figsize": (10.5, 3.2 * rows)}):
+        figure, panels = plt.subplots(rows, columns, sharey=True, squeeze=False)
+        for axes in panels.flat[heads:]:
+            axes.set_visible(False)
+        for head, axes in enumerate(panels.flat[:heads]):
             axes.imshow(weights[head].numpy(), cmap="Greens", vmin=0, vmax=1)
             axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=6)
             axes.set_yticks(range(len(tokens)), tokens, fontsize=6)
             axes.set_title(f"{title}, head {head}", fontsize=8)
+        _write(figure, path)
+
+
+def lens(
+    path: Path,
+    chances: Tensor,
+    words: Sequence[Sequence[str]],
+    layers: Sequence[str],
+    tokens: Sequence[str],
+) -> None:
+    """chances: (L, T) of the likeliest next token, which is written into its field."""
+    size = {"figure.figsize": (1.2 + 0.7 * len(tokens), 0.8 + 0.3 * len(layers))}
+    with plt.rc_context(STYLE | {"axes.grid": False} | size):
+        figure, axes = plt.subplots()
+        axes.imshow(chances.numpy(), cmap="Greens", vmin=0, vmax=1, aspect="auto")
+        for y, row in enumerate(words):
+            for x, word in enumerate(row):
+                colour = "white" if chances[y, x] > 0.6 else "black"
+                axes.text(x, y, word, ha="center", va="center", fontsize=6, color=colour)
+        axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=6)
+        axes.set_yticks(range(len(layers)), layers, fontsize=6)
+        _write(figure, path)
+
+
+def histograms(path: Path, spreads: Sequence[tuple[str, Spread]]) -> None:
+    """A small panel for each, with a logarithmic count."""
+    columns = 3
+    rows = -(-len(spreads) // columns)
+    with plt.rc_context(STYLE | {"figure.figsize": (8, 1.6 * rows), "font.size": 7}):
+        figure, panels = plt.subplots(rows, columns, squeeze=False)
+        for axes in panels.flat[len(spreads) :]:
+            axes.set_visible(False)
+        for axes, (name, found) in zip(panels.flat, spreads, strict=False):
+            axes.stairs(found.counts.numpy(), found.edges.numpy(), fill=True, color=COLOURS[0])
+            axes.set_yscale("log")
+            axes.set_title(f"{name}, std {found.std:.2g}", fontsize=7)
         _write(figure, path)
 
 

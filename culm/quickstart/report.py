@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from culm.eval.attention_map import attention_map
+from culm.eval.inspection import attention_maps
 from culm.eval.plots import attention, bars, lines
 from culm.eval.report import (
     HELD_OUT,
@@ -74,7 +74,8 @@ def _draw(
     ids = tokenizer.chat.prompt([{"role": "user", "content": MAPPED}])
     names = [tokenizer.decode([id], specials=True) for id in ids]
     last = len(model.blocks) - 1
-    attention(plots / "attention.png", attention_map(model, ids, last), names, f"layer {last}")
+    heads = attention_maps(model, ids)[last][:4]
+    attention(plots / "attention.png", heads, names, f"layer {last}")
 
 
 def _opening(stages: Mapping[str, Stage], summary: Stage) -> str:

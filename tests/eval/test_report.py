@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from culm.eval import plots
-from culm.eval.attention_map import attention_map
+from culm.eval.inspection import attention_maps
 from culm.eval.report import table, write_report
 from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
@@ -69,12 +69,12 @@ def test_attention_map_is_read_and_drawn(tmp_path):
     model = config.build(seed=1).eval()
     ids = [3, 1, 4, 1, 5]
     before = model(torch.tensor([ids]))
-    weights = attention_map(model, ids, layer=1)
+    weights = attention_maps(model, ids)[1]
     assert weights.shape == (4, 5, 5)
     torch.testing.assert_close(weights.sum(-1), torch.ones(4, 5))
     assert not weights.triu(1).any()
     # What a token looks at does not depend on those after it.
-    torch.testing.assert_close(attention_map(model, ids[:3], 1), weights[:, :3, :3])
+    torch.testing.assert_close(attention_maps(model, ids[:3])[1], weights[:, :3, :3])
     assert torch.equal(model(torch.tensor([ids])), before)
     plots.attention(tmp_path / "map.png", weights, [str(id) for id in ids], "layer 1")
     assert is_picture(tmp_path / "map.png")

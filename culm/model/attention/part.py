@@ -54,6 +54,13 @@ class AttentionModule(nn.Module, ABC):
     def cache(self, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> Kept:
         """An empty cache of what this attention keeps of up to `length` tokens."""
 
+    def weights(self, x: Tensor, context: Context) -> Tensor | None:
+        """(B, H, T, T) fp32 of rows that are one document each, to be looked at; x as in forward.
+
+        None: it takes no softmax over tokens.
+        """
+        return None
+
     def serves(self, backend: Backend) -> bool:
         """Whether this attention can be computed by a backend."""
         return True
