@@ -25,7 +25,7 @@ def model(tokenizer, tmp_path_factory):
 
 
 @pytest.fixture
-def inspect(monkeypatch, capsys):
+def inspect(model, monkeypatch, capsys):
     """Runs the verb; gives its exit code, standard output and standard error."""
 
     def run(*options):
