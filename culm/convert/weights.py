@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
@@ -119,14 +121,24 @@ def fitting(
     """
     seen: set[str] = set()
     for name, tensor in tensors:
-        _check(name, tensor, expected.get(name), source)
         if name in seen:
             raise SettingError(f"{source}: tensor {name} is there twice; {COPY}")
         seen.add(name)
-        yield name, tensor
-    if missing := sorted(expected.keys() - seen):
-        names = f"{len(missing)}, such as {missing[0]}"
-        raise SettingError(f"{source}: tensors missing: {names}; {COPY}")
+        if name in expected:
+            _check(name, tensor, expected[name], source)
+            yield name, tensor
+    differing = {"are missing": expected.keys() - seen, "have no place": seen - expected.keys()}
+    told = [f"{len(names)} {what}: {_listed(names)}" for what, names in differing.items() if names]
+    if told:
+        raise SettingError(
+            f"{source}: its tensors are not those of its settings: {'; '.join(told)}; {COPY}"
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names with `#` for the numbers of layers, each with its count."""
+    counts = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "#", name) for name in sorted(names))
+    return ", ".join(f"{name} ({count})" if count > 1 else name for name, count in counts.items())
 
 
 def _make_room(model: Transformer, quantized: Mapping[str, LinearQuantizer], source: str) -> None:
@@ -141,11 +153,7 @@ def _make_room(model: Transformer, quantized: Mapping[str, LinearQuantizer], sou
         replace(model, lambda name, _: name in quantized, empty)
 
 
-def _check(name: str, tensor: Tensor, expected: Tensor | None, source: str) -> None:
-    if expected is None:
-        raise SettingError(
-            f"{source}: tensor {name} has no place in the model of its settings; {COPY}"
-        )
+def _check(name: str, tensor: Tensor, expected: Tensor, source: str) -> None:
     if tensor.shape != expected.shape:
         there, here = tuple(tensor.shape), tuple(expected.shape)
         raise SettingError(f"{source}: tensor {name} has shape {there}, its settings say {here}")

@@ -211,10 +211,10 @@ def test_a_link_to_a_folder_stays_one(tiny, tokenizer, tmp_path):
 def test_missing_and_extra_tensors(copy):
     config = json.loads((copy / native.SETTINGS).read_text())["model"]
     rewrite(copy, model={**config, "layers": 3})
-    with pytest.raises(SettingError, match=r"tensors missing: 9, such as blocks\.2\."):
+    with pytest.raises(SettingError, match=r"9 are missing: blocks\.#\."):
         native.load(copy)
     rewrite(copy, model={**config, "layers": 1})
-    with pytest.raises(SettingError, match=r"tensor blocks\.1\.\S+ has no place"):
+    with pytest.raises(SettingError, match=r"9 have no place: blocks\.#\."):
         native.load(copy)
 
 
