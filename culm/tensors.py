@@ -29,6 +29,7 @@ KINDS = {
 }  # fmt: skip
 LONGEST_HEADER = 100_000_000  # bytes; the library's own limit
 METADATA = "__metadata__"
+BEYOND = "broken, or more than tensors, which is not read"
 
 
 class _BrokenError(Exception):
@@ -67,6 +68,27 @@ def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             if file.readinto(_bytes(tensor)) != tensor.nbytes:
                 raise _refused(path, f"{name} ends too soon")
             yield name, tensor
+
+
+def read_pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of an older PyTorch file by name; nothing in it is run, only tensors are read.
+
+    Raises:
+        SettingError: the file is missing or broken, or holds something else.
+    """
+    if not path.is_file():
+        raise SettingError(f"{path}: there is no such file")
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a broken archive leads to
+        told = str(error).splitlines()[0]
+        raise SettingError(
+            f"{path}: broken, or more than tensors, which is not read: {told}"
+        ) from None
+    if not isinstance(held, dict) or not all(isinstance(t, Tensor) for t in held.values()):
+        raise SettingError(f"{path}: it holds something else than tensors by name")
+    for name in list(held):
+        yield str(name), held.pop(name)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

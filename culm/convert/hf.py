@@ -20,7 +20,7 @@ from culm.dtype import name_of
 from culm.files import atomic, read_json, vacant, write_json
 from culm.model.mlp.moe import MoE
 from culm.model.transformer import Transformer, TransformerConfig
-from culm.tensors import read_safetensors, write_safetensors
+from culm.tensors import read_pickled, read_safetensors, write_safetensors
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
 SETTINGS = "config.json"
@@ -29,13 +29,13 @@ COMPUTED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.b
 # Settings that do not change what a forward computes, or that only repeat others.
 _NEUTRAL = """
 architectures model_type transformers_version torch_dtype dtype use_cache initializer_range
-attention_dropout bos_token_id eos_token_id pad_token_id pretraining_tp max_window_layers
+attention_dropout bos_token_id eos_token_id pad_token_id pretraining_tp
 output_attentions output_hidden_states return_dict id2label label2id problem_type
 chunk_size_feed_forward is_encoder_decoder is_decoder add_cross_attention name_or_path
 unsloth_version unsloth_fixed keys_to_ignore_at_inference task_specific_params
-router_jitter_noise output_router_logits use_bidirectional_attention
+router_jitter_noise auto_map output_router_logits
 """
-NEUTRAL = frozenset(_NEUTRAL.split()) - {"max_window_layers"}
+NEUTRAL = frozenset(_NEUTRAL.split())
 
 
 def is_model(path: Path) -> bool:
@@ -162,7 +162,7 @@ def _weights(
     folder: Path, family: Family, config: TransformerConfig
 ) -> Iterator[tuple[str, Tensor]]:
     resolved = config.resolved()
-    stored = (tensor for shard in _shards(folder) for tensor in read_safetensors(shard))
+    stored = (tensor for shard in _shards(folder) for tensor in _read(shard))
     for name, tensor in rules.read(stored, family.rules(resolved), _experts(resolved)):
         # Old checkpoints hold what can be computed, and some a second copy of a tied head.
         if not name.endswith(COMPUTED) and not (config.tied and name == "head.weight"):
@@ -173,12 +173,23 @@ def _experts(config: TransformerConfig) -> int:
     return max((mlp.experts for mlp in config.mlp if isinstance(mlp, MoE)), default=0)
 
 
+def _read(shard: Path) -> Iterator[tuple[str, Tensor]]:
+    return read_pickled(shard) if shard.suffix == ".bin" else read_safetensors(shard)
+
+
 def _shards(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return [folder / "model.safetensors"]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _indexed(index)
+        if (folder / name).is_file():
+            return [folder / name]
+    return [folder / "model.safetensors"]  # which is not there, as reading it will say
+
+
+def _indexed(index: Path) -> list[Path]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(n, str) for n in places.values()):
         raise SettingError(f"{index}: broken: weight_map names no files")
     # Names only: an index must not lead out of its folder.
-    return [folder / Path(name).name for name in sorted(set(places.values()))]
+    return [index.parent / Path(name).name for name in sorted(set(places.values()))]

@@ -8,6 +8,7 @@ import torch
 from culm.adapt.quantize.int8 import Int8
 from culm.config import SettingError
 from culm.convert import hf
+from culm.tensors import read_safetensors
 
 transformers = pytest.importorskip("transformers")
 
@@ -189,6 +190,39 @@ def test_missing_setting_and_shard(exported):
     (exported / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(SettingError, match=r"out/secret\.safetensors: there is no such file"):
         hf.load(exported)
+
+
+class Code:
+    """What a pickle could run."""
+
+    def __reduce__(self):
+        return (print, ("it ran",))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_an_older_file_of_tensors(exported, tokens, sharded, capsys):
+    expected = hf.load(exported)[0](tokens)
+    held = dict(read_safetensors(exported / "model.safetensors"))
+    (exported / "model.safetensors").unlink()
+    parts = {"pytorch_model.bin": held}
+    if sharded:
+        names = sorted(held)
+        parts = {"a.bin": {n: held[n] for n in names[:5]}, "b.bin": {n: held[n] for n in names[5:]}}
+        places = {name: file for file, part in parts.items() for name in part}
+        index = json.dumps({"weight_map": places})
+        (exported / "pytorch_model.bin.index.json").write_text(index)
+    for file, part in parts.items():
+        torch.save(part, exported / file)
+    assert torch.equal(hf.load(exported)[0](tokens), expected)
+    file = exported / next(iter(parts))
+    for broken in ({"a": Code()}, [1, 2]):
+        torch.save(broken, file)
+        with pytest.raises(SettingError, match=r"\.bin: (broken, or more|it holds something else)"):
+            hf.load(exported)
+    file.write_bytes(b"nothing")
+    with pytest.raises(SettingError, match=r"\.bin: broken"):
+        hf.load(exported)
+    assert "it ran" not in capsys.readouterr().out
 
 
 def test_truncated_shard(exported):

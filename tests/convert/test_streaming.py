@@ -112,7 +112,10 @@ def twice(shards):
         (changed(value=float("nan")), r"tensor \S+ holds NaN or infinity.*; take an earlier"),
         (changed(dtype=torch.int8), r"tensor \S+ holds int8, not float32; copy"),
         (changed(dtype=torch.float8_e4m3fn), r"tensor \S+ holds float8_e4m3fn, not float32; copy"),
-        (changed(extra="model.layers.7.mlp.up_proj.weight"), r"1 have no place: blocks\.#\.mlp\.up\.weight"),
+        (
+            changed(extra="model.layers.7.mlp.up_proj.weight"),
+            r"1 have no place: blocks\.#\.mlp\.up\.weight",
+        ),
         (changed(extra="visual.patch"), r"1 have no place: visual\.patch"),
         (changed(missing=True), r"1 are missing: \S+; copy the folder again"),
     ],

@@ -32,6 +32,7 @@ def names(config: TransformerConfig) -> list[Rule]:
 
 def _read(fields: Fields, **attention: Any) -> dict[str, Any]:
     values = read_decoder(fields, tied=True, activation="hidden_activation")
+    fields.only("use_bidirectional_attention", None, False)
     fields.drop("hidden_act")  # of Gemma 1, whose value is not used
     values["norm"] |= {"centered": True}
     bias = fields.take("attention_bias", False)
