@@ -49,6 +49,7 @@ from culm.settings import RunConfig
 from culm.start import named
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train import checkpoint
+from culm.train.balance import Balance
 from culm.train.folder import before, claim
 from culm.train.guard import Interruption, locked
 from culm.train.hooks import MetricsFile, checkpointing, every, show
@@ -162,7 +163,7 @@ def _train(config: RunConfig, folder: Path, device: torch.device, ranks: Ranks) 
         hooks.append(checkpointing(save, settings.checkpoint.every_steps))
         trainer = Trainer(
             parallel, optimizer, settings.schedule, clip=settings.clip, seed=config.seed,
-            ranks=ranks, hooks=hooks, stop=interruption,
+            ranks=ranks, hooks=hooks, between=Balance(model), stop=interruption,
         )  # fmt: skip
         finished = trainer.fit(batches, settings.steps, start.step, start.tokens)
     if finished < settings.steps:
