@@ -204,7 +204,8 @@ def _finish(
             model.dtype = dtype
     if ranks.first:
         if config.train.adapter is not None:
-            base = None if config.start is None else named(config.start)
+            known = config.start if config.upcycle is None else None
+            base = None if known is None else named(known)
             peft.save(model, config.train.adapter, folder / "adapter", base)
             merge_verified(model)
         if config.train.qat is not None:
