@@ -33,9 +33,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Needs:
-    """parameters: of the model. idle: those of experts that a token is not sent to. trained: those that learn. flops: of a step, over all processes.
-
-    checkpoint_bytes: of one checkpoint.
+    """parameters: of the model. idle: those of experts that a token is not sent to. trained: those
+    that learn. flops: of a step, over all processes. checkpoint_bytes: of one checkpoint.
     """
 
     parameters: int
