@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from culm.adapt.lora import LoRA
+from culm.adapt.merge import merge_verified
 from culm.adapt.quantize import Quantizers
 from culm.adapt.quantize.awq import AWQ
 from culm.adapt.quantize.grouped import QuantizedGrouped
@@ -102,3 +104,19 @@ def test_groups_must_divide_the_width_of_an_expert(mixture):
         ValueError, match=r"group: 64 does not divide the 96 inputs of .*experts\.down"
     ):
         rounded(mixture(shared=0, hidden=96), {"kind": "int4", "group": 64})
+
+
+@pytest.mark.parametrize("kind", [None, "int4"])
+def test_adapters_stand_beside_what_all_tokens_go_through(mixture, kind):
+    model = mixture() if kind is None else rounded(mixture(), kind)
+    assert LoRA(rank=2).apply(model, seed=0) == 2 * (4 + 3)  # attention and the shared expert
+    model(TOKENS).sum().backward()
+    learned = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert learned == {n for n, p in model.named_parameters() if n.endswith((".a", ".b"))}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".b"):
+                parameter.add_(0.1)
+    merge_verified(model)
+    assert kind is None or names(model) >= {f"blocks.0.mlp.experts.{n}" for n in ("gate", "up")}
+    torch.testing.assert_close(model(TOKENS), dense(model)(TOKENS), atol=1e-4, rtol=1e-4)
