@@ -16,7 +16,9 @@ from culm.files import read_lines
 from culm.model.attention.gqa import GQA
 from culm.model.mlp.moe import MoE
 from culm.model.transformer import Transformer, TransformerConfig
+from culm.objective.grpo import GRPO
 from culm.objective.next_token import NextToken
+from culm.objective.preference import Preference
 from culm.optim.schedule import Constant
 from culm.run import train
 from culm.settings import RunConfig
@@ -118,6 +120,22 @@ def test_the_auxiliary_loss_is_a_mean_over_the_tokens_read() -> None:
     assert plain.metrics["auxiliary"] == 0
     loss = Loss(torch.tensor(6.0), auxiliary=torch.tensor(10.0))
     assert loss.mean(2, 5) == 5
+
+
+def test_every_objective_brings_the_losses_of_experts() -> None:
+    """Those of the model that learns, not of the reference; and a gradient for its router."""
+    batch, tokens = rows(), sum(LENGTHS)
+    extra = {"advantages": torch.zeros(8), "scales": torch.ones(8)}
+    found = []
+    for config in (NextToken(), Preference(), GRPO(group=2)):
+        built = model(**EXACT, normalize=False)
+        loss = config.build(built)(replace(batch, extra=extra))
+        assert [count[:-1].sum() for count in loss.counts] == [2 * tokens] * 2
+        assert loss.auxiliary is not None
+        (loss.auxiliary / tokens).backward()
+        found.append(loss.auxiliary.item())
+        assert built.blocks[0].mlp.router.weight.grad.abs().sum() > 0  # type: ignore[union-attr, operator]
+    assert found == pytest.approx(found[:1] * 3)
 
 
 def test_load_is_told() -> None:
