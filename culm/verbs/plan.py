@@ -122,12 +122,10 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
     for name, value in values.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{name}.")
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
             for index, item in enumerate(value):
-                yield (
-                    f"{prefix}{name}[{index}]",
-                    ", ".join(f"{key}={item[key]}" for key in item if item[key] is not None),
-                )
+                given = [f"{key}={part}" for key, part in (item or {}).items() if part is not None]
+                yield f"{prefix}{name}[{index}]", ", ".join(given) or "none"
         elif value is not None:
             yield f"{prefix}{name}", value
 

@@ -1,5 +1,7 @@
 """Experts out of a dense model: at first it says the same."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -15,6 +17,7 @@ from culm.model.mlp.plain import Plain
 from culm.model.transformer import TransformerConfig
 from culm.run import train
 from culm.settings import RunConfig, read_run
+from culm.verbs.plan import show_plan
 
 TOKENS = torch.randint(0, 60, (2, 12), generator=torch.Generator().manual_seed(0))
 EXPERTS = MoE(experts=4, chosen=2, hidden=48, switch=0.01)
@@ -78,14 +81,18 @@ def test_only_dense_layers_have_something_to_copy():
         Upcycle(mlp=(None,)).apply(build(), seed=0)
 
 
-def test_a_run_begins_with_experts_of_a_dense_model(run_file, tmp_path):
+def test_a_run_begins_with_experts_of_a_dense_model(run_file, capsys):
     file = run_file("sft", steps=2)
     settings = yaml.safe_load(file.read_text())
     start = native.load(f"{settings['start']}/model")[0]
     hidden = start.blocks[0].mlp.gate.out_features
     settings["upcycle"] = {"mlp": [{"kind": "moe", "experts": 4, "hidden": hidden}, None]}
     file.write_text(yaml.safe_dump(settings))
-    config, _ = read_run(str(file))
+    config, origins = read_run(str(file))
+    show_plan(config, origins)
+    shown = capsys.readouterr().out
+    assert "for each token" in shown
+    assert "upcycle.mlp[1]" in shown
     train(config)
     model, _ = native.load(f"{config.folder}/model")
     assert [part.kind for part in model.config.mlps] == ["moe", "swiglu"]
@@ -98,3 +105,17 @@ def test_a_run_begins_with_experts_of_a_dense_model(run_file, tmp_path):
     }
     with pytest.raises(SettingError, match="upcycle: there is no dense model to copy from"):
         parse(RunConfig, settings)
+
+
+def test_an_adapter_that_peft_has_no_names_for_is_in_the_model(run_file, capsys):
+    file = run_file("sft", adapter=True, steps=2)
+    settings = yaml.safe_load(file.read_text())
+    hidden = native.load(f"{settings['start']}/model")[0].blocks[0].mlp.gate.out_features
+    mixture = {"kind": "moe", "experts": 4, "hidden": hidden, "scores": "sigmoid"}
+    settings["upcycle"] = {"mlp": mixture}
+    file.write_text(yaml.safe_dump(settings))
+    config, _ = read_run(str(file))
+    assert train(config).finished
+    assert "No adapter is written by itself" in capsys.readouterr().err
+    assert not (Path(config.folder) / "adapter").exists()
+    assert native.load(f"{config.folder}/model")[0].config.mlps[0].kind == "moe"
