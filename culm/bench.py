@@ -76,7 +76,7 @@ class SameBatch:
     def __init__(self, tokens: torch.Tensor) -> None:
         positions = torch.arange(tokens.shape[1] - 1).expand(len(tokens), -1).contiguous()
         inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-        self.batch = Batch(inputs, targets, positions, weight=targets.numel())
+        self.batch = Batch(inputs, targets, positions, None, targets.numel(), targets.numel())
 
     def step(self, number: int) -> list[Batch]:
         return [self.batch]

@@ -37,7 +37,11 @@ EVALUATED = 16  # held-out rows that are scored at once
 def begin(config: RunConfig, folder: Path) -> tuple[Transformer, Tokenizer]:
     """Model and tokenizer as they are at step 0, on the CPU."""
     if config.start is not None:
-        return start_of(config.start)
+        model, tokenizer = start_of(config.start)
+        if config.upcycle is not None:
+            count = config.upcycle.apply(model, config.seed)
+            log.say(f"The feed-forwards of {count} layers became experts.")
+        return model, tokenizer
     assert config.model is not None
     tokenizer = make_tokenizer(config, folder)
     check_vocabulary(tokenizer, config.model.vocabulary, "model.vocabulary")

@@ -172,7 +172,10 @@ def to_rows(
         targets[row, len(prompt) - 1 : len(ids) - 1] = ids[len(prompt) :]
     positions = torch.arange(length).clamp_max(max(lengths) - 1).expand_as(tokens)
     weight = int((targets >= 0).sum())
-    return Batch(tokens, targets, positions, None, weight, sum(lengths), metrics=metrics)
+    return Batch(
+        tokens, targets, positions, None, weight, sum(lengths),
+        metrics=metrics, lengths=torch.tensor(lengths),
+    )  # fmt: skip
 
 
 def _repeat(items: Sequence, times: int) -> list:

@@ -29,6 +29,7 @@ from culm.adapt.merge import merge_verified
 from culm.adapt.quantize.qat import convert, fake_quantize
 from culm.config import SettingError
 from culm.convert import native, peft
+from culm.convert.hf import module_names
 from culm.device import choose_device, choose_precision
 from culm.dist.launch import process_group, take_gpu
 from culm.dist.parallelize import Parallel
@@ -49,6 +50,7 @@ from culm.settings import RunConfig
 from culm.start import named
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train import checkpoint
+from culm.train.balance import Balance
 from culm.train.folder import before, claim
 from culm.train.guard import Interruption, locked
 from culm.train.hooks import MetricsFile, checkpointing, every, show
@@ -162,7 +164,7 @@ def _train(config: RunConfig, folder: Path, device: torch.device, ranks: Ranks) 
         hooks.append(checkpointing(save, settings.checkpoint.every_steps))
         trainer = Trainer(
             parallel, optimizer, settings.schedule, clip=settings.clip, seed=config.seed,
-            ranks=ranks, hooks=hooks, stop=interruption,
+            ranks=ranks, hooks=hooks, between=Balance(model), stop=interruption,
         )  # fmt: skip
         finished = trainer.fit(batches, settings.steps, start.step, start.tokens)
     if finished < settings.steps:
@@ -203,8 +205,7 @@ def _finish(
             model.dtype = dtype
     if ranks.first:
         if config.train.adapter is not None:
-            base = None if config.start is None else named(config.start)
-            peft.save(model, config.train.adapter, folder / "adapter", base)
+            _write_adapter(config, folder, model)
             merge_verified(model)
         if config.train.qat is not None:
             convert(model)
@@ -212,6 +213,20 @@ def _finish(
         with atomic(folder / "results.json") as fresh:
             write_json(fresh, results)
     ranks.wait()
+
+
+def _write_adapter(config: RunConfig, folder: Path, model: Transformer) -> None:
+    """By itself, in the format of PEFT, where its layers have names there."""
+    assert config.train.adapter is not None
+    try:
+        module_names(model.config)
+    except SettingError as error:
+        log.say(f"No adapter is written by itself ({error}); it is in the model.")
+        return
+    # Of an upcycled model there is no folder below the adapter.
+    below = config.start if config.upcycle is None else None
+    base = None if below is None else named(below)
+    peft.save(model, config.train.adapter, folder / "adapter", base)
 
 
 def _resume(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from culm.adapt.upcycle import Upcycle
 from culm.config import Config, SettingError, compose_run, parse
 from culm.data.settings import DataConfig
 from culm.dist.parallelize import Dist
@@ -26,18 +27,26 @@ class RunConfig(Config):
         hub id of Hugging Face (`culm.start.Pretrained`); without it, `model`
         is built new and `tokenizer` is trained on the data, with the model's vocabulary if not
         given.
+    upcycle: turn dense feed-forwards of the model that it begins from into experts.
     """
 
     folder: str = Field(default="runs/run", min_length=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: str = "auto"
     start: Start | None = None
+    upcycle: Upcycle | None = None
     tokenizer: TokenizerConfig | None = None
     model: TransformerConfig | None = None
     data: DataConfig
     train: TrainConfig
     dist: Dist = Dist()
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _upcycled(self) -> RunConfig:
+        if self.upcycle is not None and self.start is None:
+            raise ValueError("upcycle: there is no dense model to copy from; give start")
+        return self
 
     @model_validator(mode="after")
     def _apart(self) -> RunConfig:

@@ -170,7 +170,7 @@ def test_eval_prints_each_task_with_its_interval(culm, model):
 def test_inspect_shows_parts_shapes_and_costs(culm, model):
     code, out, _ = culm("inspect", model)
     assert code == 0
-    for shown in ("0 - 1  Block", "Embedding weight (262, 32)", "parameters", "a token"):
+    for shown in ("0 - 1  Block", "Embedding weight (262, 32)", "parameters", "active", "a token"):
         assert shown in out
 
 

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from culm.adapt.quantize.grouped import QuantizedGrouped
 from culm.adapt.quantize.linear import QuantizedLinear
-from culm.adapt.replace import Patterns, linears, replace
+from culm.adapt.replace import Match, Patterns, linears, replace
 from culm.config import Config, SettingError, listed
 from culm.model.init import generator
 from culm.model.linear import Linear
@@ -33,6 +34,7 @@ TINY = 1e-30  # length of a row of zeros, which no factor changes
 
 class LoRA(Config):
     """targets: patterns of linear layers, such as `blocks.*.attention.{q,v}`; all of the blocks.
+    Experts and routers have no adapters; what all tokens go through has.
 
     The product is scaled by alpha / rank, or with rslora by alpha / sqrt(rank) (arXiv 2312.03732).
     dora: learn the length of each output row apart from its direction (arXiv 2402.09353).
@@ -64,7 +66,7 @@ class LoRA(Config):
         Raises:
             ValueError: a pattern names no layer, or one is to be trained and adapted both.
         """
-        match = linears(model, self.targets, Linear, QuantizedLinear)
+        match = _outside_experts(model, linears(model, self.targets, Linear, QuantizedLinear))
         trained = self._trained(model)
         tied = model.config.tied and match("head", model.head)
         for name, module in trained.items():
@@ -96,6 +98,12 @@ class LoRA(Config):
         """An adapter of these settings beside one layer, with A and B of zeros."""
         assert isinstance(base, Linear | QuantizedLinear)
         return LoRALinear(base, self)
+
+
+def _outside_experts(model: nn.Module, match: Match) -> Match:
+    """The same without the layers that quantised experts are made of."""
+    experts = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, QuantizedGrouped))
+    return lambda name, module: match(name, module) and not name.startswith(experts)
 
 
 class LoRALinear(nn.Module):

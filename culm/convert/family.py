@@ -126,8 +126,8 @@ def _leaves(config: TransformerConfig) -> dict[str, Any]:
         values[part] = [dict(given[i % len(given)]) for i in range(config.layers)]
     values["residual"].pop("dropout")
     for mlp in values["mlp"]:
-        for weight in ("switch", "z"):  # of losses
-            mlp.pop(weight, None)
+        for name in ("switch", "sequence", "z", "bias_rate", "capacity"):  # of training alone
+            mlp.pop(name, None)
     return dict(_paths(values, "model"))
 
 

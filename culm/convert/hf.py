@@ -18,6 +18,7 @@ from culm.convert.rules import ModuleNames
 from culm.convert.weights import assemble, plain_weights
 from culm.dtype import name_of
 from culm.files import atomic, read_json, vacant, write_json
+from culm.model.adjusted import adjusted
 from culm.model.mlp.moe import MoE
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.tensors import read_pickled, read_safetensors, write_safetensors
@@ -65,8 +66,10 @@ def export(
     chosen = family_of(model.config, named(family), "Hugging Face")
     vacant(folder, SETTINGS)
     weights = {}
+    exact = {buffer.data_ptr() for buffer in adjusted(model).values()}  # they move by thousandths
     for name, tensor in rules.write(plain_weights(model), chosen.rules(model.config.resolved())):
-        weights[name] = tensor.to(dtype).cpu().contiguous()
+        kept = tensor if tensor.data_ptr() in exact else tensor.to(dtype)
+        weights[name] = kept.cpu().contiguous()
         if told:
             told(tensor.numel())
     with atomic(folder) as fresh:

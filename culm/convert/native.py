@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from culm.adapt.quantize import Quantizer
-from culm.adapt.quantize.linear import QuantizedLinear
+from culm.adapt.quantize.linear import quantized_layers
 from culm.config import Config, SettingError, parse
 from culm.convert.card import write_card
 from culm.convert.weights import assemble, fitting, refuse_adapters, stored
@@ -104,7 +104,7 @@ def _describe(
     """Everything beside the weights, which are there already."""
     tokenizer.save(fresh)
     write_card(model, fresh, name, note=note)
-    packed = {n: m.settings for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+    packed = {name: layer.settings for name, layer in quantized_layers(model).items()}
     values = {
         "format": 1,
         "model": model.config.model_dump(mode="json"),

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from culm.adapt.lora import LoRALinear, has_adapter
-from culm.adapt.quantize.linear import LinearQuantizer, QuantizedLinear
+from culm.adapt.quantize.grouped import QuantizedGrouped
+from culm.adapt.quantize.linear import LinearQuantizer, QuantizedLinear, quantized_layers
 from culm.adapt.replace import replace
 from culm.adapt.resident import residents
 from culm.config import SettingError
 from culm.dtype import name_of
-from culm.model.linear import Linear
+from culm.model.linear import GroupedLinear, Linear
 from culm.model.rope import Rotation
 from culm.model.transformer import Transformer, TransformerConfig
 
@@ -42,9 +43,12 @@ def plain_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
 
 def _below(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """The same, of a model with its adapters taken away."""
+    packed = quantized_layers(model)
     for full, module in model.named_modules():
         name = full.removesuffix(".base")
-        if isinstance(module, QuantizedLinear):
+        if isinstance(module, QuantizedLinear | QuantizedGrouped):
+            if full not in packed:  # one expert of several
+                continue
             yield f"{name}.weight", module.dequantize()
             if module.bias is not None:
                 yield f"{name}.bias", module.bias
@@ -143,10 +147,11 @@ def _listed(names: Iterable[str]) -> str:
 
 def _make_room(model: Transformer, quantized: Mapping[str, LinearQuantizer], source: str) -> None:
     def empty(name: str, layer: nn.Module) -> nn.Module:
-        assert isinstance(layer, Linear)
-        return quantized[name].build(layer.in_features, layer.out_features, layer.bias is not None)
+        assert isinstance(layer, Linear | GroupedLinear)
+        return quantized[name].empty(layer)
 
-    layers = {name for name, module in model.named_modules() if type(module) is Linear}
+    kinds = (Linear, GroupedLinear)
+    layers = {name for name, module in model.named_modules() if type(module) in kinds}
     if unknown := sorted(quantized.keys() - layers):
         raise SettingError(f"{source}: {unknown[0]} is quantised there but no layer of the model")
     if quantized:

@@ -132,6 +132,7 @@ def to_batch(
     targets = np.full(shape, IGNORED, dtype=np.int64)
     positions = np.zeros(shape, dtype=np.int64)
     documents = np.zeros(shape, dtype=np.int32)
+    lengths = np.array([sum(end - start for start, end in segments) for segments in rows])
     for row, segments in enumerate(rows):
         first = 0
         for number, (start, end) in enumerate(segments):
@@ -151,5 +152,6 @@ def to_batch(
         positions=torch.from_numpy(positions),
         documents=torch.from_numpy(documents) if packed else None,
         weight=int((targets != IGNORED).sum()),
-        size=sum(end - start for segments in rows for start, end in segments),
+        size=int(lengths.sum()),
+        lengths=torch.from_numpy(lengths),
     )

@@ -41,7 +41,7 @@ class Parallel:
         self.objective = objective
         self._call: Callable = objective
         if ranks > 1 and dist.data == "ddp":
-            # Buffers are the same on all ranks and never change: packed weights, above all.
+            # Buffers are the same on all ranks without being sent: packed weights, above all.
             self._call = DistributedDataParallel(
                 objective, gradient_as_bucket_view=True, broadcast_buffers=False
             )

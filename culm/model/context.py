@@ -16,8 +16,8 @@ class Routing(NamedTuple):
     """What the router of one layer did with the N tokens of a batch.
 
     loss: auxiliary loss, weighted, as a sum over those tokens; () fp32.
-    counts: (experts,) fp32, how many of their assignments each expert got. bias: the layer's
-    selection bias, if it has one. dropped: (), assignments that found their expert full.
+    counts: (experts,) fp32, how many of their assignments chose each expert. dropped: () fp32,
+    assignments that found their expert full. Padding is in none of them.
     """
 
     loss: Tensor
@@ -48,6 +48,7 @@ class Context:
     length: how many cached tokens are looked at; at least the greatest position + 1.
     ends: (B,) int64, the position behind the last real token of each row; what is there and later
         is padding. None: there is none.
+    padding: (B, T) bool, tokens that only fill a row of a training batch. None: there are none.
     adapters: rows (N,) that have an adapter of their own, and its number (`culm.adapt.resident`).
     rotations: cosines and sines (B, T, 1, D/2), one pair per distinct rotary embedding.
     embedded: (B, T, E), what the first block read. values: (B, T, K, D), those of its attention.
@@ -61,6 +62,7 @@ class Context:
     slot: int = 0
     length: int = 0
     ends: Tensor | None = None
+    padding: Tensor | None = None
     adapters: tuple[Tensor, Tensor] | None = None
     rotations: tuple[tuple[Tensor, Tensor], ...] = ()
     embedded: Tensor | None = None

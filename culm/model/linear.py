@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from culm.model.grouped import grouped
+
 
 class Linear(nn.Linear):
     """x W^T (+ b), with weights cast to the dtype of x.
@@ -51,14 +53,3 @@ class GroupedLinear(nn.Module):
             return out
         experts = torch.searchsorted(ends, torch.arange(len(x), device=x.device), right=True)
         return out + self.bias.to(x.dtype)[experts]
-
-
-def grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Rows of x (M, inputs) times the weight (experts, outputs, inputs) of their group.
-
-    One kernel where the rows of both fill 16 bytes, else a loop.
-    """
-    if x.shape[-1] * x.itemsize % 16 == 0 and weight.shape[1] * x.itemsize % 16 == 0:
-        return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
-    parts = x.tensor_split(ends[:-1].cpu())
-    return torch.cat([part @ w.t() for part, w in zip(parts, weight, strict=True)])

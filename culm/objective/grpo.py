@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from culm.batch import Batch, Loss
 from culm.config import Config
-from culm.model.context import Context
 from culm.model.transformer import Transformer
+from culm.objective.experts import watching, with_experts
 
 
 class GRPO(Config):
@@ -106,7 +106,7 @@ class GRPOObjective(nn.Module):
 
     def forward(self, batch: Batch) -> Loss:
         config, extra = self.config, batch.extra
-        context = Context(batch.positions, batch.documents)
+        context = watching(batch)
         learned = batch.targets >= 0
         new = self.model.logprobs(batch.tokens, batch.targets, context, config.temperature)
         # One update per rollout: the policy that sampled is the one that learns, and the ratio is
@@ -117,4 +117,4 @@ class GRPOObjective(nn.Module):
         )
         counts = extra["scales"][:, None] * learned
         metrics = {"clipped": (clipped * counts).sum(), "nll": -(new.detach() * counts).sum()}
-        return Loss((losses * counts).sum(), metrics)
+        return with_experts(Loss((losses * counts).sum(), metrics), context)

@@ -8,8 +8,8 @@ from torch import nn
 
 from culm.batch import Batch, Loss
 from culm.config import Config
-from culm.model.context import Context
 from culm.model.transformer import Transformer
+from culm.objective.experts import watching, with_experts
 
 
 class NextToken(Config):
@@ -31,5 +31,6 @@ class NextTokenObjective(nn.Module):
         self.model = model.train()
 
     def forward(self, batch: Batch) -> Loss:
-        context = Context(batch.positions, batch.documents)
-        return Loss(-self.model.logprobs(batch.tokens, batch.targets, context).sum())
+        context = watching(batch)
+        nll = -self.model.logprobs(batch.tokens, batch.targets, context).sum()
+        return with_experts(Loss(nll), context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -15,6 +16,7 @@ from culm.batch import Batch, Loss
 from culm.config import Config
 from culm.model.context import Context
 from culm.model.transformer import Transformer
+from culm.objective.experts import watching, with_experts
 
 
 class Preference(Config):
@@ -65,13 +67,15 @@ class PreferenceObjective(nn.Module):
             self.reference = copy.deepcopy(model).requires_grad_(False)
 
     def forward(self, batch: Batch) -> Loss:
-        policy = self._sums(self.model, batch)
+        context = watching(batch)
+        policy = self._sums(self.model, batch, context)
         with torch.no_grad():
+            plain = replace(context, routings=None)
             if self.reference is not None:
-                reference = self._sums(self.reference, batch)
+                reference = self._sums(self.reference, batch, plain)
             else:
                 with disabled(self.model):
-                    reference = self._sums(self.model, batch)
+                    reference = self._sums(self.model, batch, plain)
         ratio = policy - reference
         chosen, rejected = ratio[0::2], ratio[1::2]
         losses = preference_loss(chosen - rejected, self.config)
@@ -82,9 +86,8 @@ class PreferenceObjective(nn.Module):
             "reward_chosen": beta * chosen.detach().sum(),
             "reward_rejected": beta * rejected.detach().sum(),
         }
-        return Loss(losses.sum(), metrics)
+        return with_experts(Loss(losses.sum(), metrics), context)
 
     @staticmethod
-    def _sums(model: Transformer, batch: Batch) -> Tensor:
-        context = Context(batch.positions, batch.documents)
+    def _sums(model: Transformer, batch: Batch, context: Context) -> Tensor:
         return model.logprobs(batch.tokens, batch.targets, context).sum(-1)  # (2N,)

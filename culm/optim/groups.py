@@ -23,13 +23,14 @@ def groups_of(
 ) -> list[dict]:
     """Parameters of `module` that share a rate and a weight decay.
 
-    Only matrices decay; norms, biases and other vectors are left alone. B of an adapter has a
-    multiple of the rate, if the adapter says so (LoRA+, arXiv 2402.12354).
+    Only matrices decay; norms, biases (those of experts too) and other vectors are left alone. B
+    of an adapter has a multiple of the rate, if the adapter says so (LoRA+, arXiv 2402.12354).
     """
     multiples = {m.b: m.b_rate for m in adapters_of(module).values()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for _, parameter in named:
-        decay = weight_decay if parameter.ndim >= 2 else 0.0
+    for name, parameter in named:
+        matrix = parameter.ndim >= 2 and not name.endswith("bias")
+        decay = weight_decay if matrix else 0.0
         key = (rate * multiples.get(parameter, 1.0), decay)
         groups.setdefault(key, []).append(parameter)
     return [{"params": held, "lr": r, "weight_decay": d} for (r, d), held in groups.items()]

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from culm.batch import Batch
+from culm.model import grouped
 from culm.optim.groups import trainable
 
 
@@ -65,7 +66,8 @@ class TensorMemory(TorchDispatchMode):
 
 def counting_products() -> FlopCounterMode:
     """Counts the matrix products of what runs within it; `get_total_flops()` tells."""
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _added_product})
+    known = {torch.ops.aten.addmm_: _added_product, **grouped.FLOPS}
+    return FlopCounterMode(display=False, custom_mapping=known)
 
 
 def _added_product(total, a, b, **_: object) -> int:
@@ -85,9 +87,9 @@ def dry_run(objective: nn.Module, batch: Batch) -> Cost:
     products = counting_products()
     with settings.patch(meta_nonzero_assume_all_nonzero=True):  # type: ignore[attr-defined]
         with memory:
-            objective(batch).total.backward()
+            objective(batch).mean(1, 1).backward()
         with products:  # in a pass of its own: it holds on to what recomputation would let go
-            objective(batch).total.backward()
+            objective(batch).mean(1, 1).backward()
     return Cost(products.get_total_flops(), memory.peak)
 
 
@@ -107,5 +109,6 @@ def meta_batch(rows: int, context: int, *, packed: bool = True) -> Batch:
         positions=empty(rows, context),
         documents=empty(rows, context, dtype=torch.int32) if packed else None,
         weight=rows * context,
+        lengths=empty(rows),
         extra=scalars,
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
+from culm.model.mlp.moe import MixtureOfExperts
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.next_token import NextTokenObjective
 from culm.plan.dry_run import counting_products, dry_run, meta_batch
@@ -16,7 +18,8 @@ class ModelCost:
     """Counted of the real modules, on the meta device.
 
     parameters: all, shared ones once. embedding: those of the token table. active: those that one
-    token is multiplied with; a table that is only looked up is not among them.
+    token is multiplied with; a table that is only looked up is not among them, nor are experts that
+    it is not sent to.
     forward_flops, training_flops: a token, in full rows of `context` tokens that are one document.
     Training is three forwards, and more where `culm.model.logprobs` computes logits again.
     cache_bytes: a token, in `dtype`.
@@ -44,11 +47,21 @@ def cost_of(
     return ModelCost(
         parameters=parameters,
         embedding=embedding,
-        active=parameters if config.tied else parameters - embedding,
+        active=parameters - idle_parameters(model) - (0 if config.tied else embedding),
         context=context,
         forward_flops=forward_flops(model, context) / context,
         training_flops=training_flops(model, context) / context,
         cache_bytes=model.cache(1, 1).bytes,
+    )
+
+
+def idle_parameters(model: nn.Module) -> int:
+    """Those of the experts that a token is not sent to; the router chooses as many for each."""
+    mixtures = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
+    return sum(
+        weight.numel() // moe.config.experts * (moe.config.experts - moe.config.chosen)
+        for moe in mixtures
+        for weight in moe.experts.parameters()
     )
 
 

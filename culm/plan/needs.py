@@ -11,6 +11,7 @@ from culm.dist.parallelize import Dist
 from culm.optim import AdamW
 from culm.optim.groups import trainable
 from culm.plan.dry_run import counting_products, dry_run, meta_batch
+from culm.plan.model import idle_parameters
 from culm.train.settings import TrainConfig
 
 ROWS = 64  # of a dry run at most; more take in proportion
@@ -32,12 +33,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class Needs:
-    """parameters: of the model. trained: those that learn. flops: of a step, over all processes.
-
-    checkpoint_bytes: of one checkpoint.
+    """parameters: of the model. idle: those of experts that a token is not sent to. trained: those
+    that learn. flops: of a step, over all processes. checkpoint_bytes: of one checkpoint.
     """
 
     parameters: int
+    idle: int
     trained: int
     flops: float
     memory: Memory
@@ -76,6 +77,7 @@ def needs_of(
     model: nn.Module = objective.model  # type: ignore[assignment]
     return Needs(
         parameters=sum(p.numel() for p in model.parameters()),
+        idle=idle_parameters(model),
         trained=sum(parameter.numel() for parameter in learned),
         flops=cost.flops * train.rows / tried + update,
         memory=memory,

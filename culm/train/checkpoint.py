@@ -1,6 +1,6 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped.
 
-    checkpoints/step-40/state.safetensors   learned parameters, optimizer state
+    checkpoints/step-40/state.safetensors   learned parameters, optimizer state, adjusted buffers
     checkpoints/step-40/state.json          step, tokens, fingerprint of the data, SHA-256 of all
 
 A checkpoint is whole or not there. Its tensors are whole whatever the layout: a run may go on with
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from culm import files
 from culm.dist.ranks import Ranks
 from culm.dist.sharded import full_tensor, like
+from culm.model.adjusted import adjusted
 from culm.tensors import write_safetensors
 
 WEIGHTS, STATE = "state.safetensors", "state.json"
@@ -138,6 +139,8 @@ def _collect(
             gathered = full_tensor(value.detach())
             if keep:
                 tensors[key] = gathered.cpu().contiguous()
+    if keep:
+        tensors |= {f"buffer.{n}": t.detach().cpu().clone() for n, t in adjusted(objective).items()}
     return tensors
 
 
@@ -149,19 +152,21 @@ def _named(objective: nn.Module) -> dict[str, nn.Parameter]:
 def _restore(
     objective: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], where: str
 ) -> None:
-    named = _named(objective)
-    found = {key.removeprefix("parameter.") for key in tensors if key.startswith("parameter.")}
-    for name in sorted(found ^ named.keys()):
-        holder = "the checkpoint" if name in found else "the run's model"
-        raise CheckpointError(f"{name}: only {holder} has it: {where}")
-    for name, parameter in named.items():
-        value = tensors[f"parameter.{name}"]
-        if value.shape != parameter.shape:
+    named, buffers = _named(objective), adjusted(objective)
+    places: dict[str, Tensor] = {f"parameter.{name}": p for name, p in named.items()}
+    places |= {f"buffer.{name}": buffer for name, buffer in buffers.items()}
+    found = {key for key in tensors if not key.startswith("optimizer.")}
+    for key in sorted(found ^ places.keys()):
+        holder = "the checkpoint" if key in found else "the run's model"
+        raise CheckpointError(f"{key.partition('.')[2]}: only {holder} has it: {where}")
+    for key, place in places.items():
+        value, name = tensors[key], key.partition(".")[2]
+        if value.shape != place.shape:
             raise CheckpointError(
-                f"{name}: shape {tuple(parameter.shape)} in the run, {tuple(value.shape)} in the "
+                f"{name}: shape {tuple(place.shape)} in the run, {tuple(value.shape)} in the "
                 f"checkpoint: {where}"
             )
-        parameter.copy_(like(value, parameter))
+        place.copy_(like(value, place))
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             name, entry = key.removeprefix("optimizer.").rsplit("|", 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,7 +37,8 @@ class RateSchedule(Protocol):
 class Step:
     """What is known after a step; hooks see this and nothing else.
 
-    number: steps finished. loss, metrics: means over the step's weight. grad_norm: before clipping.
+    number: steps finished. loss, metrics: means over the step's weight; `auxiliary`, where the
+    objective has such a loss, over its tokens. grad_norm: before clipping.
     rate: of the first group of parameters. tokens: read since the start of the run, padding not
     counted. seconds: from asking for the data of this step to its update, without hooks.
     last: of the run. stopped: the run was asked to stop, so nothing follows for now.
@@ -56,6 +57,7 @@ class Step:
 
 
 Hook = Callable[[Step], None]
+Between = Callable[[Sequence[Tensor]], Mapping[str, float]]
 
 
 class Trainer:
@@ -64,6 +66,9 @@ class Trainer:
     Per step: forward and backward of every micro-batch, one division by the weight of the whole
     step (over micro-batches and ranks), clipping, one optimizer step. What is random in a forward
     (dropout) is drawn from the seed, the step and the rank, so that a resumed run draws the same.
+
+    between: called before each update with the counts of the whole step (`culm.batch.Loss`), the
+    same on all ranks; gives further metrics.
     """
 
     def __init__(
@@ -76,11 +81,12 @@ class Trainer:
         seed: int = 0,
         ranks: Ranks = Ranks(),
         hooks: Iterable[Hook] = (),
+        between: Between = lambda counts: {},
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.parallel, self.optimizer, self.schedule = parallel, optimizer, schedule
         self.clip, self.seed, self.ranks = clip, seed, ranks
-        self.hooks, self.stop = tuple(hooks), stop
+        self.hooks, self.between, self.stop = tuple(hooks), between, stop
         named = parallel.objective.named_parameters()
         self.parameters = [p for _, p in named if p.requires_grad]
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
@@ -108,15 +114,18 @@ class Trainer:
             raise TrainingError(f"step {finished}: nothing in its batch is learned")
         rate = self._set_rate(number, steps)
         torch.manual_seed(_key(self.seed, number, self.ranks.rank))
-        sums = self._accumulate(batches, weight, device)
+        sums, counts = self._accumulate(batches, weight, seen, device)
         norm = self.parallel.clip(self.parameters, self.clip)
         metrics = self._reduce(sums, batches, weight, device)
+        if "auxiliary" in metrics:
+            metrics["auxiliary"] *= weight / seen
         loss, stopped = metrics.pop("loss"), metrics.pop("stop") > 0
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(
                 f"step {finished}: the loss is {loss}, the gradient norm {norm}; lower "
                 "train.optimizer.rate or look at the data of this step (checkpoints are unchanged)"
             )
+        metrics |= self.between(self._total(counts, device))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return Step(
@@ -131,24 +140,34 @@ class Trainer:
         return self.peak_rates[0] * factor
 
     def _accumulate(
-        self, batches: list[Batch], weight: float, device: torch.device
-    ) -> dict[str, float]:
-        """Gradients of all micro-batches, and the sums of their losses and metrics.
+        self, batches: list[Batch], weight: float, tokens: float, device: torch.device
+    ) -> tuple[dict[str, float], list[Tensor]]:
+        """Gradients of all micro-batches, and the sums of their losses, metrics and counts.
 
         One of them is on the device at a time, and the sums are read once: each reading waits for
         the device.
         """
         found: dict[str, list[Tensor]] = {}
+        counts: list[Tensor] = []
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
             with self.parallel.sync(last):
                 loss = self.parallel.forward(batch.to(device), last)
                 # Data-parallel wrappers average gradients; a sum is wanted.
-                (loss.total * (self.ranks.count / weight)).backward()
-            for name, value in {"loss": loss.total, **loss.metrics}.items():
+                (loss.mean(weight, tokens) * self.ranks.count).backward()
+            beside = {} if loss.auxiliary is None else {"auxiliary": loss.auxiliary}
+            for name, value in {"loss": loss.total, **beside, **loss.metrics}.items():
                 found.setdefault(name, []).append(value.detach())
+            known = counts or [torch.zeros_like(count) for count in loss.counts]
+            counts = [a + b for a, b in zip(known, loss.counts, strict=True)]
         numbers = torch.stack([torch.stack(values) for values in found.values()]).tolist()
-        return dict(zip(found, map(sum, numbers), strict=True))
+        return dict(zip(found, map(sum, numbers), strict=True)), counts
+
+    def _total(self, counts: list[Tensor], device: torch.device) -> list[Tensor]:
+        """Of all ranks, on the CPU."""
+        flat = [number for count in counts for number in count.tolist()]
+        whole = torch.tensor(self.ranks.sum(flat, device) if flat else [])
+        return list(whole.split([len(count) for count in counts]))
 
     def _reduce(
         self, sums: dict[str, float], batches: list[Batch], weight: float, device: torch.device

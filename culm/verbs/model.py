@@ -25,11 +25,15 @@ def show_model(path: str) -> None:
     config, dtype = model.config, name_of(model.dtype)
     held = {t.untyped_storage().data_ptr(): t for t in (*model.parameters(), *model.buffers())}
     cache = model.cache(1, 1).bytes
-    parameters = cost_of(config).parameters  # of the plain model, also where it is quantised
+    cost = cost_of(config)  # of the plain model, also where it is quantised
     weights = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
     products = forward_flops(model.to("meta"), config.context) / config.context
     for name, value in (
-        ("parameters", f"{count(parameters)}, shared ones once"),
+        ("parameters", f"{count(cost.parameters)}, shared ones once"),
+        (
+            "active",
+            f"{count(cost.active)} for each token, {count(cost.embedding)} in the embedding",
+        ),
         ("in memory", f"{size(weights)} of weights; computes in {dtype}"),
         ("cache", f"{size(cache)} a token, {size(cache * config.context)} in full"),
         ("products", f"{flops(products)} a token, at {config.context} tokens"),

@@ -16,12 +16,11 @@ from culm.config import SettingError
 from culm.device import choose_device, choose_precision, memory_bytes
 from culm.dist.ranks import Ranks
 from culm.model.transformer import Transformer
-from culm.parts import context_of, set_up, training_batches
+from culm.parts import begin, context_of, set_up, training_batches
 from culm.plan.model import forward_flops
 from culm.plan.needs import Needs, needs_of
 from culm.plan.speed import training_rate
 from culm.settings import RunConfig
-from culm.start import start_of
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.checkpoint import verify
 from culm.train.folder import check
@@ -91,7 +90,7 @@ def _parts(config: RunConfig) -> tuple[Transformer | None, Tokenizer | None]:
     """Of the model that the run goes on from, on the meta device."""
     if config.start is None:
         return None, None
-    model, tokenizer = start_of(config.start)
+    model, tokenizer = begin(config, Path(config.folder))
     model.to("meta").tie()
     return model, tokenizer
 
@@ -123,12 +122,10 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
     for name, value in values.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{name}.")
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
             for index, item in enumerate(value):
-                yield (
-                    f"{prefix}{name}[{index}]",
-                    ", ".join(f"{key}={item[key]}" for key in item if item[key] is not None),
-                )
+                given = [f"{key}={part}" for key, part in (item or {}).items() if part is not None]
+                yield f"{prefix}{name}[{index}]", ", ".join(given) or "none"
         elif value is not None:
             yield f"{prefix}{name}", value
 
@@ -197,8 +194,9 @@ def _needs(
     """row: tokens of one. on: the device and its precision."""
     steps, memory, tokens = config.train.steps, needs.memory, config.train.rows * row
     each = f"{size(memory.total)}, beside Python and its libraries"
+    used = f", {count(needs.parameters - needs.idle)} for each token" if needs.idle else ""
     return [
-        ("parameters", f"{count(needs.parameters)}, {count(needs.trained)} of them trained"),
+        ("parameters", f"{count(needs.parameters)}{used}, {count(needs.trained)} of them trained"),
         ("tokens", f"{count(tokens)} a step, {count(tokens * steps)} in {steps:,} steps"),
         ("products", f"{flops(per_step)} a step, {flops(per_step * steps)} in all"),
         ("memory", f"{each}, in each of {ranks} processes" if ranks > 1 else each),

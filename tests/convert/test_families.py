@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from families import FAMILIES, logits_of, peer_of, saved
+from families import COMMON, FAMILIES, logits_of, peer_of, saved
+from safetensors.torch import load_file
 
 from culm.adapt.lora import LoRA, LoRALinear
 from culm.adapt.merge import merge
@@ -13,6 +14,8 @@ from culm.convert import hf
 from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
+from culm.model.context import Context
+from culm.model.mlp.moe import MixtureOfExperts, MoE
 
 transformers = pytest.importorskip("transformers")
 
@@ -109,3 +112,39 @@ def test_a_needed_setting_that_is_missing_is_named(family):
             hf.load(folder)
     finally:
         path.write_text(given)
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "Qwen3-MoE", "GPT-OSS"])
+def test_balance_loss_is_theirs(name, rows, tokenizer, tmp_path):
+    """Of one layer; theirs of several is one loss of all their tokens."""
+    one = {"num_hidden_layers": 1, "router_aux_loss_coef": 0.05}
+    if "Qwen" in name:
+        one["mlp_only_layers"] = []
+    if "OSS" in name:
+        one["layer_types"] = ["full_attention"]
+    kind, settings = FAMILIES[name]
+    config = transformers.AutoConfig.for_model(kind, **{**COMMON, **settings, **one})
+    torch.manual_seed(0)
+    peer = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model, _ = hf.load(saved(peer, tokenizer, tmp_path / "theirs"))
+    expected = 0.05 * peer(rows, output_router_logits=True).aux_loss
+    context = Context(torch.arange(50).expand(2, 50), routings=[])
+    model(rows, context)
+    assert context.routings[0].loss.item() / 100 == pytest.approx(expected.item(), rel=1e-5)
+    assert expected > 0.05
+
+
+def test_what_a_router_was_trained_with_does_not_hinder_its_export(tokenizer, tmp_path):
+    """And its biases stay in fp32, in which they move."""
+    read, _ = hf.load(saved(peer_of("DeepSeek-V3"), tokenizer, tmp_path / "theirs"))
+    more = {"bias_rate": 0.001, "sequence": 0.1, "z": 0.1, "capacity": 2.0}
+    mlp = tuple(m.model_copy(update=more if isinstance(m, MoE) else {}) for m in read.config.mlp)
+    model = read.config.model_copy(update={"mlp": mlp}).build(seed=0)
+    router = next(b.mlp.router for b in model.blocks if isinstance(b.mlp, MixtureOfExperts))
+    router.selection += 1.001
+    hf.export(model, tokenizer, tmp_path / "out", torch.bfloat16)
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    biases = {name: value for name, value in weights.items() if "correction_bias" in name}
+    assert {value.dtype for value in biases.values()} == {torch.float32}
+    assert all(v.dtype == torch.bfloat16 for name, v in weights.items() if name not in biases)
+    assert any(torch.equal(value, router.selection) for value in biases.values())

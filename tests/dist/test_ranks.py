@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as distributed
+import yaml
 from safetensors.torch import load_file
 
 from culm.adapt.quantize.int8 import Int8Linear
@@ -72,6 +73,25 @@ def test_two_ranks_follow_one(run_file: Callable[..., Path]) -> None:
     assert len(one) == len(two) == 15
     for a, b in zip(one, two, strict=True):  # a weight between two steps may go either way
         torch.testing.assert_close(b.dequantize(), a.dequantize(), atol=1e-2, rtol=0)
+
+
+def test_two_ranks_of_experts_follow_one(run_file: Callable[..., Path], tmp_path: Path) -> None:
+    """Losses within sequences, and biases that follow the load of the whole step."""
+    file = run_file("pretrain", steps=3, rows=8, micro_rows=2)
+    settings = yaml.safe_load(file.read_text())
+    settings["model"]["mlp"] = {
+        "kind": "moe", "experts": 4, "hidden": 16, "scores": "sigmoid", "selection_bias": True,
+        "bias_rate": 0.01, "sequence": 0.1, "z": 0.01, "shared": 1,
+    }  # fmt: skip
+    file.write_text(yaml.safe_dump(settings))
+    layouts = ("ddp", "fsdp")
+    on_two_ranks(*(f"{file},dist.data={name},folder={tmp_path}/{name}" for name in layouts))
+    config, _ = read_run(str(file))
+    train(config)
+    for name in layouts:
+        assert_same(Path(config.folder), tmp_path / name)
+    weights = load_file(tmp_path / "ddp" / "model" / "model.safetensors")
+    assert weights["blocks.1.mlp.router.selection"].abs().max() > 0.005
 
 
 def test_rows_that_do_not_divide_are_refused(run_file: Callable[..., Path]) -> None:

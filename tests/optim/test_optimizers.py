@@ -8,6 +8,7 @@ from torch import nn
 
 from culm.adapt.lora import LoRA
 from culm.model.attention.gqa import GQA
+from culm.model.mlp.moe import MoE
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.optim.adamw import AdamW
 from culm.optim.groups import hidden_matrices
@@ -130,3 +131,18 @@ def test_a_step_of_b_is_a_multiple_of_that_of_a(model: Transformer) -> None:
     optimizer.step()
     torch.testing.assert_close(before[0] - layer.a, torch.full_like(layer.a, 1e-3))
     torch.testing.assert_close(before[1] - layer.b, torch.full_like(layer.b, 4e-3))
+
+
+def test_biases_of_experts_do_not_decay_and_selection_biases_are_not_optimised() -> None:
+    moe = MoE(experts=4, hidden=8, bias=True, selection_bias=True)
+    config = TransformerConfig(
+        vocabulary=23, width=16, layers=1, attention=(GQA(heads=2),), mlp=(moe,)
+    )
+    built = config.build(0)
+    matrices, vectors = AdamW(weight_decay=0.1).build(built).param_groups
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
+    named = dict(built.named_parameters())
+    kept = {name for name, p in named.items() if any(p is other for other in vectors["params"])}
+    assert kept == {name for name in named if name.endswith("bias") or "norm" in name}
+    assert "blocks.0.mlp.experts.up.bias" in kept
+    assert not any("selection" in name for name in named)

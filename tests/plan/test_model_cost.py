@@ -8,8 +8,9 @@ from culm.config import CONFIGS, compose, parse
 from culm.model import logprobs
 from culm.model.attention.gqa import GQA
 from culm.model.mlp.gated import SwiGLU
+from culm.model.mlp.moe import MoE
 from culm.model.transformer import TransformerConfig
-from culm.plan.model import cost_of
+from culm.plan.model import cost_of, idle_parameters
 
 E, H, K, D, M, V, L = 32, 4, 2, 8, 48, 100, 3
 
@@ -58,6 +59,22 @@ def test_the_meta_device_counts_as_a_real_pass_does():
     with FlopCounterMode(display=False) as counter:
         model(torch.randint(0, V, (1, 64)))
     assert counter.get_total_flops() / 64 == cost_of(settings(), 64).forward_flops
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("hidden", [48, 21])
+def test_experts_count_where_a_token_goes(dtype, hidden):
+    """Every other layer has experts; the loop and the kernel cost the same."""
+    moe = MoE(experts=8, chosen=2, hidden=hidden, shared=1, switch=0.1)
+    dense, cost = settings(), settings().model_copy(update={"mlp": (SwiGLU(hidden=M), moe)})
+    found, base = cost_of(cost, 32, dtype), cost_of(dense, 32, dtype)
+    expert, lost = 3 * E * hidden, 3 * E * M
+    assert found.parameters == base.parameters - lost + 9 * expert + 8 * E
+    assert found.active == base.active - lost + 3 * expert + 8 * E
+    assert found.active == found.parameters - idle_parameters(cost.build(device="meta"))
+    more = 2 * (3 * expert - lost + 8 * E)
+    assert found.forward_flops == base.forward_flops + more
+    assert found.training_flops == base.training_flops + 3 * more
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml")))

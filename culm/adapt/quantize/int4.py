@@ -15,7 +15,7 @@ from torch import Tensor
 
 from culm.adapt.quantize.linear import QuantizedLinear, TrainableQuantizer, told_undivided
 from culm.log import say
-from culm.model.linear import Linear
+from culm.model.linear import GroupedLinear, Linear
 
 
 class Int4(TrainableQuantizer):
@@ -30,7 +30,7 @@ class Int4(TrainableQuantizer):
     def round(self, linear: Linear) -> Int4Linear:
         return Int4Linear.from_linear(linear, self.group)
 
-    def divides(self, name: str, linear: Linear) -> None:
+    def divides(self, name: str, linear: Linear | GroupedLinear) -> None:
         if linear.in_features % self.group:
             raise ValueError(told_undivided("group", self.group, name, linear))
 

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from culm.adapt.quantize.grouped import QuantizedGrouped, expert
 from culm.adapt.replace import Patterns, linears, note_untied, replace
 from culm.config import Config
-from culm.model.linear import Linear
+from culm.model.linear import GroupedLinear, Linear
 from culm.model.transformer import Transformer
 
 FEW = 16  # rows of x up to which the packed kernels win over multiplying out the weights
@@ -104,7 +105,23 @@ class LinearQuantizer(Config, ABC):
     def round(self, linear: Linear) -> QuantizedLinear:
         """The nearest quantised layer."""
 
-    def divides(self, name: str, linear: Linear) -> None:
+    def rounds(self, layer: Linear | GroupedLinear) -> QuantizedLinear | QuantizedGrouped:
+        """The nearest quantised layer, or one for each expert."""
+        if isinstance(layer, Linear):
+            return self.round(layer)
+        bias = None if layer.bias is None else layer.bias.detach().clone()
+        each = [self.round(expert(layer, number)) for number in range(layer.experts)]
+        return QuantizedGrouped(each, bias)
+
+    def empty(self, layer: Linear | GroupedLinear) -> QuantizedLinear | QuantizedGrouped:
+        """What takes the place of a layer, to be loaded into."""
+        inputs, outputs, biased = layer.in_features, layer.out_features, layer.bias is not None
+        if isinstance(layer, Linear):
+            return self.build(inputs, outputs, biased)
+        each = [self.build(inputs, outputs, False) for _ in range(layer.experts)]
+        return QuantizedGrouped(each, torch.zeros(layer.experts, outputs) if biased else None)
+
+    def divides(self, name: str, linear: Linear | GroupedLinear) -> None:
         """Refuse a layer whose inputs do not fill whole groups.
 
         Raises:
@@ -129,9 +146,11 @@ class TrainableQuantizer(LinearQuantizer, ABC):
 
 
 def assigned(
-    model: Transformer, quantizers: Sequence[LinearQuantizer]
+    model: Transformer,
+    quantizers: Sequence[LinearQuantizer],
+    kinds: tuple[type[nn.Module], ...] = (Linear, GroupedLinear),
 ) -> dict[str, LinearQuantizer]:
-    """Which quantiser takes which layer: the first whose targets name it.
+    """Which quantiser takes which layer of these kinds: the first whose targets name it.
 
     Raises:
         ValueError: a pattern names no layer, a quantiser is left without any, or a layer cannot be
@@ -139,9 +158,10 @@ def assigned(
     """
     found: dict[str, LinearQuantizer] = {}
     for quantizer in quantizers:
-        match, before = linears(model, quantizer.targets), len(found)
+        match, before = linears(model, quantizer.targets, *kinds), len(found)
         for name, layer in model.named_modules():
-            if isinstance(layer, Linear) and match(name, layer) and name not in found:
+            if match(name, layer) and name not in found:
+                assert isinstance(layer, Linear | GroupedLinear)
                 quantizer.divides(name, layer)
                 if not (layer.weight.is_meta or layer.weight.isfinite().all()):
                     raise ValueError(f"model: {name} holds NaN or infinity; take an earlier one")
@@ -159,18 +179,29 @@ def round_to_nearest(model: Transformer, layers: Mapping[str, LinearQuantizer]) 
     count = replace(
         model,
         lambda name, _: name in layers,
-        lambda name, layer: layers[name].round(layer),  # type: ignore[arg-type]
+        lambda name, layer: layers[name].rounds(layer),  # type: ignore[arg-type]
     )
     note_untied(model)
     return count
 
 
-def told_undivided(setting: str, size: int, name: str, linear: Linear) -> str:
+def told_undivided(setting: str, size: int, name: str, linear: Linear | GroupedLinear) -> str:
     """The message where groups of this size do not fill the inputs of a layer."""
     fitting = [str(s) for s in (32, 64, 128) if linear.in_features % s == 0]
     remedy = f"take {' or '.join(fitting)}, or" if fitting else "take int8 there, or"
     inputs = f"the {linear.in_features} inputs of {name}"
     return f"{setting}: {size} does not divide {inputs}; {remedy} targets without it"
+
+
+def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear | QuantizedGrouped]:
+    """Those that took the place of a layer, by its name; layers of experts as one."""
+    found: dict[str, QuantizedLinear | QuantizedGrouped] = {}
+    last = ""
+    for name, module in model.named_modules():
+        within = last and name.startswith(f"{last}.")
+        if isinstance(module, QuantizedLinear | QuantizedGrouped) and not within:
+            found[name], last = module, name
+    return found
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -55,8 +55,8 @@ Q = TypeVar("Q", bound=LinearQuantizer)
 class Calibrated(Method, ABC, Generic[Q]):
     """Codes that keep the outputs on text, found block by block.
 
-    codes: the quantisers whose codes it finds. Layers of others or outside of the blocks, and
-    those that no token reached, are rounded to nearest.
+    codes: the quantisers whose codes it finds. Layers of others or outside of the blocks, those
+    that no token reached, and those of experts are rounded to nearest.
     """
 
     calibrated = True
@@ -81,7 +81,11 @@ class Calibrated(Method, ABC, Generic[Q]):
     ) -> int:
         left = assigned(model, quantizers)
         count = len(left)
-        found = {name for name, quantizer in left.items() if type(quantizer) is self.codes}
+        found = {
+            name
+            for name, quantizer in left.items()
+            if type(quantizer) is self.codes and isinstance(model.get_submodule(name), Linear)
+        }
         if not found:
             kinds = " and ".join(dict.fromkeys(quantizer.kind for quantizer in quantizers))
             codes = self.codes.model_fields["kind"].default

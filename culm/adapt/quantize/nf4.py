@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from culm.adapt.quantize.linear import LinearQuantizer, QuantizedLinear, told_undivided
-from culm.model.linear import Linear
+from culm.model.linear import GroupedLinear, Linear
 
 LEVELS = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -39,7 +39,7 @@ class NF4(LinearQuantizer):
     def round(self, linear: Linear) -> NF4Linear:
         return NF4Linear.from_linear(linear, self.block)
 
-    def divides(self, name: str, linear: Linear) -> None:
+    def divides(self, name: str, linear: Linear | GroupedLinear) -> None:
         if linear.in_features % self.block:
             raise ValueError(told_undivided("block", self.block, name, linear))
 

@@ -57,10 +57,12 @@ def _straight(source: Tensor, rounded: Tensor, inside: Tensor | None) -> Tensor:
 def fake_quantize(model: Transformer, quantizers: Sequence[TrainableQuantizer]) -> int:
     """Let the quantisers' targets be trained as what they will be; gives how many.
 
+    The weights of experts stay as they are.
+
     Raises:
         ValueError: as `assigned`.
     """
-    layers = assigned(model, quantizers)
+    layers = assigned(model, quantizers, (Linear,))
 
     def fake(name: str, layer: nn.Module) -> nn.Module:
         quantizer = layers[name]

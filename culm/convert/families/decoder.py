@@ -171,3 +171,18 @@ def dense_and_moe(config: TransformerConfig, family: str) -> tuple[MoE, SwiGLU, 
         raise SettingError(f"model.mlp: {family} models have experts, and here are none")
     dense = the_only(rest, SwiGLU, "mlp", family) if rest else SwiGLU(hidden=moes[0].hidden)
     return moes[0], dense, sparse
+
+
+def read_switch(fields: Fields, moe: dict[str, Any], layers: int) -> dict[str, Any]:
+    """Settings of experts with the weight of their balance loss; layers: those with experts.
+
+    Theirs counts all choices of a token, which makes it as many times ours, and is one mean over
+    the layers, where ours is a sum.
+    """
+    weight = fields.take("router_aux_loss_coef", 0.0)
+    return {**moe, "switch": weight * moe["chosen"] / max(1, layers)}
+
+
+def write_switch(moe: MoE, layers: int) -> dict[str, Any]:
+    """The same, as theirs."""
+    return {"router_aux_loss_coef": moe.switch * layers / moe.chosen}

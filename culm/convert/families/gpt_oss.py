@@ -14,10 +14,12 @@ from culm.convert.families.decoder import (
     in_layers,
     read_attention,
     read_decoder,
+    read_switch,
     read_windows,
     the_only,
     write_attention,
     write_decoder,
+    write_switch,
     write_windows,
 )
 from culm.convert.family import Family, Fields
@@ -68,8 +70,8 @@ def read(fields: Fields) -> dict[str, Any]:
         "chosen": fields.take("num_experts_per_tok"),
         "activation": "clamped",
         "bias": True,
-        "switch": fields.take("router_aux_loss_coef", 0.0),
     }
+    moe = read_switch(fields, moe, values["layers"])
     attention = read_attention(fields, values["context"])
     attention |= {"bias": bias, "out_bias": bias, "sinks": True}
     windows = read_windows(fields, values["layers"], default=(SLIDING, FULL))
@@ -85,7 +87,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
         "attention_bias": config.attention[0].out_bias,
         "num_local_experts": moe.experts,
         "num_experts_per_tok": moe.chosen,
-        "router_aux_loss_coef": moe.switch,
+        **write_switch(moe, config.layers),
         "swiglu_alpha": 1.702,
         "swiglu_limit": 7.0,
     }

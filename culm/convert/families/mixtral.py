@@ -9,10 +9,12 @@ from culm.convert.families.decoder import (
     in_layers,
     read_attention,
     read_decoder,
+    read_switch,
     read_windows,
     the_only,
     write_attention,
     write_decoder,
+    write_switch,
 )
 from culm.convert.family import Family, Fields
 from culm.convert.rules import Rule, renamed
@@ -39,8 +41,8 @@ def read(fields: Fields) -> dict[str, Any]:
         "hidden": values["mlp"]["hidden"],
         "experts": fields.take("num_local_experts"),
         "chosen": fields.take("num_experts_per_tok"),
-        "switch": fields.take("router_aux_loss_coef", 0.0),
     }
+    mlp = read_switch(fields, mlp, values["layers"])
     windows = read_windows(fields, values["layers"])
     attention = in_layers(read_attention(fields, values["context"]), windows)
     return {**values, "mlp": mlp, "attention": attention}
@@ -54,7 +56,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
         "sliding_window": config.attention[0].window,
         "num_local_experts": mlp.experts,
         "num_experts_per_tok": mlp.chosen,
-        "router_aux_loss_coef": mlp.switch,
+        **write_switch(mlp, config.layers),
     }
 
 

@@ -8,8 +8,10 @@ from culm.convert.families import qwen
 from culm.convert.families.decoder import (
     NAMES,
     dense_and_moe,
+    read_switch,
     write_attention,
     write_decoder,
+    write_switch,
 )
 from culm.convert.family import Family, Fields
 from culm.convert.rules import Rule, renamed
@@ -37,10 +39,10 @@ def read(fields: Fields) -> dict[str, Any]:
         "chosen": fields.take("num_experts_per_tok"),
         "hidden": fields.take("moe_intermediate_size"),
         "normalize": fields.take("norm_topk_prob", False),
-        "switch": fields.take("router_aux_loss_coef", 0.0),
     }
     values = qwen.read3(fields)
     sparse = [(i + 1) % every == 0 and i not in dense for i in range(values["layers"])]
+    moe = read_switch(fields, moe, sum(sparse))
     return {**values, "mlp": [moe if there else values["mlp"] for there in sparse]}
 
 
@@ -58,7 +60,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
         "num_experts_per_tok": moe.chosen,
         "moe_intermediate_size": moe.hidden,
         "norm_topk_prob": moe.normalize,
-        "router_aux_loss_coef": moe.switch,
+        **write_switch(moe, sum(sparse)),
     }
 
 

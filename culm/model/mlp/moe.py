@@ -1,17 +1,20 @@
 """Mixture of experts: a router sends each token to a few feed-forwards of many.
 
 Scores are in fp32. Which experts are chosen may depend on a bias that is no part of their weights
-(arXiv 2408.15664, 2412.19437). No token is dropped: rows are sorted by expert and multiplied in
-groups.
+(arXiv 2408.15664, 2412.19437). Rows are sorted by expert and multiplied in groups; no token is
+dropped (arXiv 2211.15841), unless a capacity is given.
+
+A selection bias with a rate moves once a step (`culm.train.balance`). The auxiliary losses are
+means over the tokens of a step, padding not among them, and are added to the objective's loss
+whatever that is the mean of. Where a step is cut into micro-batches or shared among ranks, `switch`
+looks at the load of each part by itself, as is usual; the others do not depend on the cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -22,11 +25,11 @@ from pydantic import (
 from torch import Tensor, nn
 
 from culm.model.activation import ACTIVATIONS, Activation, clamped_swiglu
-from culm.model.context import Context, Routing
-from culm.model.init import Fresh
+from culm.model.context import Context
 from culm.model.linear import GroupedLinear
 from culm.model.mlp.gated import GatedFeedForward
 from culm.model.mlp.part import FeedForwardConfig, FeedForwardModule
+from culm.model.mlp.router import Router
 
 
 class MoE(FeedForwardConfig):
@@ -38,9 +41,15 @@ class MoE(FeedForwardConfig):
     scale: what they are multiplied by.
     groups, groups_chosen: experts are chosen from the groups whose best two scores are highest
         (DeepSeek-V3).
-    selection_bias: a bias that takes part in choosing alone.
+    selection_bias: a bias that takes part in choosing alone. bias_rate: how far it moves at each
+        step towards an even load (arXiv 2408.15664), 0.001 there.
     switch: weight of the load-balancing loss of arXiv 2101.03961, 1 at best before the weight.
+    sequence: the same for the load within each document (arXiv 2412.19437), 0.0001 there.
     z: weight of the mean squared log-sum of the router's scores (arXiv 2202.08906).
+    capacity: in training an expert takes at most this many times its even share of the tokens,
+        rounded up (arXiv 2006.16668); those of later positions skip it: it is computed all the
+        same, so that shapes do not depend on the load, and weighs nothing. Where text is only read
+        no token skips, since one row's answer would depend on the others.
     """
 
     kind: Literal["moe"] = "moe"
@@ -56,8 +65,11 @@ class MoE(FeedForwardConfig):
     groups: PositiveInt = 1
     groups_chosen: PositiveInt = 1
     selection_bias: bool = False
+    bias_rate: NonNegativeFloat = 0.0
     switch: NonNegativeFloat = 0.0
+    sequence: NonNegativeFloat = 0.0
     z: NonNegativeFloat = 0.0
+    capacity: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> MoE:
@@ -70,6 +82,8 @@ class MoE(FeedForwardConfig):
             raise ValueError(f"chosen: {self.chosen} is more than the {among} to choose from")
         if self.groups_chosen < self.groups and self.experts // self.groups < 2:
             raise ValueError("groups: a group is judged by its two best experts, and has only one")
+        if self.bias_rate and not self.selection_bias:
+            raise ValueError("bias_rate: there is no bias to move; set selection_bias to true")
         return self
 
     def resolved(self, width: int) -> MoE:
@@ -77,62 +91,6 @@ class MoE(FeedForwardConfig):
 
     def build(self, width: int) -> MixtureOfExperts:
         return MixtureOfExperts(self, width)
-
-
-class Router(nn.Module, Fresh):
-    """x: (N, E) -> the weights of the chosen experts (N, k) fp32 and their numbers (N, k)."""
-
-    def __init__(self, config: MoE, width: int) -> None:
-        super().__init__()
-        self.config = config
-        self.weight = nn.Parameter(torch.empty(config.experts, width))
-        self.bias = nn.Parameter(torch.empty(config.experts)) if config.bias else None
-        # In fp32 whatever the weights are: it moves in steps of a thousandth.
-        selection = torch.empty(config.experts) if config.selection_bias else None
-        self.selection: Tensor | None
-        self.register_buffer("selection", selection)
-
-    def reset(self, drawn: Callable[[str], torch.Generator]) -> None:
-        weight = torch.empty(self.weight.shape)
-        self.weight.copy_(weight.normal_(0.0, 0.02, generator=drawn("weight")))
-        for tensor in (self.bias, self.selection):
-            if tensor is not None:
-                tensor.zero_()
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Routing]:
-        c = self.config
-        bias = None if self.bias is None else self.bias.float()
-        logits = F.linear(x.float(), self.weight.float(), bias)
-        scores = logits.sigmoid() if c.scores == "sigmoid" else logits.softmax(-1)
-        chosen = self._choose(scores.detach())
-        weights = scores.gather(-1, chosen)
-        if c.normalize:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        counts = torch.bincount(chosen.flatten(), minlength=c.experts).float()
-        loss = self._loss(logits, scores, counts)
-        return weights * c.scale, chosen, Routing(loss, counts, logits.new_zeros(()))
-
-    def _choose(self, scores: Tensor) -> Tensor:
-        c = self.config
-        if self.selection is not None:
-            scores = scores + self.selection
-        if c.groups_chosen < c.groups:
-            grouped = scores.unflatten(-1, (c.groups, -1))
-            best = grouped.topk(2, -1).values.sum(-1).topk(c.groups_chosen, -1, sorted=False)
-            kept = torch.zeros_like(grouped[..., 0]).scatter(-1, best.indices, 1.0).bool()
-            scores = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
-        return scores.topk(c.chosen, -1).indices
-
-    def _loss(self, logits: Tensor, scores: Tensor, counts: Tensor) -> Tensor:
-        """Weighted, and as a sum over tokens: the objective divides by their number."""
-        c, loss = self.config, logits.new_zeros(())
-        if c.switch:
-            shares = scores / scores.sum(-1, keepdim=True)
-            load = counts / counts.sum()
-            loss = loss + c.switch * c.experts * (shares @ load).sum()
-        if c.z:
-            loss = loss + c.z * logits.logsumexp(-1).square().sum()
-        return loss
 
 
 class Experts(nn.Module):
@@ -158,7 +116,7 @@ class MixtureOfExperts(FeedForwardModule):
 
     def __init__(self, config: MoE, width: int) -> None:
         super().__init__()
-        self.chosen = config.chosen
+        self.config = config
         self.router = Router(config, width)
         self.experts = Experts(config, width)
         self.shared: nn.Module | None = None
@@ -168,10 +126,11 @@ class MixtureOfExperts(FeedForwardModule):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         flat = x.flatten(0, -2)
-        weights, chosen, context.aside.routing = self.router(flat)
-        order = chosen.flatten().argsort(stable=True)
-        rows = order // self.chosen
-        ends = context.aside.routing.counts.cumsum(0).to(torch.int32)
+        weights, chosen, context.aside.routing = self.router(flat, context)
+        sorted_, order = chosen.flatten().sort(stable=True)
+        numbers = torch.arange(self.config.experts, device=x.device)
+        ends = torch.searchsorted(sorted_, numbers, right=True, out_int32=True)
+        rows = order // self.config.chosen
         made = self.experts(flat[rows], ends) * weights.flatten()[order, None].to(x.dtype)
         out = torch.zeros_like(flat, dtype=torch.float32).index_add(0, rows, made.float())
         out = out.to(x.dtype).view_as(x)

@@ -1,0 +1,102 @@
+"""Experts made out of the dense feed-forwards of a trained model (arXiv 2212.05055)."""
+
+from __future__ import annotations
+
+from itertools import cycle, islice
+from typing import Annotated
+
+import torch
+from pydantic import BeforeValidator, Field, NonNegativeFloat
+from torch import Tensor
+
+from culm.config import Config, SettingError, listed, one_of
+from culm.model.init import generator
+from culm.model.linear import Linear
+from culm.model.mlp.gated import GatedFeedForward
+from culm.model.mlp.moe import MixtureOfExperts, MoE
+from culm.model.transformer import Transformer
+
+
+class Upcycle(Config):
+    """mlp: the experts that take the place of a dense feed-forward, each a copy of it; one for all
+    layers, or a list that is repeated over them, in which null leaves a layer dense.
+
+    noise: added to every expert's weights, as a share of their standard deviation. Without it the
+    model says at first what it said before: the weights of the chosen experts sum to one.
+    """
+
+    mlp: Annotated[
+        tuple[one_of(MoE) | None, ...],  # type: ignore[valid-type]
+        BeforeValidator(listed),
+        Field(min_length=1),
+    ]
+    noise: NonNegativeFloat = 0.0
+
+    @torch.no_grad()
+    def apply(self, model: Transformer, seed: int) -> int:
+        """Change the model in place; gives in how many layers.
+
+        Routers and noise are drawn by name from the seed.
+
+        Raises:
+            SettingError: a layer is not dense, is quantised, or its copies would not add up to it.
+        """
+        tiled = list(islice(cycle(self.mlp), len(model.blocks)))
+        if not any(tiled):
+            raise SettingError(f"upcycle.mlp: null in all {len(tiled)} layers; name experts")
+        chosen = {index: moe for index, moe in enumerate(tiled) if moe is not None}
+        for index, moe in chosen.items():
+            _check(index, moe, model.blocks[index].mlp)
+        for index, moe in chosen.items():
+            name, block = f"blocks.{index}.mlp", model.blocks[index]
+            block.mlp = self._copies(name, moe, block.mlp, model.config.width, seed)  # type: ignore[arg-type]
+        mlps = tuple(moe or dense for moe, dense in zip(tiled, model.config.mlps, strict=True))
+        model.config = model.config.model_copy(update={"mlp": mlps}).shortened()
+        return len(chosen)
+
+    def _copies(
+        self, name: str, moe: MoE, dense: GatedFeedForward, width: int, seed: int
+    ) -> MixtureOfExperts:
+        with torch.device("meta"):
+            built = moe.build(width)
+        built.to_empty(device=dense.gate.weight.device).train(dense.training)
+        built.router.reset(lambda part: generator(seed, f"{name}.router.{part}"))
+        experts = built.experts
+        for part, layer, copies in (
+            ("gate", dense.gate, experts.gate),
+            ("up", dense.up, experts.up),
+            ("down", dense.down, experts.down),
+        ):
+            weight: Tensor = layer.weight.float().expand_as(copies.weight)
+            if self.noise:
+                drawn = torch.empty(copies.weight.shape)
+                drawn.normal_(generator=generator(seed, f"{name}.experts.{part}.noise"))
+                weight = weight + self.noise * layer.weight.std() * drawn.to(weight.device)
+            copies.weight.copy_(weight)
+        return built
+
+
+def _check(index: int, moe: MoE, dense: object) -> None:
+    if not isinstance(dense, GatedFeedForward):
+        raise SettingError(
+            f"upcycle.mlp: layer {index} has no gated dense feed-forward to copy; put null there"
+        )
+    if not isinstance(dense.gate, Linear):
+        raise SettingError(
+            f"upcycle.mlp: layer {index} is quantised; start from the model that it was made of"
+        )
+    needed = {
+        "hidden": dense.gate.out_features,
+        "activation": dense.activation,
+        "bias": False,
+        "shared": 0,
+        "normalize": True,
+        "scale": 1.0,
+    }
+    given = moe.model_dump()
+    for name, value in needed.items():
+        if given[name] != value:
+            raise SettingError(
+                f"upcycle.mlp.{name}: {given[name]} does not give what layer {index} gave; "
+                f"take {value}"
+            )

@@ -1,0 +1,121 @@
+"""Experts out of a dense model: at first it says the same."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from culm.adapt.quantize.int8 import Int8
+from culm.adapt.upcycle import Upcycle
+from culm.config import SettingError, parse
+from culm.convert import native
+from culm.model.attention.gqa import GQA
+from culm.model.mlp.gated import SwiGLU
+from culm.model.mlp.moe import MixtureOfExperts, MoE
+from culm.model.mlp.plain import Plain
+from culm.model.transformer import TransformerConfig
+from culm.run import train
+from culm.settings import RunConfig, read_run
+from culm.verbs.plan import show_plan
+
+TOKENS = torch.randint(0, 60, (2, 12), generator=torch.Generator().manual_seed(0))
+EXPERTS = MoE(experts=4, chosen=2, hidden=48, switch=0.01)
+
+
+def build(mlp=SwiGLU(hidden=48)):
+    return TransformerConfig(
+        vocabulary=60, width=32, layers=4, context=16, attention=(GQA(heads=4),), mlp=(mlp,)
+    ).build(seed=0)
+
+
+@pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
+def test_copies_say_what_the_dense_model_says(scores):
+    dense, model = build(), build()
+    mixture = EXPERTS.model_copy(update={"scores": scores})
+    assert Upcycle(mlp=(None, mixture)).apply(model, seed=1) == 2
+    assert [isinstance(b.mlp, MixtureOfExperts) for b in model.blocks] == [False, True] * 2
+    torch.testing.assert_close(model(TOKENS), dense(TOKENS), atol=1e-6, rtol=1e-5)
+    assert len(model.config.mlp) == 2
+    again = model.config.build(seed=1)
+    assert torch.equal(again.blocks[3].mlp.router.weight, model.blocks[3].mlp.router.weight)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(TOKENS), model(TOKENS))
+
+
+def test_noise_tells_experts_apart():
+    dense, model = build(), build()
+    Upcycle(mlp=(EXPERTS,), noise=0.1).apply(model, seed=0)
+    weight = model.blocks[0].mlp.experts.up.weight
+    moved = weight - dense.blocks[0].mlp.up.weight
+    assert moved.std().item() == pytest.approx(
+        0.1 * dense.blocks[0].mlp.up.weight.std().item(), rel=0.05
+    )
+    assert not torch.equal(weight[0], weight[1])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"hidden": 32}, r"upcycle\.mlp\.hidden: 32 does not give what layer 0 gave; take 48"),
+        ({"shared": 1}, r"upcycle\.mlp\.shared: 1 .* take 0"),
+        ({"normalize": False}, r"upcycle\.mlp\.normalize: False .* take True"),
+        ({"activation": "gelu"}, r"upcycle\.mlp\.activation: gelu .* take silu"),
+    ],
+)
+def test_what_would_not_add_up_is_refused(changed, message):
+    model = build()
+    with pytest.raises(SettingError, match=message):
+        Upcycle(mlp=(EXPERTS.model_copy(update=changed),)).apply(model, seed=0)
+    assert isinstance(model.config.mlp[0], SwiGLU)
+
+
+def test_only_dense_layers_have_something_to_copy():
+    with pytest.raises(SettingError, match=r"layer 0 has no gated dense feed-forward"):
+        Upcycle(mlp=(EXPERTS,)).apply(build(Plain(hidden=48)), seed=0)
+    rounded = build()
+    Int8().apply(rounded)
+    with pytest.raises(SettingError, match="layer 0 is quantised"):
+        Upcycle(mlp=(EXPERTS,)).apply(rounded, seed=0)
+    with pytest.raises(SettingError, match="null in all 4 layers"):
+        Upcycle(mlp=(None,)).apply(build(), seed=0)
+
+
+def test_a_run_begins_with_experts_of_a_dense_model(run_file, capsys):
+    file = run_file("sft", steps=2)
+    settings = yaml.safe_load(file.read_text())
+    start = native.load(f"{settings['start']}/model")[0]
+    hidden = start.blocks[0].mlp.gate.out_features
+    settings["upcycle"] = {"mlp": [{"kind": "moe", "experts": 4, "hidden": hidden}, None]}
+    file.write_text(yaml.safe_dump(settings))
+    config, origins = read_run(str(file))
+    show_plan(config, origins)
+    shown = capsys.readouterr().out
+    assert "for each token" in shown
+    assert "upcycle.mlp[1]" in shown
+    train(config)
+    model, _ = native.load(f"{config.folder}/model")
+    assert [part.kind for part in model.config.mlps] == ["moe", "swiglu"]
+    del settings["start"]
+    settings["model"] = {
+        "vocabulary": 262,
+        "width": 8,
+        "layers": 1,
+        "attention": {"kind": "gqa", "heads": 1},
+    }
+    with pytest.raises(SettingError, match="upcycle: there is no dense model to copy from"):
+        parse(RunConfig, settings)
+
+
+def test_an_adapter_that_peft_has_no_names_for_is_in_the_model(run_file, capsys):
+    file = run_file("sft", adapter=True, steps=2)
+    settings = yaml.safe_load(file.read_text())
+    hidden = native.load(f"{settings['start']}/model")[0].blocks[0].mlp.gate.out_features
+    mixture = {"kind": "moe", "experts": 4, "hidden": hidden, "scores": "sigmoid"}
+    settings["upcycle"] = {"mlp": mixture}
+    file.write_text(yaml.safe_dump(settings))
+    config, _ = read_run(str(file))
+    assert train(config).finished
+    assert "No adapter is written by itself" in capsys.readouterr().err
+    assert not (Path(config.folder) / "adapter").exists()
+    assert native.load(f"{config.folder}/model")[0].config.mlps[0].kind == "moe"
