@@ -19,7 +19,7 @@ class ModelCost:
     token is multiplied with; a table that is only looked up is not among them.
     forward_flops, training_flops: a token, in full rows of `context` tokens that are one document.
     Training is three forwards, and more where `culm.model.logprobs` computes logits again.
-    cache_bytes: a token, in `dtype`.
+    cache_bytes: what a token adds to the cache, in `dtype`.
     """
 
     parameters: int
@@ -48,7 +48,7 @@ def cost_of(
         context=context,
         forward_flops=forward_flops(model, context) / context,
         training_flops=training_flops(model, context) / context,
-        cache_bytes=model.cache(1, 1).bytes,
+        cache_bytes=model.cache(1, 2).bytes - model.cache(1, 1).bytes,
     )
 
 

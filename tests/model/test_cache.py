@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
 from culm.model.cache import LayerCache, RollingCache
@@ -20,6 +21,7 @@ ATTENTIONS = {
     "value residual": GQA(heads=4, kv_heads=2, value_residual=True),
     "latent": MLA(heads=4, rank=16, head_dim=8, rope_dim=4, value_dim=6),
     "latent queries": MLA(heads=4, rank=16, query_rank=12, head_dim=8, rope_dim=4, value_dim=6),
+    "state": DeltaNet(heads=4, key_heads=2, head_dim=8, value_dim=6),
 }
 LENGTH = 3 * W + 1
 

@@ -54,6 +54,14 @@ class AttentionModule(nn.Module, ABC):
     def cache(self, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> Kept:
         """An empty cache of what this attention keeps of up to `length` tokens."""
 
+    def weights(self, x: Tensor, context: Context) -> Tensor:
+        """(B, H, T, T) attention weights of rows that are one document each, to be looked at.
+
+        Raises:
+            ValueError: it mixes tokens without such weights.
+        """
+        raise ValueError(f"layer: {type(self).__name__} has no weights to look at; take another")
+
     def serves(self, backend: Backend) -> bool:
         """Whether this attention can be computed by a backend."""
         return True
