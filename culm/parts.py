@@ -29,6 +29,7 @@ from culm.settings import RunConfig
 from culm.start import start_of
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 from culm.tokenizer.train import BPE
+from culm.train.settings import TrainConfig
 from culm.train.trainer import Batches
 
 EVALUATED = 16  # held-out rows that are scored at once
@@ -133,7 +134,6 @@ def set_up(config: RunConfig, model: Transformer, device: torch.device) -> nn.Mo
     train = config.train
     precision = choose_precision(device) if train.precision == "auto" else train.precision
     model.dtype = DTYPES[precision]
-    model.set_backend(choose_backend(device))
     if train.adapter is None and is_quantized(model):
         raise SettingError(
             "train.adapter: quantised weights cannot be trained; take train.adapter=lora, or start "
@@ -146,12 +146,20 @@ def set_up(config: RunConfig, model: Transformer, device: torch.device) -> nn.Mo
         count = fake_quantize(model, train.qat)
         log.say(f"Training {count} layers with their weights rounded in every forward.")
     model.to(device)
+    if device.type != "meta":
+        _choose_attention(train, model)
     objective = train.objective.build(model)
     if train.recompute:
         recompute(objective)
     if train.compile:
         compile_blocks(objective)
     return objective
+
+
+def _choose_attention(train: TrainConfig, model: Transformer) -> None:
+    backend = choose_backend(model.device, train.attention, model.dtype, training=True)
+    log.say(f"Attention: {backend}.")
+    model.set_backend(backend)
 
 
 def training_batches(

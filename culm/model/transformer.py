@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_v
 from torch import Tensor, nn
 
 from culm.config import Config, listed
+from culm.log import say
 from culm.model.attend import Backend
 from culm.model.attention import Attention
 from culm.model.attention.part import AttentionConfig
@@ -143,15 +144,17 @@ class Transformer(nn.Module):
         return self.embed.weight.device
 
     def set_backend(self, backend: Backend) -> int:
-        """Compute attention by a backend (`culm.model.attend`); gives how many layers cannot.
+        """Compute attention by a backend (`culm.model.attend`) on the device where the model is.
 
-        Those compute in blocks, which serves every kind.
+        Gives how many layers cannot; those compute in blocks, which serves every kind.
         """
         others = 0
         for block in self.blocks:
-            served = block.attention.serves(backend)  # type: ignore[union-attr,operator]
+            served = block.attention.serves(backend, self.device)  # type: ignore[union-attr,operator]
             block.attention.backend = backend if served else "blocks"  # type: ignore[union-attr]
             others += not served
+        if others:
+            say(f"Attention of {others} of {len(self.blocks)} layers in blocks, not {backend}.")
         return others
 
     def hidden(self, tokens: Tensor, context: Context | None = None) -> Tensor:

@@ -122,8 +122,8 @@ class GroupedQueryAttention(AttentionModule, Fresh):
         slopes = slopes_of(c.heads).to(device) if c.alibi else None
         return Rule(c.scale, c.window, c.first, c.softcap, slopes, self.sinks)
 
-    def serves(self, backend: Backend) -> bool:
-        return serves(backend, self.rule())
+    def serves(self, backend: Backend, device: torch.device) -> bool:
+        return serves(backend, self.rule(), device)
 
     def forward(self, x: Tensor, context: Context, cache: Kept | None) -> Tensor:
         q, k, v = self._project(x, context)

@@ -13,7 +13,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from culm.model.attend import Rule, attend, attend_cached, attention_weights
+from culm.model.attend import Backend, Rule, attend, attend_cached, attention_weights, serves
 from culm.model.attention.part import AttentionConfig, AttentionModule
 from culm.model.cache import Kept, LayerCache
 from culm.model.context import Context
@@ -76,6 +76,11 @@ class LatentAttention(AttentionModule):
         self.k = Linear(c.rank, heads * c.head_dim)
         self.v = Linear(c.rank, heads * c.value_dim)
         self.out = Linear(heads * c.value_dim, width, c.bias, residual=True)
+
+    def serves(self, backend: Backend, device: torch.device) -> bool:
+        c = self.config  # flash kernels want values of the size of keys
+        alike = c.head_dim + c.rope_dim == c.value_dim
+        return serves(backend, self.rule, device) and (alike or not backend.startswith("flash"))
 
     def forward(self, x: Tensor, context: Context, cache: Kept | None) -> Tensor:
         q, turned = self._queries(x, context)

@@ -62,6 +62,6 @@ class AttentionModule(nn.Module, ABC):
         """
         raise ValueError(f"layer: {type(self).__name__} has no weights to look at; take another")
 
-    def serves(self, backend: Backend) -> bool:
-        """Whether this attention can be computed by a backend."""
+    def serves(self, backend: Backend, device: torch.device) -> bool:
+        """Whether this attention can be computed by a backend on a device."""
         return True
