@@ -29,7 +29,6 @@ from culm.settings import RunConfig
 from culm.start import start_of
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 from culm.tokenizer.train import BPE
-from culm.train.settings import TrainConfig
 from culm.train.trainer import Batches
 
 EVALUATED = 16  # held-out rows that are scored at once
@@ -147,19 +146,14 @@ def set_up(config: RunConfig, model: Transformer, device: torch.device) -> nn.Mo
         log.say(f"Training {count} layers with their weights rounded in every forward.")
     model.to(device)
     if device.type != "meta":
-        _choose_attention(train, model)
+        backend = choose_backend(device, train.attention, model.dtype, training=True)
+        model.set_backend(backend)
     objective = train.objective.build(model)
     if train.recompute:
         recompute(objective)
     if train.compile:
         compile_blocks(objective)
     return objective
-
-
-def _choose_attention(train: TrainConfig, model: Transformer) -> None:
-    backend = choose_backend(model.device, train.attention, model.dtype, training=True)
-    log.say(f"Attention: {backend}.")
-    model.set_backend(backend)
 
 
 def training_batches(

@@ -157,6 +157,11 @@ class Transformer(nn.Module):
             say(f"Attention of {others} of {len(self.blocks)} layers in blocks, not {backend}.")
         return others
 
+    @property
+    def backends(self) -> list[str]:
+        """By which attention is computed, each once."""
+        return sorted({str(block.attention.backend) for block in self.blocks})  # type: ignore[union-attr]
+
     def hidden(self, tokens: Tensor, context: Context | None = None) -> Tensor:
         """The normalised last states (B, T, E) that the head reads."""
         context = context or Context.plain(tokens)
