@@ -10,7 +10,7 @@ import torch
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from culm.config import Config, listed
+from culm.config import Config, SettingError, listed
 from culm.log import say
 from culm.model.attend import Backend
 from culm.model.attention import Attention
@@ -25,6 +25,7 @@ from culm.model.mlp import FeedForward
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.part import FeedForwardConfig
 from culm.model.norm import Normalization, RMSNormConfig
+from culm.model.quantized import BITS, CacheKind, QuantizedCache
 
 
 class TransformerConfig(Config):
@@ -197,12 +198,28 @@ class Transformer(nn.Module):
         hidden, cap = self.hidden(tokens, context), self.config.softcap
         return logprobs_of(hidden, self.head, targets, temperature, self.kernels, cap)
 
-    def cache(self, slots: int, length: int) -> Cache:
-        """An empty cache for `slots` sequences of up to `length` tokens."""
+    def cache(self, slots: int, length: int, kind: CacheKind = "plain", spare: int = 0) -> Cache:
+        """An empty cache for `slots` sequences of up to `length` tokens.
+
+        kind: int8 and int4 round the keys and values of layers that keep those of all tokens.
+        spare: by so many tokens a sequence may be cut, exactly, where layers have a window; what
+        keeps all tokens may be cut anywhere, and a state nowhere.
+
+        Raises:
+            SettingError: no layer does, or the kind is not known.
+        """
+        if kind not in BITS:
+            raise SettingError(f"cache: {kind!r} is not one of {', '.join(BITS)}")
+        bits = BITS[kind]
         layers = [
-            block.attention.cache(slots, length, self.dtype, self.device)  # type: ignore[union-attr,operator]
+            block.attention.cache(slots, length, self.dtype, self.device, bits, spare)  # type: ignore[union-attr,operator]
             for block in self.blocks
         ]
+        if bits and not any(isinstance(layer, QuantizedCache) for layer in layers):
+            raise SettingError(
+                f"cache: {kind} rounds keys and values of all tokens, and no layer of this model "
+                "keeps those (but latents, a window or a state); take cache=plain"
+            )
         return Cache(layers, slots, length)
 
 

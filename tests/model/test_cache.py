@@ -97,6 +97,35 @@ def test_a_sequence_is_cut_by_going_on_earlier():
     assert (read(model, cache, rows[:, 8:], 8) - expected[:, 8:]).abs().max() <= 1e-4
 
 
+@pytest.mark.parametrize("name", ["window", "sinks and window", "alibi and window"])
+@pytest.mark.parametrize("cut", [1, 3, 4])
+@torch.no_grad()
+def test_a_window_is_cut_by_what_is_spare(name, cut):
+    """After prompts and single tokens, by up to all of the four spare tokens."""
+    model, rows = build(name), tokens()
+    expected = model(rows)
+    for sizes in ([14], [1] * 14, [9, 5]):
+        cache, start = model.cache(1, 32, spare=4), 0
+        assert all(type(layer) is RollingCache for layer in cache.layers)
+        wrong = (rows[:, 14 - cut : 14] + 1) % 60  # guesses that are rejected
+        guessed = torch.cat((rows[:, : 14 - cut], wrong), 1)
+        for size in sizes:
+            read(model, cache, guessed[:, start : start + size], start)
+            start += size
+        for at in range(14 - cut, LENGTH):
+            found = read(model, cache, rows[:, at : at + 1], at)
+            assert (found - expected[:, at : at + 1]).abs().max() <= 1e-4
+
+
+@torch.no_grad()
+def test_without_spare_tokens_a_cut_window_lacks_some():
+    model, rows = build("window"), tokens()
+    cache = model.cache(1, 32)
+    read(model, cache, rows[:, :14], 0)
+    found = read(model, cache, rows[:, 11:12], 11)
+    assert (found - model(rows)[:, 11:12]).abs().max() > 1e-3
+
+
 def test_what_is_kept():
     """Bytes of a token: keys and values; a window's worth; one latent and a rotated key."""
     whole = build("all").cache(2, 48)

@@ -137,7 +137,15 @@ class GatedDeltaNet(AttentionModule, Fresh):
         )
         return state, earlier
 
-    def cache(self, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> Kept:
+    def cache(
+        self,
+        slots: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        bits: int | None = None,
+        spare: int = 0,
+    ) -> Kept:
         return StateCache(self._empty(slots, torch.empty(0, dtype=dtype, device=device)))
 
 

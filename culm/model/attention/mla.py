@@ -144,6 +144,14 @@ class LatentAttention(AttentionModule):
             weight = layer(eye).t()
         return weight.unflatten(0, (-1, weight.shape[0] // self.config.heads))
 
-    def cache(self, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> Kept:
+    def cache(
+        self,
+        slots: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        bits: int | None = None,
+        spare: int = 0,
+    ) -> Kept:
         shape = (slots, 1, length, self.config.rank + self.config.rope_dim)
         return LayerCache([torch.zeros(shape, dtype=dtype, device=device)])
