@@ -65,8 +65,8 @@ def choose_backend(
     if reason is not None:
         use = "train" if training else "compute"
         raise SettingError(
-            f"attention: {wanted} does not {use} in {name_of(dtype)} on {device}: {reason}; "
-            "take attention=auto"
+            f"train.attention: {wanted} does not {use} in {name_of(dtype)} on {device}: {reason}; "
+            "take train.attention=auto"
         )
     return wanted
 

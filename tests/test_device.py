@@ -31,15 +31,18 @@ def test_a_cpu_runs_these(backend, training, dtype):
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
-        ("flex", "attention: flex does not train in float32 on cpu: FlexAttention has no backward"),
-        ("flash2", "attention: flash2 does not train in float32 on cpu: Could not run"),
-        ("flash3", "attention: flash3 does not train in float32 on cpu: No module named"),
+        (
+            "flex",
+            "train.attention: flex does not train in float32 on cpu: FlexAttention has no backward",
+        ),
+        ("flash2", "train.attention: flash2 does not train in float32 on cpu: Could not run"),
+        ("flash3", "train.attention: flash3 does not train in float32 on cpu: No module named"),
     ],
 )
 def test_what_cannot_run_here_is_refused(wanted, words):
     with pytest.raises(SettingError, match=words) as refused:
         choose_backend(CPU, wanted, training=True)
-    assert str(refused.value).endswith("; take attention=auto")
+    assert str(refused.value).endswith("; take train.attention=auto")
     assert "\n" not in str(refused.value)
 
 
