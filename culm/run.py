@@ -205,7 +205,10 @@ def _finish(
     if ranks.first:
         if config.train.adapter is not None:
             base = None if config.start is None else named(config.start)
-            peft.save(model, config.train.adapter, folder / "adapter", base)
+            try:
+                peft.save(model, config.train.adapter, folder / "adapter", base)
+            except SettingError as error:  # above all, layers without a name in any family
+                log.say(f"The adapter is in {folder / 'model'}, not written beside it: {error}")
             merge_verified(model)
         if config.train.qat is not None:
             convert(model)
