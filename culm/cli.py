@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -40,6 +40,10 @@ TopP = Annotated[
 ContextLength = Annotated[
     int | None,
     typer.Option("--context", help="Tokens of prompt and answer; fewer need less memory.", min=2),
+]
+CacheBits = Annotated[
+    Literal["plain", "int8", "int4"],
+    typer.Option("--cache", help="How keys and values are kept; fewer bits need less memory."),
 ]
 AnswerSeed = Annotated[int | None, typer.Option(help="The same seed gives the same text.", min=0)]
 
@@ -167,13 +171,14 @@ def generate(
     ] = None,
     seed: AnswerSeed = None,
     context: ContextLength = None,
+    cache: CacheBits = "plain",
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
     """Continue a text."""
     import culm
 
-    pieces = culm.load(model, device, dtype, context).stream(
+    pieces = culm.load(model, device, dtype, context, cache=cache).stream(
         prompt, tokens, temperature, top_k, top_p, min_p, stop, seed
     )
     sys.stdout.write(prompt + next(pieces, ""))  # only now it is known that the prompt fits
@@ -192,6 +197,7 @@ def chat(
     top_p: TopP = 1.0,
     seed: AnswerSeed = None,
     context: ContextLength = None,
+    cache: CacheBits = "plain",
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -199,9 +205,8 @@ def chat(
     import culm
     from culm.serve.terminal import Terminal
 
-    Terminal(
-        culm.load(model, device, dtype, context), system, tokens, temperature, top_p, seed
-    ).run()
+    loaded = culm.load(model, device, dtype, context, cache=cache)
+    Terminal(loaded, system, tokens, temperature, top_p, seed).run()
 
 
 @app.command()
@@ -220,6 +225,7 @@ def serve(
         ),
     ] = None,
     context: ContextLength = None,
+    cache: CacheBits = "plain",
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -234,7 +240,7 @@ def serve(
     adapters = _named(adapter or [])
     path = Path(model).resolve()
     name = path.parent.name if path.name == "model" else path.name
-    loaded = culm.load(model, device, dtype, context, adapters=adapters)
+    loaded = culm.load(model, device, dtype, context, adapters=adapters, cache=cache)
     go(loaded, name, host, port, api_key, slots)
 
 

@@ -24,6 +24,7 @@ from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.loading import read
 from culm.model.context import Context
+from culm.model.quantized import CacheKind
 from culm.model.transformer import Transformer
 from culm.reply import Reply
 from culm.tokenizer.chat import Message
@@ -45,10 +46,14 @@ class LanguageModel:
     """
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, context: int | None = None
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        context: int | None = None,
+        cache: CacheKind = "plain",
     ) -> None:
         """context: tokens that a prompt and its continuation may have together; the model's, or
-        less, to save memory.
+        less, to save memory. cache: int8 or int4 keeps keys and values in few bits, for the same.
         """
         known = model.config.context
         if context is not None and not 2 <= context <= known:
@@ -56,6 +61,7 @@ class LanguageModel:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.context = context or known
+        self.cache = cache
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -221,7 +227,9 @@ class LanguageModel:
         stops = [stop] if isinstance(stop, str) else stop or ()
         length = max((len(r.prompt) + r.tokens for r in requests), default=1)
         slots = min(max(len(requests), 1), SLOTS)
-        engine = Engine(self.model, slots, length, vocabulary=self.tokenizer.vocabulary)
+        engine = Engine(
+            self.model, slots, length, vocabulary=self.tokenizer.vocabulary, cache=self.cache
+        )
         numbers = {engine.add(request): index for index, request in enumerate(requests)}
         replies = [Reply(self.tokenizer, stops) for _ in requests]
         while engine.busy:
@@ -273,13 +281,15 @@ def load(
     context: int | None = None,
     adapter: str | Path | None = None,
     adapters: Mapping[str, str | Path] | None = None,
+    cache: CacheKind = "plain",
 ) -> LanguageModel:
     """A model from what `path` names: a run or model folder of Culm, a Hugging Face folder or hub
     id, a `.gguf` file, or a folder with an adapter, which is merged into the base that it names.
 
     device: "cpu", "cuda", "mps", "xpu"; "auto" takes the first CUDA device, else the CPU. dtype:
     of weights and activations, such as "bfloat16"; "auto" takes the fastest here; if not given
-    float32 on a CPU, bfloat16 elsewhere and for quantised weights. context: see `LanguageModel`.
+    float32 on a CPU, bfloat16 elsewhere and for quantised weights. context, cache: see
+    `LanguageModel`.
     adapter: a folder of PEFT, or of the run that trained it, to stand beside the layers of `path`,
     its base; `culm.adapt.merge` folds it in. adapters: several of them by name, of which each call
     chooses one or none by `adapter=NAME`; the base is in memory once.
@@ -287,4 +297,4 @@ def load(
     Raises:
         SettingError: there is nothing there that can be read, or the adapter is for another base.
     """
-    return LanguageModel(*read(path, device, dtype, adapter, adapters), context)
+    return LanguageModel(*read(path, device, dtype, adapter, adapters), context, cache)

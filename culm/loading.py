@@ -40,7 +40,7 @@ def read(
     for weight in model.parameters():  # not the buffers: angles and scales keep their precision
         weight.data = weight.data.to(kind)
     model.dtype = kind
-    model.set_backend(choose_backend(place))
+    model.set_backend(choose_backend(place, dtype=kind))
     return model, tokenizer
 
 

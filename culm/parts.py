@@ -137,7 +137,6 @@ def set_up(config: RunConfig, model: Transformer, device: torch.device) -> nn.Mo
     train = config.train
     precision = choose_precision(device) if train.precision == "auto" else train.precision
     model.dtype = DTYPES[precision]
-    model.set_backend(choose_backend(device))
     if train.adapter is None and is_quantized(model):
         raise SettingError(
             "train.adapter: quantised weights cannot be trained; take train.adapter=lora, or start "
@@ -150,6 +149,9 @@ def set_up(config: RunConfig, model: Transformer, device: torch.device) -> nn.Mo
         count = fake_quantize(model, train.qat)
         log.say(f"Training {count} layers with their weights rounded in every forward.")
     model.to(device)
+    if device.type != "meta":
+        backend = choose_backend(device, train.attention, model.dtype, training=True)
+        model.set_backend(backend)
     objective = train.objective.build(model)
     if train.recompute:
         recompute(objective)

@@ -153,6 +153,7 @@ def _train(config: RunConfig, folder: Path, device: torch.device, ranks: Ranks) 
             folder, objective, optimizer, progress, keep=settings.checkpoint.keep, ranks=ranks
         )
 
+    log.say(f"Attention is computed by {' and '.join(model.backends)}.")
     interruption = Interruption()
     with log.progress(folder.name, settings.steps, "steps") as bar, interruption.watching():
         bar.advance(start.step)

@@ -64,6 +64,15 @@ def test_generate_text_ids_and_batches(model):
     assert model.generate("", tokens=3, temperature=0) is not None
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_keys_and_values_in_few_bits(model, kind):
+    small = LanguageModel(model.model, model.tokenizer, cache=kind)
+    exact = [m.generate("abc", tokens=20, temperature=0) for m in (small, model)]
+    assert exact[0][:3] == exact[1][:3]  # the newest tokens are kept as they are
+    with pytest.raises(SettingError, match="cache: 'int2' is not one of plain, int8, int4"):
+        LanguageModel(model.model, model.tokenizer, cache="int2").generate("abc")
+
+
 def test_ids_may_be_arrays_and_tensors(model):
     ids = model.encode("abc")
     said = model.generate(ids, tokens=12, temperature=0)

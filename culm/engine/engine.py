@@ -21,6 +21,7 @@ from culm.engine.fused import ROWS, FusedDecoder, fuses
 from culm.engine.request import Completion, Event, Finish, Request, Running
 from culm.engine.sampling import Sampler
 from culm.model.context import Context
+from culm.model.quantized import CacheKind
 from culm.model.transformer import Transformer
 
 PREFILL_TOKENS = 8192  # of one prefill, padding included: bounds its memory
@@ -36,7 +37,8 @@ class Engine:
     the model's context if not given. The engine reads the model's weights as they are at each step.
     vocabulary: ids from there on are never drawn; a model may have more rows than its tokenizer has
     tokens. fused: decode few rows by one C++ function where `culm.engine.fused` serves this model;
-    weights may then change their values but not their place.
+    weights may then change their values but not their place. cache: in how many bits keys and
+    values are kept; the fused step knows the plain one only.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Engine:
         *,
         vocabulary: int | None = None,
         fused: bool = True,
+        cache: CacheKind = "plain",
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots: {slots} is less than 1")
@@ -60,7 +63,7 @@ class Engine:
         self.adapters = residents(model)
         self.vocabulary = vocabulary or model.config.vocabulary
         with torch.inference_mode():
-            self.cache = model.cache(slots, self.length)
+            self.cache = model.cache(slots, self.length, cache)
         self._fused = (
             FusedDecoder(model, self.cache) if fused and fuses(model, self.cache) else None
         )

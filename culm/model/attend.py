@@ -4,6 +4,8 @@ The attention backend is set from outside (`Transformer.set_backend`), never gue
 
     sdpa    torch's scaled_dot_product_attention: flash kernels on a GPU
     flex    torch's FlexAttention, compiled: every rule without a matrix of scores
+    flash2  FlashAttention on a GPU, documents as sequences: no mask in memory
+    flash3  its third version, on the GPUs that it is made for
     blocks  queries in blocks, each against its causal prefix: every rule, on every device; on a
             CPU, where sdpa computes hidden scores too, this skips up to half of them, and fuses
             under torch.compile
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from culm.model.context import Context
 
-Backend = Literal["sdpa", "flex", "blocks"]
+Backend = Literal["sdpa", "flex", "blocks", "flash2", "flash3"]
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,14 @@ class Rule:
     sinks: Tensor | None = None
 
 
-def serves(backend: Backend, rule: Rule) -> bool:
-    """Whether a backend computes by this rule."""
-    if backend == "sdpa":
-        return rule.softcap is None and rule.slopes is None and rule.sinks is None
-    return True
+def serves(backend: Backend, rule: Rule, device: torch.device) -> bool:
+    """Whether a backend computes by this rule on a device."""
+    if backend == "blocks":
+        return True
+    if backend == "flex":  # whose CPU kernel does not tell what a sink is weighed against
+        return rule.sinks is None or device.type != "cpu"
+    plain = rule.softcap is None and rule.slopes is None and rule.sinks is None
+    return plain and (backend == "sdpa" or not rule.first)
 
 
 def attend(
@@ -67,13 +72,17 @@ def attend(
     Raises:
         ValueError: the backend does not serve the rule.
     """
-    if not serves(backend, rule):
-        raise ValueError(f"backend: {backend} does not compute {rule}; blocks does")
+    if not serves(backend, rule, q.device):
+        raise ValueError(f"backend: {backend} does not compute {rule} here; blocks does")
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
     if backend == "flex":
         from culm.model.flex import flex
 
         out = flex(q, k, v, context, rule)
+    elif backend in ("flash2", "flash3"):
+        from culm.model.flash import flash
+
+        out = flash(q, k, v, context, rule)
     elif backend == "blocks":
         out = _in_blocks(q, k, v, context, rule)
     elif context.documents is None and rule.window is None:
@@ -112,7 +121,8 @@ def attend_cached(
         mask = mask & (at >= 0)
     q = q.transpose(1, 2)
     # With one query a row the CPU flash kernel is 1.2 to 2.7 times slower than two products.
-    if backend != "sdpa" or (q.shape[2] == 1 and q.device.type == "cpu"):
+    single = q.shape[2] == 1 and q.device.type == "cpu"
+    if backend == "blocks" or single or not serves("sdpa", rule, q.device):
         away = None if rule.slopes is None else at - queries_at
         out = _grouped(q, k, v, mask, rule, away)
     else:

@@ -3,6 +3,7 @@
 Every attention says what it keeps (`AttentionModule.cache`):
 
     LayerCache      keys and values, or latents, of all tokens
+    QuantizedCache  the same keys and values in few bits (`culm.model.quantized`)
     RollingCache    those of the last tokens only, for a window
     StateCache      a state of fixed size, for attention without softmax
 """
@@ -63,7 +64,8 @@ class RollingCache(Kept):
     """The first `first` tokens of a sequence and the last ones, in a ring.
 
     tensors: (slots, K, first + ring, D) each. Position p is entry p, or, from `first` on, entry
-    first + (p - first) mod ring. A sequence may be cut by up to ring - window tokens.
+    first + (p - first) mod ring. A sequence may be cut by up to ring - window tokens, if there are
+    more entries than the window needs (`spare` of `Transformer.cache`).
     """
 
     def __init__(self, tensors: Sequence[Tensor], first: int = 0) -> None:

@@ -1,10 +1,12 @@
 """Attention through torch's FlexAttention (arXiv 2412.05496), compiled.
 
 Scores are changed and hidden inside the kernel, so no matrix of them is in memory, and blocks
-without a visible key are skipped. On a CPU it has no backward.
+without a visible key are skipped. On a CPU it has no backward and no sinks.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,11 +19,17 @@ from torch.nn.attention.flex_attention import (
 from culm.model.attend import Rule
 from culm.model.context import Context
 
-_compiled = torch.compile(flex_attention, dynamic=False)
+_compiled = torch.compile(flex_attention, fullgraph=True)  # or an error, not the slow form
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: Rule) -> Tensor:
-    """q: (B, H, T, D); k: (B, K, T, D), v: (B, K, T, Dv) -> (B, H, T, Dv)."""
+    """q: (B, H, T, D); k: (B, K, T, D), v: (B, K, T, Dv) -> (B, H, T, Dv).
+
+    Raises:
+        NotImplementedError: gradients on a CPU.
+    """
+    if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
+        raise NotImplementedError("FlexAttention has no backward on a CPU")
     B, _, T, _ = q.shape
     documents, positions = context.documents, context.positions
 
@@ -39,12 +47,12 @@ def flex(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: Rule) -> Tenso
     rows = None if documents is None and not rule.first else B
     mask = create_block_mask(visible, rows, None, T, T, device=q.device.type)
     changed = scored if rule.softcap is not None or rule.slopes is not None else None
-    out, aux = _compiled(
-        q, k, v, changed, mask, scale=rule.scale, enable_gqa=q.shape[1] != k.shape[1],
-        return_aux=AuxRequest(lse=True),  # type: ignore[arg-type]
-    )  # fmt: skip
+    kernel = partial(
+        _compiled, q, k, v, changed, mask, scale=rule.scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
     if rule.sinks is None:
-        return out
+        return kernel()
+    out, aux = kernel(return_aux=AuxRequest(lse=True))  # type: ignore[arg-type]
     # A key without a value takes its share of every softmax: exp(lse) / (exp(lse) + exp(sink)).
     share = torch.sigmoid(aux.lse - rule.sinks.float().view(1, -1, 1))
     return out * share[..., None].to(out.dtype)

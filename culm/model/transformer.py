@@ -10,7 +10,8 @@ import torch
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from culm.config import Config, listed
+from culm.config import Config, SettingError, listed
+from culm.log import say
 from culm.model.attend import Backend
 from culm.model.attention import Attention
 from culm.model.attention.part import AttentionConfig
@@ -24,6 +25,7 @@ from culm.model.mlp import FeedForward
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.part import FeedForwardConfig
 from culm.model.norm import Normalization, RMSNormConfig
+from culm.model.quantized import BITS, CacheKind, QuantizedCache
 
 
 class TransformerConfig(Config):
@@ -143,16 +145,23 @@ class Transformer(nn.Module):
         return self.embed.weight.device
 
     def set_backend(self, backend: Backend) -> int:
-        """Compute attention by a backend (`culm.model.attend`); gives how many layers cannot.
+        """Compute attention by a backend (`culm.model.attend`) on the device where the model is.
 
-        Those compute in blocks, which serves every kind.
+        Gives how many layers cannot; those compute in blocks, which serves every kind.
         """
         others = 0
         for block in self.blocks:
-            served = block.attention.serves(backend)  # type: ignore[union-attr,operator]
+            served = block.attention.serves(backend, self.device)  # type: ignore[union-attr,operator]
             block.attention.backend = backend if served else "blocks"  # type: ignore[union-attr]
             others += not served
+        if others:
+            say(f"Attention of {others} of {len(self.blocks)} layers in blocks, not {backend}.")
         return others
+
+    @property
+    def backends(self) -> list[str]:
+        """By which attention is computed, each once."""
+        return sorted({str(block.attention.backend) for block in self.blocks})  # type: ignore[union-attr]
 
     def hidden(self, tokens: Tensor, context: Context | None = None) -> Tensor:
         """The normalised last states (B, T, E) that the head reads."""
@@ -189,12 +198,28 @@ class Transformer(nn.Module):
         hidden, cap = self.hidden(tokens, context), self.config.softcap
         return logprobs_of(hidden, self.head, targets, temperature, self.kernels, cap)
 
-    def cache(self, slots: int, length: int) -> Cache:
-        """An empty cache for `slots` sequences of up to `length` tokens."""
+    def cache(self, slots: int, length: int, kind: CacheKind = "plain", spare: int = 0) -> Cache:
+        """An empty cache for `slots` sequences of up to `length` tokens.
+
+        kind: int8 and int4 round the keys and values of layers that keep those of all tokens.
+        spare: by so many tokens a sequence may be cut, exactly, where layers have a window; what
+        keeps all tokens may be cut anywhere, and a state nowhere.
+
+        Raises:
+            SettingError: no layer does, or the kind is not known.
+        """
+        if kind not in BITS:
+            raise SettingError(f"cache: {kind!r} is not one of {', '.join(BITS)}")
+        bits = BITS[kind]
         layers = [
-            block.attention.cache(slots, length, self.dtype, self.device)  # type: ignore[union-attr,operator]
+            block.attention.cache(slots, length, self.dtype, self.device, bits, spare)  # type: ignore[union-attr,operator]
             for block in self.blocks
         ]
+        if bits and not any(isinstance(layer, QuantizedCache) for layer in layers):
+            raise SettingError(
+                f"cache: {kind} rounds keys and values of all tokens, and no layer of this model "
+                "keeps those (but latents, a window or a state); take cache=plain"
+            )
         return Cache(layers, slots, length)
 
 

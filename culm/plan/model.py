@@ -22,7 +22,7 @@ class ModelCost:
     it is not sent to.
     forward_flops, training_flops: a token, in full rows of `context` tokens that are one document.
     Training is three forwards, and more where `culm.model.logprobs` computes logits again.
-    cache_bytes: a token, in `dtype`.
+    cache_bytes: what a token adds to the cache, in `dtype`.
     """
 
     parameters: int
@@ -51,7 +51,7 @@ def cost_of(
         context=context,
         forward_flops=forward_flops(model, context) / context,
         training_flops=training_flops(model, context) / context,
-        cache_bytes=model.cache(1, 1).bytes,
+        cache_bytes=model.cache(1, 2).bytes - model.cache(1, 1).bytes,
     )
 
 

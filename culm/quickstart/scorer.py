@@ -34,8 +34,8 @@ class Scorer:
         model, tokenizer = read(path, "cpu", torch.float32)
         device = choose_device(self.text.device)
         model.dtype = DTYPES[choose_precision(device)]
-        model.set_backend(choose_backend(device))
-        return model.to(device).eval(), tokenizer
+        model.to(device).set_backend(choose_backend(device))
+        return model.eval(), tokenizer
 
     def predict(self, model: Transformer, tokenizer: Tokenizer) -> Prediction:
         """Of held-out text."""

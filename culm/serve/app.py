@@ -45,7 +45,8 @@ def build(
     if name in model.adapters:
         raise SettingError(f"adapter: {name!r} is the name of the model; give it another")
     tokens = model.tokenizer.vocabulary
-    worker = Worker(Engine(model.model, slots, model.context, vocabulary=tokens), waiting)
+    engine = Engine(model.model, slots, model.context, vocabulary=tokens, cache=model.cache)
+    worker = Worker(engine, waiting)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -9,6 +9,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 from culm.adapt.lora import LoRA
 from culm.adapt.quantize.qat import QAT
 from culm.config import Config, one_of
+from culm.model.attend import Backend
 from culm.objective import Objective
 from culm.objective.next_token import NextToken
 from culm.optim import Optimizer, Schedule
@@ -29,10 +30,11 @@ class TrainConfig(Config):
     micro_rows: rows that are computed at once; fewer need less memory and give the same result.
     context: tokens of a row, the model's if not given. clip: greatest gradient norm.
     precision: of activations; weights and optimizer state stay in fp32. auto takes bf16 where
-    this machine multiplies it faster. compile: torch.compile each block. recompute: keep only the
-    input of each block for the backward. adapter: train this beside frozen weights. qat: round
-    weights in every forward as `culm quantize --to` would, so that they learn to bear it; the
-    model that is written at the end is quantised.
+    this machine multiplies it faster. attention: how it is computed (`culm.model.attend`); auto
+    takes what passes a trial on this machine. compile: torch.compile each block. recompute: keep
+    only the input of each block for the backward. adapter: train this beside frozen weights. qat:
+    round weights in every forward as `culm quantize --to` would, so that they learn to bear it;
+    the model that is written at the end is quantised.
     """
 
     steps: PositiveInt
@@ -46,6 +48,7 @@ class TrainConfig(Config):
     qat: QAT | None = None
     clip: PositiveFloat = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    attention: Backend | Literal["auto"] = "auto"
     compile: bool = False
     recompute: bool = False
     checkpoint: Checkpoint = Checkpoint()

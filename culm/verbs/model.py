@@ -24,7 +24,7 @@ def show_model(path: str) -> None:
     console.print(tree, overflow="ignore", crop=False)
     config, dtype = model.config, name_of(model.dtype)
     held = {t.untyped_storage().data_ptr(): t for t in (*model.parameters(), *model.buffers())}
-    cache = model.cache(1, 1).bytes
+    one, two, full = (model.cache(1, length).bytes for length in (1, 2, config.context))
     cost = cost_of(config)  # of the plain model, also where it is quantised
     weights = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
     products = forward_flops(model.to("meta"), config.context) / config.context
@@ -35,7 +35,7 @@ def show_model(path: str) -> None:
             f"{count(cost.active)} for each token, {count(cost.embedding)} in the embedding",
         ),
         ("in memory", f"{size(weights)} of weights; computes in {dtype}"),
-        ("cache", f"{size(cache)} a token, {size(cache * config.context)} in full"),
+        ("cache", f"{size(two - one)} a token, {size(full)} in full"),
         ("products", f"{flops(products)} a token, at {config.context} tokens"),
         ("tokenizer", f"{tokenizer.vocabulary:,} tokens"),
     ):

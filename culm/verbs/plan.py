@@ -13,8 +13,9 @@ import torch
 from rich.console import Console
 
 from culm.config import SettingError
-from culm.device import choose_device, choose_precision, memory_bytes
+from culm.device import choose_backend, choose_device, choose_precision, memory_bytes
 from culm.dist.ranks import Ranks
+from culm.dtype import DTYPES
 from culm.model.transformer import Transformer
 from culm.parts import begin, context_of, set_up, training_batches
 from culm.plan.model import forward_flops
@@ -160,6 +161,8 @@ def _show_needs(
     precision = choose_precision(device) if train.precision == "auto" else train.precision
     plain = train.model_copy(update={"precision": precision, "compile": False})
     config = found.config.model_copy(update={"train": plain})
+    dtype = DTYPES[precision]
+    found.attempt(lambda: choose_backend(device, train.attention, dtype, training=True))
     objective = found.attempt(lambda: set_up(config, model, torch.device("meta")))
     if objective is None:
         return

@@ -1,9 +1,16 @@
 """Attention: every backend is the plain softmax over what may be seen."""
 
+import itertools
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from culm.device import trial
+from culm.model import flash
 from culm.model.attend import Backend, Rule, attend, attend_cached, serves
 from culm.model.attention.gqa import slopes_of
 from culm.model.context import Context
@@ -93,12 +100,76 @@ def test_every_rule_is_plain_attention(name: str, packed: bool) -> None:
     context = Context(positions.expand(2, -1), documents)
     expected = plain(q, k, v, seen_by(rule, documents, length), rule)
     for backend in BACKENDS:
-        if serves(backend, rule):
+        if serves(backend, rule, q.device):
             found = attend(q, k, v, context, rule, backend)
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
         else:
             with pytest.raises(ValueError, match="backend: sdpa does not compute"):
                 attend(q, k, v, context, rule, backend)
+
+
+@pytest.mark.slow  # one C++ compilation a rule
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch compiles it with a C++ compiler")
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", sorted({*RULES} - {"sinks"}))
+@torch.no_grad()
+def test_flex_is_plain_attention(name: str, packed: bool) -> None:
+    torch.compiler.reset()
+    rule = replace(RULES[name], sinks=None)
+    q, k, v = (drawn(2, 70, heads, 16, seed=i) for i, heads in enumerate((6, 2, 2)))
+    documents = (torch.arange(70) // 9).expand(2, 70) if packed else None
+    positions = torch.arange(70) % 9 if packed else torch.arange(70)
+    context = Context(positions.expand(2, -1), documents)
+    found = attend(q, k, v, context, rule, "flex")
+    expected = attend(q, k, v, context, rule, "blocks")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_flex_refuses_what_it_cannot_compute_on_a_cpu() -> None:
+    q, context = drawn(1, 4, 6, 16), Context(torch.arange(4)[None])
+    with pytest.raises(ValueError, match=r"backend: flex does not compute .* here; blocks does"):
+        attend(q, q, q, context, RULES["sinks"], "flex")
+    with pytest.raises(NotImplementedError, match="FlexAttention has no backward on a CPU"):
+        attend(q.requires_grad_(), q, q, context, Rule(), "flex")
+
+
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("packed", [False, True])
+def test_flash_is_asked_for_plain_attention(monkeypatch, window: int | None, packed: bool) -> None:
+    """Its kernel needs a GPU: one that does what torch says of it stands in its place."""
+
+    def kernel(q, k, v, borders, borders_k, longest, longest_k, *, scale, window_size, enable_gqa):
+        assert borders.dtype == torch.int32
+        assert enable_gqa
+        outs = []
+        for begin, end in itertools.pairwise(borders.tolist()):
+            assert end - begin <= longest
+            away = torch.arange(end - begin)[:, None] - torch.arange(end - begin)
+            back, ahead = window_size
+            mask = (away >= -ahead) & ((away <= back) | (back < 0))
+            rows = (x[begin:end].transpose(0, 1) for x in (q, k, v))
+            out = F.scaled_dot_product_attention(*rows, mask, scale=scale, enable_gqa=True)
+            outs.append(out.transpose(0, 1))
+        return torch.cat(outs)
+
+    monkeypatch.setattr(flash, "varlen_attn", kernel)
+    q, k, v = (drawn(2, 70, heads, 16, seed=i) for i, heads in enumerate((6, 2, 2)))
+    documents = (torch.arange(70) // 9).expand(2, 70) if packed else None
+    context, rule = Context(torch.arange(70).expand(2, -1), documents), Rule(0.3, window)
+    found = attend(q, k, v, context, rule, "flash2")
+    expected = attend(q, k, v, context, rule, "blocks")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_flash_takes_plain_rules_only() -> None:
+    served = {name for name, rule in RULES.items() if serves("flash2", rule, torch.device("cpu"))}
+    assert served == {"scale"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backend", ["sdpa", "flex", "flash2"])
+def test_backends_of_a_gpu_pass_their_trial(backend: Backend) -> None:
+    assert trial(torch.device("cuda"), backend, torch.bfloat16, True) is None
 
 
 def test_a_sink_by_hand() -> None:

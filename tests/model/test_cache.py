@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
 from culm.model.cache import LayerCache, RollingCache
@@ -20,6 +21,7 @@ ATTENTIONS = {
     "value residual": GQA(heads=4, kv_heads=2, value_residual=True),
     "latent": MLA(heads=4, rank=16, head_dim=8, rope_dim=4, value_dim=6),
     "latent queries": MLA(heads=4, rank=16, query_rank=12, head_dim=8, rope_dim=4, value_dim=6),
+    "state": DeltaNet(heads=4, key_heads=2, head_dim=8, value_dim=6),
 }
 LENGTH = 3 * W + 1
 
@@ -93,6 +95,35 @@ def test_a_sequence_is_cut_by_going_on_earlier():
     read(model, cache, rows[:, :8], 0)
     read(model, cache, wrong, 8)  # rejected guesses
     assert (read(model, cache, rows[:, 8:], 8) - expected[:, 8:]).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["window", "sinks and window", "alibi and window"])
+@pytest.mark.parametrize("cut", [1, 3, 4])
+@torch.no_grad()
+def test_a_window_is_cut_by_what_is_spare(name, cut):
+    """After prompts and single tokens, by up to all of the four spare tokens."""
+    model, rows = build(name), tokens()
+    expected = model(rows)
+    for sizes in ([14], [1] * 14, [9, 5]):
+        cache, start = model.cache(1, 32, spare=4), 0
+        assert all(type(layer) is RollingCache for layer in cache.layers)
+        wrong = (rows[:, 14 - cut : 14] + 1) % 60  # guesses that are rejected
+        guessed = torch.cat((rows[:, : 14 - cut], wrong), 1)
+        for size in sizes:
+            read(model, cache, guessed[:, start : start + size], start)
+            start += size
+        for at in range(14 - cut, LENGTH):
+            found = read(model, cache, rows[:, at : at + 1], at)
+            assert (found - expected[:, at : at + 1]).abs().max() <= 1e-4
+
+
+@torch.no_grad()
+def test_without_spare_tokens_a_cut_window_lacks_some():
+    model, rows = build("window"), tokens()
+    cache = model.cache(1, 32)
+    read(model, cache, rows[:, :14], 0)
+    found = read(model, cache, rows[:, 11:12], 11)
+    assert (found - model(rows)[:, 11:12]).abs().max() > 1e-3
 
 
 def test_what_is_kept():

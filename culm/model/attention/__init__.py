@@ -1,7 +1,8 @@
 """Attention: one file a kind; this union is the registry."""
 
 from culm.config import one_of
+from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
 
-Attention = one_of(GQA | MLA)
+Attention = one_of(GQA | MLA | DeltaNet)

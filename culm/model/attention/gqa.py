@@ -16,6 +16,7 @@ from culm.model.context import Context
 from culm.model.init import Fresh
 from culm.model.linear import Linear
 from culm.model.norm import NormConfig
+from culm.model.quantized import QuantizedCache
 from culm.model.rope import Rope, rotate
 
 
@@ -27,7 +28,8 @@ class GQA(AttentionConfig):
         heads together (as OLMo 2).
     bias: of q, k and v (as Qwen2); out_bias: of the output (as GPT-2).
     window: how far back a token sees, itself included; first: tokens at the beginning of a
-        document that it sees beside the window (arXiv 2309.17453).
+        document that it sees beside the window (arXiv 2309.17453; positions stay those of the text,
+        where the paper counts inside the cache: a model is trained with what it is run with).
     sinks: a learned score per head that takes a share of every softmax (GPT-OSS).
     softcap: bound of the scores (Gemma 2). scale: of the scores; head_dim^-0.5 if not given.
     rope: rotary embedding, or null for none. alibi: scores fall with distance instead
@@ -122,8 +124,8 @@ class GroupedQueryAttention(AttentionModule, Fresh):
         slopes = slopes_of(c.heads).to(device) if c.alibi else None
         return Rule(c.scale, c.window, c.first, c.softcap, slopes, self.sinks)
 
-    def serves(self, backend: Backend) -> bool:
-        return serves(backend, self.rule())
+    def serves(self, backend: Backend, device: torch.device) -> bool:
+        return serves(backend, self.rule(), device)
 
     def forward(self, x: Tensor, context: Context, cache: Kept | None) -> Tensor:
         q, k, v = self._project(x, context)
@@ -131,7 +133,7 @@ class GroupedQueryAttention(AttentionModule, Fresh):
         if cache is None:
             heads = attend(q, k, v, context, rule, self.backend)
         else:
-            assert isinstance(cache, LayerCache | RollingCache)
+            assert isinstance(cache, LayerCache | RollingCache | QuantizedCache)
             (k, v), at = cache.update(context, k, v)
             heads = attend_cached(q, k, v, at, context.positions, rule, self.backend)
         return self.out(heads.flatten(-2))
@@ -159,10 +161,20 @@ class GroupedQueryAttention(AttentionModule, Fresh):
             v = shares[0] * v + shares[1] * first
         return q, k, v
 
-    def cache(self, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> Kept:
+    def cache(
+        self,
+        slots: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        bits: int | None = None,
+        spare: int = 0,
+    ) -> Kept:
         window, first = self.config.window, self.config.first
-        kept = length if window is None else min(length, first + window)
+        kept = length if window is None else min(length, first + window + spare)
         shape = (slots, self.kv_heads, kept, self.head_dim)
+        if bits is not None and kept == length:
+            return QuantizedCache(shape, bits, dtype, device)
         tensors = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)]
         return LayerCache(tensors) if kept == length else RollingCache(tensors, first)
 

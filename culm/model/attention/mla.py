@@ -13,7 +13,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from culm.model.attend import Rule, attend, attend_cached, attention_weights
+from culm.model.attend import Backend, Rule, attend, attend_cached, attention_weights, serves
 from culm.model.attention.part import AttentionConfig, AttentionModule
 from culm.model.cache import Kept, LayerCache
 from culm.model.context import Context
@@ -77,6 +77,11 @@ class LatentAttention(AttentionModule):
         self.v = Linear(c.rank, heads * c.value_dim)
         self.out = Linear(heads * c.value_dim, width, c.bias, residual=True)
 
+    def serves(self, backend: Backend, device: torch.device) -> bool:
+        c = self.config  # flash kernels want values of the size of keys
+        alike = c.head_dim + c.rope_dim == c.value_dim
+        return serves(backend, self.rule, device) and (alike or not backend.startswith("flash"))
+
     def forward(self, x: Tensor, context: Context, cache: Kept | None) -> Tensor:
         q, turned = self._queries(x, context)
         latent, key = self._latents(x, context)
@@ -139,6 +144,14 @@ class LatentAttention(AttentionModule):
             weight = layer(eye).t()
         return weight.unflatten(0, (-1, weight.shape[0] // self.config.heads))
 
-    def cache(self, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> Kept:
+    def cache(
+        self,
+        slots: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        bits: int | None = None,
+        spare: int = 0,
+    ) -> Kept:
         shape = (slots, 1, length, self.config.rank + self.config.rope_dim)
         return LayerCache([torch.zeros(shape, dtype=dtype, device=device)])

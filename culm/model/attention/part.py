@@ -51,8 +51,20 @@ class AttentionModule(nn.Module, ABC):
         """With a cache the rows continue what it keeps."""
 
     @abstractmethod
-    def cache(self, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> Kept:
-        """An empty cache of what this attention keeps of up to `length` tokens."""
+    def cache(
+        self,
+        slots: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        bits: int | None = None,
+        spare: int = 0,
+    ) -> Kept:
+        """An empty cache of what this attention keeps of up to `length` tokens.
+
+        bits: of keys and values, where it keeps those of all tokens; other things stay as they are.
+        spare: tokens of which a window keeps more than it sees, so that a sequence may be cut.
+        """
 
     def weights(self, x: Tensor, context: Context) -> Tensor | None:
         """(B, H, T, T) fp32 of rows that are one document each, to be looked at; x as in forward.
@@ -61,6 +73,6 @@ class AttentionModule(nn.Module, ABC):
         """
         return None
 
-    def serves(self, backend: Backend) -> bool:
-        """Whether this attention can be computed by a backend."""
+    def serves(self, backend: Backend, device: torch.device) -> bool:
+        """Whether this attention can be computed by a backend on a device."""
         return True

@@ -1,0 +1,60 @@
+"""Attention through FlashAttention 2 (arXiv 2307.08691) or 3 (arXiv 2407.08608), as torch has it.
+
+It needs a GPU and bf16 or fp16. Documents become sequences of one long row, so nothing is computed
+across their borders, and no mask is in memory. The third version comes with a package of its own,
+`flash_attn_interface`, and takes the place of the second for the whole process.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.attention import (
+    activate_flash_attention_impl,
+    current_flash_attention_impl,
+    restore_flash_attention_impl,
+)
+from torch.nn.attention.varlen import varlen_attn
+
+from culm.model.attend import Rule
+from culm.model.context import Context
+
+
+def activate(version: int) -> None:
+    """Make torch's flash kernels those of a version: 2 is torch's own.
+
+    Raises:
+        ImportError: the package of this version is not installed.
+    """
+    wanted = None if version == 2 else f"FA{version}"
+    if current_flash_attention_impl() == wanted:
+        return
+    if wanted is None:
+        restore_flash_attention_impl()
+    else:
+        activate_flash_attention_impl(wanted)
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: Rule) -> Tensor:
+    """q: (B, H, T, D); k, v: (B, K, T, D) -> (B, H, T, D)."""
+    rows, heads, length, _ = q.shape
+    borders = _borders(context, rows, length)
+    flat_q, flat_k, flat_v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    out = varlen_attn(
+        flat_q, flat_k, flat_v, borders, borders, length, length, scale=rule.scale,
+        window_size=(-1 if rule.window is None else rule.window - 1, 0),  # keys back and ahead
+        enable_gqa=heads != k.shape[1],
+    )  # fmt: skip
+    assert isinstance(out, Tensor)  # nothing was asked beside it
+    return out.unflatten(0, (rows, length)).transpose(1, 2)
+
+
+def _borders(context: Context, rows: int, length: int) -> Tensor:
+    """(N + 1,) int32: where each of N documents begins when all rows are one, and the end."""
+    device = context.positions.device
+    begins = torch.zeros(rows, length, dtype=torch.bool, device=device)
+    begins[:, 0] = True
+    if context.documents is not None:
+        begins[:, 1:] = context.documents[:, 1:] != context.documents[:, :-1]
+    end = torch.tensor([rows * length], device=device)
+    return torch.cat((begins.flatten().nonzero()[:, 0], end)).to(torch.int32)
