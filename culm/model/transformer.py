@@ -17,7 +17,7 @@ from culm.model.attention.part import AttentionConfig
 from culm.model.block import Block, Residual
 from culm.model.cache import Cache
 from culm.model.context import Context
-from culm.model.init import initialize
+from culm.model.init import GPT2, Initialization, Zero, initialize
 from culm.model.linear import Linear
 from culm.model.logprobs import Kernels, capped, logprobs_of
 from culm.model.mlp import FeedForward
@@ -35,7 +35,7 @@ class TransformerConfig(Config):
     learned_positions: a learned row per position is added to the embedding (as GPT-2).
     embedding_scale: what the embedding is multiplied by (Gemma). head_scale: the same for what the
     head reads (muP). softcap: bound of the logits (Gemma 2).
-    tied: the output projection is the embedding.
+    tied: the output projection is the embedding. init: how weights begin (`culm.model.init`).
     """
 
     vocabulary: PositiveInt
@@ -53,9 +53,15 @@ class TransformerConfig(Config):
     head_scale: PositiveFloat = 1.0
     softcap: PositiveFloat | None = None
     tied: bool = True
+    init: Initialization = GPT2()
 
     @model_validator(mode="after")
     def _fits(self) -> TransformerConfig:
+        if self.tied and isinstance(self.init, Zero):
+            raise ValueError(
+                "init: zero begins the head at zero, and here it is the embedding; "
+                "set tied to false"
+            )
         for part in ("attention", "mlp"):
             for index, config in enumerate(getattr(self, part)):
                 try:
@@ -92,7 +98,7 @@ class TransformerConfig(Config):
         if torch.device(device).type != "meta":
             model.to_empty(device=device)
             model.tie()
-            initialize(model, seed, self.layers)
+            initialize(model, seed, self.layers, self.init)
         return model
 
 
