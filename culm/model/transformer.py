@@ -24,6 +24,7 @@ from culm.model.mlp import FeedForward
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.part import FeedForwardConfig
 from culm.model.norm import Normalization, RMSNormConfig
+from culm.model.scaling import CompleteP, Scaling
 
 
 class TransformerConfig(Config):
@@ -36,6 +37,8 @@ class TransformerConfig(Config):
     embedding_scale: what the embedding is multiplied by (Gemma). head_scale: the same for what the
     head reads (muP). softcap: bound of the logits (Gemma 2).
     tied: the output projection is the embedding. init: how weights begin (`culm.model.init`).
+    scaling: the rule by which rates and initial weights follow from those of a smaller model
+        (`culm.model.scaling`).
     """
 
     vocabulary: PositiveInt
@@ -54,6 +57,7 @@ class TransformerConfig(Config):
     softcap: PositiveFloat | None = None
     tied: bool = True
     init: Initialization = GPT2()
+    scaling: Scaling | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> TransformerConfig:
@@ -61,6 +65,11 @@ class TransformerConfig(Config):
             raise ValueError(
                 "init: zero begins the head at zero, and here it is the embedding; "
                 "set tied to false"
+            )
+        if isinstance(self.scaling, CompleteP) and isinstance(self.init, GPT2):
+            raise ValueError(
+                "init: gpt2 shrinks weights with the depth, as completep does with "
+                "branches; take init=llama or zero"
             )
         for part in ("attention", "mlp"):
             for index, config in enumerate(getattr(self, part)):
@@ -82,9 +91,25 @@ class TransformerConfig(Config):
 
     def resolved(self) -> TransformerConfig:
         """The same model with every default filled in and each list as short as it can be."""
-        attention = tuple(part.resolved(self.width) for part in self.attention)
-        mlp = tuple(part.resolved(self.width) for part in self.mlp)
-        return self.model_copy(update={"attention": attention, "mlp": mlp}).shortened()
+        same = self.scaled()
+        attention = tuple(part.resolved(self.width) for part in same.attention)
+        mlp = tuple(part.resolved(self.width) for part in same.mlp)
+        return same.model_copy(update={"attention": attention, "mlp": mlp}).shortened()
+
+    def scaled(self) -> TransformerConfig:
+        """The model that is computed: what its scaling rule multiplies in its own settings."""
+        rule = self.scaling
+        if rule is None:
+            return self
+        attention = [part.rescaled(self.width, rule.base_head_dim) for part in self.attention]
+        branches = self.residual.scale / rule.depths(self.layers)
+        update = {
+            "attention": tuple(attention),
+            "residual": self.residual.model_copy(update={"scale": branches}),
+            "head_scale": self.head_scale / rule.widths(self.width),
+            "scaling": None,
+        }
+        return self.model_copy(update=update)
 
     def shortened(self) -> TransformerConfig:
         """The same model with each list as short as it can be."""
@@ -99,6 +124,8 @@ class TransformerConfig(Config):
             model.to_empty(device=device)
             model.tie()
             initialize(model, seed, self.layers, self.init)
+            if self.scaling is not None:
+                self.scaling.shrink(model, self.width)
         return model
 
 
@@ -121,6 +148,8 @@ class Transformer(nn.Module):
         self.config = config
         self.dtype = torch.float32
         self.kernels = Kernels()
+        config = config.scaled()
+        self.head_scale = config.head_scale
         kinds = [attention.rotary(config.width) for attention in config.attentions]
         distinct = [kind for kind in dict.fromkeys(kinds) if kind is not None]
         self.embed = nn.Embedding(config.vocabulary, config.width)
@@ -175,7 +204,7 @@ class Transformer(nn.Module):
                 context = replace(context, values=values)
             if context.routings is not None and routing is not None:
                 context.routings.append(routing)
-        return _scaled(self.norm(x), self.config.head_scale)
+        return _scaled(self.norm(x), self.head_scale)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (..., E), as `hidden` gives it -> (..., V) fp32."""
