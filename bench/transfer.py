@@ -2,7 +2,7 @@
 
     python bench/transfer.py [steps]
 
-Trains models of four widths on the bytes of this Python's standard library, at rates a factor of
+Trains models of three widths on the bytes of this Python's standard library, at rates a factor of
 two apart, without a rule and with muP; prints nats a byte on text that was held out, the best of
 each width marked. One thread, the same rows and the same seed for all.
 """
@@ -22,7 +22,7 @@ from culm.model.transformer import TransformerConfig
 from culm.optim.adamw import AdamW
 from culm.optim.schedule import Cosine
 
-WIDTHS = (64, 128, 256, 512)
+WIDTHS = (64, 128, 256)
 RATES = tuple(0.002 * 2**power for power in range(7))
 ROWS, CONTEXT, BYTES = 16, 64, 4_000_000
 RULE = MuP(base_width=64, base_head_dim=32)

@@ -59,6 +59,8 @@ class RunConfig(Config):
                 raise ValueError(
                     f"train.objective: {objective.kind} learns from {wanted}, not from {format}"
                 )
+        if self.model is not None and self.model.mtp and objective.kind != "next_token":
+            raise ValueError(f"model.mtp: {objective.kind} does not train it; next_token does")
         return self
 
 

@@ -121,7 +121,8 @@ def _leaves(config: TransformerConfig) -> dict[str, Any]:
         given = values[part]
         values[part] = [dict(given[i % len(given)]) for i in range(config.layers)]
     values["residual"].pop("dropout")
-    values.pop("init")
+    for name in ("init", "mtp"):  # of training alone
+        values.pop(name)
     for mlp in values["mlp"]:
         for weight in ("switch", "z"):  # of losses
             mlp.pop(weight, None)

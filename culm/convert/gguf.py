@@ -23,7 +23,7 @@ from culm.convert.gguf_blocks import encode
 from culm.convert.gguf_families import FAMILIES, factors_of
 from culm.convert.gguf_kinds import KINDS, kinds_of
 from culm.convert.gguf_tokenizer import add_tokenizer, load_tokenizer
-from culm.convert.weights import assemble, plain_weights
+from culm.convert.weights import assemble, note_dropped_heads, plain_weights
 from culm.files import atomic
 from culm.log import say
 from culm.model.attention.gqa import GQA
@@ -59,6 +59,7 @@ def export(
         raise SettingError(f"{path}: there is a file of this name that is no GGUF; choose another")
     mixture, config = KINDS[precision], model.config.resolved()
     family = family_of(config, FAMILIES, "GGUF")
+    note_dropped_heads(model)
     writer = gguf.GGUFWriter(None, family.name)
     _add_settings(writer, config, family)
     writer.add_name(path.stem)

@@ -15,7 +15,7 @@ from culm.convert.card import write_card
 from culm.convert.families import FAMILIES
 from culm.convert.family import Family, family_of
 from culm.convert.rules import ModuleNames
-from culm.convert.weights import assemble, plain_weights
+from culm.convert.weights import assemble, note_dropped_heads, plain_weights
 from culm.dtype import name_of
 from culm.files import atomic, read_json, vacant, write_json
 from culm.model.mlp.moe import MoE
@@ -64,6 +64,7 @@ def export(
     folder = Path(folder)
     chosen = family_of(model.config, named(family), "Hugging Face")
     vacant(folder, SETTINGS)
+    note_dropped_heads(model)
     weights = {}
     for name, tensor in rules.write(plain_weights(model), chosen.rules(model.config.resolved())):
         weights[name] = tensor.to(dtype).cpu().contiguous()

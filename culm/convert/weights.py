@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from culm import log
 from culm.adapt.lora import LoRALinear, has_adapter
 from culm.adapt.quantize.linear import LinearQuantizer, QuantizedLinear
 from culm.adapt.replace import replace
@@ -29,10 +30,18 @@ def refuse_adapters(model: nn.Module) -> None:
         raise SettingError("model: it has adapters; merge them first (culm.adapt.merge)")
 
 
+def note_dropped_heads(model: Transformer) -> None:
+    """Say what is left out of a file or a model that only predicts the next token."""
+    if model.config.mtp is not None:
+        count = model.config.mtp.depth
+        log.say(f"Multi-token prediction: its heads ({count}) are left out here.")
+
+
 def plain_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """Every weight under its name in a model of plain layers, detached.
 
-    Quantised layers are multiplied out one at a time; a tied head is left out.
+    Quantised layers are multiplied out one at a time; a tied head is left out, and so are the
+    heads of multi-token prediction.
     """
     refuse_adapters(model)
     yield from _below(model)
@@ -42,6 +51,8 @@ def _below(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """The same, of a model with its adapters taken away."""
     for full, module in model.named_modules():
         name = full.removesuffix(".base")
+        if name.startswith("mtp."):
+            continue
         if isinstance(module, QuantizedLinear):
             yield f"{name}.weight", module.dequantize()
             if module.bias is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
 from torch import nn
 
 from culm.batch import Batch, Loss
@@ -13,7 +14,11 @@ from culm.model.transformer import Transformer
 
 
 class NextToken(Config):
-    """Negative log-likelihood of every learned target, in nats."""
+    """Negative log-likelihood of every learned target, in nats.
+
+    A model with multi-token prediction (`model.mtp`) learns that too; `mtp` among the metrics is
+    the mean of its heads, over the weight of the batch like all else.
+    """
 
     on_policy: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
@@ -24,7 +29,7 @@ class NextToken(Config):
 
 
 class NextTokenObjective(nn.Module):
-    """Batch -> sum of -log p(target)."""
+    """Batch -> sum of -log p(target), with that of further tokens times its weight."""
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
@@ -32,4 +37,10 @@ class NextTokenObjective(nn.Module):
 
     def forward(self, batch: Batch) -> Loss:
         context = Context(batch.positions, batch.documents)
-        return Loss(-self.model.logprobs(batch.tokens, batch.targets, context).sum())
+        mtp = self.model.config.mtp
+        if mtp is None:
+            return Loss(-self.model.logprobs(batch.tokens, batch.targets, context).sum())
+        found = self.model.logprobs_ahead(batch.tokens, batch.targets, context)
+        following, *further = [-logprobs.sum() for logprobs in found]
+        ahead = sum(further, start=torch.zeros_like(following)) / mtp.depth
+        return Loss(following + mtp.weight * ahead, {"mtp": ahead})

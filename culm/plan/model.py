@@ -16,7 +16,8 @@ class ModelCost:
     """Counted of the real modules, on the meta device.
 
     parameters: all, shared ones once. embedding: those of the token table. active: those that one
-    token is multiplied with; a table that is only looked up is not among them.
+    token is multiplied with; a table that is only looked up is not among them, nor are the heads of
+    multi-token prediction.
     forward_flops, training_flops: a token, in full rows of `context` tokens that are one document.
     Training is three forwards, and more where `culm.model.logprobs` computes logits again.
     cache_bytes: a token, in `dtype`.
@@ -41,10 +42,11 @@ def cost_of(
     model.dtype = dtype
     parameters = sum(p.numel() for p in model.parameters())
     embedding = model.embed.weight.numel()
+    further = sum(p.numel() for p in model.mtp.parameters())
     return ModelCost(
         parameters=parameters,
         embedding=embedding,
-        active=parameters if config.tied else parameters - embedding,
+        active=(parameters if config.tied else parameters - embedding) - further,
         context=context,
         forward_flops=forward_flops(model, context) / context,
         training_flops=training_flops(model, context) / context,

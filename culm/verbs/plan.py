@@ -16,12 +16,11 @@ from culm.config import SettingError
 from culm.device import choose_device, choose_precision, memory_bytes
 from culm.dist.ranks import Ranks
 from culm.model.transformer import Transformer
-from culm.parts import context_of, set_up, training_batches
+from culm.parts import context_of, set_up, started, training_batches
 from culm.plan.model import forward_flops
 from culm.plan.needs import Needs, needs_of
 from culm.plan.speed import training_rate
 from culm.settings import RunConfig
-from culm.start import start_of
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.checkpoint import verify
 from culm.train.folder import check
@@ -91,7 +90,7 @@ def _parts(config: RunConfig) -> tuple[Transformer | None, Tokenizer | None]:
     """Of the model that the run goes on from, on the meta device."""
     if config.start is None:
         return None, None
-    model, tokenizer = start_of(config.start)
+    model, tokenizer = started(config)
     model.to("meta").tie()
     return model, tokenizer
 
