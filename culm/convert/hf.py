@@ -14,6 +14,7 @@ from culm.convert import rules
 from culm.convert.card import write_card
 from culm.convert.families import FAMILIES
 from culm.convert.family import Family, family_of
+from culm.convert.multipliers import plain_config
 from culm.convert.rules import ModuleNames
 from culm.convert.weights import assemble, note_dropped_heads, plain_weights
 from culm.dtype import name_of
@@ -62,11 +63,12 @@ def export(
         OSError: the disk is full or may not be written to.
     """
     folder = Path(folder)
-    chosen = family_of(model.config, named(family), "Hugging Face")
+    config = plain_config(model.config)
+    chosen = family_of(config, named(family), "Hugging Face")
     vacant(folder, SETTINGS)
     note_dropped_heads(model)
     weights = {}
-    for name, tensor in rules.write(plain_weights(model), chosen.rules(model.config.resolved())):
+    for name, tensor in rules.write(plain_weights(model), chosen.rules(config.resolved())):
         weights[name] = tensor.to(dtype).cpu().contiguous()
         if told:
             told(tensor.numel())
@@ -74,7 +76,7 @@ def export(
         fresh.mkdir()
         write_safetensors(fresh / "model.safetensors", weights)
         tokenizer.save(fresh)
-        write_json(fresh / SETTINGS, _settings(model.config, chosen, tokenizer, dtype))
+        write_json(fresh / SETTINGS, _settings(config, chosen, tokenizer, dtype))
         ends = {"eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": tokenizer.end_of_text}
         write_json(fresh / "generation_config.json", ends)
         write_card(model, fresh, folder.name, library="transformers")
@@ -112,6 +114,7 @@ def module_names(config: TransformerConfig) -> ModuleNames:
     Raises:
         SettingError: no family has its shape.
     """
+    config = plain_config(config)
     family = family_of(config, FAMILIES, "Hugging Face")
     return ModuleNames(family.rules(config.resolved()))
 

@@ -14,6 +14,7 @@ from culm.adapt.quantize.linear import LinearQuantizer, QuantizedLinear
 from culm.adapt.replace import replace
 from culm.adapt.resident import residents
 from culm.config import SettingError
+from culm.convert.multipliers import folded
 from culm.dtype import name_of
 from culm.model.linear import Linear
 from culm.model.rope import Rotation
@@ -41,10 +42,11 @@ def plain_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """Every weight under its name in a model of plain layers, detached.
 
     Quantised layers are multiplied out one at a time; a tied head is left out, and so are the
-    heads of multi-token prediction.
+    heads of multi-token prediction. What a scaling rule multiplies is in them.
     """
     refuse_adapters(model)
-    yield from _below(model)
+    for name, tensor in _below(model):
+        yield name, folded(model.config, name, tensor)
 
 
 def _below(model: Transformer) -> Iterator[tuple[str, Tensor]]:
