@@ -23,7 +23,7 @@ from culm.optim.adamw import AdamW
 from culm.optim.schedule import Cosine
 
 WIDTHS = (64, 128, 256)
-RATES = tuple(0.002 * 2**power for power in range(7))
+RATES = tuple(0.004 * 2**power for power in range(5))
 ROWS, CONTEXT, BYTES = 16, 64, 4_000_000
 RULE = MuP(base_width=64, base_head_dim=32)
 
@@ -48,7 +48,7 @@ def trained(width: int, rate: float, rule: MuP | None, steps: int, text: torch.T
     """Nats a byte on the last tenth of the text."""
     model = TransformerConfig(
         vocabulary=256, width=width, layers=2, context=CONTEXT, tied=False, scaling=rule,
-        attention=(GQA(heads=width // 32, qk_norm="head"),), init=Zero(std=WIDTHS[0] ** -0.5),
+        attention=(GQA(heads=width // 32, qk_norm="head"),), init=Zero(std=0.5),
     ).build(seed=0)  # fmt: skip
     optimizer, schedule = AdamW(rate=rate).build(model), Cosine(warmup=0.1)
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -66,7 +66,7 @@ def trained(width: int, rate: float, rule: MuP | None, steps: int, text: torch.T
 
 def main() -> None:
     torch.set_num_threads(1)
-    steps, text = int(sys.argv[1]) if len(sys.argv) > 1 else 200, corpus()
+    steps, text = int(sys.argv[1]) if len(sys.argv) > 1 else 100, corpus()
     print("| rule | width | " + " | ".join(f"{rate:g}" for rate in RATES) + " |")
     print("|---|--:|" + "--:|" * len(RATES))
     for rule in (None, RULE):

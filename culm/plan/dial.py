@@ -25,7 +25,7 @@ from typing import Any
 from culm.config import Composed, SettingError, leaves, merge
 
 BASE_WIDTH, BASE_DEPTH, BASE_HEAD = 256, 4, 64
-RATE = 0.004  # best of seven for a model of the base width (docs/results.md)
+INITIAL, RATE = 0.125, 0.004  # for the base; the best rate of seven (docs/log.md)
 TOKENS_PER_PARAMETER = 20
 AT_ONCE = 16_384  # tokens of a micro-batch
 CONTEXT = 512
@@ -70,7 +70,7 @@ def _model(depth: int, given: Mapping[str, Any]) -> dict[str, Any]:
         "context": CONTEXT,
         "attention": {"kind": "gqa", **heads},
         "tied": False,
-        "init": {"kind": "zero", "std": BASE_WIDTH**-0.5},
+        "init": {"kind": "zero", "std": INITIAL},
         "scaling": {"kind": "completep", **base},
     }
 
