@@ -132,10 +132,11 @@ def _same_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return "kind" not in old or "kind" not in new or old["kind"] == new["kind"]
 
 
-def _leaves(values: Any, prefix: str = "") -> Iterator[str]:
+def leaves(values: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted name of every value in nested mappings."""
     if isinstance(values, Mapping) and values:
         for name, value in values.items():
-            yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))
+            yield from leaves(value, f"{prefix}.{name}" if prefix else str(name))
     else:
         yield prefix
 
@@ -157,7 +158,7 @@ def _inherit(
     values: Mapping[str, Any], section: str, origin: str, seen: tuple[Path, ...]
 ) -> Composed:
     own = {key: value for key, value in values.items() if key != "base"}
-    origins = dict.fromkeys(_leaves(own), origin)
+    origins = dict.fromkeys(leaves(own), origin)
     if "base" not in values:
         return Composed(own, origins)
     if not isinstance(values["base"], str):
@@ -173,7 +174,7 @@ def _inherit(
 
 def _composed(values: dict[str, Any], origins: Mapping[str, str]) -> Composed:
     """Without the origins of what another kind has replaced."""
-    return Composed(values, {leaf: origins[leaf] for leaf in _leaves(values) if leaf in origins})
+    return Composed(values, {leaf: origins[leaf] for leaf in leaves(values) if leaf in origins})
 
 
 def compose_run(name: str | Path | None, settings: Sequence[str] = ()) -> Composed:
@@ -206,7 +207,7 @@ def compose_run(name: str | Path | None, settings: Sequence[str] = ()) -> Compos
             for part in reversed(dotted.split(".")):
                 value = {part: value}
             layer = merge(layer, value)
-    origins.update(dict.fromkeys(_leaves(layer), "command line"))
+    origins.update(dict.fromkeys(leaves(layer), "command line"))
     return _composed(merge(values, layer), origins)
 
 

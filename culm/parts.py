@@ -12,6 +12,7 @@ from culm import log
 from culm.adapt.quantize.linear import is_quantized
 from culm.adapt.quantize.qat import fake_quantize
 from culm.config import SettingError
+from culm.convert.weights import note_dropped_heads
 from culm.data.loader import Loader
 from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
@@ -24,6 +25,7 @@ from culm.dtype import DTYPES
 from culm.files import atomic
 from culm.model.transformer import Transformer
 from culm.objective.grpo import GRPOObjective
+from culm.objective.next_token import NextToken
 from culm.rollout import Rollouts
 from culm.settings import RunConfig
 from culm.start import start_of
@@ -37,15 +39,24 @@ EVALUATED = 16  # held-out rows that are scored at once
 def begin(config: RunConfig, folder: Path) -> tuple[Transformer, Tokenizer]:
     """Model and tokenizer as they are at step 0, on the CPU."""
     if config.start is not None:
-        model, tokenizer = start_of(config.start)
-        if config.upcycle is not None:
-            count = config.upcycle.apply(model, config.seed)
-            log.say(f"The feed-forwards of {count} layers became experts.")
-        return model, tokenizer
+        return started(config)
     assert config.model is not None
     tokenizer = make_tokenizer(config, folder)
     check_vocabulary(tokenizer, config.model.vocabulary, "model.vocabulary")
     return config.model.build(config.seed), tokenizer
+
+
+def started(config: RunConfig) -> tuple[Transformer, Tokenizer]:
+    """Model and tokenizer that a run goes on from, without heads that it would not train."""
+    assert config.start is not None
+    model, tokenizer = start_of(config.start)
+    if config.upcycle is not None:
+        count = config.upcycle.apply(model, config.seed)
+        log.say(f"The feed-forwards of {count} layers became experts.")
+    if model.config.mtp is not None and not isinstance(config.train.objective, NextToken):
+        note_dropped_heads(model)
+        model.drop_mtp()
+    return model, tokenizer
 
 
 def context_of(config: RunConfig, model: Transformer) -> int:

@@ -13,6 +13,7 @@ from culm.data.settings import DataConfig
 from culm.dist.parallelize import Dist
 from culm.eval.settings import EvalConfig
 from culm.model.transformer import TransformerConfig
+from culm.plan.dial import turned
 from culm.start import Start
 from culm.tokenizer import TokenizerConfig
 from culm.train.settings import TrainConfig
@@ -26,7 +27,7 @@ class RunConfig(Config):
     start: a folder or file with the model and tokenizer that it begins from, or `hf`: a folder or
         hub id of Hugging Face (`culm.start.Pretrained`); without it, `model`
         is built new and `tokenizer` is trained on the data, with the model's vocabulary if not
-        given.
+        given. `model: {depth: 12}` is one dial for all of it (`culm.plan.dial`).
     upcycle: turn dense feed-forwards of the model that it begins from into experts.
     """
 
@@ -67,12 +68,14 @@ class RunConfig(Config):
                 raise ValueError(
                     f"train.objective: {objective.kind} learns from {wanted}, not from {format}"
                 )
+        if self.model is not None and self.model.mtp and objective.kind != "next_token":
+            raise ValueError(f"model.mtp: {objective.kind} does not train it; next_token does")
         return self
 
 
 def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig, dict[str, str]]:
     """A run file with `name=value` settings, and where each of its values came from."""
-    composed = compose_run(name, settings)
+    composed = turned(compose_run(name, settings))
     start = composed.values.get("start")
     if isinstance(start, dict) and "hf" in start:
         start.pop("kind", None)  # a path below, which this replaces, was taken for a kind

@@ -78,7 +78,9 @@ def start_of(start: str | Pretrained) -> tuple[Transformer, Tokenizer]:
         SettingError: it cannot be read, or is not there.
     """
     try:
-        return start.load() if isinstance(start, Pretrained) else read(start, "cpu", torch.float32)
+        if isinstance(start, Pretrained):
+            return start.load()
+        return read(start, "cpu", torch.float32, mtp=True)
     except SettingError as error:
         if isinstance(start, Pretrained):
             raise SettingError(f"start.hf: {error}") from None

@@ -35,7 +35,7 @@ def test_every_run_parses(path: Path) -> None:
     }  # fmt: skip
     config, origins = read_run(path.stem, needed.get(path.stem, ()))
     assert parse(RunConfig, config.model_dump(mode="json")) == config  # itself a run file
-    assert set(origins.values()) <= {path.stem, "command line"} | {
+    assert set(origins.values()) <= {path.stem, "command line", "model.depth=4"} | {
         p.stem for p in CONFIGS.glob("*/*.yaml")
     }
     if config.model is not None:

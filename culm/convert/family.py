@@ -125,6 +125,8 @@ def _leaves(config: TransformerConfig) -> dict[str, Any]:
         given = values[part]
         values[part] = [dict(given[i % len(given)]) for i in range(config.layers)]
     values["residual"].pop("dropout")
+    for name in ("init", "mtp"):  # of training alone
+        values.pop(name)
     for mlp in values["mlp"]:
         for name in ("switch", "sequence", "z", "bias_rate", "capacity"):  # of training alone
             mlp.pop(name, None)

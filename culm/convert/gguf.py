@@ -24,7 +24,8 @@ from culm.convert.gguf_families import FAMILIES
 from culm.convert.gguf_families.common import factors_of
 from culm.convert.gguf_kinds import KINDS, kinds_of
 from culm.convert.gguf_tokenizer import add_tokenizer, load_tokenizer
-from culm.convert.weights import assemble, plain_weights
+from culm.convert.multipliers import plain_config
+from culm.convert.weights import assemble, note_dropped_heads, plain_weights
 from culm.files import atomic
 from culm.log import say
 from culm.model.attention.gqa import GQA
@@ -58,8 +59,9 @@ def export(
         raise SettingError(f"dtype: {precision!r} is not one of {', '.join(KINDS)}")
     if path.is_file() and path.open("rb").read(4) != b"GGUF":
         raise SettingError(f"{path}: there is a file of this name that is no GGUF; choose another")
-    mixture, config = KINDS[precision], model.config.resolved()
+    mixture, config = KINDS[precision], plain_config(model.config).resolved()
     family = family_of(config, FAMILIES, "GGUF")
+    note_dropped_heads(model)
     writer = gguf.GGUFWriter(None, family.name)
     _add_settings(writer, config, family)
     writer.add_name(path.stem)
@@ -115,7 +117,7 @@ def _turned(config: TransformerConfig) -> int | None:
 
 
 def _tensors(model: Transformer, family: Family) -> Iterator[tuple[str, Tensor]]:
-    config = model.config.resolved()
+    config = plain_config(model.config).resolved()
     yield from rules.write(plain_weights(model), family.rules(config))
     rope = config.attention[0].rope if isinstance(config.attention[0], GQA) else None
     if rope is not None and isinstance(rope.scaling, Llama3Scaling):

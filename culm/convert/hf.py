@@ -14,8 +14,9 @@ from culm.convert import rules
 from culm.convert.card import write_card
 from culm.convert.families import FAMILIES
 from culm.convert.family import Family, family_of
+from culm.convert.multipliers import plain_config
 from culm.convert.rules import ModuleNames
-from culm.convert.weights import assemble, plain_weights
+from culm.convert.weights import assemble, note_dropped_heads, plain_weights
 from culm.dtype import name_of
 from culm.files import atomic, read_json, vacant, write_json
 from culm.model.adjusted import adjusted
@@ -63,11 +64,13 @@ def export(
         OSError: the disk is full or may not be written to.
     """
     folder = Path(folder)
-    chosen = family_of(model.config, named(family), "Hugging Face")
+    config = plain_config(model.config)
+    chosen = family_of(config, named(family), "Hugging Face")
     vacant(folder, SETTINGS)
+    note_dropped_heads(model)
     weights = {}
     exact = {buffer.data_ptr() for buffer in adjusted(model).values()}  # they move by thousandths
-    for name, tensor in rules.write(plain_weights(model), chosen.rules(model.config.resolved())):
+    for name, tensor in rules.write(plain_weights(model), chosen.rules(config.resolved())):
         kept = tensor if tensor.data_ptr() in exact else tensor.to(dtype)
         weights[name] = kept.cpu().contiguous()
         if told:
@@ -76,7 +79,7 @@ def export(
         fresh.mkdir()
         write_safetensors(fresh / "model.safetensors", weights)
         tokenizer.save(fresh)
-        write_json(fresh / SETTINGS, _settings(model.config, chosen, tokenizer, dtype))
+        write_json(fresh / SETTINGS, _settings(config, chosen, tokenizer, dtype))
         ends = {"eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": tokenizer.end_of_text}
         write_json(fresh / "generation_config.json", ends)
         write_card(model, fresh, folder.name, library="transformers")
@@ -114,6 +117,7 @@ def module_names(config: TransformerConfig) -> ModuleNames:
     Raises:
         SettingError: no family has its shape.
     """
+    config = plain_config(config)
     family = family_of(config, FAMILIES, "Hugging Face")
     return ModuleNames(family.rules(config.resolved()))
 

@@ -23,6 +23,7 @@ from culm.convert.peft_settings import NAME, PeftSettings, read_settings, writte
 from culm.convert.rules import ModuleNames
 from culm.convert.weights import fingerprint
 from culm.files import atomic, vacant, write_json
+from culm.log import say
 from culm.model.linear import Linear
 from culm.model.norm import Norm
 from culm.model.transformer import Transformer
@@ -57,6 +58,11 @@ def save(model: Transformer, settings: LoRA, folder: str | Path, base: str | Non
     if not adapters_of(model):
         raise SettingError("model: it has no adapters to write")
     known = module_names(model.config)
+    if model.config.scaling is not None:
+        say(
+            f"{folder}: other libraries do not apply the scaling rule of the base to an adapter: "
+            "merge it before the model goes there."
+        )
     whole = {name for name, module in model.named_modules() if _is_whole(module)}
     tensors = {name: tensor.cpu().clone() for name, tensor in _tensors(model, whole, known)}
     names = [

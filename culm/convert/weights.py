@@ -10,12 +10,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from culm import log
 from culm.adapt.lora import LoRALinear, has_adapter
 from culm.adapt.quantize.grouped import QuantizedGrouped
 from culm.adapt.quantize.linear import LinearQuantizer, QuantizedLinear, quantized_layers
 from culm.adapt.replace import replace
 from culm.adapt.resident import residents
 from culm.config import SettingError
+from culm.convert.multipliers import folded
 from culm.dtype import name_of
 from culm.model.linear import GroupedLinear, Linear
 from culm.model.rope import Rotation
@@ -32,13 +34,22 @@ def refuse_adapters(model: nn.Module) -> None:
         raise SettingError("model: it has adapters; merge them first (culm.adapt.merge)")
 
 
+def note_dropped_heads(model: Transformer) -> None:
+    """Say what is left out of a file or a model that only predicts the next token."""
+    if model.config.mtp is not None:
+        count = model.config.mtp.depth
+        log.say(f"Multi-token prediction: its heads ({count}) are left out here.")
+
+
 def plain_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """Every weight under its name in a model of plain layers, detached.
 
-    Quantised layers are multiplied out one at a time; a tied head is left out.
+    Quantised layers are multiplied out one at a time; a tied head is left out, and so are the
+    heads of multi-token prediction. What a scaling rule multiplies is in them.
     """
     refuse_adapters(model)
-    yield from _below(model)
+    for name, tensor in _below(model):
+        yield name, folded(model.config, name, tensor)
 
 
 def _below(model: Transformer) -> Iterator[tuple[str, Tensor]]:
@@ -46,6 +57,8 @@ def _below(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     packed = quantized_layers(model)
     for full, module in model.named_modules():
         name = full.removesuffix(".base")
+        if name.startswith("mtp."):
+            continue
         if isinstance(module, QuantizedLinear | QuantizedGrouped):
             if full not in packed:  # one expert of several
                 continue

@@ -72,18 +72,19 @@ def _models(objective: nn.Module) -> list[Transformer]:
 
 
 def _shard(model: Transformer, mesh: DeviceMesh) -> None:
-    for block in model.blocks:
+    for block in model.every_block:
         fully_shard(block, mesh=mesh)
     # What is outside the blocks stays whole until the backward, so that the head, which reads what
     # `hidden` returns, finds its weights.
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
-    register_fsdp_forward_method(model, "hidden")
+    for method in ("hidden", "hidden_ahead"):
+        register_fsdp_forward_method(model, method)
 
 
 def recompute(objective: nn.Module) -> None:
     """Keep only the input of each block; compute the rest again in the backward."""
     for model in _models(objective):
-        for block in model.blocks:
+        for block in model.every_block:
             # The method and not a module around the block, whose parameters keep their names.
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
@@ -94,5 +95,5 @@ def compile_blocks(objective: nn.Module) -> None:
     kernels = Kernels(torch.compile(logprobs.reduce), torch.compile(logprobs.differentiate))
     for model in _models(objective):
         model.kernels = kernels
-        for block in model.blocks:
+        for block in model.every_block:
             block.compile(dynamic=False)

@@ -179,6 +179,7 @@ def _known(config: TransformerConfig) -> bool:
         mlp=tuple(SwiGLU(hidden=hidden) for hidden in hiddens),
         norm=RMSNormConfig(eps=given.norm.eps),
         tied=given.tied,
+        init=given.init,
     )  # fmt: skip
     return known.resolved() == given
 

@@ -44,7 +44,7 @@ def logit_lens(model: Transformer, ids: Sequence[int]) -> Tensor:
     """
     states: list[Tensor] = []
     _watch(model, ids, "", lambda _, __, inputs: states.append(inputs[0][0]))
-    early = [model.logits(model.norm(x)[None] * model.config.head_scale)[0] for x in states]
+    early = [model.logits(model.norm(x)[None] * model.head_scale)[0] for x in states]
     early.append(model(_tokens(model, ids))[0])
     return torch.stack([logits.log_softmax(-1).cpu() for logits in early])
 

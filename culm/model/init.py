@@ -1,7 +1,7 @@
 """Initial weights: drawn per parameter name from the seed, so the same for every layout.
 
-Normal with standard deviation 0.02; projections into the residual stream are divided by
-sqrt(2 * layers) as in GPT-2. Norms change nothing, biases are zero.
+Matrices are normal around zero; how wide is a part of the model, below. Norms change nothing,
+biases are zero.
 """
 
 from __future__ import annotations
@@ -10,15 +10,68 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
+from pydantic import PositiveFloat
 from torch import nn
 
+from culm.config import Config, one_of
 from culm.model.linear import GroupedLinear, Linear
 from culm.model.norm import Norm
 from culm.model.rope import Rotation
 
-STD = 0.02
+Matrix = Linear | GroupedLinear | nn.Embedding
+
+
+class GPT2(Config):
+    """std: of every matrix; projections into the residual stream have std / sqrt(2 * layers), so
+    that what all layers add together does not grow with their number (GPT-2).
+    """
+
+    kind: Literal["gpt2"] = "gpt2"
+    std: PositiveFloat = 0.02
+
+    def std_of(self, name: str, matrix: Matrix, layers: int) -> float:
+        """The standard deviation that a matrix of this name begins with."""
+        return self.std / (2 * layers) ** 0.5 if _residual(matrix) else self.std
+
+
+class Llama(Config):
+    """std: of every matrix, whatever the depth (Llama, as published for Hugging Face)."""
+
+    kind: Literal["llama"] = "llama"
+    std: PositiveFloat = 0.02
+
+    def std_of(self, name: str, matrix: Matrix, layers: int) -> float:
+        """The standard deviation that a matrix of this name begins with."""
+        return self.std
+
+
+class Zero(Config):
+    """Projections into the residual stream and the head begin at zero (as nanochat): at first
+    every layer passes on what it reads, and all tokens are equally likely.
+
+    std: of the other matrices. embedding: of the embedding.
+    """
+
+    kind: Literal["zero"] = "zero"
+    std: PositiveFloat = 0.02
+    embedding: PositiveFloat = 1.0
+
+    def std_of(self, name: str, matrix: Matrix, layers: int) -> float:
+        """The standard deviation that a matrix of this name begins with."""
+        if isinstance(matrix, nn.Embedding):
+            return self.embedding
+        return 0.0 if _residual(matrix) or name == "head" else self.std
+
+
+def _residual(matrix: Matrix) -> bool:
+    return not isinstance(matrix, nn.Embedding) and matrix.residual
+
+
+InitConfig = GPT2 | Llama | Zero
+Initialization = one_of(InitConfig)
 
 
 class Fresh(ABC):
@@ -36,16 +89,15 @@ def generator(seed: int, purpose: str) -> torch.Generator:
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, seed: int, layers: int) -> None:
+def initialize(model: nn.Module, seed: int, layers: int, config: InitConfig = GPT2()) -> None:
     """Fill every parameter and buffer of `model` in place."""
     for name, module in model.named_modules():
         if isinstance(module, Norm | Rotation):
             module.reset()
         elif isinstance(module, Fresh):
             module.reset(partial(_drawn, seed, name))
-        elif isinstance(module, Linear | GroupedLinear | nn.Embedding):
-            residual = not isinstance(module, nn.Embedding) and module.residual
-            std = STD / (2 * layers) ** 0.5 if residual else STD
+        elif isinstance(module, Matrix):
+            std = config.std_of(name, module, layers)
             drawn = torch.empty(module.weight.shape)
             drawn.normal_(0.0, std, generator=_drawn(seed, name, "weight"))
             module.weight.copy_(drawn)

@@ -10,6 +10,7 @@ import torch
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from culm.batch import IGNORED
 from culm.config import Config, SettingError, listed
 from culm.log import say
 from culm.model.attend import Backend
@@ -18,14 +19,16 @@ from culm.model.attention.part import AttentionConfig
 from culm.model.block import Block, Residual
 from culm.model.cache import Cache
 from culm.model.context import Context
-from culm.model.init import initialize
+from culm.model.init import GPT2, Initialization, Zero, initialize
 from culm.model.linear import Linear
 from culm.model.logprobs import Kernels, capped, logprobs_of
 from culm.model.mlp import FeedForward
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.part import FeedForwardConfig
+from culm.model.mtp import MTP, FurtherHead, shifted
 from culm.model.norm import Normalization, RMSNormConfig
 from culm.model.quantized import BITS, CacheKind, QuantizedCache
+from culm.model.scaling import CompleteP, Scaling
 
 
 class TransformerConfig(Config):
@@ -37,7 +40,10 @@ class TransformerConfig(Config):
     learned_positions: a learned row per position is added to the embedding (as GPT-2).
     embedding_scale: what the embedding is multiplied by (Gemma). head_scale: the same for what the
     head reads (muP). softcap: bound of the logits (Gemma 2).
-    tied: the output projection is the embedding.
+    tied: the output projection is the embedding. init: how weights begin (`culm.model.init`).
+    scaling: the rule by which rates and initial weights follow from those of a smaller model
+        (`culm.model.scaling`).
+    mtp: heads that predict tokens beyond the next one (`culm.model.mtp`).
     """
 
     vocabulary: PositiveInt
@@ -55,9 +61,22 @@ class TransformerConfig(Config):
     head_scale: PositiveFloat = 1.0
     softcap: PositiveFloat | None = None
     tied: bool = True
+    init: Initialization = GPT2()
+    scaling: Scaling | None = None
+    mtp: MTP | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> TransformerConfig:
+        if self.tied and isinstance(self.init, Zero):
+            raise ValueError(
+                "init: zero begins the head at zero, and here it is the embedding; "
+                "set tied to false"
+            )
+        if isinstance(self.scaling, CompleteP) and isinstance(self.init, GPT2):
+            raise ValueError(
+                "init: gpt2 shrinks weights with the depth, as completep does with "
+                "branches; take init=llama or zero"
+            )
         for part in ("attention", "mlp"):
             for index, config in enumerate(getattr(self, part)):
                 try:
@@ -78,9 +97,25 @@ class TransformerConfig(Config):
 
     def resolved(self) -> TransformerConfig:
         """The same model with every default filled in and each list as short as it can be."""
-        attention = tuple(part.resolved(self.width) for part in self.attention)
-        mlp = tuple(part.resolved(self.width) for part in self.mlp)
-        return self.model_copy(update={"attention": attention, "mlp": mlp}).shortened()
+        same = self.scaled()
+        attention = tuple(part.resolved(self.width) for part in same.attention)
+        mlp = tuple(part.resolved(self.width) for part in same.mlp)
+        return same.model_copy(update={"attention": attention, "mlp": mlp}).shortened()
+
+    def scaled(self) -> TransformerConfig:
+        """The model that is computed: what its scaling rule multiplies in its own settings."""
+        rule = self.scaling
+        if rule is None:
+            return self
+        attention = [part.rescaled(self.width, rule.base_head_dim) for part in self.attention]
+        branches = self.residual.scale / rule.depths(self.layers)
+        update = {
+            "attention": tuple(attention),
+            "residual": self.residual.model_copy(update={"scale": branches}),
+            "head_scale": self.head_scale / rule.widths(self.width),
+            "scaling": None,
+        }
+        return self.model_copy(update=update)
 
     def shortened(self) -> TransformerConfig:
         """The same model with each list as short as it can be."""
@@ -94,7 +129,9 @@ class TransformerConfig(Config):
         if torch.device(device).type != "meta":
             model.to_empty(device=device)
             model.tie()
-            initialize(model, seed, self.layers)
+            initialize(model, seed, self.layers, self.init)
+            if self.scaling is not None:
+                self.scaling.shrink(model, self.width)
         return model
 
 
@@ -117,6 +154,8 @@ class Transformer(nn.Module):
         self.config = config
         self.dtype = torch.float32
         self.kernels = Kernels()
+        config = config.scaled()
+        self.head_scale = config.head_scale
         kinds = [attention.rotary(config.width) for attention in config.attentions]
         distinct = [kind for kind in dict.fromkeys(kinds) if kind is not None]
         self.embed = nn.Embedding(config.vocabulary, config.width)
@@ -124,13 +163,16 @@ class Transformer(nn.Module):
             nn.Embedding(config.context, config.width) if config.learned_positions else None
         )
         self.rotations = nn.ModuleList(rope.build(dim) for rope, dim in distinct)
-        self.blocks = nn.ModuleList(
-            Block(
+        parts = [
+            (
                 attention, mlp, config.width, config.norm, config.residual,
                 distinct.index(kind) if kind else -1,
             )
             for attention, mlp, kind in zip(config.attentions, config.mlps, kinds, strict=True)
-        )  # fmt: skip
+        ]  # fmt: skip
+        self.blocks = nn.ModuleList(Block(*each) for each in parts)
+        heads = config.mtp.depth if config.mtp else 0
+        self.mtp = nn.ModuleList(FurtherHead(*parts[-1]) for _ in range(heads))
         self.norm = config.norm.build(config.width)
         self.head: nn.Module = Linear(config.width, config.vocabulary)
         self.tie()
@@ -139,6 +181,16 @@ class Transformer(nn.Module):
         """Make the output projection the embedding again, where the settings say so."""
         if self.config.tied:
             self.head.weight = self.embed.weight
+
+    def drop_mtp(self) -> None:
+        """Take the heads of multi-token prediction away, where there are any."""
+        self.mtp = nn.ModuleList()
+        self.config = self.config.model_copy(update={"mtp": None})
+
+    @property
+    def every_block(self) -> list[nn.Module]:
+        """The blocks of the trunk, and those of multi-token prediction behind them."""
+        return [*self.blocks, *(head.block for head in self.mtp)]
 
     @property
     def device(self) -> torch.device:
@@ -150,7 +202,7 @@ class Transformer(nn.Module):
         Gives how many layers cannot; those compute in blocks, which serves every kind.
         """
         others = 0
-        for block in self.blocks:
+        for block in self.every_block:
             served = block.attention.serves(backend, self.device)  # type: ignore[union-attr,operator]
             block.attention.backend = backend if served else "blocks"  # type: ignore[union-attr]
             others += not served
@@ -161,13 +213,33 @@ class Transformer(nn.Module):
     @property
     def backends(self) -> list[str]:
         """By which attention is computed, each once."""
-        return sorted({str(block.attention.backend) for block in self.blocks})  # type: ignore[union-attr]
+        return sorted({str(block.attention.backend) for block in self.every_block})  # type: ignore[union-attr]
 
     def hidden(self, tokens: Tensor, context: Context | None = None) -> Tensor:
         """The normalised last states (B, T, E) that the head reads."""
-        context = context or Context.plain(tokens)
+        x, _ = self._trunk(tokens, context or Context.plain(tokens))
+        return _scaled(self.norm(x), self.head_scale)
+
+    def hidden_ahead(self, tokens: Tensor, context: Context | None = None) -> list[Tensor]:
+        """As `hidden`, and after it what each head of multi-token prediction gives.
+
+        The k-th of these, at token t, has read up to token t + k; where the row or its document
+        ends before, it means nothing.
+        """
+        x, context = self._trunk(tokens, context or Context.plain(tokens))
+        states = [_scaled(self.norm(x), self.head_scale)]
+        for by, head in enumerate(self.mtp, start=1):
+            x = head(x, self._embedded(shifted(tokens, by, 0)), context)
+            states.append(_scaled(head.norm(x), self.head_scale))  # type: ignore[operator]
+        return states
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        return _scaled(self.embed(tokens).to(self.dtype), self.config.embedding_scale)
+
+    def _trunk(self, tokens: Tensor, context: Context) -> tuple[Tensor, Context]:
+        """What the last block gives (B, T, E), and the context as it was there."""
         caches = context.cache.layers if context.cache else [None] * len(self.blocks)
-        x = _scaled(self.embed(tokens).to(self.dtype), self.config.embedding_scale)
+        x = self._embedded(tokens)
         if self.positions is not None:
             x = x + self.positions(context.positions).to(self.dtype)
         rotations = tuple(rotation(context.positions) for rotation in self.rotations)
@@ -178,7 +250,7 @@ class Transformer(nn.Module):
                 context = replace(context, values=values)
             if context.routings is not None and routing is not None:
                 context.routings.append(routing)
-        return _scaled(self.norm(x), self.config.head_scale)
+        return x, context
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (..., E), as `hidden` gives it -> (..., V) fp32."""
@@ -195,8 +267,31 @@ class Transformer(nn.Module):
         temperature: float = 1.0,
     ) -> Tensor:
         """Natural-log probability of each target, (B, T) fp32; 0 where the target is ignored."""
-        hidden, cap = self.hidden(tokens, context), self.config.softcap
+        return self._logprobs(self.hidden(tokens, context), targets, temperature)
+
+    def logprobs_ahead(
+        self, tokens: Tensor, targets: Tensor, context: Context | None = None
+    ) -> list[Tensor]:
+        """As `logprobs`, and after it those of each head of multi-token prediction.
+
+        Those of the k-th, at token t, are of targets[b, t + k], in the same document.
+        """
+        documents = None if context is None else context.documents
+        return [
+            self._logprobs(hidden, shifted(targets, by, IGNORED, documents) if by else targets)
+            for by, hidden in enumerate(self.hidden_ahead(tokens, context))
+        ]
+
+    def _logprobs(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        cap = self.config.softcap
         return logprobs_of(hidden, self.head, targets, temperature, self.kernels, cap)
+
+    def drafts(self, tokens: Tensor, context: Context | None = None) -> list[Tensor]:
+        """Logits (B, T, V) of each head of multi-token prediction; for speculation.
+
+        Those of the k-th, at token t, are for token t + k + 1 of a reader who knows t + k.
+        """
+        return [self.logits(hidden) for hidden in self.hidden_ahead(tokens, context)[1:]]
 
     def cache(self, slots: int, length: int, kind: CacheKind = "plain", spare: int = 0) -> Cache:
         """An empty cache for `slots` sequences of up to `length` tokens.

@@ -13,7 +13,10 @@ from culm.optim.groups import groups_of, trainable
 
 
 class AdamW(Config):
-    """rate: the greatest learning rate of the schedule. betas, eps, weight_decay: as in torch."""
+    """rate: the greatest learning rate of the schedule. betas, eps, weight_decay: as in torch.
+
+    In a model with a scaling rule they are those of its base (`culm.model.scaling`).
+    """
 
     kind: Literal["adamw"] = "adamw"
     rate: PositiveFloat = 3e-4
@@ -22,5 +25,5 @@ class AdamW(Config):
     weight_decay: NonNegativeFloat = 0.1
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        groups = groups_of(module, trainable(module), self.rate, self.weight_decay)
-        return torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, fused=True)
+        groups = groups_of(module, trainable(module), self.rate, self.weight_decay, self.eps)
+        return torch.optim.AdamW(groups, betas=self.betas, fused=True)

@@ -24,6 +24,9 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 class Muon(Config):
     """rate: of hidden matrices; an update has the root mean square 0.2 * rate, about that of AdamW
     (Moonlight scaling), so that rates of AdamW carry over. adamw_rate: of everything else.
+
+    In a model with a scaling rule they are those of its base; the rate of hidden matrices falls
+    with the root of the width (`culm.model.scaling`).
     """
 
     kind: Literal["muon"] = "muon"
@@ -37,11 +40,11 @@ class Muon(Config):
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         hidden = hidden_matrices(module)
         named = trainable(module)
-        matrices = [p for _, p in named if p in hidden]
+        matrices = [(n, p) for n, p in named if p in hidden]
         rest = [(n, p) for n, p in named if p not in hidden]
-        others = groups_of(module, rest, self.adamw_rate, self.weight_decay)
-        groups = [{"params": matrices, "weight_decay": self.weight_decay, "orthogonal": True}]
-        groups = groups if matrices else []
+        turned = groups_of(module, matrices, self.rate, self.weight_decay, self.eps, hidden)
+        others = groups_of(module, rest, self.adamw_rate, self.weight_decay, self.eps)
+        groups = [group | {"orthogonal": True} for group in turned]
         groups += [group | {"orthogonal": False} for group in others]
         return MuonOptimizer(groups, self, _precision(module))
 
@@ -60,8 +63,9 @@ class MuonOptimizer(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                update = self._muon if group["orthogonal"] else self._adamw
-                parameter.add_(update(parameter), alpha=-group["lr"])
+                muon = group["orthogonal"]
+                update = self._muon(parameter) if muon else self._adamw(parameter, group["eps"])
+                parameter.add_(update, alpha=-group["lr"])
 
     def _muon(self, parameter: nn.Parameter) -> Tensor:
         state, gradient = self.state[parameter], parameter.grad
@@ -75,7 +79,7 @@ class MuonOptimizer(torch.optim.Optimizer):
         update = orthogonalize(full_tensor(nesterov).to(self.precision)).to(parameter.dtype)
         return like(update, parameter) * scale
 
-    def _adamw(self, parameter: nn.Parameter) -> Tensor:
+    def _adamw(self, parameter: nn.Parameter, eps: float) -> Tensor:
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
         if not state:
@@ -86,7 +90,7 @@ class MuonOptimizer(torch.optim.Optimizer):
         first, second = self.config.betas
         state["mean"].lerp_(gradient, 1 - first)
         state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        root = (state["square"] / (1 - second ** state["step"])).sqrt_().add_(self.config.eps)
+        root = (state["square"] / (1 - second ** state["step"])).sqrt_().add_(eps)
         return state["mean"] / (1 - first ** state["step"]) / root
 
 

@@ -19,7 +19,7 @@ class ModelCost:
 
     parameters: all, shared ones once. embedding: those of the token table. active: those that one
     token is multiplied with; a table that is only looked up is not among them, nor are experts that
-    it is not sent to.
+    it is not sent to, nor heads of multi-token prediction.
     forward_flops, training_flops: a token, in full rows of `context` tokens that are one document.
     Training is three forwards, and more where `culm.model.logprobs` computes logits again.
     cache_bytes: what a token adds to the cache, in `dtype`.
@@ -44,10 +44,12 @@ def cost_of(
     model.dtype = dtype
     parameters = sum(p.numel() for p in model.parameters())
     embedding = model.embed.weight.numel()
+    further = sum(p.numel() for p in model.mtp.parameters())
+    idle = idle_parameters(model.blocks)
     return ModelCost(
         parameters=parameters,
         embedding=embedding,
-        active=parameters - idle_parameters(model) - (0 if config.tied else embedding),
+        active=parameters - idle - further - (0 if config.tied else embedding),
         context=context,
         forward_flops=forward_flops(model, context) / context,
         training_flops=training_flops(model, context) / context,

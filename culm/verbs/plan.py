@@ -17,7 +17,7 @@ from culm.device import choose_backend, choose_device, choose_precision, memory_
 from culm.dist.ranks import Ranks
 from culm.dtype import DTYPES
 from culm.model.transformer import Transformer
-from culm.parts import begin, context_of, set_up, training_batches
+from culm.parts import context_of, set_up, started, training_batches
 from culm.plan.model import forward_flops
 from culm.plan.needs import Needs, needs_of
 from culm.plan.speed import training_rate
@@ -91,7 +91,7 @@ def _parts(config: RunConfig) -> tuple[Transformer | None, Tokenizer | None]:
     """Of the model that the run goes on from, on the meta device."""
     if config.start is None:
         return None, None
-    model, tokenizer = begin(config, Path(config.folder))
+    model, tokenizer = started(config)
     model.to("meta").tie()
     return model, tokenizer
 

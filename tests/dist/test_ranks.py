@@ -57,7 +57,10 @@ def test_two_ranks_follow_one(run_file: Callable[..., Path]) -> None:
     again = run_file("dpo", steps=4)  # begun on one rank, ended on two
     train(read_run(str(again), ["train.steps=2", f"folder={again}-two"])[0])
     rounded = run_file("sft", qat="int8", steps=3)
+    further = run_file("pretrain", steps=3)
+    more = f"{further},model.mtp.depth=2"
     on_two_ranks(
+        *(f"{more},dist.data={data},folder={further}-{data}" for data in ("ddp", "fsdp")),
         *(f"{file},dist.data={cell[2]},folder={file}-two" for cell, file in files.items()),
         f"{again},dist.data=fsdp,folder={again}-two",
         f"{rounded},dist.data=fsdp,folder={rounded}-two",
@@ -66,6 +69,10 @@ def test_two_ranks_follow_one(run_file: Callable[..., Path]) -> None:
         config, _ = read_run(str(file))
         train(config)
         assert_same(Path(config.folder), Path(f"{file}-two"))
+    config, _ = read_run(str(further), ["model.mtp.depth=2"])
+    train(config)
+    for data in ("ddp", "fsdp"):
+        assert_same(Path(config.folder), Path(f"{further}-{data}"))
     config, _ = read_run(str(rounded))
     train(config)
     models = [native.load(f)[0] for f in (f"{config.folder}/model", f"{rounded}-two/model")]

@@ -81,6 +81,11 @@ class GQA(AttentionConfig):
                     "scale": self.scale or dim**-0.5}
         )  # fmt: skip
 
+    def rescaled(self, width: int, base: int) -> GQA:
+        dim = self.dim(width)
+        scale = (self.scale or dim**-0.5) * (base / dim) ** 0.5
+        return self.model_copy(update={"scale": scale})
+
     def rotary(self, width: int) -> tuple[Rope, int] | None:
         return None if self.rope is None else (self.rope, self.rope.turned(self.dim(width)))
 

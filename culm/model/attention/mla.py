@@ -45,6 +45,10 @@ class MLA(AttentionConfig):
         self.rope.turned(self.rope_dim, "rope_dim")
         return self.model_copy(update={"scale": self._scale()})
 
+    def rescaled(self, width: int, base: int) -> MLA:
+        scale = self._scale() * (base / (self.head_dim + self.rope_dim)) ** 0.5
+        return self.model_copy(update={"scale": scale})
+
     def _scale(self) -> float:
         return self.scale or (self.head_dim + self.rope_dim) ** -0.5
 

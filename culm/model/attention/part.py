@@ -29,6 +29,12 @@ class AttentionConfig(Config, ABC):
             ValueError: `setting: why` it does not fit this width.
         """
 
+    def rescaled(self, width: int, base: int) -> Self:
+        """The same with scores that fall with 1/head_dim instead of its root (muP, arXiv
+        2203.03466), and are what they were for heads of the size `base`; nothing without scores.
+        """
+        return self
+
     def rotary(self, width: int) -> tuple[Rope, int] | None:
         """The rotary embedding of its heads and how many of their elements it turns, if it has one.
 

@@ -1,0 +1,70 @@
+"""Multi-token prediction in the form of DeepSeek-V3 (arXiv 2412.19437).
+
+Head k reads, at token t, what the trunk (or head k - 1) made of the tokens up to t + k - 1, and
+token t + k itself; it predicts token t + k + 1 through the embedding and the head of the model.
+
+    states of k - 1 --- hnorm ---+
+                                 +--- projection --- block --- norm --- head
+    embedding of t + k --- enorm +
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from culm.config import Config
+from culm.model.attention.part import AttentionConfig
+from culm.model.block import Block, Residual
+from culm.model.context import Context
+from culm.model.linear import Linear
+from culm.model.mlp.part import FeedForwardConfig
+from culm.model.norm import NormConfig
+
+
+class MTP(Config):
+    """depth: heads, each a block of the last layer's kind. weight: of their mean loss, beside that
+    of the next token. Only next-token training uses them; plain decoding and other formats do not.
+    """
+
+    depth: PositiveInt = 1
+    weight: PositiveFloat = 0.3
+
+
+class FurtherHead(nn.Module):
+    """One head: states and embedded: (B, T, E) -> states (B, T, E), before its `norm`."""
+
+    def __init__(
+        self,
+        attention: AttentionConfig,
+        mlp: FeedForwardConfig,
+        width: int,
+        norm: NormConfig,
+        residual: Residual,
+        rotation: int,
+    ) -> None:
+        super().__init__()
+        self.hnorm, self.enorm = norm.build(width), norm.build(width)
+        self.projection = Linear(2 * width, width)
+        self.block = Block(attention, mlp, width, norm, residual, rotation)
+        self.norm = norm.build(width)
+
+    def forward(self, states: Tensor, embedded: Tensor, context: Context) -> Tensor:
+        joined = torch.cat((self.enorm(embedded), self.hnorm(states)), -1)
+        x, _, routing = self.block(self.projection(joined), context, None)
+        if context.routings is not None and routing is not None:
+            context.routings.append(routing)
+        return x
+
+
+def shifted(values: Tensor, by: int, fill: int, documents: Tensor | None = None) -> Tensor:
+    """values[b, t + by], or `fill` where that is beyond the row or the document; (B, T)."""
+
+    def moved(x: Tensor, beyond: int) -> Tensor:
+        return F.pad(x[:, by:], (0, min(by, x.shape[1])), value=beyond)
+
+    if documents is None:
+        return moved(values, fill)
+    return torch.where(moved(documents, -1) == documents, moved(values, fill), fill)
