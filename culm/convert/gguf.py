@@ -162,8 +162,9 @@ def read_config(
         if key.startswith(f"{name}.")
     }
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    if "token_embd.weight" in tensors:
-        given["vocabulary"] = int(tensors["token_embd.weight"].shape[1])
+    if "token_embd.weight" not in tensors:
+        raise SettingError(f"{path}: it has no token_embd.weight: a vocabulary alone is no model")
+    given["vocabulary"] = int(tensors["token_embd.weight"].shape[1])
     given["tied"] = "output.weight" not in tensors
     if FACTORS in tensors:
         given["llama3"] = _llama3(given, tensors[FACTORS], path)

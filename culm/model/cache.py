@@ -12,11 +12,32 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from culm.model.context import Context
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a cache must have room for: `slots` sequences of up to `length` tokens.
+
+    bits: of keys and values, where a layer keeps those of all tokens; other things stay in `dtype`.
+    spare: tokens of which a window keeps more than it sees, so that a sequence may be cut.
+    """
+
+    slots: int
+    length: int
+    dtype: torch.dtype
+    device: torch.device
+    bits: int | None = None
+    spare: int = 0
+
+    def zeros(self, *shape: int) -> Tensor:
+        """(slots, *shape)."""
+        return torch.zeros((self.slots, *shape), dtype=self.dtype, device=self.device)
 
 
 class Kept(ABC):

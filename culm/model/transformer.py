@@ -17,7 +17,7 @@ from culm.model.attend import Backend
 from culm.model.attention import Attention
 from culm.model.attention.part import AttentionConfig
 from culm.model.block import Block, Residual
-from culm.model.cache import Cache
+from culm.model.cache import Cache, Room
 from culm.model.context import Context
 from culm.model.init import GPT2, Initialization, Zero, initialize
 from culm.model.linear import Linear
@@ -305,12 +305,9 @@ class Transformer(nn.Module):
         """
         if kind not in BITS:
             raise SettingError(f"cache: {kind!r} is not one of {', '.join(BITS)}")
-        bits = BITS[kind]
-        layers = [
-            block.attention.cache(slots, length, self.dtype, self.device, bits, spare)  # type: ignore[union-attr,operator]
-            for block in self.blocks
-        ]
-        if bits and not any(isinstance(layer, QuantizedCache) for layer in layers):
+        room = Room(slots, length, self.dtype, self.device, BITS[kind], spare)
+        layers = [block.attention.cache(room) for block in self.blocks]  # type: ignore[union-attr,operator]
+        if room.bits and not any(isinstance(layer, QuantizedCache) for layer in layers):
             raise SettingError(
                 f"cache: {kind} rounds keys and values of all tokens, and no layer of this model "
                 "keeps those (but latents, a window or a state); take cache=plain"

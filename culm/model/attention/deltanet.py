@@ -20,7 +20,7 @@ from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from culm.model.attention.part import AttentionConfig, AttentionModule
-from culm.model.cache import Kept, StateCache
+from culm.model.cache import Kept, Room, StateCache
 from culm.model.context import Context
 from culm.model.init import Fresh
 from culm.model.linear import Linear
@@ -137,16 +137,8 @@ class GatedDeltaNet(AttentionModule, Fresh):
         )
         return state, earlier
 
-    def cache(
-        self,
-        slots: int,
-        length: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        bits: int | None = None,
-        spare: int = 0,
-    ) -> Kept:
-        return StateCache(self._empty(slots, torch.empty(0, dtype=dtype, device=device)))
+    def cache(self, room: Room) -> Kept:
+        return StateCache(self._empty(room.slots, room.zeros(0)))
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from culm.model.attend import Backend, Rule, attend, attend_cached, attention_weights, serves
 from culm.model.attention.part import AttentionConfig, AttentionModule
-from culm.model.cache import Kept, LayerCache, RollingCache
+from culm.model.cache import Kept, LayerCache, RollingCache, Room
 from culm.model.context import Context
 from culm.model.init import Fresh
 from culm.model.linear import Linear
@@ -166,22 +166,15 @@ class GroupedQueryAttention(AttentionModule, Fresh):
             v = shares[0] * v + shares[1] * first
         return q, k, v
 
-    def cache(
-        self,
-        slots: int,
-        length: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        bits: int | None = None,
-        spare: int = 0,
-    ) -> Kept:
+    def cache(self, room: Room) -> Kept:
         window, first = self.config.window, self.config.first
-        kept = length if window is None else min(length, first + window + spare)
-        shape = (slots, self.kv_heads, kept, self.head_dim)
-        if bits is not None and kept == length:
-            return QuantizedCache(shape, bits, dtype, device)
-        tensors = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)]
-        return LayerCache(tensors) if kept == length else RollingCache(tensors, first)
+        kept = room.length if window is None else min(room.length, first + window + room.spare)
+        shape = (self.kv_heads, kept, self.head_dim)
+        if kept < room.length:
+            return RollingCache([room.zeros(*shape), room.zeros(*shape)], first)
+        if room.bits is not None:
+            return QuantizedCache((room.slots, *shape), room.bits, room.dtype, room.device)
+        return LayerCache([room.zeros(*shape), room.zeros(*shape)])
 
 
 def slopes_of(heads: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from culm.model.attend import Backend, Rule, attend, attend_cached, attention_weights, serves
 from culm.model.attention.part import AttentionConfig, AttentionModule
-from culm.model.cache import Kept, LayerCache
+from culm.model.cache import Kept, LayerCache, Room
 from culm.model.context import Context
 from culm.model.linear import Linear
 from culm.model.norm import NormConfig
@@ -148,14 +148,6 @@ class LatentAttention(AttentionModule):
             weight = layer(eye).t()
         return weight.unflatten(0, (-1, weight.shape[0] // self.config.heads))
 
-    def cache(
-        self,
-        slots: int,
-        length: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        bits: int | None = None,
-        spare: int = 0,
-    ) -> Kept:
-        shape = (slots, 1, length, self.config.rank + self.config.rope_dim)
-        return LayerCache([torch.zeros(shape, dtype=dtype, device=device)])
+    def cache(self, room: Room) -> Kept:
+        size = self.config.rank + self.config.rope_dim
+        return LayerCache([room.zeros(1, room.length, size)])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from culm.config import Config
 from culm.model.attend import Backend
-from culm.model.cache import Kept
+from culm.model.cache import Kept, Room
 from culm.model.context import Context
 from culm.model.norm import NormConfig
 from culm.model.rope import Rope
@@ -57,20 +57,8 @@ class AttentionModule(nn.Module, ABC):
         """With a cache the rows continue what it keeps."""
 
     @abstractmethod
-    def cache(
-        self,
-        slots: int,
-        length: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        bits: int | None = None,
-        spare: int = 0,
-    ) -> Kept:
-        """An empty cache of what this attention keeps of up to `length` tokens.
-
-        bits: of keys and values, where it keeps those of all tokens; other things stay as they are.
-        spare: tokens of which a window keeps more than it sees, so that a sequence may be cut.
-        """
+    def cache(self, room: Room) -> Kept:
+        """An empty cache of what this attention keeps."""
 
     def weights(self, x: Tensor, context: Context) -> Tensor | None:
         """(B, H, T, T) fp32 of rows that are one document each, to be looked at; x as in forward.
