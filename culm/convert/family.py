@@ -64,7 +64,7 @@ class Family:
 
     read: their settings -> values of a TransformerConfig. write: a resolved config -> theirs;
     SettingError where it has parts that the family does not.
-    rules: the names of the tensors of a resolved config.
+    rules: the names of the tensors of a resolved config. root: what most of them begin with.
     """
 
     name: str
@@ -72,6 +72,7 @@ class Family:
     read: Callable[[Fields], dict[str, Any]]
     write: Callable[[TransformerConfig], dict[str, Any]]
     rules: Callable[[TransformerConfig], list[Rule]]
+    root: str = "model."
 
     def config(self, given: Mapping[str, Any], source: str) -> TransformerConfig:
         """Our settings for theirs.

@@ -26,7 +26,7 @@ from culm.tensors import read_pickled, read_safetensors, write_safetensors
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
 SETTINGS = "config.json"
-COMPUTED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias")
+COMPUTED = ("rotary_emb.inv_freq", "attn.bias", "attention.bias", ".masked_bias")
 
 # Settings that do not change what a forward computes, or that only repeat others.
 _NEUTRAL = """
@@ -35,7 +35,7 @@ attention_dropout bos_token_id eos_token_id pad_token_id pretraining_tp
 output_attentions output_hidden_states return_dict id2label label2id problem_type
 chunk_size_feed_forward is_encoder_decoder is_decoder add_cross_attention name_or_path
 unsloth_version unsloth_fixed keys_to_ignore_at_inference task_specific_params
-router_jitter_noise auto_map output_router_logits
+router_jitter_noise auto_map output_router_logits cache_implementation
 """
 NEUTRAL = frozenset(_NEUTRAL.split())
 
@@ -169,8 +169,13 @@ def _weights(
     folder: Path, family: Family, config: TransformerConfig
 ) -> Iterator[tuple[str, Tensor]]:
     resolved = config.resolved()
-    stored = (tensor for shard in _shards(folder) for tensor in _read(shard))
-    for name, tensor in rules.read(stored, family.rules(resolved), _experts(resolved)):
+    names = family.rules(resolved)
+    stored = (
+        (rules.rooted(name, family.root, names), tensor)
+        for shard in _shards(folder)
+        for name, tensor in _read(shard)
+    )
+    for name, tensor in rules.read(stored, names, _experts(resolved)):
         # Old checkpoints hold what can be computed, and some a second copy of a tied head.
         if not name.endswith(COMPUTED) and not (config.tied and name == "head.weight"):
             yield name, tensor

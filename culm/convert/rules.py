@@ -46,6 +46,18 @@ def read(
     return _stream(tensors, [(rule.theirs, rule.ours, rule.read) for rule in rules], experts)
 
 
+def rooted(name: str, root: str, rules: Sequence[Rule]) -> str:
+    """Their name of a tensor, also where the model was saved without its head and so its root.
+
+    >>> rooted("h.0.ln_1.weight", "transformer.", rules)
+    'transformer.h.0.ln_1.weight'
+    """
+    whole = f"{root}{name}"
+    known = {theirs for rule in rules for theirs in rule.theirs}
+    module = _pattern(whole).rpartition(".")[0]
+    return whole if {module, _pattern(whole)} & known else name
+
+
 def write(
     tensors: Iterable[tuple[str, Tensor]], rules: Sequence[Rule]
 ) -> Iterator[tuple[str, Tensor]]:

@@ -77,8 +77,8 @@ class TransformerConfig(Config):
                 "init: gpt2 shrinks weights with the depth, as completep does with "
                 "branches; take init=llama or zero"
             )
-        for part in ("attention", "mlp"):
-            for index, config in enumerate(getattr(self, part)):
+        for part, configs in {"attention": self.attention, "mlp": self.mlp}.items():
+            for index, config in enumerate(configs):
                 try:
                     config.resolved(self.width)
                 except ValueError as error:

@@ -16,6 +16,7 @@ from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.context import Context
 from culm.model.mlp.moe import MixtureOfExperts, MoE
+from culm.tensors import read_safetensors, write_safetensors
 
 transformers = pytest.importorskip("transformers")
 
@@ -86,6 +87,36 @@ def test_adapters_merge(family, rows):
     adapted = model.eval()(rows)
     merge(model)
     assert (model(rows) - adapted).abs().max() <= 1e-4
+
+
+def test_published_forms_are_read(tokenizer, rows, tmp_path):
+    """GPT-2 without its root and with masks among its tensors; GPT-OSS with experts in MXFP4."""
+    folder = saved(peer_of("GPT-2"), tokenizer, tmp_path / "gpt2")
+    held = dict(read_safetensors(folder / "model.safetensors"))
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in held.items()}
+    write_safetensors(folder / "model.safetensors", bare | {"h.0.attn.bias": torch.ones(1, 1)})
+    found = hf.load(folder)[0].eval()(rows)
+    assert (found - logits_of(peer_of("GPT-2"), rows)).abs().max() <= 1e-4
+
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    peer = peer_of("GPT-OSS")
+    folder = saved(peer, tokenizer, tmp_path / "oss")
+    held, drawn = dict(read_safetensors(folder / "model.safetensors")), torch.Generator()
+    for name in [name for name in held if name.endswith("_proj") and "experts" in name]:
+        experts, inputs, outputs = held.pop(name).shape
+        shape = (experts, outputs, inputs // 32)
+        blocks = torch.randint(0, 256, (*shape, 16), generator=drawn).to(torch.uint8)
+        scales = torch.randint(122, 126, shape, generator=drawn).to(torch.uint8)
+        held |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        plain = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+        peer.get_parameter(name).data.copy_(plain)
+    write_safetensors(folder / "model.safetensors", held)
+    path = folder / "config.json"
+    packing = {"quantization_config": {"quant_method": "mxfp4"}, "initial_context_length": 32}
+    path.write_text(json.dumps(json.loads(path.read_text()) | packing))
+    model = hf.load(folder)[0].eval()
+    assert (model(rows) - logits_of(peer, rows)).abs().max() <= 1e-4
 
 
 def test_a_setting_of_another_time_is_refused(family):

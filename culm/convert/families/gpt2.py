@@ -83,4 +83,4 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-GPT2 = Family("gpt2", "GPT2LMHeadModel", read, write, names)
+GPT2 = Family("gpt2", "GPT2LMHeadModel", read, write, names, "transformer.")

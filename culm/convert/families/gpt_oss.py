@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from culm.config import SettingError
 from culm.convert.families.decoder import (
     FULL,
     NAMES,
@@ -36,8 +37,30 @@ PLAIN = NAMES | {
 }
 
 
+# The sixteen numbers of four bits with two bits of exponent (OCP Microscaling 1.0).
+LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+
+
+def from_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
+    """blocks: (..., groups, 16) of two numbers a byte, the lower first; scales: (..., groups),
+    powers of two -> (..., groups * 32) in bf16, which holds them exactly."""
+    levels = torch.tensor(LEVELS, dtype=torch.bfloat16)
+    pairs = torch.stack((blocks & 15, blocks >> 4), -1).flatten(-2)
+    return torch.ldexp(levels[pairs.int()], scales[..., None].int() - 127).flatten(-2)
+
+
 def names(config: TransformerConfig) -> list[Rule]:
-    """Their matrices are (experts, inputs, outputs), with rows of gate and up in turns."""
+    """Their matrices are (experts, inputs, outputs), with rows of gate and up in turns.
+
+    In MXFP4, as they are published, they are (experts, outputs, inputs); that is only read.
+    """
+
+    def unpacked(tensors: list[Tensor]) -> list[Tensor]:
+        return [from_mxfp4(*tensors)]
+
+    def unpacked_apart(tensors: list[Tensor]) -> list[Tensor]:
+        whole = from_mxfp4(*tensors)
+        return [whole[:, ::2], whole[:, 1::2]]
 
     def apart(tensors: list[Tensor]) -> list[Tensor]:
         return [tensors[0][..., ::2], tensors[0][..., 1::2]]
@@ -49,7 +72,13 @@ def names(config: TransformerConfig) -> list[Rule]:
         return [tensor.transpose(1, 2) for tensor in tensors]
 
     weights, biases = ((f"{OURS}.gate.{kind}", f"{OURS}.up.{kind}") for kind in ("weight", "bias"))
+    packed = [
+        tuple(f"{MLP}.experts.{part}_proj_{kind}" for kind in ("blocks", "scales"))
+        for part in ("gate_up", "down")
+    ]
     return [
+        Rule(weights, packed[0], unpacked_apart),
+        Rule((f"{OURS}.down.weight",), packed[1], unpacked),
         *renamed(PLAIN),
         Rule(weights, (f"{MLP}.experts.gate_up_proj",), lambda t: turned(apart(t)),
              lambda t: together(turned(t))),
@@ -62,6 +91,9 @@ def read(fields: Fields) -> dict[str, Any]:
     fields.only("swiglu_alpha", 1.702)
     fields.only("swiglu_limit", 7.0)
     fields.drop("experts_per_token", "initial_context_length")
+    packing = fields.take("quantization_config", None) or {"quant_method": "mxfp4"}
+    if packing.get("quant_method") != "mxfp4":
+        raise SettingError(f"quantization_config: {packing!r} is not read here, only mxfp4")
     values, bias = read_decoder(fields), fields.take("attention_bias", True)
     moe = {
         "kind": "moe",

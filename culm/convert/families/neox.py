@@ -98,4 +98,4 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-NEOX = Family("gpt_neox", "GPTNeoXForCausalLM", read, write, names)
+NEOX = Family("gpt_neox", "GPTNeoXForCausalLM", read, write, names, "gpt_neox.")

@@ -21,6 +21,7 @@ from culm.model.transformer import TransformerConfig
 
 def read(fields: Fields) -> dict[str, Any]:
     values = read_decoder(fields, tied=True)
+    fields.drop("max_window_layers")
     layers, bias = values["layers"], fields.take("attention_bias", False)
     every = fields.take("no_rope_layer_interval", 4)
     turned = fields.take("no_rope_layers", None) or [(i + 1) % every for i in range(layers)]
