@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from culm.adapt.lora import LoRALinear
 from culm.adapt.replace import replace
 from culm.config import SettingError
+from culm.model.attention.mla import LatentAttention
 from culm.model.context import Context
 from culm.model.transformer import Transformer
 
@@ -81,7 +82,7 @@ def reside(model: Transformer, adapters: Mapping[str, Layers]) -> int:
     adapters: by name; their layers were made for this model (`culm.convert.peft.beside`).
 
     Raises:
-        SettingError: there is none, or one adapts the head, which reads no rows of a batch.
+        SettingError: there is none, or one adapts a layer that does not see rows of a batch apart.
     """
     for name, layers in adapters.items():
         if odd := [layer for layer in layers if not layer.startswith("blocks.")]:
@@ -90,6 +91,13 @@ def reside(model: Transformer, adapters: Mapping[str, Layers]) -> int:
                 "import) and serve the result by itself"
             )
     targets = {layer for layers in adapters.values() for layer in layers}
+    for layer in sorted(targets):
+        above, _, part = layer.rpartition(".")
+        if part in ("k", "v") and isinstance(model.get_submodule(above), LatentAttention):
+            raise SettingError(
+                f"adapters: {layer} is absorbed into queries while decoding, which is the same for "
+                "all rows; merge the adapter (culm import) and serve the result by itself"
+            )
     if not targets:
         raise SettingError("adapters: there is none to put beside the model")
 

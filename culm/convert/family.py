@@ -65,6 +65,7 @@ class Family:
     read: their settings -> values of a TransformerConfig. write: a resolved config -> theirs;
     SettingError where it has parts that the family does not.
     rules: the names of the tensors of a resolved config. root: what most of them begin with.
+    further: its files may hold layers behind the last, for further tokens, which are left out.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Family:
     write: Callable[[TransformerConfig], dict[str, Any]]
     rules: Callable[[TransformerConfig], list[Rule]]
     root: str = "model."
+    further: bool = False
 
     def config(self, given: Mapping[str, Any], source: str) -> TransformerConfig:
         """Our settings for theirs.

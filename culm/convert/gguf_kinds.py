@@ -8,8 +8,10 @@ q5_k_m                   Q5_K            Q6_K      Q6_K
 q4_k_m                   Q4_K            Q6_K      Q6_K
 
 The head is the embedding where they are tied. Those layers are the first and the last eighth and
-every third between. Norms and biases are F32 in all, as llama.cpp computes them. Rows that do not
-fill the blocks of their type take the next in `SMALLER`.
+every third between. Norms, biases, routers and learned positions are F32 in all, as llama.cpp
+computes them. It also gives more bits to attention beside eight experts, and to q, k and v that
+are one matrix; here they are as the name says. Rows that do not fill the blocks of their type take
+the next in `SMALLER`.
 """
 
 from __future__ import annotations
@@ -47,6 +49,11 @@ KINDS = {
 # Where a row is no multiple of 256 long; where it is none of 32 either, F16.
 SMALLER = {Kind.Q4_K: Kind.Q5_0, Kind.Q5_K: Kind.Q5_1, Kind.Q6_K: Kind.Q8_0}
 
+EXACT = (".ffn_gate_inp.weight", "position_embd.weight")  # routers choose, and tables are small
+MORE = tuple(
+    f".{part}.weight" for part in ("attn_v", "ffn_down", "ffn_down_exps", "ffn_down_shexp")
+)
+
 
 def kinds_of(
     shapes: Mapping[str, Sequence[int]], mixture: Mixture, layers: int
@@ -72,11 +79,11 @@ def kinds_of(
 def _wanted(
     name: str, shape: Sequence[int], mixture: Mixture, layers: int, names: Mapping[str, object]
 ) -> Kind:
-    if len(shape) == 1:
+    if len(shape) == 1 or not name.endswith(".weight") or name.endswith(EXACT):
         return Kind.F32
     if name == ("output.weight" if "output.weight" in names else "token_embd.weight"):
         return mixture.head or mixture.most
-    if name.endswith((".attn_v.weight", ".ffn_down.weight")) and mixture.some:
+    if name.endswith(MORE) and mixture.some:
         return mixture.some if _gets_more(int(name.split(".")[1]), layers) else mixture.most
     return mixture.most
 

@@ -25,7 +25,7 @@ from culm.model.transformer import Transformer, TransformerConfig
 from culm.tensors import read_pickled, read_safetensors, write_safetensors
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
-SETTINGS = "config.json"
+SETTINGS, WEIGHTS = "config.json", "model.safetensors"
 COMPUTED = ("rotary_emb.inv_freq", "attn.bias", "attention.bias", ".masked_bias")
 
 # Settings that do not change what a forward computes, or that only repeat others.
@@ -35,7 +35,7 @@ attention_dropout bos_token_id eos_token_id pad_token_id pretraining_tp
 output_attentions output_hidden_states return_dict id2label label2id problem_type
 chunk_size_feed_forward is_encoder_decoder is_decoder add_cross_attention name_or_path
 unsloth_version unsloth_fixed keys_to_ignore_at_inference task_specific_params
-router_jitter_noise auto_map output_router_logits cache_implementation
+router_jitter_noise auto_map cache_implementation is_llama_config transformers.js_config
 """
 NEUTRAL = frozenset(_NEUTRAL.split())
 
@@ -52,11 +52,13 @@ def export(
     dtype: torch.dtype = torch.float32,
     told: Callable[[int], None] | None = None,
     family: str = "",
+    shard_bytes: int = 5 << 30,
 ) -> None:
     """Write a folder that transformers, vLLM and the like load as it is.
 
     Quantised layers are multiplied out. told: called with the count of numbers as they are read.
-    family: its model_type, where several have the model's shape.
+    family: its model_type, where several have the model's shape. shard_bytes: of a file, of which
+    there are several if need be; one of them is in memory at a time.
 
     Raises:
         SettingError: no family has the model's shape, adapters are not merged, or the folder
@@ -68,21 +70,50 @@ def export(
     chosen = family_of(config, named(family), "Hugging Face")
     vacant(folder, SETTINGS)
     note_dropped_heads(model)
-    weights = {}
     exact = {buffer.data_ptr() for buffer in adjusted(model).values()}  # they move by thousandths
-    for name, tensor in rules.write(plain_weights(model), chosen.rules(config.resolved())):
-        kept = tensor if tensor.data_ptr() in exact else tensor.to(dtype)
-        weights[name] = kept.cpu().contiguous()
-        if told:
-            told(tensor.numel())
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in rules.write(plain_weights(model), chosen.rules(config.resolved())):
+            kept = tensor if tensor.data_ptr() in exact else tensor.to(dtype)
+            yield name, kept.cpu().contiguous()
+            if told:
+                told(tensor.numel())
+
     with atomic(folder) as fresh:
         fresh.mkdir()
-        write_safetensors(fresh / "model.safetensors", weights)
+        _write_shards(fresh, tensors(), shard_bytes)
         tokenizer.save(fresh)
         write_json(fresh / SETTINGS, _settings(config, chosen, tokenizer, dtype))
         ends = {"eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": tokenizer.end_of_text}
         write_json(fresh / "generation_config.json", ends)
         write_card(model, fresh, folder.name, library="transformers")
+
+
+def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]], most: int) -> None:
+    shards: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+
+    def write() -> None:
+        write_safetensors(folder / f"{len(shards)}.part", held)
+        shards.append(list(held))
+        held.clear()
+
+    total = 0
+    for name, tensor in tensors:
+        if held and sum(other.nbytes for other in held.values()) + tensor.nbytes > most:
+            write()
+        held[name] = tensor
+        total += tensor.nbytes
+    write()
+    places: dict[str, str] = {}
+    for index, names in enumerate(shards):
+        file = f"model-{index + 1:05}-of-{len(shards):05}.safetensors"
+        file = file if len(shards) > 1 else WEIGHTS
+        (folder / f"{index}.part").rename(folder / file)
+        places |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        listed = {"metadata": {"total_size": total}, "weight_map": places}
+        write_json(folder / f"{WEIGHTS}.index.json", listed)
 
 
 def named(family: str) -> Sequence[Family]:
@@ -177,8 +208,15 @@ def _weights(
     )
     for name, tensor in rules.read(stored, names, _experts(resolved)):
         # Old checkpoints hold what can be computed, and some a second copy of a tied head.
-        if not name.endswith(COMPUTED) and not (config.tied and name == "head.weight"):
+        again = name.endswith(COMPUTED) or (config.tied and name == "head.weight")
+        if not again and not _further(name, family, config):
             yield name, tensor
+
+
+def _further(name: str, family: Family, config: TransformerConfig) -> bool:
+    """Whether a tensor is of a layer behind the last, which predicts further tokens."""
+    layer = name.removeprefix("blocks.").removeprefix("model.layers.").partition(".")[0]
+    return family.further and layer.isdigit() and int(layer) >= config.layers
 
 
 def _experts(config: TransformerConfig) -> int:
@@ -190,13 +228,13 @@ def _read(shard: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in (WEIGHTS, "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if index.is_file():
             return _indexed(index)
         if (folder / name).is_file():
             return [folder / name]
-    return [folder / "model.safetensors"]  # which is not there, as reading it will say
+    return [folder / WEIGHTS]  # which is not there, as reading it will say
 
 
 def _indexed(index: Path) -> list[Path]:

@@ -42,13 +42,23 @@ def read_rope(fields: Fields, context: int) -> dict[str, Any]:
     return rope_of({**own, **_mapping(given)}, context)
 
 
-def read_ropes(fields: Fields, context: int, *kinds: str) -> list[dict[str, Any]]:
-    """The same for each kind of layer. Older files hold one, as transformers 4 wrote them."""
+def read_ropes(
+    fields: Fields, context: int, *kinds: str, local: float | None = None
+) -> list[dict[str, Any]]:
+    """The same for each kind of layer, the one that sees all first.
+
+    Files of transformers 4 hold one, whose scaling is for that kind alone. local: the base of the
+    others there, if it is not the same.
+    """
     given = _mapping(fields.take("rope_parameters", None) or {})
     if any(kind in given for kind in kinds):
         return [rope_of(_mapping(given.get(kind) or {}), context) for kind in kinds]
     base, scaling = fields.take("rope_theta", 10_000.0), fields.take("rope_scaling", None) or given
-    return [rope_of({"rope_theta": base, **_mapping(scaling)}, context) for _ in kinds]
+    others = {"rope_theta": base if local is None else local}
+    return [
+        rope_of({"rope_theta": base, **_mapping(scaling)} if kind == kinds[0] else others, context)
+        for kind in kinds
+    ]
 
 
 def rope_of(given: dict[str, Any], context: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
-from culm.model.norm import RMSNormConfig
+from culm.model.norm import RMSNormConfig, rescaled
 from culm.model.transformer import TransformerConfig
 
 BRANCHES = ("out", "down")  # the layers whose outputs are those of a branch
@@ -26,10 +26,9 @@ def folded(config: TransformerConfig, name: str, tensor: Tensor) -> Tensor:
     factor = _factor(config, module)
     if factor == 1.0:
         return tensor
+    centered = isinstance(config.norm, RMSNormConfig) and config.norm.centered
     normalizes = module.endswith("norm") and part == "weight"
-    if normalizes and isinstance(config.norm, RMSNormConfig) and config.norm.centered:
-        return (tensor + 1) * factor - 1
-    return tensor * factor
+    return rescaled(tensor, factor, centered and normalizes)
 
 
 def _factor(config: TransformerConfig, module: str) -> float:

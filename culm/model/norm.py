@@ -22,6 +22,10 @@ class Norm(nn.Module, ABC):
     def reset(self) -> None:
         """Fill weight and bias so that nothing but the statistics changes x."""
 
+    @abstractmethod
+    def rescale(self, factor: Tensor | float) -> None:
+        """Multiply what it gives by a factor, (width,) or a number, in place."""
+
 
 class RMSNormConfig(Config):
     """x / rms(x) * weight (arXiv 1910.07467).
@@ -48,9 +52,17 @@ class RMSNorm(Norm):
     def reset(self) -> None:
         self.weight.fill_(0.0 if self.centered else 1.0)
 
+    def rescale(self, factor: Tensor | float) -> None:
+        self.weight.data = rescaled(self.weight.data, factor, self.centered)
+
     def forward(self, x: Tensor) -> Tensor:
         weight = 1.0 + self.weight.float() if self.centered else self.weight.float()
         return F.rms_norm(x.float(), (x.shape[-1],), weight, self.eps).to(x.dtype)
+
+
+def rescaled(weight: Tensor, factor: Tensor | float, centered: bool) -> Tensor:
+    """The weight of a norm that gives `factor` times as much; centered: as of RMSNormConfig."""
+    return (weight + 1) * factor - 1 if centered else weight * factor
 
 
 class LayerNormConfig(Config):
@@ -77,6 +89,11 @@ class LayerNorm(Norm):
         self.weight.fill_(1.0)
         if self.bias is not None:
             self.bias.zero_()
+
+    def rescale(self, factor: Tensor | float) -> None:
+        self.weight.data = self.weight.data * factor
+        if self.bias is not None:
+            self.bias.data = self.bias.data * factor
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()

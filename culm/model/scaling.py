@@ -31,6 +31,7 @@ ROOTS: dict[str, Place] = {
     "norm": "norm",
 }
 WITHIN = ("blocks", "mtp")
+NARROW = ("bias", ".mix")  # of experts, and of short convolutions: no sums over the width
 
 
 def place_of(name: str, parameter: nn.Parameter) -> Place:
@@ -41,8 +42,7 @@ def place_of(name: str, parameter: nn.Parameter) -> Place:
     """
     root = name.partition(".")[0]
     if root in WITHIN:
-        matrix = parameter.ndim >= 2 and not name.endswith("bias")  # of experts: (experts, outputs)
-        return "matrix" if matrix else "vector"
+        return "matrix" if parameter.ndim >= 2 and not name.endswith(NARROW) else "vector"
     if root not in ROOTS:
         raise TypeError(f"{name}: nothing says how its rate scales; see culm.model.scaling")
     return ROOTS[root]

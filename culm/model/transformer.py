@@ -15,6 +15,7 @@ from culm.config import Config, SettingError, listed
 from culm.log import say
 from culm.model.attend import Backend
 from culm.model.attention import Attention
+from culm.model.attention.gqa import GQA
 from culm.model.attention.part import AttentionConfig
 from culm.model.block import Block, Residual
 from culm.model.cache import Cache, Room
@@ -76,6 +77,11 @@ class TransformerConfig(Config):
             raise ValueError(
                 "init: gpt2 shrinks weights with the depth, as completep does with "
                 "branches; take init=llama or zero"
+            )
+        mixed = {a.kv_heads or a.heads for a in self.attention if isinstance(a, GQA)}
+        if len(mixed) > 1 and any(a.value_residual for a in self.attention if isinstance(a, GQA)):
+            raise ValueError(
+                "attention[0].value_residual: values of unequal kv_heads cannot be mixed"
             )
         for part, configs in {"attention": self.attention, "mlp": self.mlp}.items():
             for index, config in enumerate(configs):

@@ -90,9 +90,15 @@ def peer_of(name: str) -> nn.Module:
     if kind == "gpt_neox":
         del common["num_key_value_heads"]
     config = transformers.AutoConfig.for_model(kind, **{**common, **settings})
-    peer = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    return strong(
+        transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    )
+
+
+def strong(peer: nn.Module) -> nn.Module:
+    """The model with other weights, drawn anew."""
     drawn = torch.Generator().manual_seed(0)
-    centered = "gemma" in kind
+    centered = "Gemma" in type(peer).__name__
     for part, tensor in [*peer.named_parameters(), *peer.named_buffers()]:
         if tensor.dim() > 1:
             tensor.data.normal_(0.0, 0.15, generator=drawn)

@@ -148,7 +148,7 @@ def test_a_needed_setting_that_is_missing_is_named(family):
 @pytest.mark.parametrize("name", ["Mixtral", "Qwen3-MoE", "GPT-OSS"])
 def test_balance_loss_is_theirs(name, rows, tokenizer, tmp_path):
     """Of one layer; theirs of several is one loss of all their tokens."""
-    one = {"num_hidden_layers": 1, "router_aux_loss_coef": 0.05}
+    one = {"num_hidden_layers": 1, "router_aux_loss_coef": 0.05, "output_router_logits": True}
     if "Qwen" in name:
         one["mlp_only_layers"] = []
     if "OSS" in name:

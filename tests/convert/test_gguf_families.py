@@ -43,6 +43,18 @@ def test_what_it_has_not_is_named(name, setting, tokenizer, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["GPT-OSS", "Mixtral", "DeepSeek-V3", "GPT-2"])
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_k_m"])
+def test_llama_cpp_reads_every_kind(name, kind, tokenizer, rows, tmp_path):
+    """Biases of experts and routers above all, which it computes with in fp32."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    ours.export(read(name, tokenizer, tmp_path / "hf"), tokenizer, tmp_path / "m.gguf", kind)
+    peer = llama_cpp.Llama(str(tmp_path / "m.gguf"), n_ctx=128, logits_all=True, verbose=False)
+    peer.eval(rows[0, :20].tolist())
+    assert np.isfinite(peer.scores[:20]).all()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in WITHOUT])
 def test_llama_cpp_computes_the_same(name, tokenizer, rows, tmp_path):
     """Its keys and values are in fp16, from which the difference comes.

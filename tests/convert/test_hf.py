@@ -104,6 +104,17 @@ def test_greedy_generation_there_equals_ours(tiny, tokenizer, tmp_path):
     assert chat == "<|user|>Hello<|end|><|assistant|>"
 
 
+def test_shards(tiny, tokenizer, tokens, tmp_path):
+    model = tiny(tied=False)
+    hf.export(model, tokenizer, tmp_path / "out", shard_bytes=60_000)
+    files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    assert len(files) > 3
+    assert torch.equal(hf.load(tmp_path / "out")[0](tokens), model(tokens))
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert difference(model, peer, tokens) <= 1e-4
+
+
 def test_bf16_export(tiny, tokenizer, tokens, tmp_path):
     hf.export(tiny(), tokenizer, tmp_path / "out", torch.bfloat16)
     model, _ = hf.load(tmp_path / "out")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -81,8 +81,11 @@ class Calibration:
         with progress("calibrating", len(self.blocks), "blocks") as bar:
             for index, block in enumerate(self.blocks):
                 yield f"blocks.{index}", block
-                for number, (x, *others) in enumerate(self._entries):
-                    self._entries[number] = (block(x, *others)[0], *others)
+                for number, (x, context, cache) in enumerate(self._entries):
+                    x, values, _ = block(x, context, cache)
+                    if context.values is None and values is not None:
+                        context = replace(context, values=values)
+                    self._entries[number] = (x, context, cache)
                 bar.advance(1)
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from culm.adapt.quantize.calibrate import Calibration, Inputs, Trace
 from culm.adapt.quantize.method import plain_linear
 from culm.config import SettingError
+from culm.model.norm import Norm
 
 TOLERANCE = 1e-3  # of a block's output, relative to its greatest
 
@@ -92,8 +93,12 @@ def _channels(block: nn.Module, source: str) -> int:
 @torch.no_grad()
 def fold(block: nn.Module, source: str, readers: list[str], scale: Tensor) -> None:
     """Divide what the source gives by a scale and multiply the readers' weights with it."""
-    for given in block.get_submodule(source).parameters(recurse=False):
-        given.data = given.data / scale.view(-1, *(1,) * (given.dim() - 1))
+    giver = block.get_submodule(source)
+    if isinstance(giver, Norm):
+        giver.rescale(1 / scale)
+    else:
+        for given in giver.parameters(recurse=False):
+            given.data = given.data / scale.view(-1, *(1,) * (given.dim() - 1))
     for name in readers:
         layer = plain_linear(block, name)
         layer.weight.data = layer.weight.data * scale

@@ -177,12 +177,14 @@ def read_switch(fields: Fields, moe: dict[str, Any], layers: int) -> dict[str, A
     """Settings of experts with the weight of their balance loss; layers: those with experts.
 
     Theirs counts all choices of a token, which makes it as many times ours, and is one mean over
-    the layers, where ours is a sum.
+    the layers, where ours is a sum. It is on if `output_router_logits` is.
     """
     weight = fields.take("router_aux_loss_coef", 0.0)
+    weight = weight if fields.take("output_router_logits", False) else 0.0
     return {**moe, "switch": weight * moe["chosen"] / max(1, layers)}
 
 
 def write_switch(moe: MoE, layers: int) -> dict[str, Any]:
     """The same, as theirs."""
-    return {"router_aux_loss_coef": moe.switch * layers / moe.chosen}
+    weight = moe.switch * layers / moe.chosen
+    return {"router_aux_loss_coef": weight, "output_router_logits": weight > 0}

@@ -87,7 +87,7 @@ def read(fields: Fields) -> dict[str, Any]:
     fields.only("ep_size", 1)
     # What repeats others, and heads for further tokens, which do not change the model's own.
     fields.drop("head_dim", "qk_head_dim", "num_key_value_heads", "num_nextn_predict_layers")
-    fields.drop("aux_loss_alpha", "seq_aux")
+    fields.drop("aux_loss_alpha", "seq_aux", "output_router_logits")
     values, (rope, stretch) = read_decoder(fields), _rope(fields)
     keep, turn = fields.take("qk_nope_head_dim"), fields.take("qk_rope_head_dim")
     attention = {
@@ -169,4 +169,4 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-DEEPSEEK_V3 = Family("deepseek_v3", "DeepseekV3ForCausalLM", read, write, names)
+DEEPSEEK_V3 = Family("deepseek_v3", "DeepseekV3ForCausalLM", read, write, names, further=True)

@@ -20,7 +20,7 @@ from culm.convert.families.decoder import (
     write_windows,
 )
 from culm.convert.family import Family, Fields
-from culm.convert.hf_rope import read_ropes, rope_of
+from culm.convert.hf_rope import read_ropes
 from culm.convert.rules import Rule, renamed
 from culm.model.mlp.gated import GeGLU
 from culm.model.transformer import TransformerConfig
@@ -78,9 +78,8 @@ def read3(fields: Fields) -> dict[str, Any]:
     layers, context = fields.left["num_hidden_layers"], fields.left["max_position_embeddings"]
     every = fields.take("sliding_window_pattern", None) or 6
     windows = read_windows(fields, layers, default=(SLIDING,) * (every - 1) + (FULL,))
-    local = fields.take("rope_local_base_freq", None)
-    full, sliding = read_ropes(fields, context, FULL, SLIDING)
-    sliding = sliding if local is None else rope_of({"rope_theta": local}, context)
+    local = fields.take("rope_local_base_freq", 10_000.0)
+    full, sliding = read_ropes(fields, context, FULL, SLIDING, local=local)
     values = _read(fields, qk_norm="head")
     parts = in_layers(values["attention"], windows)
     for part in parts:

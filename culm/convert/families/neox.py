@@ -47,8 +47,8 @@ def names(config: TransformerConfig) -> list[Rule]:
 
 def read(fields: Fields) -> dict[str, Any]:
     context, bias = fields.take("max_position_embeddings"), fields.take("attention_bias", True)
-    if "rotary_pct" in fields.left:  # as transformers 4 called it
-        fields.left["partial_rotary_factor"] = fields.take("rotary_pct")
+    if not fields.left.get("rope_parameters"):  # as transformers 4 called them
+        fields.left["partial_rotary_factor"] = fields.take("rotary_pct", 0.25)
         fields.left["rope_theta"] = fields.take("rotary_emb_base", 10_000)
     fields.drop("classifier_dropout", "attention_dropout")
     return {

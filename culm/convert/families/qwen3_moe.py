@@ -40,6 +40,7 @@ def read(fields: Fields) -> dict[str, Any]:
         "hidden": fields.take("moe_intermediate_size"),
         "normalize": fields.take("norm_topk_prob", False),
     }
+    fields.left["max_window_layers"] = 0  # a window, if used, is in every layer here
     values = qwen.read3(fields)
     sparse = [(i + 1) % every == 0 and i not in dense for i in range(values["layers"])]
     moe = read_switch(fields, moe, sum(sparse))

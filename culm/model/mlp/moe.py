@@ -82,6 +82,8 @@ class MoE(FeedForwardConfig):
             raise ValueError(f"chosen: {self.chosen} is more than the {among} to choose from")
         if self.groups_chosen < self.groups and self.experts // self.groups < 2:
             raise ValueError("groups: a group is judged by its two best experts, and has only one")
+        if self.activation == "clamped" and self.shared:
+            raise ValueError("shared: the clamped activation has no shared expert; set it to 0")
         if self.bias_rate and not self.selection_bias:
             raise ValueError("bias_rate: there is no bias to move; set selection_bias to true")
         return self
@@ -131,7 +133,7 @@ class MixtureOfExperts(FeedForwardModule):
         numbers = torch.arange(self.config.experts, device=x.device)
         ends = torch.searchsorted(sorted_, numbers, right=True, out_int32=True)
         rows = order // self.config.chosen
-        made = self.experts(flat[rows], ends) * weights.flatten()[order, None].to(x.dtype)
-        out = torch.zeros_like(flat, dtype=torch.float32).index_add(0, rows, made.float())
-        out = out.to(x.dtype).view_as(x)
+        made = self.experts(flat[rows], ends)[order.argsort()].unflatten(0, weights.shape)
+        # A sum in a fixed order, which adding rows in place is not on a GPU.
+        out = (made.float() * weights[..., None]).sum(1).to(x.dtype).view_as(x)
         return out if self.shared is None else out + self.shared(x, context)
