@@ -146,8 +146,9 @@ def test_awq_is_nearer_than_rounding_to_nearest(group):
 
 
 @pytest.mark.parametrize("attention", [SAME_HEADS, {**SAME_HEADS, "kv_heads": 2}])
-def test_folding_a_scale_changes_no_output(tiny, tokens, attention):
-    model = stirred(tiny(attention=attention))
+@pytest.mark.parametrize("norm", ["rms", {"kind": "rms", "centered": True}, "layer"])
+def test_folding_a_scale_changes_no_output(tiny, tokens, attention, norm):
+    model = stirred(tiny(attention=attention, norm=norm))
     before, count = model(tokens), 0
     drawn = torch.Generator().manual_seed(5)
     calibration = Calibration(model, tokens)
@@ -158,6 +159,21 @@ def test_folding_a_scale_changes_no_output(tiny, tokens, attention):
             count += 1
     assert count == (8 if attention is SAME_HEADS else 6)  # shared values cannot be scaled
     assert (model(tokens) - before).abs().max() <= 1e-5 * before.abs().max()
+
+
+@torch.no_grad()
+def test_values_of_the_first_layer_reach_the_others(tiny, tokens):
+    """What the last block reads while calibrating is what it reads in the model."""
+    model = stirred(tiny(attention={**SAME_HEADS, "value_residual": True}, layers=3))
+    caught = []
+    model.blocks[2].register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    model(tokens)
+    expected = caught.pop()
+    for name, block in (calibration := Calibration(model, tokens)):
+        if name == "blocks.2":
+            calibration.first(block)
+            break
+    assert torch.allclose(caught[-1], expected[: len(caught[-1])], atol=1e-6)
 
 
 def test_calibration_measures_what_the_layers_read(tiny, tokens):
