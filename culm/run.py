@@ -29,7 +29,7 @@ from culm.adapt.merge import merge_verified
 from culm.adapt.quantize.qat import convert, fake_quantize
 from culm.config import SettingError
 from culm.convert import native, peft
-from culm.convert.hf import module_names
+from culm.convert.family import NoFamilyError
 from culm.device import choose_device, choose_precision
 from culm.dist.launch import process_group, take_gpu
 from culm.dist.parallelize import Parallel
@@ -219,15 +219,13 @@ def _finish(
 def _write_adapter(config: RunConfig, folder: Path, model: Transformer) -> None:
     """By itself, in the format of PEFT, where its layers have names there."""
     assert config.train.adapter is not None
-    try:
-        module_names(model.config)
-    except SettingError as error:
-        log.say(f"No adapter is written by itself ({error}); it is in the model.")
-        return
     # Of an upcycled model there is no folder below the adapter.
     below = config.start if config.upcycle is None else None
     base = None if below is None else named(below)
-    peft.save(model, config.train.adapter, folder / "adapter", base)
+    try:
+        peft.save(model, config.train.adapter, folder / "adapter", base)
+    except NoFamilyError as error:
+        log.say(f"No adapter is written by itself ({error}); it is in the model.")
 
 
 def _resume(

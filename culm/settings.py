@@ -81,6 +81,7 @@ def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig,
         start.pop("kind", None)  # a path below, which this replaces, was taken for a kind
     if (composed.values.get("model") is None) == (composed.values.get("start") is None):
         raise SettingError(
-            "model: give the settings of a new model, or start: a folder to go on from, not both"
+            "model: give the settings of a new model, or start: a folder to go on from, not both; "
+            "model=null takes those of a recipe away"
         )
     return parse(RunConfig, composed.values), composed.origins

@@ -66,6 +66,7 @@ class Family:
     SettingError where it has parts that the family does not.
     rules: the names of the tensors of a resolved config. root: what most of them begin with.
     further: its files may hold layers behind the last, for further tokens, which are left out.
+    own_head: its files hold the head also where it is the embedding.
     """
 
     name: str
@@ -75,6 +76,11 @@ class Family:
     rules: Callable[[TransformerConfig], list[Rule]]
     root: str = "model."
     further: bool = False
+    own_head: bool = False
+
+    def untied(self, config: TransformerConfig) -> TransformerConfig:
+        """The settings that a file of the family has."""
+        return config.model_copy(update={"tied": False}) if self.own_head else config
 
     def config(self, given: Mapping[str, Any], source: str) -> TransformerConfig:
         """Our settings for theirs.
@@ -103,11 +109,12 @@ def family_of(config: TransformerConfig, families: Sequence[Family], target: str
     Raises:
         NoFamilyError: none has; the message names a setting that the nearest one lacks.
     """
-    wanted = _leaves(config)
     nearest: tuple[int, str] | None = None
     for family in families:
+        wanted = _leaves(family.untied(config))
         try:
-            found = _leaves(family.config(family.write(config.resolved()), family.name))
+            given = family.write(family.untied(config).resolved())
+            found = _leaves(family.config(given, family.name))
         except SettingError as error:
             nearest = nearest or (len(wanted), str(error))
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def export(
         raise SettingError(f"{path}: there is a file of this name that is no GGUF; choose another")
     mixture, config = KINDS[precision], plain_config(model.config).resolved()
     family = family_of(config, FAMILIES, "GGUF")
+    config = family.untied(config)
     note_dropped_heads(model)
     writer = gguf.GGUFWriter(None, family.name)
     _add_settings(writer, config, family)
@@ -118,17 +120,20 @@ def _turned(config: TransformerConfig) -> int | None:
 
 def _tensors(model: Transformer, family: Family) -> Iterator[tuple[str, Tensor]]:
     config = plain_config(model.config).resolved()
-    yield from rules.write(plain_weights(model), family.rules(config))
+    weights = plain_weights(model)
+    if family.own_head and config.tied:
+        weights = chain([("head.weight", model.embed.weight.detach())], weights)
+    yield from rules.write(weights, family.rules(config))
     rope = config.attention[0].rope if isinstance(config.attention[0], GQA) else None
     if rope is not None and isinstance(rope.scaling, Llama3Scaling):
         yield FACTORS, factors_of(rope, config.attention[0].head_dim)
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer]:
-    """The model and tokenizer of a file that `export` wrote; weights become fp32.
+    """The model and tokenizer of a file, of our writing or another's; weights become fp32.
 
     Raises:
-        SettingError: the file is broken, or not of our writing.
+        SettingError: the file is broken, or of a family or kind that is not known here.
     """
     path = Path(path)
     fields = gguf_header.read(path)
@@ -153,7 +158,7 @@ def read_config(
     """
     known = {family.name: family for family in FAMILIES}
     name = fields.get("general.architecture")
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         told = f"general.architecture {name!r} is not one of {', '.join(known)}"
         raise SettingError(f"{path}: {told}")
     given = {

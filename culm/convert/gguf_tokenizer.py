@@ -74,7 +74,9 @@ def load_tokenizer(fields: Mapping[str, Any], source: object) -> Tokenizer:
         about = json.loads(fields[OWN[1]])
         template = fields.get("tokenizer.chat_template")
         return Tokenizer(inner, about["settings"], template, about["stop_ids"])
-    except Exception as error:  # the library raises bare Exception
+    except BaseException as error:  # of its Rust code too, which is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         problem = f"{' or '.join(OWN)}: {error}; fetch or export it again"
         raise SettingError(f"{source}: broken: {problem}") from None
 

@@ -142,15 +142,21 @@ def _settings(
     }
 
 
-def module_names(config: TransformerConfig) -> ModuleNames:
-    """What the modules of a model are called in its family.
+def module_names(config: TransformerConfig, family: str = "") -> ModuleNames:
+    """What the modules of a model are called in its family, or in the one of this model_type.
 
     Raises:
         SettingError: no family has its shape.
     """
-    config = plain_config(config)
-    family = family_of(config, FAMILIES, "Hugging Face")
-    return ModuleNames(family.rules(config.resolved()))
+    plain = plain_config(config)
+    chosen = family_of(plain, named(family), "Hugging Face")
+    return ModuleNames(chosen.rules(plain.resolved()))
+
+
+def family_at(folder: str | Path) -> str:
+    """The model_type of a Hugging Face folder; empty where it is none."""
+    path = Path(folder).expanduser() / SETTINGS
+    return str(read_json(path).get("model_type", "")) if path.is_file() else ""
 
 
 def load(
@@ -190,7 +196,7 @@ def read_config(path: Path) -> tuple[Family, TransformerConfig]:
     given = read_json(path)
     known = {family.name: family for family in FAMILIES}
     name = given.get("model_type")
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise SettingError(f"{path}: model_type {name!r} is not one of {', '.join(known)}")
     left = {k: v for k, v in given.items() if k not in NEUTRAL and not k.startswith("_")}
     return known[name], known[name].config(left, str(path))
@@ -206,7 +212,15 @@ def _weights(
         for shard in _shards(folder)
         for name, tensor in _read(shard)
     )
+    ends: dict[str, Tensor] = {}
     for name, tensor in rules.read(stored, names, _experts(resolved)):
+        if config.tied and name in ("embed.weight", "head.weight"):
+            ends[name] = tensor
+            if len(ends) == 2 and not torch.equal(*ends.values()):
+                raise SettingError(
+                    f"{folder}: tie_word_embeddings is true, but the head is not the embedding; "
+                    "set it to false"
+                )
         # Old checkpoints hold what can be computed, and some a second copy of a tied head.
         again = name.endswith(COMPUTED) or (config.tied and name == "head.weight")
         if not again and not _further(name, family, config):

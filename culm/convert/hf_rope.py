@@ -28,8 +28,10 @@ KINDS = {
 }
 
 
-def read_rope(fields: Fields, context: int) -> dict[str, Any]:
+def read_rope(fields: Fields, context: int, partial: bool = False) -> dict[str, Any]:
     """Values of our `Rope`, one for all layers.
+
+    partial: whether the family turns a part of a head; in others transformers looks past that.
 
     Raises:
         SettingError: a kind or a field that is not known here.
@@ -39,7 +41,13 @@ def read_rope(fields: Fields, context: int) -> dict[str, Any]:
     base = fields.take("rope_theta", 10_000.0)
     fraction = fields.take("partial_rotary_factor", 1.0)
     own = {"rope_theta": base, "partial_rotary_factor": fraction}
-    return rope_of({**own, **_mapping(given)}, context)
+    values = rope_of({**own, **_mapping(given)}, context)
+    if "fraction" in values and not partial:
+        raise SettingError(
+            f"partial_rotary_factor: {values['fraction']} is not what transformers computes here: "
+            "it turns whole heads in this family; remove it or choose another model_type"
+        )
+    return values
 
 
 def read_ropes(
@@ -69,13 +77,13 @@ def rope_of(given: dict[str, Any], context: int) -> dict[str, Any]:
     kind = rope.pop("rope_type", kind)
     if (fraction := rope.pop("partial_rotary_factor", 1.0)) != 1.0:
         values["fraction"] = fraction
-    if kind in KINDS:
+    if isinstance(kind, str) and kind in KINDS:
         names = {theirs: ours for ours, theirs in KINDS[kind].items()}
         known = {names[name]: rope.pop(name) for name in list(rope) if name in names}
         if kind == "yarn":
             known.setdefault("original", context)
         values["scaling"] = {"kind": kind, **known}
-    elif kind != "default":
+    elif kind != "default":  # a list or mapping too
         raise SettingError(f"rope_parameters: rope_type {kind!r} is not one of {', '.join(KINDS)}")
     if unknown := [name for name, value in rope.items() if value is not None]:
         raise SettingError(f"rope_parameters: {', '.join(unknown)} are not known here")

@@ -18,7 +18,8 @@ from culm.adapt.lora import LoRA, LoRALinear, adapters_of, plain
 from culm.adapt.quantize.linear import QuantizedLinear
 from culm.adapt.replace import note_untied, replace
 from culm.config import SettingError
-from culm.convert.hf import module_names
+from culm.convert.family import NoFamilyError
+from culm.convert.hf import family_at, module_names
 from culm.convert.peft_settings import NAME, PeftSettings, read_settings, written
 from culm.convert.rules import ModuleNames
 from culm.convert.weights import fingerprint
@@ -57,7 +58,7 @@ def save(model: Transformer, settings: LoRA, folder: str | Path, base: str | Non
     vacant(folder, NAME)
     if not adapters_of(model):
         raise SettingError("model: it has no adapters to write")
-    known = module_names(model.config)
+    known = module_names(model.config, "" if base is None else family_at(base))
     if model.config.scaling is not None:
         say(
             f"{folder}: other libraries do not apply the scaling rule of the base to an adapter: "
@@ -96,7 +97,7 @@ def _tensors(
 def _theirs(name: str, known: ModuleNames) -> str:
     found = known.theirs(name)
     if found is None:
-        raise SettingError(f"model: {name} has no name in its family, by which PEFT would find it")
+        raise NoFamilyError(f"model: {name} has no name in its family, by which PEFT would find it")
     return found
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from culm.config import SettingError
 from culm.data.format.document import DocumentFormat
-from culm.data.source import found_in, open_source
+from culm.data.source import Source, found_in, open_source
 from culm.tokenizer.tokenizer import Tokenizer
 
 ROWS = 160  # at most, of which each fifth is held out
@@ -32,7 +32,7 @@ def calibration_rows(paths: Sequence[str], tokenizer: Tokenizer, context: int) -
         SettingError: there is no such text, or less than two rows of it.
     """
     length, format = min(context, LENGTH), DocumentFormat(max_characters=1 << 20)
-    texts = ([text] for _, text in found_in(open_source(list(paths)), format.contents))
+    texts = ([text] for _, text in found_in(_opened(paths), format.contents))
     examples = chain.from_iterable(format.encode(text, tokenizer) for text in texts)
     ids = list(islice(chain.from_iterable(e.tokens for e in examples), ROWS * length))
     count = len(ids) // length
@@ -43,3 +43,10 @@ def calibration_rows(paths: Sequence[str], tokenizer: Tokenizer, context: int) -
     rows = torch.tensor(ids[: count * length]).view(count, length)
     held_out = torch.arange(count) % 5 == 1
     return CalibrationRows(rows[~held_out], rows[held_out])
+
+
+def _opened(paths: Sequence[str]) -> Source:
+    try:
+        return open_source(list(paths))
+    except SettingError as error:
+        raise SettingError(str(error).replace("data.path:", "calibrate:", 1)) from None

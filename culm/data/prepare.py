@@ -41,8 +41,8 @@ class Unit:
 
 
 CUT = (
-    "data.format.max_characters=10000 to cut it into many, data.split=paragraphs if they are its "
-    "documents, or "
+    "data.format={kind: document, max_characters: 10000} to cut it into many, "
+    "data.split=paragraphs if they are its documents, or "
 )
 
 

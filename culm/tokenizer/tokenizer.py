@@ -221,7 +221,9 @@ class Tokenizer:
             raise SettingError(f"{folder}: there is no tokenizer.json in it")
         try:
             inner = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:  # of its Rust code too, which is no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise SettingError(f"{path}: cannot be read as a tokenizer: {error}") from None
         settings, generation = (
             read_json(folder / name) if (folder / name).is_file() else {}

@@ -24,10 +24,11 @@ def show_model(path: str) -> None:
     console.print(tree, overflow="ignore", crop=False)
     config, dtype = model.config, name_of(model.dtype)
     held = {t.untyped_storage().data_ptr(): t for t in (*model.parameters(), *model.buffers())}
-    one, two, full = (model.cache(1, length).bytes for length in (1, 2, config.context))
     cost = cost_of(config)  # of the plain model, also where it is quantised
     weights = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
-    products = forward_flops(model.to("meta"), config.context) / config.context
+    model.to("meta")  # where a cache of any length takes no memory
+    one, two, full = (model.cache(1, length).bytes for length in (1, 2, config.context))
+    products = forward_flops(model, config.context) / config.context
     for name, value in (
         ("parameters", f"{count(cost.parameters)}, shared ones once"),
         (

@@ -41,6 +41,11 @@ SANDWICH = {
 }
 
 
+TANH = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+OURS = dict.fromkeys(TANH, "gelu_tanh") | {n: n for n in ("gelu", "relu", "relu2", "silu")}
+THEIRS = {"gelu_tanh": "gelu_new"}
+
+
 def names(config: TransformerConfig) -> list[Rule]:
     """Names of the Llama line."""
     return renamed(NAMES)
@@ -61,23 +66,31 @@ def read_decoder(
     }
 
 
+def activation_of(fields: Fields, setting: str, default: str) -> str:
+    """Of a feed-forward without a gate."""
+    name = fields.take(setting, default)
+    if not isinstance(name, str) or name not in OURS:
+        raise SettingError(f"{setting}: {name!r} is not read here, only {', '.join(OURS)}")
+    return OURS[name]
+
+
 def _gate(fields: Fields, activation: str) -> str:
     kinds = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu"}
     name = fields.take(activation, "silu")
-    if name not in kinds:
+    if not isinstance(name, str) or name not in kinds:
         raise SettingError(f"{activation}: {name!r} is not read here, only {', '.join(kinds)}")
     return kinds[name]
 
 
-def read_attention(fields: Fields, context: int) -> dict[str, Any]:
-    """Heads, and one rotary embedding for all layers."""
+def read_attention(fields: Fields, context: int, partial: bool = False) -> dict[str, Any]:
+    """Heads, and one rotary embedding for all layers; partial: as of `read_rope`."""
     heads = fields.take("num_attention_heads")
     return {
         "kind": "gqa",
         "heads": heads,
         "kv_heads": fields.take("num_key_value_heads", None) or heads,
         "head_dim": fields.take("head_dim", None),
-        "rope": read_rope(fields, context),
+        "rope": read_rope(fields, context, partial),
     }
 
 
@@ -146,11 +159,14 @@ def write_line(config: TransformerConfig, family: str, kind: type = SwiGLU) -> d
 
 
 def write_windows(config: TransformerConfig) -> dict[str, Any]:
-    """`layer_types` and the window, of a config of grouped-query attention."""
+    """`layer_types` and the window, of a config of grouped-query attention.
+
+    Where no layer has one it is as long as the context: transformers wants a number.
+    """
     windows = [part.window for part in config.attentions if isinstance(part, GQA)]
     used = next((window for window in windows if window), None)
     kinds = [SLIDING if window else FULL for window in windows]
-    return {"sliding_window": used, "layer_types": kinds}
+    return {"sliding_window": used or config.context, "layer_types": kinds}
 
 
 def write_ropes(config: TransformerConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from culm.convert.families.decoder import the_only
+from culm.convert.families.decoder import THEIRS, activation_of, the_only
 from culm.convert.family import Family, Fields
 from culm.convert.rules import Rule, join, renamed, split, then_transposed, transposed
 from culm.model.attention.gqa import GQA
@@ -24,7 +24,6 @@ TRANSPOSED = {
     "blocks.#.mlp.up": "transformer.h.#.mlp.c_fc",
     "blocks.#.mlp.down": "transformer.h.#.mlp.c_proj",
 }
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
 
 
 def names(config: TransformerConfig) -> list[Rule]:
@@ -45,7 +44,7 @@ def read(fields: Fields) -> dict[str, Any]:
     fields.only("scale_attn_by_inverse_layer_idx", False)
     fields.drop("n_ctx", "reorder_and_upcast_attn", "attn_pdrop", "embd_pdrop")
     fields.drop(*[name for name in fields.left if name.startswith("summary_")])
-    heads, activation = fields.take("n_head"), fields.take("activation_function", "gelu_new")
+    heads = fields.take("n_head")
     return {
         "vocabulary": fields.take("vocab_size"),
         "width": fields.take("n_embd"),
@@ -55,7 +54,7 @@ def read(fields: Fields) -> dict[str, Any]:
         "mlp": {
             "kind": "plain",
             "hidden": fields.take("n_inner", None),
-            "activation": ACTIVATIONS.get(activation, activation),
+            "activation": activation_of(fields, "activation_function", "gelu_new"),
             "bias": True,
         },
         "norm": {"kind": "layer", "eps": fields.take("layer_norm_epsilon", 1e-5)},
@@ -68,7 +67,6 @@ def read(fields: Fields) -> dict[str, Any]:
 def write(config: TransformerConfig) -> dict[str, Any]:
     mlp = the_only(config.mlp, Plain, "mlp", "gpt2")
     attention = the_only(config.attention, GQA, "attention", "gpt2")
-    known = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     return {
         "vocab_size": config.vocabulary,
         "n_embd": config.width,
@@ -76,7 +74,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
         "n_positions": config.context,
         "n_head": attention.heads,
         "n_inner": mlp.hidden,
-        "activation_function": known.get(mlp.activation, mlp.activation),
+        "activation_function": THEIRS.get(mlp.activation, mlp.activation),
         "layer_norm_epsilon": config.norm.eps,
         "resid_pdrop": config.residual.dropout,
         "tie_word_embeddings": config.tied,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from culm.convert.families.decoder import the_only
+from culm.convert.families.decoder import THEIRS, activation_of, the_only
 from culm.convert.family import Family, Fields
 from culm.convert.hf_rope import read_rope, rope_fields
 from culm.convert.rules import Rule, renamed
@@ -61,12 +61,12 @@ def read(fields: Fields) -> dict[str, Any]:
             "heads": fields.take("num_attention_heads"),
             "bias": bias,
             "out_bias": bias,
-            "rope": read_rope(fields, context),
+            "rope": read_rope(fields, context, partial=True),
         },
         "mlp": {
             "kind": "plain",
             "hidden": fields.take("intermediate_size"),
-            "activation": fields.take("hidden_act", "gelu"),
+            "activation": activation_of(fields, "hidden_act", "gelu"),
             "bias": True,
         },
         "norm": {"kind": "layer", "eps": fields.take("layer_norm_eps", 1e-5)},
@@ -81,6 +81,9 @@ def read(fields: Fields) -> dict[str, Any]:
 def write(config: TransformerConfig) -> dict[str, Any]:
     mlp = the_only(config.mlp, Plain, "mlp", "gpt_neox")
     attention = the_only(config.attention, GQA, "attention", "gpt_neox")
+    rope = attention.rope or Rope()
+    fields = rope_fields(rope)  # a quarter is what they take it for if nothing is said
+    fields["rope_parameters"]["partial_rotary_factor"] = rope.fraction
     return {
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,
@@ -89,12 +92,12 @@ def write(config: TransformerConfig) -> dict[str, Any]:
         "num_attention_heads": attention.heads,
         "attention_bias": attention.out_bias,
         "intermediate_size": mlp.hidden,
-        "hidden_act": mlp.activation,
+        "hidden_act": THEIRS.get(mlp.activation, mlp.activation),
         "layer_norm_eps": config.norm.eps,
         "use_parallel_residual": config.residual.parallel,
         "hidden_dropout": config.residual.dropout,
         "tie_word_embeddings": config.tied,
-        **rope_fields(attention.rope or Rope()),
+        **fields,
     }
 
 

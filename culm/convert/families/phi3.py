@@ -38,7 +38,7 @@ def names(config: TransformerConfig) -> list[Rule]:
 def read(fields: Fields) -> dict[str, Any]:
     values = read_decoder(fields)
     fields.drop("original_max_position_embeddings", "embd_pdrop")
-    attention = read_attention(fields, values["context"])
+    attention = read_attention(fields, values["context"], partial=True)
     windows = read_windows(fields, values["layers"])
     dropout = {"dropout": fields.take("resid_pdrop", 0.0)}
     return {**values, "attention": in_layers(attention, windows), "residual": dropout}

@@ -31,7 +31,7 @@ def _read(fields: Fields, **attention: Any) -> dict[str, Any]:
 
 def _write(config: TransformerConfig, family: str) -> dict[str, Any]:
     fields, windows = write_line(config, family), write_windows(config)
-    used = windows["sliding_window"] is not None
+    used = SLIDING in windows["layer_types"]
     return {**fields, **windows, "use_sliding_window": used}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from culm.convert.families.decoder import (
+    SLIDING,
     in_layers,
     names,
     read_attention,
@@ -41,7 +42,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
         **fields,
         **(rope_fields(used) if used else {}),
         **windows,
-        "use_sliding_window": windows["sliding_window"] is not None,
+        "use_sliding_window": SLIDING in windows["layer_types"],
         "attention_bias": config.attention[0].out_bias,
         "mlp_bias": False,
         "no_rope_layers": [int(rope is not None) for rope in ropes],

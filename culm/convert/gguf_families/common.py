@@ -84,7 +84,8 @@ def write_common(config: TransformerConfig, family: str) -> dict[str, Any]:
     }
 
 
-def read_rope(fields: Fields) -> dict[str, Any]:
+def read_rope(fields: Fields, llama3: bool = False) -> dict[str, Any]:
+    """Values of our `Rope`. llama3: whether the family reads factors that are a tensor."""
     kind = fields.take("rope.scaling.type", "none")
     rope: dict[str, Any] = {"base": fields.take("rope.freq_base", 10_000.0)}
     factor = fields.take("rope.scaling.factor", 1.0)
@@ -95,8 +96,10 @@ def read_rope(fields: Fields) -> dict[str, Any]:
         rope["scaling"] = {"kind": "yarn", "factor": factor, "original": original}
     elif kind != "none":
         raise SettingError(f"rope.scaling.type: {kind!r} is not one of none, linear, yarn")
-    if (llama3 := fields.take("llama3", None)) is not None:
-        rope["scaling"] = llama3
+    if (factors := fields.take("llama3", None)) is not None:
+        if not llama3:
+            raise SettingError("rope_freqs.weight: this family does not read such factors")
+        rope["scaling"] = factors
     return rope
 
 

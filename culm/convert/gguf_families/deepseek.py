@@ -60,7 +60,7 @@ def _read(fields: Fields) -> dict[str, Any]:
     values, log = read_common(fields), fields.take("rope.scaling.yarn_log_multiplier", 0.0)
     rope, whole = read_rope(fields), fields.take("attention.key_length_mla")
     stretch = 1.0
-    if "scaling" in rope and log:  # as `mscale` and `mscale_all_dim` of the models, which are equal
+    if "scaling" in rope:  # as with `mscale` and `mscale_all_dim`, which are equal in the models
         rope["scaling"]["attention"] = 1.0
         stretch = (1.0 + log * math.log(rope["scaling"]["factor"])) ** 2
     hidden, dense = fields.take("feed_forward_length"), fields.take("leading_dense_block_count", 0)
@@ -81,7 +81,7 @@ def _read(fields: Fields) -> dict[str, Any]:
         "kind": "mla",
         "heads": values["attention"]["heads"],
         "rank": fields.take("attention.kv_lora_rank"),
-        "query_rank": fields.take("attention.q_lora_rank", None),
+        "query_rank": fields.take("attention.q_lora_rank"),
         "head_dim": whole - turn,
         "rope_dim": turn,
         "value_dim": fields.take("attention.value_length_mla"),

@@ -24,6 +24,7 @@ def _read_gemma(fields: Fields, every: int) -> dict[str, Any]:
     """Llama.cpp knows itself: scales, the pattern of windows, and the base of those with one."""
     values, rope = read_common(fields), read_rope(fields)
     values["norm"] |= {"centered": True}
+    values["tied"] = True  # a head of its own is not looked for
     window = fields.take("attention.sliding_window", None)
     softcap = fields.take("attn_logit_softcapping", None)
     attention = values["attention"] | {"softcap": softcap, "rope": rope}

@@ -22,7 +22,8 @@ from culm.model.transformer import TransformerConfig
 
 def _read_gpt2(fields: Fields) -> dict[str, Any]:
     values = read_common(fields)
-    values["attention"] |= {"rope": None, "bias": True, "out_bias": True}
+    # The size of a head is taken from the width.
+    values["attention"] |= {"head_dim": None, "rope": None, "bias": True, "out_bias": True}
     hidden = fields.take("feed_forward_length")
     mlp = {"kind": "plain", "hidden": hidden, "activation": "gelu_tanh", "bias": True}
     return {**values, "mlp": mlp, "learned_positions": True}
@@ -39,11 +40,11 @@ def _read_neox(fields: Fields) -> dict[str, Any]:
     turned = fields.left.get("rope.dimension_count")
     values = read_common(fields)
     attention, hidden = values["attention"], fields.take("feed_forward_length")
-    dim = attention["head_dim"] or values["width"] // attention["heads"]
+    dim = values["width"] // attention["heads"]
     rope = read_rope(fields) | {"fraction": (turned or dim) / dim}
     return {
         **values,
-        "attention": {**attention, "rope": rope, "bias": True, "out_bias": True},
+        "attention": {**attention, "head_dim": None, "rope": rope, "bias": True, "out_bias": True},
         "mlp": {"kind": "plain", "hidden": hidden, "activation": "gelu", "bias": True},
         "residual": {"parallel": fields.take("use_parallel_residual", True)},
     }
@@ -66,5 +67,5 @@ def _gpt2_names(config: TransformerConfig) -> list[Rule]:
 
 GPT = (
     Family("gpt2", "", _read_gpt2, _write_gpt2, _gpt2_names),
-    Family("gptneox", "", _read_neox, _write_neox, _gpt2_names),
+    Family("gptneox", "", _read_neox, _write_neox, _gpt2_names, own_head=True),
 )

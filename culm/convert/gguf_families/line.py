@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -24,16 +24,21 @@ from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.moe import MoE
 from culm.model.transformer import TransformerConfig
 
+Read = Callable[[Fields], dict[str, Any]]
+Write = Callable[[TransformerConfig], dict[str, Any]]
 
-def _line(attention: Mapping[str, Any], dense: bool = True, sparse: bool = False) -> Any:
+
+def _line(
+    attention: Mapping[str, Any], dense: bool = True, sparse: bool = False, llama3: bool = False
+) -> Read:
     """Reads the settings of a Llama-like family whose attention has these settings.
 
-    dense, sparse: whether it may be without experts, and with them.
+    dense, sparse: whether it may be without experts, and with them. llama3: as of `read_rope`.
     """
 
     def read(fields: Fields) -> dict[str, Any]:
         values = read_common(fields)
-        values["attention"] |= {"rope": read_rope(fields), **attention}
+        values["attention"] |= {"rope": read_rope(fields, llama3), **attention}
         hidden, experts = fields.take("feed_forward_length", None), fields.take("expert_count", 0)
         if not (sparse if experts else dense):
             raise SettingError(f"expert_count: {experts} experts are not what this family has")
@@ -50,7 +55,7 @@ def _line(attention: Mapping[str, Any], dense: bool = True, sparse: bool = False
     return read
 
 
-def _line_writer(family: str) -> Any:
+def _line_writer(family: str) -> Write:
     def write(config: TransformerConfig) -> dict[str, Any]:
         fields = write_common(config, family) | write_rope(config.attention[0].rope)
         if any(isinstance(mlp, MoE) for mlp in config.mlp):
@@ -80,6 +85,7 @@ def _read_olmo2(fields: Fields) -> dict[str, Any]:
     window = fields.take("attention.sliding_window", None)
     values = _line({"qk_norm": "width"})(fields)
     windows = [window if (i + 1) % 4 else None for i in range(values["layers"])]
+    values["attention"]["head_dim"] = None  # llama.cpp takes it from the width
     parts = in_layers(values["attention"], windows)
     return {**values, "attention": parts, "residual": {"norm": "behind"}}
 
@@ -119,10 +125,10 @@ def _olmo2_names(config: TransformerConfig) -> list[Rule]:
 QWEN2, QWEN3 = {"bias": True}, {"qk_norm": "head"}
 SPARSE = _line(QWEN3, dense=False, sparse=True)
 LINE = (
-    Family("llama", "", _line({}, sparse=True), _line_writer("llama"), _llama_names),
+    Family("llama", "", _line({}, sparse=True, llama3=True), _line_writer("llama"), _llama_names),
     Family("qwen2", "", _line(QWEN2), _line_writer("qwen2"), _line_names),
     Family("qwen3", "", _line(QWEN3), _line_writer("qwen3"), _line_names),
     Family("qwen3moe", "", SPARSE, _line_writer("qwen3moe"), _line_names),
     Family("smollm3", "", _read_smollm3, _line_writer("smollm3"), _llama_names),
-    Family("olmo2", "", _read_olmo2, _write_olmo2, _olmo2_names),
+    Family("olmo2", "", _read_olmo2, _write_olmo2, _olmo2_names, own_head=True),
 )
