@@ -41,13 +41,7 @@ def read_rope(fields: Fields, context: int, partial: bool = False) -> dict[str, 
     base = fields.take("rope_theta", 10_000.0)
     fraction = fields.take("partial_rotary_factor", 1.0)
     own = {"rope_theta": base, "partial_rotary_factor": fraction}
-    values = rope_of({**own, **_mapping(given)}, context)
-    if "fraction" in values and not partial:
-        raise SettingError(
-            f"partial_rotary_factor: {values['fraction']} is not what transformers computes here: "
-            "it turns whole heads in this family; remove it or choose another model_type"
-        )
-    return values
+    return rope_of({**own, **_mapping(given)}, context, partial)
 
 
 def read_ropes(
@@ -69,13 +63,18 @@ def read_ropes(
     ]
 
 
-def rope_of(given: dict[str, Any], context: int) -> dict[str, Any]:
-    """Values of our `Rope` for one of their mappings."""
+def rope_of(given: dict[str, Any], context: int, partial: bool = False) -> dict[str, Any]:
+    """Values of our `Rope` for one of their mappings; partial: as of `read_rope`."""
     rope = {"rope_theta": 10_000.0, **given}
     values: dict[str, Any] = {"base": rope.pop("rope_theta")}
     kind = rope.pop("type", "default")
     kind = rope.pop("rope_type", kind)
     if (fraction := rope.pop("partial_rotary_factor", 1.0)) != 1.0:
+        if not partial:
+            raise SettingError(
+                f"partial_rotary_factor: {fraction!r} is not what transformers computes here: it "
+                "turns whole heads in this family; remove it or choose another model_type"
+            )
         values["fraction"] = fraction
     if isinstance(kind, str) and kind in KINDS:
         names = {theirs: ours for ours, theirs in KINDS[kind].items()}

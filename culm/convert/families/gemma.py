@@ -75,6 +75,7 @@ def write2(config: TransformerConfig) -> dict[str, Any]:
 
 
 def read3(fields: Fields) -> dict[str, Any]:
+    fields.only("attn_logit_softcapping", None)  # transformers looks past it
     layers, context = fields.left["num_hidden_layers"], fields.left["max_position_embeddings"]
     every = fields.take("sliding_window_pattern", None) or 6
     windows = read_windows(fields, layers, default=(SLIDING,) * (every - 1) + (FULL,))

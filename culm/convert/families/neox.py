@@ -83,7 +83,8 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     attention = the_only(config.attention, GQA, "attention", "gpt_neox")
     rope = attention.rope or Rope()
     fields = rope_fields(rope)  # a quarter is what they take it for if nothing is said
-    fields["rope_parameters"]["partial_rotary_factor"] = rope.fraction
+    for name in fields.keys() & {"rope_parameters", "rope_scaling"}:
+        fields[name]["partial_rotary_factor"] = rope.fraction
     return {
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,

@@ -15,7 +15,7 @@ from culm.config import SettingError
 from culm.convert.families.decoder import the_only
 from culm.convert.family import Fields
 from culm.model.attention.gqa import GQA
-from culm.model.norm import RMSNormConfig
+from culm.model.norm import LayerNormConfig, RMSNormConfig
 from culm.model.rope import Rope, YaRNScaling
 from culm.model.transformer import TransformerConfig
 
@@ -66,9 +66,15 @@ def read_common(fields: Fields) -> dict[str, Any]:
     }
 
 
-def write_common(config: TransformerConfig, family: str) -> dict[str, Any]:
+def write_common(
+    config: TransformerConfig,
+    family: str,
+    norm: type[RMSNormConfig] | type[LayerNormConfig] = RMSNormConfig,
+) -> dict[str, Any]:
     attention = the_only(config.attention, GQA, "attention", family)
-    rms = isinstance(config.norm, RMSNormConfig)
+    if not isinstance(config.norm, norm):
+        raise SettingError(f"model.norm: {family} models have no {config.norm.kind!r}")
+    rms = norm is RMSNormConfig
     eps = "attention.layer_norm_rms_epsilon" if rms else "attention.layer_norm_epsilon"
     return {
         "vocabulary": config.vocabulary,

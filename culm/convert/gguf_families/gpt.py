@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from culm.config import SettingError
 from culm.convert.families.decoder import the_only
 from culm.convert.family import Family, Fields
 from culm.convert.gguf_families.common import (
@@ -19,21 +18,21 @@ from culm.model.mlp.plain import Plain
 from culm.model.norm import LayerNormConfig
 from culm.model.transformer import TransformerConfig
 
+# All heads have keys of their own, whose size is taken from the width.
+PLAIN = {"head_dim": None, "kv_heads": None, "bias": True, "out_bias": True}
+
 
 def _read_gpt2(fields: Fields) -> dict[str, Any]:
     values = read_common(fields)
-    # The size of a head is taken from the width.
-    values["attention"] |= {"head_dim": None, "rope": None, "bias": True, "out_bias": True}
+    values["attention"] |= {"rope": None, **PLAIN}
     hidden = fields.take("feed_forward_length")
     mlp = {"kind": "plain", "hidden": hidden, "activation": "gelu_tanh", "bias": True}
     return {**values, "mlp": mlp, "learned_positions": True}
 
 
 def _write_gpt2(config: TransformerConfig, family: str = "gpt2") -> dict[str, Any]:
-    if not isinstance(config.norm, LayerNormConfig):
-        raise SettingError(f"model.norm: {family} models have no {config.norm.kind!r}")
     mlp = the_only(config.mlp, Plain, "mlp", family)
-    return {**write_common(config, family), "feed_forward_length": mlp.hidden}
+    return {**write_common(config, family, LayerNormConfig), "feed_forward_length": mlp.hidden}
 
 
 def _read_neox(fields: Fields) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def _read_neox(fields: Fields) -> dict[str, Any]:
     rope = read_rope(fields) | {"fraction": (turned or dim) / dim}
     return {
         **values,
-        "attention": {**attention, "head_dim": None, "rope": rope, "bias": True, "out_bias": True},
+        "attention": {**attention, "rope": rope, **PLAIN},
         "mlp": {"kind": "plain", "hidden": hidden, "activation": "gelu", "bias": True},
         "residual": {"parallel": fields.take("use_parallel_residual", True)},
     }

@@ -61,4 +61,4 @@ def _names(config: TransformerConfig) -> list[Rule]:
     return [*renamed(NAMES | {"blocks.#.mlp_norm": "blk.#.post_attention_norm"}), sinks]
 
 
-GPT_OSS = Family("gpt-oss", "", _read, _write, _names)
+GPT_OSS = Family("gpt-oss", "", _read, _write, _names, own_head=True)

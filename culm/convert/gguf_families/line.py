@@ -87,13 +87,16 @@ def _read_olmo2(fields: Fields) -> dict[str, Any]:
     windows = [window if (i + 1) % 4 else None for i in range(values["layers"])]
     values["attention"]["head_dim"] = None  # llama.cpp takes it from the width
     parts = in_layers(values["attention"], windows)
+    for part in parts:  # llama.cpp scales the rotary embedding of the others alone
+        part["rope"] = {"base": part["rope"]["base"]} if part["window"] else part["rope"]
     return {**values, "attention": parts, "residual": {"norm": "behind"}}
 
 
 def _write_olmo2(config: TransformerConfig) -> dict[str, Any]:
     parts = [part for part in config.attentions if isinstance(part, GQA)]
     window = next((part.window for part in parts if part.window), None)
-    fields = _line_writer("olmo2")(config)
+    wide = [part.rope for part in parts if part.window is None and part.rope]
+    fields = _line_writer("olmo2")(config) | write_rope(wide[0] if wide else None)
     return fields if window is None else {**fields, "attention.sliding_window": window}
 
 
@@ -122,7 +125,8 @@ def _olmo2_names(config: TransformerConfig) -> list[Rule]:
     return renamed(NAMES | OUT_NORMS)
 
 
-QWEN2, QWEN3 = {"bias": True}, {"qk_norm": "head"}
+# Of Qwen2 the size of a head is taken from the width.
+QWEN2, QWEN3 = {"bias": True, "head_dim": None}, {"qk_norm": "head"}
 SPARSE = _line(QWEN3, dense=False, sparse=True)
 LINE = (
     Family("llama", "", _line({}, sparse=True, llama3=True), _line_writer("llama"), _llama_names),
