@@ -1,7 +1,7 @@
 """Muon: momentum whose direction is made near-orthogonal (Jordan 2024; arXiv 2502.16982).
 
-Hidden matrices take orthogonalised steps; embeddings, heads, norms and adapters take AdamW steps,
-in the same optimizer object, so that the loop and the checkpoint see one.
+Hidden matrices take orthogonalised steps; embeddings, heads, norms, experts and adapters take AdamW
+steps, in the same optimizer object, so that the loop and the checkpoint see one.
 """
 
 from __future__ import annotations
