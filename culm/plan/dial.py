@@ -13,7 +13,8 @@
     rows, micro_rows     tokens of a step / context; so many at once that they are 16,384 tokens
     steps                tokens / tokens of a step
 
-What is given beside the depth stays as it is, and the rest follows from it.
+What is given beside the depth stays as it is, and the rest follows from it. Parameters are counted
+as above also where other parts are given, above all experts: give `train.steps` beside those.
 """
 
 from __future__ import annotations
