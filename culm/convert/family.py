@@ -70,10 +70,10 @@ class Family:
     """
 
     name: str
-    architecture: str
     read: Callable[[Fields], dict[str, Any]]
     write: Callable[[TransformerConfig], dict[str, Any]]
     rules: Callable[[TransformerConfig], list[Rule]]
+    architecture: str = ""
     root: str = "model."
     further: bool = False
     own_head: bool = False

@@ -22,7 +22,7 @@ from culm.convert import gguf_header, rules
 from culm.convert.family import Family, family_of
 from culm.convert.gguf_blocks import encode
 from culm.convert.gguf_families import FAMILIES
-from culm.convert.gguf_families.common import factors_of
+from culm.convert.gguf_families.metadata import factors_of
 from culm.convert.gguf_kinds import KINDS, kinds_of
 from culm.convert.gguf_tokenizer import add_tokenizer, load_tokenizer
 from culm.convert.multipliers import plain_config

@@ -98,12 +98,13 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]], most: int
         shards.append(list(held))
         held.clear()
 
-    total = 0
+    total = size = 0
     for name, tensor in tensors:
-        if held and sum(other.nbytes for other in held.values()) + tensor.nbytes > most:
+        if held and size + tensor.nbytes > most:
             write()
+            size = 0
         held[name] = tensor
-        total += tensor.nbytes
+        size, total = size + tensor.nbytes, total + tensor.nbytes
     write()
     places: dict[str, str] = {}
     for index, names in enumerate(shards):

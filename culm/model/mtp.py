@@ -16,11 +16,9 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from culm.config import Config
-from culm.model.attention.part import AttentionConfig
-from culm.model.block import Block, Residual
+from culm.model.block import Block
 from culm.model.context import Context
 from culm.model.linear import Linear
-from culm.model.mlp.part import FeedForwardConfig
 from culm.model.norm import NormConfig
 
 
@@ -36,19 +34,11 @@ class MTP(Config):
 class FurtherHead(nn.Module):
     """One head: states and embedded: (B, T, E) -> states (B, T, E), before its `norm`."""
 
-    def __init__(
-        self,
-        attention: AttentionConfig,
-        mlp: FeedForwardConfig,
-        width: int,
-        norm: NormConfig,
-        residual: Residual,
-        rotation: int,
-    ) -> None:
+    def __init__(self, block: Block, width: int, norm: NormConfig) -> None:
         super().__init__()
         self.hnorm, self.enorm = norm.build(width), norm.build(width)
         self.projection = Linear(2 * width, width)
-        self.block = Block(attention, mlp, width, norm, residual, rotation)
+        self.block = block
         self.norm = norm.build(width)
 
     def forward(self, states: Tensor, embedded: Tensor, context: Context) -> Tensor:

@@ -15,6 +15,7 @@ The kinds of `Scaling` differ in which pairs they slow down:
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
@@ -30,7 +31,7 @@ def frequencies(base: float, head_dim: int) -> Tensor:
     return base**-exponent
 
 
-class Stretch(Config):
+class Stretch(Config, ABC):
     """factor: how many times longer the context becomes."""
 
     factor: float = Field(ge=1)
@@ -40,9 +41,9 @@ class Stretch(Config):
         """What cosines and sines are multiplied by."""
         return 1.0
 
+    @abstractmethod
     def frequencies(self, base: float, head_dim: int) -> Tensor:
         """(D/2,) fp64 radians a token."""
-        raise NotImplementedError
 
 
 class LinearScaling(Stretch):

@@ -178,7 +178,9 @@ class Transformer(nn.Module):
         ]  # fmt: skip
         self.blocks = nn.ModuleList(Block(*each) for each in parts)
         heads = config.mtp.depth if config.mtp else 0
-        self.mtp = nn.ModuleList(FurtherHead(*parts[-1]) for _ in range(heads))
+        self.mtp = nn.ModuleList(
+            FurtherHead(Block(*parts[-1]), config.width, config.norm) for _ in range(heads)
+        )
         self.norm = config.norm.build(config.width)
         self.head: nn.Module = Linear(config.width, config.vocabulary)
         self.tie()
@@ -291,13 +293,6 @@ class Transformer(nn.Module):
     def _logprobs(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
         cap = self.config.softcap
         return logprobs_of(hidden, self.head, targets, temperature, self.kernels, cap)
-
-    def drafts(self, tokens: Tensor, context: Context | None = None) -> list[Tensor]:
-        """Logits (B, T, V) of each head of multi-token prediction; for speculation.
-
-        Those of the k-th, at token t, are for token t + k + 1 of a reader who knows t + k.
-        """
-        return [self.logits(hidden) for hidden in self.hidden_ahead(tokens, context)[1:]]
 
     def cache(self, slots: int, length: int, kind: CacheKind = "plain", spare: int = 0) -> Cache:
         """An empty cache for `slots` sequences of up to `length` tokens.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from culm.adapt.quantize.int8 import Int8
 from culm.config import SettingError
 from culm.convert import gguf as ours
-from culm.convert.gguf_families.common import NAMES as TABLE
+from culm.convert.gguf_families.metadata import NAMES as TABLE
 from culm.convert.importer import load_model
 from culm.convert.rules import ModuleNames, half_split, interleaved, renamed
 from culm.convert.weights import plain_weights

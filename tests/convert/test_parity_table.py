@@ -44,8 +44,8 @@ another model. One without a window is a Llama, and is written as one.
 
 A family is one file in `culm/convert/families`: how its settings are read and written, and the
 names of its tensors. A model of ours belongs to the first family that reads back what it writes as
-the same model; one with parts that no family has is refused for Hugging Face and GGUF with the
-setting's name, and travels as a folder of our own.
+the same model. One with parts that no family has is exported as a folder of Culm's own, and a line
+says who will not load it and by which setting; for GGUF it is refused.
 """
 
 

@@ -106,9 +106,20 @@ def read_windows(
     return [window if kind == SLIDING else None for kind in kinds]
 
 
-def in_layers(attention: dict[str, Any], windows: Sequence[int | None]) -> list[dict[str, Any]]:
-    """One attention per layer, alike but for their windows."""
-    return [{**attention, "window": window} for window in windows]
+def in_layers(
+    attention: dict[str, Any],
+    windows: Sequence[int | None],
+    ropes: Sequence[dict[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
+    """One attention per layer, alike but for their windows.
+
+    ropes: of layers without a window and of those with one, if they differ.
+    """
+    full, sliding = ropes or (attention["rope"], attention["rope"])
+    return [
+        {**attention, "window": window, "rope": full if window is None else sliding}
+        for window in windows
+    ]
 
 
 def the_only(parts: Sequence[Any], kind: type, setting: str, family: str) -> Any:
@@ -169,13 +180,14 @@ def write_windows(config: TransformerConfig) -> dict[str, Any]:
     return {"sliding_window": used or config.context, "layer_types": kinds}
 
 
-def write_ropes(config: TransformerConfig) -> dict[str, Any]:
-    """`rope_parameters` of a config whose layers with and without a window may turn differently."""
+def with_ropes(fields: dict[str, Any], config: TransformerConfig) -> dict[str, Any]:
+    """The settings with a rotary embedding for each kind of layer in the place of one for all."""
     parts = [part for part in config.attentions if isinstance(part, GQA)]
     ropes = {SLIDING if part.window else FULL: part.rope or Rope() for part in reversed(parts)}
     theirs = {kind: rope_mapping(rope) for kind, rope in ropes.items()}
     either = next(iter(theirs.values()))
-    return {"rope_parameters": {FULL: either, SLIDING: either, **theirs}}
+    left = {n: v for n, v in fields.items() if n not in ("rope_theta", "rope_scaling")}
+    return {**left, "rope_parameters": {FULL: either, SLIDING: either, **theirs}}
 
 
 def dense_and_moe(config: TransformerConfig, family: str) -> tuple[MoE, SwiGLU, list[bool]]:

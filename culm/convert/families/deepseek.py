@@ -39,7 +39,25 @@ PLAIN = {name: theirs for name, theirs in NAMES.items() if ".attention." not in 
 }
 
 
-def queries(mla: MLA, change: Callable[[Tensor, int], Tensor]) -> Change:
+def turned_rules(mla: MLA, queries: str, latents: str) -> list[Rule]:
+    """Rules of what is rotated, which others keep in the interleaved layout, by their names."""
+
+    def apart(tensors: list[Tensor]) -> list[Tensor]:
+        latent, key = tensors[0].split((mla.rank, mla.rope_dim))
+        return [latent, half_split(key, 1)]
+
+    def together(tensors: list[Tensor]) -> list[Tensor]:
+        return [torch.cat((tensors[0], interleaved(tensors[1], 1)))]
+
+    ours = ("blocks.#.attention.latent", "blocks.#.attention.rope_key")
+    read, write = _queries(mla, half_split), _queries(mla, interleaved)
+    return [
+        Rule(("blocks.#.attention.q",), (queries,), read, write),
+        Rule(ours, (latents,), apart, together),
+    ]
+
+
+def _queries(mla: MLA, change: Callable[[Tensor, int], Tensor]) -> Change:
     """The rotated rows of each head in the other layout."""
 
     def changed(tensors: list[Tensor]) -> list[Tensor]:
@@ -53,16 +71,10 @@ def queries(mla: MLA, change: Callable[[Tensor, int], Tensor]) -> Change:
 
 def names(config: TransformerConfig) -> list[Rule]:
     mla = the_only(config.attention, MLA, "attention", "deepseek_v3")
-    ours = "blocks.#.attention"
-    turn, keep = mla.rope_dim, mla.head_dim
-    turned = (queries(mla, half_split), queries(mla, interleaved))
-
-    def apart(tensors: list[Tensor]) -> list[Tensor]:
-        latent, key = tensors[0].split((mla.rank, turn))
-        return [latent, half_split(key, 1)]
+    ours = ("blocks.#.attention.k", "blocks.#.attention.v")
 
     def heads_apart(tensors: list[Tensor]) -> list[Tensor]:
-        parts = tensors[0].unflatten(0, (mla.heads, -1)).split((keep, mla.value_dim), 1)
+        parts = tensors[0].unflatten(0, (mla.heads, -1)).split((mla.head_dim, mla.value_dim), 1)
         return [part.flatten(0, 1) for part in parts]
 
     def heads_together(tensors: list[Tensor]) -> list[Tensor]:
@@ -72,11 +84,9 @@ def names(config: TransformerConfig) -> list[Rule]:
     query = "q_b_proj" if mla.query_rank else "q_proj"
     return [
         *renamed(PLAIN),
-        Rule((f"{ours}.q",), (f"{ATTENTION}.{query}",), *turned),
-        Rule((f"{ours}.latent", f"{ours}.rope_key"), (f"{ATTENTION}.kv_a_proj_with_mqa",), apart,
-             lambda tensors: [torch.cat((tensors[0], interleaved(tensors[1], 1)))]),
-        Rule((f"{ours}.k", f"{ours}.v"), (f"{ATTENTION}.kv_b_proj",), heads_apart, heads_together),
-    ]  # fmt: skip
+        *turned_rules(mla, f"{ATTENTION}.{query}", f"{ATTENTION}.kv_a_proj_with_mqa"),
+        Rule(ours, (f"{ATTENTION}.kv_b_proj",), heads_apart, heads_together),
+    ]
 
 
 def read(fields: Fields) -> dict[str, Any]:
@@ -169,4 +179,4 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-DEEPSEEK_V3 = Family("deepseek_v3", "DeepseekV3ForCausalLM", read, write, names, further=True)
+DEEPSEEK_V3 = Family("deepseek_v3", read, write, names, "DeepseekV3ForCausalLM", further=True)

@@ -14,9 +14,9 @@ from culm.convert.families.decoder import (
     read_decoder,
     read_windows,
     the_only,
+    with_ropes,
     write_attention,
     write_decoder,
-    write_ropes,
     write_windows,
 )
 from culm.convert.family import Family, Fields
@@ -80,20 +80,14 @@ def read3(fields: Fields) -> dict[str, Any]:
     every = fields.take("sliding_window_pattern", None) or 6
     windows = read_windows(fields, layers, default=(SLIDING,) * (every - 1) + (FULL,))
     local = fields.take("rope_local_base_freq", 10_000.0)
-    full, sliding = read_ropes(fields, context, FULL, SLIDING, local=local)
+    ropes = read_ropes(fields, context, FULL, SLIDING, local=local)
     values = _read(fields, qk_norm="head")
-    parts = in_layers(values["attention"], windows)
-    for part in parts:
-        part["rope"] = sliding if part["window"] else full
-    return {**values, "attention": parts}
+    return {**values, "attention": in_layers(values["attention"], windows, ropes)}
 
 
 def write3(config: TransformerConfig) -> dict[str, Any]:
-    fields = _write(config, "gemma3_text")
-    for name in ("rope_theta", "rope_scaling"):  # of one for all
-        fields.pop(name, None)
-    return {**fields, **write_ropes(config)}
+    return with_ropes(_write(config, "gemma3_text"), config)
 
 
-GEMMA2 = Family("gemma2", "Gemma2ForCausalLM", read2, write2, names)
-GEMMA3 = Family("gemma3_text", "Gemma3ForCausalLM", read3, write3, names)
+GEMMA2 = Family("gemma2", read2, write2, names, "Gemma2ForCausalLM")
+GEMMA3 = Family("gemma3_text", read3, write3, names, "Gemma3ForCausalLM")

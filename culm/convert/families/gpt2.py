@@ -81,4 +81,4 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-GPT2 = Family("gpt2", "GPT2LMHeadModel", read, write, names, "transformer.")
+GPT2 = Family("gpt2", read, write, names, "GPT2LMHeadModel", root="transformer.")

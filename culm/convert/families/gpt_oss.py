@@ -42,8 +42,10 @@ LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, 
 
 
 def from_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
-    """blocks: (..., groups, 16) of two numbers a byte, the lower first; scales: (..., groups),
-    powers of two -> (..., groups * 32) in bf16, which holds them exactly."""
+    """blocks: (..., groups, 16) of two numbers a byte, the lower first; scales: (..., groups).
+
+    Gives (..., groups * 32) in bf16, which holds them exactly: scales are powers of two.
+    """
     levels = torch.tensor(LEVELS, dtype=torch.bfloat16)
     pairs = torch.stack((blocks & 15, blocks >> 4), -1).flatten(-2)
     return torch.ldexp(levels[pairs.int()], scales[..., None].int() - 127).flatten(-2)
@@ -92,7 +94,7 @@ def read(fields: Fields) -> dict[str, Any]:
     fields.only("swiglu_limit", 7.0)
     fields.drop("experts_per_token", "initial_context_length")
     packing = fields.take("quantization_config", None) or {"quant_method": "mxfp4"}
-    if packing.get("quant_method") != "mxfp4":
+    if not isinstance(packing, dict) or packing.get("quant_method") != "mxfp4":
         raise SettingError(f"quantization_config: {packing!r} is not read here, only mxfp4")
     values, bias = read_decoder(fields), fields.take("attention_bias", True)
     moe = {
@@ -125,4 +127,4 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-GPT_OSS = Family("gpt_oss", "GptOssForCausalLM", read, write, names)
+GPT_OSS = Family("gpt_oss", read, write, names, "GptOssForCausalLM")

@@ -27,4 +27,4 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     return {**fields, "sliding_window": config.attention[0].window}
 
 
-MISTRAL = Family("mistral", "MistralForCausalLM", read, write, names)
+MISTRAL = Family("mistral", read, write, names, "MistralForCausalLM")

@@ -60,4 +60,4 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-MIXTRAL = Family("mixtral", "MixtralForCausalLM", read, write, names)
+MIXTRAL = Family("mixtral", read, write, names, "MixtralForCausalLM")

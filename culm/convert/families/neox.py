@@ -102,4 +102,4 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-NEOX = Family("gpt_neox", "GPTNeoXForCausalLM", read, write, names, "gpt_neox.")
+NEOX = Family("gpt_neox", read, write, names, "GPTNeoXForCausalLM", root="gpt_neox.")

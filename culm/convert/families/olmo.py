@@ -7,13 +7,14 @@ from typing import Any
 from culm.convert.families.decoder import (
     FULL,
     NAMES,
+    SANDWICH,
     SLIDING,
     in_layers,
     read_attention,
     read_decoder,
     read_windows,
+    with_ropes,
     write_line,
-    write_ropes,
     write_windows,
 )
 from culm.convert.family import Family, Fields
@@ -21,13 +22,8 @@ from culm.convert.hf_rope import read_ropes
 from culm.convert.rules import Rule, renamed
 from culm.model.transformer import TransformerConfig
 
-OLMO = {name: theirs for name, theirs in NAMES.items() if not name.endswith(("n_norm", "mlp_norm"))}
-OLMO |= {
-    "blocks.#.attention.q_norm": "model.layers.#.self_attn.q_norm",
-    "blocks.#.attention.k_norm": "model.layers.#.self_attn.k_norm",
-    "blocks.#.attention_out_norm": "model.layers.#.post_attention_layernorm",
-    "blocks.#.mlp_out_norm": "model.layers.#.post_feedforward_layernorm",
-}
+BEFORE = ("blocks.#.attention_norm", "blocks.#.mlp_norm")
+OLMO = {name: theirs for name, theirs in (NAMES | SANDWICH).items() if name not in BEFORE}
 
 
 def names(config: TransformerConfig) -> list[Rule]:
@@ -44,12 +40,9 @@ def read(fields: Fields) -> dict[str, Any]:
 def read3(fields: Fields) -> dict[str, Any]:
     context, default = fields.left["max_position_embeddings"], (SLIDING,) * 3 + (FULL,)
     windows = read_windows(fields, fields.left["num_hidden_layers"], default=default)
-    full, sliding = read_ropes(fields, context, FULL, SLIDING)
+    ropes = read_ropes(fields, context, FULL, SLIDING)
     values = read(fields)
-    parts = in_layers(values["attention"], windows)
-    for part in parts:
-        part["rope"] = sliding if part["window"] else full
-    return {**values, "attention": parts}
+    return {**values, "attention": in_layers(values["attention"], windows, ropes)}
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
@@ -58,11 +51,8 @@ def write(config: TransformerConfig) -> dict[str, Any]:
 
 
 def write3(config: TransformerConfig) -> dict[str, Any]:
-    fields = write(config)
-    for name in ("rope_theta", "rope_scaling"):  # of one for all
-        fields.pop(name, None)
-    return {**fields, **write_windows(config), **write_ropes(config)}
+    return with_ropes({**write(config), **write_windows(config)}, config)
 
 
-OLMO2 = Family("olmo2", "Olmo2ForCausalLM", read, write, names)
-OLMO3 = Family("olmo3", "Olmo3ForCausalLM", read3, write3, names)
+OLMO2 = Family("olmo2", read, write, names, "Olmo2ForCausalLM")
+OLMO3 = Family("olmo3", read3, write3, names, "Olmo3ForCausalLM")

@@ -52,5 +52,5 @@ def write3(config: TransformerConfig) -> dict[str, Any]:
     return {**_write(config, "qwen3"), "attention_bias": config.attention[0].out_bias}
 
 
-QWEN2 = Family("qwen2", "Qwen2ForCausalLM", read2, write2, names)
-QWEN3 = Family("qwen3", "Qwen3ForCausalLM", read3, write3, names)
+QWEN2 = Family("qwen2", read2, write2, names, "Qwen2ForCausalLM")
+QWEN3 = Family("qwen3", read3, write3, names, "Qwen3ForCausalLM")

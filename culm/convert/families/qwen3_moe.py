@@ -65,4 +65,4 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-QWEN3_MOE = Family("qwen3_moe", "Qwen3MoeForCausalLM", read, write, names)
+QWEN3_MOE = Family("qwen3_moe", read, write, names, "Qwen3MoeForCausalLM")

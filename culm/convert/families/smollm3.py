@@ -49,4 +49,4 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-SMOLLM3 = Family("smollm3", "SmolLM3ForCausalLM", read, write, names)
+SMOLLM3 = Family("smollm3", read, write, names, "SmolLM3ForCausalLM")

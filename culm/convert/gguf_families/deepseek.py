@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from culm.convert.families.decoder import dense_and_moe, the_only
-from culm.convert.families.deepseek import queries
+from culm.convert.families.deepseek import turned_rules
 from culm.convert.family import Family, Fields
-from culm.convert.gguf_families.common import NAMES, read_common, read_rope, write_rope
-from culm.convert.rules import Rule, half_split, interleaved, renamed
+from culm.convert.gguf_families.metadata import NAMES, read_common, read_rope, write_rope
+from culm.convert.rules import Rule, renamed
 from culm.model.attention.mla import MLA
 from culm.model.transformer import TransformerConfig
 
@@ -32,21 +29,10 @@ OTHER = ("attention.q", "attention.k", "attention.v", "mlp.router")
 
 def _names(config: TransformerConfig) -> list[Rule]:
     mla = the_only(config.attention, MLA, "attention", "deepseek2")
-    heads, turn = mla.heads, mla.rope_dim
-    ours, theirs = "blocks.#.attention", "blk.#.attn"
-    turned = (queries(mla, half_split), queries(mla, interleaved))
-
-    def apart(tensors: list[Tensor]) -> list[Tensor]:
-        latent, key = tensors[0].split((mla.rank, turn))
-        return [latent, half_split(key, 1)]
-
-    def together(tensors: list[Tensor]) -> list[Tensor]:
-        return [torch.cat((tensors[0], interleaved(tensors[1], 1)))]
-
+    heads, ours, theirs = mla.heads, "blocks.#.attention", "blk.#.attn"
     return [
         *renamed({name: other for name, other in TABLE.items() if not name.endswith(OTHER)}),
-        Rule((f"{ours}.q",), (f"{theirs}_q_b" if mla.query_rank else f"{theirs}_q",), *turned),
-        Rule((f"{ours}.latent", f"{ours}.rope_key"), (f"{theirs}_kv_a_mqa",), apart, together),
+        *turned_rules(mla, f"{theirs}_q_b", f"{theirs}_kv_a_mqa"),
         Rule((f"{ours}.k",), (f"{theirs}_k_b",), lambda t: [t[0].transpose(1, 2).flatten(0, 1)],
              lambda t: [t[0].unflatten(0, (heads, -1)).transpose(1, 2)]),
         Rule((f"{ours}.v",), (f"{theirs}_v_b",), lambda t: [t[0].flatten(0, 1)],
@@ -133,4 +119,4 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-DEEPSEEK = Family("deepseek2", "", _read, _write, _names)
+DEEPSEEK = Family("deepseek2", _read, _write, _names)

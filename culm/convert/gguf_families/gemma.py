@@ -6,7 +6,7 @@ from typing import Any
 
 from culm.convert.families.decoder import in_layers, the_only
 from culm.convert.family import Family, Fields
-from culm.convert.gguf_families.common import (
+from culm.convert.gguf_families.metadata import (
     NAMES,
     OUT_NORMS,
     read_common,
@@ -20,18 +20,24 @@ from culm.model.mlp.gated import GeGLU
 from culm.model.transformer import TransformerConfig
 
 
-def _read_gemma(fields: Fields, every: int) -> dict[str, Any]:
-    """Llama.cpp knows itself: scales, the pattern of windows, and the base of those with one."""
+def _read_gemma(
+    fields: Fields, every: int, local: float | None = None, **more: Any
+) -> dict[str, Any]:
+    """Llama.cpp knows itself: scales, the pattern of windows, and the base of those with one.
+
+    local: that base, if it is another; more: settings of attention.
+    """
     values, rope = read_common(fields), read_rope(fields)
     values["norm"] |= {"centered": True}
     values["tied"] = True  # a head of its own is not looked for
     window = fields.take("attention.sliding_window", None)
     softcap = fields.take("attn_logit_softcapping", None)
-    attention = values["attention"] | {"softcap": softcap, "rope": rope}
+    attention = values["attention"] | {"softcap": softcap, **more}
+    ropes = (rope, rope if local is None else {"base": local})
     windows = [window if (i + 1) % every else None for i in range(values["layers"])]
     return {
         **values,
-        "attention": in_layers(attention, windows),
+        "attention": in_layers(attention, windows, ropes),
         "mlp": {"kind": "geglu", "hidden": fields.take("feed_forward_length")},
         "residual": {"norm": "both"},
         "embedding_scale": values["width"] ** 0.5,
@@ -45,11 +51,7 @@ def _read_gemma2(fields: Fields) -> dict[str, Any]:
 
 def _read_gemma3(fields: Fields) -> dict[str, Any]:
     local = fields.take("rope.freq_base_swa", 10_000.0)
-    values = _read_gemma(fields, 6)
-    for part in values["attention"]:
-        part["qk_norm"] = "head"
-        part["rope"] = {"base": local} if part["window"] else part["rope"]
-    return values
+    return _read_gemma(fields, 6, local, qk_norm="head")
 
 
 def _write_gemma2(config: TransformerConfig, family: str = "gemma2") -> dict[str, Any]:
@@ -85,6 +87,6 @@ def _gemma_names(config: TransformerConfig) -> list[Rule]:
 
 
 GEMMA = (
-    Family("gemma2", "", _read_gemma2, _write_gemma2, _gemma_names),
-    Family("gemma3", "", _read_gemma3, _write_gemma3, _gemma_names),
+    Family("gemma2", _read_gemma2, _write_gemma2, _gemma_names),
+    Family("gemma3", _read_gemma3, _write_gemma3, _gemma_names),
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from culm.convert.families.decoder import the_only
 from culm.convert.family import Family, Fields
-from culm.convert.gguf_families.common import (
+from culm.convert.gguf_families.metadata import (
     NAMES,
     read_common,
     read_rope,
@@ -65,6 +65,6 @@ def _gpt2_names(config: TransformerConfig) -> list[Rule]:
 
 
 GPT = (
-    Family("gpt2", "", _read_gpt2, _write_gpt2, _gpt2_names),
-    Family("gptneox", "", _read_neox, _write_neox, _gpt2_names, own_head=True),
+    Family("gpt2", _read_gpt2, _write_gpt2, _gpt2_names),
+    Family("gptneox", _read_neox, _write_neox, _gpt2_names, own_head=True),
 )

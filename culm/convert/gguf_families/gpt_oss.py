@@ -6,7 +6,7 @@ from typing import Any
 
 from culm.convert.families.decoder import in_layers, the_only
 from culm.convert.family import Family, Fields
-from culm.convert.gguf_families.common import (
+from culm.convert.gguf_families.metadata import (
     NAMES,
     read_common,
     read_rope,
@@ -61,4 +61,4 @@ def _names(config: TransformerConfig) -> list[Rule]:
     return [*renamed(NAMES | {"blocks.#.mlp_norm": "blk.#.post_attention_norm"}), sinks]
 
 
-GPT_OSS = Family("gpt-oss", "", _read, _write, _names, own_head=True)
+GPT_OSS = Family("gpt-oss", _read, _write, _names, own_head=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from culm.config import SettingError
 from culm.convert.families.decoder import dense_and_moe, in_layers, the_only
 from culm.convert.family import Family, Fields
-from culm.convert.gguf_families.common import (
+from culm.convert.gguf_families.metadata import (
     NAMES,
     OUT_NORMS,
     read_common,
@@ -86,9 +86,9 @@ def _read_olmo2(fields: Fields) -> dict[str, Any]:
     values = _line({"qk_norm": "width"})(fields)
     windows = [window if (i + 1) % 4 else None for i in range(values["layers"])]
     values["attention"]["head_dim"] = None  # llama.cpp takes it from the width
-    parts = in_layers(values["attention"], windows)
-    for part in parts:  # llama.cpp scales the rotary embedding of the others alone
-        part["rope"] = {"base": part["rope"]["base"]} if part["window"] else part["rope"]
+    rope = values["attention"]["rope"]
+    # llama.cpp scales the rotary embedding of layers without a window alone.
+    parts = in_layers(values["attention"], windows, (rope, {"base": rope["base"]}))
     return {**values, "attention": parts, "residual": {"norm": "behind"}}
 
 
@@ -129,10 +129,10 @@ def _olmo2_names(config: TransformerConfig) -> list[Rule]:
 QWEN2, QWEN3 = {"bias": True, "head_dim": None}, {"qk_norm": "head"}
 SPARSE = _line(QWEN3, dense=False, sparse=True)
 LINE = (
-    Family("llama", "", _line({}, sparse=True, llama3=True), _line_writer("llama"), _llama_names),
-    Family("qwen2", "", _line(QWEN2), _line_writer("qwen2"), _line_names),
-    Family("qwen3", "", _line(QWEN3), _line_writer("qwen3"), _line_names),
-    Family("qwen3moe", "", SPARSE, _line_writer("qwen3moe"), _line_names),
-    Family("smollm3", "", _read_smollm3, _line_writer("smollm3"), _llama_names),
-    Family("olmo2", "", _read_olmo2, _write_olmo2, _olmo2_names, own_head=True),
+    Family("llama", _line({}, sparse=True, llama3=True), _line_writer("llama"), _llama_names),
+    Family("qwen2", _line(QWEN2), _line_writer("qwen2"), _line_names),
+    Family("qwen3", _line(QWEN3), _line_writer("qwen3"), _line_names),
+    Family("qwen3moe", SPARSE, _line_writer("qwen3moe"), _line_names),
+    Family("smollm3", _read_smollm3, _line_writer("smollm3"), _llama_names),
+    Family("olmo2", _read_olmo2, _write_olmo2, _olmo2_names, own_head=True),
 )
