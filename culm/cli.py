@@ -45,6 +45,10 @@ CacheBits = Annotated[
     Literal["plain", "int8", "int4"],
     typer.Option("--cache", help="How keys and values are kept; fewer bits need less memory."),
 ]
+Speculate = Annotated[
+    bool,
+    typer.Option("--speculate", help="Guess ahead by the model's own heads (model.mtp)."),
+]
 AnswerSeed = Annotated[int | None, typer.Option(help="The same seed gives the same text.", min=0)]
 
 
@@ -172,13 +176,14 @@ def generate(
     seed: AnswerSeed = None,
     context: ContextLength = None,
     cache: CacheBits = "plain",
+    speculate: Speculate = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
     """Continue a text."""
     import culm
 
-    pieces = culm.load(model, device, dtype, context, cache=cache).stream(
+    pieces = culm.load(model, device, dtype, context, cache=cache, speculate=speculate).stream(
         prompt, tokens, temperature, top_k, top_p, min_p, stop, seed
     )
     sys.stdout.write(prompt + next(pieces, ""))  # only now it is known that the prompt fits
@@ -198,6 +203,7 @@ def chat(
     seed: AnswerSeed = None,
     context: ContextLength = None,
     cache: CacheBits = "plain",
+    speculate: Speculate = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -205,7 +211,7 @@ def chat(
     import culm
     from culm.serve.terminal import Terminal
 
-    loaded = culm.load(model, device, dtype, context, cache=cache)
+    loaded = culm.load(model, device, dtype, context, cache=cache, speculate=speculate)
     Terminal(loaded, system, tokens, temperature, top_p, seed).run()
 
 
@@ -226,6 +232,7 @@ def serve(
     ] = None,
     context: ContextLength = None,
     cache: CacheBits = "plain",
+    speculate: Speculate = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -240,7 +247,9 @@ def serve(
     adapters = _named(adapter or [])
     path = Path(model).resolve()
     name = path.parent.name if path.name == "model" else path.name
-    loaded = culm.load(model, device, dtype, context, adapters=adapters, cache=cache)
+    loaded = culm.load(
+        model, device, dtype, context, adapters=adapters, cache=cache, speculate=speculate
+    )
     go(loaded, name, host, port, api_key, slots)
 
 

@@ -22,6 +22,7 @@ from culm.adapt.resident import check_resident, residents, rows_of
 from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
+from culm.engine.speculation import check_speculation
 from culm.loading import read
 from culm.model.context import Context
 from culm.model.quantized import CacheKind
@@ -51,9 +52,15 @@ class LanguageModel:
         tokenizer: Tokenizer,
         context: int | None = None,
         cache: CacheKind = "plain",
+        speculate: bool = False,
     ) -> None:
         """context: tokens that a prompt and its continuation may have together; the model's, or
         less, to save memory. cache: int8 or int4 keeps keys and values in few bits, for the same.
+        speculate: the model's heads of multi-token prediction guess what follows, and what they
+        guess right takes no step of its own (`culm.engine.speculation`); texts stay the same.
+
+        Raises:
+            SettingError: the model has nothing to speculate with.
         """
         known = model.config.context
         if context is not None and not 2 <= context <= known:
@@ -61,7 +68,17 @@ class LanguageModel:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.context = context or known
-        self.cache = cache
+        self.cache: CacheKind = cache
+        self.speculate = speculate
+        if speculate:
+            check_speculation(model)
+
+    def engine(self, slots: int, length: int) -> Engine:
+        """One for this model: `slots` requests at once, of up to `length` tokens."""
+        return Engine(
+            self.model, slots, length,
+            vocabulary=self.tokenizer.vocabulary, cache=self.cache, speculate=self.speculate,
+        )  # fmt: skip
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -227,9 +244,7 @@ class LanguageModel:
         stops = [stop] if isinstance(stop, str) else stop or ()
         length = max((len(r.prompt) + r.tokens for r in requests), default=1)
         slots = min(max(len(requests), 1), SLOTS)
-        engine = Engine(
-            self.model, slots, length, vocabulary=self.tokenizer.vocabulary, cache=self.cache
-        )
+        engine = self.engine(slots, length)
         numbers = {engine.add(request): index for index, request in enumerate(requests)}
         replies = [Reply(self.tokenizer, stops) for _ in requests]
         while engine.busy:
@@ -282,13 +297,14 @@ def load(
     adapter: str | Path | None = None,
     adapters: Mapping[str, str | Path] | None = None,
     cache: CacheKind = "plain",
+    speculate: bool = False,
 ) -> LanguageModel:
     """A model from what `path` names: a run or model folder of Culm, a Hugging Face folder or hub
     id, a `.gguf` file, or a folder with an adapter, which is merged into the base that it names.
 
     device: "cpu", "cuda", "mps", "xpu"; "auto" takes the first CUDA device, else the CPU. dtype:
     of weights and activations, such as "bfloat16"; "auto" takes the fastest here; if not given
-    float32 on a CPU, bfloat16 elsewhere and for quantised weights. context, cache: see
+    float32 on a CPU, bfloat16 elsewhere and for quantised weights. context, cache, speculate: see
     `LanguageModel`.
     adapter: a folder of PEFT, or of the run that trained it, to stand beside the layers of `path`,
     its base; `culm.adapt.merge` folds it in. adapters: several of them by name, of which each call
@@ -297,4 +313,5 @@ def load(
     Raises:
         SettingError: there is nothing there that can be read, or the adapter is for another base.
     """
-    return LanguageModel(*read(path, device, dtype, adapter, adapters), context, cache)
+    parts = read(path, device, dtype, adapter, adapters, mtp=speculate)
+    return LanguageModel(*parts, context, cache, speculate)

@@ -25,7 +25,9 @@ def read(
     adapters: Mapping[str, str | Path] | None = None,
     mtp: bool = False,
 ) -> tuple[Transformer, Tokenizer]:
-    """The parts of `culm.load`. mtp: keep heads of multi-token prediction, to train them on."""
+    """The parts of `culm.load`. mtp: keep heads of multi-token prediction, to train them on or to
+    speculate.
+    """
     if adapter is not None and adapters:
         raise SettingError("adapters: one for all requests (adapter) leaves no choice; give either")
     place = choose_device(device)

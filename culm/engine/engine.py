@@ -12,6 +12,7 @@ import itertools
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from culm.adapt.resident import check_resident, residents, rows_of
 from culm.engine.fused import ROWS, FusedDecoder, fuses
 from culm.engine.request import Completion, Event, Finish, Request, Running
 from culm.engine.sampling import Sampler
+from culm.engine.speculation import check_speculation, guess, rewound
 from culm.model.context import Context
 from culm.model.quantized import CacheKind
 from culm.model.transformer import Transformer
@@ -38,7 +40,9 @@ class Engine:
     vocabulary: ids from there on are never drawn; a model may have more rows than its tokenizer has
     tokens. fused: decode few rows by one C++ function where `culm.engine.fused` serves this model;
     weights may then change their values but not their place. cache: in how many bits keys and
-    values are kept; the fused step knows the plain one only.
+    values are kept; the fused step knows the plain one only. speculate: let the model's heads of
+    multi-token prediction guess what follows (`culm.engine.speculation`); tokens stay the same, and
+    a step may give several.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Engine:
         vocabulary: int | None = None,
         fused: bool = True,
         cache: CacheKind = "plain",
+        speculate: bool = False,
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots: {slots} is less than 1")
@@ -62,15 +67,20 @@ class Engine:
             )
         self.adapters = residents(model)
         self.vocabulary = vocabulary or model.config.vocabulary
+        if speculate:
+            check_speculation(model)
+        self.guesses = len(model.mtp) if speculate else 0  # of a row, at most
         with torch.inference_mode():
-            self.cache = model.cache(slots, self.length, cache)
+            self.cache = model.cache(
+                slots, self.length, cache, spare=rewound(self.guesses), further=speculate
+            )
         self._fused = (
             FusedDecoder(model, self.cache) if fused and fuses(model, self.cache) else None
         )
         self.waiting: deque[Running] = deque()
         self.running: list[Running] = []  # index = slot
         self._ids = itertools.count()
-        self._sampler: Sampler | None = None
+        self._samplers: dict[int, Sampler] = {}  # by tokens of a row, for those that run now
 
     def check(self, request: Request) -> None:
         """ValueError if the request cannot be served."""
@@ -120,17 +130,17 @@ class Engine:
         """Forget every request, as after an error in the middle of a step."""
         self.waiting.clear()
         self.running.clear()
-        self._sampler = None
+        self._samplers.clear()
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """The next token of every request that is served in this step.
+        """The next token of every request that is served in this step, or several with guesses.
 
-        Waiting requests that fit start first; if none does, all running ones advance by a token.
+        Waiting requests that fit start first; if none does, all running ones advance.
         """
         if self.waiting and len(self.running) < self.slots:
             return self._start()
-        return self._finish_step(0, self._decode()) if self.running else []
+        return self._decode() if self.running else []
 
     def generate(
         self, requests: Sequence[Request], progress: Callable[[int], None] | None = None
@@ -163,7 +173,10 @@ class Engine:
             first = len(self.running)
             logits = self._prefill(group)
             self.running += group
-            events += self._finish_step(first, logits)
+            self._samplers.clear()
+            events += self._draw(first, logits[:, None])
+            self._samplers.clear()
+            self._free_finished(first)
         return events
 
     def _prefill(self, group: list[Running]) -> Tensor:
@@ -188,59 +201,127 @@ class Engine:
         context = Context(
             positions, cache=self.cache, slot=first, length=longest, ends=ends, adapters=adapters
         )
-        hidden = self.model.hidden(tokens, context)
+        if self.guesses:  # the heads read the prompt too
+            hidden = self.model.hidden_ahead(tokens, context)[0]
+        else:
+            hidden = self.model.hidden(tokens, context)
         last = hidden[torch.arange(len(prompts), device=device), ends - 1]
         for slot, source in reversed(list(enumerate(sources))):
             if slot != source:  # a source lies before its copies, which are made from the back
                 self.cache.copy(first + source, first + slot, longest)
         return self.model.logits(last)[sources]
 
-    def _decode(self) -> Tensor:
-        """Put each row's last token into the cache; logits (N, V) of the next."""
-        last, ends = [r.output[-1] for r in self.running], [r.length - 1 for r in self.running]
-        if self._fused and len(last) <= ROWS:
-            return self._fused(last, ends)
-        device, count = self.model.device, len(last)
+    def _decode(self) -> list[Event]:
+        """Advance all rows: by a token, and by those that were guessed right."""
+        rows = self.running
+        if self._fused and len(rows) <= ROWS:
+            logits = self._fused([r.output[-1] for r in rows], [r.length - 1 for r in rows])
+            events = self._draw(0, logits[:, None])
+        else:
+            width = min(max(2 * self.guesses, 1), self.length)
+            starts = [max(row.end - width, 0) for row in rows]
+            states, context = self._read(starts, width)
+            events = self._draw(0, self._logits(states, starts))
+            if self.guesses:
+                self._guess(starts, states, context)
+        self._free_finished(0)
+        return events
+
+    def _read(self, starts: list[int], width: int) -> tuple[Tensor, Context]:
+        """Put each row's last tokens, and its guesses, into the cache: states (B, width, E)."""
+        device, count = self.model.device, len(starts)
         filled = _round_up(count, ROUND_ROWS) if count > ROUND_ROWS else count
-        empty = [0] * (min(filled, self.slots) - count)
-        tokens = torch.tensor(last + empty, device=device)[:, None]
-        positions = torch.tensor(ends + empty, device=device)[:, None]
-        longest = max(row.length for row in self.running)
-        length = min(_round_up(longest, GRANULE), self.length)
+        empty = min(filled, self.slots) - count
+        windows = [row.window(at, width) for row, at in zip(self.running, starts, strict=True)]
+        tokens = torch.tensor(windows + [[0] * width] * empty, device=device)
+        positions = torch.tensor(starts + [0] * empty, device=device)[:, None]
+        positions = positions + torch.arange(width, device=device)
+        ends = [row.end for row in self.running]
+        length = min(_round_up(max(*ends, width), GRANULE), self.length)
         adapters = rows_of([row.request.adapter for row in self.running], self.adapters, device)
         context = Context(positions, cache=self.cache, length=length, adapters=adapters)
-        hidden = self.model.hidden(tokens, context)
-        return self.model.logits(hidden[:, 0])[:count]
+        if min(ends) < width:
+            padded = torch.tensor(ends + [width] * empty, device=device)
+            context = replace(context, ends=padded)
+        return self.model.trunk(tokens, context)
 
-    def _finish_step(self, first: int, logits: Tensor) -> list[Event]:
-        """Sample for the rows from `first` on, tell their events, and free those that ended."""
+    def _logits(self, states: Tensor, starts: list[int]) -> Tensor:
+        """(N, 1 + guesses, V) behind the last token of each row and behind its guesses."""
+        rows, device = self.running, states.device
+        last = torch.tensor([r.length - 1 - at for r, at in zip(rows, starts, strict=True)])
+        places = last[:, None] + torch.arange(1 + self.guesses)
+        places = places.clamp_max(states.shape[1] - 1).to(device)  # of guesses that are not there
+        states = states[torch.arange(len(rows), device=device)[:, None], places]
+        return self.model.logits(self.model.normalized(states))
+
+    def _guess(self, starts: list[int], states: Tensor, context: Context) -> None:
+        """New guesses behind all rows."""
+        rows = self.running
+        for row in rows:
+            row.guesses.clear()
+
+        def choose(logits: Tensor) -> Tensor:
+            behind = [row.output + row.guesses for row in rows]
+            return self._sample(0, logits[:, None], behind)[0][:, 0]
+
+        guess(self.model, rows, starts, states, context, choose)
+
+    def _draw(self, first: int, logits: Tensor) -> list[Event]:
+        """Sample for the rows from `first` on, and tell what stands of it.
+
+        logits: (N, M, V) behind the output of a row and behind its guesses. A guess stands while it
+        is what was drawn in its place; the first draw that differs stands itself.
+        """
         rows = self.running[first:]
-        logits[:, self.vocabulary :] = float("-inf")
-        sampler = self._sampler if first == 0 else None
+        before = [
+            row.output + row.guesses[:place] if place else row.output
+            for row in rows
+            for place in range(logits.shape[1])
+        ]
+        drawn, logprobs = (told.tolist() for told in self._sample(first, logits, before))
+        events = []
+        for index, row in enumerate(rows):
+            each = zip((*row.guesses, None), drawn[index], logprobs[index], strict=False)
+            for place, (guessed, token, logprob) in enumerate(each):
+                row.output.append(token)
+                row.finish = _finish(row)
+                top = _top(logits[index, place], token, row.request.logprobs)
+                events.append(Event(row.id, token, logprob, row.finish, top))
+                if row.finish or token != guessed:
+                    break
+        return events
+
+    def _sample(
+        self, first: int, logits: Tensor, outputs: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and their log-probabilities (N, M) for the rows from `first` on.
+
+        logits: (N, M, V), in which ids beyond the vocabulary are struck out. outputs: what each of
+        the N * M follows, behind the prompt of its row.
+        """
+        logits[..., self.vocabulary :] = float("-inf")
+        shape = logits.shape[:2]
+        rows = [row for row in self.running[first:] for _ in range(shape[1])]
+        sampler = self._samplers.get(shape[1])
         if sampler is None:
             settings = [row.request.sampling for row in rows]
             sampler = Sampler(settings, [row.seed for row in rows], logits.device)
-            self._sampler = sampler if first == 0 else None
-        prompts, outputs = [row.request.prompt for row in rows], [row.output for row in rows]
-        tokens, logprobs = sampler(logits, prompts, outputs)
-        tops = _tops(logits, rows, tokens)
-        events = []
-        for row, token, logprob, top in zip(
-            rows, tokens.tolist(), logprobs.tolist(), tops, strict=True
-        ):
-            row.output.append(token)
-            events.append(Event(row.id, token, logprob, _finish(row), top))
-        for index in reversed(range(len(events))):
-            if events[index].finish:
-                self._free(first + index)
-        return events
+            self._samplers[shape[1]] = sampler
+        prompts = [row.request.prompt for row in rows]
+        tokens, logprobs = sampler(logits.flatten(0, 1), prompts, outputs)
+        return tokens.view(shape), logprobs.view(shape)
+
+    def _free_finished(self, first: int) -> None:
+        for slot in reversed(range(first, len(self.running))):
+            if self.running[slot].finish:
+                self._free(slot)
 
     def _free(self, slot: int) -> None:
         last = self.running.pop()
         if slot < len(self.running):
             self.cache.copy(len(self.running), slot, last.length)
             self.running[slot] = last
-        self._sampler = None
+        self._samplers.clear()
 
 
 def _round_up(number: int, multiple: int) -> int:
@@ -264,16 +345,9 @@ def _finish(row: Running) -> Finish | None:
     return "length" if len(row.output) >= row.request.tokens else None
 
 
-def _tops(
-    logits: Tensor, rows: Sequence[Running], tokens: Tensor
-) -> list[tuple[tuple[int, float], ...]]:
-    """`Event.top` of each row."""
-    tops: list[tuple[tuple[int, float], ...]] = [()] * len(rows)
-    for index, row in enumerate(rows):
-        if row.request.logprobs is not None:
-            token = int(tokens[index])
-            tops[index] = ranked(logits[index].log_softmax(-1), token, row.request.logprobs)
-    return tops
+def _top(logits: Tensor, token: int, count: int | None) -> tuple[tuple[int, float], ...]:
+    """`Event.top`, of logits (V,)."""
+    return () if count is None else ranked(logits.log_softmax(-1), token, count)
 
 
 def ranked(logprobs: Tensor, token: int, count: int) -> tuple[tuple[int, float], ...]:

@@ -57,12 +57,17 @@ class Completion:
 
 @dataclass
 class Running:
-    """A request in a slot. The last of `output` is not in the cache yet."""
+    """A request in a slot. The last of `output` is not in the cache yet.
+
+    guesses: of the tokens behind it. finish: why it has ended.
+    """
 
     id: int
     request: Request
     seed: int
     output: list[int] = field(default_factory=list)
+    guesses: list[int] = field(default_factory=list)
+    finish: Finish | None = None
 
     @property
     def source(self) -> tuple[tuple[int, ...], str | None]:
@@ -73,3 +78,14 @@ class Running:
     def length(self) -> int:
         """Tokens so far, prompt and output."""
         return len(self.request.prompt) + len(self.output)
+
+    @property
+    def end(self) -> int:
+        """The place behind the last guess."""
+        return self.length + len(self.guesses)
+
+    def window(self, start: int, width: int) -> list[int]:
+        """Tokens from `start` on, the guesses behind them, filled up with 0."""
+        prompt, skip = self.request.prompt, max(start - len(self.request.prompt), 0)
+        tokens = [*prompt[start : start + width], *self.output[skip:], *self.guesses]
+        return (tokens + [0] * width)[:width]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from culm.config import Config
 from culm.model.block import Block
+from culm.model.cache import Kept
 from culm.model.context import Context
 from culm.model.linear import Linear
 from culm.model.norm import NormConfig
@@ -24,7 +25,8 @@ from culm.model.norm import NormConfig
 
 class MTP(Config):
     """depth: heads, each a block of the last layer's kind. weight: of their mean loss, beside that
-    of the next token. Only next-token training uses them; plain decoding and other formats do not.
+    of the next token. Next-token training learns them, speculative decoding guesses by them
+    (`culm.engine.speculation`); plain decoding and other formats leave them out.
     """
 
     depth: PositiveInt = 1
@@ -41,9 +43,11 @@ class FurtherHead(nn.Module):
         self.block = block
         self.norm = norm.build(width)
 
-    def forward(self, states: Tensor, embedded: Tensor, context: Context) -> Tensor:
+    def forward(
+        self, states: Tensor, embedded: Tensor, context: Context, cache: Kept | None
+    ) -> Tensor:
         joined = torch.cat((self.enorm(embedded), self.hnorm(states)), -1)
-        x, _, routing = self.block(self.projection(joined), context, None)
+        x, _, routing = self.block(self.projection(joined), context, cache)
         if context.routings is not None and routing is not None:
             context.routings.append(routing)
         return x

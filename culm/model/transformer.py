@@ -225,8 +225,8 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens: Tensor, context: Context | None = None) -> Tensor:
         """The normalised last states (B, T, E) that the head reads."""
-        x, _ = self._trunk(tokens, context or Context.plain(tokens))
-        return _scaled(self.norm(x), self.head_scale)
+        x, _ = self.trunk(tokens, context or Context.plain(tokens))
+        return self.normalized(x)
 
     def hidden_ahead(self, tokens: Tensor, context: Context | None = None) -> list[Tensor]:
         """As `hidden`, and after it what each head of multi-token prediction gives.
@@ -234,19 +234,33 @@ class Transformer(nn.Module):
         The k-th of these, at token t, has read up to token t + k; where the row or its document
         ends before, it means nothing.
         """
-        x, context = self._trunk(tokens, context or Context.plain(tokens))
-        states = [_scaled(self.norm(x), self.head_scale)]
-        for by, head in enumerate(self.mtp, start=1):
-            x = head(x, self._embedded(shifted(tokens, by, 0)), context)
-            states.append(_scaled(head.norm(x), self.head_scale))  # type: ignore[operator]
+        x, context = self.trunk(tokens, context or Context.plain(tokens))
+        states = [self.normalized(x)]
+        for by in range(1, len(self.mtp) + 1):
+            x = self.ahead(by, x, shifted(tokens, by, 0), context)
+            states.append(self.normalized(x, by))
         return states
+
+    def ahead(self, by: int, states: Tensor, tokens: Tensor, context: Context) -> Tensor:
+        """States (B, T, E) of head `by` from those of the one before it, the trunk for the first.
+
+        tokens: (B, T), each `by` places behind the token of its state. context: as `trunk` gave it.
+        """
+        cache = context.cache.layers[len(self.blocks) + by - 1] if context.cache else None
+        return self.mtp[by - 1](states, self._embedded(tokens), context, cache)
+
+    def normalized(self, states: Tensor, by: int = 0) -> Tensor:
+        """What the head of the vocabulary reads of states of the trunk, or of head `by`."""
+        norm = self.mtp[by - 1].norm if by else self.norm
+        return _scaled(norm(states), self.head_scale)  # type: ignore[operator]
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         return _scaled(self.embed(tokens).to(self.dtype), self.config.embedding_scale)
 
-    def _trunk(self, tokens: Tensor, context: Context) -> tuple[Tensor, Context]:
+    def trunk(self, tokens: Tensor, context: Context) -> tuple[Tensor, Context]:
         """What the last block gives (B, T, E), and the context as it was there."""
-        caches = context.cache.layers if context.cache else [None] * len(self.blocks)
+        count = len(self.blocks)
+        caches = context.cache.layers[:count] if context.cache else [None] * count
         x = self._embedded(tokens)
         if self.positions is not None:
             x = x + self.positions(context.positions).to(self.dtype)
@@ -294,12 +308,20 @@ class Transformer(nn.Module):
         cap = self.config.softcap
         return logprobs_of(hidden, self.head, targets, temperature, self.kernels, cap)
 
-    def cache(self, slots: int, length: int, kind: CacheKind = "plain", spare: int = 0) -> Cache:
+    def cache(
+        self,
+        slots: int,
+        length: int,
+        kind: CacheKind = "plain",
+        spare: int = 0,
+        further: bool = False,
+    ) -> Cache:
         """An empty cache for `slots` sequences of up to `length` tokens.
 
         kind: int8 and int4 round the keys and values of layers that keep those of all tokens.
         spare: by so many tokens a sequence may be cut, exactly, where layers have a window; what
         keeps all tokens may be cut anywhere, and a state nowhere.
+        further: also for the heads of multi-token prediction, behind the layers.
 
         Raises:
             SettingError: no layer does, or the kind is not known.
@@ -307,7 +329,8 @@ class Transformer(nn.Module):
         if kind not in BITS:
             raise SettingError(f"cache: {kind!r} is not one of {', '.join(BITS)}")
         room = Room(slots, length, self.dtype, self.device, BITS[kind], spare)
-        layers = [block.attention.cache(room) for block in self.blocks]  # type: ignore[union-attr,operator]
+        blocks = self.every_block if further else self.blocks
+        layers = [block.attention.cache(room) for block in blocks]  # type: ignore[union-attr,operator]
         if room.bits and not any(isinstance(layer, QuantizedCache) for layer in layers):
             raise SettingError(
                 f"cache: {kind} rounds keys and values of all tokens, and no layer of this model "

@@ -13,7 +13,6 @@ from fastapi.responses import JSONResponse, Response
 
 import culm
 from culm.config import SettingError
-from culm.engine.engine import Engine
 from culm.language_model import LanguageModel
 from culm.serve import error
 from culm.serve.complete import Completer
@@ -44,9 +43,7 @@ def build(
     """
     if name in model.adapters:
         raise SettingError(f"adapter: {name!r} is the name of the model; give it another")
-    tokens = model.tokenizer.vocabulary
-    engine = Engine(model.model, slots, model.context, vocabulary=tokens, cache=model.cache)
-    worker = Worker(engine, waiting)
+    worker = Worker(model.engine(slots, model.context), waiting)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
