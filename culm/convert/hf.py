@@ -14,6 +14,7 @@ from culm.convert import rules
 from culm.convert.card import write_card
 from culm.convert.families import FAMILIES
 from culm.convert.family import Family, family_of
+from culm.convert.fp8 import Blocks, read_blocks, restored
 from culm.convert.multipliers import plain_config
 from culm.convert.rules import ModuleNames
 from culm.convert.weights import assemble, note_dropped_heads, plain_weights
@@ -181,15 +182,15 @@ def parts(
     folder = Path(folder)
     if not folder.is_dir():
         raise SettingError(f"{folder}: there is no such folder")
-    family, config = read_config(folder / SETTINGS)
+    family, config, blocks = read_config(folder / SETTINGS)
     tokenizer = Tokenizer.load(folder)
     if not grows:
         check_vocabulary(tokenizer, config.vocabulary, folder)
-    return config, _weights(folder, family, config), tokenizer
+    return config, _weights(folder, family, config, blocks), tokenizer
 
 
-def read_config(path: Path) -> tuple[Family, TransformerConfig]:
-    """The family of a `config.json` and our settings for it.
+def read_config(path: Path) -> tuple[Family, TransformerConfig, Blocks | None]:
+    """The family of a `config.json`, our settings for it, and in which blocks it is in fp8.
 
     Raises:
         SettingError: a setting is missing or not understood.
@@ -200,19 +201,23 @@ def read_config(path: Path) -> tuple[Family, TransformerConfig]:
     if not isinstance(name, str) or name not in known:
         raise SettingError(f"{path}: model_type {name!r} is not one of {', '.join(known)}")
     left = {k: v for k, v in given.items() if k not in NEUTRAL and not k.startswith("_")}
-    return known[name], known[name].config(left, str(path))
+    packing, blocks = left.get("quantization_config"), None
+    if isinstance(packing, dict) and packing.get("quant_method") == "fp8":
+        try:
+            blocks = read_blocks(left.pop("quantization_config"))
+        except SettingError as error:
+            raise SettingError(f"{path}: quantization_config.{error}") from None
+    return known[name], known[name].config(left, str(path)), blocks
 
 
 def _weights(
-    folder: Path, family: Family, config: TransformerConfig
+    folder: Path, family: Family, config: TransformerConfig, blocks: Blocks | None
 ) -> Iterator[tuple[str, Tensor]]:
     resolved = config.resolved()
     names = family.rules(resolved)
-    stored = (
-        (rules.rooted(name, family.root, names), tensor)
-        for shard in _shards(folder)
-        for name, tensor in _read(shard)
-    )
+    tensors = (each for shard in _shards(folder) for each in _read(shard))
+    whole = restored(tensors, blocks, str(folder)) if blocks else tensors
+    stored = ((rules.rooted(name, family.root, names), tensor) for name, tensor in whole)
     ends: dict[str, Tensor] = {}
     for name, tensor in rules.read(stored, names, _experts(resolved)):
         if config.tied and name in ("embed.weight", "head.weight"):
