@@ -154,21 +154,25 @@ class LoRALinear(nn.Module):
     @torch.no_grad()
     def _summed(self) -> Tensor:
         """W + scale * B A in fp32; a quantised base is multiplied out."""
-        base = self.base
-        weight = base.dequantize() if isinstance(base, QuantizedLinear) else base.weight
-        return weight.float() + self.scale * (self.b.float() @ self.a.float())
+        return self.base.matrix().float() + self.scale * (self.b.float() @ self.a.float())
 
     def _norms(self) -> Tensor:
         """|W + scale * B A| of each row, (outputs,); taken as a constant, as the paper says."""
         return self._summed().norm(dim=1).clamp_min(TINY)
 
     @torch.no_grad()
-    def merged(self) -> Linear:
-        """One plain layer of the same product, added in fp32; quantised weights become fp32."""
+    def matrix(self) -> Tensor:
+        """The weights of one plain layer of the same product, (outputs, inputs), added in fp32."""
+        if not self.enabled:
+            return self.base.matrix()
         summed = self._summed()
         if self.magnitude is not None:
             summed *= (self.magnitude.float() / self._norms())[:, None]
-        return plain(summed.to(self.dtype), self.base.bias)
+        return summed
+
+    def merged(self) -> Linear:
+        """One plain layer of the same product; quantised weights become fp32."""
+        return plain(self.matrix().to(self.dtype), self.base.bias)
 
 
 def plain(weight: Tensor, bias: Tensor | None) -> Linear:

@@ -30,6 +30,12 @@ class Linear(nn.Linear):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
 
+    def matrix(self) -> Tensor:
+        """What x is multiplied by, (outputs, inputs). Layers that stand for this one tell theirs:
+        quantised ones multiplied out, adapted ones merged.
+        """
+        return self.weight
+
 
 class GroupedLinear(nn.Module):
     """A linear layer for each expert; x: (M, inputs), sorted by expert -> (M, outputs).

@@ -56,6 +56,10 @@ class QuantizedLinear(nn.Module, ABC):
     def dequantize(self) -> Tensor:
         """The weights multiplied out: (outputs, inputs) fp32."""
 
+    def matrix(self) -> Tensor:
+        """The same, as every linear layer has it."""
+        return self.dequantize()
+
     def dense(self, x: Tensor) -> Tensor:
         """x W^T through weights in the dtype of x; x: (N, inputs)."""
         return x @ self.dequantize().to(x.dtype).t()

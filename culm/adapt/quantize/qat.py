@@ -43,9 +43,11 @@ class FakeQuantizedLinear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         x = _straight(x, self.quantizer.read(x.detach()), None)
+        return F.linear(x, self.matrix().to(x.dtype), bias)
+
+    def matrix(self) -> Tensor:
         values, inside = self.quantizer.rounded(self.weight)
-        weight = _straight(self.weight, values.to(self.weight.dtype), inside)
-        return F.linear(x, weight.to(x.dtype), bias)
+        return _straight(self.weight, values.to(self.weight.dtype), inside)
 
 
 def _straight(source: Tensor, rounded: Tensor, inside: Tensor | None) -> Tensor:

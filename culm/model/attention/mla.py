@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from culm.model.attend import Backend, Rule, attend, attend_cached, attention_weights, serves
 from culm.model.attention.part import AttentionConfig, AttentionModule
@@ -132,21 +132,16 @@ class LatentAttention(AttentionModule):
         assert isinstance(cache, LayerCache)
         kept = torch.cat((latent[:, :, None], key), -1)
         (latents,), at = cache.update(context, kept)
-        q = torch.einsum("bthd,hdr->bthr", q, self._matrix(self.k, q.dtype))
+        q = torch.einsum("bthd,hdr->bthr", q, self._of_heads(self.k, q.dtype))
         queries, values = torch.cat((q, turned), -1), latents[..., : self.config.rank]
         found = attend_cached(
             queries, latents, values, at, context.positions, self.rule, self.backend
         )
-        return torch.einsum("bthr,hdr->bthd", found, self._matrix(self.v, found.dtype))
+        return torch.einsum("bthr,hdr->bthd", found, self._of_heads(self.v, found.dtype))
 
-    def _matrix(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:
-        """(H, D, rank): the weights of a projection from the latent, which may be of few bits."""
-        if type(layer) is Linear:
-            weight = layer.weight.to(dtype)
-        else:
-            eye = torch.eye(self.config.rank, dtype=dtype, device=next(self.parameters()).device)
-            weight = layer(eye).t()
-        return weight.unflatten(0, (-1, weight.shape[0] // self.config.heads))
+    def _of_heads(self, layer: Linear, dtype: torch.dtype) -> Tensor:
+        """(H, D, rank): the weights of a projection from the latent."""
+        return layer.matrix().to(dtype).unflatten(0, (self.config.heads, -1))
 
     def cache(self, room: Room) -> Kept:
         size = self.config.rank + self.config.rope_dim
