@@ -9,7 +9,7 @@ from torch import nn
 
 from culm.adapt.lora import adapters_of
 from culm.config import SettingError
-from culm.model.linear import Linear
+from culm.model.linear import GroupedLinear, Linear
 from culm.model.scaling import WITHIN, Multiples, place_of
 from culm.model.transformer import Transformer
 
@@ -79,11 +79,12 @@ def _placed(module: nn.Module, orthogonal: Collection[nn.Parameter]) -> Placed:
 
 
 def hidden_matrices(module: nn.Module) -> set[nn.Parameter]:
-    """Weights of the linear layers inside blocks: not embeddings, not output heads."""
+    """Weights of the linear layers and experts inside blocks: not embeddings, not output heads."""
     tables = {m.weight for m in module.modules() if isinstance(m, nn.Embedding)}
     found: set[nn.Parameter] = set()
     for name, part in module.named_modules():
         inside = any(f".{root}." in f".{name}." for root in WITHIN)
-        if isinstance(part, Linear) and inside and part.weight not in tables:
+        linear = isinstance(part, Linear | GroupedLinear)
+        if linear and inside and part.weight not in tables:
             found.add(cast(nn.Parameter, part.weight))
     return found

@@ -1,7 +1,7 @@
 """Muon: momentum whose direction is made near-orthogonal (Jordan 2024; arXiv 2502.16982).
 
-Hidden matrices take orthogonalised steps; embeddings, heads, norms, experts and adapters take AdamW
-steps, in the same optimizer object, so that the loop and the checkpoint see one.
+Hidden matrices, those of experts too, take orthogonalised steps; embeddings, heads, norms and
+adapters take AdamW steps, in the same optimizer object: the loop and the checkpoint see one.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class MuonOptimizer(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(parameter)
         state["momentum"].lerp_(gradient, 1 - self.config.momentum)
         nesterov = gradient.lerp(state["momentum"], self.config.momentum)
-        scale = 0.2 * max(parameter.shape) ** 0.5
+        scale = 0.2 * max(parameter.shape[-2:]) ** 0.5
         # A shard has no direction of its own: every rank orthogonalises the whole matrix.
         update = orthogonalize(full_tensor(nesterov).to(self.precision)).to(parameter.dtype)
         return like(update, parameter) * scale
@@ -100,14 +100,14 @@ def _precision(module: nn.Module) -> torch.dtype:
 
 
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Newton-Schulz iteration towards the nearest semi-orthogonal matrix; (R, C) fp32.
+    """Newton-Schulz iteration towards the nearest semi-orthogonal matrix; (..., R, C) fp32.
 
     Singular values end near 1 (0.7 to 1.2), which is all that the method needs: bf16 is enough.
     """
     a, b, c = COEFFICIENTS
-    wide = matrix.shape[0] <= matrix.shape[1]
+    wide = matrix.shape[-2] <= matrix.shape[-1]
     x = matrix if wide else matrix.mT
-    x = x / (x.norm() + 1e-7)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x

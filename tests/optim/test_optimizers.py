@@ -101,6 +101,22 @@ def test_every_parameter_is_in_one_group(model: Transformer) -> None:
         assert len(held) == len({id(p) for p in held}) == len(list(model.parameters()))
 
 
+def test_every_expert_takes_the_step_of_a_matrix_of_its_own() -> None:
+    moe = MoE(experts=3, hidden=24)
+    config = TransformerConfig(vocabulary=20, width=16, layers=1, attention=GQA(heads=2), mlp=moe)
+    model = config.build()
+    before = model.blocks[0].mlp.experts.up.weight.detach().clone()
+    gradients(model, 0)
+    gradient = model.blocks[0].mlp.experts.up.weight.grad.clone()
+    gradient[1] = model.blocks[0].mlp.experts.up.weight.grad[1] = 0  # to which no token went
+    Muon(rate=0.1, weight_decay=0.0).build(model).step()
+    step = before - model.blocks[0].mlp.experts.up.weight.detach()
+    for number in range(3):
+        wanted = orthogonalize(gradient[number] * (1 - 0.95**2)) * 0.1 * 0.2 * 24**0.5
+        torch.testing.assert_close(step[number], wanted, atol=1e-6, rtol=1e-4)
+    assert step[1].abs().max() == 0
+
+
 def test_adapters_take_adamw_steps(model: Transformer) -> None:
     LoRA(rank=2).apply(model, 0)
     optimizer = Muon().build(model)
