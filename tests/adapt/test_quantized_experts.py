@@ -1,5 +1,7 @@
 """Experts with weights of few bits: the same layers as everywhere, one for each."""
 
+import copy
+
 import pytest
 import torch
 
@@ -7,6 +9,8 @@ from culm.adapt.lora import LoRA
 from culm.adapt.merge import merge_verified
 from culm.adapt.quantize import Quantizers
 from culm.adapt.quantize.awq import AWQ
+from culm.adapt.quantize.calibrate import Calibration
+from culm.adapt.quantize.gptq import GPTQ
 from culm.adapt.quantize.grouped import QuantizedGrouped
 from culm.adapt.quantize.linear import QuantizedLinear, is_quantized, quantized_layers
 from culm.adapt.quantize.method import RTN
@@ -92,11 +96,37 @@ def test_a_folder_brings_them_back(mixture, kind, tmp_path):
     assert torch.equal(again(TOKENS), model(TOKENS))
 
 
-def test_methods_that_calibrate_round_experts_to_nearest(mixture):
+def test_awq_rounds_experts_to_nearest(mixture):
     model, nearest = mixture(), rounded(mixture(), "int4")
     tokens = torch.randint(0, 262, (8, 32), generator=torch.Generator().manual_seed(0))
     AWQ().apply(model, parse(Quantizers, "int4", "to"), tokens)
     assert names(model) == names(nearest)
+
+
+def test_gptq_solves_every_expert_on_its_own_rows(mixture):
+    """Its layer by itself: the outputs of an expert on the rows that came to it are nearer."""
+    model = mixture(scores="sigmoid")
+    model.blocks[0].mlp.router.selection[3] = -9.0  # to which no token goes
+    tokens = torch.randint(0, 262, (16, 64), generator=torch.Generator().manual_seed(0))
+    calibration = Calibration(model, tokens)
+    read = {
+        name: calibration.measure_experts(model.blocks[0], f"mlp.experts.{name}")
+        for name in ("gate", "up", "down")
+    }
+    before = {name: getattr(model.blocks[0].mlp.experts, name).weight.clone() for name in read}
+    nearest = rounded(copy.deepcopy(model), "int4")
+    assert GPTQ().apply(model, parse(Quantizers, "int4", "to"), tokens) > 0
+    assert names(model) == names(nearest)
+    for name, measured in read.items():
+        solved = getattr(model.blocks[0].mlp.experts, name).dequantize() - before[name]
+        other = getattr(nearest.blocks[0].mlp.experts, name).dequantize() - before[name]
+        for number, (gram, rows) in enumerate(measured):
+            if number == 3:
+                assert rows == 0
+                assert torch.equal(solved[3], other[3])
+            else:
+                ours, theirs = (((w[number] @ gram) * w[number]).sum() for w in (solved, other))
+                assert ours < 0.9 * theirs, name
 
 
 def test_groups_must_divide_the_width_of_an_expert(mixture):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from culm.config import SettingError
 from culm.log import progress
+from culm.model.linear import GroupedLinear
 from culm.model.transformer import Transformer
 
 ROWS = 8  # that go through a block at once
@@ -122,6 +123,40 @@ class Calibration:
                 block(*entry)
         return {name: inputs.means(name) for name, inputs in sums.items()}
 
+    @torch.no_grad()
+    def measure_experts(self, block: nn.Module, name: str) -> list[tuple[Tensor, int]]:
+        """For each expert of a layer the sum of x x^T, (inputs, inputs) fp32, and its rows.
+
+        Raises:
+            SettingError: an input is NaN or infinite.
+        """
+        layer = block.get_submodule(name)
+        assert isinstance(layer, GroupedLinear)
+        found = _Grams(layer)
+        with ExitStack() as hooks:
+            hooks.callback(layer.register_forward_pre_hook(found.add).remove)
+            for entry in self._entries:
+                block(*entry)
+        _check(found.grams, name)
+        return list(zip(found.grams, found.rows, strict=True))
+
+
+class _Grams:
+    """Gram matrices of the rows of each expert; a forward pre-hook."""
+
+    def __init__(self, layer: GroupedLinear) -> None:
+        size = layer.in_features
+        self.grams = layer.weight.new_zeros(layer.experts, size, size, dtype=torch.float32)
+        self.rows = [0] * layer.experts
+
+    def add(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        start, (x, ends) = 0, args
+        for number, end in enumerate(ends.tolist()):
+            part = x[start:end].float()
+            self.grams[number].addmm_(part.t(), part)
+            self.rows[number] += len(part)
+            start = end
+
 
 class _Sums:
     """Grows row by row; a forward pre-hook."""
@@ -145,9 +180,13 @@ class _Sums:
         assert isinstance(self.gram, Tensor)
         assert isinstance(self.magnitude, Tensor)
         assert self.greatest is not None
-        if not self.gram.isfinite().all():
-            raise SettingError(f"calibrate: what {name} reads is NaN or infinite on this text")
+        _check(self.gram, name)
         return Inputs(self.gram / self.count, self.magnitude / self.count, self.greatest)
+
+
+def _check(gram: Tensor, name: str) -> None:
+    if not gram.isfinite().all():
+        raise SettingError(f"calibrate: what {name} reads is NaN or infinite on this text")
 
 
 class _Entered(Exception):

@@ -18,10 +18,11 @@ from pydantic import PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from culm.adapt.quantize.calibrate import Calibration
+from culm.adapt.quantize.grouped import QuantizedGrouped, expert
 from culm.adapt.quantize.int4 import Int4, Int4Linear, codes_of, grid, values_of
 from culm.adapt.quantize.method import Calibrated, plain_linear
 from culm.config import SettingError
-from culm.model.linear import Linear
+from culm.model.linear import GroupedLinear, Linear
 
 BLOCK = 128  # columns; a multiple of every group
 
@@ -31,10 +32,14 @@ class GPTQ(Calibrated[Int4]):
 
     static_groups: the scale of a group is that of the weights before any of them has moved.
     act_order: columns with the greatest inputs come first, when most others can still move.
+
+    An expert is solved on the tokens that came to it; the fewer they are, the more is added to the
+    diagonal, up to rounding to nearest where none came.
     """
 
     kind: Literal["gptq"] = "gptq"
     codes = Int4
+    layers = (Linear, GroupedLinear)
     damping: PositiveFloat = 0.01
     static_groups: bool = True
     act_order: bool = True
@@ -53,20 +58,50 @@ class GPTQ(Calibrated[Int4]):
         quantizers: dict[str, Int4],
     ) -> None:
         for stage in stages:  # each sees what the stages before it have become
+            if isinstance(block.get_submodule(stage[0]), GroupedLinear):
+                self._solve_experts(calibration, block, stage, quantizers)
+                continue
             gram = calibration.measure(block, stage[:1])[stage[0]].gram
             for name in stage:
                 layer, group = plain_linear(block, name), quantizers[name].group
                 block.set_submodule(name, self.solve(layer, gram, group, name))
 
+    def _solve_experts(
+        self,
+        calibration: Calibration,
+        block: nn.Module,
+        stage: list[str],
+        quantizers: dict[str, Int4],
+    ) -> None:
+        read = calibration.measure_experts(block, stage[0])
+        for name in stage:
+            layer, group = block.get_submodule(name), quantizers[name].group
+            assert isinstance(layer, GroupedLinear)
+            each = [
+                self.solve(
+                    expert(layer, number), gram / rows, group, name, layer.in_features / rows
+                )
+                if rows
+                else Int4Linear.from_linear(expert(layer, number), group)
+                for number, (gram, rows) in enumerate(read)
+            ]
+            bias = None if layer.bias is None else layer.bias.detach().clone()
+            block.set_submodule(name, QuantizedGrouped(each, bias))
+
     @torch.no_grad()
-    def solve(self, layer: Linear, gram: Tensor, group: int, name: str = "") -> Int4Linear:
-        """The int4 layer whose outputs are near the layer's; gram: (inputs, inputs) fp32."""
+    def solve(
+        self, layer: Linear, gram: Tensor, group: int, name: str = "", doubt: float = 0.0
+    ) -> Int4Linear:
+        """The int4 layer whose outputs are near the layer's; gram: (inputs, inputs) fp32.
+
+        doubt: how little it says, as inputs to each row; damping grows by this multiple of itself.
+        """
         weight, gram = layer.weight.detach().float().clone(), gram.clone()
         dead = gram.diagonal() == 0
         gram.diagonal()[dead], weight[:, dead] = 1, 0
         power = gram.diagonal()
         order = power.argsort(descending=True, stable=True) if self.act_order else None
-        power += self.damping * power.mean()
+        power += self.damping * (1 + doubt) * power.mean()
         groups = _Groups(weight, group, fixed=self.static_groups)
         if order is not None:
             weight, gram = weight[:, order], gram[order][:, order]

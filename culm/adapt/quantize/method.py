@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from culm.adapt.quantize.calibrate import Calibration
 from culm.adapt.quantize.linear import LinearQuantizer, assigned, round_to_nearest
 from culm.config import Config, SettingError
-from culm.model.linear import Linear
+from culm.model.linear import GroupedLinear, Linear
 from culm.model.transformer import Transformer
 
 
@@ -55,12 +55,13 @@ Q = TypeVar("Q", bound=LinearQuantizer)
 class Calibrated(Method, ABC, Generic[Q]):
     """Codes that keep the outputs on text, found block by block.
 
-    codes: the quantisers whose codes it finds. Layers of others or outside of the blocks, those
-    that no token reached, and those of experts are rounded to nearest.
+    codes: the quantisers whose codes it finds; layers: of which kinds. Layers of others or outside
+    of the blocks, and those that no token reached, are rounded to nearest.
     """
 
     calibrated = True
     codes: ClassVar[type[LinearQuantizer]]
+    layers: ClassVar[tuple[type[Linear | GroupedLinear], ...]] = (Linear,)
 
     @abstractmethod
     def quantize(
@@ -84,14 +85,14 @@ class Calibrated(Method, ABC, Generic[Q]):
         found = {
             name
             for name, quantizer in left.items()
-            if type(quantizer) is self.codes and isinstance(model.get_submodule(name), Linear)
+            if type(quantizer) is self.codes and isinstance(model.get_submodule(name), self.layers)
         }
         if not found:
             kinds = " and ".join(dict.fromkeys(quantizer.kind for quantizer in quantizers))
             codes = self.codes.model_fields["kind"].default
             wrong = f"{self.kind} finds codes of {codes}, not of {kinds}"
             raise SettingError(f"method: {wrong}; take method=rtn")
-        rows = _enough([plain_linear(model, name) for name in found], tokens, self.kind)
+        rows = _enough([model.get_submodule(name) for name in found], tokens, self.kind)
         calibration = Calibration(model, rows)
         for prefix, block in calibration:
             inside = {n.removeprefix(f"{prefix}."): n for n in found if n.startswith(f"{prefix}.")}
@@ -110,10 +111,10 @@ def plain_linear(parent: nn.Module, name: str) -> Linear:
     return layer
 
 
-def _enough(layers: Sequence[Linear], tokens: Tensor | None, kind: str) -> Tensor:
+def _enough(layers: Sequence[nn.Module], tokens: Tensor | None, kind: str) -> Tensor:
     if tokens is None:
         raise SettingError(f"calibrate: {kind} needs text; name a file, or take method=rtn")
-    needed = max(layer.in_features for layer in layers)
+    needed = max(int(layer.in_features) for layer in layers)  # type: ignore[arg-type]
     if tokens.numel() < needed:
         # Fewer tokens than inputs span only some of the directions that the inputs can take.
         raise SettingError(
