@@ -32,7 +32,12 @@ CHANGES = {
         {"softcap": 20.0},
         {"scale": 0.3},
     ],
-    "mlp": [{"activation": "gelu_tanh"}, {"activation": "relu2"}, {"hidden": 64}],
+    "mlp": [
+        {"kind": "geglu"},
+        {"activation": "gelu_tanh"},
+        {"activation": "relu2"},
+        {"hidden": 64},
+    ],
     "": [{"tied": True}, {"tied": False}, {"softcap": 15.0}, {"norm": "layer"}],
 }
 

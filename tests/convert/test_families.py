@@ -131,6 +131,30 @@ def test_a_setting_of_another_time_is_refused(family):
         path.write_text(given)
 
 
+@pytest.mark.parametrize("activation", ["gelu", "gelu_pytorch_tanh", "relu"])
+def test_another_activation_is_computed_or_refused(family, rows, tokenizer, tmp_path, activation):
+    name, peer, _, folder = family
+    settings = json.loads((folder / "config.json").read_text())
+    known = ("hidden_activation", "activation_function", "hidden_act")
+    setting = next(each for each in known if each in settings)
+    kind = settings.pop("model_type")
+    config = transformers.AutoConfig.for_model(kind, **{**settings, setting: activation})
+    other = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    other.load_state_dict(peer.state_dict())
+    saved(other.eval(), tokenizer, tmp_path / "in")
+    try:
+        model, _ = hf.load(tmp_path / "in")
+    except SettingError as error:
+        assert f"{setting}: '{activation}' is not read here" in str(error)
+        assert name in ("Mixtral", "Qwen3-MoE", "DeepSeek-V3", "GPT-OSS") or activation == "relu"
+        return
+    expected = logits_of(other, rows)
+    assert (model.eval()(rows) - expected).abs().max() <= 1e-4
+    hf.export(model, tokenizer, tmp_path / "out", family=kind)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert (logits_of(again, rows) - expected).abs().max() <= 1e-4
+
+
 def test_a_needed_setting_that_is_missing_is_named(family):
     name, _, _, folder = family
     path = folder / "config.json"

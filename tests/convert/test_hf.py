@@ -173,7 +173,7 @@ def exported(tiny, tokenizer, tmp_path):
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: 50.0 is not known here"),
         ({"attention_bias": True}, r"8 are missing: blocks\.#\.attention\.k\.bias \(2\)"),
         ({"mlp_bias": True}, "mlp_bias: True"),
-        ({"hidden_act": "gelu"}, "hidden_act: 'gelu'"),
+        ({"hidden_act": "mish"}, "hidden_act: 'mish'"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
         ({"layer_types": 3}, "layer_types"),
         ({"vocab_size": "many"}, r"config\.json\.vocabulary"),

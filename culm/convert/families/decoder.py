@@ -10,7 +10,7 @@ from culm.convert.family import Fields
 from culm.convert.hf_rope import read_rope, rope_fields, rope_mapping
 from culm.convert.rules import Rule, renamed
 from culm.model.attention.gqa import GQA
-from culm.model.mlp.gated import SwiGLU
+from culm.model.mlp.gated import GeGLU, SwiGLU
 from culm.model.mlp.moe import MoE
 from culm.model.norm import RMSNormConfig
 from culm.model.rope import Rope
@@ -60,7 +60,7 @@ def read_decoder(
         "width": fields.take("hidden_size"),
         "layers": fields.take("num_hidden_layers"),
         "context": fields.take("max_position_embeddings"),
-        "mlp": {"kind": _gate(fields, activation), "hidden": fields.take("intermediate_size")},
+        "mlp": {**_gate(fields, activation), "hidden": fields.take("intermediate_size")},
         "norm": {"kind": "rms", "eps": fields.take("rms_norm_eps")},
         "tied": fields.take("tie_word_embeddings", tied),
     }
@@ -74,12 +74,18 @@ def activation_of(fields: Fields, setting: str, default: str) -> str:
     return OURS[name]
 
 
-def _gate(fields: Fields, activation: str) -> str:
-    kinds = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu"}
+GATES: dict[str, SwiGLU] = {
+    "silu": SwiGLU(),
+    "gelu_pytorch_tanh": GeGLU(),
+    "gelu": GeGLU(exact=True),
+}
+
+
+def _gate(fields: Fields, activation: str) -> dict[str, Any]:
     name = fields.take(activation, "silu")
-    if not isinstance(name, str) or name not in kinds:
-        raise SettingError(f"{activation}: {name!r} is not read here, only {', '.join(kinds)}")
-    return kinds[name]
+    if not isinstance(name, str) or name not in GATES:
+        raise SettingError(f"{activation}: {name!r} is not read here, only {', '.join(GATES)}")
+    return GATES[name].model_dump()
 
 
 def read_attention(fields: Fields, context: int, partial: bool = False) -> dict[str, Any]:
@@ -145,7 +151,7 @@ def write_decoder(
         "hidden_size": config.width,
         "intermediate_size": mlp.hidden,
         "num_hidden_layers": config.layers,
-        activation: {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}[mlp.kind],
+        activation: next(n for n, gate in GATES.items() if gate.activation == mlp.activation),
         "max_position_embeddings": config.context,
         "rms_norm_eps": config.norm.eps,
         "tie_word_embeddings": config.tied,
@@ -163,10 +169,17 @@ def write_attention(config: TransformerConfig, family: str) -> dict[str, Any]:
     }
 
 
-def write_line(config: TransformerConfig, family: str, kind: type = SwiGLU) -> dict[str, Any]:
+def write_line(config: TransformerConfig, family: str) -> dict[str, Any]:
     """Both of them, of a model without experts."""
-    mlp = the_only(config.mlp, kind, "mlp", family)
+    mlp = gated(config, family)
     return {**write_decoder(config, mlp, family), **write_attention(config, family)}
+
+
+def gated(config: TransformerConfig, family: str) -> SwiGLU:
+    """The feed-forward of a model without experts."""
+    kind = GeGLU if isinstance(config.mlp[0], GeGLU) else SwiGLU
+    mlp: SwiGLU = the_only(config.mlp, kind, "mlp", family)
+    return mlp
 
 
 def write_windows(config: TransformerConfig) -> dict[str, Any]:

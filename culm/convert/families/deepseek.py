@@ -90,6 +90,7 @@ def names(config: TransformerConfig) -> list[Rule]:
 
 
 def read(fields: Fields) -> dict[str, Any]:
+    fields.only("hidden_act", "silu")
     fields.only("rope_interleave", True)
     fields.only("topk_method", "noaux_tc")
     fields.only("scoring_func", "sigmoid")

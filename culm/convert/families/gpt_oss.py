@@ -90,6 +90,7 @@ def names(config: TransformerConfig) -> list[Rule]:
 
 
 def read(fields: Fields) -> dict[str, Any]:
+    fields.only("hidden_act", "silu")
     fields.only("swiglu_alpha", 1.702)
     fields.only("swiglu_limit", 7.0)
     fields.drop("experts_per_token", "initial_context_length")

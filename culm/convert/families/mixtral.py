@@ -35,6 +35,7 @@ def names(config: TransformerConfig) -> list[Rule]:
 
 
 def read(fields: Fields) -> dict[str, Any]:
+    fields.only("hidden_act", "silu")
     values = read_decoder(fields)
     mlp = {
         "kind": "moe",

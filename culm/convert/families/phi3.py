@@ -6,6 +6,7 @@ from typing import Any
 
 from culm.convert.families.decoder import (
     NAMES,
+    gated,
     in_layers,
     read_attention,
     read_decoder,
@@ -16,7 +17,6 @@ from culm.convert.families.decoder import (
 from culm.convert.family import Family, Fields
 from culm.convert.rules import Rule, join, renamed, split
 from culm.model.attention.gqa import GQA
-from culm.model.mlp.gated import SwiGLU
 from culm.model.transformer import TransformerConfig
 
 FUSED = ("attention.q", "attention.k", "attention.v", "mlp.gate", "mlp.up")
@@ -24,7 +24,7 @@ FUSED = ("attention.q", "attention.k", "attention.v", "mlp.gate", "mlp.up")
 
 def names(config: TransformerConfig) -> list[Rule]:
     attention = the_only(config.attention, GQA, "attention", "phi3")
-    hidden = the_only(config.mlp, SwiGLU, "mlp", "phi3").hidden
+    hidden = gated(config, "phi3").hidden
     q, k = (count * attention.head_dim for count in (attention.heads, attention.kv_heads))
     parts = tuple(f"blocks.#.{part}" for part in FUSED)
     qkv, gates = "model.layers.#.self_attn.qkv_proj", "model.layers.#.mlp.gate_up_proj"

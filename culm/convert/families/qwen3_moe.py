@@ -30,6 +30,7 @@ def names(config: TransformerConfig) -> list[Rule]:
 
 
 def read(fields: Fields) -> dict[str, Any]:
+    fields.only("hidden_act", "silu")
     every, dense = fields.take("decoder_sparse_step", 1), fields.take("mlp_only_layers", None) or []
     experts = fields.take("num_local_experts", None) or fields.take("num_experts")
     fields.drop("num_experts")
