@@ -24,7 +24,7 @@ FUSED = ("attention.q", "attention.k", "attention.v", "mlp.gate", "mlp.up")
 
 def names(config: TransformerConfig) -> list[Rule]:
     attention = the_only(config.attention, GQA, "attention", "phi3")
-    hidden = gated(config, "phi3").hidden
+    hidden = gated(config, "phi3").inner(config.width)
     q, k = (count * attention.head_dim for count in (attention.heads, attention.kv_heads))
     parts = tuple(f"blocks.#.{part}" for part in FUSED)
     qkv, gates = "model.layers.#.self_attn.qkv_proj", "model.layers.#.mlp.gate_up_proj"
