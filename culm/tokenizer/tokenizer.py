@@ -225,13 +225,8 @@ class Tokenizer:
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             raise SettingError(f"{path}: cannot be read as a tokenizer: {error}") from None
-        settings, generation = (
-            read_json(folder / name) if (folder / name).is_file() else {}
-            for name in (CONFIG, "generation_config.json")
-        )
-        eos = generation.get("eos_token_id")
-        stops = eos if isinstance(eos, list) else [] if eos is None else [eos]
-        stops = [*stops, *settings.get("stop_ids", [])]
+        settings = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+        stops = [*_ends_of(folder, inner), *settings.get("stop_ids", [])]
         return cls(inner, settings, _template(folder, settings), stops)
 
 
@@ -244,6 +239,17 @@ def check_vocabulary(tokenizer: Tokenizer, rows: int, source: str | Path) -> Non
     if tokenizer.vocabulary > rows:
         ids = f"the tokenizer has {tokenizer.vocabulary} ids"
         raise SettingError(f"{source}: {ids}, the model's vocabulary only {rows}")
+
+
+def _ends_of(folder: Path, inner: tokenizers.Tokenizer) -> list[int]:
+    """What ends an answer, by the settings of generation that stand beside a tokenizer."""
+    path = folder / "generation_config.json"
+    eos = read_json(path).get("eos_token_id") if path.is_file() else None
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    for one in ids:
+        if type(one) is not int or one not in range(1 << 32) or inner.id_to_token(one) is None:
+            raise SettingError(f"{path}: eos_token_id: {one!r} is no token of the tokenizer")
+    return ids
 
 
 def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:

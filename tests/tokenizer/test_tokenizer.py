@@ -1,5 +1,6 @@
 """Round trips, agreement with the reference libraries, files, streaming, bad input."""
 
+import json
 import subprocess
 import sys
 
@@ -273,3 +274,13 @@ def test_settings():
 def test_no_tensors_are_imported():
     code = "import sys, culm.tokenizer, culm.tokenizer.chat; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("eos", [99_999, -1, 1 << 40, "end", True, 2.0, [3, None]])
+def test_ends_that_are_no_tokens(eos, tmp_path):
+    Bytes(specials=True).build([]).save(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 7]}))
+    assert {3, 7} <= Tokenizer.load(tmp_path).stop_ids
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    with pytest.raises(SettingError, match=r"generation_config\.json: eos_token_id: .*no token"):
+        Tokenizer.load(tmp_path)
