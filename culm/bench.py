@@ -25,8 +25,9 @@ from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.attention.gqa import GQA
+from culm.model.config import TransformerConfig
 from culm.model.mlp.gated import SwiGLU
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.transformer import Transformer
 from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
 from culm.optim.schedule import Constant

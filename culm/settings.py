@@ -12,7 +12,7 @@ from culm.config import Config, SettingError, compose_run, parse
 from culm.data.settings import DataConfig
 from culm.dist.parallelize import Dist
 from culm.eval.settings import EvalConfig
-from culm.model.transformer import TransformerConfig
+from culm.model.config import TransformerConfig
 from culm.plan.dial import turned
 from culm.start import Start
 from culm.tokenizer import TokenizerConfig

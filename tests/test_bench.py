@@ -7,7 +7,7 @@ from culm import bench
 from culm.bench import Size, decoder_of, show_bench, trainer_of
 from culm.config import SettingError
 from culm.model.attention.gqa import GQA
-from culm.model.transformer import TransformerConfig
+from culm.model.config import TransformerConfig
 
 CPU = torch.device("cpu")
 MODEL = TransformerConfig(vocabulary=64, width=64, layers=1, context=16, attention=(GQA(heads=2),))

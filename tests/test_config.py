@@ -9,7 +9,7 @@ from culm.config import CONFIGS, SettingError, compose, compose_run, parse
 from culm.data.settings import DataConfig
 from culm.dist.parallelize import Dist
 from culm.eval.settings import EvalConfig
-from culm.model.transformer import TransformerConfig
+from culm.model.config import TransformerConfig
 from culm.settings import RunConfig, read_run
 from culm.train.settings import TrainConfig
 

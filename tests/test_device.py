@@ -7,7 +7,7 @@ from culm import device
 from culm.config import SettingError
 from culm.device import choose_backend, trial
 from culm.model.attention.gqa import GQA
-from culm.model.transformer import TransformerConfig
+from culm.model.config import TransformerConfig
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ from culm.config import SettingError, parse
 from culm.convert import native
 from culm.convert.family import NoFamilyError
 from culm.language_model import load
-from culm.model.transformer import TransformerConfig
+from culm.model.config import TransformerConfig
 from culm.pack import export, write_export
 
 

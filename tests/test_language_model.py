@@ -11,7 +11,7 @@ from culm.config import SettingError
 from culm.convert import native
 from culm.language_model import LanguageModel, load
 from culm.model.attention.gqa import GQA
-from culm.model.transformer import TransformerConfig
+from culm.model.config import TransformerConfig
 from culm.reply import Reply
 from culm.tokenizer.bytes import Bytes
 from culm.tokenizer.tokenizer import Tokenizer

@@ -12,7 +12,8 @@ from culm.batch import Batch
 from culm.dist.parallelize import Dist, Parallel
 from culm.dist.ranks import Ranks
 from culm.model.attention.gqa import GQA
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.config import TransformerConfig
+from culm.model.transformer import Transformer
 from culm.objective.grpo import GRPO, GRPOObjective
 from culm.optim.adamw import AdamW
 from culm.optim.schedule import Constant

@@ -14,7 +14,7 @@ from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.context import Context
-from culm.model.transformer import TransformerConfig
+from culm.model.config import TransformerConfig
 
 model = parse(TransformerConfig, {
     "vocabulary": 40, "width": 32, "layers": 3, "context": 48,

@@ -21,8 +21,9 @@ from culm.convert.weights import assemble, note_dropped_heads, plain_weights
 from culm.dtype import name_of
 from culm.files import atomic, read_json, vacant, write_json
 from culm.model.adjusted import adjusted
+from culm.model.config import TransformerConfig
 from culm.model.mlp.moe import MoE
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.transformer import Transformer
 from culm.tensors import read_pickled, read_safetensors, write_safetensors
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 

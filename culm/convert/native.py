@@ -30,7 +30,8 @@ from culm.files import (
     vacant,
     write_json,
 )
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.config import TransformerConfig
+from culm.model.transformer import Transformer
 from culm.tensors import read_safetensors, stream_safetensors, write_safetensors
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 

@@ -19,9 +19,10 @@ from culm.adapt.resident import residents
 from culm.config import SettingError
 from culm.convert.multipliers import folded
 from culm.dtype import name_of
+from culm.model.config import TransformerConfig
 from culm.model.linear import GroupedLinear, Linear
 from culm.model.rope import Rotation
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.transformer import Transformer
 
 PLAIN = {torch.float64, torch.float32, torch.bfloat16, torch.float16}  # one for the other
 COPY = "copy the folder again, with the settings that belong to its weights"

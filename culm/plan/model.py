@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from culm.model.config import TransformerConfig
 from culm.model.mlp.moe import MixtureOfExperts
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.transformer import Transformer
 from culm.objective.next_token import NextTokenObjective
 from culm.plan.dry_run import counting_products, dry_run, meta_batch
 

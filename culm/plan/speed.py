@@ -9,7 +9,7 @@ import torch
 from culm.batch import Batch
 from culm.device import choose_backend
 from culm.dtype import DTYPES
-from culm.model.transformer import TransformerConfig
+from culm.model.config import TransformerConfig
 from culm.objective.next_token import NextTokenObjective
 from culm.plan.dry_run import dry_run, meta_batch
 

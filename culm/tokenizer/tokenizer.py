@@ -15,6 +15,7 @@ import tokenizers
 
 from culm.config import SettingError
 from culm.files import read_json
+from culm.log import say
 from culm.tokenizer.alphabet import spellings
 from culm.tokenizer.chat import Chat, token_name
 from culm.tokenizer.fast import fast_encoder
@@ -246,10 +247,14 @@ def _ends_of(folder: Path, inner: tokenizers.Tokenizer) -> list[int]:
     path = folder / "generation_config.json"
     eos = read_json(path).get("eos_token_id") if path.is_file() else None
     ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    for one in ids:
-        if type(one) is not int or one not in range(1 << 32) or inner.id_to_token(one) is None:
-            raise SettingError(f"{path}: eos_token_id: {one!r} is no token of the tokenizer")
-    return ids
+    if odd := [one for one in ids if type(one) is not int]:
+        raise SettingError(f"{path}: eos_token_id: {odd[0]!r} is no number of a token")
+    known = set(inner.get_vocab(with_added_tokens=True).values()) if ids else set()
+    if unknown := [one for one in ids if one not in known]:
+        say(
+            f"{path}: eos_token_id: the tokenizer has no token {unknown[0]}; answers end without it."
+        )
+    return [one for one in ids if one in known]
 
 
 def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:

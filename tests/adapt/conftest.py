@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from culm.config import parse
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.config import TransformerConfig
+from culm.model.transformer import Transformer
 
 torch.set_num_threads(1)
 

@@ -9,9 +9,10 @@ from culm.adapt.quantize.int8 import Int8
 from culm.adapt.quantize.nf4 import NF4
 from culm.adapt.quantize.qat import fake_quantize
 from culm.model.attention.mla import MLA
+from culm.model.config import TransformerConfig
 from culm.model.context import Context
 from culm.model.linear import Linear
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.transformer import Transformer
 
 
 def shaken(model: Transformer) -> None:

@@ -11,10 +11,10 @@ from culm.adapt.upcycle import Upcycle
 from culm.config import SettingError, parse
 from culm.convert import native
 from culm.model.attention.gqa import GQA
+from culm.model.config import TransformerConfig
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.moe import MixtureOfExperts, MoE
 from culm.model.mlp.plain import Plain
-from culm.model.transformer import TransformerConfig
 from culm.run import train
 from culm.settings import RunConfig, read_run
 from culm.verbs.plan import show_plan

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from culm.model.attention.gqa import GQA
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.config import TransformerConfig
+from culm.model.transformer import Transformer
 
 
 @pytest.fixture(scope="module")

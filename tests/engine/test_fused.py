@@ -10,10 +10,11 @@ from culm.engine.fused import FusedDecoder, fuses, has_library
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.attention.gqa import GQA
+from culm.model.config import TransformerConfig
 from culm.model.context import Context
 from culm.model.mlp.gated import SwiGLU
 from culm.model.rope import Rope
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.transformer import Transformer
 
 here = pytest.mark.skipif(not has_library(), reason="no compiler or no AVX-512 here")
 

@@ -19,11 +19,12 @@ from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
 from culm.model.block import Residual
+from culm.model.config import TransformerConfig
 from culm.model.context import Context
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.moe import MoE
 from culm.model.mtp import MTP, shifted
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.transformer import Transformer
 from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
 from culm.tokenizer.bytes import Bytes

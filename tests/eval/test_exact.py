@@ -12,7 +12,7 @@ from culm.eval.exact import Answered, answer, difference, distinct, scores, wils
 from culm.eval.settings import EvalConfig
 from culm.language_model import LanguageModel
 from culm.model.attention.gqa import GQA
-from culm.model.transformer import TransformerConfig
+from culm.model.config import TransformerConfig
 from culm.task.expression import Expression
 from culm.task.identity import ABOUT, GREETINGS, OPENINGS, TAILS, Identity
 from culm.task.task import Question, Split, split_of

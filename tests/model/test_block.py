@@ -5,12 +5,12 @@ import torch
 
 from culm.model.attention.gqa import GQA
 from culm.model.block import Residual
+from culm.model.config import TransformerConfig
 from culm.model.context import Context
 from culm.model.mlp.gated import GeGLU, SwiGLU
 from culm.model.mlp.moe import MoE
 from culm.model.mlp.plain import Plain
 from culm.model.norm import LayerNormConfig, RMSNormConfig
-from culm.model.transformer import TransformerConfig
 
 TOKENS = torch.randint(0, 60, (2, 12), generator=torch.Generator().manual_seed(0))
 

@@ -7,8 +7,8 @@ from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
 from culm.model.cache import LayerCache, RollingCache
+from culm.model.config import TransformerConfig
 from culm.model.context import Context
-from culm.model.transformer import TransformerConfig
 
 W = 6
 ATTENTIONS = {

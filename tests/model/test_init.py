@@ -5,9 +5,10 @@ import torch
 
 from culm.config import SettingError, parse
 from culm.model.attention.gqa import GQA
+from culm.model.config import TransformerConfig
 from culm.model.init import GPT2, Llama, Zero
 from culm.model.mlp.moe import MoE
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.transformer import Transformer
 
 
 def built(init, layers: int = 8, **more) -> Transformer:

@@ -11,9 +11,9 @@ from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
 from culm.model.cache import LayerCache, RollingCache
+from culm.model.config import TransformerConfig
 from culm.model.context import Context
 from culm.model.quantized import GROUP, QuantizedCache, restored, rounded
-from culm.model.transformer import TransformerConfig
 
 CPU = torch.device("cpu")
 

@@ -10,10 +10,11 @@ from culm.adapt.lora import LoRA
 from culm.config import SettingError, parse
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
+from culm.model.config import TransformerConfig
 from culm.model.init import Llama, Zero
 from culm.model.mlp.moe import MoE
 from culm.model.scaling import CompleteP, Multiples, MuP
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.transformer import Transformer
 from culm.optim import Optimizer
 from culm.optim.adamw import AdamW
 from culm.optim.muon import Muon

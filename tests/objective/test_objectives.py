@@ -12,7 +12,8 @@ from culm.adapt.lora import LoRA
 from culm.batch import IGNORED, Batch
 from culm.dist.parallelize import Dist, Parallel
 from culm.model.attention.gqa import GQA
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.config import TransformerConfig
+from culm.model.transformer import Transformer
 from culm.objective.grpo import GRPO, Experience, GRPOObjective
 from culm.objective.next_token import NextToken
 from culm.objective.preference import Preference

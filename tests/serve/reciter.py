@@ -9,7 +9,7 @@ from openai import OpenAI
 
 from culm.language_model import LanguageModel
 from culm.model.attention.gqa import GQA
-from culm.model.transformer import TransformerConfig
+from culm.model.config import TransformerConfig
 from culm.serve.app import build
 from culm.serve.server import Server, listen
 from culm.serve.server import _settings as settings

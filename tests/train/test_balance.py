@@ -14,8 +14,9 @@ from culm.config import parse
 from culm.dist.parallelize import Dist, Parallel, compile_blocks, recompute
 from culm.files import read_lines
 from culm.model.attention.gqa import GQA
+from culm.model.config import TransformerConfig
 from culm.model.mlp.moe import MoE
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.transformer import Transformer
 from culm.objective.grpo import GRPO
 from culm.objective.next_token import NextToken
 from culm.objective.preference import Preference

@@ -20,7 +20,7 @@ from culm.convert.family import Family, Fields
 from culm.convert.hf_rope import read_rope, rope_fields
 from culm.convert.rules import Change, Rule, half_split, interleaved, renamed
 from culm.model.attention.mla import MLA
-from culm.model.transformer import TransformerConfig
+from culm.model.config import TransformerConfig
 
 ATTENTION, MLP = "model.layers.#.self_attn", "model.layers.#.mlp"
 PLAIN = {name: theirs for name, theirs in NAMES.items() if ".attention." not in name} | {

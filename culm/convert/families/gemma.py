@@ -22,8 +22,8 @@ from culm.convert.families.decoder import (
 from culm.convert.family import Family, Fields
 from culm.convert.hf_rope import read_ropes
 from culm.convert.rules import Rule, renamed
+from culm.model.config import TransformerConfig
 from culm.model.mlp.gated import GeGLU
-from culm.model.transformer import TransformerConfig
 
 
 def names(config: TransformerConfig) -> list[Rule]:

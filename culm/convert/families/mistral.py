@@ -13,7 +13,7 @@ from culm.convert.families.decoder import (
     write_line,
 )
 from culm.convert.family import Family, Fields
-from culm.model.transformer import TransformerConfig
+from culm.model.config import TransformerConfig
 
 
 def read(fields: Fields) -> dict[str, Any]:

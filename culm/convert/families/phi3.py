@@ -17,7 +17,7 @@ from culm.convert.families.decoder import (
 from culm.convert.family import Family, Fields
 from culm.convert.rules import Rule, join, renamed, split
 from culm.model.attention.gqa import GQA
-from culm.model.transformer import TransformerConfig
+from culm.model.config import TransformerConfig
 
 FUSED = ("attention.q", "attention.k", "attention.v", "mlp.gate", "mlp.up")
 

@@ -16,7 +16,7 @@ from culm.convert.families.decoder import (
     write_windows,
 )
 from culm.convert.family import Family, Fields
-from culm.model.transformer import TransformerConfig
+from culm.model.config import TransformerConfig
 
 
 def _read(fields: Fields, **attention: Any) -> dict[str, Any]:

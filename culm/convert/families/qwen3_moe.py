@@ -15,7 +15,7 @@ from culm.convert.families.decoder import (
 )
 from culm.convert.family import Family, Fields
 from culm.convert.rules import Rule, renamed
-from culm.model.transformer import TransformerConfig
+from culm.model.config import TransformerConfig
 
 EXPERTS = {
     "blocks.#.mlp.router": "model.layers.#.mlp.gate",

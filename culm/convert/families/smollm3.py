@@ -17,7 +17,7 @@ from culm.convert.families.decoder import (
 from culm.convert.family import Family, Fields
 from culm.convert.hf_rope import rope_fields
 from culm.model.attention.gqa import GQA
-from culm.model.transformer import TransformerConfig
+from culm.model.config import TransformerConfig
 
 
 def read(fields: Fields) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from culm.convert.family import Family, Fields
 from culm.convert.gguf_families.metadata import NAMES, read_common, read_rope, write_rope
 from culm.convert.rules import Rule, renamed
 from culm.model.attention.mla import MLA
-from culm.model.transformer import TransformerConfig
+from culm.model.config import TransformerConfig
 
 SIGMOID = 2  # of `expert_gating_func`
 TABLE = NAMES | {

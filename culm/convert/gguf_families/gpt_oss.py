@@ -14,9 +14,9 @@ from culm.convert.gguf_families.metadata import (
     write_rope,
 )
 from culm.convert.rules import Rule, renamed
+from culm.model.config import TransformerConfig
 from culm.model.mlp.moe import MoE
 from culm.model.rope import YaRNScaling
-from culm.model.transformer import TransformerConfig
 
 
 def _read(fields: Fields) -> dict[str, Any]:

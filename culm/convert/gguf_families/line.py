@@ -20,9 +20,9 @@ from culm.convert.gguf_families.metadata import (
 )
 from culm.convert.rules import Rule, half_split, interleaved, renamed
 from culm.model.attention.gqa import GQA
+from culm.model.config import TransformerConfig
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.moe import MoE
-from culm.model.transformer import TransformerConfig
 
 Read = Callable[[Fields], dict[str, Any]]
 Write = Callable[[TransformerConfig], dict[str, Any]]
