@@ -251,9 +251,7 @@ def _ends_of(folder: Path, inner: tokenizers.Tokenizer) -> list[int]:
         raise SettingError(f"{path}: eos_token_id: {odd[0]!r} is no number of a token")
     known = set(inner.get_vocab(with_added_tokens=True).values()) if ids else set()
     if unknown := [one for one in ids if one not in known]:
-        say(
-            f"{path}: eos_token_id: the tokenizer has no token {unknown[0]}; answers end without it."
-        )
+        say(f"{path}: eos_token_id: the tokenizer has no token {unknown[0]}; it is left out.")
     return [one for one in ids if one in known]
 
 
