@@ -12,24 +12,19 @@ import itertools
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from culm.adapt.resident import check_resident, residents, rows_of
-from culm.engine.fused import ROWS, FusedDecoder, fuses
+from culm.adapt.resident import check_resident
 from culm.engine.request import Completion, Event, Finish, Request, Running
+from culm.engine.runner import Runner
 from culm.engine.sampling import Sampler
-from culm.engine.speculation import check_speculation, guess, rewound
-from culm.model.context import Context
+from culm.engine.speculation import Window, guess
 from culm.model.quantized import CacheKind
 from culm.model.transformer import Transformer
 
 PREFILL_TOKENS = 8192  # of one prefill, padding included: bounds its memory
-GRANULE = 64  # the cache is read in multiples of so many tokens
-# Rows and prompts are filled up to few shapes: oneDNN compiles and keeps a product for each.
-ROUND_ROWS, ROUND_PROMPT = 16, 8
 
 
 class Engine:
@@ -65,18 +60,8 @@ class Engine:
                 f"tokens: a prompt and its answer have up to {self.length} tokens, more than the "
                 f"model's context of {model.config.context}"
             )
-        self.adapters = residents(model)
         self.vocabulary = vocabulary or model.config.vocabulary
-        if speculate:
-            check_speculation(model)
-        self.guesses = len(model.mtp) if speculate else 0  # of a row, at most
-        with torch.inference_mode():
-            self.cache = model.cache(
-                slots, self.length, cache, spare=rewound(self.guesses), further=speculate
-            )
-        self._fused = (
-            FusedDecoder(model, self.cache) if fused and fuses(model, self.cache) else None
-        )
+        self.runner = Runner(model, slots, self.length, cache, fused, speculate)
         self.waiting: deque[Running] = deque()
         self.running: list[Running] = []  # index = slot
         self._ids = itertools.count()
@@ -94,7 +79,7 @@ class Engine:
                 f"tokens: a prompt of {len(request.prompt)} and {request.tokens} more are longer "
                 f"than the {self.length} tokens of a slot of the engine"
             )
-        check_resident(request.adapter, self.adapters)
+        check_resident(request.adapter, self.runner.adapters)
         biased = [token for token, _ in request.sampling.bias]
         for name, tokens in (("prompt", request.prompt), ("bias", biased)):
             if outside := [token for token in tokens if not 0 <= token < size]:
@@ -171,7 +156,7 @@ class Engine:
         events = []
         for group in _alike(new):
             first = len(self.running)
-            logits = self._prefill(group)
+            logits = self.runner.prefill(group, first)
             self.running += group
             self._samplers.clear()
             events += self._draw(first, logits[:, None])
@@ -179,82 +164,16 @@ class Engine:
             self._free_finished(first)
         return events
 
-    def _prefill(self, group: list[Running]) -> Tensor:
-        """Read prompts into the next free slots; logits (N, V) after each prompt's last token.
-
-        Equal prompts to one adapter, as when several answers are sampled, are computed once and
-        copied.
-        """
-        first, device = len(self.running), self.model.device
-        index: dict[tuple[tuple[int, ...], str | None], int] = {}
-        for waiting in group:
-            index.setdefault(waiting.source, len(index))
-        group.sort(key=lambda waiting: index[waiting.source])
-        sources = [index[waiting.source] for waiting in group]
-        prompts, names = zip(*index, strict=True)
-        adapters = rows_of(names, self.adapters, device)
-        longest = min(_round_up(max(map(len, prompts)), ROUND_PROMPT), self.length)
-        padded = [prompt + (0,) * (longest - len(prompt)) for prompt in prompts]
-        tokens = torch.tensor(padded, device=device)
-        positions = torch.arange(longest, device=device).expand(tokens.shape)
-        ends = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        context = Context(
-            positions, cache=self.cache, slot=first, length=longest, ends=ends, adapters=adapters
-        )
-        if self.guesses:  # the heads read the prompt too
-            hidden = self.model.hidden_ahead(tokens, context)[0]
-        else:
-            hidden = self.model.hidden(tokens, context)
-        last = hidden[torch.arange(len(prompts), device=device), ends - 1]
-        for slot, source in reversed(list(enumerate(sources))):
-            if slot != source:  # a source lies before its copies, which are made from the back
-                self.cache.copy(first + source, first + slot, longest)
-        return self.model.logits(last)[sources]
-
     def _decode(self) -> list[Event]:
         """Advance all rows: by a token, and by those that were guessed right."""
-        rows = self.running
-        if self._fused and len(rows) <= ROWS:
-            logits = self._fused([r.output[-1] for r in rows], [r.length - 1 for r in rows])
-            events = self._draw(0, logits[:, None])
-        else:
-            width = min(max(2 * self.guesses, 1), self.length)
-            starts = [max(row.end - width, 0) for row in rows]
-            states, context = self._read(starts, width)
-            events = self._draw(0, self._logits(states, starts))
-            if self.guesses:
-                self._guess(starts, states, context)
+        logits, window = self.runner.decode(self.running)
+        events = self._draw(0, logits)
+        if window is not None:
+            self._guess(window)
         self._free_finished(0)
         return events
 
-    def _read(self, starts: list[int], width: int) -> tuple[Tensor, Context]:
-        """Put each row's last tokens, and its guesses, into the cache: states (B, width, E)."""
-        device, count = self.model.device, len(starts)
-        filled = _round_up(count, ROUND_ROWS) if count > ROUND_ROWS else count
-        empty = min(filled, self.slots) - count
-        windows = [row.window(at, width) for row, at in zip(self.running, starts, strict=True)]
-        tokens = torch.tensor(windows + [[0] * width] * empty, device=device)
-        positions = torch.tensor(starts + [0] * empty, device=device)[:, None]
-        positions = positions + torch.arange(width, device=device)
-        ends = [row.end for row in self.running]
-        length = min(_round_up(max(*ends, width), GRANULE), self.length)
-        adapters = rows_of([row.request.adapter for row in self.running], self.adapters, device)
-        context = Context(positions, cache=self.cache, length=length, adapters=adapters)
-        if min(ends) < width:
-            padded = torch.tensor(ends + [width] * empty, device=device)
-            context = replace(context, ends=padded)
-        return self.model.trunk(tokens, context)
-
-    def _logits(self, states: Tensor, starts: list[int]) -> Tensor:
-        """(N, 1 + guesses, V) behind the last token of each row and behind its guesses."""
-        rows, device = self.running, states.device
-        last = torch.tensor([r.length - 1 - at for r, at in zip(rows, starts, strict=True)])
-        places = last[:, None] + torch.arange(1 + self.guesses)
-        places = places.clamp_max(states.shape[1] - 1).to(device)  # of guesses that are not there
-        states = states[torch.arange(len(rows), device=device)[:, None], places]
-        return self.model.logits(self.model.normalized(states))
-
-    def _guess(self, starts: list[int], states: Tensor, context: Context) -> None:
+    def _guess(self, window: Window) -> None:
         """New guesses behind all rows."""
         rows = self.running
         for row in rows:
@@ -264,7 +183,7 @@ class Engine:
             behind = [row.output + row.guesses for row in rows]
             return self._sample(0, logits[:, None], behind)[0][:, 0]
 
-        guess(self.model, rows, starts, states, context, choose)
+        guess(self.model, rows, window, choose)
 
     def _draw(self, first: int, logits: Tensor) -> list[Event]:
         """Sample for the rows from `first` on, and tell what stands of it.
@@ -319,13 +238,9 @@ class Engine:
     def _free(self, slot: int) -> None:
         last = self.running.pop()
         if slot < len(self.running):
-            self.cache.copy(len(self.running), slot, last.length)
+            self.runner.cache.copy(len(self.running), slot, last.length)
             self.running[slot] = last
         self._samplers.clear()
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
 
 
 def _alike(new: list[Running]) -> Iterator[list[Running]]:

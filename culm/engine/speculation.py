@@ -18,6 +18,7 @@ made from guesses, and at the end of a prompt those for which they had no next t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,18 @@ from culm.model.context import Context
 from culm.model.transformer import Transformer
 
 Choose = Callable[[Tensor], Tensor]
+
+
+class Window(NamedTuple):
+    """What a step has read of each of N rows.
+
+    starts: places of the first tokens. states: (B, W, E) that the trunk made of them, B >= N.
+    context: as it was behind the trunk.
+    """
+
+    starts: list[int]
+    states: Tensor
+    context: Context
 
 
 def check_speculation(model: Transformer) -> None:
@@ -54,16 +67,14 @@ def rewound(heads: int) -> int:
 def guess(
     model: Transformer,
     rows: Sequence[Running],
-    starts: Sequence[int],
-    states: Tensor,
-    context: Context,
+    window: Window,
     choose: Choose,
 ) -> None:
-    """Give rows whose output has grown the guesses that follow it.
+    """Give rows whose output has grown since the window was read the guesses that follow it.
 
-    starts: place of each row's window. states: (B, W, E) that the trunk made of the windows.
     choose: tokens (N,) from logits (N, V), behind the output and the guesses of each row.
     """
+    starts, states, context = window
     width, heads = states.shape[1], len(model.mtp)
     every = torch.arange(len(rows), device=states.device)
     # The state before the newest token: with that token, it is all that the first head reads.

@@ -165,6 +165,7 @@ def test_wrong_guesses_leave_nothing_behind(fluent: Transformer) -> None:
     prompt = (7, 3, 11, 30, 8)
     engine = Engine(fluent, 1, speculate=True)
     engine.add(Request(prompt, 25, Sampling(temperature=3.0, seed=2)))
+    cache = engine.runner.cache
     engine.step()
     while engine.busy:
         row = engine.running[0]
@@ -173,7 +174,7 @@ def test_wrong_guesses_leave_nothing_behind(fluent: Transformer) -> None:
         whole = fluent.cache(1, length, further=True)
         context = Context(torch.arange(length)[None], cache=whole, length=length)
         fluent.hidden_ahead(torch.tensor([[*prompt, *row.output]]), context)
-        for by, (kept, wanted) in enumerate(zip(engine.cache.layers, whole.layers, strict=True)):
+        for by, (kept, wanted) in enumerate(zip(cache.layers, whole.layers, strict=True)):
             end = length - 1 - by  # one layer of the trunk, then the heads
             for one, two in zip(kept.tensors, wanted.tensors, strict=True):
                 torch.testing.assert_close(one[0, :, :end], two[0, :, :end], atol=1e-5, rtol=1e-4)

@@ -1,0 +1,125 @@
+"""What the engine computes: prompts are read into slots of a cache, then a step's tokens of each.
+
+Rows are the requests in use, row i in slot i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from culm.adapt.resident import residents, rows_of
+from culm.engine.fused import ROWS, FusedDecoder, fuses
+from culm.engine.request import Running
+from culm.engine.speculation import Window, check_speculation, rewound
+from culm.model.context import Context
+from culm.model.quantized import CacheKind
+from culm.model.transformer import Transformer
+
+GRANULE = 64  # the cache is read in multiples of so many tokens
+# Rows and prompts are filled up to few shapes: oneDNN compiles and keeps a product for each.
+ROUND_ROWS, ROUND_PROMPT = 16, 8
+
+
+class Runner:
+    """A model and the cache of its sequences; the settings are those of `Engine`.
+
+    guesses: of a row, at most.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        slots: int,
+        length: int,
+        cache: CacheKind,
+        fused: bool,
+        speculate: bool,
+    ) -> None:
+        if speculate:
+            check_speculation(model)
+        self.model, self.slots, self.length = model, slots, length
+        self.adapters = residents(model)
+        self.guesses = len(model.mtp) if speculate else 0
+        with torch.inference_mode():
+            spare = rewound(self.guesses)
+            self.cache = model.cache(slots, length, cache, spare=spare, further=speculate)
+        wanted = fused and fuses(model, self.cache)
+        self._fused = FusedDecoder(model, self.cache) if wanted else None
+
+    def prefill(self, group: list[Running], first: int) -> Tensor:
+        """Read prompts into the slots from `first` on; logits (N, V) after each one's last token.
+
+        Equal prompts to one adapter, as when several answers are sampled, are computed once and
+        copied.
+        """
+        device = self.model.device
+        index: dict[tuple[tuple[int, ...], str | None], int] = {}
+        for waiting in group:
+            index.setdefault(waiting.source, len(index))
+        group.sort(key=lambda waiting: index[waiting.source])
+        sources = [index[waiting.source] for waiting in group]
+        prompts, names = zip(*index, strict=True)
+        adapters = rows_of(names, self.adapters, device)
+        longest = min(_round_up(max(map(len, prompts)), ROUND_PROMPT), self.length)
+        padded = [prompt + (0,) * (longest - len(prompt)) for prompt in prompts]
+        tokens = torch.tensor(padded, device=device)
+        positions = torch.arange(longest, device=device).expand(tokens.shape)
+        ends = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        context = Context(
+            positions, cache=self.cache, slot=first, length=longest, ends=ends, adapters=adapters
+        )
+        if self.guesses:  # the heads read the prompt too
+            hidden = self.model.hidden_ahead(tokens, context)[0]
+        else:
+            hidden = self.model.hidden(tokens, context)
+        last = hidden[torch.arange(len(prompts), device=device), ends - 1]
+        for slot, source in reversed(list(enumerate(sources))):
+            if slot != source:  # a source lies before its copies, which are made from the back
+                self.cache.copy(first + source, first + slot, longest)
+        return self.model.logits(last)[sources]
+
+    def decode(self, rows: Sequence[Running]) -> tuple[Tensor, Window | None]:
+        """Put each row's last token, and its guesses, into the cache.
+
+        Logits (N, 1 + guesses, V) behind each of them, and what new guesses are made from.
+        """
+        if self._fused and len(rows) <= ROWS:
+            logits = self._fused([r.output[-1] for r in rows], [r.length - 1 for r in rows])
+            return logits[:, None], None
+        window = self._read(rows)
+        return self._logits(rows, window), window if self.guesses else None
+
+    def _read(self, rows: Sequence[Running]) -> Window:
+        device, count = self.model.device, len(rows)
+        width = min(max(2 * self.guesses, 1), self.length)
+        starts = [max(row.end - width, 0) for row in rows]
+        filled = _round_up(count, ROUND_ROWS) if count > ROUND_ROWS else count
+        empty = min(filled, self.slots) - count
+        windows = [row.window(at, width) for row, at in zip(rows, starts, strict=True)]
+        tokens = torch.tensor(windows + [[0] * width] * empty, device=device)
+        positions = torch.tensor(starts + [0] * empty, device=device)[:, None]
+        positions = positions + torch.arange(width, device=device)
+        ends = [row.end for row in rows]
+        length = min(_round_up(max(*ends, width), GRANULE), self.length)
+        adapters = rows_of([row.request.adapter for row in rows], self.adapters, device)
+        context = Context(positions, cache=self.cache, length=length, adapters=adapters)
+        if min(ends) < width:
+            padded = torch.tensor(ends + [width] * empty, device=device)
+            context = replace(context, ends=padded)
+        return Window(starts, *self.model.trunk(tokens, context))
+
+    def _logits(self, rows: Sequence[Running], window: Window) -> Tensor:
+        states, device = window.states, window.states.device
+        last = torch.tensor([r.length - 1 - at for r, at in zip(rows, window.starts, strict=True)])
+        places = last[:, None] + torch.arange(1 + self.guesses)
+        places = places.clamp_max(states.shape[1] - 1).to(device)  # of guesses that are not there
+        states = states[torch.arange(len(rows), device=device)[:, None], places]
+        return self.model.logits(self.model.normalized(states))
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
