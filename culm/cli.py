@@ -47,7 +47,7 @@ CacheBits = Annotated[
 ]
 Speculate = Annotated[
     bool,
-    typer.Option("--speculate", help="Guess ahead by the model's own heads (model.mtp)."),
+    typer.Option("--speculate", help="Draft tokens by the model's own heads (model.mtp)."),
 ]
 AnswerSeed = Annotated[int | None, typer.Option(help="The same seed gives the same text.", min=0)]
 

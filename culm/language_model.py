@@ -56,8 +56,9 @@ class LanguageModel:
     ) -> None:
         """context: tokens that a prompt and its continuation may have together; the model's, or
         less, to save memory. cache: int8 or int4 keeps keys and values in few bits, for the same.
-        speculate: the model's heads of multi-token prediction guess what follows, and what they
-        guess right takes no step of its own (`culm.engine.speculation`); texts stay the same.
+        speculate: the model's heads of multi-token prediction draft what follows, and a token that
+        is accepted takes no step of its own (`culm.engine.speculation`); texts stay the same, but
+        for rounding.
 
         Raises:
             SettingError: the model has nothing to speculate with.

@@ -20,7 +20,7 @@ from culm.adapt.resident import check_resident
 from culm.engine.request import Completion, Event, Finish, Request, Running
 from culm.engine.runner import Runner
 from culm.engine.sampling import Sampler
-from culm.engine.speculation import Window, guess
+from culm.engine.speculation import Window, propose
 from culm.model.quantized import CacheKind
 from culm.model.transformer import Transformer
 
@@ -36,8 +36,8 @@ class Engine:
     tokens. fused: decode few rows by one C++ function where `culm.engine.fused` serves this model;
     weights may then change their values but not their place. cache: in how many bits keys and
     values are kept; the fused step knows the plain one only. speculate: let the model's heads of
-    multi-token prediction guess what follows (`culm.engine.speculation`); tokens stay the same, and
-    a step may give several.
+    multi-token prediction draft what follows (`culm.engine.speculation`), so that a step may give
+    several tokens of a request; they are those of plain decoding, up to rounding.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """The next token of every request that is served in this step, or several with guesses.
+        """The next token of every request that is served in this step, or several with a draft.
 
         Waiting requests that fit start first; if none does, all running ones advance.
         """
@@ -165,48 +165,44 @@ class Engine:
         return events
 
     def _decode(self) -> list[Event]:
-        """Advance all rows: by a token, and by those that were guessed right."""
+        """Advance all rows: by a token, and by as many of its draft as are accepted."""
         logits, window = self.runner.decode(self.running)
         events = self._draw(0, logits)
         if window is not None:
-            self._guess(window)
+            self._propose(window)
         self._free_finished(0)
         return events
 
-    def _guess(self, window: Window) -> None:
-        """New guesses behind all rows."""
+    def _propose(self, window: Window) -> None:
+        """A new draft for every row."""
         rows = self.running
         for row in rows:
-            row.guesses.clear()
+            row.draft.clear()
 
         def choose(logits: Tensor) -> Tensor:
-            behind = [row.output + row.guesses for row in rows]
+            behind = [row.output + row.draft for row in rows]
             return self._sample(0, logits[:, None], behind)[0][:, 0]
 
-        guess(self.model, rows, window, choose)
+        propose(self.runner.model, rows, window, choose)
 
     def _draw(self, first: int, logits: Tensor) -> list[Event]:
-        """Sample for the rows from `first` on, and tell what stands of it.
+        """Draw for the rows from `first` on, and tell what they get.
 
-        logits: (N, M, V) behind the output of a row and behind its guesses. A guess stands while it
-        is what was drawn in its place; the first draw that differs stands itself.
+        logits: (N, M, V) behind the output of a row and behind its draft. A token of the draft is
+        accepted if it is what was drawn in its place; the first draw that differs ends the step.
         """
-        rows = self.running[first:]
-        before = [
-            row.output + row.guesses[:place] if place else row.output
-            for row in rows
-            for place in range(logits.shape[1])
-        ]
+        rows, places = self.running[first:], range(logits.shape[1])
+        before = [row.output + row.draft[:i] if i else row.output for row in rows for i in places]
         drawn, logprobs = (told.tolist() for told in self._sample(first, logits, before))
         events = []
         for index, row in enumerate(rows):
-            each = zip((*row.guesses, None), drawn[index], logprobs[index], strict=False)
-            for place, (guessed, token, logprob) in enumerate(each):
+            ranks = row.request.logprobs
+            for place, token in enumerate(drawn[index]):
                 row.output.append(token)
                 row.finish = _finish(row)
-                top = _top(logits[index, place], token, row.request.logprobs)
-                events.append(Event(row.id, token, logprob, row.finish, top))
-                if row.finish or token != guessed:
+                top = () if ranks is None else _top(logits[index, place], token, ranks)
+                events.append(Event(row.id, token, logprobs[index][place], row.finish, top))
+                if row.finish or row.draft[place : place + 1] != [token]:
                     break
         return events
 
@@ -260,9 +256,9 @@ def _finish(row: Running) -> Finish | None:
     return "length" if len(row.output) >= row.request.tokens else None
 
 
-def _top(logits: Tensor, token: int, count: int | None) -> tuple[tuple[int, float], ...]:
+def _top(logits: Tensor, token: int, count: int) -> tuple[tuple[int, float], ...]:
     """`Event.top`, of logits (V,)."""
-    return () if count is None else ranked(logits.log_softmax(-1), token, count)
+    return ranked(logits.log_softmax(-1), token, count)
 
 
 def ranked(logprobs: Tensor, token: int, count: int) -> tuple[tuple[int, float], ...]:

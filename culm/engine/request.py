@@ -59,14 +59,14 @@ class Completion:
 class Running:
     """A request in a slot. The last of `output` is not in the cache yet.
 
-    guesses: of the tokens behind it. finish: why it has ended.
+    draft: tokens that may follow it. finish: why it has ended.
     """
 
     id: int
     request: Request
     seed: int
     output: list[int] = field(default_factory=list)
-    guesses: list[int] = field(default_factory=list)
+    draft: list[int] = field(default_factory=list)
     finish: Finish | None = None
 
     @property
@@ -81,11 +81,14 @@ class Running:
 
     @property
     def end(self) -> int:
-        """The place behind the last guess."""
-        return self.length + len(self.guesses)
+        """The place behind the draft."""
+        return self.length + len(self.draft)
 
     def window(self, start: int, width: int) -> list[int]:
-        """Tokens from `start` on, the guesses behind them, filled up with 0."""
-        prompt, skip = self.request.prompt, max(start - len(self.request.prompt), 0)
-        tokens = [*prompt[start : start + width], *self.output[skip:], *self.guesses]
-        return (tokens + [0] * width)[:width]
+        """Tokens from `start` on, the draft behind them, filled up with 0."""
+        skip = start - len(self.request.prompt)
+        if skip >= 0:
+            tokens = self.output[skip:] + self.draft
+        else:
+            tokens = [*self.request.prompt[start : start + width], *self.output, *self.draft]
+        return (tokens + [0] * width)[:width] if len(tokens) != width else tokens

@@ -6,7 +6,6 @@ Rows are the requests in use, row i in slot i.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from culm.adapt.resident import residents, rows_of
 from culm.engine.fused import ROWS, FusedDecoder, fuses
 from culm.engine.request import Running
-from culm.engine.speculation import Window, check_speculation, rewound
+from culm.engine.speculation import Window, check_speculation, rollback, window_size
 from culm.model.context import Context
 from culm.model.quantized import CacheKind
 from culm.model.transformer import Transformer
@@ -27,7 +26,7 @@ ROUND_ROWS, ROUND_PROMPT = 16, 8
 class Runner:
     """A model and the cache of its sequences; the settings are those of `Engine`.
 
-    guesses: of a row, at most.
+    heads: of multi-token prediction that draft tokens.
     """
 
     def __init__(
@@ -43,9 +42,9 @@ class Runner:
             check_speculation(model)
         self.model, self.slots, self.length = model, slots, length
         self.adapters = residents(model)
-        self.guesses = len(model.mtp) if speculate else 0
+        self.heads = len(model.mtp) if speculate else 0
         with torch.inference_mode():
-            spare = rewound(self.guesses)
+            spare = rollback(self.heads)
             self.cache = model.cache(slots, length, cache, spare=spare, further=speculate)
         wanted = fused and fuses(model, self.cache)
         self._fused = FusedDecoder(model, self.cache) if wanted else None
@@ -72,7 +71,7 @@ class Runner:
         context = Context(
             positions, cache=self.cache, slot=first, length=longest, ends=ends, adapters=adapters
         )
-        if self.guesses:  # the heads read the prompt too
+        if self.heads:  # they read the prompt too
             hidden = self.model.hidden_ahead(tokens, context)[0]
         else:
             hidden = self.model.hidden(tokens, context)
@@ -83,40 +82,47 @@ class Runner:
         return self.model.logits(last)[sources]
 
     def decode(self, rows: Sequence[Running]) -> tuple[Tensor, Window | None]:
-        """Put each row's last token, and its guesses, into the cache.
+        """Put each row's last token, and its draft, into the cache.
 
-        Logits (N, 1 + guesses, V) behind each of them, and what new guesses are made from.
+        Logits (N, 1 + heads, V) behind each of them, and what the next draft is made from.
         """
         if self._fused and len(rows) <= ROWS:
             logits = self._fused([r.output[-1] for r in rows], [r.length - 1 for r in rows])
             return logits[:, None], None
-        window = self._read(rows)
-        return self._logits(rows, window), window if self.guesses else None
-
-    def _read(self, rows: Sequence[Running]) -> Window:
-        device, count = self.model.device, len(rows)
-        width = min(max(2 * self.guesses, 1), self.length)
+        if not self.heads:
+            states = self._read([row.length - 1 for row in rows], rows, 1)[0]
+            return self.model.logits(self.model.normalized(states[: len(rows)])), None
+        width = min(window_size(self.heads), self.length)
         starts = [max(row.end - width, 0) for row in rows]
+        window = Window(starts, *self._read(starts, rows, width))
+        return self._logits(rows, window), window
+
+    def _read(
+        self, starts: list[int], rows: Sequence[Running], width: int
+    ) -> tuple[Tensor, Context]:
+        """What `Transformer.trunk` gives for `width` tokens of each row, and of rows to fill up.
+
+        A text that is shorter has padding behind it: what is kept of that is written again before
+        it is seen, since the next window begins before it ends.
+        """
+        device, count = self.model.device, len(rows)
         filled = _round_up(count, ROUND_ROWS) if count > ROUND_ROWS else count
         empty = min(filled, self.slots) - count
         windows = [row.window(at, width) for row, at in zip(rows, starts, strict=True)]
         tokens = torch.tensor(windows + [[0] * width] * empty, device=device)
         positions = torch.tensor(starts + [0] * empty, device=device)[:, None]
-        positions = positions + torch.arange(width, device=device)
-        ends = [row.end for row in rows]
-        length = min(_round_up(max(*ends, width), GRANULE), self.length)
+        if width > 1:
+            positions = positions + torch.arange(width, device=device)
+        length = min(_round_up(max(starts) + width, GRANULE), self.length)
         adapters = rows_of([row.request.adapter for row in rows], self.adapters, device)
         context = Context(positions, cache=self.cache, length=length, adapters=adapters)
-        if min(ends) < width:
-            padded = torch.tensor(ends + [width] * empty, device=device)
-            context = replace(context, ends=padded)
-        return Window(starts, *self.model.trunk(tokens, context))
+        return self.model.trunk(tokens, context)
 
     def _logits(self, rows: Sequence[Running], window: Window) -> Tensor:
         states, device = window.states, window.states.device
         last = torch.tensor([r.length - 1 - at for r, at in zip(rows, window.starts, strict=True)])
-        places = last[:, None] + torch.arange(1 + self.guesses)
-        places = places.clamp_max(states.shape[1] - 1).to(device)  # of guesses that are not there
+        places = last[:, None] + torch.arange(1 + self.heads)
+        places = places.clamp_max(states.shape[1] - 1).to(device)  # of shorter drafts
         states = states[torch.arange(len(rows), device=device)[:, None], places]
         return self.model.logits(self.model.normalized(states))
 

@@ -1,18 +1,16 @@
-"""Speculative decoding: heads of multi-token prediction guess, the model reads and decides.
+"""Speculative decoding: heads of multi-token prediction draft, the model reads and decides.
 
 known to the row     t t t t t t t
-guessed by heads                   g g          head k guesses the token k + 1 places behind
-read at once               [ t t t g g ]        the state that the trunk had made (`culm.model.mtp`)
-drawn by the model                 g x          the first guess stands, the second does not
+drafted by heads                   d d          head k drafts the token k + 1 places behind
+read at once               [ t t t d d ]        the state that the trunk had made (`culm.model.mtp`)
+drawn by the model                 d x          the first is accepted, the second is not
 
-Every place is drawn from the model itself, by the random number that belongs to it, and a guess
-stands while it is what was drawn. So a request gets the tokens that it gets without guesses, up to
-rounding, and a guess stands as often as under rejection sampling (arXiv 2211.17192) from a draft
-without chance: with the probability that the model gives it. Guesses are drawn by those same
-numbers, so that draft and model choose alike where they agree.
-
-A window of 2G tokens for G heads holds all that a step must read again: the entries that heads
-made from guesses, and at the end of a prompt those for which they had no next token yet.
+Every place is drawn from the model itself, by the random number that belongs to it, and a draft
+token is accepted if it is what was drawn. So a request gets the tokens of plain decoding, up to the
+rounding of products of other shapes, where rejection sampling (arXiv 2211.17192) keeps only their
+distribution; for that it accepts a little less. Drafts are drawn by the same numbers, so that
+heads and model choose alike where they agree. Keys and values of few bits (`cache`) are rounded
+again where a draft is rolled back, and texts may then differ.
 """
 
 from __future__ import annotations
@@ -48,31 +46,38 @@ def check_speculation(model: Transformer) -> None:
     """SettingError if the model has no heads, or keeps what cannot go back to an earlier token."""
     if not model.mtp:
         raise SettingError(
-            "speculate: this model has no heads to guess tokens with; train it with model.mtp, "
+            "speculate: this model has no heads that draft tokens; train it with model.mtp, "
             "and load the folder of that run"
         )
     layers = model.cache(1, 1).layers
     if any(isinstance(layer, StateCache) for layer in layers):
         raise SettingError(
-            "speculate: a layer of this model keeps a state, which cannot go back to the token "
-            "before a wrong guess; leave it out"
+            "speculate: a layer of this model keeps a state, which cannot be rolled back to the "
+            "token before a rejected one; leave it out"
         )
 
 
-def rewound(heads: int) -> int:
+def window_size(heads: int) -> int:
+    """Tokens that a step reads of each row: the entries that heads made from rejected tokens, and
+    at the end of a prompt those for which they had no next token yet, are made again.
+    """
+    return 2 * heads
+
+
+def rollback(heads: int) -> int:
     """The most tokens between what a step has read and where the next one may begin."""
     return 3 * heads
 
 
-def guess(
+def propose(
     model: Transformer,
     rows: Sequence[Running],
     window: Window,
     choose: Choose,
 ) -> None:
-    """Give rows whose output has grown since the window was read the guesses that follow it.
+    """Extend the empty drafts of rows whose output has grown since the window was read.
 
-    choose: tokens (N,) from logits (N, V), behind the output and the guesses of each row.
+    choose: tokens (N,) from logits (N, V), behind the output and the draft of each row.
     """
     starts, states, context = window
     width, heads = states.shape[1], len(model.mtp)
@@ -89,6 +94,6 @@ def guess(
         chosen = choose(model.logits(model.normalized(states[every, newest], by)))
         tokens[every, newest + by + 1] = chosen
         for row, token in zip(rows, chosen.tolist(), strict=True):
-            row.guesses.append(token)
-    for row in rows:  # the last token needs no guess: the model draws it itself
-        del row.guesses[max(row.request.tokens - len(row.output) - 1, 0) :]
+            row.draft.append(token)
+    for row in rows:  # the last token needs no draft: the model draws it itself
+        del row.draft[max(row.request.tokens - len(row.output) - 1, 0) :]

@@ -60,7 +60,7 @@ class LayerCache(Kept):
     """Entry j of a slot is position j. tensors: (slots, K, length, D) each, as keys and values.
 
     An entry behind the last token of a slot is never seen before it is written again, so a
-    sequence is cut (rejected guesses of speculative decoding) by going on at an earlier position.
+    sequence is cut (rejected tokens of speculative decoding) by going on at an earlier position.
     """
 
     def update(self, context: Context, *new: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:

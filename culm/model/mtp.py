@@ -25,7 +25,7 @@ from culm.model.norm import NormConfig
 
 class MTP(Config):
     """depth: heads, each a block of the last layer's kind. weight: of their mean loss, beside that
-    of the next token. Next-token training learns them, speculative decoding guesses by them
+    of the next token. Next-token training learns them, speculative decoding drafts by them
     (`culm.engine.speculation`); plain decoding and other formats leave them out.
     """
 

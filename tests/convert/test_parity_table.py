@@ -47,8 +47,9 @@ names of its tensors. A model of ours belongs to the first family that reads bac
 the same model. One with parts that no family has is exported as a folder of Culm's own, and a line
 says who will not load it and by which setting; for GGUF it is refused.
 
-Weights are read in fp32, bf16 and fp16; in fp8 with a scale for every block of a matrix, as DeepSeek-V3
-and others are published; and in MXFP4, as GPT-OSS is. The last two are multiplied out to bf16.
+Weights are read in fp32, bf16 and fp16; in fp8 with a scale for every block of a matrix, as
+DeepSeek-V3 and others are published; and in MXFP4, as GPT-OSS is. The last two are multiplied out
+to bf16.
 """
 
 
