@@ -202,7 +202,7 @@ class Engine:
                 row.finish = _finish(row)
                 top = () if ranks is None else _top(logits[index, place], token, ranks)
                 events.append(Event(row.id, token, logprobs[index][place], row.finish, top))
-                if row.finish or row.draft[place : place + 1] != [token]:
+                if row.finish or place == len(row.draft) or row.draft[place] != token:
                     break
         return events
 
@@ -216,13 +216,13 @@ class Engine:
         """
         logits[..., self.vocabulary :] = float("-inf")
         shape = logits.shape[:2]
-        rows = [row for row in self.running[first:] for _ in range(shape[1])]
+        rows, times = self.running[first:], range(shape[1])
         sampler = self._samplers.get(shape[1])
         if sampler is None:
-            settings = [row.request.sampling for row in rows]
-            sampler = Sampler(settings, [row.seed for row in rows], logits.device)
-            self._samplers[shape[1]] = sampler
-        prompts = [row.request.prompt for row in rows]
+            settings = [row.request.sampling for row in rows for _ in times]
+            seeds = [row.seed for row in rows for _ in times]
+            sampler = self._samplers[shape[1]] = Sampler(settings, seeds, logits.device)
+        prompts = [row.request.prompt for row in rows for _ in times]
         tokens, logprobs = sampler(logits.flatten(0, 1), prompts, outputs)
         return tokens.view(shape), logprobs.view(shape)
 

@@ -90,25 +90,26 @@ class Runner:
             logits = self._fused([r.output[-1] for r in rows], [r.length - 1 for r in rows])
             return logits[:, None], None
         if not self.heads:
-            states = self._read([row.length - 1 for row in rows], rows, 1)[0]
+            starts = [row.length - 1 for row in rows]
+            states = self._read(rows, starts, [[row.output[-1]] for row in rows])[0]
             return self.model.logits(self.model.normalized(states[: len(rows)])), None
         width = min(window_size(self.heads), self.length)
         starts = [max(row.end - width, 0) for row in rows]
-        window = Window(starts, *self._read(starts, rows, width))
+        tokens = [row.window(start, width) for row, start in zip(rows, starts, strict=True)]
+        window = Window(starts, *self._read(rows, starts, tokens))
         return self._logits(rows, window), window
 
     def _read(
-        self, starts: list[int], rows: Sequence[Running], width: int
+        self, rows: Sequence[Running], starts: list[int], windows: list[list[int]]
     ) -> tuple[Tensor, Context]:
-        """What `Transformer.trunk` gives for `width` tokens of each row, and of rows to fill up.
+        """What `Transformer.trunk` gives for tokens of each row, and of rows to fill up.
 
         A text that is shorter has padding behind it: what is kept of that is written again before
         it is seen, since the next window begins before it ends.
         """
-        device, count = self.model.device, len(rows)
+        device, count, width = self.model.device, len(rows), len(windows[0])
         filled = _round_up(count, ROUND_ROWS) if count > ROUND_ROWS else count
         empty = min(filled, self.slots) - count
-        windows = [row.window(at, width) for row, at in zip(rows, starts, strict=True)]
         tokens = torch.tensor(windows + [[0] * width] * empty, device=device)
         positions = torch.tensor(starts + [0] * empty, device=device)[:, None]
         if width > 1:
