@@ -25,6 +25,8 @@ from culm.config import SettingError
 from culm.model.linear import GroupedLinear, Linear
 
 BLOCK = 128  # columns; a multiple of every group
+# How damping grows with inputs / rows: at no count much worse than rounding to nearest.
+SCARCE = 30
 
 
 class GPTQ(Calibrated[Int4]):
@@ -78,9 +80,7 @@ class GPTQ(Calibrated[Int4]):
             layer, group = block.get_submodule(name), quantizers[name].group
             assert isinstance(layer, GroupedLinear)
             each = [
-                self.solve(
-                    expert(layer, number), gram / rows, group, name, layer.in_features / rows
-                )
+                self.solve(expert(layer, number), gram / rows, group, name, rows)
                 if rows
                 else Int4Linear.from_linear(expert(layer, number), group)
                 for number, (gram, rows) in enumerate(read)
@@ -90,18 +90,21 @@ class GPTQ(Calibrated[Int4]):
 
     @torch.no_grad()
     def solve(
-        self, layer: Linear, gram: Tensor, group: int, name: str = "", doubt: float = 0.0
+        self, layer: Linear, gram: Tensor, group: int, name: str = "", rows: int | None = None
     ) -> Int4Linear:
         """The int4 layer whose outputs are near the layer's; gram: (inputs, inputs) fp32.
 
-        doubt: how little it says, as inputs to each row; damping grows by this multiple of itself.
+        rows: of which it is the mean; None: of enough.
         """
         weight, gram = layer.weight.detach().float().clone(), gram.clone()
-        dead = gram.diagonal() == 0
-        gram.diagonal()[dead], weight[:, dead] = 1, 0
+        unused = gram.diagonal() == 0
+        gram.diagonal()[unused] = 1
+        if rows is None:  # few rows do not show that an input is never used
+            weight[:, unused] = 0
         power = gram.diagonal()
         order = power.argsort(descending=True, stable=True) if self.act_order else None
-        power += self.damping * (1 + doubt) * power.mean()
+        scarce = SCARCE * layer.in_features / rows if rows else 0.0
+        power += self.damping * (1 + scarce) * power.mean()
         groups = _Groups(weight, group, fixed=self.static_groups)
         if order is not None:
             weight, gram = weight[:, order], gram[order][:, order]
