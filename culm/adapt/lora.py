@@ -162,9 +162,12 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def matrix(self) -> Tensor:
-        """The weights of one plain layer of the same product, (outputs, inputs), added in fp32."""
-        if not self.enabled:
-            return self.base.matrix()
+        """The weights of one plain layer of the same product, (outputs, inputs)."""
+        return self._merged() if self.enabled else self.base.matrix()
+
+    @torch.no_grad()
+    def _merged(self) -> Tensor:
+        """(outputs, inputs), added in fp32."""
         summed = self._summed()
         if self.magnitude is not None:
             summed *= (self.magnitude.float() / self._norms())[:, None]
@@ -172,7 +175,7 @@ class LoRALinear(nn.Module):
 
     def merged(self) -> Linear:
         """One plain layer of the same product; quantised weights become fp32."""
-        return plain(self.matrix().to(self.dtype), self.base.bias)
+        return plain(self._merged().to(self.dtype), self.base.bias)
 
 
 def plain(weight: Tensor, bias: Tensor | None) -> Linear:

@@ -135,7 +135,7 @@ def _leaves(config: TransformerConfig) -> dict[str, Any]:
         given = values[part]
         values[part] = [dict(given[i % len(given)]) for i in range(config.layers)]
     values["residual"].pop("dropout")
-    for name in ("init", "mtp"):  # of training alone
+    for name in ("init", "mtp"):  # of training, or beside the model
         values.pop(name)
     for mlp in values["mlp"]:
         for name in ("switch", "sequence", "z", "bias_rate", "capacity"):  # of training alone

@@ -32,14 +32,15 @@ def read_blocks(packing: dict[str, Any]) -> Blocks:
     fields.only("fmt", "e4m3")
     fields.only("activation_scheme", "dynamic")
     fields.only("scale_fmt", "float", "ue8m0")
+    fields.only("expert_dtype", "fp8")
     # Which layers stay as they are shows in the tensors themselves.
-    fields.drop("modules_to_not_convert", "ignored_layers", "dequantize")
+    fields.drop("modules_to_not_convert", "modules_to_convert", "ignored_layers", "dequantize")
     given = fields.take("weight_block_size", None)
     fields.end()
     if not (
         isinstance(given, list | tuple)
         and len(given) == 2
-        and all(isinstance(size, int) and size > 0 for size in given)
+        and all(type(size) is int and size > 0 for size in given)
     ):
         raise SettingError(
             f"weight_block_size: {given!r} is not read here, only two sizes of a block"
@@ -47,7 +48,7 @@ def read_blocks(packing: dict[str, Any]) -> Blocks:
     return given[0], given[1]
 
 
-def restored(
+def dequantized(
     tensors: Iterable[tuple[str, Tensor]], blocks: Blocks, source: str
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors as they come; those in fp8 in bf16, as soon as both parts of one are there.
@@ -66,13 +67,13 @@ def restored(
             waiting[whole] = tensor
             continue
         weight, scales = (other, tensor) if name.endswith(SCALE) else (tensor, other)
-        yield whole, _multiplied(weight, scales, blocks, f"{source}: tensor {whole}")
+        yield whole, _dequantized(weight, scales, blocks, f"{source}: tensor {whole}")
     for name, left in waiting.items():
         lacks = "scales" if left.dtype == torch.float8_e4m3fn else "numbers for its scales"
         raise SettingError(f"{source}: tensor {name} has no {lacks}; copy the folder again")
 
 
-def _multiplied(weight: Tensor, scales: Tensor, blocks: Blocks, what: str) -> Tensor:
+def _dequantized(weight: Tensor, scales: Tensor, blocks: Blocks, what: str) -> Tensor:
     wanted = tuple(ceil(n / size) for n, size in zip(weight.shape, blocks, strict=False))
     if weight.dtype != torch.float8_e4m3fn or weight.dim() != 2 or tuple(scales.shape) != wanted:
         raise SettingError(

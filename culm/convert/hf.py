@@ -14,7 +14,7 @@ from culm.convert import rules
 from culm.convert.card import write_card
 from culm.convert.families import FAMILIES
 from culm.convert.family import Family, family_of
-from culm.convert.fp8 import Blocks, read_blocks, restored
+from culm.convert.fp8 import Blocks, dequantized, read_blocks
 from culm.convert.multipliers import plain_config
 from culm.convert.rules import ModuleNames
 from culm.convert.weights import assemble, note_dropped_heads, plain_weights
@@ -217,7 +217,7 @@ def _weights(
     resolved = config.resolved()
     names = family.rules(resolved)
     tensors = (each for shard in _shards(folder) for each in _read(shard))
-    whole = restored(tensors, blocks, str(folder)) if blocks else tensors
+    whole = dequantized(tensors, blocks, str(folder)) if blocks else tensors
     stored = ((rules.rooted(name, family.root, names), tensor) for name, tensor in whole)
     ends: dict[str, Tensor] = {}
     for name, tensor in rules.read(stored, names, _experts(resolved)):

@@ -86,7 +86,8 @@ def recompute(objective: nn.Module) -> None:
     for model in _models(objective):
         for block in model.every_block:
             # The method and not a module around the block, whose parameters keep their names.
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            whole = partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = whole  # type: ignore[method-assign]
 
 
 def compile_blocks(objective: nn.Module) -> None:

@@ -76,6 +76,11 @@ class Context:
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         return Context(positions.expand(tokens.shape))
 
+    def note(self, routing: Routing | None) -> None:
+        """Add what a layer of experts did, if there are any and somebody wants to know."""
+        if self.routings is not None and routing is not None:
+            self.routings.append(routing)
+
     def within_block(self) -> Context:
         """The same with a fresh place for what a block has to give beside x."""
         return replace(self, aside=Aside())

@@ -32,7 +32,7 @@ class Linear(nn.Linear):
 
     def matrix(self) -> Tensor:
         """What x is multiplied by, (outputs, inputs). Layers that stand for this one tell theirs:
-        quantised ones multiplied out, adapted ones merged.
+        quantised ones multiplied out, adapted ones merged. Rounding of x is not in it (W8A8).
         """
         return self.weight
 

@@ -48,8 +48,7 @@ class FurtherHead(nn.Module):
     ) -> Tensor:
         joined = torch.cat((self.enorm(embedded), self.hnorm(states)), -1)
         x, _, routing = self.block(self.projection(joined), context, cache)
-        if context.routings is not None and routing is not None:
-            context.routings.append(routing)
+        context.note(routing)
         return x
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +71,9 @@ class Transformer(nn.Module):
         self.config = self.config.model_copy(update={"mtp": None})
 
     @property
-    def every_block(self) -> list[nn.Module]:
+    def every_block(self) -> list[Block]:
         """The blocks of the trunk, and those of multi-token prediction behind them."""
-        return [*self.blocks, *(head.block for head in self.mtp)]
+        return cast("list[Block]", [*self.blocks, *(head.block for head in self.mtp)])
 
     @property
     def device(self) -> torch.device:
@@ -86,17 +86,18 @@ class Transformer(nn.Module):
         """
         others = 0
         for block in self.every_block:
-            served = block.attention.serves(backend, self.device)  # type: ignore[union-attr,operator]
-            block.attention.backend = backend if served else "blocks"  # type: ignore[union-attr]
+            served = block.attention.serves(backend, self.device)
+            block.attention.backend = backend if served else "blocks"
             others += not served
         if others:
-            say(f"Attention of {others} of {len(self.blocks)} layers in blocks, not {backend}.")
+            every = len(self.every_block)
+            say(f"Attention of {others} of {every} layers in blocks, not {backend}.")
         return others
 
     @property
     def backends(self) -> list[str]:
         """By which attention is computed, each once."""
-        return sorted({str(block.attention.backend) for block in self.every_block})  # type: ignore[union-attr]
+        return sorted({block.attention.backend for block in self.every_block})
 
     def hidden(self, tokens: Tensor, context: Context | None = None) -> Tensor:
         """The normalised last states (B, T, E) that the head reads."""
@@ -145,8 +146,7 @@ class Transformer(nn.Module):
             x, values, routing = block(x, context, cache)
             if context.values is None and values is not None:
                 context = replace(context, values=values)
-            if context.routings is not None and routing is not None:
-                context.routings.append(routing)
+            context.note(routing)
         return x, context
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -204,8 +204,8 @@ class Transformer(nn.Module):
         if kind not in BITS:
             raise SettingError(f"cache: {kind!r} is not one of {', '.join(BITS)}")
         room = Room(slots, length, self.dtype, self.device, BITS[kind], spare)
-        blocks = self.every_block if further else self.blocks
-        layers = [block.attention.cache(room) for block in blocks]  # type: ignore[union-attr,operator]
+        blocks = self.every_block[: None if further else len(self.blocks)]
+        layers = [block.attention.cache(room) for block in blocks]
         if room.bits and not any(isinstance(layer, QuantizedCache) for layer in layers):
             raise SettingError(
                 f"cache: {kind} rounds keys and values of all tokens, and no layer of this model "

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from culm.config import SettingError
 from culm.convert import hf
-from culm.convert.fp8 import restored
+from culm.convert.fp8 import dequantized
 
 transformers = pytest.importorskip("transformers")
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
@@ -31,10 +31,14 @@ def packed(weight: torch.Tensor, blocks=BLOCKS) -> tuple[torch.Tensor, torch.Ten
     return out, torch.stack(scales).view(-(-weight.shape[0] // rows), -1)
 
 
-@pytest.fixture(params=["DeepSeek-V3", "Qwen3"])
+# As it was published; the rest is what transformers writes today.
+PUBLISHED_PACKING = {"fmt": "e4m3", "modules_to_not_convert": ["lm_head"]}
+
+
+@pytest.fixture(params=[("DeepSeek-V3", PUBLISHED_PACKING), ("Qwen3", {})])
 def folder(request, tokenizer, tmp_path) -> Path:
     """A model as transformers wrote it, packed."""
-    given = dict(PUBLISHED[request.param])
+    given = dict(PUBLISHED[request.param[0]])
     (tmp_path / "config.json").write_text(json.dumps(given))
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     config.dtype = torch.float32
@@ -47,10 +51,8 @@ def folder(request, tokenizer, tmp_path) -> Path:
             tensors[name] = tensor
     assert sum(name.endswith("_scale_inv") for name in tensors) > 5
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    given["quantization_config"] = {
-        "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
-        "weight_block_size": list(BLOCKS), "modules_to_not_convert": ["lm_head"],
-    }  # fmt: skip
+    packing = transformers.FineGrainedFP8Config(weight_block_size=BLOCKS)
+    given["quantization_config"] = {**json.loads(packing.to_json_string()), **request.param[1]}
     (tmp_path / "config.json").write_text(json.dumps(given))
     tokenizer.save(tmp_path)
     return tmp_path
@@ -80,7 +82,7 @@ def test_blocks_that_do_not_fill_a_matrix():
         ("c", parts["c"][0]), ("a_scale_inv", parts["a"][1]), ("b", parts["b"][0]),
         ("c_scale_inv", parts["c"][1]),
     ]  # fmt: skip
-    found = dict(restored(stream, (8, 16), "folder"))
+    found = dict(dequantized(stream, (8, 16), "folder"))
     assert found.keys() == {*weights, "d"}
     for name, weight in weights.items():
         codes, scales = parts[name]
@@ -100,7 +102,7 @@ def changed(folder, edit) -> None:
 NAME = "model.layers.0.mlp.down_proj.weight"
 
 
-@pytest.mark.parametrize("folder", ["Qwen3"], indirect=True)
+@pytest.mark.parametrize("folder", [("Qwen3", {})], indirect=True)
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
@@ -117,13 +119,14 @@ def test_parts_that_do_not_belong_together(folder, edit, words):
         hf.load(folder)
 
 
-@pytest.mark.parametrize("folder", ["Qwen3"], indirect=True)
+@pytest.mark.parametrize("folder", [("Qwen3", {})], indirect=True)
 @pytest.mark.parametrize(
     ("packing", "words"),
     [
         ({"activation_scheme": "static"}, "quantization_config.activation_scheme: 'static'"),
         ({"fmt": "e5m2"}, "quantization_config.fmt: 'e5m2' is not read here"),
         ({"weight_block_size": None}, "quantization_config.weight_block_size: None is not read"),
+        ({"weight_block_size": [True, 8]}, "weight_block_size: .*True, 8.* is not read"),
         ({"weight_block_size": [0, 8]}, r"weight_block_size: \[0, 8\] is not read"),
         ({"quant_method": "awq"}, "quantization_config: .* is not known here"),
         ({"kv_cache_scheme": "x"}, "quantization_config.kv_cache_scheme: 'x' is not known"),

@@ -118,6 +118,25 @@ def test_every_expert_takes_the_step_of_a_matrix_of_its_own() -> None:
     assert step[1].abs().max() == 0
 
 
+def test_an_expert_without_tokens_rests() -> None:
+    """Its momentum fades; turned, it would move as far as ever."""
+    config = TransformerConfig(
+        vocabulary=20, width=16, layers=1, attention=GQA(heads=2), mlp=MoE(experts=3, hidden=24)
+    )
+    model = config.build()
+    weight = model.blocks[0].mlp.experts.up.weight
+    optimizer = Muon(rate=0.1, weight_decay=0.0).build(model)
+    gradients(model, 0)
+    optimizer.step()
+    before = weight.detach().clone()
+    gradients(model, 1)
+    weight.grad[1] = 0
+    optimizer.step()
+    moved = (weight.detach() - before).abs().amax((1, 2))
+    assert moved[1] == 0
+    assert moved[[0, 2]].min() > 0
+
+
 def test_adapters_take_adamw_steps(model: Transformer) -> None:
     LoRA(rank=2).apply(model, 0)
     optimizer = Muon().build(model)
