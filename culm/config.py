@@ -169,6 +169,10 @@ def _inherit(
             f"{section}.base: {' -> '.join(p.stem for p in (*seen, path))} is a circle"
         )
     below = _inherit(read_yaml(path), section, str(values["base"]), (*seen, path))
+    if section == "run":  # where a section is the name of a file, settings are laid over that file
+        for name in SECTIONS:
+            if isinstance(below.values.get(name), str) and isinstance(own.get(name), Mapping):
+                below.values[name] = {"base": below.values[name]}
     return _composed(merge(below.values, own), {**below.origins, **origins})
 
 

@@ -10,7 +10,6 @@ import torch
 from culm.adapt.quantize.linear import is_quantized
 from culm.config import SettingError
 from culm.convert.importer import load_adapter, load_adapters, load_model
-from culm.convert.weights import note_dropped_heads
 from culm.device import choose_backend, choose_device, choose_precision
 from culm.dtype import DTYPES, dtype_of
 from culm.model.transformer import Transformer
@@ -23,10 +22,10 @@ def read(
     dtype: str | torch.dtype | None = None,
     adapter: str | Path | None = None,
     adapters: Mapping[str, str | Path] | None = None,
-    mtp: bool = False,
+    mtp: bool = True,
 ) -> tuple[Transformer, Tokenizer]:
-    """The parts of `culm.load`. mtp: keep heads of multi-token prediction, to train them on or to
-    speculate.
+    """The parts of `culm.load`. mtp: keep heads of multi-token prediction, where there are any;
+    plain decoding is faster without.
     """
     if adapter is not None and adapters:
         raise SettingError("adapters: one for all requests (adapter) leaves no choice; give either")
@@ -35,8 +34,7 @@ def read(
     if kind == torch.float16 and place.type == "cpu":
         raise SettingError("dtype: float16 has no fast products on a CPU; take bfloat16")
     model, tokenizer = load_model(path, place)
-    if not mtp and model.config.mtp is not None:
-        note_dropped_heads(model)
+    if not mtp:
         model.drop_mtp()
     if adapter is not None:
         load_adapter(model, adapter)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from culm import log
 from culm.config import Config, SettingError
@@ -20,17 +20,30 @@ from culm.tokenizer.tokenizer import Tokenizer
 
 
 class Pretrained(Config):
-    """Weights and tokenizer from Hugging Face.
+    """Weights and tokenizer of another model; where it is, is said by one of the first two.
 
-    hf: a folder, or an id on the hub, which is downloaded once.
+    hf: a folder of Hugging Face, or an id on the hub, which is downloaded once.
+    path: a folder or file of any kind, those of a run too.
     chat: give a tokenizer that has no chat template ours, with the special tokens of its turns.
 
     Where the tokenizer has more tokens than the embedding, rows are added; see
     `culm.convert.grow`.
     """
 
-    hf: str = Field(min_length=1)
+    hf: str | None = Field(None, min_length=1)
+    path: str | None = Field(None, min_length=1)
     chat: bool = False
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Pretrained:
+        if (self.hf is None) == (self.path is None):
+            raise ValueError("give hf or path, one of them")
+        return self
+
+    @property
+    def source(self) -> str:
+        """The folder, file or hub id."""
+        return self.hf or self.path or ""
 
     def load(self) -> tuple[Transformer, Tokenizer]:
         """In fp32 on the CPU.
@@ -38,10 +51,13 @@ class Pretrained(Config):
         Raises:
             SettingError: it is not there, or cannot be read.
         """
-        model, tokenizer = load_pretrained(self.hf)
-        model.dtype = torch.float32
-        for weight in model.parameters():
-            weight.data = weight.data.float()
+        if self.hf is None:
+            model, tokenizer = _read(self.source)
+        else:
+            model, tokenizer = load_pretrained(self.hf)
+            model.dtype = torch.float32
+            for weight in model.parameters():
+                weight.data = weight.data.float()
         known = tokenizer.vocabulary
         if self.chat:
             tokenizer = with_chat(tokenizer)
@@ -49,9 +65,9 @@ class Pretrained(Config):
         if tokenizer.vocabulary > used:
             grow(model, used, tokenizer.vocabulary)
             log.say(
-                f"{self.hf}: {tokenizer.vocabulary - used} tokens are new to the model; their rows "
-                f"begin as the mean of the other {used:,}. Beside an adapter they learn only with "
-                f"train.adapter.also={'embed' if model.config.tied else '[embed,head]'}."
+                f"{self.source}: {tokenizer.vocabulary - used} tokens are new to the model; their "
+                f"rows begin as the mean of the other {used:,}. Beside an adapter they learn only "
+                f"with train.adapter.also={'embed' if model.config.tied else '[embed,head]'}."
             )
         return model, tokenizer
 
@@ -68,7 +84,7 @@ Start = Annotated[
 
 def named(start: str | Pretrained) -> str:
     """The path or hub id of the model."""
-    return start.hf if isinstance(start, Pretrained) else start
+    return start.source if isinstance(start, Pretrained) else start
 
 
 def start_of(start: str | Pretrained) -> tuple[Transformer, Tokenizer]:
@@ -80,10 +96,14 @@ def start_of(start: str | Pretrained) -> tuple[Transformer, Tokenizer]:
     try:
         if isinstance(start, Pretrained):
             return start.load()
-        return read(start, "cpu", torch.float32, mtp=True)
+        return _read(start)
     except SettingError as error:
         if isinstance(start, Pretrained):
-            raise SettingError(f"start.hf: {error}") from None
+            raise SettingError(f"start.{'hf' if start.hf else 'path'}: {error}") from None
         if Path(start).exists():
             raise
         raise SettingError(f"start: {error}; train that first, or give another start=") from None
+
+
+def _read(path: str) -> tuple[Transformer, Tokenizer]:
+    return read(path, "cpu", torch.float32)

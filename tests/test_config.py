@@ -66,6 +66,18 @@ def test_base_is_inherited_and_kinds_replace() -> None:
     assert "optimizer.adamw_rate" not in lora.origins  # of the muon that was replaced
 
 
+def test_settings_over_a_section_that_is_the_name_of_a_file(tmp_path: Path) -> None:
+    def composed(model: str) -> dict:
+        (tmp_path / "run.yaml").write_text(f"base: demo\nmodel: {model}\n")
+        return compose_run(tmp_path / "run.yaml").values["model"]
+
+    demo = compose("demo", "model").values
+    assert composed("{width: 64}") == {**demo, "width": 64}
+    assert composed("{base: demo, width: 64}") == {**demo, "width": 64}
+    assert composed("{base: tiny, width: 64}") == {**compose("tiny", "model").values, "width": 64}
+    assert composed("nano") == compose("nano", "model").values
+
+
 def test_the_command_line_has_the_last_word() -> None:
     composed = compose_run("pretrain", ["train.steps=7", "model=tiny", "model.layers=2"])
     assert composed.values["train"]["steps"] == 7

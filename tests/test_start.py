@@ -182,7 +182,7 @@ def test_what_cannot_be_begun_from(tmp_path, corpora, start, words):
 
 def test_without_a_template_the_sentence_says_how_to_get_one(there, corpora, tmp_path):
     there()
-    with pytest.raises(SettingError, match=r"no chat template.*start.hf=MODEL start.chat=true"):
+    with pytest.raises(SettingError, match=r"no chat template.*start.path=MODEL start.chat=true"):
         train(parse(RunConfig, settings(tmp_path, corpora)))
 
 
@@ -194,3 +194,17 @@ def test_the_command_line_replaces_a_path(tmp_path):
     assert read_run(str(path))[0] == config
     assert read_run("sft")[0].start == "runs/pretrain"
     assert read_run("sft", ["start=5"])[0].start == "5"
+
+
+def test_a_model_of_our_own_is_given_a_chat_template(there, tmp_path):
+    there()
+    model, words = start_of(Pretrained(hf=str(tmp_path / "there")))
+    native.save(model, words, tmp_path / "ours")
+    again, tokenizer = start_of(Pretrained(path=str(tmp_path / "ours"), chat=True))
+    assert again.config.vocabulary == tokenizer.vocabulary == 295
+    assert tokenizer.chat.prompt([{"role": "user", "content": "hi"}])[0] == 290 + 1
+    assert torch.equal(again.embed.weight[:290], model.embed.weight[:290])
+    with pytest.raises(SettingError, match=r"start: give hf or path, one of them"):
+        parse(Pretrained, {"chat": True}, "start")
+    with pytest.raises(SettingError, match=r"start\.path: .*none: "):
+        start_of(Pretrained(path=str(tmp_path / "none")))

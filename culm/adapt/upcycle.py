@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import cycle, islice
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from pydantic import BeforeValidator, Field, NonNegativeFloat
 from torch import Tensor
 
 from culm.config import Config, SettingError, listed, one_of
+from culm.model.block import Block
 from culm.model.init import generator
 from culm.model.linear import Linear
 from culm.model.mlp.gated import GatedFeedForward
@@ -44,12 +45,15 @@ class Upcycle(Config):
         tiled = list(islice(cycle(self.mlp), len(model.blocks)))
         if not any(tiled):
             raise SettingError(f"upcycle.mlp: null in all {len(tiled)} layers; name experts")
-        chosen = {index: moe for index, moe in enumerate(tiled) if moe is not None}
-        for index, moe in chosen.items():
-            _check(index, moe, model.blocks[index].mlp)
-        for index, moe in chosen.items():
-            name, block = f"blocks.{index}.mlp", model.blocks[index]
-            block.mlp = self._copies(name, moe, block.mlp, model.config.width, seed)  # type: ignore[arg-type]
+        every = {name: part for name, part in model.named_modules() if isinstance(part, Block)}
+        # Heads of multi-token prediction, behind the layers, are as the last of them.
+        moes = [*tiled, *[tiled[-1]] * len(model.mtp)]
+        chosen = {name: moe for name, moe in zip(every, moes, strict=True) if moe is not None}
+        for name, moe in chosen.items():
+            _check(name, moe, every[name].mlp)
+        for name, moe in chosen.items():
+            dense = cast(GatedFeedForward, every[name].mlp)
+            every[name].mlp = self._copies(f"{name}.mlp", moe, dense, model.config.width, seed)
         mlps = tuple(moe or dense for moe, dense in zip(tiled, model.config.mlps, strict=True))
         model.config = model.config.model_copy(update={"mlp": mlps}).shortened()
         return len(chosen)
@@ -76,14 +80,14 @@ class Upcycle(Config):
         return built
 
 
-def _check(index: int, moe: MoE, dense: object) -> None:
+def _check(name: str, moe: MoE, dense: object) -> None:
     if not isinstance(dense, GatedFeedForward):
         raise SettingError(
-            f"upcycle.mlp: layer {index} has no gated dense feed-forward to copy; put null there"
+            f"upcycle.mlp: {name} has no gated dense feed-forward to copy; put null there"
         )
     if not isinstance(dense.gate, Linear):
         raise SettingError(
-            f"upcycle.mlp: layer {index} is quantised; start from the model that it was made of"
+            f"upcycle.mlp: {name} is quantised; start from the model that it was made of"
         )
     needed = {
         "hidden": dense.gate.out_features,
@@ -94,9 +98,9 @@ def _check(index: int, moe: MoE, dense: object) -> None:
         "scale": 1.0,
     }
     given = moe.model_dump()
-    for name, value in needed.items():
-        if given[name] != value:
+    for setting, value in needed.items():
+        if given[setting] != value:
             raise SettingError(
-                f"upcycle.mlp.{name}: {given[name]} does not give what layer {index} gave; "
+                f"upcycle.mlp.{setting}: {given[setting]} does not give what {name} gave; "
                 f"take {value}"
             )

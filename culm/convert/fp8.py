@@ -16,6 +16,7 @@ from torch import Tensor
 
 from culm.config import SettingError
 from culm.convert.family import Fields
+from culm.dtype import name_of
 
 SCALE = "_scale_inv"
 Blocks = tuple[int, int]  # rows and columns that share a scale
@@ -43,7 +44,8 @@ def read_blocks(packing: dict[str, Any]) -> Blocks:
         and all(type(size) is int and size > 0 for size in given)
     ):
         raise SettingError(
-            f"weight_block_size: {given!r} is not read here, only two sizes of a block"
+            f"weight_block_size: {given!r} is not read here, only two sizes of a block; take the "
+            "folder that is not quantised"
         )
     return given[0], given[1]
 
@@ -69,19 +71,27 @@ def dequantized(
         weight, scales = (other, tensor) if name.endswith(SCALE) else (tensor, other)
         yield whole, _dequantized(weight, scales, blocks, f"{source}: tensor {whole}")
     for name, left in waiting.items():
-        lacks = "scales" if left.dtype == torch.float8_e4m3fn else "numbers for its scales"
-        raise SettingError(f"{source}: tensor {name} has no {lacks}; copy the folder again")
+        packed = left.dtype == torch.float8_e4m3fn
+        wrong = "is in fp8 and has no scales" if packed else "has scales and is not in fp8"
+        raise SettingError(f"{source}: tensor {name} {wrong}; copy the folder again")
 
 
 def _dequantized(weight: Tensor, scales: Tensor, blocks: Blocks, what: str) -> Tensor:
     wanted = tuple(ceil(n / size) for n, size in zip(weight.shape, blocks, strict=False))
+    factors = scales.float()
+    sound = bool((factors.isfinite() & (factors >= 0)).all())
+    if not (scales.is_floating_point() and sound):
+        raise SettingError(
+            f"{what}{SCALE} holds what cannot be scales ({name_of(scales.dtype)}): they are "
+            "finite, not negative, and no integers; copy the folder again"
+        )
     if weight.dtype != torch.float8_e4m3fn or weight.dim() != 2 or tuple(scales.shape) != wanted:
         raise SettingError(
             f"{what}: {tuple(weight.shape)} in blocks of {blocks[0]} by {blocks[1]} does not go "
             f"with scales of shape {tuple(scales.shape)}"
         )
     rows, columns = weight.shape
-    wide = scales.float().repeat_interleave(blocks[1], 1)[:, :columns]
+    wide = factors.repeat_interleave(blocks[1], 1)[:, :columns]
     out = torch.empty(weight.shape, dtype=torch.bfloat16)
     for index, row in enumerate(wide):  # row by row of blocks: little memory beside the result
         part = slice(index * blocks[0], min((index + 1) * blocks[0], rows))

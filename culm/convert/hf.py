@@ -202,8 +202,14 @@ def read_config(path: Path) -> tuple[Family, TransformerConfig, Blocks | None]:
     if not isinstance(name, str) or name not in known:
         raise SettingError(f"{path}: model_type {name!r} is not one of {', '.join(known)}")
     left = {k: v for k, v in given.items() if k not in NEUTRAL and not k.startswith("_")}
-    packing, blocks = left.get("quantization_config"), None
-    if isinstance(packing, dict) and packing.get("quant_method") == "fp8":
+    packing, blocks = left.get("quantization_config") or {}, None
+    method = packing.get("quant_method") if isinstance(packing, dict) else packing
+    if packing and method not in ("fp8", "mxfp4"):
+        raise SettingError(
+            f"{path}: quantization_config: {method!r} is not read here, only fp8 in blocks and the "
+            "mxfp4 of GPT-OSS; take the folder that is not quantised"
+        )
+    if method == "fp8":
         try:
             blocks = read_blocks(left.pop("quantization_config"))
         except SettingError as error:

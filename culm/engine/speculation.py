@@ -47,7 +47,7 @@ def check_speculation(model: Transformer) -> None:
     if not model.mtp:
         raise SettingError(
             "speculate: this model has no heads that draft tokens; train it with model.mtp, "
-            "and load the folder of that run"
+            "and load the folder of that run (exported and imported models have none)"
         )
     layers = model.cache(1, 1).layers
     if any(isinstance(layer, StateCache) for layer in layers):

@@ -69,6 +69,10 @@ class TransformerConfig(Config):
                 "init: gpt2 shrinks weights with the depth, as completep does with "
                 "branches; take init=llama or zero"
             )
+        if self.mtp is not None and self.mtp.depth >= self.context:
+            raise ValueError(
+                f"mtp.depth: {self.mtp.depth} heads look beyond a context of {self.context} tokens"
+            )
         mixed = {a.kv_heads or a.heads for a in self.attention if isinstance(a, GQA)}
         if len(mixed) > 1 and any(a.value_residual for a in self.attention if isinstance(a, GQA)):
             raise ValueError(

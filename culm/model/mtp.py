@@ -10,9 +10,11 @@ token t + k itself; it predicts token t + k + 1 through the embedding and the he
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from culm.config import Config
@@ -29,7 +31,7 @@ class MTP(Config):
     (`culm.engine.speculation`); plain decoding and other formats leave them out.
     """
 
-    depth: PositiveInt = 1
+    depth: Annotated[PositiveInt, Field(le=64)] = 1
     weight: PositiveFloat = 0.3
 
 

@@ -50,7 +50,7 @@ class Chat:
         if tokenizer.template is None:
             raise SettingError(
                 "tokenizer: it has no chat template, so it cannot encode a dialogue; a run gives "
-                "it one by start.hf=MODEL start.chat=true"
+                "it one by start.path=MODEL start.chat=true"
             )
         self.tokenizer = tokenizer
         environment = ImmutableSandboxedEnvironment(

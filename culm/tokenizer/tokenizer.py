@@ -227,7 +227,10 @@ class Tokenizer:
                 raise
             raise SettingError(f"{path}: cannot be read as a tokenizer: {error}") from None
         settings = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-        stops = [*_ends_of(folder, inner), *settings.get("stop_ids", [])]
+        path = folder / "generation_config.json"
+        generation = read_json(path) if path.is_file() else {}
+        stops = _tokens_of(generation, "eos_token_id", path, inner)
+        stops += _tokens_of(settings, "stop_ids", folder / CONFIG, inner)
         return cls(inner, settings, _template(folder, settings), stops)
 
 
@@ -242,16 +245,17 @@ def check_vocabulary(tokenizer: Tokenizer, rows: int, source: str | Path) -> Non
         raise SettingError(f"{source}: {ids}, the model's vocabulary only {rows}")
 
 
-def _ends_of(folder: Path, inner: tokenizers.Tokenizer) -> list[int]:
-    """What ends an answer, by the settings of generation that stand beside a tokenizer."""
-    path = folder / "generation_config.json"
-    eos = read_json(path).get("eos_token_id") if path.is_file() else None
-    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+def _tokens_of(
+    settings: Mapping[str, Any], name: str, path: Path, inner: tokenizers.Tokenizer
+) -> list[int]:
+    """What a setting that is one id, several or none names; ids without a token are left out."""
+    given = settings.get(name)
+    ids = given if isinstance(given, list) else [] if given is None else [given]
     if odd := [one for one in ids if type(one) is not int]:
-        raise SettingError(f"{path}: eos_token_id: {odd[0]!r} is no number of a token")
+        raise SettingError(f"{path}: {name}: {odd[0]!r} is no number of a token")
     known = set(inner.get_vocab(with_added_tokens=True).values()) if ids else set()
     if unknown := [one for one in ids if one not in known]:
-        say(f"{path}: eos_token_id: the tokenizer has no token {unknown[0]}; it is left out.")
+        say(f"{path}: {name}: the tokenizer has no token {unknown[0]}; it is left out.")
     return [one for one in ids if one in known]
 
 

@@ -19,7 +19,7 @@ def show_scores(model: str, tasks: str, questions: int, device: str) -> None:
     settings = parse(EvalConfig, compose(tasks, "eval").values, "eval")
     if not settings.tasks:
         raise SettingError(f"tasks: {tasks} names no tasks; see configs/eval/tasks.yaml")
-    transformer, tokenizer = read(model, device)
+    transformer, tokenizer = read(model, device, mtp=False)
     answered = answer(
         transformer.eval(), tokenizer, settings.tasks, questions, settings.seed,
         settings.answer_tokens,

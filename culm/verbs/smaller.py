@@ -17,7 +17,6 @@ from culm.config import SettingError, parse, read_value
 from culm.data.calibration import calibration_rows
 from culm.eval.divergence import compare
 from culm.loading import read
-from culm.model.transformer import Transformer
 from culm.pack import read_whole, size_of, write_quantized
 from culm.verbs.numbers import count, size
 
@@ -51,7 +50,7 @@ def show_smaller(
 
 def _lost(source: str, out: str, device: str, rows: Tensor | None) -> list[tuple[str, str]]:
     """Size, and the distance to the original: in fp32, so that only the weights differ."""
-    before, after = (_read(path, device, torch.float32) for path in (source, out))
+    before, after = (read(path, device, torch.float32)[0].eval() for path in (source, out))
     layers = [module for module in after.modules() if isinstance(module, QuantizedLinear)]
     bits = 8 * sum(layer.weight_bytes for layer in layers)
     weights = sum(layer.in_features * layer.out_features for layer in layers)
@@ -82,12 +81,8 @@ def _speeds(source: str, out: str, device: str) -> str:
 
 def _speed(path: str, device: str) -> float:
     """Tokens a second of one row, in the fastest precision that is here."""
-    model = _read(path, device, "auto")
+    model = read(path, device, "auto", mtp=False)[0].eval()
     new = min(NEW, model.config.context // 2)
     decode = decoding(model, 1, new, new)
     decode()
     return (new - 1) / statistics.median(decode() for _ in range(ROUNDS))
-
-
-def _read(path: str, device: str, dtype: str | torch.dtype) -> Transformer:
-    return read(path, device, dtype)[0].eval()

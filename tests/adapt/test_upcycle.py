@@ -15,6 +15,7 @@ from culm.model.config import TransformerConfig
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.moe import MixtureOfExperts, MoE
 from culm.model.mlp.plain import Plain
+from culm.model.mtp import MTP
 from culm.run import train
 from culm.settings import RunConfig, read_run
 from culm.verbs.plan import show_plan
@@ -23,9 +24,9 @@ TOKENS = torch.randint(0, 60, (2, 12), generator=torch.Generator().manual_seed(0
 EXPERTS = MoE(experts=4, chosen=2, hidden=48, switch=0.01)
 
 
-def build(mlp=SwiGLU(hidden=48)):
+def build(mlp=SwiGLU(hidden=48), mtp=None):
     return TransformerConfig(
-        vocabulary=60, width=32, layers=4, context=16, attention=(GQA(heads=4),), mlp=(mlp,)
+        vocabulary=60, width=32, layers=4, context=16, attention=GQA(heads=4), mlp=mlp, mtp=mtp
     ).build(seed=0)
 
 
@@ -43,6 +44,17 @@ def test_copies_say_what_the_dense_model_says(scores):
     assert torch.equal(again(TOKENS), model(TOKENS))
 
 
+def test_heads_of_further_tokens_are_as_the_last_layer():
+    dense, model = build(mtp=MTP(depth=2)), build(mtp=MTP(depth=2))
+    assert Upcycle(mlp=(None, EXPERTS)).apply(model, seed=1) == 2 + 2
+    for one, two in zip(dense.hidden_ahead(TOKENS), model.hidden_ahead(TOKENS), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
+    again = model.config.build(seed=2)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(TOKENS), model(TOKENS))
+    assert Upcycle(mlp=(EXPERTS, None)).apply(build(mtp=MTP(depth=2)), seed=1) == 2
+
+
 def test_noise_tells_experts_apart():
     dense, model = build(), build()
     Upcycle(mlp=(EXPERTS,), noise=0.1).apply(model, seed=0)
@@ -57,7 +69,7 @@ def test_noise_tells_experts_apart():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"hidden": 32}, r"upcycle\.mlp\.hidden: 32 does not give what layer 0 gave; take 48"),
+        ({"hidden": 32}, r"upcycle\.mlp\.hidden: 32 does not give what blocks.0 gave; take 48"),
         ({"shared": 1}, r"upcycle\.mlp\.shared: 1 .* take 0"),
         ({"normalize": False}, r"upcycle\.mlp\.normalize: False .* take True"),
         ({"activation": "gelu"}, r"upcycle\.mlp\.activation: gelu .* take silu"),
@@ -71,11 +83,11 @@ def test_what_would_not_add_up_is_refused(changed, message):
 
 
 def test_only_dense_layers_have_something_to_copy():
-    with pytest.raises(SettingError, match=r"layer 0 has no gated dense feed-forward"):
+    with pytest.raises(SettingError, match=r"blocks.0 has no gated dense feed-forward"):
         Upcycle(mlp=(EXPERTS,)).apply(build(Plain(hidden=48)), seed=0)
     rounded = build()
     Int8().apply(rounded)
-    with pytest.raises(SettingError, match="layer 0 is quantised"):
+    with pytest.raises(SettingError, match=r"blocks\.0 is quantised"):
         Upcycle(mlp=(EXPERTS,)).apply(rounded, seed=0)
     with pytest.raises(SettingError, match="null in all 4 layers"):
         Upcycle(mlp=(None,)).apply(build(), seed=0)

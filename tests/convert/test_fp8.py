@@ -106,11 +106,18 @@ NAME = "model.layers.0.mlp.down_proj.weight"
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (lambda t: t.pop(f"{NAME}_scale_inv"), f"tensor {NAME} has no scales"),
-        (lambda t: t.pop(NAME), f"tensor {NAME} has no numbers for its scales"),
+        (lambda t: t.pop(f"{NAME}_scale_inv"), f"tensor {NAME} is in fp8 and has no scales"),
+        (lambda t: t.pop(NAME), f"tensor {NAME} has scales and is not in fp8"),
         (lambda t: t.update({f"{NAME}_scale_inv": torch.ones(2, 2)}), "does not go with scales"),
         (lambda t: t.update({NAME: torch.ones(4)}), "are missing|has shape"),
-        (lambda t: t[f"{NAME}_scale_inv"].fill_(torch.nan), "holds NaN or infinity"),
+        (lambda t: t.update({NAME: t[NAME].float()}), f"{NAME} has scales and is not in fp8"),
+        (lambda t: t[f"{NAME}_scale_inv"].fill_(torch.nan), f"{NAME}_scale_inv holds what cannot"),
+        (lambda t: t[f"{NAME}_scale_inv"].fill_(torch.inf), f"{NAME}_scale_inv holds what cannot"),
+        (lambda t: t[f"{NAME}_scale_inv"][0].fill_(-1), f"{NAME}_scale_inv holds what cannot"),
+        (
+            lambda t: t.update({f"{NAME}_scale_inv": t[f"{NAME}_scale_inv"].byte()}),
+            r"_scale_inv holds what cannot be scales \(uint8\)",
+        ),
     ],
 )
 def test_parts_that_do_not_belong_together(folder, edit, words):
@@ -128,7 +135,7 @@ def test_parts_that_do_not_belong_together(folder, edit, words):
         ({"weight_block_size": None}, "quantization_config.weight_block_size: None is not read"),
         ({"weight_block_size": [True, 8]}, "weight_block_size: .*True, 8.* is not read"),
         ({"weight_block_size": [0, 8]}, r"weight_block_size: \[0, 8\] is not read"),
-        ({"quant_method": "awq"}, "quantization_config: .* is not known here"),
+        ({"quant_method": "awq"}, "quantization_config: 'awq' is not read here, only fp8"),
         ({"kv_cache_scheme": "x"}, "quantization_config.kv_cache_scheme: 'x' is not known"),
     ],
 )

@@ -276,15 +276,19 @@ def test_no_tensors_are_imported():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("eos", [99_999, -1, 1 << 40, "end", True, 2.0, [3, None]])
-def test_ends_that_are_no_tokens(eos, tmp_path, capsys):
+@pytest.mark.parametrize("ids", [99_999, -1, 1 << 40, "end", True, 2.0, [3, None], {"a": 1}])
+@pytest.mark.parametrize("where", ["generation_config.json", "tokenizer_config.json"])
+def test_ends_that_are_no_tokens(ids, where, tmp_path, capsys):
     Bytes(specials=True).build([]).save(tmp_path)
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 7]}))
+    name = "eos_token_id" if where == "generation_config.json" else "stop_ids"
+    path = tmp_path / where
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**kept, name: [3, 7]}))
     assert {3, 7} <= Tokenizer.load(tmp_path).stop_ids
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
-    if type(eos) is int:  # as GPT-2 has it, whatever vocabulary it was given
+    path.write_text(json.dumps({**kept, name: ids}))
+    if type(ids) is int:  # as GPT-2 has it, whatever vocabulary it was given
         assert max(Tokenizer.load(tmp_path).stop_ids) < 300
-        assert f"eos_token_id: the tokenizer has no token {eos}" in capsys.readouterr().err
+        assert f"{name}: the tokenizer has no token {ids}" in capsys.readouterr().err
         return
-    with pytest.raises(SettingError, match=r"generation_config\.json: eos_token_id: .* no number"):
+    with pytest.raises(SettingError, match=rf"{where}: {name}: .* no number"):
         Tokenizer.load(tmp_path)
