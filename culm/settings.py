@@ -77,8 +77,9 @@ def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig,
     """A run file with `name=value` settings, and where each of its values came from."""
     composed = turned(compose_run(name, settings))
     start = composed.values.get("start")
-    if isinstance(start, dict) and "hf" in start:
-        start.pop("kind", None)  # a path below, which this replaces, was taken for a kind
+    if isinstance(start, dict) and "kind" in start:  # a path below, which was taken for a kind
+        below = start.pop("kind")
+        start |= {} if start.keys() & {"hf", "path"} else {"path": below}
     if (composed.values.get("model") is None) == (composed.values.get("start") is None):
         raise SettingError(
             "model: give the settings of a new model, or start: a folder to go on from, not both; "

@@ -189,6 +189,10 @@ def test_without_a_template_the_sentence_says_how_to_get_one(there, corpora, tmp
 def test_the_command_line_replaces_a_path(tmp_path):
     config, _ = read_run("sft", ["start.hf=Qwen/Qwen3-0.6B", "start.chat=true"])
     assert config.start == Pretrained(hf="Qwen/Qwen3-0.6B", chat=True)
+    config, _ = read_run("sft", ["start.path=runs/other", "start.chat=true"])
+    assert config.start == Pretrained(path="runs/other", chat=True)
+    config, _ = read_run("sft", ["start.chat=true"])
+    assert config.start == Pretrained(path="runs/pretrain", chat=True)
     path = tmp_path / "again.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert read_run(str(path))[0] == config
