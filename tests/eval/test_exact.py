@@ -98,7 +98,7 @@ def test_the_length_of_an_answer_is_a_setting(monkeypatch) -> None:
     assert long.startswith(short)
     assert len(long) > len(short)
     asked = []
-    monkeypatch.setattr(verb, "read", lambda path, device: (model, TOKENIZER))
+    monkeypatch.setattr(verb, "read", lambda path, device, mtp: (model, TOKENIZER))
     monkeypatch.setattr(verb, "answer", lambda *given: asked.append(given[-1]) or [])
     monkeypatch.setattr(verb, "scores", lambda answered: {})
     values = {**compose("tasks", "eval").values, "answer_tokens": 9}

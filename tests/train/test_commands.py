@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,9 @@ def test_stopped_before_it_trains(
     """While the tokenizer is trained, which follows the settings; while the corpus is prepared."""
     (tmp_path / "text.txt").write_text(paragraphs(200_000))
     command = [sys.executable, "-m", "culm.cli", *line]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A shell starts what it runs behind with interrupts ignored, and children would inherit that.
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
     until = time.monotonic() + 200
     while not (tmp_path / "run" / seen).exists() and time.monotonic() < until:
         time.sleep(0.02)
