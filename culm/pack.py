@@ -76,7 +76,8 @@ def export(source: str | Path, out: str | Path, dtype: str = "", family: str = "
     """
     apart(source, out)
     model, tokenizer = read(source, "cpu", torch.float32)
-    numbers = sum(weight.numel() for weight in model.config.build(device="meta").parameters())
+    plain = model.config.model_copy(update={"mtp": None}).build(device="meta")
+    numbers = sum(weight.numel() for weight in plain.parameters())
     with progress("export", numbers, "numbers") as bar:
         write_export(model, tokenizer, Path(out), dtype, bar.advance, family)
     return Path(out)
