@@ -77,9 +77,10 @@ class MuonOptimizer(torch.optim.Optimizer):
         scale = 0.2 * max(parameter.shape[-2:]) ** 0.5
         # A shard has no direction of its own: every rank orthogonalises the whole matrix.
         update = orthogonalize(full_tensor(nesterov).to(self.precision)).to(parameter.dtype)
+        update = like(update, parameter) * scale
         if parameter.ndim > 2:  # the momentum of an idle expert is small, its direction is not
-            update *= full_tensor(gradient).any(-1).any(-1)[..., None, None]
-        return like(update, parameter) * scale
+            update = update * (gradient.abs().sum((-2, -1), keepdim=True) > 0)
+        return update
 
     def _adamw(self, parameter: nn.Parameter, eps: float) -> Tensor:
         state, gradient = self.state[parameter], parameter.grad
