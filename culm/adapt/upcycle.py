@@ -11,6 +11,7 @@ from torch import Tensor
 
 from culm.config import Config, SettingError, listed, one_of
 from culm.model.block import Block
+from culm.model.config import TransformerConfig
 from culm.model.init import generator
 from culm.model.linear import Linear
 from culm.model.mlp.gated import GatedFeedForward
@@ -53,18 +54,18 @@ class Upcycle(Config):
             _check(name, moe, every[name].mlp)
         for name, moe in chosen.items():
             dense = cast(GatedFeedForward, every[name].mlp)
-            every[name].mlp = self._copies(f"{name}.mlp", moe, dense, model.config.width, seed)
+            every[name].mlp = self._copies(f"{name}.mlp", moe, dense, model.config, seed)
         mlps = tuple(moe or dense for moe, dense in zip(tiled, model.config.mlps, strict=True))
         model.config = model.config.model_copy(update={"mlp": mlps}).shortened()
         return len(chosen)
 
     def _copies(
-        self, name: str, moe: MoE, dense: GatedFeedForward, width: int, seed: int
+        self, name: str, moe: MoE, dense: GatedFeedForward, config: TransformerConfig, seed: int
     ) -> MixtureOfExperts:
         with torch.device("meta"):
-            built = moe.build(width)
+            built = moe.build(config.width)
         built.to_empty(device=dense.gate.weight.device).train(dense.training)
-        built.router.reset(lambda part: generator(seed, f"{name}.router.{part}"))
+        built.router.reset(lambda part: generator(seed, f"{name}.router.{part}"), config.init.std)
         experts = built.experts
         for part, layer, copies in (
             ("gate", dense.gate, experts.gate),

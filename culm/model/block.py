@@ -62,7 +62,7 @@ class Block(nn.Module, Fresh):
         self.mlp_out_norm = norm.build(width) if behind else nn.Identity()
         self.gains = nn.Parameter(torch.empty(2)) if residual.gains else None
 
-    def reset(self, drawn: Callable[[str], torch.Generator]) -> None:
+    def reset(self, drawn: Callable[[str], torch.Generator], std: float) -> None:
         if self.gains is not None:
             self.gains.copy_(torch.tensor([1.0, 0.0]))
 

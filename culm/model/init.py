@@ -78,8 +78,11 @@ class Fresh(ABC):
     """A module with tensors of its own that begin in its own way."""
 
     @abstractmethod
-    def reset(self, drawn: Callable[[str], torch.Generator]) -> None:
-        """Fill them in place; drawn: gives the generator of the tensor of a name."""
+    def reset(self, drawn: Callable[[str], torch.Generator], std: float) -> None:
+        """Fill them in place.
+
+        drawn: gives the generator of the tensor of a name. std: of matrices.
+        """
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
@@ -95,7 +98,7 @@ def initialize(model: nn.Module, seed: int, layers: int, config: InitConfig = GP
         if isinstance(module, Norm | Rotation):
             module.reset()
         elif isinstance(module, Fresh):
-            module.reset(partial(_drawn, seed, name))
+            module.reset(partial(_drawn, seed, name), config.std)
         elif isinstance(module, Matrix):
             std = config.std_of(name, module, layers)
             drawn = torch.empty(module.weight.shape)

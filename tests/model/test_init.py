@@ -77,3 +77,10 @@ def test_what_cannot_be() -> None:
         parse(TransformerConfig, {**values, "init": "xavier"}, "model")
     with pytest.raises(SettingError, match=r"model\.init\.std: "):
         parse(TransformerConfig, {**values, "init": {"kind": "llama", "std": 0}}, "model")
+
+
+@pytest.mark.parametrize("std", [0.02, 0.3])
+def test_a_router_begins_as_other_matrices_do(std: float) -> None:
+    moe = MoE(experts=64, hidden=8)
+    model = built(Llama(std=std), layers=1, width=256, mlp=moe)
+    assert model.blocks[0].mlp.router.weight.std().item() == pytest.approx(std, rel=0.05)

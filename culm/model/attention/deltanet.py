@@ -82,7 +82,7 @@ class GatedDeltaNet(AttentionModule, Fresh):
         self.time = nn.Parameter(torch.empty(c.heads))
         self.norm = RMSNorm(c.value_dim, norm.eps)
 
-    def reset(self, drawn: Callable[[str], torch.Generator]) -> None:
+    def reset(self, drawn: Callable[[str], torch.Generator], std: float) -> None:
         """As Mamba 2: rates up to 16, time steps from 0.001 to 0.1 in even powers."""
 
         def uniform(like: Tensor, name: str, low: float, high: float) -> Tensor:

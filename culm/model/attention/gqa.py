@@ -117,7 +117,7 @@ class GroupedQueryAttention(AttentionModule, Fresh):
         self.sinks = nn.Parameter(torch.empty(heads)) if config.sinks else None
         self.shares = nn.Parameter(torch.empty(2)) if config.value_residual else None
 
-    def reset(self, drawn: Callable[[str], torch.Generator]) -> None:
+    def reset(self, drawn: Callable[[str], torch.Generator], std: float) -> None:
         if self.sinks is not None:
             self.sinks.zero_()
         if self.shares is not None:

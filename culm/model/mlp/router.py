@@ -36,9 +36,9 @@ class Router(nn.Module, Fresh, Adjusted):
         self.selection: Tensor | None
         self.register_buffer("selection", selection)
 
-    def reset(self, drawn: Callable[[str], torch.Generator]) -> None:
+    def reset(self, drawn: Callable[[str], torch.Generator], std: float) -> None:
         weight = torch.empty(self.weight.shape)
-        self.weight.copy_(weight.normal_(0.0, 0.02, generator=drawn("weight")))
+        self.weight.copy_(weight.normal_(0.0, std, generator=drawn("weight")))
         for tensor in (self.bias, self.selection):
             if tensor is not None:
                 tensor.zero_()
