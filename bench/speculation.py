@@ -1,10 +1,14 @@
 """Speculative decoding beside plain decoding, of a model that was trained with `model.mtp`.
 
     culm train demo model.mtp.depth=3 folder=runs/ahead
-    python bench/speculation.py runs/ahead "def read(" "import os"
+    python bench/speculation.py runs/ahead "def read(" "import os" --text culm/engine/engine.py
 
-Both take turns, round by round; the table shows the median of the ratios, and how many tokens a
-step gave. The fused step of a CPU knows plain decoding only, so it is a third contender in bf16.
+They take turns, round by round; the first table shows the median of the ratios, and how many tokens
+a step gave. The fused step of a CPU knows plain decoding only, so it is a contender by itself.
+
+The second table is of a text: the share of draft tokens of the first head that are accepted if they
+are drawn by the random number of their place, as the engine does; if they are the likeliest ones;
+and by rejection sampling, the best there is, which does not keep the text (arXiv 2211.17192).
 """
 
 from __future__ import annotations
@@ -13,6 +17,10 @@ import argparse
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
 
 import culm
 from culm.engine.engine import Engine
@@ -20,13 +28,15 @@ from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.language_model import LanguageModel
 
-CONTENDERS = {"plain": (False, False), "fused": (False, True), "speculative": (True, False)}
+Contender = tuple[LanguageModel, bool]  # and whether the fused step may be taken
+ROWS = 32  # of a text
 
 
-def decoded(model: LanguageModel, requests: Sequence[Request], name: str) -> tuple[float, float]:
+def decoded(contender: Contender, requests: Sequence[Request]) -> tuple[float, float]:
     """Seconds a token, and tokens of a row in a step, without the reading of the prompts."""
-    speculate, fused = CONTENDERS[name]
+    model, fused = contender
     length = max(len(r.prompt) + r.tokens for r in requests)
+    speculate = model.speculate
     engine = Engine(model.model, len(requests), length, speculate=speculate, fused=fused)
     for request in requests:
         engine.add(request)
@@ -40,13 +50,34 @@ def decoded(model: LanguageModel, requests: Sequence[Request], name: str) -> tup
 
 
 def rounds(
-    models: dict[str, LanguageModel], requests: Sequence[Request], count: int
+    contenders: dict[str, Contender], requests: Sequence[Request], count: int
 ) -> Iterator[dict[str, tuple[float, float]]]:
     """Every contender once, `count` times, after a round to warm up."""
     for number in range(count + 1):
-        took = {name: decoded(model, requests, name) for name, model in models.items()}
+        took = {name: decoded(contender, requests) for name, contender in contenders.items()}
         if number:
             yield took
+
+
+@torch.no_grad()
+def scores(model: LanguageModel, text: str) -> tuple[Tensor, Tensor]:
+    """Logits (N, V) of the model and of its first head, for the same tokens of a text."""
+    width = min(model.context, 256)
+    ids = torch.tensor(model.encode(text)[: ROWS * width])
+    tokens = ids[: len(ids) // width * width].view(-1, width)
+    trunk, first, *_ = model.model.hidden_ahead(tokens)
+    logits = [model.model.logits(hidden) for hidden in (trunk[:, 1:], first[:, :-1])]
+    return logits[0].flatten(0, 1), logits[1].flatten(0, 1)
+
+
+def accepted(model: Tensor, head: Tensor, temperature: float) -> tuple[float, float, float]:
+    """Shares by the same number, by the likeliest token and by rejection; logits (N, V) each."""
+    p, q = ((logits.double() / temperature).softmax(-1) for logits in (model, head))
+    ends, other = p.cumsum(-1), q.cumsum(-1)  # a number draws the token in whose span it falls
+    both = ends.minimum(other) - (ends - p).maximum(other - q)
+    likeliest = p.gather(-1, q.argmax(-1, keepdim=True))
+    shares = (both.clamp_min(0).sum(-1), likeliest, p.minimum(q).sum(-1))
+    return tuple(float(share.mean()) for share in shares)  # type: ignore[return-value]
 
 
 def main() -> None:
@@ -56,22 +87,27 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=192, help="that each is continued by")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--text", type=Path, help="a file, for the second table")
     given = parser.parse_args()
     plain = culm.load(given.model, dtype=given.dtype)
     ahead = culm.load(given.model, dtype=given.dtype, speculate=True)
-    models = {"plain": plain, "fused": plain, "speculative": ahead}
-    if given.dtype != "bfloat16":
-        del models["fused"]
+    contenders = {"plain": (plain, False), "fused": (plain, True), "speculative": (ahead, False)}
     print("| temperature | contender | to plain | tokens of a row in a step |\n|--:|---|--:|--:|")
     for temperature in (0.0, 0.7, 1.0):
         requests = [
             Request(tuple(plain.prompt_ids(text)), given.tokens, Sampling(temperature, seed=i))
             for i, text in enumerate(given.prompts)
         ]
-        done = list(rounds(models, requests, given.rounds))
-        for name in models:
+        done = list(rounds(contenders, requests, given.rounds))
+        for name in contenders:
             ratio = statistics.median(each["plain"][0] / each[name][0] for each in done)
             print(f"| {temperature} | {name} | {ratio:.2f} | {done[-1][name][1]:.2f} |", flush=True)
+    if given.text:
+        print("\n| temperature | same number | likeliest | rejection |\n|--:|--:|--:|--:|")
+        both = scores(ahead, given.text.read_text())
+        for temperature in (0.7, 1.0, 1.5):
+            shares = " | ".join(f"{share:.2f}" for share in accepted(*both, temperature))
+            print(f"| {temperature} | {shares} |")
 
 
 if __name__ == "__main__":

@@ -114,13 +114,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` laid over `below`; mappings merge unless their `kind` differs, all else replaces."""
+def merge(
+    below: Mapping[str, Any], above: Mapping[str, Any], words: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """`above` laid over `below`; mappings merge unless their `kind` differs, all else replaces.
+
+    words: what a word that stands for a mapping is in it, by name; `kind`, where nothing is said.
+    """
     merged = dict(below)
     for name, value in above.items():
-        old = merged.get(name)
-        if isinstance(old, str) and isinstance(value, Mapping) and "kind" not in value:
-            old = {"kind": old}
+        old, means = merged.get(name), (words or {}).get(name, "kind")
+        if isinstance(old, str) and isinstance(value, Mapping) and means not in value:
+            old = {means: old}
         if isinstance(old, Mapping) and isinstance(value, Mapping) and _same_kind(old, value):
             merged[name] = merge(old, value)
         else:
@@ -169,11 +174,8 @@ def _inherit(
             f"{section}.base: {' -> '.join(p.stem for p in (*seen, path))} is a circle"
         )
     below = _inherit(read_yaml(path), section, str(values["base"]), (*seen, path))
-    if section == "run":  # where a section is the name of a file, settings are laid over that file
-        for name in SECTIONS:
-            if isinstance(below.values.get(name), str) and isinstance(own.get(name), Mapping):
-                below.values[name] = {"base": below.values[name]}
-    return _composed(merge(below.values, own), {**below.origins, **origins})
+    words = dict.fromkeys(SECTIONS, "base") if section == "run" else None
+    return _composed(merge(below.values, own, words), {**below.origins, **origins})
 
 
 def _composed(values: dict[str, Any], origins: Mapping[str, str]) -> Composed:

@@ -160,7 +160,6 @@ class LoRALinear(nn.Module):
         """|W + scale * B A| of each row, (outputs,); taken as a constant, as the paper says."""
         return self._summed().norm(dim=1).clamp_min(TINY)
 
-    @torch.no_grad()
     def matrix(self) -> Tensor:
         """The weights of one plain layer of the same product, (outputs, inputs)."""
         return self._merged() if self.enabled else self.base.matrix()

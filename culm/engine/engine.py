@@ -200,7 +200,9 @@ class Engine:
             for place, token in enumerate(drawn[index]):
                 row.output.append(token)
                 row.finish = _finish(row)
-                top = () if ranks is None else _top(logits[index, place], token, ranks)
+                top: tuple[tuple[int, float], ...] = ()
+                if ranks is not None:
+                    top = ranked(logits[index, place].log_softmax(-1), token, ranks)
                 events.append(Event(row.id, token, logprobs[index][place], row.finish, top))
                 if row.finish or place == len(row.draft) or row.draft[place] != token:
                     break
@@ -254,11 +256,6 @@ def _finish(row: Running) -> Finish | None:
     if row.output[-1] in row.request.stop:
         return "stop"
     return "length" if len(row.output) >= row.request.tokens else None
-
-
-def _top(logits: Tensor, token: int, count: int) -> tuple[tuple[int, float], ...]:
-    """`Event.top`, of logits (V,)."""
-    return ranked(logits.log_softmax(-1), token, count)
 
 
 def ranked(logprobs: Tensor, token: int, count: int) -> tuple[tuple[int, float], ...]:

@@ -86,9 +86,7 @@ class Running:
 
     def window(self, start: int, width: int) -> list[int]:
         """Tokens from `start` on, the draft behind them, filled up with 0."""
-        skip = start - len(self.request.prompt)
-        if skip >= 0:
-            tokens = self.output[skip:] + self.draft
-        else:
-            tokens = [*self.request.prompt[start : start + width], *self.output, *self.draft]
-        return (tokens + [0] * width)[:width] if len(tokens) != width else tokens
+        prompt = self.request.prompt
+        skip = max(start - len(prompt), 0)
+        tokens = [*prompt[start : start + width], *self.output[skip:], *self.draft]
+        return (tokens + [0] * width)[:width]

@@ -10,7 +10,7 @@ In memory are the hidden states between two blocks and the statistics of one blo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -115,12 +115,7 @@ class Calibration:
             SettingError: an input is NaN or infinite.
         """
         sums = {name: _Sums() for name in names}
-        with ExitStack() as hooks:
-            for name, inputs in sums.items():
-                layer = block.get_submodule(name)
-                hooks.callback(layer.register_forward_pre_hook(inputs.add).remove)
-            for entry in self._entries:
-                block(*entry)
+        self._watch(block, {name: inputs.add for name, inputs in sums.items()})
         return {name: inputs.means(name) for name, inputs in sums.items()}
 
     @torch.no_grad()
@@ -133,12 +128,18 @@ class Calibration:
         layer = block.get_submodule(name)
         assert isinstance(layer, GroupedLinear)
         found = _Grams(layer)
-        with ExitStack() as hooks:
-            hooks.callback(layer.register_forward_pre_hook(found.add).remove)
-            for entry in self._entries:
-                block(*entry)
+        self._watch(block, {name: found.add})
         _check(found.grams, name)
         return list(zip(found.grams, found.rows, strict=True))
+
+    def _watch(self, block: nn.Module, watchers: Mapping[str, Callable[..., None]]) -> None:
+        """Send all rows through a block; watchers: forward pre-hooks, by the names of layers."""
+        with ExitStack() as hooks:
+            for name, watcher in watchers.items():
+                layer = block.get_submodule(name)
+                hooks.callback(layer.register_forward_pre_hook(watcher).remove)
+            for entry in self._entries:
+                block(*entry)
 
 
 class _Grams:
