@@ -22,9 +22,9 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from culm.bench import NEW, PROMPT, SIZES, Size, decoder_of, tokens_of, trainer_of
+from culm.train.malloc import keep_freed_memory
 from culm.train.memory import peak_bytes
-from culm.train.pages import keep_pages
+from culm.verbs.bench import NEW, PROMPT, SIZES, Size, decoder_of, tokens_of, trainer_of
 
 CPU = torch.device("cpu")
 Round = Callable[[], float]  # does the work once; seconds of it
@@ -35,7 +35,7 @@ Round = Callable[[], float]  # does the work once; seconds of it
 
 
 def train_culm(size: Size) -> Round:
-    keep_pages()
+    keep_freed_memory()
     return timed(trainer_of(size, CPU))
 
 

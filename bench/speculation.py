@@ -26,7 +26,7 @@ import culm
 from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
-from culm.language_model import LanguageModel
+from culm.text.language_model import LanguageModel
 
 Contender = tuple[LanguageModel, bool]  # and whether the fused step may be taken
 ROWS = 32  # of a text
@@ -65,7 +65,7 @@ def scores(model: LanguageModel, text: str) -> tuple[Tensor, Tensor]:
     width = min(model.context, 256)
     ids = torch.tensor(model.encode(text)[: ROWS * width])
     tokens = ids[: len(ids) // width * width].view(-1, width)
-    trunk, first, *_ = model.model.hidden_ahead(tokens)
+    trunk, first, *_ = model.model.mtp_hidden(tokens)
     logits = [model.model.logits(hidden) for hidden in (trunk[:, 1:], first[:, :-1])]
     return logits[0].flatten(0, 1), logits[1].flatten(0, 1)
 

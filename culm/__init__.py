@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from culm.language_model import LanguageModel, load
+    from culm.text.language_model import LanguageModel, load
 
 __all__ = ["LanguageModel", "__version__", "load"]
 
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return version("culm")
     if name in ("load", "LanguageModel"):
-        from culm import language_model
+        from culm.text import language_model
 
         return {"load": language_model.load, "LanguageModel": language_model.LanguageModel}[name]
     raise AttributeError(f"module 'culm' has no attribute {name!r}")

@@ -82,8 +82,8 @@ def quickstart(
 def train(run: Run, settings: Settings = None) -> None:
     """Train by a run file; started again with the same folder, go on where it stopped."""
     from culm.eval.report import write_report
-    from culm.run import train as go
-    from culm.settings import read_run
+    from culm.run.settings import read_run
+    from culm.run.train import train as go
 
     config, _ = read_run(run, settings or [])
     result = go(config)
@@ -100,7 +100,7 @@ def plan(
     ranks: Annotated[int, typer.Option(help="Processes that would share the run.", min=1)] = 1,
 ) -> None:
     """What a run would do, need and learn from; starts nothing."""
-    from culm.settings import read_run
+    from culm.run.settings import read_run
     from culm.verbs.plan import show_plan
 
     config, origins = read_run(run, settings or [])
@@ -117,11 +117,11 @@ def tokenize(
     from culm.data.format.document import DocumentFormat
     from culm.data.source import open_source
     from culm.data.texts import texts_of
-    from culm.files import atomic, vacant
+    from culm.files import atomic, refuse_nonempty
     from culm.tokenizer.tokenizer import CONFIG
     from culm.tokenizer.train import BPE
 
-    vacant(Path(out), CONFIG)
+    refuse_nonempty(Path(out), CONFIG)
     tokenizer = BPE(vocabulary=vocabulary).build(texts_of(open_source(path), DocumentFormat()))
     with atomic(Path(out)) as fresh:
         tokenizer.save(fresh)
@@ -276,9 +276,9 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Exact match on held-out questions, with confidence intervals."""
-    from culm.verbs.scores import show_scores
+    from culm.verbs.evaluate import show_evaluation
 
-    show_scores(model, tasks, questions, device)
+    show_evaluation(model, tasks, questions, device)
 
 
 @app.command()
@@ -307,9 +307,9 @@ def quantize(
     device: Device = "auto",
 ) -> None:
     """Smaller weights, faster decoding; tells what that costs."""
-    from culm.verbs.smaller import show_smaller
+    from culm.verbs.quantize import show_quantized
 
-    show_smaller(model, out, to, method, calibrate or [], device)
+    show_quantized(model, out, to, method, calibrate or [], device)
 
 
 @app.command()
@@ -328,8 +328,8 @@ def export(
     ] = "",
 ) -> None:
     """A Hugging Face folder, or a GGUF file for llama.cpp."""
-    from culm.pack import export as go
-    from culm.pack import size_of
+    from culm.convert.export import export as go
+    from culm.convert.export import size_of
 
     path = go(model, out, dtype, family)
     typer.echo(f"{path}: {size_of(path) / 1e6:,.1f} MB of weights")
@@ -344,7 +344,7 @@ def import_(
     tokenizer: Annotated[str | None, typer.Option(help="tok.bin of a llama2.c model.")] = None,
 ) -> None:
     """A model from elsewhere as a Culm folder."""
-    from culm.convert.importer import import_model
+    from culm.verbs.import_model import import_model
 
     typer.echo(import_model(file, out, tokenizer))
 
@@ -366,18 +366,18 @@ def inspect(
 ) -> None:
     """The parts of a model with shapes, parameters and cache size; what it does with a text."""
     if not (attention or logit_lens or histograms):
-        from culm.verbs.model import show_model
+        from culm.verbs.inspect import show_model
 
         show_model(model)
         return
-    from culm.verbs.look import Look
+    from culm.verbs.inspect_text import TextInspection
 
     if attention:
-        Look(model, attention, out, format).attention()
+        TextInspection(model, attention, out, format).attention()
     if logit_lens:
-        Look(model, logit_lens, out, format).lens()
+        TextInspection(model, logit_lens, out, format).lens()
     if histograms:
-        Look(model, histograms, out, format).histograms()
+        TextInspection(model, histograms, out, format).histograms()
 
 
 @app.command()
@@ -386,7 +386,7 @@ def bench(
     size: Annotated[str, typer.Option(help="S, T or L of docs/results.md.")] = "S",
 ) -> None:
     """Training and decoding speed on this machine."""
-    from culm.bench import show_bench
+    from culm.verbs.bench import show_bench
 
     show_bench(what, size)
 
@@ -396,7 +396,7 @@ def schema() -> None:
     """The JSON schema of run files, for editors."""
     import json
 
-    from culm.settings import RunConfig
+    from culm.run.settings import RunConfig
 
     typer.echo(json.dumps(RunConfig.model_json_schema(), indent=1))
 
@@ -404,9 +404,9 @@ def schema() -> None:
 @app.command()
 def doctor() -> None:
     """What this machine offers to Culm."""
-    from culm.verbs.machine import show_machine
+    from culm.verbs.doctor import show_doctor
 
-    show_machine()
+    show_doctor()
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 CONFIGS = Path(__file__).parent / "configs"
-SECTIONS = ("model", "data", "train", "dist", "eval")
+SECTIONS = ("model", "data", "train", "parallel", "eval")
 
 
 class SettingError(ValueError):

@@ -1,4 +1,4 @@
-"""What this machine offers: device, precision, attention backend, memory. Probed, not assumed."""
+"""What this machine offers: device, precision, memory. Probed, not assumed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from culm.config import SettingError
-from culm.dtype import DTYPES, name_of
-from culm.log import say
-from culm.model.attend import Backend, Rule, attend
-from culm.model.context import Context
+from culm.dtype import DTYPES
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may use
@@ -38,69 +34,6 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise SettingError(f"device: {name!r} cannot be used here: {reason}") from None
     return device
-
-
-def choose_backend(
-    device: torch.device,
-    wanted: Backend | Literal["auto"] = "auto",
-    dtype: torch.dtype = torch.float32,
-    training: bool = False,
-) -> Backend:
-    """How attention is computed here: what is wanted, if it passes a trial.
-
-    auto: torch's kernels on a GPU; query blocks on a CPU, whose kernel computes hidden scores too,
-    and where the others fail, which a line says. training: with gradients.
-
-    Raises:
-        SettingError: what is wanted cannot run here.
-    """
-    if wanted == "auto":
-        if device.type == "cuda":
-            reason = trial(device, "sdpa", dtype, training)
-            if reason is None:
-                return "sdpa"
-            say(f"Attention in blocks: sdpa does not run on {device}: {reason}")
-        return "blocks"
-    reason = trial(device, wanted, dtype, training)
-    if reason is not None:
-        use = "train" if training else "compute"
-        raise SettingError(
-            f"train.attention: {wanted} does not {use} in {name_of(dtype)} on {device}: {reason}; "
-            "take train.attention=auto"
-        )
-    return wanted
-
-
-@cache
-def trial(device: torch.device, backend: Backend, dtype: torch.dtype, training: bool) -> str | None:
-    """Why a backend cannot compute two small rows of documents here; None: it can."""
-    places, rule = torch.arange(64).expand(2, -1), Rule(window=8)
-    positions, documents = places % 40, places // 40
-    drawn = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 64, heads, 64, generator=drawn) for heads in (4, 2, 2))
-    expected = attend(q, k, v, Context(positions, documents), rule, "blocks")
-    context = Context(positions.to(device), documents.to(device))
-    queries, keys, values = (
-        x.to(device, dtype, copy=True).requires_grad_(training) for x in (q, k, v)
-    )
-    try:
-        if backend in ("flash2", "flash3"):
-            from culm.model.flash import activate
-
-            activate(int(backend[-1]))
-        out = attend(queries, keys, values, context, rule, backend)
-        if training:
-            out.float().sum().backward()
-        off = float((out.detach().float().cpu() - expected).abs().max())
-    except Exception as error:  # a compiler, a driver or a kernel may fail in any way
-        return _reason(error)
-    return None if off <= 0.05 else f"it is off by {off:.2g}"
-
-
-def _reason(error: Exception) -> str:
-    """Its first sentence."""
-    told = str(error).strip().splitlines()
-    return told[0].partition(". ")[0].rstrip(".") if told else type(error).__name__
 
 
 @cache

@@ -96,7 +96,7 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def vacant(folder: Path, mark: str) -> None:
+def refuse_nonempty(folder: Path, mark: str) -> None:
     """Refuse a folder that would be replaced and holds something else than `mark` tells.
 
     Raises:

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from culm.config import parse
-from culm.run import train
-from culm.settings import RunConfig
+from culm.run.settings import RunConfig
+from culm.run.train import train
 
 STAGES = ("pretrain", "sft", "dpo", "grpo")
 WORDS = (
@@ -59,7 +59,10 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
         if "base" not in started:
             started["base"] = tmp_path_factory.mktemp("base") / "run"
             data = {"tasks": [TASK], "questions": 300, "format": "chat"}
-            settings = {**make("pretrain", steps=60, rows=8, micro_rows=8), "data": data}
+            settings = {
+                **make("pretrain", steps=60, batch_size=8, micro_batch_size=8),
+                "data": data,
+            }
             settings["folder"] = str(started["base"])
             train(parse(RunConfig, settings))
         return str(started["base"])
@@ -68,7 +71,8 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
         rate = (0.05 if adapter else 0.01) / (5 if name == "grpo" else 1)
         adamw = {"kind": "adamw", "rate": rate, "weight_decay": 0.0}
         trained: dict[str, Any] = {
-            "steps": 3, "rows": 4, "micro_rows": 2, "precision": "fp32", "optimizer": adamw,
+            "steps": 3, "batch_size": 4, "micro_batch_size": 2, "precision": "fp32",
+            "optimizer": adamw,
             "schedule": "constant", "adapter": LORA if adapter else None,
         }  # fmt: skip
         run: dict[str, Any] = {"device": "cpu", "eval": {"tokens": 200, "sample_tokens": 3}}
@@ -94,8 +98,8 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
             case "grpo":
                 run["data"] = {"tasks": [TASK]}
                 run["eval"] |= {"tasks": [TASK], "questions": 3}
-                trained |= {"rows": 32, "micro_rows": 8}
-                trained["objective"] = {"kind": "grpo", "group": 4, "answer_tokens": 4}
+                trained |= {"batch_size": 32, "micro_batch_size": 8}
+                trained["objective"] = {"kind": "grpo", "group": 4, "max_tokens": 4}
         return {**run, "train": {**trained, **more}}
 
     return make

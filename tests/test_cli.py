@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from culm.cli import app, main
-from culm.pack import size_of
+from culm.convert.export import size_of
 
 VERBS = [command.name or command.callback.__name__ for command in app.registered_commands]
 TINY = [
     "model={vocabulary: 262, width: 32, layers: 2, context: 64, attention: {kind: gqa, heads: 2}}",
     "tokenizer={kind: bytes, specials: true}",
-    "train.rows=4",
+    "train.batch_size=4",
     "eval.tokens=500",
     "device=cpu",
 ]
@@ -221,7 +221,12 @@ def test_tokenize_then_prepare_then_plan_a_run_on_it(culm, text, tmp_path):
     code, out, _ = culm(*line, "--split", "paragraphs")
     assert code == 0
     assert "300 documents" in out
-    settings = [TINY[0], f"data={{prepared: {corpus}}}", "model.vocabulary=280", "train.rows=4"]
+    settings = [
+        TINY[0],
+        f"data={{prepared: {corpus}}}",
+        "model.vocabulary=280",
+        "train.batch_size=4",
+    ]
     code, out, _ = culm("plan", "pretrain", *settings, f"folder={tmp_path}/run")
     assert code == 0
     assert "% filled" in out
@@ -251,7 +256,7 @@ def test_plan_shows_everything_and_writes_nothing(culm, text, tmp_path):
     code, out, _ = culm("plan", "pretrain", *settings)
     assert code == 0
     assert not (tmp_path / "run").exists()
-    assert origin(out, "train.rows") == "command line"
+    assert origin(out, "train.batch_size") == "command line"
     assert origin(out, "train.schedule.kind") == "pretrain"
     assert origin(out, "train.clip") == "default"
     for shown in ("«", "parameters", "products", "gradients", "epochs", "No problem found"):
@@ -270,29 +275,34 @@ def test_plan_marks_what_is_learned_of_a_dialogue(culm, model, tmp_path):
     dialogues.write_text("\n".join(json.dumps({"messages": turns, "n": n}) for n in range(3)))
     line = ("sft", f"start={model}", "data=null", "device=cpu")
     data = f"data={{format: chat, path: {dialogues}, held_out: 0}}"
-    code, out, _ = culm("plan", *line, data, "train.rows=2")
+    code, out, _ = culm("plan", *line, data, "train.batch_size=2")
     assert code == 0
     assert "<|user|>Hi<|end|><|assistant|>«Yes<|end|>»" in out
 
 
 def test_plan_of_reinforcement_shows_questions(culm, model):
-    code, out, _ = culm("plan", "grpo", f"start={model}", "train.rows=8", "device=cpu")
+    code, out, _ = culm("plan", "grpo", f"start={model}", "train.batch_size=8", "device=cpu")
     assert code == 0
     assert "groups of 8" in out
     assert "at least" in out
 
 
 def test_plan_names_every_fatal_problem(culm, text, tmp_path):
-    settings = [*TINY, f"data.path={tmp_path}/none.txt", "train.rows=400000000", "device=abacus"]
+    settings = [
+        *TINY,
+        f"data.path={tmp_path}/none.txt",
+        "train.batch_size=400000000",
+        "device=abacus",
+    ]
     code, out, err = culm("plan", "pretrain", *settings)
     assert code == 1
     assert "data.path: there is no file or folder" in err
     assert "device: 'abacus'" in err
-    assert "train.rows" in out
+    assert "train.batch_size" in out
     code, _, err = culm("plan", "pretrain", *TINY, f"data.path={text}", "data.held_out=0",
-                        "train.rows=400000000")  # fmt: skip
+                        "train.batch_size=400000000")  # fmt: skip
     assert code == 1
-    assert "train.micro_rows: 400000000 rows at once need" in err
+    assert "train.micro_batch_size: 400000000 sequences need" in err
     taken = tmp_path / "taken"
     taken.touch()
     code, _, err = culm("plan", "pretrain", *TINY, f"data.path={text}", "data.held_out=0",

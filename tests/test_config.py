@@ -7,10 +7,10 @@ import yaml
 
 from culm.config import CONFIGS, SettingError, compose, compose_run, parse
 from culm.data.settings import DataConfig
-from culm.dist.parallelize import Dist
 from culm.eval.settings import EvalConfig
 from culm.model.config import TransformerConfig
-from culm.settings import RunConfig, read_run
+from culm.parallel.parallelize import ParallelConfig
+from culm.run.settings import RunConfig, read_run
 from culm.train.settings import TrainConfig
 
 NAMES = {section: sorted((CONFIGS / section).glob("*.yaml")) for section in ("model", "run")}
@@ -45,7 +45,12 @@ def test_every_run_parses(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("section", "kind"),
-    [("data", DataConfig), ("train", TrainConfig), ("dist", Dist), ("eval", EvalConfig)],
+    [
+        ("data", DataConfig),
+        ("train", TrainConfig),
+        ("parallel", ParallelConfig),
+        ("eval", EvalConfig),
+    ],
 )
 def test_every_section_parses(section: str, kind: type) -> None:
     files = sorted((CONFIGS / section).glob("*.yaml"))
@@ -85,7 +90,7 @@ def test_the_command_line_has_the_last_word() -> None:
     assert composed.values["model"]["layers"] == 2
     assert composed.origins["train.steps"] == composed.origins["model.layers"] == "command line"
     assert composed.origins["model.width"] == "tiny"
-    assert composed.origins["train.rows"] == "pretrain"
+    assert composed.origins["train.batch_size"] == "pretrain"
 
 
 def test_a_kind_is_switched_by_its_name_alone() -> None:

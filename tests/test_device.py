@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from culm import device
 from culm.config import SettingError
-from culm.device import choose_backend, trial
+from culm.model import backend
 from culm.model.attention.gqa import GQA
+from culm.model.backend import choose_backend, trial
 from culm.model.config import TransformerConfig
 
 CPU = torch.device("cpu")
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def said(monkeypatch):
     lines: list[str] = []
-    monkeypatch.setattr(device, "say", lines.append)
+    monkeypatch.setattr(backend, "say", lines.append)
     monkeypatch.setattr("culm.model.transformer.say", lines.append)
     return lines
 
@@ -33,32 +33,39 @@ def test_a_cpu_runs_these(backend, training, dtype):
     [
         (
             "flex",
-            "train.attention: flex does not train in float32 on cpu: FlexAttention has no backward",
+            "train.attention_backend: flex does not train in float32 on cpu: FlexAttention has no "
+            "backward",
         ),
-        ("flash2", "train.attention: flash2 does not train in float32 on cpu: Could not run"),
-        ("flash3", "train.attention: flash3 does not train in float32 on cpu: No module named"),
+        (
+            "flash2",
+            "train.attention_backend: flash2 does not train in float32 on cpu: Could not run",
+        ),
+        (
+            "flash3",
+            "train.attention_backend: flash3 does not train in float32 on cpu: No module named",
+        ),
     ],
 )
 def test_what_cannot_run_here_is_refused(wanted, words):
     with pytest.raises(SettingError, match=words) as refused:
         choose_backend(CPU, wanted, training=True)
-    assert str(refused.value).endswith("; take train.attention=auto")
+    assert str(refused.value).endswith("; take train.attention_backend=auto")
     assert "\n" not in str(refused.value)
 
 
 def test_a_kernel_that_is_wrong_is_refused(monkeypatch):
-    right = device.attend
+    right = backend.attend
 
     def off(q, k, v, context, rule, backend):
         return right(q, k, v, context, rule, "blocks") + (0.1 if backend == "sdpa" else 0.0)
 
-    monkeypatch.setattr(device, "attend", off)
+    monkeypatch.setattr(backend, "attend", off)
     assert trial.__wrapped__(CPU, "sdpa", torch.float32, False) == "it is off by 0.1"
     assert trial.__wrapped__(CPU, "blocks", torch.float32, False) is None
 
 
 def test_a_gpu_whose_kernels_fail_computes_in_blocks_and_says_so(monkeypatch, said):
-    monkeypatch.setattr(device, "trial", lambda *_: "no kernel image")
+    monkeypatch.setattr(backend, "trial", lambda *_: "no kernel image")
     assert choose_backend(torch.device("cuda"), "auto") == "blocks"
     assert said == ["Attention in blocks: sdpa does not run on cuda: no kernel image"]
 

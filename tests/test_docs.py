@@ -15,7 +15,7 @@ from culm.cli import app, main
 from culm.convert import native
 from culm.model.attention.gqa import GQA
 from culm.model.config import TransformerConfig
-from culm.settings import read_run
+from culm.run.settings import read_run
 from culm.tokenizer.bytes import Bytes
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ from culm.files import sha256
 from culm.quickstart import quickstart
 from culm.quickstart.quickstart import Quickstart
 from culm.quickstart.stages import Stages, keep
-from culm.settings import RunConfig
+from culm.run.settings import RunConfig
 from culm.train.hooks import MetricsFile
 from culm.train.trainer import Step
 
@@ -29,7 +29,7 @@ class Tiny(Quickstart):
 
     def config(self, name: str, steps: int | None = None) -> RunConfig:
         config = super().config(name, steps)
-        few = {"rows": 8, "micro_rows": 8, "precision": "fp32"}
+        few = {"batch_size": 8, "micro_batch_size": 8, "precision": "fp32"}
         changed: dict[str, Any] = {
             "train": config.train.model_copy(update=few),
             "eval": config.eval.model_copy(update=FEW),

@@ -38,8 +38,8 @@ class LoRA(Config):
 
     The product is scaled by alpha / rank, or with rslora by alpha / sqrt(rank) (arXiv 2312.03732).
     dora: learn the length of each output row apart from its direction (arXiv 2402.09353).
-    b_rate: the learning rate of B as a multiple of A's; LoRA+ (arXiv 2402.12354) takes 16.
-    also: patterns of embedding, norms and linear layers that are trained themselves.
+    lora_plus_ratio: the learning rate of B as a multiple of A's; LoRA+ (arXiv 2402.12354) takes 16.
+    train_also: patterns of embedding, norms and linear layers that are trained themselves.
     """
 
     kind: Literal["lora"] = "lora"
@@ -49,8 +49,8 @@ class LoRA(Config):
     targets: Patterns = ("blocks.*",)
     rslora: bool = False
     dora: bool = False
-    b_rate: PositiveFloat = 1.0
-    also: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
+    lora_plus_ratio: PositiveFloat = 1.0
+    train_also: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
 
     @property
     def scale(self) -> float:
@@ -71,7 +71,9 @@ class LoRA(Config):
         tied = model.config.tied and match("head", model.head)
         for name, module in trained.items():
             if match(name, module) or (tied and name == "embed"):
-                raise SettingError(f"also: {name} is a target, or shares its weights; choose one")
+                raise SettingError(
+                    f"train_also: {name} is a target, or shares its weights; choose one"
+                )
         model.requires_grad_(False)
         count = replace(model, match, lambda name, base: self._beside(name, base, seed))
         for module in trained.values():
@@ -79,9 +81,9 @@ class LoRA(Config):
         return count
 
     def _trained(self, model: Transformer) -> dict[str, nn.Module]:
-        if not self.also:
+        if not self.train_also:
             return {}
-        match = linears(model, self.also, Linear, nn.Embedding, Norm, setting="also")
+        match = linears(model, self.train_also, Linear, nn.Embedding, Norm, setting="train_also")
         return {name: module for name, module in model.named_modules() if match(name, module)}
 
     def _beside(self, name: str, base: nn.Module, seed: int) -> LoRALinear:
@@ -117,7 +119,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         outputs, inputs = base.out_features, base.in_features
         self.base, self.scale, self.dropout = base, settings.scale, settings.dropout
-        self.b_rate = settings.b_rate
+        self.lora_plus_ratio = settings.lora_plus_ratio
         self.enabled = True
         device = base.weight.device
         self.a = nn.Parameter(torch.zeros(settings.rank, inputs, device=device))
@@ -197,7 +199,7 @@ def has_adapter(model: nn.Module) -> bool:
     return bool(adapters_of(model))
 
 
-def stands_beside(model: nn.Module) -> bool:
+def is_adapter_only(model: nn.Module) -> bool:
     """Whether all that learns is in adapters, so that `disabled` gives the model of the start."""
     adapters = adapters_of(model).values()
     own = {p for adapter in adapters for p in adapter.parameters(recurse=False)}

@@ -65,7 +65,9 @@ class Upcycle(Config):
         with torch.device("meta"):
             built = moe.build(config.width)
         built.to_empty(device=dense.gate.weight.device).train(dense.training)
-        built.router.reset(lambda part: generator(seed, f"{name}.router.{part}"), config.init.std)
+        built.router.init_weights(
+            lambda part: generator(seed, f"{name}.router.{part}"), config.init.std
+        )
         experts = built.experts
         for part, layer, copies in (
             ("gate", dense.gate, experts.gate),

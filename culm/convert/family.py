@@ -138,7 +138,13 @@ def _leaves(config: TransformerConfig) -> dict[str, Any]:
     for name in ("init", "mtp"):  # of training, or beside the model
         values.pop(name)
     for mlp in values["mlp"]:
-        for name in ("switch", "sequence", "z", "bias_rate", "capacity"):  # of training alone
+        for name in (
+            "balance_loss",
+            "sequence_balance_loss",
+            "z_loss",
+            "bias_rate",
+            "capacity",
+        ):  # of training alone
             mlp.pop(name, None)
     return dict(_paths(values, "model"))
 

@@ -26,13 +26,13 @@ from culm.dtype import DTYPES, name_of
 from culm.files import (
     atomic,
     read_json,
+    refuse_nonempty,
     sha256,
-    vacant,
     write_json,
 )
 from culm.model.config import TransformerConfig
 from culm.model.transformer import Transformer
-from culm.tensors import read_safetensors, stream_safetensors, write_safetensors
+from culm.safetensors import read_safetensors, stream_safetensors, write_safetensors
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
 SETTINGS, WEIGHTS = "model.json", "model.safetensors"
@@ -65,7 +65,7 @@ def save(model: Transformer, tokenizer: Tokenizer, folder: str | Path, note: str
     """
     folder = Path(folder)
     refuse_adapters(model)
-    vacant(folder, SETTINGS)
+    refuse_nonempty(folder, SETTINGS)
     weights = {n: t.contiguous() for n, t in stored(model).items()}
     with atomic(folder) as fresh:
         fresh.mkdir()
@@ -89,7 +89,7 @@ def stream(
         OSError: the disk is full or may not be written to.
     """
     folder = Path(folder)
-    vacant(folder, SETTINGS)
+    refuse_nonempty(folder, SETTINGS)
     model = config.build(device="meta")
     expected = stored(model)
     shapes = {name: tensor.shape for name, tensor in expected.items()}

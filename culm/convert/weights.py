@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from culm import log
 from culm.adapt.lora import LoRALinear, has_adapter
+from culm.adapt.multi_lora import adapter_names
 from culm.adapt.quantize.grouped import QuantizedGrouped
 from culm.adapt.quantize.linear import LinearQuantizer, QuantizedLinear, quantized_layers
 from culm.adapt.replace import replace
-from culm.adapt.resident import residents
 from culm.config import SettingError
 from culm.convert.multipliers import folded
 from culm.dtype import name_of
@@ -31,7 +31,7 @@ SAMPLED = 4096  # numbers of a tensor that its fingerprint looks at, about
 
 def refuse_adapters(model: nn.Module) -> None:
     """A model with adapters beside its layers has no single set of weights to write."""
-    if has_adapter(model) or residents(model):
+    if has_adapter(model) or adapter_names(model):
         raise SettingError("model: it has adapters; merge them first (culm.adapt.merge)")
 
 

@@ -19,6 +19,7 @@ from culm.batch import Batch
 from culm.config import SettingError
 from culm.data.pack import Rows, bins, singles, to_batch, windows
 from culm.data.prepared import Prepared
+from culm.seed import keyed_permutation
 from culm.tokenizer.tokenizer import Tokenizer
 
 Packing = Literal["windows", "bins", "auto"]
@@ -49,7 +50,9 @@ class Loader:
         packing: Packing = "auto",
     ) -> None:
         if rows_per_step % ranks:
-            raise SettingError(f"train.rows: {rows_per_step} does not divide over {ranks} ranks")
+            raise SettingError(
+                f"train.batch_size: {rows_per_step} does not divide over {ranks} ranks"
+            )
         if context < 2:
             raise SettingError(f"train.context: {context} leaves nothing to predict; at least 2")
         self._prepared, self._context, self._seed = prepared, context, seed
@@ -107,8 +110,7 @@ class Loader:
         """The row at an index of the endless order of all epochs."""
         epoch, index = divmod(index, self.rows)
         if epoch != self._epoch:
-            generator = np.random.default_rng((self._seed, epoch))
-            self._epoch, self._order = epoch, generator.permutation(self._kept)
+            self._epoch, self._order = epoch, keyed_permutation(self._kept, self._seed, epoch)
         return int(self._order[index])
 
     def _segments(self, row: int) -> list[tuple[int, int]]:

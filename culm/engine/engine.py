@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from culm.adapt.resident import check_resident
+from culm.adapt.multi_lora import check_adapter
 from culm.engine.request import Completion, Event, Finish, Request, Running
 from culm.engine.runner import Runner
 from culm.engine.sampling import Sampler
 from culm.engine.speculation import Window, propose
-from culm.model.quantized import CacheKind
+from culm.model.quantized_cache import CacheKind
 from culm.model.transformer import Transformer
 
 PREFILL_TOKENS = 8192  # of one prefill, padding included: bounds its memory
@@ -79,7 +79,7 @@ class Engine:
                 f"tokens: a prompt of {len(request.prompt)} and {request.tokens} more are longer "
                 f"than the {self.length} tokens of a slot of the engine"
             )
-        check_resident(request.adapter, self.runner.adapters)
+        check_adapter(request.adapter, self.runner.adapters)
         biased = [token for token, _ in request.sampling.bias]
         for name, tokens in (("prompt", request.prompt), ("bias", biased)):
             if outside := [token for token in tokens if not 0 <= token < size]:

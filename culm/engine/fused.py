@@ -28,7 +28,7 @@ from culm.adapt.quantize.linear import QuantizedLinear
 from culm.log import say
 from culm.model.attention.gqa import GQA, GroupedQueryAttention
 from culm.model.block import Block
-from culm.model.cache import Cache, Kept, LayerCache
+from culm.model.cache import Cache, FullCache, LayerCache
 from culm.model.config import TransformerConfig
 from culm.model.linear import Linear
 from culm.model.mlp.gated import GatedFeedForward, SwiGLU
@@ -108,7 +108,7 @@ class FusedDecoder:
         )  # fmt: skip
         return logits
 
-    def _layer(self, block: Block, store: Kept, angles: list[tuple[int, ...]]) -> _Layer:
+    def _layer(self, block: Block, store: LayerCache, angles: list[tuple[int, ...]]) -> _Layer:
         attention, mlp = block.attention, block.mlp
         assert isinstance(attention, GroupedQueryAttention)
         assert isinstance(mlp, GatedFeedForward)
@@ -152,7 +152,7 @@ class FusedDecoder:
 def fuses(model: Transformer, cache: Cache) -> bool:
     """Whether the fused step serves this model and cache on this machine."""
     on_cpu = model.device.type == "cpu" and model.dtype == torch.bfloat16
-    whole = all(type(layer) is LayerCache for layer in cache.layers)
+    whole = all(type(layer) is FullCache for layer in cache.layers)
     in_bf16 = on_cpu and whole and model.embed.weight.dtype == torch.bfloat16
     return in_bf16 and _known(model.config) and _fits(model) and has_library()
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from culm.adapt.resident import residents, rows_of
+from culm.adapt.multi_lora import adapter_names, adapter_rows
 from culm.engine.fused import ROWS, FusedDecoder, fuses
 from culm.engine.request import Running
 from culm.engine.speculation import Window, check_speculation, rollback, window_size
 from culm.model.context import Context
-from culm.model.quantized import CacheKind
+from culm.model.quantized_cache import CacheKind
 from culm.model.transformer import Transformer
 
 GRANULE = 64  # the cache is read in multiples of so many tokens
@@ -41,11 +41,11 @@ class Runner:
         if speculate:
             check_speculation(model)
         self.model, self.slots, self.length = model, slots, length
-        self.adapters = residents(model)
+        self.adapters = adapter_names(model)
         self.heads = len(model.mtp) if speculate else 0
         with torch.inference_mode():
-            spare = rollback(self.heads)
-            self.cache = model.cache(slots, length, cache, spare=spare, further=speculate)
+            kept = rollback(self.heads)
+            self.cache = model.cache(slots, length, cache, rollback=kept, with_mtp=speculate)
         wanted = fused and fuses(model, self.cache)
         self._fused = FusedDecoder(model, self.cache) if wanted else None
 
@@ -62,7 +62,7 @@ class Runner:
         group.sort(key=lambda waiting: index[waiting.source])
         sources = [index[waiting.source] for waiting in group]
         prompts, names = zip(*index, strict=True)
-        adapters = rows_of(names, self.adapters, device)
+        adapters = adapter_rows(names, self.adapters, device)
         longest = min(_round_up(max(map(len, prompts)), ROUND_PROMPT), self.length)
         padded = [prompt + (0,) * (longest - len(prompt)) for prompt in prompts]
         tokens = torch.tensor(padded, device=device)
@@ -72,7 +72,7 @@ class Runner:
             positions, cache=self.cache, slot=first, length=longest, ends=ends, adapters=adapters
         )
         if self.heads:  # they read the prompt too
-            hidden = self.model.hidden_ahead(tokens, context)[0]
+            hidden = self.model.mtp_hidden(tokens, context)[0]
         else:
             hidden = self.model.hidden(tokens, context)
         last = hidden[torch.arange(len(prompts), device=device), ends - 1]
@@ -115,7 +115,7 @@ class Runner:
         if width > 1:
             positions = positions + torch.arange(width, device=device)
         length = min(_round_up(max(starts) + width, GRANULE), self.length)
-        adapters = rows_of([row.request.adapter for row in rows], self.adapters, device)
+        adapters = adapter_rows([row.request.adapter for row in rows], self.adapters, device)
         context = Context(positions, cache=self.cache, length=length, adapters=adapters)
         return self.model.trunk(tokens, context)
 

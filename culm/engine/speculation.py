@@ -90,7 +90,7 @@ def propose(
     empty = [[0] * size] * (len(states) - len(rows))
     tokens = torch.tensor(known + empty, device=states.device)
     for by in range(1, heads + 1):
-        states = model.ahead(by, states, tokens[:, by : by + width], context)
+        states = model.mtp_step(by, states, tokens[:, by : by + width], context)
         chosen = choose(model.logits(model.normalized(states[every, newest], by)))
         tokens[every, newest + by + 1] = chosen
         for row, token in zip(rows, chosen.tolist(), strict=True):

@@ -11,8 +11,8 @@ import numpy as np
 from culm.engine.engine import Engine
 from culm.engine.sampling import Sampling
 from culm.model.transformer import Transformer
-from culm.reply import request_of
 from culm.task.task import Question, Task
+from culm.text.reply import request_of
 from culm.tokenizer.tokenizer import Tokenizer
 
 SLOTS = 64  # questions that are answered at once

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from culm.dist.sharded import unsharded
 from culm.eval.exact import answer, scores
 from culm.eval.perplexity import Rows, predict
 from culm.eval.settings import EvalConfig
 from culm.files import read_lines, write_lines
-from culm.language_model import LanguageModel
 from culm.model.transformer import Transformer
+from culm.parallel.sharded import unsharded
+from culm.text.language_model import LanguageModel
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.trainer import Step
 
@@ -63,7 +63,7 @@ class Measure:
         settings = self.settings
         if not settings.tasks:
             return {}
-        asked = settings.tasks, settings.questions, settings.seed, settings.answer_tokens
+        asked = settings.tasks, settings.questions, settings.seed, settings.max_tokens
         answered = answer(self.model, self.tokenizer, *asked)
         return {"exact_match": {name: asdict(score) for name, score in scores(answered).items()}}
 

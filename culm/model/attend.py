@@ -31,19 +31,19 @@ class Rule:
 
     scale: of the products; D^-0.5 if not given.
     window: how many positions back a query may look, itself included; None is all.
-    first: tokens at the beginning of a document that stay visible beside a window
+    sink_tokens: tokens at the beginning of a document that stay visible beside a window
         (StreamingLLM, arXiv 2309.17453).
     softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118).
     slopes: (H,) what a score loses per position between query and key (ALiBi, arXiv 2108.12409).
-    sinks: (H,) the score of one more key, without a value, in every softmax (GPT-OSS).
+    sink_logits: (H,) the score of one more key, without a value, in every softmax (GPT-OSS).
     """
 
     scale: float | None = None
     window: int | None = None
-    first: int = 0
+    sink_tokens: int = 0
     softcap: float | None = None
     slopes: Tensor | None = None
-    sinks: Tensor | None = None
+    sink_logits: Tensor | None = None
 
 
 def serves(backend: Backend, rule: Rule, device: torch.device) -> bool:
@@ -51,9 +51,9 @@ def serves(backend: Backend, rule: Rule, device: torch.device) -> bool:
     if backend == "blocks":
         return True
     if backend == "flex":  # whose CPU kernel does not tell what a sink is weighed against
-        return rule.sinks is None or device.type != "cpu"
-    plain = rule.softcap is None and rule.slopes is None and rule.sinks is None
-    return plain and (backend == "sdpa" or not rule.first)
+        return rule.sink_logits is None or device.type != "cpu"
+    plain = rule.softcap is None and rule.slopes is None and rule.sink_logits is None
+    return plain and (backend == "sdpa" or not rule.sink_tokens)
 
 
 def attend(
@@ -116,7 +116,7 @@ def attend_cached(
     # (B, 1, T, S): comparing keeps it in bools, where a difference would take 8 bytes each.
     mask = at <= queries_at
     if rule.window is not None:
-        mask = mask & ((at > queries_at - rule.window) | (at < rule.first))
+        mask = mask & ((at > queries_at - rule.window) | (at < rule.sink_tokens))
     if ring:  # whose entries may be empty
         mask = mask & (at >= 0)
     q = q.transpose(1, 2)
@@ -150,7 +150,7 @@ def _in_blocks(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: Rule) ->
     outs = []
     for start in range(0, max(1, length), size):
         end = min(start + size, length)
-        far = rule.window is None or rule.first > 0
+        far = rule.window is None or rule.sink_tokens > 0
         first = 0 if far else max(0, start - rule.window + 1)  # type: ignore[operator]
         mask = _visible(start, end, first, end, context, rule)
         away = None if rule.slopes is None else _away(start, end, first, end, q.device)
@@ -184,8 +184,8 @@ def _grouped(
     if rule.slopes is not None and away is not None:
         scores = scores + rule.slopes.view(1, K, -1, 1, 1) * away[:, :, None]
     scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
-    if rule.sinks is not None:
-        sinks = rule.sinks.float().view(1, K, -1, 1, 1).expand(B, -1, -1, T, 1)
+    if rule.sink_logits is not None:
+        sinks = rule.sink_logits.float().view(1, K, -1, 1, 1).expand(B, -1, -1, T, 1)
         weights = torch.cat((scores, sinks), dim=-1).softmax(-1)[..., :-1]
     else:
         weights = scores.softmax(-1)
@@ -207,8 +207,8 @@ def _visible(start: int, end: int, first: int, last: int, context: Context, rule
     mask = (keys <= queries)[None]
     if rule.window is not None:
         near = (queries - keys < rule.window)[None]
-        if rule.first:
-            near = near | (context.positions[:, None, first:last] < rule.first)
+        if rule.sink_tokens:
+            near = near | (context.positions[:, None, first:last] < rule.sink_tokens)
         mask = mask & near
     documents = context.documents
     if documents is not None:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from culm.config import Config
 from culm.model.attention.part import AttentionConfig
-from culm.model.cache import Kept
+from culm.model.cache import LayerCache
 from culm.model.context import Context, Routing
-from culm.model.init import Fresh
+from culm.model.init import CustomInit
 from culm.model.mlp.part import FeedForwardConfig
 from culm.model.norm import NormConfig
 
@@ -35,7 +35,7 @@ class Residual(Config):
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
-class Block(nn.Module, Fresh):
+class Block(nn.Module, CustomInit):
     """Residual block; drawn with norms before its branches.
 
     x ---+--- norm - attention --(+)---+--- norm - mlp --(+)---> x
@@ -62,15 +62,15 @@ class Block(nn.Module, Fresh):
         self.mlp_out_norm = norm.build(width) if behind else nn.Identity()
         self.gains = nn.Parameter(torch.empty(2)) if residual.gains else None
 
-    def reset(self, drawn: Callable[[str], torch.Generator], std: float) -> None:
+    def init_weights(self, generator: Callable[[str], torch.Generator], std: float) -> None:
         if self.gains is not None:
             self.gains.copy_(torch.tensor([1.0, 0.0]))
 
     def forward(
-        self, x: Tensor, context: Context, cache: Kept | None
+        self, x: Tensor, context: Context, cache: LayerCache | None
     ) -> tuple[Tensor, Tensor | None, Routing | None]:
-        """Gives x, and `Aside.values` and `Aside.routing` of its parts."""
-        context = context.within_block()
+        """Gives x, and `BlockOutputs.values` and `BlockOutputs.routing` of its parts."""
+        context = context.for_block()
         if self.gains is not None:
             assert context.embedded is not None
             gains = self.gains.to(x.dtype)
@@ -81,7 +81,7 @@ class Block(nn.Module, Fresh):
         read = x if self.residual.parallel else x + mixed
         made = self._branch(self.mlp_out_norm(self.mlp(self.mlp_norm(read), context)))
         x = x + mixed + made if self.residual.parallel else read + made
-        return x, context.aside.values, context.aside.routing
+        return x, context.outputs.values, context.outputs.routing
 
     def _branch(self, x: Tensor) -> Tensor:
         if self.residual.scale != 1.0:

@@ -2,8 +2,8 @@
 
 Every attention says what it keeps (`AttentionModule.cache`):
 
-    LayerCache      keys and values, or latents, of all tokens
-    QuantizedCache  the same keys and values in few bits (`culm.model.quantized`)
+    FullCache      keys and values, or latents, of all tokens
+    QuantizedCache  the same keys and values in few bits (`culm.model.quantized_cache`)
     RollingCache    those of the last tokens only, for a window
     StateCache      a state of fixed size, for attention without softmax
 """
@@ -21,11 +21,11 @@ from culm.model.context import Context
 
 
 @dataclass(frozen=True)
-class Room:
+class CacheSpec:
     """What a cache must have room for: `slots` sequences of up to `length` tokens.
 
     bits: of keys and values, where a layer keeps those of all tokens; other things stay in `dtype`.
-    spare: tokens of which a window keeps more than it sees, so that a sequence may be cut.
+    rollback: tokens of which a window keeps more than it sees, so that a sequence may be cut.
     """
 
     slots: int
@@ -33,14 +33,14 @@ class Room:
     dtype: torch.dtype
     device: torch.device
     bits: int | None = None
-    spare: int = 0
+    rollback: int = 0
 
     def zeros(self, *shape: int) -> Tensor:
         """(slots, *shape)."""
         return torch.zeros((self.slots, *shape), dtype=self.dtype, device=self.device)
 
 
-class Kept(ABC):
+class LayerCache(ABC):
     """One layer's part of a cache. tensors: (slots, ...) each."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -56,7 +56,7 @@ class Kept(ABC):
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
-class LayerCache(Kept):
+class FullCache(LayerCache):
     """Entry j of a slot is position j. tensors: (slots, K, length, D) each, as keys and values.
 
     An entry behind the last token of a slot is never seen before it is written again, so a
@@ -81,18 +81,18 @@ class LayerCache(Kept):
             tensor[target, :, :tokens] = tensor[source, :, :tokens]
 
 
-class RollingCache(Kept):
-    """The first `first` tokens of a sequence and the last ones, in a ring.
+class RollingCache(LayerCache):
+    """The first `sink_tokens` tokens of a sequence and the last ones, in a ring.
 
-    tensors: (slots, K, first + ring, D) each. Position p is entry p, or, from `first` on, entry
-    first + (p - first) mod ring. A sequence may be cut by up to ring - window tokens, if there are
-    more entries than the window needs (`spare` of `Transformer.cache`).
+    tensors: (slots, K, s + ring, D) each, where s = sink_tokens. Position p is entry p, or entry
+    s + (p - s) mod ring from s on. A sequence may be rolled back by up to ring - window tokens, if
+    the ring is larger than the window (`rollback` of `Transformer.cache`).
     """
 
-    def __init__(self, tensors: Sequence[Tensor], first: int = 0) -> None:
+    def __init__(self, tensors: Sequence[Tensor], sink_tokens: int = 0) -> None:
         super().__init__(tensors)
         entries = tensors[0].shape[2]
-        self.first, self.ring = first, entries - first
+        self.sink_tokens, self.ring = sink_tokens, entries - sink_tokens
         shape = (tensors[0].shape[0], entries)
         self.at = torch.full(shape, -1, dtype=torch.int64, device=tensors[0].device)
 
@@ -121,19 +121,21 @@ class RollingCache(Kept):
         return tuple(whole), self.at[rows] if single else torch.cat((before, context.positions), 1)
 
     def _last(self, end: Tensor, device: torch.device) -> Tensor:
-        """(B, first + ring): the last position below `end` (B, 1) that each entry is for."""
-        head = torch.arange(self.first, device=device).expand(end.shape[0], -1)
+        """(B, sink_tokens + ring): the last position below `end` (B, 1) that each entry is for."""
+        head = torch.arange(self.sink_tokens, device=device).expand(end.shape[0], -1)
         ring = torch.arange(self.ring, device=device)
-        behind = (end - self.first - 1 - ring) % self.ring
+        behind = (end - self.sink_tokens - 1 - ring) % self.ring
         tail = end - 1 - behind
-        return torch.cat((head.where(head < end, -1), tail.where(tail >= self.first, -1)), dim=1)
+        return torch.cat(
+            (head.where(head < end, -1), tail.where(tail >= self.sink_tokens, -1)), dim=1
+        )
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         for tensor in (*self.tensors, self.at):
             tensor[target] = tensor[source]
 
 
-class StateCache(Kept):
+class StateCache(LayerCache):
     """A state for each slot, whatever the length. tensors: (slots, ...) each."""
 
     def read(self, context: Context) -> tuple[Tensor, ...]:
@@ -158,7 +160,7 @@ class StateCache(Kept):
 class Cache:
     """The caches of all layers, in `slots` rows of `length` tokens."""
 
-    def __init__(self, layers: Sequence[Kept], slots: int, length: int) -> None:
+    def __init__(self, layers: Sequence[LayerCache], slots: int, length: int) -> None:
         self.layers, self.slots, self.length = layers, slots, length
 
     def copy(self, source: int, target: int, tokens: int) -> None:

@@ -26,7 +26,7 @@ class Routing(NamedTuple):
 
 
 @dataclass
-class Aside:
+class BlockOutputs:
     """What the parts of one block have to give beside x.
 
     values: of its attention (B, T, K, D), before they are mixed with those of the first block.
@@ -49,10 +49,10 @@ class Context:
     ends: (B,) int64, the position behind the last real token of each row; what is there and later
         is padding. None: there is none.
     padding: (B, T) bool, tokens that only fill a row of a training batch. None: there are none.
-    adapters: rows (N,) that have an adapter of their own, and its number (`culm.adapt.resident`).
+    adapters: rows (N,) that have an adapter of their own, and its number (`culm.adapt.multi_lora`).
     rotations: cosines and sines (B, T, 1, D/2), one pair per distinct rotary embedding.
     embedded: (B, T, E), what the first block read. values: (B, T, K, D), those of its attention.
-    aside: where a part leaves what the model wants beside x; every block has a fresh one.
+    outputs: where a part leaves what the model wants beside x; every block has a fresh one.
     routings: what every layer of experts did is added here, if somebody wants to know.
     """
 
@@ -67,7 +67,7 @@ class Context:
     rotations: tuple[tuple[Tensor, Tensor], ...] = ()
     embedded: Tensor | None = None
     values: Tensor | None = None
-    aside: Aside = field(default_factory=Aside)
+    outputs: BlockOutputs = field(default_factory=BlockOutputs)
     routings: list[Routing] | None = None
 
     @staticmethod
@@ -76,11 +76,11 @@ class Context:
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         return Context(positions.expand(tokens.shape))
 
-    def note(self, routing: Routing | None) -> None:
+    def record_routing(self, routing: Routing | None) -> None:
         """Add what a layer of experts did, if there are any and somebody wants to know."""
         if self.routings is not None and routing is not None:
             self.routings.append(routing)
 
-    def within_block(self) -> Context:
+    def for_block(self) -> Context:
         """The same with a fresh place for what a block has to give beside x."""
-        return replace(self, aside=Aside())
+        return replace(self, outputs=BlockOutputs())

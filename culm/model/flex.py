@@ -36,7 +36,7 @@ def flex(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: Rule) -> Tenso
     def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         mask = i >= j
         if rule.window is not None:
-            mask = mask & ((i - j < rule.window) | (positions[b, j] < rule.first))
+            mask = mask & ((i - j < rule.window) | (positions[b, j] < rule.sink_tokens))
         return mask if documents is None else mask & (documents[b, i] == documents[b, j])
 
     def scored(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -44,15 +44,15 @@ def flex(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: Rule) -> Tenso
             score = rule.softcap * torch.tanh(score / rule.softcap)
         return score if rule.slopes is None else score + rule.slopes[h] * (j - i)
 
-    rows = None if documents is None and not rule.first else B
+    rows = None if documents is None and not rule.sink_tokens else B
     mask = create_block_mask(visible, rows, None, T, T, device=q.device.type)
     changed = scored if rule.softcap is not None or rule.slopes is not None else None
     kernel = partial(
         _compiled, q, k, v, changed, mask, scale=rule.scale, enable_gqa=q.shape[1] != k.shape[1]
     )
-    if rule.sinks is None:
+    if rule.sink_logits is None:
         return kernel()
     out, aux = kernel(return_aux=AuxRequest(lse=True))  # type: ignore[arg-type]
     # A key without a value takes its share of every softmax: exp(lse) / (exp(lse) + exp(sink)).
-    share = torch.sigmoid(aux.lse - rule.sinks.float().view(1, -1, 1))
+    share = torch.sigmoid(aux.lse - rule.sink_logits.float().view(1, -1, 1))
     return out * share[..., None].to(out.dtype)

@@ -6,7 +6,6 @@ biases are zero.
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +19,7 @@ from culm.config import Config, one_of
 from culm.model.linear import GroupedLinear, Linear
 from culm.model.norm import Norm
 from culm.model.rope import Rotation
+from culm.seed import keyed_digest
 
 Matrix = Linear | GroupedLinear | nn.Embedding
 
@@ -74,21 +74,20 @@ InitConfig = GPT2 | Llama | Zero
 Initialization = one_of(InitConfig)
 
 
-class Fresh(ABC):
+class CustomInit(ABC):
     """A module with tensors of its own that begin in its own way."""
 
     @abstractmethod
-    def reset(self, drawn: Callable[[str], torch.Generator], std: float) -> None:
+    def init_weights(self, generator: Callable[[str], torch.Generator], std: float) -> None:
         """Fill them in place.
 
-        drawn: gives the generator of the tensor of a name. std: of matrices.
+        generator: gives the generator of the tensor of a name. std: of matrices.
         """
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
     """A CPU generator that depends on the seed and the purpose alone, not on call order."""
-    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator().manual_seed(keyed_digest(seed, purpose))
 
 
 @torch.no_grad()
@@ -97,8 +96,8 @@ def initialize(model: nn.Module, seed: int, layers: int, config: InitConfig = GP
     for name, module in model.named_modules():
         if isinstance(module, Norm | Rotation):
             module.reset()
-        elif isinstance(module, Fresh):
-            module.reset(partial(_drawn, seed, name), config.std)
+        elif isinstance(module, CustomInit):
+            module.init_weights(partial(_drawn, seed, name), config.std)
         elif isinstance(module, Matrix):
             std = config.std_of(name, module, layers)
             drawn = torch.empty(module.weight.shape)

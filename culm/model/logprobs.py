@@ -42,7 +42,7 @@ def differentiate(logits: Tensor, logsum: Tensor, factor: Tensor, temperature: f
 
 @dataclass(frozen=True)
 class Kernels:
-    """The two passes over logits, as written or compiled (`culm.dist.parallelize`)."""
+    """The two passes over logits, as written or compiled (`culm.parallel.parallelize`)."""
 
     reduce: Callable[[Tensor, float], Tensor] = reduce
     differentiate: Callable[[Tensor, Tensor, Tensor, float], Tensor] = differentiate

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from culm.config import Config
 from culm.model.block import Block
-from culm.model.cache import Kept
+from culm.model.cache import LayerCache
 from culm.model.context import Context
 from culm.model.linear import Linear
 from culm.model.norm import NormConfig
@@ -35,7 +35,7 @@ class MTP(Config):
     weight: PositiveFloat = 0.3
 
 
-class FurtherHead(nn.Module):
+class MTPHead(nn.Module):
     """One head: states and embedded: (B, T, E) -> states (B, T, E), before its `norm`."""
 
     def __init__(self, block: Block, width: int, norm: NormConfig) -> None:
@@ -46,11 +46,11 @@ class FurtherHead(nn.Module):
         self.norm = norm.build(width)
 
     def forward(
-        self, states: Tensor, embedded: Tensor, context: Context, cache: Kept | None
+        self, states: Tensor, embedded: Tensor, context: Context, cache: LayerCache | None
     ) -> Tensor:
         joined = torch.cat((self.enorm(embedded), self.hnorm(states)), -1)
         x, _, routing = self.block(self.projection(joined), context, cache)
-        context.note(routing)
+        context.record_routing(routing)
         return x
 
 

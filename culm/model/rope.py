@@ -31,7 +31,7 @@ def frequencies(base: float, head_dim: int) -> Tensor:
     return base**-exponent
 
 
-class Stretch(Config, ABC):
+class RopeScaling(Config, ABC):
     """factor: how many times longer the context becomes."""
 
     factor: float = Field(ge=1)
@@ -46,7 +46,7 @@ class Stretch(Config, ABC):
         """(D/2,) fp64 radians a token."""
 
 
-class LinearScaling(Stretch):
+class LinearScaling(RopeScaling):
     """factor: how many times longer the context becomes."""
 
     kind: Literal["linear"] = "linear"
@@ -55,7 +55,7 @@ class LinearScaling(Stretch):
         return frequencies(base, head_dim) / self.factor
 
 
-class NTKScaling(Stretch):
+class NTKScaling(RopeScaling):
     """factor: how many times longer the context becomes; base grows by factor^(D / (D - 2))."""
 
     kind: Literal["ntk"] = "ntk"
@@ -64,7 +64,7 @@ class NTKScaling(Stretch):
         return frequencies(base * self.factor ** (head_dim / (head_dim - 2)), head_dim)
 
 
-class Llama3Scaling(Stretch):
+class Llama3Scaling(RopeScaling):
     """original: tokens of the context before. Pairs that turn in it less than `low` times become
     slower by the factor, those that turn more than `high` times do not, between them smoothly.
     """
@@ -88,7 +88,7 @@ class Llama3Scaling(Stretch):
         return plain * kept + plain / self.factor * (1 - kept)
 
 
-class YaRNScaling(Stretch):
+class YaRNScaling(RopeScaling):
     """original: tokens of the context before. Pairs that turn in it more than `fast` times keep
     their pace, those that turn less than `slow` times are slowed by the factor, between them by a
     ramp over the pairs. attention: what cosines and sines are multiplied by; 0.1 ln(factor) + 1 if
@@ -142,7 +142,7 @@ class Rope(Config):
     fraction: float = Field(1.0, gt=0, le=1)
     scaling: Scaling | None = None  # type: ignore[valid-type]
 
-    def turned(self, head_dim: int, setting: str = "rope.fraction") -> int:
+    def rotary_dim(self, head_dim: int, setting: str = "rope.fraction") -> int:
         """How many elements of a head are turned.
 
         Raises:

@@ -13,12 +13,12 @@ from culm.config import SettingError
 from culm.log import say
 from culm.model.attend import Backend
 from culm.model.block import Block
-from culm.model.cache import Cache, Room
+from culm.model.cache import Cache, CacheSpec
 from culm.model.context import Context
 from culm.model.linear import Linear
 from culm.model.logprobs import Kernels, capped, logprobs_of
-from culm.model.mtp import FurtherHead, shifted
-from culm.model.quantized import BITS, CacheKind, QuantizedCache
+from culm.model.mtp import MTPHead, shifted
+from culm.model.quantized_cache import BITS, CacheKind, QuantizedCache
 
 if TYPE_CHECKING:
     from culm.model.config import TransformerConfig
@@ -54,7 +54,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(*each) for each in parts)
         heads = config.mtp.depth if config.mtp else 0
         self.mtp = nn.ModuleList(
-            FurtherHead(Block(*parts[-1]), config.width, config.norm) for _ in range(heads)
+            MTPHead(Block(*parts[-1]), config.width, config.norm) for _ in range(heads)
         )
         self.norm = config.norm.build(config.width)
         self.head: nn.Module = Linear(config.width, config.vocabulary)
@@ -104,7 +104,7 @@ class Transformer(nn.Module):
         x, _ = self.trunk(tokens, context or Context.plain(tokens))
         return self.normalized(x)
 
-    def hidden_ahead(self, tokens: Tensor, context: Context | None = None) -> list[Tensor]:
+    def mtp_hidden(self, tokens: Tensor, context: Context | None = None) -> list[Tensor]:
         """As `hidden`, and after it what each head of multi-token prediction gives.
 
         The k-th of these, at token t, has read up to token t + k; where the row or its document
@@ -113,11 +113,11 @@ class Transformer(nn.Module):
         x, context = self.trunk(tokens, context or Context.plain(tokens))
         states = [self.normalized(x)]
         for by in range(1, len(self.mtp) + 1):
-            x = self.ahead(by, x, shifted(tokens, by, 0), context)
+            x = self.mtp_step(by, x, shifted(tokens, by, 0), context)
             states.append(self.normalized(x, by))
         return states
 
-    def ahead(self, by: int, states: Tensor, tokens: Tensor, context: Context) -> Tensor:
+    def mtp_step(self, by: int, states: Tensor, tokens: Tensor, context: Context) -> Tensor:
         """States (B, T, E) of head `by` from those of the one before it, the trunk for the first.
 
         tokens: (B, T), each `by` places behind the token of its state. context: as `trunk` gave it.
@@ -146,7 +146,7 @@ class Transformer(nn.Module):
             x, values, routing = block(x, context, cache)
             if context.values is None and values is not None:
                 context = replace(context, values=values)
-            context.note(routing)
+            context.record_routing(routing)
         return x, context
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class Transformer(nn.Module):
         """Natural-log probability of each target, (B, T) fp32; 0 where the target is ignored."""
         return self._logprobs(self.hidden(tokens, context), targets, temperature)
 
-    def logprobs_ahead(
+    def mtp_logprobs(
         self, tokens: Tensor, targets: Tensor, context: Context | None = None
     ) -> list[Tensor]:
         """As `logprobs`, and after it those of each head of multi-token prediction.
@@ -176,7 +176,7 @@ class Transformer(nn.Module):
         documents = None if context is None else context.documents
         return [
             self._logprobs(hidden, shifted(targets, by, IGNORED, documents) if by else targets)
-            for by, hidden in enumerate(self.hidden_ahead(tokens, context))
+            for by, hidden in enumerate(self.mtp_hidden(tokens, context))
         ]
 
     def _logprobs(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
@@ -188,13 +188,13 @@ class Transformer(nn.Module):
         slots: int,
         length: int,
         kind: CacheKind = "plain",
-        spare: int = 0,
-        further: bool = False,
+        rollback: int = 0,
+        with_mtp: bool = False,
     ) -> Cache:
         """An empty cache for `slots` sequences of up to `length` tokens.
 
         kind: int8 and int4 round the keys and values of layers that keep those of all tokens.
-        spare: by so many tokens a sequence may be cut, exactly, where layers have a window; what
+        rollback: by so many tokens a sequence may be cut, exactly, where layers have a window; what
         keeps all tokens may be cut anywhere, and a state nowhere.
         further: also for the heads of multi-token prediction, behind the layers.
 
@@ -203,10 +203,10 @@ class Transformer(nn.Module):
         """
         if kind not in BITS:
             raise SettingError(f"cache: {kind!r} is not one of {', '.join(BITS)}")
-        room = Room(slots, length, self.dtype, self.device, BITS[kind], spare)
-        blocks = self.every_block[: None if further else len(self.blocks)]
-        layers = [block.attention.cache(room) for block in blocks]
-        if room.bits and not any(isinstance(layer, QuantizedCache) for layer in layers):
+        spec = CacheSpec(slots, length, self.dtype, self.device, BITS[kind], rollback)
+        blocks = self.every_block[: None if with_mtp else len(self.blocks)]
+        layers = [block.attention.cache(spec) for block in blocks]
+        if spec.bits and not any(isinstance(layer, QuantizedCache) for layer in layers):
             raise SettingError(
                 f"cache: {kind} rounds keys and values of all tokens, and no layer of this model "
                 "keeps those (but latents, a window or a state); take cache=plain"

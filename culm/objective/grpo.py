@@ -23,8 +23,8 @@ class GRPO(Config):
     act only in batches that bring `old`, the log-probabilities of an earlier policy: a run makes
     one update of each rollout, and its ratio is one.
     average: over all tokens of the step (DAPO), over each sequence first (the paper), or over
-    sequences counted as `answer_tokens` long (Dr. GRPO). temperature: of sampling, and so of the
-    policy. answer_tokens: the greatest length of a completion. shuffled: a control run, whose
+    sequences counted as `max_tokens` long (Dr. GRPO). temperature: of sampling, and so of the
+    policy. max_tokens: the greatest length of a completion. shuffled: a control run, whose
     rewards are dealt out at random so that nothing can be learned from them.
     """
 
@@ -37,7 +37,7 @@ class GRPO(Config):
     clip_high: NonNegativeFloat = 0.28
     average: Literal["tokens", "sequences", "constant"] = "tokens"
     temperature: PositiveFloat = 1.0
-    answer_tokens: PositiveInt = 32
+    max_tokens: PositiveInt = 32
     shuffled: bool = False
 
     def build(self, model: Transformer) -> GRPOObjective:
@@ -97,7 +97,7 @@ class GRPOObjective(nn.Module):
                 weight, scales = len(lengths), 1.0 / lengths
             case "constant":
                 # Never the longest of the batch: that would differ between micro-batches.
-                weight, scales = len(lengths) * config.answer_tokens, torch.ones(len(lengths))
+                weight, scales = len(lengths) * config.max_tokens, torch.ones(len(lengths))
         extra = dict(batch.extra) | {
             "advantages": advantages(experience.rewards, config.group, config.scale),
             "scales": scales,

@@ -44,7 +44,7 @@ class NextTokenObjective(nn.Module):
         mtp = self.model.config.mtp
         if mtp is None:
             return Loss(-self.model.logprobs(batch.tokens, batch.targets, context).sum())
-        found = self.model.logprobs_ahead(batch.tokens, batch.targets, context)
+        found = self.model.mtp_logprobs(batch.tokens, batch.targets, context)
         following, *further = [-logprobs.sum() for logprobs in found]
         ahead = sum(further, start=torch.zeros_like(following)) / mtp.depth
         return Loss(following + mtp.weight * ahead, {"mtp": ahead})

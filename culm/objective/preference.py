@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
-from culm.adapt.lora import disabled, stands_beside
+from culm.adapt.lora import disabled, is_adapter_only
 from culm.batch import Batch, Loss
 from culm.config import Config
 from culm.model.context import Context
@@ -63,7 +63,7 @@ class PreferenceObjective(nn.Module):
         super().__init__()
         self.config, self.model = config, model.eval()  # no dropout: it would move the margins
         self.reference = None
-        if not stands_beside(model):
+        if not is_adapter_only(model):
             self.reference = copy.deepcopy(model).requires_grad_(False)
 
     def forward(self, batch: Batch) -> Loss:

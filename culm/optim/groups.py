@@ -74,7 +74,7 @@ def _placed(module: nn.Module, orthogonal: Collection[nn.Parameter]) -> Placed:
             placed[parameter] = place, by
     for adapter in adapters_of(module).values():
         own = dict.fromkeys(adapter.parameters(recurse=False), ("adapter", Multiples()))
-        placed |= own | {adapter.b: ("adapter b", Multiples(rate=adapter.b_rate))}
+        placed |= own | {adapter.b: ("adapter b", Multiples(rate=adapter.lora_plus_ratio))}
     return placed
 
 

@@ -13,9 +13,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from culm.config import Config
-from culm.dist.sharded import full_tensor, like
 from culm.model.transformer import Transformer
 from culm.optim.groups import groups_of, hidden_matrices, trainable
+from culm.parallel.sharded import full_tensor, like
 
 # Quintic whose iteration pushes singular values towards one from anywhere in (0, 1].
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)

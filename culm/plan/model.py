@@ -62,7 +62,7 @@ def idle_parameters(model: nn.Module) -> int:
     """Those of the experts that a token is not sent to; the router chooses as many for each."""
     mixtures = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
     return sum(
-        weight.numel() // moe.config.experts * (moe.config.experts - moe.config.chosen)
+        weight.numel() // moe.config.experts * (moe.config.experts - moe.config.top_k)
         for moe in mixtures
         for weight in moe.experts.parameters()
     )

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from culm.dist.parallelize import Dist
 from culm.optim import AdamW
 from culm.optim.groups import trainable
+from culm.parallel.parallelize import ParallelConfig
 from culm.plan.dry_run import counting_products, dry_run, meta_batch
 from culm.plan.model import idle_parameters
 from culm.train.settings import TrainConfig
@@ -52,7 +52,7 @@ def needs_of(
     *,
     sequences: int = 1,
     packed: bool = True,
-    dist: Dist = Dist(),
+    parallel: ParallelConfig = ParallelConfig(),
     ranks: int = 1,
 ) -> Needs:
     """What training the objective takes; it must be on the meta device.
@@ -60,11 +60,11 @@ def needs_of(
     sequences: in a row (2 for pairs). packed: rows hold several documents. ranks: processes that
     share the rows, and with `fsdp` the weights, gradients and optimizer state.
     """
-    rows = min(train.micro_rows or train.rows, -(-train.rows // ranks))
+    rows = min(train.micro_batch_size or train.batch_size, -(-train.batch_size // ranks))
     tried = min(rows, ROWS)
     cost = dry_run(objective, meta_batch(tried * sequences, context, packed=packed))
     state, update = _update(objective, train)
-    share = ranks if dist.data == "fsdp" else 1
+    share = ranks if parallel.replicas == "fsdp" else 1
     learned = [parameter for _, parameter in trainable(objective)]
     gradients = sum(parameter.nbytes for parameter in learned)
     tensors = {id(t): t for t in (*objective.parameters(), *objective.buffers())}
@@ -79,7 +79,7 @@ def needs_of(
         parameters=sum(p.numel() for p in model.parameters()),
         idle=idle_parameters(model),
         trained=sum(parameter.numel() for parameter in learned),
-        flops=cost.flops * train.rows / tried + update,
+        flops=cost.flops * train.batch_size / tried + update,
         memory=memory,
         checkpoint_bytes=gradients + state,
     )

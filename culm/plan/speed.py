@@ -7,8 +7,8 @@ import time
 import torch
 
 from culm.batch import Batch
-from culm.device import choose_backend
 from culm.dtype import DTYPES
+from culm.model.backend import place
 from culm.model.config import TransformerConfig
 from culm.objective.next_token import NextTokenObjective
 from culm.plan.dry_run import dry_run, meta_batch
@@ -33,9 +33,7 @@ def training_rate(
     flops = dry_run(
         NextTokenObjective(config.build(device="meta")), meta_batch(rows, context)
     ).flops
-    model = config.build(device=device)
-    model.dtype = DTYPES[precision]
-    model.set_backend(choose_backend(device))
+    model = place(config.build(device=device), device, DTYPES[precision])
     objective = NextTokenObjective(model)
     tokens = torch.zeros(rows, context, dtype=torch.int64, device=device)
     batch = Batch(tokens, tokens, torch.arange(context, device=device).expand_as(tokens))

@@ -20,19 +20,19 @@ import torch
 from culm import log
 from culm.config import SettingError
 from culm.convert import native
+from culm.convert.export import quantize, size_of, write_export
+from culm.convert.load import read
 from culm.data.manifest import Manifest
 from culm.data.texts import texts_of
 from culm.eval.exact import Answered, difference, scores
 from culm.files import read_lines
-from culm.loading import read
-from culm.pack import quantize, size_of, write_export
-from culm.parts import make_tokenizer, prepared_folder
 from culm.quickstart.report import write_report
 from culm.quickstart.scorer import Scorer
 from culm.quickstart.stages import Stages, keep, recall
 from culm.quickstart.summary import MODELS, summarize
-from culm.run import Result, seconds_per_step, train
-from culm.settings import RunConfig, read_run
+from culm.run.assemble import make_tokenizer, prepared_folder
+from culm.run.settings import RunConfig, read_run
+from culm.run.train import Result, seconds_per_step, train
 from culm.train.guard import locked
 
 BYTES_PER_MINUTE = 20 << 20  # of text, of which no more is read: far more than a model here learns

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import torch
 
-from culm.device import choose_backend, choose_device, choose_precision
-from culm.dist.ranks import Ranks
+from culm.convert.load import read
+from culm.device import choose_device, choose_precision
 from culm.dtype import DTYPES
 from culm.eval.exact import Answered, answer
 from culm.eval.perplexity import Prediction, predict
-from culm.loading import read
+from culm.model.backend import place
 from culm.model.transformer import Transformer
-from culm.parts import loader
-from culm.settings import RunConfig
+from culm.parallel.ranks import Ranks
+from culm.run.assemble import loader
+from culm.run.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -33,9 +34,7 @@ class Scorer:
         """A model in the precision, with the backend and on the device of training."""
         model, tokenizer = read(path, "cpu", torch.float32)
         device = choose_device(self.text.device)
-        model.dtype = DTYPES[choose_precision(device)]
-        model.to(device).set_backend(choose_backend(device))
-        return model.eval(), tokenizer
+        return place(model.eval(), device, DTYPES[choose_precision(device)]), tokenizer
 
     def predict(self, model: Transformer, tokenizer: Tokenizer) -> Prediction:
         """Of held-out text."""
@@ -47,5 +46,5 @@ class Scorer:
         """To so many test questions of each task."""
         settings = self.dialogues.eval
         return answer(
-            model, tokenizer, settings.tasks, questions, settings.seed, settings.answer_tokens
+            model, tokenizer, settings.tasks, questions, settings.seed, settings.max_tokens
         )

@@ -13,13 +13,13 @@ from fastapi.responses import JSONResponse, Response
 
 import culm
 from culm.config import SettingError
-from culm.language_model import LanguageModel
 from culm.serve import error
 from culm.serve.complete import Completer
 from culm.serve.guard import Guard
 from culm.serve.page import page
 from culm.serve.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from culm.serve.worker import Worker
+from culm.text.language_model import LanguageModel
 
 READ = ["GET", "HEAD"]  # HEAD too, as probes ask
 

@@ -9,12 +9,12 @@ from typing import Any
 from fastapi.responses import JSONResponse, Response
 
 from culm.engine.request import Request
-from culm.language_model import LanguageModel
 from culm.serve.error import ApiError, invalid
 from culm.serve.protocol import ChatRequest, CompletionRequest, Generation
 from culm.serve.shape import Chat, Completion, Shape, used
 from culm.serve.stream import Answer, EventStream, Piece, Score
 from culm.serve.worker import Worker
+from culm.text.language_model import LanguageModel
 
 COMPLETION_TOKENS = 16  # of a plain completion that names no number, as OpenAI's
 

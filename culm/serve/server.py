@@ -10,12 +10,12 @@ from types import FrameType
 import uvicorn
 
 from culm.config import SettingError
-from culm.language_model import LanguageModel
 from culm.log import say
 from culm.serve.app import build
 from culm.serve.error import ApiError
 from culm.serve.guard import LOOPBACK
 from culm.serve.worker import Worker
+from culm.text.language_model import LanguageModel
 
 DRAIN_SECONDS = 30
 

@@ -12,9 +12,9 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from culm.engine.request import Event
-from culm.reply import Reply
 from culm.serve.error import ApiError
 from culm.serve.worker import Job, Worker
+from culm.text.reply import Reply
 from culm.tokenizer.tokenizer import Tokenizer
 
 QUIET_SECONDS = 15  # after so long without a token, a sign of life is sent

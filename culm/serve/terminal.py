@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from culm.language_model import LanguageModel
+from culm.text.language_model import LanguageModel
 
 HELP = """\
 /reset   begin a new dialogue

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import random
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from culm.config import Config, SettingError
+from culm.seed import keyed
 from culm.task.task import Question, Split, exact, split_of
 
 
@@ -31,7 +31,7 @@ class Prompts(Config):
         if not known:
             raise SettingError(f"{self.path}: none of its prompts is a {split} one; add more")
         epoch, place = divmod(index, len(known))
-        return known[_order(len(known), f"{seed}/{self.name}/{split}/{epoch}")[place]]
+        return known[_order(len(known), seed, self.name, split, epoch)[place]]
 
     def score(self, question: Question, reply: str) -> float:
         return exact(question.answer, reply)
@@ -61,5 +61,5 @@ class Prompts(Config):
 
 
 @lru_cache(maxsize=8)
-def _order(count: int, key: str) -> list[int]:
-    return random.Random(key).sample(range(count), count)
+def _order(count: int, seed: int, *purpose: str | int) -> list[int]:
+    return keyed(seed, *purpose).sample(range(count), count)

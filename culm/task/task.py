@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 from culm.config import SettingError
+from culm.seed import keyed
 
 T = TypeVar("T")
 DRAWS = 10_000  # one in eight belongs to the test split, so more never are needed
@@ -50,7 +51,7 @@ class Task(Protocol):
 
 def draw(name: str, split: Split, index: int, seed: int) -> random.Random:
     """The generator of one question."""
-    return random.Random(f"{seed}/{name}/{split}/{index}")
+    return keyed(seed, name, split, index)
 
 
 def split_of(key: str) -> Split:

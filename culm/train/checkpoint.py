@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from culm import files
-from culm.dist.ranks import Ranks
-from culm.dist.sharded import full_tensor, like
-from culm.model.adjusted import adjusted
-from culm.tensors import write_safetensors
+from culm.model.rule_updated import rule_updated
+from culm.parallel.ranks import Ranks
+from culm.parallel.sharded import full_tensor, like
+from culm.safetensors import write_safetensors
 
 WEIGHTS, STATE = "state.safetensors", "state.json"
 
@@ -140,7 +140,9 @@ def _collect(
             if keep:
                 tensors[key] = gathered.cpu().contiguous()
     if keep:
-        tensors |= {f"buffer.{n}": t.detach().cpu().clone() for n, t in adjusted(objective).items()}
+        tensors |= {
+            f"buffer.{n}": t.detach().cpu().clone() for n, t in rule_updated(objective).items()
+        }
     return tensors
 
 
@@ -152,7 +154,7 @@ def _named(objective: nn.Module) -> dict[str, nn.Parameter]:
 def _restore(
     objective: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], where: str
 ) -> None:
-    named, buffers = _named(objective), adjusted(objective)
+    named, buffers = _named(objective), rule_updated(objective)
     places: dict[str, Tensor] = {f"parameter.{name}": p for name, p in named.items()}
     places |= {f"buffer.{name}": buffer for name, buffer in buffers.items()}
     found = {key for key in tensors if not key.startswith("optimizer.")}

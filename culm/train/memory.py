@@ -6,7 +6,7 @@ import gc
 import sys
 from pathlib import Path
 
-from culm.train.pages import release_pages
+from culm.train.malloc import release_freed_memory
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -14,7 +14,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def reset_peak() -> None:
     """Give back what is not in use and begin to measure anew, where the system can (Linux)."""
     gc.collect()
-    release_pages()
+    release_freed_memory()
     if CLEAR.exists():
         try:
             CLEAR.write_text("5")

@@ -38,8 +38,8 @@ class TrainConfig(Config):
     """
 
     steps: PositiveInt
-    rows: PositiveInt = 32
-    micro_rows: PositiveInt | None = None
+    batch_size: PositiveInt = 32
+    micro_batch_size: PositiveInt | None = None
     context: PositiveInt | None = None
     objective: Objective = NextToken()
     optimizer: Optimizer = AdamW()
@@ -48,9 +48,9 @@ class TrainConfig(Config):
     qat: QAT | None = None
     clip: PositiveFloat = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    attention: Backend | Literal["auto"] = "auto"
+    attention_backend: Backend | Literal["auto"] = "auto"
     compile: bool = False
-    recompute: bool = False
+    activation_checkpointing: bool = False
     checkpoint: Checkpoint = Checkpoint()
 
     @model_validator(mode="after")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor
 
 from culm.batch import Batch
-from culm.dist.parallelize import Parallel
-from culm.dist.ranks import Ranks
+from culm.parallel.parallelize import Parallel
+from culm.parallel.ranks import Ranks
+from culm.seed import keyed_integer
 
 
 class TrainingError(RuntimeError):
@@ -113,7 +113,7 @@ class Trainer:
         if not weight:
             raise TrainingError(f"step {finished}: nothing in its batch is learned")
         rate = self._set_rate(number, steps)
-        torch.manual_seed(_key(self.seed, number, self.ranks.rank))
+        torch.manual_seed(keyed_integer(self.seed, "forward", number, self.ranks.rank))
         sums, counts = self._accumulate(batches, weight, seen, device)
         norm = self.parallel.clip(self.parameters, self.clip)
         metrics = self._reduce(sums, batches, weight, device)
@@ -182,7 +182,3 @@ class Trainer:
         totals = self.ranks.sum([*sums.values(), *given.values()], device)
         values = dict(zip([*sums, *given], totals, strict=True))
         return {n: v / (weight if n in sums else self.ranks.count) for n, v in values.items()}
-
-
-def _key(seed: int, step: int, rank: int) -> int:
-    return random.Random(f"{seed}/forward/{step}/{rank}").getrandbits(62)

@@ -13,19 +13,20 @@ import torch
 from rich.console import Console
 
 from culm.config import SettingError
-from culm.device import choose_backend, choose_device, choose_precision, memory_bytes
-from culm.dist.ranks import Ranks
+from culm.device import choose_device, choose_precision, memory_bytes
 from culm.dtype import DTYPES
+from culm.model.backend import choose_backend
 from culm.model.transformer import Transformer
-from culm.parts import context_of, set_up, started, training_batches
+from culm.parallel.ranks import Ranks
 from culm.plan.model import forward_flops
 from culm.plan.needs import Needs, needs_of
 from culm.plan.speed import training_rate
-from culm.settings import RunConfig
+from culm.run.assemble import context_of, model_from_start, set_up, training_batches
+from culm.run.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.checkpoint import verify
-from culm.train.folder import check
-from culm.verbs.numbers import count, duration, flops, size
+from culm.train.run_folder import check
+from culm.verbs.format import count, duration, flops, size
 from culm.verbs.preview import preview, tokenizer_of
 
 SHOWN = 600  # characters of a sample
@@ -91,7 +92,7 @@ def _parts(config: RunConfig) -> tuple[Transformer | None, Tokenizer | None]:
     """Of the model that the run goes on from, on the meta device."""
     if config.start is None:
         return None, None
-    model, tokenizer = started(config)
+    model, tokenizer = model_from_start(config)
     model.to("meta").tie()
     return model, tokenizer
 
@@ -162,7 +163,7 @@ def _show_needs(
     plain = train.model_copy(update={"precision": precision, "compile": False})
     config = found.config.model_copy(update={"train": plain})
     dtype = DTYPES[precision]
-    found.attempt(lambda: choose_backend(device, train.attention, dtype, training=True))
+    found.attempt(lambda: choose_backend(device, train.attention_backend, dtype, training=True))
     objective = found.attempt(lambda: set_up(config, model, torch.device("meta")))
     if objective is None:
         return
@@ -174,11 +175,11 @@ def _show_needs(
     group = config.data.format.group
     needs = needs_of(
         objective, plain, context, sequences=group, packed=group == 1 and not on_policy,
-        dist=config.dist, ranks=found.ranks,
+        parallel=config.parallel, ranks=found.ranks,
     )  # fmt: skip
     per_step = needs.flops
     if on_policy:
-        per_step += forward_flops(model, context) * train.rows  # the rollouts
+        per_step += forward_flops(model, context) * train.batch_size  # the rollouts
     here = memory_bytes(device)
     on = f"{device}, {precision}" + (f", {size(here)}" if here else "")
     _section(console, "Needs", _needs(config, needs, per_step, group * context, found.ranks, on))
@@ -195,7 +196,7 @@ def _needs(
     config: RunConfig, needs: Needs, per_step: float, row: int, ranks: int, on: str
 ) -> list[tuple[str, ...]]:
     """row: tokens of one. on: the device and its precision."""
-    steps, memory, tokens = config.train.steps, needs.memory, config.train.rows * row
+    steps, memory, tokens = config.train.steps, needs.memory, config.train.batch_size * row
     each = f"{size(memory.total)}, beside Python and its libraries"
     used = f", {count(needs.parameters - needs.idle)} for each token" if needs.idle else ""
     return [
@@ -213,10 +214,11 @@ def _needs(
 def _misfits(config: RunConfig, needs: Needs, here: int | None) -> Iterator[str]:
     """What the machine does not have."""
     if here is not None and needs.memory.total > here:
-        rows = config.train.micro_rows or config.train.rows
+        rows = config.train.micro_batch_size or config.train.batch_size
         yield (
-            f"train.micro_rows: {rows} rows at once need {size(needs.memory.total)} of memory, and "
-            f"there is {size(here)}; take fewer, or train.recompute=true, an adapter, another model"
+            f"train.micro_batch_size: {rows} sequences need {size(needs.memory.total)} of memory, "
+            f"and this machine has {size(here)}; use a smaller micro-batch, "
+            "train.activation_checkpointing=true, an adapter, or a smaller model"
         )
     room = shutil.disk_usage(_existing(Path(config.folder))).free
     kept = needs.checkpoint_bytes * (config.train.checkpoint.keep + 1)

@@ -8,17 +8,17 @@ from pathlib import Path
 
 from culm.data.prepare import prepare
 from culm.data.texts import texts_of
-from culm.dist.ranks import Ranks
 from culm.objective.grpo import GRPO
-from culm.parts import check_ends, loader, make_tokenizer
+from culm.parallel.ranks import Ranks
 from culm.plan.sample import sample
-from culm.settings import RunConfig
+from culm.run.assemble import check_ends, loader, make_tokenizer
+from culm.run.settings import RunConfig
 from culm.task.task import Task
 from culm.tokenizer.chat import Chat
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 from culm.tokenizer.train import BPE
-from culm.train.folder import prepared_by
-from culm.verbs.numbers import count
+from culm.train.run_folder import prepared_by
+from culm.verbs.format import count
 
 SAMPLES = 3
 QUESTIONS = 64  # looked at for the length of their prompts
@@ -74,7 +74,7 @@ def preview(config: RunConfig, tokenizer: Tokenizer, temporary: Path, context: i
         ("packing", f"rows of {context} tokens, {100 * rows.efficiency:.1f} % filled"),
     ]
     if share:
-        epochs = config.train.steps * config.train.rows * share / rows.rows
+        epochs = config.train.steps * config.train.batch_size * share / rows.rows
         facts.append(("learned tokens", ("" if whole else "about ") + count(rows.targets / share)))
         facts.append(("epochs", f"{epochs:.2f}"))
     if rows.truncated:
@@ -93,7 +93,7 @@ def _questions(config: RunConfig, objective: GRPO, tokenizer: Tokenizer) -> Prev
         samples.append([(tokenizer.decode(prompt, specials=True), False), (question.answer, True)])
     facts: list[tuple[str, ...]] = [
         ("tasks", ", ".join(task.name for task in tasks)),
-        ("answers", f"{config.train.rows:,} a step, in groups of {objective.group}"),
-        ("longest prompt", f"{longest} tokens, and up to {objective.answer_tokens} of an answer"),
+        ("answers", f"{config.train.batch_size:,} a step, in groups of {objective.group}"),
+        ("longest prompt", f"{longest} tokens, and up to {objective.max_tokens} of an answer"),
     ]
-    return Preview(facts, samples[:SAMPLES], longest + objective.answer_tokens)
+    return Preview(facts, samples[:SAMPLES], longest + objective.max_tokens)

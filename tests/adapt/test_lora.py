@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from culm.adapt.lora import LoRA, LoRALinear, disabled, stands_beside
+from culm.adapt.lora import LoRA, LoRALinear, disabled, is_adapter_only
 from culm.adapt.merge import merge, merge_verified, unmerge
 from culm.adapt.quantize.int4 import Int4
 from culm.adapt.quantize.int8 import Int8
@@ -152,7 +152,7 @@ def test_dora_learns_length_and_direction_apart(tiny):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_unmerging_is_exact(tiny, dtype):
     model = tiny(tied=True).to(dtype)
-    LoRA(dora=True, targets=("blocks.*", "head"), also="norm").apply(model, seed=0)
+    LoRA(dora=True, targets=("blocks.*", "head"), train_also="norm").apply(model, seed=0)
     stirred(model)
     learned = [name for name, p in model.named_parameters() if p.requires_grad]
     before, weights = model(TOKENS), dict(model.named_parameters())
@@ -196,11 +196,13 @@ def test_a_merge_of_nan_is_refused(tiny):
 @pytest.mark.parametrize("tied", [False, True])
 def test_modules_trained_beside(tiny, tied):
     model = tiny(tied=tied)
-    LoRA(rank=2, targets="blocks.*", also=("embed", "head" if not tied else "norm")).apply(model, 0)
+    LoRA(rank=2, targets="blocks.*", train_also=("embed", "head" if not tied else "norm")).apply(
+        model, 0
+    )
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     whole = {name for name in trained if not name.endswith((".a", ".b"))}
     assert whole == {"embed.weight", "norm.weight" if tied else "head.weight"}
-    assert not stands_beside(model)
+    assert not is_adapter_only(model)
     model(TOKENS).pow(2).sum().backward()
     assert all(model.get_parameter(name).grad.any() for name in whole)
 
@@ -208,9 +210,12 @@ def test_modules_trained_beside(tiny, tied):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"also": "embedding"}, "also: 'embedding' names no layer; known: embed, "),
-        ({"also": "blocks.0.mlp.up"}, "also: blocks.0.mlp.up is a target"),
-        ({"also": "embed", "targets": "head"}, "also: embed is a target, or shares its weights"),
+        ({"train_also": "embedding"}, "also: 'embedding' names no layer; known: embed, "),
+        ({"train_also": "blocks.0.mlp.up"}, "also: blocks.0.mlp.up is a target"),
+        (
+            {"train_also": "embed", "targets": "head"},
+            "also: embed is a target, or shares its weights",
+        ),
     ],
 )
 def test_what_cannot_be_trained_beside(tiny, settings, message):
@@ -222,7 +227,7 @@ def test_disabled_gives_the_start(tiny):
     model = tiny()
     before = model(TOKENS)
     LoRA(dora=True).apply(model, seed=0)
-    assert stands_beside(stirred(model))
+    assert is_adapter_only(stirred(model))
     with disabled(model):
         assert torch.equal(model(TOKENS), before)
     assert not torch.equal(model(TOKENS), before)

@@ -291,6 +291,6 @@ def test_a_scattered_group_is_refused():
 
 def test_a_part_whose_scales_do_not_fold_is_refused(tiny, tokens, monkeypatch):
     wrong = {"x": ("gate", "up"), "gate": ("down",)}  # silu lies between gate and down
-    monkeypatch.setattr(GatedFeedForward, "folds", wrong)
+    monkeypatch.setattr(GatedFeedForward, "scale_folds", wrong)
     with pytest.raises(SettingError, match="awq does not fit a part"):
         AWQ().apply(larger(tiny()), [Int4()], tokens)

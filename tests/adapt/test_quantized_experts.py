@@ -131,7 +131,7 @@ def test_gptq_solves_every_expert_on_its_own_rows(mixture):
 @pytest.mark.parametrize("rows", [1, 4, 32, 128])
 def test_gptq_of_an_expert_that_few_rows_reached(mixture, activation, rows):
     """It is hardly worse than rounding to nearest, also where these rows lit few inputs."""
-    model = mixture(experts=1, chosen=1, shared=0, selection_bias=False, activation=activation)
+    model = mixture(experts=1, top_k=1, shared=0, selection_bias=False, activation=activation)
     drawn = torch.Generator().manual_seed(0)
     tokens, other = torch.randint(0, 262, (2, 64, 64), generator=drawn)
     layer, seen = model.blocks[0].mlp.experts.down, []

@@ -16,12 +16,12 @@ from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.moe import MixtureOfExperts, MoE
 from culm.model.mlp.plain import Plain
 from culm.model.mtp import MTP
-from culm.run import train
-from culm.settings import RunConfig, read_run
+from culm.run.settings import RunConfig, read_run
+from culm.run.train import train
 from culm.verbs.plan import show_plan
 
 TOKENS = torch.randint(0, 60, (2, 12), generator=torch.Generator().manual_seed(0))
-EXPERTS = MoE(experts=4, chosen=2, hidden=48, switch=0.01)
+EXPERTS = MoE(experts=4, top_k=2, hidden=48, balance_loss=0.01)
 
 
 def build(mlp=SwiGLU(hidden=48), mtp=None):
@@ -47,7 +47,7 @@ def test_copies_say_what_the_dense_model_says(scores):
 def test_heads_of_further_tokens_are_as_the_last_layer():
     dense, model = build(mtp=MTP(depth=2)), build(mtp=MTP(depth=2))
     assert Upcycle(mlp=(None, EXPERTS)).apply(model, seed=1) == 2 + 2
-    for one, two in zip(dense.hidden_ahead(TOKENS), model.hidden_ahead(TOKENS), strict=True):
+    for one, two in zip(dense.mtp_hidden(TOKENS), model.mtp_hidden(TOKENS), strict=True):
         torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
     again = model.config.build(seed=2)
     again.load_state_dict(model.state_dict())

@@ -16,7 +16,7 @@ from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.context import Context
 from culm.model.mlp.moe import MixtureOfExperts, MoE
-from culm.tensors import read_safetensors, write_safetensors
+from culm.safetensors import read_safetensors, write_safetensors
 
 transformers = pytest.importorskip("transformers")
 
@@ -193,7 +193,7 @@ def test_balance_loss_is_theirs(name, rows, tokenizer, tmp_path):
 def test_what_a_router_was_trained_with_does_not_hinder_its_export(tokenizer, tmp_path):
     """And its biases stay in fp32, in which they move."""
     read, _ = hf.load(saved(peer_of("DeepSeek-V3"), tokenizer, tmp_path / "theirs"))
-    more = {"bias_rate": 0.001, "sequence": 0.1, "z": 0.1, "capacity": 2.0}
+    more = {"bias_rate": 0.001, "sequence_balance_loss": 0.1, "z_loss": 0.1, "capacity": 2.0}
     mlp = tuple(m.model_copy(update=more if isinstance(m, MoE) else {}) for m in read.config.mlp)
     model = read.config.model_copy(update={"mlp": mlp}).build(seed=0)
     router = next(b.mlp.router for b in model.blocks if isinstance(b.mlp, MixtureOfExperts))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from culm.config import SettingError
 from culm.convert import hf
-from culm.convert.fp8 import dequantized
+from culm.convert.hf.fp8 import dequantized
 
 transformers = pytest.importorskip("transformers")
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())

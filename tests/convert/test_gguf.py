@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from culm.adapt.quantize.int8 import Int8
 from culm.config import SettingError
 from culm.convert import gguf as ours
-from culm.convert.gguf_families.metadata import NAMES as TABLE
-from culm.convert.importer import load_model
+from culm.convert.export import write_export
+from culm.convert.gguf.families.metadata import NAMES as TABLE
+from culm.convert.load import load_model
 from culm.convert.rules import ModuleNames, half_split, interleaved, renamed
 from culm.convert.weights import plain_weights
 from culm.model.rope import Rope, rotate
-from culm.pack import write_export
 from culm.tokenizer.bytes import Bytes
 
 GQA = {"kind": "gqa", "heads": 4, "kv_heads": 2}

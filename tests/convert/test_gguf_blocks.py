@@ -9,7 +9,7 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from culm.config import SettingError
-from culm.convert.gguf_blocks import TILE, encode
+from culm.convert.gguf.blocks import TILE, encode
 
 RAMP = ((np.arange(32) - 15.5) / 8).astype(np.float32)[None]
 # Sub-blocks of different range, and no symmetry.

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from culm.config import SettingError
-from culm.convert import gguf_header
+from culm.convert.gguf import header as gguf_header
 
 U8, U32, STRING, ARRAY, U64 = 0, 4, 8, 9, 10
 

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from culm.cli import app
 from culm.config import SettingError
 from culm.convert import gguf as ours
-from culm.convert.gguf_families.metadata import NAMES as TABLE
-from culm.convert.gguf_kinds import KINDS, kinds_of
+from culm.convert.gguf.families.metadata import NAMES as TABLE
+from culm.convert.gguf.kinds import KINDS, kinds_of
 from culm.convert.rules import ModuleNames, renamed
 from culm.convert.weights import plain_weights
 

@@ -9,10 +9,10 @@ from vocabularies import CORPUS, OURS, TEXTS, alike, byte_level, metadata, peer,
 
 from culm.config import SettingError
 from culm.convert import gguf as ours
-from culm.convert import gguf_header
-from culm.convert.gguf_tokenizer import load_tokenizer
-from culm.convert.gguf_vocabulary import read_tokenizer
-from culm.convert.gguf_words import RULES
+from culm.convert.gguf import header as gguf_header
+from culm.convert.gguf.tokenizer import load_tokenizer
+from culm.convert.gguf.vocabulary import read_tokenizer
+from culm.convert.gguf.words import RULES
 from culm.convert.llama2c import read_tokenizer as read_llama2c
 from culm.tokenizer.fast import GPT2
 from culm.tokenizer.sentencepiece import BYTES, SPACE

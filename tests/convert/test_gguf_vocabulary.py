@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from vocabularies import TEXTS, byte_level, metadata, peer, scored, written
 
 from culm.config import SettingError
-from culm.convert import gguf_header
-from culm.convert.gguf_tokenizer import load_tokenizer
-from culm.convert.gguf_vocabulary import read_tokenizer
-from culm.convert.gguf_words import RULES
+from culm.convert.gguf import header as gguf_header
+from culm.convert.gguf.tokenizer import load_tokenizer
+from culm.convert.gguf.vocabulary import read_tokenizer
+from culm.convert.gguf.words import RULES
 
 VOCABULARIES = ("gpt-2", "falcon", "mpt", "gpt-neox", "phi-3", "bert-bge")
 

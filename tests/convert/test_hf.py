@@ -8,7 +8,7 @@ import torch
 from culm.adapt.quantize.int8 import Int8
 from culm.config import SettingError
 from culm.convert import hf
-from culm.tensors import read_safetensors
+from culm.safetensors import read_safetensors
 
 transformers = pytest.importorskip("transformers")
 

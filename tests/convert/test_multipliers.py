@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from culm.convert import gguf, hf
-from culm.loading import read
+from culm.convert.load import read
 from culm.model.scaling import CompleteP
 
 RULE = CompleteP(base_width=32, base_depth=1, base_head_dim=64)
@@ -15,7 +15,7 @@ SHAPES = {
     "qwen2": {"attention": {**ATTENTION, "bias": True}},
     "olmo2": {"attention": {**ATTENTION, "qk_norm": "width"}, "residual": {"norm": "behind"}},
     "mixtral": {
-        "attention": ATTENTION, "mlp": {"kind": "moe", "experts": 4, "chosen": 2, "hidden": 96},
+        "attention": ATTENTION, "mlp": {"kind": "moe", "experts": 4, "top_k": 2, "hidden": 96},
     },
 }  # fmt: skip
 

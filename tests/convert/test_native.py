@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from culm import tensors
+from culm import safetensors as tensors
 from culm.adapt.lora import LoRA
 from culm.adapt.quantize.fp8 import FP8
 from culm.adapt.quantize.int4 import Int4

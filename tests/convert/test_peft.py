@@ -15,9 +15,9 @@ from culm.adapt.quantize.int4 import Int4
 from culm.config import SettingError
 from culm.convert import hf, native
 from culm.convert import peft as ours
-from culm.convert.importer import import_model, load_adapter, load_model
-from culm.convert.peft_settings import written as written_settings
-from culm.loading import read
+from culm.convert.load import load_adapter, load_model, read
+from culm.convert.peft.settings import written as written_settings
+from culm.verbs.import_model import import_model
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
@@ -34,7 +34,7 @@ OURS = {
     "dora": {"dora": True},
     "one layer": {"targets": ["blocks.*.attention.{q,v}", "blocks.1.mlp.up"]},
     "head": {"targets": ["blocks.0.*", "head"], "dora": True},
-    "also": {"also": ["embed", "norm", "blocks.1.mlp_norm"]},
+    "train_also": {"train_also": ["embed", "norm", "blocks.1.mlp_norm"]},
 }
 THEIRS = {
     "all": {"target_modules": "all-linear"},

@@ -28,5 +28,5 @@ def test_read_as_transformers_reads_it(name, tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     model, _ = hf.load(tmp_path)
     rows = torch.randint(3, 300, (2, 60), generator=torch.Generator().manual_seed(0))
-    assert not any(mlp.kind == "moe" and mlp.switch for mlp in model.config.mlp)
+    assert not any(mlp.kind == "moe" and mlp.balance_loss for mlp in model.config.mlp)
     assert (model.eval()(rows) - logits_of(peer, rows)).abs().max() <= 1e-4

@@ -11,14 +11,16 @@ from safetensors.torch import load_file, save_file
 
 from culm.config import SettingError
 from culm.convert import hf, native
-from culm.convert.importer import import_model, load_model
+from culm.convert.load import load_model
 from culm.model.mlp.gated import SwiGLU
+from culm.verbs.import_model import import_model
 
 INDEX = "model.safetensors.index.json"
 MEASURE = """
 import sys, torch
 from pathlib import Path
-from culm.convert.importer import import_model, load_model
+from culm.convert.load import load_model
+from culm.verbs.import_model import import_model
 torch.set_num_threads(1)
 small, large, out = sys.argv[1:]
 def peak():  # not of getrusage, to which the memory of the process that started this one counts

@@ -10,9 +10,9 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from culm.convert import gguf_header
-from culm.convert.gguf_tokenizer import OWN, add_tokenizer
-from culm.convert.gguf_words import RULES
+from culm.convert.gguf import header as gguf_header
+from culm.convert.gguf.tokenizer import OWN, add_tokenizer
+from culm.convert.gguf.words import RULES
 from culm.tokenizer.alphabet import BYTES as ALPHABET
 from culm.tokenizer.sentencepiece import BYTES, merged_by_score
 from culm.tokenizer.tokenizer import TEMPLATE, Tokenizer

@@ -14,8 +14,8 @@ from culm.data.manifest import Manifest
 from culm.data.settings import DataConfig
 from culm.data.source import Limited
 from culm.files import read_lines
-from culm.run import train
-from culm.settings import read_run
+from culm.run.settings import read_run
+from culm.run.train import train
 
 TEXTS = DocumentFormat().texts
 
@@ -69,7 +69,7 @@ def blueprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         f"folder={tmp_path / 'run'}", f"tokenizer.path={tmp_path / 'tiny.tiktoken'}",
         "device=cpu", "model.vocabulary=267", "model.width=32", "model.layers=2",
         "model.context=64", "model.attention.heads=4", "model.attention.kv_heads=2",
-        "model.mlp.hidden=48", "train.steps=3", "train.rows=4", "train.micro_rows=2",
+        "model.mlp.hidden=48", "train.steps=3", "train.batch_size=4", "train.micro_batch_size=2",
         "train.compile=false", "eval.tokens=200",
     ]  # fmt: skip
 

@@ -29,7 +29,7 @@ def prepared(records, format, tokenizer, folder, **options):
     return Prepared.open(folder)
 
 
-def rows_of(batches):
+def adapter_rows(batches):
     return [row.tolist() for batch in batches for row in batch.tokens]
 
 
@@ -44,24 +44,24 @@ def test_ranks_and_micro_batches_only_divide_a_step(corpus):
                 for rank in range(ranks)
             ]
             assert len({len(part) for part in parts}) == 1
-            assert rows_of(b for part in parts for b in part) == rows_of([batch])
+            assert adapter_rows(b for part in parts for b in part) == adapter_rows([batch])
             assert sum(b.weight for part in parts for b in part) == batch.weight
 
 
 def test_a_step_is_a_pure_function_of_seed_and_number(corpus):
     one, two = (Loader(corpus, 32, 8, 8, seed=0) for _ in range(2))
     for number in (9, 2, 9, 31, 0):
-        assert rows_of(one.step(number)) == rows_of(two.step(number))
+        assert adapter_rows(one.step(number)) == adapter_rows(two.step(number))
     assert one.fingerprint == two.fingerprint
     other = Loader(corpus, 32, 8, 8, seed=1)
     assert other.fingerprint != one.fingerprint
-    assert rows_of(other.step(0)) != rows_of(one.step(0))
+    assert adapter_rows(other.step(0)) != adapter_rows(one.step(0))
 
 
 def test_an_epoch_shows_each_row_once_and_the_next_in_another_order(corpus):
     loader = Loader(corpus, 32, rows_per_step=1, micro_rows=1, seed=0)
     epochs = [
-        [rows_of(loader.step(number))[0] for number in range(start, start + loader.rows)]
+        [adapter_rows(loader.step(number))[0] for number in range(start, start + loader.rows)]
         for start in (0, loader.rows)
     ]
     assert epochs[0] != epochs[1]
@@ -73,11 +73,11 @@ def test_an_epoch_shows_each_row_once_and_the_next_in_another_order(corpus):
 
 def test_evaluation_sees_rows_of_the_whole_corpus(corpus):
     loader = Loader(corpus, 32, 8, 8, seed=0)
-    whole = rows_of(loader.sample(loader.targets))
+    whole = adapter_rows(loader.sample(loader.targets))
     assert len(whole) == len({tuple(row) for row in whole}) == loader.rows
-    assert rows_of(loader.sample(10**9)) == whole
-    assert rows_of(loader.sample(1)) == whole[:1]
-    some = rows_of(loader.sample(loader.targets // 4))
+    assert adapter_rows(loader.sample(10**9)) == whole
+    assert adapter_rows(loader.sample(1)) == whole[:1]
+    some = adapter_rows(loader.sample(loader.targets // 4))
     assert len(some) == pytest.approx(loader.rows / 4, abs=1)
     places = [whole.index(row) for row in some]
     assert places == sorted(places)
@@ -90,7 +90,7 @@ def test_a_small_corpus_wraps_within_a_step(tokenizer, tmp_path):
     )
     loader = Loader(small, 64, rows_per_step=4, micro_rows=2, seed=0)
     assert (loader.rows, loader.epoch_steps) == (1, 1)
-    assert len(rows_of(loader.step(5))) == 4
+    assert len(adapter_rows(loader.step(5))) == 4
 
 
 def test_dialogues_are_packed_whole_with_their_masks(tokenizer, tmp_path):
@@ -148,7 +148,7 @@ def test_learned_targets_are_counted_as_they_are_read(tokenizer, tmp_path):
 
 
 def test_bad_sizes_are_named(corpus):
-    with pytest.raises(SettingError, match=r"train\.rows: 8 does not divide over 3 ranks"):
+    with pytest.raises(SettingError, match=r"train\.batch_size: 8 does not divide over 3 ranks"):
         Loader(corpus, 32, 8, 8, 0, ranks=3)
     with pytest.raises(SettingError, match=r"train\.context: 1 leaves nothing to predict"):
         Loader(corpus, 1, 8, 8, 0)

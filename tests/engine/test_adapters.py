@@ -8,8 +8,8 @@ import torch
 
 from culm.adapt.lora import LoRA, adapters_of
 from culm.adapt.merge import merge
+from culm.adapt.multi_lora import adapter_names, attach_adapters
 from culm.adapt.quantize.int8 import Int8
-from culm.adapt.resident import reside, residents
 from culm.engine import fused
 from culm.engine.engine import Engine
 from culm.engine.request import Request
@@ -62,8 +62,8 @@ def models(request):
     for one in alone.values():
         merge(one)
     alone[None] = copy.deepcopy(model)
-    assert reside(model, layers) == 14
-    assert residents(model) == tuple(KINDS)
+    assert attach_adapters(model, layers) == 14
+    assert adapter_names(model) == tuple(KINDS)
     return model, alone
 
 

@@ -9,10 +9,11 @@ import torch
 
 import culm
 from culm.adapt.lora import LoRA, adapters_of
-from culm.adapt.resident import reside
+from culm.adapt.multi_lora import attach_adapters
 from culm.batch import IGNORED, Batch
 from culm.config import SettingError
 from culm.convert import native
+from culm.convert.export import quantize
 from culm.engine.engine import Engine
 from culm.engine.request import Completion, Request
 from culm.engine.sampling import Sampling
@@ -28,7 +29,6 @@ from culm.model.mtp import MTP, shifted
 from culm.model.transformer import Transformer
 from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
-from culm.pack import quantize
 from culm.tokenizer.bytes import Bytes
 
 WORDS = 61
@@ -36,7 +36,7 @@ KINDS = {
     "one head": {"mtp": MTP(depth=1)},
     "three heads": {"mtp": MTP(depth=3)},
     "latents": {"attention": MLA(heads=2, rank=8, head_dim=16, rope_dim=8)},
-    "windows": {"attention": [GQA(heads=2), GQA(heads=2, window=5, first=1)]},
+    "windows": {"attention": [GQA(heads=2), GQA(heads=2, window=5, sink_tokens=1)]},
     "experts": {"mlp": [SwiGLU(), MoE(experts=4, hidden=16, shared=1)]},
     "learned positions": {"attention": GQA(heads=2, rope=None), "learned_positions": True},
     "mixed values": {
@@ -173,9 +173,9 @@ def test_rejected_drafts_leave_nothing_behind(fluent: Transformer) -> None:
         row = engine.running[0]
         engine.step()
         length = row.length
-        whole = fluent.cache(1, length, further=True)
+        whole = fluent.cache(1, length, with_mtp=True)
         context = Context(torch.arange(length)[None], cache=whole, length=length)
-        fluent.hidden_ahead(torch.tensor([[*prompt, *row.output]]), context)
+        fluent.mtp_hidden(torch.tensor([[*prompt, *row.output]]), context)
         for by, (kept, wanted) in enumerate(zip(cache.layers, whole.layers, strict=True)):
             end = length - 1 - by  # one layer of the trunk, then the heads
             for one, two in zip(kept.tensors, wanted.tensors, strict=True):
@@ -184,7 +184,7 @@ def test_rejected_drafts_leave_nothing_behind(fluent: Transformer) -> None:
 
 def test_rows_that_fill_up_and_rows_that_move() -> None:
     """More than 16 rows are filled up to 32; requests come while others run."""
-    model = built(attention=[GQA(heads=2), GQA(heads=2, window=5, first=1)])
+    model = built(attention=[GQA(heads=2), GQA(heads=2, window=5, sink_tokens=1)])
     wanted = [
         replace(request, sampling=replace(SAMPLINGS[1], seed=number), tokens=5 + number % 9)
         for number, request in enumerate(requests(SAMPLINGS[1]) * 5)
@@ -232,7 +232,7 @@ def test_rows_with_adapters_of_their_own() -> None:
     LoRA(rank=4).apply(other, 0)
     for layer in adapters_of(other).values():
         torch.nn.init.normal_(layer.b, std=0.3)
-    reside(model, {"first": adapters_of(other)})
+    attach_adapters(model, {"first": adapters_of(other)})
     wanted = [Request((4, 5), 20, SAMPLINGS[1], adapter=name) for name in ("first", None)]
     plain, ahead = (
         Engine(model, 2, speculate=speculate).generate(wanted) for speculate in (False, True)

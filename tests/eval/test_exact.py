@@ -10,14 +10,14 @@ from culm.config import compose, parse
 from culm.data.settings import DataConfig
 from culm.eval.exact import Answered, answer, difference, distinct, scores, wilson
 from culm.eval.settings import EvalConfig
-from culm.language_model import LanguageModel
 from culm.model.attention.gqa import GQA
 from culm.model.config import TransformerConfig
 from culm.task.expression import Expression
 from culm.task.identity import ABOUT, GREETINGS, OPENINGS, TAILS, Identity
 from culm.task.task import Question, Split, split_of
+from culm.text.language_model import LanguageModel
 from culm.tokenizer.bytes import Bytes
-from culm.verbs import scores as verb
+from culm.verbs import evaluate as verb
 
 TOKENIZER = Bytes(specials=True).build()
 
@@ -92,7 +92,7 @@ def test_replies_are_greedy_and_scored_by_their_task() -> None:
 
 
 def test_the_length_of_an_answer_is_a_setting(monkeypatch) -> None:
-    assert EvalConfig().answer_tokens == 32
+    assert EvalConfig().max_tokens == 32
     model = tiny().model
     short, long = (answer(model, TOKENIZER, [Vowels()], 1, 0, tokens=n)[0].reply for n in (2, 20))
     assert long.startswith(short)
@@ -101,9 +101,9 @@ def test_the_length_of_an_answer_is_a_setting(monkeypatch) -> None:
     monkeypatch.setattr(verb, "read", lambda path, device, mtp: (model, TOKENIZER))
     monkeypatch.setattr(verb, "answer", lambda *given: asked.append(given[-1]) or [])
     monkeypatch.setattr(verb, "scores", lambda answered: {})
-    values = {**compose("tasks", "eval").values, "answer_tokens": 9}
+    values = {**compose("tasks", "eval").values, "max_tokens": 9}
     monkeypatch.setattr(verb, "compose", lambda *_: type("Composed", (), {"values": values}))
-    verb.show_scores("model", "tasks", 3, "cpu")
+    verb.show_evaluation("model", "tasks", 3, "cpu")
     assert asked == [9]
 
 

@@ -18,7 +18,7 @@ from culm.model.config import TransformerConfig
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 KINDS = {
     "plain": GQA(heads=4, kv_heads=2),
-    "everything": GQA(heads=4, window=3, first=1, softcap=2.0, sinks=True, bias=True),
+    "everything": GQA(heads=4, window=3, sink_tokens=1, softcap=2.0, sink_logits=True, bias=True),
     "alibi": GQA(heads=4, rope=None, alibi=True),
     "latent": MLA(heads=4, rank=16, head_dim=8, rope_dim=4, value_dim=6),
 }

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from culm.device import trial
 from culm.model import flash
 from culm.model.attend import Backend, Rule, attend, attend_cached, serves
 from culm.model.attention.gqa import slopes_of
+from culm.model.backend import trial
 from culm.model.context import Context
 from culm.model.logprobs import capped
 from culm.model.rope import Rope, rotate
@@ -23,8 +23,8 @@ RULES = {
     "scale": Rule(scale=0.1),
     "softcap": Rule(scale=2.0, softcap=1.5),
     "slopes": Rule(slopes=SLOPES),
-    "sinks": Rule(sinks=SINKS),
-    "first": Rule(window=4, first=2),
+    "sinks": Rule(sink_logits=SINKS),
+    "first": Rule(window=4, sink_tokens=2),
     "all": Rule(1.0, 4, 1, 2.0, SLOPES, SINKS),
 }
 
@@ -49,8 +49,8 @@ def plain(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, rule: Rule = Rule())
                 if rule.slopes is not None:
                     scores = scores - rule.slopes[head] * (time - seen.nonzero()[:, 0])
                 total = scores.exp().sum()
-                if rule.sinks is not None:
-                    total = total + rule.sinks[head].exp()
+                if rule.sink_logits is not None:
+                    total = total + rule.sink_logits[head].exp()
                 out[row, time, head] = scores.exp() / total @ values[seen]
     return out
 
@@ -86,7 +86,7 @@ def seen_by(rule: Rule, documents: Tensor | None, length: int) -> Tensor:
         visible = visible & same
     if rule.window is not None:
         near = places[:, None] - places[None] < rule.window
-        visible = visible & (near | (places - begins < rule.first)[:, None])
+        visible = visible & (near | (places - begins < rule.sink_tokens)[:, None])
     return visible
 
 
@@ -115,7 +115,7 @@ def test_every_rule_is_plain_attention(name: str, packed: bool) -> None:
 @torch.no_grad()
 def test_flex_is_plain_attention(name: str, packed: bool) -> None:
     torch.compiler.reset()
-    rule = replace(RULES[name], sinks=None)
+    rule = replace(RULES[name], sink_logits=None)
     q, k, v = (drawn(2, 70, heads, 16, seed=i) for i, heads in enumerate((6, 2, 2)))
     documents = (torch.arange(70) // 9).expand(2, 70) if packed else None
     positions = torch.arange(70) % 9 if packed else torch.arange(70)
@@ -177,7 +177,7 @@ def test_a_sink_by_hand() -> None:
     q, k = torch.ones(1, 2, 1, 1), torch.tensor([1.0, 2.0]).view(1, 2, 1, 1)
     v = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)
     context = Context(torch.arange(2)[None])
-    out = attend(q, k, v, context, Rule(scale=1.0, sinks=torch.tensor([0.5])), "blocks")
+    out = attend(q, k, v, context, Rule(scale=1.0, sink_logits=torch.tensor([0.5])), "blocks")
     assert float(out[0, 1, 0, 0]) == pytest.approx(2.116819, abs=1e-6)
 
 

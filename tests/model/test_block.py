@@ -104,7 +104,7 @@ def test_norms_by_hand():
 
 
 def test_what_routers_did_is_told_to_who_asks():
-    model = build(mlp=(SwiGLU(), MoE(experts=4, chosen=2, hidden=16, z=1e-3)))
+    model = build(mlp=(SwiGLU(), MoE(experts=4, top_k=2, hidden=16, z_loss=1e-3)))
     context = Context(Context.plain(TOKENS).positions, routings=[])
     model(TOKENS, context)
     assert [routing.counts.sum() for routing in context.routings] == [2 * TOKENS.numel()]

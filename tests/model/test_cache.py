@@ -6,7 +6,7 @@ import torch
 from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
-from culm.model.cache import LayerCache, RollingCache
+from culm.model.cache import FullCache, RollingCache
 from culm.model.config import TransformerConfig
 from culm.model.context import Context
 
@@ -14,7 +14,7 @@ W = 6
 ATTENTIONS = {
     "all": GQA(heads=4, kv_heads=2),
     "window": GQA(heads=4, kv_heads=2, window=W),
-    "sinks and window": GQA(heads=4, window=W, first=2, sinks=True),
+    "sinks and window": GQA(heads=4, window=W, sink_tokens=2, sink_logits=True),
     "alibi": GQA(heads=4, rope=None, alibi=True),
     "alibi and window": GQA(heads=4, rope=None, alibi=True, window=W),
     "no positions": GQA(heads=4, rope=None, softcap=2.0),
@@ -105,7 +105,7 @@ def test_a_window_is_cut_by_what_is_spare(name, cut):
     model, rows = build(name), tokens()
     expected = model(rows)
     for sizes in ([14], [1] * 14, [9, 5]):
-        cache, start = model.cache(1, 32, spare=4), 0
+        cache, start = model.cache(1, 32, rollback=4), 0
         assert all(type(layer) is RollingCache for layer in cache.layers)
         wrong = (rows[:, 14 - cut : 14] + 1) % 60  # guesses that are rejected
         guessed = torch.cat((rows[:, : 14 - cut], wrong), 1)
@@ -133,5 +133,5 @@ def test_what_is_kept():
     window = build("window").cache(2, 48)
     assert all(type(layer) is RollingCache for layer in window.layers)
     assert window.bytes == 2 * 2 * W * (2 * 2 * 8) * 4
-    assert all(type(layer) is LayerCache for layer in build("window").cache(2, W).layers)
+    assert all(type(layer) is FullCache for layer in build("window").cache(2, W).layers)
     assert build("latent").cache(2, 48).bytes == 2 * 2 * 48 * (16 + 4) * 4

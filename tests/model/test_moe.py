@@ -18,7 +18,7 @@ WIDTH = 16
 
 
 def build(seed=0, **settings):
-    built = MoE(**{"experts": 4, "chosen": 2, "hidden": 24, **settings}).build(WIDTH)
+    built = MoE(**{"experts": 4, "top_k": 2, "hidden": 24, **settings}).build(WIDTH)
     initialize(built, seed, layers=1)
     with torch.no_grad():
         for parameter in built.parameters():
@@ -86,7 +86,7 @@ def test_identical_experts_are_one_dense_feed_forward():
 
 
 def test_all_chosen_is_the_weighted_sum_of_dense_feed_forwards():
-    moe, x = build(chosen=4), draw(2, 9)
+    moe, x = build(top_k=4), draw(2, 9)
     weights = (x @ moe.router.weight.t()).softmax(-1)
     experts = moe.experts
     weighted = zip(experts.gate.weight, experts.up.weight, experts.down.weight, strict=True)
@@ -145,7 +145,7 @@ def test_the_router_learns_through_the_weights_of_the_chosen_alone():
     assert "router.selection" not in dict(moe.named_parameters())
     _, _, routing = moe.router(x[0], contexts(x))
     assert not routing.counts.requires_grad
-    one = build(chosen=1)  # its only weight is always one, so nothing is to be learned from it
+    one = build(top_k=1)  # its only weight is always one, so nothing is to be learned from it
     one(x, contexts(x)).sum().backward()
     assert one.router.weight.grad.abs().max() < 1e-4
 
@@ -163,7 +163,7 @@ def test_the_selection_bias_chooses_and_does_not_weigh(scores):
 
 
 def test_padding_is_in_no_count_and_no_loss():
-    moe, x = build(switch=0.1, sequence=0.2, z=0.3), draw(2, 8)
+    moe, x = build(balance_loss=0.1, sequence_balance_loss=0.2, z_loss=0.3), draw(2, 8)
     lengths = torch.tensor([5, 8])
     padding = torch.arange(8) >= lengths[:, None]
     _, _, padded = moe.router(x.flatten(0, 1), contexts(x, padding=padding))
@@ -176,13 +176,13 @@ def test_padding_is_in_no_count_and_no_loss():
 
 
 def test_capacity_skips_the_last_and_nobody_where_there_is_room():
-    moe, x = build(chosen=1, capacity=1.0), draw(1, 8)
+    moe, x = build(top_k=1, capacity=1.0), draw(1, 8)
     context = contexts(x)
     out, whole = moe(x, context), with_capacity(moe, None)(x, contexts(x))
     _, chosen, _ = moe.router(x[0], contexts(x))
     places = [chosen[: token + 1, 0].tolist().count(number) for token, number in enumerate(chosen)]
     lost = torch.tensor(places) > 2  # 8 tokens, 4 experts
-    assert context.aside.routing.dropped == lost.sum() > 0
+    assert context.outputs.routing.dropped == lost.sum() > 0
     assert not out[0, lost].any()
     torch.testing.assert_close(out[0, ~lost], whole[0, ~lost])
     assert torch.equal(with_capacity(moe, 4.0)(x, contexts(x)), whole)
@@ -196,7 +196,7 @@ def test_padding_takes_no_place_of_an_expert():
     context, alone = contexts(x, padding=padding), contexts(real)
     out = moe(x, context)
     torch.testing.assert_close(out[~padding], moe(real, alone)[0])
-    assert context.aside.routing.dropped == alone.aside.routing.dropped > 0
+    assert context.outputs.routing.dropped == alone.outputs.routing.dropped > 0
 
 
 def with_capacity(moe, capacity):
@@ -209,10 +209,10 @@ def with_capacity(moe, capacity):
     ("settings", "message"),
     [
         ({"bias_rate": 0.1}, "bias_rate: there is no bias to move"),
-        ({"chosen": 5}, "chosen: 5 is more than the 4"),
+        ({"top_k": 5}, "top_k: 5 is more than the 4"),
         ({"groups": 3}, "groups: 3 does not divide"),
         ({"capacity": 0}, "greater than 0"),
-        ({"sequence": -1}, "greater than or equal to 0"),
+        ({"sequence_balance_loss": -1}, "greater than or equal to 0"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):

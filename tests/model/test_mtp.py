@@ -12,8 +12,7 @@ from culm.adapt.lora import LoRA
 from culm.batch import IGNORED, Batch
 from culm.config import SettingError, parse
 from culm.convert import gguf, hf, native
-from culm.dist.parallelize import recompute
-from culm.loading import read
+from culm.convert.load import read
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
 from culm.model.block import Residual
@@ -24,10 +23,11 @@ from culm.model.transformer import Transformer
 from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
 from culm.optim.muon import Muon
+from culm.parallel.parallelize import recompute
 from culm.plan.model import cost_of
-from culm.run import train
-from culm.settings import RunConfig
-from culm.start import start_of
+from culm.run.settings import RunConfig
+from culm.run.start import start_of
+from culm.run.train import train
 from culm.tokenizer.bytes import Bytes
 
 WORDS = 29
@@ -35,7 +35,7 @@ WORDS = 29
 
 def drafts(model, tokens, context=None):
     """Logits (B, T, V) of each head."""
-    return [model.logits(hidden) for hidden in model.hidden_ahead(tokens, context)[1:]]
+    return [model.logits(hidden) for hidden in model.mtp_hidden(tokens, context)[1:]]
 
 
 def built(depth: int = 2, seed: int = 0, **more) -> Transformer:
@@ -84,7 +84,7 @@ def test_every_head_learns_its_own_distance() -> None:
         optimizer.step()
         optimizer.zero_grad()
     model = objective.model
-    for by, logprobs in enumerate(model.logprobs_ahead(tokens, data.targets)):
+    for by, logprobs in enumerate(model.mtp_logprobs(tokens, data.targets)):
         assert float(-logprobs.sum().detach()) / data.weight < 0.05, by
         assert int((logprobs != 0).sum()) == WORDS * (11 - by)
     for by, logits in enumerate(drafts(model, tokens), start=1):
@@ -97,7 +97,7 @@ def test_a_head_sees_its_token_and_none_beyond() -> None:
     changed = tokens.clone()
     changed[:, 12] = (changed[:, 12] + 1) % WORDS
     for by, (one, two) in enumerate(
-        zip(model.hidden_ahead(tokens), model.hidden_ahead(changed), strict=True)
+        zip(model.mtp_hidden(tokens), model.mtp_hidden(changed), strict=True)
     ):
         assert torch.equal(one[:, : 12 - by], two[:, : 12 - by])
         assert (one[:, 12 - by] != two[:, 12 - by]).any(-1).all()
@@ -109,7 +109,7 @@ def test_the_trunk_is_the_same_without_heads(more) -> None:
     assert torch.equal(model(tokens), plain(tokens))
     control = built(0, seed=1, **more)
     assert not torch.equal(model(tokens), control(tokens))
-    first, *further = model.hidden_ahead(tokens)
+    first, *further = model.mtp_hidden(tokens)
     assert torch.equal(first, model.hidden(tokens))
     assert len(further) == 2
     model.drop_mtp()
@@ -122,7 +122,7 @@ def test_gradient_flows_into_the_trunk_through_every_head() -> None:
     model, data = built(2), batch(drawn())
     for by in (1, 2):
         model.zero_grad()
-        model.logprobs_ahead(data.tokens, data.targets)[by].sum().backward()
+        model.mtp_logprobs(data.tokens, data.targets)[by].sum().backward()
         trunk = model.blocks[0].mlp.down.weight.grad
         assert trunk is not None
         assert trunk.abs().max() > 0
@@ -131,7 +131,7 @@ def test_gradient_flows_into_the_trunk_through_every_head() -> None:
 
 def test_the_loss_is_a_weighted_sum() -> None:
     model, data = built(2), batch(drawn())
-    following, *further = (-p.sum() for p in model.logprobs_ahead(data.tokens, data.targets))
+    following, *further = (-p.sum() for p in model.mtp_logprobs(data.tokens, data.targets))
     loss = NextToken().build(model)(data)
     torch.testing.assert_close(loss.metrics["mtp"], sum(further) / 2)
     torch.testing.assert_close(loss.total, following + 0.3 * loss.metrics["mtp"])
@@ -172,7 +172,7 @@ def test_masked_targets_teach_no_head() -> None:
     model, data = built(2), batch(drawn())
     targets = data.targets.clone()
     targets[:, :10] = IGNORED
-    for by, logprobs in enumerate(model.logprobs_ahead(data.tokens, targets)):
+    for by, logprobs in enumerate(model.mtp_logprobs(data.tokens, targets)):
         assert (logprobs[:, : 10 - by] == 0).all()
         assert int((logprobs != 0).sum()) == 3 * 9
 

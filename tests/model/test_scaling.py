@@ -206,7 +206,7 @@ def test_initial_weights_and_groups() -> None:
 
 def test_adapters_keep_their_rates() -> None:
     model = built(256, 2, WIDE)
-    LoRA(rank=2, b_rate=4).apply(model, 0)
+    LoRA(rank=2, lora_plus_ratio=4).apply(model, 0)
     rates = {g["name"]: g["lr"] for g in AdamW(rate=1.0).build(model).param_groups}
     assert rates == {"adapter": 1.0, "adapter b": 4.0}
 

@@ -10,7 +10,6 @@ from torch import nn
 
 from culm.adapt.lora import LoRA
 from culm.batch import IGNORED, Batch
-from culm.dist.parallelize import Dist, Parallel
 from culm.model.attention.gqa import GQA
 from culm.model.config import TransformerConfig
 from culm.model.transformer import Transformer
@@ -18,6 +17,7 @@ from culm.objective.grpo import GRPO, Experience, GRPOObjective
 from culm.objective.next_token import NextToken
 from culm.objective.preference import Preference
 from culm.optim.schedule import Constant
+from culm.parallel.parallelize import Parallel, ParallelConfig
 from culm.train.trainer import Step, Trainer, TrainingError
 
 LENGTHS = (3, 9, 12, 5, 2, 7, 12, 4)
@@ -79,7 +79,7 @@ def one_step(objective: nn.Module, batches: list[Batch]) -> tuple[Step, dict[str
     steps: list[Step] = []
     learned = [p for p in objective.parameters() if p.requires_grad]
     trainer = Trainer(
-        Parallel(objective, 1, Dist()), torch.optim.SGD(learned, lr=1.0), Constant(),
+        Parallel(objective, 1, ParallelConfig()), torch.optim.SGD(learned, lr=1.0), Constant(),
         clip=1e9, hooks=[steps.append],
     )  # fmt: skip
     trainer.fit(Once(batches), 1)
@@ -123,7 +123,7 @@ def test_preference_accumulated_is_whole(loss: str) -> None:
 @pytest.mark.parametrize("average", ["tokens", "sequences", "constant"])
 def test_grpo_accumulated_is_whole(average: str) -> None:
     rewards = torch.tensor([1.0, 0, 0, 1, 0.5, 0, 0, 0])
-    config = GRPO(group=2, average=average, answer_tokens=16)  # type: ignore[arg-type]
+    config = GRPO(group=2, average=average, max_tokens=16)  # type: ignore[arg-type]
 
     def batches(objective: GRPOObjective, at: list[int]) -> list[Batch]:
         parts = cut(rows(metrics={"reward": 0.25}), at)
@@ -154,7 +154,7 @@ def test_grpo_averages_coincide_where_lengths_are_equal() -> None:
     )
     found = []
     for average in ("tokens", "sequences", "constant"):
-        objective = GRPO(group=4, average=average, answer_tokens=6).build(model())  # type: ignore[arg-type]
+        objective = GRPO(group=4, average=average, max_tokens=6).build(model())  # type: ignore[arg-type]
         prepared = objective.prepare(experience)
         old = torch.full(prepared.targets.shape, -3.0)
         loss = objective(replace(prepared, extra={**prepared.extra, "old": old}))
@@ -178,7 +178,7 @@ def test_preference_begins_at_log_two(adapter: bool) -> None:
 def test_the_reference_stays_the_start(also: tuple[str, ...]) -> None:
     """Also where more than the adapters learns, which switching those off would not undo."""
     base = model()
-    LoRA(also=also, dora=True).apply(base, seed=0)
+    LoRA(train_also=also, dora=True).apply(base, seed=0)
     objective = Preference().build(base)
     assert (objective.reference is None) == (not also)
     margin = objective(rows()).metrics["margin"]

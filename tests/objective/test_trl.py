@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from culm.convert import hf
-from culm.convert.families.decoder import NAMES
+from culm.convert.hf.families.decoder import NAMES
 from culm.convert.rules import ModuleNames, renamed
 from culm.model.attention.gqa import GQA
 from culm.model.config import TransformerConfig

@@ -147,7 +147,7 @@ def test_adapters_take_adamw_steps(model: Transformer) -> None:
 
 @pytest.mark.parametrize("config", [AdamW(rate=1e-3), Muon(adamw_rate=1e-3)])
 def test_b_of_an_adapter_has_a_multiple_of_the_rate(model: Transformer, config) -> None:
-    LoRA(rank=2, b_rate=16, dora=True, also="embed").apply(model, 0)
+    LoRA(rank=2, lora_plus_ratio=16, dora=True, train_also="embed").apply(model, 0)
     optimizer = config.build(model)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert optimizer.param_groups[0]["lr"] == 1e-3  # the rate that is told
@@ -159,7 +159,7 @@ def test_b_of_an_adapter_has_a_multiple_of_the_rate(model: Transformer, config) 
 
 def test_a_step_of_b_is_a_multiple_of_that_of_a(model: Transformer) -> None:
     """The first step of AdamW moves every number by the rate."""
-    LoRA(rank=2, b_rate=4).apply(model, 0)
+    LoRA(rank=2, lora_plus_ratio=4).apply(model, 0)
     optimizer = AdamW(rate=1e-3, weight_decay=0).build(model)
     layer = model.blocks[0].mlp.up
     before = [layer.a.detach().clone(), layer.b.detach().clone()]

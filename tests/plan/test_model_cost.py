@@ -65,7 +65,7 @@ def test_the_meta_device_counts_as_a_real_pass_does():
 @pytest.mark.parametrize("hidden", [48, 21])
 def test_experts_count_where_a_token_goes(dtype, hidden):
     """Every other layer has experts; the loop and the kernel cost the same."""
-    moe = MoE(experts=8, chosen=2, hidden=hidden, shared=1, switch=0.1)
+    moe = MoE(experts=8, top_k=2, hidden=hidden, shared=1, balance_loss=0.1)
     dense, cost = settings(), settings().model_copy(update={"mlp": (SwiGLU(hidden=M), moe)})
     found, base = cost_of(cost, 32, dtype), cost_of(dense, 32, dtype)
     expert, lost = 3 * E * hidden, 3 * E * M

@@ -10,7 +10,6 @@ from torch import nn
 
 from culm.adapt.lora import LoRA
 from culm.device import memory_bytes
-from culm.dist.parallelize import Dist, recompute
 from culm.model.attention.gqa import GQA
 from culm.model.config import TransformerConfig
 from culm.objective.grpo import GRPO
@@ -18,6 +17,7 @@ from culm.objective.next_token import NextToken
 from culm.objective.preference import Preference
 from culm.optim.adamw import AdamW
 from culm.optim.muon import Muon
+from culm.parallel.parallelize import ParallelConfig, recompute
 from culm.plan.dry_run import TensorMemory, dry_run, meta_batch
 from culm.plan.needs import needs_of
 from culm.plan.speed import training_rate
@@ -32,7 +32,7 @@ def plan(objective=NextToken(), adapter=None, **settings):
     model.set_backend("blocks")
     if adapter:
         adapter.apply(model, 0)
-    train = TrainConfig(steps=1, **({"rows": 8, "optimizer": AdamW()} | settings))
+    train = TrainConfig(steps=1, **({"batch_size": 8, "optimizer": AdamW()} | settings))
     sequences = 2 if isinstance(objective, Preference) else 1
     return needs_of(objective.build(model), train, CONTEXT, sequences=sequences)
 
@@ -51,7 +51,7 @@ def test_memory_by_hand():
 
 
 def test_micro_batches_need_less_memory_and_the_same_products():
-    whole, parts = plan(), plan(micro_rows=2)
+    whole, parts = plan(), plan(micro_batch_size=2)
     assert parts.flops == whole.flops
     assert parts.memory.activations < whole.memory.activations / 2
 
@@ -69,9 +69,12 @@ def test_adapters_train_little_and_preference_holds_a_reference():
 
 
 def test_shards_divide_what_they_hold():
-    train = TrainConfig(steps=1, rows=8, optimizer=AdamW())
-    objective, dist = NextToken().build(CONFIG.build(device="meta")), Dist(data="fsdp")
-    one, two = (needs_of(objective, train, CONTEXT, dist=dist, ranks=n) for n in (1, 2))
+    train = TrainConfig(steps=1, batch_size=8, optimizer=AdamW())
+    objective, dist = (
+        NextToken().build(CONFIG.build(device="meta")),
+        ParallelConfig(replicas="fsdp"),
+    )
+    one, two = (needs_of(objective, train, CONTEXT, parallel=dist, ranks=n) for n in (1, 2))
     assert two.memory.optimizer == one.memory.optimizer // 2
     assert two.memory.activations < one.memory.activations
     assert two.flops == one.flops
@@ -119,7 +122,7 @@ def objective(device):
     model.set_backend("blocks")
     return NextToken().build(model)
 
-train = TrainConfig(steps=1, rows=12, optimizer=AdamW())
+train = TrainConfig(steps=1, batch_size=12, optimizer=AdamW())
 needs = needs_of(objective("meta"), train, 256)
 
 def steps(rows, length):
@@ -163,6 +166,6 @@ def test_gradients_of_frozen_weights_are_not_counted():
     objective = NextToken().build(CONFIG.build(device="meta"))
     objective.model.embed.requires_grad_(False)
     assert isinstance(objective, nn.Module)
-    needs = needs_of(objective, TrainConfig(steps=1, rows=2, optimizer=AdamW()), 16)
+    needs = needs_of(objective, TrainConfig(steps=1, batch_size=2, optimizer=AdamW()), 16)
     assert needs.trained == needs.parameters - 64 * 32
     assert needs.memory.gradients == 4 * needs.trained

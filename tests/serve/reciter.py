@@ -7,12 +7,12 @@ import torch
 from fastapi import FastAPI
 from openai import OpenAI
 
-from culm.language_model import LanguageModel
 from culm.model.attention.gqa import GQA
 from culm.model.config import TransformerConfig
 from culm.serve.app import build
 from culm.serve.server import Server, listen
 from culm.serve.server import _settings as settings
+from culm.text.language_model import LanguageModel
 from culm.tokenizer.bytes import Bytes
 
 # No byte occurs twice, so that the next one follows from the last.

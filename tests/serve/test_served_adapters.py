@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
         if number == 0:
             native.save(model, tokenizer, folder / "base")
         also = ("embed",) if name == "whole" else ()
-        settings = LoRA(rank=4, dora=name == "judge", also=also)
+        settings = LoRA(rank=4, dora=name == "judge", train_also=also)
         settings.apply(model, seed=number)
         for layer in adapters_of(model).values():
             torch.nn.init.normal_(layer.b, std=0.3)

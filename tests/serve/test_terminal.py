@@ -5,8 +5,8 @@ from reciter import TEXT, reciter
 from rich.console import Console
 
 from culm.config import SettingError
-from culm.language_model import LanguageModel
 from culm.serve.terminal import Terminal
+from culm.text.language_model import LanguageModel
 from culm.tokenizer.bytes import Bytes
 
 

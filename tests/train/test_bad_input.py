@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-import culm.run
-from culm import tensors
+import culm.run.train
+from culm import safetensors as tensors
 from culm.config import SettingError, parse
 from culm.files import read_lines
-from culm.run import train
-from culm.settings import RunConfig, read_run
+from culm.run.settings import RunConfig, read_run
+from culm.run.train import train
 from culm.train.checkpoint import CheckpointError, steps_in
 from culm.train.guard import FolderInUseError, locked
 from culm.train.trainer import TrainingError
@@ -32,7 +32,7 @@ def begun(stage: Callable[..., dict], tmp_path: Path) -> dict[str, Any]:
     return settings
 
 
-def go(settings: dict[str, Any], **more: Any) -> culm.run.Result:
+def go(settings: dict[str, Any], **more: Any) -> culm.run.train.Result:
     trained = {**settings["train"], **more}
     return train(parse(RunConfig, {**settings, "train": trained}))
 
@@ -103,7 +103,7 @@ def test_a_checkpoint_of_another_shape(
         ({"seed": 5}, r"seed: 5, but .*run was trained with 0; give a new run another folder"),
         ({"data": {"path": "elsewhere.jsonl", "format": "chat"}}, r"data\.path.*elsewhere.*but"),
         ({"start": "runs/other"}, r"start: 'runs/other', but"),
-        ({"train": {"rows": 6}}, r"train\.rows: 6, but .* trained with 4"),
+        ({"train": {"batch_size": 6}}, r"train\.batch_size: 6, but .* trained with 4"),
         ({"train": {"optimizer": "muon"}}, r"train\.optimizer\.kind: 'muon', but .*'adamw'"),
     ],
 )
@@ -223,8 +223,8 @@ def test_ids_beyond_the_vocabulary(begun: dict[str, Any]) -> None:
 
 
 def test_grpo_needs_whole_groups(stage: Callable[..., dict], tmp_path: Path) -> None:
-    settings = {**stage("grpo", rows=10), "folder": str(tmp_path / "run")}
-    with pytest.raises(ValueError, match=r"train\.rows: 10 is not a multiple of group=4"):
+    settings = {**stage("grpo", batch_size=10), "folder": str(tmp_path / "run")}
+    with pytest.raises(ValueError, match=r"train\.batch_size: 10 is not a multiple of group=4"):
         go(settings)
 
 

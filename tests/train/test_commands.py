@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from culm.cli import main
-from culm.run import train
-from culm.settings import read_run
+from culm.run.settings import read_run
+from culm.run.train import train
 
 LIMITED = (
     "import resource, signal; from culm.cli import main; "

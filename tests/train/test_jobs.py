@@ -39,10 +39,10 @@ def test_compiled_training_learns_the_same_and_answers_uncompiled(
         torch._dynamo.utils.counters.clear()
         folder = tmp_path / str(compiled)
         go(
-            {**stage("grpo", steps=3, rows=8, micro_rows=8), "folder": str(folder)},
+            {**stage("grpo", steps=3, batch_size=8, micro_batch_size=8), "folder": str(folder)},
             compile=compiled,
         )
         lines = read_lines(folder / "metrics.jsonl")
-        rewards[compiled] = [(line["reward"], line["answer_tokens"]) for line in lines]
+        rewards[compiled] = [(line["reward"], line["max_tokens"]) for line in lines]
     assert rewards[True] == rewards[False]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 from culm.batch import Batch
 from culm.config import parse
-from culm.dist.parallelize import Parallel
 from culm.files import read_lines
-from culm.run import Result, train
-from culm.settings import RunConfig
+from culm.parallel.parallelize import Parallel
+from culm.run.settings import RunConfig
+from culm.run.train import Result, train
 from culm.train.checkpoint import steps_in
 from culm.train.hooks import MetricsFile
 from culm.train.trainer import Step
@@ -131,7 +131,7 @@ def test_a_step_is_as_it_is_whatever_the_micro_rows(
     settings = stage("dpo", steps=4, checkpoint=EVERY)
     run(settings, tmp_path / "one")
     run(settings, tmp_path / "two", steps=2)
-    run(settings, tmp_path / "two", micro_rows=1)
+    run(settings, tmp_path / "two", micro_batch_size=1)
     for a, b in zip(facts(tmp_path / "one"), facts(tmp_path / "two"), strict=True):
         assert b == pytest.approx(a, rel=1e-4, abs=1e-5)
 
@@ -140,7 +140,7 @@ def test_recomputed_blocks_give_the_same(stage: Callable[..., dict], tmp_path: P
     """Also under the same names: the run may go on without recomputation."""
     settings = stage("grpo", adapter=True, steps=4, checkpoint=EVERY)
     run(settings, tmp_path / "one")
-    run(settings, tmp_path / "two", recompute=True, steps=2)
+    run(settings, tmp_path / "two", activation_checkpointing=True, steps=2)
     run(settings, tmp_path / "two")
     assert facts(tmp_path / "two") == facts(tmp_path / "one")
 

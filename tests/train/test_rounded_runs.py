@@ -37,7 +37,7 @@ def test_what_is_written_is_what_was_measured(stage: Callable[..., dict], tmp_pa
     plain = stage("sft")  # one step that changes nothing, and the same text
     plain["data"], plain["start"] = settings["data"], str(tmp_path / "run")
     plain["train"] |= {"adapter": "lora", "steps": 1, "optimizer": {"kind": "adamw", "rate": 1e-9}}
-    plain["train"]["rows"] = settings["train"]["rows"]
+    plain["train"]["batch_size"] = settings["train"]["batch_size"]
     go({**plain, "folder": str(tmp_path / "again")})
     again = read_lines(tmp_path / "again" / "eval.jsonl")[-1]["loss"]
     assert again == pytest.approx(told, abs=1e-4)

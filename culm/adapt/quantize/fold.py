@@ -28,10 +28,10 @@ ScaleOf = Callable[[list[str], Inputs], Tensor]
 class Foldable(Protocol):
     """A part of a block that tells through which of its layers a scale of channels can move.
 
-    folds: from a layer of the part, or `x`, the part's input, to the layers that alone read it.
+    scale_folds: from a layer of the part, or `x` (its input), to the layers that alone read it.
     """
 
-    folds: Mapping[str, tuple[str, ...]]
+    scale_folds: Mapping[str, tuple[str, ...]]
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def foldings(block: nn.Module, trace: Trace) -> Iterator[tuple[str, list[str]]]:
     for name, part in block.named_modules():
         if not isinstance(part, Foldable) or name not in trace.taken:
             continue
-        for giver, readers in part.folds.items():
+        for giver, readers in part.scale_folds.items():
             to = [f"{name}.{reader}" for reader in readers]
             source = _norm_before(name, to, block, trace) if giver == "x" else f"{name}.{giver}"
             if (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from culm.seed import keyed
 from culm.task.task import Task
 
 
@@ -32,7 +32,7 @@ class TaskSource:
         return None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        rng = random.Random(f"{self.seed}/dialogues")
+        rng = keyed(self.seed, "dialogues")
         numbers = [count() for _ in self.tasks]  # each task asks its questions in their order
         left = self.questions
         while left:

@@ -20,9 +20,9 @@ from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from culm.model.attention.part import AttentionConfig, AttentionModule
-from culm.model.cache import Kept, Room, StateCache
+from culm.model.cache import CacheSpec, LayerCache, StateCache
 from culm.model.context import Context
-from culm.model.init import Fresh
+from culm.model.init import CustomInit
 from culm.model.linear import Linear
 from culm.model.norm import NormConfig, RMSNorm
 
@@ -60,7 +60,7 @@ class DeltaNet(AttentionConfig):
         return GatedDeltaNet(self, width, norm)
 
 
-class GatedDeltaNet(AttentionModule, Fresh):
+class GatedDeltaNet(AttentionModule, CustomInit):
     """x: (B, T, E) -> (B, T, E)."""
 
     def __init__(self, config: DeltaNet, width: int, norm: NormConfig) -> None:
@@ -82,11 +82,11 @@ class GatedDeltaNet(AttentionModule, Fresh):
         self.time = nn.Parameter(torch.empty(c.heads))
         self.norm = RMSNorm(c.value_dim, norm.eps)
 
-    def reset(self, drawn: Callable[[str], torch.Generator], std: float) -> None:
+    def init_weights(self, generator: Callable[[str], torch.Generator], std: float) -> None:
         """As Mamba 2: rates up to 16, time steps from 0.001 to 0.1 in even powers."""
 
         def uniform(like: Tensor, name: str, low: float, high: float) -> Tensor:
-            return torch.empty(like.shape).uniform_(low, high, generator=drawn(name))
+            return torch.empty(like.shape).uniform_(low, high, generator=generator(name))
 
         bound = self.kernel**-0.5
         self.mix.copy_(uniform(self.mix, "mix", -bound, bound))
@@ -94,7 +94,7 @@ class GatedDeltaNet(AttentionModule, Fresh):
         step = 10.0 ** uniform(self.time, "time", -3.0, -1.0)
         self.time.copy_(step.expm1().log())  # softplus of it is the step
 
-    def forward(self, x: Tensor, context: Context, cache: Kept | None) -> Tensor:
+    def forward(self, x: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
         assert cache is None or isinstance(cache, StateCache)
         fresh = torch.cat((self.q(x), self.k(x), self.v(x)), -1)
         state, earlier = cache.read(context) if cache else self._empty(len(x), x)
@@ -137,8 +137,8 @@ class GatedDeltaNet(AttentionModule, Fresh):
         )
         return state, earlier
 
-    def cache(self, room: Room) -> Kept:
-        return StateCache(self._empty(room.slots, room.zeros(0)))
+    def cache(self, spec: CacheSpec) -> LayerCache:
+        return StateCache(self._empty(spec.slots, spec.zeros(0)))
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from culm.model.attend import Backend, Rule, attend, attend_cached, attention_weights, serves
 from culm.model.attention.part import AttentionConfig, AttentionModule
-from culm.model.cache import Kept, LayerCache, RollingCache, Room
+from culm.model.cache import CacheSpec, FullCache, LayerCache, RollingCache
 from culm.model.context import Context
-from culm.model.init import Fresh
+from culm.model.init import CustomInit
 from culm.model.linear import Linear
 from culm.model.norm import NormConfig
-from culm.model.quantized import QuantizedCache
+from culm.model.quantized_cache import QuantizedCache
 from culm.model.rope import Rope, rotate
 
 
@@ -27,10 +27,10 @@ class GQA(AttentionConfig):
     qk_norm: normalise q and k before the rotation, each head (arXiv 2302.05442, as Qwen3) or all
         heads together (as OLMo 2).
     bias: of q, k and v (as Qwen2); out_bias: of the output (as GPT-2).
-    window: how far back a token sees, itself included; first: tokens at the beginning of a
+    window: how far back a token sees, itself included; sink_tokens: tokens at the beginning of a
         document that it sees beside the window (arXiv 2309.17453; positions stay those of the text,
         where the paper counts inside the cache: a model is trained with what it is run with).
-    sinks: a learned score per head that takes a share of every softmax (GPT-OSS).
+    sink_logits: a learned score per head that takes a share of every softmax (GPT-OSS).
     softcap: bound of the scores (Gemma 2). scale: of the scores; head_dim^-0.5 if not given.
     rope: rotary embedding, or null for none. alibi: scores fall with distance instead
         (arXiv 2108.12409).
@@ -46,8 +46,8 @@ class GQA(AttentionConfig):
     bias: bool = False
     out_bias: bool = False
     window: PositiveInt | None = None
-    first: NonNegativeInt = 0
-    sinks: bool = False
+    sink_tokens: NonNegativeInt = 0
+    sink_logits: bool = False
     softcap: PositiveFloat | None = None
     scale: PositiveFloat | None = None
     rope: Rope | None = Rope()
@@ -59,11 +59,11 @@ class GQA(AttentionConfig):
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"kv_heads: {self.kv_heads} does not divide heads={self.heads}")
         if self.rope is not None and self.head_dim is not None:
-            self.rope.turned(self.head_dim, "head_dim")
+            self.rope.rotary_dim(self.head_dim, "head_dim")
         if self.alibi and self.rope is not None:
             raise ValueError("alibi: it stands in the place of rope; set rope to null")
-        if self.first and self.window is None:
-            raise ValueError("first: without a window every token is seen anyway; set window")
+        if self.sink_tokens and self.window is None:
+            raise ValueError("sink_tokens: without a window every token is seen anyway; set window")
         return self
 
     def dim(self, width: int) -> int:
@@ -75,7 +75,7 @@ class GQA(AttentionConfig):
     def resolved(self, width: int) -> GQA:
         dim = self.dim(width)
         if self.rope is not None:
-            self.rope.turned(dim, "heads")
+            self.rope.rotary_dim(dim, "heads")
         return self.model_copy(
             update={"head_dim": dim, "kv_heads": self.kv_heads or self.heads,
                     "scale": self.scale or dim**-0.5}
@@ -87,17 +87,17 @@ class GQA(AttentionConfig):
         return self.model_copy(update={"scale": scale})
 
     def rotary(self, width: int) -> tuple[Rope, int] | None:
-        return None if self.rope is None else (self.rope, self.rope.turned(self.dim(width)))
+        return None if self.rope is None else (self.rope, self.rope.rotary_dim(self.dim(width)))
 
     def build(self, width: int, norm: NormConfig, rotation: int) -> GroupedQueryAttention:
         return GroupedQueryAttention(self, width, norm, rotation)
 
 
-class GroupedQueryAttention(AttentionModule, Fresh):
+class GroupedQueryAttention(AttentionModule, CustomInit):
     """x: (B, T, E) -> (B, T, E)."""
 
     tensor_parallel = {"q": "columns", "k": "columns", "v": "columns", "out": "rows"}  # noqa: RUF012
-    folds = {"x": ("q", "k", "v"), "v": ("out",)}  # noqa: RUF012
+    scale_folds = {"x": ("q", "k", "v"), "v": ("out",)}  # noqa: RUF012
 
     def __init__(self, config: GQA, width: int, norm: NormConfig, rotation: int) -> None:
         super().__init__()
@@ -114,10 +114,10 @@ class GroupedQueryAttention(AttentionModule, Fresh):
             whole = config.qk_norm == "width"
             self.q_norm = norm.build(heads * dim if whole else dim)
             self.k_norm = norm.build(kv_heads * dim if whole else dim)
-        self.sinks = nn.Parameter(torch.empty(heads)) if config.sinks else None
+        self.sinks = nn.Parameter(torch.empty(heads)) if config.sink_logits else None
         self.shares = nn.Parameter(torch.empty(2)) if config.value_residual else None
 
-    def reset(self, drawn: Callable[[str], torch.Generator], std: float) -> None:
+    def init_weights(self, generator: Callable[[str], torch.Generator], std: float) -> None:
         if self.sinks is not None:
             self.sinks.zero_()
         if self.shares is not None:
@@ -127,18 +127,18 @@ class GroupedQueryAttention(AttentionModule, Fresh):
         """How its scores are made."""
         c = self.config
         slopes = slopes_of(c.heads).to(device) if c.alibi else None
-        return Rule(c.scale, c.window, c.first, c.softcap, slopes, self.sinks)
+        return Rule(c.scale, c.window, c.sink_tokens, c.softcap, slopes, self.sinks)
 
     def serves(self, backend: Backend, device: torch.device) -> bool:
         return serves(backend, self.rule(), device)
 
-    def forward(self, x: Tensor, context: Context, cache: Kept | None) -> Tensor:
+    def forward(self, x: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
         q, k, v = self._project(x, context)
         rule = self.rule(x.device)
         if cache is None:
             heads = attend(q, k, v, context, rule, self.backend)
         else:
-            assert isinstance(cache, LayerCache | RollingCache | QuantizedCache)
+            assert isinstance(cache, FullCache | RollingCache | QuantizedCache)
             (k, v), at = cache.update(context, k, v)
             heads = attend_cached(q, k, v, at, context.positions, rule, self.backend)
         return self.out(heads.flatten(-2))
@@ -161,20 +161,20 @@ class GroupedQueryAttention(AttentionModule, Fresh):
             rotation = context.rotations[self.rotation]
             q, k = rotate(q, rotation), rotate(k, rotation)
         if self.shares is not None:
-            context.aside.values = v
+            context.outputs.values = v
             shares, first = self.shares.to(v.dtype), v if context.values is None else context.values
             v = shares[0] * v + shares[1] * first
         return q, k, v
 
-    def cache(self, room: Room) -> Kept:
-        window, first = self.config.window, self.config.first
-        kept = room.length if window is None else min(room.length, first + window + room.spare)
+    def cache(self, spec: CacheSpec) -> LayerCache:
+        window, sinks = self.config.window, self.config.sink_tokens
+        kept = spec.length if window is None else min(spec.length, sinks + window + spec.rollback)
         shape = (self.kv_heads, kept, self.head_dim)
-        if kept < room.length:
-            return RollingCache([room.zeros(*shape), room.zeros(*shape)], first)
-        if room.bits is not None:
-            return QuantizedCache((room.slots, *shape), room.bits, room.dtype, room.device)
-        return LayerCache([room.zeros(*shape), room.zeros(*shape)])
+        if kept < spec.length:
+            return RollingCache([spec.zeros(*shape), spec.zeros(*shape)], sinks)
+        if spec.bits is not None:
+            return QuantizedCache((spec.slots, *shape), spec.bits, spec.dtype, spec.device)
+        return FullCache([spec.zeros(*shape), spec.zeros(*shape)])
 
 
 def slopes_of(heads: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from culm.model.attend import Backend, Rule, attend, attend_cached, attention_weights, serves
 from culm.model.attention.part import AttentionConfig, AttentionModule
-from culm.model.cache import Kept, LayerCache, Room
+from culm.model.cache import CacheSpec, FullCache, LayerCache
 from culm.model.context import Context
 from culm.model.linear import Linear
 from culm.model.norm import NormConfig
@@ -42,7 +42,7 @@ class MLA(AttentionConfig):
     rope: Rope = Rope()
 
     def resolved(self, width: int) -> MLA:
-        self.rope.turned(self.rope_dim, "rope_dim")
+        self.rope.rotary_dim(self.rope_dim, "rope_dim")
         return self.model_copy(update={"scale": self._scale()})
 
     def rescaled(self, width: int, base: int) -> MLA:
@@ -53,7 +53,7 @@ class MLA(AttentionConfig):
         return self.scale or (self.head_dim + self.rope_dim) ** -0.5
 
     def rotary(self, width: int) -> tuple[Rope, int]:
-        return self.rope, self.rope.turned(self.rope_dim)
+        return self.rope, self.rope.rotary_dim(self.rope_dim)
 
     def build(self, width: int, norm: NormConfig, rotation: int) -> LatentAttention:
         return LatentAttention(self, self._scale(), width, norm, rotation)
@@ -86,7 +86,7 @@ class LatentAttention(AttentionModule):
         alike = c.head_dim + c.rope_dim == c.value_dim
         return serves(backend, self.rule, device) and (alike or not backend.startswith("flash"))
 
-    def forward(self, x: Tensor, context: Context, cache: Kept | None) -> Tensor:
+    def forward(self, x: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
         q, turned = self._queries(x, context)
         latent, key = self._latents(x, context)
         if cache is None:
@@ -127,9 +127,15 @@ class LatentAttention(AttentionModule):
         return attend(queries, keys, v, context, self.rule, self.backend)
 
     def _absorbed(
-        self, q: Tensor, turned: Tensor, latent: Tensor, key: Tensor, context: Context, cache: Kept
+        self,
+        q: Tensor,
+        turned: Tensor,
+        latent: Tensor,
+        key: Tensor,
+        context: Context,
+        cache: LayerCache,
     ) -> Tensor:
-        assert isinstance(cache, LayerCache)
+        assert isinstance(cache, FullCache)
         kept = torch.cat((latent[:, :, None], key), -1)
         (latents,), at = cache.update(context, kept)
         q = torch.einsum("bthd,hdr->bthr", q, self._of_heads(self.k, q.dtype))
@@ -143,6 +149,6 @@ class LatentAttention(AttentionModule):
         """(H, D, rank): the weights of a projection from the latent."""
         return layer.matrix().to(dtype).unflatten(0, (self.config.heads, -1))
 
-    def cache(self, room: Room) -> Kept:
+    def cache(self, spec: CacheSpec) -> LayerCache:
         size = self.config.rank + self.config.rope_dim
-        return LayerCache([room.zeros(1, room.length, size)])
+        return FullCache([spec.zeros(1, spec.length, size)])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from culm.config import Config
 from culm.model.attend import Backend
-from culm.model.cache import Kept, Room
+from culm.model.cache import CacheSpec, LayerCache
 from culm.model.context import Context
 from culm.model.norm import NormConfig
 from culm.model.rope import Rope
@@ -53,11 +53,11 @@ class AttentionModule(nn.Module, ABC):
     backend: Backend = "blocks"  # until one is chosen: it serves every kind
 
     @abstractmethod
-    def forward(self, x: Tensor, context: Context, cache: Kept | None) -> Tensor:
+    def forward(self, x: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
         """With a cache the rows continue what it keeps."""
 
     @abstractmethod
-    def cache(self, room: Room) -> Kept:
+    def cache(self, spec: CacheSpec) -> LayerCache:
         """An empty cache of what this attention keeps."""
 
     def weights(self, x: Tensor, context: Context) -> Tensor | None:

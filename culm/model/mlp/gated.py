@@ -53,7 +53,7 @@ class GatedFeedForward(FeedForwardModule):
     """down(activation(gate(x)) * up(x))."""
 
     tensor_parallel = {"gate": "columns", "up": "columns", "down": "rows"}  # noqa: RUF012
-    folds = {"x": ("gate", "up"), "up": ("down",)}  # noqa: RUF012
+    scale_folds = {"x": ("gate", "up"), "up": ("down",)}  # noqa: RUF012
 
     def __init__(self, width: int, hidden: int, activation: Activation) -> None:
         super().__init__()

@@ -4,10 +4,10 @@ Scores are in fp32. Which experts are chosen may depend on a bias that is no par
 (arXiv 2408.15664, 2412.19437). Rows are sorted by expert and multiplied in groups; no token is
 dropped (arXiv 2211.15841), unless a capacity is given.
 
-A selection bias with a rate moves once a step (`culm.train.balance`). The auxiliary losses are
-means over the tokens of a step, padding not among them, and are added to the objective's loss
-whatever that is the mean of. Where a step is cut into micro-batches or shared among ranks, `switch`
-looks at the load of each part by itself, as is usual; the others do not depend on the cut.
+A selection bias with a rate moves once a step (`culm.objective.experts`). The auxiliary losses are
+means over the tokens of a step, padding excluded, and are added to the objective's loss. Where a
+step is split into micro-batches or ranks, `balance_loss` uses the load of each part, as is usual;
+the other losses do not depend on the split.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from culm.model.mlp.router import Router
 
 
 class MoE(FeedForwardConfig):
-    """experts: all of them; chosen: those that a token is sent to.
+    """experts: all of them; top_k: those that a token is sent to.
 
     hidden: inner width of an expert. shared: experts of this size that every token goes to.
     activation: of the gate; clamped is GPT-OSS's. bias: of router and experts (GPT-OSS).
     scores: of the router; normalize: the weights of the chosen experts sum to one (Mixtral);
     scale: what they are multiplied by.
-    groups, groups_chosen: experts are chosen from the groups whose best two scores are highest
+    groups, top_k_groups: experts are chosen from the groups whose best two scores are highest
         (DeepSeek-V3).
     selection_bias: a bias that takes part in choosing alone. bias_rate: how far it moves at each
         step towards an even load (arXiv 2408.15664), 0.001 there.
-    switch: weight of the load-balancing loss of arXiv 2101.03961, 1 at best before the weight.
-    sequence: the same for the load within each document (arXiv 2412.19437), 0.0001 there.
-    z: weight of the mean squared log-sum of the router's scores (arXiv 2202.08906).
+    balance_loss: weight of the load-balancing loss of arXiv 2101.03961, whose optimum is 1.
+    sequence_balance_loss: the same per document, 0.0001 in arXiv 2412.19437.
+    z_loss: weight of the router z-loss (arXiv 2202.08906).
     capacity: in training an expert takes at most this many times its even share of the tokens,
         rounded up (arXiv 2006.16668); those of later positions skip it: it is computed all the
         same, so that shapes do not depend on the load, and weighs nothing. Where text is only read
@@ -54,7 +54,7 @@ class MoE(FeedForwardConfig):
 
     kind: Literal["moe"] = "moe"
     experts: PositiveInt
-    chosen: PositiveInt = 2
+    top_k: PositiveInt = 2
     hidden: PositiveInt
     shared: NonNegativeInt = 0
     activation: Activation | Literal["clamped"] = "silu"
@@ -63,24 +63,24 @@ class MoE(FeedForwardConfig):
     normalize: bool = True
     scale: PositiveFloat = 1.0
     groups: PositiveInt = 1
-    groups_chosen: PositiveInt = 1
+    top_k_groups: PositiveInt = 1
     selection_bias: bool = False
     bias_rate: NonNegativeFloat = 0.0
-    switch: NonNegativeFloat = 0.0
-    sequence: NonNegativeFloat = 0.0
-    z: NonNegativeFloat = 0.0
+    balance_loss: NonNegativeFloat = 0.0
+    sequence_balance_loss: NonNegativeFloat = 0.0
+    z_loss: NonNegativeFloat = 0.0
     capacity: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> MoE:
         if self.experts % self.groups:
             raise ValueError(f"groups: {self.groups} does not divide experts={self.experts}")
-        if self.groups_chosen > self.groups:
-            raise ValueError(f"groups_chosen: {self.groups_chosen} is more than {self.groups}")
-        among = self.experts // self.groups * self.groups_chosen
-        if self.chosen > among:
-            raise ValueError(f"chosen: {self.chosen} is more than the {among} to choose from")
-        if self.groups_chosen < self.groups and self.experts // self.groups < 2:
+        if self.top_k_groups > self.groups:
+            raise ValueError(f"top_k_groups: {self.top_k_groups} is more than {self.groups}")
+        among = self.experts // self.groups * self.top_k_groups
+        if self.top_k > among:
+            raise ValueError(f"top_k: {self.top_k} is more than the {among} to choose from")
+        if self.top_k_groups < self.groups and self.experts // self.groups < 2:
             raise ValueError("groups: a group is judged by its two best experts, and has only one")
         if self.activation == "clamped" and self.shared:
             raise ValueError("shared: the clamped activation has no shared expert; set it to 0")
@@ -128,11 +128,11 @@ class MixtureOfExperts(FeedForwardModule):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         flat = x.flatten(0, -2)
-        weights, chosen, context.aside.routing = self.router(flat, context)
+        weights, chosen, context.outputs.routing = self.router(flat, context)
         sorted_, order = chosen.flatten().sort(stable=True)
         numbers = torch.arange(self.config.experts, device=x.device)
         ends = torch.searchsorted(sorted_, numbers, right=True, out_int32=True)
-        rows = order // self.config.chosen
+        rows = order // self.config.top_k
         made = self.experts(flat[rows], ends)[order.argsort()].unflatten(0, weights.shape)
         # A sum in a fixed order, which adding rows in place is not on a GPU.
         out = (made.float() * weights[..., None]).sum(1).to(x.dtype).view_as(x)

@@ -30,4 +30,4 @@ class FeedForwardModule(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """What experts did is left in `context.aside`."""
+        """What experts did is left in `context.outputs`."""

@@ -35,7 +35,7 @@ class PlainFeedForward(FeedForwardModule):
     """down(activation(up(x)))."""
 
     tensor_parallel = {"up": "columns", "down": "rows"}  # noqa: RUF012
-    folds = {"x": ("up",)}  # noqa: RUF012
+    scale_folds = {"x": ("up",)}  # noqa: RUF012
 
     def __init__(self, width: int, hidden: int, activation: Activation, bias: bool) -> None:
         super().__init__()

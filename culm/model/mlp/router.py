@@ -9,22 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from culm.model.adjusted import Adjusted
 from culm.model.context import Context, Routing
-from culm.model.init import Fresh
+from culm.model.init import CustomInit
 from culm.model.mlp.balance import sequence_loss, sequences_of, switch_loss, z_loss
+from culm.model.rule_updated import RuleUpdatedBuffers
 
 if TYPE_CHECKING:
     from culm.model.mlp.moe import MoE
 
 
-class Router(nn.Module, Fresh, Adjusted):
+class Router(nn.Module, CustomInit, RuleUpdatedBuffers):
     """x: (N, E) -> the weights of the chosen experts (N, k) fp32 and their numbers (N, k).
 
     N: the B * T tokens of the context, in order.
     """
 
-    adjusted = ("selection",)
+    rule_updated = ("selection",)
 
     def __init__(self, config: MoE, width: int) -> None:
         super().__init__()
@@ -36,9 +36,9 @@ class Router(nn.Module, Fresh, Adjusted):
         self.selection: Tensor | None
         self.register_buffer("selection", selection)
 
-    def reset(self, drawn: Callable[[str], torch.Generator], std: float) -> None:
+    def init_weights(self, generator: Callable[[str], torch.Generator], std: float) -> None:
         weight = torch.empty(self.weight.shape)
-        self.weight.copy_(weight.normal_(0.0, std, generator=drawn("weight")))
+        self.weight.copy_(weight.normal_(0.0, std, generator=generator("weight")))
         for tensor in (self.bias, self.selection):
             if tensor is not None:
                 tensor.zero_()
@@ -69,12 +69,12 @@ class Router(nn.Module, Fresh, Adjusted):
         c = self.config
         if self.selection is not None:
             scores = scores + self.selection
-        if c.groups_chosen < c.groups:
+        if c.top_k_groups < c.groups:
             grouped = scores.unflatten(-1, (c.groups, -1))
-            best = grouped.topk(2, -1).values.sum(-1).topk(c.groups_chosen, -1, sorted=False)
+            best = grouped.topk(2, -1).values.sum(-1).topk(c.top_k_groups, -1, sorted=False)
             kept = torch.zeros_like(grouped[..., 0]).scatter(-1, best.indices, 1.0).bool()
             scores = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
-        return scores.topk(c.chosen, -1).indices
+        return scores.topk(c.top_k, -1).indices
 
     def _loss(
         self,
@@ -86,14 +86,16 @@ class Router(nn.Module, Fresh, Adjusted):
     ) -> Tensor:
         """Weighted, and as a sum over tokens: the loop divides by their number."""
         c, loss = self.config, logits.new_zeros(())
-        if c.switch or c.sequence:
+        if c.balance_loss or c.sequence_balance_loss:
             shares = scores / scores.sum(-1, keepdim=True)
             if real is not None:
                 shares = shares * real[:, None]
-            if c.switch:
-                loss = loss + c.switch * switch_loss(shares, assigned)
-            if c.sequence:
-                loss = loss + c.sequence * sequence_loss(shares, assigned, sequences_of(context))
-        if c.z:
-            loss = loss + c.z * z_loss(logits, real)
+            if c.balance_loss:
+                loss = loss + c.balance_loss * switch_loss(shares, assigned)
+            if c.sequence_balance_loss:
+                loss = loss + c.sequence_balance_loss * sequence_loss(
+                    shares, assigned, sequences_of(context)
+                )
+        if c.z_loss:
+            loss = loss + c.z_loss * z_loss(logits, real)
         return loss

@@ -1,0 +1,113 @@
+"""A finished model in smaller or other forms: int8, int4, NF4, Hugging Face, GGUF."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from culm.adapt.quantize import Quantizers
+from culm.adapt.quantize.linear import LinearQuantizer, is_quantized
+from culm.adapt.quantize.method import RTN, Method
+from culm.config import SettingError, parse
+from culm.convert import gguf, hf, native
+from culm.convert.family import NoFamilyError
+from culm.convert.load import read, refuse_overwrite
+from culm.dtype import dtype_of
+from culm.log import progress, say
+from culm.model.transformer import Transformer
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+def quantize(source: str | Path, out: str | Path, to: str) -> Path:
+    """Write the model of `source` with smaller weights, rounded to nearest, to a new folder.
+
+    to: the kind of a quantiser, as "int8".
+    """
+    quantizers = parse(Quantizers, to, "to")
+    model, tokenizer = read_whole(source, out)
+    write_quantized(model, tokenizer, Path(out), quantizers)
+    return Path(out)
+
+
+def read_whole(
+    source: str | Path, out: str | Path, device: str = "cpu"
+) -> tuple[Transformer, Tokenizer]:
+    """A model in fp32 that is to be quantised into another folder.
+
+    Raises:
+        SettingError: it is quantised already, or would be written over.
+    """
+    refuse_overwrite(source, out)
+    model, tokenizer = read(source, device, torch.float32)
+    if is_quantized(model):
+        raise SettingError(f"{source}: quantised already; begin from the model it was made of")
+    return model.eval(), tokenizer
+
+
+def write_quantized(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    out: Path,
+    quantizers: Sequence[LinearQuantizer],
+    method: Method = RTN(),
+    tokens: Tensor | None = None,
+) -> None:
+    """Quantise a model in place and write it. What is left as it is becomes bfloat16.
+
+    tokens: (N, T) rows for a method that calibrates.
+    """
+    method.apply(model, quantizers, tokens)
+    for parameter in model.parameters():  # the embedding above all; bf16 is what it is used in
+        parameter.data = parameter.data.to(torch.bfloat16)
+    native.save(model, tokenizer, out)
+
+
+def export(source: str | Path, out: str | Path, dtype: str = "", family: str = "") -> Path:
+    """Write the model of `source` for other programs: to `*.gguf`, or a Hugging Face folder.
+
+    dtype: for GGUF a name in `gguf.kinds.KINDS`, such as "q4_k_m", f16 if not given; for a folder
+    float32, bfloat16 or float16, bfloat16 if not given. family: model_type of the folder, where
+    several have the model's shape. A model with parts that no family has becomes a folder of our
+    own, and a line says who will not load it.
+    """
+    refuse_overwrite(source, out)
+    model, tokenizer = read(source, "cpu", torch.float32)
+    plain = model.config.model_copy(update={"mtp": None}).build(device="meta")
+    numbers = sum(weight.numel() for weight in plain.parameters())
+    with progress("export", numbers, "numbers") as bar:
+        write_export(model, tokenizer, Path(out), dtype, bar.advance, family)
+    return Path(out)
+
+
+def write_export(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    out: Path,
+    dtype: str,
+    told: Callable[[int], None] | None = None,
+    family: str = "",
+) -> None:
+    """As `export`, of a model that is loaded; `told(numbers)` is called as the files grow."""
+    if out.suffix.lower() == ".gguf":
+        gguf.export(model, tokenizer, out, dtype or "f16", told)
+        return
+    kind = dtype_of(dtype or "bfloat16")
+    try:
+        hf.export(model, tokenizer, out, kind, told, family)
+    except NoFamilyError as error:
+        if family:
+            raise
+        note = f"transformers, vLLM and llama.cpp will not load it. {error}."
+        model.to(kind).dtype = kind
+        native.save(model, tokenizer, out, note)
+        say(f"{out}: a folder of Culm's own; {note}")
+
+
+def size_of(path: Path) -> int:
+    """Bytes of weights in a file or folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*.safetensors"))

@@ -1,0 +1,92 @@
+"""Gemma 2 and 3 in GGUF."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from culm.convert.family import Family, Fields
+from culm.convert.gguf.families.metadata import (
+    NAMES,
+    OUT_NORMS,
+    read_common,
+    read_rope,
+    write_common,
+    write_rope,
+)
+from culm.convert.hf.families.decoder import in_layers, the_only
+from culm.convert.rules import Rule, renamed
+from culm.model.attention.gqa import GQA
+from culm.model.config import TransformerConfig
+from culm.model.mlp.gated import GeGLU
+
+
+def _read_gemma(
+    fields: Fields, every: int, local: float | None = None, **more: Any
+) -> dict[str, Any]:
+    """Llama.cpp knows itself: scales, the pattern of windows, and the base of those with one.
+
+    local: that base, if it is another; more: settings of attention.
+    """
+    values, rope = read_common(fields), read_rope(fields)
+    values["norm"] |= {"centered": True}
+    values["tied"] = True  # a head of its own is not looked for
+    window = fields.take("attention.sliding_window", None)
+    softcap = fields.take("attn_logit_softcapping", None)
+    attention = values["attention"] | {"softcap": softcap, **more}
+    ropes = (rope, rope if local is None else {"base": local})
+    windows = [window if (i + 1) % every else None for i in range(values["layers"])]
+    return {
+        **values,
+        "attention": in_layers(attention, windows, ropes),
+        "mlp": {"kind": "geglu", "hidden": fields.take("feed_forward_length")},
+        "residual": {"norm": "both"},
+        "embedding_scale": values["width"] ** 0.5,
+        "softcap": fields.take("final_logit_softcapping", None),
+    }
+
+
+def _read_gemma2(fields: Fields) -> dict[str, Any]:
+    return _read_gemma(fields, 2)
+
+
+def _read_gemma3(fields: Fields) -> dict[str, Any]:
+    local = fields.take("rope.freq_base_swa", 10_000.0)
+    return _read_gemma(fields, 6, local, qk_norm="head")
+
+
+def _write_gemma2(config: TransformerConfig, family: str = "gemma2") -> dict[str, Any]:
+    parts = [part for part in config.attentions if isinstance(part, GQA)]
+    wide = [part for part in parts if part.window is None]
+    fields = {
+        **write_common(config, family),
+        **write_rope((wide or parts or [GQA(heads=1)])[-1].rope),
+        "attention.sliding_window": next((p.window for p in parts if p.window), None),
+        "feed_forward_length": the_only(config.mlp, GeGLU, "mlp", family).hidden,
+        "attn_logit_softcapping": config.attention[0].softcap,
+        "final_logit_softcapping": config.softcap,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _write_gemma3(config: TransformerConfig) -> dict[str, Any]:
+    return _write_gemma2(config, "gemma3")
+
+
+def _gemma_names(config: TransformerConfig) -> list[Rule]:
+    """Norms are stored around one there, around zero here."""
+    table = NAMES | OUT_NORMS
+    norms = {ours: theirs for ours, theirs in table.items() if ours.endswith("norm")}
+    rest = {ours: theirs for ours, theirs in table.items() if ours not in norms}
+    return [
+        *renamed(rest),
+        *(
+            Rule((ours,), (theirs,), lambda t: [t[0] - 1.0], lambda t: [t[0].float() + 1.0])
+            for ours, theirs in norms.items()
+        ),
+    ]
+
+
+GEMMA = (
+    Family("gemma2", _read_gemma2, _write_gemma2, _gemma_names),
+    Family("gemma3", _read_gemma3, _write_gemma3, _gemma_names),
+)

@@ -1,0 +1,70 @@
+"""GPT-2, GPT-NeoX and Pythia in GGUF: LayerNorm, biases, one matrix for q, k and v."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from culm.convert.family import Family, Fields
+from culm.convert.gguf.families.metadata import (
+    NAMES,
+    read_common,
+    read_rope,
+    write_common,
+    write_rope,
+)
+from culm.convert.hf.families.decoder import the_only
+from culm.convert.rules import Rule, join, renamed, split
+from culm.model.config import TransformerConfig
+from culm.model.mlp.plain import Plain
+from culm.model.norm import LayerNormConfig
+
+# All heads have keys of their own, whose size is taken from the width.
+PLAIN = {"head_dim": None, "kv_heads": None, "bias": True, "out_bias": True}
+
+
+def _read_gpt2(fields: Fields) -> dict[str, Any]:
+    values = read_common(fields)
+    values["attention"] |= {"rope": None, **PLAIN}
+    hidden = fields.take("feed_forward_length")
+    mlp = {"kind": "plain", "hidden": hidden, "activation": "gelu_tanh", "bias": True}
+    return {**values, "mlp": mlp, "learned_positions": True}
+
+
+def _write_gpt2(config: TransformerConfig, family: str = "gpt2") -> dict[str, Any]:
+    mlp = the_only(config.mlp, Plain, "mlp", family)
+    return {**write_common(config, family, LayerNormConfig), "feed_forward_length": mlp.hidden}
+
+
+def _read_neox(fields: Fields) -> dict[str, Any]:
+    turned = fields.left.get("rope.dimension_count")
+    values = read_common(fields)
+    attention, hidden = values["attention"], fields.take("feed_forward_length")
+    dim = values["width"] // attention["heads"]
+    rope = read_rope(fields) | {"fraction": (turned or dim) / dim}
+    return {
+        **values,
+        "attention": {**attention, "rope": rope, **PLAIN},
+        "mlp": {"kind": "plain", "hidden": hidden, "activation": "gelu", "bias": True},
+        "residual": {"parallel": fields.take("use_parallel_residual", True)},
+    }
+
+
+def _write_neox(config: TransformerConfig) -> dict[str, Any]:
+    fields, rope = _write_gpt2(config, "gptneox"), config.attention[0].rope
+    turned = {} if rope is None else {"rope.dimension_count": config.attention[0].rotary(0)[1]}
+    parallel = {"use_parallel_residual": config.residual.parallel}
+    return {**fields, **write_rope(rope), **turned, **parallel}
+
+
+def _gpt2_names(config: TransformerConfig) -> list[Rule]:
+    whole = tuple(f"blocks.#.attention.{part}" for part in "qkv")
+    rest = {ours: theirs for ours, theirs in NAMES.items() if ours not in whole}
+    sizes = (config.width,) * 3
+    fused = Rule(whole, ("blk.#.attn_qkv",), split(*sizes), join)
+    return [*renamed(rest | {"positions": "position_embd"}), fused]
+
+
+GPT = (
+    Family("gpt2", _read_gpt2, _write_gpt2, _gpt2_names),
+    Family("gptneox", _read_neox, _write_neox, _gpt2_names, own_head=True),
+)

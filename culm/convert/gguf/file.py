@@ -1,0 +1,218 @@
+"""GGUF, the one-file format of llama.cpp: written in floats or blocks, and our own files read.
+
+The tokenizer is written twice: as llama.cpp wants it, with the name of a splitting rule that it
+knows, and whole under `tokenizer.huggingface.json`, from which it is read back exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+
+from culm.config import SettingError
+from culm.convert import rules
+from culm.convert.family import Family, family_of
+from culm.convert.gguf import header
+from culm.convert.gguf.blocks import encode
+from culm.convert.gguf.families import FAMILIES
+from culm.convert.gguf.families.metadata import factors_of
+from culm.convert.gguf.kinds import KINDS, kinds_of
+from culm.convert.gguf.tokenizer import add_tokenizer, load_tokenizer
+from culm.convert.multipliers import plain_config
+from culm.convert.weights import assemble, note_dropped_heads, plain_weights
+from culm.files import atomic
+from culm.log import say
+from culm.model.attention.gqa import GQA
+from culm.model.config import TransformerConfig
+from culm.model.rope import Llama3Scaling, Rope
+from culm.model.transformer import Transformer
+from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
+
+FACTORS = "rope_freqs.weight"
+
+
+def export(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    path: str | Path,
+    precision: str = "f16",
+    told: Callable[[int], None] | None = None,
+) -> None:
+    """Write one file that llama.cpp and its relatives load; quantised layers are multiplied out.
+
+    precision: one of `gguf.kinds.KINDS`, which says what each tensor becomes. Where the rows of a
+    matrix do not fill the blocks of its type it is of another, and a line says so.
+    told: called with the count of numbers as they are written.
+
+    Raises:
+        SettingError: llama.cpp has no such model or tokenizer, adapters are not merged, the
+            precision is not known, or a number is not finite or too large for it.
+        OSError: the disk is full or may not be written to.
+    """
+    path = Path(path)
+    if precision not in KINDS:
+        raise SettingError(f"dtype: {precision!r} is not one of {', '.join(KINDS)}")
+    if path.is_file() and path.open("rb").read(4) != b"GGUF":
+        raise SettingError(f"{path}: there is a file of this name that is no GGUF; choose another")
+    mixture, config = KINDS[precision], plain_config(model.config).resolved()
+    family = family_of(config, FAMILIES, "GGUF")
+    config = family.untied(config)
+    note_dropped_heads(model)
+    writer = gguf.GGUFWriter(None, family.name)
+    _add_settings(writer, config, family)
+    writer.add_name(path.stem)
+    writer.add_file_type(mixture.file_type)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    add_tokenizer(writer, tokenizer, model.config.vocabulary)
+    # Twice through the weights: first their places, then one after the other their numbers.
+    shapes = {name: tuple(tensor.shape) for name, tensor in _tensors(model, family)}
+    kinds, note = kinds_of(shapes, mixture, model.config.layers)
+    for name, kind in kinds.items():
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        count = math.prod(shapes[name]) // block * size
+        writer.add_tensor_info(name, shapes[name], np.dtype(np.float32), count, kind)
+    with atomic(path) as fresh:
+        try:
+            writer.write_header_to_file(fresh)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for name, tensor in _tensors(model, family):
+                numbers = tensor.float().cpu().contiguous().numpy()
+                writer.write_tensor_data(encode(numbers, kinds[name], name))
+                if told:
+                    told(tensor.numel())
+        finally:
+            writer.close()
+    if note:
+        say(f"{path}: {note}")
+
+
+def _add_settings(writer: gguf.GGUFWriter, config: TransformerConfig, family: Family) -> None:
+    fields = family.write(config)
+    for name in ("tied", "llama3", "vocabulary"):  # said by the tensors
+        fields.pop(name, None)
+    for name, value in fields.items():
+        key = f"{family.name}.{name}"
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        else:
+            writer.add_uint32(key, value)
+    writer.add_vocab_size(config.vocabulary)
+    if "rope.dimension_count" not in fields and (turned := _turned(config)) is not None:
+        writer.add_rope_dimension_count(turned)
+
+
+def _turned(config: TransformerConfig) -> int | None:
+    attention = config.attention[0]
+    rotary = attention.rotary(config.width)
+    return rotary and rotary[1]
+
+
+def _tensors(model: Transformer, family: Family) -> Iterator[tuple[str, Tensor]]:
+    config = plain_config(model.config).resolved()
+    weights = plain_weights(model)
+    if family.own_head and config.tied:
+        weights = chain([("head.weight", model.embed.weight.detach())], weights)
+    yield from rules.write(weights, family.rules(config))
+    rope = config.attention[0].rope if isinstance(config.attention[0], GQA) else None
+    if rope is not None and isinstance(rope.scaling, Llama3Scaling):
+        yield FACTORS, factors_of(rope, config.attention[0].head_dim)
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer]:
+    """The model and tokenizer of a file, of our writing or another's; weights become fp32.
+
+    Raises:
+        SettingError: the file is broken, or of a family or kind that is not known here.
+    """
+    path = Path(path)
+    fields = header.read(path)
+    try:
+        reader = gguf.GGUFReader(path)
+    except Exception as error:  # the package lets whatever happens escape
+        raise SettingError(f"{path}: broken or no GGUF file: {error}") from None
+    family, config = read_config(fields, reader, path)
+    tokenizer = load_tokenizer(fields, path)
+    model = assemble(config, _weights(reader, family, config, path), str(path), device)
+    check_vocabulary(tokenizer, config.vocabulary, path)
+    return model, tokenizer
+
+
+def read_config(
+    fields: dict[str, Any], reader: gguf.GGUFReader, path: Path
+) -> tuple[Family, TransformerConfig]:
+    """The family of a file and our settings for it.
+
+    Raises:
+        SettingError: a setting is missing or not understood.
+    """
+    known = {family.name: family for family in FAMILIES}
+    name = fields.get("general.architecture")
+    if not isinstance(name, str) or name not in known:
+        told = f"general.architecture {name!r} is not one of {', '.join(known)}"
+        raise SettingError(f"{path}: {told}")
+    given = {
+        key.removeprefix(f"{name}."): _short(value) if isinstance(value, float) else value
+        for key, value in fields.items()
+        if key.startswith(f"{name}.")
+    }
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    if "token_embd.weight" not in tensors:
+        raise SettingError(f"{path}: it has no token_embd.weight: a vocabulary alone is no model")
+    given["vocabulary"] = int(tensors["token_embd.weight"].shape[1])
+    given["tied"] = "output.weight" not in tensors
+    if FACTORS in tensors:
+        given["llama3"] = _llama3(given, tensors[FACTORS], path)
+    return known[name], known[name].config(given, str(path))
+
+
+def _llama3(given: dict[str, Any], stored: gguf.ReaderTensor, path: Path) -> dict[str, Any]:
+    """The scaling whose factors a file holds: of Llama 3.1, 3.2, or of 3.1 over another context."""
+    factors = torch.from_numpy(np.array(stored.data, np.float32)).flatten()
+    base = float(given.get("rope.freq_base", 10_000.0))
+    greatest = round(float(factors.max()), 3)
+    for original in (1 << power for power in range(4, 21)):
+        scaling = Llama3Scaling(factor=max(greatest, 1.0), original=original)
+        found = factors_of(Rope(base=base, scaling=scaling), 2 * len(factors))
+        if torch.allclose(found, factors, rtol=1e-4):
+            return scaling.model_dump()
+    raise SettingError(f"{path}: {FACTORS}: these are not the factors of a Llama 3 scaling")
+
+
+def _short(number: float) -> float:
+    """What was meant by a number that went through fp32: 1e-05, not 9.999999747378752e-06."""
+    return float(f"{number:.7g}")
+
+
+def _weights(
+    reader: gguf.GGUFReader, family: Family, config: TransformerConfig, path: Path
+) -> Iterator[tuple[str, Tensor]]:
+    def stored() -> Iterator[tuple[str, Tensor]]:
+        for tensor in reader.tensors:
+            try:
+                numbers = gguf.dequantize(tensor.data, tensor.tensor_type)
+            except NotImplementedError:
+                kind = f"tensor {tensor.name} is {tensor.tensor_type.name}"
+                raise SettingError(f"{path}: {kind}, which is not read here") from None
+            if tensor.name != FACTORS:
+                yield tensor.name, torch.from_numpy(np.array(numbers, np.float32))
+
+    try:
+        yield from rules.read(stored(), family.rules(config.resolved()))
+    except RuntimeError as error:  # a tensor that cannot be cut as its settings say
+        raise SettingError(f"{path}: broken: {error}") from None
+    except SettingError as error:
+        told = str(error)
+        raise SettingError(told if told.startswith(str(path)) else f"{path}: {told}") from None

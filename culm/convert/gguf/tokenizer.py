@@ -1,0 +1,205 @@
+"""The tokenizer as llama.cpp reads it out of a GGUF file, and as we read it back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import gguf
+import tokenizers
+from gguf import TokenType
+
+from culm.config import SettingError
+from culm.convert.gguf.vocabulary import read_tokenizer
+from culm.convert.gguf.words import NAMES
+from culm.tokenizer.fast import GPT2
+from culm.tokenizer.sentencepiece import BYTES, SPACE, splits
+from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
+
+# A vocabulary of bytes merges nothing, but llama.cpp insists on a list: no text gives this pair.
+NO_MERGES = ["<none> <none>"]
+OWN = ("tokenizer.huggingface.json", "culm.tokenizer")  # the whole tokenizer, and our settings
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> None:
+    """Write the tokenizer of a model with so many rows in its embedding.
+
+    Byte-level BPE becomes a vocabulary of kind `gpt2`, BPE by score with bytes for unknown
+    characters, as SentencePiece has it, one of kind `llama`. Normal form C is left out, as
+    llama.cpp has none: text in another form gets other ids there. The library's Metaspace puts no
+    space before a text that begins with one, and none after special tokens; llama.cpp does.
+
+    Raises:
+        SettingError: llama.cpp would not give our ids.
+    """
+    check_vocabulary(tokenizer, rows, "model.vocabulary")
+    parts = json.loads(tokenizer.json)
+    model = parts["model"]
+    odd = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+    if model["type"] != "BPE" or any(model.get(name) for name in odd):
+        raise SettingError("tokenizer: only BPE can be written to GGUF")
+    names, types = _tokens(parts, rows)
+    writer.add_token_list(names)
+    writer.add_token_types(types)
+    if model["byte_fallback"]:
+        _add_scored(writer, parts, names, types)
+    else:
+        _add_byte_level(writer, parts)
+    writer.add_eos_token_id(tokenizer.end_of_text)
+    writer.add_eot_token_id(tokenizer.end_of_turn)
+    writer.add_pad_token_id(tokenizer.end_of_text)
+    writer.add_bos_token_id(tokenizer.start[0] if tokenizer.start else tokenizer.end_of_text)
+    writer.add_add_bos_token(bool(tokenizer.start))
+    if tokenizer.template is not None:
+        writer.add_chat_template(tokenizer.template)
+    about = {
+        "settings": {**tokenizer.settings, "end_of_text_id": tokenizer.end_of_text},
+        "stop_ids": sorted(tokenizer.stop_ids),
+    }
+    for key, text in zip(OWN, (tokenizer.json, json.dumps(about)), strict=True):
+        writer.add_string(key, text)
+
+
+def load_tokenizer(fields: Mapping[str, Any], source: object) -> Tokenizer:
+    """The tokenizer in the metadata of a file: exactly the one that was written, if we did.
+
+    Raises:
+        SettingError: naming the file, and the key that is missing or wrong.
+    """
+    if not all(key in fields for key in OWN):
+        return read_tokenizer(fields, source)
+    try:
+        inner = tokenizers.Tokenizer.from_str(fields[OWN[0]])
+        about = json.loads(fields[OWN[1]])
+        template = fields.get("tokenizer.chat_template")
+        return Tokenizer(inner, about["settings"], template, about["stop_ids"])
+    except BaseException as error:  # of its Rust code too, which is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        problem = f"{' or '.join(OWN)}: {error}; fetch or export it again"
+        raise SettingError(f"{source}: broken: {problem}") from None
+
+
+def _tokens(parts: dict[str, Any], rows: int) -> tuple[list[str], list[TokenType]]:
+    """The names and types of all ids; rows of the embedding without a token are unused."""
+    names = [f"[PAD{row}]" for row in range(rows)]
+    types = [TokenType.UNUSED] * rows
+    single = set(BYTES) if parts["model"]["byte_fallback"] else set()
+    for name, token in parts["model"]["vocab"].items():
+        names[token] = name
+        types[token] = TokenType.BYTE if name in single else TokenType.NORMAL
+    for added in parts["added_tokens"]:
+        special = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+        unknown = added["content"] == parts["model"]["unk_token"]
+        names[added["id"]] = added["content"]
+        types[added["id"]] = TokenType.UNKNOWN if unknown else special
+    return names, types
+
+
+def _add_byte_level(writer: gguf.GGUFWriter, parts: dict[str, Any]) -> None:
+    merges = [" ".join(pair) for pair in parts["model"]["merges"]]
+    words = _words(parts["pre_tokenizer"])
+    if words is None or (parts["normalizer"] or {}).get("type") not in (None, "NFC"):
+        raise SettingError(
+            "tokenizer: only byte-level BPE, and BPE with bytes for unknown characters, can be "
+            "written to GGUF"
+        )
+    whole = bool(parts["model"].get("ignore_merges"))
+    if merges and (words, whole) not in NAMES:
+        rule = " then ".join(map(repr, words)) + (", whole words first" if whole else "")
+        raise SettingError(f"tokenizer: llama.cpp has no rule that splits text by {rule}")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(NAMES.get((words, whole), "gpt-2"))
+    writer.add_token_merges(merges or NO_MERGES)
+
+
+def _words(splitter: dict[str, Any] | None) -> tuple[str, ...] | None:
+    """The expressions that cut text into words, one after another; None if it is not they."""
+    match splitter:
+        case {"type": "Sequence", "pretokenizers": [*cuts, last]}:
+            pass
+        case last:
+            cuts = []
+    words = []
+    for cut in cuts:
+        match cut:
+            case {
+                "type": "Split",
+                "pattern": {"Regex": pattern},
+                "behavior": "Isolated",
+                "invert": False,
+            }:
+                words.append(pattern)
+            case {"type": "Digits", "individual_digits": True}:
+                words.append(r"\p{N}")
+            case _:
+                return None
+    match last:
+        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": own}:
+            return (*words, GPT2) if own else tuple(words)
+    return None
+
+
+def _add_scored(
+    writer: gguf.GGUFWriter, parts: dict[str, Any], names: list[str], types: list[TokenType]
+) -> None:
+    if types.count(TokenType.BYTE) < len(BYTES):
+        raise SettingError("tokenizer: llama.cpp wants a token for each of the 256 bytes")
+    prefix = _prefix(parts)
+    merges = [tuple(pair) for pair in parts["model"]["merges"]]
+    reached = {
+        name
+        for name, type in zip(names, types, strict=True)
+        if type == TokenType.NORMAL or (type == TokenType.USER_DEFINED and SPACE in name)
+    }
+    known = set(merges)
+    for name in reached:
+        if apart := [pair for pair in splits(name, reached) if pair not in known]:
+            raise SettingError(
+                f"tokenizer: llama.cpp merges any two tokens that make a third, so also "
+                f"{apart[0][0]!r} and {apart[0][1]!r}, which this one leaves apart"
+            )
+    scores = _scores(merges)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_scores([scores.get(name, 0.0) for name in names])
+    writer.add_add_space_prefix(prefix)
+    if TokenType.UNKNOWN in types:
+        writer.add_unk_token_id(types.index(TokenType.UNKNOWN))
+
+
+def _prefix(parts: dict[str, Any]) -> bool:
+    """Whether a space is put before a text; spaces must become U+2581 one by one."""
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    first = {"type": "Prepend", "prepend": SPACE}
+    inside = any(SPACE in name[1:] for name in parts["model"]["vocab"])
+    match parts["normalizer"], parts["pre_tokenizer"]:
+        case {"type": "Sequence", "normalizers": [one, two]}, None if (one, two) == (first, spaces):
+            return True
+        case normalizer, None | {"type": "Split", "pattern": {"String": " "}} if (
+            normalizer == spaces
+        ):
+            return False  # no space is left to split at
+        case None, {"type": "Metaspace", "replacement": mark, "prepend_scheme": when, "split": cut}:
+            if mark == SPACE and not (cut and inside):
+                return bool(when != "never")
+    raise SettingError("tokenizer: llama.cpp has no rule that writes spaces as this one does")
+
+
+def _scores(merges: list[tuple[str, ...]]) -> dict[str, float]:
+    """A score for each token that merges make: the earlier it is made, the better.
+
+    Tokens whose merges take turns get the same one.
+    """
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for place, pair in enumerate(merges):
+        first.setdefault("".join(pair), place)
+        last["".join(pair)] = place
+    scores, level, end = {}, 0, -1
+    for name, begin in first.items():
+        level -= begin > end
+        end = max(end, last[name])
+        scores[name] = float(level)
+    return scores

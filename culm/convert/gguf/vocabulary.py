@@ -1,0 +1,147 @@
+"""The tokenizer of any GGUF file, out of its metadata: it encodes as llama.cpp does.
+
+`tokenizer.ggml.model` names the kind: `gpt2` is byte-level BPE, `llama` merges by score as
+SentencePiece does, `bert` is WordPiece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tokenizers
+from gguf import TokenType
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from culm.config import SettingError
+from culm.convert.gguf.metadata import STOPS, TEXT, Metadata
+from culm.tokenizer.sentencepiece import BYTES, SPACE, merged_by_score
+from culm.tokenizer.tokenizer import Tokenizer
+from culm.tokenizer.train import splitter
+
+MARKS = (TokenType.CONTROL, TokenType.UNKNOWN)  # they stand for no text
+
+
+def read_tokenizer(fields: Mapping[str, Any], source: object) -> Tokenizer:
+    """The tokenizer that the metadata of a file describe.
+
+    fields: all metadata by their keys, as `gguf_header.read` gives them. source: the file.
+
+    Raises:
+        SettingError: naming the file and the key that is missing, wrong, or of a kind that is
+            not read here.
+    """
+    metadata = Metadata(fields, source)
+    kind = metadata.get("model", str)
+    if kind not in KINDS:
+        problem = f"a vocabulary of kind {kind!r} is not read here, only {', '.join(KINDS)}"
+        raise metadata.refused("model", problem)
+    start, end = _ends(metadata, kind)
+    try:
+        inner = KINDS[kind](metadata)
+        inner.add_tokens(_added(metadata))
+        _frame(inner, metadata, start, end)
+    except SettingError:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise metadata.refused("tokens", f"they make no tokenizer: {error}") from None
+    marks = {"bos": start, "eos": end, "pad": metadata.id("padding"), "unk": metadata.id("unknown")}
+    settings = {f"{key}_token": metadata.names[id] for key, id in marks.items() if id is not None}
+    stops = {token.id for token in metadata.tokens if token.name in STOPS}
+    stops |= {id for id in (end, metadata.id("eot"), metadata.id("eom")) if id is not None}
+    template = fields.get("tokenizer.chat_template")
+    if not isinstance(template, str | None):
+        raise SettingError(f"{source}: tokenizer.chat_template: it is no text; leave it out")
+    return Tokenizer(inner, settings | {"end_of_text_id": end}, template, stops)
+
+
+def _byte_level(metadata: Metadata) -> tokenizers.Tokenizer:
+    ids = {token.name: token.id for token in metadata.tokens}
+    pairs = []
+    for merge in metadata.array("merges", str):
+        cut = merge.find(" ", 1)
+        left, right = merge[:cut], merge[cut + 1 :]
+        if cut < 0 or not right:
+            raise metadata.refused("merges", f"{merge!r} is no pair")
+        if left in ids and right in ids:  # no text gives any other
+            if left + right not in ids:
+                raise metadata.refused("merges", f"{merge!r} makes no token")
+            pairs.append((left, right))
+    inner = tokenizers.Tokenizer(models.BPE(ids, pairs, ignore_merges=metadata.rule.whole))
+    inner.pre_tokenizer = splitter(*metadata.rule.words)
+    inner.decoder = decoders.ByteLevel()
+    return inner
+
+
+def _scored(metadata: Metadata) -> tokenizers.Tokenizer:
+    ids = {token.name: token.id for token in metadata.tokens}
+    scores = {token.name: token.score for token in metadata.tokens if token.type in TEXT}
+    if missing := [name for name in BYTES if name not in ids]:
+        raise metadata.refused("tokens", f"byte {missing[0]} has no token")
+    return merged_by_score(ids, scores, None, metadata.flag("add_space_prefix", True))
+
+
+def _word_pieces(metadata: Metadata) -> tokenizers.Tokenizer:
+    """A word's first piece begins with U+2581 in the file, the others with ## in the library."""
+    unknown = metadata.id("unknown")
+    if unknown is None:
+        raise metadata.refused("unknown_token_id", "there is none")
+    ids = {_piece(token.name): token.id for token in metadata.tokens}
+    inner = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=metadata.names[unknown]))
+    inner.normalizer = normalizers.BertNormalizer(strip_accents=True)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece()
+    return inner
+
+
+def _piece(name: str) -> str:
+    if name.startswith("[") and name.endswith("]"):
+        return name
+    return name[1:] if name.startswith(SPACE) else f"##{name}"
+
+
+KINDS = {"gpt2": _byte_level, "llama": _scored, "bert": _word_pieces}
+
+
+def _added(metadata: Metadata) -> list[tokenizers.AddedToken]:
+    """Tokens that are found in a text before it is split; those with `special` only if asked."""
+    model = str(metadata.fields.get("general.name")).lower()
+    strips = "phi-3" in model or "phi3" in model  # no key says it: llama.cpp goes by the name too
+    kept = ("<unk>", "<s>", "<|endoftext|>")
+    return [
+        tokenizers.AddedToken(
+            token.name,
+            special=token.type in MARKS,
+            normalized=False,
+            rstrip=strips and token.name not in kept,
+        )
+        for token in metadata.tokens
+        if token.type in (*MARKS, TokenType.USER_DEFINED)
+    ]
+
+
+def _ends(metadata: Metadata, kind: str) -> tuple[int | None, int]:
+    """The ids that begin and end a text, by llama.cpp's defaults where the file is silent."""
+    defaults: dict[str, tuple[int | None, int | None]] = {
+        "llama": (1, 2),
+        "bert": (metadata.id("cls"), metadata.id("seperator")),  # the key is spelt so
+    }
+    start, end = defaults.get(kind, (None, None))
+    start, end = metadata.id("bos", start), metadata.id("eos", end)
+    if end not in metadata.names:
+        raise metadata.refused("eos_token_id", "no token ends a text")
+    return (start if start in metadata.names else None), end
+
+
+def _frame(inner: tokenizers.Tokenizer, metadata: Metadata, start: int | None, end: int) -> None:
+    """Have the library put `start` before a text and `end` after it, where the file wants it."""
+    kind = metadata.get("model", str)
+    begins = metadata.flag("add_bos_token", metadata.rule.start if kind == "gpt2" else True)
+    first = [start] if begins and start is not None else []
+    last = [end] if metadata.flag("add_eos_token", kind == "bert") else []
+    around = {metadata.names[id]: id for id in first + last}
+    if around:
+        single = [*(metadata.names[id] for id in first), "$A", *(metadata.names[id] for id in last)]
+        inner.post_processor = processors.TemplateProcessing(
+            single, special_tokens=list(around.items())
+        )

@@ -1,0 +1,16 @@
+"""Hugging Face folders, read and written: `hf.load(folder)`, `hf.export(model, ...)`."""
+
+from culm.convert.hf.folder import (
+    SETTINGS,
+    export,
+    family_at,
+    is_model,
+    load,
+    module_names,
+    parts,
+    read_config,
+)
+
+__all__ = [
+    "SETTINGS", "export", "family_at", "is_model", "load", "module_names", "parts", "read_config",
+]  # fmt: skip

@@ -1,0 +1,131 @@
+"""GPT-OSS: sinks, windows in every second layer, experts with biases (arXiv 2508.10925)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from culm.config import SettingError
+from culm.convert.family import Family, Fields
+from culm.convert.hf.families.decoder import (
+    FULL,
+    NAMES,
+    SLIDING,
+    in_layers,
+    read_attention,
+    read_balance_loss,
+    read_decoder,
+    read_windows,
+    the_only,
+    write_attention,
+    write_balance_loss,
+    write_decoder,
+    write_windows,
+)
+from culm.convert.rules import Rule, renamed
+from culm.model.config import TransformerConfig
+from culm.model.mlp.gated import SwiGLU
+from culm.model.mlp.moe import MoE
+
+MLP, OURS = "model.layers.#.mlp", "blocks.#.mlp.experts"
+PLAIN = NAMES | {
+    "blocks.#.attention.sinks": "model.layers.#.self_attn.sinks",
+    "blocks.#.mlp.router": f"{MLP}.router",
+    f"{OURS}.down.bias": f"{MLP}.experts.down_proj_bias",
+}
+
+
+# The sixteen numbers of four bits with two bits of exponent (OCP Microscaling 1.0).
+LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+
+
+def from_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
+    """blocks: (..., groups, 16) of two numbers a byte, the lower first; scales: (..., groups).
+
+    Gives (..., groups * 32) in bf16, which holds them exactly: scales are powers of two.
+    """
+    levels = torch.tensor(LEVELS, dtype=torch.bfloat16)
+    pairs = torch.stack((blocks & 15, blocks >> 4), -1).flatten(-2)
+    return torch.ldexp(levels[pairs.int()], scales[..., None].int() - 127).flatten(-2)
+
+
+def names(config: TransformerConfig) -> list[Rule]:
+    """Their matrices are (experts, inputs, outputs), with rows of gate and up in turns.
+
+    In MXFP4, as they are published, they are (experts, outputs, inputs); that is only read.
+    """
+
+    def unpacked(tensors: list[Tensor]) -> list[Tensor]:
+        return [from_mxfp4(*tensors)]
+
+    def unpacked_apart(tensors: list[Tensor]) -> list[Tensor]:
+        whole = from_mxfp4(*tensors)
+        return [whole[:, ::2], whole[:, 1::2]]
+
+    def apart(tensors: list[Tensor]) -> list[Tensor]:
+        return [tensors[0][..., ::2], tensors[0][..., 1::2]]
+
+    def together(tensors: list[Tensor]) -> list[Tensor]:
+        return [torch.stack(tensors, -1).flatten(-2)]
+
+    def turned(tensors: list[Tensor]) -> list[Tensor]:
+        return [tensor.transpose(1, 2) for tensor in tensors]
+
+    weights, biases = ((f"{OURS}.gate.{kind}", f"{OURS}.up.{kind}") for kind in ("weight", "bias"))
+    packed = [
+        tuple(f"{MLP}.experts.{part}_proj_{kind}" for kind in ("blocks", "scales"))
+        for part in ("gate_up", "down")
+    ]
+    return [
+        Rule(weights, packed[0], unpacked_apart),
+        Rule((f"{OURS}.down.weight",), packed[1], unpacked),
+        *renamed(PLAIN),
+        Rule(weights, (f"{MLP}.experts.gate_up_proj",), lambda t: turned(apart(t)),
+             lambda t: together(turned(t))),
+        Rule(biases, (f"{MLP}.experts.gate_up_proj_bias",), apart, together),
+        Rule((f"{OURS}.down.weight",), (f"{MLP}.experts.down_proj",), turned, turned),
+    ]  # fmt: skip
+
+
+def read(fields: Fields) -> dict[str, Any]:
+    fields.only("hidden_act", "silu")
+    fields.only("swiglu_alpha", 1.702)
+    fields.only("swiglu_limit", 7.0)
+    fields.drop("experts_per_token", "initial_context_length")
+    packing = fields.take("quantization_config", None) or {"quant_method": "mxfp4"}
+    if not isinstance(packing, dict) or packing.get("quant_method") != "mxfp4":
+        raise SettingError(f"quantization_config: {packing!r} is not read here, only mxfp4")
+    values, bias = read_decoder(fields), fields.take("attention_bias", True)
+    moe = {
+        "kind": "moe",
+        "hidden": values["mlp"]["hidden"],
+        "experts": fields.take("num_local_experts"),
+        "top_k": fields.take("num_experts_per_tok"),
+        "activation": "clamped",
+        "bias": True,
+    }
+    moe = read_balance_loss(fields, moe, values["layers"])
+    attention = read_attention(fields, values["context"])
+    attention |= {"bias": bias, "out_bias": bias, "sink_logits": True}
+    windows = read_windows(fields, values["layers"], default=(SLIDING, FULL))
+    return {**values, "mlp": moe, "attention": in_layers(attention, windows)}
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    moe = the_only(config.mlp, MoE, "mlp", "gpt_oss")
+    return {
+        **write_decoder(config, SwiGLU(hidden=moe.hidden), "gpt_oss"),
+        **write_attention(config, "gpt_oss"),
+        **write_windows(config),
+        "attention_bias": config.attention[0].out_bias,
+        "num_local_experts": moe.experts,
+        "num_experts_per_tok": moe.top_k,
+        **write_balance_loss(moe, config.layers),
+        "swiglu_alpha": 1.702,
+        "swiglu_limit": 7.0,
+    }
+
+
+GPT_OSS = Family("gpt_oss", read, write, names, "GptOssForCausalLM")

@@ -1,0 +1,55 @@
+"""Phi-3: Llama whose q, k and v, and whose gate and up, are one matrix (arXiv 2404.14219)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from culm.convert.family import Family, Fields
+from culm.convert.hf.families.decoder import (
+    NAMES,
+    gated,
+    in_layers,
+    read_attention,
+    read_decoder,
+    read_windows,
+    the_only,
+    write_line,
+)
+from culm.convert.rules import Rule, join, renamed, split
+from culm.model.attention.gqa import GQA
+from culm.model.config import TransformerConfig
+
+FUSED = ("attention.q", "attention.k", "attention.v", "mlp.gate", "mlp.up")
+
+
+def names(config: TransformerConfig) -> list[Rule]:
+    attention = the_only(config.attention, GQA, "attention", "phi3")
+    hidden = gated(config, "phi3").inner(config.width)
+    q, k = (count * attention.head_dim for count in (attention.heads, attention.kv_heads))
+    parts = tuple(f"blocks.#.{part}" for part in FUSED)
+    qkv, gates = "model.layers.#.self_attn.qkv_proj", "model.layers.#.mlp.gate_up_proj"
+    return [
+        *renamed({ours: theirs for ours, theirs in NAMES.items() if not ours.endswith(FUSED)}),
+        Rule(parts[:3], (qkv,), split(q, k, k), join),
+        Rule(parts[3:], (gates,), split(hidden, hidden), join),
+    ]
+
+
+def read(fields: Fields) -> dict[str, Any]:
+    values = read_decoder(fields)
+    fields.drop("original_max_position_embeddings", "embd_pdrop")
+    attention = read_attention(fields, values["context"], partial=True)
+    windows = read_windows(fields, values["layers"])
+    dropout = {"dropout": fields.take("resid_pdrop", 0.0)}
+    return {**values, "attention": in_layers(attention, windows), "residual": dropout}
+
+
+def write(config: TransformerConfig) -> dict[str, Any]:
+    return {
+        **write_line(config, "phi3"),
+        "sliding_window": config.attention[0].window,
+        "resid_pdrop": config.residual.dropout,
+    }
+
+
+PHI3 = Family("phi3", read, write, names, "Phi3ForCausalLM")

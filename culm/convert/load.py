@@ -1,0 +1,206 @@
+"""Any model that Culm reads, by what its path is: ready to use, or to be trained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from culm.adapt.merge import merge_verified
+from culm.adapt.multi_lora import attach_adapters
+from culm.adapt.quantize.linear import is_quantized
+from culm.config import SettingError
+from culm.convert import gguf, hf, llama2c, native, peft
+from culm.convert.peft.settings import base_of
+from culm.device import choose_device, choose_precision
+from culm.dtype import DTYPES, dtype_of
+from culm.model.backend import place
+from culm.model.transformer import Transformer
+from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
+
+KNOWN = "a run, model, adapter or Hugging Face folder, a .gguf file, or a llama2.c .bin file"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def read(
+    path: str | Path,
+    device: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    adapter: str | Path | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
+    mtp: bool = True,
+) -> tuple[Transformer, Tokenizer]:
+    """The parts of `culm.load`. mtp: keep heads of multi-token prediction, where there are any;
+    plain decoding is faster without.
+    """
+    if adapter is not None and adapters:
+        raise SettingError("adapters: one for all requests (adapter) leaves no choice; give either")
+    chosen = choose_device(device)
+    kind = None if dtype in (None, "auto") else dtype_of(dtype)
+    if kind == torch.float16 and chosen.type == "cpu":
+        raise SettingError("dtype: float16 has no fast products on a CPU; take bfloat16")
+    model, tokenizer = load_model(path, chosen)
+    if not mtp:
+        model.drop_mtp()
+    if adapter is not None:
+        load_adapter(model, adapter)
+    if adapters:
+        load_adapters(model, adapters)
+    if kind is None:
+        kind = _choose(model, chosen, fastest=dtype == "auto")
+    for weight in model.parameters():  # not the buffers: angles and scales keep their precision
+        weight.data = weight.data.to(kind)
+    return place(model, chosen, kind), tokenizer
+
+
+def _choose(model: Transformer, device: torch.device, fastest: bool) -> torch.dtype:
+    # The fast kernels for weights of few bits take bf16; they are what such a model is for.
+    if is_quantized(model):
+        return torch.bfloat16
+    if fastest:
+        return DTYPES[choose_precision(device)]
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def load_model(
+    path: str | Path, device: torch.device | str = "cpu", tokenizer: str | Path | None = None
+) -> tuple[Transformer, Tokenizer]:
+    """The model and tokenizer of a run or model folder, a Hugging Face folder or hub id, a `.gguf`,
+    or a `.bin` of llama2.c. A folder with an adapter is read as its base with the adapter merged.
+
+    tokenizer: the file beside a `.bin`, which has none within.
+
+    Raises:
+        SettingError: nothing there can be read; the message says what can.
+    """
+    if not str(path):
+        raise SettingError("model: its name is empty")
+    name, path = str(path), find_model(path)
+    if native.is_model(path):
+        return native.load(path, device)
+    if hf.is_model(path):
+        return hf.load(path, device)
+    if peft.is_adapter(path):
+        return _adapted(path, device)
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        return gguf.load(path, device)
+    if path.suffix == ".bin" and path.is_file():
+        if tokenizer is None:
+            raise SettingError(
+                f"{path}: a llama2.c file needs its tokenizer: culm import {path} OUT "
+                "--tokenizer FILE.bin makes a folder of both"
+            )
+        return llama2c.load(path, tokenizer, device)
+    if path.exists():
+        raise SettingError(f"{path}: cannot be read as a model; known: {KNOWN}")
+    if not HUB_ID.fullmatch(name):
+        raise SettingError(f"{path}: there is no such file or folder")
+    return load_model(download(name), device)
+
+
+def load_pretrained(name: str) -> tuple[Transformer, Tokenizer]:
+    """The model and tokenizer of a Hugging Face folder or hub id, to be trained on.
+
+    The tokenizer may have more tokens than the model has rows.
+
+    Raises:
+        SettingError: it is not there, or cannot be read.
+    """
+    path = Path(name).expanduser()
+    if not path.exists() and HUB_ID.fullmatch(name):
+        path = Path(download(name))
+    if not hf.is_model(path):
+        raise SettingError(f"{path}: no Hugging Face folder: there is no {hf.SETTINGS} in it")
+    return hf.load(path, grows=True)
+
+
+def _adapted(folder: Path, device: torch.device | str) -> tuple[Transformer, Tokenizer]:
+    """The base that an adapter names, with the adapter merged into it."""
+    base = base_of(folder)
+    if peft.is_adapter(find_model(base)):
+        raise SettingError(f"{folder}: its base {base} is an adapter too; import that one first")
+    try:
+        model, tokenizer = load_model(base, device)
+    except SettingError as error:
+        raise SettingError(f"{folder}: the base of this adapter: {error}") from None
+    peft.load(model, folder)
+    merge_verified(model)
+    if (folder / "tokenizer.json").is_file():  # it may have got another chat template
+        tokenizer = Tokenizer.load(folder)
+        check_vocabulary(tokenizer, model.config.vocabulary, folder)
+    return model, tokenizer
+
+
+def load_adapter(model: Transformer, path: str | Path) -> int:
+    """Put an adapter beside the layers of its base; gives how many.
+
+    path: its folder, the folder of the run that trained it, or a hub id.
+
+    Raises:
+        SettingError: there is none, it cannot be read, or it is for another base.
+    """
+    return peft.load(model, _adapter_folder(path))
+
+
+def load_adapters(model: Transformer, paths: Mapping[str, str | Path]) -> int:
+    """Put several adapters beside the layers of their one base, by name; gives to how many layers.
+
+    paths: as of `load_adapter`.
+
+    Raises:
+        SettingError: as `load_adapter`, or one adapts more than layers of the blocks. The model is
+            then as it was.
+    """
+    if not all(paths):
+        raise SettingError("adapters: a name is empty")
+    folders = {name: _adapter_folder(path) for name, path in paths.items()}
+    return attach_adapters(
+        model, {name: peft.beside(model, path) for name, path in folders.items()}
+    )
+
+
+def _adapter_folder(path: str | Path) -> Path:
+    name, path = str(path), Path(path).expanduser()
+    for folder in (path, path / "adapter"):
+        if peft.is_adapter(folder):
+            return folder
+    if path.exists() or not HUB_ID.fullmatch(name):
+        raise SettingError(f"{path}: there is no adapter, whose folder holds adapter_config.json")
+    return _adapter_folder(download(name))
+
+
+def find_model(path: str | Path) -> Path:
+    """The file or folder that holds the model of `path`, which may be a run or a quickstart."""
+    path = Path(path).expanduser()
+    if native.is_model(path) or hf.is_model(path):
+        return path
+    inner = next((path / name for name in ("model", "chat") if (path / name).is_dir()), None)
+    return path if inner is None else find_model(inner)
+
+
+def refuse_overwrite(source: str | Path, out: str | Path) -> None:
+    """Refuse to write over what is read: a model would be gone for a smaller copy of it.
+
+    Raises:
+        SettingError: naming the path.
+    """
+    if find_model(source).resolve() == Path(out).resolve():
+        raise SettingError(f"{out}: this is the model that is read; choose another name")
+
+
+def download(name: str) -> str:
+    wanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+    try:
+        return snapshot_download(name, allow_patterns=wanted)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        offline = isinstance(error, LocalEntryNotFoundError)
+        reason = (
+            "the hub cannot be reached: go online once, or give a folder"
+            if offline
+            else str(error).strip().splitlines()[0]
+        )
+        raise SettingError(f"{name}: no such folder, nor downloaded; {reason}") from None

@@ -1,0 +1,28 @@
+"""Buffers that training changes beside the parameters, by a rule and not by a gradient."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+
+class RuleUpdatedBuffers:
+    """A module that has such buffers; checkpoints hold them.
+
+    rule_updated: their names; one that is None in a module is left out.
+    """
+
+    rule_updated: ClassVar[tuple[str, ...]]
+
+
+def rule_updated(root: nn.Module) -> dict[str, Tensor]:
+    """All of them by name."""
+    found: dict[str, Tensor] = {}
+    for prefix, module in root.named_modules():
+        buffers = dict(module.named_buffers(recurse=False))
+        if isinstance(module, RuleUpdatedBuffers):
+            for name, buffer in buffers.items():
+                if name in module.rule_updated:
+                    found[f"{prefix}.{name}" if prefix else name] = buffer
+    return found

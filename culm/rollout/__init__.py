@@ -1,0 +1,1 @@
+"""On-policy batches: the model answers, a reward scores, the objective learns from it."""

@@ -1,0 +1,1 @@
+"""Where a run file becomes a trained model: settings, start, assembly, training."""

@@ -1,0 +1,108 @@
+"""What a run begins from, beside a model of its own settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from culm import log
+from culm.adapt.grow import grow
+from culm.config import Config, SettingError
+from culm.convert.load import load_pretrained, read
+from culm.model.transformer import Transformer
+from culm.tokenizer.marks import with_chat
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+class Pretrained(Config):
+    """Weights and tokenizer of another model; where it is, is said by one of the first two.
+
+    hf: a folder of Hugging Face, or an id on the hub, which is downloaded once.
+    path: a folder or file of any kind, those of a run too.
+    chat: give a tokenizer that has no chat template ours, with the special tokens of its turns.
+
+    Where the tokenizer has more tokens than the embedding, rows are added; see
+    `culm.adapt.grow`.
+    """
+
+    hf: str | None = Field(None, min_length=1)
+    path: str | None = Field(None, min_length=1)
+    chat: bool = False
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Pretrained:
+        if (self.hf is None) == (self.path is None):
+            raise ValueError("give hf or path, one of them")
+        return self
+
+    @property
+    def source(self) -> str:
+        """The folder, file or hub id."""
+        return self.hf or self.path or ""
+
+    def load(self) -> tuple[Transformer, Tokenizer]:
+        """In fp32 on the CPU.
+
+        Raises:
+            SettingError: it is not there, or cannot be read.
+        """
+        if self.hf is None:
+            model, tokenizer = _read(self.source)
+        else:
+            model, tokenizer = load_pretrained(self.hf)
+            model.dtype = torch.float32
+            for weight in model.parameters():
+                weight.data = weight.data.float()
+        known = tokenizer.vocabulary
+        if self.chat:
+            tokenizer = with_chat(tokenizer)
+        used = min(known, model.config.vocabulary)
+        if tokenizer.vocabulary > used:
+            grow(model, used, tokenizer.vocabulary)
+            log.say(
+                f"{self.source}: {tokenizer.vocabulary - used} tokens are new to the model; their "
+                f"rows begin as the mean of the other {used:,}. Beside an adapter they learn only "
+                f"with train.adapter.train_also={'embed' if model.config.tied else '[embed,head]'}."
+            )
+        return model, tokenizer
+
+
+def _tag(value: Any) -> str:
+    return "[hf]" if isinstance(value, Mapping | Pretrained) else "[path]"  # told in no message
+
+
+# A path (a run or model folder, a Hugging Face folder or id, a .gguf file), or more words about it.
+Start = Annotated[
+    Annotated[str, Tag("[path]")] | Annotated[Pretrained, Tag("[hf]")], Discriminator(_tag)
+]
+
+
+def model_id(start: str | Pretrained) -> str:
+    """The path or hub id of the model."""
+    return start.source if isinstance(start, Pretrained) else start
+
+
+def start_of(start: str | Pretrained) -> tuple[Transformer, Tokenizer]:
+    """What a run goes on from.
+
+    Raises:
+        SettingError: it cannot be read, or is not there.
+    """
+    try:
+        if isinstance(start, Pretrained):
+            return start.load()
+        return _read(start)
+    except SettingError as error:
+        if isinstance(start, Pretrained):
+            raise SettingError(f"start.{'hf' if start.hf else 'path'}: {error}") from None
+        if Path(start).exists():
+            raise
+        raise SettingError(f"start: {error}; train that first, or give another start=") from None
+
+
+def _read(path: str) -> tuple[Transformer, Tokenizer]:
+    return read(path, "cpu", torch.float32)

@@ -1,0 +1,318 @@
+"""A model with its tokenizer: the few calls that most programs need.
+
+>>> model = culm.load("runs/quickstart/chat")        # or a Hugging Face folder or id, or a .gguf
+>>> model.generate("Once upon a time", tokens=100, temperature=0.8, seed=1)
+>>> for piece in model.chat_stream("What is 17 + 25?"):
+...     print(piece, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from culm.adapt.multi_lora import adapter_names, adapter_rows, check_adapter
+from culm.convert.load import read
+from culm.engine.engine import Engine
+from culm.engine.request import Request
+from culm.engine.sampling import Sampling
+from culm.engine.speculation import check_speculation
+from culm.model.context import Context
+from culm.model.quantized_cache import CacheKind
+from culm.model.transformer import Transformer
+from culm.text.reply import Reply
+from culm.tokenizer.chat import Message
+from culm.tokenizer.tokenizer import Tokenizer
+
+SLOTS = 32  # prompts of a batch that run together
+
+Ids = Sequence[int] | np.ndarray | Tensor  # token ids, one after the other
+
+
+class LanguageModel:
+    """A Transformer and the Tokenizer that it was trained with.
+
+    Settings that all generating methods share: `tokens` is the most that is generated (None: to the
+    end of the model's context); `temperature`, `top_k`, `top_p`, `min_p` and `seed` are those of
+    `culm.engine.sampling.Sampling`; `stop` is a string, or several, that ends the text and does not
+    appear in it; `adapter` is the name of one that was loaded beside the model (None: the model
+    alone).
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        context: int | None = None,
+        cache: CacheKind = "plain",
+        speculate: bool = False,
+    ) -> None:
+        """context: tokens that a prompt and its continuation may have together; the model's, or
+        less, to save memory. cache: int8 or int4 keeps keys and values in few bits, for the same.
+        speculate: the model's heads of multi-token prediction draft what follows, and a token that
+        is accepted takes no step of its own (`culm.engine.speculation`); texts stay the same, but
+        for rounding.
+
+        Raises:
+            SettingError: the model has nothing to speculate with.
+        """
+        known = model.config.context
+        if context is not None and not 2 <= context <= known:
+            raise ValueError(f"context: {context} is not between 2 and the model's {known}")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.context = context or known
+        self.cache: CacheKind = cache
+        self.speculate = speculate
+        if speculate:
+            check_speculation(model)
+
+    def engine(self, slots: int, length: int) -> Engine:
+        """One for this model: `slots` requests at once, of up to `length` tokens."""
+        return Engine(
+            self.model, slots, length,
+            vocabulary=self.tokenizer.vocabulary, cache=self.cache, speculate=self.speculate,
+        )  # fmt: skip
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of those that stand beside the model, to be chosen for each call."""
+        return adapter_names(self.model)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids; names of special tokens are plain text."""
+        return self.tokenizer.encode(text)
+
+    def decode(self, ids: Ids) -> str:
+        """Text, without special tokens."""
+        return self.tokenizer.decode(_listed(ids))
+
+    @torch.no_grad()
+    def logits(self, ids: Ids, adapter: str | None = None) -> Tensor:
+        """ids: T tokens -> (T, V) fp32: row t scores the token after ids[t].
+
+        They may be more than the context, for which the model was not trained.
+        """
+        tokens = self._tokens(ids)
+        return self.model(tokens, self._context(tokens, adapter))[0]
+
+    @torch.no_grad()
+    def logprobs(self, ids: Ids, adapter: str | None = None) -> Tensor:
+        """ids: T tokens -> (T - 1,) fp32, natural log: element t is that of ids[t + 1]."""
+        tokens = self._tokens(ids)
+        context = self._context(tokens[:, :-1], adapter)
+        return self.model.logprobs(tokens[:, :-1], tokens[:, 1:], context)[0]
+
+    def generate(
+        self,
+        prompt: str | Ids | Sequence[str] | Sequence[Ids],
+        tokens: int | None = 64,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        adapter: str | None = None,
+    ) -> str | list[str]:
+        """The text that continues a prompt; a list of prompts is a batch and gives a list.
+
+        In a batch, prompt i draws with seed + i.
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
+        if isinstance(prompt, Iterator):
+            prompt = list(prompt)
+        single = not _is_batch(prompt)
+        requests = [
+            self.request(
+                self.prompt_ids(item), tokens,
+                replace(sampling, seed=None if seed is None else seed + i), adapter,
+            )
+            for i, item in enumerate([prompt] if single else prompt)
+        ]  # fmt: skip
+        pieces: list[list[str]] = [[] for _ in requests]
+        for index, piece in self._run(requests, stop):
+            pieces[index].append(piece)
+        texts = ["".join(parts) for parts in pieces]
+        return texts[0] if single else texts
+
+    def stream(
+        self,
+        prompt: str | Ids,
+        tokens: int | None = 64,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        adapter: str | None = None,
+    ) -> Iterator[str]:
+        """As `generate` for one prompt, in pieces as they come."""
+        sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
+        return self._stream(self.prompt_ids(prompt), tokens, stop, sampling, adapter)
+
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        tokens: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        adapter: str | None = None,
+    ) -> str:
+        """The assistant's answer to a question, or to messages of `role` and `content`."""
+        sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
+        return "".join(self._stream(self._chat_ids(messages), tokens, stop, sampling, adapter))
+
+    def chat_stream(
+        self,
+        messages: str | Sequence[Message],
+        tokens: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        adapter: str | None = None,
+    ) -> Iterator[str]:
+        """As `chat`, in pieces as they come."""
+        sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
+        return self._stream(self._chat_ids(messages), tokens, stop, sampling, adapter)
+
+    # -----------------------------------------------------------------------------------------
+
+    def prompt_ids(self, prompt: str | Ids) -> list[int]:
+        """Ids to continue: a text with what begins a document, so that "" is a prompt too."""
+        if not isinstance(prompt, str):
+            return _listed(prompt)
+        start = self.tokenizer.start
+        return [*start, *self.encode(prompt)] or [self.tokenizer.end_of_text]
+
+    def request(
+        self,
+        ids: Sequence[int],
+        tokens: int | None,
+        sampling: Sampling,
+        adapter: str | None = None,
+    ) -> Request:
+        """What the engine is asked; ValueError where the context is too short."""
+        room = self.context - len(ids)
+        wanted = max(room, 1) if tokens is None else tokens
+        if wanted > room:
+            raise ValueError(
+                f"tokens: a prompt of {len(ids)} tokens and {wanted} more do not fit into the "
+                f"context of {self.context}"
+            )
+        return Request(tuple(ids), wanted, sampling, self.tokenizer.stop_ids, adapter=adapter)
+
+    def _chat_ids(self, messages: str | Sequence[Message]) -> list[int]:
+        """The dialogue up to where the assistant speaks."""
+        if isinstance(messages, str):
+            return self.tokenizer.chat.prompt([{"role": "user", "content": messages}])
+        known = isinstance(messages, Sequence) and messages
+        if not known or not all(isinstance(message, Mapping) for message in messages):
+            raise ValueError("messages: give a question, or a list of role and content mappings")
+        return self.tokenizer.chat.prompt(messages)
+
+    def _stream(
+        self,
+        ids: Sequence[int],
+        tokens: int | None,
+        stop: str | Sequence[str] | None,
+        sampling: Sampling,
+        adapter: str | None,
+    ) -> Iterator[str]:
+        """What continues one prompt, in pieces."""
+        request = self.request(ids, tokens, sampling, adapter)
+        return (piece for _, piece in self._run([request], stop) if piece)
+
+    def _run(
+        self, requests: Sequence[Request], stop: str | Sequence[str] | None
+    ) -> Iterator[tuple[int, str]]:
+        """Pairs (index of the request, next piece of its text)."""
+        stops = [stop] if isinstance(stop, str) else stop or ()
+        length = max((len(r.prompt) + r.tokens for r in requests), default=1)
+        slots = min(max(len(requests), 1), SLOTS)
+        engine = self.engine(slots, length)
+        numbers = {engine.add(request): index for index, request in enumerate(requests)}
+        replies = [Reply(self.tokenizer, stops) for _ in requests]
+        while engine.busy:
+            for event in engine.step():
+                index = numbers[event.request]
+                yield index, replies[index].read(event)
+                if replies[index].stopped and not event.finish:
+                    engine.abort(event.request)
+
+    def _context(self, tokens: Tensor, adapter: str | None) -> Context:
+        """tokens: one row, read with the adapter."""
+        check_adapter(adapter, self.adapters)
+        rows = adapter_rows([adapter], self.adapters, self.model.device)
+        return replace(Context.plain(tokens), adapters=rows)
+
+    def _tokens(self, ids: Ids) -> Tensor:
+        size, row = self.model.config.vocabulary, _listed(ids)
+        outside = [token for token in row if not 0 <= token < size]
+        if outside:
+            raise ValueError(f"ids: token {outside[0]} is outside the vocabulary of {size}")
+        if not row:
+            raise ValueError("ids: they are empty; give at least one token")
+        return torch.tensor([row], device=self.model.device)
+
+
+def _listed(ids: Ids) -> list[int]:
+    """Plain numbers of one row."""
+    plain = ids.tolist() if isinstance(ids, np.ndarray | Tensor) else ids
+    try:
+        return [operator.index(token) for token in plain]
+    except TypeError:
+        raise ValueError("ids: these are no token ids; give whole numbers in one row") from None
+
+
+def _is_batch(prompt: Any) -> bool:
+    """Whether these are several prompts: texts or rows of ids; [] is a batch of none."""
+    if isinstance(prompt, np.ndarray | Tensor):
+        return prompt.ndim > 1
+    if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
+        raise ValueError("prompt: give a text, token ids, or a list of either")
+    rows = (str, Sequence, np.ndarray, Tensor)
+    return not isinstance(prompt, str) and all(isinstance(item, rows) for item in prompt)
+
+
+def load(
+    path: str | Path,
+    device: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    context: int | None = None,
+    adapter: str | Path | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
+    cache: CacheKind = "plain",
+    speculate: bool = False,
+) -> LanguageModel:
+    """A model from what `path` names: a run or model folder of Culm, a Hugging Face folder or hub
+    id, a `.gguf` file, or a folder with an adapter, which is merged into the base that it names.
+
+    device: "cpu", "cuda", "mps", "xpu"; "auto" takes the first CUDA device, else the CPU. dtype:
+    of weights and activations, such as "bfloat16"; "auto" takes the fastest here; if not given
+    float32 on a CPU, bfloat16 elsewhere and for quantised weights. context, cache, speculate: see
+    `LanguageModel`.
+    adapter: a folder of PEFT, or of the run that trained it, to stand beside the layers of `path`,
+    its base; `culm.adapt.merge` folds it in. adapters: several of them by name, of which each call
+    chooses one or none by `adapter=NAME`; the base is in memory once.
+
+    Raises:
+        SettingError: there is nothing there that can be read, or the adapter is for another base.
+    """
+    parts = read(path, device, dtype, adapter, adapters, mtp=speculate)
+    return LanguageModel(*parts, context, cache, speculate)

@@ -1,0 +1,67 @@
+"""`culm doctor`: what this machine offers."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, requires, version
+
+import torch
+from rich.console import Console
+
+from culm.device import choose_device, choose_precision, memory_bytes
+from culm.verbs.format import size
+
+
+def show_doctor() -> None:
+    """Print versions, device, precision, compiler, and the extras with what is missing of them."""
+    console = Console(highlight=False, soft_wrap=True)
+    device = choose_device("auto")
+    memory, name = memory_bytes(device), str(device)
+    if device.type == "cuda":
+        name = f"{name} ({torch.cuda.get_device_name(device)})"
+    compiler = next(
+        (found for found in ("c++", "g++", "clang++", "cl") if shutil.which(found)), None
+    )
+    for label, value in (
+        ("culm", version("culm")),
+        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        ("torch", str(torch.__version__)),
+        ("cores", f"{os.cpu_count()}, torch uses {torch.get_num_threads()}"),
+        ("device", name),
+        ("memory", size(memory) if memory else "unknown"),
+        ("precision", f"{choose_precision(device)} multiplies fastest"),
+        ("compiler", compiler or "none: train.compile=true needs a C++ compiler"),
+    ):
+        console.print(f"{label:<12}{value}", markup=False)
+    console.print("\n[bold]Extras[/]")
+    for extra, packages in extras().items():
+        missing = [package for package in packages if not _installed(package)]
+        told = f"pip install 'culm[{extra}]' (missing: {', '.join(missing)})" if missing else "here"
+        console.print(f"{extra:<12}{told}", markup=False)
+
+
+def extras() -> dict[str, list[str]]:
+    """Packages of each extra, as the installed distribution declares them."""
+    found: dict[str, list[str]] = {}
+    for line in requires("culm") or []:
+        package, _, marker = line.partition(";")
+        if "extra ==" in marker:
+            extra = marker.split("extra ==")[1].strip(" '\"")
+            found.setdefault(extra, []).append(_name(package))
+    return {extra: names for extra, names in found.items() if "culm" not in names}
+
+
+def _name(requirement: str) -> str:
+    """The distribution that a requirement is about: `pyarrow>=24` is about pyarrow."""
+    end = next((i for i, c in enumerate(requirement) if not (c.isalnum() or c in "-_.")), None)
+    return requirement[:end]
+
+
+def _installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True

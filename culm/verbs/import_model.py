@@ -1,0 +1,37 @@
+"""`culm import`: a model from elsewhere as a folder of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from culm.config import SettingError
+from culm.convert import hf, native, teaching_json
+from culm.convert.load import HUB_ID, download, find_model, load_model, refuse_overwrite
+
+
+def import_model(path: str | Path, out: str | Path, tokenizer: str | Path | None = None) -> str:
+    """Bring a model into a folder of ours, or a blueprint into a model settings file.
+
+    Gives one sentence about what was written.
+    """
+    out = Path(out)
+    refuse_overwrite(path, out)
+    if tokenizer is not None and Path(path).suffix != ".bin":
+        raise SettingError(f"--tokenizer: {path} has its own; only a .bin of llama2.c has none")
+    if Path(path).suffix == ".json" and Path(path).is_file():
+        config = teaching_json.read(path)
+        out = out if out.suffix in (".yaml", ".yml") else out.with_name(f"{out.name}.yaml")
+        teaching_json.write(config, out)
+        return f"{out}: settings of a model with {config.layers} layers of width {config.width}"
+    source = find_model(path)
+    if not source.exists() and HUB_ID.fullmatch(str(path)):
+        source = Path(download(str(path)))
+    if hf.is_model(source) and not native.is_model(source):  # one tensor at a time
+        config, weights, own = hf.parts(source)
+        native.stream(config, weights, own, out, str(source))
+    else:
+        model, own = load_model(source, tokenizer=tokenizer)
+        config = model.config
+        native.save(model, own, out)
+    millions = sum(p.numel() for p in config.build(device="meta").parameters()) / 1e6
+    return f"{out}: a model of {millions:,.2f} million parameters"

@@ -1,0 +1,88 @@
+"""`culm quantize`: a smaller model, and what it lost and won."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from culm.adapt.quantize import Method, Quantizers
+from culm.adapt.quantize.linear import QuantizedLinear
+from culm.config import SettingError, parse, read_value
+from culm.convert.export import read_whole, size_of, write_quantized
+from culm.convert.load import read
+from culm.data.calibration import calibration_rows
+from culm.eval.divergence import compare
+from culm.verbs.bench import decoding
+from culm.verbs.format import count, size
+
+NEW = 64  # tokens that are decoded to measure the speed
+ROUNDS = 3
+
+
+def show_quantized(
+    source: str, out: str, to: str, method: str, text: Sequence[str], device: str
+) -> None:
+    """Quantise a model and print size, speed, and with text the distance to the original.
+
+    Raises:
+        SettingError: the method needs text, or what is given does not go together.
+    """
+    quantizers = parse(Quantizers, read_value("to", to), "to")
+    how = parse(Method, read_value("method", method), "method")
+    if how.calibrated and not text:
+        raise SettingError(
+            f"calibrate: {how.kind} needs text; name a file, as in --calibrate book.txt"
+        )
+    model, tokenizer = read_whole(source, out, device)
+    rows = calibration_rows(text, tokenizer, model.config.context) if text else None
+    write_quantized(model, tokenizer, Path(out), quantizers, how, rows.seen if rows else None)
+    del model
+    lines = _lost(source, out, device, rows.held_out if rows else None)
+    console = Console(highlight=False, soft_wrap=True)
+    for label, value in (*lines, ("decoding", _speeds(source, out, device))):
+        console.print(f"{label:<12}{value}", markup=False)
+
+
+def _lost(source: str, out: str, device: str, rows: Tensor | None) -> list[tuple[str, str]]:
+    """Size, and the distance to the original: in fp32, so that only the weights differ."""
+    before, after = (read(path, device, torch.float32)[0].eval() for path in (source, out))
+    layers = [module for module in after.modules() if isinstance(module, QuantizedLinear)]
+    bits = 8 * sum(layer.weight_bytes for layer in layers)
+    weights = sum(layer.in_features * layer.out_features for layer in layers)
+    whole = 2 * sum(parameter.numel() for parameter in before.parameters())
+    lines = [
+        ("size", f"{size(size_of(Path(out)))} of weights, {size(whole)} before in bfloat16"),
+        ("bits", f"{bits / weights:.2f} a weight, in {len(layers)} layers"),
+    ]
+    if rows is None:
+        return lines
+    found = compare(before, after, rows)
+    tokens = f"on {count(found.tokens)} tokens that it was not calibrated on"
+    return [
+        *lines,
+        (
+            "perplexity",
+            f"{found.changed_perplexity:,.4f}, {found.perplexity:,.4f} before, {tokens}",
+        ),
+        ("divergence", f"{found.divergence:.5f} nats a token (KL from the original)"),
+        ("agreement", f"{100 * found.agreement:.2f} % of the likeliest tokens"),
+    ]
+
+
+def _speeds(source: str, out: str, device: str) -> str:
+    before, after = (_speed(path, device) for path in (source, out))
+    return f"{after:,.0f} tokens/s, {before:,.0f} before"
+
+
+def _speed(path: str, device: str) -> float:
+    """Tokens a second of one row, in the fastest precision that is here."""
+    model = read(path, device, "auto", mtp=False)[0].eval()
+    new = min(NEW, model.config.context // 2)
+    decode = decoding(model, 1, new, new)
+    decode()
+    return (new - 1) / statistics.median(decode() for _ in range(ROUNDS))

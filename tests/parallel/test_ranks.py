@@ -1,0 +1,118 @@
+"""The same run file on one rank and on two: the same steps."""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as distributed
+import yaml
+from safetensors.torch import load_file
+
+from culm.adapt.quantize.int8 import Int8Linear
+from culm.convert import native
+from culm.files import read_lines
+from culm.parallel.parallelize import Parallel, ParallelConfig
+from culm.run.settings import read_run
+from culm.run.train import train
+
+STAGES = ("pretrain", "sft", "dpo", "grpo")
+GRID = list(itertools.product(STAGES, (False, True), ("ddp", "fsdp")))
+
+
+def on_two_ranks(*runs: str) -> None:
+    """Runs (a file, settings after commas), one after the other in one pair of processes."""
+    script = Path(__file__).with_name("ranks.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    done = subprocess.run(
+        [*command, str(script), *runs],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def assert_same(one: Path, two: Path) -> None:
+    """Every step's facts, and the model that came of them."""
+    lines = [read_lines(folder / "metrics.jsonl") for folder in (one, two)]
+    for a, b in zip(*lines, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], abs=1e-5), two.name
+        for name in a.keys() - {"seconds"}:
+            assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-5), (two.name, name, a, b)
+    a, b = (read_lines(folder / "eval.jsonl")[-1] for folder in (one, two))
+    assert a.keys() == b.keys()
+    assert b.get("loss", 0) == pytest.approx(a.get("loss", 0), abs=1e-3)
+    models = [load_file(folder / "model" / "model.safetensors") for folder in (one, two)]
+    assert models[0].keys() == models[1].keys()
+    for name, weight in models[0].items():
+        torch.testing.assert_close(models[1][name], weight, atol=2e-3, rtol=0, msg=name)
+
+
+def test_two_ranks_follow_one(run_file: Callable[..., Path]) -> None:
+    """The objective grid: every stage, full and with adapters, in both layouts."""
+    files = {cell: run_file(cell[0], adapter=cell[1], steps=3) for cell in GRID}
+    again = run_file("dpo", steps=4)  # begun on one rank, ended on two
+    train(read_run(str(again), ["train.steps=2", f"folder={again}-two"])[0])
+    rounded = run_file("sft", qat="int8", steps=3)
+    further = run_file("pretrain", steps=3)
+    more = f"{further},model.mtp.depth=2"
+    on_two_ranks(
+        *(f"{more},parallel.replicas={data},folder={further}-{data}" for data in ("ddp", "fsdp")),
+        *(f"{file},parallel.replicas={cell[2]},folder={file}-two" for cell, file in files.items()),
+        f"{again},parallel.replicas=fsdp,folder={again}-two",
+        f"{rounded},parallel.replicas=fsdp,folder={rounded}-two",
+    )
+    for file in (*files.values(), again):
+        config, _ = read_run(str(file))
+        train(config)
+        assert_same(Path(config.folder), Path(f"{file}-two"))
+    config, _ = read_run(str(further), ["model.mtp.depth=2"])
+    train(config)
+    for data in ("ddp", "fsdp"):
+        assert_same(Path(config.folder), Path(f"{further}-{data}"))
+    config, _ = read_run(str(rounded))
+    train(config)
+    models = [native.load(f)[0] for f in (f"{config.folder}/model", f"{rounded}-two/model")]
+    one, two = ([m for m in model.modules() if isinstance(m, Int8Linear)] for model in models)
+    assert len(one) == len(two) == 15
+    for a, b in zip(one, two, strict=True):  # a weight between two steps may go either way
+        torch.testing.assert_close(b.dequantize(), a.dequantize(), atol=1e-2, rtol=0)
+
+
+def test_two_ranks_of_experts_follow_one(run_file: Callable[..., Path], tmp_path: Path) -> None:
+    """Losses within sequences, and biases that follow the load of the whole step."""
+    file = run_file("pretrain", steps=3, batch_size=8, micro_batch_size=2)
+    settings = yaml.safe_load(file.read_text())
+    settings["model"]["mlp"] = {
+        "kind": "moe", "experts": 4, "hidden": 16, "scores": "sigmoid", "selection_bias": True,
+        "bias_rate": 0.01, "sequence_balance_loss": 0.1, "z_loss": 0.01, "shared": 1,
+    }  # fmt: skip
+    file.write_text(yaml.safe_dump(settings))
+    layouts = ("ddp", "fsdp")
+    on_two_ranks(*(f"{file},parallel.replicas={name},folder={tmp_path}/{name}" for name in layouts))
+    config, _ = read_run(str(file))
+    train(config)
+    for name in layouts:
+        assert_same(Path(config.folder), tmp_path / name)
+    weights = load_file(tmp_path / "ddp" / "model" / "model.safetensors")
+    assert weights["blocks.1.mlp.router.selection"].abs().max() > 0.005
+
+
+def test_rows_that_do_not_divide_are_refused(run_file: Callable[..., Path]) -> None:
+    with pytest.raises(AssertionError, match=r"train\.batch_size: 5 does not divide over 2 ranks"):
+        on_two_ranks(str(run_file("sft", batch_size=5, micro_batch_size=5)))
+
+
+def test_packed_weights_are_not_sent_around(tmp_path: Path) -> None:
+    """Buffers are the same on all ranks; sending them before each forward would cost most of it."""
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1
+    )
+    try:
+        parallel = Parallel(torch.nn.BatchNorm1d(2), ranks=2, parallel=ParallelConfig())
+        assert not parallel._call.will_sync_module_buffers()
+    finally:
+        distributed.destroy_process_group()

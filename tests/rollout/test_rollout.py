@@ -1,0 +1,167 @@
+"""On-policy batches: what they hold, and that a model learns from them, and only from them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from culm.adapt.lora import LoRA
+from culm.batch import Batch
+from culm.model.attention.gqa import GQA
+from culm.model.config import TransformerConfig
+from culm.model.transformer import Transformer
+from culm.objective.grpo import GRPO, GRPOObjective
+from culm.optim.adamw import AdamW
+from culm.optim.schedule import Constant
+from culm.parallel.parallelize import Parallel, ParallelConfig
+from culm.parallel.ranks import Ranks
+from culm.rollout.buffer import Rollouts
+from culm.task.prompts import Prompts
+from culm.task.task import Question, Split
+from culm.tokenizer.bytes import Bytes
+from culm.train.trainer import Step, Trainer
+
+TOKENIZER = Bytes(specials=True).build()
+
+
+@dataclass(frozen=True)
+class LowerCase:
+    """Asks for letters: the share of lower-case ones among six is the score."""
+
+    name: str = "lower case"
+
+    def question(self, split: Split, index: int, seed: int) -> Question:
+        return Question(f"{(index + seed) % 7}", "abcdef")
+
+    def score(self, question: Question, reply: str) -> float:
+        return sum("a" <= character <= "z" for character in reply[:6]) / 6
+
+
+def model(seed: int) -> Transformer:
+    attention = GQA(heads=2, qk_norm="head")
+    config = TransformerConfig(
+        vocabulary=TOKENIZER.vocabulary, width=32, layers=1, context=32, attention=(attention,)
+    )
+    return config.build(seed)
+
+
+def rollouts(
+    objective: GRPOObjective, rows: int = 64, micro_rows: int = 64, seed: int = 0,
+    ranks: Ranks = Ranks(), tasks: Sequence = (LowerCase(),),
+) -> Rollouts:  # fmt: skip
+    return Rollouts(
+        objective, TOKENIZER, tasks, rows=rows, micro_rows=micro_rows, seed=seed, ranks=ranks
+    )
+
+
+def rewards(seed: int, shuffled: bool, steps: int = 40) -> list[float]:
+    config = GRPO(group=8, max_tokens=6, shuffled=shuffled)
+    objective = config.build(model(seed))
+    found: list[Step] = []
+    trainer = Trainer(
+        Parallel(objective, 1, ParallelConfig()),
+        AdamW(rate=1e-2, weight_decay=0.0).build(objective),
+        Constant(), hooks=[found.append],
+    )  # fmt: skip
+    trainer.fit(rollouts(objective, seed=seed), steps)
+    return [step.metrics["reward"] for step in found]
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def test_reward_rises_and_does_not_under_shuffled_rewards() -> None:
+    """Three seeds; the worst of each counts."""
+    for seed in range(3):
+        learned, control = rewards(seed, False), rewards(seed, True)
+        assert learned[0] == control[0] < 0.2  # the same first answers
+        assert mean(learned[-5:]) > 0.9
+        assert mean(control[-5:]) < 0.2
+
+
+def columns(batches: list[Batch]) -> list[tuple[list[int], float]]:
+    """Of each row the learned tokens and the advantage."""
+    return [
+        (targets[targets >= 0].tolist(), round(float(advantage), 5))
+        for batch in batches
+        for targets, advantage in zip(batch.targets, batch.extra["advantages"], strict=True)
+    ]
+
+
+def test_each_task_asks_its_questions_in_their_order(tmp_path) -> None:
+    """So that every line of a file is asked before any is asked again."""
+    tasks = []
+    for name in ("one", "two"):
+        lines = [{"prompt": f"{name} {n}", "answer": str(n)} for n in range(60)]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, lines)))
+        tasks.append(Prompts(name=name, path=str(tmp_path / name)))
+    objective = GRPO(group=2, max_tokens=2).build(model(0))
+    asked = rollouts(objective, rows=4, micro_rows=4, tasks=tasks)
+    prompts = [asked._question(index)[1].prompt for index in range(80)]
+    assert len(set(prompts)) == 80
+
+
+def test_a_step_does_not_depend_on_how_it_is_divided() -> None:
+    """Not on micro-batches, nor on ranks (one after the other here), nor on earlier steps."""
+    objective = GRPO(group=4, max_tokens=5).build(model(0))
+    whole = rollouts(objective, rows=32, micro_rows=32)
+    whole.step(1)
+    expected = columns(whole.step(2))
+    assert len(expected) == 32
+    assert columns(rollouts(objective, rows=32, micro_rows=8).step(2)) == expected
+    divided = [rollouts(objective, 32, 16, ranks=Ranks(rank, 2)).step(2) for rank in range(2)]
+    assert [row for part in divided for row in columns(part)] == expected
+    assert columns(whole.step(3)) != expected
+
+
+def test_shuffling_deals_out_over_the_whole_step() -> None:
+    """The same rewards; a group's own are not kept together."""
+    config = GRPO(group=4, scale="none", max_tokens=5)
+    true, dealt = (
+        rollouts(config.model_copy(update={"shuffled": shuffled}).build(model(0))).step(0)
+        for shuffled in (False, True)
+    )
+    assert [tokens for tokens, _ in columns(true)] == [tokens for tokens, _ in columns(dealt)]
+    assert true[0].metrics["reward"] == dealt[0].metrics["reward"]
+    groups = [
+        [sorted(advantage for _, advantage in columns(part)[at : at + 4]) for at in range(0, 64, 4)]
+        for part in (true, dealt)
+    ]
+    assert groups[0] != groups[1]
+
+
+def test_only_the_answer_is_learned_with_its_end() -> None:
+    objective = GRPO(group=4, max_tokens=5).build(model(0))
+    for batch in rollouts(objective, 16, 8).step(0):
+        assert batch.size == int((batch.targets >= 0).sum()) + sum(_prompt_lengths(batch))
+        for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
+            answer = targets[targets >= 0].tolist()
+            ends = [index for index, token in enumerate(answer) if token in TOKENIZER.stop_ids]
+            assert ends in ([], [len(answer) - 1])
+            assert len(answer) == 5 or ends
+            prompt = tokens[: int((targets >= 0).nonzero()[0]) + 1].tolist()
+            assert TOKENIZER.decode(prompt, specials=True).endswith("<|assistant|>")
+
+
+def _prompt_lengths(batch: Batch) -> list[int]:
+    return [int((targets >= 0).nonzero()[0]) for targets in batch.targets]
+
+
+def test_dropout_is_off_while_sampling_and_learning() -> None:
+    base = model(0)
+    LoRA(dropout=0.9).apply(base, seed=0)
+    for parameter in base.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    objective = GRPO(group=4, max_tokens=5).build(base)
+    batch = rollouts(objective, 16, 16).step(0)[0]
+    assert float(objective(batch).total.detach()) == float(objective(batch).total.detach())
+
+
+@pytest.mark.parametrize(("rows", "micro_rows"), [(10, 8), (16, 6)])
+def test_groups_stay_whole(rows: int, micro_rows: int) -> None:
+    with pytest.raises(ValueError, match=r"batch_size: \d+ is not a multiple of group=8"):
+        rollouts(GRPO(group=8).build(model(0)), rows, micro_rows)

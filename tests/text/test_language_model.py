@@ -1,0 +1,305 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import culm
+from culm.config import SettingError
+from culm.convert import native
+from culm.model.attention.gqa import GQA
+from culm.model.config import TransformerConfig
+from culm.text.language_model import LanguageModel, load
+from culm.text.reply import Reply
+from culm.tokenizer.bytes import Bytes
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Bytes(specials=True).build()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer) -> LanguageModel:
+    torch.set_num_threads(1)
+    attention = GQA(heads=2, kv_heads=1, qk_norm="head")
+    config = TransformerConfig(
+        vocabulary=tokenizer.vocabulary, width=32, layers=2, context=128, attention=(attention,)
+    )
+    return LanguageModel(config.build(seed=1), tokenizer)
+
+
+def test_encode_and_decode_are_inverse(model):
+    text = "Größe 東京 🙂 <|end|>\n"
+    assert model.decode(model.encode(text)) == text
+
+
+def test_logits_and_logprobs_agree(model):
+    ids = model.encode("hello")
+    logits = model.logits(ids)
+    assert logits.shape == (5, model.tokenizer.vocabulary)
+    assert logits.dtype == torch.float32
+    picked = logits[:-1].log_softmax(-1).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
+    torch.testing.assert_close(model.logprobs(ids), picked, atol=1e-5, rtol=0)
+    assert model.logprobs(ids[:1]).shape == (0,)
+
+
+@pytest.mark.parametrize("ids", [[], [3, 9999], [-1]])
+def test_bad_ids_are_refused(model, ids):
+    with pytest.raises(ValueError, match="ids: "):
+        model.logits(ids)
+
+
+def test_generate_text_ids_and_batches(model):
+    one = model.generate("abc", tokens=12, temperature=0)
+    assert isinstance(one, str)
+    assert one == model.generate(model.encode("abc"), tokens=12, temperature=0)
+    assert [one, model.generate("x", tokens=12, temperature=0)] == model.generate(
+        ["abc", "x"], tokens=12, temperature=0
+    )
+    assert model.generate([model.encode("abc")], tokens=12, temperature=0) == [one]
+    assert model.generate("", tokens=3, temperature=0) is not None
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_keys_and_values_in_few_bits(model, kind):
+    small = LanguageModel(model.model, model.tokenizer, cache=kind)
+    exact = [m.generate("abc", tokens=20, temperature=0) for m in (small, model)]
+    assert exact[0][:3] == exact[1][:3]  # the newest tokens are kept as they are
+    with pytest.raises(SettingError, match="cache: 'int2' is not one of plain, int8, int4"):
+        LanguageModel(model.model, model.tokenizer, cache="int2").generate("abc")
+
+
+def test_ids_may_be_arrays_and_tensors(model):
+    ids = model.encode("abc")
+    said = model.generate(ids, tokens=12, temperature=0)
+    for row in (np.array(ids), torch.tensor(ids), tuple(ids), list(np.array(ids, np.int32))):
+        assert model.generate(row, tokens=12, temperature=0) == said
+        assert "".join(model.stream(row, tokens=12, temperature=0)) == said
+        assert model.decode(row) == "abc"
+        assert torch.equal(model.logits(row), model.logits(ids))
+        assert torch.equal(model.logprobs(row), model.logprobs(ids))
+    for batch in (np.array([ids, ids]), torch.tensor([ids, ids]), [np.array(ids), ids]):
+        assert model.generate(batch, tokens=12, temperature=0) == [said, said]
+    assert model.generate([]) == []
+
+
+def test_prompts_may_come_one_by_one(model):
+    said = model.generate(["abc", "x"], tokens=12, temperature=0)
+    assert model.generate(iter(["abc", "x"]), tokens=12, temperature=0) == said
+
+
+@pytest.mark.parametrize("prompt", [b"abc", {"abc": 1}, 3, None])
+def test_what_is_no_prompt_is_refused_in_a_sentence(model, prompt):
+    with pytest.raises(ValueError, match=r"^prompt: give a text, token ids, or a list of either"):
+        model.generate(prompt)
+
+
+@pytest.mark.parametrize("messages", [[], ["hi"], {"role": "user"}, None])
+def test_what_is_no_dialogue_is_refused_in_a_sentence(model, messages):
+    for ask in (model.chat, model.chat_stream):
+        with pytest.raises(ValueError, match=r"^messages: give a question, or a list of"):
+            ask(messages)
+
+
+@pytest.mark.parametrize("ids", [[0.5], [1, "a"], np.array([1.0]), torch.ones(2), [[[1]]], [None]])
+def test_what_is_no_id_is_refused_in_a_sentence(model, ids):
+    with pytest.raises(ValueError, match=r"^ids: these are no token ids; give whole numbers"):
+        model.generate(ids)
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"), [([3, 9999], "prompt: token 9999"), ([[]], "empty"), (np.array([]), "empty")]
+)
+def test_ids_that_cannot_be_continued_are_refused(model, ids, words):
+    with pytest.raises(ValueError, match=words):
+        model.generate(ids, tokens=2)
+
+
+def test_more_tokens_than_the_context_are_scored(model):
+    ids = model.encode("ab" * 100)
+    assert model.logits(ids).shape[0] == 200 > model.context
+    assert model.logits(ids).isfinite().all()
+    torch.testing.assert_close(model.logits(ids)[:100], model.logits(ids[:100]))
+    assert model.logprobs(np.array(ids)).shape == (199,)
+
+
+def test_seeds_decide_and_differ_in_a_batch(model):
+    first = model.generate("abc", tokens=20, seed=4)
+    assert first == model.generate("abc", tokens=20, seed=4)
+    assert first != model.generate("abc", tokens=20, seed=5)
+    batch = model.generate(["abc", "abc"], tokens=20, seed=4)
+    assert batch == [first, model.generate("abc", tokens=20, seed=5)]
+
+
+def test_stream_joins_to_generate(model):
+    whole = model.generate("abc", tokens=40, seed=2)
+    assert "".join(model.stream("abc", tokens=40, seed=2)) == whole
+
+
+def test_stop_strings_end_the_text(model):
+    whole = model.generate("abc", tokens=60, seed=2)
+    stop = whole[9:12]
+    cut = model.generate("abc", tokens=60, seed=2, stop=["never there", stop])
+    assert cut == whole[: whole.index(stop)]
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_a_stop_string_ends_its_own_text_of_a_batch(model, first):
+    """In whatever slot it stands: the others move up."""
+    prompts = ["abc", "xyz!", "hello there"]
+    whole = model.generate(prompts, tokens=12, temperature=0)
+    stop = whole[first][3:5]
+    cut = model.generate(prompts, tokens=12, temperature=0, stop=stop)
+    assert cut == [text.split(stop)[0] for text in whole]
+    assert len(cut[first]) < len(whole[first])
+
+
+def test_the_context_may_be_shorter_than_the_models(model, tmp_path):
+    native.save(model.model, model.tokenizer, tmp_path / "model")
+    short = load(tmp_path / "model", context=16)
+    assert short.context == 16
+    said = short.generate("abc", tokens=None, temperature=0)
+    assert model.generate("abc", tokens=13, temperature=0) == said
+    with pytest.raises(ValueError, match="do not fit into the context of 16"):
+        short.generate("abc", tokens=14)
+    for wrong in (1, 129):
+        with pytest.raises(ValueError, match=f"context: {wrong} is not between 2 and"):
+            load(tmp_path / "model", context=wrong)
+
+
+def test_chat_takes_a_text_or_messages(model):
+    messages = [{"role": "user", "content": "hi"}]
+    answer = model.chat("hi", tokens=15, temperature=0)
+    assert answer == model.chat(messages, tokens=15, temperature=0)
+    assert answer == "".join(model.chat_stream("hi", tokens=15, temperature=0))
+    assert isinstance(model.chat("hi", seed=1), str)  # to the end of the context
+
+
+def test_what_does_not_fit_is_refused(model):
+    with pytest.raises(ValueError, match="context of 128"):
+        model.generate("a" * 100, tokens=64)
+    with pytest.raises(ValueError, match="context of 128"):
+        model.generate("a" * 200, tokens=None)
+
+
+def test_generation_ends_at_a_stop_token(model, tokenizer):
+    class Says(torch.nn.Module):
+        """A head that spells out a text and ends it."""
+
+        def __init__(self, ids: list[int]) -> None:
+            super().__init__()
+            self.ids = iter(ids)
+
+        def forward(self, x):
+            scores = torch.zeros(*x.shape[:-1], tokenizer.vocabulary)
+            scores[..., next(self.ids)] = 9.0
+            return scores
+
+    head, model.model.head = model.model.head, Says([*b"fine.", tokenizer.end_of_turn, *b"no"])
+    try:
+        assert model.chat("how are you?", temperature=0) == "fine."
+    finally:
+        model.model.head = head
+
+
+# -- Reply ------------------------------------------------------------------------------------
+
+
+def shown(tokenizer, text: str, stops: list[str]) -> tuple[list[str], bool]:
+    reply, ids = Reply(tokenizer, stops), tokenizer.encode(text)
+    pieces = [reply.push(id) for id in ids]
+    return [*pieces, reply.finish()], reply.stopped
+
+
+def test_characters_are_held_until_whole(tokenizer):
+    pieces, stopped = shown(tokenizer, "é🙂!", [])
+    assert pieces == ["", "é", "", "", "", "🙂", "!", ""]
+    assert not stopped
+
+
+def test_an_unfinished_character_is_flushed(tokenizer):
+    reply = Reply(tokenizer)
+    assert reply.push(0xF0) == ""
+    assert reply.push(0x9F) == ""
+    assert reply.finish() == "\ufffd"
+
+
+def test_stop_strings_match_over_tokens_and_are_held_back(tokenizer):
+    assert shown(tokenizer, "ab\n\nUser: x", ["\n\nUser"]) == (["a", "b"] + [""] * 10, True)
+    assert shown(tokenizer, "a\n\nUs!", ["\n\nUser"])[0] == ["a", "", "", "", "", "\n\nUs!", ""]
+    assert shown(tokenizer, "aab", ["aab"]) == (["", "", "", ""], True)
+    assert shown(tokenizer, "aaab", ["aab"]) == (["", "", "a", "", ""], True)
+    assert shown(tokenizer, "xy", ["yz"]) == (["x", "", "y"], False)
+
+
+def test_an_empty_stop_string_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="stop: "):
+        Reply(tokenizer, [""])
+
+
+# -- load -------------------------------------------------------------------------------------
+
+
+def test_load_names_what_it_cannot_read(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(SettingError, match="no such file"):
+        load(tmp_path / "missing")
+    for name in ("empty", "notes.txt"):
+        with pytest.raises(SettingError, match=f"{name}: cannot be read as a model; known: a run"):
+            load(tmp_path / name)
+    (tmp_path / "stories.bin").write_bytes(b"")
+    with pytest.raises(SettingError, match=r"culm import .*stories\.bin OUT --tokenizer"):
+        load(tmp_path / "stories.bin")
+    with pytest.raises(SettingError, match="device: 'abacus'"):
+        load(tmp_path, device="abacus")
+    with pytest.raises(SettingError, match="dtype: 'int3'"):
+        load(tmp_path, dtype="int3")
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    """A run folder."""
+    config = TransformerConfig(
+        vocabulary=tokenizer.vocabulary, width=16, layers=1, attention=(GQA(heads=2),)
+    )
+    native.save(config.build(), tokenizer, tmp_path / "model")
+    return tmp_path
+
+
+def test_load_finds_the_model_of_a_run_and_sets_its_precision(folder):
+    plain = culm.load(folder, device="cpu")
+    assert plain.model.embed.weight.dtype == plain.model.dtype == torch.float32
+    assert plain.model.head.weight is plain.model.embed.weight
+    half = culm.load(folder / "model", device="cpu", dtype="bfloat16")
+    assert half.model.embed.weight.dtype == half.model.dtype == torch.bfloat16
+    assert half.model.rotations[0].frequencies.dtype == torch.float32
+    torch.testing.assert_close(half.logits([1, 2]), plain.logits([1, 2]), atol=0.05, rtol=0)
+    assert culm.load(folder, device="cpu", dtype="bf16").model.dtype == torch.bfloat16
+    with pytest.raises(SettingError, match="dtype: float16"):
+        culm.load(folder, device="cpu", dtype="float16")
+
+
+@pytest.mark.parametrize("fastest", ["bf16", "fp32"])
+def test_load_takes_the_fastest_precision_where_asked(folder, monkeypatch, fastest):
+    monkeypatch.setattr("culm.convert.load.choose_precision", lambda device: fastest)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[fastest]
+    model = culm.load(folder, device="cpu", dtype="auto").model
+    assert model.dtype == model.embed.weight.dtype == dtype
+
+
+def test_import_is_light():
+    code = (
+        "import sys, json, culm; culm.__version__;"
+        "print(json.dumps([m for m in ('torch', 'numpy', 'fastapi') if m in sys.modules]))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(told.stdout) == []
+    assert culm.load is load
+    assert culm.LanguageModel is LanguageModel
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = culm.lode

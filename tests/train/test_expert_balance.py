@@ -1,0 +1,233 @@
+"""Auxiliary losses and selection biases in the one loop: right however a step is cut."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from culm.batch import IGNORED, Batch, Loss
+from culm.config import parse
+from culm.files import read_lines
+from culm.model.attention.gqa import GQA
+from culm.model.config import TransformerConfig
+from culm.model.mlp.moe import MoE
+from culm.model.transformer import Transformer
+from culm.objective.grpo import GRPO
+from culm.objective.next_token import NextToken
+from culm.objective.preference import Preference
+from culm.optim.schedule import Constant
+from culm.parallel.parallelize import Parallel, ParallelConfig, compile_blocks, recompute
+from culm.run.settings import RunConfig
+from culm.run.train import train
+from culm.train.expert_balance import Balance, move
+from culm.train.trainer import Step, Trainer
+
+LENGTHS = (3, 9, 12, 5, 2, 7, 12, 4)
+EXACT = {"sequence_balance_loss": 0.5, "z_loss": 0.1, "bias_rate": 0.01, "selection_bias": True}
+
+
+def model(**settings: object) -> Transformer:
+    moe = MoE(**{"experts": 4, "top_k": 2, "hidden": 16, **settings})  # type: ignore[arg-type]
+    config = TransformerConfig(
+        vocabulary=31, width=16, layers=2, context=12, attention=(GQA(heads=2),), mlp=(moe,)
+    )
+    built = config.build(0)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(5)
+    return built
+
+
+def rows() -> Batch:
+    """Eight rows of unequal length, in which every other token is learned."""
+    chance = torch.Generator().manual_seed(1)
+    tokens = torch.randint(31, (8, 12), generator=chance)
+    targets = torch.full((8, 12), IGNORED)
+    for row, count in enumerate(LENGTHS):
+        targets[row, : count - 1 : 2] = tokens[row, 1:count:2]
+    lengths, weight = torch.tensor(LENGTHS), int((targets >= 0).sum())
+    positions = torch.arange(12).expand(8, 12)
+    return Batch(tokens, targets, positions, None, weight, sum(LENGTHS), lengths=lengths)
+
+
+def cut(batch: Batch, *sizes: int) -> list[Batch]:
+    parts = zip(
+        *(t.split(sizes) for t in (batch.tokens, batch.targets, batch.positions)),
+        torch.tensor(LENGTHS).split(sizes), strict=True,
+    )  # fmt: skip
+    return [
+        Batch(
+            tokens[:, : lengths.max()], targets[:, : lengths.max()], positions[:, : lengths.max()],
+            None, int((targets >= 0).sum()), int(lengths.sum()), lengths=lengths,
+        )
+        for tokens, targets, positions, lengths in parts
+    ]  # fmt: skip
+
+
+class Given:
+    def __init__(self, step: Callable[[int], list[Batch]]) -> None:
+        self.step = step
+
+
+def fit(
+    built: Transformer, step: Callable[[int], list[Batch]], steps: int = 1, rate: float = 0.0
+) -> list[Step]:
+    facts: list[Step] = []
+    objective = NextToken().build(built)
+    optimizer = torch.optim.AdamW(built.parameters(), lr=rate, weight_decay=0.0)
+    if not rate:
+        optimizer = torch.optim.SGD(built.parameters(), lr=1.0)  # type: ignore[assignment]
+    trainer = Trainer(
+        Parallel(objective, 1, ParallelConfig()), optimizer, Constant(), clip=1e9,
+        hooks=[facts.append],
+        between=Balance(built),
+    )  # fmt: skip
+    trainer.fit(Given(step), steps)
+    return facts
+
+
+def after(batches: list[Batch], **settings: object) -> tuple[Step, dict[str, Tensor]]:
+    built = model(**settings)
+    (step,) = fit(built, lambda number: batches)
+    return step, built.state_dict()
+
+
+@pytest.mark.parametrize("sizes", [(1, 7), (3, 1, 4), (1,) * 8])
+def test_a_step_does_not_depend_on_how_it_is_cut(sizes: tuple[int, ...]) -> None:
+    """Padding, learned tokens and lengths differ between the parts."""
+    (one, weights), (two, others) = after([rows()], **EXACT), after(cut(rows(), *sizes), **EXACT)
+    assert two.metrics == pytest.approx(one.metrics, abs=1e-5)
+    assert two.loss == pytest.approx(one.loss, abs=1e-5)
+    assert one.metrics["auxiliary"] > 0.4
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, atol=2e-5, rtol=1e-4)
+    assert any(w.abs().max() > 0 for name, w in weights.items() if "selection" in name)
+
+
+def test_the_auxiliary_loss_is_a_mean_over_the_tokens_read() -> None:
+    """It stands beside the mean over learned tokens, whatever their share is."""
+    found, fewer = rows(), rows()
+    fewer.targets[:, 2:] = IGNORED
+    fewer = replace(fewer, weight=int((fewer.targets >= 0).sum()))
+    values = [after([batch], balance_loss=1.0)[0].metrics["auxiliary"] for batch in (found, fewer)]
+    assert values[0] == pytest.approx(values[1])
+    assert 1.9 < values[0] < 8  # two layers, each 1 where all is even and 4 where one gets all
+    plain = after([found])[0]
+    assert after([found], balance_loss=1.0)[0].loss == plain.loss
+    assert plain.metrics["auxiliary"] == 0
+    loss = Loss(torch.tensor(6.0), auxiliary=torch.tensor(10.0))
+    assert loss.mean(2, 5) == 5
+
+
+def test_every_objective_brings_the_losses_of_experts() -> None:
+    """Those of the model that learns, not of the reference; and a gradient for its router."""
+    batch, tokens = rows(), sum(LENGTHS)
+    extra = {"advantages": torch.zeros(8), "scales": torch.ones(8)}
+    found = []
+    for config in (NextToken(), Preference(), GRPO(group=2)):
+        built = model(**EXACT, normalize=False)
+        loss = config.build(built)(replace(batch, extra=extra))
+        assert [count[:-1].sum() for count in loss.counts] == [2 * tokens] * 2
+        assert loss.auxiliary is not None
+        (loss.auxiliary / tokens).backward()
+        found.append(loss.auxiliary.item())
+        assert built.blocks[0].mlp.router.weight.grad.abs().sum() > 0  # type: ignore[union-attr, operator]
+    assert found == pytest.approx(found[:1] * 3)
+
+
+def test_load_is_told() -> None:
+    step, _ = after([rows()], capacity=1.0)
+    loads = [step.metrics[f"load.{expert}"] for expert in range(4)]
+    assert sum(loads) == pytest.approx(4)
+    assert max(loads) - 1 == pytest.approx(step.metrics["max_violation"])
+    worst = max(step.metrics["max_violation.0"], step.metrics["max_violation.1"])
+    assert worst == step.metrics["max_violation"] > 0
+    assert 0 < step.metrics["dropped"] < 1
+    assert after([rows()])[0].metrics["dropped"] == 0
+
+
+def test_the_bias_moves_towards_the_mean_and_keeps_its_sum() -> None:
+    router = model(selection_bias=True, bias_rate=0.1).blocks[0].mlp.router
+    move(router, torch.tensor([9.0, 1.0, 1.0, 1.0]))
+    torch.testing.assert_close(router.selection, torch.tensor([-0.15, 0.05, 0.05, 0.05]))
+    move(router, torch.tensor([2.0, 2.0, 2.0, 2.0]))
+    torch.testing.assert_close(router.selection, torch.tensor([-0.15, 0.05, 0.05, 0.05]))
+    router.weight.requires_grad_(False)
+    move(router, torch.tensor([9.0, 1.0, 1.0, 1.0]))
+    torch.testing.assert_close(router.selection, torch.tensor([-0.15, 0.05, 0.05, 0.05]))
+
+
+@pytest.mark.parametrize(
+    "prepare", [recompute, pytest.param(compile_blocks, marks=pytest.mark.slow)]
+)
+def test_recomputed_and_compiled_blocks_count_the_same(prepare: Callable) -> None:
+    found = []
+    for changed in (False, True):
+        built = model(**EXACT, balance_loss=0.3)
+        objective = NextToken().build(built)
+        if changed:
+            prepare(objective)
+        loss = objective(rows())
+        loss.mean(3, 5).backward()
+        grads = [p.grad for p in built.parameters()]
+        found.append([loss.total, loss.auxiliary, *loss.counts, *grads])
+    for plain, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, plain, atol=1e-4, rtol=1e-4)
+
+
+def violation(**settings: object) -> float:
+    """MaxVio after 200 steps of a router that favours expert 0 by 3; nothing else learns."""
+    moe = MoE(experts=8, hidden=8, bias=True, scores="sigmoid", **settings)  # type: ignore[arg-type]
+    built = TransformerConfig(
+        vocabulary=500, width=16, layers=1, context=16, attention=(GQA(heads=2),), mlp=(moe,)
+    ).build(0)
+    built.requires_grad_(False)
+    router = built.blocks[0].mlp.router.requires_grad_(True)  # type: ignore[union-attr, operator]
+    router.bias.data[0] = 3.0
+    router.weight.data.mul_(10)
+
+    def batch(number: int) -> list[Batch]:
+        tokens = torch.randint(500, (32, 16), generator=torch.Generator().manual_seed(number))
+        positions = torch.arange(16).expand(32, 16)
+        return [Batch(tokens, tokens.roll(-1, 1), positions, None, 512, 512)]
+
+    last = [step.metrics["max_violation"] for step in fit(built, batch, 200, rate=0.05)[-10:]]
+    return sum(last) / len(last)
+
+
+def test_a_skewed_router_is_balanced_by_either_means_and_not_without() -> None:
+    assert violation() > 1
+    assert violation(selection_bias=True, bias_rate=0.01) < 0.3
+    assert violation(balance_loss=0.1) < 0.3
+
+
+MIXTURE = {"kind": "moe", "experts": 4, "top_k": 2, "hidden": 16, **EXACT}
+
+
+def test_a_run_of_experts_goes_on_exactly(stage: Callable[..., dict], tmp_path: Path) -> None:
+    """Stopped after a checkpoint, biases and all."""
+    settings = stage("pretrain", steps=5, checkpoint={"every_steps": 3})
+    settings["model"] = {**settings["model"], "mlp": {**MIXTURE, "balance_loss": 0.01}}
+
+    def run(name: str, steps: int) -> Path:
+        trained = {**settings["train"], "steps": steps}
+        folder = tmp_path / name
+        train(parse(RunConfig, {**settings, "train": trained, "folder": str(folder)}))
+        return folder
+
+    one = run("one", 5)
+    run("two", 3)
+    two = run("two", 5)
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (one, two)]
+    for name, weight in weights[0].items():
+        assert torch.equal(weights[1][name], weight), name
+    bias = weights[0]["blocks.0.mlp.router.selection"]
+    assert bias.dtype == torch.float32
+    assert bias.abs().max() > 0.01
+    lines = read_lines(one / "metrics.jsonl")
+    assert {"auxiliary", "max_violation", "load.3", "dropped"} <= lines[-1].keys()
