@@ -17,8 +17,8 @@ from culm.quickstart import quickstart
 from culm.quickstart.quickstart import Quickstart
 from culm.quickstart.stages import Stages, keep
 from culm.run.settings import RunConfig
-from culm.train.hooks import MetricsFile
-from culm.train.trainer import Step
+from culm.train.events import Event, Stepped
+from culm.train.listeners import MetricsFile
 
 TEXT = "def add(a, b):\n    return a + b\n\nclass Point:\n    x, y = 0, 0\n\n"
 FEW = {"questions": 2, "tokens": 300, "samples": ("def ",)}
@@ -131,9 +131,9 @@ def test_a_stage_that_is_interrupted_goes_on_exactly(
 
     write = MetricsFile.__call__
 
-    def press(self: MetricsFile, step: Step) -> None:
-        write(self, step)
-        if step.number == 5:
+    def press(self: MetricsFile, event: Event) -> None:
+        write(self, event)
+        if isinstance(event, Stepped) and event.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
     for name in ("whole", "interrupted"):

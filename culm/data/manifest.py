@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from culm.batch import Reads
 from culm.config import Config, SettingError, parse
 from culm.files import sha256
 
@@ -36,12 +37,15 @@ class SplitFacts(Config):
 class Manifest(Config):
     """A prepared corpus.
 
-    group: documents that belong together; dropped: exact duplicates; tokenizer: its fingerprint.
+    gives: what an objective can read in it. group: documents that belong together. columns: names
+    of the numbers that each document carries. dropped: exact duplicates. tokenizer: a fingerprint.
     """
 
     source: str
     format: str
+    gives: Reads
     group: int
+    columns: tuple[str, ...] = ()
     tokenizer: str
     vocabulary: int
     end_of_text: int

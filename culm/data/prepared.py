@@ -69,6 +69,10 @@ class Prepared:
         learned = None if self._learned is None else self._learned[shard][span]
         return self._tokens[shard][span], learned
 
+    def column(self, name: str) -> np.ndarray:
+        """(documents,) fp32, the number of each document in a column."""
+        return np.concatenate([self._map(name, number) for number in range(self.facts.shards)])
+
     def learned_positions(self) -> Iterator[np.ndarray]:
         """Numbers of the tokens that are learned, shard by shard, where some are not."""
         for start, learned in zip(self._starts, self._learned or (), strict=False):

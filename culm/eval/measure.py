@@ -15,7 +15,7 @@ from culm.model.transformer import Transformer
 from culm.parallel.sharded import unsharded
 from culm.text.language_model import LanguageModel
 from culm.tokenizer.tokenizer import Tokenizer
-from culm.train.trainer import Step
+from culm.train.events import Stepped as Step
 
 
 class Measure:
@@ -39,7 +39,7 @@ class Measure:
     def hook(self, step: Step) -> None:
         """In the middle of a run; what follows the last step is measured by its own call."""
         if not step.last:
-            self(step.number)
+            self(step.step)
 
     def __call__(self, step: int) -> dict[str, Any]:
         """Every rank takes part, since a sharded model needs all of them."""

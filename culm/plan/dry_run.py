@@ -7,8 +7,10 @@ objective, adapter or optimizer: a new part needs no formula here.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from culm.batch import Batch
 from culm.model import grouped
 from culm.optim.groups import trainable
+
+Columns = Mapping[str, Literal["row", "token"]]
+ONES: Mapping[str, float] = defaultdict(lambda: 1.0)  # counts of any name
 
 
 @dataclass(frozen=True)
@@ -87,28 +92,35 @@ def dry_run(objective: nn.Module, batch: Batch) -> Cost:
     products = counting_products()
     with settings.patch(meta_nonzero_assume_all_nonzero=True):  # type: ignore[attr-defined]
         with memory:
-            objective(batch).mean(1, 1).backward()
+            objective(batch).mean(ONES).backward()
         with products:  # in a pass of its own: it holds on to what recomputation would let go
-            objective(batch).mean(1, 1).backward()
+            objective(batch).mean(ONES).backward()
     return Cost(products.get_total_flops(), memory.peak)
 
 
-def meta_batch(rows: int, context: int, *, packed: bool = True) -> Batch:
-    """A batch of the given shape on the meta device, with what any objective may ask for.
+def meta_batch(
+    rows: int,
+    context: int,
+    *,
+    packed: bool = True,
+    columns: Columns | None = None,
+) -> Batch:
+    """A batch of the given shape on the meta device.
 
-    packed: rows hold several documents, so that attention is masked.
+    packed: rows hold several documents, so that attention is masked. columns: what the objective
+    needs in `Batch.extra` (`ObjectiveConfig.columns`).
     """
 
     def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    scalars = {name: empty(rows, dtype=torch.float32) for name in ("advantages", "scales")}
+    shapes = {"row": (rows,), "token": (rows, context)}
+    extra = {n: empty(*shapes[per], dtype=torch.float32) for n, per in (columns or {}).items()}
     return Batch(
         tokens=empty(rows, context),
         targets=empty(rows, context),
         positions=empty(rows, context),
         documents=empty(rows, context, dtype=torch.int32) if packed else None,
-        weight=rows * context,
         lengths=empty(rows),
-        extra=scalars,
+        extra=extra,
     )

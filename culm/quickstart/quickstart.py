@@ -112,7 +112,7 @@ class Quickstart:
             settings += [f"data.path={json.dumps(self.text)}", f"data.max_bytes={most}"]
             settings += ['eval.samples=[""]', "eval.temperatures=[0.5, 0.8]"]
         if name == "control":
-            settings.append("train.objective.shuffled=true")
+            settings.append("train.rollout.shuffled=true")
         if steps is not None:
             often = max(5, steps // 8)
             settings += [f"train.steps={steps}", f"train.checkpoint.every_steps={often}"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel
 
 from culm.config import Config, SettingError, parse, read_yaml
 from culm.data.manifest import NAME, Manifest
@@ -30,15 +32,32 @@ WRITTEN = (
 
 Settings = TypeVar("Settings", bound=Config)
 
-# What a checkpoint depends on. Everything else (steps, rates, schedule, precision, layout,
-# evaluation) may change when a run goes on.
-FIXED = (
-    "seed", "start", "tokenizer", "model", "data",
-    "train.batch_size", "train.context", "train.objective", "train.adapter", "train.qat",
-    "train.optimizer.kind",
-)  # fmt: skip
 # What the tokenizer and the prepared corpus in the folder depend on.
 PREPARED = ("seed", "start", "tokenizer", "model.vocabulary", "data")
+
+
+@dataclass(frozen=True)
+class MayChange:
+    """Marks a setting that may change when a run resumes; every other one is fixed, since what is
+    in its checkpoints depends on it. but: parts of it that are fixed all the same.
+    """
+
+    but: tuple[str, ...] = ()
+
+
+MAY_CHANGE = MayChange()
+
+
+def is_fixed(kind: type[BaseModel], name: str) -> bool:
+    """Whether the setting of a dotted name may not change once something was trained."""
+    first, _, rest = name.partition(".")
+    field = kind.model_fields[first]
+    mark = next((one for one in field.metadata if isinstance(one, MayChange)), None)
+    if mark is not None:
+        return rest.partition(".")[0] in mark.but
+    inner: Any = field.annotation
+    sectioned = isinstance(inner, type) and issubclass(inner, BaseModel)
+    return is_fixed(inner, rest) if sectioned and rest else True
 
 
 def read_settings(folder: Path, kind: type[Settings]) -> Settings | None:
@@ -69,7 +88,8 @@ def prepared_by(folder: Path, config: Config) -> bool:
     if old is None:
         return False
     all_changed = _changed(_plain(old), _plain(config))
-    changed = {name: values for name, values in all_changed.items() if _within(name, FIXED)}
+    kind = type(config)
+    changed = {name: values for name, values in all_changed.items() if is_fixed(kind, name)}
     if changed and steps_in(folder):
         name, (was, now) = next(iter(changed.items()))
         values = f"{now!r}, but {folder} was trained with {was!r}"

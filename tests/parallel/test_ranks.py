@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from culm.adapt.quantize.int8 import Int8Linear
 from culm.convert import native
 from culm.files import read_lines
-from culm.parallel.parallelize import Parallel, ParallelConfig
+from culm.parallel.parallelize import Parallel
 from culm.run.settings import read_run
 from culm.run.train import train
 
@@ -112,7 +112,8 @@ def test_packed_weights_are_not_sent_around(tmp_path: Path) -> None:
         "gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1
     )
     try:
-        parallel = Parallel(torch.nn.BatchNorm1d(2), ranks=2, parallel=ParallelConfig())
+        parallel = Parallel(torch.nn.BatchNorm1d(2))
+        parallel.replicate()
         assert not parallel._call.will_sync_module_buffers()
     finally:
         distributed.destroy_process_group()
