@@ -277,7 +277,7 @@ def _sentence(kind: Any, problem: Any, where: str) -> str:
 
 
 def _path(kind: Any, places: Sequence[str | int], where: str) -> str:
-    """The dotted path of a problem. pydantic also names the branches of unions; a reader does not."""
+    """The dotted path of a problem, without the branches of unions, which pydantic names too."""
     path, here, keyed = where, list(_alternatives(kind)), False
     for part in places:
         fields = [m.model_fields[str(part)] for m in here if str(part) in m.model_fields]

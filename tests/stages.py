@@ -98,13 +98,13 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
             case "reward":
                 run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
                 trained["objective"] = "reward"
-                run["eval"] = {"measures": {"pair_accuracy": {}}}
+                run["data"]["held_out"] = 0
             case "ppo":
                 run["data"] = {"tasks": [TASK]}
                 run["eval"] |= {"tasks": [TASK], "questions": 3}
                 trained |= {"batch_size": 16, "micro_batch_size": 8}
                 trained["objective"] = {"kind": "ppo", "kl": 0.02}
-                trained["rollout"] = {"group": 2, "max_tokens": 4, "batches": 2, "epochs": 2}
+                trained["rollout"] = {"group": 2, "max_tokens": 4, "batches": 2, "epochs": 3}
             case "grpo":
                 run["data"] = {"tasks": [TASK]}
                 run["eval"] |= {"tasks": [TASK], "questions": 3}

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as distributed
 import yaml
 from safetensors.torch import load_file
+from stages import STAGES
 
 from culm.adapt.quantize.int8 import Int8Linear
 from culm.convert import native
@@ -20,7 +21,6 @@ from culm.parallel.parallelize import Parallel
 from culm.run.settings import read_run
 from culm.run.train import train
 
-STAGES = ("pretrain", "sft", "dpo", "grpo")
 GRID = list(itertools.product(STAGES, (False, True), ("ddp", "fsdp")))
 
 
@@ -53,19 +53,22 @@ def assert_same(one: Path, two: Path) -> None:
 
 def test_two_ranks_follow_one(run_file: Callable[..., Path]) -> None:
     """The objective grid: every stage, full and with adapters, in both layouts."""
-    files = {cell: run_file(cell[0], adapter=cell[1], steps=3) for cell in GRID}
-    again = run_file("dpo", steps=4)  # begun on one rank, ended on two
-    train(read_run(str(again), ["train.steps=2", f"folder={again}-two"])[0])
+    steps = {"ppo": 7}  # the second rollout is of the policy that learned from the first
+    files = {c: run_file(c[0], adapter=c[1], steps=steps.get(c[0], 3)) for c in GRID}
+    # Started on one rank, ended on two; of PPO in the middle of a rollout.
+    again = [run_file("dpo", steps=4), run_file("ppo", steps=4)]
+    for file in again:
+        train(read_run(str(file), ["train.steps=2", f"folder={file}-two"])[0])
     rounded = run_file("sft", qat="int8", steps=3)
     further = run_file("pretrain", steps=3)
     more = f"{further},model.mtp.depth=2"
     on_two_ranks(
         *(f"{more},parallel.replicas={data},folder={further}-{data}" for data in ("ddp", "fsdp")),
         *(f"{file},parallel.replicas={cell[2]},folder={file}-two" for cell, file in files.items()),
-        f"{again},parallel.replicas=fsdp,folder={again}-two",
+        *(f"{file},parallel.replicas=fsdp,folder={file}-two" for file in again),
         f"{rounded},parallel.replicas=fsdp,folder={rounded}-two",
     )
-    for file in (*files.values(), again):
+    for file in (*files.values(), *again):
         config, _ = read_run(str(file))
         train(config)
         assert_same(Path(config.folder), Path(f"{file}-two"))

@@ -41,10 +41,10 @@ class LowerCase:
         return sum("a" <= character <= "z" for character in reply[:6]) / 6
 
 
-def model(seed: int) -> Transformer:
+def model(seed: int, context: int = 32) -> Transformer:
     attention = GQA(heads=2, qk_norm="head")
     config = TransformerConfig(
-        vocabulary=TOKENIZER.vocabulary, width=32, layers=1, context=32, attention=(attention,)
+        vocabulary=TOKENIZER.vocabulary, width=32, layers=1, context=context, attention=(attention,)
     )
     return config.build(seed)
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from stages import STAGES
 
 from culm.batch import Batch
 from culm.config import parse
@@ -49,12 +50,14 @@ def assert_equal(one: Path, two: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("name", ["pretrain", "sft", "dpo", "grpo"])
+@pytest.mark.parametrize("name", STAGES)
 def test_killed_and_resumed_is_never_stopped(
     name: str, adapter: bool, stage: Callable[..., dict], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Killed after the line of step 5 was written, with a checkpoint of step 4."""
+    """Killed after the line of step 5 was written, with a checkpoint of step 4; of PPO both lie
+    within the first rollout.
+    """
     settings = stage(name, adapter=adapter, steps=7, checkpoint=EVERY)
     settings["eval"]["every_steps"] = 3
     if adapter:
