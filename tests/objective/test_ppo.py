@@ -1,5 +1,6 @@
 """PPO: advantages by the definition, and a policy and a critic that learn, with a control."""
 
+import pytest
 import torch
 from learning import build, fit
 from test_objectives import experience, rows

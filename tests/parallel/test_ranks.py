@@ -16,6 +16,7 @@ from stages import STAGES
 
 from culm.adapt.quantize.int8 import Int8Linear
 from culm.convert import native
+from culm.convert.export import quantize
 from culm.files import read_lines
 from culm.parallel.parallelize import Parallel
 from culm.run.settings import read_run
@@ -51,6 +52,14 @@ def assert_same(one: Path, two: Path) -> None:
         torch.testing.assert_close(models[1][name], weight, atol=2e-3, rtol=0, msg=name)
 
 
+def quantised_start(file: Path) -> Path:
+    """The same run from int8 weights."""
+    settings = yaml.safe_load(file.read_text())
+    settings["start"] = str(quantize(settings["start"], file.with_suffix(".int8"), "int8"))
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
 def test_two_ranks_follow_one(run_file: Callable[..., Path]) -> None:
     """The objective grid: every stage, full and with adapters, in both layouts."""
     steps = {"ppo": 7}  # the second rollout is of the policy that learned from the first
@@ -60,12 +69,14 @@ def test_two_ranks_follow_one(run_file: Callable[..., Path]) -> None:
     for file in again:
         train(read_run(str(file), ["train.steps=2", f"folder={file}-two"])[0])
     rounded = run_file("sft", qat="int8", steps=3)
+    packed = quantised_start(run_file("sft", adapter=True, steps=3))
     further = run_file("pretrain", steps=3)
     more = f"{further},model.mtp.depth=2"
     on_two_ranks(
         *(f"{more},parallel.replicas={data},folder={further}-{data}" for data in ("ddp", "fsdp")),
         *(f"{file},parallel.replicas={cell[2]},folder={file}-two" for cell, file in files.items()),
         *(f"{file},parallel.replicas=fsdp,folder={file}-two" for file in again),
+        *(f"{packed},parallel.replicas={r},folder={packed}-{r}" for r in ("ddp", "fsdp")),
         f"{rounded},parallel.replicas=fsdp,folder={rounded}-two",
     )
     for file in (*files.values(), *again):
@@ -76,6 +87,10 @@ def test_two_ranks_follow_one(run_file: Callable[..., Path]) -> None:
     train(config)
     for data in ("ddp", "fsdp"):
         assert_same(Path(config.folder), Path(f"{further}-{data}"))
+    config, _ = read_run(str(packed))  # QLoRA
+    train(config)
+    for replicas in ("ddp", "fsdp"):
+        assert_same(Path(config.folder), Path(f"{packed}-{replicas}"))
     config, _ = read_run(str(rounded))
     train(config)
     models = [native.load(f)[0] for f in (f"{config.folder}/model", f"{rounded}-two/model")]

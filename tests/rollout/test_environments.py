@@ -57,7 +57,7 @@ def speaker(context: int = 96) -> Transformer:
     built = model(0, context=context)
     bias = torch.full((TOKENIZER.vocabulary,), -1e4)
     bias[ord("a") : ord("z") + 1] = 0
-    bias[list(TOKENIZER.stop_ids)] = 2
+    bias[TOKENIZER.specials["<|end|>"]] = 2
     built.head = plain(built.head.weight.detach().clone(), bias)
     built.config = built.config.model_copy(update={"tied": False})
     return built
