@@ -158,7 +158,7 @@ def _texts(config: RunConfig) -> Iterator[str]:
 def build_objective(
     config: RunConfig, model: Transformer, device: torch.device, load: Load
 ) -> Objective:
-    """The objective around the model, on the device; the order of wrapping begins here.
+    """The objective around the model, on the device; ready to be parallelised.
 
     head -> adapter or fake quantisation -> precision, device, attention backend -> objective
     """
