@@ -272,7 +272,10 @@ def _named(pairs: list[str]) -> dict[str, str]:
 def evaluate(
     model: Model,
     tasks: Annotated[str, typer.Option(help="A file in configs/eval.")] = "tasks",
-    questions: Annotated[int, typer.Option(help="Different ones of each task.", min=1)] = 100,
+    questions: Annotated[
+        int | None,
+        typer.Option(help="Distinct test questions per task; as in the file if not given.", min=1),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Exact match on held-out questions, with confidence intervals."""

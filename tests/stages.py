@@ -75,7 +75,8 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
             "optimizer": adamw,
             "schedule": "constant", "adapter": LORA if adapter else None,
         }  # fmt: skip
-        run: dict[str, Any] = {"device": "cpu", "eval": {"tokens": 200, "sample_tokens": 3}}
+        measures: dict[str, Any] = {"held_out": {"tokens": 200}}
+        run: dict[str, Any] = {"device": "cpu", "eval": {"measures": measures}}
         new = name == "pretrain" and not adapter
         if new:
             attention = {"kind": "gqa", "heads": 4, "kv_heads": 2, "qk_norm": "head"}
@@ -89,7 +90,7 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
         match name:
             case "pretrain":
                 run["data"] = {"path": str(corpora / "text.jsonl"), "held_out": 0.1}
-                run["eval"]["samples"] = ["the "]
+                measures["samples"] = {"texts": ["the "], "max_tokens": 3}
             case "sft":
                 run["data"] = {"path": str(corpora / "chat.jsonl"), "format": "chat"}
             case "dpo":
@@ -101,13 +102,13 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
                 run["data"]["held_out"] = 0
             case "ppo":
                 run["data"] = {"tasks": [TASK]}
-                run["eval"] |= {"tasks": [TASK], "questions": 3}
+                measures["exact_match"] = {"tasks": [TASK], "questions": 3}
                 trained |= {"batch_size": 16, "micro_batch_size": 8}
                 trained["objective"] = {"kind": "ppo", "kl": 0.02}
                 trained["rollout"] = {"group": 2, "max_tokens": 4, "batches": 2, "epochs": 3}
             case "grpo":
                 run["data"] = {"tasks": [TASK]}
-                run["eval"] |= {"tasks": [TASK], "questions": 3}
+                measures["exact_match"] = {"tasks": [TASK], "questions": 3}
                 trained |= {"batch_size": 32, "micro_batch_size": 8}
                 trained["objective"] = "grpo"
                 trained["rollout"] = {"group": 4, "max_tokens": 4}

@@ -31,6 +31,7 @@ def test_every_model_builds(path: Path) -> None:
 def test_every_run_parses(path: Path) -> None:
     needed = {
         "sft": (), "dpo": ("data.path=pairs.jsonl",),
+        "reward": ("data.path=pairs.jsonl",),
         "quickstart-sft": ("start=x",), "quickstart-rl": ("start=x",),
     }  # fmt: skip
     config, origins = read_run(path.stem, needed.get(path.stem, ()))

@@ -30,6 +30,7 @@ from culm.config import SettingError
 from culm.convert import native, peft
 from culm.convert.family import NoFamilyError
 from culm.device import choose_device, choose_precision
+from culm.eval.evaluation import Evaluation
 from culm.files import atomic, read_lines, write_json
 from culm.model.transformer import Transformer
 from culm.parallel.launch import process_group, take_gpu
@@ -44,7 +45,7 @@ from culm.run.assemble import (
     make_tokenizer,
     training_batches,
 )
-from culm.run.evaluation import Evaluation, evaluation_of
+from culm.run.evaluation import evaluation_of
 from culm.run.settings import RunConfig
 from culm.run.start import model_id
 from culm.train.checkpoint import Progress, Store, WholeStore
@@ -158,7 +159,7 @@ def _train(run: Assembly) -> Result:
     with closing(Listeners()) as listeners:
         _listen(run, listeners, evaluation, store, batches, start)
         if start.step == 0:
-            listeners(Measured(0, evaluation(0)))
+            listeners(Measured(0, evaluation.run()))
         interruption = Interruption()
         with log.progress(folder.name, train.steps, "steps") as bar, interruption.watching():
             bar.advance(start.step)
@@ -197,7 +198,7 @@ def _listen(
         trackers: tuple[TrackerConfig, ...] = config.track
         for tracker in trackers:
             listeners.add(tracker.open(folder, settings, start.step))
-    listeners.add(Evaluations(evaluation, config.eval.every_steps, listeners))
+    listeners.add(Evaluations(evaluation.run, config.eval.every_steps, listeners))
     listeners.add(Checkpoints(save, store.wait, config.train.checkpoint.every_steps, listeners))
 
 
@@ -224,9 +225,9 @@ def _finish(
     run: Assembly, evaluation: Evaluation, step: int, listeners: Listeners
 ) -> dict[str, Any]:
     """Measure, write the model and the results; every rank takes part."""
-    measured = evaluation(step)
+    measured = evaluation.run(final=True)
     listeners(Measured(step, measured))
-    results = {"step": step, **measured, **_facts(run.folder), "samples": evaluation.samples()}
+    results = {"step": step, **measured, **_facts(run.folder)}
     _write_model(run)
     if run.ranks.writer:
         with atomic(run.folder / "results.json") as fresh:

@@ -88,7 +88,7 @@ class Evaluations(Silent):
 
     def __init__(
         self,
-        evaluate: Callable[[int], Mapping[str, Any]],
+        evaluate: Callable[[], Mapping[str, Any]],
         every_steps: int | None,
         announce: Callable[[Event], None],
     ) -> None:
@@ -96,7 +96,7 @@ class Evaluations(Silent):
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Stepped) and not event.last and _due(event.step, self._every):
-            self._announce(Measured(event.step, self._evaluate(event.step)))
+            self._announce(Measured(event.step, self._evaluate()))
 
 
 class Checkpoints:
