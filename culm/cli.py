@@ -161,7 +161,7 @@ def prepare(
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
-    tokens: Annotated[int, typer.Option(help="The most that are generated.", min=1)] = 64,
+    max_tokens: Annotated[int, typer.Option(help="Maximum number of new tokens.", min=1)] = 64,
     temperature: Temperature = 0.8,
     top_k: Annotated[
         int, typer.Option(help="Draw from the k likeliest tokens; 0 is all.", min=0)
@@ -184,7 +184,7 @@ def generate(
     import culm
 
     pieces = culm.load(model, device, dtype, context, cache=cache, speculate=speculate).stream(
-        prompt, tokens, temperature, top_k, top_p, min_p, stop, seed
+        prompt, max_tokens, temperature, top_k, top_p, min_p, stop, seed
     )
     sys.stdout.write(prompt + next(pieces, ""))  # only now it is known that the prompt fits
     for piece in pieces:
@@ -197,7 +197,9 @@ def generate(
 def chat(
     model: Model,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="The most of an answer.", min=1)] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Maximum number of tokens per answer.", min=1)
+    ] = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: AnswerSeed = None,
@@ -212,7 +214,7 @@ def chat(
     from culm.serve.terminal import Terminal
 
     loaded = culm.load(model, device, dtype, context, cache=cache, speculate=speculate)
-    Terminal(loaded, system, tokens, temperature, top_p, seed).run()
+    Terminal(loaded, system, max_tokens, temperature, top_p, seed).run()
 
 
 @app.command()

@@ -57,8 +57,8 @@ class Engine:
         self.slots, self.length = slots, length or model.config.context
         if self.length > model.config.context:
             raise ValueError(
-                f"tokens: a prompt and its answer have up to {self.length} tokens, more than the "
-                f"model's context of {model.config.context}"
+                f"max_tokens: a prompt and its answer have up to {self.length} tokens, more than "
+                f"the model's context of {model.config.context}"
             )
         self.vocabulary = vocabulary or model.config.vocabulary
         self.runner = Runner(model, slots, self.length, cache, fused, speculate)
@@ -72,12 +72,12 @@ class Engine:
         size = self.vocabulary
         if not request.prompt:
             raise ValueError("prompt: it is empty; give at least one token")
-        if request.tokens < 1:
-            raise ValueError(f"tokens: {request.tokens} is less than 1")
-        if len(request.prompt) + request.tokens > self.length:
+        if request.max_tokens < 1:
+            raise ValueError(f"max_tokens: {request.max_tokens} is less than 1")
+        if len(request.prompt) + request.max_tokens > self.length:
             raise ValueError(
-                f"tokens: a prompt of {len(request.prompt)} and {request.tokens} more are longer "
-                f"than the {self.length} tokens of a slot of the engine"
+                f"max_tokens: a prompt of {len(request.prompt)} and {request.max_tokens} more are "
+                f"longer than the {self.length} tokens of a slot of the engine"
             )
         check_adapter(request.adapter, self.runner.adapters)
         biased = [token for token, _ in request.sampling.bias]
@@ -255,7 +255,7 @@ def _alike(new: list[Running]) -> Iterator[list[Running]]:
 def _finish(row: Running) -> Finish | None:
     if row.output[-1] in row.request.stop:
         return "stop"
-    return "length" if len(row.output) >= row.request.tokens else None
+    return "length" if len(row.output) >= row.request.max_tokens else None
 
 
 def ranked(logprobs: Tensor, token: int, count: int) -> tuple[tuple[int, float], ...]:

@@ -14,14 +14,14 @@ Finish = Literal["stop", "length"]
 class Request:
     """A prompt to continue.
 
-    prompt: at least one token. tokens: how many are generated at most.
+    prompt: at least one token. max_tokens: how many are generated at most.
     stop: generation ends with the first of these, which is part of the result.
     adapter: the name of one that stands beside the model; None: the model alone.
     logprobs: also tell this many likeliest tokens a step (see `Event.top`); None: do not.
     """
 
     prompt: tuple[int, ...]
-    tokens: int = 64
+    max_tokens: int = 64
     sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
     stop: frozenset[int] = frozenset()
     logprobs: int | None = None

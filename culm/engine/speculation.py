@@ -96,4 +96,4 @@ def propose(
         for row, token in zip(rows, chosen.tolist(), strict=True):
             row.draft.append(token)
     for row in rows:  # the last token needs no draft: the model draws it itself
-        del row.draft[max(row.request.tokens - len(row.output) - 1, 0) :]
+        del row.draft[max(row.request.max_tokens - len(row.output) - 1, 0) :]

@@ -85,7 +85,7 @@ def answer(
         )
         for _, question in asked
     ]
-    longest = max(len(request.prompt) + request.tokens for request in requests)
+    longest = max(len(request.prompt) + request.max_tokens for request in requests)
     engine = Engine(model, SLOTS, longest, vocabulary=tokenizer.vocabulary)
     completions = engine.generate(requests)
     answered = []

@@ -110,7 +110,7 @@ class Rollouts:
 
     def _complete(self, requests: list[Request]) -> list[Completion]:
         model = self.objective.model
-        longest = max(len(request.prompt) + request.tokens for request in requests)
+        longest = max(len(request.prompt) + request.max_tokens for request in requests)
         with unsharded(model):
             engine = Engine(model, len(requests), longest, vocabulary=self.tokenizer.vocabulary)
             return engine.generate(requests)

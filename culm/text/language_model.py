@@ -1,7 +1,7 @@
 """A model with its tokenizer: the few calls that most programs need.
 
 >>> model = culm.load("runs/quickstart/chat")        # or a Hugging Face folder or id, or a .gguf
->>> model.generate("Once upon a time", tokens=100, temperature=0.8, seed=1)
+>>> model.generate("Once upon a time", max_tokens=100, temperature=0.8, seed=1)
 >>> for piece in model.chat_stream("What is 17 + 25?"):
 ...     print(piece, end="", flush=True)
 """
@@ -39,7 +39,7 @@ Ids = Sequence[int] | np.ndarray | Tensor  # token ids, one after the other
 class LanguageModel:
     """A Transformer and the Tokenizer that it was trained with.
 
-    Settings that all generating methods share: `tokens` is the most that is generated (None: to the
+    Settings that all generating methods share: `max_tokens` limits what is generated (None: to the
     end of the model's context); `temperature`, `top_k`, `top_p`, `min_p` and `seed` are those of
     `culm.engine.sampling.Sampling`; `stop` is a string, or several, that ends the text and does not
     appear in it; `adapter` is the name of one that was loaded beside the model (None: the model
@@ -113,7 +113,7 @@ class LanguageModel:
     def generate(
         self,
         prompt: str | Ids | Sequence[str] | Sequence[Ids],
-        tokens: int | None = 64,
+        max_tokens: int | None = 64,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -132,7 +132,7 @@ class LanguageModel:
         single = not _is_batch(prompt)
         requests = [
             self.request(
-                self.prompt_ids(item), tokens,
+                self.prompt_ids(item), max_tokens,
                 replace(sampling, seed=None if seed is None else seed + i), adapter,
             )
             for i, item in enumerate([prompt] if single else prompt)
@@ -146,7 +146,7 @@ class LanguageModel:
     def stream(
         self,
         prompt: str | Ids,
-        tokens: int | None = 64,
+        max_tokens: int | None = 64,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -157,12 +157,12 @@ class LanguageModel:
     ) -> Iterator[str]:
         """As `generate` for one prompt, in pieces as they come."""
         sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
-        return self._stream(self.prompt_ids(prompt), tokens, stop, sampling, adapter)
+        return self._stream(self.prompt_ids(prompt), max_tokens, stop, sampling, adapter)
 
     def chat(
         self,
         messages: str | Sequence[Message],
-        tokens: int | None = None,
+        max_tokens: int | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -173,12 +173,12 @@ class LanguageModel:
     ) -> str:
         """The assistant's answer to a question, or to messages of `role` and `content`."""
         sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
-        return "".join(self._stream(self._chat_ids(messages), tokens, stop, sampling, adapter))
+        return "".join(self._stream(self._chat_ids(messages), max_tokens, stop, sampling, adapter))
 
     def chat_stream(
         self,
         messages: str | Sequence[Message],
-        tokens: int | None = None,
+        max_tokens: int | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -189,7 +189,7 @@ class LanguageModel:
     ) -> Iterator[str]:
         """As `chat`, in pieces as they come."""
         sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
-        return self._stream(self._chat_ids(messages), tokens, stop, sampling, adapter)
+        return self._stream(self._chat_ids(messages), max_tokens, stop, sampling, adapter)
 
     # -----------------------------------------------------------------------------------------
 
@@ -203,16 +203,16 @@ class LanguageModel:
     def request(
         self,
         ids: Sequence[int],
-        tokens: int | None,
+        max_tokens: int | None,
         sampling: Sampling,
         adapter: str | None = None,
     ) -> Request:
         """What the engine is asked; ValueError where the context is too short."""
         room = self.context - len(ids)
-        wanted = max(room, 1) if tokens is None else tokens
+        wanted = max(room, 1) if max_tokens is None else max_tokens
         if wanted > room:
             raise ValueError(
-                f"tokens: a prompt of {len(ids)} tokens and {wanted} more do not fit into the "
+                f"max_tokens: a prompt of {len(ids)} tokens and {wanted} more do not fit into the "
                 f"context of {self.context}"
             )
         return Request(tuple(ids), wanted, sampling, self.tokenizer.stop_ids, adapter=adapter)
@@ -229,13 +229,13 @@ class LanguageModel:
     def _stream(
         self,
         ids: Sequence[int],
-        tokens: int | None,
+        max_tokens: int | None,
         stop: str | Sequence[str] | None,
         sampling: Sampling,
         adapter: str | None,
     ) -> Iterator[str]:
         """What continues one prompt, in pieces."""
-        request = self.request(ids, tokens, sampling, adapter)
+        request = self.request(ids, max_tokens, sampling, adapter)
         return (piece for _, piece in self._run([request], stop) if piece)
 
     def _run(
@@ -243,7 +243,7 @@ class LanguageModel:
     ) -> Iterator[tuple[int, str]]:
         """Pairs (index of the request, next piece of its text)."""
         stops = [stop] if isinstance(stop, str) else stop or ()
-        length = max((len(r.prompt) + r.tokens for r in requests), default=1)
+        length = max((len(r.prompt) + r.max_tokens for r in requests), default=1)
         slots = min(max(len(requests), 1), SLOTS)
         engine = self.engine(slots, length)
         numbers = {engine.add(request): index for index, request in enumerate(requests)}

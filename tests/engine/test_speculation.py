@@ -186,7 +186,7 @@ def test_rows_that_fill_up_and_rows_that_move() -> None:
     """More than 16 rows are filled up to 32; requests come while others run."""
     model = built(attention=[GQA(heads=2), GQA(heads=2, window=5, sink_tokens=1)])
     wanted = [
-        replace(request, sampling=replace(SAMPLINGS[1], seed=number), tokens=5 + number % 9)
+        replace(request, sampling=replace(SAMPLINGS[1], seed=number), max_tokens=5 + number % 9)
         for number, request in enumerate(requests(SAMPLINGS[1]) * 5)
     ]
     plain = Engine(model, 8).generate(wanted)

@@ -57,7 +57,7 @@ def client(model):
 
 
 def said(model, **settings):
-    return model.chat("hi", tokens=12, temperature=0, **settings)
+    return model.chat("hi", max_tokens=12, temperature=0, **settings)
 
 
 def test_python_chooses_by_name(folder, model):
