@@ -184,8 +184,9 @@ def generate(
     import culm
 
     pieces = culm.load(model, device, dtype, context, cache=cache, speculate=speculate).stream(
-        prompt, max_tokens, temperature, top_k, top_p, min_p, stop, seed
-    )
+        prompt, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        stop=stop, seed=seed,
+    )  # fmt: skip
     sys.stdout.write(prompt + next(pieces, ""))  # only now it is known that the prompt fits
     for piece in pieces:
         sys.stdout.write(piece)

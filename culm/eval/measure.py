@@ -80,4 +80,6 @@ class Measure:
         model = LanguageModel(self.model, self.tokenizer)
         room = model.context - len(model.encode(prompt))
         tokens = min(self.settings.sample_tokens, room)
-        return "".join(model.stream(prompt, tokens, temperature, seed=self.settings.seed))
+        return "".join(
+            model.stream(prompt, tokens, temperature=temperature, seed=self.settings.seed)
+        )

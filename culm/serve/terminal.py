@@ -93,8 +93,9 @@ class Terminal:
         answer = ""
         try:
             for piece in self._model.chat_stream(
-                self._messages, self._max_tokens, self._temperature, top_p=self._top_p, seed=seed
-            ):
+                self._messages, self._max_tokens, temperature=self._temperature,
+                top_p=self._top_p, seed=seed,
+            ):  # fmt: skip
                 answer += piece
                 self._show(piece)
         except KeyboardInterrupt:

@@ -65,7 +65,7 @@ def test_python_chooses_by_name(folder, model):
     merged = {name: load(folder / name, "cpu") for name in NAMES} | {None: load(folder / "base")}
     for name, alone in merged.items():
         assert said(model, adapter=name) == said(alone)
-        assert "".join(model.chat_stream("hi", 12, 0.0, adapter=name)) == said(alone)
+        assert "".join(model.chat_stream("hi", 12, temperature=0.0, adapter=name)) == said(alone)
         texts = model.generate(["ab", "c"], 12, temperature=0, adapter=name)
         assert texts == alone.generate(["ab", "c"], 12, temperature=0)
         assert "".join(model.stream("ab", 12, 0.0, adapter=name)) == texts[0]

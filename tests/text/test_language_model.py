@@ -303,3 +303,29 @@ def test_import_is_light():
     assert culm.LanguageModel is LanguageModel
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = culm.lode
+
+
+# -- options ----------------------------------------------------------------------------------
+
+
+def test_every_method_takes_every_sampling_setting(model):
+    settings = {
+        "temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.3,
+        "presence_penalty": 0.2, "frequency_penalty": 0.1, "seed": 3, "stop": "@@", "adapter": None,
+    }  # fmt: skip
+    text = model.generate("abc", 20, **settings)
+    assert text == "".join(model.stream("abc", 20, **settings))
+    assert model.chat("abc", 20, **settings) == "".join(model.chat_stream("abc", 20, **settings))
+    for name in ("temperature", "top_k", "min_p", "repetition_penalty", "seed"):
+        changed = {name: 100} if name in ("top_k", "seed") else {name: 0.99}
+        assert model.generate("abc", 60, **{**settings, **changed}) != model.generate(
+            "abc", 60, **settings
+        ), name
+
+
+def test_an_unknown_or_impossible_setting_is_named(model):
+    for ask in (model.generate, model.stream, model.chat, model.chat_stream):
+        with pytest.raises(TypeError, match=r"'tokens'; known: max_tokens, temperature, top_k"):
+            ask("abc", tokens=3)
+        with pytest.raises(ValueError, match=r"^top_p: 2 is outside 0.0..1.0"):
+            ask("abc", top_p=2)
