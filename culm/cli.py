@@ -240,12 +240,12 @@ def serve(
     dtype: Dtype = "auto",
 ) -> None:
     """An OpenAI-compatible server with a chat page."""
-    from culm.serve.server import check_exposed, check_port
+    from culm.serve.http.server import check_exposed, check_port
 
     check_exposed(host, api_key)
     check_port(host, port)
     import culm
-    from culm.serve.server import serve as go
+    from culm.serve.http.server import serve as go
 
     adapters = _named(adapter or [])
     path = Path(model).resolve()

@@ -148,7 +148,7 @@ def test_a_prompt_that_does_not_fit_is_not_repeated(culm, model):
 @pytest.mark.parametrize("inner", ["", "model"])
 def test_a_server_has_the_name_of_its_folder(culm, model, monkeypatch, inner):
     served = []
-    monkeypatch.setattr("culm.serve.server.serve", lambda *given: served.append(given[1]))
+    monkeypatch.setattr("culm.serve.http.server.serve", lambda *given: served.append(given[1]))
     monkeypatch.chdir(model / inner)
     for path in (model / inner, "."):
         assert culm("serve", path, "--device", "cpu")[0] == 0
