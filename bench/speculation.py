@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="a file, for the second table")
     given = parser.parse_args()
     plain = culm.load(given.model, dtype=given.dtype)
-    ahead = culm.load(given.model, dtype=given.dtype, speculate=True)
+    ahead = culm.load(given.model, dtype=given.dtype, speculate="mtp")
     contenders = {"plain": (plain, False), "fused": (plain, True), "speculative": (ahead, False)}
     print("| temperature | contender | to plain | tokens of a row in a step |\n|--:|---|--:|--:|")
     for temperature in (0.0, 0.7, 1.0):

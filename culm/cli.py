@@ -46,8 +46,11 @@ CacheBits = Annotated[
     typer.Option("--cache", help="How keys and values are kept; fewer bits need less memory."),
 ]
 Speculate = Annotated[
-    bool,
-    typer.Option("--speculate", help="Draft tokens by the model's own heads (model.mtp)."),
+    Literal["mtp", "ngram"] | None,
+    typer.Option(
+        "--speculate",
+        help="Draft tokens with the model's own heads (mtp) or from repeated text (ngram).",
+    ),
 ]
 AnswerSeed = Annotated[int | None, typer.Option(help="The same seed gives the same text.", min=0)]
 
@@ -176,7 +179,7 @@ def generate(
     seed: AnswerSeed = None,
     context: ContextLength = None,
     cache: CacheBits = "plain",
-    speculate: Speculate = False,
+    speculate: Speculate = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -206,7 +209,7 @@ def chat(
     seed: AnswerSeed = None,
     context: ContextLength = None,
     cache: CacheBits = "plain",
-    speculate: Speculate = False,
+    speculate: Speculate = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -235,7 +238,7 @@ def serve(
     ] = None,
     context: ContextLength = None,
     cache: CacheBits = "plain",
-    speculate: Speculate = False,
+    speculate: Speculate = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:

@@ -51,7 +51,8 @@ class GrowingText:
         all_shown = not self.reply.stopped and not self.reply.held
         ready = tuple(score for offset, score in self.waiting if all_shown or offset < self.shown)
         self.waiting = self.waiting[len(ready) :]
-        return text, ready, "stop" if self.reply.stopped else event.finish
+        stopped = self.reply.stopped or event.finish == "complete"
+        return text, ready, "stop" if stopped else event.finish
 
 
 class Answer:

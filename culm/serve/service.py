@@ -38,7 +38,8 @@ class Service:
         if name in model.adapters:
             raise SettingError(f"adapter: {name!r} is the name of the model; give it another")
         self.model, self.name = model, name
-        self.worker = Worker(model.engine(slots, model.context), waiting)
+        self._engine = model.engine(slots, model.context)
+        self.worker = Worker(self._engine, waiting)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -104,15 +105,12 @@ class Service:
     ) -> tuple[TokenScore, ...]:
         """How the model scores each token of a text, with the `ranks` most likely in its place."""
 
-        def score() -> tuple[list[float], list[list[int]], list[list[float]]]:
-            logprobs = self.model.logits(ids, adapter).log_softmax(-1)
-            best = logprobs.topk(min(ranks, logprobs.shape[-1]))
-            chosen = [float(row[token]) for row, token in zip(logprobs, ids[1:], strict=False)]
-            return chosen, best.indices.tolist(), best.values.tolist()
-
-        chosen, tokens, values = await self.worker.call(score)
-        tops = [tuple(zip(*pair, strict=True)) for pair in zip(tokens, values, strict=True)]
-        rest = (TokenScore(*score) for score in zip(ids[1:], chosen, tops, strict=False))
+        found = await self.worker.call(lambda: self._engine.rank(ids, ranks, adapter))
+        pairs = zip(found.tokens.tolist(), found.values.tolist(), strict=True)
+        tops = [tuple(zip(*pair, strict=True)) for pair in pairs]
+        rest = (
+            TokenScore(*score) for score in zip(ids[1:], found.logprobs.tolist(), tops, strict=True)
+        )
         return (TokenScore(ids[0], None), *rest)
 
     # -----------------------------------------------------------------------------------------

@@ -16,13 +16,13 @@ from typing import Unpack, cast
 import torch
 from torch import Tensor
 
-from culm.adapt.multi_lora import adapter_names, adapter_rows, check_adapter
+from culm.adapt.multi_lora import adapter_names
 from culm.convert.load import read
+from culm.engine import scoring
 from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
-from culm.engine.speculation import check_speculation
-from culm.model.context import Context
+from culm.engine.speculation import Speculation, drafter_for
 from culm.model.quantized_cache import CacheKind
 from culm.model.transformer import Transformer
 from culm.text.ids import Ids, is_batch, listed
@@ -48,16 +48,16 @@ class LanguageModel:
         tokenizer: Tokenizer,
         context: int | None = None,
         cache: CacheKind = "plain",
-        speculate: bool = False,
+        speculate: Speculation | None = None,
     ) -> None:
-        """context: tokens that a prompt and its continuation may have together; the model's, or
-        less, to save memory. cache: int8 or int4 keeps keys and values in few bits, for the same.
-        speculate: the model's heads of multi-token prediction draft what follows, and a token that
-        is accepted takes no step of its own (`culm.engine.speculation`); texts stay the same, but
-        for rounding.
+        """context: maximum tokens of a prompt and its continuation together; the model's, or less
+        to save memory. cache: int8 or int4 stores keys and values in fewer bits, also to save
+        memory. speculate: "mtp" drafts tokens with the model's heads of multi-token prediction,
+        "ngram" from repetitions in the text (`culm.engine.speculation`); an accepted token takes
+        no step of its own, and texts stay the same up to rounding.
 
         Raises:
-            SettingError: the model has nothing to speculate with.
+            SettingError: the model cannot speculate in this way.
         """
         known = model.config.context
         if context is not None and not 2 <= context <= known:
@@ -68,7 +68,7 @@ class LanguageModel:
         self.cache: CacheKind = cache
         self.speculate = speculate
         if speculate:
-            check_speculation(model)
+            drafter_for(model, speculate)
 
     def engine(self, slots: int, length: int) -> Engine:
         """One for this model: `slots` requests at once, of up to `length` tokens."""
@@ -90,21 +90,16 @@ class LanguageModel:
         """Text, without special tokens."""
         return self.tokenizer.decode(listed(ids))
 
-    @torch.no_grad()
     def logits(self, ids: Ids, adapter: str | None = None) -> Tensor:
         """ids: T tokens -> (T, V) fp32: row t scores the token after ids[t].
 
-        They may be more than the context, for which the model was not trained.
+        They may exceed the context, for which the model was not trained.
         """
-        tokens = self._tokens(ids)
-        return self.model(tokens, self._context(tokens, adapter))[0]
+        return scoring.logits_of(self.model, listed(ids), adapter)
 
-    @torch.no_grad()
     def logprobs(self, ids: Ids, adapter: str | None = None) -> Tensor:
         """ids: T tokens -> (T - 1,) fp32, natural log: element t is that of ids[t + 1]."""
-        tokens = self._tokens(ids)
-        context = self._context(tokens[:, :-1], adapter)
-        return self.model.logprobs(tokens[:, :-1], tokens[:, 1:], context)[0]
+        return scoring.score(self.model, [listed(ids)], [adapter])[0]
 
     def generate(
         self,
@@ -211,21 +206,6 @@ class LanguageModel:
                 if replies[index].stopped and not event.finish:
                     engine.abort(event.request)
 
-    def _context(self, tokens: Tensor, adapter: str | None) -> Context:
-        """tokens: one row, read with the adapter."""
-        check_adapter(adapter, self.adapters)
-        rows = adapter_rows([adapter], self.adapters, self.model.device)
-        return replace(Context.plain(tokens), adapters=rows)
-
-    def _tokens(self, ids: Ids) -> Tensor:
-        size, row = self.model.config.vocabulary, listed(ids)
-        outside = [token for token in row if not 0 <= token < size]
-        if outside:
-            raise ValueError(f"ids: token {outside[0]} is outside the vocabulary of {size}")
-        if not row:
-            raise ValueError("ids: they are empty; give at least one token")
-        return torch.tensor([row], device=self.model.device)
-
 
 def _reseeded(sampling: Sampling, index: int) -> Sampling:
     """The settings of prompt `index` of a batch."""
@@ -240,7 +220,7 @@ def load(
     adapter: str | Path | None = None,
     adapters: Mapping[str, str | Path] | None = None,
     cache: CacheKind = "plain",
-    speculate: bool = False,
+    speculate: Speculation | None = None,
 ) -> LanguageModel:
     """A model from what `path` names: a run or model folder of Culm, a Hugging Face folder or hub
     id, a `.gguf` file, or a folder with an adapter, which is merged into the base that it names.
@@ -256,5 +236,5 @@ def load(
     Raises:
         SettingError: there is nothing there that can be read, or the adapter is for another base.
     """
-    parts = read(path, device, dtype, adapter, adapters, mtp=speculate)
+    parts = read(path, device, dtype, adapter, adapters, mtp=speculate == "mtp")
     return LanguageModel(*parts, context, cache, speculate)
