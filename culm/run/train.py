@@ -41,11 +41,11 @@ from culm.run.assemble import (
     Assembly,
     assemble,
     change_model,
+    evaluation_of,
     initial_model,
     make_tokenizer,
     training_batches,
 )
-from culm.run.evaluation import evaluation_of
 from culm.run.settings import RunConfig
 from culm.run.start import model_id
 from culm.train.checkpoint import Progress, Store, WholeStore
