@@ -9,7 +9,7 @@ from learning import build
 from culm.config import CONFIGS, SettingError, compose, compose_run, parse
 from culm.data.settings import DataConfig
 from culm.eval.settings import EvalConfig
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.parallel.parallelize import ParallelConfig
 from culm.run.settings import RunConfig, TrainConfig, read_run
 

@@ -28,13 +28,13 @@ from culm.adapt.quantize.linear import QuantizedLinear
 from culm.log import say
 from culm.model.attention.gqa import GQA, GroupedQueryAttention
 from culm.model.block import Block
-from culm.model.cache import Cache, FullCache, LayerCache
-from culm.model.config import TransformerConfig
+from culm.model.cache import Cache, FullCache
+from culm.model.layer_cache import LayerCache
 from culm.model.linear import Linear
 from culm.model.mlp.gated import GatedFeedForward, SwiGLU
 from culm.model.norm import RMSNorm, RMSNormConfig
 from culm.model.rope import Rope, Rotation
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 
 ROWS = 16  # of a step; from there on products of matrices are faster than those with few rows
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni")

@@ -26,9 +26,8 @@ from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.attention.gqa import GQA
 from culm.model.backend import place
-from culm.model.config import TransformerConfig
 from culm.model.mlp.gated import SwiGLU
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.next_token import NextTokenObjective
 from culm.optim.adamw import AdamW
 from culm.optim.schedule import Constant

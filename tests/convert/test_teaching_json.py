@@ -4,7 +4,7 @@ import pytest
 
 from culm.config import SettingError, parse, read_yaml
 from culm.convert import teaching_json
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 GIVEN = {
     "vocab_size": 100277,

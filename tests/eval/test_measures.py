@@ -22,9 +22,8 @@ from culm.eval.measure.pairs import Pairs
 from culm.eval.measure.samples import Samples
 from culm.eval.settings import EvalConfig
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.context import Context
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.parallel.ranks import Ranks
 from culm.text.language_model import LanguageModel
 from culm.tokenizer.bytes import Bytes
@@ -191,9 +190,10 @@ def test_samples_are_continuations_by_the_language_model() -> None:
         ("The ", 0.5), ("The ", 1.0), ("x" * 62, 0.5), ("x" * 62, 1.0),
     ]  # fmt: skip
     spoken = LanguageModel(subject.model, TOKENIZER)
-    assert found[1]["text"] == "".join(spoken.stream("The ", 6, 1.0, seed=4))
+    assert found[1]["text"] == "".join(spoken.stream("The ", 6, temperature=1.0, seed=4))
     assert found[0]["text"] != found[1]["text"]
-    short = "".join(spoken.stream("x" * 62, 64 - len(spoken.prompt_ids("x" * 62)), 0.5, seed=4))
+    left = 64 - len(spoken.prompt_ids("x" * 62))
+    short = "".join(spoken.stream("x" * 62, left, temperature=0.5, seed=4))
     assert found[2]["text"] == short  # as far as the context goes
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from culm.adapt.lora import LoRA
 from culm.device import memory_bytes
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.objective.grpo import GRPO
 from culm.objective.next_token import NextToken
 from culm.objective.preference import Preference
@@ -105,7 +105,7 @@ MEASURE = """
 import json, torch
 from culm.batch import Batch
 from culm.config import compose, parse
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextTokenObjective
 from culm.optim.adamw import AdamW
 from culm.plan.dry_run import ONES

@@ -11,7 +11,7 @@ from culm.cli import _named
 from culm.config import SettingError
 from culm.convert import native, peft
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.serve.http.app import build
 from culm.tokenizer.bytes import Bytes
 
