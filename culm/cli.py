@@ -121,7 +121,7 @@ def tokenize(
     from culm.data.source import open_source
     from culm.data.texts import texts_of
     from culm.files import atomic, refuse_nonempty
-    from culm.tokenizer.tokenizer import CONFIG
+    from culm.tokenizer.folder import CONFIG
     from culm.tokenizer.train import BPE
 
     refuse_nonempty(Path(out), CONFIG)

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from culm.config import Config, SettingError, parse, read_yaml
 from culm.data.manifest import NAME, Manifest
 from culm.files import atomic
-from culm.tokenizer.tokenizer import FILES
+from culm.tokenizer.folder import FILES
 from culm.train.checkpoint import steps_in
 
 SETTINGS = "run.yaml"
