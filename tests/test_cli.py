@@ -145,6 +145,17 @@ def test_a_prompt_that_does_not_fit_is_not_repeated(culm, model):
     assert "do not fit" in err
 
 
+def test_drafts_change_no_text(culm, model):
+    line = ("generate", model, "A fox met a fox met a", "--max-tokens", 12, "--temperature", 0,
+            "--device", "cpu", "--dtype", "float32")  # fmt: skip
+    plain = culm(*line)
+    assert plain[0] == 0
+    assert culm(*line, "--speculate", "ngram") == plain
+    code, _, err = culm(*line, "--speculate", "mtp")
+    assert (code, "this model has no heads" in err) == (1, True)
+    assert culm(*line, "--speculate", "magic")[0] == 2
+
+
 @pytest.mark.parametrize("inner", ["", "model"])
 def test_a_server_has_the_name_of_its_folder(culm, model, monkeypatch, inner):
     served = []
@@ -172,7 +183,14 @@ def test_eval_prints_each_task_with_its_interval(culm, model):
 def test_inspect_shows_parts_shapes_and_costs(culm, model):
     code, out, _ = culm("inspect", model)
     assert code == 0
-    for shown in ("0 - 1  Block", "Embedding weight (262, 32)", "parameters", "active", "a token"):
+    for shown in (
+        "0 - 1  Block",
+        "Embedding weight (262, 32)",
+        "parameters",
+        "active",
+        "per token",
+        "compute",
+    ):
         assert shown in out
 
 
@@ -180,7 +198,7 @@ def test_quantize_then_inspect(culm, model, tmp_path):
     code, out, _ = culm("quantize", model, tmp_path / "small", "--to", "int8")
     assert code == 0
     assert "kB of weights, " in out
-    assert "8.44 a weight" in out
+    assert "8.44 per weight" in out
     assert "Int8Linear" in culm("inspect", tmp_path / "small")[1]
     assert size_of(tmp_path / "small") < 0.45 * size_of(model / "model")  # the embedding too
     code, _, err = culm("quantize", tmp_path / "small", tmp_path / "smaller", "--to", "int4")

@@ -17,7 +17,7 @@ from culm.tokenizer.tokenizer import Tokenizer
 
 SHADES = " ░▒▓█"
 LEVELS = " ▁▂▃▄▅▆▇█"
-MOST = 64  # tokens that are drawn
+MAX_TOKENS = 64  # of a text that is shown
 
 
 class TextInspection:
@@ -32,20 +32,20 @@ class TextInspection:
             raise SettingError(f"format: {kind!r} is not one of png, svg")
         self.model, self.tokenizer = _read(path)
         self.ids = self.tokenizer.encode(text)
-        most = min(MOST, self.model.config.context)
-        if not 1 <= len(self.ids) <= most:
-            told = f"{len(self.ids)} tokens; give 1 to {most}"
-            raise SettingError(f"text: {text[:20]!r} has {told}")
+        maximum = min(MAX_TOKENS, self.model.config.context)
+        if not 1 <= len(self.ids) <= maximum:
+            problem = f"{len(self.ids)} tokens; give 1 to {maximum}"
+            raise SettingError(f"text: {text[:20]!r} has {problem}")
         self.names = [_visible(self.tokenizer, id) for id in self.ids]
         self.out = None if out is None else Path(out)
         self.kind = kind
         self.console = Console(highlight=False, soft_wrap=True)
 
     def attention(self) -> None:
-        """A map for each layer and head; row t is what token t looks at."""
+        """A map for each layer and head; row t shows what token t attends to."""
         maps = attention_maps(self.model, self.ids)
         if not maps:
-            raise SettingError("attention: no layer of this model has a softmax to draw")
+            raise SettingError("attention: no layer of this model has a softmax to show")
         for layer, weights in maps.items():
             for head, rows in enumerate(weights):
                 self._print(f"layer {layer}, head {head}")
@@ -99,6 +99,18 @@ class TextInspection:
         path = self.out / f"{name}.{self.kind}"
         self._print(f"{path}")
         return path
+
+
+def show_inspections(
+    path: str, attention: str, logit_lens: str, histograms: str, out: str | None, kind: str
+) -> None:
+    """Print what is asked for; each of the three is a text, or "" to leave it out."""
+    if attention:
+        TextInspection(path, attention, out, kind).attention()
+    if logit_lens:
+        TextInspection(path, logit_lens, out, kind).lens()
+    if histograms:
+        TextInspection(path, histograms, out, kind).histograms()
 
 
 def _read(path: str) -> tuple[Transformer, Tokenizer]:

@@ -7,13 +7,13 @@ from reciter import Running
 
 from culm import load
 from culm.adapt.lora import LoRA, adapters_of
-from culm.cli import _named
 from culm.config import SettingError
 from culm.convert import native, peft
 from culm.model.attention.gqa import GQA
 from culm.model.config import TransformerConfig
 from culm.serve.http.app import build
 from culm.tokenizer.bytes import Bytes
+from culm.verbs.serve import named_adapters
 
 NAMES = ("poet", "judge")
 HI = [{"role": "user", "content": "hi"}]
@@ -129,7 +129,7 @@ def test_the_server_lists_and_serves_them(client, model):
 def test_names_are_told_apart(model):
     with pytest.raises(SettingError, match="'poet' is the name of the model"):
         build(model, "poet")
-    assert _named(["a=runs/x", "b=c=d"]) == {"a": "runs/x", "b": "c=d"}
+    assert named_adapters(["a=runs/x", "b=c=d"]) == {"a": "runs/x", "b": "c=d"}
     for pairs, words in ((["a"], "is not NAME=FOLDER"), (["a=x", "a=y"], "'a' is given twice")):
         with pytest.raises(SettingError, match=words):
-            _named(pairs)
+            named_adapters(pairs)

@@ -49,9 +49,9 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     show_bench("decode", "S", rounds=1)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
-    assert all("tokens/s" in line and "ms a step" in line for line in lines)
-    assert all("1.00 of bf16" in line for line in lines[:2])
-    assert all(" of bf16" in line for line in lines[2:])
+    assert all("tokens/s" in line and "ms per step" in line for line in lines)
+    assert all("1.00 x bf16" in line for line in lines[:2])
+    assert all(" x bf16" in line for line in lines[2:])
 
 
 @pytest.mark.parametrize(("what", "size"), [("train", "X"), ("sing", "S")])

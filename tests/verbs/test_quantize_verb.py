@@ -71,11 +71,11 @@ def quantize(folder, tmp_path, capsys):
 )
 def test_what_it_tells(quantize, text, to, method, bits):
     told, _ = quantize(to, method, (text,))
-    assert f"bits        {bits} a weight, in" in told
+    assert f"bits        {bits} per weight, in" in told
     assert re.search(r"size .* kB of weights, .* kB before in bfloat16", told)
     assert re.search(r"perplexity +[\d.,]+, [\d.,]+ before, on \d+ tokens that it was not", told)
-    assert re.search(r"divergence +0\.0\d+ nats a token", told)
-    assert re.search(r"agreement +\d+\.\d\d % of the likeliest", told)
+    assert re.search(r"divergence +0\.0\d+ nats per token", told)
+    assert re.search(r"agreement +\d+\.\d\d % of the most likely tokens", told)
     assert re.search(r"decoding +[\d,]+ tokens/s, [\d,]+ before", told)
 
 
