@@ -6,7 +6,8 @@ import torch
 from culm.adapt.quantize.int4 import Int4
 from culm.adapt.quantize.int8 import Int8
 from culm.engine.engine import Engine
-from culm.engine.fused import FusedDecoder, fuses, has_library
+from culm.engine.fused import FusedDecoder, fuses
+from culm.engine.fused_library import has_library
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.attention.gqa import GQA

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from culm.engine.sampling import Sampler, Sampling, draw, penalize, truncate, uniforms
+from culm.engine.sampling import Sampler, Sampling, invert, penalize, truncate, uniforms
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0])
 
@@ -119,7 +119,7 @@ def test_uniform_numbers_are_uniform_and_keyed():
 def test_a_token_of_no_probability_never_comes_out():
     chances = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])
     ends = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
-    assert draw(chances.expand(3, -1), ends).tolist() == [1, 3, 3]
+    assert invert(chances.expand(3, -1), ends).tolist() == [1, 3, 3]
 
 
 def test_draws_do_not_depend_on_the_rest_of_the_batch():
