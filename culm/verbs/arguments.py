@@ -18,7 +18,9 @@ Texts = Annotated[
     list[str], typer.Argument(help="Files, folders, stdlib, or a Hugging Face dataset id.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the best one available.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, or auto: the fastest one here.")]
+Dtype = Annotated[
+    str, typer.Option(help="float32, bfloat16, or auto: the fastest on this machine.")
+]
 Seed = Annotated[
     int, typer.Option(help="The same seed gives the same result.", min=0, max=2**63 - 1)
 ]
@@ -65,7 +67,7 @@ StartTexts = Annotated[
     list[str] | None,
     typer.Option(help="Files, folders, or a Hugging Face dataset id; may be repeated."),
 ]
-StartFolder = Annotated[str, typer.Option(help="Folder for everything that is made.")]
+StartFolder = Annotated[str, typer.Option(help="Folder for all results.")]
 Minutes = Annotated[float, typer.Option(help="Time for the complete run.", min=0.2, max=10_000)]
 MoreTexts = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", hidden=True)]
 
@@ -81,7 +83,7 @@ TokenizerFolder = Annotated[str, typer.Option(help="A folder with a tokenizer.")
 CorpusOut = Annotated[str, typer.Option(help="Folder of the prepared corpus.")]
 RecordFormat = Annotated[str, typer.Option(help="document, chat, pair or prompt.")]
 DocumentSplit = Annotated[
-    str, typer.Option(help="What is one document of a text: file, paragraphs or lines.")
+    str, typer.Option(help="Unit of a document in text files: file, paragraphs or lines.")
 ]
 HeldOut = Annotated[float, typer.Option(help="Fraction held out for evaluation, up to 0.5.")]
 

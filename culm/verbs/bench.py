@@ -69,7 +69,7 @@ def tokens_of(size: Size, device: torch.device | str = "cpu") -> torch.Tensor:
 
 
 class SameBatch:
-    """Gives the loop the same batch at every step."""
+    """Returns the same batch at every step."""
 
     def __init__(self, tokens: torch.Tensor) -> None:
         positions = torch.arange(tokens.shape[1] - 1).expand(len(tokens), -1).contiguous()

@@ -26,7 +26,7 @@ def show_model(path: str) -> None:
     held = {t.untyped_storage().data_ptr(): t for t in (*model.parameters(), *model.buffers())}
     cost = cost_of(config)  # of the plain model, also where it is quantised
     weights = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
-    model.to("meta")  # where a cache of any length takes no memory
+    model.to("meta")  # a cache on meta takes no memory
     one, two, full = (model.cache(1, length).bytes for length in (1, 2, config.context))
     compute = forward_flops(model, config.context) / config.context
     for name, value in (

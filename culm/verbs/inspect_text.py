@@ -21,10 +21,10 @@ MAX_TOKENS = 64  # of a text that is shown
 
 
 class TextInspection:
-    """A model, a text, and a folder for plots, if they are wanted.
+    """A model, a text, and an optional folder for plots.
 
     Raises:
-        SettingError: the text has no token or too many, or the kind of plots is not known.
+        SettingError: the text is empty or too long, or the format of plots is unknown.
     """
 
     def __init__(self, path: str, text: str, out: str | None, kind: str = "png") -> None:
@@ -57,7 +57,7 @@ class TextInspection:
                 attention(path, weights, self.names, f"layer {layer}")
 
     def lens(self) -> None:
-        """Under each token what the model would say next if it ended before each block."""
+        """For each token, what the model would predict next if it ended before each block."""
         logprobs = logit_lens(self.model, self.ids)
         best = logprobs.max(-1)
         table = Table("before", *self.names, box=None, padding=(0, 1))
@@ -73,7 +73,7 @@ class TextInspection:
             lens(path, best.values.exp(), said, layers, self.names)
 
     def histograms(self) -> None:
-        """How the numbers of weights and activations are spread."""
+        """Distributions of weights and activations."""
         for title, spreads in (
             ("weights", list(weights_of(self.model))),
             ("activations", list(activations_of(self.model, self.ids))),
@@ -104,7 +104,7 @@ class TextInspection:
 def show_inspections(
     path: str, attention: str, logit_lens: str, histograms: str, out: str | None, kind: str
 ) -> None:
-    """Print what is asked for; each of the three is a text, or "" to leave it out."""
+    """Print up to three inspections, each of its own text; "" leaves one out."""
     if attention:
         TextInspection(path, attention, out, kind).attention()
     if logit_lens:

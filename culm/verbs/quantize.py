@@ -54,9 +54,9 @@ def _lost(source: str, out: str, device: str, rows: Tensor | None) -> list[tuple
     layers = [module for module in after.modules() if isinstance(module, QuantizedLinear)]
     bits = 8 * sum(layer.weight_bytes for layer in layers)
     weights = sum(layer.in_features * layer.out_features for layer in layers)
-    whole = 2 * sum(parameter.numel() for parameter in before.parameters())
+    unquantised = 2 * sum(parameter.numel() for parameter in before.parameters())
     lines = [
-        ("size", f"{size(size_of(Path(out)))} of weights, {size(whole)} before in bfloat16"),
+        ("size", f"{size(size_of(Path(out)))} of weights, {size(unquantised)} before in bfloat16"),
         ("bits", f"{bits / weights:.2f} per weight, in {len(layers)} layers"),
     ]
     if rows is None:

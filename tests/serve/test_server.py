@@ -167,7 +167,7 @@ def test_a_signal_ends_the_process_with_zero(sign):
     process.send_signal(sign)
     assert process.wait(15) == 0
     reader.join()
-    assert "The server has ended." in told[-1]
+    assert "The server has stopped." in told[-1]
 
 
 def alive(url: str) -> bool:

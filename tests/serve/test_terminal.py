@@ -47,7 +47,7 @@ def test_a_dialogue(model):
 
 def test_commands(model):
     shown = talk(model, ["/help", "/reset", "/fly", KeyboardInterrupt()])
-    for words in ("Ctrl-C stops", "A new dialogue", "no command /fly", "/exit leaves"):
+    for words in ("Ctrl-C interrupts", "Started a new dialogue", "no command /fly", "/exit ends"):
         assert words in shown
 
 
@@ -70,7 +70,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_it(model, monkeypatch):
 
 def test_the_end_of_the_context_is_told(model):
     shown = talk(model, ["x" * 3000, "hi"])
-    assert "/reset begins a new one" in shown
+    assert "/reset starts a new one" in shown
     assert TEXT in shown
 
 

@@ -107,7 +107,7 @@ def test_what_is_no_dialogue_is_refused_in_a_sentence(model, messages):
 
 @pytest.mark.parametrize("ids", [[0.5], [1, "a"], np.array([1.0]), torch.ones(2), [[[1]]], [None]])
 def test_what_is_no_id_is_refused_in_a_sentence(model, ids):
-    with pytest.raises(ValueError, match=r"^ids: these are no token ids; give whole numbers"):
+    with pytest.raises(ValueError, match=r"^ids: these are not token ids; give a flat list"):
         model.generate(ids)
 
 
