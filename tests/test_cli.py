@@ -95,12 +95,12 @@ def test_the_help_of_a_verb_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 
 
-def test_verbs_are_those_that_the_readme_tells():
-    told = {
+def test_verbs_are_those_of_the_readme():
+    listed = {
         "quickstart", "tokenize", "prepare", "plan", "train", "eval", "generate", "chat", "serve",
         "quantize", "export", "import", "inspect", "bench", "schema", "doctor",
     }  # fmt: skip
-    assert told <= set(VERBS)
+    assert listed <= set(VERBS)
 
 
 # -- verbs ------------------------------------------------------------------------------------
@@ -133,10 +133,10 @@ def test_the_precision_is_the_fastest_unless_given(culm, model, monkeypatch, ver
 
 def test_generate_ends_at_a_stop_text(culm, model):
     line = ("generate", model, "A fox", "--max-tokens", 40, "--temperature", 0, "--device", "cpu")
-    whole = culm(*line)[1].removesuffix("\n")
-    stop = whole[-3:]
+    complete = culm(*line)[1].removesuffix("\n")
+    stop = complete[-3:]
     code, out, _ = culm(*line, "--stop", stop, "--stop", "never said")
-    assert (code, out) == (0, "A fox" + whole[5:].split(stop)[0] + "\n")
+    assert (code, out) == (0, "A fox" + complete[5:].split(stop)[0] + "\n")
 
 
 def test_a_prompt_that_does_not_fit_is_not_repeated(culm, model):
@@ -261,7 +261,7 @@ def test_schema_is_json(culm):
     assert "train" in json.loads(out)["properties"]
 
 
-def test_doctor_tells_the_machine_and_its_extras(culm):
+def test_doctor_shows_the_machine_and_its_extras(culm):
     code, out, _ = culm("doctor")
     assert code == 0
     for shown in ("python", "torch", "cores", "memory", "precision", "compiler", "Extras", "hf"):

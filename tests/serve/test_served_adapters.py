@@ -80,7 +80,7 @@ def test_python_chooses_by_name(folder, model):
             call("a" if call != model.logits else [1], adapter="x")
 
 
-def test_what_cannot_stand_beside_the_base(folder):
+def test_adapters_that_do_not_fit_the_base_are_refused(folder):
     for adapters, words in (
         ({"poet": folder / "poet", "x": folder / "other"}, "an adapter for another base: it was"),
         ({"x": folder / "whole"}, "embed was trained whole, so it cannot share the model"),
@@ -126,7 +126,7 @@ def test_the_server_lists_and_serves_them(client, model):
     assert e.value.code == "model_not_found"
 
 
-def test_names_are_told_apart(model):
+def test_adapter_names_are_unique(model):
     with pytest.raises(SettingError, match="'poet' is the name of the model"):
         build(model, "poet")
     assert named_adapters(["a=runs/x", "b=c=d"]) == {"a": "runs/x", "b": "c=d"}

@@ -55,6 +55,6 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("what", "size"), [("train", "X"), ("sing", "S")])
-def test_what_is_not_there_is_told(what: str, size: str) -> None:
+def test_unknown_names_are_refused(what: str, size: str) -> None:
     with pytest.raises(SettingError, match=r"'X' is not one of|'sing' is neither"):
         show_bench(what, size)
