@@ -1,48 +1,62 @@
-"""What the loop carries: a batch that knows its weight, and the loss that an objective gives."""
+"""What the loop carries: a batch with its counts, and a loss as sums with what divides them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+# What an objective learns from, and a corpus gives: texts and dialogues; a chosen and a rejected
+# answer, in rows 2i and 2i + 1; single answers, each with a label; answers of the model itself.
+Reads = Literal["documents", "pairs", "labels", "rollouts"]
 
 IGNORED = -100  # a target that is not learned, as in torch.nn.functional.cross_entropy
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of tokens with what is to be learned from them.
+    """Rows of tokens with the targets that are learned.
 
     tokens, targets: (B, T) int64; `targets[b, t]` follows `tokens[b, t]`, or is IGNORED.
     positions: (B, T) int64, restarting at 0 with each document.
-    documents: (B, T) int32, which document of its row a token belongs to; None: one a row.
-    weight: the number of loss units (learned tokens, or pairs) that the loss is divided by.
-    size: tokens that are read, padding not among them: what speed is measured in.
-    lengths: (B,) int64, tokens of each row; what follows is padding. None: all of them.
-    extra: what one objective needs beside, each with B as its first axis.
-    metrics: numbers known before the forward (mean reward), passed through to the log.
+    documents: (B, T) int32, the document of each token within its row; None: one document a row.
+    lengths: (B,) int64, tokens of each row; padding follows. None: no padding.
+    counts: what sums over this batch are divided by: `tokens` that are read, padding excluded,
+        learned `targets`, `rows`, and for pairs `pairs` (`counts_of`).
+    extra: columns of one objective, each with B as its first axis.
+    metrics: numbers known before the forward, such as the mean reward; they go to the log.
+    temperature: the policy that sampled the targets divided its logits by it.
     """
 
     tokens: Tensor
     targets: Tensor
     positions: Tensor
     documents: Tensor | None = None
-    weight: int = 0
-    size: int = 0
+    lengths: Tensor | None = None
+    counts: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    lengths: Tensor | None = None
+    temperature: float = 1.0
 
     @property
     def padding(self) -> Tensor | None:
-        """(B, T) bool, where a row is only filled up."""
+        """(B, T) bool, True where a row is padding."""
         if self.lengths is None:
             return None
         return (
             torch.arange(self.tokens.shape[1], device=self.tokens.device) >= self.lengths[:, None]
         )
+
+    @property
+    def last(self) -> Tensor:
+        """(B,) int64, the index of each row's last real token."""
+        if self.lengths is None:
+            size, end = self.tokens.shape
+            return torch.full((size,), end - 1, device=self.tokens.device)
+        return self.lengths - 1
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
@@ -56,24 +70,99 @@ class Batch:
             extra={name: value.to(device) for name, value in self.extra.items()},
         )
 
+    def select(self, rows: Tensor, multiple: int = 1) -> Batch:
+        """Some rows of an unpacked batch, without the padding that none of them needs.
 
-@dataclass(frozen=True)
-class Loss:
-    """A sum over the loss units of a batch, with metrics that are sums too.
+        rows: (N,) int64. The new length is a multiple of `multiple`, as far as there is padding.
+        """
+        assert self.lengths is not None
+        assert self.documents is None
+        lengths = self.lengths[rows]
+        length = min(-(-int(lengths.max()) // multiple) * multiple, self.tokens.shape[1])
+        size = self.tokens.shape
 
-    The loop divides both by the weight of the whole step, once, over micro-batches and ranks.
+        def cut(column: Tensor) -> Tensor:
+            return column[rows, :length] if column.shape[:2] == size else column[rows]
 
-    auxiliary: what is minimised beside it, as a sum over the tokens that are read; it is divided by
-    their number in the whole step. counts: (n,) each, added up over the step and not divided, for
-    those who work between its last micro-batch and its update.
+        targets = cut(self.targets)
+        return replace(
+            self,
+            tokens=cut(self.tokens),
+            targets=targets,
+            positions=cut(self.positions),
+            lengths=lengths,
+            counts=counts_of(targets, lengths),
+            extra={name: cut(column) for name, column in self.extra.items()},
+        )
+
+
+def counts_of(targets: Tensor, lengths: Tensor | None = None) -> dict[str, float]:
+    """`Batch.counts` of rows that are no pairs."""
+    return {
+        "tokens": float(targets.numel() if lengths is None else lengths.sum()),
+        "targets": float((targets != IGNORED).sum()),
+        "rows": float(len(targets)),
+    }
+
+
+class Term(NamedTuple):
+    """A sum over a batch, and the name of the count in `Batch.counts` that divides it.
+
+    total: () tensor. weight: of its mean in the loss; metrics and reports are not weighted.
     """
 
     total: Tensor
-    metrics: Mapping[str, Tensor] = field(default_factory=dict)
-    auxiliary: Tensor | None = None
-    counts: tuple[Tensor, ...] = ()
+    per: str
+    weight: float = 1.0
 
-    def mean(self, weight: float, tokens: float) -> Tensor:
-        """What a step of this weight and so many tokens minimises of it."""
-        mean = self.total / weight
-        return mean if self.auxiliary is None else mean + self.auxiliary / tokens
+
+@dataclass(frozen=True)
+class Loss:
+    """Sums over the rows of a batch.
+
+    The loop divides each by its count of the whole step, once, over micro-batches and ranks: a mean
+    of means would weigh short batches more.
+
+    terms: their weighted means are added and minimised. metrics: are only reported.
+    statistics: (n,) each, added over the step, for `Objective.before_update`.
+    """
+
+    terms: Mapping[str, Term]
+    metrics: Mapping[str, Term] = field(default_factory=dict)
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def mean(self, counts: Mapping[str, float]) -> Tensor:
+        """What a step of these counts minimises: () tensor."""
+        means = [t.weight * t.total / divisor(counts, t.per) for t in self.terms.values()]
+        return torch.stack(means).sum()
+
+
+def divisor(counts: Mapping[str, float], per: str) -> float:
+    """The count, or 1 for an empty sum."""
+    return counts[per] or 1.0
+
+
+class Sums:
+    """The losses of a step on this rank, added up; read from the device once, at the end."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, list[Tensor]] = {}
+        self.terms: dict[str, Term] = {}
+        self.metrics: dict[str, Term] = {}
+        self.statistics: dict[str, Tensor] = {}
+
+    def add(self, loss: Loss) -> None:
+        """Add the loss of one micro-batch."""
+        self.terms |= loss.terms
+        self.metrics |= loss.metrics
+        for name, term in {**loss.terms, **loss.metrics}.items():
+            self._totals.setdefault(name, []).append(term.total.detach())
+        for name, value in loss.statistics.items():
+            known = self.statistics.get(name)
+            self.statistics[name] = value if known is None else known + value
+
+    def totals(self) -> dict[str, float]:
+        """The sum of each term and metric, added up in double precision."""
+        parts = [part.float() for values in self._totals.values() for part in values]
+        numbers = iter(torch.stack(parts).tolist() if parts else [])
+        return {name: sum(next(numbers) for _ in values) for name, values in self._totals.items()}

@@ -166,7 +166,7 @@ def serve(
 def evaluate(
     model: given.Model,
     tasks: given.Tasks = "tasks",
-    questions: given.Questions = 100,
+    questions: given.Questions = None,
     device: given.Device = "auto",
 ) -> None:
     """Measure exact match on test questions, with confidence intervals."""

@@ -254,13 +254,7 @@ def parse(kind: type[T], values: Any, where: str = "") -> T:
 
 
 def _sentence(kind: Any, problem: Any, where: str) -> str:
-    kinds = _kinds(kind)
-    path = where
-    for part in problem["loc"]:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif part not in kinds and "[" not in part:  # pydantic names branches; a reader does not
-            path += f".{part}" if path else str(part)
+    path = _path(kind, problem["loc"], where)
     match problem["type"]:
         case "extra_forbidden":
             wrong = str(problem["loc"][-1])
@@ -282,18 +276,25 @@ def _sentence(kind: Any, problem: Any, where: str) -> str:
             return f"{path}: {problem['msg'][0].lower()}{problem['msg'][1:]}{shown}"
 
 
-def _models(kind: Any, seen: set[Any] | None = None) -> Iterator[type[BaseModel]]:
-    """Every settings class reachable from an annotation."""
-    seen = set() if seen is None else seen
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        if kind in seen:
-            return
-        seen.add(kind)
-        yield kind
-        for field in kind.model_fields.values():
-            yield from _models(field.annotation, seen)
-    for part in get_args(kind):
-        yield from _models(part, seen)
+def _path(kind: Any, places: Sequence[str | int], where: str) -> str:
+    """The dotted path of a problem, without the branches of unions, which pydantic names too."""
+    path, here, keyed = where, list(_alternatives(kind)), False
+    for part in places:
+        fields = [m.model_fields[str(part)] for m in here if str(part) in m.model_fields]
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif keyed or fields or not ("[" in part or any(part in _kind(m) for m in here)):
+            path += f".{part}" if path else part
+        keyed = any(_is_mapping(field.annotation) for field in fields)
+        if fields:
+            here = [model for field in fields for model in _alternatives(field.annotation)]
+    return path
+
+
+def _is_mapping(annotation: Any) -> bool:
+    """Whether the next place is a name that the user chose."""
+    origin = get_origin(annotation)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
 
 
 def _names(kind: Any, path: Sequence[str | int]) -> list[str]:
@@ -315,10 +316,6 @@ def _alternatives(kind: Any) -> Iterator[type[BaseModel]]:
     else:
         for part in get_args(kind):
             yield from _alternatives(part)
-
-
-def _kinds(kind: Any) -> set[str]:
-    return {tag for model in _models(kind) for tag in _kind(model)}
 
 
 def _kind(model: type[BaseModel]) -> set[str]:

@@ -13,7 +13,7 @@ from culm.config import parse
 from culm.run.settings import RunConfig
 from culm.run.train import train
 
-STAGES = ("pretrain", "sft", "dpo", "grpo")
+STAGES = ("pretrain", "sft", "dpo", "reward", "grpo", "ppo")
 WORDS = (
     "the quick brown fox jumps over a lazy dog and then sleeps all day long in warm grass".split()
 )
@@ -68,14 +68,15 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
         return str(started["base"])
 
     def make(name: str, adapter: bool = False, **more: Any) -> dict[str, Any]:
-        rate = (0.05 if adapter else 0.01) / (5 if name == "grpo" else 1)
+        rate = (0.05 if adapter else 0.01) / (5 if name in ("grpo", "ppo") else 1)
         adamw = {"kind": "adamw", "rate": rate, "weight_decay": 0.0}
         trained: dict[str, Any] = {
             "steps": 3, "batch_size": 4, "micro_batch_size": 2, "precision": "fp32",
             "optimizer": adamw,
             "schedule": "constant", "adapter": LORA if adapter else None,
         }  # fmt: skip
-        run: dict[str, Any] = {"device": "cpu", "eval": {"tokens": 200, "sample_tokens": 3}}
+        measures: dict[str, Any] = {"held_out": {"tokens": 200}}
+        run: dict[str, Any] = {"device": "cpu", "eval": {"measures": measures}}
         new = name == "pretrain" and not adapter
         if new:
             attention = {"kind": "gqa", "heads": 4, "kv_heads": 2, "qk_norm": "head"}
@@ -89,17 +90,28 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
         match name:
             case "pretrain":
                 run["data"] = {"path": str(corpora / "text.jsonl"), "held_out": 0.1}
-                run["eval"]["samples"] = ["the "]
+                measures["samples"] = {"texts": ["the "], "max_tokens": 3}
             case "sft":
                 run["data"] = {"path": str(corpora / "chat.jsonl"), "format": "chat"}
             case "dpo":
                 run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
                 trained["objective"] = {"kind": "preference", "beta": 0.5}
+            case "reward":
+                run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
+                trained["objective"] = "reward"
+                run["eval"]["measures"] = {"pairs": {"tokens": 200}}
+            case "ppo":
+                run["data"] = {"tasks": [TASK]}
+                measures["exact_match"] = {"tasks": [TASK], "questions": 3}
+                trained |= {"batch_size": 16, "micro_batch_size": 8}
+                trained["objective"] = {"kind": "ppo", "kl": 0.02}
+                trained["rollout"] = {"group": 2, "max_tokens": 4, "batches": 2, "epochs": 3}
             case "grpo":
                 run["data"] = {"tasks": [TASK]}
-                run["eval"] |= {"tasks": [TASK], "questions": 3}
+                measures["exact_match"] = {"tasks": [TASK], "questions": 3}
                 trained |= {"batch_size": 32, "micro_batch_size": 8}
-                trained["objective"] = {"kind": "grpo", "group": 4, "max_tokens": 4}
+                trained["objective"] = "grpo"
+                trained["rollout"] = {"group": 4, "max_tokens": 4}
         return {**run, "train": {**trained, **more}}
 
     return make

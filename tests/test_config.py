@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from learning import build
 
 from culm.config import CONFIGS, SettingError, compose, compose_run, parse
 from culm.data.settings import DataConfig
 from culm.eval.settings import EvalConfig
 from culm.model.config import TransformerConfig
 from culm.parallel.parallelize import ParallelConfig
-from culm.run.settings import RunConfig, read_run
-from culm.train.settings import TrainConfig
+from culm.run.settings import RunConfig, TrainConfig, read_run
 
 NAMES = {section: sorted((CONFIGS / section).glob("*.yaml")) for section in ("model", "run")}
 
@@ -31,6 +31,7 @@ def test_every_model_builds(path: Path) -> None:
 def test_every_run_parses(path: Path) -> None:
     needed = {
         "sft": (), "dpo": ("data.path=pairs.jsonl",),
+        "reward": ("data.path=pairs.jsonl",),
         "quickstart-sft": ("start=x",), "quickstart-rl": ("start=x",),
     }  # fmt: skip
     config, origins = read_run(path.stem, needed.get(path.stem, ()))
@@ -39,7 +40,7 @@ def test_every_run_parses(path: Path) -> None:
         p.stem for p in CONFIGS.glob("*/*.yaml")
     }
     if config.model is not None:
-        objective = config.train.objective.build(config.model.build(device="meta"))
+        objective = build(config.train.objective, config.model.build(device="meta"))
         config.train.optimizer.build(objective)
 
 

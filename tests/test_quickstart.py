@@ -17,11 +17,15 @@ from culm.quickstart import quickstart
 from culm.quickstart.quickstart import Quickstart
 from culm.quickstart.stages import Stages, keep
 from culm.run.settings import RunConfig
-from culm.train.hooks import MetricsFile
-from culm.train.trainer import Step
+from culm.train.events import Event, Stepped
+from culm.train.listeners import MetricsFile
 
 TEXT = "def add(a, b):\n    return a + b\n\nclass Point:\n    x, y = 0, 0\n\n"
-FEW = {"questions": 2, "tokens": 300, "samples": ("def ",)}
+FEW: dict[str, dict[str, Any]] = {
+    "exact_match": {"questions": 2},
+    "held_out": {"tokens": 300},
+    "samples": {"texts": ("def ",)},
+}
 
 
 class Tiny(Quickstart):
@@ -30,9 +34,13 @@ class Tiny(Quickstart):
     def config(self, name: str, steps: int | None = None) -> RunConfig:
         config = super().config(name, steps)
         few = {"batch_size": 8, "micro_batch_size": 8, "precision": "fp32"}
+        measures = {
+            kind: measure.model_copy(update=FEW[kind])
+            for kind, measure in config.eval.measures.items()
+        }
         changed: dict[str, Any] = {
             "train": config.train.model_copy(update=few),
-            "eval": config.eval.model_copy(update=FEW),
+            "eval": config.eval.model_copy(update={"measures": measures}),
             "data": config.data.model_copy(update={"questions": 200, "held_out": 0.2}),
         }
         if config.model is not None:
@@ -131,9 +139,9 @@ def test_a_stage_that_is_interrupted_goes_on_exactly(
 
     write = MetricsFile.__call__
 
-    def press(self: MetricsFile, step: Step) -> None:
-        write(self, step)
-        if step.number == 5:
+    def press(self: MetricsFile, event: Event) -> None:
+        write(self, event)
+        if isinstance(event, Stepped) and event.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
     for name in ("whole", "interrupted"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from culm.batch import Reads
 from culm.config import Config
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -22,12 +24,27 @@ class Example:
 
 
 class RecordFormat(Config, ABC):
-    """Base of every format. `group` examples in a row belong together (a pair: 2).
+    """Base of every format. A record is first divided into contents, which know no tokenizer; each
+    becomes one example.
 
-    A record is first divided into contents, which know no tokenizer; each becomes one example.
+    gives: what an objective can read in its examples. group: how many in a row belong together.
     """
 
+    gives: ClassVar[Reads] = "documents"
     group: ClassVar[int] = 1
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the numbers that each example carries, as `Batch.extra` names them."""
+        return ()
+
+    def numbers(self, record: dict[str, Any]) -> tuple[float, ...]:
+        """The number of a record in each column; all of its examples carry them.
+
+        Raises:
+            ValueError: it has none, or something else.
+        """
+        return ()
 
     @abstractmethod
     def contents(self, record: dict[str, Any]) -> Iterator[Content]:
@@ -60,6 +77,18 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _strings(part)
+
+
+def number_of(record: dict[str, Any], key: str) -> float:
+    """The finite number, or the truth value, in a field of a record.
+
+    Raises:
+        ValueError: there is something else.
+    """
+    value = record.get(key)
+    if not isinstance(value, bool | int | float) or not math.isfinite(value):
+        raise ValueError(f"no number in {key!r}; {shape_of(record)}")
+    return float(value)
 
 
 def shape_of(record: dict[str, Any]) -> str:

@@ -1,23 +1,24 @@
 """Batches of a prepared corpus: step n is a pure function of the seed and n.
 
 The order of rows is a permutation for each epoch. Ranks and micro-batches only divide the rows of
-a step among them, so a run can go on with other numbers of both, from any step at once.
+a step among them, so a run can resume with other numbers of both, from any step.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from culm.batch import Batch
+from culm.batch import Batch, Reads
 from culm.config import SettingError
-from culm.data.pack import Rows, bins, singles, to_batch, windows
+from culm.data.pack import PackedRows, bins, singles, to_batch, windows
 from culm.data.prepared import Prepared
 from culm.seed import keyed_permutation
 from culm.tokenizer.tokenizer import Tokenizer
@@ -34,8 +35,7 @@ class Loader:
     their end; left_out: rows in which nothing was left to learn. dialogues: whether it is answers
     that are learned, each with its end. fingerprint: of the order.
 
-    Of pairs, a row is one pair: a batch of N has 2N rows, chosen and rejected in turn, and its
-    weight is N.
+    A pair counts as one row here: a batch of N pairs has 2N rows, chosen and rejected in turn.
     """
 
     def __init__(
@@ -59,6 +59,8 @@ class Loader:
         self._rows_per_step, self._micro_rows = rows_per_step, micro_rows
         self._rank, self._ranks, self._share = rank, ranks, rows_per_step // ranks
         self._group, self._pad = prepared.manifest.group, prepared.manifest.end_of_text
+        self._single = _is_single(prepared)
+        self._columns = {name: prepared.column(name) for name in prepared.manifest.columns}
         self._packed = _pack(prepared, context, packing)
         learned = _learned_targets(prepared, self._packed).reshape(-1, self._group)
         self._kept = np.flatnonzero((learned > 0).all(axis=1))
@@ -77,6 +79,18 @@ class Loader:
         self.left_out = len(learned) - self.rows
         facts = (prepared.fingerprint, context, rows_per_step, seed, packing)
         self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    @property
+    def gives(self) -> Reads:
+        """What an objective can read in these rows."""
+        return self._prepared.manifest.gives
+
+    def state(self, steps: int) -> dict[str, Tensor]:
+        """Nothing: a step is a function of its number."""
+        return {}
+
+    def restore(self, steps: int, state: Mapping[str, Tensor]) -> None:
+        """Nothing to restore."""
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
@@ -123,14 +137,17 @@ class Loader:
 
     def _batch(self, rows: Sequence[int]) -> Batch:
         read, pad = self._prepared.read, self._pad
-        if self._group == 1:
+        if not self._single:
             packed = [self._packed[row] for row in rows]
             return self._checked(to_batch(packed, read, self._context, pad))
         ones = [[segment] for row in rows for segment in self._segments(row)]
         longest = max(end - start for [(start, end)] in ones)
         length = min(self._context, -(-longest // ROUND) * ROUND)
         batch = self._checked(to_batch(ones, read, length, pad, packed=False))
-        return replace(batch, weight=len(rows))
+        counts = {**batch.counts, "pairs": float(len(rows))} if self._group == 2 else batch.counts
+        documents = [row * self._group + offset for row in rows for offset in range(self._group)]
+        extra = {n: torch.from_numpy(values[documents]) for n, values in self._columns.items()}
+        return replace(batch, counts=counts, extra=extra)
 
     def _checked(self, batch: Batch) -> Batch:
         """A flipped bit in a shard would be an index outside the embedding."""
@@ -139,13 +156,18 @@ class Loader:
             raise SettingError(
                 f"{self._prepared.folder}: holds token {greatest}, beyond its vocabulary of "
                 f"{known}; "
-                "it is damaged: delete its folder to prepare it anew"
+                "it is damaged: delete its folder to prepare it again"
             )
         return batch
 
 
-def _pack(prepared: Prepared, context: int, packing: Packing) -> Rows:
-    if prepared.manifest.group > 1:
+def _is_single(prepared: Prepared) -> bool:
+    """Whether a row holds one document: a pair's answers, or what carries numbers of its own."""
+    return prepared.manifest.group > 1 or bool(prepared.manifest.columns)
+
+
+def _pack(prepared: Prepared, context: int, packing: Packing) -> PackedRows:
+    if _is_single(prepared):
         return singles(prepared.offsets, context)
     whole = prepared.manifest.format == "document"
     if packing == "windows" or (packing == "auto" and whole):
@@ -153,7 +175,7 @@ def _pack(prepared: Prepared, context: int, packing: Packing) -> Rows:
     return bins(prepared.offsets, context, "split" if whole else "truncate")
 
 
-def _learned_targets(prepared: Prepared, rows: Rows) -> np.ndarray:
+def _learned_targets(prepared: Prepared, rows: PackedRows) -> np.ndarray:
     """(rows,) how many targets of each row are learned."""
     firsts = rows.starts + 1  # the first token of a segment is no target
     counts = rows.ends - firsts

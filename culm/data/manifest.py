@@ -1,10 +1,11 @@
-"""What stands in a prepared folder, with a checksum of every file."""
+"""The contents of a prepared folder, with a checksum of every file."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from culm.batch import Reads
 from culm.config import Config, SettingError, parse
 from culm.files import sha256
 
@@ -36,12 +37,15 @@ class SplitFacts(Config):
 class Manifest(Config):
     """A prepared corpus.
 
-    group: documents that belong together; dropped: exact duplicates; tokenizer: its fingerprint.
+    gives: what an objective can read in it. group: documents that belong together. columns: names
+    of the numbers that each document carries. dropped: exact duplicates. tokenizer: a fingerprint.
     """
 
     source: str
     format: str
+    gives: Reads
     group: int
+    columns: tuple[str, ...] = ()
     tokenizer: str
     vocabulary: int
     end_of_text: int
@@ -80,9 +84,9 @@ class Manifest(Config):
             raise SettingError(f"{folder}: not a prepared corpus: it has no {NAME}") from None
         except (OSError, ValueError) as error:
             raise SettingError(
-                f"{path}: damaged ({error}); delete {folder} to prepare it anew"
+                f"{path}: damaged ({error}); delete {folder} to prepare it again"
             ) from None
         try:
             return parse(Manifest, values)
         except SettingError:
-            raise SettingError(f"{path}: damaged; delete {folder} to prepare it anew") from None
+            raise SettingError(f"{path}: damaged; delete {folder} to prepare it again") from None

@@ -19,14 +19,14 @@ from typing import Literal
 import numpy as np
 import torch
 
-from culm.batch import IGNORED, Batch
+from culm.batch import IGNORED, Batch, counts_of
 
 Segment = tuple[int, int]
 Read = Callable[[int, int], tuple[np.ndarray, np.ndarray | None]]
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedRows:
     """starts, ends: (segments,) int64, in order of rows; first: (rows + 1,), segments of each row.
 
     truncated: documents that lost their end, and `lost` tokens in all.
@@ -50,7 +50,7 @@ class Rows:
         return float((self.ends - self.starts).sum()) / max(1, len(self) * context)
 
 
-def windows(offsets: np.ndarray, context: int) -> Rows:
+def windows(offsets: np.ndarray, context: int) -> PackedRows:
     """The stream cut into rows of `context`; offsets: (documents + 1,)."""
     stride, total = context - 1, int(offsets[-1])
     cuts = np.arange(0, max(1, total - 1), stride, dtype=np.int64)
@@ -62,12 +62,12 @@ def windows(offsets: np.ndarray, context: int) -> Rows:
     row_ends = np.minimum(rows * stride + context, total)
     ends = np.append(starts[1:], total)
     ends = np.where(np.append(rows[1:] != rows[:-1], True), row_ends, ends)
-    return Rows(starts, ends, np.searchsorted(rows, np.arange(len(cuts) + 1)))
+    return PackedRows(starts, ends, np.searchsorted(rows, np.arange(len(cuts) + 1)))
 
 
 def bins(
     offsets: np.ndarray, context: int, overflow: Literal["truncate", "split"] = "truncate"
-) -> Rows:
+) -> PackedRows:
     """Documents packed whole; those longer than `context` lose their end, or are split."""
     starts, ends, lost = offsets[:-1], offsets[1:], 0
     long = ends - starts > context
@@ -83,14 +83,16 @@ def bins(
     order = np.array([document for row in packed for document in row], dtype=np.int64)
     first = np.cumsum([0, *(len(row) for row in packed)])
     truncated = int(long.sum()) if overflow == "truncate" else 0
-    return Rows(starts[order], ends[order], first, truncated, lost)
+    return PackedRows(starts[order], ends[order], first, truncated, lost)
 
 
-def singles(offsets: np.ndarray, context: int) -> Rows:
+def singles(offsets: np.ndarray, context: int) -> PackedRows:
     """One document a row; those longer than `context` lose their end."""
     starts, ends = offsets[:-1], np.minimum(offsets[1:], offsets[:-1] + context)
     lost = offsets[1:] - ends
-    return Rows(starts, ends, np.arange(len(starts) + 1), int((lost > 0).sum()), int(lost.sum()))
+    return PackedRows(
+        starts, ends, np.arange(len(starts) + 1), int((lost > 0).sum()), int(lost.sum())
+    )
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -125,7 +127,7 @@ def to_batch(
     """Rows as tensors (B, context); targets are shifted here and nowhere else.
 
     read: gives the tokens of a segment, and which of them are learned. pad: fills a row up, with
-    no target. packed: whether a row may hold several documents. The weight is the learned targets.
+    no target. packed: whether a row may hold several documents.
     """
     shape = len(rows), context
     tokens = np.full(shape, pad, dtype=np.int64)
@@ -151,7 +153,6 @@ def to_batch(
         targets=torch.from_numpy(targets),
         positions=torch.from_numpy(positions),
         documents=torch.from_numpy(documents) if packed else None,
-        weight=int((targets != IGNORED).sum()),
-        size=int(lengths.sum()),
         lengths=torch.from_numpy(lengths),
+        counts=counts_of(torch.from_numpy(targets), torch.from_numpy(lengths)),
     )

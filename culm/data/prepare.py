@@ -24,7 +24,7 @@ from culm.data.example import Content, Example, RecordFormat
 from culm.data.format.document import DocumentFormat
 from culm.data.manifest import Manifest
 from culm.data.shards import Document, SplitWriter
-from culm.data.source import Source, bad_record, bytes_in, found_in
+from culm.data.source import Record, Source, bad_record, bytes_in, found_in
 from culm.log import Bar, progress
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -33,11 +33,14 @@ BATCH = 1 << 20  # bytes of text that are encoded together
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Contents that belong together: one, or a pair. record: number of theirs; size: bytes."""
+    """Contents that belong together: one, or a pair. record: its number; size: bytes; numbers: of
+    the record, in the columns of the format.
+    """
 
     contents: list[Content]
     record: int
     size: int
+    numbers: tuple[float, ...] = ()
 
 
 CUT = (
@@ -69,7 +72,7 @@ def prepare(
         lengths = np.array([len(tokenizer.bytes_of(id)) for id in range(tokenizer.vocabulary)])
         lengths[tokenizer.end_of_text] = 0  # also where it is a byte of its own
         names = ("train", "held_out") if held_out else ("train",)
-        writers = {name: SplitWriter(work / name, lengths) for name in names}
+        writers = {name: SplitWriter(work / name, lengths, format.columns) for name in names}
         divider = _Splitter(held_out, seed, CUT if isinstance(format, DocumentFormat) else "")
         try:
             with progress("prepare", source.size, "bytes") as bar:
@@ -82,7 +85,9 @@ def prepare(
         manifest = Manifest(
             source=source.name,
             format=str(format.model_dump()["kind"]),
+            gives=format.gives,
             group=format.group,
+            columns=format.columns,
             tokenizer=tokenizer.fingerprint,
             vocabulary=tokenizer.vocabulary,
             end_of_text=tokenizer.end_of_text,
@@ -99,10 +104,15 @@ def prepare(
 def _units(source: Source, format: RecordFormat, bar: Bar) -> Iterator[Unit]:
     done = 0
     contents: list[Content] = []
-    for record, content in found_in(source, format.contents):
+
+    def read(record: Record) -> Iterator[tuple[Content, tuple[float, ...]]]:
+        numbers = format.numbers(record)
+        return ((content, numbers) for content in format.contents(record))
+
+    for record, (content, numbers) in found_in(source, read):
         contents.append(content)
         if len(contents) == format.group:
-            yield (unit := Unit(contents, record, bytes_in(contents)))
+            yield (unit := Unit(contents, record, bytes_in(contents), numbers))
             contents = []
             bar.advance(unit.size)
             done += unit.size
@@ -172,7 +182,7 @@ def _encoded(
         examples = format.encode(contents, tokenizer)
         for split, unit in batch:
             try:
-                yield split, [_arrays(next(examples)) for _ in unit.contents]
+                yield split, [_arrays(next(examples), unit.numbers) for _ in unit.contents]
             except ValueError as error:
                 raise bad_record(source, unit.record, error) from None
 
@@ -189,8 +199,9 @@ def _batches(divided: Iterable[tuple[str, Unit]]) -> Iterator[list[tuple[str, Un
     yield batch
 
 
-def _arrays(example: Example) -> Document:
-    return np.array(example.tokens, dtype=np.int64), np.array(example.learned, dtype=bool)
+def _arrays(example: Example, numbers: tuple[float, ...]) -> Document:
+    tokens = np.array(example.tokens, dtype=np.int64)
+    return tokens, np.array(example.learned, dtype=bool), numbers
 
 
 @contextmanager

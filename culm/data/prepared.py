@@ -12,14 +12,14 @@ from culm.config import SettingError
 from culm.data.manifest import File, Manifest, SplitFacts
 from culm.data.shards import shard_name
 
-ADVICE = "delete this corpus to prepare it anew"
+ADVICE = "delete this corpus to prepare it again"
 
 
 class Prepared:
     """One split. Tokens are numbered through all shards.
 
     offsets: (documents + 1) int64, where each document starts, and the end of the last.
-    fingerprint: tells contents apart.
+    fingerprint: of the contents.
     """
 
     def __init__(self, folder: Path, split: str, manifest: Manifest, facts: SplitFacts) -> None:
@@ -68,6 +68,10 @@ class Prepared:
         span = slice(start - self._starts[shard], end - self._starts[shard])
         learned = None if self._learned is None else self._learned[shard][span]
         return self._tokens[shard][span], learned
+
+    def column(self, name: str) -> np.ndarray:
+        """(documents,) fp32, the number of each document in a column."""
+        return np.concatenate([self._map(name, number) for number in range(self.facts.shards)])
 
     def learned_positions(self) -> Iterator[np.ndarray]:
         """Numbers of the tokens that are learned, shard by shard, where some are not."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
+from culm.batch import Reads
 from culm.config import Config, listed
 from culm.data.format import Format
 from culm.data.format.document import DocumentFormat
@@ -50,6 +51,13 @@ class DataConfig(Config):
         if not given or "and" in given:
             raise ValueError(f"path: give one of path, prepared and tasks, not {given or 'none'}")
         return self
+
+    @property
+    def gives(self) -> Reads | None:
+        """What an objective can read in it; None for a prepared corpus, whose manifest says so."""
+        if self.prepared is not None:
+            return None
+        return "documents" if self.tasks else self.format.gives
 
     def open(self, seed: int = 0) -> Source:
         """The source that the settings mean; tasks draw their questions from the seed."""

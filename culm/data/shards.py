@@ -3,6 +3,7 @@
     train/tokens-00000.npy     uint16 or uint32, documents end to end
     train/offsets-00000.npy    int64, where each document starts, and the end
     train/learned-00000.npy    bool; only where some token is not learned
+    train/margin-00000.npy     float32, a number for each document; one file for each column
 
 A document never crosses from one shard into the next.
 """
@@ -19,7 +20,7 @@ from culm.data.manifest import File, SplitFacts
 SHARD_TOKENS = 1 << 28
 KINDS = ("tokens", "offsets", "learned")
 
-Document = tuple[np.ndarray, np.ndarray]  # tokens, learned
+Document = tuple[np.ndarray, np.ndarray, tuple[float, ...]]  # tokens, learned, columns
 
 
 def shard_name(kind: str, number: int) -> str:
@@ -53,19 +54,28 @@ class ArrayWriter:
 class SplitWriter:
     """One split of a corpus, document by document."""
 
-    def __init__(self, folder: Path, byte_lengths: np.ndarray, limit: int = SHARD_TOKENS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        byte_lengths: np.ndarray,
+        columns: Sequence[str] = (),
+        limit: int = SHARD_TOKENS,
+    ) -> None:
         folder.mkdir()
         self._folder, self._byte_lengths, self._limit = folder, byte_lengths, limit
+        self._columns = tuple(columns)
         self._writers: dict[str, ArrayWriter] = {}
         self._filled = self._shards = 0
         self.documents = self.tokens = self.learned = self.bytes = 0
 
     def append(self, documents: Sequence[Document]) -> None:
         """Documents that belong together, into one shard."""
-        size = sum(len(tokens) for tokens, _ in documents)
+        size = sum(len(tokens) for tokens, _, _ in documents)
         if not self._writers or (self._filled and self._filled + size > self._limit):
             self._next_shard()
-        for tokens, learned in documents:
+        for tokens, learned, numbers in documents:
+            for name, number in zip(self._columns, numbers, strict=True):
+                self._writers[name].append(np.array([number]))
             self._filled += len(tokens)
             self._writers["tokens"].append(tokens)
             self._writers["learned"].append(learned)
@@ -78,7 +88,8 @@ class SplitWriter:
     def _next_shard(self) -> None:
         self.close()
         dtype = np.uint16 if len(self._byte_lengths) <= 1 << 16 else np.uint32
-        for kind, of in zip(KINDS, (dtype, np.int64, np.bool_), strict=True):
+        kinds = dict(zip(KINDS, (dtype, np.int64, np.bool_), strict=True))
+        for kind, of in {**kinds, **dict.fromkeys(self._columns, np.float32)}.items():
             path = self._folder / shard_name(kind, self._shards)
             self._writers[kind] = ArrayWriter(path, np.dtype(of))
         self._writers["offsets"].append(np.array([0]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -13,18 +14,21 @@ from torch import Tensor
 from culm.batch import IGNORED, Batch
 from culm.model.context import Context
 from culm.model.transformer import Transformer
+from culm.parallel.ranks import Ranks
 from culm.tokenizer.tokenizer import Tokenizer
 
 
-class Rows(Protocol):
-    """What `culm.data.loader.Loader` gives."""
+class HeldOutRows(Protocol):
+    """Rows to score; `culm.data.loader.Loader` has them."""
 
-    def sample(self, targets: int) -> Iterator[Batch]: ...
+    def sample(self, targets: int) -> Iterator[Batch]:
+        """Batches with about so many targets, the same on every rank."""
+        ...
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Sums over the tokens of held-out text. nats: -log p; bytes: of UTF-8 that they stand for."""
+    """Sums over the tokens of held-out text. nats: -log p; bytes: UTF-8 bytes of the tokens."""
 
     nats: float
     tokens: int
@@ -53,22 +57,34 @@ def byte_lengths(tokenizer: Tokenizer, size: int) -> Tensor:
 
 
 @torch.inference_mode()
-def predict(model: Transformer, rows: Rows, tokenizer: Tokenizer, targets: int) -> Prediction:
+def predict(
+    model: Transformer,
+    rows: HeldOutRows,
+    tokenizer: Tokenizer,
+    targets: int,
+    ranks: Ranks = Ranks(),
+) -> Prediction:
     """Score about `targets` targets, in disjoint rows (no context from the row before).
 
-    Special tokens count neither nats nor bytes.
+    Special tokens count neither nats nor bytes. Each rank scores a share of the batches.
+
+    Raises:
+        ValueError: none of the rows holds a token that can be scored.
     """
     lengths = byte_lengths(tokenizer, model.config.vocabulary).to(model.device)
-    nats, tokens, size = 0.0, 0, 0
-    for batch in (given.to(model.device) for given in rows.sample(targets)):
+    nats, tokens, size = 0.0, 0.0, 0.0
+    for batch in islice(rows.sample(targets), ranks.rank, None, ranks.count):
+        batch = batch.to(model.device)
         counted = lengths[batch.targets.clamp_min(0)] * (batch.targets != IGNORED)
         context = Context(batch.positions, batch.documents)
         logprobs = model.logprobs(batch.tokens, batch.targets, context)
         nats -= float((logprobs * (counted > 0)).cpu().double().sum())
-        tokens += int((counted > 0).sum())
-        size += int(counted.sum())
+        tokens += float((counted > 0).sum())
+        size += float(counted.sum())
+    nats, tokens, size = ranks.sum([nats, tokens, size], model.device)
     if not size:
         raise ValueError(
-            "eval: the held-out split holds nothing to score; have its answers any text?"
+            "eval.measures.held_out: the held-out split contains no scorable tokens; are its "
+            "answers empty?"
         )
-    return Prediction(nats, tokens, size)
+    return Prediction(nats, round(tokens), round(size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
@@ -27,17 +28,28 @@ def write_report(folder: Path) -> None:
     if len(held_out) > 1:
         lines(folder / "bits_per_byte.png", {folder.name: held_out}, "step", HELD_OUT)
         parts.append("![bits per byte](bits_per_byte.png)")
-    if "exact_match" in results:
-        bars(folder / "exact_match.png", {folder.name: results["exact_match"]})
-        parts += ["## Exact match", exact_match_table({folder.name: results["exact_match"]})]
-        parts.append("![exact match](exact_match.png)")
-    if results.get("samples"):
-        parts += ["## Samples", samples_text(results["samples"])]
+    parts += _measures(folder, results)
     parts += [
         "## Again",
         f"```\nculm train {quote(f'{folder}/run.yaml')} {quote(f'folder={folder}-again')}\n```",
     ]
     (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _measures(folder: Path, results: Mapping[str, Any]) -> list[str]:
+    """A section for each measure that has more to show than one number."""
+    parts: list[str] = []
+    for name, result in results.items():
+        measure, _, kind = name.rpartition(".")
+        of_measure = f", {measure}" if measure else ""
+        if kind == "exact_match":
+            picture = re.sub(r"[^\w.-]+", "-", name) + ".png"
+            bars(folder / picture, {folder.name: result})
+            parts += [f"## Exact match{of_measure}", exact_match_table({folder.name: result})]
+            parts.append(f"![exact match]({picture})")
+        elif kind == "samples" and result:
+            parts += [f"## Samples{of_measure}", samples_text(result)]
+    return parts
 
 
 def curve(metrics: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:

@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
-from pydantic import NonNegativeInt, PositiveInt
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
-from culm.config import Config
-from culm.task import Tasks
+from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
+
+from culm.config import Config, SettingError
+from culm.eval.measure import Measure
+from culm.eval.measure.held_out import HeldOut
+from culm.eval.measure.measure import MeasureConfig
+
+M = TypeVar("M", bound=MeasureConfig)
+
+
+def _named(measures: Any) -> Any:
+    """A name stands for the kind when no kind is given; null takes an inherited measure away."""
+    if not isinstance(measures, Mapping):
+        return measures
+    return {
+        name: {"kind": name, **given} if isinstance(given, Mapping) else given
+        for name, given in measures.items()
+        if given is not None
+    }
 
 
 class EvalConfig(Config):
-    """What is measured at the end of a run, and each `every_steps` where given.
+    """What is measured at the start and the end of a run, and every `every_steps` if given.
 
-    tokens: of held-out text that are scored. tasks, questions: exact match on so many different
-    test questions of each, or on all where it has fewer. max_tokens: the greatest length of an
-    answer. samples: texts that are continued, at each of the temperatures.
+    seed: of the questions and of sampling.
+    measures: by name, which stands for the kind: `{held_out: {tokens: 50000}}`. Several of one kind
+        have names of their own: `{books: {kind: held_out}}`. A measure that is null is left out.
     """
 
     every_steps: PositiveInt | None = None
-    tokens: PositiveInt = 100_000
-    tasks: Tasks = ()
-    questions: PositiveInt = 100
-    max_tokens: PositiveInt = 32
-    samples: tuple[str, ...] = ()
-    sample_tokens: PositiveInt = 64
-    temperatures: tuple[float, ...] = (0.8,)
     seed: NonNegativeInt = 1
+    measures: Annotated[Mapping[str, Measure], BeforeValidator(_named)] = {"held_out": HeldOut()}
+
+    def first(self, kind: type[M]) -> M:
+        """The first measure of a class.
+
+        Raises:
+            SettingError: there is none.
+        """
+        for measure in self.measures.values():
+            if isinstance(measure, kind):
+                return measure
+        name = kind.model_fields["kind"].default
+        raise SettingError(f"eval.measures: none is of the kind {name}")

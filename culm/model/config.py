@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import cycle, islice
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
@@ -52,6 +52,7 @@ class TransformerConfig(Config):
     embedding_scale: PositiveFloat = 1.0
     head_scale: PositiveFloat = 1.0
     softcap: PositiveFloat | None = None
+    head: Literal["vocabulary", "scalar"] = "vocabulary"
     tied: bool = True
     init: Initialization = GPT2()
     scaling: Scaling | None = None

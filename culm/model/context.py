@@ -81,6 +81,10 @@ class Context:
         if self.routings is not None and routing is not None:
             self.routings.append(routing)
 
+    def unrecorded(self) -> Context:
+        """The same for a model whose experts are not trained: nobody records what they did."""
+        return replace(self, routings=None)
+
     def for_block(self) -> Context:
         """The same with a fresh place for what a block has to give beside x."""
         return replace(self, outputs=BlockOutputs())

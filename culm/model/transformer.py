@@ -57,7 +57,8 @@ class Transformer(nn.Module):
             MTPHead(Block(*parts[-1]), config.width, config.norm) for _ in range(heads)
         )
         self.norm = config.norm.build(config.width)
-        self.head: nn.Module = Linear(config.width, config.vocabulary)
+        outputs = 1 if config.head == "scalar" else config.vocabulary
+        self.head: nn.Module = Linear(config.width, outputs)
         self.tie()
 
     def tie(self) -> None:
@@ -155,6 +156,10 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor, context: Context | None = None) -> Tensor:
         return self.logits(self.hidden(tokens, context))
+
+    def scores(self, tokens: Tensor, context: Context | None = None) -> Tensor:
+        """One number a token, by a scalar head: (B, T) fp32."""
+        return self.head(self.hidden(tokens, context)).float()[..., 0]
 
     def logprobs(
         self,

@@ -1,29 +1,66 @@
-"""What experts do while a batch is learned from, for the loop."""
+"""Mixtures of experts in training: auxiliary losses, and selection biases that even the load."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
-from culm.batch import Batch, Loss
-from culm.model.context import Context
+from culm.batch import Term
+from culm.model.context import Routing
+from culm.model.mlp.moe import Router
+
+PREFIX = "experts."
 
 
-def watching(batch: Batch) -> Context:
-    """What every layer must know of a batch; what its experts do is written down."""
-    return Context(batch.positions, batch.documents, padding=batch.padding, routings=[])
+def routing_loss(routings: Sequence[Routing]) -> tuple[Term, dict[str, Tensor]]:
+    """The auxiliary loss of all layers, a sum over tokens, and the load of each layer's experts.
 
-
-def with_experts(loss: Loss, context: Context) -> Loss:
-    """The loss with the auxiliary losses of all layers, and how many tokens each expert got.
-
-    counts: per layer with experts (experts + 1,), the last one those that were dropped.
+    Loads: (experts + 1,) each; the last entry counts assignments that found their expert full.
     """
-    if not context.routings:
-        return loss
-    return replace(
-        loss,
-        auxiliary=torch.stack([routing.loss for routing in context.routings]).sum(),
-        counts=tuple(torch.cat((r.counts, r.dropped[None])) for r in context.routings),
-    )
+    total = torch.stack([routing.loss for routing in routings]).sum()
+    loads = {
+        f"{PREFIX}{layer}": torch.cat((routing.counts, routing.dropped[None]))
+        for layer, routing in enumerate(routings)
+    }
+    return Term(total, "tokens"), loads
+
+
+def balance(routers: Sequence[Router], statistics: Mapping[str, Tensor]) -> dict[str, float]:
+    """Move the selection biases by the loads of a step; reports how even these were.
+
+    max_violation.N, of the N-th layer with experts: how much more its fullest expert got than the
+    mean, as a fraction (MaxVio of arXiv 2408.15664); max_violation: of the worst layer; load.E of
+    that layer: what each expert got, as a multiple of the mean; dropped: the fraction of
+    assignments that found their expert full.
+    """
+    counts = [value for name, value in statistics.items() if name.startswith(PREFIX)]
+    if not counts:
+        return {}
+    loads = [count[:-1] / count[:-1].mean() for count in counts]
+    for router, count in zip(routers, counts, strict=True):
+        move_bias(router, count[:-1])
+    violations = [float(load.max()) - 1 for load in loads]
+    worst = max(range(len(loads)), key=violations.__getitem__)
+    dropped = sum(float(count[-1]) for count in counts)
+    return {
+        "max_violation": violations[worst],
+        **{f"max_violation.{layer}": value for layer, value in enumerate(violations)},
+        **{f"load.{expert}": value for expert, value in enumerate(loads[worst].tolist())},
+        "dropped": dropped / sum(float(count[:-1].sum()) for count in counts),
+    }
+
+
+@torch.no_grad()
+def move_bias(router: Router, counts: Tensor) -> None:
+    """Experts below the mean load become more likely, those above less (arXiv 2408.15664).
+
+    counts: (experts,). The mean move is subtracted, so that the biases keep their sum. A router
+    that is not trained, as under an adapter, keeps its bias too.
+    """
+    rate, bias = router.config.bias_rate, router.selection
+    if not rate or bias is None or not router.weight.requires_grad:
+        return
+    signs = (counts.mean() - counts).sign()
+    bias.add_((rate * (signs - signs.mean())).to(bias))

@@ -2,119 +2,95 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from pydantic import NonNegativeFloat
+from torch import Tensor
 
-from culm.batch import Batch, Loss
-from culm.config import Config
+from culm.batch import Batch, Loss, Reads, Term
+from culm.model.context import Context
 from culm.model.transformer import Transformer
-from culm.objective.experts import watching, with_experts
+from culm.objective.experience import Experience
+from culm.objective.objective import Load, Objective, ObjectiveConfig
+from culm.objective.policy import clipped_surrogate, group_advantages, policy_logprobs
 
 
-class GRPO(Config):
-    """Completions of one prompt are compared with each other; no value model.
+class GRPO(ObjectiveConfig):
+    """Completions of one prompt are compared with each other; there is no value model.
 
     scale: group divides by the group's standard deviation, none does not (arXiv 2503.20783).
     clip_low, clip_high: bounds of the probability ratio (asymmetric: DAPO, arXiv 2503.14476). They
-    act only in batches that bring `old`, the log-probabilities of an earlier policy: a run makes
-    one update of each rollout, and its ratio is one.
+    matter from the second update of a rollout (`train.rollout`); before it the ratio is one.
     average: over all tokens of the step (DAPO), over each sequence first (the paper), or over
-    sequences counted as `max_tokens` long (Dr. GRPO). temperature: of sampling, and so of the
-    policy. max_tokens: the greatest length of a completion. shuffled: a control run, whose
-    rewards are dealt out at random so that nothing can be learned from them.
+    sequences counted as `train.rollout.max_tokens` long (Dr. GRPO).
     """
 
-    on_policy: ClassVar[bool] = True
-    pairs: ClassVar[bool] = False
+    reads: ClassVar[Reads] = "rollouts"
+    columns: ClassVar[Mapping[str, Literal["row", "token"]]] = {
+        "advantages": "row", "scales": "row", "old": "token",
+    }  # fmt: skip
+    least_group: ClassVar[int] = 2
     kind: Literal["grpo"] = "grpo"
-    group: int = Field(8, ge=2)
     scale: Literal["group", "none"] = "group"
     clip_low: NonNegativeFloat = 0.2
     clip_high: NonNegativeFloat = 0.28
     average: Literal["tokens", "sequences", "constant"] = "tokens"
-    temperature: PositiveFloat = 1.0
-    max_tokens: PositiveInt = 32
-    shuffled: bool = False
 
-    def build(self, model: Transformer) -> GRPOObjective:
-        return GRPOObjective(self, model)
+    def build(self, model: Transformer, load: Load, seed: int) -> GRPOObjective:
+        return GRPOObjective(self, model.eval())  # no dropout: it would move the ratio
 
 
-@dataclass(frozen=True)
-class Experience:
-    """Completions of N prompts with G each, in order, and what they earned.
+class GRPOObjective(Objective):
+    """Clipped surrogate of completions with one advantage each.
 
-    batch: rows of prompt and completion, the completion's tokens learned; rewards: (N * G,).
+    extra: advantages and scales (B,), and from the second update on `old` (B, T).
     """
-
-    batch: Batch
-    rewards: Tensor
-
-
-def advantages(rewards: Tensor, group: int, scale: str) -> Tensor:
-    """(N * G,) rewards -> advantages within groups; std is Bessel-corrected, eps 1e-4 as in TRL."""
-    grouped = rewards.view(-1, group)
-    centred = grouped - grouped.mean(1, keepdim=True)
-    if scale == "group":
-        centred = centred / (grouped.std(1, keepdim=True) + 1e-4)
-    return centred.flatten()
-
-
-def policy_loss(
-    new: Tensor, old: Tensor, advantage: Tensor, low: float, high: float
-) -> tuple[Tensor, Tensor]:
-    """Clipped surrogate per token, and where it was clipped.
-
-    new, old: (B, T) log-probabilities; advantage: (B,) or (B, T).
-    """
-    advantage = advantage[:, None] if advantage.ndim == 1 else advantage
-    ratio = (new - old).clamp(-20, 20).exp()
-    bounded = ratio.clamp(1 - low, 1 + high)
-    losses = torch.maximum(-advantage * ratio, -advantage * bounded)
-    return losses, -advantage * bounded > -advantage * ratio
-
-
-class GRPOObjective(nn.Module):
-    """Batch (with `advantages`, `scales` and perhaps `old` in extra) -> clipped surrogate."""
 
     def __init__(self, config: GRPO, model: Transformer) -> None:
-        super().__init__()
-        self.config, self.model = config, model.eval()  # no dropout: it would move the ratio
+        super().__init__(model)
+        self.config = config
+        self._per = "targets" if config.average == "tokens" else "rows"
 
     def prepare(self, experience: Experience) -> Batch:
-        """The batch that is learned from: advantages, and how each token counts."""
-        batch, config = experience.batch, self.config
-        learned = batch.targets >= 0
-        lengths = learned.sum(1).clamp_min(1)
-        match config.average:
-            case "tokens":
-                weight, scales = int(learned.sum()), torch.ones(len(lengths))
-            case "sequences":
-                weight, scales = len(lengths), 1.0 / lengths
-            case "constant":
-                # Never the longest of the batch: that would differ between micro-batches.
-                weight, scales = len(lengths) * config.max_tokens, torch.ones(len(lengths))
-        extra = dict(batch.extra) | {
-            "advantages": advantages(experience.rewards, config.group, config.scale),
-            "scales": scales,
+        batch, rewards = experience.batch, experience.rewards
+        extra = {
+            "advantages": group_advantages(rewards, experience.group, self.config.scale),
+            "scales": self._scales(experience),
         }
-        return replace(batch, weight=weight, extra=extra)
+        if experience.updates > 1:
+            extra["old"] = experience.compute(lambda part: policy_logprobs(self.model, part))
+        return replace(batch, extra={**batch.extra, **extra})
 
-    def forward(self, batch: Batch) -> Loss:
+    def _scales(self, experience: Experience) -> Tensor:
+        """(N,) what each token of a completion counts."""
+        lengths = experience.learned.sum(1)
+        match self.config.average:
+            case "tokens":
+                return torch.ones(len(lengths))
+            case "sequences":
+                return 1.0 / lengths.clamp_min(1)
+            case "constant":
+                # Never the longest completion: that would differ between micro-batches.
+                return torch.full((len(lengths),), 1.0 / experience.max_tokens)
+
+    def loss(self, batch: Batch, context: Context) -> Loss:
         config, extra = self.config, batch.extra
-        context = watching(batch)
-        learned = batch.targets >= 0
-        new = self.model.logprobs(batch.tokens, batch.targets, context, config.temperature)
-        # One update per rollout: the policy that sampled is the one that learns, and the ratio is
-        # one with the gradient of log pi.
+        new = self.model.logprobs(batch.tokens, batch.targets, context, batch.temperature)
+        # With one update the policy that sampled is the one that learns: the ratio is one, with
+        # the gradient of log pi.
         old = extra.get("old", new.detach())
-        losses, clipped = policy_loss(
+        losses, clipped = clipped_surrogate(
             new, old, extra["advantages"], config.clip_low, config.clip_high
         )
-        counts = extra["scales"][:, None] * learned
-        metrics = {"clipped": (clipped * counts).sum(), "nll": -(new.detach() * counts).sum()}
-        return with_experts(Loss((losses * counts).sum(), metrics), context)
+        learned = batch.targets >= 0
+        total = (losses * extra["scales"][:, None] * learned).sum()
+        return Loss(
+            {"policy": Term(total, self._per)},
+            {
+                "clipped": Term((clipped * learned).sum(), "targets"),
+                "nll": Term(-new.detach().sum(), "targets"),
+            },
+        )

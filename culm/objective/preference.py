@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
 from typing import ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveFloat
-from torch import Tensor, nn
+from torch import Tensor
 
-from culm.adapt.lora import disabled, is_adapter_only
-from culm.batch import Batch, Loss
-from culm.config import Config
+from culm.batch import Batch, Loss, Reads, Term
 from culm.model.context import Context
 from culm.model.transformer import Transformer
-from culm.objective.experts import watching, with_experts
+from culm.objective.objective import Load, Objective, ObjectiveConfig
+from culm.objective.reference import frozen, reference_of
 
 
-class Preference(Config):
+class Preference(ObjectiveConfig):
     """loss: sigmoid (DPO), hinge (SLiC, arXiv 2305.10425) or ipo (arXiv 2310.12036).
 
-    beta: strength of the tie to the reference model. smoothing: the share of labels that are
-    taken to be flipped (conservative DPO); for the sigmoid only.
+    beta: strength of the tie to the reference model. smoothing: the fraction of labels that are
+    assumed to be flipped (conservative DPO); for the sigmoid only.
     """
 
-    on_policy: ClassVar[bool] = False
-    pairs: ClassVar[bool] = True
+    reads: ClassVar[Reads] = "pairs"
     kind: Literal["preference"] = "preference"
     loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     beta: PositiveFloat = 0.1
     smoothing: float = Field(0.0, ge=0, lt=0.5)
 
-    def build(self, model: Transformer) -> PreferenceObjective:
-        return PreferenceObjective(self, model)
+    def build(self, model: Transformer, load: Load, seed: int) -> PreferenceObjective:
+        return PreferenceObjective(self, model.eval())  # no dropout: it would move the margins
 
 
 def preference_loss(margin: Tensor, config: Preference) -> Tensor:
     """Loss of each pair from its margin h = (log pi/ref)(chosen) - (log pi/ref)(rejected).
 
-    margin: (N,), sums over completion tokens; for ipo the paper's sums are used, not means.
+    margin: (N,), sums over completion tokens; ipo takes the paper's sums too, not means.
     """
     match config.loss:
         case "sigmoid":
@@ -52,31 +47,20 @@ def preference_loss(margin: Tensor, config: Preference) -> Tensor:
             return (margin - 1 / (2 * config.beta)) ** 2
 
 
-class PreferenceObjective(nn.Module):
-    """Rows 2i and 2i + 1 of a batch are the chosen and the rejected completion of pair i.
-
-    The reference is the model with its adapters switched off, where nothing else learns, or a
-    frozen copy of the start.
-    """
+class PreferenceObjective(Objective):
+    """Rows 2i and 2i + 1 of a batch are the chosen and the rejected completion of pair i."""
 
     def __init__(self, config: Preference, model: Transformer) -> None:
-        super().__init__()
-        self.config, self.model = config, model.eval()  # no dropout: it would move the margins
-        self.reference = None
-        if not is_adapter_only(model):
-            self.reference = copy.deepcopy(model).requires_grad_(False)
+        super().__init__(model)
+        self.config = config
+        self.reference = reference_of(model)
 
-    def forward(self, batch: Batch) -> Loss:
-        context = watching(batch)
-        policy = self._sums(self.model, batch, context)
-        with torch.no_grad():
-            plain = replace(context, routings=None)
-            if self.reference is not None:
-                reference = self._sums(self.reference, batch, plain)
-            else:
-                with disabled(self.model):
-                    reference = self._sums(self.model, batch, plain)
-        ratio = policy - reference
+    def loss(self, batch: Batch, context: Context) -> Loss:
+        policy = self.model.logprobs(batch.tokens, batch.targets, context).sum(-1)  # (2N,)
+        with frozen(self.model, self.reference) as reference:
+            plain = context.unrecorded()
+            fixed = reference.logprobs(batch.tokens, batch.targets, plain).sum(-1)
+        ratio = policy - fixed
         chosen, rejected = ratio[0::2], ratio[1::2]
         losses = preference_loss(chosen - rejected, self.config)
         beta = self.config.beta
@@ -86,8 +70,7 @@ class PreferenceObjective(nn.Module):
             "reward_chosen": beta * chosen.detach().sum(),
             "reward_rejected": beta * rejected.detach().sum(),
         }
-        return with_experts(Loss(losses.sum(), metrics), context)
-
-    @staticmethod
-    def _sums(model: Transformer, batch: Batch, context: Context) -> Tensor:
-        return model.logprobs(batch.tokens, batch.targets, context).sum(-1)  # (2N,)
+        return Loss(
+            {"preference": Term(losses.sum(), "pairs")},
+            {name: Term(total, "pairs") for name, total in metrics.items()},
+        )

@@ -1,27 +1,30 @@
-"""Muon: momentum whose direction is made near-orthogonal (Jordan 2024; arXiv 2502.16982).
+"""Muon: momentum whose direction is orthogonalised (Jordan 2024; arXiv 2502.16982).
 
 Hidden matrices, those of experts too, take orthogonalised steps; embeddings, heads, norms and
-adapters take AdamW steps, in the same optimizer object: the loop and the checkpoint see one.
+adapters take AdamW steps, in the same optimizer.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
-from culm.config import Config
 from culm.model.transformer import Transformer
+from culm.optim.adamw import AdamWRule
 from culm.optim.groups import groups_of, hidden_matrices, trainable
+from culm.optim.rule import Group, Layout, OptimizerConfig, Rule, RuleOptimizer
 from culm.parallel.sharded import full_tensor, like
 
 # Quintic whose iteration pushes singular values towards one from anywhere in (0, 1].
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-class Muon(Config):
+class Muon(OptimizerConfig):
     """rate: of hidden matrices; an update has the root mean square 0.2 * rate, about that of AdamW
     (Moonlight scaling), so that rates of AdamW carry over. adamw_rate: of everything else.
 
@@ -37,64 +40,41 @@ class Muon(Config):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
 
-    def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        hidden = hidden_matrices(module)
-        named = trainable(module)
+    def build(self, module: nn.Module) -> RuleOptimizer:
+        hidden, named = hidden_matrices(module), trainable(module)
         matrices = [(n, p) for n, p in named if p in hidden]
         rest = [(n, p) for n, p in named if p not in hidden]
-        turned = groups_of(module, matrices, self.rate, self.weight_decay, self.eps, hidden)
+        muon, other = MuonRule(self.momentum, _precision(module)), AdamWRule(self.betas)
+        hidden_groups = groups_of(module, matrices, self.rate, self.weight_decay, self.eps, hidden)
         others = groups_of(module, rest, self.adamw_rate, self.weight_decay, self.eps)
-        groups = [group | {"orthogonal": True} for group in turned]
-        groups += [group | {"orthogonal": False} for group in others]
-        return MuonOptimizer(groups, self, _precision(module))
+        groups = [group | {"rule": muon} for group in hidden_groups]
+        return RuleOptimizer(groups + [group | {"rule": other} for group in others])
 
 
-class MuonOptimizer(torch.optim.Optimizer):
-    """Groups with `orthogonal` take Muon steps, the others AdamW steps."""
+@dataclass(frozen=True)
+class MuonRule(Rule):
+    """precision: of the iteration that orthogonalises."""
 
-    def __init__(self, groups: list[dict], config: Muon, precision: torch.dtype) -> None:
-        super().__init__(groups, {"lr": config.rate})
-        self.config, self.precision = config, precision
+    layout: ClassVar[Mapping[str, Layout]] = {"momentum": "parameter"}
+    momentum: float
+    precision: torch.dtype
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                muon = group["orthogonal"]
-                update = self._muon(parameter) if muon else self._adamw(parameter, group["eps"])
-                parameter.add_(update, alpha=-group["lr"])
+    def init(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        return {"momentum": torch.zeros_like(parameter)}
 
-    def _muon(self, parameter: nn.Parameter) -> Tensor:
-        state, gradient = self.state[parameter], parameter.grad
-        assert gradient is not None
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        state["momentum"].lerp_(gradient, 1 - self.config.momentum)
-        nesterov = gradient.lerp(state["momentum"], self.config.momentum)
+    def update(
+        self, parameter: nn.Parameter, gradient: Tensor, state: dict[str, Tensor], group: Group
+    ) -> None:
+        state["momentum"].lerp_(gradient, 1 - self.momentum)
+        nesterov = gradient.lerp(state["momentum"], self.momentum)
         scale = 0.2 * max(parameter.shape[-2:]) ** 0.5
         # A shard has no direction of its own: every rank orthogonalises the whole matrix.
-        update = orthogonalize(full_tensor(nesterov).to(self.precision)).to(parameter.dtype)
-        update = like(update, parameter) * scale
+        direction = orthogonalize(full_tensor(nesterov).to(self.precision)).to(parameter.dtype)
+        change = like(direction, parameter) * scale
         if parameter.ndim > 2:  # the momentum of an idle expert is small, its direction is not
-            update = update * (gradient.abs().sum((-2, -1), keepdim=True) > 0)
-        return update
-
-    def _adamw(self, parameter: nn.Parameter, eps: float) -> Tensor:
-        state, gradient = self.state[parameter], parameter.grad
-        assert gradient is not None
-        if not state:
-            state["step"] = torch.zeros((), device=parameter.device)  # no wait to read it
-            state["mean"] = torch.zeros_like(parameter)
-            state["square"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        first, second = self.config.betas
-        state["mean"].lerp_(gradient, 1 - first)
-        state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        root = (state["square"] / (1 - second ** state["step"])).sqrt_().add_(eps)
-        return state["mean"] / (1 - first ** state["step"]) / root
+            change = change * (gradient.abs().sum((-2, -1), keepdim=True) > 0)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(change, alpha=-group["lr"])
 
 
 def _precision(module: nn.Module) -> torch.dtype:

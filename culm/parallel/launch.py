@@ -1,4 +1,4 @@
-"""Join the processes that torchrun started; alone, a run is one rank."""
+"""Join the processes that torchrun started; without it, a run is one rank."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as distributed
 
+from culm.parallel.mesh import build_mesh
 from culm.parallel.ranks import Ranks
 
-PATIENCE = timedelta(days=1)  # what the first rank may need to prepare a corpus
+PATIENCE = timedelta(days=1)  # what the writer may need to prepare a corpus
 
 
 def take_gpu() -> None:
@@ -31,18 +32,25 @@ def process_group(device: torch.device | str) -> Iterator[Ranks]:
         yield Ranks()
         return
     if distributed.is_initialized():
-        yield _joined()
+        yield _joined(device)
         return
     cuda = torch.device(device).type == "cuda"
     distributed.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield _joined()
+        yield _joined(device)
         # Without it a rank may leave while another still talks to it.
         distributed.barrier()
     finally:
         distributed.destroy_process_group()
 
 
-def _joined() -> Ranks:
-    patient = distributed.new_group(backend="gloo", timeout=PATIENCE)
-    return Ranks(distributed.get_rank(), distributed.get_world_size(), patient)
+def _joined(device: torch.device | str) -> Ranks:
+    mesh = build_mesh(device)
+    data = mesh["data"]
+    return Ranks(
+        rank=data.get_local_rank(),
+        count=data.size(),
+        writer=distributed.get_rank() == 0,
+        mesh=mesh,
+        patient=distributed.new_group(backend="gloo", timeout=PATIENCE),
+    )

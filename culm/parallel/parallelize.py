@@ -1,11 +1,13 @@
 """Put a layout on a built objective, from outside: the model's code does not know.
 
-Order, always: tensor parallel -> activation checkpointing -> compile -> FSDP or DDP.
+The order is always the same, and stands in `parallelize` alone:
+
+    tensor parallel -> activation checkpointing -> compile -> FSDP2 or DDP
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Literal
@@ -13,81 +15,144 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.distributed import DeviceMesh
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from culm.config import Config
+from culm.batch import Batch, Loss, Sums
+from culm.config import Config, SettingError
 from culm.model import logprobs
 from culm.model.logprobs import Kernels
 from culm.model.transformer import Transformer
+from culm.parallel.ranks import Ranks
 from culm.parallel.sharded import full_tensor
 
 
 class ParallelConfig(Config):
-    """replicas: how data-parallel ranks keep the weights: each a copy (ddp) or a share (fsdp).
+    """replicas: data-parallel ranks hold copies of the weights (ddp) or shards of them (fsdp).
 
-    Used when a launcher started several processes; one process ignores it.
+    It applies when a launcher started several processes; a single process ignores it.
     """
 
     replicas: Literal["ddp", "fsdp"] = "ddp"
 
 
 class Parallel:
-    """An objective as the loop calls it: `forward(batch)`, syncing gradients only when told."""
+    """An objective on its ranks: forward and backward of a step, with gradients summed over all."""
 
-    def __init__(self, objective: nn.Module, ranks: int, parallel: ParallelConfig) -> None:
-        self.objective = objective
-        self._call: Callable = objective
-        if ranks > 1 and parallel.replicas == "ddp":
-            # Buffers are the same on all ranks without being sent: packed weights, above all.
-            self._call = DistributedDataParallel(
-                objective, gradient_as_bucket_view=True, broadcast_buffers=False
-            )
-        elif ranks > 1:
-            for model in _models(objective):
-                _shard(model, init_device_mesh(model.device.type, (ranks,)))
+    def __init__(self, objective: nn.Module, ranks: Ranks = Ranks()) -> None:
+        self.objective, self.ranks = objective, ranks
+        self._call: Callable[[Batch], Loss] = objective
 
-    def forward(self, batch, last: bool):
-        """The loss of one micro-batch; gradients are exchanged after the last of a step."""
+    def replicate(self) -> None:
+        """Copies of the weights on all ranks, whose gradients are averaged."""
+        # Buffers are the same on all ranks without being sent: packed weights, above all.
+        self._call = DistributedDataParallel(
+            self.objective, process_group=self.ranks.mesh and self.ranks.mesh.get_group("data"),
+            gradient_as_bucket_view=True, broadcast_buffers=False,
+        )  # fmt: skip
+
+    def gradients(
+        self, batches: Sequence[Batch], counts: Mapping[str, float], device: torch.device
+    ) -> Sums:
+        """Leave the gradients of a step in the parameters, and give the sums of this rank.
+
+        counts: of the whole step, over micro-batches and ranks. One micro-batch is on the device at
+        a time. A pipeline schedule takes the place of this loop, not of the one around it.
+        """
+        sums = Sums()
+        for index, batch in enumerate(batches):
+            last = index == len(batches) - 1
+            with self._sync(last):
+                loss = self._forward(batch.to(device), last)
+                # Data-parallel wrappers average gradients; a sum is needed.
+                (loss.mean(counts) * self.ranks.count).backward()
+            sums.add(loss)
+        return sums
+
+    def clip(self, parameters: list[nn.Parameter], limit: float) -> float:
+        """Scale the gradients down to the norm `limit` at most; gives the norm before."""
+        return float(full_tensor(nn.utils.clip_grad_norm_(parameters, limit)))
+
+    def _forward(self, batch: Batch, last: bool) -> Loss:
+        """The loss of one micro-batch; gradients are exchanged after the last one of a step."""
         for module in self.objective.modules():
             if isinstance(module, FSDPModule):
                 module.set_requires_gradient_sync(last, recurse=False)
         return self._call(batch)
 
-    def sync(self, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of one micro-batch."""
+    def _sync(self, last: bool) -> AbstractContextManager[None]:
         if isinstance(self._call, DistributedDataParallel) and not last:
             return self._call.no_sync()
         return nullcontext()
 
-    def clip(self, parameters: list[nn.Parameter], limit: float) -> float:
-        """Scale the gradients down to the norm `limit` at most; the norm before."""
-        return float(full_tensor(nn.utils.clip_grad_norm_(parameters, limit)))
+
+def parallelize(
+    objective: nn.Module,
+    ranks: Ranks = Ranks(),
+    settings: ParallelConfig = ParallelConfig(),
+    *,
+    activation_checkpointing: bool = False,
+    compile: bool = False,
+) -> Parallel:
+    """The one order in which an objective is wrapped, whatever it owns.
+
+    Raises:
+        SettingError: it owns a parameter that no module shards.
+    """
+    parallel = Parallel(objective, ranks)
+    if activation_checkpointing:
+        checkpoint_blocks(objective)
+    if compile:
+        compile_blocks(objective)
+    if ranks.count > 1 and settings.replicas == "ddp":
+        parallel.replicate()
+    elif ranks.count > 1:
+        assert ranks.mesh is not None
+        shard(objective, ranks.mesh["data"])
+    return parallel
+
+
+def shard(objective: nn.Module, mesh: DeviceMesh) -> None:
+    """Each rank holds a shard of every parameter; buffers, such as packed weights, stay whole."""
+    for model in _models(objective):
+        for block in model.every_block:
+            fully_shard(block, mesh=mesh)
+        # What is outside the blocks stays gathered until the backward, so that the head, which
+        # reads what `hidden` returns, finds its weights.
+        fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        for method in ("hidden", "mtp_hidden"):
+            register_fsdp_forward_method(model, method)
+    for module in _outside(objective):
+        fully_shard(module, mesh=mesh)
 
 
 def _models(objective: nn.Module) -> list[Transformer]:
     return [module for module in objective.modules() if isinstance(module, Transformer)]
 
 
-def _shard(model: Transformer, mesh: DeviceMesh) -> None:
-    for block in model.every_block:
-        fully_shard(block, mesh=mesh)
-    # What is outside the blocks stays whole until the backward, so that the head, which reads what
-    # `hidden` returns, finds its weights.
-    fully_shard(model, mesh=mesh, reshard_after_forward=False)
-    for method in ("hidden", "mtp_hidden"):
-        register_fsdp_forward_method(model, method)
+def _outside(objective: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules with parameters that belong to no Transformer, such as a head.
+
+    Raises:
+        SettingError: a parameter belongs to the objective itself, which is no unit of sharding.
+    """
+    for name, child in objective.named_children():
+        if not isinstance(child, Transformer) and any(True for _ in child.parameters()):
+            if _models(child):
+                raise SettingError(f"parallel: {name} holds a model inside; make it an attribute")
+            yield child
+    for name, _ in objective.named_parameters(recurse=False):
+        raise SettingError(f"parallel: put the parameter {name} into a module, which is sharded")
 
 
-def recompute(objective: nn.Module) -> None:
+def checkpoint_blocks(objective: nn.Module) -> None:
     """Keep only the input of each block; compute the rest again in the backward."""
     for model in _models(objective):
         for block in model.every_block:
             # The method and not a module around the block, whose parameters keep their names.
-            whole = partial(checkpoint, block.forward, use_reentrant=False)
-            block.forward = whole  # type: ignore[method-assign]
+            again = partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = again  # type: ignore[method-assign]
 
 
 def compile_blocks(objective: nn.Module) -> None:

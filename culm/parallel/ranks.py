@@ -1,37 +1,53 @@
-"""The data-parallel ranks that share a step: how many, and how they add numbers up."""
+"""The data-parallel ranks that share a step: which one this is, and sums over all of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as distributed
+from torch.distributed import DeviceMesh
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank: this process; count: how many ranks hold different data.
+    """rank, count: this process among those that hold different data, the mesh axis "data".
 
-    patient: a group in which a rank may be waited for as long as it takes to prepare a corpus.
+    writer: whether this process writes files and speaks; one of all processes does, whatever the
+    axes of the mesh. mesh: all processes on their named axes; None for a single one.
+    patient: a group whose members may be waited for as long as it takes to prepare a corpus.
     """
 
     rank: int = 0
     count: int = 1
+    writer: bool = True
+    mesh: DeviceMesh | None = None
     patient: distributed.ProcessGroup | None = None
 
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
     def sum(self, values: list[float], device: torch.device | str = "cpu") -> list[float]:
-        """Element-wise sum over the ranks, in float64."""
+        """Element-wise sum over the data ranks, in float64."""
         if self.count == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=device)
-        distributed.all_reduce(tensor)
+        distributed.all_reduce(tensor, group=self._group)
         return tensor.tolist()
 
+    def gather(self, value: T) -> list[T]:
+        """The value of each data rank, in order, on every rank; pickled, so for small things."""
+        if self.count == 1:
+            return [value]
+        found: list[T] = [value] * self.count
+        distributed.all_gather_object(found, value, group=self._group)
+        return found
+
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Until every process is here."""
         if self.count > 1:
             distributed.barrier(self.patient)
+
+    @property
+    def _group(self) -> distributed.ProcessGroup | None:
+        return None if self.mesh is None else self.mesh.get_group("data")

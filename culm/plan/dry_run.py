@@ -1,4 +1,4 @@
-"""A training step on the meta device: every operation takes place, no number is computed.
+"""A training step on the meta device: every operation runs, and no number is computed.
 
 So FLOPs and memory are counted of the very modules that will run, whatever their attention,
 objective, adapter or optimizer: a new part needs no formula here.
@@ -7,8 +7,10 @@ objective, adapter or optimizer: a new part needs no formula here.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +23,15 @@ from culm.batch import Batch
 from culm.model import grouped
 from culm.optim.groups import trainable
 
+Columns = Mapping[str, Literal["row", "token"]]
+ONES: Mapping[str, float] = defaultdict(lambda: 1.0)  # counts of any name
+
 
 @dataclass(frozen=True)
 class Cost:
-    """flops: of the matrix products, two for each multiply-add.
+    """flops: of the matmuls, two for each multiply-add.
 
-    bytes: the most that stood in memory at once, beside weights and gradients.
+    bytes: peak memory, without weights and gradients.
     """
 
     flops: int
@@ -64,13 +69,13 @@ class TensorMemory(TorchDispatchMode):
         self.now -= self._seen.pop(key)
 
 
-def counting_products() -> FlopCounterMode:
-    """Counts the matrix products of what runs within it; `get_total_flops()` tells."""
-    known = {torch.ops.aten.addmm_: _added_product, **grouped.FLOPS}
+def counting_matmuls() -> FlopCounterMode:
+    """Counts the matmuls within it; `get_total_flops()` gives their FLOPs."""
+    known = {torch.ops.aten.addmm_: _added_matmul, **grouped.FLOPS}
     return FlopCounterMode(display=False, custom_mapping=known)
 
 
-def _added_product(total, a, b, **_: object) -> int:
+def _added_matmul(total, a, b, **_: object) -> int:
     """FLOPs of total += a b, from shapes; torch's own table lacks the in-place form."""
     return 2 * a[0] * a[1] * b[1]
 
@@ -84,31 +89,38 @@ def dry_run(objective: nn.Module, batch: Batch) -> Cost:
         parameter.grad = torch.zeros_like(parameter)
     gradients = [p.grad for p in objective.parameters() if p.grad is not None]
     memory = TensorMemory([*objective.parameters(), *objective.buffers(), *gradients])
-    products = counting_products()
+    matmuls = counting_matmuls()
     with settings.patch(meta_nonzero_assume_all_nonzero=True):  # type: ignore[attr-defined]
         with memory:
-            objective(batch).mean(1, 1).backward()
-        with products:  # in a pass of its own: it holds on to what recomputation would let go
-            objective(batch).mean(1, 1).backward()
-    return Cost(products.get_total_flops(), memory.peak)
+            objective(batch).mean(ONES).backward()
+        with matmuls:  # in a pass of its own: it keeps what activation checkpointing would free
+            objective(batch).mean(ONES).backward()
+    return Cost(matmuls.get_total_flops(), memory.peak)
 
 
-def meta_batch(rows: int, context: int, *, packed: bool = True) -> Batch:
-    """A batch of the given shape on the meta device, with what any objective may ask for.
+def meta_batch(
+    rows: int,
+    context: int,
+    *,
+    packed: bool = True,
+    columns: Columns | None = None,
+) -> Batch:
+    """A batch of the given shape on the meta device.
 
-    packed: rows hold several documents, so that attention is masked.
+    packed: rows hold several documents, so that attention is masked. columns: what the objective
+    needs in `Batch.extra` (`ObjectiveConfig.columns`).
     """
 
     def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    scalars = {name: empty(rows, dtype=torch.float32) for name in ("advantages", "scales")}
+    shapes = {"row": (rows,), "token": (rows, context)}
+    extra = {n: empty(*shapes[per], dtype=torch.float32) for n, per in (columns or {}).items()}
     return Batch(
         tokens=empty(rows, context),
         targets=empty(rows, context),
         positions=empty(rows, context),
         documents=empty(rows, context, dtype=torch.int32) if packed else None,
-        weight=rows * context,
         lengths=empty(rows),
-        extra=scalars,
+        extra=extra,
     )

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from culm.optim import AdamW
+from culm.objective.objective import Objective
 from culm.optim.groups import trainable
-from culm.parallel.parallelize import ParallelConfig
-from culm.plan.dry_run import counting_products, dry_run, meta_batch
+from culm.optim.rule import OptimizerConfig
+from culm.plan.dry_run import Columns, counting_matmuls, dry_run, meta_batch
 from culm.plan.model import idle_parameters
-from culm.train.settings import TrainConfig
 
 ROWS = 64  # of a dry run at most; more take in proportion
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a process. activations: the most that forward and backward hold beside the rest."""
+    """Bytes of a process. activations: peak of forward and backward, without the rest."""
 
     weights: int
     gradients: int
@@ -46,54 +46,64 @@ class Needs:
 
 
 def needs_of(
-    objective: nn.Module,
-    train: TrainConfig,
+    objective: Objective,
+    optimizer: OptimizerConfig,
     context: int,
     *,
+    batch_size: int,
+    at_once: int,
     sequences: int = 1,
     packed: bool = True,
-    parallel: ParallelConfig = ParallelConfig(),
+    columns: Columns | None = None,
+    replicas: str = "ddp",
     ranks: int = 1,
+    others: Sequence[nn.Module] = (),
 ) -> Needs:
     """What training the objective takes; it must be on the meta device.
 
-    sequences: in a row (2 for pairs). packed: rows hold several documents. ranks: processes that
-    share the rows, and with `fsdp` the weights, gradients and optimizer state.
+    batch_size: rows of a step; at_once: of a micro-batch. sequences: in a row (2 for pairs).
+    packed, columns: see `meta_batch`. ranks: processes that share a step, and with
+    `replicas="fsdp"` the parameters, gradients and optimizer states; buffers, such as packed
+    weights, are whole on each. others: models that are only read.
     """
-    rows = min(train.micro_batch_size or train.batch_size, -(-train.batch_size // ranks))
+    rows = min(at_once, -(-batch_size // ranks))
     tried = min(rows, ROWS)
-    cost = dry_run(objective, meta_batch(tried * sequences, context, packed=packed))
-    state, update = _update(objective, train)
-    share = ranks if parallel.replicas == "fsdp" else 1
+    batch = meta_batch(tried * sequences, context, packed=packed, columns=columns)
+    cost = dry_run(objective, batch)
+    state, update = _update(objective, optimizer)
+    share = ranks if replicas == "fsdp" else 1
     learned = [parameter for _, parameter in trainable(objective)]
     gradients = sum(parameter.nbytes for parameter in learned)
-    tensors = {id(t): t for t in (*objective.parameters(), *objective.buffers())}
     memory = Memory(
-        weights=sum(t.nbytes for t in tensors.values()) // share,
+        weights=_bytes(objective.parameters()) // share
+        + _bytes(objective.buffers())
+        + sum(_bytes((*one.parameters(), *one.buffers())) for one in others),
         gradients=gradients // share,
         optimizer=state // share,
         activations=cost.bytes * rows // tried,
     )
-    model: nn.Module = objective.model  # type: ignore[assignment]
     return Needs(
-        parameters=sum(p.numel() for p in model.parameters()),
-        idle=idle_parameters(model),
+        parameters=sum(p.numel() for p in objective.model.parameters()),
+        idle=idle_parameters(objective.model),
         trained=sum(parameter.numel() for parameter in learned),
-        flops=cost.flops * train.batch_size / tried + update,
+        flops=cost.flops * batch_size / tried + update,
         memory=memory,
         checkpoint_bytes=gradients + state,
     )
 
 
-def _update(objective: nn.Module, train: TrainConfig) -> tuple[int, int]:
-    """Bytes of the optimizer's state, and FLOPs of one update."""
-    if isinstance(train.optimizer, AdamW):  # its fused kernel knows no meta device
-        return sum(2 * parameter.nbytes for _, parameter in trainable(objective)), 0
-    optimizer = train.optimizer.build(objective)
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Of all tensors, shared ones once."""
+    return sum(tensor.nbytes for tensor in {id(t): t for t in tensors}.values())
+
+
+def _update(objective: nn.Module, settings: OptimizerConfig) -> tuple[int, int]:
+    """Bytes of the optimizer's states, and FLOPs of one update."""
+    optimizer = settings.build(objective)
     for _, parameter in trainable(objective):
         parameter.grad = torch.zeros_like(parameter)
-    products = counting_products()
-    with products:
+    matmuls = counting_matmuls()
+    with matmuls:
         optimizer.step()
     held = [value for state in optimizer.state.values() for value in state.values()]
-    return sum(value.nbytes for value in held), products.get_total_flops()
+    return sum(value.nbytes for value in held), matmuls.get_total_flops()

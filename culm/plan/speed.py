@@ -11,7 +11,7 @@ from culm.dtype import DTYPES
 from culm.model.backend import place
 from culm.model.config import TransformerConfig
 from culm.objective.next_token import NextTokenObjective
-from culm.plan.dry_run import dry_run, meta_batch
+from culm.plan.dry_run import ONES, dry_run, meta_batch
 
 TOKENS = 1024  # of the trial; fewer do not fill the device
 VOCABULARY = 4096  # of the trial; the head of a large model would take longer than its layer
@@ -23,7 +23,7 @@ def training_rate(
 ) -> float:
     """FLOP/s of forward and backward through a layer of these settings.
 
-    Everything that is no product (norms, rotations, softmax) is in the time, so a run's FLOPs
+    Everything but matmuls (norms, rotations, softmax) is in the time only, so a run's FLOPs
     divided by this rate is close to its time. The first pass, which warms up, is not counted.
     """
     smaller = {"layers": 1, "vocabulary": min(config.vocabulary, VOCABULARY)}
@@ -37,11 +37,11 @@ def training_rate(
     objective = NextTokenObjective(model)
     tokens = torch.zeros(rows, context, dtype=torch.int64, device=device)
     batch = Batch(tokens, tokens, torch.arange(context, device=device).expand_as(tokens))
-    objective(batch).total.backward()
+    objective(batch).mean(ONES).backward()
     spent, best = 0.0, float("inf")
     while spent < SECONDS:
         began = time.perf_counter()
-        loss = objective(batch).total
+        loss = objective(batch).mean(ONES)
         loss.backward()
         float(loss.detach())  # waits for the device
         if device.type == "cuda":

@@ -24,7 +24,7 @@ from culm.convert.export import quantize, size_of, write_export
 from culm.convert.load import read
 from culm.data.manifest import Manifest
 from culm.data.texts import texts_of
-from culm.eval.exact import Answered, difference, scores
+from culm.eval.exact import Answered, accuracies_of, difference
 from culm.files import read_lines
 from culm.quickstart.report import write_report
 from culm.quickstart.scorer import Scorer
@@ -110,9 +110,10 @@ class Quickstart:
         if name == "pretrain" and self.text:
             most = int(BYTES_PER_MINUTE * self.budget / 60)
             settings += [f"data.path={json.dumps(self.text)}", f"data.max_bytes={most}"]
-            settings += ['eval.samples=[""]', "eval.temperatures=[0.5, 0.8]"]
+            samples = "eval.measures.samples"
+            settings += [f'{samples}.texts=[""]', f"{samples}.temperatures=[0.5, 0.8]"]
         if name == "control":
-            settings.append("train.objective.shuffled=true")
+            settings.append("train.rollout.shuffled=true")
         if steps is not None:
             often = max(5, steps // 8)
             settings += [f"train.steps={steps}", f"train.checkpoint.every_steps={often}"]
@@ -225,7 +226,7 @@ class Quickstart:
         first = {item.task: item for item in reversed(answered)}  # of each task
         return {
             "bits_per_byte": scorer.predict(model, tokenizer).bits_per_byte,
-            "exact_match": {task: asdict(score) for task, score in scores(answered).items()},
+            "exact_match": _as_json(answered),
             "tokens_per_second": sum(item.tokens for item in answered) / seconds,
             "examples": [_example(first[task]) for task in reversed(first)],
         }, answered
@@ -258,7 +259,7 @@ class Quickstart:
             "bytes": size_of(path),
             "bits_per_byte": prediction.bits_per_byte,
             "perplexity": prediction.perplexity,
-            "exact_match": asdict(scores(answered)["all"]),
+            "exact_match": _as_json(answered)["all"],
         }
 
     def report(self) -> dict[str, Any]:
@@ -269,6 +270,10 @@ class Quickstart:
         model, tokenizer = read(self.folder / "chat", "cpu", torch.float32)
         write_report(self.folder, stages, summary, model, tokenizer)
         return {}
+
+
+def _as_json(answered: list[Answered]) -> dict[str, Any]:
+    return {task: asdict(accuracy) for task, accuracy in accuracies_of(answered).items()}
 
 
 def _example(item: Answered) -> dict[str, Any]:

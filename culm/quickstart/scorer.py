@@ -9,7 +9,9 @@ import torch
 from culm.convert.load import read
 from culm.device import choose_device, choose_precision
 from culm.dtype import DTYPES
-from culm.eval.exact import Answered, answer
+from culm.eval.exact import Answered, answer_questions, distinct
+from culm.eval.measure.exact_match import ExactMatch
+from culm.eval.measure.held_out import HeldOut
 from culm.eval.perplexity import Prediction, predict
 from culm.model.backend import place
 from culm.model.transformer import Transformer
@@ -28,7 +30,7 @@ class Scorer:
     @property
     def questions(self) -> int:
         """How many of each task a run of full length asks."""
-        return self.dialogues.eval.questions
+        return self.dialogues.eval.first(ExactMatch).questions
 
     def read(self, path: Path) -> tuple[Transformer, Tokenizer]:
         """A model in the precision, with the backend and on the device of training."""
@@ -40,11 +42,10 @@ class Scorer:
         """Of held-out text."""
         context = model.config.context
         rows = loader(self.text, tokenizer, self.corpus, context, Ranks(), "held_out")
-        return predict(model, rows, tokenizer, self.text.eval.tokens)
+        return predict(model, rows, tokenizer, self.text.eval.first(HeldOut).tokens)
 
     def answer(self, model: Transformer, tokenizer: Tokenizer, questions: int) -> list[Answered]:
         """To so many test questions of each task."""
-        settings = self.dialogues.eval
-        return answer(
-            model, tokenizer, settings.tasks, questions, settings.seed, settings.max_tokens
-        )
+        measure, seed = self.dialogues.eval.first(ExactMatch), self.dialogues.eval.seed
+        asked = distinct(measure.tasks, questions, seed)
+        return answer_questions(model, tokenizer, asked, measure.max_tokens)

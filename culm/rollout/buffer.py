@@ -1,182 +1,177 @@
-"""On-policy batches: the model answers, a task scores, the objective makes batches of it.
+"""On-policy batches: the model answers, rewards score, the objective prepares, steps are split off.
 
-To the loop this is a dataset like any other. Step n depends on the seed, n and the weights alone,
-so a run that was stopped goes on with the very same questions and random numbers.
+    rollout r    sample -> reward -> objective.prepare      once, with the weights of its first step
+    its steps    epoch 0: batch 0, batch 1 ...   epoch 1: ...        `updates` of them
+
+To the loop this is a dataset like any other. With one update a step is a function of the seed, its
+number and the weights. With several, the weights that sampled are gone after the first: a
+checkpoint in between holds the prepared rollout, so that a resumed run learns from the same rows.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from culm.batch import IGNORED, Batch
-from culm.engine.engine import Engine
-from culm.engine.request import Completion, Request
-from culm.engine.sampling import Sampling
-from culm.objective.grpo import Experience, GRPOObjective
+from culm.batch import Batch
+from culm.objective.experience import ROUND, Experience
+from culm.objective.objective import Objective
 from culm.parallel.ranks import Ranks
-from culm.parallel.sharded import unsharded
-from culm.seed import keyed, keyed_integer
-from culm.task.task import Question, Task
-from culm.text.reply import request_of
+from culm.rollout.environment import Environment, Episode
+from culm.rollout.reward.reward import Load
+from culm.rollout.sampler import Sampler
+from culm.rollout.settings import RolloutConfig
+from culm.rollout.state import restored, stored
+from culm.rollout.trajectory import Trajectory, to_rows
+from culm.seed import keyed
 from culm.tokenizer.tokenizer import Tokenizer
 
-ASKED = 1000  # questions that tell one order from another
-ROUND = 16  # rows are padded to a multiple, so that memory is used again from step to step
+ASKED = 1000  # prompts that tell one order from another
 
 
 class Rollouts:
-    """`rows` completions a step over all ranks, in groups that answer the same question.
+    """`batch_size` completions a step over all ranks, in groups that answer the same prompt.
 
-    With `shuffled` in the objective's settings, rewards are dealt out at random among all
-    completions of a step: the control, in which nothing can be learned from them. (Within a group
-    they would still tell whether its answers were good.)
-
-    fingerprint: of the order of the questions.
+    With `shuffled` rewards are permuted over all completions of a batch: the control, from which
+    nothing can be learned. (Within a group they would still show whether its answers were good.)
     """
 
     def __init__(
         self,
-        objective: GRPOObjective,
+        objective: Objective,
         tokenizer: Tokenizer,
-        tasks: Sequence[Task],
+        environments: Sequence[Environment],
+        config: RolloutConfig,
+        load: Load,
         *,
-        rows: int,
-        micro_rows: int,
+        batch_size: int,
+        micro_batch_size: int,
         seed: int,
         ranks: Ranks = Ranks(),
     ) -> None:
-        group = objective.config.group
-        for name, value in (("batch_size", rows), ("micro_batch_size", micro_rows)):
-            if value % group:
-                raise ValueError(f"train.{name}: {value} is not a multiple of group={group}")
-        if rows % (group * ranks.count):
-            raise ValueError(f"train.batch_size: {rows} does not divide over {ranks.count} ranks")
-        self.objective, self.tokenizer = objective, tokenizer
-        self.tasks, self.rows, self.micro_rows = tasks, rows, micro_rows
-        self.seed, self.ranks = seed, ranks
-        facts = (tasks, [self._question(index)[1] for index in range(ASKED)], seed, rows)
-        self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
+        if batch_size % config.group:
+            raise ValueError(
+                f"train.batch_size: {batch_size} is not a multiple of "
+                f"train.rollout.group={config.group}"
+            )
+        if batch_size % (config.group * ranks.count):
+            raise ValueError(
+                f"train.batch_size: {batch_size} does not divide over {ranks.count} ranks in "
+                f"groups of {config.group}"
+            )
+        self.objective, self.config, self.ranks = objective, config, ranks
+        self.environments, self.seed, self.pad = environments, seed, tokenizer.end_of_text
+        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
+        self.sampler = Sampler(objective.model, tokenizer, config, seed)
+        self.rewards = [(one.weight, one.build(load)) for one in config.reward]
+        self.rows = batch_size // ranks.count  # of this rank in a batch
+        self._number = -1  # of the rollout that is held
+        self._held: Batch | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the order of the prompts, and of how they are answered and scored."""
+        prompts = [list(self._episode(index).prompt) for index in range(ASKED)]
+        names = [environment.name for environment in self.environments]
+        facts = (names, prompts, self.seed, self.batch_size, self.config)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
-        group = self.objective.config.group
-        prompts = self.rows // group // self.ranks.count
-        first = (number * self.ranks.count + self.ranks.rank) * prompts
-        asked = [self._question(index) for index in range(first, first + prompts)]
-        requests = self._requests([question for _, question in asked], first * group)
-        completions = self._complete(requests)
-        replies = [self.tokenizer.decode(completion.tokens) for completion in completions]
-        rewards = [
-            task.score(question, reply)
-            for (task, question), reply in zip(_repeat(asked, group), replies, strict=True)
-        ]
-        mean = sum(rewards) / len(rewards)
-        if self.objective.config.shuffled:
+        rollout, update = divmod(number, self.config.updates)
+        held = self._rollout(rollout, update)
+        first = update % self.config.batches * self.rows
+        lengths = held.lengths
+        assert lengths is not None
+        # Rows of similar length side by side, so that micro-batches hold little padding.
+        rows = first + lengths[first : first + self.rows].argsort(stable=True)
+        parts = [held.select(part, ROUND) for part in rows.split(self.micro_batch_size)]
+        if self.config.updates == 1:
+            self._held = None
+        return parts
+
+    def state(self, steps: int) -> dict[str, Tensor]:
+        """The rollout whose steps are not all done, of all ranks, in one order for any of them."""
+        if not steps % self.config.updates:
+            return {}
+        assert self._held is not None
+        return stored(self._held, self.config.batches, self.ranks)
+
+    def restore(self, steps: int, state: Mapping[str, Tensor]) -> None:
+        """Take the rollout of `state` up again."""
+        if state:
+            self._number = steps // self.config.updates
+            self._held = restored(state, self.config, self.ranks)
+
+    # -- a rollout ------------------------------------------------------------------------------
+
+    def _rollout(self, number: int, update: int) -> Batch:
+        if self._held is None or self._number != number:
+            if update:
+                raise RuntimeError(
+                    f"rollout {number} was sampled with weights that are gone; resume from a "
+                    "checkpoint, or start at its first step"
+                )
+            self._number, self._held = number, self._sampled(number)
+        return self._held
+
+    def _sampled(self, number: int) -> Batch:
+        trajectories: list[Trajectory] = []
+        for batch in range(number * self.config.batches, (number + 1) * self.config.batches):
+            first = batch * self.batch_size + self.ranks.rank * self.rows
+            trajectories += self.sampler.sample(self._episodes(first), first)
+        rewards = self._rewards(trajectories)
+        metrics = self._metrics(trajectories, rewards)
+        if self.config.shuffled:
             rewards = self._shuffled(rewards, number)
-        return self._batches(requests, completions, torch.tensor(rewards), mean)
-
-    def _shuffled(self, rewards: list[float], number: int) -> list[float]:
-        own = slice(self.ranks.rank * len(rewards), (self.ranks.rank + 1) * len(rewards))
-        everyone = [0.0] * self.rows
-        everyone[own] = rewards
-        dealt = self.ranks.sum(everyone, self.objective.model.device)
-        keyed(self.seed, "shuffle", number).shuffle(dealt)
-        return dealt[own]
-
-    def _question(self, index: int) -> tuple[Task, Question]:
-        number, which = divmod(index, len(self.tasks))
-        task = self.tasks[which]
-        return task, task.question("train", number, self.seed + 1)
-
-    def _seed(self, row: int) -> int:
-        return keyed_integer(self.seed, "sample", row)
-
-    def _requests(self, questions: list[Question], first: int) -> list[Request]:
-        config = self.objective.config
-        return [
-            request_of(
-                question.prompt,
-                self.tokenizer,
-                config.max_tokens,
-                self.objective.model.config.context,
-                Sampling(temperature=config.temperature, seed=self._seed(first + index)),
+        rows, behaviour = to_rows(trajectories, self.pad)
+        rows = replace(rows, metrics=metrics, temperature=self.config.temperature)
+        return self.objective.prepare(
+            Experience(
+                rows, rewards, behaviour, self.config.group, self.config.max_tokens,
+                self.config.updates, self.micro_batch_size, self.objective.model.device, self.ranks,
             )
-            for index, question in enumerate(_repeat(questions, config.group))
-        ]
+        )  # fmt: skip
 
-    def _complete(self, requests: list[Request]) -> list[Completion]:
-        model = self.objective.model
-        longest = max(len(request.prompt) + request.max_tokens for request in requests)
-        with unsharded(model):
-            engine = Engine(model, len(requests), longest, vocabulary=self.tokenizer.vocabulary)
-            return engine.generate(requests)
+    def _episodes(self, first: int) -> list[Episode]:
+        """Of this rank's rows of a batch; those of a group have the same number."""
+        group = self.config.group
+        return [self._episode((first + row) // group) for row in range(self.rows)]
 
-    def _batches(
-        self,
-        requests: list[Request],
-        completions: list[Completion],
-        rewards: Tensor,
-        mean: float,
-    ) -> list[Batch]:
-        group = self.objective.config.group
-        prompts = [request.prompt for request in requests]
-        order = _by_length(prompts, completions, group)
-        stopped = sum(completion.finish == "stop" for completion in completions)
+    def _episode(self, index: int) -> Episode:
+        number, which = divmod(index, len(self.environments))
+        return self.environments[which].reset(number, self.seed + 1)
+
+    def _rewards(self, trajectories: Sequence[Trajectory]) -> Tensor:
+        total = torch.zeros(len(trajectories), dtype=torch.float64)
+        for weight, score in self.rewards:
+            total += weight * torch.tensor(score(trajectories), dtype=torch.float64)
+        return total.float()
+
+    def _shuffled(self, rewards: Tensor, number: int) -> Tensor:
+        """Dealt out at random within each batch, over all ranks."""
+        parts = []
+        for batch, own in enumerate(rewards.split(self.rows)):
+            place = slice(self.ranks.rank * self.rows, (self.ranks.rank + 1) * self.rows)
+            everyone = [0.0] * self.batch_size
+            everyone[place] = own.tolist()
+            everyone = self.ranks.sum(everyone, self.objective.model.device)
+            keyed(self.seed, "shuffle", number * self.config.batches + batch).shuffle(everyone)
+            parts += everyone[place]
+        return torch.tensor(parts)
+
+    def _metrics(self, trajectories: Sequence[Trajectory], rewards: Tensor) -> dict[str, float]:
+        count = len(trajectories)
         metrics = {
-            "reward": mean,
-            "max_tokens": sum(len(c.tokens) for c in completions) / len(completions),
-            "stopped": stopped / len(completions),
-            "useful_groups": float((rewards.view(-1, group).std(1) > 0).float().mean()),
+            "reward": float(rewards.mean()),
+            "completion_tokens": sum(one.sampled for one in trajectories) / count,
+            "stopped": sum(one.finish == "stop" for one in trajectories) / count,
         }
-        batches = []
-        for at in range(0, len(order), self.micro_rows):
-            part = order[at : at + self.micro_rows]
-            rows = to_rows(
-                [prompts[row] for row in part],
-                [completions[row] for row in part],
-                self.tokenizer.end_of_text,
-                metrics,
-            )
-            batches.append(self.objective.prepare(Experience(rows, rewards[part])))
-        return batches
-
-
-def _by_length(
-    prompts: Sequence[tuple[int, ...]], completions: Sequence[Completion], group: int
-) -> list[int]:
-    """Rows with groups of like length side by side, so that micro-batches hold little padding."""
-    lengths = [len(p) + len(c.tokens) for p, c in zip(prompts, completions, strict=True)]
-    groups = [list(range(at, at + group)) for at in range(0, len(lengths), group)]
-    groups.sort(key=lambda rows: max(lengths[row] for row in rows))
-    return [row for rows in groups for row in rows]
-
-
-def to_rows(
-    prompts: Sequence[tuple[int, ...]],
-    completions: Sequence[Completion],
-    pad: int,
-    metrics: dict[str, float],
-) -> Batch:
-    """Prompt and completion side by side, padded to the right; completions are learned."""
-    lengths = [len(p) + len(c.tokens) - 1 for p, c in zip(prompts, completions, strict=True)]
-    length = -(-max(lengths) // ROUND) * ROUND
-    tokens = torch.full((len(prompts), length), pad)
-    targets = torch.full((len(prompts), length), IGNORED)
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        ids = torch.tensor(prompt + completion.tokens)
-        tokens[row, : len(ids) - 1] = ids[:-1]
-        targets[row, len(prompt) - 1 : len(ids) - 1] = ids[len(prompt) :]
-    positions = torch.arange(length).clamp_max(max(lengths) - 1).expand_as(tokens)
-    weight = int((targets >= 0).sum())
-    return Batch(
-        tokens, targets, positions, None, weight, sum(lengths),
-        metrics=metrics, lengths=torch.tensor(lengths),
-    )  # fmt: skip
-
-
-def _repeat(items: Sequence, times: int) -> list:
-    return [item for item in items for _ in range(times)]
+        if self.config.group > 1:
+            mixed = rewards.view(-1, self.config.group).std(1) > 0
+            metrics["mixed_reward_groups"] = float(mixed.float().mean())
+        return metrics

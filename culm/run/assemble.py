@@ -1,17 +1,19 @@
-"""The parts of a run, each from its settings; `culm.run.train` puts them together."""
+"""The parts of a run, each from its settings; `culm.run.train` puts them to work."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from culm import log
+from culm.adapt.heads import with_scalar_head
 from culm.adapt.quantize.linear import is_quantized
 from culm.adapt.quantize.qat import fake_quantize
 from culm.config import SettingError
+from culm.convert.load import load_model
 from culm.convert.weights import note_dropped_heads
 from culm.data.loader import Loader
 from culm.data.manifest import Manifest
@@ -20,14 +22,15 @@ from culm.data.prepared import Prepared, verify
 from culm.data.texts import texts_of
 from culm.device import choose_precision
 from culm.dtype import DTYPES
+from culm.eval.evaluation import Evaluation
+from culm.eval.measure.measure import Subject
 from culm.files import atomic
 from culm.model.backend import place
 from culm.model.transformer import Transformer
-from culm.objective.grpo import GRPOObjective
-from culm.objective.next_token import NextToken
-from culm.parallel.parallelize import compile_blocks, recompute
+from culm.objective.objective import Load, Objective
 from culm.parallel.ranks import Ranks
 from culm.rollout.buffer import Rollouts
+from culm.rollout.environment import TaskEnvironment
 from culm.run.settings import RunConfig
 from culm.run.start import start_of
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
@@ -37,8 +40,62 @@ from culm.train.trainer import Batches
 EVALUATED = 16  # held-out rows that are scored at once
 
 
+class ModelLoader:
+    """Reads further models of a run, such as a reward model, and places them like the policy."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self._dtype = DTYPES[precision_of(config, device)]
+        self._backend, self._device = config.train.attention_backend, device
+        self.loaded: list[Transformer] = []
+
+    def __call__(self, path: str) -> Transformer:
+        """The model of a path, in fp32.
+
+        Raises:
+            SettingError: it is not there, or cannot be read.
+        """
+        model, _ = load_model(path)
+        for weight in model.parameters():
+            weight.data = weight.data.float()
+        self.loaded.append(place(model, self._device, self._dtype, self._backend, training=True))
+        return model
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What belongs to one run on one rank. context: tokens of a row. load: reads further models."""
+
+    config: RunConfig
+    folder: Path
+    device: torch.device
+    objective: Objective
+    tokenizer: Tokenizer
+    context: int
+    load: ModelLoader
+    ranks: Ranks = Ranks()  # noqa: RUF009 - frozen
+
+    @property
+    def model(self) -> Transformer:
+        """What is trained, evaluated and saved."""
+        return self.objective.model
+
+
+def assemble(
+    config: RunConfig, folder: Path, device: torch.device, ranks: Ranks = Ranks()
+) -> Assembly:
+    """Model, tokenizer and objective as they are at step 0."""
+    model, tokenizer = initial_model(config, folder)
+    context = context_of(config, model)
+    load = ModelLoader(config, device)
+    objective = build_objective(config, model, device, load)
+    return Assembly(config, folder, device, objective, tokenizer, context, load, ranks)
+
+
+# -- model and tokenizer ------------------------------------------------------------------------
+
+
 def initial_model(config: RunConfig, folder: Path) -> tuple[Transformer, Tokenizer]:
-    """Model and tokenizer as they are at step 0, on the CPU."""
+    """Model and tokenizer before anything is put on or around them, on the CPU."""
     if config.start is not None:
         return model_from_start(config)
     assert config.model is not None
@@ -48,13 +105,13 @@ def initial_model(config: RunConfig, folder: Path) -> tuple[Transformer, Tokeniz
 
 
 def model_from_start(config: RunConfig) -> tuple[Transformer, Tokenizer]:
-    """Model and tokenizer that a run goes on from, without heads that it would not train."""
+    """Model and tokenizer that a run starts from, without heads that it would not train."""
     assert config.start is not None
     model, tokenizer = start_of(config.start)
     if config.upcycle is not None:
         count = config.upcycle.apply(model, config.seed)
         log.say(f"The feed-forwards of {count} layers became experts.")
-    if model.config.mtp is not None and not isinstance(config.train.objective, NextToken):
+    if model.config.mtp is not None and not config.train.objective.trains_mtp:
         note_dropped_heads(model)
         model.drop_mtp()
     return model, tokenizer
@@ -87,7 +144,7 @@ def _texts(config: RunConfig) -> Iterator[str]:
     """The text of the run's corpus."""
     if config.data.prepared is not None:
         raise SettingError(
-            "tokenizer: data.prepared holds no text to train one on; leave it out to take the one "
+            "tokenizer: data.prepared holds no text to train one on; leave it out to use the one "
             "that the corpus was prepared with"
         )
     source = config.data.open(config.seed)
@@ -97,38 +154,100 @@ def _texts(config: RunConfig) -> Iterator[str]:
             yield text
 
 
+# -- the objective ------------------------------------------------------------------------------
+
+
+def build_objective(
+    config: RunConfig, model: Transformer, device: torch.device, load: Load
+) -> Objective:
+    """The objective around the model, on the device; ready to be parallelised.
+
+    head -> adapter or fake quantisation -> precision, device, attention backend -> objective
+    """
+    train = config.train
+    if train.adapter is None and is_quantized(model):
+        raise SettingError(
+            "train.adapter: quantised weights cannot be trained; use train.adapter=lora, or start "
+            "from the model that they were made of"
+        )
+    change_model(config, model)
+    dtype = DTYPES[precision_of(config, device)]
+    place(model, device, dtype, train.attention_backend, training=True)
+    return train.objective.build(model, load, config.seed)
+
+
+def change_model(config: RunConfig, model: Transformer) -> None:
+    """Give the model the head that the objective trains, and adapters or fake quantisation."""
+    train = config.train
+    if train.adapter is not None:
+        count = train.adapter.apply(model, config.seed)
+        log.say(f"Training LoRA adapters on {count} layers; base weights are frozen.")
+    if train.objective.head == "scalar" and model.config.head != "scalar":
+        with_scalar_head(model, config.seed)
+    if train.qat is not None:
+        count = fake_quantize(model, train.qat)
+        log.say(f"Training {count} layers with their weights quantised in every forward.")
+
+
+def precision_of(config: RunConfig, device: torch.device) -> str:
+    """Of activations; the faster one of the device unless given."""
+    given = config.train.precision
+    return choose_precision(device) if given == "auto" else given
+
+
+# -- batches ------------------------------------------------------------------------------------
+
+
+def training_batches(run: Assembly) -> Batches:
+    """What the loop reads: rows of a corpus, or what the model answers."""
+    if run.config.train.objective.reads == "rollouts":
+        return _rollouts(run)
+    config, tokenizer = run.config, run.tokenizer
+    if run.ranks.writer:
+        verify(prepared_folder(config, tokenizer, run.folder))
+    run.ranks.wait()
+    path = prepared_folder(config, tokenizer, run.folder)
+    ids, known = Manifest.read(path).vocabulary, run.model.config.vocabulary
+    if ids > known:
+        raise SettingError(
+            f"{path}: token ids up to {ids - 1}, but the model's vocabulary is {known}"
+        )
+    rows = loader(config, tokenizer, path, run.context, run.ranks, "train")
+    check_ends(rows, tokenizer)
+    if rows.truncated:
+        log.say(
+            f"{rows.truncated:,} documents are longer than {run.context} tokens and are truncated."
+        )
+    return rows
+
+
 def prepared_folder(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> Path:
     """The prepared corpus; prepared now if it is not there."""
     if config.data.prepared is not None:
         return config.data.prepared
-    path = folder / "data"
+    path, data = folder / "data", config.data
     if not path.exists():
-        prepare(
-            config.data.open(config.seed),
-            config.data.format,
-            tokenizer,
-            path,
-            config.data.held_out,
-            config.seed,
-        )
+        source = data.open(config.seed)
+        prepare(source, data.format, tokenizer, path, data.held_out, config.seed)
     return path
 
 
 def loader(
     config: RunConfig, tokenizer: Tokenizer, path: Path, context: int, ranks: Ranks, split: str
 ) -> Loader:
-    """Rows of a prepared corpus, as the run asks for them."""
+    """Rows of a prepared corpus, as the run needs them."""
     train, prepared = config.train, Prepared.open(path, split, tokenizer.fingerprint)
-    if (prepared.manifest.group == 2) != train.objective.pairs:
+    manifest = prepared.manifest
+    if manifest.gives != train.objective.reads:
         raise SettingError(
-            f"train.objective: {train.objective.kind} does not learn from {path}, which was "
-            f"prepared from records of the format {prepared.manifest.format}"
+            f"train.objective: {train.objective.kind} learns from {train.objective.reads}, and "
+            f"{path} holds {manifest.gives}, prepared from records of the format {manifest.format}"
         )
     return Loader(
         prepared,
         context,
         train.batch_size,
-        train.micro_batch_size or train.batch_size if split == "train" else EVALUATED,
+        train.at_once if split == "train" else EVALUATED,
         config.seed,
         ranks.rank,
         ranks.count,
@@ -136,67 +255,19 @@ def loader(
     )
 
 
-def held_out(config: RunConfig, tokenizer: Tokenizer, folder: Path, context: int) -> Loader | None:
-    """The rows that are not trained on, where the corpus has such; the same for every rank."""
-    path = config.data.prepared or folder / "data"
+def held_out(run: Assembly) -> Loader | None:
+    """The rows that are not trained on, if the corpus has some; the same for every rank."""
+    path = run.config.data.prepared or run.folder / "data"
     if not path.exists() or "held_out" not in Manifest.read(path).splits:
         return None
-    return loader(config, tokenizer, path, context, Ranks(), "held_out")
+    return loader(run.config, run.tokenizer, path, run.context, Ranks(), "held_out")
 
 
-def set_up(config: RunConfig, model: Transformer, device: torch.device) -> nn.Module:
-    """The objective around the model: adapter or rounding, precision, backend, device."""
-    train = config.train
-    precision = choose_precision(device) if train.precision == "auto" else train.precision
-    if train.adapter is None and is_quantized(model):
-        raise SettingError(
-            "train.adapter: quantised weights cannot be trained; take train.adapter=lora, or start "
-            "from the model that they were made of"
-        )
-    if train.adapter is not None:
-        count = train.adapter.apply(model, config.seed)
-        log.say(f"Training adapters beside {count} layers; the weights below are frozen.")
-    if train.qat is not None:
-        count = fake_quantize(model, train.qat)
-        log.say(f"Training {count} layers with their weights rounded in every forward.")
-    place(model, device, DTYPES[precision], train.attention_backend, training=True)
-    objective = train.objective.build(model)
-    if train.activation_checkpointing:
-        recompute(objective)
-    if train.compile:
-        compile_blocks(objective)
-    return objective
-
-
-def training_batches(
-    config: RunConfig,
-    objective: nn.Module,
-    model: Transformer,
-    tokenizer: Tokenizer,
-    folder: Path,
-    context: int,
-    ranks: Ranks,
-) -> tuple[Batches, str]:
-    """What the loop reads, and the fingerprint of its order."""
-    if config.train.objective.on_policy:
-        assert isinstance(objective, GRPOObjective)
-        return _rollouts(config, objective, tokenizer, ranks)
-    if ranks.first:
-        verify(prepared_folder(config, tokenizer, folder))
-    ranks.wait()
-    path = prepared_folder(config, tokenizer, folder)
-    ids, known = Manifest.read(path).vocabulary, model.config.vocabulary
-    if ids > known:
-        raise SettingError(
-            f"{path}: token ids up to {ids - 1}, but the model's vocabulary is {known}"
-        )
-    rows = loader(config, tokenizer, path, context, ranks, "train")
-    check_ends(rows, tokenizer)
-    if rows.truncated:
-        log.say(
-            f"{rows.truncated:,} documents are longer than {context} tokens and lose their end."
-        )
-    return rows, rows.fingerprint
+def evaluation_of(run: Assembly) -> Evaluation:
+    """Measures the model of a run; each rank takes a share."""
+    settings = run.config.eval
+    subject = Subject(run.model, run.tokenizer, lambda: held_out(run), run.ranks, settings.seed)
+    return Evaluation(settings, subject)
 
 
 def check_ends(rows: Loader, tokenizer: Tokenizer) -> None:
@@ -208,17 +279,16 @@ def check_ends(rows: Loader, tokenizer: Tokenizer) -> None:
         )
 
 
-def _rollouts(
-    config: RunConfig, objective: GRPOObjective, tokenizer: Tokenizer, ranks: Ranks
-) -> tuple[Rollouts, str]:
-    train = config.train
-    rollouts = Rollouts(
-        objective,
-        tokenizer,
-        config.data.tasks,
-        rows=train.batch_size,
-        micro_rows=train.micro_batch_size or train.batch_size,
+def _rollouts(run: Assembly) -> Rollouts:
+    config, train = run.config, run.config.train
+    return Rollouts(
+        run.objective,
+        run.tokenizer,
+        [TaskEnvironment(task) for task in config.data.tasks],
+        train.rollouts,
+        run.load,
+        batch_size=train.batch_size,
+        micro_batch_size=train.at_once,
         seed=config.seed,
-        ranks=ranks,
+        ranks=run.ranks,
     )
-    return rollouts, rollouts.fingerprint

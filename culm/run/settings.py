@@ -4,44 +4,135 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from culm.adapt.lora import LoRA
+from culm.adapt.quantize.qat import QAT
 from culm.adapt.upcycle import Upcycle
-from culm.config import Config, SettingError, compose_run, parse
+from culm.config import Config, SettingError, compose_run, one_of, parse
 from culm.data.settings import DataConfig
 from culm.eval.settings import EvalConfig
+from culm.model.attend import Backend
 from culm.model.config import TransformerConfig
+from culm.objective import Objective
+from culm.objective.next_token import NextToken
+from culm.optim import Optimizer, Schedule
+from culm.optim.adamw import AdamW
+from culm.optim.schedule import Cosine
 from culm.parallel.parallelize import ParallelConfig
+from culm.rollout.settings import RolloutConfig
 from culm.run.dial import apply_depth
 from culm.run.start import Start
 from culm.tokenizer import TokenizerConfig
-from culm.train.settings import TrainConfig
+from culm.train.run_folder import MAY_CHANGE, MayChange
+from culm.train.trackers import Trackers
+
+
+class CheckpointConfig(Config):
+    """Saved every `every_steps` and at the end; the newest `keep` are kept."""
+
+    every_steps: PositiveInt | None = None
+    keep: PositiveInt = 2
+
+
+class TrainConfig(Config):
+    """steps: optimizer steps. batch_size: sequences of a step, over all ranks and micro-batches; a
+    pair counts as one.
+
+    micro_batch_size: sequences that are computed at once; fewer need less memory and give the same
+        result.
+    context: tokens of a sequence; the model's, unless given. clip: maximum gradient norm.
+    precision: of activations; weights and optimizer states stay in fp32. auto takes bf16 where it
+        is the faster matmul precision of this machine.
+    attention_backend: how attention is computed (`culm.model.attend`); auto takes one that passes a
+        trial on this machine.
+    compile: torch.compile each block. activation_checkpointing: keep only the input of each block
+        for the backward.
+    adapter: train this on top of frozen weights. qat: quantise weights in every forward as `culm
+        quantize --to` would, so that the model adapts to it; the final model is quantised.
+    rollout: how the model answers, for objectives that read rollouts.
+    """
+
+    steps: Annotated[PositiveInt, MAY_CHANGE]
+    batch_size: PositiveInt = 32
+    micro_batch_size: Annotated[PositiveInt | None, MAY_CHANGE] = None
+    context: PositiveInt | None = None
+    objective: Objective = NextToken()
+    rollout: RolloutConfig | None = None
+    optimizer: Annotated[Optimizer, MayChange(but=("kind",))] = AdamW()
+    schedule: Annotated[Schedule, MAY_CHANGE] = Cosine()
+    adapter: one_of(LoRA) | None = None  # type: ignore[valid-type]
+    qat: QAT | None = None
+    clip: Annotated[PositiveFloat, MAY_CHANGE] = 1.0
+    precision: Annotated[Literal["auto", "fp32", "bf16"], MAY_CHANGE] = "auto"
+    attention_backend: Annotated[Backend | Literal["auto"], MAY_CHANGE] = "auto"
+    compile: Annotated[bool, MAY_CHANGE] = False
+    activation_checkpointing: Annotated[bool, MAY_CHANGE] = False
+    checkpoint: Annotated[CheckpointConfig, MAY_CHANGE] = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _trained(self) -> TrainConfig:
+        if self.qat is not None and self.adapter is not None:
+            raise ValueError(
+                "qat: the weights under an adapter are not trained; use one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sampled(self) -> TrainConfig:
+        reads, kind = self.objective.reads, self.objective.kind
+        if self.rollout is not None and reads != "rollouts":
+            raise ValueError(f"rollout: {kind} learns from {reads}, not from rollouts")
+        least = self.objective.least_group
+        if reads == "rollouts" and self.rollouts.group < least:
+            raise ValueError(
+                f"rollout.group: {kind} compares at least {least} completions of a prompt"
+            )
+        return self
+
+    @property
+    def rollouts(self) -> RolloutConfig:
+        """How the model answers, where the objective reads rollouts."""
+        return self.rollout or RolloutConfig()
+
+    @property
+    def updates(self) -> int:
+        """Steps that learn from the same rollout; 1 where nothing is sampled."""
+        return self.rollouts.updates if self.objective.reads == "rollouts" else 1
+
+    @property
+    def at_once(self) -> int:
+        """Sequences of a micro-batch."""
+        return self.micro_batch_size or self.batch_size
 
 
 class RunConfig(Config):
     """One run.
 
-    folder: where everything of it goes; started again with the same one, the run goes on.
-    seed: of weights, order and draws. device: "auto", "cpu", "cuda".
-    start: a folder or file with the model and tokenizer that it begins from, or `hf`: a folder or
-        hub id of Hugging Face (`culm.run.start.Pretrained`); without it, `model`
-        is built new and `tokenizer` is trained on the data, with the model's vocabulary if not
-        given. `model: {depth: 12}` is one dial for all of it (`culm.run.dial`).
-    upcycle: turn dense feed-forwards of the model that it begins from into experts.
+    folder: where everything goes; started again with the same folder, the run resumes.
+    seed: of weights, order and sampling. device: "auto", "cpu", "cuda".
+    start: a folder or file with the model and tokenizer that the run starts from, or `hf`: a folder
+        or hub id of Hugging Face (`culm.run.start.Pretrained`); without it `model` is built and
+        `tokenizer` is trained on the data, with the model's vocabulary size unless given.
+        `model: {depth: 12}` is one dial for all of it (`culm.run.dial`).
+    upcycle: turn dense feed-forwards of the start into experts.
+    track: where metrics are reported to, besides the files in the folder.
     """
 
-    folder: str = Field(default="runs/run", min_length=1)
+    folder: Annotated[str, MAY_CHANGE] = Field(default="runs/run", min_length=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    device: str = "auto"
+    device: Annotated[str, MAY_CHANGE] = "auto"
     start: Start | None = None
     upcycle: Upcycle | None = None
     tokenizer: TokenizerConfig | None = None
     model: TransformerConfig | None = None
     data: DataConfig
     train: TrainConfig
-    parallel: ParallelConfig = ParallelConfig()
-    eval: EvalConfig = EvalConfig()
+    parallel: Annotated[ParallelConfig, MAY_CHANGE] = ParallelConfig()
+    eval: Annotated[EvalConfig, MAY_CHANGE] = EvalConfig()
+    track: Annotated[Trackers, MAY_CHANGE] = ()
 
     @model_validator(mode="after")
     def _upcycled(self) -> RunConfig:
@@ -50,31 +141,28 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _apart(self) -> RunConfig:
+    def _separate(self) -> RunConfig:
         if Path(self.folder).resolve() in {Path(path).resolve() for path in self.data.path}:
-            raise ValueError(f"folder: {self.folder} holds the text; give the run one of its own")
+            raise ValueError(f"folder: {self.folder} holds the text; use another folder")
         return self
 
     @model_validator(mode="after")
     def _learnable(self) -> RunConfig:
         objective, data = self.train.objective, self.data
-        if objective.on_policy and not data.tasks:
-            raise ValueError("data.tasks: an on-policy objective needs tasks to answer")
-        if not objective.on_policy and data.prepared is None:
-            format = "chat" if data.tasks else data.format.kind
-            paired = not data.tasks and data.format.group == 2
-            if paired != objective.pairs:
-                wanted = "pairs, as data.format=pair gives" if objective.pairs else "single records"
-                raise ValueError(
-                    f"train.objective: {objective.kind} learns from {wanted}, not from {format}"
-                )
-        if self.model is not None and self.model.mtp and objective.kind != "next_token":
+        if objective.reads == "rollouts" and not data.tasks:
+            raise ValueError(f"data.tasks: {objective.kind} learns from rollouts, and needs tasks")
+        if objective.reads != "rollouts" and data.gives not in (None, objective.reads):
+            raise ValueError(
+                f"train.objective: {objective.kind} learns from {objective.reads}, and "
+                f"data.format={data.format.kind} gives {data.gives}"
+            )
+        if self.model is not None and self.model.mtp and not objective.trains_mtp:
             raise ValueError(f"model.mtp: {objective.kind} does not train it; next_token does")
         return self
 
 
 def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig, dict[str, str]]:
-    """A run file with `name=value` settings, and where each of its values came from."""
+    """A run file with `name=value` settings, and the origin of each of its values."""
     composed = apply_depth(compose_run(name, settings))
     start = composed.values.get("start")
     if isinstance(start, dict) and "kind" in start:  # a path below, which was taken for a kind
@@ -82,7 +170,7 @@ def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig,
         start |= {} if start.keys() & {"hf", "path"} else {"path": below}
     if (composed.values.get("model") is None) == (composed.values.get("start") is None):
         raise SettingError(
-            "model: give the settings of a new model, or start: a folder to go on from, not both; "
-            "model=null takes those of a recipe away"
+            "model: give the settings of a new model, or start: a folder to start from, not both; "
+            "model=null removes those of a recipe"
         )
     return parse(RunConfig, composed.values), composed.origins

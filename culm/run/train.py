@@ -5,58 +5,64 @@
     runs/x/tokenizer/      trained on the corpus, unless the run starts from a model
     runs/x/metrics.jsonl   one line a step
     runs/x/eval.jsonl      what was measured, with its step
-    runs/x/checkpoints/    where an interrupted run goes on
-    runs/x/adapter/        what was trained beside frozen weights, in the format of PEFT
+    runs/x/checkpoints/    where an interrupted run resumes
+    runs/x/adapter/        the adapter, in the format of PEFT
     runs/x/model/          final weights, tokenizer, chat template
-    runs/x/report.md       what came of it
+    runs/x/report.md       plots and tables
 
-Started again with the same folder, a run goes on where it stopped.
+Started again with the same folder, a run resumes where it stopped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from culm import log
 from culm.adapt.merge import merge_verified
-from culm.adapt.quantize.qat import convert, fake_quantize
+from culm.adapt.quantize.qat import convert
 from culm.config import SettingError
 from culm.convert import native, peft
 from culm.convert.family import NoFamilyError
 from culm.device import choose_device, choose_precision
-from culm.eval.measure import Measure
+from culm.eval.evaluation import Evaluation
 from culm.files import atomic, read_lines, write_json
 from culm.model.transformer import Transformer
 from culm.parallel.launch import process_group, take_gpu
-from culm.parallel.parallelize import Parallel
+from culm.parallel.parallelize import Parallel, parallelize
 from culm.parallel.ranks import Ranks
 from culm.parallel.sharded import is_sharded, state_of
 from culm.run.assemble import (
-    context_of,
-    held_out,
+    Assembly,
+    assemble,
+    change_model,
+    evaluation_of,
     initial_model,
     make_tokenizer,
-    set_up,
     training_batches,
 )
 from culm.run.settings import RunConfig
 from culm.run.start import model_id
-from culm.tokenizer.tokenizer import Tokenizer
-from culm.train import checkpoint
-from culm.train.expert_balance import Balance
+from culm.train.checkpoint import Progress, Store, WholeStore
+from culm.train.events import Ended, Event, Listeners, Measured, Stepped
 from culm.train.guard import Interruption, locked
-from culm.train.hooks import MetricsFile, checkpointing, every, show
+from culm.train.listeners import (
+    Checkpoints,
+    EvaluationFile,
+    Evaluations,
+    MetricsFile,
+    ProgressBar,
+)
 from culm.train.malloc import keep_freed_memory
 from culm.train.memory import peak_bytes, reset_peak
 from culm.train.run_folder import read_settings, write_settings
-from culm.train.trainer import Hook, Trainer
+from culm.train.trackers.tracker import TrackerConfig
+from culm.train.trainer import Batches, Trainer
 
 
 @dataclass(frozen=True)
@@ -69,48 +75,50 @@ class Result:
     results: dict[str, Any]
 
 
-def seconds_per_step(config: RunConfig, steps: int = 3) -> float:
-    """Time of one step of this run on this machine, from a trial that is thrown away.
+def seconds_per_step(config: RunConfig) -> float:
+    """Mean time of a step of this run on this machine, from a trial that is thrown away.
 
-    The corpus must be prepared. The first step, which warms up, is not counted.
+    The corpus must be prepared. The first step, or the first rollout, warms up and is not counted.
     """
-    device, folder = choose_device(config.device), Path(config.folder)
     keep_freed_memory()
-    model, tokenizer = initial_model(config, folder)
-    objective = set_up(config, model, device)
-    context = context_of(config, model)
-    batches, _ = training_batches(config, objective, model, tokenizer, folder, context, Ranks())
-    optimizer = config.train.optimizer.build(objective)
+    run = assemble(config, Path(config.folder), choose_device(config.device))
+    updates = config.train.updates
+    steps = max(3, 2 * updates)
     times: list[float] = []
     with log.progress("trial", steps, "steps") as bar:
-        hooks: list[Hook] = [show(bar), lambda step: times.append(step.seconds)]
-        trainer = Trainer(
-            Parallel(objective, 1, config.parallel), optimizer, config.train.schedule, hooks=hooks
-        )
-        trainer.fit(batches, steps)
-    return sum(times[1:]) / (steps - 1)
+        show = ProgressBar(bar)
+
+        def listen(event: Event) -> None:
+            show(event)
+            if isinstance(event, Stepped):
+                times.append(event.seconds)
+
+        optimizer = config.train.optimizer.build(run.objective)
+        trainer = Trainer(wrap(run), optimizer, config.train.schedule, listener=listen)
+        trainer.fit(training_batches(run), steps)
+    return sum(times[updates:]) / (steps - updates)
 
 
 def train(config: RunConfig) -> Result:
-    """Train to the end, or until interrupted; started again, go on where it stopped."""
+    """Train to the end, or until interrupted; started again, continue where it stopped."""
     take_gpu()
     device = choose_device(config.device)
     folder = Path(config.folder)
     keep_freed_memory()
-    with process_group(device) as ranks, _alone(folder, ranks):
+    with process_group(device) as ranks, _locked(folder, ranks):
         reset_peak()
-        if ranks.first:
+        if ranks.writer:
             write_settings(folder, _settled(config, folder, device))
             if config.start is None:
                 make_tokenizer(config, folder)
         ranks.wait()
         settled = read_settings(folder, RunConfig)
         assert settled is not None
-        return _train(settled, folder, device, ranks)
+        return _train(assemble(settled, folder, device, ranks))
 
 
 def _settled(config: RunConfig, folder: Path, device: torch.device) -> RunConfig:
-    """With the precision chosen, once for all ranks and for every time that the run goes on."""
+    """With the precision chosen, once for all ranks and for every time that the run resumes."""
     if config.train.precision != "auto":
         return config
     old = read_settings(folder, RunConfig)
@@ -121,59 +129,111 @@ def _settled(config: RunConfig, folder: Path, device: torch.device) -> RunConfig
 
 
 @contextmanager
-def _alone(folder: Path, ranks: Ranks) -> Iterator[None]:
-    if not ranks.first:
+def _locked(folder: Path, ranks: Ranks) -> Iterator[None]:
+    if not ranks.writer:
         yield
         return
     with locked(folder):
         yield
 
 
-def _train(config: RunConfig, folder: Path, device: torch.device, ranks: Ranks) -> Result:
-    settings = config.train
-    model, tokenizer = initial_model(config, folder)
-    context = context_of(config, model)
-    objective = set_up(config, model, device)
-    parallel = Parallel(objective, ranks.count, config.parallel)
-    optimizer = settings.optimizer.build(objective)
-    batches, fingerprint = training_batches(
-        config, objective, model, tokenizer, folder, context, ranks
-    )
-    start = _resume(folder, objective, optimizer, fingerprint)
-    measure = Measure(
-        config.eval, model, tokenizer, lambda: held_out(config, tokenizer, folder, context),
-        folder / "eval.jsonl", ranks.first,
+def wrap(run: Assembly) -> Parallel:
+    """The objective of a run on its ranks."""
+    train = run.config.train
+    return parallelize(
+        run.objective, run.ranks, run.config.parallel, compile=train.compile,
+        activation_checkpointing=train.activation_checkpointing,
     )  # fmt: skip
-    if start.step == 0:
-        measure(0)
 
-    def save(step: int, tokens: int) -> None:
-        progress = checkpoint.Progress(step, tokens, fingerprint)
-        checkpoint.save(
-            folder, objective, optimizer, progress, keep=settings.checkpoint.keep, ranks=ranks
+
+def _train(run: Assembly) -> Result:
+    """Resume, listen, fit, finish."""
+    train, folder = run.config.train, run.folder
+    parallel = wrap(run)
+    optimizer = train.optimizer.build(run.objective)
+    batches = training_batches(run)
+    store = WholeStore(folder, run.objective, optimizer, train.checkpoint.keep, run.ranks)
+    start = _resume(folder, store, batches)
+    evaluation = evaluation_of(run)
+    log.say(f"Attention backend: {' and '.join(run.model.backends)}.")
+    with closing(Listeners()) as listeners:
+        _listen(run, listeners, evaluation, store, batches, start)
+        if start.step == 0:
+            listeners(Measured(0, evaluation.run()))
+        interruption = Interruption()
+        with log.progress(folder.name, train.steps, "steps") as bar, interruption.watching():
+            bar.advance(start.step)
+            listeners.add(ProgressBar(bar))
+            trainer = Trainer(
+                parallel, optimizer, train.schedule, clip=train.clip, seed=run.config.seed,
+                listener=listeners, stop=interruption,
+            )  # fmt: skip
+            step = trainer.fit(batches, train.steps, start.step, start.tokens)
+        finished = step == train.steps
+        results = _finish(run, evaluation, step, listeners) if finished else {}
+        listeners(Ended(step, finished, results, folder / "model" if finished else None))
+    if not finished:
+        log.say(f"Stopped after step {step}; the same command resumes it.")
+    return Result(folder, finished, step, results)
+
+
+def _listen(
+    run: Assembly,
+    listeners: Listeners,
+    evaluation: Evaluation,
+    store: Store,
+    batches: Batches,
+    start: Progress,
+) -> None:
+    """Add the listeners in their order: files are written before the checkpoint of a step is."""
+    config, folder, fingerprint = run.config, run.folder, start.data
+
+    def save(step: int, tokens: int) -> Path:
+        return store.save(Progress(step, tokens, fingerprint), batches.state(step))
+
+    if run.ranks.writer:
+        listeners.add(MetricsFile(folder / "metrics.jsonl", start.step))
+        listeners.add(EvaluationFile(folder / "eval.jsonl"))
+        settings = config.model_dump(mode="json")
+        trackers: tuple[TrackerConfig, ...] = config.track
+        for tracker in trackers:
+            listeners.add(tracker.open(folder, settings, start.step))
+    listeners.add(Evaluations(evaluation.run, config.eval.every_steps, listeners))
+    listeners.add(Checkpoints(save, store.wait, config.train.checkpoint.every_steps, listeners))
+
+
+def _resume(folder: Path, store: Store, batches: Batches) -> Progress:
+    fingerprint, found = batches.fingerprint, store.load()
+    if found is None:
+        return Progress(0, 0, fingerprint)
+    progress, state = found
+    if progress.data != fingerprint:
+        raise SettingError(
+            f"{folder}: its checkpoint was trained on other data, or in another order "
+            "(data.*, seed, train.batch_size or train.context changed); give a new run another "
+            "folder=..."
         )
+    batches.restore(progress.step, state)
+    log.say(f"Resuming {folder} after step {progress.step}.")
+    return progress
 
-    log.say(f"Attention is computed by {' and '.join(model.backends)}.")
-    interruption = Interruption()
-    with log.progress(folder.name, settings.steps, "steps") as bar, interruption.watching():
-        bar.advance(start.step)
-        hooks: list[Hook] = [show(bar)]
-        if ranks.first:
-            hooks.append(MetricsFile(folder / "metrics.jsonl", start.step))
-        if config.eval.every_steps:
-            hooks.append(every(config.eval.every_steps, measure.hook))
-        hooks.append(checkpointing(save, settings.checkpoint.every_steps))
-        trainer = Trainer(
-            parallel, optimizer, settings.schedule, clip=settings.clip, seed=config.seed,
-            ranks=ranks, hooks=hooks, between=Balance(model), stop=interruption,
-        )  # fmt: skip
-        finished = trainer.fit(batches, settings.steps, start.step, start.tokens)
-    if finished < settings.steps:
-        log.say(f"Stopped after step {finished}; the same command goes on from there.")
-        return Result(folder, False, finished, {})
-    results = measure(finished) | _facts(folder) | {"samples": measure.samples()}
-    _finish(config, folder, model, tokenizer, results, ranks)
-    return Result(folder, True, finished, results)
+
+# -- after the last step ------------------------------------------------------------------------
+
+
+def _finish(
+    run: Assembly, evaluation: Evaluation, step: int, listeners: Listeners
+) -> dict[str, Any]:
+    """Measure, write the model and the results; every rank takes part."""
+    measured = evaluation.run(final=True)
+    listeners(Measured(step, measured))
+    results = {"step": step, **measured, **_facts(run.folder)}
+    _write_model(run)
+    if run.ranks.writer:
+        with atomic(run.folder / "results.json") as fresh:
+            write_json(fresh, results)
+    run.ranks.wait()
+    return results
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -182,63 +242,40 @@ def _facts(folder: Path) -> dict[str, Any]:
     return {"seconds": round(seconds, 3), "peak_bytes": peak_bytes()}
 
 
-def _finish(
-    config: RunConfig,
-    folder: Path,
-    model: Transformer,
-    tokenizer: Tokenizer,
-    results: dict[str, Any],
-    ranks: Ranks,
-) -> None:
-    """Write the model, its adapters merged or its weights rounded; every rank takes part.
+def _write_model(run: Assembly) -> None:
+    """The model, with its adapters merged or its weights quantised; adapters also separately."""
+    train, model = run.config.train, _whole(run)
+    if model is None:
+        return
+    if train.adapter is not None:
+        _write_adapter(run, model)
+        merge_verified(model)
+    if train.qat is not None:
+        convert(model)
+    native.save(model, run.tokenizer, run.folder / "model")
 
-    Adapters are also written beside it, and the results.
-    """
+
+def _whole(run: Assembly) -> Transformer | None:
+    """The model with whole weights, on the rank that writes."""
+    model = run.model
     if is_sharded(model):
-        weights, dtype = state_of(model), model.dtype
-        if ranks.first:  # a model that is not sharded, to put them into
-            model, _ = initial_model(config, folder)
-            if config.train.adapter is not None:
-                config.train.adapter.apply(model, config.seed)
-            if config.train.qat is not None:
-                fake_quantize(model, config.train.qat)
+        weights, dtype = state_of(model), model.dtype  # every rank takes part
+        if run.ranks.writer:  # a model that is not sharded takes them
+            model, _ = initial_model(run.config, run.folder)
+            change_model(run.config, model)
             model.load_state_dict(weights)
             model.dtype = dtype
-    if ranks.first:
-        if config.train.adapter is not None:
-            _write_adapter(config, folder, model)
-            merge_verified(model)
-        if config.train.qat is not None:
-            convert(model)
-        native.save(model, tokenizer, folder / "model")
-        with atomic(folder / "results.json") as fresh:
-            write_json(fresh, results)
-    ranks.wait()
+    return model if run.ranks.writer else None
 
 
-def _write_adapter(config: RunConfig, folder: Path, model: Transformer) -> None:
-    """By itself, in the format of PEFT, where its layers have names there."""
+def _write_adapter(run: Assembly, model: Transformer) -> None:
+    """In the format of PEFT, where its layers have names there."""
+    config = run.config
     assert config.train.adapter is not None
-    # Of an upcycled model there is no folder below the adapter.
+    # An upcycled model is in no folder: there is no base to name.
     below = config.start if config.upcycle is None else None
     base = None if below is None else model_id(below)
     try:
-        peft.save(model, config.train.adapter, folder / "adapter", base)
+        peft.save(model, config.train.adapter, run.folder / "adapter", base)
     except NoFamilyError as error:
-        log.say(f"No adapter is written by itself ({error}); it is in the model.")
-
-
-def _resume(
-    folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str
-) -> checkpoint.Progress:
-    progress = checkpoint.load(folder, objective, optimizer)
-    if progress is None:
-        return checkpoint.Progress(0, 0, fingerprint)
-    if progress.data != fingerprint:
-        raise SettingError(
-            f"{folder}: its checkpoint was trained on other data, or in another order "
-            "(data.*, seed, train.batch_size or train.context changed); give a new run another "
-            "folder=..."
-        )
-    log.say(f"Resuming {folder} after step {progress.step}.")
-    return progress
+        log.say(f"The adapter was merged but not saved separately: {error}.")

@@ -76,6 +76,14 @@ class Chat:
         rendered = self._render(self._marked(messages), speaks=True)
         return [id for ids, _ in self._encoded(messages, rendered) for id in ids]
 
+    def continuation(self, messages: Sequence[Message], reply: int) -> list[int]:
+        """Ids between the content of message `reply` and the next turn of the assistant."""
+        rendered = self._render(self._marked(messages), speaks=True)
+        ids: list[int] = []
+        for part, index in self._encoded(messages, rendered):
+            ids = [] if index == reply else [*ids, *part]
+        return ids
+
     def encode(
         self, messages: Sequence[Message], turns: Literal["all", "last"] = "all"
     ) -> tuple[list[int], list[bool]]:

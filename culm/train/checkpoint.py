@@ -1,10 +1,11 @@
-"""Checkpoints: everything that a run needs to go on as if it had never stopped.
+"""Checkpoints: everything that a run needs to continue as if it had never stopped.
 
-    checkpoints/step-40/state.safetensors   learned parameters, optimizer state, adjusted buffers
+    checkpoints/step-40/state.safetensors   trained parameters, optimizer states, buffers that a
+                                            rule updates, and the state of the batches
     checkpoints/step-40/state.json          step, tokens, fingerprint of the data, SHA-256 of all
 
-A checkpoint is whole or not there. Its tensors are whole whatever the layout: a run may go on with
-another number of ranks.
+A checkpoint is complete or not there. Its tensors are whole, whatever the layout: a run may resume
+on another number of ranks.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -21,11 +24,13 @@ from torch import Tensor, nn
 
 from culm import files
 from culm.model.rule_updated import rule_updated
+from culm.optim.rule import Layout, RuleOptimizer, check_layouts
 from culm.parallel.ranks import Ranks
-from culm.parallel.sharded import full_tensor, like
+from culm.parallel.sharded import full_tensor, is_sharded, like
 from culm.safetensors import write_safetensors
 
 WEIGHTS, STATE = "state.safetensors", "state.json"
+BATCHES = "batches."
 
 
 class CheckpointError(RuntimeError):
@@ -34,7 +39,7 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. `data`: fingerprint of the dataset that its steps index."""
+    """How far a run is. data: fingerprint of the dataset that its steps index."""
 
     step: int
     tokens: int
@@ -48,23 +53,78 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(number) for number in numbers if number.isdecimal())
 
 
-def save(
-    folder: Path,
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    *,
-    keep: int,
-    ranks: Ranks,
-) -> None:
-    """Write `checkpoints/step-N`, then remove all but the newest `keep`."""
-    tensors = _collect(objective, optimizer, ranks.first)  # every rank takes part in gathering
-    if ranks.first:
-        path = folder / "checkpoints"
-        for unfinished in path.glob(".step-*"):  # of a process that was killed while it saved
+class Store(Protocol):
+    """Where the checkpoints of a run are kept, in some form."""
+
+    def save(self, progress: Progress, state: Mapping[str, Tensor]) -> Path:
+        """Begin to write a checkpoint; gives its folder. Every rank calls it."""
+        ...
+
+    def load(self) -> tuple[Progress, dict[str, Tensor]] | None:
+        """Restore the newest checkpoint in place; None if there is none. Every rank calls it."""
+        ...
+
+    def wait(self) -> None:
+        """Return when all that was saved is on the disk."""
+        ...
+
+
+class WholeStore:
+    """Checkpoints of whole tensors, gathered and written by one rank before `save` returns.
+
+    state: what the batches need to continue exactly (`culm.train.trainer.Batches`).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        objective: nn.Module,
+        optimizer: RuleOptimizer,
+        keep: int = 2,
+        ranks: Ranks = Ranks(),
+    ) -> None:
+        check_layouts(optimizer, is_sharded(objective))
+        self.folder, self.keep, self.ranks = folder, keep, ranks
+        self.objective, self.optimizer = objective, optimizer
+
+    def save(self, progress: Progress, state: Mapping[str, Tensor]) -> Path:
+        """Write `checkpoints/step-N`, then remove all but the newest `keep`."""
+        # Every rank takes part in gathering.
+        tensors = _collect(self.objective, self.optimizer, self.ranks.writer)
+        path = self.folder / "checkpoints" / f"step-{progress.step}"
+        if self.ranks.writer:
+            tensors |= {f"{BATCHES}{name}": value.contiguous() for name, value in state.items()}
+            self._write(path, tensors, progress)
+            for step in steps_in(self.folder)[: -self.keep]:
+                shutil.rmtree(path.parent / f"step-{step}")
+        self.ranks.wait()
+        return path
+
+    def load(self) -> tuple[Progress, dict[str, Tensor]] | None:
+        """Restore the newest checkpoint in place, and give what it holds for the batches.
+
+        Raises:
+            CheckpointError: it is damaged, or belongs to a model of another shape.
+        """
+        progress = verify(self.folder)
+        if progress is None:
+            return None
+        path, remedy = _newest(self.folder)
+        tensors = load_file(path / WEIGHTS)
+        names = [name for name in tensors if name.startswith(BATCHES)]
+        state = {name.removeprefix(BATCHES): tensors.pop(name).clone() for name in names}
+        where = f"{path}; give this run another folder=..., or {remedy}"
+        _restore(self.objective, self.optimizer, tensors, where)
+        return progress, state
+
+    def wait(self) -> None:
+        """`save` has written everything when it returns."""
+
+    def _write(self, path: Path, tensors: dict[str, Tensor], progress: Progress) -> None:
+        for unfinished in path.parent.glob(".step-*"):  # of a process that was killed while saving
             shutil.rmtree(unfinished, ignore_errors=True)
         try:
-            with files.atomic(path / f"step-{progress.step}") as fresh:
+            with files.atomic(path) as fresh:
                 fresh.mkdir()
                 write_safetensors(fresh / WEIGHTS, tensors)
                 state = asdict(progress)
@@ -72,29 +132,12 @@ def save(
         except OSError as error:
             raise CheckpointError(
                 f"{error}; make room there and start the same command again: "
-                "it goes on from the last checkpoint"
+                "it resumes from the last checkpoint"
             ) from error
-        for step in steps_in(folder)[:-keep]:
-            shutil.rmtree(path / f"step-{step}")
-    ranks.wait()
-
-
-def load(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
-    """Restore the newest checkpoint in place; None when there is none yet.
-
-    Raises:
-        CheckpointError: it is damaged, or belongs to a model of another shape.
-    """
-    progress = verify(folder)
-    if progress is not None:
-        path, remedy = _newest(folder)
-        where = f"{path}; give this run another folder=..., or {remedy}"
-        _restore(objective, optimizer, load_file(path / WEIGHTS), where)
-    return progress
 
 
 def verify(folder: Path) -> Progress | None:
-    """How far the newest checkpoint is, once every byte of it is seen to be as it was written.
+    """The progress of the newest checkpoint, after its checksum was verified.
 
     Raises:
         CheckpointError: it is damaged.
@@ -115,11 +158,11 @@ def verify(folder: Path) -> Progress | None:
 
 
 def _newest(folder: Path) -> tuple[Path, str]:
-    """The newest checkpoint, and what to do if it cannot be used."""
+    """The newest checkpoint, and the remedy if it cannot be used."""
     *earlier, last = steps_in(folder)
     path = folder / "checkpoints" / f"step-{last}"
     before = f"step {earlier[-1]}" if earlier else "the beginning"
-    return path, f"delete {path} to go on from {before}"
+    return path, f"delete {path} to resume from {before}"
 
 
 def _seal(weights: Path, state: dict) -> str:
@@ -127,9 +170,7 @@ def _seal(weights: Path, state: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _collect(
-    objective: nn.Module, optimizer: torch.optim.Optimizer, keep: bool
-) -> dict[str, Tensor]:
+def _collect(objective: nn.Module, optimizer: RuleOptimizer, keep: bool) -> dict[str, Tensor]:
     """Whole tensors by name, one after the other; only the rank that writes keeps them."""
     tensors = {}
     for name, parameter in _named(objective).items():
@@ -140,9 +181,8 @@ def _collect(
             if keep:
                 tensors[key] = gathered.cpu().contiguous()
     if keep:
-        tensors |= {
-            f"buffer.{n}": t.detach().cpu().clone() for n, t in rule_updated(objective).items()
-        }
+        for name, buffer in rule_updated(objective).items():
+            tensors[f"buffer.{name}"] = buffer.detach().cpu().clone()
     return tensors
 
 
@@ -152,7 +192,7 @@ def _named(objective: nn.Module) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def _restore(
-    objective: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], where: str
+    objective: nn.Module, optimizer: RuleOptimizer, tensors: dict[str, Tensor], where: str
 ) -> None:
     named, buffers = _named(objective), rule_updated(objective)
     places: dict[str, Tensor] = {f"parameter.{name}": p for name, p in named.items()}
@@ -169,14 +209,19 @@ def _restore(
                 f"checkpoint: {where}"
             )
         place.copy_(like(value, place))
+    layouts = optimizer.layouts()
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             name, entry = key.removeprefix("optimizer.").rsplit("|", 1)
-            optimizer.state[named[name]][entry] = _state(value, named[name])
+            parameter = named[name]
+            if entry not in layouts[parameter]:
+                raise CheckpointError(f"{name}: the optimizer has no state {entry!r}: {where}")
+            layout = layouts[parameter][entry]
+            optimizer.state[parameter][entry] = _placed(value, parameter, layout)
 
 
-def _state(value: Tensor, parameter: nn.Parameter) -> Tensor:
+def _placed(value: Tensor, parameter: nn.Parameter, layout: Layout) -> Tensor:
     """A copy, since the file stays open as long as its own tensors are in use."""
-    if value.shape == parameter.shape:
+    if layout == "parameter":
         return like(value.clone(), parameter)
-    return value.clone().to(parameter.device)  # a count of steps
+    return value.clone().to(parameter.device)

@@ -1,14 +1,16 @@
-"""A run folder belongs to one run: what it has learned from does not change under it."""
+"""A run folder belongs to one run, whose data and settings do not change under its checkpoints."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel
 
 from culm.config import Config, SettingError, parse, read_yaml
 from culm.data.manifest import NAME, Manifest
@@ -30,22 +32,39 @@ WRITTEN = (
 
 Settings = TypeVar("Settings", bound=Config)
 
-# What a checkpoint depends on. Everything else (steps, rates, schedule, precision, layout,
-# evaluation) may change when a run goes on.
-FIXED = (
-    "seed", "start", "tokenizer", "model", "data",
-    "train.batch_size", "train.context", "train.objective", "train.adapter", "train.qat",
-    "train.optimizer.kind",
-)  # fmt: skip
 # What the tokenizer and the prepared corpus in the folder depend on.
 PREPARED = ("seed", "start", "tokenizer", "model.vocabulary", "data")
 
 
+@dataclass(frozen=True)
+class MayChange:
+    """Marks a setting that may change when a run resumes; every other one is fixed, since what is
+    in its checkpoints depends on it. but: parts of it that are fixed all the same.
+    """
+
+    but: tuple[str, ...] = ()
+
+
+MAY_CHANGE = MayChange()
+
+
+def is_fixed(kind: type[BaseModel], name: str) -> bool:
+    """Whether the setting of a dotted name may not change once something was trained."""
+    first, _, rest = name.partition(".")
+    field = kind.model_fields[first]
+    mark = next((one for one in field.metadata if isinstance(one, MayChange)), None)
+    if mark is not None:
+        return rest.partition(".")[0] in mark.but
+    inner: Any = field.annotation
+    sectioned = isinstance(inner, type) and issubclass(inner, BaseModel)
+    return is_fixed(inner, rest) if sectioned and rest else True
+
+
 def read_settings(folder: Path, kind: type[Settings]) -> Settings | None:
-    """The settings that the folder was begun with; None for a new one.
+    """The settings that the folder was created with; None for a new one.
 
     Raises:
-        SettingError: its `run.yaml` is none of a run's, or it is no folder.
+        SettingError: its `run.yaml` is not a run's, or it is not a folder.
     """
     if folder.exists() and not folder.is_dir():
         raise SettingError(f"folder: {folder} is a file; choose another name")
@@ -60,7 +79,7 @@ def read_settings(folder: Path, kind: type[Settings]) -> Settings | None:
 
 
 def prepared_by(folder: Path, config: Config) -> bool:
-    """Whether the tokenizer and the corpus of the folder, if there, are those of these settings.
+    """Whether the tokenizer and the corpus in the folder were made by these settings.
 
     Raises:
         SettingError: naming the setting in which the folder's checkpoints differ.
@@ -69,7 +88,8 @@ def prepared_by(folder: Path, config: Config) -> bool:
     if old is None:
         return False
     all_changed = _changed(_plain(old), _plain(config))
-    changed = {name: values for name, values in all_changed.items() if _within(name, FIXED)}
+    kind = type(config)
+    changed = {name: values for name, values in all_changed.items() if is_fixed(kind, name)}
     if changed and steps_in(folder):
         name, (was, now) = next(iter(changed.items()))
         values = f"{now!r}, but {folder} was trained with {was!r}"
@@ -82,8 +102,8 @@ def prepared_by(folder: Path, config: Config) -> bool:
 def write_settings(folder: Path, config: Config) -> None:
     """Write the complete settings of a run, as a run file, into its folder.
 
-    As long as nothing was trained, a tokenizer or corpus that other settings had made is removed.
-    Whatever Culm did not make stays as it is.
+    Before the first checkpoint, a tokenizer or corpus that other settings made is removed.
+    Files that Culm did not make are left alone.
 
     Raises:
         SettingError: as `check`.
@@ -95,7 +115,7 @@ def write_settings(folder: Path, config: Config) -> None:
 
 
 def check(folder: Path, config: Config) -> list[Path]:
-    """What other settings had made in the folder of a run; it has to go before the run begins.
+    """What other settings made in the folder of a run; it is removed before the run starts.
 
     Raises:
         SettingError: naming the setting in which the folder's checkpoints differ, or the files of
@@ -126,8 +146,8 @@ def _plain(config: Config) -> dict[str, Any]:
 
 
 def _made(folder: Path, *settings: Mapping[str, Any]) -> Iterator[Path]:
-    """The tokenizer and the corpus that a run made in its folder, where they are; not a corpus
-    that was prepared beforehand and is only read.
+    """The tokenizer and the corpus that a run made in its folder; not a corpus that was prepared
+    elsewhere and is only read.
 
     Raises:
         SettingError: what is there was not made by Culm.

@@ -4,28 +4,51 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from culm.batch import Batch
+from culm.batch import Batch, Sums, divisor
 from culm.parallel.parallelize import Parallel
-from culm.parallel.ranks import Ranks
 from culm.seed import keyed_integer
+from culm.train.events import Event, Stepped
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step, why, and what to try."""
+    """Training cannot continue; the message says at which step, why, and what to try."""
 
 
 class Batches(Protocol):
     """A file, a stream, or a model that writes its own data: the loop cannot tell."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that the order of the data depends on."""
+        ...
+
     def step(self, number: int) -> list[Batch]:
-        """The micro-batches of one optimizer step, for this rank."""
+        """The micro-batches of step `number` (from 0), for this rank."""
+        ...
+
+    def state(self, steps: int) -> dict[str, Tensor]:
+        """What a checkpoint after so many steps must hold to continue exactly; every rank calls it.
+
+        Empty where `step` is a function of its number and the weights alone.
+        """
+        ...
+
+    def restore(self, steps: int, state: Mapping[str, Tensor]) -> None:
+        """Continue after so many steps with what `state` gave."""
+        ...
+
+
+class Learner(Protocol):
+    """What the loop asks of an objective, beyond the loss."""
+
+    def before_update(self, statistics: Mapping[str, Tensor]) -> Mapping[str, float]:
+        """Called between the gradients and the update of a step; gives further metrics."""
         ...
 
 
@@ -33,42 +56,16 @@ class RateSchedule(Protocol):
     def factor(self, step: int, steps: int) -> float: ...
 
 
-@dataclass(frozen=True)
-class Step:
-    """What is known after a step; hooks see this and nothing else.
-
-    number: steps finished. loss, metrics: means over the step's weight; `auxiliary`, where the
-    objective has such a loss, over its tokens. grad_norm: before clipping.
-    rate: of the first group of parameters. tokens: read since the start of the run, padding not
-    counted. seconds: from asking for the data of this step to its update, without hooks.
-    last: of the run. stopped: the run was asked to stop, so nothing follows for now.
-    """
-
-    number: int
-    steps: int
-    loss: float
-    grad_norm: float
-    rate: float
-    tokens: int
-    seconds: float
-    metrics: Mapping[str, float]
-    last: bool
-    stopped: bool
-
-
-Hook = Callable[[Step], None]
-Between = Callable[[Sequence[Tensor]], Mapping[str, float]]
-
-
 class Trainer:
     """Turns batches into steps.
 
-    Per step: forward and backward of every micro-batch, one division by the weight of the whole
-    step (over micro-batches and ranks), clipping, one optimizer step. What is random in a forward
-    (dropout) is drawn from the seed, the step and the rank, so that a resumed run draws the same.
+    Per step: forward and backward of every micro-batch, in which each sum is divided once by its
+    count of the whole step (over micro-batches and ranks), clipping, one optimizer step. Random
+    numbers of a forward (dropout) are keyed by seed, step and rank, so that a resumed run draws the
+    same.
 
-    between: called before each update with the counts of the whole step (`culm.batch.Loss`), the
-    same on all ranks; gives further metrics.
+    parallel: an objective on its ranks. listener: gets the facts of each step. stop: whether the
+    run was asked to stop.
     """
 
     def __init__(
@@ -79,59 +76,60 @@ class Trainer:
         *,
         clip: float = 1.0,
         seed: int = 0,
-        ranks: Ranks = Ranks(),
-        hooks: Iterable[Hook] = (),
-        between: Between = lambda counts: {},
+        listener: Callable[[Event], None] = lambda event: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.parallel, self.optimizer, self.schedule = parallel, optimizer, schedule
-        self.clip, self.seed, self.ranks = clip, seed, ranks
-        self.hooks, self.between, self.stop = tuple(hooks), between, stop
-        named = parallel.objective.named_parameters()
-        self.parameters = [p for _, p in named if p.requires_grad]
+        self.objective, self.ranks = cast(Learner, parallel.objective), parallel.ranks
+        self.clip, self.seed, self.listener, self.stop = clip, seed, listener, stop
+        self.parameters = [p for p in parallel.objective.parameters() if p.requires_grad]
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
 
+    @property
+    def device(self) -> torch.device:
+        return self.parameters[0].device
+
     def fit(self, batches: Batches, steps: int, start: int = 0, tokens: int = 0) -> int:
-        """Steps start .. steps - 1; returns how many are finished. `tokens`: read before."""
+        """Steps start .. steps - 1; gives how many are finished. tokens: read before `start`."""
         for number in range(start, steps):
             began = time.perf_counter()
-            step = self._step(batches.step(number), number, steps, tokens, began)
-            tokens = step.tokens
-            for hook in self.hooks:
-                hook(step)
-            if step.stopped:
-                return step.number
+            event = self._step(batches.step(number), number, steps, tokens, began)
+            tokens = event.tokens
+            self.listener(event)
+            if event.stopped:
+                return event.step
         return max(start, steps)
 
     def _step(
         self, batches: list[Batch], number: int, steps: int, tokens: int, began: float
-    ) -> Step:
-        device = self.parameters[0].device
-        known = [float(sum(b.weight for b in batches)), float(sum(b.size for b in batches))]
-        weight, seen = self.ranks.sum(known, device)
+    ) -> Stepped:
         finished = number + 1
-        if not weight:
+        counts = self._counts(batches)
+        if not counts["targets"]:
             raise TrainingError(f"step {finished}: nothing in its batch is learned")
         rate = self._set_rate(number, steps)
         torch.manual_seed(keyed_integer(self.seed, "forward", number, self.ranks.rank))
-        sums, counts = self._accumulate(batches, weight, seen, device)
+        sums = self.parallel.gradients(batches, counts, self.device)
         norm = self.parallel.clip(self.parameters, self.clip)
-        metrics = self._reduce(sums, batches, weight, device)
-        if "auxiliary" in metrics:
-            metrics["auxiliary"] *= weight / seen
-        loss, stopped = metrics.pop("loss"), metrics.pop("stop") > 0
+        loss, metrics, stopped = self._reduce(sums, batches, counts)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(
                 f"step {finished}: the loss is {loss}, the gradient norm {norm}; lower "
-                "train.optimizer.rate or look at the data of this step (checkpoints are unchanged)"
+                "train.optimizer.rate or check the data of this step (checkpoints are unchanged)"
             )
-        metrics |= self.between(self._total(counts, device))
+        metrics |= self.objective.before_update(self._total(sums.statistics))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Step(
-            finished, steps, loss, norm, rate, tokens + int(seen), time.perf_counter() - began,
-            metrics, last=finished == steps, stopped=stopped,
+        return Stepped(
+            finished, steps, loss, norm, rate, tokens + int(counts["tokens"]),
+            time.perf_counter() - began, metrics, last=finished == steps, stopped=stopped,
         )  # fmt: skip
+
+    def _counts(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Of the whole step, over micro-batches and ranks."""
+        names = list(batches[0].counts)
+        own = [sum(batch.counts[name] for batch in batches) for name in names]
+        return dict(zip(names, self.ranks.sum(own, self.device), strict=True))
 
     def _set_rate(self, number: int, steps: int) -> float:
         factor = self.schedule.factor(number, steps)
@@ -139,46 +137,29 @@ class Trainer:
             group["lr"] = peak * factor
         return self.peak_rates[0] * factor
 
-    def _accumulate(
-        self, batches: list[Batch], weight: float, tokens: float, device: torch.device
-    ) -> tuple[dict[str, float], list[Tensor]]:
-        """Gradients of all micro-batches, and the sums of their losses, metrics and counts.
-
-        One of them is on the device at a time, and the sums are read once: each reading waits for
-        the device.
-        """
-        found: dict[str, list[Tensor]] = {}
-        counts: list[Tensor] = []
-        for index, batch in enumerate(batches):
-            last = index == len(batches) - 1
-            with self.parallel.sync(last):
-                loss = self.parallel.forward(batch.to(device), last)
-                # Data-parallel wrappers average gradients; a sum is wanted.
-                (loss.mean(weight, tokens) * self.ranks.count).backward()
-            beside = {} if loss.auxiliary is None else {"auxiliary": loss.auxiliary}
-            for name, value in {"loss": loss.total, **beside, **loss.metrics}.items():
-                found.setdefault(name, []).append(value.detach())
-            known = counts or [torch.zeros_like(count) for count in loss.counts]
-            counts = [a + b for a, b in zip(known, loss.counts, strict=True)]
-        numbers = torch.stack([torch.stack(values) for values in found.values()]).tolist()
-        return dict(zip(found, map(sum, numbers), strict=True)), counts
-
-    def _total(self, counts: list[Tensor], device: torch.device) -> list[Tensor]:
-        """Of all ranks, on the CPU."""
-        flat = [number for count in counts for number in count.tolist()]
-        whole = torch.tensor(self.ranks.sum(flat, device) if flat else [])
-        return list(whole.split([len(count) for count in counts]))
-
     def _reduce(
-        self, sums: dict[str, float], batches: list[Batch], weight: float, device: torch.device
-    ) -> dict[str, float]:
-        """Sums divided by the weight; what batches knew beforehand, averaged over them; and `stop`,
-        above 0 where any rank was asked to, so that all stop after the same step."""
-        given = {
-            name: sum(b.metrics[name] for b in batches) / len(batches)
+        self, sums: Sums, batches: Sequence[Batch], counts: Mapping[str, float]
+    ) -> tuple[float, dict[str, float], bool]:
+        """The loss, the mean of every term and metric, and whether any rank was asked to stop."""
+        totals = sums.totals()
+        known = {
+            name: sum(batch.metrics[name] for batch in batches) / len(batches)
             for name in batches[0].metrics
         }
-        given["stop"] = float(self.stop())
-        totals = self.ranks.sum([*sums.values(), *given.values()], device)
-        values = dict(zip([*sums, *given], totals, strict=True))
-        return {n: v / (weight if n in sums else self.ranks.count) for n, v in values.items()}
+        values = [*totals.values(), *known.values(), float(self.stop())]
+        *reduced, stop = self.ranks.sum(values, self.device)
+        found = dict(zip([*totals, *known], reduced, strict=True))
+        metrics = {name: found[name] / self.ranks.count for name in known}
+        terms = {**sums.terms, **sums.metrics}
+        metrics |= {name: found[name] / divisor(counts, terms[name].per) for name in totals}
+        loss = sum(term.weight * metrics[name] for name, term in sums.terms.items())
+        return float(loss), metrics, stop > 0
+
+    def _total(self, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The statistics of all ranks, on the CPU."""
+        if not statistics:
+            return {}
+        flat = torch.cat([value.float() for value in statistics.values()]).tolist()
+        whole = torch.tensor(self.ranks.sum(flat, self.device))
+        parts = whole.split([len(value) for value in statistics.values()])
+        return dict(zip(statistics, parts, strict=True))

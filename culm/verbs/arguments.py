@@ -115,7 +115,10 @@ Adapters = Annotated[
 
 # culm eval
 Tasks = Annotated[str, typer.Option(help="A file in configs/eval.")]
-Questions = Annotated[int, typer.Option(help="Distinct test questions per task.", min=1)]
+Questions = Annotated[
+    int | None,
+    typer.Option(help="Distinct test questions per task; as in the file if not given.", min=1),
+]
 
 # culm quantize
 QuantizedOut = Annotated[str, typer.Argument(help="Folder of the quantised model.")]

@@ -8,14 +8,15 @@ L   30 layers, width 576, the shape of SmolLM-135M
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from culm.adapt.quantize import Quantizer
-from culm.batch import Batch
+from culm.batch import Batch, counts_of
 from culm.config import SettingError, parse
 from culm.device import choose_device, choose_precision
 from culm.dtype import DTYPES
@@ -23,10 +24,10 @@ from culm.model.attention.gqa import GQA
 from culm.model.backend import place
 from culm.model.config import TransformerConfig
 from culm.model.mlp.gated import SwiGLU
-from culm.objective.next_token import NextToken
+from culm.objective.next_token import NextTokenObjective
 from culm.optim.adamw import AdamW
 from culm.optim.schedule import Constant
-from culm.parallel.parallelize import Parallel, ParallelConfig, compile_blocks
+from culm.parallel.parallelize import parallelize
 from culm.plan.timing import decoding_trial, seconds_of
 from culm.train.malloc import keep_freed_memory
 from culm.train.memory import peak_bytes, reset_peak
@@ -74,20 +75,26 @@ class SameBatch:
     def __init__(self, tokens: torch.Tensor) -> None:
         positions = torch.arange(tokens.shape[1] - 1).expand(len(tokens), -1).contiguous()
         inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-        self.batch = Batch(inputs, targets, positions, None, targets.numel(), targets.numel())
+        self.batch = Batch(inputs, targets, positions, counts=counts_of(targets))
+
+    fingerprint = ""
 
     def step(self, number: int) -> list[Batch]:
         return [self.batch]
+
+    def state(self, steps: int) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, steps: int, state: Mapping[str, Tensor]) -> None:
+        """Nothing to restore."""
 
 
 def trainer_of(size: Size, device: torch.device, compiled: bool = True) -> Callable[[], None]:
     """A function that makes one training step, as a run does."""
     model = place(size.model.build(device=device), device, DTYPES[choose_precision(device)])
-    objective = NextToken().build(model)
-    if compiled:
-        compile_blocks(objective)
+    objective = NextTokenObjective(model.train())
     optimizer = AdamW().build(objective)
-    trainer = Trainer(Parallel(objective, 1, ParallelConfig()), optimizer, Constant())
+    trainer = Trainer(parallelize(objective, compile=compiled), optimizer, Constant())
     batches = SameBatch(tokens_of(size))
 
     def step() -> None:

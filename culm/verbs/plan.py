@@ -13,15 +13,24 @@ import torch
 from rich.console import Console
 
 from culm.config import SettingError
-from culm.device import choose_device, choose_precision, memory_bytes
+from culm.device import choose_device, memory_bytes
 from culm.dtype import DTYPES
 from culm.model.backend import choose_backend
 from culm.model.transformer import Transformer
-from culm.parallel.ranks import Ranks
+from culm.objective.objective import Objective
+from culm.parallel.parallelize import parallelize
 from culm.plan.model import forward_flops
 from culm.plan.needs import Needs, needs_of
 from culm.plan.speed import training_rate
-from culm.run.assemble import context_of, model_from_start, set_up, training_batches
+from culm.run.assemble import (
+    Assembly,
+    ModelLoader,
+    build_objective,
+    context_of,
+    model_from_start,
+    precision_of,
+    training_batches,
+)
 from culm.run.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.checkpoint import verify
@@ -30,6 +39,7 @@ from culm.verbs.format import count, duration, flops, size
 from culm.verbs.preview import preview, tokenizer_of
 
 SHOWN = 600  # characters of a sample
+META = torch.device("meta")
 
 T = TypeVar("T")
 
@@ -77,9 +87,9 @@ def show_plan(config: RunConfig, origins: dict[str, str], ranks: int = 1) -> Non
             _show_samples(console, seen.samples)
     folder = Path(config.folder)
     found.attempt(lambda: check(folder, config))
-    begun = found.attempt(lambda: verify(folder))
-    if begun is not None:
-        console.print(f"\nGoes on after step {begun.step:,} of {config.train.steps:,}.")
+    progress = found.attempt(lambda: verify(folder))
+    if progress is not None:
+        console.print(f"\nResumes after step {progress.step:,} of {config.train.steps:,}.")
     device = found.attempt(lambda: choose_device(config.device))
     if model is not None and device is not None and context:
         _show_needs(console, found, model, tokenizer, device, context)
@@ -89,7 +99,7 @@ def show_plan(config: RunConfig, origins: dict[str, str], ranks: int = 1) -> Non
 
 
 def _parts(config: RunConfig) -> tuple[Transformer | None, Tokenizer | None]:
-    """Of the model that the run goes on from, on the meta device."""
+    """Of the model that the run starts from, on the meta device."""
     if config.start is None:
         return None, None
     model, tokenizer = model_from_start(config)
@@ -133,7 +143,7 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _show_samples(console: Console, samples: list[list[tuple[str, bool]]]) -> None:
-    console.print("\n[bold]Samples[/], what is learned in «»")
+    console.print("\n[bold]Samples[/], learned text in «»")
     for spans in samples:
         left = SHOWN
         for text, learned in spans:
@@ -159,37 +169,49 @@ def _show_needs(
     context: int,
 ) -> None:
     train = found.config.train
-    precision = choose_precision(device) if train.precision == "auto" else train.precision
-    plain = train.model_copy(update={"precision": precision, "compile": False})
+    precision = precision_of(found.config, device)
+    plain = train.model_copy(update={"precision": precision})
     config = found.config.model_copy(update={"train": plain})
     dtype = DTYPES[precision]
     found.attempt(lambda: choose_backend(device, train.attention_backend, dtype, training=True))
-    objective = found.attempt(lambda: set_up(config, model, torch.device("meta")))
+    load = ModelLoader(config, META)
+    objective = found.attempt(lambda: build_objective(config, model, META, load))
     if objective is None:
         return
-    on_policy, folder = train.objective.on_policy, Path(config.folder)
-    if on_policy and tokenizer is not None:
-        found.attempt(
-            lambda: training_batches(config, objective, model, tokenizer, folder, context, Ranks())
-        )
-    group = config.data.format.group
-    needs = needs_of(
-        objective, plain, context, sequences=group, packed=group == 1 and not on_policy,
-        parallel=config.parallel, ranks=found.ranks,
-    )  # fmt: skip
+    if tokenizer is not None and train.objective.reads == "rollouts":
+        run = Assembly(config, Path(config.folder), META, objective, tokenizer, context, load)
+        found.attempt(lambda: training_batches(run))
+    parallelize(objective, activation_checkpointing=train.activation_checkpointing)
+    needs = _counted(config, objective, context, found.ranks, load)
+    sampled = train.objective.reads == "rollouts"
     per_step = needs.flops
-    if on_policy:
-        per_step += forward_flops(model, context) * train.batch_size  # the rollouts
+    if sampled:  # the completions, which several steps may learn from
+        per_step += forward_flops(model, context) * train.batch_size / train.rollouts.epochs
     here = memory_bytes(device)
     on = f"{device}, {precision}" + (f", {size(here)}" if here else "")
-    _section(console, "Needs", _needs(config, needs, per_step, group * context, found.ranks, on))
+    row = config.data.format.group * context
+    _section(console, "Needs", _needs(config, needs, per_step, row, found.ranks, on))
     found.problems += _misfits(config, needs, here)
     if not found.problems:
         rate = found.ranks * training_rate(model.config, device, precision, context)
         seconds = per_step * train.steps / rate
-        least = "at least " if on_policy else "about "
-        told = f"{least}{duration(seconds)}, at the {flops(rate)}/s of one layer here"
-        _section(console, "Time", [("training", told)])
+        least = "at least " if sampled else "about "
+        time = f"{least}{duration(seconds)}, at the {flops(rate)}/s of one layer here"
+        _section(console, "Time", [("training", time)])
+
+
+def _counted(
+    config: RunConfig, objective: Objective, context: int, ranks: int, load: ModelLoader
+) -> Needs:
+    """Counted on the meta device, by the very modules that will run."""
+    train, own = config.train, set(objective.models().values())
+    group = config.data.format.group
+    return needs_of(
+        objective, train.optimizer, context, batch_size=train.batch_size, at_once=train.at_once,
+        sequences=group, packed=train.objective.reads == "documents",
+        columns=train.objective.columns, replicas=config.parallel.replicas, ranks=ranks,
+        others=[model for model in load.loaded if model not in own],
+    )  # fmt: skip
 
 
 def _needs(
@@ -197,12 +219,12 @@ def _needs(
 ) -> list[tuple[str, ...]]:
     """row: tokens of one. on: the device and its precision."""
     steps, memory, tokens = config.train.steps, needs.memory, config.train.batch_size * row
-    each = f"{size(memory.total)}, beside Python and its libraries"
+    each = f"{size(memory.total)}, plus Python and its libraries"
     used = f", {count(needs.parameters - needs.idle)} for each token" if needs.idle else ""
     return [
-        ("parameters", f"{count(needs.parameters)}{used}, {count(needs.trained)} of them trained"),
+        ("parameters", f"{count(needs.parameters)}{used}, {count(needs.trained)} trained"),
         ("tokens", f"{count(tokens)} a step, {count(tokens * steps)} in {steps:,} steps"),
-        ("products", f"{flops(per_step)} a step, {flops(per_step * steps)} in all"),
+        ("compute", f"{flops(per_step)} a step, {flops(per_step * steps)} in total"),
         ("memory", f"{each}, in each of {ranks} processes" if ranks > 1 else each),
         ("", f"weights {size(memory.weights)}, gradients {size(memory.gradients)}"),
         ("", f"optimizer {size(memory.optimizer)}, activations {size(memory.activations)}"),

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from culm.data.prepare import prepare
 from culm.data.texts import texts_of
-from culm.objective.grpo import GRPO
 from culm.parallel.ranks import Ranks
 from culm.plan.sample import sample
 from culm.run.assemble import check_ends, loader, make_tokenizer
@@ -21,7 +20,7 @@ from culm.train.run_folder import prepared_by
 from culm.verbs.format import count
 
 SAMPLES = 3
-QUESTIONS = 64  # looked at for the length of their prompts
+QUESTIONS = 64  # read to find the longest prompt
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,8 @@ def _is_prepared(config: RunConfig) -> bool:
 
 def preview(config: RunConfig, tokenizer: Tokenizer, temporary: Path, context: int) -> Preview:
     """Rows as the run would see them; a sample is prepared in the temporary folder."""
-    objective = config.train.objective
-    if isinstance(objective, GRPO):
-        return _questions(config, objective, tokenizer)
+    if config.train.objective.reads == "rollouts":
+        return _questions(config, tokenizer)
     corpus, share = config.data.prepared or Path(config.folder) / "data", 1.0
     name = str(corpus)
     if config.data.prepared is None and not (_is_prepared(config) and corpus.exists()):
@@ -78,12 +76,13 @@ def preview(config: RunConfig, tokenizer: Tokenizer, temporary: Path, context: i
         facts.append(("learned tokens", ("" if whole else "about ") + count(rows.targets / share)))
         facts.append(("epochs", f"{epochs:.2f}"))
     if rows.truncated:
-        facts.append(("cut off at their end", f"{rows.truncated:,} documents"))
+        facts.append(("truncated", f"{rows.truncated:,} documents"))
     return Preview(facts, rows.preview(SAMPLES, tokenizer), context)
 
 
-def _questions(config: RunConfig, objective: GRPO, tokenizer: Tokenizer) -> Preview:
+def _questions(config: RunConfig, tokenizer: Tokenizer) -> Preview:
     tasks: Sequence[Task] = config.data.tasks
+    rollouts = config.train.rollouts
     chat, samples, longest = Chat(tokenizer), [], 0
     for index in range(QUESTIONS):
         number, which = divmod(index, len(tasks))
@@ -93,7 +92,7 @@ def _questions(config: RunConfig, objective: GRPO, tokenizer: Tokenizer) -> Prev
         samples.append([(tokenizer.decode(prompt, specials=True), False), (question.answer, True)])
     facts: list[tuple[str, ...]] = [
         ("tasks", ", ".join(task.name for task in tasks)),
-        ("answers", f"{config.train.batch_size:,} a step, in groups of {objective.group}"),
-        ("longest prompt", f"{longest} tokens, and up to {objective.max_tokens} of an answer"),
+        ("completions", f"{config.train.batch_size:,} a step, in groups of {rollouts.group}"),
+        ("longest prompt", f"{longest} tokens, plus answers of up to {rollouts.max_tokens}"),
     ]
-    return Preview(facts, samples[:SAMPLES], longest + objective.max_tokens)
+    return Preview(facts, samples[:SAMPLES], longest + rollouts.max_tokens)

@@ -70,7 +70,7 @@ def blueprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         "device=cpu", "model.vocabulary=267", "model.width=32", "model.layers=2",
         "model.context=64", "model.attention.heads=4", "model.attention.kv_heads=2",
         "model.mlp.hidden=48", "train.steps=3", "train.batch_size=4", "train.micro_batch_size=2",
-        "train.compile=false", "eval.tokens=200",
+        "train.compile=false", "eval.measures.held_out.tokens=200",
     ]  # fmt: skip
 
     def go(*more: str) -> Any:

@@ -45,7 +45,9 @@ def test_ranks_and_micro_batches_only_divide_a_step(corpus):
             ]
             assert len({len(part) for part in parts}) == 1
             assert adapter_rows(b for part in parts for b in part) == adapter_rows([batch])
-            assert sum(b.weight for part in parts for b in part) == batch.weight
+            assert (
+                sum(b.counts["targets"] for part in parts for b in part) == batch.counts["targets"]
+            )
 
 
 def test_a_step_is_a_pure_function_of_seed_and_number(corpus):
@@ -67,7 +69,7 @@ def test_an_epoch_shows_each_row_once_and_the_next_in_another_order(corpus):
     assert epochs[0] != epochs[1]
     assert sorted(epochs[0]) == sorted(epochs[1])
     assert loader.epoch_steps == loader.rows
-    weights = sum(loader.step(number)[0].weight for number in range(loader.rows))
+    weights = sum(loader.step(number)[0].counts["targets"] for number in range(loader.rows))
     assert weights == loader.targets == corpus.facts.tokens - corpus.facts.documents
 
 
@@ -102,7 +104,7 @@ def test_dialogues_are_packed_whole_with_their_masks(tokenizer, tmp_path):
     learned = []
     for number in range(loader.epoch_steps):
         for batch in loader.step(number):
-            assert batch.weight == (batch.targets != IGNORED).sum()
+            assert batch.counts["targets"] == (batch.targets != IGNORED).sum()
             for targets in batch.targets:
                 learned.append(
                     tokenizer.decode(targets[targets != IGNORED].tolist(), specials=True)
@@ -119,7 +121,7 @@ def test_pairs_stay_together(tokenizer, tmp_path):
     assert loader.rows == 9
     for batch in loader.step(0) + loader.step(1):
         assert batch.tokens.shape == (6, 64)  # padded to the longest, not to the context
-        assert batch.weight == 3
+        assert batch.counts["pairs"] == 3
         assert batch.documents is None
         for chosen, rejected in zip(batch.tokens[::2], batch.tokens[1::2], strict=True):
             good, bad = tokenizer.decode(chosen.tolist()), tokenizer.decode(rejected.tolist())
@@ -131,7 +133,7 @@ def test_what_is_cut_off_is_counted(tokenizer, tmp_path):
     chats = prepared(records, ChatFormat(), tokenizer, tmp_path / "p")
     loader = Loader(chats, 16, 1, 1, seed=0)
     assert (loader.rows, loader.truncated, loader.left_out) == (1, 2, 1)
-    assert all(batch.weight > 0 for batch in loader.step(0))
+    assert all(batch.counts["targets"] > 0 for batch in loader.step(0))
     hopeless = prepared(records[:1], ChatFormat(), tokenizer, tmp_path / "q")
     with pytest.raises(SettingError, match="no token would be learned"):
         Loader(hopeless, 16, 1, 1, seed=0)
@@ -142,7 +144,9 @@ def test_learned_targets_are_counted_as_they_are_read(tokenizer, tmp_path):
     chats = prepared(records, ChatFormat(), tokenizer, tmp_path / "p")
     for packing in ("windows", "bins"):
         loader = Loader(chats, 16, 1, 1, seed=0, packing=packing)
-        assert loader.targets == sum(batch.weight for batch in loader.sample(loader.targets))
+        assert loader.targets == sum(
+            batch.counts["targets"] for batch in loader.sample(loader.targets)
+        )
         assert loader.learns([tokenizer.end_of_turn])
         assert not loader.learns([tokenizer.end_of_text])
 

@@ -90,7 +90,7 @@ def test_a_batch_golden():
     assert batch.targets.tolist() == [[11, 12, ig, ig, ig, ig], [16, 17, ig, 19, ig, ig]]
     assert batch.positions.tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 0]]
     assert batch.documents.tolist() == [[0, 0, 0, 1, 1, 2], [0, 0, 0, 0, 0, 1]]
-    assert batch.weight == 5
+    assert batch.counts["targets"] == 5
     assert (batch.tokens.dtype, batch.targets.dtype) == (torch.int64, torch.int64)
     assert (batch.positions.dtype, batch.documents.dtype) == (torch.int64, torch.int32)
 
@@ -134,7 +134,8 @@ def test_packed_rows_are_their_documents_one_by_one(model, stream, backend):
         to_batch([[(s, e)]], read, e - s, pad=0, packed=False)
         for s, e in zip(offsets.tolist(), offsets[1:].tolist(), strict=False)
     ]
-    assert packed.weight == sum(batch.weight for batch in alone) == offsets[-1] - 7
+    counted = sum(batch.counts["targets"] for batch in alone)
+    assert packed.counts["targets"] == counted == offsets[-1] - 7
 
     logits = model(packed.tokens, Context(packed.positions, packed.documents))
     places = {}

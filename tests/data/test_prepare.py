@@ -152,7 +152,7 @@ def test_documents_stay_whole_across_shards(tmp_path):
     written = [np.arange(n % 5 + 1) for n in range(40)]
     writer = SplitWriter(tmp_path / "train", np.ones(10, dtype=np.int64), limit=16)
     for tokens in written:
-        writer.append([(tokens, tokens > 0)])
+        writer.append([(tokens, tokens > 0, ())])
     facts = writer.facts()
     assert facts.shards > 3
     folder = tmp_path
@@ -170,7 +170,7 @@ def prepare_manifest(facts):
     numbers = dict.fromkeys(
         ("group", "vocabulary", "end_of_text", "held_out", "seed", "dropped"), 0
     )
-    return Manifest(**names, **numbers, splits={"train": facts})
+    return Manifest(**names, **numbers, gives="documents", splits={"train": facts})
 
 
 def test_a_growing_array_is_a_plain_npy_file(tmp_path):

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from learning import build, mean
 
 import culm
 from culm.adapt.lora import LoRA, adapters_of
 from culm.adapt.multi_lora import attach_adapters
-from culm.batch import IGNORED, Batch
+from culm.batch import IGNORED, Batch, counts_of
 from culm.config import SettingError
 from culm.convert import native
 from culm.convert.export import quantize
@@ -80,12 +81,12 @@ def fluent() -> Transformer:
     tokens = torch.stack(columns, 1)
     positions = torch.arange(24).expand_as(tokens)
     targets = shifted(tokens, 1, IGNORED)
-    data = Batch(tokens, targets, positions, None, int((targets != IGNORED).sum()))
-    objective = NextToken().build(config.build())
+    data = Batch(tokens, targets, positions, counts=counts_of(targets))
+    objective = build(NextToken(), config.build())
     optimizer = AdamW(rate=0.01).build(objective)
     for _ in range(60):
         loss = objective(data)
-        (loss.total / data.weight).backward()
+        mean(loss, data).backward()
         optimizer.step()
         optimizer.zero_grad()
     return objective.model.eval()

@@ -2,13 +2,24 @@
 
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from culm.config import compose, parse
 from culm.data.settings import DataConfig
-from culm.eval.exact import Answered, answer, difference, distinct, scores, wilson
+from culm.eval.evaluation import Evaluation
+from culm.eval.exact import (
+    Answered,
+    accuracies_of,
+    answer_questions,
+    difference,
+    distinct,
+    wilson,
+)
+from culm.eval.measure.exact_match import ExactMatch
 from culm.eval.settings import EvalConfig
 from culm.model.attention.gqa import GQA
 from culm.model.config import TransformerConfig
@@ -41,11 +52,13 @@ def test_questions_are_asked_once_each() -> None:
         for opening in OPENINGS for asks in ABOUT.values() for asked in asks for tail in TAILS
     }  # fmt: skip
     supply = {prompt for prompt in every.union(GREETINGS) if split_of(prompt) == "test"}
-    assert {question.prompt for question in distinct(Identity(), 100, seed=1)} == supply
-    assert len(distinct(Identity(), 100, seed=1)) == len(supply) == 45
-    found = distinct(Expression(), 200, seed=1)
-    assert len({question.prompt for question in found}) == len(found) == 200
-    assert distinct(Expression(), 20, seed=1) == found[:20]
+    assert {question.prompt for _, question in distinct([Identity()], 100, seed=1)} == supply
+    assert len(distinct([Identity()], 100, seed=1)) == len(supply) == 45
+    found = distinct([Expression()], 200, seed=1)
+    assert len({question.prompt for _, question in found}) == len(found) == 200
+    assert distinct([Expression()], 20, seed=1) == found[:20]
+    both = distinct([Expression(), Identity()], 200, seed=1)
+    assert both == [*found, *distinct([Identity()], 200, seed=1)]
 
 
 @dataclass
@@ -77,7 +90,8 @@ def tiny() -> LanguageModel:
 
 def test_replies_are_greedy_and_scored_by_their_task() -> None:
     model, task = tiny(), Vowels()
-    answered = answer(model.model, TOKENIZER, [task, Vowels("again")], 5, seed=1, tokens=7)
+    asked = distinct([task, Vowels("again")], 5, seed=1)
+    answered = answer_questions(model.model, TOKENIZER, asked, max_tokens=7)
     assert [(a.task, a.question.prompt) for a in answered] == [
         (name, prompt) for name in ("vowels", "again") for prompt in "bca"
     ]
@@ -85,26 +99,43 @@ def test_replies_are_greedy_and_scored_by_their_task() -> None:
         assert item.reply == model.chat(item.question.prompt, max_tokens=7, temperature=0)
     assert len(set(task.seen)) == 3
     assert task.seen == [item.reply for item in answered[:3]]
-    table = scores(answered)
+    table = accuracies_of(answered)
     assert list(table) == ["vowels", "again", "all"]
     assert (table["vowels"].value, table["vowels"].items) == (2 / 3, 3)
     assert table["all"] == wilson(4, 6)
 
 
-def test_the_length_of_an_answer_is_a_setting(monkeypatch) -> None:
-    assert EvalConfig().max_tokens == 32
-    model = tiny().model
-    short, long = (answer(model, TOKENIZER, [Vowels()], 1, 0, tokens=n)[0].reply for n in (2, 20))
+def test_the_length_of_an_answer_is_a_setting() -> None:
+    assert ExactMatch().max_tokens == 32
+    model, asked = tiny().model, distinct([Vowels()], 1, seed=0)
+    short, long = (answer_questions(model, TOKENIZER, asked, n)[0].reply for n in (2, 20))
     assert long.startswith(short)
     assert len(long) > len(short)
-    asked = []
-    monkeypatch.setattr(verb, "read", lambda path, device, mtp: (model, TOKENIZER))
-    monkeypatch.setattr(verb, "answer", lambda *given: asked.append(given[-1]) or [])
-    monkeypatch.setattr(verb, "scores", lambda answered: {})
-    values = {**compose("tasks", "eval").values, "max_tokens": 9}
-    monkeypatch.setattr(verb, "compose", lambda *_: type("Composed", (), {"values": values}))
-    verb.show_evaluation("model", "tasks", 3, "cpu")
-    assert asked == [9]
+
+
+@pytest.mark.parametrize(("given", "asked"), [(None, 3), (2, 2)])
+def test_eval_asks_as_many_questions_as_it_is_given(
+    given: int | None, asked: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without `--questions` as many as the file says, of each task of each measure."""
+    tasks = [{"kind": "arithmetic", "name": "sums"}, {"kind": "expression"}]
+    measures = {
+        "exact_match": {"tasks": tasks, "questions": 3, "max_tokens": 4},
+        "words": {"kind": "exact_match", "tasks": ["identity"], "questions": 3, "max_tokens": 2},
+        "held_out": {"tokens": 100},
+    }
+    path = tmp_path / "measures.yaml"
+    path.write_text(yaml.safe_dump({"measures": measures}))
+    found: list[dict] = []
+    run = Evaluation.run
+    monkeypatch.setattr(Evaluation, "run", lambda self: found.append(run(self)) or found[-1])
+    monkeypatch.setattr(verb, "read", lambda path, device, mtp: (tiny().model, TOKENIZER))
+    verb.show_evaluation("model", str(path), given, "cpu")
+    (results,) = found
+    assert results.keys() == {"exact_match", "words.exact_match"}
+    items = {name: one["items"] for name, one in results["exact_match"].items()}
+    assert items == {"sums": asked, "expression": asked, "all": 2 * asked}
+    assert results["words.exact_match"]["identity"]["items"] == asked
 
 
 def answers(*marks: float) -> list[Answered]:
@@ -125,7 +156,7 @@ def test_a_difference_is_paired() -> None:
         (found.value - half, found.value + half), abs=0.005
     )
     assert found.low > 0  # though the intervals of the two scores overlap
-    assert scores(better)["all"].low < scores(base)["all"].high
+    assert accuracies_of(better)["all"].low < accuracies_of(base)["all"].high
     opposite = difference(base, better)
     assert (opposite.value, opposite.low, opposite.high) == (-found.value, -found.high, -found.low)
     assert difference(base, better) == opposite
@@ -156,4 +187,5 @@ def test_answers_to_other_questions_are_not_compared(other) -> None:
 def test_evaluation_asks_what_training_teaches() -> None:
     """The two files list the same tasks; a change of one must be made in the other."""
     taught = parse(DataConfig, compose("tasks", "data").values).tasks
-    assert parse(EvalConfig, compose("tasks", "eval").values).tasks == taught
+    settings = parse(EvalConfig, compose("tasks", "eval").values)
+    assert settings.first(ExactMatch).tasks == taught

@@ -76,7 +76,7 @@ def test_packed_equals_separate() -> None:
 
 def test_nothing_to_score_is_an_error() -> None:
     row = torch.zeros(1, 3, dtype=torch.int64)
-    with pytest.raises(ValueError, match="the held-out split holds nothing to score"):
+    with pytest.raises(ValueError, match="the held-out split contains no scorable tokens"):
         predict(model(), Given([Batch(row, row, row)]), TOKENIZER, 5)
 
 

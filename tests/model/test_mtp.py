@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from learning import build, mean
 from safetensors.torch import load_file
 
 from culm.adapt.lora import LoRA
-from culm.batch import IGNORED, Batch
+from culm.batch import IGNORED, Batch, counts_of
 from culm.config import SettingError, parse
 from culm.convert import gguf, hf, native
 from culm.convert.load import read
@@ -22,8 +23,8 @@ from culm.model.mtp import MTP, shifted
 from culm.model.transformer import Transformer
 from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
-from culm.optim.muon import Muon
-from culm.parallel.parallelize import recompute
+from culm.optim.muon import Muon, MuonRule
+from culm.parallel.parallelize import checkpoint_blocks
 from culm.plan.model import cost_of
 from culm.run.settings import RunConfig
 from culm.run.start import start_of
@@ -60,7 +61,7 @@ def batch(tokens: torch.Tensor, documents: torch.Tensor | None = None) -> Batch:
         starts = (documents[:, 1:] != documents[:, :-1]).long()
         first = torch.nn.functional.pad(starts * positions[:, 1:], (1, 0)).cummax(1).values
         positions = positions - first
-    return Batch(tokens, targets, positions, documents, int((targets != IGNORED).sum()))
+    return Batch(tokens, targets, positions, documents, counts=counts_of(targets))
 
 
 def test_shifted() -> None:
@@ -76,16 +77,16 @@ def test_every_head_learns_its_own_distance() -> None:
     tokens = torch.arange(WORDS)[:, None]
     for _ in range(11):
         tokens = torch.cat((tokens, follows[tokens[:, -1:]]), 1)
-    objective = NextToken().build(built(3, width=48))
+    objective = build(NextToken(), built(3, width=48))
     optimizer, data = AdamW(rate=0.01).build(objective), batch(tokens)
     for _ in range(60):
         loss = objective(data)
-        (loss.total / data.weight).backward()
+        mean(loss, data).backward()
         optimizer.step()
         optimizer.zero_grad()
     model = objective.model
     for by, logprobs in enumerate(model.mtp_logprobs(tokens, data.targets)):
-        assert float(-logprobs.sum().detach()) / data.weight < 0.05, by
+        assert float(-logprobs.sum().detach()) / data.counts["targets"] < 0.05, by
         assert int((logprobs != 0).sum()) == WORDS * (11 - by)
     for by, logits in enumerate(drafts(model, tokens), start=1):
         found, wanted = logits.argmax(-1)[:, : 11 - by], tokens[:, 1 + by :]
@@ -132,22 +133,23 @@ def test_gradient_flows_into_the_trunk_through_every_head() -> None:
 def test_the_loss_is_a_weighted_sum() -> None:
     model, data = built(2), batch(drawn())
     following, *further = (-p.sum() for p in model.mtp_logprobs(data.tokens, data.targets))
-    loss = NextToken().build(model)(data)
-    torch.testing.assert_close(loss.metrics["mtp"], sum(further) / 2)
-    torch.testing.assert_close(loss.total, following + 0.3 * loss.metrics["mtp"])
+    loss = build(NextToken(), model)(data)
+    heads, targets = loss.terms["mtp"].total, data.counts["targets"]
+    torch.testing.assert_close(heads, sum(further) / 2)
+    torch.testing.assert_close(mean(loss, data) * targets, following + 0.3 * heads)
     torch.testing.assert_close(following, -model.logprobs(data.tokens, data.targets).sum())
 
 
 def gradients(objective, batches: list[Batch]) -> dict[str, torch.Tensor]:
     objective.zero_grad()
     for each in batches:
-        objective(each).total.backward()
+        (mean(objective(each), each) * each.counts["targets"]).backward()
     return {name: p.grad.clone() for name, p in objective.named_parameters()}
 
 
 @pytest.mark.parametrize("way", ["accumulated", "packed", "recomputed"])
 def test_a_step_may_be_cut_and_computed_in_any_way(way) -> None:
-    objective, tokens = NextToken().build(built(2)), drawn(2, 12)
+    objective, tokens = build(NextToken(), built(2)), drawn(2, 12)
     rows = [batch(tokens[:1, :7]), batch(tokens[1:])]
     if way == "packed":  # 7 tokens and 12 in one row, and a document too short for any further head
         joined = torch.cat((tokens[:1, :7], tokens[1:], tokens[:1, :2]), 1)
@@ -159,9 +161,9 @@ def test_a_step_may_be_cut_and_computed_in_any_way(way) -> None:
     else:
         whole = rows
     wanted = gradients(objective, rows)
-    other = NextToken().build(built(2))
+    other = build(NextToken(), built(2))
     if way == "recomputed":
-        recompute(other)
+        checkpoint_blocks(other)
     found = gradients(other, whole)
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, atol=2e-5, rtol=1e-4, msg=name)
@@ -180,7 +182,9 @@ def test_masked_targets_teach_no_head() -> None:
 def test_optimizers_hold_the_heads() -> None:
     model = built(1)
     muon = Muon().build(model)
-    inside = {id(p) for g in muon.param_groups if g["orthogonal"] for p in g["params"]}
+    inside = {
+        id(p) for g in muon.param_groups if isinstance(g["rule"], MuonRule) for p in g["params"]
+    }
     assert id(model.mtp[0].projection.weight) in inside
     held = [p for group in AdamW().build(model).param_groups for p in group["params"]]
     assert len(held) == len(list(model.parameters()))
@@ -189,7 +193,7 @@ def test_optimizers_hold_the_heads() -> None:
 def test_adapters_learn_through_frozen_heads() -> None:
     model, data = built(1), batch(drawn())
     LoRA(rank=2).apply(model, 0)
-    NextToken().build(model)(data).total.backward()
+    mean(build(NextToken(), model)(data), data).backward()
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
 
 

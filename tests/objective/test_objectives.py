@@ -6,19 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from learning import build, fit, mean
 from torch import nn
 
 from culm.adapt.lora import LoRA
-from culm.batch import IGNORED, Batch
+from culm.batch import IGNORED, Batch, Loss, counts_of
 from culm.model.attention.gqa import GQA
 from culm.model.config import TransformerConfig
 from culm.model.transformer import Transformer
-from culm.objective.grpo import GRPO, Experience, GRPOObjective
+from culm.objective.experience import Experience
+from culm.objective.grpo import GRPO
 from culm.objective.next_token import NextToken
 from culm.objective.preference import Preference
-from culm.optim.schedule import Constant
-from culm.parallel.parallelize import Parallel, ParallelConfig
-from culm.train.trainer import Step, Trainer, TrainingError
+from culm.train.events import Stepped
+from culm.train.trainer import TrainingError
 
 LENGTHS = (3, 9, 12, 5, 2, 7, 12, 4)
 
@@ -44,8 +45,29 @@ def rows(length: int = 12, metrics: dict | None = None) -> Batch:
     for row, count in enumerate(LENGTHS):
         targets[row, 1:count] = torch.randint(31, (count - 1,), generator=chance)
     positions = torch.arange(length).expand(8, length)
-    weight = int((targets >= 0).sum())
-    return Batch(tokens, targets, positions, None, weight, sum(LENGTHS), metrics=metrics or {})
+    lengths = torch.tensor(LENGTHS)
+    counts = counts_of(targets, lengths)
+    return Batch(tokens, targets, positions, lengths=lengths, counts=counts, metrics=metrics or {})
+
+
+def paired(batch: Batch) -> Batch:
+    """The same with the count of its pairs."""
+    return replace(batch, counts={**batch.counts, "pairs": len(batch.tokens) / 2})
+
+
+REWARDS = torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 0])
+
+
+def experience(rewards: torch.Tensor, group: int, max_tokens: int = 1) -> Experience:
+    """The rows with rewards, as sampled with log-probabilities of -1."""
+    batch = rows(metrics={"reward": 0.25})
+    behaviour = -(batch.targets >= 0).float()
+    return Experience(batch, rewards, behaviour, group, max_tokens)
+
+
+def total(loss: Loss) -> torch.Tensor:
+    """The sum of all terms, undivided."""
+    return torch.stack([term.total for term in loss.terms.values()]).sum()
 
 
 def cut(batch: Batch, at: list[int]) -> list[Batch]:
@@ -54,39 +76,26 @@ def cut(batch: Batch, at: list[int]) -> list[Batch]:
     for start, end in itertools.pairwise(at):
         length = max(LENGTHS[start:end])
         targets = batch.targets[start:end, :length]
+        lengths = torch.tensor(LENGTHS[start:end])
         part = replace(
             batch,
             tokens=batch.tokens[start:end, :length],
             targets=targets,
             positions=batch.positions[start:end, :length],
-            weight=int((targets >= 0).sum()),
-            size=sum(LENGTHS[start:end]),
+            lengths=lengths,
+            counts=counts_of(targets, lengths),
         )
         parts.append(part)
     return parts
 
 
-class Once:
-    def __init__(self, batches: list[Batch]) -> None:
-        self.batches = batches
-
-    def step(self, number: int) -> list[Batch]:
-        return self.batches
-
-
-def one_step(objective: nn.Module, batches: list[Batch]) -> tuple[Step, dict[str, torch.Tensor]]:
+def one_step(objective: nn.Module, batches: list[Batch]) -> tuple[Stepped, dict[str, torch.Tensor]]:
     """The facts of one step, and the weights after plain gradient descent: the gradients."""
-    steps: list[Step] = []
-    learned = [p for p in objective.parameters() if p.requires_grad]
-    trainer = Trainer(
-        Parallel(objective, 1, ParallelConfig()), torch.optim.SGD(learned, lr=1.0), Constant(),
-        clip=1e9, hooks=[steps.append],
-    )  # fmt: skip
-    trainer.fit(Once(batches), 1)
-    return steps[0], {n: p.detach().clone() for n, p in objective.named_parameters()}
+    (step,) = fit(objective, batches)
+    return step, {n: p.detach().clone() for n, p in objective.named_parameters()}
 
 
-def assert_same(a: tuple[Step, dict], b: tuple[Step, dict]) -> None:
+def assert_same(a: tuple[Stepped, dict], b: tuple[Stepped, dict]) -> None:
     assert b[0].loss == pytest.approx(a[0].loss, rel=2e-6, abs=1e-6)
     assert b[0].grad_norm == pytest.approx(a[0].grad_norm, rel=1e-5)
     assert b[0].tokens == a[0].tokens == sum(LENGTHS)
@@ -96,24 +105,24 @@ def assert_same(a: tuple[Step, dict], b: tuple[Step, dict]) -> None:
 
 
 def test_next_token_accumulated_is_whole() -> None:
-    whole = one_step(NextToken().build(model()), [rows()])
+    whole = one_step(build(NextToken(), model()), [rows()])
     mean = nn.functional.cross_entropy(
         model()(rows().tokens).flatten(0, 1), rows().targets.flatten(), ignore_index=IGNORED
     )
     assert whole[0].loss == pytest.approx(mean.item(), abs=1e-5)
     for at in ([0, 1, 8], [0, 3, 4, 8], list(range(9))):
-        assert_same(whole, one_step(NextToken().build(model()), cut(rows(), at)))
+        assert_same(whole, one_step(build(NextToken(), model()), cut(rows(), at)))
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo"])
 def test_preference_accumulated_is_whole(loss: str) -> None:
     def objective() -> nn.Module:
-        built = Preference(loss=loss, beta=0.3).build(model())  # type: ignore[arg-type]
+        built = build(Preference(loss=loss, beta=0.3), model())  # type: ignore[arg-type]
         built.model.load_state_dict(model(seed=1).state_dict())  # the reference stays at seed 0
         return built
 
     def pairs(at: list[int]) -> list[Batch]:
-        return [replace(b, weight=len(b.tokens) // 2) for b in cut(rows(), at)]
+        return [paired(b) for b in cut(rows(), at)]
 
     whole = one_step(objective(), pairs([0, 8]))
     for at in ([0, 2, 8], [0, 2, 4, 6, 8]):
@@ -123,19 +132,13 @@ def test_preference_accumulated_is_whole(loss: str) -> None:
 @pytest.mark.parametrize("average", ["tokens", "sequences", "constant"])
 def test_grpo_accumulated_is_whole(average: str) -> None:
     rewards = torch.tensor([1.0, 0, 0, 1, 0.5, 0, 0, 0])
-    config = GRPO(group=2, average=average, max_tokens=16)  # type: ignore[arg-type]
+    config = GRPO(average=average)  # type: ignore[arg-type]
 
-    def batches(objective: GRPOObjective, at: list[int]) -> list[Batch]:
-        parts = cut(rows(metrics={"reward": 0.25}), at)
-        spans = itertools.pairwise(at)
-        return [
-            objective.prepare(Experience(part, rewards[start:end]))
-            for part, (start, end) in zip(parts, spans, strict=True)
-        ]
-
-    def run(at: list[int]) -> tuple[Step, dict]:
-        objective = config.build(model())
-        return one_step(objective, batches(objective, at))
+    def run(at: list[int]) -> tuple[Stepped, dict]:
+        objective = build(config, model())
+        whole = objective.prepare(experience(rewards, group=2, max_tokens=16))
+        spans = [torch.arange(start, end) for start, end in itertools.pairwise(at)]
+        return one_step(objective, [whole.select(span) for span in spans])
 
     whole = run([0, 8])
     assert whole[0].metrics["reward"] == 0.25
@@ -149,16 +152,16 @@ def test_grpo_averages_coincide_where_lengths_are_equal() -> None:
     targets = batch.targets.clone()
     targets[:, 1:7] = 3
     targets[:, 7:] = IGNORED
-    experience = Experience(
-        replace(batch, targets=targets), torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 0])
-    )
+    lengths = torch.full((8,), 12)
+    batch = replace(batch, targets=targets, lengths=lengths, counts=counts_of(targets, lengths))
+    played = replace(experience(REWARDS, group=4, max_tokens=6), batch=batch)
     found = []
     for average in ("tokens", "sequences", "constant"):
-        objective = GRPO(group=4, average=average, max_tokens=6).build(model())  # type: ignore[arg-type]
-        prepared = objective.prepare(experience)
+        objective = build(GRPO(average=average), model())  # type: ignore[arg-type]
+        prepared = objective.prepare(played)
         old = torch.full(prepared.targets.shape, -3.0)
-        loss = objective(replace(prepared, extra={**prepared.extra, "old": old}))
-        found.append(float(loss.total.detach()) / prepared.weight)
+        changed = replace(prepared, extra={**prepared.extra, "old": old})
+        found.append(float(mean(objective(changed), changed).detach()))
     assert found[1:] == pytest.approx([found[0]] * 2, rel=1e-5)
 
 
@@ -167,11 +170,11 @@ def test_preference_begins_at_log_two(adapter: bool) -> None:
     base = model()
     if adapter:
         LoRA(dropout=0.5).apply(base, seed=0)
-    objective = Preference().build(base)
-    loss = objective(rows())
-    assert float(loss.total.detach()) / 4 == pytest.approx(math.log(2), abs=1e-7)
-    assert float(loss.metrics["accuracy"]) == 0
-    assert float(loss.metrics["margin"]) == 0
+    objective = build(Preference(), base)
+    loss, batch = objective(rows()), paired(rows())
+    assert float(mean(loss, batch).detach()) == pytest.approx(math.log(2), abs=1e-7)
+    assert float(loss.metrics["accuracy"].total) == 0
+    assert float(loss.metrics["margin"].total) == 0
 
 
 @pytest.mark.parametrize("also", [(), ("embed",)])
@@ -179,14 +182,14 @@ def test_the_reference_stays_the_start(also: tuple[str, ...]) -> None:
     """Also where more than the adapters learns, which switching those off would not undo."""
     base = model()
     LoRA(train_also=also, dora=True).apply(base, seed=0)
-    objective = Preference().build(base)
+    objective = build(Preference(), base)
     assert (objective.reference is None) == (not also)
-    margin = objective(rows()).metrics["margin"]
+    margin = objective(rows()).metrics["margin"].total
     with torch.no_grad():
         for parameter in objective.model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    moved = objective(rows()).metrics["margin"]
+    moved = objective(rows()).metrics["margin"].total
     reference = model()
     ratios = objective.model.logprobs(rows().tokens, rows().targets).sum(-1) - reference.logprobs(
         rows().tokens, rows().targets
@@ -198,11 +201,11 @@ def test_the_reference_stays_the_start(also: tuple[str, ...]) -> None:
 
 
 def test_preference_of_equal_answers_teaches_nothing() -> None:
-    objective = Preference().build(model())
+    objective = build(Preference(), model())
     batch = rows()
     for part in (batch.tokens, batch.targets):
         part[1::2] = part[0::2]
-    objective(batch).total.backward()
+    total(objective(batch)).backward()
     for parameter in objective.model.parameters():
         assert parameter.grad is not None
         assert parameter.grad.abs().max() < 1e-6
@@ -210,9 +213,9 @@ def test_preference_of_equal_answers_teaches_nothing() -> None:
 
 def test_grpo_gradient_is_that_of_the_policy() -> None:
     """Ratio one: the gradient of -A log pi, token by token."""
-    objective = GRPO(group=4).build(model())
-    batch = objective.prepare(Experience(rows(), torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 0])))
-    objective(batch).total.backward()
+    objective = build(GRPO(), model())
+    batch = objective.prepare(experience(REWARDS, group=4))
+    total(objective(batch)).backward()
     found = [p.grad.clone() for p in objective.parameters() if p.grad is not None]
     objective.zero_grad()
     logprobs = objective.model.logprobs(batch.tokens, batch.targets)
@@ -222,22 +225,23 @@ def test_grpo_gradient_is_that_of_the_policy() -> None:
 
 
 def test_grpo_tells_the_surprise_of_its_answers_and_clips_only_beside_an_earlier_policy() -> None:
-    objective = GRPO(group=4, clip_low=0.2, clip_high=0.2).build(model())
-    batch = objective.prepare(Experience(rows(), torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 0])))
+    objective = build(GRPO(clip_low=0.2, clip_high=0.2), model())
+    batch = objective.prepare(experience(REWARDS, group=4))
     metrics = objective(batch).metrics
     logprobs = objective.model.logprobs(batch.tokens, batch.targets)
-    torch.testing.assert_close(metrics["nll"], -logprobs.sum().detach())
-    assert metrics["clipped"] == 0
+    torch.testing.assert_close(metrics["nll"].total, -logprobs.sum().detach())
+    assert metrics["clipped"].total == 0
     old = logprobs.detach() - 1  # every token has become likelier by e
     earlier = objective(replace(batch, extra={**batch.extra, "old": old})).metrics
     good = (batch.extra["advantages"] > 0)[:, None] & (batch.targets >= 0)
-    assert earlier["clipped"] == good.sum()
+    assert earlier["clipped"].total == good.sum()
 
 
 def test_a_step_without_anything_learned_is_an_error() -> None:
-    batch = replace(rows(), targets=torch.full((8, 12), IGNORED), weight=0)
+    targets = torch.full((8, 12), IGNORED)
+    batch = replace(rows(), targets=targets, counts=counts_of(targets))
     with pytest.raises(TrainingError, match="nothing in its batch is learned"):
-        one_step(NextToken().build(model()), [batch])
+        one_step(build(NextToken(), model()), [batch])
 
 
 def test_dropout_is_drawn_from_the_step() -> None:
@@ -251,6 +255,6 @@ def test_dropout_is_drawn_from_the_step() -> None:
                 if name.endswith(".b"):
                     parameter.fill_(0.1)
         torch.randn(noise)
-        return one_step(NextToken().build(base), [rows()])[0].loss
+        return one_step(build(NextToken(), base), [rows()])[0].loss
 
     assert run(1) == run(100)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from learning import build, mean
 
 from culm.convert import hf
 from culm.convert.hf.families.decoder import NAMES
@@ -51,13 +52,13 @@ def test_loss_and_gradients(loss: str, tmp_path: Path) -> None:
                     parameter.mul_(4)
 
     # Ours: the policy has moved away from its reference.
-    objective = Preference(loss=loss, beta=0.3).build(copy.deepcopy(start))  # type: ignore[arg-type]
+    objective = build(Preference(loss=loss, beta=0.3), copy.deepcopy(start))  # type: ignore[arg-type]
     objective.model.load_state_dict(policy.state_dict())
     source = open_source([str(tmp_path / "pairs.jsonl")])
     prepare(source, PairFormat(), tokenizer, tmp_path / "data", held_out=0)
     batch = Loader(Prepared.open(tmp_path / "data"), 64, 4, 4, seed=0).step(0)[0]
-    ours = objective(batch)
-    (ours.total / batch.weight).backward()
+    ours = mean(objective(batch), batch)
+    ours.backward()
 
     # Theirs, from our export.
     for name, model in (("start", start), ("policy", policy)):
@@ -88,7 +89,7 @@ def test_loss_and_gradients(loss: str, tmp_path: Path) -> None:
     expected = trainer.compute_loss(theirs, inputs)
     expected.backward()
 
-    assert (ours.total / batch.weight).item() == pytest.approx(expected.item(), abs=1e-5)
+    assert ours.item() == pytest.approx(expected.item(), abs=1e-5)
     gradients = {name: p.grad for name, p in theirs.named_parameters()}
     for name, parameter in objective.model.named_parameters():
         other = gradients[_theirs(name)]

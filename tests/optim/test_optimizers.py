@@ -13,7 +13,7 @@ from culm.model.mlp.moe import MoE
 from culm.model.transformer import Transformer
 from culm.optim.adamw import AdamW
 from culm.optim.groups import hidden_matrices
-from culm.optim.muon import Muon, orthogonalize
+from culm.optim.muon import Muon, MuonRule, orthogonalize
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_an_expert_without_tokens_rests() -> None:
 def test_adapters_take_adamw_steps(model: Transformer) -> None:
     LoRA(rank=2).apply(model, 0)
     optimizer = Muon().build(model)
-    assert not any(group["orthogonal"] for group in optimizer.param_groups)
+    assert not any(isinstance(group["rule"], MuonRule) for group in optimizer.param_groups)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in model.parameters() if p.requires_grad}
 

@@ -12,15 +12,16 @@ import torch
 import torch.distributed as distributed
 import yaml
 from safetensors.torch import load_file
+from stages import STAGES
 
 from culm.adapt.quantize.int8 import Int8Linear
 from culm.convert import native
+from culm.convert.export import quantize
 from culm.files import read_lines
-from culm.parallel.parallelize import Parallel, ParallelConfig
+from culm.parallel.parallelize import Parallel
 from culm.run.settings import read_run
 from culm.run.train import train
 
-STAGES = ("pretrain", "sft", "dpo", "grpo")
 GRID = list(itertools.product(STAGES, (False, True), ("ddp", "fsdp")))
 
 
@@ -51,21 +52,34 @@ def assert_same(one: Path, two: Path) -> None:
         torch.testing.assert_close(models[1][name], weight, atol=2e-3, rtol=0, msg=name)
 
 
+def quantised_start(file: Path) -> Path:
+    """The same run from int8 weights."""
+    settings = yaml.safe_load(file.read_text())
+    settings["start"] = str(quantize(settings["start"], file.with_suffix(".int8"), "int8"))
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
 def test_two_ranks_follow_one(run_file: Callable[..., Path]) -> None:
     """The objective grid: every stage, full and with adapters, in both layouts."""
-    files = {cell: run_file(cell[0], adapter=cell[1], steps=3) for cell in GRID}
-    again = run_file("dpo", steps=4)  # begun on one rank, ended on two
-    train(read_run(str(again), ["train.steps=2", f"folder={again}-two"])[0])
+    steps = {"ppo": 7}  # the second rollout is of the policy that learned from the first
+    files = {c: run_file(c[0], adapter=c[1], steps=steps.get(c[0], 3)) for c in GRID}
+    # Started on one rank, ended on two; of PPO in the middle of a rollout.
+    again = [run_file("dpo", steps=4), run_file("ppo", steps=4)]
+    for file in again:
+        train(read_run(str(file), ["train.steps=2", f"folder={file}-two"])[0])
     rounded = run_file("sft", qat="int8", steps=3)
+    packed = quantised_start(run_file("sft", adapter=True, steps=3))
     further = run_file("pretrain", steps=3)
     more = f"{further},model.mtp.depth=2"
     on_two_ranks(
         *(f"{more},parallel.replicas={data},folder={further}-{data}" for data in ("ddp", "fsdp")),
         *(f"{file},parallel.replicas={cell[2]},folder={file}-two" for cell, file in files.items()),
-        f"{again},parallel.replicas=fsdp,folder={again}-two",
+        *(f"{file},parallel.replicas=fsdp,folder={file}-two" for file in again),
+        *(f"{packed},parallel.replicas={r},folder={packed}-{r}" for r in ("ddp", "fsdp")),
         f"{rounded},parallel.replicas=fsdp,folder={rounded}-two",
     )
-    for file in (*files.values(), again):
+    for file in (*files.values(), *again):
         config, _ = read_run(str(file))
         train(config)
         assert_same(Path(config.folder), Path(f"{file}-two"))
@@ -73,6 +87,10 @@ def test_two_ranks_follow_one(run_file: Callable[..., Path]) -> None:
     train(config)
     for data in ("ddp", "fsdp"):
         assert_same(Path(config.folder), Path(f"{further}-{data}"))
+    config, _ = read_run(str(packed))  # QLoRA
+    train(config)
+    for replicas in ("ddp", "fsdp"):
+        assert_same(Path(config.folder), Path(f"{packed}-{replicas}"))
     config, _ = read_run(str(rounded))
     train(config)
     models = [native.load(f)[0] for f in (f"{config.folder}/model", f"{rounded}-two/model")]
@@ -112,7 +130,8 @@ def test_packed_weights_are_not_sent_around(tmp_path: Path) -> None:
         "gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1
     )
     try:
-        parallel = Parallel(torch.nn.BatchNorm1d(2), ranks=2, parallel=ParallelConfig())
+        parallel = Parallel(torch.nn.BatchNorm1d(2))
+        parallel.replicate()
         assert not parallel._call.will_sync_module_buffers()
     finally:
         distributed.destroy_process_group()

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from learning import build
 from torch import nn
 
 from culm.adapt.lora import LoRA
@@ -17,11 +18,10 @@ from culm.objective.next_token import NextToken
 from culm.objective.preference import Preference
 from culm.optim.adamw import AdamW
 from culm.optim.muon import Muon
-from culm.parallel.parallelize import ParallelConfig, recompute
+from culm.parallel.parallelize import checkpoint_blocks
 from culm.plan.dry_run import TensorMemory, dry_run, meta_batch
 from culm.plan.needs import needs_of
 from culm.plan.speed import training_rate
-from culm.train.settings import TrainConfig
 
 CONTEXT = 256  # so many tokens that the head's are not filled up
 CONFIG = TransformerConfig(vocabulary=64, width=32, layers=2, attention=(GQA(heads=2),))
@@ -32,17 +32,20 @@ def plan(objective=NextToken(), adapter=None, **settings):
     model.set_backend("blocks")
     if adapter:
         adapter.apply(model, 0)
-    train = TrainConfig(steps=1, **({"batch_size": 8, "optimizer": AdamW()} | settings))
-    sequences = 2 if isinstance(objective, Preference) else 1
-    return needs_of(objective.build(model), train, CONTEXT, sequences=sequences)
+    given = {"optimizer": AdamW(), "at_once": 8, **settings}
+    return needs_of(
+        build(objective, model), given.pop("optimizer"), CONTEXT, batch_size=8,
+        sequences=2 if objective.reads == "pairs" else 1, columns=objective.columns, **given,
+    )  # fmt: skip
 
 
 def test_memory_by_hand():
     needs = plan()
     assert needs.parameters == needs.trained
     assert needs.memory.gradients == 4 * needs.parameters
-    assert needs.memory.optimizer == 8 * needs.parameters
-    assert needs.checkpoint_bytes == 12 * needs.parameters
+    steps = 4 * len(list(CONFIG.build(device="meta").parameters()))  # a count for each tensor
+    assert needs.memory.optimizer == 8 * needs.parameters + steps
+    assert needs.checkpoint_bytes == 12 * needs.parameters + steps
     # The weights, and the frequencies of the rotary embedding.
     assert needs.memory.weights == 4 * needs.parameters + 4 * 8
     muon = plan(optimizer=Muon())
@@ -51,7 +54,7 @@ def test_memory_by_hand():
 
 
 def test_micro_batches_need_less_memory_and_the_same_products():
-    whole, parts = plan(), plan(micro_batch_size=2)
+    whole, parts = plan(), plan(at_once=2)
     assert parts.flops == whole.flops
     assert parts.memory.activations < whole.memory.activations / 2
 
@@ -69,12 +72,7 @@ def test_adapters_train_little_and_preference_holds_a_reference():
 
 
 def test_shards_divide_what_they_hold():
-    train = TrainConfig(steps=1, batch_size=8, optimizer=AdamW())
-    objective, dist = (
-        NextToken().build(CONFIG.build(device="meta")),
-        ParallelConfig(replicas="fsdp"),
-    )
-    one, two = (needs_of(objective, train, CONTEXT, parallel=dist, ranks=n) for n in (1, 2))
+    one, two = (plan(replicas="fsdp", ranks=ranks) for ranks in (1, 2))
     assert two.memory.optimizer == one.memory.optimizer // 2
     assert two.memory.activations < one.memory.activations
     assert two.flops == one.flops
@@ -82,9 +80,9 @@ def test_shards_divide_what_they_hold():
 
 def test_recomputation_trades_products_for_memory():
     config = CONFIG.model_copy(update={"layers": 8})
-    before = dry_run(NextToken().build(config.build(device="meta")), meta_batch(8, 64))
-    frugal = NextToken().build(config.build(device="meta"))
-    recompute(frugal)
+    before = dry_run(build(NextToken(), config.build(device="meta")), meta_batch(8, 64))
+    frugal = build(NextToken(), config.build(device="meta"))
+    checkpoint_blocks(frugal)
     after = dry_run(frugal, meta_batch(8, 64))
     assert after.bytes < 0.6 * before.bytes
     assert after.flops > before.flops
@@ -108,11 +106,11 @@ import json, torch
 from culm.batch import Batch
 from culm.config import compose, parse
 from culm.model.config import TransformerConfig
-from culm.objective.next_token import NextToken
+from culm.objective.next_token import NextTokenObjective
 from culm.optim.adamw import AdamW
+from culm.plan.dry_run import ONES
 from culm.plan.needs import needs_of
 from culm.train.memory import peak_bytes, reset_peak
-from culm.train.settings import TrainConfig
 
 torch.set_num_threads(1)
 config = parse(TransformerConfig, compose("nano", "model").values)
@@ -120,10 +118,9 @@ config = parse(TransformerConfig, compose("nano", "model").values)
 def objective(device):
     model = config.build(device=device)
     model.set_backend("blocks")
-    return NextToken().build(model)
+    return NextTokenObjective(model.train())
 
-train = TrainConfig(steps=1, batch_size=12, optimizer=AdamW())
-needs = needs_of(objective("meta"), train, 256)
+needs = needs_of(objective("meta"), AdamW(), 256, batch_size=12, at_once=12)
 
 def steps(rows, length):
     trained = objective("cpu")
@@ -132,7 +129,7 @@ def steps(rows, length):
     tokens = torch.randint(0, 4096, shape)
     positions, documents = torch.arange(length).expand(shape), torch.zeros(shape, dtype=torch.int32)
     for _ in range(2):
-        trained(Batch(tokens, tokens, positions, documents)).total.backward()
+        trained(Batch(tokens, tokens, positions, documents)).mean(ONES).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -163,9 +160,9 @@ def test_the_machine_is_asked():
 
 
 def test_gradients_of_frozen_weights_are_not_counted():
-    objective = NextToken().build(CONFIG.build(device="meta"))
+    objective = build(NextToken(), CONFIG.build(device="meta"))
     objective.model.embed.requires_grad_(False)
     assert isinstance(objective, nn.Module)
-    needs = needs_of(objective, TrainConfig(steps=1, batch_size=2, optimizer=AdamW()), 16)
+    needs = needs_of(objective, AdamW(), 16, batch_size=2, at_once=2)
     assert needs.trained == needs.parameters - 64 * 32
     assert needs.memory.gradients == 4 * needs.trained

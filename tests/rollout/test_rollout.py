@@ -3,25 +3,27 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
+from learning import build, fit, mean, refuse
 
 from culm.adapt.lora import LoRA
 from culm.batch import Batch
 from culm.model.attention.gqa import GQA
 from culm.model.config import TransformerConfig
 from culm.model.transformer import Transformer
-from culm.objective.grpo import GRPO, GRPOObjective
+from culm.objective.grpo import GRPO
+from culm.objective.objective import Objective
 from culm.optim.adamw import AdamW
-from culm.optim.schedule import Constant
-from culm.parallel.parallelize import Parallel, ParallelConfig
 from culm.parallel.ranks import Ranks
 from culm.rollout.buffer import Rollouts
+from culm.rollout.environment import TaskEnvironment
+from culm.rollout.settings import RolloutConfig
 from culm.task.prompts import Prompts
 from culm.task.task import Question, Split
 from culm.tokenizer.bytes import Bytes
-from culm.train.trainer import Step, Trainer
 
 TOKENIZER = Bytes(specials=True).build()
 
@@ -39,37 +41,32 @@ class LowerCase:
         return sum("a" <= character <= "z" for character in reply[:6]) / 6
 
 
-def model(seed: int) -> Transformer:
+def model(seed: int, context: int = 32) -> Transformer:
     attention = GQA(heads=2, qk_norm="head")
     config = TransformerConfig(
-        vocabulary=TOKENIZER.vocabulary, width=32, layers=1, context=32, attention=(attention,)
+        vocabulary=TOKENIZER.vocabulary, width=32, layers=1, context=context, attention=(attention,)
     )
     return config.build(seed)
 
 
 def rollouts(
-    objective: GRPOObjective, rows: int = 64, micro_rows: int = 64, seed: int = 0,
-    ranks: Ranks = Ranks(), tasks: Sequence = (LowerCase(),),
+    objective: Objective, rows: int = 64, micro_rows: int = 64, seed: int = 0,
+    ranks: Ranks = Ranks(), tasks: Sequence = (LowerCase(),), **config: Any,
 ) -> Rollouts:  # fmt: skip
     return Rollouts(
-        objective, TOKENIZER, tasks, rows=rows, micro_rows=micro_rows, seed=seed, ranks=ranks
-    )
+        objective, TOKENIZER, [TaskEnvironment(task) for task in tasks], RolloutConfig(**config),
+        refuse, batch_size=rows, micro_batch_size=micro_rows, seed=seed, ranks=ranks,
+    )  # fmt: skip
 
 
 def rewards(seed: int, shuffled: bool, steps: int = 40) -> list[float]:
-    config = GRPO(group=8, max_tokens=6, shuffled=shuffled)
-    objective = config.build(model(seed))
-    found: list[Step] = []
-    trainer = Trainer(
-        Parallel(objective, 1, ParallelConfig()),
-        AdamW(rate=1e-2, weight_decay=0.0).build(objective),
-        Constant(), hooks=[found.append],
-    )  # fmt: skip
-    trainer.fit(rollouts(objective, seed=seed), steps)
-    return [step.metrics["reward"] for step in found]
+    objective = build(GRPO(), model(seed))
+    asked = rollouts(objective, seed=seed, max_tokens=6, shuffled=shuffled)
+    optimizer = AdamW(rate=1e-2, weight_decay=0.0).build(objective)
+    return [step.metrics["reward"] for step in fit(objective, asked, steps, optimizer, clip=1.0)]
 
 
-def mean(values: Sequence[float]) -> float:
+def average(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
@@ -78,17 +75,19 @@ def test_reward_rises_and_does_not_under_shuffled_rewards() -> None:
     for seed in range(3):
         learned, control = rewards(seed, False), rewards(seed, True)
         assert learned[0] == control[0] < 0.2  # the same first answers
-        assert mean(learned[-5:]) > 0.9
-        assert mean(control[-5:]) < 0.2
+        assert average(learned[-5:]) > 0.9
+        assert average(control[-5:]) < 0.2
 
 
 def columns(batches: list[Batch]) -> list[tuple[list[int], float]]:
-    """Of each row the learned tokens and the advantage."""
-    return [
+    """Of each row the learned tokens and the advantage; in an order of their own, since
+    micro-batches hold rows of similar length.
+    """
+    return sorted(
         (targets[targets >= 0].tolist(), round(float(advantage), 5))
         for batch in batches
         for targets, advantage in zip(batch.targets, batch.extra["advantages"], strict=True)
-    ]
+    )
 
 
 def test_each_task_asks_its_questions_in_their_order(tmp_path) -> None:
@@ -98,30 +97,31 @@ def test_each_task_asks_its_questions_in_their_order(tmp_path) -> None:
         lines = [{"prompt": f"{name} {n}", "answer": str(n)} for n in range(60)]
         (tmp_path / name).write_text("\n".join(map(json.dumps, lines)))
         tasks.append(Prompts(name=name, path=str(tmp_path / name)))
-    objective = GRPO(group=2, max_tokens=2).build(model(0))
-    asked = rollouts(objective, rows=4, micro_rows=4, tasks=tasks)
-    prompts = [asked._question(index)[1].prompt for index in range(80)]
+    asked = rollouts(build(GRPO(), model(0)), rows=4, micro_rows=4, tasks=tasks, group=2)
+    prompts = [asked._episode(index).prompt[0]["content"] for index in range(80)]
     assert len(set(prompts)) == 80
 
 
 def test_a_step_does_not_depend_on_how_it_is_divided() -> None:
     """Not on micro-batches, nor on ranks (one after the other here), nor on earlier steps."""
-    objective = GRPO(group=4, max_tokens=5).build(model(0))
-    whole = rollouts(objective, rows=32, micro_rows=32)
+    objective, config = build(GRPO(), model(0)), {"group": 4, "max_tokens": 5}
+    whole = rollouts(objective, rows=32, micro_rows=32, **config)
     whole.step(1)
     expected = columns(whole.step(2))
     assert len(expected) == 32
-    assert columns(rollouts(objective, rows=32, micro_rows=8).step(2)) == expected
-    divided = [rollouts(objective, 32, 16, ranks=Ranks(rank, 2)).step(2) for rank in range(2)]
-    assert [row for part in divided for row in columns(part)] == expected
+    assert columns(rollouts(objective, rows=32, micro_rows=8, **config).step(2)) == expected
+    divided = [
+        rollouts(objective, 32, 16, ranks=Ranks(rank, 2), **config).step(2) for rank in range(2)
+    ]
+    assert columns([batch for part in divided for batch in part]) == expected
     assert columns(whole.step(3)) != expected
 
 
 def test_shuffling_deals_out_over_the_whole_step() -> None:
     """The same rewards; a group's own are not kept together."""
-    config = GRPO(group=4, scale="none", max_tokens=5)
+    objective = build(GRPO(scale="none"), model(0))
     true, dealt = (
-        rollouts(config.model_copy(update={"shuffled": shuffled}).build(model(0))).step(0)
+        rollouts(objective, group=4, max_tokens=5, shuffled=shuffled).step(0)
         for shuffled in (False, True)
     )
     assert [tokens for tokens, _ in columns(true)] == [tokens for tokens, _ in columns(dealt)]
@@ -134,9 +134,11 @@ def test_shuffling_deals_out_over_the_whole_step() -> None:
 
 
 def test_only_the_answer_is_learned_with_its_end() -> None:
-    objective = GRPO(group=4, max_tokens=5).build(model(0))
-    for batch in rollouts(objective, 16, 8).step(0):
-        assert batch.size == int((batch.targets >= 0).sum()) + sum(_prompt_lengths(batch))
+    objective = build(GRPO(), model(0))
+    for batch in rollouts(objective, 16, 8, group=4, max_tokens=5).step(0):
+        assert batch.counts["tokens"] == int((batch.targets >= 0).sum()) + sum(
+            _prompt_lengths(batch)
+        )
         for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
             answer = targets[targets >= 0].tolist()
             ends = [index for index, token in enumerate(answer) if token in TOKENIZER.stop_ids]
@@ -156,12 +158,15 @@ def test_dropout_is_off_while_sampling_and_learning() -> None:
     for parameter in base.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
-    objective = GRPO(group=4, max_tokens=5).build(base)
-    batch = rollouts(objective, 16, 16).step(0)[0]
-    assert float(objective(batch).total.detach()) == float(objective(batch).total.detach())
+    objective = build(GRPO(), base)
+    batch = rollouts(objective, 16, 16, group=4, max_tokens=5).step(0)[0]
+    one, two = (float(mean(objective(batch), batch).detach()) for _ in range(2))
+    assert one == two
 
 
-@pytest.mark.parametrize(("rows", "micro_rows"), [(10, 8), (16, 6)])
-def test_groups_stay_whole(rows: int, micro_rows: int) -> None:
-    with pytest.raises(ValueError, match=r"batch_size: \d+ is not a multiple of group=8"):
-        rollouts(GRPO(group=8).build(model(0)), rows, micro_rows)
+def test_a_batch_of_broken_groups_is_refused() -> None:
+    objective = build(GRPO(), model(0))
+    with pytest.raises(ValueError, match=r"batch_size: 10 is not a multiple of .*group=8"):
+        rollouts(objective, 10, 8, group=8)
+    with pytest.raises(ValueError, match=r"batch_size: 24 does not divide over 2 ranks"):
+        rollouts(objective, 24, 8, ranks=Ranks(0, 2), group=8)

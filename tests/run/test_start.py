@@ -63,7 +63,7 @@ def settings(tmp_path, corpora, **start):
         "start": {"hf": str(tmp_path / "there"), **start},
         "data": {"path": str(corpora / "chat.jsonl"), "format": "chat"},
         "train": {"steps": 2, "batch_size": 4, "precision": "fp32", "optimizer": {"kind": "adamw"}},
-        "eval": {"tokens": 100, "sample_tokens": 2},
+        "eval": {"measures": {"held_out": {"tokens": 100}}},
     }
 
 

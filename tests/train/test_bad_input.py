@@ -224,7 +224,9 @@ def test_ids_beyond_the_vocabulary(begun: dict[str, Any]) -> None:
 
 def test_grpo_needs_whole_groups(stage: Callable[..., dict], tmp_path: Path) -> None:
     settings = {**stage("grpo", batch_size=10), "folder": str(tmp_path / "run")}
-    with pytest.raises(ValueError, match=r"train\.batch_size: 10 is not a multiple of group=4"):
+    with pytest.raises(
+        ValueError, match=r"train\.batch_size: 10 is not a multiple of train\.rollout\.group=4"
+    ):
         go(settings)
 
 

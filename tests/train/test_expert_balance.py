@@ -6,25 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from learning import build, fit, mean
 from safetensors.torch import load_file
 from torch import Tensor
 
-from culm.batch import IGNORED, Batch, Loss
+from culm.batch import IGNORED, Batch, Loss, Term, counts_of
 from culm.config import parse
 from culm.files import read_lines
 from culm.model.attention.gqa import GQA
 from culm.model.config import TransformerConfig
 from culm.model.mlp.moe import MoE
 from culm.model.transformer import Transformer
+from culm.objective.experts import move_bias
 from culm.objective.grpo import GRPO
 from culm.objective.next_token import NextToken
 from culm.objective.preference import Preference
-from culm.optim.schedule import Constant
-from culm.parallel.parallelize import Parallel, ParallelConfig, compile_blocks, recompute
+from culm.parallel.parallelize import checkpoint_blocks, compile_blocks
 from culm.run.settings import RunConfig
 from culm.run.train import train
-from culm.train.expert_balance import Balance, move
-from culm.train.trainer import Step, Trainer
+from culm.train.events import Stepped
 
 LENGTHS = (3, 9, 12, 5, 2, 7, 12, 4)
 EXACT = {"sequence_balance_loss": 0.5, "z_loss": 0.1, "bias_rate": 0.01, "selection_bias": True}
@@ -50,9 +50,14 @@ def rows() -> Batch:
     targets = torch.full((8, 12), IGNORED)
     for row, count in enumerate(LENGTHS):
         targets[row, : count - 1 : 2] = tokens[row, 1:count:2]
-    lengths, weight = torch.tensor(LENGTHS), int((targets >= 0).sum())
-    positions = torch.arange(12).expand(8, 12)
-    return Batch(tokens, targets, positions, None, weight, sum(LENGTHS), lengths=lengths)
+    lengths, positions = torch.tensor(LENGTHS), torch.arange(12).expand(8, 12)
+    return counted(Batch(tokens, targets, positions, lengths=lengths))
+
+
+def counted(batch: Batch) -> Batch:
+    """The same with its counts, as single rows and as pairs."""
+    counts = counts_of(batch.targets, batch.lengths)
+    return replace(batch, counts={**counts, "pairs": len(batch.tokens) / 2})
 
 
 def cut(batch: Batch, *sizes: int) -> list[Batch]:
@@ -61,39 +66,19 @@ def cut(batch: Batch, *sizes: int) -> list[Batch]:
         torch.tensor(LENGTHS).split(sizes), strict=True,
     )  # fmt: skip
     return [
-        Batch(
-            tokens[:, : lengths.max()], targets[:, : lengths.max()], positions[:, : lengths.max()],
-            None, int((targets >= 0).sum()), int(lengths.sum()), lengths=lengths,
+        counted(
+            Batch(
+                tokens[:, : lengths.max()], targets[:, : lengths.max()],
+                positions[:, : lengths.max()], lengths=lengths,
+            )
         )
         for tokens, targets, positions, lengths in parts
     ]  # fmt: skip
 
 
-class Given:
-    def __init__(self, step: Callable[[int], list[Batch]]) -> None:
-        self.step = step
-
-
-def fit(
-    built: Transformer, step: Callable[[int], list[Batch]], steps: int = 1, rate: float = 0.0
-) -> list[Step]:
-    facts: list[Step] = []
-    objective = NextToken().build(built)
-    optimizer = torch.optim.AdamW(built.parameters(), lr=rate, weight_decay=0.0)
-    if not rate:
-        optimizer = torch.optim.SGD(built.parameters(), lr=1.0)  # type: ignore[assignment]
-    trainer = Trainer(
-        Parallel(objective, 1, ParallelConfig()), optimizer, Constant(), clip=1e9,
-        hooks=[facts.append],
-        between=Balance(built),
-    )  # fmt: skip
-    trainer.fit(Given(step), steps)
-    return facts
-
-
-def after(batches: list[Batch], **settings: object) -> tuple[Step, dict[str, Tensor]]:
+def after(batches: list[Batch], **settings: object) -> tuple[Stepped, dict[str, Tensor]]:
     built = model(**settings)
-    (step,) = fit(built, lambda number: batches)
+    (step,) = fit(build(NextToken(), built), batches)
     return step, built.state_dict()
 
 
@@ -113,15 +98,19 @@ def test_the_auxiliary_loss_is_a_mean_over_the_tokens_read() -> None:
     """It stands beside the mean over learned tokens, whatever their share is."""
     found, fewer = rows(), rows()
     fewer.targets[:, 2:] = IGNORED
-    fewer = replace(fewer, weight=int((fewer.targets >= 0).sum()))
+    fewer = counted(fewer)
     values = [after([batch], balance_loss=1.0)[0].metrics["auxiliary"] for batch in (found, fewer)]
     assert values[0] == pytest.approx(values[1])
     assert 1.9 < values[0] < 8  # two layers, each 1 where all is even and 4 where one gets all
-    plain = after([found])[0]
-    assert after([found], balance_loss=1.0)[0].loss == plain.loss
+    plain, even = after([found])[0], after([found], balance_loss=1.0)[0]
+    assert even.metrics["nll"] == plain.metrics["nll"] == plain.loss
+    assert even.loss == pytest.approx(plain.loss + even.metrics["auxiliary"])
     assert plain.metrics["auxiliary"] == 0
-    loss = Loss(torch.tensor(6.0), auxiliary=torch.tensor(10.0))
-    assert loss.mean(2, 5) == 5
+    terms = {
+        "nll": Term(torch.tensor(6.0), "targets"),
+        "other": Term(torch.tensor(5.0), "tokens", 2),
+    }
+    assert Loss(terms).mean({"targets": 2, "tokens": 5}) == 5
 
 
 def test_every_objective_brings_the_losses_of_experts() -> None:
@@ -129,13 +118,14 @@ def test_every_objective_brings_the_losses_of_experts() -> None:
     batch, tokens = rows(), sum(LENGTHS)
     extra = {"advantages": torch.zeros(8), "scales": torch.ones(8)}
     found = []
-    for config in (NextToken(), Preference(), GRPO(group=2)):
+    for config in (NextToken(), Preference(), GRPO()):
         built = model(**EXACT, normalize=False)
-        loss = config.build(built)(replace(batch, extra=extra))
-        assert [count[:-1].sum() for count in loss.counts] == [2 * tokens] * 2
-        assert loss.auxiliary is not None
-        (loss.auxiliary / tokens).backward()
-        found.append(loss.auxiliary.item())
+        loss = build(config, built)(replace(batch, extra=extra))
+        assert [count[:-1].sum() for count in loss.statistics.values()] == [2 * tokens] * 2
+        auxiliary = loss.terms["auxiliary"]
+        assert auxiliary.per == "tokens"
+        (auxiliary.total / tokens).backward()
+        found.append(auxiliary.total.item())
         assert built.blocks[0].mlp.router.weight.grad.abs().sum() > 0  # type: ignore[union-attr, operator]
     assert found == pytest.approx(found[:1] * 3)
 
@@ -153,29 +143,30 @@ def test_load_is_told() -> None:
 
 def test_the_bias_moves_towards_the_mean_and_keeps_its_sum() -> None:
     router = model(selection_bias=True, bias_rate=0.1).blocks[0].mlp.router
-    move(router, torch.tensor([9.0, 1.0, 1.0, 1.0]))
+    move_bias(router, torch.tensor([9.0, 1.0, 1.0, 1.0]))
     torch.testing.assert_close(router.selection, torch.tensor([-0.15, 0.05, 0.05, 0.05]))
-    move(router, torch.tensor([2.0, 2.0, 2.0, 2.0]))
+    move_bias(router, torch.tensor([2.0, 2.0, 2.0, 2.0]))
     torch.testing.assert_close(router.selection, torch.tensor([-0.15, 0.05, 0.05, 0.05]))
     router.weight.requires_grad_(False)
-    move(router, torch.tensor([9.0, 1.0, 1.0, 1.0]))
+    move_bias(router, torch.tensor([9.0, 1.0, 1.0, 1.0]))
     torch.testing.assert_close(router.selection, torch.tensor([-0.15, 0.05, 0.05, 0.05]))
 
 
 @pytest.mark.parametrize(
-    "prepare", [recompute, pytest.param(compile_blocks, marks=pytest.mark.slow)]
+    "prepare", [checkpoint_blocks, pytest.param(compile_blocks, marks=pytest.mark.slow)]
 )
 def test_recomputed_and_compiled_blocks_count_the_same(prepare: Callable) -> None:
     found = []
     for changed in (False, True):
         built = model(**EXACT, balance_loss=0.3)
-        objective = NextToken().build(built)
+        objective = build(NextToken(), built)
         if changed:
             prepare(objective)
         loss = objective(rows())
-        loss.mean(3, 5).backward()
+        mean(loss, rows()).backward()
         grads = [p.grad for p in built.parameters()]
-        found.append([loss.total, loss.auxiliary, *loss.counts, *grads])
+        terms = [term.total for term in loss.terms.values()]
+        found.append([*terms, *loss.statistics.values(), *grads])
     for plain, other in zip(*found, strict=True):
         torch.testing.assert_close(other, plain, atol=1e-4, rtol=1e-4)
 
@@ -194,9 +185,12 @@ def violation(**settings: object) -> float:
     def batch(number: int) -> list[Batch]:
         tokens = torch.randint(500, (32, 16), generator=torch.Generator().manual_seed(number))
         positions = torch.arange(16).expand(32, 16)
-        return [Batch(tokens, tokens.roll(-1, 1), positions, None, 512, 512)]
+        return [counted(Batch(tokens, tokens.roll(-1, 1), positions))]
 
-    last = [step.metrics["max_violation"] for step in fit(built, batch, 200, rate=0.05)[-10:]]
+    objective = build(NextToken(), built)
+    optimizer = torch.optim.AdamW(built.parameters(), lr=0.05, weight_decay=0.0)
+    steps = fit(objective, batch, 200, optimizer)
+    last = [step.metrics["max_violation"] for step in steps[-10:]]
     return sum(last) / len(last)
 
 

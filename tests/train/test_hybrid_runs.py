@@ -19,7 +19,7 @@ def test_it_is_trained_resumed_adapted_and_speaks(
         **settings["model"], "attention": [{"kind": "deltanet", "heads": 4}, window]
     }  # fmt: skip
     go({**settings, "folder": str(tmp_path / "whole")}, attention_backend="sdpa")
-    assert "Attention is computed by sdpa." in capsys.readouterr().err
+    assert "Attention backend: sdpa." in capsys.readouterr().err
     go({**settings, "folder": str(tmp_path / "parts")}, attention_backend="sdpa", steps=4)
     go({**settings, "folder": str(tmp_path / "parts")}, attention_backend="sdpa")
     whole, parts = (load_file(tmp_path / f / "model/model.safetensors") for f in ("whole", "parts"))

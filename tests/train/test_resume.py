@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from stages import STAGES
 
 from culm.batch import Batch
 from culm.config import parse
@@ -22,8 +23,8 @@ from culm.parallel.parallelize import Parallel
 from culm.run.settings import RunConfig
 from culm.run.train import Result, train
 from culm.train.checkpoint import steps_in
-from culm.train.hooks import MetricsFile
-from culm.train.trainer import Step
+from culm.train.events import Event, Stepped
+from culm.train.listeners import MetricsFile
 
 EVERY = {"every_steps": 2}
 
@@ -49,12 +50,14 @@ def assert_equal(one: Path, two: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("name", ["pretrain", "sft", "dpo", "grpo"])
+@pytest.mark.parametrize("name", STAGES)
 def test_killed_and_resumed_is_never_stopped(
     name: str, adapter: bool, stage: Callable[..., dict], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Killed after the line of step 5 was written, with a checkpoint of step 4."""
+    """Killed after the line of step 5 was written, with a checkpoint of step 4; of PPO both lie
+    within the first rollout.
+    """
     settings = stage(name, adapter=adapter, steps=7, checkpoint=EVERY)
     settings["eval"]["every_steps"] = 3
     if adapter:
@@ -64,9 +67,9 @@ def test_killed_and_resumed_is_never_stopped(
     if child == 0:
         write = MetricsFile.__call__
 
-        def write_and_die(self: MetricsFile, step: Step) -> None:
-            write(self, step)
-            if step.number == 5:
+        def write_and_die(self: MetricsFile, event: Event) -> None:
+            write(self, event)
+            if isinstance(event, Stepped) and event.step == 5:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         monkeypatch.setattr(MetricsFile, "__call__", write_and_die)
@@ -88,9 +91,9 @@ def test_stopped_where_it_measures_and_resumed(
     run(settings, tmp_path / "one")
     write = MetricsFile.__call__
 
-    def write_and_ask(self: MetricsFile, step: Step) -> None:
-        write(self, step)
-        if step.number == 3:
+    def write_and_ask(self: MetricsFile, event: Event) -> None:
+        write(self, event)
+        if isinstance(event, Stepped) and event.step == 3:
             os.kill(os.getpid(), signal.SIGINT)  # so that the run stops after step 4
 
     with monkeypatch.context() as patch:
@@ -106,7 +109,7 @@ def test_one_micro_batch_is_on_the_device_at_a_time(
     stage: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    move, forward = Batch.to, Parallel.forward
+    move, forward = Batch.to, Parallel._forward
 
     def moving(self: Batch, device: Any) -> Batch:
         events.append("move")
@@ -117,7 +120,7 @@ def test_one_micro_batch_is_on_the_device_at_a_time(
         return forward(self, batch, last)
 
     monkeypatch.setattr(Batch, "to", moving)
-    monkeypatch.setattr(Parallel, "forward", computing)
+    monkeypatch.setattr(Parallel, "_forward", computing)
     config = parse(RunConfig, {**stage("sft", steps=1), "folder": str(tmp_path / "run")})
     train(config)
     first = events.index("forward") - 1
@@ -198,7 +201,7 @@ def test_a_signal_ends_a_run_after_a_whole_step(
     process.send_signal(number)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130, said
-    assert "the same command goes on from there" in said
+    assert "the same command resumes it" in said
     stopped = facts(tmp_path / "run")
     assert steps_in(tmp_path / "run") == [stopped[-1]["step"]]
     again = run(settings, tmp_path / "run", steps=len(stopped) + 2)

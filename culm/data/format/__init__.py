@@ -3,7 +3,8 @@
 from culm.config import one_of
 from culm.data.format.chat import ChatFormat
 from culm.data.format.document import DocumentFormat
+from culm.data.format.label import LabelFormat
 from culm.data.format.pair import PairFormat
 from culm.data.format.prompt import PromptFormat
 
-Format = one_of(DocumentFormat | ChatFormat | PairFormat | PromptFormat)
+Format = one_of(DocumentFormat | ChatFormat | PairFormat | LabelFormat | PromptFormat)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
-from culm.data.example import Example, RecordFormat, shape_of
+from culm.batch import Reads
+from culm.data.example import Example, RecordFormat, number_of, shape_of
 from culm.data.format.messages import Message, answer_of, question_of, transcript
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -13,14 +14,24 @@ from culm.tokenizer.tokenizer import Tokenizer
 class PairFormat(RecordFormat):
     """chosen, rejected: the fields of the answers; prompt: the field of the question.
 
+    margin: the field that holds by how much the chosen answer is better, for reward models.
     Answers are strings, messages, or whole dialogues; the last turn of each is what is compared.
     """
 
+    gives: ClassVar[Reads] = "pairs"
     group: ClassVar[int] = 2
     kind: Literal["pair"] = "pair"
     prompt: str = "prompt"
     chosen: str = "chosen"
     rejected: str = "rejected"
+    margin: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return () if self.margin is None else ("margin",)
+
+    def numbers(self, record: dict[str, Any]) -> tuple[float, ...]:
+        return () if self.margin is None else (number_of(record, self.margin),)
 
     def contents(self, record: dict[str, Any]) -> Iterator[list[Message]]:
         """The dialogue with the chosen answer, then the one with the rejected answer."""

@@ -1,0 +1,23 @@
+"""Other output heads on a built model."""
+
+from __future__ import annotations
+
+import torch
+
+from culm.adapt.lora import plain
+from culm.model.init import generator
+from culm.model.transformer import Transformer
+
+
+@torch.no_grad()
+def with_scalar_head(model: Transformer, seed: int) -> None:
+    """Replace the output head by one that gives a number, in place; it is trained.
+
+    Its weights are normal with std 1 / sqrt(width + 1), as in InstructGPT's reward models.
+    """
+    model.drop_mtp()
+    width = model.config.width
+    weight = torch.empty(1, width)
+    weight.normal_(0.0, (width + 1) ** -0.5, generator=generator(seed, "head.scalar"))
+    model.config = model.config.model_copy(update={"head": "scalar", "tied": False})
+    model.head = plain(weight.to(model.device), None)

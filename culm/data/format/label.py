@@ -1,0 +1,35 @@
+"""Single answers, each with a label: good or bad, or a number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+from culm.batch import Reads
+from culm.data.example import Example, RecordFormat, number_of
+from culm.data.format.messages import Message, dialogue_of
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+class LabelFormat(RecordFormat):
+    """label: the field that holds true or false, or a number. The dialogue is one of the chat
+    format's shapes; its last turn is what the label is about.
+    """
+
+    gives: ClassVar[Reads] = "labels"
+    kind: Literal["label"] = "label"
+    label: str = "label"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("label",)
+
+    def numbers(self, record: dict[str, Any]) -> tuple[float, ...]:
+        return (number_of(record, self.label),)
+
+    def contents(self, record: dict[str, Any]) -> Iterator[list[Message]]:
+        yield dialogue_of(record)
+
+    def encode(self, contents: Sequence[list[Message]], tokenizer: Tokenizer) -> Iterator[Example]:
+        for messages in contents:
+            yield Example(*tokenizer.chat.encode(messages, "last"))

@@ -1,0 +1,106 @@
+"""The base of every objective: what it learns from, which models it owns, and its loss.
+
+A new objective is one file: a config that says what it reads and builds it, and a module with
+
+    loss(batch, context) -> Loss          sums, each with the name of the count that divides it
+
+Experts are handled here, once: `forward` gives `loss` a context in which every router records what
+it did, adds their auxiliary losses, and `before_update` balances them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from culm.batch import Batch, Loss, Reads
+from culm.config import Config
+from culm.model.context import Context
+from culm.model.mlp.moe import Router
+from culm.model.transformer import Transformer
+from culm.objective.experience import Experience
+from culm.objective.experts import balance, routing_loss
+
+Load = Callable[[str], Transformer]  # a model by its path, placed like the policy
+
+
+class ObjectiveConfig(Config, ABC):
+    """Settings of an objective.
+
+    reads: what it learns from. documents: texts and dialogues; pairs: a chosen and a rejected
+        answer, in rows 2i and 2i + 1; labels: single answers, each with a label; rollouts: answers
+        of the model itself, with rewards. Data, plan, preview and run ask for this.
+    head: the output head of the model that it trains.
+    columns: what it needs in `Batch.extra`, one number a row or a token.
+    trains_mtp: whether it trains heads of multi-token prediction.
+    least_group: completions of one prompt that it compares, at least; for rollouts.
+    """
+
+    kind: str
+    reads: ClassVar[Reads]
+    head: ClassVar[Literal["vocabulary", "scalar"]] = "vocabulary"
+    columns: ClassVar[Mapping[str, Literal["row", "token"]]] = {}
+    trains_mtp: ClassVar[bool] = False
+    least_group: ClassVar[int] = 1
+
+    @abstractmethod
+    def build(self, model: Transformer, load: Load, seed: int) -> Objective:
+        """The objective around the model, which is already adapted and placed.
+
+        load: reads another model, such as a teacher, by its path. seed: of new weights.
+        """
+
+
+class Objective(nn.Module, ABC):
+    """Batch -> Loss. The parameters in it that require gradients are trained.
+
+    model: the policy: what is evaluated, saved and exported. Other models that it owns (a
+    reference, a critic, a teacher) are attributes too.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def models(self) -> dict[str, Transformer]:
+        """Every model by its attribute: each is placed, sharded, planned and saved by this name."""
+        return {name: m for name, m in self.named_children() if isinstance(m, Transformer)}
+
+    def forward(self, batch: Batch) -> Loss:
+        """The loss with the auxiliary losses of all experts."""
+        context = Context(batch.positions, batch.documents, padding=batch.padding, routings=[])
+        loss = self.loss(batch, context)
+        if not context.routings:
+            return loss
+        auxiliary, statistics = routing_loss(context.routings)
+        terms = {**loss.terms, "auxiliary": auxiliary}
+        return replace(loss, terms=terms, statistics={**loss.statistics, **statistics})
+
+    @abstractmethod
+    def loss(self, batch: Batch, context: Context) -> Loss:
+        """The sums of a batch; a model that is not trained takes `context.unrecorded()`."""
+
+    def prepare(self, experience: Experience) -> Batch:
+        """The rows to learn from, made once from a whole rollout, before it is split into steps.
+
+        What the loss needs beyond tokens goes to `Batch.extra`.
+        """
+        raise TypeError(f"{type(self).__name__} does not learn from rollouts")
+
+    def before_update(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
+        """Called between the gradients and the update of a step; gives further metrics.
+
+        statistics: those of `Loss`, added up over the micro-batches and ranks of the step.
+        """
+        return balance(self._routers(), statistics)
+
+    def _routers(self) -> list[Router]:
+        """The routers of the models that are trained, in the order in which they are called."""
+        trained = [
+            m for m in self.models().values() if any(p.requires_grad for p in m.parameters())
+        ]
+        return [r for model in trained for r in model.modules() if isinstance(r, Router)]

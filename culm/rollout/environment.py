@@ -1,0 +1,83 @@
+"""What a model answers: a dialogue that starts with a prompt and may continue after each reply.
+
+A task is the environment of one turn. One with tools or a game answers each reply with messages of
+its own; these are read by the model and not learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from culm.task.task import Question, Task
+from culm.tokenizer.chat import Message
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What follows a reply. messages: what the model reads next; none: the dialogue is over."""
+
+    messages: tuple[Message, ...] = ()
+
+
+class Episode(Protocol):
+    """One dialogue as it is played."""
+
+    @property
+    def prompt(self) -> Sequence[Message]:
+        """The messages that the model answers first."""
+        ...
+
+    def step(self, reply: str) -> Turn:
+        """What follows a reply of the model."""
+        ...
+
+    def score(self) -> float:
+        """0 to 1, once the dialogue is over; never raises, whatever the replies."""
+        ...
+
+
+class Environment(Protocol):
+    """Episodes by number, without end: a pure function of their number and the seed."""
+
+    @property
+    def name(self) -> str: ...
+
+    def reset(self, index: int, seed: int) -> Episode:
+        """The start of episode `index`."""
+        ...
+
+
+@dataclass
+class QuestionEpisode:
+    """A question of a task: the one reply is scored."""
+
+    task: Task
+    question: Question
+    reply: str = ""
+
+    @property
+    def prompt(self) -> Sequence[Message]:
+        return [{"role": "user", "content": self.question.prompt}]
+
+    def step(self, reply: str) -> Turn:
+        self.reply = reply
+        return Turn()
+
+    def score(self) -> float:
+        return self.task.score(self.question, self.reply)
+
+
+@dataclass(frozen=True)
+class TaskEnvironment:
+    """The training questions of a task, asked in their order."""
+
+    task: Task
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    def reset(self, index: int, seed: int) -> QuestionEpisode:
+        return QuestionEpisode(self.task, self.task.question("train", index, seed))

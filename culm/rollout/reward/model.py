@@ -1,0 +1,48 @@
+"""The score that a reward model gives to a dialogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt
+
+from culm.config import SettingError
+from culm.model.context import Context
+from culm.model.transformer import Transformer
+from culm.rollout.reward.reward import Load, RewardConfig, Score
+from culm.rollout.trajectory import Trajectory
+
+
+class ModelScore(RewardConfig):
+    """path: a model that `culm train reward` made, with the tokenizer of the policy.
+
+    The reward is its score at the last token of the dialogue. batch_size: dialogues read at once.
+    """
+
+    kind: Literal["model"] = "model"
+    path: str = Field(min_length=1)
+    batch_size: PositiveInt = 32
+
+    def build(self, load: Load) -> Score:
+        model = load(self.path).eval().requires_grad_(False)
+        if model.config.head != "scalar":
+            raise SettingError(
+                f"train.rollout.reward.path: {self.path} has no scalar head; give a model that "
+                "culm train reward made"
+            )
+        return lambda trajectories: self._scores(model, trajectories)
+
+    @torch.inference_mode()
+    def _scores(self, model: Transformer, trajectories: Sequence[Trajectory]) -> list[float]:
+        found: list[float] = []
+        for start in range(0, len(trajectories), self.batch_size):
+            rows = [one.tokens for one in trajectories[start : start + self.batch_size]]
+            length = max(map(len, rows))
+            tokens = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+            tokens = tokens.to(model.device)
+            last = torch.tensor([len(row) - 1 for row in rows], device=model.device)
+            scores = model.scores(tokens, Context.plain(tokens))  # causal: padding is behind
+            found += scores.gather(1, last[:, None])[:, 0].tolist()
+        return found

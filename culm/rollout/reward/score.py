@@ -1,0 +1,16 @@
+"""The score that the task itself gives: right or wrong."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from culm.rollout.reward.reward import Load, RewardConfig, Score
+
+
+class TaskScore(RewardConfig):
+    """The score of the episode, 0 to 1."""
+
+    kind: Literal["task"] = "task"
+
+    def build(self, load: Load) -> Score:
+        return lambda trajectories: [one.episode.score() for one in trajectories]

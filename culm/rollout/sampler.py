@@ -1,0 +1,89 @@
+"""The model plays episodes to their end, many at a time, through the one engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from culm.engine.engine import Engine
+from culm.engine.request import Request
+from culm.engine.sampling import Sampling
+from culm.model.transformer import Transformer
+from culm.parallel.sharded import unsharded
+from culm.rollout.environment import Episode
+from culm.rollout.settings import RolloutConfig
+from culm.rollout.trajectory import Trajectory
+from culm.seed import keyed_integer
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+class Sampler:
+    """Samples by the settings of a rollout; what a row draws depends on its number alone."""
+
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer, config: RolloutConfig, seed: int
+    ) -> None:
+        self.model, self.tokenizer, self.config, self.seed = model, tokenizer, config, seed
+
+    def sample(self, episodes: Sequence[Episode], first: int) -> list[Trajectory]:
+        """One trajectory an episode; `first` is the number of the first row in the whole run.
+
+        Raises:
+            ValueError: a prompt leaves no room for an answer.
+        """
+        trajectories = [self._start(episode) for episode in episodes]
+        active = list(range(len(trajectories)))
+        turn = 0
+        with unsharded(self.model):
+            while active:
+                self._answer(trajectories, active, first, turn)
+                active = [row for row in active if self._follow(trajectories[row])]
+                turn += 1
+        return trajectories
+
+    def _start(self, episode: Episode) -> Trajectory:
+        prompt = self.tokenizer.chat.prompt(list(episode.prompt))
+        room = self.model.config.context - len(prompt)
+        if room < 1:
+            raise ValueError(
+                f"tasks: the question {str(episode.prompt[-1]['content'])[:40]!r} has "
+                f"{len(prompt)} tokens, which leaves no room for an answer in the model's context "
+                f"of {self.model.config.context}"
+            )
+        trajectory = Trajectory(episode)
+        trajectory.read(episode.prompt, prompt)
+        return trajectory
+
+    def _answer(
+        self, trajectories: Sequence[Trajectory], active: Sequence[int], first: int, turn: int
+    ) -> None:
+        """One reply in each active dialogue."""
+        requests = [self._request(trajectories[row].tokens, first + row, turn) for row in active]
+        longest = max(len(request.prompt) + request.max_tokens for request in requests)
+        slots = min(len(requests), self.config.slots)
+        engine = Engine(self.model, slots, longest, vocabulary=self.tokenizer.vocabulary)
+        for row, completion in zip(active, engine.generate(requests), strict=True):
+            trajectories[row].say(completion, self.tokenizer.decode(completion.tokens))
+
+    def _request(self, tokens: Sequence[int], row: int, turn: int) -> Request:
+        purpose = ("sample", row, turn) if turn else ("sample", row)
+        sampling = Sampling(
+            temperature=self.config.temperature, seed=keyed_integer(self.seed, *purpose)
+        )
+        room = self.model.config.context - len(tokens)
+        limit = min(self.config.max_tokens, room)
+        return Request(tuple(tokens), limit, sampling, self.tokenizer.stop_ids)
+
+    def _follow(self, trajectory: Trajectory) -> bool:
+        """Hand the reply to the environment; whether the model is asked once more."""
+        reply = len(trajectory.messages) - 1
+        messages = trajectory.episode.step(trajectory.messages[reply]["content"]).messages
+        if not messages:
+            return False
+        more = self.tokenizer.chat.continuation([*trajectory.messages, *messages], reply)
+        stops = self.tokenizer.stop_ids
+        if more[0] in stops and trajectory.tokens[-1] in stops:  # the model ended its turn itself
+            more = more[1:]
+        if len(trajectory.tokens) + len(more) >= self.model.config.context:
+            return False  # no room for a further reply
+        trajectory.read(messages, more)
+        return True

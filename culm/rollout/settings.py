@@ -1,0 +1,34 @@
+"""The `train.rollout` section of a run: how a model answers, and how often each answer is used."""
+
+from __future__ import annotations
+
+from pydantic import PositiveFloat, PositiveInt
+
+from culm.config import Config
+from culm.rollout.reward import Rewards
+from culm.rollout.reward.score import TaskScore
+
+
+class RolloutConfig(Config):
+    """group: completions of one prompt. temperature: of sampling, and so of the policy.
+
+    max_tokens: limit of a completion. slots: completions that are sampled together; fewer need less
+    memory. batches: batches that are sampled at once, each for a step. epochs: how often they are
+    learned from; after the first step the ratios of policies are no longer one. reward: what an
+    answer earns; several are added. shuffled: a control run, whose rewards are permuted over all
+    completions so that nothing can be learned from them.
+    """
+
+    group: PositiveInt = 8
+    temperature: PositiveFloat = 1.0
+    max_tokens: PositiveInt = 32
+    slots: PositiveInt = 256
+    batches: PositiveInt = 1
+    epochs: PositiveInt = 1
+    reward: Rewards = (TaskScore(),)
+    shuffled: bool = False
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps that learn from one rollout."""
+        return self.batches * self.epochs

@@ -1,0 +1,96 @@
+"""What happens in a run, as facts; progress bars, files, trackers and checkpoints listen.
+
+Listeners see these facts and not the trainer, so that they cannot change what is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """After a step.
+
+    step: how many are finished; steps: of the run. loss: what was minimised. metrics: the mean of
+    each term of the loss and of each metric, over its own count of the whole step. grad_norm:
+    before clipping. rate: learning rate of the first group of parameters. tokens: read since the
+    start of the run, padding excluded. seconds: from asking for the data of this step to its
+    update, without listeners. last: of the run. stopped: the run was asked to stop.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    grad_norm: float
+    rate: float
+    tokens: int
+    seconds: float
+    metrics: Mapping[str, float]
+    last: bool = False
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """After an evaluation. results: as the measures name them."""
+
+    step: int
+    results: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint is on the disk."""
+
+    step: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The run ended. finished: after its last step; otherwise the same command resumes it.
+
+    model: the folder of the final model, if there is one.
+    """
+
+    step: int
+    finished: bool
+    results: Mapping[str, Any]
+    model: Path | None = None
+
+
+Event = Stepped | Measured | Saved | Ended
+
+
+class Listener(Protocol):
+    def __call__(self, event: Event) -> None:
+        """React to an event; ignore those of other kinds."""
+
+    def close(self) -> None:
+        """Called once, however the run ends: write what is buffered, wait for what runs."""
+
+
+class Listeners:
+    """Passes each event to all listeners in order; one of them may announce another event."""
+
+    def __init__(self, listeners: Iterable[Listener] = ()) -> None:
+        self._listeners = list(listeners)
+
+    def add(self, listener: Listener) -> None:
+        """The last one of all sees each event last."""
+        self._listeners.append(listener)
+
+    def __call__(self, event: Event) -> None:
+        for listener in tuple(self._listeners):
+            listener(event)
+
+    def close(self) -> None:
+        """Close all, the last one first, even if one fails."""
+        with ExitStack() as stack:
+            for listener in self._listeners:
+                stack.callback(listener.close)

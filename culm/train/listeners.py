@@ -1,0 +1,130 @@
+"""The listeners of every run: progress bar, files of metrics, evaluations, checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from culm.files import read_lines, write_lines
+from culm.log import Bar
+from culm.train.events import Event, Measured, Saved, Stepped
+
+
+class Silent:
+    """A listener with nothing to close."""
+
+    def close(self) -> None:
+        """Nothing is buffered."""
+
+
+class ProgressBar(Silent):
+    """Moves a bar by steps, with the reward if there is one, otherwise the loss."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Stepped):
+            label, value = "loss", event.loss
+            if "reward" in event.metrics:
+                label, value = "reward", event.metrics["reward"]
+            self._bar.advance(1, f"{label} {value:.3f}")
+
+
+class MetricsFile(Silent):
+    """One JSON object a line and step: step, loss, tokens, seconds, rate, grad_norm, metrics.
+
+    See `Stepped` for what they mean. A step that is trained again, because the run resumed from an
+    earlier checkpoint, has one line all the same.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Continue after `step`: lines of later steps are dropped."""
+        self.path = path
+        write_lines(path, [line for line in read_lines(path) if line["step"] <= step])
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, Stepped):
+            return
+        line = {
+            "step": event.step,
+            "loss": event.loss,
+            "tokens": event.tokens,
+            "seconds": round(event.seconds, 6),
+            "rate": event.rate,
+            "grad_norm": event.grad_norm,
+            **event.metrics,
+        }
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OSError(
+                f"{self.path}: could not be written ({error.strerror}); make room there and start "
+                "the same command again: it resumes from the last checkpoint"
+            ) from error
+
+
+class EvaluationFile(Silent):
+    """One JSON object a line and evaluation: its step and its results."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Measured) and event.results:
+            # A run that resumed from an earlier step measures again what it had found later.
+            earlier = [line for line in read_lines(self.path) if line["step"] < event.step]
+            write_lines(self.path, [*earlier, {"step": event.step, **event.results}])
+
+
+class Evaluations(Silent):
+    """Evaluates every `every_steps` steps and announces the results; every rank takes part.
+
+    What follows the last step is measured by the run itself.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[], Mapping[str, Any]],
+        every_steps: int | None,
+        announce: Callable[[Event], None],
+    ) -> None:
+        self._evaluate, self._every, self._announce = evaluate, every_steps, announce
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Stepped) and not event.last and _due(event.step, self._every):
+            self._announce(Measured(event.step, self._evaluate()))
+
+
+class Checkpoints:
+    """Saves every `every_steps` steps, after the last one, and when the run is asked to stop.
+
+    The last listener of all: what the others wrote of a step must be on the disk before its
+    checkpoint is. save(step, tokens): writes a checkpoint and gives its folder. wait: returns when
+    all checkpoints are on the disk.
+    """
+
+    def __init__(
+        self,
+        save: Callable[[int, int], Path],
+        wait: Callable[[], None],
+        every_steps: int | None,
+        announce: Callable[[Event], None],
+    ) -> None:
+        self._save, self._wait, self._every, self._announce = save, wait, every_steps, announce
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, Stepped):
+            return
+        if event.last or event.stopped or _due(event.step, self._every):
+            self._announce(Saved(event.step, self._save(event.step, event.tokens)))
+
+    def close(self) -> None:
+        self._wait()
+
+
+def _due(step: int, every_steps: int | None) -> bool:
+    return every_steps is not None and step % every_steps == 0

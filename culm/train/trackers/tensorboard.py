@@ -1,0 +1,48 @@
+"""TensorBoard: curves of a run in the browser, by `tensorboard --logdir runs`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from culm.train.events import Event, Measured, Stepped
+from culm.train.trackers.tracker import TrackerConfig, numbers
+
+
+class TensorBoard(TrackerConfig):
+    """path: the folder of the event files, inside the run folder."""
+
+    kind: Literal["tensorboard"] = "tensorboard"
+    path: str = "tensorboard"
+
+    def open(self, folder: Path, settings: Mapping[str, Any], step: int) -> TensorBoardListener:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ImportError(
+                "track: tensorboard is not installed; pip install 'culm[tensorboard]'"
+            ) from None
+        # Values of later steps, of before an interruption, are hidden.
+        return TensorBoardListener(SummaryWriter(str(folder / self.path), purge_step=step + 1))
+
+
+class TensorBoardListener:
+    """Writes every number of a step under `train/`, and of an evaluation under `eval/`."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Stepped):
+            seen = {"loss": event.loss, "grad_norm": event.grad_norm, "rate": event.rate}
+            self._add("train", {**seen, **event.metrics}, event.step)
+        elif isinstance(event, Measured):
+            self._add("eval", event.results, event.step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _add(self, group: str, values: Mapping[str, Any], step: int) -> None:
+        for name, value in numbers(values).items():
+            self._writer.add_scalar(f"{group}/{name}", value, step)
