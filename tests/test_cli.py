@@ -279,7 +279,7 @@ def test_plan_shows_everything_and_writes_nothing(culm, text, tmp_path):
     assert origin(out, "train.batch_size") == "command line"
     assert origin(out, "train.schedule.kind") == "pretrain"
     assert origin(out, "train.clip") == "default"
-    for shown in ("«", "parameters", "products", "gradients", "epochs", "No problem found"):
+    for shown in ("«", "parameters", "compute", "gradients", "epochs", "No problem found"):
         assert shown in out
 
 
