@@ -1,19 +1,26 @@
 """Settings: how files compose, who has the last word, and what errors say."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 from learning import build
 
-from culm.config import CONFIGS, SettingError, compose, compose_run, parse
+from culm.compose import CONFIGS, Composed, compose, merge
+from culm.compose import compose_run as compose_layout
+from culm.config import SettingError, parse
 from culm.data.settings import DataConfig
 from culm.eval.settings import EvalConfig
 from culm.model.config import TransformerConfig
 from culm.parallel.parallelize import ParallelConfig
-from culm.run.settings import RunConfig, TrainConfig, read_run
+from culm.run.settings import LAYOUT, RunConfig, TrainConfig, read_run
 
 NAMES = {section: sorted((CONFIGS / section).glob("*.yaml")) for section in ("model", "run")}
+
+
+def compose_run(run: str | Path, settings: Sequence[str] = ()) -> Composed:
+    return compose_layout(run, settings, LAYOUT)
 
 
 def values(*settings: str, run: str = "pretrain") -> dict:
@@ -82,6 +89,33 @@ def test_settings_over_a_section_that_is_the_name_of_a_file(tmp_path: Path) -> N
     assert composed("{base: demo, width: 64}") == {**demo, "width": 64}
     assert composed("{base: tiny, width: 64}") == {**compose("tiny", "model").values, "width": 64}
     assert composed("nano") == compose("nano", "model").values
+
+
+def test_a_word_is_what_the_layout_says() -> None:
+    """Laid over by other settings, a word stands for the first one that is named for it."""
+    start, words = {"start": "runs/x"}, {"start": ("path", "hf")}
+    for above, merged in (
+        ({"chat": True}, {"path": "runs/x", "chat": True}),
+        ({"path": "runs/y", "chat": True}, {"path": "runs/y", "chat": True}),
+        ({"hf": "a/b"}, {"hf": "a/b"}),
+        ("runs/z", "runs/z"),
+    ):
+        assert merge(start, {"start": above}, words) == {"start": merged}
+    assert merge({"part": "mla"}, {"part": {"heads": 2}}, words) == {
+        "part": {"kind": "mla", "heads": 2}
+    }
+    inner = merge({"a": start}, {"a": {"start": {"heads": 2}}}, words)
+    assert inner == {"a": {"start": {"kind": "runs/x", "heads": 2}}}  # only where the layout is
+
+
+def test_a_start_below_is_kept_or_replaced(tmp_path: Path) -> None:
+    """In files as on the command line, and with the origin of each part."""
+    (tmp_path / "run.yaml").write_text("base: sft\nstart: {chat: true}\n")
+    composed = compose_run(tmp_path / "run.yaml")
+    assert composed.values["start"] == {"path": "runs/pretrain", "chat": True}
+    composed = compose_run("sft", ["start.hf=a/b"])
+    assert composed.values["start"] == {"hf": "a/b"}
+    assert composed.origins["start.hf"] == "command line"
 
 
 def test_the_command_line_has_the_last_word() -> None:

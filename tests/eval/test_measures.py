@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from culm.batch import IGNORED, Batch
-from culm.config import SettingError, compose_run, parse
+from culm.compose import compose_run
+from culm.config import SettingError, parse
 from culm.engine.request import Request
 from culm.eval.answer import answer
 from culm.eval.evaluation import Evaluation
@@ -26,6 +27,7 @@ from culm.model.config import TransformerConfig
 from culm.model.context import Context
 from culm.model.transformer import Transformer
 from culm.parallel.ranks import Ranks
+from culm.run.settings import LAYOUT
 from culm.text.language_model import LanguageModel
 from culm.tokenizer.bytes import Bytes
 
@@ -273,7 +275,7 @@ def test_files_and_the_command_line_merge(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(run))
 
     def measures(*more: str) -> Any:
-        values = compose_run(path, ["start=x", *more]).values["eval"]
+        values = compose_run(path, ["start=x", *more], LAYOUT).values["eval"]
         return parse(EvalConfig, values, "eval").measures
 
     assert list(measures()) == ["held_out", "exact_match"]
