@@ -35,7 +35,7 @@ ROWS = 32  # of a text
 def decoded(contender: Contender, requests: Sequence[Request]) -> tuple[float, float]:
     """Seconds a token, and tokens of a row in a step, without the reading of the prompts."""
     model, fused = contender
-    length = max(len(r.prompt) + r.tokens for r in requests)
+    length = max(len(r.prompt) + r.max_tokens for r in requests)
     speculate = model.speculate
     engine = Engine(model.model, len(requests), length, speculate=speculate, fused=fused)
     for request in requests:
@@ -84,18 +84,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", help="its folder")
     parser.add_argument("prompts", nargs="+", help="texts to continue, together")
-    parser.add_argument("--tokens", type=int, default=192, help="that each is continued by")
+    parser.add_argument("--max-tokens", type=int, default=192, help="that each is continued by")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--text", type=Path, help="a file, for the second table")
     given = parser.parse_args()
     plain = culm.load(given.model, dtype=given.dtype)
-    ahead = culm.load(given.model, dtype=given.dtype, speculate=True)
+    ahead = culm.load(given.model, dtype=given.dtype, speculate="mtp")
     contenders = {"plain": (plain, False), "fused": (plain, True), "speculative": (ahead, False)}
     print("| temperature | contender | to plain | tokens of a row in a step |\n|--:|---|--:|--:|")
     for temperature in (0.0, 0.7, 1.0):
         requests = [
-            Request(tuple(plain.prompt_ids(text)), given.tokens, Sampling(temperature, seed=i))
+            Request(tuple(plain.prompt_ids(text)), given.max_tokens, Sampling(temperature, seed=i))
             for i, text in enumerate(given.prompts)
         ]
         done = list(rounds(contenders, requests, given.rounds))

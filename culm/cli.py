@@ -46,8 +46,11 @@ CacheBits = Annotated[
     typer.Option("--cache", help="How keys and values are kept; fewer bits need less memory."),
 ]
 Speculate = Annotated[
-    bool,
-    typer.Option("--speculate", help="Draft tokens by the model's own heads (model.mtp)."),
+    Literal["mtp", "ngram"] | None,
+    typer.Option(
+        "--speculate",
+        help="Draft tokens with the model's own heads (mtp) or from repeated text (ngram).",
+    ),
 ]
 AnswerSeed = Annotated[int | None, typer.Option(help="The same seed gives the same text.", min=0)]
 
@@ -161,7 +164,7 @@ def prepare(
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
-    tokens: Annotated[int, typer.Option(help="The most that are generated.", min=1)] = 64,
+    max_tokens: Annotated[int, typer.Option(help="Maximum number of new tokens.", min=1)] = 64,
     temperature: Temperature = 0.8,
     top_k: Annotated[
         int, typer.Option(help="Draw from the k likeliest tokens; 0 is all.", min=0)
@@ -176,7 +179,7 @@ def generate(
     seed: AnswerSeed = None,
     context: ContextLength = None,
     cache: CacheBits = "plain",
-    speculate: Speculate = False,
+    speculate: Speculate = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -184,8 +187,9 @@ def generate(
     import culm
 
     pieces = culm.load(model, device, dtype, context, cache=cache, speculate=speculate).stream(
-        prompt, tokens, temperature, top_k, top_p, min_p, stop, seed
-    )
+        prompt, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        stop=stop, seed=seed,
+    )  # fmt: skip
     sys.stdout.write(prompt + next(pieces, ""))  # only now it is known that the prompt fits
     for piece in pieces:
         sys.stdout.write(piece)
@@ -197,13 +201,15 @@ def generate(
 def chat(
     model: Model,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="The most of an answer.", min=1)] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Maximum number of tokens per answer.", min=1)
+    ] = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: AnswerSeed = None,
     context: ContextLength = None,
     cache: CacheBits = "plain",
-    speculate: Speculate = False,
+    speculate: Speculate = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -212,7 +218,7 @@ def chat(
     from culm.serve.terminal import Terminal
 
     loaded = culm.load(model, device, dtype, context, cache=cache, speculate=speculate)
-    Terminal(loaded, system, tokens, temperature, top_p, seed).run()
+    Terminal(loaded, system, max_tokens, temperature, top_p, seed).run()
 
 
 @app.command()
@@ -232,17 +238,17 @@ def serve(
     ] = None,
     context: ContextLength = None,
     cache: CacheBits = "plain",
-    speculate: Speculate = False,
+    speculate: Speculate = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
     """An OpenAI-compatible server with a chat page."""
-    from culm.serve.server import check_exposed, check_port
+    from culm.serve.http.server import check_exposed, check_port
 
     check_exposed(host, api_key)
     check_port(host, port)
     import culm
-    from culm.serve.server import serve as go
+    from culm.serve.http.server import serve as go
 
     adapters = _named(adapter or [])
     path = Path(model).resolve()

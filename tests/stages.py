@@ -99,7 +99,7 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
             case "reward":
                 run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
                 trained["objective"] = "reward"
-                run["data"]["held_out"] = 0
+                run["eval"]["measures"] = {"pairs": {"tokens": 200}}
             case "ppo":
                 run["data"] = {"tasks": [TASK]}
                 measures["exact_match"] = {"tasks": [TASK], "questions": 3}

@@ -107,10 +107,12 @@ def test_verbs_are_those_that_the_readme_tells():
 
 
 def test_generate_is_the_same_for_a_seed(culm, model):
-    first = culm("generate", model, "A fox", "--tokens", 8, "--seed", 1, "--device", "cpu")
+    first = culm("generate", model, "A fox", "--max-tokens", 8, "--seed", 1, "--device", "cpu")
     assert first[0] == 0
     assert first[1].startswith("A fox")
-    assert first == culm("generate", model, "A fox", "--tokens", 8, "--seed", 1, "--device", "cpu")
+    assert first == culm(
+        "generate", model, "A fox", "--max-tokens", 8, "--seed", 1, "--device", "cpu"
+    )
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat", "serve"])
@@ -118,7 +120,7 @@ def test_generate_is_the_same_for_a_seed(culm, model):
 def test_the_precision_is_the_fastest_unless_given(culm, model, monkeypatch, verb, given, taken):
     asked = []
 
-    def load(path, device, dtype, context, adapters=None, cache="plain", speculate=False):
+    def load(path, device, dtype, context, adapters=None, cache="plain", speculate=None):
         asked.append((device, dtype))
         raise ValueError("enough")
 
@@ -130,7 +132,7 @@ def test_the_precision_is_the_fastest_unless_given(culm, model, monkeypatch, ver
 
 
 def test_generate_ends_at_a_stop_text(culm, model):
-    line = ("generate", model, "A fox", "--tokens", 40, "--temperature", 0, "--device", "cpu")
+    line = ("generate", model, "A fox", "--max-tokens", 40, "--temperature", 0, "--device", "cpu")
     whole = culm(*line)[1].removesuffix("\n")
     stop = whole[-3:]
     code, out, _ = culm(*line, "--stop", stop, "--stop", "never said")
@@ -146,7 +148,7 @@ def test_a_prompt_that_does_not_fit_is_not_repeated(culm, model):
 @pytest.mark.parametrize("inner", ["", "model"])
 def test_a_server_has_the_name_of_its_folder(culm, model, monkeypatch, inner):
     served = []
-    monkeypatch.setattr("culm.serve.server.serve", lambda *given: served.append(given[1]))
+    monkeypatch.setattr("culm.serve.http.server.serve", lambda *given: served.append(given[1]))
     monkeypatch.chdir(model / inner)
     for path in (model / inner, "."):
         assert culm("serve", path, "--device", "cpu")[0] == 0
@@ -194,7 +196,7 @@ def test_export_and_import_give_the_same_model(culm, model, tmp_path, name, dtyp
     code, out, _ = culm("import", tmp_path / name, tmp_path / "again")
     assert code == 0
     assert "million parameters" in out
-    say = ("A fox", "--tokens", 8, "--temperature", 0, "--device", "cpu")
+    say = ("A fox", "--max-tokens", 8, "--temperature", 0, "--device", "cpu")
     assert culm("generate", tmp_path / "again", *say) == culm("generate", model, *say)
 
 
@@ -204,7 +206,7 @@ def test_export_to_four_bits(culm, model, tmp_path):
     assert code == 0
     assert "MB of weights" in out
     assert "of 32 is Q8_0, not Q6_K" in err  # the tiny model's rows
-    assert culm("generate", path, "A fox", "--tokens", 4, "--device", "cpu")[0] == 0
+    assert culm("generate", path, "A fox", "--max-tokens", 4, "--device", "cpu")[0] == 0
     code, _, err = culm("export", model, path, "--dtype", "q9")
     assert code == 1
     assert "dtype: 'q9' is not one of f32, f16, bf16, q8_0, q6_k, q5_k_m" in err

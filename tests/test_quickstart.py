@@ -111,7 +111,7 @@ def test_the_whole_way_with_an_interruption(
         assert f"plots/{plot}.png" in report
         assert (folder / "plots" / f"{plot}.png").stat().st_size > 1000
     model = culm.load(folder / "chat")
-    assert isinstance(model.chat("What is 17 + 25?", tokens=4), str)
+    assert isinstance(model.chat("What is 17 + 25?", max_tokens=4), str)
 
     # What was made and is gone, or damaged, is made again; what others put there stays.
     weights = {stage: digest(folder / stage) for stage in ("rl", "chat")}

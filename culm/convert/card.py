@@ -33,7 +33,7 @@ tokens at once{packed}.{told}
 import culm
 
 model = culm.load("path/of/this/folder")
-print(model.generate("Once upon a time", tokens=50))
+print(model.generate("Once upon a time", max_tokens=50))
 ```
 """
 

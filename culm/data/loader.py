@@ -1,7 +1,7 @@
 """Batches of a prepared corpus: step n is a pure function of the seed and n.
 
 The order of rows is a permutation for each epoch. Ranks and micro-batches only divide the rows of
-a step among them, so a run can go on with other numbers of both, from any step at once.
+a step among them, so a run can resume with other numbers of both, from any step.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Loader:
             raise SettingError(
                 f"{self._prepared.folder}: holds token {greatest}, beyond its vocabulary of "
                 f"{known}; "
-                "it is damaged: delete its folder to prepare it anew"
+                "it is damaged: delete its folder to prepare it again"
             )
         return batch
 

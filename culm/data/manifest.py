@@ -1,4 +1,4 @@
-"""What stands in a prepared folder, with a checksum of every file."""
+"""The contents of a prepared folder, with a checksum of every file."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ class Manifest(Config):
             raise SettingError(f"{folder}: not a prepared corpus: it has no {NAME}") from None
         except (OSError, ValueError) as error:
             raise SettingError(
-                f"{path}: damaged ({error}); delete {folder} to prepare it anew"
+                f"{path}: damaged ({error}); delete {folder} to prepare it again"
             ) from None
         try:
             return parse(Manifest, values)
         except SettingError:
-            raise SettingError(f"{path}: damaged; delete {folder} to prepare it anew") from None
+            raise SettingError(f"{path}: damaged; delete {folder} to prepare it again") from None

@@ -12,14 +12,14 @@ from culm.config import SettingError
 from culm.data.manifest import File, Manifest, SplitFacts
 from culm.data.shards import shard_name
 
-ADVICE = "delete this corpus to prepare it anew"
+ADVICE = "delete this corpus to prepare it again"
 
 
 class Prepared:
     """One split. Tokens are numbered through all shards.
 
     offsets: (documents + 1) int64, where each document starts, and the end of the last.
-    fingerprint: tells contents apart.
+    fingerprint: of the contents.
     """
 
     def __init__(self, folder: Path, split: str, manifest: Manifest, facts: SplitFacts) -> None:

@@ -17,10 +17,13 @@ import torch
 from torch import Tensor
 
 from culm.adapt.multi_lora import check_adapter
-from culm.engine.request import Completion, Event, Finish, Request, Running
+from culm.engine import scoring
+from culm.engine.choose import Chooser
+from culm.engine.constraint import check_first
+from culm.engine.drafter import Drafter, Window
+from culm.engine.request import Completion, Event, Request, Running
 from culm.engine.runner import Runner
-from culm.engine.sampling import Sampler
-from culm.engine.speculation import Window, propose
+from culm.engine.speculation import Speculation, drafter_for
 from culm.model.quantized_cache import CacheKind
 from culm.model.transformer import Transformer
 
@@ -30,14 +33,14 @@ PREFILL_TOKENS = 8192  # of one prefill, padding included: bounds its memory
 class Engine:
     """Generates tokens for many requests at once.
 
-    slots: requests that run together, the others wait. length: tokens of a slot, prompt included;
+    slots: maximum concurrent requests, the others wait. length: tokens of a slot, prompt included;
     the model's context if not given. The engine reads the model's weights as they are at each step.
-    vocabulary: ids from there on are never drawn; a model may have more rows than its tokenizer has
-    tokens. fused: decode few rows by one C++ function where `culm.engine.fused` serves this model;
-    weights may then change their values but not their place. cache: in how many bits keys and
-    values are kept; the fused step knows the plain one only. speculate: let the model's heads of
-    multi-token prediction draft what follows (`culm.engine.speculation`), so that a step may give
-    several tokens of a request; they are those of plain decoding, up to rounding.
+    vocabulary: ids from there on are never sampled; a model may have more rows than its tokenizer
+    has tokens. fused: decode few rows by one C++ function where `culm.engine.fused` supports the
+    model; weights may then change their values but not their address. cache: int8 and int4 store
+    keys and values in fewer bits; the fused step supports plain only. speculate: who drafts tokens
+    (`culm.engine.speculation`), so that a step may give several tokens of a request; they are those
+    of plain decoding, up to rounding.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Engine:
         vocabulary: int | None = None,
         fused: bool = True,
         cache: CacheKind = "plain",
-        speculate: bool = False,
+        speculate: Speculation | None = None,
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots: {slots} is less than 1")
@@ -57,33 +60,36 @@ class Engine:
         self.slots, self.length = slots, length or model.config.context
         if self.length > model.config.context:
             raise ValueError(
-                f"tokens: a prompt and its answer have up to {self.length} tokens, more than the "
-                f"model's context of {model.config.context}"
+                f"max_tokens: a prompt and its answer have up to {self.length} tokens, more than "
+                f"the model's context of {model.config.context}"
             )
         self.vocabulary = vocabulary or model.config.vocabulary
-        self.runner = Runner(model, slots, self.length, cache, fused, speculate)
+        self.drafter = drafter_for(model, speculate) if speculate else None
+        self.runner = Runner(model, slots, self.length, cache, fused, self.drafter)
         self.waiting: deque[Running] = deque()
         self.running: list[Running] = []  # index = slot
         self._ids = itertools.count()
-        self._samplers: dict[int, Sampler] = {}  # by tokens of a row, for those that run now
+        self._chooser = Chooser(self.vocabulary)
 
     def check(self, request: Request) -> None:
         """ValueError if the request cannot be served."""
         size = self.vocabulary
         if not request.prompt:
             raise ValueError("prompt: it is empty; give at least one token")
-        if request.tokens < 1:
-            raise ValueError(f"tokens: {request.tokens} is less than 1")
-        if len(request.prompt) + request.tokens > self.length:
+        if request.max_tokens < 1:
+            raise ValueError(f"max_tokens: {request.max_tokens} is less than 1")
+        if len(request.prompt) + request.max_tokens > self.length:
             raise ValueError(
-                f"tokens: a prompt of {len(request.prompt)} and {request.tokens} more are longer "
-                f"than the {self.length} tokens of a slot of the engine"
+                f"max_tokens: a prompt of {len(request.prompt)} and {request.max_tokens} more are "
+                f"longer than the {self.length} tokens of a slot of the engine"
             )
         check_adapter(request.adapter, self.runner.adapters)
         biased = [token for token, _ in request.sampling.bias]
         for name, tokens in (("prompt", request.prompt), ("bias", biased)):
             if outside := [token for token in tokens if not 0 <= token < size]:
                 raise ValueError(f"{name}: token {outside[0]} is outside the vocabulary of {size}")
+        if request.constraint is not None:
+            check_first(request.constraint, size)
 
     def add(self, request: Request) -> int:
         """Queue a request; the number that its events carry.
@@ -115,7 +121,7 @@ class Engine:
         """Forget every request, as after an error in the middle of a step."""
         self.waiting.clear()
         self.running.clear()
-        self._samplers.clear()
+        self._chooser.forget()
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -139,13 +145,29 @@ class Engine:
         numbers = [self.add(request) for request in requests]
         events: dict[int, list[Event]] = {number: [] for number in numbers}
         while self.busy:
-            told = self.step()
-            for event in told:
+            new = self.step()
+            for event in new:
                 if event.request in events:
                     events[event.request].append(event)
             if progress:
-                progress(len(told))
+                progress(len(new))
         return [_completion(events[number]) for number in numbers]
+
+    def score(
+        self, sequences: Sequence[Sequence[int]], adapters: scoring.Names | None = None
+    ) -> list[Tensor]:
+        """Log-probabilities of given ids: (T - 1,) fp32 for each T, element t of ids[t + 1].
+
+        adapters: one for each sequence, by name; None: the base model for all.
+
+        Raises:
+            ValueError: a sequence is empty, an id outside the vocabulary, or an adapter not known.
+        """
+        return scoring.score(self.model, sequences, adapters)
+
+    def rank(self, ids: Sequence[int], count: int, adapter: str | None = None) -> scoring.Ranked:
+        """Like `score` for one sequence, with the `count` most likely tokens at each position."""
+        return scoring.rank(self.model, ids, count, adapter)
 
     # -----------------------------------------------------------------------------------------
 
@@ -158,75 +180,35 @@ class Engine:
             first = len(self.running)
             logits = self.runner.prefill(group, first)
             self.running += group
-            self._samplers.clear()
-            events += self._draw(first, logits[:, None])
-            self._samplers.clear()
+            self._chooser.forget()
+            events += self._chooser.accept(self.running[first:], logits[:, None])
+            self._chooser.forget()
             self._free_finished(first)
         return events
 
     def _decode(self) -> list[Event]:
         """Advance all rows: by a token, and by as many of its draft as are accepted."""
-        logits, window = self.runner.decode(self.running)
-        events = self._draw(0, logits)
-        if window is not None:
-            self._propose(window)
+        rows = self.running
+        logits, window = self.runner.decode(rows)
+        events = self._chooser.accept(rows, logits)
+        if self.drafter is not None:
+            self._draft(self.drafter, window)
         self._free_finished(0)
         return events
 
-    def _propose(self, window: Window) -> None:
+    def _draft(self, drafter: Drafter, window: Window | None) -> None:
         """A new draft for every row."""
         rows = self.running
         for row in rows:
             row.draft.clear()
 
         def choose(logits: Tensor) -> Tensor:
-            behind = [row.output + row.draft for row in rows]
-            return self._sample(0, logits[:, None], behind)[0][:, 0]
+            before = [row.output + row.draft for row in rows]
+            return self._chooser.sample(rows, logits[:, None], before)[0][:, 0]
 
-        propose(self.runner.model, rows, window, choose)
-
-    def _draw(self, first: int, logits: Tensor) -> list[Event]:
-        """Draw for the rows from `first` on, and tell what they get.
-
-        logits: (N, M, V) behind the output of a row and behind its draft. A token of the draft is
-        accepted if it is what was drawn in its place; the first draw that differs ends the step.
-        """
-        rows, places = self.running[first:], range(logits.shape[1])
-        before = [row.output + row.draft[:i] if i else row.output for row in rows for i in places]
-        drawn, logprobs = (told.tolist() for told in self._sample(first, logits, before))
-        events = []
-        for index, row in enumerate(rows):
-            ranks = row.request.logprobs
-            for place, token in enumerate(drawn[index]):
-                row.output.append(token)
-                row.finish = _finish(row)
-                top: tuple[tuple[int, float], ...] = ()
-                if ranks is not None:
-                    top = ranked(logits[index, place].log_softmax(-1), token, ranks)
-                events.append(Event(row.id, token, logprobs[index][place], row.finish, top))
-                if row.finish or place == len(row.draft) or row.draft[place] != token:
-                    break
-        return events
-
-    def _sample(
-        self, first: int, logits: Tensor, outputs: Sequence[Sequence[int]]
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens and their log-probabilities (N, M) for the rows from `first` on.
-
-        logits: (N, M, V), in which ids beyond the vocabulary are struck out. outputs: what each of
-        the N * M follows, behind the prompt of its row.
-        """
-        logits[..., self.vocabulary :] = float("-inf")
-        shape = logits.shape[:2]
-        rows, times = self.running[first:], range(shape[1])
-        sampler = self._samplers.get(shape[1])
-        if sampler is None:
-            settings = [row.request.sampling for row in rows for _ in times]
-            seeds = [row.seed for row in rows for _ in times]
-            sampler = self._samplers[shape[1]] = Sampler(settings, seeds, logits.device)
-        prompts = [row.request.prompt for row in rows for _ in times]
-        tokens, logprobs = sampler(logits.flatten(0, 1), prompts, outputs)
-        return tokens.view(shape), logprobs.view(shape)
+        drafter.draft(rows, window, choose)
+        for row in rows:  # the last token needs no draft: the model samples it itself
+            del row.draft[max(row.request.max_tokens - len(row.output) - 1, 0) :]
 
     def _free_finished(self, first: int) -> None:
         for slot in reversed(range(first, len(self.running))):
@@ -238,7 +220,7 @@ class Engine:
         if slot < len(self.running):
             self.runner.cache.copy(len(self.running), slot, last.length)
             self.running[slot] = last
-        self._samplers.clear()
+        self._chooser.forget()
 
 
 def _alike(new: list[Running]) -> Iterator[list[Running]]:
@@ -250,19 +232,6 @@ def _alike(new: list[Running]) -> Iterator[list[Running]]:
             group = []
         group.append(waiting)
     yield group
-
-
-def _finish(row: Running) -> Finish | None:
-    if row.output[-1] in row.request.stop:
-        return "stop"
-    return "length" if len(row.output) >= row.request.tokens else None
-
-
-def ranked(logprobs: Tensor, token: int, count: int) -> tuple[tuple[int, float], ...]:
-    """logprobs: (V,) -> (token, its logprob), then the `count` likeliest tokens with theirs."""
-    best = logprobs.topk(min(count, logprobs.shape[-1]))
-    likeliest = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return ((token, float(logprobs[token])), *likeliest)
 
 
 def _completion(events: list[Event]) -> Completion:

@@ -1,41 +1,47 @@
-"""What is asked of the engine, and what it tells: token ids only, never text."""
+"""Requests to the engine, and the events that it answers with: token ids only, never text."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from culm.engine.constraint import Allowed, Constraint
 from culm.engine.sampling import Sampling
 
-Finish = Literal["stop", "length"]
+# A stop token; the maximum number of tokens; the constraint lets nothing follow.
+Finish = Literal["stop", "length", "complete"]
 
 
 @dataclass(frozen=True)
 class Request:
     """A prompt to continue.
 
-    prompt: at least one token. tokens: how many are generated at most.
+    prompt: at least one token. max_tokens: maximum number of new tokens.
     stop: generation ends with the first of these, which is part of the result.
-    adapter: the name of one that stands beside the model; None: the model alone.
-    logprobs: also tell this many likeliest tokens a step (see `Event.top`); None: do not.
+    adapter: name of an adapter that was loaded with the model; None: the base model.
+    logprobs: also report this many most likely tokens per step (see `Event.top`); None: do not.
+    constraint: limits which tokens may follow; None: any may.
     """
 
     prompt: tuple[int, ...]
-    tokens: int = 64
+    max_tokens: int = 64
     sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
     stop: frozenset[int] = frozenset()
     logprobs: int | None = None
     adapter: str | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)
 class Event:
     """One token of one request.
 
-    logprob: natural log, under softmax(logits / temperature) before penalties and truncation, with
-        temperature 0 counted as 1: the policy that reinforcement learning differentiates.
+    logprob: natural log, under softmax(logits / temperature) before penalties, constraint and
+        truncation, with temperature 0 counted as 1: the policy that reinforcement learning
+        differentiates.
     top: where the request asks for logprobs, pairs (token, logprob) under softmax(logits), the
-        generated token first and then the likeliest ones in order; else empty.
+        generated token first and then the most likely ones in order; else empty.
     finish: why this token is the last one; None: it is not.
     """
 
@@ -68,10 +74,11 @@ class Running:
     output: list[int] = field(default_factory=list)
     draft: list[int] = field(default_factory=list)
     finish: Finish | None = None
+    _mask: tuple[int, Allowed] | None = None  # of the output, with its length
 
     @property
     def source(self) -> tuple[tuple[int, ...], str | None]:
-        """What its first cache entries follow from: the prompt, and who reads it."""
+        """What its first cache entries depend on: the prompt and the adapter."""
         return self.request.prompt, self.request.adapter
 
     @property
@@ -81,12 +88,26 @@ class Running:
 
     @property
     def end(self) -> int:
-        """The place behind the draft."""
+        """The position after the draft."""
         return self.length + len(self.draft)
 
     def window(self, start: int, width: int) -> list[int]:
-        """Tokens from `start` on, the draft behind them, filled up with 0."""
-        prompt = self.request.prompt
-        skip = max(start - len(prompt), 0)
-        tokens = [*prompt[start : start + width], *self.output[skip:], *self.draft]
+        """Tokens from `start` on, then the draft, filled up with 0."""
+        tokens = [*self.tokens_from(start), *self.draft]
         return (tokens + [0] * width)[:width]
+
+    def tokens_from(self, start: int) -> list[int]:
+        """Tokens of prompt and output from a position on."""
+        prompt = self.request.prompt
+        return [*prompt[start:], *self.output[max(start - len(prompt), 0) :]]
+
+    def allowed(self, output: Sequence[int]) -> Allowed | None:
+        """Ids that may follow this row's output, or its output and a draft; None: any may."""
+        constraint = self.request.constraint
+        if constraint is None:
+            return None
+        if output is not self.output:
+            return constraint.mask(output)
+        if self._mask is None or self._mask[0] != len(output):
+            self._mask = len(output), constraint.mask(output)
+        return self._mask[1]

@@ -1,4 +1,4 @@
-"""What the engine computes: prompts are read into slots of a cache, then a step's tokens of each.
+"""What the engine computes: it reads prompts into slots of a cache, then the tokens of each step.
 
 Rows are the requests in use, row i in slot i.
 """
@@ -11,23 +11,20 @@ import torch
 from torch import Tensor
 
 from culm.adapt.multi_lora import adapter_names, adapter_rows
+from culm.engine.drafter import Drafter, Window
 from culm.engine.fused import ROWS, FusedDecoder, fuses
 from culm.engine.request import Running
-from culm.engine.speculation import Window, check_speculation, rollback, window_size
 from culm.model.context import Context
 from culm.model.quantized_cache import CacheKind
 from culm.model.transformer import Transformer
 
-GRANULE = 64  # the cache is read in multiples of so many tokens
-# Rows and prompts are filled up to few shapes: oneDNN compiles and keeps a product for each.
+GRANULE = 64  # the cache is read in multiples of this many tokens
+# Rows and prompts are padded to a few shapes: oneDNN compiles and stores a matmul for each.
 ROUND_ROWS, ROUND_PROMPT = 16, 8
 
 
 class Runner:
-    """A model and the cache of its sequences; the settings are those of `Engine`.
-
-    heads: of multi-token prediction that draft tokens.
-    """
+    """A model and the cache of its sequences; the settings are those of `Engine`."""
 
     def __init__(
         self,
@@ -36,24 +33,24 @@ class Runner:
         length: int,
         cache: CacheKind,
         fused: bool,
-        speculate: bool,
+        drafter: Drafter | None,
     ) -> None:
-        if speculate:
-            check_speculation(model)
         self.model, self.slots, self.length = model, slots, length
         self.adapters = adapter_names(model)
-        self.heads = len(model.mtp) if speculate else 0
+        self.drafter = drafter
         with torch.inference_mode():
-            kept = rollback(self.heads)
-            self.cache = model.cache(slots, length, cache, rollback=kept, with_mtp=speculate)
+            self.cache = model.cache(
+                slots, length, cache,
+                rollback=drafter.rollback if drafter else 0,
+                with_mtp=drafter is not None and drafter.with_mtp,
+            )  # fmt: skip
         wanted = fused and fuses(model, self.cache)
         self._fused = FusedDecoder(model, self.cache) if wanted else None
 
     def prefill(self, group: list[Running], first: int) -> Tensor:
         """Read prompts into the slots from `first` on; logits (N, V) after each one's last token.
 
-        Equal prompts to one adapter, as when several answers are sampled, are computed once and
-        copied.
+        Equal prompts for one adapter are computed once and copied.
         """
         device = self.model.device
         index: dict[tuple[tuple[int, ...], str | None], int] = {}
@@ -71,29 +68,27 @@ class Runner:
         context = Context(
             positions, cache=self.cache, slot=first, length=longest, ends=ends, adapters=adapters
         )
-        if self.heads:  # they read the prompt too
-            hidden = self.model.mtp_hidden(tokens, context)[0]
-        else:
-            hidden = self.model.hidden(tokens, context)
+        reader = self.drafter.prefill if self.drafter else self.model.hidden
+        hidden = reader(tokens, context)
         last = hidden[torch.arange(len(prompts), device=device), ends - 1]
         for slot, source in reversed(list(enumerate(sources))):
-            if slot != source:  # a source lies before its copies, which are made from the back
+            if slot != source:  # a source comes before its copies, which are made from the back
                 self.cache.copy(first + source, first + slot, longest)
         return self.model.logits(last)[sources]
 
     def decode(self, rows: Sequence[Running]) -> tuple[Tensor, Window | None]:
         """Put each row's last token, and its draft, into the cache.
 
-        Logits (N, 1 + heads, V) behind each of them, and what the next draft is made from.
+        Logits (N, 1 + longest draft, V) after each of them, and what the next draft is made from.
         """
-        if self._fused and len(rows) <= ROWS:
+        width = min(self.drafter.window(rows), self.length) if self.drafter else 1
+        if width == 1 and self._fused and len(rows) <= ROWS:
             logits = self._fused([r.output[-1] for r in rows], [r.length - 1 for r in rows])
             return logits[:, None], None
-        if not self.heads:
+        if width == 1:
             starts = [row.length - 1 for row in rows]
             states = self._read(rows, starts, [[row.output[-1]] for row in rows])[0]
             return self.model.logits(self.model.normalized(states[: len(rows)])), None
-        width = min(window_size(self.heads), self.length)
         starts = [max(row.end - width, 0) for row in rows]
         tokens = [row.window(start, width) for row, start in zip(rows, starts, strict=True)]
         window = Window(starts, *self._read(rows, starts, tokens))
@@ -104,8 +99,8 @@ class Runner:
     ) -> tuple[Tensor, Context]:
         """What `Transformer.trunk` gives for tokens of each row, and of rows to fill up.
 
-        A text that is shorter has padding behind it: what is kept of that is written again before
-        it is seen, since the next window begins before it ends.
+        A shorter text is padded at its end. Cache entries of the padding are overwritten before
+        they are read, since the next window starts before them.
         """
         device, count, width = self.model.device, len(rows), len(windows[0])
         filled = _round_up(count, ROUND_ROWS) if count > ROUND_ROWS else count
@@ -122,7 +117,7 @@ class Runner:
     def _logits(self, rows: Sequence[Running], window: Window) -> Tensor:
         states, device = window.states, window.states.device
         last = torch.tensor([r.length - 1 - at for r, at in zip(rows, window.starts, strict=True)])
-        places = last[:, None] + torch.arange(1 + self.heads)
+        places = last[:, None] + torch.arange(1 + max(len(row.draft) for row in rows))
         places = places.clamp_max(states.shape[1] - 1).to(device)  # of shorter drafts
         states = states[torch.arange(len(rows), device=device)[:, None], places]
         return self.model.logits(self.model.normalized(states))

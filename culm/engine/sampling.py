@@ -1,6 +1,7 @@
 """How the next token is chosen from the logits: one row or hundreds, each with its own settings.
 
-The order is that of transformers: penalties, bias, temperature, top-k, top-p, min-p, draw.
+The order is that of transformers: penalties, bias, constraint, temperature, top-k, top-p, min-p;
+then one token is sampled.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+
+from culm.engine.constraint import Allowed, restrict
 
 WORD = (1 << 64) - 1  # seeds are taken modulo 2^64
 LEAST_TEMPERATURE = 1e-5
@@ -98,17 +101,24 @@ class Sampler:
         return torch.tensor(values, device=self.device)[:, None]
 
     def __call__(
-        self, logits: Tensor, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]
+        self,
+        logits: Tensor,
+        prompts: Sequence[Sequence[int]],
+        outputs: Sequence[Sequence[int]],
+        allowed: Sequence[Allowed | None] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The next token of each row and its log-probability, (N,) each.
 
-        logits: (N, V) fp32. prompts, outputs: each row's tokens so far, for penalties and draws.
-        The log-probability is under softmax(logits / temperature), before penalties and truncation,
-        with temperature 0 counted as 1: what policy gradients call the behaviour policy.
+        logits: (N, V) fp32. prompts, outputs: each row's tokens so far, for penalties and random
+        numbers. allowed: what a constraint allows each row; None: no row has one. The
+        log-probability is under softmax(logits / temperature), before penalties, constraint and
+        truncation, with temperature 0 counted as 1: the behaviour policy of policy gradients.
         """
         tempered = logits if self.plain else logits / self.temperatures
         total = tempered.logsumexp(-1, keepdim=True)
         changed = self._penalize(logits, prompts, outputs) if self.penalized else None
+        if allowed is not None:
+            changed = restrict(logits if changed is None else changed, allowed)
         best = logits if changed is None else changed
         if self.greedy:
             tokens = best.argmax(-1)

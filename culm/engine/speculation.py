@@ -1,99 +1,46 @@
-"""Speculative decoding: heads of multi-token prediction draft, the model reads and decides.
+"""Speculative decoding: a drafter guesses tokens, the model reads them at once and decides.
 
-known to the row     t t t t t t t
-drafted by heads                   d d          head k drafts the token k + 1 places behind
-read at once               [ t t t d d ]        the state that the trunk had made (`culm.model.mtp`)
-drawn by the model                 d x          the first is accepted, the second is not
+known to the row       t t t t t t t
+drafted                              d d
+read in one step           [ t t t t d d ]
+sampled by the model                 d x        the first is accepted, the second is not
 
-Every place is drawn from the model itself, by the random number that belongs to it, and a draft
-token is accepted if it is what was drawn. So a request gets the tokens of plain decoding, up to the
-rounding of products of other shapes, where rejection sampling (arXiv 2211.17192) keeps only their
-distribution; for that it accepts a little less. Drafts are drawn by the same numbers, so that
-heads and model choose alike where they agree. Keys and values of few bits (`cache`) are rounded
-again where a draft is rolled back, and texts may then differ.
+Every position is sampled from the model itself, with the random number that belongs to it, and a
+draft token is accepted if it equals what was sampled. So a request gets the tokens of plain
+decoding, up to the rounding of matmuls of other shapes, whereas rejection sampling (arXiv
+2211.17192) only preserves their distribution; in exchange, it accepts a little less. Quantised
+keys and values (`cache`) are rounded again where a draft is rolled back, so texts may differ there.
+
+A new way to draft is one file with a `Drafter` and one name here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
+from typing import Literal, get_args
 
 from culm.config import SettingError
-from culm.engine.request import Running
+from culm.engine.drafter import Drafter
+from culm.engine.mtp import MTPDrafter
+from culm.engine.ngram import NgramDrafter
 from culm.model.cache import StateCache
-from culm.model.context import Context
 from culm.model.transformer import Transformer
 
-Choose = Callable[[Tensor], Tensor]
+Speculation = Literal["mtp", "ngram"]
 
 
-class Window(NamedTuple):
-    """What a step has read of each of N rows.
+def drafter_for(model: Transformer, kind: Speculation) -> Drafter:
+    """The drafter of a name, for one model.
 
-    starts: places of the first tokens. states: (B, W, E) that the trunk made of them, B >= N.
-    context: as it was behind the trunk.
+    Raises:
+        SettingError: there is no such name, the model lacks what it needs, or a layer of the model
+            keeps a state that cannot go back to an earlier token.
     """
-
-    starts: list[int]
-    states: Tensor
-    context: Context
-
-
-def check_speculation(model: Transformer) -> None:
-    """SettingError if the model has no heads, or keeps what cannot go back to an earlier token."""
-    if not model.mtp:
-        raise SettingError(
-            "speculate: this model has no heads that draft tokens; train it with model.mtp, "
-            "and load the folder of that run (exported and imported models have none)"
-        )
-    layers = model.cache(1, 1).layers
-    if any(isinstance(layer, StateCache) for layer in layers):
+    if kind not in get_args(Speculation):
+        raise SettingError(f"speculate: {kind!r} is not one of {', '.join(get_args(Speculation))}")
+    drafter: Drafter = MTPDrafter(model) if kind == "mtp" else NgramDrafter(model)
+    if any(isinstance(layer, StateCache) for layer in model.cache(1, 1).layers):
         raise SettingError(
             "speculate: a layer of this model keeps a state, which cannot be rolled back to the "
             "token before a rejected one; leave it out"
         )
-
-
-def window_size(heads: int) -> int:
-    """Tokens that a step reads of each row: the entries that heads made from rejected tokens, and
-    at the end of a prompt those for which they had no next token yet, are made again.
-    """
-    return 2 * heads
-
-
-def rollback(heads: int) -> int:
-    """The most tokens between what a step has read and where the next one may begin."""
-    return 3 * heads
-
-
-def propose(
-    model: Transformer,
-    rows: Sequence[Running],
-    window: Window,
-    choose: Choose,
-) -> None:
-    """Extend the empty drafts of rows whose output has grown since the window was read.
-
-    choose: tokens (N,) from logits (N, V), behind the output and the draft of each row.
-    """
-    starts, states, context = window
-    width, heads = states.shape[1], len(model.mtp)
-    every = torch.arange(len(rows), device=states.device)
-    # The state before the newest token: with that token, it is all that the first head reads.
-    at = [row.length - 2 - start for row, start in zip(rows, starts, strict=True)]
-    newest = torch.tensor(at, device=states.device)
-    size = width + heads + 1
-    known = [row.window(start, size) for row, start in zip(rows, starts, strict=True)]
-    empty = [[0] * size] * (len(states) - len(rows))
-    tokens = torch.tensor(known + empty, device=states.device)
-    for by in range(1, heads + 1):
-        states = model.mtp_step(by, states, tokens[:, by : by + width], context)
-        chosen = choose(model.logits(model.normalized(states[every, newest], by)))
-        tokens[every, newest + by + 1] = chosen
-        for row, token in zip(rows, chosen.tolist(), strict=True):
-            row.draft.append(token)
-    for row in rows:  # the last token needs no draft: the model draws it itself
-        del row.draft[max(row.request.tokens - len(row.output) - 1, 0) :]
+    return drafter

@@ -27,7 +27,7 @@ def answer(
     """Replies in the order of the requests; `slots` of them are generated at the same time."""
     if not requests:
         return []
-    longest = max(len(request.prompt) + request.tokens for request in requests)
+    longest = max(len(request.prompt) + request.max_tokens for request in requests)
     engine = Engine(model, min(slots, len(requests)), longest, vocabulary=tokenizer.vocabulary)
     completions = engine.generate(list(requests))
     return [Answer(tokenizer.decode(one.tokens), one) for one in completions]

@@ -45,9 +45,9 @@ class Muon(OptimizerConfig):
         matrices = [(n, p) for n, p in named if p in hidden]
         rest = [(n, p) for n, p in named if p not in hidden]
         muon, other = MuonRule(self.momentum, _precision(module)), AdamWRule(self.betas)
-        turned = groups_of(module, matrices, self.rate, self.weight_decay, self.eps, hidden)
+        hidden_groups = groups_of(module, matrices, self.rate, self.weight_decay, self.eps, hidden)
         others = groups_of(module, rest, self.adamw_rate, self.weight_decay, self.eps)
-        groups = [group | {"rule": muon} for group in turned]
+        groups = [group | {"rule": muon} for group in hidden_groups]
         return RuleOptimizer(groups + [group | {"rule": other} for group in others])
 
 
@@ -69,8 +69,8 @@ class MuonRule(Rule):
         nesterov = gradient.lerp(state["momentum"], self.momentum)
         scale = 0.2 * max(parameter.shape[-2:]) ** 0.5
         # A shard has no direction of its own: every rank orthogonalises the whole matrix.
-        turned = orthogonalize(full_tensor(nesterov).to(self.precision)).to(parameter.dtype)
-        change = like(turned, parameter) * scale
+        direction = orthogonalize(full_tensor(nesterov).to(self.precision)).to(parameter.dtype)
+        change = like(direction, parameter) * scale
         if parameter.ndim > 2:  # the momentum of an idle expert is small, its direction is not
             change = change * (gradient.abs().sum((-2, -1), keepdim=True) > 0)
         parameter.mul_(1 - group["lr"] * group["weight_decay"])

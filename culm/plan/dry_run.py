@@ -1,4 +1,4 @@
-"""A training step on the meta device: every operation takes place, no number is computed.
+"""A training step on the meta device: every operation runs, and no number is computed.
 
 So FLOPs and memory are counted of the very modules that will run, whatever their attention,
 objective, adapter or optimizer: a new part needs no formula here.
@@ -29,9 +29,9 @@ ONES: Mapping[str, float] = defaultdict(lambda: 1.0)  # counts of any name
 
 @dataclass(frozen=True)
 class Cost:
-    """flops: of the matrix products, two for each multiply-add.
+    """flops: of the matmuls, two for each multiply-add.
 
-    bytes: the most that stood in memory at once, beside weights and gradients.
+    bytes: peak memory, without weights and gradients.
     """
 
     flops: int
@@ -69,13 +69,13 @@ class TensorMemory(TorchDispatchMode):
         self.now -= self._seen.pop(key)
 
 
-def counting_products() -> FlopCounterMode:
-    """Counts the matrix products of what runs within it; `get_total_flops()` tells."""
-    known = {torch.ops.aten.addmm_: _added_product, **grouped.FLOPS}
+def counting_matmuls() -> FlopCounterMode:
+    """Counts the matmuls within it; `get_total_flops()` gives their FLOPs."""
+    known = {torch.ops.aten.addmm_: _added_matmul, **grouped.FLOPS}
     return FlopCounterMode(display=False, custom_mapping=known)
 
 
-def _added_product(total, a, b, **_: object) -> int:
+def _added_matmul(total, a, b, **_: object) -> int:
     """FLOPs of total += a b, from shapes; torch's own table lacks the in-place form."""
     return 2 * a[0] * a[1] * b[1]
 
@@ -89,13 +89,13 @@ def dry_run(objective: nn.Module, batch: Batch) -> Cost:
         parameter.grad = torch.zeros_like(parameter)
     gradients = [p.grad for p in objective.parameters() if p.grad is not None]
     memory = TensorMemory([*objective.parameters(), *objective.buffers(), *gradients])
-    products = counting_products()
+    matmuls = counting_matmuls()
     with settings.patch(meta_nonzero_assume_all_nonzero=True):  # type: ignore[attr-defined]
         with memory:
             objective(batch).mean(ONES).backward()
-        with products:  # in a pass of its own: it holds on to what recomputation would let go
+        with matmuls:  # in a pass of its own: it keeps what activation checkpointing would free
             objective(batch).mean(ONES).backward()
-    return Cost(products.get_total_flops(), memory.peak)
+    return Cost(matmuls.get_total_flops(), memory.peak)
 
 
 def meta_batch(

@@ -11,7 +11,7 @@ from culm.model.config import TransformerConfig
 from culm.model.mlp.moe import MixtureOfExperts
 from culm.model.transformer import Transformer
 from culm.objective.next_token import NextTokenObjective
-from culm.plan.dry_run import counting_products, dry_run, meta_batch
+from culm.plan.dry_run import counting_matmuls, dry_run, meta_batch
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ def idle_parameters(model: nn.Module) -> int:
 
 def forward_flops(model: Transformer, context: int) -> int:
     """Of one row, for the logits of all its tokens; model on the meta device."""
-    products = counting_products()
-    with products, torch.no_grad():
+    matmuls = counting_matmuls()
+    with matmuls, torch.no_grad():
         model(torch.empty(1, context, dtype=torch.int64, device="meta"))
-    return products.get_total_flops()
+    return matmuls.get_total_flops()
 
 
 def training_flops(model: Transformer, context: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from culm.objective.objective import Objective
 from culm.optim.groups import trainable
 from culm.optim.rule import OptimizerConfig
-from culm.plan.dry_run import Columns, counting_products, dry_run, meta_batch
+from culm.plan.dry_run import Columns, counting_matmuls, dry_run, meta_batch
 from culm.plan.model import idle_parameters
 
 ROWS = 64  # of a dry run at most; more take in proportion
@@ -19,7 +19,7 @@ ROWS = 64  # of a dry run at most; more take in proportion
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a process. activations: the most that forward and backward hold beside the rest."""
+    """Bytes of a process. activations: peak of forward and backward, without the rest."""
 
     weights: int
     gradients: int
@@ -102,7 +102,7 @@ def _update(objective: nn.Module, settings: OptimizerConfig) -> tuple[int, int]:
     optimizer = settings.build(objective)
     for _, parameter in trainable(objective):
         parameter.grad = torch.zeros_like(parameter)
-    matmuls = counting_products()
+    matmuls = counting_matmuls()
     with matmuls:
         optimizer.step()
     held = [value for state in optimizer.state.values() for value in state.values()]

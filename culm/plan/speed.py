@@ -23,7 +23,7 @@ def training_rate(
 ) -> float:
     """FLOP/s of forward and backward through a layer of these settings.
 
-    Everything that is no product (norms, rotations, softmax) is in the time, so a run's FLOPs
+    Everything but matmuls (norms, rotations, softmax) is in the time only, so a run's FLOPs
     divided by this rate is close to its time. The first pass, which warms up, is not counted.
     """
     smaller = {"layers": 1, "vocabulary": min(config.vocabulary, VOCABULARY)}

@@ -1,4 +1,4 @@
-"""What a model answers: a dialogue that begins with a prompt and may go on after each reply.
+"""What a model answers: a dialogue that starts with a prompt and may continue after each reply.
 
 A task is the environment of one turn. One with tools or a game answers each reply with messages of
 its own; these are read by the model and not learned.

@@ -58,7 +58,7 @@ class Sampler:
     ) -> None:
         """One reply in each active dialogue."""
         requests = [self._request(trajectories[row].tokens, first + row, turn) for row in active]
-        longest = max(len(request.prompt) + request.tokens for request in requests)
+        longest = max(len(request.prompt) + request.max_tokens for request in requests)
         slots = min(len(requests), self.config.slots)
         engine = Engine(self.model, slots, longest, vocabulary=self.tokenizer.vocabulary)
         for row, completion in zip(active, engine.generate(requests), strict=True):

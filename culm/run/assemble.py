@@ -22,6 +22,8 @@ from culm.data.prepared import Prepared, verify
 from culm.data.texts import texts_of
 from culm.device import choose_precision
 from culm.dtype import DTYPES
+from culm.eval.evaluation import Evaluation
+from culm.eval.measure.measure import Subject
 from culm.files import atomic
 from culm.model.backend import place
 from culm.model.transformer import Transformer
@@ -158,7 +160,7 @@ def _texts(config: RunConfig) -> Iterator[str]:
 def build_objective(
     config: RunConfig, model: Transformer, device: torch.device, load: Load
 ) -> Objective:
-    """The objective around the model, on the device; the order of wrapping begins here.
+    """The objective around the model, on the device; ready to be parallelised.
 
     head -> adapter or fake quantisation -> precision, device, attention backend -> objective
     """
@@ -259,6 +261,13 @@ def held_out(run: Assembly) -> Loader | None:
     if not path.exists() or "held_out" not in Manifest.read(path).splits:
         return None
     return loader(run.config, run.tokenizer, path, run.context, Ranks(), "held_out")
+
+
+def evaluation_of(run: Assembly) -> Evaluation:
+    """Measures the model of a run; each rank takes a share."""
+    settings = run.config.eval
+    subject = Subject(run.model, run.tokenizer, lambda: held_out(run), run.ranks, settings.seed)
+    return Evaluation(settings, subject)
 
 
 def check_ends(rows: Loader, tokenizer: Tokenizer) -> None:

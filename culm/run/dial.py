@@ -1,4 +1,4 @@
-"""One dial, `model: {depth: 12}`: the other settings of a run follow from the depth.
+"""One dial, `model: {depth: 12}`: the depth sets the other settings of a run.
 
     layers               depth
     width                64 * depth (as nanochat)
@@ -14,8 +14,8 @@
     micro_batch_size     as many sequences as have 16,384 tokens
     steps                tokens / tokens of a step
 
-What is given beside the depth stays as it is, and the rest follows from it. Parameters are counted
-as above also where other parts are given, above all experts: give `train.steps` beside those.
+Settings that are given as well are kept, and the rest follows from them. The parameter count above
+ignores other parts, such as experts: give `train.steps` with those.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run begins from, beside a model of its own settings."""
+"""What a run starts from, if it does not build a new model."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from culm.tokenizer.tokenizer import Tokenizer
 
 
 class Pretrained(Config):
-    """Weights and tokenizer of another model; where it is, is said by one of the first two.
+    """Weights and tokenizer of another model; give either `hf` or `path`.
 
     hf: a folder of Hugging Face, or an id on the hub, which is downloaded once.
-    path: a folder or file of any kind, those of a run too.
-    chat: give a tokenizer that has no chat template ours, with the special tokens of its turns.
+    path: a folder or file of any kind, also of a run.
+    chat: add our chat template, and its special tokens, to a tokenizer without one.
 
     Where the tokenizer has more tokens than the embedding, rows are added; see
     `culm.adapt.grow`.
@@ -63,16 +63,17 @@ class Pretrained(Config):
         used = min(known, model.config.vocabulary)
         if tokenizer.vocabulary > used:
             grow(model, used, tokenizer.vocabulary)
+            trained = "embed" if model.config.tied else "[embed,head]"
             log.say(
                 f"{self.source}: {tokenizer.vocabulary - used} tokens are new to the model; their "
-                f"rows begin as the mean of the other {used:,}. Beside an adapter they learn only "
-                f"with train.adapter.train_also={'embed' if model.config.tied else '[embed,head]'}."
+                f"embeddings start as the mean of the other {used:,}. With an adapter they are "
+                f"trained only with train.adapter.train_also={trained}."
             )
         return model, tokenizer
 
 
 def _tag(value: Any) -> str:
-    return "[hf]" if isinstance(value, Mapping | Pretrained) else "[path]"  # told in no message
+    return "[hf]" if isinstance(value, Mapping | Pretrained) else "[path]"  # never shown
 
 
 # A path (a run or model folder, a Hugging Face folder or id, a .gguf file), or more words about it.
@@ -87,7 +88,7 @@ def model_id(start: str | Pretrained) -> str:
 
 
 def start_of(start: str | Pretrained) -> tuple[Transformer, Tokenizer]:
-    """What a run goes on from.
+    """The model and tokenizer of a start.
 
     Raises:
         SettingError: it cannot be read, or is not there.

@@ -5,12 +5,12 @@
     runs/x/tokenizer/      trained on the corpus, unless the run starts from a model
     runs/x/metrics.jsonl   one line a step
     runs/x/eval.jsonl      what was measured, with its step
-    runs/x/checkpoints/    where an interrupted run goes on
-    runs/x/adapter/        what was trained beside frozen weights, in the format of PEFT
+    runs/x/checkpoints/    where an interrupted run resumes
+    runs/x/adapter/        the adapter, in the format of PEFT
     runs/x/model/          final weights, tokenizer, chat template
-    runs/x/report.md       what came of it
+    runs/x/report.md       plots and tables
 
-Started again with the same folder, a run goes on where it stopped.
+Started again with the same folder, a run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from culm.run.assemble import (
     Assembly,
     assemble,
     change_model,
+    evaluation_of,
     initial_model,
     make_tokenizer,
     training_batches,
 )
-from culm.run.evaluation import evaluation_of
 from culm.run.settings import RunConfig
 from culm.run.start import model_id
 from culm.train.checkpoint import Progress, Store, WholeStore

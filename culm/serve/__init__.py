@@ -1,1 +1,1 @@
-"""The model behind an OpenAI-compatible API and a chat page, and at the terminal."""
+"""A model as a service: without transport in `service`, over HTTP, and at the terminal."""

@@ -23,7 +23,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 class Terminal:
     """Questions from `read`, answers to `console` as they are written.
 
-    tokens, temperature, top_p and seed are those of `LanguageModel.chat`; the n-th answer draws
+    max_tokens, temperature, top_p and seed are those of `LanguageModel.chat`; the n-th answer draws
     with seed + n. An answer that was stopped stays in the dialogue as far as it came.
     """
 
@@ -31,7 +31,7 @@ class Terminal:
         self,
         model: LanguageModel,
         system: str | None = None,
-        tokens: int | None = None,
+        max_tokens: int | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
@@ -39,7 +39,7 @@ class Terminal:
         read: Callable[[], str] | None = None,
     ) -> None:
         self._model, self._system = model, system
-        self._tokens, self._temperature, self._top_p = tokens, temperature, top_p
+        self._max_tokens, self._temperature, self._top_p = max_tokens, temperature, top_p
         self._seed = seed
         self._console = console or Console(highlight=False)
         self._read = read or (lambda: self._console.input("[bold green]>[/] "))
@@ -93,8 +93,9 @@ class Terminal:
         answer = ""
         try:
             for piece in self._model.chat_stream(
-                self._messages, self._tokens, self._temperature, top_p=self._top_p, seed=seed
-            ):
+                self._messages, self._max_tokens, temperature=self._temperature,
+                top_p=self._top_p, seed=seed,
+            ):  # fmt: skip
                 answer += piece
                 self._show(piece)
         except KeyboardInterrupt:

@@ -14,11 +14,11 @@ from typing import Any
 
 from culm.engine.engine import Engine
 from culm.engine.request import Event, Request
-from culm.serve.error import ApiError, invalid
+from culm.serve.refusal import EngineFailed, InvalidRequest, Overloaded, Refusal, ShuttingDown
 
 log = logging.getLogger("culm.serve")
 
-Told = tuple[int, Event]  # index of the request in its job, and a token of it
+JobEvent = tuple[int, Event]  # index of the request in its job, and a token of it
 
 
 class Job:
@@ -28,20 +28,20 @@ class Job:
         self.requests = tuple(requests)
         self.open = set(range(len(requests)))  # those that have not ended
         self.numbers: dict[int, int] = {}  # request's number in the engine -> index
-        self.queue: asyncio.Queue[Told | ApiError] = asyncio.Queue()
+        self.queue: asyncio.Queue[JobEvent | Refusal] = asyncio.Queue()
 
-    async def next(self) -> Told:
+    async def next(self) -> JobEvent:
         """The next event of any of the requests; raises what went wrong."""
-        told = await self.queue.get()
-        if isinstance(told, ApiError):
-            raise told
-        return told
+        item = await self.queue.get()
+        if isinstance(item, Refusal):
+            raise item
+        return item
 
 
 class Worker:
-    """waiting: how many requests may queue up beside those in the engine's slots.
+    """waiting: how many requests may queue up in addition to those in the engine's slots.
 
-    capacity: the most that are taken on at once.
+    capacity: maximum number of requests that wait or run.
     """
 
     def __init__(self, engine: Engine, waiting: int = 64) -> None:
@@ -59,7 +59,7 @@ class Worker:
     # -- event loop ---------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to serve; called in the event loop."""
+        """Start the thread; called in the event loop."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
@@ -74,11 +74,11 @@ class Worker:
         return sum(len(job.open) for job in self._jobs)
 
     def check_room(self, count: int) -> None:
-        """503 while the server shuts down or has enough to do."""
+        """ShuttingDown, or Overloaded where `count` more requests are too many."""
         if self.draining:
-            raise ApiError(503, "The server is shutting down.", "shutting_down", retry=10)
+            raise ShuttingDown(retry_seconds=10)
         if self.open + count > self.capacity:
-            raise ApiError(503, "The server is busy; try again soon.", "overloaded", retry=2)
+            raise Overloaded()
 
     def submit(self, requests: Sequence[Request]) -> Job:
         """Start the requests; one that cannot be served refuses them all."""
@@ -87,7 +87,7 @@ class Worker:
             try:
                 self._engine.check(request)
             except ValueError as error:
-                raise invalid(str(error)) from None
+                raise InvalidRequest(str(error)) from None
         job = Job(requests)
         if job.open:
             self._jobs.add(job)
@@ -120,8 +120,8 @@ class Worker:
         self._send(work)
         return await future
 
-    def fail(self, error: ApiError) -> None:
-        """Tell everyone who waits that nothing more comes."""
+    def fail(self, error: Refusal) -> None:
+        """End all requests and calls; whoever waits gets the error."""
         for job in list(self._jobs):
             self.abort(job)
             job.queue.put_nowait(error)
@@ -129,8 +129,8 @@ class Worker:
             _settle(future, None, error)
 
     async def stop(self) -> None:
-        """End the thread; what still runs is told."""
-        self.fail(ApiError(503, "The server is shutting down.", "shutting_down", retry=10))
+        """End the thread, and what still runs."""
+        self.fail(ShuttingDown(retry_seconds=10))
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -141,8 +141,8 @@ class Worker:
             self._inbox.append(work)
             self._changed.notify()
 
-    def _deliver(self, told: list[tuple[Job, int, Event]]) -> None:
-        for job, index, event in told:
+    def _deliver(self, events: list[tuple[Job, int, Event]]) -> None:
+        for job, index, event in events:
             if index in job.open:
                 job.queue.put_nowait((index, event))
                 if event.finish:
@@ -167,8 +167,7 @@ class Worker:
                     log.exception("the engine failed; its requests end, and it goes on")
                     self._owners.clear()
                     self._engine.clear()
-                    error = ApiError(500, "The server failed; its log says why.", "internal_error")
-                    self._loop.call_soon_threadsafe(self.fail, error)
+                    self._loop.call_soon_threadsafe(self.fail, EngineFailed())
 
     def _add(self, job: Job) -> None:
         for index, request in enumerate(job.requests):
@@ -183,14 +182,14 @@ class Worker:
                 self._engine.abort(number)
 
     def _step(self) -> None:
-        told = []
+        events = []
         for event in self._engine.step():
             job = self._owners[event.request]
-            told.append((job, job.numbers[event.request], event))
+            events.append((job, job.numbers[event.request], event))
             if event.finish:
                 del self._owners[event.request]
-        if told:
-            self._loop.call_soon_threadsafe(self._deliver, told)
+        if events:
+            self._loop.call_soon_threadsafe(self._deliver, events)
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:

@@ -1,49 +1,45 @@
 """A model with its tokenizer: the few calls that most programs need.
 
 >>> model = culm.load("runs/quickstart/chat")        # or a Hugging Face folder or id, or a .gguf
->>> model.generate("Once upon a time", tokens=100, temperature=0.8, seed=1)
+>>> model.generate("Once upon a time", max_tokens=100, temperature=0.8, seed=1)
 >>> for piece in model.chat_stream("What is 17 + 25?"):
 ...     print(piece, end="", flush=True)
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from culm.adapt.multi_lora import adapter_names, adapter_rows, check_adapter
+from culm.adapt.multi_lora import adapter_names
 from culm.convert.load import read
+from culm.engine import scoring
 from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
-from culm.engine.speculation import check_speculation
-from culm.model.context import Context
+from culm.engine.speculation import Speculation, drafter_for
 from culm.model.quantized_cache import CacheKind
 from culm.model.transformer import Transformer
+from culm.text.ids import Ids, is_batch, listed
+from culm.text.options import GenerationOptions, Options, read_options
 from culm.text.reply import Reply
 from culm.tokenizer.chat import Message
 from culm.tokenizer.tokenizer import Tokenizer
 
 SLOTS = 32  # prompts of a batch that run together
 
-Ids = Sequence[int] | np.ndarray | Tensor  # token ids, one after the other
-
 
 class LanguageModel:
     """A Transformer and the Tokenizer that it was trained with.
 
-    Settings that all generating methods share: `tokens` is the most that is generated (None: to the
-    end of the model's context); `temperature`, `top_k`, `top_p`, `min_p` and `seed` are those of
-    `culm.engine.sampling.Sampling`; `stop` is a string, or several, that ends the text and does not
-    appear in it; `adapter` is the name of one that was loaded beside the model (None: the model
-    alone).
+    `generate`, `stream`, `chat` and `chat_stream` take `max_tokens`, the maximum number of new
+    tokens (None: up to the model's context), and the keywords of `GenerationOptions`
+    (`culm.text.options`): temperature, top_k, top_p, min_p, penalties, seed, stop, adapter.
     """
 
     def __init__(
@@ -52,16 +48,16 @@ class LanguageModel:
         tokenizer: Tokenizer,
         context: int | None = None,
         cache: CacheKind = "plain",
-        speculate: bool = False,
+        speculate: Speculation | None = None,
     ) -> None:
-        """context: tokens that a prompt and its continuation may have together; the model's, or
-        less, to save memory. cache: int8 or int4 keeps keys and values in few bits, for the same.
-        speculate: the model's heads of multi-token prediction draft what follows, and a token that
-        is accepted takes no step of its own (`culm.engine.speculation`); texts stay the same, but
-        for rounding.
+        """context: maximum tokens of a prompt and its continuation together; the model's, or less
+        to save memory. cache: int8 or int4 stores keys and values in fewer bits, also to save
+        memory. speculate: "mtp" drafts tokens with the model's heads of multi-token prediction,
+        "ngram" from repetitions in the text (`culm.engine.speculation`); an accepted token takes
+        no step of its own, and texts stay the same up to rounding.
 
         Raises:
-            SettingError: the model has nothing to speculate with.
+            SettingError: the model cannot speculate in this way.
         """
         known = model.config.context
         if context is not None and not 2 <= context <= known:
@@ -72,7 +68,7 @@ class LanguageModel:
         self.cache: CacheKind = cache
         self.speculate = speculate
         if speculate:
-            check_speculation(model)
+            drafter_for(model, speculate)
 
     def engine(self, slots: int, length: int) -> Engine:
         """One for this model: `slots` requests at once, of up to `length` tokens."""
@@ -92,127 +88,90 @@ class LanguageModel:
 
     def decode(self, ids: Ids) -> str:
         """Text, without special tokens."""
-        return self.tokenizer.decode(_listed(ids))
+        return self.tokenizer.decode(listed(ids))
 
-    @torch.no_grad()
     def logits(self, ids: Ids, adapter: str | None = None) -> Tensor:
         """ids: T tokens -> (T, V) fp32: row t scores the token after ids[t].
 
-        They may be more than the context, for which the model was not trained.
+        They may exceed the context, for which the model was not trained.
         """
-        tokens = self._tokens(ids)
-        return self.model(tokens, self._context(tokens, adapter))[0]
+        return scoring.logits_of(self.model, listed(ids), adapter)
 
-    @torch.no_grad()
     def logprobs(self, ids: Ids, adapter: str | None = None) -> Tensor:
         """ids: T tokens -> (T - 1,) fp32, natural log: element t is that of ids[t + 1]."""
-        tokens = self._tokens(ids)
-        context = self._context(tokens[:, :-1], adapter)
-        return self.model.logprobs(tokens[:, :-1], tokens[:, 1:], context)[0]
+        return scoring.score(self.model, [listed(ids)], [adapter])[0]
 
     def generate(
         self,
-        prompt: str | Ids | Sequence[str] | Sequence[Ids],
-        tokens: int | None = 64,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
-        adapter: str | None = None,
+        prompt: str | Ids | Iterable[str] | Iterable[Ids],
+        max_tokens: int | None = 64,
+        **options: Unpack[GenerationOptions],
     ) -> str | list[str]:
         """The text that continues a prompt; a list of prompts is a batch and gives a list.
 
-        In a batch, prompt i draws with seed + i.
+        Prompt i of a batch samples with seed + i.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
+        sampling, stops, adapter = read_options(options)
         if isinstance(prompt, Iterator):
             prompt = list(prompt)
-        single = not _is_batch(prompt)
+        single = not is_batch(prompt)
+        prompts = cast("list[str | Ids]", [prompt] if single else prompt)
         requests = [
-            self.request(
-                self.prompt_ids(item), tokens,
-                replace(sampling, seed=None if seed is None else seed + i), adapter,
-            )
-            for i, item in enumerate([prompt] if single else prompt)
-        ]  # fmt: skip
+            self.request(self.prompt_ids(item), max_tokens, _reseeded(sampling, i), adapter)
+            for i, item in enumerate(prompts)
+        ]
         pieces: list[list[str]] = [[] for _ in requests]
-        for index, piece in self._run(requests, stop):
+        for index, piece in self._run(requests, stops):
             pieces[index].append(piece)
         texts = ["".join(parts) for parts in pieces]
         return texts[0] if single else texts
 
     def stream(
-        self,
-        prompt: str | Ids,
-        tokens: int | None = 64,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
-        adapter: str | None = None,
+        self, prompt: str | Ids, max_tokens: int | None = 64, **options: Unpack[GenerationOptions]
     ) -> Iterator[str]:
-        """As `generate` for one prompt, in pieces as they come."""
-        sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
-        return self._stream(self.prompt_ids(prompt), tokens, stop, sampling, adapter)
+        """Like `generate` for one prompt, in pieces as they come."""
+        return self._stream(self.prompt_ids(prompt), max_tokens, read_options(options))
 
     def chat(
         self,
         messages: str | Sequence[Message],
-        tokens: int | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
-        adapter: str | None = None,
+        max_tokens: int | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> str:
         """The assistant's answer to a question, or to messages of `role` and `content`."""
-        sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
-        return "".join(self._stream(self._chat_ids(messages), tokens, stop, sampling, adapter))
+        return "".join(self._stream(self._chat_ids(messages), max_tokens, read_options(options)))
 
     def chat_stream(
         self,
         messages: str | Sequence[Message],
-        tokens: int | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
-        adapter: str | None = None,
+        max_tokens: int | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Iterator[str]:
-        """As `chat`, in pieces as they come."""
-        sampling = Sampling(temperature, top_k, top_p, min_p, seed=seed)
-        return self._stream(self._chat_ids(messages), tokens, stop, sampling, adapter)
+        """Like `chat`, in pieces as they come."""
+        return self._stream(self._chat_ids(messages), max_tokens, read_options(options))
 
     # -----------------------------------------------------------------------------------------
 
     def prompt_ids(self, prompt: str | Ids) -> list[int]:
         """Ids to continue: a text with what begins a document, so that "" is a prompt too."""
         if not isinstance(prompt, str):
-            return _listed(prompt)
+            return listed(prompt)
         start = self.tokenizer.start
         return [*start, *self.encode(prompt)] or [self.tokenizer.end_of_text]
 
     def request(
         self,
         ids: Sequence[int],
-        tokens: int | None,
+        max_tokens: int | None,
         sampling: Sampling,
         adapter: str | None = None,
     ) -> Request:
         """What the engine is asked; ValueError where the context is too short."""
         room = self.context - len(ids)
-        wanted = max(room, 1) if tokens is None else tokens
+        wanted = max(room, 1) if max_tokens is None else max_tokens
         if wanted > room:
             raise ValueError(
-                f"tokens: a prompt of {len(ids)} tokens and {wanted} more do not fit into the "
+                f"max_tokens: a prompt of {len(ids)} tokens and {wanted} more do not fit into the "
                 f"context of {self.context}"
             )
         return Request(tuple(ids), wanted, sampling, self.tokenizer.stop_ids, adapter=adapter)
@@ -227,23 +186,15 @@ class LanguageModel:
         return self.tokenizer.chat.prompt(messages)
 
     def _stream(
-        self,
-        ids: Sequence[int],
-        tokens: int | None,
-        stop: str | Sequence[str] | None,
-        sampling: Sampling,
-        adapter: str | None,
+        self, ids: Sequence[int], max_tokens: int | None, options: Options
     ) -> Iterator[str]:
         """What continues one prompt, in pieces."""
-        request = self.request(ids, tokens, sampling, adapter)
-        return (piece for _, piece in self._run([request], stop) if piece)
+        request = self.request(ids, max_tokens, options.sampling, options.adapter)
+        return (piece for _, piece in self._run([request], options.stops) if piece)
 
-    def _run(
-        self, requests: Sequence[Request], stop: str | Sequence[str] | None
-    ) -> Iterator[tuple[int, str]]:
+    def _run(self, requests: Sequence[Request], stops: Sequence[str]) -> Iterator[tuple[int, str]]:
         """Pairs (index of the request, next piece of its text)."""
-        stops = [stop] if isinstance(stop, str) else stop or ()
-        length = max((len(r.prompt) + r.tokens for r in requests), default=1)
+        length = max((len(r.prompt) + r.max_tokens for r in requests), default=1)
         slots = min(max(len(requests), 1), SLOTS)
         engine = self.engine(slots, length)
         numbers = {engine.add(request): index for index, request in enumerate(requests)}
@@ -255,39 +206,10 @@ class LanguageModel:
                 if replies[index].stopped and not event.finish:
                     engine.abort(event.request)
 
-    def _context(self, tokens: Tensor, adapter: str | None) -> Context:
-        """tokens: one row, read with the adapter."""
-        check_adapter(adapter, self.adapters)
-        rows = adapter_rows([adapter], self.adapters, self.model.device)
-        return replace(Context.plain(tokens), adapters=rows)
 
-    def _tokens(self, ids: Ids) -> Tensor:
-        size, row = self.model.config.vocabulary, _listed(ids)
-        outside = [token for token in row if not 0 <= token < size]
-        if outside:
-            raise ValueError(f"ids: token {outside[0]} is outside the vocabulary of {size}")
-        if not row:
-            raise ValueError("ids: they are empty; give at least one token")
-        return torch.tensor([row], device=self.model.device)
-
-
-def _listed(ids: Ids) -> list[int]:
-    """Plain numbers of one row."""
-    plain = ids.tolist() if isinstance(ids, np.ndarray | Tensor) else ids
-    try:
-        return [operator.index(token) for token in plain]
-    except TypeError:
-        raise ValueError("ids: these are no token ids; give whole numbers in one row") from None
-
-
-def _is_batch(prompt: Any) -> bool:
-    """Whether these are several prompts: texts or rows of ids; [] is a batch of none."""
-    if isinstance(prompt, np.ndarray | Tensor):
-        return prompt.ndim > 1
-    if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
-        raise ValueError("prompt: give a text, token ids, or a list of either")
-    rows = (str, Sequence, np.ndarray, Tensor)
-    return not isinstance(prompt, str) and all(isinstance(item, rows) for item in prompt)
+def _reseeded(sampling: Sampling, index: int) -> Sampling:
+    """The settings of prompt `index` of a batch."""
+    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index)
 
 
 def load(
@@ -298,7 +220,7 @@ def load(
     adapter: str | Path | None = None,
     adapters: Mapping[str, str | Path] | None = None,
     cache: CacheKind = "plain",
-    speculate: bool = False,
+    speculate: Speculation | None = None,
 ) -> LanguageModel:
     """A model from what `path` names: a run or model folder of Culm, a Hugging Face folder or hub
     id, a `.gguf` file, or a folder with an adapter, which is merged into the base that it names.
@@ -314,5 +236,5 @@ def load(
     Raises:
         SettingError: there is nothing there that can be read, or the adapter is for another base.
     """
-    parts = read(path, device, dtype, adapter, adapters, mtp=speculate)
+    parts = read(path, device, dtype, adapter, adapters, mtp=speculate == "mtp")
     return LanguageModel(*parts, context, cache, speculate)

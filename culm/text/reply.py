@@ -15,9 +15,9 @@ from culm.tokenizer.tokenizer import Tokenizer
 
 
 def request_of(
-    question: str, tokenizer: Tokenizer, tokens: int, context: int, sampling: Sampling
+    question: str, tokenizer: Tokenizer, max_tokens: int, context: int, sampling: Sampling
 ) -> Request:
-    """Have the assistant answer, in at most `tokens`, or fewer where the context ends before.
+    """Have the assistant answer, in at most `max_tokens`, or fewer where the context ends before.
 
     Raises:
         ValueError: the question alone fills the context.
@@ -29,7 +29,7 @@ def request_of(
             f"tasks: the question {question[:40]!r} has {len(prompt)} tokens, which leaves no room "
             f"for an answer in the model's context of {context}"
         )
-    return Request(prompt, min(tokens, room), sampling, tokenizer.stop_ids)
+    return Request(prompt, min(max_tokens, room), sampling, tokenizer.stop_ids)
 
 
 class Reply:

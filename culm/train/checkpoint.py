@@ -39,7 +39,7 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. `data`: fingerprint of the dataset that its steps index."""
+    """How far a run is. data: fingerprint of the dataset that its steps index."""
 
     step: int
     tokens: int
@@ -137,7 +137,7 @@ class WholeStore:
 
 
 def verify(folder: Path) -> Progress | None:
-    """How far the newest checkpoint is, once every byte of it is seen to be as it was written.
+    """The progress of the newest checkpoint, after its checksum was verified.
 
     Raises:
         CheckpointError: it is damaged.
@@ -158,11 +158,11 @@ def verify(folder: Path) -> Progress | None:
 
 
 def _newest(folder: Path) -> tuple[Path, str]:
-    """The newest checkpoint, and what to do if it cannot be used."""
+    """The newest checkpoint, and the remedy if it cannot be used."""
     *earlier, last = steps_in(folder)
     path = folder / "checkpoints" / f"step-{last}"
     before = f"step {earlier[-1]}" if earlier else "the beginning"
-    return path, f"delete {path} to go on from {before}"
+    return path, f"delete {path} to resume from {before}"
 
 
 def _seal(weights: Path, state: dict) -> str:

@@ -13,7 +13,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc to keep what is freed; whether it does. Elsewhere than on Linux, nothing."""
+    """Ask glibc to keep freed memory; gives whether it will. Does nothing outside Linux."""
     library = _glibc()
     greatest = 2**31 - 1
     return library is not None and bool(
@@ -22,7 +22,7 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> None:
-    """Give back what is kept and not in use, as between two stages of a run."""
+    """Return unused memory to the system, as between two stages of a run."""
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)

@@ -1,4 +1,4 @@
-"""How much memory this process needed at most."""
+"""The peak memory of this process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def reset_peak() -> None:
-    """Give back what is not in use and begin to measure anew, where the system can (Linux)."""
+    """Free what is not in use and start a new measurement, where the system can (Linux)."""
     gc.collect()
     release_freed_memory()
     if CLEAR.exists():
@@ -23,7 +23,7 @@ def reset_peak() -> None:
 
 
 def peak_bytes() -> int:
-    """Greatest resident size of this process since `reset_peak`, or since it started."""
+    """Peak resident size of this process since `reset_peak`, or since it started."""
     if STATUS.exists():
         for line in STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):

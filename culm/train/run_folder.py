@@ -1,4 +1,4 @@
-"""A run folder belongs to one run: what it has learned from does not change under it."""
+"""A run folder belongs to one run, whose data and settings do not change under its checkpoints."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def is_fixed(kind: type[BaseModel], name: str) -> bool:
 
 
 def read_settings(folder: Path, kind: type[Settings]) -> Settings | None:
-    """The settings that the folder was begun with; None for a new one.
+    """The settings that the folder was created with; None for a new one.
 
     Raises:
-        SettingError: its `run.yaml` is none of a run's, or it is no folder.
+        SettingError: its `run.yaml` is not a run's, or it is not a folder.
     """
     if folder.exists() and not folder.is_dir():
         raise SettingError(f"folder: {folder} is a file; choose another name")
@@ -80,7 +80,7 @@ def read_settings(folder: Path, kind: type[Settings]) -> Settings | None:
 
 
 def prepared_by(folder: Path, config: Config) -> bool:
-    """Whether the tokenizer and the corpus of the folder, if there, are those of these settings.
+    """Whether the tokenizer and the corpus in the folder were made by these settings.
 
     Raises:
         SettingError: naming the setting in which the folder's checkpoints differ.
@@ -103,8 +103,8 @@ def prepared_by(folder: Path, config: Config) -> bool:
 def write_settings(folder: Path, config: Config) -> None:
     """Write the complete settings of a run, as a run file, into its folder.
 
-    As long as nothing was trained, a tokenizer or corpus that other settings had made is removed.
-    Whatever Culm did not make stays as it is.
+    Before the first checkpoint, a tokenizer or corpus that other settings made is removed.
+    Files that Culm did not make are left alone.
 
     Raises:
         SettingError: as `check`.
@@ -116,7 +116,7 @@ def write_settings(folder: Path, config: Config) -> None:
 
 
 def check(folder: Path, config: Config) -> list[Path]:
-    """What other settings had made in the folder of a run; it has to go before the run begins.
+    """What other settings made in the folder of a run; it is removed before the run starts.
 
     Raises:
         SettingError: naming the setting in which the folder's checkpoints differ, or the files of
@@ -147,8 +147,8 @@ def _plain(config: Config) -> dict[str, Any]:
 
 
 def _made(folder: Path, *settings: Mapping[str, Any]) -> Iterator[Path]:
-    """The tokenizer and the corpus that a run made in its folder, where they are; not a corpus
-    that was prepared beforehand and is only read.
+    """The tokenizer and the corpus that a run made in its folder; not a corpus that was prepared
+    elsewhere and is only read.
 
     Raises:
         SettingError: what is there was not made by Culm.

@@ -87,9 +87,9 @@ def show_plan(config: RunConfig, origins: dict[str, str], ranks: int = 1) -> Non
             _show_samples(console, seen.samples)
     folder = Path(config.folder)
     found.attempt(lambda: check(folder, config))
-    begun = found.attempt(lambda: verify(folder))
-    if begun is not None:
-        console.print(f"\nGoes on after step {begun.step:,} of {config.train.steps:,}.")
+    progress = found.attempt(lambda: verify(folder))
+    if progress is not None:
+        console.print(f"\nResumes after step {progress.step:,} of {config.train.steps:,}.")
     device = found.attempt(lambda: choose_device(config.device))
     if model is not None and device is not None and context:
         _show_needs(console, found, model, tokenizer, device, context)
@@ -99,7 +99,7 @@ def show_plan(config: RunConfig, origins: dict[str, str], ranks: int = 1) -> Non
 
 
 def _parts(config: RunConfig) -> tuple[Transformer | None, Tokenizer | None]:
-    """Of the model that the run goes on from, on the meta device."""
+    """Of the model that the run starts from, on the meta device."""
     if config.start is None:
         return None, None
     model, tokenizer = model_from_start(config)
@@ -143,7 +143,7 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _show_samples(console: Console, samples: list[list[tuple[str, bool]]]) -> None:
-    console.print("\n[bold]Samples[/], what is learned in «»")
+    console.print("\n[bold]Samples[/], learned text in «»")
     for spans in samples:
         left = SHOWN
         for text, learned in spans:
@@ -219,12 +219,12 @@ def _needs(
 ) -> list[tuple[str, ...]]:
     """row: tokens of one. on: the device and its precision."""
     steps, memory, tokens = config.train.steps, needs.memory, config.train.batch_size * row
-    each = f"{size(memory.total)}, beside Python and its libraries"
+    each = f"{size(memory.total)}, plus Python and its libraries"
     used = f", {count(needs.parameters - needs.idle)} for each token" if needs.idle else ""
     return [
-        ("parameters", f"{count(needs.parameters)}{used}, {count(needs.trained)} of them trained"),
+        ("parameters", f"{count(needs.parameters)}{used}, {count(needs.trained)} trained"),
         ("tokens", f"{count(tokens)} a step, {count(tokens * steps)} in {steps:,} steps"),
-        ("products", f"{flops(per_step)} a step, {flops(per_step * steps)} in all"),
+        ("compute", f"{flops(per_step)} a step, {flops(per_step * steps)} in total"),
         ("memory", f"{each}, in each of {ranks} processes" if ranks > 1 else each),
         ("", f"weights {size(memory.weights)}, gradients {size(memory.gradients)}"),
         ("", f"optimizer {size(memory.optimizer)}, activations {size(memory.activations)}"),

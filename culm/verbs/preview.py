@@ -20,7 +20,7 @@ from culm.train.run_folder import prepared_by
 from culm.verbs.format import count
 
 SAMPLES = 3
-QUESTIONS = 64  # looked at for the length of their prompts
+QUESTIONS = 64  # read to find the longest prompt
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def preview(config: RunConfig, tokenizer: Tokenizer, temporary: Path, context: i
         facts.append(("learned tokens", ("" if whole else "about ") + count(rows.targets / share)))
         facts.append(("epochs", f"{epochs:.2f}"))
     if rows.truncated:
-        facts.append(("cut off at their end", f"{rows.truncated:,} documents"))
+        facts.append(("truncated", f"{rows.truncated:,} documents"))
     return Preview(facts, rows.preview(SAMPLES, tokenizer), context)
 
 
@@ -92,7 +92,7 @@ def _questions(config: RunConfig, tokenizer: Tokenizer) -> Preview:
         samples.append([(tokenizer.decode(prompt, specials=True), False), (question.answer, True)])
     facts: list[tuple[str, ...]] = [
         ("tasks", ", ".join(task.name for task in tasks)),
-        ("answers", f"{config.train.batch_size:,} a step, in groups of {rollouts.group}"),
-        ("longest prompt", f"{longest} tokens, and up to {rollouts.max_tokens} of an answer"),
+        ("completions", f"{config.train.batch_size:,} a step, in groups of {rollouts.group}"),
+        ("longest prompt", f"{longest} tokens, plus answers of up to {rollouts.max_tokens}"),
     ]
     return Preview(facts, samples[:SAMPLES], longest + rollouts.max_tokens)

@@ -88,7 +88,7 @@ def test_a_mixed_batch_equals_each_merged_model_alone(models, sampling, slots):
     for request, mine in zip(asked, together, strict=True):
         plain = replace(request, adapter=None)
         assert mine.tokens == Engine(alone[request.adapter], 1).generate([plain])[0].tokens
-        assert len(mine.tokens) == request.tokens
+        assert len(mine.tokens) == request.max_tokens
 
 
 def test_equal_prompts_are_shared_within_an_adapter_only(models):
@@ -132,7 +132,9 @@ def test_fused_decoding_gives_way(models):
     model.dtype = torch.bfloat16
     assert not fused.fuses(model, model.cache(2, 16))
     asked = requests()
-    assert [len(c.tokens) for c in Engine(model, 4).generate(asked)] == [r.tokens for r in asked]
+    assert [len(c.tokens) for c in Engine(model, 4).generate(asked)] == [
+        r.max_tokens for r in asked
+    ]
 
 
 def test_an_unknown_adapter_is_refused(models):

@@ -175,7 +175,7 @@ def test_progress_counts_every_token(model):
     ("request_", "words"),
     [
         (Request((), 4), "prompt: it is empty"),
-        (Request((1,), 0), "tokens: 0 is less than 1"),
+        (Request((1,), 0), "max_tokens: 0 is less than 1"),
         (Request((1,) * 90, 10), "longer than the 96 tokens"),
         (Request((1, 61), 4), "token 61 is outside the vocabulary of 61"),
         (Request((-1,), 4), "token -1 is outside"),

@@ -113,7 +113,7 @@ def test_tokens_are_those_of_plain_decoding(kind: str, sampling: Sampling) -> No
     for slots in (8, 3):
         plain, ahead = (
             Engine(model, slots, speculate=speculate).generate(wanted)
-            for speculate in (False, True)
+            for speculate in (None, "mtp")
         )
         for one, two in zip(plain, ahead, strict=True):
             assert (two.tokens, two.finish) == (one.tokens, one.finish)
@@ -125,7 +125,7 @@ def test_accepted_drafts_save_steps(fluent: Transformer, sampling: Sampling) -> 
     """Three heads that know what comes: four tokens a step, but for the first two steps."""
     one = Request((7,), 42, sampling)
     plain, slow = steps(Engine(fluent, 1), [one])
-    ahead, fast = steps(Engine(fluent, 1, speculate=True), [one])
+    ahead, fast = steps(Engine(fluent, 1, speculate="mtp"), [one])
     assert ahead[0].tokens == plain[0].tokens
     assert slow == 42
     assert fast <= 14  # 2 + 40 / 4 where nothing is drawn beside what was learned
@@ -135,12 +135,12 @@ def test_rejected_drafts_cost_no_steps() -> None:
     """Its control: heads that know nothing."""
     changed = built(mtp=MTP(depth=3), attention=GQA(heads=2))
     one = Request((7,), 42, SAMPLINGS[0])
-    assert 36 <= steps(Engine(changed, 1, speculate=True), [one])[1] <= 42
+    assert 36 <= steps(Engine(changed, 1, speculate="mtp"), [one])[1] <= 42
 
 
 def test_an_accepted_token_is_told_as_any(fluent: Transformer) -> None:
     told = []
-    for speculate in (False, True):
+    for speculate in (None, "mtp"):
         engine = Engine(fluent, 2, speculate=speculate)
         engine.add(Request((7, 9), 20, Sampling(seed=3), logprobs=2))
         events = []
@@ -157,7 +157,7 @@ def test_a_stop_in_the_draft_ends_there(fluent: Transformer) -> None:
     free = Engine(fluent).generate([Request((7,), 30, SAMPLINGS[0])])[0].tokens
     for place in (4, 5, 6, 7):
         wanted = Request((7,), 30, SAMPLINGS[0], frozenset({free[place]}))
-        done = Engine(fluent, speculate=True).generate([wanted])[0]
+        done = Engine(fluent, speculate="mtp").generate([wanted])[0]
         assert done.tokens == free[: free.index(free[place]) + 1]
         assert done.finish == "stop"
 
@@ -166,7 +166,7 @@ def test_a_stop_in_the_draft_ends_there(fluent: Transformer) -> None:
 def test_rejected_drafts_leave_nothing_behind(fluent: Transformer) -> None:
     """What trunk and heads keep is what one forward over the text would have kept."""
     prompt = tuple(range(7, 27))  # longer than what a step reads
-    engine = Engine(fluent, 1, speculate=True)
+    engine = Engine(fluent, 1, speculate="mtp")
     engine.add(Request(prompt, 25, Sampling(temperature=3.0, seed=2)))
     cache = engine.runner.cache
     engine.step()
@@ -187,11 +187,11 @@ def test_rows_that_fill_up_and_rows_that_move() -> None:
     """More than 16 rows are filled up to 32; requests come while others run."""
     model = built(attention=[GQA(heads=2), GQA(heads=2, window=5, sink_tokens=1)])
     wanted = [
-        replace(request, sampling=replace(SAMPLINGS[1], seed=number), tokens=5 + number % 9)
+        replace(request, sampling=replace(SAMPLINGS[1], seed=number), max_tokens=5 + number % 9)
         for number, request in enumerate(requests(SAMPLINGS[1]) * 5)
     ]
     plain = Engine(model, 8).generate(wanted)
-    engine = Engine(model, 35, speculate=True)
+    engine = Engine(model, 35, speculate="mtp")
     told: dict[int, list[int]] = {}
     for number, request in enumerate(wanted):
         told[engine.add(request)] = []
@@ -208,7 +208,7 @@ def test_keys_and_values_that_are_rounded_again(cache) -> None:
     """Rejected drafts across the borders of groups: hardly farther from exact than without."""
     model = built(context=128)
     errors = []
-    for speculate in (False, True):
+    for speculate in (None, "mtp"):
         one = Request((7,), 120, Sampling(seed=2))
         done = Engine(model, 1, cache=cache, speculate=speculate).generate([one])[0]
         tokens = torch.tensor([[7, *done.tokens]])
@@ -222,7 +222,7 @@ def test_keys_and_values_that_are_rounded_again(cache) -> None:
 def test_rounded_keys_and_values(fluent: Transformer, cache) -> None:
     one = Request((7,), 50, SAMPLINGS[0])
     plain = Engine(fluent, 1, cache=cache).generate([one])[0]
-    ahead, count = steps(Engine(fluent, 1, cache=cache, speculate=True), [one])
+    ahead, count = steps(Engine(fluent, 1, cache=cache, speculate="mtp"), [one])
     assert ahead[0].tokens == plain.tokens
     assert count < 20
 
@@ -236,7 +236,7 @@ def test_rows_with_adapters_of_their_own() -> None:
     attach_adapters(model, {"first": adapters_of(other)})
     wanted = [Request((4, 5), 20, SAMPLINGS[1], adapter=name) for name in ("first", None)]
     plain, ahead = (
-        Engine(model, 2, speculate=speculate).generate(wanted) for speculate in (False, True)
+        Engine(model, 2, speculate=speculate).generate(wanted) for speculate in (None, "mtp")
     )
     assert [c.tokens for c in ahead] == [c.tokens for c in plain]
     assert len({c.tokens for c in ahead}) == 2
@@ -244,7 +244,7 @@ def test_rows_with_adapters_of_their_own() -> None:
 
 def test_abort_between_drafts(fluent: Transformer) -> None:
     wanted = [Request((n,), 30, SAMPLINGS[0]) for n in (3, 4, 5)]
-    engine = Engine(fluent, 3, speculate=True)
+    engine = Engine(fluent, 3, speculate="mtp")
     numbers = [engine.add(request) for request in wanted]
     told: dict[int, list[int]] = {number: [] for number in numbers}
     for step in range(40):
@@ -262,31 +262,31 @@ def test_slots_that_are_hardly_longer_than_the_drafts(fluent: Transformer, lengt
     one = Request((7,), length - 1, SAMPLINGS[0])
     plain, ahead = (
         Engine(fluent, 1, length, speculate=speculate).generate([one])[0]
-        for speculate in (False, True)
+        for speculate in (None, "mtp")
     )
     assert ahead.tokens == plain.tokens
 
 
 def test_what_cannot_draft_is_refused() -> None:
     with pytest.raises(SettingError, match=r"speculate: this model has no heads"):
-        Engine(built(mtp=None), speculate=True)
+        Engine(built(mtp=None), speculate="mtp")
     with pytest.raises(SettingError, match=r"speculate: a layer of this model keeps a state"):
-        Engine(built(attention=[DeltaNet(heads=2), GQA(heads=2)]), speculate=True)
+        Engine(built(attention=[DeltaNet(heads=2), GQA(heads=2)]), speculate="mtp")
 
 
 def test_a_folder_is_loaded_with_its_heads(tmp_path: Path) -> None:
     words = Bytes(specials=True).build()
     native.save(built(vocabulary=words.vocabulary), words, tmp_path / "model")
     plain, ahead = (
-        culm.load(tmp_path / "model", speculate=speculate) for speculate in (False, True)
+        culm.load(tmp_path / "model", speculate=speculate) for speculate in (None, "mtp")
     )
     assert (len(plain.model.mtp), len(ahead.model.mtp)) == (0, 2)
     assert ahead.generate("def ", 20, seed=1) == plain.generate("def ", 20, seed=1)
     quantize(tmp_path / "model", tmp_path / "small", "int8")
     plain, ahead = (
-        culm.load(tmp_path / "small", dtype="float32", speculate=each) for each in (False, True)
+        culm.load(tmp_path / "small", dtype="float32", speculate=each) for each in (None, "mtp")
     )
     assert ahead.generate("def ", 20, seed=1) == plain.generate("def ", 20, seed=1)
     native.save(built(mtp=None, vocabulary=words.vocabulary), words, tmp_path / "none")
     with pytest.raises(SettingError, match="speculate: this model has no heads"):
-        culm.load(tmp_path / "none", speculate=True)
+        culm.load(tmp_path / "none", speculate="mtp")

@@ -97,7 +97,7 @@ def test_replies_are_greedy_and_scored_by_their_task() -> None:
         (name, prompt) for name in ("vowels", "again") for prompt in "bca"
     ]
     for item in answered:
-        assert item.reply == model.chat(item.question.prompt, tokens=7, temperature=0)
+        assert item.reply == model.chat(item.question.prompt, max_tokens=7, temperature=0)
     assert len(set(task.seen)) == 3
     assert task.seen == [item.reply for item in answered[:3]]
     table = accuracies_of(answered)

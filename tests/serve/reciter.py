@@ -9,9 +9,9 @@ from openai import OpenAI
 
 from culm.model.attention.gqa import GQA
 from culm.model.config import TransformerConfig
-from culm.serve.app import build
-from culm.serve.server import Server, listen
-from culm.serve.server import _settings as settings
+from culm.serve.http.app import build
+from culm.serve.http.server import Server, listen
+from culm.serve.http.server import _settings as settings
 from culm.text.language_model import LanguageModel
 from culm.tokenizer.bytes import Bytes
 
@@ -50,10 +50,10 @@ class Running:
 
     def __init__(self, app: FastAPI | None = None, **settings_: object) -> None:
         self.app = app or build(reciter(), "reciter", **settings_)
-        self.worker = self.app.state.worker
+        self.worker = self.app.state.service.worker
         self.listener = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.server = Server(settings(self.app), self.worker)
+        self.server = Server(settings(self.app), self.app.state.service)
         self.thread = threading.Thread(target=self.server.run, args=([self.listener],))
         self.thread.start()
         until(lambda: self.server.started)

@@ -12,7 +12,7 @@ from culm.config import SettingError
 from culm.convert import native, peft
 from culm.model.attention.gqa import GQA
 from culm.model.config import TransformerConfig
-from culm.serve.app import build
+from culm.serve.http.app import build
 from culm.tokenizer.bytes import Bytes
 
 NAMES = ("poet", "judge")
@@ -57,7 +57,7 @@ def client(model):
 
 
 def said(model, **settings):
-    return model.chat("hi", tokens=12, temperature=0, **settings)
+    return model.chat("hi", max_tokens=12, temperature=0, **settings)
 
 
 def test_python_chooses_by_name(folder, model):
@@ -65,10 +65,10 @@ def test_python_chooses_by_name(folder, model):
     merged = {name: load(folder / name, "cpu") for name in NAMES} | {None: load(folder / "base")}
     for name, alone in merged.items():
         assert said(model, adapter=name) == said(alone)
-        assert "".join(model.chat_stream("hi", 12, 0.0, adapter=name)) == said(alone)
+        assert "".join(model.chat_stream("hi", 12, temperature=0.0, adapter=name)) == said(alone)
         texts = model.generate(["ab", "c"], 12, temperature=0, adapter=name)
         assert texts == alone.generate(["ab", "c"], 12, temperature=0)
-        assert "".join(model.stream("ab", 12, 0.0, adapter=name)) == texts[0]
+        assert "".join(model.stream("ab", 12, temperature=0.0, adapter=name)) == texts[0]
         ids = model.encode("some text")
         torch.testing.assert_close(model.logits(ids, name), alone.logits(ids), atol=1e-3, rtol=0)
         torch.testing.assert_close(

@@ -16,7 +16,7 @@ from reciter import TEXT, Running, until
 
 import culm
 from culm.config import SettingError
-from culm.serve.server import check_exposed, check_port, serve
+from culm.serve.http.server import check_exposed, check_port, serve
 
 
 def test_health_and_version(running):
@@ -150,7 +150,8 @@ def test_a_server_without_a_key_stays_at_home():
 def test_a_signal_ends_the_process_with_zero(sign):
     here = Path(__file__).parent
     code = (
-        "import reciter; from culm.serve.server import serve;serve(reciter.reciter(), 'r', port=0)"
+        "import reciter; from culm.serve.http.server import serve;"
+        "serve(reciter.reciter(), 'r', port=0)"
     )
     paths = [str(here), str(here.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

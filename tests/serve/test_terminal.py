@@ -37,7 +37,7 @@ def test_a_model_without_a_template_is_refused_at_once(model):
 
 
 def test_answers_are_as_long_as_asked(model):
-    assert TEXT not in talk(model, ["hi"], tokens=5)
+    assert TEXT not in talk(model, ["hi"], max_tokens=5)
 
 
 def test_a_dialogue(model):

@@ -54,20 +54,20 @@ def test_bad_ids_are_refused(model, ids):
 
 
 def test_generate_text_ids_and_batches(model):
-    one = model.generate("abc", tokens=12, temperature=0)
+    one = model.generate("abc", max_tokens=12, temperature=0)
     assert isinstance(one, str)
-    assert one == model.generate(model.encode("abc"), tokens=12, temperature=0)
-    assert [one, model.generate("x", tokens=12, temperature=0)] == model.generate(
-        ["abc", "x"], tokens=12, temperature=0
+    assert one == model.generate(model.encode("abc"), max_tokens=12, temperature=0)
+    assert [one, model.generate("x", max_tokens=12, temperature=0)] == model.generate(
+        ["abc", "x"], max_tokens=12, temperature=0
     )
-    assert model.generate([model.encode("abc")], tokens=12, temperature=0) == [one]
-    assert model.generate("", tokens=3, temperature=0) is not None
+    assert model.generate([model.encode("abc")], max_tokens=12, temperature=0) == [one]
+    assert model.generate("", max_tokens=3, temperature=0) is not None
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_keys_and_values_in_few_bits(model, kind):
     small = LanguageModel(model.model, model.tokenizer, cache=kind)
-    exact = [m.generate("abc", tokens=20, temperature=0) for m in (small, model)]
+    exact = [m.generate("abc", max_tokens=20, temperature=0) for m in (small, model)]
     assert exact[0][:3] == exact[1][:3]  # the newest tokens are kept as they are
     with pytest.raises(SettingError, match="cache: 'int2' is not one of plain, int8, int4"):
         LanguageModel(model.model, model.tokenizer, cache="int2").generate("abc")
@@ -75,21 +75,21 @@ def test_keys_and_values_in_few_bits(model, kind):
 
 def test_ids_may_be_arrays_and_tensors(model):
     ids = model.encode("abc")
-    said = model.generate(ids, tokens=12, temperature=0)
+    said = model.generate(ids, max_tokens=12, temperature=0)
     for row in (np.array(ids), torch.tensor(ids), tuple(ids), list(np.array(ids, np.int32))):
-        assert model.generate(row, tokens=12, temperature=0) == said
-        assert "".join(model.stream(row, tokens=12, temperature=0)) == said
+        assert model.generate(row, max_tokens=12, temperature=0) == said
+        assert "".join(model.stream(row, max_tokens=12, temperature=0)) == said
         assert model.decode(row) == "abc"
         assert torch.equal(model.logits(row), model.logits(ids))
         assert torch.equal(model.logprobs(row), model.logprobs(ids))
     for batch in (np.array([ids, ids]), torch.tensor([ids, ids]), [np.array(ids), ids]):
-        assert model.generate(batch, tokens=12, temperature=0) == [said, said]
+        assert model.generate(batch, max_tokens=12, temperature=0) == [said, said]
     assert model.generate([]) == []
 
 
 def test_prompts_may_come_one_by_one(model):
-    said = model.generate(["abc", "x"], tokens=12, temperature=0)
-    assert model.generate(iter(["abc", "x"]), tokens=12, temperature=0) == said
+    said = model.generate(["abc", "x"], max_tokens=12, temperature=0)
+    assert model.generate(iter(["abc", "x"]), max_tokens=12, temperature=0) == said
 
 
 @pytest.mark.parametrize("prompt", [b"abc", {"abc": 1}, 3, None])
@@ -116,7 +116,7 @@ def test_what_is_no_id_is_refused_in_a_sentence(model, ids):
 )
 def test_ids_that_cannot_be_continued_are_refused(model, ids, words):
     with pytest.raises(ValueError, match=words):
-        model.generate(ids, tokens=2)
+        model.generate(ids, max_tokens=2)
 
 
 def test_more_tokens_than_the_context_are_scored(model):
@@ -128,22 +128,22 @@ def test_more_tokens_than_the_context_are_scored(model):
 
 
 def test_seeds_decide_and_differ_in_a_batch(model):
-    first = model.generate("abc", tokens=20, seed=4)
-    assert first == model.generate("abc", tokens=20, seed=4)
-    assert first != model.generate("abc", tokens=20, seed=5)
-    batch = model.generate(["abc", "abc"], tokens=20, seed=4)
-    assert batch == [first, model.generate("abc", tokens=20, seed=5)]
+    first = model.generate("abc", max_tokens=20, seed=4)
+    assert first == model.generate("abc", max_tokens=20, seed=4)
+    assert first != model.generate("abc", max_tokens=20, seed=5)
+    batch = model.generate(["abc", "abc"], max_tokens=20, seed=4)
+    assert batch == [first, model.generate("abc", max_tokens=20, seed=5)]
 
 
 def test_stream_joins_to_generate(model):
-    whole = model.generate("abc", tokens=40, seed=2)
-    assert "".join(model.stream("abc", tokens=40, seed=2)) == whole
+    whole = model.generate("abc", max_tokens=40, seed=2)
+    assert "".join(model.stream("abc", max_tokens=40, seed=2)) == whole
 
 
 def test_stop_strings_end_the_text(model):
-    whole = model.generate("abc", tokens=60, seed=2)
+    whole = model.generate("abc", max_tokens=60, seed=2)
     stop = whole[9:12]
-    cut = model.generate("abc", tokens=60, seed=2, stop=["never there", stop])
+    cut = model.generate("abc", max_tokens=60, seed=2, stop=["never there", stop])
     assert cut == whole[: whole.index(stop)]
 
 
@@ -151,9 +151,9 @@ def test_stop_strings_end_the_text(model):
 def test_a_stop_string_ends_its_own_text_of_a_batch(model, first):
     """In whatever slot it stands: the others move up."""
     prompts = ["abc", "xyz!", "hello there"]
-    whole = model.generate(prompts, tokens=12, temperature=0)
+    whole = model.generate(prompts, max_tokens=12, temperature=0)
     stop = whole[first][3:5]
-    cut = model.generate(prompts, tokens=12, temperature=0, stop=stop)
+    cut = model.generate(prompts, max_tokens=12, temperature=0, stop=stop)
     assert cut == [text.split(stop)[0] for text in whole]
     assert len(cut[first]) < len(whole[first])
 
@@ -162,10 +162,10 @@ def test_the_context_may_be_shorter_than_the_models(model, tmp_path):
     native.save(model.model, model.tokenizer, tmp_path / "model")
     short = load(tmp_path / "model", context=16)
     assert short.context == 16
-    said = short.generate("abc", tokens=None, temperature=0)
-    assert model.generate("abc", tokens=13, temperature=0) == said
+    said = short.generate("abc", max_tokens=None, temperature=0)
+    assert model.generate("abc", max_tokens=13, temperature=0) == said
     with pytest.raises(ValueError, match="do not fit into the context of 16"):
-        short.generate("abc", tokens=14)
+        short.generate("abc", max_tokens=14)
     for wrong in (1, 129):
         with pytest.raises(ValueError, match=f"context: {wrong} is not between 2 and"):
             load(tmp_path / "model", context=wrong)
@@ -173,17 +173,17 @@ def test_the_context_may_be_shorter_than_the_models(model, tmp_path):
 
 def test_chat_takes_a_text_or_messages(model):
     messages = [{"role": "user", "content": "hi"}]
-    answer = model.chat("hi", tokens=15, temperature=0)
-    assert answer == model.chat(messages, tokens=15, temperature=0)
-    assert answer == "".join(model.chat_stream("hi", tokens=15, temperature=0))
+    answer = model.chat("hi", max_tokens=15, temperature=0)
+    assert answer == model.chat(messages, max_tokens=15, temperature=0)
+    assert answer == "".join(model.chat_stream("hi", max_tokens=15, temperature=0))
     assert isinstance(model.chat("hi", seed=1), str)  # to the end of the context
 
 
 def test_what_does_not_fit_is_refused(model):
     with pytest.raises(ValueError, match="context of 128"):
-        model.generate("a" * 100, tokens=64)
+        model.generate("a" * 100, max_tokens=64)
     with pytest.raises(ValueError, match="context of 128"):
-        model.generate("a" * 200, tokens=None)
+        model.generate("a" * 200, max_tokens=None)
 
 
 def test_generation_ends_at_a_stop_token(model, tokenizer):
@@ -303,3 +303,29 @@ def test_import_is_light():
     assert culm.LanguageModel is LanguageModel
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = culm.lode
+
+
+# -- options ----------------------------------------------------------------------------------
+
+
+def test_every_method_takes_every_sampling_setting(model):
+    settings = {
+        "temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.3,
+        "presence_penalty": 0.2, "frequency_penalty": 0.1, "seed": 3, "stop": "@@", "adapter": None,
+    }  # fmt: skip
+    text = model.generate("abc", 20, **settings)
+    assert text == "".join(model.stream("abc", 20, **settings))
+    assert model.chat("abc", 20, **settings) == "".join(model.chat_stream("abc", 20, **settings))
+    for name in ("temperature", "top_k", "min_p", "repetition_penalty", "seed"):
+        changed = {name: 100} if name in ("top_k", "seed") else {name: 0.99}
+        assert model.generate("abc", 60, **{**settings, **changed}) != model.generate(
+            "abc", 60, **settings
+        ), name
+
+
+def test_an_unknown_or_impossible_setting_is_named(model):
+    for ask in (model.generate, model.stream, model.chat, model.chat_stream):
+        with pytest.raises(TypeError, match=r"'tokens'; known: max_tokens, temperature, top_k"):
+            ask("abc", tokens=3)
+        with pytest.raises(ValueError, match=r"^top_p: 2 is outside 0.0..1.0"):
+            ask("abc", top_p=2)

@@ -39,4 +39,6 @@ class Samples(MeasureConfig):
 
     def _continue(self, model: LanguageModel, text: str, temperature: float, seed: int) -> str:
         room = model.context - len(model.prompt_ids(text))
-        return "".join(model.stream(text, min(self.max_tokens, room), temperature, seed=seed))
+        return "".join(
+            model.stream(text, min(self.max_tokens, room), temperature=temperature, seed=seed)
+        )

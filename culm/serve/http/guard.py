@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from culm.serve.error import ApiError
+from culm.serve.http.error import ApiError
 
 OPEN = ("/", "/health", "/health/live", "/health/ready")  # without a key; all else is closed
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

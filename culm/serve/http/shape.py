@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from culm.serve.stream import Piece, Score
+from culm.serve.answer import TextPiece, TokenScore
 from culm.tokenizer.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -19,17 +19,17 @@ class Shape(Protocol):
     def opening(self, choice: int) -> list[Json]:
         """Chunks before the first piece of a choice."""
 
-    def chunk(self, piece: Piece) -> Json:
+    def chunk(self, piece: TextPiece) -> Json:
         """A piece in a stream."""
 
-    def whole(self, pieces: Sequence[Piece], usage: Json) -> Json:
+    def whole(self, pieces: Sequence[TextPiece], usage: Json) -> Json:
         """All pieces at once."""
 
     def usage(self, usage: Json) -> Json:
         """The last chunk of a stream whose client wants to know."""
 
 
-class Chat:
+class ChatShape:
     """`chat.completion` and its chunks."""
 
     def __init__(self, name: str, tokenizer: Tokenizer, scored: bool, tells_usage: bool) -> None:
@@ -39,11 +39,11 @@ class Chat:
     def opening(self, choice: int) -> list[Json]:
         return [self._chunk(choice, {"role": "assistant", "content": ""}, None, None)]
 
-    def chunk(self, piece: Piece) -> Json:
+    def chunk(self, piece: TextPiece) -> Json:
         delta = {"content": piece.text} if piece.text or not piece.finish else {}
         return self._chunk(piece.choice, delta, self._logprobs(piece.scores), piece.finish)
 
-    def whole(self, pieces: Sequence[Piece], usage: Json) -> Json:
+    def whole(self, pieces: Sequence[TextPiece], usage: Json) -> Json:
         choices = [
             {
                 "index": piece.choice,
@@ -63,7 +63,7 @@ class Chat:
         usage = {"usage": None} if self._tells_usage else {}
         return {**self._head, "object": "chat.completion.chunk", "choices": [body], **usage}
 
-    def _logprobs(self, scores: Sequence[Score]) -> Json | None:
+    def _logprobs(self, scores: Sequence[TokenScore]) -> Json | None:
         if not self._scored:
             return None
         content = [
@@ -80,7 +80,7 @@ class Chat:
         return {"token": text, "logprob": logprob, "bytes": list(spelt)}
 
 
-class Completion:
+class CompletionShape:
     """`text_completion`, whose chunks look like the whole."""
 
     def __init__(self, name: str, tokenizer: Tokenizer, scored: bool, tells_usage: bool) -> None:
@@ -91,17 +91,17 @@ class Completion:
     def opening(self, choice: int) -> list[Json]:
         return []
 
-    def chunk(self, piece: Piece) -> Json:
+    def chunk(self, piece: TextPiece) -> Json:
         usage = {"usage": None} if self._tells_usage else {}
         return {**self._head, "choices": [self._choice(piece)], **usage}
 
-    def whole(self, pieces: Sequence[Piece], usage: Json) -> Json:
+    def whole(self, pieces: Sequence[TextPiece], usage: Json) -> Json:
         return {**self._head, "choices": [self._choice(piece) for piece in pieces], "usage": usage}
 
     def usage(self, usage: Json) -> Json:
         return {**self._head, "choices": [], "usage": usage}
 
-    def _choice(self, piece: Piece) -> Json:
+    def _choice(self, piece: TextPiece) -> Json:
         logprobs = self._logprobs(piece) if self._scored else None
         return {
             "index": piece.choice,
@@ -110,7 +110,7 @@ class Completion:
             "finish_reason": piece.finish,
         }
 
-    def _logprobs(self, piece: Piece) -> Json:
+    def _logprobs(self, piece: TextPiece) -> Json:
         names = [self._name(score.token) for score in piece.scores]
         offset, offsets = self._offsets.get(piece.choice, 0), []
         for name in names:
@@ -124,7 +124,7 @@ class Completion:
             "text_offset": offsets,
         }
 
-    def _top(self, score: Score) -> dict[str, float] | None:
+    def _top(self, score: TokenScore) -> dict[str, float] | None:
         if score.logprob is None:
             return None
         return {self._name(token): value for token, value in score.top}

@@ -12,13 +12,16 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 import culm
-from culm.config import SettingError
-from culm.serve import error
-from culm.serve.complete import Completer
-from culm.serve.guard import Guard
-from culm.serve.page import page
-from culm.serve.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
-from culm.serve.worker import Worker
+from culm.serve.http import error, generation
+from culm.serve.http.guard import Guard
+from culm.serve.http.page import page
+from culm.serve.http.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from culm.serve.service import Service
 from culm.text.language_model import LanguageModel
 
 READ = ["GET", "HEAD"]  # HEAD too, as probes ask
@@ -32,38 +35,35 @@ def build(
     waiting: int = 64,
     local: bool = True,
 ) -> FastAPI:
-    """The application; `app.state.worker` runs the model while the application lives.
+    """The application; `app.state.service` runs the model while the application lives.
 
-    slots: requests that are computed together; waiting: how many more queue up before clients are
-    told to come again. local: the server listens on this machine only. Adapters beside the model
-    are models of the API under their own names.
+    slots, waiting: as in `Service`. local: the server listens on this machine only. Adapters that
+    were loaded with the model are models of the API under their own names.
 
     Raises:
         SettingError: an adapter has the model's name.
     """
-    if name in model.adapters:
-        raise SettingError(f"adapter: {name!r} is the name of the model; give it another")
-    worker = Worker(model.engine(slots, model.context), waiting)
+    service = Service(model, name, slots, waiting)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        worker.start()
+        service.start()
         yield
-        await worker.stop()
+        await service.stop()
 
     app = FastAPI(title="Culm", version=culm.__version__, lifespan=lifespan, docs_url=None)
-    app.state.worker = worker
+    app.state.service = service
     app.add_middleware(Guard, key=api_key, local=local)
     error.install(app)
-    _add_health(app, worker)
-    _add_models(app, model, name)
-    _add_generation(app, Completer(model, worker, name))
+    _add_health(app, service)
+    _add_models(app, service)
+    _add_generation(app, service)
     _add_tokens(app, model)
     app.add_api_route("/", page, methods=READ, include_in_schema=False)
     return app
 
 
-def _add_health(app: FastAPI, worker: Worker) -> None:
+def _add_health(app: FastAPI, service: Service) -> None:
     @app.api_route("/health/live", methods=READ)
     async def live() -> dict[str, str]:
         return {"status": "ok"}
@@ -71,7 +71,7 @@ def _add_health(app: FastAPI, worker: Worker) -> None:
     @app.api_route("/health/ready", methods=READ)
     @app.api_route("/health", methods=READ)
     async def ready() -> dict[str, str]:
-        worker.check_room(0)
+        service.check_open()
         return {"status": "ok"}
 
     @app.get("/version")
@@ -79,15 +79,16 @@ def _add_health(app: FastAPI, worker: Worker) -> None:
         return {"version": culm.__version__}
 
 
-def _add_models(app: FastAPI, model: LanguageModel, name: str) -> None:
+def _add_models(app: FastAPI, service: Service) -> None:
     card = {
         "object": "model",
         "created": int(time.time()),
         "owned_by": "culm",
-        "max_model_len": model.context,
+        "max_model_len": service.model.context,
     }
-    cards = {name: {"id": name, **card, "parent": None}}
-    cards |= {adapter: {"id": adapter, **card, "parent": name} for adapter in model.adapters}
+    base, *adapters = service.models
+    cards = {base: {"id": base, **card, "parent": None}}
+    cards |= {adapter: {"id": adapter, **card, "parent": base} for adapter in adapters}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -100,14 +101,14 @@ def _add_models(app: FastAPI, model: LanguageModel, name: str) -> None:
         return cards[id]
 
 
-def _add_generation(app: FastAPI, completer: Completer) -> None:
+def _add_generation(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, http: Request) -> Response:
-        return await _unless_gone(http, completer.chat(body))
+        return await _unless_gone(http, generation.chat(service, body))
 
     @app.post("/v1/completions")
     async def complete(body: CompletionRequest, http: Request) -> Response:
-        return await _unless_gone(http, completer.complete(body))
+        return await _unless_gone(http, generation.complete(service, body))
 
 
 def _add_tokens(app: FastAPI, model: LanguageModel) -> None:

@@ -11,16 +11,24 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from culm.serve.protocol import FIELDS
+from culm.serve import refusal
+from culm.serve.http.protocol import FIELDS, NAMES
 
 log = logging.getLogger("culm.serve")
 
 KINDS = {401: "authentication_error", 403: "permission_error", 500: "server_error"}
 CODES = {404: "not_found", 405: "method_not_allowed"}
+REFUSALS = {  # status, code
+    refusal.ContextTooShort: (400, "context_length_exceeded"),
+    refusal.InvalidRequest: (400, "invalid_value"),
+    refusal.Overloaded: (503, "overloaded"),
+    refusal.ShuttingDown: (503, "shutting_down"),
+    refusal.EngineFailed: (500, "internal_error"),
+}
 
 
 class ApiError(Exception):
-    """What a client is told instead of an answer; `retry` seconds make it worth another try."""
+    """An error response. retry: seconds after which another try may succeed."""
 
     def __init__(
         self,
@@ -47,7 +55,7 @@ class ApiError(Exception):
         }
 
     def response(self, headers: Mapping[str, str] | None = None) -> JSONResponse:
-        """The whole answer."""
+        """The complete response."""
         extra = dict(headers or {})
         if self.retry is not None:
             extra["Retry-After"] = str(self.retry)
@@ -61,12 +69,28 @@ def invalid(message: str, param: str | None = None, code: str = "invalid_value")
     return ApiError(400, message, code, param)
 
 
+def of_refusal(error: refusal.Refusal) -> ApiError:
+    """The response to a refusal of the service."""
+    if isinstance(error, refusal.UnknownModel):
+        return ApiError(404, str(error), "model_not_found", "model")
+    message, field = str(error), None
+    if isinstance(error, refusal.InvalidRequest) and error.field:
+        field = NAMES.get(error.field, error.field)
+        message = message.replace(f"{error.field}:", f"{field}:", 1)
+    status, code = REFUSALS[type(error)]
+    return ApiError(status, message, code, field, error.retry_seconds)
+
+
 def install(app: FastAPI) -> None:
     """Make every failure of the application speak this shape."""
 
     @app.exception_handler(ApiError)
-    async def told(request: Request, error: ApiError) -> JSONResponse:
+    async def known(request: Request, error: ApiError) -> JSONResponse:
         return error.response()
+
+    @app.exception_handler(refusal.Refusal)
+    async def refused(request: Request, error: refusal.Refusal) -> JSONResponse:
+        return of_refusal(error).response()
 
     @app.exception_handler(RequestValidationError)
     async def unreadable(request: Request, error: RequestValidationError) -> JSONResponse:

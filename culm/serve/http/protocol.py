@@ -6,12 +6,19 @@ that would change the answer and are not supported are refused, never passed ove
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
 from pydantic_core import PydanticCustomError
 
 from culm.engine.sampling import Sampling
+from culm.serve.query import Dialogue, Prompt, Query
+
+COMPLETION_TOKENS = 16  # of a plain completion that gives no limit, as OpenAI's
+# Fields of a query that this API calls by another name.
+NAMES = {"choices": "n", "bias": "logit_bias", "stop_ids": "stop_token_ids"}
 
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Stops = Annotated[
@@ -20,7 +27,7 @@ Stops = Annotated[
     BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
 ]
 TokenIds = Annotated[list[StrictInt], Field(min_length=1)]
-Prompt = str | TokenIds | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=64)]
+Prompts = str | TokenIds | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=64)]
 
 
 class Wire(BaseModel):
@@ -33,8 +40,8 @@ class StreamOptions(Wire):
     include_usage: bool = False
 
 
-class Generation(Wire):
-    """What chats and plain completions share."""
+class GenerationRequest(Wire):
+    """Fields that chats and plain completions share."""
 
     model: str
     stream: bool | None = None
@@ -66,16 +73,12 @@ class Generation(Wire):
         return given
 
     @property
-    def choices(self) -> int:
-        return self.n or 1
-
-    @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def sampling(self, choice: int) -> Sampling:
-        """The settings of one choice; each draws with its own seed."""
-        return Sampling(
+    def _query(self, prompts: Sequence[Prompt], max_tokens: int | None) -> Query:
+        """The fields that both kinds share, as the service knows them."""
+        sampling = Sampling(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_k=max(self.top_k or 0, 0),
             top_p=1.0 if self.top_p is None else self.top_p,
@@ -84,8 +87,12 @@ class Generation(Wire):
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             bias=tuple((self.logit_bias or {}).items()),
-            seed=None if self.seed is None else self.seed + choice,
+            seed=self.seed,
         )
+        return Query(
+            self.model, prompts, max_tokens, sampling, self.n or 1, self.stop or (),
+            self.stop_token_ids or (), ignore_end=bool(self.ignore_eos),
+        )  # fmt: skip
 
 
 # Fields that would change the answer, with the values that do not.
@@ -124,7 +131,7 @@ class ChatMessage(Wire):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class ChatRequest(Generation):
+class ChatRequest(GenerationRequest):
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
@@ -136,26 +143,24 @@ class ChatRequest(Generation):
             raise ValueError("top_logprobs needs logprobs to be true")
         return self
 
-    @property
-    def most(self) -> int | None:
-        """Tokens to generate at most."""
-        return self.max_completion_tokens or self.max_tokens
-
-    @property
-    def ranked(self) -> int | None:
-        return (self.top_logprobs or 0) if self.logprobs else None
+    def query(self) -> Query:
+        """The next turn of the dialogue, up to the end of the context unless a limit is given."""
+        dialogue = Dialogue([message.plain for message in self.messages])
+        query = self._query([dialogue], self.max_completion_tokens or self.max_tokens)
+        return replace(query, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
 
 
-class CompletionRequest(Generation):
-    prompt: Prompt
+class CompletionRequest(GenerationRequest):
+    prompt: Prompts
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
 
-    @property
-    def prompts(self) -> list[str | list[int]]:
-        """One or several, each a text or token ids."""
+    def query(self) -> Query:
+        """One or several prompts, each a text or token ids."""
         single = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
-        return [self.prompt] if single else list(self.prompt)  # type: ignore[list-item,arg-type]
+        prompts: Any = [self.prompt] if single else self.prompt
+        limit = COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        return replace(self._query(prompts, limit), logprobs=self.logprobs, echo=bool(self.echo))
 
 
 class TokenizeRequest(Wire):

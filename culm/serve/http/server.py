@@ -11,10 +11,9 @@ import uvicorn
 
 from culm.config import SettingError
 from culm.log import say
-from culm.serve.app import build
-from culm.serve.error import ApiError
-from culm.serve.guard import LOOPBACK
-from culm.serve.worker import Worker
+from culm.serve.http.app import build
+from culm.serve.http.guard import LOOPBACK
+from culm.serve.service import Service
 from culm.text.language_model import LanguageModel
 
 DRAIN_SECONDS = 30
@@ -40,7 +39,7 @@ def serve(
         app = build(model, name, api_key, slots, local=host in LOOPBACK)
         where = f"[{host}]" if ":" in host else host
         say(f"{name} listens on http://{where}:{listener.getsockname()[1]} (Ctrl-C ends it)")
-        Server(_settings(app), app.state.worker).run(sockets=[listener])
+        Server(_settings(app), app.state.service).run(sockets=[listener])
     say("The server has ended.")
 
 
@@ -88,22 +87,21 @@ class Server(uvicorn.Server):
     uvicorn alone would close the streams of clients at once, and end by the signal it got, not 0.
     """
 
-    def __init__(self, config: uvicorn.Config, worker: Worker) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
-        self._worker, self._deadline = worker, 0.0
+        self._service, self._deadline = service, 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain. Second: leave at once."""
-        if self._worker.draining:
+        if self._service.draining:
             self.should_exit = self.force_exit = True
         else:
-            self._worker.draining = True
+            self._service.drain()
             self._deadline = time.monotonic() + DRAIN_SECONDS
 
     async def on_tick(self, counter: int) -> bool:
         late = time.monotonic() > self._deadline
-        if self._worker.draining and (self._worker.idle or late):
-            error = ApiError(503, "The server is shutting down.", "shutting_down")
-            self._worker.fail(error)
+        if self._service.draining and (self._service.idle or late):
+            self._service.end_all()
             self.should_exit = True
         return await super().on_tick(counter)

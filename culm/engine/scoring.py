@@ -1,0 +1,112 @@
+"""Log-probabilities of given ids: one forward without a cache, and nothing is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from culm.adapt.multi_lora import adapter_names, adapter_rows, check_adapter
+from culm.model.context import Context
+from culm.model.transformer import Transformer
+
+FORWARD_TOKENS = 8192  # of one forward, padding included: bounds its memory
+
+Names = Sequence[str | None]  # of adapters, one for each sequence; None: the base model
+
+
+class Ranked(NamedTuple):
+    """Scores of T tokens: how likely each one after the first was, and what was most likely.
+
+    logprobs: (T - 1,). tokens, values: (T - 1, k), ids and log-probabilities in falling order.
+    """
+
+    logprobs: Tensor
+    tokens: Tensor
+    values: Tensor
+
+
+@torch.no_grad()
+def logits_of(model: Transformer, ids: Sequence[int], adapter: str | None = None) -> Tensor:
+    """ids: T tokens -> (T, V) fp32: row t scores the token after ids[t].
+
+    Raises:
+        ValueError: an id is outside the vocabulary, there is none, or the adapter is not known.
+    """
+    _check(model, [ids], [adapter])
+    tokens = torch.tensor([list(ids)], device=model.device)
+    return model(tokens, _context(model, tokens, [adapter]))[0]
+
+
+@torch.no_grad()
+def score(
+    model: Transformer, sequences: Sequence[Sequence[int]], adapters: Names | None = None
+) -> list[Tensor]:
+    """For each sequence of T tokens its log-probabilities (T - 1,) fp32: element t of ids[t + 1].
+
+    Sequences of similar length share a forward. They may exceed the context, for which the model
+    was not trained. adapters: one for each sequence; None: the base model for all.
+
+    Raises:
+        ValueError: as `logits_of`.
+    """
+    names = [None] * len(sequences) if adapters is None else list(adapters)
+    _check(model, sequences, names)
+    scores = [torch.zeros(0, device=model.device) for _ in sequences]
+    for group in _similar([len(ids) for ids in sequences]):
+        longest = len(sequences[group[-1]])
+        padded = [[*sequences[i], *[0] * (longest - len(sequences[i]))] for i in group]
+        tokens = torch.tensor(padded, device=model.device)
+        context = _context(model, tokens[:, :-1], [names[i] for i in group])
+        found = model.logprobs(tokens[:, :-1], tokens[:, 1:], context)
+        for i, row in zip(group, found, strict=True):
+            scores[i] = row[: len(sequences[i]) - 1]
+    return scores
+
+
+@torch.no_grad()
+def rank(model: Transformer, ids: Sequence[int], count: int, adapter: str | None = None) -> Ranked:
+    """Like `score` for one sequence, with the `count` most likely tokens in the place of each.
+
+    Raises:
+        ValueError: as `logits_of`.
+    """
+    logprobs = logits_of(model, ids, adapter)[:-1].log_softmax(-1)
+    best = logprobs.topk(min(count, logprobs.shape[-1]))
+    chosen = torch.tensor(list(ids[1:]), dtype=torch.int64, device=logprobs.device)
+    return Ranked(logprobs.gather(-1, chosen[:, None])[:, 0], best.indices, best.values)
+
+
+def _check(model: Transformer, sequences: Sequence[Sequence[int]], names: Names) -> None:
+    size, known = model.config.vocabulary, adapter_names(model)
+    if len(names) != len(sequences):
+        raise ValueError(f"adapters: {len(names)} are given for {len(sequences)} sequences")
+    for ids in sequences:
+        if not len(ids):
+            raise ValueError("ids: they are empty; give at least one token")
+        if outside := [token for token in ids if not 0 <= token < size]:
+            raise ValueError(f"ids: token {outside[0]} is outside the vocabulary of {size}")
+    for name in names:
+        check_adapter(name, known)
+
+
+def _context(model: Transformer, tokens: Tensor, names: Names) -> Context:
+    rows = adapter_rows(names, adapter_names(model), model.device)
+    return replace(Context.plain(tokens), adapters=rows)
+
+
+def _similar(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of sequences with something to score, sorted by length, in groups for one forward."""
+    group: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if lengths[i] < 2:
+            continue
+        if group and (len(group) + 1) * lengths[i] > FORWARD_TOKENS:
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group

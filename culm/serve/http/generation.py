@@ -1,0 +1,93 @@
+"""Chat and plain completions: a body becomes a query, its answer JSON or server-sent events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from fastapi.responses import JSONResponse, Response
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from culm.serve.answer import Answer, TextPiece
+from culm.serve.http.error import of_refusal
+from culm.serve.http.protocol import ChatRequest, CompletionRequest, GenerationRequest
+from culm.serve.http.shape import ChatShape, CompletionShape, Shape, used
+from culm.serve.refusal import Refusal
+from culm.serve.service import Service
+
+
+async def chat(service: Service, body: ChatRequest) -> Response:
+    """The next turn of a dialogue."""
+    answer = await service.ask(body.query())
+    tokenizer = service.model.tokenizer
+    shape = ChatShape(body.model, tokenizer, bool(body.logprobs), body.include_usage)
+    return await _respond(body, shape, answer)
+
+
+async def complete(service: Service, body: CompletionRequest) -> Response:
+    """The continuation of prompts; choice n * i + j is the j-th of prompt i."""
+    answer = await service.ask(body.query())
+    tokenizer, scored = service.model.tokenizer, body.logprobs is not None
+    shape = CompletionShape(body.model, tokenizer, scored, body.include_usage)
+    return await _respond(body, shape, answer)
+
+
+async def _respond(body: GenerationRequest, shape: Shape, answer: Answer) -> Response:
+    if body.stream:
+        return EventStream(_chunks(body, shape, answer), answer.leave)
+    pieces: dict[int, list[TextPiece]] = {}
+    async for piece in answer.pieces():
+        if piece is not None:
+            pieces.setdefault(piece.choice, []).append(piece)
+    joined = [_joined(pieces[choice]) for choice in sorted(pieces)]
+    usage = used(answer.prompt_tokens, answer.generated_tokens)
+    return JSONResponse(shape.whole(joined, usage))
+
+
+async def _chunks(
+    body: GenerationRequest, shape: Shape, answer: Answer
+) -> AsyncIterator[dict[str, Any] | None]:
+    for choice in range(answer.choices):
+        for chunk in shape.opening(choice):
+            yield chunk
+    async for piece in answer.pieces():
+        yield None if piece is None else shape.chunk(piece)
+    if body.include_usage:
+        yield shape.usage(used(answer.prompt_tokens, answer.generated_tokens))
+
+
+def _joined(pieces: Sequence[TextPiece]) -> TextPiece:
+    text = "".join(piece.text for piece in pieces)
+    scores = tuple(score for piece in pieces for score in piece.scores)
+    return TextPiece(pieces[0].choice, text, scores, pieces[-1].finish)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events of a stream of JSON objects, of which None is a sign of life."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, objects: AsyncIterator[dict[str, Any] | None], leave: Callable[[], None]
+    ) -> None:
+        """leave: called in the end, also when the client goes before the first object."""
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(_lines(objects), headers=headers)
+        self._leave = leave
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
+
+
+async def _lines(objects: AsyncIterator[dict[str, Any] | None]) -> AsyncIterator[str]:
+    try:
+        async for item in objects:
+            yield f"data: {json.dumps(item, ensure_ascii=False)}\n\n" if item else ": waiting\n\n"
+        yield "data: [DONE]\n\n"
+    except Refusal as refusal:  # too late for a status: the stream ends with the error
+        yield f"data: {json.dumps(of_refusal(refusal).body)}\n\n"

@@ -1,0 +1,44 @@
+"""What a client asks of the service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from culm.engine.sampling import Sampling
+from culm.tokenizer.chat import Message
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Messages whose next one the assistant writes."""
+
+    messages: Sequence[Message]
+
+
+Prompt = str | Sequence[int] | Dialogue  # a text, token ids, or a dialogue
+
+
+@dataclass(frozen=True)
+class Query:
+    """Prompts to continue, each `choices` times; choice `choices * i + j` is the j-th of prompt i.
+
+    model: the name of the model or of an adapter.
+    max_tokens: of each choice; None: up to the context. 0 is allowed with `echo`.
+    sampling: choice j of a prompt samples with seed + j.
+    stop: strings that end a choice and do not appear in it.
+    stop_ids: tokens that end it, besides those of the tokenizer; ignore_end leaves the latter out.
+    logprobs: score each token, and this many most likely ones in its place; None: do not.
+    echo: each choice starts with its prompt, which is scored if `logprobs` is given.
+    """
+
+    model: str
+    prompts: Sequence[Prompt]
+    max_tokens: int | None = None
+    sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
+    choices: int = 1
+    stop: Sequence[str] = ()
+    stop_ids: Sequence[int] = ()
+    ignore_end: bool = False
+    logprobs: int | None = None
+    echo: bool = False

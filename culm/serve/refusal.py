@@ -1,0 +1,51 @@
+"""Why the service does not answer. A transport maps each class to a status of its own."""
+
+from __future__ import annotations
+
+
+class Refusal(Exception):
+    """Base of all: its message is written for the client.
+
+    retry_seconds: after this time another try may succeed; None if nobody knows.
+    """
+
+    def __init__(self, message: str, retry_seconds: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
+
+
+class InvalidRequest(Refusal):
+    """It can never be served as it is. field: the part of `Query` that is wrong, if it is one."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class ContextTooShort(InvalidRequest):
+    """Prompt and answer together exceed the context of the model."""
+
+
+class UnknownModel(Refusal):
+    """No model or adapter has this name."""
+
+
+class Overloaded(Refusal):
+    """All slots and all places of the queue are taken."""
+
+    def __init__(self) -> None:
+        super().__init__("The server is busy; try again soon.", retry_seconds=2)
+
+
+class ShuttingDown(Refusal):
+    """No new requests are taken."""
+
+    def __init__(self, retry_seconds: int | None = None) -> None:
+        super().__init__("The server is shutting down.", retry_seconds)
+
+
+class EngineFailed(Refusal):
+    """An error of the engine, which is in the log, ended the request."""
+
+    def __init__(self) -> None:
+        super().__init__("The server failed; its log says why.")

@@ -1,0 +1,39 @@
+"""Token ids and prompts in the forms that callers have them in."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+Ids = Sequence[int] | np.ndarray | Tensor  # token ids, one after the other
+
+
+def listed(ids: Ids) -> list[int]:
+    """Plain integers of one sequence.
+
+    Raises:
+        ValueError: they are not whole numbers in one row.
+    """
+    plain = ids.tolist() if isinstance(ids, np.ndarray | Tensor) else ids
+    try:
+        return [operator.index(token) for token in plain]
+    except TypeError:
+        raise ValueError("ids: these are no token ids; give whole numbers in one row") from None
+
+
+def is_batch(prompt: Any) -> bool:
+    """Whether these are several prompts, texts or sequences of ids; [] is a batch of none.
+
+    Raises:
+        ValueError: it is neither one prompt nor several.
+    """
+    if isinstance(prompt, np.ndarray | Tensor):
+        return prompt.ndim > 1
+    if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
+        raise ValueError("prompt: give a text, token ids, or a list of either")
+    rows = (str, Sequence, np.ndarray, Tensor)
+    return not isinstance(prompt, str) and all(isinstance(item, rows) for item in prompt)
