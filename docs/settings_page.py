@@ -49,8 +49,8 @@ class Writer:
 
     def run(self) -> str:
         self.plan(RunConfig, "run", "")
-        self.plan(Quantizers, "--to", "--to")
-        self.plan(Method, "--method", "--method")
+        self.plan(Quantizers, "to", "to")
+        self.plan(Method, "method", "method")
         self.write(RunConfig)
         named = {"to": Quantizers, "method": Method}
         links = {n: ", ".join(map(self.named, models(u))) for n, u in named.items()}
@@ -76,7 +76,7 @@ class Writer:
         heading = self.headings[model]
         if self.written(heading):
             return
-        level = "###" if re.match(r"\w+\.|--", heading) else "##"
+        level = "###" if re.match(r"\w+\.|to:|method:", heading) else "##"
         about, meanings = described(model)
         rows = [
             (f"`{name}`", self.type_of(field), default(field), meanings.get(name, ""))
@@ -209,8 +209,14 @@ def split(text: str, names: set[str]) -> tuple[str, dict[str, str]]:
         about.append(general.strip())
         for found, meaning in zip(pairs[::2], pairs[1::2], strict=True):
             for name in found.split(", "):
-                meanings[name] = meaning[:1].upper() + meaning[1:].strip().rstrip(";.") + "."
+                meanings[name] = sentence(meaning)
     return "\n\n".join(part for part in about if part), meanings
+
+
+def sentence(meaning: str) -> str:
+    """With a capital, unless it begins with a name in code, and a full stop."""
+    text = meaning.strip().rstrip(";.") + "."
+    return text[0].upper() + text[1:] if re.match(r"[a-z-]+[ ,;:]", text) else text
 
 
 def page() -> str:
