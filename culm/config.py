@@ -40,7 +40,7 @@ def _named(value: Any) -> Any:
 
 
 def one_of(union: Any) -> Any:
-    """The registry of a kind of part: a union told apart by `kind`; a bare name may stand for it.
+    """The registry of one kind of part: a union by `kind`; the name alone stands for its mapping.
 
     >>> Optimizer = one_of(AdamW | Muon)     # accepts "adamw" and {"kind": "adamw", "rate": 1e-3}
     """
@@ -50,12 +50,12 @@ def one_of(union: Any) -> Any:
 
 
 def listed(value: Any) -> Any:
-    """For a field that is a list, where one part alone may stand for a list of one."""
+    """For a field that is a list: one part alone becomes a list of one."""
     return value if isinstance(value, list | tuple) else [value]
 
 
 def some_of(union: Any) -> Any:
-    """One part of `one_of`, or a list of such; it becomes a tuple.
+    """One part of `one_of`, or a list of them; the value is a tuple.
 
     >>> Quantizers = some_of(Int8 | Int4)     # accepts "int8" and ["int8", {"kind": "int4"}]
     """

@@ -177,7 +177,7 @@ def test_an_unknown_run_is_guessed() -> None:
         read_run("pretrian")
 
 
-def test_a_circle_of_bases_is_told(tmp_path: Path) -> None:
+def test_a_circle_of_bases_is_an_error(tmp_path: Path) -> None:
     for name, base in (("a", "b"), ("b", "a")):
         (tmp_path / f"{name}.yaml").write_text(
             yaml.safe_dump({"base": str(tmp_path / f"{base}.yaml")})
@@ -186,7 +186,7 @@ def test_a_circle_of_bases_is_told(tmp_path: Path) -> None:
         compose(tmp_path / "a.yaml", "train")
 
 
-def test_a_file_that_is_no_mapping_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_mapping_is_an_error(tmp_path: Path) -> None:
     for text in ("- a\n", "{a: [", "\xff\xfe"):
         path = tmp_path / "run.yaml"
         path.write_bytes(text.encode("latin-1"))

@@ -193,9 +193,11 @@ def test_samples_are_continuations_by_the_language_model() -> None:
         ("The ", 0.5), ("The ", 1.0), ("x" * 62, 0.5), ("x" * 62, 1.0),
     ]  # fmt: skip
     spoken = LanguageModel(subject.model, TOKENIZER)
-    assert found[1]["text"] == "".join(spoken.stream("The ", 6, 1.0, seed=4))
+    assert found[1]["text"] == "".join(spoken.stream("The ", 6, temperature=1.0, seed=4))
     assert found[0]["text"] != found[1]["text"]
-    short = "".join(spoken.stream("x" * 62, 64 - len(spoken.prompt_ids("x" * 62)), 0.5, seed=4))
+    short = "".join(
+        spoken.stream("x" * 62, 64 - len(spoken.prompt_ids("x" * 62)), temperature=0.5, seed=4)
+    )
     assert found[2]["text"] == short  # as far as the context goes
 
 
