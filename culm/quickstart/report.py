@@ -124,8 +124,8 @@ def _tuning(stages: Mapping[str, Stage], summary: Stage) -> str:
         "## Fine-tuning and reinforcement learning\n\n"
         f"Fine-tuning took {sft['steps']:,} steps on dialogues; the loss counts the assistant's "
         f"words and the end of its turn. Then {rl['steps']:,} steps of GRPO made correct answers "
-        f"more likely: the mean reward went from {reward['first']:.2f} to {reward['last']:.2f}. In the "
-        f"control run, {stages['control']['steps']:,} steps from the same start, the rewards were "
+        f"more likely: the mean reward went from {reward['first']:.2f} to {reward['last']:.2f}. In "
+        f"the control run, {stages['control']['steps']:,} steps from the same start, the rewards were "
         f"shuffled among the answers: {reward['control_first']:.2f} to "
         f"{reward['control_last']:.2f}.\n\n![reward](plots/reward.png)"
     )
@@ -193,15 +193,16 @@ def _packs(stages: Mapping[str, Stage]) -> str:
     ]
     head = ("model", "weights", "bits per byte", "perplexity", "exact match, all tasks")
     return (
-        "## Quantised and exported\n\nEach model was written, read back and scored, on the held-out "
-        f"text and {packs['chat']['exact_match']['items']} of the questions above.\n\n"
+        "## Quantised and exported\n\nEach model was written, read back and scored, on the "
+        f"held-out text and {packs['chat']['exact_match']['items']} of the questions above.\n\n"
         + table(head, rows)
     )
 
 
 def _inside() -> str:
     return (
-        "## Attention\n\nWhat each token of a question attends to, in four heads of the last layer.\n\n"
+        "## Attention\n\nWhat each token of a question attends to, in four heads of the last "
+        "layer.\n\n"
         "![attention](plots/attention.png)"
     )
 
