@@ -22,7 +22,8 @@ PAGES = [
 PENDING = (
     "culm/adapt/", "culm/convert/", "culm/engine/", "culm/model/", "culm/rollout/", "culm/serve/",
     "culm/text/", "culm/tokenizer/", "culm/train/", "culm/verbs/", "culm/cli.py",
-    "culm/data/loader.py", "culm/data/pack.py", "culm/device.py", "culm/files.py", "culm/safetensors.py", "culm/seed.py",
+    "culm/data/loader.py", "culm/data/pack.py", "culm/device.py", "culm/files.py",
+    "culm/safetensors.py", "culm/seed.py",
     "docs/concepts/engine.md", "docs/concepts/experts.md", "docs/concepts/parts.md",
     "docs/recipes/adapters.md", "docs/recipes/attention.md", "docs/recipes/chat.md",
     "docs/recipes/quantize.md", "docs/recipes/serve.md", "docs/reference/http.md",
