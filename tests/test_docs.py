@@ -50,7 +50,8 @@ CHAT = "runs/quickstart/chat"
 
 def test_the_readme_has_its_two_commands():
     first = blocks(ROOT / "README.md", "bash")[0].splitlines()
-    assert first == ["make quickstart", f".venv/bin/culm chat {CHAT}"]
+    assert [line.split(" <")[0] for line in first[:2]] == ["git clone", "cd culm"]
+    assert first[2:] == ["make quickstart", f".venv/bin/culm chat {CHAT}"]
 
 
 @pytest.mark.parametrize(("arguments", "own"), COMMANDS)
