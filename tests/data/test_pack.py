@@ -70,7 +70,7 @@ def test_windows_predict_each_token_once_and_only_from_its_document(sizes, conte
 
 @given(lengths, st.integers(2, 9))
 @few
-def test_bins_and_singles_keep_documents_apart(sizes, context):
+def test_bins_and_singles_keep_documents_separate(sizes, context):
     offsets = offsets_of(sizes)
     for rows in (bins(offsets, context), singles(offsets, context)):
         segments = sorted(s for row in range(len(rows)) for s in rows[row])

@@ -123,7 +123,7 @@ def test_max_tokens_end_an_answer_early(heads) -> None:
 
 
 @pytest.mark.parametrize("sequences", [(), ((),), ((7,), (7, 8))])
-def test_answers_that_cannot_be_told_apart_are_refused(sequences) -> None:
+def test_answers_that_contradict_each_other_are_refused(sequences) -> None:
     with pytest.raises(ValueError, match=r"^constraint: "):
         OneOf(sequences)
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 import yaml
 
-from culm.config import compose, parse
+from culm.compose import compose
+from culm.config import parse
 from culm.data.settings import DataConfig
 from culm.eval.evaluation import Evaluation
 from culm.eval.exact import (

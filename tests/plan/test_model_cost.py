@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from culm.config import CONFIGS, compose, parse
+from culm.compose import CONFIGS, compose
+from culm.config import parse
 from culm.model import logprobs
 from culm.model.attention.gqa import GQA
 from culm.model.mlp.gated import SwiGLU

@@ -104,7 +104,8 @@ def test_a_storage_counts_once_and_until_it_is_let_go():
 MEASURE = """
 import json, torch
 from culm.batch import Batch
-from culm.config import compose, parse
+from culm.compose import compose
+from culm.config import parse
 from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextTokenObjective
 from culm.optim.adamw import AdamW

@@ -1,4 +1,4 @@
-"""`culm quantize` as a person calls it: what it makes, tells and refuses."""
+"""`culm quantize` as a person calls it: what it makes, reports and refuses."""
 
 import re
 
@@ -69,20 +69,20 @@ def quantize(folder, tmp_path, capsys):
         (MIXED, "gptq", "7.15"),
     ],
 )
-def test_what_it_tells(quantize, text, to, method, bits):
-    told, _ = quantize(to, method, (text,))
-    assert f"bits        {bits} a weight, in" in told
-    assert re.search(r"size .* kB of weights, .* kB before in bfloat16", told)
-    assert re.search(r"perplexity +[\d.,]+, [\d.,]+ before, on \d+ tokens that it was not", told)
-    assert re.search(r"divergence +0\.0\d+ nats a token", told)
-    assert re.search(r"agreement +\d+\.\d\d % of the likeliest", told)
-    assert re.search(r"decoding +[\d,]+ tokens/s, [\d,]+ before", told)
+def test_what_it_reports(quantize, text, to, method, bits):
+    shown, _ = quantize(to, method, (text,))
+    assert f"bits        {bits} per weight, in" in shown
+    assert re.search(r"size .* kB of weights, .* kB before in bfloat16", shown)
+    assert re.search(r"perplexity +[\d.,]+, [\d.,]+ before, on \d+ tokens that it was not", shown)
+    assert re.search(r"divergence +0\.0\d+ nats per token", shown)
+    assert re.search(r"agreement +\d+\.\d\d % of the most likely tokens", shown)
+    assert re.search(r"decoding +[\d,]+ tokens/s, [\d,]+ before", shown)
 
 
 def test_without_text_it_measures_no_loss(quantize):
-    told, _ = quantize("int4")
-    assert "bits" in told
-    assert "perplexity" not in told
+    shown, _ = quantize("int4")
+    assert "bits" in shown
+    assert "perplexity" not in shown
 
 
 def test_a_layer_takes_the_first_that_names_it(quantize):
@@ -129,11 +129,11 @@ def test_layers_of_no_target_stay(quantize, model):
         ("int8", "gptq", True, r"method: gptq finds codes of int4, not of int8; take method=rtn"),
         ("int4", "smoothquant", True, r"method: smoothquant finds codes of w8a8, not of int4"),
         ("{kind: int4, group: 64}", "rtn", False, r"group: 64 does not divide the 96 inputs of "
-         r"blocks\.0\.mlp\.down; take 32, or targets without it"),
+         r"blocks\.0\.mlp\.down; use 32, or targets without it"),
         ("{kind: int4, group: 128}", "awq", True, r"group: 128 does not divide the 64 inputs of "
-         r"blocks\.0\.attention\.q; take 32 or 64, or targets without it"),
+         r"blocks\.0\.attention\.q; use 32 or 64, or targets without it"),
         ("{kind: int8, targets: blocks.*.key}", "rtn", False, r"targets: '.*' names no layer"),
-        ("[int8, int4]", "rtn", False, r"targets: those before int4 take all of its layers"),
+        ("[int8, int4]", "rtn", False, r"targets: earlier quantisers take all layers of int4"),
     ],
 )  # fmt: skip
 def test_what_it_refuses(quantize, text, tmp_path, to, method, needs, message):
