@@ -17,7 +17,7 @@ from culm.model.linear import Linear
 from culm.model.logprobs import Kernels, capped, logprobs_of
 from culm.model.mtp import MTP, MTPHead, shifted
 from culm.model.quantized_cache import CacheKind
-from culm.model.trunk import Trunk, TrunkConfig, build_block, multiplied
+from culm.model.trunk import Trunk, TrunkConfig, multiplied, new_blocks
 
 
 class TransformerConfig(TrunkConfig):
@@ -74,18 +74,18 @@ class TransformerConfig(TrunkConfig):
 class Transformer(Trunk):
     """tokens: (B, T) int64 -> logits (B, T, V) fp32."""
 
+    config: TransformerConfig
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
-        self.config = config
         self.kernels = Kernels()
-        config = config.scaled()
         self.embed = nn.Embedding(config.vocabulary, config.width)
         self.positions = (
             nn.Embedding(config.context, config.width) if config.learned_positions else None
         )
+        last = [config.layers - 1] * (config.mtp.depth if config.mtp else 0)
         self.mtp = nn.ModuleList(
-            MTPHead(build_block(config, config.layers - 1), config.width, config.norm)
-            for _ in range(config.mtp.depth if config.mtp else 0)
+            MTPHead(block, config.width, config.norm) for block in new_blocks(config.scaled(), last)
         )
         outputs = 1 if config.head == "scalar" else config.vocabulary
         self.head: nn.Module = Linear(config.width, outputs)
