@@ -9,6 +9,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from culm.batch import IGNORED
+from culm.config import SettingError
 from culm.model.block import Block
 from culm.model.cache import Cache
 from culm.model.context import Context, LayerContext
@@ -52,8 +53,10 @@ class TransformerConfig(TrunkConfig):
                 "init: zero zeroes the output head, which is tied to the embedding here; "
                 "set tied to false"
             )
-        if self.head == "scalar" and (self.tied or self.mtp):
-            raise ValueError("head: a scalar head is not tied to the embedding and has no mtp")
+        if self.head == "scalar" and self.tied:
+            raise ValueError("tied: a scalar head has no row per token; set tied to false")
+        if self.head == "scalar" and self.mtp is not None:
+            raise ValueError("mtp: heads that predict tokens need head=vocabulary")
         if self.mtp is not None and self.mtp.depth >= self.context:
             raise ValueError(
                 f"mtp.depth: {self.mtp.depth} heads look beyond a context of {self.context} tokens"
@@ -194,3 +197,16 @@ class Transformer(Trunk):
     ) -> Cache:
         """As `cache`, with that of the heads of multi-token prediction after the layers."""
         return self._cache([*self.every_block], slots, length, kind, rollback)
+
+
+def require_vocabulary(model: Transformer) -> None:
+    """Refuse a model that gives no logits.
+
+    Raises:
+        SettingError: its output head is scalar.
+    """
+    if model.config.head == "scalar":
+        raise SettingError(
+            "model: it has a scalar head, which can neither generate nor score text; use a model "
+            "with head=vocabulary"
+        )
