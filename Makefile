@@ -1,4 +1,4 @@
-# What a person types. Everything is installed into .venv, once, and again when pyproject.toml changes.
+# Commands for people. Everything is installed into .venv, once, and again when pyproject.toml changes.
 
 VENV    ?= .venv
 PYTHON  ?= python3
@@ -6,18 +6,18 @@ WORKERS ?= 2
 EXTRAS  ?= dev,docs,rl-ref,llama-cpp
 BIN     := $(VENV)/bin
 
-# A test computes tiny things: more threads than one only wait for each other.
+# Tests compute tiny things: with several threads, they would wait for each other.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help quickstart test test-slow lint format bench docs clean
 
 help:
 	@echo "make quickstart   from raw text to a chat model, in ten minutes"
-	@echo "make test         lint, types, floors and the fast tests"
+	@echo "make test         linter, types, import layers and the fast tests"
 	@echo "make test-slow    tests that take minutes or need other libraries (EXTRAS=$(EXTRAS))"
-	@echo "make lint         style, types and which room imports which"
-	@echo "make format       put the code into its usual form"
-	@echo "make bench        speed of training and decoding, beside other libraries"
+	@echo "make lint         style, types and import layers"
+	@echo "make format       format the code"
+	@echo "make bench        speed of training and decoding, compared with other libraries"
 	@echo "make docs         build the pages into site/"
 
 $(VENV)/pyvenv.cfg:
@@ -60,7 +60,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The other libraries want other versions of what they share with Culm: they live apart.
+# The other libraries need other versions of shared packages: they get an environment of their own.
 $(VENV)-bench/.done: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-bench
 	$(VENV)-bench/bin/python -m pip install --quiet --editable '.[bench]'

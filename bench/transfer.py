@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.init import Zero
 from culm.model.scaling import MuP
+from culm.model.transformer import TransformerConfig
 from culm.optim.adamw import AdamW
 from culm.optim.schedule import Cosine
 

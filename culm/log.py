@@ -1,4 +1,4 @@
-"""What a person sees: one-line messages and progress bars, from the first rank only."""
+"""Messages and progress bars for the person at the terminal, from the first rank only."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-# Standard error, so that what a verb prints as its result can be piped.
+# Standard error, so that the result of a verb can be piped.
 console = Console(stderr=True, highlight=False)
-SECONDS_BETWEEN_LINES = 30.0  # where no terminal shows a bar
+SECONDS_BETWEEN_LINES = 30.0  # without a terminal, lines instead of a bar
 
 
 def is_first_rank() -> bool:
-    """Whether this process speaks; torchrun numbers processes by RANK."""
+    """Whether this process prints; torchrun numbers processes by RANK."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -38,7 +38,7 @@ class Rate(ProgressColumn):
 
 
 class Share(ProgressColumn):
-    """Percent that is done, where it is known how much there is."""
+    """Percent done, if the total is known."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.percentage:>3.0f}%" if task.total else "")
@@ -47,7 +47,7 @@ class Share(ProgressColumn):
 class Bar:
     """A running progress bar: `advance(amount)` and a short `note` such as the loss.
 
-    Where nobody watches a terminal, as in the log of a cluster, a line now and then instead.
+    Without a terminal, as in the log of a cluster, it prints a line now and then.
     """
 
     def __init__(self, progress: Progress, total: float | None, label: str, unit: str) -> None:
@@ -65,7 +65,7 @@ class Bar:
             say(f"{task.description}: {task.completed:,.0f}{whole} {task.fields['note']}")
 
     def finish(self) -> None:
-        """What was counted is all there was."""
+        """Show 100 %, also if the total was unknown."""
         task = self._progress.tasks[0]
         if task.total is None:
             whole = max(task.completed, 1)
@@ -74,7 +74,7 @@ class Bar:
 
 @contextmanager
 def progress(label: str, total: float | None, unit: str) -> Iterator[Bar]:
-    """A bar with rate and time left; silent on other ranks, plain where there is no terminal."""
+    """A bar with rate and time left; silent on other ranks, lines without a terminal."""
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(bar_width=28),

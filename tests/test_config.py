@@ -1,19 +1,26 @@
 """Settings: how files compose, who has the last word, and what errors say."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 from learning import build
 
-from culm.config import CONFIGS, SettingError, compose, compose_run, parse
+from culm.compose import CONFIGS, Composed, compose, merge
+from culm.compose import compose_run as compose_layout
+from culm.config import SettingError, parse
 from culm.data.settings import DataConfig
 from culm.eval.settings import EvalConfig
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.parallel.parallelize import ParallelConfig
-from culm.run.settings import RunConfig, TrainConfig, read_run
+from culm.run.settings import LAYOUT, RunConfig, TrainConfig, read_run
 
 NAMES = {section: sorted((CONFIGS / section).glob("*.yaml")) for section in ("model", "run")}
+
+
+def compose_run(run: str | Path, settings: Sequence[str] = ()) -> Composed:
+    return compose_layout(run, settings, LAYOUT)
 
 
 def values(*settings: str, run: str = "pretrain") -> dict:
@@ -84,6 +91,33 @@ def test_settings_over_a_section_that_is_the_name_of_a_file(tmp_path: Path) -> N
     assert composed("nano") == compose("nano", "model").values
 
 
+def test_a_word_is_what_the_layout_says() -> None:
+    """Laid over by other settings, a word stands for the first one that is named for it."""
+    start, words = {"start": "runs/x"}, {"start": ("path", "hf")}
+    for above, merged in (
+        ({"chat": True}, {"path": "runs/x", "chat": True}),
+        ({"path": "runs/y", "chat": True}, {"path": "runs/y", "chat": True}),
+        ({"hf": "a/b"}, {"hf": "a/b"}),
+        ("runs/z", "runs/z"),
+    ):
+        assert merge(start, {"start": above}, words) == {"start": merged}
+    assert merge({"part": "mla"}, {"part": {"heads": 2}}, words) == {
+        "part": {"kind": "mla", "heads": 2}
+    }
+    inner = merge({"a": start}, {"a": {"start": {"heads": 2}}}, words)
+    assert inner == {"a": {"start": {"kind": "runs/x", "heads": 2}}}  # only where the layout is
+
+
+def test_a_start_below_is_kept_or_replaced(tmp_path: Path) -> None:
+    """In files as on the command line, and with the origin of each part."""
+    (tmp_path / "run.yaml").write_text("base: sft\nstart: {chat: true}\n")
+    composed = compose_run(tmp_path / "run.yaml")
+    assert composed.values["start"] == {"path": "runs/pretrain", "chat": True}
+    composed = compose_run("sft", ["start.hf=a/b"])
+    assert composed.values["start"] == {"hf": "a/b"}
+    assert composed.origins["start.hf"] == "command line"
+
+
 def test_the_command_line_has_the_last_word() -> None:
     composed = compose_run("pretrain", ["train.steps=7", "model=tiny", "model.layers=2"])
     assert composed.values["train"]["steps"] == 7
@@ -143,7 +177,7 @@ def test_an_unknown_run_is_guessed() -> None:
         read_run("pretrian")
 
 
-def test_a_circle_of_bases_is_told(tmp_path: Path) -> None:
+def test_a_circle_of_bases_is_an_error(tmp_path: Path) -> None:
     for name, base in (("a", "b"), ("b", "a")):
         (tmp_path / f"{name}.yaml").write_text(
             yaml.safe_dump({"base": str(tmp_path / f"{base}.yaml")})
@@ -152,7 +186,7 @@ def test_a_circle_of_bases_is_told(tmp_path: Path) -> None:
         compose(tmp_path / "a.yaml", "train")
 
 
-def test_a_file_that_is_no_mapping_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_mapping_is_an_error(tmp_path: Path) -> None:
     for text in ("- a\n", "{a: [", "\xff\xfe"):
         path = tmp_path / "run.yaml"
         path.write_bytes(text.encode("latin-1"))

@@ -14,7 +14,7 @@ from typer.main import get_command
 from culm.cli import app, main
 from culm.convert import native
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.run.settings import read_run
 from culm.tokenizer.bytes import Bytes
 
@@ -34,8 +34,14 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines]
 
 
+def own_parts(page: Path) -> set[str]:
+    """Kinds of the parts that a tutorial adds; tests/test_tutorials.py has them."""
+    files = re.findall(r"^```python title=.*?\n(.*?)^```", page.read_text(), re.M | re.S)
+    return {kind for file in files for kind in re.findall(r'kind: Literal\["(\w+)"\]', file)}
+
+
 COMMANDS = [
-    pytest.param(arguments, id=f"{page.name}: {' '.join(arguments)}")
+    pytest.param(arguments, own_parts(page), id=f"{page.name}: {' '.join(arguments)}")
     for page in PAGES
     for arguments in commands(page)
 ]
@@ -44,19 +50,21 @@ CHAT = "runs/quickstart/chat"
 
 def test_the_readme_has_its_two_commands():
     first = blocks(ROOT / "README.md", "bash")[0].splitlines()
-    assert first == ["make quickstart", f".venv/bin/culm chat {CHAT}"]
+    assert [line.split(" <")[0] for line in first[:2]] == ["git clone", "cd culm"]
+    assert first[2:] == ["make quickstart", f".venv/bin/culm chat {CHAT}"]
 
 
-@pytest.mark.parametrize("arguments", COMMANDS)
-def test_commands_parse(arguments, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("arguments", "own"), COMMANDS)
+def test_commands_parse(arguments, own, monkeypatch, tmp_path):
     name, *rest = arguments
     given = get_command(app).commands[name].make_context(name, rest).params
     if name in ("train", "plan"):
         monkeypatch.chdir(tmp_path)
         if given["run"] == "runs/books.yaml":
             pytest.skip("the file of the example above it")
-        if any("differential" in setting for setting in given["settings"] or []):
-            pytest.skip("tests/test_tutorial.py has the part that this names")
+        words = set(re.findall(r"\w+", " ".join(given["settings"] or [])))
+        if words & own:
+            pytest.skip("tests/test_tutorials.py has the part that this names")
         read_run(given["run"], given["settings"] or [])
 
 

@@ -128,10 +128,10 @@ def test_the_whole_way_with_an_interruption(
     assert (folder / "report.md").exists()
 
 
-def test_a_stage_that_is_interrupted_goes_on_exactly(
+def test_an_interrupted_stage_resumes_exactly(
     text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C in the middle of training ends with 130, and the same command goes on."""
+    """Ctrl-C in the middle of training exits with 130, and the same command resumes."""
 
     def run(folder: Path) -> None:
         tiny = Tiny(folder, text, 0.01, "cpu", 3)
@@ -170,7 +170,7 @@ def test_another_question_needs_another_folder(tmp_path: Path) -> None:
     Quickstart(folder, ["a slip of the pen"], 10, "cpu", 0)
     Quickstart(folder, [], 10, "cpu", 0).stages.run("corpus", dict)
     with pytest.raises(
-        SettingError, match=r"--seed: .*run was begun with 0; give another --folder"
+        SettingError, match=r"--seed: .*run was started with 0; give another --folder"
     ):
         Quickstart(folder, [], 10, "cpu", 1)
     (folder / "stages.json").write_text("[]")

@@ -1,4 +1,4 @@
-"""Rows of plain text to calibrate a quantiser on, and others to measure with what it made."""
+"""Rows of plain text to calibrate a quantiser on, and held-out rows to measure the result."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from culm.data.format.document import DocumentFormat
 from culm.data.source import Source, found_in, open_source
 from culm.tokenizer.tokenizer import Tokenizer
 
-ROWS = 160  # at most, of which each fifth is held out
-LENGTH = 2048  # tokens of a row, at most
+ROWS = 160  # maximum; every fifth is held out
+LENGTH = 2048  # maximum tokens of a row
 
 
 class CalibrationRows(NamedTuple):
-    """(N, T) to calibrate on, and (M, T) that were not seen by it."""
+    """seen: (N, T) to calibrate on. held_out: (M, T) to measure on."""
 
     seen: Tensor
     held_out: Tensor
 
 
 def calibration_rows(paths: Sequence[str], tokenizer: Tokenizer, context: int) -> CalibrationRows:
-    """The first rows of these files, folders or dataset, up to `context` tokens long.
+    """The first rows of these files, folders or datasets, of up to `context` tokens.
 
     Raises:
-        SettingError: there is no such text, or less than two rows of it.
+        SettingError: the text is missing, or shorter than two rows.
     """
     length, format = min(context, LENGTH), DocumentFormat(max_characters=1 << 20)
     texts = ([text] for _, text in found_in(_opened(paths), format.contents))

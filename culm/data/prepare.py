@@ -2,8 +2,8 @@
 
     source -> units -> divided: duplicates dropped, a split for each -> encoded in batches -> shards
 
-Memory holds one block of the source and one batch of documents. What grows with the corpus is a
-digest of each document, which finds exact duplicates: about 100 bytes of memory a document, so
+Memory holds one block of the source and one batch of documents. Only the
+digests that find exact duplicates grow with the corpus: about 100 bytes of memory per document, or
 1 GB for ten million.
 """
 
@@ -33,8 +33,8 @@ BATCH = 1 << 20  # bytes of text that are encoded together
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Contents that belong together: one, or a pair. record: its number; size: bytes; numbers: of
-    the record, in the columns of the format.
+    """Contents that belong together: one, or a pair. record: number of the record; size: in bytes;
+    numbers: of the record, in the columns of the format.
     """
 
     contents: list[Content]
@@ -60,13 +60,13 @@ def prepare(
     """Write the token shards of a corpus to a new folder.
 
     held_out: share of the documents in the split "held_out", chosen by a hash of the document and
-    the seed; at least one. With 0 there is no such split. All else is in the split "train". What a
-    document says decides, before it is encoded: every tokenizer has the same splits.
-    The folder appears when everything is in it, or not at all.
+    the seed; at least one. With 0 there is no such split. All other documents are in the split
+    "train". The text decides, not the tokens: the splits are the same for every tokenizer.
+    The folder appears when it is complete, or not at all.
 
     Raises:
-        SettingError: nothing to read, a record of another shape, a corpus that cannot be divided,
-            no room on the disk, or a folder that is already there.
+        SettingError: there is nothing to read, a record has an unknown shape, the corpus cannot be
+            divided, the disk is full, or the folder exists.
     """
     with _new_folder(Path(folder)) as work:
         lengths = np.array([len(tokenizer.bytes_of(id)) for id in range(tokenizer.vocabulary)])
@@ -82,20 +82,13 @@ def prepare(
         finally:
             for writer in writers.values():
                 writer.close()
+        splits = {name: writer.facts() for name, writer in writers.items()}
         manifest = Manifest(
-            source=source.name,
-            format=str(format.model_dump()["kind"]),
-            gives=format.gives,
-            group=format.group,
-            columns=format.columns,
-            tokenizer=tokenizer.fingerprint,
-            vocabulary=tokenizer.vocabulary,
-            end_of_text=tokenizer.end_of_text,
-            held_out=held_out,
-            seed=seed,
-            dropped=divider.dropped,
-            splits={name: writer.facts() for name, writer in writers.items()},
-        )
+            source=source.name, held_out=held_out, seed=seed, dropped=divider.dropped,
+            format=str(format.model_dump()["kind"]), gives=format.gives, group=format.group,
+            columns=format.columns, tokenizer=tokenizer.fingerprint,
+            vocabulary=tokenizer.vocabulary, end_of_text=tokenizer.end_of_text, splits=splits,
+        )  # fmt: skip
         tokenizer.save(work / "tokenizer")
         manifest.write(work)
     return manifest
@@ -116,7 +109,7 @@ def _units(source: Source, format: RecordFormat, bar: Bar) -> Iterator[Unit]:
             contents = []
             bar.advance(unit.size)
             done += unit.size
-    bar.advance(max(0, (source.size or 0) - done))  # what the notation of the files took
+    bar.advance(max(0, (source.size or 0) - done))  # what quotes and braces of the files took
 
 
 class _Splitter:
@@ -148,7 +141,7 @@ class _Splitter:
             used.add(split)
             yield split, ready[1]
         if waiting is None:
-            raise SettingError(f"{source}: nothing to read: there is no document in it")
+            raise SettingError(f"{source}: nothing to read: it contains no document")
         if self._held_out and not used:
             dropped = f" ({self.dropped} duplicates are dropped)" if self.dropped else ""
             raise SettingError(
@@ -158,7 +151,7 @@ class _Splitter:
         yield "held_out" if self._held_out and "train" in used else "train", waiting[1]
 
     def _keyed(self, units: Iterable[Unit]) -> Iterator[tuple[float, Unit]]:
-        """Each new unit with its key; those that were seen before are counted."""
+        """Each new unit with its key; duplicates are counted."""
         for unit in units:
             digest = _digest(unit)
             if digest in self._seen:
@@ -206,9 +199,9 @@ def _arrays(example: Example, numbers: tuple[float, ...]) -> Document:
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its name when it is complete and vanishes on any failure."""
+    """A folder to fill, which takes its name when it is complete and is removed on any failure."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SettingError(f"{folder}: already there; remove it, or choose another folder")
+        raise SettingError(f"{folder}: already exists; remove it, or choose another folder")
     work = folder.with_name(folder.name + ".partial")
     try:
         shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
@@ -219,8 +212,8 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         work.rename(folder)
     except OSError as error:
         raise SettingError(
-            f"{folder}: could not be written ({error.strerror or error}); make room there or "
-            "choose another folder (nothing was kept)"
+            f"{folder}: could not be written ({error.strerror or error}); free some space or "
+            "choose another folder (nothing was stored)"
         ) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)

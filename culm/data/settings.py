@@ -12,7 +12,7 @@ from culm.config import Config, listed
 from culm.data.format import Format
 from culm.data.format.document import DocumentFormat
 from culm.data.loader import Packing
-from culm.data.source import Invalid, Limited, Source, Split, open_source
+from culm.data.source import DocumentSplit, Invalid, Limited, Source, open_source
 from culm.data.source.tasks import TaskSource
 from culm.task import Tasks
 
@@ -35,7 +35,7 @@ class DataConfig(Config):
     prepared: Path | None = None
     format: Format = DocumentFormat()
     held_out: float = Field(default=0.02, ge=0, le=0.5)
-    split: Split = "file"
+    split: DocumentSplit = "file"
     invalid: Invalid = "error"
     packing: Packing = "auto"
     max_documents: PositiveInt | None = None

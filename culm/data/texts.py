@@ -1,4 +1,4 @@
-"""The text of a corpus, as a tokenizer is trained on it."""
+"""The text of a corpus, for training a tokenizer."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from culm.data.source import Source, found_in
 
 
 def texts_of(source: Source, format: RecordFormat) -> Iterator[str]:
-    """Documents, or all that is said in dialogues and pairs.
+    """Documents, or the messages of dialogues and pairs.
 
     Raises:
-        SettingError: a record of another shape; or no text at all, as a tokenizer trained on
-            nothing would be of no use.
+        SettingError: a record of an unknown shape, or no text at all.
     """
     empty = True
     for _, text in found_in(source, format.texts):
         empty = empty and not text.strip()
         yield text
     if empty:
-        raise SettingError(f"{source.name}: nothing to read: there is no text in it")
+        raise SettingError(f"{source.name}: nothing to read: it contains no text")

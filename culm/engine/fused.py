@@ -20,13 +20,13 @@ from culm.adapt.quantize.linear import QuantizedLinear
 from culm.engine.fused_library import has_library, library
 from culm.model.attention.gqa import GQA, GroupedQueryAttention
 from culm.model.block import Block
-from culm.model.cache import Cache, FullCache, LayerCache
-from culm.model.config import TransformerConfig
+from culm.model.cache import Cache, FullCache
+from culm.model.layer_cache import LayerCache
 from culm.model.linear import Linear
 from culm.model.mlp.gated import GatedFeedForward, SwiGLU
 from culm.model.norm import RMSNorm, RMSNormConfig
 from culm.model.rope import Rope, Rotation
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 
 ROWS = 16  # maximum of a step; with more rows, general matmuls are faster
 SUPPORTED = {  # modules; a model with any other module decodes in PyTorch

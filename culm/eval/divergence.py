@@ -1,4 +1,4 @@
-"""How far a smaller form of a model has gone from the model itself, on text."""
+"""How much a quantised or exported model differs from the original, on text."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from torch import Tensor
 
 from culm.model.transformer import Transformer
 
-LOGITS = 1 << 25  # held at once, of each model
+LOGITS = 1 << 25  # in memory at once, per model
 
 
 @dataclass(frozen=True)
 class Divergence:
     """Means over tokens.
 
-    loss, changed: nats of the right token, by the original and by its other form.
-    divergence: KL(original || other) in nats. agreement: share with the same likeliest token.
+    loss, changed: negative log-likelihood in nats, of the original and of the changed model.
+    divergence: KL(original || changed) in nats. agreement: share of tokens with
+    the same top choice.
     """
 
     tokens: int
@@ -34,13 +35,13 @@ class Divergence:
 
     @property
     def changed_perplexity(self) -> float:
-        """Of the other form."""
+        """Of the changed model."""
         return math.exp(self.changed)
 
 
 @torch.inference_mode()
 def compare(original: Transformer, other: Transformer, tokens: Tensor) -> Divergence:
-    """Two models with one vocabulary, on rows (N, T) that are one document each."""
+    """Compare two models of the same vocabulary on rows (N, T), each one document."""
     sums = torch.zeros(4, dtype=torch.float64)
     rows = max(1, LOGITS // (tokens.shape[1] * original.config.vocabulary))
     for batch in tokens.to(original.device).split(rows):

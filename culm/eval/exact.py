@@ -1,4 +1,4 @@
-"""Share of questions answered exactly, and by how much two models differ, with intervals."""
+"""Share of questions that are answered exactly, and how two models differ, with intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from culm.task.task import Question, Task
 from culm.text.reply import request_of
 from culm.tokenizer.tokenizer import Tokenizer
 
-TRIES = 20  # per distinct question that is wanted; after that, a task has no others
+TRIES = 20  # per distinct question; after that a task is taken to have no more
 RESAMPLES = 10_000
 
 

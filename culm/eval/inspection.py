@@ -1,4 +1,4 @@
-"""What goes on inside a model while it reads a text, seen without changing it."""
+"""The inside of a model while it reads a text: attention, predictions of layers, activations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BINS = 40
 def attention_maps(model: Transformer, ids: Sequence[int]) -> dict[int, Tensor]:
     """ids: T tokens -> by layer (H, T, T) fp32; row t is the distribution of t over tokens 0..t.
 
-    A layer without softmax has none and is left out.
+    Layers without softmax are left out.
     """
     found: dict[int, Tensor] = {}
 
@@ -40,7 +40,7 @@ def attention_maps(model: Transformer, ids: Sequence[int]) -> dict[int, Tensor]:
 def logit_lens(model: Transformer, ids: Sequence[int]) -> Tensor:
     """ids: T tokens -> (layers + 1, T, V): log-probabilities if the model ended before each block.
 
-    The last ones are the model's own (nostalgebraist, 2020).
+    The last row is the output of the full model (nostalgebraist, 2020).
     """
     states: list[Tensor] = []
     _watch(model, ids, "", lambda _, __, inputs: states.append(inputs[0][0]))
@@ -60,7 +60,7 @@ class Spread(NamedTuple):
 
 
 def weights_of(model: Transformer) -> Iterator[tuple[str, Spread]]:
-    """The matrices of the same name in all layers together, and the others."""
+    """A histogram per matrix name, over all layers that have it."""
     parts: dict[str, list[Tensor]] = {}
     for name, tensor in model.named_parameters():
         if tensor.dim() > 1:

@@ -1,4 +1,4 @@
-"""Plots of a report: plain, readable in print, one message each."""
+"""Plots of a report, readable in print."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "legend.frameon": False,
 }
-SMOOTHED = 60  # curves with more points show a running mean over the raw ones
+SMOOTHED = 60  # longer curves show a running mean on top of the raw values
 
 Points = Sequence[tuple[float, float]]
 
 
 def lines(path: Path, curves: Mapping[str, Points], x: str, y: str) -> None:
-    """One curve a name; long ones are smoothed over their pale raw values."""
+    """A curve per name; long ones show a running mean on top of the raw values."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots()
         for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
@@ -49,7 +49,7 @@ def lines(path: Path, curves: Mapping[str, Points], x: str, y: str) -> None:
 
 
 def bars(path: Path, models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Exact match by task: a bar a model, with its 95 % interval."""
+    """Exact match by task: a bar per model, with its 95 % interval."""
     tasks = list(next(iter(models.values())))
     width = 0.8 / len(models)
     with plt.rc_context(STYLE):
@@ -73,7 +73,7 @@ def bars(path: Path, models: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
 
 
 def attention(path: Path, weights: Tensor, tokens: Sequence[str], title: str) -> None:
-    """weights: (H, T, T), one map a head; row t is what token t looks at."""
+    """weights: (H, T, T), one map per head; row t is what token t attends to."""
     heads, columns = weights.shape[0], min(weights.shape[0], 4)
     rows = -(-heads // columns)
     with plt.rc_context(STYLE | {"axes.grid": False, "figure.figsize": (10.5, 3.2 * rows)}):
@@ -95,7 +95,7 @@ def lens(
     layers: Sequence[str],
     tokens: Sequence[str],
 ) -> None:
-    """chances: (L, T) of the likeliest next token, which is written into its field."""
+    """chances: (L, T), probability of the top next token; words: that token."""
     size = {"figure.figsize": (1.2 + 0.7 * len(tokens), 0.8 + 0.3 * len(layers))}
     with plt.rc_context(STYLE | {"axes.grid": False} | size):
         figure, axes = plt.subplots()
@@ -110,7 +110,7 @@ def lens(
 
 
 def histograms(path: Path, spreads: Sequence[tuple[str, Spread]]) -> None:
-    """A small panel for each, with a logarithmic count."""
+    """A small panel each, with logarithmic counts."""
     columns = 3
     rows = -(-len(spreads) // columns)
     with plt.rc_context(STYLE | {"figure.figsize": (8, 1.6 * rows), "font.size": 7}):

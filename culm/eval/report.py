@@ -30,7 +30,7 @@ def write_report(folder: Path) -> None:
         parts.append("![bits per byte](bits_per_byte.png)")
     parts += _measures(folder, results)
     parts += [
-        "## Again",
+        "## Run it again",
         f"```\nculm train {quote(f'{folder}/run.yaml')} {quote(f'folder={folder}-again')}\n```",
     ]
     (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -78,7 +78,7 @@ def _summary(metrics: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; what a model wrote cannot break it."""
+    """A Markdown table; text from a model cannot break it."""
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in cells])

@@ -2,8 +2,8 @@
 
     corpus -> tokenizer -> pretrain -> sft -> rl (and its control) -> evaluate -> pack -> report
 
-A finished stage is kept in `stages.json`; an interrupted one goes on where it stopped. The training
-stages share the time: each asks how long a step takes here and trains as long as its share allows.
+Finished stages are listed in `stages.json`; an interrupted one resumes. The training stages share
+the time: each measures how long a step takes and trains as many steps as fit into its share.
 """
 
 from __future__ import annotations
@@ -35,42 +35,42 @@ from culm.run.settings import RunConfig, read_run
 from culm.run.train import Result, seconds_per_step, train
 from culm.train.guard import locked
 
-BYTES_PER_MINUTE = 20 << 20  # of text, of which no more is read: far more than a model here learns
+BYTES_PER_MINUTE = 20 << 20  # limit of the text that is read: far more than a model learns here
 SETTINGS = "quickstart.json"
 PACKS = ("packs/int8", "packs/int4", "packs/hf", "packs/chat-f16.gguf", "packs/chat-q8_0.gguf")
-RESERVE = 70.0  # seconds kept for what comes after training, of ten minutes
+RESERVE = 70.0  # of ten minutes, seconds reserved for the stages after training
 SHARES = {"pretrain": 0.22, "sft": 0.44, "rl": 0.17, "control": 0.17}
-MARGINS = {"rl": 0.75}  # of its time a stage plans to use: answers grow longer than in the trial
-MARGIN = 0.93  # of other stages
+MARGINS = {"rl": 0.75}  # share of its time that a stage plans: answers outgrow those of the trial
+MARGIN = 0.93  # of the other stages
 LEAST_STEPS = 10
-LEAST_QUESTIONS = 20  # of each task, where a run is shorter than ten minutes
-PACK_QUESTIONS = 50  # of each task, that a packed model answers
-AVERAGED = 10  # steps over which the first and the last reward are averaged
+LEAST_QUESTIONS = 20  # per task, in runs shorter than ten minutes
+PACK_QUESTIONS = 50  # per task, for a quantised or exported model
+AVERAGED = 10  # steps, for the reward at the start and at the end
 
 
 def quickstart(folder: str, text: list[str], minutes: float, device: str, seed: int) -> Path:
-    """Run what is not finished yet; gives the folder with `report.md` and `summary.json`.
+    """Run the stages that are not finished; gives the folder of `report.md` and `summary.json`.
 
     Raises:
-        SettingError: the folder was begun with other settings.
+        SettingError: the folder was started with other settings.
     """
     if not folder:
         raise SettingError("--folder: it is empty; `.` is the folder here")
     path = Path(folder)
     with locked(path):
         Quickstart(path, text, minutes, device, seed).run()
-    _say_how_to_go_on(path)
+    _say_what_is_next(path)
     return path
 
 
 class Quickstart:
-    """One folder's settings and stages."""
+    """The settings and stages of one folder."""
 
     def __init__(
         self, folder: Path, text: list[str], minutes: float, device: str, seed: int
     ) -> None:
         self.folder, self.text, self.device, self.seed = folder, text, device, seed
-        self.stages, self.budget, self.began = Stages(folder), 60 * minutes, time.perf_counter()
+        self.stages, self.budget, self.started = Stages(folder), 60 * minutes, time.perf_counter()
         self.before = sum(self.stages.seconds().values())
         settings = {"text": text, "minutes": minutes, "device": device, "seed": seed}
         path = folder / SETTINGS
@@ -78,13 +78,13 @@ class Quickstart:
         for setting, value in settings.items():
             if known.get(setting) != value:
                 raise SettingError(
-                    f"--{setting}: {folder} was begun with {known.get(setting)}; "
+                    f"--{setting}: {folder} was started with {known.get(setting)}; "
                     "give another --folder, or delete that one"
                 )
         keep(path, settings)
 
     def run(self) -> None:
-        """Each stage with what it makes; a stage reads what those before it made."""
+        """Each stage with its outputs, which later stages read."""
         do = self.stages.run
         do("corpus", self.corpus)
         do("tokenizer", self.tokenizer, "pretrain/tokenizer", "pretrain/data")
@@ -108,15 +108,15 @@ class Quickstart:
         if name in start:
             settings.append(f"start={json.dumps(str(self.folder / start[name]))}")
         if name == "pretrain" and self.text:
-            most = int(BYTES_PER_MINUTE * self.budget / 60)
-            settings += [f"data.path={json.dumps(self.text)}", f"data.max_bytes={most}"]
+            limit = int(BYTES_PER_MINUTE * self.budget / 60)
+            settings += [f"data.path={json.dumps(self.text)}", f"data.max_bytes={limit}"]
             samples = "eval.measures.samples"
             settings += [f'{samples}.texts=[""]', f"{samples}.temperatures=[0.5, 0.8]"]
         if name == "control":
             settings.append("train.rollout.shuffled=true")
         if steps is not None:
-            often = max(5, steps // 8)
-            settings += [f"train.steps={steps}", f"train.checkpoint.every_steps={often}"]
+            every = max(5, steps // 8)
+            settings += [f"train.steps={steps}", f"train.checkpoint.every_steps={every}"]
             if name == "pretrain":
                 settings.append(f"eval.every_steps={-(-steps // 4)}")
         return read_run(file.get(name, "quickstart-rl"), settings)[0]
@@ -124,7 +124,7 @@ class Quickstart:
     # -- stages ---------------------------------------------------------------------------------
 
     def corpus(self) -> dict[str, Any]:
-        """Count what there is to read; the tokens come with the next stage."""
+        """Count the documents and bytes; the next stage makes tokens of them."""
         documents = size = 0
         data = self.config("pretrain").data
         source = data.open()
@@ -152,24 +152,24 @@ class Quickstart:
         }
 
     def training(self, name: str) -> dict[str, Any]:
-        """One training stage, within its share of the time that is left."""
+        """One training stage, within its share of the remaining time."""
         config = self.config(name, self._steps(name))
         result = train(config)
         if not result.finished:
-            raise SystemExit(130)  # the stage has said that the same command goes on
+            raise SystemExit(130)  # the run has said that the same command resumes it
         return self._facts(name, result)
 
     def _steps(self, name: str) -> int:
-        """As many as fit; asked once, so that a stage that goes on has the same schedule."""
-        if name == "control":  # as long as what it is compared with
+        """As many as fit; decided once, so that a resumed stage has the same schedule."""
+        if name == "control":  # the same number, so that they compare
             name = "rl"
         path = self.folder / name / "steps.json"
         if path.exists():
             return recall(path, {})["steps"]
         done = self.stages.read()
-        if name in done:  # and what it made is gone
+        if name in done:  # its outputs are gone
             return done[name]["steps"]
-        elapsed = self.before + time.perf_counter() - self.began
+        elapsed = self.before + time.perf_counter() - self.started
         reserve = RESERVE * min(1.0, self.budget / 600)
         names = list(SHARES)
         share = SHARES[name] / sum(SHARES[other] for other in names[names.index(name) :])
@@ -197,7 +197,7 @@ class Quickstart:
         return facts
 
     def evaluate(self) -> dict[str, Any]:
-        """Base, fine-tuned and reinforced model, by the same questions and the same text."""
+        """The model of each stage, on the same questions and the same held-out text."""
         before = (self.folder / "pretrain" / "eval.jsonl").read_text().splitlines()[0]
         table: dict[str, Any] = {"before": json.loads(before)["bits_per_byte"]}
         scorer = self._scorer()
@@ -218,11 +218,11 @@ class Quickstart:
     def _evaluated(
         self, scorer: Scorer, stage: str, questions: int
     ) -> tuple[dict[str, Any], list[Answered]]:
-        """What the model of a stage scores, and its answers."""
+        """Scores of the model of a stage, and its answers."""
         model, tokenizer = scorer.read(self.folder / stage)
-        began = time.perf_counter()
+        start = time.perf_counter()
         answered = scorer.answer(model, tokenizer, questions)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         first = {item.task: item for item in reversed(answered)}  # of each task
         return {
             "bits_per_byte": scorer.predict(model, tokenizer).bits_per_byte,
@@ -232,7 +232,7 @@ class Quickstart:
         }, answered
 
     def pack(self) -> dict[str, Any]:
-        """The chat model, and its smaller and foreign forms, each read again and scored."""
+        """Quantise and export the chat model; read each result and score it."""
         chat, packs = self.folder / "chat", [self.folder / name for name in PACKS]
         int8, int4, hf, f16, q8_0 = packs
         model, tokenizer = read(self.folder / "rl", "cpu", torch.float32)
@@ -250,7 +250,7 @@ class Quickstart:
         return {"packs": found}
 
     def _packed(self, scorer: Scorer, path: Path) -> dict[str, Any]:
-        """What a packed model scores when it is read again."""
+        """Scores of a quantised or exported model, read from its file."""
         model, tokenizer = scorer.read(path)
         prediction = scorer.predict(model, tokenizer)
         answered = scorer.answer(model, tokenizer, PACK_QUESTIONS)
@@ -285,10 +285,10 @@ def _example(item: Answered) -> dict[str, Any]:
     }
 
 
-def _say_how_to_go_on(folder: Path) -> None:
+def _say_what_is_next(folder: Path) -> None:
     log.say(
         f"""
-Done. The report is {folder}/report.md. To go on:
+Done. The report is {folder}/report.md. Next:
 
   culm chat {folder}/chat                 talk to the model
   culm serve {folder}/chat                OpenAI-compatible server and chat page

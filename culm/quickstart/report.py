@@ -1,4 +1,4 @@
-"""The report of a quickstart: how the model came about, stage by stage."""
+"""The report of a quickstart: how the model was made, stage by stage."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def _draw(
     held_out = curve(read_lines(folder / "pretrain" / "eval.jsonl"), "bits_per_byte")
     lines(plots / "bits_per_byte.png", {"pretrain": held_out}, "step", HELD_OUT)
     rewards = {
-        "rewards as earned": curve(metrics["rl"], "reward"),
-        "control: rewards shuffled": curve(metrics["control"], "reward"),
+        "reward": curve(metrics["rl"], "reward"),
+        "control: shuffled rewards": curve(metrics["control"], "reward"),
     }
     lines(plots / "reward.png", rewards, "step", "mean reward")
     shown = {SHOWN[name]: summary["exact_match"][name] for name in SHOWN}
@@ -82,11 +82,11 @@ def _opening(stages: Mapping[str, Stage], summary: Stage) -> str:
     score, size = summary["exact_match"]["rl"]["all"], summary["bits_per_byte"]
     minutes = sum(summary["seconds"].values()) / 60
     return (
-        f"In {minutes:.1f} minutes, a model was trained from nothing on "
-        f"{stages['tokenizer']['bytes'] / 1e6:.1f} MB of text, taught to answer, and improved by "
-        f"its own right answers. Its bits per byte on text that it never saw fell from "
-        f"{size['before']:.2f} to {size['after']:.2f}; it answers {percent(score)} of unseen "
-        "questions exactly."
+        f"In {minutes:.1f} minutes, a model was trained from scratch on "
+        f"{stages['tokenizer']['bytes'] / 1e6:.1f} MB of text, fine-tuned on dialogues, and "
+        f"improved by reinforcement learning. Bits per byte of held-out text fell from "
+        f"{size['before']:.2f} to {size['after']:.2f}; the model answers {percent(score)} of "
+        "unseen questions exactly."
     )
 
 
@@ -110,24 +110,23 @@ def _pretraining(folder: Path, stages: Mapping[str, Stage], summary: Stage) -> s
     samples = read_json(folder / "pretrain" / "results.json")["samples"]
     return (
         "## Pretraining\n\n"
-        f"The base model read {facts['tokens']:,} tokens in {facts['steps']:,} steps "
-        f"({facts['tokens_per_second']:,.0f} tokens/s) and learned to predict the next one: "
-        f"{size['before']:.3f} bits per byte of held-out text before, {size['after']:.3f} after."
+        f"The base model was trained on {facts['tokens']:,} tokens in {facts['steps']:,} steps "
+        f"({facts['tokens_per_second']:,.0f} tokens/s). Held-out text took {size['before']:.3f} "
+        f"bits per byte before and {size['after']:.3f} after."
         "\n\n![loss](plots/loss.png)\n\n![bits per byte](plots/bits_per_byte.png)\n\n"
-        f"What it writes by itself:\n\n{samples_text(samples)}"
+        f"Samples:\n\n{samples_text(samples)}"
     )
 
 
 def _tuning(stages: Mapping[str, Stage], summary: Stage) -> str:
     sft, rl, reward = stages["sft"], stages["rl"], summary["reward"]
     return (
-        "## Fine-tuning and reinforcement\n\n"
-        f"Fine-tuning showed it dialogues for {sft['steps']:,} steps; only the assistant's words "
-        f"and the end of its turn were learned. Then it answered questions by itself for "
-        f"{rl['steps']:,} steps of GRPO, and right answers were made likelier: the mean reward "
-        f"went from {reward['first']:.2f} to {reward['last']:.2f}. In the control run, "
-        f"{stages['control']['steps']:,} steps from the same start, the same rewards were dealt "
-        f"out at random among the answers: {reward['control_first']:.2f} to "
+        "## Fine-tuning and reinforcement learning\n\n"
+        f"Fine-tuning took {sft['steps']:,} steps on dialogues; the loss counts the assistant's "
+        f"words and the end of its turn. Then {rl['steps']:,} steps of GRPO made correct answers "
+        f"more likely: the mean reward went from {reward['first']:.2f} to {reward['last']:.2f}. In "
+        f"the control run, {stages['control']['steps']:,} steps from the same start, the rewards "
+        f"were shuffled among the answers: {reward['control_first']:.2f} to "
         f"{reward['control_last']:.2f}.\n\n![reward](plots/reward.png)"
     )
 
@@ -153,29 +152,29 @@ def _evaluation(stages: Mapping[str, Stage]) -> str:
     return "\n\n".join(
         [
             "## Evaluation",
-            "Questions of the test split, whose operands and strings are in no training question. "
-            "In brackets the 95 % interval.",
+            "All questions are from the test split: their operands and strings appear in no "
+            "training question. Brackets show the 95 % interval.",
             table(head, rows),
-            "Dialogues alone were read after pretraining, so the text of the corpus is forgotten "
-            "as answers are learned: that is what its bits per byte show.",
+            "After pretraining, the model was trained on dialogues only, so it forgets some of the "
+            "corpus: the bits per byte show how much.",
             exact_match_table(matches),
             _gains(evaluated["gains"]),
             "![exact match](plots/exact_match.png)",
-            "One answer of the reinforced model for each task:",
-            table(("task", "question", "answer", "right"), examples),
+            "One answer per task, after reinforcement learning:",
+            table(("task", "question", "answer", "correct"), examples),
         ]
     )
 
 
 def _gains(gains: Mapping[str, Stage]) -> str:
-    """Differences in points of percent; the models answered the same questions."""
+    """Differences in percentage points, on the same questions."""
     rl, control = (
         f"{100 * gain['value']:+.1f} ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"
         for gain in (gains["rl"], gains["control"])
     )
     return (
-        "Against the fine-tuned model, question by question (paired bootstrap), reinforcement "
-        f"gained {rl} points, and the control with shuffled rewards {control}."
+        "Compared with the fine-tuned model question by question (paired bootstrap), reinforcement "
+        f"learning gained {rl} percentage points, and the control with shuffled rewards {control}."
     )
 
 
@@ -194,14 +193,16 @@ def _packs(stages: Mapping[str, Stage]) -> str:
     ]
     head = ("model", "weights", "bits per byte", "perplexity", "exact match, all tasks")
     return (
-        "## Packed\n\nEach was written, read again and scored: the held-out text, and "
-        f"{packs['chat']['exact_match']['items']} of the questions above.\n\n" + table(head, rows)
+        "## Quantised and exported\n\nEach model was written, read back and scored, on the "
+        f"held-out text and {packs['chat']['exact_match']['items']} of the questions above.\n\n"
+        + table(head, rows)
     )
 
 
 def _inside() -> str:
     return (
-        "## Inside\n\nWhat each token of a question looks at, in four heads of the last layer.\n\n"
+        "## Attention\n\nWhat each token of a question attends to, in four heads of the last "
+        "layer.\n\n"
         "![attention](plots/attention.png)"
     )
 
@@ -228,4 +229,4 @@ def _again(folder: Path) -> str:
         f"culm export {chat} {quote(f'{again}/chat.gguf')} --dtype q8_0",
         f"culm chat {chat}",
     ]
-    return "\n".join(["## Each stage again", "", "```", *commands, "```"])
+    return "\n".join(["## Run each stage again", "", "```", *commands, "```"])

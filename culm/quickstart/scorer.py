@@ -1,4 +1,4 @@
-"""What a model of the quickstart scores, on the same text and questions as the others."""
+"""Scores of the quickstart's models, all on the same text and questions."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from culm.tokenizer.tokenizer import Tokenizer
 
 
 class Scorer:
-    """text, dialogues: the runs whose `eval` sections are used; corpus: of held-out text."""
+    """text, dialogues: runs whose `eval` sections are used; corpus: folder of the held-out text."""
 
     def __init__(self, text: RunConfig, dialogues: RunConfig, corpus: Path) -> None:
         self.text, self.dialogues, self.corpus = text, dialogues, corpus
 
     @property
     def questions(self) -> int:
-        """How many of each task a run of full length asks."""
+        """Questions per task in a run of full length."""
         return self.dialogues.eval.first(ExactMatch).questions
 
     def read(self, path: Path) -> tuple[Transformer, Tokenizer]:
-        """A model in the precision, with the backend and on the device of training."""
+        """A model in the precision, with the backend and on the device of the training runs."""
         model, tokenizer = read(path, "cpu", torch.float32)
         device = choose_device(self.text.device)
         return place(model.eval(), device, DTYPES[choose_precision(device)]), tokenizer
 
     def predict(self, model: Transformer, tokenizer: Tokenizer) -> Prediction:
-        """Of held-out text."""
+        """Loss and bits per byte of held-out text."""
         context = model.config.context
         rows = loader(self.text, tokenizer, self.corpus, context, Ranks(), "held_out")
         return predict(model, rows, tokenizer, self.text.eval.first(HeldOut).tokens)
 
     def answer(self, model: Transformer, tokenizer: Tokenizer, questions: int) -> list[Answered]:
-        """To so many test questions of each task."""
+        """Answers to test questions; `questions` per task."""
         measure, seed = self.dialogues.eval.first(ExactMatch), self.dialogues.eval.seed
         asked = distinct(measure.tasks, questions, seed)
         return answer_questions(model, tokenizer, asked, measure.max_tokens)

@@ -1,4 +1,4 @@
-"""The stages of a quickstart that are finished, so that started again it goes on."""
+"""The finished stages of a quickstart, so that it can resume."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from culm.train.memory import peak_bytes, reset_peak
 
 @dataclass(frozen=True)
 class Stages:
-    """What is finished, in `stages.json`: name -> what the stage found, seconds, peak_bytes, and
-    the digest of every file that it made.
+    """`stages.json` maps each finished stage to its results, seconds, peak_bytes, and the digest of
+    every file that it made.
 
-    `seconds.json` counts the time of each stage, also of one that was interrupted.
+    `seconds.json` counts the time of each stage, interrupted ones too.
     """
 
     folder: Path
@@ -31,25 +31,25 @@ class Stages:
         return recall(self.folder / "seconds.json", {})
 
     def run(self, name: str, work: Callable[[], dict[str, Any]], *outputs: str) -> None:
-        """Do the stage unless it was done before.
+        """Run the stage unless it is finished.
 
-        work: gives what is to be known of it. outputs: files and folders that it makes; where one
-        is missing or damaged, it is done again.
+        work: gives its results. outputs: files and folders that it makes; if one is missing or
+        damaged, the stage runs again.
         """
         done = self.read()
         damaged = self._damaged(done[name]["files"]) if name in done else None
         if name in done and damaged is None:
-            log.say(f"{name}: done before.")
+            log.say(f"{name}: already finished.")
             return
         if damaged is not None:
-            log.say(f"{name}: {damaged} is missing or damaged; done again.")
+            log.say(f"{name}: {damaged} is missing or damaged; running it again.")
         reset_peak()
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
             found = work()
         finally:
             spent = self.seconds()
-            spent[name] = round(spent.get(name, 0.0) + time.perf_counter() - began, 2)
+            spent[name] = round(spent.get(name, 0.0) + time.perf_counter() - start, 2)
             keep(self.folder / "seconds.json", spent)
         facts = {"seconds": spent[name], "peak_bytes": peak_bytes(), "files": self._files(outputs)}
         keep(self.folder / "stages.json", done | {name: {**found, **facts}})
@@ -59,7 +59,7 @@ class Stages:
         return {path.relative_to(self.folder).as_posix(): sha256(path) for path in paths}
 
     def _damaged(self, files: dict[str, str]) -> Path | None:
-        """The first file that is not as it was written."""
+        """The first file that changed since it was written."""
         for name, digest in files.items():
             path = self.folder / name
             if not path.is_file() or sha256(path) != digest:
@@ -75,13 +75,13 @@ def _files_in(path: Path) -> Iterator[Path]:
 
 
 def keep(path: Path, values: dict[str, Any]) -> None:
-    """Write JSON, whole or not at all."""
+    """Write JSON atomically."""
     with atomic(path) as fresh:
         write_json(fresh, values)
 
 
 def recall(path: Path, otherwise: dict[str, Any]) -> dict[str, Any]:
-    """What was kept, or what is so before anything was."""
+    """The values in a file, or `otherwise` if there is none."""
     try:
         return read_json(path) if path.exists() else otherwise
     except SettingError as error:

@@ -9,7 +9,7 @@ MODELS = {"base": "pretrain", "sft": "sft", "rl": "rl", "control": "control"}
 
 
 def summarize(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """seconds, peak_bytes: of each stage. The rest is of the models that came of it."""
+    """Seconds and peak_bytes of each stage, and the results of their models."""
     evaluated = stages["evaluate"]
     models = {name: evaluated[name] for name in MODELS}
     return {

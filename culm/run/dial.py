@@ -24,7 +24,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from culm.config import Composed, SettingError, leaves, merge
+from culm.compose import Composed, leaves, merge
+from culm.config import SettingError
 
 BASE_WIDTH, BASE_DEPTH, BASE_HEAD = 256, 4, 64
 INITIAL, RATE = 0.125, 0.004  # for the base; the best rate of seven (docs/log.md)

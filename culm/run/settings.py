@@ -11,11 +11,12 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from culm.adapt.lora import LoRA
 from culm.adapt.quantize.qat import QAT
 from culm.adapt.upcycle import Upcycle
-from culm.config import Config, SettingError, compose_run, one_of, parse
+from culm.compose import Layout, compose_run
+from culm.config import Config, SettingError, one_of, parse
 from culm.data.settings import DataConfig
 from culm.eval.settings import EvalConfig
 from culm.model.attend import Backend
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.objective import Objective
 from culm.objective.next_token import NextToken
 from culm.optim import Optimizer, Schedule
@@ -28,6 +29,10 @@ from culm.run.start import Start
 from culm.tokenizer import TokenizerConfig
 from culm.train.run_folder import MAY_CHANGE, MayChange
 from culm.train.trackers import Trackers
+
+LAYOUT = Layout(
+    sections=("model", "data", "train", "parallel", "eval"), words={"start": ("path", "hf")}
+)
 
 
 class CheckpointConfig(Config):
@@ -163,11 +168,7 @@ class RunConfig(Config):
 
 def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig, dict[str, str]]:
     """A run file with `name=value` settings, and the origin of each of its values."""
-    composed = apply_depth(compose_run(name, settings))
-    start = composed.values.get("start")
-    if isinstance(start, dict) and "kind" in start:  # a path below, which was taken for a kind
-        below = start.pop("kind")
-        start |= {} if start.keys() & {"hf", "path"} else {"path": below}
+    composed = apply_depth(compose_run(name, settings, LAYOUT))
     if (composed.values.get("model") is None) == (composed.values.get("start") is None):
         raise SettingError(
             "model: give the settings of a new model, or start: a folder to start from, not both; "

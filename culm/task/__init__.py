@@ -1,4 +1,4 @@
-"""Tasks: one file a kind; this union is the registry."""
+"""Tasks: one file per task; this union is the registry."""
 
 from typing import Annotated
 
@@ -15,11 +15,11 @@ from culm.task.task import Task
 AnyTask = one_of(Arithmetic | Letters | Expression | Identity | Prompts)
 
 
-def _named_apart(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+def _named_differently(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
     names = [task.name for task in tasks]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"two of them have the name {twice!r}, so their scores would be one")
+        raise ValueError(f"two of them have the name {twice!r}, so their scores would be merged")
     return tasks
 
 
-Tasks = Annotated[tuple[AnyTask, ...], AfterValidator(_named_apart)]  # type: ignore[valid-type]
+Tasks = Annotated[tuple[AnyTask, ...], AfterValidator(_named_differently)]  # type: ignore[valid-type]

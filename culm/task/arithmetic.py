@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from culm.config import Config
-from culm.task.task import Question, Split, draw, exact, first_of
+from culm.task.task import Question, Split, exact, first_of, generator
 
 UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
@@ -57,8 +57,8 @@ def column_subtraction(a: int, b: int) -> str:
 class Arithmetic(Config):
     """a + b or a - b (never below zero) with operands up to `largest`, in digits or words.
 
-    worked: share of the questions whose reply shows its working; the others answer at once. A model
-    tuned on both guesses or works by chance, until reinforcement finds that working pays.
+    worked: share of the replies that show their working; the others give the answer alone. A model
+    tuned on both does either at random, until reinforcement learning finds that working pays.
     """
 
     kind: Literal["arithmetic"] = "arithmetic"
@@ -76,7 +76,7 @@ class Arithmetic(Config):
         return self
 
     def question(self, split: Split, index: int, seed: int) -> Question:
-        rng = draw(self.name, split, index, seed)
+        rng = generator(self.name, split, index, seed)
         a, b = first_of(split, self.name, lambda: self._operands(rng), _pair)
         if self.operation == "-":
             a, b = max(a, b), min(a, b)

@@ -6,7 +6,7 @@ import random
 from typing import Literal
 
 from culm.config import Config
-from culm.task.task import Question, Split, draw, exact, first_of
+from culm.task.task import Question, Split, exact, first_of, generator
 
 
 def _expression(rng: random.Random) -> tuple[str, object]:
@@ -37,8 +37,8 @@ class Expression(Config):
     name: str = "expression"
 
     def question(self, split: Split, index: int, seed: int) -> Question:
-        rng = draw(self.name, split, index, seed)
-        code, value = first_of(split, self.name, lambda: _expression(rng), lambda drawn: drawn[0])
+        rng = generator(self.name, split, index, seed)
+        code, value = first_of(split, self.name, lambda: _expression(rng), lambda pair: pair[0])
         form = rng.choice(["What does {} give?", "Python: {}", "Evaluate {}"])
         return Question(form.format(code), str(value))
 

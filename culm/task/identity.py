@@ -6,7 +6,7 @@ import random
 from typing import Literal
 
 from culm.config import Config
-from culm.task.task import Question, Split, draw, exact, first_of
+from culm.task.task import Question, Split, exact, first_of, generator
 
 OPENINGS = ("", "Hello! ", "Hi. ", "Please tell me: ", "I wonder: ", "Good day. ", "Excuse me, ")
 TAILS = ("", " Thanks.", " Tell me briefly.")
@@ -38,8 +38,8 @@ class Identity(Config):
     name: str = "identity"
 
     def question(self, split: Split, index: int, seed: int) -> Question:
-        rng = draw(self.name, split, index, seed)
-        return first_of(split, self.name, lambda: _wording(rng), lambda drawn: drawn.prompt)
+        rng = generator(self.name, split, index, seed)
+        return first_of(split, self.name, lambda: _wording(rng), lambda question: question.prompt)
 
     def score(self, question: Question, reply: str) -> float:
         return exact(question.answer, reply)

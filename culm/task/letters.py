@@ -8,13 +8,13 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from culm.config import Config
-from culm.task.task import Question, Split, draw, exact, first_of
+from culm.task.task import Question, Split, exact, first_of, generator
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
 class Letters(Config):
-    """`longest` letters at most, written apart, so that a tokenizer sees each of them."""
+    """Up to `longest` letters with spaces between them, so that each is a token of its own."""
 
     kind: Literal["letters"] = "letters"
     name: str
@@ -29,7 +29,7 @@ class Letters(Config):
         return self
 
     def question(self, split: Split, index: int, seed: int) -> Question:
-        rng = draw(self.name, split, index, seed)
+        rng = generator(self.name, split, index, seed)
         letters = first_of(split, self.name, lambda: self._letters(rng), "".join)
         spaced = " ".join(letters)
         match self.operation:

@@ -13,10 +13,10 @@ from culm.task.task import Question, Split, exact, split_of
 
 
 class Prompts(Config):
-    """Records of a JSONL file; every question of a split comes once before any comes again.
+    """Records of a JSONL file; every question of a split comes once before any repeats.
 
-    path: the file. prompt, answer: the fields that hold them, text or numbers. One prompt in eight
-    is a test question, by hash, so a file may grow without moving any from split to split.
+    path: the file. prompt, answer: names of the fields, text or numbers. One prompt in eight is a
+    test question, chosen by hash, so no question changes its split when the file grows.
     """
 
     kind: Literal["prompts"] = "prompts"
@@ -26,10 +26,16 @@ class Prompts(Config):
     answer: str = "answer"
 
     def question(self, split: Split, index: int, seed: int) -> Question:
-        """SettingError where the file cannot be read or has no question for the split."""
+        """Question `index` of a split, from the start again after the last one.
+
+        Raises:
+            SettingError: the file cannot be read, or has no question for the split.
+        """
         known = self._questions[split]
         if not known:
-            raise SettingError(f"{self.path}: none of its prompts is a {split} one; add more")
+            raise SettingError(
+                f"{self.path}: none of its prompts belongs to the {split} split; add more"
+            )
         epoch, place = divmod(index, len(known))
         return known[_order(len(known), seed, self.name, split, epoch)[place]]
 

@@ -1,4 +1,4 @@
-"""A task knows text and a score, and serves evaluation and reward alike."""
+"""A task asks in text and scores a reply, for evaluation and as a reward."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from culm.config import SettingError
 from culm.seed import keyed
 
 T = TypeVar("T")
-DRAWS = 10_000  # one in eight belongs to the test split, so more never are needed
+TRIES = 10_000  # one in eight belongs to the test split, so this is always enough
 Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, and the answer that scores 1.
+    """A prompt, and the answer that scores 1.
 
-    working: steps that lead to the answer. Fine-tuning shows them before it, so that a small model
-    can learn in easy steps what it could not learn in one (arXiv 2307.03381).
+    working: steps that lead to the answer. Fine-tuning shows them before the answer, so that a
+    small model learns in easy steps what it could not learn in one (arXiv 2307.03381).
     """
 
     prompt: str
@@ -49,8 +49,8 @@ class Task(Protocol):
         ...
 
 
-def draw(name: str, split: Split, index: int, seed: int) -> random.Random:
-    """The generator of one question."""
+def generator(name: str, split: Split, index: int, seed: int) -> random.Random:
+    """The random generator of one question."""
     return keyed(seed, name, split, index)
 
 
@@ -62,19 +62,19 @@ def split_of(key: str) -> Split:
     return "test" if hashlib.sha256(key.encode()).digest()[0] % 8 == 0 else "train"
 
 
-def first_of(split: Split, name: str, draw: Callable[[], T], key: Callable[[T], str]) -> T:
-    """The first drawn question that belongs to the split, by its key.
+def first_of(split: Split, name: str, sample: Callable[[], T], key: Callable[[T], str]) -> T:
+    """The first sampled question that belongs to the split, by its key.
 
     Raises:
-        SettingError: none of very many does; the task knows too few different questions.
+        SettingError: none of many does; the task has too few distinct questions.
     """
-    for _ in range(DRAWS):
-        drawn = draw()
-        if split_of(key(drawn)) == split:
-            return drawn
+    for _ in range(TRIES):
+        question = sample()
+        if split_of(key(question)) == split:
+            return question
     raise SettingError(f"tasks: {name} has no question for the {split} split; widen its range")
 
 
 def exact(answer: str, reply: str) -> float:
-    """1 when the reply is the answer, working before a colon and white space at the ends aside."""
+    """1 if the reply is the answer, apart from white space and working before a colon."""
     return float(answer in (reply.strip(), reply.rsplit(": ", 1)[-1].strip()))

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel
 
-from culm.config import Config, SettingError, parse, read_yaml
+from culm.compose import read_yaml
+from culm.config import Config, SettingError, parse
 from culm.data.manifest import NAME, Manifest
 from culm.files import atomic
 from culm.tokenizer.tokenizer import FILES

@@ -22,8 +22,8 @@ from culm.device import choose_device, choose_precision
 from culm.dtype import DTYPES
 from culm.model.attention.gqa import GQA
 from culm.model.backend import place
-from culm.model.config import TransformerConfig
 from culm.model.mlp.gated import SwiGLU
+from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextTokenObjective
 from culm.optim.adamw import AdamW
 from culm.optim.schedule import Constant

@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from culm.config import SettingError, compose, parse
+from culm.compose import compose
+from culm.config import SettingError, parse
 from culm.convert.load import read
 from culm.eval.evaluation import Evaluation
 from culm.eval.measure.exact_match import ExactMatch

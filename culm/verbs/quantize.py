@@ -12,7 +12,8 @@ from torch import Tensor
 
 from culm.adapt.quantize import Method, Quantizers
 from culm.adapt.quantize.linear import QuantizedLinear
-from culm.config import SettingError, parse, read_value
+from culm.compose import read_value
+from culm.config import SettingError, parse
 from culm.convert.export import read_whole, size_of, write_quantized
 from culm.convert.load import read
 from culm.data.calibration import calibration_rows

@@ -2,9 +2,10 @@ import json
 
 import pytest
 
-from culm.config import SettingError, parse, read_yaml
+from culm.compose import read_yaml
+from culm.config import SettingError, parse
 from culm.convert import teaching_json
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 GIVEN = {
     "vocab_size": 100277,

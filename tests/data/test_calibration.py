@@ -16,7 +16,7 @@ def file(tmp_path, texts):
     return write
 
 
-def test_rows_are_the_text_and_apart(file, texts, tokenizer):
+def test_rows_are_the_text_and_do_not_overlap(file, texts, tokenizer):
     rows = calibration_rows([file(texts[0])], tokenizer, 16)
     count = len(rows.seen) + len(rows.held_out)
     assert rows.seen.shape[1] == rows.held_out.shape[1] == 16

@@ -73,7 +73,7 @@ def test_an_epoch_shows_each_row_once_and_the_next_in_another_order(corpus):
     assert weights == loader.targets == corpus.facts.tokens - corpus.facts.documents
 
 
-def test_evaluation_sees_rows_of_the_whole_corpus(corpus):
+def test_evaluation_reads_rows_from_all_of_the_corpus(corpus):
     loader = Loader(corpus, 32, 8, 8, seed=0)
     whole = adapter_rows(loader.sample(loader.targets))
     assert len(whole) == len({tuple(row) for row in whole}) == loader.rows

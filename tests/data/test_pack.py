@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from culm.batch import IGNORED
 from culm.config import parse
 from culm.data.pack import best_fit, bins, singles, to_batch, windows
-from culm.model.config import TransformerConfig
 from culm.model.context import Context
+from culm.model.transformer import TransformerConfig
 
 lengths = st.lists(st.integers(1, 12), min_size=1, max_size=20)
 few = settings(max_examples=80, deadline=None)
@@ -70,7 +70,7 @@ def test_windows_predict_each_token_once_and_only_from_its_document(sizes, conte
 
 @given(lengths, st.integers(2, 9))
 @few
-def test_bins_and_singles_keep_documents_apart(sizes, context):
+def test_bins_and_singles_keep_documents_separate(sizes, context):
     offsets = offsets_of(sizes)
     for rows in (bins(offsets, context), singles(offsets, context)):
         segments = sorted(s for row in range(len(rows)) for s in rows[row])

@@ -122,7 +122,7 @@ def test_each_split_has_a_document(tokenizer, tmp_path, held_out):
         assert all(split.documents for split in manifest.splits.values())
 
 
-def test_one_document_is_divided_only_when_told_how(tokenizer, tmp_path):
+def test_one_document_is_divided_only_as_settings_say(tokenizer, tmp_path):
     source = Records([{"text": "a long story " * 50}])
     with pytest.raises(SettingError, match=r"one document cannot be divided .*max_characters"):
         prepare(source, DocumentFormat(), tokenizer, tmp_path / "p")
@@ -189,7 +189,7 @@ def test_changes_on_disk_are_found(tokenizer, tmp_path):
     flipped = bytearray(good)
     flipped[-1] ^= 1
     path.write_bytes(flipped)
-    with pytest.raises(SettingError, match=r"tokens-00000\.npy: changed .*to prepare it anew"):
+    with pytest.raises(SettingError, match=r"tokens-00000\.npy: changed .*to prepare it again"):
         verify(folder)
     path.write_bytes(good[:-2])
     with pytest.raises(SettingError, match=r"tokens-00000\.npy: \d+ bytes where \d+ were written"):
@@ -204,7 +204,7 @@ def test_changes_on_disk_are_found(tokenizer, tmp_path):
         Prepared.open(folder, "test")
     (folder / "manifest.json").write_text(json.dumps({"tokens": 3}))
     with pytest.raises(
-        SettingError, match=r"manifest\.json: damaged; delete .* to prepare it anew"
+        SettingError, match=r"manifest\.json: damaged; delete .* to prepare it again"
     ):
         Prepared.open(folder)
     (folder / "manifest.json").write_text("{")
@@ -240,7 +240,7 @@ def test_nothing_is_half_written(tokenizer, tmp_path, monkeypatch):
     (tmp_path / "p.partial").mkdir()  # left by a process that was killed
     prepare(documents(9), DocumentFormat(), tokenizer, folder)
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
-    with pytest.raises(SettingError, match="p: already there"):
+    with pytest.raises(SettingError, match="p: already exists"):
         prepare(documents(9), DocumentFormat(), tokenizer, folder)
 
 

@@ -33,7 +33,7 @@ def test_a_folder_is_read_in_order(tmp_path):
     several = open_source([tmp_path / "b.txt", tmp_path / "a"])
     assert isinstance(several, Chain)
     assert [record["text"] for record in several] == ["second", "first"]
-    assert [record["text"] for record in several] == ["second", "first"]  # anew each time
+    assert [record["text"] for record in several] == ["second", "first"]  # again each time
 
 
 def test_what_culm_wrote_is_no_text(tmp_path):

@@ -15,8 +15,8 @@ from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.context import Context
+from culm.model.transformer import TransformerConfig
 
 KINDS = {
     "plain": LoRA(rank=4),

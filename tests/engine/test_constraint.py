@@ -11,9 +11,8 @@ from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.mtp import MTP
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 
 WORDS = 61
 ANSWERS = ((7, 8, 9), (7, 8, 3, 3, 4), (20,), (33, 34, 35, 36))

@@ -25,10 +25,10 @@ def test_cached_decoding_equals_one_forward(model, backend):
     longest = max(map(len, rows))
     padded = torch.stack([torch.nn.functional.pad(r, (0, longest - len(r))) for r in rows])
     positions = torch.arange(longest).expand(4, -1)
-    model(padded, Context(positions, cache=cache, slot=2, length=longest))
+    model(padded, Context(positions, cache=cache.view(longest, 2)))
     for step in range(6):
         at = torch.tensor([[len(row) + step] for row in rows])
-        context = Context(at, cache=cache, slot=2, length=32)
+        context = Context(at, cache=cache.view(32, 2))
         cached = model(more[:, step : step + 1], context)[:, 0]
         for index, row in enumerate(rows):
             full = model(torch.cat((row, more[index, : step + 1]))[None])[0, -1]

@@ -11,11 +11,10 @@ from culm.engine.fused_library import has_library
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.context import Context
 from culm.model.mlp.gated import SwiGLU
 from culm.model.rope import Rope
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 
 here = pytest.mark.skipif(not has_library(), reason="no compiler or no AVX-512 here")
 
@@ -71,14 +70,14 @@ def test_logits_and_cache_are_those_of_the_model(shape, weights):
     prompts = torch.randint(0, 77, (6, 20), generator=generator)
     positions = torch.arange(20).expand(6, -1)
     for cache, reader in ((ours, model), (theirs, model), (truth, exact)):
-        reader.hidden(prompts, Context(positions, cache=cache, length=20))
+        reader.hidden(prompts, Context(positions, cache=cache.view(20)))
     for step in range(3):
         tokens = torch.randint(0, 77, (6,), generator=generator).tolist()
         at = [length + step for length in lengths]
         found = decoder(tokens, at)
-        context = Context(torch.tensor(at)[:, None], cache=theirs, length=24)
+        context = Context(torch.tensor(at)[:, None], cache=theirs.view(24))
         plain = model(torch.tensor(tokens)[:, None], context)[:, 0]
-        context = Context(torch.tensor(at)[:, None], cache=truth, length=24)
+        context = Context(torch.tensor(at)[:, None], cache=truth.view(24))
         right = exact(torch.tensor(tokens)[:, None], context)[:, 0]
         error, usual = (found - right).norm(), (plain - right).norm()
         # Beside weights of few bits activations are int8 in groups, a little coarser than bf16.

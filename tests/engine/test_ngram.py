@@ -13,10 +13,9 @@ from culm.engine.sampling import Sampling
 from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
-from culm.model.config import TransformerConfig
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.moe import MoE
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 
 WORDS = 5  # so few that sequences repeat, and what follows them differs
 KINDS = {

@@ -22,12 +22,11 @@ from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
 from culm.model.block import Residual
-from culm.model.config import TransformerConfig
 from culm.model.context import Context
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.moe import MoE
 from culm.model.mtp import MTP, shifted
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
 from culm.tokenizer.bytes import Bytes
@@ -174,8 +173,8 @@ def test_rejected_drafts_leave_nothing_behind(fluent: Transformer) -> None:
         row = engine.running[0]
         engine.step()
         length = row.length
-        whole = fluent.cache(1, length, with_mtp=True)
-        context = Context(torch.arange(length)[None], cache=whole, length=length)
+        whole = fluent.mtp_cache(1, length)
+        context = Context(torch.arange(length)[None], cache=whole.view(length))
         fluent.mtp_hidden(torch.tensor([[*prompt, *row.output]]), context)
         for by, (kept, wanted) in enumerate(zip(cache.layers, whole.layers, strict=True)):
             end = length - 1 - by  # one layer of the trunk, then the heads

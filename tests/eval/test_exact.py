@@ -8,7 +8,8 @@ import pytest
 import torch
 import yaml
 
-from culm.config import compose, parse
+from culm.compose import compose
+from culm.config import parse
 from culm.data.settings import DataConfig
 from culm.eval.evaluation import Evaluation
 from culm.eval.exact import (
@@ -22,7 +23,7 @@ from culm.eval.exact import (
 from culm.eval.measure.exact_match import ExactMatch
 from culm.eval.settings import EvalConfig
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.task.expression import Expression
 from culm.task.identity import ABOUT, GREETINGS, OPENINGS, TAILS, Identity
 from culm.task.task import Question, Split, split_of

@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from culm.batch import IGNORED, Batch
-from culm.config import SettingError, compose_run, parse
+from culm.compose import compose_run
+from culm.config import SettingError, parse
 from culm.engine.request import Request
 from culm.eval.answer import answer
 from culm.eval.evaluation import Evaluation
@@ -22,10 +23,10 @@ from culm.eval.measure.pairs import Pairs
 from culm.eval.measure.samples import Samples
 from culm.eval.settings import EvalConfig
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.context import Context
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.parallel.ranks import Ranks
+from culm.run.settings import LAYOUT
 from culm.text.language_model import LanguageModel
 from culm.tokenizer.bytes import Bytes
 
@@ -191,9 +192,11 @@ def test_samples_are_continuations_by_the_language_model() -> None:
         ("The ", 0.5), ("The ", 1.0), ("x" * 62, 0.5), ("x" * 62, 1.0),
     ]  # fmt: skip
     spoken = LanguageModel(subject.model, TOKENIZER)
-    assert found[1]["text"] == "".join(spoken.stream("The ", 6, 1.0, seed=4))
+    assert found[1]["text"] == "".join(spoken.stream("The ", 6, temperature=1.0, seed=4))
     assert found[0]["text"] != found[1]["text"]
-    short = "".join(spoken.stream("x" * 62, 64 - len(spoken.prompt_ids("x" * 62)), 0.5, seed=4))
+    short = "".join(
+        spoken.stream("x" * 62, 64 - len(spoken.prompt_ids("x" * 62)), temperature=0.5, seed=4)
+    )
     assert found[2]["text"] == short  # as far as the context goes
 
 
@@ -273,7 +276,7 @@ def test_files_and_the_command_line_merge(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(run))
 
     def measures(*more: str) -> Any:
-        values = compose_run(path, ["start=x", *more]).values["eval"]
+        values = compose_run(path, ["start=x", *more], LAYOUT).values["eval"]
         return parse(EvalConfig, values, "eval").measures
 
     assert list(measures()) == ["held_out", "exact_match"]

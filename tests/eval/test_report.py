@@ -10,7 +10,7 @@ from culm.eval import plots
 from culm.eval.inspection import attention_maps
 from culm.eval.report import table, write_report
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 SCORE = {"value": 0.5, "low": 0.237, "high": 0.763, "items": 10}
 
@@ -34,23 +34,23 @@ def write(folder: Path, steps: int, more: dict, **results) -> str:
 @pytest.mark.parametrize("steps", [4, 80])  # a long curve is smoothed
 def test_report_of_pretraining(tmp_path, steps):
     sample = {"prompt": "The ", "temperature": 0.8, "text": "fox `` ran"}
-    told = write(tmp_path, steps, {}, loss=2.5, bits_per_byte=1.75, samples=[sample])
+    report = write(tmp_path, steps, {}, loss=2.5, bits_per_byte=1.75, samples=[sample])
     for shown in (
         f"# {tmp_path.name}", f"| steps | {steps} |", f"| tokens | {100 * steps:,} |",
         "| tokens per second | 200 |", f"| loss, first and last step | 5.000, {5 / steps:.3f} |",
         "| held-out bits per byte | 1.750 |", "| peak memory | 3 MiB |", "![loss](loss.png)",
         "Temperature 0.8:\n\n````text\nThe fox `` ran\n````", f"culm train {tmp_path}/run.yaml",
     ):  # fmt: skip
-        assert shown in told
+        assert shown in report
     assert is_picture(tmp_path / "loss.png")
 
 
 def test_report_of_reinforcement(tmp_path):
     scores = {"sums": SCORE, "all": SCORE}
-    told = write(tmp_path, 3, {"reward": 0.25}, exact_match=scores)
+    report = write(tmp_path, 3, {"reward": 0.25}, exact_match=scores)
     for shown in ("![reward](reward.png)", "| sums | 50.0 % (23.7 - 76.3) |"):
-        assert shown in told
-    assert "held-out" not in told
+        assert shown in report
+    assert "held-out" not in report
     assert is_picture(tmp_path / "reward.png")
     assert is_picture(tmp_path / "exact_match.png")
 
@@ -61,7 +61,7 @@ def test_several_models_side_by_side(tmp_path):
     assert is_picture(tmp_path / "bars.png")
 
 
-def test_attention_map_is_read_and_drawn(tmp_path):
+def test_attention_maps_are_computed_and_plotted(tmp_path):
     attention = GQA(heads=4, kv_heads=2, qk_norm="head")
     config = TransformerConfig(
         vocabulary=31, width=32, layers=2, context=16, attention=(attention,)
@@ -73,7 +73,7 @@ def test_attention_map_is_read_and_drawn(tmp_path):
     assert weights.shape == (4, 5, 5)
     torch.testing.assert_close(weights.sum(-1), torch.ones(4, 5))
     assert not weights.triu(1).any()
-    # What a token looks at does not depend on those after it.
+    # What a token attends to does not depend on those after it.
     torch.testing.assert_close(attention_maps(model, ids[:3])[1], weights[:, :3, :3])
     assert torch.equal(model(torch.tensor([ids])), before)
     plots.attention(tmp_path / "map.png", weights, [str(id) for id in ids], "layer 1")
@@ -81,5 +81,5 @@ def test_attention_map_is_read_and_drawn(tmp_path):
 
 
 def test_what_a_model_wrote_cannot_break_a_table():
-    told = table(("question", "answer"), [("a | b", "one\ntwo | three")])
-    assert told.splitlines()[2:] == [r"| a \| b | one two \| three |"]
+    report = table(("question", "answer"), [("a | b", "one\ntwo | three")])
+    assert report.splitlines()[2:] == [r"| a \| b | one two \| three |"]

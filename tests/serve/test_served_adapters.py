@@ -10,7 +10,7 @@ from culm.adapt.lora import LoRA, adapters_of
 from culm.config import SettingError
 from culm.convert import native, peft
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.serve.http.app import build
 from culm.tokenizer.bytes import Bytes
 from culm.verbs.serve import named_adapters

@@ -64,13 +64,13 @@ def test_fields_have_the_names_that_are_given(tmp_path):
     ("text", "words"),
     [
         (None, "not readable as a file of prompts"),
-        ("", "none of its prompts is a train one"),
+        ("", "none of its prompts belongs to the train split"),
         ('{"prompt": "a", "answer": 1}\n{', "line 2: not readable as JSON"),
         ('{"prompt": "a"}', "line 1: no text or number in 'answer'"),
         ("[1]", "line 1: no text or number in 'prompt'"),
     ],
 )
-def test_what_cannot_be_read_is_told_in_a_sentence(tmp_path, text, words):
+def test_errors_of_reading_are_one_sentence(tmp_path, text, words):
     path = tmp_path / "prompts.jsonl"
     if text is not None:
         path.write_text(text)

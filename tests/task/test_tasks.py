@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from culm.config import SettingError, compose, parse
+from culm.compose import compose
+from culm.config import SettingError, parse
 from culm.data.settings import DataConfig
 from culm.task.arithmetic import Arithmetic, in_words
 from culm.task.task import Question, Split, Task

@@ -10,7 +10,7 @@ import culm
 from culm.config import SettingError
 from culm.convert import native
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.text.language_model import LanguageModel, load
 from culm.text.reply import Reply
 from culm.tokenizer.bytes import Bytes

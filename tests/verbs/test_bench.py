@@ -5,7 +5,7 @@ import torch
 
 from culm.config import SettingError
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.verbs import bench
 from culm.verbs.bench import Size, decoder_of, show_bench, trainer_of
 

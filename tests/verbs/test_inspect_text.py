@@ -7,7 +7,7 @@ import pytest
 from culm.cli import main
 from culm.config import parse
 from culm.convert import native
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 
 @pytest.fixture(scope="module")

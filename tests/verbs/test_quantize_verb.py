@@ -11,8 +11,8 @@ from culm.adapt.quantize.int8 import Int8Linear
 from culm.adapt.quantize.w8a8 import W8A8Linear
 from culm.config import SettingError, parse
 from culm.convert import native
-from culm.model.config import TransformerConfig
 from culm.model.linear import Linear
+from culm.model.transformer import TransformerConfig
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.verbs.quantize import show_quantized
 

@@ -1,4 +1,4 @@
-"""What a record means: one file a kind of format; this union is the registry."""
+"""What a record means: one file per format; this union is the registry."""
 
 from culm.config import one_of
 from culm.data.format.chat import ChatFormat

@@ -15,8 +15,8 @@ from culm.tokenizer.tokenizer import Tokenizer
 class DocumentFormat(RecordFormat):
     """text: the field that holds the text.
 
-    max_characters: a longer document is cut at white space into several, so that memory stays
-    bounded; a small value also lets a corpus of one document be divided.
+    max_characters: a longer document is split at white space, so that memory stays bounded. A small
+    value also makes several documents of a corpus that has only one.
     """
 
     kind: Literal["document"] = "document"

@@ -1,4 +1,4 @@
-"""The shapes in which the field writes dialogues, made one: a list of role and content."""
+"""Dialogues in all common shapes, as one: a list of messages with role and content."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from culm.data.example import shape_of
 
 Message = dict[str, Any]
 
-# ShareGPT's names for who speaks.
+# Role names of ShareGPT.
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 ROLES |= {"observation": "tool", "function": "tool"}
 DIALOGUES = ("messages", "conversations")  # fields that hold a dialogue
@@ -54,7 +54,7 @@ def answer_of(value: Any) -> list[Message] | None:
 
 
 def dialogue_of(record: dict[str, Any]) -> list[Message]:
-    """A whole dialogue.
+    """A complete dialogue.
 
     Reads `messages`, `conversations` (ShareGPT), `instruction`/`input`/`output` and
     `prompt`/`completion`, each with an optional `system`.
@@ -73,7 +73,7 @@ def dialogue_of(record: dict[str, Any]) -> list[Message]:
 
 
 def transcript(text: str) -> Sequence[Message] | None:
-    r"""A dialogue written as "\n\nHuman: ...\n\nAssistant: ..."; None if it is not so written."""
+    r"""A dialogue written as "\n\nHuman: ...\n\nAssistant: ..."; None for any other text."""
     empty, *turns = HUMAN.split(text)
     if empty or not turns:
         return None

@@ -14,8 +14,8 @@ from culm.tokenizer.tokenizer import Tokenizer
 class PairFormat(RecordFormat):
     """chosen, rejected: the fields of the answers; prompt: the field of the question.
 
-    margin: the field that holds by how much the chosen answer is better, for reward models.
-    Answers are strings, messages, or whole dialogues; the last turn of each is what is compared.
+    margin: the field with the margin by which the chosen answer is better, for reward models.
+    Answers are strings, messages, or complete dialogues, whose last turns are compared.
     """
 
     gives: ClassVar[Reads] = "pairs"
@@ -46,7 +46,7 @@ class PairFormat(RecordFormat):
         answer = answer_of(record.get(key))
         if answer is None:
             raise ValueError(f"no answer in {key!r}; {shape_of(record)}")
-        if len(answer) > 1:  # a whole dialogue, question and all
+        if len(answer) > 1:  # a dialogue that includes the question
             return answer
         renamed = {**record, "prompt": record[self.prompt]} if self.prompt in record else record
         question = question_of(renamed)

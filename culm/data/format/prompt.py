@@ -11,7 +11,7 @@ from culm.tokenizer.tokenizer import Tokenizer
 
 
 class PromptFormat(RecordFormat):
-    """prompt, answer: the fields that hold them."""
+    """prompt, answer: the fields with the question and its answer."""
 
     kind: Literal["prompt"] = "prompt"
     prompt: str = "prompt"

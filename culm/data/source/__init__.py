@@ -1,6 +1,6 @@
-"""Where records come from: one file a kind of source, told apart by what a path is.
+"""Where records come from: one file per kind of source, chosen by the path.
 
-A source streams: it holds one record (or one block of a file) at a time, whatever the size.
+A source streams: it holds one record (or one block of a file) in memory, whatever the size.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from culm.data.source.hub import Hub
 
 T = TypeVar("T")
 Record = dict[str, Any]
-Split = Literal["file", "paragraphs", "lines"]
+DocumentSplit = Literal["file", "paragraphs", "lines"]
 Invalid = Literal["error", "replace", "skip"]
 
-# Files by which runs, quickstarts, tokenizers and models are known: no text to learn from.
+# A folder with one of these is a run, quickstart, tokenizer or model of ours, not a corpus.
 OUR_MARKS = ("run.yaml", "quickstart.json", "tokenizer.json")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+){0,2}")
 KINDS = {
@@ -33,9 +33,9 @@ KINDS = {
 
 
 class Source(Protocol):
-    """Iterating gives records, anew each time.
+    """Each iteration gives all records.
 
-    name: for messages. size: how many bytes there are to read, roughly; None if unknown.
+    name: for messages. size: approximate bytes to read; None if unknown.
     """
 
     @property
@@ -51,12 +51,13 @@ class Source(Protocol):
 class Files:
     """Records of files, in the order given.
 
-    split: what of a text file is a document. invalid: what happens to bytes that are not UTF-8.
+    split: what counts as a document in a text file. invalid: what to do with bytes that are not
+    UTF-8.
     """
 
     name: str
     paths: Sequence[Path]
-    split: Split = "file"
+    split: DocumentSplit = "file"
     invalid: Invalid = "error"
 
     @property
@@ -97,7 +98,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Limited:
-    """At most `documents` records of a source, and no more once `bytes` of text were read.
+    """The first `documents` records of a source, or fewer: none after `bytes` of text were read.
 
     texts: gives the text of a record.
     """
@@ -126,7 +127,7 @@ class Limited:
 
 
 def bytes_in(value: Any) -> int:
-    """Of all text in a record or a part of it, as UTF-8."""
+    """Size of all text in a record or a part of it, as UTF-8."""
     match value:
         case str():
             return len(value.encode("utf-8", "surrogatepass"))
@@ -141,7 +142,7 @@ def found_in(source: Source, read: Callable[[Record], Iterator[T]]) -> Iterator[
     """What `read` finds in each record, with the number of the record.
 
     Raises:
-        SettingError: a record of another shape than `read` wants, by its number.
+        SettingError: `read` cannot read a record; the message has its number.
     """
     for number, record in enumerate(source, start=1):
         try:
@@ -151,7 +152,7 @@ def found_in(source: Source, read: Callable[[Record], Iterator[T]]) -> Iterator[
 
 
 def bad_record(source: Source, number: int, error: ValueError) -> SettingError:
-    """What to say of a record that cannot be read."""
+    """The error for a record that cannot be read."""
     return (
         error
         if isinstance(error, SettingError)
@@ -160,15 +161,17 @@ def bad_record(source: Source, number: int, error: ValueError) -> SettingError:
 
 
 def open_source(
-    path: str | Path | Sequence[str | Path], split: Split = "file", invalid: Invalid = "error"
+    path: str | Path | Sequence[str | Path],
+    split: DocumentSplit = "file",
+    invalid: Invalid = "error",
 ) -> Source:
-    """The source that a path means.
+    """The source that a path names.
 
     A file, a folder (every file of a known kind in it, sorted), "stdlib" (the text of this
     Python's standard library), or the id of a Hugging Face dataset: owner/name[:subset[:split]].
 
     Raises:
-        SettingError: it is none of these, or a folder without such files.
+        SettingError: it is none of these, or a folder without files of a known kind.
     """
     if not isinstance(path, str | Path):
         sources = [open_source(one, split, invalid) for one in path]
@@ -191,7 +194,7 @@ def open_source(
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Those of a known kind below a folder, hidden ones and what Culm wrote there left out."""
+    """Files of a known kind below a folder, without hidden files and folders of Culm."""
     for root, folders, names in os.walk(folder):
         for name in list(folders):
             path = Path(root, name)
@@ -202,6 +205,6 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def kind_of(path: Path) -> str | None:
-    """How a file is read, by its name; compressed ones (.gz) like the others."""
+    """How a file is read, by its name; .gz does not matter."""
     suffixes = path.suffixes[:-1] if path.suffix == ".gz" else path.suffixes
     return KINDS.get(suffixes[-1].lower()) if suffixes else None

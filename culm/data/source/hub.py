@@ -21,8 +21,8 @@ class Hub:
             from datasets import load_dataset
         except ImportError:
             raise SettingError(
-                f"data.path: {self.name!r} is no file here, and a dataset of the hub needs the "
-                f"extra: pip install 'culm[data]'"
+                f"data.path: {self.name!r} is no file here, and hub datasets need an extra: "
+                f"pip install 'culm[data]'"
             ) from None
         dataset, _, rest = self.name.partition(":")
         subset, _, split = rest.partition(":")
@@ -30,6 +30,6 @@ class Hub:
             yield from load_dataset(dataset, subset or None, split=split or "train", streaming=True)
         except (OSError, ValueError) as error:  # what datasets and the hub raise derives from these
             raise SettingError(
-                f"data.path: {self.name!r} is no file or folder here, and the hub does not give "
-                f"such a dataset ({type(error).__name__}); check the name and the network"
+                f"data.path: {self.name!r} is no file or folder here, and the hub has no such "
+                f"dataset ({type(error).__name__}); check the name and the network"
             ) from error

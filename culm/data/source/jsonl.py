@@ -16,7 +16,7 @@ def records(path: Path, invalid: str = "error") -> Iterator[dict[str, Any]]:
     """Each object as it is; a bare string becomes {"text": ...}.
 
     Lines are streamed. A list, or an object that fills several lines of a `.json` file, is read
-    whole, as JSON cannot be cut safely.
+    into memory, since JSON cannot be split safely.
     """
     try:
         with opened(path) as file:

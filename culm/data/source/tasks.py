@@ -13,9 +13,9 @@ from culm.task.task import Task
 
 @dataclass(frozen=True)
 class TaskSource:
-    """So many training questions, each of a random task, 1 to `turns` of them in a dialogue.
+    """Training questions of random tasks, 1 to `turns` of them per dialogue.
 
-    Reinforcement learning, with the same seed, asks others.
+    questions: how many in total. Reinforcement learning with the same seed asks other questions.
     """
 
     tasks: Sequence[Task]
@@ -37,8 +37,8 @@ class TaskSource:
         left = self.questions
         while left:
             turns = min(rng.randint(1, self.turns), left)
-            drawn = [rng.randrange(len(self.tasks)) for _ in range(turns)]
-            asked = [self._turn(self.tasks[which], next(numbers[which])) for which in drawn]
+            chosen = [rng.randrange(len(self.tasks)) for _ in range(turns)]
+            asked = [self._turn(self.tasks[which], next(numbers[which])) for which in chosen]
             yield {"messages": [message for turn in asked for message in turn]}
             left -= turns
 

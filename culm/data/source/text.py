@@ -32,7 +32,7 @@ def records(path: Path, split: str = "file", invalid: str = "error") -> Iterator
     for block in decoded(path, invalid):
         held += block
         if separator is not None:
-            *whole, held = re.split(separator, held)  # the last part may go on
+            *whole, held = re.split(separator, held)  # the last part may be unfinished
             yield from ({"text": text.strip("\r\n")} for text in whole if text.strip())
         if len(held) > LONGEST:
             *whole, held = pieces(held, LONGEST)
@@ -68,16 +68,16 @@ def _decode(decoder: codecs.IncrementalDecoder, block: bytes, path: Path, offset
 
 
 def not_utf8(path: Path, offset: int) -> SettingError:
-    """What to say of a file that is not UTF-8 text."""
+    """The error for a file that is not UTF-8 text."""
     with opened(path) as file:
         first = file.read(BLOCK)
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return SettingError(f"{path}: UTF-16 text; save it as UTF-8")
     if b"\0" in first:
-        return SettingError(f"{path}: no text: it holds zero bytes; leave it out")
+        return SettingError(f"{path}: not text: it contains zero bytes; leave it out")
     return SettingError(
         f"{path}: not UTF-8 at byte {offset}; save it as UTF-8, or in a run file set "
-        "data.invalid=replace (or skip) to read it anyhow"
+        "data.invalid=replace (or skip) to read it anyway"
     )
 
 
@@ -97,6 +97,6 @@ def opened(path: Path) -> BinaryIO:
 
 
 def unreadable(path: Path, error: Exception) -> SettingError:
-    """What to say of a file that cannot be read, or whose compressed data end too early."""
+    """The error for a file that cannot be read, or whose compressed data is truncated."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     return SettingError(f"{path}: cannot be read: {reason}")
