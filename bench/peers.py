@@ -1,12 +1,12 @@
-"""Training and decoding beside other libraries, each in its best setting on a CPU.
+"""Training and decoding compared with other libraries, each in its best setting on a CPU.
 
-    python bench/peers.py                                  # all that is installed: half an hour
+    python bench/peers.py                                  # every installed library: half an hour
     python bench/peers.py train --size T --rounds 9
     python bench/peers.py decode --size S --rows 8
 
-Every contender is a process of its own, warmed up alone. Then they take turns, round by round, so
-that a busy moment of the machine meets them all; the table shows the median of a contender's rounds
-and of its ratios, round by round, to the peer that is fastest by its median and to Culm in bf16.
+Every contender is a separate process, warmed up alone. Then they take turns, round by round, so
+that a busy moment of the machine affects all; the table shows the median of a contender's rounds,
+and of its ratios per round to the peer with the fastest median and to Culm in bf16.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from culm.train.memory import peak_bytes
 from culm.verbs.bench import NEW, PROMPT, SIZES, Size, decoder_of, tokens_of, trainer_of
 
 CPU = torch.device("cpu")
-Round = Callable[[], float]  # does the work once; seconds of it
+Round = Callable[[], float]  # does the work once; returns its seconds
 
 
 # ---------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def llama(size: Size):
 
 
 # ---------------------------------------------------------------------------------------------
-# Decoding, greedy: the time of a whole answer less that of its first token
+# Decoding, greedy: the time of a complete answer minus that of its first token
 
 
 def decode_culm(size: Size, rows: int) -> Round:
@@ -149,8 +149,8 @@ def decode_transformers(size: Size, rows: int, **settings: str) -> Round:
             eos_token_id=None, min_new_tokens=tokens, max_new_tokens=tokens, **settings,
         )  # fmt: skip
 
-    whole, first = timed(lambda: answer(NEW)), timed(lambda: answer(1))
-    return lambda: whole() - first()
+    complete, first = timed(lambda: answer(NEW)), timed(lambda: answer(1))
+    return lambda: complete() - first()
 
 
 def decode_transformers_static(size: Size, rows: int) -> Round:
@@ -176,7 +176,7 @@ DECODE: dict[str, Callable[[Size, int], Round]] = {
 
 
 def contend(pipe: Connection, what: str, name: str, size: Size, rows: int) -> None:
-    """One process: warm up, then a round for each message; told are seconds and peak bytes."""
+    """One process: warm up, then a round for each message; sends seconds and peak bytes."""
     call = TRAIN[name](size) if what == "train" else DECODE[name](size, rows)
     for _ in range(2):
         call()

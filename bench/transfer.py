@@ -3,8 +3,8 @@
     python bench/transfer.py [steps]
 
 Trains models of three widths on the bytes of this Python's standard library, at rates a factor of
-two apart, without a rule and with muP; prints nats a byte on text that was held out, the best of
-each width marked. One thread, the same rows and the same seed for all.
+two from each other, without a rule and with muP; prints nats per byte on held-out text and marks
+the best of each width. One thread, the same batches and the same seed for all.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.init import Zero
 from culm.model.scaling import MuP
+from culm.model.transformer import TransformerConfig
 from culm.optim.adamw import AdamW
 from culm.optim.schedule import Cosine
 

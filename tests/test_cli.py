@@ -95,12 +95,12 @@ def test_the_help_of_a_verb_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 
 
-def test_verbs_are_those_that_the_readme_tells():
-    told = {
+def test_verbs_are_those_of_the_readme():
+    listed = {
         "quickstart", "tokenize", "prepare", "plan", "train", "eval", "generate", "chat", "serve",
         "quantize", "export", "import", "inspect", "bench", "schema", "doctor",
     }  # fmt: skip
-    assert told <= set(VERBS)
+    assert listed <= set(VERBS)
 
 
 # -- verbs ------------------------------------------------------------------------------------
@@ -133,16 +133,27 @@ def test_the_precision_is_the_fastest_unless_given(culm, model, monkeypatch, ver
 
 def test_generate_ends_at_a_stop_text(culm, model):
     line = ("generate", model, "A fox", "--max-tokens", 40, "--temperature", 0, "--device", "cpu")
-    whole = culm(*line)[1].removesuffix("\n")
-    stop = whole[-3:]
+    complete = culm(*line)[1].removesuffix("\n")
+    stop = complete[-3:]
     code, out, _ = culm(*line, "--stop", stop, "--stop", "never said")
-    assert (code, out) == (0, "A fox" + whole[5:].split(stop)[0] + "\n")
+    assert (code, out) == (0, "A fox" + complete[5:].split(stop)[0] + "\n")
 
 
 def test_a_prompt_that_does_not_fit_is_not_repeated(culm, model):
     code, out, err = culm("generate", model, "A fox " * 40, "--device", "cpu")
     assert (code, out) == (1, "")
     assert "do not fit" in err
+
+
+def test_drafts_change_no_text(culm, model):
+    line = ("generate", model, "A fox met a fox met a", "--max-tokens", 12, "--temperature", 0,
+            "--device", "cpu", "--dtype", "float32")  # fmt: skip
+    plain = culm(*line)
+    assert plain[0] == 0
+    assert culm(*line, "--speculate", "ngram") == plain
+    code, _, err = culm(*line, "--speculate", "mtp")
+    assert (code, "this model has no heads" in err) == (1, True)
+    assert culm(*line, "--speculate", "magic")[0] == 2
 
 
 @pytest.mark.parametrize("inner", ["", "model"])
@@ -172,7 +183,14 @@ def test_eval_prints_each_task_with_its_interval(culm, model):
 def test_inspect_shows_parts_shapes_and_costs(culm, model):
     code, out, _ = culm("inspect", model)
     assert code == 0
-    for shown in ("0 - 1  Block", "Embedding weight (262, 32)", "parameters", "active", "a token"):
+    for shown in (
+        "0 - 1  Block",
+        "Embedding weight (262, 32)",
+        "parameters",
+        "active",
+        "per token",
+        "compute",
+    ):
         assert shown in out
 
 
@@ -180,7 +198,7 @@ def test_quantize_then_inspect(culm, model, tmp_path):
     code, out, _ = culm("quantize", model, tmp_path / "small", "--to", "int8")
     assert code == 0
     assert "kB of weights, " in out
-    assert "8.44 a weight" in out
+    assert "8.44 per weight" in out
     assert "Int8Linear" in culm("inspect", tmp_path / "small")[1]
     assert size_of(tmp_path / "small") < 0.45 * size_of(model / "model")  # the embedding too
     code, _, err = culm("quantize", tmp_path / "small", tmp_path / "smaller", "--to", "int4")
@@ -243,7 +261,7 @@ def test_schema_is_json(culm):
     assert "train" in json.loads(out)["properties"]
 
 
-def test_doctor_tells_the_machine_and_its_extras(culm):
+def test_doctor_shows_the_machine_and_its_extras(culm):
     code, out, _ = culm("doctor")
     assert code == 0
     for shown in ("python", "torch", "cores", "memory", "precision", "compiler", "Extras", "hf"):
@@ -261,7 +279,7 @@ def test_plan_shows_everything_and_writes_nothing(culm, text, tmp_path):
     assert origin(out, "train.batch_size") == "command line"
     assert origin(out, "train.schedule.kind") == "pretrain"
     assert origin(out, "train.clip") == "default"
-    for shown in ("«", "parameters", "products", "gradients", "epochs", "No problem found"):
+    for shown in ("«", "parameters", "compute", "gradients", "epochs", "No problem found"):
         assert shown in out
 
 

@@ -12,7 +12,7 @@ from culm.compose import compose_run as compose_layout
 from culm.config import SettingError, parse
 from culm.data.settings import DataConfig
 from culm.eval.settings import EvalConfig
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.parallel.parallelize import ParallelConfig
 from culm.run.settings import LAYOUT, RunConfig, TrainConfig, read_run
 

@@ -7,7 +7,7 @@ from culm.config import SettingError
 from culm.model import backend
 from culm.model.attention.gqa import GQA
 from culm.model.backend import choose_backend, trial
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from typer.main import get_command
 from culm.cli import app, main
 from culm.convert import native
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.run.settings import read_run
 from culm.tokenizer.bytes import Bytes
 

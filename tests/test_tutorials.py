@@ -16,9 +16,8 @@ from culm.config import parse
 from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
-from culm.model.cache import CacheView
 from culm.model.context import Context
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 model = parse(TransformerConfig, {
     "vocabulary": 40, "width": 32, "layers": 3, "context": 48,
@@ -39,7 +38,7 @@ with torch.no_grad():
     cache, pieces, start = model.cache(2, 48), [], 0
     for size in (7, 1, 1, 12, 9):
         positions = torch.arange(start, start + size).expand(2, -1)
-        context = Context(positions, cache=CacheView(cache, length=start + size))
+        context = Context(positions, cache=cache.view(start + size))
         pieces.append(model(tokens[:, start:start + size], context))
         start += size
     assert (torch.cat(pieces, 1) - whole).abs().max() < 1e-5

@@ -11,9 +11,8 @@ from culm.adapt.lora import LoRALinear, adapters_of
 from culm.adapt.replace import note_untied, replace
 from culm.config import SettingError
 from culm.log import say
-from culm.model.config import TransformerConfig
 from culm.model.init import generator
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 
 ROWS, TOKENS = 2, 16  # of the random text that a merge is verified on
 

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from culm.config import Config, SettingError, listed, one_of
 from culm.model.block import Block
-from culm.model.config import TransformerConfig
 from culm.model.init import generator
 from culm.model.linear import Linear
 from culm.model.mlp.gated import GatedFeedForward
 from culm.model.mlp.moe import MixtureOfExperts, MoE
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 
 
 class Upcycle(Config):

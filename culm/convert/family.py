@@ -13,7 +13,7 @@ from typing import Any
 
 from culm.config import SettingError, parse
 from culm.convert.rules import Rule
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 _ABSENT = object()
 

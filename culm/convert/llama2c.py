@@ -21,8 +21,7 @@ from torch import Tensor
 from culm.config import SettingError, parse
 from culm.convert.rules import half_split
 from culm.convert.weights import assemble
-from culm.model.config import TransformerConfig
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.tokenizer.sentencepiece import SPACE, merged_by_score
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
-from culm.model.config import TransformerConfig
 from culm.model.norm import RMSNormConfig, rescaled
+from culm.model.transformer import TransformerConfig
 
 BRANCHES = ("out", "down")  # the layers whose outputs are those of a branch
 BRANCH_NORMS = ("attention_out_norm", "mlp_out_norm")

@@ -30,8 +30,7 @@ from culm.files import (
     sha256,
     write_json,
 )
-from culm.model.config import TransformerConfig
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.safetensors import read_safetensors, stream_safetensors, write_safetensors
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 

@@ -10,7 +10,7 @@ import yaml
 
 from culm.config import SettingError, parse
 from culm.files import atomic, read_json
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 NEEDED = ("vocab_size", "emb_dim", "n_heads", "n_layers", "context_length")
 # What may stand in a setting that our model has no choice about, first as it should be written.

@@ -19,10 +19,9 @@ from culm.adapt.replace import replace
 from culm.config import SettingError
 from culm.convert.multipliers import folded
 from culm.dtype import name_of
-from culm.model.config import TransformerConfig
 from culm.model.linear import GroupedLinear, Linear
 from culm.model.rope import Rotation
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 
 PLAIN = {torch.float64, torch.float32, torch.bfloat16, torch.float16}  # one for the other
 COPY = "copy the folder again, with the settings that belong to its weights"

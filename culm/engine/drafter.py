@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from culm.engine.request import Running
-from culm.model.context import Context
+from culm.model.context import Context, LayerContext
 
 # Tokens (N,) from logits (N, V), each sampled as the engine will after the row's output and draft.
 Choose = Callable[[Tensor], Tensor]
@@ -23,7 +23,7 @@ class Window(NamedTuple):
 
     starts: list[int]
     states: Tensor
-    context: Context
+    context: LayerContext
 
 
 class Drafter(Protocol):

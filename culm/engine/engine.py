@@ -3,7 +3,7 @@
               slots            Sequences in use fill the first slots without a gap, so that a
 prompt A  ->  [a a a a . . ]   decoding step reads the cache as one view. When a request ends,
 prompt B  ->  [b b . . . . ]   the last slot in use is copied into its place. Padding to the
-waiting ...   [. . . . . . ]   right is harmless: an entry is seen only once it was overwritten.
+waiting ...   [. . . . . . ]   right is harmless: an entry is overwritten before it is read.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Engine:
         self._chooser = Chooser(self.vocabulary)
 
     def check(self, request: Request) -> None:
-        """ValueError if the request cannot be served."""
+        """ValueError if the engine cannot serve the request."""
         size = self.vocabulary
         if not request.prompt:
             raise ValueError("prompt: it is empty; give at least one token")
@@ -92,10 +92,11 @@ class Engine:
             check_first(request.constraint, size)
 
     def add(self, request: Request) -> int:
-        """Queue a request; the number that its events carry.
+        """Queue a request; returns the number that its events carry.
 
         Raises:
-            ValueError: the prompt is empty, too long with its tokens, or outside the vocabulary.
+            ValueError: the prompt is empty, outside the vocabulary, or too long with max_tokens; or
+                another setting is impossible.
         """
         self.check(request)
         seed = request.sampling.seed
@@ -105,12 +106,12 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether a step has something to do."""
+        """Whether a request waits or runs."""
         return bool(self.waiting or self.running)
 
-    @torch.inference_mode()  # as the cache was made, in which another slot may move
+    @torch.inference_mode()  # like the cache, in which another slot may move
     def abort(self, number: int) -> None:
-        """Forget a request, wherever it is; no event of it follows."""
+        """Drop a request, waiting or running; it gets no more events."""
         for slot, running in enumerate(self.running):
             if running.id == number:
                 self._free(slot)
@@ -118,16 +119,16 @@ class Engine:
         self.waiting = deque(waiting for waiting in self.waiting if waiting.id != number)
 
     def clear(self) -> None:
-        """Forget every request, as after an error in the middle of a step."""
+        """Drop every request, for example after an error in the middle of a step."""
         self.waiting.clear()
         self.running.clear()
         self._chooser.forget()
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """The next token of every request that is served in this step, or several with a draft.
+        """Events of one step: a token for each row that advances, or several with a draft.
 
-        Waiting requests that fit start first; if none does, all running ones advance.
+        Waiting requests that fit are started first; otherwise all running ones advance.
         """
         if self.waiting and len(self.running) < self.slots:
             return self._start()
@@ -136,9 +137,10 @@ class Engine:
     def generate(
         self, requests: Sequence[Request], progress: Callable[[int], None] | None = None
     ) -> list[Completion]:
-        """All requests to their end, in their order; `progress(tokens)` is called each step.
+        """Run requests to their end; completions in the same order.
 
-        For an engine without other requests: their events would go to nobody.
+        progress: called each step with the number of new tokens. The engine must have no other
+        requests, because their events would be lost.
         """
         for request in requests:
             self.check(request)
@@ -172,11 +174,11 @@ class Engine:
     # -----------------------------------------------------------------------------------------
 
     def _start(self) -> list[Event]:
-        """Fill free slots with waiting requests, those of like length in one forward."""
+        """Fill free slots with waiting requests; those of similar length share a forward."""
         free = self.slots - len(self.running)
         new = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
         events = []
-        for group in _alike(new):
+        for group in _similar(new):
             first = len(self.running)
             logits = self.runner.prefill(group, first)
             self.running += group
@@ -223,8 +225,8 @@ class Engine:
         self._chooser.forget()
 
 
-def _alike(new: list[Running]) -> Iterator[list[Running]]:
-    """Requests sorted by length, in groups that are small enough for one forward."""
+def _similar(new: list[Running]) -> Iterator[list[Running]]:
+    """Requests sorted by length, in groups small enough for one forward."""
     group: list[Running] = []
     for waiting in sorted(new, key=lambda waiting: waiting.length):
         if group and (len(group) + 1) * waiting.length > PREFILL_TOKENS:

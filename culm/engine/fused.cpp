@@ -1,12 +1,12 @@
-// One decoding step of a whole model as one function: for each row its next token's logits.
+// One decoding step of a model as one function: the logits of each row's next token.
 //
-// Decoding reads every weight once a token; dispatching some hundred operators costs more than that.
-// Here one team of threads goes through all layers and meets five times in each:
+// Decoding reads every weight once per token; dispatching hundreds of operators costs more than that.
+// Here one team of threads runs all layers and synchronises five times in each:
 //
 //     norm q k v | rotate, attend | out + | norm gate up | down + |
 //
-// Weights are read where torch keeps them (bf16, Int8Linear's, Int4Linear's); activations are bf16,
-// or int8 with a scale for each 32 of them where weights have few bits. The residual stream and all
+// Weights are read where torch stores them (bf16, Int8Linear's, Int4Linear's); activations are bf16,
+// or int8 with a scale per 32 of them where weights are quantised. The residual stream and all
 // sums are fp32. A row's result does not depend on the other rows or on the number of threads.
 
 #include <immintrin.h>
@@ -66,7 +66,7 @@ static __m512 exponential(__m512 x) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Products with few rows
+// Matmuls with few rows
 
 // Rows of activations, prepared for a kind of weights. Chunks of int8 and int4 weights have 64 and
 // 128 inputs; a lane of 32 bits sums 4 and 8 of them. An int4 chunk holds even inputs, then odd.
@@ -237,7 +237,7 @@ static void outputs(const Linear &w, const Input &in, int64_t n, float *out, int
 }
 
 // Outputs from..to of w for all rows into out: (rows, stride).
-static void product(const Linear &w, const Input &in, int64_t from, int64_t to, float *out,
+static void matmul(const Linear &w, const Input &in, int64_t from, int64_t to, float *out,
                     int64_t stride) {
   int64_t n = from;
   for (; n + 4 <= to; n += 4) outputs<4>(w, in, n, out, stride);
@@ -365,12 +365,12 @@ void culm_decode(const Model *model, int64_t rows, const int64_t *tokens, const 
       in.prepare(next, normed.data(), rows);
     };
     auto apply = [&](const Linear &w, float *out) {
-      mine(w.outputs, [&](int64_t from, int64_t to) { product(w, in, from, to, out, w.outputs); });
+      mine(w.outputs, [&](int64_t from, int64_t to) { matmul(w, in, from, to, out, w.outputs); });
     };
     auto add = [&](const Linear &w, const float *input) {
       in.prepare(w, input, rows);
       mine(width, [&](int64_t from, int64_t to) {
-        product(w, in, from, to, added.data(), width);
+        matmul(w, in, from, to, added.data(), width);
         for (int64_t b = 0; b < rows; b++)
           for (int64_t i = from; i < to; i++) x[b * width + i] += added[b * width + i];
       });

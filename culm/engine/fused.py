@@ -1,23 +1,15 @@
-"""The decoding step of a whole model as one C++ function (`fused.cpp`), where it can be had.
+"""The decoding step of a model as one C++ function (`fused.cpp`), on machines that support it.
 
-It needs a CPU with AVX-512 (bf16, VNNI), a C++ compiler at the first use (two seconds; the library
-is cached in ~/.cache/culm), and a model in bf16 or with int8 or int4 weights. Everything else is
-decoded by the model itself. Results are equal up to rounding: in bf16 this step is the more exact
-one; beside weights of few bits it rounds activations to int8 in groups of 32, as llama.cpp does.
+It needs a CPU with AVX-512 (bf16, VNNI), a C++ compiler at the first use (`fused_library`), and a
+model in bf16 or with int8 or int4 weights. Everything else decodes in PyTorch. Results are equal up
+to rounding: in bf16 this step is the more exact one; with quantised weights it rounds activations
+to int8 in groups of 32, like llama.cpp.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
-from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -25,25 +17,19 @@ from torch import Tensor, nn
 from culm.adapt.quantize.int4 import Int4Linear
 from culm.adapt.quantize.int8 import Int8Linear
 from culm.adapt.quantize.linear import QuantizedLinear
-from culm.log import say
+from culm.engine.fused_library import has_library, library
 from culm.model.attention.gqa import GQA, GroupedQueryAttention
 from culm.model.block import Block
-from culm.model.cache import Cache, FullCache, LayerCache
-from culm.model.config import TransformerConfig
+from culm.model.cache import Cache, FullCache
+from culm.model.layer_cache import LayerCache
 from culm.model.linear import Linear
 from culm.model.mlp.gated import GatedFeedForward, SwiGLU
 from culm.model.norm import RMSNorm, RMSNormConfig
 from culm.model.rope import Rope, Rotation
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 
-ROWS = 16  # of a step; from there on products of matrices are faster than those with few rows
-NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni")
-SOURCE = Path(__file__).with_name("fused.cpp")
-OPTIONS = [
-    *("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-mfma"),
-    *(f"-m{name.replace('_', '')}" for name in NEEDED),
-]
-KNOWN = {  # every part of a model that it serves; one with another part is decoded by itself
+ROWS = 16  # maximum of a step; with more rows, general matmuls are faster
+SUPPORTED = {  # modules; a model with any other module decodes in PyTorch
     *(Transformer, Block, GroupedQueryAttention, GatedFeedForward, RMSNorm, Rotation),
     *(Linear, Int8Linear, Int4Linear, nn.Embedding, nn.ModuleList, nn.Identity),
 }
@@ -77,11 +63,11 @@ class _Model(Structure):
 
 
 class FusedDecoder:
-    """Decodes with a model's own weights and cache; neither may be replaced meanwhile."""
+    """Decodes with a model's own weights and cache, which must not be replaced meanwhile."""
 
     def __init__(self, model: Transformer, cache: Cache) -> None:
-        self._held: list[Tensor] = []  # what only pointers refer to
-        self._copies: list[Tensor] = []  # in fp32, of the norms and biases beside them
+        self._held: list[Tensor] = []  # tensors that only pointers refer to
+        self._copies: list[Tensor] = []  # fp32 copies of norms and biases
         self._originals: list[Tensor] = []
         self._vocabulary = model.config.vocabulary
         positions = torch.arange(cache.length)[None]
@@ -150,15 +136,15 @@ class FusedDecoder:
 
 
 def fuses(model: Transformer, cache: Cache) -> bool:
-    """Whether the fused step serves this model and cache on this machine."""
+    """Whether the fused step supports this model and cache on this machine."""
     on_cpu = model.device.type == "cpu" and model.dtype == torch.bfloat16
-    whole = all(type(layer) is FullCache for layer in cache.layers)
-    in_bf16 = on_cpu and whole and model.embed.weight.dtype == torch.bfloat16
+    full = all(type(layer) is FullCache for layer in cache.layers)
+    in_bf16 = on_cpu and full and model.embed.weight.dtype == torch.bfloat16
     return in_bf16 and _known(model.config) and _fits(model) and has_library()
 
 
 def _known(config: TransformerConfig) -> bool:
-    """Whether nothing is set but what the step knows: the config is the one of these alone."""
+    """Whether the config uses supported settings only: it equals one built from these alone."""
     given = config.resolved()
     attentions = [part for part in given.attention if isinstance(part, GQA) and part.rope]
     hiddens = [part.hidden for part in given.mlp if type(part) is SwiGLU]
@@ -190,8 +176,8 @@ def _blocks(model: Transformer) -> list[Block]:
 
 
 def _fits(model: Transformer) -> bool:
-    """Parts that it knows, in shapes that fill its registers."""
-    known = {type(module) for module in model.modules()} <= KNOWN
+    """Whether all modules are supported, in shapes that fill the registers."""
+    known = {type(module) for module in model.modules()} <= SUPPORTED
     return known and all(map(_fits_block, _blocks(model))) and _one_form(model.head)
 
 
@@ -206,7 +192,7 @@ def _fits_block(block: Block) -> bool:
 
 
 def _one_form(*layers: nn.Module) -> bool:
-    """Whether layers that share an input can be computed, and want it in one form."""
+    """Whether layers that share an input are supported, and need it in the same form."""
     forms = {
         (_kind(layer), layer.group if isinstance(layer, Int4Linear) else 0) for layer in layers
     }
@@ -220,57 +206,7 @@ def _one_form(*layers: nn.Module) -> bool:
 
 
 def _kind(layer: nn.Module) -> int | None:
-    """`Kind` in the C++ file; None: it does not know this one."""
+    """`Kind` in the C++ file; None: not supported."""
     if type(layer) is Linear:
         return 0 if layer.weight.dtype == torch.bfloat16 else None
     return 1 if type(layer) is Int8Linear else 2 if type(layer) is Int4Linear else None
-
-
-@cache
-def library() -> ctypes.CDLL:
-    """The compiled step.
-
-    Raises:
-        OSError: it cannot be had here; the message says why.
-    """
-    cpu = Path("/proc/cpuinfo")
-    if set(NEEDED) - set(cpu.read_text().split() if cpu.exists() else ()):
-        raise OSError("this CPU has no AVX-512 with bf16 and VNNI")
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    made_of = " ".join([platform.machine(), *OPTIONS]).encode()
-    name = hashlib.sha256(SOURCE.read_bytes() + made_of).hexdigest()[:16]
-    path = Path(root) / "culm" / f"fused-{name}.so"
-    if not path.exists():
-        say("Compiling the decoding step; this happens once and takes a few seconds.")
-        _build(path)
-    found = ctypes.CDLL(str(path))
-    pointers = (c_void_p, c_void_p, c_void_p)
-    found.culm_decode.argtypes = (c_void_p, c_int64, *pointers, c_int64)
-    found.culm_decode.restype = None
-    return found
-
-
-def _build(path: Path) -> None:
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        raise OSError("there is no C++ compiler")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        built = Path(folder) / path.name
-        done = subprocess.run(
-            [compiler, *OPTIONS, str(SOURCE), "-o", str(built)], capture_output=True
-        )
-        if done.returncode:
-            raise OSError(f"{compiler} failed: {done.stderr.decode(errors='replace')[:200]}")
-        os.replace(built, path)  # at once: another process may be doing the same
-
-
-@cache
-def has_library() -> bool:
-    """Whether the step runs here; says why not, once."""
-    try:
-        library()
-    except OSError as error:
-        say(f"Decoding step by step in torch: {error}")
-        return False
-    return True

@@ -57,7 +57,7 @@ class MTPDrafter:
         tokens = torch.tensor(known + empty, device=states.device)
         for by in range(1, heads + 1):
             states = model.mtp_step(by, states, tokens[:, by : by + width], context)
-            chosen = choose(model.logits(model.normalized(states[every, newest], by)))
+            chosen = choose(model.logits(model.mtp_normalized(by, states[every, newest])))
             tokens[every, newest + by + 1] = chosen
             for row, token in zip(rows, chosen.tolist(), strict=True):
                 row.draft.append(token)

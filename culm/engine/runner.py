@@ -14,7 +14,7 @@ from culm.adapt.multi_lora import adapter_names, adapter_rows
 from culm.engine.drafter import Drafter, Window
 from culm.engine.fused import ROWS, FusedDecoder, fuses
 from culm.engine.request import Running
-from culm.model.context import Context
+from culm.model.context import Context, LayerContext
 from culm.model.quantized_cache import CacheKind
 from culm.model.transformer import Transformer
 
@@ -39,11 +39,9 @@ class Runner:
         self.adapters = adapter_names(model)
         self.drafter = drafter
         with torch.inference_mode():
-            self.cache = model.cache(
-                slots, length, cache,
-                rollback=drafter.rollback if drafter else 0,
-                with_mtp=drafter is not None and drafter.with_mtp,
-            )  # fmt: skip
+            rollback = drafter.rollback if drafter else 0
+            create = model.mtp_cache if drafter is not None and drafter.with_mtp else model.cache
+            self.cache = create(slots, length, cache, rollback)
         wanted = fused and fuses(model, self.cache)
         self._fused = FusedDecoder(model, self.cache) if wanted else None
 
@@ -65,9 +63,8 @@ class Runner:
         tokens = torch.tensor(padded, device=device)
         positions = torch.arange(longest, device=device).expand(tokens.shape)
         ends = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        context = Context(
-            positions, cache=self.cache, slot=first, length=longest, ends=ends, adapters=adapters
-        )
+        view = self.cache.view(longest, first, ends)
+        context = Context(positions, cache=view, adapters=adapters)
         reader = self.drafter.prefill if self.drafter else self.model.hidden
         hidden = reader(tokens, context)
         last = hidden[torch.arange(len(prompts), device=device), ends - 1]
@@ -96,8 +93,8 @@ class Runner:
 
     def _read(
         self, rows: Sequence[Running], starts: list[int], windows: list[list[int]]
-    ) -> tuple[Tensor, Context]:
-        """What `Transformer.trunk` gives for tokens of each row, and of rows to fill up.
+    ) -> tuple[Tensor, LayerContext]:
+        """What `Transformer.states` gives for tokens of each row, and of rows to fill up.
 
         A shorter text is padded at its end. Cache entries of the padding are overwritten before
         they are read, since the next window starts before them.
@@ -111,8 +108,8 @@ class Runner:
             positions = positions + torch.arange(width, device=device)
         length = min(_round_up(max(starts) + width, GRANULE), self.length)
         adapters = adapter_rows([row.request.adapter for row in rows], self.adapters, device)
-        context = Context(positions, cache=self.cache, length=length, adapters=adapters)
-        return self.model.trunk(tokens, context)
+        context = Context(positions, cache=self.cache.view(length), adapters=adapters)
+        return self.model.states(tokens, context)
 
     def _logits(self, rows: Sequence[Running], window: Window) -> Tensor:
         states, device = window.states, window.states.device

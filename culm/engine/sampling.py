@@ -19,23 +19,24 @@ from culm.engine.constraint import Allowed, restrict
 WORD = (1 << 64) - 1  # seeds are taken modulo 2^64
 LEAST_TEMPERATURE = 1e-5
 NOTHING = float("-inf")
-NUCLEUS = 64  # tokens that usually hold top-p
+NUCLEUS = 64  # most likely tokens that usually cover top-p
 
 
 @dataclass(frozen=True)
 class Sampling:
     """One request's settings; the defaults are the model's own distribution.
 
-    temperature: logits are divided by it; 0 takes the likeliest token (the lowest of equals).
-    top_k: keep the k likeliest and what ties with the last; 0 keeps all.
-    top_p: keep the smallest set of likeliest tokens that holds this probability.
-    min_p: keep what is at least this share of the likeliest one's probability.
-    repetition_penalty: logits of tokens seen, in the prompt too, are divided by it if positive and
-        multiplied if negative (arXiv 1909.05858).
+    temperature: logits are divided by it; 0 takes the most likely token (the lowest id of equals).
+    top_k: sample from the k most likely tokens, and from ties with the last; 0: from all.
+    top_p: nucleus sampling, from the smallest set of tokens with this total probability.
+    min_p: drop tokens below this fraction of the top token's probability.
+    repetition_penalty: logits of tokens in prompt and output are divided by it if positive and
+        multiplied by it if negative (arXiv 1909.05858).
     presence_penalty, frequency_penalty: subtracted from the logits of generated tokens, once and
         per occurrence.
-    bias: pairs (token, what is added to its logit).
-    seed: draws depend on it and the number of tokens generated so far alone. None: a new one.
+    bias: pairs (token, number added to its logit).
+    seed: with the number of tokens generated so far, it decides every random number. None: a new
+        one for each request.
     """
 
     temperature: float = 1.0
@@ -66,13 +67,13 @@ class Sampling:
 
     @property
     def penalizes(self) -> bool:
-        """Whether logits are changed by what was seen, or by a bias."""
+        """Whether penalties or a bias change the logits."""
         penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
         return penalties != (1.0, 0.0, 0.0) or bool(self.bias)
 
     @property
     def greedy(self) -> bool:
-        """Whether the best token is taken; scores divided by a tiny temperature overflow."""
+        """Whether to take the top token: logits divided by a tiny temperature would overflow."""
         return self.temperature < LEAST_TEMPERATURE
 
     @property
@@ -81,7 +82,7 @@ class Sampling:
 
 
 class Sampler:
-    """The settings of a batch's rows, as tensors; made anew when the rows change."""
+    """The settings of a batch's rows as tensors; made again when the rows change."""
 
     def __init__(
         self, rows: Sequence[Sampling], seeds: Sequence[int], device: torch.device | str = "cpu"
@@ -126,8 +127,8 @@ class Sampler:
             scores = tempered if changed is None else changed / self.temperatures
             if self.truncated:
                 scores = truncate(scores, self.rows)
-            kept = (tempered - total).exp() if scores is tempered else scores.softmax(-1)
-            tokens = draw(kept, self._uniforms([len(output) for output in outputs]))
+            probabilities = (tempered - total).exp() if scores is tempered else scores.softmax(-1)
+            tokens = invert(probabilities, self._uniforms([len(output) for output in outputs]))
             if self.mixed:
                 tokens = torch.where(self.takes_best, best.argmax(-1), tokens)
         return tokens, (tempered.gather(-1, tokens[:, None]) - total)[:, 0]
@@ -147,7 +148,7 @@ class Sampler:
 def penalize(
     logits: Tensor, sampling: Sampling, prompt: Sequence[int], output: Sequence[int]
 ) -> Tensor:
-    """logits: (V,), changed by what was seen and by the bias."""
+    """logits: (V,), with the penalties and the bias of one row applied."""
     logits = logits.clone()
     if sampling.repetition_penalty != 1.0:
         seen = torch.tensor(sorted({*prompt, *output}), device=logits.device)
@@ -164,7 +165,7 @@ def penalize(
 
 
 def truncate(scores: Tensor, rows: Sequence[Sampling]) -> Tensor:
-    """scores: (N, V), after the temperature; what is not to be drawn becomes -inf."""
+    """scores: (N, V), after the temperature; tokens that must not be sampled become -inf."""
 
     def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=scores.device)[:, None]
@@ -181,7 +182,7 @@ def truncate(scores: Tensor, rows: Sequence[Sampling]) -> Tensor:
 
 
 def _top_k(scores: Tensor, ks: Sequence[int]) -> Tensor:
-    """ks: one a row, 0 keeps all."""
+    """ks: one per row; 0 keeps all."""
     size = scores.shape[-1]
     best = scores.topk(min(max(ks), size)).values
     k = torch.tensor(ks, device=scores.device)[:, None]
@@ -190,9 +191,9 @@ def _top_k(scores: Tensor, ks: Sequence[int]) -> Tensor:
 
 
 def _top_p(scores: Tensor, p: Tensor) -> Tensor:
-    """p: (N, 1). A token goes when those before it, in falling order, already hold p."""
+    """p: (N, 1). Drops a token when more likely ones already have a total probability of p."""
     total = scores.logsumexp(-1, keepdim=True)
-    # Sorting a whole vocabulary costs more than a small model's step, and is seldom needed.
+    # Sorting a full vocabulary costs more than a small model's step, and is rarely needed.
     for count in (NUCLEUS, scores.shape[-1]):
         best = scores.topk(min(count, scores.shape[-1]))
         shares = (best.values - total).exp()
@@ -200,15 +201,15 @@ def _top_p(scores: Tensor, p: Tensor) -> Tensor:
         if bool((sums[:, -1:] >= p).logical_or(p > 1).all()):
             break
     keep = (sums - shares < p).index_fill(-1, torch.tensor([0], device=p.device), True)
-    kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best.indices, keep)
-    return scores.masked_fill(~kept & (p <= 1), NOTHING)
+    allowed = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best.indices, keep)
+    return scores.masked_fill(~allowed & (p <= 1), NOTHING)
 
 
-def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Tokens (N,) by inverting the distribution function: one uniform number a row.
+def invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Tokens (N,) by inverting the distribution function with one uniform number per row.
 
     probabilities: (N, V); uniform: (N,) fp64 in [0, 1). Sums run in fp64, so that rounding cannot
-    make a token of probability 0 come out.
+    select a token of probability 0.
     """
     device = probabilities.device
     if device.type == "mps":  # has no fp64
@@ -222,7 +223,7 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
 def uniforms(seeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """One number in [0, 1) for each (seed, count): SplitMix64 (Steele et al. 2014) as a hash.
 
-    seeds, counts: (N,) uint64. Nothing else enters, so a request draws the same in any batch.
+    seeds, counts: (N,) uint64. Nothing else enters, so a request samples the same in any batch.
     """
     state = _mix(seeds) + (counts + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     return (_mix(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53

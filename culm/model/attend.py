@@ -13,7 +13,6 @@ The attention backend is set from outside (`Transformer.set_backend`), never gue
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,32 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from culm.model.context import Context
+from culm.model.score_rule import ScoreRule
 
 Backend = Literal["sdpa", "flex", "blocks", "flash2", "flash3"]
 
 
-@dataclass(frozen=True)
-class Rule:
-    """How scores are made of queries and keys, and which keys a query sees.
-
-    scale: of the products; D^-0.5 if not given.
-    window: how many positions back a query may look, itself included; None is all.
-    sink_tokens: tokens at the beginning of a document that stay visible beside a window
-        (StreamingLLM, arXiv 2309.17453).
-    softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118).
-    slopes: (H,) what a score loses per position between query and key (ALiBi, arXiv 2108.12409).
-    sink_logits: (H,) the score of one more key, without a value, in every softmax (GPT-OSS).
-    """
-
-    scale: float | None = None
-    window: int | None = None
-    sink_tokens: int = 0
-    softcap: float | None = None
-    slopes: Tensor | None = None
-    sink_logits: Tensor | None = None
-
-
-def serves(backend: Backend, rule: Rule, device: torch.device) -> bool:
+def serves(backend: Backend, rule: ScoreRule, device: torch.device) -> bool:
     """Whether a backend computes by this rule on a device."""
     if backend == "blocks":
         return True
@@ -61,7 +40,7 @@ def attend(
     k: Tensor,
     v: Tensor,
     context: Context,
-    rule: Rule = Rule(),
+    rule: ScoreRule = ScoreRule(),
     backend: Backend = "blocks",
 ) -> Tensor:
     """Causal attention within rows (arXiv 1706.03762), grouped queries (arXiv 2305.13245).
@@ -103,7 +82,7 @@ def attend_cached(
     v: Tensor,
     at: Tensor,
     positions: Tensor,
-    rule: Rule = Rule(),
+    rule: ScoreRule = ScoreRule(),
     backend: Backend = "blocks",
 ) -> Tensor:
     """Attention of new tokens over what a cache keeps.
@@ -132,7 +111,7 @@ def attend_cached(
     return out.transpose(1, 2)
 
 
-def attention_weights(q: Tensor, k: Tensor, rule: Rule = Rule()) -> Tensor:
+def attention_weights(q: Tensor, k: Tensor, rule: ScoreRule = ScoreRule()) -> Tensor:
     """(B, H, T, T) fp32: what `attend` multiplies the values with, to be looked at.
 
     q: (B, T, H, D); k: (B, T, K, D), of rows that are one document each.
@@ -144,7 +123,7 @@ def attention_weights(q: Tensor, k: Tensor, rule: Rule = Rule()) -> Tensor:
     return _grouped(q, k, eye, mask, rule, _away(0, q.shape[2], 0, q.shape[2], q.device))
 
 
-def _in_blocks(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: Rule) -> Tensor:
+def _in_blocks(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: ScoreRule) -> Tensor:
     length = q.shape[2]
     size = max(1, -(-length // _blocks(length)))
     outs = []
@@ -167,7 +146,7 @@ def _blocks(length: int) -> int:
 
 
 def _grouped(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule, away: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: ScoreRule, away: Tensor | None
 ) -> Tensor:
     """Softmax attention with the query heads of a group folded into rows.
 
@@ -199,7 +178,9 @@ def _away(start: int, end: int, first: int, last: int, device: torch.device) -> 
     return (torch.arange(first, last, device=device)[None] - queries)[None, None]
 
 
-def _visible(start: int, end: int, first: int, last: int, context: Context, rule: Rule) -> Tensor:
+def _visible(
+    start: int, end: int, first: int, last: int, context: Context, rule: ScoreRule
+) -> Tensor:
     """(B or 1, 1, end - start, last - first): which keys the queries start..end may see."""
     device = context.positions.device
     queries = torch.arange(start, end, device=device)[:, None]

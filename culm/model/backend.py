@@ -10,8 +10,9 @@ import torch
 from culm.config import SettingError
 from culm.dtype import name_of
 from culm.log import say
-from culm.model.attend import Backend, Rule, attend
+from culm.model.attend import Backend, attend
 from culm.model.context import Context
+from culm.model.score_rule import ScoreRule
 from culm.model.transformer import Transformer
 
 Choice = Backend | Literal["auto"]
@@ -73,7 +74,7 @@ def choose_backend(
 @cache
 def trial(device: torch.device, backend: Backend, dtype: torch.dtype, training: bool) -> str | None:
     """Why a backend cannot compute two small rows of documents here; None: it can."""
-    places, rule = torch.arange(64).expand(2, -1), Rule(window=8)
+    places, rule = torch.arange(64).expand(2, -1), ScoreRule(window=8)
     positions, documents = places % 40, places // 40
     drawn = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 64, heads, 64, generator=drawn) for heads in (4, 2, 2))

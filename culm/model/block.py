@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from culm.config import Config
 from culm.model.attention.part import AttentionConfig
-from culm.model.cache import LayerCache
-from culm.model.context import Context, Routing
+from culm.model.context import LayerContext, Routing
 from culm.model.init import CustomInit
+from culm.model.layer_cache import LayerCache
 from culm.model.mlp.part import FeedForwardConfig
 from culm.model.norm import NormConfig
 
@@ -67,14 +67,14 @@ class Block(nn.Module, CustomInit):
             self.gains.copy_(torch.tensor([1.0, 0.0]))
 
     def forward(
-        self, x: Tensor, context: Context, cache: LayerCache | None
+        self, x: Tensor, context: LayerContext, cache: LayerCache | None
     ) -> tuple[Tensor, Tensor | None, Routing | None]:
         """Gives x, and `BlockOutputs.values` and `BlockOutputs.routing` of its parts."""
         context = context.for_block()
         if self.gains is not None:
-            assert context.embedded is not None
+            assert context.inputs is not None
             gains = self.gains.to(x.dtype)
-            x = gains[0] * x + gains[1] * context.embedded
+            x = gains[0] * x + gains[1] * context.inputs
         mixed = self._branch(
             self.attention_out_norm(self.attention(self.attention_norm(x), context, cache))
         )

@@ -10,50 +10,13 @@ Every attention says what it keeps (`AttentionModule.cache`):
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from culm.model.context import Context
-
-
-@dataclass(frozen=True)
-class CacheSpec:
-    """What a cache must have room for: `slots` sequences of up to `length` tokens.
-
-    bits: of keys and values, where a layer keeps those of all tokens; other things stay in `dtype`.
-    rollback: tokens of which a window keeps more than it sees, so that a sequence may be cut.
-    """
-
-    slots: int
-    length: int
-    dtype: torch.dtype
-    device: torch.device
-    bits: int | None = None
-    rollback: int = 0
-
-    def zeros(self, *shape: int) -> Tensor:
-        """(slots, *shape)."""
-        return torch.zeros((self.slots, *shape), dtype=self.dtype, device=self.device)
-
-
-class LayerCache(ABC):
-    """One layer's part of a cache. tensors: (slots, ...) each."""
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors = tuple(tensors)
-
-    @abstractmethod
-    def copy(self, source: int, target: int, tokens: int) -> None:
-        """Make one slot what another is, up to its first `tokens` tokens."""
-
-    @property
-    def bytes(self) -> int:
-        """Memory held."""
-        return sum(tensor.nbytes for tensor in self.tensors)
+from culm.model.context import CacheView, Context
+from culm.model.layer_cache import LayerCache
 
 
 class FullCache(LayerCache):
@@ -68,13 +31,13 @@ class FullCache(LayerCache):
 
         Gives views (B, K, S, D) of all that is kept, and the positions of their entries: (S,).
         """
-        rows = torch.arange(new[0].shape[0], device=new[0].device)[:, None]
+        view, rows = context.view, torch.arange(new[0].shape[0], device=new[0].device)[:, None]
         views = []
         for tensor, fresh in zip(self.tensors, new, strict=True):
-            view = tensor[context.slot : context.slot + fresh.shape[0]]
-            view[rows, :, context.positions] = fresh.to(view.dtype)
-            views.append(view[:, :, : context.length])
-        return tuple(views), torch.arange(context.length, device=new[0].device)
+            stored = tensor[view.slot : view.slot + fresh.shape[0]]
+            stored[rows, :, context.positions] = fresh.to(stored.dtype)
+            views.append(stored[:, :, : view.length])
+        return tuple(views), torch.arange(view.length, device=new[0].device)
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         for tensor in self.tensors:
@@ -102,11 +65,12 @@ class RollingCache(LayerCache):
         Gives (B, K, S, D) of what the new tokens may see, and the positions of these entries:
         (B, S), -1 for one that holds nothing.
         """
-        rows = slice(context.slot, context.slot + new[0].shape[0])
+        place = context.view
+        rows = slice(place.slot, place.slot + new[0].shape[0])
         start, at = context.positions[:, :1], self.at[rows]
         before = at.where(at < start, -1)  # of an earlier sequence, or of one that was cut
         end = context.positions[:, -1:] + 1
-        end = end if context.ends is None else end.minimum(context.ends[:, None])
+        end = end if place.ends is None else end.minimum(place.ends[:, None])
         last = self._last(end, at.device)
         index = last - start  # of the new token that belongs into an entry
         taken, index = (index >= 0) & (last >= 0), index.clamp_min(0)
@@ -141,7 +105,7 @@ class StateCache(LayerCache):
     def read(self, context: Context) -> tuple[Tensor, ...]:
         """The states (B, ...) before `context.positions`; zero where a sequence begins."""
         new = context.positions[:, 0] == 0
-        rows = slice(context.slot, context.slot + len(new))
+        rows = slice(context.view.slot, context.view.slot + len(new))
         return tuple(
             tensor[rows].masked_fill(new.view(-1, *[1] * (tensor.dim() - 1)), 0)
             for tensor in self.tensors
@@ -150,7 +114,8 @@ class StateCache(LayerCache):
     def write(self, context: Context, *states: Tensor) -> None:
         """The states (B, ...) after the new tokens."""
         for tensor, state in zip(self.tensors, states, strict=True):
-            tensor[context.slot : context.slot + state.shape[0]] = state.to(tensor.dtype)
+            slot = context.view.slot
+            tensor[slot : slot + state.shape[0]] = state.to(tensor.dtype)
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         for tensor in self.tensors:
@@ -162,6 +127,10 @@ class Cache:
 
     def __init__(self, layers: Sequence[LayerCache], slots: int, length: int) -> None:
         self.layers, self.slots, self.length = layers, slots, length
+
+    def view(self, length: int, slot: int = 0, ends: Tensor | None = None) -> CacheView:
+        """The rows from `slot` on, of which `length` entries are attended to; see `CacheView`."""
+        return CacheView(self.layers, slot, length, ends)
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Copy the first `tokens` tokens of one slot over another's."""

@@ -16,8 +16,8 @@ from torch.nn.attention import (
 )
 from torch.nn.attention.varlen import varlen_attn
 
-from culm.model.attend import Rule
 from culm.model.context import Context
+from culm.model.score_rule import ScoreRule
 
 
 def activate(version: int) -> None:
@@ -35,7 +35,7 @@ def activate(version: int) -> None:
         activate_flash_attention_impl(wanted)
 
 
-def flash(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: Rule) -> Tensor:
+def flash(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: ScoreRule) -> Tensor:
     """q: (B, H, T, D); k, v: (B, K, T, D) -> (B, H, T, D)."""
     rows, heads, length, _ = q.shape
     borders = _borders(context, rows, length)

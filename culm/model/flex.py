@@ -16,13 +16,13 @@ from torch.nn.attention.flex_attention import (
     flex_attention,
 )
 
-from culm.model.attend import Rule
 from culm.model.context import Context
+from culm.model.score_rule import ScoreRule
 
 _compiled = torch.compile(flex_attention, fullgraph=True)  # or an error, not the slow form
 
 
-def flex(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: Rule) -> Tensor:
+def flex(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: ScoreRule) -> Tensor:
     """q: (B, H, T, D); k: (B, K, T, D), v: (B, K, T, Dv) -> (B, H, T, Dv).
 
     Raises:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from culm.config import Config
 from culm.model.block import Block
-from culm.model.cache import LayerCache
-from culm.model.context import Context
+from culm.model.context import LayerContext
+from culm.model.layer_cache import LayerCache
 from culm.model.linear import Linear
 from culm.model.norm import NormConfig
 
@@ -46,7 +46,7 @@ class MTPHead(nn.Module):
         self.norm = norm.build(width)
 
     def forward(
-        self, states: Tensor, embedded: Tensor, context: Context, cache: LayerCache | None
+        self, states: Tensor, embedded: Tensor, context: LayerContext, cache: LayerCache | None
     ) -> Tensor:
         joined = torch.cat((self.enorm(embedded), self.hnorm(states)), -1)
         x, _, routing = self.block(self.projection(joined), context, cache)

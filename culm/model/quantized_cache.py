@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from culm.model.cache import LayerCache
 from culm.model.context import Context
+from culm.model.layer_cache import LayerCache
 
 GROUP = 32  # tokens
 CacheKind = Literal["plain", "int8", "int4"]
@@ -73,10 +73,10 @@ class QuantizedCache(LayerCache):
 
         Gives (B, K, S, D) of all that is kept, and the positions of their entries: (S,).
         """
-        rows = slice(context.slot, context.slot + new[0].shape[0])
-        positions = context.positions
+        view, positions = context.view, context.positions
+        rows = slice(view.slot, view.slot + new[0].shape[0])
         end = positions[:, -1] + 1
-        end = end if context.ends is None else end.minimum(context.ends)
+        end = end if view.ends is None else end.minimum(view.ends)
         first, open_group = positions[:, 0] // GROUP, end // GROUP
         touched = torch.arange(-(-positions.shape[1] // GROUP) + 1, device=positions.device)
         index = (torch.arange(len(first), device=first.device)[:, None], first[:, None] + touched)
@@ -88,9 +88,9 @@ class QuantizedCache(LayerCache):
             for kept, made in zip(part, rounded(groups, self.bits, _axis(part)), strict=True):
                 kept[index[0], :, index[1]] = made.to(kept.dtype)
             newest[rows] = groups[index[0][:, 0], open_group - first].to(newest.dtype)
-            views.append(self._view(part, newest[rows], open_group, context.length))
+            views.append(self._view(part, newest[rows], open_group, view.length))
         self.held[rows] = open_group
-        return tuple(views), torch.arange(context.length, device=positions.device)
+        return tuple(views), torch.arange(view.length, device=positions.device)
 
     def _begun(self, part: Rounded, newest: Tensor, first: Tensor, held: Tensor) -> Tensor:
         """(B, K, 32, D): the group into which the first new token of each row goes."""

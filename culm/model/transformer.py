@@ -1,62 +1,92 @@
-"""The one model: a decoder whose parts are chosen by its settings (`culm.model.config`)."""
+"""The one model: a trunk with an embedding and an output head, chosen by its settings."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import Literal
 
 import torch
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from culm.batch import IGNORED
-from culm.config import SettingError
-from culm.log import say
-from culm.model.attend import Backend
 from culm.model.block import Block
-from culm.model.cache import Cache, CacheSpec
-from culm.model.context import Context
+from culm.model.cache import Cache
+from culm.model.context import Context, LayerContext
+from culm.model.init import Zero
 from culm.model.linear import Linear
 from culm.model.logprobs import Kernels, capped, logprobs_of
-from culm.model.mtp import MTPHead, shifted
-from culm.model.quantized_cache import BITS, CacheKind, QuantizedCache
-
-if TYPE_CHECKING:
-    from culm.model.config import TransformerConfig
+from culm.model.mtp import MTP, MTPHead, shifted
+from culm.model.quantized_cache import CacheKind
+from culm.model.trunk import Trunk, TrunkConfig, build_block, multiplied
 
 
-class Transformer(nn.Module):
-    """tokens: (B, T) int64 -> logits (B, T, V) fp32.
+class TransformerConfig(TrunkConfig):
+    """A decoder-only Transformer.
 
-    Activations are computed in `dtype`, whatever the precision of the weights.
+    vocabulary: rows of the embedding. context: tokens it is trained on at once.
+    attention, mlp: one part for all layers, or a list that is repeated over them.
+    norm: its kind, everywhere. residual: how the parts of a block are joined.
+    learned_positions: a learned row per position is added to the embedding (as GPT-2).
+    embedding_scale: factor of the embedding (Gemma). head_scale: of what the head reads (muP).
+    softcap: bound of the logits (Gemma 2).
+    head: vocabulary gives logits, scalar one number a token (a reward model, a critic).
+    tied: the output projection is the embedding. init: how weights are initialised
+        (`culm.model.init`).
+    scaling: the rule by which learning rates and initial weights follow from those of a smaller
+        model (`culm.model.scaling`).
+    mtp: heads that predict tokens beyond the next one (`culm.model.mtp`).
     """
 
+    vocabulary: PositiveInt
+    learned_positions: bool = False
+    embedding_scale: PositiveFloat = 1.0
+    softcap: PositiveFloat | None = None
+    head: Literal["vocabulary", "scalar"] = "vocabulary"
+    tied: bool = True
+    mtp: MTP | None = None
+
+    @model_validator(mode="after")
+    def _ends_fit(self) -> TransformerConfig:
+        if self.tied and isinstance(self.init, Zero):
+            raise ValueError(
+                "init: zero zeroes the output head, which is tied to the embedding here; "
+                "set tied to false"
+            )
+        if self.head == "scalar" and (self.tied or self.mtp):
+            raise ValueError("head: a scalar head is not tied to the embedding and has no mtp")
+        if self.mtp is not None and self.mtp.depth >= self.context:
+            raise ValueError(
+                f"mtp.depth: {self.mtp.depth} heads look beyond a context of {self.context} tokens"
+            )
+        return self
+
+    def build(self, seed: int = 0, device: torch.device | str = "cpu") -> Transformer:
+        """An initialised model; on the meta device only its shapes exist."""
+        with torch.device("meta"):
+            model = Transformer(self)
+        if torch.device(device).type != "meta":
+            model.to_empty(device=device)
+            model.tie()
+            self.fill(model, seed)
+        return model
+
+
+class Transformer(Trunk):
+    """tokens: (B, T) int64 -> logits (B, T, V) fp32."""
+
     def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.config = config
-        self.dtype = torch.float32
         self.kernels = Kernels()
         config = config.scaled()
-        self.head_scale = config.head_scale
-        kinds = [attention.rotary(config.width) for attention in config.attentions]
-        distinct = [kind for kind in dict.fromkeys(kinds) if kind is not None]
         self.embed = nn.Embedding(config.vocabulary, config.width)
         self.positions = (
             nn.Embedding(config.context, config.width) if config.learned_positions else None
         )
-        self.rotations = nn.ModuleList(rope.build(dim) for rope, dim in distinct)
-        parts = [
-            (
-                attention, mlp, config.width, config.norm, config.residual,
-                distinct.index(kind) if kind else -1,
-            )
-            for attention, mlp, kind in zip(config.attentions, config.mlps, kinds, strict=True)
-        ]  # fmt: skip
-        self.blocks = nn.ModuleList(Block(*each) for each in parts)
-        heads = config.mtp.depth if config.mtp else 0
         self.mtp = nn.ModuleList(
-            MTPHead(Block(*parts[-1]), config.width, config.norm) for _ in range(heads)
+            MTPHead(build_block(config, config.layers - 1), config.width, config.norm)
+            for _ in range(config.mtp.depth if config.mtp else 0)
         )
-        self.norm = config.norm.build(config.width)
         outputs = 1 if config.head == "scalar" else config.vocabulary
         self.head: nn.Module = Linear(config.width, outputs)
         self.tie()
@@ -67,88 +97,32 @@ class Transformer(nn.Module):
             self.head.weight = self.embed.weight
 
     def drop_mtp(self) -> None:
-        """Take the heads of multi-token prediction away, where there are any."""
+        """Remove the heads of multi-token prediction, if there are any."""
         self.mtp = nn.ModuleList()
         self.config = self.config.model_copy(update={"mtp": None})
 
     @property
     def every_block(self) -> list[Block]:
-        """The blocks of the trunk, and those of multi-token prediction behind them."""
-        return cast("list[Block]", [*self.blocks, *(head.block for head in self.mtp)])
+        """The blocks of the trunk, and those of multi-token prediction after them."""
+        return [*super().every_block, *(head.block for head in self.mtp)]  # type: ignore[list-item]
 
     @property
     def device(self) -> torch.device:
         return self.embed.weight.device
 
-    def set_backend(self, backend: Backend) -> int:
-        """Compute attention by a backend (`culm.model.attend`) on the device where the model is.
-
-        Gives how many layers cannot; those compute in blocks, which serves every kind.
-        """
-        others = 0
-        for block in self.every_block:
-            served = block.attention.serves(backend, self.device)
-            block.attention.backend = backend if served else "blocks"
-            others += not served
-        if others:
-            every = len(self.every_block)
-            say(f"Attention of {others} of {every} layers in blocks, not {backend}.")
-        return others
-
-    @property
-    def backends(self) -> list[str]:
-        """By which attention is computed, each once."""
-        return sorted({block.attention.backend for block in self.every_block})
-
-    def hidden(self, tokens: Tensor, context: Context | None = None) -> Tensor:
-        """The normalised last states (B, T, E) that the head reads."""
-        x, _ = self.trunk(tokens, context or Context.plain(tokens))
-        return self.normalized(x)
-
-    def mtp_hidden(self, tokens: Tensor, context: Context | None = None) -> list[Tensor]:
-        """As `hidden`, and after it what each head of multi-token prediction gives.
-
-        The k-th of these, at token t, has read up to token t + k; where the row or its document
-        ends before, it means nothing.
-        """
-        x, context = self.trunk(tokens, context or Context.plain(tokens))
-        states = [self.normalized(x)]
-        for by in range(1, len(self.mtp) + 1):
-            x = self.mtp_step(by, x, shifted(tokens, by, 0), context)
-            states.append(self.normalized(x, by))
-        return states
-
-    def mtp_step(self, by: int, states: Tensor, tokens: Tensor, context: Context) -> Tensor:
-        """States (B, T, E) of head `by` from those of the one before it, the trunk for the first.
-
-        tokens: (B, T), each `by` places behind the token of its state. context: as `trunk` gave it.
-        """
-        cache = context.cache.layers[len(self.blocks) + by - 1] if context.cache else None
-        return self.mtp[by - 1](states, self._embedded(tokens), context, cache)
-
-    def normalized(self, states: Tensor, by: int = 0) -> Tensor:
-        """What the head of the vocabulary reads of states of the trunk, or of head `by`."""
-        norm = self.mtp[by - 1].norm if by else self.norm
-        return _scaled(norm(states), self.head_scale)  # type: ignore[operator]
-
-    def _embedded(self, tokens: Tensor) -> Tensor:
-        return _scaled(self.embed(tokens).to(self.dtype), self.config.embedding_scale)
-
-    def trunk(self, tokens: Tensor, context: Context) -> tuple[Tensor, Context]:
+    def states(self, tokens: Tensor, context: Context) -> tuple[Tensor, LayerContext]:
         """What the last block gives (B, T, E), and the context as it was there."""
-        count = len(self.blocks)
-        caches = context.cache.layers[:count] if context.cache else [None] * count
         x = self._embedded(tokens)
         if self.positions is not None:
             x = x + self.positions(context.positions).to(self.dtype)
-        rotations = tuple(rotation(context.positions) for rotation in self.rotations)
-        context = replace(context, rotations=rotations, embedded=x)
-        for block, cache in zip(self.blocks, caches, strict=True):
-            x, values, routing = block(x, context, cache)
-            if context.values is None and values is not None:
-                context = replace(context, values=values)
-            context.record_routing(routing)
-        return x, context
+        return self.run(x, context)
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        return multiplied(self.embed(tokens).to(self.dtype), self.config.embedding_scale)
+
+    def hidden(self, tokens: Tensor, context: Context | None = None) -> Tensor:
+        """The normalised last states (B, T, E) that the head reads."""
+        return self.normalized(self.states(tokens, context or Context.plain(tokens))[0])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (..., E), as `hidden` gives it -> (..., V) fp32."""
@@ -171,53 +145,52 @@ class Transformer(nn.Module):
         """Natural-log probability of each target, (B, T) fp32; 0 where the target is ignored."""
         return self._logprobs(self.hidden(tokens, context), targets, temperature)
 
-    def mtp_logprobs(
-        self, tokens: Tensor, targets: Tensor, context: Context | None = None
-    ) -> list[Tensor]:
-        """As `logprobs`, and after it those of each head of multi-token prediction.
-
-        Those of the k-th, at token t, are of targets[b, t + k], in the same document.
-        """
-        documents = None if context is None else context.documents
-        return [
-            self._logprobs(hidden, shifted(targets, by, IGNORED, documents) if by else targets)
-            for by, hidden in enumerate(self.mtp_hidden(tokens, context))
-        ]
-
     def _logprobs(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
         cap = self.config.softcap
         return logprobs_of(hidden, self.head, targets, temperature, self.kernels, cap)
 
-    def cache(
-        self,
-        slots: int,
-        length: int,
-        kind: CacheKind = "plain",
-        rollback: int = 0,
-        with_mtp: bool = False,
-    ) -> Cache:
-        """An empty cache for `slots` sequences of up to `length` tokens.
+    # -- multi-token prediction -----------------------------------------------------------------
 
-        kind: int8 and int4 round the keys and values of layers that keep those of all tokens.
-        rollback: by so many tokens a sequence may be cut, exactly, where layers have a window; what
-        keeps all tokens may be cut anywhere, and a state nowhere.
-        further: also for the heads of multi-token prediction, behind the layers.
+    def mtp_hidden(self, tokens: Tensor, context: Context | None = None) -> list[Tensor]:
+        """As `hidden`, followed by the states of each head of multi-token prediction.
 
-        Raises:
-            SettingError: no layer does, or the kind is not known.
+        Those of head k at token t have read up to token t + k; where the row or its document ends
+        before, they mean nothing.
         """
-        if kind not in BITS:
-            raise SettingError(f"cache: {kind!r} is not one of {', '.join(BITS)}")
-        spec = CacheSpec(slots, length, self.dtype, self.device, BITS[kind], rollback)
-        blocks = self.every_block[: None if with_mtp else len(self.blocks)]
-        layers = [block.attention.cache(spec) for block in blocks]
-        if spec.bits and not any(isinstance(layer, QuantizedCache) for layer in layers):
-            raise SettingError(
-                f"cache: {kind} rounds keys and values of all tokens, and no layer of this model "
-                "keeps those (but latents, a window or a state); take cache=plain"
-            )
-        return Cache(layers, slots, length)
+        x, inner = self.states(tokens, context or Context.plain(tokens))
+        states = [self.normalized(x)]
+        for k in range(1, len(self.mtp) + 1):
+            x = self.mtp_step(k, x, shifted(tokens, k, 0), inner)
+            states.append(self.mtp_normalized(k, x))
+        return states
 
+    def mtp_step(self, k: int, states: Tensor, tokens: Tensor, context: LayerContext) -> Tensor:
+        """States (B, T, E) of head k from those of the head before it, or of the trunk.
 
-def _scaled(x: Tensor, factor: float) -> Tensor:
-    return x if factor == 1.0 else x * factor
+        tokens: (B, T), each k places after the token of its state. context: as `states` gave it.
+        """
+        cache = context.cache.layers[len(self.blocks) + k - 1] if context.cache else None
+        return self.mtp[k - 1](states, self._embedded(tokens), context, cache)
+
+    def mtp_normalized(self, k: int, states: Tensor) -> Tensor:
+        """What the output head reads of the states of head k."""
+        return multiplied(self.mtp[k - 1].norm(states), self.head_scale)  # type: ignore[operator]
+
+    def mtp_logprobs(
+        self, tokens: Tensor, targets: Tensor, context: Context | None = None
+    ) -> list[Tensor]:
+        """As `logprobs`, followed by those of each head of multi-token prediction.
+
+        Those of head k at token t are of targets[b, t + k], in the same document.
+        """
+        documents = None if context is None else context.documents
+        return [
+            self._logprobs(hidden, shifted(targets, k, IGNORED, documents) if k else targets)
+            for k, hidden in enumerate(self.mtp_hidden(tokens, context))
+        ]
+
+    def mtp_cache(
+        self, slots: int, length: int, kind: CacheKind = "plain", rollback: int = 0
+    ) -> Cache:
+        """As `cache`, with that of the heads of multi-token prediction after the layers."""
+        return self._cache([*self.every_block], slots, length, kind, rollback)

@@ -32,6 +32,8 @@ def groups_of(
 ) -> list[dict[str, Any]]:
     """Parameters of `module` in groups, each with its `name`, rate, weight decay and eps.
 
+    Groups that take `rate` as it is come first: the rate of the first one is logged.
+
     Only matrices decay; norms, biases (those of experts too) and other vectors are left alone. The
     model's scaling rule multiplies what its places have (`culm.model.scaling`); those of adapters
     are left as they are, but for B, which has a multiple of the rate if the adapter says so (LoRA+,
@@ -56,7 +58,8 @@ def groups_of(
             "weight_decay": weight_decay * by.decay if decays else 0.0, "eps": eps * by.eps,
         }  # fmt: skip
         groups.setdefault((place, by, decays), group)["params"].append(parameter)
-    return list(groups.values())
+    base_first = sorted(groups, key=lambda group: group[1].rate != 1.0)
+    return [groups[group] for group in base_first]
 
 
 def _placed(module: nn.Module, orthogonal: Collection[nn.Parameter]) -> Placed:

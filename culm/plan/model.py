@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from culm.model.config import TransformerConfig
 from culm.model.mlp.moe import MixtureOfExperts
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.next_token import NextTokenObjective
 from culm.plan.dry_run import counting_matmuls, dry_run, meta_batch
 

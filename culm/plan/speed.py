@@ -9,7 +9,7 @@ import torch
 from culm.batch import Batch
 from culm.dtype import DTYPES
 from culm.model.backend import place
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextTokenObjective
 from culm.plan.dry_run import ONES, dry_run, meta_batch
 

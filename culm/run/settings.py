@@ -16,7 +16,7 @@ from culm.config import Config, SettingError, one_of, parse
 from culm.data.settings import DataConfig
 from culm.eval.settings import EvalConfig
 from culm.model.attend import Backend
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.objective import Objective
 from culm.objective.next_token import NextToken
 from culm.optim import Optimizer, Schedule

@@ -12,7 +12,7 @@ from culm.serve.worker import Job, Worker
 from culm.text.reply import Reply
 from culm.tokenizer.tokenizer import Tokenizer
 
-QUIET_SECONDS = 15  # after this time without a token, `pieces` gives a sign of life
+QUIET_SECONDS = 15  # after this time without a token, `pieces` yields None
 
 
 class TokenScore(NamedTuple):

@@ -11,7 +11,7 @@ from culm.tokenizer.chat import Message
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Messages whose next one the assistant writes."""
+    """Messages; the assistant writes the next one."""
 
     messages: Sequence[Message]
 

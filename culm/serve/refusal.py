@@ -1,12 +1,12 @@
-"""Why the service does not answer. A transport maps each class to a status of its own."""
+"""Errors of the service. A transport maps each class to a status of its own."""
 
 from __future__ import annotations
 
 
 class Refusal(Exception):
-    """Base of all: its message is written for the client.
+    """Base class; the message is written for the client.
 
-    retry_seconds: after this time another try may succeed; None if nobody knows.
+    retry_seconds: after this time another try may succeed; None if unknown.
     """
 
     def __init__(self, message: str, retry_seconds: int | None = None) -> None:
@@ -15,7 +15,7 @@ class Refusal(Exception):
 
 
 class InvalidRequest(Refusal):
-    """It can never be served as it is. field: the part of `Query` that is wrong, if it is one."""
+    """Retrying cannot help. field: the field of `Query` that is wrong, if it is a single one."""
 
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)

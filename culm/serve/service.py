@@ -1,4 +1,4 @@
-"""A model for many clients at once, without a transport: HTTP and others are thin around it.
+"""Serves a model to many clients at once, without a transport; HTTP is a thin layer over it.
 
     service = Service(model, "chat")
     service.start()                              # in a running event loop
@@ -27,8 +27,8 @@ from culm.text.language_model import LanguageModel
 class Service:
     """Answers queries with one model, called `name`, or with one of its adapters by its name.
 
-    slots: requests that are computed together. waiting: how many more may queue up before clients
-    are refused. All but the constructor is called in one event loop.
+    slots: maximum concurrent requests. waiting: maximum length of the queue; further requests are
+    refused. Call everything except the constructor in one event loop.
 
     Raises:
         SettingError: an adapter has the model's name.
@@ -43,7 +43,7 @@ class Service:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names that a query may give: the model's, then those of its adapters."""
+        """Valid names for `Query.model`: the model's own, then its adapters'."""
         return (self.name, *self.model.adapters)
 
     # -- life ---------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ class Service:
 
         Raises:
             ShuttingDown: the service drains.
-            Overloaded: the queue has no room for so many.
+            Overloaded: the queue is too full for them.
         """
         self.worker.check_room(count)
 
@@ -103,7 +103,7 @@ class Service:
     async def score(
         self, ids: Sequence[int], ranks: int = 0, adapter: str | None = None
     ) -> tuple[TokenScore, ...]:
-        """How the model scores each token of a text, with the `ranks` most likely in its place."""
+        """Each token's log-probability, with the `ranks` most likely tokens in its place."""
 
         found = await self.worker.call(lambda: self._engine.rank(ids, ranks, adapter))
         pairs = zip(found.tokens.tolist(), found.values.tolist(), strict=True)
@@ -116,7 +116,7 @@ class Service:
     # -----------------------------------------------------------------------------------------
 
     def _admit(self, query: Query) -> str | None:
-        """The adapter that is asked; a refusal before anything is computed."""
+        """The adapter that the query names; refuses what is invalid before any work is done."""
         if query.model not in self.models:
             known = ", ".join(map(repr, self.models))
             raise UnknownModel(f"There is no model {query.model!r} here; this server has {known}.")

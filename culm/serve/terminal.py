@@ -11,20 +11,20 @@ from rich.console import Console
 from culm.text.language_model import LanguageModel
 
 HELP = """\
-/reset   begin a new dialogue
+/reset   start a new dialogue
 /help    this list
-/exit    leave, as Ctrl-D does
-Ctrl-C stops an answer."""
+/exit    end the chat, like Ctrl-D
+Ctrl-C interrupts an answer."""
 
-# What a model writes must not steer the terminal: escape sequences begin with one of these.
+# A model must not control the terminal: escape sequences start with one of these characters.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Terminal:
     """Questions from `read`, answers to `console` as they are written.
 
-    max_tokens, temperature, top_p and seed are those of `LanguageModel.chat`; the n-th answer draws
-    with seed + n. An answer that was stopped stays in the dialogue as far as it came.
+    max_tokens, temperature, top_p and seed are those of `LanguageModel.chat`; the n-th answer uses
+    seed + n. An interrupted answer stays in the dialogue up to where it stopped.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Terminal:
         self._messages: list[dict[str, str]] = []
 
     def run(self) -> None:
-        """Talk until the person leaves.
+        """Chat until the user exits.
 
         Raises:
             ValueError: the model has no chat template.
@@ -54,13 +54,13 @@ class Terminal:
         self._model.tokenizer.chat  # noqa: B018 - fails now rather than at the first question
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - gives the prompt line editing and history
-        self._say("/help tells the commands, Ctrl-D leaves.")
+        self._say("/help lists the commands, Ctrl-D exits.")
         self._reset()
         while True:
             try:
                 line = self._read().strip()
             except KeyboardInterrupt:
-                self._say("\nCtrl-D or /exit leaves.")
+                self._say("\nCtrl-D or /exit ends the chat.")
                 continue
             except EOFError:
                 self._console.print()
@@ -77,9 +77,9 @@ class Terminal:
                 self._say(HELP)
             case "/reset" | "/clear":
                 self._reset()
-                self._say("A new dialogue.")
+                self._say("Started a new dialogue.")
             case _ if line.startswith("/"):
-                self._say(f"There is no command {line.split()[0]}; /help tells them all.")
+                self._say(f"There is no command {line.split()[0]}; /help lists all commands.")
             case _:
                 self._answer(line)
 
@@ -102,7 +102,7 @@ class Terminal:
             self._say(" (stopped)", end="")
         except ValueError as error:
             self._messages.pop()
-            self._say(f"{error} (the dialogue so far included); /reset begins a new one.")
+            self._say(f"{error} (the dialogue so far included); /reset starts a new one.")
             return
         self._console.print()
         self._messages.append({"role": "assistant", "content": answer})

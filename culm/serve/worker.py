@@ -1,7 +1,7 @@
 """The engine in a thread of its own, and the requests that wait for it in the event loop.
 
 event loop          submit, abort  ->   inbox   ->   engine thread
-(one per server)  <-  one call a step with all its tokens  <-  step, step, step ...
+(one per server)  <-  one call per step with all its tokens  <-  step, step, step ...
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Worker:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody waits for anything."""
+        """Whether no request or call is open."""
         return not (self._jobs or self._calls)
 
     @property
@@ -81,7 +81,7 @@ class Worker:
             raise Overloaded()
 
     def submit(self, requests: Sequence[Request]) -> Job:
-        """Start the requests; one that cannot be served refuses them all."""
+        """Start the requests; if one cannot be served, none is."""
         self.check_room(len(requests))
         for request in requests:
             try:
@@ -95,7 +95,7 @@ class Worker:
         return job
 
     def abort(self, job: Job, index: int | None = None) -> None:
-        """End one of a job's requests, or all; nothing happens to one that has ended."""
+        """End one of a job's requests, or all; those that have ended stay as they are."""
         ended = job.open & {index} if index is not None else set(job.open)
         job.open -= ended
         if ended:

@@ -1,4 +1,4 @@
-"""Token ids and prompts in the forms that callers have them in."""
+"""Token ids and prompts in the forms that callers use."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Ids = Sequence[int] | np.ndarray | Tensor  # token ids, one after the other
 
 
 def listed(ids: Ids) -> list[int]:
-    """Plain integers of one sequence.
+    """One sequence as plain integers.
 
     Raises:
-        ValueError: they are not whole numbers in one row.
+        ValueError: they are not a flat list of integers.
     """
     plain = ids.tolist() if isinstance(ids, np.ndarray | Tensor) else ids
     try:
         return [operator.index(token) for token in plain]
     except TypeError:
-        raise ValueError("ids: these are no token ids; give whole numbers in one row") from None
+        raise ValueError("ids: these are not token ids; give a flat list of integers") from None
 
 
 def is_batch(prompt: Any) -> bool:

@@ -1,4 +1,4 @@
-"""A model with its tokenizer: the few calls that most programs need.
+"""A model with its tokenizer: text in, text out.
 
 >>> model = culm.load("runs/quickstart/chat")        # or a Hugging Face folder or id, or a .gguf
 >>> model.generate("Once upon a time", max_tokens=100, temperature=0.8, seed=1)
@@ -31,7 +31,7 @@ from culm.text.reply import Reply
 from culm.tokenizer.chat import Message
 from culm.tokenizer.tokenizer import Tokenizer
 
-SLOTS = 32  # prompts of a batch that run together
+SLOTS = 32  # maximum concurrent prompts of a batch
 
 
 class LanguageModel:
@@ -71,7 +71,7 @@ class LanguageModel:
             drafter_for(model, speculate)
 
     def engine(self, slots: int, length: int) -> Engine:
-        """One for this model: `slots` requests at once, of up to `length` tokens."""
+        """An engine for this model: up to `slots` requests at once, of up to `length` tokens."""
         return Engine(
             self.model, slots, length,
             vocabulary=self.tokenizer.vocabulary, cache=self.cache, speculate=self.speculate,
@@ -79,7 +79,7 @@ class LanguageModel:
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """Names of those that stand beside the model, to be chosen for each call."""
+        """Names of the adapters that were loaded with the model; each call may choose one."""
         return adapter_names(self.model)
 
     def encode(self, text: str) -> list[int]:
@@ -107,9 +107,9 @@ class LanguageModel:
         max_tokens: int | None = 64,
         **options: Unpack[GenerationOptions],
     ) -> str | list[str]:
-        """The text that continues a prompt; a list of prompts is a batch and gives a list.
+        """The text that continues a prompt, or a list of texts for a list of prompts.
 
-        Prompt i of a batch samples with seed + i.
+        Prompt i of a list samples with seed + i.
         """
         sampling, stops, adapter = read_options(options)
         if isinstance(prompt, Iterator):
@@ -153,7 +153,7 @@ class LanguageModel:
     # -----------------------------------------------------------------------------------------
 
     def prompt_ids(self, prompt: str | Ids) -> list[int]:
-        """Ids to continue: a text with what begins a document, so that "" is a prompt too."""
+        """Token ids of a prompt; a text gets the start of a document, so "" is a prompt too."""
         if not isinstance(prompt, str):
             return listed(prompt)
         start = self.tokenizer.start
@@ -166,10 +166,10 @@ class LanguageModel:
         sampling: Sampling,
         adapter: str | None = None,
     ) -> Request:
-        """What the engine is asked; ValueError where the context is too short."""
-        room = self.context - len(ids)
-        wanted = max(room, 1) if max_tokens is None else max_tokens
-        if wanted > room:
+        """The engine's request; ValueError if it exceeds the context."""
+        left = self.context - len(ids)
+        wanted = max(left, 1) if max_tokens is None else max_tokens
+        if wanted > left:
             raise ValueError(
                 f"max_tokens: a prompt of {len(ids)} tokens and {wanted} more do not fit into the "
                 f"context of {self.context}"
@@ -177,7 +177,7 @@ class LanguageModel:
         return Request(tuple(ids), wanted, sampling, self.tokenizer.stop_ids, adapter=adapter)
 
     def _chat_ids(self, messages: str | Sequence[Message]) -> list[int]:
-        """The dialogue up to where the assistant speaks."""
+        """The rendered dialogue, up to the start of the assistant's answer."""
         if isinstance(messages, str):
             return self.tokenizer.chat.prompt([{"role": "user", "content": messages}])
         known = isinstance(messages, Sequence) and messages
@@ -188,7 +188,7 @@ class LanguageModel:
     def _stream(
         self, ids: Sequence[int], max_tokens: int | None, options: Options
     ) -> Iterator[str]:
-        """What continues one prompt, in pieces."""
+        """The continuation of one prompt, in pieces."""
         request = self.request(ids, max_tokens, options.sampling, options.adapter)
         return (piece for _, piece in self._run([request], options.stops) if piece)
 
@@ -226,15 +226,15 @@ def load(
     id, a `.gguf` file, or a folder with an adapter, which is merged into the base that it names.
 
     device: "cpu", "cuda", "mps", "xpu"; "auto" takes the first CUDA device, else the CPU. dtype:
-    of weights and activations, such as "bfloat16"; "auto" takes the fastest here; if not given
-    float32 on a CPU, bfloat16 elsewhere and for quantised weights. context, cache, speculate: see
-    `LanguageModel`.
-    adapter: a folder of PEFT, or of the run that trained it, to stand beside the layers of `path`,
-    its base; `culm.adapt.merge` folds it in. adapters: several of them by name, of which each call
-    chooses one or none by `adapter=NAME`; the base is in memory once.
+    of weights and activations, such as "bfloat16"; "auto" takes the fastest on this machine; the
+    default is float32 on a CPU, bfloat16 elsewhere and for quantised weights. context, cache,
+    speculate: see `LanguageModel`.
+    adapter: a PEFT folder, or the run that trained it, to attach to its base `path`
+    (`culm.adapt.merge` merges it). adapters: several of them by name; each call chooses one with
+    `adapter=NAME`, or none. The base is in memory once.
 
     Raises:
-        SettingError: there is nothing there that can be read, or the adapter is for another base.
+        SettingError: `path` cannot be read as a model, or the adapter is for another base.
     """
     parts = read(path, device, dtype, adapter, adapters, mtp=speculate == "mtp")
     return LanguageModel(*parts, context, cache, speculate)

@@ -48,7 +48,7 @@ def read_options(given: GenerationOptions) -> Options:
     """Settings with their defaults.
 
     Raises:
-        TypeError: there is no setting of a given name.
+        TypeError: a keyword is not known.
         ValueError: a value is out of range.
     """
     for name in given:

@@ -1,7 +1,7 @@
 """Text to the engine and back.
 
-A question becomes a request; token ids as they come become text that can be shown: whole
-characters, and never a stop string.
+A question becomes a request. Token ids become text as they arrive, in complete characters and
+without stop strings.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from culm.tokenizer.tokenizer import Tokenizer
 def request_of(
     question: str, tokenizer: Tokenizer, max_tokens: int, context: int, sampling: Sampling
 ) -> Request:
-    """Have the assistant answer, in at most `max_tokens`, or fewer where the context ends before.
+    """A request for the assistant's answer: `max_tokens`, or fewer where the context ends.
 
     Raises:
         ValueError: the question alone fills the context.
     """
     prompt = tuple(tokenizer.chat.prompt([{"role": "user", "content": question}]))
-    room = context - len(prompt)
-    if room < 1:
+    left = context - len(prompt)
+    if left < 1:
         raise ValueError(
             f"tasks: the question {question[:40]!r} has {len(prompt)} tokens, which leaves no room "
             f"for an answer in the model's context of {context}"
         )
-    return Request(prompt, min(max_tokens, room), sampling, tokenizer.stop_ids)
+    return Request(prompt, min(max_tokens, left), sampling, tokenizer.stop_ids)
 
 
 class Reply:
     """The text of one generation.
 
-    Held back are an unfinished character, and the longest end of the text that may yet become a
+    It holds back an incomplete character, and the longest end of the text that may still become a
     stop string:
 
         stops = ["\\n\\nUser"]      "fine."  "\\n"  "\\nUs"  "ers say"
         shown                      "fine."   ""     ""     "\\n\\nUsers say"
 
-    `stopped` tells that a stop string was met; the text ends before it.
+    `stopped`: a stop string was found; the text ends before it.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
@@ -54,22 +54,22 @@ class Reply:
 
     @property
     def held(self) -> int:
-        """Characters that are held back because a stop string may have begun."""
+        """Characters that are held back as the possible start of a stop string."""
         return len(self._held)
 
     def read(self, event: Event) -> str:
-        """The text that can be shown now; after the last event, all that is left."""
-        # A stop token ends the text and is no part of it, even where it is spelt with letters.
+        """The text that can be shown now; after the last event, all of the rest."""
+        # A stop token is not part of the text, even if it has letters.
         text = "" if event.finish == "stop" else self.push(event.token)
         return text + self.finish() if event.finish else text
 
     def push(self, token: int) -> str:
         """The text that can be shown after one more token."""
-        known = token < self._tokenizer.vocabulary  # a model may have padded its vocabulary
+        known = token < self._tokenizer.vocabulary  # a model may have a padded vocabulary
         return self._show(self._decoder.push(token) if known else "")
 
     def finish(self) -> str:
-        """What was held back, when no more tokens come."""
+        """The text that was held back, when no more tokens come."""
         return self._show(self._decoder.flush(), last=True)
 
     def _show(self, text: str, last: bool = False) -> str:
@@ -80,12 +80,12 @@ class Reply:
         if met:
             self.stopped, self._held = True, ""
             return text[: min(met)]
-        keep = 0 if last else max((_begun(text, stop) for stop in self._stops), default=0)
+        keep = 0 if last else max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
 
-def _begun(text: str, stop: str) -> int:
-    """Length of the longest proper beginning of `stop` that `text` ends with."""
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest proper prefix of `stop` that `text` ends with."""
     longest = min(len(stop) - 1, len(text))
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

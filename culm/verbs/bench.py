@@ -1,14 +1,13 @@
-"""How fast this machine trains and decodes: `culm bench`. `bench/peers.py` sets others beside it.
+"""`culm bench`: how fast this machine trains and decodes; for peers see `bench/peers.py`.
 
-S   8 layers, width 512, 26.4 million parameters, rows of 512 tokens
-T   4 layers, width 128, bytes as tokens, rows of 256
+S   8 layers, width 512, 26.4 million parameters, sequences of 512 tokens
+T   4 layers, width 128, bytes as tokens, sequences of 256
 L   30 layers, width 576, the shape of SmolLM-135M
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -21,18 +20,15 @@ from culm.batch import Batch, counts_of
 from culm.config import SettingError, parse
 from culm.device import choose_device, choose_precision
 from culm.dtype import DTYPES
-from culm.engine.engine import Engine
-from culm.engine.request import Request
-from culm.engine.sampling import Sampling
 from culm.model.attention.gqa import GQA
 from culm.model.backend import place
-from culm.model.config import TransformerConfig
 from culm.model.mlp.gated import SwiGLU
-from culm.model.transformer import Transformer
+from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextTokenObjective
 from culm.optim.adamw import AdamW
 from culm.optim.schedule import Constant
 from culm.parallel.parallelize import parallelize
+from culm.plan.timing import decoding_trial, seconds_of
 from culm.train.malloc import keep_freed_memory
 from culm.train.memory import peak_bytes, reset_peak
 from culm.train.trainer import Trainer
@@ -43,7 +39,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Size:
-    """A model and the rows of a training step."""
+    """A model and the number of sequences of a training step."""
 
     model: TransformerConfig
     rows: int
@@ -69,12 +65,12 @@ SIZES = {
 def tokens_of(size: Size, device: torch.device | str = "cpu") -> torch.Tensor:
     """Random ids, (rows, context + 1): the time of a step does not depend on what they are."""
     shape = (size.rows, size.model.context + 1)
-    drawn = torch.Generator().manual_seed(0)
-    return torch.randint(0, size.model.vocabulary, shape, generator=drawn).to(device)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, size.model.vocabulary, shape, generator=generator).to(device)
 
 
 class SameBatch:
-    """Gives the loop the same batch at every step."""
+    """Returns the same batch at every step."""
 
     def __init__(self, tokens: torch.Tensor) -> None:
         positions = torch.arange(tokens.shape[1] - 1).expand(len(tokens), -1).contiguous()
@@ -94,7 +90,7 @@ class SameBatch:
 
 
 def trainer_of(size: Size, device: torch.device, compiled: bool = True) -> Callable[[], None]:
-    """A function that makes one training step of ours, as a run makes it."""
+    """A function that makes one training step, as a run does."""
     model = place(size.model.build(device=device), device, DTYPES[choose_precision(device)])
     objective = NextTokenObjective(model.train())
     optimizer = AdamW().build(objective)
@@ -110,7 +106,7 @@ def trainer_of(size: Size, device: torch.device, compiled: bool = True) -> Calla
 def decoder_of(
     size: Size, weights: str, rows: int, device: torch.device, fused: bool = True
 ) -> Callable[[], float]:
-    """A function that answers `rows` prompts and gives the seconds of decoding alone.
+    """A function that continues `rows` prompts and returns the seconds of decoding alone.
 
     weights: bf16, or the kind of a quantiser.
     """
@@ -118,41 +114,11 @@ def decoder_of(
     place(model, device, torch.bfloat16)
     if weights != "bf16":
         parse(Quantizer, weights, "weights").apply(model)
-    return decoding(model, rows, PROMPT, NEW, fused)
-
-
-def decoding(
-    model: Transformer, rows: int, prompt: int, new: int, fused: bool = True
-) -> Callable[[], float]:
-    """A function that makes `new` tokens after each of `rows` prompts of `prompt` tokens.
-
-    It gives the seconds of decoding alone, in which new - 1 tokens of each row are made.
-    """
-    engine = Engine(model, rows, prompt + new, fused=fused)
-    tokens = tuple(i % model.config.vocabulary for i in range(prompt))
-
-    def decode() -> float:
-        for row in range(rows):
-            first = row % model.config.vocabulary
-            engine.add(Request((first, *tokens[1:]), new, Sampling(temperature=0)))
-        engine.step()  # reads the prompts
-        began = time.perf_counter()
-        while engine.busy:
-            engine.step()
-        return time.perf_counter() - began
-
-    return decode
-
-
-def seconds_of(step: Callable[[], None]) -> float:
-    """Wall time of one call."""
-    began = time.perf_counter()
-    step()
-    return time.perf_counter() - began
+    return decoding_trial(model, rows, PROMPT, NEW, fused)
 
 
 def show_bench(what: str, size: str, rounds: int = ROUNDS) -> None:
-    """Print tokens per second, milliseconds a step and peak memory; medians of `rounds`.
+    """Print tokens per second, milliseconds per step and peak memory; medians of `rounds`.
 
     Raises:
         SettingError: neither train nor decode, or no such size.
@@ -177,17 +143,17 @@ def _show_training(letter: str, device: torch.device, rounds: int, console: Cons
 
 
 def _show_decoding(letter: str, device: torch.device, rounds: int, console: Console) -> None:
-    whole: dict[int, float] = {}  # seconds a step in bf16, by rows
+    baseline: dict[int, float] = {}  # seconds per step in bf16, by rows
     for weights in ("bf16", "int8", "int4"):
         for rows in (1, 8):
             decode = decoder_of(SIZES[letter], weights, rows, device)
             decode()
             usual = statistics.median(decode() for _ in range(rounds)) / (NEW - 1)
-            ratio = whole.setdefault(rows, usual) / usual
+            ratio = baseline.setdefault(rows, usual) / usual
             label = f"decode {letter} {weights}, {rows} rows"
-            _say(console, label, rows / usual, usual, f"   {ratio:.2f} of bf16")
+            _say(console, label, rows / usual, usual, f"   {ratio:.2f} x bf16")
 
 
-def _say(console: Console, label: str, rate: float, seconds: float, beside: str = "") -> None:
-    speed = f"{rate:>10,.0f} tokens/s{seconds * 1000:>10,.2f} ms a step{beside}"
-    console.print(f"{label:<26}{speed}   {peak_bytes() / 2**20:,.0f} MiB at most")
+def _say(console: Console, label: str, rate: float, seconds: float, note: str = "") -> None:
+    speed = f"{rate:>10,.0f} tokens/s{seconds * 1000:>10,.2f} ms per step{note}"
+    console.print(f"{label:<26}{speed}   peak {peak_bytes() / 2**20:,.0f} MiB")

@@ -15,7 +15,7 @@ from culm.verbs.format import size
 
 
 def show_doctor() -> None:
-    """Print versions, device, precision, compiler, and the extras with what is missing of them."""
+    """Print versions, device, precision, compiler, and which extras are missing."""
     console = Console(highlight=False, soft_wrap=True)
     device = choose_device("auto")
     memory, name = memory_bytes(device), str(device)
@@ -31,15 +31,15 @@ def show_doctor() -> None:
         ("cores", f"{os.cpu_count()}, torch uses {torch.get_num_threads()}"),
         ("device", name),
         ("memory", size(memory) if memory else "unknown"),
-        ("precision", f"{choose_precision(device)} multiplies fastest"),
+        ("precision", f"{choose_precision(device)} is the fastest matmul precision"),
         ("compiler", compiler or "none: train.compile=true needs a C++ compiler"),
     ):
         console.print(f"{label:<12}{value}", markup=False)
     console.print("\n[bold]Extras[/]")
     for extra, packages in extras().items():
         missing = [package for package in packages if not _installed(package)]
-        told = f"pip install 'culm[{extra}]' (missing: {', '.join(missing)})" if missing else "here"
-        console.print(f"{extra:<12}{told}", markup=False)
+        command = f"pip install 'culm[{extra}]' (missing: {', '.join(missing)})"
+        console.print(f"{extra:<12}{command if missing else 'installed'}", markup=False)
 
 
 def extras() -> dict[str, list[str]]:
@@ -54,7 +54,7 @@ def extras() -> dict[str, list[str]]:
 
 
 def _name(requirement: str) -> str:
-    """The distribution that a requirement is about: `pyarrow>=24` is about pyarrow."""
+    """The package that a requirement names: pyarrow for `pyarrow>=24`."""
     end = next((i for i, c in enumerate(requirement) if not (c.isalnum() or c in "-_.")), None)
     return requirement[:end]
 

@@ -1,4 +1,4 @@
-"""`culm import`: a model from elsewhere as a folder of ours."""
+"""`culm import`: a model of another format as a Culm folder."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from culm.convert.load import HUB_ID, download, find_model, load_model, refuse_o
 
 
 def import_model(path: str | Path, out: str | Path, tokenizer: str | Path | None = None) -> str:
-    """Bring a model into a folder of ours, or a blueprint into a model settings file.
+    """Convert a model into a Culm folder, or a .json of model settings into a settings file.
 
-    Gives one sentence about what was written.
+    Returns one sentence about what was written.
     """
     out = Path(out)
     refuse_overwrite(path, out)
     if tokenizer is not None and Path(path).suffix != ".bin":
-        raise SettingError(f"--tokenizer: {path} has its own; only a .bin of llama2.c has none")
+        raise SettingError(f"--tokenizer: {path} has a tokenizer; only a .bin of llama2.c has none")
     if Path(path).suffix == ".json" and Path(path).is_file():
         config = teaching_json.read(path)
         out = out if out.suffix in (".yaml", ".yml") else out.with_name(f"{out.name}.yaml")

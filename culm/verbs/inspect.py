@@ -16,7 +16,7 @@ from culm.verbs.format import count, flops, size
 
 
 def show_model(path: str) -> None:
-    """Print the tree of modules with shapes, then parameters, cache and FLOPs of a token."""
+    """Print the tree of modules with shapes, then parameters, cache and FLOPs per token."""
     model, tokenizer = read(path, "cpu")
     console = Console(highlight=False, soft_wrap=True)
     tree = Tree(f"[bold]{escape(path)}[/]")
@@ -26,18 +26,18 @@ def show_model(path: str) -> None:
     held = {t.untyped_storage().data_ptr(): t for t in (*model.parameters(), *model.buffers())}
     cost = cost_of(config)  # of the plain model, also where it is quantised
     weights = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
-    model.to("meta")  # where a cache of any length takes no memory
+    model.to("meta")  # a cache on meta takes no memory
     one, two, full = (model.cache(1, length).bytes for length in (1, 2, config.context))
-    products = forward_flops(model, config.context) / config.context
+    compute = forward_flops(model, config.context) / config.context
     for name, value in (
         ("parameters", f"{count(cost.parameters)}, shared ones once"),
         (
             "active",
-            f"{count(cost.active)} for each token, {count(cost.embedding)} in the embedding",
+            f"{count(cost.active)} per token, {count(cost.embedding)} in the embedding",
         ),
         ("in memory", f"{size(weights)} of weights; computes in {dtype}"),
-        ("cache", f"{size(two - one)} a token, {size(full)} in full"),
-        ("products", f"{flops(products)} a token, at {config.context} tokens"),
+        ("cache", f"{size(two - one)} per token, {size(full)} in full"),
+        ("compute", f"{flops(compute)} per token, at {config.context} tokens"),
         ("tokenizer", f"{tokenizer.vocabulary:,} tokens"),
     ):
         console.print(f"{name:<12}{value}", markup=False)
@@ -58,5 +58,5 @@ def _about(module: nn.Module) -> str:
 
 
 def _outline(module: nn.Module) -> str:
-    """What two modules have in common that look the same."""
+    """Equal for modules that look the same."""
     return "\n".join(f"{name} {_about(part)}" for name, part in module.named_modules())

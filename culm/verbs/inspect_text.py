@@ -17,14 +17,14 @@ from culm.tokenizer.tokenizer import Tokenizer
 
 SHADES = " ░▒▓█"
 LEVELS = " ▁▂▃▄▅▆▇█"
-MOST = 64  # tokens that are drawn
+MAX_TOKENS = 64  # of a text that is shown
 
 
 class TextInspection:
-    """A model, a text, and a folder for plots, if they are wanted.
+    """A model, a text, and an optional folder for plots.
 
     Raises:
-        SettingError: the text has no token or too many, or the kind of plots is not known.
+        SettingError: the text is empty or too long, or the format of plots is unknown.
     """
 
     def __init__(self, path: str, text: str, out: str | None, kind: str = "png") -> None:
@@ -32,20 +32,20 @@ class TextInspection:
             raise SettingError(f"format: {kind!r} is not one of png, svg")
         self.model, self.tokenizer = _read(path)
         self.ids = self.tokenizer.encode(text)
-        most = min(MOST, self.model.config.context)
-        if not 1 <= len(self.ids) <= most:
-            told = f"{len(self.ids)} tokens; give 1 to {most}"
-            raise SettingError(f"text: {text[:20]!r} has {told}")
+        maximum = min(MAX_TOKENS, self.model.config.context)
+        if not 1 <= len(self.ids) <= maximum:
+            problem = f"{len(self.ids)} tokens; give 1 to {maximum}"
+            raise SettingError(f"text: {text[:20]!r} has {problem}")
         self.names = [_visible(self.tokenizer, id) for id in self.ids]
         self.out = None if out is None else Path(out)
         self.kind = kind
         self.console = Console(highlight=False, soft_wrap=True)
 
     def attention(self) -> None:
-        """A map for each layer and head; row t is what token t looks at."""
+        """A map for each layer and head; row t shows what token t attends to."""
         maps = attention_maps(self.model, self.ids)
         if not maps:
-            raise SettingError("attention: no layer of this model has a softmax to draw")
+            raise SettingError("attention: no layer of this model has a softmax to show")
         for layer, weights in maps.items():
             for head, rows in enumerate(weights):
                 self._print(f"layer {layer}, head {head}")
@@ -57,7 +57,7 @@ class TextInspection:
                 attention(path, weights, self.names, f"layer {layer}")
 
     def lens(self) -> None:
-        """Under each token what the model would say next if it ended before each block."""
+        """For each token, what the model would predict next if it ended before each block."""
         logprobs = logit_lens(self.model, self.ids)
         best = logprobs.max(-1)
         table = Table("before", *self.names, box=None, padding=(0, 1))
@@ -73,7 +73,7 @@ class TextInspection:
             lens(path, best.values.exp(), said, layers, self.names)
 
     def histograms(self) -> None:
-        """How the numbers of weights and activations are spread."""
+        """Distributions of weights and activations."""
         for title, spreads in (
             ("weights", list(weights_of(self.model))),
             ("activations", list(activations_of(self.model, self.ids))),
@@ -99,6 +99,18 @@ class TextInspection:
         path = self.out / f"{name}.{self.kind}"
         self._print(f"{path}")
         return path
+
+
+def show_inspections(
+    path: str, attention: str, logit_lens: str, histograms: str, out: str | None, kind: str
+) -> None:
+    """Print up to three inspections, each of its own text; "" leaves one out."""
+    if attention:
+        TextInspection(path, attention, out, kind).attention()
+    if logit_lens:
+        TextInspection(path, logit_lens, out, kind).lens()
+    if histograms:
+        TextInspection(path, histograms, out, kind).histograms()
 
 
 def _read(path: str) -> tuple[Transformer, Tokenizer]:

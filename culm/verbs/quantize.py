@@ -1,4 +1,4 @@
-"""`culm quantize`: a smaller model, and what it lost and won."""
+"""`culm quantize`: a smaller model, with its loss in quality and its gain in speed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from culm.convert.export import read_whole, size_of, write_quantized
 from culm.convert.load import read
 from culm.data.calibration import calibration_rows
 from culm.eval.divergence import compare
-from culm.verbs.bench import decoding
+from culm.plan.timing import decoding_trial
 from culm.verbs.format import count, size
 
 NEW = 64  # tokens that are decoded to measure the speed
@@ -28,10 +28,10 @@ ROUNDS = 3
 def show_quantized(
     source: str, out: str, to: str, method: str, text: Sequence[str], device: str
 ) -> None:
-    """Quantise a model and print size, speed, and with text the distance to the original.
+    """Quantise a model and print size and speed; with text also the distance to the original.
 
     Raises:
-        SettingError: the method needs text, or what is given does not go together.
+        SettingError: the method needs text, or the settings contradict each other.
     """
     quantizers = parse(Quantizers, read_value("to", to), "to")
     how = parse(Method, read_value("method", method), "method")
@@ -55,10 +55,10 @@ def _lost(source: str, out: str, device: str, rows: Tensor | None) -> list[tuple
     layers = [module for module in after.modules() if isinstance(module, QuantizedLinear)]
     bits = 8 * sum(layer.weight_bytes for layer in layers)
     weights = sum(layer.in_features * layer.out_features for layer in layers)
-    whole = 2 * sum(parameter.numel() for parameter in before.parameters())
+    unquantised = 2 * sum(parameter.numel() for parameter in before.parameters())
     lines = [
-        ("size", f"{size(size_of(Path(out)))} of weights, {size(whole)} before in bfloat16"),
-        ("bits", f"{bits / weights:.2f} a weight, in {len(layers)} layers"),
+        ("size", f"{size(size_of(Path(out)))} of weights, {size(unquantised)} before in bfloat16"),
+        ("bits", f"{bits / weights:.2f} per weight, in {len(layers)} layers"),
     ]
     if rows is None:
         return lines
@@ -70,8 +70,8 @@ def _lost(source: str, out: str, device: str, rows: Tensor | None) -> list[tuple
             "perplexity",
             f"{found.changed_perplexity:,.4f}, {found.perplexity:,.4f} before, {tokens}",
         ),
-        ("divergence", f"{found.divergence:.5f} nats a token (KL from the original)"),
-        ("agreement", f"{100 * found.agreement:.2f} % of the likeliest tokens"),
+        ("divergence", f"{found.divergence:.5f} nats per token (KL from the original)"),
+        ("agreement", f"{100 * found.agreement:.2f} % of the most likely tokens"),
     ]
 
 
@@ -81,9 +81,9 @@ def _speeds(source: str, out: str, device: str) -> str:
 
 
 def _speed(path: str, device: str) -> float:
-    """Tokens a second of one row, in the fastest precision that is here."""
+    """Tokens per second of one sequence, in the fastest precision here."""
     model = read(path, device, "auto", mtp=False)[0].eval()
     new = min(NEW, model.config.context // 2)
-    decode = decoding(model, 1, new, new)
+    decode = decoding_trial(model, 1, new, new)
     decode()
     return (new - 1) / statistics.median(decode() for _ in range(ROUNDS))

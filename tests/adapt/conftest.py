@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from culm.config import parse
-from culm.model.config import TransformerConfig
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 
 torch.set_num_threads(1)
 

@@ -9,10 +9,9 @@ from culm.adapt.quantize.int8 import Int8
 from culm.adapt.quantize.nf4 import NF4
 from culm.adapt.quantize.qat import fake_quantize
 from culm.model.attention.mla import MLA
-from culm.model.config import TransformerConfig
 from culm.model.context import Context
 from culm.model.linear import Linear
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 
 
 def shaken(model: Transformer) -> None:
@@ -48,7 +47,7 @@ def cached(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
     parts = []
     for start in range(0, tokens.shape[1], 3):
         positions = torch.arange(start, start + 3).expand(len(tokens), -1)
-        context = Context(positions, cache=cache, length=start + 3)
+        context = Context(positions, cache=cache.view(start + 3))
         parts.append(model(tokens[:, start : start + 3], context))
     return torch.cat(parts, 1)
 

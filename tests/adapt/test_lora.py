@@ -210,7 +210,7 @@ def test_modules_trained_beside(tiny, tied):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"train_also": "embedding"}, "also: 'embedding' names no layer; known: embed, "),
+        ({"train_also": "embedding"}, "also: 'embedding' names no layer; known: .*, embed, head"),
         ({"train_also": "blocks.0.mlp.up"}, "also: blocks.0.mlp.up is a target"),
         (
             {"train_also": "embed", "targets": "head"},

@@ -163,7 +163,9 @@ def test_what_a_run_file_may_ask():
     assert parse(TrainConfig, {"steps": 1, "qat": "w8a8"}, "train").qat == (W8A8(),)
     with pytest.raises(SettingError, match=r"train\.qat\[0\]\.kind: 'nf4' is not one of 'int8'"):
         parse(TrainConfig, {"steps": 1, "qat": "nf4"}, "train")
-    with pytest.raises(SettingError, match=r"train\.qat: the weights below an adapter do not"):
+    with pytest.raises(
+        SettingError, match=r"train\.qat: the weights under an adapter are not trained"
+    ):
         parse(TrainConfig, {"steps": 1, "qat": "int8", "adapter": "lora"}, "train")
 
 

@@ -11,8 +11,7 @@ from culm.adapt.quantize.linear import assigned, round_to_nearest
 from culm.adapt.quantize.qat import convert, fake_quantize
 from culm.config import parse
 from culm.eval.divergence import Divergence, compare
-from culm.model.config import TransformerConfig
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.tokenizer.train import BPE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # training and eleven forms

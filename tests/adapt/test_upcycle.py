@@ -11,11 +11,11 @@ from culm.adapt.upcycle import Upcycle
 from culm.config import SettingError, parse
 from culm.convert import native
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.moe import MixtureOfExperts, MoE
 from culm.model.mlp.plain import Plain
 from culm.model.mtp import MTP
+from culm.model.transformer import TransformerConfig
 from culm.run.settings import RunConfig, read_run
 from culm.run.train import train
 from culm.verbs.plan import show_plan
@@ -128,6 +128,6 @@ def test_an_adapter_that_peft_has_no_names_for_is_in_the_model(run_file, capsys)
     file.write_text(yaml.safe_dump(settings))
     config, _ = read_run(str(file))
     assert train(config).finished
-    assert "No adapter is written by itself" in capsys.readouterr().err
+    assert "merged but not saved separately" in capsys.readouterr().err
     assert not (Path(config.folder) / "adapter").exists()
     assert native.load(f"{config.folder}/model")[0].config.mlps[0].kind == "moe"

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from culm.config import parse
-from culm.model.config import TransformerConfig
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE
 

@@ -10,7 +10,7 @@ from families import FAMILIES, logits_of, peer_of, saved
 
 from culm.config import SettingError, parse
 from culm.convert import gguf, hf
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ from culm.config import SettingError, parse
 from culm.convert import native
 from culm.convert.export import export, write_export
 from culm.convert.family import NoFamilyError
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.text.language_model import load
 
 

@@ -8,7 +8,7 @@ from families import FAMILIES, peer_of, saved
 from culm.config import SettingError, parse
 from culm.convert import gguf as ours
 from culm.convert import hf
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 # What llama.cpp does not have, and the setting that is named.
 WITHOUT = {

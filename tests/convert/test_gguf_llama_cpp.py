@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from culm.config import parse
 from culm.convert import gguf as ours
 from culm.convert.gguf.kinds import KINDS
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.tokenizer.train import BPE
 
 pytestmark = pytest.mark.slow

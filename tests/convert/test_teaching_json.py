@@ -5,7 +5,7 @@ import pytest
 from culm.compose import read_yaml
 from culm.config import SettingError, parse
 from culm.convert import teaching_json
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 GIVEN = {
     "vocab_size": 100277,

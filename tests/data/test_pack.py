@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from culm.batch import IGNORED
 from culm.config import parse
 from culm.data.pack import best_fit, bins, singles, to_batch, windows
-from culm.model.config import TransformerConfig
 from culm.model.context import Context
+from culm.model.transformer import TransformerConfig
 
 lengths = st.lists(st.integers(1, 12), min_size=1, max_size=20)
 few = settings(max_examples=80, deadline=None)

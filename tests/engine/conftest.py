@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.context import Context
+from culm.model.transformer import TransformerConfig
 
 KINDS = {
     "plain": LoRA(rank=4),
@@ -68,11 +68,11 @@ def models(request):
 
 
 def requests(sampling=Sampling(temperature=0)):
-    drawn = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     names = [*KINDS, None]
     return [
         Request(
-            tuple(torch.randint(0, 61, (3 + 5 * (i % 3),), generator=drawn).tolist()),
+            tuple(torch.randint(0, 61, (3 + 5 * (i % 3),), generator=generator).tolist()),
             6 + 2 * i, replace(sampling, seed=i), adapter=names[i % 4],
         )
         for i in range(10)

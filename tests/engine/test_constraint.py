@@ -11,9 +11,8 @@ from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.mtp import MTP
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 
 WORDS = 61
 ANSWERS = ((7, 8, 9), (7, 8, 3, 3, 4), (20,), (33, 34, 35, 36))
@@ -124,7 +123,7 @@ def test_max_tokens_end_an_answer_early(heads) -> None:
 
 
 @pytest.mark.parametrize("sequences", [(), ((),), ((7,), (7, 8))])
-def test_answers_that_cannot_be_told_apart_are_refused(sequences) -> None:
+def test_answers_that_contradict_each_other_are_refused(sequences) -> None:
     with pytest.raises(ValueError, match=r"^constraint: "):
         OneOf(sequences)
 

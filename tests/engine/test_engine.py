@@ -10,9 +10,9 @@ GREEDY = Sampling(temperature=0)
 
 
 def prompts(count: int) -> list[tuple[int, ...]]:
-    drawn = torch.Generator().manual_seed(1)
-    lengths = torch.randint(1, 24, (count,), generator=drawn).tolist()
-    return [tuple(torch.randint(0, 61, (n,), generator=drawn).tolist()) for n in lengths]
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, 24, (count,), generator=generator).tolist()
+    return [tuple(torch.randint(0, 61, (n,), generator=generator).tolist()) for n in lengths]
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "blocks"])
@@ -25,14 +25,14 @@ def test_cached_decoding_equals_one_forward(model, backend):
     longest = max(map(len, rows))
     padded = torch.stack([torch.nn.functional.pad(r, (0, longest - len(r))) for r in rows])
     positions = torch.arange(longest).expand(4, -1)
-    model(padded, Context(positions, cache=cache, slot=2, length=longest))
+    model(padded, Context(positions, cache=cache.view(longest, 2)))
     for step in range(6):
         at = torch.tensor([[len(row) + step] for row in rows])
-        context = Context(at, cache=cache, slot=2, length=32)
+        context = Context(at, cache=cache.view(32, 2))
         cached = model(more[:, step : step + 1], context)[:, 0]
         for index, row in enumerate(rows):
-            whole = model(torch.cat((row, more[index, : step + 1]))[None])[0, -1]
-            torch.testing.assert_close(cached[index], whole, atol=1e-5, rtol=1e-5)
+            full = model(torch.cat((row, more[index, : step + 1]))[None])[0, -1]
+            torch.testing.assert_close(cached[index], full, atol=1e-5, rtol=1e-5)
     model.set_backend("sdpa")
 
 
@@ -68,7 +68,7 @@ def test_mixed_settings_keep_to_their_rows(model):
     assert [c.tokens for c in together] == [c.tokens for c in alone]
 
 
-def test_equal_prompts_are_read_once_and_answered_apart(model):
+def test_equal_prompts_are_read_once_and_answered_separately(model):
     a, b = (7, 7, 7, 2), (4, 8)
     requests = [Request(p, 10, Sampling(seed=i)) for i, p in enumerate((a, b, a, b, a))]
     together = Engine(model, slots=5).generate(requests)
@@ -110,7 +110,7 @@ def test_abort_frees_the_slot_and_leaves_the_others_alone(model, slot):
     requests = [Request(p, 12, GREEDY) for p in prompts(4)]
     engine = Engine(model, slots=3)
     numbers = [engine.add(request) for request in requests]
-    told = {number: [] for number in numbers}
+    received = {number: [] for number in numbers}
     for step in range(40):
         if step == 3:
             aborted = engine.running[slot].id
@@ -118,15 +118,15 @@ def test_abort_frees_the_slot_and_leaves_the_others_alone(model, slot):
         if step == 4:
             engine.abort(12345)  # unknown: nothing happens
         for event in engine.step():
-            told[event.request].append(event.token)
-    assert 0 < len(told[aborted]) < 12
+            received[event.request].append(event.token)
+    assert 0 < len(received[aborted]) < 12
     assert not engine.busy
     for number, request in zip(numbers, requests, strict=True):
         if number != aborted:
-            assert tuple(told[number]) == Engine(model).generate([request])[0].tokens
+            assert tuple(received[number]) == Engine(model).generate([request])[0].tokens
 
 
-def test_a_cleared_engine_begins_anew(model):
+def test_a_cleared_engine_starts_again(model):
     requests = [Request(p, 8, GREEDY) for p in prompts(5)]
     engine = Engine(model, slots=2)
     expected = engine.generate(requests)
@@ -194,7 +194,7 @@ def test_engine_needs_a_slot(model):
         Engine(model, slots=0)
 
 
-def test_rows_that_are_no_tokens_are_never_drawn(model):
+def test_rows_that_are_no_tokens_are_never_sampled(model):
     """A model may have more rows than its tokenizer has tokens."""
     few = 5
     requests = [Request((1, 2), 20, Sampling(temperature=5.0, seed=seed)) for seed in range(9)]

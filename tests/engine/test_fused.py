@@ -6,15 +6,15 @@ import torch
 from culm.adapt.quantize.int4 import Int4
 from culm.adapt.quantize.int8 import Int8
 from culm.engine.engine import Engine
-from culm.engine.fused import FusedDecoder, fuses, has_library
+from culm.engine.fused import FusedDecoder, fuses
+from culm.engine.fused_library import has_library
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.context import Context
 from culm.model.mlp.gated import SwiGLU
 from culm.model.rope import Rope
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 
 here = pytest.mark.skipif(not has_library(), reason="no compiler or no AVX-512 here")
 
@@ -35,11 +35,11 @@ WEIGHTS = {"bf16": None, "int8": Int8(), "int4": Int4(), "int4 of 64": Int4(grou
 def build(shape: str, weights: str) -> Transformer:
     config = TransformerConfig(vocabulary=77, width=192, layers=3, context=64, **SHAPES[shape])
     model = config.build(seed=1).eval()
-    drawn = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(2)
     for name, weight in model.named_parameters():
         weight.data = weight.data * 3 if weight.ndim == 2 else weight.data
         if "norm" in name or "bias" in name:
-            weight.data += 0.3 * torch.randn(weight.shape, generator=drawn)
+            weight.data += 0.3 * torch.randn(weight.shape, generator=generator)
         weight.data = weight.data.bfloat16()
     model.dtype = torch.bfloat16
     if WEIGHTS[weights]:
@@ -65,19 +65,19 @@ def test_logits_and_cache_are_those_of_the_model(shape, weights):
     exact.dtype = torch.float32
     truth = exact.cache(6, 24)
     decoder = FusedDecoder(model, ours)
-    drawn = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(3)
     lengths = [1, 4, 9, 13, 16, 20]
-    prompts = torch.randint(0, 77, (6, 20), generator=drawn)
+    prompts = torch.randint(0, 77, (6, 20), generator=generator)
     positions = torch.arange(20).expand(6, -1)
     for cache, reader in ((ours, model), (theirs, model), (truth, exact)):
-        reader.hidden(prompts, Context(positions, cache=cache, length=20))
+        reader.hidden(prompts, Context(positions, cache=cache.view(20)))
     for step in range(3):
-        tokens = torch.randint(0, 77, (6,), generator=drawn).tolist()
+        tokens = torch.randint(0, 77, (6,), generator=generator).tolist()
         at = [length + step for length in lengths]
         found = decoder(tokens, at)
-        context = Context(torch.tensor(at)[:, None], cache=theirs, length=24)
+        context = Context(torch.tensor(at)[:, None], cache=theirs.view(24))
         plain = model(torch.tensor(tokens)[:, None], context)[:, 0]
-        context = Context(torch.tensor(at)[:, None], cache=truth, length=24)
+        context = Context(torch.tensor(at)[:, None], cache=truth.view(24))
         right = exact(torch.tensor(tokens)[:, None], context)[:, 0]
         error, usual = (found - right).norm(), (plain - right).norm()
         # Beside weights of few bits activations are int8 in groups, a little coarser than bf16.
@@ -106,7 +106,7 @@ def test_a_row_does_not_depend_on_the_others_or_on_threads(weights):
 
 
 @here
-def test_the_engine_says_the_same_either_way():
+def test_the_engine_gives_the_same_tokens_fused_or_not():
     model = build("grouped", "bf16")
     requests = [Request((3 + i, 9, 4)[: 1 + i % 3], 20, Sampling(temperature=0)) for i in range(20)]
     plain = Engine(model, 8, fused=False).generate(requests)
@@ -115,7 +115,7 @@ def test_the_engine_says_the_same_either_way():
     for request, a, b in zip(requests, plain, fused, strict=True):
         pairs = enumerate(zip(a.tokens, b.tokens, strict=True))
         first = next((place for place, (x, y) in pairs if x != y), None)
-        if first is not None:  # only where the two likeliest tokens are so up to rounding
+        if first is not None:  # only where the two most likely tokens are so up to rounding
             row = torch.tensor([[*request.prompt, *a.tokens[:first]]])
             logits = model(row)[0, -1].detach()
             best = logits.topk(2)
@@ -128,20 +128,20 @@ def test_the_engine_says_the_same_either_way():
 @here
 @pytest.mark.parametrize("shape", ["grouped", "many heads"])  # norms of heads; biases
 @torch.inference_mode()
-def test_weights_that_change_in_place_are_read_anew(shape):
+def test_weights_that_change_in_place_are_read_again(shape):
     model = build(shape, "bf16")
     engine, request = Engine(model, 1), Request((3, 9, 4), 12, Sampling(temperature=0))
     before = engine.generate([request])
-    drawn = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(5)
     for name, weight in model.named_parameters():
         if "norm" in name or "bias" in name:
-            weight.data.add_(torch.randn(weight.shape, generator=drawn))
+            weight.data.add_(torch.randn(weight.shape, generator=generator))
     after = engine.generate([request])
     assert after == Engine(model, 1).generate([request])
     assert after != before
 
 
-def test_what_it_does_not_know_is_left_to_the_model():
+def test_unsupported_models_decode_in_torch():
     model = build("grouped", "bf16")
     model.dtype = torch.float32
     assert not fuses(model, model.cache(2, 16))

@@ -13,10 +13,9 @@ from culm.engine.sampling import Sampling
 from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
-from culm.model.config import TransformerConfig
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.moe import MoE
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 
 WORDS = 5  # so few that sequences repeat, and what follows them differs
 KINDS = {
@@ -48,9 +47,9 @@ def built(**more) -> Transformer:
 
 
 def requests(sampling: Sampling, stop: frozenset[int] = frozenset()) -> list[Request]:
-    drawn = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     lengths = [1, 2, 3, 5, 17, 40]
-    rows = [tuple(torch.randint(0, WORDS, (n,), generator=drawn).tolist()) for n in lengths]
+    rows = [tuple(torch.randint(0, WORDS, (n,), generator=generator).tolist()) for n in lengths]
     return [
         Request(prompt, 12 + 5 * i, replace(sampling, seed=100 + i), stop)
         for i, prompt in enumerate((*rows, rows[4]))
@@ -146,18 +145,18 @@ def test_abort_and_join_between_drafts() -> None:
     wanted = requests(SAMPLINGS[1])
     engine = Engine(model, 3, speculate="ngram")
     numbers: list[int] = []
-    told: dict[int, list[int]] = {}
+    received: dict[int, list[int]] = {}
     for step in range(200):
         if step % 4 == 0 and len(numbers) < len(wanted):
             numbers.append(engine.add(wanted[len(numbers)]))
-            told[numbers[-1]] = []
+            received[numbers[-1]] = []
         if step == 9:
             engine.abort(numbers[0])
         for event in engine.step():
-            told[event.request].append(event.token)
+            received[event.request].append(event.token)
     assert not engine.busy
     for number, request in list(zip(numbers, wanted, strict=True))[1:]:
-        assert tuple(told[number]) == Engine(model).generate([request])[0].tokens
+        assert tuple(received[number]) == Engine(model).generate([request])[0].tokens
 
 
 @pytest.mark.parametrize("length", [3, 4, 6, 96])

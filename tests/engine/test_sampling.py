@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from culm.engine.sampling import Sampler, Sampling, draw, penalize, truncate, uniforms
+from culm.engine.sampling import Sampler, Sampling, invert, penalize, truncate, uniforms
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0])
 
@@ -69,7 +69,7 @@ def test_truncation_equals_transformers(size):
     torch.testing.assert_close(torch.stack(ours), peer, atol=1e-6, rtol=0)
 
 
-def test_the_whole_chain_equals_transformers():
+def test_the_complete_chain_equals_transformers():
     processors = pytest.importorskip("transformers.generation.logits_process")
     logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(4)) * 3
     chain = processors.LogitsProcessorList(
@@ -93,7 +93,7 @@ def test_greedy_takes_the_lowest_of_equals():
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
-def test_draws_follow_the_distribution(temperature):
+def test_samples_follow_the_distribution(temperature):
     count, golden = 20_000, (LOGITS.double() / temperature).softmax(-1)
     rows = [Sampling(temperature=temperature)] * 100
     seen: Counter[int] = Counter()
@@ -106,23 +106,23 @@ def test_draws_follow_the_distribution(temperature):
 
 def test_uniform_numbers_are_uniform_and_keyed():
     seeds = np.arange(1000, dtype=np.uint64)
-    drawn = uniforms(seeds, np.zeros(1000, np.uint64))
-    assert abs(drawn.mean() - 0.5) < 0.03
-    assert abs(drawn.var() - 1 / 12) < 0.01
-    assert 0 <= drawn.min() <= drawn.max() < 1
+    numbers = uniforms(seeds, np.zeros(1000, np.uint64))
+    assert abs(numbers.mean() - 0.5) < 0.03
+    assert abs(numbers.var() - 1 / 12) < 0.01
+    assert 0 <= numbers.min() <= numbers.max() < 1
     one = uniforms(seeds[17:18], np.zeros(1, np.uint64))
-    assert one[0] == drawn[17]
+    assert one[0] == numbers[17]
     steps = uniforms(np.full(1000, 7, np.uint64), np.arange(1000, dtype=np.uint64))
     assert abs(np.corrcoef(steps[:-1], steps[1:])[0, 1]) < 0.1
 
 
-def test_a_token_of_no_probability_never_comes_out():
+def test_a_token_of_probability_zero_is_never_sampled():
     chances = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])
     ends = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
-    assert draw(chances.expand(3, -1), ends).tolist() == [1, 3, 3]
+    assert invert(chances.expand(3, -1), ends).tolist() == [1, 3, 3]
 
 
-def test_draws_do_not_depend_on_the_rest_of_the_batch():
+def test_samples_do_not_depend_on_the_rest_of_the_batch():
     logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
     rows, seeds = [Sampling(top_p=0.9)] * 5, [9, 8, 7, 6, 5]
     together = Sampler(rows, seeds)(logits, [[0]] * 5, [[1] * i for i in range(5)])[0]

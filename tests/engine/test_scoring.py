@@ -14,9 +14,9 @@ from culm.engine.sampling import Sampling
 
 
 def sequences() -> list[list[int]]:
-    drawn = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(2)
     lengths = [9, 2, 40, 1, 40, 3, 96, 17]
-    return [torch.randint(0, 61, (n,), generator=drawn).tolist() for n in lengths]
+    return [torch.randint(0, 61, (n,), generator=generator).tolist() for n in lengths]
 
 
 def exact(model, ids: list[int]) -> torch.Tensor:

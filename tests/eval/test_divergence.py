@@ -10,8 +10,7 @@ from culm.adapt.quantize.int8 import Int8
 from culm.config import parse
 from culm.eval import divergence
 from culm.eval.divergence import compare
-from culm.model.config import TransformerConfig
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 
 
 def build(seed: int = 1) -> Transformer:

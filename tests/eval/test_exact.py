@@ -23,7 +23,7 @@ from culm.eval.exact import (
 from culm.eval.measure.exact_match import ExactMatch
 from culm.eval.settings import EvalConfig
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.task.expression import Expression
 from culm.task.identity import ABOUT, GREETINGS, OPENINGS, TAILS, Identity
 from culm.task.task import Question, Split, split_of

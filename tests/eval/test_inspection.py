@@ -13,7 +13,7 @@ from culm.eval.inspection import (
 )
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 KINDS = {

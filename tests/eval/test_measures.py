@@ -23,9 +23,8 @@ from culm.eval.measure.pairs import Pairs
 from culm.eval.measure.samples import Samples
 from culm.eval.settings import EvalConfig
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.context import Context
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.parallel.ranks import Ranks
 from culm.run.settings import LAYOUT
 from culm.text.language_model import LanguageModel

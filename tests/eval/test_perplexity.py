@@ -9,8 +9,7 @@ import torch
 from culm.batch import IGNORED, Batch
 from culm.eval.perplexity import Prediction, predict
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.tokenizer.bytes import Bytes
 
 TOKENIZER = Bytes().build()  # byte 0 ends a document

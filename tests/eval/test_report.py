@@ -10,7 +10,7 @@ from culm.eval import plots
 from culm.eval.inspection import attention_maps
 from culm.eval.report import table, write_report
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 SCORE = {"value": 0.5, "low": 0.237, "high": 0.763, "items": 10}
 

@@ -10,22 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from culm.model import flash
-from culm.model.attend import Backend, Rule, attend, attend_cached, serves
+from culm.model.attend import Backend, attend, attend_cached, serves
 from culm.model.attention.gqa import slopes_of
 from culm.model.backend import trial
 from culm.model.context import Context
 from culm.model.logprobs import capped
 from culm.model.rope import Rope, rotate
+from culm.model.score_rule import ScoreRule
 
 BACKENDS: tuple[Backend, ...] = ("sdpa", "blocks")
 SLOPES, SINKS = torch.tensor([0.5, 0.25, 0.1, 0.05, 0.02, 0.01]), torch.linspace(-1.0, 1.0, 6)
 RULES = {
-    "scale": Rule(scale=0.1),
-    "softcap": Rule(scale=2.0, softcap=1.5),
-    "slopes": Rule(slopes=SLOPES),
-    "sinks": Rule(sink_logits=SINKS),
-    "first": Rule(window=4, sink_tokens=2),
-    "all": Rule(1.0, 4, 1, 2.0, SLOPES, SINKS),
+    "scale": ScoreRule(scale=0.1),
+    "softcap": ScoreRule(scale=2.0, softcap=1.5),
+    "slopes": ScoreRule(slopes=SLOPES),
+    "sinks": ScoreRule(sink_logits=SINKS),
+    "first": ScoreRule(window=4, sink_tokens=2),
+    "all": ScoreRule(1.0, 4, 1, 2.0, SLOPES, SINKS),
 }
 
 
@@ -33,7 +34,9 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, rule: Rule = Rule()) -> Tensor:
+def plain(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, rule: ScoreRule = ScoreRule()
+) -> Tensor:
     """One query, one head at a time. visible: (B, T, S)."""
     scale = rule.scale or q.shape[3] ** -0.5
     out = torch.zeros_like(q)
@@ -71,11 +74,13 @@ def test_backends_are_plain_attention(
     visible = visible.expand(2, length, length)
     if documents is not None:
         visible = visible & (documents[:, :, None] == documents[:, None])
-    given = attend(q, k, v, Context(places.expand(2, -1), documents), Rule(window=window), backend)
+    given = attend(
+        q, k, v, Context(places.expand(2, -1), documents), ScoreRule(window=window), backend
+    )
     torch.testing.assert_close(given, plain(q, k, v, visible), atol=1e-5, rtol=0)
 
 
-def seen_by(rule: Rule, documents: Tensor | None, length: int) -> Tensor:
+def seen_by(rule: ScoreRule, documents: Tensor | None, length: int) -> Tensor:
     """(2, T, T)."""
     places = torch.arange(length)
     begins = torch.zeros(2, length, dtype=torch.int64)
@@ -130,7 +135,7 @@ def test_flex_refuses_what_it_cannot_compute_on_a_cpu() -> None:
     with pytest.raises(ValueError, match=r"backend: flex does not compute .* here; blocks does"):
         attend(q, q, q, context, RULES["sinks"], "flex")
     with pytest.raises(NotImplementedError, match="FlexAttention has no backward on a CPU"):
-        attend(q.requires_grad_(), q, q, context, Rule(), "flex")
+        attend(q.requires_grad_(), q, q, context, ScoreRule(), "flex")
 
 
 @pytest.mark.parametrize("window", [None, 1, 4])
@@ -155,7 +160,7 @@ def test_flash_is_asked_for_plain_attention(monkeypatch, window: int | None, pac
     monkeypatch.setattr(flash, "varlen_attn", kernel)
     q, k, v = (drawn(2, 70, heads, 16, seed=i) for i, heads in enumerate((6, 2, 2)))
     documents = (torch.arange(70) // 9).expand(2, 70) if packed else None
-    context, rule = Context(torch.arange(70).expand(2, -1), documents), Rule(0.3, window)
+    context, rule = Context(torch.arange(70).expand(2, -1), documents), ScoreRule(0.3, window)
     found = attend(q, k, v, context, rule, "flash2")
     expected = attend(q, k, v, context, rule, "blocks")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
@@ -177,7 +182,7 @@ def test_a_sink_by_hand() -> None:
     q, k = torch.ones(1, 2, 1, 1), torch.tensor([1.0, 2.0]).view(1, 2, 1, 1)
     v = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)
     context = Context(torch.arange(2)[None])
-    out = attend(q, k, v, context, Rule(scale=1.0, sink_logits=torch.tensor([0.5])), "blocks")
+    out = attend(q, k, v, context, ScoreRule(scale=1.0, sink_logits=torch.tensor([0.5])), "blocks")
     assert float(out[0, 1, 0, 0]) == pytest.approx(2.116819, abs=1e-6)
 
 
@@ -204,7 +209,7 @@ def test_cached_attention_sees_the_places_before(
     positions = torch.stack([torch.arange(new) + 2, torch.arange(new) + 9])
     behind = positions[:, :, None] - places
     visible = (behind >= 0) & (behind < (window or 99))
-    given = attend_cached(q, k, v, places, positions, Rule(window=window), backend)
+    given = attend_cached(q, k, v, places, positions, ScoreRule(window=window), backend)
     expected = plain(q, k.transpose(1, 2), v.transpose(1, 2), visible)
     torch.testing.assert_close(given, expected, atol=1e-5, rtol=0)
 

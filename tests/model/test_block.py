@@ -5,12 +5,12 @@ import torch
 
 from culm.model.attention.gqa import GQA
 from culm.model.block import Residual
-from culm.model.config import TransformerConfig
-from culm.model.context import Context
+from culm.model.context import Context, LayerContext
 from culm.model.mlp.gated import GeGLU, SwiGLU
 from culm.model.mlp.moe import MoE
 from culm.model.mlp.plain import Plain
 from culm.model.norm import LayerNormConfig, RMSNormConfig
+from culm.model.transformer import TransformerConfig
 
 TOKENS = torch.randint(0, 60, (2, 12), generator=torch.Generator().manual_seed(0))
 
@@ -27,7 +27,7 @@ def test_a_block_by_hand(norm, parallel):
     block = build(residual=Residual(norm=norm, parallel=parallel, scale=0.5)).blocks[0]
     x, plain = torch.randn(2, 5, 32), Context.plain(TOKENS[:, :5])
     rotation = build().rotations[0](plain.positions)
-    context = Context(plain.positions, rotations=(rotation,))
+    context = LayerContext(plain.positions, rotations=(rotation,))
     first, last = norm != "behind", norm != "before"
 
     def branch(part, before, behind, x, *more):
@@ -88,7 +88,7 @@ def test_dropout_is_for_training_alone():
 )  # fmt: skip
 def test_feed_forwards_by_hand(mlp, by_hand):
     part, x = build(mlp=mlp).blocks[0].mlp, torch.randn(2, 5, 32)
-    assert torch.allclose(part(x, Context.plain(TOKENS[:, :5])), by_hand(part, x), atol=1e-6)
+    assert torch.allclose(part(x, LayerContext.plain(TOKENS[:, :5])), by_hand(part, x), atol=1e-6)
 
 
 def test_norms_by_hand():

@@ -7,8 +7,8 @@ from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
 from culm.model.cache import FullCache, RollingCache
-from culm.model.config import TransformerConfig
 from culm.model.context import Context
+from culm.model.transformer import TransformerConfig
 
 W = 6
 ATTENTIONS = {
@@ -43,7 +43,7 @@ def tokens(rows: int = 1, length: int = LENGTH) -> torch.Tensor:
 def read(model, cache, rows, start: int, slot: int = 0):
     """Logits of rows that continue what the slots from `slot` on hold, up to `start`."""
     positions = torch.arange(start, start + rows.shape[1]).expand(rows.shape)
-    return model(rows, Context(positions, cache=cache, slot=slot, length=start + rows.shape[1]))
+    return model(rows, Context(positions, cache=cache.view(start + rows.shape[1], slot)))
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
@@ -67,11 +67,11 @@ def test_padding_is_never_seen(name):
     padded = rows[:, :16].clone()
     padded[0, 5:] = 0
     positions = torch.arange(16).expand(2, -1)
-    context = Context(positions, cache=cache, length=16, ends=torch.tensor(ends))
+    context = Context(positions, cache=cache.view(16, ends=torch.tensor(ends)))
     model(padded, context)
     for step in range(3):
         at = torch.tensor([end + step for end in ends])
-        found = model(rows[range(2), at][:, None], Context(at[:, None], cache=cache, length=24))
+        found = model(rows[range(2), at][:, None], Context(at[:, None], cache=cache.view(24)))
         assert (found[:, 0] - expected[range(2), at]).abs().max() <= 1e-4
 
 

@@ -13,9 +13,9 @@ from culm.engine.sampling import Sampling
 from culm.eval.inspection import attention_maps
 from culm.model.attention.deltanet import DeltaNet, delta_rule
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.context import Context
 from culm.model.norm import RMSNormConfig
+from culm.model.transformer import TransformerConfig
 
 DELTA = DeltaNet(heads=4, key_heads=2, head_dim=8, value_dim=6)
 

@@ -5,10 +5,9 @@ import torch
 
 from culm.config import SettingError, parse
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.init import GPT2, Llama, Zero
 from culm.model.mlp.moe import MoE
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 
 
 def built(init, layers: int = 8, **more) -> Transformer:
@@ -71,7 +70,7 @@ def test_draws_depend_on_the_name_alone() -> None:
 
 def test_what_cannot_be() -> None:
     values = {"vocabulary": 9, "width": 16, "layers": 1, "attention": {"kind": "gqa", "heads": 2}}
-    with pytest.raises(SettingError, match=r"model\.init: zero begins the head at zero"):
+    with pytest.raises(SettingError, match=r"model\.init: zero zeroes the output head"):
         parse(TransformerConfig, {**values, "init": "zero"}, "model")
     with pytest.raises(SettingError, match=r"model\.init\.kind: 'xavier' is not one of"):
         parse(TransformerConfig, {**values, "init": "xavier"}, "model")

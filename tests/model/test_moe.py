@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from culm.model import linear
-from culm.model.context import Context
+from culm.model.context import LayerContext
 from culm.model.init import initialize
 from culm.model.mlp.balance import sequence_loss, sequences_of, switch_loss, z_loss
 from culm.model.mlp.gated import SwiGLU
@@ -31,7 +31,7 @@ def draw(*shape, seed=0):
 
 
 def contexts(x, **facts):
-    return Context(torch.arange(x.shape[1]).expand(x.shape[:2]), **facts)
+    return LayerContext(torch.arange(x.shape[1]).expand(x.shape[:2]), **facts)
 
 
 def by_loop(moe, x):

@@ -17,10 +17,9 @@ from culm.convert.load import read
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
 from culm.model.block import Residual
-from culm.model.config import TransformerConfig
 from culm.model.context import Context
 from culm.model.mtp import MTP, shifted
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
 from culm.optim.muon import Muon, MuonRule

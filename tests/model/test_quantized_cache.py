@@ -11,9 +11,9 @@ from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
 from culm.model.cache import FullCache, RollingCache
-from culm.model.config import TransformerConfig
-from culm.model.context import Context
+from culm.model.context import CacheView, Context
 from culm.model.quantized_cache import GROUP, QuantizedCache, restored, rounded
+from culm.model.transformer import TransformerConfig
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ def write(cache, keys, values, start: int, slot: int = 0, ends=None):
     """Tokens (B, T, K, D) that follow position `start`; what is then kept."""
     positions = torch.arange(start, start + keys.shape[1]).expand(len(keys), -1)
     length = start + keys.shape[1]
-    context = Context(positions, slot=slot, length=length, ends=ends)
+    context = Context(positions, cache=CacheView((), slot, length, ends))
     return cache.update(context, keys, values)[0]
 
 
@@ -90,7 +90,7 @@ def test_padding_and_earlier_sequences_are_never_seen():
     for step in range(2):
         one = at[:, step : step + 1]
         new = (x[torch.arange(2)[:, None], one] for x in (keys, values))
-        kept, _ = cache.update(Context(one, length=48), *new)
+        kept, _ = cache.update(Context(one, cache=CacheView((), 0, 48)), *new)
     for row, end in enumerate((22, 42)):
         whole = write(empty(8, slots=1), keys[row : row + 1, :end], values[row : row + 1, :end], 0)
         for a, b in zip(kept, whole, strict=True):
@@ -119,7 +119,7 @@ def test_attention_is_off_by_less_with_more_bits():
     for kind in ("plain", "int8", "int4"):
         cache, outs = model.cache(1, 100, kind), []
         for at in range(100):
-            context = Context(torch.tensor([[at]]), cache=cache, length=at + 1)
+            context = Context(torch.tensor([[at]]), cache=cache.view(at + 1))
             outs.append(model(tokens[:, at : at + 1], context))
         off[kind] = float((torch.cat(outs, 1) - expected).norm() / expected.norm())
     assert off["plain"] < 1e-5 < off["int8"] < 0.02
@@ -189,8 +189,8 @@ def test_windows_and_states_stay_as_they_are():
 @pytest.mark.parametrize(
     ("part", "kind", "words"),
     [
-        (MLA(heads=2, rank=8, head_dim=4, rope_dim=4, value_dim=4), "int8", "take cache=plain"),
-        (GQA(heads=4, window=8), "int4", "cache: int4 rounds keys and values of all tokens"),
+        (MLA(heads=2, rank=8, head_dim=4, rope_dim=4, value_dim=4), "int8", "use cache=plain"),
+        (GQA(heads=4, window=8), "int4", "cache: int4 quantises the keys and values of all tokens"),
         (GQA(heads=4, head_dim=5, rope=None), "int4", "cache: int4 puts two channels into a byte"),
     ],
 )

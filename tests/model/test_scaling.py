@@ -10,11 +10,10 @@ from culm.adapt.lora import LoRA
 from culm.config import SettingError, parse
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
-from culm.model.config import TransformerConfig
 from culm.model.init import Llama, Zero
 from culm.model.mlp.moe import MoE
 from culm.model.scaling import CompleteP, Multiples, MuP
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.optim import Optimizer
 from culm.optim.adamw import AdamW
 from culm.optim.muon import Muon
@@ -225,7 +224,9 @@ def test_a_parameter_in_no_group_is_refused() -> None:
 
 def test_what_cannot_be() -> None:
     values = {"vocabulary": 9, "width": 16, "layers": 1, "attention": {"kind": "gqa", "heads": 2}}
-    with pytest.raises(SettingError, match=r"model\.init: gpt2 shrinks weights with the depth"):
+    with pytest.raises(
+        SettingError, match=r"model\.init: gpt2 already scales weights with the depth"
+    ):
         parse(TransformerConfig, {**values, "scaling": "completep"}, "model")
     with pytest.raises(SettingError, match=r"model\.scaling\.base_width: "):
         parse(TransformerConfig, {**values, "scaling": {"kind": "mup", "base_width": 0}}, "model")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 
 def config(**more) -> TransformerConfig:

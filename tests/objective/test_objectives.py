@@ -12,8 +12,7 @@ from torch import nn
 from culm.adapt.lora import LoRA
 from culm.batch import IGNORED, Batch, Loss, counts_of
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.experience import Experience
 from culm.objective.grpo import GRPO
 from culm.objective.next_token import NextToken

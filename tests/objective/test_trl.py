@@ -12,7 +12,7 @@ from culm.convert import hf
 from culm.convert.hf.families.decoder import NAMES
 from culm.convert.rules import ModuleNames, renamed
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.objective.preference import Preference
 from culm.tokenizer.train import BPE
 

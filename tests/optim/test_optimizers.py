@@ -8,9 +8,8 @@ from torch import nn
 
 from culm.adapt.lora import LoRA
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.mlp.moe import MoE
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.optim.adamw import AdamW
 from culm.optim.groups import hidden_matrices
 from culm.optim.muon import Muon, MuonRule, orthogonalize

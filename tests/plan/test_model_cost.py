@@ -8,9 +8,9 @@ from culm.compose import CONFIGS, compose
 from culm.config import parse
 from culm.model import logprobs
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.moe import MoE
+from culm.model.transformer import TransformerConfig
 from culm.plan.model import cost_of, idle_parameters
 
 E, H, K, D, M, V, L = 32, 4, 2, 8, 48, 100, 3

@@ -12,7 +12,7 @@ from torch import nn
 from culm.adapt.lora import LoRA
 from culm.device import memory_bytes
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.objective.grpo import GRPO
 from culm.objective.next_token import NextToken
 from culm.objective.preference import Preference
@@ -106,7 +106,7 @@ import json, torch
 from culm.batch import Batch
 from culm.compose import compose
 from culm.config import parse
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextTokenObjective
 from culm.optim.adamw import AdamW
 from culm.plan.dry_run import ONES

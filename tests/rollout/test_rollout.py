@@ -12,8 +12,7 @@ from learning import build, fit, mean, refuse
 from culm.adapt.lora import LoRA
 from culm.batch import Batch
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.grpo import GRPO
 from culm.objective.objective import Objective
 from culm.optim.adamw import AdamW

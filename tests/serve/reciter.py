@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from openai import OpenAI
 
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.serve.http.app import build
 from culm.serve.http.server import Server, listen
 from culm.serve.http.server import _settings as settings

@@ -136,7 +136,7 @@ def test_completions(client):
 
 
 @pytest.mark.parametrize("tokens", [0, 1])
-def test_a_prompt_is_rated_as_evaluation_harnesses_ask(client, tokens):
+def test_a_prompt_is_scored_for_evaluation_harnesses(client, tokens):
     answer = client.completions.create(
         model="reciter",
         prompt=[[65, 66, 67], [75]],
@@ -200,7 +200,7 @@ def test_a_client_that_does_not_wait_frees_its_slot(running):
     until(lambda: running.worker.idle and not running.worker._engine.busy)
 
 
-def test_a_full_queue_is_told_to_come_again(running, client):
+def test_a_full_queue_refuses_with_a_time_to_retry(running, client):
     streams = [chat(client, stream=True, n=3, **ENDLESS) for _ in range(3)]
     with pytest.raises(openai.InternalServerError) as caught:
         chat(client, n=3)

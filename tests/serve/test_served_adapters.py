@@ -7,13 +7,13 @@ from reciter import Running
 
 from culm import load
 from culm.adapt.lora import LoRA, adapters_of
-from culm.cli import _named
 from culm.config import SettingError
 from culm.convert import native, peft
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.serve.http.app import build
 from culm.tokenizer.bytes import Bytes
+from culm.verbs.serve import named_adapters
 
 NAMES = ("poet", "judge")
 HI = [{"role": "user", "content": "hi"}]
@@ -80,7 +80,7 @@ def test_python_chooses_by_name(folder, model):
             call("a" if call != model.logits else [1], adapter="x")
 
 
-def test_what_cannot_stand_beside_the_base(folder):
+def test_adapters_that_do_not_fit_the_base_are_refused(folder):
     for adapters, words in (
         ({"poet": folder / "poet", "x": folder / "other"}, "an adapter for another base: it was"),
         ({"x": folder / "whole"}, "embed was trained whole, so it cannot share the model"),
@@ -126,10 +126,10 @@ def test_the_server_lists_and_serves_them(client, model):
     assert e.value.code == "model_not_found"
 
 
-def test_names_are_told_apart(model):
+def test_adapter_names_are_unique(model):
     with pytest.raises(SettingError, match="'poet' is the name of the model"):
         build(model, "poet")
-    assert _named(["a=runs/x", "b=c=d"]) == {"a": "runs/x", "b": "c=d"}
+    assert named_adapters(["a=runs/x", "b=c=d"]) == {"a": "runs/x", "b": "c=d"}
     for pairs, words in ((["a"], "is not NAME=FOLDER"), (["a=x", "a=y"], "'a' is given twice")):
         with pytest.raises(SettingError, match=words):
-            _named(pairs)
+            named_adapters(pairs)

@@ -27,9 +27,9 @@ def test_health_and_version(running):
 
 
 def test_tokenize_and_back(running):
-    told = httpx.post(running.url + "/tokenize", json={"prompt": "né"}).json()
-    assert told == {"count": 3, "max_model_len": 2048, "tokens": [110, 195, 169]}
-    back = httpx.post(running.url + "/detokenize", json={"tokens": told["tokens"]})
+    lines = httpx.post(running.url + "/tokenize", json={"prompt": "né"}).json()
+    assert lines == {"count": 3, "max_model_len": 2048, "tokens": [110, 195, 169]}
+    back = httpx.post(running.url + "/detokenize", json={"tokens": lines["tokens"]})
     assert back.json() == {"prompt": "né"}
     for wrong in ([9999], [-1], [1 << 80]):
         answer = httpx.post(running.url + "/detokenize", json={"tokens": wrong})
@@ -80,7 +80,7 @@ def test_other_sites_are_refused(running):
     assert httpx.get(running.url + "/v1/models", headers=same).status_code == 200
 
 
-def test_the_page_is_whole_and_locked_in(running):
+def test_the_page_loads_nothing_else(running):
     assert httpx.head(running.url + "/").status_code == 200
     answer = httpx.get(running.url + "/")
     assert "text/html" in answer.headers["content-type"]
@@ -139,7 +139,7 @@ def test_a_port_in_use_is_one_sentence():
         check_port("203.0.113.1", 0)
 
 
-def test_a_server_without_a_key_stays_at_home():
+def test_a_server_without_a_key_stays_local():
     with pytest.raises(SettingError, match="--api-key"):
         serve(None, "x", host="0.0.0.0")
     check_exposed("0.0.0.0", "key")
@@ -158,16 +158,16 @@ def test_a_signal_ends_the_process_with_zero(sign):
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment
     )
-    told: list[str] = []
-    reader = threading.Thread(target=lambda: told.extend(iter(process.stderr.readline, "")))
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(iter(process.stderr.readline, "")))
     reader.start()
-    until(lambda: any("listens on" in line for line in told) or process.poll() is not None, 40)
-    url = next(line for line in told if "listens on" in line).split("listens on ")[1].split()[0]
+    until(lambda: any("listens on" in line for line in lines) or process.poll() is not None, 40)
+    url = next(line for line in lines if "listens on" in line).split("listens on ")[1].split()[0]
     until(lambda: alive(url))
     process.send_signal(sign)
     assert process.wait(15) == 0
     reader.join()
-    assert "The server has ended." in told[-1]
+    assert "The server has stopped." in lines[-1]
 
 
 def alive(url: str) -> bool:

@@ -36,7 +36,7 @@ def test_a_model_without_a_template_is_refused_at_once(model):
         talk(plain, [])
 
 
-def test_answers_are_as_long_as_asked(model):
+def test_answers_stop_at_max_tokens(model):
     assert TEXT not in talk(model, ["hi"], max_tokens=5)
 
 
@@ -47,7 +47,7 @@ def test_a_dialogue(model):
 
 def test_commands(model):
     shown = talk(model, ["/help", "/reset", "/fly", KeyboardInterrupt()])
-    for words in ("Ctrl-C stops", "A new dialogue", "no command /fly", "/exit leaves"):
+    for words in ("Ctrl-C interrupts", "Started a new dialogue", "no command /fly", "/exit ends"):
         assert words in shown
 
 
@@ -68,12 +68,12 @@ def test_ctrl_c_stops_the_answer_and_keeps_it(model, monkeypatch):
     assert [message["content"] for message in asked[1]] == ["Be brief.", "count", "one ", "go on"]
 
 
-def test_the_end_of_the_context_is_told(model):
+def test_the_end_of_the_context_is_reported(model):
     shown = talk(model, ["x" * 3000, "hi"])
-    assert "/reset begins a new one" in shown
+    assert "/reset starts a new one" in shown
     assert TEXT in shown
 
 
-def test_models_cannot_steer_the_terminal(model, monkeypatch):
+def test_models_cannot_control_the_terminal(model, monkeypatch):
     monkeypatch.setattr(model, "chat_stream", lambda *_, **__: iter(["\x1b[2Jhi\x07\r", "\n!"]))
     assert "[2Jhi\n!" in talk(model, ["hello"])

@@ -10,7 +10,7 @@ import culm
 from culm.config import SettingError
 from culm.convert import native
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.text.language_model import LanguageModel, load
 from culm.text.reply import Reply
 from culm.tokenizer.bytes import Bytes
@@ -107,7 +107,7 @@ def test_what_is_no_dialogue_is_refused_in_a_sentence(model, messages):
 
 @pytest.mark.parametrize("ids", [[0.5], [1, "a"], np.array([1.0]), torch.ones(2), [[[1]]], [None]])
 def test_what_is_no_id_is_refused_in_a_sentence(model, ids):
-    with pytest.raises(ValueError, match=r"^ids: these are no token ids; give whole numbers"):
+    with pytest.raises(ValueError, match=r"^ids: these are not token ids; give a flat list"):
         model.generate(ids)
 
 
@@ -136,26 +136,26 @@ def test_seeds_decide_and_differ_in_a_batch(model):
 
 
 def test_stream_joins_to_generate(model):
-    whole = model.generate("abc", max_tokens=40, seed=2)
-    assert "".join(model.stream("abc", max_tokens=40, seed=2)) == whole
+    complete = model.generate("abc", max_tokens=40, seed=2)
+    assert "".join(model.stream("abc", max_tokens=40, seed=2)) == complete
 
 
 def test_stop_strings_end_the_text(model):
-    whole = model.generate("abc", max_tokens=60, seed=2)
-    stop = whole[9:12]
+    complete = model.generate("abc", max_tokens=60, seed=2)
+    stop = complete[9:12]
     cut = model.generate("abc", max_tokens=60, seed=2, stop=["never there", stop])
-    assert cut == whole[: whole.index(stop)]
+    assert cut == complete[: complete.index(stop)]
 
 
 @pytest.mark.parametrize("first", [0, 1, 2])
 def test_a_stop_string_ends_its_own_text_of_a_batch(model, first):
     """In whatever slot it stands: the others move up."""
     prompts = ["abc", "xyz!", "hello there"]
-    whole = model.generate(prompts, max_tokens=12, temperature=0)
-    stop = whole[first][3:5]
+    complete = model.generate(prompts, max_tokens=12, temperature=0)
+    stop = complete[first][3:5]
     cut = model.generate(prompts, max_tokens=12, temperature=0, stop=stop)
-    assert cut == [text.split(stop)[0] for text in whole]
-    assert len(cut[first]) < len(whole[first])
+    assert cut == [text.split(stop)[0] for text in complete]
+    assert len(cut[first]) < len(complete[first])
 
 
 def test_the_context_may_be_shorter_than_the_models(model, tmp_path):
@@ -215,7 +215,7 @@ def shown(tokenizer, text: str, stops: list[str]) -> tuple[list[str], bool]:
     return [*pieces, reply.finish()], reply.stopped
 
 
-def test_characters_are_held_until_whole(tokenizer):
+def test_characters_are_held_until_complete(tokenizer):
     pieces, stopped = shown(tokenizer, "é🙂!", [])
     assert pieces == ["", "é", "", "", "", "🙂", "!", ""]
     assert not stopped
@@ -297,8 +297,8 @@ def test_import_is_light():
         "import sys, json, culm; culm.__version__;"
         "print(json.dumps([m for m in ('torch', 'numpy', 'fastapi') if m in sys.modules]))"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(told.stdout) == []
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
     assert culm.load is load
     assert culm.LanguageModel is LanguageModel
     with pytest.raises(AttributeError, match="no attribute 'lode'"):

@@ -14,9 +14,8 @@ from culm.batch import IGNORED, Batch, Loss, Term, counts_of
 from culm.config import parse
 from culm.files import read_lines
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.mlp.moe import MoE
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.experts import move_bias
 from culm.objective.grpo import GRPO
 from culm.objective.next_token import NextToken

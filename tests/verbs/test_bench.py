@@ -5,7 +5,7 @@ import torch
 
 from culm.config import SettingError
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 from culm.verbs import bench
 from culm.verbs.bench import Size, decoder_of, show_bench, trainer_of
 
@@ -49,12 +49,12 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     show_bench("decode", "S", rounds=1)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
-    assert all("tokens/s" in line and "ms a step" in line for line in lines)
-    assert all("1.00 of bf16" in line for line in lines[:2])
-    assert all(" of bf16" in line for line in lines[2:])
+    assert all("tokens/s" in line and "ms per step" in line for line in lines)
+    assert all("1.00 x bf16" in line for line in lines[:2])
+    assert all(" x bf16" in line for line in lines[2:])
 
 
 @pytest.mark.parametrize(("what", "size"), [("train", "X"), ("sing", "S")])
-def test_what_is_not_there_is_told(what: str, size: str) -> None:
+def test_unknown_names_are_refused(what: str, size: str) -> None:
     with pytest.raises(SettingError, match=r"'X' is not one of|'sing' is neither"):
         show_bench(what, size)

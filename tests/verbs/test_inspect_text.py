@@ -1,4 +1,4 @@
-"""`culm inspect` with a text: drawn in the terminal and into files."""
+"""`culm inspect` with a text: shown in the terminal and into files."""
 
 import sys
 
@@ -7,7 +7,7 @@ import pytest
 from culm.cli import main
 from culm.config import parse
 from culm.convert import native
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +46,15 @@ def inspect(model, monkeypatch, capsys):
     ],
 )
 @pytest.mark.parametrize("kind", ["png", "svg"])
-def test_drawn_in_the_terminal_and_in_files(inspect, tmp_path, option, line, files, kind):
+def test_shown_in_the_terminal_and_in_files(inspect, tmp_path, option, line, files, kind):
     code, out, _ = inspect(option, "a quick fox", "--out", tmp_path / "p", "--format", kind)
     assert code == 0
     assert line in out
-    drawn = {path.stem for path in (tmp_path / "p").glob(f"*.{kind}") if path.stat().st_size}
-    assert drawn == files
+    plotted = {path.stem for path in (tmp_path / "p").glob(f"*.{kind}") if path.stat().st_size}
+    assert plotted == files
 
 
-def test_what_cannot_be_drawn_is_told(inspect):
+def test_bad_texts_and_formats_are_refused(inspect):
     assert "tokens; give 1 to 24" in inspect("--attention", "the lazy dog " * 30)[2]
-    told = inspect("--attention", "a fox", "--format", "gif")[2]
-    assert "format: 'gif' is not one of png, svg" in told
+    shown = inspect("--attention", "a fox", "--format", "gif")[2]
+    assert "format: 'gif' is not one of png, svg" in shown

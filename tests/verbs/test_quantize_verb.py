@@ -1,4 +1,4 @@
-"""`culm quantize` as a person calls it: what it makes, tells and refuses."""
+"""`culm quantize` as a person calls it: what it makes, reports and refuses."""
 
 import re
 
@@ -11,8 +11,8 @@ from culm.adapt.quantize.int8 import Int8Linear
 from culm.adapt.quantize.w8a8 import W8A8Linear
 from culm.config import SettingError, parse
 from culm.convert import native
-from culm.model.config import TransformerConfig
 from culm.model.linear import Linear
+from culm.model.transformer import TransformerConfig
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.verbs.quantize import show_quantized
 
@@ -69,20 +69,20 @@ def quantize(folder, tmp_path, capsys):
         (MIXED, "gptq", "7.15"),
     ],
 )
-def test_what_it_tells(quantize, text, to, method, bits):
-    told, _ = quantize(to, method, (text,))
-    assert f"bits        {bits} a weight, in" in told
-    assert re.search(r"size .* kB of weights, .* kB before in bfloat16", told)
-    assert re.search(r"perplexity +[\d.,]+, [\d.,]+ before, on \d+ tokens that it was not", told)
-    assert re.search(r"divergence +0\.0\d+ nats a token", told)
-    assert re.search(r"agreement +\d+\.\d\d % of the likeliest", told)
-    assert re.search(r"decoding +[\d,]+ tokens/s, [\d,]+ before", told)
+def test_what_it_reports(quantize, text, to, method, bits):
+    shown, _ = quantize(to, method, (text,))
+    assert f"bits        {bits} per weight, in" in shown
+    assert re.search(r"size .* kB of weights, .* kB before in bfloat16", shown)
+    assert re.search(r"perplexity +[\d.,]+, [\d.,]+ before, on \d+ tokens that it was not", shown)
+    assert re.search(r"divergence +0\.0\d+ nats per token", shown)
+    assert re.search(r"agreement +\d+\.\d\d % of the most likely tokens", shown)
+    assert re.search(r"decoding +[\d,]+ tokens/s, [\d,]+ before", shown)
 
 
 def test_without_text_it_measures_no_loss(quantize):
-    told, _ = quantize("int4")
-    assert "bits" in told
-    assert "perplexity" not in told
+    shown, _ = quantize("int4")
+    assert "bits" in shown
+    assert "perplexity" not in shown
 
 
 def test_a_layer_takes_the_first_that_names_it(quantize):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from culm.config import SettingError
 from culm.log import progress
 from culm.model.linear import GroupedLinear
 from culm.model.transformer import Transformer
+from culm.model.trunk import run_block
 
 ROWS = 8  # that go through a block at once
 
@@ -83,9 +84,7 @@ class Calibration:
             for index, block in enumerate(self.blocks):
                 yield f"blocks.{index}", block
                 for number, (x, context, cache) in enumerate(self._entries):
-                    x, values, _ = block(x, context, cache)
-                    if context.values is None and values is not None:
-                        context = replace(context, values=values)
+                    x, context = run_block(block, x, context, cache)
                     self._entries[number] = (x, context, cache)
                 bar.advance(1)
 

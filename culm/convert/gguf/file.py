@@ -31,9 +31,8 @@ from culm.convert.weights import assemble, note_dropped_heads, plain_weights
 from culm.files import atomic
 from culm.log import say
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.rope import Llama3Scaling, Rope
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
 FACTORS = "rope_freqs.weight"

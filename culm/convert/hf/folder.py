@@ -20,10 +20,9 @@ from culm.convert.rules import ModuleNames
 from culm.convert.weights import assemble, note_dropped_heads, plain_weights
 from culm.dtype import name_of
 from culm.files import atomic, read_json, refuse_nonempty, write_json
-from culm.model.config import TransformerConfig
 from culm.model.mlp.moe import MoE
 from culm.model.rule_updated import rule_updated
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.safetensors import read_pickled, read_safetensors, write_safetensors
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 

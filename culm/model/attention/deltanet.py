@@ -20,9 +20,10 @@ from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from culm.model.attention.part import AttentionConfig, AttentionModule
-from culm.model.cache import CacheSpec, LayerCache, StateCache
-from culm.model.context import Context
+from culm.model.cache import StateCache
+from culm.model.context import LayerContext
 from culm.model.init import CustomInit
+from culm.model.layer_cache import CacheSpec, LayerCache
 from culm.model.linear import Linear
 from culm.model.norm import NormConfig, RMSNorm
 
@@ -94,15 +95,16 @@ class GatedDeltaNet(AttentionModule, CustomInit):
         step = 10.0 ** uniform(self.time, "time", -3.0, -1.0)
         self.time.copy_(step.expm1().log())  # softplus of it is the step
 
-    def forward(self, x: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, context: LayerContext, cache: LayerCache | None) -> Tensor:
         assert cache is None or isinstance(cache, StateCache)
         fresh = torch.cat((self.q(x), self.k(x), self.v(x)), -1)
         state, earlier = cache.read(context) if cache else self._empty(len(x), x)
         strength = self.strength(x).float().sigmoid()
         decay = self.log_rate.float().exp() * F.softplus(self.decay(x).float() + self.time.float())
         real = None
-        if context.ends is not None:  # padding neither fades the state nor writes to it
-            real = context.positions < context.ends[:, None]
+        ends = None if context.cache is None else context.cache.ends
+        if ends is not None:  # padding neither decays the state nor writes to it
+            real = context.positions < ends[:, None]
             strength, decay = strength * real[..., None], decay * real[..., None]
         inputs = torch.cat((earlier.to(fresh.dtype), fresh), 1)
         q, k, v = self._heads(_convolved(inputs, self.mix, context.documents))

@@ -9,15 +9,17 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from culm.model.attend import Backend, Rule, attend, attend_cached, attention_weights, serves
+from culm.model.attend import Backend, attend, attend_cached, attention_weights, serves
 from culm.model.attention.part import AttentionConfig, AttentionModule
-from culm.model.cache import CacheSpec, FullCache, LayerCache, RollingCache
-from culm.model.context import Context
+from culm.model.cache import FullCache, RollingCache
+from culm.model.context import LayerContext
 from culm.model.init import CustomInit
+from culm.model.layer_cache import CacheSpec, LayerCache
 from culm.model.linear import Linear
 from culm.model.norm import NormConfig
 from culm.model.quantized_cache import QuantizedCache
 from culm.model.rope import Rope, rotate
+from culm.model.score_rule import ScoreRule
 
 
 class GQA(AttentionConfig):
@@ -123,16 +125,16 @@ class GroupedQueryAttention(AttentionModule, CustomInit):
         if self.shares is not None:
             self.shares.fill_(0.5)
 
-    def rule(self, device: torch.device | None = None) -> Rule:
+    def rule(self, device: torch.device | None = None) -> ScoreRule:
         """How its scores are made."""
         c = self.config
         slopes = slopes_of(c.heads).to(device) if c.alibi else None
-        return Rule(c.scale, c.window, c.sink_tokens, c.softcap, slopes, self.sinks)
+        return ScoreRule(c.scale, c.window, c.sink_tokens, c.softcap, slopes, self.sinks)
 
     def serves(self, backend: Backend, device: torch.device) -> bool:
         return serves(backend, self.rule(), device)
 
-    def forward(self, x: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, context: LayerContext, cache: LayerCache | None) -> Tensor:
         q, k, v = self._project(x, context)
         rule = self.rule(x.device)
         if cache is None:
@@ -143,12 +145,12 @@ class GroupedQueryAttention(AttentionModule, CustomInit):
             heads = attend_cached(q, k, v, at, context.positions, rule, self.backend)
         return self.out(heads.flatten(-2))
 
-    def weights(self, x: Tensor, context: Context) -> Tensor:
+    def weights(self, x: Tensor, context: LayerContext) -> Tensor:
         """(B, H, T, T) attention weights of rows that are one document each, to be looked at."""
         q, k, _ = self._project(x, context)
         return attention_weights(q, k, self.rule(x.device))
 
-    def _project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (B, T, H, D) and keys, and values (B, T, K, D)."""
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.config.qk_norm == "width":

@@ -13,13 +13,15 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from culm.model.attend import Backend, Rule, attend, attend_cached, attention_weights, serves
+from culm.model.attend import Backend, attend, attend_cached, attention_weights, serves
 from culm.model.attention.part import AttentionConfig, AttentionModule
-from culm.model.cache import CacheSpec, FullCache, LayerCache
-from culm.model.context import Context
+from culm.model.cache import FullCache
+from culm.model.context import LayerContext
+from culm.model.layer_cache import CacheSpec, LayerCache
 from culm.model.linear import Linear
 from culm.model.norm import NormConfig
 from culm.model.rope import Rope, rotate
+from culm.model.score_rule import ScoreRule
 
 
 class MLA(AttentionConfig):
@@ -67,7 +69,7 @@ class LatentAttention(AttentionModule):
     ) -> None:
         super().__init__()
         c, heads = config, config.heads
-        self.config, self.rule, self.rotation = config, Rule(scale), rotation
+        self.config, self.rule, self.rotation = config, ScoreRule(scale), rotation
         queries = heads * (c.head_dim + c.rope_dim)
         self.query_latent = self.query_norm = None
         if c.query_rank is not None:
@@ -86,7 +88,7 @@ class LatentAttention(AttentionModule):
         alike = c.head_dim + c.rope_dim == c.value_dim
         return serves(backend, self.rule, device) and (alike or not backend.startswith("flash"))
 
-    def forward(self, x: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, context: LayerContext, cache: LayerCache | None) -> Tensor:
         q, turned = self._queries(x, context)
         latent, key = self._latents(x, context)
         if cache is None:
@@ -95,13 +97,13 @@ class LatentAttention(AttentionModule):
             heads = self._absorbed(q, turned, latent, key, context, cache)
         return self.out(heads.flatten(-2))
 
-    def weights(self, x: Tensor, context: Context) -> Tensor:
+    def weights(self, x: Tensor, context: LayerContext) -> Tensor:
         """(B, H, T, T) attention weights of rows that are one document each, to be looked at."""
         q, turned = self._queries(x, context)
         return attention_weights(torch.cat((q, turned), -1), self._keys(*self._latents(x, context)),
                                  self.rule)  # fmt: skip
 
-    def _queries(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def _queries(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor]:
         """Unrotated (B, T, H, D) and rotated part (B, T, H, R)."""
         if self.query_latent is not None and self.query_norm is not None:
             x = self.query_norm(self.query_latent(x))
@@ -109,7 +111,7 @@ class LatentAttention(AttentionModule):
         q, turned = self.q(x).unflatten(-1, (-1, sum(sizes))).split(sizes, -1)
         return q, rotate(turned, context.rotations[self.rotation])
 
-    def _latents(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def _latents(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor]:
         """Normalised latent (B, T, rank) and rotated key (B, T, 1, R)."""
         key = rotate(self.rope_key(x)[:, :, None], context.rotations[self.rotation])
         return self.latent_norm(self.latent(x)), key
@@ -120,7 +122,7 @@ class LatentAttention(AttentionModule):
         return torch.cat((k, key.expand(-1, -1, k.shape[2], -1)), -1)
 
     def _naive(
-        self, q: Tensor, turned: Tensor, latent: Tensor, key: Tensor, context: Context
+        self, q: Tensor, turned: Tensor, latent: Tensor, key: Tensor, context: LayerContext
     ) -> Tensor:
         v = self.v(latent).unflatten(-1, (-1, self.config.value_dim))
         queries, keys = torch.cat((q, turned), -1), self._keys(latent, key)
@@ -132,7 +134,7 @@ class LatentAttention(AttentionModule):
         turned: Tensor,
         latent: Tensor,
         key: Tensor,
-        context: Context,
+        context: LayerContext,
         cache: LayerCache,
     ) -> Tensor:
         assert isinstance(cache, FullCache)

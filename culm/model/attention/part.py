@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from culm.config import Config
 from culm.model.attend import Backend
-from culm.model.cache import CacheSpec, LayerCache
-from culm.model.context import Context
+from culm.model.context import LayerContext
+from culm.model.layer_cache import CacheSpec, LayerCache
 from culm.model.norm import NormConfig
 from culm.model.rope import Rope
 
@@ -44,7 +44,7 @@ class AttentionConfig(Config, ABC):
 
     @abstractmethod
     def build(self, width: int, norm: NormConfig, rotation: int) -> AttentionModule:
-        """norm: of the model; rotation: index into `Context.rotations` of what `rotary` said."""
+        """norm: of the model; rotation: index of what `rotary` gave in `LayerContext.rotations`."""
 
 
 class AttentionModule(nn.Module, ABC):
@@ -53,14 +53,14 @@ class AttentionModule(nn.Module, ABC):
     backend: Backend = "blocks"  # until one is chosen: it serves every kind
 
     @abstractmethod
-    def forward(self, x: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, context: LayerContext, cache: LayerCache | None) -> Tensor:
         """With a cache the rows continue what it keeps."""
 
     @abstractmethod
     def cache(self, spec: CacheSpec) -> LayerCache:
         """An empty cache of what this attention keeps."""
 
-    def weights(self, x: Tensor, context: Context) -> Tensor | None:
+    def weights(self, x: Tensor, context: LayerContext) -> Tensor | None:
         """(B, H, T, T) fp32 of rows that are one document each, to be looked at; x as in forward.
 
         None: it takes no softmax over tokens.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from culm.model.context import Context
+from culm.model.context import LayerContext
 
 
 def switch_loss(shares: Tensor, assigned: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def z_loss(logits: Tensor, real: Tensor | None) -> Tensor:
     return squares.sum() if real is None else (squares * real).sum()
 
 
-def sequences_of(context: Context) -> Tensor:
+def sequences_of(context: LayerContext) -> Tensor:
     """Which document each token of a batch is in, over all its rows: (B * T,) int64 below B * T."""
     rows, length = context.positions.shape
     first = torch.arange(rows, device=context.positions.device)[:, None] * length

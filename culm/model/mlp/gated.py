@@ -8,7 +8,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from culm.model.activation import ACTIVATIONS, Activation
-from culm.model.context import Context
+from culm.model.context import LayerContext
 from culm.model.linear import Linear
 from culm.model.mlp.part import FeedForwardConfig, FeedForwardModule
 
@@ -62,5 +62,5 @@ class GatedFeedForward(FeedForwardModule):
         self.up = Linear(width, hidden)
         self.down = Linear(hidden, width, residual=True)
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))

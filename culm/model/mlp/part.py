@@ -8,7 +8,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from culm.config import Config
-from culm.model.context import Context
+from culm.model.context import LayerContext
 
 
 class FeedForwardConfig(Config, ABC):
@@ -29,5 +29,5 @@ class FeedForwardModule(nn.Module, ABC):
     """x: (B, T, E) -> (B, T, E)."""
 
     @abstractmethod
-    def forward(self, x: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         """What experts did is left in `context.outputs`."""

@@ -1,1 +1,1 @@
-"""The service over HTTP, in the shapes of OpenAI's API, with a chat page."""
+"""The service over HTTP: OpenAI's API and a chat page."""

@@ -126,9 +126,9 @@ def _add_tokens(app: FastAPI, model: LanguageModel) -> None:
 
 
 async def _unless_gone(http: Request, work: Awaitable[Response]) -> Response:
-    """The answer, unless the client leaves first: then the work is cancelled, which frees its slot.
+    """The answer, unless the client disconnects first: cancelling the work then frees its slot.
 
-    (A stream is cancelled by its response; here it is only the wait for a whole answer.)
+    A stream is cancelled by its response; this covers only the wait for a complete answer.
     """
     answer = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(http))
@@ -136,7 +136,7 @@ async def _unless_gone(http: Request, work: Awaitable[Response]) -> Response:
         await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
         if answer.done():
             return answer.result()
-        return JSONResponse(None, 499)  # nobody reads it
+        return JSONResponse(None, 499)  # the client is gone
     finally:
         for task in (answer, gone):
             task.cancel()

@@ -65,7 +65,7 @@ class ApiError(Exception):
 
 
 def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
-    """A request that cannot be right however often it is sent."""
+    """An invalid request; retrying cannot help."""
     return ApiError(400, message, code, param)
 
 
@@ -82,7 +82,7 @@ def of_refusal(error: refusal.Refusal) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Make every failure of the application speak this shape."""
+    """Give every failure of the application this shape."""
 
     @app.exception_handler(ApiError)
     async def known(request: Request, error: ApiError) -> JSONResponse:
@@ -112,12 +112,12 @@ def _of_validation(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return invalid("The body is not valid JSON.", code="invalid_json")
-    # Unions put the names of their branches into the path; a client knows fields and indices only.
+    # Unions add the names of their branches to the path; clients know fields and indices only.
     path = [p for p in first["loc"][1:] if isinstance(p, int) or p in FIELDS]
     param = ".".join(map(str, path)) or None
     text = first["msg"].removeprefix("Value error, ")
     if path[-1:] == ["content"]:
-        text = "give a text, or a list of parts of type text; others are not read"
+        text = "give a text, or a list of parts of type text; other types are not supported"
     if first["type"] == "unsupported":
         param = first["ctx"]["name"]
         return invalid(text, param, "unsupported_parameter")

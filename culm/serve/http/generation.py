@@ -43,7 +43,7 @@ async def _respond(body: GenerationRequest, shape: Shape, answer: Answer) -> Res
             pieces.setdefault(piece.choice, []).append(piece)
     joined = [_joined(pieces[choice]) for choice in sorted(pieces)]
     usage = used(answer.prompt_tokens, answer.generated_tokens)
-    return JSONResponse(shape.whole(joined, usage))
+    return JSONResponse(shape.complete(joined, usage))
 
 
 async def _chunks(
@@ -65,14 +65,14 @@ def _joined(pieces: Sequence[TextPiece]) -> TextPiece:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events of a stream of JSON objects, of which None is a sign of life."""
+    """Server-sent events of a stream of JSON objects, where None becomes a keep-alive comment."""
 
     media_type = "text/event-stream"
 
     def __init__(
         self, objects: AsyncIterator[dict[str, Any] | None], leave: Callable[[], None]
     ) -> None:
-        """leave: called in the end, also when the client goes before the first object."""
+        """leave: called in the end, even if the client disconnects before the first object."""
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(_lines(objects), headers=headers)
         self._leave = leave

@@ -1,4 +1,4 @@
-"""What every request must pass before the application sees it."""
+"""Checks on every request before the application gets it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from culm.serve.http.error import ApiError
 
-OPEN = ("/", "/health", "/health/live", "/health/ready")  # without a key; all else is closed
+OPEN = ("/", "/health", "/health/live", "/health/ready")  # need no key; all other paths do
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-MOST_BYTES = 4 << 20
-READ_BYTES = 64 << 20  # of a body that is refused: who is still sending would not see the answer
+MAX_BYTES = 4 << 20
+READ_BYTES = 64 << 20  # of a rejected body are read, so that the client sees the response
 BODY_SECONDS = 30
 
 
 class Guard:
-    """Key, origin and size of each request; every answer carries an `x-request-id`.
+    """Checks key, origin and size of each request; every response has an `x-request-id`.
 
-    key: what `Authorization: Bearer` must say; None lets everyone in. local: the server listens on
-    this machine only, so pages of other sites, and names that were made to point here, are refused.
+    key: required in `Authorization: Bearer KEY`; None: no key is needed. local: the server listens
+    on this machine only, so it refuses pages of other sites, and host names that resolve to it.
     """
 
     def __init__(self, app: ASGIApp, key: str | None, local: bool) -> None:
@@ -43,7 +43,7 @@ class Guard:
         try:
             self._check(scope)
             receive = await _buffered(scope, receive)
-        except asyncio.CancelledError:  # the server ends before the request is here
+        except asyncio.CancelledError:  # the server stops before the request has arrived
             return
         except ApiError as error:
             await error.response({"Connection": "close"})(scope, receive, named)
@@ -54,7 +54,7 @@ class Guard:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if self._local and _name(f"//{host}") not in LOOPBACK:
-            raise ApiError(403, "This server answers to localhost only.", "forbidden_host")
+            raise ApiError(403, "This server accepts requests to localhost only.", "forbidden_host")
         if self._local and origin and urlsplit(origin).netloc != host:
             raise ApiError(403, "Pages of other sites may not use this server.", "forbidden_origin")
         if self._key is None or scope["path"] in OPEN:
@@ -73,7 +73,7 @@ def _name(url: str) -> str | None:
 
 
 async def _buffered(scope: Scope, receive: Receive) -> Receive:
-    """Read the body, within bounds, and give a `receive` that tells it once more."""
+    """Read the body, within limits, and return a `receive` that replays it."""
     declared = Headers(scope=scope).get("content-length", "0")
     body, more, size = bytearray(), True, 0
     if declared.isdigit() and int(declared) > READ_BYTES:
@@ -86,13 +86,13 @@ async def _buffered(scope: Scope, receive: Receive) -> Receive:
                     break
                 part = message.get("body", b"")
                 more, size = message.get("more_body", False), size + len(part)
-                if size <= MOST_BYTES:
+                if size <= MAX_BYTES:
                     body += part
                 elif size > READ_BYTES:
                     raise _too_large()
     except TimeoutError:
         raise ApiError(408, "The body did not arrive in time.", "timeout") from None
-    if size > MOST_BYTES:
+    if size > MAX_BYTES:
         raise _too_large()
     kind = Headers(scope=scope).get("content-type", "none").partition(";")[0].strip().lower()
     if scope["method"] == "POST" and kind != "application/json":
@@ -111,4 +111,4 @@ async def _buffered(scope: Scope, receive: Receive) -> Receive:
 
 
 def _too_large() -> ApiError:
-    return ApiError(413, f"The body is larger than {MOST_BYTES >> 20} MiB.", "request_too_large")
+    return ApiError(413, f"The body is larger than {MAX_BYTES >> 20} MiB.", "request_too_large")

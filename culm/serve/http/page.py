@@ -1,4 +1,4 @@
-"""The chat page: one file, nothing from elsewhere, and a policy that holds it to that."""
+"""The chat page: one file that loads nothing else, which its security policy enforces."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def _page() -> tuple[str, str]:
 
 
 def page() -> HTMLResponse:
-    """The page, ready to be sent."""
+    """The page as a response."""
     text, policy = _page()
     return HTMLResponse(text, headers={"Content-Security-Policy": policy})

@@ -1,7 +1,7 @@
 """What clients send, as OpenAI's API reference and vLLM's extensions name it.
 
-Fields that change nothing here (user, metadata, store, ...) and unknown ones are ignored; fields
-that would change the answer and are not supported are refused, never passed over.
+Fields without effect here (user, metadata, store, ...) and unknown ones are ignored. Unsupported
+fields that would change the answer are refused.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pydantic_core import PydanticCustomError
 from culm.engine.sampling import Sampling
 from culm.serve.query import Dialogue, Prompt, Query
 
-COMPLETION_TOKENS = 16  # of a plain completion that gives no limit, as OpenAI's
-# Fields of a query that this API calls by another name.
+COMPLETION_TOKENS = 16  # default of plain completions, as in OpenAI's API
+# Fields of a query that have another name in this API.
 NAMES = {"choices": "n", "bias": "logit_bias", "stop_ids": "stop_token_ids"}
 
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -77,7 +77,7 @@ class GenerationRequest(Wire):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def _query(self, prompts: Sequence[Prompt], max_tokens: int | None) -> Query:
-        """The fields that both kinds share, as the service knows them."""
+        """The shared fields as a query to the service."""
         sampling = Sampling(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_k=max(self.top_k or 0, 0),
@@ -95,7 +95,7 @@ class GenerationRequest(Wire):
         )  # fmt: skip
 
 
-# Fields that would change the answer, with the values that do not.
+# Unsupported fields, with the values that have no effect.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -120,12 +120,12 @@ class Part(Wire):
 class ChatMessage(Wire):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
-    tool_calls: None = None  # refused, as the turn would seem empty
+    tool_calls: None = None  # refused, because the turn would seem empty
     function_call: None = None
 
     @property
     def plain(self) -> dict[str, str]:
-        """The message as chat templates know it."""
+        """The message in the form of chat templates."""
         content = self.content or ""
         text = content if isinstance(content, str) else "".join(part.text for part in content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}

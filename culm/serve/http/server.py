@@ -1,4 +1,4 @@
-"""The server process: a port of its own, and an end that lets answers finish."""
+"""The server process: its port, and a shutdown that lets running answers finish."""
 
 from __future__ import annotations
 
@@ -27,35 +27,36 @@ def serve(
     api_key: str | None = None,
     slots: int = 8,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; returns after running answers have come to their end.
+    """Serve until SIGINT or SIGTERM; returns when the running answers have finished.
 
-    name: of the model in the API. slots: requests that are computed together.
+    name: of the model in the API. slots: maximum concurrent requests.
 
     Raises:
-        SettingError: the port cannot be had, or a server without a key would face the network.
+        SettingError: the port is not available, or a server without a key would be open to the
+            network.
     """
     check_exposed(host, api_key)
     with listen(host, port) as listener:
         app = build(model, name, api_key, slots, local=host in LOOPBACK)
         where = f"[{host}]" if ":" in host else host
-        say(f"{name} listens on http://{where}:{listener.getsockname()[1]} (Ctrl-C ends it)")
+        say(f"{name} listens on http://{where}:{listener.getsockname()[1]} (Ctrl-C stops it)")
         Server(_settings(app), app.state.service).run(sockets=[listener])
-    say("The server has ended.")
+    say("The server has stopped.")
 
 
 def check_exposed(host: str, api_key: str | None) -> None:
-    """SettingError for a server that everyone on the network could use."""
+    """SettingError if everyone on the network could use the server without a key."""
     if host not in LOOPBACK and not api_key:
         raise SettingError(f"host: {host} is open to the network; set an API key with --api-key")
 
 
 def check_port(host: str, port: int) -> None:
-    """SettingError if nothing can listen there; costs nothing, so ask before a model is loaded."""
+    """SettingError if the address is not available; cheap, so call it before loading a model."""
     listen(host, port).close()
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound to the address; port 0 takes a free one."""
+    """A socket bound to the address; port 0 picks a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
@@ -65,7 +66,7 @@ def listen(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             reason = f"port: {port} on {host} is in use; choose another with --port"
         elif error.errno == errno.EACCES:
-            reason = f"port: {port} needs more rights than yours; choose one above 1023"
+            reason = f"port: {port} needs root rights; choose one above 1023"
         else:
             reason = f"host: cannot listen on {host!r}: {error.strerror}"
         raise SettingError(reason) from None
@@ -82,9 +83,9 @@ def _settings(app: object) -> uvicorn.Config:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, whose first signal stops new requests and lets the running ones finish.
+    """uvicorn, except that the first signal refuses new requests and lets running ones finish.
 
-    uvicorn alone would close the streams of clients at once, and end by the signal it got, not 0.
+    uvicorn alone would close all streams at once, and exit with the signal instead of 0.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
@@ -92,7 +93,7 @@ class Server(uvicorn.Server):
         self._service, self._deadline = service, 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """First signal: drain. Second: leave at once."""
+        """First signal: drain. Second: stop at once."""
         if self._service.draining:
             self.should_exit = self.force_exit = True
         else:

@@ -1,4 +1,4 @@
-"""The JSON of answers: chat completions and plain completions, whole and in chunks."""
+"""The JSON of answers: chat completions and plain completions, complete and in chunks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 
 class Shape(Protocol):
-    """How one kind of answer looks."""
+    """The JSON of one kind of answer."""
 
     def opening(self, choice: int) -> list[Json]:
         """Chunks before the first piece of a choice."""
@@ -22,18 +22,18 @@ class Shape(Protocol):
     def chunk(self, piece: TextPiece) -> Json:
         """A piece in a stream."""
 
-    def whole(self, pieces: Sequence[TextPiece], usage: Json) -> Json:
+    def complete(self, pieces: Sequence[TextPiece], usage: Json) -> Json:
         """All pieces at once."""
 
     def usage(self, usage: Json) -> Json:
-        """The last chunk of a stream whose client wants to know."""
+        """The last chunk of a stream, for clients that ask for usage."""
 
 
 class ChatShape:
     """`chat.completion` and its chunks."""
 
-    def __init__(self, name: str, tokenizer: Tokenizer, scored: bool, tells_usage: bool) -> None:
-        self._tokenizer, self._scored, self._tells_usage = tokenizer, scored, tells_usage
+    def __init__(self, name: str, tokenizer: Tokenizer, scored: bool, with_usage: bool) -> None:
+        self._tokenizer, self._scored, self._with_usage = tokenizer, scored, with_usage
         self._head = _head("chatcmpl", name)
 
     def opening(self, choice: int) -> list[Json]:
@@ -43,7 +43,7 @@ class ChatShape:
         delta = {"content": piece.text} if piece.text or not piece.finish else {}
         return self._chunk(piece.choice, delta, self._logprobs(piece.scores), piece.finish)
 
-    def whole(self, pieces: Sequence[TextPiece], usage: Json) -> Json:
+    def complete(self, pieces: Sequence[TextPiece], usage: Json) -> Json:
         choices = [
             {
                 "index": piece.choice,
@@ -60,7 +60,7 @@ class ChatShape:
 
     def _chunk(self, choice: int, delta: Json, logprobs: Json | None, finish: str | None) -> Json:
         body = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        usage = {"usage": None} if self._tells_usage else {}
+        usage = {"usage": None} if self._with_usage else {}
         return {**self._head, "object": "chat.completion.chunk", "choices": [body], **usage}
 
     def _logprobs(self, scores: Sequence[TokenScore]) -> Json | None:
@@ -81,10 +81,10 @@ class ChatShape:
 
 
 class CompletionShape:
-    """`text_completion`, whose chunks look like the whole."""
+    """`text_completion`, whose chunks have the shape of the complete answer."""
 
-    def __init__(self, name: str, tokenizer: Tokenizer, scored: bool, tells_usage: bool) -> None:
-        self._tokenizer, self._scored, self._tells_usage = tokenizer, scored, tells_usage
+    def __init__(self, name: str, tokenizer: Tokenizer, scored: bool, with_usage: bool) -> None:
+        self._tokenizer, self._scored, self._with_usage = tokenizer, scored, with_usage
         self._head = {**_head("cmpl", name), "object": "text_completion"}
         self._offsets: dict[int, int] = {}
 
@@ -92,10 +92,10 @@ class CompletionShape:
         return []
 
     def chunk(self, piece: TextPiece) -> Json:
-        usage = {"usage": None} if self._tells_usage else {}
+        usage = {"usage": None} if self._with_usage else {}
         return {**self._head, "choices": [self._choice(piece)], **usage}
 
-    def whole(self, pieces: Sequence[TextPiece], usage: Json) -> Json:
+    def complete(self, pieces: Sequence[TextPiece], usage: Json) -> Json:
         return {**self._head, "choices": [self._choice(piece) for piece in pieces], "usage": usage}
 
     def usage(self, usage: Json) -> Json:
@@ -131,7 +131,7 @@ class CompletionShape:
 
     def _name(self, token: int) -> str:
         text, spelt = spelling(self._tokenizer, token)
-        # Parts of a character would share one name, and the names are keys here.
+        # Names are keys here, and all parts of a character would share one.
         return "bytes:" + "".join(f"\\x{b:02x}" for b in spelt) if "\ufffd" in text else text
 
 

@@ -11,7 +11,7 @@ from culm.convert.hf.families.decoder import dense_and_moe, the_only
 from culm.convert.hf.families.deepseek import turned_rules
 from culm.convert.rules import Rule, renamed
 from culm.model.attention.mla import MLA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 SIGMOID = 2  # of `expert_gating_func`
 TABLE = NAMES | {

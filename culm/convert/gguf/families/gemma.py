@@ -16,8 +16,8 @@ from culm.convert.gguf.families.metadata import (
 from culm.convert.hf.families.decoder import in_layers, the_only
 from culm.convert.rules import Rule, renamed
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.mlp.gated import GeGLU
+from culm.model.transformer import TransformerConfig
 
 
 def _read_gemma(

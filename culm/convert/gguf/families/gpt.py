@@ -14,9 +14,9 @@ from culm.convert.gguf.families.metadata import (
 )
 from culm.convert.hf.families.decoder import the_only
 from culm.convert.rules import Rule, join, renamed, split
-from culm.model.config import TransformerConfig
 from culm.model.mlp.plain import Plain
 from culm.model.norm import LayerNormConfig
+from culm.model.transformer import TransformerConfig
 
 # All heads have keys of their own, whose size is taken from the width.
 PLAIN = {"head_dim": None, "kv_heads": None, "bias": True, "out_bias": True}

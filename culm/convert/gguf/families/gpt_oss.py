@@ -14,9 +14,9 @@ from culm.convert.gguf.families.metadata import (
 )
 from culm.convert.hf.families.decoder import in_layers, the_only
 from culm.convert.rules import Rule, renamed
-from culm.model.config import TransformerConfig
 from culm.model.mlp.moe import MoE
 from culm.model.rope import YaRNScaling
+from culm.model.transformer import TransformerConfig
 
 
 def _read(fields: Fields) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from culm.convert.gguf.families.metadata import (
 from culm.convert.hf.families.decoder import dense_and_moe, in_layers, the_only
 from culm.convert.rules import Rule, half_split, interleaved, renamed
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.moe import MoE
+from culm.model.transformer import TransformerConfig
 
 Read = Callable[[Fields], dict[str, Any]]
 Write = Callable[[TransformerConfig], dict[str, Any]]

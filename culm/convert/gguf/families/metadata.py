@@ -15,9 +15,9 @@ from culm.config import SettingError
 from culm.convert.family import Fields
 from culm.convert.hf.families.decoder import the_only
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.norm import LayerNormConfig, RMSNormConfig
 from culm.model.rope import Rope, YaRNScaling
+from culm.model.transformer import TransformerConfig
 
 NAMES = {
     "embed": "token_embd",

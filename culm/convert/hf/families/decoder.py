@@ -10,11 +10,11 @@ from culm.convert.family import Fields
 from culm.convert.hf.rope import read_rope, rope_fields, rope_mapping
 from culm.convert.rules import Rule, renamed
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.mlp.gated import GeGLU, SwiGLU
 from culm.model.mlp.moe import MoE
 from culm.model.norm import RMSNormConfig
 from culm.model.rope import Rope
+from culm.model.transformer import TransformerConfig
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 

@@ -20,7 +20,7 @@ from culm.convert.hf.families.decoder import (
 from culm.convert.hf.rope import read_rope, rope_fields
 from culm.convert.rules import Change, Rule, half_split, interleaved, renamed
 from culm.model.attention.mla import MLA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 ATTENTION, MLP = "model.layers.#.self_attn", "model.layers.#.mlp"
 PLAIN = {name: theirs for name, theirs in NAMES.items() if ".attention." not in name} | {

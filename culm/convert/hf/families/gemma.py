@@ -22,8 +22,8 @@ from culm.convert.hf.families.decoder import (
 )
 from culm.convert.hf.rope import read_ropes
 from culm.convert.rules import Rule, renamed
-from culm.model.config import TransformerConfig
 from culm.model.mlp.gated import GeGLU
+from culm.model.transformer import TransformerConfig
 
 
 def names(config: TransformerConfig) -> list[Rule]:

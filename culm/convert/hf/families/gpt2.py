@@ -8,8 +8,8 @@ from culm.convert.family import Family, Fields
 from culm.convert.hf.families.decoder import THEIRS, activation_of, the_only
 from culm.convert.rules import Rule, join, renamed, split, then_transposed, transposed
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.mlp.plain import Plain
+from culm.model.transformer import TransformerConfig
 
 NAMES = {
     "embed": "transformer.wte",

@@ -25,9 +25,9 @@ from culm.convert.hf.families.decoder import (
     write_windows,
 )
 from culm.convert.rules import Rule, renamed
-from culm.model.config import TransformerConfig
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.moe import MoE
+from culm.model.transformer import TransformerConfig
 
 MLP, OURS = "model.layers.#.mlp", "blocks.#.mlp.experts"
 PLAIN = NAMES | {

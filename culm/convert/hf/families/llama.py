@@ -6,7 +6,7 @@ from typing import Any
 
 from culm.convert.family import Family, Fields
 from culm.convert.hf.families.decoder import names, read_attention, read_decoder, write_line
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 
 def read(fields: Fields) -> dict[str, Any]:

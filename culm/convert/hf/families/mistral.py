@@ -13,7 +13,7 @@ from culm.convert.hf.families.decoder import (
     read_windows,
     write_line,
 )
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 
 def read(fields: Fields) -> dict[str, Any]:

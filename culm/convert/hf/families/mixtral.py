@@ -18,9 +18,9 @@ from culm.convert.hf.families.decoder import (
     write_decoder,
 )
 from culm.convert.rules import Rule, renamed
-from culm.model.config import TransformerConfig
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.moe import MoE
+from culm.model.transformer import TransformerConfig
 
 EXPERTS = {
     "blocks.#.mlp.router": "model.layers.#.block_sparse_moe.gate",

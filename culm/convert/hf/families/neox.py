@@ -12,9 +12,9 @@ from culm.convert.hf.families.decoder import THEIRS, activation_of, the_only
 from culm.convert.hf.rope import read_rope, rope_fields
 from culm.convert.rules import Rule, renamed
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
 from culm.model.mlp.plain import Plain
 from culm.model.rope import Rope
+from culm.model.transformer import TransformerConfig
 
 NAMES = {
     "embed": "gpt_neox.embed_in",

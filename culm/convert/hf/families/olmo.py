@@ -20,7 +20,7 @@ from culm.convert.hf.families.decoder import (
 )
 from culm.convert.hf.rope import read_ropes
 from culm.convert.rules import Rule, renamed
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 BEFORE = ("blocks.#.attention_norm", "blocks.#.mlp_norm")
 OLMO = {name: theirs for name, theirs in (NAMES | SANDWICH).items() if name not in BEFORE}

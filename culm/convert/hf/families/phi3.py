@@ -17,7 +17,7 @@ from culm.convert.hf.families.decoder import (
 )
 from culm.convert.rules import Rule, join, renamed, split
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 FUSED = ("attention.q", "attention.k", "attention.v", "mlp.gate", "mlp.up")
 

@@ -16,7 +16,7 @@ from culm.convert.hf.families.decoder import (
     write_line,
     write_windows,
 )
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 
 def _read(fields: Fields, **attention: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from culm.convert.hf.families.decoder import (
     write_decoder,
 )
 from culm.convert.rules import Rule, renamed
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 EXPERTS = {
     "blocks.#.mlp.router": "model.layers.#.mlp.gate",

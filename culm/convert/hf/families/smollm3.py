@@ -17,7 +17,7 @@ from culm.convert.hf.families.decoder import (
 )
 from culm.convert.hf.rope import rope_fields
 from culm.model.attention.gqa import GQA
-from culm.model.config import TransformerConfig
+from culm.model.transformer import TransformerConfig
 
 
 def read(fields: Fields) -> dict[str, Any]:

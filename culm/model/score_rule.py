@@ -1,0 +1,28 @@
+"""How attention scores are made, and which keys a query attends to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ScoreRule:
+    """The rule of one layer.
+
+    scale: of the products; D^-0.5 if not given.
+    window: how many positions back a query may look, itself included; None is all.
+    sink_tokens: tokens at the beginning of a document that stay visible beside a window
+        (StreamingLLM, arXiv 2309.17453).
+    softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118).
+    slopes: (H,) what a score loses per position between query and key (ALiBi, arXiv 2108.12409).
+    sink_logits: (H,) the score of one more key, without a value, in every softmax (GPT-OSS).
+    """
+
+    scale: float | None = None
+    window: int | None = None
+    sink_tokens: int = 0
+    softcap: float | None = None
+    slopes: Tensor | None = None
+    sink_logits: Tensor | None = None

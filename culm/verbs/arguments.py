@@ -1,0 +1,181 @@
+"""Arguments that several verbs share, with their help. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+Run = Annotated[str, typer.Argument(help="A run file, or the name of one in configs/run.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(help="name=value, such as train.steps=100.", metavar="NAME=VALUE"),
+]
+Model = Annotated[
+    str, typer.Argument(help="A run or model folder, a .gguf file, or a Hugging Face id.")
+]
+Texts = Annotated[
+    list[str], typer.Argument(help="Files, folders, stdlib, or a Hugging Face dataset id.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the best one available.")]
+Dtype = Annotated[
+    str, typer.Option(help="float32, bfloat16, or auto: the fastest on this machine.")
+]
+Seed = Annotated[
+    int, typer.Option(help="The same seed gives the same result.", min=0, max=2**63 - 1)
+]
+AnswerSeed = Annotated[int | None, typer.Option(help="The same seed gives the same text.", min=0)]
+
+Temperature = Annotated[
+    float,
+    typer.Option(help="0 always takes the most likely token; higher is more random.", min=0.0),
+]
+TopK = Annotated[
+    int, typer.Option(help="Sample from the k most likely tokens only; 0: from all.", min=0)
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        help="Nucleus sampling: smallest set of tokens with this total probability.",
+        min=0.0,
+        max=1.0,
+    ),
+]
+MinP = Annotated[
+    float,
+    typer.Option(
+        help="Drop tokens below this fraction of the top token's probability.", min=0.0, max=1.0
+    ),
+]
+ContextLength = Annotated[
+    int | None,
+    typer.Option(
+        "--context", help="Maximum tokens of prompt and answer; less saves memory.", min=2
+    ),
+]
+CacheBits = Annotated[
+    Literal["plain", "int8", "int4"],
+    typer.Option("--cache", help="Precision of the KV cache; fewer bits save memory."),
+]
+Speculate = Annotated[
+    Literal["mtp", "ngram"] | None,
+    typer.Option(help="Draft tokens with the model's own heads (mtp) or from repeated text."),
+]
+
+# culm quickstart
+StartTexts = Annotated[
+    list[str] | None,
+    typer.Option(help="Files, folders, or a Hugging Face dataset id; may be repeated."),
+]
+StartFolder = Annotated[str, typer.Option(help="Folder for all results.")]
+Minutes = Annotated[float, typer.Option(help="Time for the complete run.", min=0.2, max=10_000)]
+MoreTexts = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", hidden=True)]
+
+# culm plan
+Ranks = Annotated[int, typer.Option(help="Processes that would share the run.", min=1)]
+
+# culm tokenize
+TokenizerOut = Annotated[str, typer.Option(help="Folder of the new tokenizer.")]
+Vocabulary = Annotated[int, typer.Option(help="Number of tokens.", min=262)]
+
+# culm prepare
+TokenizerFolder = Annotated[str, typer.Option(help="A folder with a tokenizer.")]
+CorpusOut = Annotated[str, typer.Option(help="Folder of the prepared corpus.")]
+RecordFormat = Annotated[str, typer.Option(help="document, chat, pair or prompt.")]
+DocumentSplit = Annotated[
+    str, typer.Option(help="Unit of a document in text files: file, paragraphs or lines.")
+]
+HeldOut = Annotated[float, typer.Option(help="Fraction held out for evaluation, up to 0.5.")]
+
+# culm generate
+Prompt = Annotated[str, typer.Argument(help="Text to continue.")]
+MaxTokens = Annotated[int, typer.Option(help="Maximum number of new tokens.", min=1)]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="Text that ends the generation; may be repeated.")
+]
+
+# culm chat
+System = Annotated[str | None, typer.Option(help="A system prompt.")]
+MaxAnswerTokens = Annotated[int | None, typer.Option(help="Maximum tokens per answer.", min=1)]
+
+# culm serve
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)]
+ApiKey = Annotated[
+    str | None, typer.Option(envvar="CULM_API_KEY", help="API key that clients must send.")
+]
+Slots = Annotated[int, typer.Option(help="Maximum concurrent requests.", min=1)]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Serve a LoRA adapter as a model called NAME; may be repeated.",
+        metavar="NAME=FOLDER",
+    ),
+]
+
+# culm eval
+Tasks = Annotated[str, typer.Option(help="A file in configs/eval.")]
+Questions = Annotated[
+    int | None,
+    typer.Option(help="Distinct test questions per task; as in the file if not given.", min=1),
+]
+
+# culm quantize
+QuantizedOut = Annotated[str, typer.Argument(help="Folder of the quantised model.")]
+QuantizeTo = Annotated[
+    str,
+    typer.Option(
+        help="int8, int4, nf4, w8a8 or fp8; with settings '{kind: int4, group: 128}'; or a "
+        "list of these, in which the first entry whose targets match a layer applies."
+    ),
+]
+QuantizeMethod = Annotated[
+    str,
+    typer.Option(
+        help="rtn (round to nearest); with --calibrate gptq or awq for int4, smoothquant for w8a8."
+    ),
+]
+Calibrate = Annotated[
+    list[str] | None,
+    typer.Option(help="Text to calibrate and to measure on; may be repeated.", metavar="TEXT"),
+]
+
+# culm export
+ExportOut = Annotated[str, typer.Argument(help="A new folder, or a file that ends in .gguf.")]
+ExportDtype = Annotated[
+    str,
+    typer.Option(
+        help="float32, bfloat16 (the default) or float16; for GGUF f32, f16 (the default), "
+        "bf16, q8_0, q6_k, q5_k_m, q5_1, q5_0, q4_k_m, q4_1 or q4_0."
+    ),
+]
+Family = Annotated[
+    str, typer.Option(help="Hugging Face family where several fit the model, such as phi3.")
+]
+
+# culm import
+ImportFile = Annotated[
+    str,
+    typer.Argument(
+        help="Hugging Face folder or id, .gguf, llama2.c .bin, or a .json of model settings."
+    ),
+]
+ImportOut = Annotated[str, typer.Argument(help="Folder of the new model.")]
+ImportTokenizer = Annotated[str | None, typer.Option(help="tok.bin of a llama2.c model.")]
+
+# culm inspect
+AttentionText = Annotated[
+    str, typer.Option(help="Show which tokens of a text attend to which.", metavar="TEXT")
+]
+LensText = Annotated[
+    str, typer.Option(help="Show what each layer would predict next.", metavar="TEXT")
+]
+HistogramText = Annotated[
+    str, typer.Option(help="Show weights, and activations on a text.", metavar="TEXT")
+]
+PlotFolder = Annotated[str | None, typer.Option(help="Folder for plots.")]
+PlotFormat = Annotated[str, typer.Option(help="Format of plots: png or svg.")]
+
+# culm bench
+BenchWhat = Annotated[str, typer.Argument(help="train or decode.")]
+BenchSize = Annotated[str, typer.Option(help="Model size: S (26M), T (tiny, bytes) or L (135M).")]

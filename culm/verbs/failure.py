@@ -1,0 +1,53 @@
+"""How the command line fails: one plain sentence and a non-zero exit code, no traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+
+def run(app: Callable[[], None]) -> None:
+    """Run the command line; `--debug`, anywhere in it, shows tracebacks."""
+    signal.signal(signal.SIGTERM, _end)
+    if "--debug" in sys.argv:
+        sys.argv = [sys.argv[0], "--debug", *(a for a in sys.argv[1:] if a != "--debug")]
+        app()
+        return
+    try:
+        app()
+    except SystemExit as ended:
+        if ended.__context__ and isinstance(ended.__context__.__cause__, KeyboardInterrupt):
+            sys.stderr.write("\nculm: interrupted; the same command starts again\n")
+        raise
+    except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
+        sys.stderr.write(f"culm: {_rank()}{_sentence(error)}\n")
+        sys.exit(1)
+
+
+def _end(number: int, frame: object) -> None:
+    """On SIGTERM: exit by an exception, so that half-written files are removed."""
+    sys.exit(128 + number)
+
+
+def _rank() -> str:
+    """Which of several processes this is: the others fail too when they lose it."""
+    rank = os.environ.get("RANK", "0")
+    return f"rank {rank}: " if rank != "0" else ""
+
+
+def _sentence(error: Exception) -> str:
+    """An error as one sentence."""
+    text = str(error).strip()
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return where + error.strerror[0].lower() + error.strerror[1:]
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
+        return (
+            "not enough memory; use a smaller micro-batch, fewer slots or a shorter context "
+            "(`culm plan` shows what a run needs)"
+        )
+    if "Connection closed by peer" in text or "Connection reset by peer" in text:
+        return "another rank has ended; its own message says why"
+    return text or type(error).__name__

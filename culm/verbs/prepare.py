@@ -1,0 +1,34 @@
+"""`culm prepare`: texts as token shards with a manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from culm.config import parse
+from culm.data.prepare import prepare
+from culm.data.settings import DataConfig
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+def prepare_corpus(
+    path: Sequence[str],
+    tokenizer: str,
+    out: str,
+    format: str,
+    split: str,
+    held_out: float,
+    seed: int,
+) -> None:
+    """Prepare a corpus with a tokenizer's folder, and print its size."""
+    values = {"path": list(path), "format": format, "split": split, "held_out": held_out}
+    data = parse(DataConfig, values, "data")
+    manifest = prepare(
+        data.open(), data.format, Tokenizer.load(tokenizer), Path(out), data.held_out, seed
+    )
+    typer.echo(
+        f"{out}: {manifest.documents:,} documents, {manifest.bytes:,} bytes, "
+        f"{manifest.tokens:,} tokens, {manifest.dropped:,} duplicates dropped"
+    )

@@ -1,0 +1,55 @@
+"""`culm serve`: a model and its adapters over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from culm.config import SettingError
+from culm.serve.http.server import check_exposed, check_port
+
+
+def named_adapters(pairs: Iterable[str]) -> dict[str, str]:
+    """NAME=FOLDER, several times, as a mapping.
+
+    Raises:
+        SettingError: one is not of this form, or a name is given twice.
+    """
+    named: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, folder = pair.partition("=")
+        if not (name and equals and folder):
+            raise SettingError(f"--adapter: {pair!r} is not NAME=FOLDER")
+        if name in named:
+            raise SettingError(f"--adapter: {name!r} is given twice")
+        named[name] = folder
+    return named
+
+
+def serve_model(
+    model: str,
+    host: str,
+    port: int,
+    api_key: str | None,
+    slots: int,
+    adapter: Iterable[str],
+    context: int | None,
+    cache: Literal["plain", "int8", "int4"],
+    speculate: Literal["mtp", "ngram"] | None,
+    device: str,
+    dtype: str,
+) -> None:
+    """Check the address, then load the model, then serve it under the name of its folder."""
+    check_exposed(host, api_key)
+    check_port(host, port)
+    import culm
+    from culm.serve.http import server
+
+    adapters = named_adapters(adapter)
+    path = Path(model).resolve()
+    name = path.parent.name if path.name == "model" else path.name
+    loaded = culm.load(
+        model, device, dtype, context, adapters=adapters, cache=cache, speculate=speculate
+    )
+    server.serve(loaded, name, host, port, api_key, slots)

@@ -1,0 +1,29 @@
+"""`culm tokenize`: a byte-level BPE tokenizer from texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from culm.data.format.document import DocumentFormat
+from culm.data.source import open_source
+from culm.data.texts import texts_of
+from culm.files import atomic, refuse_nonempty
+from culm.tokenizer.tokenizer import CONFIG
+from culm.tokenizer.train import BPE
+
+
+def train_tokenizer(path: Sequence[str], out: str, vocabulary: int) -> None:
+    """Train a tokenizer and write it to a folder.
+
+    Raises:
+        ValueError: the folder holds other files, or the texts cannot be read.
+    """
+    refuse_nonempty(Path(out), CONFIG)
+    source = open_source(list(path))
+    tokenizer = BPE(vocabulary=vocabulary).build(texts_of(source, DocumentFormat()))
+    with atomic(Path(out)) as fresh:
+        tokenizer.save(fresh)
+    typer.echo(f"{out}: {tokenizer.vocabulary} tokens")
