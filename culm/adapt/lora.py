@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from culm.adapt.quantize.grouped import QuantizedGrouped
-from culm.adapt.quantize.linear import QuantizedLinear
+from culm.adapt.quantize.linear import QuantizedGrouped, QuantizedLinear
 from culm.adapt.replace import Match, Patterns, linears, replace
 from culm.config import Config, SettingError, listed
 from culm.model.init import generator

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from culm.adapt.quantize import Quantizers
-from culm.adapt.quantize.linear import LinearQuantizer, is_quantized
+from culm.adapt.quantize.linear import is_quantized
 from culm.adapt.quantize.method import RTN, Method
+from culm.adapt.quantize.quantizer import LinearQuantizer
 from culm.config import SettingError, parse
 from culm.convert import gguf, hf, native
 from culm.convert.family import NoFamilyError

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from culm import log
 from culm.adapt.lora import LoRALinear, has_adapter
 from culm.adapt.multi_lora import adapter_names
-from culm.adapt.quantize.grouped import QuantizedGrouped
-from culm.adapt.quantize.linear import LinearQuantizer, QuantizedLinear, quantized_layers
+from culm.adapt.quantize.linear import QuantizedGrouped, QuantizedLinear, quantized_layers
+from culm.adapt.quantize.quantizer import LinearQuantizer
 from culm.adapt.replace import replace
 from culm.config import SettingError
 from culm.convert.multipliers import folded

@@ -14,7 +14,6 @@ from culm.adapt.grow import grow
 from culm.config import Config, SettingError
 from culm.convert.load import load_pretrained, read
 from culm.model.transformer import Transformer
-from culm.tokenizer.marks import with_chat
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -59,7 +58,7 @@ class Pretrained(Config):
                 weight.data = weight.data.float()
         known = tokenizer.vocabulary
         if self.chat:
-            tokenizer = with_chat(tokenizer)
+            tokenizer = tokenizer.with_chat()
         used = min(known, model.config.vocabulary)
         if tokenizer.vocabulary > used:
             grow(model, used, tokenizer.vocabulary)

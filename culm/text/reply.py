@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 from culm.engine.request import Event, Request
 from culm.engine.sampling import Sampling
-from culm.tokenizer.decoder import Decoder
-from culm.tokenizer.tokenizer import Tokenizer
+from culm.tokenizer.tokenizer import Decoder, Tokenizer
 
 
 def request_of(

@@ -1,7 +1,7 @@
-"""Bytes as printable characters: how byte-level BPE writes its tokens (GPT-2's convention).
+"""Bytes as printable characters: the names of byte-level BPE tokens (GPT-2's convention).
 
-A byte that prints stands for itself, the others for the characters from U+0100 on, so that every
-token has a visible name: " the" is written "Ġthe".
+A printable byte is its own character; the others are characters from U+0100 on, so that every token
+has a visible name: " the" is written "Ġthe".
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ CHARACTERS = {byte: character for character, byte in BYTES.items()}
 
 
 def written(token: bytes) -> str:
-    """The name of a token that stands for these bytes."""
+    """The name of the token for these bytes."""
     return "".join(CHARACTERS[byte] for byte in token)
 
 
 def spelt(name: str) -> bytes:
-    """The bytes that a token of this name stands for; the inverse of `written`."""
+    """The bytes of the token with this name; the inverse of `written`."""
     return bytes(BYTES[character] for character in name)
 
 
 def spellings(inner: tokenizers.Tokenizer) -> list[bytes]:
-    """What each token id stands for; nothing for special tokens and for ids without a token.
+    """The bytes of each token id; none for special tokens and for ids without a token.
 
     Reads byte-level vocabularies, those of sentencepiece (spaces as U+2581, bytes as <0x0A>), and
     WordPiece (a piece inside a word as ##ing).

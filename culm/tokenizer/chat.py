@@ -1,11 +1,11 @@
-"""Dialogues to token ids through a chat template, with what is learned from them.
+"""Dialogues to token ids through a chat template, with a mask of the tokens to learn.
 
 The template is rendered with a mark in place of each content and cut at the marks. The pieces of
-the template are encoded with special tokens, the contents without: nothing that a user writes can
-become a special token, and no marker has to be found again among tokens.
+the template are encoded with special tokens, the contents without: no text of a user can become a
+special token, and no marker has to be searched among tokens.
 
     <|user|>[0]<|end|><|assistant|>[1]<|end|>      rendered with marks
-    -------- 2 + 2? -------------------- 4 -----   contents in their places
+    -------- 2 + 2? -------------------- 4 -----   with contents
                                          ^ ^^^^^   learned: the answer and the end of its turn
 """
 
@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
@@ -25,18 +25,40 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from culm.config import SettingError
 
-if TYPE_CHECKING:
-    from culm.tokenizer.tokenizer import Tokenizer
+SPECIALS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
 
-Message = Mapping[str, Any]  # role and content; other keys reach the template as they are
+# Each message is <|role|>content<|end|>; nothing else, so that text meets only special tokens.
+TEMPLATE = """\
+{%- for message in messages -%}
+{%- if message.role not in ['system', 'user', 'assistant', 'tool'] -%}
+{{- raise_exception('a role is system, user, assistant or tool, not ' ~ message.role) -}}
+{%- endif -%}
+{{- '<|' ~ message.role ~ '|>' ~ message.content ~ '<|end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
+"""
 
-# The flanks count as white space: where a template trims a content, they vanish with it.
+Message = Mapping[str, Any]  # role and content; other keys are passed on to the template
+
+# The outer characters are white space: a template that trims a content removes them.
 MARK = "\x1e\ue000{}\ue001\x1e"
 MARKED = re.compile("(\x1e?)\ue000([0-9]+)\ue001(\x1e?)")
 
 
+class ChatTokenizer(Protocol):
+    """What a chat needs of a tokenizer (`culm.tokenizer.tokenizer.Tokenizer`)."""
+
+    template: str | None
+    settings: dict[str, Any]
+    specials: dict[str, int]
+    stop_ids: frozenset[int]
+
+    def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[list[int]]:
+        """Ids of each part of a text; parts: text, and whether it may name special tokens."""
+
+
 class Piece(NamedTuple):
-    """Text of the template or a content; message: index of the one that it belongs to."""
+    """Text of the template or a content. message: index of its message."""
 
     text: str
     message: int | None = None
@@ -44,13 +66,13 @@ class Piece(NamedTuple):
 
 
 class Chat:
-    """Dialogues in the words of one tokenizer's chat template."""
+    """Dialogues in the chat template of one tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
         if tokenizer.template is None:
             raise SettingError(
-                "tokenizer: it has no chat template, so it cannot encode a dialogue; a run gives "
-                "it one by start.path=MODEL start.chat=true"
+                "tokenizer: it has no chat template, so it cannot encode a dialogue; train from it "
+                "with start.path=MODEL start.chat=true to add one"
             )
         self.tokenizer = tokenizer
         environment = ImmutableSandboxedEnvironment(
@@ -72,7 +94,7 @@ class Chat:
         }
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids after which the assistant speaks."""
+        """Ids of a dialogue up to the next turn of the assistant."""
         rendered = self._render(self._marked(messages), speaks=True)
         return [id for ids, _ in self._encoded(messages, rendered) for id in ids]
 
@@ -89,25 +111,25 @@ class Chat:
     ) -> tuple[list[int], list[bool]]:
         """Ids of a dialogue, and which of them are learned.
 
-        Learned is what the assistant has to say after a prompt: its contents with all that the
-        template puts before them, and the end of each turn; with turns="last" of the last only.
+        The assistant's turns are learned, or the last of them: the text that the template adds
+        before the content, the content, and the end of the turn.
 
         Raises:
             ValueError: nothing would be learned, a turn has no end to learn, or the template
-                writes the beginning of a dialogue differently once it goes on.
+                renders the start of a dialogue differently when more messages follow.
         """
         spoken = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
         if not spoken:
             raise ValueError("messages: no assistant turn, so nothing would be learned")
         marked = self._marked(messages)
         rendered = self._render(marked)
-        begins = self._answers(marked, spoken, rendered)
+        starts = self._answers(marked, spoken, rendered)
         wanted = spoken if turns == "all" else spoken[-1:]
         ids: list[int] = []
         learned: list[bool] = []
         missing = set(wanted)  # turns that have not been learned to their end
         turn: int | None = None  # the assistant's turn that has not ended yet
-        for part, index in self._encoded(messages, rendered, begins):
+        for part, index in self._encoded(messages, rendered, starts):
             own = len(part) if index in wanted else 0
             if index is not None:
                 turn = index if index in wanted else None
@@ -128,23 +150,23 @@ class Chat:
         return id in self.tokenizer.stop_ids
 
     def _encoded(
-        self, messages: Sequence[Message], rendered: str, begins: Mapping[int, int] | None = None
+        self, messages: Sequence[Message], rendered: str, starts: Mapping[int, int] | None = None
     ) -> Iterator[tuple[list[int], int | None]]:
-        """The ids of each piece, and the index of the message that it belongs to."""
-        pieces = list(self._pieces(messages, rendered, begins or {}))
+        """The ids of each piece, and the index of its message."""
+        pieces = list(self._pieces(messages, rendered, starts or {}))
         ids = self.tokenizer.encode_parts([(piece.text, piece.template) for piece in pieces])
         return zip(ids, (piece.message for piece in pieces), strict=True)
 
     def _pieces(
-        self, messages: Sequence[Message], rendered: str, begins: Mapping[int, int]
+        self, messages: Sequence[Message], rendered: str, starts: Mapping[int, int]
     ) -> Iterator[Piece]:
-        """The dialogue in order; `begins` tells where in `rendered` an answer begins."""
+        """The dialogue in order; starts: where each answer starts in `rendered`."""
         end = 0
         for found in MARKED.finditer(rendered):
             index = int(found[2])
-            begin = begins.get(index, found.start())
-            yield Piece(rendered[end:begin])
-            yield Piece(rendered[begin : found.start()], index)
+            start = starts.get(index, found.start())
+            yield Piece(rendered[end:start])
+            yield Piece(rendered[start : found.start()], index)
             content = content_of(messages[index])
             content = content if found[1] else content.lstrip()
             yield Piece(content if found[3] else content.rstrip(), index, template=False)
@@ -156,9 +178,9 @@ class Chat:
         marked: list[Message] = []
         for index, message in enumerate(messages):
             rest = {key: value for key, value in message.items() if key != "content"}
-            # Only contents are encoded without special tokens, so nothing else may name one.
+            # Only contents are encoded without special tokens, so no other value may name one.
             if found := self._specials.search(json.dumps(rest, ensure_ascii=False, default=str)):
-                raise ValueError(f"messages[{index}]: {found[0]} may stand in a content only")
+                raise ValueError(f"messages[{index}]: {found[0]} is allowed in the content only")
             marked.append({**rest, "content": MARK.format(index)})
         return marked
 
@@ -167,27 +189,27 @@ class Chat:
             return self._template.render(
                 messages=marked, add_generation_prompt=speaks, **self._names
             )
-        except Exception as error:  # a template is a program, of whoever made the model
+        except Exception as error:  # a template is a program from the author of the model
             raise ValueError(f"chat template: {error}") from None
 
     def _answers(
         self, marked: Sequence[Message], spoken: Sequence[int], rendered: str
     ) -> dict[int, int]:
-        """Where each answer begins: after the very text that will ask for it, also in training."""
-        begins = {}
+        """Where each answer starts: after exactly the prompt that generation will use."""
+        starts = {}
         for index in filter(None, spoken):
             prompt = self._render(marked[:index], speaks=True)
-            begins[index] = len(prompt)
+            starts[index] = len(prompt)
             if not rendered.startswith(prompt):
                 raise ValueError(
-                    f"chat template: it writes the messages before messages[{index}] differently "
+                    f"chat template: it renders the messages before messages[{index}] differently "
                     f"when more follow, so training and generation would not agree"
                 )
-        return begins
+        return starts
 
 
 class Generation(Extension):
-    """`{% generation %}`: marks what the assistant says in some templates; here it only passes."""
+    """`{% generation %}`, which marks the assistant's text in some templates: ignored here."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -197,12 +219,12 @@ class Generation(Extension):
 
 
 def token_name(value: Any) -> str | None:
-    """A token as `tokenizer_config.json` names it: its text, or a mapping that holds its text."""
+    """A token as in `tokenizer_config.json`: its text, or a mapping with its text."""
     return value.get("content") if isinstance(value, dict) else value
 
 
 def content_of(message: Message) -> str:
-    """The text of a message, also where it is given as OpenAI's list of parts."""
+    """The text of a message, given as a string or as OpenAI's list of parts."""
     content = message.get("content")
     if content is None:
         return ""

@@ -1,7 +1,7 @@
 """Vocabularies of SentencePiece: each token has a score, and spaces are written as U+2581.
 
-Of all neighbours that make a token together, those are merged first whose token scores best
-(the BPE of arXiv 1808.06226). Characters that have no token become their bytes, <0xE6> and so on.
+The pair of neighbours whose joined token has the highest score is merged first (the BPE of arXiv
+1808.06226). Characters without a token become their bytes, such as <0xE6>.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def merged_by_score(
 ) -> tokenizers.Tokenizer:
     """A tokenizer that merges by score.
 
-    ids: of all tokens. scores: of those that text is made of; no other comes out of a merge.
-    unknown: the token of a character without bytes. prefix: whether a space is put before a text.
+    ids: of all tokens. scores: of the tokens that merges may give. unknown: the token for a
+    character without bytes. prefix: whether a space is added before a text.
     """
     order = sorted(scores, key=lambda name: -scores[name])
     merges = [pair for name in order for pair in splits(name, scores)]
@@ -39,6 +39,6 @@ def merged_by_score(
 
 
 def splits(token: str, known: Container[str]) -> list[tuple[str, str]]:
-    """Every pair of known tokens that makes this one."""
+    """Every pair of known tokens that joins to this one."""
     cuts = ((token[:n], token[n:]) for n in range(1, len(token)))
     return [(left, right) for left, right in cuts if left in known and right in known]

@@ -1,4 +1,4 @@
-"""Reading a vocabulary in tiktoken's format: a line per token, its bytes in base64 and its rank."""
+"""Vocabularies in tiktoken's format: one line per token, with its bytes in base64 and its rank."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tokenizers import decoders, models
 
 from culm.config import Config, SettingError
 from culm.tokenizer.alphabet import written
-from culm.tokenizer.tokenizer import SPECIALS, TEMPLATE, Tokenizer
+from culm.tokenizer.chat import SPECIALS, TEMPLATE
+from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import splitter
 
 CL100K_PATTERN = (
@@ -22,7 +23,7 @@ CL100K_PATTERN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CL100K = "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
-# The ids 100256 and 100261 to 100275 are free in cl100k: five of them carry the turns of a chat.
+# The ids 100256 and 100261 to 100275 are free in cl100k: five of them are used for chat turns.
 CL100K_SPECIALS = {
     "<|endoftext|>": 100257,
     "<|fim_prefix|>": 100258,
@@ -40,7 +41,7 @@ class Tiktoken(Config):
     path: str
 
     def build(self, texts: Iterable[str] = ()) -> Tokenizer:
-        """The tokenizer in the file; `texts` is not looked at."""
+        """The tokenizer in the file; `texts` is not read."""
         return from_tiktoken(self.path)
 
 
@@ -70,8 +71,7 @@ def _read(path: Path) -> dict[bytes, int]:
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
     except FileNotFoundError:
         raise SettingError(
-            f"{path}: there is no such file; download {CL100K}, and give its place as "
-            "tokenizer.path"
+            f"{path}: no such file; download {CL100K} and set tokenizer.path to it"
         ) from None
     except OSError as error:
         raise SettingError(f"{path}: cannot be read: {error.strerror}") from None
@@ -80,12 +80,12 @@ def _read(path: Path) -> dict[bytes, int]:
             f"{path}: not a tiktoken file (base64 and a rank on each line)"
         ) from None
     if any(bytes([byte]) not in ranks for byte in range(256)):
-        raise SettingError(f"{path}: not a byte-level vocabulary: some byte has no token")
+        raise SettingError(f"{path}: not a byte-level vocabulary: a byte has no token")
     return dict(sorted(ranks.items(), key=lambda item: item[1]))
 
 
 def _halves(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens that are merged last into this one: all merges of lower rank applied."""
+    """The two tokens that are merged last into this one: after all merges of lower rank."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
         pairs = [ranks.get(a + b, len(ranks)) for a, b in pairwise(parts)]

@@ -11,11 +11,12 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from culm.config import Config
 from culm.tokenizer.alphabet import BYTES
-from culm.tokenizer.pieces import pieces
-from culm.tokenizer.tokenizer import PIECE, SPECIALS, TEMPLATE, Tokenizer
+from culm.tokenizer.chat import SPECIALS, TEMPLATE
+from culm.tokenizer.parts import pieces
+from culm.tokenizer.tokenizer import PIECE, Tokenizer
 
-# Words of GPT-4's kind, but each digit is a token of its own, so that numbers have places and
-# arithmetic can be learned. It is Qwen2's pattern: llama.cpp knows it by the name "qwen2".
+# GPT-4's way to split words, but with one token per digit, so that arithmetic can be learned. It is
+# Qwen2's pattern; llama.cpp calls it "qwen2".
 PATTERN = (
     r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -23,15 +24,15 @@ PATTERN = (
 
 
 class BPE(Config):
-    """vocabulary: how many tokens, the 256 bytes and the special tokens among them."""
+    """vocabulary: number of tokens, including the 256 bytes and the special tokens."""
 
     kind: Literal["bpe"] = "bpe"
     vocabulary: int = Field(default=4096, ge=256 + len(SPECIALS))
 
     def build(self, texts: Iterable[str]) -> Tokenizer:
-        """Trained on `texts`; the same texts in the same order give the same tokenizer.
+        """Train on `texts`; the same texts in the same order give the same tokenizer.
 
-        Text too small for so many tokens gives fewer.
+        A small text may give fewer tokens.
         """
         inner = tokenizers.Tokenizer(models.BPE())
         inner.pre_tokenizer = splitter(PATTERN)
@@ -49,7 +50,7 @@ class BPE(Config):
 
 
 def splitter(*words: str) -> pre_tokenizers.PreTokenizer:
-    """Cuts text into words by regular expressions, one after another, and writes them as bytes."""
+    """Splits text into words by regular expressions, in order, and writes them as bytes."""
     return pre_tokenizers.Sequence(
         [
             *(pre_tokenizers.Split(Regex(each), behavior="isolated") for each in words),

@@ -16,7 +16,7 @@ from culm.compose import read_yaml
 from culm.config import Config, SettingError, parse
 from culm.data.manifest import NAME, Manifest
 from culm.files import atomic
-from culm.tokenizer.tokenizer import FILES
+from culm.tokenizer.folder import FILES
 from culm.train.checkpoint import steps_in
 
 SETTINGS = "run.yaml"

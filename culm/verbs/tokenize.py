@@ -11,7 +11,7 @@ from culm.data.format.document import DocumentFormat
 from culm.data.source import open_source
 from culm.data.texts import texts_of
 from culm.files import atomic, refuse_nonempty
-from culm.tokenizer.tokenizer import CONFIG
+from culm.tokenizer.folder import CONFIG
 from culm.tokenizer.train import BPE
 
 

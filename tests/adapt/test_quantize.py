@@ -166,7 +166,7 @@ def test_int4_leaves_the_head(tiny):
 def test_weights_that_are_not_finite(tiny, value):
     model = tiny()
     model.blocks[1].mlp.up.weight.data[2, 3] = value
-    with pytest.raises(ValueError, match=r"model: blocks\.1\.mlp\.up holds NaN or infinity"):
+    with pytest.raises(ValueError, match=r"model: blocks\.1\.mlp\.up contains NaN or infinity"):
         Int4().apply(model)
     assert not is_quantized(model)
 

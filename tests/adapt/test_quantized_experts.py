@@ -11,9 +11,14 @@ from culm.adapt.quantize import Quantizers
 from culm.adapt.quantize.awq import AWQ
 from culm.adapt.quantize.calibrate import Calibration
 from culm.adapt.quantize.gptq import GPTQ
-from culm.adapt.quantize.grouped import QuantizedGrouped, expert
 from culm.adapt.quantize.int4 import Int4Linear
-from culm.adapt.quantize.linear import QuantizedLinear, is_quantized, quantized_layers
+from culm.adapt.quantize.linear import (
+    QuantizedGrouped,
+    QuantizedLinear,
+    expert,
+    is_quantized,
+    quantized_layers,
+)
 from culm.adapt.quantize.method import RTN
 from culm.config import parse
 from culm.convert import native

@@ -7,8 +7,8 @@ import torch
 
 from culm.adapt.quantize import Method, Quantizers
 from culm.adapt.quantize.int4 import Int4
-from culm.adapt.quantize.linear import assigned, round_to_nearest
 from culm.adapt.quantize.qat import convert, fake_quantize
+from culm.adapt.quantize.quantizer import assigned, round_to_nearest
 from culm.config import parse
 from culm.eval.divergence import Divergence, compare
 from culm.model.transformer import Transformer, TransformerConfig

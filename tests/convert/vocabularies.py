@@ -14,8 +14,9 @@ from culm.convert.gguf import header as gguf_header
 from culm.convert.gguf.tokenizer import OWN, add_tokenizer
 from culm.convert.gguf.words import RULES
 from culm.tokenizer.alphabet import BYTES as ALPHABET
+from culm.tokenizer.chat import TEMPLATE
 from culm.tokenizer.sentencepiece import BYTES, merged_by_score
-from culm.tokenizer.tokenizer import TEMPLATE, Tokenizer
+from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE, splitter
 
 PARTS = [

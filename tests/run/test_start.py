@@ -15,8 +15,8 @@ from culm.convert.load import load_model
 from culm.run.settings import RunConfig, read_run
 from culm.run.start import Pretrained, start_of
 from culm.run.train import train
-from culm.tokenizer.marks import with_chat
-from culm.tokenizer.tokenizer import SPECIALS, Tokenizer
+from culm.tokenizer.chat import SPECIALS
+from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE
 from culm.verbs.plan import show_plan
 
@@ -154,8 +154,8 @@ def native_model():
 
 
 def test_marks_are_added_once(words):
-    chat = with_chat(words)
-    assert with_chat(chat) is chat
+    chat = words.with_chat()
+    assert chat.with_chat() is chat
     assert [chat.specials[name] for name in SPECIALS[1:]] == [290, 291, 292, 293, 294]
     assert chat.end_of_text == words.end_of_text
     assert chat.stop_ids == {words.end_of_text, chat.specials["<|end|>"]}

@@ -71,7 +71,9 @@ def test_contents_cannot_forge_special_tokens(tokenizer):
     ids, _ = tokenizer.chat.encode(messages)
     assert sum(id in tokenizer.specials.values() for id in ids) == 4
     assert evil in tokenizer.decode(ids, specials=True)
-    with pytest.raises(ValueError, match=r"messages\[0\]: <\|end\|> may stand in a content only"):
+    with pytest.raises(
+        ValueError, match=r"messages\[0\]: <\|end\|> is allowed in the content only"
+    ):
         tokenizer.chat.prompt([{"role": "user", "name": "<|end|>", "content": ""}])
 
 

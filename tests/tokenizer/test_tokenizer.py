@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from culm.config import SettingError, parse
 from culm.tokenizer import TokenizerConfig
 from culm.tokenizer.bytes import Bytes
-from culm.tokenizer.decoder import Decoder
-from culm.tokenizer.pieces import pieces
+from culm.tokenizer.chat import SPECIALS
+from culm.tokenizer.parts import pieces
 from culm.tokenizer.tiktoken import from_tiktoken
-from culm.tokenizer.tokenizer import SPECIALS, Tokenizer
+from culm.tokenizer.tokenizer import Decoder, Tokenizer
 from culm.tokenizer.train import BPE
 
 text_of_any_kind = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
@@ -245,21 +245,21 @@ def test_ids_beyond_the_vocabulary_are_refused(tokenizer):
 
 
 def test_bad_folders_are_named(tmp_path):
-    with pytest.raises(SettingError, match=r"there is no tokenizer\.json"):
+    with pytest.raises(SettingError, match=r"contains no tokenizer\.json"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(SettingError, match=r"tokenizer\.json: cannot be read as a tokenizer"):
+    with pytest.raises(SettingError, match=r"tokenizer\.json: not a readable tokenizer"):
         Tokenizer.load(tmp_path)
     bad = tmp_path / "bad.tiktoken"
     for content, problem in (
         ("a b c", "not a tiktoken file"),
-        ("YQ== 0", "some byte has no token"),
+        ("YQ== 0", "a byte has no token"),
     ):
         bad.write_text(content)
         with pytest.raises(SettingError, match=problem):
             from_tiktoken(bad)
     with pytest.raises(
-        SettingError, match=r"none\.tiktoken: there is no such file; download https://.*cl100k"
+        SettingError, match=r"none\.tiktoken: no such file; download https://.*cl100k"
     ):
         from_tiktoken(tmp_path / "none.tiktoken")
 
@@ -290,5 +290,5 @@ def test_ends_that_are_no_tokens(ids, where, tmp_path, capsys):
         assert max(Tokenizer.load(tmp_path).stop_ids) < 300
         assert f"{name}: the tokenizer has no token {ids}" in capsys.readouterr().err
         return
-    with pytest.raises(SettingError, match=rf"{where}: {name}: .* no number"):
+    with pytest.raises(SettingError, match=rf"{where}: {name}: .* is not a token id"):
         Tokenizer.load(tmp_path)

@@ -129,11 +129,11 @@ def test_layers_of_no_target_stay(quantize, model):
         ("int8", "gptq", True, r"method: gptq finds codes of int4, not of int8; take method=rtn"),
         ("int4", "smoothquant", True, r"method: smoothquant finds codes of w8a8, not of int4"),
         ("{kind: int4, group: 64}", "rtn", False, r"group: 64 does not divide the 96 inputs of "
-         r"blocks\.0\.mlp\.down; take 32, or targets without it"),
+         r"blocks\.0\.mlp\.down; use 32, or targets without it"),
         ("{kind: int4, group: 128}", "awq", True, r"group: 128 does not divide the 64 inputs of "
-         r"blocks\.0\.attention\.q; take 32 or 64, or targets without it"),
+         r"blocks\.0\.attention\.q; use 32 or 64, or targets without it"),
         ("{kind: int8, targets: blocks.*.key}", "rtn", False, r"targets: '.*' names no layer"),
-        ("[int8, int4]", "rtn", False, r"targets: those before int4 take all of its layers"),
+        ("[int8, int4]", "rtn", False, r"targets: earlier quantisers take all layers of int4"),
     ],
 )  # fmt: skip
 def test_what_it_refuses(quantize, text, tmp_path, to, method, needs, message):

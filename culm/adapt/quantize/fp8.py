@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from culm.adapt.quantize.linear import LinearQuantizer, QuantizedLinear
+from culm.adapt.quantize.linear import QuantizedLinear
+from culm.adapt.quantize.quantizer import LinearQuantizer
 from culm.adapt.replace import Patterns
 from culm.log import say
 from culm.model.linear import Linear
@@ -66,7 +67,7 @@ class FP8Linear(QuantizedLinear):
     def dequantize(self) -> Tensor:
         return self.weight.float() * self.scale[:, None]
 
-    def product(self, x: Tensor) -> Tensor:
+    def matmul(self, x: Tensor) -> Tensor:
         whole = self.in_features % 16 == 0 and self.out_features % 16 == 0
         if x.device.type == "cpu" or x.dtype != torch.bfloat16 or not whole:
             return self.dense(x)

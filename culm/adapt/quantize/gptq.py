@@ -18,8 +18,8 @@ from pydantic import PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from culm.adapt.quantize.calibrate import Calibration
-from culm.adapt.quantize.grouped import QuantizedGrouped, expert
 from culm.adapt.quantize.int4 import Int4, Int4Linear, codes_of, grid, values_of
+from culm.adapt.quantize.linear import QuantizedGrouped, expert
 from culm.adapt.quantize.method import Calibrated, plain_linear
 from culm.config import SettingError
 from culm.model.linear import GroupedLinear, Linear

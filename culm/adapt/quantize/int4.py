@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from culm.adapt.quantize.linear import QuantizedLinear, TrainableQuantizer, told_undivided
+from culm.adapt.quantize.linear import QuantizedLinear
+from culm.adapt.quantize.quantizer import TrainableQuantizer, undivided
 from culm.log import say
 from culm.model.linear import GroupedLinear, Linear
 
@@ -32,7 +33,7 @@ class Int4(TrainableQuantizer):
 
     def divides(self, name: str, linear: Linear | GroupedLinear) -> None:
         if linear.in_features % self.group:
-            raise ValueError(told_undivided("group", self.group, name, linear))
+            raise undivided("group", self.group, name, linear)
 
     def rounded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         groups = weight.detach().float().unflatten(1, (-1, self.group))

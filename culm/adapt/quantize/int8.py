@@ -8,7 +8,8 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from culm.adapt.quantize.linear import QuantizedLinear, TrainableQuantizer
+from culm.adapt.quantize.linear import QuantizedLinear
+from culm.adapt.quantize.quantizer import TrainableQuantizer
 from culm.adapt.replace import Patterns
 from culm.log import say
 from culm.model.linear import Linear

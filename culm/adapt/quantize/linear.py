@@ -1,29 +1,26 @@
-"""What every quantised linear layer is: packed weights that are multiplied out when needed."""
+"""Quantised linear layers: packed weights of few bits, dequantised when needed."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from culm.adapt.quantize.grouped import QuantizedGrouped, expert
-from culm.adapt.replace import Patterns, linears, note_untied, replace
-from culm.config import Config
 from culm.model.linear import GroupedLinear, Linear
-from culm.model.transformer import Transformer
 
-FEW = 16  # rows of x up to which the packed kernels win over multiplying out the weights
+FEW = 16  # rows of x up to which the packed kernels are faster than dequantising the weights
 
 
 class QuantizedLinear(nn.Module, ABC):
     """x: (..., inputs) -> (..., outputs) with weights of few bits.
 
-    The packed kernels of torch are taken for few rows in bf16 on a CPU, which is decoding: there
-    reading the weights is all the time. Elsewhere (long prompts, fp32, other devices) they are
-    slower by an order of magnitude or missing, and a dense product is taken. Weights are frozen;
-    the gradient goes through to x, which is what an adapter beside the layer needs.
+    The packed kernels of torch serve few rows in bf16 on a CPU, which is decoding: there the time
+    goes into reading the weights. Elsewhere (long prompts, fp32, other devices) they are slower by
+    an order of magnitude or missing, and a dense matmul is used. Weights are frozen; the gradient
+    reaches x, which is all that an adapter on top of the layer needs.
     """
 
     weight: Tensor
@@ -38,33 +35,33 @@ class QuantizedLinear(nn.Module, ABC):
     @property
     @abstractmethod
     def settings(self) -> dict[str, str | int]:
-        """What its quantiser builds this kind of layer from, as a mapping."""
+        """Settings of the quantiser that builds this kind of layer."""
 
     @property
     def weight_bytes(self) -> int:
-        """What is stored in the place of the weights, scales included."""
+        """Bytes stored for the weights, scales included."""
         return sum(t.nbytes for name, t in self.state_dict().items() if name != "bias")
 
     def prepare(self) -> None:
-        """After the buffers were filled: find out whether a packed kernel serves this layer."""
+        """Find out whether a packed kernel serves this layer, once the buffers are filled."""
 
     def decode(self, x: Tensor) -> Tensor:
-        """The packed kernel's product, where `packed` says that there is one; x: (N, inputs)."""
+        """x W^T by the packed kernel, which exists if `packed`; x: (N, inputs)."""
         raise NotImplementedError
 
     @abstractmethod
     def dequantize(self) -> Tensor:
-        """The weights multiplied out: (outputs, inputs) fp32."""
+        """The weights, (outputs, inputs) fp32."""
 
     def matrix(self) -> Tensor:
-        """The same, as every linear layer has it."""
+        """The weights, under the name that every linear layer has for them."""
         return self.dequantize()
 
     def dense(self, x: Tensor) -> Tensor:
-        """x W^T through weights in the dtype of x; x: (N, inputs)."""
+        """x W^T with weights dequantised to the dtype of x; x: (N, inputs)."""
         return x @ self.dequantize().to(x.dtype).t()
 
-    def product(self, x: Tensor) -> Tensor:
+    def matmul(self, x: Tensor) -> Tensor:
         """x W^T by the faster way; x: (N, inputs)."""
         decoding = x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[0] <= FEW
         return self.decode(x) if self.packed and decoding else self.dense(x)
@@ -72,133 +69,74 @@ class QuantizedLinear(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(0, -2)
         if torch.is_grad_enabled() and x.requires_grad:
-            out = _Product.apply(flat, self)
+            out = _FrozenMatmul.apply(flat, self)
         else:
-            out = self.product(flat)
+            out = self.matmul(flat)
         out = out.unflatten(0, x.shape[:-1])
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
-class _Product(torch.autograd.Function):
-    """x W^T whose backward multiplies the weights out again instead of keeping them."""
+class _FrozenMatmul(torch.autograd.Function):
+    """x W^T whose backward dequantises the weights again instead of storing them."""
 
     @staticmethod
     def forward(ctx, x: Tensor, layer: QuantizedLinear) -> Tensor:
         ctx.layer = layer
-        return layer.product(x)
+        return layer.matmul(x)
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
         return grads[0] @ ctx.layer.dequantize().to(grads[0].dtype), None
 
 
-class LinearQuantizer(Config, ABC):
-    """Settings of a kind of quantised layer; `settings` of the layer are its own fields.
+class QuantizedGrouped(nn.Module):
+    """x: (M, inputs), sorted by expert -> (M, outputs), as `culm.model.linear.GroupedLinear`.
 
-    targets: patterns of linear layers.
+    Each expert is a quantised layer; only experts that have rows are computed. Each chooses between
+    packed kernel and dense matmul by its number of rows. bias: (experts, outputs).
     """
 
-    kind: str
-    targets: Patterns = ("blocks.*",)
+    def __init__(self, each: Sequence[QuantizedLinear], bias: Tensor | None) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(each)
+        self.out_features = each[0].out_features
+        self.register_buffer("bias", bias)
+        self.bias: Tensor | None
 
-    @abstractmethod
-    def build(self, inputs: int, outputs: int, bias: bool) -> QuantizedLinear:
-        """An empty layer, to be loaded into."""
+    @property
+    def layers(self) -> list[QuantizedLinear]:
+        return cast("list[QuantizedLinear]", list(self.each))
 
-    @abstractmethod
-    def round(self, linear: Linear) -> QuantizedLinear:
-        """The nearest quantised layer."""
+    @property
+    def settings(self) -> dict[str, str | int]:
+        """Settings of the quantiser that builds this kind of layer."""
+        return self.layers[0].settings
 
-    def rounds(self, layer: Linear | GroupedLinear) -> QuantizedLinear | QuantizedGrouped:
-        """The nearest quantised layer, or one for each expert."""
-        if isinstance(layer, Linear):
-            return self.round(layer)
-        bias = None if layer.bias is None else layer.bias.detach().clone()
-        each = [self.round(expert(layer, number)) for number in range(layer.experts)]
-        return QuantizedGrouped(each, bias)
+    def dequantize(self) -> Tensor:
+        """The weights, (experts, outputs, inputs) fp32."""
+        return torch.stack([layer.dequantize() for layer in self.layers])
 
-    def empty(self, layer: Linear | GroupedLinear) -> QuantizedLinear | QuantizedGrouped:
-        """What takes the place of a layer, to be loaded into."""
-        inputs, outputs, biased = layer.in_features, layer.out_features, layer.bias is not None
-        if isinstance(layer, Linear):
-            return self.build(inputs, outputs, biased)
-        each = [self.build(inputs, outputs, False) for _ in range(layer.experts)]
-        return QuantizedGrouped(each, torch.zeros(layer.experts, outputs) if biased else None)
-
-    def divides(self, name: str, linear: Linear | GroupedLinear) -> None:
-        """Refuse a layer whose inputs do not fill whole groups.
-
-        Raises:
-            ValueError: naming the setting.
-        """
-
-    def apply(self, model: Transformer) -> int:
-        """Round the targets to nearest, in place; gives how many. A tied head is untied by it."""
-        return round_to_nearest(model, assigned(model, [self]))
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        """ends: (experts,) int32, the row after the last one of each expert."""
+        parts, start = [x.new_empty(0, self.out_features)], 0
+        for number, end in enumerate(ends.tolist()):
+            if end > start:
+                part = self.each[number](x[start:end])
+                parts.append(part if self.bias is None else part + self.bias[number].to(x.dtype))
+            start = end
+        return torch.cat(parts)
 
 
-class TrainableQuantizer(LinearQuantizer, ABC):
-    """One whose rounding weights can be trained for (`culm.adapt.quantize.qat`)."""
-
-    @abstractmethod
-    def rounded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """What weights (outputs, inputs) become, fp32, and which of them lie within the range."""
-
-    def read(self, x: Tensor) -> Tensor:
-        """x: (..., inputs) as its layers read it; most take it as it is."""
-        return x
-
-
-def assigned(
-    model: Transformer,
-    quantizers: Sequence[LinearQuantizer],
-    kinds: tuple[type[nn.Module], ...] = (Linear, GroupedLinear),
-) -> dict[str, LinearQuantizer]:
-    """Which quantiser takes which layer of these kinds: the first whose targets name it.
-
-    Raises:
-        ValueError: a pattern names no layer, a quantiser is left without any, or a layer cannot be
-            quantised.
-    """
-    found: dict[str, LinearQuantizer] = {}
-    for quantizer in quantizers:
-        match, before = linears(model, quantizer.targets, *kinds), len(found)
-        for name, layer in model.named_modules():
-            if match(name, layer) and name not in found:
-                assert isinstance(layer, Linear | GroupedLinear)
-                quantizer.divides(name, layer)
-                if not (layer.weight.is_meta or layer.weight.isfinite().all()):
-                    raise ValueError(f"model: {name} holds NaN or infinity; take an earlier one")
-                found[name] = quantizer
-        if len(found) == before:
-            raise ValueError(
-                f"targets: those before {quantizer.kind} take all of its layers; put it first, or "
-                "give it other targets"
-            )
-    return found
-
-
-def round_to_nearest(model: Transformer, layers: Mapping[str, LinearQuantizer]) -> int:
-    """Round these layers, in place; gives how many. A tied head is untied by it."""
-    count = replace(
-        model,
-        lambda name, _: name in layers,
-        lambda name, layer: layers[name].rounds(layer),  # type: ignore[arg-type]
-    )
-    note_untied(model)
-    return count
-
-
-def told_undivided(setting: str, size: int, name: str, linear: Linear | GroupedLinear) -> str:
-    """The message where groups of this size do not fill the inputs of a layer."""
-    fitting = [str(s) for s in (32, 64, 128) if linear.in_features % s == 0]
-    remedy = f"take {' or '.join(fitting)}, or" if fitting else "take int8 there, or"
-    inputs = f"the {linear.in_features} inputs of {name}"
-    return f"{setting}: {size} does not divide {inputs}; {remedy} targets without it"
+def expert(layer: GroupedLinear, number: int) -> Linear:
+    """The weights of one expert as a linear layer, without its bias and without a copy."""
+    with torch.device("meta"):
+        single = Linear(layer.in_features, layer.out_features)
+    single.weight = nn.Parameter(layer.weight[number].detach(), requires_grad=False)
+    return single
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear | QuantizedGrouped]:
-    """Those that took the place of a layer, by its name; layers of experts as one."""
+    """The quantised layers by name; all experts of a layer are one of them."""
     found: dict[str, QuantizedLinear | QuantizedGrouped] = {}
     last = ""
     for name, module in model.named_modules():
@@ -209,5 +147,5 @@ def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear | QuantizedG
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether some of its weights have few bits, and so cannot be trained."""
+    """Whether any layer is quantised, so that the model cannot be trained in full."""
     return any(isinstance(module, QuantizedLinear) for module in model.modules())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from culm.adapt.quantize.calibrate import Calibration
-from culm.adapt.quantize.linear import LinearQuantizer, assigned, round_to_nearest
+from culm.adapt.quantize.quantizer import LinearQuantizer, assigned, round_to_nearest
 from culm.config import Config, SettingError
 from culm.model.linear import GroupedLinear, Linear
 from culm.model.transformer import Transformer

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from culm.adapt.quantize.linear import LinearQuantizer, QuantizedLinear, told_undivided
+from culm.adapt.quantize.linear import QuantizedLinear
+from culm.adapt.quantize.quantizer import LinearQuantizer, undivided
 from culm.model.linear import GroupedLinear, Linear
 
 LEVELS = (
@@ -41,7 +42,7 @@ class NF4(LinearQuantizer):
 
     def divides(self, name: str, linear: Linear | GroupedLinear) -> None:
         if linear.in_features % self.block:
-            raise ValueError(told_undivided("block", self.block, name, linear))
+            raise undivided("block", self.block, name, linear)
 
 
 class NF4Linear(QuantizedLinear):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from culm.adapt.quantize.int4 import Int4
 from culm.adapt.quantize.int8 import Int8
-from culm.adapt.quantize.linear import TrainableQuantizer, assigned
+from culm.adapt.quantize.quantizer import TrainableQuantizer, assigned
 from culm.adapt.quantize.w8a8 import W8A8
 from culm.adapt.replace import note_untied, replace
 from culm.config import some_of

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from culm.adapt.quantize.int8 import Int8Linear, nearest
-from culm.adapt.quantize.linear import TrainableQuantizer
+from culm.adapt.quantize.quantizer import TrainableQuantizer
 from culm.adapt.replace import Patterns
 from culm.log import say
 from culm.model.linear import Linear
@@ -58,7 +58,7 @@ class W8A8Linear(Int8Linear):
     def prepare(self) -> None:
         """Nothing: how it multiplies depends on the device, which may change."""
 
-    def product(self, x: Tensor) -> Tensor:
+    def matmul(self, x: Tensor) -> Tensor:
         steps, scale = token_steps(x.float())
         sums = self._sums(steps)
         return (sums.to(scale.dtype) * scale * self.scale.to(scale.dtype)).to(x.dtype)

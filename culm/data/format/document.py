@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 
 from culm.data.example import Example, RecordFormat, shape_of
-from culm.tokenizer.pieces import pieces
+from culm.tokenizer.parts import pieces
 from culm.tokenizer.tokenizer import Tokenizer
 
 
