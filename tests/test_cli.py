@@ -223,7 +223,7 @@ def test_export_to_four_bits(culm, model, tmp_path):
     code, out, err = culm("export", model, path, "--dtype", "q4_k_m")
     assert code == 0
     assert "MB of weights" in out
-    assert "of 32 is Q8_0, not Q6_K" in err  # the tiny model's rows
+    assert "of 32 is Q5_0, not Q4_K" in err  # the tiny model's rows
     assert culm("generate", path, "A fox", "--max-tokens", 4, "--device", "cpu")[0] == 0
     code, _, err = culm("export", model, path, "--dtype", "q9")
     assert code == 1

@@ -143,7 +143,7 @@ def test_the_order_of_settings_does_not_matter() -> None:
         assert (optimizer.kind, optimizer.rate) == ("adamw", 0.5)
 
 
-def test_a_list_is_replaced_whole() -> None:
+def test_a_list_replaces_a_list() -> None:
     config = parse(RunConfig, values("data.path=[a, b]"))
     assert config.data.path == ("a", "b")
 
@@ -172,7 +172,7 @@ def test_errors_name_the_setting(settings: list[str], message: str) -> None:
         read_run("pretrain", settings)
 
 
-def test_an_unknown_run_is_guessed() -> None:
+def test_an_unknown_run_suggests_a_known_one() -> None:
     with pytest.raises(SettingError, match="run: there is no 'pretrian'; did you mean 'pretrain'"):
         read_run("pretrian")
 
@@ -203,7 +203,7 @@ def test_a_file_that_is_not_a_mapping_is_an_error(tmp_path: Path) -> None:
         ("model: [1]", r"model: expected settings or the name of a file: \[1\]"),
     ],
 )
-def test_a_run_file_that_says_nothing_clear(text: str, message: str, tmp_path: Path) -> None:
+def test_unclear_run_files_are_errors(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(SettingError, match=message):
         read_run(str(tmp_path), ["model.width=64"])  # a folder stands for the run file in it

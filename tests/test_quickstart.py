@@ -67,7 +67,7 @@ class Stop(Exception):
     """Somebody pulls the plug."""
 
 
-def test_the_whole_way_with_an_interruption(
+def test_all_stages_with_an_interruption(
     text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
@@ -164,7 +164,7 @@ def digest(folder: Path) -> str:
     return sha256(next(folder.rglob("model.safetensors")))
 
 
-def test_another_question_needs_another_folder(tmp_path: Path) -> None:
+def test_other_settings_need_another_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     Quickstart(folder, ["a slip of the pen"], 10, "cpu", 0)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from culm.engine.constraint import is_empty
 from culm.engine.request import Event, Finish, Running
-from culm.engine.sampling import Sampler
+from culm.engine.sampling import TokenSampler
 
 
 class Chooser:
@@ -19,7 +19,7 @@ class Chooser:
 
     def __init__(self, vocabulary: int) -> None:
         self.vocabulary = vocabulary
-        self._samplers: dict[int, Sampler] = {}  # by positions of a row, for the current rows
+        self._samplers: dict[int, TokenSampler] = {}  # by positions of a row, for the current rows
 
     def forget(self) -> None:
         """The rows have changed."""
@@ -63,7 +63,7 @@ class Chooser:
         if sampler is None:
             settings = [row.request.sampling for row in rows for _ in times]
             seeds = [row.seed for row in rows for _ in times]
-            sampler = self._samplers[shape[1]] = Sampler(settings, seeds, logits.device)
+            sampler = self._samplers[shape[1]] = TokenSampler(settings, seeds, logits.device)
         prompts = [row.request.prompt for row in rows for _ in times]
         allowed = None
         if any(row.request.constraint for row in rows):

@@ -81,7 +81,7 @@ class Sampling:
         return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
 
 
-class Sampler:
+class TokenSampler:
     """The settings of a batch's rows as tensors; made again when the rows change."""
 
     def __init__(

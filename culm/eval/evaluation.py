@@ -18,10 +18,10 @@ class Evaluation:
     def run(self, final: bool = False) -> dict[str, Any]:
         """Results by name; every rank takes part and gets the same ones.
 
-        A measure that is named after its kind gives its results as they are; results of others have
-        the measure's name in front, as in `books.loss`.
+        A measure that is named after its kind keeps the names of its results; others put their
+        own name in front, as in `books.loss`.
 
-        final: after the last step, also with measures that are taken only then.
+        final: after the last step, include the measures that are taken only then.
         """
         results: dict[str, Any] = {}
         with unsharded(self.subject.model):

@@ -22,7 +22,7 @@ class HeldOutRows(Protocol):
     """Rows to score; `culm.data.loader.Loader` has them."""
 
     def sample(self, targets: int) -> Iterator[Batch]:
-        """Batches with about so many targets, the same on every rank."""
+        """Batches with about `targets` targets, the same on every rank."""
         ...
 
 

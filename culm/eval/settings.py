@@ -16,7 +16,7 @@ M = TypeVar("M", bound=MeasureConfig)
 
 
 def _named(measures: Any) -> Any:
-    """A name stands for the kind when no kind is given; null takes an inherited measure away."""
+    """A name stands for the kind when no kind is given; null removes an inherited measure."""
     if not isinstance(measures, Mapping):
         return measures
     return {

@@ -20,11 +20,11 @@ import torch
 from culm import log
 from culm.config import SettingError
 from culm.convert import native
-from culm.convert.export import quantize, size_of, write_export
+from culm.convert.export import quantize, write_export
 from culm.convert.load import read
 from culm.data.manifest import Manifest
 from culm.data.texts import texts_of
-from culm.eval.exact import Answered, accuracies_of, difference
+from culm.eval.exact import Answered, difference
 from culm.files import read_lines
 from culm.quickstart.report import write_report
 from culm.quickstart.scorer import Scorer
@@ -206,7 +206,7 @@ class Quickstart:
         answers: dict[str, list[Answered]] = {}
         with log.progress("evaluate", len(MODELS), "models") as bar:
             for name, stage in MODELS.items():
-                table[name], answers[name] = self._evaluated(scorer, stage, questions)
+                table[name], answers[name] = scorer.evaluate(self.folder / stage, questions)
                 bar.advance(1, name)
         gains = {name: difference(answers[name], answers["sft"]) for name in ("rl", "control")}
         return table | {"gains": {name: asdict(gain) for name, gain in gains.items()}}
@@ -214,22 +214,6 @@ class Quickstart:
     def _scorer(self) -> Scorer:
         corpus = self.folder / "pretrain" / "data"
         return Scorer(self.config("pretrain"), self.config("sft"), corpus)
-
-    def _evaluated(
-        self, scorer: Scorer, stage: str, questions: int
-    ) -> tuple[dict[str, Any], list[Answered]]:
-        """Scores of the model of a stage, and its answers."""
-        model, tokenizer = scorer.read(self.folder / stage)
-        start = time.perf_counter()
-        answered = scorer.answer(model, tokenizer, questions)
-        seconds = time.perf_counter() - start
-        first = {item.task: item for item in reversed(answered)}  # of each task
-        return {
-            "bits_per_byte": scorer.predict(model, tokenizer).bits_per_byte,
-            "exact_match": _as_json(answered),
-            "tokens_per_second": sum(item.tokens for item in answered) / seconds,
-            "examples": [_example(first[task]) for task in reversed(first)],
-        }, answered
 
     def pack(self) -> dict[str, Any]:
         """Quantise and export the chat model; read each result and score it."""
@@ -245,22 +229,9 @@ class Quickstart:
         with log.progress("pack", 1 + len(packs), "packs") as bar:
             found, scorer = {}, self._scorer()
             for path in (chat, *packs):
-                found[path.stem] = self._packed(scorer, path)
+                found[path.stem] = scorer.packed(path, PACK_QUESTIONS)
                 bar.advance(1, path.stem)
         return {"packs": found}
-
-    def _packed(self, scorer: Scorer, path: Path) -> dict[str, Any]:
-        """Scores of a quantised or exported model, read from its file."""
-        model, tokenizer = scorer.read(path)
-        prediction = scorer.predict(model, tokenizer)
-        answered = scorer.answer(model, tokenizer, PACK_QUESTIONS)
-        return {
-            "path": str(path),
-            "bytes": size_of(path),
-            "bits_per_byte": prediction.bits_per_byte,
-            "perplexity": prediction.perplexity,
-            "exact_match": _as_json(answered)["all"],
-        }
 
     def report(self) -> dict[str, Any]:
         stages = self.stages.read()
@@ -270,19 +241,6 @@ class Quickstart:
         model, tokenizer = read(self.folder / "chat", "cpu", torch.float32)
         write_report(self.folder, stages, summary, model, tokenizer)
         return {}
-
-
-def _as_json(answered: list[Answered]) -> dict[str, Any]:
-    return {task: asdict(accuracy) for task, accuracy in accuracies_of(answered).items()}
-
-
-def _example(item: Answered) -> dict[str, Any]:
-    return {
-        "task": item.task,
-        "prompt": item.question.prompt,
-        "reply": item.reply,
-        "score": item.score,
-    }
 
 
 def _say_what_is_next(folder: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from culm.convert.export import size_of
 from culm.convert.load import read
 from culm.device import choose_device, choose_precision
 from culm.dtype import DTYPES
-from culm.eval.exact import Answered, answer_questions, distinct
+from culm.eval.exact import Answered, accuracies_of, answer_questions, distinct
 from culm.eval.measure.exact_match import ExactMatch
 from culm.eval.measure.held_out import HeldOut
 from culm.eval.perplexity import Prediction, predict
@@ -49,3 +53,42 @@ class Scorer:
         measure, seed = self.dialogues.eval.first(ExactMatch), self.dialogues.eval.seed
         asked = distinct(measure.tasks, questions, seed)
         return answer_questions(model, tokenizer, asked, measure.max_tokens)
+
+    def evaluate(self, path: Path, questions: int) -> tuple[dict[str, Any], list[Answered]]:
+        """Scores of a model, with one answer per task as an example, and all its answers."""
+        model, tokenizer = self.read(path)
+        start = time.perf_counter()
+        answered = self.answer(model, tokenizer, questions)
+        seconds = time.perf_counter() - start
+        first = {item.task: item for item in reversed(answered)}  # of each task
+        return {
+            "bits_per_byte": self.predict(model, tokenizer).bits_per_byte,
+            "exact_match": _as_json(answered),
+            "tokens_per_second": sum(item.tokens for item in answered) / seconds,
+            "examples": [_example(first[task]) for task in reversed(first)],
+        }, answered
+
+    def packed(self, path: Path, questions: int) -> dict[str, Any]:
+        """Scores of a quantised or exported model, read from its file."""
+        model, tokenizer = self.read(path)
+        prediction = self.predict(model, tokenizer)
+        return {
+            "path": str(path),
+            "bytes": size_of(path),
+            "bits_per_byte": prediction.bits_per_byte,
+            "perplexity": prediction.perplexity,
+            "exact_match": _as_json(self.answer(model, tokenizer, questions))["all"],
+        }
+
+
+def _as_json(answered: list[Answered]) -> dict[str, Any]:
+    return {task: asdict(accuracy) for task, accuracy in accuracies_of(answered).items()}
+
+
+def _example(item: Answered) -> dict[str, Any]:
+    return {
+        "task": item.task,
+        "prompt": item.question.prompt,
+        "reply": item.reply,
+        "score": item.score,
+    }

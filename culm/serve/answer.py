@@ -55,7 +55,7 @@ class GrowingText:
         return text, ready, "stop" if stopped else event.finish
 
 
-class Answer:
+class AnswerStream:
     """All choices of a query, piece by piece; leaving `pieces` early ends the generation.
 
     echoes: what comes before the generated text. prompt_tokens: of all prompts together.

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from culm.config import SettingError
 from culm.engine.request import Request
-from culm.serve.answer import Answer, TextPiece, TokenScore
+from culm.serve.answer import AnswerStream, TextPiece, TokenScore
 from culm.serve.query import Dialogue, Prompt, Query
 from culm.serve.refusal import ContextTooShort, InvalidRequest, ShuttingDown, UnknownModel
 from culm.serve.worker import Worker
@@ -84,7 +84,7 @@ class Service:
 
     # -- queries ------------------------------------------------------------------------------
 
-    async def ask(self, query: Query) -> Answer:
+    async def ask(self, query: Query) -> AnswerStream:
         """Start a query; its answer comes in pieces.
 
         Raises:
@@ -98,7 +98,7 @@ class Service:
         echoes = await self._echoes(query, prompts, adapter) if query.echo else []
         job = self.worker.submit([] if query.max_tokens == 0 else requests)
         count = sum(map(len, prompts))
-        return Answer(self.worker, job, self.model.tokenizer, query.stop, echoes, count)
+        return AnswerStream(self.worker, job, self.model.tokenizer, query.stop, echoes, count)
 
     async def score(
         self, ids: Sequence[int], ranks: int = 0, adapter: str | None = None
@@ -128,7 +128,7 @@ class Service:
     def _check_values(self, query: Query, count: int) -> None:
         maximum = self.worker.capacity
         if not 1 <= count <= maximum:
-            reason = f"{count} answers in one request, which must be 1 to {maximum}"
+            reason = f"{count} answers in one request; 1 to {maximum} are allowed"
             raise InvalidRequest(f"choices: {reason}", "choices")
         self._check_ids([token for token, _ in query.sampling.bias], "bias")
         self._check_ids(query.stop_ids, "stop_ids")

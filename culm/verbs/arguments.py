@@ -59,7 +59,7 @@ CacheBits = Annotated[
 ]
 Speculate = Annotated[
     Literal["mtp", "ngram"] | None,
-    typer.Option(help="Draft tokens with the model's own heads (mtp) or from repeated text."),
+    typer.Option(help="Draft tokens with the model's heads (mtp) or from repeated text (ngram)."),
 ]
 
 # culm quickstart

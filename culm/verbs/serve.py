@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 from culm.config import SettingError
+from culm.engine.speculation import Speculation
+from culm.model.quantized_cache import CacheKind
 from culm.serve.http.server import check_exposed, check_port
 
 
@@ -35,8 +36,8 @@ def serve_model(
     slots: int,
     adapter: Iterable[str],
     context: int | None,
-    cache: Literal["plain", "int8", "int4"],
-    speculate: Literal["mtp", "ngram"] | None,
+    cache: CacheKind,
+    speculate: Speculation | None,
     device: str,
     dtype: str,
 ) -> None:

@@ -43,7 +43,7 @@ def test_long_text_and_context_are_cut(file, texts, tokenizer):
     assert calibration_rows([path], tokenizer, 1 << 20).seen.shape[1] == LENGTH
 
 
-def test_two_rows_are_the_least(file, texts, tokenizer):
+def test_less_than_two_rows_are_refused(file, texts, tokenizer):
     path = file(texts[0])
     total = len(tokenizer.encode(texts[0]))
     rows = calibration_rows([path], tokenizer, total // 2)

@@ -32,7 +32,7 @@ def test_the_beginning_of_a_source():
     )
 
 
-def test_no_more_of_a_stream_is_read_than_asked(tmp_path: Path):
+def test_a_limit_stops_reading_a_stream(tmp_path: Path):
     def endless():
         for number in range(10_000):
             assert number <= 50, "read on"
@@ -79,7 +79,7 @@ def blueprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return go
 
 
-def test_the_blueprint_trains_on_the_beginning_of_a_stream(blueprint, tmp_path):
+def test_llm_v1_trains_on_the_start_of_a_stream(blueprint, tmp_path):
     assert blueprint("data.max_bytes=30000").finished
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 3
     manifest = Manifest.read(tmp_path / "run" / "data")
@@ -87,7 +87,7 @@ def test_the_blueprint_trains_on_the_beginning_of_a_stream(blueprint, tmp_path):
     assert set(manifest.splits) == {"train", "held_out"}
 
 
-def test_the_blueprint_without_its_vocabulary_says_where_to_get_it(blueprint, tmp_path):
+def test_llm_v1_without_its_vocabulary_says_where_to_get_it(blueprint, tmp_path):
     with pytest.raises(SettingError, match=r"cl100k_base\.tiktoken: .* download https://.*cl100k"):
         blueprint("tokenizer.path=cl100k_base.tiktoken")
     assert not (tmp_path / "run" / "data").exists()

@@ -36,7 +36,7 @@ def test_a_folder_is_read_in_order(tmp_path):
     assert [record["text"] for record in several] == ["second", "first"]  # again each time
 
 
-def test_what_culm_wrote_is_no_text(tmp_path):
+def test_folders_of_culm_are_not_a_corpus(tmp_path):
     write(tmp_path / "a.txt", "mine")
     write(tmp_path / "runs" / "x" / "run.yaml", "seed: 0")
     write(tmp_path / "runs" / "x" / "eval.jsonl", '{"step": 1}')
@@ -55,7 +55,7 @@ def test_an_object_may_fill_several_lines(tmp_path):
     ("content", "message"),
     [("text".encode("utf-16"), "UTF-16 text; save it as UTF-8"), (b"GIF\x00\xff", "zero bytes")],
 )
-def test_what_is_no_utf8_text_is_named(content, message, tmp_path):
+def test_errors_say_where_a_file_is_not_utf8(content, message, tmp_path):
     with pytest.raises(SettingError, match=rf"a\.txt: .*{message}"):
         list(open_source(write(tmp_path / "a.txt", content)))
 
@@ -112,7 +112,7 @@ def test_damaged_files_are_named(tmp_path):
             list(open_source(path))
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_missing_files_are_named(tmp_path):
     with pytest.raises(SettingError, match=r"there is no file or folder 'nothing\.txt'"):
         open_source("nothing.txt")
     with pytest.raises(SettingError, match="there is no file or folder 'nothing'"):

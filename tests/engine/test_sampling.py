@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from culm.engine.sampling import Sampler, Sampling, invert, penalize, truncate, uniforms
+from culm.engine.sampling import Sampling, TokenSampler, invert, penalize, truncate, uniforms
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0])
 
@@ -87,7 +87,9 @@ def test_the_complete_chain_equals_transformers():
 
 def test_greedy_takes_the_lowest_of_equals():
     logits = torch.tensor([[0.0, 2.0, 2.0, 1.0], [5.0, 5.0, 5.0, 5.0]])
-    tokens, logprobs = Sampler([Sampling(temperature=0)] * 2, [1, 2])(logits, [[0]] * 2, [[]] * 2)
+    tokens, logprobs = TokenSampler([Sampling(temperature=0)] * 2, [1, 2])(
+        logits, [[0]] * 2, [[]] * 2
+    )
     assert tokens.tolist() == [1, 0]
     assert logprobs.tolist() == pytest.approx(logits.log_softmax(-1)[[0, 1], [1, 0]].tolist())
 
@@ -98,7 +100,7 @@ def test_samples_follow_the_distribution(temperature):
     rows = [Sampling(temperature=temperature)] * 100
     seen: Counter[int] = Counter()
     for step in range(count // 100):  # both seeds and counts vary, as they do in use
-        sampler = Sampler(rows, range(100))
+        sampler = TokenSampler(rows, range(100))
         seen.update(sampler(LOGITS.expand(100, -1), [[0]] * 100, [[0] * step] * 100)[0].tolist())
     chi = sum((seen[i] - count * float(p)) ** 2 / (count * float(p)) for i, p in enumerate(golden))
     assert chi < 18.5  # 4 degrees of freedom, p = 0.001
@@ -125,8 +127,8 @@ def test_a_token_of_probability_zero_is_never_sampled():
 def test_samples_do_not_depend_on_the_rest_of_the_batch():
     logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
     rows, seeds = [Sampling(top_p=0.9)] * 5, [9, 8, 7, 6, 5]
-    together = Sampler(rows, seeds)(logits, [[0]] * 5, [[1] * i for i in range(5)])[0]
-    alone = Sampler(rows[3:4], seeds[3:4])(logits[3:4], [[0]], [[1] * 3])[0]
+    together = TokenSampler(rows, seeds)(logits, [[0]] * 5, [[1] * i for i in range(5)])[0]
+    alone = TokenSampler(rows[3:4], seeds[3:4])(logits[3:4], [[0]], [[1] * 3])[0]
     assert together[3] == alone[0]
 
 

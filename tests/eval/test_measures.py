@@ -206,7 +206,7 @@ def test_samples_wait_for_the_last_step() -> None:
     assert "samples" in evaluation.run(final=True)
 
 
-def test_a_name_of_its_own_stands_before_the_results() -> None:
+def test_a_name_of_its_own_is_put_in_front_of_the_results() -> None:
     chosen = settings(
         held_out={"tokens": 10}, books={"kind": "held_out"}, words={"kind": "samples"}
     )

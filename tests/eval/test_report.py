@@ -80,6 +80,6 @@ def test_attention_maps_are_computed_and_plotted(tmp_path):
     assert is_picture(tmp_path / "map.png")
 
 
-def test_what_a_model_wrote_cannot_break_a_table():
+def test_text_of_a_model_cannot_break_a_table():
     report = table(("question", "answer"), [("a | b", "one\ntwo | three")])
     assert report.splitlines()[2:] == [r"| a \| b | one two \| three |"]

@@ -43,6 +43,8 @@ def assert_same(one: Path, two: Path) -> None:
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-5), two.name
         for name in a.keys() - {"seconds"}:
             assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-5), (two.name, name, a, b)
+    a, b = (read_lines(folder / "eval.jsonl")[0] for folder in (one, two))
+    assert_same_results(a, b)  # of the same weights, each rank having measured a share
     a, b = (read_lines(folder / "eval.jsonl")[-1] for folder in (one, two))
     assert a.keys() == b.keys()
     assert b.get("loss", 0) == pytest.approx(a.get("loss", 0), abs=1e-3)
@@ -58,6 +60,13 @@ def quantised_start(file: Path) -> Path:
     settings["start"] = str(quantize(settings["start"], file.with_suffix(".int8"), "int8"))
     file.write_text(yaml.safe_dump(settings))
     return file
+
+
+def assert_same_results(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        expected = pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
+        assert b[name] == expected, name
 
 
 def test_two_ranks_follow_one(run_file: Callable[..., Path]) -> None:

@@ -11,7 +11,7 @@ from reciter import CONTEXT, TEXT, reciter
 
 from culm.engine.sampling import Sampling
 from culm.serve import refusal
-from culm.serve.answer import Answer, TextPiece
+from culm.serve.answer import AnswerStream, TextPiece
 from culm.serve.query import Dialogue, Query
 from culm.serve.service import Service
 
@@ -41,7 +41,7 @@ def run(story: Callable[[Service], Awaitable[None]], **settings: int) -> None:
     asyncio.run(whole())
 
 
-async def collected(answer: Answer) -> dict[int, list[TextPiece]]:
+async def collected(answer: AnswerStream) -> dict[int, list[TextPiece]]:
     """Pieces by choice."""
     found: dict[int, list[TextPiece]] = {}
     async for piece in answer.pieces():

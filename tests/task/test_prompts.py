@@ -37,7 +37,7 @@ def test_each_question_of_a_split_comes_once_in_an_epoch(file):
     assert not epochs["train"] & epochs["test"]
 
 
-def test_a_reply_is_graded_as_of_every_task(file):
+def test_a_reply_is_graded_as_in_every_task(file):
     task = Prompts(path=str(file))
     assert task.score(Question("?", "Paris"), " Paris\n") == 1
     assert task.score(Question("?", "Paris"), "in France: Paris") == 1
@@ -45,7 +45,7 @@ def test_a_reply_is_graded_as_of_every_task(file):
     assert exact("ratio 1: 2", "ratio 1: 2") == 1  # an answer may hold a colon itself
 
 
-def test_it_is_taught_too(file):
+def test_fine_tuning_reads_the_same_file(file):
     task = {"kind": "prompts", "path": str(file)}
     data = parse(DataConfig, {"format": "chat", "tasks": [task], "questions": 3})
     for record in data.open():

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from culm.serve.answer import Answer, TextPiece
+from culm.serve.answer import AnswerStream, TextPiece
 from culm.serve.http.error import of_refusal
 from culm.serve.http.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from culm.serve.http.shape import ChatShape, CompletionShape, Shape, used
@@ -34,7 +34,7 @@ async def complete(service: Service, body: CompletionRequest) -> Response:
     return await _respond(body, shape, answer)
 
 
-async def _respond(body: GenerationRequest, shape: Shape, answer: Answer) -> Response:
+async def _respond(body: GenerationRequest, shape: Shape, answer: AnswerStream) -> Response:
     if body.stream:
         return EventStream(_chunks(body, shape, answer), answer.leave)
     pieces: dict[int, list[TextPiece]] = {}
@@ -47,7 +47,7 @@ async def _respond(body: GenerationRequest, shape: Shape, answer: Answer) -> Res
 
 
 async def _chunks(
-    body: GenerationRequest, shape: Shape, answer: Answer
+    body: GenerationRequest, shape: Shape, answer: AnswerStream
 ) -> AsyncIterator[dict[str, Any] | None]:
     for choice in range(answer.choices):
         for chunk in shape.opening(choice):
