@@ -1,8 +1,8 @@
-"""Multi-head latent attention (arXiv 2405.04434): keys and values are made of one small latent.
+"""Multi-head latent attention (arXiv 2405.04434): keys and values from one small latent.
 
-What is kept of a token is the latent (rank) and one rotated key for all heads (rope_dim). While
-decoding, the projection that makes keys of the latent is applied to the query instead, and the one
-that makes values to the result: scores are taken with the latents themselves.
+The cache stores the latent of each token (rank) and one rotated key for all heads (rope_dim). While
+decoding, the projection from latents to keys is applied to the query instead, and the one to values
+to the result: scores are computed with the latents themselves.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from culm.model.score_rule import ScoreRule
 
 
 class MLA(AttentionConfig):
-    """heads: of queries. rank: of the latent of keys and values; query_rank: of queries, if any.
+    """heads: query heads. rank: of the latent of keys and values; query_rank: of queries, if any.
 
-    head_dim: of the part of keys that is not rotated, rope_dim of the part that is, value_dim of
-    values. scale: of the scores; (head_dim + rope_dim)^-0.5 if not given.
+    head_dim: size of the unrotated part of keys, rope_dim of the rotated part, value_dim of values.
+    scale: of the scores; (head_dim + rope_dim)^-0.5 if not given.
     bias: of the projections to the latents and of the output.
     """
 
@@ -84,32 +84,32 @@ class LatentAttention(AttentionModule):
         self.out = Linear(heads * c.value_dim, width, c.bias, residual=True)
 
     def serves(self, backend: Backend, device: torch.device) -> bool:
-        c = self.config  # flash kernels want values of the size of keys
+        c = self.config  # flash kernels need values of the size of keys
         alike = c.head_dim + c.rope_dim == c.value_dim
         return serves(backend, self.rule, device) and (alike or not backend.startswith("flash"))
 
     def forward(self, x: Tensor, context: LayerContext, cache: LayerCache | None) -> Tensor:
-        q, turned = self._queries(x, context)
+        q, rotated = self._queries(x, context)
         latent, key = self._latents(x, context)
         if cache is None:
-            heads = self._naive(q, turned, latent, key, context)
+            heads = self._naive(q, rotated, latent, key, context)
         else:
-            heads = self._absorbed(q, turned, latent, key, context, cache)
+            heads = self._absorbed(q, rotated, latent, key, context, cache)
         return self.out(heads.flatten(-2))
 
     def weights(self, x: Tensor, context: LayerContext) -> Tensor:
-        """(B, H, T, T) attention weights of rows that are one document each, to be looked at."""
-        q, turned = self._queries(x, context)
-        return attention_weights(torch.cat((q, turned), -1), self._keys(*self._latents(x, context)),
-                                 self.rule)  # fmt: skip
+        """Attention weights (B, H, T, T), for inspection; one document per row."""
+        q, rotated = self._queries(x, context)
+        keys = self._keys(*self._latents(x, context))
+        return attention_weights(torch.cat((q, rotated), -1), keys, self.rule)
 
     def _queries(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor]:
         """Unrotated (B, T, H, D) and rotated part (B, T, H, R)."""
         if self.query_latent is not None and self.query_norm is not None:
             x = self.query_norm(self.query_latent(x))
         sizes = (self.config.head_dim, self.config.rope_dim)
-        q, turned = self.q(x).unflatten(-1, (-1, sum(sizes))).split(sizes, -1)
-        return q, rotate(turned, context.rotations[self.rotation])
+        q, rotated = self.q(x).unflatten(-1, (-1, sum(sizes))).split(sizes, -1)
+        return q, rotate(rotated, context.rotations[self.rotation])
 
     def _latents(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor]:
         """Normalised latent (B, T, rank) and rotated key (B, T, 1, R)."""
@@ -122,32 +122,32 @@ class LatentAttention(AttentionModule):
         return torch.cat((k, key.expand(-1, -1, k.shape[2], -1)), -1)
 
     def _naive(
-        self, q: Tensor, turned: Tensor, latent: Tensor, key: Tensor, context: LayerContext
+        self, q: Tensor, rotated: Tensor, latent: Tensor, key: Tensor, context: LayerContext
     ) -> Tensor:
         v = self.v(latent).unflatten(-1, (-1, self.config.value_dim))
-        queries, keys = torch.cat((q, turned), -1), self._keys(latent, key)
+        queries, keys = torch.cat((q, rotated), -1), self._keys(latent, key)
         return attend(queries, keys, v, context, self.rule, self.backend)
 
     def _absorbed(
         self,
         q: Tensor,
-        turned: Tensor,
+        rotated: Tensor,
         latent: Tensor,
         key: Tensor,
         context: LayerContext,
         cache: LayerCache,
     ) -> Tensor:
         assert isinstance(cache, FullCache)
-        kept = torch.cat((latent[:, :, None], key), -1)
-        (latents,), at = cache.update(context, kept)
-        q = torch.einsum("bthd,hdr->bthr", q, self._of_heads(self.k, q.dtype))
-        queries, values = torch.cat((q, turned), -1), latents[..., : self.config.rank]
+        stored = torch.cat((latent[:, :, None], key), -1)
+        (latents,), at = cache.update(context, stored)
+        q = torch.einsum("bthd,hdr->bthr", q, self._per_head(self.k, q.dtype))
+        queries, values = torch.cat((q, rotated), -1), latents[..., : self.config.rank]
         found = attend_cached(
             queries, latents, values, at, context.positions, self.rule, self.backend
         )
-        return torch.einsum("bthr,hdr->bthd", found, self._of_heads(self.v, found.dtype))
+        return torch.einsum("bthr,hdr->bthd", found, self._per_head(self.v, found.dtype))
 
-    def _of_heads(self, layer: Linear, dtype: torch.dtype) -> Tensor:
+    def _per_head(self, layer: Linear, dtype: torch.dtype) -> Tensor:
         """(H, D, rank): the weights of a projection from the latent."""
         return layer.matrix().to(dtype).unflatten(0, (self.config.heads, -1))
 
