@@ -1,4 +1,4 @@
-"""More rows for more tokens: a vocabulary that grows under a trained model."""
+"""Extend the vocabulary of a trained model."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from culm.model.transformer import Transformer
 
 @torch.no_grad()
 def grow(model: Transformer, used: int, vocabulary: int) -> None:
-    """Let ids from `used` to `vocabulary` begin as the mean of those below, in place.
+    """Initialise rows of ids from `used` to `vocabulary` with the mean of those below, in place.
 
-    A model has often more rows than its tokenizer has tokens; these were never trained, and are
-    begun anew too. With the mean, a new token is at first no likelier than the others are together
-    on average, so that the model says what it said before. The same is done to a head of its own.
+    A model often has more rows than its tokenizer has tokens; these were never trained, so they are
+    initialised too. With the mean, a new token starts no more likely than the average of the
+    others, and the model answers as before. An untied head is extended in the same way.
 
     Raises:
         SettingError: the head is quantised.
     """
     head = model.head
     if not (model.config.tied or isinstance(head, Linear)):
-        raise SettingError("vocabulary: a quantised head cannot grow; start from the model before")
+        raise SettingError(
+            "vocabulary: a quantised head cannot grow; start from the original model"
+        )
     size = max(vocabulary, model.config.vocabulary)
     weight = _grown(model.embed.weight, used, vocabulary, size)
     model.embed = nn.Embedding(size, model.config.width, _weight=weight, _freeze=False)
@@ -38,7 +40,7 @@ def grow(model: Transformer, used: int, vocabulary: int) -> None:
 
 
 def _grown(rows: Tensor, used: int, vocabulary: int, size: int) -> Tensor:
-    """rows: (V, ...) -> (size, ...), in which those from `used` to `vocabulary` are the mean."""
+    """rows: (V, ...) -> (size, ...), with the mean in those from `used` to `vocabulary`."""
     grown = rows.new_empty(size, *rows.shape[1:])
     grown[: len(rows)] = rows
     grown[used:vocabulary] = rows[:used].float().mean(0)

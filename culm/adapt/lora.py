@@ -1,10 +1,10 @@
-"""Low-rank adapters (arXiv 2106.09685) beside frozen linear layers.
+"""Low-rank adapters (arXiv 2106.09685) on frozen linear layers.
 
 x ---+---- base (frozen) ----(+)---> y = W x + scale * B A x
      |                        |
      +---- A ---- B * scale --+      A: (rank, inputs), B: (outputs, rank) from zero
 
-With DoRA (arXiv 2402.09353) each row of the sum has a learned length, which begins as that of W:
+With DoRA (arXiv 2402.09353) each row of the sum has a learned norm, initially that of W:
 
     y = m / |W + scale * B A| * (W x + scale * B A x)      m, |.|: (outputs,), the norm detached
 """
@@ -28,17 +28,17 @@ from culm.model.linear import Linear
 from culm.model.norm import Norm
 from culm.model.transformer import Transformer
 
-TINY = 1e-30  # length of a row of zeros, which no factor changes
+TINY = 1e-30  # norm of a row of zeros
 
 
 class LoRA(Config):
-    """targets: patterns of linear layers, such as `blocks.*.attention.{q,v}`; all of the blocks.
-    Experts and routers have no adapters; what all tokens go through has.
+    """targets: patterns of linear layers, such as `blocks.*.attention.{q,v}`; default: all layers
+    of the blocks. Experts and routers have no adapters; shared experts have.
 
-    The product is scaled by alpha / rank, or with rslora by alpha / sqrt(rank) (arXiv 2312.03732).
-    dora: learn the length of each output row apart from its direction (arXiv 2402.09353).
-    lora_plus_ratio: the learning rate of B as a multiple of A's; LoRA+ (arXiv 2402.12354) takes 16.
-    train_also: patterns of embedding, norms and linear layers that are trained themselves.
+    B A x is scaled by alpha / rank, or with rslora by alpha / sqrt(rank) (arXiv 2312.03732).
+    dora: learn the norm of each output row separately from its direction (arXiv 2402.09353).
+    lora_plus_ratio: learning rate of B as a multiple of A's; LoRA+ (arXiv 2402.12354) uses 16.
+    train_also: patterns of embedding, norms and linear layers to train in full.
     """
 
     kind: Literal["lora"] = "lora"
@@ -53,17 +53,17 @@ class LoRA(Config):
 
     @property
     def scale(self) -> float:
-        """What the low-rank product is multiplied by."""
+        """Factor of B A x."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     def apply(self, model: Transformer, seed: int) -> int:
-        """Freeze the model and put adapters beside the targets; gives how many.
+        """Freeze the model and add adapters to the targets; returns their number.
 
-        A is drawn by name from the seed, so it is the same for every layout. The targets may be
-        quantised already (QLoRA, arXiv 2305.14314).
+        A is initialised by name from the seed, so it is the same for every layout. The targets may
+        be quantised (QLoRA, arXiv 2305.14314).
 
         Raises:
-            ValueError: a pattern names no layer, or one is to be trained and adapted both.
+            ValueError: a pattern names no layer, or a layer is in targets and in train_also.
         """
         match = _outside_experts(model, linears(model, self.targets, Linear, QuantizedLinear))
         trained = self._trained(model)
@@ -71,7 +71,7 @@ class LoRA(Config):
         for name, module in trained.items():
             if match(name, module) or (tied and name == "embed"):
                 raise SettingError(
-                    f"train_also: {name} is a target, or shares its weights; choose one"
+                    f"train_also: {name} is also a target, or shares its weights; choose one"
                 )
         model.requires_grad_(False)
         count = replace(model, match, lambda name, base: self._initialised(name, base, seed))
@@ -88,21 +88,21 @@ class LoRA(Config):
     def _initialised(self, name: str, base: nn.Module, seed: int) -> LoRALinear:
         adapted = self.adapt(base)
         if adapted.a.device.type != "meta":
-            # Kaiming-uniform with a = sqrt(5), as the paper's code
+            # Kaiming-uniform with a = sqrt(5), as in the paper's code
             bound = adapted.a.shape[1] ** -0.5
-            drawn = torch.empty(adapted.a.shape)
-            drawn.uniform_(-bound, bound, generator=generator(seed, f"{name}.a"))
-            adapted.a.data.copy_(drawn)
+            weight = torch.empty(adapted.a.shape)
+            weight.uniform_(-bound, bound, generator=generator(seed, f"{name}.a"))
+            adapted.a.data.copy_(weight)
         return adapted
 
     def adapt(self, base: nn.Module) -> LoRALinear:
-        """An adapter of these settings beside one layer, with A and B of zeros."""
+        """One layer with an adapter of these settings, where A and B are zero."""
         assert isinstance(base, Linear | QuantizedLinear)
         return LoRALinear(base, self)
 
 
 def _outside_experts(model: nn.Module, match: Match) -> Match:
-    """The same without the layers that quantised experts are made of."""
+    """The same without the layers inside quantised experts."""
     experts = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, QuantizedGrouped))
     return lambda name, module: match(name, module) and not name.startswith(experts)
 
@@ -110,8 +110,8 @@ def _outside_experts(model: nn.Module, match: Match) -> Match:
 class LoRALinear(nn.Module):
     """x: (..., inputs) -> (..., outputs); only `a`, `b` and, with DoRA, `magnitude` are trained.
 
-    With DoRA each call computes the norms of the summed weights anew, at the cost of a second pass
-    over them: merge a model that is to decode fast.
+    With DoRA each call computes the norms of the summed weights again, a second pass over them:
+    merge a model for fast decoding.
     """
 
     def __init__(self, base: Linear | QuantizedLinear, settings: LoRA) -> None:
@@ -129,7 +129,7 @@ class LoRALinear(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights once they are merged."""
+        """Dtype of the merged weights."""
         packed = isinstance(self.base, QuantizedLinear)
         return torch.float32 if packed else self.base.weight.dtype
 
@@ -142,44 +142,44 @@ class LoRALinear(nn.Module):
         if self.magnitude is None:
             return out + added
         factor = self.factor()
-        product = out if self.base.bias is None else out - self.base.bias.to(out.dtype)
-        # Not factor * (product + added) + bias: this is the base's own output where factor is one.
-        return out + (factor - 1).to(x.dtype) * product + factor.to(x.dtype) * added
+        unbiased = out if self.base.bias is None else out - self.base.bias.to(out.dtype)
+        # Not factor * (unbiased + added) + bias: this is exactly the base's output if factor is 1.
+        return out + (factor - 1).to(x.dtype) * unbiased + factor.to(x.dtype) * added
 
     def factor(self) -> Tensor:
-        """What the length of each row of W + scale * B A is multiplied by, (outputs,)."""
+        """Factor of each row of W + scale * B A, (outputs,)."""
         if self.magnitude is None:
             return self.b.new_ones(len(self.b))
         return self.magnitude / self._norms()
 
     @torch.no_grad()
     def _summed(self) -> Tensor:
-        """W + scale * B A in fp32; a quantised base is multiplied out."""
+        """W + scale * B A in fp32; a quantised base is dequantised."""
         return self.base.matrix().float() + self.scale * (self.b.float() @ self.a.float())
 
     def _norms(self) -> Tensor:
-        """|W + scale * B A| of each row, (outputs,); taken as a constant, as the paper says."""
+        """|W + scale * B A| of each row, (outputs,); a constant for gradients, as in the paper."""
         return self._summed().norm(dim=1).clamp_min(TINY)
 
     def matrix(self) -> Tensor:
-        """The weights of one plain layer of the same product, (outputs, inputs)."""
+        """The weights of one plain layer that computes the same, (outputs, inputs)."""
         return self._merged() if self.enabled else self.base.matrix()
 
     @torch.no_grad()
     def _merged(self) -> Tensor:
-        """(outputs, inputs), added in fp32."""
+        """(outputs, inputs), summed in fp32."""
         summed = self._summed()
         if self.magnitude is not None:
             summed *= (self.magnitude.float() / self._norms())[:, None]
         return summed
 
     def merged(self) -> Linear:
-        """One plain layer of the same product; quantised weights become fp32."""
+        """One plain layer that computes the same; quantised weights become fp32."""
         return plain(self._merged().to(self.dtype), self.base.bias)
 
 
 def plain(weight: Tensor, bias: Tensor | None) -> Linear:
-    """A linear layer around weight: (outputs, inputs) and bias: (outputs,)."""
+    """A linear layer with weight: (outputs, inputs) and bias: (outputs,)."""
     with torch.device("meta"):
         layer = Linear(weight.shape[1], weight.shape[0], bias is not None)
     layer.weight = nn.Parameter(weight)
@@ -194,12 +194,12 @@ def adapters_of(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether any layer has an adapter beside it."""
+    """Whether any layer has an adapter."""
     return bool(adapters_of(model))
 
 
 def is_adapter_only(model: nn.Module) -> bool:
-    """Whether all that learns is in adapters, so that `disabled` gives the model of the start."""
+    """Whether only adapters are trained, so that `disabled` gives the initial model."""
     adapters = adapters_of(model).values()
     own = {p for adapter in adapters for p in adapter.parameters(recurse=False)}
     return bool(own) and all(p in own for p in model.parameters() if p.requires_grad)
@@ -207,7 +207,7 @@ def is_adapter_only(model: nn.Module) -> bool:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """The model without its adapters, for the duration: the reference of a preference loss."""
+    """Switch all adapters off in a `with` block: the reference model of a preference loss."""
     adapters = adapters_of(model).values()
     for adapter in adapters:
         adapter.enabled = False

@@ -1,4 +1,4 @@
-"""Adapters folded into their layers, taken out again, and whether the model stayed the same."""
+"""Merge adapters into their layers, verify the result, and take them out again."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from culm.log import say
 from culm.model.init import generator
 from culm.model.transformer import Transformer, TransformerConfig
 
-ROWS, TOKENS = 2, 16  # of the random text that a merge is verified on
+ROWS, TOKENS = 2, 16  # size of the random text for verifying a merge
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What a merge did. layers: the adapted ones, if kept; learned: names of trained parameters."""
+    """What a merge changed. layers: the adapted ones, if kept; learned: trained parameters."""
 
     count: int
     layers: dict[str, LoRALinear]
@@ -28,10 +28,10 @@ class Merged:
 
 
 def merge(model: Transformer, keep: bool = False) -> Merged:
-    """Fold every adapter into its layer, in place, and let all weights be trained again.
+    """Merge every adapter into its layer, in place, and make all weights trainable.
 
-    A head that shared the embedding's weights has its own afterwards: the embedding is not adapted.
-    keep: hold on to the adapted layers, for `unmerge`; their weights are then in memory twice.
+    A tied head has its own weights afterwards: the embedding is not adapted. keep: store the
+    adapted layers for `unmerge`; their weights are then in memory twice.
     """
     learned = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
     kept = adapters_of(model) if keep else {}
@@ -45,14 +45,14 @@ def merge(model: Transformer, keep: bool = False) -> Merged:
 def unmerge(model: Transformer, merged: Merged) -> None:
     """Put the adapted layers back, exactly.
 
-    Nothing is subtracted, which would round: these are the very modules that were taken out, so an
-    optimizer that holds their parameters goes on.
+    These are the same modules, without a subtraction that would round, so an optimizer of their
+    parameters stays valid.
 
     Raises:
         ValueError: the merge did not keep them.
     """
     if not merged.layers:
-        raise ValueError("merged: it kept no layers; merge(model, keep=True) does")
+        raise ValueError("merged: it contains no layers; use merge(model, keep=True)")
     for name, layer in merged.layers.items():
         model.set_submodule(name, layer)
     model.config = merged.config
@@ -63,14 +63,14 @@ def unmerge(model: Transformer, merged: Merged) -> None:
 def merge_verified(
     model: Transformer, tolerance: float | None = None, keep: bool = False
 ) -> Merged:
-    """Merge, and compare the logits of random tokens before and after; the difference is told.
+    """Merge, compare the logits of random tokens before and after, and report the difference.
 
-    tolerance: the greatest difference as a share of the greatest logit (of 1 where all are less);
-    if not given, 1e-3, or 16 roundings of weights in half precision.
+    tolerance: maximum difference relative to the largest logit, or to 1 if that is larger; if not
+    given, 1e-3, or 16 rounding errors of weights in half precision.
 
     Raises:
-        SettingError: they differ by more. With `keep` the model is then as it was before, without
-            it the merged weights stay in place.
+        SettingError: they differ by more. With `keep` the model is then unmerged; without it the
+            merged weights stay.
     """
     if tolerance is None:
         kinds = {layer.dtype for layer in adapters_of(model).values()}
@@ -79,25 +79,25 @@ def merge_verified(
     merged = merge(model, keep)
     difference = float((_logits(model) - before).abs().max())
     size = max(1.0, float(before.abs().max()))
-    told = f"logits of random tokens differ by {difference:.2g} at most, the greatest is {size:.2g}"
+    found = f"logits of random tokens differ by up to {difference:.2g}; the largest is {size:.2g}"
     if not difference <= tolerance * size:  # NaN is refused too
         if keep:
             unmerge(model, merged)
-        raise SettingError(f"merge: {told}: more than the tolerance of {tolerance:.2g} allows")
-    say(f"Merged the adapters of {merged.count} layers: {told}.")
+        raise SettingError(f"merge: {found}: more than the tolerance of {tolerance:.2g} allows")
+    say(f"Merged the adapters of {merged.count} layers: {found}.")
     return merged
 
 
 @torch.no_grad()
 def _logits(model: Transformer) -> Tensor:
-    """(ROWS, TOKENS, V) in fp32 activations, whatever the model computes in."""
+    """(ROWS, TOKENS, V) with activations in fp32, whatever the dtype of the model."""
     length, size = min(TOKENS, model.config.context), model.config.vocabulary
     tokens = torch.randint(size, (ROWS, length), generator=generator(0, "merge")).to(model.device)
     training, dtype = model.training, model.dtype
     model.eval()
     model.dtype = torch.float32
     try:
-        with torch.compiler.set_stance("force_eager"):  # a shape of its own
+        with torch.compiler.set_stance("force_eager"):  # a shape that occurs only here
             return model(tokens)
     finally:
         model.dtype = dtype

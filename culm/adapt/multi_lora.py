@@ -1,12 +1,12 @@
-"""Several low-rank adapters beside one model in memory, chosen for each row of a batch.
+"""Several low-rank adapters on one model in memory, chosen for each row of a batch.
 
 row 0   no adapter   ->  W x
-row 1   poet         ->  W x + B[0] A[0] x      A: (N, rank, inputs), B: (N, outputs, rank): those
-row 2   judge        ->  W x + B[1] A[1] x      of all N adapters, with their scales in B
+row 1   poet         ->  W x + B[0] A[0] x      A: (N, rank, inputs), B: (N, outputs, rank), of all
+row 2   judge        ->  W x + B[1] A[1] x      N adapters, with their scales in B
 
-The products with W are one for all rows; those with A and B are for the rows that have an adapter
-(S-LoRA, arXiv 2311.03285, does the same with kernels of its own). Which rows these are stands in
-`Context.adapters`; each block hands it to its layers for the time of its forward.
+All rows share one matmul with W; those with A and B are for rows that have an adapter (S-LoRA,
+arXiv 2311.03285, does the same with custom kernels). `Context.adapters` says which rows these are;
+each block passes it to its layers during its forward.
 """
 
 from __future__ import annotations
@@ -25,17 +25,20 @@ from culm.model.attention.mla import LatentAttention
 from culm.model.context import Context
 from culm.model.transformer import Transformer
 
-Rows = tuple[Tensor, Tensor]  # rows of the batch that have an adapter, and its number; (N,) each
-Layers = Mapping[str, LoRALinear]  # of one adapter, by the name of the layer that each stands at
+Rows = tuple[Tensor, Tensor]  # rows of the batch with an adapter, and its number; (N,) each
+Layers = Mapping[str, LoRALinear]  # of one adapter, by the name of each layer
 
+# Ambient state, which the rest of the code avoids: a linear layer is called with x alone, and every
+# author of a part would have to pass the rows on for this one file. Unlike an attribute of the
+# layers, a ContextVar is safe for threads that share a model.
 _rows: ContextVar[Rows | None] = ContextVar("rows", default=None)
 
 
 class MultiLoRALinear(nn.Module):
     """x: (B, T, inputs) -> (B, T, outputs), each row through its own adapter or none.
 
-    Adapters that leave this layer alone, or have a lower rank, are filled up with zeros. Lengths of
-    rows (DoRA) are computed once: weights may not change afterwards.
+    Adapters without this layer, or of a lower rank, are padded with zeros. Norms of rows (DoRA) are
+    computed once: weights must not change afterwards.
     """
 
     factor: Tensor | None
@@ -65,41 +68,41 @@ class MultiLoRALinear(nn.Module):
         if chosen is None:
             return out
         if x.ndim != 3:
-            raise ValueError("adapters: this model has layers that do not see its rows apart")
+            raise ValueError("adapters: this model has layers that do not see single rows")
         rows, numbers = chosen
         narrow = x[rows] @ self.a[numbers].to(x.dtype).mT
         added = narrow @ self.b[numbers].to(x.dtype).mT
         if self.factor is not None:
             bias, factor = self.base.bias, self.factor[numbers, None]
-            product = out[rows] if bias is None else out[rows] - bias.to(out.dtype)
-            added = factor.to(x.dtype) * added + (factor - 1).to(x.dtype) * product
+            unbiased = out[rows] if bias is None else out[rows] - bias.to(out.dtype)
+            added = factor.to(x.dtype) * added + (factor - 1).to(x.dtype) * unbiased
         return out.index_add(0, rows, added)
 
 
 def attach_adapters(model: Transformer, adapters: Mapping[str, Layers]) -> int:
-    """Put all adapters beside the layers of a model, whose weights stay; gives to how many layers.
+    """Add several adapters to a model, whose weights stay; returns the number of adapted layers.
 
-    adapters: by name; their layers were made for this model (`culm.convert.peft.read_adapters`).
+    adapters: by name; their layers were built for this model (`culm.convert.peft.read_adapters`).
 
     Raises:
-        SettingError: there is none, or one adapts a layer that does not see rows of a batch apart.
+        SettingError: there is none, or one adapts a layer that does not see single rows.
     """
     for name, layers in adapters.items():
         if odd := [layer for layer in layers if not layer.startswith("blocks.")]:
             raise SettingError(
-                f"adapters.{name}: it adapts {odd[0]}, which is not of a block; merge it (culm "
-                "import) and serve the result by itself"
+                f"adapters.{name}: it adapts {odd[0]}, which is outside the blocks; merge it (culm "
+                "import) and serve the result separately"
             )
     targets = {layer for layers in adapters.values() for layer in layers}
     for layer in sorted(targets):
         above, _, part = layer.rpartition(".")
         if part in ("k", "v") and isinstance(model.get_submodule(above), LatentAttention):
             raise SettingError(
-                f"adapters: {layer} is absorbed into queries while decoding, which is the same for "
-                "all rows; merge the adapter (culm import) and serve the result by itself"
+                f"adapters: {layer} is absorbed into queries while decoding, equally for all rows; "
+                "merge the adapter (culm import) and serve the result separately"
             )
     if not targets:
-        raise SettingError("adapters: there is none to put beside the model")
+        raise SettingError("adapters: none is given")
 
     def stacked(name: str, base: nn.Module) -> MultiLoRALinear:
         own = [layers.get(name) for layers in adapters.values()]
@@ -124,23 +127,21 @@ def _leave(block: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
 
 
 def adapter_names(model: nn.Module) -> tuple[str, ...]:
-    """The names of the adapters that `reside` put beside a model."""
+    """The names of the adapters that `attach_adapters` added to a model."""
     layers = (module for module in model.modules() if isinstance(module, MultiLoRALinear))
     return next((layer.names for layer in layers), ())
 
 
 def check_adapter(adapter: str | None, names: Sequence[str]) -> None:
-    """ValueError if a request names an adapter that is not there."""
+    """ValueError if a request names an unknown adapter."""
     if adapter is not None and adapter not in names:
-        raise ValueError(
-            f"adapter: there is none called {adapter!r} here; known: {', '.join(names) or 'none'}"
-        )
+        raise ValueError(f"adapter: {adapter!r} is not loaded; known: {', '.join(names) or 'none'}")
 
 
 def adapter_rows(
     adapters: Sequence[str | None], names: Sequence[str], device: torch.device
 ) -> Rows | None:
-    """What stands in `Context.adapters` for rows with these adapters; None: no row has one."""
+    """`Context.adapters` for rows with these adapters; None: no row has one."""
     chosen = [(row, names.index(name)) for row, name in enumerate(adapters) if name is not None]
     if not chosen:
         return None

@@ -1,4 +1,4 @@
-"""Changing a built model by swapping its modules: the one way that adapters and quantisers use."""
+"""Change a built model by swapping its modules, as adapters and quantisers do."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from culm.model.transformer import Transformer
 Match = Callable[[str, nn.Module], bool]
 Make = Callable[[str, nn.Module], nn.Module]
 
-# A setting: one pattern of layer names or several, as `linears` reads them.
+# A setting: one or several patterns of layer names, as `linears` reads them.
 Patterns = Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)]
 
 
 def replace(model: nn.Module, match: Match, make: Make) -> int:
-    """Put `make(name, module)` in the place of every submodule that matches; gives how many.
+    """Replace every submodule that matches by `make(name, module)`; returns their number.
 
-    What lies inside a matched module is not looked at. Each old module is let go before the next
-    one is made, so that a model never stands in memory twice.
+    Modules inside a matched module are not inspected. Each old module is released before the next
+    one is built, so that a model is never in memory twice.
 
     Raises:
         ValueError: nothing matched.
@@ -36,7 +36,7 @@ def replace(model: nn.Module, match: Match, make: Make) -> int:
         if name and not inside and match(name, module):
             names.append(name)
     if not names:
-        raise ValueError(f"no module of this {type(model).__name__} is of the kind to be replaced")
+        raise ValueError(f"no module of this {type(model).__name__} is of the kind to replace")
     for name in names:
         model.set_submodule(name, make(name, model.get_submodule(name)))
     return len(names)
@@ -45,12 +45,12 @@ def replace(model: nn.Module, match: Match, make: Make) -> int:
 def linears(
     model: nn.Module, patterns: Iterable[str], *kinds: type[nn.Module], setting: str = "targets"
 ) -> Match:
-    """Matches linear layers of the given kinds (plain ones if none is given) by name.
+    """Match linear layers of the given kinds (default: plain ones) by name.
 
-    >>> linears(model, ["blocks.*.attention.{q,v}", "head"])     # a star stands for any text
+    >>> linears(model, ["blocks.*.attention.{q,v}", "head"])     # a star matches any text
 
     Raises:
-        ValueError: a pattern names no such layer: it is a misspelling.
+        ValueError: a pattern names no such layer.
     """
     kinds = kinds or (Linear,)
     layers = [name for name, module in model.named_modules() if isinstance(module, kinds)]
@@ -74,7 +74,7 @@ def _expand(pattern: str) -> list[str]:
 
 
 def note_untied(model: Transformer) -> None:
-    """Keep `model.config.tied` true to the model, after its head may have been replaced."""
+    """Update `model.config.tied` after the head may have been replaced."""
     shared = type(model.head) is Linear and model.head.weight is model.embed.weight
     if model.config.tied and not shared:
         model.config = model.config.model_copy(update={"tied": False})

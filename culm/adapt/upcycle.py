@@ -1,4 +1,4 @@
-"""Experts made out of the dense feed-forwards of a trained model (arXiv 2212.05055)."""
+"""Turn dense feed-forwards of a trained model into experts (arXiv 2212.05055)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from culm.model.transformer import Transformer, TransformerConfig
 
 
 class Upcycle(Config):
-    """mlp: the experts that take the place of a dense feed-forward, each a copy of it; one for all
-    layers, or a list that is repeated over them, in which null leaves a layer dense.
+    """mlp: the experts that replace a dense feed-forward, each a copy of it; one for all layers, or
+    a list that is repeated over them, in which null leaves a layer dense.
 
-    noise: added to every expert's weights, as a share of their standard deviation. Without it the
-    model says at first what it said before: the weights of the chosen experts sum to one.
+    noise: added to every expert's weights, relative to their standard deviation. Without it the
+    model first computes the same as before: the weights of the chosen experts sum to one.
     """
 
     mlp: Annotated[
@@ -35,9 +35,9 @@ class Upcycle(Config):
 
     @torch.no_grad()
     def apply(self, model: Transformer, seed: int) -> int:
-        """Change the model in place; gives in how many layers.
+        """Change the model in place; returns the number of changed layers.
 
-        Routers and noise are drawn by name from the seed.
+        Routers and noise are initialised by name from the seed.
 
         Raises:
             SettingError: a layer is not dense, is quantised, or its copies would not add up to it.
@@ -46,7 +46,7 @@ class Upcycle(Config):
         if not any(tiled):
             raise SettingError(f"upcycle.mlp: null in all {len(tiled)} layers; name experts")
         every = {name: part for name, part in model.named_modules() if isinstance(part, Block)}
-        # Heads of multi-token prediction, behind the layers, are as the last of them.
+        # Heads of multi-token prediction, after the layers, are like the last of them.
         moes = [*tiled, *[tiled[-1]] * len(model.mtp)]
         chosen = {name: moe for name, moe in zip(every, moes, strict=True) if moe is not None}
         for name, moe in chosen.items():
@@ -75,9 +75,9 @@ class Upcycle(Config):
         ):
             weight: Tensor = layer.weight.float().expand_as(copies.weight)
             if self.noise:
-                drawn = torch.empty(copies.weight.shape)
-                drawn.normal_(generator=generator(seed, f"{name}.experts.{part}.noise"))
-                weight = weight + self.noise * layer.weight.std() * drawn.to(weight.device)
+                noise = torch.empty(copies.weight.shape)
+                noise.normal_(generator=generator(seed, f"{name}.experts.{part}.noise"))
+                weight = weight + self.noise * layer.weight.std() * noise.to(weight.device)
             copies.weight.copy_(weight)
         return built
 
@@ -88,9 +88,7 @@ def _check(name: str, moe: MoE, dense: object) -> None:
             f"upcycle.mlp: {name} has no gated dense feed-forward to copy; put null there"
         )
     if not isinstance(dense.gate, Linear):
-        raise SettingError(
-            f"upcycle.mlp: {name} is quantised; start from the model that it was made of"
-        )
+        raise SettingError(f"upcycle.mlp: {name} is quantised; start from the original model")
     needed = {
         "hidden": dense.gate.out_features,
         "activation": dense.activation,
@@ -103,6 +101,6 @@ def _check(name: str, moe: MoE, dense: object) -> None:
     for setting, value in needed.items():
         if given[setting] != value:
             raise SettingError(
-                f"upcycle.mlp.{setting}: {given[setting]} does not give what {name} gave; "
-                f"take {value}"
+                f"upcycle.mlp.{setting}: {given[setting]} would change the output of {name}; "
+                f"use {value}"
             )

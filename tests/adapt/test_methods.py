@@ -124,7 +124,7 @@ def test_a_gram_matrix_without_full_rank_needs_damping():
     assert GPTQ().solve(random_layer(), gram_of(few), 32).dequantize().isfinite().all()
     broken = -torch.eye(256)
     broken[0, 0] = 1e3
-    with pytest.raises(SettingError, match=r"damping: too small for what down reads"):
+    with pytest.raises(SettingError, match=r"damping: too small for the input of down"):
         GPTQ().solve(random_layer(), broken, 32, "down")
 
 
@@ -197,7 +197,7 @@ def test_a_block_is_measured_behind_what_the_earlier_ones_became(tiny, tokens):
         if name == "blocks.0":
             block.mlp.down.weight.data.zero_()
         else:
-            seen.append(calibration.trace(block).taken[""])
+            seen.append(calibration.trace(block).inputs[""])
     model.blocks[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     model(tokens[:8])
     assert torch.equal(*seen)
@@ -280,7 +280,7 @@ def test_inputs_that_are_not_finite_are_told(tiny, tokens):
     model = tiny()
     model.blocks[0].attention_norm.weight.data[3] = float("nan")
     for method in (GPTQ(), AWQ()):
-        with pytest.raises(SettingError, match=r"calibrate: what attention\.q reads is NaN"):
+        with pytest.raises(SettingError, match=r"calibrate: the input of attention\.q is NaN"):
             method.apply(model, [Int4()], tokens)
 
 

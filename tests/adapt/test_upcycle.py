@@ -69,10 +69,10 @@ def test_noise_tells_experts_apart():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"hidden": 32}, r"upcycle\.mlp\.hidden: 32 does not give what blocks.0 gave; take 48"),
-        ({"shared": 1}, r"upcycle\.mlp\.shared: 1 .* take 0"),
-        ({"normalize": False}, r"upcycle\.mlp\.normalize: False .* take True"),
-        ({"activation": "gelu"}, r"upcycle\.mlp\.activation: gelu .* take silu"),
+        ({"hidden": 32}, r"upcycle\.mlp\.hidden: 32 would change the output of blocks.0; use 48"),
+        ({"shared": 1}, r"upcycle\.mlp\.shared: 1 .* use 0"),
+        ({"normalize": False}, r"upcycle\.mlp\.normalize: False .* use True"),
+        ({"activation": "gelu"}, r"upcycle\.mlp\.activation: gelu .* use silu"),
     ],
 )
 def test_what_would_not_add_up_is_refused(changed, message):

@@ -140,7 +140,7 @@ def test_fused_decoding_gives_way(models):
 def test_an_unknown_adapter_is_refused(models):
     model, alone = models
     engine = Engine(model)
-    with pytest.raises(ValueError, match="adapter: there is none called 'poem' here; known: plain"):
+    with pytest.raises(ValueError, match="adapter: 'poem' is not loaded; known: plain"):
         engine.add(Request((1, 2), 4, adapter="poem"))
     assert not engine.busy
     with pytest.raises(ValueError, match="known: none"):

@@ -76,7 +76,7 @@ def test_python_chooses_by_name(folder, model):
         )
     assert len({said(alone) for alone in merged.values()}) == 3
     for call in (model.generate, model.chat, model.logits):
-        with pytest.raises(ValueError, match="adapter: there is none called 'x' here; known: poet"):
+        with pytest.raises(ValueError, match="adapter: 'x' is not loaded; known: poet"):
             call("a" if call != model.logits else [1], adapter="x")
 
 
@@ -97,7 +97,9 @@ def test_an_adapted_head_is_refused(folder, tmp_path):
     model, settings = load(folder / "base", "cpu").model, LoRA(targets=("head", "blocks.0.*"))
     settings.apply(model, seed=0)
     peft.save(model, settings, tmp_path / "head", None)
-    with pytest.raises(SettingError, match=r"adapters\.x: it adapts head, which is not of a block"):
+    with pytest.raises(
+        SettingError, match=r"adapters\.x: it adapts head, which is outside the blocks"
+    ):
         load(folder / "base", "cpu", adapters={"x": tmp_path / "head"})
     loaded = load(folder / "base", "cpu", adapters={"x": folder / "poet"})
     with pytest.raises(SettingError, match="it has adapters; merge them first"):

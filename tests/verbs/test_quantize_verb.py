@@ -126,7 +126,7 @@ def test_layers_of_no_target_stay(quantize, model):
         ("int4", "gptk", True, r"method\.kind: 'gptk' is not one of 'rtn', 'gptq'"),
         ("int4", "gptq", False, r"calibrate: gptq needs text; name a file, as in --calibrate"),
         ("w8a8", "smoothquant", False, r"calibrate: smoothquant needs text"),
-        ("int8", "gptq", True, r"method: gptq finds codes of int4, not of int8; take method=rtn"),
+        ("int8", "gptq", True, r"method: gptq finds codes of int4, not of int8; use method=rtn"),
         ("int4", "smoothquant", True, r"method: smoothquant finds codes of w8a8, not of int4"),
         ("{kind: int4, group: 64}", "rtn", False, r"group: 64 does not divide the 96 inputs of "
          r"blocks\.0\.mlp\.down; use 32, or targets without it"),

@@ -1,4 +1,4 @@
-"""Quantisers of weights and methods to find their codes: one file a kind; two unions."""
+"""Quantisers of weights, and methods to find codes: one file per kind, two unions."""
 
 from culm.adapt.quantize.awq import AWQ
 from culm.adapt.quantize.fp8 import FP8

@@ -1,9 +1,9 @@
-"""AWQ: input channels that matter are scaled up before rounding, so that they lose less.
+"""AWQ: important input channels are scaled up before rounding, so that they lose less.
 
-arXiv 2306.00978. x W^T = (x / s) (W s)^T, where the norm or layer that gives x is divided by s:
-s = mean|x|^a, with the a whose rounded layers give the nearest outputs. Then the ends of each
-group are drawn in as far as that helps. Errors are those of the layers' outputs (the paper's
-equation 4), which the Gram matrix of the inputs gives exactly, without keeping the inputs.
+arXiv 2306.00978. x W^T = (x / s) (W s)^T, where the norm or layer before x is divided by s:
+s = mean|x|^a, with the a that minimises the error of the outputs. Then the range of each group is
+clipped as far as that helps. Errors are those of the layers' outputs (the paper's equation 4),
+which follow exactly from the Gram matrix of the inputs.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from culm.adapt.quantize.fold import fold_all
 from culm.adapt.quantize.int4 import Int4, Int4Linear, nearest
 from culm.adapt.quantize.method import Calibrated, plain_linear
 
-UNCLIPPED = ("q", "k")  # their errors are multiplied with each other in the scores
-NARROWEST = 0.5  # what a range is drawn in to, at most
+UNCLIPPED = ("q", "k")  # the scores multiply their errors with each other
+NARROWEST = 0.5  # smallest clipped range, relative to the full one
 
 
 class AWQ(Calibrated[Int4]):
-    """steps: how many exponents, and how many ranges, are tried."""
+    """steps: number of exponents, and of ranges, to try."""
 
     kind: Literal["awq"] = "awq"
     codes = Int4
@@ -53,9 +53,9 @@ class AWQ(Calibrated[Int4]):
 
     @torch.no_grad()
     def scale(self, weights: list[tuple[Tensor, int]], inputs: Inputs) -> Tensor:
-        """The scale (inputs,) of channels that serves these weights best; 1 if none helps.
+        """The best scale (inputs,) of channels for these weights; 1 if none helps.
 
-        weights: (outputs, inputs), which read the same, each with its group.
+        weights: (outputs, inputs), with the same input, each with its group.
         """
         best, least = torch.ones_like(inputs.magnitude), float("inf")
         for step in range(self.steps):
@@ -68,7 +68,7 @@ class AWQ(Calibrated[Int4]):
 
     @torch.no_grad()
     def clipped(self, weight: Tensor, gram: Tensor, group: int) -> Tensor:
-        """weight: (outputs, inputs) with the range of each group drawn in where that helps."""
+        """weight: (outputs, inputs) with the range of each group clipped where that helps."""
         groups = weight.unflatten(1, (-1, group))
         blocks = torch.stack(
             [g[:, i * group : (i + 1) * group] for i, g in enumerate(gram.split(group))]

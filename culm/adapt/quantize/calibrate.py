@@ -1,11 +1,11 @@
-"""What the inputs of a model's layers are like on text, measured block by block.
+"""Statistics of the inputs of a model's layers on text, measured block by block.
 
     tokens -> embedding -> block 0 -> block 1 -> ...
                             |
                             +  the inputs of its layers are measured, it is quantised, and the
-                               rows go on through what it has become
+                               quantised block computes the input of the next one
 
-In memory are the hidden states between two blocks and the statistics of one block, all fp32.
+Memory holds the hidden states between two blocks and the statistics of one block, all fp32.
 """
 
 from __future__ import annotations
@@ -24,42 +24,43 @@ from culm.model.linear import GroupedLinear
 from culm.model.transformer import Transformer
 from culm.model.trunk import run_block
 
-ROWS = 8  # that go through a block at once
+ROWS = 8  # per forward of a block
 
 
 @dataclass(frozen=True)
 class Inputs:
     """Statistics of the inputs x of a layer.
 
-    gram: (inputs, inputs) fp32, the mean of x x^T. magnitude, greatest: (inputs,) of |x|.
+    gram: (inputs, inputs) fp32, the mean of x x^T. magnitude, maximum: (inputs,), mean and maximum
+    of |x|.
     """
 
     gram: Tensor
     magnitude: Tensor
-    greatest: Tensor
+    maximum: Tensor
 
     def error(self, change: Tensor) -> float:
-        """Mean squared change of the outputs, summed, when weights change by (outputs, inputs)."""
+        """Mean squared change of the outputs, summed, for a change of weights (outputs, inputs)."""
         return float(((change @ self.gram) * change).sum())
 
     def divided(self, scale: Tensor) -> Inputs:
         """Statistics of x / scale; scale: (inputs,)."""
         gram = self.gram / torch.outer(scale, scale)
-        return Inputs(gram, self.magnitude / scale, self.greatest / scale)
+        return Inputs(gram, self.magnitude / scale, self.maximum / scale)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The first argument of every module of a block that was called, in order, and its result."""
+    """The first argument and the result of every module of a block, in the order of the calls."""
 
-    taken: dict[str, Tensor]
-    given: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
 
     def stages(self, names: Iterable[str]) -> list[list[str]]:
-        """These modules in the order of their calls, those that read the same input together."""
+        """These modules in the order of their calls, grouped by common input."""
         wanted, found = set(names), list[list[str]]()
-        for name in (name for name in self.taken if name in wanted):
-            alike = (stage for stage in found if self.taken[stage[0]] is self.taken[name])
+        for name in (name for name in self.inputs if name in wanted):
+            alike = (stage for stage in found if self.inputs[stage[0]] is self.inputs[name])
             stage = next(alike, None)
             if stage is None:
                 found.append([name])
@@ -69,9 +70,9 @@ class Trace:
 
 
 class Calibration:
-    """Iterating gives the blocks; what is done to one is seen by those behind it.
+    """Iterates over the blocks; later blocks read the outputs of changed earlier ones.
 
-    tokens: (N, T) rows that are one document each.
+    tokens: (N, T), one document per row.
     """
 
     def __init__(self, model: Transformer, tokens: Tensor) -> None:
@@ -90,25 +91,25 @@ class Calibration:
 
     @torch.no_grad()
     def first(self, block: nn.Module) -> Tensor:
-        """What a block makes of the first rows."""
+        """The output of a block for the first rows."""
         return block(*self._entries[0])[0]
 
     @torch.no_grad()
     def trace(self, block: nn.Module) -> Trace:
-        """Which modules of a block read what, found by running it on the first rows."""
-        taken: dict[str, Tensor] = {}
-        given: dict[str, Tensor] = {}
+        """Inputs and outputs of all modules of a block, on the first rows."""
+        inputs: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
         with ExitStack() as hooks:
             for name, module in block.named_modules():
-                before, after = _noting(name, taken, given)
+                before, after = _recorders(name, inputs, outputs)
                 hooks.callback(module.register_forward_pre_hook(before).remove)
                 hooks.callback(module.register_forward_hook(after).remove)
             self.first(block)
-        return Trace(taken, given)
+        return Trace(inputs, outputs)
 
     @torch.no_grad()
     def measure(self, block: nn.Module, names: Iterable[str]) -> dict[str, Inputs]:
-        """Statistics of what these layers of a block read, over all rows.
+        """Statistics of the inputs of these layers of a block, over all rows.
 
         Raises:
             SettingError: an input is NaN or infinite.
@@ -119,7 +120,7 @@ class Calibration:
 
     @torch.no_grad()
     def measure_experts(self, block: nn.Module, name: str) -> list[tuple[Tensor, int]]:
-        """For each expert of a layer the sum of x x^T, (inputs, inputs) fp32, and its rows.
+        """The sum of x x^T, (inputs, inputs) fp32, and the rows, of each expert of a layer.
 
         Raises:
             SettingError: an input is NaN or infinite.
@@ -132,7 +133,7 @@ class Calibration:
         return list(zip(found.grams, found.rows, strict=True))
 
     def _watch(self, block: nn.Module, watchers: Mapping[str, Callable[..., None]]) -> None:
-        """Send all rows through a block; watchers: forward pre-hooks, by the names of layers."""
+        """Run a block on all rows; watchers: forward pre-hooks, by names of layers."""
         with ExitStack() as hooks:
             for name, watcher in watchers.items():
                 layer = block.get_submodule(name)
@@ -142,7 +143,7 @@ class Calibration:
 
 
 class _Grams:
-    """Gram matrices of the rows of each expert; a forward pre-hook."""
+    """Gram matrices of the rows of each expert; `add` is a forward pre-hook."""
 
     def __init__(self, layer: GroupedLinear) -> None:
         size = layer.in_features
@@ -159,34 +160,34 @@ class _Grams:
 
 
 class _Sums:
-    """Grows row by row; a forward pre-hook."""
+    """Sums for `Inputs`; `add` is a forward pre-hook."""
 
     def __init__(self) -> None:
         self.gram: Tensor | float = 0.0
         self.magnitude: Tensor | float = 0.0
-        self.greatest: Tensor | None = None
+        self.maximum: Tensor | None = None
         self.count = 0
 
     def add(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         x = args[0].flatten(0, -2).float()
         self.gram = x.t() @ x + self.gram
         self.magnitude = x.abs().sum(0) + self.magnitude
-        greatest = x.abs().amax(0)
-        before = greatest if self.greatest is None else self.greatest
-        self.greatest = torch.maximum(greatest, before)
+        maximum = x.abs().amax(0)
+        before = maximum if self.maximum is None else self.maximum
+        self.maximum = torch.maximum(maximum, before)
         self.count += len(x)
 
     def means(self, name: str) -> Inputs:
         assert isinstance(self.gram, Tensor)
         assert isinstance(self.magnitude, Tensor)
-        assert self.greatest is not None
+        assert self.maximum is not None
         _check(self.gram, name)
-        return Inputs(self.gram / self.count, self.magnitude / self.count, self.greatest)
+        return Inputs(self.gram / self.count, self.magnitude / self.count, self.maximum)
 
 
 def _check(gram: Tensor, name: str) -> None:
     if not gram.isfinite().all():
-        raise SettingError(f"calibrate: what {name} reads is NaN or infinite on this text")
+        raise SettingError(f"calibrate: the input of {name} is NaN or infinite on this text")
 
 
 class _Entered(Exception):
@@ -211,15 +212,15 @@ def _entries(model: Transformer, tokens: Tensor) -> list[tuple[Any, ...]]:
     return caught
 
 
-def _noting(name: str, taken: dict[str, Tensor], given: dict[str, Tensor]) -> tuple[Any, Any]:
+def _recorders(name: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> tuple[Any, Any]:
     """Hooks before and after a module."""
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor):
-            taken[name] = args[0]
+            inputs[name] = args[0]
 
     def after(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
         if isinstance(result, Tensor):
-            given[name] = result
+            outputs[name] = result
 
     return before, after

@@ -1,8 +1,8 @@
-"""Scales of channels that move from the input of a layer into what gives that input.
+"""Move scales of channels from the input of a layer into the norm or layer before it.
 
     x W^T = (x / s) (W s)^T
 
-The norm or layer that gives x is divided by s, and what reads it is multiplied: no output changes.
+The norm or layer before x is divided by s, and all readers of x are multiplied: no output changes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from culm.adapt.quantize.method import plain_linear
 from culm.config import SettingError
 from culm.model.norm import Norm
 
-TOLERANCE = 1e-3  # of a block's output, relative to its greatest
+TOLERANCE = 1e-3  # of a block's output, relative to its maximum
 
 
 ScaleOf = Callable[[list[str], Inputs], Tensor]
@@ -26,9 +26,9 @@ ScaleOf = Callable[[list[str], Inputs], Tensor]
 
 @runtime_checkable
 class Foldable(Protocol):
-    """A part of a block that tells through which of its layers a scale of channels can move.
+    """A part of a block that declares through which of its layers a scale of channels can move.
 
-    scale_folds: from a layer of the part, or `x` (its input), to the layers that alone read it.
+    scale_folds: from a layer of the part, or `x` (its input), to all the layers that read it.
     """
 
     scale_folds: Mapping[str, tuple[str, ...]]
@@ -38,13 +38,13 @@ class Foldable(Protocol):
 def fold_all(
     calibration: Calibration, block: nn.Module, inputs: dict[str, Inputs], kind: str, scale: ScaleOf
 ) -> dict[str, Inputs]:
-    """Scale the channels of a block wherever that folds; what its layers read afterwards.
+    """Scale the channels of a block wherever that folds; returns the new inputs of its layers.
 
-    inputs: of the layers that are to be quantised, by name. scale: of layers that read the same,
-    and what they read. kind: of the method, for messages.
+    inputs: of the layers to quantise, by name. scale: the scale for layers with a common input,
+    and that input. kind: of the method, for messages.
 
     Raises:
-        SettingError: the block gives something else afterwards.
+        SettingError: the output of the block changed.
     """
     before = calibration.first(block)
     for source, readers in foldings(block, calibration.trace(block)):
@@ -55,14 +55,14 @@ def fold_all(
             inputs = inputs | {name: inputs[name].divided(factor) for name in targets}
     difference = (calibration.first(block) - before).abs().max()
     if not difference <= TOLERANCE * before.abs().max():
-        raise SettingError(f"method: {kind} does not fit a part of this model; take another one")
+        raise SettingError(f"method: {kind} does not fit a part of this model; use another one")
     return inputs
 
 
 def foldings(block: nn.Module, trace: Trace) -> Iterator[tuple[str, list[str]]]:
-    """Where a scale can move: a norm or layer, and all the layers that read what it gives."""
+    """Where a scale can move: a norm or layer, and all the layers that read its output."""
     for name, part in block.named_modules():
-        if not isinstance(part, Foldable) or name not in trace.taken:
+        if not isinstance(part, Foldable) or name not in trace.inputs:
             continue
         for giver, readers in part.scale_folds.items():
             to = [f"{name}.{reader}" for reader in readers]
@@ -75,10 +75,10 @@ def foldings(block: nn.Module, trace: Trace) -> Iterator[tuple[str, list[str]]]:
 
 
 def _norm_before(part: str, readers: list[str], block: nn.Module, trace: Trace) -> str | None:
-    """The norm whose result is the input of a part, if nothing beside its readers takes it."""
-    x = trace.taken[part]
-    readings = {name for name, taken in trace.taken.items() if taken is x}
-    givers = (n for n, given in trace.given.items() if given is x and n not in readings)
+    """The norm before a part, if only these readers use its output."""
+    x = trace.inputs[part]
+    readings = {name for name, read in trace.inputs.items() if read is x}
+    givers = (n for n, made in trace.outputs.items() if made is x and n not in readings)
     norm = next(givers, None)
     if norm is None or readings != {part, *readers}:
         return None
@@ -86,13 +86,13 @@ def _norm_before(part: str, readers: list[str], block: nn.Module, trace: Trace) 
 
 
 def _channels(block: nn.Module, source: str) -> int:
-    """How many channels a norm or layer gives; fewer than are read where heads share values."""
+    """Output channels of a norm or layer; fewer than are read if heads share values."""
     return next(len(p) for p in block.get_submodule(source).parameters(recurse=False))
 
 
 @torch.no_grad()
 def fold(block: nn.Module, source: str, readers: list[str], scale: Tensor) -> None:
-    """Divide what the source gives by a scale and multiply the readers' weights with it."""
+    """Divide the output of the source by a scale and multiply the readers' weights by it."""
     giver = block.get_submodule(source)
     if isinstance(giver, Norm):
         giver.rescale(1 / scale)

@@ -1,4 +1,4 @@
-"""fp8 weights: e4m3, which has 4 bits of exponent and reaches to 448; one scale an output channel.
+"""fp8 weights: e4m3 (4 exponent bits, maximum 448) with one scale per output channel.
 
 w = scale * float8(w / scale),   scale = absmax / 448
 """
@@ -17,11 +17,11 @@ from culm.adapt.replace import Patterns
 from culm.log import say
 from culm.model.linear import Linear
 
-GREATEST = 448.0  # of e4m3
+MAXIMUM = 448.0  # of e4m3
 
 
 class FP8(LinearQuantizer):
-    """targets: patterns of linear layers; all of the blocks and the head."""
+    """targets: patterns of linear layers; default: all layers of the blocks, and the head."""
 
     kind: Literal["fp8"] = "fp8"
     targets: Patterns = ("blocks.*", "head")
@@ -36,9 +36,9 @@ class FP8(LinearQuantizer):
 class FP8Linear(QuantizedLinear):
     """weight: (outputs, inputs) float8_e4m3fn; scale: (outputs,) fp32.
 
-    A GPU that multiplies fp8 gets activations in fp8 too, with a scale for each token, in bf16;
-    whether it does is found by running a small case. Elsewhere, and on every CPU, the weights are
-    multiplied out and nothing is lost but what their rounding lost.
+    On a GPU with an fp8 matmul, bf16 activations become fp8 too, with a scale per token; a small
+    trial finds out. Elsewhere, and on every CPU, the weights are dequantised, without further
+    rounding.
     """
 
     scale: Tensor
@@ -74,7 +74,7 @@ class FP8Linear(QuantizedLinear):
         return self.scaled(x) if _runs(x.device.type) else self.dense(x)
 
     def scaled(self, x: Tensor) -> Tensor:
-        """The product in fp8; x: (N, inputs) bf16."""
+        """x W^T in fp8; x: (N, inputs) bf16."""
         codes, scale = _rows(x.float())
         return torch._scaled_mm(
             codes, self.weight.t(), scale_a=scale, scale_b=self.scale[None],
@@ -83,14 +83,14 @@ class FP8Linear(QuantizedLinear):
 
 
 def _rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x: (N, inputs) fp32 as e4m3, and the scales of its rows (N, 1) fp32."""
-    scale = (x.abs().amax(1, keepdim=True) / GREATEST).clamp_min(1e-30)
+    """x: (N, inputs) fp32 in e4m3, and the scales of its rows (N, 1) fp32."""
+    scale = (x.abs().amax(1, keepdim=True) / MAXIMUM).clamp_min(1e-30)
     return (x / scale).to(torch.float8_e4m3fn), scale
 
 
 @cache
 def _runs(device: str) -> bool:
-    """Whether this torch multiplies fp8 matrices there, found by running a small case."""
+    """Whether torch's fp8 matmul works on the device, by a small trial."""
     try:
         x = torch.ones(16, 16, device=device).to(torch.float8_e4m3fn)
         ones = torch.ones(16, 1, device=device)
@@ -98,5 +98,5 @@ def _runs(device: str) -> bool:
         works = bool((out == 16).all())
     except (RuntimeError, NotImplementedError, AttributeError):
         works = False
-    say(f"fp8 weights on {device}: {'fp8 product' if works else 'multiplied out'}")
+    say(f"fp8 weights on {device}: {'fp8 matmul' if works else 'dequantised (no fp8 matmul)'}")
     return works

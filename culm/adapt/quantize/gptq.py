@@ -1,12 +1,11 @@
-"""GPTQ: each column's rounding error is made up for by the columns that follow.
+"""GPTQ: later columns compensate for the rounding error of each column.
 
 arXiv 2210.17323. With H the Gram matrix of the inputs and U the upper Cholesky factor of its
-inverse, column j is rounded and the columns behind it move by
+inverse, column j is rounded and the columns after it change by
 
     w[j+1:] -= (w[j] - rounded(w[j])) / U[j, j] * U[j, j+1:]
 
-which is the best that they can do for the output. Columns behind a block of 128 move once, when
-it is done.
+which is optimal for the output. Columns after a block of 128 change once, after the block.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from culm.config import SettingError
 from culm.model.linear import GroupedLinear, Linear
 
 BLOCK = 128  # columns; a multiple of every group
-# How damping grows with inputs / rows: at no count much worse than rounding to nearest.
+# Damping grows with inputs / rows, so that few rows are not much worse than rounding to nearest.
 SCARCE = 30
 
 
 class GPTQ(Calibrated[Int4]):
-    """damping: what is added to the diagonal of the Gram matrix, as a share of its mean.
+    """damping: added to the diagonal of the Gram matrix, relative to the mean of the diagonal.
 
-    static_groups: the scale of a group is that of the weights before any of them has moved.
-    act_order: columns with the greatest inputs come first, when most others can still move.
+    static_groups: scales of groups are those of the original weights.
+    act_order: columns with the largest inputs come first, when most others can still change.
 
-    An expert is solved on the tokens that came to it; the fewer they are, the more is added to the
-    diagonal, up to rounding to nearest where none came.
+    An expert is solved on its own tokens; the fewer they are, the larger is the damping, up to
+    rounding to nearest for an expert without tokens.
     """
 
     kind: Literal["gptq"] = "gptq"
@@ -49,7 +48,7 @@ class GPTQ(Calibrated[Int4]):
     @model_validator(mode="after")
     def _goes_together(self) -> GPTQ:
         if self.act_order and not self.static_groups:
-            raise ValueError("act_order: a group would be scattered; it needs static_groups=true")
+            raise ValueError("act_order: it scatters groups, so it needs static_groups=true")
         return self
 
     def quantize(
@@ -59,7 +58,7 @@ class GPTQ(Calibrated[Int4]):
         stages: list[list[str]],
         quantizers: dict[str, Int4],
     ) -> None:
-        for stage in stages:  # each sees what the stages before it have become
+        for stage in stages:  # each reads the output of the quantised stages before it
             if isinstance(block.get_submodule(stage[0]), GroupedLinear):
                 self._solve_experts(calibration, block, stage, quantizers)
                 continue
@@ -92,14 +91,14 @@ class GPTQ(Calibrated[Int4]):
     def solve(
         self, layer: Linear, gram: Tensor, group: int, name: str = "", rows: int | None = None
     ) -> Int4Linear:
-        """The int4 layer whose outputs are near the layer's; gram: (inputs, inputs) fp32.
+        """The int4 layer with the least output error; gram: (inputs, inputs) fp32.
 
-        rows: of which it is the mean; None: of enough.
+        rows: number of rows behind the mean `gram`; None: enough.
         """
         weight, gram = layer.weight.detach().float().clone(), gram.clone()
         unused = gram.diagonal() == 0
         gram.diagonal()[unused] = 1
-        if rows is None:  # few rows do not show that an input is never used
+        if rows is None:  # few rows do not prove that an input is never used
             weight[:, unused] = 0
         power = gram.diagonal()
         order = power.argsort(descending=True, stable=True) if self.act_order else None
@@ -115,14 +114,14 @@ class GPTQ(Calibrated[Int4]):
 
 
 class _Groups:
-    """The scale of each group: known before (fixed), or found when its first column is reached."""
+    """The scale of each group: fixed before, or computed at its first column."""
 
     def __init__(self, weight: Tensor, size: int, fixed: bool) -> None:
         self.size, self.fixed = size, fixed
         self.scale, self.zero = grid(weight.unflatten(1, (-1, size)))
 
     def at(self, column: int, ahead: Tensor) -> tuple[Tensor, Tensor]:
-        """scale and zero (outputs,) of a column; ahead: it and those behind it, as they are now."""
+        """scale and zero (outputs,) of a column; ahead: this column and those after it."""
         group, inside = divmod(column, self.size)
         if not self.fixed and inside == 0:
             self.scale[:, group], self.zero[:, group] = grid(ahead[:, : self.size])
@@ -136,14 +135,14 @@ def _inverse_factor(gram: Tensor, name: str) -> Tensor:
         return torch.linalg.cholesky(inverse, upper=True)
     except torch.linalg.LinAlgError:
         raise SettingError(
-            f"damping: too small for what {name} reads on this text; raise it"
+            f"damping: too small for the input of {name} on this text; increase it"
         ) from None
 
 
 def _compensated(weight: Tensor, upper: Tensor, groups: _Groups, order: Tensor | None) -> Tensor:
-    """Codes (outputs, inputs) of columns that are rounded from left to right; weight is used up.
+    """Codes (outputs, inputs) of columns that are rounded from left to right; changes `weight`.
 
-    order: which column of the layer each one is, None if they are in place.
+    order: the original index of each column, None if they are in order.
     """
     codes = torch.empty_like(weight)
     columns = range(weight.shape[1]) if order is None else order.tolist()

@@ -2,7 +2,7 @@
 
     w = scale * (q - 8) + zero,   q in 0..15,   scale = (max - min) / 15 of the group and 0
 
-which is the affine code of torch's int4 kernels. Rounding is to nearest, ties to even.
+which is the affine code of torch's int4 kernels. Rounds to nearest, ties to even.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from culm.model.linear import GroupedLinear, Linear
 
 
 class Int4(TrainableQuantizer):
-    """group: inputs that share a scale. targets: patterns; all linear layers of the blocks."""
+    """group: inputs that share a scale. targets: patterns; default: all layers of the blocks."""
 
     kind: Literal["int4"] = "int4"
     group: Literal[32, 64, 128] = 32
@@ -44,16 +44,16 @@ class Int4(TrainableQuantizer):
 
 
 def grid(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """scale and zero (...) bf16 of groups (..., group) that reach from their least to greatest."""
+    """scale and zero (...) bf16 of groups (..., group), from their minimum to their maximum."""
     low, high = weight.amin(-1).clamp_max(0), weight.amax(-1).clamp_min(0)
-    # Both numbers are rounded to the kernel's bf16 before anything is measured against them.
+    # Both are rounded to the kernel's bf16 before they are used.
     scale = ((high - low) / 15).clamp_min(1e-30).bfloat16()
     zero = scale.float() * (8 + (low / scale.float()).round())
     return scale, zero.bfloat16()
 
 
 def steps_of(weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """The nearest whole numbers that stand for weights, 0..15 or a little outside, as fp32."""
+    """The nearest integer codes of weights, 0..15 or a little outside, as fp32."""
     return ((weight - zero.float()) / scale.float()).round() + 8
 
 
@@ -63,7 +63,7 @@ def codes_of(weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 
 
 def values_of(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """What codes stand for, fp32; all three broadcast."""
+    """The values of codes, fp32; all three broadcast."""
     return (codes.float() - 8) * scale.float() + zero.float()
 
 
@@ -77,13 +77,13 @@ def nearest(weight: Tensor, group: int) -> Tensor:
 class Int4Linear(QuantizedLinear):
     """weight: (outputs, inputs / 2) uint8, the even input in the low half of each byte.
 
-    scale, zero: (outputs, inputs / group) bf16. The kernel wants the weights in an order that
-    depends on the CPU, so that copy is made by `prepare` and never saved.
+    scale, zero: (outputs, inputs / group) bf16. The kernel needs the weights in an order that
+    depends on the CPU: `prepare` makes that copy, and it is never saved.
     """
 
     scale: Tensor
     zero: Tensor
-    laid: Tensor | None
+    reordered: Tensor | None
     affine: Tensor | None
 
     def __init__(self, inputs: int, outputs: int, bias: bool, group: int) -> None:
@@ -92,7 +92,7 @@ class Int4Linear(QuantizedLinear):
         self.register_buffer("weight", torch.zeros(outputs, inputs // 2, dtype=torch.uint8))
         self.register_buffer("scale", torch.ones(outputs, inputs // group, dtype=torch.bfloat16))
         self.register_buffer("zero", torch.zeros(outputs, inputs // group, dtype=torch.bfloat16))
-        self.register_buffer("laid", None, persistent=False)
+        self.register_buffer("reordered", None, persistent=False)
         self.register_buffer("affine", None, persistent=False)
 
     @classmethod
@@ -131,12 +131,14 @@ class Int4Linear(QuantizedLinear):
     def prepare(self) -> None:
         self.packed = self.weight.device.type == "cpu" and self.out_features % 16 == 0 and _runs()
         if self.packed:
-            self.laid = torch.ops.aten._convert_weight_to_int4pack_for_cpu(self._codes().int(), 1)
+            self.reordered = torch.ops.aten._convert_weight_to_int4pack_for_cpu(
+                self._codes().int(), 1
+            )
             self.affine = torch.stack((self.scale.t(), self.zero.t()), -1).contiguous()
 
     def decode(self, x: Tensor) -> Tensor:
-        product = torch.ops.aten._weight_int4pack_mm_for_cpu
-        return product(x, self.laid, self.group, self.affine)
+        matmul = torch.ops.aten._weight_int4pack_mm_for_cpu
+        return matmul(x, self.reordered, self.group, self.affine)
 
     def dequantize(self) -> Tensor:
         codes = self._codes().unflatten(1, (-1, self.group))
@@ -145,14 +147,15 @@ class Int4Linear(QuantizedLinear):
 
 @cache
 def _runs() -> bool:
-    """Whether this torch's int4 kernels work here, found by running a small case."""
+    """Whether torch's int4 kernels work here, by a small trial."""
     try:
         codes = torch.full((16, 32), 9, dtype=torch.int32)
-        laid = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+        reordered = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
         x, affine = torch.ones(1, 32, dtype=torch.bfloat16), torch.ones(1, 16, 2).bfloat16()
-        out = torch.ops.aten._weight_int4pack_mm_for_cpu(x, laid, 32, affine)
+        out = torch.ops.aten._weight_int4pack_mm_for_cpu(x, reordered, 32, affine)
         works = bool((out == 64).all())
     except (RuntimeError, NotImplementedError, AttributeError):
         works = False
-    say(f"int4 weights on CPU: {'packed kernel' if works else 'multiplied out'}")
+    how = "packed kernel" if works else "dequantised (no packed kernel)"
+    say(f"int4 weights on CPU: {how}")
     return works

@@ -1,4 +1,4 @@
-"""int8 weights, symmetric, one scale an output channel: scale = absmax / 127, ties to even."""
+"""int8 weights, symmetric, one scale per output channel: scale = absmax / 127, ties to even."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from culm.model.linear import Linear
 
 
 class Int8(TrainableQuantizer):
-    """targets: patterns of linear layers; all of the blocks and the head."""
+    """targets: patterns of linear layers; default: all layers of the blocks, and the head."""
 
     kind: Literal["int8"] = "int8"
     targets: Patterns = ("blocks.*", "head")
@@ -32,16 +32,16 @@ class Int8(TrainableQuantizer):
 
 
 def nearest(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (outputs, inputs) rounded to int8, fp32, and which of them lie within the range."""
+    """Weights (outputs, inputs) rounded to int8, fp32, and which of them are within the range."""
     scale, steps = steps_of(weight)
     return steps.clamp(-127, 127) * scale.float()[:, None], steps.abs() <= 127
 
 
 def steps_of(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """scale (outputs,) bf16, and weights (outputs, inputs) in whole steps of it, fp32.
+    """scale (outputs,) bf16, and weights (outputs, inputs) in integer steps of it, fp32.
 
-    The kernel takes its scale in bf16; quantising by the rounded scale costs nothing more. A row
-    of zeros has any scale: a tiny one keeps the division finite.
+    The kernel needs its scale in bf16; quantising by the rounded scale costs nothing more. A row of
+    zeros gets a tiny scale, which keeps the division finite.
     """
     weight = weight.detach().float()
     scale = (weight.abs().amax(1) / 127).clamp_min(1e-30).bfloat16()
@@ -49,7 +49,7 @@ def steps_of(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Int8Linear(QuantizedLinear):
-    """weight: (outputs, inputs) int8; scale: (outputs,) bf16, to which the weights are rounded."""
+    """weight: (outputs, inputs) int8 steps; scale: (outputs,) bf16, the size of a step."""
 
     scale: Tensor
 
@@ -75,7 +75,7 @@ class Int8Linear(QuantizedLinear):
         return {"kind": "int8"}
 
     def prepare(self) -> None:
-        # The bf16 kernel reads past rows that are no multiple of 16 long (wrong sums, crashes).
+        # The bf16 kernel reads past rows whose length is no multiple of 16 (wrong sums, crashes).
         self.packed = self.weight.device.type == "cpu" and self.in_features % 16 == 0 and _runs()
 
     def decode(self, x: Tensor) -> Tensor:
@@ -85,18 +85,18 @@ class Int8Linear(QuantizedLinear):
         return self.weight.float() * self.scale.float()[:, None]
 
     def dense(self, x: Tensor) -> Tensor:
-        # Whole numbers up to 127 are exact in bf16, so the scale is applied behind the product.
+        # Integers up to 127 are exact in bf16, so the scale is applied after the matmul.
         return (x @ self.weight.to(x.dtype).t()) * self.scale.to(x.dtype)
 
 
 @cache
 def _runs() -> bool:
-    """Whether this torch's int8 kernel works here, found by running a small case."""
+    """Whether torch's int8 kernel works here, by a small trial."""
     try:
         x, weight = torch.ones(1, 32, dtype=torch.bfloat16), torch.ones(32, 32, dtype=torch.int8)
         scale = torch.ones(32, dtype=torch.bfloat16)
         works = bool((torch.ops.aten._weight_int8pack_mm(x, weight, scale) == 32).all())
     except (RuntimeError, NotImplementedError, AttributeError):
         works = False
-    say(f"int8 weights on CPU: {'packed kernel' if works else 'multiplied out'}")
+    say(f"int8 weights on CPU: {'packed kernel' if works else 'dequantised (no packed kernel)'}")
     return works

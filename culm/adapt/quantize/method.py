@@ -1,4 +1,4 @@
-"""How codes are found: rounding to nearest, or with the help of text."""
+"""Methods to find codes: rounding to nearest, or calibration on text."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class Method(Config, ABC):
     def apply(
         self, model: Transformer, quantizers: Sequence[LinearQuantizer], tokens: Tensor | None
     ) -> int:
-        """Quantise the quantisers' targets in place; gives how many.
+        """Quantise the quantisers' targets in place; returns their number.
 
-        A layer that several of them name is taken by the first.
-        tokens: (N, T) rows of text to calibrate on, each one document.
+        The first quantiser that names a layer takes it.
+        tokens: (N, T) text to calibrate on, one document per row.
 
         Raises:
-            ValueError: the method and the quantisers do not go together, text is missing, or a
-                layer cannot be quantised. The model is then as it was.
+            ValueError: the method does not support the quantisers, text is missing, or a layer
+                cannot be quantised. The model is then unchanged.
         """
 
 
 class RTN(Method):
-    """Round to nearest; knows the weights alone."""
+    """Round to nearest; reads the weights only."""
 
     kind: Literal["rtn"] = "rtn"
     calibrated = False
@@ -53,10 +53,10 @@ Q = TypeVar("Q", bound=LinearQuantizer)
 
 
 class Calibrated(Method, ABC, Generic[Q]):
-    """Codes that keep the outputs on text, found block by block.
+    """Codes that preserve the outputs on text, found block by block.
 
-    codes: the quantisers whose codes it finds; layers: of which kinds. Layers of others or outside
-    of the blocks, and those that no token reached, are rounded to nearest.
+    codes: the quantisers whose codes it finds; layers: the kinds of layers. Other layers, those
+    outside the blocks, and those that no token reached are rounded to nearest.
     """
 
     calibrated = True
@@ -71,7 +71,7 @@ class Calibrated(Method, ABC, Generic[Q]):
         stages: list[list[str]],
         quantizers: dict[str, Q],
     ) -> None:
-        """Put quantised layers into a block; those of a stage read the same input.
+        """Put quantised layers into a block; layers of a stage have a common input.
 
         quantizers: by the names in the stages.
         """
@@ -91,7 +91,7 @@ class Calibrated(Method, ABC, Generic[Q]):
             kinds = " and ".join(dict.fromkeys(quantizer.kind for quantizer in quantizers))
             codes = self.codes.model_fields["kind"].default
             wrong = f"{self.kind} finds codes of {codes}, not of {kinds}"
-            raise SettingError(f"method: {wrong}; take method=rtn")
+            raise SettingError(f"method: {wrong}; use method=rtn")
         rows = _enough([model.get_submodule(name) for name in found], tokens, self.kind)
         calibration = Calibration(model, rows)
         for prefix, block in calibration:
@@ -105,7 +105,7 @@ class Calibrated(Method, ABC, Generic[Q]):
 
 
 def plain_linear(parent: nn.Module, name: str) -> Linear:
-    """The layer of that name, which is not quantised yet."""
+    """The layer of this name, which is not quantised yet."""
     layer = parent.get_submodule(name)
     assert isinstance(layer, Linear)
     return layer
@@ -113,10 +113,10 @@ def plain_linear(parent: nn.Module, name: str) -> Linear:
 
 def _enough(layers: Sequence[nn.Module], tokens: Tensor | None, kind: str) -> Tensor:
     if tokens is None:
-        raise SettingError(f"calibrate: {kind} needs text; name a file, or take method=rtn")
+        raise SettingError(f"calibrate: {kind} needs text; name a file, or use method=rtn")
     needed = max(int(layer.in_features) for layer in layers)  # type: ignore[arg-type]
     if tokens.numel() < needed:
-        # Fewer tokens than inputs span only some of the directions that the inputs can take.
+        # Fewer tokens than inputs span only some directions of the input space.
         raise SettingError(
             f"calibrate: {tokens.numel():,} tokens to calibrate on are fewer than the {needed:,} "
             "inputs of the widest layer; give more text"

@@ -1,10 +1,10 @@
 """NF4 weights with double quantisation, the base of QLoRA (arXiv 2305.14314).
 
-    w = level[q] * absmax,   q in 0..15,   one absmax a block of inputs
+    w = level[q] * absmax,   q in 0..15,   one absmax per block of inputs
 
-The levels are quantiles of the normal distribution. The absmax of 256 blocks are kept as 8-bit
-steps around their mean; the paper takes 8-bit floats there, linear steps are as near. Together
-4.13 bits a weight at blocks of 64. There is no fast product: it saves memory, not time.
+The levels are quantiles of the normal distribution. The absmax of 256 blocks are stored as 8-bit
+steps around their mean; the paper uses 8-bit floats, but linear steps are as accurate. Together
+this is 4.13 bits per weight for blocks of 64. There is no fast matmul: it saves memory, not time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOGETHER = 256  # blocks whose absmax share a step
 
 
 class NF4(LinearQuantizer):
-    """block: inputs that share an absmax. targets: patterns; all linear layers of the blocks."""
+    """block: inputs that share an absmax. targets: patterns; default: all layers of the blocks."""
 
     kind: Literal["nf4"] = "nf4"
     block: Literal[32, 64, 128] = 64
@@ -48,7 +48,7 @@ class NF4(LinearQuantizer):
 class NF4Linear(QuantizedLinear):
     """weight: (outputs, inputs / 2) uint8, the even input in the low half of each byte.
 
-    Of the n = outputs * inputs / block absmax: steps (n,) int8, step (n / 256,) and mean () fp32.
+    For the n = outputs * inputs / block absmax: steps (n,) int8, step (n / 256,) and mean () fp32.
     """
 
     steps: Tensor
@@ -71,7 +71,7 @@ class NF4Linear(QuantizedLinear):
             layer = cls(linear.in_features, linear.out_features, linear.bias is not None, block)
         blocks = linear.weight.detach().float().view(-1, block)
         layer.steps, layer.step, layer.mean = _steps(blocks.abs().amax(1))
-        # The weights are measured against the absmax as it will be read.
+        # The weights are divided by the absmax as it will be dequantised.
         absmax = layer.absmax().clamp_min(1e-30)
         levels = torch.tensor(LEVELS, device=blocks.device)
         codes = torch.bucketize(blocks / absmax[:, None], (levels[1:] + levels[:-1]) / 2)
@@ -109,5 +109,5 @@ def _absmax(steps: Tensor, step: Tensor, mean: Tensor) -> Tensor:
 
 
 def _together(values: Tensor) -> Tensor:
-    """(n,) as rows of 256, the last one filled with zeros."""
+    """(n,) as rows of 256, the last one padded with zeros."""
     return F.pad(values, (0, -len(values) % TOGETHER)).view(-1, TOGETHER)

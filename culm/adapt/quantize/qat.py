@@ -1,10 +1,10 @@
-"""Training with weights that are rounded as they will be: quantisation-aware training.
+"""Quantisation-aware training: the forward rounds weights as the quantised model will.
 
-    forward    y = x rounded(W)^T, anew from W at every call
-    backward   dL/dW = dL/d rounded(W) where W lies within the range, else 0
+    forward    y = x rounded(W)^T, rounded again in every call
+    backward   dL/dW = dL/d rounded(W) where W is within the range, else 0
 
-so the weights that are kept learn what rounding does to them (straight-through, arXiv 1308.3432).
-Scales are recomputed from the weights, not learned. `convert` rounds once more and keeps the codes.
+so the weights adapt to the rounding (straight-through estimator, arXiv 1308.3432). Scales are
+recomputed from the weights, not learned. `convert` rounds a last time and stores the codes.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ QAT = some_of(Int8 | Int4 | W8A8)
 
 
 class FakeQuantizedLinear(Linear):
-    """A linear layer that multiplies with its weights, and reads its input, as if quantised.
+    """A linear layer that rounds its weights and its input as if it were quantised.
 
-    Weight and bias are the very parameters of the layer in whose place it is put, under their
-    names: optimizers, checkpoints and layouts see no difference.
+    Weight and bias are the same parameters as those of the replaced layer, with their names:
+    optimizers, checkpoints and layouts see no difference.
     """
 
     def __init__(self, linear: Linear, quantizer: TrainableQuantizer) -> None:
@@ -51,15 +51,15 @@ class FakeQuantizedLinear(Linear):
 
 
 def _straight(source: Tensor, rounded: Tensor, inside: Tensor | None) -> Tensor:
-    """Exactly `rounded`, whose gradient goes to the source; where not inside to nothing."""
+    """Exactly `rounded`, with its gradient for the source; none where not inside."""
     passed = rounded + (source - source.detach())  # adds zeros
     return passed if inside is None else torch.where(inside, passed, rounded)
 
 
 def fake_quantize(model: Transformer, quantizers: Sequence[TrainableQuantizer]) -> int:
-    """Let the quantisers' targets be trained as what they will be; gives how many.
+    """Train the quantisers' targets with rounding; returns their number.
 
-    The weights of experts stay as they are.
+    The weights of experts are not changed.
 
     Raises:
         ValueError: as `assigned`.
@@ -77,10 +77,10 @@ def fake_quantize(model: Transformer, quantizers: Sequence[TrainableQuantizer]) 
 
 @torch.no_grad()
 def convert(model: Transformer) -> int:
-    """Put quantised layers in the place of those that were trained as such; gives how many.
+    """Replace the layers that were trained with rounding by quantised ones; returns their number.
 
-    Outputs stay the same up to the rounding of sums; where activations are rounded too, one that
-    lies between two steps may fall the other way. A tied head is untied by it.
+    Outputs stay the same up to rounding of sums; where activations are rounded too, one halfway
+    between two steps may be rounded the other way. A tied head is untied.
     """
 
     def made(name: str, layer: nn.Module) -> nn.Module:

@@ -1,11 +1,11 @@
 """SmoothQuant: channels with outliers are scaled down before activations become int8.
 
-arXiv 2211.10438. The scale of channel j moves a share of its range from the activations, where
-one great channel makes the steps of all others coarse, into the weights:
+arXiv 2211.10438. The scale of channel j moves part of its range from the activations, where one
+large channel makes the steps of all others coarse, into the weights:
 
     s_j = max|x_j|^strength / max|w_j|^(1 - strength)
 
-The paper folds behind norms alone; here it is done wherever scales fold, as in AWQ.
+The paper folds scales into norms only; here it is done wherever scales fold, as in AWQ.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from culm.adapt.quantize.fold import fold_all
 from culm.adapt.quantize.method import Calibrated, plain_linear
 from culm.adapt.quantize.w8a8 import W8A8
 
-LEAST = 1e-5  # of the range of a channel that is never used
+MINIMUM = 1e-5  # range of a channel that is never used
 
 
 class SmoothQuant(Calibrated[W8A8]):
-    """strength: how much of the range moves into the weights; 1 is all of it."""
+    """strength: the part of the range that moves into the weights; 1 is all of it."""
 
     kind: Literal["smoothquant"] = "smoothquant"
     codes = W8A8
@@ -49,10 +49,10 @@ class SmoothQuant(Calibrated[W8A8]):
 
     @torch.no_grad()
     def scale(self, weights: list[Tensor], inputs: Inputs) -> Tensor:
-        """The scale (inputs,) for weights (outputs, inputs) that read the same."""
+        """The scale (inputs,) for weights (outputs, inputs) with a common input."""
         rows = torch.cat([weight.float() for weight in weights])
-        greatest, of_weights = inputs.greatest, rows.abs().amax(0)
+        maximum, of_weights = inputs.maximum, rows.abs().amax(0)
         return (
-            greatest.clamp_min(LEAST).pow(self.strength)
-            / of_weights.clamp_min(LEAST).pow(1 - self.strength)
-        ).clamp_min(LEAST)
+            maximum.clamp_min(MINIMUM).pow(self.strength)
+            / of_weights.clamp_min(MINIMUM).pow(1 - self.strength)
+        ).clamp_min(MINIMUM)
