@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 def said(monkeypatch):
     lines: list[str] = []
     monkeypatch.setattr(backend, "say", lines.append)
-    monkeypatch.setattr("culm.model.transformer.say", lines.append)
+    monkeypatch.setattr("culm.model.trunk.say", lines.append)
     return lines
 
 
