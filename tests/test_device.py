@@ -70,13 +70,14 @@ def test_a_gpu_whose_kernels_fail_computes_in_blocks_and_says_so(monkeypatch, sa
     assert said == ["Attention in blocks: sdpa does not run on cuda: no kernel image"]
 
 
-def test_layers_that_a_backend_does_not_serve_are_told(said):
+def test_layers_that_fall_back_to_blocks_are_reported(said):
     attention = (GQA(heads=2), GQA(heads=2, softcap=5.0))
     config = TransformerConfig(vocabulary=9, width=8, layers=4, attention=attention)
     model = config.build()
     assert model.set_backend("sdpa") == 2
     assert [block.attention.backend for block in model.blocks] == ["sdpa", "blocks"] * 2
-    assert said == ["Attention of 2 of 4 layers in blocks, not sdpa."]
+    fallen = "2 of 4 layers fall back to the 'blocks' attention backend"
+    assert said == [f"{fallen}; sdpa does not support them."]
     said.clear()
     assert model.set_backend("blocks") == 0
     assert said == []

@@ -32,7 +32,7 @@ def grow(model: Transformer, used: int, vocabulary: int) -> None:
     if model.config.tied:
         model.head = plain(weight, None)
         model.tie()
-    elif isinstance(head, Linear):
+    elif isinstance(head, Linear) and model.config.head == "vocabulary":
         bias = None if head.bias is None else _grown(head.bias, used, vocabulary, size)
         model.head = plain(_grown(head.weight, used, vocabulary, size), bias)
 

@@ -1,4 +1,4 @@
-"""Other output heads on a built model."""
+"""Replace the output head of a built model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from culm.model.transformer import Transformer
 
 @torch.no_grad()
 def with_scalar_head(model: Transformer, seed: int) -> None:
-    """Replace the output head by one that gives a number, in place; it is trained.
+    """Replace the output head by `Linear(width, 1)`, in place; its weights are trainable.
 
-    Its weights are normal with std 1 / sqrt(width + 1), as in InstructGPT's reward models.
+    They are normal with std 1 / sqrt(width + 1), as in InstructGPT's reward models (arXiv
+    2203.02155), and depend on the seed alone. Heads of multi-token prediction are removed.
     """
     model.drop_mtp()
     width = model.config.width

@@ -99,7 +99,7 @@ def write_export(
     try:
         hf.export(model, tokenizer, out, kind, told, family)
     except NoFamilyError as error:
-        if family:
+        if family or model.config.head == "scalar":
             raise
         note = f"transformers, vLLM and llama.cpp will not load it. {error}."
         model.to(kind).dtype = kind

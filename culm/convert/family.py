@@ -109,6 +109,11 @@ def family_of(config: TransformerConfig, families: Sequence[Family], target: str
     Raises:
         NoFamilyError: none has; the message names a setting that the nearest one lacks.
     """
+    if config.head == "scalar":
+        raise NoFamilyError(
+            f"model.head: {target} files hold language models, and this one has a scalar head; "
+            "keep its Culm folder"
+        )
     nearest: tuple[int, str] | None = None
     for family in families:
         wanted = _leaves(family.untied(config))

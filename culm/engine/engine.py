@@ -25,7 +25,7 @@ from culm.engine.request import Completion, Event, Request, Running
 from culm.engine.runner import Runner
 from culm.engine.speculation import Speculation, drafter_for
 from culm.model.quantized_cache import CacheKind
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, require_vocabulary
 
 PREFILL_TOKENS = 8192  # of one prefill, padding included: bounds its memory
 
@@ -54,6 +54,7 @@ class Engine:
         cache: CacheKind = "plain",
         speculate: Speculation | None = None,
     ) -> None:
+        require_vocabulary(model)
         if slots < 1:
             raise ValueError(f"slots: {slots} is less than 1")
         self.model = model

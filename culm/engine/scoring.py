@@ -11,7 +11,7 @@ from torch import Tensor
 
 from culm.adapt.multi_lora import adapter_names, adapter_rows, check_adapter
 from culm.model.context import Context
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, require_vocabulary
 
 FORWARD_TOKENS = 8192  # of one forward, padding included: bounds its memory
 
@@ -81,6 +81,7 @@ def rank(model: Transformer, ids: Sequence[int], count: int, adapter: str | None
 
 
 def _check(model: Transformer, sequences: Sequence[Sequence[int]], names: Names) -> None:
+    require_vocabulary(model)
     size, known = model.config.vocabulary, adapter_names(model)
     if len(names) != len(sequences):
         raise ValueError(f"adapters: {len(names)} are given for {len(sequences)} sequences")

@@ -9,6 +9,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from culm.batch import IGNORED
+from culm.config import SettingError
 from culm.model.block import Block
 from culm.model.cache import Cache
 from culm.model.context import Context, LayerContext
@@ -17,7 +18,7 @@ from culm.model.linear import Linear
 from culm.model.logprobs import Kernels, capped, logprobs_of
 from culm.model.mtp import MTP, MTPHead, shifted
 from culm.model.quantized_cache import CacheKind
-from culm.model.trunk import Trunk, TrunkConfig, build_block, multiplied
+from culm.model.trunk import Trunk, TrunkConfig, multiplied, new_blocks
 
 
 class TransformerConfig(TrunkConfig):
@@ -52,8 +53,10 @@ class TransformerConfig(TrunkConfig):
                 "init: zero zeroes the output head, which is tied to the embedding here; "
                 "set tied to false"
             )
-        if self.head == "scalar" and (self.tied or self.mtp):
-            raise ValueError("head: a scalar head is not tied to the embedding and has no mtp")
+        if self.head == "scalar" and self.tied:
+            raise ValueError("tied: a scalar head has no row per token; set tied to false")
+        if self.head == "scalar" and self.mtp is not None:
+            raise ValueError("mtp: heads that predict tokens need head=vocabulary")
         if self.mtp is not None and self.mtp.depth >= self.context:
             raise ValueError(
                 f"mtp.depth: {self.mtp.depth} heads look beyond a context of {self.context} tokens"
@@ -74,18 +77,18 @@ class TransformerConfig(TrunkConfig):
 class Transformer(Trunk):
     """tokens: (B, T) int64 -> logits (B, T, V) fp32."""
 
+    config: TransformerConfig
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
-        self.config = config
         self.kernels = Kernels()
-        config = config.scaled()
         self.embed = nn.Embedding(config.vocabulary, config.width)
         self.positions = (
             nn.Embedding(config.context, config.width) if config.learned_positions else None
         )
+        last = [config.layers - 1] * (config.mtp.depth if config.mtp else 0)
         self.mtp = nn.ModuleList(
-            MTPHead(build_block(config, config.layers - 1), config.width, config.norm)
-            for _ in range(config.mtp.depth if config.mtp else 0)
+            MTPHead(block, config.width, config.norm) for block in new_blocks(config.scaled(), last)
         )
         outputs = 1 if config.head == "scalar" else config.vocabulary
         self.head: nn.Module = Linear(config.width, outputs)
@@ -194,3 +197,16 @@ class Transformer(Trunk):
     ) -> Cache:
         """As `cache`, with that of the heads of multi-token prediction after the layers."""
         return self._cache([*self.every_block], slots, length, kind, rollback)
+
+
+def require_vocabulary(model: Transformer) -> None:
+    """Refuse a model that gives no logits.
+
+    Raises:
+        SettingError: its output head is scalar.
+    """
+    if model.config.head == "scalar":
+        raise SettingError(
+            "model: it has a scalar head, which can neither generate nor score text; use a model "
+            "with head=vocabulary"
+        )

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import cycle, islice
 from typing import Annotated, Any, Self
@@ -153,13 +154,16 @@ class Trunk(nn.Module):
     Activations are computed in `dtype`, whatever the precision of the weights.
     """
 
+    config: TrunkConfig
+
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
+        self.config = config
         self.dtype = torch.float32
         config = config.scaled()
         self.head_scale = config.head_scale
         self.rotations = nn.ModuleList(rope.build(dim) for rope, dim in config.rotaries)
-        self.blocks = nn.ModuleList(build_block(config, n) for n in range(config.layers))
+        self.blocks = nn.ModuleList(new_blocks(config, range(config.layers)))
         self.norm = config.norm.build(config.width)
 
     @property
@@ -195,7 +199,7 @@ class Trunk(nn.Module):
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """x: (B, T, E), such as embeddings -> normalised states (B, T, E)."""
-        return self.normalized(self.run(x, context or Context.plain(x))[0])
+        return self.normalized(self.run(x.to(self.dtype), context or Context.plain(x))[0])
 
     def run(self, x: Tensor, context: Context) -> tuple[Tensor, LayerContext]:
         """What the last block gives (B, T, E), and the context as it was there."""
@@ -238,12 +242,18 @@ class Trunk(nn.Module):
         return Cache(layers, slots, length)
 
 
-def build_block(config: TrunkConfig, layer: int) -> Block:
-    """The block of one layer."""
-    attention, mlp = config.attentions[layer], config.mlps[layer]
-    kind = attention.rotary(config.width)
-    rotation = config.rotaries.index(kind) if kind else -1
-    return Block(attention, mlp, config.width, config.norm, config.residual, rotation)
+def new_blocks(config: TrunkConfig, layers: Iterable[int]) -> list[Block]:
+    """The blocks of these layers."""
+    attentions, mlps, rotaries = config.attentions, config.mlps, config.rotaries
+
+    def block(layer: int) -> Block:
+        rotary = attentions[layer].rotary(config.width)
+        rotation = rotaries.index(rotary) if rotary else -1
+        return Block(
+            attentions[layer], mlps[layer], config.width, config.norm, config.residual, rotation
+        )
+
+    return [block(layer) for layer in layers]
 
 
 def run_block(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from culm.model.transformer import require_vocabulary
 from culm.text.language_model import LanguageModel
 
 HELP = """\
@@ -49,9 +50,11 @@ class Terminal:
         """Chat until the user exits.
 
         Raises:
-            ValueError: the model has no chat template.
+            ValueError: the model has no chat template, or a scalar head.
         """
-        self._model.tokenizer.chat  # noqa: B018 - fails now rather than at the first question
+        # Fail now rather than at the first question.
+        require_vocabulary(self._model.model)
+        self._model.tokenizer.chat  # noqa: B018
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - gives the prompt line editing and history
         self._say("/help lists the commands, Ctrl-D exits.")

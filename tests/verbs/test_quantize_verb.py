@@ -133,7 +133,7 @@ def test_layers_of_no_target_stay(quantize, model):
         ("{kind: int4, group: 128}", "awq", True, r"group: 128 does not divide the 64 inputs of "
          r"blocks\.0\.attention\.q; use 32 or 64, or targets without it"),
         ("{kind: int8, targets: blocks.*.key}", "rtn", False, r"targets: '.*' names no layer"),
-        ("[int8, int4]", "rtn", False, r"targets: earlier quantisers take all layers of int4"),
+        ("[int8, int4]", "rtn", False, r"targets: no layer is left for int4"),
     ],
 )  # fmt: skip
 def test_what_it_refuses(quantize, text, tmp_path, to, method, needs, message):

@@ -87,7 +87,7 @@ def assigned(
     for quantizer in quantizers:
         match, before = linears(model, quantizer.targets, *kinds), len(found)
         for name, layer in model.named_modules():
-            if match(name, layer) and name not in found:
+            if match(name, layer) and name not in found and not _is_scalar_head(model, name):
                 assert isinstance(layer, Linear | GroupedLinear)
                 quantizer.divides(name, layer)
                 if not (layer.weight.is_meta or layer.weight.isfinite().all()):
@@ -97,10 +97,15 @@ def assigned(
                 found[name] = quantizer
         if len(found) == before:
             raise ValueError(
-                f"targets: earlier quantisers take all layers of {quantizer.kind}; put it first, "
-                "or give it other targets"
+                f"targets: no layer is left for {quantizer.kind}; put it before the other "
+                "quantisers, or give it other targets (a scalar head is never quantised)"
             )
     return found
+
+
+def _is_scalar_head(model: Transformer, name: str) -> bool:
+    """Whether this is a scalar head, which is too small to quantise and decides every score."""
+    return name == "head" and model.config.head == "scalar"
 
 
 def round_to_nearest(model: Transformer, layers: Mapping[str, LinearQuantizer]) -> int:
