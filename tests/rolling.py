@@ -1,4 +1,4 @@
-"""A task that letters solve, and rollouts of it on a tiny model, for tests of learning from rewards."""
+"""A task that letters solve and rollouts of it on a tiny model: learning from rewards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -101,7 +101,7 @@ def test_new_rows_are_the_mean_of_the_old(there, words, tmp_path, monkeypatch, t
     monkeypatch.setattr("culm.log.say", told.append)
     model, tokenizer = start_of(Pretrained(hf=str(tmp_path / "there"), chat=True))
     assert len(told) == 1
-    words = "there: 5 tokens are new to the model; their embeddings start as the mean of the other 290. "
+    words = "5 tokens are new to the model; their embeddings start as the mean of the other 290. "
     also = "embed" if tied else "[embed,head]"
     assert told[0].endswith(f"{words}With an adapter they are trained only with {ALSO}={also}.")
     ends = {model.embed.weight: theirs.model.embed_tokens, model.head.weight: theirs.lm_head}
