@@ -99,7 +99,7 @@ def attend_cached(
     if ring:  # whose entries may be empty
         mask = mask & (at >= 0)
     q = q.transpose(1, 2)
-    # With one query a row the CPU flash kernel is 1.2 to 2.7 times slower than two products.
+    # With one query a row the CPU flash kernel is 1.2 to 2.7 times slower than two matmuls.
     single = q.shape[2] == 1 and q.device.type == "cpu"
     if backend == "blocks" or single or not serves("sdpa", rule, q.device):
         away = None if rule.slopes is None else at - queries_at
@@ -112,7 +112,7 @@ def attend_cached(
 
 
 def attention_weights(q: Tensor, k: Tensor, rule: ScoreRule = ScoreRule()) -> Tensor:
-    """(B, H, T, T) fp32: what `attend` multiplies the values with, to be looked at.
+    """(B, H, T, T) fp32: the weights of the values in `attend`, to inspect.
 
     q: (B, T, H, D); k: (B, T, K, D), of rows that are one document each.
     """

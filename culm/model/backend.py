@@ -76,8 +76,8 @@ def trial(device: torch.device, backend: Backend, dtype: torch.dtype, training: 
     """Why a backend cannot compute two small rows of documents here; None: it can."""
     places, rule = torch.arange(64).expand(2, -1), ScoreRule(window=8)
     positions, documents = places % 40, places // 40
-    drawn = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 64, heads, 64, generator=drawn) for heads in (4, 2, 2))
+    chance = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 64, heads, 64, generator=chance) for heads in (4, 2, 2))
     expected = attend(q, k, v, Context(positions, documents), rule, "blocks")
     context = Context(positions.to(device), documents.to(device))
     queries, keys, values = (
@@ -99,5 +99,5 @@ def trial(device: torch.device, backend: Backend, dtype: torch.dtype, training: 
 
 def _reason(error: Exception) -> str:
     """Its first sentence."""
-    told = str(error).strip().splitlines()
-    return told[0].partition(". ")[0].rstrip(".") if told else type(error).__name__
+    lines = str(error).strip().splitlines()
+    return lines[0].partition(". ")[0].rstrip(".") if lines else type(error).__name__

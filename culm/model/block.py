@@ -36,7 +36,7 @@ class Residual(Config):
 
 
 class Block(nn.Module, CustomInit):
-    """Residual block; drawn with norms before its branches.
+    """Residual block; the diagram has norms before the branches.
 
     x ---+--- norm - attention --(+)---+--- norm - mlp --(+)---> x
          +------------------------+    +------------------+

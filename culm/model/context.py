@@ -85,7 +85,7 @@ class Context:
 
 @dataclass
 class BlockOutputs:
-    """What the parts of one block give besides x.
+    """What the parts of one block return besides x.
 
     values: of its attention (B, T, K, D), before they are mixed with those of the first block.
     routing: of its experts.

@@ -45,7 +45,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: ScoreRule) ->
         window_size=(-1 if rule.window is None else rule.window - 1, 0),  # keys back and ahead
         enable_gqa=heads != k.shape[1],
     )  # fmt: skip
-    assert isinstance(out, Tensor)  # nothing was asked beside it
+    assert isinstance(out, Tensor)  # no log-sum-exp was requested
     return out.unflatten(0, (rows, length)).transpose(1, 2)
 
 

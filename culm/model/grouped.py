@@ -1,4 +1,4 @@
-"""Products in groups of rows: each group has a matrix of its own.
+"""Matmuls of groups of rows: each group has its own matrix.
 
 Operators of torch with shapes, gradients and FLOPs of their own, since torch's `grouped_mm` takes
 only bf16 on the meta device and where code is compiled, and only rows that fill 16 bytes.

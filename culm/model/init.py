@@ -1,4 +1,4 @@
-"""Initial weights: drawn per parameter name from the seed, so the same for every layout.
+"""Initial weights: sampled by parameter name from the seed, so the same for every layout.
 
 Matrices are normal around zero; how wide is a part of the model, below. Norms change nothing,
 biases are zero.
@@ -97,12 +97,12 @@ def initialize(model: nn.Module, seed: int, layers: int, config: InitConfig = GP
         if isinstance(module, Norm | Rotation):
             module.reset()
         elif isinstance(module, CustomInit):
-            module.init_weights(partial(_drawn, seed, name), config.std)
+            module.init_weights(partial(_generator, seed, name), config.std)
         elif isinstance(module, Matrix):
             std = config.std_of(name, module, layers)
-            drawn = torch.empty(module.weight.shape)
-            drawn.normal_(0.0, std, generator=_drawn(seed, name, "weight"))
-            module.weight.copy_(drawn)
+            sampled = torch.empty(module.weight.shape)
+            sampled.normal_(0.0, std, generator=_generator(seed, name, "weight"))
+            module.weight.copy_(sampled)
             if not isinstance(module, nn.Embedding) and module.bias is not None:
                 module.bias.zero_()
         elif own := [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
@@ -110,5 +110,5 @@ def initialize(model: nn.Module, seed: int, layers: int, config: InitConfig = GP
             raise TypeError(f"{name}: nothing here says how the {len(own)} tensors of {kind} begin")
 
 
-def _drawn(seed: int, module: str, name: str) -> torch.Generator:
+def _generator(seed: int, module: str, name: str) -> torch.Generator:
     return generator(seed, f"{module}.{name}")

@@ -1,4 +1,4 @@
-"""The linear layer of every part: master weights in one precision, products in the input's."""
+"""The linear layer of every part: master weights in one precision, matmuls in that of the input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Linear(nn.Linear):
         self.residual = residual
 
     def reset_parameters(self) -> None:
-        """Nothing: weights are drawn once, by name, in `culm.model.init`."""
+        """Nothing: weights are initialised once, by name, in `culm.model.init`."""
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -32,7 +32,7 @@ class Linear(nn.Linear):
 
     def matrix(self) -> Tensor:
         """What x is multiplied by, (outputs, inputs). Layers that stand for this one tell theirs:
-        quantised ones multiplied out, adapted ones merged. Rounding of x is not in it (W8A8).
+        quantised ones dequantised, adapted ones merged. Rounding of x is not in it (W8A8).
         """
         return self.weight
 

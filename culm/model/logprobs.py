@@ -1,7 +1,7 @@
 """Log-probabilities of given tokens, a chunk at a time: logits are the largest tensor of a step.
 
              forward                                   backward
-hidden --- product ---> logits --- reduce ---> logprobs     differentiate ---> 2 products
+hidden --- matmul ---> logits --- reduce ---> logprobs     differentiate ---> 2 matmuls
                           |_____ kept while they are small, else computed again ____|
 """
 

@@ -26,9 +26,9 @@ from culm.model.norm import NormConfig
 
 
 class MTP(Config):
-    """depth: heads, each a block of the last layer's kind. weight: of their mean loss, beside that
-    of the next token. Next-token training learns them, speculative decoding drafts by them
-    (`culm.engine.speculation`); plain decoding and other formats leave them out.
+    """depth: heads, each a block of the last layer's kind. weight: of their mean loss, added to
+    that of the next token. Next-token training trains them and speculative decoding drafts with
+    them (`culm.engine.mtp`); plain decoding and other formats leave them out.
     """
 
     depth: Annotated[PositiveInt, Field(le=64)] = 1

@@ -134,7 +134,7 @@ Scaling = one_of(LinearScaling | NTKScaling | Llama3Scaling | YaRNScaling)
 class Rope(Config):
     """base: the slowest pair turns once in about 2 pi * base tokens.
 
-    fraction: of a head's elements, the first ones, that are turned (as Pythia).
+    fraction: share of a head's elements, the first ones, that are rotated (as Pythia).
     scaling: how a context that is longer than the one of training is reached.
     """
 
@@ -143,7 +143,7 @@ class Rope(Config):
     scaling: Scaling | None = None  # type: ignore[valid-type]
 
     def rotary_dim(self, head_dim: int, setting: str = "rope.fraction") -> int:
-        """How many elements of a head are turned.
+        """How many elements of a head are rotated.
 
         Raises:
             ValueError: they are odd, and cannot be paired.
@@ -189,14 +189,14 @@ class Rotation(nn.Module):
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """x: (B, T, H, D) turned by its position's angles; computed in fp32, given in x's dtype.
+    """x: (B, T, H, D) rotated by the angles of its position; computed in fp32, given in x's dtype.
 
     Where there are angles for fewer pairs, the last elements stay as they are.
     """
     cos, sin = rotation
-    turned = 2 * cos.shape[-1]
-    first, second = x[..., :turned].float().chunk(2, dim=-1)
+    rotated = 2 * cos.shape[-1]
+    first, second = x[..., :rotated].float().chunk(2, dim=-1)
     parts = (first * cos - second * sin, second * cos + first * sin)
-    if turned == x.shape[-1]:
+    if rotated == x.shape[-1]:
         return torch.cat(parts, dim=-1).to(x.dtype)
-    return torch.cat((*parts, x[..., turned:].float()), dim=-1).to(x.dtype)
+    return torch.cat((*parts, x[..., rotated:].float()), dim=-1).to(x.dtype)

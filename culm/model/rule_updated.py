@@ -1,4 +1,4 @@
-"""Buffers that training changes beside the parameters, by a rule and not by a gradient."""
+"""Buffers that training changes by a rule instead of a gradient."""
 
 from __future__ import annotations
 

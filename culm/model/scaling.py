@@ -72,7 +72,7 @@ class MuP(Config):
         return width / self.base_width
 
     def depths(self, layers: int) -> float:
-        """How many times as deep as its base a model is, as far as the rule looks at it."""
+        """How many times deeper the model is than its base; 1 if the rule ignores depth."""
         return 1.0
 
     def multiples(self, place: Place, width: int, layers: int) -> Multiples:
@@ -88,7 +88,7 @@ class MuP(Config):
 
     @torch.no_grad()
     def shrink(self, model: nn.Module, width: int) -> None:
-        """Bring freshly drawn weights to the size that the rule wants, in place."""
+        """Rescale initial weights as the rule says, in place."""
         for name, parameter in model.named_parameters():
             if place_of(name, parameter) == "matrix":
                 parameter.mul_(self.widths(width) ** -0.5)

@@ -30,8 +30,8 @@ class GQA(AttentionConfig):
         heads together (as OLMo 2).
     bias: of q, k and v (as Qwen2); out_bias: of the output (as GPT-2).
     window: how far back a token sees, itself included; sink_tokens: tokens at the beginning of a
-        document that it sees beside the window (arXiv 2309.17453; positions stay those of the text,
-        where the paper counts inside the cache: a model is trained with what it is run with).
+        document that stay visible outside the window (arXiv 2309.17453, but at their positions in the text; the
+        paper counts positions inside the cache).
     sink_logits: a learned score per head that takes a share of every softmax (GPT-OSS).
     softcap: bound of the scores (Gemma 2). scale: of the scores; head_dim^-0.5 if not given.
     rope: rotary embedding, or null for none. alibi: scores fall with distance instead
@@ -146,7 +146,7 @@ class GroupedQueryAttention(AttentionModule, CustomInit):
         return self.out(heads.flatten(-2))
 
     def weights(self, x: Tensor, context: LayerContext) -> Tensor:
-        """(B, H, T, T) attention weights of rows that are one document each, to be looked at."""
+        """Attention weights (B, H, T, T), to inspect; each row is one document."""
         q, k, _ = self._project(x, context)
         return attention_weights(q, k, self.rule(x.device))
 

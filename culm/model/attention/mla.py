@@ -89,27 +89,27 @@ class LatentAttention(AttentionModule):
         return serves(backend, self.rule, device) and (alike or not backend.startswith("flash"))
 
     def forward(self, x: Tensor, context: LayerContext, cache: LayerCache | None) -> Tensor:
-        q, turned = self._queries(x, context)
+        q, rotated = self._queries(x, context)
         latent, key = self._latents(x, context)
         if cache is None:
-            heads = self._naive(q, turned, latent, key, context)
+            heads = self._naive(q, rotated, latent, key, context)
         else:
-            heads = self._absorbed(q, turned, latent, key, context, cache)
+            heads = self._absorbed(q, rotated, latent, key, context, cache)
         return self.out(heads.flatten(-2))
 
     def weights(self, x: Tensor, context: LayerContext) -> Tensor:
-        """(B, H, T, T) attention weights of rows that are one document each, to be looked at."""
-        q, turned = self._queries(x, context)
-        return attention_weights(torch.cat((q, turned), -1), self._keys(*self._latents(x, context)),
-                                 self.rule)  # fmt: skip
+        """Attention weights (B, H, T, T), to inspect; each row is one document."""
+        q, rotated = self._queries(x, context)
+        keys = self._keys(*self._latents(x, context))
+        return attention_weights(torch.cat((q, rotated), -1), keys, self.rule)
 
     def _queries(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor]:
         """Unrotated (B, T, H, D) and rotated part (B, T, H, R)."""
         if self.query_latent is not None and self.query_norm is not None:
             x = self.query_norm(self.query_latent(x))
         sizes = (self.config.head_dim, self.config.rope_dim)
-        q, turned = self.q(x).unflatten(-1, (-1, sum(sizes))).split(sizes, -1)
-        return q, rotate(turned, context.rotations[self.rotation])
+        q, rotated = self.q(x).unflatten(-1, (-1, sum(sizes))).split(sizes, -1)
+        return q, rotate(rotated, context.rotations[self.rotation])
 
     def _latents(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor]:
         """Normalised latent (B, T, rank) and rotated key (B, T, 1, R)."""
@@ -122,16 +122,16 @@ class LatentAttention(AttentionModule):
         return torch.cat((k, key.expand(-1, -1, k.shape[2], -1)), -1)
 
     def _naive(
-        self, q: Tensor, turned: Tensor, latent: Tensor, key: Tensor, context: LayerContext
+        self, q: Tensor, rotated: Tensor, latent: Tensor, key: Tensor, context: LayerContext
     ) -> Tensor:
         v = self.v(latent).unflatten(-1, (-1, self.config.value_dim))
-        queries, keys = torch.cat((q, turned), -1), self._keys(latent, key)
+        queries, keys = torch.cat((q, rotated), -1), self._keys(latent, key)
         return attend(queries, keys, v, context, self.rule, self.backend)
 
     def _absorbed(
         self,
         q: Tensor,
-        turned: Tensor,
+        rotated: Tensor,
         latent: Tensor,
         key: Tensor,
         context: LayerContext,
@@ -141,7 +141,7 @@ class LatentAttention(AttentionModule):
         kept = torch.cat((latent[:, :, None], key), -1)
         (latents,), at = cache.update(context, kept)
         q = torch.einsum("bthd,hdr->bthr", q, self._of_heads(self.k, q.dtype))
-        queries, values = torch.cat((q, turned), -1), latents[..., : self.config.rank]
+        queries, values = torch.cat((q, rotated), -1), latents[..., : self.config.rank]
         found = attend_cached(
             queries, latents, values, at, context.positions, self.rule, self.backend
         )

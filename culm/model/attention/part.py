@@ -61,9 +61,9 @@ class AttentionModule(nn.Module, ABC):
         """An empty cache of what this attention keeps."""
 
     def weights(self, x: Tensor, context: LayerContext) -> Tensor | None:
-        """(B, H, T, T) fp32 of rows that are one document each, to be looked at; x as in forward.
+        """Attention weights (B, H, T, T) fp32, to inspect; None if there is no softmax over tokens.
 
-        None: it takes no softmax over tokens.
+        x: as in forward; each row is one document.
         """
         return None
 
