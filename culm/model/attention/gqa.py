@@ -30,8 +30,8 @@ class GQA(AttentionConfig):
         heads together (as OLMo 2).
     bias: of q, k and v (as Qwen2); out_bias: of the output (as GPT-2).
     window: how far back a token sees, itself included; sink_tokens: tokens at the beginning of a
-        document that stay visible outside the window (arXiv 2309.17453, but at their positions in the
-        text; the paper counts positions inside the cache).
+        document that stay visible outside the window (arXiv 2309.17453, but at their positions in
+        the text; the paper counts positions inside the cache).
     sink_logits: a learned score per head that takes a share of every softmax (GPT-OSS).
     softcap: bound of the scores (Gemma 2). scale: of the scores; head_dim^-0.5 if not given.
     rope: rotary embedding, or null for none. alibi: scores fall with distance instead
