@@ -49,7 +49,7 @@ def test_a_cpu_runs_these(backend, training, dtype):
 def test_what_cannot_run_here_is_refused(wanted, words):
     with pytest.raises(SettingError, match=words) as refused:
         choose_backend(CPU, wanted, training=True)
-    assert str(refused.value).endswith("; take train.attention_backend=auto")
+    assert str(refused.value).endswith("; use train.attention_backend=auto")
     assert "\n" not in str(refused.value)
 
 
@@ -60,14 +60,14 @@ def test_a_kernel_that_is_wrong_is_refused(monkeypatch):
         return right(q, k, v, context, rule, "blocks") + (0.1 if backend == "sdpa" else 0.0)
 
     monkeypatch.setattr(backend, "attend", off)
-    assert trial.__wrapped__(CPU, "sdpa", torch.float32, False) == "it is off by 0.1"
+    assert trial.__wrapped__(CPU, "sdpa", torch.float32, False) == "its result is off by 0.1"
     assert trial.__wrapped__(CPU, "blocks", torch.float32, False) is None
 
 
 def test_a_gpu_whose_kernels_fail_computes_in_blocks_and_says_so(monkeypatch, said):
     monkeypatch.setattr(backend, "trial", lambda *_: "no kernel image")
     assert choose_backend(torch.device("cuda"), "auto") == "blocks"
-    assert said == ["Attention in blocks: sdpa does not run on cuda: no kernel image"]
+    assert said == ["Attention backend: blocks, because sdpa does not run on cuda: no kernel image"]
 
 
 def test_layers_that_fall_back_to_blocks_are_reported(said):

@@ -74,7 +74,7 @@ class LoRA(Config):
                     f"train_also: {name} is a target, or shares its weights; choose one"
                 )
         model.requires_grad_(False)
-        count = replace(model, match, lambda name, base: self._beside(name, base, seed))
+        count = replace(model, match, lambda name, base: self._initialised(name, base, seed))
         for module in trained.values():
             module.requires_grad_(True)
         return count
@@ -85,8 +85,8 @@ class LoRA(Config):
         match = linears(model, self.train_also, Linear, nn.Embedding, Norm, setting="train_also")
         return {name: module for name, module in model.named_modules() if match(name, module)}
 
-    def _beside(self, name: str, base: nn.Module, seed: int) -> LoRALinear:
-        adapted = self.beside(base)
+    def _initialised(self, name: str, base: nn.Module, seed: int) -> LoRALinear:
+        adapted = self.adapt(base)
         if adapted.a.device.type != "meta":
             # Kaiming-uniform with a = sqrt(5), as the paper's code
             bound = adapted.a.shape[1] ** -0.5
@@ -95,7 +95,7 @@ class LoRA(Config):
             adapted.a.data.copy_(drawn)
         return adapted
 
-    def beside(self, base: nn.Module) -> LoRALinear:
+    def adapt(self, base: nn.Module) -> LoRALinear:
         """An adapter of these settings beside one layer, with A and B of zeros."""
         assert isinstance(base, Linear | QuantizedLinear)
         return LoRALinear(base, self)

@@ -79,7 +79,7 @@ class MultiLoRALinear(nn.Module):
 def attach_adapters(model: Transformer, adapters: Mapping[str, Layers]) -> int:
     """Put all adapters beside the layers of a model, whose weights stay; gives to how many layers.
 
-    adapters: by name; their layers were made for this model (`culm.convert.peft.beside`).
+    adapters: by name; their layers were made for this model (`culm.convert.peft.read_adapters`).
 
     Raises:
         SettingError: there is none, or one adapts a layer that does not see rows of a batch apart.

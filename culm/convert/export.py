@@ -88,16 +88,16 @@ def write_export(
     tokenizer: Tokenizer,
     out: Path,
     dtype: str,
-    told: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
     family: str = "",
 ) -> None:
-    """As `export`, of a model that is loaded; `told(numbers)` is called as the files grow."""
+    """As `export`, of a model that is loaded; `progress(numbers)` is called as the files grow."""
     if out.suffix.lower() == ".gguf":
-        gguf.export(model, tokenizer, out, dtype or "f16", told)
+        gguf.export(model, tokenizer, out, dtype or "f16", progress)
         return
     kind = dtype_of(dtype or "bfloat16")
     try:
-        hf.export(model, tokenizer, out, kind, told, family)
+        hf.export(model, tokenizer, out, kind, progress, family)
     except NoFamilyError as error:
         if family or model.config.head == "scalar":
             raise

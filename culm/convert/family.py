@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from culm.config import SettingError, parse
-from culm.convert.rules import Rule
+from culm.convert.rules import TensorRule
 from culm.model.transformer import TransformerConfig
 
 _ABSENT = object()
@@ -72,7 +72,7 @@ class Family:
     name: str
     read: Callable[[Fields], dict[str, Any]]
     write: Callable[[TransformerConfig], dict[str, Any]]
-    rules: Callable[[TransformerConfig], list[Rule]]
+    rules: Callable[[TransformerConfig], list[TensorRule]]
     architecture: str = ""
     root: str = "model."
     further: bool = False

@@ -159,7 +159,7 @@ def load_adapters(model: Transformer, paths: Mapping[str, str | Path]) -> int:
         raise SettingError("adapters: a name is empty")
     folders = {name: _adapter_folder(path) for name, path in paths.items()}
     return attach_adapters(
-        model, {name: peft.beside(model, path) for name, path in folders.items()}
+        model, {name: peft.read_adapters(model, path) for name, path in folders.items()}
     )
 
 

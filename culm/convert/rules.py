@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 @dataclass(frozen=True)
-class Rule:
+class TensorRule:
     """ours, theirs: names. read: their tensors -> ours; write: ours -> theirs."""
 
     ours: tuple[str, ...]
@@ -30,13 +30,13 @@ class Rule:
     write: Change = list
 
 
-def renamed(table: dict[str, str]) -> list[Rule]:
+def renamed(table: dict[str, str]) -> list[TensorRule]:
     """Rules of tensors that differ by their names only: ours -> theirs."""
-    return [Rule((ours,), (theirs,)) for ours, theirs in table.items()]
+    return [TensorRule((ours,), (theirs,)) for ours, theirs in table.items()]
 
 
 def read(
-    tensors: Iterable[tuple[str, Tensor]], rules: Sequence[Rule], experts: int = 0
+    tensors: Iterable[tuple[str, Tensor]], rules: Sequence[TensorRule], experts: int = 0
 ) -> Iterator[tuple[str, Tensor]]:
     """Their tensors as ours. What no rule names keeps its name.
 
@@ -46,7 +46,7 @@ def read(
     return _stream(tensors, [(rule.theirs, rule.ours, rule.read) for rule in rules], experts)
 
 
-def rooted(name: str, root: str, rules: Sequence[Rule]) -> str:
+def rooted(name: str, root: str, rules: Sequence[TensorRule]) -> str:
     """Their name of a tensor, also where the model was saved without its head and so its root.
 
     >>> rooted("h.0.ln_1.weight", "transformer.", rules)
@@ -59,7 +59,7 @@ def rooted(name: str, root: str, rules: Sequence[Rule]) -> str:
 
 
 def write(
-    tensors: Iterable[tuple[str, Tensor]], rules: Sequence[Rule]
+    tensors: Iterable[tuple[str, Tensor]], rules: Sequence[TensorRule]
 ) -> Iterator[tuple[str, Tensor]]:
     """Our tensors as theirs."""
     return _stream(tensors, [(rule.ours, rule.theirs, rule.write) for rule in rules], 0)
@@ -137,7 +137,7 @@ def _pattern(name: str) -> str:
 class ModuleNames:
     """The names of modules that are the same in both, but for their names."""
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    def __init__(self, rules: Sequence[TensorRule]) -> None:
         pairs = {r.ours[0]: r.theirs[0] for r in rules if len(r.ours) == 1 and r.read is list}
         self._theirs = {ours: theirs for ours, theirs in pairs.items() if "*" not in theirs}
         self._ours = {theirs: ours for ours, theirs in self._theirs.items()}

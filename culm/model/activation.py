@@ -1,4 +1,4 @@
-"""What lies between the projections of a feed-forward."""
+"""Activations of feed-forwards."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""Causal attention over what the context allows; the one place that chooses how it is computed.
+"""Causal attention as the context allows it, by the backend that was chosen.
 
-The attention backend is set from outside (`Transformer.set_backend`), never guessed in a forward:
+The attention backend is set from outside (`Trunk.set_backend`), never guessed in a forward:
 
     sdpa    torch's scaled_dot_product_attention: flash kernels on a GPU
     flex    torch's FlexAttention, compiled: every rule without a matrix of scores
     flash2  FlashAttention on a GPU, documents as sequences: no mask in memory
-    flash3  its third version, on the GPUs that it is made for
-    blocks  queries in blocks, each against its causal prefix: every rule, on every device; on a
-            CPU, where sdpa computes hidden scores too, this skips up to half of them, and fuses
-            under torch.compile
+    flash3  its third version, on the GPUs that support it
+    blocks  queries in blocks, each with its causal prefix: every rule, on every device; on a CPU
+            this skips up to half of the masked scores, which sdpa computes, and torch.compile
+            fuses it
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Backend = Literal["sdpa", "flex", "blocks", "flash2", "flash3"]
 
 
 def serves(backend: Backend, rule: ScoreRule, device: torch.device) -> bool:
-    """Whether a backend computes by this rule on a device."""
+    """Whether a backend supports this rule on a device."""
     if backend == "blocks":
         return True
-    if backend == "flex":  # whose CPU kernel does not tell what a sink is weighed against
+    if backend == "flex":  # its CPU kernel does not return what a sink is weighted against
         return rule.sink_logits is None or device.type != "cpu"
     plain = rule.softcap is None and rule.slopes is None and rule.sink_logits is None
     return plain and (backend == "sdpa" or not rule.sink_tokens)
@@ -49,10 +49,10 @@ def attend(
     Returns (B, T, H, Dv). A query sees keys of its own document only.
 
     Raises:
-        ValueError: the backend does not serve the rule.
+        ValueError: the backend does not support the rule.
     """
     if not serves(backend, rule, q.device):
-        raise ValueError(f"backend: {backend} does not compute {rule} here; blocks does")
+        raise ValueError(f"backend: {backend} does not support {rule} here; blocks does")
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
     if backend == "flex":
         from culm.model.flex import flex
@@ -85,21 +85,21 @@ def attend_cached(
     rule: ScoreRule = ScoreRule(),
     backend: Backend = "blocks",
 ) -> Tensor:
-    """Attention of new tokens over what a cache keeps.
+    """Attention of new tokens over a cache.
 
     q: (B, T, H, D) at `positions` (B, T); k: (B, K, S, D), v: (B, K, S, Dv) with their positions
-    `at`: (S,) or (B, S), less than 0 for one that holds nothing. Returns (B, T, H, Dv).
+    `at`: (S,) or (B, S), less than 0 for an empty entry. Returns (B, T, H, Dv).
     """
     ring, at = at.dim() == 2, at.view(-1, 1, 1, at.shape[-1])
     queries_at = positions[:, None, :, None]
-    # (B, 1, T, S): comparing keeps it in bools, where a difference would take 8 bytes each.
+    # (B, 1, T, S): comparisons take one byte each, where differences would take 8.
     mask = at <= queries_at
     if rule.window is not None:
         mask = mask & ((at > queries_at - rule.window) | (at < rule.sink_tokens))
-    if ring:  # whose entries may be empty
+    if ring:  # its entries may be empty
         mask = mask & (at >= 0)
     q = q.transpose(1, 2)
-    # With one query a row the CPU flash kernel is 1.2 to 2.7 times slower than two matmuls.
+    # With one query per row the CPU flash kernel is 1.2 to 2.7 times slower than two matmuls.
     single = q.shape[2] == 1 and q.device.type == "cpu"
     if backend == "blocks" or single or not serves("sdpa", rule, q.device):
         away = None if rule.slopes is None else at - queries_at
@@ -112,9 +112,9 @@ def attend_cached(
 
 
 def attention_weights(q: Tensor, k: Tensor, rule: ScoreRule = ScoreRule()) -> Tensor:
-    """(B, H, T, T) fp32: the weights of the values in `attend`, to inspect.
+    """(B, H, T, T) fp32: the weights by which `attend` sums the values, for inspection.
 
-    q: (B, T, H, D); k: (B, T, K, D), of rows that are one document each.
+    q: (B, T, H, D); k: (B, T, K, D), with one document per row.
     """
     q, k = (x.transpose(1, 2).float() for x in (q, k))
     context = Context(torch.arange(q.shape[2], device=q.device).expand(q.shape[0], -1))
@@ -150,8 +150,8 @@ def _grouped(
 ) -> Tensor:
     """Softmax attention with the query heads of a group folded into rows.
 
-    q: (B, H, T, D); k: (B, K, S, D), v: (B, K, S, Dv); mask: broadcastable to (B, 1, T, S), True
-    is visible; away: positions from query to key, as the mask, for slopes.
+    q: (B, H, T, D); k: (B, K, S, D), v: (B, K, S, Dv). mask: broadcastable to (B, 1, T, S), True
+    is visible. away: positions from query to key, in the shape of the mask, for slopes.
     """
     B, H, T, D = q.shape
     K, S = k.shape[1], k.shape[2]
@@ -181,7 +181,7 @@ def _away(start: int, end: int, first: int, last: int, device: torch.device) -> 
 def _visible(
     start: int, end: int, first: int, last: int, context: Context, rule: ScoreRule
 ) -> Tensor:
-    """(B or 1, 1, end - start, last - first): which keys the queries start..end may see."""
+    """(B or 1, 1, end - start, last - first): which keys the queries start..end see."""
     device = context.positions.device
     queries = torch.arange(start, end, device=device)[:, None]
     keys = torch.arange(first, last, device=device)[None]

@@ -1,4 +1,4 @@
-"""Which attention backend runs on a device, found by a trial; and a model put in its place."""
+"""Place a model on a device, with an attention backend that a trial has shown to run there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def place(
     backend: Choice = "auto",
     training: bool = False,
 ) -> Transformer:
-    """The model on a device, with its activations in `dtype` and attention by a backend that runs.
+    """Move a model to a device; set the dtype of activations and an attention backend that runs.
 
     Weights keep their precision. On the meta device, where nothing runs, the backend stays.
 
@@ -45,20 +45,20 @@ def choose_backend(
     dtype: torch.dtype = torch.float32,
     training: bool = False,
 ) -> Backend:
-    """How attention is computed here: what is wanted, if it passes a trial.
+    """The attention backend for a device: the wanted one, if it passes a trial.
 
-    auto: torch's kernels on a GPU; query blocks on a CPU, whose kernel computes hidden scores too,
-    and where the others fail, which a line says. training: with gradients.
+    auto: sdpa on a GPU; blocks on a CPU, whose sdpa kernel computes masked scores too, and on a GPU
+    where sdpa fails, with a message. training: with gradients.
 
     Raises:
-        SettingError: what is wanted cannot run here.
+        SettingError: the wanted backend cannot run here.
     """
     if wanted == "auto":
         if device.type == "cuda":
             reason = trial(device, "sdpa", dtype, training)
             if reason is None:
                 return "sdpa"
-            say(f"Attention in blocks: sdpa does not run on {device}: {reason}")
+            say(f"Attention backend: blocks, because sdpa does not run on {device}: {reason}")
         return "blocks"
     reason = trial(device, wanted, dtype, training)
     if reason is not None:
@@ -66,18 +66,18 @@ def choose_backend(
         raise SettingError(
             f"train.attention_backend: {wanted} does not {use} in {name_of(dtype)} on {device}: "
             f"{reason}; "
-            "take train.attention_backend=auto"
+            "use train.attention_backend=auto"
         )
     return wanted
 
 
 @cache
 def trial(device: torch.device, backend: Backend, dtype: torch.dtype, training: bool) -> str | None:
-    """Why a backend cannot compute two small rows of documents here; None: it can."""
+    """Why a backend fails on two small rows of documents here; None if it works."""
     places, rule = torch.arange(64).expand(2, -1), ScoreRule(window=8)
     positions, documents = places % 40, places // 40
-    chance = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 64, heads, 64, generator=chance) for heads in (4, 2, 2))
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 64, heads, 64, generator=random) for heads in (4, 2, 2))
     expected = attend(q, k, v, Context(positions, documents), rule, "blocks")
     context = Context(positions.to(device), documents.to(device))
     queries, keys, values = (
@@ -94,7 +94,7 @@ def trial(device: torch.device, backend: Backend, dtype: torch.dtype, training: 
         off = float((out.detach().float().cpu() - expected).abs().max())
     except Exception as error:  # a compiler, a driver or a kernel may fail in any way
         return _reason(error)
-    return None if off <= 0.05 else f"it is off by {off:.2g}"
+    return None if off <= 0.05 else f"its result is off by {off:.2g}"
 
 
 def _reason(error: Exception) -> str:

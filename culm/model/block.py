@@ -1,4 +1,4 @@
-"""How attention and feed-forward meet the residual stream: one block."""
+"""One block: attention and feed-forward on the residual stream."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from culm.model.norm import NormConfig
 class Residual(Config):
     """norm: before each branch (arXiv 2002.04745), behind it (as OLMo 2), or both (as Gemma 2).
 
-    parallel: both branches read the same x (as Pythia), else the second reads what the first left.
-    scale: what every branch is multiplied by (CompleteP, arXiv 2505.01618).
-    gains: learned factors of each layer, of x and of what the first block read (as nanochat).
-    dropout: of what a branch gives, while it is trained.
+    parallel: both branches read the same x (as Pythia); otherwise the second reads the sum of x and
+        the first.
+    scale: factor of every branch (CompleteP, arXiv 2505.01618).
+    gains: two learned factors per layer, for x and for the input of the first block (as nanochat).
+    dropout: of the output of a branch, in training.
     """
 
     norm: Literal["before", "behind", "both"] = "before"
@@ -69,7 +70,7 @@ class Block(nn.Module, CustomInit):
     def forward(
         self, x: Tensor, context: LayerContext, cache: LayerCache | None
     ) -> tuple[Tensor, Tensor | None, Routing | None]:
-        """Gives x, and `BlockOutputs.values` and `BlockOutputs.routing` of its parts."""
+        """Returns x, and `BlockOutputs.values` and `BlockOutputs.routing` of its parts."""
         context = context.for_block()
         if self.gains is not None:
             assert context.inputs is not None

@@ -1,10 +1,10 @@
-"""What attention keeps of earlier tokens, in slots: one a sequence.
+"""What attention stores of earlier tokens, in slots: one per sequence.
 
-Every attention says what it keeps (`AttentionModule.cache`):
+Each attention builds the cache that it needs (`AttentionModule.cache`):
 
-    FullCache      keys and values, or latents, of all tokens
+    FullCache       keys and values, or latents, of all tokens
     QuantizedCache  the same keys and values in few bits (`culm.model.quantized_cache`)
-    RollingCache    those of the last tokens only, for a window
+    RollingCache    keys and values of the last tokens only, for a window
     StateCache      a state of fixed size, for attention without softmax
 """
 
@@ -22,14 +22,14 @@ from culm.model.layer_cache import LayerCache
 class FullCache(LayerCache):
     """Entry j of a slot is position j. tensors: (slots, K, length, D) each, as keys and values.
 
-    An entry behind the last token of a slot is never seen before it is written again, so a
-    sequence is cut (rejected tokens of speculative decoding) by going on at an earlier position.
+    An entry after the last token of a slot is never seen before it is written again, so a sequence
+    is cut (rejected tokens of speculative decoding) by continuing at an earlier position.
     """
 
     def update(self, context: Context, *new: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Store tensors (B, T, K, D) at `context.positions`.
 
-        Gives views (B, K, S, D) of all that is kept, and the positions of their entries: (S,).
+        Returns views (B, K, S, D) of all entries, and their positions: (S,).
         """
         view, rows = context.view, torch.arange(new[0].shape[0], device=new[0].device)[:, None]
         views = []
@@ -49,7 +49,7 @@ class RollingCache(LayerCache):
 
     tensors: (slots, K, s + ring, D) each, where s = sink_tokens. Position p is entry p, or entry
     s + (p - s) mod ring from s on. A sequence may be rolled back by up to ring - window tokens, if
-    the ring is larger than the window (`rollback` of `Transformer.cache`).
+    the ring is larger than the window (`rollback` of `Trunk.cache`).
     """
 
     def __init__(self, tensors: Sequence[Tensor], sink_tokens: int = 0) -> None:
@@ -60,10 +60,10 @@ class RollingCache(LayerCache):
         self.at = torch.full(shape, -1, dtype=torch.int64, device=tensors[0].device)
 
     def update(self, context: Context, *new: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Store tensors (B, T, K, D) at `context.positions`, which follow each other in a row.
+        """Store tensors (B, T, K, D) at `context.positions`, consecutive in a row.
 
-        Gives (B, K, S, D) of what the new tokens may see, and the positions of these entries:
-        (B, S), -1 for one that holds nothing.
+        Returns (B, K, S, D) of what the new tokens may see, and the positions of these entries:
+        (B, S), -1 for an empty one.
         """
         place = context.view
         rows = slice(place.slot, place.slot + new[0].shape[0])
@@ -103,7 +103,7 @@ class StateCache(LayerCache):
     """A state for each slot, whatever the length. tensors: (slots, ...) each."""
 
     def read(self, context: Context) -> tuple[Tensor, ...]:
-        """The states (B, ...) before `context.positions`; zero where a sequence begins."""
+        """The states (B, ...) before `context.positions`; zero where a sequence starts."""
         new = context.positions[:, 0] == 0
         rows = slice(context.view.slot, context.view.slot + len(new))
         return tuple(
@@ -139,5 +139,5 @@ class Cache:
 
     @property
     def bytes(self) -> int:
-        """Memory held."""
+        """Memory in use."""
         return sum(layer.bytes for layer in self.layers)

@@ -1,4 +1,4 @@
-"""What every layer must know, as one small object."""
+"""What the layers know about the rows of a batch: facts of the caller, and results of the trunk."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from culm.model.layer_cache import LayerCache
 class Routing(NamedTuple):
     """What the router of one layer did with the N tokens of a batch.
 
-    loss: auxiliary loss, weighted, as a sum over those tokens; () fp32.
-    counts: (experts,) fp32, how many assignments each expert got. dropped: () fp32, assignments
-    that found their expert full. Padding is in none of them.
+    loss: weighted auxiliary loss, summed over those tokens; () fp32.
+    counts: (experts,) fp32, assignments of each expert. dropped: () fp32, assignments to an expert
+    that was full. Padding is in none of them.
     """
 
     loss: Tensor
@@ -27,13 +27,13 @@ class Routing(NamedTuple):
 
 @dataclass(frozen=True)
 class CacheView:
-    """The part of a cache that the B rows of a forward continue: neighbouring slots, so that they
-    are read without a copy.
+    """The part of a cache that the B rows of a forward continue: neighbouring slots, which are read
+    without a copy.
 
-    layers: the cache of each layer. slot: of the first row. length: how many entries are attended
-    to; at least the greatest position + 1.
-    ends: (B,) int64, the position after the last real token of each row; what follows is padding.
-    None: there is none.
+    layers: the cache of each layer. slot: of the first row. length: number of entries that are
+    read; at least the largest position + 1.
+    ends: (B,) int64, the position after the last real token of each row; padding follows. None:
+    no padding.
     """
 
     layers: Sequence[LayerCache]
@@ -47,11 +47,11 @@ class Context:
     """Facts about the tokens of a forward, from its caller.
 
     positions: (B, T) int64, of each token in its document.
-    documents: (B, T) integers; a token attends to its own document only. None: one document a row.
-    padding: (B, T) bool, True for padding in a training batch. None: there is none.
-    cache: earlier tokens, which these continue.
-    adapters: rows (N,) that have an adapter of their own, and its number (`culm.adapt.multi_lora`).
-    routings: a list to which every layer of experts appends what it did. None: nobody records.
+    documents: (B, T) integers; a token sees its own document only. None: one document per row.
+    padding: (B, T) bool, True for padding, which experts do not count. None: no padding.
+    cache: earlier tokens, which these continue. None: nothing is stored.
+    adapters: rows (N,) with an adapter, and the adapter's number (`culm.adapt.multi_lora`).
+    routings: a list to which every layer of experts appends what it did. None: not recorded.
     """
 
     positions: Tensor
@@ -69,23 +69,23 @@ class Context:
 
     @property
     def view(self) -> CacheView:
-        """The cache, where there is one."""
+        """The cache; an error if there is none."""
         assert self.cache is not None
         return self.cache
 
     def unrecorded(self) -> Context:
-        """The same for a model whose experts are not trained: nobody records what they did."""
+        """The same for a model whose experts are not trained: routings are not recorded."""
         return replace(self, routings=None)
 
     def record_routing(self, routing: Routing | None) -> None:
-        """Append what a layer of experts did, if there are any and somebody records."""
+        """Append what a layer of experts did, if there are experts and a list for them."""
         if self.routings is not None and routing is not None:
             self.routings.append(routing)
 
 
 @dataclass
 class BlockOutputs:
-    """What the parts of one block return besides x.
+    """What the parts of one block return in addition to x.
 
     values: of its attention (B, T, K, D), before they are mixed with those of the first block.
     routing: of its experts.
@@ -100,8 +100,8 @@ class LayerContext(Context):
     """The context inside the trunk, with what the trunk itself computed.
 
     rotations: cosines and sines (B, T, 1, D/2), one pair for each distinct rotary embedding.
-    inputs: (B, T, E), what the first block read. values: (B, T, K, D), those of its attention.
-    outputs: where the parts of a block leave what they give besides x; every block has its own.
+    inputs: (B, T, E), read by the first block. values: (B, T, K, D), of its attention.
+    outputs: where the parts of a block leave what they return besides x; each block has its own.
     """
 
     rotations: tuple[tuple[Tensor, Tensor], ...] = ()
@@ -116,12 +116,12 @@ class LayerContext(Context):
         rotations: tuple[tuple[Tensor, Tensor], ...] = (),
         inputs: Tensor | None = None,
     ) -> LayerContext:
-        """The facts of a caller, extended."""
+        """The context of the first block, from that of the caller."""
         return cls(
             context.positions, context.documents, context.padding, context.cache,
             context.adapters, context.routings, rotations, inputs,
         )  # fmt: skip
 
     def for_block(self) -> LayerContext:
-        """The same with outputs of its own."""
+        """The same with empty outputs, for one block."""
         return replace(self, outputs=BlockOutputs())

@@ -1,8 +1,8 @@
-"""Attention through FlashAttention 2 (arXiv 2307.08691) or 3 (arXiv 2407.08608), as torch has it.
+"""Attention through torch's FlashAttention 2 (arXiv 2307.08691) or 3 (arXiv 2407.08608).
 
 It needs a GPU and bf16 or fp16. Documents become sequences of one long row, so nothing is computed
-across their borders, and no mask is in memory. The third version comes with a package of its own,
-`flash_attn_interface`, and takes the place of the second for the whole process.
+across their borders, and no mask is in memory. Version 3 needs the package `flash_attn_interface`,
+and replaces version 2 in the whole process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from culm.model.score_rule import ScoreRule
 
 
 def activate(version: int) -> None:
-    """Make torch's flash kernels those of a version: 2 is torch's own.
+    """Switch torch's flash kernels to a version; 2 is torch's own.
 
     Raises:
         ImportError: the package of this version is not installed.
@@ -45,16 +45,16 @@ def flash(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: ScoreRule) ->
         window_size=(-1 if rule.window is None else rule.window - 1, 0),  # keys back and ahead
         enable_gqa=heads != k.shape[1],
     )  # fmt: skip
-    assert isinstance(out, Tensor)  # no log-sum-exp was requested
+    assert isinstance(out, Tensor)  # no other output was requested
     return out.unflatten(0, (rows, length)).transpose(1, 2)
 
 
 def _borders(context: Context, rows: int, length: int) -> Tensor:
-    """(N + 1,) int32: where each of N documents begins when all rows are one, and the end."""
+    """(N + 1,) int32: the starts of N documents when all rows are joined, and the end."""
     device = context.positions.device
-    begins = torch.zeros(rows, length, dtype=torch.bool, device=device)
-    begins[:, 0] = True
+    starts = torch.zeros(rows, length, dtype=torch.bool, device=device)
+    starts[:, 0] = True
     if context.documents is not None:
-        begins[:, 1:] = context.documents[:, 1:] != context.documents[:, :-1]
+        starts[:, 1:] = context.documents[:, 1:] != context.documents[:, :-1]
     end = torch.tensor([rows * length], device=device)
-    return torch.cat((begins.flatten().nonzero()[:, 0], end)).to(torch.int32)
+    return torch.cat((starts.flatten().nonzero()[:, 0], end)).to(torch.int32)

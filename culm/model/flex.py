@@ -1,6 +1,6 @@
 """Attention through torch's FlexAttention (arXiv 2412.05496), compiled.
 
-Scores are changed and hidden inside the kernel, so no matrix of them is in memory, and blocks
+Scores are changed and masked inside the kernel, so no matrix of scores is in memory, and blocks
 without a visible key are skipped. On a CPU it has no backward and no sinks.
 """
 
@@ -19,7 +19,7 @@ from torch.nn.attention.flex_attention import (
 from culm.model.context import Context
 from culm.model.score_rule import ScoreRule
 
-_compiled = torch.compile(flex_attention, fullgraph=True)  # or an error, not the slow form
+_compiled = torch.compile(flex_attention, fullgraph=True)  # an error instead of the slow form
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: ScoreRule) -> Tensor:

@@ -1,7 +1,7 @@
-"""Matmuls of groups of rows: each group has its own matrix.
+"""Grouped matmul: each group of rows has its own matrix.
 
-Operators of torch with shapes, gradients and FLOPs of their own, since torch's `grouped_mm` takes
-only bf16 on the meta device and where code is compiled, and only rows that fill 16 bytes.
+Custom operators with their own shapes, gradients and FLOPs, since torch's `grouped_mm` takes only
+bf16 on the meta device and in compiled code, and only rows that are a multiple of 16 bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 def grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Rows of x (M, inputs) times the weight (experts, outputs, inputs) of their group.
 
-    ends: (experts,) int32, the row behind the last one of each; the last is M.
+    ends: (experts,) int32, the row after the last one of each group; the last is M.
     """
     if _aligned(x, weight):
         return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
@@ -27,7 +27,7 @@ def grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 @torch.library.custom_op("culm::grouped_back", mutates_args=())
 def _back(grad: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """The gradient of x (M, inputs) from that of the product (M, outputs)."""
+    """The gradient of x (M, inputs) from that of the result (M, outputs)."""
     if _aligned(grad, weight):
         return F.grouped_mm(grad, weight, offs=ends)
     return _filled(grad.new_empty(len(grad), weight.shape[2]), grad, weight, ends)
@@ -35,7 +35,7 @@ def _back(grad: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 @torch.library.custom_op("culm::grouped_outer", mutates_args=())
 def _outer(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
-    """The gradient of the weights (experts, outputs, inputs); 0 where a group has no row."""
+    """The gradient of the weights (experts, outputs, inputs); 0 for a group without rows."""
     if grad.shape[1] * x.itemsize % 16 == 0 and x.shape[1] * x.itemsize % 16 == 0:
         return F.grouped_mm(grad.t(), x, offs=ends)
     out = x.new_zeros(len(ends), grad.shape[1], x.shape[1])
@@ -93,16 +93,16 @@ grouped.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _flops(x: tuple[int, ...], weight: tuple[int, ...], *_: object, **__: object) -> int:
-    """Of `grouped`, from shapes: two for each multiply-add."""
+    """FLOPs of `grouped` from shapes: two per multiply-add."""
     return 2 * x[0] * x[1] * weight[1]
 
 
 def _back_flops(grad: tuple[int, ...], other: tuple[int, ...], *_: object, **__: object) -> int:
-    """Of either gradient."""
+    """FLOPs of either gradient."""
     return 2 * grad[0] * grad[1] * other[-1]
 
 
-FLOPS: dict[Any, Callable[..., int]] = {  # as torch.utils.flop_counter takes them
+FLOPS: dict[Any, Callable[..., int]] = {  # in the form of torch.utils.flop_counter
     torch.ops.culm.grouped: _flops,
     torch.ops.culm.grouped_back: _back_flops,
     torch.ops.culm.grouped_outer: _back_flops,

@@ -1,7 +1,7 @@
-"""Initial weights: sampled by parameter name from the seed, so the same for every layout.
+"""Initial weights: a function of seed and parameter name, so the same for every layout.
 
-Matrices are normal around zero; how wide is a part of the model, below. Norms change nothing,
-biases are zero.
+Matrices are normal around zero, with a standard deviation that the settings below give. Norms start
+without effect, and biases at zero.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ Matrix = Linear | GroupedLinear | nn.Embedding
 
 class GPT2(Config):
     """std: of every matrix; projections into the residual stream have std / sqrt(2 * layers), so
-    that what all layers add together does not grow with their number (GPT-2).
+    that the sum of all layers does not grow with their number (GPT-2).
     """
 
     kind: Literal["gpt2"] = "gpt2"
     std: PositiveFloat = 0.02
 
     def std_of(self, name: str, matrix: Matrix, layers: int) -> float:
-        """The standard deviation that a matrix of this name begins with."""
+        """The initial standard deviation of a matrix."""
         return self.std / (2 * layers) ** 0.5 if _residual(matrix) else self.std
 
 
 class Llama(Config):
-    """std: of every matrix, whatever the depth (Llama, as published for Hugging Face)."""
+    """std: of every matrix, at any depth (Llama, as published for Hugging Face)."""
 
     kind: Literal["llama"] = "llama"
     std: PositiveFloat = 0.02
 
     def std_of(self, name: str, matrix: Matrix, layers: int) -> float:
-        """The standard deviation that a matrix of this name begins with."""
+        """The initial standard deviation of a matrix."""
         return self.std
 
 
 class Zero(Config):
-    """Projections into the residual stream and the head begin at zero (as nanochat): at first
-    every layer passes on what it reads, and all tokens are equally likely.
+    """Projections into the residual stream and the head start at zero (as nanochat): at first
+    every layer passes its input on, and all tokens are equally likely.
 
     std: of the other matrices. embedding: of the embedding.
     """
@@ -60,7 +60,7 @@ class Zero(Config):
     embedding: PositiveFloat = 1.0
 
     def std_of(self, name: str, matrix: Matrix, layers: int) -> float:
-        """The standard deviation that a matrix of this name begins with."""
+        """The initial standard deviation of a matrix."""
         if isinstance(matrix, nn.Embedding):
             return self.embedding
         return 0.0 if _residual(matrix) or name == "head" else self.std
@@ -75,18 +75,18 @@ Initialization = one_of(InitConfig)
 
 
 class CustomInit(ABC):
-    """A module with tensors of its own that begin in its own way."""
+    """A module that initialises its own tensors."""
 
     @abstractmethod
     def init_weights(self, generator: Callable[[str], torch.Generator], std: float) -> None:
         """Fill them in place.
 
-        generator: gives the generator of the tensor of a name. std: of matrices.
+        generator: the random generator of a tensor, by its name. std: of matrices.
         """
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
-    """A CPU generator that depends on the seed and the purpose alone, not on call order."""
+    """A CPU generator that depends on seed and purpose alone, not on the order of calls."""
     return torch.Generator().manual_seed(keyed_digest(seed, purpose))
 
 
@@ -100,14 +100,14 @@ def initialize(model: nn.Module, seed: int, layers: int, config: InitConfig = GP
             module.init_weights(partial(_generator, seed, name), config.std)
         elif isinstance(module, Matrix):
             std = config.std_of(name, module, layers)
-            sampled = torch.empty(module.weight.shape)
-            sampled.normal_(0.0, std, generator=_generator(seed, name, "weight"))
-            module.weight.copy_(sampled)
+            weight = torch.empty(module.weight.shape)
+            weight.normal_(0.0, std, generator=_generator(seed, name, "weight"))
+            module.weight.copy_(weight)
             if not isinstance(module, nn.Embedding) and module.bias is not None:
                 module.bias.zero_()
         elif own := [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             kind = type(module).__name__
-            raise TypeError(f"{name}: nothing here says how the {len(own)} tensors of {kind} begin")
+            raise TypeError(f"{name}: no rule initialises the {len(own)} tensors of {kind}")
 
 
 def _generator(seed: int, module: str, name: str) -> torch.Generator:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """What a cache must hold: `slots` sequences of up to `length` tokens.
+    """The size of a cache: `slots` sequences of up to `length` tokens.
 
     bits: of keys and values, where a layer stores those of all tokens; the rest stays in `dtype`.
     rollback: tokens that a window stores beyond what it attends to, so that a sequence may be cut.

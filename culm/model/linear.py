@@ -1,4 +1,4 @@
-"""The linear layer of every part: master weights in one precision, matmuls in that of the input."""
+"""The linear layer of every part: weights in one precision, matmuls in that of the input."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Linear(nn.Linear):
         self.residual = residual
 
     def reset_parameters(self) -> None:
-        """Nothing: weights are initialised once, by name, in `culm.model.init`."""
+        """Nothing: `culm.model.init` initialises weights once, by name."""
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
 
     def matrix(self) -> Tensor:
-        """What x is multiplied by, (outputs, inputs). Layers that stand for this one tell theirs:
-        quantised ones dequantised, adapted ones merged. Rounding of x is not in it (W8A8).
+        """The weights that x is multiplied by, (outputs, inputs). Layers that replace this one have
+        it too: dequantised, or with the adapter merged; without rounding of x (W8A8).
         """
         return self.weight
 
@@ -53,7 +53,7 @@ class GroupedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(experts, outputs)) if bias else None
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        """ends: (experts,) int32, the row behind the last one of each expert."""
+        """ends: (experts,) int32, the row after the last one of each expert."""
         out = grouped(x, self.weight.to(x.dtype), ends)
         if self.bias is None:
             return out

@@ -1,8 +1,8 @@
 """Log-probabilities of given tokens, a chunk at a time: logits are the largest tensor of a step.
 
-             forward                                   backward
+            forward                                  backward
 hidden --- matmul ---> logits --- reduce ---> logprobs     differentiate ---> 2 matmuls
-                          |_____ kept while they are small, else computed again ____|
+                         |_____ stored if they are small, else computed again ____|
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch.autograd.function import FunctionCtx
 from culm.batch import IGNORED
 from culm.model.linear import Linear
 
-CHUNK = 1024  # tokens whose logits are worked on at once
-ROUND = 256  # tokens are filled up to a multiple, so that memory is used again from step to step
-KEPT_BYTES = 128 << 20  # of logits that may wait for the backward, which else needs a third product
+CHUNK = 1024  # tokens per chunk
+ROUND = 256  # tokens are padded to a multiple, so that each step reuses the memory of the last
+STORED_BYTES = 128 << 20  # maximum logits stored for the backward, which else needs a third matmul
 
 
 def capped(logits: Tensor, softcap: float | None) -> Tensor:
@@ -42,7 +42,7 @@ def differentiate(logits: Tensor, logsum: Tensor, factor: Tensor, temperature: f
 
 @dataclass(frozen=True)
 class Kernels:
-    """The two passes over logits, as written or compiled (`culm.parallel.parallelize`)."""
+    """The two passes over logits, plain or compiled (`culm.parallel.parallelize`)."""
 
     reduce: Callable[[Tensor, float], Tensor] = reduce
     differentiate: Callable[[Tensor, Tensor, Tensor, float], Tensor] = differentiate
@@ -63,15 +63,15 @@ class ChunkedLogprobs(torch.autograd.Function):
     ):
         # hidden: (N, E), weight: (V, E), targets: (N,) -> (N,) fp32
         w = weight.to(hidden.dtype)
-        keep = len(hidden) * w.shape[0] * w.itemsize <= KEPT_BYTES and any(ctx.needs_input_grad)
-        kept, picked, logsums = [], [], []
+        keep = len(hidden) * w.shape[0] * w.itemsize <= STORED_BYTES and any(ctx.needs_input_grad)
+        stored, picked, logsums = [], [], []
         for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
             logits = capped(h @ w.t(), softcap)
             picked.append(logits.gather(-1, t[:, None])[:, 0])
             logsums.append(kernels.reduce(logits, temperature))
-            kept += [logits] if keep else []
+            stored += [logits] if keep else []
         logprobs = torch.cat(picked).float() / temperature - torch.cat(logsums)
-        ctx.save_for_backward(hidden, weight, targets, logprobs, *logsums, *kept)
+        ctx.save_for_backward(hidden, weight, targets, logprobs, *logsums, *stored)
         ctx.temperature, ctx.kernels, ctx.softcap = temperature, kernels, softcap
         return logprobs
 
@@ -85,9 +85,9 @@ class ChunkedLogprobs(torch.autograd.Function):
         # grad * (1 - p), which is exact where p is near 1.
         at_target = (-grad * logprobs.expm1()).to(w.dtype)
         parts = [p.split(CHUNK) for p in (hidden, targets, grad, at_target, grad_hidden)]
-        logsums, kept = rest[: len(parts[0])], rest[len(parts[0]) :]
+        logsums, stored = rest[: len(parts[0])], rest[len(parts[0]) :]
         for index, (h, t, g, target, out) in enumerate(zip(*parts, strict=True)):
-            logits = kept[index] if kept else capped(h @ w.t(), softcap)
+            logits = stored[index] if stored else capped(h @ w.t(), softcap)
             d = kernels.differentiate(logits, logsums[index], -g, temperature)
             d.scatter_(-1, t[:, None], target[:, None])
             if softcap is not None:  # the derivative of tanh
@@ -108,7 +108,7 @@ def logprobs_of(
     """Natural-log probabilities of `targets` under softmax(capped(head(hidden)) / temperature).
 
     hidden: (B, T, E); targets: (B, T), IGNORED gives 0. Returns (B, T) fp32. The head is computed
-    where there is a target only; one that is not a plain linear layer is called as it is.
+    only where there is a target. A head that is not a plain linear layer is called as a module.
     """
     known = (targets.flatten() != IGNORED).nonzero()[:, 0]
     rows = F.pad(known, (0, -len(known) % ROUND))

@@ -1,7 +1,7 @@
 """Multi-token prediction in the form of DeepSeek-V3 (arXiv 2412.19437).
 
-Head k reads, at token t, what the trunk (or head k - 1) made of the tokens up to t + k - 1, and
-token t + k itself; it predicts token t + k + 1 through the embedding and the head of the model.
+At token t, head k reads the state of the trunk (or of head k - 1) for the tokens up to t + k - 1,
+and token t + k itself. It predicts token t + k + 1 with the embedding and output head of the model.
 
     states of k - 1 --- hnorm ---+
                                  +--- projection --- block --- norm --- head
@@ -26,9 +26,9 @@ from culm.model.norm import NormConfig
 
 
 class MTP(Config):
-    """depth: heads, each a block of the last layer's kind. weight: of their mean loss, added to
-    that of the next token. Next-token training trains them and speculative decoding drafts with
-    them (`culm.engine.mtp`); plain decoding and other formats leave them out.
+    """depth: heads, each with a block of the last layer's kind. weight: of their mean loss, which
+    is added to that of the next token. Next-token training trains them and speculative decoding
+    drafts with them (`culm.engine.mtp`); plain decoding and other formats omit them.
     """
 
     depth: Annotated[PositiveInt, Field(le=64)] = 1
@@ -55,7 +55,7 @@ class MTPHead(nn.Module):
 
 
 def shifted(values: Tensor, by: int, fill: int, documents: Tensor | None = None) -> Tensor:
-    """values[b, t + by], or `fill` where that is beyond the row or the document; (B, T)."""
+    """values[b, t + by], or `fill` after the end of the row or document; (B, T)."""
 
     def moved(x: Tensor, beyond: int) -> Tensor:
         return F.pad(x[:, by:], (0, min(by, x.shape[1])), value=beyond)

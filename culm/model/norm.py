@@ -20,17 +20,17 @@ class Norm(nn.Module, ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """Fill weight and bias so that nothing but the statistics changes x."""
+        """Fill weight and bias with values that have no effect."""
 
     @abstractmethod
     def rescale(self, factor: Tensor | float) -> None:
-        """Multiply what it gives by a factor, (width,) or a number, in place."""
+        """Multiply the output by a factor, (width,) or a number, in place."""
 
 
 class RMSNormConfig(Config):
     """x / rms(x) * weight (arXiv 1910.07467).
 
-    centered: the stored weight is around zero and 1 is added to it, as in Gemma.
+    centered: 1 is added to the stored weight, which is around zero, as in Gemma.
     """
 
     kind: Literal["rms"] = "rms"
@@ -61,7 +61,7 @@ class RMSNorm(Norm):
 
 
 def rescaled(weight: Tensor, factor: Tensor | float, centered: bool) -> Tensor:
-    """The weight of a norm that gives `factor` times as much; centered: as of RMSNormConfig."""
+    """The weight of a norm with `factor` times the output; centered: as in RMSNormConfig."""
     return (weight + 1) * factor - 1 if centered else weight * factor
 
 

@@ -1,9 +1,9 @@
 """Keys and values in few bits (KIVI, arXiv 2402.02750).
 
-Channels of keys differ in size, and some are far out, so keys share a scale per channel over a
-group of tokens; values share one per token. A group is rounded when it is full; until then its
-tokens are kept as they are, so that what is kept does not depend on how many come at once. Layers
-are restored one at a time, while they are read.
+Channels of keys differ in size, and some are outliers, so keys share a scale per channel over a
+group of tokens; values share one per token. A group is quantised when it is full; until then its
+tokens stay exact, so that the result does not depend on how many tokens come at once. Layers are
+dequantised one at a time, while they are read.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ BITS: dict[CacheKind, int | None] = {"plain": None, "int8": 8, "int4": 4}
 
 
 class Rounded(NamedTuple):
-    """Numbers as zero + scale * code, of G groups.
+    """Numbers as zero + scale * code, in G groups.
 
-    codes: (slots, K, G, 32, D) uint8, or D / 2 where two are in a byte. scale, zero: of each
+    codes: (slots, K, G, 32, D) uint8, or D / 2 with two in a byte. scale, zero: of each
     channel (slots, K, G, 1, D) or of each token (slots, K, G, 32, 1).
     """
 
@@ -34,10 +34,10 @@ class Rounded(NamedTuple):
 
 
 class QuantizedCache(LayerCache):
-    """What `FullCache` keeps, in `bits` (8 or 4).
+    """The content of `FullCache` in `bits` (8 or 4).
 
-    Entry j of a slot is position j. A sequence is cut by going on at an earlier position; tokens
-    before it in a group that was full come back rounded.
+    Entry j of a slot is position j. A sequence is cut by continuing at an earlier position; tokens
+    before it in a full group stay quantised.
     """
 
     def __init__(
@@ -46,13 +46,15 @@ class QuantizedCache(LayerCache):
         """shape: (slots, K, length, D).
 
         Raises:
-            ValueError: D is odd, and two numbers share a byte.
+            ValueError: D is odd, but two numbers share a byte.
         """
         slots, heads, length, dim = shape
         if bits == 4 and dim % 2:
-            raise ValueError(f"cache: int4 puts two channels into a byte, head_dim={dim} is odd")
+            raise ValueError(
+                f"cache: int4 puts two channels into a byte, but head_dim={dim} is odd"
+            )
         self.bits = bits
-        # One more for the group that begins behind the last token, and one that new tokens touch.
+        # One more for the group that starts after the last token, and one that new tokens touch.
         groups = (slots, heads, length // GROUP + 2)
 
         def zeros(*last: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -64,14 +66,14 @@ class QuantizedCache(LayerCache):
         ]
         self.newest = [
             torch.zeros(slots, heads, GROUP, dim, dtype=dtype, device=device) for _ in self.parts
-        ]  # of the group in `held`, which is not full
+        ]  # tokens of the group in `held`, which is not full
         self.held = torch.zeros(slots, dtype=torch.int64, device=device)
         super().__init__([*(t for part in self.parts for t in part), *self.newest, self.held])
 
     def update(self, context: Context, *new: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Store keys and values (B, T, K, D) at `context.positions`, which follow each other.
+        """Store keys and values (B, T, K, D) at `context.positions`, consecutive in a row.
 
-        Gives (B, K, S, D) of all that is kept, and the positions of their entries: (S,).
+        Returns (B, K, S, D) of all entries, dequantised, and their positions: (S,).
         """
         view, positions = context.view, context.positions
         rows = slice(view.slot, view.slot + new[0].shape[0])
@@ -83,7 +85,7 @@ class QuantizedCache(LayerCache):
         views = []
         for part, newest, fresh in zip(self.parts, self.newest, new, strict=True):
             part = Rounded(*(tensor[rows] for tensor in part))
-            earlier = self._begun(part, newest[rows], first, self.held[rows])
+            earlier = self._started(part, newest[rows], first, self.held[rows])
             groups = _laid(earlier, fresh, positions - first[:, None] * GROUP, len(touched))
             for kept, made in zip(part, rounded(groups, self.bits, _axis(part)), strict=True):
                 kept[index[0], :, index[1]] = made.to(kept.dtype)
@@ -92,8 +94,8 @@ class QuantizedCache(LayerCache):
         self.held[rows] = open_group
         return tuple(views), torch.arange(view.length, device=positions.device)
 
-    def _begun(self, part: Rounded, newest: Tensor, first: Tensor, held: Tensor) -> Tensor:
-        """(B, K, 32, D): the group into which the first new token of each row goes."""
+    def _started(self, part: Rounded, newest: Tensor, first: Tensor, held: Tensor) -> Tensor:
+        """(B, K, 32, D): the group of the first new token of each row."""
         rows = torch.arange(len(first), device=first.device)
         full = restored(Rounded(*(tensor[rows, :, first] for tensor in part)), self.bits)
         return newest.where((held == first)[:, None, None, None], full.to(newest.dtype))
@@ -112,12 +114,12 @@ class QuantizedCache(LayerCache):
 
 
 def _axis(part: Rounded) -> int:
-    """Over which numbers share a scale: tokens or channels."""
+    """The axis whose numbers share a scale: tokens or channels."""
     return -2 if part.scale.shape[-2] == 1 else -1
 
 
 def _laid(earlier: Tensor, fresh: Tensor, places: Tensor, groups: int) -> Tensor:
-    """Tokens (B, T, K, D) behind those of a group (B, K, 32, D) -> (B, G, K, 32, D)."""
+    """Tokens (B, T, K, D) after those of a group (B, K, 32, D) -> (B, G, K, 32, D)."""
     B, K, _, D = earlier.shape
     out = fresh.new_zeros(B, K, groups * GROUP, D)
     out[:, :, :GROUP] = earlier
@@ -127,7 +129,7 @@ def _laid(earlier: Tensor, fresh: Tensor, places: Tensor, groups: int) -> Tensor
 
 
 def rounded(x: Tensor, bits: int, axis: int) -> Rounded:
-    """To the nearest of 2^bits steps between the least and the greatest number along an axis."""
+    """Round to the nearest of 2^bits steps between minimum and maximum along an axis."""
     least, greatest = x.amin(axis, keepdim=True), x.amax(axis, keepdim=True)
     scale, zero = ((greatest - least) / (2**bits - 1)).to(x.dtype), least
     codes = ((x - zero) / scale.clamp_min(torch.finfo(x.dtype).tiny)).round()

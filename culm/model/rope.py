@@ -1,15 +1,15 @@
-"""Rotary position embedding (arXiv 2104.09864), in the half-split layout, and its longer contexts.
+"""Rotary position embedding (arXiv 2104.09864), in the half-split layout, and its scaling.
 
 Element i of a head is paired with element i + D/2. Checkpoints in the interleaved layout are
 permuted when they are read (`culm.convert`).
 
-A model that was trained on `original` tokens can read more of them when its pairs turn more slowly.
-The kinds of `Scaling` differ in which pairs they slow down:
+A model that was trained on `original` tokens can read longer contexts when its pairs rotate more
+slowly. The kinds of `RopeScaling` differ in the pairs that they slow down:
 
-    linear    all of them, by the factor                                       (arXiv 2306.15595)
-    ntk       the slowest by the factor, the fastest not at all: by a greater base
-    llama3    those that turn less than `low` times in the original context, as Llama 3.1
-    yarn      the same by a ramp; attention also becomes a little sharper      (arXiv 2309.00071)
+    linear    all pairs, by the factor                                         (arXiv 2306.15595)
+    ntk       the slowest by the factor, the fastest not at all: by a larger base
+    llama3    pairs with less than `low` turns in the original context, as in Llama 3.1
+    yarn      the same with a ramp; attention also becomes a little sharper    (arXiv 2309.00071)
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from culm.config import Config, one_of
 
 
 def frequencies(base: float, head_dim: int) -> Tensor:
-    """(D/2,) fp64: radians that each pair turns from one token to the next, base^(-2i/D)."""
+    """(D/2,) fp64: the angle of each pair between two tokens in radians, base^(-2i/D)."""
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
     return base**-exponent
 
 
 class RopeScaling(Config, ABC):
-    """factor: how many times longer the context becomes."""
+    """factor: new context length divided by the old one."""
 
     factor: float = Field(ge=1)
 
     @property
     def magnitude(self) -> float:
-        """What cosines and sines are multiplied by."""
+        """Factor of cosines and sines."""
         return 1.0
 
     @abstractmethod
     def frequencies(self, base: float, head_dim: int) -> Tensor:
-        """(D/2,) fp64 radians a token."""
+        """(D/2,) fp64 radians per token."""
 
 
 class LinearScaling(RopeScaling):
-    """factor: how many times longer the context becomes."""
+    """factor: new context length divided by the old one."""
 
     kind: Literal["linear"] = "linear"
 
@@ -56,7 +56,7 @@ class LinearScaling(RopeScaling):
 
 
 class NTKScaling(RopeScaling):
-    """factor: how many times longer the context becomes; base grows by factor^(D / (D - 2))."""
+    """factor: new context length divided by the old one; base grows by factor^(D / (D - 2))."""
 
     kind: Literal["ntk"] = "ntk"
 
@@ -65,8 +65,8 @@ class NTKScaling(RopeScaling):
 
 
 class Llama3Scaling(RopeScaling):
-    """original: tokens of the context before. Pairs that turn in it less than `low` times become
-    slower by the factor, those that turn more than `high` times do not, between them smoothly.
+    """original: tokens of the old context. Pairs with less than `low` turns in it are slowed by the
+    factor, those with more than `high` turns are not, and between them smoothly.
     """
 
     kind: Literal["llama3"] = "llama3"
@@ -89,10 +89,10 @@ class Llama3Scaling(RopeScaling):
 
 
 class YaRNScaling(RopeScaling):
-    """original: tokens of the context before. Pairs that turn in it more than `fast` times keep
-    their pace, those that turn less than `slow` times are slowed by the factor, between them by a
-    ramp over the pairs. attention: what cosines and sines are multiplied by; 0.1 ln(factor) + 1 if
-    not given. truncate: the ramp begins and ends at whole pairs.
+    """original: tokens of the old context. Pairs with more than `fast` turns in it stay, those with
+    less than `slow` turns are slowed down by the factor, and between them by a ramp over the pairs.
+    attention: factor of cosines and sines; 0.1 ln(factor) + 1 if not given. truncate: the ramp
+    starts and ends at integer pairs.
     """
 
     kind: Literal["yarn"] = "yarn"
@@ -123,7 +123,7 @@ class YaRNScaling(RopeScaling):
         return plain / self.factor * slowed + plain * (1 - slowed)
 
     def _pair(self, turns: float, base: float, head_dim: int) -> float:
-        """Which pair turns so many times in the original context."""
+        """The pair with so many turns in the original context."""
         longest = math.log(self.original / (turns * 2 * math.pi))
         return head_dim * longest / (2 * math.log(base))
 
@@ -132,10 +132,10 @@ Scaling = one_of(LinearScaling | NTKScaling | Llama3Scaling | YaRNScaling)
 
 
 class Rope(Config):
-    """base: the slowest pair turns once in about 2 pi * base tokens.
+    """base: the slowest pair makes one turn in about 2 pi * base tokens.
 
-    fraction: share of a head's elements, the first ones, that are rotated (as Pythia).
-    scaling: how a context that is longer than the one of training is reached.
+    fraction: of a head's elements, the first ones, that are rotated (as Pythia).
+    scaling: extends the context beyond that of training.
     """
 
     base: PositiveFloat = 10_000.0
@@ -143,16 +143,16 @@ class Rope(Config):
     scaling: Scaling | None = None  # type: ignore[valid-type]
 
     def rotary_dim(self, head_dim: int, setting: str = "rope.fraction") -> int:
-        """How many elements of a head are rotated.
+        """Number of rotated elements of a head.
 
         Raises:
-            ValueError: they are odd, and cannot be paired.
+            ValueError: it is odd, so the elements cannot be paired.
         """
         count = int(head_dim * self.fraction)
         if count < 2 or count % 2:
             raise ValueError(
-                f"{setting}: rotary embedding pairs the elements of a head, and here it has "
-                f"{count} of {head_dim} to turn; choose an even number of them"
+                f"{setting}: rotary embedding rotates pairs of a head's elements, but {count} of "
+                f"{head_dim} are to be rotated; choose an even number"
             )
         return count
 
@@ -160,7 +160,7 @@ class Rope(Config):
         return Rotation(self, head_dim)
 
     def frequencies(self, head_dim: int) -> Tensor:
-        """(D/2,) fp64 radians a token."""
+        """(D/2,) fp64 radians per token."""
         if self.scaling is None:
             return frequencies(self.base, head_dim)
         return self.scaling.frequencies(self.base, head_dim)
@@ -180,7 +180,7 @@ class Rotation(nn.Module):
         return self.config.frequencies(self.head_dim).float()
 
     def reset(self) -> None:
-        """Fill the buffer of a module that was built without memory."""
+        """Fill the buffer of a module that was built on the meta device."""
         self.frequencies = self._frequencies().to(self.frequencies.device)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,14 +189,14 @@ class Rotation(nn.Module):
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """x: (B, T, H, D) rotated by the angles of its position; computed in fp32, given in x's dtype.
+    """x: (B, T, H, D) rotated by the angles of its positions, in fp32; result in the dtype of x.
 
-    Where there are angles for fewer pairs, the last elements stay as they are.
+    If there are angles for fewer pairs, the last elements are not rotated.
     """
     cos, sin = rotation
-    rotated = 2 * cos.shape[-1]
-    first, second = x[..., :rotated].float().chunk(2, dim=-1)
+    size = 2 * cos.shape[-1]
+    first, second = x[..., :size].float().chunk(2, dim=-1)
     parts = (first * cos - second * sin, second * cos + first * sin)
-    if rotated == x.shape[-1]:
+    if size == x.shape[-1]:
         return torch.cat(parts, dim=-1).to(x.dtype)
-    return torch.cat((*parts, x[..., rotated:].float()), dim=-1).to(x.dtype)
+    return torch.cat((*parts, x[..., size:].float()), dim=-1).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Buffers that training changes by a rule instead of a gradient."""
+"""Buffers that training updates by a rule instead of a gradient."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 
 class RuleUpdatedBuffers:
-    """A module that has such buffers; checkpoints hold them.
+    """A module with such buffers; checkpoints contain them.
 
-    rule_updated: their names; one that is None in a module is left out.
+    rule_updated: their names; those that are None in a module are skipped.
     """
 
     rule_updated: ClassVar[tuple[str, ...]]
 
 
 def rule_updated(root: nn.Module) -> dict[str, Tensor]:
-    """All of them by name."""
+    """All such buffers of a model by name."""
     found: dict[str, Tensor] = {}
     for prefix, module in root.named_modules():
         buffers = dict(module.named_buffers(recurse=False))

@@ -1,16 +1,16 @@
 """Scaling rules: settings found on a small model hold for a wide and deep one.
 
-With m = width / base_width and l = layers / base_depth (1 for muP), a rule multiplies
+With m = width / base_width and l = layers / base_depth (1 for muP), a rule has these factors:
 
     place of a parameter            initial std   rate   weight decay   eps of Adam
     embedding, head                 1             1      1              1/m *
     matrices of blocks              1/sqrt(m)     1/m    m              1/(m l) *
     vectors of blocks               -             1      -              1/(m l) *
-    norm behind the blocks          -             1      -              1/m *
+    norm after the blocks           -             1      -              1/m *
     * CompleteP only
 
-and in the forward: what the head reads by 1/m, scores of attention by sqrt(base_head_dim /
-head_dim), so that they fall with 1/head_dim, and branches by 1/l. Rate times decay stays.
+and in the forward: 1/m for the input of the head, sqrt(base_head_dim / head_dim) for scores of
+attention, which then fall with 1/head_dim, and 1/l for branches. Rate times decay is constant.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ NARROW = ("bias", ".mix")  # of experts, and of short convolutions: no sums over
 
 
 def place_of(name: str, parameter: nn.Parameter) -> Place:
-    """Where in a Transformer the parameter of this name is.
+    """The place of a parameter in a Transformer, by its name.
 
     Raises:
-        TypeError: it is in no place that a rule knows.
+        TypeError: no rule knows this place.
     """
     root = name.partition(".")[0]
     if root in WITHIN:
         return "matrix" if parameter.ndim >= 2 and not name.endswith(NARROW) else "vector"
     if root not in ROOTS:
-        raise TypeError(f"{name}: nothing says how its rate scales; see culm.model.scaling")
+        raise TypeError(f"{name}: no rule scales its learning rate; see culm.model.scaling")
     return ROOTS[root]
 
 
 class Multiples(NamedTuple):
-    """What the rate, the weight decay and the eps of a group of parameters are multiplied by."""
+    """Factors of learning rate, weight decay and eps for a group of parameters."""
 
     rate: float = 1.0
     decay: float = 1.0
@@ -57,10 +57,10 @@ class Multiples(NamedTuple):
 
 
 class MuP(Config):
-    """muP (arXiv 2203.03466): what is learned in a step does not depend on the width.
+    """muP (arXiv 2203.03466): the size of a learning step does not depend on the width.
 
-    base_width, base_head_dim: of the model for which rates and initial weights were chosen. Every
-    inner size of a block (heads, hidden, rank) is taken to grow with the width.
+    base_width, base_head_dim: of the model for which rates and initial weights were chosen. All
+    inner sizes of a block (heads, hidden, rank) are assumed to grow with the width.
     """
 
     kind: Literal["mup"] = "mup"
@@ -68,18 +68,18 @@ class MuP(Config):
     base_head_dim: PositiveInt = 64
 
     def widths(self, width: int) -> float:
-        """How many times as wide as its base a model is."""
+        """The width of a model divided by that of its base."""
         return width / self.base_width
 
     def depths(self, layers: int) -> float:
-        """How many times deeper the model is than its base; 1 if the rule ignores depth."""
+        """The depth of a model divided by that of its base; 1 if the rule ignores depth."""
         return 1.0
 
     def multiples(self, place: Place, width: int, layers: int) -> Multiples:
-        """Of the parameters in a place of a model of this size.
+        """Factors for the parameters in a place of a model of this size.
 
         An orthogonal step (Muon with the scale of arXiv 2502.16982) has a spectral norm of
-        sqrt(width) times the rate, so that its rate falls with 1/sqrt(m) instead.
+        sqrt(width) times the rate, so its rate falls with 1/sqrt(m) instead.
         """
         times = self.widths(width)
         if place == "matrix":
@@ -88,17 +88,17 @@ class MuP(Config):
 
     @torch.no_grad()
     def shrink(self, model: nn.Module, width: int) -> None:
-        """Rescale initial weights as the rule says, in place."""
+        """Scale freshly initialised weights by the rule, in place."""
         for name, parameter in model.named_parameters():
             if place_of(name, parameter) == "matrix":
                 parameter.mul_(self.widths(width) ** -0.5)
 
 
 class CompleteP(MuP):
-    """CompleteP (arXiv 2505.01618), with its alpha of 1: the same for the depth too.
+    """CompleteP (arXiv 2505.01618) with alpha = 1: muP for width and depth.
 
-    base_width, base_head_dim: as of mup. base_depth: layers of the model for which rates were
-    chosen. Initial weights must not shrink with the depth as well: it goes with init llama or zero.
+    base_width, base_head_dim: as in mup. base_depth: layers of the model for which rates were
+    chosen. Initial weights must not shrink with the depth too: use init llama or zero.
     """
 
     kind: Literal["completep"] = "completep"  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""How attention scores are made, and which keys a query attends to."""
+"""How scores are computed from queries and keys, and which keys a query sees."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 class ScoreRule:
     """The rule of one layer.
 
-    scale: factor of q·k; D^-0.5 if not given.
-    window: how many positions back a query may look, itself included; None is all.
-    sink_tokens: tokens at the beginning of a document that stay visible outside a window
+    scale: factor of the dot products; D^-0.5 if not given.
+    window: how many positions back a query sees, itself included; None is all.
+    sink_tokens: tokens at the start of a document that stay visible in addition to a window
         (StreamingLLM, arXiv 2309.17453).
     softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118).
     slopes: (H,) what a score loses per position between query and key (ALiBi, arXiv 2108.12409).

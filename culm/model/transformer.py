@@ -24,17 +24,17 @@ from culm.model.trunk import Trunk, TrunkConfig, multiplied, new_blocks
 class TransformerConfig(TrunkConfig):
     """A decoder-only Transformer.
 
-    vocabulary: rows of the embedding. context: tokens it is trained on at once.
+    vocabulary: rows of the token embedding. context: tokens of a row in training.
     attention, mlp: one part for all layers, or a list that is repeated over them.
-    norm: its kind, everywhere. residual: how the parts of a block are joined.
-    learned_positions: a learned row per position is added to the embedding (as GPT-2).
+    norm: its kind, everywhere. residual: how the branches of a block are added.
+    learned_positions: add a learned row per position to the token embedding (as GPT-2).
     embedding_scale: factor of the embedding (Gemma). head_scale: of what the head reads (muP).
     softcap: bound of the logits (Gemma 2).
-    head: vocabulary gives logits, scalar one number a token (a reward model, a critic).
-    tied: the output projection is the embedding. init: how weights are initialised
+    head: vocabulary gives logits, scalar one number per token (reward models, critics).
+    tied: the output head shares the weights of the embedding. init: initial weights
         (`culm.model.init`).
-    scaling: the rule by which learning rates and initial weights follow from those of a smaller
-        model (`culm.model.scaling`).
+    scaling: how learning rates and initial weights follow from those of a smaller model
+        (`culm.model.scaling`).
     mtp: heads that predict tokens beyond the next one (`culm.model.mtp`).
     """
 
@@ -64,7 +64,7 @@ class TransformerConfig(TrunkConfig):
         return self
 
     def build(self, seed: int = 0, device: torch.device | str = "cpu") -> Transformer:
-        """An initialised model; on the meta device only its shapes exist."""
+        """An initialised model; on the meta device it has shapes only."""
         with torch.device("meta"):
             model = Transformer(self)
         if torch.device(device).type != "meta":
@@ -95,7 +95,7 @@ class Transformer(Trunk):
         self.tie()
 
     def tie(self) -> None:
-        """Make the output projection the embedding again, where the settings say so."""
+        """Share the weights of the embedding with the output head, if the settings say so."""
         if self.config.tied:
             self.head.weight = self.embed.weight
 
@@ -106,7 +106,7 @@ class Transformer(Trunk):
 
     @property
     def every_block(self) -> list[Block]:
-        """The blocks of the trunk, and those of multi-token prediction after them."""
+        """The blocks of the trunk, then those of multi-token prediction."""
         return [*super().every_block, *(head.block for head in self.mtp)]  # type: ignore[list-item]
 
     @property
@@ -114,7 +114,7 @@ class Transformer(Trunk):
         return self.embed.weight.device
 
     def states(self, tokens: Tensor, context: Context) -> tuple[Tensor, LayerContext]:
-        """What the last block gives (B, T, E), and the context as it was there."""
+        """The output of the last block (B, T, E), and the context after it."""
         x = self._embedded(tokens)
         if self.positions is not None:
             x = x + self.positions(context.positions).to(self.dtype)
@@ -124,7 +124,7 @@ class Transformer(Trunk):
         return multiplied(self.embed(tokens).to(self.dtype), self.config.embedding_scale)
 
     def hidden(self, tokens: Tensor, context: Context | None = None) -> Tensor:
-        """The normalised last states (B, T, E) that the head reads."""
+        """The normalised last states (B, T, E), which the output head reads."""
         return self.normalized(self.states(tokens, context or Context.plain(tokens))[0])
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -135,10 +135,10 @@ class Transformer(Trunk):
         return self.logits(self.hidden(tokens, context))
 
     def scores(self, tokens: Tensor, context: Context | None = None) -> Tensor:
-        """One number per token, (B, T) fp32.
+        """One number per token, (B, T) fp32, by a scalar head.
 
         Raises:
-            ValueError: the model has no scalar head.
+            ValueError: the model has none.
         """
         if self.config.head != "scalar":
             raise ValueError("the model has no scalar head to score with")
@@ -161,10 +161,10 @@ class Transformer(Trunk):
     # -- multi-token prediction -----------------------------------------------------------------
 
     def mtp_hidden(self, tokens: Tensor, context: Context | None = None) -> list[Tensor]:
-        """As `hidden`, followed by the states of each head of multi-token prediction.
+        """`hidden`, followed by the states of each head of multi-token prediction.
 
-        Those of head k at token t have read up to token t + k; where the row or its document ends
-        before, they mean nothing.
+        Those of head k at token t have read up to token t + k; if the row or its document ends
+        before that, they have no meaning.
         """
         x, inner = self.states(tokens, context or Context.plain(tokens))
         states = [self.normalized(x)]
@@ -176,19 +176,19 @@ class Transformer(Trunk):
     def mtp_step(self, k: int, states: Tensor, tokens: Tensor, context: LayerContext) -> Tensor:
         """States (B, T, E) of head k from those of the head before it, or of the trunk.
 
-        tokens: (B, T), each k places after the token of its state. context: as `states` gave it.
+        tokens: (B, T), each k positions after the token of its state. context: from `states`.
         """
         cache = context.cache.layers[len(self.blocks) + k - 1] if context.cache else None
         return self.mtp[k - 1](states, self._embedded(tokens), context, cache)
 
     def mtp_normalized(self, k: int, states: Tensor) -> Tensor:
-        """What the output head reads of the states of head k."""
+        """The states of head k as the output head reads them."""
         return multiplied(self.mtp[k - 1].norm(states), self.head_scale)  # type: ignore[operator]
 
     def mtp_logprobs(
         self, tokens: Tensor, targets: Tensor, context: Context | None = None
     ) -> list[Tensor]:
-        """As `logprobs`, followed by those of each head of multi-token prediction.
+        """`logprobs`, followed by those of each head of multi-token prediction.
 
         Those of head k at token t are of targets[b, t + k], in the same document.
         """
@@ -201,7 +201,7 @@ class Transformer(Trunk):
     def mtp_cache(
         self, slots: int, length: int, kind: CacheKind = "plain", rollback: int = 0
     ) -> Cache:
-        """As `cache`, with that of the heads of multi-token prediction after the layers."""
+        """As `cache`, followed by the layers of the heads of multi-token prediction."""
         return self._cache([*self.every_block], slots, length, kind, rollback)
 
 

@@ -1,4 +1,4 @@
-"""The trunk of a decoder: blocks between its ends, on vectors and not on tokens.
+"""The trunk of a decoder: blocks between its two ends, on vectors instead of tokens.
 
     x: (B, T, E) --> block 0 --> block 1 --> ... --> norm --> states (B, T, E)
 
@@ -39,13 +39,12 @@ from culm.model.scaling import CompleteP, Scaling
 class TrunkConfig(Config):
     """Blocks of one width.
 
-    context: positions it is trained on at once.
+    context: positions of a row in training.
     attention, mlp: one part for all layers, or a list that is repeated over them.
-    norm: its kind, everywhere. residual: how the parts of a block are joined.
-    head_scale: factor of the final states (muP). init: how weights are initialised
-        (`culm.model.init`).
-    scaling: the rule by which learning rates and initial weights follow from those of a smaller
-        model (`culm.model.scaling`).
+    norm: its kind, everywhere. residual: how the branches of a block are added.
+    head_scale: factor of the final states (muP). init: initial weights (`culm.model.init`).
+    scaling: how learning rates and initial weights follow from those of a smaller model
+        (`culm.model.scaling`).
     """
 
     width: PositiveInt
@@ -98,14 +97,14 @@ class TrunkConfig(Config):
         return [kind for kind in dict.fromkeys(kinds) if kind is not None]
 
     def resolved(self) -> Self:
-        """The same model with every default filled in and each list as short as it can be."""
+        """The same model with every default filled in and each list as short as possible."""
         same = self.scaled()
         attention = tuple(part.resolved(self.width) for part in same.attention)
         mlp = tuple(part.resolved(self.width) for part in same.mlp)
         return same.model_copy(update={"attention": attention, "mlp": mlp}).shortened()
 
     def scaled(self) -> Self:
-        """The model that is computed: with the factors of its scaling rule in its settings."""
+        """The model as it is computed: the factors of its scaling rule are in its settings."""
         rule = self.scaling
         if rule is None:
             return self
@@ -120,12 +119,12 @@ class TrunkConfig(Config):
         return self.model_copy(update=update)
 
     def shortened(self) -> Self:
-        """The same model with each list as short as it can be."""
+        """The same model with each list as short as possible."""
         parts = {"attention": _period(self.attentions), "mlp": _period(self.mlps)}
         return self.model_copy(update=parts)
 
     def build(self, seed: int = 0, device: torch.device | str = "cpu") -> Trunk:
-        """An initialised trunk; on the meta device only its shapes exist."""
+        """An initialised trunk; on the meta device it has shapes only."""
         with torch.device("meta"):
             trunk = Trunk(self)
         if torch.device(device).type != "meta":
@@ -141,7 +140,7 @@ class TrunkConfig(Config):
 
 
 def _period(parts: list[Any]) -> tuple[Any, ...]:
-    """The shortest beginning of a list that gives it when it is repeated."""
+    """The shortest start of a list that gives the list when repeated."""
     for length in range(1, len(parts) + 1):
         if all(part == parts[index % length] for index, part in enumerate(parts)):
             return tuple(parts[:length])
@@ -176,9 +175,9 @@ class Trunk(nn.Module):
         return next(self.parameters()).device
 
     def set_backend(self, backend: Backend) -> int:
-        """Compute attention by a backend (`culm.model.attend`) on the device where the model is.
+        """Set the attention backend (`culm.model.attend`) for the device where the model is.
 
-        Gives how many layers cannot; those use blocks, which serves every kind.
+        Layers that it does not support use `blocks`, which supports all; returns their number.
         """
         others, blocks = 0, self.every_block
         for block in blocks:
@@ -202,7 +201,7 @@ class Trunk(nn.Module):
         return self.normalized(self.run(x.to(self.dtype), context or Context.plain(x))[0])
 
     def run(self, x: Tensor, context: Context) -> tuple[Tensor, LayerContext]:
-        """What the last block gives (B, T, E), and the context as it was there."""
+        """The output of the last block (B, T, E), and the context after it."""
         count = len(self.blocks)
         caches = context.cache.layers[:count] if context.cache else [None] * count
         rotations = tuple(rotation(context.positions) for rotation in self.rotations)
@@ -212,18 +211,18 @@ class Trunk(nn.Module):
         return x, inner
 
     def normalized(self, states: Tensor) -> Tensor:
-        """What an output head reads of the last block's states."""
+        """The last block's states as an output head reads them."""
         return multiplied(self.norm(states), self.head_scale)
 
     def cache(self, slots: int, length: int, kind: CacheKind = "plain", rollback: int = 0) -> Cache:
         """An empty cache for `slots` sequences of up to `length` tokens.
 
-        kind: int8 and int4 quantise the keys and values of layers that store those of all tokens.
-        rollback: by so many tokens a sequence may be cut, exactly, where layers have a window; what
-        stores all tokens may be cut anywhere, and a state nowhere.
+        kind: int8 and int4 quantise keys and values in layers that store those of all tokens.
+        rollback: number of tokens by which a layer with a window lets a sequence be cut. Layers
+        that store all tokens can be cut anywhere, and a state cannot be cut.
 
         Raises:
-            SettingError: no layer does, or the kind is not known.
+            SettingError: the kind is not known, or no layer can be quantised.
         """
         return self._cache(list(self.blocks), slots, length, kind, rollback)
 
@@ -236,8 +235,8 @@ class Trunk(nn.Module):
         layers = [block.attention.cache(spec) for block in blocks]  # type: ignore[union-attr, operator]
         if spec.bits and not any(isinstance(layer, QuantizedCache) for layer in layers):
             raise SettingError(
-                f"cache: {kind} quantises the keys and values of all tokens, and no layer of this "
-                "model stores those (but latents, a window or a state); use cache=plain"
+                f"cache: {kind} quantises keys and values of all tokens, but the layers of this "
+                "model store latents, a window or a state; use cache=plain"
             )
         return Cache(layers, slots, length)
 
@@ -259,7 +258,7 @@ def new_blocks(config: TrunkConfig, layers: Iterable[int]) -> list[Block]:
 def run_block(
     block: nn.Module, x: Tensor, context: LayerContext, cache: LayerCache | None
 ) -> tuple[Tensor, LayerContext]:
-    """What a block gives, and the context of the next one."""
+    """The output of a block, and the context of the next one."""
     x, values, routing = block(x, context, cache)
     context.record_routing(routing)
     if context.values is None and values is not None:
@@ -268,5 +267,5 @@ def run_block(
 
 
 def multiplied(x: Tensor, factor: float) -> Tensor:
-    """x times a factor, without the work where it is 1."""
+    """x * factor, without the multiplication if the factor is 1."""
     return x if factor == 1.0 else x * factor

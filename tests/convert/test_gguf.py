@@ -138,7 +138,7 @@ def test_what_llama_cpp_has_not_is_refused(tiny, tokenizer, tmp_path):
 
 def test_only_a_gguf_file_is_replaced(tiny, tokenizer, tmp_path):
     (tmp_path / "m.gguf").write_text("years of work")
-    with pytest.raises(SettingError, match="a file of this name that is no GGUF"):
+    with pytest.raises(SettingError, match="a file of this name exists and is not GGUF"):
         ours.export(tiny(), tokenizer, tmp_path / "m.gguf")
     assert (tmp_path / "m.gguf").read_text() == "years of work"
     (tmp_path / "folder.gguf").mkdir()

@@ -74,7 +74,7 @@ def test_what_is_read_is_never_written_over(tiny, tokenizer, tmp_path, monkeypat
 
 def test_only_a_file_without_a_tokenizer_is_given_one(tiny, tokenizer, tmp_path):
     native.save(tiny(), tokenizer, tmp_path / "model")
-    with pytest.raises(SettingError, match=r"--tokenizer: \S+ has its own"):
+    with pytest.raises(SettingError, match=r"--tokenizer: \S+ has a tokenizer"):
         import_model(tmp_path / "model", tmp_path / "out", tmp_path / "tok.bin")
 
 

@@ -109,7 +109,7 @@ def test_every_rule_is_plain_attention(name: str, packed: bool) -> None:
             found = attend(q, k, v, context, rule, backend)
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
         else:
-            with pytest.raises(ValueError, match="backend: sdpa does not compute"):
+            with pytest.raises(ValueError, match="backend: sdpa does not support"):
                 attend(q, k, v, context, rule, backend)
 
 
@@ -132,7 +132,7 @@ def test_flex_is_plain_attention(name: str, packed: bool) -> None:
 
 def test_flex_refuses_what_it_cannot_compute_on_a_cpu() -> None:
     q, context = drawn(1, 4, 6, 16), Context(torch.arange(4)[None])
-    with pytest.raises(ValueError, match=r"backend: flex does not compute .* here; blocks does"):
+    with pytest.raises(ValueError, match=r"backend: flex does not support .* here; blocks does"):
         attend(q, q, q, context, RULES["sinks"], "flex")
     with pytest.raises(NotImplementedError, match="FlexAttention has no backward on a CPU"):
         attend(q.requires_grad_(), q, q, context, ScoreRule(), "flex")

@@ -33,7 +33,7 @@ def test_values_and_gradients_are_those_of_cross_entropy(
     monkeypatch, dtype, near, temperature, kept
 ):
     monkeypatch.setattr(logprobs, "CHUNK", 8)
-    monkeypatch.setattr(logprobs, "KEPT_BYTES", kept)
+    monkeypatch.setattr(logprobs, "STORED_BYTES", kept)
     hidden, head, targets, weights = case(dtype)
     found = {}
     for name, function in (("plain", plain), ("chunked", logprobs_of)):

@@ -208,7 +208,7 @@ def with_capacity(moe, capacity):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bias_rate": 0.1}, "bias_rate: there is no bias to move"),
+        ({"bias_rate": 0.1}, "bias_rate: there is no bias to update"),
         ({"top_k": 5}, "top_k: 5 is more than the 4"),
         ({"groups": 3}, "groups: 3 does not divide"),
         ({"capacity": 0}, "greater than 0"),

@@ -190,7 +190,7 @@ def test_windows_and_states_stay_as_they_are():
     ("part", "kind", "words"),
     [
         (MLA(heads=2, rank=8, head_dim=4, rope_dim=4, value_dim=4), "int8", "use cache=plain"),
-        (GQA(heads=4, window=8), "int4", "cache: int4 quantises the keys and values of all tokens"),
+        (GQA(heads=4, window=8), "int4", "cache: int4 quantises keys and values of all tokens"),
         (GQA(heads=4, head_dim=5, rope=None), "int4", "cache: int4 puts two channels into a byte"),
     ],
 )

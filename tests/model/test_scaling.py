@@ -213,7 +213,7 @@ def test_adapters_keep_their_rates() -> None:
 def test_a_parameter_in_no_group_is_refused() -> None:
     model = built(64, 2, WIDE)
     model.extra = torch.nn.Linear(4, 4)
-    with pytest.raises(TypeError, match=r"extra\.weight: nothing says how its rate scales"):
+    with pytest.raises(TypeError, match=r"extra\.weight: no rule scales its learning rate"):
         AdamW().build(model)
     critic = torch.nn.ModuleDict({"model": built(64, 2, WIDE), "critic": torch.nn.Linear(64, 1)})
     with pytest.raises(SettingError, match=r"model\.scaling: .* critic\.weight"):

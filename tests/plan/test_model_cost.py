@@ -50,7 +50,7 @@ def test_flops_by_hand(context, seen, monkeypatch):
     assert cost.forward_flops == layers + head
     filled = logprobs.ROUND / context  # the head's tokens are filled up
     assert cost.training_flops == 3 * (layers + head * filled)
-    monkeypatch.setattr(logprobs, "KEPT_BYTES", 0)
+    monkeypatch.setattr(logprobs, "STORED_BYTES", 0)
     assert cost_of(settings(), context).training_flops == 3 * layers + 4 * head * filled
 
 

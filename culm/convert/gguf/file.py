@@ -7,7 +7,7 @@ knows, and whole under `tokenizer.huggingface.json`, from which it is read back 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -43,55 +43,71 @@ def export(
     tokenizer: Tokenizer,
     path: str | Path,
     precision: str = "f16",
-    told: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Write one file that llama.cpp and its relatives load; quantised layers are multiplied out.
+    """Write one file that llama.cpp and its relatives load; quantised layers are dequantised.
 
-    precision: one of `gguf.kinds.KINDS`, which says what each tensor becomes. Where the rows of a
-    matrix do not fill the blocks of its type it is of another, and a line says so.
-    told: called with the count of numbers as they are written.
+    precision: one of `gguf.kinds.KINDS`, which gives the type of each tensor. A matrix whose rows
+    do not fill the blocks of its type gets another type, and a message says so.
+    progress: called with the count of numbers as they are written.
 
     Raises:
         SettingError: llama.cpp has no such model or tokenizer, adapters are not merged, the
             precision is not known, or a number is not finite or too large for it.
-        OSError: the disk is full or may not be written to.
+        OSError: the disk is full or not writable.
     """
     path = Path(path)
     if precision not in KINDS:
         raise SettingError(f"dtype: {precision!r} is not one of {', '.join(KINDS)}")
     if path.is_file() and path.open("rb").read(4) != b"GGUF":
-        raise SettingError(f"{path}: there is a file of this name that is no GGUF; choose another")
-    mixture, config = KINDS[precision], plain_config(model.config).resolved()
-    family = family_of(config, FAMILIES, "GGUF")
-    config = family.untied(config)
+        raise SettingError(f"{path}: a file of this name exists and is not GGUF; choose another")
+    family = family_of(plain_config(model.config).resolved(), FAMILIES, "GGUF")
     note_dropped_heads(model)
-    writer = gguf.GGUFWriter(None, family.name)
-    _add_settings(writer, config, family)
-    writer.add_name(path.stem)
-    writer.add_file_type(mixture.file_type)
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    add_tokenizer(writer, tokenizer, model.config.vocabulary)
-    # Twice through the weights: first their places, then one after the other their numbers.
+    writer = _writer(model, tokenizer, path.stem, family, precision)
+    # Twice through the weights: first for the places of all tensors, then for their numbers.
     shapes = {name: tuple(tensor.shape) for name, tensor in _tensors(model, family)}
-    kinds, note = kinds_of(shapes, mixture, model.config.layers)
+    kinds, note = kinds_of(shapes, KINDS[precision], model.config.layers)
     for name, kind in kinds.items():
         block, size = gguf.GGML_QUANT_SIZES[kind]
         count = math.prod(shapes[name]) // block * size
         writer.add_tensor_info(name, shapes[name], np.dtype(np.float32), count, kind)
     with atomic(path) as fresh:
         try:
-            writer.write_header_to_file(fresh)
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            for name, tensor in _tensors(model, family):
-                numbers = tensor.float().cpu().contiguous().numpy()
-                writer.write_tensor_data(encode(numbers, kinds[name], name))
-                if told:
-                    told(tensor.numel())
+            _write(writer, fresh, _tensors(model, family), kinds, progress)
         finally:
             writer.close()
     if note:
         say(f"{path}: {note}")
+
+
+def _writer(
+    model: Transformer, tokenizer: Tokenizer, name: str, family: Family, precision: str
+) -> gguf.GGUFWriter:
+    """A writer with all metadata."""
+    writer = gguf.GGUFWriter(None, family.name)
+    _add_settings(writer, family.untied(plain_config(model.config).resolved()), family)
+    writer.add_name(name)
+    writer.add_file_type(KINDS[precision].file_type)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    add_tokenizer(writer, tokenizer, model.config.vocabulary)
+    return writer
+
+
+def _write(
+    writer: gguf.GGUFWriter,
+    path: Path,
+    tensors: Iterator[tuple[str, Tensor]],
+    kinds: Mapping[str, gguf.GGMLQuantizationType],
+    progress: Callable[[int], None] | None,
+) -> None:
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, tensor in tensors:
+        numbers = tensor.float().cpu().contiguous().numpy()
+        writer.write_tensor_data(encode(numbers, kinds[name], name))
+        if progress:
+            progress(tensor.numel())
 
 
 def _add_settings(writer: gguf.GGUFWriter, config: TransformerConfig, family: Family) -> None:
@@ -109,11 +125,11 @@ def _add_settings(writer: gguf.GGUFWriter, config: TransformerConfig, family: Fa
         else:
             writer.add_uint32(key, value)
     writer.add_vocab_size(config.vocabulary)
-    if "rope.dimension_count" not in fields and (turned := _turned(config)) is not None:
-        writer.add_rope_dimension_count(turned)
+    if "rope.dimension_count" not in fields and (size := _rotary_dim(config)) is not None:
+        writer.add_rope_dimension_count(size)
 
 
-def _turned(config: TransformerConfig) -> int | None:
+def _rotary_dim(config: TransformerConfig) -> int | None:
     attention = config.attention[0]
     rotary = attention.rotary(config.width)
     return rotary and rotary[1]

@@ -39,7 +39,7 @@ class BrokenError(Exception):
     """What is wrong with the file, in words."""
 
 
-class Bytes:
+class ByteReader:
     """A file read from the front, never past its end."""
 
     def __init__(self, content: mmap.mmap) -> None:
@@ -105,7 +105,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as all:
-            return _read(Bytes(all))
+            return _read(ByteReader(all))
     except FileNotFoundError:
         raise SettingError(f"{path}: there is no such file") from None
     except (BrokenError, UnicodeDecodeError, OSError, ValueError) as error:
@@ -113,7 +113,7 @@ def read(path: Path) -> dict[str, Any]:
         raise SettingError(f"{path}: {problem}") from None
 
 
-def _read(file: Bytes) -> dict[str, Any]:
+def _read(file: ByteReader) -> dict[str, Any]:
     if file.content[file.take(4) : file.place] != b"GGUF":
         raise BrokenError("it does not begin with GGUF")
     if (version := file.number("I")) not in VERSIONS:
@@ -151,7 +151,7 @@ def _apart(extents: list[Extent]) -> None:
             raise BrokenError(f"tensors {before.name} and {after.name} overlap")
 
 
-def _tensor(file: Bytes, alignment: int) -> Extent:
+def _tensor(file: ByteReader, alignment: int) -> Extent:
     name, dimensions = file.text(), file.number("I")
     if not 1 <= dimensions <= 4:
         raise BrokenError(f"tensor {name} has {dimensions} dimensions")

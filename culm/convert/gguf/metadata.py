@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from gguf import TokenType
 
 from culm.config import SettingError
-from culm.convert.gguf.words import RULES, Rule
+from culm.convert.gguf.words import RULES, SplitRule
 from culm.log import say
 
 # Tokens at which llama.cpp stops, whatever their type is said to be.
@@ -85,7 +85,7 @@ class Metadata:
         return {token.id: token.name for token in self.tokens}
 
     @cached_property
-    def rule(self) -> Rule:
+    def rule(self) -> SplitRule:
         """How byte-level BPE splits text into words."""
         name = self.get("pre", str)
         if name is None:

@@ -13,7 +13,7 @@ from culm.tokenizer.fast import GPT2
 from culm.tokenizer.train import PATTERN
 
 
-class Rule(NamedTuple):
+class SplitRule(NamedTuple):
     """words: expressions in order; each cuts what the ones before it have left between matches.
 
     whole: a word that is a token is taken as it is, whatever the merges would make of it.
@@ -53,28 +53,30 @@ _SIGN_RUNS = r"[\p{P}$+<=>^~|%s]+"
 
 # The first of several names is the one that is written.
 _GROUPS = {
-    "gpt-2 phi-2 mpt olmo jais trillion granite-docling exaone4 gigachat a.x-4.0 mellum": Rule(
+    "gpt-2 phi-2 mpt olmo jais trillion granite-docling exaone4 gigachat a.x-4.0 mellum": SplitRule(
         (GPT2,)
     ),
-    "qwen2 deepseek-r1-qwen stablelm2 hunyuan megrez kormo grok-2 solar-open": Rule(
+    "qwen2 deepseek-r1-qwen stablelm2 hunyuan megrez kormo grok-2 solar-open": SplitRule(
         (_gpt4(r"\p{N}"),)
     ),
-    "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2": Rule(
+    "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2": SplitRule(
         (_gpt4(r"\p{N}{1,3}"),), whole=True, start=True
     ),
-    "dbrx smaug-bpe chatglm-bpe glm4": Rule((_gpt4(r"\p{N}{1,3}"),)),
-    "smollm starcoder refact command-r codeshell exaone minerva-7b": Rule((r"\p{N}", GPT2)),
-    "gpt-4o llama4 minimax-m2": Rule((_cased(r"\p{N}{1,3}", _SHORT + "?"),)),
-    "tekken": Rule((_cased(r"\p{N}", ""),), whole=True, start=True),
-    "deepseek-v3 hunyuan-dense joyai-llm": Rule((r"\p{N}{1,3}", _EAST_ASIAN, _DEEPSEEK)),
-    "deepseek-coder": Rule(
+    "dbrx smaug-bpe chatglm-bpe glm4": SplitRule((_gpt4(r"\p{N}{1,3}"),)),
+    "smollm starcoder refact command-r codeshell exaone minerva-7b": SplitRule((r"\p{N}", GPT2)),
+    "gpt-4o llama4 minimax-m2": SplitRule((_cased(r"\p{N}{1,3}", _SHORT + "?"),)),
+    "tekken": SplitRule((_cased(r"\p{N}", ""),), whole=True, start=True),
+    "deepseek-v3 hunyuan-dense joyai-llm": SplitRule((r"\p{N}{1,3}", _EAST_ASIAN, _DEEPSEEK)),
+    "deepseek-coder": SplitRule(
         (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+", r"\p{N}")
     ),
-    "falcon": Rule((_SIGN_RUNS % "`", GPT2, "[0-9][0-9][0-9]")),
-    "seed-coder": Rule((rf"{_SHORT}|{_LETTERS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}",)),
-    "bloom poro-chat gpt3-finnish": Rule((_STOPS,)),
-    "viking": Rule((_STOPS, r"\p{N}")),
-    "default": Rule((_SIGN_RUNS % "", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+    "falcon": SplitRule((_SIGN_RUNS % "`", GPT2, "[0-9][0-9][0-9]")),
+    "seed-coder": SplitRule(
+        (rf"{_SHORT}|{_LETTERS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}",)
+    ),
+    "bloom poro-chat gpt3-finnish": SplitRule((_STOPS,)),
+    "viking": SplitRule((_STOPS, r"\p{N}")),
+    "default": SplitRule((_SIGN_RUNS % "", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
 }
 RULES = {name: rule for names, rule in _GROUPS.items() for name in names.split()}
 NAMES = {

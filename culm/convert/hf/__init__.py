@@ -1,15 +1,7 @@
 """Hugging Face folders, read and written: `hf.load(folder)`, `hf.export(model, ...)`."""
 
-from culm.convert.hf.folder import (
-    SETTINGS,
-    export,
-    family_at,
-    is_model,
-    load,
-    module_names,
-    parts,
-    read_config,
-)
+from culm.convert.hf.export import export, module_names
+from culm.convert.hf.folder import SETTINGS, family_at, is_model, load, parts, read_config
 
 __all__ = [
     "SETTINGS", "export", "family_at", "is_model", "load", "module_names", "parts", "read_config",

@@ -1,29 +1,23 @@
-"""Hugging Face folders, both ways, of every family in `culm.convert.hf.families`."""
+"""Read Hugging Face folders, of every family in `culm.convert.hf.families`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from culm.config import SettingError
 from culm.convert import rules
-from culm.convert.card import write_card
-from culm.convert.family import Family, family_of
+from culm.convert.family import Family
 from culm.convert.hf.families import FAMILIES
 from culm.convert.hf.fp8 import Blocks, dequantized, read_blocks
-from culm.convert.multipliers import plain_config
-from culm.convert.rules import ModuleNames
-from culm.convert.weights import assemble, note_dropped_heads, plain_weights
-from culm.dtype import name_of
-from culm.files import atomic, read_json, refuse_nonempty, write_json
+from culm.convert.weights import assemble
+from culm.files import read_json
 from culm.model.mlp.moe import MoE
-from culm.model.rule_updated import rule_updated
 from culm.model.transformer import Transformer, TransformerConfig
-from culm.safetensors import read_pickled, read_safetensors, write_safetensors
+from culm.safetensors import read_pickled, read_safetensors
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
 SETTINGS, WEIGHTS = "config.json", "model.safetensors"
@@ -44,117 +38,6 @@ NEUTRAL = frozenset(_NEUTRAL.split())
 def is_model(path: Path) -> bool:
     """Whether this is a Hugging Face folder."""
     return (path / SETTINGS).is_file()
-
-
-def export(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    folder: str | Path,
-    dtype: torch.dtype = torch.float32,
-    told: Callable[[int], None] | None = None,
-    family: str = "",
-    shard_bytes: int = 5 << 30,
-) -> None:
-    """Write a folder that transformers, vLLM and the like load as it is.
-
-    Quantised layers are multiplied out. told: called with the count of numbers as they are read.
-    family: its model_type, where several have the model's shape. shard_bytes: of a file, of which
-    there are several if need be; one of them is in memory at a time.
-
-    Raises:
-        SettingError: no family has the model's shape, adapters are not merged, or the folder
-            holds something else.
-        OSError: the disk is full or may not be written to.
-    """
-    folder = Path(folder)
-    config = plain_config(model.config)
-    chosen = family_of(config, named(family), "Hugging Face")
-    refuse_nonempty(folder, SETTINGS)
-    note_dropped_heads(model)
-    exact = {
-        buffer.data_ptr() for buffer in rule_updated(model).values()
-    }  # they move by thousandths
-
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in rules.write(plain_weights(model), chosen.rules(config.resolved())):
-            kept = tensor if tensor.data_ptr() in exact else tensor.to(dtype)
-            yield name, kept.cpu().contiguous()
-            if told:
-                told(tensor.numel())
-
-    with atomic(folder) as fresh:
-        fresh.mkdir()
-        _write_shards(fresh, tensors(), shard_bytes)
-        tokenizer.save(fresh)
-        write_json(fresh / SETTINGS, _settings(config, chosen, tokenizer, dtype))
-        ends = {"eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": tokenizer.end_of_text}
-        write_json(fresh / "generation_config.json", ends)
-        write_card(model, fresh, folder.name, library="transformers")
-
-
-def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]], most: int) -> None:
-    shards: list[list[str]] = []
-    held: dict[str, Tensor] = {}
-
-    def write() -> None:
-        write_safetensors(folder / f"{len(shards)}.part", held)
-        shards.append(list(held))
-        held.clear()
-
-    total = size = 0
-    for name, tensor in tensors:
-        if held and size + tensor.nbytes > most:
-            write()
-            size = 0
-        held[name] = tensor
-        size, total = size + tensor.nbytes, total + tensor.nbytes
-    write()
-    places: dict[str, str] = {}
-    for index, names in enumerate(shards):
-        file = f"model-{index + 1:05}-of-{len(shards):05}.safetensors"
-        file = file if len(shards) > 1 else WEIGHTS
-        (folder / f"{index}.part").rename(folder / file)
-        places |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        listed = {"metadata": {"total_size": total}, "weight_map": places}
-        write_json(folder / f"{WEIGHTS}.index.json", listed)
-
-
-def named(family: str) -> Sequence[Family]:
-    """All families, or the one of this model_type.
-
-    Raises:
-        SettingError: there is no such family.
-    """
-    known = {each.name: each for each in FAMILIES}
-    if family and family not in known:
-        raise SettingError(f"family: {family!r} is not one of {', '.join(known)}")
-    return (known[family],) if family else FAMILIES
-
-
-def _settings(
-    config: TransformerConfig, family: Family, tokenizer: Tokenizer, dtype: torch.dtype
-) -> dict[str, Any]:
-    return {
-        "architectures": [family.architecture],
-        "model_type": family.name,
-        **family.write(config.resolved()),
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.end_of_text,
-        "pad_token_id": tokenizer.end_of_text,
-        "dtype": name_of(dtype),
-    }
-
-
-def module_names(config: TransformerConfig, family: str = "") -> ModuleNames:
-    """What the modules of a model are called in its family, or in the one of this model_type.
-
-    Raises:
-        SettingError: no family has its shape.
-    """
-    plain = plain_config(config)
-    chosen = family_of(plain, named(family), "Hugging Face")
-    return ModuleNames(chosen.rules(plain.resolved()))
 
 
 def family_at(folder: str | Path) -> str:

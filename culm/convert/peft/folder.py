@@ -8,27 +8,23 @@ The tensors also carry the fingerprint of the base model, at which only Culm loo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from culm.adapt.lora import LoRA, LoRALinear, adapters_of, plain
+from culm.adapt.lora import LoRALinear, plain
 from culm.adapt.quantize.linear import QuantizedLinear
 from culm.adapt.replace import note_untied, replace
 from culm.config import SettingError
-from culm.convert.family import NoFamilyError
-from culm.convert.hf import family_at, module_names
-from culm.convert.peft.settings import NAME, PeftSettings, read_settings, written
+from culm.convert.hf import module_names
+from culm.convert.peft.settings import NAME, PeftSettings, read_settings
 from culm.convert.rules import ModuleNames
 from culm.convert.weights import fingerprint
-from culm.files import atomic, refuse_nonempty, write_json
-from culm.log import say
 from culm.model.linear import Linear
 from culm.model.norm import Norm
 from culm.model.transformer import Transformer
-from culm.safetensors import read_metadata, read_safetensors, write_safetensors
+from culm.safetensors import read_metadata, read_safetensors
 
 WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -44,80 +40,6 @@ def is_adapter(path: Path) -> bool:
     return (path / NAME).is_file()
 
 
-def save(model: Transformer, settings: LoRA, folder: str | Path, base: str | None) -> None:
-    """Write the adapters of a model, and the modules that were trained beside them.
-
-    settings: those that were applied. base: path or hub id of the model below, if it has one.
-
-    Raises:
-        SettingError: there are none, a layer has no name in its family, or the folder holds
-            something else.
-        OSError: the disk is full or may not be written to.
-    """
-    folder = Path(folder)
-    refuse_nonempty(folder, NAME)
-    if not adapters_of(model):
-        raise SettingError("model: it has no adapters to write")
-    known = module_names(model.config, "" if base is None else family_at(base))
-    if model.config.scaling is not None:
-        say(
-            f"{folder}: other libraries do not apply the scaling rule of the base to an adapter: "
-            "merge it before the model goes there."
-        )
-    whole = {name for name, module in model.named_modules() if _is_whole(module)}
-    tensors = {name: tensor.cpu().clone() for name, tensor in _tensors(model, whole, known)}
-    names = [
-        _last(name, known) if name in ("embed", "head") else _theirs(name, known) for name in whole
-    ]
-    with atomic(folder) as fresh:
-        fresh.mkdir()
-        write_safetensors(fresh / WEIGHTS, tensors, {BASE: fingerprint(model, whole)})
-        write_json(fresh / NAME, written(settings, _targets(model, known), names, base))
-
-
-def _is_whole(module: nn.Module) -> bool:
-    """Whether it is trained itself."""
-    own = list(module.parameters(recurse=False))
-    return bool(own) and not isinstance(module, LoRALinear) and all(p.requires_grad for p in own)
-
-
-def _tensors(
-    model: Transformer, whole: Collection[str], known: ModuleNames
-) -> Iterator[tuple[str, Tensor]]:
-    for name, adapter in adapters_of(model).items():
-        own = dict(adapter.named_parameters(recurse=False))
-        for theirs, ours in PARTS.items():
-            if ours in own:
-                yield f"{PREFIX}{_theirs(name, known)}.{theirs}", own[ours].detach()
-    for name in whole:  # a tied head is written beside its embedding, as PEFT would part them
-        for part, tensor in model.get_submodule(name).named_parameters(recurse=False):
-            yield f"{PREFIX}{_theirs(name, known)}.{part}", tensor.detach()
-
-
-def _theirs(name: str, known: ModuleNames) -> str:
-    found = known.theirs(name)
-    if found is None:
-        raise NoFamilyError(f"model: {name} has no name in its family, by which PEFT would find it")
-    return found
-
-
-def _last(name: str, known: ModuleNames) -> str:
-    return _theirs(name, known).rpartition(".")[2]
-
-
-def _targets(model: Transformer, known: ModuleNames) -> set[str]:
-    """`q_proj` where the layers of that name are adapted throughout, else one layer at a time."""
-    kinds = (LoRALinear, Linear, QuantizedLinear)
-    layers = {n for n, m in model.named_modules() if isinstance(m, kinds)}
-    adapted = adapters_of(model).keys()
-    rest = [name for name in layers - adapted if not name.endswith(".base")]
-    partly = {_last(name, known) for name in rest if known.theirs(name)}
-    return {
-        _theirs(name, known) if _last(name, known) in partly else _last(name, known)
-        for name in adapted
-    }
-
-
 def load(model: Transformer, folder: str | Path) -> int:
     """Freeze a model and put the adapter of a folder beside its layers; gives to how many.
 
@@ -128,19 +50,19 @@ def load(model: Transformer, folder: str | Path) -> int:
         SettingError: the folder is broken, its adapter is of a kind that is not known here, or was
             made for another base. The model is then as it was.
     """
-    made, whole, settings = _read_beside(model, Path(folder))
+    made, whole, settings = _read_folder(model, Path(folder))
     model.requires_grad_(False)
     _put(model, whole, settings.keeps_tied)
     return replace(model, lambda name, _: name in made, lambda name, _: made[name])
 
 
-def beside(model: Transformer, folder: str | Path) -> dict[str, LoRALinear]:
+def read_adapters(model: Transformer, folder: str | Path) -> dict[str, LoRALinear]:
     """The adapted layers of a folder by name, made for a model that stays as it is.
 
     Raises:
         SettingError: as `load`, or it also holds modules that were trained whole.
     """
-    made, whole, _ = _read_beside(model, Path(folder))
+    made, whole, _ = _read_folder(model, Path(folder))
     if whole:
         raise SettingError(
             f"{folder}: {min(whole)} was trained whole, so it cannot share the model with others; "
@@ -149,7 +71,7 @@ def beside(model: Transformer, folder: str | Path) -> dict[str, LoRALinear]:
     return made
 
 
-def _read_beside(
+def _read_folder(
     model: Transformer, folder: Path
 ) -> tuple[dict[str, LoRALinear], Parts, PeftSettings]:
     """Adapted layers, modules that were trained whole, and settings; held against the model."""
@@ -157,7 +79,7 @@ def _read_beside(
     if not path.is_file() and (folder / PICKLED).is_file():
         raise SettingError(f"{folder}: {PICKLED} may run code; save it again as {WEIGHTS}")
     layers, whole = _read(path, module_names(model.config))
-    made = {name: _beside(model, name, parts, settings, path) for name, parts in layers.items()}
+    made = {name: _adapter(model, name, parts, settings, path) for name, parts in layers.items()}
     for name, parts in whole.items():
         _check_whole(model, name, parts, path)
     tied = model.config.tied and "head" in made
@@ -200,7 +122,7 @@ def _cut(name: str) -> tuple[str, str]:
     return module, part
 
 
-def _beside(
+def _adapter(
     model: Transformer, name: str, parts: dict[str, Tensor], settings: PeftSettings, path: Path
 ) -> LoRALinear:
     """The adapter of one layer, held against the layer."""
@@ -222,7 +144,7 @@ def _beside(
         raise SettingError(f"{path}: {name} has rank {rank}, its settings say {given}")
     # Before memory is taken: a shape with a zero in it may claim any rank.
     _check_shape("a", name, parts["a"], (rank, base.in_features), path)
-    adapter = settings.lora.model_copy(update={"rank": rank}).beside(base)
+    adapter = settings.lora.model_copy(update={"rank": rank}).adapt(base)
     _check_shapes(adapter, name, parts, path)
     for part, value in parts.items():
         adapter.get_parameter(part).data.copy_(value)

@@ -1,4 +1,4 @@
-"""Attention: one file a kind; this union is the registry."""
+"""Attention: one file per kind; this union is the registry."""
 
 from culm.config import one_of
 from culm.model.attention.deltanet import DeltaNet

@@ -1,12 +1,12 @@
 """Gated DeltaNet (arXiv 2412.06464): linear attention whose memory is a matrix of fixed size.
 
-Every head keeps a state S (D, Dv) that maps keys to values. A token lets it fade, replaces what S
-holds under its key by its value, and reads what S holds under its query:
+Every head has a state S (D, Dv) that maps keys to values. A token lets it decay, replaces the entry
+of its key by its value, and reads the entry of its query:
 
     S <- exp(-decay) S          S <- S + strength * k (v - k S)          out = q S / sqrt(D)
 
-Chunks of tokens are computed at once for training and prompts, single tokens step by step. Both
-work in fp32, as Qwen3-Next does, whose layer this is.
+Training and prompts compute chunks of tokens, decoding computes single tokens, both in fp32. It is
+the layer of Qwen3-Next.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ CHUNK = 64  # tokens
 
 
 class DeltaNet(AttentionConfig):
-    """heads: each with a state; key_heads: of queries and keys, heads if not given.
+    """heads: each with a state. key_heads: heads of queries and keys, heads if not given.
 
     head_dim: of queries and keys, width / heads if not given; value_dim: of values, head_dim if
-    not given. kernel: inputs that the short convolution before q, k and v mixes.
+    not given. kernel: width of the short convolution before q, k and v, in tokens.
     """
 
     kind: Literal["deltanet"] = "deltanet"
@@ -84,7 +84,7 @@ class GatedDeltaNet(AttentionModule, CustomInit):
         self.norm = RMSNorm(c.value_dim, norm.eps)
 
     def init_weights(self, generator: Callable[[str], torch.Generator], std: float) -> None:
-        """As Mamba 2: rates up to 16, time steps from 0.001 to 0.1 in even powers."""
+        """As Mamba 2: rates up to 16, time steps log-uniform from 0.001 to 0.1."""
 
         def uniform(like: Tensor, name: str, low: float, high: float) -> Tensor:
             return torch.empty(like.shape).uniform_(low, high, generator=generator(name))
@@ -115,7 +115,7 @@ class GatedDeltaNet(AttentionModule, CustomInit):
         return self.out((self.norm(heads) * gate).flatten(-2).to(x.dtype))
 
     def _heads(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys (B, T, H, D) of length 1, and values (B, T, H, Dv), in fp32."""
+        """Queries and keys (B, T, H, D) of norm 1, and values (B, T, H, Dv), in fp32."""
         q, k, v = F.silu(mixed.float()).split(self.sizes, -1)
         q, k = (_unit(part.unflatten(-1, (-1, self.head_dim))) for part in (q, k))
         v = v.unflatten(-1, (-1, self.value_dim))
@@ -123,17 +123,17 @@ class GatedDeltaNet(AttentionModule, CustomInit):
         return q.repeat_interleave(group, 2), k.repeat_interleave(group, 2), v
 
     def _last(self, inputs: Tensor, real: Tensor | None) -> Tensor:
-        """(B, kernel - 1, C): what the convolution of the next token mixes with that token."""
-        kept = self.kernel - 1
+        """(B, kernel - 1, C): inputs that the convolution of the next token needs."""
+        count = self.kernel - 1
         if real is None:
-            return inputs[:, inputs.shape[1] - kept :]
-        places = real.sum(1)[:, None] + torch.arange(kept, device=inputs.device)
+            return inputs[:, inputs.shape[1] - count :]
+        places = real.sum(1)[:, None] + torch.arange(count, device=inputs.device)
         return inputs.gather(1, places[..., None].expand(-1, -1, inputs.shape[2]))
 
     def _empty(self, rows: int, like: Tensor) -> tuple[Tensor, Tensor]:
         state = torch.zeros(
             rows, self.heads, self.head_dim, self.value_dim, device=like.device
-        )  # in fp32, as it adds up over the whole sequence
+        )  # in fp32, since it accumulates over the sequence
         earlier = torch.zeros(
             rows, self.kernel - 1, sum(self.sizes), dtype=like.dtype, device=like.device
         )
@@ -148,8 +148,9 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _convolved(inputs: Tensor, weight: Tensor, documents: Tensor | None) -> Tensor:
-    """Causal convolution of each channel. inputs: (B, K - 1 + T, C), the first of them earlier
-    ones; weight: (C, K); documents: (B, T), over whose borders nothing is mixed -> (B, T, C).
+    """Causal convolution of each channel, within documents (B, T) -> (B, T, C).
+
+    inputs: (B, K - 1 + T, C), the first K - 1 from earlier tokens; weight: (C, K).
     """
     kernel = weight.shape[1]
     length = inputs.shape[1] - kernel + 1
@@ -175,12 +176,12 @@ def delta_rule(
     documents: Tensor | None = None,
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
-    """What queries read from states that the tokens up to theirs have changed.
+    """What each query reads from the state after its token.
 
-    q, k: (B, T, H, D), keys of length 1 at most; v: (B, T, H, Dv); decay >= 0 and strength in
-    [0, 1]: (B, T, H); state: (B, H, D, Dv) before, of the first document of a row; documents:
-    (B, T), each of the others begins with zeros. All fp32.
-    Gives (B, T, H, Dv) and the state after the last token.
+    q, k: (B, T, H, D), keys of norm up to 1; v: (B, T, H, Dv); decay >= 0 and strength in [0, 1]:
+    (B, T, H); state: (B, H, D, Dv) before the first token; documents: (B, T), each after the first
+    of a row starts with a state of zeros. All fp32.
+    Returns (B, T, H, Dv) and the state after the last token.
     """
     q = q * q.shape[-1] ** -0.5
     tensors = tuple(x.transpose(1, 2) for x in (q, k, v, decay[..., None], strength[..., None]))
@@ -208,20 +209,20 @@ def _step(tensors: tuple[Tensor, ...], state: Tensor) -> tuple[Tensor, Tensor]:
 def _chunk(
     tensors: tuple[Tensor, ...], state: Tensor, documents: Tensor | None, before: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """C tokens, as `_step` after `_step`; documents: (B, C), before: (B, 1), that of the state.
+    """C tokens, equal to C calls of `_step`; documents: (B, C), before: (B, 1), of the state.
 
-    What token i writes, w_i = strength_i (v_i - k_i S_i), depends on what the earlier ones of the
-    chunk wrote through their keys: (1 + A) w = strength (v - faded k S), A below the diagonal.
+    What token i writes, w_i = strength_i (v_i - k_i S_i), depends on what earlier tokens of the
+    chunk wrote: (1 + A) w = strength (v - decayed k S), with A strictly lower triangular.
     """
     q, k, v, decay, strength = tensors
-    total = -decay.cumsum(2)  # (B, H, C, 1), log of what the old state fades to
+    total = -decay.cumsum(2)  # (B, H, C, 1), log of the decay of the old state
     seen = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
     from_state = to_state = torch.ones(1, 1, 1, 1, device=q.device)
     if documents is not None and before is not None:
         seen = seen & (documents[:, :, None] == documents[:, None])[:, None]
         from_state = (documents == before)[:, None, :, None].to(q.dtype)
         to_state = (documents == documents[:, -1:])[:, None, :, None].to(q.dtype)
-    # Hidden before exp: there the difference is positive and may overflow.
+    # Masked before exp, where the difference is positive and may overflow.
     fade = (total - total.transpose(-1, -2)).masked_fill(~seen, float("-inf")).exp()
     below = (strength * k) @ k.transpose(-1, -2) * fade
     from_state = total.exp() * from_state
@@ -229,6 +230,6 @@ def _chunk(
     written = torch.linalg.solve_triangular(below, wanted, upper=False, unitriangular=True)
     out = from_state * (q @ state) + (q @ k.transpose(-1, -2) * fade) @ written
     last = total[:, :, -1:]
-    kept = k * (last - total).exp() * to_state
-    state = state * from_state[:, :, -1:] + kept.transpose(-1, -2) @ written
+    keys = k * (last - total).exp() * to_state
+    state = state * from_state[:, :, -1:] + keys.transpose(-1, -2) @ written
     return out, state

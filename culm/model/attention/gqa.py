@@ -29,14 +29,14 @@ class GQA(AttentionConfig):
     qk_norm: normalise q and k before the rotation, each head (arXiv 2302.05442, as Qwen3) or all
         heads together (as OLMo 2).
     bias: of q, k and v (as Qwen2); out_bias: of the output (as GPT-2).
-    window: how far back a token sees, itself included; sink_tokens: tokens at the beginning of a
-        document that stay visible outside the window (arXiv 2309.17453, but at their positions in
-        the text; the paper counts positions inside the cache).
-    sink_logits: a learned score per head that takes a share of every softmax (GPT-OSS).
+    window: how many tokens back a token sees, itself included; sink_tokens: tokens at the start of
+        a document that it sees in addition (arXiv 2309.17453; positions are those of the text,
+        where the paper counts inside the cache, so that training and inference agree).
+    sink_logits: a learned score per head that takes part in every softmax (GPT-OSS).
     softcap: bound of the scores (Gemma 2). scale: of the scores; head_dim^-0.5 if not given.
     rope: rotary embedding, or null for none. alibi: scores fall with distance instead
         (arXiv 2108.12409).
-    value_residual: values are mixed with those of the first layer by learned shares
+    value_residual: values are mixed with those of the first layer by learned weights
         (arXiv 2410.17897).
     """
 
@@ -63,9 +63,11 @@ class GQA(AttentionConfig):
         if self.rope is not None and self.head_dim is not None:
             self.rope.rotary_dim(self.head_dim, "head_dim")
         if self.alibi and self.rope is not None:
-            raise ValueError("alibi: it stands in the place of rope; set rope to null")
+            raise ValueError("alibi: it replaces rope; set rope to null")
         if self.sink_tokens and self.window is None:
-            raise ValueError("sink_tokens: without a window every token is seen anyway; set window")
+            raise ValueError(
+                "sink_tokens: without a window every token is visible anyway; set window"
+            )
         return self
 
     def dim(self, width: int) -> int:
@@ -113,9 +115,9 @@ class GroupedQueryAttention(AttentionModule, CustomInit):
         self.q_norm: nn.Module = nn.Identity()
         self.k_norm: nn.Module = nn.Identity()
         if config.qk_norm is not None:
-            whole = config.qk_norm == "width"
-            self.q_norm = norm.build(heads * dim if whole else dim)
-            self.k_norm = norm.build(kv_heads * dim if whole else dim)
+            full = config.qk_norm == "width"
+            self.q_norm = norm.build(heads * dim if full else dim)
+            self.k_norm = norm.build(kv_heads * dim if full else dim)
         self.sinks = nn.Parameter(torch.empty(heads)) if config.sink_logits else None
         self.shares = nn.Parameter(torch.empty(2)) if config.value_residual else None
 
@@ -126,7 +128,7 @@ class GroupedQueryAttention(AttentionModule, CustomInit):
             self.shares.fill_(0.5)
 
     def rule(self, device: torch.device | None = None) -> ScoreRule:
-        """How its scores are made."""
+        """How its scores are computed."""
         c = self.config
         slopes = slopes_of(c.heads).to(device) if c.alibi else None
         return ScoreRule(c.scale, c.window, c.sink_tokens, c.softcap, slopes, self.sinks)
@@ -146,7 +148,7 @@ class GroupedQueryAttention(AttentionModule, CustomInit):
         return self.out(heads.flatten(-2))
 
     def weights(self, x: Tensor, context: LayerContext) -> Tensor:
-        """Attention weights (B, H, T, T), to inspect; each row is one document."""
+        """Attention weights (B, H, T, T), for inspection; one document per row."""
         q, k, _ = self._project(x, context)
         return attention_weights(q, k, self.rule(x.device))
 
@@ -170,9 +172,11 @@ class GroupedQueryAttention(AttentionModule, CustomInit):
 
     def cache(self, spec: CacheSpec) -> LayerCache:
         window, sinks = self.config.window, self.config.sink_tokens
-        kept = spec.length if window is None else min(spec.length, sinks + window + spec.rollback)
-        shape = (self.kv_heads, kept, self.head_dim)
-        if kept < spec.length:
+        entries = (
+            spec.length if window is None else min(spec.length, sinks + window + spec.rollback)
+        )
+        shape = (self.kv_heads, entries, self.head_dim)
+        if entries < spec.length:
             return RollingCache([spec.zeros(*shape), spec.zeros(*shape)], sinks)
         if spec.bits is not None:
             return QuantizedCache((spec.slots, *shape), spec.bits, spec.dtype, spec.device)
@@ -180,8 +184,8 @@ class GroupedQueryAttention(AttentionModule, CustomInit):
 
 
 def slopes_of(heads: int) -> Tensor:
-    """(H,) of ALiBi: 2^(-8/n), 2^(-16/n), ... for a power of two; other counts take the next lower
-    power and fill up with every second slope of the next higher one.
+    """ALiBi slopes (H,): 2^(-8/n), 2^(-16/n), ... for a power of two. Other counts take the next
+    lower power, followed by every second slope of the next higher one.
     """
     power = 1 << (heads.bit_length() - 1)
     slopes = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]

@@ -1,8 +1,8 @@
-"""Multi-head latent attention (arXiv 2405.04434): keys and values are made of one small latent.
+"""Multi-head latent attention (arXiv 2405.04434): keys and values from one small latent.
 
-What is kept of a token is the latent (rank) and one rotated key for all heads (rope_dim). While
-decoding, the projection that makes keys of the latent is applied to the query instead, and the one
-that makes values to the result: scores are taken with the latents themselves.
+The cache stores the latent of each token (rank) and one rotated key for all heads (rope_dim). While
+decoding, the projection from latents to keys is applied to the query instead, and the one to values
+to the result: scores are computed with the latents themselves.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from culm.model.score_rule import ScoreRule
 
 
 class MLA(AttentionConfig):
-    """heads: of queries. rank: of the latent of keys and values; query_rank: of queries, if any.
+    """heads: query heads. rank: of the latent of keys and values; query_rank: of queries, if any.
 
-    head_dim: of the part of keys that is not rotated, rope_dim of the part that is, value_dim of
-    values. scale: of the scores; (head_dim + rope_dim)^-0.5 if not given.
+    head_dim: size of the unrotated part of keys, rope_dim of the rotated part, value_dim of values.
+    scale: of the scores; (head_dim + rope_dim)^-0.5 if not given.
     bias: of the projections to the latents and of the output.
     """
 
@@ -84,7 +84,7 @@ class LatentAttention(AttentionModule):
         self.out = Linear(heads * c.value_dim, width, c.bias, residual=True)
 
     def serves(self, backend: Backend, device: torch.device) -> bool:
-        c = self.config  # flash kernels want values of the size of keys
+        c = self.config  # flash kernels need values of the size of keys
         alike = c.head_dim + c.rope_dim == c.value_dim
         return serves(backend, self.rule, device) and (alike or not backend.startswith("flash"))
 
@@ -98,7 +98,7 @@ class LatentAttention(AttentionModule):
         return self.out(heads.flatten(-2))
 
     def weights(self, x: Tensor, context: LayerContext) -> Tensor:
-        """Attention weights (B, H, T, T), to inspect; each row is one document."""
+        """Attention weights (B, H, T, T), for inspection; one document per row."""
         q, rotated = self._queries(x, context)
         keys = self._keys(*self._latents(x, context))
         return attention_weights(torch.cat((q, rotated), -1), keys, self.rule)
@@ -138,16 +138,16 @@ class LatentAttention(AttentionModule):
         cache: LayerCache,
     ) -> Tensor:
         assert isinstance(cache, FullCache)
-        kept = torch.cat((latent[:, :, None], key), -1)
-        (latents,), at = cache.update(context, kept)
-        q = torch.einsum("bthd,hdr->bthr", q, self._of_heads(self.k, q.dtype))
+        stored = torch.cat((latent[:, :, None], key), -1)
+        (latents,), at = cache.update(context, stored)
+        q = torch.einsum("bthd,hdr->bthr", q, self._per_head(self.k, q.dtype))
         queries, values = torch.cat((q, rotated), -1), latents[..., : self.config.rank]
         found = attend_cached(
             queries, latents, values, at, context.positions, self.rule, self.backend
         )
-        return torch.einsum("bthr,hdr->bthd", found, self._of_heads(self.v, found.dtype))
+        return torch.einsum("bthr,hdr->bthd", found, self._per_head(self.v, found.dtype))
 
-    def _of_heads(self, layer: Linear, dtype: torch.dtype) -> Tensor:
+    def _per_head(self, layer: Linear, dtype: torch.dtype) -> Tensor:
         """(H, D, rank): the weights of a projection from the latent."""
         return layer.matrix().to(dtype).unflatten(0, (self.config.heads, -1))
 

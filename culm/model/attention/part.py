@@ -1,4 +1,4 @@
-"""What every attention is to its block: it mixes tokens, and says what it keeps of earlier ones."""
+"""The interface of attention: it mixes tokens, and stores what it needs of earlier ones."""
 
 from __future__ import annotations
 
@@ -23,50 +23,50 @@ class AttentionConfig(Config, ABC):
 
     @abstractmethod
     def resolved(self, width: int) -> Self:
-        """The same with every number that depends on the model's width filled in.
+        """The same with every default that depends on the model's width filled in.
 
         Raises:
-            ValueError: `setting: why` it does not fit this width.
+            ValueError: it does not fit this width; the message is `setting: why`.
         """
 
     def rescaled(self, width: int, base: int) -> Self:
-        """The same with scores that fall with 1/head_dim instead of its root (muP, arXiv
-        2203.03466), and are what they were for heads of the size `base`; nothing without scores.
+        """The same with scores scaled by 1/head_dim instead of its root (muP, arXiv 2203.03466),
+        unchanged for heads of the size `base`. Attention without scores stays as it is.
         """
         return self
 
     def rotary(self, width: int) -> tuple[Rope, int] | None:
-        """The rotary embedding of its heads and how many of their elements it turns, if it has one.
+        """Its rotary embedding, if it has one, and the number of elements that this rotates.
 
-        Layers with the same share its cosines and sines.
+        Layers with the same one share its cosines and sines.
         """
         return None
 
     @abstractmethod
     def build(self, width: int, norm: NormConfig, rotation: int) -> AttentionModule:
-        """norm: of the model; rotation: index of what `rotary` gave in `LayerContext.rotations`."""
+        """norm: of the model; rotation: index of its `rotary` in `LayerContext.rotations`."""
 
 
 class AttentionModule(nn.Module, ABC):
     """x: (B, T, E) -> (B, T, E)."""
 
-    backend: Backend = "blocks"  # until one is chosen: it serves every kind
+    backend: Backend = "blocks"  # until one is chosen: it supports every kind
 
     @abstractmethod
     def forward(self, x: Tensor, context: LayerContext, cache: LayerCache | None) -> Tensor:
-        """With a cache the rows continue what it keeps."""
+        """With a cache the rows continue what it stores."""
 
     @abstractmethod
     def cache(self, spec: CacheSpec) -> LayerCache:
-        """An empty cache of what this attention keeps."""
+        """An empty cache for this attention."""
 
     def weights(self, x: Tensor, context: LayerContext) -> Tensor | None:
-        """Attention weights (B, H, T, T) fp32, to inspect; None if there is no softmax over tokens.
+        """Attention weights (B, H, T, T) fp32, for inspection; one document per row.
 
-        x: as in forward; each row is one document.
+        None: it has no softmax over tokens.
         """
         return None
 
     def serves(self, backend: Backend, device: torch.device) -> bool:
-        """Whether this attention can be computed by a backend on a device."""
+        """Whether a backend supports this attention on a device."""
         return True

@@ -1,4 +1,4 @@
-"""Feed-forward: one file a kind; this union is the registry."""
+"""Feed-forward: one file per kind; this union is the registry."""
 
 from culm.config import one_of
 from culm.model.mlp.gated import GeGLU, SwiGLU

@@ -1,7 +1,7 @@
 """Losses that keep the load of experts even, as sums over N tokens; padding has rows of zeros.
 
-shares: (N, experts), the router's scores made to sum to one; the gradient goes through them.
-assigned: (N, experts), 1 where a token goes to an expert: no gradient.
+shares: (N, experts), the router's scores, normalised to sum to one; they carry the gradient.
+assigned: (N, experts), 1 where a token goes to an expert, without gradient.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from culm.model.context import LayerContext
 
 
 def switch_loss(shares: Tensor, assigned: Tensor) -> Tensor:
-    """N * experts * sum over e of f_e P_e (arXiv 2101.03961), () fp32; a token's share of it is 1
-    at best.
+    """N * experts * sum over e of f_e P_e (arXiv 2101.03961), () fp32; the optimum is 1 per token.
 
-    f: shares of the assignments, which sum to one however many experts a token has; P: mean shares.
+    f: fractions of the assignments, which sum to one for any top_k; P: mean shares.
     """
     counts = assigned.sum(0)
     load = counts / counts.sum().clamp_min(1)
@@ -24,9 +23,9 @@ def switch_loss(shares: Tensor, assigned: Tensor) -> Tensor:
 
 
 def sequence_loss(shares: Tensor, assigned: Tensor, sequences: Tensor) -> Tensor:
-    """The same with f and P of each sequence by itself (arXiv 2412.19437, section 2.1.2).
+    """The same with f and P of each sequence (arXiv 2412.19437, section 2.1.2).
 
-    sequences: (N,) int64 below N, which one a token is in.
+    sequences: (N,) int64 below N, the sequence of each token.
     """
     counts = torch.zeros_like(assigned).index_add(0, sequences, assigned)
     load = counts / counts.sum(-1, keepdim=True).clamp_min(1)
@@ -34,16 +33,16 @@ def sequence_loss(shares: Tensor, assigned: Tensor, sequences: Tensor) -> Tensor
 
 
 def z_loss(logits: Tensor, real: Tensor | None) -> Tensor:
-    """Squared log-sum of the exponentials of the router's logits (arXiv 2202.08906), () fp32.
+    """Squared log-sum-exp of the router's logits (arXiv 2202.08906), () fp32.
 
-    logits: (N, experts). real: (N,), which tokens are no padding; None: all.
+    logits: (N, experts). real: (N,), tokens that are not padding; None: all.
     """
     squares = logits.logsumexp(-1).square()
     return squares.sum() if real is None else (squares * real).sum()
 
 
 def sequences_of(context: LayerContext) -> Tensor:
-    """Which document each token of a batch is in, over all its rows: (B * T,) int64 below B * T."""
+    """The document of each token, numbered over all rows: (B * T,) int64 below B * T."""
     rows, length = context.positions.shape
     first = torch.arange(rows, device=context.positions.device)[:, None] * length
     number = context.documents

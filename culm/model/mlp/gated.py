@@ -1,4 +1,4 @@
-"""Gated feed-forward: one projection opens and closes another (arXiv 2002.05202)."""
+"""Gated feed-forward: one projection gates another (arXiv 2002.05202)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SwiGLU(FeedForwardConfig):
 class GeGLU(SwiGLU):
     """hidden: inner width; if not given 8/3 of the model's, rounded up to a multiple of 32.
 
-    exact: GELU itself, not its approximation by tanh, which Gemma has.
+    exact: exact GELU instead of the tanh approximation, which Gemma uses.
     """
 
     kind: Literal["geglu"] = "geglu"  # type: ignore[assignment]

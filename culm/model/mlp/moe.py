@@ -1,12 +1,12 @@
 """Mixture of experts: a router sends each token to a few feed-forwards of many.
 
-Scores are in fp32. Which experts are chosen may depend on a bias that is no part of their weights
-(arXiv 2408.15664, 2412.19437). Rows are sorted by expert and multiplied in groups; no token is
-dropped (arXiv 2211.15841), unless a capacity is given.
+Scores are in fp32. The choice of experts may depend on a bias that their weights do not include
+(arXiv 2408.15664, 2412.19437). Rows are sorted by expert for a grouped matmul; no token is dropped
+(arXiv 2211.15841), unless a capacity is given.
 
-A selection bias with a rate moves once a step (`culm.objective.experts`). The auxiliary losses are
-means over the tokens of a step, padding excluded, and are added to the objective's loss. Where a
-step is split into micro-batches or ranks, `balance_loss` uses the load of each part, as is usual;
+A selection bias with a rate is updated once per step (`culm.objective.experts`). The auxiliary
+losses are means over the tokens of a step, padding excluded, and are added to the objective's loss.
+If a step is split into micro-batches or ranks, `balance_loss` uses the load of each part, as usual;
 the other losses do not depend on the split.
 """
 
@@ -37,23 +37,23 @@ from culm.model.rule_updated import RuleUpdatedBuffers
 
 
 class MoE(FeedForwardConfig):
-    """experts: all of them; top_k: those that a token is sent to.
+    """experts: number of experts; top_k: experts per token.
 
-    hidden: inner width of an expert. shared: experts of this size that every token goes to.
-    activation: of the gate; clamped is GPT-OSS's. bias: of router and experts (GPT-OSS).
+    hidden: inner width of an expert. shared: number of experts that every token goes to.
+    activation: of the gate; clamped is that of GPT-OSS. bias: of router and experts (GPT-OSS).
     scores: of the router; normalize: the weights of the chosen experts sum to one (Mixtral);
-    scale: what they are multiplied by.
-    groups, top_k_groups: experts are chosen from the groups whose best two scores are highest
-        (DeepSeek-V3).
-    selection_bias: a bias that takes part in choosing alone. bias_rate: how far it moves at each
-        step towards an even load (arXiv 2408.15664), 0.001 there.
+    scale: factor of these weights.
+    groups, top_k_groups: experts are chosen from the top_k_groups groups with the highest sum of
+        their best two scores (DeepSeek-V3).
+    selection_bias: a bias for the choice of experts only. bias_rate: its update per step towards
+        an even load (arXiv 2408.15664), 0.001 there.
     balance_loss: weight of the load-balancing loss of arXiv 2101.03961, whose optimum is 1.
     sequence_balance_loss: the same per document, 0.0001 in arXiv 2412.19437.
     z_loss: weight of the router z-loss (arXiv 2202.08906).
-    capacity: in training an expert takes at most this many times its even share of the tokens,
-        rounded up (arXiv 2006.16668); those of later positions skip it: it is computed all the
-        same, so that shapes do not depend on the load, and weighs nothing. Where text is only read
-        no token skips, since one row's answer would depend on the others.
+    capacity: maximum tokens of an expert in training, as a multiple of its even share, rounded up
+        (arXiv 2006.16668). Later tokens skip a full expert: it is computed with weight 0, so that
+        shapes do not depend on the load. In inference no token skips, since the answer of a row
+        would depend on other rows.
     """
 
     kind: Literal["moe"] = "moe"
@@ -85,11 +85,11 @@ class MoE(FeedForwardConfig):
         if self.top_k > among:
             raise ValueError(f"top_k: {self.top_k} is more than the {among} to choose from")
         if self.top_k_groups < self.groups and self.experts // self.groups < 2:
-            raise ValueError("groups: a group is judged by its two best experts, and has only one")
+            raise ValueError("groups: group selection needs at least two experts per group")
         if self.activation == "clamped" and self.shared:
             raise ValueError("shared: the clamped activation has no shared expert; set it to 0")
         if self.bias_rate and not self.selection_bias:
-            raise ValueError("bias_rate: there is no bias to move; set selection_bias to true")
+            raise ValueError("bias_rate: there is no bias to update; set selection_bias to true")
         return self
 
     def resolved(self, width: int) -> MoE:

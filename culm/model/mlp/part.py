@@ -1,4 +1,4 @@
-"""What every feed-forward is to its block: it works on each token alone."""
+"""The interface of a feed-forward: it works on each token separately."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class FeedForwardConfig(Config, ABC):
 
     @abstractmethod
     def resolved(self, width: int) -> Self:
-        """The same with every number that depends on the model's width filled in."""
+        """The same with every default that depends on the model's width filled in."""
 
     @abstractmethod
     def build(self, width: int) -> FeedForwardModule:
@@ -30,4 +30,4 @@ class FeedForwardModule(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, context: LayerContext) -> Tensor:
-        """What experts did is left in `context.outputs`."""
+        """Experts leave their routing in `context.outputs`."""

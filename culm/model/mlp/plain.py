@@ -14,7 +14,7 @@ from culm.model.mlp.part import FeedForwardConfig, FeedForwardModule
 
 
 class Plain(FeedForwardConfig):
-    """hidden: inner width, four times the model's if not given. bias: of both projections.
+    """hidden: inner width; if not given, four times the model's. bias: of both projections.
 
     activation: gelu_tanh as GPT-2, gelu as Pythia, relu2 (arXiv 2109.08668) as nanochat.
     """

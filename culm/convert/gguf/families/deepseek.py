@@ -8,8 +8,8 @@ from typing import Any
 from culm.convert.family import Family, Fields
 from culm.convert.gguf.families.metadata import NAMES, read_common, read_rope, write_rope
 from culm.convert.hf.families.decoder import dense_and_moe, the_only
-from culm.convert.hf.families.deepseek import turned_rules
-from culm.convert.rules import Rule, renamed
+from culm.convert.hf.families.deepseek import rotated_rules
+from culm.convert.rules import TensorRule, renamed
 from culm.model.attention.mla import MLA
 from culm.model.transformer import TransformerConfig
 
@@ -27,17 +27,25 @@ TABLE = NAMES | {
 OTHER = ("attention.q", "attention.k", "attention.v", "mlp.router")
 
 
-def _names(config: TransformerConfig) -> list[Rule]:
+def _names(config: TransformerConfig) -> list[TensorRule]:
     mla = the_only(config.attention, MLA, "attention", "deepseek2")
     heads, ours, theirs = mla.heads, "blocks.#.attention", "blk.#.attn"
     return [
         *renamed({name: other for name, other in TABLE.items() if not name.endswith(OTHER)}),
-        *turned_rules(mla, f"{theirs}_q_b", f"{theirs}_kv_a_mqa"),
-        Rule((f"{ours}.k",), (f"{theirs}_k_b",), lambda t: [t[0].transpose(1, 2).flatten(0, 1)],
-             lambda t: [t[0].unflatten(0, (heads, -1)).transpose(1, 2)]),
-        Rule((f"{ours}.v",), (f"{theirs}_v_b",), lambda t: [t[0].flatten(0, 1)],
-             lambda t: [t[0].unflatten(0, (heads, -1))]),
-    ]  # fmt: skip
+        *rotated_rules(mla, f"{theirs}_q_b", f"{theirs}_kv_a_mqa"),
+        TensorRule(
+            (f"{ours}.k",),
+            (f"{theirs}_k_b",),
+            lambda t: [t[0].transpose(1, 2).flatten(0, 1)],
+            lambda t: [t[0].unflatten(0, (heads, -1)).transpose(1, 2)],
+        ),
+        TensorRule(
+            (f"{ours}.v",),
+            (f"{theirs}_v_b",),
+            lambda t: [t[0].flatten(0, 1)],
+            lambda t: [t[0].unflatten(0, (heads, -1))],
+        ),
+    ]
 
 
 def _read(fields: Fields) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from culm.convert.gguf.families.metadata import (
     write_rope,
 )
 from culm.convert.hf.families.decoder import in_layers, the_only
-from culm.convert.rules import Rule, renamed
+from culm.convert.rules import TensorRule, renamed
 from culm.model.attention.gqa import GQA
 from culm.model.mlp.gated import GeGLU
 from culm.model.transformer import TransformerConfig
@@ -72,7 +72,7 @@ def _write_gemma3(config: TransformerConfig) -> dict[str, Any]:
     return _write_gemma2(config, "gemma3")
 
 
-def _gemma_names(config: TransformerConfig) -> list[Rule]:
+def _gemma_names(config: TransformerConfig) -> list[TensorRule]:
     """Norms are stored around one there, around zero here."""
     table = NAMES | OUT_NORMS
     norms = {ours: theirs for ours, theirs in table.items() if ours.endswith("norm")}
@@ -80,7 +80,7 @@ def _gemma_names(config: TransformerConfig) -> list[Rule]:
     return [
         *renamed(rest),
         *(
-            Rule((ours,), (theirs,), lambda t: [t[0] - 1.0], lambda t: [t[0].float() + 1.0])
+            TensorRule((ours,), (theirs,), lambda t: [t[0] - 1.0], lambda t: [t[0].float() + 1.0])
             for ours, theirs in norms.items()
         ),
     ]

@@ -13,7 +13,7 @@ from culm.convert.gguf.families.metadata import (
     write_rope,
 )
 from culm.convert.hf.families.decoder import the_only
-from culm.convert.rules import Rule, join, renamed, split
+from culm.convert.rules import TensorRule, join, renamed, split
 from culm.model.mlp.plain import Plain
 from culm.model.norm import LayerNormConfig
 from culm.model.transformer import TransformerConfig
@@ -56,11 +56,11 @@ def _write_neox(config: TransformerConfig) -> dict[str, Any]:
     return {**fields, **write_rope(rope), **turned, **parallel}
 
 
-def _gpt2_names(config: TransformerConfig) -> list[Rule]:
+def _gpt2_names(config: TransformerConfig) -> list[TensorRule]:
     whole = tuple(f"blocks.#.attention.{part}" for part in "qkv")
     rest = {ours: theirs for ours, theirs in NAMES.items() if ours not in whole}
     sizes = (config.width,) * 3
-    fused = Rule(whole, ("blk.#.attn_qkv",), split(*sizes), join)
+    fused = TensorRule(whole, ("blk.#.attn_qkv",), split(*sizes), join)
     return [*renamed(rest | {"positions": "position_embd"}), fused]
 
 

@@ -13,7 +13,7 @@ from culm.convert.gguf.families.metadata import (
     write_rope,
 )
 from culm.convert.hf.families.decoder import in_layers, the_only
-from culm.convert.rules import Rule, renamed
+from culm.convert.rules import TensorRule, renamed
 from culm.model.mlp.moe import MoE
 from culm.model.rope import YaRNScaling
 from culm.model.transformer import TransformerConfig
@@ -61,8 +61,8 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def _names(config: TransformerConfig) -> list[Rule]:
-    sinks = Rule(("blocks.#.attention.sinks",), ("blk.#.attn_sinks.weight",))
+def _names(config: TransformerConfig) -> list[TensorRule]:
+    sinks = TensorRule(("blocks.#.attention.sinks",), ("blk.#.attn_sinks.weight",))
     return [*renamed(NAMES | {"blocks.#.mlp_norm": "blk.#.post_attention_norm"}), sinks]
 
 

@@ -18,7 +18,7 @@ from culm.convert.gguf.families.metadata import (
     write_rope,
 )
 from culm.convert.hf.families.decoder import dense_and_moe, in_layers, the_only
-from culm.convert.rules import Rule, half_split, interleaved, renamed
+from culm.convert.rules import TensorRule, half_split, interleaved, renamed
 from culm.model.attention.gqa import GQA
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.moe import MoE
@@ -100,11 +100,11 @@ def _write_olmo2(config: TransformerConfig) -> dict[str, Any]:
     return fields if window is None else {**fields, "attention.sliding_window": window}
 
 
-def _line_names(config: TransformerConfig) -> list[Rule]:
+def _line_names(config: TransformerConfig) -> list[TensorRule]:
     return renamed(NAMES)
 
 
-def _llama_names(config: TransformerConfig) -> list[Rule]:
+def _llama_names(config: TransformerConfig) -> list[TensorRule]:
     """Llama.cpp keeps q and k of this family in the interleaved layout."""
     attention = the_only(config.attention, GQA, "attention", "llama")
     heads = {"blocks.#.attention.q": attention.heads, "blocks.#.attention.k": attention.kv_heads}
@@ -112,16 +112,16 @@ def _llama_names(config: TransformerConfig) -> list[Rule]:
     return [*renamed(rest), *(_turned(ours, NAMES[ours], count) for ours, count in heads.items())]
 
 
-def _turned(ours: str, theirs: str, heads: int) -> Rule:
+def _turned(ours: str, theirs: str, heads: int) -> TensorRule:
     def read(tensors: list[Tensor]) -> list[Tensor]:
         if len(tensors[0]) % (2 * heads):
             raise SettingError(f"{theirs} has {len(tensors[0])} rows, not those of {heads} heads")
         return [half_split(tensors[0], heads)]
 
-    return Rule((ours,), (theirs,), read, lambda tensors: [interleaved(tensors[0], heads)])
+    return TensorRule((ours,), (theirs,), read, lambda tensors: [interleaved(tensors[0], heads)])
 
 
-def _olmo2_names(config: TransformerConfig) -> list[Rule]:
+def _olmo2_names(config: TransformerConfig) -> list[TensorRule]:
     return renamed(NAMES | OUT_NORMS)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from culm.config import SettingError
 from culm.convert.family import Fields
 from culm.convert.hf.rope import read_rope, rope_fields, rope_mapping
-from culm.convert.rules import Rule, renamed
+from culm.convert.rules import TensorRule, renamed
 from culm.model.attention.gqa import GQA
 from culm.model.mlp.gated import GeGLU, SwiGLU
 from culm.model.mlp.moe import MoE
@@ -46,7 +46,7 @@ OURS = dict.fromkeys(TANH, "gelu_tanh") | {n: n for n in ("gelu", "relu", "relu2
 THEIRS = {"gelu_tanh": "gelu_new"}
 
 
-def names(config: TransformerConfig) -> list[Rule]:
+def names(config: TransformerConfig) -> list[TensorRule]:
     """Names of the Llama line."""
     return renamed(NAMES)
 

@@ -18,7 +18,7 @@ from culm.convert.hf.families.decoder import (
     write_decoder,
 )
 from culm.convert.hf.rope import read_rope, rope_fields
-from culm.convert.rules import Change, Rule, half_split, interleaved, renamed
+from culm.convert.rules import Change, TensorRule, half_split, interleaved, renamed
 from culm.model.attention.mla import MLA
 from culm.model.transformer import TransformerConfig
 
@@ -39,7 +39,7 @@ PLAIN = {name: theirs for name, theirs in NAMES.items() if ".attention." not in 
 }
 
 
-def turned_rules(mla: MLA, queries: str, latents: str) -> list[Rule]:
+def rotated_rules(mla: MLA, queries: str, latents: str) -> list[TensorRule]:
     """Rules of what is rotated, which others keep in the interleaved layout, by their names."""
 
     def apart(tensors: list[Tensor]) -> list[Tensor]:
@@ -52,8 +52,8 @@ def turned_rules(mla: MLA, queries: str, latents: str) -> list[Rule]:
     ours = ("blocks.#.attention.latent", "blocks.#.attention.rope_key")
     read, write = _queries(mla, half_split), _queries(mla, interleaved)
     return [
-        Rule(("blocks.#.attention.q",), (queries,), read, write),
-        Rule(ours, (latents,), apart, together),
+        TensorRule(("blocks.#.attention.q",), (queries,), read, write),
+        TensorRule(ours, (latents,), apart, together),
     ]
 
 
@@ -69,7 +69,7 @@ def _queries(mla: MLA, change: Callable[[Tensor, int], Tensor]) -> Change:
     return changed
 
 
-def names(config: TransformerConfig) -> list[Rule]:
+def names(config: TransformerConfig) -> list[TensorRule]:
     mla = the_only(config.attention, MLA, "attention", "deepseek_v3")
     ours = ("blocks.#.attention.k", "blocks.#.attention.v")
 
@@ -84,8 +84,8 @@ def names(config: TransformerConfig) -> list[Rule]:
     query = "q_b_proj" if mla.query_rank else "q_proj"
     return [
         *renamed(PLAIN),
-        *turned_rules(mla, f"{ATTENTION}.{query}", f"{ATTENTION}.kv_a_proj_with_mqa"),
-        Rule(ours, (f"{ATTENTION}.kv_b_proj",), heads_apart, heads_together),
+        *rotated_rules(mla, f"{ATTENTION}.{query}", f"{ATTENTION}.kv_a_proj_with_mqa"),
+        TensorRule(ours, (f"{ATTENTION}.kv_b_proj",), heads_apart, heads_together),
     ]
 
 

@@ -21,12 +21,12 @@ from culm.convert.hf.families.decoder import (
     write_windows,
 )
 from culm.convert.hf.rope import read_ropes
-from culm.convert.rules import Rule, renamed
+from culm.convert.rules import TensorRule, renamed
 from culm.model.mlp.gated import GeGLU
 from culm.model.transformer import TransformerConfig
 
 
-def names(config: TransformerConfig) -> list[Rule]:
+def names(config: TransformerConfig) -> list[TensorRule]:
     return renamed(NAMES | SANDWICH)
 
 

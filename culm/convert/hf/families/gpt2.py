@@ -6,7 +6,7 @@ from typing import Any
 
 from culm.convert.family import Family, Fields
 from culm.convert.hf.families.decoder import THEIRS, activation_of, the_only
-from culm.convert.rules import Rule, join, renamed, split, then_transposed, transposed
+from culm.convert.rules import TensorRule, join, renamed, split, then_transposed, transposed
 from culm.model.attention.gqa import GQA
 from culm.model.mlp.plain import Plain
 from culm.model.transformer import TransformerConfig
@@ -26,15 +26,15 @@ TRANSPOSED = {
 }
 
 
-def names(config: TransformerConfig) -> list[Rule]:
+def names(config: TransformerConfig) -> list[TensorRule]:
     width, whole = config.width, tuple(f"blocks.#.attention.{part}" for part in "qkv")
     return [
         *renamed(NAMES),
         *(
-            Rule((ours,), (theirs,), transposed(list), then_transposed(list))
+            TensorRule((ours,), (theirs,), transposed(list), then_transposed(list))
             for ours, theirs in TRANSPOSED.items()
         ),
-        Rule(whole, ("transformer.h.#.attn.c_attn",), transposed(split(width, width, width)),
+        TensorRule(whole, ("transformer.h.#.attn.c_attn",), transposed(split(width, width, width)),
              then_transposed(join)),
     ]  # fmt: skip
 

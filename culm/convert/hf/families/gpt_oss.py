@@ -24,7 +24,7 @@ from culm.convert.hf.families.decoder import (
     write_decoder,
     write_windows,
 )
-from culm.convert.rules import Rule, renamed
+from culm.convert.rules import TensorRule, renamed
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.moe import MoE
 from culm.model.transformer import TransformerConfig
@@ -51,7 +51,7 @@ def from_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
     return torch.ldexp(levels[pairs.int()], scales[..., None].int() - 127).flatten(-2)
 
 
-def names(config: TransformerConfig) -> list[Rule]:
+def names(config: TransformerConfig) -> list[TensorRule]:
     """Their matrices are (experts, inputs, outputs), with rows of gate and up in turns.
 
     In MXFP4, as they are published, they are (experts, outputs, inputs); that is only read.
@@ -79,13 +79,13 @@ def names(config: TransformerConfig) -> list[Rule]:
         for part in ("gate_up", "down")
     ]
     return [
-        Rule(weights, packed[0], unpacked_apart),
-        Rule((f"{OURS}.down.weight",), packed[1], unpacked),
+        TensorRule(weights, packed[0], unpacked_apart),
+        TensorRule((f"{OURS}.down.weight",), packed[1], unpacked),
         *renamed(PLAIN),
-        Rule(weights, (f"{MLP}.experts.gate_up_proj",), lambda t: turned(apart(t)),
+        TensorRule(weights, (f"{MLP}.experts.gate_up_proj",), lambda t: turned(apart(t)),
              lambda t: together(turned(t))),
-        Rule(biases, (f"{MLP}.experts.gate_up_proj_bias",), apart, together),
-        Rule((f"{OURS}.down.weight",), (f"{MLP}.experts.down_proj",), turned, turned),
+        TensorRule(biases, (f"{MLP}.experts.gate_up_proj_bias",), apart, together),
+        TensorRule((f"{OURS}.down.weight",), (f"{MLP}.experts.down_proj",), turned, turned),
     ]  # fmt: skip
 
 

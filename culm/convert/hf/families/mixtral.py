@@ -17,7 +17,7 @@ from culm.convert.hf.families.decoder import (
     write_balance_loss,
     write_decoder,
 )
-from culm.convert.rules import Rule, renamed
+from culm.convert.rules import TensorRule, renamed
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.moe import MoE
 from culm.model.transformer import TransformerConfig
@@ -30,7 +30,7 @@ EXPERTS = {
 }
 
 
-def names(config: TransformerConfig) -> list[Rule]:
+def names(config: TransformerConfig) -> list[TensorRule]:
     return renamed(NAMES | EXPERTS)
 
 

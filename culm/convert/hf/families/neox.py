@@ -10,7 +10,7 @@ from torch import Tensor
 from culm.convert.family import Family, Fields
 from culm.convert.hf.families.decoder import THEIRS, activation_of, the_only
 from culm.convert.hf.rope import read_rope, rope_fields
-from culm.convert.rules import Rule, renamed
+from culm.convert.rules import TensorRule, renamed
 from culm.model.attention.gqa import GQA
 from culm.model.mlp.plain import Plain
 from culm.model.rope import Rope
@@ -28,7 +28,7 @@ NAMES = {
 }
 
 
-def names(config: TransformerConfig) -> list[Rule]:
+def names(config: TransformerConfig) -> list[TensorRule]:
     heads = the_only(config.attention, GQA, "attention", "gpt_neox").heads
 
     def apart(tensors: list[Tensor]) -> list[Tensor]:
@@ -42,7 +42,7 @@ def names(config: TransformerConfig) -> list[Rule]:
 
     whole = tuple(f"blocks.#.attention.{part}" for part in "qkv")
     fused = ("gpt_neox.layers.#.attention.query_key_value",)
-    return [*renamed(NAMES), Rule(whole, fused, apart, together)]
+    return [*renamed(NAMES), TensorRule(whole, fused, apart, together)]
 
 
 def read(fields: Fields) -> dict[str, Any]:

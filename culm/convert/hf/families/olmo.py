@@ -19,14 +19,14 @@ from culm.convert.hf.families.decoder import (
     write_windows,
 )
 from culm.convert.hf.rope import read_ropes
-from culm.convert.rules import Rule, renamed
+from culm.convert.rules import TensorRule, renamed
 from culm.model.transformer import TransformerConfig
 
 BEFORE = ("blocks.#.attention_norm", "blocks.#.mlp_norm")
 OLMO = {name: theirs for name, theirs in (NAMES | SANDWICH).items() if name not in BEFORE}
 
 
-def names(config: TransformerConfig) -> list[Rule]:
+def names(config: TransformerConfig) -> list[TensorRule]:
     return renamed(OLMO)
 
 

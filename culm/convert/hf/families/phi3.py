@@ -15,14 +15,14 @@ from culm.convert.hf.families.decoder import (
     the_only,
     write_line,
 )
-from culm.convert.rules import Rule, join, renamed, split
+from culm.convert.rules import TensorRule, join, renamed, split
 from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
 
 FUSED = ("attention.q", "attention.k", "attention.v", "mlp.gate", "mlp.up")
 
 
-def names(config: TransformerConfig) -> list[Rule]:
+def names(config: TransformerConfig) -> list[TensorRule]:
     attention = the_only(config.attention, GQA, "attention", "phi3")
     hidden = gated(config, "phi3").inner(config.width)
     q, k = (count * attention.head_dim for count in (attention.heads, attention.kv_heads))
@@ -30,8 +30,8 @@ def names(config: TransformerConfig) -> list[Rule]:
     qkv, gates = "model.layers.#.self_attn.qkv_proj", "model.layers.#.mlp.gate_up_proj"
     return [
         *renamed({ours: theirs for ours, theirs in NAMES.items() if not ours.endswith(FUSED)}),
-        Rule(parts[:3], (qkv,), split(q, k, k), join),
-        Rule(parts[3:], (gates,), split(hidden, hidden), join),
+        TensorRule(parts[:3], (qkv,), split(q, k, k), join),
+        TensorRule(parts[3:], (gates,), split(hidden, hidden), join),
     ]
 
 

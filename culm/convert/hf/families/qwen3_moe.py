@@ -14,7 +14,7 @@ from culm.convert.hf.families.decoder import (
     write_balance_loss,
     write_decoder,
 )
-from culm.convert.rules import Rule, renamed
+from culm.convert.rules import TensorRule, renamed
 from culm.model.transformer import TransformerConfig
 
 EXPERTS = {
@@ -25,7 +25,7 @@ EXPERTS = {
 }
 
 
-def names(config: TransformerConfig) -> list[Rule]:
+def names(config: TransformerConfig) -> list[TensorRule]:
     return renamed(NAMES | EXPERTS)
 
 

@@ -1,0 +1,140 @@
+"""Write Hugging Face folders, of every family in `culm.convert.hf.families`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from culm.config import SettingError
+from culm.convert import rules
+from culm.convert.card import write_card
+from culm.convert.family import Family, family_of
+from culm.convert.hf.families import FAMILIES
+from culm.convert.hf.folder import SETTINGS, WEIGHTS
+from culm.convert.multipliers import plain_config
+from culm.convert.rules import ModuleNames
+from culm.convert.weights import note_dropped_heads, plain_weights
+from culm.dtype import name_of
+from culm.files import atomic, refuse_nonempty, write_json
+from culm.model.rule_updated import rule_updated
+from culm.model.transformer import Transformer, TransformerConfig
+from culm.safetensors import write_safetensors
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+def export(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[int], None] | None = None,
+    family: str = "",
+    shard_bytes: int = 5 << 30,
+) -> None:
+    """Write a folder that transformers, vLLM and others load unchanged.
+
+    Quantised layers are dequantised. progress: called with the count of numbers as they are read.
+    family: its model_type, if several have the model's shape. shard_bytes: maximum size of a file;
+    one file at a time is in memory.
+
+    Raises:
+        SettingError: no family has the model's shape, adapters are not merged, or the folder
+            contains something else.
+        OSError: the disk is full or not writable.
+    """
+    folder = Path(folder)
+    config = plain_config(model.config)
+    chosen = family_of(config, named(family), "Hugging Face")
+    refuse_nonempty(folder, SETTINGS)
+    note_dropped_heads(model)
+    with atomic(folder) as fresh:
+        fresh.mkdir()
+        _write_shards(fresh, _tensors(model, chosen, dtype, progress), shard_bytes)
+        tokenizer.save(fresh)
+        write_json(fresh / SETTINGS, _settings(config, chosen, tokenizer, dtype))
+        ends = {"eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": tokenizer.end_of_text}
+        write_json(fresh / "generation_config.json", ends)
+        write_card(model, fresh, folder.name, library="transformers")
+
+
+def _tensors(
+    model: Transformer, family: Family, dtype: torch.dtype, progress: Callable[[int], None] | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Weights under the names of the family, in the dtype of the file."""
+    names = family.rules(plain_config(model.config).resolved())
+    # Selection biases move by thousandths, so they stay exact.
+    exact = {buffer.data_ptr() for buffer in rule_updated(model).values()}
+    for name, tensor in rules.write(plain_weights(model), names):
+        stored = tensor if tensor.data_ptr() in exact else tensor.to(dtype)
+        yield name, stored.cpu().contiguous()
+        if progress:
+            progress(tensor.numel())
+
+
+def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]], limit: int) -> None:
+    shards: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+
+    def write() -> None:
+        write_safetensors(folder / f"{len(shards)}.part", held)
+        shards.append(list(held))
+        held.clear()
+
+    total = size = 0
+    for name, tensor in tensors:
+        if held and size + tensor.nbytes > limit:
+            write()
+            size = 0
+        held[name] = tensor
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    write()
+    places: dict[str, str] = {}
+    for index, names in enumerate(shards):
+        file = f"model-{index + 1:05}-of-{len(shards):05}.safetensors"
+        file = file if len(shards) > 1 else WEIGHTS
+        (folder / f"{index}.part").rename(folder / file)
+        places |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        listed = {"metadata": {"total_size": total}, "weight_map": places}
+        write_json(folder / f"{WEIGHTS}.index.json", listed)
+
+
+def named(family: str) -> Sequence[Family]:
+    """All families, or the one of this model_type.
+
+    Raises:
+        SettingError: there is no such family.
+    """
+    known = {each.name: each for each in FAMILIES}
+    if family and family not in known:
+        raise SettingError(f"family: {family!r} is not one of {', '.join(known)}")
+    return (known[family],) if family else FAMILIES
+
+
+def _settings(
+    config: TransformerConfig, family: Family, tokenizer: Tokenizer, dtype: torch.dtype
+) -> dict[str, Any]:
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.name,
+        **family.write(config.resolved()),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.end_of_text,
+        "pad_token_id": tokenizer.end_of_text,
+        "dtype": name_of(dtype),
+    }
+
+
+def module_names(config: TransformerConfig, family: str = "") -> ModuleNames:
+    """What the modules of a model are called in its family, or in the one of this model_type.
+
+    Raises:
+        SettingError: no family has its shape.
+    """
+    plain = plain_config(config)
+    chosen = family_of(plain, named(family), "Hugging Face")
+    return ModuleNames(chosen.rules(plain.resolved()))
