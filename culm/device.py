@@ -38,7 +38,7 @@ def choose_device(name: str) -> torch.device:
 
 @cache
 def choose_precision(device: torch.device) -> str:
-    """bf16 where products in it are at least a quarter faster than in fp32."""
+    """bf16 where its matmuls are at least a quarter faster than those in fp32."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine, threads that wait for each other tell nothing
     try:
@@ -60,7 +60,7 @@ def _seconds(device: torch.device, precision: str) -> float:
 
 
 def memory_bytes(device: torch.device) -> int | None:
-    """Memory of the device; on a CPU of this machine or container. None where it cannot be told."""
+    """Memory of the device; on a CPU of this machine or container. None if unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if device.type != "cpu" or sys.platform == "win32":

@@ -19,7 +19,7 @@ from culm.log import say
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A name beside `path` for a file or folder that takes its place when it is complete.
+    """A name next to `path` for a file or folder that takes its place when it is complete.
 
     All of it is on the disk before it gets its name, and what was there before goes only then. If
     anything fails, nothing is left behind.

@@ -2,7 +2,7 @@
 
 8 bytes: length N of the header     N bytes of JSON: name -> dtype, shape, data_offsets     data
 
-Of a file from elsewhere nothing is believed: every number of its header is held against the others
+Files from elsewhere are not trusted: each number of the header is checked against the others
 and against the bytes that are there, before memory is taken for any of it.
 """
 
@@ -81,9 +81,9 @@ def read_pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a broken archive leads to
-        told = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         raise SettingError(
-            f"{path}: broken, or more than tensors, which is not read: {told}"
+            f"{path}: broken, or more than tensors, which is not read: {reason}"
         ) from None
     if not isinstance(held, dict) or not all(isinstance(t, Tensor) for t in held.values()):
         raise SettingError(f"{path}: it holds something else than tensors by name")
@@ -195,7 +195,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _place(name: str, entry: object, data: int) -> _Place:
-    """One line of the header, held against the `data` bytes that there are."""
+    """One entry of the header, checked against the `data` bytes of the file."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise _BrokenError(f"{name} has no dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

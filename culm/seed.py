@@ -1,6 +1,6 @@
 """Random numbers that depend on the seed and their purpose alone, never on the order of calls.
 
-So a step draws the same after a resume, on any number of ranks, and in any batch.
+So a step gets the same numbers after a resume, on any number of ranks, and in any batch.
 """
 
 from __future__ import annotations

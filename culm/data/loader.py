@@ -31,9 +31,9 @@ class Loader:
     """Rows of `context` tokens, `rows_per_step` of them in a step over all ranks.
 
     rows: rows in an epoch. epoch_steps: steps that show every row once. targets: learned targets
-    in an epoch. efficiency: share of positions that hold a token. truncated: documents that lost
-    their end; left_out: rows in which nothing was left to learn. dialogues: whether it is answers
-    that are learned, each with its end. fingerprint: of the order.
+    in an epoch. efficiency: share of positions that hold a token. truncated: documents that were
+    cut at the end; left_out: rows in which nothing was left to learn. dialogues: whether answers
+    are learned, each with its end. fingerprint: of the order.
 
     A pair counts as one row here: a batch of N pairs has 2N rows, chosen and rejected in turn.
     """

@@ -29,7 +29,7 @@ Read = Callable[[int, int], tuple[np.ndarray, np.ndarray | None]]
 class PackedRows:
     """starts, ends: (segments,) int64, in order of rows; first: (rows + 1,), segments of each row.
 
-    truncated: documents that lost their end, and `lost` tokens in all.
+    truncated: documents that were cut at the end, by `lost` tokens in all.
     """
 
     starts: np.ndarray
@@ -68,7 +68,7 @@ def windows(offsets: np.ndarray, context: int) -> PackedRows:
 def bins(
     offsets: np.ndarray, context: int, overflow: Literal["truncate", "split"] = "truncate"
 ) -> PackedRows:
-    """Documents packed whole; those longer than `context` lose their end, or are split."""
+    """Documents packed without cuts; those longer than `context` are truncated or split."""
     starts, ends, lost = offsets[:-1], offsets[1:], 0
     long = ends - starts > context
     if overflow == "truncate":
@@ -87,7 +87,7 @@ def bins(
 
 
 def singles(offsets: np.ndarray, context: int) -> PackedRows:
-    """One document a row; those longer than `context` lose their end."""
+    """One document per row; those longer than `context` are truncated."""
     starts, ends = offsets[:-1], np.minimum(offsets[1:], offsets[:-1] + context)
     lost = offsets[1:] - ends
     return PackedRows(

@@ -26,11 +26,9 @@ from culm.model.norm import NormConfig
 
 
 class MTP(Config):
-    """depth: heads, each with a block of the last layer's kind.
-
-    weight: of their mean loss, which is added to that of the next token. Next-token training learns
-    them, and speculative decoding drafts with them (`culm.engine.speculation`); plain decoding and
-    other formats omit them.
+    """depth: heads, each with a block of the last layer's kind. weight: of their mean loss, which
+    is added to that of the next token. Next-token training trains them and speculative decoding
+    drafts with them (`culm.engine.mtp`); plain decoding and other formats omit them.
     """
 
     depth: Annotated[PositiveInt, Field(le=64)] = 1

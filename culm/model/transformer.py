@@ -135,7 +135,13 @@ class Transformer(Trunk):
         return self.logits(self.hidden(tokens, context))
 
     def scores(self, tokens: Tensor, context: Context | None = None) -> Tensor:
-        """One number per token from a scalar head: (B, T) fp32."""
+        """One number per token, (B, T) fp32, by a scalar head.
+
+        Raises:
+            ValueError: the model has none.
+        """
+        if self.config.head != "scalar":
+            raise ValueError("the model has no scalar head to score with")
         return self.head(self.hidden(tokens, context)).float()[..., 0]
 
     def logprobs(

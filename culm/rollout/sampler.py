@@ -17,7 +17,7 @@ from culm.tokenizer.tokenizer import Tokenizer
 
 
 class Sampler:
-    """Samples by the settings of a rollout; what a row draws depends on its number alone."""
+    """Samples by the settings of a rollout; random numbers of a row depend only on its index."""
 
     def __init__(
         self, model: Transformer, tokenizer: Tokenizer, config: RolloutConfig, seed: int

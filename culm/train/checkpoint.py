@@ -152,7 +152,8 @@ def verify(folder: Path) -> Progress | None:
         if _seal(path / WEIGHTS, state) != checksum:
             raise ValueError("its SHA-256 differs")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = str(error) or type(error).__name__
+        readable = isinstance(error, OSError | ValueError)
+        reason = str(error) if readable else f"{STATE} does not describe a checkpoint"
         raise CheckpointError(f"{path}: damaged ({reason}); {remedy}") from error
     return progress
 

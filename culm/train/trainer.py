@@ -61,8 +61,8 @@ class Trainer:
 
     Per step: forward and backward of every micro-batch, in which each sum is divided once by its
     count of the whole step (over micro-batches and ranks), clipping, one optimizer step. Random
-    numbers of a forward (dropout) are keyed by seed, step and rank, so that a resumed run draws the
-    same.
+    numbers of a forward (dropout) are keyed by seed, step and rank, so a resumed run gets the same
+    ones.
 
     parallel: an objective on its ranks. listener: gets the facts of each step. stop: whether the
     run was asked to stop.

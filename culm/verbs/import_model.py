@@ -17,7 +17,9 @@ def import_model(path: str | Path, out: str | Path, tokenizer: str | Path | None
     out = Path(out)
     refuse_overwrite(path, out)
     if tokenizer is not None and Path(path).suffix != ".bin":
-        raise SettingError(f"--tokenizer: {path} has a tokenizer; only a .bin of llama2.c has none")
+        raise SettingError(
+            f"--tokenizer: {path} has its own tokenizer; the option is for a .bin file of llama2.c"
+        )
     if Path(path).suffix == ".json" and Path(path).is_file():
         config = teaching_json.read(path)
         out = out if out.suffix in (".yaml", ".yml") else out.with_name(f"{out.name}.yaml")

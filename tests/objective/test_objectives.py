@@ -7,46 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 from learning import build, fit, mean
+from tiny import LENGTHS, experience, model, rows
 from torch import nn
 
 from culm.adapt.lora import LoRA
 from culm.batch import IGNORED, Batch, Loss, counts_of
-from culm.model.attention.gqa import GQA
-from culm.model.transformer import Transformer, TransformerConfig
-from culm.objective.experience import Experience
 from culm.objective.grpo import GRPO
 from culm.objective.next_token import NextToken
 from culm.objective.preference import Preference
 from culm.train.events import Stepped
 from culm.train.trainer import TrainingError
-
-LENGTHS = (3, 9, 12, 5, 2, 7, 12, 4)
-
-
-def model(seed: int = 0) -> Transformer:
-    attention = GQA(heads=2, qk_norm="head")
-    config = TransformerConfig(
-        vocabulary=31, width=16, layers=2, context=12, attention=(attention,)
-    )
-    built = config.build(seed)
-    with torch.no_grad():
-        for parameter in built.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(5)
-    return built
-
-
-def rows(length: int = 12, metrics: dict | None = None) -> Batch:
-    """Eight rows, each with as many learned targets as LENGTHS says, less one."""
-    chance = torch.Generator().manual_seed(1)
-    tokens = torch.randint(31, (8, length), generator=chance)
-    targets = torch.full((8, length), IGNORED)
-    for row, count in enumerate(LENGTHS):
-        targets[row, 1:count] = torch.randint(31, (count - 1,), generator=chance)
-    positions = torch.arange(length).expand(8, length)
-    lengths = torch.tensor(LENGTHS)
-    counts = counts_of(targets, lengths)
-    return Batch(tokens, targets, positions, lengths=lengths, counts=counts, metrics=metrics or {})
 
 
 def paired(batch: Batch) -> Batch:
@@ -55,13 +25,6 @@ def paired(batch: Batch) -> Batch:
 
 
 REWARDS = torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 0])
-
-
-def experience(rewards: torch.Tensor, group: int, max_tokens: int = 1) -> Experience:
-    """The rows with rewards, as sampled with log-probabilities of -1."""
-    batch = rows(metrics={"reward": 0.25})
-    behaviour = -(batch.targets >= 0).float()
-    return Experience(batch, rewards, behaviour, group, max_tokens)
 
 
 def total(loss: Loss) -> torch.Tensor:

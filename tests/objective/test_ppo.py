@@ -1,11 +1,11 @@
 """PPO: advantages by the definition, and a policy and a critic that learn, with a control."""
 
 import pytest
+import tiny
 import torch
 from learning import build, fit
-from test_objectives import experience, rows
-from test_objectives import model as small
-from test_rollout import model, rollouts
+from rolling import model, rollouts
+from tiny import experience, rows
 
 from culm.adapt.lora import LoRA
 from culm.objective.policy import generalised_advantages, last_learned
@@ -14,7 +14,7 @@ from culm.optim.adamw import AdamW
 
 
 def test_prepare_gives_what_the_definition_says() -> None:
-    objective = build(PPO(kl=0.1, whiten=False, gamma=0.9, decay=0.8), small())
+    objective = build(PPO(kl=0.1, whiten=False, gamma=0.9, decay=0.8), tiny.model())
     with torch.no_grad():  # away from the reference
         objective.model.head.weight.add_(0.1 * torch.randn_like(objective.model.head.weight))
     rewards = torch.tensor([1.0, 0, 0, 1, 0.5, 0, 0, 0])
@@ -35,7 +35,7 @@ def test_prepare_gives_what_the_definition_says() -> None:
 
 
 def test_advantages_are_whitened_over_the_whole_rollout() -> None:
-    objective = build(PPO(), small())
+    objective = build(PPO(), tiny.model())
     batch = objective.prepare(experience(torch.arange(8.0), group=1))
     learned = batch.targets >= 0
     found = batch.extra["advantages"][learned]
@@ -45,7 +45,7 @@ def test_advantages_are_whitened_over_the_whole_rollout() -> None:
 
 
 def test_the_first_update_has_a_ratio_of_one() -> None:
-    objective = build(PPO(), small())
+    objective = build(PPO(), tiny.model())
     batch = objective.prepare(experience(torch.arange(8.0), group=1))
     loss = objective(batch)
     assert loss.metrics["clipped"].total == 0
@@ -55,8 +55,8 @@ def test_the_first_update_has_a_ratio_of_one() -> None:
 
 
 def test_models_by_name_and_no_reference_under_adapters() -> None:
-    assert list(build(PPO(), small()).models()) == ["model", "critic", "reference"]
-    base = small()
+    assert list(build(PPO(), tiny.model()).models()) == ["model", "critic", "reference"]
+    base = tiny.model()
     LoRA(rank=2).apply(base, 0)
     objective = build(PPO(), base)
     assert list(objective.models()) == ["model", "critic"]

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from learning import build, fit, mean
-from test_objectives import model
+from tiny import model
 
 from culm.adapt.heads import with_scalar_head
 from culm.adapt.lora import LoRA

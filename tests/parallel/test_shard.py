@@ -26,7 +26,7 @@ from culm.parallel.ranks import Ranks
 from culm.parallel.sharded import full_tensor
 from culm.train.trainer import Trainer
 from learning import Given
-from test_objectives import model
+from tiny import model
 
 torch.set_num_threads(1)
 

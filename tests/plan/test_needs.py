@@ -9,13 +9,16 @@ import torch
 from learning import build
 from torch import nn
 
+from culm.adapt.heads import with_scalar_head
 from culm.adapt.lora import LoRA
 from culm.device import memory_bytes
 from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
 from culm.objective.grpo import GRPO
 from culm.objective.next_token import NextToken
+from culm.objective.ppo import PPO
 from culm.objective.preference import Preference
+from culm.objective.reward import Reward
 from culm.optim.adamw import AdamW
 from culm.optim.muon import Muon
 from culm.parallel.parallelize import checkpoint_blocks
@@ -32,6 +35,8 @@ def plan(objective=NextToken(), adapter=None, **settings):
     model.set_backend("blocks")
     if adapter:
         adapter.apply(model, 0)
+    if objective.head == "scalar":
+        with_scalar_head(model, 0)
     given = {"optimizer": AdamW(), "at_once": 8, **settings}
     return needs_of(
         build(objective, model), given.pop("optimizer"), CONTEXT, batch_size=8,
@@ -69,6 +74,19 @@ def test_adapters_train_little_and_preference_holds_a_reference():
     assert both.flops > 2 * full.flops
     assert plan(Preference(), adapter=LoRA(rank=2)).memory.weights < 1.2 * full.memory.weights
     assert plan(GRPO()).flops == full.flops
+
+
+def test_a_critic_and_a_scalar_head_are_counted():
+    """By hand: the head is a row in place of the tied embedding; a critic is a model of its own."""
+    full, head = plan(), 32
+    reward = plan(Reward())
+    assert reward.parameters == full.parameters + head
+    one = plan(Reward(), adapter=LoRA(rank=2))
+    assert one.trained == plan(adapter=LoRA(rank=2)).trained + head  # a new head is trained in full
+    ppo, grpo = plan(PPO()), plan(GRPO())
+    assert ppo.trained == grpo.trained + full.parameters + head
+    assert ppo.memory.optimizer > 1.9 * grpo.memory.optimizer
+    assert ppo.flops > grpo.flops
 
 
 def test_shards_divide_what_they_hold():

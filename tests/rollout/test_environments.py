@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from learning import build, refuse
-from test_rollout import TOKENIZER, LowerCase, model
+from rolling import TOKENIZER, LowerCase, model
 
 from culm.adapt.heads import with_scalar_head
 from culm.adapt.lora import plain

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from learning import build, fit
-from test_rollout import model, rollouts
+from rolling import model, rollouts
 
 from culm.objective.grpo import GRPO
 from culm.objective.ppo import PPO

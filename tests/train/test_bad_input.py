@@ -64,7 +64,7 @@ def test_damaged_checkpoints(damage: str, begun: dict[str, Any]) -> None:
             weights.unlink()
     before = bytes_in(Path(begun["folder"]))
     with pytest.raises(
-        CheckpointError, match=r"step-4: damaged .* delete .*step-4 to go on from step 2"
+        CheckpointError, match=r"step-4: damaged .* delete .*step-4 to resume from step 2"
     ):
         go(begun, steps=6)
     after = bytes_in(Path(begun["folder"]))

@@ -60,7 +60,7 @@ def works(line: list[str], tmp_path: Path) -> bool:
 @pytest.mark.parametrize(
     ("text", "sentence", "kept"),
     [
-        (b"", "text.txt: nothing to read: there is no text in it", set()),
+        (b"", "text.txt: nothing to read: it contains no text", set()),
         (b"one document", "one document cannot be divided into training", {"tokenizer"}),
         (b"good\n\nbad \xff", "not UTF-8 at byte 10; save it as UTF-8", set()),
     ],
@@ -86,7 +86,7 @@ def test_a_disk_that_is_full_while_preparing(line: list[str], tmp_path: Path) ->
     command = [sys.executable, "-c", LIMITED, *line]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert_told(done.stderr, "run/data: could not be written (File too large); make room")
+    assert_told(done.stderr, "run/data: could not be written (File too large); free some space")
     assert left(tmp_path) == {"tokenizer"}
     assert works(line, tmp_path)
 

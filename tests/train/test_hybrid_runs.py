@@ -31,4 +31,4 @@ def test_it_is_trained_resumed_adapted_and_speaks(
     told = capsys.readouterr().err
     assert "model.attention: llama models have no 'deltanet'" in told
     model = culm.load(tmp_path / "adapted")
-    assert isinstance(model.generate("a", tokens=4), str)
+    assert isinstance(model.generate("a", max_tokens=4), str)

@@ -165,7 +165,7 @@ def test_a_flipped_bit_in_a_shard(settings: dict[str, Any]) -> None:
     data[-2] ^= 1
     shard.write_bytes(data)
     Prepared.open(shard.parents[1])  # nothing that its size would tell
-    with pytest.raises(SettingError, match=r"tokens-00000\.npy: changed .*to prepare it anew"):
+    with pytest.raises(SettingError, match=r"tokens-00000\.npy: changed .*to prepare it again"):
         go(settings, steps=4)
 
 
