@@ -22,34 +22,33 @@ COLUMNS = ("read", "written", "cached", "LoRA", "int8", "int4", "GGUF")
 HEAD = """\
 # Models of other libraries
 
-Written by `pytest tests/convert/test_parity_table.py --write-tables`: random tiny models of every
-family, whose logits have a standard deviation of about one. Numbers are the greatest difference of
-a logit in fp32, in eight rows; those of int8 and int4 are the share of the logits' size that
-rounding the weights to nearest changes, and say that quantising works, not how much a trained model
-loses.
+`pytest tests/convert/test_parity_table.py --write-tables` writes this page from random tiny models of
+every family, with logits of a standard deviation of about one. Numbers are the maximum difference of
+a logit in fp32, in eight rows. Those of int8 and int4 are the relative change of the logits when
+weights are rounded to nearest: they show that quantising works, not how much a trained model loses.
 
 | column | is |
 |---|---|
-| read | our logits for a folder that transformers wrote |
-| written | those of transformers for what we wrote of it |
-| cached | log-probabilities of tokens that our engine decodes greedily, through the cache, and those of transformers for the whole text |
-| LoRA | an adapter beside its layers, and merged into them |
-| int8, int4 | quantised, to the original |
-| GGUF | written in F32 and read back; `tests/convert/test_gguf_families.py` holds llama.cpp's logits against ours |
+| read | our logits for a folder written by transformers |
+| written | logits of transformers for a folder written by us |
+| cached | log-probabilities of greedily decoded tokens: our engine with its cache, transformers on the full text |
+| LoRA | an adapter on its layers, and merged into them |
+| int8, int4 | quantised, compared with the original |
+| GGUF | written in F32 and read back; `tests/convert/test_gguf_families.py` compares llama.cpp's logits with ours |
 
 """  # noqa: E501
 FOOT = """
-No GGUF: llama.cpp does not compute the windows of Mistral and Phi-3, so that a file would mean
-another model. One without a window is a Llama, and is written as one.
+No GGUF: llama.cpp does not compute the windows of Mistral and Phi-3, so a file would describe another
+model. Without a window they are Llama models, and are written as such.
 
-A family is one file in `culm/convert/families`: how its settings are read and written, and the
-names of its tensors. A model of ours belongs to the first family that reads back what it writes as
-the same model. One with parts that no family has is exported as a folder of Culm's own, and a line
-says who will not load it and by which setting; for GGUF it is refused.
+A family is one file in `culm/convert/hf/families` (for GGUF in `culm/convert/gguf/families`): it reads
+and writes settings, and names the tensors. A model belongs to the first family that writes it and reads
+back the same model. A model with parts that no family has is exported as a Culm folder, and a message
+says who cannot load it and which setting is the reason; for GGUF it is refused.
 
-Weights are read in fp32, bf16 and fp16; in fp8 with a scale for every block of a matrix, as
-DeepSeek-V3 and others are published; and in MXFP4, as GPT-OSS is. The last two are multiplied out
-to bf16.
+Weights are read in fp32, bf16 and fp16; in fp8 with a scale per block of a matrix, as DeepSeek-V3 and
+others are published; and in MXFP4, as GPT-OSS is. The last two are dequantised to
+bf16.
 """
 
 
