@@ -1,4 +1,4 @@
-"""How attention is computed on this machine: tried, told, and refused where it cannot be."""
+"""The attention backend of this machine: tried, reported, and refused if it does not work."""
 
 import pytest
 import torch

@@ -127,7 +127,7 @@ def test_the_head_is_rounded_to_nearest(tiny, tokens):
     assert torch.equal(model.head.weight, head.weight)
 
 
-def test_what_does_not_go_is_told(tiny, tokens):
+def test_unsupported_combinations_are_refused(tiny, tokens):
     with pytest.raises(SettingError, match="method: smoothquant finds codes of w8a8, not of int4"):
         SmoothQuant().apply(tiny(), [Int4()], tokens)
     with pytest.raises(SettingError, match="calibrate: smoothquant needs text"):

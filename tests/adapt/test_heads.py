@@ -80,7 +80,7 @@ def test_head_and_trunk_have_gradients(tiny) -> None:
     assert model.blocks[0].attention.q.weight.grad.abs().max() > 0
 
 
-def test_it_is_trained_beside_an_adapter(tiny) -> None:
+def test_it_is_trained_next_to_an_adapter(tiny) -> None:
     model = tiny()
     LoRA(rank=2, targets=("blocks.*.attention.{q,v}",)).apply(model, seed=0)
     with_scalar_head(model, 0)

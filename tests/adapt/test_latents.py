@@ -1,4 +1,4 @@
-"""Latent attention multiplies with the weights of two projections; changed layers tell theirs."""
+"""Latent attention uses the weights of two projections, also of adapted and quantised layers."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def cached(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", CHANGES)
 @torch.no_grad()
-def test_cached_equals_whole(name: str) -> None:
+def test_cached_equals_uncached(name: str) -> None:
     attention = MLA(heads=2, rank=32, head_dim=16, rope_dim=8, value_dim=16)
     settings = {"vocabulary": 50, "width": 32, "layers": 2, "context": 32, "attention": attention}
     model = TransformerConfig(**settings).build(seed=1).eval()
@@ -67,7 +67,7 @@ def test_cached_equals_whole(name: str) -> None:
 
 
 @torch.no_grad()
-def test_a_matrix_is_what_x_is_multiplied_by() -> None:
+def test_matrix_gives_the_weights_of_the_forward() -> None:
     """Of every layer that can stand for a linear one."""
     for name, change in CHANGES.items():
         attention = MLA(heads=2, rank=32, head_dim=16, rope_dim=8, value_dim=16)

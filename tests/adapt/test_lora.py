@@ -113,7 +113,7 @@ def test_scale():
     assert LoRA(rank=16, alpha=32, rslora=True).scale == 8
 
 
-def test_drawn_by_name_from_the_seed(tiny):
+def test_initialised_by_name_from_the_seed(tiny):
     one, same, other = tiny(), tiny(), tiny()
     LoRA().apply(one, seed=5)
     LoRA(targets="blocks.1.mlp.up").apply(same, seed=5)
@@ -133,7 +133,7 @@ def test_a_row_of_zeros_stays_finite_with_dora(tiny):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
-def test_dora_learns_length_and_direction_apart(tiny):
+def test_dora_learns_norm_and_direction_separately(tiny):
     """The gradient is that of m * V / |V|, whose norm is taken as a constant."""
     model = tiny()
     LoRA(rank=4, dora=True, targets="blocks.0.mlp.up").apply(model, seed=0)
@@ -196,7 +196,7 @@ def test_a_merge_of_nan_is_refused(tiny):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_modules_trained_beside(tiny, tied):
+def test_modules_trained_in_full(tiny, tied):
     model = tiny(tied=tied)
     LoRA(rank=2, targets="blocks.*", train_also=("embed", "head" if not tied else "norm")).apply(
         model, 0
@@ -220,7 +220,7 @@ def test_modules_trained_beside(tiny, tied):
         ),
     ],
 )
-def test_what_cannot_be_trained_beside(tiny, settings, message):
+def test_what_cannot_be_trained_in_full(tiny, settings, message):
     with pytest.raises(ValueError, match=message):
         LoRA(**settings).apply(tiny(tied=True), seed=0)
 

@@ -1,4 +1,4 @@
-"""GPTQ and AWQ against rounding to nearest, on layers and on models that are drawn here."""
+"""GPTQ and AWQ against rounding to nearest, on random layers and models."""
 
 import pytest
 import torch
@@ -190,7 +190,7 @@ def test_calibration_measures_what_the_layers_read(tiny, tokens):
     assert torch.allclose(inputs.magnitude, seen[0].abs().mean(0), rtol=1e-4, atol=1e-9)
 
 
-def test_a_block_is_measured_behind_what_the_earlier_ones_became(tiny, tokens):
+def test_a_block_is_measured_after_quantised_blocks(tiny, tokens):
     model, seen = tiny(), []
     calibration = Calibration(model, tokens)
     for name, block in calibration:
@@ -264,7 +264,7 @@ def test_the_same_text_gives_the_same_codes(tiny, tokens):
 
 
 @pytest.mark.parametrize("method", [GPTQ(), AWQ()])
-def test_what_does_not_go_is_told(tiny, tokens, method):
+def test_unsupported_combinations_are_refused(tiny, tokens, method):
     with pytest.raises(SettingError, match=f"calibrate: {method.kind} needs text"):
         method.apply(tiny(), [Int4()], None)
     with pytest.raises(SettingError, match=r"calibrate: 32 tokens .* fewer than the 96 inputs"):
@@ -276,7 +276,7 @@ def test_what_does_not_go_is_told(tiny, tokens, method):
             method.apply(tiny(), [quantizer], tokens)
 
 
-def test_inputs_that_are_not_finite_are_told(tiny, tokens):
+def test_inputs_that_are_not_finite_are_refused(tiny, tokens):
     model = tiny()
     model.blocks[0].attention_norm.weight.data[3] = float("nan")
     for method in (GPTQ(), AWQ()):

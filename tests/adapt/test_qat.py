@@ -169,7 +169,7 @@ def test_what_a_run_file_may_ask():
         parse(TrainConfig, {"steps": 1, "qat": "int8", "adapter": "lora"}, "train")
 
 
-def test_a_group_that_does_not_divide_is_told_before_training(tiny):
+def test_a_group_that_does_not_divide_is_refused_before_training(tiny):
     model = tiny()
     with pytest.raises(ValueError, match=r"group: 128 does not divide the 64 inputs"):
         fake_quantize(model, [Int4(group=128)])

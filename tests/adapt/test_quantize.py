@@ -1,4 +1,4 @@
-"""Quantised layers against the product with their weights multiplied out."""
+"""Quantised layers against a matmul with their dequantised weights."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Experts with weights of few bits: the same layers as everywhere, one for each."""
+"""Quantised experts: one quantised linear layer per expert."""
 
 import copy
 
@@ -162,7 +162,7 @@ def test_groups_must_divide_the_width_of_an_expert(mixture):
 
 
 @pytest.mark.parametrize("kind", [None, "int4"])
-def test_adapters_stand_beside_what_all_tokens_go_through(mixture, kind):
+def test_adapters_are_on_layers_that_all_tokens_use(mixture, kind):
     model = mixture() if kind is None else rounded(mixture(), kind)
     assert LoRA(rank=2).apply(model, seed=0) == 2 * (4 + 3)  # attention and the shared expert
     model(TOKENS).sum().backward()

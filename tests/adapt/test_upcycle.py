@@ -1,4 +1,4 @@
-"""Experts out of a dense model: at first it says the same."""
+"""Experts from a dense model: the outputs are the same at first."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def test_heads_of_further_tokens_are_as_the_last_layer():
     assert Upcycle(mlp=(EXPERTS, None)).apply(build(mtp=MTP(depth=2)), seed=1) == 2
 
 
-def test_noise_tells_experts_apart():
+def test_noise_makes_experts_differ():
     dense, model = build(), build()
     Upcycle(mlp=(EXPERTS,), noise=0.1).apply(model, seed=0)
     weight = model.blocks[0].mlp.experts.up.weight
@@ -93,7 +93,7 @@ def test_only_dense_layers_have_something_to_copy():
         Upcycle(mlp=(None,)).apply(build(), seed=0)
 
 
-def test_a_run_begins_with_experts_of_a_dense_model(run_file, capsys):
+def test_a_run_starts_with_experts_of_a_dense_model(run_file, capsys):
     file = run_file("sft", steps=2)
     settings = yaml.safe_load(file.read_text())
     start = native.load(f"{settings['start']}/model")[0]

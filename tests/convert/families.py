@@ -1,4 +1,4 @@
-"""Tiny models of every family as transformers draws them, and what each is compared by."""
+"""Tiny random models of every family in transformers, and the settings of each."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def peer_of(name: str) -> nn.Module:
 
 
 def strong(peer: nn.Module) -> nn.Module:
-    """The model with other weights, drawn anew."""
+    """The model with other weights, initialised again."""
     drawn = torch.Generator().manual_seed(0)
     centered = "Gemma" in type(peer).__name__
     for part, tensor in [*peer.named_parameters(), *peer.named_buffers()]:

@@ -1,4 +1,4 @@
-"""Folders in fp8 with scales of blocks, which transformers multiplies out as we do."""
+"""Folders in fp8 with scales of blocks, which transformers dequantises as we do."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""GGUF: the numbers that are in the file, what llama.cpp makes of them, and files that lie."""
+"""GGUF: the numbers in the file, how llama.cpp reads them, and files with false values."""
 
 import struct
 from contextlib import suppress
@@ -179,7 +179,7 @@ def test_truncated(content, tmp_path, length):
         (24, "Q", 2**62, "truncated"),  # length of the first name
     ],
 )
-def test_headers_that_lie(content, tmp_path, place, form, value, message):
+def test_false_values_in_a_header_are_refused(content, tmp_path, place, form, value, message):
     damaged = bytearray(content)
     struct.pack_into(f"<{form}", damaged, place, value)
     path = tmp_path / "lies.gguf"
@@ -188,7 +188,7 @@ def test_headers_that_lie(content, tmp_path, place, form, value, message):
         ours.load(path)
 
 
-def test_missing_file_and_a_stranger(tmp_path, data):
+def test_missing_and_unknown_files_are_refused(tmp_path, data):
     with pytest.raises(SettingError, match="no such file"):
         ours.load(tmp_path / "none.gguf")
     with pytest.raises(SettingError, match=r"gpt-2\.gguf: it has no token_embd"):

@@ -1,4 +1,4 @@
-"""Headers of GGUF files: what they hold, and every way to lie that we could think of."""
+"""Headers of GGUF files: their content, and false values of every kind."""
 
 import struct
 import tracemalloc
@@ -104,7 +104,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_headers_that_lie(tmp_path, name):
+def test_false_values_in_a_header_are_refused(tmp_path, name):
     parts, tensors, message = LIES[name]
     path = file(tmp_path, *parts, tensors=tensors)
     with pytest.raises(
@@ -114,7 +114,7 @@ def test_headers_that_lie(tmp_path, name):
 
 
 @pytest.mark.parametrize("counts", [(2**60, 0), (0, 2**60), (9, 0), (0, 9)])
-def test_counts_that_lie(tmp_path, counts):
+def test_false_counts_are_refused(tmp_path, counts):
     with pytest.raises(SettingError, match=r"m\.gguf: broken or not a GGUF file: "):
         gguf_header.read(file(tmp_path, counts=counts))
 

@@ -104,7 +104,7 @@ def test_written_and_read_back(wide, tokenizer, tokens, tmp_path, precision):
     assert (last - second).square().mean() <= 0.1 * (second - first).square().mean()
 
 
-def test_a_row_that_does_not_fit_is_told(wide, tokenizer, tmp_path, capsys):
+def test_rows_that_do_not_fill_blocks_are_reported(wide, tokenizer, tmp_path, capsys):
     for precision, told in (("q4_k_m", True), ("q4_0", False), ("f16", False)):
         ours.export(wide, tokenizer, tmp_path / "m.gguf", precision)
         assert ("blk.0.ffn_down.weight of 320 is Q8_0" in capsys.readouterr().err) == told

@@ -1,4 +1,4 @@
-"""What llama.cpp makes of a model that learned a little: perplexity by kind, greedy text.
+"""A slightly trained model in llama.cpp: perplexity by kind, greedy text.
 
 A model that was never trained is unsure of everything, and no rounding can make it worse; this
 one has learned sentences of a small grammar, so that its perplexity means something.

@@ -1,4 +1,4 @@
-"""Tokenizers of any GGUF file: llama.cpp's vectors and rules, and metadata that lie."""
+"""Tokenizers of any GGUF file: llama.cpp's vectors and rules, and invalid metadata."""
 
 from contextlib import suppress
 
@@ -86,7 +86,7 @@ def test_start_and_end_are_put(tmp_path):
         ("add_bos_token", 1, "add_bos_token: '1' is not a bool"),
     ],
 )
-def test_metadata_that_lie(tmp_path, key, value, message):
+def test_invalid_metadata_are_refused(tmp_path, key, value, message):
     path = written(byte_level(*RULES["qwen2"].words), tmp_path / "m.gguf")
     fields = metadata(path)
     fields[f"tokenizer.ggml.{key}"] = value
@@ -98,7 +98,7 @@ def test_metadata_that_lie(tmp_path, key, value, message):
         read_tokenizer(fields, path)
 
 
-def test_more_metadata_that_lie(tmp_path):
+def test_more_invalid_metadata_are_refused(tmp_path):
     path = written(scored(prefix=True), tmp_path / "m.gguf")
     fields = metadata(path)
     names = list(fields["tokenizer.ggml.tokens"])
@@ -134,7 +134,7 @@ def fields(tmp_path_factory):
     ),
     place=st.integers(0, 400),
 )  # fmt: skip
-def test_no_lie_escapes(fields, key, value, place):
+def test_any_changed_value_is_refused_or_read(fields, key, value, place):
     """A whole value or one element of a list is another one: refused, or some tokenizer."""
     old = fields.get(f"tokenizer.ggml.{key}")
     if isinstance(old, list) and not isinstance(value, list):

@@ -122,7 +122,7 @@ def test_bf16_export(tiny, tokenizer, tokens, tmp_path):
     assert (model(tokens) - tiny()(tokens)).abs().max() < 0.1
 
 
-def test_quantized_layers_are_multiplied_out(tiny, tokenizer, tokens, tmp_path):
+def test_quantized_layers_are_dequantised(tiny, tokenizer, tokens, tmp_path):
     model = tiny(tied=True)
     Int8().apply(model)
     hf.export(model, tokenizer, tmp_path / "out")

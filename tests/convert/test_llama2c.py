@@ -78,7 +78,7 @@ def test_tokenizer_equals_the_original_algorithm(files, stories, text):
     assert stories[1].decode(ids) == text
 
 
-def test_documents_begin_with_s_and_end_there(stories):
+def test_documents_start_with_s_and_end_at_the_next(stories):
     tokenizer = stories[1]
     assert tokenizer.start == [1]
     assert {1, 2} <= set(tokenizer.stop_ids)
@@ -117,7 +117,7 @@ def test_longer_than_it_says(files, content, tmp_path):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(numbers=st.lists(st.integers(-(2**31), 2**31 - 1), min_size=7, max_size=7))
-def test_headers_that_lie_are_refused_at_once(files, tmp_path, numbers):
+def test_false_sizes_in_a_header_are_refused_before_reading(files, tmp_path, numbers):
     path = tmp_path / "lies.bin"
     path.write_bytes(struct.pack("<7i", *numbers) + bytes(2000))
     with pytest.raises(SettingError, match=r"lies\.bin"):
@@ -127,7 +127,9 @@ def test_headers_that_lie_are_refused_at_once(files, tmp_path, numbers):
 def test_truncated_tokenizer(files, tmp_path):
     path = tmp_path / "tok.bin"
     path.write_bytes(files[1].read_bytes()[:2000])
-    with pytest.raises(SettingError, match=r"tok\.bin: truncated or not a llama2\.c tokenizer: token"):
+    with pytest.raises(
+        SettingError, match=r"tok\.bin: truncated or not a llama2\.c tokenizer: token"
+    ):
         llama2c.load(files[0], path)
     with pytest.raises(SettingError, match=r"none\.bin: there is no such file"):
         llama2c.load(files[0], tmp_path / "none.bin")

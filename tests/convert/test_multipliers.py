@@ -1,4 +1,4 @@
-"""A model with a scaling rule leaves as one without: the same logits."""
+"""A model with a scaling rule is exported as one without: the same logits."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Our own folders: bit-exact, whole, and never silently broken."""
+"""Culm folders: bit-exact, complete, and never silently broken."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_a_tied_head_is_stored_once(tiny, tokenizer, tmp_path):
     assert sizes[1] - sizes[0] > 320 * 64 * 4 - 200
 
 
-def test_saving_again_replaces_and_leaves_nothing_behind(tiny, tokenizer, tokens, tmp_path):
+def test_saving_again_replaces_all_files(tiny, tokenizer, tokens, tmp_path):
     native.save(tiny(), tokenizer, tmp_path / "model")
     second = tiny(layers=3)
     native.save(second, tokenizer, tmp_path / "model")
@@ -223,7 +223,9 @@ def test_integers_for_weights(copy):
     with pytest.raises(SettingError, match=r"up\.weight holds float32, not"):
         native.load(copy)
     rewrite(copy, quantized={"blocks.7.mlp.up": {"kind": "int8"}})
-    with pytest.raises(SettingError, match=r"blocks\.7\.mlp\.up is quantised there but is not a layer"):
+    with pytest.raises(
+        SettingError, match=r"blocks\.7\.mlp\.up is quantised there but is not a layer"
+    ):
         native.load(copy)
 
 

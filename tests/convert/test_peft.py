@@ -172,7 +172,7 @@ def test_an_adapter_of_the_run_that_trained_it(written, tmp_path, tokens):
 
 
 def test_the_base_may_be_rounded_or_packed_alike(based, tokenizer, tokens, tmp_path):
-    """In bf16, in fp32 again, quantised, and multiplied out."""
+    """In bf16, in fp32 again, quantised, and dequantised."""
     model = based()
     native.save(model.to(torch.bfloat16), tokenizer, tmp_path / "bf16")
     Int4(group=32).apply(model)

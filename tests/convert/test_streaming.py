@@ -1,4 +1,4 @@
-"""A sharded folder of Hugging Face comes in one tensor at a time, whole or not at all."""
+"""A sharded folder of Hugging Face is imported one tensor at a time, completely or not at all."""
 
 import json
 import subprocess
@@ -122,7 +122,7 @@ def twice(shards):
         (changed(missing=True), r"1 are missing: \S+; copy the folder again"),
     ],
 )
-def test_a_folder_that_lies_leaves_nothing_behind(there, tmp_path, damage, words):
+def test_a_broken_folder_leaves_no_output(there, tmp_path, damage, words):
     damage(there)
     with pytest.raises(SettingError, match=words):
         load_model(tmp_path / "there")

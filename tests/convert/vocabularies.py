@@ -93,7 +93,7 @@ OURS = {
 
 
 def alike(name: str, text: str) -> bool:
-    """Whether llama.cpp can be told all that the tokenizer of this name does to a text."""
+    """Whether a GGUF file can express everything that the tokenizer of this name does to a text."""
     if name == "qwen2":
         return normalizers.NFC().normalize_str(text) == text
     return "metaspace" not in name or text[:1] != " "

@@ -1,4 +1,4 @@
-"""How the branches of a block meet the stream, and what is left aside."""
+"""The branches of a block, and its further outputs."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_a_block_by_hand(norm, parallel):
     )
 
 
-def test_gains_begin_without_effect_and_mix_the_embedding():
+def test_gains_start_without_effect_and_mix_in_the_embedding():
     plain, model = build(), build(residual=Residual(gains=True))
     assert torch.equal(model(TOKENS), plain(TOKENS))
     model.blocks[2].gains.data = torch.tensor([0.0, 1.0])
@@ -103,7 +103,7 @@ def test_norms_by_hand():
     assert torch.allclose(norm(x.float()).std(-1, correction=0), torch.ones(3), atol=1e-3)
 
 
-def test_what_routers_did_is_told_to_who_asks():
+def test_routings_are_recorded_on_request():
     model = build(mlp=(SwiGLU(), MoE(experts=4, top_k=2, hidden=16, z_loss=1e-3)))
     context = Context(Context.plain(TOKENS).positions, routings=[])
     model(TOKENS, context)
@@ -111,7 +111,7 @@ def test_what_routers_did_is_told_to_who_asks():
     assert context.routings[0].loss > 0
 
 
-def test_scales_and_softcap_of_the_whole():
+def test_scales_and_softcap_of_the_logits():
     plain = build(tied=False)
     model = build(tied=False, embedding_scale=3.0, softcap=2.0, head_scale=0.5)
     plain.embed.weight.data *= 3.0

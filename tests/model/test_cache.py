@@ -1,4 +1,4 @@
-"""What attention keeps: reading through it is reading all at once, whatever the order of calls."""
+"""Caches: reading in pieces equals reading at once, in any order of calls."""
 
 import pytest
 import torch
@@ -126,7 +126,7 @@ def test_without_spare_tokens_a_cut_window_lacks_some():
     assert (found - model(rows)[:, 11:12]).abs().max() > 1e-3
 
 
-def test_what_is_kept():
+def test_each_attention_builds_its_kind_of_cache():
     """Bytes of a token: keys and values; a window's worth; one latent and a rotated key."""
     whole = build("all").cache(2, 48)
     assert whole.bytes == 2 * 2 * 48 * (2 * 2 * 8) * 4

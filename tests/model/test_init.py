@@ -1,4 +1,4 @@
-"""How weights begin: golden draws, the three rules, the same for every layout."""
+"""Initial weights: golden numbers, the three rules, the same for every layout."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def built(init, layers: int = 8, **more) -> Transformer:
 
 
 def test_the_default_is_that_of_gpt2_bit_for_bit() -> None:
-    """Golden numbers of the draws before the rule became a part."""
+    """Golden numbers from before the rule became a part."""
     model = TransformerConfig(vocabulary=50, width=16, layers=2, attention=GQA(heads=2)).build(7)
     golden = {
         "embed.weight": [0.010167247615754604, 0.020163340494036674, 0.016473013907670975],
@@ -45,7 +45,7 @@ def test_projections_into_the_residual_stream(init, shrunk) -> None:
             assert float(parameter.detach().std()) == pytest.approx(wanted, rel=0.05), name
 
 
-def test_zero_begins_with_equal_chances_and_layers_that_pass_on() -> None:
+def test_zero_starts_with_equal_probabilities_and_layers_without_effect() -> None:
     model = built("zero", tied=False, mlp=MoE(experts=4, hidden=32, shared=1))
     tokens = torch.arange(20)[None]
     assert model(tokens).abs().max() == 0
@@ -79,7 +79,7 @@ def test_what_cannot_be() -> None:
 
 
 @pytest.mark.parametrize("std", [0.02, 0.3])
-def test_a_router_begins_as_other_matrices_do(std: float) -> None:
+def test_a_router_is_initialised_like_other_matrices(std: float) -> None:
     moe = MoE(experts=64, hidden=8)
     model = built(Llama(std=std), layers=1, width=256, mlp=moe)
     assert model.blocks[0].mlp.router.weight.std().item() == pytest.approx(std, rel=0.05)

@@ -1,4 +1,4 @@
-"""Mixtures of experts against dense feed-forwards, loops and numbers worked out by hand."""
+"""Mixtures of experts against dense feed-forwards, loops and numbers computed by hand."""
 
 import copy
 import math
@@ -98,7 +98,7 @@ def test_all_chosen_is_the_weighted_sum_of_dense_feed_forwards():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("hidden", [24, 21], ids=["aligned", "unaligned"])
 @pytest.mark.parametrize("empty", [False, True])
-def test_products_in_groups_are_those_of_a_loop(dtype, hidden, empty, monkeypatch):
+def test_grouped_matmul_equals_a_loop(dtype, hidden, empty, monkeypatch):
     moe, x = build(hidden=hidden, bias=empty), draw(2, 9).requires_grad_()
     if empty:  # nobody goes to experts 0 and 2
         moe.router.bias.data = torch.tensor([-90.0, 9, -90, 9])

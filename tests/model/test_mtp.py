@@ -1,4 +1,4 @@
-"""Multi-token prediction: what each head reads and predicts, and that the trunk is its own."""
+"""Multi-token prediction: what each head reads and predicts, and that the trunk does not depend on it."""
 
 import copy
 from collections.abc import Callable
@@ -205,7 +205,9 @@ def test_decoding_costs_what_it_cost_without() -> None:
     assert one.training_flops > two.training_flops
 
 
-def test_kept_in_a_model_folder_dropped_in_others(tmp_path: Path, capsys) -> None:
+def test_heads_are_saved_in_a_culm_folder_and_omitted_in_other_formats(
+    tmp_path: Path, capsys
+) -> None:
     words = Bytes(specials=True).build()
     attention = GQA(heads=2, qk_norm="head")
     model = built(1, vocabulary=words.vocabulary, attention=attention, residual=Residual())
@@ -245,7 +247,7 @@ def test_a_run_resumes_with_its_heads(stage: Callable[..., dict], tmp_path: Path
     assert '"mtp"' in (tmp_path / "two" / "metrics.jsonl").read_text()
 
 
-def test_an_objective_that_does_not_train_them_begins_without(
+def test_an_objective_that_does_not_train_them_drops_them(
     stage: Callable[..., dict], tmp_path: Path, capsys
 ) -> None:
     settings = copy.deepcopy(stage("pretrain", steps=1))

@@ -55,7 +55,7 @@ def test_a_factor_of_one_changes_nothing(kind: str) -> None:
 
 
 @pytest.mark.parametrize("scaling", [None, LLAMA3, {**YARN, "attention": 1.0}])
-def test_products_depend_on_the_distance_alone(scaling: dict | None) -> None:
+def test_dot_products_depend_on_distance_only(scaling: dict | None) -> None:
     rotation = parse(Rope, {"scaling": scaling}).build(16)
     q, k = torch.randn(2, 1, 1, 1, 16, generator=torch.Generator().manual_seed(0))
 

@@ -1,4 +1,4 @@
-"""The model as a whole: causality, initial weights, shapes."""
+"""The full model: causality, initial weights, shapes."""
 
 import math
 

@@ -82,7 +82,7 @@ def test_documents_of_a_row_do_not_see_each_other(name: str) -> None:
 
 @pytest.mark.parametrize("name", ATTENTIONS)
 @torch.no_grad()
-def test_pieces_through_a_cache_are_the_whole(name: str) -> None:
+def test_reading_in_pieces_through_a_cache_equals_reading_at_once(name: str) -> None:
     trunk, x = config(attention=ATTENTIONS[name]).build().eval(), vectors()
     cache, pieces, start = trunk.cache(2, 32), [], 0
     for size in (7, 1, 1, 9, 2):

@@ -1,4 +1,4 @@
-"""What a dialogue becomes, and which of its tokens are learned."""
+"""Dialogues as token ids, and which of them are learned."""
 
 import pytest
 
@@ -57,7 +57,7 @@ def test_three_turns_of_an_imported_template(chatml):
     assert learned_text(chatml, THREE_TURNS[-2:]) == "Bye 🙂<|im_end|>"
 
 
-def test_a_prompt_is_the_beginning_of_what_is_trained(tokenizer, chatml):
+def test_a_prompt_is_the_start_of_the_trained_text(tokenizer, chatml):
     for each in (tokenizer, chatml):
         whole, _ = each.chat.encode(THREE_TURNS)
         for index in (2, 4, 6):
@@ -128,7 +128,7 @@ def test_errors(tokenizer):
 
 
 @pytest.mark.parametrize("broken", ["{{ 1 // 0 }}", "{{ 'x' * (2 ** 80) }}", "{{ strftime() }}"])
-def test_a_template_that_fails_is_told(tokenizer, broken):
+def test_a_template_that_fails_is_reported(tokenizer, broken):
     with pytest.raises(ValueError, match="chat template: "):
         with_template(tokenizer, broken).chat.prompt([{"role": "user", "content": ""}])
 

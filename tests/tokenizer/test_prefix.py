@@ -1,4 +1,4 @@
-"""Tokenizers in the manner of sentencepiece, which put a space before a text."""
+"""Tokenizers like sentencepiece, which add a space before a text."""
 
 import json
 
@@ -60,7 +60,7 @@ def with_template(inner, template):
     return Tokenizer(inner, {"bos_token": "<s>", "eos_token": "</s>"}, template)
 
 
-def test_long_text_has_the_ids_of_the_whole(inner, texts):
+def test_long_text_has_the_ids_of_the_full_text(inner, texts):
     tokenizer = with_template(inner, LLAMA2)
     text = (texts[0] + texts[1]) * (3 * PIECE // len(texts[0] + texts[1]))
     assert len(text) > 2 * PIECE

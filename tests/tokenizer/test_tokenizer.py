@@ -223,7 +223,7 @@ def test_pieces_join_to_the_text(text, size):
     assert all(len(part) <= size for part in parts)
 
 
-def test_long_text_has_the_tokens_of_the_whole(tokenizer, texts):
+def test_long_text_has_the_tokens_of_the_full_text(tokenizer, texts):
     text = (texts[0] + texts[1] + texts[2]) * 60  # several pieces
     assert len(text) > 1 << 17
     whole = tokenizer._plain.encode(text, add_special_tokens=False).ids
