@@ -10,6 +10,7 @@ import torch
 
 from culm import log
 from culm.adapt.heads import with_scalar_head
+from culm.adapt.lora import adapters_of
 from culm.adapt.quantize.linear import is_quantized
 from culm.adapt.quantize.qat import fake_quantize
 from culm.config import SettingError
@@ -173,7 +174,7 @@ def build_objective(
 ) -> Objective:
     """The objective around the model, on the device; ready to be parallelised.
 
-    adapter -> head -> fake quantisation -> precision, device, attention backend -> objective
+    head -> adapter or fake quantisation -> precision, device, attention backend -> objective
     """
     train = config.train
     if train.adapter is None and is_quantized(model):
@@ -191,11 +192,14 @@ def build_objective(
 def change_model(config: RunConfig, model: Transformer) -> None:
     """Give the model the head that the objective trains, and adapters or fake quantisation."""
     train = config.train
+    scalar = train.objective.head == "scalar"
+    if scalar and model.config.head != "scalar":
+        with_scalar_head(model, config.seed)
     if train.adapter is not None:
         count = train.adapter.apply(model, config.seed)
+        if scalar and "head" not in adapters_of(model):  # it is trained, new or not
+            model.head.requires_grad_(True)
         log.say(f"Training LoRA adapters on {count} layers; base weights are frozen.")
-    if train.objective.head == "scalar" and model.config.head != "scalar":
-        with_scalar_head(model, config.seed)
     if train.qat is not None:
         count = fake_quantize(model, train.qat)
         log.say(f"Training {count} layers with their weights quantised in every forward.")

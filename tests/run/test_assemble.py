@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from culm.adapt.heads import with_scalar_head
+from culm.adapt.lora import LoRA, adapters_of
 from culm.batch import Batch, Loss, Reads, Term
 from culm.config import SettingError
 from culm.data.settings import DataConfig
@@ -14,8 +16,9 @@ from culm.model.attention.gqa import GQA
 from culm.model.context import Context
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.objective import Load, Objective, ObjectiveConfig
+from culm.objective.reward import Reward
 from culm.run import assemble
-from culm.run.assemble import ModelLoader, build_objective
+from culm.run.assemble import ModelLoader, build_objective, change_model
 from culm.run.settings import RunConfig, TrainConfig
 
 SMALL = TransformerConfig(vocabulary=32, width=16, layers=1, attention=(GQA(heads=2),))
@@ -61,3 +64,16 @@ def test_a_further_model_with_another_tokenizer_is_refused(monkeypatch) -> None:
     assert ModelLoader(config, cpu, same)("judge").config == SMALL  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="judge: its tokenizer differs"):
         ModelLoader(config, cpu, other)("judge")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scalar", [False, True])
+def test_a_scalar_head_is_trained_under_an_adapter(scalar: bool) -> None:
+    train = TrainConfig(steps=1, objective=Reward(), adapter=LoRA(rank=2))
+    config = RunConfig(data=DataConfig(path=["text"], format="pair"), model=SMALL, train=train)
+    model = SMALL.build(0)
+    if scalar:  # a reward model that is trained further
+        with_scalar_head(model, 0)
+    change_model(config, model)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name in trained if not name.endswith((".a", ".b"))} == {"head.weight"}
+    assert adapters_of(model)
