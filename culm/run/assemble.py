@@ -10,6 +10,7 @@ import torch
 
 from culm import log
 from culm.adapt.heads import with_scalar_head
+from culm.adapt.lora import adapters_of
 from culm.adapt.quantize.linear import is_quantized
 from culm.adapt.quantize.qat import fake_quantize
 from culm.config import SettingError
@@ -41,20 +42,31 @@ EVALUATED = 16  # held-out rows that are scored at once
 
 
 class ModelLoader:
-    """Reads further models of a run, such as a reward model, and places them like the policy."""
+    """Reads further models of a run, such as a reward model, and places them like the policy.
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
+    tokenizer: of the policy, whose token ids they read.
+    """
+
+    def __init__(
+        self, config: RunConfig, device: torch.device, tokenizer: Tokenizer | None = None
+    ) -> None:
         self._dtype = DTYPES[precision_of(config, device)]
         self._backend, self._device = config.train.attention_backend, device
+        self._tokenizer = tokenizer
         self.loaded: list[Transformer] = []
 
     def __call__(self, path: str) -> Transformer:
         """The model of a path, in fp32.
 
         Raises:
-            SettingError: it is not there, or cannot be read.
+            SettingError: it is not there, cannot be read, or has another tokenizer.
         """
-        model, _ = load_model(path)
+        model, own = load_model(path)
+        if self._tokenizer is not None and own.fingerprint != self._tokenizer.fingerprint:
+            raise SettingError(
+                f"{path}: its tokenizer differs from that of the policy, whose token ids it would "
+                "read; use a model that was trained from the same start"
+            )
         for weight in model.parameters():
             weight.data = weight.data.float()
         self.loaded.append(place(model, self._device, self._dtype, self._backend, training=True))
@@ -86,7 +98,7 @@ def assemble(
     """Model, tokenizer and objective as they are at step 0."""
     model, tokenizer = initial_model(config, folder)
     context = context_of(config, model)
-    load = ModelLoader(config, device)
+    load = ModelLoader(config, device, tokenizer)
     objective = build_objective(config, model, device, load)
     return Assembly(config, folder, device, objective, tokenizer, context, load, ranks)
 
@@ -173,17 +185,21 @@ def build_objective(
     change_model(config, model)
     dtype = DTYPES[precision_of(config, device)]
     place(model, device, dtype, train.attention_backend, training=True)
-    return train.objective.build(model, load, config.seed)
+    # What it owns besides models, such as a head, is made on the CPU.
+    return train.objective.build(model, load, config.seed).to(device)
 
 
 def change_model(config: RunConfig, model: Transformer) -> None:
     """Give the model the head that the objective trains, and adapters or fake quantisation."""
     train = config.train
+    scalar = train.objective.head == "scalar"
+    if scalar and model.config.head != "scalar":
+        with_scalar_head(model, config.seed)
     if train.adapter is not None:
         count = train.adapter.apply(model, config.seed)
+        if scalar and "head" not in adapters_of(model):  # it is trained, new or not
+            model.head.requires_grad_(True)
         log.say(f"Training LoRA adapters on {count} layers; base weights are frozen.")
-    if train.objective.head == "scalar" and model.config.head != "scalar":
-        with_scalar_head(model, config.seed)
     if train.qat is not None:
         count = fake_quantize(model, train.qat)
         log.say(f"Training {count} layers with their weights quantised in every forward.")

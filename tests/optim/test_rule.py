@@ -10,6 +10,9 @@ from test_optimizers import gradients, model  # noqa: F401 - a fixture
 from torch import Tensor, nn
 
 from culm.config import SettingError
+from culm.model.attention.gqa import GQA
+from culm.model.scaling import MuP
+from culm.model.trunk import TrunkConfig
 from culm.optim.adamw import AdamW
 from culm.optim.muon import Muon
 from culm.optim.rule import Group, Layout, Rule, RuleOptimizer, check_layouts
@@ -88,3 +91,11 @@ def test_a_local_state_of_a_sharded_model_is_refused(model) -> None:  # noqa: F8
     with pytest.raises(SettingError, match="Sign stores a state of each rank's own"):
         check_layouts(optimizer, sharded=True)
     check_layouts(AdamW().build(model), sharded=True)
+
+
+def test_a_trunk_with_other_ends_follows_its_scaling_rule() -> None:
+    rule = MuP(base_width=8, base_head_dim=8)
+    config = TrunkConfig(width=16, layers=1, attention=(GQA(heads=2),), scaling=rule)
+    groups = Muon(rate=0.01).build(config.build()).param_groups
+    rates = {group["name"]: group["lr"] for group in groups}
+    assert rates["orthogonal"] == pytest.approx(0.01 * 2**-0.5)
