@@ -135,8 +135,11 @@ class Transformer(Trunk):
         return self.logits(self.hidden(tokens, context))
 
     def scores(self, tokens: Tensor, context: Context | None = None) -> Tensor:
-        """One number a token, by a scalar head: (B, T) fp32."""
-        return self.head(self.hidden(tokens, context)).float()[..., 0]
+        """One number a token, by a scalar head: (B, T), computed in fp32.
+
+        Two answers may differ by less than bf16 can tell.
+        """
+        return self.head(self.hidden(tokens, context).float())[..., 0]
 
     def logprobs(
         self,
