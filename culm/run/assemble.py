@@ -43,7 +43,10 @@ EVALUATED = 16  # held-out rows that are scored at once
 class ModelLoader:
     """Reads further models of a run, such as a reward model, and places them like the policy."""
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
+    def __init__(
+        self, config: RunConfig, device: torch.device, tokenizer: Tokenizer | None
+    ) -> None:
+        self._tokenizer = tokenizer
         self._dtype = DTYPES[precision_of(config, device)]
         self._backend, self._device = config.train.attention_backend, device
         self.loaded: list[Transformer] = []
@@ -52,9 +55,15 @@ class ModelLoader:
         """The model of a path, in fp32.
 
         Raises:
-            SettingError: it is not there, or cannot be read.
+            SettingError: it is not there, cannot be read, or has another tokenizer than the run,
+                whose token ids it could not read.
         """
-        model, _ = load_model(path)
+        model, tokenizer = load_model(path)
+        if self._tokenizer is not None and tokenizer.fingerprint != self._tokenizer.fingerprint:
+            raise SettingError(
+                f"{path}: its tokenizer is not that of the model that is trained; it has to be "
+                "made of a model with the same tokenizer"
+            )
         for weight in model.parameters():
             weight.data = weight.data.float()
         self.loaded.append(place(model, self._device, self._dtype, self._backend, training=True))
@@ -86,7 +95,7 @@ def assemble(
     """Model, tokenizer and objective as they are at step 0."""
     model, tokenizer = initial_model(config, folder)
     context = context_of(config, model)
-    load = ModelLoader(config, device)
+    load = ModelLoader(config, device, tokenizer)
     objective = build_objective(config, model, device, load)
     return Assembly(config, folder, device, objective, tokenizer, context, load, ranks)
 
@@ -179,6 +188,11 @@ def build_objective(
 def change_model(config: RunConfig, model: Transformer) -> None:
     """Give the model the head that the objective trains, and adapters or fake quantisation."""
     train = config.train
+    if train.objective.head == "vocabulary" and model.config.head == "scalar":
+        raise SettingError(
+            f"train.objective: {train.objective.kind} trains a language model, and the model has a "
+            "scalar head; start from the model that it was made of"
+        )
     if train.adapter is not None:
         count = train.adapter.apply(model, config.seed)
         log.say(f"Training LoRA adapters on {count} layers; base weights are frozen.")

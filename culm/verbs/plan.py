@@ -174,7 +174,7 @@ def _show_needs(
     config = found.config.model_copy(update={"train": plain})
     dtype = DTYPES[precision]
     found.attempt(lambda: choose_backend(device, train.attention_backend, dtype, training=True))
-    load = ModelLoader(config, META)
+    load = ModelLoader(config, META, tokenizer)
     objective = found.attempt(lambda: build_objective(config, model, META, load))
     if objective is None:
         return
