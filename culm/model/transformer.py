@@ -135,14 +135,16 @@ class Transformer(Trunk):
         return self.logits(self.hidden(tokens, context))
 
     def scores(self, tokens: Tensor, context: Context | None = None) -> Tensor:
-        """One number per token, (B, T) fp32, by a scalar head.
+        """One number per token by a scalar head, (B, T), computed in fp32.
+
+        Two answers may differ by less than bf16 can represent.
 
         Raises:
-            ValueError: the model has none.
+            ValueError: the model has no scalar head.
         """
         if self.config.head != "scalar":
             raise ValueError("the model has no scalar head to score with")
-        return self.head(self.hidden(tokens, context)).float()[..., 0]
+        return self.head(self.hidden(tokens, context).float())[..., 0]
 
     def logprobs(
         self,

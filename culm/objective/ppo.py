@@ -81,6 +81,13 @@ class PPOObjective(Objective):
 
     def prepare(self, experience: Experience) -> Batch:
         config, learned = self.config, experience.learned
+        lengths = experience.batch.lengths
+        longest, known = 0 if lengths is None else int(lengths.max()), self.critic.config.context
+        if longest > known:
+            raise SettingError(
+                f"train.objective.critic: a dialogue has {longest} tokens, and the context of "
+                f"{config.critic} is {known}; lower train.rollout.max_tokens"
+            )
         old = experience.compute(lambda part: policy_logprobs(self.model, part))
         with frozen(self.model, self.reference) as reference:
             start = experience.compute(lambda part: policy_logprobs(reference, part))

@@ -9,29 +9,22 @@ from pathlib import Path
 import torch
 
 from culm import log
-from culm.adapt.heads import with_scalar_head
-from culm.adapt.lora import adapters_of
-from culm.adapt.quantize.linear import is_quantized
-from culm.adapt.quantize.qat import fake_quantize
 from culm.config import SettingError
-from culm.convert.load import load_model
 from culm.convert.weights import note_dropped_heads
 from culm.data.loader import Loader
 from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared, verify
 from culm.data.texts import texts_of
-from culm.device import choose_precision
-from culm.dtype import DTYPES
 from culm.eval.evaluation import Evaluation
 from culm.eval.measure.measure import Subject
 from culm.files import atomic
-from culm.model.backend import place
 from culm.model.transformer import Transformer
-from culm.objective.objective import Load, Objective
+from culm.objective.objective import Objective
 from culm.parallel.ranks import Ranks
 from culm.rollout.buffer import Rollouts
 from culm.rollout.environment import TaskEnvironment
+from culm.run.objective import ModelLoader, build_objective
 from culm.run.settings import RunConfig
 from culm.run.start import start_of
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
@@ -39,38 +32,6 @@ from culm.tokenizer.train import BPE
 from culm.train.trainer import Batches
 
 EVALUATED = 16  # held-out rows that are scored at once
-
-
-class ModelLoader:
-    """Reads further models of a run, such as a reward model, and places them like the policy.
-
-    tokenizer: of the policy, whose token ids they read.
-    """
-
-    def __init__(
-        self, config: RunConfig, device: torch.device, tokenizer: Tokenizer | None = None
-    ) -> None:
-        self._dtype = DTYPES[precision_of(config, device)]
-        self._backend, self._device = config.train.attention_backend, device
-        self._tokenizer = tokenizer
-        self.loaded: list[Transformer] = []
-
-    def __call__(self, path: str) -> Transformer:
-        """The model of a path, in fp32.
-
-        Raises:
-            SettingError: it is not there, cannot be read, or has another tokenizer.
-        """
-        model, own = load_model(path)
-        if self._tokenizer is not None and own.fingerprint != self._tokenizer.fingerprint:
-            raise SettingError(
-                f"{path}: its tokenizer differs from that of the policy, whose token ids it would "
-                "read; use a model that was trained from the same start"
-            )
-        for weight in model.parameters():
-            weight.data = weight.data.float()
-        self.loaded.append(place(model, self._device, self._dtype, self._backend, training=True))
-        return model
 
 
 @dataclass(frozen=True)
@@ -164,51 +125,6 @@ def _texts(config: RunConfig) -> Iterator[str]:
         for text in texts_of(source, config.data.format):
             bar.advance(len(text.encode()))
             yield text
-
-
-# -- the objective ------------------------------------------------------------------------------
-
-
-def build_objective(
-    config: RunConfig, model: Transformer, device: torch.device, load: Load
-) -> Objective:
-    """The objective around the model, on the device; ready to be parallelised.
-
-    head -> adapter or fake quantisation -> precision, device, attention backend -> objective
-    """
-    train = config.train
-    if train.adapter is None and is_quantized(model):
-        raise SettingError(
-            "train.adapter: quantised weights cannot be trained; use train.adapter=lora, or start "
-            "from the model that they were made of"
-        )
-    change_model(config, model)
-    dtype = DTYPES[precision_of(config, device)]
-    place(model, device, dtype, train.attention_backend, training=True)
-    # What it owns besides models, such as a head, is made on the CPU.
-    return train.objective.build(model, load, config.seed).to(device)
-
-
-def change_model(config: RunConfig, model: Transformer) -> None:
-    """Give the model the head that the objective trains, and adapters or fake quantisation."""
-    train = config.train
-    scalar = train.objective.head == "scalar"
-    if scalar and model.config.head != "scalar":
-        with_scalar_head(model, config.seed)
-    if train.adapter is not None:
-        count = train.adapter.apply(model, config.seed)
-        if scalar and "head" not in adapters_of(model):  # it is trained, new or not
-            model.head.requires_grad_(True)
-        log.say(f"Training LoRA adapters on {count} layers; base weights are frozen.")
-    if train.qat is not None:
-        count = fake_quantize(model, train.qat)
-        log.say(f"Training {count} layers with their weights quantised in every forward.")
-
-
-def precision_of(config: RunConfig, device: torch.device) -> str:
-    """Of activations; the faster one of the device unless given."""
-    given = config.train.precision
-    return choose_precision(device) if given == "auto" else given
 
 
 # -- batches ------------------------------------------------------------------------------------

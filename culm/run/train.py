@@ -40,12 +40,12 @@ from culm.parallel.sharded import is_sharded, state_of
 from culm.run.assemble import (
     Assembly,
     assemble,
-    change_model,
     evaluation_of,
     initial_model,
     make_tokenizer,
     training_batches,
 )
+from culm.run.objective import change_model
 from culm.run.settings import RunConfig
 from culm.run.start import model_id
 from culm.train.checkpoint import Progress, Store, WholeStore

@@ -42,6 +42,15 @@ def test_a_score_is_the_head_on_the_last_states(tiny) -> None:
     assert torch.equal(model.scores(changed)[:, :8], scores[:, :8])
 
 
+def test_the_head_of_a_bf16_model_computes_in_fp32(tiny) -> None:
+    model = judge(tiny)
+    model.dtype = torch.bfloat16
+    hidden = model.hidden(TOKENS)
+    assert hidden.dtype == torch.bfloat16
+    expected = (hidden.float() * model.head.weight[0]).sum(-1)
+    torch.testing.assert_close(model.scores(TOKENS), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_settings_build_one_too(tiny) -> None:
     model = tiny(head="scalar", tied=False)
     assert model.head.weight.shape == (1, 64)

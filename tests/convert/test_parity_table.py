@@ -33,7 +33,7 @@ loses.
 | read | our logits for a folder that transformers wrote |
 | written | those of transformers for what we wrote of it |
 | cached | log-probabilities of tokens that our engine decodes greedily, through the cache, and those of transformers for the whole text |
-| LoRA | an adapter beside its layers, and merged into them |
+| LoRA | an adapter on its layers, separate or merged |
 | int8, int4 | quantised, to the original |
 | GGUF | written in F32 and read back; `tests/convert/test_gguf_families.py` holds llama.cpp's logits against ours |
 
@@ -48,7 +48,7 @@ the same model. One with parts that no family has is exported as a folder of Cul
 says who will not load it and by which setting; for GGUF it is refused.
 
 Weights are read in fp32, bf16 and fp16; in fp8 with a scale for every block of a matrix, as
-DeepSeek-V3 and others are published; and in MXFP4, as GPT-OSS is. The last two are multiplied out
+DeepSeek-V3 and others are published; and in MXFP4, as GPT-OSS is. The last two are dequantised
 to bf16.
 """
 

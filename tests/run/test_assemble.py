@@ -18,7 +18,7 @@ from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.objective import Load, Objective, ObjectiveConfig
 from culm.objective.reward import Reward
 from culm.run import assemble
-from culm.run.assemble import ModelLoader, build_objective, change_model
+from culm.run.objective import ModelLoader, build_objective, change_model
 from culm.run.settings import RunConfig, TrainConfig
 
 SMALL = TransformerConfig(vocabulary=32, width=16, layers=1, attention=(GQA(heads=2),))

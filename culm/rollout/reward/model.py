@@ -40,6 +40,11 @@ class ModelScore(RewardConfig):
         for start in range(0, len(trajectories), self.batch_size):
             rows = [one.tokens for one in trajectories[start : start + self.batch_size]]
             length = max(map(len, rows))
+            if length > model.config.context:
+                raise SettingError(
+                    f"train.rollout.reward.path: a dialogue has {length} tokens, and the context "
+                    f"of {self.path} is {model.config.context}; lower train.rollout.max_tokens"
+                )
             tokens = torch.tensor([row + [0] * (length - len(row)) for row in rows])
             tokens = tokens.to(model.device)
             last = torch.tensor([len(row) - 1 for row in rows], device=model.device)
