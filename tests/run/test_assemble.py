@@ -17,7 +17,7 @@ from culm.model.context import Context
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.objective import Load, Objective, ObjectiveConfig
 from culm.objective.reward import Reward
-from culm.run import assemble
+from culm.run import objective
 from culm.run.objective import ModelLoader, build_objective, change_model
 from culm.run.settings import RunConfig, TrainConfig
 
@@ -57,7 +57,7 @@ def test_what_an_objective_owns_besides_models_is_placed() -> None:
 def test_a_further_model_with_another_tokenizer_is_refused(monkeypatch) -> None:
     config = RunConfig(data=DataConfig(path=["text"]), model=SMALL, train=TrainConfig(steps=1))
     monkeypatch.setattr(
-        assemble, "load_model", lambda path: (SMALL.build(), SimpleNamespace(fingerprint="a"))
+        objective, "load_model", lambda path: (SMALL.build(), SimpleNamespace(fingerprint="a"))
     )
     cpu = torch.device("cpu")
     same, other = SimpleNamespace(fingerprint="a"), SimpleNamespace(fingerprint="b")
