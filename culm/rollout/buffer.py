@@ -19,18 +19,15 @@ from torch import Tensor
 
 from culm.batch import Batch
 from culm.objective.experience import ROUND, Experience
-from culm.objective.objective import Objective
+from culm.objective.objective import Load, Objective
 from culm.parallel.ranks import Ranks
 from culm.rollout.environment import Environment, Episode
-from culm.rollout.reward.reward import Load
 from culm.rollout.sampler import Sampler
 from culm.rollout.settings import RolloutConfig
 from culm.rollout.state import restored, stored
 from culm.rollout.trajectory import Trajectory, to_rows
 from culm.seed import keyed
 from culm.tokenizer.tokenizer import Tokenizer
-
-ASKED = 1000  # prompts that tell one order from another
 
 
 class Rollouts:
@@ -75,9 +72,8 @@ class Rollouts:
     @property
     def fingerprint(self) -> str:
         """Of the order of the prompts, and of how they are answered and scored."""
-        prompts = [list(self._episode(index).prompt) for index in range(ASKED)]
-        names = [environment.name for environment in self.environments]
-        facts = (names, prompts, self.seed, self.batch_size, self.config)
+        episodes = [one.fingerprint(self.seed + 1) for one in self.environments]
+        facts = (episodes, self.seed, self.batch_size, self.config)
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def step(self, number: int) -> list[Batch]:

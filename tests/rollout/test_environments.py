@@ -46,10 +46,14 @@ class Echo:
 
 
 class Echoes:
-    name = "echo"
+    started = 0
 
     def reset(self, index: int, seed: int) -> Echo:
+        self.started += 1
         return Echo(index)
+
+    def fingerprint(self, seed: int) -> str:
+        return f"echo {seed}"
 
 
 def speaker(context: int = 96) -> Transformer:
@@ -155,3 +159,18 @@ def test_a_reward_model_scores_the_last_token_of_each_dialogue(tmp_path: Path) -
     assert score(trajectories) == pytest.approx(alone, abs=1e-5)
     with pytest.raises(SettingError, match="has no scalar head"):
         ModelScore(path="x").build(lambda path: model(0))
+
+
+def test_no_episode_is_started_for_a_fingerprint() -> None:
+    """One with a sandbox or a browser would be expensive."""
+    echoes = Echoes()
+    config = RolloutConfig(max_tokens=3, group=2)
+    given = [
+        Rollouts(
+            build(GRPO(), speaker()), TOKENIZER, [echoes], config, refuse,
+            batch_size=4, micro_batch_size=4, seed=seed,
+        )
+        for seed in (0, 1)
+    ]  # fmt: skip
+    assert given[0].fingerprint != given[1].fingerprint
+    assert echoes.started == 0

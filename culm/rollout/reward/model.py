@@ -11,7 +11,8 @@ from pydantic import Field, PositiveInt
 from culm.config import SettingError
 from culm.model.context import Context
 from culm.model.transformer import Transformer
-from culm.rollout.reward.reward import Load, RewardConfig, Score
+from culm.objective.objective import Load
+from culm.rollout.reward.reward import RewardConfig, Score
 from culm.rollout.trajectory import Trajectory
 
 
