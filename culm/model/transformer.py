@@ -154,9 +154,10 @@ class Transformer(Trunk):
         temperature: float = 1.0,
     ) -> Tensor:
         """Natural-log probability of each target, (B, T) fp32; 0 where the target is ignored."""
-        return self._logprobs(self.hidden(tokens, context), targets, temperature)
+        return self.hidden_logprobs(self.hidden(tokens, context), targets, temperature)
 
-    def _logprobs(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    def hidden_logprobs(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        """As `logprobs`, from states that `hidden` gave: (..., E) and (...) -> (...) fp32."""
         cap = self.config.softcap
         return logprobs_of(hidden, self.head, targets, temperature, self.kernels, cap)
 
@@ -196,7 +197,7 @@ class Transformer(Trunk):
         """
         documents = None if context is None else context.documents
         return [
-            self._logprobs(hidden, shifted(targets, k, IGNORED, documents) if k else targets)
+            self.hidden_logprobs(hidden, shifted(targets, k, IGNORED, documents) if k else targets)
             for k, hidden in enumerate(self.mtp_hidden(tokens, context))
         ]
 

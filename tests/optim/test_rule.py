@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from learning import build
 from test_optimizers import gradients, model  # noqa: F401 - a fixture
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from culm.config import SettingError
 from culm.model.attention.gqa import GQA
 from culm.model.scaling import MuP
 from culm.model.trunk import TrunkConfig
+from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
 from culm.optim.muon import Muon
 from culm.optim.rule import Group, Layout, Rule, RuleOptimizer, check_layouts
@@ -67,22 +69,23 @@ def test_every_state_has_a_declared_layout(model, config) -> None:  # noqa: F811
 
 def test_a_state_of_any_shape_is_stored_and_restored(model, tmp_path) -> None:  # noqa: F811
     """Even one of the shape of its parameter that is not laid out like it."""
+    objective = build(NextToken(), model)
     group = {"params": list(model.parameters()), "lr": 0.1, "rule": Sign()}
     optimizer = RuleOptimizer([group])
     gradients(model, 0)
     optimizer.step()
-    store = WholeStore(tmp_path, model, optimizer)
-    store.save(Progress(1, 0, "x"), {"rows": torch.arange(3)})
+    store = WholeStore(tmp_path, objective, optimizer)
+    store.save(Progress(1, 0, "x"), {"rows": torch.arange(3)}, lambda path: None)
     store.wait()
     fresh = RuleOptimizer([{**group, "params": list(model.parameters())}])
-    found = WholeStore(tmp_path, model, fresh).load()
+    found = WholeStore(tmp_path, objective, fresh).load()
     assert found is not None
     assert found[0] == Progress(1, 0, "x")
     assert found[1]["rows"].tolist() == [0, 1, 2]
     for parameter in model.parameters():
         assert fresh.state[parameter]["seen"].tolist() == [1, 1, 1]
     with pytest.raises(CheckpointError, match="the optimizer has no state 'seen'"):
-        WholeStore(tmp_path, model, AdamW().build(model)).load()
+        WholeStore(tmp_path, objective, AdamW().build(model)).load()
 
 
 def test_a_local_state_of_a_sharded_model_is_refused(model) -> None:  # noqa: F811
