@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from culm.adapt.heads import with_scalar_head
+from culm.adapt.quantize.linear import is_quantized
 from culm.batch import Batch, Loss, Reads, Term
 from culm.config import SettingError
 from culm.model.context import Context
@@ -63,6 +64,11 @@ class PPO(ObjectiveConfig):
                 raise SettingError(
                     f"train.objective.critic: {self.critic} has no scalar head; give a model that "
                     "culm train reward made, or leave it out"
+                )
+            if is_quantized(critic):
+                raise SettingError(
+                    f"train.objective.critic: the weights of {self.critic} are quantised and "
+                    "cannot be trained; give the model that it was made of"
                 )
         return PPOObjective(self, model.eval(), critic.eval())
 
