@@ -25,7 +25,7 @@ from culm.model.transformer import Transformer
 from culm.objective.experience import Experience
 from culm.objective.experts import balance, routing_loss
 
-Load = Callable[[str], Transformer]  # a model by its path, placed like the policy
+Load = Callable[[str, str], Transformer]  # (setting, path): a model, placed like the policy
 
 
 class ObjectiveConfig(Config, ABC):
@@ -51,7 +51,7 @@ class ObjectiveConfig(Config, ABC):
     def build(self, model: Transformer, load: Load, seed: int) -> Objective:
         """The objective around the model, which is already adapted and placed.
 
-        load: reads another model, such as a teacher, by its path. seed: of new weights.
+        load: reads another model: `load("train.objective.teacher", path)`. seed: of new weights.
         """
 
 

@@ -35,9 +35,9 @@ class PPO(ObjectiveConfig):
     clip: bound of the probability ratio. gamma, decay: discount and lambda of generalised advantage
     estimation. kl: what one nat away from the start costs at each token. whiten: give advantages
     mean 0 and standard deviation 1 over the rollout. critic: path of a model with a scalar head, a
-    reward model, that the critic starts from; without one it starts from the policy, with a new
-    head. value_clip: bound of a value's move from the one before the update. value_weight: of the
-    value loss in the loss.
+    reward model, that the critic starts from, trained in full; without one it starts from the
+    policy with its adapters, and a new head. value_clip: bound of a value's move from the one
+    before the update. value_weight: of the value loss in the loss.
     """
 
     reads: ClassVar[Reads] = "rollouts"
@@ -59,7 +59,7 @@ class PPO(ObjectiveConfig):
             critic = copy.deepcopy(model)
             with_scalar_head(critic, seed)
         else:
-            critic = load(self.critic)
+            critic = load("train.objective.critic", self.critic)
             if critic.config.head != "scalar":
                 raise SettingError(
                     f"train.objective.critic: {self.critic} has no scalar head; give a model that "

@@ -48,6 +48,7 @@ class Rollouts:
         batch_size: int,
         micro_batch_size: int,
         seed: int,
+        context: int | None = None,
         ranks: Ranks = Ranks(),
     ) -> None:
         if batch_size % config.group:
@@ -63,7 +64,7 @@ class Rollouts:
         self.objective, self.config, self.ranks = objective, config, ranks
         self.environments, self.seed, self.pad = environments, seed, tokenizer.end_of_text
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
-        self.sampler = Sampler(objective.model, tokenizer, config, seed)
+        self.sampler = Sampler(objective.model, tokenizer, config, seed, context)
         self.rewards = [(one.weight, one.build(load)) for one in config.reward]
         self.rows = batch_size // ranks.count  # of this rank in a batch
         self._number = -1  # of the rollout that is held

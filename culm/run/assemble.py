@@ -222,5 +222,6 @@ def _rollouts(run: Assembly) -> Rollouts:
         batch_size=train.batch_size,
         micro_batch_size=train.at_once,
         seed=config.seed,
+        context=run.context,
         ranks=run.ranks,
     )

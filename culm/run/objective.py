@@ -34,17 +34,20 @@ class ModelLoader:
         self._tokenizer = tokenizer
         self.loaded: list[Transformer] = []
 
-    def __call__(self, path: str) -> Transformer:
-        """The model of a path, in fp32.
+    def __call__(self, setting: str, path: str) -> Transformer:
+        """The model of a path, in fp32. setting: the one that names it.
 
         Raises:
             SettingError: it is not there, cannot be read, or has another tokenizer.
         """
-        model, own = load_model(path)
+        try:
+            model, own = load_model(path)
+        except SettingError as error:
+            raise SettingError(f"{setting}: {error}") from error
         if self._tokenizer is not None and own.fingerprint != self._tokenizer.fingerprint:
             raise SettingError(
-                f"{path}: its tokenizer differs from that of the policy, whose token ids it would "
-                "read; use a model that was trained from the same start"
+                f"{setting}: the tokenizer of {path} differs from that of the policy, whose token "
+                "ids it would read; use a model that was trained from the same start"
             )
         for weight in model.parameters():
             weight.data = weight.data.float()

@@ -165,7 +165,7 @@ def test_the_verb_quantises_it_too_and_ppo_refuses_it_as_a_critic(
     assert "bits" in said
     assert "decoding" not in said
     with pytest.raises(SettingError, match=r"train\.objective\.critic: .* are quantised"):
-        PPO(critic=out).build(tiny(vocabulary=262), lambda path: native.load(path)[0], 0)
+        PPO(critic=out).build(tiny(vocabulary=262), lambda setting, path: native.load(path)[0], 0)
 
 
 def test_text_is_neither_generated_nor_scored(tiny, tmp_path, capsys, monkeypatch) -> None:

@@ -61,9 +61,9 @@ def test_a_further_model_with_another_tokenizer_is_refused(monkeypatch) -> None:
     )
     cpu = torch.device("cpu")
     same, other = SimpleNamespace(fingerprint="a"), SimpleNamespace(fingerprint="b")
-    assert ModelLoader(config, cpu, same)("judge").config == SMALL  # type: ignore[arg-type]
-    with pytest.raises(SettingError, match="judge: its tokenizer differs"):
-        ModelLoader(config, cpu, other)("judge")  # type: ignore[arg-type]
+    assert ModelLoader(config, cpu, same)("critic", "judge").config == SMALL  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="the tokenizer of judge differs"):
+        ModelLoader(config, cpu, other)("critic", "judge")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scalar", [False, True])

@@ -239,7 +239,7 @@ def test_grpo_needs_whole_groups(stage: Callable[..., dict], tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("judge", "message"),
     [
-        ({"vocabulary": 300}, "its tokenizer differs from that of the policy"),
+        ({"vocabulary": 300}, r"train\.\S+: the tokenizer of \S+ differs from that of the policy"),
         ({"context": 8}, r"a dialogue has \d+ tokens, and the context of .* is 8"),
     ],
 )

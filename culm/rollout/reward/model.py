@@ -27,7 +27,7 @@ class ModelScore(RewardConfig):
     batch_size: PositiveInt = 32
 
     def build(self, load: Load) -> Score:
-        model = load(self.path).eval().requires_grad_(False)
+        model = load("train.rollout.reward.path", self.path).eval().requires_grad_(False)
         if model.config.head != "scalar":
             raise SettingError(
                 f"train.rollout.reward.path: {self.path} has no scalar head; give a model that "
