@@ -1,4 +1,4 @@
-"""What this machine offers: device, precision, memory. Probed, not assumed."""
+"""Device, precision and memory of this machine, measured instead of assumed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from culm.config import SettingError
 from culm.dtype import DTYPES
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
-CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may use
+CGROUP = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device, else the CPU.
+    """The device of this name; `auto` is the first CUDA device, or the CPU if there is none.
 
     Raises:
-        SettingError: the named device is not here.
+        SettingError: the device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,15 +32,15 @@ def choose_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise SettingError(f"device: {name!r} cannot be used here: {reason}") from None
+        raise SettingError(f"device: {name!r} is not available here: {reason}") from None
     return device
 
 
 @cache
 def choose_precision(device: torch.device) -> str:
-    """bf16 where its matmuls are at least a quarter faster than those in fp32."""
+    """bf16 if its matmuls are at least a quarter faster than those in fp32."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine, threads that wait for each other tell nothing
+    torch.set_num_threads(1)  # on a busy machine, timings of several threads are noise
     try:
         ratio = _seconds(device, "bf16") / _seconds(device, "fp32")
     finally:
@@ -52,10 +52,10 @@ def _seconds(device: torch.device, precision: str) -> float:
     x = torch.ones(512, 512, dtype=DTYPES[precision], device=device)
     best = float("inf")
     for _ in range(10):
-        began = time.perf_counter()
+        started = time.perf_counter()
         y = x @ x
         float(y[0, 0])  # waits for the device
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.perf_counter() - started)
     return best
 
 

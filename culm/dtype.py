@@ -1,4 +1,4 @@
-"""Number formats by the names that people write: torch's own, and the short ones of the field."""
+"""Dtypes by name: torch's names, and the short ones."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ DTYPES = {
 
 
 def dtype_of(given: str | torch.dtype) -> torch.dtype:
-    """What a name means; a dtype stands for itself.
+    """The dtype of a name; a dtype is returned unchanged.
 
     Raises:
-        SettingError: naming the known ones.
+        SettingError: the name is unknown.
     """
     if given in DTYPES.values():
         return given  # type: ignore[return-value]
@@ -26,5 +26,5 @@ def dtype_of(given: str | torch.dtype) -> torch.dtype:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """`float32`, as torch says it."""
+    """Torch's name, such as `float32`."""
     return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and that say so when they are broken."""
+"""Files that are written completely or not at all, and clear errors for broken ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from culm.log import say
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A name next to `path` for a file or folder that takes its place when it is complete.
+    """A temporary name next to `path` for a file or folder, which replaces `path` when complete.
 
     All of it is on the disk before it gets its name, and what was there before goes only then. If
     anything fails, nothing is left behind.
@@ -29,7 +29,7 @@ def atomic(path: Path) -> Iterator[Path]:
         OSError: naming the path and the reason (no space left, no permission).
     """
     path = Path(path)
-    path = path.resolve() if path.is_symlink() else path  # the link stays, what it names changes
+    path = path.resolve() if path.is_symlink() else path  # the link stays, its target changes
     fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,12 +76,12 @@ def _swap(fresh: Path, path: Path) -> None:
             f"{path}: also holds {min(others)}, which would be lost; move it away, or choose "
             "another folder"
         )
-    # No system call replaces a full folder: the old one steps aside for an instant.
+    # No system call replaces a full folder, so the old one is renamed for a moment.
     aside = path.with_name(f".{path.name}.{os.getpid()}.old")
     os.replace(path, aside)
     try:
         os.replace(fresh, path)
-    except BaseException:  # Ctrl-C in this very instant included
+    except BaseException:  # including Ctrl-C in this moment
         if not path.exists():
             os.replace(aside, path)
         raise
@@ -92,12 +92,12 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        with suppress(OSError):  # such as a parent that is no folder: then nothing is there
+        with suppress(OSError):  # such as a parent that is a file: then nothing exists
             path.unlink(missing_ok=True)
 
 
 def refuse_nonempty(folder: Path, mark: str) -> None:
-    """Refuse a folder that would be replaced and holds something else than `mark` tells.
+    """Refuse to replace a folder that has other files and no file `mark`.
 
     Raises:
         SettingError: naming the folder.
@@ -124,7 +124,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """JSON that a person can read."""
+    """Write indented JSON."""
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -134,7 +134,7 @@ def read_lines(path: Path) -> list[dict]:
         return []
     texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
     lines = [line for line in map(_line, texts) if line is not None]
-    # The last may have been cut off when the machine stopped.
+    # The last line may be incomplete if the machine stopped.
     lost = len(texts) - len(lines) - (bool(texts) and _line(texts[-1]) is None)
     if lost:
         say(f"{path}: {lost} damaged lines are left out.")
@@ -150,7 +150,7 @@ def _line(text: str) -> dict | None:
 
 
 def write_lines(path: Path, lines: Sequence[Mapping]) -> None:
-    """All lines of a file at once, whole or not at all."""
+    """Write all lines of a file atomically."""
     with atomic(path) as fresh:
         fresh.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 

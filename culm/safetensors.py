@@ -33,11 +33,11 @@ BEYOND = "broken, or more than tensors, which is not read"
 
 
 class _BrokenError(Exception):
-    """What is wrong with a file, in words."""
+    """A sentence on what is wrong with a file."""
 
 
 class _Place(NamedTuple):
-    """One tensor of a file; start, stop: bytes from the beginning of all data."""
+    """One tensor of a file; start, stop: bytes from the start of all data."""
 
     name: str
     dtype: torch.dtype
@@ -47,7 +47,7 @@ class _Place(NamedTuple):
 
 
 class _Header(NamedTuple):
-    """tensors: in the order of their data. begin: of all data in the file."""
+    """tensors: in the order of their data. begin: offset of all data in the file."""
 
     tensors: list[_Place]
     metadata: dict[str, str]
@@ -55,7 +55,7 @@ class _Header(NamedTuple):
 
 
 def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a file by name, one at a time: memory is taken for that one alone.
+    """The tensors of a file by name, one at a time: only one is in memory.
 
     Raises:
         SettingError: the file is missing, truncated, or no safetensors file; it names the tensor.
@@ -71,7 +71,7 @@ def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def read_pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of an older PyTorch file by name; nothing in it is run, only tensors are read.
+    """The tensors of an older PyTorch file by name; only tensors are read, and no code runs.
 
     Raises:
         SettingError: the file is missing or broken, or holds something else.
@@ -80,7 +80,7 @@ def read_pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise SettingError(f"{path}: there is no such file")
     try:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever a broken archive leads to
+    except Exception as error:  # a broken archive may raise anything
         reason = str(error).splitlines()[0]
         raise SettingError(
             f"{path}: broken, or more than tensors, which is not read: {reason}"
@@ -92,7 +92,7 @@ def read_pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What else the file says.
+    """The metadata of a file.
 
     Raises:
         SettingError: as `read_safetensors`.
@@ -103,7 +103,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 def write_safetensors(
     path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Tensors by name; readable by whom any new file is, where `save_file` thinks of its owner."""
+    """Write tensors by name, with default permissions; `save_file` writes owner-only files."""
     path.touch()
     mode = path.stat().st_mode
     save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
@@ -113,7 +113,7 @@ def write_safetensors(
 def stream_safetensors(
     path: Path, shapes: Mapping[str, Sequence[int]], tensors: Iterable[tuple[str, Tensor]]
 ) -> None:
-    """Write tensors as they come, so that one alone is in memory.
+    """Write tensors as they come, so that only one is in memory.
 
     shapes: of every tensor that will come, by name.
     """
@@ -138,7 +138,7 @@ def _entry(code: str, shape: Sequence[int], start: int, stop: int) -> dict[str, 
 
 def _json(entries: Mapping[str, Any]) -> bytes:
     text = json.dumps({METADATA: {"format": "pt"}, **entries}, separators=(",", ":")).encode()
-    return text.ljust(-(-len(text) // 8) * 8)  # so that the data begin at a multiple of 8
+    return text.ljust(-(-len(text) // 8) * 8)  # so that the data start at a multiple of 8
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -185,7 +185,7 @@ def _checked(file: BinaryIO, size: int) -> _Header:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON mapping in which no name stands twice: the second would silently win."""
+    """A JSON mapping without duplicate names, of which the last would silently win."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:

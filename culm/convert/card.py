@@ -1,4 +1,4 @@
-"""The card beside a model: what it is and how to run it."""
+"""The card of a model folder: what the model is and how to run it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def card(model: Transformer, name: str, library: str = "culm", note: str = "") -
     numbers = sum(t.numel() for t in model.state_dict().values() if t.is_floating_point())
     numbers -= model.embed.weight.numel() if config.tied else 0
     size = f" {numbers / 1e6:,.2f} million parameters," if not kinds else ""
-    told = f"\n\n{note}" if note else ""
+    added = f"\n\n{note}" if note else ""
     return f"""\
 ---
 library_name: {library}
@@ -27,7 +27,7 @@ pipeline_tag: text-generation
 
 A language model made with [Culm](https://pypi.org/project/culm):{size} {config.layers} layers of
 width {config.width}, a vocabulary of {config.vocabulary:,} tokens, trained on {config.context:,} \
-tokens at once{packed}.{told}
+tokens at once{packed}.{added}
 
 ```python
 import culm

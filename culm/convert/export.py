@@ -1,4 +1,4 @@
-"""A finished model in smaller or other forms: int8, int4, NF4, Hugging Face, GGUF."""
+"""Write a finished model quantised or in other formats: int8, int4, NF4, Hugging Face, GGUF."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from culm.tokenizer.tokenizer import Tokenizer
 
 
 def quantize(source: str | Path, out: str | Path, to: str) -> Path:
-    """Write the model of `source` with smaller weights, rounded to nearest, to a new folder.
+    """Write the model of `source` quantised, rounded to nearest, to a new folder.
 
-    to: the kind of a quantiser, as "int8".
+    to: the kind of a quantiser, such as "int8".
     """
     quantizers = parse(Quantizers, to, "to")
     model, tokenizer = read_whole(source, out)
@@ -36,15 +36,15 @@ def quantize(source: str | Path, out: str | Path, to: str) -> Path:
 def read_whole(
     source: str | Path, out: str | Path, device: str = "cpu"
 ) -> tuple[Transformer, Tokenizer]:
-    """A model in fp32 that is to be quantised into another folder.
+    """A model in fp32, to be quantised into another folder.
 
     Raises:
-        SettingError: it is quantised already, or would be written over.
+        SettingError: it is quantised already, or would be overwritten.
     """
     refuse_overwrite(source, out)
     model, tokenizer = read(source, device, torch.float32)
     if is_quantized(model):
-        raise SettingError(f"{source}: quantised already; begin from the model it was made of")
+        raise SettingError(f"{source}: quantised already; start from the original model")
     return model.eval(), tokenizer
 
 
@@ -56,12 +56,12 @@ def write_quantized(
     method: Method = RTN(),
     tokens: Tensor | None = None,
 ) -> None:
-    """Quantise a model in place and write it. What is left as it is becomes bfloat16.
+    """Quantise a model in place and write it. All other weights become bfloat16.
 
     tokens: (N, T) rows for a method that calibrates.
     """
     method.apply(model, quantizers, tokens)
-    for parameter in model.parameters():  # the embedding above all; bf16 is what it is used in
+    for parameter in model.parameters():  # above all the embedding, which is used in bf16
         parameter.data = parameter.data.to(torch.bfloat16)
     native.save(model, tokenizer, out)
 
@@ -70,9 +70,9 @@ def export(source: str | Path, out: str | Path, dtype: str = "", family: str = "
     """Write the model of `source` for other programs: to `*.gguf`, or a Hugging Face folder.
 
     dtype: for GGUF a name in `gguf.kinds.KINDS`, such as "q4_k_m", f16 if not given; for a folder
-    float32, bfloat16 or float16, bfloat16 if not given. family: model_type of the folder, where
-    several have the model's shape. A model with parts that no family has becomes a folder of our
-    own, and a line says who will not load it.
+    float32, bfloat16 or float16, bfloat16 if not given. family: model_type of the folder, if
+    several have the model's shape. A model with parts that no family has becomes a Culm folder,
+    and a message says who cannot load it.
     """
     refuse_overwrite(source, out)
     model, tokenizer = read(source, "cpu", torch.float32)
@@ -91,7 +91,7 @@ def write_export(
     progress: Callable[[int], None] | None = None,
     family: str = "",
 ) -> None:
-    """As `export`, of a model that is loaded; `progress(numbers)` is called as the files grow."""
+    """As `export`, for a loaded model; `progress(numbers)` is called as the files grow."""
     if out.suffix.lower() == ".gguf":
         gguf.export(model, tokenizer, out, dtype or "f16", progress)
         return

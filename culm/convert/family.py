@@ -1,7 +1,7 @@
-"""A family of other libraries' models: its settings and the names of its tensors, both ways.
+"""Families of models in other libraries: their settings and names of tensors, in both directions.
 
-Which family a model of ours belongs to is not asked of each setting: a family has it if reading
-back what it writes gives the same model.
+A model belongs to a family if writing it and reading it back gives the same model; no setting is
+checked separately.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ABSENT = object()
 
 
 class Fields:
-    """Settings of another library, taken one by one; what is left in the end is not understood."""
+    """Settings of another library, taken one by one; those left at the end are not understood."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self.left = dict(given)
@@ -28,7 +28,7 @@ class Fields:
         """The value of a setting.
 
         Raises:
-            KeyError: it is not there and has no default.
+            KeyError: it is missing and has no default.
         """
         value = self.left.pop(name, default)
         if value is _ABSENT:
@@ -36,37 +36,38 @@ class Fields:
         return value
 
     def only(self, name: str, *allowed: Any) -> None:
-        """Take a setting that may be absent, or have one of these values.
+        """Take a setting that may be missing, or has one of these values.
 
         Raises:
-            SettingError: it has another.
+            SettingError: it has another value.
         """
         value = self.left.pop(name, allowed[0])
         if value not in allowed:
-            told = " or ".join(map(repr, allowed))
-            raise SettingError(f"{name}: {value!r} is not read here, only {told}")
+            known = " or ".join(map(repr, allowed))
+            raise SettingError(f"{name}: {value!r} is not read here, only {known}")
 
     def drop(self, *names: str) -> None:
-        """Forget settings that say nothing here."""
+        """Ignore settings that have no meaning here."""
         for name in names:
             self.left.pop(name, None)
 
     def end(self) -> None:
-        """SettingError if something is left that is switched on."""
+        """SettingError if a setting is left that is switched on."""
         for name, value in self.left.items():
-            if value:  # None, false, 0 and empty switch a thing off
+            if value:  # None, false, 0 and empty mean off
                 raise SettingError(f"{name}: {value!r} is not known here and may change the model")
 
 
 @dataclass(frozen=True)
 class Family:
-    """name: what the family is called in its settings. architecture: the class that computes it.
+    """name: of the family in its settings. architecture: the class that computes it.
 
     read: their settings -> values of a TransformerConfig. write: a resolved config -> theirs;
-    SettingError where it has parts that the family does not.
-    rules: the names of the tensors of a resolved config. root: what most of them begin with.
-    further: its files may hold layers behind the last, for further tokens, which are left out.
-    own_head: its files hold the head also where it is the embedding.
+    SettingError if it has parts that the family does not have.
+    rules: the names of the tensors of a resolved config. root: prefix of most of them.
+    mtp_layers: its files may contain layers after the last one, for multi-token prediction, which
+        are skipped.
+    own_head: its files contain the head even if it is tied to the embedding.
     """
 
     name: str
@@ -75,18 +76,18 @@ class Family:
     rules: Callable[[TransformerConfig], list[TensorRule]]
     architecture: str = ""
     root: str = "model."
-    further: bool = False
+    mtp_layers: bool = False
     own_head: bool = False
 
     def untied(self, config: TransformerConfig) -> TransformerConfig:
-        """The settings that a file of the family has."""
+        """The settings as a file of the family has them."""
         return config.model_copy(update={"tied": False}) if self.own_head else config
 
     def config(self, given: Mapping[str, Any], source: str) -> TransformerConfig:
         """Our settings for theirs.
 
         Raises:
-            SettingError: one of them is missing, or not understood.
+            SettingError: a setting is missing, or not understood.
         """
         fields = Fields(given)
         try:
@@ -104,10 +105,10 @@ class NoFamilyError(SettingError):
 
 
 def family_of(config: TransformerConfig, families: Sequence[Family], target: str) -> Family:
-    """The first family that has this model.
+    """The first family that supports this model.
 
     Raises:
-        NoFamilyError: none has; the message names a setting that the nearest one lacks.
+        NoFamilyError: none does; the message names a setting that the nearest one lacks.
     """
     if config.head == "scalar":
         raise NoFamilyError(
@@ -127,8 +128,8 @@ def family_of(config: TransformerConfig, families: Sequence[Family], target: str
         if not differing:
             return family
         if nearest is None or len(differing) < nearest[0]:
-            told = f"{_shown(differing[0], config)}: no {target} family has this beside the rest"
-            nearest = (len(differing), f"{told}; the nearest is {family.name}")
+            lacking = f"{_shown(differing[0], config)}: no {target} family has this with the rest"
+            nearest = (len(differing), f"{lacking}; the nearest is {family.name}")
     assert nearest is not None
     raise NoFamilyError(nearest[1])
 
@@ -140,7 +141,7 @@ def _leaves(config: TransformerConfig) -> dict[str, Any]:
         given = values[part]
         values[part] = [dict(given[i % len(given)]) for i in range(config.layers)]
     values["residual"].pop("dropout")
-    for name in ("init", "mtp"):  # of training, or beside the model
+    for name in ("init", "mtp"):  # of training, or outside the model
         values.pop(name)
     for mlp in values["mlp"]:
         for name in (
@@ -166,6 +167,6 @@ def _paths(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _shown(path: str, config: TransformerConfig) -> str:
-    """A path without the number of a layer where all layers are alike."""
+    """A path, without the number of the layer if all layers are equal."""
     one = len(config.attention) == 1 if "attention" in path else len(config.mlp) == 1
     return re.sub(r"\[\d+\]", "", path) if one else path

@@ -27,7 +27,7 @@ from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
 HEADER = struct.Struct("<7i")
 SPECIALS = ("<unk>", "<s>", "</s>")
-LARGEST = 1 << 30  # of any number in a header that is believed
+LARGEST = 1 << 30  # largest number in a header that is accepted
 
 
 def load(
@@ -52,11 +52,13 @@ def _config(path: Path) -> TransformerConfig:
     with path.open("rb") as file:
         head = file.read(HEADER.size)
     if len(head) < HEADER.size:
-        raise SettingError(f"{path}: truncated: {len(head)} bytes are no llama2.c checkpoint")
+        raise SettingError(f"{path}: truncated: {len(head)} bytes are not a llama2.c checkpoint")
     numbers = HEADER.unpack(head)
     width, hidden, layers, heads, kv_heads, vocabulary, context = numbers
     if not all(0 < abs(number) < LARGEST for number in numbers) or min(*numbers[:5], context) < 0:
-        raise SettingError(f"{path}: no llama2.c checkpoint of version 0: it begins with {numbers}")
+        raise SettingError(
+            f"{path}: not a llama2.c checkpoint (version 0); it starts with {numbers}"
+        )
     values = {
         "vocabulary": abs(vocabulary),
         "width": width,
@@ -70,7 +72,7 @@ def _config(path: Path) -> TransformerConfig:
 
 
 def _parts(config: TransformerConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of what follows the header, in order; `#` stands for all layers."""
+    """Names and shapes of the parts after the header, in order; `#` stands for all layers."""
     attention, mlp, width = config.attention[0], config.mlp[0], config.width
     dim, hidden = attention.dim(width), mlp.inner(width)
     rows, kv_rows = attention.heads * dim, (attention.kv_heads or attention.heads) * dim
@@ -114,10 +116,10 @@ def _weights(path: Path, config: TransformerConfig) -> Iterator[tuple[str, Tenso
 
 
 def read_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
-    """The SentencePiece vocabulary that llama2.c writes: of each token its score and its bytes.
+    """The SentencePiece vocabulary that llama2.c writes: a score and the bytes of each token.
 
-    Encodes as llama2.c does: a space before the text, bytes for unknown characters, and of all
-    possible merges always the one whose token scores best.
+    Encodes as llama2.c does: a space before the text, bytes for unknown characters, and always the
+    merge whose token has the highest score.
     """
     tokens, scores = _read_tokens(path, vocabulary)
     ids = {token: index for index, token in enumerate(tokens)}
@@ -126,7 +128,7 @@ def read_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
     inner.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
     inner.add_special_tokens(list(SPECIALS))
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    # A document begins with <s> and none ends with </s>, so the next <s> is where one is over.
+    # Documents start with <s> and do not end with </s>, so the next <s> ends a document.
     return Tokenizer(inner, names, stops=[1])
 
 
@@ -146,8 +148,8 @@ def _read_tokens(path: Path, vocabulary: int) -> tuple[list[str], list[float]]:
             scores.append(score)
     except (struct.error, UnicodeDecodeError):
         count = f"token {len(tokens)} of {vocabulary} cannot be read"
-        raise SettingError(f"{path}: truncated or no llama2.c tokenizer: {count}") from None
-    tokens[: len(SPECIALS)] = SPECIALS  # written there with line ends around them
+        raise SettingError(f"{path}: truncated or not a llama2.c tokenizer: {count}") from None
+    tokens[: len(SPECIALS)] = SPECIALS  # the file has line ends around them
     if len(set(tokens)) < len(tokens):
-        raise SettingError(f"{path}: no llama2.c tokenizer: it holds a token twice")
+        raise SettingError(f"{path}: not a llama2.c tokenizer: it contains a token twice")
     return tokens, scores

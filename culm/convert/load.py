@@ -1,4 +1,4 @@
-"""Any model that Culm reads, by what its path is: ready to use, or to be trained."""
+"""Load any model that Culm reads, from its path: ready to use, or to train."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def read(
     adapters: Mapping[str, str | Path] | None = None,
     mtp: bool = True,
 ) -> tuple[Transformer, Tokenizer]:
-    """The parts of `culm.load`. mtp: keep heads of multi-token prediction, where there are any;
-    plain decoding is faster without.
+    """The parts of `culm.load`. mtp: keep heads of multi-token prediction, if there are any; plain
+    decoding is faster without them.
     """
     if adapter is not None and adapters:
-        raise SettingError("adapters: one for all requests (adapter) leaves no choice; give either")
+        raise SettingError("adapters: cannot be combined with adapter; use one of the two")
     chosen = choose_device(device)
     kind = None if dtype in (None, "auto") else dtype_of(dtype)
     if kind == torch.float16 and chosen.type == "cpu":
-        raise SettingError("dtype: float16 has no fast products on a CPU; take bfloat16")
+        raise SettingError("dtype: float16 matmuls are slow on CPU; use bfloat16")
     model, tokenizer = load_model(path, chosen)
     if not mtp:
         model.drop_mtp()
@@ -52,13 +52,13 @@ def read(
         load_adapters(model, adapters)
     if kind is None:
         kind = _choose(model, chosen, fastest=dtype == "auto")
-    for weight in model.parameters():  # not the buffers: angles and scales keep their precision
+    for weight in model.parameters():  # but no buffers: angles and scales keep their precision
         weight.data = weight.data.to(kind)
     return place(model, chosen, kind), tokenizer
 
 
 def _choose(model: Transformer, device: torch.device, fastest: bool) -> torch.dtype:
-    # The fast kernels for weights of few bits take bf16; they are what such a model is for.
+    # The fast kernels for quantised weights need bf16.
     if is_quantized(model):
         return torch.bfloat16
     if fastest:
@@ -72,10 +72,10 @@ def load_model(
     """The model and tokenizer of a run or model folder, a Hugging Face folder or hub id, a `.gguf`,
     or a `.bin` of llama2.c. A folder with an adapter is read as its base with the adapter merged.
 
-    tokenizer: the file beside a `.bin`, which has none within.
+    tokenizer: the file for a `.bin`, which contains none.
 
     Raises:
-        SettingError: nothing there can be read; the message says what can.
+        SettingError: nothing there is readable; the message says what is.
     """
     if not str(path):
         raise SettingError("model: its name is empty")
@@ -96,25 +96,25 @@ def load_model(
             )
         return llama2c.load(path, tokenizer, device)
     if path.exists():
-        raise SettingError(f"{path}: cannot be read as a model; known: {KNOWN}")
+        raise SettingError(f"{path}: not a readable model; known: {KNOWN}")
     if not HUB_ID.fullmatch(name):
         raise SettingError(f"{path}: there is no such file or folder")
     return load_model(download(name), device)
 
 
 def load_pretrained(name: str) -> tuple[Transformer, Tokenizer]:
-    """The model and tokenizer of a Hugging Face folder or hub id, to be trained on.
+    """The model and tokenizer of a Hugging Face folder or hub id, for further training.
 
     The tokenizer may have more tokens than the model has rows.
 
     Raises:
-        SettingError: it is not there, or cannot be read.
+        SettingError: it does not exist, or is not readable.
     """
     path = Path(name).expanduser()
     if not path.exists() and HUB_ID.fullmatch(name):
         path = Path(download(name))
     if not hf.is_model(path):
-        raise SettingError(f"{path}: no Hugging Face folder: there is no {hf.SETTINGS} in it")
+        raise SettingError(f"{path}: not a Hugging Face folder: it contains no {hf.SETTINGS}")
     return hf.load(path, grows=True)
 
 
@@ -129,31 +129,31 @@ def _adapted(folder: Path, device: torch.device | str) -> tuple[Transformer, Tok
         raise SettingError(f"{folder}: the base of this adapter: {error}") from None
     peft.load(model, folder)
     merge_verified(model)
-    if (folder / "tokenizer.json").is_file():  # it may have got another chat template
+    if (folder / "tokenizer.json").is_file():  # it may have a new chat template
         tokenizer = Tokenizer.load(folder)
         check_vocabulary(tokenizer, model.config.vocabulary, folder)
     return model, tokenizer
 
 
 def load_adapter(model: Transformer, path: str | Path) -> int:
-    """Put an adapter beside the layers of its base; gives how many.
+    """Add an adapter to the layers of its base; returns their number.
 
     path: its folder, the folder of the run that trained it, or a hub id.
 
     Raises:
-        SettingError: there is none, it cannot be read, or it is for another base.
+        SettingError: there is none, it is not readable, or it is for another base.
     """
     return peft.load(model, _adapter_folder(path))
 
 
 def load_adapters(model: Transformer, paths: Mapping[str, str | Path]) -> int:
-    """Put several adapters beside the layers of their one base, by name; gives to how many layers.
+    """Add several adapters to their common base, by name; returns the number of adapted layers.
 
-    paths: as of `load_adapter`.
+    paths: as in `load_adapter`.
 
     Raises:
-        SettingError: as `load_adapter`, or one adapts more than layers of the blocks. The model is
-            then as it was.
+        SettingError: as `load_adapter`, or one adapts layers outside the blocks. The model is then
+            unchanged.
     """
     if not all(paths):
         raise SettingError("adapters: a name is empty")
@@ -169,7 +169,7 @@ def _adapter_folder(path: str | Path) -> Path:
         if peft.is_adapter(folder):
             return folder
     if path.exists() or not HUB_ID.fullmatch(name):
-        raise SettingError(f"{path}: there is no adapter, whose folder holds adapter_config.json")
+        raise SettingError(f"{path}: no adapter folder (with an adapter_config.json)")
     return _adapter_folder(download(name))
 
 
@@ -183,13 +183,13 @@ def find_model(path: str | Path) -> Path:
 
 
 def refuse_overwrite(source: str | Path, out: str | Path) -> None:
-    """Refuse to write over what is read: a model would be gone for a smaller copy of it.
+    """Refuse to overwrite the source: a model would be lost for a smaller copy of it.
 
     Raises:
         SettingError: naming the path.
     """
     if find_model(source).resolve() == Path(out).resolve():
-        raise SettingError(f"{out}: this is the model that is read; choose another name")
+        raise SettingError(f"{out}: this is the source model; choose another name")
 
 
 def download(name: str) -> str:
@@ -199,8 +199,8 @@ def download(name: str) -> str:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         offline = isinstance(error, LocalEntryNotFoundError)
         reason = (
-            "the hub cannot be reached: go online once, or give a folder"
+            "the hub is not reachable: go online once, or give a folder"
             if offline
             else str(error).strip().splitlines()[0]
         )
-        raise SettingError(f"{name}: no such folder, nor downloaded; {reason}") from None
+        raise SettingError(f"{name}: there is no such folder, and not downloaded; {reason}") from None

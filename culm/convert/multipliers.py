@@ -1,4 +1,4 @@
-"""What a scaling rule multiplies in the forward, put into the weights, for formats without it."""
+"""Factors of a scaling rule, folded into the weights for formats that have no such rule."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ BRANCH_NORMS = ("attention_out_norm", "mlp_out_norm")
 
 
 def plain_config(config: TransformerConfig) -> TransformerConfig:
-    """The settings of the model whose weights are `folded`."""
+    """The settings for weights that are `folded`."""
     return config.model_copy(update={"scaling": None})
 
 
 def folded(config: TransformerConfig, name: str, tensor: Tensor) -> Tensor:
-    """A weight of a model of these settings, times what its scaling rule multiplies there."""
+    """A weight times its factor from the scaling rule of these settings."""
     if config.scaling is None:
         return tensor
     module, _, part = name.rpartition(".")

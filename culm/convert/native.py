@@ -1,9 +1,9 @@
 """Culm's own model folder.
 
-model.json          settings, precision, what is quantised and how, digests of files and of itself
+model.json          settings, precision, quantised layers, digests of the files and of itself
 model.safetensors   weights under our names; a tied head once
 tokenizer.json ...  the tokenizer and its chat template
-README.md           a card for the reader
+README.md           the model card
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from culm.safetensors import read_safetensors, stream_safetensors, write_safeten
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
 SETTINGS, WEIGHTS = "model.json", "model.safetensors"
-GUARDED = (WEIGHTS, "tokenizer.json")  # a flipped bit in these would go unseen
+GUARDED = (WEIGHTS, "tokenizer.json")  # a flipped bit in these would not be noticed
 
 
 class Folder(Config):
-    """What `model.json` says."""
+    """The content of `model.json`."""
 
     format: Literal[1] = 1
     model: TransformerConfig
@@ -54,13 +54,13 @@ def is_model(path: Path) -> bool:
 
 
 def save(model: Transformer, tokenizer: Tokenizer, folder: str | Path, note: str = "") -> None:
-    """Write a model folder, whole or not at all; an older model folder there is replaced.
+    """Write a model folder atomically; an older model folder there is replaced.
 
-    note: a sentence for the reader of its card.
+    note: a sentence for the model card.
 
     Raises:
-        SettingError: adapters are not merged, or the folder holds something else.
-        OSError: the disk is full or may not be written to.
+        SettingError: adapters are not merged, or the folder contains something else.
+        OSError: the disk is full or not writable.
     """
     folder = Path(folder)
     refuse_adapters(model)
@@ -79,13 +79,13 @@ def stream(
     folder: str | Path,
     source: str,
 ) -> None:
-    """As `save`, of a model whose tensors come one at a time and are never all in memory.
+    """As `save`, for a model whose tensors come one at a time and are never all in memory.
 
-    source: the file or folder that they come from, for messages.
+    source: the file or folder of the tensors, for messages.
 
     Raises:
         SettingError: as `save`, or as `culm.convert.weights.assemble`.
-        OSError: the disk is full or may not be written to.
+        OSError: the disk is full or not writable.
     """
     folder = Path(folder)
     refuse_nonempty(folder, SETTINGS)
@@ -101,7 +101,7 @@ def stream(
 def _describe(
     model: Transformer, tokenizer: Tokenizer, fresh: Path, name: str, note: str = ""
 ) -> None:
-    """Everything beside the weights, which are there already."""
+    """Write all files but the weights."""
     tokenizer.save(fresh)
     write_card(model, fresh, name, note=note)
     packed = {name: layer.settings for name, layer in quantized_layers(model).items()}
@@ -119,7 +119,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Transf
     """The model and tokenizer that `save` wrote, bit for bit.
 
     Raises:
-        SettingError: naming the file or tensor that is missing, broken or does not fit.
+        SettingError: naming the file or tensor that is missing, broken or of the wrong shape.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -144,7 +144,7 @@ def _read(path: Path) -> Folder:
     if values.get("format") != 1:
         raise SettingError(f"{path}: format {values.get('format')!r} is not known; this reads 1")
     if values.pop("digest", None) != _digest(values):
-        raise SettingError(f"{path}: broken: it is not as it was written; copy the folder again")
+        raise SettingError(f"{path}: broken: it was changed; copy the folder again")
     return parse(Folder, values, str(path))
 
 

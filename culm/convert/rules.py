@@ -1,8 +1,8 @@
 """Tensors under the names and in the layout of another library, and back, as a stream.
 
-A rule names our tensors and theirs; `#` stands for the number of a layer, `*` for the number of an
-expert, whose tensors are one here, stacked. A name is that of a module, whose weight and bias keep
-these names, or of a single tensor.
+A rule names our tensors and theirs; `#` stands for the number of a layer, `*` for that of an
+expert, whose tensors are stacked here. A name is that of a module, whose weight and bias keep their
+names, or that of a single tensor.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class TensorRule:
 
 
 def renamed(table: dict[str, str]) -> list[TensorRule]:
-    """Rules of tensors that differ by their names only: ours -> theirs."""
+    """Rules for tensors that differ in name only: ours -> theirs."""
     return [TensorRule((ours,), (theirs,)) for ours, theirs in table.items()]
 
 
 def read(
     tensors: Iterable[tuple[str, Tensor]], rules: Sequence[TensorRule], experts: int = 0
 ) -> Iterator[tuple[str, Tensor]]:
-    """Their tensors as ours. What no rule names keeps its name.
+    """Their tensors as ours. Tensors without a rule keep their names.
 
     Raises:
         SettingError: a part of a tensor is missing.
@@ -47,7 +47,7 @@ def read(
 
 
 def rooted(name: str, root: str, rules: Sequence[TensorRule]) -> str:
-    """Their name of a tensor, also where the model was saved without its head and so its root.
+    """Their name of a tensor, even if the model was saved without its head and so without its root.
 
     >>> rooted("h.0.ln_1.weight", "transformer.", rules)
     'transformer.h.0.ln_1.weight'
@@ -67,33 +67,33 @@ def write(
 
 @dataclass
 class _Waiting:
-    """Tensors of one rule that have come, by the place of their name; experts by their number."""
+    """Tensors of one rule so far, by the index of their name; experts by their number."""
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     change: Change
-    come: dict[int, dict[int, Tensor]] = field(default_factory=dict)
+    arrived: dict[int, dict[int, Tensor]] = field(default_factory=dict)
 
     def missing(self, experts: int) -> str | None:
-        """The first name that has not come."""
+        """The first name that is missing."""
         for place, name in enumerate(self.sources):
             wanted = experts if "*" in name else 1
             for number in range(wanted):
-                if number not in self.come.get(place, {}):
+                if number not in self.arrived.get(place, {}):
                     return name.replace("*", str(number))
         return None
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:
         taken = []
         for place, name in enumerate(self.sources):
-            parts = [part for _, part in sorted(self.come[place].items())]
+            parts = [part for _, part in sorted(self.arrived[place].items())]
             taken.append(torch.stack(parts) if "*" in name else parts[0])
         for name, made in zip(self.targets, self.change(taken), strict=True):
             if "*" in name:
                 for number, part in enumerate(made):
                     yield name.replace("*", str(number)), part.contiguous()
             else:
-                # On its own: a part of another would keep that in memory, and strides matter.
+                # A copy: a view would keep its whole tensor in memory, and strides matter.
                 whole = made.is_contiguous() and made.untyped_storage().nbytes() == made.nbytes
                 yield name, made if whole else made.clone(memory_format=torch.contiguous_format)
 
@@ -122,7 +122,7 @@ def _stream(
             named = [tuple(n.replace("#", layer) + suffix for n in side) for side in rule[:2]]
             waiting[key] = _Waiting(named[0], named[1], rule[2])
         expert = int(numbers[1]) if "*" in pattern else 0
-        waiting[key].come.setdefault(place, {})[expert] = tensor
+        waiting[key].arrived.setdefault(place, {})[expert] = tensor
         if waiting[key].missing(experts) is None:
             yield from waiting.pop(key).whole()
     for rest in waiting.values():
@@ -135,7 +135,7 @@ def _pattern(name: str) -> str:
 
 
 class ModuleNames:
-    """The names of modules that are the same in both, but for their names."""
+    """Both names of the modules that differ in name only."""
 
     def __init__(self, rules: Sequence[TensorRule]) -> None:
         pairs = {r.ours[0]: r.theirs[0] for r in rules if len(r.ours) == 1 and r.read is list}
@@ -165,17 +165,17 @@ def split(*sizes: int) -> Change:
 
 
 def join(tensors: list[Tensor]) -> list[Tensor]:
-    """Several tensors as one, along their rows."""
+    """Several tensors joined along their rows."""
     return [torch.cat(tensors)]
 
 
 def transposed(change: Change) -> Change:
-    """Matrices (inputs, outputs) as (outputs, inputs), before a change; vectors as they are."""
+    """Matrices (inputs, outputs) as (outputs, inputs), before a change; vectors unchanged."""
     return lambda tensors: change([t.t() if t.dim() == 2 else t for t in tensors])
 
 
 def then_transposed(change: Change) -> Change:
-    """The same behind a change."""
+    """The same after a change."""
     return lambda tensors: [t.t() if t.dim() == 2 else t for t in change(tensors)]
 
 

@@ -13,7 +13,7 @@ from culm.files import atomic, read_json
 from culm.model.transformer import TransformerConfig
 
 NEEDED = ("vocab_size", "emb_dim", "n_heads", "n_layers", "context_length")
-# What may stand in a setting that our model has no choice about, first as it should be written.
+# Allowed values of settings for which our model has no choice, the usual one first.
 ONLY: Mapping[str, tuple[Any, ...]] = {
     "drop_rate": (0, None),
     "norm_type": ("rmsnorm", "rms", "rms_norm"),
@@ -23,12 +23,12 @@ OPTIONAL = ("qkv_bias", "tie_embeddings", "n_kv_groups", "n_kv_heads", "hidden_d
 
 
 def read(path: str | Path) -> TransformerConfig:
-    """The model that a blueprint describes.
+    """The model that such a file describes.
 
     `n_kv_groups` and `n_kv_heads` both count the key and value heads.
 
     Raises:
-        SettingError: a key is missing, unknown, or asks for what this model does not have.
+        SettingError: a key is missing or unknown, or asks for a part that this model does not have.
     """
     path = Path(path)
     given = read_json(path)
@@ -42,7 +42,7 @@ def read(path: str | Path) -> TransformerConfig:
     for name, allowed in ONLY.items():
         value = given.get(name, allowed[0])
         if (value.lower() if isinstance(value, str) else value) not in allowed:
-            raise SettingError(f"{path}: {name}: {value!r} is not built here, only {allowed[0]!r}")
+            raise SettingError(f"{path}: {name}: {value!r} is not supported, only {allowed[0]!r}")
     kv_heads = {given[n] for n in ("n_kv_groups", "n_kv_heads") if given.get(n) is not None}
     if len(kv_heads) > 1:
         raise SettingError(f"{path}: n_kv_groups: it differs from n_kv_heads")
@@ -66,14 +66,14 @@ def read(path: str | Path) -> TransformerConfig:
 def write(config: TransformerConfig, path: str | Path) -> None:
     """Write model settings that a run file can name: `model: PATH`."""
     values = config.model_dump(mode="json", exclude_unset=True)
-    for part in ("attention", "mlp"):  # one for all layers stands alone
+    for part in ("attention", "mlp"):  # one for all layers is written without a list
         values[part] = values[part][0] if len(values[part]) == 1 else values[part]
     with atomic(Path(path)) as fresh:
         fresh.write_text(yaml.safe_dump(_given(values), sort_keys=False), encoding="utf-8")
 
 
 def _given(values: Any) -> Any:
-    """Without what is left to its default; no rotary embedding is a choice."""
+    """Without settings that are None, except for rope, where null means none."""
     if isinstance(values, dict):
         return {n: _given(v) for n, v in values.items() if v is not None or n == "rope"}
     return values

@@ -1,4 +1,4 @@
-"""Weights out of a model and into one, tensor by tensor."""
+"""Read weights out of a model and into one, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from culm.model.linear import GroupedLinear, Linear
 from culm.model.rope import Rotation
 from culm.model.transformer import Transformer, TransformerConfig
 
-PLAIN = {torch.float64, torch.float32, torch.bfloat16, torch.float16}  # one for the other
+PLAIN = {torch.float64, torch.float32, torch.bfloat16, torch.float16}  # interchangeable
 COPY = "copy the folder again, with the settings that belong to its weights"
-SAMPLED = 4096  # numbers of a tensor that its fingerprint looks at, about
+SAMPLED = 4096  # numbers of a tensor in its fingerprint, about
 
 
 def refuse_adapters(model: nn.Module) -> None:
-    """A model with adapters beside its layers has no single set of weights to write."""
+    """Refuse a model with adapters, which has no single set of weights to write."""
     if has_adapter(model) or adapter_names(model):
         raise SettingError("model: it has adapters; merge them first (culm.adapt.merge)")
 
 
 def note_dropped_heads(model: Transformer) -> None:
-    """Say what is left out of a file or a model that only predicts the next token."""
+    """Report that a file or model omits the heads of multi-token prediction."""
     if model.config.mtp is not None:
         count = model.config.mtp.depth
-        log.say(f"Multi-token prediction: its heads ({count}) are left out here.")
+        log.say(f"Multi-token prediction: the {count} heads are not exported.")
 
 
 def plain_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """Every weight under its name in a model of plain layers, detached.
 
-    Quantised layers are multiplied out one at a time; a tied head is left out, and so are the
-    heads of multi-token prediction. What a scaling rule multiplies is in them.
+    Quantised layers are dequantised one at a time; a tied head and the heads of multi-token
+    prediction are skipped. The factors of a scaling rule are folded in.
     """
     refuse_adapters(model)
     for name, tensor in _below(model):
@@ -53,7 +53,7 @@ def plain_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
 
 
 def _below(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    """The same, of a model with its adapters taken away."""
+    """The same for the base of a model with adapters, without folded factors."""
     packed = quantized_layers(model)
     for full, module in model.named_modules():
         name = full.removesuffix(".base")
@@ -72,16 +72,16 @@ def _below(model: Transformer) -> Iterator[tuple[str, Tensor]]:
 
 
 def fingerprint(model: Transformer, without: Collection[str] = ()) -> str:
-    """SHA-256 of what a model is below its adapters: names, shapes and a sample of its weights.
+    """SHA-256 of the base of a model with adapters: names, shapes and a sample of its weights.
 
-    It is the same in fp32 and in bf16, and for quantised layers and those that were made of them
-    by multiplying out. without: modules that are left out, since an adapter brings its own.
+    It is the same in fp32 and bf16, and for quantised and dequantised layers. without: modules that
+    are skipped, since an adapter brings its own.
     """
     digest = hashlib.sha256()
     for name, tensor in _below(model):
         if name.rpartition(".")[0] in without:
             continue
-        step = tensor.numel() // SAMPLED | 1  # odd: not one column of a matrix all the time
+        step = tensor.numel() // SAMPLED | 1  # odd, so that samples are not all in one column
         sample = tensor.flatten()[::step].float().bfloat16().cpu()
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(sample.view(torch.int16).numpy().tobytes())
@@ -95,18 +95,18 @@ def assemble(
     device: torch.device | str = "cpu",
     quantized: Mapping[str, LinearQuantizer] | None = None,
 ) -> Transformer:
-    """A model that takes the given tensors as its own; none is copied or drawn first.
+    """A model that owns the given tensors; none is copied or initialised first.
 
-    quantized: how each layer of that name is packed; its tensors are the packed ones.
+    quantized: the quantiser of each quantised layer, by name; its tensors are the packed ones.
     source: the file or folder, for messages.
 
     Raises:
-        SettingError: a tensor is missing, unknown, not finite, of another shape or of another kind.
+        SettingError: a tensor is missing, unknown, not finite, or of another shape or dtype.
     """
     model = config.build(device="meta")
     quantized = quantized or {}
     with torch.device("meta"):
-        _make_room(model, quantized, source)
+        _replace_quantized(model, quantized, source)
     expected = stored(model)
     taken = {name: tensor.to(device) for name, tensor in fitting(tensors, expected, source)}
     model.load_state_dict(taken, strict=False, assign=True)
@@ -121,7 +121,7 @@ def assemble(
 
 
 def stored(model: Transformer) -> dict[str, Tensor]:
-    """What a file of the model holds, by name: a tied head is there once."""
+    """The tensors in a file of the model, by name; a tied head is there once."""
     weights = model.state_dict()
     if model.config.tied:
         del weights["head.weight"]
@@ -131,7 +131,7 @@ def stored(model: Transformer) -> dict[str, Tensor]:
 def fitting(
     tensors: Iterable[tuple[str, Tensor]], expected: Mapping[str, Tensor], source: str
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors as they come, each held against the one of its name; none may be missing.
+    """The tensors as they come, each checked against the one of its name; none may be missing.
 
     Raises:
         SettingError: as `assemble`.
@@ -139,16 +139,16 @@ def fitting(
     seen: set[str] = set()
     for name, tensor in tensors:
         if name in seen:
-            raise SettingError(f"{source}: tensor {name} is there twice; {COPY}")
+            raise SettingError(f"{source}: tensor {name} occurs twice; {COPY}")
         seen.add(name)
         if name in expected:
             _check(name, tensor, expected[name], source)
             yield name, tensor
-    differing = {"are missing": expected.keys() - seen, "have no place": seen - expected.keys()}
-    told = [f"{len(names)} {what}: {_listed(names)}" for what, names in differing.items() if names]
-    if told:
+    differing = {"are missing": expected.keys() - seen, "are unknown": seen - expected.keys()}
+    wrong = [f"{len(names)} {what}: {_listed(names)}" for what, names in differing.items() if names]
+    if wrong:
         raise SettingError(
-            f"{source}: its tensors are not those of its settings: {'; '.join(told)}; {COPY}"
+            f"{source}: its tensors do not match its settings: {'; '.join(wrong)}; {COPY}"
         )
 
 
@@ -158,7 +158,9 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"{name} ({count})" if count > 1 else name for name, count in counts.items())
 
 
-def _make_room(model: Transformer, quantized: Mapping[str, LinearQuantizer], source: str) -> None:
+def _replace_quantized(
+    model: Transformer, quantized: Mapping[str, LinearQuantizer], source: str
+) -> None:
     def empty(name: str, layer: nn.Module) -> nn.Module:
         assert isinstance(layer, Linear | GroupedLinear)
         return quantized[name].empty(layer)
@@ -166,7 +168,7 @@ def _make_room(model: Transformer, quantized: Mapping[str, LinearQuantizer], sou
     kinds = (Linear, GroupedLinear)
     layers = {name for name, module in model.named_modules() if type(module) in kinds}
     if unknown := sorted(quantized.keys() - layers):
-        raise SettingError(f"{source}: {unknown[0]} is quantised there but no layer of the model")
+        raise SettingError(f"{source}: {unknown[0]} is quantised there but is not a layer here")
     if quantized:
         replace(model, lambda name, _: name in quantized, empty)
 
@@ -180,12 +182,11 @@ def _check(name: str, tensor: Tensor, expected: Tensor, source: str) -> None:
         raise SettingError(f"{source}: tensor {name} holds {kinds}; {COPY}")
     if tensor.is_floating_point() and not _finite(tensor):
         raise SettingError(
-            f"{source}: tensor {name} holds NaN or infinity, of which nothing can be computed; "
-            "take an earlier checkpoint"
+            f"{source}: tensor {name} contains NaN or infinity; use an earlier checkpoint"
         )
 
 
 def _finite(tensor: Tensor) -> bool:
-    # Sums of parts: a mask of a whole embedding would be half as large as it is.
+    # In parts: a mask of a full embedding would take half its memory.
     parts = tensor.reshape(-1).split(1 << 20)
     return all(bool(part.float().isfinite().all()) for part in parts)

@@ -71,7 +71,7 @@ def _read(path: Path) -> dict[bytes, int]:
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
     except FileNotFoundError:
         raise SettingError(
-            f"{path}: no such file; download {CL100K} and set tokenizer.path to it"
+            f"{path}: there is no such file; download {CL100K} and set tokenizer.path to it"
         ) from None
     except OSError as error:
         raise SettingError(f"{path}: cannot be read: {error.strerror}") from None

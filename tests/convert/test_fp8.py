@@ -108,15 +108,15 @@ NAME = "model.layers.0.mlp.down_proj.weight"
     [
         (lambda t: t.pop(f"{NAME}_scale_inv"), f"tensor {NAME} is in fp8 and has no scales"),
         (lambda t: t.pop(NAME), f"tensor {NAME} has scales and is not in fp8"),
-        (lambda t: t.update({f"{NAME}_scale_inv": torch.ones(2, 2)}), "does not go with scales"),
+        (lambda t: t.update({f"{NAME}_scale_inv": torch.ones(2, 2)}), "does not match scales"),
         (lambda t: t.update({NAME: torch.ones(4)}), "are missing|has shape"),
         (lambda t: t.update({NAME: t[NAME].float()}), f"{NAME} has scales and is not in fp8"),
-        (lambda t: t[f"{NAME}_scale_inv"].fill_(torch.nan), f"{NAME}_scale_inv holds what cannot"),
-        (lambda t: t[f"{NAME}_scale_inv"].fill_(torch.inf), f"{NAME}_scale_inv holds what cannot"),
-        (lambda t: t[f"{NAME}_scale_inv"][0].fill_(-1), f"{NAME}_scale_inv holds what cannot"),
+        (lambda t: t[f"{NAME}_scale_inv"].fill_(torch.nan), f"{NAME}_scale_inv contains invalid"),
+        (lambda t: t[f"{NAME}_scale_inv"].fill_(torch.inf), f"{NAME}_scale_inv contains invalid"),
+        (lambda t: t[f"{NAME}_scale_inv"][0].fill_(-1), f"{NAME}_scale_inv contains invalid"),
         (
             lambda t: t.update({f"{NAME}_scale_inv": t[f"{NAME}_scale_inv"].byte()}),
-            r"_scale_inv holds what cannot be scales \(uint8\)",
+            r"_scale_inv contains invalid scales \(uint8\)",
         ),
     ],
 )

@@ -165,16 +165,16 @@ def content(written):
 def test_truncated(content, tmp_path, length):
     path = tmp_path / "cut.gguf"
     path.write_bytes(content[:length])
-    with pytest.raises(SettingError, match=r"cut\.gguf: broken or no GGUF file"):
+    with pytest.raises(SettingError, match=r"cut\.gguf: broken or not a GGUF file"):
         ours.load(path)
 
 
 @pytest.mark.parametrize(
     ("place", "form", "value", "message"),
     [
-        (0, "4s", b"GGML", "does not begin with GGUF"),
+        (0, "4s", b"GGML", "does not start with GGUF"),
         (4, "I", 9, "version 9 is not read here"),
-        (8, "Q", 2**60, "broken or no GGUF file"),  # tensors
+        (8, "Q", 2**60, "broken or not a GGUF file"),  # tensors
         (16, "Q", 2**60, "truncated"),  # settings
         (24, "Q", 2**62, "truncated"),  # length of the first name
     ],
@@ -189,7 +189,7 @@ def test_headers_that_lie(content, tmp_path, place, form, value, message):
 
 
 def test_missing_file_and_a_stranger(tmp_path, data):
-    with pytest.raises(SettingError, match="there is no such file"):
+    with pytest.raises(SettingError, match="no such file"):
         ours.load(tmp_path / "none.gguf")
     with pytest.raises(SettingError, match=r"gpt-2\.gguf: it has no token_embd"):
         ours.load(data / "tokenizers" / "llama.cpp" / "ggml-vocab-gpt-2.gguf")

@@ -177,7 +177,7 @@ def test_an_outlier_spoils_no_other_block(kind):
 def test_no_number_is_refused(kind, number):
     x = np.ones((2, 256), np.float32)
     x[1, 3] = number
-    with pytest.raises(SettingError, match=r"blk\.0: it holds NaN or infinity"):
+    with pytest.raises(SettingError, match=r"blk\.0: contains NaN or infinity"):
         encode(x, kind, "blk.0")
 
 
@@ -185,7 +185,7 @@ def test_no_number_is_refused(kind, number):
 def test_too_large_is_refused(kind):
     x = np.ones((2, 256), np.float32)
     x[0, 0] = 3.4e38 if kind is Kind.BF16 else -65_520
-    with pytest.raises(SettingError, match=rf"is more than {kind.name} can hold; take f32"):
+    with pytest.raises(SettingError, match=rf"is more than {kind.name} can store; use f32"):
         encode(x, kind)
     assert np.array_equal(encode(x, Kind.F32), x)
 

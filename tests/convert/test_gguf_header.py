@@ -67,36 +67,36 @@ def test_values_are_those_of_the_package(tmp_path):
 
 
 LIES = {
-    "a huge array": ([setting("a", ARRAY, array(U8, 2**60))], [], "a: truncated: .* announced"),
-    "of strings": ([setting("a", ARRAY, array(STRING, 2**60))], [], "a: truncated: .* announced"),
+    "a huge array": ([setting("a", ARRAY, array(U8, 2**60))], [], "a: truncated: .* declared"),
+    "of strings": ([setting("a", ARRAY, array(STRING, 2**60))], [], "a: truncated: .* declared"),
     "a huge string": ([setting("a", STRING, struct.pack("<Q", 2**63))], [], "a: truncated: 9,223"),
     "no type": ([setting("a", 77, b"")], [], "a: a setting of type 77"),
     "arrays inside": ([setting("a", ARRAY, array(ARRAY, 1))], [], "a: an array of type 9"),
     "no text": ([setting("a", STRING, struct.pack("<Q", 1) + b"\xff")], [], "a: 'utf-8' codec"),
-    "twice": (2 * [setting("a", U8, b"1")], [], "a is there twice"),
+    "twice": (2 * [setting("a", U8, b"1")], [], "a occurs twice"),
     "alignment": (
         [setting("general.alignment", U32, struct.pack("<I", 24))],
         [],
-        "general.alignment: 24 is no power of two",
+        "general.alignment: 24 is not a power of two",
     ),
     "alignment of text": (
         [setting("general.alignment", STRING, text("32"))],
         [],
-        "general.alignment: '32' is no power of two",
+        "general.alignment: '32' is not a power of two",
     ),
     "dimensions": ([], [tensor("w", (1,) * 5)], "tensor w has 5 dimensions"),
     "no dimension": ([], [tensor("w", ())], "tensor w has 0 dimensions"),
     "empty": ([], [tensor("w", (8, 0))], r"tensor w is empty: its shape is \[8, 0\]"),
     "kind": ([], [tensor("w", (8,), kind=99)], "tensor w is of type 99"),
-    "half a block": ([], [tensor("w", (8,), kind=8)], "tensor w does not stand on whole blocks"),
-    "out of line": ([], [tensor("w", (8,), offset=8)], "tensor w does not stand on whole blocks"),
-    "too long": ([], [tensor("w", (65,))], r"truncated: \d+ bytes are announced"),
-    "far too long": ([], [tensor("w", (2**62, 2**62))], "truncated: .* bytes are announced"),
-    "beyond the end": ([], [tensor("w", (1,), offset=2**40)], "truncated: .* bytes are announced"),
+    "half a block": ([], [tensor("w", (8,), kind=8)], "tensor w does not fill complete blocks"),
+    "out of line": ([], [tensor("w", (8,), offset=8)], "tensor w does not fill complete blocks"),
+    "too long": ([], [tensor("w", (65,))], r"truncated: \d+ bytes are declared"),
+    "far too long": ([], [tensor("w", (2**62, 2**62))], "truncated: .* bytes are declared"),
+    "beyond the end": ([], [tensor("w", (1,), offset=2**40)], "truncated: .* bytes are declared"),
     "the same name": (
         [],
         [tensor("w", (8,)), tensor("w", (8,), offset=32)],
-        "tensor is there twice",
+        "tensor occurs twice",
     ),
     "overlap": ([], [tensor("v", (16,)), tensor("w", (8,), offset=32)], "tensors v and w overlap"),
     "the same place": ([], [tensor("v", (8,)), tensor("w", (8,))], "tensors v and w overlap"),
@@ -108,14 +108,14 @@ def test_headers_that_lie(tmp_path, name):
     parts, tensors, message = LIES[name]
     path = file(tmp_path, *parts, tensors=tensors)
     with pytest.raises(
-        SettingError, match=rf"m\.gguf: broken or no GGUF file: .*{message}.*; fetch"
+        SettingError, match=rf"m\.gguf: broken or not a GGUF file: .*{message}.*; download"
     ):
         gguf_header.read(path)
 
 
 @pytest.mark.parametrize("counts", [(2**60, 0), (0, 2**60), (9, 0), (0, 9)])
 def test_counts_that_lie(tmp_path, counts):
-    with pytest.raises(SettingError, match=r"m\.gguf: broken or no GGUF file: "):
+    with pytest.raises(SettingError, match=r"m\.gguf: broken or not a GGUF file: "):
         gguf_header.read(file(tmp_path, counts=counts))
 
 

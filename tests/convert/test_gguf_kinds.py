@@ -66,7 +66,7 @@ def test_mixture_by_hand():
     untied, _ = kinds_of({**SHAPES, "output.weight": (300, 256)}, KINDS["q4_k_m"], layers=9)
     assert (untied["output.weight"], untied["token_embd.weight"]) == (Kind.Q6_K, Kind.Q4_K)
     assert note == (
-        "9 of 28 matrices have rows that do not fill blocks of 256 and are of another type; "
+        "9 of 28 matrices have rows that do not fill blocks of 256 and get another type; "
         "blk.0.ffn_down.weight of 320 is Q8_0, not Q6_K"
     )
 
@@ -112,10 +112,10 @@ def test_a_row_that_does_not_fit_is_told(wide, tokenizer, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("precision", "number", "message"),
-    [("f32", float("nan"), "it holds NaN or infinity"),
-     ("q4_k_m", float("inf"), "it holds NaN or infinity"),
-     ("f16", 1e6, r"1e\+06 is more than F16 can hold; take f32"),
-     ("q4_k_m", 1e6, r"1e\+06 is more than Q4_K can hold; take f32")],
+    [("f32", float("nan"), "contains NaN or infinity"),
+     ("q4_k_m", float("inf"), "contains NaN or infinity"),
+     ("f16", 1e6, r"1e\+06 is more than F16 can store; use f32"),
+     ("q4_k_m", 1e6, r"1e\+06 is more than Q4_K can store; use f32")],
 )  # fmt: skip
 def test_a_broken_weight_leaves_no_file(tiny, tokenizer, tmp_path, precision, number, message):
     model = tiny(**WIDE)

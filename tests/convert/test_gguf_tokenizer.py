@@ -75,9 +75,9 @@ def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path):
     merges = [("b", "c"), ("a", "b"), ("ab", "c")]
     apart = tokenizers.Tokenizer(models.BPE(names, merges, byte_fallback=True))
     apart.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
-    refuse(apart, "also 'a' and 'bc', which this one leaves apart")
+    refuse(apart, "also 'a' and 'bc', which this one does not merge")
     apart.pre_tokenizer = pre_tokenizers.Whitespace()
-    refuse(apart, "no rule that writes spaces as this one does")
+    refuse(apart, "no rule for spaces like this one")
 
 
 def test_merges_that_take_turns_score_alike(tmp_path):

@@ -70,20 +70,20 @@ def test_start_and_end_are_put(tmp_path):
     [
         ("model", "t5", r"model: a vocabulary of kind 't5' is not read here, only gpt2, llama"),
         ("model", None, "model: a vocabulary of kind None"),
-        ("model", 3, "model: '3' is no str"),
-        ("pre", "kimi-k2", "pre: a rule 'kimi-k2' to split text is not known here"),
-        ("tokens", None, "tokens: there are none"),
-        ("tokens", "a", "tokens: 'a' is no list"),
-        ("tokens", [1, 2], "tokens: it does not hold str alone"),
-        ("tokens", ["a", "a"], r"token_type: there are \d+ for 2 tokens"),
-        ("token_type", [1.0], "token_type: it does not hold int alone"),
-        ("scores", [0.0], r"scores: there are 1 for \d+ tokens"),
-        ("merges", ["ab"], "merges: 'ab' is no pair"),
-        ("merges", ["! ~"], "merges: '! ~' makes no token"),
-        ("eos_token_id", 423, "eos_token_id: 423 is no token"),
-        ("eos_token_id", True, "eos_token_id: 'True' is no int"),
+        ("model", 3, "model: '3' is not a str"),
+        ("pre", "kimi-k2", "pre: the rule 'kimi-k2' to split text is not known here"),
+        ("tokens", None, "tokens: the list is empty"),
+        ("tokens", "a", "tokens: 'a' is not a list"),
+        ("tokens", [1, 2], "tokens: it contains other types than str"),
+        ("tokens", ["a", "a"], r"token_type: \d+ values for 2 tokens"),
+        ("token_type", [1.0], "token_type: it contains other types than int"),
+        ("scores", [0.0], r"scores: 1 values for \d+ tokens"),
+        ("merges", ["ab"], "merges: 'ab' is not a pair"),
+        ("merges", ["! ~"], "merges: '! ~' gives no token"),
+        ("eos_token_id", 423, "eos_token_id: 423 is not a token"),
+        ("eos_token_id", True, "eos_token_id: 'True' is not a int"),
         ("eos_token_id", None, "eos_token_id: no token ends a text"),
-        ("add_bos_token", 1, "add_bos_token: '1' is no bool"),
+        ("add_bos_token", 1, "add_bos_token: '1' is not a bool"),
     ],
 )
 def test_metadata_that_lie(tmp_path, key, value, message):
@@ -106,9 +106,9 @@ def test_more_metadata_that_lie(tmp_path):
     with pytest.raises(SettingError, match=r"tokens: byte <0x02> has no token; import this"):
         read_tokenizer({**fields, "tokenizer.ggml.tokens": names}, path)
     names[5] = names[300]
-    with pytest.raises(SettingError, match=r"tokens: some token is there twice"):
+    with pytest.raises(SettingError, match=r"tokens: a token occurs twice"):
         read_tokenizer({**fields, "tokenizer.ggml.tokens": names}, path)
-    with pytest.raises(SettingError, match=r"m\.gguf: tokenizer\.chat_template: it is no text"):
+    with pytest.raises(SettingError, match=r"m\.gguf: tokenizer\.chat_template: it is not text"):
         read_tokenizer({**fields, "tokenizer.chat_template": [1]}, path)
     whole = gguf_header.read(path)
     with pytest.raises(SettingError, match=r"m\.gguf: broken: tokenizer\.huggingface\.json or"):

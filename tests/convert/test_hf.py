@@ -167,7 +167,7 @@ def exported(tiny, tokenizer, tmp_path):
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4, "mscale": 1}}, "mscale are not"),
         ({"rope_parameters": {"rope_type": "default", "factor": 4.0}}, "factor are not known"),
         ({"rope_parameters": None, "rope_scaling": {"type": "su", "factor": 2}}, "'su'"),
-        ({"rope_parameters": 3}, "rope_parameters: 3 is no mapping"),
+        ({"rope_parameters": 3}, "rope_parameters: 3 is not a mapping"),
         ({"sliding_window": 4096}, "sliding_window: 4096 is not known here"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: 50.0 is not known here"),

@@ -127,7 +127,7 @@ def test_headers_that_lie_are_refused_at_once(files, tmp_path, numbers):
 def test_truncated_tokenizer(files, tmp_path):
     path = tmp_path / "tok.bin"
     path.write_bytes(files[1].read_bytes()[:2000])
-    with pytest.raises(SettingError, match=r"tok\.bin: truncated or no llama2\.c tokenizer: token"):
+    with pytest.raises(SettingError, match=r"tok\.bin: truncated or not a llama2\.c tokenizer: token"):
         llama2c.load(files[0], path)
     with pytest.raises(SettingError, match=r"none\.bin: there is no such file"):
         llama2c.load(files[0], tmp_path / "none.bin")

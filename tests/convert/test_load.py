@@ -67,24 +67,24 @@ def test_what_is_read_is_never_written_over(tiny, tokenizer, tmp_path, monkeypat
     before = bytes_in(tmp_path)
     for source, out in (("run/model", "run/model"), ("run", "run/model"), ("run/model", "link")):
         for write in (import_model, export, partial(quantize, to="int8")):
-            with pytest.raises(SettingError, match="this is the model that is read"):
+            with pytest.raises(SettingError, match="this is the source model"):
                 write(source, out)
     assert bytes_in(tmp_path) == before
 
 
 def test_only_a_file_without_a_tokenizer_is_given_one(tiny, tokenizer, tmp_path):
     native.save(tiny(), tokenizer, tmp_path / "model")
-    with pytest.raises(SettingError, match=r"--tokenizer: \S+ has a tokenizer"):
+    with pytest.raises(SettingError, match=r"--tokenizer: \S+ has its own tokenizer"):
         import_model(tmp_path / "model", tmp_path / "out", tmp_path / "tok.bin")
 
 
 def test_what_cannot_be_read(tmp_path):
     with pytest.raises(SettingError, match="model: its name is empty"):
         load_model("")
-    with pytest.raises(SettingError, match="there is no such file or folder"):
+    with pytest.raises(SettingError, match="no such file or folder"):
         import_model(tmp_path / "none", tmp_path / "out")
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(SettingError, match=r"notes\.txt: cannot be read as a model; known: a run"):
+    with pytest.raises(SettingError, match=r"notes\.txt: not a readable model; known: a run"):
         import_model(tmp_path / "notes.txt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -110,15 +110,15 @@ def twice(shards):
     [
         (gone, r"model-00002-of-00003\.safetensors: there is no such file; copy the whole folder"),
         (cut, r"model-00003-of-00003\.safetensors: broken .*truncated: .*; copy it again"),
-        (twice, r"there: tensor \S+ is there twice; copy the folder again"),
-        (changed(value=float("nan")), r"tensor \S+ holds NaN or infinity.*; take an earlier"),
+        (twice, r"there: tensor \S+ occurs twice; copy the folder again"),
+        (changed(value=float("nan")), r"tensor \S+ contains NaN or infinity.*; use an earlier"),
         (changed(dtype=torch.int8), r"tensor \S+ holds int8, not float32; copy"),
         (changed(dtype=torch.float8_e4m3fn), r"tensor \S+ holds float8_e4m3fn, not float32; copy"),
         (
             changed(extra="model.layers.7.mlp.up_proj.weight"),
-            r"1 have no place: blocks\.#\.mlp\.up\.weight",
+            r"1 are unknown: blocks\.#\.mlp\.up\.weight",
         ),
-        (changed(extra="visual.patch"), r"1 have no place: visual\.patch"),
+        (changed(extra="visual.patch"), r"1 are unknown: visual\.patch"),
         (changed(missing=True), r"1 are missing: \S+; copy the folder again"),
     ],
 )

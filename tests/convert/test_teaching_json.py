@@ -57,9 +57,9 @@ def test_every_optional_key(tmp_path):
     [
         ({"n_head": 16}, "n_head: no such setting; known: vocab_size, emb_dim"),
         ({"n_heads": "absent"}, "n_heads: this setting is needed"),
-        ({"drop_rate": 0.1}, "drop_rate: 0.1 is not built here, only 0"),
-        ({"norm_type": "layernorm"}, "norm_type: 'layernorm' is not built here, only 'rmsnorm'"),
-        ({"ff_type": "gelu"}, "ff_type: 'gelu' is not built here, only 'swiglu'"),
+        ({"drop_rate": 0.1}, "drop_rate: 0.1 is not supported, only 0"),
+        ({"norm_type": "layernorm"}, "norm_type: 'layernorm' is not supported, only 'rmsnorm'"),
+        ({"ff_type": "gelu"}, "ff_type: 'gelu' is not supported, only 'swiglu'"),
         ({"n_kv_heads": 8}, "n_kv_groups: it differs from n_kv_heads"),
         ({"emb_dim": 2050}, "heads: 16 does not divide width=2050"),
         ({"n_kv_groups": 3}, "kv_heads: 3 does not divide heads=16"),

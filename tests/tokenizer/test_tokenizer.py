@@ -259,7 +259,7 @@ def test_bad_folders_are_named(tmp_path):
         with pytest.raises(SettingError, match=problem):
             from_tiktoken(bad)
     with pytest.raises(
-        SettingError, match=r"none\.tiktoken: no such file; download https://.*cl100k"
+        SettingError, match=r"none\.tiktoken: there is no such file; download https://.*cl100k"
     ):
         from_tiktoken(tmp_path / "none.tiktoken")
 

@@ -1,10 +1,10 @@
 """Numbers as GGUF stores them: floats, blocks of 32, and the K-quants' super-blocks of 256.
 
-The `gguf` package encodes the floats and the blocks of 32 and decodes everything; it has no encoder
-for K-quants, so those stand here. They follow the search of llama.cpp's quantiser without an
-importance matrix, on many blocks at once, and give its bytes. `d` and `dmin` are float16, all
-numbers little-endian. A super-block of numbers all below about 1e-4 is poorly served, here as
-there: its float16 `d` is near zero and has few bits left.
+The `gguf` package encodes floats and blocks of 32 and decodes everything, but has no encoder for
+K-quants, so those are here. They follow the search of llama.cpp's quantiser without an importance
+matrix, on many blocks at once, and give the same bytes. `d` and `dmin` are float16, all numbers
+little-endian. As in llama.cpp, a super-block of numbers below about 1e-4 loses precision: its
+float16 `d` is near zero and has few bits left.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from culm.config import SettingError
 Array = np.ndarray
 BLOCK = 256
 FLOATS = (Kind.F32, Kind.F16, Kind.BF16)
-TILE = 256  # super-blocks that are encoded at once: what the search works on stays in the cache
-# What a type can hold; the scale of a block is a float16, and so is the first number of some.
+TILE = 256  # super-blocks that are encoded at once, so that the search stays in the CPU cache
+# Maximum of a type; the scale of a block is a float16.
 LARGEST = {Kind.F32: 3.4028234e38, Kind.BF16: 3.3895313e38}
 HALF = 65504.0
-# A number so small is zero in every block, as its float16 scale is: 1 / scale would overflow.
+# Smaller numbers are zero in every block, like their float16 scale: 1 / scale would overflow.
 SMALLEST = 1e-12
 
 
@@ -32,13 +32,13 @@ def encode(numbers: Array, kind: Kind, name: str = "tensor") -> Array:
     """numbers: (..., n) float32, n a multiple of the kind's block -> (..., bytes of n) as stored.
 
     Raises:
-        SettingError: `name` holds a number that is not finite, or too large for the type.
+        SettingError: `name` contains a number that is not finite, or too large for the type.
     """
     if not np.isfinite(numbers).all():
-        raise SettingError(f"{name}: it holds NaN or infinity; take an earlier checkpoint")
+        raise SettingError(f"{name}: contains NaN or infinity; use an earlier checkpoint")
     largest, most = np.abs(numbers).max(initial=0), LARGEST.get(kind, HALF)
     if largest > most:
-        raise SettingError(f"{name}: {largest:.4g} is more than {kind.name} can hold; take f32")
+        raise SettingError(f"{name}: {largest:.4g} is more than {kind.name} can store; use f32")
     if kind in FLOATS:
         return gguf.quantize(numbers, kind)
     numbers = np.where(np.abs(numbers) < SMALLEST, np.float32(0), numbers)
@@ -46,7 +46,7 @@ def encode(numbers: Array, kind: Kind, name: str = "tensor") -> Array:
         return gguf.quantize(numbers, kind)
     blocks = numbers.reshape(-1, BLOCK)
     tiles = (blocks[start : start + TILE] for start in range(0, len(blocks), TILE))
-    with np.errstate(divide="ignore", invalid="ignore"):  # of blocks of zeros, set apart after
+    with np.errstate(divide="ignore", invalid="ignore"):  # zeros, handled after
         encoded = np.concatenate([ENCODERS[kind](tile) for tile in tiles])
     return encoded.reshape(*numbers.shape[:-1], -1)
 

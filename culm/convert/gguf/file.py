@@ -1,7 +1,7 @@
-"""GGUF, the one-file format of llama.cpp: written in floats or blocks, and our own files read.
+"""GGUF, the one-file format of llama.cpp: written in floats or blocks, and read.
 
-The tokenizer is written twice: as llama.cpp wants it, with the name of a splitting rule that it
-knows, and whole under `tokenizer.huggingface.json`, from which it is read back exactly.
+The tokenizer is written twice: in llama.cpp's form, with the name of a splitting rule that it
+knows, and in full under `tokenizer.huggingface.json`, from which it is read back exactly.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _write(
 
 def _add_settings(writer: gguf.GGUFWriter, config: TransformerConfig, family: Family) -> None:
     fields = family.write(config)
-    for name in ("tied", "llama3", "vocabulary"):  # said by the tensors
+    for name in ("tied", "llama3", "vocabulary"):  # implied by the tensors
         fields.pop(name, None)
     for name, value in fields.items():
         key = f"{family.name}.{name}"
@@ -147,17 +147,17 @@ def _tensors(model: Transformer, family: Family) -> Iterator[tuple[str, Tensor]]
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer]:
-    """The model and tokenizer of a file, of our writing or another's; weights become fp32.
+    """The model and tokenizer of any GGUF file; weights become fp32.
 
     Raises:
-        SettingError: the file is broken, or of a family or kind that is not known here.
+        SettingError: the file is broken, or its family or kind is not known.
     """
     path = Path(path)
     fields = header.read(path)
     try:
         reader = gguf.GGUFReader(path)
-    except Exception as error:  # the package lets whatever happens escape
-        raise SettingError(f"{path}: broken or no GGUF file: {error}") from None
+    except Exception as error:  # the package raises many kinds
+        raise SettingError(f"{path}: broken or not a GGUF file: {error}") from None
     family, config = read_config(fields, reader, path)
     tokenizer = load_tokenizer(fields, path)
     model = assemble(config, _weights(reader, family, config, path), str(path), device)
@@ -176,8 +176,8 @@ def read_config(
     known = {family.name: family for family in FAMILIES}
     name = fields.get("general.architecture")
     if not isinstance(name, str) or name not in known:
-        told = f"general.architecture {name!r} is not one of {', '.join(known)}"
-        raise SettingError(f"{path}: {told}")
+        problem = f"general.architecture {name!r} is not one of {', '.join(known)}"
+        raise SettingError(f"{path}: {problem}")
     given = {
         key.removeprefix(f"{name}."): _short(value) if isinstance(value, float) else value
         for key, value in fields.items()
@@ -185,7 +185,9 @@ def read_config(
     }
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     if "token_embd.weight" not in tensors:
-        raise SettingError(f"{path}: it has no token_embd.weight: a vocabulary alone is no model")
+        raise SettingError(
+            f"{path}: it has no token_embd.weight: it contains a vocabulary without a model"
+        )
     given["vocabulary"] = int(tensors["token_embd.weight"].shape[1])
     given["tied"] = "output.weight" not in tensors
     if FACTORS in tensors:
@@ -194,20 +196,20 @@ def read_config(
 
 
 def _llama3(given: dict[str, Any], stored: gguf.ReaderTensor, path: Path) -> dict[str, Any]:
-    """The scaling whose factors a file holds: of Llama 3.1, 3.2, or of 3.1 over another context."""
+    """The scaling for the factors in a file: of Llama 3.1, 3.2, or 3.1 with another context."""
     factors = torch.from_numpy(np.array(stored.data, np.float32)).flatten()
     base = float(given.get("rope.freq_base", 10_000.0))
-    greatest = round(float(factors.max()), 3)
+    maximum = round(float(factors.max()), 3)
     for original in (1 << power for power in range(4, 21)):
-        scaling = Llama3Scaling(factor=max(greatest, 1.0), original=original)
+        scaling = Llama3Scaling(factor=max(maximum, 1.0), original=original)
         found = factors_of(Rope(base=base, scaling=scaling), 2 * len(factors))
         if torch.allclose(found, factors, rtol=1e-4):
             return scaling.model_dump()
-    raise SettingError(f"{path}: {FACTORS}: these are not the factors of a Llama 3 scaling")
+    raise SettingError(f"{path}: {FACTORS}: not the factors of a Llama 3 scaling")
 
 
 def _short(number: float) -> float:
-    """What was meant by a number that went through fp32: 1e-05, not 9.999999747378752e-06."""
+    """The original of a number that was rounded to fp32: 1e-05, not 9.999999747378752e-06."""
     return float(f"{number:.7g}")
 
 
@@ -226,8 +228,9 @@ def _weights(
 
     try:
         yield from rules.read(stored(), family.rules(config.resolved()))
-    except RuntimeError as error:  # a tensor that cannot be cut as its settings say
+    except RuntimeError as error:  # a tensor that does not fit its settings
         raise SettingError(f"{path}: broken: {error}") from None
     except SettingError as error:
-        told = str(error)
-        raise SettingError(told if told.startswith(str(path)) else f"{path}: {told}") from None
+        problem = str(error)
+        named = problem.startswith(str(path))
+        raise SettingError(problem if named else f"{path}: {problem}") from None

@@ -1,7 +1,7 @@
-"""The header of a GGUF file: its metadata, and whether its tensors can be where it says.
+"""The header of a GGUF file: its metadata, and a check that its tensors fit the file.
 
-The `gguf` package follows every count and length that a file gives: a file that claims 2^60 array
-elements would fill the memory. Here each one is held against the bytes that are there.
+The `gguf` package trusts every count and length in a file: a file that claims 2^60 array elements
+would fill the memory. Here each one is checked against the size of the file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from culm.config import SettingError
 
-# How `struct` calls each type of number that a setting may have.
+# The `struct` code of each numeric type of a setting.
 SCALARS = {
     0: "B",
     1: "b",
@@ -36,25 +36,25 @@ VERSIONS = (2, 3)
 
 
 class BrokenError(Exception):
-    """What is wrong with the file, in words."""
+    """A sentence on what is wrong with the file."""
 
 
 class ByteReader:
-    """A file read from the front, never past its end."""
+    """Reads a file from the front, never past its end."""
 
     def __init__(self, content: mmap.mmap) -> None:
         self.content, self.place = content, 0
 
     def take(self, count: int) -> int:
-        """Step over so many bytes; gives where they begin."""
+        """Skip so many bytes; returns where they start."""
         start = self.place
         if count > len(self.content) - start:
-            raise BrokenError(f"truncated: {count:,} bytes are announced at byte {start:,}")
+            raise BrokenError(f"truncated: {count:,} bytes are declared at byte {start:,}")
         self.place += count
         return start
 
     def numbers(self, form: str, count: int = 1) -> list[Any]:
-        """Little-endian numbers, their form as in `struct`."""
+        """Little-endian numbers; form: as in `struct`."""
         start = self.take(count * struct.calcsize(f"<{form}"))
         return list(struct.unpack_from(f"<{count}{form}", self.content, start))
 
@@ -68,7 +68,7 @@ class ByteReader:
         return self.content[start : self.place].decode()
 
     def value(self, kind: int) -> Any:
-        """A setting of this type; arrays hold numbers or strings, not arrays."""
+        """A setting of this type; arrays contain numbers or strings, not arrays."""
         if kind in SCALARS:
             return self.numbers(SCALARS[kind])[0]
         if kind == STRING:
@@ -84,13 +84,13 @@ class ByteReader:
         return [self.text() for _ in range(count)]
 
     def fits(self, count: int, size: int) -> None:
-        """Whether there is room for so many things of at least this size."""
+        """Check that the file can contain so many items of at least this size."""
         if count * size > len(self.content) - self.place:
-            raise BrokenError(f"truncated: {count:,} things are announced at byte {self.place:,}")
+            raise BrokenError(f"truncated: {count:,} items are declared at byte {self.place:,}")
 
 
 class Extent(NamedTuple):
-    """Where a tensor lies, in bytes from the beginning of all data."""
+    """The range of a tensor, in bytes from the start of all data."""
 
     start: int
     end: int
@@ -109,13 +109,13 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise SettingError(f"{path}: there is no such file") from None
     except (BrokenError, UnicodeDecodeError, OSError, ValueError) as error:
-        problem = f"broken or no GGUF file: {error}; fetch or convert it again"
+        problem = f"broken or not a GGUF file: {error}; download or convert it again"
         raise SettingError(f"{path}: {problem}") from None
 
 
 def _read(file: ByteReader) -> dict[str, Any]:
     if file.content[file.take(4) : file.place] != b"GGUF":
-        raise BrokenError("it does not begin with GGUF")
+        raise BrokenError("it does not start with GGUF")
     if (version := file.number("I")) not in VERSIONS:
         raise BrokenError(f"version {version} is not read here")
     tensors, settings = file.number("Q"), file.number("Q")
@@ -129,23 +129,23 @@ def _read(file: ByteReader) -> dict[str, Any]:
         except (BrokenError, UnicodeDecodeError) as error:
             raise BrokenError(f"{name}: {error}") from None
         if name in values:
-            raise BrokenError(f"{name} is there twice")
+            raise BrokenError(f"{name} occurs twice")
         values[name] = value
     alignment = values.get("general.alignment", 32)
     if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
-        raise BrokenError(f"general.alignment: {alignment!r} is no power of two")
+        raise BrokenError(f"general.alignment: {alignment!r} is not a power of two")
     extents = sorted(_tensor(file, alignment) for _ in range(tensors))
-    _apart(extents)
+    _check_overlap(extents)
     data = -(-file.place // alignment) * alignment
     if extents and data + (end := max(each.end for each in extents)) > len(file.content):
-        raise BrokenError(f"truncated: {data + end:,} bytes are announced")
+        raise BrokenError(f"truncated: {data + end:,} bytes are declared")
     return values
 
 
-def _apart(extents: list[Extent]) -> None:
+def _check_overlap(extents: list[Extent]) -> None:
     names = {each.name for each in extents}
     if len(names) < len(extents):
-        raise BrokenError("a tensor is there twice")
+        raise BrokenError("a tensor occurs twice")
     for before, after in pairwise(extents):
         if after.start < before.end:
             raise BrokenError(f"tensors {before.name} and {after.name} overlap")
@@ -163,5 +163,5 @@ def _tensor(file: ByteReader, alignment: int) -> Extent:
         raise BrokenError(f"tensor {name} is of type {kind}")
     block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     if offset % alignment or shape[0] % block:
-        raise BrokenError(f"tensor {name} does not stand on whole blocks")
+        raise BrokenError(f"tensor {name} does not fill complete blocks")
     return Extent(offset, offset + math.prod(shape) // block * size, name)

@@ -1,4 +1,4 @@
-"""Which type each tensor of a GGUF file has, as llama.cpp's own quantiser chooses.
+"""The type of each tensor of a GGUF file, as chosen by llama.cpp's quantiser.
 
 kind                     matrices        head      v and down of some layers
 f32, f16, bf16, q8_0     as the name     the same  the same
@@ -7,11 +7,11 @@ q6_k                     Q6_K            Q6_K      Q6_K
 q5_k_m                   Q5_K            Q6_K      Q6_K
 q4_k_m                   Q4_K            Q6_K      Q6_K
 
-The head is the embedding where they are tied. Those layers are the first and the last eighth and
-every third between. Norms, biases, routers and learned positions are F32 in all, as llama.cpp
-computes them. It also gives more bits to attention beside eight experts, and to q, k and v that
-are one matrix; here they are as the name says. Rows that do not fill the blocks of their type take
-the next in `SMALLER`.
+A tied embedding counts as the head. Some layers are the first and the last eighth, and every third
+between. Norms, biases, routers and learned positions are always F32, as llama.cpp computes them.
+llama.cpp also gives more bits to attention in models with eight experts, and to a joined matrix of
+q, k and v; here both have the type of the name. Rows that do not fill the blocks of their type get
+the next type in `SMALLER`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gguf import GGMLQuantizationType as Kind
 
 @dataclass(frozen=True)
 class Mixture:
-    """Types by the place of a tensor; `head` and `some` are as `most` if not given."""
+    """Types by the place of a tensor; `head` and `some` default to `most`."""
 
     file_type: LlamaFileType
     most: Kind
@@ -46,10 +46,10 @@ KINDS = {
     "q4_1": Mixture(LlamaFileType.MOSTLY_Q4_1, Kind.Q4_1, Kind.Q6_K),
     "q4_0": Mixture(LlamaFileType.MOSTLY_Q4_0, Kind.Q4_0, Kind.Q6_K),
 }
-# Where a row is no multiple of 256 long; where it is none of 32 either, F16.
+# For rows whose length is no multiple of 256; F16 if it is no multiple of 32 either.
 SMALLER = {Kind.Q4_K: Kind.Q5_0, Kind.Q5_K: Kind.Q5_1, Kind.Q6_K: Kind.Q8_0}
 
-EXACT = (".ffn_gate_inp.weight", "position_embd.weight")  # routers choose, and tables are small
+EXACT = (".ffn_gate_inp.weight", "position_embd.weight")  # routers decide, and tables are small
 MORE = tuple(
     f".{part}.weight" for part in ("attn_v", "ffn_down", "ffn_down_exps", "ffn_down_shexp")
 )
@@ -60,7 +60,7 @@ def kinds_of(
 ) -> tuple[dict[str, Kind], str]:
     """The type of each tensor, and one sentence about those whose rows do not fill its blocks.
 
-    shapes: by GGUF name, rows last. The sentence is empty where all are as they should be.
+    shapes: by GGUF name, rows last. The sentence is empty if all have the wanted type.
     """
     wanted = {name: _wanted(name, shape, mixture, layers, shapes) for name, shape in shapes.items()}
     kinds = {name: _fitting(kind, shapes[name][-1]) for name, kind in wanted.items()}
@@ -71,7 +71,7 @@ def kinds_of(
     block = GGML_QUANT_SIZES[wanted[name]][0]
     return kinds, (
         f"{len(others)} of {matrices} matrices have rows that do not fill blocks of {block} and "
-        f"are of another type; {name} of {shapes[name][-1]} is {kinds[name].name}, not "
+        f"get another type; {name} of {shapes[name][-1]} is {kinds[name].name}, not "
         f"{wanted[name].name}"
     )
 

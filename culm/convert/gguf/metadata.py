@@ -1,4 +1,4 @@
-"""What a GGUF file says of its tokenizer: each value has the type that belongs to its key."""
+"""The tokenizer's metadata in a GGUF file, with the type of each value checked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from culm.config import SettingError
 from culm.convert.gguf.words import RULES, SplitRule
 from culm.log import say
 
-# Tokens at which llama.cpp stops, whatever their type is said to be.
+# Tokens at which llama.cpp stops, whatever their type in the file.
 STOPS = {
     "</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "[EOS]", "<|end|>", "<|im_end|>",
     "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<EOT>", "_<EOT>", "[EOT]",
@@ -22,7 +22,7 @@ TEXT = (TokenType.NORMAL, TokenType.USER_DEFINED)
 
 
 class Token(NamedTuple):
-    """One entry of the vocabulary; score: for merging, the best goes first."""
+    """One entry of the vocabulary; score: the highest is merged first."""
 
     id: int
     name: str
@@ -33,40 +33,40 @@ class Token(NamedTuple):
 class Metadata:
     """The keys under `tokenizer.ggml`.
 
-    fields: all metadata of a file, as `gguf_header.read` gives them. source: its path.
+    fields: all metadata of a file, from `header.read`. source: its path.
     """
 
     def __init__(self, fields: Mapping[str, Any], source: object) -> None:
         self.fields, self.source = fields, source
 
     def refused(self, name: str, what: str) -> SettingError:
-        """To be raised: the file, the key, what is wrong, and what to do."""
+        """An error with the file, the key, the problem and what to do."""
         remedy = "import this model from its Hugging Face folder"
         return SettingError(f"{self.source}: tokenizer.ggml.{name}: {what}; {remedy}")
 
     def get(self, name: str, form: type) -> Any:
-        """A value, or None; a flag is no number."""
+        """A value, or None; a flag is not a number."""
         value = self.fields.get(f"tokenizer.ggml.{name}")
         if value is not None and type(value) is not form:
-            raise self.refused(name, f"{str(value)[:40]!r} is no {form.__name__}")
+            raise self.refused(name, f"{str(value)[:40]!r} is not a {form.__name__}")
         return value
 
     def array(self, name: str, form: type) -> list[Any]:
-        """A list, empty where there is none."""
+        """A list, empty if there is none."""
         values = self.get(name, list) or []
         if any(type(value) is not form for value in values):
-            raise self.refused(name, f"it does not hold {form.__name__} alone")
+            raise self.refused(name, f"it contains other types than {form.__name__}")
         return values
 
     @cached_property
     def tokens(self) -> list[Token]:
-        """All tokens that are used."""
+        """All used tokens."""
         names = self.array("tokens", str)
         types = self.array("token_type", int) or [int(TokenType.NORMAL)] * len(names)
         scores = self.array("scores", float) or [0.0] * len(names)
         for key, values in (("token_type", types), ("scores", scores)):
             if len(values) != len(names):
-                raise self.refused(key, f"there are {len(values):,} for {len(names):,} tokens")
+                raise self.refused(key, f"{len(values):,} values for {len(names):,} tokens")
         rows = zip(names, types, scores, strict=True)
         found = [
             Token(id, name, TokenType.CONTROL if name in STOPS else type, score)
@@ -74,9 +74,9 @@ class Metadata:
             if name and type != TokenType.UNUSED
         ]
         if not found:
-            raise self.refused("tokens", "there are none")
+            raise self.refused("tokens", "the list is empty")
         if len({token.name for token in found}) < len(found):
-            raise self.refused("tokens", "some token is there twice")
+            raise self.refused("tokens", "a token occurs twice")
         return found
 
     @cached_property
@@ -89,20 +89,20 @@ class Metadata:
         """How byte-level BPE splits text into words."""
         name = self.get("pre", str)
         if name is None:
-            say(f"{self.source}: tokenizer.ggml.pre is missing; taken as llama.cpp does: default")
+            say(f"{self.source}: tokenizer.ggml.pre is missing; using default, as llama.cpp does")
             name = "default"
         if name not in RULES:
-            raise self.refused("pre", f"a rule {name!r} to split text is not known here")
+            raise self.refused("pre", f"the rule {name!r} to split text is not known here")
         return RULES[name]
 
     def id(self, name: str, default: int | None = None) -> int | None:
         """The id of a token with a purpose."""
         id = self.get(f"{name}_token_id", int)
         if id is not None and id not in self.names:
-            raise self.refused(f"{name}_token_id", f"{id} is no token")
+            raise self.refused(f"{name}_token_id", f"{id} is not a token")
         return default if id is None else id
 
     def flag(self, name: str, default: bool) -> bool:
-        """A switch, and what it is where the file is silent."""
+        """A switch, with a default."""
         value = self.get(name, bool)
         return default if value is None else bool(value)

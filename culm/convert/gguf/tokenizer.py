@@ -1,4 +1,4 @@
-"""The tokenizer as llama.cpp reads it out of a GGUF file, and as we read it back."""
+"""Write the tokenizer into a GGUF file in llama.cpp's form, and read it back."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from culm.tokenizer.fast import GPT2
 from culm.tokenizer.sentencepiece import BYTES, SPACE, splits
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
-# A vocabulary of bytes merges nothing, but llama.cpp insists on a list: no text gives this pair.
+# A vocabulary of bytes has no merges, but llama.cpp needs a list: this pair never occurs.
 NO_MERGES = ["<none> <none>"]
-OWN = ("tokenizer.huggingface.json", "culm.tokenizer")  # the whole tokenizer, and our settings
+OWN = ("tokenizer.huggingface.json", "culm.tokenizer")  # the full tokenizer, and our settings
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> None:
     """Write the tokenizer of a model with so many rows in its embedding.
 
-    Byte-level BPE becomes a vocabulary of kind `gpt2`, BPE by score with bytes for unknown
-    characters, as SentencePiece has it, one of kind `llama`. Normal form C is left out, as
-    llama.cpp has none: text in another form gets other ids there. The library's Metaspace puts no
-    space before a text that begins with one, and none after special tokens; llama.cpp does.
+    Byte-level BPE becomes a vocabulary of kind `gpt2`; BPE by score with bytes for unknown
+    characters, as in SentencePiece, becomes one of kind `llama`. NFC normalisation is omitted, as
+    llama.cpp has none: text that is not in NFC gets other ids there. The library's Metaspace adds
+    no space before a text that starts with one, and none after special tokens; llama.cpp does.
 
     Raises:
-        SettingError: llama.cpp would not give our ids.
+        SettingError: llama.cpp would give other ids.
     """
     check_vocabulary(tokenizer, rows, "model.vocabulary")
     parts = json.loads(tokenizer.json)
@@ -62,7 +62,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> N
 
 
 def load_tokenizer(fields: Mapping[str, Any], source: object) -> Tokenizer:
-    """The tokenizer in the metadata of a file: exactly the one that was written, if we did.
+    """The tokenizer in the metadata of a file; exactly the original if Culm wrote it.
 
     Raises:
         SettingError: naming the file, and the key that is missing or wrong.
@@ -74,10 +74,10 @@ def load_tokenizer(fields: Mapping[str, Any], source: object) -> Tokenizer:
         about = json.loads(fields[OWN[1]])
         template = fields.get("tokenizer.chat_template")
         return Tokenizer(inner, about["settings"], template, about["stop_ids"])
-    except BaseException as error:  # of its Rust code too, which is no Exception
+    except BaseException as error:  # a panic of its Rust code is no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        problem = f"{' or '.join(OWN)}: {error}; fetch or export it again"
+        problem = f"{' or '.join(OWN)}: {error}; download or export it again"
         raise SettingError(f"{source}: broken: {problem}") from None
 
 
@@ -115,7 +115,7 @@ def _add_byte_level(writer: gguf.GGUFWriter, parts: dict[str, Any]) -> None:
 
 
 def _words(splitter: dict[str, Any] | None) -> tuple[str, ...] | None:
-    """The expressions that cut text into words, one after another; None if it is not they."""
+    """The expressions that split text into words, in order; None for any other splitter."""
     match splitter:
         case {"type": "Sequence", "pretokenizers": [*cuts, last]}:
             pass
@@ -145,7 +145,7 @@ def _add_scored(
     writer: gguf.GGUFWriter, parts: dict[str, Any], names: list[str], types: list[TokenType]
 ) -> None:
     if types.count(TokenType.BYTE) < len(BYTES):
-        raise SettingError("tokenizer: llama.cpp wants a token for each of the 256 bytes")
+        raise SettingError("tokenizer: llama.cpp needs a token for each of the 256 bytes")
     prefix = _prefix(parts)
     merges = [tuple(pair) for pair in parts["model"]["merges"]]
     reached = {
@@ -155,10 +155,10 @@ def _add_scored(
     }
     known = set(merges)
     for name in reached:
-        if apart := [pair for pair in splits(name, reached) if pair not in known]:
+        if unmerged := [pair for pair in splits(name, reached) if pair not in known]:
             raise SettingError(
-                f"tokenizer: llama.cpp merges any two tokens that make a third, so also "
-                f"{apart[0][0]!r} and {apart[0][1]!r}, which this one leaves apart"
+                f"tokenizer: llama.cpp merges any two tokens that join to a third, so also "
+                f"{unmerged[0][0]!r} and {unmerged[0][1]!r}, which this one does not merge"
             )
     scores = _scores(merges)
     writer.add_tokenizer_model("llama")
@@ -170,7 +170,7 @@ def _add_scored(
 
 
 def _prefix(parts: dict[str, Any]) -> bool:
-    """Whether a space is put before a text; spaces must become U+2581 one by one."""
+    """Whether a space is added before a text; each space must become U+2581."""
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     first = {"type": "Prepend", "prepend": SPACE}
     inside = any(SPACE in name[1:] for name in parts["model"]["vocab"])
@@ -180,17 +180,17 @@ def _prefix(parts: dict[str, Any]) -> bool:
         case normalizer, None | {"type": "Split", "pattern": {"String": " "}} if (
             normalizer == spaces
         ):
-            return False  # no space is left to split at
+            return False  # no space is left for splitting
         case None, {"type": "Metaspace", "replacement": mark, "prepend_scheme": when, "split": cut}:
             if mark == SPACE and not (cut and inside):
                 return bool(when != "never")
-    raise SettingError("tokenizer: llama.cpp has no rule that writes spaces as this one does")
+    raise SettingError("tokenizer: llama.cpp has no rule for spaces like this one")
 
 
 def _scores(merges: list[tuple[str, ...]]) -> dict[str, float]:
-    """A score for each token that merges make: the earlier it is made, the better.
+    """A score for each merged token, higher for earlier merges.
 
-    Tokens whose merges take turns get the same one.
+    Tokens whose merges alternate get the same score.
     """
     first: dict[str, int] = {}
     last: dict[str, int] = {}

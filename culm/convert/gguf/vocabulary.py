@@ -1,4 +1,4 @@
-"""The tokenizer of any GGUF file, out of its metadata: it encodes as llama.cpp does.
+"""The tokenizer of any GGUF file from its metadata; it encodes as llama.cpp does.
 
 `tokenizer.ggml.model` names the kind: `gpt2` is byte-level BPE, `llama` merges by score as
 SentencePiece does, `bert` is WordPiece.
@@ -19,17 +19,16 @@ from culm.tokenizer.sentencepiece import BYTES, SPACE, merged_by_score
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import splitter
 
-MARKS = (TokenType.CONTROL, TokenType.UNKNOWN)  # they stand for no text
+MARKS = (TokenType.CONTROL, TokenType.UNKNOWN)  # not part of text
 
 
 def read_tokenizer(fields: Mapping[str, Any], source: object) -> Tokenizer:
     """The tokenizer that the metadata of a file describe.
 
-    fields: all metadata by their keys, as `gguf_header.read` gives them. source: the file.
+    fields: all metadata by their keys, from `header.read`. source: the file.
 
     Raises:
-        SettingError: naming the file and the key that is missing, wrong, or of a kind that is
-            not read here.
+        SettingError: naming the file and the key that is missing, wrong or not supported.
     """
     metadata = Metadata(fields, source)
     kind = metadata.get("model", str)
@@ -44,14 +43,14 @@ def read_tokenizer(fields: Mapping[str, Any], source: object) -> Tokenizer:
     except SettingError:
         raise
     except Exception as error:  # the library raises bare Exception
-        raise metadata.refused("tokens", f"they make no tokenizer: {error}") from None
+        raise metadata.refused("tokens", f"they give no tokenizer: {error}") from None
     marks = {"bos": start, "eos": end, "pad": metadata.id("padding"), "unk": metadata.id("unknown")}
     settings = {f"{key}_token": metadata.names[id] for key, id in marks.items() if id is not None}
     stops = {token.id for token in metadata.tokens if token.name in STOPS}
     stops |= {id for id in (end, metadata.id("eot"), metadata.id("eom")) if id is not None}
     template = fields.get("tokenizer.chat_template")
     if not isinstance(template, str | None):
-        raise SettingError(f"{source}: tokenizer.chat_template: it is no text; leave it out")
+        raise SettingError(f"{source}: tokenizer.chat_template: it is not text; remove it")
     return Tokenizer(inner, settings | {"end_of_text_id": end}, template, stops)
 
 
@@ -62,10 +61,10 @@ def _byte_level(metadata: Metadata) -> tokenizers.Tokenizer:
         cut = merge.find(" ", 1)
         left, right = merge[:cut], merge[cut + 1 :]
         if cut < 0 or not right:
-            raise metadata.refused("merges", f"{merge!r} is no pair")
-        if left in ids and right in ids:  # no text gives any other
+            raise metadata.refused("merges", f"{merge!r} is not a pair")
+        if left in ids and right in ids:  # no other merge ever happens
             if left + right not in ids:
-                raise metadata.refused("merges", f"{merge!r} makes no token")
+                raise metadata.refused("merges", f"{merge!r} gives no token")
             pairs.append((left, right))
     inner = tokenizers.Tokenizer(models.BPE(ids, pairs, ignore_merges=metadata.rule.whole))
     inner.pre_tokenizer = splitter(*metadata.rule.words)
@@ -82,10 +81,10 @@ def _scored(metadata: Metadata) -> tokenizers.Tokenizer:
 
 
 def _word_pieces(metadata: Metadata) -> tokenizers.Tokenizer:
-    """A word's first piece begins with U+2581 in the file, the others with ## in the library."""
+    """A first piece starts with U+2581 in the file, later pieces with ## in the library."""
     unknown = metadata.id("unknown")
     if unknown is None:
-        raise metadata.refused("unknown_token_id", "there is none")
+        raise metadata.refused("unknown_token_id", "it is missing")
     ids = {_piece(token.name): token.id for token in metadata.tokens}
     inner = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=metadata.names[unknown]))
     inner.normalizer = normalizers.BertNormalizer(strip_accents=True)
@@ -104,9 +103,11 @@ KINDS = {"gpt2": _byte_level, "llama": _scored, "bert": _word_pieces}
 
 
 def _added(metadata: Metadata) -> list[tokenizers.AddedToken]:
-    """Tokens that are found in a text before it is split; those with `special` only if asked."""
+    """Tokens that are matched before text is split; special ones only on request."""
     model = str(metadata.fields.get("general.name")).lower()
-    strips = "phi-3" in model or "phi3" in model  # no key says it: llama.cpp goes by the name too
+    strips = (
+        "phi-3" in model or "phi3" in model
+    )  # no key says so: llama.cpp also decides by the name
     kept = ("<unk>", "<s>", "<|endoftext|>")
     return [
         tokenizers.AddedToken(
@@ -121,10 +122,10 @@ def _added(metadata: Metadata) -> list[tokenizers.AddedToken]:
 
 
 def _ends(metadata: Metadata, kind: str) -> tuple[int | None, int]:
-    """The ids that begin and end a text, by llama.cpp's defaults where the file is silent."""
+    """The ids that start and end a text, with llama.cpp's defaults."""
     defaults: dict[str, tuple[int | None, int | None]] = {
         "llama": (1, 2),
-        "bert": (metadata.id("cls"), metadata.id("seperator")),  # the key is spelt so
+        "bert": (metadata.id("cls"), metadata.id("seperator")),  # spelt like this in the format
     }
     start, end = defaults.get(kind, (None, None))
     start, end = metadata.id("bos", start), metadata.id("eos", end)
@@ -134,10 +135,10 @@ def _ends(metadata: Metadata, kind: str) -> tuple[int | None, int]:
 
 
 def _frame(inner: tokenizers.Tokenizer, metadata: Metadata, start: int | None, end: int) -> None:
-    """Have the library put `start` before a text and `end` after it, where the file wants it."""
+    """Let the library add `start` before a text and `end` after it, if the file says so."""
     kind = metadata.get("model", str)
-    begins = metadata.flag("add_bos_token", metadata.rule.start if kind == "gpt2" else True)
-    first = [start] if begins and start is not None else []
+    starts = metadata.flag("add_bos_token", metadata.rule.start if kind == "gpt2" else True)
+    first = [start] if starts and start is not None else []
     last = [end] if metadata.flag("add_eos_token", kind == "bert") else []
     around = {metadata.names[id]: id for id in first + last}
     if around:

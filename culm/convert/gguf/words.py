@@ -1,8 +1,8 @@
-"""The rules that split text into words before byte-level BPE, by the names of llama.cpp.
+"""The rules that split text into words before byte-level BPE, by their llama.cpp names.
 
-It holds the regular expressions in its code (llama-vocab.cpp); a file only names one of them
-under `tokenizer.ggml.pre`. Where it writes one in other words, for an engine that knows fewer
-classes of characters, here stands the expression that the models were trained with.
+llama.cpp has the regular expressions in its code (llama-vocab.cpp); a file only names one of them
+under `tokenizer.ggml.pre`. Where llama.cpp rewrites one for an engine with fewer character classes,
+this file has the expression that the models were trained with.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from culm.tokenizer.train import PATTERN
 
 
 class SplitRule(NamedTuple):
-    """words: expressions in order; each cuts what the ones before it have left between matches.
+    """words: expressions in order; each splits what earlier ones left between matches.
 
-    whole: a word that is a token is taken as it is, whatever the merges would make of it.
-    start: whether a text begins with the start token where the file does not say.
+    whole: a word that is a token is not merged from parts.
+    start: whether a text starts with the start token by default.
     """
 
     words: tuple[str, ...]

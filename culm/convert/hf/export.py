@@ -1,4 +1,4 @@
-"""Write Hugging Face folders, of every family in `culm.convert.hf.families`."""
+"""Write Hugging Face folders of every family in `culm.convert.hf.families`."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _settings(
 
 
 def module_names(config: TransformerConfig, family: str = "") -> ModuleNames:
-    """What the modules of a model are called in its family, or in the one of this model_type.
+    """The names of a model's modules in its family, or in the one of this model_type.
 
     Raises:
         SettingError: no family has its shape.

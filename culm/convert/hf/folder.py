@@ -1,4 +1,4 @@
-"""Read Hugging Face folders, of every family in `culm.convert.hf.families`."""
+"""Read Hugging Face folders of every family in `culm.convert.hf.families`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 SETTINGS, WEIGHTS = "config.json", "model.safetensors"
 COMPUTED = ("rotary_emb.inv_freq", "attn.bias", "attention.bias", ".masked_bias")
 
-# Settings that do not change what a forward computes, or that only repeat others.
+# Settings that do not change the forward, or only repeat others.
 _NEUTRAL = """
 architectures model_type transformers_version torch_dtype dtype use_cache initializer_range
 attention_dropout bos_token_id eos_token_id pad_token_id pretraining_tp
@@ -41,7 +41,7 @@ def is_model(path: Path) -> bool:
 
 
 def family_at(folder: str | Path) -> str:
-    """The model_type of a Hugging Face folder; empty where it is none."""
+    """The model_type of a Hugging Face folder; empty for any other path."""
     path = Path(folder).expanduser() / SETTINGS
     return str(read_json(path).get("model_type", "")) if path.is_file() else ""
 
@@ -51,10 +51,10 @@ def load(
 ) -> tuple[Transformer, Tokenizer]:
     """A model and its tokenizer from a Hugging Face folder; weights keep their precision.
 
-    grows: the tokenizer may have more tokens than the model has rows, which the caller will add.
+    grows: the tokenizer may have more tokens than the model has rows; the caller adds them.
 
     Raises:
-        SettingError: the family or one of its settings is not known here, or a file is broken.
+        SettingError: the family or a setting is not known, or a file is broken.
     """
     config, weights, tokenizer = parts(folder, grows)
     return assemble(config, weights, str(folder), device), tokenizer
@@ -63,7 +63,7 @@ def load(
 def parts(
     folder: str | Path, grows: bool = False
 ) -> tuple[TransformerConfig, Iterator[tuple[str, Tensor]], Tokenizer]:
-    """What `load` puts together; the weights under our names, one at a time."""
+    """The parts that `load` assembles; weights come under our names, one at a time."""
     folder = Path(folder)
     if not folder.is_dir():
         raise SettingError(f"{folder}: there is no such folder")
@@ -75,7 +75,7 @@ def parts(
 
 
 def read_config(path: Path) -> tuple[Family, TransformerConfig, Blocks | None]:
-    """The family of a `config.json`, our settings for it, and in which blocks it is in fp8.
+    """The family of a `config.json`, our settings for it, and the blocks of its fp8 weights.
 
     Raises:
         SettingError: a setting is missing or not understood.
@@ -91,7 +91,7 @@ def read_config(path: Path) -> tuple[Family, TransformerConfig, Blocks | None]:
     if packing and method not in ("fp8", "mxfp4"):
         raise SettingError(
             f"{path}: quantization_config: {method!r} is not read here, only fp8 in blocks and the "
-            "mxfp4 of GPT-OSS; take the folder that is not quantised"
+            "mxfp4 of GPT-OSS; use the folder that is not quantised"
         )
     if method == "fp8":
         try:
@@ -118,16 +118,16 @@ def _weights(
                     f"{folder}: tie_word_embeddings is true, but the head is not the embedding; "
                     "set it to false"
                 )
-        # Old checkpoints hold what can be computed, and some a second copy of a tied head.
+        # Old checkpoints contain computed tensors, and some a second copy of a tied head.
         again = name.endswith(COMPUTED) or (config.tied and name == "head.weight")
-        if not again and not _further(name, family, config):
+        if not again and not _is_mtp(name, family, config):
             yield name, tensor
 
 
-def _further(name: str, family: Family, config: TransformerConfig) -> bool:
-    """Whether a tensor is of a layer behind the last, which predicts further tokens."""
+def _is_mtp(name: str, family: Family, config: TransformerConfig) -> bool:
+    """Whether a tensor is of a layer after the last one, for multi-token prediction."""
     layer = name.removeprefix("blocks.").removeprefix("model.layers.").partition(".")[0]
-    return family.further and layer.isdigit() and int(layer) >= config.layers
+    return family.mtp_layers and layer.isdigit() and int(layer) >= config.layers
 
 
 def _experts(config: TransformerConfig) -> int:
@@ -145,12 +145,12 @@ def _shards(folder: Path) -> list[Path]:
             return _indexed(index)
         if (folder / name).is_file():
             return [folder / name]
-    return [folder / WEIGHTS]  # which is not there, as reading it will say
+    return [folder / WEIGHTS]  # missing, which the reader reports
 
 
 def _indexed(index: Path) -> list[Path]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(n, str) for n in places.values()):
         raise SettingError(f"{index}: broken: weight_map names no files")
-    # Names only: an index must not lead out of its folder.
+    # Names only: an index must not refer to files outside its folder.
     return [index.parent / Path(name).name for name in sorted(set(places.values()))]

@@ -1,8 +1,8 @@
-"""Weights in fp8 with a scale for every block of a matrix, as DeepSeek-V3 is published
-(arXiv 2412.19437); they are read, and multiplied out.
+"""Read weights in fp8 with a scale per block of a matrix, as DeepSeek-V3 is published (arXiv
+2412.19437), and dequantise them.
 
     name              (O, I)               float8_e4m3fn
-    name_scale_inv    (O / 128, I / 128)   what each block is multiplied by; both rounded up
+    name_scale_inv    (O / 128, I / 128)   factor of each block; both sizes rounded up
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def read_blocks(packing: dict[str, Any]) -> Blocks:
     fields.only("activation_scheme", "dynamic")
     fields.only("scale_fmt", "float", "ue8m0")
     fields.only("expert_dtype", "fp8")
-    # Which layers stay as they are shows in the tensors themselves.
+    # The tensors show which layers are not quantised.
     fields.drop("modules_to_not_convert", "modules_to_convert", "ignored_layers", "dequantize")
     given = fields.take("weight_block_size", None)
     fields.end()
@@ -44,7 +44,7 @@ def read_blocks(packing: dict[str, Any]) -> Blocks:
         and all(type(size) is int and size > 0 for size in given)
     ):
         raise SettingError(
-            f"weight_block_size: {given!r} is not read here, only two sizes of a block; take the "
+            f"weight_block_size: {given!r} is not read here, only two sizes of a block; use the "
             "folder that is not quantised"
         )
     return given[0], given[1]
@@ -53,10 +53,10 @@ def read_blocks(packing: dict[str, Any]) -> Blocks:
 def dequantized(
     tensors: Iterable[tuple[str, Tensor]], blocks: Blocks, source: str
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors as they come; those in fp8 in bf16, as soon as both parts of one are there.
+    """The tensors as they come; those in fp8 become bf16, as soon as both parts have come.
 
     Raises:
-        SettingError: one has no scales, or not as many as blocks; or scales have no tensor.
+        SettingError: one has no scales, or not one per block; or scales have no tensor.
     """
     waiting: dict[str, Tensor] = {}
     for name, tensor in tensors:
@@ -82,18 +82,18 @@ def _dequantized(weight: Tensor, scales: Tensor, blocks: Blocks, what: str) -> T
     sound = bool((factors.isfinite() & (factors >= 0)).all())
     if not (scales.is_floating_point() and sound):
         raise SettingError(
-            f"{what}{SCALE} holds what cannot be scales ({name_of(scales.dtype)}): they are "
-            "finite, not negative, and no integers; copy the folder again"
+            f"{what}{SCALE} contains invalid scales ({name_of(scales.dtype)}): scales are finite "
+            "floats and not negative; copy the folder again"
         )
     if weight.dtype != torch.float8_e4m3fn or weight.dim() != 2 or tuple(scales.shape) != wanted:
         raise SettingError(
-            f"{what}: {tuple(weight.shape)} in blocks of {blocks[0]} by {blocks[1]} does not go "
-            f"with scales of shape {tuple(scales.shape)}"
+            f"{what}: {tuple(weight.shape)} in blocks of {blocks[0]} by {blocks[1]} does not "
+            f"match scales of shape {tuple(scales.shape)}"
         )
     rows, columns = weight.shape
     wide = factors.repeat_interleave(blocks[1], 1)[:, :columns]
     out = torch.empty(weight.shape, dtype=torch.bfloat16)
-    for index, row in enumerate(wide):  # row by row of blocks: little memory beside the result
+    for index, row in enumerate(wide):  # one row of blocks at a time, to save memory
         part = slice(index * blocks[0], min((index + 1) * blocks[0], rows))
         out[part] = weight[part].float() * row
     return out

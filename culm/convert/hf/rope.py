@@ -31,10 +31,10 @@ KINDS = {
 def read_rope(fields: Fields, context: int, partial: bool = False) -> dict[str, Any]:
     """Values of our `Rope`, one for all layers.
 
-    partial: whether the family turns a part of a head; in others transformers looks past that.
+    partial: whether the family can rotate a part of a head; in others transformers ignores that.
 
     Raises:
-        SettingError: a kind or a field that is not known here.
+        SettingError: a kind or a field is not known.
     """
     older = fields.take("rope_scaling", None)
     given = fields.take("rope_parameters", None) or older or {}
@@ -47,10 +47,10 @@ def read_rope(fields: Fields, context: int, partial: bool = False) -> dict[str, 
 def read_ropes(
     fields: Fields, context: int, *kinds: str, local: float | None = None
 ) -> list[dict[str, Any]]:
-    """The same for each kind of layer, the one that sees all first.
+    """The same for each kind of layer, the one without a window first.
 
-    Files of transformers 4 hold one, whose scaling is for that kind alone. local: the base of the
-    others there, if it is not the same.
+    Files of transformers 4 contain one, whose scaling is only for that kind. local: the base of the
+    other kinds there, if it differs.
     """
     given = _mapping(fields.take("rope_parameters", None) or {})
     if any(kind in given for kind in kinds):
@@ -64,7 +64,7 @@ def read_ropes(
 
 
 def rope_of(given: dict[str, Any], context: int, partial: bool = False) -> dict[str, Any]:
-    """Values of our `Rope` for one of their mappings; partial: as of `read_rope`."""
+    """Values of our `Rope` for one of their mappings; partial: as in `read_rope`."""
     rope = {"rope_theta": 10_000.0, **given}
     values: dict[str, Any] = {"base": rope.pop("rope_theta")}
     kind = rope.pop("type", "default")
@@ -72,8 +72,8 @@ def rope_of(given: dict[str, Any], context: int, partial: bool = False) -> dict[
     if (fraction := rope.pop("partial_rotary_factor", 1.0)) != 1.0:
         if not partial:
             raise SettingError(
-                f"partial_rotary_factor: {fraction!r} is not what transformers computes here: it "
-                "turns whole heads in this family; remove it or choose another model_type"
+                f"partial_rotary_factor: transformers ignores {fraction!r}: this family rotates "
+                "full heads; remove it or choose another model_type"
             )
         values["fraction"] = fraction
     if isinstance(kind, str) and kind in KINDS:
@@ -91,14 +91,14 @@ def rope_of(given: dict[str, Any], context: int, partial: bool = False) -> dict[
 
 def _mapping(given: Any) -> dict[str, Any]:
     if not isinstance(given, dict):
-        raise SettingError(f"rope_parameters: {given!r} is no mapping")
+        raise SettingError(f"rope_parameters: {given!r} is not a mapping")
     return given
 
 
 def rope_fields(rope: Rope) -> dict[str, Any]:
-    """What `config.json` says of one rotary embedding for all layers."""
+    """The fields of `config.json` for one rotary embedding in all layers."""
     theirs = rope_mapping(rope)
-    # `rope_theta` and `rope_scaling` is where transformers 4 and vLLM read them.
+    # transformers 4 and vLLM read `rope_theta` and `rope_scaling`.
     fields = {"rope_theta": rope.base, "rope_parameters": theirs}
     scaling = {name: value for name, value in theirs.items() if name != "rope_theta"}
     return fields if rope.scaling is None else {**fields, "rope_scaling": scaling}
@@ -117,7 +117,7 @@ def rope_mapping(rope: Rope) -> dict[str, Any]:
         if kind not in KINDS:
             raise SettingError(
                 f"model.attention.rope.scaling: transformers has no {kind!r} of a fixed factor; "
-                "a greater base says the same"
+                "a larger base is equivalent"
             )
         theirs = {"rope_type": kind} | {KINDS[kind][name]: v for name, v in values.items()}
     if rope.fraction != 1.0:

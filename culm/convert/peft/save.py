@@ -30,24 +30,24 @@ from culm.safetensors import write_safetensors
 
 
 def save(model: Transformer, settings: LoRA, folder: str | Path, base: str | None) -> None:
-    """Write the adapters of a model, and the modules that were trained beside them.
+    """Write the adapters of a model, and the modules that were trained in full.
 
-    settings: those that were applied. base: path or hub id of the model below, if it has one.
+    settings: of the adapters. base: path or hub id of the base model, if it has one.
 
     Raises:
-        SettingError: there are none, a layer has no name in its family, or the folder holds
+        SettingError: there are none, a layer has no name in its family, or the folder contains
             something else.
-        OSError: the disk is full or may not be written to.
+        OSError: the disk is full or not writable.
     """
     folder = Path(folder)
     refuse_nonempty(folder, NAME)
     if not adapters_of(model):
-        raise SettingError("model: it has no adapters to write")
+        raise SettingError("model: it has no adapters")
     known = module_names(model.config, "" if base is None else family_at(base))
     if model.config.scaling is not None:
         say(
             f"{folder}: other libraries do not apply the scaling rule of the base to an adapter: "
-            "merge it before the model goes there."
+            "merge it before exporting the model."
         )
     whole = {name for name, module in model.named_modules() if _is_whole(module)}
     tensors = {name: tensor.cpu().clone() for name, tensor in _tensors(model, whole, known)}
@@ -61,7 +61,7 @@ def save(model: Transformer, settings: LoRA, folder: str | Path, base: str | Non
 
 
 def _is_whole(module: nn.Module) -> bool:
-    """Whether it is trained itself."""
+    """Whether it is trained in full."""
     own = list(module.parameters(recurse=False))
     return bool(own) and not isinstance(module, LoRALinear) and all(p.requires_grad for p in own)
 
@@ -74,7 +74,7 @@ def _tensors(
         for theirs, ours in PARTS.items():
             if ours in own:
                 yield f"{PREFIX}{_theirs(name, known)}.{theirs}", own[ours].detach()
-    for name in whole:  # a tied head is written beside its embedding, as PEFT would part them
+    for name in whole:  # a tied head is written next to its embedding, since PEFT unties them
         for part, tensor in model.get_submodule(name).named_parameters(recurse=False):
             yield f"{PREFIX}{_theirs(name, known)}.{part}", tensor.detach()
 
@@ -82,7 +82,7 @@ def _tensors(
 def _theirs(name: str, known: ModuleNames) -> str:
     found = known.theirs(name)
     if found is None:
-        raise NoFamilyError(f"model: {name} has no name in its family, by which PEFT would find it")
+        raise NoFamilyError(f"model: {name} has no name in its family by which PEFT finds it")
     return found
 
 
@@ -91,7 +91,7 @@ def _last(name: str, known: ModuleNames) -> str:
 
 
 def _targets(model: Transformer, known: ModuleNames) -> set[str]:
-    """`q_proj` where the layers of that name are adapted throughout, else one layer at a time."""
+    """`q_proj` if all layers of that name are adapted, else full names of single layers."""
     kinds = (LoRALinear, Linear, QuantizedLinear)
     layers = {n for n, m in model.named_modules() if isinstance(m, kinds)}
     adapted = adapters_of(model).keys()

@@ -1,4 +1,4 @@
-"""`adapter_config.json` of PEFT: what we write into it, and what we understand of it."""
+"""`adapter_config.json` of PEFT, written and read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from culm.files import read_json
 
 NAME = "adapter_config.json"
 
-# Settings that the tensors tell too, that are for training, or that only name things.
+# Settings that the tensors imply, that are for training, or that only name things.
 _NEUTRAL = """
 peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode
 target_modules exclude_modules modules_to_save layers_to_transform layers_pattern rank_pattern
 megatron_core qalora_group_size ensure_weight_tying
 """
 NEUTRAL = frozenset(_NEUTRAL.split())
-# What may stand in some others. Other initial values (pissa, olora, loftq) change the base too.
+# Allowed values of others. Other initial values (pissa, olora, loftq) also change the base.
 ONLY: Mapping[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
@@ -28,16 +28,16 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
 
 
 def base_of(folder: Path) -> str:
-    """The path or hub id of the model that the adapter stands beside.
+    """The path or hub id of an adapter's base model.
 
     Raises:
-        SettingError: the folder does not tell.
+        SettingError: the folder does not name it.
     """
     path = folder / NAME
     base = read_json(path).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise SettingError(
-            f"{path}: base_model_name_or_path names no model; give the adapter beside its base: "
+            f"{path}: base_model_name_or_path names no model; give the adapter with its base: "
             "culm.load(BASE, adapter=FOLDER)"
         )
     return base
@@ -45,8 +45,8 @@ def base_of(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class PeftSettings:
-    """ranks_differ: from layer to layer, as the tensors tell. keeps_tied: a tied head follows an
-    embedding that was trained."""
+    """ranks_differ: layers have different ranks, which the tensors show. keeps_tied: a tied head
+    follows a trained embedding."""
 
     lora: LoRA
     ranks_differ: bool
@@ -54,7 +54,7 @@ class PeftSettings:
 
 
 def read_settings(folder: Path) -> PeftSettings:
-    """What the file says; a setting of PEFT's that is not understood is refused by name.
+    """The content of the file; an unknown setting of PEFT is refused by name.
 
     Raises:
         SettingError: naming the file and the setting.
@@ -75,7 +75,7 @@ def read_settings(folder: Path) -> PeftSettings:
         if (value := left.pop(name, allowed[0])) not in allowed:
             raise SettingError(f"{path}: {name}: {value!r} is not read here, only {allowed[0]!r}")
     for name, value in left.items():
-        if value:  # None, false, 0 and empty switch a thing off
+        if value:  # None, false, 0 and empty mean off
             raise SettingError(f"{path}: {name}: {value!r} is not known here and may change it")
     differ, tied = (bool(given.get(name)) for name in ("rank_pattern", "ensure_weight_tying"))
     return PeftSettings(parse(LoRA, values, str(path)), differ, tied)
@@ -84,8 +84,8 @@ def read_settings(folder: Path) -> PeftSettings:
 def written(
     settings: LoRA, targets: Iterable[str], whole: Iterable[str], base: str | None
 ) -> dict[str, Any]:
-    """The file's content. targets: adapted layers, whole: modules that were trained themselves,
-    both under names that end the full ones."""
+    """The content of the file. targets: adapted layers, whole: fully trained modules, both by the
+    last parts of their names."""
     alpha = settings.alpha
     return {
         "peft_type": "LORA",

@@ -49,7 +49,7 @@ def _names(config: TransformerConfig) -> list[TensorRule]:
 
 
 def _read(fields: Fields) -> dict[str, Any]:
-    turn, gating = fields.left.get("rope.dimension_count"), fields.take("expert_gating_func", 0)
+    rotated, gating = fields.left.get("rope.dimension_count"), fields.take("expert_gating_func", 0)
     fields.drop("attention.key_length", "attention.head_count_kv")
     values, log = read_common(fields), fields.take("rope.scaling.yarn_log_multiplier", 0.0)
     rope, whole = read_rope(fields), fields.take("attention.key_length_mla")
@@ -76,8 +76,8 @@ def _read(fields: Fields) -> dict[str, Any]:
         "heads": values["attention"]["heads"],
         "rank": fields.take("attention.kv_lora_rank"),
         "query_rank": fields.take("attention.q_lora_rank"),
-        "head_dim": whole - turn,
-        "rope_dim": turn,
+        "head_dim": whole - rotated,
+        "rope_dim": rotated,
         "value_dim": fields.take("attention.value_length_mla"),
         "rope": rope,
         "scale": whole**-0.5 * stretch,

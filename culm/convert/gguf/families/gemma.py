@@ -23,13 +23,13 @@ from culm.model.transformer import TransformerConfig
 def _read_gemma(
     fields: Fields, every: int, local: float | None = None, **more: Any
 ) -> dict[str, Any]:
-    """Llama.cpp knows itself: scales, the pattern of windows, and the base of those with one.
+    """llama.cpp has in its code: scales, the pattern of windows, and the base of those with one.
 
     local: that base, if it is another; more: settings of attention.
     """
     values, rope = read_common(fields), read_rope(fields)
     values["norm"] |= {"centered": True}
-    values["tied"] = True  # a head of its own is not looked for
+    values["tied"] = True  # a separate head is not read
     window = fields.take("attention.sliding_window", None)
     softcap = fields.take("attn_logit_softcapping", None)
     attention = values["attention"] | {"softcap": softcap, **more}
@@ -73,7 +73,7 @@ def _write_gemma3(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _gemma_names(config: TransformerConfig) -> list[TensorRule]:
-    """Norms are stored around one there, around zero here."""
+    """GGUF stores norms around one, we store them around zero."""
     table = NAMES | OUT_NORMS
     norms = {ours: theirs for ours, theirs in table.items() if ours.endswith("norm")}
     rest = {ours: theirs for ours, theirs in table.items() if ours not in norms}

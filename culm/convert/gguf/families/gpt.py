@@ -18,7 +18,7 @@ from culm.model.mlp.plain import Plain
 from culm.model.norm import LayerNormConfig
 from culm.model.transformer import TransformerConfig
 
-# All heads have keys of their own, whose size is taken from the width.
+# Every head has its own keys, whose size follows from the width.
 PLAIN = {"head_dim": None, "kv_heads": None, "bias": True, "out_bias": True}
 
 
@@ -36,11 +36,11 @@ def _write_gpt2(config: TransformerConfig, family: str = "gpt2") -> dict[str, An
 
 
 def _read_neox(fields: Fields) -> dict[str, Any]:
-    turned = fields.left.get("rope.dimension_count")
+    rotated = fields.left.get("rope.dimension_count")
     values = read_common(fields)
     attention, hidden = values["attention"], fields.take("feed_forward_length")
     dim = values["width"] // attention["heads"]
-    rope = read_rope(fields) | {"fraction": (turned or dim) / dim}
+    rope = read_rope(fields) | {"fraction": (rotated or dim) / dim}
     return {
         **values,
         "attention": {**attention, "rope": rope, **PLAIN},
@@ -51,9 +51,9 @@ def _read_neox(fields: Fields) -> dict[str, Any]:
 
 def _write_neox(config: TransformerConfig) -> dict[str, Any]:
     fields, rope = _write_gpt2(config, "gptneox"), config.attention[0].rope
-    turned = {} if rope is None else {"rope.dimension_count": config.attention[0].rotary(0)[1]}
+    rotated = {} if rope is None else {"rope.dimension_count": config.attention[0].rotary(0)[1]}
     parallel = {"use_parallel_residual": config.residual.parallel}
-    return {**fields, **write_rope(rope), **turned, **parallel}
+    return {**fields, **write_rope(rope), **rotated, **parallel}
 
 
 def _gpt2_names(config: TransformerConfig) -> list[TensorRule]:

@@ -20,7 +20,7 @@ from culm.model.transformer import TransformerConfig
 
 
 def _read(fields: Fields) -> dict[str, Any]:
-    """Llama.cpp rounds where the ramp of YaRN begins and ends; the models do not."""
+    """llama.cpp rounds the ends of the YaRN ramp; the models do not."""
     values, rope = read_common(fields), read_rope(fields)
     if "scaling" in rope:
         rope["scaling"]["truncate"] = False

@@ -31,9 +31,9 @@ Write = Callable[[TransformerConfig], dict[str, Any]]
 def _line(
     attention: Mapping[str, Any], dense: bool = True, sparse: bool = False, llama3: bool = False
 ) -> Read:
-    """Reads the settings of a Llama-like family whose attention has these settings.
+    """A function that reads the settings of a Llama-like family with this attention.
 
-    dense, sparse: whether it may be without experts, and with them. llama3: as of `read_rope`.
+    dense, sparse: whether models without and with experts are allowed. llama3: as in `read_rope`.
     """
 
     def read(fields: Fields) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def _line(
         values["attention"] |= {"rope": read_rope(fields, llama3), **attention}
         hidden, experts = fields.take("feed_forward_length", None), fields.take("expert_count", 0)
         if not (sparse if experts else dense):
-            raise SettingError(f"expert_count: {experts} experts are not what this family has")
+            raise SettingError(f"expert_count: {experts} experts do not fit this family")
         values["mlp"] = {"kind": "swiglu", "hidden": hidden}
         if experts:
             values["mlp"] = {
@@ -75,13 +75,13 @@ def _line_writer(family: str) -> Write:
 def _read_smollm3(fields: Fields) -> dict[str, Any]:
     """Every fourth layer is without rotary embedding."""
     values = _line({})(fields)
-    turned = values["attention"]
-    parts = [turned if (i + 1) % 4 else {**turned, "rope": None} for i in range(values["layers"])]
+    rotated = values["attention"]
+    parts = [rotated if (i + 1) % 4 else {**rotated, "rope": None} for i in range(values["layers"])]
     return {**values, "attention": parts}
 
 
 def _read_olmo2(fields: Fields) -> dict[str, Any]:
-    """With a window it is OLMo 3, of whose layers every fourth sees all."""
+    """With a window it is OLMo 3, in which every fourth layer has none."""
     window = fields.take("attention.sliding_window", None)
     values = _line({"qk_norm": "width"})(fields)
     windows = [window if (i + 1) % 4 else None for i in range(values["layers"])]
@@ -105,14 +105,14 @@ def _line_names(config: TransformerConfig) -> list[TensorRule]:
 
 
 def _llama_names(config: TransformerConfig) -> list[TensorRule]:
-    """Llama.cpp keeps q and k of this family in the interleaved layout."""
+    """llama.cpp stores q and k of this family in the interleaved layout."""
     attention = the_only(config.attention, GQA, "attention", "llama")
     heads = {"blocks.#.attention.q": attention.heads, "blocks.#.attention.k": attention.kv_heads}
     rest = {ours: theirs for ours, theirs in NAMES.items() if ours not in heads}
-    return [*renamed(rest), *(_turned(ours, NAMES[ours], count) for ours, count in heads.items())]
+    return [*renamed(rest), *(_rotated(ours, NAMES[ours], count) for ours, count in heads.items())]
 
 
-def _turned(ours: str, theirs: str, heads: int) -> TensorRule:
+def _rotated(ours: str, theirs: str, heads: int) -> TensorRule:
     def read(tensors: list[Tensor]) -> list[Tensor]:
         if len(tensors[0]) % (2 * heads):
             raise SettingError(f"{theirs} has {len(tensors[0])} rows, not those of {heads} heads")

@@ -1,7 +1,7 @@
-"""What the families of GGUF files share: metadata behind `general.architecture`, and names.
+"""What the families of GGUF files share: metadata after `general.architecture`, and names.
 
-What llama.cpp holds to be the same in all models of a family (every sixth layer of Gemma 3 sees
-all) is said by reading, and held against a model of ours by `family_of`.
+Facts that llama.cpp assumes for all models of a family (every sixth layer of Gemma 3 has no window)
+are added when reading, and `family_of` checks them for a model of ours.
 """
 
 from __future__ import annotations
@@ -124,6 +124,6 @@ def write_rope(rope: Rope | None) -> dict[str, Any]:
 
 
 def factors_of(rope: Rope, head_dim: int) -> Tensor:
-    """(D/2,) fp32: how many times slower each pair turns than without scaling."""
+    """(D/2,) fp32: the factor by which scaling slows each pair down."""
     plain = Rope(base=rope.base).frequencies(rope.rotary_dim(head_dim))
     return (plain / rope.frequencies(rope.rotary_dim(head_dim))).to(torch.float32)

@@ -1,4 +1,4 @@
-"""What the families of the Llama line share: settings of a `config.json` and names of tensors."""
+"""Settings of `config.json` and names of tensors that the families of the Llama line share."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def names(config: TransformerConfig) -> list[TensorRule]:
 def read_decoder(
     fields: Fields, *, tied: bool = False, activation: str = "hidden_act"
 ) -> dict[str, Any]:
-    """The settings that all of them have, but attention."""
+    """The common settings, without attention."""
     return {
         "vocabulary": fields.take("vocab_size"),
         "width": fields.take("hidden_size"),
@@ -67,7 +67,7 @@ def read_decoder(
 
 
 def activation_of(fields: Fields, setting: str, default: str) -> str:
-    """Of a feed-forward without a gate."""
+    """The activation of a feed-forward without a gate."""
     name = fields.take(setting, default)
     if not isinstance(name, str) or name not in OURS:
         raise SettingError(f"{setting}: {name!r} is not read here, only {', '.join(OURS)}")
@@ -89,7 +89,7 @@ def _gate(fields: Fields, activation: str) -> dict[str, Any]:
 
 
 def read_attention(fields: Fields, context: int, partial: bool = False) -> dict[str, Any]:
-    """Heads, and one rotary embedding for all layers; partial: as of `read_rope`."""
+    """Heads, and one rotary embedding for all layers; partial: as in `read_rope`."""
     heads = fields.take("num_attention_heads")
     return {
         "kind": "gqa",
@@ -103,7 +103,7 @@ def read_attention(fields: Fields, context: int, partial: bool = False) -> dict[
 def read_windows(
     fields: Fields, layers: int, *, used: bool = True, default: Sequence[str] = (SLIDING,)
 ) -> list[int | None]:
-    """The window of every layer. default: kinds of layers that are repeated, if none are given."""
+    """The window of every layer. default: kinds of layers, repeated, if none are given."""
     window = fields.take("sliding_window", None)
     window = window if used else None
     kinds = fields.take("layer_types", None) or [default[i % len(default)] for i in range(layers)]
@@ -117,7 +117,7 @@ def in_layers(
     windows: Sequence[int | None],
     ropes: Sequence[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """One attention per layer, alike but for their windows.
+    """One attention per layer, which differ in their windows only.
 
     ropes: of layers without a window and of those with one, if they differ.
     """
@@ -132,7 +132,7 @@ def the_only(parts: Sequence[Any], kind: type, setting: str, family: str) -> Any
     """The first part of a config, if all are of this kind.
 
     Raises:
-        SettingError: another kind is among them.
+        SettingError: one is of another kind.
     """
     for part in parts:
         if type(part) is not kind:
@@ -143,7 +143,7 @@ def the_only(parts: Sequence[Any], kind: type, setting: str, family: str) -> Any
 def write_decoder(
     config: TransformerConfig, mlp: SwiGLU, family: str, *, activation: str = "hidden_act"
 ) -> dict[str, Any]:
-    """The settings that all of them have, but attention. mlp: of the layers without experts."""
+    """The common settings, without attention. mlp: of the layers without experts."""
     if not isinstance(config.norm, RMSNormConfig):
         raise SettingError(f"model.norm: {family} models have no {config.norm.kind!r}")
     return {
@@ -170,7 +170,7 @@ def write_attention(config: TransformerConfig, family: str) -> dict[str, Any]:
 
 
 def write_line(config: TransformerConfig, family: str) -> dict[str, Any]:
-    """Both of them, of a model without experts."""
+    """Both, for a model without experts."""
     mlp = gated(config, family)
     return {**write_decoder(config, mlp, family), **write_attention(config, family)}
 
@@ -183,9 +183,9 @@ def gated(config: TransformerConfig, family: str) -> SwiGLU:
 
 
 def write_windows(config: TransformerConfig) -> dict[str, Any]:
-    """`layer_types` and the window, of a config of grouped-query attention.
+    """`layer_types` and the window, for grouped-query attention.
 
-    Where no layer has one it is as long as the context: transformers wants a number.
+    If no layer has a window, it is as long as the context: transformers needs a number.
     """
     windows = [part.window for part in config.attentions if isinstance(part, GQA)]
     used = next((window for window in windows if window), None)
@@ -194,7 +194,7 @@ def write_windows(config: TransformerConfig) -> dict[str, Any]:
 
 
 def with_ropes(fields: dict[str, Any], config: TransformerConfig) -> dict[str, Any]:
-    """The settings with a rotary embedding for each kind of layer in the place of one for all."""
+    """The settings with one rotary embedding per kind of layer instead of one for all."""
     parts = [part for part in config.attentions if isinstance(part, GQA)]
     ropes = {SLIDING if part.window else FULL: part.rope or Rope() for part in reversed(parts)}
     theirs = {kind: rope_mapping(rope) for kind, rope in ropes.items()}
@@ -209,7 +209,7 @@ def dense_and_moe(config: TransformerConfig, family: str) -> tuple[MoE, SwiGLU, 
     moes = [mlp for mlp in config.mlps if isinstance(mlp, MoE)]
     rest = [mlp for mlp in config.mlps if not isinstance(mlp, MoE)]
     if not moes:
-        raise SettingError(f"model.mlp: {family} models have experts, and here are none")
+        raise SettingError(f"model.mlp: {family} models have experts, but this one has none")
     dense = the_only(rest, SwiGLU, "mlp", family) if rest else SwiGLU(hidden=moes[0].hidden)
     return moes[0], dense, sparse
 
@@ -217,8 +217,8 @@ def dense_and_moe(config: TransformerConfig, family: str) -> tuple[MoE, SwiGLU, 
 def read_balance_loss(fields: Fields, moe: dict[str, Any], layers: int) -> dict[str, Any]:
     """Settings of experts with the weight of their balance loss; layers: those with experts.
 
-    Theirs counts all choices of a token, which makes it as many times ours, and is one mean over
-    the layers, where ours is a sum. It is on if `output_router_logits` is.
+    Theirs counts all top_k choices of a token, so it is top_k times ours, and is a mean over the
+    layers, where ours is a sum. It is on if `output_router_logits` is.
     """
     weight = fields.take("router_aux_loss_coef", 0.0)
     weight = weight if fields.take("output_router_logits", False) else 0.0
@@ -226,6 +226,6 @@ def read_balance_loss(fields: Fields, moe: dict[str, Any], layers: int) -> dict[
 
 
 def write_balance_loss(moe: MoE, layers: int) -> dict[str, Any]:
-    """The same, as theirs."""
+    """The inverse: their settings for ours."""
     weight = moe.balance_loss * layers / moe.top_k
     return {"router_aux_loss_coef": weight, "output_router_logits": weight > 0}

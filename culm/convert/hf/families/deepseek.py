@@ -1,4 +1,4 @@
-"""DeepSeek-V3: latent attention, experts behind dense first layers (arXiv 2412.19437)."""
+"""DeepSeek-V3: latent attention, experts after dense first layers (arXiv 2412.19437)."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ PLAIN = {name: theirs for name, theirs in NAMES.items() if ".attention." not in 
 
 
 def rotated_rules(mla: MLA, queries: str, latents: str) -> list[TensorRule]:
-    """Rules of what is rotated, which others keep in the interleaved layout, by their names."""
+    """Rules for rotated projections, which other libraries store interleaved, by their names."""
 
-    def apart(tensors: list[Tensor]) -> list[Tensor]:
+    def split_latent(tensors: list[Tensor]) -> list[Tensor]:
         latent, key = tensors[0].split((mla.rank, mla.rope_dim))
         return [latent, half_split(key, 1)]
 
-    def together(tensors: list[Tensor]) -> list[Tensor]:
+    def joined(tensors: list[Tensor]) -> list[Tensor]:
         return [torch.cat((tensors[0], interleaved(tensors[1], 1)))]
 
     ours = ("blocks.#.attention.latent", "blocks.#.attention.rope_key")
     read, write = _queries(mla, half_split), _queries(mla, interleaved)
     return [
         TensorRule(("blocks.#.attention.q",), (queries,), read, write),
-        TensorRule(ours, (latents,), apart, together),
+        TensorRule(ours, (latents,), split_latent, joined),
     ]
 
 
@@ -62,9 +62,9 @@ def _queries(mla: MLA, change: Callable[[Tensor, int], Tensor]) -> Change:
 
     def changed(tensors: list[Tensor]) -> list[Tensor]:
         heads = tensors[0].unflatten(0, (mla.heads, -1))
-        rows, turned = heads.split((mla.head_dim, mla.rope_dim), 1)
-        turned = change(turned.flatten(0, 1), mla.heads).unflatten(0, (mla.heads, -1))
-        return [torch.cat((rows, turned), 1).flatten(0, 1)]
+        rows, rotated = heads.split((mla.head_dim, mla.rope_dim), 1)
+        rotated = change(rotated.flatten(0, 1), mla.heads).unflatten(0, (mla.heads, -1))
+        return [torch.cat((rows, rotated), 1).flatten(0, 1)]
 
     return changed
 
@@ -73,11 +73,11 @@ def names(config: TransformerConfig) -> list[TensorRule]:
     mla = the_only(config.attention, MLA, "attention", "deepseek_v3")
     ours = ("blocks.#.attention.k", "blocks.#.attention.v")
 
-    def heads_apart(tensors: list[Tensor]) -> list[Tensor]:
+    def split_heads(tensors: list[Tensor]) -> list[Tensor]:
         parts = tensors[0].unflatten(0, (mla.heads, -1)).split((mla.head_dim, mla.value_dim), 1)
         return [part.flatten(0, 1) for part in parts]
 
-    def heads_together(tensors: list[Tensor]) -> list[Tensor]:
+    def join_heads(tensors: list[Tensor]) -> list[Tensor]:
         parts = [tensor.unflatten(0, (mla.heads, -1)) for tensor in tensors]
         return [torch.cat(parts, 1).flatten(0, 1)]
 
@@ -85,7 +85,7 @@ def names(config: TransformerConfig) -> list[TensorRule]:
     return [
         *renamed(PLAIN),
         *rotated_rules(mla, f"{ATTENTION}.{query}", f"{ATTENTION}.kv_a_proj_with_mqa"),
-        TensorRule(ours, (f"{ATTENTION}.kv_b_proj",), heads_apart, heads_together),
+        TensorRule(ours, (f"{ATTENTION}.kv_b_proj",), split_heads, join_heads),
     ]
 
 
@@ -96,22 +96,22 @@ def read(fields: Fields) -> dict[str, Any]:
     fields.only("scoring_func", "sigmoid")
     fields.only("moe_layer_freq", 1)
     fields.only("ep_size", 1)
-    # What repeats others, and heads for further tokens, which do not change the model's own.
+    # Settings that repeat others, and MTP heads, which do not change the model itself.
     fields.drop("head_dim", "qk_head_dim", "num_key_value_heads", "num_nextn_predict_layers")
     fields.drop("aux_loss_alpha", "seq_aux", "output_router_logits")
     values, (rope, stretch) = read_decoder(fields), _rope(fields)
-    keep, turn = fields.take("qk_nope_head_dim"), fields.take("qk_rope_head_dim")
+    plain, rotated = fields.take("qk_nope_head_dim"), fields.take("qk_rope_head_dim")
     attention = {
         "kind": "mla",
         "heads": fields.take("num_attention_heads"),
         "rank": fields.take("kv_lora_rank"),
         "query_rank": fields.take("q_lora_rank", None),
-        "head_dim": keep,
-        "rope_dim": turn,
+        "head_dim": plain,
+        "rope_dim": rotated,
         "value_dim": fields.take("v_head_dim"),
         "bias": fields.take("attention_bias", False),
         "rope": rope,
-        "scale": (keep + turn) ** -0.5 * stretch,
+        "scale": (plain + rotated) ** -0.5 * stretch,
     }
     moe = {
         "kind": "moe",
@@ -132,7 +132,7 @@ def read(fields: Fields) -> dict[str, Any]:
 
 
 def _rope(fields: Fields) -> tuple[dict[str, Any], float]:
-    """Values of our `Rope`, and what scores are multiplied by beside it."""
+    """Values of our `Rope`, and a further factor of the scores."""
     name = "rope_parameters" if fields.left.get("rope_parameters") else "rope_scaling"
     given = dict(fields.left.pop(name, None) or {})
     narrow, wide = given.pop("mscale", None), given.pop("mscale_all_dim", None)
@@ -180,4 +180,4 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-DEEPSEEK_V3 = Family("deepseek_v3", read, write, names, "DeepseekV3ForCausalLM", further=True)
+DEEPSEEK_V3 = Family("deepseek_v3", read, write, names, "DeepseekV3ForCausalLM", mtp_layers=True)

@@ -33,7 +33,7 @@ def names(config: TransformerConfig) -> list[TensorRule]:
 def _read(fields: Fields, **attention: Any) -> dict[str, Any]:
     values = read_decoder(fields, tied=True, activation="hidden_activation")
     fields.only("use_bidirectional_attention", None, False)
-    fields.drop("hidden_act")  # of Gemma 1, whose value is not used
+    fields.drop("hidden_act")  # of Gemma 1; its value is not used
     values["norm"] |= {"centered": True}
     bias = fields.take("attention_bias", False)
     softcap = fields.take("attn_logit_softcapping", None)
@@ -75,7 +75,7 @@ def write2(config: TransformerConfig) -> dict[str, Any]:
 
 
 def read3(fields: Fields) -> dict[str, Any]:
-    fields.only("attn_logit_softcapping", None)  # transformers looks past it
+    fields.only("attn_logit_softcapping", None)  # transformers ignores it
     layers, context = fields.left["num_hidden_layers"], fields.left["max_position_embeddings"]
     every = fields.take("sliding_window_pattern", None) or 6
     windows = read_windows(fields, layers, default=(SLIDING,) * (every - 1) + (FULL,))

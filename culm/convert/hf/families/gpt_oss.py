@@ -42,9 +42,9 @@ LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, 
 
 
 def from_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
-    """blocks: (..., groups, 16) of two numbers a byte, the lower first; scales: (..., groups).
+    """blocks: (..., groups, 16) with two numbers per byte, the lower first; scales: (..., groups).
 
-    Gives (..., groups * 32) in bf16, which holds them exactly: scales are powers of two.
+    Returns (..., groups * 32) in bf16, exactly, since scales are powers of two.
     """
     levels = torch.tensor(LEVELS, dtype=torch.bfloat16)
     pairs = torch.stack((blocks & 15, blocks >> 4), -1).flatten(-2)
@@ -52,25 +52,25 @@ def from_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
 
 
 def names(config: TransformerConfig) -> list[TensorRule]:
-    """Their matrices are (experts, inputs, outputs), with rows of gate and up in turns.
+    """Their matrices are (experts, inputs, outputs), with alternating rows of gate and up.
 
-    In MXFP4, as they are published, they are (experts, outputs, inputs); that is only read.
+    The published MXFP4 files have (experts, outputs, inputs); these are only read.
     """
 
     def unpacked(tensors: list[Tensor]) -> list[Tensor]:
         return [from_mxfp4(*tensors)]
 
-    def unpacked_apart(tensors: list[Tensor]) -> list[Tensor]:
-        whole = from_mxfp4(*tensors)
-        return [whole[:, ::2], whole[:, 1::2]]
+    def unpacked_halves(tensors: list[Tensor]) -> list[Tensor]:
+        joined = from_mxfp4(*tensors)
+        return [joined[:, ::2], joined[:, 1::2]]
 
-    def apart(tensors: list[Tensor]) -> list[Tensor]:
+    def halves(tensors: list[Tensor]) -> list[Tensor]:
         return [tensors[0][..., ::2], tensors[0][..., 1::2]]
 
-    def together(tensors: list[Tensor]) -> list[Tensor]:
+    def alternating(tensors: list[Tensor]) -> list[Tensor]:
         return [torch.stack(tensors, -1).flatten(-2)]
 
-    def turned(tensors: list[Tensor]) -> list[Tensor]:
+    def transposed(tensors: list[Tensor]) -> list[Tensor]:
         return [tensor.transpose(1, 2) for tensor in tensors]
 
     weights, biases = ((f"{OURS}.gate.{kind}", f"{OURS}.up.{kind}") for kind in ("weight", "bias"))
@@ -79,13 +79,13 @@ def names(config: TransformerConfig) -> list[TensorRule]:
         for part in ("gate_up", "down")
     ]
     return [
-        TensorRule(weights, packed[0], unpacked_apart),
+        TensorRule(weights, packed[0], unpacked_halves),
         TensorRule((f"{OURS}.down.weight",), packed[1], unpacked),
         *renamed(PLAIN),
-        TensorRule(weights, (f"{MLP}.experts.gate_up_proj",), lambda t: turned(apart(t)),
-             lambda t: together(turned(t))),
-        TensorRule(biases, (f"{MLP}.experts.gate_up_proj_bias",), apart, together),
-        TensorRule((f"{OURS}.down.weight",), (f"{MLP}.experts.down_proj",), turned, turned),
+        TensorRule(weights, (f"{MLP}.experts.gate_up_proj",), lambda t: transposed(halves(t)),
+             lambda t: alternating(transposed(t))),
+        TensorRule(biases, (f"{MLP}.experts.gate_up_proj_bias",), halves, alternating),
+        TensorRule((f"{OURS}.down.weight",), (f"{MLP}.experts.down_proj",), transposed, transposed),
     ]  # fmt: skip
 
 

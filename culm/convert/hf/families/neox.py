@@ -31,23 +31,23 @@ NAMES = {
 def names(config: TransformerConfig) -> list[TensorRule]:
     heads = the_only(config.attention, GQA, "attention", "gpt_neox").heads
 
-    def apart(tensors: list[Tensor]) -> list[Tensor]:
-        """Rows are those of q, k and v of the first head, then of the second, and so on."""
+    def split_parts(tensors: list[Tensor]) -> list[Tensor]:
+        """Rows are q, k and v of the first head, then of the second, and so on."""
         parts = tensors[0].unflatten(0, (heads, 3, -1)).unbind(1)
         return [part.flatten(0, 1) for part in parts]
 
-    def together(tensors: list[Tensor]) -> list[Tensor]:
-        heads_apart = [tensor.unflatten(0, (heads, 1, -1)) for tensor in tensors]
-        return [torch.cat(heads_apart, dim=1).flatten(0, 2)]
+    def join_parts(tensors: list[Tensor]) -> list[Tensor]:
+        per_head = [tensor.unflatten(0, (heads, 1, -1)) for tensor in tensors]
+        return [torch.cat(per_head, dim=1).flatten(0, 2)]
 
     whole = tuple(f"blocks.#.attention.{part}" for part in "qkv")
     fused = ("gpt_neox.layers.#.attention.query_key_value",)
-    return [*renamed(NAMES), TensorRule(whole, fused, apart, together)]
+    return [*renamed(NAMES), TensorRule(whole, fused, split_parts, join_parts)]
 
 
 def read(fields: Fields) -> dict[str, Any]:
     context, bias = fields.take("max_position_embeddings"), fields.take("attention_bias", True)
-    if not fields.left.get("rope_parameters"):  # as transformers 4 called them
+    if not fields.left.get("rope_parameters"):  # their names in transformers 4
         fields.left["partial_rotary_factor"] = fields.take("rotary_pct", 0.25)
         fields.left["rope_theta"] = fields.take("rotary_emb_base", 10_000)
     fields.drop("classifier_dropout", "attention_dropout")
@@ -82,7 +82,7 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     mlp = the_only(config.mlp, Plain, "mlp", "gpt_neox")
     attention = the_only(config.attention, GQA, "attention", "gpt_neox")
     rope = attention.rope or Rope()
-    fields = rope_fields(rope)  # a quarter is what they take it for if nothing is said
+    fields = rope_fields(rope)  # a quarter is the default
     for name in fields.keys() & {"rope_parameters", "rope_scaling"}:
         fields[name]["partial_rotary_factor"] = rope.fraction
     return {

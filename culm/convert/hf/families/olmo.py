@@ -1,4 +1,4 @@
-"""OLMo 2 and 3: norms behind the branches, and over all heads of q and k (arXiv 2501.00656)."""
+"""OLMo 2 and 3: norms after the branches, and over all heads of q and k (arXiv 2501.00656)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Phi-3: Llama whose q, k and v, and whose gate and up, are one matrix (arXiv 2404.14219)."""
+"""Phi-3: Llama with one matrix for q, k and v, and one for gate and up (arXiv 2404.14219)."""
 
 from __future__ import annotations
 

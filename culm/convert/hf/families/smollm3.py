@@ -25,11 +25,11 @@ def read(fields: Fields) -> dict[str, Any]:
     fields.drop("max_window_layers")
     layers, bias = values["layers"], fields.take("attention_bias", False)
     every = fields.take("no_rope_layer_interval", 4)
-    turned = fields.take("no_rope_layers", None) or [(i + 1) % every for i in range(layers)]
+    rotated = fields.take("no_rope_layers", None) or [(i + 1) % every for i in range(layers)]
     used = fields.take("use_sliding_window", False)
     attention = {**read_attention(fields, values["context"]), "bias": bias, "out_bias": bias}
     parts = in_layers(attention, read_windows(fields, layers, used=used))
-    for part, with_rope in zip(parts, turned, strict=True):
+    for part, with_rope in zip(parts, rotated, strict=True):
         part["rope"] = part["rope"] if with_rope else None
     return {**values, "attention": parts}
 
