@@ -131,6 +131,10 @@ class Loss:
     metrics: Mapping[str, Term] = field(default_factory=dict)
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if twice := self.terms.keys() & self.metrics.keys():
+            raise ValueError(f"{min(twice)}: a term and a metric have the same name")
+
     def mean(self, counts: Mapping[str, float]) -> Tensor:
         """What a step of these counts minimises: () tensor."""
         means = [t.weight * t.total / divisor(counts, t.per) for t in self.terms.values()]

@@ -14,7 +14,7 @@ from culm.train.events import Event, Stepped
 from culm.train.trainer import Trainer
 
 
-def refuse(path: str) -> Transformer:
+def refuse(setting: str, path: str) -> Transformer:
     """For objectives that load no further model."""
     raise AssertionError(f"{path} is loaded")
 

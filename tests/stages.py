@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
+from torch import Tensor
 
 from culm.config import parse
 from culm.run.settings import RunConfig
@@ -19,6 +21,15 @@ WORDS = (
 )
 TASK = {"kind": "letters", "name": "count", "operation": "count", "shortest": 2, "longest": 3}
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
+
+
+def weights_in(folder: Path) -> dict[str, Tensor]:
+    """Of all models that a finished run wrote, such as `critic/embed.weight`."""
+    return {
+        f"{file.parent.name}/{name}": weight
+        for file in sorted(folder.glob("*/model.safetensors"))
+        for name, weight in load_file(file).items()
+    }
 
 
 def _sentence(chance: random.Random, words: int) -> str:

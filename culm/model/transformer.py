@@ -135,14 +135,16 @@ class Transformer(Trunk):
         return self.logits(self.hidden(tokens, context))
 
     def scores(self, tokens: Tensor, context: Context | None = None) -> Tensor:
-        """One number per token, (B, T) fp32, by a scalar head.
+        """One number per token by a scalar head, (B, T), computed in fp32.
+
+        Two answers may differ by less than bf16 can represent.
 
         Raises:
-            ValueError: the model has none.
+            ValueError: the model has no scalar head.
         """
         if self.config.head != "scalar":
             raise ValueError("the model has no scalar head to score with")
-        return self.head(self.hidden(tokens, context)).float()[..., 0]
+        return self.head(self.hidden(tokens, context).float())[..., 0]
 
     def logprobs(
         self,
@@ -152,9 +154,10 @@ class Transformer(Trunk):
         temperature: float = 1.0,
     ) -> Tensor:
         """Natural-log probability of each target, (B, T) fp32; 0 where the target is ignored."""
-        return self._logprobs(self.hidden(tokens, context), targets, temperature)
+        return self.hidden_logprobs(self.hidden(tokens, context), targets, temperature)
 
-    def _logprobs(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    def hidden_logprobs(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        """As `logprobs`, from states that `hidden` gave: (..., E) and (...) -> (...) fp32."""
         cap = self.config.softcap
         return logprobs_of(hidden, self.head, targets, temperature, self.kernels, cap)
 
@@ -194,7 +197,7 @@ class Transformer(Trunk):
         """
         documents = None if context is None else context.documents
         return [
-            self._logprobs(hidden, shifted(targets, k, IGNORED, documents) if k else targets)
+            self.hidden_logprobs(hidden, shifted(targets, k, IGNORED, documents) if k else targets)
             for k, hidden in enumerate(self.mtp_hidden(tokens, context))
         ]
 

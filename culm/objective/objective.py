@@ -11,7 +11,7 @@ it did, adds their auxiliary losses, and `before_update` balances them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -25,7 +25,7 @@ from culm.model.transformer import Transformer
 from culm.objective.experience import Experience
 from culm.objective.experts import balance, routing_loss
 
-Load = Callable[[str], Transformer]  # a model by its path, placed like the policy
+Load = Callable[[str, str], Transformer]  # (setting, path): a model, placed like the policy
 
 
 class ObjectiveConfig(Config, ABC):
@@ -51,7 +51,7 @@ class ObjectiveConfig(Config, ABC):
     def build(self, model: Transformer, load: Load, seed: int) -> Objective:
         """The objective around the model, which is already adapted and placed.
 
-        load: reads another model, such as a teacher, by its path. seed: of new weights.
+        load: reads another model: `load("train.objective.teacher", path)`. seed: of new weights.
         """
 
 
@@ -67,8 +67,20 @@ class Objective(nn.Module, ABC):
         self.model = model
 
     def models(self) -> dict[str, Transformer]:
-        """Every model by its attribute: each is placed, sharded, planned and saved by this name."""
+        """Every model by the name of its attribute, by which it is planned and saved."""
         return {name: m for name, m in self.named_children() if isinstance(m, Transformer)}
+
+    def trained(self) -> dict[str, Transformer]:
+        """Those of `models` with parameters that require gradients."""
+        models = self.models().items()
+        return {name: m for name, m in models if any(p.requires_grad for p in m.parameters())}
+
+    def moving(self) -> Collection[nn.Module]:
+        """Parts that change without gradients, such as an average of the policy's weights.
+
+        Checkpoints hold them, like what is trained.
+        """
+        return ()
 
     def forward(self, batch: Batch) -> Loss:
         """The loss with the auxiliary losses of all experts."""
@@ -100,7 +112,5 @@ class Objective(nn.Module, ABC):
 
     def _routers(self) -> list[Router]:
         """The routers of the models that are trained, in the order in which they are called."""
-        trained = [
-            m for m in self.models().values() if any(p.requires_grad for p in m.parameters())
-        ]
-        return [r for model in trained for r in model.modules() if isinstance(r, Router)]
+        models = self.trained().values()
+        return [r for model in models for r in model.modules() if isinstance(r, Router)]

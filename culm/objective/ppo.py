@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from culm.adapt.heads import with_scalar_head
+from culm.adapt.quantize.linear import is_quantized
 from culm.batch import Batch, Loss, Reads, Term
 from culm.config import SettingError
 from culm.model.context import Context
@@ -34,9 +35,9 @@ class PPO(ObjectiveConfig):
     clip: bound of the probability ratio. gamma, decay: discount and lambda of generalised advantage
     estimation. kl: what one nat away from the start costs at each token. whiten: give advantages
     mean 0 and standard deviation 1 over the rollout. critic: path of a model with a scalar head, a
-    reward model, that the critic starts from; without one it starts from the policy, with a new
-    head. value_clip: bound of a value's move from the one before the update. value_weight: of the
-    value loss in the loss.
+    reward model, that the critic starts from, trained in full; without one it starts from the
+    policy with its adapters, and a new head. value_clip: bound of a value's move from the one
+    before the update. value_weight: of the value loss in the loss.
     """
 
     reads: ClassVar[Reads] = "rollouts"
@@ -58,11 +59,16 @@ class PPO(ObjectiveConfig):
             critic = copy.deepcopy(model)
             with_scalar_head(critic, seed)
         else:
-            critic = load(self.critic)
+            critic = load("train.objective.critic", self.critic)
             if critic.config.head != "scalar":
                 raise SettingError(
                     f"train.objective.critic: {self.critic} has no scalar head; give a model that "
                     "culm train reward made, or leave it out"
+                )
+            if is_quantized(critic):
+                raise SettingError(
+                    f"train.objective.critic: the weights of {self.critic} are quantised and "
+                    "cannot be trained; give the model that it was made of"
                 )
         return PPOObjective(self, model.eval(), critic.eval())
 
@@ -81,6 +87,13 @@ class PPOObjective(Objective):
 
     def prepare(self, experience: Experience) -> Batch:
         config, learned = self.config, experience.learned
+        lengths = experience.batch.lengths
+        longest, known = 0 if lengths is None else int(lengths.max()), self.critic.config.context
+        if longest > known:
+            raise SettingError(
+                f"train.objective.critic: a dialogue has {longest} tokens, and the context of "
+                f"{config.critic} is {known}; lower train.rollout.max_tokens"
+            )
         old = experience.compute(lambda part: policy_logprobs(self.model, part))
         with frozen(self.model, self.reference) as reference:
             start = experience.compute(lambda part: policy_logprobs(reference, part))

@@ -11,7 +11,7 @@ from culm.adapt.lora import adapters_of
 from culm.config import SettingError
 from culm.model.linear import GroupedLinear, Linear
 from culm.model.scaling import WITHIN, Multiples, place_of
-from culm.model.transformer import Transformer
+from culm.model.trunk import Trunk
 
 Named = tuple[str, nn.Parameter]
 Placed = dict[nn.Parameter, tuple[str, Multiples]]
@@ -64,7 +64,7 @@ def groups_of(
 
 def _placed(module: nn.Module, orthogonal: Collection[nn.Parameter]) -> Placed:
     """The group of every parameter, and what the rule of its model multiplies there."""
-    models = [part for part in module.modules() if isinstance(part, Transformer)]
+    models = [part for part in module.modules() if isinstance(part, Trunk)]
     scaled = any(model.config.scaling for model in models)
     placed: Placed = {} if scaled else {p: ("objective", Multiples()) for p in module.parameters()}
     for model in models:

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
-from culm.model.transformer import Transformer
+from culm.model.trunk import Trunk
 from culm.optim.adamw import AdamWRule
 from culm.optim.groups import groups_of, hidden_matrices, trainable
 from culm.optim.rule import Group, Layout, OptimizerConfig, Rule, RuleOptimizer
@@ -79,7 +79,7 @@ class MuonRule(Rule):
 
 def _precision(module: nn.Module) -> torch.dtype:
     """That of the model's activations: bf16 where this machine multiplies it fast."""
-    return next((m.dtype for m in module.modules() if isinstance(m, Transformer)), torch.float32)
+    return next((m.dtype for m in module.modules() if isinstance(m, Trunk)), torch.float32)
 
 
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:

@@ -24,6 +24,7 @@ from culm.config import Config, SettingError
 from culm.model import logprobs
 from culm.model.logprobs import Kernels
 from culm.model.transformer import Transformer
+from culm.model.trunk import Trunk
 from culm.parallel.ranks import Ranks
 from culm.parallel.sharded import full_tensor
 
@@ -115,9 +116,10 @@ def parallelize(
 
 def shard(objective: nn.Module, mesh: DeviceMesh) -> None:
     """Each rank holds a shard of every parameter; buffers, such as packed weights, stay whole."""
-    for model in _models(objective):
-        for block in model.every_block:
+    for trunk in _trunks(objective):
+        for block in trunk.every_block:
             fully_shard(block, mesh=mesh)
+    for model in _models(objective):
         # What is outside the blocks stays gathered until the backward, so that the head, which
         # reads what `hidden` returns, finds its weights.
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
@@ -129,6 +131,11 @@ def shard(objective: nn.Module, mesh: DeviceMesh) -> None:
 
 def _models(objective: nn.Module) -> list[Transformer]:
     return [module for module in objective.modules() if isinstance(module, Transformer)]
+
+
+def _trunks(objective: nn.Module) -> list[Trunk]:
+    """Everything with blocks: each Transformer, and trunks with other ends."""
+    return [module for module in objective.modules() if isinstance(module, Trunk)]
 
 
 def _outside(objective: nn.Module) -> Iterator[nn.Module]:
@@ -148,8 +155,8 @@ def _outside(objective: nn.Module) -> Iterator[nn.Module]:
 
 def checkpoint_blocks(objective: nn.Module) -> None:
     """Keep only the input of each block; compute the rest again in the backward."""
-    for model in _models(objective):
-        for block in model.every_block:
+    for trunk in _trunks(objective):
+        for block in trunk.every_block:
             # The method and not a module around the block, whose parameters keep their names.
             again = partial(checkpoint, block.forward, use_reentrant=False)
             block.forward = again  # type: ignore[method-assign]
@@ -161,5 +168,6 @@ def compile_blocks(objective: nn.Module) -> None:
     kernels = Kernels(torch.compile(logprobs.reduce), torch.compile(logprobs.differentiate))
     for model in _models(objective):
         model.kernels = kernels
-        for block in model.every_block:
+    for trunk in _trunks(objective):
+        for block in trunk.every_block:
             block.compile(dynamic=False)

@@ -19,18 +19,15 @@ from torch import Tensor
 
 from culm.batch import Batch
 from culm.objective.experience import ROUND, Experience
-from culm.objective.objective import Objective
+from culm.objective.objective import Load, Objective
 from culm.parallel.ranks import Ranks
 from culm.rollout.environment import Environment, Episode
-from culm.rollout.reward.reward import Load
 from culm.rollout.sampler import Sampler
 from culm.rollout.settings import RolloutConfig
 from culm.rollout.state import restored, stored
 from culm.rollout.trajectory import Trajectory, to_rows
 from culm.seed import keyed
 from culm.tokenizer.tokenizer import Tokenizer
-
-ASKED = 1000  # prompts that tell one order from another
 
 
 class Rollouts:
@@ -51,6 +48,7 @@ class Rollouts:
         batch_size: int,
         micro_batch_size: int,
         seed: int,
+        context: int | None = None,
         ranks: Ranks = Ranks(),
     ) -> None:
         if batch_size % config.group:
@@ -66,7 +64,7 @@ class Rollouts:
         self.objective, self.config, self.ranks = objective, config, ranks
         self.environments, self.seed, self.pad = environments, seed, tokenizer.end_of_text
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
-        self.sampler = Sampler(objective.model, tokenizer, config, seed)
+        self.sampler = Sampler(objective.model, tokenizer, config, seed, context)
         self.rewards = [(one.weight, one.build(load)) for one in config.reward]
         self.rows = batch_size // ranks.count  # of this rank in a batch
         self._number = -1  # of the rollout that is held
@@ -75,9 +73,8 @@ class Rollouts:
     @property
     def fingerprint(self) -> str:
         """Of the order of the prompts, and of how they are answered and scored."""
-        prompts = [list(self._episode(index).prompt) for index in range(ASKED)]
-        names = [environment.name for environment in self.environments]
-        facts = (names, prompts, self.seed, self.batch_size, self.config)
+        episodes = [one.fingerprint(self.seed + 1) for one in self.environments]
+        facts = (episodes, self.seed, self.batch_size, self.config)
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def step(self, number: int) -> list[Batch]:

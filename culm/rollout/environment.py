@@ -6,12 +6,15 @@ its own; these are read by the model and not learned.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from culm.task.task import Question, Task
 from culm.tokenizer.chat import Message
+
+ASKED = 1000  # questions that tell one order from another
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,12 @@ class Episode(Protocol):
 class Environment(Protocol):
     """Episodes by number, without end: a pure function of their number and the seed."""
 
-    @property
-    def name(self) -> str: ...
-
     def reset(self, index: int, seed: int) -> Episode:
         """The start of episode `index`."""
+        ...
+
+    def fingerprint(self, seed: int) -> str:
+        """Of what the episodes of a seed depend on; no episode is started for it."""
         ...
 
 
@@ -75,9 +79,9 @@ class TaskEnvironment:
 
     task: Task
 
-    @property
-    def name(self) -> str:
-        return self.task.name
-
     def reset(self, index: int, seed: int) -> QuestionEpisode:
         return QuestionEpisode(self.task, self.task.question("train", index, seed))
+
+    def fingerprint(self, seed: int) -> str:
+        prompts = [self.task.question("train", index, seed).prompt for index in range(ASKED)]
+        return hashlib.sha256(repr((self.task.name, prompts)).encode()).hexdigest()

@@ -17,12 +17,21 @@ from culm.tokenizer.tokenizer import Tokenizer
 
 
 class Sampler:
-    """Samples by the settings of a rollout; random numbers of a row depend only on its index."""
+    """Samples by the settings of a rollout; random numbers of a row depend only on its index.
+
+    context: maximum tokens of a dialogue; those of the model unless given.
+    """
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, config: RolloutConfig, seed: int
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        config: RolloutConfig,
+        seed: int,
+        context: int | None = None,
     ) -> None:
         self.model, self.tokenizer, self.config, self.seed = model, tokenizer, config, seed
+        self.context = context or model.config.context
 
     def sample(self, episodes: Sequence[Episode], first: int) -> list[Trajectory]:
         """One trajectory an episode; `first` is the number of the first row in the whole run.
@@ -42,12 +51,12 @@ class Sampler:
 
     def _start(self, episode: Episode) -> Trajectory:
         prompt = self.tokenizer.chat.prompt(list(episode.prompt))
-        room = self.model.config.context - len(prompt)
+        room = self.context - len(prompt)
         if room < 1:
             raise ValueError(
                 f"tasks: the question {str(episode.prompt[-1]['content'])[:40]!r} has "
-                f"{len(prompt)} tokens, which leaves no room for an answer in the model's context "
-                f"of {self.model.config.context}"
+                f"{len(prompt)} tokens, which leaves no room for an answer in a context of "
+                f"{self.context}"
             )
         trajectory = Trajectory(episode)
         trajectory.read(episode.prompt, prompt)
@@ -69,7 +78,7 @@ class Sampler:
         sampling = Sampling(
             temperature=self.config.temperature, seed=keyed_integer(self.seed, *purpose)
         )
-        room = self.model.config.context - len(tokens)
+        room = self.context - len(tokens)
         limit = min(self.config.max_tokens, room)
         return Request(tuple(tokens), limit, sampling, self.tokenizer.stop_ids)
 
@@ -83,7 +92,7 @@ class Sampler:
         stops = self.tokenizer.stop_ids
         if more[0] in stops and trajectory.tokens[-1] in stops:  # the model ended its turn itself
             more = more[1:]
-        if len(trajectory.tokens) + len(more) >= self.model.config.context:
+        if len(trajectory.tokens) + len(more) >= self.context:
             return False  # no room for a further reply
         trajectory.read(messages, more)
         return True

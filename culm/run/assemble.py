@@ -9,28 +9,22 @@ from pathlib import Path
 import torch
 
 from culm import log
-from culm.adapt.heads import with_scalar_head
-from culm.adapt.quantize.linear import is_quantized
-from culm.adapt.quantize.qat import fake_quantize
 from culm.config import SettingError
-from culm.convert.load import load_model
 from culm.convert.weights import note_dropped_heads
 from culm.data.loader import Loader
 from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared, verify
 from culm.data.texts import texts_of
-from culm.device import choose_precision
-from culm.dtype import DTYPES
 from culm.eval.evaluation import Evaluation
 from culm.eval.measure.measure import Subject
 from culm.files import atomic
-from culm.model.backend import place
 from culm.model.transformer import Transformer
-from culm.objective.objective import Load, Objective
+from culm.objective.objective import Objective
 from culm.parallel.ranks import Ranks
 from culm.rollout.buffer import Rollouts
 from culm.rollout.environment import TaskEnvironment
+from culm.run.objective import ModelLoader, build_objective
 from culm.run.settings import RunConfig
 from culm.run.start import start_of
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
@@ -38,27 +32,6 @@ from culm.tokenizer.train import BPE
 from culm.train.trainer import Batches
 
 EVALUATED = 16  # held-out rows that are scored at once
-
-
-class ModelLoader:
-    """Reads further models of a run, such as a reward model, and places them like the policy."""
-
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
-        self._dtype = DTYPES[precision_of(config, device)]
-        self._backend, self._device = config.train.attention_backend, device
-        self.loaded: list[Transformer] = []
-
-    def __call__(self, path: str) -> Transformer:
-        """The model of a path, in fp32.
-
-        Raises:
-            SettingError: it is not there, or cannot be read.
-        """
-        model, _ = load_model(path)
-        for weight in model.parameters():
-            weight.data = weight.data.float()
-        self.loaded.append(place(model, self._device, self._dtype, self._backend, training=True))
-        return model
 
 
 @dataclass(frozen=True)
@@ -86,7 +59,7 @@ def assemble(
     """Model, tokenizer and objective as they are at step 0."""
     model, tokenizer = initial_model(config, folder)
     context = context_of(config, model)
-    load = ModelLoader(config, device)
+    load = ModelLoader(config, device, tokenizer)
     objective = build_objective(config, model, device, load)
     return Assembly(config, folder, device, objective, tokenizer, context, load, ranks)
 
@@ -152,47 +125,6 @@ def _texts(config: RunConfig) -> Iterator[str]:
         for text in texts_of(source, config.data.format):
             bar.advance(len(text.encode()))
             yield text
-
-
-# -- the objective ------------------------------------------------------------------------------
-
-
-def build_objective(
-    config: RunConfig, model: Transformer, device: torch.device, load: Load
-) -> Objective:
-    """The objective around the model, on the device; ready to be parallelised.
-
-    head -> adapter or fake quantisation -> precision, device, attention backend -> objective
-    """
-    train = config.train
-    if train.adapter is None and is_quantized(model):
-        raise SettingError(
-            "train.adapter: quantised weights cannot be trained; use train.adapter=lora, or start "
-            "from the model that they were made of"
-        )
-    change_model(config, model)
-    dtype = DTYPES[precision_of(config, device)]
-    place(model, device, dtype, train.attention_backend, training=True)
-    return train.objective.build(model, load, config.seed)
-
-
-def change_model(config: RunConfig, model: Transformer) -> None:
-    """Give the model the head that the objective trains, and adapters or fake quantisation."""
-    train = config.train
-    if train.adapter is not None:
-        count = train.adapter.apply(model, config.seed)
-        log.say(f"Training LoRA adapters on {count} layers; base weights are frozen.")
-    if train.objective.head == "scalar" and model.config.head != "scalar":
-        with_scalar_head(model, config.seed)
-    if train.qat is not None:
-        count = fake_quantize(model, train.qat)
-        log.say(f"Training {count} layers with their weights quantised in every forward.")
-
-
-def precision_of(config: RunConfig, device: torch.device) -> str:
-    """Of activations; the faster one of the device unless given."""
-    given = config.train.precision
-    return choose_precision(device) if given == "auto" else given
 
 
 # -- batches ------------------------------------------------------------------------------------
@@ -290,5 +222,6 @@ def _rollouts(run: Assembly) -> Rollouts:
         batch_size=train.batch_size,
         micro_batch_size=train.at_once,
         seed=config.seed,
+        context=run.context,
         ranks=run.ranks,
     )

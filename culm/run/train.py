@@ -15,7 +15,7 @@ Started again with the same folder, a run resumes where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from culm import log
+from culm.adapt.lora import adapters_of
 from culm.adapt.merge import merge_verified
 from culm.adapt.quantize.qat import convert
 from culm.config import SettingError
@@ -33,6 +34,7 @@ from culm.device import choose_device, choose_precision
 from culm.eval.evaluation import Evaluation
 from culm.files import atomic, read_lines, write_json
 from culm.model.transformer import Transformer
+from culm.objective.objective import Objective
 from culm.parallel.launch import process_group, take_gpu
 from culm.parallel.parallelize import Parallel, parallelize
 from culm.parallel.ranks import Ranks
@@ -40,12 +42,12 @@ from culm.parallel.sharded import is_sharded, state_of
 from culm.run.assemble import (
     Assembly,
     assemble,
-    change_model,
     evaluation_of,
     initial_model,
     make_tokenizer,
     training_batches,
 )
+from culm.run.objective import build_objective
 from culm.run.settings import RunConfig
 from culm.run.start import model_id
 from culm.train.checkpoint import Progress, Store, WholeStore
@@ -156,7 +158,7 @@ def _train(run: Assembly) -> Result:
     start = _resume(folder, store, batches)
     evaluation = evaluation_of(run)
     log.say(f"Attention backend: {' and '.join(run.model.backends)}.")
-    with closing(Listeners()) as listeners:
+    with closing(Listeners()) as listeners, listeners.failure():
         _listen(run, listeners, evaluation, store, batches, start)
         if start.step == 0:
             listeners(Measured(0, evaluation.run()))
@@ -188,8 +190,8 @@ def _listen(
     """Add the listeners in their order: files are written before the checkpoint of a step is."""
     config, folder, fingerprint = run.config, run.folder, start.data
 
-    def save(step: int, tokens: int) -> Path:
-        return store.save(Progress(step, tokens, fingerprint), batches.state(step))
+    def save(step: int, tokens: int, done: Callable[[Path], None]) -> None:
+        store.save(Progress(step, tokens, fingerprint), batches.state(step), done)
 
     if run.ranks.writer:
         listeners.add(MetricsFile(folder / "metrics.jsonl", start.step))
@@ -228,7 +230,7 @@ def _finish(
     measured = evaluation.run(final=True)
     listeners(Measured(step, measured))
     results = {"step": step, **measured, **_facts(run.folder)}
-    _write_model(run)
+    _write_models(run)
     if run.ranks.writer:
         with atomic(run.folder / "results.json") as fresh:
             write_json(fresh, results)
@@ -242,30 +244,35 @@ def _facts(folder: Path) -> dict[str, Any]:
     return {"seconds": round(seconds, 3), "peak_bytes": peak_bytes()}
 
 
-def _write_model(run: Assembly) -> None:
-    """The model, with its adapters merged or its weights quantised; adapters also separately."""
-    train, model = run.config.train, _whole(run)
-    if model is None:
+def _write_models(run: Assembly) -> None:
+    """Each model that was trained, such as a critic, in a folder of its name.
+
+    Their adapters are merged and their weights quantised; adapters of the policy also separately.
+    """
+    train, whole = run.config.train, _whole(run)
+    if whole is None:
         return
     if train.adapter is not None:
-        _write_adapter(run, model)
-        merge_verified(model)
-    if train.qat is not None:
-        convert(model)
-    native.save(model, run.tokenizer, run.folder / "model")
+        _write_adapter(run, whole.model)
+    for name, model in whole.trained().items():
+        if adapters_of(model):
+            merge_verified(model)
+        if train.qat is not None:
+            convert(model)
+        native.save(model, run.tokenizer, run.folder / name)
 
 
-def _whole(run: Assembly) -> Transformer | None:
-    """The model with whole weights, on the rank that writes."""
-    model = run.model
-    if is_sharded(model):
-        weights, dtype = state_of(model), model.dtype  # every rank takes part
-        if run.ranks.writer:  # a model that is not sharded takes them
+def _whole(run: Assembly) -> Objective | None:
+    """The objective with whole weights, on the rank that writes."""
+    objective = run.objective
+    if is_sharded(objective):  # every rank takes part
+        weights = {name: state_of(model) for name, model in objective.trained().items()}
+        if run.ranks.writer:  # models that are not sharded take them
             model, _ = initial_model(run.config, run.folder)
-            change_model(run.config, model)
-            model.load_state_dict(weights)
-            model.dtype = dtype
-    return model if run.ranks.writer else None
+            objective = build_objective(run.config, model, torch.device("cpu"), run.load)
+            for name, part in objective.trained().items():
+                part.load_state_dict(weights[name])
+    return objective if run.ranks.writer else None
 
 
 def _write_adapter(run: Assembly, model: Transformer) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from culm import files
 from culm.model.rule_updated import rule_updated
+from culm.objective.objective import Objective
 from culm.optim.rule import Layout, RuleOptimizer, check_layouts
 from culm.parallel.ranks import Ranks
 from culm.parallel.sharded import full_tensor, is_sharded, like
@@ -53,11 +54,17 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(number) for number in numbers if number.isdecimal())
 
 
+Done = Callable[[Path], None]
+
+
 class Store(Protocol):
     """Where the checkpoints of a run are kept, in some form."""
 
-    def save(self, progress: Progress, state: Mapping[str, Tensor]) -> Path:
-        """Begin to write a checkpoint; gives its folder. Every rank calls it."""
+    def save(self, progress: Progress, state: Mapping[str, Tensor], done: Done) -> None:
+        """Start to write a checkpoint; `done` gets its folder once it is on the disk.
+
+        Every rank calls it, and `done` is called on every rank.
+        """
         ...
 
     def load(self) -> tuple[Progress, dict[str, Tensor]] | None:
@@ -78,7 +85,7 @@ class WholeStore:
     def __init__(
         self,
         folder: Path,
-        objective: nn.Module,
+        objective: Objective,
         optimizer: RuleOptimizer,
         keep: int = 2,
         ranks: Ranks = Ranks(),
@@ -87,7 +94,7 @@ class WholeStore:
         self.folder, self.keep, self.ranks = folder, keep, ranks
         self.objective, self.optimizer = objective, optimizer
 
-    def save(self, progress: Progress, state: Mapping[str, Tensor]) -> Path:
+    def save(self, progress: Progress, state: Mapping[str, Tensor], done: Done) -> None:
         """Write `checkpoints/step-N`, then remove all but the newest `keep`."""
         # Every rank takes part in gathering.
         tensors = _collect(self.objective, self.optimizer, self.ranks.writer)
@@ -98,7 +105,7 @@ class WholeStore:
             for step in steps_in(self.folder)[: -self.keep]:
                 shutil.rmtree(path.parent / f"step-{step}")
         self.ranks.wait()
-        return path
+        done(path)
 
     def load(self) -> tuple[Progress, dict[str, Tensor]] | None:
         """Restore the newest checkpoint in place, and give what it holds for the batches.
@@ -171,7 +178,7 @@ def _seal(weights: Path, state: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _collect(objective: nn.Module, optimizer: RuleOptimizer, keep: bool) -> dict[str, Tensor]:
+def _collect(objective: Objective, optimizer: RuleOptimizer, keep: bool) -> dict[str, Tensor]:
     """Whole tensors by name, one after the other; only the rank that writes keeps them."""
     tensors = {}
     for name, parameter in _named(objective).items():
@@ -187,13 +194,15 @@ def _collect(objective: nn.Module, optimizer: RuleOptimizer, keep: bool) -> dict
     return tensors
 
 
-def _named(objective: nn.Module) -> dict[str, nn.Parameter]:
-    return {n: p for n, p in objective.named_parameters() if p.requires_grad}
+def _named(objective: Objective) -> dict[str, nn.Parameter]:
+    """Parameters that change in training, by gradients or without."""
+    moving = {p for module in objective.moving() for p in module.parameters()}
+    return {n: p for n, p in objective.named_parameters() if p.requires_grad or p in moving}
 
 
 @torch.no_grad()
 def _restore(
-    objective: nn.Module, optimizer: RuleOptimizer, tensors: dict[str, Tensor], where: str
+    objective: Objective, optimizer: RuleOptimizer, tensors: dict[str, Tensor], where: str
 ) -> None:
     named, buffers = _named(objective), rule_updated(objective)
     places: dict[str, Tensor] = {f"parameter.{name}": p for name, p in named.items()}

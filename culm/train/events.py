@@ -5,8 +5,8 @@ Listeners see these facts and not the trainer, so that they cannot change what i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,7 +64,14 @@ class Ended:
     model: Path | None = None
 
 
-Event = Stepped | Measured | Saved | Ended
+@dataclass(frozen=True)
+class Failed:
+    """The run ended with an error; the same command resumes it from its last checkpoint."""
+
+    error: BaseException
+
+
+Event = Stepped | Measured | Saved | Ended | Failed
 
 
 class Listener(Protocol):
@@ -88,6 +95,15 @@ class Listeners:
     def __call__(self, event: Event) -> None:
         for listener in tuple(self._listeners):
             listener(event)
+
+    @contextmanager
+    def failure(self) -> Iterator[None]:
+        """Announce an error that ends what is done within."""
+        try:
+            yield
+        except BaseException as error:
+            self(Failed(error))
+            raise
 
     def close(self) -> None:
         """Close all, the last one first, even if one fails."""

@@ -102,14 +102,14 @@ class Evaluations(Silent):
 class Checkpoints:
     """Saves every `every_steps` steps, after the last one, and when the run is asked to stop.
 
-    The last listener of all: what the others wrote of a step must be on the disk before its
-    checkpoint is. save(step, tokens): writes a checkpoint and gives its folder. wait: returns when
-    all checkpoints are on the disk.
+    Comes after the listeners that write files: what they wrote of a step must be on the disk
+    before its checkpoint is. save(step, tokens, done): starts to write a checkpoint; `done` gets
+    its folder when it is on the disk. wait: returns when all checkpoints are.
     """
 
     def __init__(
         self,
-        save: Callable[[int, int], Path],
+        save: Callable[[int, int, Callable[[Path], None]], None],
         wait: Callable[[], None],
         every_steps: int | None,
         announce: Callable[[Event], None],
@@ -120,7 +120,8 @@ class Checkpoints:
         if not isinstance(event, Stepped):
             return
         if event.last or event.stopped or _due(event.step, self._every):
-            self._announce(Saved(event.step, self._save(event.step, event.tokens)))
+            step = event.step
+            self._save(step, event.tokens, lambda path: self._announce(Saved(step, path)))
 
     def close(self) -> None:
         self._wait()

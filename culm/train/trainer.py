@@ -146,6 +146,8 @@ class Trainer:
             name: sum(batch.metrics[name] for batch in batches) / len(batches)
             for name in batches[0].metrics
         }
+        if twice := totals.keys() & known.keys():
+            raise ValueError(f"{min(twice)}: a metric of the batch and one of the loss: rename one")
         values = [*totals.values(), *known.values(), float(self.stop())]
         *reduced, stop = self.ranks.sum(values, self.device)
         found = dict(zip([*totals, *known], reduced, strict=True))

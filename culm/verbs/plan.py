@@ -22,15 +22,8 @@ from culm.parallel.parallelize import parallelize
 from culm.plan.model import forward_flops
 from culm.plan.needs import Needs, needs_of
 from culm.plan.speed import training_rate
-from culm.run.assemble import (
-    Assembly,
-    ModelLoader,
-    build_objective,
-    context_of,
-    model_from_start,
-    precision_of,
-    training_batches,
-)
+from culm.run.assemble import Assembly, context_of, model_from_start, training_batches
+from culm.run.objective import ModelLoader, build_objective, precision_of
 from culm.run.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.checkpoint import verify
@@ -174,7 +167,7 @@ def _show_needs(
     config = found.config.model_copy(update={"train": plain})
     dtype = DTYPES[precision]
     found.attempt(lambda: choose_backend(device, train.attention_backend, dtype, training=True))
-    load = ModelLoader(config, META)
+    load = ModelLoader(config, META, tokenizer)
     objective = found.attempt(lambda: build_objective(config, model, META, load))
     if objective is None:
         return

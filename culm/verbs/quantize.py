@@ -30,6 +30,8 @@ def show_quantized(
 ) -> None:
     """Quantise a model and print size and speed; with text also the distance to the original.
 
+    Of a model with a scalar head only the size: it decodes nothing.
+
     Raises:
         SettingError: the method needs text, or the settings contradict each other.
     """
@@ -42,10 +44,13 @@ def show_quantized(
     model, tokenizer = read_whole(source, out, device)
     rows = calibration_rows(text, tokenizer, model.config.context) if text else None
     write_quantized(model, tokenizer, Path(out), quantizers, how, rows.seen if rows else None)
+    speaks = model.config.head == "vocabulary"
     del model
-    lines = _lost(source, out, device, rows.held_out if rows else None)
+    lines = _lost(source, out, device, rows.held_out if rows and speaks else None)
+    if speaks:
+        lines.append(("decoding", _speeds(source, out, device)))
     console = Console(highlight=False, soft_wrap=True)
-    for label, value in (*lines, ("decoding", _speeds(source, out, device))):
+    for label, value in lines:
         console.print(f"{label:<12}{value}", markup=False)
 
 

@@ -18,6 +18,7 @@ from culm.engine.engine import Engine
 from culm.engine.scoring import logits_of
 from culm.model.linear import Linear
 from culm.model.transformer import TransformerConfig
+from culm.objective.ppo import PPO
 from culm.tokenizer.bytes import Bytes
 
 TOKENS = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -40,6 +41,15 @@ def test_a_score_is_the_head_on_the_last_states(tiny) -> None:
     changed = TOKENS.clone()
     changed[:, 8:] = (changed[:, 8:] + 1) % 96
     assert torch.equal(model.scores(changed)[:, :8], scores[:, :8])
+
+
+def test_the_head_of_a_bf16_model_computes_in_fp32(tiny) -> None:
+    model = judge(tiny)
+    model.dtype = torch.bfloat16
+    hidden = model.hidden(TOKENS)
+    assert hidden.dtype == torch.bfloat16
+    expected = (hidden.float() * model.head.weight[0]).sum(-1)
+    torch.testing.assert_close(model.scores(TOKENS), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_settings_build_one_too(tiny) -> None:
@@ -138,6 +148,24 @@ def test_other_formats_refuse_it(tiny, tmp_path) -> None:
     with pytest.raises(SettingError, match=r"model\.head: .* files hold language models"):
         peft.save(model, settings, tmp_path / "adapter", None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_verb_quantises_it_too_and_ppo_refuses_it_as_a_critic(
+    tiny, tmp_path, capsys, monkeypatch
+) -> None:
+    native.save(judge(tiny), Bytes(specials=True).build(), tmp_path / "judge")
+    out = str(tmp_path / "small")
+    monkeypatch.setattr(
+        "sys.argv", ["culm", "quantize", str(tmp_path / "judge"), out, "--to", "int8"]
+    )
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert "bits" in said
+    assert "decoding" not in said
+    with pytest.raises(SettingError, match=r"train\.objective\.critic: .* are quantised"):
+        PPO(critic=out).build(tiny(vocabulary=262), lambda setting, path: native.load(path)[0], 0)
 
 
 def test_text_is_neither_generated_nor_scored(tiny, tmp_path, capsys, monkeypatch) -> None:

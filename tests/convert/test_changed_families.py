@@ -43,7 +43,7 @@ CHANGES = {
 
 
 def changed(model, part, change):
-    """The model with other settings, weights initialised again; None if they do not fit together."""
+    """The model with other settings, new initial weights; None if they do not fit together."""
     values = model.config.model_dump(mode="json")
     for place in values[part] if part else [values]:
         if not place.keys() >= change.keys():

@@ -38,16 +38,16 @@ weights are rounded to nearest: they show that quantising works, not how much a 
 
 """  # noqa: E501
 FOOT = """
-No GGUF: llama.cpp does not compute the windows of Mistral and Phi-3, so a file would describe another
-model. Without a window they are Llama models, and are written as such.
+No GGUF: llama.cpp does not compute the windows of Mistral and Phi-3, so a file would describe
+another model. Without a window they are Llama models, and are written as such.
 
-A family is one file in `culm/convert/hf/families` (for GGUF in `culm/convert/gguf/families`): it reads
-and writes settings, and names the tensors. A model belongs to the first family that writes it and reads
-back the same model. A model with parts that no family has is exported as a Culm folder, and a message
-says who cannot load it and which setting is the reason; for GGUF it is refused.
+A family is one file in `culm/convert/hf/families` (for GGUF in `culm/convert/gguf/families`): it
+reads and writes settings, and names the tensors. A model belongs to the first family that writes it
+and reads back the same model. A model with parts that no family has is exported as a Culm folder,
+and a message says who cannot load it and which setting is the reason; for GGUF it is refused.
 
-Weights are read in fp32, bf16 and fp16; in fp8 with a scale per block of a matrix, as DeepSeek-V3 and
-others are published; and in MXFP4, as GPT-OSS is. The last two are dequantised to
+Weights are read in fp32, bf16 and fp16; in fp8 with a scale per block of a matrix, as DeepSeek-V3
+and others are published; and in MXFP4, as GPT-OSS is. The last two are dequantised to
 bf16.
 """
 

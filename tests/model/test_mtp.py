@@ -1,4 +1,4 @@
-"""Multi-token prediction: what each head reads and predicts, and that the trunk does not depend on it."""
+"""Multi-token prediction: what each head reads and predicts, and an unchanged trunk."""
 
 import copy
 from collections.abc import Callable

@@ -6,10 +6,15 @@ from typing import ClassVar
 
 import pytest
 import torch
+from learning import build
 from test_optimizers import gradients, model  # noqa: F401 - a fixture
 from torch import Tensor, nn
 
 from culm.config import SettingError
+from culm.model.attention.gqa import GQA
+from culm.model.scaling import MuP
+from culm.model.trunk import TrunkConfig
+from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
 from culm.optim.muon import Muon
 from culm.optim.rule import Group, Layout, Rule, RuleOptimizer, check_layouts
@@ -64,22 +69,23 @@ def test_every_state_has_a_declared_layout(model, config) -> None:  # noqa: F811
 
 def test_a_state_of_any_shape_is_stored_and_restored(model, tmp_path) -> None:  # noqa: F811
     """Even one of the shape of its parameter that is not laid out like it."""
+    objective = build(NextToken(), model)
     group = {"params": list(model.parameters()), "lr": 0.1, "rule": Sign()}
     optimizer = RuleOptimizer([group])
     gradients(model, 0)
     optimizer.step()
-    store = WholeStore(tmp_path, model, optimizer)
-    store.save(Progress(1, 0, "x"), {"rows": torch.arange(3)})
+    store = WholeStore(tmp_path, objective, optimizer)
+    store.save(Progress(1, 0, "x"), {"rows": torch.arange(3)}, lambda path: None)
     store.wait()
     fresh = RuleOptimizer([{**group, "params": list(model.parameters())}])
-    found = WholeStore(tmp_path, model, fresh).load()
+    found = WholeStore(tmp_path, objective, fresh).load()
     assert found is not None
     assert found[0] == Progress(1, 0, "x")
     assert found[1]["rows"].tolist() == [0, 1, 2]
     for parameter in model.parameters():
         assert fresh.state[parameter]["seen"].tolist() == [1, 1, 1]
     with pytest.raises(CheckpointError, match="the optimizer has no state 'seen'"):
-        WholeStore(tmp_path, model, AdamW().build(model)).load()
+        WholeStore(tmp_path, objective, AdamW().build(model)).load()
 
 
 def test_a_local_state_of_a_sharded_model_is_refused(model) -> None:  # noqa: F811
@@ -88,3 +94,11 @@ def test_a_local_state_of_a_sharded_model_is_refused(model) -> None:  # noqa: F8
     with pytest.raises(SettingError, match="Sign stores a state of each rank's own"):
         check_layouts(optimizer, sharded=True)
     check_layouts(AdamW().build(model), sharded=True)
+
+
+def test_a_trunk_with_other_ends_follows_its_scaling_rule() -> None:
+    rule = MuP(base_width=8, base_head_dim=8)
+    config = TrunkConfig(width=16, layers=1, attention=(GQA(heads=2),), scaling=rule)
+    groups = Muon(rate=0.01).build(config.build()).param_groups
+    rates = {group["name"]: group["lr"] for group in groups}
+    assert rates["orthogonal"] == pytest.approx(0.01 * 2**-0.5)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as distributed
 import yaml
 from safetensors.torch import load_file
-from stages import STAGES
+from stages import STAGES, weights_in
 
 from culm.adapt.quantize.int8 import Int8Linear
 from culm.convert import native
@@ -48,7 +48,7 @@ def assert_same(one: Path, two: Path) -> None:
     a, b = (read_lines(folder / "eval.jsonl")[-1] for folder in (one, two))
     assert a.keys() == b.keys()
     assert b.get("loss", 0) == pytest.approx(a.get("loss", 0), abs=1e-3)
-    models = [load_file(folder / "model" / "model.safetensors") for folder in (one, two)]
+    models = [weights_in(folder) for folder in (one, two)]
     assert models[0].keys() == models[1].keys()
     for name, weight in models[0].items():
         torch.testing.assert_close(models[1][name], weight, atol=2e-3, rtol=0, msg=name)

@@ -15,8 +15,11 @@ from culm.parallel.parallelize import shard
 SCRIPT = """
 import sys, torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 sys.path[:0] = {paths!r}
 from culm.batch import Batch, Loss, Term, counts_of
+from culm.model.attention.gqa import GQA
+from culm.model.trunk import TrunkConfig
 from culm.objective.objective import Objective
 from culm.optim.adamw import AdamW
 from culm.optim.schedule import Constant
@@ -34,12 +37,14 @@ torch.set_num_threads(1)
 class WithHead(Objective):
     def __init__(self):
         super().__init__(model())
+        self.trunk = TrunkConfig(width=16, layers=2, context=12, attention=(GQA(heads=2),)).build(1)
         self.outside = nn.Linear(16, 1)
         nn.init.constant_(self.outside.weight, 0.1)
         nn.init.zeros_(self.outside.bias)
 
     def loss(self, batch, context):
-        errors = (self.outside(self.model.hidden(batch.tokens, context))[..., 0] - 1).square()
+        states = self.trunk(self.model.hidden(batch.tokens, context), context)
+        errors = (self.outside(states)[..., 0] - 1).square()
         return Loss({{"error": Term(errors.sum(), "tokens")}})
 
 
@@ -51,15 +56,19 @@ def batch(rank, count):
 
 def train(ranks, replicas):
     objective = WithHead()
-    parallel = parallelize(objective, ranks, ParallelConfig(replicas=replicas))
+    parallel = parallelize(
+        objective, ranks, ParallelConfig(replicas=replicas), activation_checkpointing=True
+    )
+    if replicas == "fsdp":
+        assert all(isinstance(block, FSDPModule) for block in objective.trunk.blocks)
     optimizer = AdamW(rate=0.01).build(objective)
     given = batch(ranks.rank, ranks.count)
     losses = []
     trainer = Trainer(parallel, optimizer, Constant(), listener=lambda e: losses.append(e.loss))
     trainer.fit(Given([given]), 4)
-    return losses, full_tensor(objective.outside.weight.detach()), [
-        full_tensor(p.detach()) for p in objective.model.parameters()
-    ]
+    rest = [*objective.model.parameters(), *objective.trunk.parameters()]
+    head = full_tensor(objective.outside.weight.detach())
+    return losses, head, [full_tensor(p.detach()) for p in rest]
 
 
 with process_group("cpu") as ranks:

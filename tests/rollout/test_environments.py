@@ -46,10 +46,14 @@ class Echo:
 
 
 class Echoes:
-    name = "echo"
+    started = 0
 
     def reset(self, index: int, seed: int) -> Echo:
+        self.started += 1
         return Echo(index)
+
+    def fingerprint(self, seed: int) -> str:
+        return f"echo {seed}"
 
 
 def speaker(context: int = 96) -> Transformer:
@@ -112,9 +116,11 @@ def test_a_rollout_plays_an_environment_to_its_end() -> None:
     assert batch.counts["targets"] > 4 * 3
 
 
-def test_a_dialogue_ends_where_the_context_does() -> None:
+@pytest.mark.parametrize(("model", "given"), [(24, None), (64, 24)])
+def test_a_dialogue_ends_where_the_context_does(model: int, given: int | None) -> None:
     config = RolloutConfig(max_tokens=3, group=1)
-    (one,) = Sampler(speaker(context=24), TOKENIZER, config, 0).sample([Echo(0)], 0)
+    sampler = Sampler(speaker(context=model), TOKENIZER, config, 0, context=given)
+    (one,) = sampler.sample([Echo(0)], 0)
     assert 1 <= len(one.episode.replies) < 3
     assert len(one.tokens) <= 24
 
@@ -146,7 +152,7 @@ def test_a_reward_model_scores_the_last_token_of_each_dialogue(tmp_path: Path) -
     with_scalar_head(judge, 0)
     native.save(judge, TOKENIZER, tmp_path / "judge")
     score = ModelScore(path=str(tmp_path / "judge"), batch_size=3).build(
-        lambda path: native.load(path)[0]
+        lambda setting, path: native.load(path)[0]
     )
     config = RolloutConfig(max_tokens=5, group=1)
     episodes = [TaskEnvironment(LowerCase()).reset(n, 0) for n in range(7)]
@@ -154,4 +160,19 @@ def test_a_reward_model_scores_the_last_token_of_each_dialogue(tmp_path: Path) -
     alone = [judge.scores(torch.tensor([one.tokens]))[0, -1].item() for one in trajectories]
     assert score(trajectories) == pytest.approx(alone, abs=1e-5)
     with pytest.raises(SettingError, match="has no scalar head"):
-        ModelScore(path="x").build(lambda path: model(0))
+        ModelScore(path="x").build(lambda setting, path: model(0))
+
+
+def test_no_episode_is_started_for_a_fingerprint() -> None:
+    """One with a sandbox or a browser would be expensive."""
+    echoes = Echoes()
+    config = RolloutConfig(max_tokens=3, group=2)
+    given = [
+        Rollouts(
+            build(GRPO(), speaker()), TOKENIZER, [echoes], config, refuse,
+            batch_size=4, micro_batch_size=4, seed=seed,
+        )
+        for seed in (0, 1)
+    ]  # fmt: skip
+    assert given[0].fingerprint != given[1].fingerprint
+    assert echoes.started == 0

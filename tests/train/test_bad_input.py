@@ -14,10 +14,15 @@ import yaml
 
 import culm.run.train
 from culm import safetensors as tensors
+from culm.adapt.heads import with_scalar_head
 from culm.config import SettingError, parse
+from culm.convert import native
 from culm.files import read_lines
+from culm.model.attention.gqa import GQA
+from culm.model.transformer import TransformerConfig
 from culm.run.settings import RunConfig, read_run
 from culm.run.train import train
+from culm.tokenizer.bytes import Bytes
 from culm.train.checkpoint import CheckpointError, steps_in
 from culm.train.guard import FolderInUseError, locked
 from culm.train.trainer import TrainingError
@@ -227,6 +232,47 @@ def test_grpo_needs_whole_groups(stage: Callable[..., dict], tmp_path: Path) -> 
     with pytest.raises(
         ValueError, match=r"train\.batch_size: 10 is not a multiple of train\.rollout\.group=4"
     ):
+        go(settings)
+
+
+@pytest.mark.parametrize("where", ["reward", "critic"])
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        ({"vocabulary": 300}, r"train\.\S+: the tokenizer of \S+ differs from that of the policy"),
+        ({"context": 8}, r"a dialogue has \d+ tokens, and the context of .* is 8"),
+    ],
+)
+def test_a_reward_model_that_cannot_read_the_policy(
+    where: str, judge: dict[str, int], message: str, stage: Callable[..., dict], tmp_path: Path
+) -> None:
+    settings, path = stage("ppo"), str(tmp_path / "judge")
+    _, tokenizer = native.load(Path(settings["start"]) / "model")
+    if "vocabulary" in judge:
+        tokenizer = Bytes().build()
+    model = TransformerConfig(
+        **{"vocabulary": 262, "width": 32, "layers": 1, "context": 64, **judge},
+        attention=(GQA(heads=2),), head="scalar", tied=False,
+    )  # fmt: skip
+    native.save(model.build(0), tokenizer, Path(path))
+    if where == "critic":
+        settings["train"]["objective"]["critic"] = path
+    else:
+        settings["train"]["rollout"]["reward"] = {"kind": "model", "path": path}
+    with pytest.raises(SettingError, match=message):
+        go({**settings, "folder": str(tmp_path / "run")})
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "grpo", "ppo"])
+def test_a_language_model_from_a_reward_model(
+    name: str, stage: Callable[..., dict], tmp_path: Path
+) -> None:
+    settings = stage(name)
+    model, tokenizer = native.load(Path(settings["start"]) / "model")
+    with_scalar_head(model, 0)
+    native.save(model, tokenizer, tmp_path / "judge")
+    settings |= {"start": str(tmp_path / "judge"), "folder": str(tmp_path / "run")}
+    with pytest.raises(SettingError, match="trains a language model, and the model has a scalar"):
         go(settings)
 
 

@@ -11,7 +11,7 @@ from culm.files import read_lines
 from culm.run import settings
 from culm.run.settings import RunConfig
 from culm.run.train import train
-from culm.train.events import Ended, Event, Listeners, Measured, Saved, Stepped
+from culm.train.events import Ended, Event, Failed, Listeners, Measured, Saved, Stepped
 from culm.train.trackers.tensorboard import TensorBoard, TensorBoardListener
 from culm.train.trackers.tracker import TrackerConfig, numbers
 
@@ -95,6 +95,9 @@ def test_events_come_in_order_and_carry_facts(stage: Callable[..., dict], tmp_pa
 def test_listeners_are_closed_when_one_fails(stage: Callable[..., dict], tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="the tracker failed"):
         run(stage, tmp_path / "run", fails=True)
+    [failed] = [event for event in SEEN if isinstance(event, Failed)]
+    assert str(failed.error) == "the tracker failed"
+    assert not [event for event in SEEN if isinstance(event, Ended)]
     assert SEEN[-1] == "closed"
 
 

@@ -1,5 +1,6 @@
 """A run that was killed ends as if it had never stopped, bit for bit."""
 
+import copy
 import json
 import os
 import signal
@@ -11,18 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 import yaml
-from safetensors.torch import load_file
-from stages import STAGES
+from stages import STAGES, weights_in
+from torch import nn
 
-from culm.batch import Batch
+from culm.adapt.lora import adapters_of
+from culm.batch import Batch, Loss
 from culm.config import parse
+from culm.convert import native
 from culm.files import read_lines
+from culm.model.context import Context
+from culm.model.transformer import Transformer
+from culm.objective.objective import Objective
+from culm.optim.adamw import AdamW
 from culm.parallel.parallelize import Parallel
 from culm.run.settings import RunConfig
 from culm.run.train import Result, train
-from culm.train.checkpoint import steps_in
+from culm.train.checkpoint import Progress, WholeStore, steps_in
 from culm.train.events import Event, Stepped
 from culm.train.listeners import MetricsFile
 
@@ -42,7 +50,7 @@ def facts(folder: Path) -> list[dict]:
 def assert_equal(one: Path, two: Path) -> None:
     assert facts(two) == facts(one)
     assert (two / "eval.jsonl").read_text() == (one / "eval.jsonl").read_text()
-    weights = [load_file(folder / "model" / "model.safetensors") for folder in (one, two)]
+    weights = [weights_in(folder) for folder in (one, two)]
     assert weights[0].keys() == weights[1].keys()
     for name, weight in weights[0].items():
         assert torch.equal(weights[1][name], weight), name
@@ -208,3 +216,45 @@ def test_a_signal_ends_a_run_after_a_whole_step(
     assert again.finished
     assert facts(tmp_path / "run")[: len(stopped)] == stopped
     assert len(facts(tmp_path / "run")) == len(stopped) + 2
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_a_trained_critic_is_written_and_a_further_run_starts_from_it(
+    adapter: bool, stage: Callable[..., dict], tmp_path: Path
+) -> None:
+    settings = stage("ppo", adapter=adapter, steps=2)
+    run(settings, tmp_path / "one")
+    critic = native.load(tmp_path / "one" / "critic")[0]
+    assert critic.config.head == "scalar"
+    assert not adapters_of(critic)
+    objective = {
+        **settings["train"].get("objective", {}),
+        "critic": str(tmp_path / "one" / "critic"),
+    }
+    assert run(settings, tmp_path / "two", objective={"kind": "ppo", **objective}).finished
+
+
+class Averaged(Objective):
+    """Next-token training with a moving average of the weights."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__(model)
+        self.average = copy.deepcopy(model).requires_grad_(False)
+
+    def moving(self) -> tuple[nn.Module, ...]:
+        return (self.average,)
+
+    def loss(self, batch: Batch, context: Context) -> Loss:
+        raise NotImplementedError
+
+
+def test_a_checkpoint_holds_what_moves_without_gradients(tmp_path: Path) -> None:
+    objective = Averaged(tiny.model())
+    optimizer = AdamW().build(objective)
+    with torch.no_grad():
+        objective.average.embed.weight.mul_(3)
+    WholeStore(tmp_path, objective, optimizer).save(Progress(1, 0, "x"), {}, lambda path: None)
+    again = Averaged(tiny.model())
+    WholeStore(tmp_path, again, AdamW().build(again)).load()
+    assert torch.equal(again.average.embed.weight, objective.average.embed.weight)
+    assert torch.equal(again.model.embed.weight * 3, again.average.embed.weight)

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import PositiveInt, model_validator
 
-from culm.rollout.reward.reward import Load, RewardConfig, Score
+from culm.objective.objective import Load
+from culm.rollout.reward.reward import RewardConfig, Score
 
 
 class LengthPenalty(RewardConfig):

@@ -11,7 +11,8 @@ from pydantic import Field, PositiveInt
 from culm.config import SettingError
 from culm.model.context import Context
 from culm.model.transformer import Transformer
-from culm.rollout.reward.reward import Load, RewardConfig, Score
+from culm.objective.objective import Load
+from culm.rollout.reward.reward import RewardConfig, Score
 from culm.rollout.trajectory import Trajectory
 
 
@@ -26,7 +27,7 @@ class ModelScore(RewardConfig):
     batch_size: PositiveInt = 32
 
     def build(self, load: Load) -> Score:
-        model = load(self.path).eval().requires_grad_(False)
+        model = load("train.rollout.reward.path", self.path).eval().requires_grad_(False)
         if model.config.head != "scalar":
             raise SettingError(
                 f"train.rollout.reward.path: {self.path} has no scalar head; give a model that "
@@ -40,6 +41,11 @@ class ModelScore(RewardConfig):
         for start in range(0, len(trajectories), self.batch_size):
             rows = [one.tokens for one in trajectories[start : start + self.batch_size]]
             length = max(map(len, rows))
+            if length > model.config.context:
+                raise SettingError(
+                    f"train.rollout.reward.path: a dialogue has {length} tokens, and the context "
+                    f"of {self.path} is {model.config.context}; lower train.rollout.max_tokens"
+                )
             tokens = torch.tensor([row + [0] * (length - len(row)) for row in rows])
             tokens = tokens.to(model.device)
             last = torch.tensor([len(row) - 1 for row in rows], device=model.device)

@@ -6,10 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from culm.config import Config
-from culm.model.transformer import Transformer
+from culm.objective.objective import Load
 from culm.rollout.trajectory import Trajectory
 
-Load = Callable[[str], Transformer]  # a model by its path, placed like the policy
 Score = Callable[[Sequence[Trajectory]], list[float]]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from culm.rollout.reward.reward import Load, RewardConfig, Score
+from culm.objective.objective import Load
+from culm.rollout.reward.reward import RewardConfig, Score
 
 
 class TaskScore(RewardConfig):

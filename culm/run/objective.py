@@ -1,0 +1,102 @@
+"""The objective of a run, around its model; and further models that it reads."""
+
+from __future__ import annotations
+
+import torch
+
+from culm import log
+from culm.adapt.heads import with_scalar_head
+from culm.adapt.lora import adapters_of
+from culm.adapt.quantize.linear import is_quantized
+from culm.adapt.quantize.qat import fake_quantize
+from culm.config import SettingError
+from culm.convert.load import load_model
+from culm.device import choose_precision
+from culm.dtype import DTYPES
+from culm.model.backend import place
+from culm.model.transformer import Transformer
+from culm.objective.objective import Load, Objective
+from culm.run.settings import RunConfig
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+class ModelLoader:
+    """Reads further models of a run, such as a reward model, and places them like the policy.
+
+    tokenizer: of the policy, whose token ids they read.
+    """
+
+    def __init__(
+        self, config: RunConfig, device: torch.device, tokenizer: Tokenizer | None = None
+    ) -> None:
+        self._dtype = DTYPES[precision_of(config, device)]
+        self._backend, self._device = config.train.attention_backend, device
+        self._tokenizer = tokenizer
+        self.loaded: list[Transformer] = []
+
+    def __call__(self, setting: str, path: str) -> Transformer:
+        """The model of a path, in fp32. setting: the one that names it.
+
+        Raises:
+            SettingError: it is not there, cannot be read, or has another tokenizer.
+        """
+        try:
+            model, own = load_model(path)
+        except SettingError as error:
+            raise SettingError(f"{setting}: {error}") from error
+        if self._tokenizer is not None and own.fingerprint != self._tokenizer.fingerprint:
+            raise SettingError(
+                f"{setting}: the tokenizer of {path} differs from that of the policy, whose token "
+                "ids it would read; use a model that was trained from the same start"
+            )
+        for weight in model.parameters():
+            weight.data = weight.data.float()
+        self.loaded.append(place(model, self._device, self._dtype, self._backend, training=True))
+        return model
+
+
+def build_objective(
+    config: RunConfig, model: Transformer, device: torch.device, load: Load
+) -> Objective:
+    """The objective around the model, on the device; ready to be parallelised.
+
+    head -> adapter or fake quantisation -> precision, device, attention backend -> objective
+    """
+    train = config.train
+    if train.adapter is None and is_quantized(model):
+        raise SettingError(
+            "train.adapter: quantised weights cannot be trained; use train.adapter=lora, or start "
+            "from the model that they were made of"
+        )
+    change_model(config, model)
+    dtype = DTYPES[precision_of(config, device)]
+    place(model, device, dtype, train.attention_backend, training=True)
+    # What it owns besides models, such as a head, is made on the CPU.
+    return train.objective.build(model, load, config.seed).to(device)
+
+
+def change_model(config: RunConfig, model: Transformer) -> None:
+    """Give the model the head that the objective trains, and adapters or fake quantisation."""
+    train = config.train
+    if train.objective.head == "vocabulary" and model.config.head == "scalar":
+        raise SettingError(
+            f"train.objective: {train.objective.kind} trains a language model, and the model has a "
+            "scalar head; start from the model that it was made of"
+        )
+    scalar = train.objective.head == "scalar"
+    if scalar and model.config.head != "scalar":
+        with_scalar_head(model, config.seed)
+    if train.adapter is not None:
+        count = train.adapter.apply(model, config.seed)
+        if scalar and "head" not in adapters_of(model):  # it is trained, new or not
+            model.head.requires_grad_(True)
+        log.say(f"Training LoRA adapters on {count} layers; base weights are frozen.")
+    if train.qat is not None:
+        count = fake_quantize(model, train.qat)
+        log.say(f"Training {count} layers with their weights quantised in every forward.")
+
+
+def precision_of(config: RunConfig, device: torch.device) -> str:
+    """Of activations; the faster one of the device unless given."""
+    given = config.train.precision
+    return choose_precision(device) if given == "auto" else given
