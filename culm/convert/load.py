@@ -203,6 +203,4 @@ def download(name: str) -> str:
             if offline
             else str(error).strip().splitlines()[0]
         )
-        raise SettingError(
-            f"{name}: there is no such folder, and not downloaded; {reason}"
-        ) from None
+        raise SettingError(f"{name}: no such folder, and not downloaded; {reason}") from None

@@ -35,10 +35,10 @@ def refuse_adapters(model: nn.Module) -> None:
 
 
 def note_dropped_heads(model: Transformer) -> None:
-    """Report that a file or model omits the heads of multi-token prediction."""
+    """Report that a file or a trained model omits the heads of multi-token prediction."""
     if model.config.mtp is not None:
         count = model.config.mtp.depth
-        log.say(f"Multi-token prediction: the {count} heads are not exported.")
+        log.say(f"Multi-token prediction: its heads ({count}) are omitted.")
 
 
 def plain_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:

@@ -220,10 +220,10 @@ def test_heads_are_saved_in_a_culm_folder_and_omitted_in_other_formats(
     used, _ = read(tmp_path / "model", "cpu", torch.float32, mtp=False)
     assert used.config.mtp is None
     hf.export(model, words, tmp_path / "hf")
-    assert "are left out" in capsys.readouterr().err
+    assert "are omitted" in capsys.readouterr().err
     assert not any("mtp" in n for n in load_file(tmp_path / "hf" / "model.safetensors"))
     gguf.export(model, words, tmp_path / "out.gguf", "f32")
-    assert "are left out" in capsys.readouterr().err
+    assert "are omitted" in capsys.readouterr().err
     for path in ("hf", "out.gguf"):
         again, _ = read(tmp_path / path, "cpu", torch.float32)
         torch.testing.assert_close(again(tokens), model(tokens), atol=1e-5, rtol=1e-5)
@@ -257,7 +257,7 @@ def test_an_objective_that_does_not_train_them_drops_them(
     then = stage("dpo", steps=1) | {"start": first["folder"], "folder": str(tmp_path / "two")}
     capsys.readouterr()
     train(parse(RunConfig, then))
-    assert "Multi-token prediction: its heads (1) are left out" in capsys.readouterr().err
+    assert "Multi-token prediction: its heads (1) are omitted" in capsys.readouterr().err
     weights = load_file(tmp_path / "two" / "model" / "model.safetensors")
     assert not any(name.startswith("mtp") for name in weights)
     settings["train"]["objective"] = {"kind": "grpo"}

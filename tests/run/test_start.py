@@ -165,9 +165,9 @@ def test_marks_are_added_once(words):
 @pytest.mark.parametrize(
     ("start", "words"),
     [
-        ({"hf": "nowhere/at-all"}, "start.hf: nowhere/at-all: no such folder, nor downloaded; "
-         "the hub cannot be reached: go online once, or give a folder"),
-        ({"hf": "/no/such/folder"}, "no Hugging Face folder: there is no config.json in it"),
+        ({"hf": "nowhere/at-all"}, "start.hf: nowhere/at-all: no such folder, and not downloaded; "
+         "the hub is not reachable: go online once, or give a folder"),
+        ({"hf": "/no/such/folder"}, "not a Hugging Face folder: it contains no config.json"),
         ({"hf": ""}, "start.hf: string should have at least 1 character"),
         ({"hub": "a/b"}, "start.hub: no such setting; known: chat, hf"),
         ([1], "start: input should be a valid string"),

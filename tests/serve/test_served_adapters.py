@@ -82,8 +82,8 @@ def test_python_chooses_by_name(folder, model):
 
 def test_adapters_that_do_not_fit_the_base_are_refused(folder):
     for adapters, words in (
-        ({"poet": folder / "poet", "x": folder / "other"}, "an adapter for another base: it was"),
-        ({"x": folder / "whole"}, "embed was trained whole, so it cannot share the model"),
+        ({"poet": folder / "poet", "x": folder / "other"}, "an adapter for another base: its base"),
+        ({"x": folder / "whole"}, "embed was trained in full, so it cannot share the model"),
         ({"x": folder / "nowhere"}, "there is no adapter, whose folder holds"),
         ({"": folder / "poet"}, "adapters: a name is empty"),
     ):

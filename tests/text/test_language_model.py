@@ -250,7 +250,7 @@ def test_load_names_what_it_cannot_read(tmp_path):
     with pytest.raises(SettingError, match="no such file"):
         load(tmp_path / "missing")
     for name in ("empty", "notes.txt"):
-        with pytest.raises(SettingError, match=f"{name}: cannot be read as a model; known: a run"):
+        with pytest.raises(SettingError, match=f"{name}: not a readable model; known: a run"):
             load(tmp_path / name)
     (tmp_path / "stories.bin").write_bytes(b"")
     with pytest.raises(SettingError, match=r"culm import .*stories\.bin OUT --tokenizer"):

@@ -157,7 +157,7 @@ def test_text_that_is_too_short_or_missing(quantize, tmp_path):
 
 
 def test_weights_that_are_not_finite(tiny_nan, quantize, tmp_path):
-    with pytest.raises(SettingError, match=r"blocks\.1\.mlp\.up\.weight holds NaN or infinity"):
+    with pytest.raises(SettingError, match=r"blocks\.1\.mlp\.up\.weight contains NaN or infinity"):
         quantize("int8", source=str(tiny_nan))
     assert not (tmp_path / "small").exists()
 
@@ -173,7 +173,7 @@ def tiny_nan(tokenizer: Tokenizer, tmp_path_factory):
 
 def test_what_is_quantised_already(quantize, folder, tmp_path):
     quantize("int8")
-    with pytest.raises(SettingError, match="quantised already; begin from the model"):
+    with pytest.raises(SettingError, match="quantised already; start from the original model"):
         show_quantized(str(tmp_path / "small"), str(tmp_path / "again"), "int4", "rtn", (), "cpu")
     assert not (tmp_path / "again").exists()
 
