@@ -89,7 +89,7 @@ def test_adapters_that_do_not_fit_the_base_are_refused(folder):
     ):
         with pytest.raises(SettingError, match=words):
             load(folder / "base", "cpu", adapters=adapters)
-    with pytest.raises(SettingError, match="adapters: one for all requests"):
+    with pytest.raises(SettingError, match="adapters: cannot be combined with adapter"):
         load(folder / "base", "cpu", adapter=folder / "poet", adapters={"x": folder / "judge"})
 
 
