@@ -47,7 +47,7 @@ from culm.run.assemble import (
     make_tokenizer,
     training_batches,
 )
-from culm.run.objective import build_objective
+from culm.run.objective import change_model
 from culm.run.settings import RunConfig
 from culm.run.start import model_id
 from culm.train.checkpoint import Progress, Store, WholeStore
@@ -267,11 +267,14 @@ def _whole(run: Assembly) -> Objective | None:
     objective = run.objective
     if is_sharded(objective):  # every rank takes part
         weights = {name: state_of(model) for name, model in objective.trained().items()}
-        if run.ranks.writer:  # models that are not sharded take them
-            model, _ = initial_model(run.config, run.folder)
-            objective = build_objective(run.config, model, torch.device("cpu"), run.load)
+        if run.ranks.writer:  # models on the CPU, where a backend of the GPU cannot run, take them
+            config, dtypes = run.config, {n: m.dtype for n, m in objective.models().items()}
+            model, _ = initial_model(config, run.folder)
+            change_model(config, model)
+            objective = config.train.objective.build(model, run.load, config.seed).cpu()
             for name, part in objective.trained().items():
                 part.load_state_dict(weights[name])
+                part.dtype = dtypes[name]
     return objective if run.ranks.writer else None
 
 

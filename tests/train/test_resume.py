@@ -258,3 +258,23 @@ def test_a_checkpoint_holds_what_moves_without_gradients(tmp_path: Path) -> None
     WholeStore(tmp_path, again, AdamW().build(again)).load()
     assert torch.equal(again.average.embed.weight, objective.average.embed.weight)
     assert torch.equal(again.model.embed.weight * 3, again.average.embed.weight)
+
+
+def test_sharded_weights_are_written_without_the_backend_of_the_gpu(
+    stage: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are gathered into models on the CPU, where flash attention would be refused."""
+
+    def gathered(model: nn.Module) -> dict[str, Any]:
+        def refused(*_: object, **__: object) -> None:
+            raise AssertionError("placed again")
+
+        monkeypatch.setattr("culm.run.objective.place", refused)
+        return model.state_dict()
+
+    settings = stage("ppo", steps=1)
+    run(settings, tmp_path / "plain")
+    monkeypatch.setattr("culm.run.train.is_sharded", lambda objective: True)
+    monkeypatch.setattr("culm.run.train.state_of", gathered)
+    run(settings, tmp_path / "sharded")
+    assert_equal(tmp_path / "plain", tmp_path / "sharded")
