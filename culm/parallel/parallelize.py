@@ -7,6 +7,7 @@ The order is always the same, and stands in `parallelize` alone:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -48,20 +49,25 @@ class Parallel:
     def replicate(self) -> None:
         """Copies of the weights on all ranks, whose gradients are averaged."""
         # Buffers are the same on all ranks without being sent: packed weights, above all.
-        self._call = DistributedDataParallel(
-            self.objective, process_group=self.ranks.mesh and self.ranks.mesh.get_group("data"),
-            gradient_as_bucket_view=True, broadcast_buffers=False,
-        )  # fmt: skip
+        with warnings.catch_warnings():  # PyTorch 2.13 renamed the argument
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            self._call = DistributedDataParallel(
+                self.objective, process_group=self.ranks.mesh and self.ranks.mesh.get_group("data"),
+                gradient_as_bucket_view=True, broadcast_buffers=False,
+            )  # fmt: skip
 
-    def gradients(
-        self, batches: Sequence[Batch], counts: Mapping[str, float], device: torch.device
-    ) -> Sums:
+    @property
+    def device(self) -> torch.device:
+        """Where the objective is."""
+        return next(self.objective.parameters()).device
+
+    def gradients(self, batches: Sequence[Batch], counts: Mapping[str, float]) -> Sums:
         """Leave the gradients of a step in the parameters, and give the sums of this rank.
 
         counts: of the whole step, over micro-batches and ranks. One micro-batch is on the device at
-        a time. A pipeline schedule takes the place of this loop, not of the one around it.
+        a time.
         """
-        sums = Sums()
+        sums, device = Sums(), self.device
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
             with self._sync(last):
@@ -139,15 +145,13 @@ def _trunks(objective: nn.Module) -> list[Trunk]:
 
 
 def _outside(objective: nn.Module) -> Iterator[nn.Module]:
-    """The outermost modules with parameters that belong to no Transformer, such as a head.
+    """The objective's own modules that are no Transformer, such as a head, if they have parameters.
 
     Raises:
         SettingError: a parameter belongs to the objective itself, which is no unit of sharding.
     """
-    for name, child in objective.named_children():
+    for child in objective.children():
         if not isinstance(child, Transformer) and any(True for _ in child.parameters()):
-            if _models(child):
-                raise SettingError(f"parallel: {name} holds a model inside; make it an attribute")
             yield child
     for name, _ in objective.named_parameters(recurse=False):
         raise SettingError(f"parallel: put the parameter {name} into a module, which is sharded")

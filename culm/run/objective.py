@@ -68,16 +68,20 @@ def build_objective(
             "train.adapter: quantised weights cannot be trained; use train.adapter=lora, or start "
             "from the model that they were made of"
         )
-    change_model(config, model)
+    for change in change_model(config, model):
+        log.say(change)
     dtype = DTYPES[precision_of(config, device)]
     place(model, device, dtype, train.attention_backend, training=True)
     # What it owns besides models, such as a head, is made on the CPU.
     return train.objective.build(model, load, config.seed).to(device)
 
 
-def change_model(config: RunConfig, model: Transformer) -> None:
-    """Give the model the head that the objective trains, and adapters or fake quantisation."""
-    train = config.train
+def change_model(config: RunConfig, model: Transformer) -> list[str]:
+    """Give the model the head that the objective trains, and adapters or fake quantisation.
+
+    Returns what was changed, a sentence each.
+    """
+    train, changes = config.train, list[str]()
     if train.objective.head == "vocabulary" and model.config.head == "scalar":
         raise SettingError(
             f"train.objective: {train.objective.kind} trains a language model, and the model has a "
@@ -90,10 +94,11 @@ def change_model(config: RunConfig, model: Transformer) -> None:
         count = train.adapter.apply(model, config.seed)
         if scalar and "head" not in adapters_of(model):  # it is trained, new or not
             model.head.requires_grad_(True)
-        log.say(f"Training LoRA adapters on {count} layers; base weights are frozen.")
+        changes.append(f"Training LoRA adapters on {count} layers; base weights are frozen.")
     if train.qat is not None:
         count = fake_quantize(model, train.qat)
-        log.say(f"Training {count} layers with their weights quantised in every forward.")
+        changes.append(f"Training {count} layers with their weights quantised in every forward.")
+    return changes
 
 
 def precision_of(config: RunConfig, device: torch.device) -> str:

@@ -85,10 +85,6 @@ class Trainer:
         self.parameters = [p for p in parallel.objective.parameters() if p.requires_grad]
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
 
-    @property
-    def device(self) -> torch.device:
-        return self.parameters[0].device
-
     def fit(self, batches: Batches, steps: int, start: int = 0, tokens: int = 0) -> int:
         """Steps start .. steps - 1; gives how many are finished. tokens: read before `start`."""
         for number in range(start, steps):
@@ -109,7 +105,7 @@ class Trainer:
             raise TrainingError(f"step {finished}: nothing in its batch is learned")
         rate = self._set_rate(number, steps)
         torch.manual_seed(keyed_integer(self.seed, "forward", number, self.ranks.rank))
-        sums = self.parallel.gradients(batches, counts, self.device)
+        sums = self.parallel.gradients(batches, counts)
         norm = self.parallel.clip(self.parameters, self.clip)
         loss, metrics, stopped = self._reduce(sums, batches, counts)
         if not math.isfinite(loss) or not math.isfinite(norm):
@@ -129,7 +125,7 @@ class Trainer:
         """Of the whole step, over micro-batches and ranks."""
         names = list(batches[0].counts)
         own = [sum(batch.counts[name] for batch in batches) for name in names]
-        return dict(zip(names, self.ranks.sum(own, self.device), strict=True))
+        return dict(zip(names, self.ranks.sum(own, self.parallel.device), strict=True))
 
     def _set_rate(self, number: int, steps: int) -> float:
         factor = self.schedule.factor(number, steps)
@@ -149,7 +145,7 @@ class Trainer:
         if twice := totals.keys() & known.keys():
             raise ValueError(f"{min(twice)}: a metric of the batch and one of the loss: rename one")
         values = [*totals.values(), *known.values(), float(self.stop())]
-        *reduced, stop = self.ranks.sum(values, self.device)
+        *reduced, stop = self.ranks.sum(values, self.parallel.device)
         found = dict(zip([*totals, *known], reduced, strict=True))
         metrics = {name: found[name] / self.ranks.count for name in known}
         terms = {**sums.terms, **sums.metrics}
@@ -162,6 +158,6 @@ class Trainer:
         if not statistics:
             return {}
         flat = torch.cat([value.float() for value in statistics.values()]).tolist()
-        whole = torch.tensor(self.ranks.sum(flat, self.device))
+        whole = torch.tensor(self.ranks.sum(flat, self.parallel.device))
         parts = whole.split([len(value) for value in statistics.values()])
         return dict(zip(statistics, parts, strict=True))

@@ -17,20 +17,20 @@ pytestmark = [
 
 MEGABYTE = 1_000_000
 CODE = """
-import resource, sys
+import sys
 from culm.data.format.document import DocumentFormat
 from culm.data.prepare import prepare
 from culm.data.source import open_source
 from culm.data.texts import texts_of
 from culm.tokenizer.bytes import Bytes
 from culm.tokenizer.train import BPE
+from culm.train.memory import peak_bytes
 
 corpus, folder, kind = sys.argv[1:]
 source, format = open_source(corpus), DocumentFormat()
 settings = BPE(vocabulary=1000) if kind == "bpe" else Bytes()
 manifest = prepare(source, format, settings.build(texts_of(source, format)), folder)
-unit = 1 if sys.platform == "darwin" else 1024
-print(manifest.bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+print(manifest.bytes, peak_bytes())  # ru_maxrss would hold the peak of the process that forked it
 """
 
 

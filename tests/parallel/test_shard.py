@@ -34,16 +34,28 @@ from tiny import model
 torch.set_num_threads(1)
 
 
+class Wrapped(nn.Module):  # a model and a head in one module
+    def __init__(self):
+        super().__init__()
+        self.inside, self.head = model(seed=2), nn.Linear(16, 16)
+
+    def forward(self, tokens, context):
+        return self.head(self.inside.hidden(tokens, context))
+
+
 class WithHead(Objective):
     def __init__(self):
         super().__init__(model())
         self.trunk = TrunkConfig(width=16, layers=2, context=12, attention=(GQA(heads=2),)).build(1)
+        torch.manual_seed(0)
+        self.wrapped = Wrapped()
         self.outside = nn.Linear(16, 1)
         nn.init.constant_(self.outside.weight, 0.1)
         nn.init.zeros_(self.outside.bias)
 
     def loss(self, batch, context):
         states = self.trunk(self.model.hidden(batch.tokens, context), context)
+        states = states + self.wrapped(batch.tokens, context.unrecorded())
         errors = (self.outside(states)[..., 0] - 1).square()
         return Loss({{"error": Term(errors.sum(), "tokens")}})
 
@@ -66,7 +78,7 @@ def train(ranks, replicas):
     losses = []
     trainer = Trainer(parallel, optimizer, Constant(), listener=lambda e: losses.append(e.loss))
     trainer.fit(Given([given]), 4)
-    rest = [*objective.model.parameters(), *objective.trunk.parameters()]
+    rest = [p for name, p in objective.named_parameters() if not name.startswith("outside")]
     head = full_tensor(objective.outside.weight.detach())
     return losses, head, [full_tensor(p.detach()) for p in rest]
 
