@@ -17,10 +17,14 @@ Content = str | list[dict[str, Any]]  # a text, or the messages of a dialogue
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One document: its token ids, and which of them are learned."""
+    """One document: its token ids, and which of them are learned.
+
+    unread: keys of its messages that the chat template does not use.
+    """
 
     tokens: list[int]
     learned: list[bool]
+    unread: frozenset[str] = frozenset()
 
 
 class RecordFormat(Config, ABC):
