@@ -123,15 +123,6 @@ class ChatTemplate:
         rendered = self._render(given, prompt)
         if given.guard in rendered.text:
             self._compare(given, prompt, rendered.text)
-        missing = [i for i, one in enumerate(given.messages) if one.get("content", "") is None]
-        if missing and "None" in rendered.text:
-            # Some templates write the missing content of a tool call as the word None.
-            filled = given
-            for index in missing:
-                filled = filled.with_content(index, "")
-            other = self._render(filled, prompt)
-            if rendered.text.count("None") > other.text.count("None"):
-                return other
         return rendered
 
     def place(self, given: Guarded, text: str, index: int, end: bool) -> int | None:
@@ -185,7 +176,7 @@ class ChatTemplate:
         unread = set[str]()
         for index, message in enumerate(messages):
             for key in message.unread:
-                if key in MEANT or (key == "content" and message[key] is not None):
+                if key in MEANT or key == "content":
                     raise ValueError(
                         f"messages[{index}]: the chat template does not write {key!r}, so it would "
                         "be lost"
@@ -253,12 +244,29 @@ def content_of(message: Message) -> str:
 
 
 def _with_text(message: Message, index: int) -> dict[str, Any]:
-    if message.get("content") is None:
-        return dict(message)
+    """Without keys that have no value, as transformers: a template would write them as None."""
+    given = {key: value for key, value in message.items() if value is not None}
+    if isinstance(calls := given.get("tool_calls"), list):
+        given["tool_calls"] = [_with_arguments(call) for call in calls]
+    if "content" not in given:
+        return given
     try:
-        return {**message, "content": content_of(message)}
+        return {**given, "content": content_of(message)}
     except ValueError as error:
         raise ValueError(f"messages[{index}].{error}") from None
+
+
+def _with_arguments(call: Any) -> Any:
+    """A call with its arguments as an object: OpenAI's protocol writes them as JSON in a string."""
+    if not isinstance(call, Mapping):
+        return call
+    if isinstance(call.get("function"), Mapping):
+        return {**call, "function": _with_arguments(call["function"])}
+    try:
+        arguments = json.loads(call["arguments"])
+    except (KeyError, TypeError, ValueError):
+        return call
+    return {**call, "arguments": arguments} if isinstance(arguments, dict) else call
 
 
 def _strings(value: Any) -> Iterator[str]:
