@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pydantic import Field
+
 from culm.batch import Reads
 from culm.config import Config, SettingError, parse
 from culm.files import sha256
@@ -39,6 +41,7 @@ class Manifest(Config):
 
     gives: what an objective can read in it. group: documents that belong together. columns: names
     of the numbers that each document carries. dropped: exact duplicates. tokenizer: a fingerprint.
+    notes: what was left out or not used; the number comes before the phrase.
     """
 
     source: str
@@ -52,6 +55,7 @@ class Manifest(Config):
     held_out: float
     seed: int
     dropped: int
+    notes: dict[str, int] = Field(default_factory=dict)
     splits: dict[str, SplitFacts]
 
     @property
@@ -65,6 +69,16 @@ class Manifest(Config):
     @property
     def bytes(self) -> int:
         return sum(split.bytes for split in self.splits.values())
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a person should know about the corpus, a sentence each."""
+        counts = dict(self.notes)
+        if self.dropped:
+            counts["records are duplicates and dropped; data.duplicates=keep keeps them"] = (
+                self.dropped
+            )
+        return [f"{count:,} {phrase}." for phrase, count in counts.items()]
 
     def write(self, folder: Path) -> None:
         text = json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n"

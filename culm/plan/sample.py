@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from culm.data.source import Record, Source
+from culm.data.source import Source
 
 CHARACTERS = 1_000_000  # read at most, the last record excepted
 
@@ -15,14 +16,14 @@ class Sample:
     """A source of its own. share: of the whole that it is; None if that is unknown."""
 
     name: str
-    records: list[Record]
+    records: list[dict[str, Any]]
     share: float | None
 
     @property
     def size(self) -> int | None:
         return None
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.records)
 
 
@@ -31,7 +32,7 @@ def sample(source: Source, characters: int = CHARACTERS) -> Sample:
     taken, records = 0, []
     for record in source:
         records.append(record)
-        taken += _characters(record.values())
+        taken += _characters(dict.values(record))
         if taken >= characters:
             return Sample(source.name, records, taken / source.size if source.size else None)
     return Sample(source.name, records, 1.0)

@@ -61,7 +61,7 @@ class ChatTokenizer(Protocol):
     def offsets(self) -> OffsetEncoder: ...
 
 
-class Dialogue(NamedTuple):
+class EncodedDialogue(NamedTuple):
     """ids of a dialogue; learned: which of them; unread: keys that the template did not use."""
 
     ids: list[int]
@@ -113,7 +113,7 @@ class Chat:
         messages: Sequence[Message],
         turns: Literal["all", "last"] = "all",
         tools: Sequence[Mapping[str, Any]] | None = None,
-    ) -> Dialogue:
+    ) -> EncodedDialogue:
         """Ids of a dialogue, and which of them are learned.
 
         The assistant's turns are learned, or the last of them: the text that the template adds
@@ -141,7 +141,7 @@ class Chat:
         for index, start in starts.items():
             first, last = self._span(given, text, tokens, index, start)
             learned[first:last] = [True] * (last - first)
-        return Dialogue([token.id for token in tokens], learned, rendered.unread)
+        return EncodedDialogue([token.id for token in tokens], learned, rendered.unread)
 
     def _start(self, given: Guarded, text: str, index: int) -> tuple[str, int]:
         """Where an answer starts: after exactly the prompt that generation will use.
