@@ -43,6 +43,7 @@ class RecordFormat(Config, ABC):
     gives: what an objective can read in its examples. group: how many in a row belong together.
     """
 
+    kind: str
     gives: ClassVar[Reads] = "documents"
     group: ClassVar[int] = 1
 

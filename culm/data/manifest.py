@@ -12,6 +12,7 @@ from culm.config import Config, SettingError, parse
 from culm.files import sha256
 
 NAME = "manifest.json"
+SHARE = 0.05  # of the bytes that is held out without a remark
 
 
 class File(Config):
@@ -41,6 +42,7 @@ class Manifest(Config):
 
     gives: what an objective can read in it. group: documents that belong together. columns: names
     of the numbers that each document carries. dropped: exact duplicates. tokenizer: a fingerprint.
+    template: one of the chat template and its variables, for dialogues.
     notes: what was left out or not used; the number comes before the phrase.
     """
 
@@ -50,6 +52,7 @@ class Manifest(Config):
     group: int
     columns: tuple[str, ...] = ()
     tokenizer: str
+    template: str | None = None
     vocabulary: int
     end_of_text: int
     held_out: float
@@ -73,12 +76,19 @@ class Manifest(Config):
     @property
     def remarks(self) -> list[str]:
         """What a person should know about the corpus, a sentence each."""
-        counts = dict(self.notes)
+        counts, sizes = dict(self.notes), self.splits
         if self.dropped:
             counts["records are duplicates and dropped; data.duplicates=keep keeps them"] = (
                 self.dropped
             )
-        return [f"{count:,} {phrase}." for phrase, count in counts.items()]
+        remarks = [f"{count:,} {phrase}." for phrase, count in counts.items()]
+        share = sizes["held_out"].bytes / max(1, self.bytes) if "held_out" in sizes else 0.0
+        if share > 2 * self.held_out and share > SHARE:
+            remarks.append(
+                f"{100 * share:.0f} % of the bytes are held out, by data.held_out={self.held_out}: "
+                "there are few documents, and each is in one split."
+            )
+        return remarks
 
     def write(self, folder: Path) -> None:
         text = json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n"

@@ -27,7 +27,7 @@ from culm.data.example import Content, Dialogue, Example, RecordFormat
 from culm.data.format.document import DocumentFormat
 from culm.data.manifest import Manifest
 from culm.data.shards import Document, SplitWriter
-from culm.data.source import Invalid, Source, bad_record, bytes_in, found_in
+from culm.data.source import Invalid, Source, bad_record, bytes_in, found_in, skipped_in
 from culm.data.source.record import LeftOut, Record
 from culm.log import Bar, progress, say
 from culm.tokenizer.offsets import any_of
@@ -89,6 +89,7 @@ def prepare(
         cut = CUT if isinstance(format, DocumentFormat) else ""
         divider = _Splitter(held_out, seed, cut, duplicates)
         notes = Notes(invalid)
+        notes.counts.update(skipped_in(source))
         try:
             with progress("prepare", source.size, "bytes") as bar:
                 divided = divider.divide(_units(source, format, bar, notes), source.name)
@@ -101,8 +102,9 @@ def prepare(
         manifest = Manifest(
             source=source.name, held_out=held_out, seed=seed, dropped=divider.dropped,
             notes=notes.counts,
-            format=str(format.model_dump()["kind"]), gives=format.gives, group=format.group,
+            format=format.kind, gives=format.gives, group=format.group,
             columns=format.columns, tokenizer=tokenizer.fingerprint,
+            template=None if format.kind == 'document' else tokenizer.template_fingerprint,
             vocabulary=tokenizer.vocabulary, end_of_text=tokenizer.end_of_text, splits=splits,
         )  # fmt: skip
         tokenizer.save(work / "tokenizer")

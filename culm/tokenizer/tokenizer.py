@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -15,7 +16,7 @@ import tokenizers
 
 from culm.config import SettingError
 from culm.tokenizer.alphabet import spellings
-from culm.tokenizer.chat import SPECIALS, TEMPLATE, Chat, token_name
+from culm.tokenizer.chat import ARGUMENTS, SPECIALS, TEMPLATE, Chat, token_name
 from culm.tokenizer.fast import fast_encoder
 from culm.tokenizer.folder import (
     read_inner,
@@ -103,7 +104,24 @@ class Tokenizer:
         inner = tokenizers.Tokenizer.from_str(self._json)
         inner.add_special_tokens(list(SPECIALS[1:]))
         settings = {**self.settings, "end_of_text_id": self.end_of_text}
-        return Tokenizer(inner, settings, TEMPLATE, self.stop_ids)
+        # A dialogue begins like a document.
+        start = "".join(inner.id_to_token(id) or "" for id in self.start)
+        template = "{{- " + json.dumps(start, ensure_ascii=False) + " -}}\n" if start else ""
+        return Tokenizer(inner, settings, template + TEMPLATE, self.stop_ids)
+
+    def with_template_arguments(self, arguments: Mapping[str, Any]) -> Tokenizer:
+        """The same with further variables for its chat template."""
+        settings = {**self.settings, ARGUMENTS: dict(arguments)}
+        inner = tokenizers.Tokenizer.from_str(self._json)
+        return Tokenizer(inner, settings, self.template, self.stop_ids)
+
+    @cached_property
+    def template_fingerprint(self) -> str:
+        """Of what decides how a dialogue is written; `fingerprint` is of the ids alone."""
+        names = {key: name for key, name in self.settings.items() if key.endswith("_token")}
+        facts = [self.template, names, self.settings.get(ARGUMENTS) or {}]
+        written = json.dumps(facts, sort_keys=True, default=str)
+        return hashlib.sha256(written.encode()).hexdigest()
 
     @cached_property
     def offsets(self) -> OffsetEncoder:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
 from templates import SPECIALS, TEMPLATES, WORDS
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -207,3 +208,34 @@ def test_a_user_turn_is_never_learned_where_an_answer_has_no_end(
     other.stop_ids = ours.stop_ids
     with pytest.raises(ValueError, match="no end token follows the content of message 1"):
         other.chat.encode([U1, A1, {**U1, "content": "It is 4."}, A2])
+
+
+def test_our_template_begins_like_a_document(inner: tokenizers.Tokenizer) -> None:
+    made = tokenizers.Tokenizer.from_str(inner.to_str())
+    start = ("<s>", made.token_to_id("<s>"))
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[start])
+    chat = Tokenizer(made, {"end_of_text_id": made.token_to_id("</s>")}).with_chat()
+    ids = chat.chat.prompt([U1])
+    assert chat.start == [start[1]] == ids[:1]
+    assert chat.decode(ids, specials=True) == "<s><|user|>Hello, 2+2?<|end|><|assistant|>"
+
+
+def test_variables_of_a_template(inner: tokenizers.Tokenizer, tmp_path: Path) -> None:
+    ours, theirs = pair(inner, "qwen 3")
+    plain = ours.with_template_arguments({"enable_thinking": False})
+    plain.save(tmp_path)
+    wanted = theirs.apply_chat_template(
+        [U1], add_generation_prompt=True, enable_thinking=False, return_dict=False
+    )
+    assert plain.chat.prompt([U1]) == Tokenizer.load(tmp_path).chat.prompt([U1]) == wanted
+    assert ours.chat.prompt([U1]) != wanted
+    assert ours.template_fingerprint != plain.template_fingerprint
+
+
+def test_an_answer_that_its_prompt_does_not_allow_is_named(inner: tokenizers.Tokenizer) -> None:
+    ours, _ = pair(inner, "deepseek r1")
+    with pytest.raises(ValueError, match=r"ends with '<\|Assistant\|><think>\\n', and this answer"):
+        ours.chat.encode([U1, A1])
+    with pytest.raises(ValueError, match=r"data\.format\.turns=last"):
+        ours.chat.encode([U1, THOUGHT, U2, THOUGHT])
+    assert ours.chat.encode([U1, THOUGHT, U2, THOUGHT], "last").learned

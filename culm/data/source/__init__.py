@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +17,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from culm.config import SettingError
 from culm.data.source import jsonl, parquet, stdlib, text
 from culm.data.source.hub import Hub
-from culm.data.source.record import LeftOut, Record
+from culm.data.source.record import LeftOut, Record, fields_of
 
 T = TypeVar("T")
 DocumentSplit = Literal["file", "paragraphs", "lines"]
@@ -52,7 +53,7 @@ class Files:
     """Records of files, in the order given.
 
     split, separator: what counts as a document in a text file. invalid: what to do with bytes that
-    are not UTF-8, and with lines that are not JSON.
+    are not UTF-8, and with lines that are not JSON. skipped: files of the folder of other kinds.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Files:
     split: DocumentSplit = "file"
     invalid: Invalid = "error"
     separator: str | None = None
+    skipped: tuple[Path, ...] = ()
 
     @property
     def size(self) -> int | None:
@@ -124,7 +126,7 @@ class Limited:
             if self.bytes is not None and taken >= self.bytes:
                 return
             yield record
-            taken += bytes_in(list(self.texts(dict.copy(record))))
+            taken += bytes_in(list(self.texts(fields_of(record))))
 
 
 def bytes_in(value: Any) -> int:
@@ -177,6 +179,24 @@ def bad_record(place: str, error: ValueError) -> ValueError:
     )
 
 
+def skipped_in(source: Source) -> dict[str, int]:
+    """Counts of files that are not read, by a phrase that follows the number."""
+    match source:
+        case Limited():
+            return skipped_in(source.source)
+        case Chain():
+            found = Counter[str]()
+            for one in source.sources:
+                found.update(skipped_in(one))
+            return found
+        case Files():
+            other = ", ".join(sorted({path.suffix or path.name for path in source.skipped}))
+            known = ", ".join(KINDS)
+            phrase = f"files in {source.name} are not read ({other}); what is read is {known}"
+            return {phrase: len(source.skipped)} if source.skipped else {}
+    return {}
+
+
 def open_source(
     path: str | Path | Sequence[str | Path],
     split: DocumentSplit = "file",
@@ -200,10 +220,12 @@ def open_source(
     if found.is_file():
         return Files(name, [found], split, invalid, separator)
     if found.is_dir():
-        files = sorted(_files(found))
+        paths = sorted(_files(found))
+        files = [path for path in paths if kind_of(path)]
         if not files:
             raise SettingError(f"data.path: {name}: no file in it is one of {', '.join(KINDS)}")
-        return Files(name, files, split, invalid, separator)
+        skipped = tuple(path for path in paths if not kind_of(path))
+        return Files(name, files, split, invalid, separator, skipped)
     if name == "stdlib":
         return Files("the Python standard library", stdlib.files(), "file", "replace")
     if HUB_ID.fullmatch(name) and kind_of(found) is None:
@@ -212,14 +234,14 @@ def open_source(
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Files of a known kind below a folder, without hidden files and folders of Culm."""
+    """Files below a folder, without hidden files and folders of Culm."""
     for root, folders, names in os.walk(folder):
         for name in list(folders):
             path = Path(root, name)
             if name.startswith(".") or any((path / mark).is_file() for mark in OUR_MARKS):
                 folders.remove(name)
         paths = (Path(root, name) for name in names if not name.startswith("."))
-        yield from (path for path in paths if kind_of(path) and path.is_file())
+        yield from (path for path in paths if path.is_file())
 
 
 def kind_of(path: Path) -> str | None:

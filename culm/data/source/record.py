@@ -18,9 +18,10 @@ class Record(ReadKeys):
         super().__init__(values)
         self.place, self.error = place, error
 
-    def changed(self, **values: Any) -> Record:
-        """A copy with other values in some fields, of which nothing counts as read."""
-        return Record(dict.copy(self) | values, self.place, self.error)
+
+def fields_of(record: dict[str, Any]) -> dict[str, Any]:
+    """All fields, of which none counts as read by this."""
+    return {key: dict.__getitem__(record, key) for key in dict.keys(record)}
 
 
 class LeftOut(ValueError):

@@ -18,6 +18,8 @@ LONGEST = 1 << 22  # characters: longer text becomes several documents, so memor
 
 SEPARATORS = {"file": None, "paragraphs": r"\n[ \t\r]*\n\s*", "lines": r"\r?\n"}
 UNREADABLE = (OSError, EOFError, zlib.error)  # the last two: damaged .gz files
+ZIP = b"PK\x03\x04"  # .docx, .odt, .epub and others
+BINARY = (ZIP, b"%PDF")
 ERRORS = {"error": "strict", "replace": "replace", "skip": "ignore"}
 
 
@@ -87,6 +89,11 @@ def not_utf8(path: Path, offset: int) -> SettingError:
 def blocks(path: Path) -> Iterator[bytes]:
     """The bytes of a file, decompressed if its name ends in .gz."""
     try:
+        with opened(path) as file:
+            if file.read(len(ZIP)) in BINARY:
+                raise SettingError(
+                    f"{path}: not text but a document of another program; save its text as .txt"
+                )
         with opened(path) as file:
             while block := file.read(BLOCK):
                 yield block
