@@ -20,7 +20,8 @@ from culm.device import choose_device, choose_precision
 from culm.dtype import DTYPES, dtype_of
 from culm.model.backend import place
 from culm.model.transformer import Transformer
-from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
+from culm.tokenizer.rows import within_rows
+from culm.tokenizer.tokenizer import Tokenizer
 
 KNOWN = "a run, model, adapter or Hugging Face folder, a .gguf file, or a llama2.c .bin file"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -130,8 +131,7 @@ def _adapted(folder: Path, device: torch.device | str) -> tuple[Transformer, Tok
     peft.load(model, folder)
     merge_verified(model)
     if (folder / "tokenizer.json").is_file():  # it may have a new chat template
-        tokenizer = Tokenizer.load(folder)
-        check_vocabulary(tokenizer, model.config.vocabulary, folder)
+        tokenizer = within_rows(Tokenizer.load(folder), model.config.vocabulary, folder)
     return model, tokenizer
 
 
