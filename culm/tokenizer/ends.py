@@ -16,10 +16,10 @@ from culm.tokenizer.chat import token_name
 # Names by which well-known models end a document and a turn, ours first.
 ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 ENDS_OF_TURN = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<|eot|>", "<end_of_turn>")
+HARMONY = ("<|return|>", "<|flush|>")
 # A name that is no end in a vocabulary with all of these: reasoning, and HTML (as in llama.cpp).
 NO_ENDS = (
-    ("<|end|>", {"<|return|>", "<|call|>"}),
-    ("<|end|>", {"<|calls|>", "<|flush|>"}),
+    *(("<|end|>", {one, two}) for one in ("<|call|>", "<|calls|>") for two in HARMONY),
     ("</s>", {"<|tool_response>"}),
     ("</s>", {"<|plamo:eos|>"}),
 )

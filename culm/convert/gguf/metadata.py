@@ -18,8 +18,29 @@ STOPS = {
     "</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "[EOS]", "<|end|>", "<|im_end|>",
     "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<EOT>", "_<EOT>", "[EOT]",
     "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_utterance>", "<|tool_response>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
 }  # fmt: skip
+# It also stops at the marks between files of code: the token of the key, or the first such name.
+FILE_MARKS = {
+    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep": ("<|file_sep|>",),
+}
 TEXT = (TokenType.NORMAL, TokenType.USER_DEFINED)
+
+
+def stops_of(names: Mapping[int, str], given: Mapping[str, int]) -> set[int]:
+    """The ids at which llama.cpp stops. names: of all ids; given: ids by their purpose."""
+    ids = {name: id for id, name in names.items()}
+    marks = (
+        next((ids[name] for name in marks if name in ids), None)
+        for key, marks in FILE_MARKS.items()
+        if key not in given
+    )
+    known = (ids[name] for name in STOPS if name in ids)
+    found = {id for id in (*given.values(), *known, *marks) if id is not None}
+    kept = set(meant([names[id] for id in found]))
+    return {id for id in found if names[id] in kept}
 
 
 class Token(NamedTuple):
@@ -75,7 +96,7 @@ class Metadata:
             if len(values) != len(names):
                 raise self.refused(key, f"{len(values):,} values for {len(names):,} tokens")
         rows = zip(names, types, scores, strict=True)
-        stops = STOPS.intersection(meant(names))
+        stops = {names[id] for id in stops_of(dict(enumerate(names)), {})}
         found = [
             Token(id, name, TokenType.CONTROL if name in stops else type, score)
             for id, (name, type, score) in enumerate(rows)
@@ -103,11 +124,9 @@ class Metadata:
 
     @cached_property
     def stops(self) -> list[int]:
-        """The ids at which llama.cpp stops: those with a purpose, and those with a known name."""
-        purposes = (self.id(name) for name in ("eos", "eot", "eom"))
-        named = STOPS.intersection(meant(self.names.values()))
-        known = [token.id for token in self.tokens if token.name in named]
-        return [id for id in (*purposes, *known) if id is not None]
+        """The ids at which llama.cpp stops."""
+        given = {key: self.id(key) for key in ("eos", "eot", "eom", *FILE_MARKS)}
+        return sorted(stops_of(self.names, {k: id for k, id in given.items() if id is not None}))
 
     @cached_property
     def names(self) -> dict[int, str]:

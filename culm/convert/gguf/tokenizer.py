@@ -11,12 +11,11 @@ import tokenizers
 from gguf import TokenType
 
 from culm.config import SettingError
-from culm.convert.gguf.metadata import STOPS
+from culm.convert.gguf.metadata import stops_of
 from culm.convert.gguf.sampling import add_sampling
 from culm.convert.gguf.vocabulary import read_tokenizer
 from culm.convert.gguf.words import NAMES
 from culm.log import say
-from culm.tokenizer.ends import meant
 from culm.tokenizer.fast import GPT2
 from culm.tokenizer.sentencepiece import BYTES, SPACE, splits
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
@@ -69,20 +68,20 @@ def _add_ends(writer: gguf.GGUFWriter, tokenizer: Tokenizer, names: Sequence[str
     The format has room for three ends (of a text, a turn, a message), and llama.cpp also stops at
     names that it knows. A line says where that differs from the stops of the tokenizer.
     """
-    text, turn, stops = tokenizer.end_of_text, tokenizer.end_of_turn, tokenizer.stop_ids
-    known = STOPS.intersection(meant(names))
-    named = {id for id, name in enumerate(names) if name in known}
-    rest = sorted(stops - named - {text, turn})
-    if turn == text and rest:
-        turn = rest.pop(0)
-    writer.add_eos_token_id(text)
-    writer.add_eot_token_id(turn)
+    text, stops, every = tokenizer.end_of_text, tokenizer.stop_ids, dict(enumerate(names))
+    ends = {"eos": text, "eot": tokenizer.end_of_turn}
+    rest = sorted(stops - stops_of(every, ends))
+    if ends["eot"] == text and rest:
+        ends["eot"] = rest.pop(0)
     if rest:
-        writer.add_eom_token_id(rest.pop(0))
-    differing = {"does not stop": rest, "also stops": sorted(named - stops - {text, turn})}
+        ends["eom"] = rest.pop(0)
+    for key, id in ends.items():
+        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", id)
+    there = stops_of(every, ends)
+    differing = {"does not stop": stops - there, "also stops": there - stops}
     for what, ids in differing.items():
         if ids:
-            say(f"GGUF: llama.cpp {what} at {', '.join(names[id] for id in ids)}.")
+            say(f"GGUF: llama.cpp {what} at {', '.join(names[id] for id in sorted(ids))}.")
     pad, begin = tokenizer.generation_config["pad_token_id"], tokenizer.begin
     writer.add_pad_token_id(pad if pad in range(len(names)) else text)
     # Without a key the begin token would be llama.cpp's default, id 11.
