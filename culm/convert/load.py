@@ -131,7 +131,8 @@ def _adapted(folder: Path, device: torch.device | str) -> tuple[Transformer, Tok
     peft.load(model, folder)
     merge_verified(model)
     if (folder / "tokenizer.json").is_file():  # it may have a new chat template
-        tokenizer = within_rows(Tokenizer.load(folder), model.config.vocabulary, folder)
+        own = Tokenizer.load(folder).generating_as(tokenizer)
+        tokenizer = within_rows(own, model.config.vocabulary, folder)
     return model, tokenizer
 
 

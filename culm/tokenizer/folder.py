@@ -15,9 +15,10 @@ from culm.log import say
 from culm.tokenizer.added import CONFIG, DECODER, add_declared
 from culm.tokenizer.chat import token_name
 from culm.tokenizer.generation import GENERATION, MODEL, read_generation
+from culm.tokenizer.templates import CHAT, DEFAULT, MORE, named, read_templates, write_templates
 
-MARKS, CHAT = "special_tokens_map.json", "chat_template.jinja"
-FILES = {"tokenizer.json", CONFIG, MARKS, CHAT, GENERATION}  # of a folder that we write
+MARKS = "special_tokens_map.json"
+FILES = {"tokenizer.json", CONFIG, MARKS, CHAT, MORE, GENERATION}  # of a folder that we write
 
 
 class Parts(NamedTuple):
@@ -39,17 +40,19 @@ def read_parts(folder: Path) -> Parts:
     inner, settings, generation = read_inner(folder), read_settings(folder), read_generation(folder)
     add_declared(inner, settings, folder)
     stops = read_stops(folder, settings, generation, inner)
-    return Parts(inner, settings, read_template(folder, settings), stops, generation)
+    templates = read_templates(folder, settings)
+    settings = {key: value for key, value in settings.items() if key != "chat_template"}
+    settings |= named(templates)
+    return Parts(inner, settings, templates.get(DEFAULT), stops, generation)
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any], template: str | None) -> None:
-    """Write the settings, the names of the special tokens, and the chat template."""
+    """Write the settings, the names of the special tokens, and the chat templates."""
+    write_templates(folder, template, settings)
     settings = {key: value for key, value in settings.items() if key != "chat_template"}
     for name, values in ((CONFIG, settings), (MARKS, _marks(settings))):
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
-    if template is not None:
-        (folder / CHAT).write_text(template, encoding="utf-8")
 
 
 def read_inner(folder: Path) -> tokenizers.Tokenizer:
@@ -85,17 +88,6 @@ def _marks(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The names of special tokens; a switch such as `add_bos_token` is none."""
     names = {key: value for key, value in settings.items() if key.endswith("_token")}
     return {key: value for key, value in names.items() if isinstance(token_name(value), str)}
-
-
-def read_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """The chat template, from its own file or from the settings."""
-    path = folder / CHAT
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template
 
 
 def read_stops(

@@ -104,3 +104,15 @@ def test_sampling_settings_are_in_the_file(tmp_path):
     greedy = vocabulary("</s>", generation={"temperature": 0.6})
     found = metadata(written(greedy, tmp_path / "g.gguf"))
     assert not any(key.startswith("general.sampling") for key in found)
+
+
+def test_templates_are_in_the_file_by_name(tmp_path):
+    listed = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
+    ours = vocabulary("</s>", template="a", settings={"chat_template": listed})
+    path = written(ours, tmp_path / "m.gguf")
+    found = metadata(path)
+    assert found["tokenizer.chat_template"] == "a"
+    assert found["tokenizer.chat_template.tool_use"] == "b"
+    for again in (read_tokenizer(found, path), load_tokenizer(gguf_header.read(path), path)):
+        assert again.template == "a"
+        assert again.settings["chat_template"] == listed

@@ -258,3 +258,45 @@ def test_tokens_that_only_a_setting_names_are_added_last(tmp_path):
     assert ours._marked.get_vocab() == theirs.get_vocab()
     assert ours.stop_ids == {theirs.eos_token_id}
     assert isinstance(ours._marked, tokenizers.Tokenizer)
+
+
+TEMPLATES = {"default": "{{ messages[0].content }}!", "tool_use": "{{ messages[0].content }}?"}
+
+
+@pytest.mark.parametrize("place", ["settings", "files", "both", "one file", "one text"])
+def test_chat_templates_stay_and_are_those_of_transformers(tmp_path, place, capsys):
+    transformers = pytest.importorskip("transformers")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
+    listed = [{"name": name, "template": text} for name, text in TEMPLATES.items()]
+    if place in ("settings", "both"):
+        settings["chat_template"] = listed if place == "settings" else "{{ 'older' }}"
+    if place == "one text":
+        settings["chat_template"] = TEMPLATES["default"]
+    folder = save(tmp_path / "a", base("</s>"), tokenizer_config=settings)
+    if place in ("files", "both", "one file"):
+        (folder / "chat_template.jinja").write_text(TEMPLATES["default"])
+    if place in ("files", "both"):
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates" / "tool_use.jinja").write_text(TEMPLATES["tool_use"])
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    ours = Tokenizer.load(folder)
+    messages = [{"role": "user", "content": "Hi"}]
+    assert ours.chat.prompt(messages) == theirs.apply_chat_template(messages, return_dict=False)
+    assert ("its .jinja files are read" in capsys.readouterr().err) == (place == "both")
+    ours.save(tmp_path / "b")
+    again = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "b")
+    assert again.chat_template == theirs.chat_template
+    assert Tokenizer.load(tmp_path / "b").settings.get("chat_template") == ours.settings.get(
+        "chat_template"
+    )
+
+
+@pytest.mark.parametrize("given", [3, [{"name": "default"}], [3], [{"name": 1, "template": "a"}]])
+def test_a_template_that_is_no_text_is_refused(tmp_path, given):
+    folder = save(tmp_path / "a", base("</s>"), tokenizer_config={"chat_template": given})
+    with pytest.raises(SettingError, match=r"tokenizer_config.json: chat_template: neither a text"):
+        Tokenizer.load(folder)
+    listed = [{"name": "../x", "template": "a"}]
+    folder = save(tmp_path / "b", base("</s>"), tokenizer_config={"chat_template": listed})
+    with pytest.raises(SettingError, match=r"chat_template: '../x' cannot name a file"):
+        Tokenizer.load(folder).save(tmp_path / "c")

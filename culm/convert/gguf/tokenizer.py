@@ -51,8 +51,9 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> N
         _add_byte_level(writer, parts)
     _add_ends(writer, tokenizer, names)
     add_sampling(writer, tokenizer.generation)
-    if tokenizer.template is not None:
-        writer.add_chat_template(tokenizer.template)
+    template = tokenizer.settings.get("chat_template") or tokenizer.template
+    if template is not None:
+        writer.add_chat_template(template)
     about = {
         "settings": {**tokenizer.settings, "end_of_text_id": tokenizer.end_of_text},
         "stop_ids": sorted(tokenizer.stop_ids),
