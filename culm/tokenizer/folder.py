@@ -12,7 +12,7 @@ import tokenizers
 from culm.config import SettingError
 from culm.files import read_json
 from culm.log import say
-from culm.tokenizer.added import CONFIG, DECODER, add_declared
+from culm.tokenizer.added import CONFIG, DECODER, EXTRA, add_declared
 from culm.tokenizer.chat import token_name
 from culm.tokenizer.generation import GENERATION, MODEL, read_generation
 from culm.tokenizer.templates import CHAT, DEFAULT, MORE, named, read_templates, write_templates
@@ -87,7 +87,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def _marks(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The names of special tokens; a switch such as `add_bos_token` is none."""
     names = {key: value for key, value in settings.items() if key.endswith("_token")}
-    return {key: value for key, value in names.items() if isinstance(token_name(value), str)}
+    named = {key: value for key, value in names.items() if isinstance(token_name(value), str)}
+    return named | {key: settings[key] for key in EXTRA if settings.get(key)}
 
 
 def read_stops(

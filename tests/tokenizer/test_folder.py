@@ -79,6 +79,9 @@ def drawn_folder(draw, folder):
             place[key] = draw.choice([name, {"content": name, **whole}])
             if place is settings and isinstance(place[key], dict):
                 place[key] |= {"__type": "AddedToken", "special": True}
+    if draw.random() < 0.3:
+        place, key = draw.choice([settings, marks]), "additional_special_tokens"
+        place[key] = ["<|more|>", draw.choice([*ids]), "<|even more|>"]
     for end in ("bos", "eos"):
         if draw.random() < 0.3:
             settings[f"add_{end}_token"] = draw.random() < 0.5
