@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import tokenizers
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -131,9 +132,21 @@ def _adapted(folder: Path, device: torch.device | str) -> tuple[Transformer, Tok
     peft.load(model, folder)
     merge_verified(model)
     if (folder / "tokenizer.json").is_file():  # it may have a new chat template
-        own = Tokenizer.load(folder).generating_as(tokenizer)
+        own = _generating_as(tokenizer, Tokenizer.load(folder))
         tokenizer = within_rows(own, model.config.vocabulary, folder)
     return model, tokenizer
+
+
+def _generating_as(base: Tokenizer, own: Tokenizer) -> Tokenizer:
+    """The tokenizer of an adapter with the ends and generation settings of its base.
+
+    PEFT saves none of them; Culm does.
+    """
+    if own.generation or "stop_ids" in own.settings:
+        return own
+    inner = tokenizers.Tokenizer.from_str(own.json)
+    stops = (id for id in base.stop_ids if id < own.vocabulary)
+    return Tokenizer(inner, own.settings, own.template, stops, base.generation)
 
 
 def load_adapter(model: Transformer, path: str | Path) -> int:

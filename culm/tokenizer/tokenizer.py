@@ -115,14 +115,6 @@ class Tokenizer:
         settings = {**self.settings, "end_of_text_id": self.end_of_text}
         return Tokenizer(inner, settings, TEMPLATE, {*self.stop_ids, end}, self.generation)
 
-    def generating_as(self, base: Tokenizer) -> Tokenizer:
-        """The same with the ends and generation settings of its model's base, if it has none."""
-        if self.generation or "stop_ids" in self.settings:
-            return self
-        inner = tokenizers.Tokenizer.from_str(self._json)
-        stops = (id for id in base.stop_ids if id < self.vocabulary)
-        return Tokenizer(inner, self.settings, self.template, stops, base.generation)
-
     @cached_property
     def _inside(self) -> tokenizers.Tokenizer:
         """The same tokenizer for the middle of a text: it adds no space before it."""
