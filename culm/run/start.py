@@ -15,6 +15,7 @@ from culm.config import Config, SettingError
 from culm.convert.load import load_pretrained, read
 from culm.model.transformer import Transformer
 from culm.tokenizer.tokenizer import Tokenizer
+from culm.tokenizer.turns import with_turn_end
 
 
 class Pretrained(Config):
@@ -62,6 +63,7 @@ class Pretrained(Config):
         known = tokenizer.vocabulary
         if self.chat:
             tokenizer = tokenizer.with_chat()
+        tokenizer = with_turn_end(tokenizer, self.source)
         if self.template_arguments:
             tokenizer = tokenizer.with_template_arguments(self.template_arguments)
         used = min(known, model.config.vocabulary)
@@ -100,7 +102,8 @@ def start_of(start: str | Pretrained) -> tuple[Transformer, Tokenizer]:
     try:
         if isinstance(start, Pretrained):
             return start.load()
-        return _read(start)
+        model, tokenizer = _read(start)
+        return model, with_turn_end(tokenizer, start)
     except SettingError as error:
         if isinstance(start, Pretrained):
             raise SettingError(f"start.{'hf' if start.hf else 'path'}: {error}") from None
