@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pydantic import Field
+
 from culm.batch import Reads
 from culm.config import Config, SettingError, parse
+from culm.data.origin import SourceFile
 from culm.files import sha256
 
 NAME = "manifest.json"
+CONTENTS = (NAME, "tokenizer", "train", "held_out")
 
 
 class File(Config):
@@ -39,9 +43,11 @@ class Manifest(Config):
 
     gives: what an objective can read in it. group: documents that belong together. columns: names
     of the numbers that each document carries. dropped: exact duplicates. tokenizer: a fingerprint.
+    origin: the files that it was made from.
     """
 
     source: str
+    origin: dict[str, SourceFile] = Field(default_factory=dict)
     format: str
     gives: Reads
     group: int
@@ -90,3 +96,14 @@ class Manifest(Config):
             return parse(Manifest, values)
         except SettingError:
             raise SettingError(f"{path}: damaged; delete {folder} to prepare it again") from None
+
+
+def is_corpus(folder: Path) -> bool:
+    """Whether a folder holds what `prepare` writes and nothing else."""
+    if not folder.is_dir():
+        return False
+    try:
+        Manifest.read(folder)
+    except SettingError:
+        return False
+    return {inner.name for inner in folder.iterdir()} <= set(CONTENTS)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +21,11 @@ import numpy as np
 from culm.config import SettingError
 from culm.data.example import Content, Example, RecordFormat
 from culm.data.format.document import DocumentFormat
-from culm.data.manifest import Manifest
+from culm.data.manifest import CONTENTS, Manifest, is_corpus
+from culm.data.origin import origin_of
 from culm.data.shards import Document, SplitWriter
 from culm.data.source import Record, Source, bad_record, bytes_in, found_in
+from culm.files import atomic, refuse_existing
 from culm.log import Bar, progress
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -56,19 +57,22 @@ def prepare(
     folder: str | Path,
     held_out: float = 0.02,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> Manifest:
     """Write the token shards of a corpus to a new folder.
 
     held_out: share of the documents in the split "held_out", chosen by a hash of the document and
     the seed; at least one. With 0 there is no such split. All other documents are in the split
     "train". The text decides, not the tokens: the splits are the same for every tokenizer.
-    The folder appears when it is complete, or not at all.
+    The folder appears when it is complete, or not at all. overwrite: replace an older corpus there.
 
     Raises:
         SettingError: there is nothing to read, a record has an unknown shape, the corpus cannot be
             divided, the disk is full, or the folder exists.
+        InUseError: another process is writing the folder.
     """
-    with _new_folder(Path(folder)) as work:
+    with _new_folder(Path(folder), overwrite) as work:
+        origin = origin_of(source)
         lengths = np.array([len(tokenizer.bytes_of(id)) for id in range(tokenizer.vocabulary)])
         lengths[tokenizer.end_of_text] = 0  # also where it is a byte of its own
         names = ("train", "held_out") if held_out else ("train",)
@@ -84,9 +88,9 @@ def prepare(
                 writer.close()
         splits = {name: writer.facts() for name, writer in writers.items()}
         manifest = Manifest(
-            source=source.name, held_out=held_out, seed=seed, dropped=divider.dropped,
-            format=str(format.model_dump()["kind"]), gives=format.gives, group=format.group,
-            columns=format.columns, tokenizer=tokenizer.fingerprint,
+            source=source.name, origin=origin, held_out=held_out, seed=seed,
+            dropped=divider.dropped, format=str(format.model_dump()["kind"]), gives=format.gives,
+            group=format.group, columns=format.columns, tokenizer=tokenizer.fingerprint,
             vocabulary=tokenizer.vocabulary, end_of_text=tokenizer.end_of_text, splits=splits,
         )  # fmt: skip
         tokenizer.save(work / "tokenizer")
@@ -198,22 +202,15 @@ def _arrays(example: Example, numbers: tuple[float, ...]) -> Document:
 
 
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
+def _new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A folder to fill, which takes its name when it is complete and is removed on any failure."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SettingError(f"{folder}: already exists; remove it, or choose another folder")
-    work = folder.with_name(folder.name + ".partial")
+    refuse_existing(folder, overwrite)
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not empty and not is_corpus(folder):
+        raise SettingError(f"{folder}: holds other files than a corpus; choose another folder")
     try:
-        shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
-        work.mkdir(parents=True)
-        yield work
-        if folder.exists():
-            folder.rmdir()
-        work.rename(folder)
+        with atomic(folder, replaces=CONTENTS) as work:
+            work.mkdir()
+            yield work
     except OSError as error:
-        raise SettingError(
-            f"{folder}: could not be written ({error.strerror or error}); free some space or "
-            "choose another folder (nothing was stored)"
-        ) from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        raise SettingError(f"{error}; free some space or choose another folder") from None

@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from typing import TextIO
 
 
 def run(app: Callable[[], None]) -> None:
@@ -22,8 +24,20 @@ def run(app: Callable[[], None]) -> None:
             sys.stderr.write("\nculm: interrupted; the same command starts again\n")
         raise
     except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
-        sys.stderr.write(f"culm: {_rank()}{_sentence(error)}\n")
+        with suppress(OSError):
+            sys.stderr.write(f"culm: {_rank()}{_sentence(error)}\n")
         sys.exit(1)
+    finally:
+        _let_go(sys.stdout)
+        _let_go(sys.stderr)
+
+
+def _let_go(stream: TextIO) -> None:
+    """Python writes what is buffered when it ends, and fails where nobody reads it any more."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _end(number: int, frame: object) -> None:

@@ -237,9 +237,9 @@ def test_nothing_is_half_written(tokenizer, tmp_path, monkeypatch):
     with pytest.raises(SettingError, match="the records: nothing to read"):
         prepare(Records([{"text": " "}]), DocumentFormat(), tokenizer, folder)
     assert not list(tmp_path.iterdir())
-    (tmp_path / "p.partial").mkdir()  # left by a process that was killed
+    (tmp_path / "p.partial").mkdir()  # of a person
     prepare(documents(9), DocumentFormat(), tokenizer, folder)
-    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p", "p.partial"]
     with pytest.raises(SettingError, match="p: already exists"):
         prepare(documents(9), DocumentFormat(), tokenizer, folder)
 

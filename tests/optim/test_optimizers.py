@@ -50,7 +50,7 @@ def test_newton_schulz_of_random_and_empty_matrices() -> None:
 def test_muon_is_that_of_torch(model: Transformer) -> None:
     """torch iterates in bf16, so the directions differ by its rounding."""
     other = copy.deepcopy(model)
-    ours = Muon(rate=0.01, weight_decay=0.1, adamw_rate=0.003).build(model)
+    ours = Muon(rate=0.01, weight_decay=0.1, adamw_ratio=0.3).build(model)
     names = {id(p) for p in hidden_matrices(other)}
     assert len(names) == 2 * 7
     matrices = [p for p in other.parameters() if id(p) in names]
@@ -144,7 +144,7 @@ def test_adapters_take_adamw_steps(model: Transformer) -> None:
     assert held == {id(p) for p in model.parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("config", [AdamW(rate=1e-3), Muon(adamw_rate=1e-3)])
+@pytest.mark.parametrize("config", [AdamW(rate=1e-3), Muon(rate=2e-3, adamw_ratio=0.5)])
 def test_b_of_an_adapter_has_a_multiple_of_the_rate(model: Transformer, config) -> None:
     LoRA(rank=2, lora_plus_ratio=16, dora=True, train_also="embed").apply(model, 0)
     optimizer = config.build(model)
