@@ -11,10 +11,8 @@ from culm.train.events import Event, Stepped
 PATIENCE = 10  # such steps in a row before they are mentioned; then ten times as many
 NOTHING = 1e-8  # a smaller gradient norm is rounding
 
-NO_GRADIENT = (
-    "the gradient was zero: are the labels of the data all the same, such as equal chosen and "
-    "rejected answers?"
-)
+NO_GRADIENT = "the gradient was zero"
+EQUAL_ANSWERS = "the margin between chosen and rejected answers was exactly 0: are they the same?"
 EQUAL_REWARDS = (
     "all completions of a prompt earned the same reward: use easier or harder questions, a larger "
     "train.rollout.group, or a start that is sometimes right"
@@ -25,6 +23,8 @@ def idle_reason(line: Mapping[str, Any]) -> str | None:
     """Why nothing was learned in a step, or None; line: as in `metrics.jsonl`."""
     if line.get("mixed_reward_groups") == 0:
         return EQUAL_REWARDS
+    if line.get("margin") == 0:  # as it is before the first update of a policy, but not after it
+        return EQUAL_ANSWERS
     return NO_GRADIENT if line["grad_norm"] < NOTHING else None
 
 

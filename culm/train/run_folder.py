@@ -76,7 +76,8 @@ def read_settings(folder: Path, kind: type[Settings]) -> Settings | None:
     if folder.exists() and not folder.is_dir():
         raise SettingError(f"folder: {folder} is a file; choose another name")
     path = folder / SETTINGS
-    settings = (read_yaml(path) if path.exists() else {}) or settings_in(folder)
+    written = path.exists() and path.stat().st_size > 0
+    settings = read_yaml(path) if written else settings_in(folder)
     if settings and not {"data", "train", "seed"} <= set(settings):
         raise SettingError(f"{path}: not the settings of a run; give this run another folder=...")
     try:
