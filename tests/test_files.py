@@ -141,6 +141,6 @@ def test_the_rule_of_every_verb(tmp_path: Path) -> None:
         refuse_existing(path)  # an empty folder is nothing
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path):
-        with pytest.raises(SettingError, match="already exists; .* --overwrite"):
+        with pytest.raises(SettingError, match=r"already exists; .* --overwrite"):
             refuse_existing(path)
         refuse_existing(path, overwrite=True)

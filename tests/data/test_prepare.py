@@ -263,7 +263,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
 def test_an_older_corpus_is_replaced_only_on_request(tokenizer, tmp_path):
     folder = tmp_path / "p"
     prepare(documents(9), DocumentFormat(), tokenizer, folder)
-    with pytest.raises(SettingError, match="p: already exists; .* --overwrite"):
+    with pytest.raises(SettingError, match=r"p: already exists; .* --overwrite"):
         prepare(documents(5), DocumentFormat(), tokenizer, folder)
     new = prepare(documents(5), DocumentFormat(), tokenizer, folder, held_out=0, overwrite=True)
     assert Manifest.read(folder) == new

@@ -182,3 +182,24 @@ def test_biases_of_experts_do_not_decay_and_selection_biases_are_not_optimised()
     assert kept == {name for name in named if name.endswith("bias") or "norm" in name}
     assert "blocks.0.mlp.experts.up.bias" in kept
     assert not any("selection" in name for name in named)
+
+
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_one_rate_moves_every_parameter(kind: type, adapter: bool, model: Transformer) -> None:
+    """A hundredth of the rate: a hundredth of every step."""
+    if adapter:
+        LoRA(rank=2, lora_plus_ratio=4, train_also="embed").apply(model, 0)
+    moved = []
+    for rate in (1e-2, 1e-4):
+        other = copy.deepcopy(model)
+        before = {name: p.detach().clone() for name, p in other.named_parameters()}
+        optimizer = kind(rate=rate, weight_decay=0.0).build(other)
+        gradients(other, 0)
+        optimizer.step()
+        changes = {name: float((p - before[name]).norm()) for name, p in other.named_parameters()}
+        moved.append({n: c for n, c in changes.items() if c})
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert moved[0].keys() == moved[1].keys() == trained
+    for name, change in moved[0].items():
+        assert moved[1][name] == pytest.approx(change / 100, rel=0.02), name

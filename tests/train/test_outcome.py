@@ -117,7 +117,7 @@ def test_a_measure_that_fails_does_not_cost_the_model(
         return predict(*arguments, **more)
 
     monkeypatch.setattr("culm.eval.measure.held_out.predict", failing)
-    with pytest.raises(RuntimeError, match="the model is written, but .*: the tokens ran out"):
+    with pytest.raises(RuntimeError, match=r"the model is written, but .*: the tokens ran out"):
         go(settings)
     assert weights_in(tmp_path / "run")
     assert go(settings).finished

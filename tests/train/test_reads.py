@@ -187,7 +187,7 @@ def test_settings_that_are_lost_are_in_the_checkpoint(
         file.unlink()
     else:
         file.write_text("")
-    with pytest.raises(SettingError, match="seed: 3, but .* was trained with 0"):
+    with pytest.raises(SettingError, match=r"seed: 3, but .* was trained with 0"):
         go({**settings, "seed": 3})
     assert go(settings, steps=2).finished
     assert file.read_text() == before
