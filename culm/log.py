@@ -26,19 +26,20 @@ class Stream:
 
     @property
     def encoding(self) -> str:
-        return self._now.encoding
+        return "utf-8" if sys.stderr is None else self._now.encoding
 
     def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):  # ValueError: it is closed
+        # AttributeError: it is None, as in a process without streams; ValueError: it is closed.
+        with suppress(OSError, ValueError, AttributeError):
             self._now.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, AttributeError):
             self._now.flush()
 
     def isatty(self) -> bool:
-        return self._now.isatty()
+        return sys.stderr is not None and self._now.isatty()
 
     def fileno(self) -> int:
         return self._now.fileno()

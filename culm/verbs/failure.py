@@ -12,6 +12,10 @@ from typing import TextIO
 
 def run(app: Callable[[], None]) -> None:
     """Run the command line; `--debug`, anywhere in it, shows tracebacks."""
+    if sys.stdout is None:  # closed by the parent; the next file would get their numbers
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     signal.signal(signal.SIGTERM, _end)
     if "--debug" in sys.argv:
         sys.argv = [sys.argv[0], "--debug", *(a for a in sys.argv[1:] if a != "--debug")]
