@@ -234,6 +234,7 @@ def inspect(
     histograms: given.HistogramText = "",
     out: given.PlotFolder = None,
     format: given.PlotFormat = "png",
+    overwrite: given.Overwrite = False,
 ) -> None:
     """Show a model's parts with shapes, parameters and cache size, or what it does with a text."""
     if not (attention or logit_lens or histograms):
@@ -243,7 +244,7 @@ def inspect(
         return
     from culm.verbs.inspect_text import show_inspections
 
-    show_inspections(model, attention, logit_lens, histograms, out, format)
+    show_inspections(model, attention, logit_lens, histograms, out, format, overwrite)
 
 
 @app.command()

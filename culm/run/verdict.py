@@ -71,8 +71,8 @@ def sums_of(module: nn.Module) -> list[float]:
     found: list[Tensor] = []
     for parameter in module.parameters():
         if parameter.requires_grad:
-            own = local_shard(parameter.detach()).double()
-            found += [own.sum(), own.square().sum()]
+            own = local_shard(parameter.detach())
+            found += [own.sum(dtype=torch.float64), torch.linalg.vector_norm(own)]
     return [float(value) for value in found]
 
 
