@@ -11,7 +11,7 @@ from torch import Tensor
 
 from culm.config import SettingError
 from culm.data.format.document import DocumentFormat
-from culm.data.source import Source, found_in, open_source
+from culm.source import Source, found_in, open_source
 from culm.tokenizer.tokenizer import Tokenizer
 
 ROWS = 160  # maximum; every fifth is held out
@@ -46,7 +46,4 @@ def calibration_rows(paths: Sequence[str], tokenizer: Tokenizer, context: int) -
 
 
 def _opened(paths: Sequence[str]) -> Source:
-    try:
-        return open_source(list(paths))
-    except SettingError as error:
-        raise SettingError(str(error).replace("data.path:", "calibrate:", 1)) from None
+    return open_source(list(paths), setting="calibrate")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from culm.batch import Reads
 from culm.config import Config
-from culm.data.source.record import shape_of
+from culm.source.record import shape_of
 from culm.tokenizer.tokenizer import Tokenizer
 
 

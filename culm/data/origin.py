@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from culm.config import Config
-from culm.data.source import Chain, Files, Limited, Source
-from culm.data.source.tasks import TaskSource
+from culm.data.tasks import TaskSource
 from culm.files import sha256
+from culm.source import Chain, Files, Limited, Source, open_source
 from culm.task.prompts import Prompts
 
 SHOWN = 12  # digits of a digest in a message
@@ -36,7 +36,9 @@ def files_of(source: Source) -> Iterator[Path]:
         case Limited():
             yield from files_of(source.source)
         case TaskSource():
-            yield from (Path(task.path) for task in source.tasks if isinstance(task, Prompts))
+            for task in source.tasks:
+                if isinstance(task, Prompts):
+                    yield from files_of(open_source(task.path, setting="tasks.path"))
 
 
 def origin_of(source: Source) -> Origin:

@@ -27,10 +27,10 @@ from culm.data.format.document import DocumentFormat
 from culm.data.manifest import CONTENTS, Manifest, is_corpus
 from culm.data.origin import origin_of
 from culm.data.shards import Document, SplitWriter
-from culm.data.source import Invalid, Source, bad_record, bytes_in, found_in, skipped_in
-from culm.data.source.record import LeftOut, Record
 from culm.files import atomic, refuse_existing
 from culm.log import Bar, progress, say
+from culm.source import Invalid, Source, bad_record, bytes_in, found_in, skipped_in
+from culm.source.record import LeftOut, Record
 from culm.tokenizer.offsets import any_of
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -132,7 +132,7 @@ class Notes:
                 say(f"Left out, as data.invalid=skip asks: {error}")
             self.counts[UNREADABLE] += 1
         else:
-            raise error
+            raise SettingError(f"{error}; correct it, or set data.invalid=skip to leave it out")
 
     def unread(self, keys: Iterable[str], what: str, reader: str) -> None:
         """Count keys that nothing has read."""

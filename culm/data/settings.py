@@ -13,8 +13,8 @@ from culm.data.format import Format
 from culm.data.format.document import DocumentFormat
 from culm.data.loader import Packing
 from culm.data.prepare import Duplicates
-from culm.data.source import DocumentSplit, Invalid, Limited, Source, open_source
-from culm.data.source.tasks import TaskSource
+from culm.data.tasks import TaskSource
+from culm.source import DocumentSplit, Invalid, Limited, Source, open_source
 from culm.task import Tasks
 
 

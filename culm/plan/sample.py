@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from culm.data.source import Source, bytes_in
-from culm.data.source.record import Record, fields_of
+from culm.source import Source, bytes_in
+from culm.source.record import Record, fields_of
 
 SIZE = 1_000_000  # bytes of text read at most, the last record excepted
 

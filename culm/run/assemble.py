@@ -16,7 +16,6 @@ from culm.data.manifest import Manifest
 from culm.data.origin import origin_of
 from culm.data.prepare import prepare
 from culm.data.prepared import ADVICE, Prepared, verify
-from culm.data.source import Source
 from culm.data.texts import texts_of
 from culm.eval.evaluation import Evaluation
 from culm.eval.measure.measure import Subject
@@ -29,6 +28,7 @@ from culm.run.objective import ModelLoader, build_objective
 from culm.run.reads import digest_of
 from culm.run.settings import RunConfig
 from culm.run.start import start_of
+from culm.source import Source
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 from culm.tokenizer.train import BPE
 from culm.train.run_folder import save_tokenizer

@@ -1,22 +1,24 @@
-"""Questions with known answers from a file: `{"prompt": ..., "answer": ...}` on each line."""
+"""Questions with known answers from files of records with a prompt and an answer."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from functools import cached_property, lru_cache
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from culm.config import Config, SettingError
 from culm.seed import keyed
+from culm.source import found_in, open_source
+from culm.source.record import Record, shape_of
 from culm.task.task import Question, Split, exact, split_of
 
 
 class Prompts(Config):
-    """Records of a JSONL file; every question of a split comes once before any repeats.
+    """Records of a file or folder; every question of a split comes once before any repeats.
 
-    path: the file. prompt, answer: names of the fields, text or numbers. One prompt in eight is a
-    test question, chosen by hash, so no question changes its split when the file grows.
+    path: JSON, JSONL or Parquet, also compressed. prompt, answer: names of the fields, text or
+    numbers. One prompt in eight is a test question, chosen by hash, so no question changes its
+    split when the file grows.
     """
 
     kind: Literal["prompts"] = "prompts"
@@ -45,25 +47,16 @@ class Prompts(Config):
     @cached_property
     def _questions(self) -> dict[Split, list[Question]]:
         found: dict[Split, list[Question]] = {"train": [], "test": []}
-        try:
-            lines = Path(self.path).read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingError(f"{self.path}: not readable as a file of prompts: {error}") from None
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                question = self._question(line, f"{self.path}: line {number}")
+        for _, questions in found_in(open_source(self.path, setting="tasks.path"), self._read):
+            for question in questions:
                 found[split_of(question.prompt)].append(question)
         return found
 
-    def _question(self, line: str, place: str) -> Question:
-        try:
-            record: Any = json.loads(line)
-        except ValueError as error:
-            raise SettingError(f"{place}: not readable as JSON: {error}") from None
+    def _read(self, record: Record) -> Iterator[Question]:
         for key in (self.prompt, self.answer):
-            if not isinstance(record, dict) or not isinstance(record.get(key), str | int | float):
-                raise SettingError(f"{place}: no text or number in {key!r}")
-        return Question(str(record[self.prompt]), str(record[self.answer]).strip())
+            if not isinstance(record.get(key), str | int | float):
+                raise ValueError(f"no text or number in {key!r}; {shape_of(record)}")
+        yield Question(str(record[self.prompt]), str(record[self.answer]).strip())
 
 
 @lru_cache(maxsize=8)

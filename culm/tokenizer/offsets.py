@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import tokenizers
 
-from culm.tokenizer.parts import PIECE, pieces
+from culm.source.pieces import PIECE, pieces
 
 
 class Token(NamedTuple):

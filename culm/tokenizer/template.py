@@ -22,6 +22,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from culm.config import SettingError
+from culm.source.record import ReadKeys
 from culm.tokenizer.offsets import any_of
 from culm.tokenizer.parts import valid
 
@@ -183,41 +184,6 @@ class ChatTemplate:
                     )
                 unread.add(key)
         return Rendered(valid(text), frozenset(unread))
-
-
-class ReadKeys(dict[str, Any]):
-    """A message that knows which of its keys were never read."""
-
-    def __init__(self, message: Message) -> None:
-        super().__init__(message)
-        self.unread = {key for key, value in message.items() if value not in (None, "", [], {})}
-
-    def __getitem__(self, key: str) -> Any:
-        self.unread.discard(key)
-        return super().__getitem__(key)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Of one key, which is then read."""
-        self.unread.discard(key)
-        return super().get(key, default)
-
-    def __contains__(self, key: object) -> bool:
-        self.unread.discard(str(key))
-        return super().__contains__(key)
-
-    def __iter__(self) -> Iterator[str]:
-        self.unread.clear()
-        return super().__iter__()
-
-    def items(self) -> Any:
-        """Of all keys, which are then read."""
-        self.unread.clear()
-        return super().items()
-
-    def values(self) -> Any:
-        """Of all keys, which are then read."""
-        self.unread.clear()
-        return super().values()
 
 
 class Generation(Extension):

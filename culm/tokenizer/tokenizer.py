@@ -16,6 +16,7 @@ import tokenizers
 
 from culm.config import SettingError
 from culm.files import write_json
+from culm.source.pieces import PIECE, pieces
 from culm.tokenizer.alphabet import spellings
 from culm.tokenizer.chat import ARGUMENTS, SPECIALS, TEMPLATE, Chat, token_name
 from culm.tokenizer.ends import ends_of
@@ -23,7 +24,7 @@ from culm.tokenizer.fast import fast_encoder
 from culm.tokenizer.folder import read_parts, write_settings
 from culm.tokenizer.generation import GENERATION
 from culm.tokenizer.offsets import OffsetEncoder
-from culm.tokenizer.parts import PIECE, pieces, valid, without_prefix
+from culm.tokenizer.parts import valid, without_prefix
 
 WORTH_THREADS = 8  # texts from which on threads save time
 

@@ -15,9 +15,9 @@ from culm.compose import read_yaml
 from culm.config import Config, SettingError, parse
 from culm.data.manifest import Manifest, is_corpus
 from culm.data.origin import Origin, SourceFile, change_in
-from culm.data.source import Source
 from culm.files import atomic, discard, read_json, write_json
 from culm.log import say
+from culm.source import Source
 from culm.tokenizer.folder import FILES
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.checkpoint import settings_in, steps_in

@@ -8,9 +8,9 @@ from pathlib import Path
 import typer
 
 from culm.data.format.document import DocumentFormat
-from culm.data.source import open_source
 from culm.data.texts import texts_of
 from culm.files import atomic, refuse_existing, refuse_nonempty
+from culm.source import open_source
 from culm.tokenizer.folder import CONFIG
 from culm.tokenizer.train import BPE
 

@@ -9,7 +9,7 @@ from culm.config import SettingError
 from culm.convert import gguf, hf, native
 from culm.convert.export import export, quantize
 from culm.convert.load import load_model
-from culm.data.source import bytes_in
+from culm.source import bytes_in
 from culm.verbs.import_model import import_model
 
 STORIES = ("weights/stories260K.bin", "weights/tok512.bin")

@@ -11,7 +11,7 @@ from culm.data.format.pair import PairFormat
 from culm.data.loader import Loader
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
-from culm.data.source import open_source
+from culm.source import open_source
 
 
 def loader(folder, records, format, tokenizer) -> Loader:

@@ -9,7 +9,7 @@ from culm.data.format.document import DocumentFormat
 from culm.data.format.pair import PairFormat
 from culm.data.format.prompt import PromptFormat
 from culm.data.settings import DataConfig
-from culm.data.source import open_source
+from culm.source import open_source
 
 ASKED = "<|user|>q<|end|><|assistant|>a<|end|>"
 

@@ -12,10 +12,10 @@ from culm.config import SettingError, parse
 from culm.data.format.document import DocumentFormat
 from culm.data.manifest import Manifest
 from culm.data.settings import DataConfig
-from culm.data.source import Limited
 from culm.files import read_lines
 from culm.run.settings import read_run
 from culm.run.train import train
+from culm.source import Limited
 
 TEXTS = DocumentFormat().texts
 

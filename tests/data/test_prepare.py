@@ -18,8 +18,8 @@ from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared, verify
 from culm.data.shards import ArrayWriter, SplitWriter
-from culm.data.source import open_source
 from culm.files import InUseError
+from culm.source import open_source
 from culm.tokenizer.bytes import Bytes
 
 

@@ -19,8 +19,8 @@ from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
 from culm.data.settings import DataConfig
-from culm.data.source import open_source
-from culm.data.source.record import Record, fields_of
+from culm.source import open_source
+from culm.source.record import Record, fields_of
 from culm.tokenizer.tokenizer import Tokenizer
 
 U, A = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}
@@ -60,7 +60,7 @@ def test_calls_and_tools_are_written(prepared: Any) -> None:
             '<tool_call>{"name": "sum", "arguments": {"of": [1, 2]}}</tool_call><|end|>'
             "<|tool|>3<|end|><|assistant|>Yes<|end|>"
         )
-    with pytest.raises(SettingError, match=r"line 1: tools: not a list, but a number; correct the"):
+    with pytest.raises(SettingError, match=r"line 1: tools: not a list, but a number; correct it"):
         prepared([{**record, "tools": 3}], ChatFormat())
 
 

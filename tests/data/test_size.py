@@ -20,7 +20,7 @@ CODE = """
 import sys
 from culm.data.format.document import DocumentFormat
 from culm.data.prepare import prepare
-from culm.data.source import open_source
+from culm.source import open_source
 from culm.data.texts import texts_of
 from culm.tokenizer.bytes import Bytes
 from culm.tokenizer.train import BPE

@@ -28,7 +28,7 @@ def test_loss_and_gradients(loss: str, tmp_path: Path) -> None:
     from culm.data.loader import Loader
     from culm.data.prepare import prepare
     from culm.data.prepared import Prepared
-    from culm.data.source import open_source
+    from culm.source import open_source
 
     pairs = [
         {

@@ -1,5 +1,6 @@
 """Questions from a file."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -63,17 +64,38 @@ def test_fields_have_the_names_that_are_given(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, "not readable as a file of prompts"),
-        ("", "none of its prompts belongs to the train split"),
-        ('{"prompt": "a", "answer": 1}\n{', "line 2: not readable as JSON"),
-        ('{"prompt": "a"}', "line 1: no text or number in 'answer'"),
-        ("[1]", "line 1: no text or number in 'prompt'"),
+        (None, r"tasks\.path: there is no file or folder '.*prompts\.jsonl'"),
+        ("", r"prompts\.jsonl: none of its prompts belongs to the train split"),
+        ('{"prompt": "a", "answer": 1}\n{', r"prompts\.jsonl: line 2: not readable as JSON"),
+        ('{"prompt": "a"}', r"prompts\.jsonl: line 1: no text or number in 'answer'"),
+        ("[1]", r"prompts\.jsonl: entry 1: expected an object, found a number"),
     ],
 )
 def test_errors_of_reading_are_one_sentence(tmp_path, text, words):
     path = tmp_path / "prompts.jsonl"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(SettingError, match=rf"prompts\.jsonl: {words}") as raised:
+    with pytest.raises(SettingError, match=words) as raised:
         Prompts(path=str(path)).question("train", 0, 0)
     assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl.gz", "a.parquet", "folder"])
+def test_prompts_are_read_like_a_corpus(tmp_path, name):
+    records = [{"prompt": f"{n}?", "answer": n} for n in range(30)]
+    path = tmp_path / name
+    if name == "a.json":
+        path.write_text(json.dumps(records, indent=1))
+    elif name == "a.jsonl.gz":
+        path.write_bytes(gzip.compress("\n".join(map(json.dumps, records)).encode()))
+    elif name == "a.parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(records), path)
+    else:
+        path.mkdir()
+        (path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    task = Prompts(path=str(path))
+    found = [task.question(split, n, 0) for split in ("train", "test") for n in range(2)]
+    assert all(question.prompt == f"{question.answer}?" for question in found)

@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from culm.tokenizer.parts import PIECE
+from culm.source.pieces import PIECE
 from culm.tokenizer.tokenizer import Tokenizer
 
 SPECIALS = ["<unk>", "<s>", "</s>"]

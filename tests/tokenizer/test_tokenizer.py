@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from culm.config import SettingError, parse
+from culm.source.pieces import pieces
 from culm.tokenizer import TokenizerConfig
 from culm.tokenizer.bytes import Bytes
 from culm.tokenizer.chat import SPECIALS
-from culm.tokenizer.parts import pieces
 from culm.tokenizer.tiktoken import from_tiktoken
 from culm.tokenizer.tokenizer import Decoder, Tokenizer
 from culm.tokenizer.train import BPE

@@ -15,9 +15,9 @@ from culm.adapt.heads import with_scalar_head
 from culm.config import SettingError
 from culm.convert import native
 from culm.data.origin import change_in, origin_of
-from culm.data.source import open_source
 from culm.files import read_lines
 from culm.run.reads import check_ranks
+from culm.source import open_source
 from culm.train.checkpoint import steps_in
 
 EVERY = {"every_steps": 2}

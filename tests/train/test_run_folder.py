@@ -16,8 +16,8 @@ from culm.data.format.document import DocumentFormat
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
 from culm.data.settings import DataConfig
-from culm.data.source import open_source
 from culm.files import read_lines
+from culm.source import open_source
 from culm.tokenizer.bytes import Bytes
 from culm.tokenizer.tokenizer import Tokenizer
 

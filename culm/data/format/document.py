@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 
 from culm.data.example import Example, RecordFormat
-from culm.data.source.record import kind_of_value, shape_of
-from culm.tokenizer.parts import pieces
+from culm.source.pieces import pieces
+from culm.source.record import kind_of_value, shape_of
 from culm.tokenizer.tokenizer import Tokenizer
 
 

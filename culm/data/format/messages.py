@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from culm.data.example import Dialogue
-from culm.data.source.record import kind_of_value, shape_of
+from culm.source.record import kind_of_value, shape_of
 
 Message = dict[str, Any]
 

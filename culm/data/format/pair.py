@@ -16,7 +16,7 @@ from culm.data.format.messages import (
     transcript,
     with_system,
 )
-from culm.data.source.record import LeftOut, shape_of
+from culm.source.record import LeftOut, shape_of
 from culm.tokenizer.tokenizer import Tokenizer
 
 OTHERS = (("response_j", "response_k"),)  # of StackExchange: the better and the worse answer

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from culm.data.example import Dialogue, Example, RecordFormat
-from culm.data.source.record import shape_of
+from culm.source.record import shape_of
 from culm.tokenizer.tokenizer import Tokenizer
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from culm.config import SettingError
-from culm.tokenizer.parts import pieces
+from culm.source.pieces import pieces
 
 BLOCK = 1 << 20  # bytes read at once
 LONGEST = 1 << 22  # characters: longer text becomes several documents, so memory stays bounded

@@ -7,8 +7,8 @@ import tracemalloc
 import pytest
 
 from culm.config import SettingError
-from culm.data.source import Chain, open_source
-from culm.data.source.text import LONGEST
+from culm.source import Chain, open_source
+from culm.source.text import LONGEST
 
 
 def write(path, content):
@@ -132,7 +132,7 @@ def test_parquet_and_a_dataset_folder(tmp_path):
     assert list(open_source(folder)) == rows
 
     pytest.importorskip("datasets")
-    from culm.data.source.hub import Hub
+    from culm.source.hub import Hub
 
     assert list(Hub(str(folder))) == rows
 

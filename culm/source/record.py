@@ -1,11 +1,44 @@
-"""A record of a source."""
+"""A record of a source, which knows what of it was read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from culm.tokenizer.template import ReadKeys
+
+class ReadKeys(dict[str, Any]):
+    """A mapping that knows which of its keys were never read, empty values excepted."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.unread = {key for key, value in values.items() if value not in (None, "", [], {})}
+
+    def __getitem__(self, key: str) -> Any:
+        self.unread.discard(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Of one key, which is then read."""
+        self.unread.discard(key)
+        return super().get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        self.unread.discard(str(key))
+        return super().__contains__(key)
+
+    def __iter__(self) -> Iterator[str]:
+        self.unread.clear()
+        return super().__iter__()
+
+    def items(self) -> Any:
+        """Of all keys, which are then read."""
+        self.unread.clear()
+        return super().items()
+
+    def values(self) -> Any:
+        """Of all keys, which are then read."""
+        self.unread.clear()
+        return super().values()
 
 
 class Record(ReadKeys):

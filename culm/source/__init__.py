@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from culm.config import SettingError
-from culm.data.source import jsonl, parquet, stdlib, text
-from culm.data.source.hub import Hub
-from culm.data.source.record import LeftOut, Record, fields_of
+from culm.source import jsonl, parquet, stdlib, text
+from culm.source.hub import Hub
+from culm.source.record import LeftOut, Record, fields_of
 
 T = TypeVar("T")
 DocumentSplit = Literal["file", "paragraphs", "lines"]
@@ -174,9 +174,7 @@ def bad_record(place: str, error: ValueError) -> ValueError:
     """The error for a record that cannot be read; for one that is left out, its reason."""
     if isinstance(error, SettingError | LeftOut):
         return error
-    return SettingError(
-        f"{place}: {error}; correct the record, or set data.invalid=skip to leave it out"
-    )
+    return SettingError(f"{place}: {error}")
 
 
 def skipped_in(source: Source) -> dict[str, int]:
@@ -202,8 +200,9 @@ def open_source(
     split: DocumentSplit = "file",
     invalid: Invalid = "error",
     separator: str | None = None,
+    setting: str = "data.path",
 ) -> Source:
-    """The source that a path names.
+    """The source that a path names. setting: what errors call it.
 
     A file, a folder (every file of a known kind in it, sorted), "stdlib" (the text of this
     Python's standard library), or the id of a Hugging Face dataset: owner/name[:subset[:split]].
@@ -212,10 +211,10 @@ def open_source(
         SettingError: it is none of these, or a folder without files of a known kind.
     """
     if not isinstance(path, str | Path):
-        sources = [open_source(one, split, invalid, separator) for one in path]
+        sources = [open_source(one, split, invalid, separator, setting) for one in path]
         return sources[0] if len(sources) == 1 else Chain(sources)
     if not str(path).strip():
-        raise SettingError("data.path: it is empty; `.` is the folder here")
+        raise SettingError(f"{setting}: it is empty; `.` is the folder here")
     found, name = Path(path).expanduser(), str(path)
     if found.is_file():
         return Files(name, [found], split, invalid, separator)
@@ -223,14 +222,14 @@ def open_source(
         paths = sorted(_files(found))
         files = [path for path in paths if kind_of(path)]
         if not files:
-            raise SettingError(f"data.path: {name}: no file in it is one of {', '.join(KINDS)}")
+            raise SettingError(f"{setting}: {name}: no file in it is one of {', '.join(KINDS)}")
         skipped = tuple(path for path in paths if not kind_of(path))
         return Files(name, files, split, invalid, separator, skipped)
     if name == "stdlib":
         return Files("the Python standard library", stdlib.files(), "file", "replace")
     if HUB_ID.fullmatch(name) and kind_of(found) is None:
         return Hub(name)
-    raise SettingError(f"data.path: there is no file or folder {name!r}")
+    raise SettingError(f"{setting}: there is no file or folder {name!r}")
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from culm.config import SettingError
-from culm.data.source.record import Record, kind_of_value
-from culm.data.source.text import ERRORS, UNREADABLE, not_utf8, opened, unreadable
+from culm.source.record import Record, kind_of_value
+from culm.source.text import ERRORS, UNREADABLE, not_utf8, opened, unreadable
 
 
 def records(path: Path, invalid: str = "error") -> Iterator[Record]:
