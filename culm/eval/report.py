@@ -31,6 +31,8 @@ def write_report(folder: Path) -> None:
     if len(held_out) > 1:
         draw = partial(lines, curves={folder.name: held_out}, x="step", y=HELD_OUT)
         parts.append(_picture("bits per byte", folder / "bits_per_byte.png", draw))
+    if remarks := results.get("data"):
+        parts += ["## Data", "\n".join(f"- {remark}" for remark in remarks)]
     parts += _measures(folder, results)
     parts += [
         "## Run it again",

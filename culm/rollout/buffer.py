@@ -74,6 +74,11 @@ class Rollouts:
         self._held: Batch | None = None
 
     @property
+    def remarks(self) -> list[str]:
+        """Nothing: what was replaced stands in the metrics of its step."""
+        return []
+
+    @property
     def fingerprint(self) -> str:
         """Of the order of the prompts, and of how they are answered and scored."""
         episodes = [one.fingerprint(self.seed + 1) for one in self.environments]

@@ -32,7 +32,6 @@ from culm.source import Source
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 from culm.tokenizer.train import BPE
 from culm.train.run_folder import save_tokenizer
-from culm.train.trainer import Batches
 
 EVALUATED = 16  # held-out rows that are scored at once
 
@@ -151,7 +150,7 @@ def _texts(config: RunConfig) -> Iterator[str]:
 # -- batches ------------------------------------------------------------------------------------
 
 
-def training_batches(run: Assembly) -> Batches:
+def training_batches(run: Assembly) -> Loader | Rollouts:
     """What the loop reads: rows of a corpus, or what the model answers."""
     if run.config.train.objective.reads == "rollouts":
         return _rollouts(run)

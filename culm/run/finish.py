@@ -27,9 +27,10 @@ from culm.train.trainer import TrainingError
 
 
 def finish(
-    run: Assembly, evaluation: Evaluation, step: int, listeners: Listeners, changed: bool
-) -> dict[str, Any]:
-    """Gives the results; every rank takes part. changed: whether any weight did.
+    run: Assembly, evaluation: Evaluation, step: int, listeners: Listeners, changed: bool,
+    remarks: list[str],
+) -> dict[str, Any]:  # fmt: skip
+    """Gives the results; every rank takes part. changed: whether any weight did. remarks: on data.
 
     The model is written whatever becomes of the evaluation.
 
@@ -49,6 +50,8 @@ def finish(
         ) from failure
     listeners(Measured(step, measured))
     results = {"step": step, **measured, **_facts(run)}
+    if remarks:
+        results["data"] = remarks
     if warnings := _warnings(run, measured, changed):
         results["warnings"] = warnings
         for warning in warnings:

@@ -177,7 +177,7 @@ def _train(run: Assembly) -> Result:
         if finished:
             changed = any_changed(before, run.objective, run.ranks, parallel.device)
             idle = start.step < step and not changed
-            results = finish(run, evaluation, step, listeners, not idle)
+            results = finish(run, evaluation, step, listeners, not idle, batches.remarks)
         listeners(Ended(step, finished, results, folder / "model" if finished else None))
     if not finished:
         log.say(f"Stopped after step {step}; the same command resumes it.")

@@ -19,6 +19,9 @@ from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
 from culm.data.settings import DataConfig
+from culm.eval.report import write_report
+from culm.run.settings import RunConfig
+from culm.run.train import train
 from culm.source import open_source
 from culm.source.record import Record, fields_of
 from culm.tokenizer.tokenizer import Tokenizer
@@ -220,3 +223,24 @@ def test_a_record_knows_what_was_read() -> None:
     assert record.get("b") == 2
     assert "d" in record
     assert not record.unread
+
+
+def test_a_run_says_what_it_left_out(
+    stage: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, folder = tmp_path / "chat.jsonl", tmp_path / "run"
+    lines = [{"messages": [{**U, "content": f"Hi {n}"}, A], "id": n + 1} for n in range(20)]
+    path.write_text("\n".join(map(json.dumps, [*lines, lines[0], {"nothing": 1}])))
+    settings = {**stage("sft", steps=2), "folder": str(folder)}
+    settings["data"] = {"path": str(path), "format": "chat", "held_out": 0, "invalid": "skip"}
+    results = train(parse(RunConfig, settings)).results
+    wanted = [
+        "1 records cannot be read and are left out.",
+        "21 records have the key 'id', which is not used.",
+        "1 records are duplicates and dropped; data.duplicates=keep keeps them.",
+    ]
+    assert sorted(results["data"]) == sorted(wanted)
+    spoken = capsys.readouterr().err
+    assert all(remark in spoken for remark in wanted)
+    write_report(folder)
+    assert all(f"- {remark}" in (folder / "report.md").read_text() for remark in wanted)
