@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from culm.task.task import Question, Task
-from culm.tokenizer.chat import Message
+from culm.tokenizer.template import Message
 
 ASKED = 1000  # questions that tell one order from another
 

@@ -24,6 +24,8 @@ class Pretrained(Config):
     hf: a folder of Hugging Face, or an id on the hub, which is downloaded once.
     path: a folder or file of any kind, also of a run.
     chat: add our chat template, and its special tokens, to a tokenizer without one.
+    template_arguments: further variables of the chat template, such as enable_thinking: false; the
+        trained model keeps them.
 
     Where the tokenizer has more tokens than the embedding, rows are added; see
     `culm.adapt.grow`.
@@ -32,6 +34,7 @@ class Pretrained(Config):
     hf: str | None = Field(None, min_length=1)
     path: str | None = Field(None, min_length=1)
     chat: bool = False
+    template_arguments: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_place(self) -> Pretrained:
@@ -60,6 +63,8 @@ class Pretrained(Config):
         known = tokenizer.vocabulary
         if self.chat:
             tokenizer = tokenizer.with_chat()
+        if self.template_arguments:
+            tokenizer = tokenizer.with_template_arguments(self.template_arguments)
         tokenizer = with_turn_end(tokenizer, self.source)
         used = min(known, model.config.vocabulary)
         if tokenizer.vocabulary > used:

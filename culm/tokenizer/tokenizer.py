@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -16,15 +17,15 @@ import tokenizers
 from culm.config import SettingError
 from culm.files import write_json
 from culm.tokenizer.alphabet import spellings
-from culm.tokenizer.chat import SPECIALS, TEMPLATE, Chat, token_name
+from culm.tokenizer.chat import ARGUMENTS, SPECIALS, TEMPLATE, Chat, token_name
 from culm.tokenizer.ends import ends_of
 from culm.tokenizer.fast import fast_encoder
 from culm.tokenizer.folder import read_parts, write_settings
 from culm.tokenizer.generation import GENERATION
-from culm.tokenizer.parts import pieces, valid, without_prefix
+from culm.tokenizer.offsets import OffsetEncoder
+from culm.tokenizer.parts import PIECE, pieces, valid, without_prefix
 
 WORTH_THREADS = 8  # texts from which on threads save time
-PIECE = 1 << 16  # characters encoded at once: the library needs 100 bytes per token meanwhile
 
 
 class Tokenizer:
@@ -113,16 +114,44 @@ class Tokenizer:
         inner.add_special_tokens(list(SPECIALS[1:]))
         end = inner.get_vocab()[SPECIALS[-1]]
         settings = {**self.settings, "end_of_text_id": self.end_of_text}
-        return Tokenizer(inner, settings, TEMPLATE, {*self.stop_ids, end}, self.generation)
+        # A dialogue begins like a document.
+        start = "".join(inner.id_to_token(id) or "" for id in self.start)
+        template = "{{- " + json.dumps(start, ensure_ascii=False) + " -}}\n" if start else ""
+        stops = {*self.stop_ids, end}
+        return Tokenizer(inner, settings, template + TEMPLATE, stops, self.generation)
+
+    def with_template_arguments(self, arguments: Mapping[str, Any]) -> Tokenizer:
+        """The same with further variables for its chat template."""
+        settings = {**self.settings, ARGUMENTS: dict(arguments)}
+        inner = tokenizers.Tokenizer.from_str(self._json)
+        return Tokenizer(inner, settings, self.template, self.stop_ids, self.generation)
+
+    @cached_property
+    def template_fingerprint(self) -> str:
+        """Of what decides how a dialogue is written; `fingerprint` is of the ids alone."""
+        names = {key: name for key, name in self.settings.items() if key.endswith("_token")}
+        facts = [self.template, names, self.settings.get(ARGUMENTS) or {}]
+        written = json.dumps(facts, sort_keys=True, default=str)
+        return hashlib.sha256(written.encode()).hexdigest()
+
+    @cached_property
+    def offsets(self) -> OffsetEncoder:
+        """Ids of texts that contain special tokens, with their places."""
+        return OffsetEncoder(
+            self._marked, self._plain, self._middle(False), self._inside, self._fast, self.bytes_of
+        )
 
     @cached_property
     def _inside(self) -> tokenizers.Tokenizer:
         """The same tokenizer for the middle of a text: it adds no space before it."""
+        return self._middle(True)
+
+    def _middle(self, plain: bool) -> tokenizers.Tokenizer:
         written = without_prefix(self._json)
         if written is None:
-            return self._plain
+            return self._plain if plain else self._marked
         inner = tokenizers.Tokenizer.from_str(written)
-        inner.encode_special_tokens = True
+        inner.encode_special_tokens = plain
         return inner
 
     @property
@@ -154,32 +183,6 @@ class Tokenizer:
             return map(self._fast, texts)
         with ThreadPoolExecutor() as pool:
             return iter(list(pool.map(self._fast, texts)))
-
-    def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[list[int]]:
-        """Ids of each part of a text; parts: (text, `specials` as in `encode`).
-
-        Each part is encoded separately. If the tokenizer adds a space before a text, all are
-        encoded as one text, because only the first part gets that space; a token that reaches
-        into a part without special tokens belongs to it. No such part gets a special token.
-        """
-        parts = [(valid(text), specials) for text, specials in parts]
-        together = self._encode_together(parts) if self._prefixed else None
-        return together or [self.encode(*part) if part[0] else [] for part in parts]
-
-    def _encode_together(self, parts: Sequence[tuple[str, bool]]) -> list[list[int]] | None:
-        """None if a part where special tokens are plain text contains the name of one."""
-        found: list[list[int]] = [[] for _ in parts]
-        owners = [number for number, (text, _) in enumerate(parts) for _ in text]
-        joined = "".join(text for text, _ in parts)
-        whole = self._marked.encode(joined, add_special_tokens=False)
-        names = {id: name for name, id in self.specials.items()}
-        for id, (start, end) in zip(whole.ids, whole.offsets, strict=True):
-            touched = owners[start : max(end, start + 1)]
-            owner = next((number for number in touched if not parts[number][1]), touched[0])
-            if id in names and not parts[owner][1] and names[id] in joined[start:end]:
-                return None  # an unknown character is special too, but means itself
-            found[owner].append(id)
-        return found
 
     def decode(self, ids: Sequence[int], specials: bool = False) -> str:
         """Text; bytes that are not UTF-8 become U+FFFD. Special tokens show if `specials`."""

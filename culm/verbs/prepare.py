@@ -26,9 +26,12 @@ def prepare_corpus(
     values = {"path": list(path), "format": format, "split": split, "held_out": held_out}
     data = parse(DataConfig, values, "data")
     manifest = prepare(
-        data.open(), data.format, Tokenizer.load(tokenizer), Path(out), data.held_out, seed
-    )
+        data.open(), data.format, Tokenizer.load(tokenizer), Path(out), data.held_out, seed,
+        duplicates=data.duplicates, invalid=data.invalid,
+    )  # fmt: skip
     typer.echo(
         f"{out}: {manifest.documents:,} documents, {manifest.bytes:,} bytes, "
-        f"{manifest.tokens:,} tokens, {manifest.dropped:,} duplicates dropped"
+        f"{manifest.tokens:,} tokens"
     )
+    for remark in manifest.remarks:
+        typer.echo(remark)
