@@ -198,7 +198,7 @@ def test_the_version_of_a_base_on_the_hub(written, tmp_path, tokens, monkeypatch
     change(written, {"base_model_name_or_path": str(tmp_path / "base"), "revision": "v2"})
     assert torch.equal(read(written, "cpu")[0](tokens), expected)  # a folder has no versions
     change(written, {"revision": 3})
-    with pytest.raises(SettingError, match="revision: 3 is not a name"):
+    with pytest.raises(SettingError, match="revision: 3 is not the name of a version"):
         read(written, "cpu")
 
 
