@@ -28,7 +28,8 @@ class Batch:
         learned `targets`, `rows`, and for pairs `pairs` (`counts_of`).
     extra: columns of one objective, each with B as its first axis.
     metrics: numbers known before the forward, such as the mean reward; they go to the log.
-    temperature: the policy that sampled the targets divided its logits by it.
+    temperature: the policy that sampled the targets divided its logits by it. vocabulary: it chose
+        among the ids below this; None: among all.
     """
 
     tokens: Tensor
@@ -40,6 +41,7 @@ class Batch:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 1.0
+    vocabulary: int | None = None
 
     @property
     def padding(self) -> Tensor | None:

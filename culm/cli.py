@@ -67,11 +67,12 @@ def tokenize(
     path: given.Texts,
     out: given.TokenizerOut = "runs/tokenizer",
     vocabulary: given.Vocabulary = 4096,
+    overwrite: given.Overwrite = False,
 ) -> None:
     """Train a byte-level BPE tokenizer."""
     from culm.verbs.tokenize import train_tokenizer
 
-    train_tokenizer(path, out, vocabulary)
+    train_tokenizer(path, out, vocabulary, overwrite)
 
 
 @app.command()
@@ -83,11 +84,12 @@ def prepare(
     split: given.DocumentSplit = "file",
     held_out: given.HeldOut = 0.02,
     seed: given.Seed = 0,
+    overwrite: given.Overwrite = False,
 ) -> None:
     """Write texts as token shards with a manifest; `data.prepared=OUT` trains on them."""
     from culm.verbs.prepare import prepare_corpus
 
-    prepare_corpus(path, tokenizer, out, format, split, held_out, seed)
+    prepare_corpus(path, tokenizer, out, format, split, held_out, seed, overwrite)
 
 
 @app.command()
@@ -183,11 +185,12 @@ def quantize(
     method: given.QuantizeMethod = "rtn",
     calibrate: given.Calibrate = None,
     device: given.Device = "auto",
+    overwrite: given.Overwrite = False,
 ) -> None:
     """Quantise weights: smaller and faster; reports the loss in quality."""
     from culm.verbs.quantize import show_quantized
 
-    show_quantized(model, out, to, method, calibrate or [], device)
+    show_quantized(model, out, to, method, calibrate or [], device, overwrite)
 
 
 @app.command()
@@ -196,11 +199,16 @@ def export(
     out: given.ExportOut,
     dtype: given.ExportDtype = "",
     family: given.Family = "",
+    overwrite: given.Overwrite = False,
 ) -> None:
     """Write a Hugging Face folder, or a GGUF file for llama.cpp."""
+    from pathlib import Path
+
     from culm.convert.export import export as go
     from culm.convert.export import size_of
+    from culm.files import refuse_existing
 
+    refuse_existing(Path(out), overwrite)
     path = go(model, out, dtype, family)
     typer.echo(f"{path}: {size_of(path) / 1e6:,.1f} MB of weights")
 
@@ -210,11 +218,12 @@ def import_(
     file: given.ImportFile,
     out: given.ImportOut,
     tokenizer: given.ImportTokenizer = None,
+    overwrite: given.Overwrite = False,
 ) -> None:
     """Convert a model of another format into a Culm folder."""
     from culm.verbs.import_model import import_model
 
-    typer.echo(import_model(file, out, tokenizer))
+    typer.echo(import_model(file, out, tokenizer, overwrite))
 
 
 @app.command()
@@ -225,6 +234,7 @@ def inspect(
     histograms: given.HistogramText = "",
     out: given.PlotFolder = None,
     format: given.PlotFormat = "png",
+    overwrite: given.Overwrite = False,
 ) -> None:
     """Show a model's parts with shapes, parameters and cache size, or what it does with a text."""
     if not (attention or logit_lens or histograms):
@@ -234,7 +244,7 @@ def inspect(
         return
     from culm.verbs.inspect_text import show_inspections
 
-    show_inspections(model, attention, logit_lens, histograms, out, format)
+    show_inspections(model, attention, logit_lens, histograms, out, format, overwrite)
 
 
 @app.command()

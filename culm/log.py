@@ -3,16 +3,50 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import IO, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+
+class Stream:
+    """Standard error, whatever becomes of it: a full disk or a closed pipe costs the messages and
+    not the work.
+    """
+
+    @property
+    def _now(self) -> TextIO:
+        """While rich shows a bar, it puts a file around standard error that prints by `console`."""
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+    @property
+    def encoding(self) -> str:
+        return "utf-8" if sys.stderr is None else self._now.encoding
+
+    def write(self, text: str) -> int:
+        # AttributeError: it is None, as in a process without streams; ValueError: it is closed.
+        with suppress(OSError, ValueError, AttributeError):
+            self._now.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError, AttributeError):
+            self._now.flush()
+
+    def isatty(self) -> bool:
+        return sys.stderr is not None and self._now.isatty()
+
+    def fileno(self) -> int:
+        return self._now.fileno()
+
+
 # Standard error, so that the result of a verb can be piped.
-console = Console(stderr=True, highlight=False)
+console = Console(file=cast(IO[str], Stream()), highlight=False)
 SECONDS_BETWEEN_LINES = 30.0  # without a terminal, lines instead of a bar
 
 

@@ -95,7 +95,7 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
             run["model"] = {
                 "vocabulary": 262, "width": 32, "layers": 2, "context": 64, "attention": attention,
             }  # fmt: skip
-            trained["optimizer"] = {"kind": "muon", "rate": 0.01, "adamw_rate": 0.01}
+            trained["optimizer"] = {"kind": "muon", "rate": 0.01}
         else:
             run["start"] = base()
         match name:

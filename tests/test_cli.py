@@ -225,7 +225,7 @@ def test_export_to_four_bits(culm, model, tmp_path):
     assert "MB of weights" in out
     assert "of 32 is Q5_0, not Q4_K" in err  # the tiny model's rows
     assert culm("generate", path, "A fox", "--max-tokens", 4, "--device", "cpu")[0] == 0
-    code, _, err = culm("export", model, path, "--dtype", "q9")
+    code, _, err = culm("export", model, tmp_path / "new.gguf", "--dtype", "q9")
     assert code == 1
     assert "dtype: 'q9' is not one of f32, f16, bf16, q8_0, q6_k, q5_k_m" in err
 
@@ -373,7 +373,7 @@ def test_other_errors_name_the_setting(culm, model, tmp_path):
 
 def test_tokenize_replaces_only_a_tokenizer(culm, text, tmp_path):
     (tmp_path / "mine.txt").write_text("years of work")
-    code, _, err = culm("tokenize", text, "--out", tmp_path)
+    code, _, err = culm("tokenize", text, "--out", tmp_path, "--overwrite")
     assert code == 1
     assert "holds other files, which would be lost" in err
 

@@ -76,7 +76,7 @@ def test_base_is_inherited_and_kinds_replace() -> None:
     assert lora.values["optimizer"] == {"kind": "adamw", "rate": 1e-3, "weight_decay": 0.0}
     assert lora.origins["steps"] == "sft"
     assert lora.origins["optimizer.rate"] == "lora"
-    assert "optimizer.adamw_rate" not in lora.origins  # of the muon that was replaced
+    assert "optimizer.momentum" not in lora.origins  # of the muon that was replaced
 
 
 def test_settings_over_a_section_that_is_the_name_of_a_file(tmp_path: Path) -> None:

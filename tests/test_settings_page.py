@@ -13,7 +13,7 @@ import pytest
 import culm
 from culm.config import Config
 
-FILES = {"Manifest", "SplitFacts", "File", "Folder"}  # what the program writes itself
+FILES = {"Manifest", "SourceFile", "SplitFacts", "File", "Folder"}  # what the program writes itself
 BASES = {"TrunkConfig"}  # of classes that are on the page
 
 

@@ -125,7 +125,7 @@ torch.set_num_threads(1)
 task = {"kind": "letters", "name": "count", "operation": "count", "shortest": 2, "longest": 3}
 tasks = {"tasks": [task], "questions": 300, "format": "chat"}
 asked = {"tasks": [task]}
-muon = {"kind": "muon", "rate": 0.01, "adamw_rate": 0.01}
+muon = {"kind": "muon", "rate": 0.01}
 words = "the quick brown fox jumps over a lazy dog".split()
 chance = random.Random(0)
 Path("text.jsonl").write_text("".join(

@@ -9,10 +9,12 @@ from pydantic import Field
 
 from culm.batch import Reads
 from culm.config import Config, SettingError, parse
+from culm.data.origin import SourceFile
 from culm.files import sha256
 
 NAME = "manifest.json"
 SHARE = 0.05  # of the bytes that is held out without a remark
+CONTENTS = (NAME, "tokenizer", "train", "held_out")
 
 
 class File(Config):
@@ -42,11 +44,12 @@ class Manifest(Config):
 
     gives: what an objective can read in it. group: documents that belong together. columns: names
     of the numbers that each document carries. dropped: exact duplicates. tokenizer: a fingerprint.
-    template: one of the chat template and its variables, for dialogues.
-    notes: what was left out or not used; the number comes before the phrase.
+    template: one of the chat template and its variables, for dialogues. origin: the files that it
+    was made from. notes: what was left out or not used; the number comes before the phrase.
     """
 
     source: str
+    origin: dict[str, SourceFile] = Field(default_factory=dict)
     format: str
     gives: Reads
     group: int
@@ -114,3 +117,14 @@ class Manifest(Config):
             return parse(Manifest, values)
         except SettingError:
             raise SettingError(f"{path}: damaged; delete {folder} to prepare it again") from None
+
+
+def is_corpus(folder: Path) -> bool:
+    """Whether a folder holds what `prepare` writes and nothing else."""
+    if not folder.is_dir():
+        return False
+    try:
+        Manifest.read(folder)
+    except SettingError:
+        return False
+    return {inner.name for inner in folder.iterdir()} <= set(CONTENTS)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,10 +24,12 @@ import numpy as np
 from culm.config import SettingError
 from culm.data.example import Content, Dialogue, Example, RecordFormat
 from culm.data.format.document import DocumentFormat
-from culm.data.manifest import Manifest
+from culm.data.manifest import CONTENTS, Manifest, is_corpus
+from culm.data.origin import origin_of
 from culm.data.shards import Document, SplitWriter
 from culm.data.source import Invalid, Source, bad_record, bytes_in, found_in, skipped_in
 from culm.data.source.record import LeftOut, Record
+from culm.files import atomic, refuse_existing
 from culm.log import Bar, progress, say
 from culm.tokenizer.offsets import any_of
 from culm.tokenizer.tokenizer import Tokenizer
@@ -67,6 +68,7 @@ def prepare(
     *,
     duplicates: Duplicates = "drop",
     invalid: Invalid = "error",
+    overwrite: bool = False,
 ) -> Manifest:
     """Write the token shards of a corpus to a new folder.
 
@@ -75,13 +77,15 @@ def prepare(
     "train". The text decides, not the tokens: the splits are the same for every tokenizer.
     duplicates: whether only the first of equal records is kept. invalid: with "skip", a record that
     cannot be read is left out and counted.
-    The folder appears when it is complete, or not at all.
+    The folder appears when it is complete, or not at all. overwrite: replace an older corpus there.
 
     Raises:
         SettingError: there is nothing to read, a record has an unknown shape, the corpus cannot be
             divided, the disk is full, or the folder exists.
+        InUseError: another process is writing the folder.
     """
-    with _new_folder(Path(folder)) as work:
+    with _new_folder(Path(folder), overwrite) as work:
+        origin = origin_of(source)
         lengths = np.array([len(tokenizer.bytes_of(id)) for id in range(tokenizer.vocabulary)])
         lengths[tokenizer.end_of_text] = 0  # also where it is a byte of its own
         names = ("train", "held_out") if held_out else ("train",)
@@ -92,7 +96,8 @@ def prepare(
         notes.counts.update(skipped_in(source))
         try:
             with progress("prepare", source.size, "bytes") as bar:
-                divided = divider.divide(_units(source, format, bar, notes), source.name)
+                units = _units(source, format, bar, notes)
+                divided = divider.divide(units, source.name, notes)
                 for name, documents in _encoded(divided, format, tokenizer, notes):
                     writers[name].append(documents)
         finally:
@@ -100,11 +105,10 @@ def prepare(
                 writer.close()
         splits = {name: writer.facts() for name, writer in writers.items()}
         manifest = Manifest(
-            source=source.name, held_out=held_out, seed=seed, dropped=divider.dropped,
-            notes=notes.counts,
-            format=format.kind, gives=format.gives, group=format.group,
-            columns=format.columns, tokenizer=tokenizer.fingerprint,
-            template=None if format.kind == 'document' else tokenizer.template_fingerprint,
+            source=source.name, origin=origin, held_out=held_out, seed=seed,
+            dropped=divider.dropped, notes=notes.counts, format=format.kind, gives=format.gives,
+            group=format.group, columns=format.columns, tokenizer=tokenizer.fingerprint,
+            template=None if format.kind == "document" else tokenizer.template_fingerprint,
             vocabulary=tokenizer.vocabulary, end_of_text=tokenizer.end_of_text, splits=splits,
         )  # fmt: skip
         tokenizer.save(work / "tokenizer")
@@ -166,7 +170,9 @@ class _Splitter:
         self._seen: set[bytes] = set()
         self.dropped = 0
 
-    def divide(self, units: Iterable[Unit], source: str) -> Iterator[tuple[str, Unit]]:
+    def divide(
+        self, units: Iterable[Unit], source: str, notes: Notes
+    ) -> Iterator[tuple[str, Unit]]:
         waiting: tuple[float, Unit] | None = None
         used = set()  # splits that have a document
         for key, unit in self._keyed(units):
@@ -181,7 +187,8 @@ class _Splitter:
             used.add(split)
             yield split, ready[1]
         if waiting is None:
-            raise SettingError(f"{source}: nothing to read: it contains no document")
+            why = "; ".join(f"{count:,} {phrase}" for phrase, count in notes.counts.items())
+            raise SettingError(f"{source}: nothing to read: {why or 'it contains no document'}")
         if self._held_out and not used:
             dropped = f" ({self.dropped} duplicates are dropped)" if self.dropped else ""
             raise SettingError(
@@ -271,22 +278,15 @@ def _arrays(example: Example, numbers: tuple[float, ...]) -> Document:
 
 
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
+def _new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A folder to fill, which takes its name when it is complete and is removed on any failure."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SettingError(f"{folder}: already exists; remove it, or choose another folder")
-    work = folder.with_name(folder.name + ".partial")
+    refuse_existing(folder, overwrite)
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not empty and not is_corpus(folder):
+        raise SettingError(f"{folder}: holds other files than a corpus; choose another folder")
     try:
-        shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
-        work.mkdir(parents=True)
-        yield work
-        if folder.exists():
-            folder.rmdir()
-        work.rename(folder)
+        with atomic(folder, replaces=CONTENTS) as work:
+            work.mkdir()
+            yield work
     except OSError as error:
-        raise SettingError(
-            f"{folder}: could not be written ({error.strerror or error}); free some space or "
-            "choose another folder (nothing was stored)"
-        ) from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        raise SettingError(f"{error}; free some space or choose another folder") from None

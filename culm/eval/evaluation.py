@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from culm.config import SettingError
 from culm.eval.measure.measure import Subject
 from culm.eval.settings import EvalConfig
 from culm.parallel.sharded import unsharded
@@ -14,6 +15,18 @@ class Evaluation:
 
     def __init__(self, settings: EvalConfig, subject: Subject) -> None:
         self.settings, self.subject = settings, subject
+
+    def check(self) -> None:
+        """Whether all measures will be possible; asked before the first step, and by a plan.
+
+        Raises:
+            SettingError: naming the measure that is not.
+        """
+        for name, measure in self.settings.measures.items():
+            try:
+                measure.check(self.subject)
+            except ValueError as error:
+                raise SettingError(f"eval.measures.{name}: {error}") from error
 
     def run(self, final: bool = False) -> dict[str, Any]:
         """Results by name; every rank takes part and gets the same ones.

@@ -38,9 +38,9 @@ def wilson(successes: float, items: int, z: float = 1.96) -> Accuracy:
     centre = share + z * z / (2 * items)
     spread = z * math.sqrt(share * (1 - share) / items + z * z / (4 * items * items))
     scale = 1 + z * z / items
-    return Accuracy(
-        share, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale), items
-    )
+    # Rounding would put the bounds of 0 and 1 on the wrong side of the share.
+    low, high = (centre - spread) / scale, (centre + spread) / scale
+    return Accuracy(share, max(0.0, min(low, share)), min(1.0, max(high, share)), items)
 
 
 @dataclass(frozen=True)

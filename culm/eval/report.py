@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from culm import log
 from culm.eval.plots import bars, lines
 from culm.files import read_lines
 
@@ -22,12 +24,13 @@ def write_report(folder: Path) -> None:
     parts = [f"# {folder.name}", _summary(metrics, results)]
     rewarded = metrics and "reward" in metrics[-1]
     name = "reward" if rewarded else "loss"
-    lines(folder / f"{name}.png", {folder.name: curve(metrics, name)}, "step", name)
-    parts.append(f"![{name}]({name}.png)")
+    parts += [f"**Warning.** {warning}" for warning in results.get("warnings", ())]
+    draw = partial(lines, curves={folder.name: curve(metrics, name)}, x="step", y=name)
+    parts.append(_picture(name, folder / f"{name}.png", draw))
     held_out = curve(read_lines(folder / "eval.jsonl"), "bits_per_byte")
     if len(held_out) > 1:
-        lines(folder / "bits_per_byte.png", {folder.name: held_out}, "step", HELD_OUT)
-        parts.append("![bits per byte](bits_per_byte.png)")
+        draw = partial(lines, curves={folder.name: held_out}, x="step", y=HELD_OUT)
+        parts.append(_picture("bits per byte", folder / "bits_per_byte.png", draw))
     parts += _measures(folder, results)
     parts += [
         "## Run it again",
@@ -44,12 +47,22 @@ def _measures(folder: Path, results: Mapping[str, Any]) -> list[str]:
         of_measure = f", {measure}" if measure else ""
         if kind == "exact_match":
             picture = re.sub(r"[^\w.-]+", "-", name) + ".png"
-            bars(folder / picture, {folder.name: result})
             parts += [f"## Exact match{of_measure}", exact_match_table({folder.name: result})]
-            parts.append(f"![exact match]({picture})")
+            draw = partial(bars, models={folder.name: result})
+            parts.append(_picture("exact match", folder / picture, draw))
         elif kind == "samples" and result:
             parts += [f"## Samples{of_measure}", samples_text(result)]
     return parts
+
+
+def _picture(title: str, path: Path, draw: Callable[[Path], None]) -> str:
+    """A plot as Markdown; one that fails costs no more than itself."""
+    try:
+        draw(path)
+    except Exception as error:  # whatever a library of plots raises
+        log.say(f"{path}: the plot failed: {error}")
+        return f"({title}: the plot failed)"
+    return f"![{title}]({path.name})"
 
 
 def curve(metrics: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:

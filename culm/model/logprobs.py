@@ -81,19 +81,24 @@ class ChunkedLogprobs(torch.autograd.Function):
         temperature, kernels = ctx.temperature, ctx.kernels  # type: ignore[attr-defined]
         softcap = ctx.softcap  # type: ignore[attr-defined]
         w, grad = weight.to(hidden.dtype), grads[0] / temperature
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        # A frozen head, as under an adapter, takes neither the matmul nor the memory.
+        needed = ctx.needs_input_grad  # type: ignore[attr-defined]
+        grad_hidden = torch.empty_like(hidden) if needed[0] else None
+        grad_weight = torch.zeros_like(weight) if needed[1] else None
         # grad * (1 - p), which is exact where p is near 1.
         at_target = (-grad * logprobs.expm1()).to(w.dtype)
-        parts = [p.split(CHUNK) for p in (hidden, targets, grad, at_target, grad_hidden)]
+        parts = [p.split(CHUNK) for p in (hidden, targets, grad, at_target)]
         logsums, stored = rest[: len(parts[0])], rest[len(parts[0]) :]
-        for index, (h, t, g, target, out) in enumerate(zip(*parts, strict=True)):
+        for index, (h, t, g, target) in enumerate(zip(*parts, strict=True)):
             logits = stored[index] if stored else capped(h @ w.t(), softcap)
             d = kernels.differentiate(logits, logsums[index], -g, temperature)
             d.scatter_(-1, t[:, None], target[:, None])
             if softcap is not None:  # the derivative of tanh
                 d.mul_(1 - (logits / softcap).square())
-            torch.mm(d, w, out=out)
-            grad_weight += d.t() @ h  # in the precision of the weights, however many chunks
+            if grad_hidden is not None:
+                torch.mm(d, w, out=grad_hidden[index * CHUNK : index * CHUNK + len(h)])
+            if grad_weight is not None:
+                grad_weight += d.t() @ h  # in the precision of the weights, however many chunks
         return grad_hidden, grad_weight, None, None, None, None
 
 
@@ -104,19 +109,22 @@ def logprobs_of(
     temperature: float = 1.0,
     kernels: Kernels = Kernels(),
     softcap: float | None = None,
+    vocabulary: int | None = None,
 ) -> Tensor:
     """Natural-log probabilities of `targets` under softmax(capped(head(hidden)) / temperature).
 
     hidden: (B, T, E); targets: (B, T), IGNORED gives 0. Returns (B, T) fp32. The head is computed
     only where there is a target. A head that is not a plain linear layer is called as a module.
+    vocabulary: ids from there on have no probability, as in `culm.engine`.
     """
     known = (targets.flatten() != IGNORED).nonzero()[:, 0]
     rows = F.pad(known, (0, -len(known) % ROUND))
     states, wanted = hidden.flatten(0, 1)[rows], targets.flatten()[rows].clamp_min(0)
     if type(head) is Linear and head.bias is None:
-        picked = ChunkedLogprobs.apply(states, head.weight, wanted, temperature, kernels, softcap)
+        weight = head.weight if vocabulary is None else head.weight[:vocabulary]
+        picked = ChunkedLogprobs.apply(states, weight, wanted, temperature, kernels, softcap)
     else:
-        logits = capped(head(states).float(), softcap)
+        logits = capped(head(states).float()[..., :vocabulary], softcap)
         logprobs = (logits / temperature).log_softmax(-1)
         picked = logprobs.gather(-1, wanted[:, None])[:, 0]
     flat = picked.new_zeros(targets.numel())

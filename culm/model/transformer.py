@@ -152,14 +152,26 @@ class Transformer(Trunk):
         targets: Tensor,
         context: Context | None = None,
         temperature: float = 1.0,
+        vocabulary: int | None = None,
     ) -> Tensor:
-        """Natural-log probability of each target, (B, T) fp32; 0 where the target is ignored."""
-        return self.hidden_logprobs(self.hidden(tokens, context), targets, temperature)
+        """Natural-log probability of each target, (B, T) fp32; 0 where the target is ignored.
 
-    def hidden_logprobs(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+        vocabulary: of the ids below it alone, which all targets must be.
+        """
+        hidden = self.hidden(tokens, context)
+        return self.hidden_logprobs(hidden, targets, temperature, vocabulary)
+
+    def hidden_logprobs(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        temperature: float = 1.0,
+        vocabulary: int | None = None,
+    ) -> Tensor:
         """As `logprobs`, from states that `hidden` gave: (..., E) and (...) -> (...) fp32."""
-        cap = self.config.softcap
-        return logprobs_of(hidden, self.head, targets, temperature, self.kernels, cap)
+        cap, size = self.config.softcap, self.config.vocabulary
+        known = None if vocabulary is None or vocabulary >= size else vocabulary
+        return logprobs_of(hidden, self.head, targets, temperature, self.kernels, cap, known)
 
     # -- multi-token prediction -----------------------------------------------------------------
 

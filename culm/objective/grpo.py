@@ -15,7 +15,12 @@ from culm.model.context import Context
 from culm.model.transformer import Transformer
 from culm.objective.experience import Experience
 from culm.objective.objective import Load, Objective, ObjectiveConfig
-from culm.objective.policy import clipped_surrogate, group_advantages, policy_logprobs
+from culm.objective.policy import (
+    clipped_surrogate,
+    group_advantages,
+    policy_logprobs,
+    sampled_logprobs,
+)
 
 
 class GRPO(ObjectiveConfig):
@@ -78,7 +83,7 @@ class GRPOObjective(Objective):
 
     def loss(self, batch: Batch, context: Context) -> Loss:
         config, extra = self.config, batch.extra
-        new = self.model.logprobs(batch.tokens, batch.targets, context, batch.temperature)
+        new = sampled_logprobs(self.model, batch, context)
         # With one update the policy that sampled is the one that learns: the ratio is one, with
         # the gradient of log pi.
         old = extra.get("old", new.detach())

@@ -14,7 +14,14 @@ MOST = 20.0  # nats: a larger log-ratio would overflow, and is clipped anyway
 
 def policy_logprobs(model: Transformer, batch: Batch) -> Tensor:
     """(B, T) fp32 log-probabilities of the targets; nothing is recorded of experts."""
-    return model.logprobs(batch.tokens, batch.targets, inference_context(batch), batch.temperature)
+    return sampled_logprobs(model, batch, inference_context(batch))
+
+
+def sampled_logprobs(model: Transformer, batch: Batch, context: Context) -> Tensor:
+    """(B, T) fp32 log-probabilities of the targets in the distribution they were sampled from: at
+    the temperature, and among the ids, of the sampler.
+    """
+    return model.logprobs(batch.tokens, batch.targets, context, batch.temperature, batch.vocabulary)
 
 
 def inference_context(batch: Batch) -> Context:

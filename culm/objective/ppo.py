@@ -25,6 +25,7 @@ from culm.objective.policy import (
     inference_context,
     last_learned,
     policy_logprobs,
+    sampled_logprobs,
 )
 from culm.objective.reference import frozen, reference_of
 
@@ -120,7 +121,7 @@ class PPOObjective(Objective):
 
     def loss(self, batch: Batch, context: Context) -> Loss:
         config, extra, learned = self.config, batch.extra, batch.targets >= 0
-        new = self.model.logprobs(batch.tokens, batch.targets, context, batch.temperature)
+        new = sampled_logprobs(self.model, batch, context)
         losses, clipped = clipped_surrogate(
             new, extra["old"], extra["advantages"], config.clip, config.clip
         )

@@ -19,7 +19,9 @@ class Preference(ObjectiveConfig):
     """loss: sigmoid (DPO), hinge (SLiC, arXiv 2305.10425) or ipo (arXiv 2310.12036).
 
     beta: strength of the tie to the reference model. smoothing: the fraction of labels that are
-    assumed to be flipped (conservative DPO); for the sigmoid only.
+    assumed to be flipped (conservative DPO); for the sigmoid only. length: whether log-ratios are
+    summed over the tokens of a completion or averaged. auto: averaged for ipo, as its authors and
+    TRL do, and summed for the others.
     """
 
     reads: ClassVar[Reads] = "pairs"
@@ -27,6 +29,12 @@ class Preference(ObjectiveConfig):
     loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     beta: PositiveFloat = 0.1
     smoothing: float = Field(0.0, ge=0, lt=0.5)
+    length: Literal["auto", "sum", "mean"] = "auto"
+
+    @property
+    def averages(self) -> bool:
+        """Whether log-ratios are averaged over the tokens of a completion."""
+        return self.length == "mean" or (self.length == "auto" and self.loss == "ipo")
 
     def build(self, model: Transformer, load: Load, seed: int) -> PreferenceObjective:
         return PreferenceObjective(self, model.eval())  # no dropout: it would move the margins
@@ -35,7 +43,7 @@ class Preference(ObjectiveConfig):
 def preference_loss(margin: Tensor, config: Preference) -> Tensor:
     """Loss of each pair from its margin h = (log pi/ref)(chosen) - (log pi/ref)(rejected).
 
-    margin: (N,), sums over completion tokens; ipo takes the paper's sums too, not means.
+    margin: (N,), from sums or means over completion tokens (`Preference.averages`).
     """
     match config.loss:
         case "sigmoid":
@@ -61,6 +69,8 @@ class PreferenceObjective(Objective):
             plain = context.unrecorded()
             fixed = reference.logprobs(batch.tokens, batch.targets, plain).sum(-1)
         ratio = policy - fixed
+        if self.config.averages:
+            ratio = ratio / (batch.targets >= 0).sum(-1).clamp_min(1)
         chosen, rejected = ratio[0::2], ratio[1::2]
         losses = preference_loss(chosen - rejected, self.config)
         beta = self.config.beta

@@ -26,7 +26,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 class Muon(OptimizerConfig):
     """rate: of hidden matrices; an update has the root mean square 0.2 * rate, about that of AdamW
-    (Moonlight scaling), so that rates of AdamW carry over. adamw_rate: of everything else.
+    (Moonlight scaling), so that rates of AdamW carry over. adamw_ratio: the rate of everything
+    else, as a multiple of it.
 
     In a model with a scaling rule they are those of its base; the rate of hidden matrices falls
     with the root of the width (`culm.model.scaling`).
@@ -36,7 +37,7 @@ class Muon(OptimizerConfig):
     rate: PositiveFloat = 3e-3
     momentum: float = Field(0.95, ge=0, lt=1)
     weight_decay: NonNegativeFloat = 0.1
-    adamw_rate: PositiveFloat = 3e-3
+    adamw_ratio: PositiveFloat = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
 
@@ -46,7 +47,8 @@ class Muon(OptimizerConfig):
         rest = [(n, p) for n, p in named if p not in hidden]
         muon, other = MuonRule(self.momentum, _precision(module)), AdamWRule(self.betas)
         hidden_groups = groups_of(module, matrices, self.rate, self.weight_decay, self.eps, hidden)
-        others = groups_of(module, rest, self.adamw_rate, self.weight_decay, self.eps)
+        other_rate = self.rate * self.adamw_ratio
+        others = groups_of(module, rest, other_rate, self.weight_decay, self.eps)
         groups = [group | {"rule": muon} for group in hidden_groups]
         return RuleOptimizer(groups + [group | {"rule": other} for group in others])
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from culm.config import Config, SettingError
@@ -74,9 +75,13 @@ class RuleOptimizer(torch.optim.Optimizer):
 
 
 class OptimizerConfig(Config, ABC):
-    """Settings of an optimizer."""
+    """Settings of an optimizer.
+
+    rate: peak learning rate; that of every parameter is a multiple of it.
+    """
 
     kind: str
+    rate: PositiveFloat
 
     @abstractmethod
     def build(self, module: nn.Module) -> RuleOptimizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,6 +15,9 @@ from culm.parallel.mesh import build_mesh
 from culm.parallel.ranks import Ranks
 
 PATIENCE = timedelta(days=1)  # what the writer may need to prepare a corpus
+JOIN = 300.0  # seconds in which all ranks must have started
+TRY = timedelta(seconds=2)  # of waiting in C++, in which Python sees no signal
+LATER = timedelta(minutes=30)  # torch's own limit, once all ranks are here
 
 
 def take_gpu() -> None:
@@ -34,14 +38,57 @@ def process_group(device: torch.device | str) -> Iterator[Ranks]:
     if distributed.is_initialized():
         yield _joined(device)
         return
-    cuda = torch.device(device).type == "cuda"
-    distributed.init_process_group("nccl" if cuda else "gloo")
+    _join("nccl" if torch.device(device).type == "cuda" else "gloo")
     try:
         yield _joined(device)
         # Without it a rank may leave while another still talks to it.
         distributed.barrier()
     finally:
         distributed.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    """Join the other processes of the job; Ctrl-C and SIGTERM end the waiting.
+
+    Raises:
+        RuntimeError: some did not start; the message says which.
+    """
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise RuntimeError(f"{name}: not set, though WORLD_SIZE is; start ranks with torchrun")
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = _store(rank)
+    store.set(f"started/{rank}", "yes")
+    until = time.monotonic() + JOIN
+    while missing := [r for r in range(size) if not store.check([f"started/{r}"])]:
+        if time.monotonic() > until:
+            names = ", ".join(map(str, missing))
+            raise RuntimeError(
+                f"of {size} ranks, these did not start within {JOIN:.0f} seconds: {names}; their "
+                "own messages say why"
+            )
+        time.sleep(0.2)
+    store.set_timeout(LATER)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+
+
+def _store(rank: int) -> distributed.Store:
+    """The store through which the ranks meet: that of torchrun, or one that rank 0 starts."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    until = time.monotonic() + JOIN
+    while True:
+        try:
+            return distributed.TCPStore(
+                host, port, is_master=rank == 0 and not of_torchrun, timeout=TRY,
+                wait_for_workers=False, multi_tenant=True,
+            )  # fmt: skip
+        except distributed.DistError as error:
+            if time.monotonic() > until:
+                raise RuntimeError(
+                    f"rank 0 could not be reached at {host}:{port} within {JOIN:.0f} seconds; its "
+                    "own message says why, or the port is closed"
+                ) from error
 
 
 def _joined(device: torch.device | str) -> Ranks:

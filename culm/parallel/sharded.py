@@ -18,6 +18,11 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local_shard(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds; all of it where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def like(value: Tensor, parameter: Tensor) -> Tensor:
     """A whole tensor, the same on all ranks, placed and sharded as `parameter`."""
     value = value.to(parameter.device)

@@ -21,7 +21,7 @@ from culm.batch import Batch
 from culm.objective.experience import ROUND, Experience
 from culm.objective.objective import Load, Objective
 from culm.parallel.ranks import Ranks
-from culm.rollout.environment import Environment, Episode
+from culm.rollout.environment import ASKED, Environment, Episode, Fitting
 from culm.rollout.sampler import Sampler
 from culm.rollout.settings import RolloutConfig
 from culm.rollout.state import restored, stored
@@ -63,8 +63,11 @@ class Rollouts:
             )
         self.objective, self.config, self.ranks = objective, config, ranks
         self.environments, self.seed, self.pad = environments, seed, tokenizer.end_of_text
+        self.replaced = 0  # prompts of the last rollout that were too long
+        self.vocabulary = tokenizer.vocabulary
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.sampler = Sampler(objective.model, tokenizer, config, seed, context)
+        self.fitting = [Fitting(one, self.sampler.fits) for one in environments]
         self.rewards = [(one.weight, one.build(load)) for one in config.reward]
         self.rows = batch_size // ranks.count  # of this rank in a batch
         self._number = -1  # of the rollout that is held
@@ -76,6 +79,18 @@ class Rollouts:
         episodes = [one.fingerprint(self.seed + 1) for one in self.environments]
         facts = (episodes, self.seed, self.batch_size, self.config)
         return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def too_long(self) -> tuple[int, int]:
+        """How many of the first questions leave no room for an answer, and of how many.
+
+        Raises:
+            SettingError: all do.
+        """
+        found = sum(one.too_long(self.seed + 1) for one in self.fitting)
+        asked = ASKED * len(self.fitting)
+        if found == asked:
+            self._episode(0)  # which says so, with an example
+        return found, asked
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
@@ -102,7 +117,8 @@ class Rollouts:
         """Take the rollout of `state` up again."""
         if state:
             self._number = steps // self.config.updates
-            self._held = restored(state, self.config, self.ranks)
+            held = restored(state, self.config, self.ranks)
+            self._held = replace(held, vocabulary=self.vocabulary)
 
     # -- a rollout ------------------------------------------------------------------------------
 
@@ -118,6 +134,7 @@ class Rollouts:
 
     def _sampled(self, number: int) -> Batch:
         trajectories: list[Trajectory] = []
+        self.replaced = 0
         for batch in range(number * self.config.batches, (number + 1) * self.config.batches):
             first = batch * self.batch_size + self.ranks.rank * self.rows
             trajectories += self.sampler.sample(self._episodes(first), first)
@@ -126,7 +143,9 @@ class Rollouts:
         if self.config.shuffled:
             rewards = self._shuffled(rewards, number)
         rows, behaviour = to_rows(trajectories, self.pad)
-        rows = replace(rows, metrics=metrics, temperature=self.config.temperature)
+        rows = replace(
+            rows, metrics=metrics, temperature=self.config.temperature, vocabulary=self.vocabulary
+        )
         return self.objective.prepare(
             Experience(
                 rows, rewards, behaviour, self.config.group, self.config.max_tokens,
@@ -140,8 +159,10 @@ class Rollouts:
         return [self._episode((first + row) // group) for row in range(self.rows)]
 
     def _episode(self, index: int) -> Episode:
-        number, which = divmod(index, len(self.environments))
-        return self.environments[which].reset(number, self.seed + 1)
+        number, which = divmod(index, len(self.fitting))
+        episode, skipped = self.fitting[which].reset(number, self.seed + 1)
+        self.replaced += skipped > 0
+        return episode
 
     def _rewards(self, trajectories: Sequence[Trajectory]) -> Tensor:
         total = torch.zeros(len(trajectories), dtype=torch.float64)
@@ -167,6 +188,7 @@ class Rollouts:
             "reward": float(rewards.mean()),
             "completion_tokens": sum(one.sampled for one in trajectories) / count,
             "stopped": sum(one.finish == "stop" for one in trajectories) / count,
+            "replaced_prompts": self.replaced / count,
         }
         if self.config.group > 1:
             mixed = rewards.view(-1, self.config.group).std(1) > 0

@@ -7,14 +7,17 @@ its own; these are read by the model and not learned.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from culm.config import SettingError
 from culm.task.task import Question, Task
 from culm.tokenizer.template import Message
 
 ASKED = 1000  # questions that tell one order from another
+TRIES = 1000  # questions in a row that may be too long
+FAR = 1_000_003  # a prime: steps through all questions of a file, whatever their number
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,40 @@ class Environment(Protocol):
         ...
 
 
+Fits = Callable[[Sequence[Message]], bool]  # whether a prompt leaves room for an answer
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Episodes whose prompts leave room for an answer: others are replaced, each by the next one
+    that does, far away in the order.
+    """
+
+    environment: Environment
+    fits: Fits
+
+    def reset(self, index: int, seed: int) -> tuple[Episode, int]:
+        """The start of episode `index`, and how many were too long for its place.
+
+        Raises:
+            SettingError: many in a row are too long.
+        """
+        for skipped in range(TRIES):
+            episode = self.environment.reset(index + skipped * FAR, seed)
+            if self.fits(episode.prompt):
+                return episode, skipped
+        raise SettingError(
+            f"data.tasks: {TRIES} questions in a row leave no room for an answer, such as "
+            f"{str(episode.prompt[-1]['content'])[:40]!r}; use shorter ones or a longer "
+            "train.context"
+        )
+
+    def too_long(self, seed: int) -> int:
+        """How many of the first ASKED episodes leave no room."""
+        episodes = (self.environment.reset(index, seed) for index in range(ASKED))
+        return sum(not self.fits(episode.prompt) for episode in episodes)
+
+
 @dataclass
 class QuestionEpisode:
     """A question of a task: the one reply is scored."""
@@ -83,5 +120,6 @@ class TaskEnvironment:
         return QuestionEpisode(self.task, self.task.question("train", index, seed))
 
     def fingerprint(self, seed: int) -> str:
-        prompts = [self.task.question("train", index, seed).prompt for index in range(ASKED)]
-        return hashlib.sha256(repr((self.task.name, prompts)).encode()).hexdigest()
+        questions = [self.task.question("train", index, seed) for index in range(ASKED)]
+        facts = [(question.prompt, question.answer) for question in questions]
+        return hashlib.sha256(repr((self.task.name, facts)).encode()).hexdigest()

@@ -13,6 +13,7 @@ from culm.rollout.environment import Episode
 from culm.rollout.settings import RolloutConfig
 from culm.rollout.trajectory import Trajectory
 from culm.seed import keyed_integer
+from culm.tokenizer.chat import Message
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -48,6 +49,10 @@ class Sampler:
                 active = [row for row in active if self._follow(trajectories[row])]
                 turn += 1
         return trajectories
+
+    def fits(self, prompt: Sequence[Message]) -> bool:
+        """Whether a prompt leaves room for an answer."""
+        return len(self.tokenizer.chat.prompt(list(prompt))) < self.context
 
     def _start(self, episode: Episode) -> Trajectory:
         prompt = self.tokenizer.chat.prompt(list(episode.prompt))

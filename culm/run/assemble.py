@@ -13,22 +13,25 @@ from culm.config import SettingError
 from culm.convert.weights import note_dropped_heads
 from culm.data.loader import Loader
 from culm.data.manifest import Manifest
+from culm.data.origin import origin_of
 from culm.data.prepare import prepare
 from culm.data.prepared import ADVICE, Prepared, verify
+from culm.data.source import Source
 from culm.data.texts import texts_of
 from culm.eval.evaluation import Evaluation
 from culm.eval.measure.measure import Subject
-from culm.files import atomic
 from culm.model.transformer import Transformer
 from culm.objective.objective import Objective
 from culm.parallel.ranks import Ranks
 from culm.rollout.buffer import Rollouts
 from culm.rollout.environment import TaskEnvironment
 from culm.run.objective import ModelLoader, build_objective
+from culm.run.reads import digest_of
 from culm.run.settings import RunConfig
 from culm.run.start import start_of
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 from culm.tokenizer.train import BPE
+from culm.train.run_folder import save_tokenizer
 from culm.train.trainer import Batches
 
 EVALUATED = 16  # held-out rows that are scored at once
@@ -36,7 +39,11 @@ EVALUATED = 16  # held-out rows that are scored at once
 
 @dataclass(frozen=True)
 class Assembly:
-    """What belongs to one run on one rank. context: tokens of a row. load: reads further models."""
+    """What belongs to one run on one rank.
+
+    context: tokens of a row. load: reads further models. base: digest of the weights that the run
+    starts from.
+    """
 
     config: RunConfig
     folder: Path
@@ -45,6 +52,7 @@ class Assembly:
     tokenizer: Tokenizer
     context: int
     load: ModelLoader
+    base: str = ""
     ranks: Ranks = Ranks()  # noqa: RUF009 - frozen
 
     @property
@@ -58,10 +66,10 @@ def assemble(
 ) -> Assembly:
     """Model, tokenizer and objective as they are at step 0."""
     model, tokenizer = initial_model(config, folder)
-    context = context_of(config, model)
+    base, context = digest_of(model), context_of(config, model)
     load = ModelLoader(config, device, tokenizer)
     objective = build_objective(config, model, device, load)
-    return Assembly(config, folder, device, objective, tokenizer, context, load, ranks)
+    return Assembly(config, folder, device, objective, tokenizer, context, load, base, ranks)
 
 
 # -- model and tokenizer ------------------------------------------------------------------------
@@ -107,10 +115,23 @@ def make_tokenizer(config: RunConfig, folder: Path) -> Tokenizer:
         return Tokenizer.load(config.data.prepared / "tokenizer")
     assert config.model is not None
     settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
+    source = source_of(config)
+    origin = {} if source is None else origin_of(source)
     tokenizer = settings.build(_texts(config))
-    with atomic(path) as fresh:
-        tokenizer.save(fresh)
+    save_tokenizer(folder, tokenizer, origin)
     return tokenizer
+
+
+def source_of(config: RunConfig) -> Source | None:
+    """The text of the run's corpus; None where it was prepared elsewhere, or is not there any more:
+    a run needs it once.
+    """
+    if config.data.prepared is not None:
+        return None
+    try:
+        return config.data.open(config.seed)
+    except SettingError:
+        return None
 
 
 def _texts(config: RunConfig) -> Iterator[str]:
@@ -218,7 +239,7 @@ def check_ends(rows: Loader, tokenizer: Tokenizer) -> None:
 
 def _rollouts(run: Assembly) -> Rollouts:
     config, train = run.config, run.config.train
-    return Rollouts(
+    rollouts = Rollouts(
         run.objective,
         run.tokenizer,
         [TaskEnvironment(task) for task in config.data.tasks],
@@ -230,3 +251,10 @@ def _rollouts(run: Assembly) -> Rollouts:
         context=run.context,
         ranks=run.ranks,
     )
+    found, asked = rollouts.too_long()
+    if found:
+        log.say(
+            f"{found:,} of the first {asked:,} questions leave no room for an answer within "
+            f"{run.context} tokens; others are asked in their place."
+        )
+    return rollouts

@@ -16,6 +16,7 @@ from culm.dtype import DTYPES
 from culm.model.backend import place
 from culm.model.transformer import Transformer
 from culm.objective.objective import Load, Objective
+from culm.run.reads import digest_of
 from culm.run.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -33,6 +34,8 @@ class ModelLoader:
         self._backend, self._device = config.train.attention_backend, device
         self._tokenizer = tokenizer
         self.loaded: list[Transformer] = []
+        self.names: list[str] = []  # of each, the setting and its value
+        self.digests: dict[str, str] = {}  # by these names
 
     def __call__(self, setting: str, path: str) -> Transformer:
         """The model of a path, in fp32. setting: the one that names it.
@@ -51,6 +54,9 @@ class ModelLoader:
             )
         for weight in model.parameters():
             weight.data = weight.data.float()
+        self.names.append(f"{setting}={path}")
+        if self._device.type != "meta":
+            self.digests[self.names[-1]] = digest_of(model)
         self.loaded.append(place(model, self._device, self._dtype, self._backend, training=True))
         return model
 

@@ -2,7 +2,8 @@
 
     checkpoints/step-40/state.safetensors   trained parameters, optimizer states, buffers that a
                                             rule updates, and the state of the batches
-    checkpoints/step-40/state.json          step, tokens, fingerprint of the data, SHA-256 of all
+    checkpoints/step-40/state.json          step, tokens, settings, digests of the data and of the
+                                            models that the run reads, SHA-256 of all
 
 A checkpoint is complete or not there. Its tensors are whole, whatever the layout: a run may resume
 on another number of ranks.
@@ -12,39 +13,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from culm import files
 from culm.model.rule_updated import rule_updated
 from culm.objective.objective import Objective
-from culm.optim.rule import Layout, RuleOptimizer, check_layouts
+from culm.optim.rule import RuleOptimizer, check_layouts
 from culm.parallel.ranks import Ranks
-from culm.parallel.sharded import full_tensor, is_sharded, like
+from culm.parallel.sharded import is_sharded
 from culm.safetensors import write_safetensors
+from culm.train.guard import first_unusable
+from culm.train.tensors import CheckpointError, collect, moving_parameters, restore
 
 WEIGHTS, STATE = "state.safetensors", "state.json"
 BATCHES = "batches."
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or read; the message names the file and the remedy."""
-
-
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. data: fingerprint of the dataset that its steps index."""
+    """How far a run is, and what that depends on.
+
+    data: fingerprint of the dataset that its steps index. reads: digests of the models and of the
+    tokenizer that the run reads, each by the setting that names it. settings: of the run.
+    """
 
     step: int
     tokens: int
     data: str
+    reads: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -55,6 +58,7 @@ def steps_in(folder: Path) -> list[int]:
 
 
 Done = Callable[[Path], None]
+Accept = Callable[[Progress], None]
 
 
 class Store(Protocol):
@@ -67,8 +71,11 @@ class Store(Protocol):
         """
         ...
 
-    def load(self) -> tuple[Progress, dict[str, Tensor]] | None:
-        """Restore the newest checkpoint in place; None if there is none. Every rank calls it."""
+    def load(self, accept: Accept) -> tuple[Progress, dict[str, Tensor]] | None:
+        """Restore the newest checkpoint in place; None if there is none. Every rank calls it.
+
+        accept: called before anything is restored; raises where the run must not resume from it.
+        """
         ...
 
     def wait(self) -> None:
@@ -96,40 +103,64 @@ class WholeStore:
 
     def save(self, progress: Progress, state: Mapping[str, Tensor], done: Done) -> None:
         """Write `checkpoints/step-N`, then remove all but the newest `keep`."""
+        self._refuse_unusable(progress.step)
         # Every rank takes part in gathering.
-        tensors = _collect(self.objective, self.optimizer, self.ranks.writer)
+        tensors = collect(self.objective, self.optimizer, self.ranks.writer)
         path = self.folder / "checkpoints" / f"step-{progress.step}"
         if self.ranks.writer:
             tensors |= {f"{BATCHES}{name}": value.contiguous() for name, value in state.items()}
             self._write(path, tensors, progress)
             for step in steps_in(self.folder)[: -self.keep]:
-                shutil.rmtree(path.parent / f"step-{step}")
+                files.discard(path.parent / f"step-{step}")
         self.ranks.wait()
         done(path)
 
-    def load(self) -> tuple[Progress, dict[str, Tensor]] | None:
+    def load(
+        self, accept: Accept = lambda progress: None
+    ) -> tuple[Progress, dict[str, Tensor]] | None:
         """Restore the newest checkpoint in place, and give what it holds for the batches.
 
         Raises:
-            CheckpointError: it is damaged, or belongs to a model of another shape.
+            CheckpointError: it is damaged, not finite, or belongs to a model of another shape.
         """
         progress = verify(self.folder)
         if progress is None:
             return None
+        accept(progress)
         path, remedy = _newest(self.folder)
         tensors = load_file(path / WEIGHTS)
         names = [name for name in tensors if name.startswith(BATCHES)]
         state = {name.removeprefix(BATCHES): tensors.pop(name).clone() for name in names}
+        if (broken := first_unusable(tensors)) is not None:
+            raise CheckpointError(f"{path}: {broken} is not finite; {remedy}")
         where = f"{path}; give this run another folder=..., or {remedy}"
-        _restore(self.objective, self.optimizer, tensors, where)
+        restore(self.objective, self.optimizer, tensors, where)
         return progress, state
 
     def wait(self) -> None:
         """`save` has written everything when it returns."""
 
+    def _refuse_unusable(self, step: int) -> None:
+        """Nothing is written of weights that became useless; all ranks agree on it."""
+        named = moving_parameters(self.objective)
+        states = {
+            f"the optimizer's {key} of {name}": value
+            for name, parameter in named.items()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+        found = self.ranks.gather(
+            first_unusable({**named, **states, **rule_updated(self.objective)})
+        )
+        broken = next((name for name in found if name is not None), None)
+        if broken is not None:
+            last = max(steps_in(self.folder), default=0)
+            raise CheckpointError(
+                f"step {step}: {broken} is not finite, or too large to compute with, after the "
+                f"update; lower train.optimizer.rate and start the same command again: it resumes "
+                f"from step {last}"
+            )
+
     def _write(self, path: Path, tensors: dict[str, Tensor], progress: Progress) -> None:
-        for unfinished in path.parent.glob(".step-*"):  # of a process that was killed while saving
-            shutil.rmtree(unfinished, ignore_errors=True)
         try:
             with files.atomic(path) as fresh:
                 fresh.mkdir()
@@ -165,6 +196,18 @@ def verify(folder: Path) -> Progress | None:
     return progress
 
 
+def settings_in(folder: Path) -> dict[str, Any]:
+    """The settings in the newest checkpoint, as plain values; none where it has none."""
+    if not steps_in(folder):
+        return {}
+    path, _ = _newest(folder)
+    try:
+        settings = json.loads((path / STATE).read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
 def _newest(folder: Path) -> tuple[Path, str]:
     """The newest checkpoint, and the remedy if it cannot be used."""
     *earlier, last = steps_in(folder)
@@ -176,62 +219,3 @@ def _newest(folder: Path) -> tuple[Path, str]:
 def _seal(weights: Path, state: dict) -> str:
     text = files.sha256(weights) + json.dumps(state, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _collect(objective: Objective, optimizer: RuleOptimizer, keep: bool) -> dict[str, Tensor]:
-    """Whole tensors by name, one after the other; only the rank that writes keeps them."""
-    tensors = {}
-    for name, parameter in _named(objective).items():
-        state = optimizer.state.get(parameter, {})
-        entries = {f"optimizer.{name}|{key}": value for key, value in state.items()}
-        for key, value in {f"parameter.{name}": parameter, **entries}.items():
-            gathered = full_tensor(value.detach())
-            if keep:
-                tensors[key] = gathered.cpu().contiguous()
-    if keep:
-        for name, buffer in rule_updated(objective).items():
-            tensors[f"buffer.{name}"] = buffer.detach().cpu().clone()
-    return tensors
-
-
-def _named(objective: Objective) -> dict[str, nn.Parameter]:
-    """Parameters that change in training, by gradients or without."""
-    moving = {p for module in objective.moving() for p in module.parameters()}
-    return {n: p for n, p in objective.named_parameters() if p.requires_grad or p in moving}
-
-
-@torch.no_grad()
-def _restore(
-    objective: Objective, optimizer: RuleOptimizer, tensors: dict[str, Tensor], where: str
-) -> None:
-    named, buffers = _named(objective), rule_updated(objective)
-    places: dict[str, Tensor] = {f"parameter.{name}": p for name, p in named.items()}
-    places |= {f"buffer.{name}": buffer for name, buffer in buffers.items()}
-    found = {key for key in tensors if not key.startswith("optimizer.")}
-    for key in sorted(found ^ places.keys()):
-        holder = "the checkpoint" if key in found else "the run's model"
-        raise CheckpointError(f"{key.partition('.')[2]}: only {holder} has it: {where}")
-    for key, place in places.items():
-        value, name = tensors[key], key.partition(".")[2]
-        if value.shape != place.shape:
-            raise CheckpointError(
-                f"{name}: shape {tuple(place.shape)} in the run, {tuple(value.shape)} in the "
-                f"checkpoint: {where}"
-            )
-        place.copy_(like(value, place))
-    layouts = optimizer.layouts()
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            name, entry = key.removeprefix("optimizer.").rsplit("|", 1)
-            parameter = named[name]
-            if entry not in layouts[parameter]:
-                raise CheckpointError(f"{name}: the optimizer has no state {entry!r}: {where}")
-            layout = layouts[parameter][entry]
-            optimizer.state[parameter][entry] = _placed(value, parameter, layout)
-
-
-def _placed(value: Tensor, parameter: nn.Parameter, layout: Layout) -> Tensor:
-    """A copy, since the file stays open as long as its own tensors are in use."""
-    if layout == "parameter":
-        return like(value.clone(), parameter)
-    return value.clone().to(parameter.device)

@@ -18,8 +18,8 @@ class Stepped:
 
     step: how many are finished; steps: of the run. loss: what was minimised. metrics: the mean of
     each term of the loss and of each metric, over its own count of the whole step. grad_norm:
-    before clipping. rate: learning rate of the first group of parameters. tokens: read since the
-    start of the run, padding excluded. seconds: from asking for the data of this step to its
+    before clipping. rates: learning rate of each group of parameters, by name. tokens: read since
+    the start of the run, padding excluded. seconds: from asking for the data of this step to its
     update, without listeners. last: of the run. stopped: the run was asked to stop.
     """
 
@@ -27,12 +27,22 @@ class Stepped:
     steps: int
     loss: float
     grad_norm: float
-    rate: float
+    rates: Mapping[str, float]
     tokens: int
     seconds: float
     metrics: Mapping[str, float]
     last: bool = False
     stopped: bool = False
+
+    @property
+    def rate(self) -> float:
+        """Of the first group."""
+        return next(iter(self.rates.values()))
+
+    @property
+    def group_rates(self) -> dict[str, float]:
+        """Of each group, by the name of the metric."""
+        return {f"rate.{name}": rate for name, rate in self.rates.items()}
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,26 @@
-"""What protects a run: one process a folder, and signals that end it after a whole step."""
+"""What protects a run: one process a folder, signals that end it after a whole step, and a look at
+the numbers before they are written.
+"""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from culm.config import SettingError
+from culm.files import InUseError
 from culm.log import say
+from culm.parallel.sharded import local_shard
 
-
-class FolderInUseError(RuntimeError):
-    """Another process is working in the run folder."""
+LARGEST = 1e18  # the square of a larger number overflows fp32: nothing can be computed with it
+SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 
 
 @contextmanager
@@ -28,7 +33,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise FolderInUseError(
+        raise InUseError(
             f"{folder}: another process is running here; wait for it, end it, "
             "or give this run another folder=..."
         ) from None
@@ -55,11 +60,29 @@ class Interruption:
 
     @contextmanager
     def watching(self) -> Iterator[Interruption]:
-        """Handle signals for the duration, then put the old handlers back."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        """Handle signals for the duration, then put the old handlers back.
+
+        A signal that is ignored, as SIGHUP under nohup, stays ignored.
+        """
+        numbers = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
         before = [signal.signal(number, self._ask) for number in numbers]
         try:
             yield self
         finally:
             for number, handler in zip(numbers, before, strict=True):
                 signal.signal(number, handler)
+
+
+@torch.no_grad()
+def first_unusable(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a number that is not finite, or too large to compute with.
+
+    Of a sharded tensor, the shard of this rank is inspected.
+    """
+    for name, tensor in tensors.items():
+        own = local_shard(tensor)
+        if not own.is_floating_point() or not own.numel():
+            continue
+        if not float(torch.linalg.vector_norm(own.detach(), float("inf"))) < LARGEST:  # also NaN
+            return name
+    return None

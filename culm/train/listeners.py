@@ -34,7 +34,8 @@ class ProgressBar(Silent):
 
 
 class MetricsFile(Silent):
-    """One JSON object a line and step: step, loss, tokens, seconds, rate, grad_norm, metrics.
+    """One JSON object a line and step: step, loss, tokens, seconds, rate, grad_norm, the rate of
+    each group, metrics.
 
     See `Stepped` for what they mean. A step that is trained again, because the run resumed from an
     earlier checkpoint, has one line all the same.
@@ -55,6 +56,7 @@ class MetricsFile(Silent):
             "seconds": round(event.seconds, 6),
             "rate": event.rate,
             "grad_norm": event.grad_norm,
+            **event.group_rates,
             **event.metrics,
         }
         try:

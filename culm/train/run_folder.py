@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,17 @@ from pydantic import BaseModel
 
 from culm.compose import read_yaml
 from culm.config import Config, SettingError, parse
-from culm.data.manifest import NAME, Manifest
-from culm.files import atomic
+from culm.data.manifest import Manifest, is_corpus
+from culm.data.origin import Origin, SourceFile, change_in
+from culm.data.source import Source
+from culm.files import atomic, discard, read_json, write_json
+from culm.log import say
 from culm.tokenizer.folder import FILES
-from culm.train.checkpoint import steps_in
+from culm.tokenizer.tokenizer import Tokenizer
+from culm.train.checkpoint import settings_in, steps_in
 
 SETTINGS = "run.yaml"
+ORIGIN = "origin.json"  # next to a tokenizer that a run trained: the files it was trained on
 LONGEST = 200  # characters of settings in a message
 WRITTEN = (
     "metrics.jsonl",
@@ -64,13 +68,16 @@ def is_fixed(kind: type[BaseModel], name: str) -> bool:
 def read_settings(folder: Path, kind: type[Settings]) -> Settings | None:
     """The settings that the folder was created with; None for a new one.
 
+    Where `run.yaml` was lost, those in the newest checkpoint.
+
     Raises:
         SettingError: its `run.yaml` is not a run's, or it is not a folder.
     """
     if folder.exists() and not folder.is_dir():
         raise SettingError(f"folder: {folder} is a file; choose another name")
     path = folder / SETTINGS
-    settings = read_yaml(path) if path.exists() else {}
+    written = path.exists() and path.stat().st_size > 0
+    settings = read_yaml(path) if written else settings_in(folder)
     if settings and not {"data", "train", "seed"} <= set(settings):
         raise SettingError(f"{path}: not the settings of a run; give this run another folder=...")
     try:
@@ -79,11 +86,14 @@ def read_settings(folder: Path, kind: type[Settings]) -> Settings | None:
         raise SettingError(f"{path}: {error}; give this run another folder=...") from None
 
 
-def prepared_by(folder: Path, config: Config) -> bool:
-    """Whether the tokenizer and the corpus in the folder were made by these settings.
+def prepared_by(folder: Path, config: Config, source: Source | None) -> bool:
+    """Whether the tokenizer and the corpus in the folder were made by these settings, from files
+    that are as they were.
+
+    source: of the run's corpus; None where its files are gone, or are not read.
 
     Raises:
-        SettingError: naming the setting in which the folder's checkpoints differ.
+        SettingError: naming the setting or the file in which the folder's checkpoints differ.
     """
     old = read_settings(folder, type(config))
     if old is None:
@@ -97,26 +107,63 @@ def prepared_by(folder: Path, config: Config) -> bool:
         if len(values) > LONGEST:
             values = f"not what {folder} was trained with"
         raise SettingError(f"{name}: {values}; give a new run another folder=...")
-    return not any(_within(name, PREPARED) for name in changed)
+    change = source_change(folder, source)
+    if change is not None and steps_in(folder):
+        raise SettingError(
+            f"data.path: {change}, and {folder} was trained on what was there then; put it back, "
+            "or give a new run another folder=..."
+        )
+    return change is None and not any(_within(name, PREPARED) for name in changed)
 
 
-def write_settings(folder: Path, config: Config) -> None:
+def source_change(folder: Path, source: Source | None) -> str | None:
+    """How the files of a corpus differ from those that the folder's tokenizer and corpus were made
+    from, as half a sentence.
+    """
+    origins = [_tokenizer_origin(folder)]
+    if is_corpus(folder / "data"):
+        origins.append(Manifest.read(folder / "data").origin)
+    found = (change_in(origin, source) for origin in origins if origin and source is not None)
+    return next((change for change in found if change is not None), None)
+
+
+def save_tokenizer(folder: Path, tokenizer: Tokenizer, origin: Origin) -> None:
+    """Write the tokenizer that a run trained, and which files it was trained on."""
+    with atomic(folder / "tokenizer") as fresh:
+        tokenizer.save(fresh)
+        write_json(fresh / ORIGIN, {name: file.model_dump() for name, file in origin.items()})
+
+
+def _tokenizer_origin(folder: Path) -> Origin:
+    path = folder / "tokenizer" / ORIGIN
+    if not path.is_file():
+        return {}
+    values = read_json(path)
+    return {name: parse(SourceFile, facts, str(path)) for name, facts in values.items()}
+
+
+def write_settings(folder: Path, config: Config, source: Source | None = None) -> None:
     """Write the complete settings of a run, as a run file, into its folder.
 
-    Before the first checkpoint, a tokenizer or corpus that other settings made is removed.
-    Files that Culm did not make are left alone.
+    Before the first checkpoint, a tokenizer or corpus that other settings or other files made is
+    removed. Files that Culm did not make are left alone.
 
     Raises:
         SettingError: as `check`.
     """
-    for path in check(folder, config):
-        shutil.rmtree(path)
+    made = check(folder, config, source)
+    change = source_change(folder, source)
+    for path in made:
+        discard(path)
+    if made and change is not None:
+        say(f"{folder}: {change}; tokenizer and corpus are made again.")
     with atomic(folder / SETTINGS) as fresh:
         fresh.write_text(yaml.safe_dump(_plain(config), sort_keys=False), encoding="utf-8")
 
 
-def check(folder: Path, config: Config) -> list[Path]:
-    """What other settings made in the folder of a run; it is removed before the run starts.
+def check(folder: Path, config: Config, source: Source | None = None) -> list[Path]:
+    """What other settings or other files made in the folder of a run; it is removed before the run
+    starts.
 
     Raises:
         SettingError: naming the setting in which the folder's checkpoints differ, or the files of
@@ -129,7 +176,7 @@ def check(folder: Path, config: Config) -> list[Path]:
             f"train.steps: {steps}, but {folder} was trained for {done}; ask for as many or more, "
             "or give a new run another folder=..."
         )
-    if prepared_by(folder, config):
+    if prepared_by(folder, config, source):
         return []
     old = read_settings(folder, type(config))
     others = [name for name in WRITTEN if old is None and (folder / name).exists()]
@@ -155,7 +202,7 @@ def _made(folder: Path, *settings: Mapping[str, Any]) -> Iterator[Path]:
     """
     given = [values.get("data", {}).get("prepared") for values in settings]
     read = {Path(place).resolve() for place in given if place is not None}
-    for name, is_ours in (("tokenizer", _is_tokenizer), ("data", _is_corpus)):
+    for name, is_ours in (("tokenizer", _is_tokenizer), ("data", is_corpus)):
         path = folder / name
         if not path.exists() or path.resolve() in read:
             continue
@@ -173,16 +220,8 @@ def _is_tokenizer(path: Path) -> bool:
         settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return "end_of_text_id" in settings and {inner.name for inner in path.iterdir()} <= FILES
-
-
-def _is_corpus(path: Path) -> bool:
-    """Whether a folder holds what `prepare` writes and nothing else."""
-    try:
-        splits = Manifest.read(path).splits
-    except SettingError:
-        return False
-    return {inner.name for inner in path.iterdir()} <= {NAME, "tokenizer", *splits}
+    names = {inner.name for inner in path.iterdir()}
+    return "end_of_text_id" in settings and names <= FILES | {ORIGIN}
 
 
 def _within(name: str, sections: tuple[str, ...]) -> bool:

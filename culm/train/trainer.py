@@ -103,7 +103,7 @@ class Trainer:
         counts = self._counts(batches)
         if not counts["targets"]:
             raise TrainingError(f"step {finished}: nothing in its batch is learned")
-        rate = self._set_rate(number, steps)
+        rates = self._set_rates(number, steps)
         torch.manual_seed(keyed_integer(self.seed, "forward", number, self.ranks.rank))
         sums = self.parallel.gradients(batches, counts)
         norm = self.parallel.clip(self.parameters, self.clip)
@@ -117,7 +117,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return Stepped(
-            finished, steps, loss, norm, rate, tokens + int(counts["tokens"]),
+            finished, steps, loss, norm, rates, tokens + int(counts["tokens"]),
             time.perf_counter() - began, metrics, last=finished == steps, stopped=stopped,
         )  # fmt: skip
 
@@ -127,11 +127,13 @@ class Trainer:
         own = [sum(batch.counts[name] for batch in batches) for name in names]
         return dict(zip(names, self.ranks.sum(own, self.parallel.device), strict=True))
 
-    def _set_rate(self, number: int, steps: int) -> float:
-        factor = self.schedule.factor(number, steps)
+    def _set_rates(self, number: int, steps: int) -> dict[str, float]:
+        """The learning rate of each group of parameters in this step, by name."""
+        factor, rates = self.schedule.factor(number, steps), dict[str, float]()
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
-        return self.peak_rates[0] * factor
+            rates.setdefault(group.get("name", "all"), group["lr"])
+        return rates
 
     def _reduce(
         self, sums: Sums, batches: Sequence[Batch], counts: Mapping[str, float]

@@ -62,6 +62,10 @@ Speculate = Annotated[
     typer.Option(help="Draft tokens with the model's heads (mtp) or from repeated text (ngram)."),
 ]
 
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what is there under the name of the output.")
+]
+
 # culm quickstart
 StartTexts = Annotated[
     list[str] | None,

@@ -6,10 +6,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from typing import TextIO
 
 
 def run(app: Callable[[], None]) -> None:
     """Run the command line; `--debug`, anywhere in it, shows tracebacks."""
+    if sys.stdout is None:  # closed by the parent; the next file would get their numbers
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     signal.signal(signal.SIGTERM, _end)
     if "--debug" in sys.argv:
         sys.argv = [sys.argv[0], "--debug", *(a for a in sys.argv[1:] if a != "--debug")]
@@ -22,8 +28,20 @@ def run(app: Callable[[], None]) -> None:
             sys.stderr.write("\nculm: interrupted; the same command starts again\n")
         raise
     except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
-        sys.stderr.write(f"culm: {_rank()}{_sentence(error)}\n")
+        with suppress(OSError):
+            sys.stderr.write(f"culm: {_rank()}{_sentence(error)}\n")
         sys.exit(1)
+    finally:
+        _let_go(sys.stdout)
+        _let_go(sys.stderr)
+
+
+def _let_go(stream: TextIO) -> None:
+    """Python writes what is buffered when it ends, and fails where nobody reads it any more."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _end(number: int, frame: object) -> None:

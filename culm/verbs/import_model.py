@@ -7,12 +7,18 @@ from pathlib import Path
 from culm.config import SettingError
 from culm.convert import hf, native, teaching_json
 from culm.convert.load import HUB_ID, download, find_model, load_model, refuse_overwrite
+from culm.files import refuse_existing
 
 
-def import_model(path: str | Path, out: str | Path, tokenizer: str | Path | None = None) -> str:
+def import_model(
+    path: str | Path,
+    out: str | Path,
+    tokenizer: str | Path | None = None,
+    overwrite: bool = False,
+) -> str:
     """Convert a model into a Culm folder, or a .json of model settings into a settings file.
 
-    Returns one sentence about what was written.
+    overwrite: replace what is there. Returns one sentence about what was written.
     """
     out = Path(out)
     refuse_overwrite(path, out)
@@ -23,8 +29,10 @@ def import_model(path: str | Path, out: str | Path, tokenizer: str | Path | None
     if Path(path).suffix == ".json" and Path(path).is_file():
         config = teaching_json.read(path)
         out = out if out.suffix in (".yaml", ".yml") else out.with_name(f"{out.name}.yaml")
+        refuse_existing(out, overwrite)
         teaching_json.write(config, out)
         return f"{out}: settings of a model with {config.layers} layers of width {config.width}"
+    refuse_existing(out, overwrite)
     source = find_model(path)
     if not source.exists() and HUB_ID.fullmatch(str(path)):
         source = Path(download(str(path)))

@@ -12,6 +12,7 @@ from torch import Tensor
 from culm.config import SettingError
 from culm.convert.load import read
 from culm.eval.inspection import Spread, activations_of, attention_maps, logit_lens, weights_of
+from culm.files import refuse_existing
 from culm.model.transformer import Transformer
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -27,7 +28,9 @@ class TextInspection:
         SettingError: the text is empty or too long, or the format of plots is unknown.
     """
 
-    def __init__(self, path: str, text: str, out: str | None, kind: str = "png") -> None:
+    def __init__(
+        self, path: str, text: str, out: str | None, kind: str = "png", overwrite: bool = False
+    ) -> None:
         if kind not in ("png", "svg"):
             raise SettingError(f"format: {kind!r} is not one of png, svg")
         self.model, self.tokenizer = _read(path)
@@ -38,7 +41,7 @@ class TextInspection:
             raise SettingError(f"text: {text[:20]!r} has {problem}")
         self.names = [_visible(self.tokenizer, id) for id in self.ids]
         self.out = None if out is None else Path(out)
-        self.kind = kind
+        self.kind, self.overwrite = kind, overwrite
         self.console = Console(highlight=False, soft_wrap=True)
 
     def attention(self) -> None:
@@ -97,20 +100,22 @@ class TextInspection:
             return None
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / f"{name}.{self.kind}"
+        refuse_existing(path, self.overwrite)
         self._print(f"{path}")
         return path
 
 
 def show_inspections(
-    path: str, attention: str, logit_lens: str, histograms: str, out: str | None, kind: str
-) -> None:
+    path: str, attention: str, logit_lens: str, histograms: str, out: str | None, kind: str,
+    overwrite: bool = False,
+) -> None:  # fmt: skip
     """Print up to three inspections, each of its own text; "" leaves one out."""
     if attention:
-        TextInspection(path, attention, out, kind).attention()
+        TextInspection(path, attention, out, kind, overwrite).attention()
     if logit_lens:
-        TextInspection(path, logit_lens, out, kind).lens()
+        TextInspection(path, logit_lens, out, kind, overwrite).lens()
     if histograms:
-        TextInspection(path, histograms, out, kind).histograms()
+        TextInspection(path, histograms, out, kind, overwrite).histograms()
 
 
 def _read(path: str) -> tuple[Transformer, Tokenizer]:

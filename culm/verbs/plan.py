@@ -19,15 +19,24 @@ from culm.model.backend import choose_backend
 from culm.model.transformer import Transformer
 from culm.objective.objective import Objective
 from culm.parallel.parallelize import parallelize
+from culm.parallel.ranks import Ranks
 from culm.plan.model import forward_flops
 from culm.plan.needs import Needs, needs_of
 from culm.plan.speed import training_rate
-from culm.run.assemble import Assembly, context_of, model_from_start, training_batches
+from culm.run.assemble import (
+    Assembly,
+    context_of,
+    evaluation_of,
+    model_from_start,
+    source_of,
+    training_batches,
+)
 from culm.run.objective import ModelLoader, build_objective, precision_of
 from culm.run.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.checkpoint import verify
 from culm.train.run_folder import check
+from culm.train.trackers.tracker import TrackerConfig
 from culm.verbs.format import count, duration, flops, size
 from culm.verbs.preview import preview, tokenizer_of
 
@@ -73,13 +82,18 @@ def show_plan(config: RunConfig, origins: dict[str, str], ranks: int = 1) -> Non
     context = (found.attempt(lambda: context_of(config, model)) if model else None) or 0
     if tokenizer is not None and context:
         with TemporaryDirectory() as temporary:
-            seen = found.attempt(lambda: preview(config, tokenizer, Path(temporary), context))
+            seen = found.attempt(
+                lambda: preview(config, tokenizer, Path(temporary), context, ranks)
+            )
         if seen is not None:
             context = seen.context
             _section(console, "Learned from", seen.facts)
             _show_samples(console, seen.samples)
     folder = Path(config.folder)
-    found.attempt(lambda: check(folder, config))
+    found.attempt(lambda: check(folder, config, source_of(config)))
+    trackers: tuple[TrackerConfig, ...] = config.track
+    for tracker in trackers:
+        found.attempt(tracker.check)
     progress = found.attempt(lambda: verify(folder))
     if progress is not None:
         console.print(f"\nResumes after step {progress.step:,} of {config.train.steps:,}.")
@@ -171,9 +185,14 @@ def _show_needs(
     objective = found.attempt(lambda: build_objective(config, model, META, load))
     if objective is None:
         return
-    if tokenizer is not None and train.objective.reads == "rollouts":
-        run = Assembly(config, Path(config.folder), META, objective, tokenizer, context, load)
-        found.attempt(lambda: training_batches(run))
+    if tokenizer is not None:
+        run = Assembly(
+            config, Path(config.folder), META, objective, tokenizer, context, load,
+            ranks=Ranks(count=found.ranks),
+        )  # fmt: skip
+        found.attempt(lambda: evaluation_of(run).check())
+        if train.objective.reads == "rollouts":
+            found.attempt(lambda: training_batches(run))
     parallelize(objective, activation_checkpointing=train.activation_checkpointing)
     needs = _counted(config, objective, context, found.ranks, load)
     sampled = train.objective.reads == "rollouts"

@@ -21,13 +21,14 @@ def prepare_corpus(
     split: str,
     held_out: float,
     seed: int,
+    overwrite: bool = False,
 ) -> None:
     """Prepare a corpus with a tokenizer's folder, and print its size."""
     values = {"path": list(path), "format": format, "split": split, "held_out": held_out}
     data = parse(DataConfig, values, "data")
     manifest = prepare(
         data.open(), data.format, Tokenizer.load(tokenizer), Path(out), data.held_out, seed,
-        duplicates=data.duplicates, invalid=data.invalid,
+        duplicates=data.duplicates, invalid=data.invalid, overwrite=overwrite,
     )  # fmt: skip
     typer.echo(
         f"{out}: {manifest.documents:,} documents, {manifest.bytes:,} bytes, "

@@ -10,7 +10,7 @@ from culm.data.prepare import prepare
 from culm.data.texts import texts_of
 from culm.parallel.ranks import Ranks
 from culm.plan.sample import sample
-from culm.run.assemble import check_ends, loader, make_tokenizer
+from culm.run.assemble import check_ends, loader, make_tokenizer, source_of
 from culm.run.settings import RunConfig
 from culm.task.task import Task
 from culm.tokenizer.chat import Chat
@@ -49,11 +49,15 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
 
 
 def _is_prepared(config: RunConfig) -> bool:
-    return prepared_by(Path(config.folder), config)
+    return prepared_by(Path(config.folder), config, source_of(config))
 
 
-def preview(config: RunConfig, tokenizer: Tokenizer, temporary: Path, context: int) -> Preview:
-    """Rows as the run would see them; a sample is prepared in the temporary folder."""
+def preview(
+    config: RunConfig, tokenizer: Tokenizer, temporary: Path, context: int, ranks: int = 1
+) -> Preview:
+    """Rows as the run would see them on so many ranks; a sample is prepared in the temporary
+    folder.
+    """
     if config.train.objective.reads == "rollouts":
         return _questions(config, tokenizer)
     corpus, share = config.data.prepared or Path(config.folder) / "data", 1.0
@@ -68,7 +72,7 @@ def preview(config: RunConfig, tokenizer: Tokenizer, temporary: Path, context: i
             data.held_out if share == 1.0 else 0.0, config.seed,
             duplicates=data.duplicates, invalid=data.invalid,
         )  # fmt: skip
-    rows = loader(config, tokenizer, corpus, context, Ranks(), "train")
+    rows = loader(config, tokenizer, corpus, context, Ranks(count=ranks), "train")
     check_ends(rows, tokenizer)
     whole = share == 1.0
     if not whole:  # nothing of a sample is held out

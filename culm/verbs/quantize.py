@@ -18,6 +18,7 @@ from culm.convert.export import read_whole, size_of, write_quantized
 from culm.convert.load import read
 from culm.data.calibration import calibration_rows
 from culm.eval.divergence import compare
+from culm.files import refuse_existing
 from culm.plan.timing import decoding_trial
 from culm.verbs.format import count, size
 
@@ -26,11 +27,13 @@ ROUNDS = 3
 
 
 def show_quantized(
-    source: str, out: str, to: str, method: str, text: Sequence[str], device: str
-) -> None:
+    source: str, out: str, to: str, method: str, text: Sequence[str], device: str,
+    overwrite: bool = False,
+) -> None:  # fmt: skip
     """Quantise a model and print size and speed; with text also the distance to the original.
 
-    Of a model with a scalar head only the size: it decodes nothing.
+    Of a model with a scalar head only the size: it decodes nothing. overwrite: replace an older
+    model there.
 
     Raises:
         SettingError: the method needs text, or the settings contradict each other.
@@ -42,6 +45,7 @@ def show_quantized(
             f"calibrate: {how.kind} needs text; name a file, as in --calibrate book.txt"
         )
     model, tokenizer = read_whole(source, out, device)
+    refuse_existing(Path(out), overwrite)
     rows = calibration_rows(text, tokenizer, model.config.context) if text else None
     write_quantized(model, tokenizer, Path(out), quantizers, how, rows.seen if rows else None)
     speaks = model.config.head == "vocabulary"

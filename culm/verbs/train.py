@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import typer
 
+from culm import log
 from culm.eval.report import write_report
 from culm.run.settings import read_run
 from culm.run.train import train
@@ -17,5 +19,11 @@ def train_run(run: str, settings: Sequence[str]) -> None:
     result = train(config)
     if not result.finished:
         raise typer.Exit(130)
-    write_report(result.folder)
-    typer.echo(f"Done: {result.folder}/model, {result.folder}/report.md")
+    report = f", {result.folder}/report.md"
+    try:
+        write_report(result.folder)
+    except Exception as error:  # whatever a library of plots raises
+        log.say(f"The report could not be written: {error}")
+        report = ""
+    with suppress(OSError):  # nobody reads it any more
+        typer.echo(f"Done: {result.folder}/model{report}")

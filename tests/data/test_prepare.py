@@ -1,6 +1,7 @@
 """Shards on disk: what is in them, that they are checked, and that nothing is half-written."""
 
 import errno
+import hashlib
 import json
 import tracemalloc
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from culm.config import SettingError
 from culm.data.format.chat import ChatFormat
 from culm.data.format.document import DocumentFormat
 from culm.data.format.pair import PairFormat
+from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared, verify
 from culm.data.shards import ArrayWriter, SplitWriter
 from culm.data.source import open_source
+from culm.files import InUseError
 from culm.tokenizer.bytes import Bytes
 
 
@@ -237,9 +240,9 @@ def test_nothing_is_half_written(tokenizer, tmp_path, monkeypatch):
     with pytest.raises(SettingError, match="the records: nothing to read"):
         prepare(Records([{"text": " "}]), DocumentFormat(), tokenizer, folder)
     assert not list(tmp_path.iterdir())
-    (tmp_path / "p.partial").mkdir()  # left by a process that was killed
+    (tmp_path / "p.partial").mkdir()  # of a person
     prepare(documents(9), DocumentFormat(), tokenizer, folder)
-    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p", "p.partial"]
     with pytest.raises(SettingError, match="p: already exists"):
         prepare(documents(9), DocumentFormat(), tokenizer, folder)
 
@@ -255,3 +258,46 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
     tracemalloc.stop()
     assert manifest.bytes == path.stat().st_size > 12_000_000
     assert peak < 36_000_000  # a few blocks of text; the tokens alone would be 100 MB as a list
+
+
+def test_an_older_corpus_is_replaced_only_on_request(tokenizer, tmp_path):
+    folder = tmp_path / "p"
+    prepare(documents(9), DocumentFormat(), tokenizer, folder)
+    with pytest.raises(SettingError, match=r"p: already exists; .* --overwrite"):
+        prepare(documents(5), DocumentFormat(), tokenizer, folder)
+    new = prepare(documents(5), DocumentFormat(), tokenizer, folder, held_out=0, overwrite=True)
+    assert Manifest.read(folder) == new
+    verify(folder)
+    assert not (folder / "held_out").exists()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(SettingError, match="p: holds other files than a corpus"):
+        prepare(documents(5), DocumentFormat(), tokenizer, folder, overwrite=True)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_second_process_that_prepares_the_same_folder(tokenizer, tmp_path):
+    """The first one is not disturbed, and its corpus is what its manifest says."""
+    folder = tmp_path / "p"
+
+    def slow():
+        for number, record in enumerate(documents(9).records):
+            if number == 4:
+                with pytest.raises(InUseError, match="p: another process is writing it"):
+                    prepare(documents(5), DocumentFormat(), tokenizer, folder)
+            yield record
+
+    manifest = prepare(Records(slow()), DocumentFormat(), tokenizer, folder)
+    assert manifest.documents == 9
+    verify(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
+def test_a_manifest_says_what_was_read(tokenizer, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("one\n\ntwo\n\nthree")
+    source = open_source(text, "paragraphs")
+    prepare(source, DocumentFormat(), tokenizer, tmp_path / "p", held_out=0)
+    found = Manifest.read(tmp_path / "p").origin
+    assert list(found) == [str(text)]
+    assert found[str(text)].sha256 == hashlib.sha256(text.read_bytes()).hexdigest()
+    assert found[str(text)].bytes == text.stat().st_size

@@ -47,6 +47,14 @@ def test_wilson_gives_the_published_intervals(right, items, low, high) -> None:
     assert (score.low, score.high) == pytest.approx((low, high), abs=1e-4)
 
 
+def test_intervals_contain_the_share() -> None:
+    """Above all 0 and 1, where rounding puts a bound on the wrong side."""
+    for items in range(1, 400):
+        for right in {0, 1, items // 2, items - 1, items}:
+            score = wilson(right, items)
+            assert 0 <= score.low <= score.value <= score.high <= 1, (right, items)
+
+
 def test_questions_are_asked_once_each() -> None:
     every = {
         opening + asked + tail

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from culm.batch import IGNORED
 from culm.model import logprobs
@@ -92,3 +93,43 @@ def test_nothing_to_learn_gives_zeros():
     assert not values.any()
     values.sum().backward()
     assert not head.weight.grad.any()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_ids_beyond_a_vocabulary_have_no_probability(monkeypatch, bias):
+    """As if the head had no rows for them."""
+    monkeypatch.setattr(logprobs, "CHUNK", 8)
+    hidden, head, targets, weights = case(torch.float32)
+    targets = targets.clamp_max(59)
+    if bias:
+        head.bias = torch.nn.Parameter(torch.arange(97.0) / 10)
+    smaller = Linear(16, 60, bias)
+    smaller.weight.data = head.weight.data[:60].clone()
+    if bias:
+        smaller.bias.data = head.bias.data[:60].clone()
+    found = logprobs_of(hidden, head, targets, 0.7, vocabulary=60)
+    expected = logprobs_of(hidden, smaller, targets, 0.7)
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (
+        torch.autograd.grad((values * weights).sum(), (hidden, module.weight))
+        for values, module in ((found, head), (expected, smaller))
+    )
+    torch.testing.assert_close(ours[0], theirs[0])
+    torch.testing.assert_close(ours[1][:60], theirs[1])
+    assert not ours[1][60:].any()
+
+
+@pytest.mark.parametrize(("frozen", "matmuls"), [("none", 3), ("head", 2), ("hidden", 2)])
+def test_what_is_frozen_takes_no_matmul(frozen, matmuls):
+    hidden, head, targets, weights = case(torch.float32)
+    expected = torch.autograd.grad((plain(hidden, head, targets, 1.0) * weights).sum(), hidden)[0]
+    hidden.requires_grad_(frozen != "hidden")
+    head.weight.requires_grad_(frozen != "head")
+    known = (targets != IGNORED).sum()
+    with FlopCounterMode(display=False) as counted:
+        (logprobs_of(hidden, head, targets) * weights).sum().backward()
+    rows = -(-int(known) // logprobs.ROUND) * logprobs.ROUND
+    assert counted.get_total_flops() == matmuls * 2 * rows * 16 * 97
+    if frozen != "hidden":
+        torch.testing.assert_close(hidden.grad, expected)
+    assert (head.weight.grad is None) == (frozen == "head")

@@ -133,7 +133,7 @@ def test_coordinate_check_over_width(scaling, optimizer) -> None:
 
 @pytest.mark.slow
 def test_coordinate_check_of_muon() -> None:
-    muon = Muon(rate=0.01, adamw_rate=0.01)
+    muon = Muon(rate=0.01)
     check_width(WIDE, muon, [64, 128, 256, 512], 3, 0.08)
     control = over_width(None, muon, [64, 128, 256], 1)
     assert min(control[name] for name in ("query", "inner", "mlp", "stream")) > 0.4, control

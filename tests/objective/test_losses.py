@@ -3,11 +3,18 @@
 import math
 
 import pytest
+import tiny
 import torch
+from learning import build
 from torch import tensor
 
 from culm.config import parse
-from culm.objective.policy import clipped_surrogate, generalised_advantages, group_advantages
+from culm.objective.policy import (
+    clipped_surrogate,
+    generalised_advantages,
+    group_advantages,
+    inference_context,
+)
 from culm.objective.ppo import value_loss
 from culm.objective.preference import Preference, preference_loss
 from culm.objective.reward import bradley_terry
@@ -32,6 +39,28 @@ def test_preference_losses(settings: dict, golden: list[float]) -> None:
     assert preference_loss(MARGIN, Preference(**settings)).tolist() == pytest.approx(
         golden, abs=1e-8
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "averaged"),
+    [
+        ({}, False), ({"loss": "hinge"}, False), ({"loss": "ipo"}, True),
+        ({"loss": "ipo", "length": "sum"}, False), ({"length": "mean"}, True),
+    ],
+)  # fmt: skip
+def test_log_ratios_are_summed_or_averaged(settings: dict, averaged: bool) -> None:
+    objective = build(Preference(**settings), tiny.model())
+    with torch.no_grad():
+        objective.model.embed.weight += 0.1
+    batch = tiny.rows()
+    ratio = (
+        objective.model.logprobs(batch.tokens, batch.targets, inference_context(batch))
+        - objective.reference.logprobs(batch.tokens, batch.targets, inference_context(batch))
+    ).sum(-1)
+    if averaged:
+        ratio = ratio / (batch.targets >= 0).sum(-1)
+    expected = preference_loss(ratio[0::2] - ratio[1::2], objective.config).sum()
+    torch.testing.assert_close(objective(batch).terms["preference"].total, expected)
 
 
 def test_preference_gradient_and_symmetry() -> None:

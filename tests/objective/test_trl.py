@@ -19,7 +19,7 @@ from culm.tokenizer.train import BPE
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "hinge"])
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo"])
 def test_loss_and_gradients(loss: str, tmp_path: Path) -> None:
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")

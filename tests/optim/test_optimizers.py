@@ -50,7 +50,7 @@ def test_newton_schulz_of_random_and_empty_matrices() -> None:
 def test_muon_is_that_of_torch(model: Transformer) -> None:
     """torch iterates in bf16, so the directions differ by its rounding."""
     other = copy.deepcopy(model)
-    ours = Muon(rate=0.01, weight_decay=0.1, adamw_rate=0.003).build(model)
+    ours = Muon(rate=0.01, weight_decay=0.1, adamw_ratio=0.3).build(model)
     names = {id(p) for p in hidden_matrices(other)}
     assert len(names) == 2 * 7
     matrices = [p for p in other.parameters() if id(p) in names]
@@ -144,7 +144,7 @@ def test_adapters_take_adamw_steps(model: Transformer) -> None:
     assert held == {id(p) for p in model.parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("config", [AdamW(rate=1e-3), Muon(adamw_rate=1e-3)])
+@pytest.mark.parametrize("config", [AdamW(rate=1e-3), Muon(rate=2e-3, adamw_ratio=0.5)])
 def test_b_of_an_adapter_has_a_multiple_of_the_rate(model: Transformer, config) -> None:
     LoRA(rank=2, lora_plus_ratio=16, dora=True, train_also="embed").apply(model, 0)
     optimizer = config.build(model)
@@ -182,3 +182,24 @@ def test_biases_of_experts_do_not_decay_and_selection_biases_are_not_optimised()
     assert kept == {name for name in named if name.endswith("bias") or "norm" in name}
     assert "blocks.0.mlp.experts.up.bias" in kept
     assert not any("selection" in name for name in named)
+
+
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_one_rate_moves_every_parameter(kind: type, adapter: bool, model: Transformer) -> None:
+    """A hundredth of the rate: a hundredth of every step."""
+    if adapter:
+        LoRA(rank=2, lora_plus_ratio=4, train_also="embed").apply(model, 0)
+    moved = []
+    for rate in (1e-2, 1e-4):
+        other = copy.deepcopy(model)
+        before = {name: p.detach().clone() for name, p in other.named_parameters()}
+        optimizer = kind(rate=rate, weight_decay=0.0).build(other)
+        gradients(other, 0)
+        optimizer.step()
+        changes = {name: float((p - before[name]).norm()) for name, p in other.named_parameters()}
+        moved.append({n: c for n, c in changes.items() if c})
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert moved[0].keys() == moved[1].keys() == trained
+    for name, change in moved[0].items():
+        assert moved[1][name] == pytest.approx(change / 100, rel=0.02), name

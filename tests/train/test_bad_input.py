@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,14 +19,14 @@ from culm import safetensors as tensors
 from culm.adapt.heads import with_scalar_head
 from culm.config import SettingError, parse
 from culm.convert import native
-from culm.files import read_lines
+from culm.files import InUseError, atomic, read_lines
 from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
 from culm.run.settings import RunConfig, read_run
 from culm.run.train import train
 from culm.tokenizer.bytes import Bytes
 from culm.train.checkpoint import CheckpointError, steps_in
-from culm.train.guard import FolderInUseError, locked
+from culm.train.guard import locked
 from culm.train.trainer import TrainingError
 
 
@@ -83,23 +85,18 @@ def test_damaged_checkpoints(damage: str, begun: dict[str, Any]) -> None:
     ]  # fmt: skip
 
 
-def test_a_checkpoint_of_another_shape(
-    begun: dict[str, Any], stage: Callable[..., dict], tmp_path: Path
-) -> None:
-    other = stage("pretrain", steps=2)
-    other["model"] = {**other["model"], "width": 16}
-    other["folder"] = str(tmp_path / "other")
-    go(other)
-    for step in (2, 4):
-        shutil.rmtree(Path(begun["folder"]) / "checkpoints" / f"step-{step}")
-    shutil.copytree(
-        tmp_path / "other" / "checkpoints" / "step-2",
-        Path(begun["folder"]) / "checkpoints" / "step-2",
-    )
+def test_a_checkpoint_of_another_shape(stage: Callable[..., dict], tmp_path: Path) -> None:
+    settings = {**stage("sft", steps=2), "folder": str(tmp_path / "run")}
+    model, tokenizer = native.load(Path(settings["start"]) / "model")
+    settings["start"] = str(tmp_path / "base")
+    native.save(model, tokenizer, tmp_path / "base")
+    go(settings)
+    narrower = model.config.model_copy(update={"width": 16}).build(0)
+    native.save(narrower, tokenizer, tmp_path / "base")
     with pytest.raises(
         CheckpointError, match=r"shape .* in the run, .* in the checkpoint: .*step-2"
     ):
-        go(begun)
+        go(settings)
 
 
 @pytest.mark.parametrize(
@@ -185,19 +182,28 @@ def test_files_that_may_not_grow(begun: dict[str, Any]) -> None:
     assert steps_in(Path(begun["folder"])) == [2, 4]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_what_a_killed_process_left_is_removed(begun: dict[str, Any]) -> None:
-    left = Path(begun["folder"]) / "checkpoints" / ".step-6.123.new"
-    left.mkdir()
-    (left / "state.safetensors").write_bytes(b"half")
+    checkpoints = Path(begun["folder"]) / "checkpoints"
+    child = os.fork()
+    if child == 0:
+        with atomic(checkpoints / "step-5") as fresh:
+            fresh.mkdir()
+            (fresh / "state.safetensors").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    mine = checkpoints / ".step-6.123.new"
+    mine.mkdir()
+    assert len(list(checkpoints.glob(".*"))) == 2
     go(begun, steps=6)
-    assert not left.exists()
+    assert list(checkpoints.glob(".*")) == [mine]
     assert steps_in(Path(begun["folder"])) == [4, 6]
 
 
 def test_a_second_process_in_the_folder(begun: dict[str, Any]) -> None:
     with (
         locked(Path(begun["folder"])),
-        pytest.raises(FolderInUseError, match=r"run: another process is running here"),
+        pytest.raises(InUseError, match=r"run: another process is running here"),
     ):
         go(begun, steps=6)
 

@@ -1,5 +1,6 @@
 """`culm train` where its corpus is bad, the disk is full, or a person stops it before it trains."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,8 +14,13 @@ import pytest
 import yaml
 
 from culm.cli import main
+from culm.config import SettingError
+from culm.files import read_lines
 from culm.run.settings import read_run
 from culm.run.train import train
+from culm.train.checkpoint import steps_in
+from culm.verbs.plan import show_plan
+from culm.verbs.train import train_run
 
 LIMITED = (
     "import resource, signal; from culm.cli import main; "
@@ -86,7 +92,10 @@ def test_a_disk_that_is_full_while_preparing(line: list[str], tmp_path: Path) ->
     command = [sys.executable, "-c", LIMITED, *line]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert_told(done.stderr, "run/data: could not be written (File too large); free some space")
+    assert_told(
+        done.stderr,
+        "run/data: could not be written (File too large); nothing was changed; free some space",
+    )
     assert left(tmp_path) == {"tokenizer"}
     assert works(line, tmp_path)
 
@@ -100,7 +109,7 @@ def test_a_disk_that_is_full_while_preparing(line: list[str], tmp_path: Path) ->
     ],
     ids=["interrupted", "terminated"],
 )
-@pytest.mark.parametrize("seen", ["run.yaml", "data.partial"], ids=["tokenizer", "preparing"])
+@pytest.mark.parametrize("seen", ["run.yaml", ".data.*"], ids=["tokenizer", "preparing"])
 def test_stopped_before_it_trains(
     seen: str, number: signal.Signals, code: int, last: str, line: list[str], tmp_path: Path
 ) -> None:
@@ -111,7 +120,7 @@ def test_stopped_before_it_trains(
     heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
     until = time.monotonic() + 200
-    while not (tmp_path / "run" / seen).exists() and time.monotonic() < until:
+    while not list((tmp_path / "run").glob(seen)) and time.monotonic() < until:
         time.sleep(0.02)
     time.sleep(0.2)
     process.send_signal(number)
@@ -119,5 +128,104 @@ def test_stopped_before_it_trains(
     assert process.returncode == code, said
     assert said.strip().endswith(last)
     assert "Traceback" not in said
-    assert left(tmp_path) == ({"tokenizer"} if seen == "data.partial" else set())
+    assert left(tmp_path) == ({"tokenizer"} if seen == ".data.*" else set())
     assert works(line, tmp_path)
+
+
+FULL = Path("/dev/full")
+
+
+@unix
+@pytest.mark.parametrize("output", ["full", "closed pipe", "closed"])
+def test_a_terminal_that_is_gone_does_not_end_the_training(
+    output: str, line: list[str], tmp_path: Path
+) -> None:
+    """Messages go to a full disk, or to a program that reads no more, as `head -1`."""
+    (tmp_path / "text.txt").write_text(paragraphs(30))
+    command = [sys.executable, "-m", "culm.cli", *line]
+    if output == "full":
+        if not FULL.exists():
+            pytest.skip("no /dev/full here")
+        with FULL.open("w") as full:
+            done = subprocess.run(command, stdout=full, stderr=full, timeout=120)
+    elif output == "closed pipe":
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run(command, stdout=writing, stderr=writing, timeout=120)
+        os.close(writing)
+    else:
+        done = subprocess.run(
+            ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *command], timeout=120, check=False
+        )
+    assert done.returncode == 0
+    for name in ("model/model.safetensors", "results.json", "report.md"):
+        assert (tmp_path / "run" / name).exists()
+
+
+@unix
+def test_a_hang_up_ends_a_run_after_a_whole_step(line: list[str], tmp_path: Path) -> None:
+    """As when the terminal is closed; under nohup it trains on."""
+    (tmp_path / "text.txt").write_text(paragraphs(30))
+    command = [sys.executable, "-m", "culm.cli", *line, "train.steps=100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics, until = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 100
+    while len(read_lines(metrics)) < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGHUP)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert steps_in(tmp_path / "run")
+
+
+def test_a_plot_that_fails_costs_the_plot(
+    line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    def failing(*arguments: Any, **more: Any) -> None:
+        raise ValueError("'yerr' must not contain negative values")
+
+    (tmp_path / "text.txt").write_text(paragraphs(30))
+    monkeypatch.setattr("culm.eval.report.lines", failing)
+    train_run(line[1], [])
+    found = capsys.readouterr()
+    assert "the plot failed: 'yerr' must not" in " ".join(found.err.split())
+    assert found.out.startswith("Done: ")
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "(loss: the plot failed)" in report
+    assert "| steps | 3 |" in report
+    monkeypatch.setattr("culm.verbs.train.write_report", failing)
+    train_run(line[1], [])
+    assert "The report could not be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "ranks", "message"),
+    [
+        ("train.batch_size=7", 2, r"train\.batch_size: 7 does not divide over 2 ranks"),
+        (
+            "eval.measures.samples.texts=[" + "word " * 200 + "]", 1,
+            r"eval\.measures\.samples: texts: .* leaves no room",
+        ),
+        ("train.context=1", 1, r"train\.context: 1 leaves nothing to predict"),
+    ],
+)  # fmt: skip
+def test_a_plan_finds_what_training_refuses(
+    setting: str, ranks: int, message: str, line: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text(paragraphs(60))
+    config, origins = read_run(line[1], [setting])
+    with pytest.raises(SettingError, match=f"this run cannot start:(.|\n)*{message}"):
+        show_plan(config, origins, ranks)
+
+
+@pytest.mark.parametrize("folder", ["new", "stopped"])
+def test_a_plan_says_that_a_text_changed(folder: str, line: list[str], tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(paragraphs(60))
+    train(read_run(line[1], ["train.steps=1"])[0])
+    text.write_text(paragraphs(61))
+    if folder == "new":
+        show_plan(*read_run(line[1], [f"folder={tmp_path}/new"]))
+        return
+    with pytest.raises(SettingError, match=r"data\.path: \S+text\.txt had [\d,]+ bytes then"):
+        show_plan(*read_run(line[1]))

@@ -61,9 +61,9 @@ def settings_of_the_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
 
     write = module.write_settings
 
-    def written(folder: Path, config: Any) -> None:
+    def written(folder: Path, config: Any, source: Any) -> None:
         FAILS[0] = bool(config.track and config.track[0].fails)
-        write(folder, config.model_copy(update={"track": ()}))
+        write(folder, config.model_copy(update={"track": ()}), source)
 
     monkeypatch.setattr(module, "read_settings", kept)
     monkeypatch.setattr(module, "write_settings", written)
@@ -139,7 +139,7 @@ def test_tensorboard_writes_steps_and_evaluations(tmp_path: Path) -> None:
     listener = TensorBoard().open(tmp_path, {}, 0)
     assert isinstance(listener, TensorBoardListener)
     for step in (1, 2):
-        listener(Stepped(step, 2, 1.0 / step, 0.5, 0.01, 10, 0.1, {"reward": 0.25}))
+        listener(Stepped(step, 2, 1.0 / step, 0.5, {"all": 0.01}, 10, 0.1, {"reward": 0.25}))
     listener(Measured(2, {"bits_per_byte": 3.0}))
     listener.close()
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))

@@ -7,9 +7,12 @@ from typing import Any, Literal
 
 from pydantic import PositiveInt
 
+from culm.engine.sampling import Sampling
 from culm.eval.exact import accuracies, answer_questions, distinct
 from culm.eval.measure.measure import MeasureConfig, Subject
+from culm.model.transformer import require_vocabulary
 from culm.task import Tasks
+from culm.text.reply import request_of
 
 
 class ExactMatch(MeasureConfig):
@@ -24,6 +27,16 @@ class ExactMatch(MeasureConfig):
     tasks: Tasks = ()
     questions: PositiveInt = 100
     max_tokens: PositiveInt = 32
+
+    def check(self, subject: Subject) -> None:
+        """Each question must leave room for an answer."""
+        if self.tasks:
+            require_vocabulary(subject.model)
+        for _, question in distinct(self.tasks, self.questions, subject.seed):
+            request_of(
+                question.prompt, subject.tokenizer, self.max_tokens, subject.model.config.context,
+                Sampling(temperature=0.0),
+            )  # fmt: skip
 
     def measure(self, subject: Subject) -> dict[str, Any]:
         """Nothing without tasks."""

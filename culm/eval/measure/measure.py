@@ -59,6 +59,16 @@ class MeasureConfig(Config, ABC):
     kind: str
     last_step_only: ClassVar[bool] = False
 
+    def check(self, subject: Subject) -> None:
+        """Asked before the first step, and by a plan: whether `measure` will be possible.
+
+        The model may be on the meta device.
+
+        Raises:
+            ValueError: it will not, and why.
+        """
+        return None
+
     @abstractmethod
     def measure(self, subject: Subject) -> dict[str, Any]:
         """Results by name, as JSON values; empty if the subject has nothing to measure.

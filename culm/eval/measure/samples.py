@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import PositiveInt
 
 from culm.eval.measure.measure import MeasureConfig, Subject
+from culm.model.transformer import require_vocabulary
 from culm.text.language_model import LanguageModel
 
 
@@ -23,6 +24,20 @@ class Samples(MeasureConfig):
     texts: tuple[str, ...] = ()
     temperatures: tuple[float, ...] = (0.8,)
     max_tokens: PositiveInt = 64
+
+    def check(self, subject: Subject) -> None:
+        """Each text must leave room for a token."""
+        if not self.texts:
+            return
+        require_vocabulary(subject.model)
+        for text in self.texts:
+            tokenizer, context = subject.tokenizer, subject.model.config.context
+            length = len(tokenizer.start) + len(tokenizer.encode(text))
+            if length >= context:
+                raise ValueError(
+                    f"texts: {text[:40]!r} has {length} tokens, which leaves no room for more in "
+                    f"the model's context of {context}; shorten it"
+                )
 
     def measure(self, subject: Subject) -> dict[str, Any]:
         """In the order of the texts, and of the temperatures for each; nothing without texts."""

@@ -16,13 +16,18 @@ class TensorBoard(TrackerConfig):
     kind: Literal["tensorboard"] = "tensorboard"
     path: str = "tensorboard"
 
-    def open(self, folder: Path, settings: Mapping[str, Any], step: int) -> TensorBoardListener:
+    def check(self) -> None:
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            import torch.utils.tensorboard  # noqa: F401
         except ImportError:
             raise ImportError(
                 "track: tensorboard is not installed; pip install 'culm[tensorboard]'"
             ) from None
+
+    def open(self, folder: Path, settings: Mapping[str, Any], step: int) -> TensorBoardListener:
+        self.check()
+        from torch.utils.tensorboard import SummaryWriter
+
         # Values of later steps, of before an interruption, are hidden.
         return TensorBoardListener(SummaryWriter(str(folder / self.path), purge_step=step + 1))
 
@@ -36,7 +41,7 @@ class TensorBoardListener:
     def __call__(self, event: Event) -> None:
         if isinstance(event, Stepped):
             seen = {"loss": event.loss, "grad_norm": event.grad_norm, "rate": event.rate}
-            self._add("train", {**seen, **event.metrics}, event.step)
+            self._add("train", {**seen, **event.group_rates, **event.metrics}, event.step)
         elif isinstance(event, Measured):
             self._add("eval", event.results, event.step)
 

@@ -16,14 +16,19 @@ class TrackerConfig(Config, ABC):
 
     kind: str
 
+    def check(self) -> None:
+        """Asked before a run starts, and by a plan.
+
+        Raises:
+            ImportError: its package is not installed; the message names the extra.
+        """
+        return None
+
     @abstractmethod
     def open(self, folder: Path, settings: Mapping[str, Any], step: int) -> Listener:
         """A listener for the run in `folder`, which continues after `step`.
 
         settings: of the whole run, as plain values. Only the rank that writes opens trackers.
-
-        Raises:
-            ImportError: its package is not installed; the message names the extra.
         """
 
 

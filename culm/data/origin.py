@@ -1,0 +1,72 @@
+"""The files that a corpus or tokenizer was made from, and whether they changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from culm.config import Config
+from culm.data.source import Chain, Files, Limited, Source
+from culm.data.source.tasks import TaskSource
+from culm.files import sha256
+from culm.task.prompts import Prompts
+
+SHOWN = 12  # digits of a digest in a message
+
+
+class SourceFile(Config):
+    """Size, time of the last change (nanoseconds since 1970) and digest of a file."""
+
+    bytes: int
+    modified: int
+    sha256: str
+
+
+Origin = dict[str, SourceFile]  # by path
+
+
+def files_of(source: Source) -> Iterator[Path]:
+    """The files that a source reads; none of a dataset on the hub."""
+    match source:
+        case Files():
+            yield from source.paths
+        case Chain():
+            for inner in source.sources:
+                yield from files_of(inner)
+        case Limited():
+            yield from files_of(source.source)
+        case TaskSource():
+            yield from (Path(task.path) for task in source.tasks if isinstance(task, Prompts))
+
+
+def origin_of(source: Source) -> Origin:
+    """Every file of a source as it is now; each is read once."""
+    found = {}
+    for path in files_of(source):
+        facts = path.stat()
+        found[str(path)] = SourceFile(
+            bytes=facts.st_size, modified=facts.st_mtime_ns, sha256=sha256(path)
+        )
+    return found
+
+
+def change_in(origin: Mapping[str, SourceFile], source: Source) -> str | None:
+    """The first difference between the files of a source and what they were, as half a sentence.
+
+    A file of the same size and time is taken to be the same; its digest decides otherwise.
+    """
+    paths = {str(path): path for path in files_of(source)}
+    for name in [*paths, *origin]:
+        if name not in origin:
+            return f"{name} was not there then"
+        if name not in paths:
+            return f"{name} was there then and is gone"
+        was, now = origin[name], paths[name].stat()
+        if (now.st_size, now.st_mtime_ns) == (was.bytes, was.modified):
+            continue
+        if now.st_size != was.bytes:
+            return f"{name} had {was.bytes:,} bytes then and has {now.st_size:,} now"
+        if (digest := sha256(paths[name])) != was.sha256:
+            digests = f"SHA-256 {was.sha256[:SHOWN]} then, {digest[:SHOWN]} now"
+            return f"{name} has other contents ({digests})"
+    return None

@@ -1,0 +1,130 @@
+"""After the last step: measure, write the models and the results, say what came out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from culm import log
+from culm.adapt.lora import adapters_of
+from culm.adapt.merge import merge_verified
+from culm.adapt.quantize.qat import convert
+from culm.convert import native, peft
+from culm.convert.family import NoFamilyError
+from culm.eval.evaluation import Evaluation
+from culm.files import atomic, read_lines, write_json
+from culm.model.transformer import Transformer
+from culm.objective.objective import Objective
+from culm.parallel.sharded import is_sharded, state_of
+from culm.run.assemble import Assembly, initial_model
+from culm.run.objective import change_model
+from culm.run.start import model_id
+from culm.run.verdict import verdict
+from culm.train.events import Listeners, Measured
+from culm.train.memory import peak_bytes
+from culm.train.trackers.tracker import numbers
+from culm.train.trainer import TrainingError
+
+
+def finish(
+    run: Assembly, evaluation: Evaluation, step: int, listeners: Listeners, changed: bool
+) -> dict[str, Any]:
+    """Gives the results; every rank takes part. changed: whether any weight did.
+
+    The model is written whatever becomes of the evaluation.
+
+    Raises:
+        TrainingError: what was measured is not finite; then no model is written.
+    """
+    failure: Exception | None = None
+    try:
+        measured = evaluation.run(final=True)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        failure, measured = error, {}
+    _refuse_unusable(step, measured)
+    _write_models(run)
+    if failure is not None:
+        raise RuntimeError(
+            f"{run.folder}: the model is written, but could not be measured: {failure}"
+        ) from failure
+    listeners(Measured(step, measured))
+    results = {"step": step, **measured, **_facts(run)}
+    if warnings := _warnings(run, measured, changed):
+        results["warnings"] = warnings
+        for warning in warnings:
+            log.say(f"Warning: {warning}")
+    if run.ranks.writer:
+        with atomic(run.folder / "results.json") as fresh:
+            write_json(fresh, results)
+    run.ranks.wait()
+    return results
+
+
+def _refuse_unusable(step: int, measured: dict[str, Any]) -> None:
+    for name, value in numbers(measured).items():
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"step {step}: {name} is {value} after the last step, so no model is written; "
+                "lower train.optimizer.rate, and delete the checkpoints that came too late"
+            )
+
+
+def _facts(run: Assembly) -> dict[str, Any]:
+    """seconds: of all steps, however often the run was stopped; peak_bytes: of this process."""
+    seconds = sum(line["seconds"] for line in read_lines(run.folder / "metrics.jsonl"))
+    return {"seconds": round(seconds, 3), "peak_bytes": peak_bytes()}
+
+
+def _warnings(run: Assembly, measured: dict[str, Any], changed: bool) -> list[str]:
+    evaluations = read_lines(run.folder / "eval.jsonl")
+    first = evaluations[0] if evaluations and evaluations[0]["step"] == 0 else {}
+    lines = read_lines(run.folder / "metrics.jsonl")
+    rewarded = run.config.train.objective.reads == "rollouts"
+    return verdict(lines, first, measured, changed, rewarded)
+
+
+def _write_models(run: Assembly) -> None:
+    """Each model that was trained, such as a critic, in a folder of its name.
+
+    Their adapters are merged and their weights quantised; adapters of the policy also separately.
+    """
+    train, whole = run.config.train, _whole(run)
+    if whole is None:
+        return
+    if train.adapter is not None:
+        _write_adapter(run, whole.model)
+    for name, model in whole.trained().items():
+        if adapters_of(model):
+            merge_verified(model)
+        if train.qat is not None:
+            convert(model)
+        native.save(model, run.tokenizer, run.folder / name)
+
+
+def _whole(run: Assembly) -> Objective | None:
+    """The objective with whole weights, on the rank that writes."""
+    objective = run.objective
+    if is_sharded(objective):  # every rank takes part
+        weights = {name: state_of(model) for name, model in objective.trained().items()}
+        if run.ranks.writer:  # models on the CPU, where a backend of the GPU cannot run, take them
+            config, dtypes = run.config, {n: m.dtype for n, m in objective.models().items()}
+            model, _ = initial_model(config, run.folder)
+            change_model(config, model)
+            objective = config.train.objective.build(model, run.load, config.seed).cpu()
+            for name, part in objective.trained().items():
+                part.load_state_dict(weights[name])
+                part.dtype = dtypes[name]
+    return objective if run.ranks.writer else None
+
+
+def _write_adapter(run: Assembly, model: Transformer) -> None:
+    """In the format of PEFT, where its layers have names there."""
+    config = run.config
+    assert config.train.adapter is not None
+    # An upcycled model is in no folder: there is no base to name.
+    below = config.start if config.upcycle is None else None
+    base = None if below is None else model_id(below)
+    try:
+        peft.save(model, config.train.adapter, run.folder / "adapter", base)
+    except NoFamilyError as error:
+        log.say(f"The adapter was merged but not saved separately: {error}.")

@@ -1,0 +1,146 @@
+"""Files and folders appear completely or not at all; nothing that Culm did not make is removed."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from culm.config import SettingError
+from culm.files import InUseError, atomic, discard, refuse_existing
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def forked(work: Callable[[], None]) -> int:
+    """The id of a child process that does this and ends."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return child
+
+
+def killed(work: Callable[[], None]) -> None:
+    """Do this in a child process, which must kill itself."""
+    assert os.WTERMSIG(os.waitpid(forked(work), 0)[1]) == signal.SIGKILL
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write(path: Path, text: str) -> None:
+    with atomic(path) as fresh:
+        fresh.mkdir()
+        (fresh / "a").write_text(text)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@needs_fork
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    """Whatever its name was, and with nothing that merely resembles it."""
+    mine = {f".books.{tail}" for tail in ("partial", "123.new", "0123456789ab.culm")}
+    for name in mine:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "only copy").write_text("years of work")
+
+    def half() -> None:
+        with atomic(tmp_path / "books") as fresh:
+            fresh.mkdir()
+            (fresh / "a").write_text("half")
+            die()
+
+    killed(half)
+    assert len(names(tmp_path)) == 4
+    write(tmp_path / "other", "b")
+    assert names(tmp_path) == mine | {"other"}
+    assert all((tmp_path / name / "only copy").exists() for name in mine)
+
+
+@needs_fork
+def test_a_second_writer_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    def slow() -> None:
+        with atomic(tmp_path / "books") as fresh:
+            fresh.write_text("first")
+            (tmp_path / "ready").touch()
+            time.sleep(60)
+
+    child = forked(slow)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    with pytest.raises(InUseError, match="books: another process is writing it"):
+        write(tmp_path / "books", "second")
+    write(tmp_path / "neighbour", "other names are free")
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    write(tmp_path / "books", "second")
+    assert names(tmp_path) == {"ready", "neighbour", "books"}
+
+
+@needs_fork
+@pytest.mark.parametrize("moment", [1, 2], ids=["between the renames", "after them"])
+def test_a_folder_is_never_lost(
+    moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while the new folder takes the place of the old one."""
+    write(tmp_path / "model", "old")
+    rename, count = os.replace, [0]
+
+    def dying(old: Path, new: Path) -> None:
+        if count[0] == moment:
+            die()
+        rename(old, new)
+        count[0] += 1
+
+    def replace() -> None:
+        os.replace = dying
+        write(tmp_path / "model", "new")
+
+    killed(replace)
+    write(tmp_path / "other", "b")
+    assert names(tmp_path) == {"model", "other"}
+    assert (tmp_path / "model" / "a").read_text() == ("old" if moment == 1 else "new")
+
+
+@needs_fork
+def test_a_folder_is_removed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it is removed: no half of it is left under its name."""
+    write(tmp_path / "step-1", "a")
+
+    def removing() -> None:
+        monkeypatch.setattr("culm.files._remove", die)
+        discard(tmp_path / "step-1")
+
+    killed(removing)
+    assert not (tmp_path / "step-1").exists()
+    write(tmp_path / "step-2", "b")
+    assert names(tmp_path) == {"step-2"}
+
+
+def test_other_files_in_a_folder_stay(tmp_path: Path) -> None:
+    write(tmp_path / "model", "old")
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(SettingError, match=r"model: also holds notes\.txt, which would be lost"):
+        write(tmp_path / "model", "new")
+    assert (tmp_path / "model" / "a").read_text() == "old"
+    with atomic(tmp_path / "model", replaces=["a", "notes.txt"]) as fresh:
+        fresh.mkdir()
+    assert names(tmp_path) == {"model"}
+
+
+def test_the_rule_of_every_verb(tmp_path: Path) -> None:
+    for path in (tmp_path / "new", tmp_path):
+        refuse_existing(path)  # an empty folder is nothing
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path):
+        with pytest.raises(SettingError, match=r"already exists; .* --overwrite"):
+            refuse_existing(path)
+        refuse_existing(path, overwrite=True)

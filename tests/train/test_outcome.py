@@ -1,0 +1,213 @@
+"""Nothing useless is written, and a run that learned nothing or got worse says so."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from learning import build
+from stages import weights_in
+from test_bad_input import bytes_in, go
+
+from culm.config import SettingError
+from culm.eval.measure.held_out import HeldOut
+from culm.eval.perplexity import predict
+from culm.files import read_lines
+from culm.objective.next_token import NextToken
+from culm.optim.adamw import AdamW
+from culm.optim.rule import RuleOptimizer
+from culm.run.verdict import verdict
+from culm.train.checkpoint import CheckpointError, Progress, WholeStore, steps_in
+from culm.train.guard import first_unusable
+from culm.train.trainer import TrainingError
+
+
+def said(capsys: pytest.CaptureFixture) -> str:
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("rate", [1e20, 1e38])
+def test_weights_that_the_last_update_ruined(
+    rate: float, stage: Callable[..., dict], tmp_path: Path
+) -> None:
+    settings = {**stage("sft", steps=1), "folder": str(tmp_path / "run")}
+    wild = {"kind": "adamw", "rate": rate}
+    with pytest.raises(CheckpointError, match=r"step 1: \S+ is not finite.* resumes from step 0"):
+        go(settings, optimizer=wild)
+    for name in ("model", "results.json", "checkpoints/step-1"):
+        assert not (tmp_path / "run" / name).exists()
+    assert go(settings).finished
+
+
+@pytest.mark.parametrize("where", ["weight", "state"])
+def test_the_only_checkpoint_is_not_replaced_by_nan(
+    where: str, stage: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**stage("sft"), "folder": str(tmp_path / "run")}
+    keep = {"every_steps": 1, "keep": 1}
+    go(settings, steps=1, checkpoint=keep)
+    before = bytes_in(tmp_path / "run" / "checkpoints"), bytes_in(tmp_path / "run" / "model")
+    step = RuleOptimizer.step
+
+    @torch.no_grad()
+    def ruin(self: RuleOptimizer, closure: None = None) -> None:
+        step(self, closure)
+        parameter = self.param_groups[0]["params"][0]
+        target = parameter if where == "weight" else self.state[parameter]["exp_avg"]
+        target.view(-1)[-1] = float("nan")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RuleOptimizer, "step", ruin)
+        with pytest.raises(CheckpointError, match=r"step 2: .* is not finite"):
+            go(settings, steps=3, checkpoint=keep)
+    assert before == (
+        bytes_in(tmp_path / "run" / "checkpoints"), bytes_in(tmp_path / "run" / "model")
+    )  # fmt: skip
+    assert go(settings, steps=3, checkpoint=keep).finished
+
+
+def test_a_checkpoint_of_nan_is_not_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one of an earlier version."""
+    trained = build(NextToken(), tiny.model())
+    optimizer = AdamW().build(trained)
+    with torch.no_grad():
+        trained.model.embed.weight[0, 0] = float("inf")
+    store = WholeStore(tmp_path, trained, optimizer)
+    with monkeypatch.context() as patch:
+        patch.setattr(WholeStore, "_refuse_unusable", lambda self, step: None)
+        store.save(Progress(1, 0, "x"), {}, lambda path: None)
+    with pytest.raises(CheckpointError, match=r"embed\.weight is not finite; delete .* from the"):
+        store.load()
+
+
+def test_the_numbers_that_can_be_computed_with() -> None:
+    good = {"a": torch.tensor([1e17, -3.0]), "b": torch.tensor([1, 2]), "c": torch.zeros(0)}
+    assert first_unusable(good) is None
+    for value in (float("nan"), float("inf"), -float("inf"), 1e19):
+        bad = torch.tensor([1.0, value, 2.0])
+        assert first_unusable({**good, "d": bad}) == "d"
+        assert first_unusable({"d": bad.bfloat16()}) == "d"
+
+
+def test_a_measure_that_is_not_finite(
+    stage: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**stage("sft"), "folder": str(tmp_path / "run")}
+    nan = {"loss": float("nan")}
+    monkeypatch.setattr(HeldOut, "measure", lambda self, subject: nan)
+    with pytest.raises(TrainingError, match="step 3: loss is nan after the last step, so no model"):
+        go(settings)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_measure_that_fails_does_not_cost_the_model(
+    stage: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**stage("sft"), "folder": str(tmp_path / "run")}
+    count = [0]
+
+    def failing(*arguments: Any, **more: Any) -> Any:
+        count[0] += 1
+        if count[0] == 2:
+            raise ValueError("the tokens ran out")
+        return predict(*arguments, **more)
+
+    monkeypatch.setattr("culm.eval.measure.held_out.predict", failing)
+    with pytest.raises(RuntimeError, match=r"the model is written, but .*: the tokens ran out"):
+        go(settings)
+    assert weights_in(tmp_path / "run")
+    assert go(settings).finished
+
+
+@pytest.mark.parametrize("measure", ["samples", "exact_match"])
+def test_what_will_be_measured_is_checked_before_the_first_step(
+    measure: str, stage: Callable[..., dict], tmp_path: Path
+) -> None:
+    settings = {**stage("sft"), "folder": str(tmp_path / "run")}
+    file = tmp_path / "questions.jsonl"
+    rows = [{"prompt": f"{n} " + "word " * 30, "answer": n} for n in range(30)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {
+        "samples": {"texts": ["Once.", "once upon a time " * 20]},
+        "exact_match": {"tasks": [{"kind": "prompts", "path": str(file)}]},
+    }
+    settings["eval"] = {"measures": {measure: given[measure]}}
+    with pytest.raises(ValueError, match=rf"eval\.measures\.{measure}: .* leaves no room"):
+        go(settings)
+    assert not read_lines(tmp_path / "run" / "metrics.jsonl")
+
+
+def test_rewards_that_are_all_equal(
+    stage: Callable[..., dict], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A model that is never right: its weights stay as they are."""
+    file = tmp_path / "questions.jsonl"
+    rows = [{"prompt": f"{n}?", "answer": "an answer that is too long"} for n in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {**stage("grpo", batch_size=8), "folder": str(tmp_path / "run")}
+    settings["data"] = {"tasks": [{"kind": "prompts", "path": str(file)}]}
+    settings["eval"] = {"measures": {}}
+    results = go(settings, steps=12).results
+    text = said(capsys)
+    assert "Step 10: nothing was learned in 10 steps, since all completions of a prompt" in text
+    assert "Warning: No weight changed" in text
+    assert "Warning: Nothing was learned in 12 of 12 steps, since all completions" in text
+    assert len(results["warnings"]) == 2
+
+
+def test_answers_that_are_all_equal(stage: Callable[..., dict], tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"q{n}", "chosen": f"same {n}", "rejected": f"same {n}"} for n in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {**stage("dpo"), "folder": str(tmp_path / "run")}
+    settings["data"] = {"path": str(file), "format": "pair", "held_out": 0}
+    with pytest.raises(SettingError, match="nothing to read: 40 pairs have the same chosen"):
+        go(settings, steps=3)
+
+
+def test_a_run_that_learns_has_no_warnings(
+    stage: Callable[..., dict], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("sft", "grpo"):
+        results = go({**stage(name), "folder": str(tmp_path / name)}).results
+        assert "warnings" not in results
+    assert "Warning" not in said(capsys)
+
+
+def lines(losses: list[float], **more: float) -> list[dict[str, float]]:
+    return [{"loss": loss, "grad_norm": 1.0, **more} for loss in losses]
+
+
+@pytest.mark.parametrize(
+    ("losses", "first", "last", "warning"),
+    [
+        ([3.0] * 5 + [2.0] * 25, 3.1, 2.1, ""),
+        ([3.0] * 5 + [2.0] * 25, 2.0, 2.6, "The held-out loss rose from 2.000 to 2.600"),
+        ([3.0] * 25 + [9.0] * 5, None, None, "The loss rose from 3.000 to 9.000"),
+        ([3.0, 9.0], None, None, ""),  # two steps say nothing
+    ],
+)
+def test_a_run_that_got_worse(
+    losses: list[float], first: float | None, last: float | None, warning: str
+) -> None:
+    measured = [{} if loss is None else {"loss": loss} for loss in (first, last)]
+    found = verdict(lines(losses), *measured, changed=True, rewarded=False)
+    assert [sentence.startswith(warning) for sentence in found] == ([True] if warning else [])
+
+
+def test_a_reward_that_fell() -> None:
+    falling = [{"loss": 0.0, "grad_norm": 1.0, "reward": r} for r in [0.6] * 20 + [0.1] * 5]
+    assert verdict(falling, {}, {}, True, True)[0].startswith("The reward fell from 0.600 to 0.100")
+
+
+def test_no_checkpoint_is_half_removed(stage: Callable[..., dict], tmp_path: Path) -> None:
+    go({**stage("sft", steps=5, checkpoint={"every_steps": 1}), "folder": str(tmp_path / "run")})
+    assert steps_in(tmp_path / "run") == [4, 5]
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {
+        "step-4", "step-5",
+    }  # fmt: skip

@@ -1,0 +1,231 @@
+"""A run resumes only from what it depended on: models, tokenizer, texts, questions, settings."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stages import weights_in
+from test_bad_input import bytes_in, go
+
+from culm.adapt.heads import with_scalar_head
+from culm.config import SettingError
+from culm.convert import native
+from culm.data.origin import change_in, origin_of
+from culm.data.source import open_source
+from culm.files import read_lines
+from culm.run.reads import check_ranks
+from culm.train.checkpoint import steps_in
+
+EVERY = {"every_steps": 2}
+
+
+@pytest.fixture
+def base(stage: Callable[..., dict], tmp_path: Path) -> Path:
+    """A copy of the base model, which a test may change."""
+    shutil.copytree(Path(stage("sft")["start"]) / "model", tmp_path / "base")
+    return tmp_path / "base"
+
+
+def perturb(folder: Path) -> None:
+    """Another model of the same shape."""
+    model, tokenizer = native.load(folder)
+    with torch.no_grad():
+        model.embed.weight[3, 3] += 1e-3
+    native.save(model, tokenizer, folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("sft", {"adapter": True}), ("dpo", {}), ("dpo", {"adapter": True}), ("ppo", {})],
+    ids=["adapter", "reference", "reference under an adapter", "reference of ppo"],
+)
+def test_another_base_model(
+    name: str, more: dict, stage: Callable[..., dict], base: Path, tmp_path: Path
+) -> None:
+    settings = {**stage(name, **more), "start": str(base), "folder": str(tmp_path / "run")}
+    go(settings, steps=2)
+    perturb(base)
+    before = bytes_in(tmp_path / "run" / "checkpoints"), bytes_in(tmp_path / "run" / "model")
+    with pytest.raises(
+        SettingError,
+        match=r"start=\S+base: not what \S+run was trained with \(SHA-256 \w+ then, \w+ now\); put",
+    ):
+        go(settings, steps=4)
+    assert before == (
+        bytes_in(tmp_path / "run" / "checkpoints"), bytes_in(tmp_path / "run" / "model")
+    )  # fmt: skip
+
+
+def test_a_base_that_is_trained_in_full_is_in_the_checkpoint(
+    stage: Callable[..., dict], base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    settings = {**stage("sft"), "start": str(base)}
+    go({**settings, "folder": str(tmp_path / "one")}, steps=4)
+    two = {**settings, "folder": str(tmp_path / "two")}
+    go(two, steps=2)
+    perturb(base)
+    capsys.readouterr()
+    go(two, steps=4)
+    assert "base changed since" in " ".join(capsys.readouterr().err.split())
+    one, other = weights_in(tmp_path / "one"), weights_in(tmp_path / "two")
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())
+
+
+def test_another_reward_model(stage: Callable[..., dict], base: Path, tmp_path: Path) -> None:
+    settings = {**stage("grpo"), "folder": str(tmp_path / "run")}
+    model, tokenizer = native.load(base)
+    with_scalar_head(model, 0)
+    native.save(model, tokenizer, base)
+    settings["train"]["rollout"]["reward"] = {"kind": "model", "path": str(base)}
+    go(settings, steps=1)
+    perturb(base)
+    with pytest.raises(SettingError, match=r"train\.rollout\.reward\.path=\S+base: not what"):
+        go(settings, steps=2)
+
+
+def test_another_chat_template(stage: Callable[..., dict], base: Path, tmp_path: Path) -> None:
+    settings = {**stage("grpo"), "start": str(base), "folder": str(tmp_path / "run")}
+    go(settings, steps=1)
+    model, tokenizer = native.load(base)
+    tokenizer.template = f"{tokenizer.template} "
+    native.save(model, tokenizer, base)
+    with pytest.raises(SettingError, match="tokenizer: not what"):
+        go(settings, steps=2)
+
+
+def test_other_answers_to_the_same_questions(stage: Callable[..., dict], tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    rows = [{"prompt": f"What comes after {n}?", "answer": n + 1} for n in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {**stage("grpo"), "folder": str(tmp_path / "run")}
+    settings["data"] = {"tasks": [{"kind": "prompts", "path": str(file)}]}
+    go(settings, steps=1)
+    file.write_text(file.read_text().replace('"answer": 12', '"answer": 13'))
+    with pytest.raises(SettingError, match=r"trained on other data, .*fingerprint \w+ then, \w+"):
+        go(settings, steps=2)
+
+
+@pytest.fixture
+def text(stage: Callable[..., dict], tmp_path: Path) -> dict[str, Any]:
+    """A run over a text file of its own, which was stopped before its first checkpoint."""
+    file = tmp_path / "text.txt"
+    file.write_text("\n\n".join(f"Old words, number {n}." for n in range(60)))
+    settings = {**stage("pretrain"), "folder": str(tmp_path / "run")}
+    settings["data"] = {"path": str(file), "split": "paragraphs"}
+    settings["tokenizer"] = {"kind": "bpe", "vocabulary": 262}
+    with pytest.raises(SettingError, match=r"train\.context: 1 leaves nothing"):
+        go(settings, context=1)
+    assert not steps_in(tmp_path / "run")
+    return settings
+
+
+def tokens_of(settings: dict[str, Any]) -> bytes:
+    return (Path(settings["folder"]) / "data" / "train" / "tokens-00000.npy").read_bytes()
+
+
+@pytest.mark.parametrize("kept", ["tokenizer and data", "tokenizer"])
+def test_a_text_that_changed_before_the_first_checkpoint(
+    kept: str, text: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """As if the run had started now, also where only the tokenizer was ready."""
+    if kept == "tokenizer":
+        shutil.rmtree(tmp_path / "run" / "data")
+    file = Path(text["data"]["path"])
+    file.write_text(file.read_text().replace("Old", "New"))
+    capsys.readouterr()
+    go(text)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "text.txt has other contents (SHA-256" in said
+    assert "tokenizer and corpus are made again" in said
+    go({**text, "folder": str(tmp_path / "again")})
+    assert tokens_of(text) == tokens_of({"folder": str(tmp_path / "again")})
+
+
+def test_a_text_that_changed_after_the_first_checkpoint(
+    text: dict[str, Any], tmp_path: Path
+) -> None:
+    go(text, steps=2)
+    file, before = Path(text["data"]["path"]), bytes_in(tmp_path / "run")
+    old = file.read_text()
+    file.write_text(old + "\n\nMore.")
+    with pytest.raises(SettingError, match=r"data\.path: \S+text\.txt had [\d,]+ bytes then and"):
+        go(text, steps=4)
+    assert bytes_in(tmp_path / "run") == before
+    file.write_text(old)  # another time, the same contents
+    assert go(text, steps=4).finished
+    file.unlink()  # the corpus has all that the run needs
+    assert go(text, steps=5).finished
+
+
+def test_files_that_come_and_go(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    origin = origin_of(open_source(tmp_path))
+    assert change_in(origin, open_source(tmp_path)) is None
+    (tmp_path / "c.txt").write_text("c")
+    assert str(change_in(origin, open_source(tmp_path))).endswith("c.txt was not there then")
+    (tmp_path / "c.txt").unlink()
+    (tmp_path / "a.txt").unlink()
+    assert str(change_in(origin, open_source(tmp_path))).endswith(
+        "a.txt was there then and is gone"
+    )
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty"])
+def test_settings_that_are_lost_are_in_the_checkpoint(
+    damage: str, stage: Callable[..., dict], tmp_path: Path
+) -> None:
+    settings = {**stage("sft"), "folder": str(tmp_path / "run")}
+    go(settings, steps=2)
+    file = tmp_path / "run" / "run.yaml"
+    before = file.read_text()
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_text("")
+    with pytest.raises(SettingError, match=r"seed: 3, but .* was trained with 0"):
+        go({**settings, "seed": 3})
+    assert go(settings, steps=2).finished
+    assert file.read_text() == before
+
+
+def test_ranks_that_read_different_models() -> None:
+    class Others:
+        rank, count = 0, 2
+
+        def gather(self, value: dict) -> list[dict]:
+            return [value, {"start=base": "b" * 64}]
+
+    with pytest.raises(SettingError, match="start=base: rank 1 reads other contents than rank 0"):
+        check_ranks({"start=base": "a" * 64}, Others())  # type: ignore[arg-type]
+
+
+def rates(folder: Path) -> list[float]:
+    return [line["rate"] for line in read_lines(folder / "metrics.jsonl")]
+
+
+def test_a_rate_that_jumps_is_mentioned_and_can_stay(
+    stage: Callable[..., dict], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    settings = stage("sft", schedule={"kind": "cosine", "final": 0.05})
+    for name in ("jumps", "stays", "same"):
+        go({**settings, "folder": str(tmp_path / name)}, steps=10)
+    last = rates(tmp_path / "jumps")[-1]
+    capsys.readouterr()
+    go({**settings, "folder": str(tmp_path / "same")}, steps=10)
+    assert "learning rate" not in capsys.readouterr().err
+    go({**settings, "folder": str(tmp_path / "jumps")}, steps=20)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "The learning rate of step 11 is" in said
+    assert "(train.steps changed)" in said
+    advice = dict(word.split("=", 1) for word in said.split() if word.startswith("train."))
+    rate = float(advice["train.optimizer.rate"])
+    assert advice["train.schedule"] == "constant."
+    optimizer = {**settings["train"]["optimizer"], "rate": rate}
+    stays = {**settings, "folder": str(tmp_path / "stays")}
+    go(stays, steps=20, optimizer=optimizer, schedule="constant")
+    assert rates(tmp_path / "stays")[10:] == pytest.approx([last] * 10, rel=0.01)
