@@ -221,10 +221,7 @@ def test_a_base_model_with_a_template_learns_to_end_a_turn(there, tmp_path, way)
     template = "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}"
     base = Tokenizer(inner, {"eos_token": SPECIALS[0]}, template, [0])
     there(tokenizer=base)
-    folder = tmp_path / "there"
-    path = (
-        next(p.parent for p in tmp_path.rglob("tokenizer.json")) if not folder.exists() else folder
-    )
+    path = tmp_path / "there"
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": 0}))
     assert load_model(path)[1].stop_ids == {0}
     start = str(path) if way == "path" else Pretrained(path=str(path))
