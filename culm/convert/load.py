@@ -122,11 +122,12 @@ def load_pretrained(name: str) -> tuple[Transformer, Tokenizer]:
 
 def _adapted(folder: Path, device: torch.device | str) -> tuple[Transformer, Tokenizer]:
     """The base that an adapter names, with the adapter merged into it."""
-    base = base_of(folder)
+    base, revision = base_of(folder)
     if peft.is_adapter(find_model(base)):
         raise SettingError(f"{folder}: its base {base} is an adapter too; import that one first")
     try:
-        model, tokenizer = load_model(base, device)
+        on_hub = revision and not find_model(base).exists() and HUB_ID.fullmatch(base)
+        model, tokenizer = load_model(download(base, revision) if on_hub else base, device)
     except SettingError as error:
         raise SettingError(f"{folder}: the base of this adapter: {error}") from None
     peft.load(model, folder)
@@ -206,10 +207,15 @@ def refuse_overwrite(source: str | Path, out: str | Path) -> None:
         raise SettingError(f"{out}: this is the source model; choose another name")
 
 
-def download(name: str) -> str:
+def download(name: str, revision: str | None = None) -> str:
+    """The folder of a model on the hub, downloaded once. revision: a version; default: the newest.
+
+    Raises:
+        SettingError: there is none, or the hub is not reachable.
+    """
     wanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
     try:
-        return snapshot_download(name, allow_patterns=wanted)
+        return snapshot_download(name, revision=revision, allow_patterns=wanted)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         offline = isinstance(error, LocalEntryNotFoundError)
         reason = (

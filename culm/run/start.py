@@ -63,9 +63,9 @@ class Pretrained(Config):
         known = tokenizer.vocabulary
         if self.chat:
             tokenizer = tokenizer.with_chat()
-        tokenizer = with_turn_end(tokenizer, self.source)
         if self.template_arguments:
             tokenizer = tokenizer.with_template_arguments(self.template_arguments)
+        tokenizer = with_turn_end(tokenizer, self.source)
         used = min(known, model.config.vocabulary)
         if tokenizer.vocabulary > used:
             grow(model, used, tokenizer.vocabulary)

@@ -15,7 +15,14 @@ from culm.log import say
 from culm.tokenizer.added import CONFIG, DECODER, EXTRA, add_declared
 from culm.tokenizer.chat import token_name
 from culm.tokenizer.generation import GENERATION, MODEL, read_generation
-from culm.tokenizer.templates import CHAT, DEFAULT, MORE, named, read_templates, write_templates
+from culm.tokenizer.template_files import (
+    CHAT,
+    DEFAULT,
+    MORE,
+    named,
+    read_templates,
+    write_templates,
+)
 
 MARKS = "special_tokens_map.json"
 FILES = {"tokenizer.json", CONFIG, MARKS, CHAT, MORE, GENERATION}  # of a folder that we write

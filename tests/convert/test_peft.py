@@ -181,6 +181,27 @@ def test_a_tokenizer_of_an_adapter_keeps_the_ends_of_the_base(based, tokenizer, 
     assert found.generation["temperature"] == 0.3
 
 
+def test_the_version_of_a_base_on_the_hub(written, tmp_path, tokens, monkeypatch):
+    asked = []
+
+    def found(name, **options):
+        asked.append((name, options["revision"]))
+        return str(tmp_path / "base")
+
+    monkeypatch.setattr("culm.convert.load.snapshot_download", found)
+    expected = read(written, "cpu")[0](tokens)
+    change(written, {"base_model_name_or_path": "some/model", "revision": "v2"})
+    assert torch.equal(read(written, "cpu")[0](tokens), expected)
+    change(written, {"revision": None})
+    assert torch.equal(read(written, "cpu")[0](tokens), expected)
+    assert asked == [("some/model", "v2"), ("some/model", None)]
+    change(written, {"base_model_name_or_path": str(tmp_path / "base"), "revision": "v2"})
+    assert torch.equal(read(written, "cpu")[0](tokens), expected)  # a folder has no versions
+    change(written, {"revision": 3})
+    with pytest.raises(SettingError, match="revision: 3 is not the name of a version"):
+        read(written, "cpu")
+
+
 def test_an_adapter_of_the_run_that_trained_it(written, tmp_path, tokens):
     (tmp_path / "run").mkdir()
     written.rename(tmp_path / "run" / "adapter")

@@ -212,3 +212,17 @@ def test_a_model_of_our_own_is_given_a_chat_template(there, tmp_path):
         parse(Pretrained, {"chat": True}, "start")
     with pytest.raises(SettingError, match=r"start\.path: .*none: "):
         start_of(Pretrained(path=str(tmp_path / "none")))
+
+
+@pytest.mark.parametrize("way", ["path", "settings"])
+def test_a_base_model_with_a_template_learns_to_end_a_turn(there, tmp_path, way):
+    """Its list of ends has the end of a document alone, as of a base model of Qwen2.5."""
+    inner = tokenizers.Tokenizer.from_str(BPE(vocabulary=290).build(["a b c"] * 9).json)
+    template = "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}"
+    base = Tokenizer(inner, {"eos_token": SPECIALS[0]}, template, [0])
+    there(tokenizer=base)
+    path = tmp_path / "there"
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": 0}))
+    assert load_model(path)[1].stop_ids == {0}
+    start = str(path) if way == "path" else Pretrained(path=str(path))
+    assert start_of(start)[1].stop_ids == {0, base.specials["<|end|>"]}

@@ -303,3 +303,15 @@ def test_a_template_that_is_no_text_is_refused(tmp_path, given):
     folder = save(tmp_path / "b", base("</s>"), tokenizer_config={"chat_template": listed})
     with pytest.raises(SettingError, match=r"chat_template: '../x' cannot name a file"):
         Tokenizer.load(folder).save(tmp_path / "c")
+
+
+def test_a_changed_template_keeps_ends_and_generation_settings(tmp_path):
+    generation = {"eos_token_id": [256, 257], "temperature": 0.6}
+    folder = save(tmp_path / "a", base("</s>", "<|over|>"), generation_config=generation)
+    ours = Tokenizer.load(folder)
+    chat = ours.with_chat()
+    assert chat.stop_ids == {256, 257, chat.specials["<|end|>"]}
+    assert chat.end_of_turn == chat.specials["<|end|>"]
+    for made in (chat, chat.with_template_arguments({"enable_thinking": False})):
+        assert (made.stop_ids, made.generation) == (chat.stop_ids, ours.generation)
+        assert made.end_of_text == ours.end_of_text

@@ -17,7 +17,7 @@ from culm.config import SettingError
 from culm.convert.gguf.metadata import TEXT, Metadata
 from culm.convert.gguf.sampling import read_sampling
 from culm.tokenizer.sentencepiece import BYTES, SPACE, merged_by_score
-from culm.tokenizer.templates import DEFAULT, named
+from culm.tokenizer.template_files import DEFAULT, named
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import splitter
 

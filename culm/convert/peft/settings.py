@@ -28,20 +28,25 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def base_of(folder: Path) -> str:
-    """The path or hub id of an adapter's base model.
+def base_of(folder: Path) -> tuple[str, str | None]:
+    """The path or hub id of an adapter's base model, and its revision on the hub if it has one.
 
     Raises:
         SettingError: the folder does not name it.
     """
     path = folder / NAME
-    base = read_json(path).get("base_model_name_or_path")
+    given = read_json(path)
+    base, revision = given.get("base_model_name_or_path"), given.get("revision")
     if not isinstance(base, str) or not base:
         raise SettingError(
             f"{path}: base_model_name_or_path names no model; give the adapter with its base: "
             "culm.load(BASE, adapter=FOLDER)"
         )
-    return base
+    if not isinstance(revision, str | None):
+        raise SettingError(
+            f"{path}: revision: {revision!r} is not the name of a version; remove it"
+        )
+    return base, revision
 
 
 @dataclass(frozen=True)
