@@ -180,6 +180,12 @@ def compose_run(
     run = compose(name, "run", layout) if name is not None else Composed({}, {})
     values, origins = dict(run.values), dict(run.origins)
     pairs = [_split(setting) for setting in settings]
+    names = [dotted for dotted, _ in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise SettingError(
+            f"{twice}: given twice; give it once, and put quotes around a value with braces, which "
+            "a shell would make two settings of"
+        )
     for dotted, value in pairs:
         if "." not in dotted:
             values[dotted] = value

@@ -13,7 +13,6 @@ from typing import Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from culm.adapt.quantize import Method, Quantizers
 from culm.config import Config, listed
@@ -123,7 +122,7 @@ class Writer:
                 return f"list of {len(parts)}: {inner}"
             return f"{inner}, or a list" if single else f"list of {inner}"
         if isinstance(origin, type) and issubclass(origin, Mapping):
-            return f"names with {self.named(parts[1])}"
+            return f"names with {self.named(parts[1])}".replace("Any", "any value")
         if origin is not None:  # Annotated
             marks = annotation.__metadata__
             return self.type_of_marked(parts[0], marks)
@@ -164,9 +163,10 @@ def slug(heading: str) -> str:
 
 
 def default(field: FieldInfo) -> str:
-    if field.default is PydanticUndefined:
+    if field.is_required():
         return "required"
-    return f"`{json.dumps(plain(field.default), ensure_ascii=False)}`"
+    value = field.get_default(call_default_factory=True)
+    return f"`{json.dumps(plain(value), ensure_ascii=False)}`"
 
 
 def plain(value: Any) -> Any:

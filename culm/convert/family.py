@@ -55,7 +55,10 @@ class Fields:
         """SettingError if a setting is left that is switched on."""
         for name, value in self.left.items():
             if value:  # None, false, 0 and empty mean off
-                raise SettingError(f"{name}: {value!r} is not known here and may change the model")
+                raise SettingError(
+                    f"{name}: {value!r} is not known here and may change the model; remove it "
+                    "from the file if the model does not need it"
+                )
 
 
 @dataclass(frozen=True)
@@ -117,21 +120,33 @@ def family_of(config: TransformerConfig, families: Sequence[Family], target: str
         )
     nearest: tuple[int, str] | None = None
     for family in families:
-        wanted = _leaves(family.untied(config))
-        try:
-            given = family.write(family.untied(config).resolved())
-            found = _leaves(family.config(given, family.name))
-        except SettingError as error:
-            nearest = nearest or (len(wanted), str(error))
-            continue
-        differing = [path for path in wanted | found if wanted.get(path) != found.get(path)]
-        if not differing:
+        differs = _misfit(family, config, target)
+        if differs is None:
             return family
-        if nearest is None or len(differing) < nearest[0]:
-            lacking = f"{_shown(differing[0], config)}: no {target} family has this with the rest"
-            nearest = (len(differing), f"{lacking}; the nearest is {family.name}")
+        if nearest is None or differs[0] < nearest[0]:
+            nearest = differs
     assert nearest is not None
     raise NoFamilyError(nearest[1])
+
+
+def fits(family: Family, config: TransformerConfig) -> bool:
+    """Whether a family supports this model."""
+    return _misfit(family, config, family.name) is None
+
+
+def _misfit(family: Family, config: TransformerConfig, target: str) -> tuple[int, str] | None:
+    """How many settings the family lacks, and a sentence about the first; None if none."""
+    wanted = _leaves(family.untied(config))
+    try:
+        given = family.write(family.untied(config).resolved())
+        found = _leaves(family.config(given, family.name))
+    except SettingError as error:
+        return len(wanted), str(error)
+    differing = [path for path in wanted | found if wanted.get(path) != found.get(path)]
+    if not differing:
+        return None
+    lacking = f"{_shown(differing[0], config)}: no {target} family has this with the rest"
+    return len(differing), f"{lacking}; the nearest is {family.name}"
 
 
 def _leaves(config: TransformerConfig) -> dict[str, Any]:

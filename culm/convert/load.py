@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import tokenizers
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -20,7 +21,8 @@ from culm.device import choose_device, choose_precision
 from culm.dtype import DTYPES, dtype_of
 from culm.model.backend import place
 from culm.model.transformer import Transformer
-from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
+from culm.tokenizer.rows import within_rows
+from culm.tokenizer.tokenizer import Tokenizer
 
 KNOWN = "a run, model, adapter or Hugging Face folder, a .gguf file, or a llama2.c .bin file"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -130,9 +132,21 @@ def _adapted(folder: Path, device: torch.device | str) -> tuple[Transformer, Tok
     peft.load(model, folder)
     merge_verified(model)
     if (folder / "tokenizer.json").is_file():  # it may have a new chat template
-        tokenizer = Tokenizer.load(folder)
-        check_vocabulary(tokenizer, model.config.vocabulary, folder)
+        own = _generating_as(tokenizer, Tokenizer.load(folder))
+        tokenizer = within_rows(own, model.config.vocabulary, folder)
     return model, tokenizer
+
+
+def _generating_as(base: Tokenizer, own: Tokenizer) -> Tokenizer:
+    """The tokenizer of an adapter with the ends and generation settings of its base.
+
+    PEFT saves none of them; Culm does.
+    """
+    if own.generation or "stop_ids" in own.settings:
+        return own
+    inner = tokenizers.Tokenizer.from_str(own.json)
+    stops = (id for id in base.stop_ids if id < own.vocabulary)
+    return Tokenizer(inner, own.settings, own.template, stops, base.generation)
 
 
 def load_adapter(model: Transformer, path: str | Path) -> int:

@@ -22,12 +22,30 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 @dataclass(frozen=True)
 class TensorRule:
-    """ours, theirs: names. read: their tensors -> ours; write: ours -> theirs."""
+    """ours, theirs: names. read: their tensors -> ours; write: ours -> theirs.
+
+    transposed: their matrices are (inputs, outputs); `read` gets and `write` gives the others.
+    """
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
     read: Change = list
     write: Change = list
+    transposed: bool = False
+
+    def reading(self, tensors: list[Tensor]) -> Sequence[Tensor]:
+        """Their tensors of a file as ours."""
+        return self.read(_transposed(tensors) if self.transposed else tensors)
+
+    def writing(self, tensors: list[Tensor]) -> Sequence[Tensor]:
+        """Our tensors as theirs in a file."""
+        made = self.write(tensors)
+        return _transposed(made) if self.transposed else made
+
+
+def _transposed(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Matrices the other way round; vectors unchanged."""
+    return [tensor.t() if tensor.dim() == 2 else tensor for tensor in tensors]
 
 
 def renamed(table: dict[str, str]) -> list[TensorRule]:
@@ -43,7 +61,7 @@ def read(
     Raises:
         SettingError: a part of a tensor is missing.
     """
-    return _stream(tensors, [(rule.theirs, rule.ours, rule.read) for rule in rules], experts)
+    return _stream(tensors, [(rule.theirs, rule.ours, rule.reading) for rule in rules], experts)
 
 
 def rooted(name: str, root: str, rules: Sequence[TensorRule]) -> str:
@@ -62,7 +80,7 @@ def write(
     tensors: Iterable[tuple[str, Tensor]], rules: Sequence[TensorRule]
 ) -> Iterator[tuple[str, Tensor]]:
     """Our tensors as theirs."""
-    return _stream(tensors, [(rule.ours, rule.theirs, rule.write) for rule in rules], 0)
+    return _stream(tensors, [(rule.ours, rule.theirs, rule.writing) for rule in rules], 0)
 
 
 @dataclass
@@ -135,25 +153,49 @@ def _pattern(name: str) -> str:
 
 
 class ModuleNames:
-    """Both names of the modules that differ in name only."""
+    """Both names of the modules of a family."""
 
     def __init__(self, rules: Sequence[TensorRule]) -> None:
-        pairs = {r.ours[0]: r.theirs[0] for r in rules if len(r.ours) == 1 and r.read is list}
-        self._theirs = {ours: theirs for ours, theirs in pairs.items() if "*" not in theirs}
-        self._ours = {theirs: ours for ours, theirs in self._theirs.items()}
+        self._patterns = {theirs for rule in rules for theirs in rule.theirs}
+        single = [rule for rule in rules if len(rule.theirs) == 1]
+        self._rules = {rule.theirs[0]: rule for rule in single if not _stacked(rule)}
+        plain = [r for r in self._rules.values() if len(r.ours) == 1 and r.read is list]
+        self._theirs = {rule.ours[0]: rule for rule in plain}
 
     def theirs(self, name: str) -> str | None:
-        """Their name of a module of ours."""
-        return _renumbered(name, self._theirs)
+        """Their name of a module of ours that differs in name only."""
+        rule = self._theirs.get(_pattern(name))
+        return None if rule is None else _renumbered(rule.theirs[0], name)
 
-    def ours(self, name: str) -> str | None:
-        """Our name of a module of theirs."""
-        return _renumbered(name, self._ours)
+    def is_transposed(self, name: str) -> bool:
+        """Whether their matrix for a module of ours is (inputs, outputs)."""
+        rule = self._theirs.get(_pattern(name))
+        return rule is not None and rule.transposed
+
+    def rule(self, name: str) -> TensorRule | None:
+        """The rule of one of their modules; it gives several of ours for a fused one."""
+        return self._rules.get(_pattern(name))
+
+    def ours(self, name: str) -> list[str]:
+        """Our names of one of their modules; none if it is not known."""
+        rule = self.rule(name)
+        return [_renumbered(ours, name) for ours in rule.ours] if rule else []
+
+    def has(self, name: str) -> bool:
+        """Whether a model of this family has such a module, even if it has no place here."""
+        pattern = _pattern(name)
+        return any(known == pattern or known.startswith(f"{pattern}.") for known in self._patterns)
 
 
-def _renumbered(name: str, table: dict[str, str]) -> str | None:
-    found, numbers = table.get(_pattern(name)), _NUMBER.findall(name)
-    return found and found.replace("#", numbers[0] if numbers else "#")
+def _stacked(rule: TensorRule) -> bool:
+    """Whether it is about experts, which are one tensor here."""
+    return any("experts" in name.split(".") for name in (*rule.ours, *rule.theirs))
+
+
+def _renumbered(pattern: str, name: str) -> str:
+    """A pattern with the number of the layer of a name."""
+    numbers = _NUMBER.findall(name)
+    return pattern.replace("#", numbers[0] if numbers else "#")
 
 
 # -- changes that several families need ---------------------------------------------------------
@@ -167,16 +209,6 @@ def split(*sizes: int) -> Change:
 def join(tensors: list[Tensor]) -> list[Tensor]:
     """Several tensors joined along their rows."""
     return [torch.cat(tensors)]
-
-
-def transposed(change: Change) -> Change:
-    """Matrices (inputs, outputs) as (outputs, inputs), before a change; vectors unchanged."""
-    return lambda tensors: change([t.t() if t.dim() == 2 else t for t in tensors])
-
-
-def then_transposed(change: Change) -> Change:
-    """The same after a change."""
-    return lambda tensors: [t.t() if t.dim() == 2 else t for t in change(tensors)]
 
 
 def interleaved(rows: Tensor, heads: int) -> Tensor:

@@ -32,7 +32,7 @@ def calibration_rows(paths: Sequence[str], tokenizer: Tokenizer, context: int) -
         SettingError: the text is missing, or shorter than two rows.
     """
     length, format = min(context, LENGTH), DocumentFormat(max_characters=1 << 20)
-    texts = ([text] for _, text in found_in(_opened(paths), format.contents))
+    texts = (texts for _, texts in found_in(_opened(paths), format.contents))
     examples = chain.from_iterable(format.encode(text, tokenizer) for text in texts)
     ids = list(islice(chain.from_iterable(e.tokens for e in examples), ROWS * length))
     count = len(ids) // length

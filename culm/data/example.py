@@ -6,21 +6,34 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from culm.batch import Reads
 from culm.config import Config
+from culm.data.source.record import shape_of
 from culm.tokenizer.tokenizer import Tokenizer
 
-Content = str | list[dict[str, Any]]  # a text, or the messages of a dialogue
+
+class Dialogue(NamedTuple):
+    """messages: role and content, in order. tools: that the assistant may call."""
+
+    messages: list[dict[str, Any]]
+    tools: list[Any] | None = None
+
+
+Content = str | Dialogue
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One document: its token ids, and which of them are learned."""
+    """One document: its token ids, and which of them are learned.
+
+    unread: keys of its messages that the chat template does not use.
+    """
 
     tokens: list[int]
     learned: list[bool]
+    unread: frozenset[str] = frozenset()
 
 
 class RecordFormat(Config, ABC):
@@ -30,6 +43,7 @@ class RecordFormat(Config, ABC):
     gives: what an objective can read in its examples. group: how many in a row belong together.
     """
 
+    kind: str
     gives: ClassVar[Reads] = "documents"
     group: ClassVar[int] = 1
 
@@ -51,6 +65,7 @@ class RecordFormat(Config, ABC):
         """What a record says.
 
         Raises:
+            LeftOut: nothing can be learned from it.
             ValueError: the record does not have the shape of this format; says what it has.
         """
 
@@ -89,9 +104,3 @@ def number_of(record: dict[str, Any], key: str) -> float:
     if not isinstance(value, bool | int | float) or not math.isfinite(value):
         raise ValueError(f"no number in {key!r}; {shape_of(record)}")
     return float(value)
-
-
-def shape_of(record: dict[str, Any]) -> str:
-    """The keys of a record and what is under them, for messages."""
-    found = (f"{key} ({type(value).__name__})" for key, value in record.items())
-    return "it has " + ", ".join(found) if record else "it is empty"

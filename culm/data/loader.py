@@ -31,9 +31,10 @@ class Loader:
     """Rows of `context` tokens, `rows_per_step` of them in a step over all ranks.
 
     rows: rows in an epoch. epoch_steps: steps that show every row once. targets: learned targets
-    in an epoch. efficiency: share of positions that hold a token. truncated: documents that were
-    cut at the end; left_out: rows in which nothing was left to learn. dialogues: whether answers
-    are learned, each with its end. fingerprint: of the order.
+    in an epoch. efficiency: share of positions that hold a token. truncated: documents that are
+    learned from without their end; left_out: those of `documents`, or pairs, in which nothing is
+    left to learn. dialogues: whether answers are learned, each with its end. fingerprint: of the
+    order.
 
     A pair counts as one row here: a batch of N pairs has 2N rows, chosen and rejected in turn.
     """
@@ -62,7 +63,9 @@ class Loader:
         self._single = _is_single(prepared)
         self._columns = {name: prepared.column(name) for name in prepared.manifest.columns}
         self._packed = _pack(prepared, context, packing)
-        learned = _learned_targets(prepared, self._packed).reshape(-1, self._group)
+        targets = _learned_targets(prepared, self._packed)
+        rows = np.add.reduceat(targets, self._packed.first[:-1])
+        learned = rows.reshape(-1, self._group)
         self._kept = np.flatnonzero((learned > 0).all(axis=1))
         self._epoch, self._order = -1, self._kept
         self.rows = len(self._kept)
@@ -74,11 +77,30 @@ class Loader:
         self.epoch_steps = -(-self.rows // rows_per_step)
         self.targets = int(learned[self._kept].sum())
         self.efficiency = self._packed.efficiency(context)
-        self.truncated = self._packed.truncated
         self.dialogues = prepared.manifest.format != "document"
-        self.left_out = len(learned) - self.rows
+        self.documents, self.left_out = len(learned), len(learned) - self.rows
+        if self.dialogues and len(targets) == len(prepared.offsets) - 1 and not self._single:
+            self.documents, self.left_out = len(targets), int((targets == 0).sum())
+        cut = ~np.isin(self._packed.ends, prepared.offsets) & (targets > 0)
+        self.truncated = int(cut.sum()) if self._packed.truncated else 0
         facts = (prepared.fingerprint, context, rows_per_step, seed, packing)
         self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a person should know about the corpus and its rows, a sentence each."""
+        remarks, context = list(self._prepared.manifest.remarks), self._context
+        what = "pairs" if self._group == 2 else "documents"
+        if self.left_out:
+            remarks.append(
+                f"{self.left_out:,} of {self.documents:,} {what} have no learned token "
+                f"within {context} tokens and are left out."
+            )
+        if self.truncated:
+            remarks.append(
+                f"{self.truncated:,} documents are longer than {context} tokens and are truncated."
+            )
+        return remarks
 
     @property
     def gives(self) -> Reads:
@@ -176,14 +198,14 @@ def _pack(prepared: Prepared, context: int, packing: Packing) -> PackedRows:
 
 
 def _learned_targets(prepared: Prepared, rows: PackedRows) -> np.ndarray:
-    """(rows,) how many targets of each row are learned."""
+    """(segments,) how many targets of each segment are learned."""
     firsts = rows.starts + 1  # the first token of a segment is no target
     counts = rows.ends - firsts
     if prepared.masked:
         counts = np.zeros_like(counts)
         for learned in prepared.learned_positions():
             counts += np.searchsorted(learned, rows.ends) - np.searchsorted(learned, firsts)
-    return np.add.reduceat(counts, rows.first[:-1])
+    return counts
 
 
 def _spans(

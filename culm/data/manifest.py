@@ -14,6 +14,7 @@ from culm.files import sha256
 
 NAME = "manifest.json"
 CONTENTS = (NAME, "tokenizer", "train", "held_out")
+SHARE = 0.05  # of the bytes that is held out without a remark
 
 
 class File(Config):
@@ -44,6 +45,8 @@ class Manifest(Config):
     gives: what an objective can read in it. group: documents that belong together. columns: names
     of the numbers that each document carries. dropped: exact duplicates. tokenizer: a fingerprint.
     origin: the files that it was made from.
+    template: one of the chat template and its variables, for dialogues.
+    notes: what was left out or not used; the number comes before the phrase.
     """
 
     source: str
@@ -53,11 +56,13 @@ class Manifest(Config):
     group: int
     columns: tuple[str, ...] = ()
     tokenizer: str
+    template: str | None = None
     vocabulary: int
     end_of_text: int
     held_out: float
     seed: int
     dropped: int
+    notes: dict[str, int] = Field(default_factory=dict)
     splits: dict[str, SplitFacts]
 
     @property
@@ -71,6 +76,23 @@ class Manifest(Config):
     @property
     def bytes(self) -> int:
         return sum(split.bytes for split in self.splits.values())
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a person should know about the corpus, a sentence each."""
+        counts, sizes = dict(self.notes), self.splits
+        if self.dropped:
+            counts["records are duplicates and dropped; data.duplicates=keep keeps them"] = (
+                self.dropped
+            )
+        remarks = [f"{count:,} {phrase}." for phrase, count in counts.items()]
+        share = sizes["held_out"].bytes / max(1, self.bytes) if "held_out" in sizes else 0.0
+        if share > 2 * self.held_out and share > SHARE:
+            remarks.append(
+                f"{100 * share:.0f} % of the bytes are held out, by data.held_out={self.held_out}: "
+                "there are few documents, and each is in one split."
+            )
+        return remarks
 
     def write(self, folder: Path) -> None:
         text = json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n"

@@ -11,35 +11,43 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from culm.config import SettingError
-from culm.data.example import Content, Example, RecordFormat
+from culm.data.example import Content, Dialogue, Example, RecordFormat
 from culm.data.format.document import DocumentFormat
 from culm.data.manifest import CONTENTS, Manifest, is_corpus
 from culm.data.origin import origin_of
 from culm.data.shards import Document, SplitWriter
-from culm.data.source import Record, Source, bad_record, bytes_in, found_in
+from culm.data.source import Invalid, Source, bad_record, bytes_in, found_in, skipped_in
+from culm.data.source.record import LeftOut, Record
 from culm.files import atomic, refuse_existing
-from culm.log import Bar, progress
+from culm.log import Bar, progress, say
+from culm.tokenizer.offsets import any_of
 from culm.tokenizer.tokenizer import Tokenizer
 
 BATCH = 1 << 20  # bytes of text that are encoded together
+UNREADABLE = "records cannot be read and are left out"
+
+Duplicates = Literal["drop", "keep"]
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Contents that belong together: one, or a pair. record: number of the record; size: in bytes;
+    """Contents that belong together: one, or a pair. place: of their record; size: in bytes;
     numbers: of the record, in the columns of the format.
     """
 
     contents: list[Content]
-    record: int
+    place: str
     size: int
     numbers: tuple[float, ...] = ()
 
@@ -57,6 +65,9 @@ def prepare(
     folder: str | Path,
     held_out: float = 0.02,
     seed: int = 0,
+    *,
+    duplicates: Duplicates = "drop",
+    invalid: Invalid = "error",
     overwrite: bool = False,
 ) -> Manifest:
     """Write the token shards of a corpus to a new folder.
@@ -64,7 +75,9 @@ def prepare(
     held_out: share of the documents in the split "held_out", chosen by a hash of the document and
     the seed; at least one. With 0 there is no such split. All other documents are in the split
     "train". The text decides, not the tokens: the splits are the same for every tokenizer.
-    The folder appears when it is complete, or not at all. overwrite: replace an older corpus there.
+    duplicates: whether only the first of equal records is kept. invalid: with "skip", a record that
+    cannot be read is left out and counted. overwrite: replace an older corpus there.
+    The folder appears when it is complete, or not at all.
 
     Raises:
         SettingError: there is nothing to read, a record has an unknown shape, the corpus cannot be
@@ -77,11 +90,14 @@ def prepare(
         lengths[tokenizer.end_of_text] = 0  # also where it is a byte of its own
         names = ("train", "held_out") if held_out else ("train",)
         writers = {name: SplitWriter(work / name, lengths, format.columns) for name in names}
-        divider = _Splitter(held_out, seed, CUT if isinstance(format, DocumentFormat) else "")
+        cut = CUT if isinstance(format, DocumentFormat) else ""
+        divider = _Splitter(held_out, seed, cut, duplicates)
+        notes = Notes(invalid)
+        notes.counts.update(skipped_in(source))
         try:
             with progress("prepare", source.size, "bytes") as bar:
-                divided = divider.divide(_units(source, format, bar), source.name)
-                for name, documents in _encoded(divided, source, format, tokenizer):
+                divided = divider.divide(_units(source, format, bar, notes), source.name)
+                for name, documents in _encoded(divided, format, tokenizer, notes):
                     writers[name].append(documents)
         finally:
             for writer in writers.values():
@@ -89,8 +105,10 @@ def prepare(
         splits = {name: writer.facts() for name, writer in writers.items()}
         manifest = Manifest(
             source=source.name, origin=origin, held_out=held_out, seed=seed,
-            dropped=divider.dropped, format=str(format.model_dump()["kind"]), gives=format.gives,
-            group=format.group, columns=format.columns, tokenizer=tokenizer.fingerprint,
+            dropped=divider.dropped, notes=notes.counts,
+            format=format.kind, gives=format.gives, group=format.group,
+            columns=format.columns, tokenizer=tokenizer.fingerprint,
+            template=None if format.kind == 'document' else tokenizer.template_fingerprint,
             vocabulary=tokenizer.vocabulary, end_of_text=tokenizer.end_of_text, splits=splits,
         )  # fmt: skip
         tokenizer.save(work / "tokenizer")
@@ -98,19 +116,40 @@ def prepare(
     return manifest
 
 
-def _units(source: Source, format: RecordFormat, bar: Bar) -> Iterator[Unit]:
+class Notes:
+    """What was not used or left out of a corpus: counts by a phrase that follows the number."""
+
+    def __init__(self, invalid: Invalid) -> None:
+        self.counts = Counter[str]()
+        self._skips = invalid == "skip"
+
+    def skipped(self, error: ValueError) -> None:
+        """Count a record that is left out, or raise its error."""
+        if isinstance(error, LeftOut):
+            self.counts[str(error)] += 1
+        elif self._skips:
+            if not self.counts[UNREADABLE]:
+                say(f"Left out, as data.invalid=skip asks: {error}")
+            self.counts[UNREADABLE] += 1
+        else:
+            raise error
+
+    def unread(self, keys: Iterable[str], what: str, reader: str) -> None:
+        """Count keys that nothing has read."""
+        self.counts.update(f"{what} have the key {key!r}, which {reader}" for key in keys)
+
+
+def _units(source: Source, format: RecordFormat, bar: Bar, notes: Notes) -> Iterator[Unit]:
     done = 0
-    contents: list[Content] = []
 
-    def read(record: Record) -> Iterator[tuple[Content, tuple[float, ...]]]:
-        numbers = format.numbers(record)
-        return ((content, numbers) for content in format.contents(record))
+    def read(record: Record) -> Iterator[tuple[tuple[float, ...], list[Content]]]:
+        yield format.numbers(record), list(format.contents(record))
 
-    for record, (content, numbers) in found_in(source, read):
-        contents.append(content)
-        if len(contents) == format.group:
-            yield (unit := Unit(contents, record, bytes_in(contents), numbers))
-            contents = []
+    for record, [(numbers, contents)] in found_in(source, read, notes.skipped):
+        notes.unread(record.unread, "records", "is not used")
+        for start in range(0, len(contents), format.group):
+            part = contents[start : start + format.group]
+            yield (unit := Unit(part, record.place, bytes_in(part), numbers))
             bar.advance(unit.size)
             done += unit.size
     bar.advance(max(0, (source.size or 0) - done))  # what quotes and braces of the files took
@@ -124,8 +163,9 @@ class _Splitter:
     where no key is below the share, and the one to train on where all are.
     """
 
-    def __init__(self, held_out: float, seed: int, cut: str) -> None:
+    def __init__(self, held_out: float, seed: int, cut: str, duplicates: Duplicates) -> None:
         """cut: what to say of how one document becomes several."""
+        self._keep = duplicates == "keep"
         self._held_out, self._seed, self._cut = held_out, seed.to_bytes(8, "little"), cut
         self._seen: set[bytes] = set()
         self.dropped = 0
@@ -158,7 +198,7 @@ class _Splitter:
         """Each new unit with its key; duplicates are counted."""
         for unit in units:
             digest = _digest(unit)
-            if digest in self._seen:
+            if digest in self._seen and not self._keep:
                 self.dropped += 1
                 continue
             self._seen.add(digest)
@@ -167,21 +207,54 @@ class _Splitter:
 
 
 def _digest(unit: Unit) -> bytes:
-    written = json.dumps(unit.contents, sort_keys=True, default=str)
+    said = [
+        one.messages if isinstance(one, Dialogue) and one.tools is None else one
+        for one in unit.contents
+    ]
+    written = json.dumps(said, sort_keys=True, default=str)
     return hashlib.blake2b(written.encode(), digest_size=16).digest()
 
 
 def _encoded(
-    divided: Iterable[tuple[str, Unit]], source: Source, format: RecordFormat, tokenizer: Tokenizer
+    divided: Iterable[tuple[str, Unit]],
+    format: RecordFormat,
+    tokenizer: Tokenizer,
+    notes: Notes,
 ) -> Iterator[tuple[str, list[Document]]]:
+    special = any_of(tokenizer.specials)
     for batch in _batches(divided):
         contents = [content for _, unit in batch for content in unit.contents]
+        examples = _by_unit(format, [unit for _, unit in batch], tokenizer)
+        for text in contents:
+            names = set(special.findall(text)) if isinstance(text, str) else ()
+            notes.counts.update(
+                f"documents contain {name} as text; data.separator={name!r} would divide them there"
+                for name in names
+            )
+        for (split, unit), found in zip(batch, examples, strict=True):
+            if isinstance(found, ValueError):
+                notes.skipped(bad_record(unit.place, found))
+                continue
+            for example in found:
+                notes.unread(example.unread, "messages", "the chat template does not use")
+            yield split, [_arrays(example, unit.numbers) for example in found]
+
+
+def _by_unit(
+    format: RecordFormat, units: Sequence[Unit], tokenizer: Tokenizer
+) -> Iterator[list[Example] | ValueError]:
+    """The examples of each unit, or why it has none, one after the other."""
+    start = 0
+    while start < len(units):
+        contents = [content for unit in units[start:] for content in unit.contents]
         examples = format.encode(contents, tokenizer)
-        for split, unit in batch:
+        for unit in units[start:]:
+            start += 1
             try:
-                yield split, [_arrays(next(examples), unit.numbers) for _ in unit.contents]
+                yield list(islice(examples, len(unit.contents)))
             except ValueError as error:
-                raise bad_record(source, unit.record, error) from None
+                yield error
+                break  # `examples` ended with it
 
 
 def _batches(divided: Iterable[tuple[str, Unit]]) -> Iterator[list[tuple[str, Unit]]]:

@@ -12,6 +12,7 @@ from culm.config import Config, listed
 from culm.data.format import Format
 from culm.data.format.document import DocumentFormat
 from culm.data.loader import Packing
+from culm.data.prepare import Duplicates
 from culm.data.source import DocumentSplit, Invalid, Limited, Source, open_source
 from culm.data.source.tasks import TaskSource
 from culm.task import Tasks
@@ -23,7 +24,11 @@ class DataConfig(Config):
     path: files, folders, "stdlib" or dataset ids (see `open_source`); one or a list.
     prepared: a folder that `prepare` wrote, in place of a path.
     format: what a record means. held_out: share of the documents that is kept for evaluation.
-    split: what of a text file is a document. invalid: what happens to bytes that are not UTF-8.
+    split: what of a text file is a document. separator: the text between its documents, such as
+        <|endoftext|>, in place of a split.
+    invalid: what happens to bytes that are not UTF-8; with "skip", records that cannot be read are
+        left out and counted.
+    duplicates: whether all but the first of equal records are dropped.
     packing: "auto" cuts documents into windows and packs dialogues whole into bins.
     max_documents, max_bytes: read no more than so many records, and stop once so many bytes of
         text were read. A stream that is larger than the disk needs one of them.
@@ -36,7 +41,9 @@ class DataConfig(Config):
     format: Format = DocumentFormat()
     held_out: float = Field(default=0.02, ge=0, le=0.5)
     split: DocumentSplit = "file"
+    separator: str | None = Field(default=None, min_length=1)
     invalid: Invalid = "error"
+    duplicates: Duplicates = "drop"
     packing: Packing = "auto"
     max_documents: PositiveInt | None = None
     max_bytes: PositiveInt | None = None
@@ -63,7 +70,7 @@ class DataConfig(Config):
         """The source that the settings mean; tasks draw their questions from the seed."""
         if self.tasks:
             return TaskSource(self.tasks, self.questions, self.turns, seed)
-        source = open_source(self.path, self.split, self.invalid)
+        source = open_source(self.path, self.split, self.invalid, self.separator)
         if self.max_documents is None and self.max_bytes is None:
             return source
         return Limited(source, self.format.texts, self.max_documents, self.max_bytes)

@@ -6,18 +6,21 @@ from collections.abc import Iterator
 
 from culm.config import SettingError
 from culm.data.example import RecordFormat
-from culm.data.source import Source, found_in
+from culm.data.source import Invalid, Source, found_in
 
 
-def texts_of(source: Source, format: RecordFormat) -> Iterator[str]:
+def texts_of(source: Source, format: RecordFormat, invalid: Invalid = "error") -> Iterator[str]:
     """Documents, or the messages of dialogues and pairs.
+
+    invalid: "skip" leaves out records of an unknown shape.
 
     Raises:
         SettingError: a record of an unknown shape, or no text at all.
     """
     empty = True
-    for _, text in found_in(source, format.texts):
-        empty = empty and not text.strip()
-        yield text
+    skipped = (lambda error: None) if invalid == "skip" else None  # `prepare` counts them
+    for _, texts in found_in(source, format.texts, skipped):
+        empty = empty and not any(text.strip() for text in texts)
+        yield from texts
     if empty:
         raise SettingError(f"{source.name}: nothing to read: it contains no text")

@@ -28,7 +28,7 @@ class HeldOutRows(Protocol):
 
 @dataclass(frozen=True)
 class Prediction:
-    """Sums over the tokens of held-out text. nats: -log p; bytes: UTF-8 bytes of the tokens."""
+    """Sums over the tokens of held-out text. nats: -log p; bytes: UTF-8 bytes of their text."""
 
     nats: float
     tokens: int
@@ -56,6 +56,33 @@ def byte_lengths(tokenizer: Tokenizer, size: int) -> Tensor:
     return torch.tensor(known + [0] * (size - len(known)))
 
 
+class AddedSpaces:
+    """The spaces that a tokenizer such as SentencePiece adds before a text: no bytes of the text.
+
+    `everywhere`: one is added after each special token, and not only at the start of a document.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, lengths: Tensor) -> None:
+        plain = b"".join(map(tokenizer.bytes_of, tokenizer.encode("a")))
+        self.any = plain == b" a"
+        name = next(iter(tokenizer.specials), "")
+        after = tokenizer.encode(f"a{name}a", specials=True)
+        spelt = b"".join(map(tokenizer.bytes_of, after))
+        self.everywhere = bool(name) and spelt == b" a a"
+        spaced = [tokenizer.bytes_of(id)[:1] == b" " for id in range(tokenizer.vocabulary)]
+        self._spaced = torch.tensor(spaced + [False] * (len(lengths) - len(spaced)))
+        self._empty = lengths == 0
+        self._before = max(len(tokenizer.start) - 1, 0)
+
+    def count(self, batch: Batch) -> Tensor:
+        """(B, T) 1 where the target begins with such a space."""
+        device = batch.tokens.device
+        first = self._empty.to(device)[batch.tokens]
+        if not self.everywhere:
+            first = first & (batch.positions == self._before)
+        return first & self._spaced.to(device)[batch.targets.clamp_min(0)] & self.any
+
+
 @torch.inference_mode()
 def predict(
     model: Transformer,
@@ -71,15 +98,17 @@ def predict(
     Raises:
         ValueError: none of the rows holds a token that can be scored.
     """
-    lengths = byte_lengths(tokenizer, model.config.vocabulary).to(model.device)
+    lengths = byte_lengths(tokenizer, model.config.vocabulary)
+    spaces, lengths = AddedSpaces(tokenizer, lengths), lengths.to(model.device)
     nats, tokens, size = 0.0, 0.0, 0.0
     for batch in islice(rows.sample(targets), ranks.rank, None, ranks.count):
         batch = batch.to(model.device)
-        counted = lengths[batch.targets.clamp_min(0)] * (batch.targets != IGNORED)
+        scored = (lengths[batch.targets.clamp_min(0)] > 0) & (batch.targets != IGNORED)
+        counted = (lengths[batch.targets.clamp_min(0)] - spaces.count(batch).long()) * scored
         context = Context(batch.positions, batch.documents)
         logprobs = model.logprobs(batch.tokens, batch.targets, context)
-        nats -= float((logprobs * (counted > 0)).cpu().double().sum())
-        tokens += float((counted > 0).sum())
+        nats -= float((logprobs * scored).cpu().double().sum())
+        tokens += float(scored.sum())
         size += float(counted.sum())
     nats, tokens, size = ranks.sum([nats, tokens, size], model.device)
     if not size:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from culm.data.source import Record, Source
+from culm.data.source import Source, bytes_in
+from culm.data.source.record import Record, fields_of
 
-CHARACTERS = 1_000_000  # read at most, the last record excepted
+SIZE = 1_000_000  # bytes of text read at most, the last record excepted
 
 
 @dataclass(frozen=True)
@@ -15,27 +18,30 @@ class Sample:
     """A source of its own. share: of the whole that it is; None if that is unknown."""
 
     name: str
-    records: list[Record]
+    records: list[dict[str, Any]]
     share: float | None
 
     @property
     def size(self) -> int | None:
         return None
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.records)
 
 
-def sample(source: Source, characters: int = CHARACTERS) -> Sample:
-    """The first records of a source, about so many characters."""
+def sample(source: Source, size: int = SIZE) -> Sample:
+    """The first records of a source, about so many bytes of text."""
     taken, records = 0, []
     for record in source:
         records.append(record)
-        taken += _characters(record.values())
-        if taken >= characters:
+        taken += _size(record)
+        if taken >= size:
             return Sample(source.name, records, taken / source.size if source.size else None)
     return Sample(source.name, records, 1.0)
 
 
-def _characters(values: Iterable[object]) -> int:
-    return sum(len(value) if isinstance(value, str) else len(str(value)) for value in values)
+def _size(record: dict[str, Any]) -> int:
+    """Bytes that a record takes in its file: those of a line of JSON, or of a text."""
+    if isinstance(record, Record):
+        return len(json.dumps(fields_of(record), ensure_ascii=False, default=str).encode())
+    return bytes_in(record)

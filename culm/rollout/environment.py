@@ -13,7 +13,7 @@ from typing import Protocol
 
 from culm.config import SettingError
 from culm.task.task import Question, Task
-from culm.tokenizer.chat import Message
+from culm.tokenizer.template import Message
 
 ASKED = 1000  # questions that tell one order from another
 TRIES = 1000  # questions in a row that may be too long

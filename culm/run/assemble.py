@@ -15,7 +15,7 @@ from culm.data.loader import Loader
 from culm.data.manifest import Manifest
 from culm.data.origin import origin_of
 from culm.data.prepare import prepare
-from culm.data.prepared import Prepared, verify
+from culm.data.prepared import ADVICE, Prepared, verify
 from culm.data.source import Source
 from culm.data.texts import texts_of
 from culm.eval.evaluation import Evaluation
@@ -143,7 +143,7 @@ def _texts(config: RunConfig) -> Iterator[str]:
         )
     source = config.data.open(config.seed)
     with log.progress("tokenizer", source.size, "bytes") as bar:
-        for text in texts_of(source, config.data.format):
+        for text in texts_of(source, config.data.format, config.data.invalid):
             bar.advance(len(text.encode()))
             yield text
 
@@ -167,10 +167,8 @@ def training_batches(run: Assembly) -> Batches:
         )
     rows = loader(config, tokenizer, path, run.context, run.ranks, "train")
     check_ends(rows, tokenizer)
-    if rows.truncated:
-        log.say(
-            f"{rows.truncated:,} documents are longer than {run.context} tokens and are truncated."
-        )
+    for remark in rows.remarks if run.ranks.writer else ():
+        log.say(remark)
     return rows
 
 
@@ -181,7 +179,10 @@ def prepared_folder(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> Pa
     path, data = folder / "data", config.data
     if not path.exists():
         source = data.open(config.seed)
-        prepare(source, data.format, tokenizer, path, data.held_out, config.seed)
+        prepare(
+            source, data.format, tokenizer, path, data.held_out, config.seed,
+            duplicates=data.duplicates, invalid=data.invalid,
+        )  # fmt: skip
     return path
 
 
@@ -191,6 +192,10 @@ def loader(
     """Rows of a prepared corpus, as the run needs them."""
     train, prepared = config.train, Prepared.open(path, split, tokenizer.fingerprint)
     manifest = prepared.manifest
+    if manifest.template not in (None, tokenizer.template_fingerprint):
+        raise SettingError(
+            f"{path}: prepared with another chat template than the model's; {ADVICE}"
+        )
     if manifest.gives != train.objective.reads:
         raise SettingError(
             f"train.objective: {train.objective.kind} learns from {train.objective.reads}, and "

@@ -28,7 +28,7 @@ def digest_of(model: nn.Module) -> str:
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
     """SHA-256 of its tokens, its chat template and the ids that end a generation."""
-    facts = (tokenizer.fingerprint, tokenizer.template, sorted(tokenizer.stop_ids))
+    facts = (tokenizer.fingerprint, tokenizer.template_fingerprint, sorted(tokenizer.stop_ids))
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 

@@ -15,6 +15,7 @@ from culm.config import Config, SettingError
 from culm.convert.load import load_pretrained, read
 from culm.model.transformer import Transformer
 from culm.tokenizer.tokenizer import Tokenizer
+from culm.tokenizer.turns import with_turn_end
 
 
 class Pretrained(Config):
@@ -23,6 +24,8 @@ class Pretrained(Config):
     hf: a folder of Hugging Face, or an id on the hub, which is downloaded once.
     path: a folder or file of any kind, also of a run.
     chat: add our chat template, and its special tokens, to a tokenizer without one.
+    template_arguments: further variables of the chat template, such as enable_thinking: false; the
+        trained model keeps them.
 
     Where the tokenizer has more tokens than the embedding, rows are added; see
     `culm.adapt.grow`.
@@ -31,6 +34,7 @@ class Pretrained(Config):
     hf: str | None = Field(None, min_length=1)
     path: str | None = Field(None, min_length=1)
     chat: bool = False
+    template_arguments: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_place(self) -> Pretrained:
@@ -59,6 +63,9 @@ class Pretrained(Config):
         known = tokenizer.vocabulary
         if self.chat:
             tokenizer = tokenizer.with_chat()
+        tokenizer = with_turn_end(tokenizer, self.source)
+        if self.template_arguments:
+            tokenizer = tokenizer.with_template_arguments(self.template_arguments)
         used = min(known, model.config.vocabulary)
         if tokenizer.vocabulary > used:
             grow(model, used, tokenizer.vocabulary)
@@ -95,7 +102,8 @@ def start_of(start: str | Pretrained) -> tuple[Transformer, Tokenizer]:
     try:
         if isinstance(start, Pretrained):
             return start.load()
-        return _read(start)
+        model, tokenizer = _read(start)
+        return model, with_turn_end(tokenizer, start)
     except SettingError as error:
         if isinstance(start, Pretrained):
             raise SettingError(f"start.{'hf' if start.hf else 'path'}: {error}") from None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from culm.engine.sampling import Sampling
-from culm.tokenizer.chat import Message
+from culm.tokenizer.template import Message
 
 
 @dataclass(frozen=True)

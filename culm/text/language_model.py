@@ -28,7 +28,7 @@ from culm.model.transformer import Transformer
 from culm.text.ids import Ids, is_batch, listed
 from culm.text.options import GenerationOptions, Options, read_options
 from culm.text.reply import Reply
-from culm.tokenizer.chat import Message
+from culm.tokenizer.template import Message
 from culm.tokenizer.tokenizer import Tokenizer
 
 SLOTS = 32  # maximum concurrent prompts of a batch

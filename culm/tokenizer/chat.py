@@ -1,48 +1,52 @@
 """Dialogues to token ids through a chat template, with a mask of the tokens to learn.
 
-The template is rendered with a mark in place of each content and cut at the marks. The pieces of
-the template are encoded with special tokens, the contents without: no text of a user can become a
-special token, and no marker has to be searched among tokens.
+The text and its ids are those of `apply_chat_template` in transformers. An answer is learned from
+the end of the prompt that would ask for it, to the token that ends its turn:
 
-    <|user|>[0]<|end|><|assistant|>[1]<|end|>      rendered with marks
-    -------- 2 + 2? -------------------- 4 -----   with contents
-                                         ^ ^^^^^   learned: the answer and the end of its turn
+    <|user|>2 + 2?<|end|><|assistant|>4<|end|>
+    -----------------------------------          the prompt of the answer
+                                       ^^^^^^    learned
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
-import jinja2
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from culm.config import SettingError
+from culm.tokenizer.offsets import OffsetEncoder, Token
+from culm.tokenizer.template import ChatTemplate, Guarded, Message
 
 SPECIALS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
 
-# Each message is <|role|>content<|end|>; nothing else, so that text meets only special tokens.
+# Each message is <|role|>content<|end|>; text meets only special tokens. Tools stand at the end of
+# the system message, calls at the end of the assistant's.
 TEMPLATE = """\
+{%- if tools and (not messages or messages[0].role != 'system') -%}
+{%- set messages = [{'role': 'system', 'content': ''}] + messages -%}
+{%- endif -%}
 {%- for message in messages -%}
 {%- if message.role not in ['system', 'user', 'assistant', 'tool'] -%}
 {{- raise_exception('a role is system, user, assistant or tool, not ' ~ message.role) -}}
 {%- endif -%}
-{{- '<|' ~ message.role ~ '|>' ~ message.content ~ '<|end|>' -}}
+{{- '<|' ~ message.role ~ '|>' ~ (message.content or '') -}}
+{%- if loop.first -%}
+{%- for tool in tools or [] -%}{{- '<tool>' ~ tool | tojson ~ '</tool>' -}}{%- endfor -%}
+{%- endif -%}
+{%- for call in message.tool_calls or [] -%}
+{%- set call = call.function or call -%}
+{%- set arguments = call.arguments if call.arguments is string else call.arguments | tojson -%}
+{{- '<tool_call>{"name": ' ~ call.name | tojson ~ ', "arguments": ' ~ arguments ~ '}' -}}
+{{- '</tool_call>' -}}
+{%- endfor -%}
+{{- '<|end|>' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
 """
-
-Message = Mapping[str, Any]  # role and content; other keys are passed on to the template
-
-# The outer characters are white space: a template that trims a content removes them.
-MARK = "\x1e\ue000{}\ue001\x1e"
-MARKED = re.compile("(\x1e?)\ue000([0-9]+)\ue001(\x1e?)")
+LAST = "; set data.format.turns=last to learn the last answer only"
+WEIGHTS = ("weight", "train")  # keys of a message that say whether it is learned
+ARGUMENTS = "chat_template_kwargs"  # of a tokenizer's settings: further variables of its template
 
 
 class ChatTokenizer(Protocol):
@@ -53,16 +57,16 @@ class ChatTokenizer(Protocol):
     specials: dict[str, int]
     stop_ids: frozenset[int]
 
-    def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[list[int]]:
-        """Ids of each part of a text; parts: text, and whether it may name special tokens."""
+    @property
+    def offsets(self) -> OffsetEncoder: ...
 
 
-class Piece(NamedTuple):
-    """Text of the template or a content. message: index of its message."""
+class EncodedDialogue(NamedTuple):
+    """ids of a dialogue; learned: which of them; unread: keys that the template did not use."""
 
-    text: str
-    message: int | None = None
-    template: bool = True
+    ids: list[int]
+    learned: list[bool]
+    unread: frozenset[str] = frozenset()
 
 
 class Chat:
@@ -75,170 +79,165 @@ class Chat:
                 "with start.path=MODEL start.chat=true to add one"
             )
         self.tokenizer = tokenizer
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        try:
-            self._template = environment.from_string(tokenizer.template)
-        except jinja2.TemplateError as error:
-            raise SettingError(f"chat template: {error}") from None
-        names = map(re.escape, sorted(tokenizer.specials, key=len, reverse=True))
-        self._specials = re.compile("|".join(names) or "(?!)")
-        self._names = {
+        names = {
             key: token_name(value) or ""
             for key, value in {"bos_token": "", "eos_token": "", **tokenizer.settings}.items()
             if key.endswith("_token")
         }
+        arguments = tokenizer.settings.get(ARGUMENTS) or {}
+        self._template = ChatTemplate(tokenizer.template, tokenizer.specials, names, arguments)
+        special = set(tokenizer.specials.values())
+        self._letters = not tokenizer.stop_ids <= special  # whether a text can contain an end token
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
         """Ids of a dialogue up to the next turn of the assistant."""
-        rendered = self._render(self._marked(messages), speaks=True)
-        return [id for ids, _ in self._encoded(messages, rendered) for id in ids]
+        given = self._template.guard(messages, tools)
+        text = self._template.render(given, prompt=True).text
+        return [token.id for token in self._tokens(given, text)]
 
     def continuation(self, messages: Sequence[Message], reply: int) -> list[int]:
         """Ids between the content of message `reply` and the next turn of the assistant."""
-        rendered = self._render(self._marked(messages), speaks=True)
-        ids: list[int] = []
-        for part, index in self._encoded(messages, rendered):
-            ids = [] if index == reply else [*ids, *part]
-        return ids
+        given = self._template.guard(messages)
+        text = self._template.render(given, prompt=True).text
+        end = self._template.place(given, text, reply, end=True)
+        if end is None:
+            raise ValueError(f"chat template: it does not show the content of messages[{reply}]")
+        end = self._plain(given, text, end)
+        tokens = self._tokens(given, text)
+        return [token.id for token in tokens if token.start >= end]
 
     def encode(
-        self, messages: Sequence[Message], turns: Literal["all", "last"] = "all"
-    ) -> tuple[list[int], list[bool]]:
+        self,
+        messages: Sequence[Message],
+        turns: Literal["all", "last"] = "all",
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> EncodedDialogue:
         """Ids of a dialogue, and which of them are learned.
 
         The assistant's turns are learned, or the last of them: the text that the template adds
-        before the content, the content, and the end of the turn.
+        before the content, the content, and the end of the turn. A message with `weight: 0` or
+        `train: false` is read and not learned.
 
         Raises:
             ValueError: nothing would be learned, a turn has no end to learn, or the template
                 renders the start of a dialogue differently when more messages follow.
         """
-        spoken = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
-        if not spoken:
+        said = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
+        if not said:
             raise ValueError("messages: no assistant turn, so nothing would be learned")
-        marked = self._marked(messages)
-        rendered = self._render(marked)
-        starts = self._answers(marked, spoken, rendered)
-        wanted = spoken if turns == "all" else spoken[-1:]
-        ids: list[int] = []
-        learned: list[bool] = []
-        missing = set(wanted)  # turns that have not been learned to their end
-        turn: int | None = None  # the assistant's turn that has not ended yet
-        for part, index in self._encoded(messages, rendered, starts):
-            own = len(part) if index in wanted else 0
-            if index is not None:
-                turn = index if index in wanted else None
-            elif turn is not None:
-                own = next((n + 1 for n, id in enumerate(part) if self._stops(id)), 0)
-                missing -= {turn} if own else set()
-                turn = None if own or part else turn
-            ids += part
-            learned += [place < own for place in range(len(part))]
-        if missing:
+        said = [i for i in (said if turns == "all" else said[-1:]) if _is_learned(messages[i], i)]
+        if not said:
+            raise ValueError("messages: the weight of every answer is 0: nothing would be learned")
+        plain = [{k: v for k, v in one.items() if k not in WEIGHTS} for one in messages]
+        given = self._template.guard(plain, tools)
+        rendered = self._template.render(given)
+        text, starts = rendered.text, dict[int, int]()
+        for index in said:
+            text, starts[index] = self._start(given, text, index)
+        tokens = self._tokens(given, text)
+        learned = [False] * len(tokens)
+        for index, start in starts.items():
+            first, last = self._span(given, text, tokens, index, start)
+            learned[first:last] = [True] * (last - first)
+        return EncodedDialogue([token.id for token in tokens], learned, rendered.unread)
+
+    def _start(self, given: Guarded, text: str, index: int) -> tuple[str, int]:
+        """Where an answer starts: after exactly the prompt that generation will use.
+
+        Also gives the text, in which the last answer may have changed (see `_continued`).
+        """
+        if index == 0:
+            return text, self._template.place(given, text, 0, end=False) or 0
+        before = given.until(index)
+        prompt = self._template.render(before, prompt=True).text
+        if text.startswith(prompt):
+            return text, len(prompt)
+        history = self._template.render(before).text
+        if text.startswith(history):
+            return self._continued(given, text, index, prompt, history), len(prompt)
+        raise ValueError(
+            f"chat template: it renders the messages before messages[{index}] differently when "
+            f"more follow, so training and generation would not agree{LAST}"
+        )
+
+    def _continued(self, given: Guarded, text: str, index: int, prompt: str, history: str) -> str:
+        """The text with the last answer after a prompt that begins it, as generation would write.
+
+        Some prompts end with <think>, and the template removes the reasoning of past answers.
+        """
+        opened, shown = prompt[len(history) :], text[len(history) :]
+        differ = (n for n, (a, b) in enumerate(zip(opened, shown, strict=False)) if a != b)
+        missing = opened[next(differ, len(shown)) :]
+        content = (given.messages[index].get("content") or "").lstrip()
+        end = self._template.place(given, text, index, end=True)
+        early = index + 1 < len(given.messages)
+        if early or end is None or not content.startswith(missing.strip()):
             raise ValueError(
-                f"chat template: no end token follows the content of message {min(missing)}, "
-                f"so the model would never learn to stop"
+                f"chat template: its prompt for messages[{index}] ends with {opened!r}, and this "
+                "answer does not begin with it; write the reasoning into the answer, or change the "
+                f"template's variables with start.template_arguments{LAST if early else ''}"
             )
-        return ids, learned
+        answer = content[len(missing.strip()) :]
+        answer = answer.lstrip("\n") if missing.endswith("\n") else answer
+        trimmed = not text[:end].endswith(content[-1:])
+        return prompt + (answer.rstrip() if trimmed else answer) + text[end:]
 
-    def _stops(self, id: int) -> bool:
-        return id in self.tokenizer.stop_ids
-
-    def _encoded(
-        self, messages: Sequence[Message], rendered: str, starts: Mapping[int, int] | None = None
-    ) -> Iterator[tuple[list[int], int | None]]:
-        """The ids of each piece, and the index of its message."""
-        pieces = list(self._pieces(messages, rendered, starts or {}))
-        ids = self.tokenizer.encode_parts([(piece.text, piece.template) for piece in pieces])
-        return zip(ids, (piece.message for piece in pieces), strict=True)
-
-    def _pieces(
-        self, messages: Sequence[Message], rendered: str, starts: Mapping[int, int]
-    ) -> Iterator[Piece]:
-        """The dialogue in order; starts: where each answer starts in `rendered`."""
-        end = 0
-        for found in MARKED.finditer(rendered):
-            index = int(found[2])
-            start = starts.get(index, found.start())
-            yield Piece(rendered[end:start])
-            yield Piece(rendered[start : found.start()], index)
-            content = content_of(messages[index])
-            content = content if found[1] else content.lstrip()
-            yield Piece(content if found[3] else content.rstrip(), index, template=False)
-            end = found.end()
-        yield Piece(rendered[end:])
-
-    def _marked(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages with a mark in place of each content."""
-        marked: list[Message] = []
-        for index, message in enumerate(messages):
-            rest = {key: value for key, value in message.items() if key != "content"}
-            # Only contents are encoded without special tokens, so no other value may name one.
-            if found := self._specials.search(json.dumps(rest, ensure_ascii=False, default=str)):
-                raise ValueError(f"messages[{index}]: {found[0]} is allowed in the content only")
-            marked.append({**rest, "content": MARK.format(index)})
-        return marked
-
-    def _render(self, marked: Sequence[Message], speaks: bool = False) -> str:
-        try:
-            return self._template.render(
-                messages=marked, add_generation_prompt=speaks, **self._names
+    def _span(
+        self, given: Guarded, text: str, tokens: Sequence[Token], index: int, start: int
+    ) -> tuple[int, int]:
+        """The tokens of an answer with the end of its turn: the first one, and the one after."""
+        first = bisect_right(tokens, self._plain(given, text, start), key=lambda token: token.end)
+        content = start
+        if self._letters:
+            content = self._template.place(given, text, index, end=True) or start
+        earliest = self._plain(given, text, content)
+        ends = (
+            number
+            for number in range(first, len(tokens))
+            if tokens[number].id in self.tokenizer.stop_ids and tokens[number].start >= earliest
+        )
+        last = next(ends, None)
+        if last is None or not self._is_before_next(given, text, tokens[last].start, index, start):
+            raise ValueError(
+                f"chat template: no end token follows the content of message {index}, so the model "
+                f"would never learn to stop{LAST if index + 1 < len(given.messages) else ''}"
             )
-        except Exception as error:  # a template is a program from the author of the model
-            raise ValueError(f"chat template: {error}") from None
+        return first, last + 1
 
-    def _answers(
-        self, marked: Sequence[Message], spoken: Sequence[int], rendered: str
-    ) -> dict[int, int]:
-        """Where each answer starts: after exactly the prompt that generation will use."""
-        starts = {}
-        for index in filter(None, spoken):
-            prompt = self._render(marked[:index], speaks=True)
-            starts[index] = len(prompt)
-            if not rendered.startswith(prompt):
-                raise ValueError(
-                    f"chat template: it renders the messages before messages[{index}] differently "
-                    f"when more follow, so training and generation would not agree"
-                )
-        return starts
+    def _is_before_next(
+        self, given: Guarded, text: str, place: int, index: int, start: int
+    ) -> bool:
+        """Whether a place in the text is before the content of the message after `index`."""
+        for following in range(index + 1, len(given.messages)):
+            content = (given.messages[following].get("content") or "").strip()
+            found = text.find(content, start) if content else -1
+            if found >= 0 and place < self._plain(given, text, found):
+                return True  # the content is there or further on
+            end = self._template.place(given, text, following, end=True)
+            if end is not None:
+                return place < self._plain(given, text, end)
+        return True
+
+    def _tokens(self, given: Guarded, text: str) -> list[Token]:
+        return self.tokenizer.offsets.encode(*self._template.unguarded(text, given.guard))
+
+    def _plain(self, given: Guarded, text: str, place: int) -> int:
+        """A place in the text, when the guards before it are gone."""
+        return place - text.count(given.guard, 0, place)
 
 
-class Generation(Extension):
-    """`{% generation %}`, which marks the assistant's text in some templates: ignored here."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+def _is_learned(message: Message, index: int) -> bool:
+    """By its `weight` (0 or 1) or `train` (true or false)."""
+    for key in WEIGHTS:
+        if (value := message.get(key)) is not None:
+            if value not in (0, 1) or isinstance(value, str):
+                raise ValueError(f"messages[{index}].{key}: {value!r} is not 0 or 1")
+            return bool(value)
+    return True
 
 
 def token_name(value: Any) -> str | None:
     """A token as in `tokenizer_config.json`: its text, or a mapping with its text."""
     return value.get("content") if isinstance(value, dict) else value
-
-
-def content_of(message: Message) -> str:
-    """The text of a message, given as a string or as OpenAI's list of parts."""
-    content = message.get("content")
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else [content]
-    if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
-        raise ValueError("content: only text can be read")
-    return "".join(part["text"] for part in parts)
-
-
-def _refuse(reason: str) -> None:
-    raise jinja2.TemplateError(reason)
-
-
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, indent=indent, ensure_ascii=False)

@@ -3,29 +3,56 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
 
 from culm.config import SettingError
 from culm.files import read_json
 from culm.log import say
+from culm.tokenizer.added import CONFIG, DECODER, EXTRA, add_declared
+from culm.tokenizer.chat import token_name
+from culm.tokenizer.generation import GENERATION, MODEL, read_generation
+from culm.tokenizer.templates import CHAT, DEFAULT, MORE, named, read_templates, write_templates
 
-CONFIG, MARKS, CHAT = "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"
-FILES = {"tokenizer.json", CONFIG, MARKS, CHAT}  # of a folder that we write
+MARKS = "special_tokens_map.json"
+FILES = {"tokenizer.json", CONFIG, MARKS, CHAT, MORE, GENERATION}  # of a folder that we write
+
+
+class Parts(NamedTuple):
+    """What `Tokenizer` is built of."""
+
+    inner: tokenizers.Tokenizer
+    settings: dict[str, Any]
+    template: str | None
+    stops: list[int]
+    generation: dict[str, Any]
+
+
+def read_parts(folder: Path) -> Parts:
+    """The tokenizer of a folder, with all that the files next to `tokenizer.json` say about it.
+
+    Raises:
+        SettingError: naming the file that is missing, broken, or contradicts another.
+    """
+    inner, settings, generation = read_inner(folder), read_settings(folder), read_generation(folder)
+    add_declared(inner, settings, folder)
+    stops = read_stops(folder, settings, generation, inner)
+    templates = read_templates(folder, settings)
+    settings = {key: value for key, value in settings.items() if key != "chat_template"}
+    settings |= named(templates)
+    return Parts(inner, settings, templates.get(DEFAULT), stops, generation)
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any], template: str | None) -> None:
-    """Write the settings, the names of the special tokens, and the chat template."""
+    """Write the settings, the names of the special tokens, and the chat templates."""
+    write_templates(folder, template, settings)
     settings = {key: value for key, value in settings.items() if key != "chat_template"}
-    marks = {key: value for key, value in settings.items() if key.endswith("_token")}
-    for name, values in ((CONFIG, settings), (MARKS, marks)):
+    for name, values in ((CONFIG, settings), (MARKS, _marks(settings))):
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
-    if template is not None:
-        (folder / CHAT).write_text(template, encoding="utf-8")
 
 
 def read_inner(folder: Path) -> tokenizers.Tokenizer:
@@ -46,44 +73,49 @@ def read_inner(folder: Path) -> tokenizers.Tokenizer:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What `tokenizer_config.json` holds; nothing where there is no such file."""
-    return read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    """What `tokenizer_config.json` holds; nothing where there is no such file.
+
+    Names of special tokens come from `special_tokens_map.json` where the file is one of before
+    2023, without `added_tokens_decoder`, as in transformers.
+    """
+    settings = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    if DECODER in settings or not (folder / MARKS).is_file():
+        return settings
+    return settings | _marks(read_json(folder / MARKS))
 
 
-def read_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """The chat template, from its own file or from the settings."""
-    path = folder / CHAT
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template
+def _marks(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The names of special tokens; a switch such as `add_bos_token` is none."""
+    names = {key: value for key, value in settings.items() if key.endswith("_token")}
+    named = {key: value for key, value in names.items() if isinstance(token_name(value), str)}
+    return named | {key: settings[key] for key in EXTRA if settings.get(key)}
 
 
-def read_stops(folder: Path, settings: Mapping[str, Any], inner: tokenizers.Tokenizer) -> list[int]:
-    """Ids that end generation, by the folder's `generation_config.json` and settings.
+def read_stops(
+    folder: Path,
+    settings: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    inner: tokenizers.Tokenizer,
+) -> list[int]:
+    """Ids that end generation: the first list that a file declares, or none.
 
     An id that the tokenizer does not have is ignored with a warning.
 
     Raises:
         SettingError: an id is not an integer.
     """
-    path = folder / "generation_config.json"
-    generation = read_json(path) if path.is_file() else {}
-    stops = _ids(generation, "eos_token_id", path, inner)
-    return stops + _ids(settings, "stop_ids", folder / CONFIG, inner)
+    known = set(inner.get_vocab(with_added_tokens=True).values())
+    name = GENERATION if (folder / GENERATION).is_file() else MODEL
+    ids = _ids(generation, "eos_token_id", folder / name, known)
+    return ids or _ids(settings, "stop_ids", folder / CONFIG, known)
 
 
-def _ids(
-    settings: Mapping[str, Any], name: str, path: Path, inner: tokenizers.Tokenizer
-) -> list[int]:
+def _ids(settings: Mapping[str, Any], name: str, path: Path, known: Collection[int]) -> list[int]:
     """A setting that is one id, a list of ids, or missing; without unknown ids."""
     given = settings.get(name)
     ids = given if isinstance(given, list) else [] if given is None else [given]
     if odd := [one for one in ids if type(one) is not int]:
         raise SettingError(f"{path}: {name}: {odd[0]!r} is not a token id")
-    known = set(inner.get_vocab(with_added_tokens=True).values()) if ids else set()
     if unknown := [one for one in ids if one not in known]:
         say(f"{path}: {name}: the tokenizer has no token {unknown[0]}; it is ignored.")
     return [one for one in ids if one in known]

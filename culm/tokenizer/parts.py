@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+PIECE = 1 << 16  # characters encoded at once: the library needs 100 bytes per token meanwhile
 SEARCH = 4096  # characters searched for a good place to cut
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -14,24 +15,17 @@ from typing import Any
 import tokenizers
 
 from culm.config import SettingError
+from culm.files import write_json
 from culm.tokenizer.alphabet import spellings
-from culm.tokenizer.chat import SPECIALS, TEMPLATE, Chat, token_name
+from culm.tokenizer.chat import ARGUMENTS, SPECIALS, TEMPLATE, Chat, token_name
+from culm.tokenizer.ends import ends_of
 from culm.tokenizer.fast import fast_encoder
-from culm.tokenizer.folder import (
-    read_inner,
-    read_settings,
-    read_stops,
-    read_template,
-    write_settings,
-)
-from culm.tokenizer.parts import pieces, valid, without_prefix
+from culm.tokenizer.folder import read_parts, write_settings
+from culm.tokenizer.generation import GENERATION
+from culm.tokenizer.offsets import OffsetEncoder
+from culm.tokenizer.parts import PIECE, pieces, valid, without_prefix
 
 WORTH_THREADS = 8  # texts from which on threads save time
-PIECE = 1 << 16  # characters encoded at once: the library needs 100 bytes per token meanwhile
-
-# Names by which well-known models end a document and a turn, ours first.
-ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
-ENDS_OF_TURN = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<|eot|>", "<end_of_turn>")
 
 
 class Tokenizer:
@@ -42,7 +36,9 @@ class Tokenizer:
     stop_ids: generation ends at any of them. template: jinja source of the chat template.
     fingerprint: SHA-256, different for different tokenizers.
 
-    settings: content of `tokenizer_config.json`. stops: further ids that end generation.
+    settings: content of `tokenizer_config.json`. stops: the ids that end generation, where a file
+    lists them; otherwise well-known names decide (`culm.tokenizer.ends`). generation: content of
+    `generation_config.json`, kept for an export.
     """
 
     def __init__(
@@ -51,11 +47,13 @@ class Tokenizer:
         settings: Mapping[str, Any] | None = None,
         template: str | None = None,
         stops: Iterable[int] = (),
+        generation: Mapping[str, Any] | None = None,
     ) -> None:
         inner.no_truncation()
         inner.no_padding()
         self.template = template
         self.settings = dict(settings or {})
+        self.generation = dict(generation or {})
         self._json = inner.to_str()
         # Two views of one vocabulary, since switching between them is not thread-safe.
         self._marked = inner
@@ -65,19 +63,10 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256(self._json.encode()).hexdigest()
         added = inner.get_added_tokens_decoder()
         self.specials = {token.content: id for id, token in added.items() if token.special}
-        self.vocabulary = max(inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self.end_of_text = self._end(ENDS_OF_TEXT, self.settings.get("end_of_text_id"))
-        self.end_of_turn = self._end(ENDS_OF_TURN, self.end_of_text)
-        self.stop_ids = frozenset({self.end_of_text, self.end_of_turn, *stops})
-
-    def _end(self, names: Sequence[str], default: int | None) -> int:
-        eos = token_name(self.settings.get("eos_token"))
-        for name in (*names, eos):
-            if name in self.specials:
-                return self.specials[name]
-        if default is None:
-            raise SettingError(f"tokenizer: no special token ends a text; known: {names}")
-        return default
+        ids = inner.get_vocab(with_added_tokens=True)
+        self.vocabulary = max(ids.values(), default=-1) + 1
+        ends = ends_of(ids, self.specials, self.settings, stops)
+        self.end_of_text, self.end_of_turn, self.stop_ids = ends
 
     @cached_property
     def start(self) -> list[int]:
@@ -88,6 +77,26 @@ class Tokenizer:
             (full[:n] for n in range(len(full)) if bare and full[n : n + len(bare)] == bare), []
         )
 
+    @property
+    def begin(self) -> int | None:
+        """Id of the begin token, which templates name `bos_token`; None if nothing declares it."""
+        declared = self._id("bos_token")
+        return declared if declared is not None else next(iter(self.start), None)
+
+    def _id(self, name: str) -> int | None:
+        """The id of a token that the settings name, or the generation settings give."""
+        token = token_name(self.settings.get(name))
+        id = self._marked.token_to_id(token) if token else None
+        given = self.generation.get(f"{name}_id") if id is None else id
+        return given if given in range(self.vocabulary) else None
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """The content of `generation_config.json`: what was read, and all stops."""
+        pad = self._id("pad_token")
+        ids = {"bos_token_id": self.begin, "pad_token_id": self.end_of_text if pad is None else pad}
+        return {**ids, **self.generation, "eos_token_id": sorted(self.stop_ids)}
+
     @cached_property
     def chat(self) -> Chat:
         """Dialogues through the chat template."""
@@ -96,23 +105,53 @@ class Tokenizer:
     def with_chat(self) -> Tokenizer:
         """The same with our chat template, and new ids for the special tokens that it needs.
 
-        Its stop ids stay. A tokenizer that has a template is returned as it is.
+        Its stop ids stay, and the end of a turn is one more. A tokenizer that has a template is
+        returned as it is.
         """
         if self.template is not None:
             return self
         inner = tokenizers.Tokenizer.from_str(self._json)
         inner.add_special_tokens(list(SPECIALS[1:]))
+        end = inner.get_vocab()[SPECIALS[-1]]
         settings = {**self.settings, "end_of_text_id": self.end_of_text}
-        return Tokenizer(inner, settings, TEMPLATE, self.stop_ids)
+        # A dialogue begins like a document.
+        start = "".join(inner.id_to_token(id) or "" for id in self.start)
+        template = "{{- " + json.dumps(start, ensure_ascii=False) + " -}}\n" if start else ""
+        stops = {*self.stop_ids, end}
+        return Tokenizer(inner, settings, template + TEMPLATE, stops, self.generation)
+
+    def with_template_arguments(self, arguments: Mapping[str, Any]) -> Tokenizer:
+        """The same with further variables for its chat template."""
+        settings = {**self.settings, ARGUMENTS: dict(arguments)}
+        inner = tokenizers.Tokenizer.from_str(self._json)
+        return Tokenizer(inner, settings, self.template, self.stop_ids, self.generation)
+
+    @cached_property
+    def template_fingerprint(self) -> str:
+        """Of what decides how a dialogue is written; `fingerprint` is of the ids alone."""
+        names = {key: name for key, name in self.settings.items() if key.endswith("_token")}
+        facts = [self.template, names, self.settings.get(ARGUMENTS) or {}]
+        written = json.dumps(facts, sort_keys=True, default=str)
+        return hashlib.sha256(written.encode()).hexdigest()
+
+    @cached_property
+    def offsets(self) -> OffsetEncoder:
+        """Ids of texts that contain special tokens, with their places."""
+        return OffsetEncoder(
+            self._marked, self._plain, self._middle(False), self._inside, self._fast, self.bytes_of
+        )
 
     @cached_property
     def _inside(self) -> tokenizers.Tokenizer:
         """The same tokenizer for the middle of a text: it adds no space before it."""
+        return self._middle(True)
+
+    def _middle(self, plain: bool) -> tokenizers.Tokenizer:
         written = without_prefix(self._json)
         if written is None:
-            return self._plain
+            return self._plain if plain else self._marked
         inner = tokenizers.Tokenizer.from_str(written)
-        inner.encode_special_tokens = True
+        inner.encode_special_tokens = plain
         return inner
 
     @property
@@ -144,32 +183,6 @@ class Tokenizer:
             return map(self._fast, texts)
         with ThreadPoolExecutor() as pool:
             return iter(list(pool.map(self._fast, texts)))
-
-    def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[list[int]]:
-        """Ids of each part of a text; parts: (text, `specials` as in `encode`).
-
-        Each part is encoded separately. If the tokenizer adds a space before a text, all are
-        encoded as one text, because only the first part gets that space; a token that reaches
-        into a part without special tokens belongs to it. No such part gets a special token.
-        """
-        parts = [(valid(text), specials) for text, specials in parts]
-        together = self._encode_together(parts) if self._prefixed else None
-        return together or [self.encode(*part) if part[0] else [] for part in parts]
-
-    def _encode_together(self, parts: Sequence[tuple[str, bool]]) -> list[list[int]] | None:
-        """None if a part where special tokens are plain text contains the name of one."""
-        found: list[list[int]] = [[] for _ in parts]
-        owners = [number for number, (text, _) in enumerate(parts) for _ in text]
-        joined = "".join(text for text, _ in parts)
-        whole = self._marked.encode(joined, add_special_tokens=False)
-        names = {id: name for name, id in self.specials.items()}
-        for id, (start, end) in zip(whole.ids, whole.offsets, strict=True):
-            touched = owners[start : max(end, start + 1)]
-            owner = next((number for number in touched if not parts[number][1]), touched[0])
-            if id in names and not parts[owner][1] and names[id] in joined[start:end]:
-                return None  # an unknown character is special too, but means itself
-            found[owner].append(id)
-        return found
 
     def decode(self, ids: Sequence[int], specials: bool = False) -> str:
         """Text; bytes that are not UTF-8 become U+FFFD. Special tokens show if `specials`."""
@@ -207,15 +220,18 @@ class Tokenizer:
         }
         (folder / "tokenizer.json").write_text(self._json, encoding="utf-8")
         write_settings(folder, settings, self.template)
+        if self.generation:
+            write_json(folder / GENERATION, self.generation_config)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
         """From a folder of ours, or any Hugging Face folder with a tokenizer.json."""
         folder = Path(folder)
-        inner = read_inner(folder)
-        settings = read_settings(folder)
-        stops = read_stops(folder, settings, inner)
-        return cls(inner, settings, read_template(folder, settings), stops)
+        parts = read_parts(folder)
+        try:
+            return cls(*parts)
+        except SettingError as error:
+            raise SettingError(f"{folder}: {error}") from None
 
 
 class Decoder:
@@ -248,4 +264,7 @@ def check_vocabulary(tokenizer: Tokenizer, rows: int, source: str | Path) -> Non
     """
     if tokenizer.vocabulary > rows:
         ids = f"the tokenizer has {tokenizer.vocabulary} ids"
-        raise SettingError(f"{source}: {ids}, the model's vocabulary only {rows}")
+        raise SettingError(
+            f"{source}: {ids}, the model's vocabulary only {rows}; use the tokenizer that the "
+            "model was trained with"
+        )

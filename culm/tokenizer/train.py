@@ -12,8 +12,8 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from culm.config import Config
 from culm.tokenizer.alphabet import BYTES
 from culm.tokenizer.chat import SPECIALS, TEMPLATE
-from culm.tokenizer.parts import pieces
-from culm.tokenizer.tokenizer import PIECE, Tokenizer
+from culm.tokenizer.parts import PIECE, pieces
+from culm.tokenizer.tokenizer import Tokenizer
 
 # GPT-4's way to split words, but with one token per digit, so that arithmetic can be learned. It is
 # Qwen2's pattern; llama.cpp calls it "qwen2".

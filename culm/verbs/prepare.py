@@ -28,9 +28,11 @@ def prepare_corpus(
     data = parse(DataConfig, values, "data")
     manifest = prepare(
         data.open(), data.format, Tokenizer.load(tokenizer), Path(out), data.held_out, seed,
-        overwrite,
+        duplicates=data.duplicates, invalid=data.invalid, overwrite=overwrite,
     )  # fmt: skip
     typer.echo(
         f"{out}: {manifest.documents:,} documents, {manifest.bytes:,} bytes, "
-        f"{manifest.tokens:,} tokens, {manifest.dropped:,} duplicates dropped"
+        f"{manifest.tokens:,} tokens"
     )
+    for remark in manifest.remarks:
+        typer.echo(remark)

@@ -42,7 +42,7 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
     else:
         settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
         tokenizer = settings.build(
-            texts_of(sample(config.data.open(config.seed)), config.data.format)
+            texts_of(sample(config.data.open(config.seed)), config.data.format, config.data.invalid)
         )
     check_vocabulary(tokenizer, config.model.vocabulary, "model.vocabulary")
     return tokenizer
@@ -67,10 +67,16 @@ def preview(
         corpus, name, share = temporary / "data", records.name, records.share or 0.0
         if data.tasks:
             share = len(records.records) / data.questions
-        prepare(records, data.format, tokenizer, corpus, data.held_out, config.seed)
+        prepare(
+            records, data.format, tokenizer, corpus,
+            data.held_out if share == 1.0 else 0.0, config.seed,
+            duplicates=data.duplicates, invalid=data.invalid,
+        )  # fmt: skip
     rows = loader(config, tokenizer, corpus, context, Ranks(count=ranks), "train")
     check_ends(rows, tokenizer)
     whole = share == 1.0
+    if not whole:  # nothing of a sample is held out
+        share /= 1.0 - config.data.held_out
     facts: list[tuple[str, ...]] = [
         ("source", name if whole else f"{name}; figures from a sample at its beginning"),
         ("packing", f"rows of {context} tokens, {100 * rows.efficiency:.1f} % filled"),
@@ -79,8 +85,7 @@ def preview(
         epochs = config.train.steps * config.train.batch_size * share / rows.rows
         facts.append(("learned tokens", ("" if whole else "about ") + count(rows.targets / share)))
         facts.append(("epochs", f"{epochs:.2f}"))
-    if rows.truncated:
-        facts.append(("truncated", f"{rows.truncated:,} documents"))
+    facts += [("note", remark) for remark in rows.remarks]
     return Preview(facts, rows.preview(SAMPLES, tokenizer), context)
 
 

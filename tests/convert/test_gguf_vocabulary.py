@@ -72,12 +72,15 @@ def test_start_and_end_are_put(tmp_path):
         ("model", None, "model: a vocabulary of kind None"),
         ("model", 3, "model: '3' is not a str"),
         ("pre", "kimi-k2", "pre: the rule 'kimi-k2' to split text is not known here"),
-        ("tokens", None, "tokens: the list is empty"),
+        ("tokens", None, "tokens: it is missing"),
+        ("tokens", [], "tokens: the list is empty"),
         ("tokens", "a", "tokens: 'a' is not a list"),
         ("tokens", [1, 2], "tokens: it contains other types than str"),
         ("tokens", ["a", "a"], r"token_type: \d+ values for 2 tokens"),
         ("token_type", [1.0], "token_type: it contains other types than int"),
         ("scores", [0.0], r"scores: 1 values for \d+ tokens"),
+        ("merges", None, "merges: it is missing"),
+        ("merges", [], "merges: it is empty, so tokens of several bytes are never used"),
         ("merges", ["ab"], "merges: 'ab' is not a pair"),
         ("merges", ["! ~"], "merges: '! ~' gives no token"),
         ("eos_token_id", 423, "eos_token_id: 423 is not a token"),
@@ -92,7 +95,7 @@ def test_invalid_metadata_are_refused(tmp_path, key, value, message):
     fields[f"tokenizer.ggml.{key}"] = value
     if value is None:
         del fields[f"tokenizer.ggml.{key}"]
-    if key == "tokens" and value is None:
+    if key == "tokens" and not value:
         del fields["tokenizer.ggml.token_type"]
     with pytest.raises(SettingError, match=rf"m\.gguf: tokenizer\.ggml\.{message}.*; import this"):
         read_tokenizer(fields, path)
@@ -108,11 +111,22 @@ def test_more_invalid_metadata_are_refused(tmp_path):
     names[5] = names[300]
     with pytest.raises(SettingError, match=r"tokens: a token occurs twice"):
         read_tokenizer({**fields, "tokenizer.ggml.tokens": names}, path)
+    silent = {key: value for key, value in fields.items() if not key.endswith(".scores")}
+    with pytest.raises(SettingError, match=r"tokenizer\.ggml\.scores: it is missing; import this"):
+        read_tokenizer(silent, path)
     with pytest.raises(SettingError, match=r"m\.gguf: tokenizer\.chat_template: it is not text"):
         read_tokenizer({**fields, "tokenizer.chat_template": [1]}, path)
     whole = gguf_header.read(path)
     with pytest.raises(SettingError, match=r"m\.gguf: broken: tokenizer\.huggingface\.json or"):
         load_tokenizer({**whole, "culm.tokenizer": "{}"}, path)
+
+
+def test_a_missing_list_of_types_is_reported(tmp_path, capsys):
+    path = written(byte_level(*RULES["qwen2"].words), tmp_path / "m.gguf")
+    fields = metadata(path)
+    del fields["tokenizer.ggml.token_type"]
+    assert "<|end|>" in read_tokenizer(fields, path).specials  # an end, as in llama.cpp
+    assert "token_type is missing; every token is read as text" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -197,6 +197,7 @@ def test_missing_setting_and_shard(exported):
     with pytest.raises(SettingError, match="the setting rms_norm_eps is missing"):
         hf.load(exported)
     path.write_text(json.dumps(config))
+    (exported / "model.safetensors").unlink()
     index = {"weight_map": {"lm_head.weight": "../secret.safetensors"}}
     (exported / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(SettingError, match=r"out/secret\.safetensors: there is no such file"):

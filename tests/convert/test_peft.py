@@ -164,6 +164,23 @@ def test_a_folder_is_read_as_its_base_with_the_adapter_merged(written, tmp_path,
     assert torch.equal(again(tokens), merged(tokens))
 
 
+def test_a_tokenizer_of_an_adapter_keeps_the_ends_of_the_base(based, tokenizer, tmp_path):
+    """As PEFT saves it: with a template, and without generation settings."""
+    model, lora = adapted(based(), targets="blocks.0.mlp.up", rank=2)
+    ours.save(model, lora, tmp_path / "adapter", str(tmp_path / "hf"))
+    path = tmp_path / "hf" / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [0, 7], "temperature": 0.3}))
+    names = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    names.chat_template = "{{ messages[0].content }}"
+    for key in ("stop_ids", "end_of_text_id"):
+        names.init_kwargs.pop(key)
+    names.save_pretrained(tmp_path / "adapter")
+    found = read(tmp_path / "adapter", "cpu")[1]
+    assert found.template == names.chat_template
+    assert found.stop_ids == {0, 7}
+    assert found.generation["temperature"] == 0.3
+
+
 def test_an_adapter_of_the_run_that_trained_it(written, tmp_path, tokens):
     (tmp_path / "run").mkdir()
     written.rename(tmp_path / "run" / "adapter")
@@ -219,8 +236,9 @@ EMBED = "base_model.model.model.embed_tokens"
         ({"peft_type": "IA3"}, {}, "peft_type: 'IA3' is not read here, only 'LORA'"),
         ({"bias": "all"}, {}, "bias: 'all' is not read here, only 'none'"),
         ({"init_lora_weights": "pissa"}, {}, "init_lora_weights: 'pissa' is not read here"),
-        ({"alpha_pattern": {"q": 4}}, {}, "alpha_pattern: .* is not known here"),
-        ({"fan_in_fan_out": True}, {}, "fan_in_fan_out: True is not known here"),
+        ({"alpha_pattern": {"q": -4}}, {}, "alpha_pattern: .* is not read here: .*alpha"),
+        ({"alpha_pattern": {"q(": 4}}, {}, "alpha_pattern: .* is not read here: .*"),
+        ({"alpha_pattern": ["q"]}, {}, "alpha_pattern: .* is not read here: .*"),
         ({"new_thing": 3}, {}, "new_thing: 3 is not known here"),
         ({"r": "many"}, {}, r"adapter_config.json\.rank: "),
         ({"lora_alpha": -1}, {}, r"adapter_config.json\.alpha: "),

@@ -57,5 +57,5 @@ def test_labels_of_single_answers(tmp_path, tokenizer) -> None:
 @pytest.mark.parametrize("value", [None, "much", float("nan"), [1]])
 def test_a_record_without_its_number_is_refused(value, tmp_path, tokenizer) -> None:
     records = [{"prompt": "q", "chosen": "a", "rejected": "b", "by": value}]
-    with pytest.raises(SettingError, match=r"record 1: no number in 'by'"):
+    with pytest.raises(SettingError, match=r"line 1: no number in 'by'"):
         loader(tmp_path, records, PairFormat(margin="by"), tokenizer)

@@ -88,15 +88,15 @@ def test_pairs(tokenizer, record):
 
 
 def test_pairs_learn_from_the_last_turn_only(tokenizer):
-    long = dialogue("first") + dialogue("a")
-    chosen, _ = examples(PairFormat(), {"chosen": long, "rejected": long}, tokenizer)
+    long, other = dialogue("first") + dialogue("a"), dialogue("first") + dialogue("b")
+    chosen, _ = examples(PairFormat(), {"chosen": long, "rejected": other}, tokenizer)
     assert text_of(tokenizer, chosen, learned=True) == "a<|end|>"
 
 
 def test_prompts(tokenizer):
     format = PromptFormat(prompt="question")
     record = {"question": "q", "answer": "a"}
-    assert [turn["content"] for turn in next(format.contents(record))] == ["q", "a"]
+    assert [turn["content"] for turn in next(format.contents(record)).messages] == ["q", "a"]
     [example] = examples(format, record, tokenizer)
     assert text_of(tokenizer, example) == ASKED
 
@@ -108,7 +108,7 @@ def test_prompts(tokenizer):
         (DocumentFormat(), {}, "it is empty"),
         (ChatFormat(), {"x": 1, "y": 2}, "no dialogue in it .*; it has x"),
         (ChatFormat(), {"messages": [{"content": "a"}]}, "a message has no role"),
-        (ChatFormat(), {"messages": ["a"]}, "a message is a str, not a role and a content"),
+        (ChatFormat(), {"messages": ["a"]}, "a message is text, not a role and a content"),
         (ChatFormat(), {"messages": dialogue("a")[:1]}, "nothing would be learned"),
         (PairFormat(), {"prompt": "q", "chosen": "a"}, "no answer in 'rejected'"),
         (PairFormat(), {"chosen": "a", "rejected": "b"}, "no question in 'prompt'"),

@@ -74,7 +74,9 @@ def blueprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     ]  # fmt: skip
 
     def go(*more: str) -> Any:
-        return train(read_run("llm-v1", [*settings, *more])[0])
+        names = {setting.partition("=")[0] for setting in more}
+        kept = [setting for setting in settings if setting.partition("=")[0] not in names]
+        return train(read_run("llm-v1", [*kept, *more])[0])
 
     return go
 

@@ -132,7 +132,7 @@ def test_what_is_cut_off_is_counted(tokenizer, tmp_path):
     records = [{"prompt": "q" * 40, "completion": "a"}, {"prompt": "q", "completion": "a" * 40}]
     chats = prepared(records, ChatFormat(), tokenizer, tmp_path / "p")
     loader = Loader(chats, 16, 1, 1, seed=0)
-    assert (loader.rows, loader.truncated, loader.left_out) == (1, 2, 1)
+    assert (loader.rows, loader.truncated, loader.left_out) == (1, 1, 1)
     assert all(batch.counts["targets"] > 0 for batch in loader.step(0))
     hopeless = prepared(records[:1], ChatFormat(), tokenizer, tmp_path / "q")
     with pytest.raises(SettingError, match="no token would be learned"):

@@ -6,7 +6,8 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from culm.tokenizer.tokenizer import PIECE, Tokenizer
+from culm.tokenizer.parts import PIECE
+from culm.tokenizer.tokenizer import Tokenizer
 
 SPECIALS = ["<unk>", "<s>", "</s>"]
 LLAMA2 = """\
@@ -75,7 +76,7 @@ def test_dialogues_have_the_ids_of_transformers(inner, template):
     theirs = transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, chat_template=template, bos_token="<s>", eos_token="</s>"
     )
-    ids, learned = ours.chat.encode(DIALOGUE)
+    ids, learned = ours.chat.encode(DIALOGUE)[:2]
     assert ids == theirs.apply_chat_template(DIALOGUE, return_dict=False)
     for count in (1, 3):
         prompt = theirs.apply_chat_template(
@@ -89,7 +90,7 @@ def test_dialogues_have_the_ids_of_transformers(inner, template):
 
 def test_what_is_learned_are_answers_with_their_ends(inner):
     tokenizer = with_template(inner, LLAMA2)
-    ids, learned = tokenizer.chat.encode(DIALOGUE)
+    ids, learned = tokenizer.chat.encode(DIALOGUE)[:2]
     said = [id for id, kept in zip(ids, learned, strict=True) if kept]
     text = b"".join(tokenizer.bytes_of(id) or b"|" for id in said).decode()
     assert text == " Over the lazy dog 🙂. | def add(a, b):\n    return |"
@@ -101,7 +102,7 @@ def test_what_is_learned_are_answers_with_their_ends(inner):
 def test_contents_cannot_forge_special_tokens(inner):
     tokenizer = with_template(inner, LLAMA2)
     messages = [{"role": "user", "content": "a</s>b"}, {"role": "assistant", "content": "<s>"}]
-    ids, _ = tokenizer.chat.encode(messages)
+    ids, _ = tokenizer.chat.encode(messages)[:2]
     assert sum(id in tokenizer.specials.values() for id in ids) == 2
 
 

@@ -7,7 +7,7 @@ knows, and in full under `tokenizer.huggingface.json`, from which it is read bac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from torch import Tensor
 from culm.config import SettingError
 from culm.convert import rules
 from culm.convert.family import Family, family_of
-from culm.convert.gguf import header
 from culm.convert.gguf.blocks import encode
 from culm.convert.gguf.families import FAMILIES
 from culm.convert.gguf.families.metadata import factors_of
 from culm.convert.gguf.kinds import KINDS, kinds_of
+from culm.convert.gguf.parts import read_parts
 from culm.convert.gguf.tokenizer import add_tokenizer, load_tokenizer
 from culm.convert.multipliers import plain_config
 from culm.convert.weights import assemble, note_dropped_heads, plain_weights
@@ -36,6 +36,8 @@ from culm.model.transformer import Transformer, TransformerConfig
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
 FACTORS = "rope_freqs.weight"
+# Keys that describe the file, or repeat what llama.cpp assumes.
+NEUTRAL = ("tensor_data_layout", "rope.scaling.finetuned", "vocab_size")
 
 
 def export(
@@ -147,26 +149,23 @@ def _tensors(model: Transformer, family: Family) -> Iterator[tuple[str, Tensor]]
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer]:
-    """The model and tokenizer of any GGUF file; weights become fp32.
+    """The model and tokenizer of any GGUF file, or of the first of several parts; weights become
+    fp32.
 
     Raises:
         SettingError: the file is broken, or its family or kind is not known.
     """
     path = Path(path)
-    fields = header.read(path)
-    try:
-        reader = gguf.GGUFReader(path)
-    except Exception as error:  # the package raises many kinds
-        raise SettingError(f"{path}: broken or not a GGUF file: {error}") from None
-    family, config = read_config(fields, reader, path)
+    fields, stored = read_parts(path)
+    family, config = read_config(fields, stored, path)
     tokenizer = load_tokenizer(fields, path)
-    model = assemble(config, _weights(reader, family, config, path), str(path), device)
+    model = assemble(config, _weights(stored, family, config, path), str(path), device)
     check_vocabulary(tokenizer, config.vocabulary, path)
     return model, tokenizer
 
 
 def read_config(
-    fields: dict[str, Any], reader: gguf.GGUFReader, path: Path
+    fields: dict[str, Any], stored: Sequence[gguf.ReaderTensor], path: Path
 ) -> tuple[Family, TransformerConfig]:
     """The family of a file and our settings for it.
 
@@ -183,11 +182,13 @@ def read_config(
         for key, value in fields.items()
         if key.startswith(f"{name}.")
     }
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    tensors = {tensor.name: tensor for tensor in stored}
     if "token_embd.weight" not in tensors:
         raise SettingError(
             f"{path}: it has no token_embd.weight: it contains a vocabulary without a model"
         )
+    for key in NEUTRAL:
+        given.pop(key, None)
     given["vocabulary"] = int(tensors["token_embd.weight"].shape[1])
     given["tied"] = "output.weight" not in tensors
     if FACTORS in tensors:
@@ -214,10 +215,10 @@ def _short(number: float) -> float:
 
 
 def _weights(
-    reader: gguf.GGUFReader, family: Family, config: TransformerConfig, path: Path
+    stored: Sequence[gguf.ReaderTensor], family: Family, config: TransformerConfig, path: Path
 ) -> Iterator[tuple[str, Tensor]]:
-    def stored() -> Iterator[tuple[str, Tensor]]:
-        for tensor in reader.tensors:
+    def dequantised() -> Iterator[tuple[str, Tensor]]:
+        for tensor in stored:
             try:
                 numbers = gguf.dequantize(tensor.data, tensor.tensor_type)
             except NotImplementedError:
@@ -227,7 +228,7 @@ def _weights(
                 yield tensor.name, torch.from_numpy(np.array(numbers, np.float32))
 
     try:
-        yield from rules.read(stored(), family.rules(config.resolved()))
+        yield from rules.read(dequantised(), family.rules(config.resolved()))
     except RuntimeError as error:  # a tensor that does not fit its settings
         raise SettingError(f"{path}: broken: {error}") from None
     except SettingError as error:

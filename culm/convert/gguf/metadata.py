@@ -11,14 +11,36 @@ from gguf import TokenType
 from culm.config import SettingError
 from culm.convert.gguf.words import RULES, SplitRule
 from culm.log import say
+from culm.tokenizer.ends import meant
 
-# Tokens at which llama.cpp stops, whatever their type in the file.
+# Names at which llama.cpp stops, whatever their type in the file: a file lists no ends.
 STOPS = {
     "</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "[EOS]", "<|end|>", "<|im_end|>",
     "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<EOT>", "_<EOT>", "[EOT]",
     "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_utterance>", "<|tool_response>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
 }  # fmt: skip
+# It also stops at the marks between files of code: the token of the key, or the first such name.
+FILE_MARKS = {
+    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep": ("<|file_sep|>",),
+}
 TEXT = (TokenType.NORMAL, TokenType.USER_DEFINED)
+
+
+def stops_of(names: Mapping[int, str], given: Mapping[str, int]) -> set[int]:
+    """The ids at which llama.cpp stops. names: of all ids; given: ids by their purpose."""
+    ids = {name: id for id, name in names.items()}
+    marks = (
+        next((ids[name] for name in marks if name in ids), None)
+        for key, marks in FILE_MARKS.items()
+        if key not in given
+    )
+    known = (ids[name] for name in STOPS if name in ids)
+    found = {id for id in (*given.values(), *known, *marks) if id is not None}
+    kept = set(meant([names[id] for id in found]))
+    return {id for id in found if names[id] in kept}
 
 
 class Token(NamedTuple):
@@ -52,8 +74,14 @@ class Metadata:
         return value
 
     def array(self, name: str, form: type) -> list[Any]:
-        """A list, empty if there is none."""
-        values = self.get(name, list) or []
+        """A list, empty if it is in the file and has no values; a part that is missing is refused.
+
+        Raises:
+            SettingError: it is missing, or contains another type.
+        """
+        values = self.get(name, list)
+        if values is None:
+            raise self.refused(name, "it is missing")
         if any(type(value) is not form for value in values):
             raise self.refused(name, f"it contains other types than {form.__name__}")
         return values
@@ -62,14 +90,15 @@ class Metadata:
     def tokens(self) -> list[Token]:
         """All used tokens."""
         names = self.array("tokens", str)
-        types = self.array("token_type", int) or [int(TokenType.NORMAL)] * len(names)
-        scores = self.array("scores", float) or [0.0] * len(names)
+        types = self._per_token("token_type", int, int(TokenType.NORMAL), len(names))
+        scores = self._per_token("scores", float, 0.0, len(names))
         for key, values in (("token_type", types), ("scores", scores)):
             if len(values) != len(names):
                 raise self.refused(key, f"{len(values):,} values for {len(names):,} tokens")
         rows = zip(names, types, scores, strict=True)
+        stops = {names[id] for id in stops_of(dict(enumerate(names)), {})}
         found = [
-            Token(id, name, TokenType.CONTROL if name in STOPS else type, score)
+            Token(id, name, TokenType.CONTROL if name in stops else type, score)
             for id, (name, type, score) in enumerate(rows)
             if name and type != TokenType.UNUSED
         ]
@@ -78,6 +107,26 @@ class Metadata:
         if len({token.name for token in found}) < len(found):
             raise self.refused("tokens", "a token occurs twice")
         return found
+
+    def _per_token(self, name: str, form: type, default: Any, count: int) -> list[Any]:
+        """A value for each token; the file may lack the list where llama.cpp needs none.
+
+        Raises:
+            SettingError: a vocabulary that merges by score has no scores.
+        """
+        needed = name == "scores" and self.get("model", str) == "llama"
+        if needed or self.get(name, list) is not None:
+            return self.array(name, form)
+        if name == "token_type":
+            missing = f"{self.source}: tokenizer.ggml.token_type is missing"
+            say(f"{missing}; every token is read as text, as in llama.cpp")
+        return [default] * count
+
+    @cached_property
+    def stops(self) -> list[int]:
+        """The ids at which llama.cpp stops."""
+        given = {key: self.id(key) for key in ("eos", "eot", "eom", *FILE_MARKS)}
+        return sorted(stops_of(self.names, {k: id for k, id in given.items() if id is not None}))
 
     @cached_property
     def names(self) -> dict[int, str]:

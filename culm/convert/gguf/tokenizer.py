@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gguf
@@ -11,8 +11,11 @@ import tokenizers
 from gguf import TokenType
 
 from culm.config import SettingError
+from culm.convert.gguf.metadata import stops_of
+from culm.convert.gguf.sampling import add_sampling
 from culm.convert.gguf.vocabulary import read_tokenizer
 from culm.convert.gguf.words import NAMES
+from culm.log import say
 from culm.tokenizer.fast import GPT2
 from culm.tokenizer.sentencepiece import BYTES, SPACE, splits
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
@@ -46,19 +49,45 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> N
         _add_scored(writer, parts, names, types)
     else:
         _add_byte_level(writer, parts)
-    writer.add_eos_token_id(tokenizer.end_of_text)
-    writer.add_eot_token_id(tokenizer.end_of_turn)
-    writer.add_pad_token_id(tokenizer.end_of_text)
-    writer.add_bos_token_id(tokenizer.start[0] if tokenizer.start else tokenizer.end_of_text)
-    writer.add_add_bos_token(bool(tokenizer.start))
-    if tokenizer.template is not None:
-        writer.add_chat_template(tokenizer.template)
+    _add_ends(writer, tokenizer, names)
+    add_sampling(writer, tokenizer.generation)
+    template = tokenizer.settings.get("chat_template") or tokenizer.template
+    if template is not None:
+        writer.add_chat_template(template)
     about = {
         "settings": {**tokenizer.settings, "end_of_text_id": tokenizer.end_of_text},
         "stop_ids": sorted(tokenizer.stop_ids),
+        "generation": tokenizer.generation,
     }
     for key, text in zip(OWN, (tokenizer.json, json.dumps(about)), strict=True):
         writer.add_string(key, text)
+
+
+def _add_ends(writer: gguf.GGUFWriter, tokenizer: Tokenizer, names: Sequence[str]) -> None:
+    """Write the begin token and the ends; names: of all ids.
+
+    The format has room for three ends (of a text, a turn, a message), and llama.cpp also stops at
+    names that it knows. A line says where that differs from the stops of the tokenizer.
+    """
+    text, stops, every = tokenizer.end_of_text, tokenizer.stop_ids, dict(enumerate(names))
+    ends = {"eos": text, "eot": tokenizer.end_of_turn}
+    rest = sorted(stops - stops_of(every, ends))
+    if ends["eot"] == text and rest:
+        ends["eot"] = rest.pop(0)
+    if rest:
+        ends["eom"] = rest.pop(0)
+    for key, id in ends.items():
+        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", id)
+    there = stops_of(every, ends)
+    differing = {"does not stop": stops - there, "also stops": there - stops}
+    for what, ids in differing.items():
+        if ids:
+            say(f"GGUF: llama.cpp {what} at {', '.join(names[id] for id in sorted(ids))}.")
+    pad, begin = tokenizer.generation_config["pad_token_id"], tokenizer.begin
+    writer.add_pad_token_id(pad if pad in range(len(names)) else text)
+    # Without a key the begin token would be llama.cpp's default, id 11.
+    writer.add_bos_token_id(text if begin is None else begin)
+    writer.add_add_bos_token(bool(tokenizer.start))
 
 
 def load_tokenizer(fields: Mapping[str, Any], source: object) -> Tokenizer:
@@ -73,7 +102,8 @@ def load_tokenizer(fields: Mapping[str, Any], source: object) -> Tokenizer:
         inner = tokenizers.Tokenizer.from_str(fields[OWN[0]])
         about = json.loads(fields[OWN[1]])
         template = fields.get("tokenizer.chat_template")
-        return Tokenizer(inner, about["settings"], template, about["stop_ids"])
+        generation = about.get("generation")
+        return Tokenizer(inner, about["settings"], template, about["stop_ids"], generation)
     except BaseException as error:  # a panic of its Rust code is no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise

@@ -14,8 +14,10 @@ from gguf import TokenType
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from culm.config import SettingError
-from culm.convert.gguf.metadata import STOPS, TEXT, Metadata
+from culm.convert.gguf.metadata import TEXT, Metadata
+from culm.convert.gguf.sampling import read_sampling
 from culm.tokenizer.sentencepiece import BYTES, SPACE, merged_by_score
+from culm.tokenizer.templates import DEFAULT, named
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import splitter
 
@@ -45,19 +47,33 @@ def read_tokenizer(fields: Mapping[str, Any], source: object) -> Tokenizer:
     except Exception as error:  # the library raises bare Exception
         raise metadata.refused("tokens", f"they give no tokenizer: {error}") from None
     marks = {"bos": start, "eos": end, "pad": metadata.id("padding"), "unk": metadata.id("unknown")}
-    settings = {f"{key}_token": metadata.names[id] for key, id in marks.items() if id is not None}
-    stops = {token.id for token in metadata.tokens if token.name in STOPS}
-    stops |= {id for id in (end, metadata.id("eot"), metadata.id("eom")) if id is not None}
-    template = fields.get("tokenizer.chat_template")
-    if not isinstance(template, str | None):
-        raise SettingError(f"{source}: tokenizer.chat_template: it is not text; remove it")
-    return Tokenizer(inner, settings | {"end_of_text_id": end}, template, stops)
+    settings: dict[str, Any] = {
+        f"{key}_token": metadata.names[id] for key, id in marks.items() if id is not None
+    }
+    templates = _templates(fields, source)
+    settings["chat_template"] = named(templates)
+    stops, generation = [end, *metadata.stops], read_sampling(fields)
+    return Tokenizer(inner, settings | named(templates), templates.get(DEFAULT), stops, generation)
+
+
+def _templates(fields: Mapping[str, Any], source: object) -> dict[str, str]:
+    """The chat templates by name; the default has none in the file."""
+    key = "tokenizer.chat_template"
+    names = {key: DEFAULT} | {n: n.removeprefix(f"{key}.") for n in fields if f"{key}." in n}
+    found = {name: fields[place] for place, name in names.items() if place in fields}
+    if not all(isinstance(text, str) for text in found.values()):
+        raise SettingError(f"{source}: {key}: it is not text; remove it")
+    return found
 
 
 def _byte_level(metadata: Metadata) -> tokenizers.Tokenizer:
     ids = {token.name: token.id for token in metadata.tokens}
     pairs = []
-    for merge in metadata.array("merges", str):
+    merges = metadata.array("merges", str)
+    texts = [token.name for token in metadata.tokens if token.type == TokenType.NORMAL]
+    if not merges and max(map(len, texts), default=0) > 1:
+        raise metadata.refused("merges", "it is empty, so tokens of several bytes are never used")
+    for merge in merges:
         cut = merge.find(" ", 1)
         left, right = merge[:cut], merge[cut + 1 :]
         if cut < 0 or not right:

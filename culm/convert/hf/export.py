@@ -12,7 +12,7 @@ from torch import Tensor
 from culm.config import SettingError
 from culm.convert import rules
 from culm.convert.card import write_card
-from culm.convert.family import Family, family_of
+from culm.convert.family import Family, family_of, fits
 from culm.convert.hf.families import FAMILIES
 from culm.convert.hf.folder import SETTINGS, WEIGHTS
 from culm.convert.multipliers import plain_config
@@ -23,6 +23,7 @@ from culm.files import atomic, refuse_nonempty, write_json
 from culm.model.rule_updated import rule_updated
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.safetensors import write_safetensors
+from culm.tokenizer.generation import GENERATION
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -56,8 +57,7 @@ def export(
         _write_shards(fresh, _tensors(model, chosen, dtype, progress), shard_bytes)
         tokenizer.save(fresh)
         write_json(fresh / SETTINGS, _settings(config, chosen, tokenizer, dtype))
-        ends = {"eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": tokenizer.end_of_text}
-        write_json(fresh / "generation_config.json", ends)
+        write_json(fresh / GENERATION, tokenizer.generation_config)
         write_card(model, fresh, folder.name, library="transformers")
 
 
@@ -122,9 +122,9 @@ def _settings(
         "architectures": [family.architecture],
         "model_type": family.name,
         **family.write(config.resolved()),
-        "bos_token_id": None,
+        "bos_token_id": tokenizer.generation_config["bos_token_id"],
         "eos_token_id": tokenizer.end_of_text,
-        "pad_token_id": tokenizer.end_of_text,
+        "pad_token_id": tokenizer.generation_config["pad_token_id"],
         "dtype": name_of(dtype),
     }
 
@@ -138,3 +138,16 @@ def module_names(config: TransformerConfig, family: str = "") -> ModuleNames:
     plain = plain_config(config)
     chosen = family_of(plain, named(family), "Hugging Face")
     return ModuleNames(chosen.rules(plain.resolved()))
+
+
+def all_module_names(config: TransformerConfig) -> Iterator[ModuleNames]:
+    """The names of a model's modules in every family that has its shape, the preferred one first.
+
+    Raises:
+        SettingError: no family has its shape.
+    """
+    plain = plain_config(config)
+    family_of(plain, FAMILIES, "Hugging Face")
+    for family in FAMILIES:
+        if fits(family, plain):
+            yield ModuleNames(family.rules(plain.resolved()))

@@ -15,24 +15,35 @@ from culm.convert.hf.families import FAMILIES
 from culm.convert.hf.fp8 import Blocks, dequantized, read_blocks
 from culm.convert.weights import assemble
 from culm.files import read_json
+from culm.log import say
 from culm.model.mlp.moe import MoE
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.safetensors import read_pickled, read_safetensors
-from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
+from culm.tokenizer.generation import NAMES as GENERATION_SETTINGS
+from culm.tokenizer.rows import within_rows
+from culm.tokenizer.tokenizer import Tokenizer
 
 SETTINGS, WEIGHTS = "config.json", "model.safetensors"
 COMPUTED = ("rotary_emb.inv_freq", "attn.bias", "attention.bias", ".masked_bias")
 
 # Settings that do not change the forward, or only repeat others.
 _NEUTRAL = """
-architectures model_type transformers_version torch_dtype dtype use_cache initializer_range
-attention_dropout bos_token_id eos_token_id pad_token_id pretraining_tp
-output_attentions output_hidden_states return_dict id2label label2id problem_type
-chunk_size_feed_forward is_encoder_decoder is_decoder add_cross_attention name_or_path
-unsloth_version unsloth_fixed keys_to_ignore_at_inference task_specific_params
-router_jitter_noise auto_map cache_implementation is_llama_config transformers.js_config
+architectures model_type transformers_version torch_dtype dtype initializer_range
+attention_dropout pretraining_tp return_dict id2label label2id problem_type
+chunk_size_feed_forward is_encoder_decoder is_decoder add_cross_attention tie_encoder_decoder
+cross_attention_hidden_size keys_to_ignore_at_inference task_specific_params finetuning_task
+prefix torchscript tf_legacy_loss use_bfloat16 router_jitter_noise auto_map is_llama_config
+transformers.js_config name_or_path unsloth_version unsloth_fixed gradient_checkpointing
 """
-NEUTRAL = frozenset(_NEUTRAL.split())
+_NAMES_AND_LENGTHS = """
+tokenizer_class processor_class model_name license trust_remote_code sep_token_id add_bos_token
+add_eos_token max_sequence_length max_seq_length max_seq_len seq_length model_max_length
+"""
+_KERNELS = """
+use_flash_attn use_flash_attention use_flash_attention_2 flash_attention flash_attn
+attn_implementation experts_implementation use_sdpa use_kernels fused_rms_norm fused_mlp
+"""
+NEUTRAL = GENERATION_SETTINGS.union(*map(str.split, (_NEUTRAL, _NAMES_AND_LENGTHS, _KERNELS)))
 
 
 def is_model(path: Path) -> bool:
@@ -70,7 +81,7 @@ def parts(
     family, config, blocks = read_config(folder / SETTINGS)
     tokenizer = Tokenizer.load(folder)
     if not grows:
-        check_vocabulary(tokenizer, config.vocabulary, folder)
+        tokenizer = within_rows(tokenizer, config.vocabulary, folder)
     return config, _weights(folder, family, config, blocks), tokenizer
 
 
@@ -139,12 +150,15 @@ def _read(shard: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _shards(folder: Path) -> list[Path]:
+    """The files of the weights: a single file before an index, as in transformers."""
     for name in (WEIGHTS, "pytorch_model.bin"):
-        index = folder / f"{name}.index.json"
+        whole, index = folder / name, folder / f"{name}.index.json"
+        if whole.is_file():
+            if index.is_file():
+                say(f"{folder}: {name} is read, and not the files that {index.name} lists.")
+            return [whole]
         if index.is_file():
             return _indexed(index)
-        if (folder / name).is_file():
-            return [folder / name]
     return [folder / WEIGHTS]  # missing, which the reader reports
 
 

@@ -14,22 +14,16 @@ from culm.adapt.lora import LoRALinear, plain
 from culm.adapt.quantize.linear import QuantizedLinear
 from culm.adapt.replace import note_untied, replace
 from culm.config import SettingError
-from culm.convert.hf import module_names
 from culm.convert.peft.settings import NAME, PeftSettings, read_settings
-from culm.convert.rules import ModuleNames
+from culm.convert.peft.tensors import Parts, other_base, read_tensors
 from culm.convert.weights import fingerprint
 from culm.model.linear import Linear
 from culm.model.norm import Norm
 from culm.model.transformer import Transformer
-from culm.safetensors import read_metadata, read_safetensors
+from culm.safetensors import read_metadata
 
 WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
-PREFIX = "base_model.model."
 BASE = "culm.base"
-PARTS = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "magnitude"}
-COPY = {"base_layer.weight": "base"}  # for an adapted head PEFT also writes the base's weights
-
-Parts = dict[str, dict[str, Tensor]]  # tensors of modules, by our name and the parameter's
 
 
 def is_adapter(path: Path) -> bool:
@@ -75,8 +69,12 @@ def _read_folder(
     settings, path = read_settings(folder), folder / WEIGHTS
     if not path.is_file() and (folder / PICKLED).is_file():
         raise SettingError(f"{folder}: {PICKLED} could run code; save it again as {WEIGHTS}")
-    layers, whole = _read(path, module_names(model.config))
-    made = {name: _adapter(model, name, parts, settings, path) for name, parts in layers.items()}
+    tensors = read_tensors(path, model.config)
+    layers, whole = tensors.layers, tensors.whole
+    made = {
+        name: _adapter(model, name, parts, settings.of(tensors.theirs[name]), path)
+        for name, parts in layers.items()
+    }
     for name, parts in whole.items():
         _check_whole(model, name, parts, path)
     tied = model.config.tied and "head" in made
@@ -85,36 +83,8 @@ def _read_folder(
         raise SettingError(f"{path}: {name} is trained in full, but it or its head is also adapted")
     known = read_metadata(path).get(BASE)
     if known is not None and known != fingerprint(model, whole):
-        raise _other(path, "its base had other weights")
+        raise other_base(path, "its base had other weights")
     return made, whole, settings
-
-
-def _read(path: Path, names: ModuleNames) -> tuple[Parts, Parts]:
-    """Tensors of adapted layers and of fully trained modules."""
-    layers: Parts = {}
-    whole: Parts = {}
-    known = PARTS | COPY
-    for key, tensor in read_safetensors(path):
-        if not (tensor.is_floating_point() and tensor.isfinite().all()):
-            raise SettingError(f"{path}: {key} contains NaN or infinity; use an earlier checkpoint")
-        full = key.removeprefix(PREFIX)
-        theirs = next((part for part in known if full.endswith(f".{part}")), None)
-        if theirs is None and ".lora_" in full:
-            raise SettingError(f"{path}: {full}: this kind of adapter is not read here")
-        module, part = (full.removesuffix(f".{theirs}"), known[theirs]) if theirs else _cut(full)
-        name = names.ours(module)
-        if name is None:
-            raise _other(path, f"{full} is not in a model of this family")
-        place = layers if theirs else whole
-        place.setdefault(name, {})[part] = tensor
-    if not layers:
-        raise SettingError(f"{path}: contains no adapter of a layer")
-    return layers, whole
-
-
-def _cut(name: str) -> tuple[str, str]:
-    module, _, part = name.rpartition(".")
-    return module, part
 
 
 def _adapter(
@@ -123,12 +93,12 @@ def _adapter(
     """The adapter of one layer, checked against the layer."""
     base = _module(model, name, path)
     if not isinstance(base, Linear | QuantizedLinear):
-        raise _other(path, f"{name} is not a plain or quantised linear layer")
+        raise other_base(path, f"{name} is not a plain or quantised linear layer")
     copy = parts.pop("base", None)
     if copy is not None and isinstance(base, Linear):
         own = base.weight.detach().to(copy)
         if own.shape != copy.shape or not torch.allclose(own, copy, rtol=0.01, atol=1e-6):  # bf16
-            raise _other(path, f"its base had other weights in {name}")
+            raise other_base(path, f"its base had other weights in {name}")
     wanted = {"a", "b", "magnitude"} if settings.lora.dora else {"a", "b"}
     if parts.keys() != wanted:
         odd = min(parts.keys() ^ wanted)
@@ -150,27 +120,27 @@ def _module(model: Transformer, name: str, path: Path) -> nn.Module:
     try:
         return model.get_submodule(name)
     except AttributeError:
-        raise _other(path, f"this model has no {name}") from None
+        raise other_base(path, f"this model has no {name}") from None
 
 
 def _check_whole(model: Transformer, name: str, parts: dict[str, Tensor], path: Path) -> None:
     module = _module(model, name, path)
     if not isinstance(module, Linear | nn.Embedding | Norm):
-        raise _other(path, f"{name} is trained in full, but here it is quantised or missing")
+        raise other_base(path, f"{name} is trained in full, but here it is quantised or missing")
     _check_shapes(module, name, parts, path)
 
 
 def _check_shapes(module: nn.Module, name: str, parts: dict[str, Tensor], path: Path) -> None:
     own = dict(module.named_parameters(recurse=False))
     if own.keys() != parts.keys():
-        raise _other(path, f"{min(own.keys() ^ parts.keys())} of {name} is not in both")
+        raise other_base(path, f"{min(own.keys() ^ parts.keys())} of {name} is not in both")
     for part, value in parts.items():
         _check_shape(part, name, value, tuple(own[part].shape), path)
 
 
 def _check_shape(part: str, name: str, value: Tensor, here: tuple[int, ...], path: Path) -> None:
     if (there := tuple(value.shape)) != here:
-        raise _other(path, f"{part} of {name} has the shape {there}, here it is {here}")
+        raise other_base(path, f"{part} of {name} has the shape {there}, here it is {here}")
 
 
 @torch.no_grad()
@@ -185,7 +155,3 @@ def _put(model: Transformer, whole: Parts, keeps_tied: bool) -> None:
         module = model.get_submodule(name).requires_grad_(True)
         for part, value in parts.items():
             module.get_parameter(part).copy_(value)
-
-
-def _other(path: Path, reason: str) -> SettingError:
-    return SettingError(f"{path}: an adapter for another base: {reason}; load it with its own base")

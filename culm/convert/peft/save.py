@@ -18,8 +18,9 @@ from culm.adapt.quantize.linear import QuantizedLinear
 from culm.config import SettingError
 from culm.convert.family import NoFamilyError
 from culm.convert.hf import family_at, module_names
-from culm.convert.peft.folder import BASE, PARTS, PREFIX, WEIGHTS
+from culm.convert.peft.folder import BASE, WEIGHTS
 from culm.convert.peft.settings import NAME, written
+from culm.convert.peft.tensors import PARTS, PREFIX
 from culm.convert.rules import ModuleNames
 from culm.convert.weights import fingerprint
 from culm.files import atomic, refuse_nonempty, write_json
@@ -76,7 +77,9 @@ def _tensors(
                 yield f"{PREFIX}{_theirs(name, known)}.{theirs}", own[ours].detach()
     for name in whole:  # a tied head is written next to its embedding, since PEFT unties them
         for part, tensor in model.get_submodule(name).named_parameters(recurse=False):
-            yield f"{PREFIX}{_theirs(name, known)}.{part}", tensor.detach()
+            turned = tensor.dim() == 2 and known.is_transposed(name)
+            stored = tensor.t().contiguous() if turned else tensor
+            yield f"{PREFIX}{_theirs(name, known)}.{part}", stored.detach()
 
 
 def _theirs(name: str, known: ModuleNames) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ NAME = "adapter_config.json"
 _NEUTRAL = """
 peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode
 target_modules exclude_modules modules_to_save layers_to_transform layers_pattern rank_pattern
-megatron_core qalora_group_size ensure_weight_tying
+megatron_core qalora_group_size ensure_weight_tying alpha_pattern fan_in_fan_out
 """
 NEUTRAL = frozenset(_NEUTRAL.split())
 # Allowed values of others. Other initial values (pissa, olora, loftq) also change the base.
@@ -46,11 +47,19 @@ def base_of(folder: Path) -> str:
 @dataclass(frozen=True)
 class PeftSettings:
     """ranks_differ: layers have different ranks, which the tensors show. keeps_tied: a tied head
-    follows a trained embedding."""
+    follows a trained embedding. alphas: alpha of the layers whose name a pattern matches."""
 
     lora: LoRA
     ranks_differ: bool
     keeps_tied: bool
+    alphas: Mapping[str, float]
+
+    def of(self, layer: str) -> PeftSettings:
+        """The settings of one layer, by its name there. The first pattern that matches counts."""
+        for pattern, alpha in self.alphas.items():
+            if re.fullmatch(rf"(.*\.)?({pattern})", layer):
+                return replace(self, lora=self.lora.model_copy(update={"alpha": alpha}))
+        return self
 
 
 def read_settings(folder: Path) -> PeftSettings:
@@ -78,7 +87,18 @@ def read_settings(folder: Path) -> PeftSettings:
         if value:  # None, false, 0 and empty mean off
             raise SettingError(f"{path}: {name}: {value!r} is not known here and may change it")
     differ, tied = (bool(given.get(name)) for name in ("rank_pattern", "ensure_weight_tying"))
-    return PeftSettings(parse(LoRA, values, str(path)), differ, tied)
+    return PeftSettings(parse(LoRA, values, str(path)), differ, tied, _alphas(given, path))
+
+
+def _alphas(given: Mapping[str, Any], path: Path) -> dict[str, float]:
+    """`alpha_pattern`, checked."""
+    alphas = given.get("alpha_pattern") or {}
+    try:
+        for pattern in alphas:
+            re.compile(pattern)
+        return {pattern: parse(LoRA, {"alpha": alpha}).alpha for pattern, alpha in alphas.items()}
+    except (AttributeError, TypeError, ValueError, re.error) as error:
+        raise SettingError(f"{path}: alpha_pattern: {alphas!r} is not read here: {error}") from None
 
 
 def written(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from culm.data.example import Example, RecordFormat
-from culm.data.format.messages import Message, dialogue_of
+from culm.data.example import Dialogue, Example, RecordFormat
+from culm.data.format.messages import dialogue_of
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -16,9 +16,9 @@ class ChatFormat(RecordFormat):
     kind: Literal["chat"] = "chat"
     turns: Literal["all", "last"] = "all"
 
-    def contents(self, record: dict[str, Any]) -> Iterator[list[Message]]:
+    def contents(self, record: dict[str, Any]) -> Iterator[Dialogue]:
         yield dialogue_of(record)
 
-    def encode(self, contents: Sequence[list[Message]], tokenizer: Tokenizer) -> Iterator[Example]:
-        for messages in contents:
-            yield Example(*tokenizer.chat.encode(messages, self.turns))
+    def encode(self, contents: Sequence[Dialogue], tokenizer: Tokenizer) -> Iterator[Example]:
+        for messages, tools in contents:
+            yield Example(*tokenizer.chat.encode(messages, self.turns, tools))

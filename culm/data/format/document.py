@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import PositiveInt
 
-from culm.data.example import Example, RecordFormat, shape_of
+from culm.data.example import Example, RecordFormat
+from culm.data.source.record import kind_of_value, shape_of
 from culm.tokenizer.parts import pieces
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -35,6 +36,12 @@ class DocumentFormat(RecordFormat):
 
     def texts(self, record: dict[str, Any]) -> Iterator[str]:
         text = record.get(self.text)
-        if not isinstance(text, str):
-            raise ValueError(f"no text in {self.text!r}; {shape_of(record)}")
-        yield text
+        if isinstance(text, str):
+            yield text
+        elif text is not None:
+            raise ValueError(f"{self.text!r} is {kind_of_value(text)}, not text")
+        else:
+            raise ValueError(
+                f"no text in {self.text!r}; {shape_of(record)}; name the field with "
+                "data.format='{kind: document, text: FIELD}'"
+            )

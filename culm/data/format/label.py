@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 from culm.batch import Reads
-from culm.data.example import Example, RecordFormat, number_of
-from culm.data.format.messages import Message, dialogue_of
+from culm.data.example import Dialogue, Example, RecordFormat, number_of
+from culm.data.format.messages import dialogue_of
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -27,9 +27,9 @@ class LabelFormat(RecordFormat):
     def numbers(self, record: dict[str, Any]) -> tuple[float, ...]:
         return (number_of(record, self.label),)
 
-    def contents(self, record: dict[str, Any]) -> Iterator[list[Message]]:
+    def contents(self, record: dict[str, Any]) -> Iterator[Dialogue]:
         yield dialogue_of(record)
 
-    def encode(self, contents: Sequence[list[Message]], tokenizer: Tokenizer) -> Iterator[Example]:
-        for messages in contents:
-            yield Example(*tokenizer.chat.encode(messages, "last"))
+    def encode(self, contents: Sequence[Dialogue], tokenizer: Tokenizer) -> Iterator[Example]:
+        for messages, tools in contents:
+            yield Example(*tokenizer.chat.encode(messages, "last", tools))

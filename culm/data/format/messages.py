@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from culm.data.example import shape_of
+from culm.data.example import Dialogue
+from culm.data.source.record import kind_of_value, shape_of
 
 Message = dict[str, Any]
 
@@ -14,6 +16,7 @@ Message = dict[str, Any]
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 ROLES |= {"observation": "tool", "function": "tool"}
 DIALOGUES = ("messages", "conversations")  # fields that hold a dialogue
+ANSWERS = ("output", "completion", "response")
 HUMAN = re.compile(r"\n\n(Human|Assistant): ?")
 END = "<|endoftext|>"  # some sets write it into the text; the tokenizer adds its own
 
@@ -21,27 +24,57 @@ END = "<|endoftext|>"  # some sets write it into the text; the tokenizer adds it
 def message_of(turn: Any) -> Message:
     """One turn: role and content as they are, ShareGPT's from and value renamed."""
     if not isinstance(turn, dict):
-        raise ValueError(f"a message is a {type(turn).__name__}, not a role and a content")
+        raise ValueError(f"a message is {kind_of_value(turn)}, not a role and a content")
     if "from" in turn and "value" in turn:
-        return {"role": ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
+        rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
+        turn = {"role": turn["from"], "content": turn["value"], **rest}
     if "role" not in turn:
         raise ValueError(f"a message has no role; {shape_of(turn)}")
     return {**turn, "role": ROLES.get(turn["role"], turn["role"])}
 
 
-def question_of(record: dict[str, Any]) -> list[Message] | None:
-    """The messages before the answer, in any known shape; None if there are none."""
-    system = record.get("system")
-    first = [{"role": "system", "content": system}] if isinstance(system, str) and system else []
-    for key in (*DIALOGUES, "prompt"):
+def question_of(record: dict[str, Any], prompt: str = "prompt") -> list[Message] | None:
+    """The messages before the answer, in any known shape; None if there are none.
+
+    prompt: the field of a question that is a text or a list of messages.
+    """
+    for key in (*DIALOGUES, prompt):
         if isinstance(record.get(key), list):
-            return [*first, *map(message_of, record[key])]
+            return with_system(record, list(map(message_of, record[key])))
     if isinstance(record.get("instruction"), str):
         text = "\n\n".join(filter(None, (record["instruction"], str(record.get("input") or ""))))
-        return [*first, {"role": "user", "content": text}]
-    if isinstance(record.get("prompt"), str):
-        return [*first, {"role": "user", "content": record["prompt"]}]
+        return with_system(record, [*_history(record), {"role": "user", "content": text}])
+    if isinstance(record.get(prompt), str):
+        asked = {"role": "user", "content": record[prompt]}
+        return with_system(record, [*_history(record), asked])
     return None
+
+
+def with_system(record: dict[str, Any], messages: list[Message]) -> list[Message]:
+    """The messages after the system message of the record, unless they begin with one."""
+    system = record.get("system")
+    if isinstance(system, str) and system and messages[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *messages]
+    return messages
+
+
+def _history(record: dict[str, Any]) -> list[Message]:
+    """Alpaca's earlier turns: a list of questions with their answers."""
+    turns = dict.get(record, "history")  # something else of this name counts as not read
+    if not isinstance(turns, list) or not all(_is_turn(turn) for turn in turns):
+        return []
+    turns = record["history"]
+    return [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+
+
+def _is_turn(value: Any) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 2 and all(isinstance(one, str) for one in value)
+    )
 
 
 def answer_of(value: Any) -> list[Message] | None:
@@ -53,23 +86,39 @@ def answer_of(value: Any) -> list[Message] | None:
     return list(map(message_of, value)) if isinstance(value, list) else None
 
 
-def dialogue_of(record: dict[str, Any]) -> list[Message]:
+def dialogue_of(record: dict[str, Any]) -> Dialogue:
     """A complete dialogue.
 
     Reads `messages`, `conversations` (ShareGPT), `instruction`/`input`/`output` and
-    `prompt`/`completion`, each with an optional `system`.
+    `prompt`/`completion`, each with an optional `system` and `tools`, the last two with earlier
+    turns in `history`.
     """
     question = question_of(record)
     if question and any(isinstance(record.get(key), list) for key in DIALOGUES):
-        return question
-    for key in ("output", "completion", "response"):
+        return Dialogue(question, tools_of(record))
+    for key in ANSWERS:
         answer = answer_of(record.get(key))
         if question is not None and answer is not None:
-            return question + answer
+            return Dialogue(question + answer, tools_of(record))
     raise ValueError(
         "no dialogue in it (messages, conversations, instruction and output, or prompt and "
         f"completion); {shape_of(record)}"
     )
+
+
+def tools_of(record: dict[str, Any]) -> list[Any] | None:
+    """The tools that the assistant may call: a list, also one that is written as JSON."""
+    tools = record.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise ValueError(f"tools: not readable as JSON: {error}") from None
+    if not tools:
+        return None
+    if not isinstance(tools, list):
+        raise ValueError(f"tools: not a list, but {kind_of_value(tools)}")
+    return tools
 
 
 def transcript(text: str) -> Sequence[Message] | None:

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Any, ClassVar, Literal
 
 from culm.batch import Reads
-from culm.data.example import Example, RecordFormat, number_of, shape_of
-from culm.data.format.messages import Message, answer_of, question_of, transcript
+from culm.data.example import Dialogue, Example, RecordFormat, number_of
+from culm.data.format.messages import (
+    Message,
+    answer_of,
+    question_of,
+    tools_of,
+    transcript,
+    with_system,
+)
+from culm.data.source.record import LeftOut, shape_of
 from culm.tokenizer.tokenizer import Tokenizer
+
+OTHERS = (("response_j", "response_k"),)  # of StackExchange: the better and the worse answer
 
 
 class PairFormat(RecordFormat):
     """chosen, rejected: the fields of the answers; prompt: the field of the question.
 
     margin: the field with the margin by which the chosen answer is better, for reward models.
-    Answers are strings, messages, or complete dialogues, whose last turns are compared.
+    Answers are strings, messages, or complete dialogues, whose last turns are compared. Without
+    settings, `question`, `response_j` and `response_k` are read too.
     """
 
     gives: ClassVar[Reads] = "pairs"
@@ -33,24 +45,57 @@ class PairFormat(RecordFormat):
     def numbers(self, record: dict[str, Any]) -> tuple[float, ...]:
         return () if self.margin is None else (number_of(record, self.margin),)
 
-    def contents(self, record: dict[str, Any]) -> Iterator[list[Message]]:
+    def contents(self, record: dict[str, Any]) -> Iterator[Dialogue]:
         """The dialogue with the chosen answer, then the one with the rejected answer."""
-        for key in (self.chosen, self.rejected):
-            yield self._dialogue(record, key)
+        chosen, rejected = (self._dialogue(record, key) for key in self._fields(record))
+        if chosen == rejected:
+            raise LeftOut("pairs have the same chosen and rejected answer and are left out")
+        if _asked(chosen) != _asked(rejected):
+            raise LeftOut("pairs have answers to different questions and are left out")
+        tools = tools_of(record)
+        yield Dialogue(chosen, tools)
+        yield Dialogue(rejected, tools)
 
-    def encode(self, contents: Sequence[list[Message]], tokenizer: Tokenizer) -> Iterator[Example]:
-        for messages in contents:
-            yield Example(*tokenizer.chat.encode(messages, "last"))
+    def encode(self, contents: Sequence[Dialogue], tokenizer: Tokenizer) -> Iterator[Example]:
+        for messages, tools in contents:
+            yield Example(*tokenizer.chat.encode(messages, "last", tools))
+
+    def _fields(self, record: dict[str, Any]) -> tuple[str, str]:
+        """The fields of both answers; by default also those of other public sets."""
+        given = self.chosen, self.rejected
+        known = (given, *OTHERS) if given == ("chosen", "rejected") else (given,)
+        return next((pair for pair in known if pair[0] in record and pair[1] in record), given)
+
+    def _question(self, record: dict[str, Any]) -> list[Message] | None:
+        asked = question_of(record, self.prompt)
+        if asked is None and self.prompt == "prompt":
+            asked = question_of(record, "question")
+        return asked
 
     def _dialogue(self, record: dict[str, Any], key: str) -> list[Message]:
         answer = answer_of(record.get(key))
-        if answer is None:
+        if not answer:
             raise ValueError(f"no answer in {key!r}; {shape_of(record)}")
+        question = self._question(record)
+        if question is not None:
+            return answer if _begins(answer, question) else [*question, *answer]
         if len(answer) > 1:  # a dialogue that includes the question
-            return answer
-        renamed = {**record, "prompt": record[self.prompt]} if self.prompt in record else record
-        question = question_of(renamed)
-        whole = transcript(answer[0]["content"]) if question is None else None
-        if question is None and whole is None:
+            return with_system(record, answer)
+        whole = transcript(answer[0]["content"])
+        if whole is None:
             raise ValueError(f"no question in {self.prompt!r}; {shape_of(record)}")
-        return [*question, *answer] if question is not None else list(whole or ())
+        return with_system(record, list(whole))
+
+
+def _begins(answer: Sequence[Message], question: Sequence[Message]) -> bool:
+    """Whether an answer is a dialogue that begins with the question."""
+
+    def said(messages: Sequence[Message]) -> list[tuple[str, str]]:
+        return [(one["role"], str(one.get("content") or "").strip()) for one in messages]
+
+    return len(answer) > len(question) and said(answer[: len(question)]) == said(question)
+
+
+def _asked(messages: Sequence[Message]) -> list[Message]:
+    """What stands before the first answer."""
+    return list(takewhile(lambda one: one["role"] != "assistant", messages))

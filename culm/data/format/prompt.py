@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from culm.data.example import Example, RecordFormat, shape_of
-from culm.data.format.messages import Message
+from culm.data.example import Dialogue, Example, RecordFormat
+from culm.data.source.record import shape_of
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -17,14 +17,15 @@ class PromptFormat(RecordFormat):
     prompt: str = "prompt"
     answer: str = "answer"
 
-    def contents(self, record: dict[str, Any]) -> Iterator[list[Message]]:
+    def contents(self, record: dict[str, Any]) -> Iterator[Dialogue]:
         """The question and its answer; a number becomes text."""
         for key in (self.prompt, self.answer):
             if not isinstance(record.get(key), str | int | float):
                 raise ValueError(f"no text or number in {key!r}; {shape_of(record)}")
         question, answer = str(record[self.prompt]), str(record[self.answer])
-        yield [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        asked = {"role": "user", "content": question}
+        yield Dialogue([asked, {"role": "assistant", "content": answer}])
 
-    def encode(self, contents: Sequence[list[Message]], tokenizer: Tokenizer) -> Iterator[Example]:
-        for messages in contents:
+    def encode(self, contents: Sequence[Dialogue], tokenizer: Tokenizer) -> Iterator[Example]:
+        for messages, _ in contents:
             yield Example(*tokenizer.chat.encode(messages))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,9 +17,9 @@ from typing import Any, Literal, Protocol, TypeVar
 from culm.config import SettingError
 from culm.data.source import jsonl, parquet, stdlib, text
 from culm.data.source.hub import Hub
+from culm.data.source.record import LeftOut, Record, fields_of
 
 T = TypeVar("T")
-Record = dict[str, Any]
 DocumentSplit = Literal["file", "paragraphs", "lines"]
 Invalid = Literal["error", "replace", "skip"]
 
@@ -44,21 +45,23 @@ class Source(Protocol):
     @property
     def size(self) -> int | None: ...
 
-    def __iter__(self) -> Iterator[Record]: ...
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
 class Files:
     """Records of files, in the order given.
 
-    split: what counts as a document in a text file. invalid: what to do with bytes that are not
-    UTF-8.
+    split, separator: what counts as a document in a text file. invalid: what to do with bytes that
+    are not UTF-8, and with lines that are not JSON. skipped: files of the folder of other kinds.
     """
 
     name: str
     paths: Sequence[Path]
     split: DocumentSplit = "file"
     invalid: Invalid = "error"
+    separator: str | None = None
+    skipped: tuple[Path, ...] = ()
 
     @property
     def size(self) -> int | None:
@@ -66,9 +69,9 @@ class Files:
             return None
         return sum(path.stat().st_size for path in self.paths)
 
-    def __iter__(self) -> Iterator[Record]:
-        readers: dict[str, Callable[[Path], Iterator[Record]]] = {
-            "text": lambda path: text.records(path, self.split, self.invalid),
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        readers: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
+            "text": lambda path: text.records(path, self.split, self.invalid, self.separator),
             "json": lambda path: jsonl.records(path, self.invalid),
             "parquet": parquet.records,
         }
@@ -91,7 +94,7 @@ class Chain:
         sizes = [source.size for source in self.sources]
         return None if None in sizes else sum(size or 0 for size in sizes)
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         for source in self.sources:
             yield from source
 
@@ -104,7 +107,7 @@ class Limited:
     """
 
     source: Source
-    texts: Callable[[Record], Iterator[str]]
+    texts: Callable[[dict[str, Any]], Iterator[str]]
     documents: int | None
     bytes: int | None
 
@@ -117,13 +120,13 @@ class Limited:
         known = [size for size in (self.source.size, self.bytes) if size is not None]
         return min(known, default=None)
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         taken = 0
         for record in islice(self.source, self.documents):
             if self.bytes is not None and taken >= self.bytes:
                 return
             yield record
-            taken += bytes_in(list(self.texts(record)))
+            taken += bytes_in(list(self.texts(fields_of(record))))
 
 
 def bytes_in(value: Any) -> int:
@@ -133,37 +136,72 @@ def bytes_in(value: Any) -> int:
             return len(value.encode("utf-8", "surrogatepass"))
         case dict():
             return sum(map(bytes_in, value.values()))
-        case list():
+        case list() | tuple():
             return sum(map(bytes_in, value))
     return 0
 
 
-def found_in(source: Source, read: Callable[[Record], Iterator[T]]) -> Iterator[tuple[int, T]]:
-    """What `read` finds in each record, with the number of the record.
+def found_in(
+    source: Source,
+    read: Callable[[Record], Iterator[T]],
+    skipped: Callable[[ValueError], None] | None = None,
+) -> Iterator[tuple[Record, list[T]]]:
+    """Each record with all that `read` finds in it.
+
+    skipped: gets the error of a record that cannot be read, which is then left out.
 
     Raises:
-        SettingError: `read` cannot read a record; the message has its number.
+        SettingError: `read` cannot read a record; the message has its place.
     """
-    for number, record in enumerate(source, start=1):
+    for number, given in enumerate(source, start=1):
+        record = (
+            given if isinstance(given, Record) else Record(given, f"{source.name}: record {number}")
+        )
         try:
-            yield from ((number, found) for found in read(record))
+            if record.error is not None:
+                raise SettingError(record.error)
+            found = list(read(record))
         except ValueError as error:
-            raise bad_record(source, number, error) from None
+            bad = bad_record(record.place, error)
+            if skipped is None:
+                raise bad from None
+            skipped(bad)
+            continue
+        yield record, found
 
 
-def bad_record(source: Source, number: int, error: ValueError) -> SettingError:
-    """The error for a record that cannot be read."""
-    return (
-        error
-        if isinstance(error, SettingError)
-        else SettingError(f"{source.name}: record {number}: {error}")
+def bad_record(place: str, error: ValueError) -> ValueError:
+    """The error for a record that cannot be read; for one that is left out, its reason."""
+    if isinstance(error, SettingError | LeftOut):
+        return error
+    return SettingError(
+        f"{place}: {error}; correct the record, or set data.invalid=skip to leave it out"
     )
+
+
+def skipped_in(source: Source) -> dict[str, int]:
+    """Counts of files that are not read, by a phrase that follows the number."""
+    match source:
+        case Limited():
+            return skipped_in(source.source)
+        case Chain():
+            found = Counter[str]()
+            for one in source.sources:
+                found.update(skipped_in(one))
+            return found
+        case Files():
+            other = ", ".join(sorted({path.suffix or path.name for path in source.skipped}))
+            known = ", ".join(KINDS)
+            phrase = f"files in {source.name} are not read ({other}); what is read is {known}"
+            return {phrase: len(source.skipped)} if source.skipped else {}
+    return {}
 
 
 def open_source(
     path: str | Path | Sequence[str | Path],
     split: DocumentSplit = "file",
     invalid: Invalid = "error",
+    separator: str | None = None,
 ) -> Source:
     """The source that a path names.
 
@@ -174,18 +212,20 @@ def open_source(
         SettingError: it is none of these, or a folder without files of a known kind.
     """
     if not isinstance(path, str | Path):
-        sources = [open_source(one, split, invalid) for one in path]
+        sources = [open_source(one, split, invalid, separator) for one in path]
         return sources[0] if len(sources) == 1 else Chain(sources)
     if not str(path).strip():
         raise SettingError("data.path: it is empty; `.` is the folder here")
     found, name = Path(path).expanduser(), str(path)
     if found.is_file():
-        return Files(name, [found], split, invalid)
+        return Files(name, [found], split, invalid, separator)
     if found.is_dir():
-        files = sorted(_files(found))
+        paths = sorted(_files(found))
+        files = [path for path in paths if kind_of(path)]
         if not files:
             raise SettingError(f"data.path: {name}: no file in it is one of {', '.join(KINDS)}")
-        return Files(name, files, split, invalid)
+        skipped = tuple(path for path in paths if not kind_of(path))
+        return Files(name, files, split, invalid, separator, skipped)
     if name == "stdlib":
         return Files("the Python standard library", stdlib.files(), "file", "replace")
     if HUB_ID.fullmatch(name) and kind_of(found) is None:
@@ -194,14 +234,14 @@ def open_source(
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Files of a known kind below a folder, without hidden files and folders of Culm."""
+    """Files below a folder, without hidden files and folders of Culm."""
     for root, folders, names in os.walk(folder):
         for name in list(folders):
             path = Path(root, name)
             if name.startswith(".") or any((path / mark).is_file() for mark in OUR_MARKS):
                 folders.remove(name)
         paths = (Path(root, name) for name in names if not name.startswith("."))
-        yield from (path for path in paths if kind_of(path) and path.is_file())
+        yield from (path for path in paths if path.is_file())
 
 
 def kind_of(path: Path) -> str | None:

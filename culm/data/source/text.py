@@ -18,27 +18,32 @@ LONGEST = 1 << 22  # characters: longer text becomes several documents, so memor
 
 SEPARATORS = {"file": None, "paragraphs": r"\n[ \t\r]*\n\s*", "lines": r"\r?\n"}
 UNREADABLE = (OSError, EOFError, zlib.error)  # the last two: damaged .gz files
+ZIP = b"PK\x03\x04"  # .docx, .odt, .epub and others
+BINARY = (ZIP, b"%PDF")
 ERRORS = {"error": "strict", "replace": "replace", "skip": "ignore"}
 
 
-def records(path: Path, split: str = "file", invalid: str = "error") -> Iterator[dict[str, Any]]:
+def records(
+    path: Path, split: str = "file", invalid: str = "error", separator: str | None = None
+) -> Iterator[dict[str, Any]]:
     """{"text": ...} for each document; empty ones are left out.
 
     split: "file" is one document a file, "paragraphs" are divided by blank lines, or "lines".
+    separator: the text between documents, in place of a split.
     invalid: bytes that are not UTF-8 are an "error", or become U+FFFD ("replace"), or "skip".
     """
-    separator = SEPARATORS[split]
+    between = SEPARATORS[split] if separator is None else re.escape(separator)
     held = ""
     for block in decoded(path, invalid):
         held += block
-        if separator is not None:
-            *whole, held = re.split(separator, held)  # the last part may be unfinished
+        if between is not None:
+            *whole, held = re.split(between, held)  # the last part may be unfinished
             yield from ({"text": text.strip("\r\n")} for text in whole if text.strip())
         if len(held) > LONGEST:
             *whole, held = pieces(held, LONGEST)
             yield from ({"text": text} for text in whole)
     if held.strip():
-        yield {"text": held if separator is None else held.strip("\r\n")}
+        yield {"text": held if between is None else held.strip("\r\n")}
 
 
 def decoded(path: Path, invalid: str = "error") -> Iterator[str]:
@@ -84,6 +89,11 @@ def not_utf8(path: Path, offset: int) -> SettingError:
 def blocks(path: Path) -> Iterator[bytes]:
     """The bytes of a file, decompressed if its name ends in .gz."""
     try:
+        with opened(path) as file:
+            if file.read(len(ZIP)) in BINARY:
+                raise SettingError(
+                    f"{path}: not text but a document of another program; save its text as .txt"
+                )
         with opened(path) as file:
             while block := file.read(BLOCK):
                 yield block

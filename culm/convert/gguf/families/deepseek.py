@@ -51,7 +51,8 @@ def _names(config: TransformerConfig) -> list[TensorRule]:
 def _read(fields: Fields) -> dict[str, Any]:
     rotated, gating = fields.left.get("rope.dimension_count"), fields.take("expert_gating_func", 0)
     fields.drop("attention.key_length", "attention.head_count_kv")
-    values, log = read_common(fields), fields.take("rope.scaling.yarn_log_multiplier", 0.0)
+    values = read_common(fields, partial=True)
+    log = fields.take("rope.scaling.yarn_log_multiplier", 0.0)
     rope, whole = read_rope(fields), fields.take("attention.key_length_mla")
     stretch = 1.0
     if "scaling" in rope:  # as with `mscale` and `mscale_all_dim`, which are equal in the models

@@ -37,7 +37,7 @@ def _write_gpt2(config: TransformerConfig, family: str = "gpt2") -> dict[str, An
 
 def _read_neox(fields: Fields) -> dict[str, Any]:
     rotated = fields.left.get("rope.dimension_count")
-    values = read_common(fields)
+    values = read_common(fields, partial=True)
     attention, hidden = values["attention"], fields.take("feed_forward_length")
     dim = values["width"] // attention["heads"]
     rope = read_rope(fields) | {"fraction": (rotated or dim) / dim}

@@ -45,14 +45,23 @@ OUT_NORMS = {
 }
 
 
-def read_common(fields: Fields) -> dict[str, Any]:
-    fields.drop("vocab_size", "rope.dimension_count", "attention.value_length")
+def read_common(fields: Fields, partial: bool = False) -> dict[str, Any]:
+    """The common settings. partial: whether the family may rotate a part of a head."""
+    fields.only("attention.causal", True)
+    fields.drop("attention.value_length")
+    rotated = fields.take("rope.dimension_count", None)
     rms = fields.take("attention.layer_norm_rms_epsilon", None)
     eps = fields.take("attention.layer_norm_epsilon", None) if rms is None else rms
-    heads = fields.take("attention.head_count")
+    heads, width = fields.take("attention.head_count"), fields.take("embedding_length")
+    head_dim = fields.take("attention.key_length", None)
+    if not partial and rotated not in (None, head_dim or width // heads):
+        raise SettingError(
+            f"rope.dimension_count: {rotated} of {head_dim or width // heads} is not read here: "
+            "this family rotates full heads"
+        )
     return {
         "vocabulary": fields.take("vocabulary"),
-        "width": fields.take("embedding_length"),
+        "width": width,
         "layers": fields.take("block_count"),
         "context": fields.take("context_length"),
         "norm": {"kind": "layer" if rms is None else "rms", "eps": eps},
@@ -61,7 +70,7 @@ def read_common(fields: Fields) -> dict[str, Any]:
             "kind": "gqa",
             "heads": heads,
             "kv_heads": fields.take("attention.head_count_kv", heads),
-            "head_dim": fields.take("attention.key_length", None),
+            "head_dim": head_dim,
         },
     }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from culm.convert.family import Family, Fields
 from culm.convert.hf.families.decoder import THEIRS, activation_of, the_only
-from culm.convert.rules import TensorRule, join, renamed, split, then_transposed, transposed
+from culm.convert.rules import TensorRule, join, renamed, split
 from culm.model.attention.gqa import GQA
 from culm.model.mlp.plain import Plain
 from culm.model.transformer import TransformerConfig
@@ -28,15 +28,12 @@ TRANSPOSED = {
 
 def names(config: TransformerConfig) -> list[TensorRule]:
     width, whole = config.width, tuple(f"blocks.#.attention.{part}" for part in "qkv")
+    fused = ("transformer.h.#.attn.c_attn",)
     return [
         *renamed(NAMES),
-        *(
-            TensorRule((ours,), (theirs,), transposed(list), then_transposed(list))
-            for ours, theirs in TRANSPOSED.items()
-        ),
-        TensorRule(whole, ("transformer.h.#.attn.c_attn",), transposed(split(width, width, width)),
-             then_transposed(join)),
-    ]  # fmt: skip
+        *(TensorRule((ours,), (theirs,), transposed=True) for ours, theirs in TRANSPOSED.items()),
+        TensorRule(whole, fused, split(width, width, width), join, transposed=True),
+    ]
 
 
 def read(fields: Fields) -> dict[str, Any]:

@@ -1,0 +1,310 @@
+"""A chat template: messages to text, as transformers renders it.
+
+The text is what the template makes of the messages themselves. Where a message contains the name
+of a special token, a guard character follows it while the template runs, so that the name is found
+again in the text and encoded as letters: no user can write a special token.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import meta
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from culm.config import SettingError
+from culm.tokenizer.offsets import any_of
+from culm.tokenizer.parts import valid
+
+Message = Mapping[str, Any]  # role and content; other keys are for the template
+
+# Unicode has them for internal use: no text contains them, or `guard_of` chooses others.
+GUARDS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+# An answer writes these itself, also where a tokenizer calls them special.
+WRITTEN = re.compile(r"</?(think|thinking|tool_call|tool_calls|tool_response|answer)>")
+MEANT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """Messages whose special names are followed by `guard`. mark: another character not in them."""
+
+    messages: list[Message]
+    tools: list[Any] | None
+    guard: str
+    mark: str
+
+    def until(self, index: int) -> Guarded:
+        """The messages before one."""
+        return Guarded(self.messages[:index], self.tools, self.guard, self.mark)
+
+    def with_content(self, index: int, content: str) -> Guarded:
+        """The same with another content in one message."""
+        messages = list(self.messages)
+        messages[index] = {**messages[index], "content": content}
+        return Guarded(messages, self.tools, self.guard, self.mark)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """text: still with guards. unread: keys of messages that the template did not ask for."""
+
+    text: str
+    unread: frozenset[str] = frozenset()
+
+
+class ChatTemplate:
+    """The template of one tokenizer.
+
+    specials: names of the special tokens. names: `bos_token` and the like, for the template.
+    arguments: further variables of the template, such as `enable_thinking`.
+
+    Raises:
+        SettingError: it is not a template.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        specials: Iterable[str],
+        names: Mapping[str, str],
+        arguments: Mapping[str, Any],
+    ) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        try:
+            self._template = environment.from_string(source)
+            self._variables = meta.find_undeclared_variables(environment.parse(source))
+        except jinja2.TemplateError as error:
+            raise SettingError(f"chat template: {error}") from None
+        self._specials = any_of([name for name in specials if not WRITTEN.fullmatch(name)])
+        self._names, self._arguments = names, arguments
+
+    def guard(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> Guarded:
+        """The messages with a guard after every special name in them.
+
+        Raises:
+            ValueError: a content is no text, or tools are given and the template has no place.
+        """
+        if tools and "tools" not in self._variables:
+            raise ValueError("tools: the chat template does not write them, so they would be lost")
+        plain = [_with_text(message, index) for index, message in enumerate(messages)]
+        given = list(tools) if tools else None
+        present = set[str]()
+        for text in _strings([plain, given]):
+            present |= {guard for guard in GUARDS if guard in text} if not text.isascii() else set()
+        guard, mark, *_ = [one for one in GUARDS if one not in present]
+
+        def change(text: str) -> str:
+            return self._specials.sub(lambda found: found[0] + guard, text)
+
+        changed = [_mapped(message, change) for message in plain]
+        return Guarded(changed, _mapped(given, change), guard, mark)
+
+    def render(self, given: Guarded, prompt: bool = False) -> Rendered:
+        """The text of the messages; with `prompt`, up to the next turn of the assistant.
+
+        Raises:
+            ValueError: the template failed, or would lose what a message says.
+        """
+        rendered = self._render(given, prompt)
+        if given.guard in rendered.text:
+            self._compare(given, prompt, rendered.text)
+        return rendered
+
+    def place(self, given: Guarded, text: str, index: int, end: bool) -> int | None:
+        """Where the content of a message starts or ends in the text of the messages.
+
+        None if the template does not show it.
+        """
+        content = given.messages[index].get("content") or ""
+        marked = content + given.mark if end else given.mark + content
+        changed = self._render(given.with_content(index, marked)).text
+        place = changed.find(given.mark)
+        if place < 0:
+            return None
+        # A template that trims a content leaves the white space before the mark.
+        return next(
+            (len(p) for p in (changed[:place], changed[:place].rstrip()) if text.startswith(p)),
+            None,
+        )
+
+    def unguarded(self, text: str, guard: str) -> tuple[str, list[int]]:
+        """The text without guards, and where the names of special tokens start that had one."""
+        *guarded, last = text.split(guard)
+        places, length = list[int](), 0
+        for part in guarded:
+            length += len(part)
+            found = [name for name in self._specials.finditer(part) if name.end() == len(part)]
+            places += [length - len(name[0]) for name in found]
+        return "".join([*guarded, last]), places
+
+    def _compare(self, given: Guarded, prompt: bool, text: str) -> None:
+        """Check that guards changed nothing else."""
+        plain = _mapped(given.messages, lambda text: text.replace(given.guard, ""))
+        tools = _mapped(given.tools, lambda text: text.replace(given.guard, ""))
+        if self._render(Guarded(plain, tools, given.guard, given.mark), prompt).text != (
+            text.replace(given.guard, "")
+        ):
+            raise ValueError(
+                "messages: the name of a special token is in a content that the chat template "
+                "changes, so it cannot be kept as text"
+            )
+
+    def _render(self, given: Guarded, prompt: bool = False) -> Rendered:
+        messages = [ReadKeys(message) for message in given.messages]
+        try:
+            text = self._template.render(
+                messages=messages, tools=given.tools, documents=None,
+                add_generation_prompt=prompt, **{**self._names, **self._arguments},
+            )  # fmt: skip
+        except Exception as error:  # a template is a program from the author of the model
+            raise ValueError(f"chat template: {error}") from None
+        unread = set[str]()
+        for index, message in enumerate(messages):
+            for key in message.unread:
+                if key in MEANT or key == "content":
+                    raise ValueError(
+                        f"messages[{index}]: the chat template does not write {key!r}, so it would "
+                        "be lost"
+                    )
+                unread.add(key)
+        return Rendered(valid(text), frozenset(unread))
+
+
+class ReadKeys(dict[str, Any]):
+    """A message that knows which of its keys were never read."""
+
+    def __init__(self, message: Message) -> None:
+        super().__init__(message)
+        self.unread = {key for key, value in message.items() if value not in (None, "", [], {})}
+
+    def __getitem__(self, key: str) -> Any:
+        self.unread.discard(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Of one key, which is then read."""
+        self.unread.discard(key)
+        return super().get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        self.unread.discard(str(key))
+        return super().__contains__(key)
+
+    def __iter__(self) -> Iterator[str]:
+        self.unread.clear()
+        return super().__iter__()
+
+    def items(self) -> Any:
+        """Of all keys, which are then read."""
+        self.unread.clear()
+        return super().items()
+
+    def values(self) -> Any:
+        """Of all keys, which are then read."""
+        self.unread.clear()
+        return super().values()
+
+
+class Generation(Extension):
+    """`{% generation %}`, which marks the assistant's text in some templates: ignored here."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def content_of(message: Message) -> str:
+    """The text of a message, given as a string or as OpenAI's list of parts."""
+    content = message.get("content")
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
+        raise ValueError("content: only text can be read")
+    return "".join(part["text"] for part in parts)
+
+
+def _with_text(message: Message, index: int) -> dict[str, Any]:
+    """Without keys that have no value, as transformers: a template would write them as None."""
+    given = {key: value for key, value in message.items() if value is not None}
+    if isinstance(calls := given.get("tool_calls"), list):
+        given["tool_calls"] = [_with_arguments(call) for call in calls]
+    if "content" not in given:
+        return given
+    try:
+        return {**given, "content": content_of(message)}
+    except ValueError as error:
+        raise ValueError(f"messages[{index}].{error}") from None
+
+
+def _with_arguments(call: Any) -> Any:
+    """A call with its arguments as an object: OpenAI's protocol writes them as JSON in a string."""
+    if not isinstance(call, Mapping):
+        return call
+    if isinstance(call.get("function"), Mapping):
+        return {**call, "function": _with_arguments(call["function"])}
+    try:
+        arguments = json.loads(call["arguments"])
+    except (KeyError, TypeError, ValueError):
+        return call
+    return {**call, "arguments": arguments} if isinstance(arguments, dict) else call
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _strings(key)
+            yield from _strings(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _strings(one)
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {_mapped(key, change): _mapped(one, change) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mapped(one, change) for one in value]
+    return value
+
+
+def _refuse(reason: str) -> None:
+    raise jinja2.TemplateError(reason)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As transformers defines it: jinja's own would escape HTML."""
+    if isinstance(value, ReadKeys):
+        value = dict(value.items())
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )

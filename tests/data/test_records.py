@@ -1,0 +1,222 @@
+"""Whatever a record brings is used, refused or counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from culm.config import SettingError, parse
+from culm.data.example import RecordFormat
+from culm.data.format.chat import ChatFormat
+from culm.data.format.document import DocumentFormat
+from culm.data.format.pair import PairFormat
+from culm.data.loader import Loader
+from culm.data.manifest import Manifest
+from culm.data.prepare import prepare
+from culm.data.prepared import Prepared
+from culm.data.settings import DataConfig
+from culm.data.source import open_source
+from culm.data.source.record import Record, fields_of
+from culm.tokenizer.tokenizer import Tokenizer
+
+U, A = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, tokenizer: Tokenizer) -> Callable[..., tuple[Manifest, list[str]]]:
+    """A file of lines, prepared: its manifest, and the texts of its documents."""
+
+    def work(lines: list[Any], format: RecordFormat, **options: Any) -> tuple[Manifest, list[str]]:
+        made = len(list(tmp_path.glob("data*")))
+        path, folder = tmp_path / "records.jsonl", tmp_path / f"data{made}"
+        path.write_text(
+            "\n".join(one if isinstance(one, str) else json.dumps(one) for one in lines)
+        )
+        source = open_source(path, invalid=options.get("invalid", "error"))
+        manifest = prepare(source, format, tokenizer, folder, held_out=0, **options)
+        opened = Prepared.open(folder)
+        ends = zip(opened.offsets, opened.offsets[1:], strict=False)
+        documents = [opened.read(start, end) for start, end in ends]
+        return manifest, [tokenizer.decode(ids.tolist(), specials=True) for ids, _ in documents]
+
+    return work
+
+
+def test_calls_and_tools_are_written(prepared: Any) -> None:
+    call = {"type": "function", "function": {"name": "sum", "arguments": '{"of": [1, 2]}'}}
+    turn = {"role": "assistant", "content": None, "tool_calls": [call]}
+    record = {
+        "messages": [U, turn, {"role": "tool", "content": "3"}, A],
+        "tools": [{"name": "sum"}],
+    }
+    for tools in (record["tools"], json.dumps(record["tools"])):
+        _, [text] = prepared([{**record, "tools": tools}], ChatFormat())
+        assert text == (
+            '<|system|><tool>{"name": "sum"}</tool><|end|><|user|>Hi<|end|><|assistant|>'
+            '<tool_call>{"name": "sum", "arguments": {"of": [1, 2]}}</tool_call><|end|>'
+            "<|tool|>3<|end|><|assistant|>Yes<|end|>"
+        )
+    with pytest.raises(SettingError, match=r"line 1: tools: not a list, but a number; correct the"):
+        prepared([{**record, "tools": 3}], ChatFormat())
+
+
+def test_keys_that_nothing_reads_are_counted(prepared: Any) -> None:
+    turn = {**A, "tool_calls": [], "score": 3}
+    lines = [{"messages": [U, turn], "source": "web", "n": n} for n in range(3)]
+    manifest, _ = prepared([*lines, {"messages": [U, A]}], ChatFormat())
+    assert manifest.notes == {
+        "records have the key 'n', which is not used": 3,
+        "records have the key 'source', which is not used": 3,
+        "messages have the key 'score', which the chat template does not use": 1,
+    }
+    assert manifest.dropped == 2
+    assert len(manifest.remarks) == 4
+
+
+def test_alpacas_history_is_in_the_dialogue(prepared: Any) -> None:
+    record = {"instruction": "And 1?", "input": "", "output": "8", "history": [["7.", "Fine."]]}
+    _, [text] = prepared([record], ChatFormat())
+    assert text == (
+        "<|user|>7.<|end|><|assistant|>Fine.<|end|><|user|>And 1?<|end|><|assistant|>8<|end|>"
+    )
+    manifest, _ = prepared([{**record, "history": "other"}], ChatFormat())
+    assert "records have the key 'history', which is not used" in manifest.notes
+
+
+PIRATE = {"system": "Pirate.", "chosen": [U, A], "rejected": [U, {**A, "content": "No"}]}
+TURNS = {
+    "prompt": [U],
+    "chosen": [A, {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann"}],
+    "rejected": [A, {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "?"}],
+}
+WHOLE = {"prompt": "Hi ", "chosen": [U, A], "rejected": [U, {**A, "content": "No"}]}
+STACK = {"question": "Hi", "response_j": "Yes", "response_k": "No"}
+
+
+@pytest.mark.parametrize(
+    ("record", "wanted"),
+    [
+        (PIRATE, "<|system|>Pirate.<|end|><|user|>Hi<|end|><|assistant|>Yes<|end|>"),
+        (
+            TURNS,
+            "<|user|>Hi<|end|><|assistant|>Yes<|end|><|user|>Who?<|end|><|assistant|>Ann<|end|>",
+        ),
+        (WHOLE, "<|user|>Hi<|end|><|assistant|>Yes<|end|>"),
+        (STACK, "<|user|>Hi<|end|><|assistant|>Yes<|end|>"),
+    ],
+)
+def test_pairs_keep_what_stands_before(prepared: Any, record: Any, wanted: str) -> None:
+    manifest, [text, _] = prepared([record], PairFormat())
+    assert text == wanted
+    assert not manifest.notes
+
+
+def test_pairs_that_compare_nothing_are_left_out(prepared: Any) -> None:
+    same = {"prompt": "q", "chosen": "a", "rejected": "a"}
+    other = {"chosen": [U, A], "rejected": [{**U, "content": "Ho"}, A]}
+    manifest, texts = prepared([same, other, same | {"rejected": "b"}], PairFormat())
+    assert len(texts) == 2
+    assert manifest.notes == {
+        "pairs have the same chosen and rejected answer and are left out": 1,
+        "pairs have answers to different questions and are left out": 1,
+    }
+
+
+def test_pairs_without_room_are_counted(tmp_path: Path, prepared: Any) -> None:
+    lines = [
+        {"prompt": "w" * (90 if n % 2 else 1) + str(n), "chosen": "y", "rejected": "n"}
+        for n in range(10)
+    ]
+    prepared(lines, PairFormat())
+    rows = Loader(Prepared.open(tmp_path / "data0"), 64, 1, 1, seed=0)
+    assert rows.remarks == [
+        "5 of 10 pairs have no learned token within 64 tokens and are left out."
+    ]
+
+
+BAD = ['{"text": 3}', '{"text": "good"}', "{broken", '{"body": "x"}', "[1]"]
+
+
+def test_records_that_cannot_be_read_are_named_or_counted(prepared: Any) -> None:
+    with pytest.raises(SettingError, match=r"records\.jsonl: line 1: 'text' is a number, not text"):
+        prepared(BAD, DocumentFormat())
+    with pytest.raises(SettingError, match=r"line 3: not readable as JSON: .*data\.invalid=skip"):
+        prepared(BAD[1:2] * 2 + BAD[2:], DocumentFormat())
+    manifest, [text] = prepared(BAD, DocumentFormat(), invalid="skip")
+    assert text == "good<|endoftext|>"
+    assert manifest.notes["records cannot be read and are left out"] == 4
+    dialogues = [{"messages": [U, A]}, {"messages": [A, {"role": "robot", "content": ""}]}]
+    manifest, texts = prepared(dialogues, ChatFormat(), invalid="skip")
+    assert len(texts) == manifest.notes["records cannot be read and are left out"] == 1
+
+
+def test_a_line_may_be_a_list_of_messages(tmp_path: Path, prepared: Any) -> None:
+    _, texts = prepared([[U, A], [{**U, "content": "Ho"}, A]], ChatFormat())
+    assert sorted(texts)[0] == "<|user|>Hi<|end|><|assistant|>Yes<|end|>"
+    for content in ([U, A], [[U, A]], [{"messages": [U, A]}]):
+        for indent in (None, 1):
+            path = tmp_path / "a.json"
+            path.write_text(json.dumps(content, indent=indent))
+            assert list(open_source(path)) == [{"messages": [U, A]}]
+
+
+def test_equal_records_can_be_kept(prepared: Any) -> None:
+    lines = [{"text": "a"}] * 3 + [{"text": "b"}]
+    manifest, texts = prepared(lines, DocumentFormat())
+    assert (len(texts), manifest.dropped) == (2, 2)
+    assert manifest.remarks == [
+        "2 records are duplicates and dropped; data.duplicates=keep keeps them."
+    ]
+    manifest, texts = prepared(lines, DocumentFormat(), duplicates="keep")
+    assert (len(texts), manifest.dropped) == (4, 0)
+
+
+def test_marks_between_documents(tmp_path: Path, prepared: Any) -> None:
+    stories = [f"Story {n}.\n\nIt ends." for n in range(30)]
+    text = "\n<|endoftext|>\n".join(stories)
+    path = tmp_path / "stories.txt"
+    path.write_text(text)
+    data = parse(DataConfig, {"path": str(path), "separator": "<|endoftext|>"})
+    assert [record["text"] for record in data.open()] == stories
+    manifest, _ = prepared([{"text": text}], DocumentFormat())
+    [remark] = manifest.remarks
+    assert remark.startswith("1 documents contain <|endoftext|> as text; data.separator=")
+
+
+def test_files_that_are_not_read_are_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name in ("a.txt", "b.pdf", "c.html", "d.csv", "e.pdf"):
+        (folder / name).write_text(f"text of {name}")
+    manifest = prepare(open_source(folder), DocumentFormat(), tokenizer, tmp_path / "d", held_out=0)
+    [(phrase, count)] = manifest.notes.items()
+    assert count == 4
+    assert "(.csv, .html, .pdf)" in phrase
+    for start in (b"%PDF-1.7\n", b"PK\x03\x04"):
+        (folder / "a.pdf").write_bytes(start + b"some text")
+        with pytest.raises(SettingError, match="not text but a document of another program"):
+            list(open_source(folder / "a.pdf", invalid="replace"))
+
+
+def test_the_share_that_is_held_out_is_reported(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (tmp_path / "a").mkdir()
+    for n, letters in enumerate((900, 1100, 1000)):
+        (tmp_path / "a" / f"{n}.txt").write_text("words " * letters)
+    source = open_source(tmp_path / "a")
+    manifest = prepare(source, DocumentFormat(), tokenizer, tmp_path / "d", held_out=0.02)
+    assert any("% of the bytes are held out, by data.held_out=0.02" in r for r in manifest.remarks)
+
+
+def test_a_record_knows_what_was_read() -> None:
+    record = Record({"a": 1, "b": 2, "c": None, "d": [3]}, "x: line 1")
+    assert record["a"] == 1
+    assert record.unread == {"b", "d"}
+    assert fields_of(record) == {"a": 1, "b": 2, "c": None, "d": [3]}
+    assert record.unread == {"b", "d"}
+    assert record.get("b") == 2
+    assert "d" in record
+    assert not record.unread

@@ -1,0 +1,51 @@
+"""A base model with a chat template learns to end a turn, and stops there."""
+
+import pytest
+
+from culm.tokenizer.bytes import Bytes
+from culm.tokenizer.tokenizer import Tokenizer
+from culm.tokenizer.turns import with_turn_end
+
+CHATML = """\
+{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+HARMONY = """\
+{%- for m in messages %}{{ '<|start|>' + m.role + '<|message|>' + m.content }}
+{%- if loop.last and not add_generation_prompt and m.role == 'assistant' %}{{ '<|return|>' }}
+{%- else %}{{ '<|end|>' }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|start|>assistant<|message|>' }}{% endif %}"""
+DIALOGUE = [{"role": "user", "content": "2?"}, {"role": "assistant", "content": "4"}]
+
+
+def made(names, template, stops):
+    inner = Bytes().build()._marked
+    inner.add_special_tokens(names)
+    return Tokenizer(inner, {}, template, stops)
+
+
+def test_the_end_of_a_template_becomes_a_stop(capsys):
+    """As of a base model of Qwen2.5: its list of ends is <|endoftext|> alone."""
+    base = made(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], CHATML, [256])
+    with pytest.raises(ValueError, match="no end token follows the content"):
+        base.chat.encode(DIALOGUE)
+    ours = with_turn_end(base, "base")
+    assert (ours.stop_ids, ours.end_of_text, ours.end_of_turn) == ({256, 258}, 256, 258)
+    assert "base: its chat template ends a turn with <|im_end|>" in capsys.readouterr().err
+    ids, learned = ours.chat.encode(DIALOGUE)
+    assert [id for id, wanted in zip(ids, learned, strict=True) if wanted] == [ord("4"), 258]
+    assert with_turn_end(ours, "base") is ours
+
+
+@pytest.mark.parametrize(
+    ("names", "template", "stops"),
+    [
+        (["<|endoftext|>", "<|im_start|>", "<|im_end|>"], CHATML, [256, 258]),
+        (["<|return|>", "<|start|>", "<|end|>", "<|message|>", "<|call|>"], HARMONY, [256, 260]),
+        (["<|endoftext|>"], "{% for m in messages %}{{ m.content }}\n{% endfor %}", [256]),
+        (["<|endoftext|>"], "{{ raise_exception('no') }}", [256]),
+        (["<|endoftext|>"], None, [256]),
+    ],
+)
+def test_a_list_that_is_enough_stays(names, template, stops):
+    ours = made(names, template, stops)
+    assert with_turn_end(ours, "base") is ours
