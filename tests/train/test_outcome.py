@@ -21,6 +21,7 @@ from culm.optim.rule import RuleOptimizer
 from culm.run.verdict import verdict
 from culm.train.checkpoint import CheckpointError, Progress, WholeStore, steps_in
 from culm.train.guard import first_unusable
+from culm.train.idle import idle_reason
 from culm.train.trainer import TrainingError
 
 
@@ -159,16 +160,19 @@ def test_rewards_that_are_all_equal(
     assert len(results["warnings"]) == 2
 
 
-def test_answers_that_are_all_equal(
-    stage: Callable[..., dict], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    file = tmp_path / "pairs.jsonl"
-    rows = [{"prompt": f"q{n}", "chosen": f"same {n}", "rejected": f"same {n}"} for n in range(40)]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {**stage("dpo"), "folder": str(tmp_path / "run")}
-    settings["data"] = {"path": str(file), "format": "pair", "held_out": 0}
-    go(settings, steps=3)
-    assert "Nothing was learned in 3 of 3 steps, since the margin between" in said(capsys)
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ({"grad_norm": 0.1, "margin": 0.3}, None),
+        ({"grad_norm": 0.1, "mixed_reward_groups": 0.5}, None),
+        ({"grad_norm": 0.0}, "the gradient was zero"),
+        ({"grad_norm": 1e-6, "margin": 0.0}, "the margin between"),  # the gradient is rounding
+        ({"grad_norm": 0.2, "mixed_reward_groups": 0.0}, "all completions"),  # of a router
+    ],
+)
+def test_why_nothing_was_learned(line: dict[str, float], reason: str | None) -> None:
+    found = idle_reason(line)
+    assert found is None if reason is None else str(found).startswith(reason)
 
 
 def test_a_run_that_learns_has_no_warnings(
