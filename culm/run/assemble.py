@@ -24,6 +24,7 @@ from culm.run.initial import context_of, initial_model
 from culm.run.objective import ModelLoader, build_objective
 from culm.run.reads import digest_of
 from culm.run.settings import RunConfig
+from culm.run.start import model_id
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.trainer import Batches
 
@@ -34,8 +35,8 @@ EVALUATED = 16  # held-out rows that are scored at once
 class Assembly:
     """What belongs to one run on one rank.
 
-    context: tokens of a row. load: reads further models. base: digest of the weights that the run
-    starts from.
+    context: tokens of a row. load: reads further models. base: digest of the model that the run
+    starts from, if it does.
     """
 
     config: RunConfig
@@ -45,7 +46,7 @@ class Assembly:
     tokenizer: Tokenizer
     context: int
     load: ModelLoader
-    base: str = ""
+    base: str | None = None
     ranks: Ranks = Ranks()  # noqa: RUF009 - frozen
 
     @property
@@ -59,7 +60,8 @@ def assemble(
 ) -> Assembly:
     """Model, tokenizer and objective as they are at step 0."""
     model, tokenizer = initial_model(config, folder)
-    base, context = digest_of(model), context_of(config, model)
+    base = None if config.start is None else digest_of(model_id(config.start))
+    context = context_of(config, model)
     load = ModelLoader(config, device, tokenizer)
     objective = build_objective(config, model, device, load)
     return Assembly(config, folder, device, objective, tokenizer, context, load, base, ranks)
