@@ -13,8 +13,8 @@ from culm.data.origin import SourceFile
 from culm.files import sha256
 
 NAME = "manifest.json"
-CONTENTS = (NAME, "tokenizer", "train", "held_out")
 SHARE = 0.05  # of the bytes that is held out without a remark
+CONTENTS = (NAME, "tokenizer", "train", "held_out")
 
 
 class File(Config):
@@ -44,9 +44,8 @@ class Manifest(Config):
 
     gives: what an objective can read in it. group: documents that belong together. columns: names
     of the numbers that each document carries. dropped: exact duplicates. tokenizer: a fingerprint.
-    origin: the files that it was made from.
-    template: one of the chat template and its variables, for dialogues.
-    notes: what was left out or not used; the number comes before the phrase.
+    template: one of the chat template and its variables, for dialogues. origin: the files that it
+    was made from. notes: what was left out or not used; the number comes before the phrase.
     """
 
     source: str

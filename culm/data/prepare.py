@@ -76,8 +76,8 @@ def prepare(
     the seed; at least one. With 0 there is no such split. All other documents are in the split
     "train". The text decides, not the tokens: the splits are the same for every tokenizer.
     duplicates: whether only the first of equal records is kept. invalid: with "skip", a record that
-    cannot be read is left out and counted. overwrite: replace an older corpus there.
-    The folder appears when it is complete, or not at all.
+    cannot be read is left out and counted.
+    The folder appears when it is complete, or not at all. overwrite: replace an older corpus there.
 
     Raises:
         SettingError: there is nothing to read, a record has an unknown shape, the corpus cannot be
@@ -96,7 +96,8 @@ def prepare(
         notes.counts.update(skipped_in(source))
         try:
             with progress("prepare", source.size, "bytes") as bar:
-                divided = divider.divide(_units(source, format, bar, notes), source.name)
+                units = _units(source, format, bar, notes)
+                divided = divider.divide(units, source.name, notes)
                 for name, documents in _encoded(divided, format, tokenizer, notes):
                     writers[name].append(documents)
         finally:
@@ -105,10 +106,9 @@ def prepare(
         splits = {name: writer.facts() for name, writer in writers.items()}
         manifest = Manifest(
             source=source.name, origin=origin, held_out=held_out, seed=seed,
-            dropped=divider.dropped, notes=notes.counts,
-            format=format.kind, gives=format.gives, group=format.group,
-            columns=format.columns, tokenizer=tokenizer.fingerprint,
-            template=None if format.kind == 'document' else tokenizer.template_fingerprint,
+            dropped=divider.dropped, notes=notes.counts, format=format.kind, gives=format.gives,
+            group=format.group, columns=format.columns, tokenizer=tokenizer.fingerprint,
+            template=None if format.kind == "document" else tokenizer.template_fingerprint,
             vocabulary=tokenizer.vocabulary, end_of_text=tokenizer.end_of_text, splits=splits,
         )  # fmt: skip
         tokenizer.save(work / "tokenizer")
@@ -170,7 +170,9 @@ class _Splitter:
         self._seen: set[bytes] = set()
         self.dropped = 0
 
-    def divide(self, units: Iterable[Unit], source: str) -> Iterator[tuple[str, Unit]]:
+    def divide(
+        self, units: Iterable[Unit], source: str, notes: Notes
+    ) -> Iterator[tuple[str, Unit]]:
         waiting: tuple[float, Unit] | None = None
         used = set()  # splits that have a document
         for key, unit in self._keyed(units):
@@ -185,7 +187,8 @@ class _Splitter:
             used.add(split)
             yield split, ready[1]
         if waiting is None:
-            raise SettingError(f"{source}: nothing to read: it contains no document")
+            why = "; ".join(f"{count:,} {phrase}" for phrase, count in notes.counts.items())
+            raise SettingError(f"{source}: nothing to read: {why or 'it contains no document'}")
         if self._held_out and not used:
             dropped = f" ({self.dropped} duplicates are dropped)" if self.dropped else ""
             raise SettingError(

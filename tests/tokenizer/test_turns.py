@@ -31,7 +31,7 @@ def test_the_end_of_a_template_becomes_a_stop(capsys):
     ours = with_turn_end(base, "base")
     assert (ours.stop_ids, ours.end_of_text, ours.end_of_turn) == ({256, 258}, 256, 258)
     assert "base: its chat template ends a turn with <|im_end|>" in capsys.readouterr().err
-    ids, learned = ours.chat.encode(DIALOGUE)
+    ids, learned, _ = ours.chat.encode(DIALOGUE)
     assert [id for id, wanted in zip(ids, learned, strict=True) if wanted] == [ord("4"), 258]
     assert with_turn_end(ours, "base") is ours
 

@@ -12,6 +12,7 @@ from learning import build
 from stages import weights_in
 from test_bad_input import bytes_in, go
 
+from culm.config import SettingError
 from culm.eval.measure.held_out import HeldOut
 from culm.eval.perplexity import predict
 from culm.files import read_lines
@@ -173,6 +174,16 @@ def test_rewards_that_are_all_equal(
 def test_why_nothing_was_learned(line: dict[str, float], reason: str | None) -> None:
     found = idle_reason(line)
     assert found is None if reason is None else str(found).startswith(reason)
+
+
+def test_answers_that_are_all_equal(stage: Callable[..., dict], tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"q{n}", "chosen": f"same {n}", "rejected": f"same {n}"} for n in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {**stage("dpo"), "folder": str(tmp_path / "run")}
+    settings["data"] = {"path": str(file), "format": "pair", "held_out": 0}
+    with pytest.raises(SettingError, match="nothing to read: 40 pairs have the same chosen"):
+        go(settings, steps=3)
 
 
 def test_a_run_that_learns_has_no_warnings(

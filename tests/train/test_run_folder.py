@@ -141,7 +141,7 @@ def test_an_empty_corpus_leaves_no_tokenizer(settings: dict[str, Any], tmp_path:
 def test_a_tokenizer_learns_from_the_field_that_is_asked_for(settings: dict[str, Any]) -> None:
     settings["tokenizer"] = {"kind": "bpe", "vocabulary": 262}
     settings["data"]["format"] = FAILING
-    with pytest.raises(SettingError, match="line 1: no text in 'body'; it has text"):
+    with pytest.raises(SettingError, match=r"line 1: no text in 'body'; it has text \(text\)"):
         go(settings)
     assert not (Path(settings["folder"]) / "tokenizer").exists()
 
