@@ -30,7 +30,8 @@ from culm.quickstart.report import write_report
 from culm.quickstart.scorer import Scorer
 from culm.quickstart.stages import Stages, keep, recall
 from culm.quickstart.summary import MODELS, summarize
-from culm.run.assemble import make_tokenizer, prepared_folder
+from culm.run.assemble import prepared_folder
+from culm.run.initial import make_tokenizer
 from culm.run.settings import RunConfig, read_run
 from culm.run.train import Result, seconds_per_step, train
 from culm.train.guard import locked

@@ -13,7 +13,7 @@ from culm.rollout.environment import Episode
 from culm.rollout.settings import RolloutConfig
 from culm.rollout.trajectory import Trajectory
 from culm.seed import keyed_integer
-from culm.tokenizer.chat import Message
+from culm.tokenizer.template import Message
 from culm.tokenizer.tokenizer import Tokenizer
 
 

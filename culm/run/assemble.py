@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +9,10 @@ import torch
 
 from culm import log
 from culm.config import SettingError
-from culm.convert.weights import note_dropped_heads
 from culm.data.loader import Loader
 from culm.data.manifest import Manifest
-from culm.data.origin import origin_of
 from culm.data.prepare import prepare
 from culm.data.prepared import ADVICE, Prepared, verify
-from culm.data.texts import texts_of
 from culm.eval.evaluation import Evaluation
 from culm.eval.measure.measure import Subject
 from culm.model.transformer import Transformer
@@ -24,14 +20,12 @@ from culm.objective.objective import Objective
 from culm.parallel.ranks import Ranks
 from culm.rollout.buffer import Rollouts
 from culm.rollout.environment import TaskEnvironment
+from culm.run.initial import context_of, initial_model
 from culm.run.objective import ModelLoader, build_objective
 from culm.run.reads import digest_of
 from culm.run.settings import RunConfig
-from culm.run.start import start_of
-from culm.source import Source
-from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
-from culm.tokenizer.train import BPE
-from culm.train.run_folder import save_tokenizer
+from culm.run.start import model_id
+from culm.tokenizer.tokenizer import Tokenizer
 
 EVALUATED = 16  # held-out rows that are scored at once
 
@@ -40,8 +34,8 @@ EVALUATED = 16  # held-out rows that are scored at once
 class Assembly:
     """What belongs to one run on one rank.
 
-    context: tokens of a row. load: reads further models. base: digest of the weights that the run
-    starts from.
+    context: tokens of a row. load: reads further models. base: digest of the model that the run
+    starts from, if it does.
     """
 
     config: RunConfig
@@ -51,7 +45,7 @@ class Assembly:
     tokenizer: Tokenizer
     context: int
     load: ModelLoader
-    base: str = ""
+    base: str | None = None
     ranks: Ranks = Ranks()  # noqa: RUF009 - frozen
 
     @property
@@ -65,89 +59,11 @@ def assemble(
 ) -> Assembly:
     """Model, tokenizer and objective as they are at step 0."""
     model, tokenizer = initial_model(config, folder)
-    base, context = digest_of(model), context_of(config, model)
+    base = None if config.start is None else digest_of(model_id(config.start))
+    context = context_of(config, model)
     load = ModelLoader(config, device, tokenizer)
     objective = build_objective(config, model, device, load)
     return Assembly(config, folder, device, objective, tokenizer, context, load, base, ranks)
-
-
-# -- model and tokenizer ------------------------------------------------------------------------
-
-
-def initial_model(config: RunConfig, folder: Path) -> tuple[Transformer, Tokenizer]:
-    """Model and tokenizer before anything is put on or around them, on the CPU."""
-    if config.start is not None:
-        return model_from_start(config)
-    assert config.model is not None
-    tokenizer = make_tokenizer(config, folder)
-    check_vocabulary(tokenizer, config.model.vocabulary, "model.vocabulary")
-    return config.model.build(config.seed), tokenizer
-
-
-def model_from_start(config: RunConfig) -> tuple[Transformer, Tokenizer]:
-    """Model and tokenizer that a run starts from, without heads that it would not train."""
-    assert config.start is not None
-    model, tokenizer = start_of(config.start)
-    if config.upcycle is not None:
-        count = config.upcycle.apply(model, config.seed)
-        log.say(f"The feed-forwards of {count} layers became experts.")
-    if model.config.mtp is not None and not config.train.objective.trains_mtp:
-        note_dropped_heads(model)
-        model.drop_mtp()
-    return model, tokenizer
-
-
-def context_of(config: RunConfig, model: Transformer) -> int:
-    """Tokens of a row: the model's context, or less."""
-    wanted, known = config.train.context, model.config.context
-    if wanted is not None and wanted > known:
-        raise SettingError(f"train.context: {wanted} is more than the model's context of {known}")
-    return wanted or known
-
-
-def make_tokenizer(config: RunConfig, folder: Path) -> Tokenizer:
-    """The tokenizer of a new model, trained once and kept in the run folder."""
-    path = folder / "tokenizer"
-    if (path / "tokenizer.json").exists():
-        return Tokenizer.load(path)
-    if config.data.prepared is not None and config.tokenizer is None:
-        return Tokenizer.load(config.data.prepared / "tokenizer")
-    assert config.model is not None
-    settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
-    source = source_of(config)
-    origin = {} if source is None else origin_of(source)
-    tokenizer = settings.build(_texts(config))
-    save_tokenizer(folder, tokenizer, origin)
-    return tokenizer
-
-
-def source_of(config: RunConfig) -> Source | None:
-    """The text of the run's corpus; None where it was prepared elsewhere, or is not there any more:
-    a run needs it once.
-    """
-    if config.data.prepared is not None:
-        return None
-    try:
-        return config.data.open(config.seed)
-    except SettingError:
-        return None
-
-
-def _texts(config: RunConfig) -> Iterator[str]:
-    """The text of the run's corpus."""
-    if config.data.prepared is not None:
-        raise SettingError(
-            "tokenizer: data.prepared holds no text to train one on; leave it out to use the one "
-            "that the corpus was prepared with"
-        )
-    source = config.data.open(config.seed)
-    with log.progress("tokenizer", source.size, "bytes") as bar:
-        for text in texts_of(source, config.data.format, config.data.invalid):
-            bar.advance(len(text.encode()))
-            yield text
-
-
-# -- batches ------------------------------------------------------------------------------------
 
 
 def training_batches(run: Assembly) -> Loader | Rollouts:

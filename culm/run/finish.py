@@ -16,7 +16,8 @@ from culm.files import atomic, read_lines, write_json
 from culm.model.transformer import Transformer
 from culm.objective.objective import Objective
 from culm.parallel.sharded import is_sharded, state_of
-from culm.run.assemble import Assembly, initial_model
+from culm.run.assemble import Assembly
+from culm.run.initial import initial_model
 from culm.run.objective import change_model
 from culm.run.start import model_id
 from culm.run.verdict import verdict

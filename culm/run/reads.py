@@ -4,31 +4,46 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
-import torch
 from torch import nn
 
 from culm import log
 from culm.config import SettingError
+from culm.convert import hf, native, peft
+from culm.convert.load import HUB_ID, download, find_model
+from culm.convert.peft.settings import base_of
+from culm.files import sha256
 from culm.parallel.ranks import Ranks
 from culm.tokenizer.tokenizer import Tokenizer
 
 SHOWN = 12  # digits of a digest in a message
 TOKENIZER = "tokenizer"
+WEIGHTS = (".safetensors", ".bin", ".gguf")
+SETTINGS = ("model.json", "config.json", "adapter_config.json")
 
 
-def digest_of(model: nn.Module) -> str:
-    """SHA-256 of the names, shapes and numbers of all weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+def digest_of(model: str) -> str:
+    """SHA-256 of the files that hold a model's weights and settings; of an adapter, with its base.
+
+    Of files and not of tensors: those of a merged adapter differ in rounding between machines.
+
+    model: a path or hub id that `culm.convert.load.load_model` can read.
+    """
+    place = find_model(model)
+    if not place.exists() and HUB_ID.fullmatch(model):
+        place = Path(download(model))
+    inside = [place] if place.is_file() else sorted(place.iterdir())
+    files = [file for file in inside if file.suffix in WEIGHTS or file.name in SETTINGS]
+    parts = [f"{file.name} {sha256(file)}" for file in files]
+    if not (native.is_model(place) or hf.is_model(place)) and peft.is_adapter(place):
+        parts.append(digest_of(str(base_of(place))))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
     """SHA-256 of its tokens, its chat template and the ids that end a generation."""
-    facts = (tokenizer.fingerprint, tokenizer.template, sorted(tokenizer.stop_ids))
+    facts = (tokenizer.fingerprint, tokenizer.template_fingerprint, sorted(tokenizer.stop_ids))
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 

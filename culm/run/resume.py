@@ -45,13 +45,15 @@ def resume(run: Assembly, store: Store, batches: Batches) -> Progress:
 
 def _reads(run: Assembly) -> dict[str, str]:
     """Digests of all models and of the tokenizer, by the setting that names them."""
-    own = {_base_name(run): run.base, TOKENIZER: tokenizer_digest(run.tokenizer)}
-    return own | run.load.digests
+    reads = {TOKENIZER: tokenizer_digest(run.tokenizer), **run.load.digests}
+    if run.base is not None:
+        reads[_base_name(run)] = run.base
+    return reads
 
 
 def _base_name(run: Assembly) -> str:
     start = run.config.start
-    return "model" if start is None else f"start={model_id(start)}"
+    return "" if start is None else f"start={model_id(start)}"
 
 
 def _needed(run: Assembly) -> set[str]:

@@ -34,11 +34,10 @@ from culm.run.assemble import (
     Assembly,
     assemble,
     evaluation_of,
-    make_tokenizer,
-    source_of,
     training_batches,
 )
 from culm.run.finish import finish
+from culm.run.initial import make_tokenizer, source_of
 from culm.run.resume import resume
 from culm.run.settings import RunConfig
 from culm.run.verdict import any_changed, sums_of

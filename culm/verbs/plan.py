@@ -25,12 +25,10 @@ from culm.plan.needs import Needs, needs_of
 from culm.plan.speed import training_rate
 from culm.run.assemble import (
     Assembly,
-    context_of,
     evaluation_of,
-    model_from_start,
-    source_of,
     training_batches,
 )
+from culm.run.initial import context_of, model_from_start, source_of
 from culm.run.objective import ModelLoader, build_objective, precision_of
 from culm.run.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer

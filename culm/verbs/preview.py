@@ -10,7 +10,8 @@ from culm.data.prepare import prepare
 from culm.data.texts import texts_of
 from culm.parallel.ranks import Ranks
 from culm.plan.sample import sample
-from culm.run.assemble import check_ends, loader, make_tokenizer, source_of
+from culm.run.assemble import check_ends, loader
+from culm.run.initial import make_tokenizer, source_of
 from culm.run.settings import RunConfig
 from culm.task.task import Task
 from culm.tokenizer.chat import Chat

@@ -59,9 +59,12 @@ def test_a_further_model_with_another_tokenizer_is_refused(monkeypatch) -> None:
     monkeypatch.setattr(
         objective, "load_model", lambda path: (SMALL.build(), SimpleNamespace(fingerprint="a"))
     )
+    monkeypatch.setattr(objective, "digest_of", lambda path: f"digest of {path}")
     cpu = torch.device("cpu")
     same, other = SimpleNamespace(fingerprint="a"), SimpleNamespace(fingerprint="b")
-    assert ModelLoader(config, cpu, same)("critic", "judge").config == SMALL  # type: ignore[arg-type]
+    load = ModelLoader(config, cpu, same)  # type: ignore[arg-type]
+    assert load("critic", "judge").config == SMALL
+    assert load.digests == {"critic=judge": "digest of judge"}
     with pytest.raises(SettingError, match="the tokenizer of judge differs"):
         ModelLoader(config, cpu, other)("critic", "judge")  # type: ignore[arg-type]
 

@@ -19,6 +19,7 @@ from culm.files import read_lines
 from culm.run.settings import read_run
 from culm.run.train import train
 from culm.train.checkpoint import steps_in
+from culm.train.trackers.tensorboard import TensorBoard
 from culm.verbs.plan import show_plan
 from culm.verbs.train import train_run
 
@@ -229,3 +230,21 @@ def test_a_plan_says_that_a_text_changed(folder: str, line: list[str], tmp_path:
         return
     with pytest.raises(SettingError, match=r"data\.path: \S+text\.txt had [\d,]+ bytes then"):
         show_plan(*read_run(line[1]))
+
+
+def test_a_plan_asks_for_the_packages_of_trackers(
+    line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As training does before it prepares anything."""
+
+    def missing(self: TensorBoard) -> None:
+        raise ImportError("track: tensorboard is not installed")
+
+    (tmp_path / "text.txt").write_text(paragraphs(60))
+    monkeypatch.setattr(TensorBoard, "check", missing)
+    config, origins = read_run(line[1], ["track=tensorboard"])
+    with pytest.raises(SettingError, match="track: tensorboard is not installed"):
+        show_plan(config, origins)
+    with pytest.raises(ImportError, match="track: tensorboard is not installed"):
+        train(config)
+    assert not (tmp_path / "run").exists()

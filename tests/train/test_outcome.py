@@ -22,6 +22,7 @@ from culm.optim.rule import RuleOptimizer
 from culm.run.verdict import verdict
 from culm.train.checkpoint import CheckpointError, Progress, WholeStore, steps_in
 from culm.train.guard import first_unusable
+from culm.train.idle import idle_reason
 from culm.train.trainer import TrainingError
 
 
@@ -158,6 +159,21 @@ def test_rewards_that_are_all_equal(
     assert "Warning: No weight changed" in text
     assert "Warning: Nothing was learned in 12 of 12 steps, since all completions" in text
     assert len(results["warnings"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ({"grad_norm": 0.1, "margin": 0.3}, None),
+        ({"grad_norm": 0.1, "mixed_reward_groups": 0.5}, None),
+        ({"grad_norm": 0.0}, "the gradient was zero"),
+        ({"grad_norm": 1e-6, "margin": 0.0}, "the margin between"),  # the gradient is rounding
+        ({"grad_norm": 0.2, "mixed_reward_groups": 0.0}, "all completions"),  # of a router
+    ],
+)
+def test_why_nothing_was_learned(line: dict[str, float], reason: str | None) -> None:
+    found = idle_reason(line)
+    assert found is None if reason is None else str(found).startswith(reason)
 
 
 def test_answers_that_are_all_equal(stage: Callable[..., dict], tmp_path: Path) -> None:

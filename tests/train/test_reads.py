@@ -14,9 +14,10 @@ from test_bad_input import bytes_in, go
 from culm.adapt.heads import with_scalar_head
 from culm.config import SettingError
 from culm.convert import native
+from culm.convert.export import export
 from culm.data.origin import change_in, origin_of
 from culm.files import read_lines
-from culm.run.reads import check_ranks
+from culm.run.reads import check_ranks, digest_of
 from culm.source import open_source
 from culm.train.checkpoint import steps_in
 
@@ -229,3 +230,24 @@ def test_a_rate_that_jumps_is_mentioned_and_can_stay(
     stays = {**settings, "folder": str(tmp_path / "stays")}
     go(stays, steps=20, optimizer=optimizer, schedule="constant")
     assert rates(tmp_path / "stays")[10:] == pytest.approx([last] * 10, rel=0.01)
+
+
+def test_the_digest_of_a_model_is_that_of_its_files(
+    stage: Callable[..., dict], tmp_path: Path
+) -> None:
+    """Whatever the folder is; of an adapter with the base that it names."""
+    settings = {**stage("sft", adapter=True), "folder": str(tmp_path / "run")}
+    base = tmp_path / "hf"
+    export(settings["start"], base, "float32")
+    settings["start"] = str(base)
+    go(settings, steps=1)
+    adapter = str(tmp_path / "run" / "adapter")
+    digests = [digest_of(path) for path in (adapter, str(base), str(tmp_path / "run"))]
+    assert len(set(digests)) == 3
+    assert digest_of(str(tmp_path / "run" / "model")) == digests[2]
+    (base / "README.md").write_text("Other words.")
+    assert digest_of(adapter) == digests[0]
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "rope_theta": 5e5}))
+    assert digest_of(adapter) != digests[0]
+    assert digest_of(str(base)) != digests[1]

@@ -187,6 +187,9 @@ def test_every_line_says_what_is_promised(stage: Callable[..., dict], tmp_path: 
         assert line["tokens"] > tokens
         assert line["seconds"] > 0
         assert line["rate"] == 0.01
+        groups = {name: value for name, value in line.items() if name.startswith("rate.")}
+        assert {"rate.orthogonal", "rate.embedding"} <= groups.keys()
+        assert set(groups.values()) == {0.01}
         assert line["grad_norm"] > 0
         tokens = line["tokens"]
 
