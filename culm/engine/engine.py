@@ -172,6 +172,12 @@ class Engine:
         """Like `score` for one sequence, with the `count` most likely tokens at each position."""
         return scoring.rank(self.model, ids, count, adapter)
 
+    def rank_in_steps(
+        self, ids: Sequence[int], count: int, adapter: str | None = None
+    ) -> Iterator[scoring.Ranked]:
+        """`rank` in parts, between which `step` can be called; `scoring.joined` joins them."""
+        return scoring.rank_in_steps(self.model, ids, count, adapter)
+
     # -----------------------------------------------------------------------------------------
 
     def _start(self) -> list[Event]:

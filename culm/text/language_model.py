@@ -152,12 +152,16 @@ class LanguageModel:
 
     # -----------------------------------------------------------------------------------------
 
-    def prompt_ids(self, prompt: str | Ids) -> list[int]:
-        """Token ids of a prompt; a text gets the start of a document, so "" is a prompt too."""
+    def prompt_ids(self, prompt: str | Ids, specials: bool = False) -> list[int]:
+        """Token ids of a prompt; a text gets the start of a document, so "" is a prompt too.
+
+        specials: names of special tokens in a text become these tokens, the start included.
+        """
         if not isinstance(prompt, str):
             return listed(prompt)
-        start = self.tokenizer.start
-        return [*start, *self.encode(prompt)] or [self.tokenizer.end_of_text]
+        start, ids = self.tokenizer.start, self.tokenizer.encode(prompt, specials)
+        given = specials and ids[: len(start)] == start
+        return (ids if given else [*start, *ids]) or [self.tokenizer.end_of_text]
 
     def request(
         self,
