@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from culm.config import SettingError
 from culm.engine.request import Event, Request
+from culm.engine.scoring import STEP_TOKENS
 from culm.serve.answer import AnswerStream, Echo, TokenScore, scores_of
 from culm.serve.query import Dialogue, Prompt, Query
 from culm.serve.refusal import ContextTooShort, InvalidRequest, ShuttingDown, UnknownModel
@@ -40,7 +41,7 @@ class Service:
         if name in model.adapters:
             raise SettingError(f"adapter: {name!r} is the name of the model; give it another")
         self.model, self.name = model, name
-        self._engine = model.engine(slots, model.context)
+        self._engine = model.engine(slots, model.context, STEP_TOKENS)
         self.worker = Worker(self._engine, waiting)
 
     @property

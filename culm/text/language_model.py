@@ -70,11 +70,14 @@ class LanguageModel:
         if speculate:
             drafter_for(model, speculate)
 
-    def engine(self, slots: int, length: int) -> Engine:
-        """An engine for this model: up to `slots` requests at once, of up to `length` tokens."""
+    def engine(self, slots: int, length: int, step_tokens: int | None = None) -> Engine:
+        """An engine for this model: up to `slots` requests at once, of up to `length` tokens.
+
+        step_tokens: as in `Engine`.
+        """
         return Engine(
-            self.model, slots, length,
-            vocabulary=self.tokenizer.vocabulary, cache=self.cache, speculate=self.speculate,
+            self.model, slots, length, vocabulary=self.tokenizer.vocabulary, cache=self.cache,
+            speculate=self.speculate, step_tokens=step_tokens,
         )  # fmt: skip
 
     @property
