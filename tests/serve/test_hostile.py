@@ -87,7 +87,23 @@ def test_odd_lengths_of_a_body(running, length):
     head = b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
         client.sendall(head + b"content-length: " + length + b"\r\n\r\n")
-        assert client.recv(100).split()[1] in (b"400", b"413")
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    assert answer.split()[1] in (b"400", b"413")
+    assert b"content-security-policy: default-src" in answer
+    assert b'{"error":{"message":' in answer
+    assert works(running)
+
+
+@pytest.mark.parametrize("head", ["", "POST /tokenize HTTP/1.1\r\ntransfer-encoding: chunked\r\n"])
+@pytest.mark.parametrize(
+    "rest", [b"\x16\x03\x01\r\n\r\n", b"GET\r\n\r\n", b"host: localhost\r\n\r\nzz"]
+)
+def test_what_is_not_http(running, head, rest):
+    port = running.listener.getsockname()[1]
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        client.sendall(head.encode() + rest + b"\r\n\r\n")
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    assert answer.split()[1] == b"400"
     assert works(running)
 
 

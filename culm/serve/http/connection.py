@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from culm.serve.http.error import invalid
+from culm.serve.http.guard import HEADERS
 
 HEAD_SECONDS = 10.0
 MAX_CONNECTIONS = 1000
@@ -39,6 +44,16 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is not HTTP gets an error in the shape of all others, if no answer has started."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            headers = {**HEADERS, "x-request-id": secrets.token_hex(8), "connection": "close"}
+            answer = invalid(msg, code="invalid_http").response(headers)
+            head = h11.Response(status_code=400, headers=answer.raw_headers)
+            for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _watch(self) -> None:
         """Every byte of a head that is not complete yet has the same deadline."""

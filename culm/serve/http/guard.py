@@ -16,6 +16,7 @@ OPEN = ("/", "/health", "/health/live", "/health/ready")  # need no key; all oth
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # For responses that are no page; the page has its own (`culm.serve.http.page`).
 POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+HEADERS = {"content-security-policy": POLICY, "x-content-type-options": "nosniff"}
 MAX_BYTES = 4 << 20
 READ_BYTES = 64 << 20  # of a rejected body are read, so that the client sees the response
 BODY_SECONDS = 30
@@ -46,8 +47,8 @@ class Guard:
                 started = True
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = number
-                headers["x-content-type-options"] = "nosniff"
-                headers.setdefault("content-security-policy", POLICY)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         try:

@@ -146,7 +146,7 @@ class CompletionRequest(GenerationRequest):
     prompt: Prompts
     parse_special: bool = False
     echo: bool | None = None
-    logprobs: int | None = Field(None, ge=0, le=20)
+    logprobs: StrictInt | None = Field(None, ge=0, le=20)  # false is not 0
 
     def query(self) -> Query:
         """One or several prompts, each a text or token ids."""
