@@ -1,5 +1,6 @@
 """Fields of requests: honoured, without effect, or refused; never ignored in silence."""
 
+import json
 from typing import Any
 
 import httpx2 as httpx
@@ -150,9 +151,12 @@ def test_scores_as_an_evaluation_harness_asks_for_them(running, stream):
     ids = [*TEXT[-4:].encode()]
     exact = running.worker._engine.score([ids])[0].tolist()
     asked = {"prompt": [ids], "max_tokens": 1, "logprobs": 1, "echo": True, "seed": 1234}
-    answer = complete(running, **asked)
+    answer = complete(running, stream=stream, **asked)
     assert answer.status_code == 200
-    found = answer.json()["choices"][0]["logprobs"]
+    lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")]
+    parts = [json.loads(text)["choices"][0]["logprobs"] for text in lines or [answer.text]]
+    assert len(parts) == (2 if stream else 1)
+    found = {name: [value for part in parts for value in part[name]] for name in parts[0]}
     assert len(found["token_logprobs"]) == len(ids) + 1
     assert found["token_logprobs"][1:-1] == pytest.approx(exact, abs=1e-5)
     assert found["tokens"][-1] == "<|end|>"
