@@ -21,13 +21,12 @@ from culm.engine import scoring
 from culm.engine.choose import Chooser
 from culm.engine.constraint import check_first
 from culm.engine.drafter import Drafter, Window
+from culm.engine.prefill import Reading, next_group, similar
 from culm.engine.request import Completion, Event, Request, Running
 from culm.engine.runner import Runner
 from culm.engine.speculation import Speculation, drafter_for
 from culm.model.quantized_cache import CacheKind
 from culm.model.transformer import Transformer, require_vocabulary
-
-PREFILL_TOKENS = 8192  # of one prefill, padding included: bounds its memory
 
 
 class Engine:
@@ -40,7 +39,10 @@ class Engine:
     model; weights may then change their values but not their address. cache: int8 and int4 store
     keys and values in fewer bits; the fused step supports plain only. speculate: who drafts tokens
     (`culm.engine.speculation`), so that a step may give several tokens of a request; they are those
-    of plain decoding, up to rounding.
+    of plain decoding, up to rounding. step_tokens: read up to so many tokens of prompts between two
+    decoding steps, so that running requests do not wait for long prompts; drafters with layers of
+    their own in the cache read each prompt at once. None: all prompts that have a slot are read
+    before the next decoding step.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Engine:
         fused: bool = True,
         cache: CacheKind = "plain",
         speculate: Speculation | None = None,
+        step_tokens: int | None = None,
     ) -> None:
         require_vocabulary(model)
         if slots < 1:
@@ -69,6 +72,9 @@ class Engine:
         self.runner = Runner(model, slots, self.length, cache, fused, self.drafter)
         self.waiting: deque[Running] = deque()
         self.running: list[Running] = []  # index = slot
+        self.step_tokens = step_tokens
+        self._reading: Reading | None = None  # in the last slot
+        self._read_last = False  # whether the last step read a prompt
         self._ids = itertools.count()
         self._chooser = Chooser(self.vocabulary)
 
@@ -108,7 +114,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a request waits or runs."""
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.running or self._reading)
 
     @torch.inference_mode()  # like the cache, in which another slot may move
     def abort(self, number: int) -> None:
@@ -118,19 +124,26 @@ class Engine:
                 self._free(slot)
                 return
         self.waiting = deque(waiting for waiting in self.waiting if waiting.id != number)
+        if self._reading is not None:
+            self._reading.rows = [row for row in self._reading.rows if row.id != number]
+            self._reading = self._reading if self._reading.rows else None
 
     def clear(self) -> None:
         """Drop every request, for example after an error in the middle of a step."""
         self.waiting.clear()
         self.running.clear()
+        self._reading = None
         self._chooser.forget()
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Events of one step: a token for each row that advances, or several with a draft.
 
-        Waiting requests that fit are started first; otherwise all running ones advance.
+        Waiting requests that fit are started first; otherwise all running ones advance. With
+        `step_tokens`, both take turns; a step that reads a part of a prompt has no events.
         """
+        if self.step_tokens is not None:
+            return self._take_turns(self.step_tokens)
         if self.waiting and len(self.running) < self.slots:
             return self._start()
         return self._decode() if self.running else []
@@ -154,7 +167,7 @@ class Engine:
                     events[event.request].append(event)
             if progress:
                 progress(len(new))
-        return [_completion(events[number]) for number in numbers]
+        return [Completion.of(events[number]) for number in numbers]
 
     def score(
         self, sequences: Sequence[Sequence[int]], adapters: scoring.Names | None = None
@@ -172,27 +185,61 @@ class Engine:
         """Like `score` for one sequence, with the `count` most likely tokens at each position."""
         return scoring.rank(self.model, ids, count, adapter)
 
+    def rank_in_steps(
+        self, ids: Sequence[int], count: int, adapter: str | None = None
+    ) -> Iterator[scoring.Ranked]:
+        """`rank` in parts, between which `step` can be called; `scoring.joined` joins them."""
+        return scoring.rank_in_steps(self.model, ids, count, adapter)
+
     # -----------------------------------------------------------------------------------------
 
     def _start(self) -> list[Event]:
         """Fill free slots with waiting requests; those of similar length share a forward."""
         free = self.slots - len(self.running)
         new = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
-        events = []
-        for group in _similar(new):
-            first = len(self.running)
-            logits = self.runner.prefill(group, first)
-            self.running += group
-            self._chooser.forget()
-            events += self._chooser.accept(self.running[first:], logits[:, None])
-            self._chooser.forget()
-            self._free_finished(first)
+        return [event for group in similar(new) for event in self._started(group)]
+
+    def _started(self, group: list[Running]) -> list[Event]:
+        """Read prompts in one forward; the first tokens of their answers."""
+        return self._joined(group, self.runner.prefill(group, len(self.running)))
+
+    def _joined(self, group: list[Running], logits: Tensor) -> list[Event]:
+        """Rows whose prompts are in the cache join the running ones; logits: (N, V)."""
+        first = len(self.running)
+        self.running += group
+        self._chooser.forget()
+        events = self._chooser.accept(self.running[first:], logits[:, None])
+        self._chooser.forget()
+        self._free_finished(first)
         return events
+
+    def _take_turns(self, tokens: int) -> list[Event]:
+        """Read up to so many tokens of prompts, or decode."""
+        can_read = self._reading or (self.waiting and len(self.running) < self.slots)
+        self._read_last = bool(can_read) and not (self.running and self._read_last)
+        if self._read_last:
+            return self._read(tokens)
+        return self._decode() if self.running else []
+
+    def _read(self, tokens: int) -> list[Event]:
+        reading = self._reading
+        if reading is None:
+            group = next_group(self.waiting, self.slots - len(self.running), tokens)
+            at_once = self.drafter is not None and self.drafter.with_mtp
+            if at_once or max(row.length for row in group) <= tokens:
+                return self._started(group)
+            reading = self._reading = Reading(group)
+        logits = reading.advance(self.runner, tokens)
+        if logits is None:
+            return []
+        self._reading = None
+        reading.spread(self.runner, len(self.running))
+        return self._joined(reading.rows, logits)
 
     def _decode(self) -> list[Event]:
         """Advance all rows: by a token, and by as many of its draft as are accepted."""
         rows = self.running
-        logits, window = self.runner.decode(rows)
+        logits, window = self.runner.decode(rows, self.slots - (self._reading is not None))
         events = self._chooser.accept(rows, logits)
         if self.drafter is not None:
             self._draft(self.drafter, window)
@@ -224,20 +271,3 @@ class Engine:
             self.runner.cache.copy(len(self.running), slot, last.length)
             self.running[slot] = last
         self._chooser.forget()
-
-
-def _similar(new: list[Running]) -> Iterator[list[Running]]:
-    """Requests sorted by length, in groups small enough for one forward."""
-    group: list[Running] = []
-    for waiting in sorted(new, key=lambda waiting: waiting.length):
-        if group and (len(group) + 1) * waiting.length > PREFILL_TOKENS:
-            yield group
-            group = []
-        group.append(waiting)
-    yield group
-
-
-def _completion(events: list[Event]) -> Completion:
-    finish = events[-1].finish
-    assert finish is not None
-    return Completion(tuple(e.token for e in events), tuple(e.logprob for e in events), finish)

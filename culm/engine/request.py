@@ -60,6 +60,13 @@ class Completion:
     logprobs: tuple[float, ...]
     finish: Finish
 
+    @classmethod
+    def of(cls, events: Sequence[Event]) -> Completion:
+        """From all events of a request."""
+        finish = events[-1].finish
+        assert finish is not None
+        return cls(tuple(e.token for e in events), tuple(e.logprob for e in events), finish)
+
 
 @dataclass
 class Running:

@@ -73,8 +73,19 @@ class Runner:
                 self.cache.copy(first + source, first + slot, longest)
         return self.model.logits(last)[sources]
 
-    def decode(self, rows: Sequence[Running]) -> tuple[Tensor, Window | None]:
-        """Put each row's last token, and its draft, into the cache.
+    def read(self, row: Running, start: int, end: int, slot: int) -> Tensor:
+        """Read tokens start..end of a prompt into a slot that has those before; logits (1, V)."""
+        device, prompt = self.model.device, row.request.prompt[start:end]
+        width = min(_round_up(len(prompt), ROUND_PROMPT), self.length - start)
+        tokens = torch.tensor([prompt + (0,) * (width - len(prompt))], device=device)
+        positions = torch.arange(start, start + width, device=device)[None]
+        view = self.cache.view(start + width, slot, torch.tensor([end], device=device))
+        adapters = adapter_rows([row.request.adapter], self.adapters, device)
+        context = Context(positions, cache=view, adapters=adapters)
+        return self.model.logits(self.model.hidden(tokens, context)[:, len(prompt) - 1])
+
+    def decode(self, rows: Sequence[Running], slots: int) -> tuple[Tensor, Window | None]:
+        """Put each row's last token, and its draft, into the cache, of which `slots` may be used.
 
         Logits (N, 1 + longest draft, V) after each of them, and what the next draft is made from.
         """
@@ -84,15 +95,15 @@ class Runner:
             return logits[:, None], None
         if width == 1:
             starts = [row.length - 1 for row in rows]
-            states = self._read(rows, starts, [[row.output[-1]] for row in rows])[0]
+            states = self._read(rows, starts, [[row.output[-1]] for row in rows], slots)[0]
             return self.model.logits(self.model.normalized(states[: len(rows)])), None
         starts = [max(row.end - width, 0) for row in rows]
         tokens = [row.window(start, width) for row, start in zip(rows, starts, strict=True)]
-        window = Window(starts, *self._read(rows, starts, tokens))
+        window = Window(starts, *self._read(rows, starts, tokens, slots))
         return self._logits(rows, window), window
 
     def _read(
-        self, rows: Sequence[Running], starts: list[int], windows: list[list[int]]
+        self, rows: Sequence[Running], starts: list[int], windows: list[list[int]], slots: int
     ) -> tuple[Tensor, LayerContext]:
         """What `Transformer.states` gives for tokens of each row, and of rows to fill up.
 
@@ -101,7 +112,7 @@ class Runner:
         """
         device, count, width = self.model.device, len(rows), len(windows[0])
         filled = _round_up(count, ROUND_ROWS) if count > ROUND_ROWS else count
-        empty = min(filled, self.slots) - count
+        empty = min(filled, slots) - count
         tokens = torch.tensor(windows + [[0] * width] * empty, device=device)
         positions = torch.tensor(starts + [0] * empty, device=device)[:, None]
         if width > 1:

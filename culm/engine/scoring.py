@@ -1,4 +1,8 @@
-"""Log-probabilities of given ids: one forward without a cache, and nothing is generated."""
+"""Log-probabilities of given ids; nothing is generated.
+
+Many sequences share a forward without a cache. One long sequence can be read in steps through a
+cache of its own, so that other work runs between them.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from culm.model.context import Context
 from culm.model.transformer import Transformer, require_vocabulary
 
 FORWARD_TOKENS = 8192  # of one forward, padding included: bounds its memory
+STEP_TOKENS = 256  # of one step of `rank_in_steps`
 
 Names = Sequence[str | None]  # of adapters, one for each sequence; None: the base model
 
@@ -36,7 +41,7 @@ def logits_of(model: Transformer, ids: Sequence[int], adapter: str | None = None
     Raises:
         ValueError: an id is outside the vocabulary, there is none, or the adapter is not known.
     """
-    _check(model, [ids], [adapter])
+    check(model, [ids], [adapter])
     tokens = torch.tensor([list(ids)], device=model.device)
     return model(tokens, _context(model, tokens, [adapter]))[0]
 
@@ -54,7 +59,7 @@ def score(
         ValueError: as `logits_of`.
     """
     names = [None] * len(sequences) if adapters is None else list(adapters)
-    _check(model, sequences, names)
+    check(model, sequences, names)
     scores = [torch.zeros(0, device=model.device) for _ in sequences]
     for group in _similar([len(ids) for ids in sequences]):
         longest = len(sequences[group[-1]])
@@ -67,20 +72,46 @@ def score(
     return scores
 
 
-@torch.no_grad()
 def rank(model: Transformer, ids: Sequence[int], count: int, adapter: str | None = None) -> Ranked:
     """Like `score` for one sequence, with the `count` most likely tokens in the place of each.
 
     Raises:
         ValueError: as `logits_of`.
     """
-    logprobs = logits_of(model, ids, adapter)[:-1].log_softmax(-1)
-    best = logprobs.topk(min(count, logprobs.shape[-1]))
-    chosen = torch.tensor(list(ids[1:]), dtype=torch.int64, device=logprobs.device)
-    return Ranked(logprobs.gather(-1, chosen[:, None])[:, 0], best.indices, best.values)
+    return joined(list(rank_in_steps(model, ids, count, adapter)))
 
 
-def _check(model: Transformer, sequences: Sequence[Sequence[int]], names: Names) -> None:
+@torch.no_grad()
+def rank_in_steps(
+    model: Transformer, ids: Sequence[int], count: int, adapter: str | None = None
+) -> Iterator[Ranked]:
+    """`rank` in parts of up to STEP_TOKENS tokens, each computed when it is asked for.
+
+    Raises:
+        ValueError: as `logits_of`.
+    """
+    check(model, [ids], [adapter])
+    cache = model.cache(1, len(ids))
+    for start in range(0, max(len(ids) - 1, 1), STEP_TOKENS):
+        end = min(start + STEP_TOKENS, len(ids))
+        tokens = torch.tensor([list(ids[start:end])], device=model.device)
+        positions = torch.arange(start, end, device=model.device)[None]
+        context = _context(model, tokens, [adapter])
+        context = replace(context, positions=positions, cache=cache.view(end))
+        following = list(ids[start + 1 : end + 1])
+        logprobs = model(tokens, context)[0, : len(following)].log_softmax(-1)
+        best = logprobs.topk(min(count, logprobs.shape[-1]))
+        chosen = torch.tensor(following, dtype=torch.int64, device=logprobs.device)
+        yield Ranked(logprobs.gather(-1, chosen[:, None])[:, 0], best.indices, best.values)
+
+
+def joined(parts: Sequence[Ranked]) -> Ranked:
+    """Parts of one sequence in order as one."""
+    return Ranked(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def check(model: Transformer, sequences: Sequence[Sequence[int]], names: Names) -> None:
+    """ValueError if a sequence or an adapter (one for each) cannot be used."""
     require_vocabulary(model)
     size, known = model.config.vocabulary, adapter_names(model)
     if len(names) != len(sequences):

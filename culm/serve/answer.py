@@ -1,4 +1,4 @@
-"""Events of the engine -> pieces of text with their log-probabilities."""
+"""Events of the worker -> pieces of text with their log-probabilities."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from culm.engine.request import Event
-from culm.serve.worker import Job, Worker
+from culm.engine.scoring import Ranked
+from culm.serve.worker import Job, JobEvent, Worker
 from culm.text.reply import Reply
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -34,7 +35,11 @@ class TextPiece(NamedTuple):
 
 @dataclass
 class GrowingText:
-    """One choice so far. Scores wait for the text of their token, and are dropped with it."""
+    """One choice so far.
+
+    Scores wait for the text of their token. Every generated token has one, except tokens whose text
+    a stop string removed.
+    """
 
     reply: Reply
     shown: int = 0
@@ -45,7 +50,7 @@ class GrowingText:
         offset = self.shown + self.reply.held
         text = self.reply.read(event)
         self.shown += len(text)
-        if event.top and event.finish != "stop":  # the stop token is no part of the text
+        if event.top:
             (_, logprob), *top = event.top
             self.waiting.append((offset, TokenScore(event.token, logprob, tuple(top))))
         all_shown = not self.reply.stopped and not self.reply.held
@@ -55,10 +60,26 @@ class GrowingText:
         return text, ready, "stop" if stopped else event.finish
 
 
+class Echo(NamedTuple):
+    """A prompt that comes before the generated text."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+def scores_of(ids: Sequence[int], found: Ranked) -> tuple[TokenScore, ...]:
+    """One for each token; nothing precedes the first."""
+    pairs = zip(found.tokens.tolist(), found.values.tolist(), strict=True)
+    tops = [tuple(zip(*pair, strict=True)) for pair in pairs]
+    rest = zip(ids[1:], found.logprobs.tolist(), tops, strict=True)
+    return (TokenScore(ids[0], None), *(TokenScore(*score) for score in rest))
+
+
 class AnswerStream:
     """All choices of a query, piece by piece; leaving `pieces` early ends the generation.
 
-    echoes: what comes before the generated text. prompt_tokens: of all prompts together.
+    job: one task for each choice; the first one of a prompt scores it. echoes: of each prompt, to
+    come before the generated text. prompt_tokens: of all prompts together.
     """
 
     def __init__(
@@ -67,12 +88,14 @@ class AnswerStream:
         job: Job,
         tokenizer: Tokenizer,
         stops: Sequence[str] = (),
-        echoes: Sequence[TextPiece] = (),
+        echoes: Sequence[Echo] = (),
         prompt_tokens: int = 0,
     ) -> None:
         self._worker, self._job = worker, job
-        self._texts = [GrowingText(Reply(tokenizer, stops)) for _ in job.requests]
+        self._texts = [GrowingText(Reply(tokenizer, stops)) for _ in job.tasks]
         self._echoes = tuple(echoes)
+        self._early: dict[int, list[Event]] = {}  # tokens of choices whose prompt is not scored yet
+        self._left = len(job.tasks)
         self.prompt_tokens = prompt_tokens
         self.generated_tokens = 0
 
@@ -82,26 +105,18 @@ class AnswerStream:
         Raises:
             Refusal: the generation ended before its time.
         """
-        left = len(self._texts)
         try:
-            for echo in self._echoes:
-                yield echo
-            while left:
-                try:
-                    index, event = await asyncio.wait_for(self._job.next(), QUIET_SECONDS)
-                except TimeoutError:
-                    yield None
+            for prompt in range(len(self._echoes)):
+                group = self._group(prompt)
+                if self._job.tasks[group[0]].scoring:
+                    self._early |= {choice: [] for choice in group}
                     continue
-                growing = self._texts[index]
-                if growing.reply.stopped:  # a token that was on its way when its text ended
-                    continue
-                self.generated_tokens += 1
-                text, scores, finish = growing.read(event)
-                if finish:
-                    left -= 1
-                    self._worker.abort(self._job, index)
-                if text or scores or finish:
-                    yield TextPiece(index, text, scores, finish)
+                for echo in self._echoed(prompt, ()):
+                    yield echo
+            while self._left:
+                event = await self._next()
+                for piece in [None] if event is None else self._read(*event):
+                    yield piece
         finally:
             self.leave()
 
@@ -113,3 +128,49 @@ class AnswerStream:
     def leave(self) -> None:
         """End what still runs."""
         self._worker.abort(self._job)
+
+    # -----------------------------------------------------------------------------------------
+
+    async def _next(self) -> JobEvent | None:
+        # Not asyncio.wait_for: that of Python 3.11 ignores a cancellation that comes with an event.
+        try:
+            async with asyncio.timeout(QUIET_SECONDS):
+                return await self._job.next()
+        except TimeoutError:
+            return None
+
+    def _group(self, prompt: int) -> range:
+        """The choices of a prompt."""
+        size = len(self._texts) // len(self._echoes)
+        return range(prompt * size, (prompt + 1) * size)
+
+    def _read(self, index: int, event: Ranked | Event) -> list[TextPiece]:
+        """What can be shown after an event."""
+        if isinstance(event, Ranked):
+            prompt = index * len(self._echoes) // len(self._texts)
+            pieces = self._echoed(prompt, scores_of(self._echoes[prompt].ids, event))
+            for choice in self._group(prompt):
+                for early in self._early.pop(choice):
+                    pieces += self._read(choice, early)
+            return pieces
+        if index in self._early:
+            self._early[index].append(event)
+            return []
+        growing = self._texts[index]
+        if growing.reply.stopped:  # a token that was on its way when its text ended
+            return []
+        self.generated_tokens += 1
+        text, scores, finish = growing.read(event)
+        if finish:
+            self._left -= 1
+            self._worker.abort(self._job, index)
+        return [TextPiece(index, text, scores, finish)] if text or scores or finish else []
+
+    def _echoed(self, prompt: int, scores: tuple[TokenScore, ...]) -> list[TextPiece]:
+        """The start of each choice of a prompt, which may be all of it."""
+        pieces = []
+        for choice in self._group(prompt):
+            finish = None if self._job.tasks[choice].request else "length"
+            self._left -= finish is not None
+            pieces.append(TextPiece(choice, self._echoes[prompt].text, scores, finish))
+        return pieces

@@ -24,11 +24,13 @@ class Query:
     """Prompts to continue, each `choices` times; choice `choices * i + j` is the j-th of prompt i.
 
     model: the name of the model or of an adapter.
-    max_tokens: of each choice; None: up to the context. 0 is allowed with `echo`.
+    max_tokens: of each choice; None: up to the context, which also ends a longer one. 0 is
+        allowed with `echo`.
     sampling: choice j of a prompt samples with seed + j.
     stop: strings that end a choice and do not appear in it.
     stop_ids: tokens that end it, besides those of the tokenizer; ignore_end leaves the latter out.
     logprobs: score each token, and this many most likely ones in its place; None: do not.
+    parse_special: names of special tokens in prompts that are texts become these tokens.
     echo: each choice starts with its prompt, which is scored if `logprobs` is given.
     """
 
@@ -42,3 +44,4 @@ class Query:
     ignore_end: bool = False
     logprobs: int | None = None
     echo: bool = False
+    parse_special: bool = False

@@ -12,16 +12,19 @@ Refusals are the exceptions of `culm.serve.refusal`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from culm.config import SettingError
-from culm.engine.request import Request
-from culm.serve.answer import AnswerStream, TextPiece, TokenScore
+from culm.engine.request import Event, Request
+from culm.engine.scoring import STEP_TOKENS
+from culm.serve.answer import AnswerStream, Echo, TokenScore, scores_of
 from culm.serve.query import Dialogue, Prompt, Query
 from culm.serve.refusal import ContextTooShort, InvalidRequest, ShuttingDown, UnknownModel
-from culm.serve.worker import Worker
+from culm.serve.worker import Scoring, Task, Worker
 from culm.text.language_model import LanguageModel
+
+CALLS = ("tool_calls", "function_call", "reasoning_content")  # of a message, besides its content
 
 
 class Service:
@@ -38,7 +41,7 @@ class Service:
         if name in model.adapters:
             raise SettingError(f"adapter: {name!r} is the name of the model; give it another")
         self.model, self.name = model, name
-        self._engine = model.engine(slots, model.context)
+        self._engine = model.engine(slots, model.context, STEP_TOKENS)
         self.worker = Worker(self._engine, waiting)
 
     @property
@@ -91,27 +94,30 @@ class Service:
             Refusal: it cannot be served, or not now.
         """
         adapter = self._admit(query)
-        prompts = [await self._ids(prompt) for prompt in query.prompts]
-        requests: list[Request] = []
+        prompts = [await self._ids(prompt, query.parse_special) for prompt in query.prompts]
+        tasks: list[Task] = []
         for ids in prompts:
-            requests += self._requests(query, ids, adapter)
-        echoes = await self._echoes(query, prompts, adapter) if query.echo else []
-        job = self.worker.submit([] if query.max_tokens == 0 else requests)
+            tasks += self._tasks(query, ids, adapter)
+        echoes = self._echoes(query, prompts) if query.echo else []
+        job = self.worker.submit(tasks)
         count = sum(map(len, prompts))
         return AnswerStream(self.worker, job, self.model.tokenizer, query.stop, echoes, count)
 
     async def score(
         self, ids: Sequence[int], ranks: int = 0, adapter: str | None = None
     ) -> tuple[TokenScore, ...]:
-        """Each token's log-probability, with the `ranks` most likely tokens in its place."""
+        """Each token's log-probability, with the `ranks` most likely tokens in its place.
 
-        found = await self.worker.call(lambda: self._engine.rank(ids, ranks, adapter))
-        pairs = zip(found.tokens.tolist(), found.values.tolist(), strict=True)
-        tops = [tuple(zip(*pair, strict=True)) for pair in pairs]
-        rest = (
-            TokenScore(*score) for score in zip(ids[1:], found.logprobs.tolist(), tops, strict=True)
-        )
-        return (TokenScore(ids[0], None), *rest)
+        Raises:
+            Refusal: it cannot be served, or not now.
+        """
+        job = self.worker.submit([Task(Scoring(tuple(ids), ranks, adapter))])
+        try:
+            _, found = await job.next()
+        finally:
+            self.worker.abort(job)
+        assert not isinstance(found, Event)
+        return scores_of(ids, found)
 
     # -----------------------------------------------------------------------------------------
 
@@ -137,16 +143,28 @@ class Service:
         if "" in query.stop:
             raise InvalidRequest("stop: a stop string is empty", "stop")
 
-    async def _ids(self, prompt: Prompt) -> list[int]:
+    async def _ids(self, prompt: Prompt, parse_special: bool) -> list[int]:
         if isinstance(prompt, Dialogue):
             chat, messages = self.model.tokenizer.chat, prompt.messages
             try:
+                self._check_calls(messages)
                 return await asyncio.to_thread(chat.prompt, messages)
             except ValueError as error:
                 raise InvalidRequest(str(error), "messages") from None
-        ids = await asyncio.to_thread(self.model.prompt_ids, prompt)
+        ids = await asyncio.to_thread(self.model.prompt_ids, prompt, parse_special)
         self._check_ids(ids, "prompt")
         return ids
+
+    def _check_calls(self, messages: Sequence[Mapping[str, object]]) -> None:
+        """ValueError where the chat template would drop what the assistant said."""
+        template = self.model.tokenizer.template or ""
+        for index, message in enumerate(messages):
+            for key in CALLS:
+                if message.get(key) and key not in template:
+                    raise ValueError(
+                        f"messages[{index}]: the chat template of this model does not write {key}; "
+                        f"put it into the content"
+                    )
 
     def _check_ids(self, ids: Iterable[int], field: str) -> None:
         size = self.model.model.config.vocabulary
@@ -154,40 +172,42 @@ class Service:
         if outside:
             raise InvalidRequest(f"{field}: token {outside[0]} is outside the vocabulary", field)
 
-    def _requests(self, query: Query, ids: Sequence[int], adapter: str | None) -> list[Request]:
-        """One for each choice of a prompt."""
+    def _tasks(self, query: Query, ids: Sequence[int], adapter: str | None) -> list[Task]:
+        """One for each choice of a prompt; the first one scores the prompt if it is echoed."""
         count, context = len(ids), self.model.context
-        tokens = max(context - count, 1) if query.max_tokens is None else query.max_tokens
-        if count + tokens > context:
+        left = context - count
+        if left < (query.max_tokens != 0):
             raise ContextTooShort(
-                f"This model's maximum context length is {context} tokens. However, you requested "
-                f"{count + tokens} tokens ({count} in the prompt, {tokens} in the completion). "
-                f"Please reduce one of them."
+                f"This model's maximum context length is {context} tokens. However, your prompt "
+                f"has {count} tokens, which leaves no room for an answer. Please shorten it."
             )
-        stop = frozenset() if query.ignore_end else self.model.tokenizer.stop_ids
-        stop |= frozenset(query.stop_ids)
-        seed = query.sampling.seed
-        return [
-            Request(
-                tuple(ids), tokens,
-                replace(query.sampling, seed=None if seed is None else seed + choice),
-                stop, query.logprobs, adapter,
-            )
-            for choice in range(query.choices)
-        ]  # fmt: skip
+        scoring = None
+        if query.echo and query.logprobs is not None:
+            scoring = Scoring(tuple(ids), query.logprobs, adapter)
+        requests: list[Request | None] = [None] * query.choices
+        if query.max_tokens != 0:
+            requests = [
+                self._request(query, ids, left, choice, adapter) for choice in range(query.choices)
+            ]
+        return [Task(None if i else scoring, request) for i, request in enumerate(requests)]
 
-    async def _echoes(
-        self, query: Query, prompts: Sequence[Sequence[int]], adapter: str | None
-    ) -> list[TextPiece]:
-        """Each choice starts with its prompt, and with its scores if the query wants them."""
-        pieces: list[TextPiece] = []
-        finish = "length" if query.max_tokens == 0 else None
-        for given, ids in zip(query.prompts, prompts, strict=True):
-            decode = self.model.tokenizer.decode
-            text = given if isinstance(given, str) else decode(list(ids), specials=True)
-            scores: tuple[TokenScore, ...] = ()
-            if query.logprobs is not None:
-                scores = await self.score(ids, query.logprobs, adapter)
-            for _ in range(query.choices):
-                pieces.append(TextPiece(len(pieces), text, scores, finish))
-        return pieces
+    def _request(
+        self, query: Query, ids: Sequence[int], left: int, choice: int, adapter: str | None
+    ) -> Request:
+        """What generates one choice; left: tokens that fit into the context."""
+        stop = frozenset() if query.ignore_end else self.model.tokenizer.stop_ids
+        seed = query.sampling.seed
+        return Request(
+            tuple(ids),
+            left if query.max_tokens is None else min(query.max_tokens, left),
+            replace(query.sampling, seed=None if seed is None else seed + choice),
+            stop | frozenset(query.stop_ids), query.logprobs, adapter,
+        )  # fmt: skip
+
+    def _echoes(self, query: Query, prompts: Sequence[Sequence[int]]) -> list[Echo]:
+        """The text of each prompt, as it was given or from its ids."""
+        decode = self.model.tokenizer.decode
+        return [
+            Echo(given if isinstance(given, str) else decode(list(ids), specials=True), tuple(ids))
+            for given, ids in zip(query.prompts, prompts, strict=True)
+        ]

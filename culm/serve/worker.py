@@ -9,33 +9,65 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
+from culm.engine import scoring
 from culm.engine.engine import Engine
 from culm.engine.request import Event, Request
+from culm.engine.scoring import Ranked
 from culm.serve.refusal import EngineFailed, InvalidRequest, Overloaded, Refusal, ShuttingDown
 
 log = logging.getLogger("culm.serve")
 
-JobEvent = tuple[int, Event]  # index of the request in its job, and a token of it
+# The index of a task in its job, with the scores of its prompt or with a token.
+JobEvent = tuple[int, Ranked | Event]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Ids to score, each with the `ranks` most likely ones in its place."""
+
+    ids: tuple[int, ...]
+    ranks: int
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What counts as one request: ids to score, a prompt to continue, or first one, then the
+    other."""
+
+    scoring: Scoring | None = None
+    request: Request | None = None
 
 
 class Job:
-    """Requests of one client that share a queue of events."""
+    """Tasks of one client that share a queue of events."""
 
-    def __init__(self, requests: Sequence[Request]) -> None:
-        self.requests = tuple(requests)
-        self.open = set(range(len(requests)))  # those that have not ended
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks = tuple(tasks)
+        self.open = {i for i, task in enumerate(tasks) if task.scoring or task.request}
         self.numbers: dict[int, int] = {}  # request's number in the engine -> index
         self.queue: asyncio.Queue[JobEvent | Refusal] = asyncio.Queue()
 
     async def next(self) -> JobEvent:
-        """The next event of any of the requests; raises what went wrong."""
+        """The next event of any of the tasks; raises what went wrong."""
         item = await self.queue.get()
         if isinstance(item, Refusal):
             raise item
         return item
+
+
+@dataclass
+class Reading:
+    """Ids that are being scored, step by step."""
+
+    job: Job
+    index: int
+    steps: Iterator[Ranked]
+    done: list[Ranked] = field(default_factory=list)
 
 
 class Worker:
@@ -48,11 +80,11 @@ class Worker:
         self._engine = engine
         self.capacity = engine.slots + waiting
         self._jobs: set[Job] = set()  # of the event loop
-        self._calls: set[asyncio.Future[Any]] = set()
         self._inbox: list[Callable[[], None]] = []  # for the thread, guarded by _changed
         self._changed = threading.Condition()
         self._closed = False
         self._owners: dict[int, Job] = {}  # of the thread: engine's number -> job
+        self._readings: deque[Reading] = deque()  # of the thread
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.draining = False
 
@@ -65,12 +97,12 @@ class Worker:
 
     @property
     def idle(self) -> bool:
-        """Whether no request or call is open."""
-        return not (self._jobs or self._calls)
+        """Whether no task is open."""
+        return not self._jobs
 
     @property
     def open(self) -> int:
-        """Requests that wait or run."""
+        """Tasks that wait or run."""
         return sum(len(job.open) for job in self._jobs)
 
     def check_room(self, count: int) -> None:
@@ -80,22 +112,25 @@ class Worker:
         if self.open + count > self.capacity:
             raise Overloaded()
 
-    def submit(self, requests: Sequence[Request]) -> Job:
-        """Start the requests; if one cannot be served, none is."""
-        self.check_room(len(requests))
-        for request in requests:
+    def submit(self, tasks: Sequence[Task]) -> Job:
+        """Start the tasks; if one cannot be served, none is."""
+        job = Job(tasks)
+        self.check_room(len(job.open))
+        for task in tasks:
             try:
-                self._engine.check(request)
+                if ids := task.scoring:
+                    scoring.check(self._engine.model, [ids.ids], [ids.adapter])
+                if task.request:
+                    self._engine.check(task.request)
             except ValueError as error:
                 raise InvalidRequest(str(error)) from None
-        job = Job(requests)
         if job.open:
             self._jobs.add(job)
-            self._send(lambda: self._add(job))
+            self._send(lambda: self._add(job, job.open.copy()))
         return job
 
     def abort(self, job: Job, index: int | None = None) -> None:
-        """End one of a job's requests, or all; those that have ended stay as they are."""
+        """End one of a job's tasks, or all; those that have ended stay as they are."""
         ended = job.open & {index} if index is not None else set(job.open)
         job.open -= ended
         if ended:
@@ -103,30 +138,11 @@ class Worker:
         if not job.open:
             self._jobs.discard(job)
 
-    async def call(self, function: Callable[[], Any]) -> Any:
-        """The result of a function that uses the model, run between two steps."""
-        future: asyncio.Future[Any] = self._loop.create_future()
-
-        def work() -> None:
-            try:
-                result = function()
-            except Exception as error:
-                self._loop.call_soon_threadsafe(_settle, future, None, error)
-            else:
-                self._loop.call_soon_threadsafe(_settle, future, result, None)
-
-        self._calls.add(future)
-        future.add_done_callback(self._calls.discard)
-        self._send(work)
-        return await future
-
     def fail(self, error: Refusal) -> None:
-        """End all requests and calls; whoever waits gets the error."""
+        """End all tasks; whoever waits gets the error."""
         for job in list(self._jobs):
             self.abort(job)
             job.queue.put_nowait(error)
-        for future in list(self._calls):
-            _settle(future, None, error)
 
     async def stop(self) -> None:
         """End the thread, and what still runs."""
@@ -141,11 +157,11 @@ class Worker:
             self._inbox.append(work)
             self._changed.notify()
 
-    def _deliver(self, events: list[tuple[Job, int, Event]]) -> None:
+    def _deliver(self, events: list[tuple[Job, int, Ranked | Event]]) -> None:
         for job, index, event in events:
             if index in job.open:
                 job.queue.put_nowait((index, event))
-                if event.finish:
+                if event.finish if isinstance(event, Event) else not job.tasks[index].request:
                     job.open.discard(index)
             if not job.open:
                 self._jobs.discard(job)
@@ -155,34 +171,61 @@ class Worker:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._inbox or self._engine.busy or self._closed):
+                while not (self._inbox or self._readings or self._engine.busy or self._closed):
                     self._changed.wait()
                 if self._closed:
                     return
                 inbox, self._inbox = self._inbox, []
-            for work in (*inbox, self._step):
+            for work in (*inbox, self._read, self._step):
                 try:
                     work()
                 except Exception:
                     log.exception("the engine failed; its requests end, and it goes on")
                     self._owners.clear()
+                    self._readings.clear()
                     self._engine.clear()
                     self._loop.call_soon_threadsafe(self.fail, EngineFailed())
 
-    def _add(self, job: Job) -> None:
-        for index, request in enumerate(job.requests):
-            number = self._engine.add(request)
-            job.numbers[number] = index
-            self._owners[number] = job
+    def _add(self, job: Job, indices: set[int]) -> None:
+        for index in sorted(indices):
+            task = job.tasks[index]
+            if ids := task.scoring:
+                steps = self._engine.rank_in_steps(ids.ids, ids.ranks, ids.adapter)
+                self._readings.append(Reading(job, index, steps))
+            elif task.request:
+                self._generate(job, index, task.request)
+
+    def _generate(self, job: Job, index: int, request: Request) -> None:
+        number = self._engine.add(request)
+        job.numbers[number] = index
+        self._owners[number] = job
 
     def _abort(self, job: Job, ended: set[int]) -> None:
+        kept = [r for r in self._readings if r.job is not job or r.index not in ended]
+        self._readings = deque(kept)
         for number, index in job.numbers.items():
             if index in ended and number in self._owners:
                 del self._owners[number]
                 self._engine.abort(number)
 
+    def _read(self) -> None:
+        """One step of the first prompt to score: one at a time, because each needs a cache."""
+        if not self._readings:
+            return
+        reading = self._readings[0]
+        if (part := next(reading.steps, None)) is not None:
+            reading.done.append(part)
+            return
+        self._readings.popleft()
+        job, index = reading.job, reading.index
+        request = job.tasks[index].request
+        if request:
+            self._generate(job, index, request)
+        events: list[tuple[Job, int, Ranked | Event]] = [(job, index, scoring.joined(reading.done))]
+        self._loop.call_soon_threadsafe(self._deliver, events)
+
     def _step(self) -> None:
-        events = []
+        events: list[tuple[Job, int, Ranked | Event]] = []
         for event in self._engine.step():
             job = self._owners[event.request]
             events.append((job, job.numbers[event.request], event))
@@ -190,12 +233,3 @@ class Worker:
                 del self._owners[event.request]
         if events:
             self._loop.call_soon_threadsafe(self._deliver, events)
-
-
-def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)

@@ -70,11 +70,14 @@ class LanguageModel:
         if speculate:
             drafter_for(model, speculate)
 
-    def engine(self, slots: int, length: int) -> Engine:
-        """An engine for this model: up to `slots` requests at once, of up to `length` tokens."""
+    def engine(self, slots: int, length: int, step_tokens: int | None = None) -> Engine:
+        """An engine for this model: up to `slots` requests at once, of up to `length` tokens.
+
+        step_tokens: as in `Engine`.
+        """
         return Engine(
-            self.model, slots, length,
-            vocabulary=self.tokenizer.vocabulary, cache=self.cache, speculate=self.speculate,
+            self.model, slots, length, vocabulary=self.tokenizer.vocabulary, cache=self.cache,
+            speculate=self.speculate, step_tokens=step_tokens,
         )  # fmt: skip
 
     @property
@@ -152,12 +155,16 @@ class LanguageModel:
 
     # -----------------------------------------------------------------------------------------
 
-    def prompt_ids(self, prompt: str | Ids) -> list[int]:
-        """Token ids of a prompt; a text gets the start of a document, so "" is a prompt too."""
+    def prompt_ids(self, prompt: str | Ids, specials: bool = False) -> list[int]:
+        """Token ids of a prompt; a text gets the start of a document, so "" is a prompt too.
+
+        specials: names of special tokens in a text become these tokens, the start included.
+        """
         if not isinstance(prompt, str):
             return listed(prompt)
-        start = self.tokenizer.start
-        return [*start, *self.encode(prompt)] or [self.tokenizer.end_of_text]
+        start, ids = self.tokenizer.start, self.tokenizer.encode(prompt, specials)
+        given = specials and ids[: len(start)] == start
+        return (ids if given else [*start, *ids]) or [self.tokenizer.end_of_text]
 
     def request(
         self,

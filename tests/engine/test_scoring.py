@@ -93,6 +93,16 @@ def test_ranks_of_a_sequence(model) -> None:
     assert Engine(model).rank([3], 3).tokens.shape == (0, 3)
 
 
+def test_ranks_in_steps_are_those_of_one_forward(model, monkeypatch) -> None:
+    monkeypatch.setattr(scoring, "STEP_TOKENS", 16)
+    for ids in sequences():
+        parts = list(Engine(model).rank_in_steps(ids, 2))
+        assert all(len(part.logprobs) <= 16 for part in parts)
+        found = scoring.joined(parts)
+        torch.testing.assert_close(found.logprobs, exact(model, ids), atol=1e-5, rtol=0)
+        assert found.values.shape == (len(ids) - 1, 2)
+
+
 @pytest.mark.parametrize(
     ("ids", "words"),
     [([[1], []], "empty"), ([[1, 61]], "token 61 is outside"), ([[-1]], "token -1")],

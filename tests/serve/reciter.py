@@ -1,5 +1,6 @@
 """A server whose model recites one text, so that its answers are known."""
 
+import socket
 import threading
 import time
 
@@ -60,6 +61,16 @@ class Running:
 
     def client(self, key: str = "none") -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20)
+
+    def sent(self, path: str, body: bytes, headers: str = "") -> socket.socket:
+        """A connection over which a JSON body has been posted."""
+        head = (
+            f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n{headers}\r\n"
+        )
+        client = socket.create_connection(("127.0.0.1", self.listener.getsockname()[1]), 20)
+        client.sendall(head.encode() + body)
+        return client
 
     def stop(self) -> None:
         self.server.should_exit = True

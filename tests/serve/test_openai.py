@@ -242,11 +242,6 @@ def test_a_failing_engine_ends_its_requests_only(running, client, monkeypatch):
             "messages.0.content",
         ),
         ({"messages": "hi"}, "invalid_value", "messages"),
-        (
-            {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
-            "invalid_value",
-            "messages.0.tool_calls",
-        ),
         ({"temperature": 3}, "invalid_value", "temperature"),
         ({"temperature": "hot"}, "invalid_value", "temperature"),
         ({"top_p": -1}, "invalid_value", "top_p"),
@@ -255,7 +250,6 @@ def test_a_failing_engine_ends_its_requests_only(running, client, monkeypatch):
         ({"n": 12}, "invalid_value", "n"),  # more than the server holds
         ({"max_tokens": 0}, "invalid_value", "max_tokens"),
         ({"max_tokens": -4}, "invalid_value", "max_tokens"),
-        ({"max_tokens": 5000}, "context_length_exceeded", None),
         ({"messages": [{"role": "user", "content": "x" * 3000}]}, "context_length_exceeded", None),
         ({"stop": [""]}, "invalid_value", "stop.0"),
         ({"stop": ["x"] * 17}, "invalid_value", "stop"),

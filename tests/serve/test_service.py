@@ -5,15 +5,18 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from reciter import CONTEXT, TEXT, reciter
 
+from culm.engine.request import Event, Request
 from culm.engine.sampling import Sampling
 from culm.serve import refusal
 from culm.serve.answer import AnswerStream, TextPiece
 from culm.serve.query import Dialogue, Query
 from culm.serve.service import Service
+from culm.serve.worker import Job, Task
 
 HI = Dialogue([{"role": "user", "content": "hi"}])
 GREEDY = Sampling(temperature=0)
@@ -134,6 +137,153 @@ def test_a_prompt_is_scored_where_it_is_echoed(limit: int) -> None:
     run(story)
 
 
+def test_every_generated_token_has_a_score() -> None:
+    """The one that ends the turn too; tokens that a stop string removed have none."""
+
+    async def story(service: Service) -> None:
+        everything = Query("reciter", [HI], sampling=GREEDY, logprobs=0)
+        answer = await service.ask(everything)
+        found = await collected(answer)
+        scores = [score for piece in found[0] for score in piece.scores]
+        assert len(scores) == answer.generated_tokens == len(TEXT.encode()) + 1
+        assert scores[-1].token == service.model.tokenizer.end_of_turn
+        stopped = replace(everything, stop=(TEXT[5:8],))
+        found = await collected(await service.ask(stopped))
+        assert bytes(s.token for piece in found[0] for s in piece.scores) == TEXT[:5].encode()
+
+    run(story)
+
+
+def test_a_stop_token_of_an_evaluation_has_a_score() -> None:
+    """A client cuts its scores at the end: one entry too few would shift all."""
+
+    async def story(service: Service) -> None:
+        ids = [*TEXT[-3:].encode()]  # the end of the turn follows
+        query = Query("reciter", [ids], 1, GREEDY, logprobs=1, echo=True)
+        found = await collected(await service.ask(query))
+        scores = [score for piece in found[0] for score in piece.scores]
+        assert len(scores) == len(ids) + 1
+        exact = service.worker._engine.score([ids])[0].tolist()
+        assert [s.logprob for s in scores[1:-1]] == pytest.approx(exact, abs=1e-5)
+        assert scores[-1].token == service.model.tokenizer.end_of_turn
+        assert found[0][-1].finish == "stop"
+
+    run(story)
+
+
+def test_long_prompts_are_scored_in_steps_between_those_of_the_others() -> None:
+    """Scoring counts as a request, shares the engine, and ends with its client."""
+
+    async def story(service: Service) -> None:
+        ids = tuple(b"ABC" * 600)
+        score = Query("reciter", [ids], 0, GREEDY, logprobs=0, echo=True)
+        answers = [await service.ask(score) for _ in range(service.worker.capacity - 1)]
+        stream = await service.ask(ENDLESS)
+        assert service.worker.open == service.worker.capacity
+        for query in (score, ENDLESS):
+            with pytest.raises(refusal.Overloaded):
+                await service.ask(query)
+        with pytest.raises(refusal.Overloaded):
+            await service.score(ids)
+        pieces = stream.pieces()
+        for _ in range(5):
+            await anext(pieces)
+        assert service.worker.open == service.worker.capacity  # none has been read to its end
+        for answer in answers[1:]:
+            answer.leave()
+        await pieces.aclose()
+        (piece,) = (await collected(answers[0]))[0]
+        exact = service.model.logprobs(ids).tolist()
+        assert [s.logprob for s in piece.scores[1:]] == pytest.approx(exact, abs=1e-4)
+        await until(lambda: not service.worker._readings)
+        assert service.idle
+
+    run(story)
+
+
+def test_choices_of_an_echoed_prompt_wait_for_its_scores() -> None:
+    async def story(service: Service) -> None:
+        query = Query("reciter", ["AB", "KLM"], 2, GREEDY, choices=2, logprobs=0, echo=True)
+        found = await collected(await service.ask(query))
+        texts = ["ABCD", "ABCD", "KLMNO", "KLMNO"]
+        for choice, text in enumerate(texts):
+            assert "".join(piece.text for piece in found[choice]) == text
+            assert len([s for piece in found[choice] for s in piece.scores]) == len(text)
+            assert found[choice][-1].finish == "length"
+
+    run(story)
+
+
+def test_what_cannot_be_scored_disturbs_nobody() -> None:
+    async def story(service: Service) -> None:
+        for ids, adapter in (([], None), ([9999], None), ([65], "nobody")):
+            with pytest.raises(refusal.InvalidRequest):
+                await service.score(ids, adapter=adapter)
+        assert service.idle
+
+    run(story)
+
+
+def test_a_limit_above_the_context_ends_with_the_context() -> None:
+    async def story(service: Service) -> None:
+        prompt = "A" * (CONTEXT - 3)
+        query = Query("reciter", [prompt], 100_000, GREEDY, ignore_end=True)
+        found = await collected(await service.ask(query))
+        assert "".join(piece.text for piece in found[0]) == "BCD"
+        assert found[0][-1].finish == "length"
+
+    run(story)
+
+
+def test_names_of_special_tokens_in_a_prompt() -> None:
+    """Letters, unless the query asks for the tokens."""
+
+    async def story(service: Service) -> None:
+        text = "<|user|>hi<|end|><|assistant|>"
+        query = Query("reciter", [text], sampling=GREEDY, max_tokens=4)
+        plain, special = (
+            await service.ask(query),
+            await service.ask(replace(query, parse_special=True)),
+        )
+        assert (plain.prompt_tokens, special.prompt_tokens) == (len(text), 5)
+        found = await collected(special)
+        assert "".join(piece.text for piece in found[0]) == TEXT[:4]
+
+    run(story)
+
+
+@pytest.mark.parametrize("key", ["tool_calls", "reasoning_content"])
+def test_what_a_template_would_drop_is_refused(key: str) -> None:
+    async def story(service: Service) -> None:
+        said = {"role": "assistant", "content": "", key: [{"function": {"name": "clock"}}]}
+        if key in (service.model.tokenizer.template or ""):
+            return
+        with pytest.raises(refusal.InvalidRequest, match=rf"messages\[0\]: .*{key}"):
+            await service.ask(Query("reciter", [Dialogue([said])]))
+        said[key] = []
+        (await service.ask(Query("reciter", [Dialogue([said])]))).leave()
+
+    run(story)
+
+
+@pytest.mark.parametrize("ticks", range(6))
+def test_a_reader_is_cancelled_though_a_token_arrives_at_the_same_time(ticks: int) -> None:
+    async def story(service: Service) -> None:
+        job = Job([Task(request=Request((65,), CONTEXT - 100))])
+        answer = AnswerStream(service.worker, job, service.model.tokenizer)
+        task = asyncio.ensure_future(collected(answer))
+        await asyncio.sleep(0.01)  # it waits for the first token
+        job.queue.put_nowait((0, Event(0, 65, 0.0)))
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 2)
+        assert not job.open
+
+    run(story)
+
+
 def test_leaving_early_frees_the_slot() -> None:
     async def story(service: Service) -> None:
         pieces = (await service.ask(ENDLESS)).pieces()
@@ -203,7 +353,7 @@ def test_an_error_of_the_engine_ends_its_requests_only(monkeypatch, caplog) -> N
     ("query", "kind", "field"),
     [
         (Query("gpt-5", [HI]), refusal.UnknownModel, None),
-        (Query("reciter", [HI], CONTEXT), refusal.ContextTooShort, None),
+        (Query("reciter", ["x" * CONTEXT], 1), refusal.ContextTooShort, None),
         (Query("reciter", ["x" * CONTEXT]), refusal.ContextTooShort, None),
         (Query("reciter", [HI], choices=99), refusal.InvalidRequest, "choices"),
         (Query("reciter", []), refusal.InvalidRequest, "choices"),

@@ -51,7 +51,11 @@ def build(
         yield
         await service.stop()
 
-    app = FastAPI(title="Culm", version=culm.__version__, lifespan=lifespan, docs_url=None)
+    # Pages of FastAPI load scripts from elsewhere; redirects would repeat the header `Host`.
+    app = FastAPI(
+        title="Culm", version=culm.__version__, lifespan=lifespan,
+        docs_url=None, redoc_url=None, redirect_slashes=False,
+    )  # fmt: skip
     app.state.service = service
     app.add_middleware(Guard, key=api_key, local=local)
     error.install(app)
@@ -114,7 +118,8 @@ def _add_generation(app: FastAPI, service: Service) -> None:
 def _add_tokens(app: FastAPI, model: LanguageModel) -> None:
     @app.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
-        ids = await asyncio.to_thread(model.encode, body.prompt)
+        encode = model.tokenizer.encode
+        ids = await asyncio.to_thread(encode, body.prompt, body.parse_special)
         return {"count": len(ids), "max_model_len": model.context, "tokens": ids}
 
     @app.post("/detokenize")

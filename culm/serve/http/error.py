@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from culm.config import did_you_mean
 from culm.serve import refusal
 from culm.serve.http.protocol import FIELDS, NAMES
 
@@ -98,14 +99,16 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def routed(request: Request, error: HTTPException) -> JSONResponse:
-        message = f"{request.method} {request.url.path}: {error.detail}"
+        # Not request.url, which cannot be read with every header `Host`.
+        message = f"{request.method} {request.scope['path']}: {error.detail}"
         code = CODES.get(error.status_code, "invalid_request")
         return ApiError(error.status_code, message, code).response(error.headers)
 
-    @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> JSONResponse:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return ApiError(500, "The server failed; its log says why.", "internal_error").response()
+
+def of_failure(method: str, path: str, error: Exception) -> ApiError:
+    """The response to an error of the server, which is logged."""
+    log.error("%s %s failed", method, path, exc_info=error)
+    return ApiError(500, "The server failed; its log says why.", "internal_error")
 
 
 def _of_validation(error: RequestValidationError) -> ApiError:
@@ -113,13 +116,21 @@ def _of_validation(error: RequestValidationError) -> ApiError:
     if first["type"] == "json_invalid":
         return invalid("The body is not valid JSON.", code="invalid_json")
     # Unions add the names of their branches to the path; clients know fields and indices only.
-    path = [p for p in first["loc"][1:] if isinstance(p, int) or p in FIELDS]
+    *place, last = first["loc"][1:] or [""]
+    path = [p for p in place if isinstance(p, int) or p in FIELDS]
+    known = isinstance(last, int) or last in FIELDS
+    path += [last] if known and first["type"] != "extra_forbidden" else []
     param = ".".join(map(str, path)) or None
     text = first["msg"].removeprefix("Value error, ")
     if path[-1:] == ["content"]:
         text = "give a text, or a list of parts of type text; other types are not supported"
     if first["type"] == "unsupported":
-        param = first["ctx"]["name"]
+        param = ".".join(map(str, [*path, first["ctx"]["name"]]))
         return invalid(text, param, "unsupported_parameter")
+    if first["type"] == "extra_forbidden":
+        name = str(last)[:64]
+        param = ".".join(map(str, [*path, name]))
+        reason = f"{param}: there is no such field{did_you_mean(name, sorted(FIELDS))}"
+        return invalid(reason, param, "unknown_parameter")
     code = {"missing": "missing_required_parameter"}.get(first["type"], "invalid_value")
     return invalid(f"{param}: {text}" if param else text, param, code)

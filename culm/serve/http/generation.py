@@ -38,9 +38,12 @@ async def _respond(body: GenerationRequest, shape: Shape, answer: AnswerStream) 
     if body.stream:
         return EventStream(_chunks(body, shape, answer), answer.leave)
     pieces: dict[int, list[TextPiece]] = {}
-    async for piece in answer.pieces():
-        if piece is not None:
-            pieces.setdefault(piece.choice, []).append(piece)
+    try:
+        async for piece in answer.pieces():
+            if piece is not None:
+                pieces.setdefault(piece.choice, []).append(piece)
+    finally:
+        answer.leave()
     joined = [_joined(pieces[choice]) for choice in sorted(pieces)]
     usage = used(answer.prompt_tokens, answer.generated_tokens)
     return JSONResponse(shape.complete(joined, usage))

@@ -1,19 +1,18 @@
 """What clients send, as OpenAI's API reference and vLLM's extensions name it.
 
-Fields without effect here (user, metadata, store, ...) and unknown ones are ignored. Unsupported
-fields that would change the answer are refused.
+Fields that no class here has are harmless or refused (`culm.serve.http.wire`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
 from culm.engine.sampling import Sampling
+from culm.serve.http.wire import UNSUPPORTED, Body, Neutral, Wire
 from culm.serve.query import Dialogue, Prompt, Query
 
 COMPLETION_TOKENS = 16  # default of plain completions, as in OpenAI's API
@@ -30,18 +29,16 @@ TokenIds = Annotated[list[StrictInt], Field(min_length=1)]
 Prompts = str | TokenIds | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=64)]
 
 
-class Wire(BaseModel):
-    """Base of all requests: unknown fields are ignored, NaN and infinity refused."""
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, hide_input_in_errors=True)
-
-
 class StreamOptions(Wire):
+    neutral: ClassVar[Neutral] = {"continuous_usage_stats": (False,)}
+
     include_usage: bool = False
 
 
-class GenerationRequest(Wire):
+class GenerationRequest(Body):
     """Fields that chats and plain completions share."""
+
+    neutral: ClassVar[Neutral] = UNSUPPORTED
 
     model: str
     stream: bool | None = None
@@ -63,14 +60,13 @@ class GenerationRequest(Wire):
     stop_token_ids: list[StrictInt] | None = Field(None, max_length=64)
     ignore_eos: bool | None = None
 
-    @model_validator(mode="before")
     @classmethod
-    def _supported(cls, given: Any) -> Any:
-        for name, harmless in UNSUPPORTED.items():
-            value = given.get(name) if isinstance(given, dict) else None
-            if value is not None and value not in harmless:
-                raise PydanticCustomError("unsupported", "{name} is not supported", {"name": name})
-        return given
+    def _is_off(cls, name: str, given: dict[str, Any]) -> bool:
+        """Tools that the model must not use, and several answers that are all returned."""
+        if name == "best_of":
+            return bool(given[name] == given.get("n"))
+        choice = {"tools": "tool_choice", "functions": "function_call"}.get(name, "")
+        return given.get(choice) == "none"
 
     @property
     def include_usage(self) -> bool:
@@ -95,43 +91,37 @@ class GenerationRequest(Wire):
         )  # fmt: skip
 
 
-# Unsupported fields, with the values that have no effect.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "audio": (),
-    "modalities": (["text"],),
-    "prediction": (),
-    "web_search_options": (),
-    "min_tokens": (0,),
-    "suffix": ("",),
-    "best_of": (1,),
-}
-
-
 class Part(Wire):
     type: Literal["text"]
     text: str
 
 
 class ChatMessage(Wire):
+    """One turn. Fields besides role and content are for the chat template."""
+
+    neutral: ClassVar[Neutral] = {"refusal": ("",), "reasoning": ("",), "audio": ()}
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
-    tool_calls: None = None  # refused, because the turn would seem empty
-    function_call: None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    function_call: dict[str, Any] | None = None
+    reasoning_content: str | None = None
 
     @property
-    def plain(self) -> dict[str, str]:
+    def plain(self) -> dict[str, Any]:
         """The message in the form of chat templates."""
         content = self.content or ""
         text = content if isinstance(content, str) else "".join(part.text for part in content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        role = "system" if self.role == "developer" else self.role
+        others = self.model_dump(exclude={"role", "content"})
+        return {"role": role, "content": text, **{key: v for key, v in others.items() if v}}
 
 
 class ChatRequest(GenerationRequest):
+    neutral: ClassVar[Neutral] = {**UNSUPPORTED, "echo": (False,)}
+
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
@@ -151,25 +141,38 @@ class ChatRequest(GenerationRequest):
 
 
 class CompletionRequest(GenerationRequest):
+    neutral: ClassVar[Neutral] = {**UNSUPPORTED, "add_special_tokens": (True,)}
+
     prompt: Prompts
+    parse_special: bool = False
     echo: bool | None = None
-    logprobs: int | None = Field(None, ge=0, le=20)
+    logprobs: StrictInt | None = Field(None, ge=0, le=20)  # false is not 0
 
     def query(self) -> Query:
         """One or several prompts, each a text or token ids."""
         single = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
         prompts: Any = [self.prompt] if single else self.prompt
         limit = COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
-        return replace(self._query(prompts, limit), logprobs=self.logprobs, echo=bool(self.echo))
+        query = self._query(prompts, limit)
+        return replace(
+            query, logprobs=self.logprobs, echo=bool(self.echo), parse_special=self.parse_special
+        )
 
 
-class TokenizeRequest(Wire):
+class TokenizeRequest(Body):
+    neutral: ClassVar[Neutral] = {"add_special_tokens": (False,)}
+
     prompt: str
+    model: str | None = None
+    parse_special: bool = False
 
 
-class DetokenizeRequest(Wire):
+class DetokenizeRequest(Body):
     tokens: list[StrictInt]
+    model: str | None = None
 
 
 REQUESTS = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
-FIELDS = {name for kind in (*REQUESTS, ChatMessage, Part) for name in kind.model_fields}
+FIELDS = {
+    name for kind in (*REQUESTS, ChatMessage, Part, StreamOptions) for name in kind.model_fields
+}

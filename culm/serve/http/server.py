@@ -12,6 +12,7 @@ import uvicorn
 from culm.config import SettingError
 from culm.log import say
 from culm.serve.http.app import build
+from culm.serve.http.connection import limited
 from culm.serve.http.guard import LOOPBACK
 from culm.serve.service import Service
 from culm.text.language_model import LanguageModel
@@ -76,10 +77,22 @@ def _settings(app: object) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         log_level="warning",
+        http=limited(_descriptors()),
+        backlog=128,
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=64 << 10,
         server_header=False,
     )
+
+
+def _descriptors() -> int | None:
+    """The limit on open files of this process; None where there is none."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 class Server(uvicorn.Server):
