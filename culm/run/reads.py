@@ -23,21 +23,21 @@ WEIGHTS = (".safetensors", ".bin", ".gguf")
 SETTINGS = ("model.json", "config.json", "adapter_config.json")
 
 
-def digest_of(model: str) -> str:
+def digest_of(model: str, revision: str | None = None) -> str:
     """SHA-256 of the files that hold a model's weights and settings; of an adapter, with its base.
 
     Of files and not of tensors: those of a merged adapter differ in rounding between machines.
 
-    model: a path or hub id that `culm.convert.load.load_model` can read.
+    model: a path or hub id that `culm.convert.load.load_model` can read. revision: on the hub.
     """
     place = find_model(model)
     if not place.exists() and HUB_ID.fullmatch(model):
-        place = Path(download(model))
+        place = Path(download(model, revision))
     inside = [place] if place.is_file() else sorted(place.iterdir())
     files = [file for file in inside if file.suffix in WEIGHTS or file.name in SETTINGS]
     parts = [f"{file.name} {sha256(file)}" for file in files]
     if not (native.is_model(place) or hf.is_model(place)) and peft.is_adapter(place):
-        parts.append(digest_of(str(base_of(place))))
+        parts.append(digest_of(*base_of(place)))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

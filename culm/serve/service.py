@@ -24,7 +24,6 @@ from culm.serve.refusal import ContextTooShort, InvalidRequest, ShuttingDown, Un
 from culm.serve.worker import Scoring, Task, Worker
 from culm.text.language_model import LanguageModel
 
-CALLS = ("tool_calls", "function_call", "reasoning_content")  # of a message, besides its content
 
 
 class Service:
@@ -147,24 +146,12 @@ class Service:
         if isinstance(prompt, Dialogue):
             chat, messages = self.model.tokenizer.chat, prompt.messages
             try:
-                self._check_calls(messages)
                 return await asyncio.to_thread(chat.prompt, messages)
             except ValueError as error:
                 raise InvalidRequest(str(error), "messages") from None
         ids = await asyncio.to_thread(self.model.prompt_ids, prompt, parse_special)
         self._check_ids(ids, "prompt")
         return ids
-
-    def _check_calls(self, messages: Sequence[Mapping[str, object]]) -> None:
-        """ValueError where the chat template would drop what the assistant said."""
-        template = self.model.tokenizer.template or ""
-        for index, message in enumerate(messages):
-            for key in CALLS:
-                if message.get(key) and key not in template:
-                    raise ValueError(
-                        f"messages[{index}]: the chat template of this model does not write {key}; "
-                        f"put it into the content"
-                    )
 
     def _check_ids(self, ids: Iterable[int], field: str) -> None:
         size = self.model.model.config.vocabulary

@@ -38,6 +38,7 @@ def folder(tmp_path_factory):
         also = ("embed",) if name == "whole" else ()
         settings = LoRA(rank=4, dora=name == "judge", train_also=also)
         settings.apply(model, seed=number)
+        torch.manual_seed(number)
         for layer in adapters_of(model).values():
             torch.nn.init.normal_(layer.b, std=0.3)
         peft.save(model, settings, folder / name, str(folder / "base"))
