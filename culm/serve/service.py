@@ -12,7 +12,7 @@ Refusals are the exceptions of `culm.serve.refusal`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from culm.config import SettingError
@@ -23,7 +23,6 @@ from culm.serve.query import Dialogue, Prompt, Query
 from culm.serve.refusal import ContextTooShort, InvalidRequest, ShuttingDown, UnknownModel
 from culm.serve.worker import Scoring, Task, Worker
 from culm.text.language_model import LanguageModel
-
 
 
 class Service:
