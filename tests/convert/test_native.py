@@ -18,6 +18,7 @@ from culm.adapt.quantize.nf4 import NF4
 from culm.adapt.quantize.w8a8 import W8A8
 from culm.config import SettingError
 from culm.convert import native
+from culm.files import FRESH
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -188,7 +189,7 @@ def test_an_interruption_between_the_old_and_the_new_loses_neither(
     native.save(model, tokenizer, tmp_path / "model")
 
     def interrupted(source, target):
-        if str(source).endswith(".new"):
+        if Path(source).name == FRESH:
             raise KeyboardInterrupt
         replace(source, target)
 
