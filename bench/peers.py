@@ -16,12 +16,19 @@ import contextlib
 import importlib.util
 import multiprocessing
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 
+import numpy
 import torch
 
+from culm.convert import native
+from culm.convert.export import export
+from culm.tokenizer.bytes import Bytes
 from culm.train.malloc import keep_freed_memory
 from culm.train.memory import peak_bytes
 from culm.verbs.bench import NEW, PROMPT, SIZES, Size, decoder_of, tokens_of, trainer_of
@@ -157,6 +164,67 @@ def decode_transformers_static(size: Size, rows: int) -> Round:
     return decode_transformers(size, rows, cache_implementation="static")
 
 
+class LlamaCpp:
+    """A model of this size in llama.cpp, from our export; the rows are sequences of one batch.
+
+    kind: of the weights in GGUF, such as "q8_0".
+    """
+
+    def __init__(self, size: Size, rows: int, kind: str) -> None:
+        import llama_cpp
+
+        self.quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        llama_cpp.llama_log_set(self.quiet, None)
+        self.library, self.rows, self.vocabulary = llama_cpp, rows, size.model.vocabulary
+        with tempfile.TemporaryDirectory() as folder:
+            source, path = Path(folder) / "model", Path(folder) / "model.gguf"
+            native.save(size.model.build(), Bytes(specials=True).build(), source)
+            export(source, path, kind)
+            parameters = llama_cpp.llama_model_default_params()
+            self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
+        settings = llama_cpp.llama_context_default_params()
+        settings.n_ctx, settings.n_seq_max = rows * (PROMPT + NEW), rows
+        settings.n_batch = settings.n_ubatch = rows * PROMPT
+        settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
+        self.context = llama_cpp.llama_init_from_model(self.model, settings)
+        self.batch = llama_cpp.llama_batch_init(rows * PROMPT, 0, 1)
+
+    def clear(self) -> None:
+        memory = self.library.llama_get_memory(self.context)
+        self.library.llama_memory_clear(memory, True)
+
+    def read(self, ids: list[list[int]], place: int) -> list[int]:
+        """Append some ids to each row from a place on; gives the most likely next ones."""
+        batch, each = self.batch, len(ids[0])
+        batch.n_tokens = self.rows * each
+        for index in range(batch.n_tokens):
+            row, offset = divmod(index, each)
+            batch.token[index], batch.pos[index] = ids[row][offset], place + offset
+            batch.n_seq_id[index], batch.seq_id[index][0] = 1, row
+            batch.logits[index] = offset == each - 1
+        if self.library.llama_decode(self.context, batch):
+            raise RuntimeError("llama.cpp could not read the batch")
+        return [self.best(row * each + each - 1) for row in range(self.rows)]
+
+    def best(self, index: int) -> int:
+        logits = self.library.llama_get_logits_ith(self.context, index)
+        return int(numpy.ctypeslib.as_array(logits, (self.vocabulary,)).argmax())
+
+
+def decode_llama_cpp(size: Size, rows: int, kind: str) -> Round:
+    model, prompt = LlamaCpp(size, rows, kind), tokens_of(size)[0, :PROMPT].tolist()
+
+    def answer() -> float:
+        model.clear()
+        ids = model.read([prompt] * rows, 0)
+        start = time.perf_counter()
+        for place in range(PROMPT, PROMPT + NEW - 1):
+            ids = model.read([[id] for id in ids], place)
+        return time.perf_counter() - start
+
+    return answer
+
+
 # ---------------------------------------------------------------------------------------------
 
 TRAIN: dict[str, Callable[[Size], Round]] = {
@@ -170,6 +238,9 @@ DECODE: dict[str, Callable[[Size, int], Round]] = {
     "culm, int8": decode_culm_int8,
     "culm, int4": decode_culm_int4,
     "culm, torch operators": decode_culm_operators,
+    "llama_cpp, bf16": partial(decode_llama_cpp, kind="bf16"),
+    "llama_cpp, q8_0": partial(decode_llama_cpp, kind="q8_0"),
+    "llama_cpp, q4_0": partial(decode_llama_cpp, kind="q4_0"),
     "transformers, bf16": decode_transformers,
     "transformers, bf16, static cache, compiled": decode_transformers_static,
 }

@@ -131,31 +131,47 @@ struct Input {
 
 static __mmask64 least(int64_t bits) { return bits >= 64 ? ~0ull : (1ull << bits) - 1; }
 
-// R outputs from n on for B rows from b on; sums[r][i] are 16 partial sums.
-template <int R, int B>
-static void dot_bf16(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (&sums)[R][B]) {
+// Memory, not arithmetic, limits a step of few rows: each row of weights is read in the order of
+// memory, asked for AHEAD bytes before it is needed, and used for B rows of activations. Several
+// partial sums along a row hide the latency of an addition; how many there are, and so the result
+// of a row, does not depend on B.
+constexpr int64_t AHEAD = 4096;
+static void ask(const void *p) { _mm_prefetch((const char *)p + AHEAD, _MM_HINT_T0); }
+
+// Output n for B rows from b on; sums[i] are 16 partial sums.
+template <int B>
+static void dot_bf16(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (&sums)[B]) {
   const bf16 *weight = (const bf16 *)w.weight + n * w.inputs, *x = &in.narrowed[b * w.inputs];
-  for (int64_t k = 0; k < w.inputs; k += 32) {
-    __m512bh part[R];
-    for (int r = 0; r < R; r++)
-      part[r] = (__m512bh)_mm512_loadu_si512(weight + r * w.inputs + k);
-    for (int i = 0; i < B; i++) {
-      __m512bh row = (__m512bh)_mm512_loadu_si512(x + i * w.inputs + k);
-      for (int r = 0; r < R; r++) sums[r][i] = _mm512_dpbf16_ps(sums[r][i], part[r], row);
-    }
-  }
+  __m512 parts[4][B] = {};
+  auto step = [&](int64_t k, int j) {
+    ask(weight + k);
+    __m512bh part = (__m512bh)_mm512_loadu_si512(weight + k);
+    for (int i = 0; i < B; i++)
+      parts[j][i] = _mm512_dpbf16_ps(parts[j][i], part,
+                                     (__m512bh)_mm512_loadu_si512(x + i * w.inputs + k));
+  };
+  int64_t k = 0;
+  for (; k + 128 <= w.inputs; k += 128)
+    for (int j = 0; j < 4; j++) step(k + 32 * j, j);
+  for (int j = 0; k < w.inputs; k += 32, j++) step(k, j);
+  for (int i = 0; i < B; i++)
+    sums[i] = _mm512_add_ps(_mm512_add_ps(parts[0][i], parts[1][i]),
+                            _mm512_add_ps(parts[2][i], parts[3][i]));
 }
 
+// The same for R outputs from n on.
 template <int R, int B>
 static void dot_int8(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (&sums)[R][B]) {
   const int8_t *weight = (const int8_t *)w.weight + n * w.inputs;
   const __m512i shift = _mm512_set1_epi8((char)0x80);  // signed to unsigned, which dpbusd takes
-  for (int64_t c = 0; c < in.chunks; c++) {
-    __mmask64 there = least(w.inputs - c * 64);
+  __m512 parts[2][R][B] = {};
+  auto step = [&](int64_t c, int j, __mmask64 there) {
     __m512i part[R];
-    for (int r = 0; r < R; r++)
+    for (int r = 0; r < R; r++) {
+      ask(weight + r * w.inputs + c * 64);
       part[r] = _mm512_xor_si512(
           _mm512_maskz_loadu_epi8(there, weight + r * w.inputs + c * 64), shift);
+    }
     for (int i = 0; i < B; i++) {
       int64_t at = (b + i) * in.chunks + c;
       __m512i row = _mm512_loadu_si512(&in.bytes[at * 64]);
@@ -163,13 +179,17 @@ static void dot_int8(const Linear &w, const Input &in, int64_t n, int64_t b, __m
       __m512 scale = _mm512_loadu_ps(&in.scales[at * 16]);
       for (int r = 0; r < R; r++) {
         __m512i dot = _mm512_dpbusd_epi32(offset, part[r], row);
-        sums[r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sums[r][i]);
+        parts[j][r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, parts[j][r][i]);
       }
     }
-  }
+  };
+  int64_t c = 0;
+  for (; c + 2 <= w.inputs / 64; c += 2) step(c, 0, ~0ull), step(c + 1, 1, ~0ull);
+  for (int j = 0; c < in.chunks; c++, j++) step(c, j, least(w.inputs - c * 64));
   for (int r = 0; r < R; r++)
     for (int i = 0; i < B; i++)
-      sums[r][i] = _mm512_mul_ps(sums[r][i], _mm512_set1_ps(widen(w.scale[n + r])));
+      sums[r][i] = _mm512_mul_ps(_mm512_add_ps(parts[0][r][i], parts[1][r][i]),
+                                 _mm512_set1_ps(widen(w.scale[n + r])));
 }
 
 template <int R, int B>
@@ -186,6 +206,7 @@ static void dot_int4(const Linear &w, const Input &in, int64_t n, int64_t b, __m
     __m512i even[R], odd[R];
     __m512 step[R];
     for (int r = 0; r < R; r++) {
+      ask(weight + r * w.inputs / 2 + c * 64);
       __m512i pair = _mm512_maskz_loadu_epi8(there, weight + r * w.inputs / 2 + c * 64);
       even[r] = _mm512_and_si512(pair, nibble);
       odd[r] = _mm512_and_si512(_mm512_srli_epi16(pair, 4), nibble);
@@ -215,12 +236,12 @@ static void dot_int4(const Linear &w, const Input &in, int64_t n, int64_t b, __m
   }
 }
 
+// R outputs from n on for B rows from b on.
 template <int R, int B>
 static void tile(const Linear &w, const Input &in, int64_t n, int64_t b, float *out, int64_t stride) {
-  __m512 sums[R][B];
-  for (int r = 0; r < R; r++)
-    for (int i = 0; i < B; i++) sums[r][i] = _mm512_setzero_ps();
-  if (w.kind == BF16) dot_bf16<R, B>(w, in, n, b, sums);
+  __m512 sums[R][B] = {};
+  if constexpr (R == 1)
+    if (w.kind == BF16) dot_bf16<B>(w, in, n, b, sums[0]);
   if (w.kind == INT8) dot_int8<R, B>(w, in, n, b, sums);
   if (w.kind == INT4) dot_int4<R, B>(w, in, n, b, sums);
   for (int r = 0; r < R; r++)
@@ -229,19 +250,24 @@ static void tile(const Linear &w, const Input &in, int64_t n, int64_t b, float *
           _mm512_reduce_add_ps(sums[r][i]) + (w.bias ? w.bias[n + r] : 0);
 }
 
+// Outputs from..to, R at a time, of w for all rows into out: (rows, stride). Gives the next output.
 template <int R>
-static void outputs(const Linear &w, const Input &in, int64_t n, float *out, int64_t stride) {
-  int64_t b = 0;
-  for (; b + 4 <= in.rows; b += 4) tile<R, 4>(w, in, n, b, out, stride);
-  for (; b < in.rows; b++) tile<R, 1>(w, in, n, b, out, stride);
+static int64_t outputs(const Linear &w, const Input &in, int64_t from, int64_t to, float *out,
+                       int64_t stride) {
+  for (; from + R <= to; from += R) {
+    int64_t b = 0;
+    for (; b + 4 <= in.rows; b += 4) tile<R, 4>(w, in, from, b, out, stride);
+    for (; b < in.rows; b++) tile<R, 1>(w, in, from, b, out, stride);
+  }
+  return from;
 }
 
-// Outputs from..to of w for all rows into out: (rows, stride).
+// Quantised weights cost more arithmetic: several of their rows share the work on the activations.
 static void matmul(const Linear &w, const Input &in, int64_t from, int64_t to, float *out,
-                    int64_t stride) {
-  int64_t n = from;
-  for (; n + 4 <= to; n += 4) outputs<4>(w, in, n, out, stride);
-  for (; n < to; n++) outputs<1>(w, in, n, out, stride);
+                   int64_t stride) {
+  if (w.kind == INT8 && in.rows > 1) from = outputs<2>(w, in, from, to, out, stride);
+  if (w.kind == INT4) from = outputs<4>(w, in, from, to, out, stride);
+  outputs<1>(w, in, from, to, out, stride);
 }
 
 // ---------------------------------------------------------------------------------------------
