@@ -251,11 +251,14 @@ def inspect(
 def bench(
     what: given.BenchWhat = "train",
     size: given.BenchSize = "S",
+    rows: given.BenchRows = None,
+    weights: given.BenchWeights = None,
+    json: given.AsJson = False,
 ) -> None:
     """Measure training or decoding speed on this machine."""
     from culm.verbs.bench import show_bench
 
-    show_bench(what, size)
+    show_bench(what, size, rows, weights, json)
 
 
 @app.command()

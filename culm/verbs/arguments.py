@@ -183,3 +183,6 @@ PlotFormat = Annotated[str, typer.Option(help="Format of plots: png or svg.")]
 # culm bench
 BenchWhat = Annotated[str, typer.Argument(help="train or decode.")]
 BenchSize = Annotated[str, typer.Option(help="Model size: S (26M), T (tiny, bytes) or L (135M).")]
+BenchRows = Annotated[int | None, typer.Option(min=1, help="Sequences decoded together.")]
+BenchWeights = Annotated[str | None, typer.Option(help="bf16, int8 or int4; default: each.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object on each line.")]

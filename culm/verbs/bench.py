@@ -8,8 +8,9 @@ L   30 layers, width 576, the shape of SmolLM-135M
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from json import dumps
 
 import torch
 from rich.console import Console
@@ -20,6 +21,7 @@ from culm.batch import Batch, counts_of
 from culm.config import SettingError, parse
 from culm.device import choose_device, choose_precision
 from culm.dtype import DTYPES
+from culm.log import progress
 from culm.model.attention.gqa import GQA
 from culm.model.backend import place
 from culm.model.mlp.gated import SwiGLU
@@ -35,6 +37,7 @@ from culm.train.trainer import Trainer
 
 PROMPT, NEW = 128, 128  # tokens of a decoding trial
 ROUNDS = 3
+WEIGHTS = ("bf16", "int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -117,43 +120,91 @@ def decoder_of(
     return decoding_trial(model, rows, PROMPT, NEW, fused)
 
 
-def show_bench(what: str, size: str, rounds: int = ROUNDS) -> None:
+@dataclass(frozen=True)
+class Speed:
+    """One measurement. seconds: of a step. note: for people."""
+
+    what: str
+    size: str
+    tokens: int
+    seconds: float
+    rows: int
+    weights: str = ""
+    note: str = ""
+
+    def show(self, console: Console, json: bool) -> None:
+        """One line, for people or as a JSON object."""
+        rate, peak = self.tokens / self.seconds, peak_bytes()
+        if json:
+            facts = {"what": self.what, "size": self.size, "rows": self.rows}
+            facts |= {"weights": self.weights} if self.weights else {}
+            facts |= {"tokens_per_second": round(rate, 1), "seconds_per_step": self.seconds}
+            print(dumps(facts | {"peak_bytes": peak}), flush=True)
+            return
+        label = f"{self.what} {self.size}"
+        label += f" {self.weights}, {self.rows} rows" if self.weights else ""
+        speed = f"{rate:>10,.0f} tokens/s{self.seconds * 1000:>10,.2f} ms per step{self.note}"
+        console.print(f"{label:<26}{speed}   peak {peak / 2**20:,.0f} MiB")
+
+
+def show_bench(
+    what: str,
+    size: str,
+    rows: int | None = None,
+    weights: str | None = None,
+    json: bool = False,
+    rounds: int = ROUNDS,
+) -> None:
     """Print tokens per second, milliseconds per step and peak memory; medians of `rounds`.
 
+    rows, weights: of decoding; one of them alone, instead of all. json: a JSON object a line.
+
     Raises:
-        SettingError: neither train nor decode, or no such size.
+        SettingError: neither train nor decode, or no such size or weights.
     """
     if size not in SIZES:
         raise SettingError(f"size: {size!r} is not one of {', '.join(SIZES)}")
     if what not in ("train", "decode"):
         raise SettingError(f"what: {what!r} is neither train nor decode")
+    if weights is not None and weights not in WEIGHTS:
+        raise SettingError(f"weights: {weights!r} is not one of {', '.join(WEIGHTS)}")
+    if what == "train" and (rows is not None or weights is not None):
+        raise SettingError(f"{'rows' if weights is None else 'weights'}: only of decode")
     keep_freed_memory()
     reset_peak()
-    bench = _show_training if what == "train" else _show_decoding
-    bench(size, choose_device("auto"), rounds, Console(highlight=False, soft_wrap=True))
+    device, console = choose_device("auto"), Console(highlight=False, soft_wrap=True)
+    if what == "train":
+        speeds = _training(size, device, rounds)
+    else:
+        counts, kinds = (rows,) if rows else (1, 8), (weights,) if weights else WEIGHTS
+        speeds = _decoding(size, counts, kinds, device, rounds)
+    for speed in speeds:
+        speed.show(console, json)
 
 
-def _show_training(letter: str, device: torch.device, rounds: int, console: Console) -> None:
+def _training(letter: str, device: torch.device, rounds: int) -> Iterator[Speed]:
     size = SIZES[letter]
     step = trainer_of(size, device)
-    first = seconds_of(step)
-    usual = statistics.median(seconds_of(step) for _ in range(rounds))
-    _say(console, f"train {letter}", size.rows * size.model.context / usual, usual)
-    console.print(f"The first step, which compiles, took {first:.1f} s.")
+    with progress("bench", rounds + 1, "steps") as bar:
+        first = seconds_of(step)
+        bar.advance(1)
+        times = []
+        for _ in range(rounds):
+            times.append(seconds_of(step))
+            bar.advance(1)
+    note = f"   the first step, which compiles, {first:.1f} s"
+    tokens = size.rows * size.model.context
+    yield Speed("train", letter, tokens, statistics.median(times), size.rows, note=note)
 
 
-def _show_decoding(letter: str, device: torch.device, rounds: int, console: Console) -> None:
-    baseline: dict[int, float] = {}  # seconds per step in bf16, by rows
-    for weights in ("bf16", "int8", "int4"):
-        for rows in (1, 8):
+def _decoding(
+    letter: str, counts: Sequence[int], kinds: Sequence[str], device: torch.device, rounds: int
+) -> Iterator[Speed]:
+    baseline: dict[int, float] = {}  # seconds per step of the first kind, by rows
+    for weights in kinds:
+        for rows in counts:
             decode = decoder_of(SIZES[letter], weights, rows, device)
             decode()
             usual = statistics.median(decode() for _ in range(rounds)) / (NEW - 1)
-            ratio = baseline.setdefault(rows, usual) / usual
-            label = f"decode {letter} {weights}, {rows} rows"
-            _say(console, label, rows / usual, usual, f"   {ratio:.2f} x bf16")
-
-
-def _say(console: Console, label: str, rate: float, seconds: float, note: str = "") -> None:
-    speed = f"{rate:>10,.0f} tokens/s{seconds * 1000:>10,.2f} ms per step{note}"
-    console.print(f"{label:<26}{speed}   peak {peak_bytes() / 2**20:,.0f} MiB")
+            note = f"   {baseline.setdefault(rows, usual) / usual:.2f} x {kinds[0]}"
+            yield Speed("decode", letter, rows, usual, rows, weights, note)
