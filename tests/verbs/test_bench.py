@@ -63,13 +63,13 @@ def test_unknown_names_are_refused(what: str, size: str) -> None:
 
 
 def test_one_measurement_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    show_bench("decode", "T", 2, "int8", json=True, rounds=1)
+    show_bench("decode", "S", 2, "int8", json=True, rounds=1)
     [line] = capsys.readouterr().out.splitlines()
     found = json.loads(line)
-    assert (found["what"], found["size"]) == ("decode", "T")
+    assert (found["what"], found["size"]) == ("decode", "S")
     assert (found["rows"], found["weights"]) == (2, "int8")
     assert found["tokens_per_second"] == pytest.approx(2 / found["seconds_per_step"], rel=1e-2)
     with pytest.raises(SettingError, match="rows: only of decode"):
-        show_bench("train", "T", 2)
+        show_bench("train", "S", 2)
     with pytest.raises(SettingError, match="'int3' is not one of bf16, int8, int4"):
-        show_bench("decode", "T", weights="int3")
+        show_bench("decode", "S", weights="int3")
