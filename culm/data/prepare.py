@@ -86,7 +86,7 @@ def prepare(
     """
     with _new_folder(Path(folder), overwrite) as work:
         origin = origin_of(source)
-        lengths = np.array([len(tokenizer.bytes_of(id)) for id in range(tokenizer.vocabulary)])
+        lengths = np.array(tokenizer.sizes)
         lengths[tokenizer.end_of_text] = 0  # also where it is a byte of its own
         names = ("train", "held_out") if held_out else ("train",)
         writers = {name: SplitWriter(work / name, lengths, format.columns) for name in names}

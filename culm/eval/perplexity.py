@@ -51,7 +51,7 @@ class Prediction:
 
 def byte_lengths(tokenizer: Tokenizer, size: int) -> Tensor:
     """(size,) bytes of each token; 0 for special tokens, which stand for no text."""
-    known = [len(tokenizer.bytes_of(id)) for id in range(tokenizer.vocabulary)]
+    known = list(tokenizer.sizes)
     known[tokenizer.end_of_text] = 0  # with bytes as tokens it looks like one
     return torch.tensor(known + [0] * (size - len(known)))
 

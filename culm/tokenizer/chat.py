@@ -10,12 +10,12 @@ the end of the prompt that would ask for it, to the token that ends its turn:
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from culm.config import SettingError
-from culm.tokenizer.offsets import OffsetEncoder, Token
+from culm.tokenizer.offsets import OffsetEncoder, Tokens
 from culm.tokenizer.template import ChatTemplate, Guarded, Message
 
 SPECIALS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
@@ -95,7 +95,7 @@ class Chat:
         """Ids of a dialogue up to the next turn of the assistant."""
         given = self._template.guard(messages, tools)
         text = self._template.render(given, prompt=True).text
-        return [token.id for token in self._tokens(given, text)]
+        return self._tokens(given, text).ids
 
     def continuation(self, messages: Sequence[Message], reply: int) -> list[int]:
         """Ids between the content of message `reply` and the next turn of the assistant."""
@@ -106,7 +106,7 @@ class Chat:
             raise ValueError(f"chat template: it does not show the content of messages[{reply}]")
         end = self._plain(given, text, end)
         tokens = self._tokens(given, text)
-        return [token.id for token in tokens if token.start >= end]
+        return tokens.ids[bisect_left(tokens.starts, end) :]
 
     def encode(
         self,
@@ -137,11 +137,11 @@ class Chat:
         for index in said:
             text, starts[index] = self._start(given, text, index)
         tokens = self._tokens(given, text)
-        learned = [False] * len(tokens)
+        learned = [False] * len(tokens.ids)
         for index, start in starts.items():
             first, last = self._span(given, text, tokens, index, start)
             learned[first:last] = [True] * (last - first)
-        return EncodedDialogue([token.id for token in tokens], learned, rendered.unread)
+        return EncodedDialogue(tokens.ids, learned, rendered.unread)
 
     def _start(self, given: Guarded, text: str, index: int) -> tuple[str, int]:
         """Where an answer starts: after exactly the prompt that generation will use.
@@ -185,21 +185,21 @@ class Chat:
         return prompt + (answer.rstrip() if trimmed else answer) + text[end:]
 
     def _span(
-        self, given: Guarded, text: str, tokens: Sequence[Token], index: int, start: int
+        self, given: Guarded, text: str, tokens: Tokens, index: int, start: int
     ) -> tuple[int, int]:
         """The tokens of an answer with the end of its turn: the first one, and the one after."""
-        first = bisect_right(tokens, self._plain(given, text, start), key=lambda token: token.end)
+        first = bisect_right(tokens.ends, self._plain(given, text, start))
         content = start
         if self._letters:
             content = self._template.place(given, text, index, end=True) or start
         earliest = self._plain(given, text, content)
         ends = (
             number
-            for number in range(first, len(tokens))
-            if tokens[number].id in self.tokenizer.stop_ids and tokens[number].start >= earliest
+            for number in range(first, len(tokens.ids))
+            if tokens.ids[number] in self.tokenizer.stop_ids and tokens.starts[number] >= earliest
         )
         last = next(ends, None)
-        if last is None or not self._is_before_next(given, text, tokens[last].start, index, start):
+        if last is None or not self._is_before_next(given, text, tokens.starts[last], index, start):
             raise ValueError(
                 f"chat template: no end token follows the content of message {index}, so the model "
                 f"would never learn to stop{LAST if index + 1 < len(given.messages) else ''}"
@@ -220,7 +220,7 @@ class Chat:
                 return place < self._plain(given, text, end)
         return True
 
-    def _tokens(self, given: Guarded, text: str) -> list[Token]:
+    def _tokens(self, given: Guarded, text: str) -> Tokens:
         return self.tokenizer.offsets.encode(*self._template.unguarded(text, given.guard))
 
     def _plain(self, given: Guarded, text: str, place: int) -> int:

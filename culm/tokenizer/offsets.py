@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -13,12 +13,12 @@ import tokenizers
 from culm.source.pieces import PIECE, pieces
 
 
-class Token(NamedTuple):
-    """An id, and the characters start .. end - 1 that it stands for."""
+class Tokens(NamedTuple):
+    """ids; token i stands for the characters starts[i] .. ends[i] - 1."""
 
-    id: int
-    start: int
-    end: int
+    ids: list[int]
+    starts: list[int]
+    ends: list[int]
 
 
 class OffsetEncoder:
@@ -26,7 +26,7 @@ class OffsetEncoder:
 
     read, plain: the tokenizer, with special tokens and with their names as letters. inside_read,
     inside: both for the middle of a text, where no space is added. fast: a faster `plain`, which
-    needs `bytes_of` an id to know its place.
+    needs the number of bytes of each id (`sizes`) to know its place.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class OffsetEncoder:
         inside_read: tokenizers.Tokenizer,
         inside: tokenizers.Tokenizer,
         fast: Callable[[str], list[int]] | None,
-        bytes_of: Callable[[int], bytes],
+        sizes: Callable[[], Sequence[int]],
     ) -> None:
         self._read, self._plain, self._inside_read, self._inside = read, plain, inside_read, inside
-        self._fast, self._bytes_of = fast, bytes_of
+        self._fast, self._sizes = fast, sizes
         added = read.get_added_tokens_decoder().items()
         special = {id: token for id, token in added if token.special}
         self._ids = {token.content: id for id, token in special.items()}
@@ -51,53 +51,58 @@ class OffsetEncoder:
             for token in special.values()
         )  # fmt: skip
 
-    def encode(self, text: str, letters: Collection[int] = ()) -> list[Token]:
+    def encode(self, text: str, letters: Collection[int] = ()) -> Tokens:
         """The tokens of a text. letters: where names of special tokens start that are letters."""
         names = [(found.start(), found.end()) for found in self._specials.finditer(text)]
         if not self._divisible:
-            return list(self._whole(text, [name for name in names if name[0] in letters]))
-        found, end = list[Token](), 0
+            return self._whole(text, [name for name in names if name[0] in letters])
+        found, end = _none(), 0
         for start, stop in (name for name in names if name[0] not in letters):
-            found += self._between(text[end:start], end)
-            found.append(Token(self._ids[text[start:stop]], start, stop))
+            self._between(text[end:start], end, found)
+            _append(found, [self._ids[text[start:stop]]], [start], [stop])
             end = stop
-        return found + list(self._between(text[end:], end))
+        self._between(text[end:], end, found)
+        return found
 
-    def _whole(self, text: str, letters: Sequence[tuple[int, int]]) -> Iterator[Token]:
+    def _whole(self, text: str, letters: Sequence[tuple[int, int]]) -> Tokens:
         """With the library's own treatment of special tokens, except where a name is letters."""
-        cuts = [0, *(place for name in letters for place in name), len(text)]
+        cuts, found = [0, *(place for name in letters for place in name), len(text)], _none()
         for number, (start, end) in enumerate(pairwise(cuts)):
             first = self._read if start == 0 else self._inside_read
-            inner = self._inside if number % 2 else first
             if start < end:
-                yield from _tokens(inner, text[start:end], start)
+                _encode(self._inside if number % 2 else first, text[start:end], start, found)
+        return found
 
-    def _between(self, text: str, place: int) -> Iterator[Token]:
+    def _between(self, text: str, place: int, found: Tokens) -> None:
         for piece in pieces(text, PIECE) if text else ():
             if self._fast is None:
-                yield from _tokens(self._plain, piece, place)
+                _encode(self._plain, piece, place, found)
             else:
                 ids = self._fast(piece)
-                ends = list(accumulate(len(self._bytes_of(id)) for id in ids))
-                yield from self._placed(ids, ends, piece, place)
+                sizes = map(self._sizes().__getitem__, ids)
+                bounds = list(accumulate(sizes, initial=0))  # in bytes
+                starts, ends = bounds[:-1], bounds[1:]
+                if not piece.isascii():
+                    letters = list(accumulate((len(one.encode()) for one in piece), initial=0))
+                    starts = [bisect_right(letters, start) - 1 for start in starts]
+                    ends = [bisect_right(letters, end - 1) for end in ends]
+                _append(found, ids, [place + one for one in starts], [place + one for one in ends])
             place += len(piece)
 
-    def _placed(self, ids: list[int], ends: list[int], text: str, place: int) -> Iterator[Token]:
-        """Places in characters from the ends in bytes."""
-        if text.isascii():
-            for id, start, end in zip(ids, [0, *ends], ends, strict=False):
-                yield Token(id, place + start, place + end)
-            return
-        starts = list(accumulate((len(letter.encode()) for letter in text), initial=0))
-        for id, start, end in zip(ids, [0, *ends], ends, strict=False):
-            first, last = bisect_right(starts, start) - 1, bisect_right(starts, end - 1)
-            yield Token(id, place + first, place + last)
+
+def _none() -> Tokens:
+    return Tokens([], [], [])
 
 
-def _tokens(inner: tokenizers.Tokenizer, text: str, place: int) -> Iterator[Token]:
-    found = inner.encode(text, add_special_tokens=False)
-    for id, (start, end) in zip(found.ids, found.offsets, strict=True):
-        yield Token(id, place + start, place + end)
+def _append(found: Tokens, ids: list[int], starts: list[int], ends: list[int]) -> None:
+    for have, more in zip(found, (ids, starts, ends), strict=True):
+        have += more
+
+
+def _encode(inner: tokenizers.Tokenizer, text: str, place: int, found: Tokens) -> None:
+    encoded = inner.encode(text, add_special_tokens=False)
+    starts, ends = ([place + one[i] for one in encoded.offsets] for i in (0, 1))
+    _append(found, encoded.ids, starts, ends)
 
 
 def any_of(names: Collection[str]) -> re.Pattern[str]:

@@ -139,7 +139,12 @@ class Tokenizer:
     def offsets(self) -> OffsetEncoder:
         """Ids of texts that contain special tokens, with their places."""
         return OffsetEncoder(
-            self._marked, self._plain, self._middle(False), self._inside, self._fast, self.bytes_of
+            self._marked,
+            self._plain,
+            self._middle(False),
+            self._inside,
+            self._fast,
+            lambda: self.sizes,
         )
 
     @cached_property
@@ -154,6 +159,11 @@ class Tokenizer:
         inner = tokenizers.Tokenizer.from_str(written)
         inner.encode_special_tokens = plain
         return inner
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Bytes of each token."""
+        return list(map(len, self._spellings))
 
     @property
     def _prefixed(self) -> bool:
