@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from culm.verbs import arguments as given
+from culm.verbs.near import Verbs
 
 app = typer.Typer(
+    cls=Verbs,
     name="culm",
     help="Plain text to a served, aligned language model.",
     no_args_is_help=True,
@@ -41,7 +43,7 @@ def quickstart(
 
 
 @app.command()
-def train(run: given.Run, settings: given.Settings = None) -> None:
+def train(run: given.Run = "", settings: given.Settings = None) -> None:
     """Train by a run file; the same command resumes an interrupted run."""
     from culm.verbs.train import train_run
 
@@ -50,7 +52,7 @@ def train(run: given.Run, settings: given.Settings = None) -> None:
 
 @app.command()
 def plan(
-    run: given.Run,
+    run: given.Run = "",
     settings: given.Settings = None,
     ranks: given.Ranks = 1,
 ) -> None:

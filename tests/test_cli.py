@@ -338,11 +338,16 @@ def test_plan_names_every_fatal_problem(culm, text, tmp_path):
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
+        (["train"], "run: name a file, or one of demo, depth, dpo"),
+        (["plan"], "run: name a file, or one of demo, depth, dpo"),
+        (["chat", "runs/nope"], "runs/nope: there is no such file or folder"),
+        (["chat", "./nope"], "nope: there is no such file or folder"),
+        (["train", "pretrain", "data.path=runs/nope"], "there is no file or folder 'runs/nope'"),
         (["train", "nowhere"], "run: there is no 'nowhere'"),
         (["train", "pretrain", "train.stepz=3"], "train.stepz: no such setting; did you mean"),
         (["train", "pretrain", "train.steps=many"], "train.steps: "),
         (["train", "pretrain", "train.optimizer.rate=.inf"], "train.optimizer.rate: "),
-        (["train", "sft", "start=runs/none"], "start: runs/none: no such folder"),
+        (["train", "sft", "start=runs/none"], "start: runs/none: there is no such file or folder"),
         (["tokenize", ""], "data.path: it is empty"),
         (["quickstart", "--folder", ""], "--folder: it is empty"),
         (["prepare", "stdlib", "--tokenizer", "t", "--out", "o", "--held-out", "2"], "held_out"),
@@ -361,8 +366,39 @@ def test_errors_are_one_sentence(culm, line, sentence):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [("finetune", "culm train sft"), ("evaluate", "culm eval"), ("trian", "culm train")],
+)
+def test_an_unknown_verb_is_answered_with_the_near_one(culm, wrong, near):
+    code, _, err = culm(wrong, "x")
+    assert code == 2
+    assert f"There is no verb '{wrong}'; try `{near}`." in " ".join(err.replace("│", "").split())
+    assert "--help` lists" in culm("qqqq")[2]
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("cp1252", b"\x80?"), ("ascii", b"??")])
+def test_no_character_ends_a_run(encoding, shown):
+    """Where the encoding of the locale has none for it, as on Windows."""
+    code = (
+        "import sys; from culm.verbs.failure import run; "
+        "run(lambda: sys.stdout.write('\u20ac\u6771'))"
+    )
+    line = [sys.executable, "-X", "utf8=0", "-c", code]
+    given = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(line, capture_output=True, env=given, check=False)
+    assert (done.returncode, done.stdout) == (0, shown), done.stderr
+    del given["PYTHONIOENCODING"]
+    line[-1] = "import sys; sys.stdout.reconfigure(encoding='cp1252', errors='strict'); " + code
+    done = subprocess.run(line, capture_output=True, env=given, check=False)
+    assert (done.returncode, done.stdout) == (0, "\u20ac\u6771".encode()), done.stderr
+
+
 def test_other_errors_name_the_setting(culm, model, tmp_path):
-    assert "to[0].kind: 'int3'" in culm("quantize", model, tmp_path / "x", "--to", "int3")[2]
+    assert (
+        "culm: --to: 'int3' is not one of"
+        in culm("quantize", model, tmp_path / "x", "--to", "int3")[2]
+    )
     assert "dtype: 'int3'" in culm("export", model, tmp_path / "x", "--dtype", "int3")[2]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 import typer
 
-Run = Annotated[str, typer.Argument(help="A run file, or the name of one in configs/run.")]
+Run = Annotated[
+    str,
+    typer.Argument(help="A run file, or the name of one in configs/run.", show_default=False),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Argument(help="name=value, such as train.steps=100.", metavar="NAME=VALUE"),
