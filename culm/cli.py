@@ -55,13 +55,14 @@ def plan(
     run: given.Run = "",
     settings: given.Settings = None,
     ranks: given.Ranks = 1,
+    device: given.TargetDevice = None,
 ) -> None:
     """Show what a run would do, need and learn from; starts nothing."""
     from culm.run.settings import read_run
     from culm.verbs.plan import show_plan
 
     config, origins = read_run(run, settings or [])
-    show_plan(config, origins, ranks)
+    show_plan(config, origins, ranks, device)
 
 
 @app.command()
