@@ -139,10 +139,10 @@ def chat(
 ) -> None:
     """Talk to a model in the terminal."""
     import culm
-    from culm.serve.terminal import Terminal
+    from culm.verbs.chat import chat as talk
 
     loaded = culm.load(model, device, dtype, context, cache=cache, speculate=speculate)
-    Terminal(loaded, system, max_tokens, temperature, top_p, seed).run()
+    talk(loaded, model, system, max_tokens, temperature, top_p, seed)
 
 
 @app.command()

@@ -139,9 +139,9 @@ def _tuning(stages: Mapping[str, Stage], summary: Stage) -> str:
     return (
         "## Fine-tuning and reinforcement learning\n\n"
         f"Fine-tuning took {sft['steps']:,} steps on dialogues; the loss counts the assistant's "
-        f"words and the end of its turn. Then {rl['steps']:,} steps of GRPO made correct answers "
-        f"more likely: the mean reward went from {reward['first']:.2f} to {reward['last']:.2f}. In "
-        f"the control run, {stages['control']['steps']:,} steps from the same start, the rewards "
+        f"words and the end of its turn. Then {rl['steps']:,} steps of GRPO learned from "
+        f"rewards for correct answers: the mean reward went from {reward['first']:.2f} to "
+        f"{reward['last']:.2f}. In the control run, {stages['control']['steps']:,} steps from the same start, the rewards "
         f"were shuffled among the answers: {reward['control_first']:.2f} to "
         f"{reward['control_last']:.2f}.\n\n![reward](plots/reward.png)"
     )
@@ -190,7 +190,8 @@ def _gains(gains: Mapping[str, Stage]) -> str:
     )
     return (
         "Compared with the fine-tuned model question by question (paired bootstrap), reinforcement "
-        f"learning gained {rl} percentage points, and the control with shuffled rewards {control}."
+        f"learning changed the score by {rl} percentage points, and the control with shuffled "
+        f"rewards by {control}."
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from culm import log
 from culm.adapt.quantize import Quantizer
 from culm.batch import Batch, counts_of
 from culm.config import SettingError, parse
@@ -129,6 +130,7 @@ def show_bench(what: str, size: str, rounds: int = ROUNDS) -> None:
         raise SettingError(f"what: {what!r} is neither train nor decode")
     keep_freed_memory()
     reset_peak()
+    log.say(f"Measuring {what}, model {size}: the first result takes up to some minutes.")
     bench = _show_training if what == "train" else _show_decoding
     bench(size, choose_device("auto"), rounds, Console(highlight=False, soft_wrap=True))
 
@@ -137,6 +139,7 @@ def _show_training(letter: str, device: torch.device, rounds: int, console: Cons
     size = SIZES[letter]
     step = trainer_of(size, device)
     first = seconds_of(step)
+    log.say(f"Compiled and warmed up in {first:.1f} s; timing {rounds} steps.")
     usual = statistics.median(seconds_of(step) for _ in range(rounds))
     _say(console, f"train {letter}", size.rows * size.model.context / usual, usual)
     console.print(f"The first step, which compiles, took {first:.1f} s.")
