@@ -266,9 +266,9 @@ def schema() -> None:
     """Print the JSON schema of run files, for editors."""
     import json
 
-    from culm.run.settings import RunConfig
+    from culm.verbs.schema import schema as described
 
-    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=1))
+    typer.echo(json.dumps(described(), indent=1))
 
 
 @app.command()

@@ -277,7 +277,17 @@ def test_tokenize_then_prepare_then_plan_a_run_on_it(culm, text, tmp_path):
 def test_schema_is_json(culm):
     code, out, _ = culm("schema")
     assert code == 0
-    assert "train" in json.loads(out)["properties"]
+    found = json.loads(out)
+    assert "train" in found["properties"]
+    assert "never" not in found["properties"]["seed"].get("description", "never")
+    settings = [
+        value
+        for part in (found, *found["$defs"].values())
+        for name, value in part.get("properties", {}).items()
+        if name != "kind"
+    ]
+    assert sum("description" in value for value in settings) > 0.75 * len(settings)
+    assert "maximum gradient norm" in str(found["$defs"]["TrainConfig"]).lower()
 
 
 def test_doctor_shows_the_machine_and_its_extras(culm):

@@ -141,7 +141,8 @@ def _tuning(stages: Mapping[str, Stage], summary: Stage) -> str:
         f"Fine-tuning took {sft['steps']:,} steps on dialogues; the loss counts the assistant's "
         f"words and the end of its turn. Then {rl['steps']:,} steps of GRPO learned from "
         f"rewards for correct answers: the mean reward went from {reward['first']:.2f} to "
-        f"{reward['last']:.2f}. In the control run, {stages['control']['steps']:,} steps from the same start, the rewards "
+        f"{reward['last']:.2f}. In the control run, {stages['control']['steps']:,} steps "
+        f"from the same start, the rewards "
         f"were shuffled among the answers: {reward['control_first']:.2f} to "
         f"{reward['control_last']:.2f}.\n\n![reward](plots/reward.png)"
     )
