@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from culm.verbs import arguments as given
+from culm.verbs.near import Verbs
 
 app = typer.Typer(
+    cls=Verbs,
     name="culm",
     help="Plain text to a served, aligned language model.",
     no_args_is_help=True,
@@ -41,7 +43,7 @@ def quickstart(
 
 
 @app.command()
-def train(run: given.Run, settings: given.Settings = None) -> None:
+def train(run: given.Run = "", settings: given.Settings = None) -> None:
     """Train by a run file; the same command resumes an interrupted run."""
     from culm.verbs.train import train_run
 
@@ -50,16 +52,17 @@ def train(run: given.Run, settings: given.Settings = None) -> None:
 
 @app.command()
 def plan(
-    run: given.Run,
+    run: given.Run = "",
     settings: given.Settings = None,
     ranks: given.Ranks = 1,
+    device: given.TargetDevice = None,
 ) -> None:
     """Show what a run would do, need and learn from; starts nothing."""
     from culm.run.settings import read_run
     from culm.verbs.plan import show_plan
 
     config, origins = read_run(run, settings or [])
-    show_plan(config, origins, ranks)
+    show_plan(config, origins, ranks, device)
 
 
 @app.command()
@@ -136,10 +139,10 @@ def chat(
 ) -> None:
     """Talk to a model in the terminal."""
     import culm
-    from culm.serve.terminal import Terminal
+    from culm.verbs.chat import chat as talk
 
     loaded = culm.load(model, device, dtype, context, cache=cache, speculate=speculate)
-    Terminal(loaded, system, max_tokens, temperature, top_p, seed).run()
+    talk(loaded, model, system, max_tokens, temperature, top_p, seed)
 
 
 @app.command()
@@ -266,9 +269,9 @@ def schema() -> None:
     """Print the JSON schema of run files, for editors."""
     import json
 
-    from culm.run.settings import RunConfig
+    from culm.verbs.schema import schema as described
 
-    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=1))
+    typer.echo(json.dumps(described(), indent=1))
 
 
 @app.command()

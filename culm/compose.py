@@ -28,11 +28,15 @@ class Layout:
     words: for other settings, what their word is, and which settings replace it. With
         `start: (path, hf)`, `runs/x` is `path: runs/x`, unless a `path` or an `hf` is laid over it.
 
+    alternatives: by section, settings of which one is given, each with those that only it reads.
+        One that is laid over another takes its place: `data.path=x` over a recipe's `tasks`.
+
     In all other settings a word is the `kind`.
     """
 
     sections: Sequence[str] = ()
     words: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    alternatives: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
     @property
     def meanings(self) -> Mapping[str, Sequence[str]]:
@@ -52,6 +56,9 @@ class Composed(NamedTuple):
 
 def find(name: str | Path, section: str) -> Path:
     """The file that `name` means: a path, or a file of the section with or without `.yaml`."""
+    known = sorted(p.stem for p in (CONFIGS / section).glob("*.yaml"))
+    if not str(name):
+        raise SettingError(f"{section}: name a file, or one of {', '.join(known)}")
     given = Path(name)
     for path in (
         given,
@@ -62,7 +69,6 @@ def find(name: str | Path, section: str) -> Path:
     ):
         if path.is_file():
             return path
-    known = sorted(p.stem for p in (CONFIGS / section).glob("*.yaml"))
     raise SettingError(f"{section}: there is no {str(name)!r}{did_you_mean(given.stem, known)}")
 
 
@@ -123,6 +129,28 @@ def merge(
     return merged
 
 
+def overlay(
+    below: Mapping[str, Any], above: Mapping[str, Any], layout: Layout = Layout()
+) -> dict[str, Any]:
+    """`above` laid over `below`, two run files or layers of one, as the layout says."""
+    kept = dict(below)
+    for section, choices in layout.alternatives.items():
+        old, new = kept.get(section), above.get(section)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            kept[section] = _unreplaced(old, new, choices)
+    return merge(kept, above, layout.meanings)
+
+
+def _unreplaced(
+    old: Mapping[str, Any], new: Mapping[str, Any], choices: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """The old settings of a section, without the alternatives to what the new ones choose."""
+    chosen = [name for name in choices if new.get(name)]
+    gone = [name for name in choices if chosen and name not in chosen]
+    without = {*gone, *(part for name in gone if old.get(name) for part in choices[name])}
+    return {name: value for name, value in old.items() if name not in without}
+
+
 def _same_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return "kind" not in old or "kind" not in new or old["kind"] == new["kind"]
 
@@ -162,7 +190,9 @@ def _inherit(
             f"{section}.base: {' -> '.join(p.stem for p in (*seen, path))} is a circle"
         )
     below = _inherit(read_yaml(path), section, base, (*seen, path), layout)
-    return _composed(merge(below.values, own, layout.meanings), {**below.origins, **origins})
+    if choices := layout.alternatives.get(section):
+        below = Composed(_unreplaced(below.values, own, choices), below.origins)
+    return _composed(overlay(below.values, own, layout), {**below.origins, **origins})
 
 
 def _composed(values: dict[str, Any], origins: Mapping[str, str]) -> Composed:
@@ -193,21 +223,22 @@ def compose_run(
             origins[dotted] = "command line"
     for section in layout.sections:
         if values.get(section) is not None:
-            filled = _section(section, values[section], origins.get(section, str(name)))
+            filled = _section(section, values[section], origins.get(section, str(name)), layout)
             values[section] = filled.values
             origins.pop(section, None)
             origins.update({f"{section}.{leaf}": source for leaf, source in filled.origins.items()})
     layer = _layer(pairs)
     origins.update(dict.fromkeys(leaves(layer), "command line"))
-    return _composed(merge(values, layer, layout.meanings), origins)
+    return _composed(overlay(values, layer, layout), origins)
 
 
-def _section(section: str, given: Any, origin: str) -> Composed:
+def _section(section: str, given: Any, origin: str, layout: Layout) -> Composed:
     """A section of a run with everything that it names or inherits."""
+    inner = Layout(alternatives={section: layout.alternatives.get(section, {})})
     if isinstance(given, str):
-        return compose(given, section)
+        return compose(given, section, inner)
     if isinstance(given, Mapping):
-        return _inherit(given, section, origin, ())
+        return _inherit(given, section, origin, (), inner)
     raise SettingError(f"{section}: expected settings or the name of a file: {given!r}")
 
 

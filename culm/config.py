@@ -11,7 +11,15 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 
 class SettingError(ValueError):
@@ -33,6 +41,21 @@ class Config(BaseModel):
         allow_inf_nan=False,
         coerce_numbers_to_str=True,  # folder=5 is a name
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kinds(cls, values: Any) -> Any:
+        """Settings of a part without its `kind` are settings of the part that is the default."""
+        if not isinstance(values, dict):
+            return values
+        filled = dict(values)
+        for name, field in cls.model_fields.items():
+            given, default = values.get(name), field.default
+            if isinstance(given, dict) and given and isinstance(default, Config):
+                part = type(default).model_fields.get("kind")
+                if part is not None and "kind" not in given:
+                    filled[name] = {"kind": part.default, **given}
+        return filled
 
 
 def _named(value: Any) -> Any:
@@ -66,6 +89,21 @@ def some_of(union: Any) -> Any:
 # Parsing: a mapping -> a frozen model, with errors in plain words
 
 T = TypeVar("T")
+
+# Types of pydantic's errors, without `_type` and `_parsing`.
+PLAIN = {
+    "int": "a whole number",
+    "int_from_float": "a whole number",
+    "float": "a number",
+    "finite_number": "a finite number",
+    "bool": "true or false",
+    "string": "text",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "a mapping of settings",
+    "model": "a mapping of settings",
+    "path": "a path",
+}
 
 
 def parse(kind: type[T], values: Any, where: str = "") -> T:
@@ -103,7 +141,16 @@ def _sentence(kind: Any, problem: Any, where: str) -> str:
         case _:
             given = problem["input"]
             shown = f" (given: {given!r})" if not isinstance(given, dict | Config) else ""
-            return f"{path}: {problem['msg'][0].lower()}{problem['msg'][1:]}{shown}"
+            return f"{path}: {_in_words(problem)}{shown}"
+
+
+def _in_words(problem: Any) -> str:
+    """What a value should be, for somebody who does not know the names of types."""
+    kind = problem["type"].removesuffix("_parsing").removesuffix("_type")
+    if kind in PLAIN:
+        return f"this is not {PLAIN[kind]}"
+    text = problem["msg"].replace("Input should be", "it should be")
+    return text[0].lower() + text[1:]
 
 
 def _path(kind: Any, places: Sequence[str | int], where: str) -> str:

@@ -248,3 +248,12 @@ def sha256(path: Path) -> str:
     """The digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_local(name: str) -> bool:
+    """Whether a name that has the form owner/name is a path here, and not on a hub.
+
+    So is all below a folder that is here or that Culm writes to, and what begins with a dot.
+    """
+    first = Path(name).parts[:1]
+    return name.startswith((".", "/", "~")) or first == ("runs",) or Path(*first).is_dir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import types
@@ -15,8 +14,9 @@ from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from culm.adapt.quantize import Method, Quantizers
-from culm.config import Config, listed
+from culm.config import listed
 from culm.run.settings import RunConfig
+from culm.verbs.schema import described
 
 PAGE = Path(__file__).parent / "reference" / "settings.md"
 HEAD = """\
@@ -184,39 +184,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}
     return value
-
-
-def described(model: type[BaseModel]) -> tuple[str, dict[str, str]]:
-    """What the docstring says of the class, and of each setting (`name: its meaning.`)."""
-    meanings: dict[str, str] = {}
-    about = ""
-    for kind in reversed(model.__mro__):
-        if issubclass(kind, BaseModel) and kind not in (BaseModel, Config):
-            about, own = split(kind.__doc__ or "", set(model.model_fields))
-            meanings |= own
-    return about, meanings
-
-
-def split(text: str, names: set[str]) -> tuple[str, dict[str, str]]:
-    """A docstring in its general part and the meaning of each name."""
-    listing = rf"(?:{'|'.join(map(re.escape, sorted(names)))})"
-    start = re.compile(rf"(?:^|(?<=[.;] ))({listing}(?:, {listing})*): ")
-    about, meanings = [], {}
-    for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
-        flat = re.sub(r"(?<=\S)\n\s*(?=" + listing + r"(?:, " + listing + r")*: )", ". ", paragraph)
-        flat = re.sub(r"\s*\n\s*", " ", flat).strip().replace(".. ", ". ").replace(";. ", "; ")
-        general, *pairs = start.split(flat)
-        about.append(general.strip())
-        for found, meaning in zip(pairs[::2], pairs[1::2], strict=True):
-            for name in found.split(", "):
-                meanings[name] = sentence(meaning)
-    return "\n\n".join(part for part in about if part), meanings
-
-
-def sentence(meaning: str) -> str:
-    """With a capital, unless it begins with a name in code, and a full stop."""
-    text = meaning.strip().rstrip(";.") + "."
-    return text[0].upper() + text[1:] if re.match(r"[a-z-]+[ ,;:]", text) else text
 
 
 def page() -> str:

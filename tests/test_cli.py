@@ -171,6 +171,25 @@ def test_chat_ends_with_the_input(culm, model, monkeypatch):
     code, out, _ = culm("chat", model, "--device", "cpu")
     assert code == 0
     assert "/help" in out
+    assert "is a base model" in out
+
+
+@pytest.mark.parametrize(
+    ("data", "base"),
+    [
+        ("{path: [x], format: {kind: document}}", True),
+        ("{path: [x], format: {kind: chat}}", False),
+        ("{prepared: corpus, format: {kind: document}}", False),
+    ],
+)
+def test_a_chat_says_that_a_model_is_a_base_model(tmp_path, data, base):
+    from culm.verbs.chat import is_base
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "run.yaml").write_text(f"data: {data}\ntrain: {{objective: next_token}}\n")
+    assert is_base(str(tmp_path)) is base
+    assert is_base(str(tmp_path / "model")) is base
+    assert not is_base("owner/name")
 
 
 def test_eval_prints_each_task_with_its_interval(culm, model):
@@ -258,14 +277,35 @@ def test_tokenize_then_prepare_then_plan_a_run_on_it(culm, text, tmp_path):
 def test_schema_is_json(culm):
     code, out, _ = culm("schema")
     assert code == 0
-    assert "train" in json.loads(out)["properties"]
+    found = json.loads(out)
+    assert "train" in found["properties"]
+    assert "never" not in found["properties"]["seed"].get("description", "never")
+    settings = [
+        value
+        for part in (found, *found["$defs"].values())
+        for name, value in part.get("properties", {}).items()
+        if name != "kind"
+    ]
+    assert sum("description" in value for value in settings) > 0.75 * len(settings)
+    assert "maximum gradient norm" in str(found["$defs"]["TrainConfig"]).lower()
 
 
 def test_doctor_shows_the_machine_and_its_extras(culm):
     code, out, _ = culm("doctor")
     assert code == 0
-    for shown in ("python", "torch", "cores", "memory", "precision", "compiler", "Extras", "hf"):
+    for shown in (
+        "python",
+        "torch",
+        "cores",
+        "memory",
+        "precision",
+        "compiler",
+        "Extras",
+        "tensorboard",
+    ):
         assert shown in out
+    for other in ("lint", "docs", "rl-ref", "llama-cpp", "missing"):  # of developers
+        assert other not in out
 
 
 # -- plan -------------------------------------------------------------------------------------
@@ -338,11 +378,16 @@ def test_plan_names_every_fatal_problem(culm, text, tmp_path):
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
+        (["train"], "run: name a file, or one of demo, depth, dpo"),
+        (["plan"], "run: name a file, or one of demo, depth, dpo"),
+        (["chat", "runs/nope"], "runs/nope: there is no such file or folder"),
+        (["chat", "./nope"], "nope: there is no such file or folder"),
+        (["train", "pretrain", "data.path=runs/nope"], "there is no file or folder 'runs/nope'"),
         (["train", "nowhere"], "run: there is no 'nowhere'"),
         (["train", "pretrain", "train.stepz=3"], "train.stepz: no such setting; did you mean"),
         (["train", "pretrain", "train.steps=many"], "train.steps: "),
         (["train", "pretrain", "train.optimizer.rate=.inf"], "train.optimizer.rate: "),
-        (["train", "sft", "start=runs/none"], "start: runs/none: no such folder"),
+        (["train", "sft", "start=runs/none"], "start: runs/none: there is no such file or folder"),
         (["tokenize", ""], "data.path: it is empty"),
         (["quickstart", "--folder", ""], "--folder: it is empty"),
         (["prepare", "stdlib", "--tokenizer", "t", "--out", "o", "--held-out", "2"], "held_out"),
@@ -361,8 +406,39 @@ def test_errors_are_one_sentence(culm, line, sentence):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [("finetune", "culm train sft"), ("evaluate", "culm eval"), ("trian", "culm train")],
+)
+def test_an_unknown_verb_is_answered_with_the_near_one(culm, wrong, near):
+    code, _, err = culm(wrong, "x")
+    assert code == 2
+    assert f"There is no verb '{wrong}'; try `{near}`." in " ".join(err.replace("│", "").split())
+    assert "--help` lists" in culm("qqqq")[2]
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("cp1252", b"\x80?"), ("ascii", b"??")])
+def test_no_character_ends_a_run(encoding, shown):
+    """Where the encoding of the locale has none for it, as on Windows."""
+    code = (
+        "import sys; from culm.verbs.failure import run; "
+        "run(lambda: sys.stdout.write('\u20ac\u6771'))"
+    )
+    line = [sys.executable, "-X", "utf8=0", "-c", code]
+    given = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(line, capture_output=True, env=given, check=False)
+    assert (done.returncode, done.stdout) == (0, shown), done.stderr
+    del given["PYTHONIOENCODING"]
+    line[-1] = "import sys; sys.stdout.reconfigure(encoding='cp1252', errors='strict'); " + code
+    done = subprocess.run(line, capture_output=True, env=given, check=False)
+    assert (done.returncode, done.stdout) == (0, "\u20ac\u6771".encode()), done.stderr
+
+
 def test_other_errors_name_the_setting(culm, model, tmp_path):
-    assert "to[0].kind: 'int3'" in culm("quantize", model, tmp_path / "x", "--to", "int3")[2]
+    assert (
+        "culm: --to: 'int3' is not one of"
+        in culm("quantize", model, tmp_path / "x", "--to", "int3")[2]
+    )
     assert "dtype: 'int3'" in culm("export", model, tmp_path / "x", "--dtype", "int3")[2]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

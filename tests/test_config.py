@@ -36,12 +36,14 @@ def test_every_model_builds(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NAMES["run"], ids=lambda path: path.stem)
 def test_every_run_parses(path: Path) -> None:
-    needed = {
-        "sft": (), "dpo": ("data.path=pairs.jsonl",),
-        "reward": ("data.path=pairs.jsonl",),
-        "quickstart-sft": ("start=x",), "quickstart-rl": ("start=x",),
-    }  # fmt: skip
-    config, origins = read_run(path.stem, needed.get(path.stem, ()))
+    given = compose_layout(path.stem, (), LAYOUT).values
+    data = given.get("data") or {}
+    needed = (
+        [] if data.get("tasks") or data.get("prepared") or data.get("path") else ["data.path=x"]
+    )
+    if given.get("start") is None and given.get("model") is None:
+        needed.append("start=x")
+    config, origins = read_run(path.stem, needed)
     assert parse(RunConfig, config.model_dump(mode="json")) == config  # itself a run file
     assert set(origins.values()) <= {path.stem, "command line", "model.depth=4"} | {
         p.stem for p in CONFIGS.glob("*/*.yaml")
@@ -143,6 +145,30 @@ def test_the_order_of_settings_does_not_matter() -> None:
         assert (optimizer.kind, optimizer.rate) == ("adamw", 0.5)
 
 
+def test_a_path_replaces_the_tasks_of_a_recipe(tmp_path: Path) -> None:
+    """With the settings that only tasks read; on the command line as in a file."""
+    config, origins = read_run("sft", ["start=runs/x", "data.path=alpaca.jsonl"])
+    assert (config.data.path, config.data.tasks) == (("alpaca.jsonl",), ())
+    assert (config.data.format.kind, config.data.turns, config.data.held_out) == ("chat", 1, 0.02)
+    assert not any(name.startswith(("data.tasks", "data.turns")) for name in origins)
+    (tmp_path / "run.yaml").write_text("base: sft\ndata: {prepared: corpus, held_out: 0.1}\n")
+    config, _ = read_run(str(tmp_path / "run.yaml"))
+    assert (str(config.data.prepared), config.data.held_out) == ("corpus", 0.1)
+    (tmp_path / "data.yaml").write_text(f"base: {tmp_path / 'run.yaml'}\ndata: {{path: x}}\n")
+    config, _ = read_run(str(tmp_path / "data.yaml"))
+    assert (config.data.path, config.data.prepared) == (("x",), None)
+
+
+def test_settings_of_a_part_without_its_kind_are_those_of_the_default() -> None:
+    config, _ = read_run("pretrain", ["data.format.text=content"])
+    assert (config.data.format.kind, config.data.format.text) == ("document", "content")
+    assert parse(DataConfig, {"path": "x", "format": {"text": "content"}}).format.text == "content"
+    train = parse(TrainConfig, {"steps": 1, "schedule": {"warmup": 0.1}, "optimizer": {"rate": 1}})
+    assert (train.schedule.kind, train.optimizer.kind) == ("cosine", "adamw")
+    with pytest.raises(SettingError, match=r"format\.txet: no such setting; did you mean 'text'"):
+        parse(DataConfig, {"path": "x", "format": {"txet": "content"}})
+
+
 def test_a_list_replaces_a_list() -> None:
     config = parse(RunConfig, values("data.path=[a, b]"))
     assert config.data.path == ("a", "b")
@@ -164,7 +190,16 @@ def test_a_list_replaces_a_list() -> None:
         (["train.steps"], "expected name=value"),
         (["train.steps=[1"], "train.steps: .* is not readable as YAML"),
         (["start=runs/x"], "model: give the settings of a new model, or start"),
-        (["data.tasks=[{kind: identity}]"], r"data\.path: give one of path, prepared and tasks"),
+        (
+            ["data.tasks=[{kind: identity}]", "data.path=x"],
+            r"data\.path: give one of path, prepared and tasks",
+        ),
+        (["data.tasks=[{kind: identity}]"], r"data\.format: tasks give dialogues; add data\."),
+        (["train.steps=ten"], r"train\.steps: this is not a whole number \(given: 'ten'\)"),
+        (["train.steps=1.5"], r"train\.steps: this is not a whole number \(given: 1\.5\)"),
+        (["train.clip=x"], r"train\.clip: this is not a number \(given: 'x'\)"),
+        (["train.compile=5"], r"train\.compile: this is not true or false \(given: 5\)"),
+        (["train.precision=fp64"], r"train\.precision: it should be 'auto', 'fp32' or 'bf16'"),
     ],
 )
 def test_errors_name_the_setting(settings: list[str], message: str) -> None:

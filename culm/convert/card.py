@@ -25,7 +25,7 @@ pipeline_tag: text-generation
 
 # {name}
 
-A language model made with [Culm](https://pypi.org/project/culm):{size} {config.layers} layers of
+A language model made with Culm:{size} {config.layers} layers of
 width {config.width}, a vocabulary of {config.vocabulary:,} tokens, trained on {config.context:,} \
 tokens at once{packed}.{added}
 

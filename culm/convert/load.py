@@ -19,6 +19,7 @@ from culm.convert import gguf, hf, llama2c, native, peft
 from culm.convert.peft.settings import base_of
 from culm.device import choose_device, choose_precision
 from culm.dtype import DTYPES, dtype_of
+from culm.files import is_local
 from culm.model.backend import place
 from culm.model.transformer import Transformer
 from culm.tokenizer.rows import within_rows
@@ -99,7 +100,7 @@ def load_model(
         return llama2c.load(path, tokenizer, device)
     if path.exists():
         raise SettingError(f"{path}: not a readable model; known: {KNOWN}")
-    if not HUB_ID.fullmatch(name):
+    if not on_hub(name):
         raise SettingError(f"{path}: there is no such file or folder")
     return load_model(download(name), device)
 
@@ -113,7 +114,7 @@ def load_pretrained(name: str) -> tuple[Transformer, Tokenizer]:
         SettingError: it does not exist, or is not readable.
     """
     path = Path(name).expanduser()
-    if not path.exists() and HUB_ID.fullmatch(name):
+    if not path.exists() and on_hub(name):
         path = Path(download(name))
     if not hf.is_model(path):
         raise SettingError(f"{path}: not a Hugging Face folder: it contains no {hf.SETTINGS}")
@@ -183,7 +184,7 @@ def _adapter_folder(path: str | Path) -> Path:
     for folder in (path, path / "adapter"):
         if peft.is_adapter(folder):
             return folder
-    if path.exists() or not HUB_ID.fullmatch(name):
+    if path.exists() or not on_hub(name):
         raise SettingError(f"{path}: no adapter folder (with an adapter_config.json)")
     return _adapter_folder(download(name))
 
@@ -205,6 +206,11 @@ def refuse_overwrite(source: str | Path, out: str | Path) -> None:
     """
     if find_model(source).resolve() == Path(out).resolve():
         raise SettingError(f"{out}: this is the source model; choose another name")
+
+
+def on_hub(name: str) -> bool:
+    """Whether a name can be that of a hub, and not of a path here."""
+    return bool(HUB_ID.fullmatch(name)) and not is_local(name)
 
 
 def download(name: str, revision: str | None = None) -> str:

@@ -85,6 +85,9 @@ def attention(path: Path, weights: Tensor, tokens: Sequence[str], title: str) ->
             axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=6)
             axes.set_yticks(range(len(tokens)), tokens, fontsize=6)
             axes.set_title(f"{title}, head {head}", fontsize=8)
+            axes.set_xlabel("token that is read", fontsize=7)
+        for axes in panels[:, 0]:
+            axes.set_ylabel("token that reads", fontsize=7)
         _write(figure, path)
 
 
@@ -106,6 +109,8 @@ def lens(
                 axes.text(x, y, word, ha="center", va="center", fontsize=6, color=colour)
         axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=6)
         axes.set_yticks(range(len(layers)), layers, fontsize=6)
+        axes.set_xlabel("token that is read last", fontsize=7)
+        axes.set_ylabel("predicted after", fontsize=7)
         _write(figure, path)
 
 
@@ -121,6 +126,8 @@ def histograms(path: Path, spreads: Sequence[tuple[str, Spread]]) -> None:
             axes.stairs(found.counts.numpy(), found.edges.numpy(), fill=True, color=COLOURS[0])
             axes.set_yscale("log")
             axes.set_title(f"{name}, std {found.std:.2g}", fontsize=7)
+        figure.supxlabel("value", fontsize=7)
+        figure.supylabel("count", fontsize=7)
         _write(figure, path)
 
 
@@ -135,5 +142,5 @@ def _smooth(values: Sequence[float], share: float = 0.95) -> list[float]:
 
 def _write(figure, path: Path) -> None:
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight")  # long labels are not clipped
     plt.close(figure)

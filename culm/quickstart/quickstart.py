@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -86,14 +87,17 @@ class Quickstart:
 
     def run(self) -> None:
         """Each stage with its outputs, which later stages read."""
-        do = self.stages.run
-        do("corpus", self.corpus)
-        do("tokenizer", self.tokenizer, "pretrain/tokenizer", "pretrain/data")
-        for name in SHARES:
-            do(name, partial(self.training, name), f"{name}/model")
-        do("evaluate", self.evaluate)
-        do("pack", self.pack, "chat", *PACKS)
-        do("report", self.report, "report.md", "summary.json", "plots")
+        stages: list[tuple[str, Callable[[], dict[str, Any]], tuple[str, ...]]] = [
+            ("corpus", self.corpus, ()),
+            ("tokenizer", self.tokenizer, ("pretrain/tokenizer", "pretrain/data")),
+            *((name, partial(self.training, name), (f"{name}/model",)) for name in SHARES),
+            ("evaluate", self.evaluate, ()),
+            ("pack", self.pack, ("chat", *PACKS)),
+            ("report", self.report, ("report.md", "summary.json", "plots")),
+        ]
+        for number, (name, work, outputs) in enumerate(stages, 1):
+            log.say(f"Stage {number} of {len(stages)}: {name}")
+            self.stages.run(name, work, *outputs)
 
     # -- settings of the stages -----------------------------------------------------------------
 
@@ -176,7 +180,10 @@ class Quickstart:
         share = SHARES[name] / sum(SHARES[other] for other in names[names.index(name) :])
         seconds = max(0.0, self.budget - elapsed - reserve) * share
         trial = seconds_per_step(self.config(name))
-        steps = max(LEAST_STEPS, int(seconds / trial * MARGINS.get(name, MARGIN)))
+        affordable = int(seconds / trial * MARGINS.get(name, MARGIN))
+        steps = max(LEAST_STEPS, affordable)
+        if affordable < LEAST_STEPS:
+            log.say(_too_short(name, affordable, trial, self.budget))
         (self.folder / name).mkdir(parents=True, exist_ok=True)
         keep(path, {"steps": steps})
         return steps
@@ -244,6 +251,15 @@ class Quickstart:
         return {}
 
 
+def _too_short(name: str, steps: int, seconds: float, budget: float) -> str:
+    """What a budget does not pay for. seconds: of a step."""
+    return (
+        f"{name}: the time that is left of {budget / 60:g} minutes is enough for {steps} steps of "
+        f"{seconds:.1f} s; {LEAST_STEPS} are made, so the run takes longer, and this stage learns "
+        "almost nothing. Give more --minutes, and another --folder."
+    )
+
+
 def _say_what_is_next(folder: Path) -> None:
     log.say(
         f"""
@@ -252,6 +268,6 @@ Done. The report is {folder}/report.md. Next:
   culm chat {folder}/chat                 talk to the model
   culm serve {folder}/chat                OpenAI-compatible server and chat page
   culm train pretrain data.path=BOOKS folder=runs/books     on your own text
-  culm train sft start=runs/books data.tasks=[] data.path=DIALOGUES folder=runs/books-chat
+  culm train sft start=runs/books data.path=DIALOGUES folder=runs/books-chat
 """
     )

@@ -61,7 +61,12 @@ def _draw(
         for name in ("pretrain", "sft", "rl", "control")
     }
     losses = {name: curve(metrics[name], "loss") for name in ("pretrain", "sft")}
-    lines(plots / "loss.png", losses, "step", "loss, nats per learned token")
+    done = losses["pretrain"][-1][0] if losses["pretrain"] else 0
+    losses["sft"] = [(done + step, loss) for step, loss in losses["sft"]]
+    lines(
+        plots / "loss.png", losses, "step, of one stage after the other",
+        "loss, nats per learned token",
+    )  # fmt: skip
     held_out = curve(read_lines(folder / "pretrain" / "eval.jsonl"), "bits_per_byte")
     lines(plots / "bits_per_byte.png", {"pretrain": held_out}, "step", HELD_OUT)
     rewards = {
@@ -79,15 +84,26 @@ def _draw(
 
 
 def _opening(stages: Mapping[str, Stage], summary: Stage) -> str:
-    score, size = summary["exact_match"]["rl"]["all"], summary["bits_per_byte"]
+    scores, size = summary["exact_match"], summary["bits_per_byte"]
+    score, tuned = scores["rl"]["all"], scores["sft"]["all"]
+    moved = "fell" if size["after"] < size["before"] else "did not fall: they went"
     minutes = sum(summary["seconds"].values()) / 60
     return (
         f"In {minutes:.1f} minutes, a model was trained from scratch on "
         f"{stages['tokenizer']['bytes'] / 1e6:.1f} MB of text, fine-tuned on dialogues, and "
-        f"improved by reinforcement learning. Bits per byte of held-out text fell from "
-        f"{size['before']:.2f} to {size['after']:.2f}; the model answers {percent(score)} of "
-        "unseen questions exactly."
+        f"trained further by reinforcement learning. Bits per byte of held-out text {moved} from "
+        f"{size['before']:.2f} to {size['after']:.2f}. After fine-tuning the model answers "
+        f"{percent(tuned)} of unseen questions exactly, after reinforcement learning "
+        f"{percent(score)}: {_change(tuned['value'], score['value'])}."
     )
+
+
+def _change(before: float, after: float) -> str:
+    """In the words of the numbers, which may go down."""
+    points = 100 * (after - before)
+    if abs(points) < 0.05:
+        return "no change"
+    return f"{abs(points):.1f} points {'more' if points > 0 else 'less'}"
 
 
 def _corpus(stages: Mapping[str, Stage]) -> str:
@@ -123,9 +139,10 @@ def _tuning(stages: Mapping[str, Stage], summary: Stage) -> str:
     return (
         "## Fine-tuning and reinforcement learning\n\n"
         f"Fine-tuning took {sft['steps']:,} steps on dialogues; the loss counts the assistant's "
-        f"words and the end of its turn. Then {rl['steps']:,} steps of GRPO made correct answers "
-        f"more likely: the mean reward went from {reward['first']:.2f} to {reward['last']:.2f}. In "
-        f"the control run, {stages['control']['steps']:,} steps from the same start, the rewards "
+        f"words and the end of its turn. Then {rl['steps']:,} steps of GRPO learned from "
+        f"rewards for correct answers: the mean reward went from {reward['first']:.2f} to "
+        f"{reward['last']:.2f}. In the control run, {stages['control']['steps']:,} steps "
+        f"from the same start, the rewards "
         f"were shuffled among the answers: {reward['control_first']:.2f} to "
         f"{reward['control_last']:.2f}.\n\n![reward](plots/reward.png)"
     )
@@ -174,7 +191,8 @@ def _gains(gains: Mapping[str, Stage]) -> str:
     )
     return (
         "Compared with the fine-tuned model question by question (paired bootstrap), reinforcement "
-        f"learning gained {rl} percentage points, and the control with shuffled rewards {control}."
+        f"learning changed the score by {rl} percentage points, and the control with shuffled "
+        f"rewards by {control}."
     )
 
 

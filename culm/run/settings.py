@@ -31,7 +31,12 @@ from culm.train.run_folder import MAY_CHANGE, MayChange
 from culm.train.trackers import Trackers
 
 LAYOUT = Layout(
-    sections=("model", "data", "train", "parallel", "eval"), words={"start": ("path", "hf")}
+    sections=("model", "data", "train", "parallel", "eval"),
+    words={"start": ("path", "hf")},
+    # A stream of tasks holds out nothing; a file that replaces it does.
+    alternatives={
+        "data": {"path": (), "prepared": (), "tasks": ("questions", "turns", "held_out")}
+    },
 )
 
 
@@ -156,6 +161,8 @@ class RunConfig(Config):
         objective, data = self.train.objective, self.data
         if objective.reads == "rollouts" and not data.tasks:
             raise ValueError(f"data.tasks: {objective.kind} learns from rollouts, and needs tasks")
+        if objective.reads == "documents" and data.tasks and data.format.kind != "chat":
+            raise ValueError("data.format: tasks give dialogues; add data.format=chat")
         if objective.reads != "rollouts" and data.gives not in (None, objective.reads):
             raise ValueError(
                 f"train.objective: {objective.kind} learns from {objective.reads}, and "

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from culm.config import SettingError
+from culm.files import is_local
 from culm.source import jsonl, parquet, stdlib, text
 from culm.source.hub import Hub
 from culm.source.record import LeftOut, Record, fields_of
@@ -227,7 +228,7 @@ def open_source(
         return Files(name, files, split, invalid, separator, skipped)
     if name == "stdlib":
         return Files("the Python standard library", stdlib.files(), "file", "replace")
-    if HUB_ID.fullmatch(name) and kind_of(found) is None:
+    if HUB_ID.fullmatch(name) and kind_of(found) is None and not is_local(name):
         return Hub(name)
     raise SettingError(f"{setting}: there is no file or folder {name!r}")
 

@@ -141,8 +141,11 @@ class LanguageModel:
         max_tokens: int | None = None,
         **options: Unpack[GenerationOptions],
     ) -> str:
-        """The assistant's answer to a question, or to messages of `role` and `content`."""
-        return "".join(self._stream(self._chat_ids(messages), max_tokens, read_options(options)))
+        """The assistant's answer to a question, or to messages of `role` and `content`.
+
+        temperature: 0 unless given, as in `culm chat`.
+        """
+        return "".join(self.chat_stream(messages, max_tokens, **options))
 
     def chat_stream(
         self,
@@ -151,7 +154,8 @@ class LanguageModel:
         **options: Unpack[GenerationOptions],
     ) -> Iterator[str]:
         """Like `chat`, in pieces as they come."""
-        return self._stream(self._chat_ids(messages), max_tokens, read_options(options))
+        read = read_options({"temperature": 0.0, **options})
+        return self._stream(self._chat_ids(messages), max_tokens, read)
 
     # -----------------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ from culm.engine.sampling import Sampling
 class GenerationOptions(TypedDict, total=False):
     """Keywords of `LanguageModel.generate`, `stream`, `chat` and `chat_stream`.
 
-    temperature: 1.0 unless given. Logits are divided by it; 0 takes the most likely token.
+    temperature: logits are divided by it; 0, the default of a chat, takes the most likely token;
+        1.0 is the default elsewhere.
     top_k: sample from the k most likely tokens; 0, the default, from all.
     top_p: nucleus sampling, from the smallest set of tokens with this total probability; 1.0.
     min_p: drop tokens below this fraction of the top token's probability; 0.0.

@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 import typer
 
-Run = Annotated[str, typer.Argument(help="A run file, or the name of one in configs/run.")]
+Run = Annotated[
+    str,
+    typer.Argument(help="A run file, or the name of one in configs/run.", show_default=False),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Argument(help="name=value, such as train.steps=100.", metavar="NAME=VALUE"),
@@ -76,7 +79,19 @@ Minutes = Annotated[float, typer.Option(help="Time for the complete run.", min=0
 MoreTexts = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", hidden=True)]
 
 # culm plan
-Ranks = Annotated[int, typer.Option(help="Processes that would share the run.", min=1)]
+Ranks = Annotated[
+    int,
+    typer.Option(
+        "--ranks", "--count", help="Processes, each with a device, that share the run.", min=1
+    ),
+]
+TargetDevice = Annotated[
+    str | None,
+    typer.Option(
+        help="Plan for a device that is not here: rtx3090, rtx4090, l4, l40s, a100, h100, h200 or "
+        "mi300x."
+    ),
+]
 
 # culm tokenize
 TokenizerOut = Annotated[str, typer.Option(help="Folder of the new tokenizer.")]

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from culm import log
 from culm.adapt.quantize import Quantizer
 from culm.batch import Batch, counts_of
 from culm.config import SettingError, parse
@@ -172,6 +173,7 @@ def show_bench(
         raise SettingError(f"{'rows' if weights is None else 'weights'}: only of decode")
     keep_freed_memory()
     reset_peak()
+    log.say(f"Measuring {what}, model {size}: the first result takes up to some minutes.")
     device, console = choose_device("auto"), Console(highlight=False, soft_wrap=True)
     if what == "train":
         speeds = _training(size, device, rounds)

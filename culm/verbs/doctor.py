@@ -13,9 +13,16 @@ from rich.console import Console
 from culm.device import choose_device, choose_precision, memory_bytes
 from culm.verbs.format import size
 
+# Extras that a user may want; the others are for developing Culm.
+USES = {
+    "data": "hub datasets and Parquet files",
+    "tensorboard": "track=tensorboard",
+    "tokenizers": "vocabularies of tiktoken",
+}
+
 
 def show_doctor() -> None:
-    """Print versions, device, precision, compiler, and which extras are missing."""
+    """Print versions, device, precision, compiler, and what each extra is for."""
     console = Console(highlight=False, soft_wrap=True)
     device = choose_device("auto")
     memory, name = memory_bytes(device), str(device)
@@ -37,9 +44,10 @@ def show_doctor() -> None:
         console.print(f"{label:<12}{value}", markup=False)
     console.print("\n[bold]Extras[/]")
     for extra, packages in extras().items():
-        missing = [package for package in packages if not _installed(package)]
-        command = f"pip install 'culm[{extra}]' (missing: {', '.join(missing)})"
-        console.print(f"{extra:<12}{command if missing else 'installed'}", markup=False)
+        if extra in USES:
+            there = all(_installed(package) for package in packages)
+            state = "installed" if there else f"not installed: pip install 'culm[{extra}]'"
+            console.print(f"{extra:<12}{state}; for {USES[extra]}", markup=False)
 
 
 def extras() -> dict[str, list[str]]:

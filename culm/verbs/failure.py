@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -16,6 +17,8 @@ def run(app: Callable[[], None]) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        _write_any_character(stream)
     signal.signal(signal.SIGTERM, _end)
     if "--debug" in sys.argv:
         sys.argv = [sys.argv[0], "--debug", *(a for a in sys.argv[1:] if a != "--debug")]
@@ -34,6 +37,17 @@ def run(app: Callable[[], None]) -> None:
     finally:
         _let_go(sys.stdout)
         _let_go(sys.stderr)
+
+
+def _write_any_character(stream: TextIO) -> None:
+    """No character of a text may end a run, whatever encoding the locale has, as on Windows.
+
+    Files and pipes are UTF-8, unless PYTHONIOENCODING says otherwise; a terminal shows what it can.
+    """
+    if not isinstance(stream, io.TextIOWrapper) or stream.errors != "strict":
+        return
+    chosen = stream.isatty() or "PYTHONIOENCODING" in os.environ
+    stream.reconfigure(encoding=None if chosen else "utf-8", errors="replace")
 
 
 def _let_go(stream: TextIO) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from culm.config import SettingError
 from culm.convert import hf, native, teaching_json
-from culm.convert.load import HUB_ID, download, find_model, load_model, refuse_overwrite
+from culm.convert.load import download, find_model, load_model, on_hub, refuse_overwrite
 from culm.files import refuse_existing
 
 
@@ -34,7 +34,7 @@ def import_model(
         return f"{out}: settings of a model with {config.layers} layers of width {config.width}"
     refuse_existing(out, overwrite)
     source = find_model(path)
-    if not source.exists() and HUB_ID.fullmatch(str(path)):
+    if not source.exists() and on_hub(str(path)):
         source = Path(download(str(path)))
     if hf.is_model(source) and not native.is_model(source):  # one tensor at a time
         config, weights, own = hf.parts(source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -25,6 +26,8 @@ from culm.verbs.format import count, size
 NEW = 64  # tokens that are decoded to measure the speed
 ROUNDS = 3
 
+T = TypeVar("T")
+
 
 def show_quantized(
     source: str, out: str, to: str, method: str, text: Sequence[str], device: str,
@@ -38,8 +41,8 @@ def show_quantized(
     Raises:
         SettingError: the method needs text, or the settings contradict each other.
     """
-    quantizers = parse(Quantizers, read_value("to", to), "to")
-    how = parse(Method, read_value("method", method), "method")
+    quantizers = _given(Quantizers, "to", to)
+    how = _given(Method, "method", method)
     if how.calibrated and not text:
         raise SettingError(
             f"calibrate: {how.kind} needs text; name a file, as in --calibrate book.txt"
@@ -56,6 +59,18 @@ def show_quantized(
     console = Console(highlight=False, soft_wrap=True)
     for label, value in lines:
         console.print(f"{label:<12}{value}", markup=False)
+
+
+def _given(kind: type[T], name: str, text: str) -> T:
+    """What an option says; errors have the option's own name where it is one word."""
+    value = read_value(f"--{name}", text)
+    try:
+        return parse(kind, value, f"--{name}")
+    except SettingError as error:
+        if not isinstance(value, str):
+            raise
+        where, _, rest = str(error).partition(": ")
+        raise SettingError(f"--{name}: {rest}" if rest else where) from None
 
 
 def _lost(source: str, out: str, device: str, rows: Tensor | None) -> list[tuple[str, str]]:

@@ -93,5 +93,5 @@ def test_impossibly_many_layers_are_refused_before_memory_is_taken(tiny, tokeniz
     hf.export(tiny(), tokenizer, tmp_path / "there")
     path = tmp_path / "there" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 10**12}))
-    with pytest.raises(SettingError, match=r"layers: input should be less than or equal to"):
+    with pytest.raises(SettingError, match=r"layers: it should be less than or equal to"):
         import_model(tmp_path / "there", tmp_path / "out")

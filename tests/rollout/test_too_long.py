@@ -37,8 +37,8 @@ def test_one_prompt_that_is_too_long(tmp_path: Path) -> None:
     number = next(
         n for n in range(60) if {split_of(text(n, x)) for x in (False, True)} == {"train"}
     )
-    plain = asked(questions(tmp_path / "a", set()))
-    some = asked(questions(tmp_path / "b", {number}))
+    plain = asked(questions(tmp_path / "a.jsonl", set()))
+    some = asked(questions(tmp_path / "b.jsonl", {number}))
     assert plain.too_long() == (0, ASKED)
     count = sum(split_of(text(n, False)) == "train" for n in range(60))
     assert some.too_long() in [(ASKED // count, ASKED), (ASKED // count + 1, ASKED)]
@@ -58,7 +58,7 @@ def test_one_prompt_that_is_too_long(tmp_path: Path) -> None:
 
 
 def test_replacing_is_the_same_after_a_resume_and_in_a_group(tmp_path: Path) -> None:
-    task = questions(tmp_path / "q", set(range(0, 60, 2)))
+    task = questions(tmp_path / "q.jsonl", set(range(0, 60, 2)))
     one, two = asked(task), asked(task)
     first = [one._episode(index).prompt for index in range(30)]
     assert [two._episode(index).prompt for index in reversed(range(30))][::-1] == first
@@ -67,11 +67,11 @@ def test_replacing_is_the_same_after_a_resume_and_in_a_group(tmp_path: Path) -> 
 
 def test_nothing_but_prompts_that_are_too_long(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"data\.tasks: 1000 questions in a row leave no room"):
-        asked(questions(tmp_path / "q", set(range(60)))).too_long()
+        asked(questions(tmp_path / "q.jsonl", set(range(60)))).too_long()
 
 
 def test_the_length_of_a_prompt_decides(tmp_path: Path) -> None:
-    sampler = asked(questions(tmp_path / "q", set())).sampler
+    sampler = asked(questions(tmp_path / "q.jsonl", set())).sampler
     frame = len(TOKENIZER.chat.prompt([{"role": "user", "content": ""}]))
     for length, fits in ((CONTEXT - frame - 1, True), (CONTEXT - frame, False)):
         assert sampler.fits([{"role": "user", "content": "x" * length}]) == fits

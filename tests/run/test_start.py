@@ -170,7 +170,7 @@ def test_marks_are_added_once(words):
         ({"hf": "/no/such/folder"}, "not a Hugging Face folder: it contains no config.json"),
         ({"hf": ""}, "start.hf: string should have at least 1 character"),
         ({"hub": "a/b"}, "start.hub: no such setting; known: chat, hf"),
-        ([1], "start: input should be a valid string"),
+        ([1], "start: this is not text"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_begun_from(tmp_path, corpora, start, words):

@@ -179,6 +179,14 @@ def test_chat_takes_a_text_or_messages(model):
     assert isinstance(model.chat("hi", seed=1), str)  # to the end of the context
 
 
+def test_every_chat_is_greedy_unless_given(model):
+    """As on the command line and on the chat page."""
+    greedy = model.chat("hi", max_tokens=15, temperature=0)
+    assert model.chat("hi", max_tokens=15) == greedy
+    assert "".join(model.chat_stream("hi", max_tokens=15)) == greedy
+    assert any(model.chat("hi", max_tokens=15, temperature=1.0, seed=s) != greedy for s in range(3))
+
+
 def test_what_does_not_fit_is_refused(model):
     with pytest.raises(ValueError, match="context of 128"):
         model.generate("a" * 100, max_tokens=64)

@@ -267,7 +267,7 @@ def test_bad_folders_are_named(tmp_path):
 def test_settings():
     assert parse(TokenizerConfig, "bytes") == Bytes()
     assert parse(TokenizerConfig, {"kind": "bpe", "vocabulary": 4096}) == BPE()
-    with pytest.raises(SettingError, match=r"tokenizer\.vocabulary: input should be greater"):
+    with pytest.raises(SettingError, match=r"tokenizer\.vocabulary: it should be greater"):
         parse(TokenizerConfig, {"kind": "bpe", "vocabulary": 100}, "tokenizer")
 
 

@@ -43,5 +43,5 @@ class DocumentFormat(RecordFormat):
         else:
             raise ValueError(
                 f"no text in {self.text!r}; {shape_of(record)}; name the field with "
-                "data.format='{kind: document, text: FIELD}'"
+                "data.format.text=FIELD"
             )

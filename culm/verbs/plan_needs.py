@@ -1,0 +1,201 @@
+"""What a plan says of a run's needs: parameters, memory, compute and time, and what is missing."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from rich.console import Console
+
+from culm.device import memory_bytes
+from culm.dtype import DTYPES
+from culm.model.backend import choose_backend
+from culm.model.transformer import Transformer
+from culm.objective.objective import Objective
+from culm.parallel.parallelize import parallelize
+from culm.parallel.ranks import Ranks
+from culm.plan.model import forward_flops
+from culm.plan.needs import Needs, needs_of
+from culm.plan.speed import training_rate
+from culm.plan.target import UTILISATION, Target
+from culm.run.assemble import Assembly, evaluation_of, training_batches
+from culm.run.objective import ModelLoader, build_objective, precision_of
+from culm.run.settings import RunConfig
+from culm.tokenizer.tokenizer import Tokenizer
+from culm.verbs.format import count, duration, flops, size
+
+META = torch.device("meta")
+NARROWEST = 24  # characters of a wrapped column
+
+T = TypeVar("T")
+
+
+@dataclass
+class Findings:
+    """What was found out so far; a part that failed is None and a sentence in `problems`."""
+
+    config: RunConfig
+    ranks: int
+    target: Target | None = None
+    problems: list[str] = field(default_factory=list)
+
+    def attempt(self, work: Callable[[], T]) -> T | None:
+        """The result, or None where the settings do not allow it."""
+        try:
+            return work()
+        except (ValueError, OSError, RuntimeError, ImportError) as error:
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
+            return None
+
+
+def section(console: Console, title: str, rows: list[tuple[str, ...]]) -> None:
+    """Print rows in columns; on a terminal a long cell is wrapped, so that the rows fit."""
+    console.print(f"\n[bold]{title}[/]")
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    if console.is_terminal:
+        others = sum(widths) - widths[1] + 2 * len(widths)
+        widths[1] = min(widths[1], max(console.width - others, NARROWEST))
+    for row in rows:
+        cells = [
+            textwrap.wrap(cell, width) or [""] for cell, width in zip(row, widths, strict=True)
+        ]
+        if not console.is_terminal:
+            cells = [[cell] for cell in row]
+        for line in zip_longest(*cells, fillvalue=""):
+            padded = (part.ljust(width) for part, width in zip(line, widths, strict=True))
+            console.print("  " + "  ".join(padded).rstrip(), markup=False)
+
+
+def show_needs(
+    console: Console,
+    found: Findings,
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    device: torch.device,
+    context: int,
+) -> None:
+    """Print what the run needs on the device, or on the target, and what is missing there."""
+    train, target = found.config.train, found.target
+    precision = _precision(found, device)
+    plain = train.model_copy(update={"precision": precision})
+    config = found.config.model_copy(update={"train": plain})
+    dtype = DTYPES[precision]
+    if target is None:
+        backend = train.attention_backend
+        found.attempt(lambda: choose_backend(device, backend, dtype, training=True))
+    load = ModelLoader(config, META, tokenizer)
+    objective = found.attempt(lambda: build_objective(config, model, META, load))
+    if objective is None:
+        return
+    if tokenizer is not None:
+        run = Assembly(
+            config, Path(config.folder), META, objective, tokenizer, context, load,
+            ranks=Ranks(count=found.ranks),
+        )  # fmt: skip
+        found.attempt(lambda: evaluation_of(run).check())
+        if train.objective.reads == "rollouts":
+            found.attempt(lambda: training_batches(run))
+    parallelize(objective, activation_checkpointing=train.activation_checkpointing)
+    needs = _counted(config, objective, context, found.ranks, load)
+    sampled = train.objective.reads == "rollouts"
+    per_step = needs.flops
+    if sampled:  # the completions, which several steps may learn from
+        per_step += forward_flops(model, context) * train.batch_size / train.rollouts.epochs
+    memory = int(target.memory) if target else memory_bytes(device)
+    on = f"{target.name if target else device}, {precision}" + (
+        f", {size(memory)}" if memory else ""
+    )
+    row = config.data.format.group * context
+    section(console, "Needs", _needs(config, needs, per_step, row, found.ranks, on))
+    found.problems += _misfits(config, needs, memory, target)
+    if not found.problems:
+        each = (
+            target.rate(precision)
+            if target
+            else training_rate(model.config, device, precision, context)
+        )
+        rate = found.ranks * each
+        seconds = per_step * train.steps / rate
+        least = "at least " if sampled else "about "
+        source = f"{UTILISATION:.0%} of the peak in its datasheet" if target else "one layer here"
+        time = f"{least}{duration(seconds)}, at the {flops(rate)}/s of {source}"
+        section(console, "Time", [("training", time)])
+
+
+def _counted(
+    config: RunConfig, objective: Objective, context: int, ranks: int, load: ModelLoader
+) -> Needs:
+    """Counted on the meta device, by the very modules that will run."""
+    train, own = config.train, set(objective.models().values())
+    group = config.data.format.group
+    return needs_of(
+        objective, train.optimizer, context, batch_size=train.batch_size, at_once=train.at_once,
+        sequences=group, packed=train.objective.reads == "documents",
+        columns=train.objective.columns, replicas=config.parallel.replicas, ranks=ranks,
+        others=[model for model in load.loaded if model not in own],
+    )  # fmt: skip
+
+
+def _needs(
+    config: RunConfig, needs: Needs, per_step: float, row: int, ranks: int, on: str
+) -> list[tuple[str, ...]]:
+    """row: tokens of one. on: the device and its precision."""
+    steps, memory, tokens = config.train.steps, needs.memory, config.train.batch_size * row
+    each = f"{size(memory.total)}, plus Python and its libraries"
+    used = f", {count(needs.parameters - needs.idle)} for each token" if needs.idle else ""
+    return [
+        ("parameters", f"{count(needs.parameters)}{used}, {count(needs.trained)} trained"),
+        ("tokens", f"{count(tokens)} a step, {count(tokens * steps)} in {steps:,} steps"),
+        ("compute", f"{flops(per_step)} a step, {flops(per_step * steps)} in total"),
+        ("memory", f"{each}, in each of {ranks} processes" if ranks > 1 else each),
+        ("", f"weights {size(memory.weights)}, gradients {size(memory.gradients)}"),
+        ("", f"optimizer {size(memory.optimizer)}, activations {size(memory.activations)}"),
+        ("device", on),
+        ("checkpoint", size(needs.checkpoint_bytes)),
+    ]
+
+
+def _precision(found: Findings, device: torch.device) -> str:
+    """Of the run; every device of the table is faster in bf16."""
+    if found.target is None:
+        return precision_of(found.config, device)
+    given = found.config.train.precision
+    return "bf16" if given == "auto" else given
+
+
+def _misfits(
+    config: RunConfig, needs: Needs, here: int | None, target: Target | None = None
+) -> Iterator[str]:
+    """What the machine does not have; the disk of a target is not known."""
+    if here is not None and needs.memory.total > here:
+        machine = f"a device {target.name}" if target else "this machine"
+        rows = config.train.micro_batch_size or config.train.batch_size
+        yield (
+            f"train.micro_batch_size: {rows} sequences need {size(needs.memory.total)} of memory, "
+            f"and {machine} has {size(here)}; use a smaller micro-batch, "
+            "train.activation_checkpointing=true, an adapter, or a smaller model"
+        )
+    if target is not None:
+        return
+    room = shutil.disk_usage(_existing(Path(config.folder))).free
+    kept = needs.checkpoint_bytes * (config.train.checkpoint.keep + 1)
+    if kept > room:
+        yield (
+            f"folder: checkpoints in {config.folder} need {size(kept)}, and its disk has "
+            f"{size(room)} left; choose another folder or lower train.checkpoint.keep"
+        )
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path

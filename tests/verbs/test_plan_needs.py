@@ -1,0 +1,54 @@
+"""`culm plan` on a narrow terminal, and for a device that is not here."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from culm.config import SettingError
+from culm.plan.target import TARGETS, UTILISATION, target_of
+from culm.run.settings import read_run
+from culm.verbs.plan import show_plan
+from culm.verbs.plan_needs import section
+
+ROWS = [("eval.tasks[0]", "kind=arithmetic, " * 20 + "last", "tasks"), ("seed", "0", "default")]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_rows_fit_a_terminal(width):
+    out = io.StringIO()
+    narrow = Console(file=out, force_terminal=True, width=width, soft_wrap=True, highlight=False)
+    section(narrow, "Settings", ROWS)
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines[2:])) <= width
+    assert out.getvalue().count("kind=arithmetic,") == 20
+    assert "last" in out.getvalue()
+
+
+def test_a_file_has_a_row_in_a_line():
+    out = io.StringIO()
+    section(Console(file=out, soft_wrap=True), "Settings", ROWS)
+    assert ROWS[0][1] in out.getvalue()
+
+
+def test_a_plan_for_a_device_that_is_not_here(tmp_path, capsys):
+    text = tmp_path / "text"
+    text.mkdir()
+    for n in range(40):
+        (text / f"{n}.txt").write_text(f"Fable {n}: a fox met {n} crows. " * 40)
+    settings = [f"data.path={text}", f"folder={tmp_path / 'run'}", "tokenizer={kind: bytes}"]
+    small = [*settings, "model={base: nano, vocabulary: 262}", "train.context=64"]
+    show_plan(*read_run("pretrain", small), ranks=8, target="h100")
+    out = capsys.readouterr().out
+    assert "h100, bf16, 80.0 GB" in out
+    assert "40% of the peak in its datasheet" in out
+    large = [*settings, "model={base: 1b, vocabulary: 262, context: 4096}"]
+    with pytest.raises(SettingError, match=r"a device rtx3090 has 24\.0 GB"):
+        show_plan(*read_run("pretrain", large), target="rtx3090")
+
+
+def test_a_device_of_the_table():
+    assert target_of("H100") is TARGETS["h100"]
+    assert TARGETS["a100"].rate("bf16") == UTILISATION * 312e12
+    with pytest.raises(SettingError, match="--device: there is no 'h10'; did you mean 'h100'"):
+        target_of("h10")
