@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -227,26 +226,26 @@ def _encoded(
     special = any_of(tokenizer.specials)
     for batch in _batches(divided):
         contents = [content for _, unit in batch for content in unit.contents]
-        examples = _by_unit(format, [unit for _, unit in batch], tokenizer)
+        documents = _documents(format, [unit for _, unit in batch], tokenizer, notes)
         for text in contents:
             names = set(special.findall(text)) if isinstance(text, str) else ()
             notes.counts.update(
                 f"documents contain {name} as text; data.separator={name!r} would divide them there"
                 for name in names
             )
-        for (split, unit), found in zip(batch, examples, strict=True):
+        for (split, unit), found in zip(batch, documents, strict=True):
             if isinstance(found, ValueError):
                 notes.skipped(bad_record(unit.place, found))
-                continue
-            for example in found:
-                notes.unread(example.unread, "messages", "the chat template does not use")
-            yield split, [_arrays(example, unit.numbers) for example in found]
+            else:
+                yield split, found
 
 
-def _by_unit(
-    format: RecordFormat, units: Sequence[Unit], tokenizer: Tokenizer
-) -> Iterator[list[Example] | ValueError]:
-    """The examples of each unit, or why it has none, one after the other."""
+def _documents(
+    format: RecordFormat, units: Sequence[Unit], tokenizer: Tokenizer, notes: Notes
+) -> Iterator[list[Document] | ValueError]:
+    """Those of each unit, or why it has none, one after the other: an example needs 20 times the
+    memory of its arrays.
+    """
     start = 0
     while start < len(units):
         contents = [content for unit in units[start:] for content in unit.contents]
@@ -254,7 +253,7 @@ def _by_unit(
         for unit in units[start:]:
             start += 1
             try:
-                yield list(islice(examples, len(unit.contents)))
+                yield [_document(next(examples), unit, notes) for _ in unit.contents]
             except ValueError as error:
                 yield error
                 break  # `examples` ended with it
@@ -272,9 +271,10 @@ def _batches(divided: Iterable[tuple[str, Unit]]) -> Iterator[list[tuple[str, Un
     yield batch
 
 
-def _arrays(example: Example, numbers: tuple[float, ...]) -> Document:
+def _document(example: Example, unit: Unit, notes: Notes) -> Document:
+    notes.unread(example.unread, "messages", "the chat template does not use")
     tokens = np.array(example.tokens, dtype=np.int64)
-    return tokens, np.array(example.learned, dtype=bool), numbers
+    return tokens, np.array(example.learned, dtype=bool), unit.numbers
 
 
 @contextmanager
