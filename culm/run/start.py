@@ -63,6 +63,10 @@ class Pretrained(Config):
         known = tokenizer.vocabulary
         if self.chat:
             tokenizer = tokenizer.with_chat()
+        if self.template_arguments and tokenizer.template is None:
+            raise SettingError(
+                f"start.template_arguments: {self.source} has no chat template to take them"
+            )
         if self.template_arguments:
             tokenizer = tokenizer.with_template_arguments(self.template_arguments)
         tokenizer = with_turn_end(tokenizer, self.source)

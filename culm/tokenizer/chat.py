@@ -149,7 +149,10 @@ class Chat:
         Also gives the text, in which the last answer may have changed (see `_continued`).
         """
         if index == 0:
-            return text, self._template.place(given, text, 0, end=False) or 0
+            start = self._template.place(given, text, 0, end=False)
+            if start is None:
+                raise ValueError("chat template: it does not show the content of messages[0]")
+            return text, start
         before = given.until(index)
         prompt = self._template.render(before, prompt=True).text
         if text.startswith(prompt):
@@ -218,7 +221,7 @@ class Chat:
             end = self._template.place(given, text, following, end=True)
             if end is not None:
                 return place < self._plain(given, text, end)
-        return True
+        return index + 1 == len(given.messages)  # otherwise what follows may be learned
 
     def _tokens(self, given: Guarded, text: str) -> Tokens:
         return self.tokenizer.offsets.encode(*self._template.unguarded(text, given.guard))

@@ -70,7 +70,7 @@ class ChatTemplate:
     arguments: further variables of the template, such as `enable_thinking`.
 
     Raises:
-        SettingError: it is not a template.
+        SettingError: it is not a template, or has no variable of an argument's name.
     """
 
     def __init__(
@@ -91,6 +91,10 @@ class ChatTemplate:
             self._variables = meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise SettingError(f"chat template: {error}") from None
+        if unknown := sorted(arguments.keys() - self._variables):
+            raise SettingError(
+                f"start.template_arguments: the chat template has no variable {unknown[0]!r}"
+            )
         self._specials = any_of([name for name in specials if not WRITTEN.fullmatch(name)])
         self._names, self._arguments = names, arguments
 

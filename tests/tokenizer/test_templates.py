@@ -13,6 +13,7 @@ import tokenizers
 from templates import SPECIALS, TEMPLATES, WORDS
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
+from culm.config import SettingError
 from culm.tokenizer.tokenizer import Tokenizer
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"town": "Ōsaka <b>"}}}
@@ -230,6 +231,15 @@ def test_variables_of_a_template(inner: tokenizers.Tokenizer, tmp_path: Path) ->
     assert plain.chat.prompt([U1]) == Tokenizer.load(tmp_path).chat.prompt([U1]) == wanted
     assert ours.chat.prompt([U1]) != wanted
     assert ours.template_fingerprint != plain.template_fingerprint
+    with pytest.raises(SettingError, match="has no variable 'enable_thinkng'"):
+        _ = ours.with_template_arguments({"enable_thinkng": False}).chat
+
+
+def test_a_dialogue_may_begin_with_the_assistant(inner: tokenizers.Tokenizer) -> None:
+    ours, _ = pair(inner, "phi")
+    ids, learned, _ = ours.chat.encode([A1, U1, A2])
+    kept = [id for id, one in zip(ids, learned, strict=True) if one]
+    assert ours.decode(kept, specials=True) == "It is 4.<|end|>As ever<|end|>"
 
 
 def test_an_answer_that_its_prompt_does_not_allow_is_named(inner: tokenizers.Tokenizer) -> None:
