@@ -11,7 +11,8 @@ from torch import Tensor
 
 from culm.config import SettingError
 from culm.data.format.document import DocumentFormat
-from culm.source import Source, found_in, open_source
+from culm.source import open_source
+from culm.source.source import Source, found_in
 from culm.tokenizer.tokenizer import Tokenizer
 
 ROWS = 160  # maximum; every fifth is held out

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from culm.config import SettingError
 from culm.data.example import RecordFormat
-from culm.source import Invalid, Source, found_in
+from culm.source import Invalid
+from culm.source.source import Source, found_in
 
 
 def texts_of(source: Source, format: RecordFormat, invalid: Invalid = "error") -> Iterator[str]:

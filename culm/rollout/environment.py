@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from culm.config import SettingError
+from culm.task.prompts import Prompts
 from culm.task.task import Question, Task
 from culm.tokenizer.template import Message
 
@@ -121,5 +122,7 @@ class TaskEnvironment:
 
     def fingerprint(self, seed: int) -> str:
         questions = [self.task.question("train", index, seed) for index in range(ASKED)]
+        if isinstance(self.task, Prompts):  # a file has an end
+            questions += self.task.asked("train")
         facts = [(question.prompt, question.answer) for question in questions]
         return hashlib.sha256(repr((self.task.name, facts)).encode()).hexdigest()

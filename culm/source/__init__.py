@@ -6,47 +6,29 @@ A source streams: it holds one record (or one block of a file) in memory, whatev
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 from culm.config import SettingError
 from culm.files import is_local
-from culm.source import jsonl, parquet, stdlib, text
-from culm.source.hub import Hub
-from culm.source.record import LeftOut, Record, fields_of
+from culm.source import hub, jsonl, parquet, stdlib, text
+from culm.source.record import fields_of
+from culm.source.source import Source, bytes_in
 
-T = TypeVar("T")
 DocumentSplit = Literal["file", "paragraphs", "lines"]
 Invalid = Literal["error", "replace", "skip"]
 
 # A folder with one of these is a run, quickstart, tokenizer or model of ours, not a corpus.
 OUR_MARKS = ("run.yaml", "quickstart.json", "tokenizer.json")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+){0,2}")
 KINDS = {
     **dict.fromkeys((".txt", ".md", ".py", ".rst"), "text"),
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "json"),
     ".parquet": "parquet",
 }
-
-
-class Source(Protocol):
-    """Each iteration gives all records.
-
-    name: for messages. size: approximate bytes to read; None if unknown.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def size(self) -> int | None: ...
-
-    def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +59,7 @@ class Files:
             "parquet": parquet.records,
         }
         for path in self.paths:
-            yield from readers[kind_of(path) or "text"](path)
+            yield from readers[kind_of(path) or kind_in(path)](path)
 
 
 @dataclass(frozen=True)
@@ -130,54 +112,6 @@ class Limited:
             taken += bytes_in(list(self.texts(fields_of(record))))
 
 
-def bytes_in(value: Any) -> int:
-    """Size of all text in a record or a part of it, as UTF-8."""
-    match value:
-        case str():
-            return len(value.encode("utf-8", "surrogatepass"))
-        case dict():
-            return sum(map(bytes_in, value.values()))
-        case list() | tuple():
-            return sum(map(bytes_in, value))
-    return 0
-
-
-def found_in(
-    source: Source,
-    read: Callable[[Record], Iterator[T]],
-    skipped: Callable[[ValueError], None] | None = None,
-) -> Iterator[tuple[Record, list[T]]]:
-    """Each record with all that `read` finds in it.
-
-    skipped: gets the error of a record that cannot be read, which is then left out.
-
-    Raises:
-        SettingError: `read` cannot read a record; the message has its place.
-    """
-    for number, given in enumerate(source, start=1):
-        record = (
-            given if isinstance(given, Record) else Record(given, f"{source.name}: record {number}")
-        )
-        try:
-            if record.error is not None:
-                raise SettingError(record.error)
-            found = list(read(record))
-        except ValueError as error:
-            bad = bad_record(record.place, error)
-            if skipped is None:
-                raise bad from None
-            skipped(bad)
-            continue
-        yield record, found
-
-
-def bad_record(place: str, error: ValueError) -> ValueError:
-    """The error for a record that cannot be read; for one that is left out, its reason."""
-    if isinstance(error, SettingError | LeftOut):
-        return error
-    return SettingError(f"{place}: {error}")
-
-
 def skipped_in(source: Source) -> dict[str, int]:
     """Counts of files that are not read, by a phrase that follows the number."""
     match source:
@@ -206,7 +140,8 @@ def open_source(
     """The source that a path names. setting: what errors call it.
 
     A file, a folder (every file of a known kind in it, sorted), "stdlib" (the text of this
-    Python's standard library), or the id of a Hugging Face dataset: owner/name[:subset[:split]].
+    Python's standard library), or the id of a Hugging Face dataset:
+    owner/name[@revision][:subset[:split]].
 
     Raises:
         SettingError: it is none of these, or a folder without files of a known kind.
@@ -228,8 +163,8 @@ def open_source(
         return Files(name, files, split, invalid, separator, skipped)
     if name == "stdlib":
         return Files("the Python standard library", stdlib.files(), "file", "replace")
-    if HUB_ID.fullmatch(name) and kind_of(found) is None and not is_local(name):
-        return Hub(name)
+    if hub.ID.fullmatch(name) and kind_of(found) is None and not is_local(name):
+        return hub.Hub(name)
     raise SettingError(f"{setting}: there is no file or folder {name!r}")
 
 
@@ -242,6 +177,18 @@ def _files(folder: Path) -> Iterator[Path]:
                 folders.remove(name)
         paths = (Path(root, name) for name in names if not name.startswith("."))
         yield from (path for path in paths if path.is_file())
+
+
+def kind_in(path: Path) -> str:
+    """How a file whose name does not say it is read: by its first bytes."""
+    try:
+        with text.opened(path) as file:
+            head = file.read(text.BLOCK)
+    except text.UNREADABLE as error:
+        raise text.unreadable(path, error) from None
+    if head.startswith(parquet.MAGIC):
+        return "parquet"
+    return "json" if jsonl.is_json(head) else "text"
 
 
 def kind_of(path: Path) -> str | None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from culm.config import SettingError
+from culm.source.record import Record
 
+MAGIC = b"PAR1"  # the first bytes of every file
 ROWS = 256  # rows in memory at once
 
 
-def records(path: Path) -> Iterator[dict[str, Any]]:
-    """A row as a mapping of its columns."""
+def records(path: Path) -> Iterator[Record]:
+    """A row as a mapping of its columns; rows count from 1."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -20,7 +22,9 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
         raise SettingError(f"{path}: parquet needs the extra: pip install 'culm[data]'") from None
     try:
         with ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=ROWS):
-                yield from batch.to_pylist()
+            batches = file.iter_batches(batch_size=ROWS)
+            rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+            for number, row in enumerate(rows, start=1):
+                yield Record(row, f"{path}: row {number}")
     except (ArrowException, OSError) as error:
         raise SettingError(f"{path}: cannot be read as parquet: {error}") from None

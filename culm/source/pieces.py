@@ -18,16 +18,19 @@ def pieces(text: str, size: int, gap: str | None = None) -> Iterator[str]:
     """
     start = 0
     while len(text) - start > size:
-        end = start + size
-        end = next(
-            (
-                place
-                for place in range(end, max(start, end - SEARCH), -1)
-                if text[place - 1].isalpha()
-                and (text[place] == gap if gap else text[place].isspace())
-            ),
-            end,
-        )
+        end = cut_before(text, start, start + size, gap)
         yield text[start:end]
         start = end
     yield text[start:]
+
+
+def cut_before(text: str, start: int, end: int, gap: str | None = None) -> int:
+    """A good place to cut a text, at `end` or up to 4096 characters before it; else `end`."""
+    return next(
+        (
+            place
+            for place in range(min(end, len(text) - 1), max(start, end - SEARCH), -1)
+            if text[place - 1].isalpha() and (text[place] == gap if gap else text[place].isspace())
+        ),
+        end,
+    )

@@ -45,11 +45,23 @@ class Record(ReadKeys):
     """Its fields, and which of them nobody has read.
 
     place: where it stands, for messages. error: why it cannot be read, where bad ones are skipped.
+    size: bytes that it takes in its file, where they are more than its text.
     """
 
-    def __init__(self, values: Mapping[str, Any], place: str, error: str | None = None) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        place: str,
+        error: str | None = None,
+        size: int | None = None,
+    ) -> None:
         super().__init__(values)
-        self.place, self.error = place, error
+        self.place, self.error, self.size = place, error, size
+
+
+def place_of(path: object, line: int) -> str:
+    """How messages name a line of a file."""
+    return f"{path}: line {line}"
 
 
 def fields_of(record: dict[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,11 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from culm.config import SettingError
 from culm.source.pieces import pieces
+from culm.source.record import Record, place_of
 
 BLOCK = 1 << 20  # bytes read at once
 LONGEST = 1 << 22  # characters: longer text becomes several documents, so memory stays bounded
@@ -25,25 +26,35 @@ ERRORS = {"error": "strict", "replace": "replace", "skip": "ignore"}
 
 def records(
     path: Path, split: str = "file", invalid: str = "error", separator: str | None = None
-) -> Iterator[dict[str, Any]]:
-    """{"text": ...} for each document; empty ones are left out.
+) -> Iterator[Record]:
+    """{"text": ...} for each document, with the line where it begins; empty ones are left out.
 
     split: "file" is one document a file, "paragraphs" are divided by blank lines, or "lines".
     separator: the text between documents, in place of a split.
     invalid: bytes that are not UTF-8 are an "error", or become U+FFFD ("replace"), or "skip".
     """
     between = SEPARATORS[split] if separator is None else re.escape(separator)
+    line = 1
+    for text, gap in _divided(path, invalid, between):
+        if text.strip():
+            blank = text[: len(text) - len(text.lstrip())].count("\n")
+            shown = text if gap is None else text.strip("\r\n")
+            yield Record({"text": shown}, place_of(path, line + blank))
+        line += text.count("\n") + (gap or "").count("\n")
+
+
+def _divided(path: Path, invalid: str, between: str | None) -> Iterator[tuple[str, str | None]]:
+    """Each document with what separates it from the next one; None where it was cut."""
     held = ""
     for block in decoded(path, invalid):
         held += block
         if between is not None:
-            *whole, held = re.split(between, held)  # the last part may be unfinished
-            yield from ({"text": text.strip("\r\n")} for text in whole if text.strip())
+            *whole, held = re.split(f"({between})", held)  # the last part may be unfinished
+            yield from zip(whole[::2], whole[1::2], strict=True)
         if len(held) > LONGEST:
             *whole, held = pieces(held, LONGEST)
-            yield from ({"text": text} for text in whole)
-    if held.strip():
-        yield {"text": held if between is None else held.strip("\r\n")}
+            yield from ((text, None) for text in whole)
+    yield held, None if between is None else ""
 
 
 def decoded(path: Path, invalid: str = "error") -> Iterator[str]:
@@ -73,7 +84,7 @@ def _decode(decoder: codecs.IncrementalDecoder, block: bytes, path: Path, offset
 
 
 def not_utf8(path: Path, offset: int) -> SettingError:
-    """The error for a file that is not UTF-8 text."""
+    """The error for a file that is not UTF-8 text from a byte on."""
     with opened(path) as file:
         first = file.read(BLOCK)
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -81,9 +92,19 @@ def not_utf8(path: Path, offset: int) -> SettingError:
     if b"\0" in first:
         return SettingError(f"{path}: not text: it contains zero bytes; leave it out")
     return SettingError(
-        f"{path}: not UTF-8 at byte {offset}; save it as UTF-8, or in a run file set "
-        "data.invalid=replace (or skip) to read it anyway"
+        f"{place_of(path, _line_at(path, offset))}: byte {offset:,} is not UTF-8; save the file as "
+        "UTF-8, or in a run file set data.invalid=replace (or skip) to read it anyway"
     )
+
+
+def _line_at(path: Path, offset: int) -> int:
+    """The number of the line that has a byte of a file."""
+    line = 1
+    with opened(path) as file:
+        while offset > 0 and (block := file.read(min(BLOCK, offset))):
+            line += block.count(b"\n")
+            offset -= len(block)
+    return line
 
 
 def blocks(path: Path) -> Iterator[bytes]:

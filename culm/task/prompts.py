@@ -8,8 +8,9 @@ from typing import Literal
 
 from culm.config import Config, SettingError
 from culm.seed import keyed
-from culm.source import found_in, open_source
+from culm.source import open_source
 from culm.source.record import Record, shape_of
+from culm.source.source import found_in
 from culm.task.task import Question, Split, exact, split_of
 
 
@@ -40,6 +41,10 @@ class Prompts(Config):
             )
         epoch, place = divmod(index, len(known))
         return known[_order(len(known), seed, self.name, split, epoch)[place]]
+
+    def asked(self, split: Split) -> list[Question]:
+        """The questions of a split, in the order of the file."""
+        return self._questions[split]
 
     def score(self, question: Question, reply: str) -> float:
         return exact(question.answer, reply)

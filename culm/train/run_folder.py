@@ -17,7 +17,7 @@ from culm.data.manifest import Manifest, is_corpus
 from culm.data.origin import Origin, SourceFile, change_in
 from culm.files import atomic, discard, read_json, write_json
 from culm.log import say
-from culm.source import Source
+from culm.source.source import Source
 from culm.tokenizer.folder import FILES
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.checkpoint import settings_in, steps_in

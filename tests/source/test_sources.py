@@ -3,10 +3,14 @@
 import gzip
 import json
 import tracemalloc
+from types import SimpleNamespace
 
 import pytest
 
 from culm.config import SettingError
+from culm.data.format.document import DocumentFormat
+from culm.data.manifest import Manifest
+from culm.data.prepare import prepare
 from culm.source import Chain, open_source
 from culm.source.text import LONGEST
 
@@ -70,15 +74,15 @@ def test_a_text_file_is_split_as_asked(tmp_path):
 def test_bytes_that_are_not_utf8_are_named(tmp_path):
     content = "é".encode() * 600_000 + b"\xff tail"  # beyond the first block, which cuts an é
     path = write(tmp_path / "a.txt", b"x" + content)
-    with pytest.raises(SettingError, match=r"a\.txt: not UTF-8 at byte 1200001; save it as"):
+    with pytest.raises(SettingError, match=r"a\.txt: line 1: byte 1,200,001 is not UTF-8; save"):
         list(open_source(path))
     assert texts_of(path, invalid="replace")[0].endswith("é\ufffd tail")
     assert texts_of(path, invalid="skip")[0].endswith("é tail")
     unfinished = write(tmp_path / "b.txt", b"ab\xe2\x82")
-    with pytest.raises(SettingError, match=r"b\.txt: not UTF-8 at byte 2"):
+    with pytest.raises(SettingError, match=r"b\.txt: line 1: byte 2 is not UTF-8"):
         list(open_source(unfinished))
     lines = write(tmp_path / "c.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n')
-    with pytest.raises(SettingError, match=r"c\.jsonl: not UTF-8 at byte 24"):
+    with pytest.raises(SettingError, match=r"c\.jsonl: line 2: byte 24 is not UTF-8"):
         list(open_source(lines))
     assert texts_of(lines, invalid="replace") == ["a", "\ufffd"]
 
@@ -100,8 +104,8 @@ def test_damaged_files_are_named(tmp_path):
     cases = {
         "a.jsonl": (b'{"text": 1}\n{oops\n', r"a\.jsonl: line 2: not readable as JSON"),
         "b.jsonl": (b"3\n", r"b\.jsonl: line 1: expected an object, found a number"),
-        "c.json": (b"[1]", r"c\.json: entry 1: expected an object"),
-        "d.json": (b"[", r"d\.json: not readable as JSON"),
+        "c.json": (b"[1]", r"c\.json: line 1: expected an object"),
+        "d.json": (b"[", r"d\.json: line 1: not readable as JSON"),
         "e.txt.gz": (gzip.compress(b"text" * 100)[:-9], r"e\.txt\.gz: cannot be read"),
         "f.jsonl.gz": (b"not gzip", r"f\.jsonl\.gz: cannot be read"),
         "g.parquet": (b"PAR1", r"g\.parquet: cannot be read as parquet"),
@@ -142,7 +146,7 @@ def test_a_dataset_that_the_hub_does_not_give(monkeypatch):
 
     def refuse(*names, **options):
         assert names == ("no/such", "part")
-        assert options == {"split": "test", "streaming": True}
+        assert options == {"split": "test", "streaming": True, "revision": None}
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
@@ -150,6 +154,31 @@ def test_a_dataset_that_the_hub_does_not_give(monkeypatch):
         SettingError, match=r"'no/such:part:test' is no file or folder here, and the hub"
     ):
         list(open_source("no/such:part:test"))
+
+
+def test_the_revision_of_a_dataset_is_recorded_and_read_each_time(monkeypatch, tokenizer, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    read = []
+
+    class Hub:
+        def dataset_info(self, name, revision, timeout):
+            assert name == "some/texts"
+            return SimpleNamespace(sha={"v1": "a" * 40, None: "b" * 40}[revision])
+
+    def load(*names, revision, **options):
+        read.append(revision)
+        return [{"text": "one"}, {"text": "two"}]
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    (tmp_path / "more.txt").write_text("three")
+    for name, revision in (("some/texts", "b" * 40), ("some/texts@v1:part", "a" * 40)):
+        source = open_source([name, tmp_path / "more.txt"] if "@" not in name else name)
+        assert next(record.place for record in source) == f"{name}: record 1"
+        folder = tmp_path / str(len(read))
+        prepare(source, DocumentFormat(), tokenizer, folder, held_out=0)
+        assert Manifest.read(folder).revisions == {name: revision}
+        assert read[-2:] == [revision, revision]
 
 
 def test_the_standard_library_is_a_corpus():

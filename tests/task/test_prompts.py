@@ -8,6 +8,7 @@ import pytest
 
 from culm.config import SettingError, parse
 from culm.data.settings import DataConfig
+from culm.rollout.environment import TaskEnvironment
 from culm.task import AnyTask
 from culm.task.prompts import Prompts
 from culm.task.task import Question, exact, split_of
@@ -54,6 +55,27 @@ def test_fine_tuning_reads_the_same_file(file):
         assert question == f"Capital of {answer}?\u2028"
 
 
+def test_a_fingerprint_is_of_every_question(tmp_path):
+    """Also of those that the first epoch asks late; questions of the test split are not asked."""
+    records = [{"prompt": f"Capital of {n}?", "answer": n} for n in range(3000)]
+    ids = {split_of(one["prompt"]): n for n, one in enumerate(records)}
+    found = []
+    for number, changed in enumerate([None, ids["train"], ids["test"]]):
+        path = tmp_path / f"{number}.jsonl"
+        written = [{**one, "answer": -1} if n == changed else one for n, one in enumerate(records)]
+        path.write_text("\n".join(map(json.dumps, written)))
+        found.append(TaskEnvironment(Prompts(path=str(path))).fingerprint(0))
+    assert found[0] != found[1]
+    assert found[0] == found[2]
+
+
+def test_a_file_without_a_known_suffix(file, tmp_path):
+    plain = tmp_path / "capitals"
+    plain.write_bytes(file.read_bytes())
+    tasks = [Prompts(path=str(path)) for path in (file, plain)]
+    assert tasks[0].question("train", 0, 0) == tasks[1].question("train", 0, 0)
+
+
 def test_fields_have_the_names_that_are_given(tmp_path):
     path = tmp_path / "asked.jsonl"
     path.write_text("".join(f'{{"q": "{n}?", "a": " yes "}}\n' for n in range(30)))
@@ -68,7 +90,7 @@ def test_fields_have_the_names_that_are_given(tmp_path):
         ("", r"prompts\.jsonl: none of its prompts belongs to the train split"),
         ('{"prompt": "a", "answer": 1}\n{', r"prompts\.jsonl: line 2: not readable as JSON"),
         ('{"prompt": "a"}', r"prompts\.jsonl: line 1: no text or number in 'answer'"),
-        ("[1]", r"prompts\.jsonl: entry 1: expected an object, found a number"),
+        ("[1]", r"prompts\.jsonl: line 1: expected an object, found a number"),
     ],
 )
 def test_errors_of_reading_are_one_sentence(tmp_path, text, words):

@@ -69,7 +69,11 @@ def works(line: list[str], tmp_path: Path) -> bool:
     [
         (b"", "text.txt: nothing to read: it contains no text", set()),
         (b"one document", "one document cannot be divided into training", {"tokenizer"}),
-        (b"good\n\nbad \xff", "not UTF-8 at byte 10; save it as UTF-8", set()),
+        (
+            b"good\n\nbad \xff",
+            "text.txt: line 3: byte 10 is not UTF-8; save the file as UTF-8",
+            set(),
+        ),
     ],
     ids=["empty", "one document", "not UTF-8"],
 )

@@ -1,0 +1,74 @@
+"""What every source of records has in common, and how its records are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
+
+from culm.config import SettingError
+from culm.source.record import LeftOut, Record
+
+T = TypeVar("T")
+
+
+class Source(Protocol):
+    """Each iteration gives all records.
+
+    name: for messages. size: approximate bytes to read; None if unknown.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int | None: ...
+
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+
+
+def bytes_in(value: Any) -> int:
+    """Size of all text in a record or a part of it, as UTF-8."""
+    match value:
+        case str():
+            return len(value.encode("utf-8", "surrogatepass"))
+        case dict():
+            return sum(map(bytes_in, value.values()))
+        case list() | tuple():
+            return sum(map(bytes_in, value))
+    return 0
+
+
+def found_in(
+    source: Source,
+    read: Callable[[Record], Iterator[T]],
+    skipped: Callable[[ValueError], None] | None = None,
+) -> Iterator[tuple[Record, list[T]]]:
+    """Each record with all that `read` finds in it.
+
+    skipped: gets the error of a record that cannot be read, which is then left out.
+
+    Raises:
+        SettingError: `read` cannot read a record; the message has its place.
+    """
+    for number, given in enumerate(source, start=1):
+        record = (
+            given if isinstance(given, Record) else Record(given, f"{source.name}: record {number}")
+        )
+        try:
+            if record.error is not None:
+                raise SettingError(record.error)
+            found = list(read(record))
+        except ValueError as error:
+            bad = bad_record(record.place, error)
+            if skipped is None:
+                raise bad from None
+            skipped(bad)
+            continue
+        yield record, found
+
+
+def bad_record(place: str, error: ValueError) -> ValueError:
+    """The error for a record that cannot be read; for one that is left out, its reason."""
+    if isinstance(error, SettingError | LeftOut):
+        return error
+    return SettingError(f"{place}: {error}")
