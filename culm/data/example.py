@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 from culm.batch import Reads
 from culm.config import Config
 from culm.source.record import shape_of
+from culm.source.source import bytes_in
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -22,6 +23,14 @@ class Dialogue(NamedTuple):
 
 
 Content = str | Dialogue
+
+
+def bytes_of(content: Content) -> int:
+    """Of its text as UTF-8, without the roles of messages."""
+    if isinstance(content, str):
+        return bytes_in(content)
+    said = [{key: one[key] for key in one if key != "role"} for one in content.messages]
+    return bytes_in(said) + bytes_in(content.tools)
 
 
 @dataclass(frozen=True, slots=True)

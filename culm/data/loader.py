@@ -18,6 +18,7 @@ from torch import Tensor
 
 from culm.batch import Batch, Reads
 from culm.config import SettingError
+from culm.data.origin import changes_since
 from culm.data.pack import PackedRows, bins, singles, to_batch, windows
 from culm.data.prepared import Prepared
 from culm.seed import keyed_permutation
@@ -89,7 +90,13 @@ class Loader:
     @property
     def remarks(self) -> list[str]:
         """What a person should know about the corpus and its rows, a sentence each."""
-        remarks, context = list(self._prepared.manifest.remarks), self._context
+        manifest, context = self._prepared.manifest, self._context
+        remarks = list(manifest.remarks)
+        if changes := changes_since(manifest.origin):
+            others = f", and {len(changes) - 1:,} other files changed" if changes[1:] else ""
+            remarks.append(
+                f"{self._prepared.folder} was prepared from other text: {changes[0]}{others}."
+            )
         what = "pairs" if self._group == 2 else "documents"
         if self.left_out:
             remarks.append(

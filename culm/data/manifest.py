@@ -29,7 +29,7 @@ class File(Config):
 
 
 class SplitFacts(Config):
-    """One split. learned: tokens that are learned; bytes: of text, without special tokens."""
+    """One split. learned: tokens that are learned; bytes: of the text, as UTF-8."""
 
     documents: int
     tokens: int
@@ -45,11 +45,13 @@ class Manifest(Config):
     gives: what an objective can read in it. group: documents that belong together. columns: names
     of the numbers that each document carries. dropped: exact duplicates. tokenizer: a fingerprint.
     template: one of the chat template and its variables, for dialogues. origin: the files that it
-    was made from. notes: what was left out or not used; the number comes before the phrase.
+    was made from; revisions: those of datasets on the hub. notes: what was left out or not used;
+    the number comes before the phrase.
     """
 
     source: str
     origin: dict[str, SourceFile] = Field(default_factory=dict)
+    revisions: dict[str, str] = Field(default_factory=dict)
     format: str
     gives: Reads
     group: int
@@ -77,15 +79,20 @@ class Manifest(Config):
         return sum(split.bytes for split in self.splits.values())
 
     @property
+    def held_out_share(self) -> float:
+        """Of the bytes."""
+        held = self.splits.get("held_out")
+        return 0.0 if held is None else held.bytes / max(1, self.bytes)
+
+    @property
     def remarks(self) -> list[str]:
         """What a person should know about the corpus, a sentence each."""
-        counts, sizes = dict(self.notes), self.splits
+        counts, share = dict(self.notes), self.held_out_share
         if self.dropped:
             counts["records are duplicates and dropped; data.duplicates=keep keeps them"] = (
                 self.dropped
             )
         remarks = [f"{count:,} {phrase}." for phrase, count in counts.items()]
-        share = sizes["held_out"].bytes / max(1, self.bytes) if "held_out" in sizes else 0.0
         if share > 2 * self.held_out and share > SHARE:
             remarks.append(
                 f"{100 * share:.0f} % of the bytes are held out, by data.held_out={self.held_out}: "

@@ -8,7 +8,9 @@ from pathlib import Path
 from culm.config import Config
 from culm.data.tasks import TaskSource
 from culm.files import sha256
-from culm.source import Chain, Files, Limited, Source, open_source
+from culm.source import Chain, Files, Limited, open_source
+from culm.source.hub import Hub
+from culm.source.source import Source
 from culm.task.prompts import Prompts
 
 SHOWN = 12  # digits of a digest in a message
@@ -41,6 +43,18 @@ def files_of(source: Source) -> Iterator[Path]:
                     yield from files_of(open_source(task.path, setting="tasks.path"))
 
 
+def revisions_of(source: Source) -> dict[str, str]:
+    """The revision of each dataset on the hub that a source reads, where the hub says it."""
+    match source:
+        case Hub():
+            return {source.name: source.revision} if source.revision else {}
+        case Chain():
+            return {name: one for s in source.sources for name, one in revisions_of(s).items()}
+        case Limited():
+            return revisions_of(source.source)
+    return {}
+
+
 def origin_of(source: Source) -> Origin:
     """Every file of a source as it is now; each is read once."""
     found = {}
@@ -53,22 +67,32 @@ def origin_of(source: Source) -> Origin:
 
 
 def change_in(origin: Mapping[str, SourceFile], source: Source) -> str | None:
-    """The first difference between the files of a source and what they were, as half a sentence.
-
-    A file of the same size and time is taken to be the same; its digest decides otherwise.
-    """
+    """The first difference between the files of a source and what they were, as half a sentence."""
     paths = {str(path): path for path in files_of(source)}
     for name in [*paths, *origin]:
         if name not in origin:
             return f"{name} was not there then"
         if name not in paths:
             return f"{name} was there then and is gone"
-        was, now = origin[name], paths[name].stat()
-        if (now.st_size, now.st_mtime_ns) == (was.bytes, was.modified):
-            continue
-        if now.st_size != was.bytes:
-            return f"{name} had {was.bytes:,} bytes then and has {now.st_size:,} now"
-        if (digest := sha256(paths[name])) != was.sha256:
-            digests = f"SHA-256 {was.sha256[:SHOWN]} then, {digest[:SHOWN]} now"
-            return f"{name} has other contents ({digests})"
+        if (change := _change(name, origin[name])) is not None:
+            return change
+    return None
+
+
+def changes_since(origin: Mapping[str, SourceFile]) -> list[str]:
+    """How files differ from what they were, each as half a sentence; those that are gone do not."""
+    changes = (_change(name, was) for name, was in origin.items() if Path(name).is_file())
+    return [change for change in changes if change is not None]
+
+
+def _change(name: str, was: SourceFile) -> str | None:
+    """A file of the same size and time is taken to be the same; its digest decides otherwise."""
+    now = Path(name).stat()
+    if (now.st_size, now.st_mtime_ns) == (was.bytes, was.modified):
+        return None
+    if now.st_size != was.bytes:
+        return f"{name} had {was.bytes:,} bytes then and has {now.st_size:,} now"
+    if (digest := sha256(Path(name))) != was.sha256:
+        digests = f"SHA-256 {was.sha256[:SHOWN]} then, {digest[:SHOWN]} now"
+        return f"{name} has other contents ({digests})"
     return None

@@ -9,47 +9,28 @@ digests that find exact duplicates grow with the corpus: about 100 bytes of memo
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from culm.config import SettingError
-from culm.data.example import Content, Dialogue, Example, RecordFormat
+from culm.data.divide import Divided, Divider, Duplicates, Unit
+from culm.data.example import Content, Example, RecordFormat
 from culm.data.format.document import DocumentFormat
 from culm.data.manifest import CONTENTS, Manifest, is_corpus
-from culm.data.origin import origin_of
+from culm.data.notes import Notes
+from culm.data.origin import origin_of, revisions_of
 from culm.data.shards import Document, SplitWriter
 from culm.files import atomic, refuse_existing
-from culm.log import Bar, progress, say
-from culm.source import Invalid, Source, bad_record, bytes_in, found_in, skipped_in
-from culm.source.record import LeftOut, Record
-from culm.tokenizer.offsets import any_of
+from culm.log import Bar, progress
+from culm.source import Invalid, skipped_in
+from culm.source.record import Record
+from culm.source.source import Source, bad_record, found_in
 from culm.tokenizer.tokenizer import Tokenizer
 
 BATCH = 1 << 20  # bytes of text that are encoded together
-UNREADABLE = "records cannot be read and are left out"
-
-Duplicates = Literal["drop", "keep"]
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """Contents that belong together: one, or a pair. place: of their record; size: in bytes;
-    numbers: of the record, in the columns of the format.
-    """
-
-    contents: list[Content]
-    place: str
-    size: int
-    numbers: tuple[float, ...] = ()
-
 
 CUT = (
     "data.format={kind: document, max_characters: 10000} to cut it into many, "
@@ -71,9 +52,10 @@ def prepare(
 ) -> Manifest:
     """Write the token shards of a corpus to a new folder.
 
-    held_out: share of the documents in the split "held_out", chosen by a hash of the document and
-    the seed; at least one. With 0 there is no such split. All other documents are in the split
-    "train". The text decides, not the tokens: the splits are the same for every tokenizer.
+    held_out: share of the text in the split "held_out", chosen by a hash of each document and the
+    seed (`culm.data.divide`); one document at least, or a part of it. With 0 there is no such
+    split. All other text is in the split "train". The text decides, not the tokens: the splits are
+    the same for every tokenizer.
     duplicates: whether only the first of equal records is kept. invalid: with "skip", a record that
     cannot be read is left out and counted.
     The folder appears when it is complete, or not at all. overwrite: replace an older corpus there.
@@ -84,27 +66,29 @@ def prepare(
         InUseError: another process is writing the folder.
     """
     with _new_folder(Path(folder), overwrite) as work:
-        origin = origin_of(source)
-        lengths = np.array(tokenizer.sizes)
-        lengths[tokenizer.end_of_text] = 0  # also where it is a byte of its own
+        origin, revisions = origin_of(source), revisions_of(source)
         names = ("train", "held_out") if held_out else ("train",)
-        writers = {name: SplitWriter(work / name, lengths, format.columns) for name in names}
-        cut = CUT if isinstance(format, DocumentFormat) else ""
-        divider = _Splitter(held_out, seed, cut, duplicates)
-        notes = Notes(invalid)
+        writers = {
+            name: SplitWriter(work / name, tokenizer.vocabulary, format.columns) for name in names
+        }
+        advice = CUT if isinstance(format, DocumentFormat) else ""
+        divider = Divider(held_out, seed, advice, duplicates)
+        notes = Notes(invalid, tokenizer.specials)
         notes.counts.update(skipped_in(source))
         try:
             with progress("prepare", source.size, "bytes") as bar:
-                units = _units(source, format, bar, notes)
-                divided = divider.divide(units, source.name, notes)
-                for name, documents in _encoded(divided, format, tokenizer, notes):
-                    writers[name].append(documents)
+                divided = divider.divide(_units(source, format, bar, notes), source.name)
+                for name, unit, documents in _encoded(divided, format, tokenizer, notes):
+                    writers[name].append(documents, unit.size)
         finally:
             for writer in writers.values():
                 writer.close()
-        splits = {name: writer.facts() for name, writer in writers.items()}
+        splits = {name: one.facts() for name, one in writers.items() if one.documents}
+        if "train" not in splits:
+            why = "; ".join(f"{count:,} {phrase}" for phrase, count in notes.counts.items())
+            raise SettingError(f"{source.name}: nothing to read: {why or 'it holds no document'}")
         manifest = Manifest(
-            source=source.name, origin=origin, held_out=held_out, seed=seed,
+            source=source.name, origin=origin, revisions=revisions, held_out=held_out, seed=seed,
             dropped=divider.dropped, notes=notes.counts, format=format.kind, gives=format.gives,
             group=format.group, columns=format.columns, tokenizer=tokenizer.fingerprint,
             template=None if format.kind == "document" else tokenizer.template_fingerprint,
@@ -115,29 +99,6 @@ def prepare(
     return manifest
 
 
-class Notes:
-    """What was not used or left out of a corpus: counts by a phrase that follows the number."""
-
-    def __init__(self, invalid: Invalid) -> None:
-        self.counts = Counter[str]()
-        self._skips = invalid == "skip"
-
-    def skipped(self, error: ValueError) -> None:
-        """Count a record that is left out, or raise its error."""
-        if isinstance(error, LeftOut):
-            self.counts[str(error)] += 1
-        elif self._skips:
-            if not self.counts[UNREADABLE]:
-                say(f"Left out, as data.invalid=skip asks: {error}")
-            self.counts[UNREADABLE] += 1
-        else:
-            raise SettingError(f"{error}; correct it, or set data.invalid=skip to leave it out")
-
-    def unread(self, keys: Iterable[str], what: str, reader: str) -> None:
-        """Count keys that nothing has read."""
-        self.counts.update(f"{what} have the key {key!r}, which {reader}" for key in keys)
-
-
 def _units(source: Source, format: RecordFormat, bar: Bar, notes: Notes) -> Iterator[Unit]:
     done = 0
 
@@ -146,98 +107,27 @@ def _units(source: Source, format: RecordFormat, bar: Bar, notes: Notes) -> Iter
 
     for record, [(numbers, contents)] in found_in(source, read, notes.skipped):
         notes.unread(record.unread, "records", "is not used")
+        notes.read(contents)
         for start in range(0, len(contents), format.group):
-            part = contents[start : start + format.group]
-            yield (unit := Unit(part, record.place, bytes_in(part), numbers))
+            yield (unit := Unit(contents[start : start + format.group], record.place, numbers))
             bar.advance(unit.size)
             done += unit.size
     bar.advance(max(0, (source.size or 0) - done))  # what quotes and braces of the files took
 
 
-class _Splitter:
-    """A split for each unit that was not seen before.
-
-    A key in [0, 1) comes from the content alone, so that a document stays in its split whatever
-    stands around it. The unit with the lowest key waits until the end: it is the one to hold out
-    where no key is below the share, and the one to train on where all are.
-    """
-
-    def __init__(self, held_out: float, seed: int, cut: str, duplicates: Duplicates) -> None:
-        """cut: what to say of how one document becomes several."""
-        self._keep = duplicates == "keep"
-        self._held_out, self._seed, self._cut = held_out, seed.to_bytes(8, "little"), cut
-        self._seen: set[bytes] = set()
-        self.dropped = 0
-
-    def divide(
-        self, units: Iterable[Unit], source: str, notes: Notes
-    ) -> Iterator[tuple[str, Unit]]:
-        waiting: tuple[float, Unit] | None = None
-        used = set()  # splits that have a document
-        for key, unit in self._keyed(units):
-            if waiting is None:
-                waiting = key, unit
-                continue
-            if key < waiting[0]:
-                ready, waiting = waiting, (key, unit)
-            else:
-                ready = key, unit
-            split = "held_out" if ready[0] < self._held_out else "train"
-            used.add(split)
-            yield split, ready[1]
-        if waiting is None:
-            why = "; ".join(f"{count:,} {phrase}" for phrase, count in notes.counts.items())
-            raise SettingError(f"{source}: nothing to read: {why or 'it contains no document'}")
-        if self._held_out and not used:
-            dropped = f" ({self.dropped} duplicates are dropped)" if self.dropped else ""
-            raise SettingError(
-                f"{source}: one document{dropped} cannot be divided into training and held-out "
-                f"text; give more, or in a run file {self._cut}data.held_out=0 to hold out nothing"
-            )
-        yield "held_out" if self._held_out and "train" in used else "train", waiting[1]
-
-    def _keyed(self, units: Iterable[Unit]) -> Iterator[tuple[float, Unit]]:
-        """Each new unit with its key; duplicates are counted."""
-        for unit in units:
-            digest = _digest(unit)
-            if digest in self._seen and not self._keep:
-                self.dropped += 1
-                continue
-            self._seen.add(digest)
-            keyed = hashlib.blake2b(digest, key=self._seed, digest_size=8).digest()
-            yield int.from_bytes(keyed, "little") / 2**64, unit
-
-
-def _digest(unit: Unit) -> bytes:
-    said = [
-        one.messages if isinstance(one, Dialogue) and one.tools is None else one
-        for one in unit.contents
-    ]
-    written = json.dumps(said, sort_keys=True, default=str)
-    return hashlib.blake2b(written.encode(), digest_size=16).digest()
-
-
 def _encoded(
-    divided: Iterable[tuple[str, Unit]],
+    divided: Divided,
     format: RecordFormat,
     tokenizer: Tokenizer,
     notes: Notes,
-) -> Iterator[tuple[str, list[Document]]]:
-    special = any_of(tokenizer.specials)
+) -> Iterator[tuple[str, Unit, list[Document]]]:
     for batch in _batches(divided):
-        contents = [content for _, unit in batch for content in unit.contents]
         documents = _documents(format, [unit for _, unit in batch], tokenizer, notes)
-        for text in contents:
-            names = set(special.findall(text)) if isinstance(text, str) else ()
-            notes.counts.update(
-                f"documents contain {name} as text; data.separator={name!r} would divide them there"
-                for name in names
-            )
         for (split, unit), found in zip(batch, documents, strict=True):
             if isinstance(found, ValueError):
                 notes.skipped(bad_record(unit.place, found))
             else:
-                yield split, found
+                yield split, unit, found
 
 
 def _documents(
@@ -259,7 +149,7 @@ def _documents(
                 break  # `examples` ended with it
 
 
-def _batches(divided: Iterable[tuple[str, Unit]]) -> Iterator[list[tuple[str, Unit]]]:
+def _batches(divided: Divided) -> Iterator[list[tuple[str, Unit]]]:
     batch: list[tuple[str, Unit]] = []
     size = 0
     for split, unit in divided:

@@ -9,12 +9,13 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from culm.batch import Reads
 from culm.config import Config, listed
+from culm.data.divide import Duplicates
 from culm.data.format import Format
 from culm.data.format.document import DocumentFormat
 from culm.data.loader import Packing
-from culm.data.prepare import Duplicates
 from culm.data.tasks import TaskSource
-from culm.source import DocumentSplit, Invalid, Limited, Source, open_source
+from culm.source import DocumentSplit, Invalid, Limited, open_source
+from culm.source.source import Source
 from culm.task import Tasks
 
 
@@ -23,7 +24,7 @@ class DataConfig(Config):
 
     path: files, folders, "stdlib" or dataset ids (see `open_source`); one or a list.
     prepared: a folder that `prepare` wrote, in place of a path.
-    format: what a record means. held_out: share of the documents that is kept for evaluation.
+    format: what a record means. held_out: share of the text that is kept for evaluation.
     split: what of a text file is a document. separator: the text between its documents, such as
         <|endoftext|>, in place of a split.
     invalid: what happens to bytes that are not UTF-8; with "skip", records that cannot be read are

@@ -57,19 +57,19 @@ class SplitWriter:
     def __init__(
         self,
         folder: Path,
-        byte_lengths: np.ndarray,
+        vocabulary: int,
         columns: Sequence[str] = (),
         limit: int = SHARD_TOKENS,
     ) -> None:
         folder.mkdir()
-        self._folder, self._byte_lengths, self._limit = folder, byte_lengths, limit
+        self._folder, self._vocabulary, self._limit = folder, vocabulary, limit
         self._columns = tuple(columns)
         self._writers: dict[str, ArrayWriter] = {}
         self._filled = self._shards = 0
         self.documents = self.tokens = self.learned = self.bytes = 0
 
-    def append(self, documents: Sequence[Document]) -> None:
-        """Documents that belong together, into one shard."""
+    def append(self, documents: Sequence[Document], bytes: int) -> None:
+        """Documents that belong together, into one shard. bytes: of their text."""
         size = sum(len(tokens) for tokens, _, _ in documents)
         if not self._writers or (self._filled and self._filled + size > self._limit):
             self._next_shard()
@@ -83,11 +83,11 @@ class SplitWriter:
             self.documents += 1
             self.tokens += len(tokens)
             self.learned += int(learned.sum())
-            self.bytes += int(self._byte_lengths[tokens].sum())
+        self.bytes += bytes
 
     def _next_shard(self) -> None:
         self.close()
-        dtype = np.uint16 if len(self._byte_lengths) <= 1 << 16 else np.uint32
+        dtype = np.uint16 if self._vocabulary <= 1 << 16 else np.uint32
         kinds = dict(zip(KINDS, (dtype, np.int64, np.bool_), strict=True))
         for kind, of in {**kinds, **dict.fromkeys(self._columns, np.float32)}.items():
             path = self._folder / shard_name(kind, self._shards)

@@ -57,7 +57,7 @@ def blueprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=64)
     read = datasets.load_dataset
 
-    def load_dataset(name: str, subset: str, split: str, streaming: bool) -> Any:
+    def load_dataset(name: str, subset: str, split: str, revision: None, streaming: bool) -> Any:
         assert (name, subset, split) == ("HuggingFaceFW/fineweb-edu", "sample-10BT", "train")
         return read("parquet", data_files=str(file), split=split, streaming=streaming)
 

@@ -153,9 +153,9 @@ def test_masks_and_pairs_are_kept(tokenizer, tmp_path):
 
 def test_documents_stay_whole_across_shards(tmp_path):
     written = [np.arange(n % 5 + 1) for n in range(40)]
-    writer = SplitWriter(tmp_path / "train", np.ones(10, dtype=np.int64), limit=16)
+    writer = SplitWriter(tmp_path / "train", 10, limit=16)
     for tokens in written:
-        writer.append([(tokens, tokens > 0, ())])
+        writer.append([(tokens, tokens > 0, ())], bytes=1)
     facts = writer.facts()
     assert facts.shards > 3
     folder = tmp_path

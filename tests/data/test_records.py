@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
+from tokenizers import pre_tokenizers
 
 from culm.config import SettingError, parse
 from culm.data.example import RecordFormat
@@ -118,6 +120,32 @@ def test_pairs_keep_what_stands_before(prepared: Any, record: Any, wanted: str) 
     assert not manifest.notes
 
 
+def test_dialogues_that_begin_with_an_answer_are_counted(prepared: Any) -> None:
+    phrase = "dialogues begin with the assistant, so its first answer is to no question"
+    system = {"role": "system", "content": "Be brief."}
+    lines = [{"messages": turns} for turns in ([A, U, A], [U, A], [system, A], [system, U, A])]
+    manifest, texts = prepared(lines, ChatFormat())
+    assert len(texts) == 4
+    assert manifest.notes == {phrase: 2}
+    pair = {"chosen": [A, U, A], "rejected": [A, U, {**A, "content": "No"}]}
+    manifest, _ = prepared([pair], PairFormat())
+    assert manifest.notes == {phrase: 2}
+
+
+def test_bytes_are_those_of_the_text(prepared: Any, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Whatever a tokenizer adds, such as a space before each text."""
+    lines = [{"text": "wärm 東京"}, {"text": "<|end|> a"}]
+    spaced = tokenizers.Tokenizer.from_str(tokenizer.json)
+    spaced.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    for number, each in enumerate((tokenizer, Tokenizer(spaced, tokenizer.settings))):
+        (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        source = open_source(tmp_path / "text.jsonl")
+        manifest = prepare(source, DocumentFormat(), each, tmp_path / f"p{number}", held_out=0)
+        assert manifest.bytes == sum(len(line["text"].encode()) for line in lines)
+    manifest, _ = prepared([{"messages": [U, {**A, "content": "東京"}]}], ChatFormat())
+    assert manifest.bytes == len("Hi東京".encode())
+
+
 def test_pairs_that_compare_nothing_are_left_out(prepared: Any) -> None:
     same = {"prompt": "q", "chosen": "a", "rejected": "a"}
     other = {"chosen": [U, A], "rejected": [{**U, "content": "Ho"}, A]}
@@ -206,12 +234,35 @@ def test_files_that_are_not_read_are_counted(tmp_path: Path, tokenizer: Tokenize
 
 
 def test_the_share_that_is_held_out_is_reported(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    (tmp_path / "a").mkdir()
-    for n, letters in enumerate((900, 1100, 1000)):
-        (tmp_path / "a" / f"{n}.txt").write_text("words " * letters)
-    source = open_source(tmp_path / "a")
-    manifest = prepare(source, DocumentFormat(), tokenizer, tmp_path / "d", held_out=0.02)
-    assert any("% of the bytes are held out, by data.held_out=0.02" in r for r in manifest.remarks)
+    """Of three short documents one is held out; of three long ones a part is."""
+    for folder, words, wanted in (("short", 900, True), ("long", 90_000, False)):
+        (tmp_path / folder).mkdir()
+        for n in range(3):
+            (tmp_path / folder / f"{n}.txt").write_text("words " * (words + n))
+        source = open_source(tmp_path / folder)
+        out = tmp_path / f"{folder}-data"
+        manifest = prepare(source, DocumentFormat(), tokenizer, out, held_out=0.02)
+        said = "% of the bytes are held out, by data.held_out=0.02"
+        assert any(said in remark for remark in manifest.remarks) == wanted
+        assert manifest.held_out_share == pytest.approx(1 / 3 if wanted else 0.02, abs=0.003)
+
+
+def test_text_that_changed_since_it_was_prepared(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).write_text(f"text of {name}")
+    source = open_source([tmp_path / name for name in ("a.txt", "b.txt", "c.txt")])
+    prepare(source, DocumentFormat(), tokenizer, tmp_path / "data", held_out=0)
+    rows = Loader(Prepared.open(tmp_path / "data"), 16, 1, 1, seed=0)
+    assert rows.remarks == []
+    (tmp_path / "a.txt").unlink()  # it is not needed any more
+    assert rows.remarks == []
+    (tmp_path / "b.txt").write_text("other text")
+    (tmp_path / "c.txt").write_text("text of d.txt")
+    [remark] = rows.remarks
+    assert remark == (
+        f"{tmp_path / 'data'} was prepared from other text: {tmp_path / 'b.txt'} had 13 bytes then "
+        "and has 10 now, and 1 other files changed."
+    )
 
 
 def test_a_record_knows_what_was_read() -> None:

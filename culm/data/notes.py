@@ -1,0 +1,62 @@
+"""What a corpus brings that is left out, not used, or worth a remark: counts of each."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+
+from culm.config import SettingError
+from culm.data.example import Content, Dialogue
+from culm.log import say
+from culm.source import Invalid
+from culm.source.record import LeftOut
+from culm.tokenizer.offsets import any_of
+
+UNREADABLE = "records cannot be read and are left out"
+UNASKED = "dialogues begin with the assistant, so its first answer is to no question"
+
+
+class Notes:
+    """Counts by a phrase that follows the number.
+
+    invalid: with "skip", a record that cannot be read is one of them, and else an error. specials:
+    names of special tokens, which are worth a remark in a text.
+    """
+
+    def __init__(self, invalid: Invalid, specials: Collection[str] = ()) -> None:
+        self.counts = Counter[str]()
+        self._skips = invalid == "skip"
+        self._specials: re.Pattern[str] = any_of(specials)
+
+    def skipped(self, error: ValueError) -> None:
+        """Count a record that is left out, or raise its error."""
+        if isinstance(error, LeftOut):
+            self.counts[str(error)] += 1
+        elif self._skips:
+            if not self.counts[UNREADABLE]:
+                say(f"Left out, as data.invalid=skip asks: {error}")
+            self.counts[UNREADABLE] += 1
+        else:
+            raise SettingError(f"{error}; correct it, or set data.invalid=skip to leave it out")
+
+    def unread(self, keys: Iterable[str], what: str, reader: str) -> None:
+        """Count keys that nothing has read."""
+        self.counts.update(f"{what} have the key {key!r}, which {reader}" for key in keys)
+
+    def read(self, contents: Sequence[Content]) -> None:
+        """Count what is unusual in the contents of a record."""
+        for content in contents:
+            if isinstance(content, Dialogue):
+                self.counts.update([UNASKED] * _begins_with_answer(content))
+            else:
+                self.counts.update(
+                    f"documents contain {name} as text; data.separator={name!r} would divide them "
+                    "there"
+                    for name in set(self._specials.findall(content))
+                )
+
+
+def _begins_with_answer(dialogue: Dialogue) -> bool:
+    roles = (message.get("role") for message in dialogue.messages)
+    return next((role for role in roles if role != "system"), None) == "assistant"
