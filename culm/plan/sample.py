@@ -1,47 +1,153 @@
-"""The first records of a corpus, to look at and to estimate from."""
+"""What a plan reads of a corpus: all of it where it is small, or a sample of what it has read."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
 from typing import Any
 
-from culm.source import Source, bytes_in
-from culm.source.record import Record, fields_of
+from culm.data.example import RecordFormat, bytes_of
+from culm.source import Invalid, Limited
+from culm.source.record import LeftOut, Record, fields_of
+from culm.source.source import Source, bytes_in, found_in
+from culm.tokenizer.tokenizer import Tokenizer
 
-SIZE = 1_000_000  # bytes of text read at most, the last record excepted
+SIZE = 4 << 20  # bytes of text that are encoded at most
+CHECKED = 64 << 20  # bytes of text that are read and checked at most, the last record excepted
+GROUPS = 16  # parts of a sample that are compared
+GROUP_BYTES = 1 << 15  # of a part that are encoded for that
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A source of its own. share: of the whole that it is; None if that is unknown."""
+    """A source of its own: every record that was read, or evenly spread ones of them.
+
+    every: whether it is every record that was read. read_records, read_bytes: of text that was
+    read and checked. ended: whether that was all. total: bytes of text in the source; None if
+    unknown. share: of the text that is here.
+    """
 
     name: str
-    records: list[dict[str, Any]]
+    records: Sequence[Record]
+    every: bool
+    read_records: int
+    read_bytes: int
+    ended: bool
+    total: int | None
     share: float | None
 
     @property
     def size(self) -> int | None:
         return None
 
+    @property
+    def whole(self) -> bool:
+        return self.ended and self.every
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.records)
 
-
-def sample(source: Source, size: int = SIZE) -> Sample:
-    """The first records of a source, about so many bytes of text."""
-    taken, records = 0, []
-    for record in source:
-        records.append(record)
-        taken += _size(record)
-        if taken >= size:
-            return Sample(source.name, records, taken / source.size if source.size else None)
-    return Sample(source.name, records, 1.0)
+    def half(self) -> Sample:
+        """Every second record."""
+        return replace(self, records=self.records[::2], every=False)
 
 
-def _size(record: dict[str, Any]) -> int:
-    """Bytes that a record takes in its file: those of a line of JSON, or of a text."""
-    if isinstance(record, Record):
-        return len(json.dumps(fields_of(record), ensure_ascii=False, default=str).encode())
-    return bytes_in(record)
+def sample(
+    source: Source,
+    format: RecordFormat,
+    invalid: Invalid = "error",
+    size: int = SIZE,
+    checked: int = CHECKED,
+) -> Sample:
+    """Read a source, or its beginning, and keep about so many bytes of text.
+
+    Raises:
+        SettingError: a record that was read does not have the shape of the format.
+    """
+    kept: list[tuple[Record, int]] = []
+    skips = invalid == "skip"
+
+    def lengths(record: Record) -> Iterator[int]:
+        try:
+            yield sum(map(bytes_of, format.contents(record)))
+        except LeftOut:
+            yield 0  # `prepare` counts it
+
+    def skipped(error: ValueError) -> None:
+        kept.append((Record({}, source.name, str(error)), 0))  # `prepare` counts it
+
+    read_records = read_bytes = kept_bytes = 0
+    stride, ended = 1, True
+    for record, [length] in found_in(source, lengths, skipped if skips else None):
+        if read_bytes >= checked:
+            ended = False
+            break
+        if read_records % stride == 0:
+            kept.append((record, length))
+            kept_bytes += length
+        while kept_bytes > size and len(kept) > 1:
+            stride, kept[:] = 2 * stride, kept[::2]
+            kept_bytes = sum(length for _, length in kept)
+        read_records, read_bytes = read_records + 1, read_bytes + length
+    records = [record for record, _ in kept]
+    written = sum(record.size or bytes_in(fields_of(record)) for record in records)
+    text = kept_bytes / max(1, written)
+    total = read_bytes if ended else _total(source, text, read_bytes / max(1, read_records))
+    share = kept_bytes / max(1, total) if total is not None else None
+    return Sample(source.name, records, stride == 1, read_records, read_bytes, ended, total, share)
+
+
+def _total(source: Source, text: float, mean: float) -> int | None:
+    """Bytes of text in a source of which the beginning was read; None if unknown.
+
+    text: of a byte of its files. mean: bytes of text in a record.
+    """
+    if isinstance(source, Limited):
+        limits = [_total(source.source, text, mean), source.bytes]
+        limits.append(None if source.documents is None else round(source.documents * mean))
+        return min((one for one in limits if one is not None), default=None)
+    return None if source.size is None else round(source.size * text)
+
+
+def relative_error(
+    sample: Sample, format: RecordFormat, tokenizer: Tokenizer, half: bool
+) -> float | None:
+    """Of tokens per byte, when the rest of the text is like the sample: two standard errors.
+
+    half: the tokenizer was trained on every second record. One that is trained on all text is
+    between what it makes of those and of the others. None: the records are too few to say.
+    """
+    parts = [sample.records[::2], sample.records[1::2]]
+    ratios = [list(_ratios(part, format, tokenizer)) for part in parts]
+    if min(map(len, ratios)) < GROUPS // 2:
+        return None
+    every = [one for part in ratios for one in part]
+    mean = fmean(every)
+    unseen = abs(fmean(ratios[0]) - fmean(ratios[1])) / 2 if half else 0.0
+    return (2 * stdev(every) / math.sqrt(len(every)) + unseen) / mean
+
+
+def _ratios(
+    records: Sequence[Record], format: RecordFormat, tokenizer: Tokenizer
+) -> Iterator[float]:
+    """Tokens per byte in each of the groups of consecutive records."""
+    length = -(-len(records) // GROUPS)
+    for start in range(0, len(records), max(1, length)):
+        texts, left = list[str](), GROUP_BYTES
+        for text in _texts(records[start : start + length], format):
+            texts.append(text[:left])
+            left -= len(texts[-1])
+            if left <= 0:
+                break
+        if size := bytes_in(texts):
+            yield sum(map(len, tokenizer.encode_batch(texts))) / size
+
+
+def _texts(records: Sequence[Record], format: RecordFormat) -> Iterator[str]:
+    for record in records:
+        if record.error is None:
+            with suppress(LeftOut):
+                yield from format.texts(record)

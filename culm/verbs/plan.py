@@ -20,7 +20,7 @@ from culm.train.checkpoint import verify
 from culm.train.run_folder import check
 from culm.train.trackers.tracker import TrackerConfig
 from culm.verbs.plan_needs import META, Findings, section, show_needs
-from culm.verbs.preview import preview, tokenizer_of
+from culm.verbs.preview import Corpus, preview
 
 SHOWN = 600  # characters of a sample
 
@@ -39,15 +39,16 @@ def show_plan(
     console = Console(highlight=False, soft_wrap=True)
     found = Findings(config, ranks, target_of(target) if target else None)
     section(console, "Settings", _settings(config, origins))
+    corpus = Corpus(config)
     model, tokenizer = found.attempt(lambda: _parts(config)) or (None, None)
     if config.model is not None:
         model = config.model.build(device="meta")
-        tokenizer = found.attempt(lambda: tokenizer_of(config))
+        tokenizer = found.attempt(lambda: corpus.tokenizer)
     context = (found.attempt(lambda: context_of(config, model)) if model else None) or 0
     if tokenizer is not None and context:
         with TemporaryDirectory() as temporary:
             seen = found.attempt(
-                lambda: preview(config, tokenizer, Path(temporary), context, ranks)
+                lambda: preview(config, tokenizer, corpus, Path(temporary), context, ranks)
             )
         if seen is not None:
             context = seen.context

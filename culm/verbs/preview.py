@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
 from culm.data.texts import texts_of
 from culm.parallel.ranks import Ranks
-from culm.plan.sample import sample
+from culm.plan.sample import Sample, relative_error, sample
 from culm.run.assemble import check_ends, loader
 from culm.run.initial import make_tokenizer, source_of
 from culm.run.settings import RunConfig
@@ -18,7 +20,7 @@ from culm.tokenizer.chat import Chat
 from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 from culm.tokenizer.train import BPE
 from culm.train.run_folder import prepared_by
-from culm.verbs.format import count
+from culm.verbs.format import count, size
 
 SAMPLES = 3
 QUESTIONS = 64  # read to find the longest prompt
@@ -33,61 +35,112 @@ class Preview:
     context: int
 
 
-def tokenizer_of(config: RunConfig) -> Tokenizer:
-    """The tokenizer of a new model: the run's own, or one trained on a sample."""
-    assert config.model is not None
-    folder = Path(config.folder)
-    kept = _is_prepared(config) and (folder / "tokenizer" / "tokenizer.json").exists()
-    if kept or config.data.prepared is not None:
-        tokenizer = make_tokenizer(config, folder)  # which is only read here
-    else:
-        settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
-        tokenizer = settings.build(
-            texts_of(sample(config.data.open(config.seed)), config.data.format, config.data.invalid)
-        )
-    check_vocabulary(tokenizer, config.model.vocabulary, "model.vocabulary")
-    return tokenizer
+class Corpus:
+    """What the plan of a run reads of its corpus, once."""
 
+    def __init__(self, config: RunConfig) -> None:
+        self.config, self.folder = config, Path(config.folder)
 
-def _is_prepared(config: RunConfig) -> bool:
-    return prepared_by(Path(config.folder), config, source_of(config))
+    @cached_property
+    def prepared(self) -> Path | None:
+        """The folder of the corpus, where it is prepared already."""
+        if self.config.data.prepared is not None:
+            return self.config.data.prepared
+        folder = self.folder / "data"
+        return folder if self._is_made and folder.exists() else None
+
+    @cached_property
+    def sample(self) -> Sample:
+        """Of the text.
+
+        Raises:
+            SettingError: one of the records that were read is not as the format wants it.
+        """
+        data = self.config.data
+        return sample(data.open(self.config.seed), data.format, data.invalid)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of a new model: the run's own, or one trained on what was read."""
+        config = self.config
+        assert config.model is not None
+        kept = self._is_made and (self.folder / "tokenizer" / "tokenizer.json").exists()
+        if kept or config.data.prepared is not None:
+            tokenizer = make_tokenizer(config, self.folder)  # which is only read here
+        else:
+            settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
+            text = self.sample if self.sample.whole else self.sample.half()
+            tokenizer = settings.build(texts_of(text, config.data.format, config.data.invalid))
+        check_vocabulary(tokenizer, config.model.vocabulary, "model.vocabulary")
+        return tokenizer
+
+    @cached_property
+    def _is_made(self) -> bool:
+        return prepared_by(self.folder, self.config, source_of(self.config))
 
 
 def preview(
-    config: RunConfig, tokenizer: Tokenizer, temporary: Path, context: int, ranks: int = 1
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    corpus: Corpus,
+    temporary: Path,
+    context: int,
+    ranks: int = 1,
 ) -> Preview:
-    """Rows as the run would see them on so many ranks; a sample is prepared in the temporary
+    """Rows as the run would see them on so many ranks; what was read is prepared in the temporary
     folder.
     """
     if config.train.objective.reads == "rollouts":
         return _questions(config, tokenizer)
-    corpus, share = config.data.prepared or Path(config.folder) / "data", 1.0
-    name = str(corpus)
-    if config.data.prepared is None and not (_is_prepared(config) and corpus.exists()):
-        records, data = sample(config.data.open(config.seed)), config.data
-        corpus, name, share = temporary / "data", records.name, records.share or 0.0
-        if data.tasks:
-            share = len(records.records) / data.questions
+    folder, data = corpus.prepared, config.data
+    seen = corpus.sample if folder is None else None
+    if folder is None and seen is not None:
+        folder = temporary / "data"
         prepare(
-            records, data.format, tokenizer, corpus,
-            data.held_out if share == 1.0 else 0.0, config.seed,
+            seen, data.format, tokenizer, folder, data.held_out if seen.whole else 0.0, config.seed,
             duplicates=data.duplicates, invalid=data.invalid,
         )  # fmt: skip
-    rows = loader(config, tokenizer, corpus, context, Ranks(count=ranks), "train")
+    assert folder is not None
+    rows = loader(config, tokenizer, folder, context, Ranks(count=ranks), "train")
     check_ends(rows, tokenizer)
-    whole = share == 1.0
-    if not whole:  # nothing of a sample is held out
-        share /= 1.0 - config.data.held_out
-    facts: list[tuple[str, ...]] = [
-        ("source", name if whole else f"{name}; figures from a sample at its beginning"),
-        ("packing", f"rows of {context} tokens, {100 * rows.efficiency:.1f} % filled"),
-    ]
+    facts: list[tuple[str, ...]] = [("source", seen.name if seen else str(folder))]
+    if seen is not None:
+        facts.append(("read", _read(seen)))
+    facts.append(("packing", f"rows of {context} tokens, {100 * rows.efficiency:.1f} % filled"))
+    share, around = 1.0, ""
+    if seen is not None and not seen.whole:  # nothing of a sample is held out
+        share = (seen.share or 0.0) / (1.0 - data.held_out)
+        error = relative_error(seen, data.format, tokenizer, half=config.model is not None)
+        around = "" if error is None else f" ± {100 * error:.0f} %"
     if share:
+        about = "about " if share < 1.0 else ""
         epochs = config.train.steps * config.train.batch_size * share / rows.rows
-        facts.append(("learned tokens", ("" if whole else "about ") + count(rows.targets / share)))
-        facts.append(("epochs", f"{epochs:.2f}"))
+        facts.append(("learned tokens", f"{about}{count(rows.targets / share)}{around}"))
+        facts.append(("epochs", f"{about}{epochs:.2f}{around}"))
+    facts.append(("held out", _held_out(config, folder, seen)))
     facts += [("note", remark) for remark in rows.remarks]
     return Preview(facts, rows.preview(SAMPLES, tokenizer), context)
+
+
+def _read(seen: Sample) -> str:
+    """How much of the corpus was read."""
+    what = f"{size(seen.read_bytes)} of text, {seen.read_records:,} records"
+    if seen.whole:
+        return f"all: {what}"
+    figures = f"figures are from {len(seen.records):,} of them"
+    if seen.ended:
+        return f"all: {what}; {figures}"
+    whole = "" if seen.total is None else f" of about {size(seen.total)}"
+    return f"the first {what}{whole}; {figures}, and the run will check the others"
+
+
+def _held_out(config: RunConfig, folder: Path, seen: Sample | None) -> str:
+    """What share of the text is not learned."""
+    if seen is not None and not seen.whole:
+        return f"about {100 * config.data.held_out:.1f} % of the bytes"
+    manifest = Manifest.read(folder)
+    documents = manifest.splits["held_out"].documents if "held_out" in manifest.splits else 0
+    return f"{100 * manifest.held_out_share:.1f} % of the bytes, in {documents:,} documents"
 
 
 def _questions(config: RunConfig, tokenizer: Tokenizer) -> Preview:
