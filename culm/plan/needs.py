@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from culm.batch import Batch
 from culm.objective.objective import Objective
 from culm.optim.groups import trainable
 from culm.optim.rule import OptimizerConfig
@@ -19,7 +20,9 @@ ROWS = 64  # of a dry run at most; more take in proportion
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a process. activations: peak of forward and backward, without the rest."""
+    """Bytes of the tensors of a process. activations: peak of forward and backward, without the
+    rest.
+    """
 
     weights: int
     gradients: int
@@ -45,39 +48,62 @@ class Needs:
     checkpoint_bytes: int
 
 
+@dataclass(frozen=True)
+class Step:
+    """The shape of a step. context: tokens of a row. batch_size: rows of a step; at_once: of a
+    micro-batch. sequences: in a row (2 for pairs). packed, columns: see `meta_batch`. ranks:
+    processes that share a step, and with `replicas="fsdp"` the parameters, gradients and optimizer
+    states; buffers, such as packed weights, are whole on each.
+    """
+
+    context: int
+    batch_size: int
+    at_once: int
+    sequences: int = 1
+    packed: bool = True
+    columns: Columns | None = None
+    replicas: str = "ddp"
+    ranks: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Of a micro-batch on a rank."""
+        return min(self.at_once, -(-self.batch_size // self.ranks))
+
+    @property
+    def micro_batches(self) -> int:
+        """Of a step on a rank."""
+        return -(-self.batch_size // (self.ranks * self.rows))
+
+    def batch(self, rows: int) -> Batch:
+        """So many rows on the meta device."""
+        return meta_batch(
+            rows * self.sequences, self.context, packed=self.packed, columns=self.columns
+        )
+
+
 def needs_of(
     objective: Objective,
     optimizer: OptimizerConfig,
-    context: int,
-    *,
-    batch_size: int,
-    at_once: int,
-    sequences: int = 1,
-    packed: bool = True,
-    columns: Columns | None = None,
-    replicas: str = "ddp",
-    ranks: int = 1,
+    step: Step,
     others: Sequence[nn.Module] = (),
 ) -> Needs:
     """What training the objective takes; it must be on the meta device.
 
-    batch_size: rows of a step; at_once: of a micro-batch. sequences: in a row (2 for pairs).
-    packed, columns: see `meta_batch`. ranks: processes that share a step, and with
-    `replicas="fsdp"` the parameters, gradients and optimizer states; buffers, such as packed
-    weights, are whole on each. others: models that are only read.
+    others: models that are only read.
     """
-    rows = min(at_once, -(-batch_size // ranks))
+    rows, ranks = step.rows, step.ranks
     tried = min(rows, ROWS)
-    batch = meta_batch(tried * sequences, context, packed=packed, columns=columns)
+    batch = step.batch(tried)
     cost = dry_run(objective, batch)
     state, update = _update(objective, optimizer)
-    share = ranks if replicas == "fsdp" else 1
+    share = ranks if step.replicas == "fsdp" else 1
     learned = [parameter for _, parameter in trainable(objective)]
     gradients = sum(parameter.nbytes for parameter in learned)
     memory = Memory(
         weights=_bytes(objective.parameters()) // share
         + _bytes(objective.buffers())
-        + sum(_bytes((*one.parameters(), *one.buffers())) for one in others),
+        + sum(map(bytes_of, others)),
         gradients=gradients // share,
         optimizer=state // share,
         activations=cost.bytes * rows // tried,
@@ -86,10 +112,15 @@ def needs_of(
         parameters=sum(p.numel() for p in objective.model.parameters()),
         idle=idle_parameters(objective.model),
         trained=sum(parameter.numel() for parameter in learned),
-        flops=cost.flops * batch_size / tried + update,
+        flops=cost.flops * step.batch_size / tried + update,
         memory=memory,
         checkpoint_bytes=gradients + state,
     )
+
+
+def bytes_of(module: nn.Module) -> int:
+    """Of its parameters and buffers."""
+    return _bytes((*module.parameters(), *module.buffers()))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

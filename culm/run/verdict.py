@@ -15,6 +15,7 @@ from culm.train.idle import idle_reason
 
 WORSE = 1.1  # a loss that grew by this factor is mentioned
 FEW = 20  # steps; in fewer, losses of first and last steps are noise
+PART = 1 << 20  # numbers that are summed at once
 MEAN = 5  # steps at the start and at the end that are averaged
 
 
@@ -72,7 +73,9 @@ def sums_of(module: nn.Module) -> list[float]:
     for parameter in module.parameters():
         if parameter.requires_grad:
             own = local_shard(parameter.detach())
-            found += [own.sum(dtype=torch.float64), torch.linalg.vector_norm(own)]
+            # In parts: each is copied to float64.
+            sums = [part.sum(dtype=torch.float64) for part in own.flatten().split(PART)]
+            found += [torch.stack(sums).sum(), torch.linalg.vector_norm(own)]
     return [float(value) for value in found]
 
 

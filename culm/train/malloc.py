@@ -28,6 +28,31 @@ def release_freed_memory() -> None:
         library.malloc_trim(0)
 
 
+class _Info(ctypes.Structure):
+    """What `mallinfo2` gives: arena, bytes of the heap; keepcost, of its free end."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+            "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def heap_end() -> tuple[int, int] | None:
+    """Bytes of the heap up to the end of what is in use, and with the free bytes at its end.
+
+    None where that is not known: outside glibc 2.33 and later.
+    """
+    library = _glibc()
+    if library is None or not hasattr(library, "mallinfo2"):
+        return None
+    library.mallinfo2.restype = _Info
+    info = library.mallinfo2()
+    return info.arena - info.keepcost, info.arena
+
+
 def _glibc() -> ctypes.CDLL | None:
     if not sys.platform.startswith("linux"):
         return None

@@ -17,14 +17,14 @@ from culm.device import memory_bytes
 from culm.dtype import DTYPES
 from culm.model.backend import choose_backend
 from culm.model.transformer import Transformer
-from culm.objective.objective import Objective
 from culm.parallel.parallelize import parallelize
 from culm.parallel.ranks import Ranks
 from culm.plan.model import forward_flops
-from culm.plan.needs import Needs, needs_of
+from culm.plan.needs import Needs, Step, bytes_of, needs_of
+from culm.plan.rehearsal import process_bytes
 from culm.plan.speed import training_rate
 from culm.plan.target import UTILISATION, Target
-from culm.run.assemble import Assembly, evaluation_of, training_batches
+from culm.run.assemble import EVALUATED, Assembly, evaluation_of, training_batches
 from culm.run.objective import ModelLoader, build_objective, precision_of
 from culm.run.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
@@ -103,7 +103,9 @@ def show_needs(
         if train.objective.reads == "rollouts":
             found.attempt(lambda: training_batches(run))
     parallelize(objective, activation_checkpointing=train.activation_checkpointing)
-    needs = _counted(config, objective, context, found.ranks, load)
+    step = _step(config, context, found.ranks)
+    others = [model for model in load.loaded if model not in set(objective.models().values())]
+    needs = needs_of(objective, train.optimizer, step, others)
     sampled = train.objective.reads == "rollouts"
     per_step = needs.flops
     if sampled:  # the completions, which several steps may learn from
@@ -112,15 +114,15 @@ def show_needs(
     on = f"{target.name if target else device}, {precision}" + (
         f", {size(memory)}" if memory else ""
     )
-    row = config.data.format.group * context
-    section(console, "Needs", _needs(config, needs, per_step, row, found.ranks, on))
-    found.problems += _misfits(config, needs, memory, target)
+    taken, each = needs.memory.total, 0.0
+    if memory is None or taken <= memory:
+        each = _rate(target, model, device, precision, context)
+        if target is None and device.type == "cpu":
+            process = process_bytes(objective, train.optimizer, step, EVALUATED)
+            taken = taken if process is None else process + sum(map(bytes_of, others))
+    section(console, "Needs", _needs(config, needs, taken, per_step, step, on))
+    found.problems += _misfits(config, needs, taken, memory, target)
     if not found.problems:
-        each = (
-            target.rate(precision)
-            if target
-            else training_rate(model.config, device, precision, context)
-        )
         rate = found.ranks * each
         seconds = per_step * train.steps / rate
         least = "at least " if sampled else "about "
@@ -129,26 +131,33 @@ def show_needs(
         section(console, "Time", [("training", time)])
 
 
-def _counted(
-    config: RunConfig, objective: Objective, context: int, ranks: int, load: ModelLoader
-) -> Needs:
-    """Counted on the meta device, by the very modules that will run."""
-    train, own = config.train, set(objective.models().values())
-    group = config.data.format.group
-    return needs_of(
-        objective, train.optimizer, context, batch_size=train.batch_size, at_once=train.at_once,
-        sequences=group, packed=train.objective.reads == "documents",
-        columns=train.objective.columns, replicas=config.parallel.replicas, ranks=ranks,
-        others=[model for model in load.loaded if model not in own],
+def _step(config: RunConfig, context: int, ranks: int) -> Step:
+    train = config.train
+    return Step(
+        context, train.batch_size, train.at_once, sequences=config.data.format.group,
+        packed=train.objective.reads == "documents", columns=train.objective.columns,
+        replicas=config.parallel.replicas, ranks=ranks,
     )  # fmt: skip
 
 
+def _rate(
+    target: Target | None, model: Transformer, device: torch.device, precision: str, context: int
+) -> float:
+    """FLOP/s of a device."""
+    if target is not None:
+        return target.rate(precision)
+    return training_rate(model.config, device, precision, context)
+
+
 def _needs(
-    config: RunConfig, needs: Needs, per_step: float, row: int, ranks: int, on: str
+    config: RunConfig, needs: Needs, taken: int, per_step: float, step: Step, on: str
 ) -> list[tuple[str, ...]]:
-    """row: tokens of one. on: the device and its precision."""
-    steps, memory, tokens = config.train.steps, needs.memory, config.train.batch_size * row
-    each = f"{size(memory.total)}, plus Python and its libraries"
+    """taken: bytes of a process. on: the device and its precision."""
+    steps, memory, ranks = config.train.steps, needs.memory, step.ranks
+    tokens = step.batch_size * step.sequences * step.context
+    each, rest = size(taken), taken - memory.total
+    if not rest:
+        each = f"{each}, plus Python and its libraries"
     used = f", {count(needs.parameters - needs.idle)} for each token" if needs.idle else ""
     return [
         ("parameters", f"{count(needs.parameters)}{used}, {count(needs.trained)} trained"),
@@ -157,6 +166,7 @@ def _needs(
         ("memory", f"{each}, in each of {ranks} processes" if ranks > 1 else each),
         ("", f"weights {size(memory.weights)}, gradients {size(memory.gradients)}"),
         ("", f"optimizer {size(memory.optimizer)}, activations {size(memory.activations)}"),
+        *([("", f"Python, its libraries and gaps between buffers {size(rest)}")] if rest else []),
         ("device", on),
         ("checkpoint", size(needs.checkpoint_bytes)),
     ]
@@ -171,14 +181,14 @@ def _precision(found: Findings, device: torch.device) -> str:
 
 
 def _misfits(
-    config: RunConfig, needs: Needs, here: int | None, target: Target | None = None
+    config: RunConfig, needs: Needs, taken: int, here: int | None, target: Target | None = None
 ) -> Iterator[str]:
-    """What the machine does not have; the disk of a target is not known."""
-    if here is not None and needs.memory.total > here:
+    """What the machine does not have; the disk of a target is not known. taken: bytes of memory."""
+    if here is not None and taken > here:
         machine = f"a device {target.name}" if target else "this machine"
         rows = config.train.micro_batch_size or config.train.batch_size
         yield (
-            f"train.micro_batch_size: {rows} sequences need {size(needs.memory.total)} of memory, "
+            f"train.micro_batch_size: {rows} sequences need {size(taken)} of memory, "
             f"and {machine} has {size(here)}; use a smaller micro-batch, "
             "train.activation_checkpointing=true, an adapter, or a smaller model"
         )

@@ -23,7 +23,7 @@ from culm.optim.adamw import AdamW
 from culm.optim.muon import Muon
 from culm.parallel.parallelize import checkpoint_blocks
 from culm.plan.dry_run import TensorMemory, dry_run, meta_batch
-from culm.plan.needs import needs_of
+from culm.plan.needs import Step, needs_of
 from culm.plan.speed import training_rate
 
 CONTEXT = 256  # so many tokens that the head's are not filled up
@@ -38,10 +38,10 @@ def plan(objective=NextToken(), adapter=None, **settings):
     if objective.head == "scalar":
         with_scalar_head(model, 0)
     given = {"optimizer": AdamW(), "at_once": 8, **settings}
-    return needs_of(
-        build(objective, model), given.pop("optimizer"), CONTEXT, batch_size=8,
-        sequences=2 if objective.reads == "pairs" else 1, columns=objective.columns, **given,
-    )  # fmt: skip
+    built, optimizer = build(objective, model), given.pop("optimizer")
+    pairs = objective.reads == "pairs"
+    step = Step(CONTEXT, 8, sequences=2 if pairs else 1, columns=objective.columns, **given)
+    return needs_of(built, optimizer, step)
 
 
 def test_memory_by_hand():
@@ -128,7 +128,7 @@ from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextTokenObjective
 from culm.optim.adamw import AdamW
 from culm.plan.dry_run import ONES
-from culm.plan.needs import needs_of
+from culm.plan.needs import Step, needs_of
 from culm.train.memory import peak_bytes, reset_peak
 
 torch.set_num_threads(1)
@@ -139,7 +139,7 @@ def objective(device):
     model.set_backend("blocks")
     return NextTokenObjective(model.train())
 
-needs = needs_of(objective("meta"), AdamW(), 256, batch_size=12, at_once=12)
+needs = needs_of(objective("meta"), AdamW(), Step(256, batch_size=12, at_once=12))
 
 def steps(rows, length):
     trained = objective("cpu")
@@ -182,6 +182,6 @@ def test_gradients_of_frozen_weights_are_not_counted():
     objective = build(NextToken(), CONFIG.build(device="meta"))
     objective.model.embed.requires_grad_(False)
     assert isinstance(objective, nn.Module)
-    needs = needs_of(objective, AdamW(), 16, batch_size=2, at_once=2)
+    needs = needs_of(objective, AdamW(), Step(16, batch_size=2, at_once=2))
     assert needs.trained == needs.parameters - 64 * 32
     assert needs.memory.gradients == 4 * needs.trained
