@@ -112,7 +112,7 @@ def _to_buffer(value: Any) -> Any:
 def process_bytes(
     objective: Objective, optimizer: OptimizerConfig, step: Step, evaluated: int
 ) -> int | None:
-    """Memory of a process like this one that trains the objective; None if it cannot be told.
+    """Memory of a process like this one that trains the objective; None if it is unknown.
 
     Objective on the meta device. evaluated: rows that are scored at once.
 
@@ -165,7 +165,7 @@ def _evaluate(model: Transformer, step: Step, rows: int) -> None:
 
 @contextmanager
 def _gaps_filled() -> Iterator[None]:
-    """The heap without gaps, as in a process that has only begun."""
+    """The heap without gaps, as in a process that has just started."""
     held, size = list[Tensor](), LARGEST
     while size >= SMALLEST:
         before = heap_end()

