@@ -133,11 +133,16 @@ def relative_error(
 def _ratios(
     records: Sequence[Record], format: RecordFormat, tokenizer: Tokenizer
 ) -> Iterator[float]:
-    """Tokens per byte in each of the groups of consecutive records."""
-    length = -(-len(records) // GROUPS)
-    for start in range(0, len(records), max(1, length)):
+    """Tokens per byte in each of the groups of consecutive texts, of which long ones are cut."""
+    cut = [
+        text[start : start + GROUP_BYTES]
+        for text in _texts(records, format)
+        for start in range(0, len(text), GROUP_BYTES)
+    ]
+    length = max(1, -(-len(cut) // GROUPS))
+    for start in range(0, len(cut), length):
         texts, left = list[str](), GROUP_BYTES
-        for text in _texts(records[start : start + length], format):
+        for text in cut[start : start + length]:
             texts.append(text[:left])
             left -= len(texts[-1])
             if left <= 0:
