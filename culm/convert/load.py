@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from culm import hub
 from culm.adapt.merge import merge_verified
 from culm.adapt.multi_lora import attach_adapters
 from culm.adapt.quantize.linear import is_quantized
@@ -220,13 +221,15 @@ def download(name: str, revision: str | None = None) -> str:
         SettingError: there is none, or the hub is not reachable.
     """
     wanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+    offline = not hub.answers(name, "model", revision)
     try:
-        return snapshot_download(name, revision=revision, allow_patterns=wanted)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        offline = isinstance(error, LocalEntryNotFoundError)
-        reason = (
-            "the hub is not reachable: go online once, or give a folder"
-            if offline
-            else str(error).strip().splitlines()[0]
+        return snapshot_download(
+            name, revision=revision, allow_patterns=wanted, local_files_only=offline
         )
-        raise SettingError(f"{name}: no such folder, and not downloaded; {reason}") from None
+    except LocalEntryNotFoundError:
+        why = "the hub is not reachable: go online once, or give a folder"
+    except HfHubHTTPError as error:
+        why = hub.reason(error, "model")
+    except OSError as error:  # a full disk
+        why = str(error)
+    raise SettingError(f"{name}: no such folder, and not downloaded; {why}")

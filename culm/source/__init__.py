@@ -229,7 +229,7 @@ def open_source(
     if name == "stdlib":
         return Files("the Python standard library", stdlib.files(), "file", "replace")
     if HUB_ID.fullmatch(name) and kind_of(found) is None and not is_local(name):
-        return Hub(name)
+        return Hub(name, setting)
     raise SettingError(f"{setting}: there is no file or folder {name!r}")
 
 
