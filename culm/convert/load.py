@@ -99,6 +99,11 @@ def load_model(
                 "--tokenizer FILE.bin makes a folder of both"
             )
         return llama2c.load(path, tokenizer, device)
+    if (path / "run.yaml").is_file():
+        raise SettingError(
+            f"{path}: this run has no model yet, as it was stopped before its end; culm train with "
+            "the same settings resumes it"
+        )
     if path.exists():
         raise SettingError(f"{path}: not a readable model; known: {KNOWN}")
     if not on_hub(name):

@@ -12,13 +12,14 @@ from culm.adapt.lora import LoRA
 from culm.adapt.quantize.qat import QAT
 from culm.adapt.upcycle import Upcycle
 from culm.compose import Layout, compose_run
-from culm.config import Config, SettingError, one_of, parse
+from culm.config import Config, SettingError, alternatives, one_of, parse
 from culm.data.settings import DataConfig
 from culm.eval.settings import EvalConfig
 from culm.model.attend import Backend
 from culm.model.transformer import TransformerConfig
 from culm.objective import Objective
 from culm.objective.next_token import NextToken
+from culm.objective.objective import ObjectiveConfig
 from culm.optim import Optimizer, Schedule
 from culm.optim.adamw import AdamW
 from culm.optim.schedule import Cosine
@@ -166,11 +167,23 @@ class RunConfig(Config):
         if objective.reads != "rollouts" and data.gives not in (None, objective.reads):
             raise ValueError(
                 f"train.objective: {objective.kind} learns from {objective.reads}, and "
-                f"data.format={data.format.kind} gives {data.gives}"
+                f"data.format={data.format.kind} gives {data.gives}; {_learner_of(data.gives)}"
             )
         if self.model is not None and self.model.mtp and not objective.trains_mtp:
             raise ValueError(f"model.mtp: {objective.kind} does not train it; next_token does")
         return self
+
+
+def _learner_of(gives: str | None) -> str:
+    """The objectives that learn from what a format gives."""
+    kinds = [
+        kind.model_fields["kind"].default
+        for kind in alternatives(Objective)
+        if issubclass(kind, ObjectiveConfig) and kind.reads == gives
+    ]
+    if not kinds:
+        return f"no objective learns from {gives} yet"
+    return f"{' and '.join(kinds)} {'learn' if kinds[1:] else 'learns'} from {gives}"
 
 
 def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig, dict[str, str]]:
