@@ -20,7 +20,7 @@ from culm.config import Config, SettingError, listed
 from culm.log import say
 from culm.model.attend import Backend
 from culm.model.attention import Attention
-from culm.model.attention.gqa import GQA
+from culm.model.attention.gqa import GroupedQuery
 from culm.model.attention.part import AttentionConfig
 from culm.model.block import Block, Residual
 from culm.model.cache import Cache
@@ -67,8 +67,9 @@ class TrunkConfig(Config):
                 "init: gpt2 already scales weights with the depth, as completep does with "
                 "branches; use init=llama or zero"
             )
-        mixed = {a.kv_heads or a.heads for a in self.attention if isinstance(a, GQA)}
-        if len(mixed) > 1 and any(a.value_residual for a in self.attention if isinstance(a, GQA)):
+        grouped = [part for part in self.attention if isinstance(part, GroupedQuery)]
+        mixed = {part.kv_heads or part.heads for part in grouped}
+        if len(mixed) > 1 and any(part.value_residual for part in grouped):
             raise ValueError(
                 "attention[0].value_residual: values of unequal kv_heads cannot be mixed"
             )
