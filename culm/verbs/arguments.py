@@ -100,7 +100,7 @@ Vocabulary = Annotated[int, typer.Option(help="Number of tokens.", min=262)]
 # culm prepare
 TokenizerFolder = Annotated[str, typer.Option(help="A folder with a tokenizer.")]
 CorpusOut = Annotated[str, typer.Option(help="Folder of the prepared corpus.")]
-RecordFormat = Annotated[str, typer.Option(help="document, chat, pair or prompt.")]
+RecordFormat = Annotated[str, typer.Option(help="document, chat, pair, label or prompt.")]
 DocumentSplit = Annotated[
     str, typer.Option(help="Unit of a document in text files: file, paragraphs or lines.")
 ]
