@@ -139,6 +139,7 @@ def _adapted(folder: Path, device: torch.device | str) -> tuple[Transformer, Tok
         raise SettingError(f"{folder}: the base of this adapter: {error}") from None
     peft.load(model, folder)
     merge_verified(model)
+    model.trained_on = (*model.trained_on, "the data of an adapter")
     if (folder / "tokenizer.json").is_file():  # it may have a new chat template
         own = _generating_as(tokenizer, Tokenizer.load(folder))
         tokenizer = within_rows(own, model.config.vocabulary, folder)

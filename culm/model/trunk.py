@@ -151,7 +151,8 @@ def _period(parts: list[Any]) -> tuple[Any, ...]:
 class Trunk(nn.Module):
     """x: (B, T, E) -> normalised states (B, T, E).
 
-    Activations are computed in `dtype`, whatever the precision of the weights.
+    Activations are computed in `dtype`, whatever the precision of the weights. `trained_on` are the
+    stages of its training in words, which files of models carry; none are known of a new model.
     """
 
     config: TrunkConfig
@@ -160,6 +161,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = torch.float32
+        self.trained_on: tuple[str, ...] = ()
         config = config.scaled()
         self.head_scale = config.head_scale
         self.rotations = nn.ModuleList(rope.build(dim) for rope, dim in config.rotaries)
