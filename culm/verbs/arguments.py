@@ -30,8 +30,12 @@ Seed = Annotated[
 AnswerSeed = Annotated[int | None, typer.Option(help="The same seed gives the same text.", min=0)]
 
 Temperature = Annotated[
-    float,
-    typer.Option(help="0 always takes the most likely token; higher is more random.", min=0.0),
+    float | None,
+    typer.Option(
+        help="0 always takes the most likely token; higher is more random. Default: 0.8 for a "
+        "text, 0 for a chat.",
+        min=0.0,
+    ),
 ]
 TopK = Annotated[
     int, typer.Option(help="Sample from the k most likely tokens only; 0: from all.", min=0)

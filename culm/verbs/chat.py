@@ -14,7 +14,7 @@ from culm.text.language_model import LanguageModel
 
 def chat(
     loaded: LanguageModel, name: str, system: str | None, max_tokens: int | None,
-    temperature: float, top_p: float, seed: int | None,
+    temperature: float | None, top_p: float, seed: int | None,
 ) -> None:  # fmt: skip
     """Talk to the model that `name` named.
 
