@@ -39,6 +39,7 @@ from culm.model.scaling import CompleteP, Scaling
 class TrunkConfig(Config):
     """Blocks of one width.
 
+    width: elements of a state. layers: count of blocks.
     context: positions of a row in training.
     attention, mlp: one part for all layers, or a list that is repeated over them.
     norm: its kind, everywhere. residual: how the branches of a block are added.

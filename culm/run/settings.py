@@ -42,7 +42,9 @@ LAYOUT = Layout(
 
 
 class CheckpointConfig(Config):
-    """Saved every `every_steps` and at the end; the newest `keep` are kept."""
+    """every_steps: optimizer steps between two checkpoints; one is saved at the end in any case.
+    keep: how many of the newest stay.
+    """
 
     every_steps: PositiveInt | None = None
     keep: PositiveInt = 2
@@ -54,6 +56,8 @@ class TrainConfig(Config):
 
     micro_batch_size: sequences that are computed at once; fewer need less memory and give the same
         result.
+    objective: what is learned, and so the loss. optimizer: the rule that updates the weights.
+    schedule: how the learning rate moves over the steps. checkpoint: how often the state is saved.
     context: tokens of a sequence; the model's, unless given. clip: maximum gradient norm.
     precision: of activations; weights and optimizer states stay in fp32. auto takes bf16 where it
         is the faster matmul precision of this machine.
@@ -128,6 +132,9 @@ class RunConfig(Config):
         or hub id of Hugging Face (`culm.run.start.Pretrained`); without it `model` is built and
         `tokenizer` is trained on the data, with the model's vocabulary size unless given.
         `model: {depth: 12}` is one dial for all of it (`culm.run.dial`).
+    tokenizer: of a new model; byte-level BPE unless given. model: a new model to build.
+    data: what is learned from. train: how it is learned. parallel: how several processes share it.
+    eval: what is measured.
     upcycle: turn dense feed-forwards of the start into experts.
     track: where metrics are reported to, besides the files in the folder.
     """
