@@ -9,12 +9,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from huggingface_hub import constants
+from tiny import model
 
 from culm import hub
 from culm.config import SettingError
 from culm.convert.load import load_adapter, load_model, load_pretrained
 from culm.source import open_source
-from tests.tiny import model
 
 OFFLINE = "the hub is not reachable: go online"
 

@@ -1,13 +1,13 @@
 """What `culm chat` says of a model before the dialogue."""
 
 import pytest
+from tiny import model as tiny_model
 
 from culm.config import SettingError
 from culm.serve.terminal import Terminal
 from culm.text.language_model import LanguageModel
 from culm.tokenizer.bytes import Bytes
 from culm.verbs.chat import chat
-from tests.tiny import model as tiny_model
 
 
 @pytest.fixture
