@@ -134,6 +134,14 @@ def test_the_pages_build(tmp_path):
     assert (tmp_path / "site" / "recipes" / "serve" / "index.html").is_file()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_the_same_in_zsh(page):
+    """There, a word with one of these characters is a pattern that matches no file."""
+    for line in "\n".join(blocks(page, "bash")).splitlines():
+        bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", line)
+        assert not re.search(r"[\[\]*?{}#!]|\s[=~]", bare), line
+
+
 def test_the_sweep_runs_every_setting_and_is_compared(tmp_path, monkeypatch, capsys):
     """Its loop as bash reads it, with a command that notes its arguments."""
     page = ROOT / "docs" / "recipes" / "sweep.md"
