@@ -177,8 +177,8 @@ def _misfits(
     if here is not None and needs.memory.total > here:
         machine = f"a device {target.name}" if target else "this machine"
         yield (
-            f"train.micro_batch_size: {needs.rows} sequences need {size(needs.memory.total)} of memory, "
-            f"and {machine} has {size(here)}; use a smaller micro-batch, "
+            f"train.micro_batch_size: {needs.rows} sequences need {size(needs.memory.total)} of "
+            f"memory, and {machine} has {size(here)}; use a smaller micro-batch, "
             "train.activation_checkpointing=true, an adapter, or a smaller model"
         )
     if target is not None:
