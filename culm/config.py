@@ -155,7 +155,7 @@ def _in_words(problem: Any) -> str:
 
 def _path(kind: Any, places: Sequence[str | int], where: str) -> str:
     """The dotted path of a problem, without the branches of unions, which pydantic names too."""
-    path, here, keyed = where, list(_alternatives(kind)), False
+    path, here, keyed = where, list(alternatives(kind)), False
     for part in places:
         fields = [m.model_fields[str(part)] for m in here if str(part) in m.model_fields]
         if isinstance(part, int):
@@ -164,7 +164,7 @@ def _path(kind: Any, places: Sequence[str | int], where: str) -> str:
             path += f".{part}" if path else part
         keyed = any(_is_mapping(field.annotation) for field in fields)
         if fields:
-            here = [model for field in fields for model in _alternatives(field.annotation)]
+            here = [model for field in fields for model in alternatives(field.annotation)]
     return path
 
 
@@ -176,23 +176,23 @@ def _is_mapping(annotation: Any) -> bool:
 
 def _names(kind: Any, path: Sequence[str | int]) -> list[str]:
     """The settings there are where the path leads."""
-    here = list(_alternatives(kind))
+    here = list(alternatives(kind))
     for part in path:
         fields = [m.model_fields[part] for m in here if part in m.model_fields]
         if fields:
-            here = [model for field in fields for model in _alternatives(field.annotation)]
+            here = [model for field in fields for model in alternatives(field.annotation)]
         else:  # an index, or the kind that was chosen
             here = [model for model in here if part in _kind(model)] or here
     return sorted({name for model in here for name in model.model_fields})
 
 
-def _alternatives(kind: Any) -> Iterator[type[BaseModel]]:
+def alternatives(kind: Any) -> Iterator[type[BaseModel]]:
     """The settings classes that an annotation names, without those inside of them."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         yield kind
     else:
         for part in get_args(kind):
-            yield from _alternatives(part)
+            yield from alternatives(part)
 
 
 def _kind(model: type[BaseModel]) -> set[str]:

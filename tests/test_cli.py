@@ -174,24 +174,6 @@ def test_chat_ends_with_the_input(culm, model, monkeypatch):
     assert "is a base model" in out
 
 
-@pytest.mark.parametrize(
-    ("data", "base"),
-    [
-        ("{path: [x], format: {kind: document}}", True),
-        ("{path: [x], format: {kind: chat}}", False),
-        ("{prepared: corpus, format: {kind: document}}", False),
-    ],
-)
-def test_a_chat_says_that_a_model_is_a_base_model(tmp_path, data, base):
-    from culm.verbs.chat import is_base
-
-    (tmp_path / "model").mkdir()
-    (tmp_path / "run.yaml").write_text(f"data: {data}\ntrain: {{objective: next_token}}\n")
-    assert is_base(str(tmp_path)) is base
-    assert is_base(str(tmp_path / "model")) is base
-    assert not is_base("owner/name")
-
-
 def test_eval_prints_each_task_with_its_interval(culm, model):
     code, out, _ = culm("eval", model, "--questions", 2, "--device", "cpu")
     assert code == 0

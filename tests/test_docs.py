@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -131,3 +132,40 @@ def test_the_pages_build(tmp_path):
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "recipes" / "serve" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_the_same_in_zsh(page):
+    """There, a word with one of these characters is a pattern that matches no file."""
+    for line in "\n".join(blocks(page, "bash")).splitlines():
+        bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", line)
+        assert not re.search(r"[\[\]*?{}#!]|\s[=~]", bare), line
+
+
+def test_the_sweep_runs_every_setting_and_is_compared(tmp_path, monkeypatch, capsys):
+    """Its loop as bash reads it, with a command that notes its arguments."""
+    page = ROOT / "docs" / "recipes" / "sweep.md"
+    noted = tmp_path / "culm"
+    noted.write_text('#!/bin/sh\nprintf "%s\\n" "$*" >> commands\n')
+    noted.chmod(0o755)
+    (script,) = blocks(page, "bash")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(
+        ["bash", "-ec", script], cwd=tmp_path, env={**os.environ, "PATH": path}, check=True
+    )
+    lines = [line.split() for line in (tmp_path / "commands").read_text().splitlines()]
+    runs = [read_run(line[1], line[2:])[0] for line in lines if line[0] == "train"]
+    assert len(runs) == 9
+    assert {(run.train.optimizer.rate, run.seed) for run in runs} == {
+        (rate, seed) for rate in (1e-3, 3e-3, 1e-2) for seed in (0, 1, 2)
+    }
+    assert lines[1][3] == lines[0][3]  # the tokenizer of the corpus
+    for run in runs:
+        folder = tmp_path / run.folder
+        folder.mkdir(parents=True)
+        results = {"bits_per_byte": run.train.optimizer.rate + run.seed / 100}
+        (folder / "results.json").write_text(json.dumps(results))
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(page, "python")
+    exec(compile(code, page.name, "exec"), {})
+    assert "rate-1e-3: 0.0110 ± 0.0100 bits per byte, 3 seeds" in capsys.readouterr().out

@@ -112,6 +112,54 @@ assert 0 <= first["top_accuracy"] < last["top_accuracy"] <= 1, (first, last)
 assert last["bits_per_byte"] < first["bits_per_byte"]
 """
 
+FORMAT = """
+pairs = [{"en": f"word {n}", "de": f"Wort {n}"} for n in range(60)]
+pairs.append({"en": "Ja", "de": "Ja", "note": "the same"})
+Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\\n" for pair in pairs))
+translation = {"kind": "translation", "target": "de", "language": "German"}
+data = {"path": "pairs.jsonl", "held_out": 0.2, "format": translation}
+folder = run("german", steps=40, optimizer=muon, data=data)
+lines = read_lines(folder / "metrics.jsonl")
+assert lines[-1]["loss"] < 0.5 * lines[0]["loss"], (lines[0], lines[-1])
+told = json.loads((folder / "results.json").read_text())["data"]
+assert any(line.startswith("1 records are the same in both languages") for line in told), told
+Path("bad.jsonl").write_text(json.dumps({"en": "a", "fr": "b"}) + "\\n")
+try:
+    run("bad", steps=1, data={**data, "path": "bad.jsonl"})
+except ValueError as error:
+    assert "bad.jsonl: line 1: no text in 'en' and 'de'; it has en (text), fr" in str(error), error
+else:
+    raise AssertionError("a record without a translation was accepted")
+plan("sft", f"start={folder}", "data=chat", "data.path=pairs.jsonl", "train.steps=2",
+     "data.format={kind: translation, target: de, language: German}", "folder=runs/planned")
+"""
+
+TASK = """
+from culm.task.weekdays import Weekdays
+
+days = Weekdays(longest=9)
+asked_in = {split: {days.question(split, n, 0).prompt for n in range(200)}
+            for split in ("train", "test")}
+assert asked_in["train"] and asked_in["test"] and not asked_in["train"] & asked_in["test"]
+question = days.question("test", 3, 1)
+assert question == days.question("test", 3, 1)
+assert days.score(question, f" {question.answer} ") == 1 and days.score(question, "") == 0
+data = {"tasks": [{"kind": "weekdays", "longest": 9}], "questions": 300, "format": "chat"}
+measure = {"measures": {"exact_match": {"tasks": ["weekdays"], "questions": 8}}}
+base = run("days", steps=40, optimizer=muon, data=data, eval=measure)
+lines = read_lines(base / "metrics.jsonl")
+assert lines[-1]["loss"] < 0.5 * lines[0]["loss"], (lines[0], lines[-1])
+results = json.loads((base / "results.json").read_text())
+assert 0 <= results["exact_match"]["weekdays"]["value"] <= 1, results
+rollout = {"group": 4, "max_tokens": 12}
+tuned = run("rl", start=base, steps=2, data={"tasks": data["tasks"]}, batch_size=8,
+            objective="grpo", rollout=rollout, optimizer=muon)
+assert all(0 <= line["reward"] <= 1 for line in read_lines(tuned / "metrics.jsonl"))
+chosen = ["data.tasks=[weekdays]", "eval.measures.exact_match.tasks=[weekdays]", "train.steps=2"]
+plan("sft", f"start={base}", *chosen, "folder=runs/planned")
+plan("grpo", f"start={base}", *chosen, "folder=runs/planned")
+"""
+
 PREAMBLE = """
 import json, random, subprocess, sys
 from pathlib import Path
@@ -158,6 +206,8 @@ PAGES = {
     "optimizer": PREAMBLE + LION,
     "tracker": PREAMBLE + TRACKER,
     "measure": PREAMBLE + MEASURE,
+    "format": PREAMBLE + FORMAT,
+    "task": PREAMBLE + TASK,
 }
 
 

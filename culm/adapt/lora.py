@@ -35,7 +35,8 @@ class LoRA(Config):
     """targets: patterns of linear layers, such as `blocks.*.attention.{q,v}`; default: all layers
     of the blocks. Experts and routers have no adapters; shared experts have.
 
-    B A x is scaled by alpha / rank, or with rslora by alpha / sqrt(rank) (arXiv 2312.03732).
+    rank: inner width of an adapter. alpha: B A x is scaled by alpha / rank. dropout: of its input.
+    rslora: scale by alpha / sqrt(rank) instead (arXiv 2312.03732).
     dora: learn the norm of each output row separately from its direction (arXiv 2402.09353).
     lora_plus_ratio: learning rate of B as a multiple of A's; LoRA+ (arXiv 2402.12354) uses 16.
     train_also: patterns of embedding, norms and linear layers to train in full.

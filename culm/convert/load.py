@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from culm import hub
 from culm.adapt.merge import merge_verified
 from culm.adapt.multi_lora import attach_adapters
 from culm.adapt.quantize.linear import is_quantized
@@ -98,6 +99,11 @@ def load_model(
                 "--tokenizer FILE.bin makes a folder of both"
             )
         return llama2c.load(path, tokenizer, device)
+    if (path / "run.yaml").is_file():
+        raise SettingError(
+            f"{path}: this run has no model yet, as it was stopped before its end; culm train with "
+            "the same settings resumes it"
+        )
     if path.exists():
         raise SettingError(f"{path}: not a readable model; known: {KNOWN}")
     if not on_hub(name):
@@ -133,6 +139,7 @@ def _adapted(folder: Path, device: torch.device | str) -> tuple[Transformer, Tok
         raise SettingError(f"{folder}: the base of this adapter: {error}") from None
     peft.load(model, folder)
     merge_verified(model)
+    model.trained_on = (*model.trained_on, "the data of an adapter")
     if (folder / "tokenizer.json").is_file():  # it may have a new chat template
         own = _generating_as(tokenizer, Tokenizer.load(folder))
         tokenizer = within_rows(own, model.config.vocabulary, folder)
@@ -220,13 +227,15 @@ def download(name: str, revision: str | None = None) -> str:
         SettingError: there is none, or the hub is not reachable.
     """
     wanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+    offline = not hub.answers(name, "model", revision)
     try:
-        return snapshot_download(name, revision=revision, allow_patterns=wanted)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        offline = isinstance(error, LocalEntryNotFoundError)
-        reason = (
-            "the hub is not reachable: go online once, or give a folder"
-            if offline
-            else str(error).strip().splitlines()[0]
+        return snapshot_download(
+            name, revision=revision, allow_patterns=wanted, local_files_only=offline
         )
-        raise SettingError(f"{name}: no such folder, and not downloaded; {reason}") from None
+    except LocalEntryNotFoundError:
+        why = "the hub is not reachable: go online once, or give a folder"
+    except HfHubHTTPError as error:
+        why = hub.reason(error, "model")
+    except OSError as error:  # a full disk
+        why = str(error)
+    raise SettingError(f"{name}: no such folder, and not downloaded; {why}")

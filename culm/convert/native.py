@@ -45,6 +45,7 @@ class Folder(Config):
     model: TransformerConfig
     dtype: Literal["float32", "bfloat16", "float16"]
     quantized: dict[str, Quantizer]
+    trained_on: tuple[str, ...] = ()
     sha256: dict[str, str]
 
 
@@ -78,10 +79,11 @@ def stream(
     tokenizer: Tokenizer,
     folder: str | Path,
     source: str,
+    trained_on: tuple[str, ...] = (),
 ) -> None:
     """As `save`, for a model whose tensors come one at a time and are never all in memory.
 
-    source: the file or folder of the tensors, for messages.
+    source: the file or folder of the tensors, for messages. trained_on: as in `Trunk`.
 
     Raises:
         SettingError: as `save`, or as `culm.convert.weights.assemble`.
@@ -90,6 +92,7 @@ def stream(
     folder = Path(folder)
     refuse_nonempty(folder, SETTINGS)
     model = config.build(device="meta")
+    model.trained_on = trained_on
     expected = stored(model)
     shapes = {name: tensor.shape for name, tensor in expected.items()}
     with atomic(folder) as fresh:
@@ -110,6 +113,7 @@ def _describe(
         "model": model.config.model_dump(mode="json"),
         "dtype": name_of(model.dtype),
         "quantized": packed,
+        "trained_on": list(model.trained_on),
         "sha256": {file: sha256(fresh / file) for file in GUARDED},
     }
     write_json(fresh / SETTINGS, {**values, "digest": _digest(values)})
@@ -129,7 +133,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Transf
         _verify(folder / name, digest)
     tensors, source = read_safetensors(folder / WEIGHTS), str(folder / WEIGHTS)
     model = assemble(about.model, tensors, source, device, about.quantized)
-    model.dtype = DTYPES[about.dtype]
+    model.dtype, model.trained_on = DTYPES[about.dtype], about.trained_on
     tokenizer = Tokenizer.load(folder)
     check_vocabulary(tokenizer, about.model.vocabulary, folder)
     return model, tokenizer

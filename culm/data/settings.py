@@ -33,8 +33,9 @@ class DataConfig(Config):
     packing: "auto" cuts documents into windows and packs dialogues whole into bins.
     max_documents, max_bytes: read no more than so many records, and stop once so many bytes of
         text were read. A stream that is larger than the disk needs one of them.
-    tasks: in place of a path, dialogues of these task generators, so many `questions` in all, 1 to
-        `turns` of them in a dialogue; an on-policy objective asks without end instead.
+    tasks: in place of a path, dialogues of these task generators; an on-policy objective asks their
+        questions without end.
+    questions: of the tasks, in all. turns: maximum number of questions in a dialogue.
     """
 
     path: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()

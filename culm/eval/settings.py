@@ -27,9 +27,9 @@ def _named(measures: Any) -> Any:
 
 
 class EvalConfig(Config):
-    """What is measured at the start and the end of a run, and every `every_steps` if given.
+    """What is measured at the start and the end of a run, and in between if asked for.
 
-    seed: of the questions and of sampling.
+    every_steps: optimizer steps between two evaluations. seed: of the questions and of sampling.
     measures: by name, which stands for the kind: `{held_out: {tokens: 50000}}`. Several of one kind
         have names of their own: `{books: {kind: held_out}}`. A measure that is null is left out.
     """

@@ -30,7 +30,8 @@ class Norm(nn.Module, ABC):
 class RMSNormConfig(Config):
     """x / rms(x) * weight (arXiv 1910.07467).
 
-    centered: 1 is added to the stored weight, which is around zero, as in Gemma.
+    eps: added to the mean square. centered: 1 is added to the stored weight, which is around zero,
+        as in Gemma.
     """
 
     kind: Literal["rms"] = "rms"
@@ -66,7 +67,10 @@ def rescaled(weight: Tensor, factor: Tensor | float, centered: bool) -> Tensor:
 
 
 class LayerNormConfig(Config):
-    """(x - mean) / std * weight + bias (arXiv 1607.06450)."""
+    """(x - mean) / std * weight + bias (arXiv 1607.06450).
+
+    eps: added to the variance. bias: whether there is one.
+    """
 
     kind: Literal["layer"] = "layer"
     eps: PositiveFloat = 1e-5

@@ -65,8 +65,8 @@ class NTKScaling(RopeScaling):
 
 
 class Llama3Scaling(RopeScaling):
-    """original: tokens of the old context. Pairs with less than `low` turns in it are slowed by the
-    factor, those with more than `high` turns are not, and between them smoothly.
+    """original: tokens of the old context. low: pairs with fewer turns in it are slowed by the
+    factor. high: pairs with more turns are not slowed, and those between smoothly.
     """
 
     kind: Literal["llama3"] = "llama3"
@@ -89,8 +89,8 @@ class Llama3Scaling(RopeScaling):
 
 
 class YaRNScaling(RopeScaling):
-    """original: tokens of the old context. Pairs with more than `fast` turns in it stay, those with
-    less than `slow` turns are slowed down by the factor, and between them by a ramp over the pairs.
+    """original: tokens of the old context. fast: pairs with more turns in it stay. slow: pairs with
+        fewer turns are slowed down by the factor, and those between by a ramp over the pairs.
     attention: factor of cosines and sines; 0.1 ln(factor) + 1 if not given. truncate: the ramp
     starts and ends at integer pairs.
     """

@@ -56,14 +56,13 @@ class Multiples(NamedTuple):
     eps: float = 1.0
 
 
-class MuP(Config):
-    """muP (arXiv 2203.03466): the size of a learning step does not depend on the width.
+class WidthRule(Config):
+    """The rules of muP, for the kinds below.
 
     base_width, base_head_dim: of the model for which rates and initial weights were chosen. All
     inner sizes of a block (heads, hidden, rank) are assumed to grow with the width.
     """
 
-    kind: Literal["mup"] = "mup"
     base_width: PositiveInt = 256
     base_head_dim: PositiveInt = 64
 
@@ -94,14 +93,20 @@ class MuP(Config):
                 parameter.mul_(self.widths(width) ** -0.5)
 
 
-class CompleteP(MuP):
+class MuP(WidthRule):
+    """muP (arXiv 2203.03466): the size of a learning step does not depend on the width."""
+
+    kind: Literal["mup"] = "mup"
+
+
+class CompleteP(WidthRule):
     """CompleteP (arXiv 2505.01618) with alpha = 1: muP for width and depth.
 
-    base_width, base_head_dim: as in mup. base_depth: layers of the model for which rates were
+    base_depth: layers of the model for which rates were
     chosen. Initial weights must not shrink with the depth too: use init llama or zero.
     """
 
-    kind: Literal["completep"] = "completep"  # type: ignore[assignment]
+    kind: Literal["completep"] = "completep"
     base_depth: PositiveInt = 4
 
     def depths(self, layers: int) -> float:

@@ -24,7 +24,8 @@ from culm.model.trunk import Trunk, TrunkConfig, multiplied, new_blocks
 class TransformerConfig(TrunkConfig):
     """A decoder-only Transformer.
 
-    vocabulary: rows of the token embedding. context: tokens of a row in training.
+    vocabulary: rows of the token embedding. width: elements of a state. layers: count of blocks.
+    context: tokens of a row in training.
     attention, mlp: one part for all layers, or a list that is repeated over them.
     norm: its kind, everywhere. residual: how the branches of a block are added.
     learned_positions: add a learned row per position to the token embedding (as GPT-2).

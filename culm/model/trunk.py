@@ -20,7 +20,7 @@ from culm.config import Config, SettingError, listed
 from culm.log import say
 from culm.model.attend import Backend
 from culm.model.attention import Attention
-from culm.model.attention.gqa import GQA
+from culm.model.attention.gqa import GroupedQuery
 from culm.model.attention.part import AttentionConfig
 from culm.model.block import Block, Residual
 from culm.model.cache import Cache
@@ -39,6 +39,7 @@ from culm.model.scaling import CompleteP, Scaling
 class TrunkConfig(Config):
     """Blocks of one width.
 
+    width: elements of a state. layers: count of blocks.
     context: positions of a row in training.
     attention, mlp: one part for all layers, or a list that is repeated over them.
     norm: its kind, everywhere. residual: how the branches of a block are added.
@@ -67,8 +68,9 @@ class TrunkConfig(Config):
                 "init: gpt2 already scales weights with the depth, as completep does with "
                 "branches; use init=llama or zero"
             )
-        mixed = {a.kv_heads or a.heads for a in self.attention if isinstance(a, GQA)}
-        if len(mixed) > 1 and any(a.value_residual for a in self.attention if isinstance(a, GQA)):
+        grouped = [part for part in self.attention if isinstance(part, GroupedQuery)]
+        mixed = {part.kv_heads or part.heads for part in grouped}
+        if len(mixed) > 1 and any(part.value_residual for part in grouped):
             raise ValueError(
                 "attention[0].value_residual: values of unequal kv_heads cannot be mixed"
             )
@@ -150,7 +152,8 @@ def _period(parts: list[Any]) -> tuple[Any, ...]:
 class Trunk(nn.Module):
     """x: (B, T, E) -> normalised states (B, T, E).
 
-    Activations are computed in `dtype`, whatever the precision of the weights.
+    Activations are computed in `dtype`, whatever the precision of the weights. `trained_on` are the
+    stages of its training in words, which files of models carry; none are known of a new model.
     """
 
     config: TrunkConfig
@@ -159,6 +162,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = torch.float32
+        self.trained_on: tuple[str, ...] = ()
         config = config.scaled()
         self.head_scale = config.head_scale
         self.rotations = nn.ModuleList(rope.build(dim) for rope, dim in config.rotaries)

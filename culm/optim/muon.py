@@ -27,7 +27,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 class Muon(OptimizerConfig):
     """rate: of hidden matrices; an update has the root mean square 0.2 * rate, about that of AdamW
     (Moonlight scaling), so that rates of AdamW carry over. adamw_ratio: the rate of everything
-    else, as a multiple of it.
+    else, as a multiple of it. momentum: of hidden matrices. weight_decay: as in AdamW.
+    betas, eps: of AdamW, which updates everything else.
 
     In a model with a scaling rule they are those of its base; the rate of hidden matrices falls
     with the root of the width (`culm.model.scaling`).

@@ -16,7 +16,11 @@ def _warmup(step: int, steps: int, share: float) -> float:
 
 
 class Cosine(Config):
-    """Linear warm-up over a share of the steps, then half a cosine down to `final`."""
+    """Linear warm-up, then half a cosine down.
+
+    warmup: share of the steps in which the rate rises.
+    final: the last rate, as a share of the greatest.
+    """
 
     kind: Literal["cosine"] = "cosine"
     warmup: float = Field(0.02, ge=0, lt=1)
@@ -32,7 +36,11 @@ class Cosine(Config):
 
 
 class WSD(Config):
-    """Warm-up, stable, decay (arXiv 2404.06395); the decay is 1 - sqrt(x) (arXiv 2405.18392)."""
+    """Warm-up, stable, decay (arXiv 2404.06395); the decay is 1 - sqrt(x) (arXiv 2405.18392).
+
+    warmup: share of the steps in which the rate rises. decay: share in which it falls.
+    final: the last rate, as a share of the greatest.
+    """
 
     kind: Literal["wsd"] = "wsd"
     warmup: float = Field(0.02, ge=0, lt=1)
@@ -50,7 +58,10 @@ class WSD(Config):
 
 
 class Constant(Config):
-    """Linear warm-up, then level."""
+    """Linear warm-up, then level.
+
+    warmup: share of the steps in which the rate rises.
+    """
 
     kind: Literal["constant"] = "constant"
     warmup: float = Field(0.0, ge=0, lt=1)

@@ -37,12 +37,14 @@ class Memory:
 @dataclass(frozen=True)
 class Needs:
     """parameters: of the model. idle: those of experts that a token is not sent to. trained: those
-    that learn. flops: of a step, over all processes. checkpoint_bytes: of one checkpoint.
+    that learn. rows: that a process computes at once. flops: of a step, over all processes.
+    checkpoint_bytes: of one checkpoint.
     """
 
     parameters: int
     idle: int
     trained: int
+    rows: int
     flops: float
     memory: Memory
     checkpoint_bytes: int
@@ -112,6 +114,7 @@ def needs_of(
         parameters=sum(p.numel() for p in objective.model.parameters()),
         idle=idle_parameters(objective.model),
         trained=sum(parameter.numel() for parameter in learned),
+        rows=rows,
         flops=cost.flops * step.batch_size / tried + update,
         memory=memory,
         checkpoint_bytes=gradients + state,

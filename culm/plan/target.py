@@ -23,9 +23,10 @@ class Target:
         return UTILISATION * (self.bf16 if precision == "bf16" else self.fp32)
 
 
-# Of the makers' datasheets: NVIDIA A100 80GB SXM, H100 SXM, H200 SXM, L4, L40S; the whitepapers of
-# the GA102 (RTX 3090) and Ada (RTX 4090) architectures; AMD Instinct MI300X. Where a datasheet
-# gives bf16 with sparsity, half of it.
+# Of the makers' datasheets: NVIDIA A100 80GB SXM, H100 SXM, H200 SXM, L4 (bf16 242 with sparsity,
+# fp32 30.3), L40S (bf16 362.05, 733 with sparsity; fp32 91.6); AMD Instinct MI300X (bf16 1307.4,
+# fp32 163.4); the whitepapers of the GA102 (RTX 3090) and Ada (RTX 4090: bf16 165.2, fp32 82.6).
+# Where a datasheet gives bf16 with sparsity alone, half of it.
 TARGETS = {
     target.name: target
     for target in (

@@ -20,6 +20,7 @@ from culm.run.assemble import Assembly
 from culm.run.initial import initial_model
 from culm.run.objective import change_model
 from culm.run.start import model_id
+from culm.run.trained_on import trained_on
 from culm.run.verdict import verdict
 from culm.train.events import Listeners, Measured
 from culm.train.memory import peak_bytes
@@ -97,11 +98,13 @@ def _write_models(run: Assembly) -> None:
         return
     if train.adapter is not None:
         _write_adapter(run, whole.model)
+    stages = trained_on(run, whole.model.trained_on)
     for name, model in whole.trained().items():
         if adapters_of(model):
             merge_verified(model)
         if train.qat is not None:
             convert(model)
+        model.trained_on = stages
         native.save(model, run.tokenizer, run.folder / name)
 
 

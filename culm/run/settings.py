@@ -12,13 +12,14 @@ from culm.adapt.lora import LoRA
 from culm.adapt.quantize.qat import QAT
 from culm.adapt.upcycle import Upcycle
 from culm.compose import Layout, compose_run
-from culm.config import Config, SettingError, one_of, parse
+from culm.config import Config, SettingError, alternatives, one_of, parse
 from culm.data.settings import DataConfig
 from culm.eval.settings import EvalConfig
 from culm.model.attend import Backend
 from culm.model.transformer import TransformerConfig
 from culm.objective import Objective
 from culm.objective.next_token import NextToken
+from culm.objective.objective import ObjectiveConfig
 from culm.optim import Optimizer, Schedule
 from culm.optim.adamw import AdamW
 from culm.optim.schedule import Cosine
@@ -41,7 +42,9 @@ LAYOUT = Layout(
 
 
 class CheckpointConfig(Config):
-    """Saved every `every_steps` and at the end; the newest `keep` are kept."""
+    """every_steps: optimizer steps between two checkpoints; one is saved at the end in any case.
+    keep: how many of the newest stay.
+    """
 
     every_steps: PositiveInt | None = None
     keep: PositiveInt = 2
@@ -53,6 +56,8 @@ class TrainConfig(Config):
 
     micro_batch_size: sequences that are computed at once; fewer need less memory and give the same
         result.
+    objective: what is learned, and so the loss. optimizer: the rule that updates the weights.
+    schedule: how the learning rate moves over the steps. checkpoint: how often the state is saved.
     context: tokens of a sequence; the model's, unless given. clip: maximum gradient norm.
     precision: of activations; weights and optimizer states stay in fp32. auto takes bf16 where it
         is the faster matmul precision of this machine.
@@ -127,6 +132,9 @@ class RunConfig(Config):
         or hub id of Hugging Face (`culm.run.start.Pretrained`); without it `model` is built and
         `tokenizer` is trained on the data, with the model's vocabulary size unless given.
         `model: {depth: 12}` is one dial for all of it (`culm.run.dial`).
+    tokenizer: of a new model; byte-level BPE unless given. model: a new model to build.
+    data: what is learned from. train: how it is learned. parallel: how several processes share it.
+    eval: what is measured.
     upcycle: turn dense feed-forwards of the start into experts.
     track: where metrics are reported to, besides the files in the folder.
     """
@@ -166,11 +174,23 @@ class RunConfig(Config):
         if objective.reads != "rollouts" and data.gives not in (None, objective.reads):
             raise ValueError(
                 f"train.objective: {objective.kind} learns from {objective.reads}, and "
-                f"data.format={data.format.kind} gives {data.gives}"
+                f"data.format={data.format.kind} gives {data.gives}; {_learner_of(data.gives)}"
             )
         if self.model is not None and self.model.mtp and not objective.trains_mtp:
             raise ValueError(f"model.mtp: {objective.kind} does not train it; next_token does")
         return self
+
+
+def _learner_of(gives: str | None) -> str:
+    """The objectives that learn from what a format gives."""
+    kinds = [
+        kind.model_fields["kind"].default
+        for kind in alternatives(Objective)
+        if issubclass(kind, ObjectiveConfig) and kind.reads == gives
+    ]
+    if not kinds:
+        return f"no objective learns from {gives} yet"
+    return f"{' and '.join(kinds)} {'learn' if kinds[1:] else 'learns'} from {gives}"
 
 
 def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig, dict[str, str]]:

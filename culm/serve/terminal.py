@@ -33,7 +33,7 @@ class Terminal:
         model: LanguageModel,
         system: str | None = None,
         max_tokens: int | None = None,
-        temperature: float = 0.0,
+        temperature: float | None = None,
         top_p: float = 1.0,
         seed: int | None = None,
         console: Console | None = None,

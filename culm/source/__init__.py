@@ -164,7 +164,7 @@ def open_source(
     if name == "stdlib":
         return Files("the Python standard library", stdlib.files(), "file", "replace")
     if hub.ID.fullmatch(name) and kind_of(found) is None and not is_local(name):
-        return hub.Hub(name)
+        return hub.Hub(name, setting)
     raise SettingError(f"{setting}: there is no file or folder {name!r}")
 
 

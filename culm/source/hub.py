@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, streamed; also a folder in the hub's layout."""
+"""Datasets of the Hugging Face hub, streamed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from culm import hub
 from culm.config import SettingError
 from culm.source.record import Record
 
@@ -17,9 +18,13 @@ SECONDS = 10.0  # that the hub has to name its newest revision
 
 @dataclass(frozen=True)
 class Hub:
-    """name: owner/name[@revision][:subset[:split]], as in HuggingFaceFW/fineweb-edu:sample-10BT."""
+    """name: owner/name[@revision][:subset[:split]], as in HuggingFaceFW/fineweb-edu:sample-10BT.
+
+    setting: what errors call it.
+    """
 
     name: str
+    setting: str = "data.path"
     size: int | None = None  # the hub does not say
 
     @property
@@ -27,26 +32,32 @@ class Hub:
         """owner/name."""
         return self.name.partition(":")[0].partition("@")[0]
 
+    @property
+    def wanted(self) -> str | None:
+        """The revision in the name."""
+        return self.name.partition(":")[0].partition("@")[2] or None
+
     @cached_property
     def revision(self) -> str | None:
         """The commit that is read, each time the same; None if the hub does not say."""
         from huggingface_hub import HfApi
 
-        wanted = self.name.partition(":")[0].partition("@")[2] or None
         try:
-            return HfApi().dataset_info(self.dataset, revision=wanted, timeout=SECONDS).sha
+            return HfApi().dataset_info(self.dataset, revision=self.wanted, timeout=SECONDS).sha
         except (OSError, ValueError):  # what the hub raises derives from these
-            return wanted
+            return self.wanted
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         try:
-            from datasets import load_dataset
+            from datasets import config, load_dataset
         except ImportError:
             raise SettingError(
-                f"data.path: {self.name!r} is no file here, and hub datasets need an extra: "
+                f"{self.setting}: {self.name!r} is no file here, and hub datasets need an extra: "
                 f"pip install 'culm[data]'"
             ) from None
         subset, _, split = self.name.partition(":")[2].partition(":")
+        if not config.HF_HUB_OFFLINE:  # which reads what was downloaded before
+            self._ask()
         try:
             rows = load_dataset(
                 self.dataset, subset or None, split=split or "train", revision=self.revision,
@@ -55,7 +66,21 @@ class Hub:
             for number, row in enumerate(rows, start=1):
                 yield Record(row, f"{self.name}: record {number}")
         except (OSError, ValueError) as error:  # what datasets and the hub raise derives from these
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise SettingError(
-                f"data.path: {self.name!r} is no file or folder here, and the hub has no such "
-                f"dataset ({type(error).__name__}); check the name and the network"
+                f"{self.setting}: {self.name!r} is no file or folder here, and the hub did not "
+                f"give such a dataset: {why.rstrip('.')}; check the name, its subset and split, "
+                "and the network"
             ) from error
+
+    def _ask(self) -> None:
+        try:
+            reached = hub.answers(self.dataset, "dataset", self.wanted)
+        except SettingError as error:
+            raise SettingError(f"{self.setting}: {error}") from None
+        if not reached:
+            raise SettingError(
+                f"{self.setting}: {self.name!r} is no file or folder here, and the hub is not "
+                "reachable: go online, or give a file or folder; HF_HUB_OFFLINE=1 reads what the "
+                "datasets library downloaded before"
+            )

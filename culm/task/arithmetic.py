@@ -55,7 +55,10 @@ def column_subtraction(a: int, b: int) -> str:
 
 
 class Arithmetic(Config):
-    """a + b or a - b (never below zero) with operands up to `largest`, in digits or words.
+    """a + b or a - b (never below zero), in digits or words.
+
+    name: in the results. operation: plus or minus. smallest, largest: of the operands.
+    words: whether numbers are written as words.
 
     worked: share of the replies that show their working; the others give the answer alone. A model
     tuned on both does either at random, until reinforcement learning finds that working pays.

@@ -31,7 +31,10 @@ def _expression(rng: random.Random) -> tuple[str, object]:
 
 
 class Expression(Config):
-    """Lists of digits, comparisons, repeated strings; the answer is what Python prints."""
+    """Lists of digits, comparisons, repeated strings; the answer is what Python prints.
+
+    name: in the results.
+    """
 
     kind: Literal["expression"] = "expression"
     name: str = "expression"

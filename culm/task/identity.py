@@ -32,7 +32,10 @@ ABOUT = {
 
 
 class Identity(Config):
-    """Questions about the model itself; wordings of the test split are not in training."""
+    """Questions about the model itself; wordings of the test split are not in training.
+
+    name: in the results.
+    """
 
     kind: Literal["identity"] = "identity"
     name: str = "identity"

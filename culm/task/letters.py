@@ -14,7 +14,10 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
 class Letters(Config):
-    """Up to `longest` letters with spaces between them, so that each is a token of its own."""
+    """Letters with spaces between them, so that each is a token of its own.
+
+    name: in the results. operation: what is asked. shortest, longest: count of the letters.
+    """
 
     kind: Literal["letters"] = "letters"
     name: str

@@ -17,6 +17,8 @@ from culm.task.task import Question, Split, exact, split_of
 class Prompts(Config):
     """Records of a file or folder; every question of a split comes once before any repeats.
 
+    name: in the results.
+
     path: JSON, JSONL or Parquet, also compressed. prompt, answer: names of the fields, text or
     numbers. One prompt in eight is a test question, chosen by hash, so no question changes its
     split when the file grows.

@@ -26,7 +26,7 @@ from culm.engine.speculation import Speculation, drafter_for
 from culm.model.quantized_cache import CacheKind
 from culm.model.transformer import Transformer
 from culm.text.ids import Ids, is_batch, listed
-from culm.text.options import GenerationOptions, Options, read_options
+from culm.text.options import CHAT_TEMPERATURE, GenerationOptions, Options, read_options
 from culm.text.reply import Reply
 from culm.tokenizer.template import Message
 from culm.tokenizer.tokenizer import Tokenizer
@@ -143,7 +143,7 @@ class LanguageModel:
     ) -> str:
         """The assistant's answer to a question, or to messages of `role` and `content`.
 
-        temperature: 0 unless given, as in `culm chat`.
+        temperature: 0 unless given.
         """
         return "".join(self.chat_stream(messages, max_tokens, **options))
 
@@ -154,7 +154,7 @@ class LanguageModel:
         **options: Unpack[GenerationOptions],
     ) -> Iterator[str]:
         """Like `chat`, in pieces as they come."""
-        read = read_options({"temperature": 0.0, **options})
+        read = read_options(options, CHAT_TEMPERATURE)
         return self._stream(self._chat_ids(messages), max_tokens, read)
 
     # -----------------------------------------------------------------------------------------

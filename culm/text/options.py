@@ -7,12 +7,16 @@ from typing import NamedTuple, TypedDict
 
 from culm.engine.sampling import Sampling
 
+# As in llama.cpp, litgpt and nanoGPT: small models ramble at 1, and repeat themselves at 0.
+TEXT_TEMPERATURE = 0.8
+CHAT_TEMPERATURE = 0.0  # a question has an answer, which should not depend on chance
+
 
 class GenerationOptions(TypedDict, total=False):
     """Keywords of `LanguageModel.generate`, `stream`, `chat` and `chat_stream`.
 
-    temperature: logits are divided by it; 0, the default of a chat, takes the most likely token;
-        1.0 is the default elsewhere.
+    temperature: logits are divided by it; 0 takes the most likely token. None, the default, is 0.8
+        for the continuation of a text and 0 for a chat, here as on the command line.
     top_k: sample from the k most likely tokens; 0, the default, from all.
     top_p: nucleus sampling, from the smallest set of tokens with this total probability; 1.0.
     min_p: drop tokens below this fraction of the top token's probability; 0.0.
@@ -22,7 +26,7 @@ class GenerationOptions(TypedDict, total=False):
     adapter: name of an adapter that was loaded with the model; None uses the base model.
     """
 
-    temperature: float
+    temperature: float | None
     top_k: int
     top_p: float
     min_p: float
@@ -45,8 +49,8 @@ class Options(NamedTuple):
 SAMPLING = tuple(name for name in GenerationOptions.__annotations__ if name in vars(Sampling()))
 
 
-def read_options(given: GenerationOptions) -> Options:
-    """Settings with their defaults.
+def read_options(given: GenerationOptions, temperature: float = TEXT_TEMPERATURE) -> Options:
+    """Settings with their defaults. temperature: if none is given.
 
     Raises:
         TypeError: a keyword is not known.
@@ -56,7 +60,10 @@ def read_options(given: GenerationOptions) -> Options:
         if name not in GenerationOptions.__annotations__:
             known = ", ".join(("max_tokens", *GenerationOptions.__annotations__))
             raise TypeError(f"unexpected keyword {name!r}; known: {known}")
-    sampling = Sampling(**{name: given[name] for name in SAMPLING if name in given})  # type: ignore[literal-required]
+    values = {name: given[name] for name in SAMPLING if name in given}  # type: ignore[literal-required]
+    if values.get("temperature") is None:
+        values["temperature"] = temperature
+    sampling = Sampling(**values)
     stop = given.get("stop")
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     return Options(sampling, stops, given.get("adapter"))

@@ -30,8 +30,12 @@ Seed = Annotated[
 AnswerSeed = Annotated[int | None, typer.Option(help="The same seed gives the same text.", min=0)]
 
 Temperature = Annotated[
-    float,
-    typer.Option(help="0 always takes the most likely token; higher is more random.", min=0.0),
+    float | None,
+    typer.Option(
+        help="0 always takes the most likely token; higher is more random. Default: 0.8 for a "
+        "text, 0 for a chat.",
+        min=0.0,
+    ),
 ]
 TopK = Annotated[
     int, typer.Option(help="Sample from the k most likely tokens only; 0: from all.", min=0)
@@ -100,7 +104,7 @@ Vocabulary = Annotated[int, typer.Option(help="Number of tokens.", min=262)]
 # culm prepare
 TokenizerFolder = Annotated[str, typer.Option(help="A folder with a tokenizer.")]
 CorpusOut = Annotated[str, typer.Option(help="Folder of the prepared corpus.")]
-RecordFormat = Annotated[str, typer.Option(help="document, chat, pair or prompt.")]
+RecordFormat = Annotated[str, typer.Option(help="document, chat, pair, label or prompt.")]
 DocumentSplit = Annotated[
     str, typer.Option(help="Unit of a document in text files: file, paragraphs or lines.")
 ]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from culm.config import SettingError
 from culm.convert import hf, native, teaching_json
+from culm.convert.card import read_trained_on
 from culm.convert.load import download, find_model, load_model, on_hub, refuse_overwrite
 from culm.files import refuse_existing
 
@@ -38,7 +39,7 @@ def import_model(
         source = Path(download(str(path)))
     if hf.is_model(source) and not native.is_model(source):  # one tensor at a time
         config, weights, own = hf.parts(source)
-        native.stream(config, weights, own, out, str(source))
+        native.stream(config, weights, own, out, str(source), read_trained_on(source))
     else:
         model, own = load_model(source, tokenizer=tokenizer)
         config = model.config

@@ -186,9 +186,8 @@ def _misfits(
     """What the machine does not have; the disk of a target is not known. taken: bytes of memory."""
     if here is not None and taken > here:
         machine = f"a device {target.name}" if target else "this machine"
-        rows = config.train.micro_batch_size or config.train.batch_size
         yield (
-            f"train.micro_batch_size: {rows} sequences need {size(taken)} of memory, "
+            f"train.micro_batch_size: {needs.rows} sequences need {size(taken)} of memory, "
             f"and {machine} has {size(here)}; use a smaller micro-batch, "
             "train.activation_checkpointing=true, an adapter, or a smaller model"
         )

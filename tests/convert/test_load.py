@@ -86,6 +86,10 @@ def test_what_cannot_be_read(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(SettingError, match=r"notes\.txt: not a readable model; known: a run"):
         import_model(tmp_path / "notes.txt", tmp_path / "out")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.yaml").write_text("folder: run\n")
+    with pytest.raises(SettingError, match=r"run: this run has no model yet, .* culm train with"):
+        load_model(tmp_path / "run")
     assert not (tmp_path / "out").exists()
 
 

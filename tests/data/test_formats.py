@@ -6,6 +6,7 @@ from culm.config import SettingError, parse
 from culm.data.format import Format
 from culm.data.format.chat import ChatFormat
 from culm.data.format.document import DocumentFormat
+from culm.data.format.label import LabelFormat
 from culm.data.format.pair import PairFormat
 from culm.data.format.prompt import PromptFormat
 from culm.data.settings import DataConfig
@@ -112,6 +113,12 @@ def test_prompts(tokenizer):
         (ChatFormat(), {"messages": dialogue("a")[:1]}, "nothing would be learned"),
         (PairFormat(), {"prompt": "q", "chosen": "a"}, "no answer in 'rejected'"),
         (PairFormat(), {"chosen": "a", "rejected": "b"}, "no question in 'prompt'"),
+        (PairFormat(), {"messages": dialogue("a"), "label": True}, "answers whose label is true"),
+        (
+            PairFormat(),
+            {"prompt": "q", "completion": "a", "label": False},
+            "one answer with a label",
+        ),
         (PromptFormat(), {"prompt": "q"}, "no text or number in 'answer'; it has"),
         (PromptFormat(), {"prompt": [], "answer": 1}, "no text or number in 'prompt'"),
     ],
@@ -131,11 +138,13 @@ def test_other_shapes_are_named(tokenizer, format, record, message):
         ("preferences/instruction-data-with-preference.json", PairFormat(), True),
         ("preferences/dpo_en_demo.json.gz", PairFormat(), True),
         ("preferences/hh_harmless-base_test.jsonl.gz", PairFormat(), True),
+        ("preferences/stack_exchange_paired_tiny.json", PairFormat(), True),
         (
             "preferences/stack_exchange_paired_tiny.json",
             PairFormat(prompt="question", chosen="response_j", rejected="response_k"),
             True,
         ),
+        ("preferences/kto_en_demo.json.gz", LabelFormat(), True),
         ("rl_verifiable/gsm8k_train.jsonl.gz", PromptFormat(prompt="question"), True),
         ("web_c4_wiki/c4_demo.jsonl.gz", DocumentFormat(), False),
         ("novels/novels-08.jsonl.gz", DocumentFormat(), False),

@@ -73,3 +73,20 @@ def test_one_measurement_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         show_bench("train", "S", 2)
     with pytest.raises(SettingError, match="'int3' is not one of bf16, int8, int4"):
         show_bench("decode", "S", weights="int3")
+
+
+@pytest.mark.parametrize("what", ["train", "decode"])
+def test_it_says_at_once_that_it_takes_time(
+    what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    monkeypatch.setattr(bench, "trainer_of", stop)
+    monkeypatch.setattr(bench, "decoder_of", stop)
+    with pytest.raises(Stop):
+        show_bench(what, "S", rounds=1)
+    assert f"Measuring {what}, model S: the first result takes up to" in capsys.readouterr().err

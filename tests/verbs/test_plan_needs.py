@@ -45,6 +45,8 @@ def test_a_plan_for_a_device_that_is_not_here(tmp_path, capsys):
     large = [*settings, "model={base: 1b, vocabulary: 262, context: 4096}"]
     with pytest.raises(SettingError, match=r"a device rtx3090 has 24\.0 GB"):
         show_plan(*read_run("pretrain", large), target="rtx3090")
+    with pytest.raises(SettingError, match=r"micro_batch_size: 4 sequences need"):
+        show_plan(*read_run("pretrain", large), ranks=8, target="rtx3090")
 
 
 def test_a_device_of_the_table():

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from culm.config import SettingError
 from culm.convert import rules
+from culm.convert.card import stages_in
 from culm.convert.family import Family, family_of
 from culm.convert.gguf.blocks import encode
 from culm.convert.gguf.families import FAMILIES
@@ -37,6 +38,7 @@ from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
 
 FACTORS = "rope_freqs.weight"
 # Keys that describe the file, or repeat what llama.cpp assumes.
+TRAINED_ON = "culm.trained_on"
 NEUTRAL = ("tensor_data_layout", "rope.scaling.finetuned", "vocab_size")
 
 
@@ -89,6 +91,9 @@ def _writer(
     writer = gguf.GGUFWriter(None, family.name)
     _add_settings(writer, family.untied(plain_config(model.config).resolved()), family)
     writer.add_name(name)
+    if model.trained_on:
+        writer.add_description(f"Trained on {', then on '.join(model.trained_on)}.")
+        writer.add_array(TRAINED_ON, list(model.trained_on))
     writer.add_file_type(KINDS[precision].file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_tokenizer(writer, tokenizer, model.config.vocabulary)
@@ -161,6 +166,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[Transfor
     tokenizer = load_tokenizer(fields, path)
     model = assemble(config, _weights(stored, family, config, path), str(path), device)
     check_vocabulary(tokenizer, config.vocabulary, path)
+    model.trained_on = stages_in(fields.get(TRAINED_ON))
     return model, tokenizer
 
 

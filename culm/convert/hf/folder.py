@@ -10,6 +10,7 @@ from torch import Tensor
 
 from culm.config import SettingError
 from culm.convert import rules
+from culm.convert.card import read_trained_on
 from culm.convert.family import Family
 from culm.convert.hf.families import FAMILIES
 from culm.convert.hf.fp8 import Blocks, dequantized, read_blocks
@@ -68,7 +69,9 @@ def load(
         SettingError: the family or a setting is not known, or a file is broken.
     """
     config, weights, tokenizer = parts(folder, grows)
-    return assemble(config, weights, str(folder), device), tokenizer
+    model = assemble(config, weights, str(folder), device)
+    model.trained_on = read_trained_on(Path(folder))
+    return model, tokenizer
 
 
 def parts(

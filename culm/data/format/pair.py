@@ -74,6 +74,12 @@ class PairFormat(RecordFormat):
 
     def _dialogue(self, record: dict[str, Any], key: str) -> list[Message]:
         answer = answer_of(record.get(key))
+        if not answer and isinstance(record.get("label"), bool):
+            raise ValueError(
+                "it is one answer with a label and not a pair, and no objective learns from labels "
+                "yet; write pairs of chosen and rejected, or fine-tune on the answers whose label "
+                "is true: culm train sft data=chat"
+            )
         if not answer:
             raise ValueError(f"no answer in {key!r}; {shape_of(record)}")
         question = self._question(record)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -22,8 +22,10 @@ from culm.model.rope import Rope, rotate
 from culm.model.score_rule import ScoreRule
 
 
-class GQA(AttentionConfig):
-    """heads: query heads; kv_heads: key and value heads, heads if not given.
+class GroupedQuery(AttentionConfig):
+    """The settings of `GQA`, for a class with a kind of its own.
+
+    heads: query heads; kv_heads: key and value heads, heads if not given.
 
     head_dim: width / heads if not given.
     qk_norm: normalise q and k before the rotation, each head (arXiv 2302.05442, as Qwen3) or all
@@ -40,7 +42,6 @@ class GQA(AttentionConfig):
         (arXiv 2410.17897).
     """
 
-    kind: Literal["gqa"] = "gqa"
     heads: PositiveInt
     kv_heads: PositiveInt | None = None
     head_dim: PositiveInt | None = None
@@ -57,7 +58,7 @@ class GQA(AttentionConfig):
     value_residual: bool = False
 
     @model_validator(mode="after")
-    def _fits(self) -> GQA:
+    def _fits(self) -> Self:
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"kv_heads: {self.kv_heads} does not divide heads={self.heads}")
         if self.rope is not None and self.head_dim is not None:
@@ -76,7 +77,7 @@ class GQA(AttentionConfig):
             raise ValueError(f"heads: {self.heads} does not divide width={width}")
         return self.head_dim or width // self.heads
 
-    def resolved(self, width: int) -> GQA:
+    def resolved(self, width: int) -> Self:
         dim = self.dim(width)
         if self.rope is not None:
             self.rope.rotary_dim(dim, "heads")
@@ -85,7 +86,7 @@ class GQA(AttentionConfig):
                     "scale": self.scale or dim**-0.5}
         )  # fmt: skip
 
-    def rescaled(self, width: int, base: int) -> GQA:
+    def rescaled(self, width: int, base: int) -> Self:
         dim = self.dim(width)
         scale = (self.scale or dim**-0.5) * (base / dim) ** 0.5
         return self.model_copy(update={"scale": scale})
@@ -97,13 +98,19 @@ class GQA(AttentionConfig):
         return GroupedQueryAttention(self, width, norm, rotation)
 
 
+class GQA(GroupedQuery):
+    """Grouped-query attention (arXiv 2305.13245)."""
+
+    kind: Literal["gqa"] = "gqa"
+
+
 class GroupedQueryAttention(AttentionModule, CustomInit):
     """x: (B, T, E) -> (B, T, E)."""
 
     tensor_parallel = {"q": "columns", "k": "columns", "v": "columns", "out": "rows"}  # noqa: RUF012
     scale_folds = {"x": ("q", "k", "v"), "v": ("out",)}  # noqa: RUF012
 
-    def __init__(self, config: GQA, width: int, norm: NormConfig, rotation: int) -> None:
+    def __init__(self, config: GroupedQuery, width: int, norm: NormConfig, rotation: int) -> None:
         super().__init__()
         dim, heads, kv_heads = config.dim(width), config.heads, config.kv_heads or config.heads
         self.config, self.head_dim, self.kv_heads = config, dim, kv_heads

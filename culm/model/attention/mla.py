@@ -27,7 +27,8 @@ from culm.model.score_rule import ScoreRule
 class MLA(AttentionConfig):
     """heads: query heads. rank: of the latent of keys and values; query_rank: of queries, if any.
 
-    head_dim: size of the unrotated part of keys, rope_dim of the rotated part, value_dim of values.
+    head_dim: size of the unrotated part of keys. rope_dim: size of their rotated part.
+    value_dim: size of values. rope: rotary embedding.
     scale: of the scores; (head_dim + rope_dim)^-0.5 if not given.
     bias: of the projections to the latents and of the output.
     """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from abc import abstractmethod
+from typing import Literal, Self
 
 from pydantic import PositiveInt
 from torch import Tensor
@@ -13,35 +14,44 @@ from culm.model.linear import Linear
 from culm.model.mlp.part import FeedForwardConfig, FeedForwardModule
 
 
-class SwiGLU(FeedForwardConfig):
+class Gated(FeedForwardConfig):
     """hidden: inner width; if not given 8/3 of the model's, rounded up to a multiple of 32."""
 
-    kind: Literal["swiglu"] = "swiglu"
     hidden: PositiveInt | None = None
 
     @property
+    @abstractmethod
     def activation(self) -> Activation:
         """Of the gate."""
-        return "silu"
 
     def inner(self, width: int) -> int:
         """The inner width in a model of this width."""
         return self.hidden or -(-8 * width // 3 // 32) * 32
 
-    def resolved(self, width: int) -> SwiGLU:
+    def resolved(self, width: int) -> Self:
         return self.model_copy(update={"hidden": self.inner(width)})
 
     def build(self, width: int) -> GatedFeedForward:
         return GatedFeedForward(width, self.inner(width), self.activation)
 
 
-class GeGLU(SwiGLU):
-    """hidden: inner width; if not given 8/3 of the model's, rounded up to a multiple of 32.
+class SwiGLU(Gated):
+    """Gated by SiLU (arXiv 2002.05202)."""
+
+    kind: Literal["swiglu"] = "swiglu"
+
+    @property
+    def activation(self) -> Activation:
+        return "silu"
+
+
+class GeGLU(Gated):
+    """Gated by GELU (arXiv 2002.05202).
 
     exact: exact GELU instead of the tanh approximation, which Gemma uses.
     """
 
-    kind: Literal["geglu"] = "geglu"  # type: ignore[assignment]
+    kind: Literal["geglu"] = "geglu"
     exact: bool = False
 
     @property

@@ -11,8 +11,9 @@ from culm.rollout.reward.reward import RewardConfig, Score
 
 
 class LengthPenalty(RewardConfig):
-    """Soft overlong punishment (DAPO, arXiv 2503.14476): 0 up to `longest - margin` sampled tokens,
-    then falling evenly to -1 at `longest` tokens.
+    """Soft overlong punishment (DAPO, arXiv 2503.14476), which falls evenly from 0 to -1.
+
+    longest: sampled tokens at which it is -1. margin: tokens before these at which it starts.
     """
 
     kind: Literal["length"] = "length"

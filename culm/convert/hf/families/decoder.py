@@ -10,7 +10,7 @@ from culm.convert.family import Fields
 from culm.convert.hf.rope import read_rope, rope_fields, rope_mapping
 from culm.convert.rules import TensorRule, renamed
 from culm.model.attention.gqa import GQA
-from culm.model.mlp.gated import GeGLU, SwiGLU
+from culm.model.mlp.gated import Gated, GeGLU, SwiGLU
 from culm.model.mlp.moe import MoE
 from culm.model.norm import RMSNormConfig
 from culm.model.rope import Rope
@@ -74,7 +74,7 @@ def activation_of(fields: Fields, setting: str, default: str) -> str:
     return OURS[name]
 
 
-GATES: dict[str, SwiGLU] = {
+GATES: dict[str, Gated] = {
     "silu": SwiGLU(),
     "gelu_pytorch_tanh": GeGLU(),
     "gelu": GeGLU(exact=True),
@@ -141,7 +141,7 @@ def the_only(parts: Sequence[Any], kind: type, setting: str, family: str) -> Any
 
 
 def write_decoder(
-    config: TransformerConfig, mlp: SwiGLU, family: str, *, activation: str = "hidden_act"
+    config: TransformerConfig, mlp: Gated, family: str, *, activation: str = "hidden_act"
 ) -> dict[str, Any]:
     """The common settings, without attention. mlp: of the layers without experts."""
     if not isinstance(config.norm, RMSNormConfig):
@@ -175,10 +175,10 @@ def write_line(config: TransformerConfig, family: str) -> dict[str, Any]:
     return {**write_decoder(config, mlp, family), **write_attention(config, family)}
 
 
-def gated(config: TransformerConfig, family: str) -> SwiGLU:
+def gated(config: TransformerConfig, family: str) -> Gated:
     """The feed-forward of a model without experts."""
     kind = GeGLU if isinstance(config.mlp[0], GeGLU) else SwiGLU
-    mlp: SwiGLU = the_only(config.mlp, kind, "mlp", family)
+    mlp: Gated = the_only(config.mlp, kind, "mlp", family)
     return mlp
 
 

@@ -1,0 +1,20 @@
+"""`culm doctor` names extras that a user may want, and no others."""
+
+import pytest
+
+from culm.verbs import doctor
+from culm.verbs.doctor import USES, show_doctor
+
+DEVELOPERS = ("dev", "test", "lint", "docs", "bench", "rl-ref", "llama-cpp", "hf")
+
+
+def test_only_extras_for_users(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {name: [f"package-of-{name}"] for name in (*USES, *DEVELOPERS)}
+    monkeypatch.setattr(doctor, "extras", lambda: known)
+    show_doctor()
+    shown = capsys.readouterr().out.split("Extras\n")[1].splitlines()
+    assert [line.split()[0] for line in shown] == list(USES)
+    for line, extra in zip(shown, USES, strict=True):
+        assert f"not installed: pip install 'culm[{extra}]'; for {USES[extra]}" in line
