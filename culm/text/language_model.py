@@ -78,6 +78,7 @@ class LanguageModel:
         return Engine(
             self.model, slots, length, vocabulary=self.tokenizer.vocabulary, cache=self.cache,
             speculate=self.speculate, step_tokens=step_tokens,
+            suppressed=self.tokenizer.suppressed,
         )  # fmt: skip
 
     @property

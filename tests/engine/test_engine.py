@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -201,3 +203,17 @@ def test_rows_that_are_no_tokens_are_never_sampled(model):
     done = Engine(model, vocabulary=few).generate(requests)
     assert {token for completion in done for token in completion.tokens} == set(range(few))
     assert all(torch.isfinite(torch.tensor(completion.logprobs)).all() for completion in done)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(seed=3), Sampling(top_k=3, seed=1)])
+def test_suppressed_tokens_are_never_sampled(model, sampling):
+    """Others take their place, and requests with a bias cannot bring them back."""
+    request = Request((4, 5), 40, sampling)
+    free = Engine(model).generate([request])[0].tokens
+    barred = sorted(set(free))[:6]
+    tokens = Engine(model, suppressed=barred).generate([request])[0].tokens
+    assert len(tokens) == 40
+    assert not set(tokens) & set(barred)
+    biased = replace(sampling, bias=tuple((token, 100.0) for token in barred))
+    tokens = Engine(model, suppressed=barred).generate([replace(request, sampling=biased)])
+    assert not set(tokens[0].tokens) & set(barred)
