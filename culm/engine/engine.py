@@ -19,13 +19,11 @@ from torch import Tensor
 from culm.adapt.multi_lora import check_adapter
 from culm.engine import scoring
 from culm.engine.choose import Chooser
-from culm.engine.constraint import check_first
-from culm.engine.drafter import Drafter, Window
 from culm.engine.pace import Pace
 from culm.engine.prefill import Reading, next_group, similar
-from culm.engine.request import Completion, Event, Request, Running
+from culm.engine.request import Completion, Event, Request, Running, check_request
 from culm.engine.runner import Runner
-from culm.engine.speculation import Speculation, drafter_for
+from culm.engine.speculation import Speculation, draft, drafter_for
 from culm.model.quantized_cache import CacheKind
 from culm.model.transformer import Transformer, require_vocabulary
 
@@ -82,23 +80,8 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """ValueError if the engine cannot serve the request."""
-        size = self.vocabulary
-        if not request.prompt:
-            raise ValueError("prompt: it is empty; give at least one token")
-        if request.max_tokens < 1:
-            raise ValueError(f"max_tokens: {request.max_tokens} is less than 1")
-        if len(request.prompt) + request.max_tokens > self.length:
-            raise ValueError(
-                f"max_tokens: a prompt of {len(request.prompt)} and {request.max_tokens} more are "
-                f"longer than the {self.length} tokens of a slot of the engine"
-            )
+        check_request(request, self.vocabulary, self.length)
         check_adapter(request.adapter, self.runner.adapters)
-        biased = [token for token, _ in request.sampling.bias]
-        for name, tokens in (("prompt", request.prompt), ("bias", biased)):
-            if outside := [token for token in tokens if not 0 <= token < size]:
-                raise ValueError(f"{name}: token {outside[0]} is outside the vocabulary of {size}")
-        if request.constraint is not None:
-            check_first(request.constraint, size)
 
     def add(self, request: Request) -> int:
         """Queue a request; returns the number that its events carry.
@@ -197,7 +180,7 @@ class Engine:
         steps = scoring.rank_in_steps(
             self.model, ids, count, adapter, lambda: pace.tokens("scores", len(self.running))
         )
-        return pace.parts("scores", steps, lambda part: len(part.logprobs))
+        return pace.scored(steps, lambda part: len(part.logprobs))
 
     # -----------------------------------------------------------------------------------------
 
@@ -229,7 +212,7 @@ class Engine:
             return self._read(pace)
         if not self.running:
             return []
-        with pace.measured("decoding"):
+        with pace.decoding():
             return self._decode()
 
     def _read(self, pace: Pace) -> list[Event]:
@@ -237,10 +220,10 @@ class Engine:
         if reading is None:
             group = next_group(self.waiting, self.slots - len(self.running), tokens)
             if max(row.length for row in group) <= tokens:
-                with pace.measured("prompts", sum(row.length for row in group)):
+                with pace.reading(sum(row.length for row in group)):
                     return self._started(group)
             reading = self._reading = Reading(group)
-        with pace.measured("prompts", min(tokens, len(reading.prompt) - reading.done)):
+        with pace.reading(min(tokens, len(reading.prompt) - reading.done)):
             logits = reading.advance(self.runner, tokens)
         if logits is None:
             return []
@@ -254,23 +237,9 @@ class Engine:
         logits, window = self.runner.decode(rows, self.slots - (self._reading is not None))
         events = self._chooser.accept(rows, logits)
         if self.drafter is not None:
-            self._draft(self.drafter, window)
+            draft(self.drafter, rows, window, self._chooser)
         self._free_finished(0)
         return events
-
-    def _draft(self, drafter: Drafter, window: Window | None) -> None:
-        """A new draft for every row."""
-        rows = self.running
-        for row in rows:
-            row.draft.clear()
-
-        def choose(logits: Tensor) -> Tensor:
-            before = [row.output + row.draft for row in rows]
-            return self._chooser.sample(rows, logits[:, None], before)[0][:, 0]
-
-        drafter.draft(rows, window, choose)
-        for row in rows:  # the last token needs no draft: the model samples it itself
-            del row.draft[max(row.request.max_tokens - len(row.output) - 1, 0) :]
 
     def _free_finished(self, first: int) -> None:
         for slot in reversed(range(first, len(self.running))):
