@@ -121,7 +121,7 @@ class LanguageModel:
         single = not is_batch(prompt)
         prompts = cast("list[str | Ids]", [prompt] if single else prompt)
         requests = [
-            self.request(self.prompt_ids(item), max_tokens, _reseeded(sampling, i), adapter)
+            self.request(self.prompt_ids(item), max_tokens, _reseeded(sampling, i), adapter, stops)
             for i, item in enumerate(prompts)
         ]
         pieces: list[list[str]] = [[] for _ in requests]
@@ -177,8 +177,12 @@ class LanguageModel:
         max_tokens: int | None,
         sampling: Sampling,
         adapter: str | None = None,
+        stops: Sequence[str] = (),
     ) -> Request:
-        """The engine's request; ValueError if it exceeds the context."""
+        """The engine's request; ValueError if it exceeds the context.
+
+        stops: texts that end it, of which it uses the names of special tokens.
+        """
         left = self.context - len(ids)
         wanted = max(left, 1) if max_tokens is None else max_tokens
         if wanted > left:
@@ -186,7 +190,8 @@ class LanguageModel:
                 f"max_tokens: a prompt of {len(ids)} tokens and {wanted} more do not fit into the "
                 f"context of {self.context}"
             )
-        return Request(tuple(ids), wanted, sampling, self.tokenizer.stop_ids, adapter=adapter)
+        ends = self.tokenizer.stop_ids | self.tokenizer.stops_named(stops)
+        return Request(tuple(ids), wanted, sampling, ends, adapter=adapter)
 
     def _chat_ids(self, messages: str | Sequence[Message]) -> list[int]:
         """The rendered dialogue, up to the start of the assistant's answer."""
@@ -201,7 +206,7 @@ class LanguageModel:
         self, ids: Sequence[int], max_tokens: int | None, options: Options
     ) -> Iterator[str]:
         """The continuation of one prompt, in pieces."""
-        request = self.request(ids, max_tokens, options.sampling, options.adapter)
+        request = self.request(ids, max_tokens, options.sampling, options.adapter, options.stops)
         return (piece for _, piece in self._run([request], options.stops) if piece)
 
     def _run(self, requests: Sequence[Request], stops: Sequence[str]) -> Iterator[tuple[int, str]]:

@@ -197,6 +197,10 @@ class Tokenizer:
         with ThreadPoolExecutor() as pool:
             return iter(list(pool.map(self._fast, texts)))
 
+    def stops_named(self, texts: Iterable[str]) -> frozenset[int]:
+        """Ids of the special tokens with these names: no text shows where a reply ends at one."""
+        return frozenset(self.specials[text] for text in texts if text in self.specials)
+
     def decode(self, ids: Sequence[int], specials: bool = False) -> str:
         """Text; bytes that are not UTF-8 become U+FFFD. Special tokens show if `specials`."""
         for id in ids:

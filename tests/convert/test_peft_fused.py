@@ -76,11 +76,13 @@ def test_theirs_is_read_here(based, rows, tmp_path, kind):
         assert adapter_names(served) == ("one",)
 
 
-def test_alpha_and_rank_of_single_layers(based, rows, tmp_path):
+@pytest.mark.parametrize("rslora", [False, True])
+def test_alpha_and_rank_of_single_layers(based, rows, tmp_path, rslora):
     name, folder = based
     first, second, *_ = CASES[name]
     peer = adapted(
         folder, tmp_path / "adapter", target_modules=[first, second], r=4, lora_alpha=8,
+        use_rslora=rslora,
         rank_pattern={first: 2}, alpha_pattern={rf".*\.1\..*{first}": 32, second: 1},
     )  # fmt: skip
     model = load_model(folder)[0].eval()  # GPT-2 has dropout

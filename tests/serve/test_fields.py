@@ -207,3 +207,17 @@ def test_null_is_absent_in_the_calls_of_a_history_too(running):
         {"type": "function", "function": {"name": "f", "arguments": "{}"}}
     ]
     assert "tool_call_id" not in ChatMessage(role="tool", content="4", tool_call_id=None).plain
+
+
+def test_the_name_of_a_special_token_is_a_stop(running):
+    """Which no text shows, so that a text alone would never end there."""
+    body = {"messages": HI, "ignore_eos": True, "max_tokens": 200}
+    endless = chat(running, **body).json()["choices"][0]
+    assert endless["finish_reason"] == "length"
+    ended = chat(running, **body, stop=["never", "<|end|>"]).json()["choices"][0]
+    assert (ended["message"]["content"], ended["finish_reason"]) == (TEXT, "stop")
+    answer = complete(running, prompt="k", ignore_eos=True, max_tokens=50, stop="<|end|>").json()
+    assert answer["choices"][0]["text"] == "lm"
+    model = running.app.state.service.model
+    assert model.generate("k", 50, temperature=0.0, stop="<|user|>").startswith("lm")
+    assert model.generate("k", 50, temperature=0.0, stop="<|end|>") == "lm"
