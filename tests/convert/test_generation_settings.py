@@ -5,7 +5,7 @@ import json
 import gguf as library
 import pytest
 import torch
-from vocabularies import byte_level, metadata, written
+from vocabularies import byte_level, metadata, peer, scored, written
 
 import culm
 from culm.config import SettingError
@@ -14,6 +14,7 @@ from culm.convert.gguf import header as gguf_header
 from culm.convert.gguf.metadata import NEUTRAL, READ
 from culm.convert.gguf.vocabulary import read_tokenizer
 from culm.convert.gguf.words import RULES
+from culm.engine.sampling import Sampling
 from culm.tokenizer.tokenizer import Tokenizer
 
 SUPPRESSED = "tokenizer.ggml.suppress_tokens"
@@ -38,7 +39,9 @@ def test_suppressed_tokens_are_not_generated(folder, tmp_path, tokenizer):
     barred = sorted({*free.encode(free.generate(prompt, 12, temperature=0.0))})[:4]
     change(folder / "generation_config.json", suppress_tokens=barred)
     ours = culm.load(folder)
-    found = ours.engine(1, 40).generate([ours.request(prompt, 12, ours_greedy())])[0].tokens
+    found = (
+        ours.engine(1, 40).generate([ours.request(prompt, 12, Sampling(temperature=0))])[0].tokens
+    )
     assert not set(found) & set(barred)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = torch.tensor([prompt])
@@ -50,12 +53,6 @@ def test_suppressed_tokens_are_not_generated(folder, tmp_path, tokenizer):
     for path in ("m.gguf", "ours", "hf"):
         assert culm.load(tmp_path / path).tokenizer.suppressed == tuple(barred)
     assert gguf_header.read(tmp_path / "m.gguf")[SUPPRESSED] == barred
-
-
-def ours_greedy():
-    from culm.engine.sampling import Sampling
-
-    return Sampling(temperature=0)
 
 
 @pytest.mark.parametrize("given", [3, "x", [1.5], [True], [-1], {"a": 1}])
@@ -129,3 +126,47 @@ def test_sampling_that_is_not_used_is_reported(file, capsys):
     assert generation == {"do_sample": True, "temperature": 0.5}
     said = "m.gguf: general.sampling.mirostat: settings of llama.cpp's server, not used here"
     assert said in capsys.readouterr().err
+
+
+SWITCHES = [
+    {},
+    {"lowercase": False},
+    {"strip_accents": False},
+    {"lowercase": False, "strip_accents": True},
+    {"lowercase": True, "strip_accents": False},
+]
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_normalizers_of_word_pieces_are_those_of_llama_cpp(data, tmp_path, switches):
+    original = data / "tokenizers/llama.cpp/ggml-vocab-bert-bge.gguf"
+    if not original.is_file():
+        pytest.skip("no such file")
+    switched = {f"tokenizer.ggml.normalizer.{name}": value for name, value in switches.items()}
+    path, fields = tmp_path / "m.gguf", gguf_header.read(original) | switched
+    writer = library.GGUFWriter(path, "bert")
+    adds = {
+        bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32,
+        str: writer.add_string, list: writer.add_array,
+    }  # fmt: skip
+    for key, value in fields.items():
+        if not key.startswith("general."):
+            adds[type(value)](key, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    text = "The QUICK fox, caf\u00e9 CAF\u00c9 \u00e9"
+    assert read_tokenizer(fields, path).encode(text) == peer(path)(text)
+
+
+@pytest.mark.parametrize("kind", ["byte level", "scored"])
+def test_normalizers_are_ignored_elsewhere_as_in_llama_cpp(tmp_path, kind):
+    words = byte_level(*RULES["qwen2"].words) if kind == "byte level" else scored(prefix=True)
+    plain = written(words, tmp_path / "plain.gguf")
+    switched = written(words, tmp_path / "m.gguf", {"tokenizer.ggml.normalizer.lowercase": True})
+    text = "The QUICK fox"
+    fields = metadata(switched)
+    assert fields["tokenizer.ggml.normalizer.lowercase"] is True
+    assert (
+        peer(plain)(text) == peer(switched)(text) == read_tokenizer(fields, switched).encode(text)
+    )

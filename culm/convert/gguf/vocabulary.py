@@ -109,10 +109,9 @@ def _word_pieces(metadata: Metadata) -> tokenizers.Tokenizer:
         raise metadata.refused("unknown_token_id", "it is missing")
     ids = {_piece(token.name): token.id for token in metadata.tokens}
     inner = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=metadata.names[unknown]))
-    inner.normalizer = normalizers.BertNormalizer(
-        lowercase=metadata.flag("normalizer.lowercase", True),
-        strip_accents=metadata.flag("normalizer.strip_accents", True),
-    )
+    lowercase = metadata.flag("normalizer.lowercase", True)  # of this kind alone, in llama.cpp
+    strips = metadata.flag("normalizer.strip_accents", lowercase)
+    inner.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strips)
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece()
     return inner
