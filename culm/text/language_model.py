@@ -10,14 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Unpack, cast
 
-import torch
 from torch import Tensor
 
 from culm.adapt.multi_lora import adapter_names
-from culm.convert.load import read
 from culm.engine import scoring
 from culm.engine.engine import Engine
 from culm.engine.request import Request
@@ -227,31 +224,3 @@ class LanguageModel:
 def _reseeded(sampling: Sampling, index: int) -> Sampling:
     """The settings of prompt `index` of a batch."""
     return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index)
-
-
-def load(
-    path: str | Path,
-    device: str = "auto",
-    dtype: str | torch.dtype | None = None,
-    context: int | None = None,
-    adapter: str | Path | None = None,
-    adapters: Mapping[str, str | Path] | None = None,
-    cache: CacheKind = "plain",
-    speculate: Speculation | None = None,
-) -> LanguageModel:
-    """A model from what `path` names: a run or model folder of Culm, a Hugging Face folder or hub
-    id, a `.gguf` file, or a folder with an adapter, which is merged into the base that it names.
-
-    device: "cpu", "cuda", "mps", "xpu"; "auto" takes the first CUDA device, else the CPU. dtype:
-    of weights and activations, such as "bfloat16"; "auto" takes the fastest on this machine; the
-    default is float32 on a CPU, bfloat16 elsewhere and for quantised weights. context, cache,
-    speculate: see `LanguageModel`.
-    adapter: a PEFT folder, or the run that trained it, to attach to its base `path`
-    (`culm.adapt.merge` merges it). adapters: several of them by name; each call chooses one with
-    `adapter=NAME`, or none. The base is in memory once.
-
-    Raises:
-        SettingError: `path` cannot be read as a model, or the adapter is for another base.
-    """
-    parts = read(path, device, dtype, adapter, adapters, mtp=speculate == "mtp")
-    return LanguageModel(*parts, context, cache, speculate)
