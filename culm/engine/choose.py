@@ -57,8 +57,9 @@ class Chooser:
         each of the N * M positions, after the prompt of its row.
         """
         logits[..., self.vocabulary :] = float("-inf")
-        if self.suppressed:
-            logits[..., self.suppressed] = float("-inf")
+        for row, scores in zip(rows, logits, strict=True) if self.suppressed else ():
+            if row.request.constraint is None:  # which may allow nothing else
+                scores[:, self.suppressed] = float("-inf")
         shape = logits.shape[:2]
         times = range(shape[1])
         sampler = self._samplers.get(shape[1])

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from culm.engine.constraint import OneOf
 from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
@@ -217,3 +218,14 @@ def test_suppressed_tokens_are_never_sampled(model, sampling):
     biased = replace(sampling, bias=tuple((token, 100.0) for token in barred))
     tokens = Engine(model, suppressed=barred).generate([replace(request, sampling=biased)])
     assert not set(tokens[0].tokens) & set(barred)
+
+
+def test_a_constraint_may_allow_a_suppressed_token(model):
+    """It has nothing else to choose; rows next to it are suppressed as ever."""
+    answers = OneOf(((7, 8),))
+    forced = Request((4, 5), 2, GREEDY, constraint=answers)
+    free = Request((4, 5), 20, GREEDY)
+    engine = Engine(model, suppressed=[7, 8])
+    one, two = engine.generate([forced, free])
+    assert one.tokens == (7, 8)
+    assert not {7, 8} & set(two.tokens)
