@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from culm.text.language_model import LanguageModel, load
+    from culm.text.language_model import LanguageModel
+    from culm.text.load import load
 
 __all__ = ["LanguageModel", "__version__", "load"]
 
@@ -21,8 +22,12 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("culm")
-    if name in ("load", "LanguageModel"):
-        from culm.text import language_model
+    if name == "load":
+        from culm.text.load import load
 
-        return {"load": language_model.load, "LanguageModel": language_model.LanguageModel}[name]
+        return load
+    if name == "LanguageModel":
+        from culm.text.language_model import LanguageModel
+
+        return LanguageModel
     raise AttributeError(f"module 'culm' has no attribute {name!r}")

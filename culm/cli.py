@@ -209,8 +209,10 @@ def export(
 
     from culm.convert.export import export as go
     from culm.convert.export import size_of
+    from culm.convert.load import refuse_overwrite
     from culm.files import refuse_existing
 
+    refuse_overwrite(model, out)
     refuse_existing(Path(out), overwrite)
     path = go(model, out, dtype, family)
     typer.echo(f"{path}: {size_of(path) / 1e6:,.1f} MB of weights")

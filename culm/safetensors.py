@@ -91,6 +91,15 @@ def read_pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
         yield str(name), held.pop(name)
 
 
+def read_names(path: Path) -> list[str]:
+    """The names of the tensors of a file.
+
+    Raises:
+        SettingError: as `read_safetensors`.
+    """
+    return [tensor.name for tensor in _header(path).tensors]
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a file.
 

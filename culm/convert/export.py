@@ -16,6 +16,7 @@ from culm.config import SettingError, parse
 from culm.convert import gguf, hf, native
 from culm.convert.family import NoFamilyError
 from culm.convert.load import read, refuse_overwrite
+from culm.convert.weights import set_precision
 from culm.dtype import dtype_of
 from culm.log import progress, say
 from culm.model.transformer import Transformer
@@ -61,8 +62,7 @@ def write_quantized(
     tokens: (N, T) rows for a method that calibrates.
     """
     method.apply(model, quantizers, tokens)
-    for parameter in model.parameters():  # above all the embedding, which is used in bf16
-        parameter.data = parameter.data.to(torch.bfloat16)
+    set_precision(model, torch.bfloat16)  # above all the embedding, which is used in bf16
     native.save(model, tokenizer, out)
 
 
@@ -102,7 +102,8 @@ def write_export(
         if family or model.config.head == "scalar":
             raise
         note = f"transformers, vLLM and llama.cpp will not load it. {error}."
-        model.to(kind).dtype = kind
+        set_precision(model, kind)
+        model.dtype = kind
         native.save(model, tokenizer, out, note)
         say(f"{out}: a folder of Culm's own; {note}")
 

@@ -9,6 +9,7 @@ Rotary pairs are neighbours there, so the rows of q and k are permuted to our ha
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,7 +143,7 @@ def _read_tokens(path: Path, vocabulary: int) -> tuple[list[str], list[float]]:
         for _ in range(vocabulary):
             score, length = struct.unpack_from("<fi", content, place)
             place += 8 + length
-            if length < 0 or place > len(content):
+            if length < 0 or place > len(content) or math.isnan(score):
                 raise struct.error
             tokens.append(content[place - length : place].decode().replace(" ", SPACE))
             scores.append(score)

@@ -18,6 +18,7 @@ from culm.adapt.quantize.linear import is_quantized
 from culm.config import SettingError
 from culm.convert import gguf, hf, llama2c, native, peft
 from culm.convert.peft.settings import base_of
+from culm.convert.weights import set_precision
 from culm.device import choose_device, choose_precision
 from culm.dtype import DTYPES, dtype_of
 from culm.files import is_local
@@ -56,8 +57,7 @@ def read(
         load_adapters(model, adapters)
     if kind is None:
         kind = _choose(model, chosen, fastest=dtype == "auto")
-    for weight in model.parameters():  # but no buffers: angles and scales keep their precision
-        weight.data = weight.data.to(kind)
+    set_precision(model, kind, str(path))
     return place(model, chosen, kind), tokenizer
 
 
@@ -206,13 +206,17 @@ def find_model(path: str | Path) -> Path:
 
 
 def refuse_overwrite(source: str | Path, out: str | Path) -> None:
-    """Refuse to overwrite the source: a model would be lost for a smaller copy of it.
+    """Refuse to overwrite what is read: a model would be lost for a smaller copy of it.
 
     Raises:
         SettingError: naming the path.
     """
-    if find_model(source).resolve() == Path(out).resolve():
+    found, target = find_model(source), Path(out).expanduser().resolve()
+    if found.resolve() == target:
         raise SettingError(f"{out}: this is the source model; choose another name")
+    whole = native.is_model(found) or hf.is_model(found)
+    if not whole and peft.is_adapter(found) and find_model(base_of(found)[0]).resolve() == target:
+        raise SettingError(f"{out}: this is the base of the adapter {source}; choose another name")
 
 
 def on_hub(name: str) -> bool:

@@ -22,7 +22,7 @@ from culm.adapt.quantize.linear import quantized_layers
 from culm.config import Config, SettingError, parse
 from culm.convert.card import write_card
 from culm.convert.weights import assemble, fitting, refuse_adapters, stored
-from culm.dtype import DTYPES, name_of
+from culm.dtype import DTYPES, cast, name_of
 from culm.files import (
     atomic,
     read_json,
@@ -60,13 +60,14 @@ def save(model: Transformer, tokenizer: Tokenizer, folder: str | Path, note: str
     note: a sentence for the model card.
 
     Raises:
-        SettingError: adapters are not merged, or the folder contains something else.
+        SettingError: adapters are not merged, a weight is not finite, or the folder contains
+            something else.
         OSError: the disk is full or not writable.
     """
     folder = Path(folder)
     refuse_adapters(model)
     refuse_nonempty(folder, SETTINGS)
-    weights = {n: t.contiguous() for n, t in stored(model).items()}
+    weights = {n: cast(t, t.dtype, n).contiguous() for n, t in stored(model).items()}
     with atomic(folder) as fresh:
         fresh.mkdir()
         write_safetensors(fresh / WEIGHTS, weights)

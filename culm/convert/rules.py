@@ -159,18 +159,14 @@ class ModuleNames:
         self._patterns = {theirs for rule in rules for theirs in rule.theirs}
         single = [rule for rule in rules if len(rule.theirs) == 1]
         self._rules = {rule.theirs[0]: rule for rule in single if not _stacked(rule)}
-        plain = [r for r in self._rules.values() if len(r.ours) == 1 and r.read is list]
-        self._theirs = {rule.ours[0]: rule for rule in plain}
+        stacked = [theirs for rule in rules if _stacked(rule) for theirs in rule.theirs]
+        self._of_experts = {theirs.rpartition(".")[2] for theirs in stacked}
+        self._by_ours = {ours: rule for rule in self._rules.values() for ours in rule.ours}
 
     def theirs(self, name: str) -> str | None:
-        """Their name of a module of ours that differs in name only."""
-        rule = self._theirs.get(_pattern(name))
+        """Their name of a module of ours, or of the fused one that it is a part of."""
+        rule = self._by_ours.get(_pattern(name))
         return None if rule is None else _renumbered(rule.theirs[0], name)
-
-    def is_transposed(self, name: str) -> bool:
-        """Whether their matrix for a module of ours is (inputs, outputs)."""
-        rule = self._theirs.get(_pattern(name))
-        return rule is not None and rule.transposed
 
     def rule(self, name: str) -> TensorRule | None:
         """The rule of one of their modules; it gives several of ours for a fused one."""
@@ -180,6 +176,10 @@ class ModuleNames:
         """Our names of one of their modules; none if it is not known."""
         rule = self.rule(name)
         return [_renumbered(ours, name) for ours in rule.ours] if rule else []
+
+    def named_as_experts(self, name: str) -> bool:
+        """Whether the last part of one of their names is also that of a layer of experts."""
+        return name.rpartition(".")[2] in self._of_experts
 
     def has(self, name: str) -> bool:
         """Whether a model of this family has such a module, even if it has no place here."""

@@ -18,7 +18,7 @@ from culm.adapt.quantize.quantizer import LinearQuantizer
 from culm.adapt.replace import replace
 from culm.config import SettingError
 from culm.convert.multipliers import folded
-from culm.dtype import name_of
+from culm.dtype import cast, name_of
 from culm.model.linear import GroupedLinear, Linear
 from culm.model.rope import Rotation
 from culm.model.transformer import Transformer, TransformerConfig
@@ -32,6 +32,17 @@ def refuse_adapters(model: nn.Module) -> None:
     """Refuse a model with adapters, which has no single set of weights to write."""
     if has_adapter(model) or adapter_names(model):
         raise SettingError("model: it has adapters; merge them first (culm.adapt.merge)")
+
+
+def set_precision(model: Transformer, dtype: torch.dtype, source: str = "model") -> None:
+    """Cast the parameters of a model, but no buffers: angles, scales and selection biases.
+
+    Raises:
+        SettingError: a number is too large for the dtype; it names `source`.
+    """
+    for name, weight in model.named_parameters():
+        if weight.dtype != dtype:
+            weight.data = cast(weight.data, dtype, f"{source}: {name}")
 
 
 def note_dropped_heads(model: Transformer) -> None:
@@ -180,13 +191,4 @@ def _check(name: str, tensor: Tensor, expected: Tensor, source: str) -> None:
     if tensor.dtype != expected.dtype and not {tensor.dtype, expected.dtype} <= PLAIN:
         kinds = f"{name_of(tensor.dtype)}, not {name_of(expected.dtype)}"
         raise SettingError(f"{source}: tensor {name} holds {kinds}; {COPY}")
-    if tensor.is_floating_point() and not _finite(tensor):
-        raise SettingError(
-            f"{source}: tensor {name} contains NaN or infinity; use an earlier checkpoint"
-        )
-
-
-def _finite(tensor: Tensor) -> bool:
-    # In parts: a mask of a full embedding would take half its memory.
-    parts = tensor.reshape(-1).split(1 << 20)
-    return all(bool(part.float().isfinite().all()) for part in parts)
+    cast(tensor, tensor.dtype, f"{source}: tensor {name}")

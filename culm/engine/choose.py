@@ -14,11 +14,11 @@ from culm.engine.sampling import TokenSampler
 class Chooser:
     """Samples with each row's own settings; `forget` must be called when the rows change.
 
-    vocabulary: ids from there on are never sampled.
+    vocabulary: ids from there on are never sampled. suppressed: nor are these.
     """
 
-    def __init__(self, vocabulary: int) -> None:
-        self.vocabulary = vocabulary
+    def __init__(self, vocabulary: int, suppressed: Sequence[int] = ()) -> None:
+        self.vocabulary, self.suppressed = vocabulary, list(suppressed)
         self._samplers: dict[int, TokenSampler] = {}  # by positions of a row, for the current rows
 
     def forget(self) -> None:
@@ -53,10 +53,13 @@ class Chooser:
     ) -> tuple[Tensor, Tensor]:
         """Tokens and their log-probabilities (N, M).
 
-        logits: (N, M, V), in which ids beyond the vocabulary become -inf. outputs: what precedes
+        logits: (N, M, V), in which ids that are never sampled become -inf. outputs: what precedes
         each of the N * M positions, after the prompt of its row.
         """
         logits[..., self.vocabulary :] = float("-inf")
+        for row, scores in zip(rows, logits, strict=True) if self.suppressed else ():
+            if row.request.constraint is None:  # which may allow nothing else
+                scores[:, self.suppressed] = float("-inf")
         shape = logits.shape[:2]
         times = range(shape[1])
         sampler = self._samplers.get(shape[1])

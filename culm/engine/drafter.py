@@ -39,8 +39,11 @@ class Drafter(Protocol):
     rollback: int
     with_mtp: bool
 
-    def prefill(self, tokens: Tensor, context: Context) -> Tensor:
-        """Read prompts (N, T) into the cache; what `Transformer.hidden` gives for them."""
+    def prefill(self, tokens: Tensor, context: Context, following: Tensor) -> Tensor:
+        """Read prompts (N, T) into the cache; what `Transformer.hidden` gives for them.
+
+        following: (N, size) tokens after those that are read, 0 after the end of a prompt.
+        """
 
     def window(self, rows: Sequence[Running]) -> int:
         """Tokens that the next step reads of each row, at least its newest and its draft."""

@@ -19,12 +19,11 @@ from torch import Tensor
 from culm.adapt.multi_lora import check_adapter
 from culm.engine import scoring
 from culm.engine.choose import Chooser
-from culm.engine.constraint import check_first
-from culm.engine.drafter import Drafter, Window
+from culm.engine.pace import Pace
 from culm.engine.prefill import Reading, next_group, similar
-from culm.engine.request import Completion, Event, Request, Running
+from culm.engine.request import Completion, Event, Request, Running, check_request
 from culm.engine.runner import Runner
-from culm.engine.speculation import Speculation, drafter_for
+from culm.engine.speculation import Speculation, draft, drafter_for
 from culm.model.quantized_cache import CacheKind
 from culm.model.transformer import Transformer, require_vocabulary
 
@@ -35,14 +34,14 @@ class Engine:
     slots: maximum concurrent requests, the others wait. length: tokens of a slot, prompt included;
     the model's context if not given. The engine reads the model's weights as they are at each step.
     vocabulary: ids from there on are never sampled; a model may have more rows than its tokenizer
-    has tokens. fused: decode few rows by one C++ function where `culm.engine.fused` supports the
-    model; weights may then change their values but not their address. cache: int8 and int4 store
-    keys and values in fewer bits; the fused step supports plain only. speculate: who drafts tokens
+    has tokens. suppressed: nor are these ids. fused: decode few rows by one C++ function where
+    `culm.engine.fused` supports the model; weights may then change their values but not their
+    address. cache: int8 and int4 store keys and values in fewer bits; the fused step supports plain
+    only. speculate: who drafts tokens
     (`culm.engine.speculation`), so that a step may give several tokens of a request; they are those
     of plain decoding, up to rounding. step_tokens: read up to so many tokens of prompts between two
-    decoding steps, so that running requests do not wait for long prompts; drafters with layers of
-    their own in the cache read each prompt at once. None: all prompts that have a slot are read
-    before the next decoding step.
+    decoding steps, fewer while requests are running (`culm.engine.pace`), so that these hardly wait
+    for long prompts. None: all prompts that have a slot are read before the next decoding step.
     """
 
     def __init__(
@@ -56,6 +55,7 @@ class Engine:
         cache: CacheKind = "plain",
         speculate: Speculation | None = None,
         step_tokens: int | None = None,
+        suppressed: Sequence[int] = (),
     ) -> None:
         require_vocabulary(model)
         if slots < 1:
@@ -72,31 +72,16 @@ class Engine:
         self.runner = Runner(model, slots, self.length, cache, fused, self.drafter)
         self.waiting: deque[Running] = deque()
         self.running: list[Running] = []  # index = slot
-        self.step_tokens = step_tokens
+        self._pace = None if step_tokens is None else Pace(step_tokens)
         self._reading: Reading | None = None  # in the last slot
         self._read_last = False  # whether the last step read a prompt
         self._ids = itertools.count()
-        self._chooser = Chooser(self.vocabulary)
+        self._chooser = Chooser(self.vocabulary, suppressed)
 
     def check(self, request: Request) -> None:
         """ValueError if the engine cannot serve the request."""
-        size = self.vocabulary
-        if not request.prompt:
-            raise ValueError("prompt: it is empty; give at least one token")
-        if request.max_tokens < 1:
-            raise ValueError(f"max_tokens: {request.max_tokens} is less than 1")
-        if len(request.prompt) + request.max_tokens > self.length:
-            raise ValueError(
-                f"max_tokens: a prompt of {len(request.prompt)} and {request.max_tokens} more are "
-                f"longer than the {self.length} tokens of a slot of the engine"
-            )
+        check_request(request, self.vocabulary, self.length)
         check_adapter(request.adapter, self.runner.adapters)
-        biased = [token for token, _ in request.sampling.bias]
-        for name, tokens in (("prompt", request.prompt), ("bias", biased)):
-            if outside := [token for token in tokens if not 0 <= token < size]:
-                raise ValueError(f"{name}: token {outside[0]} is outside the vocabulary of {size}")
-        if request.constraint is not None:
-            check_first(request.constraint, size)
 
     def add(self, request: Request) -> int:
         """Queue a request; returns the number that its events carry.
@@ -142,8 +127,8 @@ class Engine:
         Waiting requests that fit are started first; otherwise all running ones advance. With
         `step_tokens`, both take turns; a step that reads a part of a prompt has no events.
         """
-        if self.step_tokens is not None:
-            return self._take_turns(self.step_tokens)
+        if self._pace is not None:
+            return self._take_turns(self._pace)
         if self.waiting and len(self.running) < self.slots:
             return self._start()
         return self._decode() if self.running else []
@@ -189,7 +174,13 @@ class Engine:
         self, ids: Sequence[int], count: int, adapter: str | None = None
     ) -> Iterator[scoring.Ranked]:
         """`rank` in parts, between which `step` can be called; `scoring.joined` joins them."""
-        return scoring.rank_in_steps(self.model, ids, count, adapter)
+        pace = self._pace
+        if pace is None:
+            return scoring.rank_in_steps(self.model, ids, count, adapter)
+        steps = scoring.rank_in_steps(
+            self.model, ids, count, adapter, lambda: pace.tokens("scores", len(self.running))
+        )
+        return pace.scored(steps, lambda part: len(part.logprobs))
 
     # -----------------------------------------------------------------------------------------
 
@@ -213,23 +204,27 @@ class Engine:
         self._free_finished(first)
         return events
 
-    def _take_turns(self, tokens: int) -> list[Event]:
-        """Read up to so many tokens of prompts, or decode."""
+    def _take_turns(self, pace: Pace) -> list[Event]:
+        """Read a part of the prompts, or decode."""
         can_read = self._reading or (self.waiting and len(self.running) < self.slots)
         self._read_last = bool(can_read) and not (self.running and self._read_last)
         if self._read_last:
-            return self._read(tokens)
-        return self._decode() if self.running else []
+            return self._read(pace)
+        if not self.running:
+            return []
+        with pace.decoding():
+            return self._decode()
 
-    def _read(self, tokens: int) -> list[Event]:
-        reading = self._reading
+    def _read(self, pace: Pace) -> list[Event]:
+        reading, tokens = self._reading, pace.tokens("prompts", len(self.running))
         if reading is None:
             group = next_group(self.waiting, self.slots - len(self.running), tokens)
-            at_once = self.drafter is not None and self.drafter.with_mtp
-            if at_once or max(row.length for row in group) <= tokens:
-                return self._started(group)
+            if max(row.length for row in group) <= tokens:
+                with pace.reading(sum(row.length for row in group)):
+                    return self._started(group)
             reading = self._reading = Reading(group)
-        logits = reading.advance(self.runner, tokens)
+        with pace.reading(min(tokens, len(reading.prompt) - reading.done)):
+            logits = reading.advance(self.runner, tokens)
         if logits is None:
             return []
         self._reading = None
@@ -242,23 +237,9 @@ class Engine:
         logits, window = self.runner.decode(rows, self.slots - (self._reading is not None))
         events = self._chooser.accept(rows, logits)
         if self.drafter is not None:
-            self._draft(self.drafter, window)
+            draft(self.drafter, rows, window, self._chooser)
         self._free_finished(0)
         return events
-
-    def _draft(self, drafter: Drafter, window: Window | None) -> None:
-        """A new draft for every row."""
-        rows = self.running
-        for row in rows:
-            row.draft.clear()
-
-        def choose(logits: Tensor) -> Tensor:
-            before = [row.output + row.draft for row in rows]
-            return self._chooser.sample(rows, logits[:, None], before)[0][:, 0]
-
-        drafter.draft(rows, window, choose)
-        for row in rows:  # the last token needs no draft: the model samples it itself
-            del row.draft[max(row.request.max_tokens - len(row.output) - 1, 0) :]
 
     def _free_finished(self, first: int) -> None:
         for slot in reversed(range(first, len(self.running))):

@@ -36,9 +36,9 @@ class MTPDrafter:
         self.size = len(model.mtp)
         self.rollback = 3 * self.size
 
-    def prefill(self, tokens: Tensor, context: Context) -> Tensor:
+    def prefill(self, tokens: Tensor, context: Context, following: Tensor) -> Tensor:
         """The heads read the prompt too."""
-        return self.model.mtp_hidden(tokens, context)[0]
+        return self.model.mtp_hidden(tokens, context, following)[0]
 
     def window(self, rows: Sequence[Running]) -> int:
         return 2 * self.size

@@ -36,7 +36,7 @@ class NgramDrafter:
         self.model = model
         self._indices: dict[int, NgramIndex] = {}  # by request
 
-    def prefill(self, tokens: Tensor, context: Context) -> Tensor:
+    def prefill(self, tokens: Tensor, context: Context, following: Tensor) -> Tensor:
         return self.model.hidden(tokens, context)
 
     def window(self, rows: Sequence[Running]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from culm.engine.constraint import Allowed, Constraint
+from culm.engine.constraint import Allowed, Constraint, check_first
 from culm.engine.sampling import Sampling
 
 # A stop token; the maximum number of tokens; the constraint lets nothing follow.
@@ -118,3 +118,24 @@ class Running:
         if self._mask is None or self._mask[0] != len(output):
             self._mask = len(output), constraint.mask(output)
         return self._mask[1]
+
+
+def check_request(request: Request, vocabulary: int, length: int) -> None:
+    """ValueError if an engine with these sizes of vocabulary and slots cannot serve the request."""
+    if not request.prompt:
+        raise ValueError("prompt: it is empty; give at least one token")
+    if request.max_tokens < 1:
+        raise ValueError(f"max_tokens: {request.max_tokens} is less than 1")
+    if len(request.prompt) + request.max_tokens > length:
+        raise ValueError(
+            f"max_tokens: a prompt of {len(request.prompt)} and {request.max_tokens} more are "
+            f"longer than the {length} tokens of a slot of the engine"
+        )
+    biased = [token for token, _ in request.sampling.bias]
+    for name, tokens in (("prompt", request.prompt), ("bias", biased)):
+        if outside := [token for token in tokens if not 0 <= token < vocabulary]:
+            raise ValueError(
+                f"{name}: token {outside[0]} is outside the vocabulary of {vocabulary}"
+            )
+    if request.constraint is not None:
+        check_first(request.constraint, vocabulary)

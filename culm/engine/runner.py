@@ -14,7 +14,7 @@ from culm.adapt.multi_lora import adapter_names, adapter_rows
 from culm.engine.drafter import Drafter, Window
 from culm.engine.fused import ROWS, FusedDecoder, fuses
 from culm.engine.request import Running
-from culm.model.context import Context, LayerContext
+from culm.model.context import CacheView, Context, LayerContext
 from culm.model.quantized_cache import CacheKind
 from culm.model.transformer import Transformer
 
@@ -59,14 +59,9 @@ class Runner:
         prompts, names = zip(*index, strict=True)
         adapters = adapter_rows(names, self.adapters, device)
         longest = min(_round_up(max(map(len, prompts)), ROUND_PROMPT), self.length)
-        padded = [prompt + (0,) * (longest - len(prompt)) for prompt in prompts]
-        tokens = torch.tensor(padded, device=device)
-        positions = torch.arange(longest, device=device).expand(tokens.shape)
         ends = torch.tensor([len(prompt) for prompt in prompts], device=device)
         view = self.cache.view(longest, first, ends)
-        context = Context(positions, cache=view, adapters=adapters)
-        reader = self.drafter.prefill if self.drafter else self.model.hidden
-        hidden = reader(tokens, context)
+        hidden = self._prompt_states(prompts, 0, longest, view, adapters)
         last = hidden[torch.arange(len(prompts), device=device), ends - 1]
         for slot, source in reversed(list(enumerate(sources))):
             if slot != source:  # a source comes before its copies, which are made from the back
@@ -75,14 +70,32 @@ class Runner:
 
     def read(self, row: Running, start: int, end: int, slot: int) -> Tensor:
         """Read tokens start..end of a prompt into a slot that has those before; logits (1, V)."""
-        device, prompt = self.model.device, row.request.prompt[start:end]
-        width = min(_round_up(len(prompt), ROUND_PROMPT), self.length - start)
-        tokens = torch.tensor([prompt + (0,) * (width - len(prompt))], device=device)
-        positions = torch.arange(start, start + width, device=device)[None]
-        view = self.cache.view(start + width, slot, torch.tensor([end], device=device))
+        device = self.model.device
+        stop = min(start + _round_up(end - start, ROUND_PROMPT), self.length)
+        view = self.cache.view(stop, slot, torch.tensor([end], device=device))
         adapters = adapter_rows([row.request.adapter], self.adapters, device)
+        hidden = self._prompt_states([row.request.prompt], start, stop, view, adapters)
+        return self.model.logits(hidden[:, end - 1 - start])
+
+    def _prompt_states(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        start: int,
+        stop: int,
+        view: CacheView,
+        adapters: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """(N, stop - start, E): what `Transformer.hidden` gives for a part of prompts, padded."""
+        more = self.drafter.size if self.drafter else 0
+        parts = [prompt[start : stop + more] for prompt in prompts]
+        padded = [part + (0,) * (stop + more - start - len(part)) for part in parts]
+        every = torch.tensor(padded, device=self.model.device)
+        tokens, following = every.split((stop - start, more), 1)
+        positions = torch.arange(start, stop, device=every.device).expand(tokens.shape)
         context = Context(positions, cache=view, adapters=adapters)
-        return self.model.logits(self.model.hidden(tokens, context)[:, len(prompt) - 1])
+        if self.drafter:
+            return self.drafter.prefill(tokens, context, following)
+        return self.model.hidden(tokens, context)
 
     def decode(self, rows: Sequence[Running], slots: int) -> tuple[Tensor, Window | None]:
         """Put each row's last token, and its draft, into the cache, of which `slots` may be used.

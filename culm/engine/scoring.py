@@ -6,7 +6,7 @@ cache of its own, so that other work runs between them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -83,17 +83,22 @@ def rank(model: Transformer, ids: Sequence[int], count: int, adapter: str | None
 
 @torch.no_grad()
 def rank_in_steps(
-    model: Transformer, ids: Sequence[int], count: int, adapter: str | None = None
+    model: Transformer,
+    ids: Sequence[int],
+    count: int,
+    adapter: str | None = None,
+    step_tokens: Callable[[], int] = lambda: STEP_TOKENS,
 ) -> Iterator[Ranked]:
-    """`rank` in parts of up to STEP_TOKENS tokens, each computed when it is asked for.
+    """`rank` in parts of `step_tokens()` tokens, each computed when it is asked for.
 
     Raises:
         ValueError: as `logits_of`.
     """
     check(model, [ids], [adapter])
     cache = model.cache(1, len(ids))
-    for start in range(0, max(len(ids) - 1, 1), STEP_TOKENS):
-        end = min(start + STEP_TOKENS, len(ids))
+    end = 0
+    while end < max(len(ids) - 1, 1):
+        start, end = end, min(end + step_tokens(), len(ids))
         tokens = torch.tensor([list(ids[start:end])], device=model.device)
         positions = torch.arange(start, end, device=model.device)[None]
         context = _context(model, tokens, [adapter])

@@ -16,12 +16,17 @@ A new way to draft is one file with a `Drafter` and one name here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
+from torch import Tensor
+
 from culm.config import SettingError
-from culm.engine.drafter import Drafter
+from culm.engine.choose import Chooser
+from culm.engine.drafter import Drafter, Window
 from culm.engine.mtp import MTPDrafter
 from culm.engine.ngram import NgramDrafter
+from culm.engine.request import Running
 from culm.model.cache import StateCache
 from culm.model.transformer import Transformer
 
@@ -44,3 +49,19 @@ def drafter_for(model: Transformer, kind: Speculation) -> Drafter:
             "token before a rejected one; leave it out"
         )
     return drafter
+
+
+def draft(
+    drafter: Drafter, rows: Sequence[Running], window: Window | None, chooser: Chooser
+) -> None:
+    """A new draft for every row. window: what the last step has read, as in `Drafter.draft`."""
+    for row in rows:
+        row.draft.clear()
+
+    def choose(logits: Tensor) -> Tensor:
+        before = [row.output + row.draft for row in rows]
+        return chooser.sample(rows, logits[:, None], before)[0][:, 0]
+
+    drafter.draft(rows, window, choose)
+    for row in rows:  # the last token needs no draft: the model samples it itself
+        del row.draft[max(row.request.max_tokens - len(row.output) - 1, 0) :]

@@ -28,6 +28,9 @@ def answer(
     if not requests:
         return []
     longest = max(len(request.prompt) + request.max_tokens for request in requests)
-    engine = Engine(model, min(slots, len(requests)), longest, vocabulary=tokenizer.vocabulary)
+    engine = Engine(
+        model, min(slots, len(requests)), longest, vocabulary=tokenizer.vocabulary,
+        suppressed=tokenizer.suppressed,
+    )  # fmt: skip
     completions = engine.generate(list(requests))
     return [Answer(tokenizer.decode(one.tokens), one) for one in completions]

@@ -23,6 +23,7 @@ from culm.model.context import Context
 from culm.model.score_rule import ScoreRule
 
 Backend = Literal["sdpa", "flex", "blocks", "flash2", "flash3"]
+LARGEST_BLOCK = 512  # queries: with a limit, the memory of scores is linear in the length
 
 
 def serves(backend: Backend, rule: ScoreRule, device: torch.device) -> bool:
@@ -88,8 +89,31 @@ def attend_cached(
     """Attention of new tokens over a cache.
 
     q: (B, T, H, D) at `positions` (B, T); k: (B, K, S, D), v: (B, K, S, Dv) with their positions
-    `at`: (S,) or (B, S), less than 0 for an empty entry. Returns (B, T, H, Dv).
+    `at`: (S,) of 0, 1, ... or (B, S), less than 0 for an empty entry. Returns (B, T, H, Dv).
     """
+    q, outs = q.transpose(1, 2), []
+    for start in range(0, q.shape[2], LARGEST_BLOCK):
+        part = slice(start, start + LARGEST_BLOCK)
+        seen = k.shape[2]
+        if at.dim() == 1 and q.shape[2] > LARGEST_BLOCK and q.device.type == "cpu":
+            # Keys after the block are not read. On a GPU this would wait for the device.
+            seen = min(seen, int(positions[:, part].max()) + 1)
+        keys, values, places = k[:, :, :seen], v[:, :, :seen], at[..., :seen]
+        queries, queries_at = q[:, :, part], positions[:, part]
+        outs.append(_over_cache(queries, keys, values, places, queries_at, rule, backend))
+    return (outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)).transpose(1, 2)
+
+
+def _over_cache(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    at: Tensor,
+    positions: Tensor,
+    rule: ScoreRule,
+    backend: Backend,
+) -> Tensor:
+    """`attend_cached` of one block of queries (B, H, T, D) -> (B, H, T, Dv)."""
     ring, at = at.dim() == 2, at.view(-1, 1, 1, at.shape[-1])
     queries_at = positions[:, None, :, None]
     # (B, 1, T, S): comparisons take one byte each, where differences would take 8.
@@ -98,17 +122,14 @@ def attend_cached(
         mask = mask & ((at > queries_at - rule.window) | (at < rule.sink_tokens))
     if ring:  # its entries may be empty
         mask = mask & (at >= 0)
-    q = q.transpose(1, 2)
     # With one query per row the CPU flash kernel is 1.2 to 2.7 times slower than two matmuls.
     single = q.shape[2] == 1 and q.device.type == "cpu"
     if backend == "blocks" or single or not serves("sdpa", rule, q.device):
         away = None if rule.slopes is None else at - queries_at
-        out = _grouped(q, k, v, mask, rule, away)
-    else:
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, scale=rule.scale, enable_gqa=True
-        )
-    return out.transpose(1, 2)
+        return _grouped(q, k, v, mask, rule, away)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, scale=rule.scale, enable_gqa=True
+    )
 
 
 def attention_weights(q: Tensor, k: Tensor, rule: ScoreRule = ScoreRule()) -> Tensor:
@@ -142,7 +163,7 @@ def _blocks(length: int) -> int:
     # Measured on a 2-core AVX-512 CPU; see docs/log.md.
     if length < 256:
         return 2 if length >= 64 else 1
-    return min(16, max(4, length // 128))
+    return max(min(16, max(4, length // 128)), -(-length // LARGEST_BLOCK))
 
 
 def _grouped(

@@ -176,16 +176,20 @@ class Transformer(Trunk):
 
     # -- multi-token prediction -----------------------------------------------------------------
 
-    def mtp_hidden(self, tokens: Tensor, context: Context | None = None) -> list[Tensor]:
+    def mtp_hidden(
+        self, tokens: Tensor, context: Context | None = None, following: Tensor | None = None
+    ) -> list[Tensor]:
         """`hidden`, followed by the states of each head of multi-token prediction.
 
         Those of head k at token t have read up to token t + k; if the row or its document ends
-        before that, they have no meaning.
+        before that, they have no meaning. following: (B, N) tokens after the row, where it is a
+        part of a longer one.
         """
         x, inner = self.states(tokens, context or Context.plain(tokens))
+        known = tokens if following is None else torch.cat((tokens, following), 1)
         states = [self.normalized(x)]
         for k in range(1, len(self.mtp) + 1):
-            x = self.mtp_step(k, x, shifted(tokens, k, 0), inner)
+            x = self.mtp_step(k, x, shifted(known, k, 0)[:, : tokens.shape[1]], inner)
             states.append(self.mtp_normalized(k, x))
         return states
 

@@ -73,16 +73,21 @@ def _join(backend: str) -> None:
 
 
 def _store(rank: int) -> distributed.Store:
-    """The store through which the ranks meet: that of torchrun, or one that rank 0 starts."""
+    """The store through which the ranks meet: that of torchrun, or one that rank 0 starts.
+
+    That of torchrun outlives a restart, so each attempt has keys of its own.
+    """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     until = time.monotonic() + JOIN
     while True:
         try:
-            return distributed.TCPStore(
+            store = distributed.TCPStore(
                 host, port, is_master=rank == 0 and not of_torchrun, timeout=TRY,
                 wait_for_workers=False, multi_tenant=True,
             )  # fmt: skip
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            return distributed.PrefixStore(f"attempt {attempt}", store) if of_torchrun else store
         except distributed.DistError as error:
             if time.monotonic() > until:
                 raise RuntimeError(

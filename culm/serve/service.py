@@ -181,13 +181,15 @@ class Service:
         self, query: Query, ids: Sequence[int], left: int, choice: int, adapter: str | None
     ) -> Request:
         """What generates one choice; left: tokens that fit into the context."""
-        stop = frozenset() if query.ignore_end else self.model.tokenizer.stop_ids
+        tokenizer = self.model.tokenizer
+        stop = frozenset() if query.ignore_end else tokenizer.stop_ids
+        stop |= tokenizer.stops_named(query.stop) | frozenset(query.stop_ids)
         seed = query.sampling.seed
         return Request(
             tuple(ids),
             left if query.max_tokens is None else min(query.max_tokens, left),
             replace(query.sampling, seed=None if seed is None else seed + choice),
-            stop | frozenset(query.stop_ids), query.logprobs, adapter,
+            stop, query.logprobs, adapter,
         )  # fmt: skip
 
     def _echoes(self, query: Query, prompts: Sequence[Sequence[int]]) -> list[Echo]:

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Unpack, cast
 
-import torch
 from torch import Tensor
 
 from culm.adapt.multi_lora import adapter_names
-from culm.convert.load import read
 from culm.engine import scoring
 from culm.engine.engine import Engine
 from culm.engine.request import Request
@@ -78,6 +75,7 @@ class LanguageModel:
         return Engine(
             self.model, slots, length, vocabulary=self.tokenizer.vocabulary, cache=self.cache,
             speculate=self.speculate, step_tokens=step_tokens,
+            suppressed=self.tokenizer.suppressed,
         )  # fmt: skip
 
     @property
@@ -120,7 +118,7 @@ class LanguageModel:
         single = not is_batch(prompt)
         prompts = cast("list[str | Ids]", [prompt] if single else prompt)
         requests = [
-            self.request(self.prompt_ids(item), max_tokens, _reseeded(sampling, i), adapter)
+            self.request(self.prompt_ids(item), max_tokens, _reseeded(sampling, i), adapter, stops)
             for i, item in enumerate(prompts)
         ]
         pieces: list[list[str]] = [[] for _ in requests]
@@ -176,8 +174,12 @@ class LanguageModel:
         max_tokens: int | None,
         sampling: Sampling,
         adapter: str | None = None,
+        stops: Sequence[str] = (),
     ) -> Request:
-        """The engine's request; ValueError if it exceeds the context."""
+        """The engine's request; ValueError if it exceeds the context.
+
+        stops: texts that end it, of which it uses the names of special tokens.
+        """
         left = self.context - len(ids)
         wanted = max(left, 1) if max_tokens is None else max_tokens
         if wanted > left:
@@ -185,7 +187,8 @@ class LanguageModel:
                 f"max_tokens: a prompt of {len(ids)} tokens and {wanted} more do not fit into the "
                 f"context of {self.context}"
             )
-        return Request(tuple(ids), wanted, sampling, self.tokenizer.stop_ids, adapter=adapter)
+        ends = self.tokenizer.stop_ids | self.tokenizer.stops_named(stops)
+        return Request(tuple(ids), wanted, sampling, ends, adapter=adapter)
 
     def _chat_ids(self, messages: str | Sequence[Message]) -> list[int]:
         """The rendered dialogue, up to the start of the assistant's answer."""
@@ -200,7 +203,7 @@ class LanguageModel:
         self, ids: Sequence[int], max_tokens: int | None, options: Options
     ) -> Iterator[str]:
         """The continuation of one prompt, in pieces."""
-        request = self.request(ids, max_tokens, options.sampling, options.adapter)
+        request = self.request(ids, max_tokens, options.sampling, options.adapter, options.stops)
         return (piece for _, piece in self._run([request], options.stops) if piece)
 
     def _run(self, requests: Sequence[Request], stops: Sequence[str]) -> Iterator[tuple[int, str]]:
@@ -221,31 +224,3 @@ class LanguageModel:
 def _reseeded(sampling: Sampling, index: int) -> Sampling:
     """The settings of prompt `index` of a batch."""
     return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index)
-
-
-def load(
-    path: str | Path,
-    device: str = "auto",
-    dtype: str | torch.dtype | None = None,
-    context: int | None = None,
-    adapter: str | Path | None = None,
-    adapters: Mapping[str, str | Path] | None = None,
-    cache: CacheKind = "plain",
-    speculate: Speculation | None = None,
-) -> LanguageModel:
-    """A model from what `path` names: a run or model folder of Culm, a Hugging Face folder or hub
-    id, a `.gguf` file, or a folder with an adapter, which is merged into the base that it names.
-
-    device: "cpu", "cuda", "mps", "xpu"; "auto" takes the first CUDA device, else the CPU. dtype:
-    of weights and activations, such as "bfloat16"; "auto" takes the fastest on this machine; the
-    default is float32 on a CPU, bfloat16 elsewhere and for quantised weights. context, cache,
-    speculate: see `LanguageModel`.
-    adapter: a PEFT folder, or the run that trained it, to attach to its base `path`
-    (`culm.adapt.merge` merges it). adapters: several of them by name; each call chooses one with
-    `adapter=NAME`, or none. The base is in memory once.
-
-    Raises:
-        SettingError: `path` cannot be read as a model, or the adapter is for another base.
-    """
-    parts = read(path, device, dtype, adapter, adapters, mtp=speculate == "mtp")
-    return LanguageModel(*parts, context, cache, speculate)

@@ -1,15 +1,19 @@
 """The generation settings of a Hugging Face folder.
 
 `generation_config.json` holds them, or `config.json` in older folders. Culm reads the ends from
-them. The others (temperature, top_p, ...) are kept as they are for an export.
+them, and the tokens that are never generated. The others (temperature, top_p, ...) are kept as they
+are for an export.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from culm.config import SettingError
 from culm.files import read_json
+from culm.log import say
 
 GENERATION, MODEL = "generation_config.json", "config.json"
 
@@ -32,6 +36,15 @@ prefill_chunk_size
 """
 NAMES = frozenset(_NAMES.split())
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+SUPPRESSED = "suppress_tokens"
+# Settings that change what transformers generates, whoever asks and however it samples.
+ALWAYS = (
+    "begin_suppress_tokens", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id",
+    "min_length", "min_new_tokens", "no_repeat_ngram_size", "sequence_bias", "guidance_scale",
+    "exponential_decay_length_penalty", "encoder_repetition_penalty", "stop_strings",
+    "watermarking_config", "token_healing",
+)  # fmt: skip
+OFF: tuple[Any, ...] = (None, False, 0, 1, [], {})
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
@@ -48,4 +61,19 @@ def read_generation(folder: Path) -> dict[str, Any]:
     found = {key: value for key, value in (older or {}).items() if key in names}
     found |= {key: value for key, value in (given or {}).items() if value is not None}
     ours = (key for key in found if key != "transformers_version" and not key.startswith("_"))
-    return {key: found[key] for key in ours if found[key] is not None}
+    settings = {key: found[key] for key in ours if found[key] is not None}
+    if unused := [key for key in ALWAYS if settings.get(key) not in OFF]:
+        say(f"{folder}: {', '.join(unused)}: not applied here, kept for an export.")
+    return settings
+
+
+def suppressed_tokens(generation: Mapping[str, Any], vocabulary: int) -> tuple[int, ...]:
+    """Ids that are never generated, however the tokens are chosen.
+
+    Raises:
+        SettingError: the setting lists something else than ids.
+    """
+    given = generation.get(SUPPRESSED) or []
+    if not isinstance(given, list) or any(type(id) is not int or id < 0 for id in given):
+        raise SettingError(f"{SUPPRESSED}: {given!r} is not a list of ids; remove it")
+    return tuple(sorted({id for id in given if id < vocabulary}))

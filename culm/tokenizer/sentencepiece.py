@@ -6,6 +6,7 @@ The pair of neighbours whose joined token has the highest score is merged first 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping
 
 import tokenizers
@@ -22,7 +23,12 @@ def merged_by_score(
 
     ids: of all tokens. scores: of the tokens that merges may give. unknown: the token for a
     character without bytes. prefix: whether a space is added before a text.
+
+    Raises:
+        ValueError: a score is no number.
     """
+    if odd := [name for name, score in scores.items() if math.isnan(score)]:
+        raise ValueError(f"the score of {odd[0]!r} is NaN")
     order = sorted(scores, key=lambda name: -scores[name])
     merges = [pair for name in order for pair in splits(name, scores)]
     model = models.BPE(dict(ids), merges, unk_token=unknown, byte_fallback=True, fuse_unk=True)

@@ -22,7 +22,7 @@ from culm.tokenizer.chat import ARGUMENTS, SPECIALS, TEMPLATE, Chat, token_name
 from culm.tokenizer.ends import ends_of
 from culm.tokenizer.fast import fast_encoder
 from culm.tokenizer.folder import read_parts, write_settings
-from culm.tokenizer.generation import GENERATION
+from culm.tokenizer.generation import GENERATION, suppressed_tokens
 from culm.tokenizer.offsets import OffsetEncoder
 from culm.tokenizer.parts import valid, without_prefix
 
@@ -34,7 +34,8 @@ class Tokenizer:
 
     vocabulary: every id is less than this. specials: id of each special token.
     end_of_text: id after each document, also padding. end_of_turn: id after each chat message.
-    stop_ids: generation ends at any of them. template: jinja source of the chat template.
+    stop_ids: generation ends at any of them. suppressed: ids that are never generated.
+    template: jinja source of the chat template.
     fingerprint: SHA-256, different for different tokenizers.
 
     settings: content of `tokenizer_config.json`. stops: the ids that end generation, where a file
@@ -68,6 +69,7 @@ class Tokenizer:
         self.vocabulary = max(ids.values(), default=-1) + 1
         ends = ends_of(ids, self.specials, self.settings, stops)
         self.end_of_text, self.end_of_turn, self.stop_ids = ends
+        self.suppressed = suppressed_tokens(self.generation, self.vocabulary)
 
     @cached_property
     def start(self) -> list[int]:
@@ -194,6 +196,10 @@ class Tokenizer:
             return map(self._fast, texts)
         with ThreadPoolExecutor() as pool:
             return iter(list(pool.map(self._fast, texts)))
+
+    def stops_named(self, texts: Iterable[str]) -> frozenset[int]:
+        """Ids of the special tokens with these names: no text shows where a reply ends at one."""
+        return frozenset(self.specials[text] for text in texts if text in self.specials)
 
     def decode(self, ids: Sequence[int], specials: bool = False) -> str:
         """Text; bytes that are not UTF-8 become U+FFFD. Special tokens show if `specials`."""

@@ -16,7 +16,7 @@ from culm.adapt.quantize.linear import QuantizedLinear
 from culm.compose import read_value
 from culm.config import SettingError, parse
 from culm.convert.export import read_whole, size_of, write_quantized
-from culm.convert.load import read
+from culm.convert.load import read, refuse_overwrite
 from culm.data.calibration import calibration_rows
 from culm.eval.divergence import compare
 from culm.files import refuse_existing
@@ -47,8 +47,9 @@ def show_quantized(
         raise SettingError(
             f"calibrate: {how.kind} needs text; name a file, as in --calibrate book.txt"
         )
-    model, tokenizer = read_whole(source, out, device)
+    refuse_overwrite(source, out)
     refuse_existing(Path(out), overwrite)
+    model, tokenizer = read_whole(source, out, device)
     rows = calibration_rows(text, tokenizer, model.config.context) if text else None
     write_quantized(model, tokenizer, Path(out), quantizers, how, rows.seen if rows else None)
     speaks = model.config.head == "vocabulary"

@@ -8,7 +8,7 @@ from culm.convert import native
 from culm.convert.export import export, write_export
 from culm.convert.family import NoFamilyError
 from culm.model.transformer import TransformerConfig
-from culm.text.language_model import load
+from culm.text.load import load
 
 
 @pytest.fixture(scope="module")

@@ -177,7 +177,7 @@ def test_an_outlier_spoils_no_other_block(kind):
 def test_no_number_is_refused(kind, number):
     x = np.ones((2, 256), np.float32)
     x[1, 3] = number
-    with pytest.raises(SettingError, match=r"blk\.0: contains NaN or infinity"):
+    with pytest.raises(SettingError, match=r"blk\.0 contains NaN or infinity"):
         encode(x, kind, "blk.0")
 
 

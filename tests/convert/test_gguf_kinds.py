@@ -121,7 +121,7 @@ def test_a_broken_weight_leaves_no_file(tiny, tokenizer, tmp_path, precision, nu
     model = tiny(**WIDE)
     with torch.no_grad():
         model.blocks[1].attention.out.weight[3, 4] = number
-    with pytest.raises(SettingError, match=rf"^blk\.1\.attn_output\.weight: {message}"):
+    with pytest.raises(SettingError, match=rf"^blk\.1\.attn_output\.weight:? {message}"):
         ours.export(model, tokenizer, tmp_path / "m.gguf", precision)
     assert not list(tmp_path.iterdir())
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from culm.config import SettingError
 from culm.convert import gguf, hf, native
@@ -53,6 +54,44 @@ def test_a_single_file_counts_more_than_an_index(
     assert torch.equal(ours, tiny()(tokens))
     said = f"model.safetensors is read, and not the files that {older}.index.json lists"
     assert (said in capsys.readouterr().err) == (older == "model.safetensors")
+
+
+def shards(folder, model, tokenizer):
+    """The files and index of a folder in several files."""
+    hf.export(model, tokenizer, folder, shard_bytes=60_000)
+    index = folder / "model.safetensors.index.json"
+    return sorted(folder.glob("model-*.safetensors")), index
+
+
+def test_a_tensor_is_read_from_the_file_that_the_index_names(tiny, tokenizer, tokens, tmp_path):
+    """An older copy in a file of other tensors, and an index that names a file without it."""
+    files, index = shards(tmp_path / "there", tiny(), tokenizer)
+    first, last = load_file(files[0]), load_file(files[-1])
+    name, tensor = next(iter(first.items()))
+    save_file({**last, name: tensor + 1}, files[-1])
+    assert torch.equal(load_model(tmp_path / "there")[0](tokens), tiny()(tokens))
+    places = json.loads(index.read_text())["weight_map"]
+    change(index, weight_map={**places, name: files[-1].name})
+    assert not torch.equal(load_model(tmp_path / "there")[0](tokens), tiny()(tokens))
+    save_file(last, files[-1])
+    assert torch.equal(load_model(tmp_path / "there")[0](tokens), tiny()(tokens))
+
+
+def test_what_is_not_read_of_a_file_is_reported(tiny, tokenizer, tmp_path, capsys):
+    files, _ = shards(tmp_path / "there", tiny(), tokenizer)
+    name, tensor = next(iter(load_file(files[0]).items()))
+    save_file({**load_file(files[-1]), name: tensor}, files[-1])
+    load_model(tmp_path / "there")
+    said = f"{files[-1]}: 1 tensors are not read: model.safetensors.index.json names other files"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("places", [{}, [], None, {"a": 3}, "x"])
+def test_an_index_that_names_no_files(tiny, tokenizer, tmp_path, places):
+    _, index = shards(tmp_path / "there", tiny(), tokenizer)
+    change(index, weight_map=places)
+    with pytest.raises(SettingError, match=r"index\.json: broken: weight_map names no files"):
+        load_model(tmp_path / "there")
 
 
 # Plausible values of settings that a file may have and a model does not read.

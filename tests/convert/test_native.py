@@ -173,7 +173,8 @@ def test_another_shape_names_the_tensor_and_both_shapes(copy):
         native.load(copy)
 
 
-def test_weights_that_are_no_numbers(tiny, tokenizer, tmp_path):
+def test_weights_that_are_no_numbers(tiny, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "cast", lambda tensor, *_: tensor)  # which refuses to write them
     for value in (float("nan"), float("inf")):
         model = tiny()
         with torch.no_grad():

@@ -76,11 +76,13 @@ def test_theirs_is_read_here(based, rows, tmp_path, kind):
         assert adapter_names(served) == ("one",)
 
 
-def test_alpha_and_rank_of_single_layers(based, rows, tmp_path):
+@pytest.mark.parametrize("rslora", [False, True])
+def test_alpha_and_rank_of_single_layers(based, rows, tmp_path, rslora):
     name, folder = based
     first, second, *_ = CASES[name]
     peer = adapted(
         folder, tmp_path / "adapter", target_modules=[first, second], r=4, lora_alpha=8,
+        use_rslora=rslora,
         rank_pattern={first: 2}, alpha_pattern={rf".*\.1\..*{first}": 32, second: 1},
     )  # fmt: skip
     model = load_model(folder)[0].eval()  # GPT-2 has dropout
@@ -100,6 +102,82 @@ def test_modules_that_were_trained_in_full(based, rows, tmp_path):
     model = load_model(folder)[0].eval()  # GPT-2 has dropout
     ours.load(model, tmp_path / "adapter")
     assert (model(rows) - logits_of(peer, rows)).abs().max() <= 1e-4
+
+
+OURS = {
+    "plain": LoRA(rank=3, alpha=5),
+    "dora": LoRA(rank=3, dora=True),
+    "rslora": LoRA(rank=4, rslora=True),
+    "parts": LoRA(rank=2, targets="blocks.*.attention.{q,kv_down}"),
+    "a part of one layer": LoRA(rank=2, targets=("blocks.1.attention.v", "blocks.0.mlp.*")),
+    "a part with dora": LoRA(rank=2, dora=True, targets=("blocks.1.attention.v", "blocks.0.*")),
+}
+
+
+def written(folder, lora, out):
+    """A model with moved adapters, which are in `out`."""
+    model = load_model(folder)[0].eval()
+    lora.apply(model, seed=0)
+    random = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=random))
+    ours.save(model, lora, out, str(folder))
+    return model
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_ours_is_read_there_and_here(based, rows, tmp_path, kind, capsys):
+    name, folder = based
+    if name == "DeepSeek-V3" and "v" in str(OURS[kind].targets):
+        pytest.skip("it has layers of other names")
+    model = written(folder, OURS[kind], tmp_path / "adapter")
+    again = load_model(folder)[0].eval()
+    ours.load(again, tmp_path / "adapter")
+    assert (model(rows) - again(rows)).abs().max() <= 1e-4
+    said = "PEFT takes adapters of feed-forward layers for those of the experts next to them"
+    if said in capsys.readouterr().err:
+        assert name == "DeepSeek-V3"
+        lora = OURS[kind].model_copy(update={"targets": ("blocks.*.attention.*",)})
+        model = written(folder, lora, tmp_path / "other")
+        (tmp_path / "adapter").rename(tmp_path / "first")
+        (tmp_path / "other").rename(tmp_path / "adapter")
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    peer = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    assert (model(rows) - logits_of(peer, rows)).abs().max() <= 1e-4
+
+
+def test_an_adapter_that_was_read_is_written_with_its_rank(based, tmp_path):
+    name, folder = based
+    targets = CASES[name]
+    adapted(folder, tmp_path / "adapter", target_modules=targets, r=4, lora_alpha=8)
+    model = load_model(folder)[0]
+    ours.load(model, tmp_path / "adapter")
+    ours.save(model, LoRA(rank=4, alpha=8), tmp_path / "again", str(folder))
+    settings = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    assert (settings["rank_pattern"], settings["alpha_pattern"]) == ({}, {})
+    one, two = (
+        dict(read_safetensors(tmp_path / part / "adapter_model.safetensors"))
+        for part in ("adapter", "again")
+    )
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_part_that_is_trained_in_full_takes_the_others_along(tokenizer, rows, tmp_path):
+    folder = saved(peer_of("Phi-3"), tokenizer, tmp_path / "base")
+    lora = LoRA(targets="blocks.*.mlp.*", train_also=("blocks.0.attention.q",))
+    model = written(folder, lora, tmp_path / "adapter")
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    peer = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    assert (model(rows) - logits_of(peer, rows)).abs().max() <= 1e-4
+    again = load_model(folder)[0]
+    ours.load(again, tmp_path / "adapter")
+    assert (model(rows) - again(rows)).abs().max() <= 1e-4
+    mixed = LoRA(targets="blocks.*.attention.k", train_also=("blocks.0.attention.q",))
+    with pytest.raises(SettingError, match=r"attention.k is a part of .*qkv_proj .*; train all"):
+        written(folder, mixed, tmp_path / "other")
 
 
 def test_ours_of_transposed_matrices_is_read_there(tokenizer, rows, tmp_path):

@@ -100,17 +100,11 @@ def changed(**values):
     return change
 
 
-def twice(shards):
-    name, tensor = next(iter(load_file(shards[0]).items()))
-    save_file({**load_file(shards[1]), name: tensor}, shards[1])
-
-
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
         (gone, r"model-00002-of-00003\.safetensors: there is no such file; copy the whole folder"),
         (cut, r"model-00003-of-00003\.safetensors: broken .*truncated: .*; copy it again"),
-        (twice, r"there: tensor \S+ occurs twice; copy the folder again"),
         (changed(value=float("nan")), r"tensor \S+ contains NaN or infinity.*; use an earlier"),
         (changed(dtype=torch.int8), r"tensor \S+ holds int8, not float32; copy"),
         (changed(dtype=torch.float8_e4m3fn), r"tensor \S+ holds float8_e4m3fn, not float32; copy"),

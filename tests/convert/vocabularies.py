@@ -1,7 +1,7 @@
 """Tokenizers to write to GGUF, texts to try them on, and llama.cpp's reading of a file."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,8 @@ def alike(name: str, text: str) -> bool:
     return "metaspace" not in name or text[:1] != " "
 
 
-def written(tokenizer: Tokenizer, path: Path) -> Path:
-    """A file that holds a tokenizer and no tensors."""
+def written(tokenizer: Tokenizer, path: Path, switches: Mapping[str, bool] = {}) -> Path:
+    """A file that holds a tokenizer and no tensors, with further switches by their keys."""
     writer = gguf.GGUFWriter(path, "llama")
     for add in (
         writer.add_context_length, writer.add_embedding_length, writer.add_block_count,
@@ -109,6 +109,8 @@ def written(tokenizer: Tokenizer, path: Path) -> Path:
         add(1)
     writer.add_layer_norm_rms_eps(1e-5)
     add_tokenizer(writer, tokenizer, tokenizer.vocabulary + 3)
+    for key, value in switches.items():
+        writer.add_bool(key, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from culm.engine.constraint import OneOf
 from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
@@ -201,3 +204,28 @@ def test_rows_that_are_no_tokens_are_never_sampled(model):
     done = Engine(model, vocabulary=few).generate(requests)
     assert {token for completion in done for token in completion.tokens} == set(range(few))
     assert all(torch.isfinite(torch.tensor(completion.logprobs)).all() for completion in done)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(seed=3), Sampling(top_k=3, seed=1)])
+def test_suppressed_tokens_are_never_sampled(model, sampling):
+    """Others take their place, and requests with a bias cannot bring them back."""
+    request = Request((4, 5), 40, sampling)
+    free = Engine(model).generate([request])[0].tokens
+    barred = sorted(set(free))[:6]
+    tokens = Engine(model, suppressed=barred).generate([request])[0].tokens
+    assert len(tokens) == 40
+    assert not set(tokens) & set(barred)
+    biased = replace(sampling, bias=tuple((token, 100.0) for token in barred))
+    tokens = Engine(model, suppressed=barred).generate([replace(request, sampling=biased)])
+    assert not set(tokens[0].tokens) & set(barred)
+
+
+def test_a_constraint_may_allow_a_suppressed_token(model):
+    """It has nothing else to choose; rows next to it are suppressed as ever."""
+    answers = OneOf(((7, 8),))
+    forced = Request((4, 5), 2, GREEDY, constraint=answers)
+    free = Request((4, 5), 20, GREEDY)
+    engine = Engine(model, suppressed=[7, 8])
+    one, two = engine.generate([forced, free])
+    assert one.tokens == (7, 8)
+    assert not {7, 8} & set(two.tokens)

@@ -1,5 +1,7 @@
 """Prompts that are read in steps between decoding steps."""
 
+import subprocess
+import sys
 from collections import deque
 
 import pytest
@@ -12,9 +14,31 @@ from culm.engine.sampling import Sampling
 from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
+from culm.model.mtp import MTP
 from culm.model.transformer import TransformerConfig
 
 GREEDY = Sampling(temperature=0)
+MEASURE = """
+import sys
+import torch
+from culm.engine.engine import Engine
+from culm.engine.request import Request
+from culm.model.attention.gqa import GQA
+from culm.model.transformer import TransformerConfig
+from culm.train.memory import peak_bytes, reset_peak
+torch.set_num_threads(1)
+length, steps, backend = int(sys.argv[1]), int(sys.argv[2]) or None, sys.argv[3]
+model = TransformerConfig(
+    vocabulary=61, width=32, layers=1, context=length + 8, attention=GQA(heads=4, head_dim=8)
+).build(seed=0).eval()
+model.set_backend(backend)
+engine = Engine(model, 1, step_tokens=steps)
+engine.generate([Request((1,) * 600, 2)])
+reset_peak()
+before = peak_bytes()
+engine.generate([Request((1,) * length, 2)])
+print(peak_bytes() - before)
+"""
 
 
 def prompt(length: int, seed: int) -> tuple[int, ...]:
@@ -67,6 +91,57 @@ def test_with_other_settings_of_the_engine(model, settings):
     requests = [Request(one.prompt, 12, GREEDY) for one in REQUESTS]
     stepped = Engine(model, 3, step_tokens=32, **settings)
     assert answers(stepped, requests) == answers(Engine(model, 3, **settings), requests)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize(
+    "attention",
+    [
+        GQA(heads=2),
+        GQA(heads=2, window=8, sink_tokens=2),
+        MLA(heads=2, rank=8, head_dim=16, rope_dim=8),
+    ],
+    ids=lambda attention: f"{attention.kind}",
+)
+def test_heads_that_draft_read_prompts_in_steps_too(attention, depth):
+    """A head reads tokens after its step, and what it stores is what it would have stored."""
+    config = TransformerConfig(
+        vocabulary=61, width=32, layers=2, context=96, attention=(attention,), mtp=MTP(depth=depth)
+    )
+    model = config.build(seed=3).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(6 if weight.ndim == 2 else 1)
+    plain = answers(Engine(model, 3, step_tokens=16), REQUESTS)
+    read: list[int] = []
+    for tokens in (None, 5, 16):
+        engine = Engine(model, 3, speculate="mtp", step_tokens=tokens)
+        inner = engine.runner.cache
+        assert answers(engine, REQUESTS) == plain
+        engine.add(REQUESTS[2])
+        while engine.waiting or engine._reading:
+            engine.step()
+        end = 77 - depth  # the last entries of the heads wait for tokens that are not there yet
+        if attention.kind == "gqa" and attention.window is None:
+            kept = [layer.tensors[0][0, :, :end].clone() for layer in inner.layers]
+            read.append(len(kept))
+            if tokens is None:
+                first = kept
+            for one, two in zip(kept, first, strict=True):
+                torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+    assert read in ([], [2 + depth] * 3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+@pytest.mark.parametrize(("steps", "backend"), [(None, "blocks"), (256, "blocks"), (None, "sdpa")])
+def test_the_memory_of_a_prompt_is_linear_in_its_length(steps, backend):
+    """Four times the tokens need four times the memory or less, whoever reads them."""
+    peaks = []
+    for length in (2048, 8192):
+        line = [sys.executable, "-c", MEASURE, str(length), str(steps or 0), backend]
+        done = subprocess.run(line, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout))
+    assert peaks[1] < 5 * max(peaks[0], 16 << 20), peaks
 
 
 def test_a_running_request_does_not_wait_for_a_long_prompt(model):

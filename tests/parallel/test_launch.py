@@ -18,6 +18,33 @@ from culm.parallel.launch import process_group
 from culm.parallel.ranks import Ranks
 from culm.run.settings import RunConfig
 
+RESTARTED = """
+import os, signal, sys
+import torch
+import torch.distributed as distributed
+from culm.parallel import launch
+
+attempt, rank, places = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"], sys.argv[1:]
+
+def dies(place):
+    if (place, rank) == (dict(enumerate(places)).get(int(attempt)), "1"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+store = launch._store
+def announced(rank):
+    found = store(rank)
+    found.set(f"started/{rank}", "yes")
+    dies("while joining")
+    return found
+launch._store = announced
+dies("at the start")
+with launch.process_group("cpu") as ranks:
+    dies("after joining")
+    total = ranks.sum([1.0 + ranks.rank])
+    dies("after a sum")
+    ranks.wait()
+    print(f"attempt {attempt}: {total} {ranks.gather(ranks.rank)}")
+"""
 WAITING = "from culm.parallel.launch import process_group\nwith process_group('cpu'): pass"
 
 
@@ -85,3 +112,20 @@ def test_a_rank_without_the_shared_folder(
     monkeypatch.setattr(run_train, "process_group", lambda device: Elsewhere())
     with pytest.raises(SettingError, match=r"folder: \S+run has no run\.yaml here, .* shared"):
         run_train.train(parse(RunConfig, settings))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize(
+    "places", [("at the start",), ("while joining",), ("after joining", "after a sum")], ids=str
+)
+def test_torchrun_restarts_ranks_that_die(places: tuple[str, ...], tmp_path: Path) -> None:
+    """What the ranks of an earlier attempt left in the store is not that of the next one."""
+    (tmp_path / "ranks.py").write_text(RESTARTED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    command += [f"--max-restarts={len(places)}", "--monitor-interval=0.1"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "ranks.py"), *places], capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count(f"attempt {len(places)}: [3.0] [0, 1]") == 2, done.stdout

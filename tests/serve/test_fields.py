@@ -7,6 +7,8 @@ import httpx2 as httpx
 import pytest
 from reciter import CONTEXT, TEXT
 
+from culm.serve.http.protocol import ChatMessage
+
 HI = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "clock", "parameters": {}}}
 
@@ -165,3 +167,57 @@ def test_scores_as_an_evaluation_harness_asks_for_them(running, stream):
     everything = chat(running, logprobs=True).json()
     count = everything["usage"]["completion_tokens"]
     assert len(everything["choices"][0]["logprobs"]["content"]) == count
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"prompt": "xé🙂X"}, "xé🙂XYZé🙂a"),
+        ({"prompt": "<|user|>é<|end|>X", "parse_special": True}, "<|user|>é<|end|>XYZé🙂a"),
+        ({"prompt": [256, *"é".encode(), 88]}, None),
+        ({"prompt": "é", "echo": False}, "🙂abcde"),
+    ],
+)
+def test_offsets_are_places_in_the_text(running, stream, asked, text):
+    """Of each token in the characters of the answer, whatever its name is."""
+    body = {"echo": True, "logprobs": 0, "temperature": 0, "max_tokens": 9, **asked}
+    answer = complete(running, stream=stream, **body)
+    lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")]
+    choices = [json.loads(line)["choices"][0] for line in lines or [answer.text]]
+    whole = "".join(choice["text"] for choice in choices)
+    assert text is None or whole == text
+    offsets = [place for c in choices for place in c["logprobs"]["text_offset"]]
+    names = [name for c in choices for name in c["logprobs"]["tokens"]]
+    assert offsets == sorted(offsets)
+    assert len(offsets) == len(names)
+    for place, name in zip(offsets, names, strict=True):
+        if name.startswith("bytes:"):
+            spelt = bytes.fromhex(name[6:].replace("\\x", ""))
+            assert spelt in whole[place].encode()
+        else:
+            assert whole.startswith(name, place)
+
+
+def test_null_is_absent_in_the_calls_of_a_history_too(running):
+    call = {"id": None, "type": "function", "index": None}
+    call["function"] = {"name": "f", "arguments": "{}", "strict": None}
+    message = ChatMessage(role="assistant", content=None, tool_calls=[call])
+    assert message.plain["tool_calls"] == [
+        {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    ]
+    assert "tool_call_id" not in ChatMessage(role="tool", content="4", tool_call_id=None).plain
+
+
+def test_the_name_of_a_special_token_is_a_stop(running):
+    """Which no text shows, so that a text alone would never end there."""
+    body = {"messages": HI, "ignore_eos": True, "max_tokens": 200}
+    endless = chat(running, **body).json()["choices"][0]
+    assert endless["finish_reason"] == "length"
+    ended = chat(running, **body, stop=["never", "<|end|>"]).json()["choices"][0]
+    assert (ended["message"]["content"], ended["finish_reason"]) == (TEXT, "stop")
+    answer = complete(running, prompt="k", ignore_eos=True, max_tokens=50, stop="<|end|>").json()
+    assert answer["choices"][0]["text"] == "lm"
+    model = running.app.state.service.model
+    assert model.generate("k", 50, temperature=0.0, stop="<|user|>").startswith("lm")
+    assert model.generate("k", 50, temperature=0.0, stop="<|end|>") == "lm"

@@ -1,17 +1,14 @@
 """What no client should send: it gets an error of its own, and the server serves the others."""
 
-import contextlib
 import json
 import socket
-import time
 
 import httpx2 as httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reciter import TEXT, Running, until
+from reciter import Running, until
 
-from culm.serve.http.connection import limited
 from culm.serve.http.guard import POLICY
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")
@@ -219,78 +216,3 @@ def test_fuzzed_bodies(running, path, fields):
 def test_fuzzed_bytes(running, path, body):
     answer = httpx.post(running.url + path, content=body, headers=JSON)
     assert answer.status_code == 400
-
-
-# -- connections --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def narrow():
-    """A server for 8 connections, with short time limits."""
-    server = Running()
-    kind = limited(16)
-    kind.head_seconds = 0.4
-    server.server.config.http_protocol_class = kind
-    yield server
-    server.stop()
-
-
-def is_closed(client: socket.socket, seconds: float) -> bool:
-    client.settimeout(seconds)
-    try:
-        while client.recv(1000):
-            pass
-    except TimeoutError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-@pytest.fixture
-def port(narrow):
-    return narrow.listener.getsockname()[1]
-
-
-@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nhost: localhost\r\nx: "])
-def test_sockets_without_a_request_are_closed(narrow, port, sent):
-    with socket.create_connection(("127.0.0.1", port)) as client:
-        client.sendall(sent)
-        assert is_closed(client, 2)
-    assert works(narrow)
-
-
-def test_bytes_in_drops_do_not_extend_the_time(narrow, port):
-    with socket.create_connection(("127.0.0.1", port)) as client:
-        start = time.monotonic()
-        with contextlib.suppress(OSError):
-            while time.monotonic() < start + 3:
-                client.sendall(b"G")
-                time.sleep(0.05)
-        assert time.monotonic() - start < 2
-
-
-def test_half_a_head_after_an_answer_is_closed_too(narrow, port):
-    with socket.create_connection(("127.0.0.1", port)) as client:
-        client.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        assert b"200 OK" in client.recv(1000)
-        client.sendall(b"GET / HT")
-        assert is_closed(client, 2)
-
-
-def test_silent_sockets_give_way_to_requests(narrow, port):
-    narrow.server.config.http_protocol_class.head_seconds = 30.0
-    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
-    assert works(narrow)
-    assert len(narrow.server.server_state.connections) <= 9
-    for client in silent:
-        client.close()
-
-
-def test_an_answer_takes_longer_than_a_head_may(narrow):
-    narrow.server.config.http_protocol_class.head_seconds = 0.05
-    for _ in range(2):
-        answer = narrow.client().chat.completions.create(
-            model="reciter", messages=[{"role": "user", "content": "x"}], temperature=0
-        )
-        assert answer.choices[0].message.content == TEXT

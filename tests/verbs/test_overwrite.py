@@ -7,9 +7,11 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
+from culm.adapt.lora import LoRA
 from culm.cli import app
 from culm.config import SettingError
-from culm.convert import native
+from culm.convert import native, peft
+from culm.convert.load import load_model
 from culm.tokenizer.tokenizer import Tokenizer
 
 OUTPUTS = ("tokenize", "prepare", "quantize", "export", "import")
@@ -81,3 +83,26 @@ def test_a_single_file(line: Callable, tmp_path: Path) -> None:
     out.write_text("mine")
     assert "already exists" in str(go(line("export", out)))
     assert out.read_text() == "mine"
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+@pytest.mark.parametrize("verb", ["export", "quantize", "import"])
+def test_a_model_is_not_written_onto_itself(verb: str, line: Callable, more: list[str]) -> None:
+    words = line(verb, Path("somewhere"))
+    words[2] = words[1]
+    assert "this is the source model; choose another name" in str(go([*words, *more]))
+
+
+@pytest.mark.parametrize("verb", ["export", "quantize", "import"])
+def test_an_adapter_is_not_written_onto_its_base(verb: str, line: Callable, tmp_path: Path) -> None:
+    """The base would be lost."""
+    words = line(verb, Path("somewhere"))
+    base, words[1], words[2] = words[1], str(tmp_path / "adapter"), words[1]
+    model = load_model(base)[0]
+    lora = LoRA(rank=2)
+    lora.apply(model, 0)
+    peft.save(model, lora, tmp_path / "adapter", base)
+    before = everything(Path(base))
+    for more in ([], ["--overwrite"]):
+        assert "this is the base of the adapter" in str(go([*words, *more]))
+    assert everything(Path(base)) == before

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from culm.adapt.quantize.linear import QuantizedGrouped, QuantizedLinear, expert
 from culm.adapt.replace import Patterns, linears, note_untied, replace
 from culm.config import Config
+from culm.dtype import NOT_FINITE, is_finite
 from culm.model.linear import GroupedLinear, Linear
 from culm.model.transformer import Transformer
 
@@ -90,10 +91,8 @@ def assigned(
             if match(name, layer) and name not in found and not _is_scalar_head(model, name):
                 assert isinstance(layer, Linear | GroupedLinear)
                 quantizer.divides(name, layer)
-                if not (layer.weight.is_meta or layer.weight.isfinite().all()):
-                    raise ValueError(
-                        f"model: {name} contains NaN or infinity; use an earlier checkpoint"
-                    )
+                if not (layer.weight.is_meta or is_finite(layer.weight)):
+                    raise ValueError(f"model: {name} {NOT_FINITE}")
                 found[name] = quantizer
         if len(found) == before:
             raise ValueError(

@@ -16,6 +16,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Kind
 
 from culm.config import SettingError
+from culm.dtype import NOT_FINITE
 
 Array = np.ndarray
 BLOCK = 256
@@ -35,7 +36,7 @@ def encode(numbers: Array, kind: Kind, name: str = "tensor") -> Array:
         SettingError: `name` contains a number that is not finite, or too large for the type.
     """
     if not np.isfinite(numbers).all():
-        raise SettingError(f"{name}: contains NaN or infinity; use an earlier checkpoint")
+        raise SettingError(f"{name} {NOT_FINITE}")
     largest, most = np.abs(numbers).max(initial=0), LARGEST.get(kind, HALF)
     if largest > most:
         raise SettingError(f"{name}: {largest:.4g} is more than {kind.name} can store; use f32")

@@ -178,6 +178,11 @@ def read_config(
     Raises:
         SettingError: a setting is missing or not understood.
     """
+    if (kind := fields.get("general.type", "model")) != "model":
+        raise SettingError(
+            f"{path}: general.type: it holds {kind!r} and not a model; give the file of the model "
+            "(an adapter is read from its PEFT folder)"
+        )
     known = {family.name: family for family in FAMILIES}
     name = fields.get("general.architecture")
     if not isinstance(name, str) or name not in known:

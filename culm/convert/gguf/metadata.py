@@ -27,6 +27,19 @@ FILE_MARKS = {
     "fim_sep": ("<|file_sep|>",),
 }
 TEXT = (TokenType.NORMAL, TokenType.USER_DEFINED)
+# Keys under `tokenizer.ggml`: those that are read, here or with the generation settings.
+READ = frozenset(
+    "model pre tokens token_type scores merges bos_token_id eos_token_id eot_token_id eom_token_id "
+    "unknown_token_id padding_token_id cls_token_id seperator_token_id fim_pad_token_id "
+    "fim_rep_token_id fim_sep_token_id add_bos_token add_eos_token add_space_prefix "
+    "normalizer.lowercase normalizer.strip_accents suppress_tokens".split()
+)
+# Those that change no ids of a text: of pairs, of gaps in code, of kinds that are not read.
+NEUTRAL = frozenset(
+    "token_type_count mask_token_id add_sep_token fim_pre_token_id fim_suf_token_id "
+    "fim_mid_token_id prefix_token_id suffix_token_id middle_token_id remove_extra_whitespaces "
+    "precompiled_charsmap".split()
+)
 
 
 def stops_of(names: Mapping[int, str], given: Mapping[str, int]) -> set[int]:
@@ -65,6 +78,13 @@ class Metadata:
         """An error with the file, the key, the problem and what to do."""
         remedy = "import this model from its Hugging Face folder"
         return SettingError(f"{self.source}: tokenizer.ggml.{name}: {what}; {remedy}")
+
+    def refuse_unknown(self) -> None:
+        """SettingError if a key is not known and switched on: it may change the ids of a text."""
+        for key, value in self.fields.items():
+            name = key.removeprefix("tokenizer.ggml.")
+            if name != key and name not in READ | NEUTRAL and value:
+                raise self.refused(name, f"{str(value)[:40]!r} is not known here")
 
     def get(self, name: str, form: type) -> Any:
         """A value, or None; a flag is not a number."""

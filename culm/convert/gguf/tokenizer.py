@@ -12,7 +12,7 @@ from gguf import TokenType
 
 from culm.config import SettingError
 from culm.convert.gguf.metadata import stops_of
-from culm.convert.gguf.sampling import add_sampling
+from culm.convert.gguf.sampling import add_generation
 from culm.convert.gguf.vocabulary import read_tokenizer
 from culm.convert.gguf.words import NAMES
 from culm.log import say
@@ -50,7 +50,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> N
     else:
         _add_byte_level(writer, parts)
     _add_ends(writer, tokenizer, names)
-    add_sampling(writer, tokenizer.generation)
+    add_generation(writer, tokenizer)
     template = tokenizer.settings.get("chat_template") or tokenizer.template
     if template is not None:
         writer.add_chat_template(template)

@@ -15,7 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from culm.config import SettingError
 from culm.convert.gguf.metadata import TEXT, Metadata
-from culm.convert.gguf.sampling import read_sampling
+from culm.convert.gguf.sampling import read_generation
 from culm.tokenizer.sentencepiece import BYTES, SPACE, merged_by_score
 from culm.tokenizer.template_files import DEFAULT, named
 from culm.tokenizer.tokenizer import Tokenizer
@@ -33,6 +33,7 @@ def read_tokenizer(fields: Mapping[str, Any], source: object) -> Tokenizer:
         SettingError: naming the file and the key that is missing, wrong or not supported.
     """
     metadata = Metadata(fields, source)
+    metadata.refuse_unknown()
     kind = metadata.get("model", str)
     if kind not in KINDS:
         problem = f"a vocabulary of kind {kind!r} is not read here, only {', '.join(KINDS)}"
@@ -52,8 +53,13 @@ def read_tokenizer(fields: Mapping[str, Any], source: object) -> Tokenizer:
     }
     templates = _templates(fields, source)
     settings["chat_template"] = named(templates)
-    stops, generation = [end, *metadata.stops], read_sampling(fields)
-    return Tokenizer(inner, settings | named(templates), templates.get(DEFAULT), stops, generation)
+    stops, generation = [end, *metadata.stops], read_generation(fields, source)
+    try:
+        return Tokenizer(
+            inner, settings | named(templates), templates.get(DEFAULT), stops, generation
+        )
+    except SettingError as error:
+        raise SettingError(f"{source}: {error}") from None
 
 
 def _templates(fields: Mapping[str, Any], source: object) -> dict[str, str]:
@@ -103,7 +109,9 @@ def _word_pieces(metadata: Metadata) -> tokenizers.Tokenizer:
         raise metadata.refused("unknown_token_id", "it is missing")
     ids = {_piece(token.name): token.id for token in metadata.tokens}
     inner = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=metadata.names[unknown]))
-    inner.normalizer = normalizers.BertNormalizer(strip_accents=True)
+    lowercase = metadata.flag("normalizer.lowercase", True)  # of this kind alone, in llama.cpp
+    strips = metadata.flag("normalizer.strip_accents", lowercase)
+    inner.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strips)
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece()
     return inner

@@ -18,7 +18,7 @@ from culm.convert.hf.folder import SETTINGS, WEIGHTS
 from culm.convert.multipliers import plain_config
 from culm.convert.rules import ModuleNames
 from culm.convert.weights import note_dropped_heads, plain_weights
-from culm.dtype import name_of
+from culm.dtype import cast, name_of
 from culm.files import atomic, refuse_nonempty, write_json
 from culm.model.rule_updated import rule_updated
 from culm.model.transformer import Transformer, TransformerConfig
@@ -43,8 +43,8 @@ def export(
     one file at a time is in memory.
 
     Raises:
-        SettingError: no family has the model's shape, adapters are not merged, or the folder
-            contains something else.
+        SettingError: no family has the model's shape, adapters are not merged, a weight is not
+            finite or too large for the dtype, or the folder contains something else.
         OSError: the disk is full or not writable.
     """
     folder = Path(folder)
@@ -69,8 +69,8 @@ def _tensors(
     # Selection biases move by thousandths, so they stay exact.
     exact = {buffer.data_ptr() for buffer in rule_updated(model).values()}
     for name, tensor in rules.write(plain_weights(model), names):
-        stored = tensor if tensor.data_ptr() in exact else tensor.to(dtype)
-        yield name, stored.cpu().contiguous()
+        kind = tensor.dtype if tensor.data_ptr() in exact else dtype
+        yield name, cast(tensor, kind, name).cpu().contiguous()
         if progress:
             progress(tensor.numel())
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from culm.files import read_json
 from culm.log import say
 from culm.model.mlp.moe import MoE
 from culm.model.transformer import Transformer, TransformerConfig
-from culm.safetensors import read_pickled, read_safetensors
+from culm.safetensors import read_names, read_pickled, read_safetensors
 from culm.tokenizer.generation import NAMES as GENERATION_SETTINGS
 from culm.tokenizer.rows import within_rows
 from culm.tokenizer.tokenizer import Tokenizer
@@ -120,7 +121,7 @@ def _weights(
 ) -> Iterator[tuple[str, Tensor]]:
     resolved = config.resolved()
     names = family.rules(resolved)
-    tensors = (each for shard in _shards(folder) for each in _read(shard))
+    tensors = (each for shard in _shards(folder) for each in shard.tensors())
     whole = dequantized(tensors, blocks, str(folder)) if blocks else tensors
     stored = ((rules.rooted(name, family.root, names), tensor) for name, tensor in whole)
     ends: dict[str, Tensor] = {}
@@ -148,26 +149,49 @@ def _experts(config: TransformerConfig) -> int:
     return max((mlp.experts for mlp in config.mlp if isinstance(mlp, MoE)), default=0)
 
 
-def _read(shard: Path) -> Iterator[tuple[str, Tensor]]:
-    return read_pickled(shard) if shard.suffix == ".bin" else read_safetensors(shard)
+class Shard(NamedTuple):
+    """A file of tensors. older: names of those that the index reads from another file."""
+
+    path: Path
+    older: Collection[str] = ()
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        read = read_pickled if self.path.suffix == ".bin" else read_safetensors
+        return (each for each in read(self.path) if each[0] not in self.older)
 
 
-def _shards(folder: Path) -> list[Path]:
+def _shards(folder: Path) -> list[Shard]:
     """The files of the weights: a single file before an index, as in transformers."""
     for name in (WEIGHTS, "pytorch_model.bin"):
         whole, index = folder / name, folder / f"{name}.index.json"
         if whole.is_file():
             if index.is_file():
                 say(f"{folder}: {name} is read, and not the files that {index.name} lists.")
-            return [whole]
+            return [Shard(whole)]
         if index.is_file():
             return _indexed(index)
-    return [folder / WEIGHTS]  # missing, which the reader reports
+    return [Shard(folder / WEIGHTS)]  # missing, which the reader reports
 
 
-def _indexed(index: Path) -> list[Path]:
+def _indexed(index: Path) -> list[Shard]:
     places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(n, str) for n in places.values()):
+    if (
+        not isinstance(places, dict)
+        or not places
+        or not all(isinstance(n, str) for n in places.values())
+    ):
         raise SettingError(f"{index}: broken: weight_map names no files")
     # Names only: an index must not refer to files outside its folder.
-    return [index.parent / Path(name).name for name in sorted(set(places.values()))]
+    files = {name: index.parent / Path(file).name for name, file in places.items()}
+    paths = sorted(set(files.values()))
+    if paths[0].suffix == ".bin":
+        return [Shard(path) for path in paths]
+    stored = {path: read_names(path) for path in paths}
+    shards = []
+    for path, names in stored.items():
+        other = {name: files[name] for name in names if files.get(name, path) != path}
+        older = {name for name, place in other.items() if name in stored[place]}
+        if older:
+            say(f"{path}: {len(older)} tensors are not read: {index.name} names other files.")
+        shards.append(Shard(path, older))
+    return shards

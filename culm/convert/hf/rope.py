@@ -27,6 +27,9 @@ KINDS = {
     },
 }
 
+# Fields that the other kinds do not read, or that only tell how a model was trained.
+NEUTRAL = ("original_max_position_embeddings", "finetuned")
+
 
 def read_rope(fields: Fields, context: int, partial: bool = False) -> dict[str, Any]:
     """Values of our `Rope`, one for all layers.
@@ -83,9 +86,16 @@ def rope_of(given: dict[str, Any], context: int, partial: bool = False) -> dict[
             known.setdefault("original", context)
         values["scaling"] = {"kind": kind, **known}
     elif kind != "default":  # a list or mapping too
-        raise SettingError(f"rope_parameters: rope_type {kind!r} is not one of {', '.join(KINDS)}")
-    if unknown := [name for name, value in rope.items() if value is not None]:
-        raise SettingError(f"rope_parameters: {', '.join(unknown)} are not known here")
+        raise SettingError(
+            f"rope_parameters: rope_type {kind!r} is not read here, only {', '.join(KINDS)}; "
+            "choose a model with one of these"
+        )
+    unknown = [name for name, value in rope.items() if value is not None and name not in NEUTRAL]
+    if unknown:
+        raise SettingError(
+            f"rope_parameters: {', '.join(unknown)} are not known here for {kind}; remove them if "
+            "the model does not need them"
+        )
     return values
 
 

@@ -8,8 +8,10 @@ The tensors also carry the fingerprint of the base model, which only Culm reads.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,10 +21,12 @@ from culm.config import SettingError
 from culm.convert.family import NoFamilyError
 from culm.convert.hf import family_at, module_names
 from culm.convert.peft.folder import BASE, WEIGHTS
+from culm.convert.peft.fused import WrittenAdapter, joined
 from culm.convert.peft.settings import NAME, written
 from culm.convert.peft.tensors import PARTS, PREFIX
 from culm.convert.rules import ModuleNames
 from culm.convert.weights import fingerprint
+from culm.dtype import cast
 from culm.files import atomic, refuse_nonempty, write_json
 from culm.log import say
 from culm.model.linear import Linear
@@ -50,15 +54,26 @@ def save(model: Transformer, settings: LoRA, folder: str | Path, base: str | Non
             f"{folder}: other libraries do not apply the scaling rule of the base to an adapter: "
             "merge it before exporting the model."
         )
-    whole = {name for name, module in model.named_modules() if _is_whole(module)}
-    tensors = {name: tensor.cpu().clone() for name, tensor in _tensors(model, whole, known)}
-    names = [
-        _last(name, known) if name in ("embed", "head") else _theirs(name, known) for name in whole
-    ]
+    adapters = _adapters(model, known)
+    if any(known.named_as_experts(name) for name in adapters):
+        say(
+            f"{folder}: PEFT takes adapters of feed-forward layers for those of the experts next "
+            "to them: merge it before exporting the model."
+        )
+    whole = [name for name, module in model.named_modules() if _is_whole(module)]
+    trained = {_theirs(name, known): name for name in whole}
+    parts = {ours for theirs in trained for ours in known.ours(theirs)}
+    saved = [_last(n) if ours in ("embed", "head") else n for n, ours in trained.items()]
+    tensors = {
+        name: cast(tensor, tensor.dtype, name).cpu().clone()
+        for name, tensor in (*_adapter_tensors(adapters), *_whole_tensors(model, trained, known))
+    }
+    about = written(settings, _targets(model, adapters, known), saved, base)
+    about |= _patterns(settings, adapters)
     with atomic(folder) as fresh:
         fresh.mkdir()
-        write_safetensors(fresh / WEIGHTS, tensors, {BASE: fingerprint(model, whole)})
-        write_json(fresh / NAME, written(settings, _targets(model, known), names, base))
+        write_safetensors(fresh / WEIGHTS, tensors, {BASE: fingerprint(model, parts)})
+        write_json(fresh / NAME, about)
 
 
 def _is_whole(module: nn.Module) -> bool:
@@ -67,40 +82,83 @@ def _is_whole(module: nn.Module) -> bool:
     return bool(own) and not isinstance(module, LoRALinear) and all(p.requires_grad for p in own)
 
 
-def _tensors(
-    model: Transformer, whole: Collection[str], known: ModuleNames
-) -> Iterator[tuple[str, Tensor]]:
-    for name, adapter in adapters_of(model).items():
-        own = dict(adapter.named_parameters(recurse=False))
+def _adapters(model: Transformer, known: ModuleNames) -> dict[str, WrittenAdapter]:
+    """Each adapter by the name that its layer has there."""
+    found = {}
+    for theirs in dict.fromkeys(_theirs(name, known) for name in adapters_of(model)):
+        rule = known.rule(theirs)
+        assert rule is not None
+        found[theirs] = joined([model.get_submodule(name) for name in known.ours(theirs)], rule)
+    return found
+
+
+def _adapter_tensors(adapters: Mapping[str, WrittenAdapter]) -> Iterator[tuple[str, Tensor]]:
+    for name, adapter in adapters.items():
         for theirs, ours in PARTS.items():
-            if ours in own:
-                yield f"{PREFIX}{_theirs(name, known)}.{theirs}", own[ours].detach()
-    for name in whole:  # a tied head is written next to its embedding, since PEFT unties them
-        for part, tensor in model.get_submodule(name).named_parameters(recurse=False):
-            turned = tensor.dim() == 2 and known.is_transposed(name)
-            stored = tensor.t().contiguous() if turned else tensor
-            yield f"{PREFIX}{_theirs(name, known)}.{part}", stored.detach()
+            if ours in adapter.tensors:
+                yield f"{PREFIX}{name}.{theirs}", adapter.tensors[ours]
+
+
+def _whole_tensors(
+    model: Transformer, trained: Iterable[str], known: ModuleNames
+) -> Iterator[tuple[str, Tensor]]:
+    """Weights of fully trained modules; a tied head is written too, since PEFT unties them.
+
+    Raises:
+        SettingError: a module there is trained in full in one part, and adapted in another.
+    """
+    for name in sorted(trained):
+        rule = known.rule(name)
+        assert rule is not None
+        modules = {ours: model.get_submodule(ours) for ours in known.ours(name)}
+        odd = (ours for ours, m in modules.items() if isinstance(m, LoRALinear | QuantizedLinear))
+        if (adapted := next(odd, None)) is not None:
+            raise NoFamilyError(
+                f"model: {adapted} is a part of {name} in its family, of which another part is "
+                "trained in full; train all of its parts in full, or none"
+            )
+        for part, _ in next(iter(modules.values())).named_parameters(recurse=False):
+            tensors = [module.get_parameter(part).detach() for module in modules.values()]
+            yield f"{PREFIX}{name}.{part}", rule.writing(tensors)[0].contiguous()
 
 
 def _theirs(name: str, known: ModuleNames) -> str:
     found = known.theirs(name)
     if found is None:
-        raise NoFamilyError(f"model: {name} has no name in its family by which PEFT finds it")
+        raise NoFamilyError(
+            f"model: {name} has no name in its family by which PEFT finds it; merge the adapter, "
+            "and export the model"
+        )
     return found
 
 
-def _last(name: str, known: ModuleNames) -> str:
-    return _theirs(name, known).rpartition(".")[2]
+def _last(theirs: str) -> str:
+    return theirs.rpartition(".")[2]
 
 
-def _targets(model: Transformer, known: ModuleNames) -> set[str]:
+def _targets(
+    model: Transformer, adapters: Mapping[str, WrittenAdapter], known: ModuleNames
+) -> set[str]:
     """`q_proj` if all layers of that name are adapted, else full names of single layers."""
     kinds = (LoRALinear, Linear, QuantizedLinear)
-    layers = {n for n, m in model.named_modules() if isinstance(m, kinds)}
-    adapted = adapters_of(model).keys()
-    rest = [name for name in layers - adapted if not name.endswith(".base")]
-    partly = {_last(name, known) for name in rest if known.theirs(name)}
-    return {
-        _theirs(name, known) if _last(name, known) in partly else _last(name, known)
-        for name in adapted
-    }
+    layers = {known.theirs(n) for n, m in model.named_modules() if isinstance(m, kinds)}
+    partly = {_last(name) for name in layers - adapters.keys() if name is not None}
+    return {name if _last(name) in partly else _last(name) for name in adapters}
+
+
+def _patterns(settings: LoRA, adapters: Mapping[str, WrittenAdapter]) -> dict[str, dict[str, Any]]:
+    """Ranks and alphas of the layers where they are not those of the settings, by a pattern of
+    names: the last part where all layers of that name have the same."""
+    kinds: dict[str, set[tuple[int, float]]] = {}
+    for name, adapter in adapters.items():
+        kinds.setdefault(_last(name), set()).add((adapter.rank, adapter.scale))
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for name, adapter in adapters.items():
+        pattern = _last(name) if len(kinds[_last(name)]) == 1 else re.escape(name)
+        alpha = adapter.scale * (adapter.rank**0.5 if settings.rslora else adapter.rank)
+        if adapter.rank != settings.rank:
+            ranks[pattern] = adapter.rank
+        if abs(alpha - settings.alpha) > 1e-9 * alpha:
+            alphas[pattern] = alpha
+    return {"rank_pattern": ranks, "alpha_pattern": alphas}

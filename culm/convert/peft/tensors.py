@@ -18,6 +18,7 @@ from torch import Tensor
 from culm.config import SettingError
 from culm.convert.hf import all_module_names
 from culm.convert.rules import ModuleNames
+from culm.dtype import cast, name_of
 from culm.model.transformer import TransformerConfig
 from culm.safetensors import read_safetensors
 
@@ -74,11 +75,12 @@ def read_tensors(path: Path, config: TransformerConfig) -> AdapterTensors:
 
 def _finite(path: Path) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in read_safetensors(path):
-        if not (tensor.is_floating_point() and tensor.isfinite().all()):
+        if not tensor.is_floating_point():
             raise SettingError(
-                f"{path}: {name} contains NaN or infinity; use an earlier checkpoint"
+                f"{path}: {name} holds {name_of(tensor.dtype)}, and an adapter has numbers with a "
+                "fraction; copy the folder again"
             )
-        yield name.removeprefix(PREFIX), tensor
+        yield name.removeprefix(PREFIX), cast(tensor, tensor.dtype, f"{path}: {name}")
 
 
 def _key(name: str, path: Path) -> _Key:

@@ -1,4 +1,4 @@
-"""One connection of a client, with limits that hold before it has sent a request."""
+"""One connection of a client, with limits for those that send no request or read no answer."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from culm.serve.http.error import invalid
 from culm.serve.http.guard import HEADERS
 
 HEAD_SECONDS = 10.0
+READ_SECONDS = 30.0
 MAX_CONNECTIONS = 1000
 
 
 class Connection(H11Protocol):
-    """uvicorn's HTTP/1.1, except that clients cannot keep connections without a request.
+    """uvicorn's HTTP/1.1, except that clients cannot keep connections without using them.
 
-    One that does not send the head of a request within `head_seconds` is closed. Where more than
-    `max_connections` are open, the oldest one without a request is closed.
+    One that does not send the head of a request within `head_seconds` is closed, and so is one
+    that reads nothing of its answer for `read_seconds`. Where more than `max_connections` are
+    open, the oldest one without a request is closed.
     """
 
     head_seconds = HEAD_SECONDS
+    read_seconds = READ_SECONDS
     max_connections = MAX_CONNECTIONS
     _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     @property
     def busy(self) -> bool:
@@ -40,10 +44,19 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._unwatch()
+        self._stop_waiting()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._watch()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_waiting()
 
     def send_400_response(self, msg: str) -> None:
         """What is not HTTP gets an error in the shape of all others, if no answer has started."""
@@ -71,6 +84,24 @@ class Connection(H11Protocol):
         self._deadline = None
         if not self.busy:
             self.transport.close()
+            self._wait_for_reader()  # it stays open until all has been read
+
+    def _wait_for_reader(self) -> None:
+        if self._unread is None:
+            left = self.transport.get_write_buffer_size()
+            self._unread = self.loop.call_later(self.read_seconds, self._check_reader, left)
+
+    def _stop_waiting(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def _check_reader(self, before: int) -> None:
+        self._unread = None
+        if 0 < before <= self.transport.get_write_buffer_size():
+            self.transport.abort()
+        elif before:
+            self._wait_for_reader()
 
     def _make_room(self) -> None:
         others = [one for one in self.connections if isinstance(one, Connection)]

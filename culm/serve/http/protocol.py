@@ -115,8 +115,15 @@ class ChatMessage(Wire):
         content = self.content or ""
         text = content if isinstance(content, str) else "".join(part.text for part in content)
         role = "system" if self.role == "developer" else self.role
-        others = self.model_dump(exclude={"role", "content"})
+        others = _present(self.model_dump(exclude={"role", "content"}))
         return {"role": role, "content": text, **{key: v for key, v in others.items() if v}}
+
+
+def _present(value: Any) -> Any:
+    """A JSON value without fields that are null, which means absent at any depth."""
+    if isinstance(value, dict):
+        return {key: _present(inner) for key, inner in value.items() if inner is not None}
+    return [_present(inner) for inner in value] if isinstance(value, list) else value
 
 
 class ChatRequest(GenerationRequest):

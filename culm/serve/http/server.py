@@ -18,6 +18,7 @@ from culm.serve.service import Service
 from culm.text.language_model import LanguageModel
 
 DRAIN_SECONDS = 30
+SEND_BYTES = 128 << 10
 
 
 def serve(
@@ -60,7 +61,10 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket bound to the address; port 0 picks a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        listener = socket.create_server((host, port), family=family)
+        # Of each connection: megabytes, the default, would hide a client that reads nothing.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
+        return listener
     except OverflowError:
         raise SettingError(f"port: {port} is outside 0..65535") from None
     except OSError as error:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from culm.serve.answer import TextPiece, TokenScore
+from culm.serve.http.offsets import TextOffsets
 from culm.tokenizer.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -86,7 +87,7 @@ class CompletionShape:
     def __init__(self, name: str, tokenizer: Tokenizer, scored: bool, with_usage: bool) -> None:
         self._tokenizer, self._scored, self._with_usage = tokenizer, scored, with_usage
         self._head = {**_head("cmpl", name), "object": "text_completion"}
-        self._offsets: dict[int, int] = {}
+        self._offsets: dict[int, TextOffsets] = {}
 
     def opening(self, choice: int) -> list[Json]:
         return []
@@ -111,17 +112,12 @@ class CompletionShape:
         }
 
     def _logprobs(self, piece: TextPiece) -> Json:
-        names = [self._name(score.token) for score in piece.scores]
-        offset, offsets = self._offsets.get(piece.choice, 0), []
-        for name in names:
-            offsets.append(offset)
-            offset += len(name)
-        self._offsets[piece.choice] = offset
+        offsets = self._offsets.setdefault(piece.choice, TextOffsets(self._tokenizer))
         return {
-            "tokens": names,
+            "tokens": [self._name(score.token) for score in piece.scores],
             "token_logprobs": [score.logprob for score in piece.scores],
             "top_logprobs": [self._top(score) for score in piece.scores],
-            "text_offset": offsets,
+            "text_offset": offsets.of(piece),
         }
 
     def _top(self, score: TokenScore) -> dict[str, float] | None:

@@ -1,0 +1,41 @@
+"""`culm.load`: a language model from a path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from culm.convert.load import read
+from culm.engine.speculation import Speculation
+from culm.model.quantized_cache import CacheKind
+from culm.text.language_model import LanguageModel
+
+
+def load(
+    path: str | Path,
+    device: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    context: int | None = None,
+    adapter: str | Path | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
+    cache: CacheKind = "plain",
+    speculate: Speculation | None = None,
+) -> LanguageModel:
+    """A model from what `path` names: a run or model folder of Culm, a Hugging Face folder or hub
+    id, a `.gguf` file, or a folder with an adapter, which is merged into the base that it names.
+
+    device: "cpu", "cuda", "mps", "xpu"; "auto" takes the first CUDA device, else the CPU. dtype:
+    of weights and activations, such as "bfloat16"; "auto" takes the fastest on this machine; the
+    default is float32 on a CPU, bfloat16 elsewhere and for quantised weights. context, cache,
+    speculate: see `LanguageModel`.
+    adapter: a PEFT folder, or the run that trained it, to attach to its base `path`
+    (`culm.adapt.merge` merges it). adapters: several of them by name; each call chooses one with
+    `adapter=NAME`, or none. The base is in memory once.
+
+    Raises:
+        SettingError: `path` cannot be read as a model, or the adapter is for another base.
+    """
+    parts = read(path, device, dtype, adapter, adapters, mtp=speculate == "mtp")
+    return LanguageModel(*parts, context, cache, speculate)
