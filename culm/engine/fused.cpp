@@ -5,6 +5,7 @@
 //
 //     norm q k v | rotate, attend | out + | norm gate up | down + |
 //
+// and once more for each norm behind a branch, which needs all outputs of the branch.
 // Weights are read where torch stores them (bf16, Int8Linear's, Int4Linear's); activations are bf16,
 // or int8 with a scale per 32 of them where weights are quantised. The residual stream and all
 // sums are fp32. A row's result does not depend on the other rows or on the number of threads.
@@ -28,17 +29,30 @@ struct Linear {
   const float *bias;          // (outputs) or null
 };
 
+enum Activation : int64_t { SILU, GELU_TANH };
+
+// A window of 0 is none. Position p of a sequence is entry p of its slot, or, from `sinks` on, entry
+// sinks + (p - sinks) mod (entries - sinks). `at` says which position an entry has.
+struct Cache {
+  int64_t entries, window, sinks;
+  bf16 *keys, *values;  // (slots, kv_heads, entries, dim)
+  int64_t *at;          // (slots, entries), or null where entries are positions
+};
+
 struct Layer {
-  int64_t heads, kv_heads, dim;
-  const float *attention_norm, *mlp_norm, *q_norm, *k_norm;  // the last two may be null
-  const float *cosines, *sines;                              // (length, dim / 2)
-  bf16 *keys, *values;                                       // (slots, kv_heads, length, dim)
+  int64_t heads, kv_heads, dim, rotated, activation;
+  int64_t normed;  // elements of a norm of queries: dim, or those of all heads
+  double scale, softcap;  // of scores; a cap of 0 is none
+  const float *attention_norm, *mlp_norm, *attention_out_norm, *mlp_out_norm;  // null: none
+  const float *q_norm, *k_norm;                                                // null: none
+  const float *cosines, *sines;  // (length, rotated / 2)
+  Cache cache;
   Linear q, k, v, out, gate, up, down;
 };
 
 struct Model {
-  int64_t width, layers, length;
-  double eps;
+  int64_t width, layers;
+  double eps, embedding_scale, branch_scale, head_scale;
   const bf16 *embedding;  // (vocabulary, width)
   const float *norm;
   Linear head;
@@ -273,31 +287,38 @@ static void matmul(const Linear &w, const Input &in, int64_t from, int64_t to, f
 // ---------------------------------------------------------------------------------------------
 // The layers
 
-static void normalize(const float *x, const float *weight, int64_t size, double eps, float *out) {
+// factor / rms(x)
+static float inverse_rms(const float *x, int64_t size, double eps, double factor = 1) {
   __m512 squares = _mm512_setzero_ps();
   for (int64_t i = 0; i < size; i += 16) {
     __m512 part = _mm512_loadu_ps(x + i);
     squares = _mm512_fmadd_ps(part, part, squares);
   }
-  __m512 factor = _mm512_set1_ps((float)(1 / std::sqrt(_mm512_reduce_add_ps(squares) / size + eps)));
+  return (float)(factor / std::sqrt(_mm512_reduce_add_ps(squares) / size + eps));
+}
+
+static void weigh(const float *x, const float *weight, float factor, int64_t size, float *out) {
   for (int64_t i = 0; i < size; i += 16)
-    _mm512_storeu_ps(out + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), factor),
+    _mm512_storeu_ps(out + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(factor)),
                                             _mm512_loadu_ps(weight + i)));
 }
 
-static void rotate(const float *head, const float *norm, const Layer &layer, int64_t position,
-                   double eps, float *spare, bf16 *out) {
-  const int64_t half = layer.dim / 2;
-  if (norm) normalize(head, norm, layer.dim, eps, spare), head = spare;
+// Head `head` of x (heads, dim): normalised, its first elements rotated, in bf16.
+static void rotate(const float *x, int64_t head, int64_t heads, const float *norm, const Layer &layer,
+                   int64_t position, double eps, std::vector<float> &spare, bf16 *out) {
+  const int64_t dim = layer.dim, half = layer.rotated / 2;
+  const float *own = x + head * dim;
+  spare.assign(own, own + dim);
+  if (norm && layer.normed == dim) weigh(own, norm, inverse_rms(own, dim, eps), dim, spare.data());
+  if (norm && layer.normed != dim)
+    weigh(own, norm + head * dim, inverse_rms(x, heads * dim, eps), dim, spare.data());
   const float *cosine = layer.cosines + position * half, *sine = layer.sines + position * half;
-  float turned[2];
   for (int64_t i = 0; i < half; i++) {
-    turned[0] = head[i] * cosine[i] - head[i + half] * sine[i];
-    turned[1] = head[i + half] * cosine[i] + head[i] * sine[i];
-    for (int j = 0; j < 2; j++)
-      out[i + j * half] = (bf16)_mm_extract_epi16(
-          (__m128i)_mm_cvtneps_pbh(_mm_set1_ps(turned[j])), 0);
+    float first = spare[i], second = spare[i + half];
+    spare[i] = first * cosine[i] - second * sine[i];
+    spare[i + half] = second * cosine[i] + first * sine[i];
   }
+  for (int64_t i = 0; i < dim; i += 16) narrow(_mm512_loadu_ps(&spare[i]), out + i);
 }
 
 static float dot(const bf16 *a, const bf16 *b, int64_t size) {
@@ -306,55 +327,101 @@ static float dot(const bf16 *a, const bf16 *b, int64_t size) {
   return _mm512_reduce_add_ps(sum);
 }
 
-// One query head of one row: stores the new key and value, and reads those before them.
-static void attend(const Layer &layer, int64_t length, double eps, const float *q, const float *k,
-                   const float *v, int64_t head, int64_t slot, int64_t position,
-                   std::vector<float> &scores, float *out) {
-  const int64_t dim = layer.dim, shared = layer.heads / layer.kv_heads, group = head / shared;
-  std::vector<bf16> query(dim), key(dim), value(dim);
-  std::vector<float> spare(dim);
-  rotate(q + head * dim, layer.q_norm, layer, position, eps, spare.data(), query.data());
-  rotate(k + group * dim, layer.k_norm, layer, position, eps, spare.data(), key.data());
-  for (int64_t i = 0; i < dim; i += 16) narrow(_mm512_loadu_ps(v + group * dim + i), &value[i]);
-  bf16 *keys = layer.keys + (slot * layer.kv_heads + group) * length * dim;
-  bf16 *values = layer.values + (slot * layer.kv_heads + group) * length * dim;
-  if (head % shared == 0) {  // the others use their own copy and never look at this entry
-    std::copy(key.begin(), key.end(), keys + position * dim);
-    std::copy(value.begin(), value.end(), values + position * dim);
-  }
-  const int64_t count = position + 1;
-  scores.assign((count + 15) / 16 * 16, -INFINITY);
-  float most = -INFINITY, scale = 1 / std::sqrt((float)dim);
-  for (int64_t i = 0; i < count; i++) {
-    const bf16 *other = i + 1 < count ? keys + i * dim : key.data();
-    scores[i] = dot(query.data(), other, dim) * scale;
-    most = std::max(most, scores[i]);
-  }
-  __m512 total = _mm512_setzero_ps();
-  for (int64_t i = 0; i < (int64_t)scores.size(); i += 16) {
-    __m512 part = exponential(_mm512_sub_ps(_mm512_loadu_ps(&scores[i]), _mm512_set1_ps(most)));
-    part = _mm512_maskz_mov_ps((__mmask16)least(count - i), part);
-    _mm512_storeu_ps(&scores[i], part);
-    total = _mm512_add_ps(total, part);
-  }
-  const __m512 share = _mm512_set1_ps(1 / _mm512_reduce_add_ps(total));
-  for (int64_t d = 0; d < dim; d += 16) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t i = 0; i < count; i++) {
-      const bf16 *other = i + 1 < count ? values + i * dim : value.data();
-      sum = _mm512_fmadd_ps(_mm512_set1_ps(scores[i]), widen(other + d), sum);
-    }
-    _mm512_storeu_ps(out + head * dim + d, _mm512_mul_ps(sum, share));
-  }
+// x / (1 + e^-y), which is SiLU where y is x.
+static __m512 times_sigmoid(__m512 x, __m512 y) {
+  __m512 below = _mm512_add_ps(exponential(_mm512_sub_ps(_mm512_setzero_ps(), y)), _mm512_set1_ps(1));
+  return _mm512_div_ps(x, below);
 }
 
-// up <- silu(gate) * up
-static void gated(const float *gate, float *up, int64_t size) {
+// cap * tanh(x / cap)
+static __m512 bounded(__m512 x, float cap) {
+  __m512 twice = times_sigmoid(_mm512_set1_ps(2 * cap), _mm512_mul_ps(x, _mm512_set1_ps(2 / cap)));
+  return _mm512_sub_ps(twice, _mm512_set1_ps(cap));
+}
+
+// What a thread needs to attend.
+struct Attention {
+  std::vector<float> spare, scores;
+  std::vector<int64_t> entries;
+  std::vector<bf16> query, key, value;
+
+  // The entries of the earlier tokens that `position` sees: sinks, then the window. Gives its own.
+  int64_t find(const Cache &cache, int64_t position) {
+    const int64_t first = cache.window ? std::max<int64_t>(position - cache.window + 1, 0) : 0;
+    auto entry = [&](int64_t p) {
+      return p < cache.sinks ? p : cache.sinks + (p - cache.sinks) % (cache.entries - cache.sinks);
+    };
+    entries.clear();
+    for (int64_t p = 0; p < std::min(cache.sinks, first); p++) entries.push_back(p);
+    for (int64_t p = first, e = entry(first); p < position; p++, e++) {
+      if (e == cache.entries) e = cache.sinks;
+      entries.push_back(e);
+    }
+    return entry(position);
+  }
+
+  // One query head of one row: stores the new key and value, and reads those before them.
+  void attend(const Layer &layer, double eps, const float *q, const float *k, const float *v,
+              int64_t head, int64_t slot, int64_t position, float *out) {
+    const int64_t dim = layer.dim, shared = layer.heads / layer.kv_heads, group = head / shared;
+    query.resize(dim), key.resize(dim), value.resize(dim);
+    rotate(q, head, layer.heads, layer.q_norm, layer, position, eps, spare, query.data());
+    rotate(k, group, layer.kv_heads, layer.k_norm, layer, position, eps, spare, key.data());
+    for (int64_t i = 0; i < dim; i += 16) narrow(_mm512_loadu_ps(v + group * dim + i), &value[i]);
+    const Cache &cache = layer.cache;
+    bf16 *keys = cache.keys + (slot * layer.kv_heads + group) * cache.entries * dim;
+    bf16 *values = cache.values + (slot * layer.kv_heads + group) * cache.entries * dim;
+    const int64_t own = find(cache, position), count = entries.size() + 1;
+    if (head % shared == 0) {  // the others use their own copy and never look at this entry
+      std::copy(key.begin(), key.end(), keys + own * dim);
+      std::copy(value.begin(), value.end(), values + own * dim);
+    }
+    if (head == 0 && cache.at) cache.at[slot * cache.entries + own] = position;
+    scores.assign((count + 15) / 16 * 16, 0);
+    for (int64_t i = 0; i < count; i++)
+      scores[i] = dot(query.data(), i + 1 < count ? keys + entries[i] * dim : key.data(), dim);
+    const __m512 share = softmax(count, layer.scale, layer.softcap);
+    for (int64_t d = 0; d < dim; d += 16) {
+      __m512 sum = _mm512_mul_ps(_mm512_set1_ps(scores[count - 1]), widen(&value[d]));
+      for (int64_t i = 0; i + 1 < count; i++)
+        sum = _mm512_fmadd_ps(_mm512_set1_ps(scores[i]), widen(values + entries[i] * dim + d), sum);
+      _mm512_storeu_ps(out + head * dim + d, _mm512_mul_ps(sum, share));
+    }
+  }
+
+  // Turns dot products into e^(score - maximum); gives the inverse of their sum.
+  __m512 softmax(int64_t count, double scale, double softcap) {
+    const int64_t padded = scores.size();
+    __m512 most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
+    for (int64_t i = 0; i < padded; i += 16) {
+      __m512 part = _mm512_mul_ps(_mm512_loadu_ps(&scores[i]), _mm512_set1_ps((float)scale));
+      if (softcap) part = bounded(part, (float)softcap);
+      _mm512_storeu_ps(&scores[i], part);
+      most = _mm512_mask_max_ps(most, (__mmask16)least(count - i), most, part);
+    }
+    most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+    for (int64_t i = 0; i < padded; i += 16) {
+      __m512 part = exponential(_mm512_sub_ps(_mm512_loadu_ps(&scores[i]), most));
+      part = _mm512_maskz_mov_ps((__mmask16)least(count - i), part);
+      _mm512_storeu_ps(&scores[i], part);
+      total = _mm512_add_ps(total, part);
+    }
+    return _mm512_set1_ps(1 / _mm512_reduce_add_ps(total));
+  }
+};
+
+// up <- activation(gate) * up. GELU's 0.5 (1 + tanh(x)) is the sigmoid of 2 x.
+static void gated(int64_t activation, const float *gate, float *up, int64_t size) {
   for (int64_t i = 0; i < size; i += 16) {
     __mmask16 there = (__mmask16)least(size - i);
     __m512 g = _mm512_maskz_loadu_ps(there, gate + i), u = _mm512_maskz_loadu_ps(there, up + i);
-    __m512 below = _mm512_add_ps(exponential(_mm512_sub_ps(_mm512_setzero_ps(), g)), _mm512_set1_ps(1));
-    _mm512_mask_storeu_ps(up + i, there, _mm512_div_ps(_mm512_mul_ps(g, u), below));
+    __m512 inner = g;
+    if (activation == GELU_TANH) {  // 2 sqrt(2 / pi) (g + 0.044715 g^3)
+      __m512 cubed = _mm512_mul_ps(_mm512_mul_ps(g, g), g);
+      inner = _mm512_fmadd_ps(cubed, _mm512_set1_ps(0.044715f), g);
+      inner = _mm512_mul_ps(inner, _mm512_set1_ps(1.5957691216f));
+    }
+    _mm512_mask_storeu_ps(up + i, there, _mm512_mul_ps(times_sigmoid(g, inner), u));
   }
 }
 
@@ -371,34 +438,46 @@ void culm_decode(const Model *model, int64_t rows, const int64_t *tokens, const 
     inner = std::max(inner, layer.up.outputs);
   }
   std::vector<float> x(rows * width), q(rows * heads), k(rows * kv), v(rows * kv);
-  std::vector<float> mixed(rows * heads), gate(rows * inner), up(rows * inner);
+  std::vector<float> mixed(rows * heads), gate(rows * inner), up(rows * inner), branch(rows * width);
   for (int64_t b = 0; b < rows; b++)
     for (int64_t i = 0; i < width; i += 16)
-      _mm512_storeu_ps(&x[b * width + i], widen(model->embedding + tokens[b] * width + i));
+      _mm512_storeu_ps(&x[b * width + i],
+                       _mm512_mul_ps(widen(model->embedding + tokens[b] * width + i),
+                                     _mm512_set1_ps((float)model->embedding_scale)));
 
 #pragma omp parallel num_threads(threads)
   {
     const int64_t me = omp_get_thread_num(), team = omp_get_num_threads();
     Input in;
-    std::vector<float> normed(rows * width), added(rows * width), scores;
+    Attention attention;
+    std::vector<float> normed(rows * width);
     auto mine = [&](int64_t size, auto work) {  // a share of the outputs, in whole blocks of 16
       int64_t blocks = (size + 15) / 16;
       work(std::min(size, blocks * me / team * 16), std::min(size, blocks * (me + 1) / team * 16));
     };
-    auto norm = [&](const float *weight, const Linear &next) {
-      for (int64_t b = 0; b < rows; b++)
-        normalize(&x[b * width], weight, width, model->eps, &normed[b * width]);
-      in.prepare(next, normed.data(), rows);
+    auto norm = [&](const float *weight, const Linear &next, double factor = 1) {
+      for (int64_t b = 0; b < rows && weight; b++)
+        weigh(&x[b * width], weight, inverse_rms(&x[b * width], width, model->eps, factor), width,
+              &normed[b * width]);
+      in.prepare(next, weight ? normed.data() : x.data(), rows);
     };
     auto apply = [&](const Linear &w, float *out) {
       mine(w.outputs, [&](int64_t from, int64_t to) { matmul(w, in, from, to, out, w.outputs); });
     };
-    auto add = [&](const Linear &w, const float *input) {
+    auto add = [&](const Linear &w, const float *input, const float *weight) {
       in.prepare(w, input, rows);
+      apply(w, branch.data());
+      if (weight) {
+#pragma omp barrier
+      }
       mine(width, [&](int64_t from, int64_t to) {
-        matmul(w, in, from, to, added.data(), width);
-        for (int64_t b = 0; b < rows; b++)
-          for (int64_t i = from; i < to; i++) x[b * width + i] += added[b * width + i];
+        for (int64_t b = 0; b < rows; b++) {
+          const float *made = &branch[b * width];
+          float factor = (float)model->branch_scale;
+          if (weight) factor = inverse_rms(made, width, model->eps, factor);
+          for (int64_t i = from; i < to; i++)
+            x[b * width + i] += weight ? made[i] * factor * weight[i] : made[i] * factor;
+        }
       });
     };
     for (int64_t l = 0; l < model->layers; l++) {
@@ -409,23 +488,23 @@ void culm_decode(const Model *model, int64_t rows, const int64_t *tokens, const 
 #pragma omp barrier
       for (int64_t i = me; i < rows * layer.heads; i += team) {
         int64_t b = i / layer.heads;
-        attend(layer, model->length, model->eps, &q[b * q_size], &k[b * kv_size], &v[b * kv_size],
-               i % layer.heads, b, positions[b], scores, &mixed[b * q_size]);
+        attention.attend(layer, model->eps, &q[b * q_size], &k[b * kv_size], &v[b * kv_size],
+                         i % layer.heads, b, positions[b], &mixed[b * q_size]);
       }
 #pragma omp barrier
-      add(layer.out, mixed.data());
+      add(layer.out, mixed.data(), layer.attention_out_norm);
 #pragma omp barrier
       norm(layer.mlp_norm, layer.gate);
       apply(layer.gate, gate.data()), apply(layer.up, up.data());
       mine(size, [&](int64_t from, int64_t to) {
         for (int64_t b = 0; b < rows; b++)
-          gated(&gate[b * size + from], &up[b * size + from], to - from);
+          gated(layer.activation, &gate[b * size + from], &up[b * size + from], to - from);
       });
 #pragma omp barrier
-      add(layer.down, up.data());
+      add(layer.down, up.data(), layer.mlp_out_norm);
 #pragma omp barrier
     }
-    norm(model->norm, model->head);
+    norm(model->norm, model->head, model->head_scale);
     apply(model->head, logits);
   }
 }

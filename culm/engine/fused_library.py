@@ -63,11 +63,10 @@ def _build(path: Path) -> None:
 
 
 @cache
-def has_library() -> bool:
-    """Whether the step runs on this machine; reports the reason once if not."""
+def no_library() -> str | None:
+    """Why the step does not run on this machine; None: it does."""
     try:
         library()
     except OSError as error:
-        say(f"Decoding step by step in torch: {error}")
-        return False
-    return True
+        return str(error)
+    return None

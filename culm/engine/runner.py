@@ -12,7 +12,7 @@ from torch import Tensor
 
 from culm.adapt.multi_lora import adapter_names, adapter_rows
 from culm.engine.drafter import Drafter, Window
-from culm.engine.fused import ROWS, FusedDecoder, fuses
+from culm.engine.fused import ROWS, fused_decoder
 from culm.engine.request import Running
 from culm.model.context import CacheView, Context, LayerContext
 from culm.model.quantized_cache import CacheKind
@@ -42,8 +42,7 @@ class Runner:
             rollback = drafter.rollback if drafter else 0
             create = model.mtp_cache if drafter is not None and drafter.with_mtp else model.cache
             self.cache = create(slots, length, cache, rollback)
-        wanted = fused and fuses(model, self.cache)
-        self._fused = FusedDecoder(model, self.cache) if wanted else None
+        self._fused = fused_decoder(model, self.cache) if fused else None
 
     def prefill(self, group: list[Running], first: int) -> Tensor:
         """Read prompts into the slots from `first` on; logits (N, V) after each one's last token.

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from culm.device import choose_device, choose_precision, memory_bytes
+from culm.engine.fused_library import no_library
 from culm.verbs.format import size
 
 # Extras that a user may want; the others are for developing Culm.
@@ -39,6 +40,7 @@ def show_doctor() -> None:
         ("device", name),
         ("memory", size(memory) if memory else "unknown"),
         ("precision", f"{choose_precision(device)} is the fastest matmul precision"),
+        ("decoding", decoding(device)),
         ("compiler", compiler or "none: train.compile=true needs a C++ compiler"),
     ):
         console.print(f"{label:<12}{value}", markup=False)
@@ -48,6 +50,16 @@ def show_doctor() -> None:
             there = all(_installed(package) for package in packages)
             state = "installed" if there else f"not installed: pip install 'culm[{extra}]'"
             console.print(f"{extra:<12}{state}; for {USES[extra]}", markup=False)
+
+
+def decoding(device: torch.device) -> str:
+    """How models in bf16, int8 and int4 decode with few rows."""
+    if device.type != "cpu":
+        return "in PyTorch"
+    missing = no_library()
+    if missing is None:
+        return "one fused step for bf16, int8 and int4"
+    return f"in PyTorch, which is several times slower than the fused step: {missing}"
 
 
 def extras() -> dict[str, list[str]]:

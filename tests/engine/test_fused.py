@@ -6,19 +6,47 @@ import torch
 from culm.adapt.quantize.int4 import Int4
 from culm.adapt.quantize.int8 import Int8
 from culm.engine.engine import Engine
-from culm.engine.fused import FusedDecoder, fuses
-from culm.engine.fused_library import has_library
+from culm.engine.fused import FusedDecoder
+from culm.engine.fused_library import no_library
+from culm.engine.fused_support import obstacle
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.attention.gqa import GQA
+from culm.model.block import Residual
+from culm.model.cache import RollingCache
 from culm.model.context import Context
-from culm.model.mlp.gated import SwiGLU
+from culm.model.init import Llama
+from culm.model.mlp.gated import GeGLU, SwiGLU
+from culm.model.norm import LayerNormConfig, RMSNormConfig
 from culm.model.rope import Rope
+from culm.model.scaling import CompleteP
 from culm.model.transformer import Transformer, TransformerConfig
 
-here = pytest.mark.skipif(not has_library(), reason="no compiler or no AVX-512 here")
+here = pytest.mark.skipif(no_library() is not None, reason=str(no_library()))
 
+NARROW = GQA(heads=6, kv_heads=2, window=5, sink_tokens=2)
 SHAPES = {
+    "windows": {"attention": (NARROW, GQA(heads=4, head_dim=48, window=7, rope=None))},
+    "as Gemma 2": {
+        "attention": (
+            GQA(heads=6, kv_heads=3, window=6, softcap=2.0, scale=0.2),
+            GQA(heads=6, kv_heads=3, softcap=2.0, scale=0.2),
+        ),
+        "mlp": (GeGLU(),),
+        "norm": RMSNormConfig(centered=True),
+        "residual": Residual(norm="both"),
+        "embedding_scale": 192**0.5,
+        "softcap": 3.0,
+    },
+    "as OLMo 2": {
+        "attention": (GQA(heads=6, kv_heads=2, qk_norm="width"),),
+        "residual": Residual(norm="behind"),
+    },
+    "partial rotation": {
+        "attention": (GQA(heads=6, rope=Rope(fraction=0.4), bias=True, out_bias=True),),
+        "scaling": CompleteP(base_width=48, base_depth=1),
+        "init": Llama(),
+    },
     "grouped": {"attention": (GQA(heads=6, kv_heads=2, qk_norm="head"),), "tied": True},
     "many heads": {"attention": (GQA(heads=6, head_dim=48, bias=True),), "tied": False},
     "layers differ": {
@@ -59,21 +87,21 @@ CASES = [(s, w) for s in SHAPES for w in WEIGHTS if shape_serves(s, w)]
 @torch.inference_mode()
 def test_logits_and_cache_are_those_of_the_model(shape, weights):
     model = build(shape, weights)
-    assert fuses(model, model.cache(2, 16))
+    assert obstacle(model, model.cache(2, 16)) is None
     ours, theirs = model.cache(6, 24), model.cache(6, 24)
     exact = build(shape, weights).float()
     exact.dtype = torch.float32
     truth = exact.cache(6, 24)
     decoder = FusedDecoder(model, ours)
     generator = torch.Generator().manual_seed(3)
-    lengths = [1, 4, 9, 13, 16, 20]
+    lengths = torch.tensor([1, 4, 9, 13, 16, 20])
     prompts = torch.randint(0, 77, (6, 20), generator=generator)
     positions = torch.arange(20).expand(6, -1)
     for cache, reader in ((ours, model), (theirs, model), (truth, exact)):
-        reader.hidden(prompts, Context(positions, cache=cache.view(20)))
-    for step in range(3):
+        reader.hidden(prompts, Context(positions, cache=cache.view(20, ends=lengths)))
+    for step in range(4):
         tokens = torch.randint(0, 77, (6,), generator=generator).tolist()
-        at = [length + step for length in lengths]
+        at = (lengths + step).tolist()
         found = decoder(tokens, at)
         context = Context(torch.tensor(at)[:, None], cache=theirs.view(24))
         plain = model(torch.tensor(tokens)[:, None], context)[:, 0]
@@ -84,6 +112,8 @@ def test_logits_and_cache_are_those_of_the_model(shape, weights):
         assert error <= (1.1 if weights == "bf16" else 2.5) * usual
         assert error <= 0.03 * right.norm()
     for a, b in zip(ours.layers, theirs.layers, strict=True):
+        if isinstance(a, RollingCache):
+            assert torch.equal(a.at, b.at)
         assert (a.tensors[0] - b.tensors[0]).norm() <= 0.03 * b.tensors[0].norm()
         assert (a.tensors[1] - b.tensors[1]).norm() <= 0.03 * b.tensors[1].norm()
 
@@ -106,8 +136,9 @@ def test_a_row_does_not_depend_on_the_others_or_on_threads(weights):
 
 
 @here
-def test_the_engine_gives_the_same_tokens_fused_or_not():
-    model = build("grouped", "bf16")
+@pytest.mark.parametrize("shape", ["grouped", "windows", "as Gemma 2"])
+def test_the_engine_gives_the_same_tokens_fused_or_not(shape):
+    model = build(shape, "bf16")
     requests = [Request((3 + i, 9, 4)[: 1 + i % 3], 20, Sampling(temperature=0)) for i in range(20)]
     plain = Engine(model, 8, fused=False).generate(requests)
     fused = Engine(model, 8).generate(requests)
@@ -141,11 +172,46 @@ def test_weights_that_change_in_place_are_read_again(shape):
     assert after != before
 
 
+@here
+@torch.inference_mode()
+def test_a_window_within_a_cache_that_does_not_roll():
+    """Room for drafts makes a cache longer than its window, which still hides what is before."""
+    model = build("windows", "bf16")
+    caches = [model.cache(1, 12, rollback=8) for _ in range(2)]
+    assert not any(isinstance(layer, RollingCache) for layer in caches[0].layers)
+    decoder = FusedDecoder(model, caches[0])
+    for place in range(12):
+        context = Context(torch.tensor([[place]]), cache=caches[1].view(12))
+        plain = model(torch.tensor([[place]]), context)[0, 0]
+        assert (decoder([place], [place])[0] - plain).norm() < 0.03 * plain.norm()
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"attention": (GQA(heads=4, sink_logits=True),)}, "attention.sink_logits=True"),
+        ({"attention": (GQA(heads=4, alibi=True, rope=None),)}, "attention.alibi=True"),
+        ({"mlp": (GeGLU(exact=True),)}, "mlp.exact=True"),
+        ({"norm": LayerNormConfig()}, "norm="),
+        ({"residual": Residual(parallel=True)}, "residual.parallel=True"),
+        ({"attention": (GQA(heads=4, head_dim=24),)}, "head_dim"),
+        ({"learned_positions": True}, "learned_positions=True"),
+    ],
+)
+def test_it_says_what_it_does_not_compute(parts, words):
+    config = TransformerConfig(**{"attention": (GQA(heads=4),), **parts}, vocabulary=9, width=64,
+                               layers=1)  # fmt: skip
+    model = config.build().to(torch.bfloat16)
+    model.dtype = torch.bfloat16
+    assert words in obstacle(model, model.cache(2, 16))
+    assert "QuantizedCache" in obstacle(model, model.cache(2, 16, "int8"))
+
+
 def test_unsupported_models_decode_in_torch():
     model = build("grouped", "bf16")
     model.dtype = torch.float32
-    assert not fuses(model, model.cache(2, 16))
+    assert obstacle(model, model.cache(2, 16))
     odd = TransformerConfig(vocabulary=9, width=24, layers=1, attention=(GQA(heads=2),)).build()
     odd.to(torch.bfloat16)
     odd.dtype = torch.bfloat16
-    assert not fuses(odd, odd.cache(2, 16))
+    assert obstacle(odd, odd.cache(2, 16))

@@ -7,7 +7,7 @@ from transformers.models.qwen3_next import modeling_qwen3_next as reference
 from transformers.models.qwen3_next.configuration_qwen3_next import Qwen3NextConfig
 
 from culm.engine.engine import Engine
-from culm.engine.fused import fuses
+from culm.engine.fused_support import obstacle
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.eval.inspection import attention_maps
@@ -156,7 +156,7 @@ def test_few_bits_of_memory_for_any_length() -> None:
 def test_the_fused_step_leaves_it_to_the_model() -> None:
     model = build().to(torch.bfloat16)
     model.dtype = torch.bfloat16
-    assert not fuses(model, model.cache(1, 32))
+    assert obstacle(model, model.cache(1, 32))
     assert len(Engine(model).generate([Request((1, 2), 3)])[0].tokens) == 3
 
 

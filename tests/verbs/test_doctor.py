@@ -2,6 +2,7 @@
 
 import pytest
 
+from culm.engine import fused_library
 from culm.verbs import doctor
 from culm.verbs.doctor import USES, show_doctor
 
@@ -18,3 +19,16 @@ def test_only_extras_for_users(
     assert [line.split()[0] for line in shown] == list(USES)
     for line, extra in zip(shown, USES, strict=True):
         assert f"not installed: pip install 'culm[{extra}]'; for {USES[extra]}" in line
+
+
+def test_a_cpu_without_the_fused_step_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fused_library, "NEEDED", ("avx-of-tomorrow",))
+    monkeypatch.setattr(fused_library, "library", fused_library.library.__wrapped__)
+    monkeypatch.setattr(doctor, "no_library", fused_library.no_library.__wrapped__)
+    show_doctor()
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("decoding"))
+    assert line.endswith(
+        "several times slower than the fused step: this CPU has no AVX-512 with bf16 and VNNI"
+    )
