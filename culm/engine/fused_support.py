@@ -60,7 +60,7 @@ def _obstacles(model: Transformer, cache: Cache) -> Iterator[str]:
     for store in cache.layers:
         if type(store) not in (FullCache, RollingCache):
             yield f"it does not read a {type(store).__name__}"
-    yield from _settings(model.config.resolved(), "")
+    yield from uncomputed(model.config.resolved())
     for module in model.modules():
         if type(module) not in MODULES:
             yield f"it does not compute {type(module).__name__}"
@@ -70,7 +70,7 @@ def _obstacles(model: Transformer, cache: Cache) -> Iterator[str]:
     yield from _inputs("head", model.head)
 
 
-def _settings(config: Config, path: str) -> Iterator[str]:
+def uncomputed(config: Config, path: str = "") -> Iterator[str]:
     """Settings, among them those of parts, that the step does not know."""
     known = COMPUTED.get(type(config))
     if known is None:
@@ -81,7 +81,7 @@ def _settings(config: Config, path: str) -> Iterator[str]:
             yield f"it does not compute {path}{name}={value}"
         elif name in ("attention", "mlp", "norm", "residual") and path == "":
             for part in value if isinstance(value, tuple) else (value,):
-                yield from _settings(part, f"{name}.")
+                yield from uncomputed(part, f"{name}.")
 
 
 def _shapes(block: Block, name: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ from culm.adapt.merge import merge
 from culm.config import SettingError
 from culm.convert import hf
 from culm.engine.engine import Engine
+from culm.engine.fused_support import uncomputed
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.context import Context
@@ -204,3 +205,13 @@ def test_what_a_router_was_trained_with_does_not_hinder_its_export(tokenizer, tm
     assert {value.dtype for value in biases.values()} == {torch.float32}
     assert all(v.dtype == torch.bfloat16 for name, v in weights.items() if name not in biases)
     assert any(torch.equal(value, router.selection) for value in biases.values())
+
+
+FUSED = {"Llama 2", "Llama 3", "SmolLM2", "SmolLM3", "Mistral", "Qwen2", "Qwen3", "Gemma 2", "Gemma 3",
+         "OLMo 2", "OLMo 3", "Phi-3"}  # fmt: skip
+
+
+def test_the_fused_step_knows_the_settings_that_its_page_names(family):
+    name, _, model, _ = family
+    odd = list(uncomputed(model.config.resolved()))
+    assert (not odd) == (name in FUSED), odd
