@@ -3,6 +3,7 @@
     python bench/peers.py                                  # every installed library: half an hour
     python bench/peers.py train --size T --rounds 9
     python bench/peers.py decode --size S --rows 8
+    python bench/peers.py read --size S --tokens 1024      # a prompt, up to the first token
 
 Every contender is a separate process, warmed up alone. Then they take turns, round by round, so
 that a busy moment of the machine affects all; the table shows the median of a contender's rounds,
@@ -28,10 +29,13 @@ import torch
 
 from culm.convert import native
 from culm.convert.export import export
+from culm.engine.engine import Engine
+from culm.engine.request import Request
+from culm.engine.sampling import Sampling
+from culm.malloc import keep_freed_memory
 from culm.tokenizer.bytes import Bytes
-from culm.train.malloc import keep_freed_memory
 from culm.train.memory import peak_bytes
-from culm.verbs.bench import NEW, PROMPT, SIZES, Size, decoder_of, tokens_of, trainer_of
+from culm.verbs.bench import NEW, PROMPT, SIZES, Size, decoder_of, model_of, tokens_of, trainer_of
 
 CPU = torch.device("cpu")
 Round = Callable[[], float]  # does the work once; returns its seconds
@@ -165,29 +169,30 @@ def decode_transformers_static(size: Size, rows: int) -> Round:
 
 
 class LlamaCpp:
-    """A model of this size in llama.cpp, from our export; the rows are sequences of one batch.
+    """A model folder in llama.cpp, from our export; the rows are sequences of one batch.
 
-    kind: of the weights in GGUF, such as "q8_0".
+    kind: of the weights in GGUF, such as "q8_0". prompt: tokens of a row that are read at once.
     """
 
-    def __init__(self, size: Size, rows: int, kind: str) -> None:
+    def __init__(self, source: Path, kind: str, rows: int = 1, prompt: int = PROMPT) -> None:
         import llama_cpp
 
         self.quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self.quiet, None)
-        self.library, self.rows, self.vocabulary = llama_cpp, rows, size.model.vocabulary
+        self.library, self.rows = llama_cpp, rows
         with tempfile.TemporaryDirectory() as folder:
-            source, path = Path(folder) / "model", Path(folder) / "model.gguf"
-            native.save(size.model.build(), Bytes(specials=True).build(), source)
+            path = Path(folder) / "model.gguf"
             export(source, path, kind)
             parameters = llama_cpp.llama_model_default_params()
             self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
         settings = llama_cpp.llama_context_default_params()
-        settings.n_ctx, settings.n_seq_max = rows * (PROMPT + NEW), rows
-        settings.n_batch = settings.n_ubatch = rows * PROMPT
+        settings.n_ctx, settings.n_seq_max = rows * (prompt + NEW), rows
+        settings.n_batch = settings.n_ubatch = rows * prompt
         settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
         self.context = llama_cpp.llama_init_from_model(self.model, settings)
-        self.batch = llama_cpp.llama_batch_init(rows * PROMPT, 0, 1)
+        words = llama_cpp.llama_model_get_vocab(self.model)
+        self.vocabulary = llama_cpp.llama_vocab_n_tokens(words)
+        self.batch = llama_cpp.llama_batch_init(rows * prompt, 0, 1)
 
     def clear(self) -> None:
         memory = self.library.llama_get_memory(self.context)
@@ -207,12 +212,22 @@ class LlamaCpp:
         return [self.best(row * each + each - 1) for row in range(self.rows)]
 
     def best(self, index: int) -> int:
+        return int(self.logits(index).argmax())
+
+    def logits(self, index: int) -> numpy.ndarray:
+        """(V,) after a token of the last batch; overwritten by the next."""
         logits = self.library.llama_get_logits_ith(self.context, index)
-        return int(numpy.ctypeslib.as_array(logits, (self.vocabulary,)).argmax())
+        return numpy.ctypeslib.as_array(logits, (self.vocabulary,))
+
+
+def random_llama_cpp(size: Size, kind: str, rows: int = 1, prompt: int = PROMPT) -> LlamaCpp:
+    with tempfile.TemporaryDirectory() as folder:
+        native.save(size.model.build(), Bytes(specials=True).build(), Path(folder) / "model")
+        return LlamaCpp(Path(folder) / "model", kind, rows, prompt)
 
 
 def decode_llama_cpp(size: Size, rows: int, kind: str) -> Round:
-    model, prompt = LlamaCpp(size, rows, kind), tokens_of(size)[0, :PROMPT].tolist()
+    model, prompt = random_llama_cpp(size, kind, rows), tokens_of(size)[0, :PROMPT].tolist()
 
     def answer() -> float:
         model.clear()
@@ -223,6 +238,38 @@ def decode_llama_cpp(size: Size, rows: int, kind: str) -> Round:
         return time.perf_counter() - start
 
     return answer
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading a prompt, up to its first new token
+
+
+def read_culm(size: Size, tokens: int, weights: str = "bf16") -> Round:
+    engine = Engine(model_of(size, weights, CPU), 1, tokens + 1)
+    request = Request(prompt_of(size, tokens), 1, Sampling(temperature=0))
+    return timed(lambda: engine.generate([request]))
+
+
+def read_transformers(size: Size, tokens: int) -> Round:
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM(llama(size)).to(torch.bfloat16).eval()
+    prompt = torch.tensor([prompt_of(size, tokens)])
+    return timed(torch.inference_mode()(lambda: model(prompt, logits_to_keep=1)))
+
+
+def read_llama_cpp(size: Size, tokens: int, kind: str) -> Round:
+    model, prompt = random_llama_cpp(size, kind, prompt=tokens), list(prompt_of(size, tokens))
+
+    def read() -> None:
+        model.clear()
+        model.read([prompt], 0)
+
+    return timed(read)
+
+
+def prompt_of(size: Size, tokens: int) -> tuple[int, ...]:
+    return tuple(7 * i % size.model.vocabulary for i in range(tokens))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -244,11 +291,23 @@ DECODE: dict[str, Callable[[Size, int], Round]] = {
     "transformers, bf16": decode_transformers,
     "transformers, bf16, static cache, compiled": decode_transformers_static,
 }
+READ: dict[str, Callable[[Size, int], Round]] = {
+    "culm": read_culm,
+    "culm, int8": partial(read_culm, weights="int8"),
+    "culm, int4": partial(read_culm, weights="int4"),
+    "llama_cpp, bf16": partial(read_llama_cpp, kind="bf16"),
+    "llama_cpp, q8_0": partial(read_llama_cpp, kind="q8_0"),
+    "llama_cpp, q4_0": partial(read_llama_cpp, kind="q4_0"),
+    "transformers, bf16": read_transformers,
+}
 
 
-def contend(pipe: Connection, what: str, name: str, size: Size, rows: int) -> None:
+COUNTED = {"decode": DECODE, "read": READ}
+
+
+def contend(pipe: Connection, what: str, name: str, size: Size, count: int) -> None:
     """One process: warm up, then a round for each message; sends seconds and peak bytes."""
-    call = TRAIN[name](size) if what == "train" else DECODE[name](size, rows)
+    call = TRAIN[name](size) if what == "train" else COUNTED[what][name](size, count)
     for _ in range(2):
         call()
     pipe.send((0.0, peak_bytes()))
@@ -256,14 +315,14 @@ def contend(pipe: Connection, what: str, name: str, size: Size, rows: int) -> No
         pipe.send((call(), peak_bytes()))
 
 
-def compare(what: str, letter: str, rows: int, rounds: int) -> None:
-    """Print one table."""
+def compare(what: str, letter: str, count: int, rounds: int) -> None:
+    """Print one table. count: rows that decode, or tokens of a prompt."""
     size, context = SIZES[letter], multiprocessing.get_context("spawn")
-    names = [name for name in (TRAIN if what == "train" else DECODE) if installed(name)]
+    names = [name for name in (TRAIN if what == "train" else COUNTED[what]) if installed(name)]
     pipes = {}
     for name in names:
         pipes[name], theirs = context.Pipe()
-        context.Process(target=contend, args=(theirs, what, name, size, rows), daemon=True).start()
+        context.Process(target=contend, args=(theirs, what, name, size, count), daemon=True).start()
         theirs.close()
         pipes[name].recv()
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -275,10 +334,11 @@ def compare(what: str, letter: str, rows: int, rounds: int) -> None:
             seconds[name].append(spent)
     for pipe in pipes.values():
         pipe.send(False)
-    tokens = size.rows * size.model.context if what == "train" else rows * (NEW - 1)
-    show(
-        f"{what} {letter}" + (f", {rows} rows" if what == "decode" else ""), seconds, tokens, memory
-    )
+    titles = {"decode": f", {count} rows", "read": f", {count} tokens"}
+    tokens = {
+        "train": size.rows * size.model.context, "decode": count * (NEW - 1), "read": count,
+    }[what]  # fmt: skip
+    show(f"{what} {letter}{titles.get(what, '')}", seconds, tokens, memory)
 
 
 def show(title: str, seconds: dict[str, list[float]], tokens: int, memory: dict[str, int]) -> None:
@@ -304,15 +364,18 @@ def installed(name: str) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=("train", "decode"))
+    parser.add_argument("what", nargs="?", choices=("train", "decode", "read"))
     parser.add_argument("--size", choices=tuple(SIZES))
     parser.add_argument("--rows", type=int, help="of decoding")
+    parser.add_argument("--tokens", type=int, help="of the prompt that is read")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
-    for what, sizes, rows in (("train", "ST", (0,)), ("decode", "SL", (1, 8))):
+    chosen = {"decode": given.rows, "read": given.tokens}
+    usual = (("train", "ST", (0,)), ("decode", "SL", (1, 8)), ("read", "SL", (128, 1024)))
+    for what, sizes, counts in usual:
         if given.what in (None, what):
             for letter in [given.size] if given.size else sizes:
-                for count in [given.rows] if given.rows and what == "decode" else rows:
+                for count in [chosen[what]] if chosen.get(what) else counts:
                     compare(what, letter, count, given.rounds)
 
 

@@ -20,6 +20,7 @@ from culm.adapt.quantize.int8 import Int8Linear
 from culm.adapt.quantize.linear import QuantizedLinear
 from culm.engine.fused_library import library
 from culm.engine.fused_support import KINDS, computes_in_bf16, obstacle
+from culm.engine.huge_pages import use_huge_pages
 from culm.log import say
 from culm.model.activation import Activation
 from culm.model.attention.gqa import GroupedQueryAttention
@@ -77,7 +78,8 @@ class FusedDecoder:
     """Decodes with a model's own weights and cache, which must not be replaced meanwhile."""
 
     def __init__(self, model: Transformer, cache: Cache) -> None:
-        self._held: list[Tensor] = []  # tensors that only pointers refer to
+        use_huge_pages(model)
+        self._held: list[object] = [model, cache]  # what only pointers refer to
         self._copies: list[Tensor] = []  # fp32 copies of norms and biases
         self._originals: list[Tensor] = []
         self._centered: list[Tensor] = []  # those copies to which 1 is added

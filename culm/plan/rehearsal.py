@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from culm.malloc import heap_end, keep_freed_memory, release_freed_memory
 from culm.model.context import Context
 from culm.model.logprobs import ROUND
 from culm.model.transformer import Transformer
@@ -26,7 +27,6 @@ from culm.optim.groups import trainable
 from culm.optim.rule import OptimizerConfig
 from culm.plan.dry_run import ONES
 from culm.plan.needs import Step
-from culm.train.malloc import heap_end, keep_freed_memory, release_freed_memory
 from culm.train.memory import resident_bytes
 
 aten = torch.ops.aten

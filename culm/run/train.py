@@ -27,6 +27,7 @@ from culm import log
 from culm.config import SettingError
 from culm.device import choose_device, choose_precision
 from culm.eval.evaluation import Evaluation
+from culm.malloc import keep_freed_memory
 from culm.parallel.launch import process_group, take_gpu
 from culm.parallel.parallelize import Parallel, parallelize
 from culm.parallel.ranks import Ranks
@@ -52,7 +53,6 @@ from culm.train.listeners import (
     MetricsFile,
     ProgressBar,
 )
-from culm.train.malloc import keep_freed_memory
 from culm.train.memory import reset_peak
 from culm.train.run_folder import read_settings, write_settings
 from culm.train.trackers.tracker import TrackerConfig

@@ -6,7 +6,7 @@ import gc
 import sys
 from pathlib import Path
 
-from culm.train.malloc import release_freed_memory
+from culm.malloc import release_freed_memory
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

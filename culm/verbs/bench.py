@@ -23,16 +23,16 @@ from culm.config import SettingError, parse
 from culm.device import choose_device, choose_precision
 from culm.dtype import DTYPES
 from culm.log import progress
+from culm.malloc import keep_freed_memory
 from culm.model.attention.gqa import GQA
 from culm.model.backend import place
 from culm.model.mlp.gated import SwiGLU
-from culm.model.transformer import TransformerConfig
+from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.next_token import NextTokenObjective
 from culm.optim.adamw import AdamW
 from culm.optim.schedule import Constant
 from culm.parallel.parallelize import parallelize
 from culm.plan.timing import decoding_trial, seconds_of
-from culm.train.malloc import keep_freed_memory
 from culm.train.memory import peak_bytes, reset_peak
 from culm.train.trainer import Trainer
 
@@ -114,11 +114,16 @@ def decoder_of(
 
     weights: bf16, or the kind of a quantiser.
     """
+    return decoding_trial(model_of(size, weights, device), rows, PROMPT, NEW, fused)
+
+
+def model_of(size: Size, weights: str, device: torch.device) -> Transformer:
+    """A random model. weights: bf16, or the kind of a quantiser."""
     model = size.model.build(device=device).eval().to(torch.bfloat16)
     place(model, device, torch.bfloat16)
     if weights != "bf16":
         parse(Quantizer, weights, "weights").apply(model)
-    return decoding_trial(model, rows, PROMPT, NEW, fused)
+    return model
 
 
 @dataclass(frozen=True)

@@ -207,8 +207,10 @@ def test_what_a_router_was_trained_with_does_not_hinder_its_export(tokenizer, tm
     assert any(torch.equal(value, router.selection) for value in biases.values())
 
 
-FUSED = {"Llama 2", "Llama 3", "SmolLM2", "SmolLM3", "Mistral", "Qwen2", "Qwen3", "Gemma 2", "Gemma 3",
-         "OLMo 2", "OLMo 3", "Phi-3"}  # fmt: skip
+FUSED = {
+    "Llama 2", "Llama 3", "SmolLM2", "SmolLM3", "Mistral", "Qwen2", "Qwen3", "Gemma 2", "Gemma 3",
+    "OLMo 2", "OLMo 3", "Phi-3",
+}  # fmt: skip
 
 
 def test_the_fused_step_knows_the_settings_that_its_page_names(family):

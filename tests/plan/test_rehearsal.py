@@ -14,6 +14,7 @@ from learning import build
 from stages import STAGES
 
 from culm.config import parse
+from culm.malloc import heap_end
 from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextToken
@@ -22,7 +23,6 @@ from culm.plan import rehearsal
 from culm.plan.needs import Step
 from culm.plan.rehearsal import Unfilled, process_bytes
 from culm.run.settings import RunConfig
-from culm.train.malloc import heap_end
 from culm.verbs.plan import show_plan
 
 glibc = pytest.mark.skipif(heap_end() is None, reason="the heap of glibc")
@@ -42,7 +42,7 @@ from culm.plan.dry_run import ONES
 from culm.plan.needs import Step
 from culm.plan.rehearsal import process_bytes
 from culm.plan.speed import training_rate
-from culm.train.malloc import keep_freed_memory
+from culm.malloc import keep_freed_memory
 from culm.train.memory import peak_bytes, reset_peak
 
 what, name, rows, options = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4].split()

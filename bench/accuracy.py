@@ -1,0 +1,81 @@
+"""What decoding with few bits costs in accuracy, here and in llama.cpp.
+
+    python bench/accuracy.py FOLDER TEXT       # a trained model and a text that it has not seen
+
+One token after the other is put into the cache, as an answer is decoded. The table shows, for each
+kind of weights, the divergence KL(fp32 || kind) of the next token in nats, and the perplexity.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from peers import LlamaCpp
+from torch import Tensor
+
+from culm.adapt.quantize import Quantizer
+from culm.config import parse
+from culm.convert.load import read
+from culm.engine.fused import fused_decoder
+
+Step = Callable[[int, int], Tensor]  # a token and its position -> logits (V,) of the next
+
+
+def culm_step(folder: Path, weights: str, length: int) -> Step:
+    model, _ = read(folder, "cpu", torch.bfloat16)
+    if weights != "bf16":
+        parse(Quantizer, weights, "weights").apply(model)
+    decoder = fused_decoder(model, model.cache(1, length))
+    if decoder is None:
+        raise SystemExit("this machine or model has no fused step")
+    return lambda token, place: decoder([token], [place])[0]
+
+
+def llama_cpp_step(folder: Path, kind: str, length: int) -> Step:
+    model = LlamaCpp(folder, kind, prompt=length)
+
+    def step(token: int, place: int) -> Tensor:
+        model.read([[token]], place)
+        return torch.from_numpy(model.logits(0).copy())
+
+    return step
+
+
+@torch.inference_mode()
+def rows(folder: Path, text: str, tokens: int) -> Iterator[tuple[str, float, float]]:
+    """Name, divergence and perplexity of each kind."""
+    model, tokenizer = read(folder, "cpu", torch.float32)
+    ids = tokenizer.encode(text)[: tokens + 1]
+    exact = model(torch.tensor([ids[:-1]]))[0].log_softmax(-1)
+    targets = torch.tensor(ids[1:])[:, None]
+    yield "fp32", 0.0, float(exact.gather(1, targets).mean().neg().exp())
+    for name, make in (("culm", culm_step), ("llama.cpp", llama_cpp_step)):
+        for kind in ("bf16", "int8", "int4") if name == "culm" else ("bf16", "q8_0", "q4_0"):
+            step = make(folder, kind, len(ids))
+            logits = torch.stack([step(token, place) for place, token in enumerate(ids[:-1])])
+            found = logits[:, : exact.shape[1]].log_softmax(-1)
+            divergence = (exact.exp() * (exact - found)).sum(-1).mean()
+            yield (
+                f"{name}, {kind}",
+                float(divergence),
+                float(found.gather(1, targets).mean().neg().exp()),
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--tokens", type=int, default=256)
+    given = parser.parse_args()
+    print("| weights | divergence, nats | perplexity |\n|---|--:|--:|")
+    text = given.text.read_text(encoding="utf-8")
+    for name, divergence, perplexity in rows(given.folder, text, given.tokens):
+        print(f"| {name} | {divergence:.5f} | {perplexity:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
