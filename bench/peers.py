@@ -315,10 +315,11 @@ def contend(pipe: Connection, what: str, name: str, size: Size, count: int) -> N
         pipe.send((call(), peak_bytes()))
 
 
-def compare(what: str, letter: str, count: int, rounds: int) -> None:
-    """Print one table. count: rows that decode, or tokens of a prompt."""
+def compare(what: str, letter: str, count: int, rounds: int, peer: str | None) -> None:
+    """Print one table. count: rows that decode, or tokens of a prompt. peer: only this one."""
     size, context = SIZES[letter], multiprocessing.get_context("spawn")
     names = [name for name in (TRAIN if what == "train" else COUNTED[what]) if installed(name)]
+    names = [name for name in names if peer is None or name.split(",")[0] in ("culm", peer)]
     pipes = {}
     for name in names:
         pipes[name], theirs = context.Pipe()
@@ -368,6 +369,7 @@ def main() -> None:
     parser.add_argument("--size", choices=tuple(SIZES))
     parser.add_argument("--rows", type=int, help="of decoding")
     parser.add_argument("--tokens", type=int, help="of the prompt that is read")
+    parser.add_argument("--peer", help="only this library, such as llama_cpp, beside Culm")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     chosen = {"decode": given.rows, "read": given.tokens}
@@ -376,7 +378,7 @@ def main() -> None:
         if given.what in (None, what):
             for letter in [given.size] if given.size else sizes:
                 for count in [chosen[what]] if chosen.get(what) else counts:
-                    compare(what, letter, count, given.rounds)
+                    compare(what, letter, count, given.rounds, given.peer)
 
 
 if __name__ == "__main__":
