@@ -232,13 +232,18 @@ class Chat:
 
 
 def _is_learned(message: Message, index: int) -> bool:
-    """By its `weight` (0 or 1) or `train` (true or false)."""
-    for key in WEIGHTS:
-        if (value := message.get(key)) is not None:
-            if value not in (0, 1) or isinstance(value, str):
-                raise ValueError(f"messages[{index}].{key}: {value!r} is not 0 or 1")
-            return bool(value)
-    return True
+    """By its `weight` (0 or 1) or `train` (true or false).
+
+    Raises:
+        ValueError: the value is another, or the two differ.
+    """
+    given = {key: message[key] for key in WEIGHTS if message.get(key) is not None}
+    for key, value in given.items():
+        if value not in (0, 1):
+            raise ValueError(f"messages[{index}].{key}: {value!r} is not 0 or 1")
+    if len(set(given.values())) > 1:
+        raise ValueError(f"messages[{index}]: weight and train differ; keep one of them")
+    return all(given.values())
 
 
 def token_name(value: Any) -> str | None:

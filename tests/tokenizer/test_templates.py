@@ -198,6 +198,12 @@ def test_an_answer_of_weight_0_is_not_learned(inner: tokenizers.Tokenizer, key: 
         ours.chat.encode([U1, {**A1, key: False}])
     with pytest.raises(ValueError, match=rf"messages\[1\]\.{key}: 0.5 is not 0 or 1"):
         ours.chat.encode([U1, {**A1, key: 0.5}])
+    other = {"weight": "train", "train": "weight"}[key]
+    with pytest.raises(ValueError, match=rf"messages\[1\]\.{other}: '0' is not 0 or 1"):
+        ours.chat.encode([U1, {**A1, key: 1, other: "0"}])
+    with pytest.raises(ValueError, match=r"messages\[1\]: weight and train differ"):
+        ours.chat.encode([U1, {**A1, key: 1, other: False}])
+    assert ours.chat.encode([U1, {**A1, key: 1, other: True}]).ids == ours.chat.encode([U1, A1]).ids
 
 
 def test_a_user_turn_is_never_learned_where_an_answer_has_no_end(
