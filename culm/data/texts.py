@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from culm.config import SettingError
 from culm.data.example import RecordFormat
+from culm.data.notes import Notes
 from culm.source import Invalid
 from culm.source.source import Source, found_in
 
@@ -19,7 +20,8 @@ def texts_of(source: Source, format: RecordFormat, invalid: Invalid = "error") -
         SettingError: a record of an unknown shape, or no text at all.
     """
     empty = True
-    skipped = (lambda error: None) if invalid == "skip" else None  # `prepare` counts them
+    # `prepare` counts what is skipped.
+    skipped = (lambda error: None) if invalid == "skip" else Notes(invalid).skipped
     for _, texts in found_in(source, format.texts, skipped):
         empty = empty and not any(text.strip() for text in texts)
         yield from texts
