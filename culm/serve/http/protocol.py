@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
 from culm.engine.sampling import Sampling
 from culm.serve.http.wire import UNSUPPORTED, Body, Neutral, Wire
-from culm.serve.query import Dialogue, Prompt, Query
+from culm.serve.query import ChatPrompt, Prompt, Query
 
 COMPLETION_TOKENS = 16  # default of plain completions, as in OpenAI's API
 # Fields of a query that have another name in this API.
@@ -142,7 +142,7 @@ class ChatRequest(GenerationRequest):
 
     def query(self) -> Query:
         """The next turn of the dialogue, up to the end of the context unless a limit is given."""
-        dialogue = Dialogue([message.plain for message in self.messages])
+        dialogue = ChatPrompt([message.plain for message in self.messages])
         query = self._query([dialogue], self.max_completion_tokens or self.max_tokens)
         return replace(query, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
 
