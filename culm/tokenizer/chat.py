@@ -79,11 +79,7 @@ class Chat:
                 "with start.path=MODEL start.chat=true to add one"
             )
         self.tokenizer = tokenizer
-        names = {
-            key: token_name(value) or ""
-            for key, value in {"bos_token": "", "eos_token": "", **tokenizer.settings}.items()
-            if key.endswith("_token")
-        }
+        names = {"bos_token": "", "eos_token": "", **token_names(tokenizer.settings)}
         arguments = tokenizer.settings.get(ARGUMENTS) or {}
         self._template = ChatTemplate(tokenizer.template, tokenizer.specials, names, arguments)
         special = set(tokenizer.specials.values())
@@ -249,3 +245,9 @@ def _is_learned(message: Message, index: int) -> bool:
 def token_name(value: Any) -> str | None:
     """A token as in `tokenizer_config.json`: its text, or a mapping with its text."""
     return value.get("content") if isinstance(value, dict) else value
+
+
+def token_names(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The names of special tokens by their settings; a switch such as `add_bos_token` is none."""
+    names = {key: token_name(value) for key, value in settings.items() if key.endswith("_token")}
+    return {key: name for key, name in names.items() if isinstance(name, str)}

@@ -17,7 +17,7 @@ from culm.config import SettingError
 from culm.files import write_json
 from culm.source.pieces import PIECE, pieces
 from culm.tokenizer.alphabet import spellings
-from culm.tokenizer.chat import ARGUMENTS, SPECIALS, TEMPLATE, Chat, token_name
+from culm.tokenizer.chat import ARGUMENTS, SPECIALS, TEMPLATE, Chat, token_name, token_names
 from culm.tokenizer.ends import ends_of
 from culm.tokenizer.fast import fast_encoder
 from culm.tokenizer.folder import read_parts, write_settings
@@ -131,8 +131,7 @@ class Tokenizer:
     @cached_property
     def template_fingerprint(self) -> str:
         """Of what decides how a dialogue is written; `fingerprint` is of the ids alone."""
-        names = {key: name for key, name in self.settings.items() if key.endswith("_token")}
-        facts = [self.template, names, self.settings.get(ARGUMENTS) or {}]
+        facts = [self.template, token_names(self.settings), self.settings.get(ARGUMENTS) or {}]
         written = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(written.encode()).hexdigest()
 

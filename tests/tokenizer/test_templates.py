@@ -237,6 +237,12 @@ def test_variables_of_a_template(inner: tokenizers.Tokenizer, tmp_path: Path) ->
     assert plain.chat.prompt([U1]) == Tokenizer.load(tmp_path).chat.prompt([U1]) == wanted
     assert ours.chat.prompt([U1]) != wanted
     assert ours.template_fingerprint != plain.template_fingerprint
+    switches = {**ours.settings, "eos_token": {"content": "</s>"}, "add_bos_token": True}
+    same = Tokenizer(inner, switches, ours.template, ours.stop_ids)
+    assert same.template_fingerprint == ours.template_fingerprint
+    template = "{{ ('x' if add_bos_token is defined else eos_token) ~ messages[0].content }}"
+    ids = Tokenizer(inner, switches, template, ours.stop_ids).chat.prompt([U1])
+    assert ids[0] == inner.token_to_id("</s>")
     with pytest.raises(SettingError, match="has no variable 'enable_thinkng'"):
         _ = ours.with_template_arguments({"enable_thinkng": False}).chat
 

@@ -111,12 +111,13 @@ class ChatMessage(Wire):
 
     @property
     def plain(self) -> dict[str, Any]:
-        """The message in the form of chat templates."""
-        content = self.content or ""
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        """The message in the form of chat templates; a content that is null is absent there."""
+        content = self.content
+        text = "".join(part.text for part in content) if isinstance(content, list) else content
+        said = {} if text is None else {"content": text}
         role = "system" if self.role == "developer" else self.role
         others = _present(self.model_dump(exclude={"role", "content"}))
-        return {"role": role, "content": text, **{key: v for key, v in others.items() if v}}
+        return {"role": role, **said, **{key: v for key, v in others.items() if v}}
 
 
 def _present(value: Any) -> Any:
