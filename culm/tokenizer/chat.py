@@ -166,7 +166,9 @@ class Chat:
 
         Some prompts end with <think>, and the template removes the reasoning of past answers.
         """
-        opened, shown = prompt[len(history) :], text[len(history) :]
+        start = self._template.place(given, text, index, end=False)
+        # The content may begin as the rest of the prompt does.
+        opened, shown = prompt[len(history) :], text[len(history) : start]
         differ = (n for n, (a, b) in enumerate(zip(opened, shown, strict=False)) if a != b)
         missing = opened[next(differ, len(shown)) :]
         content = (given.messages[index].get("content") or "").lstrip()

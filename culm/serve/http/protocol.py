@@ -99,7 +99,7 @@ class Part(Wire):
 class ChatMessage(Wire):
     """One turn. Fields besides role and content are for the chat template."""
 
-    neutral: ClassVar[Neutral] = {"refusal": ("",), "reasoning": ("",), "audio": ()}
+    neutral: ClassVar[Neutral] = {"refusal": ("",), "audio": ()}
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
@@ -108,6 +108,7 @@ class ChatMessage(Wire):
     tool_calls: list[dict[str, Any]] | None = None
     function_call: dict[str, Any] | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # vLLM's name for the same
 
     @property
     def plain(self) -> dict[str, Any]:
