@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     HTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -18,21 +19,29 @@ from culm.config import SettingError
 SECONDS = (2.5, 10.0, 10.0, 10.0)  # to connect, to read, to write, for a free connection
 
 
-def answers(name: str, kind: Literal["model", "dataset"], revision: str | None = None) -> bool:
-    """Whether the hub has a model or dataset; False where it cannot be reached.
+class Answer(NamedTuple):
+    """commit: the one that a revision means now, if the hub says it."""
+
+    commit: str | None
+
+
+def ask(name: str, kind: Literal["model", "dataset"], revision: str | None = None) -> Answer | None:
+    """What the hub says of a model or dataset; None where it cannot be reached.
 
     Raises:
         SettingError: it is reached, and has none of this name or does not show it.
     """
     try:
-        HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=SECONDS)  # type: ignore[arg-type]
+        found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=SECONDS)  # type: ignore[arg-type]
     except HfHubHTTPError as error:
         if error.response.status_code >= 500:
-            return False
+            return None
         raise SettingError(f"{name}: {reason(error, kind)}") from None
+    except HFValidationError as error:
+        raise SettingError(f"{name}: not the name of a {kind}: {error}") from None
     except (HTTPError, OSError):  # no network; the second is a hub that HF_HUB_OFFLINE forbids
-        return False
-    return True
+        return None
+    return Answer(found.sha)
 
 
 def reason(error: HfHubHTTPError, kind: str) -> str:

@@ -29,7 +29,6 @@ KINDS = {
 }  # fmt: skip
 LONGEST_HEADER = 100_000_000  # bytes; the library's own limit
 METADATA = "__metadata__"
-BEYOND = "broken, or more than tensors, which is not read"
 
 
 class _BrokenError(Exception):

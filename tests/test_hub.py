@@ -14,7 +14,10 @@ from tiny import model
 from culm import hub
 from culm.config import SettingError
 from culm.convert.load import load_adapter, load_model, load_pretrained
+from culm.data.format.document import DocumentFormat
+from culm.data.prepare import prepare
 from culm.source import open_source
+from culm.tokenizer.bytes import Bytes
 
 OFFLINE = "the hub is not reachable: go online"
 
@@ -90,12 +93,24 @@ def test_an_error_names_the_setting_of_its_dataset(port) -> None:
         datasets_of("owner/nope", setting="eval.path")
 
 
+def test_a_corpus_of_a_hub_without_a_network(port, tmp_path) -> None:
+    """Its revision is asked for before its records, and must not hide the sentence."""
+    source = open_source("owner/nope")
+    assert source.revision is None
+    assert open_source("owner/nope@v1").revision == "v1"
+    pytest.importorskip("datasets")
+    tokenizer = Bytes().build()
+    with pytest.raises(SettingError, match=OFFLINE):
+        prepare(source, DocumentFormat(), tokenizer, tmp_path / "corpus")
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_hub_that_is_silent_is_given_up(port, monkeypatch) -> None:
     monkeypatch.setattr(hub, "SECONDS", (0.2, 0.2, 0.2, 0.2))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr(constants, "ENDPOINT", address)
-        assert not hub.answers("owner/nope", "model")
+        assert hub.ask("owner/nope", "model") is None
 
 
 @pytest.mark.parametrize(
@@ -116,6 +131,13 @@ def test_what_a_hub_refuses(port, monkeypatch, status, code, words) -> None:
             datasets_of("owner/nope")
 
 
+def test_a_name_that_no_hub_can_have(port) -> None:
+    with pytest.raises(SettingError, match=r"^data\.path: own--er/nope: not the name of a dataset"):
+        datasets_of("own--er/nope")
+    with pytest.raises(SettingError, match=r"^own--er/nope: not the name of a model"):
+        load_model("own--er/nope")
+
+
 def test_a_hub_that_fails_is_not_reachable(port, monkeypatch) -> None:
     with hub_that_answers(monkeypatch, 503):
-        assert not hub.answers("owner/nope", "dataset")
+        assert hub.ask("owner/nope", "dataset") is None

@@ -23,8 +23,9 @@ from culm.config import SettingError, parse
 from culm.convert.rules import half_split
 from culm.convert.weights import assemble
 from culm.model.transformer import Transformer, TransformerConfig
+from culm.tokenizer.rows import check_vocabulary
 from culm.tokenizer.sentencepiece import SPACE, merged_by_score
-from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
+from culm.tokenizer.tokenizer import Tokenizer
 
 HEADER = struct.Struct("<7i")
 SPECIALS = ("<unk>", "<s>", "</s>")

@@ -231,7 +231,7 @@ def download(name: str, revision: str | None = None) -> str:
         SettingError: there is none, or the hub is not reachable.
     """
     wanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
-    offline = not hub.answers(name, "model", revision)
+    offline = hub.ask(name, "model", revision) is None
     try:
         return snapshot_download(
             name, revision=revision, allow_patterns=wanted, local_files_only=offline

@@ -32,7 +32,8 @@ from culm.files import (
 )
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.safetensors import read_safetensors, stream_safetensors, write_safetensors
-from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
+from culm.tokenizer.rows import check_vocabulary
+from culm.tokenizer.tokenizer import Tokenizer
 
 SETTINGS, WEIGHTS = "model.json", "model.safetensors"
 GUARDED = (WEIGHTS, "tokenizer.json")  # a flipped bit in these would not be noticed

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from culm.config import SettingError
 from culm.data.example import Content, Dialogue, bytes_of
@@ -45,7 +45,7 @@ class Divider:
     """A split for each unit that was not seen before.
 
     A key in [0, 1) comes from the content alone, so that a document stays in its split whatever
-    stands around it. The unit with the lowest key waits until the end: it is the one to hold out
+    stands around it. The text with the lowest key waits until the end: it is the one to hold out
     where no key is below the share, and the one to train on where all are.
 
     dropped: units that were seen before.
@@ -64,18 +64,22 @@ class Divider:
         Raises:
             SettingError: there is only one, and it is short.
         """
-        waiting: tuple[float, Unit] | None = None
+        lowest, waiting = 1.0, list[Unit]()  # equal texts have one key, and belong in one split
         used = set[str]()
-        for keyed in self._keyed(units):
-            if waiting is None:
-                waiting = keyed
+        for key, unit in self._keyed(units):
+            if key == lowest:
+                waiting.append(unit)
                 continue
-            ready, waiting = (waiting, keyed) if keyed[0] < waiting[0] else (keyed, waiting)
-            for split, unit in self._divided(*ready):
-                used.add(split)
-                yield split, unit
-        if waiting is not None:
-            yield from self._last(*waiting, used, source)
+            ready = [(key, unit)]
+            if key < lowest:
+                ready = [(lowest, one) for one in waiting]
+                lowest, waiting = key, [unit]
+            for one in ready:
+                for split, part in self._divided(*one):
+                    used.add(split)
+                    yield split, part
+        for unit in waiting:
+            yield from self._last(lowest, unit, used, source)
 
     def _divided(self, key: float, unit: Unit) -> Divided:
         parts = _parts(unit, key, self._held_out) if self._held_out else None
@@ -103,19 +107,20 @@ class Divider:
     def _keyed(self, units: Iterable[Unit]) -> Iterator[tuple[float, Unit]]:
         """Each new unit with its key; duplicates are counted."""
         for unit in units:
-            digest = _digest(unit)
-            if digest in self._seen and not self._keep:
+            digest = _digest(unit.contents)
+            # The same answer with another label is no duplicate, but belongs in the same split.
+            known = _digest([digest.hex(), unit.numbers]) if unit.numbers else digest
+            if known in self._seen and not self._keep:
                 self.dropped += 1
                 continue
-            self._seen.add(digest)
+            self._seen.add(known)
             keyed = hashlib.blake2b(digest, key=self._seed, digest_size=8).digest()
             yield int.from_bytes(keyed, "little") / 2**64, unit
 
 
-def _digest(unit: Unit) -> bytes:
+def _digest(parts: Sequence[Any]) -> bytes:
     said = [
-        one.messages if isinstance(one, Dialogue) and one.tools is None else one
-        for one in unit.contents
+        one.messages if isinstance(one, Dialogue) and one.tools is None else one for one in parts
     ]
     written = json.dumps(said, sort_keys=True, default=str)
     return hashlib.blake2b(written.encode(), digest_size=16).digest()

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from culm.batch import Reads
 from culm.config import Config, SettingError, parse
+from culm.data.notes import remarks_of
 from culm.data.origin import SourceFile
 from culm.files import sha256
 
@@ -92,7 +93,7 @@ class Manifest(Config):
             counts["records are duplicates and dropped; data.duplicates=keep keeps them"] = (
                 self.dropped
             )
-        remarks = [f"{count:,} {phrase}." for phrase, count in counts.items()]
+        remarks = remarks_of(counts)
         if share > 2 * self.held_out and share > SHARE:
             remarks.append(
                 f"{100 * share:.0f} % of the bytes are held out, by data.held_out={self.held_out}: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from culm.config import SettingError
 from culm.data.example import Content, Dialogue
@@ -40,6 +40,11 @@ class Notes:
         else:
             raise SettingError(f"{error}; correct it, or set data.invalid=skip to leave it out")
 
+    @property
+    def remarks(self) -> list[str]:
+        """A sentence for each count."""
+        return remarks_of(self.counts)
+
     def unread(self, keys: Iterable[str], what: str, reader: str) -> None:
         """Count keys that nothing has read."""
         self.counts.update(f"{what} have the key {key!r}, which {reader}" for key in keys)
@@ -55,6 +60,11 @@ class Notes:
                     "there"
                     for name in set(self._specials.findall(content))
                 )
+
+
+def remarks_of(counts: Mapping[str, int]) -> list[str]:
+    """A sentence for each count of a phrase."""
+    return [f"{count:,} {phrase}." for phrase, count in counts.items()]
 
 
 def _begins_with_answer(dialogue: Dialogue) -> bool:

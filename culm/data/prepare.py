@@ -10,7 +10,7 @@ digests that find exact duplicates grow with the corpus: about 100 bytes of memo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -68,25 +68,21 @@ def prepare(
     with _new_folder(Path(folder), overwrite) as work:
         origin, revisions = origin_of(source), revisions_of(source)
         names = ("train", "held_out") if held_out else ("train",)
-        writers = {
-            name: SplitWriter(work / name, tokenizer.vocabulary, format.columns) for name in names
-        }
         advice = CUT if isinstance(format, DocumentFormat) else ""
         divider = Divider(held_out, seed, advice, duplicates)
         notes = Notes(invalid, tokenizer.specials)
         notes.counts.update(skipped_in(source))
-        try:
-            with progress("prepare", source.size, "bytes") as bar:
-                divided = divider.divide(_units(source, format, bar, notes), source.name)
-                for name, unit, documents in _encoded(divided, format, tokenizer, notes):
-                    writers[name].append(documents, unit.size)
-        finally:
-            for writer in writers.values():
-                writer.close()
+        with (
+            _writers(work, names, format, tokenizer) as writers,
+            progress("prepare", source.size, "bytes") as bar,
+        ):
+            divided = divider.divide(_units(source, format, bar, notes), source.name)
+            for name, unit, documents in _encoded(divided, format, tokenizer, notes):
+                writers[name].append(documents, unit.size)
         splits = {name: one.facts() for name, one in writers.items() if one.documents}
         if "train" not in splits:
-            why = "; ".join(f"{count:,} {phrase}" for phrase, count in notes.counts.items())
-            raise SettingError(f"{source.name}: nothing to read: {why or 'it holds no document'}")
+            why = " ".join(notes.remarks) or "it holds no document"
+            raise SettingError(f"{source.name}: nothing to read: {why}")
         manifest = Manifest(
             source=source.name, origin=origin, revisions=revisions, held_out=held_out, seed=seed,
             dropped=divider.dropped, notes=notes.counts, format=format.kind, gives=format.gives,
@@ -97,6 +93,20 @@ def prepare(
         tokenizer.save(work / "tokenizer")
         manifest.write(work)
     return manifest
+
+
+@contextmanager
+def _writers(
+    folder: Path, splits: Sequence[str], format: RecordFormat, tokenizer: Tokenizer
+) -> Iterator[dict[str, SplitWriter]]:
+    """A writer for each split, closed at the end."""
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(
+                closing(SplitWriter(folder / name, tokenizer.vocabulary, format.columns))
+            )
+            for name in splits
+        }
 
 
 def _units(source: Source, format: RecordFormat, bar: Bar, notes: Notes) -> Iterator[Unit]:

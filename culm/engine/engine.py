@@ -20,7 +20,7 @@ from culm.adapt.multi_lora import check_adapter
 from culm.engine import scoring
 from culm.engine.choose import Chooser
 from culm.engine.pace import Pace
-from culm.engine.prefill import Reading, next_group, similar
+from culm.engine.prefill import Prefill, next_group, similar
 from culm.engine.request import Completion, Event, Request, Running, check_request
 from culm.engine.runner import Runner
 from culm.engine.speculation import Speculation, draft, drafter_for
@@ -73,7 +73,7 @@ class Engine:
         self.waiting: deque[Running] = deque()
         self.running: list[Running] = []  # index = slot
         self._pace = None if step_tokens is None else Pace(step_tokens)
-        self._reading: Reading | None = None  # in the last slot
+        self._reading: Prefill | None = None  # in the last slot
         self._read_last = False  # whether the last step read a prompt
         self._ids = itertools.count()
         self._chooser = Chooser(self.vocabulary, suppressed)
@@ -222,7 +222,7 @@ class Engine:
             if max(row.length for row in group) <= tokens:
                 with pace.reading(sum(row.length for row in group)):
                     return self._started(group)
-            reading = self._reading = Reading(group)
+            reading = self._reading = Prefill(group)
         with pace.reading(min(tokens, len(reading.prompt) - reading.done)):
             logits = reading.advance(self.runner, tokens)
         if logits is None:

@@ -19,7 +19,7 @@ PREFILL_TOKENS = 8192  # of one forward, padding included: bounds its memory
 
 
 @dataclass
-class Reading:
+class Prefill:
     """Rows with one prompt and adapter, of which `done` tokens have been read."""
 
     rows: list[Running]

@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from culm.data.example import RecordFormat, bytes_of
+from culm.data.notes import Notes
 from culm.source import Invalid, Limited
 from culm.source.record import LeftOut, Record, fields_of
 from culm.source.source import Source, bytes_in, found_in
@@ -81,7 +82,7 @@ def sample(
 
     read_records = read_bytes = kept_bytes = 0
     stride, ended = 1, True
-    for record, [length] in found_in(source, lengths, skipped if skips else None):
+    for record, [length] in found_in(source, lengths, skipped if skips else Notes(invalid).skipped):
         if read_bytes >= checked:
             ended = False
             break

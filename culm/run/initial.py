@@ -14,7 +14,8 @@ from culm.model.transformer import Transformer
 from culm.run.settings import RunConfig
 from culm.run.start import start_of
 from culm.source.source import Source
-from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
+from culm.tokenizer.rows import check_vocabulary
+from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE
 from culm.train.run_folder import save_tokenizer
 

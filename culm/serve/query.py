@@ -10,13 +10,13 @@ from culm.tokenizer.template import Message
 
 
 @dataclass(frozen=True)
-class Dialogue:
+class ChatPrompt:
     """Messages; the assistant writes the next one."""
 
     messages: Sequence[Message]
 
 
-Prompt = str | Sequence[int] | Dialogue  # a text, token ids, or a dialogue
+Prompt = str | Sequence[int] | ChatPrompt  # a text, token ids, or a dialogue
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     service = Service(model, "chat")
     service.start()                              # in a running event loop
-    answer = await service.ask(Query("chat", [Dialogue(messages)]))
+    answer = await service.ask(Query("chat", [ChatPrompt(messages)]))
     async for piece in answer.pieces(): ...      # leaving the loop early frees the slot
     await service.stop()
 
@@ -19,9 +19,9 @@ from culm.config import SettingError
 from culm.engine.request import Event, Request
 from culm.engine.scoring import STEP_TOKENS
 from culm.serve.answer import AnswerStream, Echo, TokenScore, scores_of
-from culm.serve.query import Dialogue, Prompt, Query
+from culm.serve.query import ChatPrompt, Prompt, Query
 from culm.serve.refusal import ContextTooShort, InvalidRequest, ShuttingDown, UnknownModel
-from culm.serve.worker import Scoring, Task, Worker
+from culm.serve.worker import Scoring, Worker, WorkerTask
 from culm.text.language_model import LanguageModel
 
 
@@ -93,7 +93,7 @@ class Service:
         """
         adapter = self._admit(query)
         prompts = [await self._ids(prompt, query.parse_special) for prompt in query.prompts]
-        tasks: list[Task] = []
+        tasks: list[WorkerTask] = []
         for ids in prompts:
             tasks += self._tasks(query, ids, adapter)
         echoes = self._echoes(query, prompts) if query.echo else []
@@ -109,7 +109,7 @@ class Service:
         Raises:
             Refusal: it cannot be served, or not now.
         """
-        job = self.worker.submit([Task(Scoring(tuple(ids), ranks, adapter))])
+        job = self.worker.submit([WorkerTask(Scoring(tuple(ids), ranks, adapter))])
         try:
             _, found = await job.next()
         finally:
@@ -142,7 +142,7 @@ class Service:
             raise InvalidRequest("stop: a stop string is empty", "stop")
 
     async def _ids(self, prompt: Prompt, parse_special: bool) -> list[int]:
-        if isinstance(prompt, Dialogue):
+        if isinstance(prompt, ChatPrompt):
             chat, messages = self.model.tokenizer.chat, prompt.messages
             try:
                 return await asyncio.to_thread(chat.prompt, messages)
@@ -158,7 +158,7 @@ class Service:
         if outside:
             raise InvalidRequest(f"{field}: token {outside[0]} is outside the vocabulary", field)
 
-    def _tasks(self, query: Query, ids: Sequence[int], adapter: str | None) -> list[Task]:
+    def _tasks(self, query: Query, ids: Sequence[int], adapter: str | None) -> list[WorkerTask]:
         """One for each choice of a prompt; the first one scores the prompt if it is echoed."""
         count, context = len(ids), self.model.context
         left = context - count
@@ -175,7 +175,7 @@ class Service:
             requests = [
                 self._request(query, ids, left, choice, adapter) for choice in range(query.choices)
             ]
-        return [Task(None if i else scoring, request) for i, request in enumerate(requests)]
+        return [WorkerTask(None if i else scoring, request) for i, request in enumerate(requests)]
 
     def _request(
         self, query: Query, ids: Sequence[int], left: int, choice: int, adapter: str | None

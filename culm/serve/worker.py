@@ -35,7 +35,7 @@ class Scoring:
 
 
 @dataclass(frozen=True)
-class Task:
+class WorkerTask:
     """What counts as one request: ids to score, a prompt to continue, or first one, then the
     other."""
 
@@ -46,7 +46,7 @@ class Task:
 class Job:
     """Tasks of one client that share a queue of events."""
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, tasks: Sequence[WorkerTask]) -> None:
         self.tasks = tuple(tasks)
         self.open = {i for i, task in enumerate(tasks) if task.scoring or task.request}
         self.numbers: dict[int, int] = {}  # request's number in the engine -> index
@@ -112,7 +112,7 @@ class Worker:
         if self.open + count > self.capacity:
             raise Overloaded()
 
-    def submit(self, tasks: Sequence[Task]) -> Job:
+    def submit(self, tasks: Sequence[WorkerTask]) -> Job:
         """Start the tasks; if one cannot be served, none is."""
         job = Job(tasks)
         self.check_room(len(job.open))

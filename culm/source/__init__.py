@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -109,7 +110,8 @@ class Limited:
             if self.bytes is not None and taken >= self.bytes:
                 return
             yield record
-            taken += bytes_in(list(self.texts(fields_of(record))))
+            with suppress(ValueError):  # whoever reads the record refuses it, or leaves it out
+                taken += bytes_in(list(self.texts(fields_of(record))))
 
 
 def skipped_in(source: Source) -> dict[str, int]:

@@ -13,7 +13,6 @@ from culm.config import SettingError
 from culm.source.record import Record
 
 ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?(:[\w.-]+){0,2}")
-SECONDS = 10.0  # that the hub has to name its newest revision
 
 
 @dataclass(frozen=True)
@@ -37,15 +36,21 @@ class Hub:
         """The revision in the name."""
         return self.name.partition(":")[0].partition("@")[2] or None
 
-    @cached_property
+    @property
     def revision(self) -> str | None:
         """The commit that is read, each time the same; None if the hub does not say."""
-        from huggingface_hub import HfApi
-
         try:
-            return HfApi().dataset_info(self.dataset, revision=self.wanted, timeout=SECONDS).sha
-        except (OSError, ValueError):  # what the hub raises derives from these
-            return self.wanted
+            answer = self._answer
+        except SettingError:  # which reading the dataset raises too
+            answer = None
+        return self.wanted if answer is None else answer.commit
+
+    @cached_property
+    def _answer(self) -> hub.Answer | None:
+        try:
+            return hub.ask(self.dataset, "dataset", self.wanted)
+        except SettingError as error:
+            raise SettingError(f"{self.setting}: {error}") from None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         try:
@@ -56,8 +61,13 @@ class Hub:
                 f"pip install 'culm[data]'"
             ) from None
         subset, _, split = self.name.partition(":")[2].partition(":")
-        if not config.HF_HUB_OFFLINE:  # which reads what was downloaded before
-            self._ask()
+        # HF_HUB_OFFLINE reads what was downloaded before.
+        if not config.HF_HUB_OFFLINE and self._answer is None:
+            raise SettingError(
+                f"{self.setting}: {self.name!r} is no file or folder here, and the hub is not "
+                "reachable: go online, or give a file or folder; HF_HUB_OFFLINE=1 reads what the "
+                "datasets library downloaded before"
+            )
         try:
             rows = load_dataset(
                 self.dataset, subset or None, split=split or "train", revision=self.revision,
@@ -72,15 +82,3 @@ class Hub:
                 f"give such a dataset: {why.rstrip('.')}; check the name, its subset and split, "
                 "and the network"
             ) from error
-
-    def _ask(self) -> None:
-        try:
-            reached = hub.answers(self.dataset, "dataset", self.wanted)
-        except SettingError as error:
-            raise SettingError(f"{self.setting}: {error}") from None
-        if not reached:
-            raise SettingError(
-                f"{self.setting}: {self.name!r} is no file or folder here, and the hub is not "
-                "reachable: go online, or give a file or folder; HF_HUB_OFFLINE=1 reads what the "
-                "datasets library downloaded before"
-            )

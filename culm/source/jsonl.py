@@ -96,7 +96,7 @@ def _parse(text: str, path: Path, line: int) -> Any:
     """line: the one where the text begins."""
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         reason = str(error)
         if isinstance(error, json.JSONDecodeError):
             line += error.lineno - 1
@@ -133,5 +133,5 @@ def _is_dialogue(line: bytes) -> bool:
     """Whether a line is a dialogue by itself, so that others follow on the next lines."""
     try:
         return _is_messages(json.loads(line))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from culm.engine.request import Event, Request
 from culm.engine.sampling import Sampling
-from culm.tokenizer.tokenizer import Decoder, Tokenizer
+from culm.tokenizer.decoder import Decoder
+from culm.tokenizer.tokenizer import Tokenizer
 
 
 def request_of(

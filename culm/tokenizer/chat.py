@@ -79,11 +79,7 @@ class Chat:
                 "with start.path=MODEL start.chat=true to add one"
             )
         self.tokenizer = tokenizer
-        names = {
-            key: token_name(value) or ""
-            for key, value in {"bos_token": "", "eos_token": "", **tokenizer.settings}.items()
-            if key.endswith("_token")
-        }
+        names = {"bos_token": "", "eos_token": "", **token_names(tokenizer.settings)}
         arguments = tokenizer.settings.get(ARGUMENTS) or {}
         self._template = ChatTemplate(tokenizer.template, tokenizer.specials, names, arguments)
         special = set(tokenizer.specials.values())
@@ -170,7 +166,9 @@ class Chat:
 
         Some prompts end with <think>, and the template removes the reasoning of past answers.
         """
-        opened, shown = prompt[len(history) :], text[len(history) :]
+        start = self._template.place(given, text, index, end=False)
+        # The content may begin as the rest of the prompt does.
+        opened, shown = prompt[len(history) :], text[len(history) : start]
         differ = (n for n, (a, b) in enumerate(zip(opened, shown, strict=False)) if a != b)
         missing = opened[next(differ, len(shown)) :]
         content = (given.messages[index].get("content") or "").lstrip()
@@ -232,15 +230,26 @@ class Chat:
 
 
 def _is_learned(message: Message, index: int) -> bool:
-    """By its `weight` (0 or 1) or `train` (true or false)."""
-    for key in WEIGHTS:
-        if (value := message.get(key)) is not None:
-            if value not in (0, 1) or isinstance(value, str):
-                raise ValueError(f"messages[{index}].{key}: {value!r} is not 0 or 1")
-            return bool(value)
-    return True
+    """By its `weight` (0 or 1) or `train` (true or false).
+
+    Raises:
+        ValueError: the value is another, or the two differ.
+    """
+    given = {key: message[key] for key in WEIGHTS if message.get(key) is not None}
+    for key, value in given.items():
+        if value not in (0, 1):
+            raise ValueError(f"messages[{index}].{key}: {value!r} is not 0 or 1")
+    if len(set(given.values())) > 1:
+        raise ValueError(f"messages[{index}]: weight and train differ; keep one of them")
+    return all(given.values())
 
 
 def token_name(value: Any) -> str | None:
     """A token as in `tokenizer_config.json`: its text, or a mapping with its text."""
     return value.get("content") if isinstance(value, dict) else value
+
+
+def token_names(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The names of special tokens by their settings; a switch such as `add_bos_token` is none."""
+    names = {key: token_name(value) for key, value in settings.items() if key.endswith("_token")}
+    return {key: name for key, name in names.items() if isinstance(name, str)}

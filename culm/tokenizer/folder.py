@@ -13,7 +13,7 @@ from culm.config import SettingError
 from culm.files import read_json
 from culm.log import say
 from culm.tokenizer.added import CONFIG, DECODER, EXTRA, add_declared
-from culm.tokenizer.chat import token_name
+from culm.tokenizer.chat import token_names
 from culm.tokenizer.generation import GENERATION, MODEL, read_generation
 from culm.tokenizer.template_files import (
     CHAT,
@@ -92,9 +92,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _marks(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The names of special tokens; a switch such as `add_bos_token` is none."""
-    names = {key: value for key, value in settings.items() if key.endswith("_token")}
-    named = {key: value for key, value in names.items() if isinstance(token_name(value), str)}
+    """The special tokens among the settings."""
+    named = {key: settings[key] for key in token_names(settings)}
     return named | {key: settings[key] for key in EXTRA if settings.get(key)}
 
 

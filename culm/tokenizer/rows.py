@@ -1,4 +1,4 @@
-"""A tokenizer with more tokens than its model has rows in the embedding."""
+"""Whether each token of a tokenizer has a row in the embedding of its model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,21 @@ from culm.config import SettingError
 from culm.log import say
 from culm.tokenizer.added import DECODER, EXTRA
 from culm.tokenizer.chat import token_name
-from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+def check_vocabulary(tokenizer: Tokenizer, rows: int, source: str | Path) -> None:
+    """Check that every id has a row in the embedding; more rows are padding.
+
+    Raises:
+        SettingError: naming the source.
+    """
+    if tokenizer.vocabulary > rows:
+        ids = f"the tokenizer has {tokenizer.vocabulary} ids"
+        raise SettingError(
+            f"{source}: {ids}, the model's vocabulary only {rows}; use the tokenizer that the "
+            "model was trained with"
+        )
 
 
 def within_rows(tokenizer: Tokenizer, rows: int, source: str | Path) -> Tokenizer:

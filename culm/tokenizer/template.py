@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from culm.config import SettingError
-from culm.source.record import ReadKeys
+from culm.source.record import ReadKeys, fields_of
 from culm.tokenizer.offsets import any_of
 from culm.tokenizer.parts import valid
 from culm.tokenizer.sandbox import compiled
@@ -25,7 +25,8 @@ Message = Mapping[str, Any]  # role and content; other keys are for the template
 GUARDS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 # An answer writes these itself, also where a tokenizer calls them special.
 WRITTEN = re.compile(r"</?(think|thinking|tool_call|tool_calls|tool_response|answer)>")
-MEANT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names for the same, in this order
+MEANT = ("tool_calls", "function_call", *REASONING)
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class ChatTemplate:
             )
 
     def _render(self, given: Guarded, prompt: bool = False) -> Rendered:
-        messages = [ReadKeys(message) for message in given.messages]
+        messages = [ReadKeys(_with_reasoning(message)) for message in given.messages]
         try:
             text = self._template.render(
                 messages=messages, tools=given.tools, documents=None,
@@ -163,7 +164,7 @@ class ChatTemplate:
             raise ValueError(f"chat template: {error}") from None
         unread = set[str]()
         for index, message in enumerate(messages):
-            for key in message.unread:
+            for key in sorted(_unread(message) & given.messages[index].keys()):
                 if key in MEANT or key == "content":
                     raise ValueError(
                         f"messages[{index}]: the chat template does not write {key!r}, so it would "
@@ -197,6 +198,21 @@ def _with_text(message: Message, index: int) -> dict[str, Any]:
         return {**given, "content": content_of(message)}
     except ValueError as error:
         raise ValueError(f"messages[{index}].{error}") from None
+
+
+def _with_reasoning(message: Message) -> Message:
+    """With the reasoning under each name that templates read, as transformers."""
+    given = (message[key] for key in REASONING if message.get(key) is not None)
+    if (reasoning := next(given, None)) is None:
+        return message
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def _unread(message: ReadKeys) -> set[str]:
+    """Keys that the template did not read, unless it read the same reasoning by another name."""
+    values = fields_of(message)
+    read = [values[key] for key in REASONING if key in values and key not in message.unread]
+    return {key for key in message.unread if key not in REASONING or values[key] not in read}
 
 
 def _with_arguments(call: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from culm.config import SettingError
 from culm.files import write_json
 from culm.source.pieces import PIECE, pieces
 from culm.tokenizer.alphabet import spellings
-from culm.tokenizer.chat import ARGUMENTS, SPECIALS, TEMPLATE, Chat, token_name
+from culm.tokenizer.chat import ARGUMENTS, SPECIALS, TEMPLATE, Chat, token_name, token_names
 from culm.tokenizer.ends import ends_of
 from culm.tokenizer.fast import fast_encoder
 from culm.tokenizer.folder import read_parts, write_settings
@@ -132,8 +131,7 @@ class Tokenizer:
     @cached_property
     def template_fingerprint(self) -> str:
         """Of what decides how a dialogue is written; `fingerprint` is of the ids alone."""
-        names = {key: name for key, name in self.settings.items() if key.endswith("_token")}
-        facts = [self.template, names, self.settings.get(ARGUMENTS) or {}]
+        facts = [self.template, token_names(self.settings), self.settings.get(ARGUMENTS) or {}]
         written = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(written.encode()).hexdigest()
 
@@ -249,39 +247,3 @@ class Tokenizer:
             return cls(*parts)
         except SettingError as error:
             raise SettingError(f"{folder}: {error}") from None
-
-
-class Decoder:
-    """Token ids to text, one at a time, for streaming.
-
-    A character may take several tokens: `push` withholds an unfinished one and nothing else. The
-    joined results are the decoded text, except for the space that sentencepiece adds before it.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token: int) -> str:
-        """The text that this token completes; special tokens give none."""
-        return self._utf8.decode(self._tokenizer.bytes_of(token))
-
-    def flush(self) -> str:
-        """The withheld text, with U+FFFD for an unfinished character."""
-        text = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return text
-
-
-def check_vocabulary(tokenizer: Tokenizer, rows: int, source: str | Path) -> None:
-    """Check that every id has a row in the embedding; more rows are padding.
-
-    Raises:
-        SettingError: naming the source.
-    """
-    if tokenizer.vocabulary > rows:
-        ids = f"the tokenizer has {tokenizer.vocabulary} ids"
-        raise SettingError(
-            f"{source}: {ids}, the model's vocabulary only {rows}; use the tokenizer that the "
-            "model was trained with"
-        )

@@ -18,7 +18,11 @@ Model = Annotated[
     str, typer.Argument(help="A run or model folder, a .gguf file, or a Hugging Face id.")
 ]
 Texts = Annotated[
-    list[str], typer.Argument(help="Files, folders, stdlib, or a Hugging Face dataset id.")
+    list[str],
+    typer.Argument(
+        help="Files, folders, stdlib, or a Hugging Face dataset id; and settings of the data as in "
+        "a run, such as data.invalid=skip."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the best one available.")]
 Dtype = Annotated[

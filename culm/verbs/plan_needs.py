@@ -21,7 +21,7 @@ from culm.parallel.parallelize import parallelize
 from culm.parallel.ranks import Ranks
 from culm.plan.model import forward_flops
 from culm.plan.needs import Needs, Step, bytes_of, needs_of
-from culm.plan.rehearsal import process_bytes
+from culm.plan.process_memory import process_bytes
 from culm.plan.speed import training_rate
 from culm.plan.target import UTILISATION, Target
 from culm.run.assemble import EVALUATED, Assembly, evaluation_of, training_batches
@@ -82,16 +82,12 @@ def show_needs(
     context: int,
 ) -> None:
     """Print what the run needs on the device, or on the target, and what is missing there."""
-    train, target = found.config.train, found.target
-    precision = _precision(found, device)
-    plain = train.model_copy(update={"precision": precision})
-    config = found.config.model_copy(update={"train": plain})
-    dtype = DTYPES[precision]
-    if target is None:
-        backend = train.attention_backend
-        found.attempt(lambda: choose_backend(device, backend, dtype, training=True))
-    load = ModelLoader(config, META, tokenizer)
+    config, target = _with_precision(found, device), found.target
+    train, load = config.train, ModelLoader(config, META, tokenizer)
     objective = found.attempt(lambda: build_objective(config, model, META, load))
+    if target is None:
+        backend, dtype = train.attention_backend, DTYPES[train.precision]
+        found.attempt(lambda: choose_backend(device, backend, dtype, training=True))
     if objective is None:
         return
     if tokenizer is not None:
@@ -99,36 +95,59 @@ def show_needs(
             config, Path(config.folder), META, objective, tokenizer, context, load,
             ranks=Ranks(count=found.ranks),
         )  # fmt: skip
-        found.attempt(lambda: evaluation_of(run).check())
-        if train.objective.reads == "rollouts":
-            found.attempt(lambda: training_batches(run))
+        _try_parts(found, run)
     parallelize(objective, activation_checkpointing=train.activation_checkpointing)
     step = _step(config, context, found.ranks)
     others = [model for model in load.loaded if model not in set(objective.models().values())]
     needs = needs_of(objective, train.optimizer, step, others)
-    sampled = train.objective.reads == "rollouts"
-    per_step = needs.flops
-    if sampled:  # the completions, which several steps may learn from
-        per_step += forward_flops(model, context) * train.batch_size / train.rollouts.epochs
     memory = int(target.memory) if target else memory_bytes(device)
-    on = f"{target.name if target else device}, {precision}" + (
-        f", {size(memory)}" if memory else ""
-    )
-    taken, each = needs.memory.total, 0.0
+    taken, rate = needs.memory.total, 0.0
     if memory is None or taken <= memory:
-        each = _rate(target, model, device, precision, context)
+        rate = found.ranks * _rate(target, model, device, train.precision, context)
         if target is None and device.type == "cpu":
             process = process_bytes(objective, train.optimizer, step, EVALUATED)
             taken = taken if process is None else process + sum(map(bytes_of, others))
-    section(console, "Needs", _needs(config, needs, taken, per_step, step, on))
+    flops_per_step = needs.flops + _sampling_flops(config, model, context)
+    capacity = f", {size(memory)}" if memory else ""
+    on = f"{target.name if target else device}, {train.precision}{capacity}"
+    section(console, "Needs", _needs(config, needs, taken, flops_per_step, step, on))
     found.problems += _misfits(config, needs, taken, memory, target)
     if not found.problems:
-        rate = found.ranks * each
-        seconds = per_step * train.steps / rate
-        least = "at least " if sampled else "about "
-        source = f"{UTILISATION:.0%} of the peak in its datasheet" if target else "one layer here"
-        time = f"{least}{duration(seconds)}, at the {flops(rate)}/s of {source}"
-        section(console, "Time", [("training", time)])
+        section(console, "Time", [("training", _time(config, flops_per_step, rate, target))])
+
+
+def _with_precision(found: Findings, device: torch.device) -> RunConfig:
+    """The settings with the precision of the device; all targets of the table prefer bf16."""
+    precision: str = found.config.train.precision
+    if found.target is None:
+        precision = precision_of(found.config, device)
+    elif precision == "auto":
+        precision = "bf16"
+    train = found.config.train.model_copy(update={"precision": precision})
+    return found.config.model_copy(update={"train": train})
+
+
+def _try_parts(found: Findings, run: Assembly) -> None:
+    """What the run checks before its first step."""
+    found.attempt(lambda: evaluation_of(run).check())
+    if run.config.train.objective.reads == "rollouts":
+        found.attempt(lambda: training_batches(run))
+
+
+def _sampling_flops(config: RunConfig, model: Transformer, context: int) -> float:
+    """Of a step's share of the completions, which several steps may learn from."""
+    train = config.train
+    if train.objective.reads != "rollouts":
+        return 0.0
+    return forward_flops(model, context) * train.batch_size / train.rollouts.epochs
+
+
+def _time(config: RunConfig, flops_per_step: float, rate: float, target: Target | None) -> str:
+    """rate: FLOP/s of all processes."""
+    seconds = flops_per_step * config.train.steps / rate
+    about = "at least" if config.train.objective.reads == "rollouts" else "about"
+    source = f"{UTILISATION:.0%} of the peak in its datasheet" if target else "one layer here"
+    return f"{about} {duration(seconds)}, at the {flops(rate)}/s of {source}"
 
 
 def _step(config: RunConfig, context: int, ranks: int) -> Step:
@@ -150,7 +169,7 @@ def _rate(
 
 
 def _needs(
-    config: RunConfig, needs: Needs, taken: int, per_step: float, step: Step, on: str
+    config: RunConfig, needs: Needs, taken: int, flops_per_step: float, step: Step, on: str
 ) -> list[tuple[str, ...]]:
     """taken: bytes of a process. on: the device and its precision."""
     steps, memory, ranks = config.train.steps, needs.memory, step.ranks
@@ -162,7 +181,7 @@ def _needs(
     return [
         ("parameters", f"{count(needs.parameters)}{used}, {count(needs.trained)} trained"),
         ("tokens", f"{count(tokens)} a step, {count(tokens * steps)} in {steps:,} steps"),
-        ("compute", f"{flops(per_step)} a step, {flops(per_step * steps)} in total"),
+        ("compute", f"{flops(flops_per_step)} a step, {flops(flops_per_step * steps)} in total"),
         ("memory", f"{each}, in each of {ranks} processes" if ranks > 1 else each),
         ("", f"weights {size(memory.weights)}, gradients {size(memory.gradients)}"),
         ("", f"optimizer {size(memory.optimizer)}, activations {size(memory.activations)}"),
@@ -170,14 +189,6 @@ def _needs(
         ("device", on),
         ("checkpoint", size(needs.checkpoint_bytes)),
     ]
-
-
-def _precision(found: Findings, device: torch.device) -> str:
-    """Of the run; every device of the table is faster in bf16."""
-    if found.target is None:
-        return precision_of(found.config, device)
-    given = found.config.train.precision
-    return "bf16" if given == "auto" else given
 
 
 def _misfits(

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import typer
 
-from culm.config import parse
 from culm.data.prepare import prepare
-from culm.data.settings import DataConfig
 from culm.tokenizer.tokenizer import Tokenizer
+from culm.verbs.corpus import corpus_of
 
 
 def prepare_corpus(
@@ -23,9 +22,11 @@ def prepare_corpus(
     seed: int,
     overwrite: bool = False,
 ) -> None:
-    """Prepare a corpus with a tokenizer's folder, and print its size."""
-    values = {"path": list(path), "format": format, "split": split, "held_out": held_out}
-    data = parse(DataConfig, values, "data")
+    """Prepare a corpus with a tokenizer's folder, and print its size.
+
+    path: texts, and further `data.NAME=VALUE` settings.
+    """
+    data = corpus_of(path, format=format, split=split, held_out=held_out)
     manifest = prepare(
         data.open(), data.format, Tokenizer.load(tokenizer), Path(out), data.held_out, seed,
         duplicates=data.duplicates, invalid=data.invalid, overwrite=overwrite,

@@ -17,7 +17,8 @@ from culm.run.initial import make_tokenizer, source_of
 from culm.run.settings import RunConfig
 from culm.task.task import Task
 from culm.tokenizer.chat import Chat
-from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
+from culm.tokenizer.rows import check_vocabulary
+from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE
 from culm.train.run_folder import prepared_by
 from culm.verbs.format import count, size

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import typer
 
-from culm.data.format.document import DocumentFormat
+from culm.data.notes import Notes
 from culm.data.texts import texts_of
 from culm.files import atomic, refuse_existing, refuse_nonempty
-from culm.source import open_source
+from culm.source import skipped_in
 from culm.tokenizer.folder import CONFIG
 from culm.tokenizer.train import BPE
+from culm.verbs.corpus import corpus_of
 
 
 def train_tokenizer(
@@ -20,13 +21,20 @@ def train_tokenizer(
 ) -> None:
     """Train a tokenizer and write it to a folder. overwrite: replace an older tokenizer there.
 
+    path: texts, and `data.NAME=VALUE` settings.
+
     Raises:
         ValueError: the folder holds other files, or the texts cannot be read.
     """
     refuse_existing(Path(out), overwrite)
     refuse_nonempty(Path(out), CONFIG)
-    source = open_source(list(path))
-    tokenizer = BPE(vocabulary=vocabulary).build(texts_of(source, DocumentFormat()))
+    data = corpus_of(path)
+    source, notes = data.open(), Notes(data.invalid)
+    notes.counts.update(skipped_in(source))
+    texts = texts_of(source, data.format, data.invalid, notes)
+    tokenizer = BPE(vocabulary=vocabulary).build(texts)
     with atomic(Path(out)) as fresh:
         tokenizer.save(fresh)
     typer.echo(f"{out}: {tokenizer.vocabulary} tokens")
+    for remark in notes.remarks:
+        typer.echo(remark)

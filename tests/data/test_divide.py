@@ -91,3 +91,26 @@ def test_pairs_and_dialogues_stay_whole() -> None:
     found = list(Divider(0.02, 0, "", "keep").divide(units, "x"))
     assert [len(unit.contents) for _, unit in found] in ([1, 2], [2, 1])
     assert found[0][1].size + found[1][1].size == 3 * len(text.encode())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_an_answer_with_two_labels_is_no_duplicate(seed: int) -> None:
+    said = Dialogue([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])
+    labels = [(1.0,), (0.0,), (1.0,)]
+    units = [Unit([said], f"x: line {n}", label) for n, label in enumerate(labels, start=1)]
+    other = Unit([Dialogue([{"role": "assistant", "content": "b"}])], "x: line 4", (1.0,))
+    divider = Divider(0.02, seed, "", "drop")
+    found = list(divider.divide([*units, other], "x"))
+    assert divider.dropped == 1
+    assert sorted(unit.numbers for _, unit in found if unit is not other) == [(0.0,), (1.0,)]
+    assert len({split for split, unit in found if unit is not other}) == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_text_that_is_kept_twice_is_in_one_split(seed: int) -> None:
+    units = [Unit([text], "x: line 1") for text in ("one", "two", "one", "two", "one")]
+    found = list(Divider(0.02, seed, "", "keep").divide(units, "x"))
+    assert len(found) == 5
+    assert len({(split, unit.contents[0]) for split, unit in found}) == 2
+    with pytest.raises(SettingError, match="one document cannot be divided"):
+        list(Divider(0.02, seed, "", "keep").divide(units[::2], "x"))

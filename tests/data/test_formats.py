@@ -1,6 +1,11 @@
 """Every shape of record that the field writes, and errors that name what was found."""
 
+import contextlib
+
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as trials
+from hypothesis import strategies as st
 
 from culm.config import SettingError, parse
 from culm.data.format import Format
@@ -11,6 +16,7 @@ from culm.data.format.pair import PairFormat
 from culm.data.format.prompt import PromptFormat
 from culm.data.settings import DataConfig
 from culm.source import open_source
+from culm.source.record import Record
 
 ASKED = "<|user|>q<|end|><|assistant|>a<|end|>"
 
@@ -172,3 +178,49 @@ def test_settings():
         parse(DataConfig, {"path": "x", "format": "chta"}, "data")
     with pytest.raises(SettingError, match=r"data\.held_out: "):
         parse(DataConfig, {"path": "x", "held_out": 0.9}, "data")
+
+
+ROLES = st.sampled_from(["user", "assistant", "system", "tool"])
+LEAVES = st.sampled_from(
+    [None, "", "q", "\n\nHuman: q\n\nAssistant: a", 0, True, 1.5, [], {}, ["q"], [["q", "a"]]]
+)
+MESSAGES = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": ROLES | LEAVES,
+        "content": LEAVES,
+        "from": ROLES | LEAVES,
+        "value": LEAVES,
+        "weight": LEAVES,
+        "tool_calls": LEAVES,
+    },
+)
+VALUES = LEAVES | MESSAGES | st.lists(MESSAGES, max_size=3)
+DIALOGUE_KEYS = ["messages", "prompt", "instruction", "input", "completion", "history", "tools"]
+KEYS = [*DIALOGUE_KEYS, "system", "chosen", "rejected", "label", "answer", "question", "text"]
+
+
+@trials(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=6),
+    st.sampled_from([ChatFormat(), PairFormat(), LabelFormat(), PromptFormat(), DocumentFormat()]),
+)
+def test_any_record_is_read_or_refused(tokenizer, record, format):
+    """Nothing but a ValueError: it alone gets the place of the record, and can be skipped."""
+    read = Record(record, "records.jsonl: line 1")
+    with contextlib.suppress(ValueError):
+        format.numbers(read)
+        list(examples(format, read, tokenizer))
+
+
+@pytest.mark.parametrize("answer", [{}, {"content": None}, {"content": [3]}, {"content": 1.5}])
+def test_an_answer_without_text_is_refused(answer):
+    record = {"chosen": {"role": "assistant", **answer}, "rejected": "a"}
+    with pytest.raises(ValueError, match=r"no question in 'prompt'|only text can be read"):
+        list(PairFormat().contents(record))
+
+
+def test_a_system_message_of_a_record_without_other_messages_stays(tokenizer):
+    record = {"system": "s", "messages": [], "completion": "a"}
+    with pytest.raises(ValueError, match="no assistant turn"):
+        list(examples(ChatFormat(), record, tokenizer))

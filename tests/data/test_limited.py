@@ -11,11 +11,13 @@ from test_prepare import Records
 from culm.config import SettingError, parse
 from culm.data.format.document import DocumentFormat
 from culm.data.manifest import Manifest
+from culm.data.prepare import prepare
 from culm.data.settings import DataConfig
 from culm.files import read_lines
 from culm.run.settings import read_run
 from culm.run.train import train
 from culm.source import Limited
+from culm.tokenizer.tokenizer import Tokenizer
 
 TEXTS = DocumentFormat().texts
 
@@ -43,6 +45,28 @@ def test_a_limit_stops_reading_a_stream(tmp_path: Path):
     settings = {"path": str(tmp_path / "a.txt"), "split": "lines", "max_documents": 2}
     assert [r["text"] for r in parse(DataConfig, settings).open()] == ["a", "b"]
     assert parse(DataConfig, {**settings, "max_documents": None}).open().size == 6
+
+
+def test_a_limit_leaves_what_cannot_be_read_to_the_reader(tmp_path: Path, tokenizer: Tokenizer):
+    lines = [
+        '{"text": 3}',
+        "{broken",
+        "[1]",
+        '{"text": "good"}',
+        '{"text": "more"}',
+        '{"text": ""}',
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    values = {"path": str(tmp_path / "a.jsonl"), "invalid": "skip", "max_bytes": 5, "held_out": 0}
+    data = parse(DataConfig, values)
+    source = data.open()
+    assert [r.get("text") for r in source] == [3, None, None, "good", "more"]
+    manifest = prepare(source, data.format, tokenizer, tmp_path / "c", 0, invalid="skip")
+    assert manifest.documents == 2
+    assert list(manifest.notes.values()) == [3]
+    source = parse(DataConfig, {**values, "invalid": "error"}).open()
+    with pytest.raises(SettingError, match=r"a\.jsonl: line 1: 'text' is a number"):
+        prepare(source, data.format, tokenizer, tmp_path / "d", 0)
 
 
 @pytest.fixture

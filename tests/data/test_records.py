@@ -21,6 +21,7 @@ from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
 from culm.data.settings import DataConfig
+from culm.data.texts import texts_of
 from culm.eval.report import write_report
 from culm.run.settings import RunConfig
 from culm.run.train import train
@@ -172,9 +173,17 @@ def test_pairs_without_room_are_counted(tmp_path: Path, prepared: Any) -> None:
 BAD = ['{"text": 3}', '{"text": "good"}', "{broken", '{"body": "x"}', "[1]"]
 
 
-def test_records_that_cannot_be_read_are_named_or_counted(prepared: Any) -> None:
-    with pytest.raises(SettingError, match=r"records\.jsonl: line 1: 'text' is a number, not text"):
+DEEP = '{"text": ' + "[" * 100_000 + "]" * 100_000 + "}"
+
+
+def test_records_that_cannot_be_read_are_named_or_counted(prepared: Any, tmp_path: Path) -> None:
+    wrong = r"records\.jsonl: line 1: 'text' is a number, not text; .*data\.invalid=skip"
+    with pytest.raises(SettingError, match=wrong):
         prepared(BAD, DocumentFormat())
+    path = tmp_path / "new.jsonl"
+    path.write_text(BAD[0])
+    with pytest.raises(SettingError, match=wrong.replace("records", "new")):
+        list(texts_of(open_source(path), DocumentFormat()))
     with pytest.raises(SettingError, match=r"line 3: not readable as JSON: .*data\.invalid=skip"):
         prepared(BAD[1:2] * 2 + BAD[2:], DocumentFormat())
     manifest, [text] = prepared(BAD, DocumentFormat(), invalid="skip")
@@ -183,6 +192,13 @@ def test_records_that_cannot_be_read_are_named_or_counted(prepared: Any) -> None
     dialogues = [{"messages": [U, A]}, {"messages": [A, {"role": "robot", "content": ""}]}]
     manifest, texts = prepared(dialogues, ChatFormat(), invalid="skip")
     assert len(texts) == manifest.notes["records cannot be read and are left out"] == 1
+
+
+def test_json_that_is_nested_too_deeply(prepared: Any) -> None:
+    with pytest.raises(SettingError, match="line 2: not readable as JSON: maximum recursion depth"):
+        prepared([BAD[1], DEEP], DocumentFormat())
+    manifest, _ = prepared([BAD[1], DEEP], DocumentFormat(), invalid="skip")
+    assert manifest.notes["records cannot be read and are left out"] == 1
 
 
 def test_a_line_may_be_a_list_of_messages(tmp_path: Path, prepared: Any) -> None:

@@ -8,10 +8,10 @@ from reciter import CONTEXT, reciter
 
 from culm.engine.sampling import Sampling
 from culm.serve.answer import AnswerStream, TextPiece
-from culm.serve.query import Dialogue, Query
+from culm.serve.query import ChatPrompt, Query
 from culm.serve.service import Service
 
-HI = Dialogue([{"role": "user", "content": "hi"}])
+HI = ChatPrompt([{"role": "user", "content": "hi"}])
 GREEDY = Sampling(temperature=0)
 BIASED = Sampling(bias=((-1, 1.0),))
 ENDLESS = Query("reciter", [HI], CONTEXT - 100, GREEDY, ignore_end=True)

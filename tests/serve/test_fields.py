@@ -207,6 +207,11 @@ def test_null_is_absent_in_the_calls_of_a_history_too(running):
         {"type": "function", "function": {"name": "f", "arguments": "{}"}}
     ]
     assert "tool_call_id" not in ChatMessage(role="tool", content="4", tool_call_id=None).plain
+    assert "content" not in message.plain  # as transformers: some templates test for it
+    assert ChatMessage(role="assistant", content="").plain["content"] == ""
+    assert ChatMessage(role="assistant", reasoning="2 and 2").plain["reasoning"] == "2 and 2"
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert ChatMessage(role="user", content=parts).plain == {"role": "user", "content": "ab"}
 
 
 def test_the_name_of_a_special_token_is_a_stop(running):

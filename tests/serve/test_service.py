@@ -13,9 +13,9 @@ from culm.engine.request import Event, Request
 from culm.engine.sampling import Sampling
 from culm.serve import refusal
 from culm.serve.answer import AnswerStream
-from culm.serve.query import Dialogue, Query
+from culm.serve.query import ChatPrompt, Query
 from culm.serve.service import Service
-from culm.serve.worker import Job, Task
+from culm.serve.worker import Job, WorkerTask
 
 
 def test_an_answer_comes_in_pieces() -> None:
@@ -97,9 +97,9 @@ def test_what_a_template_would_drop_is_refused(key: str) -> None:
         if key in (service.model.tokenizer.template or ""):
             return
         with pytest.raises(refusal.InvalidRequest, match=rf"messages\[0\]: .*{key}"):
-            await service.ask(Query("reciter", [Dialogue([said])]))
+            await service.ask(Query("reciter", [ChatPrompt([said])]))
         said[key] = []
-        (await service.ask(Query("reciter", [Dialogue([said])]))).leave()
+        (await service.ask(Query("reciter", [ChatPrompt([said])]))).leave()
 
     run(story)
 
@@ -107,7 +107,7 @@ def test_what_a_template_would_drop_is_refused(key: str) -> None:
 @pytest.mark.parametrize("ticks", range(6))
 def test_a_reader_is_cancelled_though_a_token_arrives_at_the_same_time(ticks: int) -> None:
     async def story(service: Service) -> None:
-        job = Job([Task(request=Request((65,), CONTEXT - 100))])
+        job = Job([WorkerTask(request=Request((65,), CONTEXT - 100))])
         answer = AnswerStream(service.worker, job, service.model.tokenizer)
         task = asyncio.ensure_future(collected(answer))
         await asyncio.sleep(0.01)  # it waits for the first token

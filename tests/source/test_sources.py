@@ -162,15 +162,15 @@ def test_the_revision_of_a_dataset_is_recorded_and_read_each_time(monkeypatch, t
     read = []
 
     class Hub:
-        def dataset_info(self, name, revision, timeout):
-            assert name == "some/texts"
+        def repo_info(self, name, repo_type, revision, timeout):
+            assert (name, repo_type) == ("some/texts", "dataset")
             return SimpleNamespace(sha={"v1": "a" * 40, None: "b" * 40}[revision])
 
     def load(*names, revision, **options):
         read.append(revision)
         return [{"text": "one"}, {"text": "two"}]
 
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("culm.hub.HfApi", Hub)
     monkeypatch.setattr(datasets, "load_dataset", load)
     (tmp_path / "more.txt").write_text("three")
     for name, revision in (("some/texts", "b" * 40), ("some/texts@v1:part", "a" * 40)):

@@ -198,6 +198,52 @@ def test_an_answer_of_weight_0_is_not_learned(inner: tokenizers.Tokenizer, key: 
         ours.chat.encode([U1, {**A1, key: False}])
     with pytest.raises(ValueError, match=rf"messages\[1\]\.{key}: 0.5 is not 0 or 1"):
         ours.chat.encode([U1, {**A1, key: 0.5}])
+    other = {"weight": "train", "train": "weight"}[key]
+    with pytest.raises(ValueError, match=rf"messages\[1\]\.{other}: '0' is not 0 or 1"):
+        ours.chat.encode([U1, {**A1, key: 1, other: "0"}])
+    with pytest.raises(ValueError, match=r"messages\[1\]: weight and train differ"):
+        ours.chat.encode([U1, {**A1, key: 1, other: False}])
+    assert ours.chat.encode([U1, {**A1, key: 1, other: True}]).ids == ours.chat.encode([U1, A1]).ids
+
+
+REASONING = ["reasoning_content", "thinking", "reasoning"]
+
+
+@pytest.mark.parametrize("key", REASONING)
+@pytest.mark.parametrize("name", ["qwen 3", "harmony"])
+def test_reasoning_by_any_of_its_names(inner: tokenizers.Tokenizer, name: str, key: str) -> None:
+    ours, theirs = pair(inner, name)
+    for thought in ("2 and 2", ""):
+        messages = [U1, {**A1, key: thought}]
+        wanted = theirs.apply_chat_template(messages, return_dict=False)
+        ids, _, unread = ours.chat.encode(messages)
+        assert ids == wanted
+        assert not unread
+        assert "2 and 2" in ours.decode(ids) or not thought
+
+
+def test_reasoning_that_two_names_give_differently_is_not_lost(
+    inner: tokenizers.Tokenizer,
+) -> None:
+    ours, _ = pair(inner, "qwen 3")
+    both = {**A1, "reasoning_content": "2 and 2", "thinking": "2 and 2"}
+    assert ours.chat.encode([U1, both]) == ours.chat.encode([U1, {**A1, "thinking": "2 and 2"}])
+    with pytest.raises(ValueError, match=r"messages\[1\]: .* does not write 'thinking'"):
+        ours.chat.encode([U1, {**both, "thinking": "4"}])
+    other, _ = pair(inner, "phi")
+    for key in REASONING:
+        with pytest.raises(ValueError, match=rf"messages\[1\]: .* does not write '{key}'"):
+            other.chat.encode([U1, {**A1, key: "2 and 2"}])
+
+
+@pytest.mark.parametrize("start", ["<think>", "<think>\n", "<think> "])
+def test_an_answer_that_begins_as_the_prompt_ends(inner: tokenizers.Tokenizer, start: str) -> None:
+    ours, _ = pair(inner, "deepseek r1")
+    ids, learned, _ = ours.chat.encode([U1, {"role": "assistant", "content": start}])
+    prompt = ours.chat.prompt([U1])
+    assert ids[: len(prompt)] == prompt
+    kept = [id for id, one in zip(ids, learned, strict=True) if one]
+    assert ours.decode(kept, specials=True).strip() == "</s>"
 
 
 def test_a_user_turn_is_never_learned_where_an_answer_has_no_end(
@@ -231,6 +277,12 @@ def test_variables_of_a_template(inner: tokenizers.Tokenizer, tmp_path: Path) ->
     assert plain.chat.prompt([U1]) == Tokenizer.load(tmp_path).chat.prompt([U1]) == wanted
     assert ours.chat.prompt([U1]) != wanted
     assert ours.template_fingerprint != plain.template_fingerprint
+    switches = {**ours.settings, "eos_token": {"content": "</s>"}, "add_bos_token": True}
+    same = Tokenizer(inner, switches, ours.template, ours.stop_ids)
+    assert same.template_fingerprint == ours.template_fingerprint
+    template = "{{ ('x' if add_bos_token is defined else eos_token) ~ messages[0].content }}"
+    ids = Tokenizer(inner, switches, template, ours.stop_ids).chat.prompt([U1])
+    assert ids[0] == inner.token_to_id("</s>")
     with pytest.raises(SettingError, match="has no variable 'enable_thinkng'"):
         _ = ours.with_template_arguments({"enable_thinkng": False}).chat
 

@@ -13,8 +13,9 @@ from culm.source.pieces import pieces
 from culm.tokenizer import TokenizerConfig
 from culm.tokenizer.bytes import Bytes
 from culm.tokenizer.chat import SPECIALS
+from culm.tokenizer.decoder import Decoder
 from culm.tokenizer.tiktoken import from_tiktoken
-from culm.tokenizer.tokenizer import Decoder, Tokenizer
+from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE
 
 text_of_any_kind = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)

@@ -216,9 +216,27 @@ def test_a_run_that_got_worse(
     assert [sentence.startswith(warning) for sentence in found] == ([True] if warning else [])
 
 
-def test_a_reward_that_fell() -> None:
-    falling = [{"loss": 0.0, "grad_norm": 1.0, "reward": r} for r in [0.6] * 20 + [0.1] * 5]
-    assert verdict(falling, {}, {}, True, True)[0].startswith("The reward fell from 0.600 to 0.100")
+@pytest.mark.parametrize(
+    ("start", "end", "fell"),
+    [
+        (0.6, 0.1, True),
+        (0.6, 0.59, False),
+        (-1.0, -1.5, True),  # of a reward model
+        (-1.0, -1.0, False),
+        (-1.0, -0.95, False),
+        (0.0, 0.0, False),
+    ],
+)
+def test_a_reward_that_fell(start: float, end: float, fell: bool) -> None:
+    rewards = [start] * 20 + [end] * 5
+    found = verdict([line for r in rewards for line in lines([0.0], reward=r)], {}, {}, True, True)
+    assert (
+        found
+        == [
+            f"The reward fell from {start:.3f} to {end:.3f}; a lower train.optimizer.rate may help."
+        ]
+        * fell
+    )
 
 
 def test_no_checkpoint_is_half_removed(stage: Callable[..., dict], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from culm.config import SettingError
 from culm.plan.target import TARGETS, UTILISATION, target_of
 from culm.run.settings import read_run
+from culm.verbs.arguments import TargetDevice
 from culm.verbs.plan import show_plan
 from culm.verbs.plan_needs import section
 
@@ -51,6 +52,8 @@ def test_a_plan_for_a_device_that_is_not_here(tmp_path, capsys):
 
 def test_a_device_of_the_table():
     assert target_of("H100") is TARGETS["h100"]
+    [option] = TargetDevice.__metadata__  # which imports nothing, so it repeats the names
+    assert all(name in option.help for name in TARGETS)
     assert TARGETS["a100"].rate("bf16") == UTILISATION * 312e12
     with pytest.raises(SettingError, match="--device: there is no 'h10'; did you mean 'h100'"):
         target_of("h10")

@@ -34,7 +34,8 @@ from culm.log import say
 from culm.model.attention.gqa import GQA
 from culm.model.rope import Llama3Scaling, Rope
 from culm.model.transformer import Transformer, TransformerConfig
-from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
+from culm.tokenizer.rows import check_vocabulary
+from culm.tokenizer.tokenizer import Tokenizer
 
 FACTORS = "rope_freqs.weight"
 # Keys that describe the file, or repeat what llama.cpp assumes.

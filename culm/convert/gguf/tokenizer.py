@@ -17,8 +17,9 @@ from culm.convert.gguf.vocabulary import read_tokenizer
 from culm.convert.gguf.words import NAMES
 from culm.log import say
 from culm.tokenizer.fast import GPT2
+from culm.tokenizer.rows import check_vocabulary
 from culm.tokenizer.sentencepiece import BYTES, SPACE, splits
-from culm.tokenizer.tokenizer import Tokenizer, check_vocabulary
+from culm.tokenizer.tokenizer import Tokenizer
 
 # A vocabulary of bytes has no merges, but llama.cpp needs a list: this pair never occurs.
 NO_MERGES = ["<none> <none>"]

@@ -28,9 +28,10 @@ def message_of(turn: Any) -> Message:
     if "from" in turn and "value" in turn:
         rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
         turn = {"role": turn["from"], "content": turn["value"], **rest}
-    if "role" not in turn:
-        raise ValueError(f"a message has no role; {shape_of(turn)}")
-    return {**turn, "role": ROLES.get(turn["role"], turn["role"])}
+    role = turn.get("role")
+    if not isinstance(role, str):
+        raise ValueError(f"a message has no role that is text; {shape_of(turn)}")
+    return {**turn, "role": ROLES.get(role, role)}
 
 
 def question_of(record: dict[str, Any], prompt: str = "prompt") -> list[Message] | None:
@@ -53,7 +54,8 @@ def question_of(record: dict[str, Any], prompt: str = "prompt") -> list[Message]
 def with_system(record: dict[str, Any], messages: list[Message]) -> list[Message]:
     """The messages after the system message of the record, unless they begin with one."""
     system = record.get("system")
-    if isinstance(system, str) and system and messages[0]["role"] != "system":
+    begins_with_one = bool(messages) and messages[0]["role"] == "system"
+    if isinstance(system, str) and system and not begins_with_one:
         return [{"role": "system", "content": system}, *messages]
     return messages
 

@@ -115,7 +115,7 @@ def limited(descriptors: int | None) -> type[Connection]:
     """Connections of a process with this limit on open files: half of it is for them."""
     half = MAX_CONNECTIONS if descriptors is None else descriptors // 2
 
-    class Limited(Connection):
+    class LimitedConnection(Connection):
         max_connections = max(1, min(MAX_CONNECTIONS, half))
 
-    return Limited
+    return LimitedConnection

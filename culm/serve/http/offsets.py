@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from culm.serve.answer import TextPiece
-from culm.tokenizer.tokenizer import Decoder, Tokenizer
+from culm.tokenizer.decoder import Decoder
+from culm.tokenizer.tokenizer import Tokenizer
 
 
 class TextOffsets:

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
 from culm.engine.sampling import Sampling
 from culm.serve.http.wire import UNSUPPORTED, Body, Neutral, Wire
-from culm.serve.query import Dialogue, Prompt, Query
+from culm.serve.query import ChatPrompt, Prompt, Query
 
 COMPLETION_TOKENS = 16  # default of plain completions, as in OpenAI's API
 # Fields of a query that have another name in this API.
@@ -99,7 +99,7 @@ class Part(Wire):
 class ChatMessage(Wire):
     """One turn. Fields besides role and content are for the chat template."""
 
-    neutral: ClassVar[Neutral] = {"refusal": ("",), "reasoning": ("",), "audio": ()}
+    neutral: ClassVar[Neutral] = {"refusal": ("",), "audio": ()}
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
@@ -108,15 +108,17 @@ class ChatMessage(Wire):
     tool_calls: list[dict[str, Any]] | None = None
     function_call: dict[str, Any] | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # vLLM's name for the same
 
     @property
     def plain(self) -> dict[str, Any]:
-        """The message in the form of chat templates."""
-        content = self.content or ""
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        """The message in the form of chat templates; a content that is null is absent there."""
+        content = self.content
+        text = "".join(part.text for part in content) if isinstance(content, list) else content
+        said = {} if text is None else {"content": text}
         role = "system" if self.role == "developer" else self.role
         others = _present(self.model_dump(exclude={"role", "content"}))
-        return {"role": role, "content": text, **{key: v for key, v in others.items() if v}}
+        return {"role": role, **said, **{key: v for key, v in others.items() if v}}
 
 
 def _present(value: Any) -> Any:
@@ -142,7 +144,7 @@ class ChatRequest(GenerationRequest):
 
     def query(self) -> Query:
         """The next turn of the dialogue, up to the end of the context unless a limit is given."""
-        dialogue = Dialogue([message.plain for message in self.messages])
+        dialogue = ChatPrompt([message.plain for message in self.messages])
         query = self._query([dialogue], self.max_completion_tokens or self.max_tokens)
         return replace(query, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
 

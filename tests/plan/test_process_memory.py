@@ -19,9 +19,9 @@ from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
-from culm.plan import rehearsal
+from culm.plan import process_memory
 from culm.plan.needs import Step
-from culm.plan.rehearsal import Unfilled, process_bytes
+from culm.plan.process_memory import Unfilled, process_bytes
 from culm.run.settings import RunConfig
 from culm.verbs.plan import show_plan
 
@@ -40,7 +40,7 @@ from culm.optim.adamw import AdamW
 from culm.parallel.parallelize import checkpoint_blocks
 from culm.plan.dry_run import ONES
 from culm.plan.needs import Step
-from culm.plan.rehearsal import process_bytes
+from culm.plan.process_memory import process_bytes
 from culm.plan.speed import training_rate
 from culm.malloc import keep_freed_memory
 from culm.train.memory import peak_bytes, reset_peak
@@ -139,7 +139,7 @@ def test_nothing_is_changed_and_nothing_kept() -> None:
 
 
 def test_another_c_library_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "heap_end", lambda: None)
+    monkeypatch.setattr(process_memory, "heap_end", lambda: None)
     config = TransformerConfig(vocabulary=64, width=32, layers=1, attention=(GQA(heads=2),))
     objective = build(NextToken(), config.build(device="meta"))
     assert process_bytes(objective, AdamW(), Step(64, 2, 2), evaluated=4) is None
@@ -148,7 +148,7 @@ def test_another_c_library_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 @glibc
 @pytest.mark.parametrize("adapter", [False, True])
 @pytest.mark.parametrize("name", STAGES)
-def test_every_stage_can_be_rehearsed(
+def test_the_process_of_every_stage_is_planned(
     name: str,
     adapter: bool,
     stage: Callable[..., dict[str, Any]],
