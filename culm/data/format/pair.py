@@ -17,6 +17,7 @@ from culm.data.format.messages import (
     with_system,
 )
 from culm.source.record import LeftOut, shape_of
+from culm.tokenizer.template import content_of
 from culm.tokenizer.tokenizer import Tokenizer
 
 OTHERS = (("response_j", "response_k"),)  # of StackExchange: the better and the worse answer
@@ -87,7 +88,7 @@ class PairFormat(RecordFormat):
             return answer if _begins(answer, question) else [*question, *answer]
         if len(answer) > 1:  # a dialogue that includes the question
             return with_system(record, answer)
-        whole = transcript(answer[0]["content"])
+        whole = transcript(content_of(answer[0]))
         if whole is None:
             raise ValueError(f"no question in {self.prompt!r}; {shape_of(record)}")
         return with_system(record, list(whole))
