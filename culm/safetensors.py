@@ -111,11 +111,27 @@ def read_metadata(path: Path) -> dict[str, str]:
 def write_safetensors(
     path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors by name, with default permissions; `save_file` writes owner-only files."""
+    """Write tensors by name: the same bytes each time, with default permissions.
+
+    `save_file` writes owner-only files, and metadata in random order.
+    """
     path.touch()
     mode = path.stat().st_mode
     save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
     path.chmod(mode)
+    if metadata:
+        _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header[METADATA] = dict(sorted(header[METADATA].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def stream_safetensors(

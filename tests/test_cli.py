@@ -416,6 +416,19 @@ def test_no_character_ends_a_run(encoding, shown):
     assert (done.returncode, done.stdout) == (0, "\u20ac\u6771".encode()), done.stderr
 
 
+def test_no_character_ends_a_run_in_the_c_locale():
+    """Where Python's streams are ASCII, and what is not ASCII in a command becomes surrogates."""
+    code = (
+        "import sys; from culm.verbs.failure import run; "
+        "run(lambda: sys.stdout.write(sys.argv[1] + '\\u20ac\\ud800'))"
+    )
+    given = {name: value for name, value in os.environ.items() if name != "PYTHONIOENCODING"}
+    given |= {"LC_ALL": "C", "PYTHONUTF8": "0"}
+    line = [sys.executable, "-c", code, "\u6771"]
+    done = subprocess.run(line, capture_output=True, env=given, check=False)
+    assert (done.returncode, done.stdout) == (0, "???\u20ac?".encode()), done.stderr
+
+
 def test_other_errors_name_the_setting(culm, model, tmp_path):
     assert (
         "culm: --to: 'int3' is not one of"

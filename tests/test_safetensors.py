@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from culm.config import SettingError
-from culm.safetensors import KINDS, read_metadata, read_safetensors, stream_safetensors
+from culm.safetensors import (
+    KINDS,
+    read_metadata,
+    read_safetensors,
+    stream_safetensors,
+    write_safetensors,
+)
 
 HELD = {
     "a": torch.arange(12.0).view(3, 4),
@@ -50,6 +56,18 @@ def test_what_is_streamed_is_read_by_the_library(tmp_path):
     stream_safetensors(tmp_path / "x", shapes, iter(HELD.items()))
     same(load_file(tmp_path / "x"), HELD)
     same(dict(read_safetensors(tmp_path / "x")), HELD)
+
+
+def test_the_same_tensors_and_metadata_are_the_same_bytes(path):
+    """Files with the same weights have the same digest; the library shuffles the metadata."""
+    metadata = {name: "é\n" + name for name in "abcdefgh"}
+    found = set()
+    for _ in range(6):
+        write_safetensors(path, {"x": torch.arange(3), "y": torch.ones(2, 2)}, metadata)
+        found.add(path.read_bytes())
+    assert len(found) == 1
+    assert read_metadata(path) == {"format": "pt", **metadata}
+    assert load_file(path)["x"].tolist() == [0, 1, 2]
 
 
 def written(path: Path, change=None, data: bytes | None = None, raw: bytes | None = None) -> None:

@@ -69,6 +69,14 @@ def fields_of(record: dict[str, Any]) -> dict[str, Any]:
     return {key: dict.__getitem__(record, key) for key in dict.keys(record)}
 
 
+def of_kind(record: dict[str, Any], key: str, kind: Any) -> Any:
+    """The value of a field if it is of a kind (a type, or a union of types).
+
+    None if it is not; the field then does not count as read.
+    """
+    return record[key] if isinstance(dict.get(record, key), kind) else None
+
+
 class LeftOut(ValueError):
     """A record that cannot be learned from; the message says why, and such records are counted."""
 

@@ -54,9 +54,15 @@ def add_declared(inner: tokenizers.Tokenizer, settings: Mapping[str, Any], folde
 
 
 def special_names(settings: Mapping[str, Any]) -> Iterator[str]:
-    """The names of the special tokens, in the order of the settings."""
+    """The names of the special tokens, in the order of the settings.
+
+    Raises:
+        SettingError: a list of them is something else.
+    """
     for key, value in settings.items():
         if key in EXTRA:
+            if value and not isinstance(value, list | dict):
+                raise SettingError(f"{CONFIG}: {key}: {value!r} is not a list of tokens; remove it")
             more = value.values() if isinstance(value, dict) else value or ()
         else:
             more = [value] if key.endswith("_token") else ()
@@ -68,6 +74,8 @@ def _declared(settings: Mapping[str, Any], folder: Path, named: set[str]) -> dic
     given, name = settings.get(DECODER), CONFIG
     try:
         if given is not None:
+            if not isinstance(given, dict):
+                raise ValueError(f"{DECODER} is {given!r}, and not an object of ids and tokens")
             return {int(id): AddedToken(**_plain(token)) for id, token in given.items()}
         name = ADDED
         listed = read_json(folder / ADDED) if (folder / ADDED).is_file() else {}

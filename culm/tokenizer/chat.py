@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from culm.config import SettingError
 from culm.tokenizer.offsets import OffsetEncoder, Tokens
 from culm.tokenizer.template import ChatTemplate, Guarded, Message
+from culm.tokenizer.weights import is_learned, without_weights
 
 SPECIALS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
 
@@ -45,7 +46,7 @@ TEMPLATE = """\
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
 """
 LAST = "; set data.format.turns=last to learn the last answer only"
-WEIGHTS = ("weight", "train")  # keys of a message that say whether it is learned
+REWRITE = "; if it writes a system message in prompts only, put that text into the first question"
 ARGUMENTS = "chat_template_kwargs"  # of a tokenizer's settings: further variables of its template
 
 
@@ -123,11 +124,10 @@ class Chat:
         said = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
         if not said:
             raise ValueError("messages: no assistant turn, so nothing would be learned")
-        said = [i for i in (said if turns == "all" else said[-1:]) if _is_learned(messages[i], i)]
+        said = [i for i in (said if turns == "all" else said[-1:]) if is_learned(messages[i], i)]
         if not said:
             raise ValueError("messages: the weight of every answer is 0: nothing would be learned")
-        plain = [{k: v for k, v in one.items() if k not in WEIGHTS} for one in messages]
-        given = self._template.guard(plain, tools)
+        given = self._template.guard(list(map(without_weights, messages)), tools)
         rendered = self._template.render(given)
         text, starts = rendered.text, dict[int, int]()
         for index in said:
@@ -156,9 +156,10 @@ class Chat:
         history = self._template.render(before).text
         if text.startswith(history):
             return self._continued(given, text, index, prompt, history), len(prompt)
+        more = any(one.get("role") == "assistant" for one in given.messages[index + 1 :])
         raise ValueError(
             f"chat template: it renders the messages before messages[{index}] differently when "
-            f"more follow, so training and generation would not agree{LAST}"
+            f"more follow, so training and generation would not agree{LAST if more else REWRITE}"
         )
 
     def _continued(self, given: Guarded, text: str, index: int, prompt: str, history: str) -> str:
@@ -190,10 +191,7 @@ class Chat:
     ) -> tuple[int, int]:
         """The tokens of an answer with the end of its turn: the first one, and the one after."""
         first = bisect_right(tokens.ends, self._plain(given, text, start))
-        content = start
-        if self._letters:
-            content = self._template.place(given, text, index, end=True) or start
-        earliest = self._plain(given, text, content)
+        earliest = self._plain(given, text, self._content_end(given, text, index, start))
         ends = (
             number
             for number in range(first, len(tokens.ids))
@@ -206,6 +204,21 @@ class Chat:
                 f"would never learn to stop{LAST if index + 1 < len(given.messages) else ''}"
             )
         return first, last + 1
+
+    def _content_end(self, given: Guarded, text: str, index: int, start: int) -> int:
+        """Where the content of an answer ends, before which there is no end of its turn.
+
+        Reasoning may come first, with an end of its own. Most answers need no second rendering.
+        """
+        message = given.messages[index]
+        content = (message.get("content") or "").strip()
+        if not self._letters:
+            if not content:
+                return start
+            begin = next((n for n in range(start, len(text)) if not text[n].isspace()), start)
+            if message.keys() <= {"role", "content"} and text.startswith(content, begin):
+                return begin + len(content)
+        return self._template.place(given, text, index, end=True) or start
 
     def _is_before_next(
         self, given: Guarded, text: str, place: int, index: int, start: int
@@ -227,21 +240,6 @@ class Chat:
     def _plain(self, given: Guarded, text: str, place: int) -> int:
         """A place in the text, when the guards before it are gone."""
         return place - text.count(given.guard, 0, place)
-
-
-def _is_learned(message: Message, index: int) -> bool:
-    """By its `weight` (0 or 1) or `train` (true or false).
-
-    Raises:
-        ValueError: the value is another, or the two differ.
-    """
-    given = {key: message[key] for key in WEIGHTS if message.get(key) is not None}
-    for key, value in given.items():
-        if value not in (0, 1):
-            raise ValueError(f"messages[{index}].{key}: {value!r} is not 0 or 1")
-    if len(set(given.values())) > 1:
-        raise ValueError(f"messages[{index}]: weight and train differ; keep one of them")
-    return all(given.values())
 
 
 def token_name(value: Any) -> str | None:

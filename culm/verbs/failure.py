@@ -44,7 +44,8 @@ def _write_any_character(stream: TextIO) -> None:
 
     Files and pipes are UTF-8, unless PYTHONIOENCODING says otherwise; a terminal shows what it can.
     """
-    if not isinstance(stream, io.TextIOWrapper) or stream.errors != "strict":
+    careful = ("strict", "surrogateescape")  # the second one in the C locale
+    if not isinstance(stream, io.TextIOWrapper) or stream.errors not in careful:
         return
     chosen = stream.isatty() or "PYTHONIOENCODING" in os.environ
     stream.reconfigure(encoding=None if chosen else "utf-8", errors="replace")

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from culm.config import SettingError, parse
-from culm.data.example import RecordFormat
+from culm.data.example import RecordFormat, bytes_of
 from culm.data.format.chat import ChatFormat
 from culm.data.format.document import DocumentFormat
+from culm.data.format.label import LabelFormat
 from culm.data.format.pair import PairFormat
+from culm.data.format.prompt import PromptFormat
 from culm.data.loader import Loader
 from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
@@ -311,3 +316,93 @@ def test_a_run_says_what_it_left_out(
     assert all(remark in spoken for remark in wanted)
     write_report(folder)
     assert all(f"- {remark}" in (folder / "report.md").read_text() for remark in wanted)
+
+
+ODD_KEYS = ["role", "content", "from", "value", "text"]
+PLAIN = st.sampled_from(
+    [None, True, 0, 1.5, float("nan"), "", "user", "assistant", "\ud800", "[1]"]
+)
+MESSAGE = st.dictionaries(st.sampled_from(ODD_KEYS), PLAIN | st.lists(PLAIN, max_size=2))
+ODD = PLAIN | st.lists(MESSAGE | PLAIN, max_size=3) | MESSAGE
+FIELDS = (
+    "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "system",
+    "tools", "history", "chosen", "rejected", "margin", "label", "text", "question", "answer",
+)  # fmt: skip
+FORMATS = [
+    ChatFormat(), PairFormat(), PairFormat(margin="margin"), LabelFormat(), PromptFormat(),
+    DocumentFormat(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=lambda one: one.kind)
+@given(record=st.dictionaries(st.sampled_from(FIELDS), ODD, max_size=5))
+def test_a_value_of_a_wrong_type_is_a_plain_error(
+    format: RecordFormat, record: dict[str, Any]
+) -> None:
+    one = Record(record, "here")
+    with suppress(ValueError):
+        format.numbers(one)
+        assert sum(map(bytes_of, format.contents(one))) >= 0
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        ({"messages": [{"role": ["user"], "content": "Hi"}, A]}, "role of a message is a list"),
+        ({"messages": [U, {"role": {}, "content": "Yes"}]}, "role of a message is an object"),
+        ({"messages": [U, {"from": 3, "value": "Yes"}]}, "role of a message is a number"),
+        ({"messages": [], "system": "Be kind."}, "no assistant turn"),
+    ],
+)
+def test_a_wrong_type_in_a_message_is_skipped_or_refused(
+    prepared: Any, record: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(SettingError, match=f"line 1: .*{problem}"):
+        prepared([record], ChatFormat())
+    manifest, _ = prepared([record, {"messages": [U, A]}], ChatFormat(), invalid="skip")
+    assert manifest.notes == {"records cannot be read and are left out": 1}
+
+
+@pytest.mark.parametrize("answer", [{"role": "assistant"}, {"role": "assistant", "content": 5}, []])
+def test_an_answer_without_text_is_a_plain_error(prepared: Any, answer: Any) -> None:
+    with pytest.raises(SettingError, match=r"line 1: (no question|no answer|content)"):
+        prepared([{"chosen": answer, "rejected": "no"}], PairFormat())
+
+
+@pytest.mark.parametrize(
+    ("record", "key"),
+    [
+        ({"messages": [{"role": "system", "content": "A"}, U, A], "system": "B"}, "system"),
+        ({"messages": [U, A], "system": ["B"]}, "system"),
+        ({"instruction": "Add.", "input": ["1", "2"], "output": "3"}, "input"),
+        ({"instruction": ["Add."], "prompt": "1 + 2?", "completion": "3"}, "instruction"),
+        ({"messages": "[]", "prompt": "1 + 2?", "completion": "3"}, "messages"),
+        ({"prompt": "1 + 2?", "output": 3, "completion": "three"}, "output"),
+    ],
+)
+def test_a_field_of_another_type_or_meaning_is_counted(
+    prepared: Any, record: dict[str, Any], key: str
+) -> None:
+    manifest, _ = prepared([record], ChatFormat())
+    assert manifest.notes == {f"records have the key {key!r}, which is not used": 1}
+
+
+def test_a_system_text_that_the_messages_repeat_is_used(prepared: Any) -> None:
+    record = {"messages": [{"role": "system", "content": "A"}, U, A], "system": "A"}
+    assert prepared([record], ChatFormat())[0].notes == {}
+
+
+def test_weights_that_contradict_each_other_are_refused(prepared: Any) -> None:
+    with pytest.raises(SettingError, match="weight 1 and train False contradict each other"):
+        prepared([{"messages": [U, {**A, "weight": 1, "train": False}]}], ChatFormat())
+
+
+@pytest.mark.parametrize("weight", [{"train": True}, {"weight": 1}])
+def test_a_weight_of_a_message_that_is_not_learned_is_counted(prepared: Any, weight: Any) -> None:
+    (key,) = weight
+    manifest, _ = prepared([{"messages": [{**U, **weight}, A]}], ChatFormat())
+    assert manifest.notes == {
+        f"messages have the key {key!r}, which the chat template does not use": 1
+    }
+    off = dict.fromkeys(weight, 0)
+    assert prepared([{"messages": [{**U, **off}, A]}], ChatFormat())[0].notes == {}

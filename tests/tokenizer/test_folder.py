@@ -315,3 +315,22 @@ def test_a_changed_template_keeps_ends_and_generation_settings(tmp_path):
     for made in (chat, chat.with_template_arguments({"enable_thinking": False})):
         assert (made.stop_ids, made.generation) == (chat.stop_ids, ours.generation)
         assert made.end_of_text == ours.end_of_text
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config", "special_tokens_map"])
+@pytest.mark.parametrize("key", ["additional_special_tokens", "extra_special_tokens"])
+@pytest.mark.parametrize("value", [3, True, "<|im_end|>"])
+def test_a_list_of_special_tokens_that_is_none_is_refused(tmp_path, place, key, value):
+    files = {"tokenizer_config": {"eos_token": "</s>"}, place: {"eos_token": "</s>", key: value}}
+    save(tmp_path, base("</s>"), **files)
+    with pytest.raises(SettingError, match=f"{key}: .* is not a list of tokens"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [3, "x", ["</s>"]])
+def test_added_tokens_that_are_no_object_are_refused(tmp_path, value):
+    save(tmp_path, base("</s>"), tokenizer_config={"added_tokens_decoder": value})
+    with pytest.raises(
+        SettingError, match=r"tokenizer_config.json: .* an object of ids and tokens"
+    ):
+        Tokenizer.load(tmp_path)

@@ -201,7 +201,7 @@ def test_an_answer_of_weight_0_is_not_learned(inner: tokenizers.Tokenizer, key: 
     other = {"weight": "train", "train": "weight"}[key]
     with pytest.raises(ValueError, match=rf"messages\[1\]\.{other}: '0' is not 0 or 1"):
         ours.chat.encode([U1, {**A1, key: 1, other: "0"}])
-    with pytest.raises(ValueError, match=r"messages\[1\]: weight and train differ"):
+    with pytest.raises(ValueError, match=r"messages\[1\]: weight .* contradict each other"):
         ours.chat.encode([U1, {**A1, key: 1, other: False}])
     assert ours.chat.encode([U1, {**A1, key: 1, other: True}]).ids == ours.chat.encode([U1, A1]).ids
 
@@ -301,3 +301,32 @@ def test_an_answer_that_its_prompt_does_not_allow_is_named(inner: tokenizers.Tok
     with pytest.raises(ValueError, match=r"data\.format\.turns=last"):
         ours.chat.encode([U1, THOUGHT, U2, THOUGHT])
     assert ours.chat.encode([U1, THOUGHT, U2, THOUGHT], "last").learned
+
+
+@pytest.mark.parametrize("why", ["2 and 2", "so: It is 4.", "It is 4."])
+def test_reasoning_with_an_end_of_its_own_does_not_end_the_answer(
+    inner: tokenizers.Tokenizer, why: str
+) -> None:
+    ours, _ = pair(inner, "harmony")
+    ours.stop_ids |= {inner.token_to_id("<|end|>")}
+    ids, learned, _ = ours.chat.encode([U1, {**A1, "thinking": why}])
+    kept = [id for id, one in zip(ids, learned, strict=True) if one]
+    assert ours.decode(kept, specials=True) == (
+        f"<|channel|>analysis<|message|>{why}<|end|><|start|>assistant"
+        "<|channel|>final<|message|>It is 4.<|return|>"
+    )
+
+
+def test_a_system_message_that_only_prompts_show_is_refused_with_a_remedy_that_helps(
+    inner: tokenizers.Tokenizer,
+) -> None:
+    """As in Mistral's template: it stands in the last question, if that is the last message."""
+    ours, _ = pair(inner, "phi")
+    only = "{% set system = messages[0].content %}{% for m in messages if m.role != 'system' %}{{ '<|' ~ m.role ~ '|>' }}{% if loop.last and m.role == 'user' %}{{ system }}{% endif %}{{ m.content ~ '<|end|>' }}{% endfor %}"
+    other = Tokenizer(inner, ours.settings, only)
+    other.stop_ids = ours.stop_ids
+    system = {"role": "system", "content": "Be kind."}
+    with pytest.raises(ValueError, match="put that text into the first question"):
+        other.chat.encode([system, U1, A1])
+    with pytest.raises(ValueError, match=r"data\.format\.turns=last"):
+        other.chat.encode([system, U1, A1, U2, A2])

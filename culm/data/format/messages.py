@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from culm.data.example import Dialogue
-from culm.source.record import kind_of_value, shape_of
+from culm.source.record import kind_of_value, of_kind, shape_of
 
 Message = dict[str, Any]
 
@@ -28,9 +28,11 @@ def message_of(turn: Any) -> Message:
     if "from" in turn and "value" in turn:
         rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
         turn = {"role": turn["from"], "content": turn["value"], **rest}
-    role = turn.get("role")
+    if "role" not in turn:
+        raise ValueError(f"a message has no role; {shape_of(turn)}")
+    role = turn["role"]
     if not isinstance(role, str):
-        raise ValueError(f"a message has no role that is text; {shape_of(turn)}")
+        raise ValueError(f"the role of a message is {kind_of_value(role)}, not text")
     return {**turn, "role": ROLES.get(role, role)}
 
 
@@ -40,24 +42,31 @@ def question_of(record: dict[str, Any], prompt: str = "prompt") -> list[Message]
     prompt: the field of a question that is a text or a list of messages.
     """
     for key in (*DIALOGUES, prompt):
-        if isinstance(record.get(key), list):
-            return with_system(record, list(map(message_of, record[key])))
-    if isinstance(record.get("instruction"), str):
-        text = "\n\n".join(filter(None, (record["instruction"], str(record.get("input") or ""))))
-        return with_system(record, [*_history(record), {"role": "user", "content": text}])
-    if isinstance(record.get(prompt), str):
-        asked = {"role": "user", "content": record[prompt]}
-        return with_system(record, [*_history(record), asked])
-    return None
+        if (turns := of_kind(record, key, list)) is not None:
+            return with_system(record, list(map(message_of, turns)))
+    asked = of_kind(record, "instruction", str)
+    if asked is not None:
+        more = of_kind(record, "input", str | int | float)
+        asked = "\n\n".join(filter(None, (asked, str(more or ""))))
+    else:
+        asked = of_kind(record, prompt, str)
+    if asked is None:
+        return None
+    return with_system(record, [*_history(record), {"role": "user", "content": asked}])
 
 
 def with_system(record: dict[str, Any], messages: list[Message]) -> list[Message]:
-    """The messages after the system message of the record, unless they begin with one."""
-    system = record.get("system")
-    begins_with_one = bool(messages) and messages[0]["role"] == "system"
-    if isinstance(system, str) and system and not begins_with_one:
-        return [{"role": "system", "content": system}, *messages]
-    return messages
+    """The messages after the system message of the record.
+
+    Where they begin with another one, that of the record counts as not read.
+    """
+    first = messages[0] if messages else {}
+    if first.get("role") == "system":
+        if first.get("content") == dict.get(record, "system"):
+            record.get("system")  # it says the same
+        return messages
+    system = of_kind(record, "system", str)
+    return [{"role": "system", "content": system}, *messages] if system else messages
 
 
 def _history(record: dict[str, Any]) -> list[Message]:
@@ -65,10 +74,9 @@ def _history(record: dict[str, Any]) -> list[Message]:
     turns = dict.get(record, "history")  # something else of this name counts as not read
     if not isinstance(turns, list) or not all(_is_turn(turn) for turn in turns):
         return []
-    turns = record["history"]
     return [
         {"role": role, "content": text}
-        for turn in turns
+        for turn in record["history"]
         for role, text in zip(("user", "assistant"), turn, strict=True)
     ]
 
@@ -96,10 +104,10 @@ def dialogue_of(record: dict[str, Any]) -> Dialogue:
     turns in `history`.
     """
     question = question_of(record)
-    if question and any(isinstance(record.get(key), list) for key in DIALOGUES):
+    if question and any(isinstance(dict.get(record, key), list) for key in DIALOGUES):
         return Dialogue(question, tools_of(record))
     for key in ANSWERS:
-        answer = answer_of(record.get(key))
+        answer = answer_of(of_kind(record, key, str | dict | list))
         if question is not None and answer is not None:
             return Dialogue(question + answer, tools_of(record))
     raise ValueError(
