@@ -21,7 +21,7 @@ from culm.adapt.quantize import Quantizer
 from culm.adapt.quantize.linear import quantized_layers
 from culm.config import Config, SettingError, parse
 from culm.convert.card import write_card
-from culm.convert.weights import assemble, fitting, refuse_adapters, stored
+from culm.convert.weights import assemble, empty, fitting, refuse_adapters, stored
 from culm.dtype import DTYPES, cast, name_of
 from culm.files import (
     atomic,
@@ -93,7 +93,7 @@ def stream(
     """
     folder = Path(folder)
     refuse_nonempty(folder, SETTINGS)
-    model = config.build(device="meta")
+    model = empty(config, source)
     model.trained_on = trained_on
     expected = stored(model)
     shapes = {name: tensor.shape for name, tensor in expected.items()}

@@ -114,7 +114,7 @@ def assemble(
     Raises:
         SettingError: a tensor is missing, unknown, not finite, or of another shape or dtype.
     """
-    model = config.build(device="meta")
+    model = empty(config, source)
     quantized = quantized or {}
     with torch.device("meta"):
         _replace_quantized(model, quantized, source)
@@ -129,6 +129,19 @@ def assemble(
         elif isinstance(module, QuantizedLinear):
             module.prepare()
     return model
+
+
+def empty(config: TransformerConfig, source: str) -> Transformer:
+    """The model without weights, on the meta device.
+
+    Raises:
+        SettingError: a size is beyond what a tensor can have.
+    """
+    try:
+        return config.build(device="meta")
+    except (TypeError, OverflowError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingError(f"{source}: no model can have its sizes ({reason})") from None
 
 
 def stored(model: Transformer) -> dict[str, Tensor]:

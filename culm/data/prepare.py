@@ -134,7 +134,7 @@ def _encoded(
     for batch in _batches(divided):
         documents = _documents(format, [unit for _, unit in batch], tokenizer, notes)
         for (split, unit), found in zip(batch, documents, strict=True):
-            if isinstance(found, ValueError):
+            if isinstance(found, ValueError | RecursionError):
                 notes.skipped(bad_record(unit.place, found))
             else:
                 yield split, unit, found
@@ -142,7 +142,7 @@ def _encoded(
 
 def _documents(
     format: RecordFormat, units: Sequence[Unit], tokenizer: Tokenizer, notes: Notes
-) -> Iterator[list[Document] | ValueError]:
+) -> Iterator[list[Document] | ValueError | RecursionError]:
     """Those of each unit, or why it has none, one after the other: an example needs 20 times the
     memory of its arrays.
     """
@@ -154,7 +154,7 @@ def _documents(
             start += 1
             try:
                 yield [_document(next(examples), unit, notes) for _ in unit.contents]
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield error
                 break  # `examples` ended with it
 
@@ -189,4 +189,5 @@ def _new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
             work.mkdir()
             yield work
     except OSError as error:
-        raise SettingError(f"{error}; free some space or choose another folder") from None
+        what = "choose another folder, or free some space if the disk is full"
+        raise SettingError(f"{error}; {what}") from None

@@ -58,7 +58,7 @@ def found_in(
             if record.error is not None:
                 raise SettingError(record.error)
             found = list(read(record))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             bad = bad_record(record.place, error)
             if skipped is None:
                 raise bad from None
@@ -67,8 +67,10 @@ def found_in(
         yield record, found
 
 
-def bad_record(place: str, error: ValueError) -> ValueError:
+def bad_record(place: str, error: ValueError | RecursionError) -> ValueError:
     """The error for a record that cannot be read; for one that is left out, its reason."""
     if isinstance(error, SettingError | LeftOut):
         return error
+    if isinstance(error, RecursionError):
+        return SettingError(f"{place}: nested too deeply")
     return SettingError(f"{place}: {error}")

@@ -217,3 +217,13 @@ def test_the_fused_step_knows_the_settings_that_its_page_names(family):
     name, _, model, _ = family
     odd = list(uncomputed(model.config.resolved()))
     assert (not odd) == (name in FUSED), odd
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "vocab_size", "intermediate_size", "head_dim"])
+def test_sizes_that_no_tensor_can_have(tokenizer, tmp_path, name):
+    folder = saved(peer_of("Llama 2"), tokenizer, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config[name] = 10**20
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SettingError, match="no model can have its sizes|vocabulary"):
+        hf.load(folder)

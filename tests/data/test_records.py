@@ -406,3 +406,12 @@ def test_a_weight_of_a_message_that_is_not_learned_is_counted(prepared: Any, wei
     }
     off = dict.fromkeys(weight, 0)
     assert prepared([{"messages": [{**U, **off}, A]}], ChatFormat())[0].notes == {}
+
+
+def test_a_record_that_is_nested_too_deeply(prepared: Any) -> None:
+    deep: Any = "x"
+    for _ in range(800):
+        deep = {"a": deep}
+    record = {"messages": [U, A, {"role": "assistant", "content": "", "tool_calls": [deep]}]}
+    with pytest.raises(SettingError, match=r"line 2: nested too deeply"):
+        prepared([{"messages": [U, A]}, record], ChatFormat())
