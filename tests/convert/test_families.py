@@ -225,5 +225,5 @@ def test_sizes_that_no_tensor_can_have(tokenizer, tmp_path, name):
     config = json.loads((folder / "config.json").read_text())
     config[name] = 10**20
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(SettingError, match="no model can have its sizes|vocabulary"):
+    with pytest.raises(SettingError, match=r"no model can have its sizes|vocabulary"):
         hf.load(folder)

@@ -99,7 +99,7 @@ def test_a_disk_that_is_full_while_preparing(line: list[str], tmp_path: Path) ->
     assert done.returncode == 1
     assert_told(
         done.stderr,
-        "run/data: could not be written (File too large); nothing was changed; choose another folder",
+        "run/data: could not be written (File too large); nothing was changed; choose another",
     )
     assert left(tmp_path) == {"tokenizer"}
     assert works(line, tmp_path)
