@@ -20,6 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -307,6 +308,9 @@ COUNTED = {"decode": DECODE, "read": READ}
 
 def contend(pipe: Connection, what: str, name: str, size: Size, count: int) -> None:
     """One process: warm up, then a round for each message; sends seconds and peak bytes."""
+    if what == "read":  # the prompt may be longer than the rows of training
+        longer = max(size.model.context, count + NEW)
+        size = replace(size, model=size.model.model_copy(update={"context": longer}))
     call = TRAIN[name](size) if what == "train" else COUNTED[what][name](size, count)
     for _ in range(2):
         call()
