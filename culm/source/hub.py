@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from culm import hub
 from culm.config import SettingError
 from culm.source.record import Record
+
+if TYPE_CHECKING:
+    from culm import hub
 
 ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?(:[\w.-]+){0,2}")
 
@@ -47,6 +49,8 @@ class Hub:
 
     @cached_property
     def _answer(self) -> hub.Answer | None:
+        from culm import hub  # its library takes 0.2 s to import, which other sources do not need
+
         try:
             return hub.ask(self.dataset, "dataset", self.wanted)
         except SettingError as error:
