@@ -7,6 +7,7 @@ every 64 cache lines that it reads; in pages of 2 MiB hardly ever.
 from __future__ import annotations
 
 import mmap
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -16,6 +17,8 @@ from culm.malloc import release_freed_memory
 PAGE = 1 << 21
 ALIGNED = 64  # bytes: a cache line
 RELEASED = 1 << 26  # bytes that are moved before what they leave is given back
+
+_moved: WeakSet[nn.Module] = WeakSet()
 
 
 def use_huge_pages(model: nn.Module) -> bool:
@@ -27,8 +30,7 @@ def use_huge_pages(model: nn.Module) -> bool:
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     every = (*model.parameters(), *model.buffers())
     tensors = {tensor.data_ptr(): tensor for tensor in every if tensor.numel()}
-    storages = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
-    if advice is None or len(storages) <= 1:  # the second: moved before
+    if advice is None or model in _moved:  # another decoder may have the addresses of its weights
         return advice is not None
     sizes = [-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors.values()]
     block = mmap.mmap(-1, sum(sizes) + PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -36,6 +38,7 @@ def use_huge_pages(model: nn.Module) -> bool:
         block.madvise(advice)
     except OSError:  # a kernel without them
         return False
+    _moved.add(model)
     place, left = -torch.frombuffer(block, dtype=torch.uint8).data_ptr() % PAGE, 0
     for tensor, size in zip(tensors.values(), sizes, strict=True):
         with torch.inference_mode(tensor.is_inference()), torch.no_grad():

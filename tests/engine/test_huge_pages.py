@@ -53,3 +53,14 @@ def test_quantised_layers_and_kinds_of_tensors() -> None:
     assert use_huge_pages(model)
     assert torch.equal(model(tokens), before)
     assert torch.equal(model.turned, turned)
+
+
+@here
+def test_weights_are_moved_once() -> None:
+    """A decoder that has their addresses may be in use when another one is made."""
+    model = build()
+    assert use_huge_pages(model)
+    address = model.embed.weight.data_ptr()
+    model.register_buffer("later", torch.ones(3))
+    assert use_huge_pages(model)
+    assert model.embed.weight.data_ptr() == address
