@@ -173,7 +173,7 @@ def _batches(divided: Divided) -> Iterator[list[tuple[str, Unit]]]:
 
 def _document(example: Example, unit: Unit, notes: Notes) -> Document:
     notes.unread(example.unread, "messages", "the chat template does not use")
-    tokens = np.array(example.tokens, dtype=np.int64)
+    tokens = np.array(example.tokens, dtype=np.uint32)
     return tokens, np.array(example.learned, dtype=bool), unit.numbers
 
 

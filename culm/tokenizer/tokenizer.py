@@ -193,7 +193,7 @@ class Tokenizer:
         if len(texts) < WORTH_THREADS:
             return map(self._fast, texts)
         with ThreadPoolExecutor() as pool:
-            return iter(list(pool.map(self._fast, texts)))
+            return pool.map(self._fast, texts)
 
     def stops_named(self, texts: Iterable[str]) -> frozenset[int]:
         """Ids of the special tokens with these names: no text shows where a reply ends at one."""

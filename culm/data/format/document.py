@@ -29,9 +29,9 @@ class DocumentFormat(RecordFormat):
             yield from (piece for piece in pieces(text, self.max_characters) if piece.strip())
 
     def encode(self, contents: Sequence[str], tokenizer: Tokenizer) -> Iterator[Example]:
-        start, end = tokenizer.start, tokenizer.end_of_text
-        for ids in tokenizer.encode_batch(contents):
-            tokens = [*start, *ids, end]
+        for tokens in tokenizer.encode_batch(contents):  # each is changed in place: it may be long
+            tokens[:0] = tokenizer.start
+            tokens.append(tokenizer.end_of_text)
             yield Example(tokens, [True] * len(tokens))
 
     def texts(self, record: dict[str, Any]) -> Iterator[str]:
