@@ -15,7 +15,7 @@ from culm.config import parse
 from culm.run.settings import RunConfig
 from culm.run.train import train
 
-STAGES = ("pretrain", "sft", "dpo", "reward", "grpo", "ppo")
+STAGES = ("pretrain", "sft", "dpo", "kto", "reward", "grpo", "ppo")
 WORDS = (
     "the quick brown fox jumps over a lazy dog and then sleeps all day long in warm grass".split()
 )
@@ -42,7 +42,7 @@ def _write(path: Path, records: list[dict]) -> None:
 
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with text.jsonl, chat.jsonl and pairs.jsonl; records of unequal length."""
+    """A folder with text, chat, pairs and labels (.jsonl); records of unequal length."""
     folder, chance = tmp_path_factory.mktemp("corpora"), random.Random(0)
     _write(folder / "text.jsonl", [{"text": _sentence(chance, 2 + i % 17)} for i in range(80)])
     chats, pairs = [], []
@@ -55,6 +55,12 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     _write(folder / "chat.jsonl", chats)
     _write(folder / "pairs.jsonl", pairs)
+    labels = [
+        {"prompt": pair["prompt"], "completion": pair[name], "label": name == "chosen"}
+        for number, pair in enumerate(pairs)
+        for name in (("chosen", "rejected") if number % 3 else ("chosen",))
+    ]
+    _write(folder / "labels.jsonl", labels)
     return folder
 
 
@@ -107,6 +113,9 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
             case "dpo":
                 run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
                 trained["objective"] = {"kind": "preference", "beta": 0.5}
+            case "kto":
+                run["data"] = {"path": str(corpora / "labels.jsonl"), "format": "label"}
+                trained["objective"] = {"kind": "kto", "beta": 0.5}
             case "reward":
                 run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
                 trained["objective"] = "reward"

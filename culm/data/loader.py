@@ -7,7 +7,7 @@ a step among them, so a run can resume with other numbers of both, from any step
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
@@ -35,7 +35,7 @@ class Loader:
     in an epoch. efficiency: share of positions that hold a token. truncated: documents that are
     learned from without their end; left_out: those of `documents`, or pairs, in which nothing is
     left to learn. dialogues: whether answers are learned, each with its end. fingerprint: of the
-    order.
+    order. prepare_step: completes the micro-batches of a step (`Objective.prepare_step`).
 
     A pair counts as one row here: a batch of N pairs has 2N rows, chosen and rejected in turn.
     """
@@ -50,6 +50,7 @@ class Loader:
         rank: int = 0,
         ranks: int = 1,
         packing: Packing = "auto",
+        prepare_step: Callable[[list[Batch]], list[Batch]] = list,
     ) -> None:
         if rows_per_step % ranks:
             raise SettingError(
@@ -60,6 +61,7 @@ class Loader:
         self._prepared, self._context, self._seed = prepared, context, seed
         self._rows_per_step, self._micro_rows = rows_per_step, micro_rows
         self._rank, self._ranks, self._share = rank, ranks, rows_per_step // ranks
+        self._prepare_step = prepare_step
         self._group, self._pad = prepared.manifest.group, prepared.manifest.end_of_text
         self._single = _is_single(prepared)
         self._columns = {name: prepared.column(name) for name in prepared.manifest.columns}
@@ -124,7 +126,8 @@ class Loader:
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
         start = number * self._rows_per_step + self._rank * self._share
-        return list(self._batches([self._row(n) for n in range(start, start + self._share)]))
+        rows = [self._row(n) for n in range(start, start + self._share)]
+        return self._prepare_step(list(self._batches(rows)))
 
     def sample(self, targets: int) -> Iterator[Batch]:
         """Rows that hold about so many targets, evenly spread over the corpus, or all: to evaluate.

@@ -2,9 +2,10 @@
 
 from culm.config import one_of
 from culm.objective.grpo import GRPO
+from culm.objective.kto import KTO
 from culm.objective.next_token import NextToken
 from culm.objective.ppo import PPO
 from culm.objective.preference import Preference
 from culm.objective.reward import Reward
 
-Objective = one_of(NextToken | Preference | Reward | GRPO | PPO)
+Objective = one_of(NextToken | Preference | KTO | Reward | GRPO | PPO)

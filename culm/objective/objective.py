@@ -24,6 +24,7 @@ from culm.model.mlp.moe import Router
 from culm.model.transformer import Transformer
 from culm.objective.experience import Experience
 from culm.objective.experts import balance, routing_loss
+from culm.parallel.ranks import Ranks
 
 Load = Callable[[str, str], Transformer]  # (setting, path): a model, placed like the policy
 
@@ -95,6 +96,12 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def loss(self, batch: Batch, context: Context) -> Loss:
         """The sums of a batch; a model that is not trained takes `context.unrecorded()`."""
+
+    def prepare_step(self, batches: list[Batch], ranks: Ranks) -> list[Batch]:
+        """The micro-batches of a step of a corpus, with what must be known of the whole step before
+        any of it is learned from; on the CPU. Every rank calls it.
+        """
+        return batches
 
     def prepare(self, experience: Experience) -> Batch:
         """The rows to learn from, made once from a whole rollout, before it is split into steps.

@@ -1,11 +1,13 @@
-"""Direct preference optimisation (arXiv 2305.18290) and its close relatives."""
+"""Direct preference optimisation (arXiv 2305.18290) and its relatives, one name a paper."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
 from culm.batch import Batch, Loss, Reads, Term
@@ -14,45 +16,122 @@ from culm.model.transformer import Transformer
 from culm.objective.objective import Load, Objective, ObjectiveConfig
 from culm.objective.reference import frozen, reference_of
 
+PairLoss = Literal["sigmoid", "robust", "hinge", "ipo", "simpo", "orpo", "cpo", "apo_zero", "sppo"]
+
+
+class Form(NamedTuple):
+    """What a loss compares, and its usual settings.
+
+    reference: log-ratios to the reference model, or else log-probabilities alone. length, beta,
+    gamma, nll: the values of these settings where they are not given.
+    """
+
+    reference: bool = True
+    length: Literal["sum", "mean"] = "sum"
+    beta: float = 0.1
+    gamma: float = 0.0
+    nll: float = 0.0
+
+
+FORMS: Mapping[str, Form] = {
+    "sigmoid": Form(),
+    "robust": Form(),
+    "hinge": Form(),
+    "ipo": Form(length="mean"),  # as its authors and TRL; the paper's equation sums
+    "simpo": Form(reference=False, length="mean", beta=2.0, gamma=1.0),
+    "orpo": Form(reference=False, length="mean", nll=1.0),
+    "cpo": Form(reference=False, nll=1.0),
+    "apo_zero": Form(),
+    "sppo": Form(),
+}
+SMOOTHED = ("sigmoid", "robust", "cpo")
+LOG_TWO, SMALLEST = math.log(2), 1e-7
+
 
 class Preference(ObjectiveConfig):
-    """loss: sigmoid (DPO), hinge (SLiC, arXiv 2305.10425) or ipo (arXiv 2310.12036).
+    """loss: sigmoid (DPO), robust (arXiv 2403.00409), hinge (SLiC, arXiv 2305.10425), ipo (arXiv
+    2310.12036), simpo (arXiv 2405.14734), orpo (arXiv 2403.07691), cpo (arXiv 2401.08417),
+    apo_zero (arXiv 2408.06266) or sppo (arXiv 2405.00675).
 
-    beta: strength of the tie to the reference model. smoothing: the fraction of labels that are
-    assumed to be flipped (conservative DPO); for the sigmoid only. length: whether log-ratios are
-    summed over the tokens of a completion or averaged. auto: averaged for ipo, as its authors and
-    TRL do, and summed for the others.
+    beta: strength of the tie to the reference model, or scale of the margin; for orpo the weight
+    of its odds ratio. 0.1, for simpo 2. smoothing: the fraction of labels that are assumed to be
+    flipped (conservative DPO, robust DPO); for sigmoid, robust and cpo. gamma: the margin that
+    simpo asks for, 1 unless given; for others 0. length: whether log-ratios are summed over the
+    tokens of a completion or averaged, as ipo, simpo and orpo do. nll: weight of the chosen
+    completion's negative log-likelihood per token (arXiv 2404.19733); 1 for orpo and cpo, else 0.
+    tail: weight of the tokens of the longer completion that are beyond the length of the shorter
+    one; below 1 it weakens the preference for length (LD-DPO, arXiv 2409.06411).
     """
 
     reads: ClassVar[Reads] = "pairs"
     kind: Literal["preference"] = "preference"
-    loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    loss: PairLoss = "sigmoid"
     beta: PositiveFloat = 0.1
     smoothing: float = Field(0.0, ge=0, lt=0.5)
-    length: Literal["auto", "sum", "mean"] = "auto"
+    gamma: NonNegativeFloat = 0.0
+    length: Literal["sum", "mean"] = "sum"
+    nll: NonNegativeFloat = 0.0
+    tail: float = Field(1.0, ge=0, le=1)
 
-    @property
-    def averages(self) -> bool:
-        """Whether log-ratios are averaged over the tokens of a completion."""
-        return self.length == "mean" or (self.length == "auto" and self.loss == "ipo")
+    @model_validator(mode="before")
+    @classmethod
+    def _usual(cls, values: Any) -> Any:
+        """With the usual settings of the loss where they are not given."""
+        form = FORMS.get(values.get("loss", "sigmoid")) if isinstance(values, dict) else None
+        if form is None:
+            return values
+        usual = form._asdict()
+        del usual["reference"]
+        return {**usual, **values}
+
+    @model_validator(mode="after")
+    def _read(self) -> Self:
+        if self.smoothing and self.loss not in SMOOTHED:
+            raise ValueError(f"smoothing: {self.loss} does not use it; {', '.join(SMOOTHED)} do")
+        if self.gamma and self.loss != "simpo":
+            raise ValueError(f"gamma: {self.loss} does not use it; simpo does")
+        if self.tail < 1 and self.length == "mean":
+            raise ValueError("tail: an average over tokens has no length to correct; length=sum")
+        return self
 
     def build(self, model: Transformer, load: Load, seed: int) -> PreferenceObjective:
         return PreferenceObjective(self, model.eval())  # no dropout: it would move the margins
 
 
-def preference_loss(margin: Tensor, config: Preference) -> Tensor:
-    """Loss of each pair from its margin h = (log pi/ref)(chosen) - (log pi/ref)(rejected).
+def preference_loss(chosen: Tensor, rejected: Tensor, config: Preference) -> Tensor:
+    """Loss of each pair, without its likelihood term. chosen, rejected: (N,).
 
-    margin: (N,), from sums or means over completion tokens (`Preference.averages`).
+    These are log-ratios to the reference, log pi/ref, or log-probabilities (`Form.reference`), as
+    sums or means over completion tokens (`Preference.length`).
     """
+    beta, smoothing = config.beta, config.smoothing
+    margin = beta * (chosen - rejected)
     match config.loss:
-        case "sigmoid":
-            right, wrong = F.logsigmoid(config.beta * margin), F.logsigmoid(-config.beta * margin)
-            return -(1 - config.smoothing) * right - config.smoothing * wrong
+        case "sigmoid" | "cpo":
+            return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
+        case "robust":
+            right, flipped = F.logsigmoid(margin), F.logsigmoid(-margin)
+            return -((1 - smoothing) * right - smoothing * flipped) / (1 - 2 * smoothing)
         case "hinge":
-            return (1 - config.beta * margin).clamp_min(0)
+            return (1 - margin).clamp_min(0)
         case "ipo":
-            return (margin - 1 / (2 * config.beta)) ** 2
+            return (chosen - rejected - 1 / (2 * beta)).square()
+        case "simpo":
+            return -F.logsigmoid(margin - config.gamma)
+        case "orpo":
+            return -beta * F.logsigmoid(log_odds(chosen) - log_odds(rejected))
+        case "apo_zero":
+            return (-beta * chosen).sigmoid() + (beta * rejected).sigmoid()
+        case "sppo":
+            half = 1 / (2 * beta)
+            return (chosen - half).square() + (rejected + half).square()
+
+
+def log_odds(logprob: Tensor) -> Tensor:
+    """log p / (1 - p) from log p, exact near both ends; p = 1 counts as a little less."""
+    near = (-logprob.clamp(-LOG_TWO, -SMALLEST).expm1()).log()
+    far = (-logprob.clamp_max(-LOG_TWO).exp()).log1p()
+    return logprob - near.where(logprob > -LOG_TWO, far)
 
 
 class PreferenceObjective(Objective):
@@ -60,27 +139,45 @@ class PreferenceObjective(Objective):
 
     def __init__(self, config: Preference, model: Transformer) -> None:
         super().__init__(model)
-        self.config = config
-        self.reference = reference_of(model)
+        self.config, self.compares = config, FORMS[config.loss].reference
+        self.reference = reference_of(model) if self.compares else None
 
     def loss(self, batch: Batch, context: Context) -> Loss:
-        policy = self.model.logprobs(batch.tokens, batch.targets, context).sum(-1)  # (2N,)
-        with frozen(self.model, self.reference) as reference:
-            plain = context.unrecorded()
-            fixed = reference.logprobs(batch.tokens, batch.targets, plain).sum(-1)
-        ratio = policy - fixed
-        if self.config.averages:
-            ratio = ratio / (batch.targets >= 0).sum(-1).clamp_min(1)
-        chosen, rejected = ratio[0::2], ratio[1::2]
-        losses = preference_loss(chosen - rejected, self.config)
-        beta = self.config.beta
+        config, learned = self.config, batch.targets >= 0
+        policy = self.model.logprobs(batch.tokens, batch.targets, context)  # (2N, T)
+        ratio = policy - self._reference(batch, context) if self.compares else policy
+        tokens = learned.sum(-1).clamp_min(1)
+        if config.tail < 1:
+            ratio = ratio * _weights(learned, config.tail)
+        scores = ratio.sum(-1)
+        if config.length == "mean":
+            scores = scores / tokens
+        chosen, rejected = scores[0::2], scores[1::2]
+        terms = {"preference": Term(preference_loss(chosen, rejected, config).sum(), "pairs")}
+        logprobs = policy.sum(-1)
+        if config.nll:
+            nll = -(logprobs / tokens)[0::2].sum()
+            terms["nll"] = Term(nll, "pairs", config.nll)
         metrics = {
-            "accuracy": (chosen > rejected).float().sum(),
-            "margin": beta * (chosen - rejected).detach().sum(),
-            "reward_chosen": beta * chosen.detach().sum(),
-            "reward_rejected": beta * rejected.detach().sum(),
+            "accuracy": (chosen > rejected).float(),
+            "margin": config.beta * (chosen - rejected),
+            "reward_chosen": config.beta * chosen,
+            "reward_rejected": config.beta * rejected,
+            "logprob_chosen": logprobs[0::2],
+            "logprob_rejected": logprobs[1::2],
         }
-        return Loss(
-            {"preference": Term(losses.sum(), "pairs")},
-            {name: Term(total, "pairs") for name, total in metrics.items()},
-        )
+        found = {name: Term(values.detach().sum(), "pairs") for name, values in metrics.items()}
+        return Loss(terms, found)
+
+    def _reference(self, batch: Batch, context: Context) -> Tensor:
+        with frozen(self.model, self.reference) as reference:
+            return reference.logprobs(batch.tokens, batch.targets, context.unrecorded())
+
+
+def _weights(learned: Tensor, tail: float) -> Tensor:
+    """(2N, T): 1 for the first tokens of both completions of a pair, as many as the shorter one
+    has, and `tail` for the others.
+    """
+    shorter = learned.sum(-1).view(-1, 2).amin(1).repeat_interleave(2)
+    first = learned.cumsum(-1) <= shorter[:, None]
+    return first.float().where(first, tail)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from culm import log
+from culm.batch import Batch
 from culm.config import SettingError
 from culm.data.loader import Loader
 from culm.data.manifest import Manifest
@@ -80,7 +83,10 @@ def training_batches(run: Assembly) -> Loader | Rollouts:
         raise SettingError(
             f"{path}: token ids up to {ids - 1}, but the model's vocabulary is {known}"
         )
-    rows = loader(config, tokenizer, path, run.context, run.ranks, "train")
+    rows = loader(
+        config, tokenizer, path, run.context, run.ranks, "train",
+        partial(run.objective.prepare_step, ranks=run.ranks),
+    )  # fmt: skip
     check_ends(rows, tokenizer)
     for remark in rows.remarks if run.ranks.writer else ():
         log.say(remark)
@@ -102,7 +108,13 @@ def prepared_folder(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> Pa
 
 
 def loader(
-    config: RunConfig, tokenizer: Tokenizer, path: Path, context: int, ranks: Ranks, split: str
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    path: Path,
+    context: int,
+    ranks: Ranks,
+    split: str,
+    prepare_step: Callable[[list[Batch]], list[Batch]] = list,
 ) -> Loader:
     """Rows of a prepared corpus, as the run needs them."""
     train, prepared = config.train, Prepared.open(path, split, tokenizer.fingerprint)
@@ -125,6 +137,7 @@ def loader(
         ranks.rank,
         ranks.count,
         config.data.packing,
+        prepare_step,
     )
 
 

@@ -188,8 +188,6 @@ def _learner_of(gives: str | None) -> str:
         for kind in alternatives(Objective)
         if issubclass(kind, ObjectiveConfig) and kind.reads == gives
     ]
-    if not kinds:
-        return f"no objective learns from {gives} yet"
     return f"{' and '.join(kinds)} {'learn' if kinds[1:] else 'learns'} from {gives}"
 
 

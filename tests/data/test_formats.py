@@ -119,7 +119,7 @@ def test_prompts(tokenizer):
         (ChatFormat(), {"messages": dialogue("a")[:1]}, "nothing would be learned"),
         (PairFormat(), {"prompt": "q", "chosen": "a"}, "no answer in 'rejected'"),
         (PairFormat(), {"chosen": "a", "rejected": "b"}, "no question in 'prompt'"),
-        (PairFormat(), {"messages": dialogue("a"), "label": True}, "answers whose label is true"),
+        (PairFormat(), {"messages": dialogue("a"), "label": True}, "culm train kto learns from"),
         (
             PairFormat(),
             {"prompt": "q", "completion": "a", "label": False},

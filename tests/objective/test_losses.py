@@ -16,13 +16,13 @@ from culm.objective.policy import (
     inference_context,
 )
 from culm.objective.ppo import value_loss
-from culm.objective.preference import Preference, preference_loss
+from culm.objective.preference import FORMS, Preference, log_odds, preference_loss
 from culm.objective.reward import bradley_terry
 from culm.run.settings import TrainConfig
 
 CHOSEN, REJECTED = tensor([-10.0, -20.0]), tensor([-12.0, -19.0])
 REFERENCE_CHOSEN, REFERENCE_REJECTED = tensor([-11.0, -20.5]), tensor([-11.5, -19.5])
-MARGIN = ((CHOSEN - REFERENCE_CHOSEN) - (REJECTED - REFERENCE_REJECTED)).double()
+LENGTHS_CHOSEN, LENGTHS_REJECTED = tensor([5, 8]), tensor([6, 10])
 
 
 @pytest.mark.parametrize(
@@ -30,15 +30,50 @@ MARGIN = ((CHOSEN - REFERENCE_CHOSEN) - (REJECTED - REFERENCE_REJECTED)).double(
     [
         ({"loss": "sigmoid"}, [0.62095705, 0.69314718]),
         ({"loss": "sigmoid", "smoothing": 0.1}, [0.63595705, 0.69314718]),
+        ({"loss": "sigmoid", "length": "mean", "beta": 5.0}, [0.21714244, 0.66238538]),
+        ({"loss": "robust", "smoothing": 0.1}, [0.60220705, 0.69314718]),
         ({"loss": "hinge"}, [0.85, 1.0]),
-        ({"loss": "ipo"}, [12.25, 25.0]),
+        ({"loss": "ipo", "length": "sum"}, [12.25, 25.0]),
+        ({"loss": "ipo"}, [22.24694444, 24.87515625]),
+        ({"loss": "simpo"}, [1.31326169, 2.30508332]),
+        ({"loss": "orpo", "beta": 1.0}, [0.69314718, 1.08745291]),
+        ({"loss": "apo_zero"}, [0.96252342, 1.0]),
+        ({"loss": "sppo"}, [36.25, 50.5]),
     ],
 )
 def test_preference_losses(settings: dict, golden: list[float]) -> None:
-    assert MARGIN.tolist() == [1.5, 0.0]
-    assert preference_loss(MARGIN, Preference(**settings)).tolist() == pytest.approx(
-        golden, abs=1e-8
-    )
+    config = Preference(**settings)
+    chosen, rejected = CHOSEN.double(), REJECTED.double()
+    if FORMS[config.loss].reference:
+        chosen, rejected = chosen - REFERENCE_CHOSEN, rejected - REFERENCE_REJECTED
+    if config.length == "mean":
+        chosen, rejected = chosen / LENGTHS_CHOSEN, rejected / LENGTHS_REJECTED
+    found = preference_loss(chosen, rejected, config).tolist()
+    assert found == pytest.approx(golden, abs=1e-8)
+
+
+def test_log_odds_at_both_ends() -> None:
+    p = tensor([1e-30, 1e-3, 0.3, 0.5, 0.7, 1 - 1e-3], dtype=torch.float64)
+    logprob = p.log().requires_grad_()
+    torch.testing.assert_close(log_odds(logprob), (p / (1 - p)).log())
+    ends = tensor([-1e9, -0.7, -1e-6, 0.0], requires_grad=True)
+    log_odds(ends).sum().backward()
+    assert log_odds(ends).isfinite().all()
+    assert ends.grad is not None
+    assert ends.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "hinge", "smoothing": 0.1}, "smoothing: hinge does not use it"),
+        ({"gamma": 1.0}, "gamma: sigmoid does not use it; simpo does"),
+        ({"loss": "ipo", "tail": 0.5}, "tail: an average over tokens has no length"),
+    ],
+)
+def test_a_setting_that_the_loss_does_not_use_is_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(Preference, {"kind": "preference", **settings})
 
 
 @pytest.mark.parametrize(
@@ -59,18 +94,21 @@ def test_log_ratios_are_summed_or_averaged(settings: dict, averaged: bool) -> No
     ).sum(-1)
     if averaged:
         ratio = ratio / (batch.targets >= 0).sum(-1)
-    expected = preference_loss(ratio[0::2] - ratio[1::2], objective.config).sum()
+    expected = preference_loss(ratio[0::2], ratio[1::2], objective.config).sum()
     torch.testing.assert_close(objective(batch).terms["preference"].total, expected)
 
 
 def test_preference_gradient_and_symmetry() -> None:
     margin = tensor([1.5, -0.3, 0.0], dtype=torch.float64, requires_grad=True)
     config = Preference(beta=0.1)
-    preference_loss(margin, config).sum().backward()
+    preference_loss(margin, torch.zeros(3), config).sum().backward()
     expected = -0.1 * torch.sigmoid(-0.1 * margin.detach())
     torch.testing.assert_close(margin.grad, expected)
     even = Preference(beta=0.1, smoothing=0.49999999)
-    torch.testing.assert_close(preference_loss(margin, even), preference_loss(-margin, even))
+    zero = torch.zeros(3)
+    torch.testing.assert_close(
+        preference_loss(margin, zero, even), preference_loss(-margin, zero, even)
+    )
 
 
 REWARDS = tensor([1.0, 0, 0, 1, 1, 0, 0, 0], dtype=torch.float64)
@@ -177,6 +215,5 @@ def test_the_value_loss_is_the_worse_of_two() -> None:
 
 
 def test_log_two() -> None:
-    assert preference_loss(torch.zeros(1), Preference()).item() == pytest.approx(
-        math.log(2), abs=1e-7
-    )
+    zero = torch.zeros(1)
+    assert preference_loss(zero, zero, Preference()).item() == pytest.approx(math.log(2), abs=1e-7)

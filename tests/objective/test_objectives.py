@@ -14,7 +14,7 @@ from culm.adapt.lora import LoRA
 from culm.batch import IGNORED, Batch, Loss, counts_of
 from culm.objective.grpo import GRPO
 from culm.objective.next_token import NextToken
-from culm.objective.preference import Preference
+from culm.objective.preference import FORMS, Preference
 from culm.train.events import Stepped
 from culm.train.trainer import TrainingError
 
@@ -76,10 +76,10 @@ def test_next_token_accumulated_is_whole() -> None:
         assert_same(whole, one_step(build(NextToken(), model()), cut(rows(), at)))
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo"])
-def test_preference_accumulated_is_whole(loss: str) -> None:
+@pytest.mark.parametrize("settings", [*({"loss": name} for name in FORMS), {"tail": 0.3}])
+def test_preference_accumulated_is_whole(settings: dict) -> None:
     def objective() -> nn.Module:
-        built = build(Preference(loss=loss, beta=0.3), model())  # type: ignore[arg-type]
+        built = build(Preference(**settings), model())
         built.model.load_state_dict(model(seed=1).state_dict())  # the reference stays at seed 0
         return built
 
@@ -160,6 +160,34 @@ def test_the_reference_stays_the_start(also: tuple[str, ...]) -> None:
     assert float(margin) == 0
     assert abs(float(moved)) > 1e-2
     torch.testing.assert_close(moved, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", FORMS)
+def test_losses_without_a_reference_own_none(loss: str) -> None:
+    objective = build(Preference(loss=loss), model())  # type: ignore[arg-type]
+    assert (objective.reference is not None) == FORMS[loss].reference
+    assert set(objective.models()) == {"model", "reference"} if FORMS[loss].reference else {"model"}
+    found = objective(rows())
+    assert ("nll" in found.terms) == (loss in ("orpo", "cpo"))
+    total(found).backward()
+    assert all(p.grad is not None for p in objective.model.parameters())
+
+
+def test_the_tail_of_the_longer_completion_counts_less() -> None:
+    """As if the tokens beyond the shorter completion were not there, for a weight of zero."""
+    objective = build(Preference(tail=0.0), model())
+    objective.model.load_state_dict(model(seed=1).state_dict())
+    batch = rows()
+    targets = batch.targets.clone()
+    for pair in range(4):
+        shorter = int((targets[2 * pair : 2 * pair + 2] >= 0).sum(1).min())
+        for row in (2 * pair, 2 * pair + 1):
+            targets[row, shorter + 1 :] = IGNORED
+    cut = replace(batch, targets=targets)
+    torch.testing.assert_close(
+        objective(batch).terms["preference"].total, objective(cut).terms["preference"].total
+    )
+    assert (batch.targets >= 0).sum() > (targets >= 0).sum()
 
 
 def test_preference_of_equal_answers_teaches_nothing() -> None:

@@ -9,7 +9,7 @@ from culm.run.settings import read_run
 @pytest.mark.parametrize(
     ("run", "format", "words"),
     [
-        ("dpo", "label", "gives labels; no objective learns from labels yet"),
+        ("dpo", "label", "gives labels; kto learns from labels"),
         ("dpo", "chat", "gives documents; next_token learns from documents"),
         ("sft", "pair", "gives pairs; preference and reward learn from pairs"),
     ],

@@ -77,9 +77,8 @@ class PairFormat(RecordFormat):
         answer = answer_of(record.get(key))
         if not answer and isinstance(record.get("label"), bool):
             raise ValueError(
-                "it is one answer with a label and not a pair, and no objective learns from labels "
-                "yet; write pairs of chosen and rejected, or fine-tune on the answers whose label "
-                "is true: culm train sft data=chat"
+                "it is one answer with a label and not a pair; culm train kto learns from such "
+                "records"
             )
         if not answer:
             raise ValueError(f"no answer in {key!r}; {shape_of(record)}")
