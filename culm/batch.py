@@ -25,7 +25,7 @@ class Batch:
     documents: (B, T) int32, the document of each token within its row; None: one document a row.
     lengths: (B,) int64, tokens of each row; padding follows. None: no padding.
     counts: what sums over this batch are divided by: `tokens` that are read, padding excluded,
-        learned `targets`, `rows`, and for pairs `pairs` (`counts_of`).
+        learned `targets`, `rows` with some of them, and for pairs `pairs` (`counts_of`).
     extra: columns of one objective, each with B as its first axis.
     metrics: numbers known before the forward, such as the mean reward; they go to the log.
     temperature: the policy that sampled the targets divided its logits by it. vocabulary: it chose
@@ -103,7 +103,7 @@ def counts_of(targets: Tensor, lengths: Tensor | None = None) -> dict[str, float
     return {
         "tokens": float(targets.numel() if lengths is None else lengths.sum()),
         "targets": float((targets != IGNORED).sum()),
-        "rows": float(len(targets)),
+        "rows": float((targets != IGNORED).any(1).sum()),
     }
 
 

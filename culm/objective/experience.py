@@ -19,8 +19,9 @@ class Experience:
     """N prompts with G completions each, those of a prompt next to each other.
 
     batch: (N * G, T) rows of prompt and completion; the completion's tokens are the targets.
-    rewards: (N * G,) fp32. behaviour: (N * G, T) fp32, log-probabilities of the targets under the
-        policy that sampled them, as the engine computed them; 0 where there is no target.
+    rewards: (N * G,) fp32, nan where a completion could not be scored: then it has no targets.
+    behaviour: (N * G, T) fp32, log-probabilities of the targets under the policy that sampled
+        them, as the engine computed them; 0 where there is no target.
     group: G. max_tokens: the limit of a completion. updates: optimizer steps that learn from this
         rollout; after the first one, the policy is no longer the one that sampled.
     micro_batch_size: rows of a forward. ranks: those that hold the rest of the rollout.

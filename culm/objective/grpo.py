@@ -1,13 +1,13 @@
-"""Group relative policy optimisation (arXiv 2402.03300) and its close relatives."""
+"""Group relative policy optimisation (arXiv 2402.03300) and its relatives, one name a paper."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import NonNegativeFloat
+from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
 from culm.batch import Batch, Loss, Reads, Term
@@ -16,58 +16,161 @@ from culm.model.transformer import Transformer
 from culm.objective.experience import Experience
 from culm.objective.objective import Load, Objective, ObjectiveConfig
 from culm.objective.policy import (
+    Baseline,
+    Correction,
+    Estimate,
+    Ratio,
+    Scale,
     clipped_surrogate,
+    clipped_weight,
+    divergence,
     group_advantages,
+    importance_ratio,
     policy_logprobs,
     sampled_logprobs,
+    sampler_weights,
 )
+from culm.objective.reference import frozen, reference_of
+
+Variant = Literal["grpo", "drgrpo", "dapo", "gspo", "cispo", "rloo", "reinforce++"]
+
+# The settings of each paper where they differ from the fields below.
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "grpo": {},
+    "drgrpo": {"scale": "none", "average": "constant"},
+    "dapo": {"clip_high": 0.28, "average": "tokens"},
+    "gspo": {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
+    "cispo": {"surrogate": "cispo", "clip_high": 4.0, "average": "tokens"},
+    "rloo": {
+        "baseline": "others", "scale": "none", "ratio": "product", "kl": 0.05, "kl_in": "reward",
+    },
+    "reinforce++": {
+        "baseline": "none", "scale": "batch", "average": "tokens", "kl": 0.01,
+        "kl_in": "token_reward",
+    },
+}  # fmt: skip
+RESAMPLED = 4  # DAPO: rounds in which groups of equal rewards are replaced, unless given
 
 
 class GRPO(ObjectiveConfig):
     """Completions of one prompt are compared with each other; there is no value model.
 
-    scale: group divides by the group's standard deviation, none does not (arXiv 2503.20783).
-    clip_low, clip_high: bounds of the probability ratio (asymmetric: DAPO, arXiv 2503.14476). They
-    matter from the second update of a rollout (`train.rollout`); before it the ratio is one.
-    average: over all tokens of the step (DAPO), over each sequence first (the paper), or over
-    sequences counted as `train.rollout.max_tokens` long (Dr. GRPO).
+    variant: the settings of a paper, each of which can also be set by itself: grpo, drgrpo (arXiv
+        2503.20783), dapo (arXiv 2503.14476), gspo (arXiv 2507.18071), cispo (arXiv 2506.13585),
+        rloo (arXiv 2402.14740) or reinforce++ (arXiv 2501.03262). dapo also replaces groups of
+        equal rewards (`train.rollout.resample`); its overlong shaping is a reward of kind length.
+    baseline: what is subtracted from a reward: the mean of the group, that of the other
+        completions (leave one out), or none.
+    scale: divide by the standard deviation of the group, or give all tokens of the rollout mean 0
+        and standard deviation 1 (batch), or none.
+    ratio: the probability ratio of each token, or for all tokens of a completion their geometric
+        mean (sequence) or the product of all. It is one at the first update of a rollout.
+    surrogate: clip the ratio (PPO), or keep the gradient of all tokens and clip their weight
+        (cispo).
+    clip_low, clip_high: bounds of the ratio, 1 - clip_low and 1 + clip_high.
+    dual_clip: bound of the ratio where the advantage is negative (two-sided clip).
+    average: over all tokens of the step, over each sequence first, or over sequences counted as
+        `train.rollout.max_tokens` long (constant).
+    kl: what one nat away from the start costs; needs a reference model. kl_in: in the loss, in the
+        reward of the completion, or in the reward of each token. kl_estimate: k1, k2 or k3
+        (`culm.objective.policy.divergence`), for kl_in=loss.
+    correction: weigh tokens or sequences for the difference between the engine that sampled and
+        the trainer, or leave out sequences that differ too much (mask). correction_cap: the
+        greatest weight, or difference.
     """
 
     reads: ClassVar[Reads] = "rollouts"
     columns: ClassVar[Mapping[str, Literal["row", "token"]]] = {
-        "advantages": "row", "scales": "row", "old": "token",
+        "advantages": "token", "scales": "row", "old": "token", "sampler": "token",
+        "reference": "token",
     }  # fmt: skip
-    least_group: ClassVar[int] = 2
     kind: Literal["grpo"] = "grpo"
-    scale: Literal["group", "none"] = "group"
+    variant: Variant = "grpo"
+    baseline: Baseline = "mean"
+    scale: Scale = "group"
+    ratio: Ratio = "token"
+    surrogate: Literal["clip", "cispo"] = "clip"
     clip_low: NonNegativeFloat = 0.2
-    clip_high: NonNegativeFloat = 0.28
-    average: Literal["tokens", "sequences", "constant"] = "tokens"
+    clip_high: NonNegativeFloat = 0.2
+    dual_clip: PositiveFloat | None = None
+    average: Literal["tokens", "sequences", "constant"] = "sequences"
+    kl: NonNegativeFloat = 0.0
+    kl_in: Literal["loss", "reward", "token_reward"] = "loss"
+    kl_estimate: Estimate = "k3"
+    correction: Correction = "none"
+    correction_cap: PositiveFloat = 2.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual(cls, values: Any) -> Any:
+        """With the settings of the variant where they are not given."""
+        usual = VARIANTS.get(values.get("variant", "grpo")) if isinstance(values, dict) else None
+        return values if usual is None else {**usual, **values}
+
+    @model_validator(mode="after")
+    def _read(self) -> Self:
+        if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
+            raise ValueError(f"dual_clip: {self.dual_clip} is not above 1 + clip_high")
+        if self.surrogate == "cispo" and self.dual_clip is not None:
+            raise ValueError("dual_clip: cispo clips the weight on one side only")
+        return self
+
+    @property
+    def least_group(self) -> int:
+        return 1 if self.baseline == "none" and self.scale != "group" else 2
+
+    @property
+    def resamples(self) -> int:
+        return RESAMPLED if self.variant == "dapo" else 0
 
     def build(self, model: Transformer, load: Load, seed: int) -> GRPOObjective:
         return GRPOObjective(self, model.eval())  # no dropout: it would move the ratio
 
 
 class GRPOObjective(Objective):
-    """Clipped surrogate of completions with one advantage each.
+    """Clipped surrogate of completions.
 
-    extra: advantages and scales (B,), and from the second update on `old` (B, T).
+    extra: advantages (B, T), scales (B,) that divide the sums, the sampler's log-probabilities,
+    those of the reference where the loss reads them, and from the second update on those of the
+    policy before the first (`old`); (B, T) each.
     """
 
     def __init__(self, config: GRPO, model: Transformer) -> None:
         super().__init__(model)
         self.config = config
+        self.reference = reference_of(model) if config.kl else None
         self._per = "targets" if config.average == "tokens" else "rows"
 
     def prepare(self, experience: Experience) -> Batch:
-        batch, rewards = experience.batch, experience.rewards
-        extra = {
-            "advantages": group_advantages(rewards, experience.group, self.config.scale),
-            "scales": self._scales(experience),
-        }
-        if experience.updates > 1:
-            extra["old"] = experience.compute(lambda part: policy_logprobs(self.model, part))
-        return replace(batch, extra={**batch.extra, **extra})
+        config, learned, batch = self.config, experience.learned, experience.batch
+        extra = {"scales": self._scales(experience), "sampler": experience.behaviour}
+        metrics = dict(batch.metrics)
+        if experience.updates > 1 or config.kl:
+            old = experience.compute(lambda part: policy_logprobs(self.model, part))
+            if experience.updates > 1:
+                extra["old"] = old
+        away = torch.zeros_like(experience.behaviour)
+        if config.kl:
+            with frozen(self.model, self.reference) as reference:
+                start = experience.compute(lambda part: policy_logprobs(reference, part))
+            away = divergence(old, start, "k1") * learned
+            rows = torch.ones(len(learned), dtype=torch.bool)
+            metrics["kl"] = experience.mean(away.sum(1), rows)
+            if config.kl_in == "loss":
+                extra["reference"] = start
+        extra["advantages"] = self._advantages(experience, away)
+        return replace(batch, extra={**batch.extra, **extra}, metrics=metrics)
+
+    def _advantages(self, experience: Experience, away: Tensor) -> Tensor:
+        """(N, T), 0 where nothing is learned. away: k1 estimates of the divergence."""
+        config, rewards, learned = self.config, experience.rewards, experience.learned
+        if config.kl_in == "reward":
+            rewards = rewards - config.kl * away.sum(1)
+        found = group_advantages(rewards, experience.group, config.scale, config.baseline)
+        advantages = found[:, None] * learned
+        if config.kl_in == "token_reward":  # a token is charged for what follows it
+            advantages = advantages - config.kl * away.flip(1).cumsum(1).flip(1) * learned
+        return experience.whiten(advantages, learned) if config.scale == "batch" else advantages
 
     def _scales(self, experience: Experience) -> Tensor:
         """(N,) what each token of a completion counts."""
@@ -82,20 +185,33 @@ class GRPOObjective(Objective):
                 return torch.full((len(lengths),), 1.0 / experience.max_tokens)
 
     def loss(self, batch: Batch, context: Context) -> Loss:
-        config, extra = self.config, batch.extra
+        config, extra, learned = self.config, batch.extra, batch.targets >= 0
         new = sampled_logprobs(self.model, batch, context)
         # With one update the policy that sampled is the one that learns: the ratio is one, with
         # the gradient of log pi.
         old = extra.get("old", new.detach())
-        losses, clipped = clipped_surrogate(
-            new, old, extra["advantages"], config.clip_low, config.clip_high
-        )
-        learned = batch.targets >= 0
-        total = (losses * extra["scales"][:, None] * learned).sum()
+        ratio = importance_ratio(new, old, learned, config.ratio)
+        if config.surrogate == "cispo":
+            losses, clipped = clipped_weight(new, ratio, extra["advantages"], config.clip_high)
+        else:
+            losses, clipped = clipped_surrogate(
+                ratio, extra["advantages"], config.clip_low, config.clip_high, config.dual_clip
+            )
+        if config.correction != "none":
+            losses = losses * sampler_weights(
+                old, extra["sampler"], learned, config.correction, config.correction_cap
+            )
+        counted = extra["scales"][:, None] * learned
+        terms = {"policy": Term((losses * counted).sum(), self._per)}
+        if config.kl and config.kl_in == "loss":
+            away = divergence(new, extra["reference"], config.kl_estimate)
+            terms["kl_loss"] = Term((away * counted).sum(), self._per, config.kl)
+        sampler = ((old - extra["sampler"]).abs() * learned).sum()
         return Loss(
-            {"policy": Term(total, self._per)},
+            terms,
             {
-                "clipped": Term((clipped * learned).sum(), "targets"),
-                "nll": Term(-new.detach().sum(), "targets"),
+                "clip_fraction": Term((clipped & learned).sum().float(), "targets"),
+                "entropy": Term(-(new.detach() * learned).sum(), "targets"),
+                "sampler_difference": Term(sampler, "targets"),
             },
         )

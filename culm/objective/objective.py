@@ -38,7 +38,6 @@ class ObjectiveConfig(Config, ABC):
     head: the output head of the model that it trains.
     columns: what it needs in `Batch.extra`, one number a row or a token.
     trains_mtp: whether it trains heads of multi-token prediction.
-    least_group: completions of one prompt that it compares, at least; for rollouts.
     """
 
     kind: str
@@ -46,7 +45,18 @@ class ObjectiveConfig(Config, ABC):
     head: ClassVar[Literal["vocabulary", "scalar"]] = "vocabulary"
     columns: ClassVar[Mapping[str, Literal["row", "token"]]] = {}
     trains_mtp: ClassVar[bool] = False
-    least_group: ClassVar[int] = 1
+
+    @property
+    def least_group(self) -> int:
+        """Completions of one prompt that it compares, at least; for rollouts."""
+        return 1
+
+    @property
+    def resamples(self) -> int:
+        """Rounds in which groups of equal rewards are replaced, unless the settings of rollouts say
+        so.
+        """
+        return 0
 
     @abstractmethod
     def build(self, model: Transformer, load: Load, seed: int) -> Objective:

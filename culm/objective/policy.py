@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from culm.batch import Batch
 from culm.model.context import Context
 from culm.model.transformer import Transformer
+
+Scale = Literal["group", "batch", "none"]
+Baseline = Literal["mean", "others", "none"]
+Ratio = Literal["token", "sequence", "product"]
+Estimate = Literal["k1", "k2", "k3"]
+Correction = Literal["none", "token", "sequence", "mask"]
 
 MOST = 20.0  # nats: a larger log-ratio would overflow, and is clipped anyway
 
@@ -29,27 +37,106 @@ def inference_context(batch: Batch) -> Context:
     return Context(batch.positions, batch.documents, padding=batch.padding)
 
 
-def group_advantages(rewards: Tensor, group: int, scale: str) -> Tensor:
-    """(N * G,) rewards -> advantages within groups; std is Bessel-corrected, eps 1e-4 as in TRL."""
+def group_advantages(
+    rewards: Tensor,
+    group: int,
+    scale: Scale,
+    baseline: Baseline = "mean",
+) -> Tensor:
+    """(N * G,) rewards -> advantages within groups of G; nan stays out, with an advantage of 0.
+
+    baseline: what is subtracted: the mean of the group, that of the other completions (leave one
+    out), or nothing. scale: with "group", divide by its standard deviation (Bessel-corrected, eps
+    1e-4, as in TRL).
+    """
     grouped = rewards.view(-1, group)
-    centred = grouped - grouped.mean(1, keepdim=True)
+    known = ~grouped.isnan()
+    count = known.sum(1, keepdim=True)
+    mean = 0.0 if baseline == "none" else grouped.nanmean(1, keepdim=True)
+    centred = (grouped - mean).where(known, 0.0)
     if scale == "group":
-        centred = centred / (grouped.std(1, keepdim=True) + 1e-4)
+        away = (grouped - grouped.nanmean(1, keepdim=True)).where(known, 0.0)
+        deviation = (away.square().sum(1, keepdim=True) / (count - 1).clamp_min(1)).sqrt()
+        centred = centred / (deviation + 1e-4)
+    if baseline == "others":
+        centred = centred * count / (count - 1).clamp_min(1)
     return centred.flatten()
 
 
+def importance_ratio(new: Tensor, old: Tensor, learned: Tensor, kind: Ratio) -> Tensor:
+    """(B, T) pi_new / pi_old, of each token, or the same for all tokens of a completion.
+
+    token: of each. sequence: their geometric mean (GSPO, arXiv 2507.18071). product: that of the
+    whole completion.
+    """
+    log_ratio = new - old
+    if kind == "token":
+        return log_ratio.clamp(-MOST, MOST).exp()
+    total = (log_ratio * learned).sum(1, keepdim=True)
+    if kind == "sequence":
+        total = total / learned.sum(1, keepdim=True).clamp_min(1)
+    return total.clamp(-MOST, MOST).exp().expand_as(new)
+
+
 def clipped_surrogate(
-    new: Tensor, old: Tensor, advantage: Tensor, low: float, high: float
+    ratio: Tensor, advantage: Tensor, low: float, high: float, dual: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """The loss of each token (arXiv 1707.06347), and where it was clipped.
 
-    new, old: (B, T) log-probabilities; advantage: (B,) or (B, T).
+    ratio: (B, T); advantage: (B,) or (B, T). dual: bound of the ratio where the advantage is
+    negative (dual clip, arXiv 1912.09729; two-sided clip, arXiv 2505.07291).
     """
     advantage = advantage[:, None] if advantage.ndim == 1 else advantage
-    ratio = (new - old).clamp(-MOST, MOST).exp()
-    bounded = ratio.clamp(1 - low, 1 + high)
-    losses = torch.maximum(-advantage * ratio, -advantage * bounded)
-    return losses, -advantage * bounded > -advantage * ratio
+    free = ratio if dual is None else ratio.clamp_max(dual)
+    losses, bounded = -advantage * free, -advantage * ratio.clamp(1 - low, 1 + high)
+    outside = (bounded > losses) | ((free < ratio) & (advantage < 0))
+    return torch.maximum(losses, bounded), outside
+
+
+def clipped_weight(
+    new: Tensor, ratio: Tensor, advantage: Tensor, high: float
+) -> tuple[Tensor, Tensor]:
+    """The loss of each token by CISPO (arXiv 2506.13585), and where it was clipped: its ratio is a
+    weight without gradient, at most 1 + high, so that every token keeps its gradient.
+    """
+    advantage = advantage[:, None] if advantage.ndim == 1 else advantage
+    weight = ratio.detach().clamp_max(1 + high)
+    return -advantage * weight * new, ratio > 1 + high
+
+
+def divergence(new: Tensor, reference: Tensor, estimate: Estimate) -> Tensor:
+    """(B, T) estimates of KL(pi || reference) at tokens that the policy sampled, in nats
+    (joschu.net/blog/kl-approx.html).
+
+    k1: log pi/ref, unbiased, to use in a reward. k2: half its square; its gradient is that of the
+    KL divergence. k3: unbiased and never negative; its gradient is that of KL(reference || pi).
+    """
+    log_ratio = (new - reference).clamp(-MOST, MOST)
+    match estimate:
+        case "k1":
+            return log_ratio
+        case "k2":
+            return 0.5 * log_ratio.square()
+        case "k3":
+            return (-log_ratio).exp() - 1 + log_ratio
+
+
+def sampler_weights(
+    old: Tensor, sampler: Tensor, learned: Tensor, kind: Correction, cap: float
+) -> Tensor:
+    """(B, T) weights, without gradient, for tokens that another policy than `old` sampled: an
+    engine computes in other precision or order. sampler: its log-probabilities.
+
+    token, sequence: the ratio of the policies for each token or completion, at most `cap`
+    (truncated importance sampling). mask: 1, and 0 for completions whose ratio is above `cap`.
+    """
+    if kind == "none":
+        return torch.ones_like(old)
+    log_ratio = (old - sampler) * learned
+    if kind != "token":
+        log_ratio = log_ratio.sum(1, keepdim=True).expand_as(old)
+    weights = log_ratio.clamp(-MOST, MOST).exp().detach()
+    return (weights <= cap).to(old.dtype) if kind == "mask" else weights.clamp_max(cap)
 
 
 def generalised_advantages(

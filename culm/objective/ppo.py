@@ -22,6 +22,7 @@ from culm.objective.objective import Load, Objective, ObjectiveConfig
 from culm.objective.policy import (
     clipped_surrogate,
     generalised_advantages,
+    importance_ratio,
     inference_context,
     last_learned,
     policy_logprobs,
@@ -100,7 +101,8 @@ class PPOObjective(Objective):
             start = experience.compute(lambda part: policy_logprobs(reference, part))
         values = experience.compute(self._values)
         divergence = (old - start) * learned
-        rewards = last_learned(learned) * experience.rewards[:, None] - config.kl * divergence
+        earned = experience.rewards.nan_to_num(0.0)[:, None]  # nothing is learned where it is nan
+        rewards = last_learned(learned) * earned - config.kl * divergence
         advantages = generalised_advantages(rewards, values, learned, config.gamma, config.decay)
         returns = (advantages + values) * learned
         if config.whiten:
@@ -122,9 +124,8 @@ class PPOObjective(Objective):
     def loss(self, batch: Batch, context: Context) -> Loss:
         config, extra, learned = self.config, batch.extra, batch.targets >= 0
         new = sampled_logprobs(self.model, batch, context)
-        losses, clipped = clipped_surrogate(
-            new, extra["old"], extra["advantages"], config.clip, config.clip
-        )
+        ratio = importance_ratio(new, extra["old"], learned, "token")
+        losses, clipped = clipped_surrogate(ratio, extra["advantages"], config.clip, config.clip)
         values = self.critic.scores(batch.tokens, context)
         errors = value_loss(values, extra["values"], extra["returns"], config.value_clip)
         return Loss(
@@ -133,8 +134,8 @@ class PPOObjective(Objective):
                 "value_loss": Term((errors * learned).sum(), "targets", config.value_weight),
             },
             {
-                "clipped": Term((clipped * learned).sum(), "targets"),
-                "nll": Term(-new.detach().sum(), "targets"),
+                "clip_fraction": Term((clipped & learned).sum().float(), "targets"),
+                "entropy": Term(-new.detach().sum(), "targets"),
             },
         )
 

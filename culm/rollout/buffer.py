@@ -11,6 +11,7 @@ checkpoint in between holds the prepared rollout, so that a resumed run learns f
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -22,12 +23,16 @@ from culm.objective.experience import ROUND, Experience
 from culm.objective.objective import Load, Objective
 from culm.parallel.ranks import Ranks
 from culm.rollout.environment import ASKED, Environment, Episode, Fitting
+from culm.rollout.groups import Group, filled, mean
+from culm.rollout.reward.reward import named
 from culm.rollout.sampler import Sampler
 from culm.rollout.settings import RolloutConfig
 from culm.rollout.state import restored, stored
-from culm.rollout.trajectory import Trajectory, to_rows
+from culm.rollout.trajectory import to_rows, without_targets
 from culm.seed import keyed
 from culm.tokenizer.tokenizer import Tokenizer
+
+APART = 1_000_000_007  # a prime: between the numbers of a group and of one that replaces it
 
 
 class Rollouts:
@@ -68,7 +73,7 @@ class Rollouts:
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.sampler = Sampler(objective.model, tokenizer, config, seed, context)
         self.fitting = [Fitting(one, self.sampler.fits) for one in environments]
-        self.rewards = [(one.weight, one.build(load)) for one in config.reward]
+        self.rewards = {n: (one.weight, one.build(load)) for n, one in named(config.reward).items()}
         self.rows = batch_size // ranks.count  # of this rank in a batch
         self._number = -1  # of the rollout that is held
         self._held: Batch | None = None
@@ -138,42 +143,72 @@ class Rollouts:
         return self._held
 
     def _sampled(self, number: int) -> Batch:
-        trajectories: list[Trajectory] = []
         self.replaced = 0
-        for batch in range(number * self.config.batches, (number + 1) * self.config.batches):
-            first = batch * self.batch_size + self.ranks.rank * self.rows
-            trajectories += self.sampler.sample(self._episodes(first), first)
-        rewards = self._rewards(trajectories)
-        metrics = self._metrics(trajectories, rewards)
+        batches = range(number * self.config.batches, (number + 1) * self.config.batches)
+        kept, played = list[Group](), list[Group]()
+        for batch in batches:
+            groups, every = self._groups(batch)
+            kept, played = kept + groups, played + every
+        rewards = torch.tensor([reward for group in kept for reward in group.rewards])
         if self.config.shuffled:
             rewards = self._shuffled(rewards, number)
-        rows, behaviour = to_rows(trajectories, self.pad)
+        rows, sampler = to_rows([one for group in kept for one in group.trajectories], self.pad)
         rows = replace(
-            rows, metrics=metrics, temperature=self.config.temperature, vocabulary=self.vocabulary
-        )
+            without_targets(rows, rewards.isnan()), metrics=self._metrics(played),
+            temperature=self.config.temperature, vocabulary=self.vocabulary,
+        )  # fmt: skip
         return self.objective.prepare(
             Experience(
-                rows, rewards, behaviour, self.config.group, self.config.max_tokens,
+                rows, rewards, sampler, self.config.group, self.config.max_tokens,
                 self.config.updates, self.micro_batch_size, self.objective.model.device, self.ranks,
             )
         )  # fmt: skip
 
-    def _episodes(self, first: int) -> list[Episode]:
-        """Of this rank's rows of a batch; those of a group have the same number."""
-        group = self.config.group
-        return [self._episode((first + row) // group) for row in range(self.rows)]
+    def _groups(self, batch: int) -> tuple[list[Group], list[Group]]:
+        """This rank's share of a batch, and all that it played for it.
+
+        Groups of equal rewards are replaced, for some rounds, whichever rank played the others.
+        """
+        ranks, share = self.ranks, self.rows // self.config.group
+        first = batch * share * ranks.count
+        kept = self._play(range(first + ranks.rank * share, first + (ranks.rank + 1) * share))
+        played = list(kept)
+        for number in range(1, (self.config.resample or 0) + 1):
+            missing = ranks.gather(sum(not group.mixed for group in kept))
+            wanted = sum(missing)
+            if not wanted:
+                break
+            each = -(-wanted // ranks.count)
+            start, end = (min(wanted, (ranks.rank + more) * each) for more in (0, 1))
+            place = first + number * APART
+            fresh = self._play(range(place + start, place + end))
+            found = [one for part in ranks.gather([g for g in fresh if g.mixed]) for one in part]
+            kept = filled(kept, found[sum(missing[: ranks.rank]) :])
+            played += fresh
+        return kept, played
+
+    def _play(self, numbers: range) -> list[Group]:
+        """The groups of these numbers; everything that is random depends on the number alone."""
+        size = self.config.group
+        episodes = [self._episode(number) for number in numbers for _ in range(size)]
+        trajectories = self.sampler.sample(episodes, numbers.start * size)
+        parts = {name: score(trajectories) for name, (_, score) in self.rewards.items()}
+        totals = [0.0] * len(trajectories)
+        for name, (weight, _) in self.rewards.items():
+            totals = [total + weight * one for total, one in zip(totals, parts[name], strict=True)]
+        return [
+            Group(
+                trajectories[start : start + size], totals[start : start + size],
+                {name: scores[start : start + size] for name, scores in parts.items()},
+            )
+            for start in range(0, len(trajectories), size)
+        ]  # fmt: skip
 
     def _episode(self, index: int) -> Episode:
         number, which = divmod(index, len(self.fitting))
         episode, skipped = self.fitting[which].reset(number, self.seed + 1)
         self.replaced += skipped > 0
         return episode
-
-    def _rewards(self, trajectories: Sequence[Trajectory]) -> Tensor:
-        total = torch.zeros(len(trajectories), dtype=torch.float64)
-        for weight, score in self.rewards:
-            total += weight * torch.tensor(score(trajectories), dtype=torch.float64)
-        return total.float()
 
     def _shuffled(self, rewards: Tensor, number: int) -> Tensor:
         """Dealt out at random within each batch, over all ranks."""
@@ -187,15 +222,21 @@ class Rollouts:
             parts += everyone[place]
         return torch.tensor(parts)
 
-    def _metrics(self, trajectories: Sequence[Trajectory], rewards: Tensor) -> dict[str, float]:
+    def _metrics(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Of all that was played, also of what was replaced."""
+        trajectories = [one for group in groups for one in group.trajectories]
+        rewards = [reward for group in groups for reward in group.rewards]
         count = len(trajectories)
         metrics = {
-            "reward": float(rewards.mean()),
+            "reward": mean(rewards),
             "completion_tokens": sum(one.sampled for one in trajectories) / count,
             "stopped": sum(one.finish == "stop" for one in trajectories) / count,
             "replaced_prompts": self.replaced / count,
+            "unscored": sum(map(math.isnan, rewards)) / count,
         }
+        if len(self.rewards) > 1:
+            for name in self.rewards:
+                metrics[f"reward_{name}"] = mean([r for group in groups for r in group.parts[name]])
         if self.config.group > 1:
-            mixed = rewards.view(-1, self.config.group).std(1) > 0
-            metrics["mixed_reward_groups"] = float(mixed.float().mean())
+            metrics["mixed_reward_groups"] = sum(group.mixed for group in groups) / len(groups)
         return metrics

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from culm.config import Config
 from culm.rollout.reward import Rewards
@@ -14,8 +14,10 @@ class RolloutConfig(Config):
 
     max_tokens: limit of a completion. slots: completions that are sampled together; fewer need less
     memory. batches: batches that are sampled at once, each for a step. epochs: how often they are
-    learned from; after the first step the ratios of policies are no longer one. reward: what an
-    answer earns; several are added. shuffled: a control run, whose rewards are permuted over all
+    learned from; after the first step the ratios of policies are no longer one. resample: rounds in
+    which groups of equal rewards are replaced by those of other prompts (dynamic sampling, arXiv
+    2503.14476); 4 for the variant dapo, else 0, unless given. reward: what an answer earns;
+    several are added. shuffled: a control run, whose rewards are permuted over all
     completions so that nothing can be learned from them.
     """
 
@@ -25,6 +27,7 @@ class RolloutConfig(Config):
     slots: PositiveInt = 256
     batches: PositiveInt = 1
     epochs: PositiveInt = 1
+    resample: NonNegativeInt | None = None
     reward: Rewards = (TaskScore(),)
     shuffled: bool = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -72,3 +72,9 @@ def to_rows(trajectories: Sequence[Trajectory], pad: int) -> tuple[Batch, Tensor
     sizes = torch.tensor(lengths)
     counts = counts_of(targets, sizes)
     return Batch(tokens, targets, positions, lengths=sizes, counts=counts), logprobs
+
+
+def without_targets(batch: Batch, rows: Tensor) -> Batch:
+    """The batch with nothing to learn in some rows; rows: (N,) bool."""
+    targets = batch.targets.masked_fill(rows[:, None], IGNORED)
+    return replace(batch, targets=targets, counts=counts_of(targets, batch.lengths))

@@ -110,7 +110,10 @@ class TrainConfig(Config):
     @property
     def rollouts(self) -> RolloutConfig:
         """How the model answers, where the objective reads rollouts."""
-        return self.rollout or RolloutConfig()
+        rollout = self.rollout or RolloutConfig()
+        if rollout.resample is None:
+            return rollout.model_copy(update={"resample": self.objective.resamples})
+        return rollout
 
     @property
     def updates(self) -> int:

@@ -11,9 +11,13 @@ from torch import tensor
 from culm.config import parse
 from culm.objective.policy import (
     clipped_surrogate,
+    clipped_weight,
+    divergence,
     generalised_advantages,
     group_advantages,
+    importance_ratio,
     inference_context,
+    sampler_weights,
 )
 from culm.objective.ppo import value_loss
 from culm.objective.preference import FORMS, Preference, log_odds, preference_loss
@@ -123,6 +127,26 @@ def test_advantages() -> None:
     assert centred[1].item() == pytest.approx(-0.375)
 
 
+def test_advantages_by_other_baselines() -> None:
+    others = group_advantages(REWARDS, 8, "none", "others")
+    assert others[:2].tolist() == pytest.approx([0.71428571, -0.42857143], abs=1e-8)
+    assert group_advantages(REWARDS, 8, "none", "none").tolist() == REWARDS.tolist()
+
+
+@pytest.mark.parametrize("baseline", ["mean", "others", "none"])
+@pytest.mark.parametrize("scale", ["group", "none"])
+def test_what_has_no_reward_is_left_out_of_its_group(baseline: str, scale: str) -> None:
+    rewards = REWARDS.clone()
+    rewards[2] = math.nan
+    found = group_advantages(rewards, 8, scale, baseline)  # type: ignore[arg-type]
+    known = ~rewards.isnan()
+    without = group_advantages(rewards[known], 7, scale, baseline)  # type: ignore[arg-type]
+    torch.testing.assert_close(found[known], without)
+    assert found[2] == 0
+    nothing = group_advantages(torch.full((4,), math.nan), 4, scale, baseline)  # type: ignore[arg-type]
+    assert (nothing == 0).all()
+
+
 def test_advantages_of_equal_rewards_are_zero_and_groups_are_apart() -> None:
     rewards = torch.cat([torch.ones(4), tensor([1.0, 0, 0, 0])])
     found = group_advantages(rewards, 4, "group")
@@ -137,8 +161,11 @@ MASK = tensor([[1.0, 1, 1], [1, 1, 0]], dtype=torch.float64)
 ADVANTAGE = tensor([1, -0.5], dtype=torch.float64)
 
 
+RATIO = importance_ratio(NEW, OLD, MASK > 0, "token")
+
+
 def test_policy_losses() -> None:
-    losses, clipped = clipped_surrogate(NEW, OLD, ADVANTAGE, 0.2, 0.2)
+    losses, clipped = clipped_surrogate(RATIO, ADVANTAGE, 0.2, 0.2)
     losses = losses * MASK
     tokens = [[-1.2, -1.0, -0.60653066], [0.5, 0.67492940, 0.0]]
     torch.testing.assert_close(losses, tensor(tokens, dtype=torch.float64), atol=1e-8, rtol=0)
@@ -147,13 +174,99 @@ def test_policy_losses() -> None:
     assert sequences == pytest.approx(-0.17402276, abs=1e-8)
     assert (losses.sum() / MASK.sum()).item() == pytest.approx(-0.32632025, abs=1e-8)
     assert (losses.sum() / (2 * 4)).item() == pytest.approx(-0.20395016, abs=1e-8)
-    higher = clipped_surrogate(NEW, OLD, ADVANTAGE, 0.2, 0.28)[0] * MASK
+    higher = clipped_surrogate(RATIO, ADVANTAGE, 0.2, 0.28)[0] * MASK
     assert (higher.sum() / MASK.sum()).item() == pytest.approx(-0.33060080, abs=1e-8)
+
+
+def test_ratios_of_sequences_golden() -> None:
+    ratio = importance_ratio(NEW, OLD, MASK > 0, "sequence")
+    assert ratio[:, 0].tolist() == pytest.approx([0.90483742, 1.16183424], abs=1e-8)
+    losses = clipped_surrogate(ratio, ADVANTAGE, 3e-4, 4e-4)[0] * MASK
+    sequences = (losses.sum(1) / MASK.sum(1)).mean().item()
+    assert sequences == pytest.approx(-0.16196015, abs=1e-8)
+    product = importance_ratio(NEW, OLD, MASK > 0, "product")
+    expected = ((NEW - OLD) * MASK).sum(1).exp()
+    torch.testing.assert_close(product, expected[:, None].expand(2, 3))
+
+
+def test_clipped_weights_golden_and_keep_every_gradient() -> None:
+    new = NEW.clone().requires_grad_()
+    losses, clipped = clipped_weight(new, RATIO, ADVANTAGE, 0.28)
+    assert ((losses * MASK).sum() / MASK.sum()).item() == pytest.approx(0.46729282, abs=1e-8)
+    assert (clipped & (MASK > 0)).tolist() == [[False] * 3, [False, True, False]]
+    losses.sum().backward()
+    torch.testing.assert_close(new.grad, -ADVANTAGE[:, None] * RATIO.clamp_max(1.28))
+
+
+def test_a_dual_clip_bounds_the_loss_of_bad_tokens() -> None:
+    ratio = tensor([[9.0, 9.0]], dtype=torch.float64)
+    worse = tensor([[-1.0, 1.0]], dtype=torch.float64)
+    assert clipped_surrogate(ratio, worse, 0.2, 0.2)[0].tolist() == [[9.0, -1.2]]
+    losses, clipped = clipped_surrogate(ratio, worse, 0.2, 0.2, dual=3.0)
+    assert losses.tolist() == [[3.0, -1.2]]
+    assert clipped.tolist() == [[True, True]]
+
+
+def test_estimates_of_divergence_golden() -> None:
+    new = tensor([-1.0, -2.0, -0.5], dtype=torch.float64)
+    reference = tensor([-1.2, -1.5, -0.5], dtype=torch.float64)
+    golden = {
+        "k1": [0.2, -0.5, 0.0], "k2": [0.02, 0.125, 0.0], "k3": [0.01873075, 0.14872127, 0.0],
+    }  # fmt: skip
+    for name, values in golden.items():
+        found = divergence(new, reference, name).tolist()  # type: ignore[arg-type]
+        assert found == pytest.approx(values, abs=1e-8)
+
+
+def test_gradients_of_estimates_by_enumeration() -> None:
+    """As losses: none of k1, that of KL(pi || ref) of k2, that of KL(ref || pi) of k3."""
+    logits = tensor([0.3, -0.2, 1.0, 0.1], dtype=torch.float64, requires_grad=True)
+    reference = tensor([0.5, 0.1, -0.3, 0.2], dtype=torch.float64).log_softmax(0)
+    policy = logits.log_softmax(0)
+    weights = policy.exp().detach()
+    forward = (policy.exp() * (policy - reference)).sum()
+    backward = (reference.exp() * (reference - policy)).sum()
+    wanted = {"k1": 0.0 * forward, "k2": forward, "k3": backward}
+    for name, other in wanted.items():
+        loss = (weights * divergence(policy, reference, name)).sum()  # type: ignore[arg-type]
+        (found,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        (expected,) = torch.autograd.grad(other, logits, retain_graph=True)
+        torch.testing.assert_close(found, expected)
+
+
+def test_weights_for_another_sampler() -> None:
+    learned = MASK > 0
+    token = sampler_weights(NEW, OLD, learned, "token", 1.3)
+    torch.testing.assert_close(token[learned], (NEW - OLD).exp().clamp_max(1.3)[learned])
+    whole = sampler_weights(NEW, OLD, learned, "sequence", 1.3)
+    assert whole[:, 0].tolist() == pytest.approx([math.exp(-0.3), 1.3])
+    assert sampler_weights(NEW, OLD, learned, "mask", 1.3)[:, 0].tolist() == [1.0, 0.0]
+    assert (sampler_weights(NEW, OLD, learned, "none", 1.3) == 1).all()
+    assert not sampler_weights(NEW.clone().requires_grad_(), OLD, learned, "token", 2).requires_grad
+
+
+def test_corrected_estimates_are_those_of_the_trainer() -> None:
+    """By enumeration: the sampler draws from another distribution than the policy."""
+    generator = torch.Generator().manual_seed(0)
+    policy, sampler = torch.randn(2, 64, generator=generator, dtype=torch.float64).log_softmax(1)
+    value = torch.randn(64, generator=generator, dtype=torch.float64)
+    old, other = policy[:, None], sampler[:, None]
+    one = torch.ones(64, 1, dtype=torch.bool)
+    wanted = float((policy.exp() * value).sum())
+
+    def estimate(kind: str, cap: float) -> float:
+        weights = sampler_weights(old, other, one, kind, cap)  # type: ignore[arg-type]
+        return float((sampler.exp() * weights[:, 0] * value).sum())
+
+    assert estimate("sequence", 1e9) == pytest.approx(wanted)
+    assert abs(estimate("token", 4.0) - wanted) < abs(estimate("none", 1.0) - wanted)
 
 
 def test_far_ratios_stay_finite() -> None:
     new = tensor([[0.0], [-900.0]], requires_grad=True)
-    losses, _ = clipped_surrogate(new, tensor([[-900.0], [0.0]]), tensor([-1.0, 1.0]), 0.2, 0.2)
+    one = torch.ones(2, 1, dtype=torch.bool)
+    ratio = importance_ratio(new, tensor([[-900.0], [0.0]]), one, "token")
+    losses, _ = clipped_surrogate(ratio, tensor([-1.0, 1.0]), 0.2, 0.2)
     losses.sum().backward()
     assert losses.isfinite().all()
     assert new.grad is not None

@@ -12,8 +12,9 @@ from torch import nn
 
 from culm.adapt.lora import LoRA
 from culm.batch import IGNORED, Batch, Loss, counts_of
-from culm.objective.grpo import GRPO
+from culm.objective.grpo import GRPO, VARIANTS
 from culm.objective.next_token import NextToken
+from culm.objective.policy import inference_context
 from culm.objective.preference import FORMS, Preference
 from culm.train.events import Stepped
 from culm.train.trainer import TrainingError
@@ -91,14 +92,28 @@ def test_preference_accumulated_is_whole(settings: dict) -> None:
         assert_same(whole, one_step(objective(), pairs(at)))
 
 
-@pytest.mark.parametrize("average", ["tokens", "sequences", "constant"])
-def test_grpo_accumulated_is_whole(average: str) -> None:
+MORE = [
+    {"kl": 0.3}, {"kl": 0.3, "kl_estimate": "k2"}, {"correction": "token"},
+    {"correction": "sequence"}, {"correction": "mask"}, {"dual_clip": 3.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings", [*({"variant": name} for name in VARIANTS), *MORE], ids=lambda one: str(one)
+)
+@pytest.mark.parametrize("updates", [1, 2])
+def test_grpo_accumulated_is_whole(settings: dict, updates: int) -> None:
+    """Also where the policy is no longer the one that sampled, nor its reference."""
     rewards = torch.tensor([1.0, 0, 0, 1, 0.5, 0, 0, 0])
-    config = GRPO(average=average)  # type: ignore[arg-type]
 
     def run(at: list[int]) -> tuple[Stepped, dict]:
-        objective = build(config, model())
-        whole = objective.prepare(experience(rewards, group=2, max_tokens=16))
+        objective = build(GRPO(**settings), model())
+        if objective.config.kl:
+            objective.model.load_state_dict(model(seed=1).state_dict())
+        played = experience(rewards, group=2, max_tokens=16)
+        whole = objective.prepare(replace(played, updates=updates))
+        if updates > 1:
+            objective.model.load_state_dict(model(seed=2).state_dict())
         spans = [torch.arange(start, end) for start, end in itertools.pairwise(at)]
         return one_step(objective, [whole.select(span) for span in spans])
 
@@ -106,6 +121,63 @@ def test_grpo_accumulated_is_whole(average: str) -> None:
     assert whole[0].metrics["reward"] == 0.25
     for at in ([0, 2, 8], [0, 2, 4, 6, 8]):
         assert_same(whole, run(at))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_grpo_begins_with_ratio_one_and_no_divergence(variant: str) -> None:
+    """So the gradient of every variant is that of its advantages times log pi."""
+    objective = build(GRPO(variant=variant), model())  # type: ignore[arg-type]
+    batch = objective.prepare(replace(experience(REWARDS, group=4, max_tokens=6), updates=2))
+    loss = objective(batch)
+    learned = batch.targets >= 0
+    assert loss.metrics["clip_fraction"].total == 0
+    assert batch.metrics.get("kl", 0.0) == 0
+    total(loss).backward()
+    found = [p.grad.clone() for p in objective.model.parameters() if p.grad is not None]
+    objective.zero_grad()
+    logprobs = objective.model.logprobs(batch.tokens, batch.targets)
+    weights = batch.extra["advantages"] * batch.extra["scales"][:, None] * learned
+    if objective.config.ratio == "sequence":  # a mean over the tokens, for each of them
+        lengths = learned.sum(1, keepdim=True)
+        weights = weights.sum(1, keepdim=True) / lengths * learned
+    if objective.config.ratio == "product":
+        weights = weights.sum(1, keepdim=True) * learned
+    (-logprobs * weights).sum().backward()
+    expected = [p.grad for p in objective.model.parameters() if p.grad is not None]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_settings_of_a_variant_can_be_set_apart() -> None:
+    assert GRPO(variant="dapo").clip_high == 0.28
+    assert GRPO(variant="dapo", clip_high=0.3).clip_high == 0.3
+    assert (GRPO(variant="drgrpo").scale, GRPO(variant="drgrpo").average) == ("none", "constant")
+    assert [GRPO(variant=name).least_group for name in ("rloo", "reinforce++")] == [2, 1]
+    with pytest.raises(ValueError, match=r"dual_clip: 1\.1 is not above 1 \+ clip_high"):
+        GRPO(dual_clip=1.1)
+
+
+def test_a_token_is_charged_for_the_divergence_of_what_follows() -> None:
+    objective = build(GRPO(baseline="none", scale="none", kl=0.5, kl_in="token_reward"), model())
+    objective.model.load_state_dict(model(seed=1).state_dict())
+    batch = objective.prepare(experience(REWARDS, group=1))
+    context = inference_context(rows())
+    with torch.no_grad():
+        away = objective.model.logprobs(
+            rows().tokens, rows().targets, context
+        ) - objective.reference.logprobs(rows().tokens, rows().targets, context)
+    for row in range(8):
+        places = (rows().targets[row] >= 0).nonzero()[:, 0].tolist()
+        for number, place in enumerate(places):
+            wanted = REWARDS[row] - 0.5 * away[row, places[number:]].sum()
+            assert float(batch.extra["advantages"][row, place]) == pytest.approx(
+                float(wanted), abs=1e-4
+            )
+    whole = build(GRPO(kl=0.5, kl_in="reward", scale="none", baseline="none"), model())
+    whole.model.load_state_dict(model(seed=1).state_dict())
+    given = whole.prepare(experience(REWARDS, group=1)).extra["advantages"]
+    first = (rows().targets >= 0).int().argmax(1)
+    each = torch.arange(8)
+    torch.testing.assert_close(given[each, first], batch.extra["advantages"][each, first])
 
 
 def test_grpo_averages_coincide_where_lengths_are_equal() -> None:
@@ -203,13 +275,13 @@ def test_preference_of_equal_answers_teaches_nothing() -> None:
 
 def test_grpo_gradient_is_that_of_the_policy() -> None:
     """Ratio one: the gradient of -A log pi, token by token."""
-    objective = build(GRPO(), model())
+    objective = build(GRPO(average="tokens"), model())
     batch = objective.prepare(experience(REWARDS, group=4))
     total(objective(batch)).backward()
     found = [p.grad.clone() for p in objective.parameters() if p.grad is not None]
     objective.zero_grad()
     logprobs = objective.model.logprobs(batch.tokens, batch.targets)
-    (-logprobs * batch.extra["advantages"][:, None]).sum().backward()
+    (-logprobs * batch.extra["advantages"]).sum().backward()
     expected = [p.grad for p in objective.parameters() if p.grad is not None]
     torch.testing.assert_close(found, expected)
 
@@ -219,12 +291,12 @@ def test_grpo_tells_the_surprise_of_its_answers_and_clips_only_beside_an_earlier
     batch = objective.prepare(experience(REWARDS, group=4))
     metrics = objective(batch).metrics
     logprobs = objective.model.logprobs(batch.tokens, batch.targets)
-    torch.testing.assert_close(metrics["nll"].total, -logprobs.sum().detach())
-    assert metrics["clipped"].total == 0
+    torch.testing.assert_close(metrics["entropy"].total, -logprobs.sum().detach())
+    assert metrics["clip_fraction"].total == 0
     old = logprobs.detach() - 1  # every token has become likelier by e
     earlier = objective(replace(batch, extra={**batch.extra, "old": old})).metrics
-    good = (batch.extra["advantages"] > 0)[:, None] & (batch.targets >= 0)
-    assert earlier["clipped"].total == good.sum()
+    good = (batch.extra["advantages"] > 0) & (batch.targets >= 0)
+    assert earlier["clip_fraction"].total == good.sum()
 
 
 def test_a_step_without_anything_learned_is_an_error() -> None:

@@ -48,7 +48,7 @@ def test_the_first_update_has_a_ratio_of_one() -> None:
     objective = build(PPO(), tiny.model())
     batch = objective.prepare(experience(torch.arange(8.0), group=1))
     loss = objective(batch)
-    assert loss.metrics["clipped"].total == 0
+    assert loss.metrics["clip_fraction"].total == 0
     learned = batch.targets >= 0
     wanted = -(batch.extra["advantages"] * learned).sum()
     torch.testing.assert_close(loss.terms["policy"].total, wanted)

@@ -18,6 +18,7 @@ from culm.rollout.buffer import Rollouts
 from culm.rollout.environment import TaskEnvironment, Turn
 from culm.rollout.reward.length import LengthPenalty
 from culm.rollout.reward.model import ModelScore
+from culm.rollout.reward.reward import named
 from culm.rollout.sampler import Sampler
 from culm.rollout.settings import RolloutConfig
 from culm.rollout.trajectory import to_rows
@@ -142,9 +143,24 @@ def test_rewards_are_added_by_weight() -> None:
         build(GRPO(), model(0)), TOKENIZER, [TaskEnvironment(LowerCase())], config, refuse,
         batch_size=8, micro_batch_size=8, seed=0,
     )  # fmt: skip
-    trajectories = asked.sampler.sample(asked._episodes(0), 0)
-    wanted = [2 * one.episode.score() - one.sampled / 6 for one in trajectories]
-    assert asked._rewards(trajectories).tolist() == pytest.approx(wanted)
+    groups = asked._play(range(4))
+    for group in groups:
+        wanted = [2 * one.episode.score() - one.sampled / 6 for one in group.trajectories]
+        assert group.rewards == pytest.approx(wanted)
+    metrics = asked.step(0)[0].metrics
+    assert metrics["reward"] == pytest.approx(
+        2 * metrics["reward_task"] + metrics["reward_length"], abs=1e-6
+    )
+
+
+def test_two_rewards_of_one_name_are_refused() -> None:
+    rewards = [{"kind": "length", "longest": n, "margin": n} for n in (3, 6)]
+    config = RolloutConfig.model_validate({"group": 2, "reward": rewards})
+    with pytest.raises(SettingError, match="two rewards have the name 'length'; give one a label"):
+        named(config.reward)
+    rewards[0]["label"] = "short"
+    config = RolloutConfig.model_validate({"group": 2, "reward": rewards})
+    assert list(named(config.reward)) == ["short", "length"]
 
 
 def test_a_reward_model_scores_the_last_token_of_each_dialogue(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_ratios_are_one_at_the_first_update_and_move_afterwards() -> None:
     objective = build(GRPO(clip_low=0.001, clip_high=0.001), model(0))
     optimizer = AdamW(rate=0.01, weight_decay=0.0).build(objective)
     steps = fit(objective, asked(objective, 32, batches=1, epochs=3), 4, optimizer, clip=1.0)
-    clipped = [step.metrics["clipped"] for step in steps]
+    clipped = [step.metrics["clip_fraction"] for step in steps]
     assert clipped[0] == clipped[3] == 0  # the first update of each rollout
     assert clipped[1] > 0
 

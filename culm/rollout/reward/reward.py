@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from culm.config import Config
+from pydantic import Field
+
+from culm.config import Config, SettingError
 from culm.objective.objective import Load
 from culm.rollout.trajectory import Trajectory
 
@@ -13,14 +15,34 @@ Score = Callable[[Sequence[Trajectory]], list[float]]
 
 
 class RewardConfig(Config, ABC):
-    """weight: of this reward in the sum."""
+    """weight: of this reward in the sum. label: its name in metrics (`reward_LABEL`), where several
+    rewards are added; its kind unless given.
+    """
 
     kind: str
     weight: float = 1.0
+    label: str | None = Field(None, pattern="^[a-z0-9_]+$")
 
     @abstractmethod
     def build(self, load: Load) -> Score:
-        """A function from finished trajectories to one number each, before the weight.
+        """A function from finished trajectories to one number each, before the weight; nan where
+        one cannot be scored, which leaves it out.
 
         load: reads a model by its path.
         """
+
+
+def named(rewards: Iterable[RewardConfig]) -> dict[str, RewardConfig]:
+    """Rewards by their names in metrics.
+
+    Raises:
+        SettingError: two have the same name.
+    """
+    found: dict[str, RewardConfig] = {}
+    for reward in rewards:
+        if (name := reward.label or reward.kind) in found:
+            raise SettingError(
+                f"train.rollout.reward: two rewards have the name {name!r}; give one a label"
+            )
+        found[name] = reward
+    return found
