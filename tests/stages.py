@@ -15,7 +15,7 @@ from culm.config import parse
 from culm.run.settings import RunConfig
 from culm.run.train import train
 
-STAGES = ("pretrain", "sft", "dpo", "kto", "reward", "grpo", "ppo")
+STAGES = ("pretrain", "sft", "dpo", "kto", "reward", "grpo", "dapo", "ppo", "shared")
 WORDS = (
     "the quick brown fox jumps over a lazy dog and then sleeps all day long in warm grass".split()
 )
@@ -85,7 +85,7 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
         return str(started["base"])
 
     def make(name: str, adapter: bool = False, **more: Any) -> dict[str, Any]:
-        rate = (0.05 if adapter else 0.01) / (5 if name in ("grpo", "ppo") else 1)
+        rate = (0.05 if adapter else 0.01) / (5 if name in ("grpo", "dapo", "ppo", "shared") else 1)
         adamw = {"kind": "adamw", "rate": rate, "weight_decay": 0.0}
         trained: dict[str, Any] = {
             "steps": 3, "batch_size": 4, "micro_batch_size": 2, "precision": "fp32",
@@ -120,17 +120,22 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
                 run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
                 trained["objective"] = "reward"
                 run["eval"]["measures"] = {"pairs": {"tokens": 200}}
-            case "ppo":
+            case "ppo" | "shared":
                 run["data"] = {"tasks": [TASK]}
                 measures["exact_match"] = {"tasks": [TASK], "questions": 3}
                 trained |= {"batch_size": 16, "micro_batch_size": 8}
-                trained["objective"] = {"kind": "ppo", "kl": 0.02}
+                more_of = (
+                    {"shared": True, "kl_stop": 0.5}
+                    if name == "shared"
+                    else {"kl_target": 1.0, "kl_horizon": 100}
+                )
+                trained["objective"] = {"kind": "ppo", "kl": 0.02, **more_of}
                 trained["rollout"] = {"group": 2, "max_tokens": 4, "batches": 2, "epochs": 3}
-            case "grpo":
+            case "grpo" | "dapo":
                 run["data"] = {"tasks": [TASK]}
                 measures["exact_match"] = {"tasks": [TASK], "questions": 3}
                 trained |= {"batch_size": 32, "micro_batch_size": 8}
-                trained["objective"] = "grpo"
+                trained["objective"] = {"kind": "grpo", "variant": name, "kl": 0.01}
                 trained["rollout"] = {"group": 4, "max_tokens": 4}
         return {**run, "train": {**trained, **more}}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from culm.adapt.lora import plain
 from culm.model.init import generator
@@ -13,12 +14,16 @@ from culm.model.transformer import Transformer
 def with_scalar_head(model: Transformer, seed: int) -> None:
     """Replace the output head by `Linear(width, 1)`, in place; its weights are trainable.
 
-    They are normal with std 1 / sqrt(width + 1), as in InstructGPT's reward models (arXiv
-    2203.02155), and depend on the seed alone. Heads of multi-token prediction are removed.
+    Heads of multi-token prediction are removed.
     """
     model.drop_mtp()
-    width = model.config.width
-    weight = torch.empty(1, width)
-    weight.normal_(0.0, (width + 1) ** -0.5, generator=generator(seed, "head.scalar"))
     model.config = model.config.model_copy(update={"head": "scalar", "tied": False})
-    model.head = plain(weight.to(model.device), None)
+    model.head = plain(scalar_weight(model.config.width, seed).to(model.device), None)
+
+
+def scalar_weight(width: int, seed: int) -> Tensor:
+    """(1, width), normal with std 1 / sqrt(width + 1), as in InstructGPT's reward models (arXiv
+    2203.02155); depends on the seed alone.
+    """
+    weight = torch.empty(1, width)
+    return weight.normal_(0.0, (width + 1) ** -0.5, generator=generator(seed, "head.scalar"))

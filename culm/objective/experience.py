@@ -64,11 +64,15 @@ class Experience:
         )
         return total / max(count, 1.0)
 
-    def whiten(self, values: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
-        """Values with mean 0 and standard deviation 1 (Bessel-corrected) over all ranks."""
+    def whiten(
+        self, values: Tensor, mask: Tensor, eps: float = 1e-8, centre: bool = True
+    ) -> Tensor:
+        """Values with mean 0 and standard deviation 1 (Bessel-corrected) over all ranks. centre:
+        or else their mean is left as it is, divided like the rest.
+        """
         mean = self.mean(values, mask)
         squares, count = self.ranks.sum(
             [float(((values[mask] - mean).double() ** 2).sum()), float(mask.sum())], self.device
         )
         variance = squares / max(count - 1.0, 1.0)
-        return (values - mean) * (variance + eps) ** -0.5 * mask
+        return (values - mean * centre) * (variance + eps) ** -0.5 * mask

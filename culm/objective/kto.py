@@ -66,7 +66,7 @@ class KTOObjective(Objective):
             SettingError: a label is not one of good and bad.
         """
         total, count = 0.0, 0
-        for batch in mismatched(batches, self.model.config.context):
+        for batch in mismatched(batches, self.model.config.context, ranks):
             part = batch.to(self.model.device)
             with torch.no_grad():
                 ratio = self._ratio(part, inference_context(part))
@@ -115,12 +115,14 @@ def _good(labels: Tensor) -> Tensor:
     return labels > 0
 
 
-def mismatched(batches: Sequence[Batch], context: int) -> list[Batch]:
-    """The same prompts, each with the answer of the row before it, in micro-batches of the same
-    sizes; cut to `context` tokens.
+def mismatched(batches: Sequence[Batch], context: int, ranks: Ranks) -> list[Batch]:
+    """The same prompts, each with the answer of the row before it in the step, in micro-batches of
+    the same sizes; cut to `context` tokens.
     """
     rows = [row for batch in batches for row in _rows(batch)]
-    mixed = iter([_mixed(row, rows[number - 1], context) for number, row in enumerate(rows)])
+    last = ranks.gather(rows[-1])[ranks.rank - 1]  # of the rank before this one
+    before = [last, *rows[:-1]]
+    mixed = (_mixed(*both, context) for both in zip(rows, before, strict=True))
     return [_batch([next(mixed) for _ in batch.tokens]) for batch in batches]
 
 

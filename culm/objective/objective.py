@@ -108,8 +108,8 @@ class Objective(nn.Module, ABC):
         """The sums of a batch; a model that is not trained takes `context.unrecorded()`."""
 
     def prepare_step(self, batches: list[Batch], ranks: Ranks) -> list[Batch]:
-        """The micro-batches of a step of a corpus, with what must be known of the whole step before
-        any of it is learned from; on the CPU. Every rank calls it.
+        """The micro-batches of a step, with what must be known of the whole step before any of it
+        is learned from; on the CPU. Every rank calls it.
         """
         return batches
 

@@ -23,7 +23,7 @@ from culm.objective.experience import ROUND, Experience
 from culm.objective.objective import Load, Objective
 from culm.parallel.ranks import Ranks
 from culm.rollout.environment import ASKED, Environment, Episode, Fitting
-from culm.rollout.groups import Group, filled, mean
+from culm.rollout.groups import Group, filled
 from culm.rollout.reward.reward import named
 from culm.rollout.sampler import Sampler
 from culm.rollout.settings import RolloutConfig
@@ -112,6 +112,7 @@ class Rollouts:
         # Rows of similar length side by side, so that micro-batches hold little padding.
         rows = first + lengths[first : first + self.rows].argsort(stable=True)
         parts = [held.select(part, ROUND) for part in rows.split(self.micro_batch_size)]
+        parts = self.objective.prepare_step(parts, self.ranks)
         if self.config.updates == 1:
             self._held = None
         return parts
@@ -223,20 +224,23 @@ class Rollouts:
         return torch.tensor(parts)
 
     def _metrics(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Of all that was played, also of what was replaced."""
+        """Means over all that every rank played, also what was replaced."""
         trajectories = [one for group in groups for one in group.trajectories]
         rewards = [reward for group in groups for reward in group.rewards]
-        count = len(trajectories)
-        metrics = {
-            "reward": mean(rewards),
-            "completion_tokens": sum(one.sampled for one in trajectories) / count,
-            "stopped": sum(one.finish == "stop" for one in trajectories) / count,
-            "replaced_prompts": self.replaced / count,
-            "unscored": sum(map(math.isnan, rewards)) / count,
+        values: dict[str, list[float]] = {
+            "reward": rewards,
+            "completion_tokens": [one.sampled for one in trajectories],
+            "stopped": [one.finish == "stop" for one in trajectories],
+            "unscored": list(map(math.isnan, rewards)),
         }
         if len(self.rewards) > 1:
             for name in self.rewards:
-                metrics[f"reward_{name}"] = mean([r for group in groups for r in group.parts[name]])
+                values[f"reward_{name}"] = [one for group in groups for one in group.parts[name]]
         if self.config.group > 1:
-            metrics["mixed_reward_groups"] = sum(group.mixed for group in groups) / len(groups)
-        return metrics
+            values["mixed_reward_groups"] = [group.mixed for group in groups]
+        known = {name: [x for x in of if not math.isnan(x)] for name, of in values.items()}
+        sums = [(sum(of), len(of)) for of in known.values()]
+        sums.append((self.replaced, len(trajectories)))
+        flat = [float(number) for pair in sums for number in pair]
+        totals = iter(self.ranks.sum(flat, self.objective.model.device))
+        return {name: next(totals) / max(next(totals), 1) for name in (*known, "replaced_prompts")}

@@ -29,9 +29,3 @@ def filled(groups: Sequence[Group], others: Sequence[Group]) -> list[Group]:
     """The same with `others` in the places of those that are not mixed, as far as they go."""
     left = iter(others)
     return [group if group.mixed else next(left, group) for group in groups]
-
-
-def mean(values: Sequence[float]) -> float:
-    """Of those that are numbers; nan if none is."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan

@@ -101,7 +101,7 @@ def test_the_divergence_is_that_of_answers_to_other_questions() -> None:
 
 
 def test_mismatched_rows_are_cut_to_the_context() -> None:
-    for batch in mismatched(labelled([0, 8]), context=5):
+    for batch in mismatched(labelled([0, 8]), 5, Ranks()):
         assert batch.tokens.shape[1] <= 5
         assert batch.targets.shape == batch.tokens.shape
 

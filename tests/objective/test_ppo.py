@@ -1,5 +1,7 @@
 """PPO: advantages by the definition, and a policy and a critic that learn, with a control."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -8,9 +10,10 @@ from rolling import model, rollouts
 from tiny import experience, rows
 
 from culm.adapt.lora import LoRA
-from culm.objective.policy import generalised_advantages, last_learned
-from culm.objective.ppo import PPO
+from culm.objective.policy import generalised_advantages, inference_context, last_learned
+from culm.objective.ppo import PPO, AdaptiveKL
 from culm.optim.adamw import AdamW
+from culm.parallel.ranks import Ranks
 
 
 def test_prepare_gives_what_the_definition_says() -> None:
@@ -52,6 +55,87 @@ def test_the_first_update_has_a_ratio_of_one() -> None:
     learned = batch.targets >= 0
     wanted = -(batch.extra["advantages"] * learned).sum()
     torch.testing.assert_close(loss.terms["policy"].total, wanted)
+
+
+def test_the_cost_of_a_nat_follows_the_target_golden() -> None:
+    adaptive = AdaptiveKL(0.15, target=6.0, horizon=10_000)
+    adaptive.update(7.5, 64)
+    assert float(adaptive.cost) == pytest.approx(0.150192, abs=1e-6)
+    for _ in range(100):
+        adaptive.update(0.0, 64)
+    assert float(adaptive.cost) < 0.15
+
+
+def test_the_cost_is_used_before_it_is_adapted() -> None:
+    objective = build(PPO(kl=0.1, kl_target=1e-3, kl_horizon=8), tiny.model())
+    with torch.no_grad():
+        objective.model.head.weight.add_(torch.randn_like(objective.model.head.weight))
+    first = objective.prepare(experience(torch.arange(8.0), group=1)).metrics
+    second = objective.prepare(experience(torch.arange(8.0), group=1)).metrics
+    assert first["kl"] == second["kl"] < 0  # an estimate from few tokens
+    assert (first["kl_cost"], second["kl_cost"]) == (0.1, pytest.approx(0.08))
+
+
+def test_a_policy_that_went_too_far_only_teaches_its_critic() -> None:
+    objective = build(PPO(kl_stop=0.01), tiny.model())
+    batch = objective.prepare(experience(torch.arange(8.0), group=1))
+    (near,) = objective.prepare_step([batch], Ranks())
+    assert near.metrics["policy_stopped"] == 0
+    assert torch.equal(near.extra["advantages"], batch.extra["advantages"])
+    with torch.no_grad():
+        objective.model.head.weight.add_(torch.randn_like(objective.model.head.weight))
+    (far,) = objective.prepare_step([batch], Ranks())
+    assert far.metrics["policy_stopped"] == 1
+    objective(far).mean(far.counts).backward()
+    assert all(p.grad is None or not p.grad.any() for p in objective.model.parameters())
+    assert objective.critic.head.weight.grad.any()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_values_are_read_where_logits_are(shared: bool) -> None:
+    """At token t, before its target is known: a change of the target leaves its value alone."""
+    objective = build(PPO(shared=shared), tiny.model())
+    batch = rows()
+    changed = batch.tokens.clone()
+    changed[:, 5:] = (changed[:, 5:] + 1) % 31
+    values = [
+        objective._read(replace(batch, tokens=tokens), inference_context(batch))[1]
+        for tokens in (batch.tokens, changed)
+    ]
+    torch.testing.assert_close(values[0][:, :5], values[1][:, :5])
+    assert (values[0][:, 5:] != values[1][:, 5:]).any()
+
+
+def test_a_value_head_on_the_policy_is_a_critic_of_the_same_states() -> None:
+    shared, apart = (build(PPO(shared=one), tiny.model()) for one in (True, False))
+    assert list(shared.models()) == ["model", "reference"]
+    batches = [one.prepare(experience(torch.arange(8.0), group=1)) for one in (shared, apart)]
+    for name in ("old", "values", "advantages", "returns"):
+        torch.testing.assert_close(batches[0].extra[name], batches[1].extra[name])
+    losses = [one(batch) for one, batch in zip((shared, apart), batches, strict=True)]
+    for name in ("policy", "value_loss"):
+        torch.testing.assert_close(losses[0].terms[name].total, losses[1].terms[name].total)
+    losses[0].mean(batches[0].counts).backward()
+    assert shared.value_head.weight.grad.any()
+
+
+def test_whitened_rewards_keep_their_mean_direction() -> None:
+    played = experience(torch.arange(8.0), group=1)
+    learned = played.learned
+    values = torch.randn(learned.shape) + 3.0
+    whole = played.whiten(values, learned, centre=False)[learned]
+    assert float(whole.std()) == pytest.approx(1.0, abs=1e-4)
+    torch.testing.assert_close(whole / whole.mean(), values[learned] / values[learned].mean())
+
+
+def test_settings_that_contradict_each_other() -> None:
+    for settings, message in (
+        ({"shared": True, "critic": "x"}, "shared: the policy has the value head"),
+        ({"kl": 0.0, "kl_target": 1.0}, "kl_target: a cost of 0 cannot be adapted"),
+        ({"dual_clip": 1.1}, "dual_clip: 1.1 is not above"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PPO(**settings)
 
 
 def test_models_by_name_and_no_reference_under_adapters() -> None:

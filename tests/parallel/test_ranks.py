@@ -71,7 +71,10 @@ def assert_same_results(a: dict, b: dict) -> None:
 
 def test_two_ranks_follow_one(run_file: Callable[..., Path]) -> None:
     """The objective grid: every stage, full and with adapters, in both layouts."""
-    steps = {"ppo": 7}  # the second rollout is of the policy that learned from the first
+    steps = {
+        "ppo": 7,
+        "shared": 7,
+    }  # the second rollout is of the policy that learned from the first
     files = {c: run_file(c[0], adapter=c[1], steps=steps.get(c[0], 3)) for c in GRID}
     # Started on one rank, ended on two; of PPO in the middle of a rollout.
     again = [run_file("dpo", steps=4), run_file("ppo", steps=4)]

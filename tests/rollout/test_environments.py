@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from learning import build, refuse
-from rolling import TOKENIZER, LowerCase, model
+from rolling import TOKENIZER, LowerCase, model, rollouts
 
 from culm.adapt.heads import with_scalar_head
 from culm.adapt.lora import plain
@@ -151,6 +151,17 @@ def test_rewards_are_added_by_weight() -> None:
     assert metrics["reward"] == pytest.approx(
         2 * metrics["reward_task"] + metrics["reward_length"], abs=1e-6
     )
+
+
+def test_a_completion_without_an_end_token_is_penalised() -> None:
+    groups = rollouts(
+        build(GRPO(), model(0)), 8, 8, group=4, max_tokens=3,
+        reward=({"kind": "missing_eos", "penalty": 2.0},),
+    )._play(range(2))  # fmt: skip
+    finished = [one for group in groups for one in group.trajectories]
+    given = [reward for group in groups for reward in group.rewards]
+    assert given == [0.0 if one.finish == "stop" else -2.0 for one in finished]
+    assert -2.0 in given
 
 
 def test_two_rewards_of_one_name_are_refused() -> None:

@@ -1,8 +1,9 @@
 """What an answer earns: one file a kind; this union is the registry."""
 
 from culm.config import some_of
+from culm.rollout.reward.eos import MissingEOS
 from culm.rollout.reward.length import LengthPenalty
 from culm.rollout.reward.model import ModelScore
 from culm.rollout.reward.score import TaskScore
 
-Rewards = some_of(TaskScore | ModelScore | LengthPenalty)
+Rewards = some_of(TaskScore | ModelScore | LengthPenalty | MissingEOS)
