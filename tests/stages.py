@@ -15,7 +15,19 @@ from culm.config import parse
 from culm.run.settings import RunConfig
 from culm.run.train import train
 
-STAGES = ("pretrain", "sft", "dpo", "kto", "reward", "grpo", "dapo", "ppo", "shared")
+STAGES = (
+    "pretrain",
+    "sft",
+    "dpo",
+    "kto",
+    "reward",
+    "grpo",
+    "dapo",
+    "ppo",
+    "shared",
+    "distill",
+    "gkd",
+)
 WORDS = (
     "the quick brown fox jumps over a lazy dog and then sleeps all day long in warm grass".split()
 )
@@ -116,6 +128,10 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
             case "kto":
                 run["data"] = {"path": str(corpora / "labels.jsonl"), "format": "label"}
                 trained["objective"] = {"kind": "kto", "beta": 0.5}
+            case "distill":
+                run["data"] = {"path": str(corpora / "chat.jsonl"), "format": "chat"}
+                of = {"teacher": base(), "nll": 0.5, "hidden": 0.1}
+                trained["objective"] = {"kind": "distill", **of}
             case "reward":
                 run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
                 trained["objective"] = "reward"
@@ -131,6 +147,12 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
                 )
                 trained["objective"] = {"kind": "ppo", "kl": 0.02, **more_of}
                 trained["rollout"] = {"group": 2, "max_tokens": 4, "batches": 2, "epochs": 3}
+            case "gkd":
+                run["data"] = {"tasks": [TASK]}
+                measures["exact_match"] = {"tasks": [TASK], "questions": 3}
+                trained |= {"batch_size": 8, "micro_batch_size": 4}
+                trained["objective"] = {"kind": "gkd", "teacher": base(), "divergence": "jsd"}
+                trained["rollout"] = {"group": 1, "max_tokens": 4}
             case "grpo" | "dapo":
                 run["data"] = {"tasks": [TASK]}
                 measures["exact_match"] = {"tasks": [TASK], "questions": 3}

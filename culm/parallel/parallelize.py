@@ -11,7 +11,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -131,6 +132,10 @@ def shard(objective: nn.Module, mesh: DeviceMesh) -> None:
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
         for method in ("hidden", "mtp_hidden"):
             register_fsdp_forward_method(model, method)
+        # By default FSDP2 prefetches in the reverse order of all forwards since the last backward,
+        # and ranks that sampled different numbers of tokens made different ones: a deadlock.
+        for before, after in pairwise([model, *model.every_block, model]):
+            cast(FSDPModule, after).set_modules_to_backward_prefetch([cast(FSDPModule, before)])
     for module in _outside(objective):
         fully_shard(module, mesh=mesh)
 

@@ -1,0 +1,158 @@
+"""Knowledge distillation (arXiv 1503.02531): a student learns the distributions of a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from culm.adapt.lora import plain
+from culm.batch import Batch, Loss, Reads, Term
+from culm.config import SettingError
+from culm.model.context import Context
+from culm.model.init import generator
+from culm.model.logprobs import CHUNK
+from culm.model.transformer import Transformer
+from culm.objective.experience import Experience
+from culm.objective.objective import Load, Objective, ObjectiveConfig
+
+Divergence = Literal["forward", "reverse", "jsd"]
+
+
+class Distillation(ObjectiveConfig):
+    """Settings of all distillation."""
+
+    teacher: str = Field(min_length=1)
+    divergence: Divergence = "forward"
+    beta: float = Field(0.5, gt=0, lt=1)
+    temperature: PositiveFloat = 1.0
+    top_k: PositiveInt | None = None
+    nll: NonNegativeFloat = 0.0
+    hidden: NonNegativeFloat = 0.0
+
+    def build(self, model: Transformer, load: Load, seed: int) -> DistillObjective:
+        teacher = load("train.objective.teacher", self.teacher)
+        if teacher.config.head == "scalar":
+            raise SettingError(
+                f"train.objective.teacher: {self.teacher} has a scalar head; give a language model"
+            )
+        return DistillObjective(self, model.train(), teacher.eval().requires_grad_(False), seed)
+
+
+class Distill(Distillation):
+    """The student reads a corpus, and learns what the teacher expects next.
+
+    teacher: path of a model with the same tokenizer. divergence: forward, KL(teacher || student);
+    reverse, KL(student || teacher), which seeks one mode; or jsd, generalised Jensen-Shannon with
+    the share beta of the teacher (arXiv 2306.13649). temperature: divides the logits of both; the
+    loss is multiplied by its square. top_k: compare the teacher's most likely tokens alone, and all
+    others as one. nll: weight of the negative log-likelihood of the corpus. hidden: weight of the
+    mean squared difference of the last states, those of the student in a learned projection.
+    """
+
+    reads: ClassVar[Reads] = "documents"
+    kind: Literal["distill"] = "distill"
+
+
+class GKD(Distillation):
+    """On-policy distillation (arXiv 2306.13649): the student answers, and learns what the teacher
+    would have said at each of its tokens. Settings as for `distill`.
+    """
+
+    reads: ClassVar[Reads] = "rollouts"
+    columns: ClassVar[Mapping[str, Literal["row", "token"]]] = {}
+    kind: Literal["gkd"] = "gkd"
+
+
+def token_divergence(student: Tensor, teacher: Tensor, config: Distillation) -> Tensor:
+    """(N,) fp32, in nats, from logits (N, V) of both."""
+    log_q, log_p = (
+        (logits.float() / config.temperature).log_softmax(-1) for logits in (student, teacher)
+    )
+    if config.top_k is not None and config.top_k < log_p.shape[-1]:
+        kept = log_p.topk(config.top_k, -1).indices
+        log_p, log_q = (_with_rest(log, kept) for log in (log_p, log_q))
+    match config.divergence:
+        case "forward":
+            return _kl(log_p, log_q)
+        case "reverse":
+            return _kl(log_q, log_p)
+        case "jsd":
+            share = torch.tensor(config.beta)
+            parts = torch.stack([log_p + share.log(), log_q + (1 - share).log()])
+            mixed = parts.logsumexp(0)
+            return config.beta * _kl(log_p, mixed) + (1 - config.beta) * _kl(log_q, mixed)
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def _with_rest(log: Tensor, kept: Tensor) -> Tensor:
+    """(N, V) -> (N, K + 1): log-probabilities of K tokens, and of all others together."""
+    rest = log.scatter(-1, kept, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([log.gather(-1, kept), rest], -1)
+
+
+class DistillObjective(Objective):
+    """The divergence from the teacher at every learned token."""
+
+    def __init__(
+        self, config: Distillation, model: Transformer, teacher: Transformer, seed: int
+    ) -> None:
+        super().__init__(model)
+        self.config, self.teacher = config, teacher
+        widths = model.config.width, teacher.config.width
+        self.projection = _projection(*widths, seed) if config.hidden else None
+
+    def prepare(self, experience: Experience) -> Batch:
+        """As it is: the teacher needs no reward."""
+        return experience.batch
+
+    def loss(self, batch: Batch, context: Context) -> Loss:
+        config, tokens = self.config, batch.tokens
+        longest = self.teacher.config.context
+        if tokens.shape[1] > longest:
+            raise SettingError(
+                f"train.objective.teacher: rows of {tokens.shape[1]} tokens are longer than the "
+                f"context of {config.teacher}, {longest}; lower train.context"
+            )
+        hidden = self.model.hidden(tokens, context)
+        with torch.no_grad():
+            theirs = self.teacher.hidden(tokens, context.unrecorded())
+        learned = (batch.targets >= 0).flatten().nonzero()[:, 0]
+        ours, theirs = hidden.flatten(0, 1)[learned], theirs.flatten(0, 1)[learned]
+        total, agreed = hidden.new_zeros((), dtype=torch.float32), torch.zeros_like(learned[:1])
+        for mine, other in zip(ours.split(CHUNK), theirs.split(CHUNK), strict=True):
+            part, same = checkpoint(self._compared, mine, other, use_reentrant=False)
+            total, agreed = total + part, agreed + same
+        square = config.temperature**2
+        terms = {"divergence": Term(total * square, "targets")}
+        if config.nll:
+            nll = -self.model.hidden_logprobs(hidden, batch.targets).sum()
+            terms["nll"] = Term(nll, "targets", config.nll)
+        if self.projection is not None:
+            error = (self.projection(ours.float()) - theirs.float()).square().mean(-1).sum()
+            terms["hidden"] = Term(error, "targets", config.hidden)
+        return Loss(terms, {"agreement": Term(agreed.sum().float(), "targets")})
+
+    def _compared(self, mine: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """Of some states of both: the sum of divergences, and how often they agree on the most
+        likely token. Logits live for one chunk, and are computed again in the backward.
+        """
+        student, teacher = self.model.logits(mine), self.teacher.logits(other)
+        known = min(student.shape[-1], teacher.shape[-1])  # beyond are ids of no token
+        student, teacher = student[..., :known], teacher[..., :known]
+        same = (student.argmax(-1) == teacher.argmax(-1)).sum()
+        return token_divergence(student, teacher, self.config).sum(), same
+
+
+def _projection(width: int, wider: int, seed: int) -> nn.Module:
+    """Between equal widths it starts as the identity."""
+    weight = torch.empty(wider, width)
+    weight.normal_(0.0, width**-0.5, generator=generator(seed, "distill.projection"))
+    return plain(torch.eye(width) if width == wider else weight, None)
