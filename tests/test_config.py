@@ -138,11 +138,38 @@ def test_a_kind_is_switched_by_its_name_alone() -> None:
     assert parse(RunConfig, values("train.schedule=wsd")).train.schedule.kind == "wsd"
 
 
-def test_the_order_of_settings_does_not_matter() -> None:
-    settings = ["train.optimizer.rate=0.5", "train.optimizer.kind=adamw"]
+@pytest.mark.parametrize(
+    "kind",
+    ["train.optimizer.kind=adamw", "train.optimizer=adamw", "train.optimizer={kind: adamw}"],
+)
+def test_the_order_of_settings_does_not_matter(kind: str) -> None:
+    settings = ["train.optimizer.rate=0.5", kind]
     for given in (settings, settings[::-1]):
         optimizer = parse(RunConfig, values(*given)).train.optimizer
         assert (optimizer.kind, optimizer.rate) == ("adamw", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["train.steps=3", "train.steps=4"], r"train\.steps: given twice.*quotes"),
+        (["train.steps=3", "train={steps: 4}"], r"train\.steps: given twice"),
+        (["train.optimizer=adamw", "train.optimizer.kind=muon"], r"optimizer\.kind: given twice"),
+        (["train={optimizer: adamw}", "train.optimizer=muon"], r"train\.optimizer: given twice"),
+        (["start=a", "start.path=b"], r"start\.path: given twice"),
+        (["start=a", "start.hf=b"], r"start\.hf: given twice"),
+        (["model=nano", "model.base=tiny"], r"model\.base: given twice"),
+        (
+            ["train.adapter.rank=4", "train.adapter=null"],
+            r"train\.adapter\.rank: .* as a whole too",
+        ),
+        (["data.tasks=[letters]", "data.tasks.kind=x"], r"data\.tasks\.kind: .* as a whole too"),
+    ],
+)
+def test_one_of_two_settings_is_never_lost(settings: list[str], message: str) -> None:
+    for given in (settings, settings[::-1]):
+        with pytest.raises(SettingError, match=message):
+            read_run("pretrain", given)
 
 
 def test_a_path_replaces_the_tasks_of_a_recipe(tmp_path: Path) -> None:
