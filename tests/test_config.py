@@ -15,6 +15,7 @@ from culm.eval.settings import EvalConfig
 from culm.model.transformer import TransformerConfig
 from culm.parallel.parallelize import ParallelConfig
 from culm.run.settings import LAYOUT, RunConfig, TrainConfig, read_run
+from culm.tokenizer.train import BPE
 
 NAMES = {section: sorted((CONFIGS / section).glob("*.yaml")) for section in ("model", "run")}
 
@@ -192,8 +193,16 @@ def test_settings_of_a_part_without_its_kind_are_those_of_the_default() -> None:
     assert parse(DataConfig, {"path": "x", "format": {"text": "content"}}).format.text == "content"
     train = parse(TrainConfig, {"steps": 1, "schedule": {"warmup": 0.1}, "optimizer": {"rate": 1}})
     assert (train.schedule.kind, train.optimizer.kind) == ("cosine", "adamw")
+    run = parse(RunConfig, values("data.path=x", "tokenizer.vocabulary=300"))
+    assert run.tokenizer == BPE(vocabulary=300)
     with pytest.raises(SettingError, match=r"format\.txet: no such setting; did you mean 'text'"):
         parse(DataConfig, {"path": "x", "format": {"txet": "content"}})
+
+
+def test_a_kind_that_is_needed_is_one_of_a_list() -> None:
+    for name, known in (("data.tasks", "arithmetic, expression"), ("model.attention", "gqa")):
+        with pytest.raises(SettingError, match=rf"{name}\[0\]\.kind: .* is one of .*{known}"):
+            parse(RunConfig, values("data.path=x", f"{name}=[{{windows: 3}}]"))
 
 
 def test_a_list_replaces_a_list() -> None:
