@@ -253,8 +253,11 @@ def _refuse_repeated(pairs: Sequence[tuple[str, Any]], layout: Layout) -> None:
 
 
 def _claims(dotted: str, value: Any, layout: Layout) -> Iterator[str]:
-    """The names that a setting decides; a word stands for one of its alternatives."""
-    if isinstance(value, Mapping):
+    """The names that a setting decides; a word stands for one of its alternatives.
+
+    A section that is given as a whole decides none, since dotted settings are laid over it.
+    """
+    if isinstance(value, Mapping) and "." in dotted:
         for name, inner in value.items():
             yield from _claims(f"{dotted}.{name}", inner, layout)
         return
