@@ -210,12 +210,7 @@ def compose_run(
     run = compose(name, "run", layout) if name is not None else Composed({}, {})
     values, origins = dict(run.values), dict(run.origins)
     pairs = [_split(setting) for setting in settings]
-    names = [dotted for dotted, _ in pairs]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise SettingError(
-            f"{twice}: given twice; give it once, and put quotes around a value with braces, which "
-            "a shell would make two settings of"
-        )
+    _refuse_repeated(pairs, layout)
     for dotted, value in pairs:
         if "." not in dotted:
             values[dotted] = value
@@ -242,10 +237,40 @@ def _section(section: str, given: Any, origin: str, layout: Layout) -> Composed:
     raise SettingError(f"{section}: expected settings or the name of a file: {given!r}")
 
 
+def _refuse_repeated(pairs: Sequence[tuple[str, Any]], layout: Layout) -> None:
+    """Of two settings that say the same thing, one would be lost."""
+    names = [name for dotted, value in pairs for name in _claims(dotted, value, layout)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise SettingError(
+            f"{twice}: given twice; give it once, and put quotes around a value with braces, which "
+            "a shell would make two settings of"
+        )
+    given = [dotted for dotted, _ in pairs]
+    for dotted, value in pairs:
+        inner = next((name for name in given if name.startswith(f"{dotted}.")), None)
+        if inner and not isinstance(value, str | Mapping):
+            raise SettingError(f"{inner}: {dotted} is given as a whole too; give one of them")
+
+
+def _claims(dotted: str, value: Any, layout: Layout) -> Iterator[str]:
+    """The names that a setting decides; a word stands for one of its alternatives.
+
+    A section that is given as a whole decides none, since dotted settings are laid over it.
+    """
+    if isinstance(value, Mapping) and "." in dotted:
+        for name, inner in value.items():
+            yield from _claims(f"{dotted}.{name}", inner, layout)
+        return
+    yield dotted
+    if isinstance(value, str):
+        words = layout.meanings.get(dotted, KIND)
+        yield from (f"{dotted}.{name}" for name in words)
+
+
 def _layer(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """All dotted settings as one layer, so that their order does not matter."""
     layer: dict[str, Any] = {}
-    for dotted, value in pairs:
+    for dotted, value in sorted(pairs, key=lambda pair: pair[0].count(".")):
         if "." in dotted:
             for part in reversed(dotted.split(".")):
                 value = {part: value}

@@ -72,6 +72,15 @@ def one_of(union: Any) -> Any:
     return Annotated[union, BeforeValidator(_named)]
 
 
+def kind_unless_given(kind: str) -> BeforeValidator:
+    """For a part whose default is None: settings without a kind are settings of this kind."""
+
+    def fill(value: Any) -> Any:
+        return {"kind": kind, **value} if isinstance(value, dict) and value else value
+
+    return BeforeValidator(fill)
+
+
 def listed(value: Any) -> Any:
     """For a field that is a list: one part alone becomes a list of one."""
     return value if isinstance(value, list | tuple) else [value]
@@ -133,7 +142,8 @@ def _sentence(kind: Any, problem: Any, where: str) -> str:
             tag, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
             return f"{path}.kind: {tag!r} is not one of {known}"
         case "union_tag_not_found":
-            return f"{path}.kind: this setting is needed"
+            kinds = sorted(set().union(*map(_kind, _models(kind, problem["loc"]))))
+            return f"{path}.kind: this setting is needed; it is one of {', '.join(kinds)}"
         case "value_error":
             text = str(problem["ctx"]["error"])
             joint = "." if path and re.match(r"[a-z_]+(\[\d+\])?(\.[a-z_]+)*: ", text) else ": "
@@ -174,8 +184,8 @@ def _is_mapping(annotation: Any) -> bool:
     return isinstance(origin, type) and issubclass(origin, Mapping)
 
 
-def _names(kind: Any, path: Sequence[str | int]) -> list[str]:
-    """The settings there are where the path leads."""
+def _models(kind: Any, path: Sequence[str | int]) -> list[type[BaseModel]]:
+    """The settings classes that are possible where the path leads."""
     here = list(alternatives(kind))
     for part in path:
         fields = [m.model_fields[part] for m in here if part in m.model_fields]
@@ -183,7 +193,12 @@ def _names(kind: Any, path: Sequence[str | int]) -> list[str]:
             here = [model for field in fields for model in alternatives(field.annotation)]
         else:  # an index, or the kind that was chosen
             here = [model for model in here if part in _kind(model)] or here
-    return sorted({name for model in here for name in model.model_fields})
+    return here
+
+
+def _names(kind: Any, path: Sequence[str | int]) -> list[str]:
+    """The settings there are where the path leads."""
+    return sorted({name for model in _models(kind, path) for name in model.model_fields})
 
 
 def alternatives(kind: Any) -> Iterator[type[BaseModel]]:

@@ -15,6 +15,7 @@ from culm.eval.settings import EvalConfig
 from culm.model.transformer import TransformerConfig
 from culm.parallel.parallelize import ParallelConfig
 from culm.run.settings import LAYOUT, RunConfig, TrainConfig, read_run
+from culm.tokenizer.train import BPE
 
 NAMES = {section: sorted((CONFIGS / section).glob("*.yaml")) for section in ("model", "run")}
 
@@ -138,11 +139,37 @@ def test_a_kind_is_switched_by_its_name_alone() -> None:
     assert parse(RunConfig, values("train.schedule=wsd")).train.schedule.kind == "wsd"
 
 
-def test_the_order_of_settings_does_not_matter() -> None:
-    settings = ["train.optimizer.rate=0.5", "train.optimizer.kind=adamw"]
+@pytest.mark.parametrize(
+    "kind",
+    ["train.optimizer.kind=adamw", "train.optimizer=adamw", "train.optimizer={kind: adamw}"],
+)
+def test_the_order_of_settings_does_not_matter(kind: str) -> None:
+    settings = ["train.optimizer.rate=0.5", kind]
     for given in (settings, settings[::-1]):
         optimizer = parse(RunConfig, values(*given)).train.optimizer
         assert (optimizer.kind, optimizer.rate) == ("adamw", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["train.steps=3", "train.steps=4"], r"train\.steps: given twice.*quotes"),
+        (["train.optimizer.rate=3", "train.optimizer={rate: 4}"], r"optimizer\.rate: given twice"),
+        (["train.optimizer=adamw", "train.optimizer.kind=muon"], r"optimizer\.kind: given twice"),
+        (["start=a", "start.path=b"], r"start\.path: given twice"),
+        (["start=a", "start.hf=b"], r"start\.hf: given twice"),
+        (["model=nano", "model.base=tiny"], r"model\.base: given twice"),
+        (
+            ["train.adapter.rank=4", "train.adapter=null"],
+            r"train\.adapter\.rank: .* as a whole too",
+        ),
+        (["data.tasks=[letters]", "data.tasks.kind=x"], r"data\.tasks\.kind: .* as a whole too"),
+    ],
+)
+def test_one_of_two_settings_is_never_lost(settings: list[str], message: str) -> None:
+    for given in (settings, settings[::-1]):
+        with pytest.raises(SettingError, match=message):
+            read_run("pretrain", given)
 
 
 def test_a_path_replaces_the_tasks_of_a_recipe(tmp_path: Path) -> None:
@@ -165,8 +192,16 @@ def test_settings_of_a_part_without_its_kind_are_those_of_the_default() -> None:
     assert parse(DataConfig, {"path": "x", "format": {"text": "content"}}).format.text == "content"
     train = parse(TrainConfig, {"steps": 1, "schedule": {"warmup": 0.1}, "optimizer": {"rate": 1}})
     assert (train.schedule.kind, train.optimizer.kind) == ("cosine", "adamw")
+    run = parse(RunConfig, values("data.path=x", "tokenizer.vocabulary=300"))
+    assert run.tokenizer == BPE(vocabulary=300)
     with pytest.raises(SettingError, match=r"format\.txet: no such setting; did you mean 'text'"):
         parse(DataConfig, {"path": "x", "format": {"txet": "content"}})
+
+
+def test_a_kind_that_is_needed_is_one_of_a_list() -> None:
+    for name, known in (("data.tasks", "arithmetic, expression"), ("model.attention", "gqa")):
+        with pytest.raises(SettingError, match=rf"{name}\[0\]\.kind: .* is one of .*{known}"):
+            parse(RunConfig, values("data.path=x", f"{name}=[{{windows: 3}}]"))
 
 
 def test_a_list_replaces_a_list() -> None:

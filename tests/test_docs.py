@@ -69,6 +69,48 @@ def test_commands_parse(arguments, own, monkeypatch, tmp_path):
         read_run(given["run"], given["settings"] or [])
 
 
+def written(arguments):
+    """The folder or file that a command writes, if its page names one."""
+    name, *rest = arguments
+    given = get_command(app).commands[name].make_context(name, list(rest)).params
+    if name == "train":
+        return next((s[7:] for s in given["settings"] or [] if s.startswith("folder=")), None)
+    return str(given["out"]) if given.get("out") else None
+
+
+FOLLOWED = [ROOT / "README.md", *sorted((ROOT / "docs" / "recipes").glob("*.md"))]
+
+
+def test_each_place_is_written_by_one_command():
+    """A reader who follows all pages meets no folder of another command."""
+    found = {}
+    for page in FOLLOWED:
+        for arguments in commands(page):
+            if place := written(arguments):
+                found.setdefault(place, set()).add(shlex.join(arguments))
+    assert len(found) > 30
+    assert {place: lines for place, lines in found.items() if len(lines) > 1} == {}
+
+
+def test_a_run_starts_from_what_another_command_wrote(monkeypatch, tmp_path):
+    """Or from a stage of the quickstart, or of a file above it; a recipe's own start is none."""
+    monkeypatch.chdir(tmp_path)
+    known = {written(arguments) for page in FOLLOWED for arguments in commands(page)}
+    for page in FOLLOWED:
+        for arguments in commands(page):
+            words = set(re.findall(r"\w+", " ".join(arguments)))
+            if arguments[0] not in ("train", "plan") or words & own_parts(page):
+                continue
+            if arguments[1] != "runs/books.yaml":
+                start = read_run(arguments[1], arguments[2:])[0].start
+                assert start is None or starts_from(start, known), arguments
+
+
+def starts_from(start, known) -> bool:
+    path = start if isinstance(start, str) else start.path
+    return path is None or path in known or path.startswith("runs/quickstart/")
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
     """A folder with a tiny model where the README has its own."""

@@ -13,6 +13,7 @@ import torch.distributed as distributed
 
 from culm.parallel.mesh import build_mesh
 from culm.parallel.ranks import Ranks
+from culm.parallel.watch import watched
 
 PATIENCE = timedelta(days=1)  # what the writer may need to prepare a corpus
 JOIN = 300.0  # seconds in which all ranks must have started
@@ -38,17 +39,20 @@ def process_group(device: torch.device | str) -> Iterator[Ranks]:
     if distributed.is_initialized():
         yield _joined(device)
         return
-    _join("nccl" if torch.device(device).type == "cuda" else "gloo")
-    try:
-        yield _joined(device)
-        # Without it a rank may leave while another still talks to it.
-        distributed.barrier()
-    finally:
-        distributed.destroy_process_group()
+    rank, size = _join("nccl" if torch.device(device).type == "cuda" else "gloo")
+    with watched(_store(rank), rank, size):
+        try:
+            yield _joined(device)
+            # Without it a rank may leave while another still talks to it.
+            distributed.barrier()
+        finally:
+            distributed.destroy_process_group()
 
 
-def _join(backend: str) -> None:
-    """Join the other processes of the job; Ctrl-C and SIGTERM end the waiting.
+def _join(backend: str) -> tuple[int, int]:
+    """Join the other processes of the job; the own rank and how many there are.
+
+    Ctrl-C and SIGTERM end the waiting.
 
     Raises:
         RuntimeError: some did not start; the message says which.
@@ -70,6 +74,7 @@ def _join(backend: str) -> None:
         time.sleep(0.2)
     store.set_timeout(LATER)
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+    return rank, size
 
 
 def _store(rank: int) -> distributed.Store:

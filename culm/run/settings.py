@@ -12,7 +12,7 @@ from culm.adapt.lora import LoRA
 from culm.adapt.quantize.qat import QAT
 from culm.adapt.upcycle import Upcycle
 from culm.compose import Layout, compose_run
-from culm.config import Config, SettingError, alternatives, one_of, parse
+from culm.config import Config, SettingError, alternatives, kind_unless_given, one_of, parse
 from culm.data.settings import DataConfig
 from culm.eval.settings import EvalConfig
 from culm.model.attend import Backend
@@ -147,7 +147,7 @@ class RunConfig(Config):
     device: Annotated[str, MAY_CHANGE] = "auto"
     start: Start | None = None
     upcycle: Upcycle | None = None
-    tokenizer: TokenizerConfig | None = None
+    tokenizer: Annotated[TokenizerConfig | None, kind_unless_given("bpe")] = None
     model: TransformerConfig | None = None
     data: DataConfig
     train: TrainConfig
