@@ -10,7 +10,7 @@ from culm.run.settings import read_run
     ("run", "format", "words"),
     [
         ("dpo", "label", "gives labels; kto learns from labels"),
-        ("dpo", "chat", "gives documents; next_token learns from documents"),
+        ("dpo", "chat", "gives documents; next_token and distill learn from documents"),
         ("sft", "pair", "gives pairs; preference and reward learn from pairs"),
     ],
 )
