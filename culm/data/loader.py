@@ -31,11 +31,11 @@ ROUND = 64  # rows that are not packed are padded to a multiple, so that few sha
 class Loader:
     """Rows of `context` tokens, `rows_per_step` of them in a step over all ranks.
 
-    rows: rows in an epoch. epoch_steps: steps that show every row once. targets: learned targets
-    in an epoch. efficiency: share of positions that hold a token. truncated: documents that are
-    learned from without their end; left_out: those of `documents`, or pairs, in which nothing is
-    left to learn. dialogues: whether answers are learned, each with its end. fingerprint: of the
-    order. prepare_step: completes the micro-batches of a step (`Objective.prepare_step`).
+    rows: rows in an epoch; rows_per_step: in a step. epoch_steps: steps that show every row once.
+    targets: learned targets in an epoch. efficiency: share of positions that hold a token.
+    truncated: documents that are learned from without their end; left_out: those of `documents`,
+    or pairs, in which nothing is left to learn. dialogues: whether answers are learned, each with
+    its end. fingerprint: of the order. prepare_step: completes the micro-batches of a step (`Objective.prepare_step`).
 
     A pair counts as one row here: a batch of N pairs has 2N rows, chosen and rejected in turn.
     """
@@ -59,7 +59,7 @@ class Loader:
         if context < 2:
             raise SettingError(f"train.context: {context} leaves nothing to predict; at least 2")
         self._prepared, self._context, self._seed = prepared, context, seed
-        self._rows_per_step, self._micro_rows = rows_per_step, micro_rows
+        self.rows_per_step, self._micro_rows = rows_per_step, micro_rows
         self._rank, self._ranks, self._share = rank, ranks, rows_per_step // ranks
         self._prepare_step = prepare_step
         self._group, self._pad = prepared.manifest.group, prepared.manifest.end_of_text
@@ -125,7 +125,7 @@ class Loader:
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
-        start = number * self._rows_per_step + self._rank * self._share
+        start = number * self.rows_per_step + self._rank * self._share
         rows = [self._row(n) for n in range(start, start + self._share)]
         return self._prepare_step(list(self._batches(rows)))
 

@@ -13,6 +13,7 @@ from culm.data.divide import Duplicates
 from culm.data.format import Format
 from culm.data.format.document import DocumentFormat
 from culm.data.loader import Packing
+from culm.data.replay import Replay
 from culm.data.tasks import TaskSource
 from culm.source import DocumentSplit, Invalid, Limited, open_source
 from culm.source.source import Source
@@ -36,6 +37,7 @@ class DataConfig(Config):
     tasks: in place of a path, dialogues of these task generators; an on-policy objective asks their
         questions without end.
     questions: of the tasks, in all. turns: maximum number of questions in a dialogue.
+    replay: text of an earlier stage that is learned with it.
     """
 
     path: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
@@ -52,6 +54,7 @@ class DataConfig(Config):
     tasks: Tasks = ()
     questions: PositiveInt = 20_000
     turns: PositiveInt = 1
+    replay: Replay | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataConfig:

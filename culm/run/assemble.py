@@ -16,6 +16,7 @@ from culm.data.loader import Loader
 from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
 from culm.data.prepared import ADVICE, Prepared, verify
+from culm.data.replay import Replayed
 from culm.eval.evaluation import Evaluation
 from culm.eval.measure.measure import Subject
 from culm.model.transformer import Transformer
@@ -69,7 +70,7 @@ def assemble(
     return Assembly(config, folder, device, objective, tokenizer, context, load, base, ranks)
 
 
-def training_batches(run: Assembly) -> Loader | Rollouts:
+def training_batches(run: Assembly) -> Loader | Replayed | Rollouts:
     """What the loop reads: rows of a corpus, or what the model answers."""
     if run.config.train.objective.reads == "rollouts":
         return _rollouts(run)
@@ -88,8 +89,22 @@ def training_batches(run: Assembly) -> Loader | Rollouts:
         partial(run.objective.prepare_step, ranks=run.ranks),
     )  # fmt: skip
     check_ends(rows, tokenizer)
-    for remark in rows.remarks if run.ranks.writer else ():
+    batches = rows if config.data.replay is None else Replayed(rows, _replay(run))
+    for remark in batches.remarks if run.ranks.writer else ():
         log.say(remark)
+    return batches
+
+
+def _replay(run: Assembly) -> Loader:
+    """The rows of an earlier stage's text."""
+    replay = run.config.data.replay
+    assert replay is not None
+    if run.ranks.writer:
+        verify(replay.corpus)
+    run.ranks.wait()
+    rows = loader(run.config, run.tokenizer, replay.corpus, run.context, run.ranks, "train")
+    if rows.dialogues:
+        raise SettingError(f"data.replay.corpus: {replay.corpus} holds dialogues, not text")
     return rows
 
 
@@ -117,6 +132,10 @@ def loader(
     prepare_step: Callable[[list[Batch]], list[Batch]] = list,
 ) -> Loader:
     """Rows of a prepared corpus, as the run needs them."""
+    replay, batch_size = config.data.replay, config.train.batch_size
+    if split == "train" and replay is not None:
+        replayed = replay.rows(batch_size, ranks.count)
+        batch_size = replayed if path == replay.corpus else batch_size - replayed
     train, prepared = config.train, Prepared.open(path, split, tokenizer.fingerprint)
     manifest = prepared.manifest
     if manifest.template not in (None, tokenizer.template_fingerprint):
@@ -131,7 +150,7 @@ def loader(
     return Loader(
         prepared,
         context,
-        train.batch_size,
+        batch_size,
         train.at_once if split == "train" else EVALUATED,
         config.seed,
         ranks.rank,

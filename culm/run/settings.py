@@ -179,6 +179,15 @@ class RunConfig(Config):
                 f"train.objective: {objective.kind} learns from {objective.reads}, and "
                 f"data.format={data.format.kind} gives {data.gives}; {_learner_of(data.gives)}"
             )
+        if data.replay is not None and data.replay.corpus == data.prepared:
+            raise ValueError(
+                "data.replay.corpus: it is the corpus itself; give that of a stage before"
+            )
+        if data.replay is not None and objective.reads != "documents":
+            raise ValueError(
+                f"data.replay: {objective.kind} learns from {objective.reads}; text goes with "
+                "documents and dialogues alone"
+            )
         if self.model is not None and self.model.mtp and not objective.trains_mtp:
             raise ValueError(f"model.mtp: {objective.kind} does not train it; next_token does")
         return self

@@ -115,7 +115,7 @@ def preview(
         around = "" if error is None else f" ± {100 * error:.0f} %"
     if share:
         about = "about " if share < 1.0 else ""
-        epochs = config.train.steps * config.train.batch_size * share / rows.rows
+        epochs = config.train.steps * rows.rows_per_step * share / rows.rows
         facts.append(("learned tokens", f"{about}{count(rows.targets / share)}{around}"))
         facts.append(("epochs", f"{about}{epochs:.2f}{around}"))
     facts.append(("held out", _held_out(config, folder, seen)))

@@ -1,0 +1,68 @@
+"""Text of an earlier stage with the rows of a corpus, so that a model does not forget it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+from torch import Tensor
+
+from culm.batch import Batch
+from culm.config import Config, SettingError
+from culm.data.loader import Loader
+
+
+class Replay(Config):
+    """corpus: a folder that `culm prepare` or an earlier run wrote, such as runs/pretrain/data.
+    share: of the rows of a step that come from it.
+    """
+
+    corpus: Path
+    share: float = Field(0.2, gt=0, lt=1)
+
+    def rows(self, batch_size: int, ranks: int) -> int:
+        """How many of a step's rows, a multiple of the ranks.
+
+        Raises:
+            SettingError: a step has too few rows to share.
+        """
+        parts = batch_size // ranks
+        if parts < 2:
+            raise SettingError(
+                f"data.replay: a step of {batch_size} rows on {ranks} ranks cannot be shared; "
+                "raise train.batch_size"
+            )
+        return ranks * min(max(1, round(self.share * parts)), parts - 1)
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Batches of a corpus, each with rows of another one after its own."""
+
+    corpus: Loader
+    replay: Loader
+
+    @property
+    def remarks(self) -> list[str]:
+        """Of both, a sentence each."""
+        return [*self.corpus.remarks, *self.replay.remarks]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the order of both."""
+        facts = (self.corpus.fingerprint, self.replay.fingerprint)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def step(self, number: int) -> list[Batch]:
+        """The micro-batches of step `number` (from 0) for this rank."""
+        return [*self.corpus.step(number), *self.replay.step(number)]
+
+    def state(self, steps: int) -> dict[str, Tensor]:
+        """Nothing: a step is a function of its number."""
+        return {}
+
+    def restore(self, steps: int, state: Mapping[str, Tensor]) -> None:
+        """Nothing to restore."""
