@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from culm.batch import Batch
 from culm.objective.experience import ROUND, Experience
 from culm.objective.objective import Load, Objective
 from culm.parallel.ranks import Ranks
-from culm.rollout.environment import ASKED, Environment, Episode, Fitting
+from culm.rollout.environment import Environment, Episode, Fitting, question_remarks
 from culm.rollout.sampler import Sampler
 from culm.rollout.settings import RolloutConfig
 from culm.rollout.state import restored, stored
@@ -73,10 +74,14 @@ class Rollouts:
         self._number = -1  # of the rollout that is held
         self._held: Batch | None = None
 
-    @property
+    @cached_property
     def remarks(self) -> list[str]:
-        """Nothing: what was replaced stands in the metrics of its step."""
-        return []
+        """What a person should know about the questions, a sentence each.
+
+        Raises:
+            SettingError: none of them leaves room for an answer.
+        """
+        return question_remarks(self.fitting, self.sampler.context, self.seed + 1)
 
     @property
     def fingerprint(self) -> str:
@@ -84,18 +89,6 @@ class Rollouts:
         episodes = [one.fingerprint(self.seed + 1) for one in self.environments]
         facts = (episodes, self.seed, self.batch_size, self.config)
         return hashlib.sha256(repr(facts).encode()).hexdigest()
-
-    def too_long(self) -> tuple[int, int]:
-        """How many of the first questions leave no room for an answer, and of how many.
-
-        Raises:
-            SettingError: all do.
-        """
-        found = sum(one.too_long(self.seed + 1) for one in self.fitting)
-        asked = ASKED * len(self.fitting)
-        if found == asked:
-            self._episode(0)  # which says so, with an example
-        return found, asked
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""

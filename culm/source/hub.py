@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,10 @@ class Hub:
     def wanted(self) -> str | None:
         """The revision in the name."""
         return self.name.partition(":")[0].partition("@")[2] or None
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        return {}
 
     @property
     def revision(self) -> str | None:

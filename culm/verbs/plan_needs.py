@@ -29,6 +29,7 @@ from culm.run.objective import ModelLoader, build_objective, precision_of
 from culm.run.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.verbs.format import count, duration, flops, size
+from culm.verbs.preview import Preview
 
 META = torch.device("meta")
 NARROWEST = 24  # characters of a wrapped column
@@ -80,6 +81,7 @@ def show_needs(
     tokenizer: Tokenizer | None,
     device: torch.device,
     context: int,
+    seen: Preview | None,
 ) -> None:
     """Print what the run needs on the device, or on the target, and what is missing there."""
     config, target = _with_precision(found, device), found.target
@@ -92,10 +94,11 @@ def show_needs(
         return
     if tokenizer is not None:
         run = Assembly(
-            config, Path(config.folder), META, objective, tokenizer, context, load,
-            ranks=Ranks(count=found.ranks),
+            config if seen is None else _with_corpus(config, seen.prepared), Path(config.folder),
+            META, objective, tokenizer, context, load, ranks=Ranks(count=found.ranks),
         )  # fmt: skip
         _try_parts(found, run)
+    context = context if seen is None else seen.context
     parallelize(objective, activation_checkpointing=train.activation_checkpointing)
     step = _step(config, context, found.ranks)
     others = [model for model in load.loaded if model not in set(objective.models().values())]
@@ -125,6 +128,14 @@ def _with_precision(found: Findings, device: torch.device) -> RunConfig:
         precision = "bf16"
     train = found.config.train.model_copy(update={"precision": precision})
     return found.config.model_copy(update={"train": train})
+
+
+def _with_corpus(config: RunConfig, prepared: Path | None) -> RunConfig:
+    """The settings with a corpus that is prepared already, if there is one."""
+    if prepared is None:
+        return config
+    data = config.data.model_copy(update={"prepared": prepared})
+    return config.model_copy(update={"data": data})
 
 
 def _try_parts(found: Findings, run: Assembly) -> None:

@@ -415,3 +415,13 @@ def test_a_record_that_is_nested_too_deeply(prepared: Any) -> None:
     record = {"messages": [U, A, {"role": "assistant", "content": "", "tool_calls": [deep]}]}
     with pytest.raises(SettingError, match=r"line 2: nested too deeply"):
         prepared([{"messages": [U, A]}, record], ChatFormat())
+
+
+@pytest.mark.parametrize("margin", ["1e39", "-1e400", "NaN", f"1{'0' * 400}", '"1"'])
+def test_a_number_that_fp32_cannot_hold(margin: str, prepared: Any) -> None:
+    line = '{"prompt": "q", "chosen": "a", "rejected": "b", "margin": %s}'
+    format = PairFormat(margin="margin")
+    with pytest.raises(SettingError, match=r"line 2: .*'margin'"):
+        prepared([line % 1, line % margin], format)
+    manifest, _ = prepared([line % 1, line % margin], format, invalid="skip")
+    assert manifest.notes == {"records cannot be read and are left out": 1}
