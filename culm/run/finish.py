@@ -32,7 +32,9 @@ def finish(
     run: Assembly, evaluation: Evaluation, step: int, listeners: Listeners, changed: bool,
     remarks: list[str],
 ) -> dict[str, Any]:  # fmt: skip
-    """Gives the results; every rank takes part. changed: whether any weight did. remarks: on data.
+    """Gives the results; every rank takes part, and the writer gives what it alone reads as well.
+
+    changed: whether any weight did. remarks: on data.
 
     The model is written whatever becomes of the evaluation.
 
@@ -51,14 +53,9 @@ def finish(
             f"{run.folder}: the model is written, but could not be measured: {failure}"
         ) from failure
     listeners(Measured(step, measured))
-    results = {"step": step, **measured, **_facts(run)}
-    if remarks:
-        results["data"] = remarks
-    if warnings := _warnings(run, measured, changed):
-        results["warnings"] = warnings
-        for warning in warnings:
-            log.say(f"Warning: {warning}")
+    results = {"step": step, **measured}
     if run.ranks.writer:
+        results |= _facts(run, measured, changed, remarks)
         with atomic(run.folder / "results.json") as fresh:
             write_json(fresh, results)
     run.ranks.wait()
@@ -74,18 +71,23 @@ def _refuse_unusable(step: int, measured: dict[str, Any]) -> None:
             )
 
 
-def _facts(run: Assembly) -> dict[str, Any]:
+def _facts(
+    run: Assembly, measured: dict[str, Any], changed: bool, remarks: list[str]
+) -> dict[str, Any]:
     """seconds: of all steps, however often the run was stopped; peak_bytes: of this process."""
-    seconds = sum(line["seconds"] for line in read_lines(run.folder / "metrics.jsonl"))
-    return {"seconds": round(seconds, 3), "peak_bytes": peak_bytes()}
-
-
-def _warnings(run: Assembly, measured: dict[str, Any], changed: bool) -> list[str]:
+    lines = read_lines(run.folder / "metrics.jsonl")
+    seconds = sum(line["seconds"] for line in lines)
+    facts: dict[str, Any] = {"seconds": round(seconds, 3), "peak_bytes": peak_bytes()}
+    if remarks:
+        facts["data"] = remarks
     evaluations = read_lines(run.folder / "eval.jsonl")
     first = evaluations[0] if evaluations and evaluations[0]["step"] == 0 else {}
-    lines = read_lines(run.folder / "metrics.jsonl")
     rewarded = run.config.train.objective.reads == "rollouts"
-    return verdict(lines, first, measured, changed, rewarded)
+    if warnings := verdict(lines, first, measured, changed, rewarded):
+        facts["warnings"] = warnings
+        for warning in warnings:
+            log.say(f"Warning: {warning}")
+    return facts
 
 
 def _write_models(run: Assembly) -> None:

@@ -33,6 +33,7 @@ from culm.verbs.preview import Preview
 
 META = torch.device("meta")
 NARROWEST = 24  # characters of a wrapped column
+FILE_WIDTH = 100  # characters of a row where there is no terminal
 
 T = TypeVar("T")
 
@@ -57,21 +58,23 @@ class Findings:
 
 
 def section(console: Console, title: str, rows: list[tuple[str, ...]]) -> None:
-    """Print rows in columns; on a terminal a long cell is wrapped, so that the rows fit."""
+    """Print rows in columns; a long cell is wrapped, so that the rows fit."""
     console.print(f"\n[bold]{title}[/]")
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    if console.is_terminal:
-        others = sum(widths) - widths[1] + 2 * len(widths)
-        widths[1] = min(widths[1], max(console.width - others, NARROWEST))
+    width = console.width if console.is_terminal else FILE_WIDTH
+    others = sum(widths) - widths[1] + 2 * len(widths)
+    widths[1] = min(widths[1], max(width - others, NARROWEST))
     for row in rows:
-        cells = [
-            textwrap.wrap(cell, width) or [""] for cell, width in zip(row, widths, strict=True)
-        ]
-        if not console.is_terminal:
-            cells = [[cell] for cell in row]
+        cells = [_wrapped(cell, width) for cell, width in zip(row, widths, strict=True)]
         for line in zip_longest(*cells, fillvalue=""):
             padded = (part.ljust(width) for part, width in zip(line, widths, strict=True))
             console.print("  " + "  ".join(padded).rstrip(), markup=False)
+
+
+def _wrapped(cell: str, width: int) -> list[str]:
+    """The lines of a cell; a path is not broken, so that it can be copied."""
+    lines = textwrap.wrap(cell, width, break_long_words=False, break_on_hyphens=False)
+    return lines or [""]
 
 
 def show_needs(

@@ -20,6 +20,7 @@ from culm.verbs.plan import show_plan
 
 REFUSED = "this run cannot start:\n"
 DOCUMENTS = [{"text": f"some text of number {n}"} for n in range(12)]
+U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 LONG = "q" * 100  # more than the context
 
 
@@ -40,6 +41,8 @@ SHARED = [
     for n in range(12)
 ]
 ALPACA = [{"instruction": f"q{n}", "input": "", "output": f"a{n}"} for n in range(12)]
+
+GOOD = {"document": DOCUMENTS, "chat": CHATS, "pair": PAIRS, "prompt": ASKED[:12]}
 
 
 def lines(*records: Any) -> str:
@@ -73,8 +76,8 @@ def both(
             show_plan(config, {})
         except SettingError as error:
             planned = str(error).removeprefix(REFUSED)
-        rows = (line.split("  note  ", 1) for line in capsys.readouterr().out.splitlines())
-        notes = sorted(row[1].strip() for row in rows if len(row) == 2)
+        shown = re.sub(r"\n {8,}(?=\S)", " ", capsys.readouterr().out)  # wrapped lines
+        notes = sorted(re.findall(r"^  note  +(.*)$", shown, re.M))
         try:
             remarks = sorted(train(config).results.get("data", []))
         except SettingError as error:
@@ -101,6 +104,12 @@ def both(
         ("chat", turns("q", 3), "line 13: messages[1].content: only text can be read"),
         ("chat", turns("q", "a", weight=0.5), "line 13: messages[1].weight: 0.5 is not 0 or 1"),
         ("chat", {"messages": []}, "line 13: no dialogue in it"),
+        ("chat", turns("q", "a", loss_mask=[0, 1]), "messages[1].loss_mask: [0, 1] is not 0 or 1"),
+        ("chat", turns("q", "a", mask=1), "messages[1]: it is not clear what 'mask' says"),
+        ("chat", turns("q", "a", trainable=False), "the weight of every answer is 0"),
+        ("chat", {**pair("q", ""), "completion": "a", "label": False}, "its answer has a label"),
+        ("chat", {**turns("q", "a"), "label": 1}, "its answer has a label"),
+        ("prompt", {"prompt": "q", "answer": "a", "label": True}, "its answer has a label"),
         ("pair", pair("q", 3), "line 13: no answer in 'chosen'"),
         ("pair", pair(3, "a"), "line 13: no question in 'prompt'"),
     ],
@@ -108,7 +117,7 @@ def both(
 def test_records_that_both_refuse_or_skip(
     format: str, record: Any, reason: str, both: Plan
 ) -> None:
-    good = {"document": DOCUMENTS, "chat": CHATS, "pair": PAIRS}[format]
+    good = GOOD[format]
     said, _ = both(format, lines(*good, record))
     assert reason in said
     assert said.endswith("; correct it, or set data.invalid=skip to leave it out")
@@ -122,6 +131,8 @@ def test_records_that_both_refuse_or_skip(
         ("document", {"text": " "}, "1 records hold no text and are left out."),
         ("chat", turns("q", ""), "1 dialogues have an empty answer."),
         ("chat", turns("q", None), "1 dialogues have an empty answer."),
+        ("chat", {"messages": [{**U, "weight": 1}, A]}, "1 messages have the key 'weight'"),
+        ("chat", {"messages": [{**U, "loss": True}, A]}, "1 messages have the key 'loss'"),
         ("chat", turns(LONG, "a"), "1 of 13 documents have no learned token within 64"),
         ("chat", turns("q", LONG), "1 documents are longer than 64 tokens and are truncated."),
         ("chat", CHATS[0], "1 records are duplicates and dropped"),
@@ -133,7 +144,7 @@ def test_records_that_both_refuse_or_skip(
     ],
 )
 def test_what_both_count(format: str, record: Any, remark: str, both: Plan) -> None:
-    good = {"document": DOCUMENTS, "chat": CHATS, "pair": PAIRS}[format]
+    good = GOOD[format]
     said, remarks = both(format, lines(*good, record), held_out=0)
     assert said == ""
     assert any(one.startswith(remark) for one in remarks), remarks

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from culm.data.example import Dialogue, Example, RecordFormat
+from culm.data.format.messages import refuse_label
 from culm.task.prompts import question_in
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -19,6 +20,7 @@ class PromptFormat(RecordFormat):
 
     def contents(self, record: dict[str, Any]) -> Iterator[Dialogue]:
         """The question and its answer; a number becomes text."""
+        refuse_label(record)
         question, answer = question_in(record, self.prompt, self.answer)
         asked = {"role": "user", "content": question}
         yield Dialogue([asked, {"role": "assistant", "content": answer}])
