@@ -14,7 +14,7 @@ from typing import Protocol
 from culm.config import SettingError
 from culm.data.notes import remarks_of
 from culm.task.prompts import Prompts, notes_of
-from culm.task.task import Question, Task
+from culm.task.task import Question, Task, graded
 from culm.tokenizer.template import Message
 
 ASKED = 1000  # questions that tell one order from another
@@ -135,7 +135,7 @@ class QuestionEpisode:
         return Turn()
 
     def score(self) -> float:
-        return self.task.score(self.question, self.reply)
+        return graded(self.task, self.question, self.reply)
 
 
 @dataclass(frozen=True)
