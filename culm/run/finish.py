@@ -11,8 +11,9 @@ from culm.adapt.merge import merge_verified
 from culm.adapt.quantize.qat import convert
 from culm.convert import native, peft
 from culm.convert.family import NoFamilyError
+from culm.convert.peft.settings import NAME as ADAPTER
 from culm.eval.evaluation import Evaluation
-from culm.files import atomic, read_lines, write_json
+from culm.files import atomic, read_lines, refuse_nonempty, write_json
 from culm.model.transformer import Transformer
 from culm.objective.objective import Objective
 from culm.parallel.sharded import is_sharded, state_of
@@ -60,6 +61,18 @@ def finish(
             write_json(fresh, results)
     run.ranks.wait()
     return results
+
+
+def check_outputs(run: Assembly) -> None:
+    """Whether the models can be written; asked before the first step, and by a plan.
+
+    Raises:
+        SettingError: other files are in the way.
+    """
+    for name in run.objective.trained():
+        refuse_nonempty(run.folder / name, native.SETTINGS)
+    if run.config.train.adapter is not None:
+        refuse_nonempty(run.folder / "adapter", ADAPTER)
 
 
 def _refuse_unusable(step: int, measured: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from culm.plan.process_memory import process_bytes
 from culm.plan.speed import training_rate
 from culm.plan.target import UTILISATION, Target
 from culm.run.assemble import EVALUATED, Assembly, evaluation_of, training_batches
+from culm.run.finish import check_outputs
 from culm.run.objective import ModelLoader, build_objective, precision_of
 from culm.run.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
@@ -144,6 +145,7 @@ def _with_corpus(config: RunConfig, prepared: Path | None) -> RunConfig:
 def _try_parts(found: Findings, run: Assembly) -> None:
     """What the run checks before its first step."""
     found.attempt(lambda: evaluation_of(run).check())
+    found.attempt(lambda: check_outputs(run))
     if run.config.train.objective.reads == "rollouts":
         found.attempt(lambda: training_batches(run))
 
