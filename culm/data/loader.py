@@ -71,9 +71,11 @@ class Loader:
         self._epoch, self._order = -1, self._kept
         self.rows = len(self._kept)
         if not self.rows:
+            longer = "use a longer train.context"
             raise SettingError(
-                f"{prepared.folder}: no token would be learned: every target is masked, or cut "
-                f"off at context={context}"
+                f"{prepared.manifest.source}: no token of the split {prepared.split!r} would be "
+                f"learned: every target is masked, or cut off at context={context}; "
+                + (longer if prepared.split == "train" else f"set data.held_out=0, or {longer}")
             )
         self.epoch_steps = -(-self.rows // rows_per_step)
         self.targets = int(learned[self._kept].sum())

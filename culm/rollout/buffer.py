@@ -13,15 +13,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from culm.batch import Batch
+from culm.config import SettingError
 from culm.objective.experience import ROUND, Experience
 from culm.objective.objective import Load, Objective
 from culm.parallel.ranks import Ranks
-from culm.rollout.environment import ASKED, Environment, Episode, Fitting
+from culm.rollout.environment import Environment, Episode, Fitting, question_remarks
+from culm.rollout.reward.reward import Score
 from culm.rollout.sampler import Sampler
 from culm.rollout.settings import RolloutConfig
 from culm.rollout.state import restored, stored
@@ -68,15 +71,19 @@ class Rollouts:
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.sampler = Sampler(objective.model, tokenizer, config, seed, context)
         self.fitting = [Fitting(one, self.sampler.fits) for one in environments]
-        self.rewards = [(one.weight, one.build(load)) for one in config.reward]
+        self.rewards = [(one, one.build(load)) for one in config.reward]
         self.rows = batch_size // ranks.count  # of this rank in a batch
         self._number = -1  # of the rollout that is held
         self._held: Batch | None = None
 
-    @property
+    @cached_property
     def remarks(self) -> list[str]:
-        """Nothing: what was replaced stands in the metrics of its step."""
-        return []
+        """What a person should know about the questions, a sentence each.
+
+        Raises:
+            SettingError: none of them leaves room for an answer.
+        """
+        return question_remarks(self.fitting, self.sampler.context, self.seed + 1)
 
     @property
     def fingerprint(self) -> str:
@@ -84,18 +91,6 @@ class Rollouts:
         episodes = [one.fingerprint(self.seed + 1) for one in self.environments]
         facts = (episodes, self.seed, self.batch_size, self.config)
         return hashlib.sha256(repr(facts).encode()).hexdigest()
-
-    def too_long(self) -> tuple[int, int]:
-        """How many of the first questions leave no room for an answer, and of how many.
-
-        Raises:
-            SettingError: all do.
-        """
-        found = sum(one.too_long(self.seed + 1) for one in self.fitting)
-        asked = ASKED * len(self.fitting)
-        if found == asked:
-            self._episode(0)  # which says so, with an example
-        return found, asked
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
@@ -171,8 +166,8 @@ class Rollouts:
 
     def _rewards(self, trajectories: Sequence[Trajectory]) -> Tensor:
         total = torch.zeros(len(trajectories), dtype=torch.float64)
-        for weight, score in self.rewards:
-            total += weight * torch.tensor(score(trajectories), dtype=torch.float64)
+        for settings, score in self.rewards:
+            total += settings.weight * _checked(settings.kind, score, trajectories)
         return total.float()
 
     def _shuffled(self, rewards: Tensor, number: int) -> Tensor:
@@ -199,3 +194,30 @@ class Rollouts:
             mixed = rewards.view(-1, self.config.group).std(1) > 0
             metrics["mixed_reward_groups"] = float(mixed.float().mean())
         return metrics
+
+
+def _checked(kind: str, score: Score, trajectories: Sequence[Trajectory]) -> Tensor:
+    """One finite number for each trajectory.
+
+    Raises:
+        SettingError: the reward gives something else, or fails.
+    """
+    try:
+        found = torch.tensor(score(trajectories), dtype=torch.float64)
+    except (SettingError, OSError, MemoryError):
+        raise
+    except Exception as error:  # a reward may be anyone's code
+        reason = f"{type(error).__name__}: {error}"
+        raise SettingError(f"train.rollout.reward: {kind} failed: {reason}") from error
+    if found.shape != (len(trajectories),):
+        raise SettingError(
+            f"train.rollout.reward: {kind} gave numbers of shape {tuple(found.shape)} for "
+            f"{len(trajectories)} answers; it must give one for each"
+        )
+    for number in (~found.float().isfinite()).nonzero()[:1, 0].tolist():
+        said = str(trajectories[number].messages[-1]["content"])
+        raise SettingError(
+            f"train.rollout.reward: {kind} is {float(found[number])} for the answer {said[:40]!r}; "
+            "it must be a finite number"
+        )
+    return found

@@ -79,7 +79,7 @@ class PairFormat(RecordFormat):
             raise ValueError(
                 "it is one answer with a label and not a pair, and no objective learns from labels "
                 "yet; write pairs of chosen and rejected, or fine-tune on the answers whose label "
-                "is true: culm train sft data=chat"
+                "is true, without their label: culm train sft data=chat"
             )
         if not answer:
             raise ValueError(f"no answer in {key!r}; {shape_of(record)}")
