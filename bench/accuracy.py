@@ -16,18 +16,25 @@ import torch
 from peers import LlamaCpp
 from torch import Tensor
 
-from culm.adapt.quantize import Quantizer
+from culm.adapt.quantize import Int8, Quantizer
 from culm.config import parse
 from culm.convert.load import read
 from culm.engine.fused import fused_decoder
 
+KINDS = {
+    "culm": ("bf16", "int8", "int4", "int4, int8 head"),
+    "llama.cpp": ("bf16", "q8_0", "q4_0"),
+}
 Step = Callable[[int, int], Tensor]  # a token and its position -> logits (V,) of the next
 
 
 def culm_step(folder: Path, weights: str, length: int) -> Step:
     model, _ = read(folder, "cpu", torch.bfloat16)
-    if weights != "bf16":
-        parse(Quantizer, weights, "weights").apply(model)
+    kind, *head = weights.split(", int8 ")
+    if kind != "bf16":
+        parse(Quantizer, kind, "weights").apply(model)
+    if head:
+        Int8(targets=("head",)).apply(model)
     decoder = fused_decoder(model, model.cache(1, length))
     if decoder is None:
         raise SystemExit("this machine or model has no fused step")
@@ -53,7 +60,7 @@ def rows(folder: Path, text: str, tokens: int) -> Iterator[tuple[str, float, flo
     targets = torch.tensor(ids[1:])[:, None]
     yield "fp32", 0.0, float(exact.gather(1, targets).mean().neg().exp())
     for name, make in (("culm", culm_step), ("llama.cpp", llama_cpp_step)):
-        for kind in ("bf16", "int8", "int4") if name == "culm" else ("bf16", "q8_0", "q4_0"):
+        for kind in KINDS[name]:
             step = make(folder, kind, len(ids))
             logits = torch.stack([step(token, place) for place, token in enumerate(ids[:-1])])
             found = logits[:, : exact.shape[1]].log_softmax(-1)

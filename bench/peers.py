@@ -28,12 +28,14 @@ from pathlib import Path
 import numpy
 import torch
 
+from culm.adapt.quantize import Int8
 from culm.convert import native
 from culm.convert.export import export
 from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.malloc import keep_freed_memory
+from culm.plan.timing import decoding_trial
 from culm.tokenizer.bytes import Bytes
 from culm.train.memory import peak_bytes
 from culm.verbs.bench import NEW, PROMPT, SIZES, Size, decoder_of, model_of, tokens_of, trainer_of
@@ -140,6 +142,13 @@ def decode_culm_int8(size: Size, rows: int) -> Round:
 
 def decode_culm_int4(size: Size, rows: int) -> Round:
     return decoder_of(size, "int4", rows, CPU)
+
+
+def decode_culm_int4_int8_head(size: Size, rows: int) -> Round:
+    """As Q4_0 of llama.cpp, whose head has more bits than the other layers too (Q6_K)."""
+    model = model_of(size, "int4", CPU)
+    Int8(targets=("head",)).apply(model)
+    return decoding_trial(model, rows, PROMPT, NEW)
 
 
 def decode_culm_operators(size: Size, rows: int) -> Round:
@@ -285,6 +294,7 @@ DECODE: dict[str, Callable[[Size, int], Round]] = {
     "culm": decode_culm,
     "culm, int8": decode_culm_int8,
     "culm, int4": decode_culm_int4,
+    "culm, int4, int8 head": decode_culm_int4_int8_head,
     "culm, torch operators": decode_culm_operators,
     "llama_cpp, bf16": partial(decode_llama_cpp, kind="bf16"),
     "llama_cpp, q8_0": partial(decode_llama_cpp, kind="q8_0"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
@@ -19,14 +19,12 @@ from culm.config import SettingError
 SECONDS = (2.5, 10.0, 10.0, 10.0)  # to connect, to read, to write, for a free connection
 
 
-class Answer(NamedTuple):
-    """commit: the one that a revision means now, if the hub says it."""
+def commit_of(
+    name: str, kind: Literal["model", "dataset"], revision: str | None = None
+) -> str | None:
+    """The commit that a revision of a model or dataset means now; None without the hub.
 
-    commit: str | None
-
-
-def ask(name: str, kind: Literal["model", "dataset"], revision: str | None = None) -> Answer | None:
-    """What the hub says of a model or dataset; None where it cannot be reached.
+    A hub that does not say it, as some mirrors, gives an empty text.
 
     Raises:
         SettingError: it is reached, and has none of this name or does not show it.
@@ -41,7 +39,7 @@ def ask(name: str, kind: Literal["model", "dataset"], revision: str | None = Non
         raise SettingError(f"{name}: not the name of a {kind}: {error}") from None
     except (HTTPError, OSError):  # no network; the second is a hub that HF_HUB_OFFLINE forbids
         return None
-    return Answer(found.sha)
+    return found.sha or ""
 
 
 def reason(error: HfHubHTTPError, kind: str) -> str:

@@ -110,7 +110,7 @@ def test_a_hub_that_is_silent_is_given_up(port, monkeypatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr(constants, "ENDPOINT", address)
-        assert hub.ask("owner/nope", "model") is None
+        assert hub.commit_of("owner/nope", "model") is None
 
 
 @pytest.mark.parametrize(
@@ -140,4 +140,4 @@ def test_a_name_that_no_hub_can_have(port) -> None:
 
 def test_a_hub_that_fails_is_not_reachable(port, monkeypatch) -> None:
     with hub_that_answers(monkeypatch, 503):
-        assert hub.ask("owner/nope", "dataset") is None
+        assert hub.commit_of("owner/nope", "dataset") is None

@@ -231,7 +231,7 @@ def download(name: str, revision: str | None = None) -> str:
         SettingError: there is none, or the hub is not reachable.
     """
     wanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
-    offline = hub.ask(name, "model", revision) is None
+    offline = hub.commit_of(name, "model", revision) is None
     try:
         return snapshot_download(
             name, revision=revision, allow_patterns=wanted, local_files_only=offline

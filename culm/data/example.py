@@ -14,6 +14,8 @@ from culm.source.record import shape_of
 from culm.source.source import bytes_in
 from culm.tokenizer.tokenizer import Tokenizer
 
+LARGEST = 3.4e38  # of fp32
+
 
 class Dialogue(NamedTuple):
     """messages: role and content, in order. tools: that the assistant may call."""
@@ -110,6 +112,8 @@ def number_of(record: dict[str, Any], key: str) -> float:
         ValueError: there is something else.
     """
     value = record.get(key)
-    if not isinstance(value, bool | int | float) or not math.isfinite(value):
+    if isinstance(value, int | float) and abs(value) > LARGEST:
+        raise ValueError(f"the number in {key!r} is not finite in fp32")
+    if not isinstance(value, bool | int | float) or math.isnan(value):
         raise ValueError(f"no number in {key!r}; {shape_of(record)}")
     return float(value)

@@ -35,7 +35,8 @@ class Loader:
     targets: learned targets in an epoch. efficiency: share of positions that hold a token.
     truncated: documents that are learned from without their end; left_out: those of `documents`,
     or pairs, in which nothing is left to learn. dialogues: whether answers are learned, each with
-    its end. fingerprint: of the order. prepare_step: completes the micro-batches of a step (`Objective.prepare_step`).
+    its end. fingerprint: of the order. prepare_step: completes the micro-batches of a step
+    (`Objective.prepare_step`).
 
     A pair counts as one row here: a batch of N pairs has 2N rows, chosen and rejected in turn.
     """
@@ -73,9 +74,11 @@ class Loader:
         self._epoch, self._order = -1, self._kept
         self.rows = len(self._kept)
         if not self.rows:
+            longer = "use a longer train.context"
             raise SettingError(
-                f"{prepared.folder}: no token would be learned: every target is masked, or cut "
-                f"off at context={context}"
+                f"{prepared.manifest.source}: no token of the split {prepared.split!r} would be "
+                f"learned: every target is masked, or cut off at context={context}; "
+                + (longer if prepared.split == "train" else f"set data.held_out=0, or {longer}")
             )
         self.epoch_steps = -(-self.rows // rows_per_step)
         self.targets = int(learned[self._kept].sum())

@@ -116,7 +116,10 @@ class Manifest(Config):
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise SettingError(f"{folder}: not a prepared corpus: it has no {NAME}") from None
+            raise SettingError(
+                f"{folder}: not a prepared corpus: it has no {NAME}; give a folder "
+                "that culm prepare wrote, or delete a damaged one to prepare it again"
+            ) from None
         except (OSError, ValueError) as error:
             raise SettingError(
                 f"{path}: damaged ({error}); delete {folder} to prepare it again"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from culm.config import SettingError
 from culm.data.example import Content, Dialogue
@@ -12,9 +13,13 @@ from culm.log import say
 from culm.source import Invalid
 from culm.source.record import LeftOut
 from culm.tokenizer.offsets import any_of
+from culm.tokenizer.template import MEANT
 
 UNREADABLE = "records cannot be read and are left out"
 UNASKED = "dialogues begin with the assistant, so its first answer is to no question"
+
+EMPTY = "records hold no text and are left out"
+SILENT = "dialogues have an empty answer"
 
 
 class Notes:
@@ -45,15 +50,13 @@ class Notes:
         """A sentence for each count."""
         return remarks_of(self.counts)
 
-    def unread(self, keys: Iterable[str], what: str, reader: str) -> None:
-        """Count keys that nothing has read."""
-        self.counts.update(f"{what} have the key {key!r}, which {reader}" for key in keys)
-
     def read(self, contents: Sequence[Content]) -> None:
         """Count what is unusual in the contents of a record."""
+        self.counts.update([] if contents else [EMPTY])
         for content in contents:
             if isinstance(content, Dialogue):
                 self.counts.update([UNASKED] * _begins_with_answer(content))
+                self.counts.update([SILENT] * any(map(_is_empty_answer, content.messages)))
             else:
                 self.counts.update(
                     f"documents contain {name} as text; data.separator={name!r} would divide them "
@@ -65,6 +68,13 @@ class Notes:
 def remarks_of(counts: Mapping[str, int]) -> list[str]:
     """A sentence for each count of a phrase."""
     return [f"{count:,} {phrase}." for phrase, count in counts.items()]
+
+
+def _is_empty_answer(message: Mapping[str, Any]) -> bool:
+    """Whether an assistant says, thinks and calls nothing."""
+    content = message.get("content")
+    said = content.strip() if isinstance(content, str) else content
+    return message.get("role") == "assistant" and not any((said, *map(message.get, MEANT)))
 
 
 def _begins_with_answer(dialogue: Dialogue) -> bool:

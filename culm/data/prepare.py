@@ -25,8 +25,8 @@ from culm.data.origin import origin_of, revisions_of
 from culm.data.shards import Document, SplitWriter
 from culm.files import atomic, refuse_existing
 from culm.log import Bar, progress
-from culm.source import Invalid, skipped_in
-from culm.source.record import Record
+from culm.source import Invalid
+from culm.source.record import Record, not_used
 from culm.source.source import Source, bad_record, found_in
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -65,13 +65,15 @@ def prepare(
             divided, the disk is full, or the folder exists.
         InUseError: another process is writing the folder.
     """
+    if format.kind != "document":
+        _ = tokenizer.chat  # a missing template is no fault of the first record
     with _new_folder(Path(folder), overwrite) as work:
         origin, revisions = origin_of(source), revisions_of(source)
         names = ("train", "held_out") if held_out else ("train",)
         advice = CUT if isinstance(format, DocumentFormat) else ""
         divider = Divider(held_out, seed, advice, duplicates)
         notes = Notes(invalid, tokenizer.specials)
-        notes.counts.update(skipped_in(source))
+        notes.counts.update(source.left_out)
         with (
             _writers(work, names, format, tokenizer) as writers,
             progress("prepare", source.size, "bytes") as bar,
@@ -116,7 +118,7 @@ def _units(source: Source, format: RecordFormat, bar: Bar, notes: Notes) -> Iter
         yield format.numbers(record), list(format.contents(record))
 
     for record, [(numbers, contents)] in found_in(source, read, notes.skipped):
-        notes.unread(record.unread, "records", "is not used")
+        notes.counts.update(not_used("records", record.unread))
         notes.read(contents)
         for start in range(0, len(contents), format.group):
             yield (unit := Unit(contents[start : start + format.group], record.place, numbers))
@@ -172,7 +174,7 @@ def _batches(divided: Divided) -> Iterator[list[tuple[str, Unit]]]:
 
 
 def _document(example: Example, unit: Unit, notes: Notes) -> Document:
-    notes.unread(example.unread, "messages", "the chat template does not use")
+    notes.counts.update(not_used("messages", example.unread, "the chat template does not use"))
     tokens = np.array(example.tokens, dtype=np.uint32)
     return tokens, np.array(example.learned, dtype=bool), unit.numbers
 

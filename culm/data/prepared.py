@@ -82,6 +82,8 @@ class Prepared:
         path = self.folder / self.split / shard_name(kind, number)
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False)
+        except PermissionError:
+            raise SettingError(f"{path}: may not be read; give this user access") from None
         except (OSError, ValueError) as error:
             raise SettingError(f"{path}: cannot be read ({error}); {ADVICE}") from None
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 from culm.seed import keyed
+from culm.task.prompts import notes_of
 from culm.task.task import Task
 
 
@@ -30,6 +31,10 @@ class TaskSource:
     @property
     def size(self) -> int | None:
         return None
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        return notes_of(self.tasks)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         rng = keyed(self.seed, "dialogues")

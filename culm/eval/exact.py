@@ -11,7 +11,7 @@ import numpy as np
 from culm.engine.sampling import Sampling
 from culm.eval.answer import answer
 from culm.model.transformer import Transformer
-from culm.task.task import Question, Task
+from culm.task.task import Question, Task, graded
 from culm.text.reply import request_of
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -85,7 +85,7 @@ def answer_questions(
     ]
     return [
         Answered(
-            task.name, question, reply.text, task.score(question, reply.text),
+            task.name, question, reply.text, graded(task, question, reply.text),
             len(reply.completion.tokens),
         )
         for (task, question), reply in zip(asked, answer(model, tokenizer, requests), strict=True)

@@ -17,6 +17,11 @@ from culm.model.transformer import Transformer
 from culm.parallel.ranks import Ranks
 from culm.tokenizer.tokenizer import Tokenizer
 
+NO_TOKENS = (
+    "the held-out split contains no scorable tokens, as where all answers are empty; give more "
+    "text, or set data.held_out=0"
+)
+
 
 class HeldOutRows(Protocol):
     """Rows to score; `culm.data.loader.Loader` has them."""
@@ -54,6 +59,22 @@ def byte_lengths(tokenizer: Tokenizer, size: int) -> Tensor:
     known = list(tokenizer.sizes)
     known[tokenizer.end_of_text] = 0  # with bytes as tokens it looks like one
     return torch.tensor(known + [0] * (size - len(known)))
+
+
+def require_scorable(rows: HeldOutRows, tokenizer: Tokenizer, size: int, targets: int) -> None:
+    """Check that `predict` will find a token to score. size: of the model's vocabulary.
+
+    Raises:
+        ValueError: it will not.
+    """
+    known = byte_lengths(tokenizer, size) > 0
+    if not any(_scored(batch, known).any() for batch in rows.sample(targets)):
+        raise ValueError(NO_TOKENS)
+
+
+def _scored(batch: Batch, known: Tensor) -> Tensor:
+    """(B, T) whether a target is scored. known: of each token, whether it stands for bytes."""
+    return known[batch.targets.clamp_min(0)] & (batch.targets != IGNORED)
 
 
 class AddedSpaces:
@@ -103,7 +124,7 @@ def predict(
     nats, tokens, size = 0.0, 0.0, 0.0
     for batch in islice(rows.sample(targets), ranks.rank, None, ranks.count):
         batch = batch.to(model.device)
-        scored = (lengths[batch.targets.clamp_min(0)] > 0) & (batch.targets != IGNORED)
+        scored = _scored(batch, lengths > 0)
         counted = (lengths[batch.targets.clamp_min(0)] - spaces.count(batch).long()) * scored
         context = Context(batch.positions, batch.documents)
         logprobs = model.logprobs(batch.tokens, batch.targets, context)
@@ -112,8 +133,5 @@ def predict(
         size += float(counted.sum())
     nats, tokens, size = ranks.sum([nats, tokens, size], model.device)
     if not size:
-        raise ValueError(
-            "eval.measures.held_out: the held-out split contains no scorable tokens; are its "
-            "answers empty?"
-        )
+        raise ValueError(f"eval.measures.held_out: {NO_TOKENS}")
     return Prediction(nats, round(tokens), round(size))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
@@ -28,7 +28,8 @@ class Sample:
 
     every: whether it is every record that was read. read_records, read_bytes: of text that was
     read and checked. ended: whether that was all. total: bytes of text in the source; None if
-    unknown. share: of the text that is here.
+    unknown. share: of the text that is here. left_out: counts of files and records that the source
+    itself leaves out, by a phrase.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Sample:
     ended: bool
     total: int | None
     share: float | None
+    left_out: Mapping[str, int]
 
     @property
     def size(self) -> int | None:
@@ -98,7 +100,10 @@ def sample(
     text = kept_bytes / max(1, written)
     total = read_bytes if ended else _total(source, text, read_bytes / max(1, read_records))
     share = kept_bytes / max(1, total) if total is not None else None
-    return Sample(source.name, records, stride == 1, read_records, read_bytes, ended, total, share)
+    return Sample(
+        source.name, records, stride == 1, read_records, read_bytes, ended, total, share,
+        source.left_out,
+    )  # fmt: skip
 
 
 def _total(source: Source, text: float, mean: float) -> int | None:

@@ -14,6 +14,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,9 +23,9 @@ from culm.batch import Batch
 from culm.objective.experience import ROUND, Experience
 from culm.objective.objective import Load, Objective
 from culm.parallel.ranks import Ranks
-from culm.rollout.environment import ASKED, Environment, Episode, Fitting
+from culm.rollout.environment import Environment, Episode, Fitting, question_remarks
 from culm.rollout.groups import Group, filled
-from culm.rollout.reward.reward import named
+from culm.rollout.reward.reward import named, scores_of
 from culm.rollout.sampler import Sampler
 from culm.rollout.settings import RolloutConfig
 from culm.rollout.state import restored, stored
@@ -78,10 +79,14 @@ class Rollouts:
         self._number = -1  # of the rollout that is held
         self._held: Batch | None = None
 
-    @property
+    @cached_property
     def remarks(self) -> list[str]:
-        """Nothing: what was replaced stands in the metrics of its step."""
-        return []
+        """What a person should know about the questions, a sentence each.
+
+        Raises:
+            SettingError: none of them leaves room for an answer.
+        """
+        return question_remarks(self.fitting, self.sampler.context, self.seed + 1)
 
     @property
     def fingerprint(self) -> str:
@@ -89,18 +94,6 @@ class Rollouts:
         episodes = [one.fingerprint(self.seed + 1) for one in self.environments]
         facts = (episodes, self.seed, self.batch_size, self.config)
         return hashlib.sha256(repr(facts).encode()).hexdigest()
-
-    def too_long(self) -> tuple[int, int]:
-        """How many of the first questions leave no room for an answer, and of how many.
-
-        Raises:
-            SettingError: all do.
-        """
-        found = sum(one.too_long(self.seed + 1) for one in self.fitting)
-        asked = ASKED * len(self.fitting)
-        if found == asked:
-            self._episode(0)  # which says so, with an example
-        return found, asked
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
@@ -193,7 +186,9 @@ class Rollouts:
         size = self.config.group
         episodes = [self._episode(number) for number in numbers for _ in range(size)]
         trajectories = self.sampler.sample(episodes, numbers.start * size)
-        parts = {name: score(trajectories) for name, (_, score) in self.rewards.items()}
+        parts = {
+            name: scores_of(name, score, trajectories) for name, (_, score) in self.rewards.items()
+        }
         totals = [0.0] * len(trajectories)
         for name, (weight, _) in self.rewards.items():
             totals = [total + weight * one for total, one in zip(totals, parts[name], strict=True)]

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from culm.config import SettingError
-from culm.task.prompts import Prompts
-from culm.task.task import Question, Task
+from culm.data.notes import remarks_of
+from culm.task.prompts import Prompts, notes_of
+from culm.task.task import Question, Task, graded
 from culm.tokenizer.template import Message
 
 ASKED = 1000  # questions that tell one order from another
@@ -91,6 +92,32 @@ class Fitting:
         return sum(not self.fits(episode.prompt) for episode in episodes)
 
 
+def too_long(fitting: Sequence[Fitting], seed: int) -> tuple[int, int]:
+    """How many of the first questions leave no room for an answer, and of how many.
+
+    Raises:
+        SettingError: all do.
+    """
+    found, asked = sum(one.too_long(seed) for one in fitting), ASKED * len(fitting)
+    if found == asked:
+        fitting[0].reset(0, seed)  # which says so, with an example
+    return found, asked
+
+
+def question_remarks(fitting: Sequence[Fitting], context: int, seed: int) -> list[str]:
+    """What a person should know about the questions that are asked, a sentence each."""
+    found, asked = too_long(fitting, seed)
+    environments = [one.environment for one in fitting]
+    tasks = [one.task for one in environments if isinstance(one, TaskEnvironment)]
+    remarks = remarks_of(notes_of(tasks))
+    if found:
+        remarks.append(
+            f"{found:,} of the first {asked:,} questions leave no room for an answer within "
+            f"{context} tokens; others are asked in their place."
+        )
+    return remarks
+
+
 @dataclass
 class QuestionEpisode:
     """A question of a task: the one reply is scored."""
@@ -108,7 +135,7 @@ class QuestionEpisode:
         return Turn()
 
     def score(self) -> float:
-        return self.task.score(self.question, self.reply)
+        return graded(self.task, self.question, self.reply)
 
 
 @dataclass(frozen=True)

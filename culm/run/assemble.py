@@ -198,10 +198,6 @@ def _rollouts(run: Assembly) -> Rollouts:
         context=run.context,
         ranks=run.ranks,
     )
-    found, asked = rollouts.too_long()
-    if found:
-        log.say(
-            f"{found:,} of the first {asked:,} questions leave no room for an answer within "
-            f"{run.context} tokens; others are asked in their place."
-        )
+    for remark in rollouts.remarks if run.ranks.writer else ():
+        log.say(remark)
     return rollouts

@@ -11,8 +11,9 @@ from culm.adapt.merge import merge_verified
 from culm.adapt.quantize.qat import convert
 from culm.convert import native, peft
 from culm.convert.family import NoFamilyError
+from culm.convert.peft.settings import NAME as ADAPTER
 from culm.eval.evaluation import Evaluation
-from culm.files import atomic, read_lines, write_json
+from culm.files import atomic, read_lines, refuse_nonempty, write_json
 from culm.model.transformer import Transformer
 from culm.objective.objective import Objective
 from culm.parallel.sharded import is_sharded, state_of
@@ -32,7 +33,9 @@ def finish(
     run: Assembly, evaluation: Evaluation, step: int, listeners: Listeners, changed: bool,
     remarks: list[str],
 ) -> dict[str, Any]:  # fmt: skip
-    """Gives the results; every rank takes part. changed: whether any weight did. remarks: on data.
+    """Gives the results; every rank takes part, and the writer gives what it alone reads as well.
+
+    changed: whether any weight did. remarks: on data.
 
     The model is written whatever becomes of the evaluation.
 
@@ -51,18 +54,25 @@ def finish(
             f"{run.folder}: the model is written, but could not be measured: {failure}"
         ) from failure
     listeners(Measured(step, measured))
-    results = {"step": step, **measured, **_facts(run)}
-    if remarks:
-        results["data"] = remarks
-    if warnings := _warnings(run, measured, changed):
-        results["warnings"] = warnings
-        for warning in warnings:
-            log.say(f"Warning: {warning}")
+    results = {"step": step, **measured}
     if run.ranks.writer:
+        results |= _facts(run, measured, changed, remarks)
         with atomic(run.folder / "results.json") as fresh:
             write_json(fresh, results)
     run.ranks.wait()
     return results
+
+
+def check_outputs(run: Assembly) -> None:
+    """Whether the models can be written; asked before the first step, and by a plan.
+
+    Raises:
+        SettingError: other files are in the way.
+    """
+    for name in run.objective.trained():
+        refuse_nonempty(run.folder / name, native.SETTINGS)
+    if run.config.train.adapter is not None:
+        refuse_nonempty(run.folder / "adapter", ADAPTER)
 
 
 def _refuse_unusable(step: int, measured: dict[str, Any]) -> None:
@@ -74,18 +84,23 @@ def _refuse_unusable(step: int, measured: dict[str, Any]) -> None:
             )
 
 
-def _facts(run: Assembly) -> dict[str, Any]:
+def _facts(
+    run: Assembly, measured: dict[str, Any], changed: bool, remarks: list[str]
+) -> dict[str, Any]:
     """seconds: of all steps, however often the run was stopped; peak_bytes: of this process."""
-    seconds = sum(line["seconds"] for line in read_lines(run.folder / "metrics.jsonl"))
-    return {"seconds": round(seconds, 3), "peak_bytes": peak_bytes()}
-
-
-def _warnings(run: Assembly, measured: dict[str, Any], changed: bool) -> list[str]:
+    lines = read_lines(run.folder / "metrics.jsonl")
+    seconds = sum(line["seconds"] for line in lines)
+    facts: dict[str, Any] = {"seconds": round(seconds, 3), "peak_bytes": peak_bytes()}
+    if remarks:
+        facts["data"] = remarks
     evaluations = read_lines(run.folder / "eval.jsonl")
     first = evaluations[0] if evaluations and evaluations[0]["step"] == 0 else {}
-    lines = read_lines(run.folder / "metrics.jsonl")
     rewarded = run.config.train.objective.reads == "rollouts"
-    return verdict(lines, first, measured, changed, rewarded)
+    if warnings := verdict(lines, first, measured, changed, rewarded):
+        facts["warnings"] = warnings
+        for warning in warnings:
+            log.say(f"Warning: {warning}")
+    return facts
 
 
 def _write_models(run: Assembly) -> None:

@@ -37,7 +37,7 @@ from culm.run.assemble import (
     evaluation_of,
     training_batches,
 )
-from culm.run.finish import finish
+from culm.run.finish import check_outputs, finish
 from culm.run.initial import make_tokenizer, source_of
 from culm.run.resume import resume
 from culm.run.settings import RunConfig
@@ -157,6 +157,7 @@ def _train(run: Assembly) -> Result:
     start = resume(run, store, batches)
     evaluation = evaluation_of(run)
     evaluation.check()
+    check_outputs(run)
     before = sums_of(run.objective)
     log.say(f"Attention backend: {' and '.join(run.model.backends)}.")
     with closing(Listeners()) as listeners, listeners.failure():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -49,9 +49,20 @@ class Files:
 
     @property
     def size(self) -> int | None:
-        if any(path.suffix in (".gz", ".parquet") for path in self.paths):
+        if any(text.is_gzip(path) or kind_of(path) == "parquet" for path in self.paths):
             return None
         return sum(path.stat().st_size for path in self.paths)
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        found = {}
+        if self.skipped:
+            other = ", ".join(sorted({path.suffix or path.name for path in self.skipped}))
+            phrase = f"files in {self.name} are not read ({other}); what is read is "
+            found[phrase + ", ".join(KINDS)] = len(self.skipped)
+        if empty := sum(path.stat().st_size == 0 for path in self.paths):
+            found[f"files in {self.name} are empty"] = empty
+        return found
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         readers: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
@@ -77,6 +88,10 @@ class Chain:
     def size(self) -> int | None:
         sizes = [source.size for source in self.sources]
         return None if None in sizes else sum(size or 0 for size in sizes)
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        return sum((Counter(source.left_out) for source in self.sources), Counter[str]())
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for source in self.sources:
@@ -104,6 +119,10 @@ class Limited:
         known = [size for size in (self.source.size, self.bytes) if size is not None]
         return min(known, default=None)
 
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        return self.source.left_out
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         taken = 0
         for record in islice(self.source, self.documents):
@@ -112,24 +131,6 @@ class Limited:
             yield record
             with suppress(ValueError):  # whoever reads the record refuses it, or leaves it out
                 taken += bytes_in(list(self.texts(fields_of(record))))
-
-
-def skipped_in(source: Source) -> dict[str, int]:
-    """Counts of files that are not read, by a phrase that follows the number."""
-    match source:
-        case Limited():
-            return skipped_in(source.source)
-        case Chain():
-            found = Counter[str]()
-            for one in source.sources:
-                found.update(skipped_in(one))
-            return found
-        case Files():
-            other = ", ".join(sorted({path.suffix or path.name for path in source.skipped}))
-            known = ", ".join(KINDS)
-            phrase = f"files in {source.name} are not read ({other}); what is read is {known}"
-            return {phrase: len(source.skipped)} if source.skipped else {}
-    return {}
 
 
 def open_source(
@@ -195,5 +196,5 @@ def kind_in(path: Path) -> str:
 
 def kind_of(path: Path) -> str | None:
     """How a file is read, by its name; .gz does not matter."""
-    suffixes = path.suffixes[:-1] if path.suffix == ".gz" else path.suffixes
+    suffixes = path.suffixes[:-1] if text.is_gzip(path) else path.suffixes
     return KINDS.get(suffixes[-1].lower()) if suffixes else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from culm.config import SettingError
 from culm.source.record import Record
 
 if TYPE_CHECKING:
-    from culm import hub
+    pass
 
 ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?(:[\w.-]+){0,2}")
 
@@ -39,20 +39,24 @@ class Hub:
         return self.name.partition(":")[0].partition("@")[2] or None
 
     @property
+    def left_out(self) -> Mapping[str, int]:
+        return {}
+
+    @property
     def revision(self) -> str | None:
         """The commit that is read, each time the same; None if the hub does not say."""
         try:
-            answer = self._answer
+            commit = self._commit
         except SettingError:  # which reading the dataset raises too
-            answer = None
-        return self.wanted if answer is None else answer.commit
+            commit = None
+        return self.wanted if commit is None else commit or None
 
     @cached_property
-    def _answer(self) -> hub.Answer | None:
+    def _commit(self) -> str | None:
         from culm import hub  # its library takes 0.2 s to import, which other sources do not need
 
         try:
-            return hub.ask(self.dataset, "dataset", self.wanted)
+            return hub.commit_of(self.dataset, "dataset", self.wanted)
         except SettingError as error:
             raise SettingError(f"{self.setting}: {error}") from None
 
@@ -66,7 +70,7 @@ class Hub:
             ) from None
         subset, _, split = self.name.partition(":")[2].partition(":")
         # HF_HUB_OFFLINE reads what was downloaded before.
-        if not config.HF_HUB_OFFLINE and self._answer is None:
+        if not config.HF_HUB_OFFLINE and self._commit is None:
             raise SettingError(
                 f"{self.setting}: {self.name!r} is no file or folder here, and the hub is not "
                 "reachable: go online, or give a file or folder; HF_HUB_OFFLINE=1 reads what the "

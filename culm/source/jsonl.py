@@ -11,26 +11,53 @@ from typing import Any, BinaryIO, cast
 
 from culm.config import SettingError
 from culm.source.record import Record, kind_of_value, place_of
-from culm.source.text import ERRORS, UNREADABLE, not_utf8, opened, unreadable
+from culm.source.text import (
+    ERRORS,
+    UNREADABLE,
+    check_compression,
+    no_text,
+    not_utf8,
+    opened,
+    unreadable,
+)
 
 OBJECT = re.compile(rb"\s*\[?\s*\{\s*\"")
 GAP = re.compile(r"[ \t\r\n,]*")  # between the entries of a list
+
+
+class _TwiceError(ValueError):
+    """An object has two values of one key, of which either may be meant."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _TwiceError(f"has the key {twice!r} twice")
+    return made
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def records(path: Path, invalid: str = "error") -> Iterator[Record]:
     """Each object as it is, with the line where it begins; a bare string becomes {"text": ...}, a
     list of messages a dialogue.
 
-    Lines are streamed. A list, or an object that fills several lines of a `.json` file, is read
-    into memory, since JSON cannot be split safely.
+    Lines are streamed; one that is not JSON is a record with an error. A list, or an object that
+    fills several lines of a `.json` file, is read into memory, since JSON cannot be split safely.
     """
     try:
         with opened(path) as file:
             head = next((line.strip() for line in file if line.strip()), b"")
             head = head.removeprefix(BOM_UTF8)
+        check_compression(path, head)
+        if b"\0" in head:
+            raise no_text(path, head)
         with opened(path) as file:
             if head == b"{" or (head.startswith(b"[") and not _is_dialogue(head)):
-                yield from _whole(path, file.read(), invalid)
+                yield from _whole(path, _text(file.read(), path, 0, invalid))
             else:
                 yield from _lines(path, file, invalid)
     except UNREADABLE as error:
@@ -42,16 +69,22 @@ def is_json(head: bytes) -> bool:
     return OBJECT.match(head.removeprefix(BOM_UTF8)) is not None
 
 
-def _whole(path: Path, data: bytes, invalid: str) -> Iterator[Record]:
+def _whole(path: Path, text: str) -> Iterator[Record]:
     """The entries of a list, or the one object."""
-    text = _text(data, path, 0, invalid)
-    values = _parse(text, path, 1)
+    try:
+        values = _parse(text, path, 1)
+    except _TwiceError as error:
+        raise SettingError(
+            f"{path}: an object {error}; correct it, or leave the file out"
+        ) from None
+    except ValueError as error:
+        raise SettingError(f"{error}; correct it, or leave the file out") from None
     if not isinstance(values, list) or _is_messages(values):
         values, lines = [values], [1 + text[: len(text) - len(text.lstrip())].count("\n")]
     else:
         lines = list(_lines_of_entries(text))
     for value, line in zip(values, lines, strict=True):
-        yield _record(value, place_of(path, line), invalid)
+        yield _record(value, place_of(path, line))
 
 
 def _lines_of_entries(text: str) -> Iterator[int]:
@@ -72,16 +105,15 @@ def _lines(path: Path, file: BinaryIO, invalid: str) -> Iterator[Record]:
     for number, line in enumerate(file, start=1):
         if line.strip():
             place = place_of(path, number)
+            text = _text(line, path, offset, invalid)
             try:
-                value = _parse(_text(line, path, offset, invalid), path, number)
-            except SettingError as error:
-                if invalid == "error":
-                    raise
-                yield Record({}, place, str(error))
-            else:
-                record = _record(value, place, invalid)
-                record.size = len(line)
-                yield record
+                record = _record(_parse(text.rstrip(), path, number), place)
+            except _TwiceError as error:
+                record = Record({}, place, f"{place}: it {error}")
+            except ValueError as error:
+                record = Record({}, place, str(error))
+            record.size = len(line)
+            yield record
         offset += len(line)
 
 
@@ -93,31 +125,32 @@ def _text(data: bytes, path: Path, offset: int, invalid: str) -> str:
 
 
 def _parse(text: str, path: Path, line: int) -> Any:
-    """line: the one where the text begins."""
+    """line: the one where the text begins.
+
+    Raises:
+        ValueError: it is not JSON; says where.
+        _TwiceError: an object has a key twice.
+    """
     try:
-        return json.loads(text)
+        return DECODER.decode(text)
+    except _TwiceError:
+        raise
     except (ValueError, RecursionError) as error:
         reason = str(error)
         if isinstance(error, json.JSONDecodeError):
             line += error.lineno - 1
             reason = f"{error.msg} at column {error.colno}"
-        raise SettingError(
-            f"{place_of(path, line)}: not readable as JSON: {reason}; correct it, or set "
-            "data.invalid=skip to leave out such records"
-        ) from None
+        raise ValueError(f"{place_of(path, line)}: not readable as JSON: {reason}") from None
 
 
-def _record(value: Any, place: str, invalid: str) -> Record:
+def _record(value: Any, place: str) -> Record:
     if isinstance(value, str):
         return Record({"text": value}, place)
     if _is_messages(value):
         return Record({"messages": value}, place)
     if isinstance(value, dict):
         return Record(value, place)
-    error = f"{place}: expected an object, found {kind_of_value(value)}"
-    if invalid == "error":
-        raise SettingError(error)
-    return Record({}, place, error)
+    return Record({}, place, f"{place}: expected an object, found {kind_of_value(value)}")
 
 
 def _is_messages(value: Any) -> bool:

@@ -22,6 +22,9 @@ def records(path: Path) -> Iterator[Record]:
         raise SettingError(f"{path}: parquet needs the extra: pip install 'culm[data]'") from None
     try:
         with ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise SettingError(f"{path}: it has the column {twice!r} twice; rename one of them")
             batches = file.iter_batches(batch_size=ROWS)
             rows = chain.from_iterable(batch.to_pylist() for batch in batches)
             for number, row in enumerate(rows, start=1):

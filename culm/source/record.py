@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -41,10 +42,15 @@ class ReadKeys(dict[str, Any]):
         return super().values()
 
 
+def not_used(what: str, keys: Iterable[str], reader: str = "is not used") -> list[str]:
+    """A phrase for each key that nothing has read, to count."""
+    return [f"{what} have the key {key!r}, which {reader}" for key in keys]
+
+
 class Record(ReadKeys):
     """Its fields, and which of them nobody has read.
 
-    place: where it stands, for messages. error: why it cannot be read, where bad ones are skipped.
+    place: where it stands, for messages. error: why it cannot be read.
     size: bytes that it takes in its file, where they are more than its text.
     """
 
@@ -77,6 +83,24 @@ def of_kind(record: dict[str, Any], key: str, kind: Any) -> Any:
     return record[key] if isinstance(dict.get(record, key), kind) else None
 
 
+def written(record: dict[str, Any], key: str) -> str:
+    """The text of a field that holds text or a number.
+
+    Raises:
+        ValueError: there is something else, or a number that is not finite.
+    """
+    value = record.get(key)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not isinstance(value, str) and (not number or _is_infinite(value)):
+        raise ValueError(f"no text or number in {key!r}; {shape_of(record)}")
+    return str(value)
+
+
+def _is_infinite(value: Any) -> bool:
+    """Also of what is no number at all: JSON of some programs holds NaN and Infinity."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 class LeftOut(ValueError):
     """A record that cannot be learned from; the message says why, and such records are counted."""
 
@@ -89,6 +113,8 @@ def shape_of(record: dict[str, Any]) -> str:
 
 def kind_of_value(value: Any) -> str:
     """What a JSON value is, in words."""
+    if _is_infinite(value):
+        return "a number that is not finite"
     names = {str: "text", bool: "true or false", int: "a number", float: "a number"}
     names |= {list: "a list", dict: "an object", type(None): "null"}
     return names.get(type(value), type(value).__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 from culm.config import SettingError
@@ -14,7 +14,8 @@ T = TypeVar("T")
 class Source(Protocol):
     """Each iteration gives all records.
 
-    name: for messages. size: approximate bytes to read; None if unknown.
+    name: for messages. size: approximate bytes to read; None if unknown. left_out: counts of files
+    and records that it never gives, by a phrase that follows the number.
     """
 
     @property
@@ -22,6 +23,9 @@ class Source(Protocol):
 
     @property
     def size(self) -> int | None: ...
+
+    @property
+    def left_out(self) -> Mapping[str, int]: ...
 
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
@@ -61,7 +65,7 @@ def found_in(
         except (ValueError, RecursionError) as error:
             bad = bad_record(record.place, error)
             if skipped is None:
-                raise bad from None
+                raise SettingError(f"{bad}; correct it") from None
             skipped(bad)
             continue
         yield record, found

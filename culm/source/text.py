@@ -21,6 +21,9 @@ SEPARATORS = {"file": None, "paragraphs": r"\n[ \t\r]*\n\s*", "lines": r"\r?\n"}
 UNREADABLE = (OSError, EOFError, zlib.error)  # the last two: damaged .gz files
 ZIP = b"PK\x03\x04"  # .docx, .odt, .epub and others
 BINARY = (ZIP, b"%PDF")
+COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zX": "xz"}
+COMPRESSED |= {b"\x04\x22\x4d\x18": "LZ4"}
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 ERRORS = {"error": "strict", "replace": "replace", "skip": "ignore"}
 
 
@@ -66,6 +69,8 @@ def decoded(path: Path, invalid: str = "error") -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")(ERRORS[invalid])
     offset = 0
     for block in blocks(path):
+        if invalid == "error" and b"\0" in block:
+            raise no_text(path, b"" if offset else block)
         pending = len(decoder.getstate()[0])
         text = _decode(decoder, block, path, offset - pending)
         if offset == 0:
@@ -87,13 +92,20 @@ def not_utf8(path: Path, offset: int) -> SettingError:
     """The error for a file that is not UTF-8 text from a byte on."""
     with opened(path) as file:
         first = file.read(BLOCK)
-    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return SettingError(f"{path}: UTF-16 text; save it as UTF-8")
-    if b"\0" in first:
-        return SettingError(f"{path}: not text: it contains zero bytes; leave it out")
+    if b"\0" in first or first.startswith(UTF_16):
+        return no_text(path, first)
     return SettingError(
         f"{place_of(path, _line_at(path, offset))}: byte {offset:,} is not UTF-8; save the file as "
         "UTF-8, or in a run file set data.invalid=replace (or skip) to read it anyway"
+    )
+
+
+def no_text(path: Path, start: bytes) -> SettingError:
+    """The error for a file with zero bytes: UTF-16 without a mark at its start is valid UTF-8."""
+    if start.startswith(UTF_16):
+        return SettingError(f"{path}: UTF-16 text; save it as UTF-8")
+    return SettingError(
+        f"{path}: not text: it contains zero bytes; save it as UTF-8, or leave it out"
     )
 
 
@@ -111,10 +123,7 @@ def blocks(path: Path) -> Iterator[bytes]:
     """The bytes of a file, decompressed if its name ends in .gz."""
     try:
         with opened(path) as file:
-            if file.read(len(ZIP)) in BINARY:
-                raise SettingError(
-                    f"{path}: not text but a document of another program; save its text as .txt"
-                )
+            _check_start(path, file.read(len(ZIP)))
         with opened(path) as file:
             while block := file.read(BLOCK):
                 yield block
@@ -122,9 +131,31 @@ def blocks(path: Path) -> Iterator[bytes]:
         raise unreadable(path, error) from None
 
 
+def _check_start(path: Path, start: bytes) -> None:
+    if start in BINARY:
+        raise SettingError(
+            f"{path}: not text but a document of another program; save its text as .txt"
+        )
+    check_compression(path, start)
+
+
+def check_compression(path: Path, start: bytes) -> None:
+    """Refuse a file that is compressed, by its first bytes."""
+    method = next((name for magic, name in COMPRESSED.items() if start.startswith(magic)), None)
+    if method == "gzip":
+        raise SettingError(f"{path}: compressed with gzip; end its name in .gz")
+    if method is not None:
+        raise SettingError(f"{path}: compressed with {method}; decompress it, or use gzip")
+
+
 def opened(path: Path) -> BinaryIO:
     """A file to read, decompressed if its name ends in .gz."""
-    return cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
+    return cast(BinaryIO, gzip.open(path, "rb") if is_gzip(path) else path.open("rb"))
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether a name says that a file is compressed with gzip."""
+    return path.suffix.lower() == ".gz"
 
 
 def unreadable(path: Path, error: Exception) -> SettingError:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from culm.config import Config, SettingError
 from culm.seed import keyed
 from culm.source import open_source
-from culm.source.record import Record, shape_of
+from culm.source.record import LeftOut, Record, not_used, written
 from culm.source.source import found_in
-from culm.task.task import Question, Split, exact, split_of
+from culm.task.task import Question, Split, Task, exact, split_of
+
+INCOMPLETE = "records have an empty prompt or answer and are left out"
+
+
+class Asked(NamedTuple):
+    """The questions of a file by split; notes: counts of what was left out or not used."""
+
+    questions: dict[Split, list[Question]]
+    notes: Counter[str]
 
 
 class Prompts(Config):
@@ -36,7 +46,7 @@ class Prompts(Config):
         Raises:
             SettingError: the file cannot be read, or has no question for the split.
         """
-        known = self._questions[split]
+        known = self._asked.questions[split]
         if not known:
             raise SettingError(
                 f"{self.path}: none of its prompts belongs to the {split} split; add more"
@@ -46,24 +56,58 @@ class Prompts(Config):
 
     def asked(self, split: Split) -> list[Question]:
         """The questions of a split, in the order of the file."""
-        return self._questions[split]
+        return self._asked.questions[split]
 
     def score(self, question: Question, reply: str) -> float:
         return exact(question.answer, reply)
 
+    @property
+    def notes(self) -> Counter[str]:
+        """Counts of records that are left out and of keys that are not used, by a phrase."""
+        return self._asked.notes
+
     @cached_property
-    def _questions(self) -> dict[Split, list[Question]]:
-        found: dict[Split, list[Question]] = {"train": [], "test": []}
-        for _, questions in found_in(open_source(self.path, setting="tasks.path"), self._read):
+    def _asked(self) -> Asked:
+        asked = Asked({"train": [], "test": []}, Counter())
+
+        def skipped(error: ValueError) -> None:
+            if not isinstance(error, LeftOut):
+                raise SettingError(f"{error}; correct it")
+            asked.notes[str(error)] += 1
+
+        source = open_source(self.path, setting="tasks.path")
+        asked.notes.update(source.left_out)
+        for record, questions in found_in(source, self._read, skipped):
+            asked.notes.update(not_used("records", record.unread))
             for question in questions:
-                found[split_of(question.prompt)].append(question)
-        return found
+                asked.questions[split_of(question.prompt)].append(question)
+        return asked
 
     def _read(self, record: Record) -> Iterator[Question]:
-        for key in (self.prompt, self.answer):
-            if not isinstance(record.get(key), str | int | float):
-                raise ValueError(f"no text or number in {key!r}; {shape_of(record)}")
-        yield Question(str(record[self.prompt]), str(record[self.answer]).strip())
+        question, answer = question_in(record, self.prompt, self.answer)
+        yield Question(question, answer.strip())
+
+
+def question_in(record: dict[str, Any], prompt: str, answer: str) -> tuple[str, str]:
+    """The texts of two fields, of which a number is one.
+
+    Raises:
+        LeftOut: one of them is empty.
+        ValueError: one of them holds something else.
+    """
+    found = written(record, prompt), written(record, answer)
+    if not all(map(str.strip, found)):
+        raise LeftOut(INCOMPLETE)
+    return found
+
+
+def notes_of(tasks: Sequence[Task]) -> Counter[str]:
+    """What the files of all tasks bring that is left out or not used."""
+    found = Counter[str]()
+    for task in tasks:
+        if isinstance(task, Prompts):
+            found.update(task.notes)
+    return found
 
 
 @lru_cache(maxsize=8)

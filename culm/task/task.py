@@ -78,3 +78,19 @@ def first_of(split: Split, name: str, sample: Callable[[], T], key: Callable[[T]
 def exact(answer: str, reply: str) -> float:
     """1 if the reply is the answer, apart from white space and working before a colon."""
     return float(answer in (reply.strip(), reply.rsplit(": ", 1)[-1].strip()))
+
+
+def graded(task: Task, question: Question, reply: str) -> float:
+    """The score that a task gives to a reply.
+
+    Raises:
+        SettingError: it gives no number from 0 to 1, or fails.
+    """
+    try:
+        score = task.score(question, reply)
+        if 0 <= score <= 1:
+            return float(score)
+        reason = f"is {score}, not a number from 0 to 1"
+    except Exception as error:  # a task may be anyone's code
+        reason = f"failed: {type(error).__name__}: {error}"
+    raise SettingError(f"tasks: the score of {task.name} for the reply {reply[:40]!r} {reason}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol
 
 from culm.config import SettingError
@@ -115,7 +116,8 @@ class Chat:
 
         The assistant's turns are learned, or the last of them: the text that the template adds
         before the content, the content, and the end of the turn. A message with `weight: 0` or
-        `train: false` is read and not learned.
+        `train: false` is read and not learned. Where the mark of the next turn ends an answer, it
+        follows the last one too.
 
         Raises:
             ValueError: nothing would be learned, a turn has no end to learn, or the template
@@ -132,12 +134,40 @@ class Chat:
         text, starts = rendered.text, dict[int, int]()
         for index in said:
             text, starts[index] = self._start(given, text, index)
+        if said[-1] == len(messages) - 1 and not messages[-1].get("tool_calls"):
+            text += self._next_mark
         tokens = self._tokens(given, text)
         learned = [False] * len(tokens.ids)
         for index, start in starts.items():
             first, last = self._span(given, text, tokens, index, start)
             learned[first:last] = [True] * (last - first)
         return EncodedDialogue(tokens.ids, learned, rendered.unread)
+
+    @cached_property
+    def _next_mark(self) -> str:
+        """The mark of a question, in a template where nothing else ends the answer before it.
+
+        Generation stops there, so the last answer is learned with it; the template does not write
+        it before there is a next question.
+        """
+        question = {"role": "user", "content": "a"}
+        said = [question, {"role": "assistant", "content": "b"}]
+        try:
+            given = self._template.guard([*said, question])
+            whole, text = (
+                self._template.render(given).text,
+                self._template.render(given.until(2)).text,
+            )
+            start = self._template.place(given.until(2), text, 1, end=True)
+        except ValueError:
+            return ""
+        if start is None or not whole.startswith(text):
+            return ""
+        stops = self.tokenizer.stop_ids
+        names = [name for name, id in self.tokenizer.specials.items() if id in stops]
+        if any(name in text[start:] for name in names):
+            return ""
+        return next((name for name in names if whole.startswith(name, len(text))), "")
 
     def _start(self, given: Guarded, text: str, index: int) -> tuple[str, int]:
         """Where an answer starts: after exactly the prompt that generation will use.

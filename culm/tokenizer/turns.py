@@ -34,7 +34,10 @@ def with_turn_end(tokenizer: Tokenizer, source: str | Path) -> Tokenizer:
 
 
 def _turn_end(tokenizer: Tokenizer) -> int | None:
-    """The first special token after an answer; None if an end is learned without it."""
+    """The first special token after an answer; None if an end is learned without it.
+
+    A question follows the answer: in some templates its mark is what ends a turn, as in GLM-4's.
+    """
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": CONTENT}]
     try:
         tokenizer.chat.encode(messages)
@@ -42,7 +45,7 @@ def _turn_end(tokenizer: Tokenizer) -> int | None:
     except ValueError:
         pass
     try:
-        ids = tokenizer.chat.prompt(messages)
+        ids = tokenizer.chat.prompt([*messages, messages[0]])
     except ValueError:  # of a template that refuses this dialogue
         return None
     ends = {tokenizer.specials[name] for name in meant(tokenizer.specials)}

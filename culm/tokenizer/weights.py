@@ -4,23 +4,35 @@ from __future__ import annotations
 
 from culm.tokenizer.template import Message
 
-WEIGHTS = ("weight", "train")  # keys of a message that say whether it is learned
+# Keys of a message that say whether it is learned: OpenAI's, and those of other tools.
+WEIGHTS = (
+    "weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight", "loss_scale",
+)  # fmt: skip
+MASKED = "masked"  # the opposite
+UNCLEAR = ("mask", "train_detail")  # of which 1 may mean either, or a part of the message
 
 
 def is_learned(message: Message, index: int) -> bool:
-    """Whether an answer is learned, by its `weight` (0 or 1) or `train` (true or false).
+    """Whether an answer is learned, by its `weight` (0 or 1), `train` (true or false) or the like.
 
     Raises:
-        ValueError: it is another value, or the two contradict each other.
+        ValueError: it is another value, the key has no clear meaning, or two contradict each other.
     """
-    given = {key: message[key] for key in WEIGHTS if message.get(key) is not None}
+    for key in UNCLEAR:
+        if message.get(key) is not None:
+            raise ValueError(
+                f"messages[{index}]: it is not clear what {key!r} says of the loss; write weight 0 "
+                "or 1 in its place"
+            )
+    given = {key: message[key] for key in (*WEIGHTS, MASKED) if message.get(key) is not None}
     for key, value in given.items():
         if value not in (0, 1) or isinstance(value, str):
             raise ValueError(f"messages[{index}].{key}: {value!r} is not 0 or 1")
-    if len({bool(value) for value in given.values()}) > 1:
+    wanted = {_wants(key, value) for key, value in given.items()}
+    if len(wanted) > 1:
         both = " and ".join(f"{key} {value!r}" for key, value in given.items())
         raise ValueError(f"messages[{index}]: {both} contradict each other; remove one of them")
-    return all(given.values())
+    return all(wanted)
 
 
 def without_weights(message: Message) -> Message:
@@ -28,5 +40,10 @@ def without_weights(message: Message) -> Message:
 
     Only answers are learned: a weight of another message that asks for it stays, and is unread.
     """
-    answer = message.get("role") == "assistant"
-    return {k: v for k, v in message.items() if k not in WEIGHTS or (v and not answer)}
+    answer, keys = message.get("role") == "assistant", {*WEIGHTS, MASKED}
+    return {k: v for k, v in message.items() if k not in keys or (not answer and _wants(k, v))}
+
+
+def _wants(key: str, value: object) -> bool:
+    """Whether a weight asks for a message to be learned."""
+    return bool(value) != (key == MASKED)

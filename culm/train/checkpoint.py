@@ -189,6 +189,10 @@ def verify(folder: Path) -> Progress | None:
         progress = Progress(**state)
         if _seal(path / WEIGHTS, state) != checksum:
             raise ValueError("its SHA-256 differs")
+    except PermissionError as error:  # no damage, and no reason to delete it
+        raise CheckpointError(
+            f"{error.filename}: may not be read; give this user access"
+        ) from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         readable = isinstance(error, OSError | ValueError)
         reason = str(error) if readable else f"{STATE} does not describe a checkpoint"

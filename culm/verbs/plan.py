@@ -45,16 +45,27 @@ def show_plan(
         model = config.model.build(device="meta")
         tokenizer = found.attempt(lambda: corpus.tokenizer)
     context = (found.attempt(lambda: context_of(config, model)) if model else None) or 0
-    if tokenizer is not None and context:
-        with TemporaryDirectory() as temporary:
+    seen = None
+    with TemporaryDirectory() as temporary:
+        if tokenizer is not None and context:
             seen = found.attempt(
                 lambda: preview(config, tokenizer, corpus, Path(temporary), context, ranks)
             )
         if seen is not None:
-            context = seen.context
             section(console, "Learned from", seen.facts)
             _show_samples(console, seen.samples)
-    folder = Path(config.folder)
+        _check_folder(console, found)
+        device = META if target else found.attempt(lambda: choose_device(config.device))
+        if model is not None and device is not None and context:
+            show_needs(console, found, model, tokenizer, device, context, seen)
+    if found.problems:
+        raise SettingError("this run cannot start:\n" + "\n".join(found.problems))
+    console.print("No problem found. Start it with `culm train` and the same settings.")
+
+
+def _check_folder(console: Console, found: Findings) -> None:
+    """What is in the folder of the run, and whether its results can be reported."""
+    config, folder = found.config, Path(found.config.folder)
     found.attempt(lambda: check(folder, config, source_of(config)))
     trackers: tuple[TrackerConfig, ...] = config.track
     for tracker in trackers:
@@ -62,12 +73,6 @@ def show_plan(
     progress = found.attempt(lambda: verify(folder))
     if progress is not None:
         console.print(f"\nResumes after step {progress.step:,} of {config.train.steps:,}.")
-    device = META if target else found.attempt(lambda: choose_device(config.device))
-    if model is not None and device is not None and context:
-        show_needs(console, found, model, tokenizer, device, context)
-    if found.problems:
-        raise SettingError("this run cannot start:\n" + "\n".join(found.problems))
-    console.print("No problem found. Start it with `culm train` and the same settings.")
 
 
 def _parts(config: RunConfig) -> tuple[Transformer | None, Tokenizer | None]:

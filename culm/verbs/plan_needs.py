@@ -25,13 +25,16 @@ from culm.plan.process_memory import process_bytes
 from culm.plan.speed import training_rate
 from culm.plan.target import UTILISATION, Target
 from culm.run.assemble import EVALUATED, Assembly, evaluation_of, training_batches
+from culm.run.finish import check_outputs
 from culm.run.objective import ModelLoader, build_objective, precision_of
 from culm.run.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.verbs.format import count, duration, flops, size
+from culm.verbs.preview import Preview
 
 META = torch.device("meta")
 NARROWEST = 24  # characters of a wrapped column
+FILE_WIDTH = 100  # characters of a row where there is no terminal
 
 T = TypeVar("T")
 
@@ -56,21 +59,23 @@ class Findings:
 
 
 def section(console: Console, title: str, rows: list[tuple[str, ...]]) -> None:
-    """Print rows in columns; on a terminal a long cell is wrapped, so that the rows fit."""
+    """Print rows in columns; a long cell is wrapped, so that the rows fit."""
     console.print(f"\n[bold]{title}[/]")
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    if console.is_terminal:
-        others = sum(widths) - widths[1] + 2 * len(widths)
-        widths[1] = min(widths[1], max(console.width - others, NARROWEST))
+    width = console.width if console.is_terminal else FILE_WIDTH
+    others = sum(widths) - widths[1] + 2 * len(widths)
+    widths[1] = min(widths[1], max(width - others, NARROWEST))
     for row in rows:
-        cells = [
-            textwrap.wrap(cell, width) or [""] for cell, width in zip(row, widths, strict=True)
-        ]
-        if not console.is_terminal:
-            cells = [[cell] for cell in row]
+        cells = [_wrapped(cell, width) for cell, width in zip(row, widths, strict=True)]
         for line in zip_longest(*cells, fillvalue=""):
             padded = (part.ljust(width) for part, width in zip(line, widths, strict=True))
             console.print("  " + "  ".join(padded).rstrip(), markup=False)
+
+
+def _wrapped(cell: str, width: int) -> list[str]:
+    """The lines of a cell; a path is not broken, so that it can be copied."""
+    lines = textwrap.wrap(cell, width, break_long_words=False, break_on_hyphens=False)
+    return lines or [""]
 
 
 def show_needs(
@@ -80,6 +85,7 @@ def show_needs(
     tokenizer: Tokenizer | None,
     device: torch.device,
     context: int,
+    seen: Preview | None,
 ) -> None:
     """Print what the run needs on the device, or on the target, and what is missing there."""
     config, target = _with_precision(found, device), found.target
@@ -92,10 +98,11 @@ def show_needs(
         return
     if tokenizer is not None:
         run = Assembly(
-            config, Path(config.folder), META, objective, tokenizer, context, load,
-            ranks=Ranks(count=found.ranks),
+            config if seen is None else _with_corpus(config, seen.prepared), Path(config.folder),
+            META, objective, tokenizer, context, load, ranks=Ranks(count=found.ranks),
         )  # fmt: skip
         _try_parts(found, run)
+    context = context if seen is None else seen.context
     parallelize(objective, activation_checkpointing=train.activation_checkpointing)
     step = _step(config, context, found.ranks)
     others = [model for model in load.loaded if model not in set(objective.models().values())]
@@ -127,9 +134,18 @@ def _with_precision(found: Findings, device: torch.device) -> RunConfig:
     return found.config.model_copy(update={"train": train})
 
 
+def _with_corpus(config: RunConfig, prepared: Path | None) -> RunConfig:
+    """The settings with a corpus that is prepared already, if there is one."""
+    if prepared is None:
+        return config
+    data = config.data.model_copy(update={"prepared": prepared})
+    return config.model_copy(update={"data": data})
+
+
 def _try_parts(found: Findings, run: Assembly) -> None:
     """What the run checks before its first step."""
     found.attempt(lambda: evaluation_of(run).check())
+    found.attempt(lambda: check_outputs(run))
     if run.config.train.objective.reads == "rollouts":
         found.attempt(lambda: training_batches(run))
 

@@ -12,12 +12,14 @@ from culm.data.prepare import prepare
 from culm.data.texts import texts_of
 from culm.parallel.ranks import Ranks
 from culm.plan.sample import Sample, relative_error, sample
+from culm.rollout.environment import Fitting, TaskEnvironment, question_remarks
 from culm.run.assemble import check_ends, loader
 from culm.run.initial import make_tokenizer, source_of
 from culm.run.settings import RunConfig
 from culm.task.task import Task
 from culm.tokenizer.chat import Chat
 from culm.tokenizer.rows import check_vocabulary
+from culm.tokenizer.template import Message
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE
 from culm.train.run_folder import prepared_by
@@ -29,11 +31,15 @@ QUESTIONS = 64  # read to find the longest prompt
 
 @dataclass(frozen=True)
 class Preview:
-    """facts: (name, value) lines. samples: rows in spans (text, learned). context: of a row."""
+    """facts: (name, value) lines. samples: rows in spans (text, learned). context: of a row.
+
+    prepared: the folder of the corpus, if it holds all that the run would prepare.
+    """
 
     facts: list[tuple[str, ...]]
     samples: list[list[tuple[str, bool]]]
     context: int
+    prepared: Path | None = None
 
 
 class Corpus:
@@ -92,7 +98,7 @@ def preview(
     folder.
     """
     if config.train.objective.reads == "rollouts":
-        return _questions(config, tokenizer)
+        return _questions(config, tokenizer, context)
     folder, data = corpus.prepared, config.data
     seen = corpus.sample if folder is None else None
     if folder is None and seen is not None:
@@ -120,7 +126,8 @@ def preview(
         facts.append(("epochs", f"{about}{epochs:.2f}{around}"))
     facts.append(("held out", _held_out(config, folder, seen)))
     facts += [("note", remark) for remark in rows.remarks]
-    return Preview(facts, rows.preview(SAMPLES, tokenizer), context)
+    complete = folder if seen is None or seen.whole else None
+    return Preview(facts, rows.preview(SAMPLES, tokenizer), context, complete)
 
 
 def _read(seen: Sample) -> str:
@@ -144,14 +151,22 @@ def _held_out(config: RunConfig, folder: Path, seen: Sample | None) -> str:
     return f"{100 * manifest.held_out_share:.1f} % of the bytes, in {documents:,} documents"
 
 
-def _questions(config: RunConfig, tokenizer: Tokenizer) -> Preview:
+def _questions(config: RunConfig, tokenizer: Tokenizer, context: int) -> Preview:
     tasks: Sequence[Task] = config.data.tasks
-    rollouts = config.train.rollouts
+    rollouts, seed = config.train.rollouts, config.seed + 1
     chat, samples, longest = Chat(tokenizer), [], 0
+
+    def fits(prompt: Sequence[Message]) -> bool:
+        return len(chat.prompt(prompt)) < context
+
+    remarks = question_remarks([Fitting(TaskEnvironment(t), fits) for t in tasks], context, seed)
     for index in range(QUESTIONS):
         number, which = divmod(index, len(tasks))
-        question = tasks[which].question("train", number, config.seed + 1)
-        prompt = chat.prompt([{"role": "user", "content": question.prompt}])
+        question = tasks[which].question("train", number, seed)
+        asked = [{"role": "user", "content": question.prompt}]
+        if not fits(asked):
+            continue
+        prompt = chat.prompt(asked)
         longest = max(longest, len(prompt))
         samples.append([(tokenizer.decode(prompt, specials=True), False), (question.answer, True)])
     facts: list[tuple[str, ...]] = [
@@ -159,4 +174,5 @@ def _questions(config: RunConfig, tokenizer: Tokenizer) -> Preview:
         ("completions", f"{config.train.batch_size:,} a step, in groups of {rollouts.group}"),
         ("longest prompt", f"{longest} tokens, plus answers of up to {rollouts.max_tokens}"),
     ]
-    return Preview(facts, samples[:SAMPLES], longest + rollouts.max_tokens)
+    facts += [("note", remark) for remark in remarks]
+    return Preview(facts, samples[:SAMPLES], min(context, longest + rollouts.max_tokens))

@@ -28,6 +28,17 @@ def named_adapters(pairs: Iterable[str]) -> dict[str, str]:
     return named
 
 
+def served_name(model: str) -> str:
+    """The name of a model in the API: of its run, its folder or file, or its full id on the hub."""
+    from culm.convert.load import on_hub
+
+    path = Path(model).expanduser().resolve()
+    if on_hub(model) and not path.exists():
+        return model
+    in_run = path.name == "model" and (path.parent / "run.yaml").is_file()
+    return path.parent.name if in_run else path.name
+
+
 def serve_model(
     model: str,
     host: str,
@@ -41,16 +52,14 @@ def serve_model(
     device: str,
     dtype: str,
 ) -> None:
-    """Check the address, then load the model, then serve it under the name of its folder."""
+    """Check the address, then load the model, then serve it under its name."""
     check_exposed(host, api_key)
     check_port(host, port)
     import culm
     from culm.serve.http import server
 
     adapters = named_adapters(adapter)
-    path = Path(model).resolve()
-    name = path.parent.name if path.name == "model" else path.name
     loaded = culm.load(
         model, device, dtype, context, adapters=adapters, cache=cache, speculate=speculate
     )
-    server.serve(loaded, name, host, port, api_key, slots)
+    server.serve(loaded, served_name(model), host, port, api_key, slots)

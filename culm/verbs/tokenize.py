@@ -10,7 +10,6 @@ import typer
 from culm.data.notes import Notes
 from culm.data.texts import texts_of
 from culm.files import atomic, refuse_existing, refuse_nonempty
-from culm.source import skipped_in
 from culm.tokenizer.folder import CONFIG
 from culm.tokenizer.train import BPE
 from culm.verbs.corpus import corpus_of
@@ -30,7 +29,7 @@ def train_tokenizer(
     refuse_nonempty(Path(out), CONFIG)
     data = corpus_of(path)
     source, notes = data.open(), Notes(data.invalid)
-    notes.counts.update(skipped_in(source))
+    notes.counts.update(source.left_out)
     texts = texts_of(source, data.format, data.invalid, notes)
     tokenizer = BPE(vocabulary=vocabulary).build(texts)
     with atomic(Path(out)) as fresh:

@@ -69,6 +69,13 @@ def test_codes_of_their_own_values_are_the_same(group):
     assert torch.equal(codes_of(values_of(codes, scale, zero), scale, zero), codes)
 
 
+@pytest.mark.parametrize(("inputs", "group"), [(96, 32), (256, 64), (384, 128)])
+def test_dense_int4_multiplies_by_its_values_rounded_to_bf16(inputs, group):
+    layer = Int4Linear.from_linear(linear(inputs, 33, bias=False), group)
+    eye = torch.eye(inputs, dtype=torch.bfloat16)
+    assert torch.equal(layer.dense(eye).t(), layer.dequantize().bfloat16())
+
+
 def test_nf4_levels_are_quantiles_of_the_normal_distribution():
     offset, quantile = 0.9677083, torch.distributions.Normal(0.0, 1.0).icdf
     above = quantile(torch.linspace(offset, 0.5, 9, dtype=torch.float64)[:-1])

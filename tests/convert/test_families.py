@@ -227,3 +227,16 @@ def test_sizes_that_no_tensor_can_have(tokenizer, tmp_path, name):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(SettingError, match=r"no model can have its sizes|vocabulary"):
         hf.load(folder)
+
+
+@pytest.mark.parametrize("count", [10**7, 10**20])
+@pytest.mark.parametrize("family", ["Mixtral", "DeepSeek-V3"])
+def test_a_number_of_experts_that_no_model_has(tokenizer, tmp_path, family, count):
+    folder = saved(peer_of(family), tokenizer, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config[next(name for name in config if name in ("num_local_experts", "n_routed_experts"))] = (
+        count
+    )
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SettingError, match="experts: it should be less than or equal to 10000"):
+        hf.load(folder)

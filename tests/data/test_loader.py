@@ -135,7 +135,7 @@ def test_what_is_cut_off_is_counted(tokenizer, tmp_path):
     assert (loader.rows, loader.truncated, loader.left_out) == (1, 1, 1)
     assert all(batch.counts["targets"] > 0 for batch in loader.step(0))
     hopeless = prepared(records[:1], ChatFormat(), tokenizer, tmp_path / "q")
-    with pytest.raises(SettingError, match="no token would be learned"):
+    with pytest.raises(SettingError, match="no token of the split 'train' would be learned"):
         Loader(hopeless, 16, 1, 1, seed=0)
 
 

@@ -4,7 +4,7 @@ import errno
 import hashlib
 import json
 import tracemalloc
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -30,6 +30,7 @@ class Records:
     records: list
     name: str = "the records"
     size: int | None = None
+    left_out: dict = field(default_factory=dict)
 
     def __iter__(self):
         return iter(self.records)

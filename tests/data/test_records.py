@@ -392,6 +392,24 @@ def test_a_system_text_that_the_messages_repeat_is_used(prepared: Any) -> None:
     assert prepared([record], ChatFormat())[0].notes == {}
 
 
+NOT_LEARNED = [
+    {"weight": 0}, {"train": False}, {"training": False}, {"trainable": False}, {"loss": False},
+    {"loss_mask": 0}, {"loss_weight": 0.0}, {"loss_scale": 0}, {"masked": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("off", NOT_LEARNED)
+def test_the_weights_of_other_tools(off: Any, tokenizer: Tokenizer) -> None:
+    [(key, value)] = off.items()
+    for weighted, learned in ((off, "Yes<|end|>"), ({key: not value}, "Yes<|end|>Yes<|end|>")):
+        record = {"messages": [U, {**A, **weighted}, {**U, **off}, A]}
+        [example] = ChatFormat().encode(list(ChatFormat().contents(record)), tokenizer)
+        pairs = zip(example.tokens, example.learned, strict=True)
+        said = tokenizer.decode([id for id, wanted in pairs if wanted], specials=True)
+        assert said == learned
+        assert not example.unread
+
+
 def test_weights_that_contradict_each_other_are_refused(prepared: Any) -> None:
     with pytest.raises(SettingError, match="weight 1 and train False contradict each other"):
         prepared([{"messages": [U, {**A, "weight": 1, "train": False}]}], ChatFormat())
@@ -415,3 +433,27 @@ def test_a_record_that_is_nested_too_deeply(prepared: Any) -> None:
     record = {"messages": [U, A, {"role": "assistant", "content": "", "tool_calls": [deep]}]}
     with pytest.raises(SettingError, match=r"line 2: nested too deeply"):
         prepared([{"messages": [U, A]}, record], ChatFormat())
+
+
+@pytest.mark.parametrize("margin", ["1e39", "-1e400", "NaN", f"1{'0' * 400}", '"1"'])
+def test_a_number_that_fp32_cannot_hold(margin: str, prepared: Any) -> None:
+    line = '{"prompt": "q", "chosen": "a", "rejected": "b", "margin": %s}'
+    format = PairFormat(margin="margin")
+    with pytest.raises(SettingError, match=r"line 2: .*'margin'"):
+        prepared([line % 1, line % margin], format)
+    manifest, _ = prepared([line % 1, line % margin], format, invalid="skip")
+    assert manifest.notes == {"records cannot be read and are left out": 1}
+
+
+@pytest.mark.parametrize("format", [ChatFormat(), PairFormat(), LabelFormat(), PromptFormat()])
+def test_a_tokenizer_without_a_chat_template_is_no_fault_of_a_record(
+    format: RecordFormat, prepared: Any, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    bare = Tokenizer(tokenizers.Tokenizer.from_str(tokenizer.json), tokenizer.settings, None)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "q", "completion": "a"}))
+    source = open_source(tmp_path / "a.jsonl")
+    for invalid in ("error", "skip"):
+        with pytest.raises(SettingError, match=r"no chat template.* start\.chat=true") as raised:
+            prepare(source, format, bare, tmp_path / "d", held_out=0, invalid=invalid)  # type: ignore[arg-type]
+        assert "data.invalid" not in str(raised.value)
+    assert not (tmp_path / "d").exists()

@@ -39,7 +39,7 @@ def plain(
 ) -> Tensor:
     """One query, one head at a time. visible: (B, T, S)."""
     scale = rule.scale or q.shape[3] ** -0.5
-    out = torch.zeros_like(q)
+    out = q.new_zeros(*q.shape[:3], v.shape[-1])
     group = q.shape[2] // k.shape[2]
     for row in range(q.shape[0]):
         for head in range(q.shape[2]):
@@ -210,6 +210,19 @@ def test_cached_attention_sees_the_places_before(
     behind = positions[:, :, None] - places
     visible = (behind >= 0) & (behind < (window or 99))
     given = attend_cached(q, k, v, places, positions, ScoreRule(window=window), backend)
+    expected = plain(q, k.transpose(1, 2), v.transpose(1, 2), visible)
+    torch.testing.assert_close(given, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("values", [4, 6])
+@pytest.mark.parametrize("new", [256, 300, 600])
+def test_long_parts_are_read_in_blocks(backend: Backend, values: int, new: int) -> None:
+    q, places = drawn(2, new, 6, 4), torch.arange(new + 50)
+    k, v = drawn(2, 2, new + 50, 4, seed=1), drawn(2, 2, new + 50, values, seed=2)
+    positions = torch.stack([torch.arange(new), torch.arange(new) + 40])
+    given = attend_cached(q, k, v, places, positions, backend=backend)
+    visible = places <= positions[:, :, None]
     expected = plain(q, k.transpose(1, 2), v.transpose(1, 2), visible)
     torch.testing.assert_close(given, expected, atol=1e-5, rtol=0)
 

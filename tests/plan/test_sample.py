@@ -126,7 +126,8 @@ def planned(capsys: pytest.CaptureFixture, *settings: str) -> dict[str, str]:
         "model.attention={kind: gqa, heads: 2}",
     ]
     show_plan(*read_run("pretrain", [*run, "device=cpu", "train.precision=fp32", *settings]))
-    rows = re.findall(r"^  (\w[\w ]*?)  +(\S.*)$", capsys.readouterr().out, re.M)
+    shown = re.sub(r"\n {8,}(?=\S)", " ", capsys.readouterr().out)  # wrapped lines
+    rows = re.findall(r"^  (\w[\w ]*?)  +(\S.*)$", shown, re.M)
     return {name: value.strip() for name, value in rows}
 
 

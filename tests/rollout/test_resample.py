@@ -2,11 +2,12 @@
 
 import math
 import threading
+from collections.abc import Sequence
 
 import pytest
 import torch
-from learning import build, fit, refuse
-from rolling import TOKENIZER, LowerCase, model, rollouts
+from learning import build, fit
+from rolling import LowerCase, model, rollouts
 
 from culm.batch import IGNORED
 from culm.config import parse
@@ -14,9 +15,8 @@ from culm.objective.grpo import GRPO
 from culm.objective.ppo import PPO
 from culm.parallel.ranks import Ranks
 from culm.rollout.buffer import Rollouts
-from culm.rollout.environment import TaskEnvironment
 from culm.rollout.groups import Group
-from culm.rollout.settings import RolloutConfig
+from culm.rollout.trajectory import Trajectory
 from culm.run.settings import TrainConfig
 
 
@@ -110,20 +110,16 @@ def test_dapo_resamples_unless_the_settings_say_otherwise() -> None:
     assert resample("grpo", resample=2) == 2
 
 
-class Unsure(LowerCase):
-    """Cannot score what ends with an even character."""
-
-    def score(self, question, reply: str) -> float:
-        return math.nan if reply and ord(reply[-1]) % 2 == 0 else super().score(question, reply)
+def unsure(trajectories: Sequence[Trajectory]) -> list[float]:
+    """Cannot score an answer whose last token is even."""
+    return [math.nan if one.tokens[-1] % 2 == 0 else one.episode.score() for one in trajectories]
 
 
 @pytest.mark.parametrize("config", [GRPO(), GRPO(variant="reinforce++"), PPO()])
 def test_what_cannot_be_scored_is_left_out(config) -> None:
     objective = build(config, model(0))
-    asked = Rollouts(
-        objective, TOKENIZER, [TaskEnvironment(Unsure())], RolloutConfig(group=4, max_tokens=5),
-        refuse, batch_size=16, micro_batch_size=16, seed=0,
-    )  # fmt: skip
+    asked = rollouts(objective, 16, 16, group=4, max_tokens=5)
+    asked.rewards = {"unsure": (1.0, unsure)}
     (batch,) = asked.step(0)
     without = (batch.targets == IGNORED).all(1)
     assert 0 < batch.metrics["unscored"] == float(without.float().mean()) < 1

@@ -10,7 +10,7 @@ from rolling import TOKENIZER, model, rollouts
 from culm.config import SettingError
 from culm.objective.grpo import GRPO
 from culm.rollout.buffer import Rollouts
-from culm.rollout.environment import ASKED
+from culm.rollout.environment import ASKED, too_long
 from culm.task.prompts import Prompts
 from culm.task.task import split_of
 
@@ -32,6 +32,10 @@ def asked(task: Prompts) -> Rollouts:
     return rollouts(objective, rows=8, micro_rows=8, tasks=[task], group=2, max_tokens=3)
 
 
+def too_long_in(found: Rollouts) -> tuple[int, int]:
+    return too_long(found.fitting, found.seed + 1)
+
+
 def test_one_prompt_that_is_too_long(tmp_path: Path) -> None:
     """The run passes its place, with the same questions as otherwise in all others."""
     number = next(
@@ -39,9 +43,10 @@ def test_one_prompt_that_is_too_long(tmp_path: Path) -> None:
     )
     plain = asked(questions(tmp_path / "a.jsonl", set()))
     some = asked(questions(tmp_path / "b.jsonl", {number}))
-    assert plain.too_long() == (0, ASKED)
+    assert too_long_in(plain) == (0, ASKED)
+    assert plain.remarks == []
     count = sum(split_of(text(n, False)) == "train" for n in range(60))
-    assert some.too_long() in [(ASKED // count, ASKED), (ASKED // count + 1, ASKED)]
+    assert too_long_in(some) in [(ASKED // count, ASKED), (ASKED // count + 1, ASKED)]
     prompts = [
         [one._episode(index).prompt[0]["content"] for index in range(count)]
         for one in (plain, some)
@@ -49,6 +54,8 @@ def test_one_prompt_that_is_too_long(tmp_path: Path) -> None:
     [(was, now)] = [(a, b) for a, b in zip(*prompts, strict=True) if a != b]
     assert was == text(number, False)
     assert "word" not in now
+    [remark] = some.remarks
+    assert "questions leave no room for an answer within 48 tokens" in remark
     shares = []
     for step in range(count // 4 + 1):
         [batch] = some.step(step)
@@ -62,12 +69,12 @@ def test_replacing_is_the_same_after_a_resume_and_in_a_group(tmp_path: Path) -> 
     one, two = asked(task), asked(task)
     first = [one._episode(index).prompt for index in range(30)]
     assert [two._episode(index).prompt for index in reversed(range(30))][::-1] == first
-    assert one.too_long()[0] > ASKED // 4
+    assert too_long_in(one)[0] > ASKED // 4
 
 
 def test_nothing_but_prompts_that_are_too_long(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"data\.tasks: 1000 questions in a row leave no room"):
-        asked(questions(tmp_path / "q.jsonl", set(range(60)))).too_long()
+        _ = asked(questions(tmp_path / "q.jsonl", set(range(60)))).remarks
 
 
 def test_the_length_of_a_prompt_decides(tmp_path: Path) -> None:

@@ -210,6 +210,8 @@ def test_null_is_absent_in_the_calls_of_a_history_too(running):
     assert "content" not in message.plain  # as transformers: some templates test for it
     assert ChatMessage(role="assistant", content="").plain["content"] == ""
     assert ChatMessage(role="assistant", reasoning="2 and 2").plain["reasoning"] == "2 and 2"
+    empty = {"role": "assistant", "content": "4", "reasoning_content": "", "tool_calls": []}
+    assert ChatMessage(**empty).plain == empty  # a template may ask whether they are there
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert ChatMessage(role="user", content=parts).plain == {"role": "user", "content": "ab"}
 

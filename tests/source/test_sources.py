@@ -12,6 +12,7 @@ from culm.data.format.document import DocumentFormat
 from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
 from culm.source import Chain, open_source
+from culm.source.source import found_in
 from culm.source.text import LONGEST
 
 
@@ -113,7 +114,7 @@ def test_damaged_files_are_named(tmp_path):
     for name, (content, message) in cases.items():
         path = write(tmp_path / name, content)
         with pytest.raises(SettingError, match=message):
-            list(open_source(path))
+            list(found_in(open_source(path), lambda record: iter([record])))
 
 
 def test_missing_files_are_named(tmp_path):

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+import culm.files
 import culm.run.train
 from culm import safetensors as tensors
 from culm.adapt.heads import with_scalar_head
@@ -317,3 +319,38 @@ def test_run_yaml_is_a_run_file(begun: dict[str, Any], tmp_path: Path) -> None:
     train(config)
     lines = [read_lines(f / "metrics.jsonl") for f in (Path(begun["folder"]), tmp_path / "again")]
     assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
+
+
+@pytest.mark.parametrize("place", ["model/model.json", "adapter/adapter_config.json"])
+def test_files_in_the_way_of_a_model_are_found_before_the_first_step(
+    place: str, stage: Callable[..., dict], tmp_path: Path
+) -> None:
+    settings = {**stage("sft", adapter=True, steps=2), "folder": str(tmp_path / "run")}
+    go(settings)
+    (tmp_path / "run" / place).unlink()
+    with pytest.raises(SettingError, match="holds other files, which would be lost"):
+        go(settings, steps=4)
+    assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 2
+    shutil.rmtree((tmp_path / "run" / place).parent)  # the remedy
+    assert go(settings, steps=4).finished
+
+
+@pytest.mark.parametrize(
+    "place", ["checkpoints/step-4/state.safetensors", "data/train/tokens-00000.npy"]
+)
+def test_what_may_not_be_read_is_not_called_damaged(
+    place: str, begun: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the advice would be to delete a good checkpoint or corpus."""
+    wanted = Path(begun["folder"]) / place
+
+    def refused(path: Path) -> None:
+        if Path(path) == wanted:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    real_digest, real_map = culm.files.sha256, np.load
+    monkeypatch.setattr(culm.files, "sha256", lambda path: refused(path) or real_digest(path))
+    monkeypatch.setattr(np, "load", lambda path, **more: refused(path) or real_map(path, **more))
+    with pytest.raises((CheckpointError, SettingError), match="may not be read") as raised:
+        go(begun, steps=6)
+    assert "delete" not in str(raised.value)

@@ -12,6 +12,7 @@ from learning import build
 from stages import weights_in
 from test_bad_input import bytes_in, go
 
+import culm.run.finish
 from culm.config import SettingError
 from culm.eval.measure.held_out import HeldOut
 from culm.eval.perplexity import predict
@@ -245,3 +246,24 @@ def test_no_checkpoint_is_half_removed(stage: Callable[..., dict], tmp_path: Pat
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {
         "step-4", "step-5",
     }  # fmt: skip
+
+
+def test_a_finished_run_reads_its_metrics_once(
+    stage: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    """And so says once that a line is damaged."""
+    settings = {**stage("sft", steps=1), "folder": str(tmp_path / "run")}
+    go(settings)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_text("damaged\n" + metrics.read_text())
+    read: list[str] = []
+
+    def counted(path: Path) -> list[dict]:
+        read.append(path.name)
+        return read_lines(path)
+
+    monkeypatch.setattr(culm.run.finish, "read_lines", counted)
+    capsys.readouterr()
+    go(settings)
+    assert read.count("metrics.jsonl") == 1

@@ -2,6 +2,7 @@
 
 import pytest
 
+from culm import compiled
 from culm.engine import fused_library
 from culm.verbs import doctor
 from culm.verbs.doctor import USES, show_doctor
@@ -24,7 +25,7 @@ def test_only_extras_for_users(
 def test_a_cpu_without_the_fused_step_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(fused_library, "NEEDED", ("avx-of-tomorrow",))
+    monkeypatch.setattr(compiled, "NEEDED", ("avx-of-tomorrow",))
     monkeypatch.setattr(fused_library, "library", fused_library.library.__wrapped__)
     monkeypatch.setattr(doctor, "no_library", fused_library.no_library.__wrapped__)
     show_doctor()

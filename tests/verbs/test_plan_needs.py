@@ -26,10 +26,13 @@ def test_rows_fit_a_terminal(width):
     assert "last" in out.getvalue()
 
 
-def test_a_file_has_a_row_in_a_line():
-    out = io.StringIO()
-    section(Console(file=out, soft_wrap=True), "Settings", ROWS)
-    assert ROWS[0][1] in out.getvalue()
+def test_rows_in_a_file_have_a_readable_width_and_paths_that_can_be_copied():
+    out, path = io.StringIO(), "/".join(["a-long-folder"] * 12)
+    section(Console(file=out, soft_wrap=True), "Settings", [*ROWS, ("folder", path, "default")])
+    lines = out.getvalue().splitlines()
+    assert max(len(line) for line in lines if path not in line) <= 100
+    assert sum(path in line for line in lines) == 1
+    assert out.getvalue().count("kind=arithmetic,") == 20
 
 
 def test_a_plan_for_a_device_that_is_not_here(tmp_path, capsys):

@@ -7,7 +7,10 @@ which is the affine code of torch's int4 kernels. Rounds to nearest, ties to eve
 
 from __future__ import annotations
 
+import ctypes
+from ctypes import c_int64, c_void_p
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor
 
 from culm.adapt.quantize.linear import QuantizedLinear
 from culm.adapt.quantize.quantizer import TrainableQuantizer, undivided
+from culm.compiled import compiled
 from culm.log import say
 from culm.model.linear import GroupedLinear, Linear
 
@@ -143,6 +147,33 @@ class Int4Linear(QuantizedLinear):
     def dequantize(self) -> Tensor:
         codes = self._codes().unflatten(1, (-1, self.group))
         return values_of(codes, self.scale[..., None], self.zero[..., None]).flatten(1)
+
+    def dense(self, x: Tensor) -> Tensor:
+        on_cpu = x.dtype == torch.bfloat16 and x.device.type == "cpu"
+        library = _library() if on_cpu and not torch.compiler.is_compiling() else None
+        return super().dense(x) if library is None else x @ self._in_bf16(library).t()
+
+    def _in_bf16(self, library: ctypes.CDLL) -> Tensor:
+        """`dequantize` rounded to bf16, in one pass over the weights instead of ten."""
+        out = torch.empty(self.out_features, self.in_features, dtype=torch.bfloat16)
+        parts = [part.contiguous() for part in (self.weight, self.scale, self.zero)]
+        library.culm_dequantize(
+            *(part.data_ptr() for part in (*parts, out)),
+            *out.shape, self.group, torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The compiled `int4.cpp`, if this machine can have it."""
+    try:
+        found = compiled(Path(__file__).with_name("int4.cpp"), "the reading of int4 weights")
+    except OSError:
+        return None
+    found.culm_dequantize.argtypes = (*[c_void_p] * 4, *[c_int64] * 4)
+    found.culm_dequantize.restype = None
+    return found
 
 
 @cache

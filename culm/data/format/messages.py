@@ -116,6 +116,19 @@ def dialogue_of(record: dict[str, Any]) -> Dialogue:
     )
 
 
+def refuse_label(record: dict[str, Any]) -> None:
+    """Fine-tuning learns every answer, so it would learn one that a label calls bad.
+
+    Raises:
+        ValueError: the record has such a label, as in data for KTO.
+    """
+    if dict.get(record, "label") in (True, False):  # 0 and 1 too
+        raise ValueError(
+            "its answer has a label, and fine-tuning would learn bad answers like good ones; keep "
+            "the records whose label is true, without the label"
+        )
+
+
 def tools_of(record: dict[str, Any]) -> list[Any] | None:
     """The tools that the assistant may call: a list, also one that is written as JSON."""
     tools = record.get("tools")

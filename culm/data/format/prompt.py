@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from culm.data.example import Dialogue, Example, RecordFormat
-from culm.source.record import shape_of
+from culm.data.format.messages import refuse_label
+from culm.task.prompts import question_in
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -19,10 +20,8 @@ class PromptFormat(RecordFormat):
 
     def contents(self, record: dict[str, Any]) -> Iterator[Dialogue]:
         """The question and its answer; a number becomes text."""
-        for key in (self.prompt, self.answer):
-            if not isinstance(record.get(key), str | int | float):
-                raise ValueError(f"no text or number in {key!r}; {shape_of(record)}")
-        question, answer = str(record[self.prompt]), str(record[self.answer])
+        refuse_label(record)
+        question, answer = question_in(record, self.prompt, self.answer)
         asked = {"role": "user", "content": question}
         yield Dialogue([asked, {"role": "assistant", "content": answer}])
 

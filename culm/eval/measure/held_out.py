@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 
 from culm.eval.measure.measure import MeasureConfig, Subject
-from culm.eval.perplexity import predict
+from culm.eval.perplexity import predict, require_scorable
 
 
 class HeldOut(MeasureConfig):
@@ -18,6 +18,12 @@ class HeldOut(MeasureConfig):
 
     kind: Literal["held_out"] = "held_out"
     tokens: PositiveInt = 100_000
+
+    def check(self, subject: Subject) -> None:
+        """The held-out text must have tokens to score."""
+        rows, config = subject.held_out(), subject.model.config
+        if rows is not None and config.head == "vocabulary":
+            require_scorable(rows, subject.tokenizer, config.vocabulary, self.tokens)
 
     def measure(self, subject: Subject) -> dict[str, Any]:
         """Nothing without held-out text, or of a model that predicts no tokens."""

@@ -24,6 +24,10 @@ class Pairs(MeasureConfig):
     kind: Literal["pairs"] = "pairs"
     tokens: PositiveInt = 50_000
 
+    def check(self, subject: Subject) -> None:
+        """Held-out pairs must have tokens that are learned, which their rows check."""
+        subject.held_out()
+
     @torch.inference_mode()
     def measure(self, subject: Subject) -> dict[str, Any]:
         """Nothing without held-out pairs, or of a model that gives no rewards."""

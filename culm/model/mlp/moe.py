@@ -13,11 +13,12 @@ the other losses do not depend on the split.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import (
+    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -57,7 +58,7 @@ class MoE(FeedForwardConfig):
     """
 
     kind: Literal["moe"] = "moe"
-    experts: PositiveInt
+    experts: Annotated[PositiveInt, Field(le=10_000)]  # a broken file may ask for any number
     top_k: PositiveInt = 2
     hidden: PositiveInt
     shared: NonNegativeInt = 0

@@ -117,8 +117,7 @@ class ChatMessage(Wire):
         text = "".join(part.text for part in content) if isinstance(content, list) else content
         said = {} if text is None else {"content": text}
         role = "system" if self.role == "developer" else self.role
-        others = _present(self.model_dump(exclude={"role", "content"}))
-        return {"role": role, **said, **{key: v for key, v in others.items() if v}}
+        return {"role": role, **said, **_present(self.model_dump(exclude={"role", "content"}))}
 
 
 def _present(value: Any) -> Any:
