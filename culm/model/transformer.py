@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -208,14 +209,20 @@ class Transformer(Trunk):
     def mtp_logprobs(
         self, tokens: Tensor, targets: Tensor, context: Context | None = None
     ) -> list[Tensor]:
-        """`logprobs`, followed by those of each head of multi-token prediction.
+        """`logprobs`, followed by those of each head of multi-token prediction."""
+        documents = None if context is None else context.documents
+        return self.logprobs_by_depth(self.mtp_hidden(tokens, context), targets, documents)
+
+    def logprobs_by_depth(
+        self, states: Sequence[Tensor], targets: Tensor, documents: Tensor | None
+    ) -> list[Tensor]:
+        """Log-probabilities from the states that `mtp_hidden` gave, (B, T) each.
 
         Those of head k at token t are of targets[b, t + k], in the same document.
         """
-        documents = None if context is None else context.documents
         return [
             self.hidden_logprobs(hidden, shifted(targets, k, IGNORED, documents) if k else targets)
-            for k, hidden in enumerate(self.mtp_hidden(tokens, context))
+            for k, hidden in enumerate(states)
         ]
 
     def mtp_cache(

@@ -8,15 +8,14 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from culm.adapt.lora import plain
 from culm.batch import Batch, Loss, Reads, Term
 from culm.config import SettingError
 from culm.model.context import Context
 from culm.model.init import generator
-from culm.model.logprobs import CHUNK
 from culm.model.transformer import Transformer
+from culm.objective.chunks import learned_states, over_chunks
 from culm.objective.experience import Experience
 from culm.objective.objective import Load, Objective, ObjectiveConfig
 
@@ -124,25 +123,21 @@ class DistillObjective(Objective):
         hidden = self.model.hidden(tokens, context)
         with torch.no_grad():
             theirs = self.teacher.hidden(tokens, context.unrecorded())
-        learned = (batch.targets >= 0).flatten().nonzero()[:, 0]
-        ours, theirs = hidden.flatten(0, 1)[learned], theirs.flatten(0, 1)[learned]
-        total, agreed = hidden.new_zeros((), dtype=torch.float32), torch.zeros_like(learned[:1])
-        for mine, other in zip(ours.split(CHUNK), theirs.split(CHUNK), strict=True):
-            part, same = checkpoint(self._compared, mine, other, use_reentrant=False)
-            total, agreed = total + part, agreed + same
+        total, agreed = over_chunks(self._compared, hidden, batch.targets, theirs)
         square = config.temperature**2
         terms = {"divergence": Term(total * square, "targets")}
         if config.nll:
             nll = -self.model.hidden_logprobs(hidden, batch.targets).sum()
             terms["nll"] = Term(nll, "targets", config.nll)
         if self.projection is not None:
-            error = (self.projection(ours.float()) - theirs.float()).square().mean(-1).sum()
+            ours, wanted = (learned_states(one, batch.targets).float() for one in (hidden, theirs))
+            error = (self.projection(ours) - wanted).square().mean(-1).sum()
             terms["hidden"] = Term(error, "targets", config.hidden)
-        return Loss(terms, {"agreement": Term(agreed.sum().float(), "targets")})
+        return Loss(terms, {"agreement": Term(agreed.float(), "targets")})
 
     def _compared(self, mine: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         """Of some states of both: the sum of divergences, and how often they agree on the most
-        likely token. Logits live for one chunk, and are computed again in the backward.
+        likely token.
         """
         student, teacher = self.model.logits(mine), self.teacher.logits(other)
         known = min(student.shape[-1], teacher.shape[-1])  # beyond are ids of no token

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor, nn
 
 from culm.batch import Batch, Loss, Reads, Term
 from culm.model.context import Context
 from culm.model.transformer import Transformer
+from culm.objective.chunks import over_chunks
 from culm.objective.objective import Load, Objective, ObjectiveConfig
 
 
@@ -16,25 +21,95 @@ class NextToken(ObjectiveConfig):
     """Negative log-likelihood of every learned target, in nats.
 
     Heads of multi-token prediction (`model.mtp`) are trained too; `mtp` is their mean loss.
+    dft: weigh each token by its own probability, without gradient (dynamic fine-tuning, arXiv
+        2508.05629): what the model finds impossible pulls less.
+    smoothing: share of each target that all tokens have alike (label smoothing, arXiv 1512.00567).
+    z_loss: weight of the square of the log of the softmax's denominator, which keeps logits small
+        (arXiv 2204.02311; 1e-4 there).
+    neftune: size of the noise on embeddings in training, 5 to 15 (NEFTune, arXiv 2310.05914).
     """
 
     reads: ClassVar[Reads] = "documents"
     trains_mtp: ClassVar[bool] = True
     kind: Literal["next_token"] = "next_token"
+    dft: bool = False
+    smoothing: float = Field(0.0, ge=0, lt=1)
+    z_loss: NonNegativeFloat = 0.0
+    neftune: NonNegativeFloat = 0.0
 
     def build(self, model: Transformer, load: Load, seed: int) -> NextTokenObjective:
-        return NextTokenObjective(model.train())
+        return NextTokenObjective(self, model.train())
 
 
 class NextTokenObjective(Objective):
     """Sum of -log p(target), and of the tokens after it for heads of multi-token prediction."""
 
+    def __init__(self, config: NextToken, model: Transformer) -> None:
+        super().__init__(model)
+        self.config = config
+
     def loss(self, batch: Batch, context: Context) -> Loss:
-        mtp = self.model.config.mtp
-        if mtp is None:
-            nll = -self.model.logprobs(batch.tokens, batch.targets, context).sum()
-            return Loss({"nll": Term(nll, "targets")})
-        found = self.model.mtp_logprobs(batch.tokens, batch.targets, context)
-        following, *further = [-logprobs.sum() for logprobs in found]
-        heads = sum(further, start=torch.zeros_like(following)) / mtp.depth
-        return Loss({"nll": Term(following, "targets"), "mtp": Term(heads, "targets", mtp.weight)})
+        config, mtp = self.config, self.model.config.mtp
+        with noisy_embeddings(self.model, batch, config.neftune):
+            if mtp is None:
+                states = [self.model.hidden(batch.tokens, context)]
+            else:
+                states = self.model.mtp_hidden(batch.tokens, context)
+        following, *further = self.model.logprobs_by_depth(states, batch.targets, batch.documents)
+        nll = -following.sum()
+        terms = {"nll": Term(nll, "targets", 1 - config.smoothing)}
+        metrics = {}
+        if config.dft:
+            weighed = -(following * following.detach().exp() * (batch.targets >= 0)).sum()
+            terms = {"dft": Term(weighed, "targets", 1 - config.smoothing)}
+            metrics = {"nll": Term(nll.detach(), "targets")}
+        if config.smoothing or config.z_loss:
+            uniform, squares = over_chunks(self._regularised, states[0], batch.targets)
+            if config.smoothing:
+                terms["uniform"] = Term(uniform, "targets", config.smoothing)
+            if config.z_loss:
+                terms["z_loss"] = Term(squares, "targets", config.z_loss)
+        if mtp is not None:
+            heads = -sum((one.sum() for one in further), start=torch.zeros_like(nll)) / mtp.depth
+            terms["mtp"] = Term(heads, "targets", mtp.weight)
+        return Loss(terms, metrics)
+
+    def _regularised(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Of some states: the sum over tokens of -log p, on average over the vocabulary, and of the
+        squared log of the denominator.
+        """
+        logits = self.model.logits(hidden)
+        logsum = logits.logsumexp(-1)
+        return (logsum - logits.mean(-1)).sum(), logsum.square().sum()
+
+
+@contextmanager
+def noisy_embeddings(model: Transformer, batch: Batch, size: float) -> Iterator[None]:
+    """Add uniform noise to the embeddings of a batch: +-size / sqrt(L E) for each element.
+
+    L: tokens of the document, without padding; E: elements of an embedding. The authors' code
+    takes the length of the sample too, others that of the padded batch.
+    """
+    if not size or not model.training:
+        yield
+        return
+    scale = (size * _lengths(batch) ** -0.5)[..., None] * model.config.width**-0.5
+
+    def add(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        noise = torch.empty_like(output).uniform_(-1, 1)
+        return output + noise * scale.to(output)
+
+    handle = model.embed.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _lengths(batch: Batch) -> Tensor:
+    """(B, T) fp32, tokens of the document that each token belongs to."""
+    if batch.documents is None:
+        last = batch.last + 1
+        return last[:, None].float().expand(batch.tokens.shape)
+    same = batch.documents[:, :, None] == batch.documents[:, None, :]
+    return same.sum(-1).float()
