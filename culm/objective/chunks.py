@@ -10,22 +10,22 @@ from torch.utils.checkpoint import checkpoint
 from culm.model.logprobs import CHUNK
 
 
-def learned_states(hidden: Tensor, targets: Tensor) -> Tensor:
-    """(N, E), the states (B, T, E) of tokens with a target."""
-    return hidden.flatten(0, 1)[(targets >= 0).flatten().nonzero()[:, 0]]
+def learned_rows(targets: Tensor) -> Tensor:
+    """(N,) int64, where the flattened targets (B, T) are learned."""
+    return (targets >= 0).flatten().nonzero()[:, 0]
 
 
 def over_chunks(
-    compute: Callable[..., tuple[Tensor, ...]], hidden: Tensor, targets: Tensor, *others: Tensor
+    compute: Callable[..., tuple[Tensor, ...]], rows: Tensor, *states: Tensor
 ) -> tuple[Tensor, ...]:
-    """The sum of what `compute` gives for the learned states, chunk by chunk.
+    """The sums of what `compute` gives for some rows of the states (B, T, E), chunk by chunk.
 
-    compute: takes (n, E) states, and those of `others` at the same tokens. What it computes is
-    computed again in the backward, so that nothing of the size of logits is stored.
+    compute: takes (n, E) of each. It is called again in the backward, so that nothing of the size
+    of logits is stored.
     """
-    states = [learned_states(one, targets) for one in (hidden, *others)]
+    chosen = [one.flatten(0, 1)[rows] for one in states]
     totals: list[Tensor] | None = None
-    for parts in zip(*(one.split(CHUNK) for one in states), strict=True):
+    for parts in zip(*(one.split(CHUNK) for one in chosen), strict=True):
         found = checkpoint(compute, *parts, use_reentrant=False)
         totals = (
             list(found) if totals is None else [a + b for a, b in zip(totals, found, strict=True)]

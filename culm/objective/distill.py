@@ -15,7 +15,7 @@ from culm.config import SettingError
 from culm.model.context import Context
 from culm.model.init import generator
 from culm.model.transformer import Transformer
-from culm.objective.chunks import learned_states, over_chunks
+from culm.objective.chunks import learned_rows, over_chunks
 from culm.objective.experience import Experience
 from culm.objective.objective import Load, Objective, ObjectiveConfig
 
@@ -23,7 +23,17 @@ Divergence = Literal["forward", "reverse", "jsd"]
 
 
 class Distillation(ObjectiveConfig):
-    """Settings of all distillation."""
+    """teacher: path of a model with the same tokenizer.
+
+    divergence: forward, KL(teacher || student); reverse, KL(student || teacher), which seeks one
+        mode; or jsd, generalised Jensen-Shannon (arXiv 2306.13649).
+    beta: share of the teacher in the mixture that jsd compares both with.
+    temperature: divides the logits of both; the loss is multiplied by its square.
+    top_k: compare the teacher's most likely tokens alone, and all others as one.
+    nll: weight of the negative log-likelihood of the tokens themselves.
+    hidden: weight of the mean squared difference of the last states, those of the student in a
+        learned projection.
+    """
 
     teacher: str = Field(min_length=1)
     divergence: Divergence = "forward"
@@ -43,15 +53,7 @@ class Distillation(ObjectiveConfig):
 
 
 class Distill(Distillation):
-    """The student reads a corpus, and learns what the teacher expects next.
-
-    teacher: path of a model with the same tokenizer. divergence: forward, KL(teacher || student);
-    reverse, KL(student || teacher), which seeks one mode; or jsd, generalised Jensen-Shannon with
-    the share beta of the teacher (arXiv 2306.13649). temperature: divides the logits of both; the
-    loss is multiplied by its square. top_k: compare the teacher's most likely tokens alone, and all
-    others as one. nll: weight of the negative log-likelihood of the corpus. hidden: weight of the
-    mean squared difference of the last states, those of the student in a learned projection.
-    """
+    """The student reads a corpus, and learns what the teacher expects next."""
 
     reads: ClassVar[Reads] = "documents"
     kind: Literal["distill"] = "distill"
@@ -59,7 +61,7 @@ class Distill(Distillation):
 
 class GKD(Distillation):
     """On-policy distillation (arXiv 2306.13649): the student answers, and learns what the teacher
-    would have said at each of its tokens. Settings as for `distill`.
+    would have said at each of its tokens.
     """
 
     reads: ClassVar[Reads] = "rollouts"
@@ -123,14 +125,15 @@ class DistillObjective(Objective):
         hidden = self.model.hidden(tokens, context)
         with torch.no_grad():
             theirs = self.teacher.hidden(tokens, context.unrecorded())
-        total, agreed = over_chunks(self._compared, hidden, batch.targets, theirs)
+        rows = learned_rows(batch.targets)
+        total, agreed = over_chunks(self._compared, rows, hidden, theirs)
         square = config.temperature**2
         terms = {"divergence": Term(total * square, "targets")}
         if config.nll:
             nll = -self.model.hidden_logprobs(hidden, batch.targets).sum()
             terms["nll"] = Term(nll, "targets", config.nll)
         if self.projection is not None:
-            ours, wanted = (learned_states(one, batch.targets).float() for one in (hidden, theirs))
+            ours, wanted = (one.flatten(0, 1)[rows].float() for one in (hidden, theirs))
             error = (self.projection(ours) - wanted).square().mean(-1).sum()
             terms["hidden"] = Term(error, "targets", config.hidden)
         return Loss(terms, {"agreement": Term(agreed.float(), "targets")})

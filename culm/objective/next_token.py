@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from culm.batch import Batch, Loss, Reads, Term
 from culm.model.context import Context
 from culm.model.transformer import Transformer
-from culm.objective.chunks import over_chunks
+from culm.objective.chunks import learned_rows, over_chunks
 from culm.objective.objective import Load, Objective, ObjectiveConfig
 
 
@@ -64,7 +64,9 @@ class NextTokenObjective(Objective):
             terms = {"dft": Term(weighed, "targets", 1 - config.smoothing)}
             metrics = {"nll": Term(nll.detach(), "targets")}
         if config.smoothing or config.z_loss:
-            uniform, squares = over_chunks(self._regularised, states[0], batch.targets)
+            uniform, squares = over_chunks(
+                self._regularised, learned_rows(batch.targets), states[0]
+            )
             if config.smoothing:
                 terms["uniform"] = Term(uniform, "targets", config.smoothing)
             if config.z_loss:

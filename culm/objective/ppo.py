@@ -41,8 +41,9 @@ class PPO(ObjectiveConfig):
     clip: bound of the probability ratio. dual_clip: its upper bound where the advantage is negative
         (arXiv 1912.09729).
     gamma, decay: discount and lambda of generalised advantage estimation.
-    kl: what one nat away from the start costs at each token. kl_target: nats of a completion that
-        the cost is adapted to reach (arXiv 1909.08593), over about kl_horizon completions.
+    kl: what one nat away from the start costs at each token.
+    kl_target: nats of a completion that the cost is adapted to reach (arXiv 1909.08593).
+    kl_horizon: completions over which the cost is adapted.
     kl_stop: nats of a token between the policy and the one that sampled, from which on the rest of
         the rollout teaches the critic alone.
     whiten: give advantages mean 0 and standard deviation 1 over the rollout. whiten_rewards: divide

@@ -9,7 +9,7 @@ from torch import nn
 
 from culm.model.mlp.moe import MixtureOfExperts
 from culm.model.transformer import Transformer, TransformerConfig
-from culm.objective.next_token import NextTokenObjective
+from culm.objective.next_token import NextToken, NextTokenObjective
 from culm.plan.dry_run import counting_matmuls, dry_run, meta_batch
 
 
@@ -77,4 +77,6 @@ def forward_flops(model: Transformer, context: int) -> int:
 
 def training_flops(model: Transformer, context: int) -> int:
     """Of one row, forward and backward of next-token prediction; model on the meta device."""
-    return dry_run(NextTokenObjective(model), meta_batch(1, context, packed=False)).flops
+    return dry_run(
+        NextTokenObjective(NextToken(), model), meta_batch(1, context, packed=False)
+    ).flops

@@ -10,7 +10,7 @@ from culm.batch import Batch
 from culm.dtype import DTYPES
 from culm.model.backend import place
 from culm.model.transformer import TransformerConfig
-from culm.objective.next_token import NextTokenObjective
+from culm.objective.next_token import NextToken, NextTokenObjective
 from culm.plan.dry_run import ONES, dry_run, meta_batch
 
 TOKENS = 1024  # of the trial; fewer do not fill the device
@@ -31,10 +31,10 @@ def training_rate(
     context = min(context, TOKENS)
     rows = max(1, TOKENS // context)
     flops = dry_run(
-        NextTokenObjective(config.build(device="meta")), meta_batch(rows, context)
+        NextTokenObjective(NextToken(), config.build(device="meta")), meta_batch(rows, context)
     ).flops
     model = place(config.build(device=device), device, DTYPES[precision])
-    objective = NextTokenObjective(model)
+    objective = NextTokenObjective(NextToken(), model)
     tokens = torch.zeros(rows, context, dtype=torch.int64, device=device)
     batch = Batch(tokens, tokens, torch.arange(context, device=device).expand_as(tokens))
     objective(batch).mean(ONES).backward()

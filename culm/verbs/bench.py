@@ -28,7 +28,7 @@ from culm.model.attention.gqa import GQA
 from culm.model.backend import place
 from culm.model.mlp.gated import SwiGLU
 from culm.model.transformer import Transformer, TransformerConfig
-from culm.objective.next_token import NextTokenObjective
+from culm.objective.next_token import NextToken, NextTokenObjective
 from culm.optim.adamw import AdamW
 from culm.optim.schedule import Constant
 from culm.parallel.parallelize import parallelize
@@ -96,7 +96,7 @@ class SameBatch:
 def trainer_of(size: Size, device: torch.device, compiled: bool = True) -> Callable[[], None]:
     """A function that makes one training step, as a run does."""
     model = place(size.model.build(device=device), device, DTYPES[choose_precision(device)])
-    objective = NextTokenObjective(model.train())
+    objective = NextTokenObjective(NextToken(), model.train())
     optimizer = AdamW().build(objective)
     trainer = Trainer(parallelize(objective, compile=compiled), optimizer, Constant())
     batches = SameBatch(tokens_of(size))

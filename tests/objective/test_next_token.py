@@ -11,7 +11,7 @@ from tiny import model, rows
 from torch import Tensor
 
 from culm.batch import IGNORED
-from culm.objective.chunks import over_chunks
+from culm.objective.chunks import learned_rows, over_chunks
 from culm.objective.next_token import NextToken, noisy_embeddings
 
 VARIANTS = [{"dft": True}, {"smoothing": 0.2}, {"z_loss": 0.01}, {"dft": True, "smoothing": 0.1}]
@@ -86,14 +86,14 @@ def test_chunks_are_computed_again_and_add_up(monkeypatch: pytest.MonkeyPatch) -
         calls.append(len(part))
         return part.square().sum(), part.sum()
 
-    squares, _ = over_chunks(compute, hidden, rows().targets)
+    squares, _ = over_chunks(compute, learned_rows(rows().targets), hidden)
     count = int(rows().counts["targets"])
     assert calls == [*[5] * (count // 5), count % 5]
     squares.backward()
     assert len(calls) == 2 * (-(-count // 5))
     learned = (rows().targets >= 0)[..., None]
     torch.testing.assert_close(hidden.grad, 2 * hidden.detach() * learned)
-    nothing = over_chunks(compute, hidden, torch.full((8, 12), IGNORED))
+    nothing = over_chunks(compute, learned_rows(torch.full((8, 12), IGNORED)), hidden)
     assert [float(one) for one in nothing] == [0.0, 0.0]
 
 

@@ -125,7 +125,7 @@ from culm.batch import Batch
 from culm.compose import compose
 from culm.config import parse
 from culm.model.transformer import TransformerConfig
-from culm.objective.next_token import NextTokenObjective
+from culm.objective.next_token import NextToken, NextTokenObjective
 from culm.optim.adamw import AdamW
 from culm.plan.dry_run import ONES
 from culm.plan.needs import Step, needs_of
@@ -137,7 +137,7 @@ config = parse(TransformerConfig, compose("nano", "model").values)
 def objective(device):
     model = config.build(device=device)
     model.set_backend("blocks")
-    return NextTokenObjective(model.train())
+    return NextTokenObjective(NextToken(), model.train())
 
 needs = needs_of(objective("meta"), AdamW(), Step(256, batch_size=12, at_once=12))
 

@@ -35,7 +35,7 @@ from culm.compose import compose
 from culm.config import parse
 from culm.model.context import Context
 from culm.model.transformer import TransformerConfig
-from culm.objective.next_token import NextTokenObjective
+from culm.objective.next_token import NextToken, NextTokenObjective
 from culm.optim.adamw import AdamW
 from culm.parallel.parallelize import checkpoint_blocks
 from culm.plan.dry_run import ONES
@@ -56,7 +56,7 @@ def objective(device):
     if "lora" in options:
         LoRA(rank=8).apply(model, 0)
         model.to(device)
-    made = NextTokenObjective(model)
+    made = NextTokenObjective(NextToken(), model)
     if "checkpointing" in options:
         checkpoint_blocks(made)
     return made
