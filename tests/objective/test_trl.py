@@ -1,45 +1,62 @@
-"""Direct preference optimisation against TRL: loss and gradients on a tiny model."""
+"""Preferences and KTO against TRL: loss and gradients on a tiny model."""
 
-import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from learning import build, mean
+from torch import Tensor
 
+from culm.batch import IGNORED, Batch
 from culm.convert import hf
 from culm.convert.hf.families.decoder import NAMES
 from culm.convert.rules import ModuleNames, renamed
+from culm.data.example import RecordFormat
+from culm.data.format.label import LabelFormat
+from culm.data.format.pair import PairFormat
+from culm.data.loader import Loader
+from culm.data.prepare import prepare
+from culm.data.prepared import Prepared
 from culm.model.attention.gqa import GQA
-from culm.model.transformer import TransformerConfig
+from culm.model.transformer import Transformer, TransformerConfig
+from culm.objective.kto import KTO
+from culm.objective.objective import Objective, ObjectiveConfig
 from culm.objective.preference import Preference
+from culm.parallel.ranks import Ranks
+from culm.source import open_source
 from culm.tokenizer.train import BPE
 
 pytestmark = pytest.mark.slow
+TOKENIZER = BPE(vocabulary=262).build(["grass"])
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo"])
-def test_loss_and_gradients(loss: str, tmp_path: Path) -> None:
-    trl = pytest.importorskip("trl")
-    datasets = pytest.importorskip("datasets")
-    transformers = pytest.importorskip("transformers")
-    from culm.data.format.pair import PairFormat
-    from culm.data.loader import Loader
-    from culm.data.prepare import prepare
-    from culm.data.prepared import Prepared
-    from culm.source import open_source
+LOSSES: list[tuple[dict, dict]] = [
+    ({"loss": "sigmoid"}, {"loss_type": "sigmoid"}),
+    ({"loss": "hinge"}, {"loss_type": "hinge"}),
+    ({"loss": "ipo"}, {"loss_type": "ipo"}),
+    ({"loss": "apo_zero"}, {"loss_type": "apo_zero"}),
+    ({"loss": "sppo"}, {"loss_type": "sppo_hard"}),
+    (
+        {"loss": "robust", "smoothing": 0.1},
+        {"loss_type": "robust", "label_smoothing": 0.1},
+    ),
+    ({"loss": "sigmoid", "length": "mean"}, {"loss_type": "sigmoid_norm"}),
+    ({"loss": "sigmoid", "tail": 0.4}, {"loss_type": "sigmoid", "ld_alpha": 0.4}),
+]
 
-    pairs = [
-        {
-            "prompt": f"Say {word}.",
-            "chosen": word * (1 + i % 3),
-            "rejected": "no " * (1 + i % 2) + word,
-        }
-        for i, word in enumerate(("blue", "seven", "grass", "a longer one"))
-    ]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    tokenizer = BPE(vocabulary=262).build(["grass"])
+
+WORDS = ("blue", "grey", "pink", "teal")  # of one length: averages per pair and per token agree
+PAIRS = [
+    {"prompt": f"Say {word}.", "chosen": word * (1 + i % 3), "rejected": "no " * (1 + i % 2) + word}
+    for i, word in enumerate(("blue", "seven", "grass", "a longer one"))
+]
+EVEN = [{**pair, "chosen": word} for pair, word in zip(PAIRS, WORDS, strict=True)]
+
+
+def tiny_models() -> tuple[Transformer, Transformer]:
+    """A start, and a policy that has moved away from it."""
     attention = GQA(heads=2, kv_heads=1, qk_norm="head", head_dim=16)
     config = TransformerConfig(
         vocabulary=262, width=32, layers=2, context=64, attention=(attention,)
@@ -50,50 +67,170 @@ def test_loss_and_gradients(loss: str, tmp_path: Path) -> None:
             for parameter in model.parameters():
                 if parameter.ndim == 2:
                     parameter.mul_(4)
+    return start, policy
 
-    # Ours: the policy has moved away from its reference.
-    objective = build(Preference(loss=loss, beta=0.3), copy.deepcopy(start))  # type: ignore[arg-type]
+
+def batch_of(records: list[dict], format: RecordFormat, folder: Path) -> Batch:
+    """All records in one batch."""
+    (folder / "records.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    source = open_source([str(folder / "records.jsonl")])
+    prepare(source, format, TOKENIZER, folder / "data", held_out=0)
+    loader = Loader(Prepared.open(folder / "data"), 64, len(records), len(records), seed=0)
+    loader._row = lambda index: index  # type: ignore[method-assign]
+    return loader.step(0)[0]
+
+
+def moved(config: ObjectiveConfig) -> Objective:
+    start, policy = tiny_models()
+    objective = build(config, start)
     objective.model.load_state_dict(policy.state_dict())
-    source = open_source([str(tmp_path / "pairs.jsonl")])
-    prepare(source, PairFormat(), tokenizer, tmp_path / "data", held_out=0)
-    batch = Loader(Prepared.open(tmp_path / "data"), 64, 4, 4, seed=0).step(0)[0]
-    ours = mean(objective(batch), batch)
+    return objective
+
+
+def exported(folder: Path) -> tuple[Any, Any, Any]:
+    """Policy, reference and tokenizer of transformers."""
+    transformers = pytest.importorskip("transformers")
+    for name, model in zip(("start", "policy"), tiny_models(), strict=True):
+        hf.export(model, TOKENIZER, folder / name, torch.float32)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    words = transformers.AutoTokenizer.from_pretrained(folder / "policy")
+    return load(folder / "policy").eval(), load(folder / "start").eval(), words
+
+
+def arguments(kind: Any, folder: Path, rows: int, **more: Any) -> Any:
+    return kind(
+        output_dir=str(folder / "out"), beta=0.3, max_length=64, report_to=[], use_cpu=True,
+        per_device_train_batch_size=rows, bf16=False, gradient_checkpointing=False, **more,
+    )  # fmt: skip
+
+
+def turns(record: dict) -> dict:
+    """With messages in place of texts."""
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    roles["completion"] = "assistant"
+    return {
+        key: [{"role": roles[key], "content": value}] if key in roles else value
+        for key, value in record.items()
+    }
+
+
+def assert_same(objective: Objective, ours: Tensor, theirs: Any, expected: Tensor) -> None:
     ours.backward()
-
-    # Theirs, from our export.
-    for name, model in (("start", start), ("policy", policy)):
-        hf.export(model, tokenizer, tmp_path / name, torch.float32)
-    theirs, reference = (
-        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name)
-        for name in ("policy", "start")
-    )
-    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "policy")
-    turns = [
-        {
-            "prompt": [{"role": "user", "content": pair["prompt"]}],
-            "chosen": [{"role": "assistant", "content": pair["chosen"]}],
-            "rejected": [{"role": "assistant", "content": pair["rejected"]}],
-        }
-        for pair in pairs
-    ]
-    arguments = trl.DPOConfig(
-        output_dir=str(tmp_path / "out"), beta=0.3, loss_type=loss, max_length=64, report_to=[],
-        per_device_train_batch_size=4, use_cpu=True, bf16=False, gradient_checkpointing=False,
-    )  # fmt: skip
-    trainer = trl.DPOTrainer(
-        model=theirs, ref_model=reference, args=arguments, processing_class=words,
-        train_dataset=datasets.Dataset.from_list(turns),
-    )  # fmt: skip
-    inputs = next(iter(trainer.get_train_dataloader()))
-    theirs.eval()
-    expected = trainer.compute_loss(theirs, inputs)
     expected.backward()
-
-    assert ours.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
     gradients = {name: p.grad for name, p in theirs.named_parameters()}
     for name, parameter in objective.model.named_parameters():
         other = gradients[_theirs(name)]
         torch.testing.assert_close(parameter.grad, other, atol=1e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize(("settings", "theirs_settings"), LOSSES, ids=str)
+def test_losses_with_a_reference(settings: dict, theirs_settings: dict, tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    objective = moved(Preference(**settings, beta=0.3))
+    batch = batch_of(PAIRS, PairFormat(), tmp_path)
+    theirs, reference, words = exported(tmp_path)
+    trainer = trl.DPOTrainer(
+        model=theirs, ref_model=reference, processing_class=words,
+        args=arguments(trl.DPOConfig, tmp_path, 4, **theirs_settings),
+        train_dataset=datasets.Dataset.from_list(list(map(turns, PAIRS))),
+    )  # fmt: skip
+    inputs = next(iter(trainer.get_train_dataloader()))
+    theirs.eval()
+    assert_same(
+        objective, mean(objective(batch), batch), theirs, trainer.compute_loss(theirs, inputs)
+    )
+
+
+def sides(batch: Batch) -> dict[str, Tensor]:
+    """The rows as trl's older trainers take them: whole sequences with labels."""
+    found = {}
+    assert batch.lengths is not None
+    for side, first in (("chosen", 0), ("rejected", 1)):
+        ids, labels, masks = [], [], []
+        for row in range(first, len(batch.tokens), 2):
+            end = int(batch.lengths[row])
+            tokens, targets = batch.tokens[row, :end], batch.targets[row, :end]
+            ids.append(tokens)
+            labels.append(torch.cat([torch.tensor([IGNORED]), targets[:-1]]))
+            masks.append(torch.ones(end, dtype=torch.int64))
+        for name, rows, value in (
+            ("input_ids", ids, 0), ("labels", labels, IGNORED), ("attention_mask", masks, 0),
+        ):  # fmt: skip
+            found[f"{side}_{name}"] = torch.nn.utils.rnn.pad_sequence(rows, True, value)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("settings", "theirs_settings"),
+    [
+        ({"loss": "cpo"}, {"loss_type": "sigmoid", "cpo_alpha": 1.0}),
+        ({"loss": "cpo", "nll": 0.0}, {"loss_type": "sigmoid", "cpo_alpha": 0.0}),
+        ({"loss": "simpo", "gamma": 0.5}, {"loss_type": "simpo", "cpo_alpha": 0.0}),
+        ({"loss": "orpo", "nll": 0.0}, {}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_losses_without_a_reference(settings: dict, theirs_settings: dict, tmp_path: Path) -> None:
+    """Of ORPO the odds ratio: its likelihood is of the answer here, and of the prompt too there."""
+    pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    objective = moved(Preference(**settings, beta=0.3))
+    batch = batch_of(EVEN, PairFormat(), tmp_path)
+    theirs, _, words = exported(tmp_path)
+    kinds = (ORPOTrainer, ORPOConfig) if settings["loss"] == "orpo" else (CPOTrainer, CPOConfig)
+    if settings["loss"] == "simpo":  # which their code divides by beta
+        theirs_settings = {**theirs_settings, "simpo_gamma": 0.5}
+    trainer = kinds[0](
+        model=theirs, processing_class=words,
+        args=arguments(kinds[1], tmp_path, 4, disable_dropout=True, **theirs_settings),
+        train_dataset=datasets.Dataset.from_list(list(map(turns, EVEN))),
+    )  # fmt: skip
+    inputs = sides(batch)
+    if settings["loss"] == "orpo":
+        chosen, rejected, *_ = trainer.concatenated_forward(theirs, inputs)
+        expected = -trainer.odds_ratio_loss(chosen, rejected)[0].mean()
+    else:
+        expected, _ = trainer.get_batch_loss_metrics(theirs, inputs)
+    assert_same(objective, mean(objective(batch), batch), theirs, expected)
+
+
+def test_kto(tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    records = [
+        {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+        for pair in PAIRS
+        for side in ("chosen", "rejected")
+    ][:6]
+    config = KTO(beta=0.3, desirable=1.5)
+    objective = moved(config)
+    found = batch_of(records, LabelFormat(), tmp_path)
+    said = [TOKENIZER.decode(row.tolist()) for row in found.tokens]
+    order = [
+        next(i for i, text in enumerate(said) if text.startswith(one["prompt"] + one["completion"]))
+        for one in records
+    ]
+    assert sorted(order) == list(range(6))
+    (batch,) = objective.prepare_step([found.select(torch.tensor(order))], Ranks())
+    theirs, reference, words = exported(tmp_path)
+    trainer = trl.KTOTrainer(
+        model=theirs, ref_model=reference, processing_class=words,
+        args=arguments(
+            trl.KTOConfig, tmp_path, 6, desirable_weight=1.5,
+            train_sampling_strategy="sequential",
+        ),
+        train_dataset=datasets.Dataset.from_list(list(map(turns, records))),
+    )  # fmt: skip
+    inputs = next(iter(trainer.get_train_dataloader()))
+    theirs.eval()
+    expected = trainer.compute_loss(theirs, inputs)
+    assert trainer._metrics["eval"]["kl"][-1] == pytest.approx(batch.metrics["kl"], abs=1e-4)
+    assert_same(objective, mean(objective(batch), batch), theirs, expected)
 
 
 def _theirs(name: str) -> str:
