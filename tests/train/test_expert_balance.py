@@ -115,7 +115,8 @@ def test_the_auxiliary_loss_is_a_mean_over_the_tokens_read() -> None:
 def test_every_objective_brings_the_losses_of_experts() -> None:
     """Those of the model that learns, not of the reference; and a gradient for its router."""
     batch, tokens = rows(), sum(LENGTHS)
-    extra = {"advantages": torch.zeros(8), "scales": torch.ones(8)}
+    empty = torch.zeros(8, 12)
+    extra = {"advantages": empty, "sampler": empty, "scales": torch.ones(8)}
     found = []
     for config in (NextToken(), Preference(), GRPO()):
         built = model(**EXACT, normalize=False)
