@@ -179,6 +179,7 @@ def _rollouts(run: Assembly) -> Rollouts:
         context=run.context,
         ranks=run.ranks,
     )
+    rollouts.try_rewards()
     found, asked = rollouts.too_long()
     if found:
         log.say(

@@ -20,8 +20,8 @@ class Prompts(Config):
     name: in the results.
 
     path: JSON, JSONL or Parquet, also compressed. prompt, answer: names of the fields, text or
-    numbers. One prompt in eight is a test question, chosen by hash, so no question changes its
-    split when the file grows.
+    numbers; other fields are for rewards that are functions. One prompt in eight is a test
+    question, chosen by hash, so no question changes its split when the file grows.
     """
 
     kind: Literal["prompts"] = "prompts"
@@ -63,7 +63,9 @@ class Prompts(Config):
         for key in (self.prompt, self.answer):
             if not isinstance(record.get(key), str | int | float):
                 raise ValueError(f"no text or number in {key!r}; {shape_of(record)}")
-        yield Question(str(record[self.prompt]), str(record[self.answer]).strip())
+        others = {name: value for name, value in record.items() if name != self.prompt}
+        answer = str(record[self.answer]).strip()
+        yield Question(str(record[self.prompt]), answer, fields=others)
 
 
 @lru_cache(maxsize=8)
