@@ -70,6 +70,11 @@ class Trajectory:
         return self.messages[len(self.episode.prompt) :]
 
 
+def text_of(messages: Sequence[Message]) -> str:
+    """The text of messages, with a blank line between them."""
+    return "\n\n".join(str(message["content"]) for message in messages)
+
+
 def to_rows(trajectories: Sequence[Trajectory], pad: int) -> tuple[Batch, Tensor]:
     """One row a trajectory, padded on the right; what the model sampled are the targets.
 

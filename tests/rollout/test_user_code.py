@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from answers import answered
 from learning import build, refuse
-from rolling import TOKENIZER, LowerCase, model, rollouts
+from rolling import model, rollouts
 
 from culm.config import SettingError, parse
 from culm.objective.grpo import GRPO
@@ -21,19 +22,6 @@ from culm.rollout.reward.potential import Potential
 from culm.rollout.settings import RolloutConfig
 from culm.rollout.trajectory import Trajectory
 from culm.task.prompts import Prompts
-from culm.task.task import Question
-
-
-def answered(prompt: str, reply: str, group: int = 0, **fields: Any) -> Trajectory:
-    """A finished dialogue of one turn."""
-    episode = QuestionEpisode(LowerCase(), Question(prompt, "abcdef", fields=fields))
-    one = Trajectory(episode, group=group)
-    one.read(episode.prompt, [1, 2])
-    one.messages.append({"role": "assistant", "content": reply})
-    one.tokens += TOKENIZER.encode(reply)
-    one.learned += [True] * (len(one.tokens) - 2)
-    episode.step(reply)
-    return one
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from culm.config import SettingError, did_you_mean
 from culm.rollout.reward.reward import RewardConfig
+from culm.rollout.trajectory import text_of
 from culm.tokenizer.template import Message
 
 SETTING = "train.rollout.reward"
@@ -43,7 +44,7 @@ class UserCode(RewardConfig, ABC):
         """Messages as the function gets them; as text, with a blank line between them."""
         if self.messages:
             return [dict(message) for message in messages]
-        return "\n\n".join(str(message["content"]) for message in messages)
+        return text_of(messages)
 
 
 class UserFunction:
