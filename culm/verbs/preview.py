@@ -157,6 +157,7 @@ def _questions(config: RunConfig, tokenizer: Tokenizer) -> Preview:
     facts: list[tuple[str, ...]] = [
         ("tasks", ", ".join(task.name for task in tasks)),
         ("completions", f"{config.train.batch_size:,} a step, in groups of {rollouts.group}"),
+        ("rewards", ", ".join(one.label or one.kind for one in rollouts.reward)),
         ("longest prompt", f"{longest} tokens, plus answers of up to {rollouts.max_tokens}"),
     ]
     return Preview(facts, samples[:SAMPLES], longest + rollouts.max_tokens)
