@@ -61,6 +61,14 @@ def test_a_reward_function_of_trl_itself(score) -> None:
     assert score(text, *answers, messages=True) == [1, 0]
 
 
+def test_the_functions_of_the_page(score, root: Path) -> None:
+    page = (root / "docs" / "recipes" / "reinforcement.md").read_text()
+    text = page.split("## Rewards")[1].split("```python\n")[1].split("```")[0]
+    answers = answered("q", "abcdef"), answered("q", "b" * 13)
+    assert score(f"{text}\nscore = brevity", *answers) == [1, 0]
+    assert score(f"{text}\nscore = correct", *answers) == [1, 0]
+
+
 def test_messages_instead_of_text(score) -> None:
     text = "def score(prompt, completion): return {'user': 1}[prompt[0]['role']] + len(completion)"
     assert score(text, messages=True) == [2, 2]
