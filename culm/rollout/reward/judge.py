@@ -112,11 +112,7 @@ class Judge(RewardConfig):
         return 2 if self.form == "pairs" else 1
 
     def build(self, load: Load, seed: int) -> Score:
-        key = None
-        if self.api_key is not None and not (key := os.environ.get(self.api_key)):
-            raise SettingError(
-                f"train.rollout.reward.api_key: the environment variable {self.api_key} is not set"
-            )
+        key = None if self.api_key is None else _key_of(self.api_key)
         endpoint = Endpoint(self.url, self.model, self.max_tokens, self.timeout, self.retries, key)
         judging = Judging(self, endpoint.answer, seed)
         return judging.pairs if self.form == "pairs" else judging.ratings
@@ -222,6 +218,17 @@ class Judging:
         for reason in failed.keys() - self._said:
             log.say(f"{failed[reason]:,} of {count:,} verdicts of the judge are missing: {reason}.")
         self._said |= failed.keys()
+
+
+def _key_of(variable: str) -> str:
+    """The API key in an environment variable."""
+    key = os.environ.get(variable, "").strip()
+    if not key or not key.isascii() or not key.isprintable():
+        what = "holds no key: it has other characters" if key else "is not set"
+        raise SettingError(
+            f"train.rollout.reward.api_key: the environment variable {variable} {what}"
+        )
+    return key
 
 
 def _groups(trajectories: Sequence[Trajectory]) -> Iterator[tuple[int, list[Trajectory]]]:
