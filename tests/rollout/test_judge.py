@@ -139,7 +139,9 @@ def test_attempts_are_repeated_up_to_a_limit(stub: Stub) -> None:
 
 def test_a_server_that_is_gone_is_given_up_soon(stub: Stub) -> None:
     stub.reply = lambda prompt: 500
-    judged(stub, group(*("a" * n for n in range(1, 13))), concurrent=2)
+    given = group(*("a" * n for n in range(1, 13)))
+    judged(stub, given, concurrent=2)
+    assert all("HTTP 500" in one.problem for one in given)
     assert len(stub.bodies) <= 6  # of 132
     stub.reply = longer_wins
     assert judged(stub, group("a", "bb")) == [0, 1]

@@ -139,7 +139,7 @@ class Judging:
     def __init__(self, config: Judge, answer: Callable[[str], str], seed: int) -> None:
         self.config, self._answer, self._seed = config, answer, seed
         self._said: set[str] = set()
-        self._lost = 0  # requests that failed in a row
+        self._lost: list[EndpointError] = []  # of requests that failed in a row
 
     def pairs(self, trajectories: Sequence[Trajectory]) -> list[float]:
         """The share of wins of each completion in its group."""
@@ -198,19 +198,20 @@ class Judging:
 
     def _ask(self, prompts: Iterable[str]) -> dict[str, str | EndpointError]:
         """The reply to each prompt, or why there is none; equal ones are asked once."""
-        self._lost, asked = 0, list(dict.fromkeys(prompts))
+        self._lost, asked = [], list(dict.fromkeys(prompts))
         with ThreadPoolExecutor(self.config.concurrent) as pool:
             return dict(zip(asked, pool.map(self._reply, asked), strict=True))
 
     def _reply(self, prompt: str) -> str | EndpointError:
-        if self._lost >= GIVE_UP * self.config.concurrent:  # it would take hours to fail
-            return EndpointError(f"{self._lost} requests in a row had failed")
+        lost = self._lost  # another thread may replace it
+        if len(lost) >= GIVE_UP * self.config.concurrent:  # all would take hours to fail
+            return lost[-1]
         try:
             found = self._answer(prompt)
         except EndpointError as error:
-            self._lost += 1
+            self._lost.append(error)
             return error
-        self._lost = 0
+        self._lost = []
         return found
 
     def _say(self, failed: Counter[str], count: int) -> None:
