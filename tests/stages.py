@@ -159,6 +159,9 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
                 trained |= {"batch_size": 32, "micro_batch_size": 8}
                 trained["objective"] = {"kind": "grpo", "variant": name, "kl": 0.01}
                 trained["rollout"] = {"group": 4, "max_tokens": 4}
+                if name == "dapo":
+                    short = {"kind": "length", "longest": 4, "margin": 3, "whiten": True, "clip": 1}
+                    trained["rollout"]["reward"] = ["task", {**short, "weight": 0.5}]
         return {**run, "train": {**trained, **more}}
 
     return make

@@ -14,7 +14,12 @@ import culm
 from culm.config import Config
 
 FILES = {"Manifest", "SourceFile", "SplitFacts", "File", "Folder"}  # what the program writes itself
-BASES = {"TrunkConfig", "GroupedQuery", "WidthRule", "Distillation"}  # of classes that are on the page
+BASES = {
+    "TrunkConfig",
+    "GroupedQuery",
+    "WidthRule",
+    "Distillation",
+}  # of classes that are on the page
 
 
 @pytest.fixture(scope="module")

@@ -117,9 +117,6 @@ class Quickstart:
             settings += [f"data.path={json.dumps(self.text)}", f"data.max_bytes={limit}"]
             samples = "eval.measures.samples"
             settings += [f'{samples}.texts=[""]', f"{samples}.temperatures=[0.5, 0.8]"]
-        if name == "sft":
-            corpus = json.dumps(str(self.folder / "pretrain" / "data"))
-            settings.append(f"data.replay.corpus={corpus}")
         if name == "control":
             settings.append("train.rollout.shuffled=true")
         if steps is not None:

@@ -11,7 +11,6 @@ checkpoint in between holds the prepared rollout, so that a resumed run learns f
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -20,13 +19,14 @@ import torch
 from torch import Tensor
 
 from culm.batch import Batch
+from culm.engine.request import Completion
 from culm.objective.experience import ROUND, Experience
 from culm.objective.objective import Load, Objective
 from culm.parallel.ranks import Ranks
 from culm.rollout.environment import Environment, Episode, Fitting, question_remarks
-from culm.rollout.groups import Group, filled
-from culm.rollout.reward.reward import named, scores_of
+from culm.rollout.groups import Group, filled, metrics_of
 from culm.rollout.sampler import Sampler
+from culm.rollout.scoring import Problems, Scales, Scoring
 from culm.rollout.settings import RolloutConfig
 from culm.rollout.state import restored, stored
 from culm.rollout.trajectory import to_rows, without_targets
@@ -74,7 +74,7 @@ class Rollouts:
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.sampler = Sampler(objective.model, tokenizer, config, seed, context)
         self.fitting = [Fitting(one, self.sampler.fits) for one in environments]
-        self.rewards = {n: (one.weight, one.build(load)) for n, one in named(config.reward).items()}
+        self.scoring, self.problems = Scoring(config.reward, load, seed), Problems()
         self.rows = batch_size // ranks.count  # of this rank in a batch
         self._number = -1  # of the rollout that is held
         self._held: Batch | None = None
@@ -94,6 +94,18 @@ class Rollouts:
         episodes = [one.fingerprint(self.seed + 1) for one in self.environments]
         facts = (episodes, self.seed, self.batch_size, self.config)
         return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def try_rewards(self) -> None:
+        """Have code of a user score the right answer to the first question.
+
+        Raises:
+            SettingError: it cannot.
+        """
+        episode, _ = self.fitting[0].reset(0, self.seed + 1)
+        answer = str(episode.fields.get("answer", ""))
+        trajectory, tokens = self.sampler.start(episode, 0), self.sampler.tokenizer.encode(answer)
+        trajectory.say(Completion(tuple(tokens), (0.0,) * len(tokens), "stop"), answer)
+        self.scoring.try_on(trajectory)
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
@@ -143,12 +155,16 @@ class Rollouts:
         for batch in batches:
             groups, every = self._groups(batch)
             kept, played = kept + groups, played + every
+        metrics = metrics_of(
+            played, self.scoring.shown, self.replaced, self.ranks, self.objective.model.device
+        )
+        self.problems.check(played, metrics["unscored"], self.ranks)
         rewards = torch.tensor([reward for group in kept for reward in group.rewards])
         if self.config.shuffled:
             rewards = self._shuffled(rewards, number)
         rows, sampler = to_rows([one for group in kept for one in group.trajectories], self.pad)
         rows = replace(
-            without_targets(rows, rewards.isnan()), metrics=self._metrics(played),
+            without_targets(rows, rewards.isnan()), metrics=metrics,
             temperature=self.config.temperature, vocabulary=self.vocabulary,
         )  # fmt: skip
         return self.objective.prepare(
@@ -165,7 +181,8 @@ class Rollouts:
         """
         ranks, share = self.ranks, self.rows // self.config.group
         first = batch * share * ranks.count
-        kept = self._play(range(first + ranks.rank * share, first + (ranks.rank + 1) * share))
+        numbers = range(first + ranks.rank * share, first + (ranks.rank + 1) * share)
+        kept, scales = self._play(numbers)
         played = list(kept)
         for number in range(1, (self.config.resample or 0) + 1):
             missing = ranks.gather(sum(not group.mixed for group in kept))
@@ -175,30 +192,32 @@ class Rollouts:
             each = -(-wanted // ranks.count)
             start, end = (min(wanted, (ranks.rank + more) * each) for more in (0, 1))
             place = first + number * APART
-            fresh = self._play(range(place + start, place + end))
+            fresh, _ = self._play(range(place + start, place + end), scales)
             found = [one for part in ranks.gather([g for g in fresh if g.mixed]) for one in part]
             kept = filled(kept, found[sum(missing[: ranks.rank]) :])
             played += fresh
         return kept, played
 
-    def _play(self, numbers: range) -> list[Group]:
-        """The groups of these numbers; everything that is random depends on the number alone."""
+    def _play(self, numbers: range, scales: Scales | None = None) -> tuple[list[Group], Scales]:
+        """The groups of these numbers; everything that is random depends on the number alone.
+
+        scales: of whitened rewards; unless given, those of what all ranks play now.
+        """
         size = self.config.group
         episodes = [self._episode(number) for number in numbers for _ in range(size)]
         trajectories = self.sampler.sample(episodes, numbers.start * size)
-        parts = {
-            name: scores_of(name, score, trajectories) for name, (_, score) in self.rewards.items()
-        }
-        totals = [0.0] * len(trajectories)
-        for name, (weight, _) in self.rewards.items():
-            totals = [total + weight * one for total, one in zip(totals, parts[name], strict=True)]
-        return [
+        parts = self.scoring.parts(trajectories)
+        if scales is None:
+            scales = self.scoring.scales(parts, self.ranks, self.objective.model.device)
+        totals = self.scoring.totals(parts, scales)
+        groups = [
             Group(
                 trajectories[start : start + size], totals[start : start + size],
                 {name: scores[start : start + size] for name, scores in parts.items()},
             )
             for start in range(0, len(trajectories), size)
         ]  # fmt: skip
+        return groups, scales
 
     def _episode(self, index: int) -> Episode:
         number, which = divmod(index, len(self.fitting))
@@ -217,25 +236,3 @@ class Rollouts:
             keyed(self.seed, "shuffle", number * self.config.batches + batch).shuffle(everyone)
             parts += everyone[place]
         return torch.tensor(parts)
-
-    def _metrics(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Means over all that every rank played, also what was replaced."""
-        trajectories = [one for group in groups for one in group.trajectories]
-        rewards = [reward for group in groups for reward in group.rewards]
-        values: dict[str, list[float]] = {
-            "reward": rewards,
-            "completion_tokens": [one.sampled for one in trajectories],
-            "stopped": [one.finish == "stop" for one in trajectories],
-            "unscored": list(map(math.isnan, rewards)),
-        }
-        if len(self.rewards) > 1:
-            for name in self.rewards:
-                values[f"reward_{name}"] = [one for group in groups for one in group.parts[name]]
-        if self.config.group > 1:
-            values["mixed_reward_groups"] = [group.mixed for group in groups]
-        known = {name: [x for x in of if not math.isnan(x)] for name, of in values.items()}
-        sums = [(sum(of), len(of)) for of in known.values()]
-        sums.append((self.replaced, len(trajectories)))
-        flat = [float(number) for pair in sums for number in pair]
-        totals = iter(self.ranks.sum(flat, self.objective.model.device))
-        return {name: next(totals) / max(next(totals), 1) for name in (*known, "replaced_prompts")}

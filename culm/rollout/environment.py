@@ -7,9 +7,9 @@ its own; these are read by the model and not learned.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from culm.config import SettingError
 from culm.data.notes import remarks_of
@@ -35,6 +35,11 @@ class Episode(Protocol):
     @property
     def prompt(self) -> Sequence[Message]:
         """The messages that the model answers first."""
+        ...
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """What else is known of it, such as the answer: for rewards that are functions."""
         ...
 
     def step(self, reply: str) -> Turn:
@@ -130,6 +135,11 @@ class QuestionEpisode:
     def prompt(self) -> Sequence[Message]:
         return [{"role": "user", "content": self.question.prompt}]
 
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        question = self.question
+        return {**question.fields, "task": self.task.name, "answer": question.answer}
+
     def step(self, reply: str) -> Turn:
         self.reply = reply
         return Turn()
@@ -151,5 +161,5 @@ class TaskEnvironment:
         questions = [self.task.question("train", index, seed) for index in range(ASKED)]
         if isinstance(self.task, Prompts):  # a file has an end
             questions += self.task.asked("train")
-        facts = [(question.prompt, question.answer) for question in questions]
+        facts = [(one.prompt, one.answer, *sorted(one.fields.items())) for one in questions]
         return hashlib.sha256(repr((self.task.name, facts)).encode()).hexdigest()

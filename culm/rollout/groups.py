@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
+from culm.parallel.ranks import Ranks
 from culm.rollout.trajectory import Trajectory
 
 
@@ -29,3 +32,35 @@ def filled(groups: Sequence[Group], others: Sequence[Group]) -> list[Group]:
     """The same with `others` in the places of those that are not mixed, as far as they go."""
     left = iter(others)
     return [group if group.mixed else next(left, group) for group in groups]
+
+
+def metrics_of(
+    groups: Sequence[Group],
+    parts: Sequence[str],
+    replaced: int,
+    ranks: Ranks,
+    device: torch.device | str,
+) -> dict[str, float]:
+    """Means over all that every rank played, also what was replaced.
+
+    parts: names of rewards that are shown by themselves. replaced: prompts of this rank that were
+    too long.
+    """
+    trajectories = [one for group in groups for one in group.trajectories]
+    rewards = [reward for group in groups for reward in group.rewards]
+    values: dict[str, list[float]] = {
+        "reward": rewards,
+        "completion_tokens": [one.sampled for one in trajectories],
+        "stopped": [one.finish == "stop" for one in trajectories],
+        "unscored": list(map(math.isnan, rewards)),
+    }
+    for name in parts:
+        values[f"reward_{name}"] = [one for group in groups for one in group.parts[name]]
+    if len(groups[0].trajectories) > 1:
+        values["mixed_reward_groups"] = [group.mixed for group in groups]
+    known = {name: [x for x in of if not math.isnan(x)] for name, of in values.items()}
+    sums = [(sum(of), len(of)) for of in known.values()]
+    sums.append((replaced, len(trajectories)))
+    flat = [float(number) for pair in sums for number in pair]
+    totals = iter(ranks.sum(flat, device))
+    return {name: next(totals) / max(next(totals), 1) for name in (*known, "replaced_prompts")}

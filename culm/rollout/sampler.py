@@ -40,7 +40,8 @@ class Sampler:
         Raises:
             ValueError: a prompt leaves no room for an answer.
         """
-        trajectories = [self._start(episode) for episode in episodes]
+        rows = enumerate(episodes, first)
+        trajectories = [self.start(episode, row // self.config.group) for row, episode in rows]
         active = list(range(len(trajectories)))
         turn = 0
         with unsharded(self.model):
@@ -54,7 +55,12 @@ class Sampler:
         """Whether a prompt leaves room for an answer."""
         return len(self.tokenizer.chat.prompt(list(prompt))) < self.context
 
-    def _start(self, episode: Episode) -> Trajectory:
+    def start(self, episode: Episode, group: int) -> Trajectory:
+        """A dialogue that the model has not answered yet.
+
+        Raises:
+            ValueError: its prompt leaves no room for an answer.
+        """
         prompt = self.tokenizer.chat.prompt(list(episode.prompt))
         room = self.context - len(prompt)
         if room < 1:
@@ -63,7 +69,7 @@ class Sampler:
                 f"{len(prompt)} tokens, which leaves no room for an answer in a context of "
                 f"{self.context}"
             )
-        trajectory = Trajectory(episode)
+        trajectory = Trajectory(episode, group=group)
         trajectory.read(episode.prompt, prompt)
         return trajectory
 

@@ -19,7 +19,8 @@ from culm.tokenizer.template import Message
 class Trajectory:
     """messages, tokens: the dialogue so far. learned, logprobs: of each token, whether the model
     sampled it, and with which log-probability (0 if it did not). reply: the tokens of the last
-    turn. finish: why that turn ended.
+    turn. finish: why that turn ended. group: the number of its prompt in the whole run. problem:
+    why a reward could not score it.
     """
 
     episode: Episode
@@ -29,6 +30,8 @@ class Trajectory:
     logprobs: list[float] = field(default_factory=list)
     reply: tuple[int, ...] = ()
     finish: Finish = "stop"
+    group: int = 0
+    problem: str = ""
 
     def read(self, messages: Sequence[Message], tokens: Sequence[int]) -> None:
         """Append messages that the model reads and does not learn."""
@@ -50,6 +53,26 @@ class Trajectory:
     def sampled(self) -> int:
         """How many tokens the model sampled."""
         return sum(self.learned)
+
+    @property
+    def sampled_tokens(self) -> list[int]:
+        """The tokens that the model sampled, of all turns."""
+        return [token for token, own in zip(self.tokens, self.learned, strict=True) if own]
+
+    @property
+    def prompt(self) -> list[Message]:
+        """The messages that the model answered first."""
+        return self.messages[: len(self.episode.prompt)]
+
+    @property
+    def completion(self) -> list[Message]:
+        """The messages that followed, from the first reply to the last."""
+        return self.messages[len(self.episode.prompt) :]
+
+
+def text_of(messages: Sequence[Message]) -> str:
+    """The text of messages, with a blank line between them."""
+    return "\n\n".join(str(message["content"]) for message in messages)
 
 
 def to_rows(trajectories: Sequence[Trajectory], pad: int) -> tuple[Batch, Tensor]:

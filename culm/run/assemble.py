@@ -198,6 +198,7 @@ def _rollouts(run: Assembly) -> Rollouts:
         context=run.context,
         ranks=run.ranks,
     )
+    rollouts.try_rewards()
     for remark in rollouts.remarks if run.ranks.writer else ():
         log.say(remark)
     return rollouts

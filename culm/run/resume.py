@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from culm import log
 from culm.config import SettingError, parse
+from culm.files import sha256
 from culm.run.assemble import Assembly
 from culm.run.reads import (
     SHOWN,
@@ -44,11 +45,19 @@ def resume(run: Assembly, store: Store, batches: Batches) -> Progress:
 
 
 def _reads(run: Assembly) -> dict[str, str]:
-    """Digests of all models and of the tokenizer, by the setting that names them."""
-    reads = {TOKENIZER: tokenizer_digest(run.tokenizer), **run.load.digests}
+    """Digests of all models, of code and of the tokenizer, by the setting that names them."""
+    reads = {TOKENIZER: tokenizer_digest(run.tokenizer), **run.load.digests, **_code(run)}
     if run.base is not None:
         reads[_base_name(run)] = run.base
     return reads
+
+
+def _code(run: Assembly) -> dict[str, str]:
+    """Digests of the files of code that score what the model answers."""
+    if run.config.train.objective.reads != "rollouts":
+        return {}
+    files = [file for reward in run.config.train.rollouts.reward for file in reward.files]
+    return {f"train.rollout.reward.path={file}": sha256(file) for file in files}
 
 
 def _base_name(run: Assembly) -> str:
@@ -59,7 +68,7 @@ def _base_name(run: Assembly) -> str:
 def _needed(run: Assembly) -> set[str]:
     """Names of what the run reads and no checkpoint holds."""
     loaded = run.load.loaded
-    needed = {TOKENIZER}
+    needed = {TOKENIZER, *_code(run)}
     needed |= {name for name, model in zip(run.load.names, loaded, strict=True) if is_read(model)}
     own = [model for model in run.objective.models().values() if model not in loaded]
     return needed | {_base_name(run)} if any(map(is_read, own)) else needed

@@ -100,11 +100,13 @@ class TrainConfig(Config):
         reads, kind = self.objective.reads, self.objective.kind
         if self.rollout is not None and reads != "rollouts":
             raise ValueError(f"rollout: {kind} learns from {reads}, not from rollouts")
-        least = self.objective.least_group
-        if reads == "rollouts" and self.rollouts.group < least:
-            raise ValueError(
-                f"rollout.group: {kind} compares at least {least} completions of a prompt"
-            )
+        if reads == "rollouts":
+            comparing = {one.kind: one.least_group for one in self.rollouts.reward}
+            for name, least in {**comparing, kind: self.objective.least_group}.items():
+                if self.rollouts.group < least:
+                    raise ValueError(
+                        f"rollout.group: {name} compares at least {least} completions of a prompt"
+                    )
         return self
 
     @property

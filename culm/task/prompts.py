@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from culm.config import Config, SettingError
 from culm.seed import keyed
 from culm.source import open_source
-from culm.source.record import LeftOut, Record, not_used, written
+from culm.source.record import LeftOut, Record, fields_of, not_used, written
 from culm.source.source import found_in
 from culm.task.task import Question, Split, Task, exact, split_of
 
@@ -30,8 +30,8 @@ class Prompts(Config):
     name: in the results.
 
     path: JSON, JSONL or Parquet, also compressed. prompt, answer: names of the fields, text or
-    numbers. One prompt in eight is a test question, chosen by hash, so no question changes its
-    split when the file grows.
+    numbers; other fields are for rewards that are functions. One prompt in eight is a test
+    question, chosen by hash, so no question changes its split when the file grows.
     """
 
     kind: Literal["prompts"] = "prompts"
@@ -78,14 +78,16 @@ class Prompts(Config):
         source = open_source(self.path, setting="tasks.path")
         asked.notes.update(source.left_out)
         for record, questions in found_in(source, self._read, skipped):
-            asked.notes.update(not_used("records", record.unread))
+            unread = not_used("records", record.unread, "only a reward function reads")
+            asked.notes.update(unread)
             for question in questions:
                 asked.questions[split_of(question.prompt)].append(question)
         return asked
 
     def _read(self, record: Record) -> Iterator[Question]:
         question, answer = question_in(record, self.prompt, self.answer)
-        yield Question(question, answer.strip())
+        others = {name: one for name, one in fields_of(record).items() if name != self.prompt}
+        yield Question(question, answer.strip(), fields=others)
 
 
 def question_in(record: dict[str, Any], prompt: str, answer: str) -> tuple[str, str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeVar
 
 from culm.config import SettingError
 from culm.seed import keyed
@@ -18,7 +18,7 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, and the answer that scores 1.
+    """A prompt, and the answer that scores 1. fields: what else its record holds.
 
     working: steps that lead to the answer. Fine-tuning shows them before the answer, so that a
     small model learns in easy steps what it could not learn in one (arXiv 2307.03381).
@@ -27,6 +27,7 @@ class Question:
     prompt: str
     answer: str
     working: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def reply(self) -> str:

@@ -69,7 +69,7 @@ def test_a_score_that_is_none(value: Any, reason: str) -> None:
 def test_a_reward_that_is_none(give: Callable[[Sequence], Any], reason: str) -> None:
     penalty = LengthPenalty(longest=9, margin=3)
     asked = rollouts(build(GRPO(), model(0)), rows=4, micro_rows=4, group=2, reward=(penalty,))
-    asked.rewards = {"length": (1.0, give)}
+    asked.scoring._scores["length"] = give
     with pytest.raises(SettingError, match=f"train.rollout.reward: {reason}"):
         asked.step(0)
 

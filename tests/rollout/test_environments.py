@@ -143,7 +143,7 @@ def test_rewards_are_added_by_weight() -> None:
         build(GRPO(), model(0)), TOKENIZER, [TaskEnvironment(LowerCase())], config, refuse,
         batch_size=8, micro_batch_size=8, seed=0,
     )  # fmt: skip
-    groups = asked._play(range(4))
+    groups, _ = asked._play(range(4))
     for group in groups:
         wanted = [2 * one.episode.score() - one.sampled / 6 for one in group.trajectories]
         assert group.rewards == pytest.approx(wanted)
@@ -154,7 +154,7 @@ def test_rewards_are_added_by_weight() -> None:
 
 
 def test_a_completion_without_an_end_token_is_penalised() -> None:
-    groups = rollouts(
+    groups, _ = rollouts(
         build(GRPO(), model(0)), 8, 8, group=4, max_tokens=3,
         reward=({"kind": "missing_eos", "penalty": 2.0},),
     )._play(range(2))  # fmt: skip
@@ -179,7 +179,7 @@ def test_a_reward_model_scores_the_last_token_of_each_dialogue(tmp_path: Path) -
     with_scalar_head(judge, 0)
     native.save(judge, TOKENIZER, tmp_path / "judge")
     score = ModelScore(path=str(tmp_path / "judge"), batch_size=3).build(
-        lambda setting, path: native.load(path)[0]
+        lambda setting, path: native.load(path)[0], 0
     )
     config = RolloutConfig(max_tokens=5, group=1)
     episodes = [TaskEnvironment(LowerCase()).reset(n, 0) for n in range(7)]
@@ -187,7 +187,7 @@ def test_a_reward_model_scores_the_last_token_of_each_dialogue(tmp_path: Path) -
     alone = [judge.scores(torch.tensor([one.tokens]))[0, -1].item() for one in trajectories]
     assert score(trajectories) == pytest.approx(alone, abs=1e-5)
     with pytest.raises(SettingError, match="has no scalar head"):
-        ModelScore(path="x").build(lambda setting, path: model(0))
+        ModelScore(path="x").build(lambda setting, path: model(0), 0)
 
 
 def test_no_episode_is_started_for_a_fingerprint() -> None:

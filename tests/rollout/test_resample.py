@@ -119,7 +119,7 @@ def unsure(trajectories: Sequence[Trajectory]) -> list[float]:
 def test_what_cannot_be_scored_is_left_out(config) -> None:
     objective = build(config, model(0))
     asked = rollouts(objective, 16, 16, group=4, max_tokens=5)
-    asked.rewards = {"unsure": (1.0, unsure)}
+    asked.scoring._scores["task"] = unsure
     (batch,) = asked.step(0)
     without = (batch.targets == IGNORED).all(1)
     assert 0 < batch.metrics["unscored"] == float(without.float().mean()) < 1

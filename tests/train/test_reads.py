@@ -88,6 +88,18 @@ def test_another_reward_model(stage: Callable[..., dict], base: Path, tmp_path: 
         go(settings, steps=2)
 
 
+def test_another_reward_function(stage: Callable[..., dict], tmp_path: Path) -> None:
+    code = tmp_path / "my.py"
+    code.write_text("def score(completion, answer): return float(answer in completion)")
+    settings = {**stage("grpo"), "folder": str(tmp_path / "run")}
+    reward = {"kind": "function", "path": str(code), "name": "score"}
+    settings["train"]["rollout"]["reward"] = reward
+    go(settings, steps=1)
+    code.write_text(code.read_text().replace("float", "-float"))
+    with pytest.raises(SettingError, match=r"train\.rollout\.reward\.path=\S+my\.py: not what"):
+        go(settings, steps=2)
+
+
 def test_another_chat_template(stage: Callable[..., dict], base: Path, tmp_path: Path) -> None:
     settings = {**stage("grpo"), "start": str(base), "folder": str(tmp_path / "run")}
     go(settings, steps=1)

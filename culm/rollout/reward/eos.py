@@ -16,7 +16,7 @@ class MissingEOS(RewardConfig):
     kind: Literal["missing_eos"] = "missing_eos"
     penalty: PositiveFloat = 1.0
 
-    def build(self, load: Load) -> Score:
+    def build(self, load: Load, seed: int) -> Score:
         return lambda trajectories: [
             0.0 if one.finish == "stop" else -self.penalty for one in trajectories
         ]

@@ -30,5 +30,5 @@ class LengthPenalty(RewardConfig):
         """Of an answer with so many tokens, -1 to 0."""
         return -min(1.0, max(0.0, (tokens - self.longest + self.margin) / self.margin))
 
-    def build(self, load: Load) -> Score:
+    def build(self, load: Load, seed: int) -> Score:
         return lambda trajectories: [self.penalty(one.sampled) for one in trajectories]

@@ -26,29 +26,38 @@ class ModelScore(RewardConfig):
     path: str = Field(min_length=1)
     batch_size: PositiveInt = 32
 
-    def build(self, load: Load) -> Score:
-        model = load("train.rollout.reward.path", self.path).eval().requires_grad_(False)
-        if model.config.head != "scalar":
-            raise SettingError(
-                f"train.rollout.reward.path: {self.path} has no scalar head; give a model that "
-                "culm train reward made"
-            )
-        return lambda trajectories: self._scores(model, trajectories)
+    def build(self, load: Load, seed: int) -> Score:
+        return scorer("train.rollout.reward.path", self.path, load, self.batch_size)
+
+
+def scorer(setting: str, path: str, load: Load, batch_size: int) -> Score:
+    """The scores of the reward model of a path, which a setting names."""
+    model = load(setting, path).eval().requires_grad_(False)
+    if model.config.head != "scalar":
+        raise SettingError(
+            f"{setting}: {path} has no scalar head; give a model that culm train reward made"
+        )
 
     @torch.inference_mode()
-    def _scores(self, model: Transformer, trajectories: Sequence[Trajectory]) -> list[float]:
+    def scores(trajectories: Sequence[Trajectory]) -> list[float]:
         found: list[float] = []
-        for start in range(0, len(trajectories), self.batch_size):
-            rows = [one.tokens for one in trajectories[start : start + self.batch_size]]
+        for start in range(0, len(trajectories), batch_size):
+            rows = [one.tokens for one in trajectories[start : start + batch_size]]
             length = max(map(len, rows))
             if length > model.config.context:
                 raise SettingError(
-                    f"train.rollout.reward.path: a dialogue has {length} tokens, and the context "
-                    f"of {self.path} is {model.config.context}; lower train.rollout.max_tokens"
+                    f"{setting}: a dialogue has {length} tokens, and the context of {path} is "
+                    f"{model.config.context}; lower train.rollout.max_tokens"
                 )
-            tokens = torch.tensor([row + [0] * (length - len(row)) for row in rows])
-            tokens = tokens.to(model.device)
-            last = torch.tensor([len(row) - 1 for row in rows], device=model.device)
-            scores = model.scores(tokens, Context.plain(tokens))  # causal: padding is behind
-            found += scores.gather(1, last[:, None])[:, 0].tolist()
+            found += _last_scores(model, rows, length)
         return found
+
+    return scores
+
+
+def _last_scores(model: Transformer, rows: Sequence[Sequence[int]], length: int) -> list[float]:
+    tokens = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows])
+    tokens = tokens.to(model.device)
+    last = torch.tensor([len(row) - 1 for row in rows], device=model.device)
+    scores = model.scores(tokens, Context.plain(tokens))  # causal: padding is behind
+    return scores.gather(1, last[:, None])[:, 0].tolist()

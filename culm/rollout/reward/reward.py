@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from culm.config import Config, SettingError
 from culm.objective.objective import Load
@@ -17,19 +19,39 @@ Score = Callable[[Sequence[Trajectory]], list[float]]
 
 class RewardConfig(Config, ABC):
     """weight: of this reward in the sum. label: its name in metrics (`reward_LABEL`), where several
-    rewards are added; its kind unless given.
+    rewards are added or one is shaped; its kind unless given.
+
+    whiten: give it mean 0 and standard deviation 1 over each batch, of all ranks. clip: limit it to
+    the range from -clip to clip, after whitening and before the weight.
+
+    tried: whether a plan has it score a made-up completion, before any is sampled.
     """
+
+    tried: ClassVar[bool] = False
 
     kind: str
     weight: float = 1.0
     label: str | None = Field(None, pattern="^[a-z0-9_]+$")
+    whiten: bool = False
+    clip: PositiveFloat | None = None
+
+    @property
+    def least_group(self) -> int:
+        """Completions of one prompt that it compares, at least."""
+        return 1
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What it reads besides models; a run resumes only from the same contents."""
+        return ()
 
     @abstractmethod
-    def build(self, load: Load) -> Score:
-        """A function from finished trajectories to one number each, before the weight; nan where
-        one cannot be scored, which leaves it out.
+    def build(self, load: Load, seed: int) -> Score:
+        """A function from finished trajectories, in complete groups, to one number each, before it
+        is shaped and weighted. It gives nan where one cannot be scored, which leaves it out, and
+        may say why in `Trajectory.problem`.
 
-        load: reads a model by its path.
+        load: reads a model by its path. seed: of what it chooses at random.
         """
 
 

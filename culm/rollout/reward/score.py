@@ -13,5 +13,5 @@ class TaskScore(RewardConfig):
 
     kind: Literal["task"] = "task"
 
-    def build(self, load: Load) -> Score:
+    def build(self, load: Load, seed: int) -> Score:
         return lambda trajectories: [one.episode.score() for one in trajectories]

@@ -1,0 +1,126 @@
+"""A chat endpoint with the API of OpenAI: an answer to a prompt, over HTTP."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from http.client import HTTPException, HTTPResponse
+from typing import Any
+from urllib.error import HTTPError, URLError
+
+AGAIN = (408, 409, 425, 429)  # besides 5xx: statuses after which the same request may succeed
+DELAY, LONGEST = 0.5, 30.0  # seconds before the second attempt, doubled each time; and at most
+LARGEST = 4 << 20  # bytes of an answer
+SHOWN = 200  # characters of what a server says
+
+
+class EndpointError(Exception):
+    """No answer came; the message says why."""
+
+
+class Transient(EndpointError):
+    """Another attempt may succeed. after: seconds to wait before it, where the server says so."""
+
+    def __init__(self, message: str, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the API key to another server."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+OPENER = urllib.request.build_opener(_NoRedirect)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """url: of the API, such as http://localhost:8000/v1. timeout: seconds of an attempt. retries:
+    further attempts after one that failed.
+    """
+
+    url: str
+    model: str
+    max_tokens: int
+    timeout: float
+    retries: int
+    key: str | None = field(default=None, repr=False)
+
+    def answer(self, prompt: str) -> str:
+        """The text that the model answers, at temperature 0.
+
+        Raises:
+            EndpointError: none came.
+        """
+        for attempt in range(self.retries + 1):
+            try:
+                return _text_of(self._ask(prompt))
+            except Transient as error:
+                if attempt == self.retries:
+                    raise EndpointError(f"{error}, {attempt + 1} times") from error
+                wait = DELAY * 2**attempt if error.after is None else error.after
+                time.sleep(min(wait, LONGEST))
+        raise AssertionError
+
+    def _ask(self, prompt: str) -> bytes:
+        body = {
+            "model": self.model, "temperature": 0, "max_tokens": self.max_tokens,
+            "messages": [{"role": "user", "content": prompt}],
+        }  # fmt: skip
+        headers = {"Content-Type": "application/json"}
+        if self.key is not None:
+            headers["Authorization"] = f"Bearer {self.key}"
+        url = f"{self.url.rstrip('/')}/chat/completions"
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        deadline = time.monotonic() + self.timeout
+        try:
+            with OPENER.open(request, timeout=self.timeout) as response:
+                return _read(response, deadline)
+        except HTTPError as error:
+            with error:
+                raise self._refused(error) from None
+        except TimeoutError:
+            raise Transient(f"{self.url} gave no answer within {self.timeout:g} s") from None
+        except (OSError, HTTPException) as error:
+            reason = error.reason if isinstance(error, URLError) else error
+            if isinstance(reason, TimeoutError):
+                reason = f"no connection within {self.timeout:g} s"
+            raise Transient(f"{self.url} cannot be reached ({reason})") from None
+
+    def _refused(self, error: HTTPError) -> EndpointError:
+        what = f"{self.url} answered HTTP {error.code} {error.reason}"
+        if error.code in AGAIN or error.code >= 500:
+            after = error.headers.get("Retry-After", "")
+            return Transient(what, float(after) if after.isdecimal() else None)
+        try:
+            said = json.loads(error.read(LARGEST))["error"]["message"]
+        except (OSError, HTTPException, ValueError, KeyError, TypeError):
+            return EndpointError(what)
+        return EndpointError(f"{what}: {str(said)[:SHOWN]}")
+
+
+def _read(response: HTTPResponse, deadline: float) -> bytes:
+    """The body; the timeout of a socket alone would let a server send a byte now and then."""
+    found = b""
+    while part := response.read1(1 << 16):
+        found += part
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        if len(found) > LARGEST:
+            raise EndpointError(f"an answer is longer than {LARGEST:,} bytes")
+    return found
+
+
+def _text_of(body: bytes) -> str:
+    try:
+        text = json.loads(body)["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError):
+        raise EndpointError("an answer is not a chat completion") from None
+    if not isinstance(text, str):
+        raise EndpointError("an answer has no text")
+    return text

@@ -1,0 +1,56 @@
+"""Several reward models, which a policy cannot deceive as easily as one."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
+
+from culm.objective.objective import Load
+from culm.rollout.reward.model import scorer
+from culm.rollout.reward.reward import RewardConfig, Score
+from culm.rollout.trajectory import Trajectory
+
+
+class Ensemble(RewardConfig):
+    """Scores of several reward models as one number (arXiv 2310.02743).
+
+    paths: two or more models that `culm train reward` made, with the tokenizer of the policy.
+    combine: their mean, the lowest (min), or the mean minus k standard deviations (deviation). k:
+    how many of these. batch_size: dialogues read at once.
+    """
+
+    kind: Literal["ensemble"] = "ensemble"
+    paths: tuple[str, ...] = Field(min_length=2)
+    combine: Literal["mean", "min", "deviation"] = "mean"
+    k: NonNegativeFloat = 1.0
+    batch_size: PositiveInt = 32
+
+    @field_validator("paths")
+    @classmethod
+    def _distinct(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(paths)) < len(paths):
+            raise ValueError("a path is given twice; give each model once")
+        return paths
+
+    def combined(self, scores: Sequence[float]) -> float:
+        """Of the scores of one dialogue; the standard deviation is that of these models."""
+        if not all(map(math.isfinite, scores)):
+            return sum(scores)  # nan leaves the dialogue out, and infinity is refused
+        if self.combine == "min":
+            return min(scores)
+        spread = statistics.pstdev(scores) if self.combine == "deviation" else 0.0
+        return statistics.fmean(scores) - self.k * spread
+
+    def build(self, load: Load, seed: int) -> Score:
+        setting = "train.rollout.reward.paths"
+        members = [scorer(setting, path, load, self.batch_size) for path in self.paths]
+
+        def scores(trajectories: Sequence[Trajectory]) -> list[float]:
+            every = [member(trajectories) for member in members]
+            return [self.combined(each) for each in zip(*every, strict=True)]
+
+        return scores
