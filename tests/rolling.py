@@ -1,9 +1,12 @@
 """A task that letters solve and rollouts of it on a tiny model: learning from rewards."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import pytest
 from learning import refuse
 
 from culm.model.attention.gqa import GQA
@@ -16,6 +19,7 @@ from culm.rollout.settings import RolloutConfig
 from culm.task.task import Question, Split
 from culm.tokenizer.bytes import Bytes
 
+T = TypeVar("T")
 TOKENIZER = Bytes(specials=True).build()
 
 
@@ -30,6 +34,13 @@ class LowerCase:
 
     def score(self, question: Question, reply: str) -> float:
         return sum("a" <= character <= "z" for character in reply[:6]) / 6
+
+
+class Rare(LowerCase):
+    """Only a question in three can be answered, so many groups earn nothing."""
+
+    def score(self, question: Question, reply: str) -> float:
+        return super().score(question, reply) if int(question.prompt) % 3 == 0 else 0.0
 
 
 def model(seed: int, context: int = 32) -> Transformer:
@@ -48,3 +59,23 @@ def rollouts(
         objective, TOKENIZER, [TaskEnvironment(task) for task in tasks], RolloutConfig(**config),
         refuse, batch_size=rows, micro_batch_size=micro_rows, seed=seed, ranks=ranks,
     )  # fmt: skip
+
+
+def on_two_ranks(monkeypatch: pytest.MonkeyPatch, play: Callable[[Ranks], T]) -> list[T]:
+    """What each of two ranks gives, as threads that hear each other."""
+    barrier, values = threading.Barrier(2), [None, None]
+
+    def gather(self: Ranks, value: Any) -> list[Any]:
+        values[self.rank] = value
+        barrier.wait()
+        both = list(values)
+        barrier.wait()
+        return both
+
+    def add(self: Ranks, own: list[float], device: Any = "cpu") -> list[float]:
+        return [sum(each) for each in zip(*self.gather(own), strict=True)]
+
+    monkeypatch.setattr(Ranks, "gather", gather)
+    monkeypatch.setattr(Ranks, "sum", add)
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda rank: play(Ranks(rank, 2)), range(2)))

@@ -1,13 +1,12 @@
 """Groups of equal rewards are replaced, and completions without a reward are left out."""
 
 import math
-import threading
 from collections.abc import Sequence
 
 import pytest
 import torch
 from learning import build, fit
-from rolling import LowerCase, model, rollouts
+from rolling import Rare, model, on_two_ranks, rollouts
 
 from culm.batch import IGNORED
 from culm.config import parse
@@ -18,13 +17,6 @@ from culm.rollout.buffer import Rollouts
 from culm.rollout.groups import Group
 from culm.rollout.trajectory import Trajectory
 from culm.run.settings import TrainConfig
-
-
-class Rare(LowerCase):
-    """Only a question in three can be answered, so many groups earn nothing."""
-
-    def score(self, question, reply: str) -> float:
-        return super().score(question, reply) if int(question.prompt) % 3 == 0 else 0.0
 
 
 def played(resample: int, rows: int = 24) -> Rollouts:
@@ -69,31 +61,14 @@ def test_metrics_are_of_everything_that_was_played() -> None:
 def test_ranks_share_what_each_of_them_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each fills its own places; together they hold what one rank would."""
     whole, _ = played(8)._groups(0)
-    barrier, values = threading.Barrier(2), [None, None]
-    found: dict[int, list[Group]] = {}
 
-    def gather(self: Ranks, value):
-        values[self.rank] = value
-        barrier.wait()
-        both = list(values)
-        barrier.wait()
-        return both
+    def play(ranks: Ranks) -> list[Group]:
+        return rollouts(
+            build(GRPO(), model(0)), 24, 24, ranks=ranks, tasks=(Rare(),), group=4, max_tokens=5,
+            resample=8,
+        )._groups(0)[0]  # fmt: skip
 
-    monkeypatch.setattr(Ranks, "gather", gather)
-
-    def play(rank: int) -> None:
-        asked = rollouts(
-            build(GRPO(), model(0)), 24, 24, ranks=Ranks(rank, 2), tasks=(Rare(),), group=4,
-            max_tokens=5, resample=8,
-        )  # fmt: skip
-        found[rank] = asked._groups(0)[0]
-
-    threads = [threading.Thread(target=play, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    together = [*found[0], *found[1]]
+    together = [group for share in on_two_ranks(monkeypatch, play) for group in share]
     assert [group.rewards for group in together] == [group.rewards for group in whole]
     tokens = [[one.tokens for one in group.trajectories] for group in together]
     assert tokens == [[one.tokens for one in group.trajectories] for group in whole]

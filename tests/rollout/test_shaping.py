@@ -2,14 +2,13 @@
 
 import math
 import statistics
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from answers import answered
 from learning import build, refuse
-from rolling import TOKENIZER, LowerCase, model, rollouts
+from rolling import TOKENIZER, Rare, model, on_two_ranks, rollouts
 
 from culm.adapt.heads import with_scalar_head
 from culm.config import SettingError, parse
@@ -55,13 +54,6 @@ def test_shaping_leaves_out_what_is_unscored() -> None:
     assert all(map(math.isnan, shaped([NAN, NAN], whiten=True)))
 
 
-class Rare(LowerCase):
-    """Only a question in three can be answered, so groups are replaced."""
-
-    def score(self, question, reply: str) -> float:
-        return super().score(question, reply) if int(question.prompt) % 3 == 0 else 0.0
-
-
 def test_two_ranks_whiten_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the statistics of the whole batch, also what replaces groups in later rounds."""
 
@@ -79,30 +71,8 @@ def test_two_ranks_whiten_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
         wanted = [(x - mean) / deviation for x in group.parts["task"]]
         assert group.rewards == pytest.approx(wanted, rel=1e-5)
 
-    barrier, values = threading.Barrier(2), [None, None]
-
-    def gather(self: Ranks, value):
-        values[self.rank] = value
-        barrier.wait()
-        both = list(values)
-        barrier.wait()
-        return both
-
-    monkeypatch.setattr(Ranks, "gather", gather)
-    monkeypatch.setattr(
-        Ranks, "sum", lambda self, x, device: [sum(y) for y in zip(*self.gather(x), strict=True)]
-    )
-    found: dict[int, list] = {}
-
-    def play(rank: int) -> None:
-        found[rank] = played(Ranks(rank, 2))[0]
-
-    threads = [threading.Thread(target=play, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for one, other in zip(whole, [*found[0], *found[1]], strict=True):
+    shares = on_two_ranks(monkeypatch, lambda ranks: played(ranks)[0])
+    for one, other in zip(whole, [*shares[0], *shares[1]], strict=True):
         assert one.parts == other.parts
         assert one.rewards == pytest.approx(other.rewards, abs=1e-9)
 

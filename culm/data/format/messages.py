@@ -125,7 +125,8 @@ def refuse_label(record: dict[str, Any]) -> None:
     if dict.get(record, "label") in (True, False):  # 0 and 1 too
         raise ValueError(
             "its answer has a label, and fine-tuning would learn bad answers like good ones; keep "
-            "the records whose label is true, without the label"
+            "the records whose label is true, without the label, or learn from all with culm train "
+            "kto"
         )
 
 
