@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from culm.config import SettingError
 from culm.data.notes import remarks_of
-from culm.task.prompts import Prompts, notes_of
+from culm.task.file_task import FileTask, notes_of
 from culm.task.task import Question, Task, graded
 from culm.tokenizer.template import Message
 
@@ -159,7 +159,7 @@ class TaskEnvironment:
 
     def fingerprint(self, seed: int) -> str:
         questions = [self.task.question("train", index, seed) for index in range(ASKED)]
-        if isinstance(self.task, Prompts):  # a file has an end
+        if isinstance(self.task, FileTask):  # a file has an end
             questions += self.task.asked("train")
         facts = [(one.prompt, one.answer, *sorted(one.fields.items())) for one in questions]
         return hashlib.sha256(repr((self.task.name, facts)).encode()).hexdigest()

@@ -6,13 +6,14 @@ from pydantic import AfterValidator
 
 from culm.config import one_of
 from culm.task.arithmetic import Arithmetic
+from culm.task.choices import Choices
 from culm.task.expression import Expression
 from culm.task.identity import Identity
 from culm.task.letters import Letters
 from culm.task.prompts import Prompts
 from culm.task.task import Task
 
-AnyTask = one_of(Arithmetic | Letters | Expression | Identity | Prompts)
+AnyTask = one_of(Arithmetic | Letters | Expression | Identity | Prompts | Choices)
 
 
 def _named_differently(tasks: tuple[Task, ...]) -> tuple[Task, ...]:

@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from culm.config import SettingError
 from culm.seed import keyed
@@ -14,6 +14,14 @@ from culm.seed import keyed
 T = TypeVar("T")
 TRIES = 10_000  # one in eight belongs to the test split, so this is always enough
 Split = Literal["train", "test"]
+By = Literal["sum", "tokens", "bytes", "greedy"]
+
+
+class Option(NamedTuple):
+    """An answer to choose: how likely is its continuation after its context?"""
+
+    context: str
+    continuation: str
 
 
 @dataclass(frozen=True)
@@ -22,12 +30,31 @@ class Question:
 
     working: steps that lead to the answer. Fine-tuning shows them before the answer, so that a
     small model learns in easy steps what it could not learn in one (arXiv 2307.03381).
+    options: of which the model takes the most likely one; it writes a reply where there are none.
+    right: the index of the right option. by: how they are compared: by the log-probability of a
+    continuation (sum), that divided by its tokens or by its bytes, or (greedy, for a single
+    option) whether its tokens are the most likely ones.
+    plain: the prompt is a text to continue, not a message in the chat template. stops: texts that
+    end a reply and are no part of it. before: messages before the prompt. tools: that the reply
+    may call, as the chat template reads them.
     """
 
     prompt: str
     answer: str
     working: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    options: tuple[Option, ...] = ()
+    right: int = 0
+    by: By = "bytes"
+    plain: bool = False
+    stops: tuple[str, ...] = ()
+    before: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+
+    @property
+    def messages(self) -> list[Mapping[str, Any]]:
+        """The dialogue up to the reply."""
+        return [*self.before, {"role": "user", "content": self.prompt}]
 
     @property
     def reply(self) -> str:

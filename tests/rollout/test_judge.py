@@ -13,7 +13,7 @@ from rolling import model, rollouts
 
 from culm.config import SettingError, parse
 from culm.objective.grpo import GRPO
-from culm.rollout.reward import endpoint
+from culm import endpoint
 from culm.rollout.reward.judge import Judge
 from culm.rollout.settings import RolloutConfig
 from culm.rollout.trajectory import Trajectory

@@ -1,9 +1,9 @@
 """What is measured of a model: one file a measure; this union is the registry."""
 
 from culm.config import one_of
-from culm.eval.measure.exact_match import ExactMatch
 from culm.eval.measure.held_out import HeldOut
 from culm.eval.measure.pairs import Pairs
 from culm.eval.measure.samples import Samples
+from culm.eval.measure.tasks import TaskScores
 
-Measure = one_of(HeldOut | ExactMatch | Pairs | Samples)
+Measure = one_of(HeldOut | TaskScores | Pairs | Samples)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from pydantic import PositiveInt
 
-from culm.eval.exact import wilson
+from culm.eval.interval import wilson
 from culm.eval.measure.measure import MeasureConfig, Subject
 from culm.model.context import Context
 

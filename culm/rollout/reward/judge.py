@@ -16,8 +16,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from culm import log
 from culm.config import SettingError
+from culm.endpoint import Endpoint, EndpointError
 from culm.objective.objective import Load
-from culm.rollout.reward.endpoint import Endpoint, EndpointError
 from culm.rollout.reward.reward import RewardConfig, Score
 from culm.rollout.trajectory import Trajectory, text_of
 from culm.seed import keyed

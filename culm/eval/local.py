@@ -1,0 +1,88 @@
+"""A model in this process that answers the questions of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from culm.engine.continuations import Likelihood, likelihoods
+from culm.engine.request import Request
+from culm.eval.answer import answer
+from culm.eval.responder import Generation, Reply
+from culm.model.transformer import Transformer
+from culm.seed import keyed_integer
+from culm.task.task import Option, Question
+from culm.text.reply import request_of
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A `Responder`: the model in eval mode, with its tokenizer. seed: of sampled replies."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    seed: int = 0
+
+    def likelihoods(self, options: Sequence[Option]) -> list[Likelihood]:
+        """As `Responder.likelihoods`; texts that are too long lose their beginning."""
+        return likelihoods(self.model, [self._pair(option) for option in options])
+
+    def replies(self, questions: Sequence[Question], how: Generation) -> list[list[Reply]]:
+        """As `Responder.replies`.
+
+        Raises:
+            ValueError: a question alone fills the context.
+        """
+        requests = [
+            self._request(question, how, sample)
+            for question in questions
+            for sample in range(how.samples)
+        ]
+        stops = [question.stops for question in questions for _ in range(how.samples)]
+        found = [
+            Reply(one.text, len(one.completion.tokens))
+            for one in answer(self.model, self.tokenizer, requests, stops=stops)
+        ]
+        return [found[at : at + how.samples] for at in range(0, len(found), how.samples)]
+
+    def check(self, question: Question, how: Generation) -> None:
+        """ValueError if it leaves no room for a reply, or its options cannot be read."""
+        if question.options:
+            for option in question.options:
+                self._pair(option)
+        else:
+            self._request(question, how, 0)
+
+    def _request(self, question: Question, how: Generation, sample: int) -> Request:
+        # The same for each question, whichever others are asked with it.
+        seed = keyed_integer(self.seed, "reply", question.prompt, sample)
+        sampling = replace(how.sampling, seed=seed)
+        context = self.model.config.context
+        return request_of(question, self.tokenizer, how.max_tokens, context, sampling)
+
+    def _pair(self, option: Option) -> tuple[list[int], list[int]]:
+        """Ids of a context and of its continuation, at least one each, in the model's context."""
+        context, continuation = encoded_pair(self.tokenizer, option)
+        room = self.model.config.context + 1 - len(continuation)  # the last token is not read
+        if room < 1:
+            raise ValueError(
+                f"tasks: the option {option.continuation[:40]!r} has {len(continuation)} tokens, "
+                f"more than the model's context of {self.model.config.context}"
+            )
+        return context[-room:], continuation
+
+
+def encoded_pair(tokenizer: Tokenizer, option: Option) -> tuple[list[int], list[int]]:
+    """Both texts are encoded as one, and divided where the context alone ends.
+
+    White space at the end of the context belongs to the continuation, as tokenizers have it.
+    """
+    context = option.context.rstrip()
+    whole = tokenizer.encode(option.context + option.continuation)
+    ids = tokenizer.encode(context) if context else []
+    continuation = whole[len(ids) :]
+    if not continuation:
+        raise ValueError(f"tasks: the option {option.continuation[:40]!r} has no text")
+    start = tokenizer.start or ([] if ids else [tokenizer.end_of_text])
+    return [*start, *ids], continuation

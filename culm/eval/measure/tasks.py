@@ -1,0 +1,59 @@
+"""How well a model answers the test questions of tasks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+from pydantic import NonNegativeFloat, PositiveInt
+
+from culm.engine.sampling import Sampling
+from culm.eval.local import LocalModel
+from culm.eval.measure.measure import MeasureConfig, Subject
+from culm.eval.questions import answer_questions, distinct, estimates
+from culm.eval.responder import Generation
+from culm.model.transformer import require_vocabulary
+from culm.task import Tasks
+
+
+class TaskScores(MeasureConfig):
+    """Result: `tasks`, which maps each task, and `all`, to its mean score with a 95 % interval.
+
+    tasks: where the questions come from. questions: distinct test questions per task; all of them
+    if a task has fewer, or if it is null.
+
+    max_tokens: limit of a reply. samples: replies to each question, whose scores are averaged.
+    temperature: of replies; at 0, the most likely token is taken.
+    """
+
+    kind: Literal["tasks"] = "tasks"
+    tasks: Tasks = ()
+    questions: PositiveInt | None = 100
+    max_tokens: PositiveInt = 32
+    samples: PositiveInt = 1
+    temperature: NonNegativeFloat = 0.0
+
+    @property
+    def generation(self) -> Generation:
+        """How replies are made."""
+        return Generation(self.max_tokens, Sampling(self.temperature), self.samples)
+
+    def check(self, subject: Subject) -> None:
+        """Each question must leave room for an answer."""
+        if self.tasks:
+            require_vocabulary(subject.model)
+        local = LocalModel(subject.model, subject.tokenizer)
+        for _, question in distinct(self.tasks, self.questions, subject.seed):
+            local.check(question, self.generation)
+
+    def measure(self, subject: Subject) -> dict[str, Any]:
+        """Nothing without tasks."""
+        if not self.tasks:
+            return {}
+        asked = distinct(self.tasks, self.questions, subject.seed)
+        local = LocalModel(subject.model, subject.tokenizer, subject.seed)
+        own = answer_questions(local, subject.share(asked), self.generation)
+        scores = subject.join([item.score for item in own], len(asked))
+        names = [task.name for task, _ in asked]
+        table = estimates(list(zip(names, scores, strict=True)))
+        return {"tasks": {name: asdict(one) for name, one in table.items()}}
