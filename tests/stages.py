@@ -138,7 +138,7 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
                 run["eval"]["measures"] = {"pairs": {"tokens": 200}}
             case "ppo" | "shared":
                 run["data"] = {"tasks": [TASK]}
-                measures["tasks"] = {"tasks": [TASK], "questions": 3}
+                measures["scores"] = {"tasks": [TASK], "questions": 3}
                 trained |= {"batch_size": 16, "micro_batch_size": 8}
                 more_of = (
                     {"shared": True, "kl_stop": 0.5}
@@ -149,13 +149,13 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
                 trained["rollout"] = {"group": 2, "max_tokens": 4, "batches": 2, "epochs": 3}
             case "gkd":
                 run["data"] = {"tasks": [TASK]}
-                measures["tasks"] = {"tasks": [TASK], "questions": 3}
+                measures["scores"] = {"tasks": [TASK], "questions": 3}
                 trained |= {"batch_size": 8, "micro_batch_size": 4}
                 trained["objective"] = {"kind": "gkd", "teacher": base(), "divergence": "jsd"}
                 trained["rollout"] = {"group": 1, "max_tokens": 4}
             case "grpo" | "dapo":
                 run["data"] = {"tasks": [TASK]}
-                measures["tasks"] = {"tasks": [TASK], "questions": 3}
+                measures["scores"] = {"tasks": [TASK], "questions": 3}
                 trained |= {"batch_size": 32, "micro_batch_size": 8}
                 trained["objective"] = {"kind": "grpo", "variant": name, "kl": 0.01}
                 trained["rollout"] = {"group": 4, "max_tokens": 4}

@@ -47,11 +47,11 @@ def _measures(folder: Path, results: Mapping[str, Any]) -> list[str]:
     for name, result in results.items():
         measure, _, kind = name.rpartition(".")
         of_measure = f", {measure}" if measure else ""
-        if kind == "tasks":
+        if kind == "scores":
             picture = re.sub(r"[^\w.-]+", "-", name) + ".png"
-            parts += [f"## Tasks{of_measure}", score_table({folder.name: result})]
+            parts += [f"## Scores{of_measure}", score_table({folder.name: result})]
             draw = partial(bars, models={folder.name: result})
-            parts.append(_picture("score", folder / picture, draw))
+            parts.append(_picture("scores", folder / picture, draw))
         elif kind == "samples" and result:
             parts += [f"## Samples{of_measure}", samples_text(result)]
     return parts

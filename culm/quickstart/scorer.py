@@ -15,7 +15,7 @@ from culm.device import choose_device, choose_precision
 from culm.dtype import DTYPES
 from culm.eval.local import LocalModel
 from culm.eval.measure.held_out import HeldOut
-from culm.eval.measure.tasks import TaskScores
+from culm.eval.measure.scores import Scores
 from culm.eval.perplexity import Prediction, predict
 from culm.eval.questions import Answered, answer_questions, distinct, estimates_of
 from culm.model.backend import place
@@ -37,7 +37,7 @@ class Scorer:
     @property
     def questions(self) -> int:
         """Questions per task in a run of full length."""
-        return self.dialogues.eval.first(TaskScores).questions or LISTED
+        return self.dialogues.eval.first(Scores).questions or LISTED
 
     def read(self, path: Path) -> tuple[Transformer, Tokenizer]:
         """A model in the precision, with the backend and on the device of the training runs."""
@@ -53,7 +53,7 @@ class Scorer:
 
     def answer(self, model: Transformer, tokenizer: Tokenizer, questions: int) -> list[Answered]:
         """Answers to test questions; `questions` per task."""
-        measure, seed = self.dialogues.eval.first(TaskScores), self.dialogues.eval.seed
+        measure, seed = self.dialogues.eval.first(Scores), self.dialogues.eval.seed
         asked = distinct(measure.tasks, questions, seed)
         return answer_questions(LocalModel(model, tokenizer, seed), asked, measure.generation)
 

@@ -13,7 +13,7 @@ from culm.config import SettingError, parse
 from culm.convert.load import read
 from culm.eval.evaluation import Evaluation
 from culm.eval.measure.measure import Subject
-from culm.eval.measure.tasks import TaskScores
+from culm.eval.measure.scores import Scores
 from culm.eval.settings import EvalConfig
 
 
@@ -26,7 +26,7 @@ def show_evaluation(model: str, measures: str, questions: int | None, device: st
     settings = parse(EvalConfig, compose(measures, "eval").values, "eval")
     if questions is not None:
         settings = _with_questions(settings, questions)
-    if not any(isinstance(one, TaskScores) and one.tasks for one in settings.measures.values()):
+    if not any(isinstance(one, Scores) and one.tasks for one in settings.measures.values()):
         raise SettingError(f"tasks: {measures} names no tasks; see configs/eval/tasks.yaml")
     transformer, tokenizer = read(model, device, mtp=False)
     subject = Subject(transformer.eval(), tokenizer, seed=settings.seed)
@@ -40,7 +40,7 @@ def _with_questions(settings: EvalConfig, questions: int) -> EvalConfig:
     changed = {
         name: measure.model_copy(update={"questions": questions})
         for name, measure in settings.measures.items()
-        if isinstance(measure, TaskScores)
+        if isinstance(measure, Scores)
     }
     return settings.model_copy(update={"measures": {**settings.measures, **changed}})
 

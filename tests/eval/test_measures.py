@@ -20,7 +20,7 @@ from culm.eval.measure.held_out import HeldOut
 from culm.eval.measure.measure import Subject
 from culm.eval.measure.pairs import Pairs
 from culm.eval.measure.samples import Samples
-from culm.eval.measure.tasks import TaskScores
+from culm.eval.measure.scores import Scores
 from culm.eval.settings import EvalConfig
 from culm.model.attention.gqa import GQA
 from culm.model.context import Context
@@ -118,7 +118,7 @@ def settings(**measures: Any) -> EvalConfig:
 
 EVERY = {
     "held_out": {"tokens": 1000},
-    "tasks": {"tasks": TASKS, "questions": 5, "max_tokens": 6},
+    "scores": {"tasks": TASKS, "questions": 5, "max_tokens": 6},
     "samples": {"texts": ["The ", "a", ""], "temperatures": [0.7, 1.0], "max_tokens": 5},
 }
 
@@ -127,8 +127,8 @@ EVERY = {
 def test_results_do_not_depend_on_the_number_of_ranks(count: int) -> None:
     subject = Subject(model(), TOKENIZER, Given, seed=3)
     whole = Evaluation(settings(**EVERY), subject).run(final=True)
-    assert list(whole) == ["loss", "bits_per_byte", "tasks", "samples"]
-    assert [one["items"] for one in whole["tasks"].values()] == [5, 5, 10]
+    assert list(whole) == ["loss", "bits_per_byte", "scores", "samples"]
+    assert [one["items"] for one in whole["scores"].values()] == [5, 5, 10]
     shared = subject.model
 
     def work(ranks: Ranks) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def test_results_do_not_depend_on_the_number_of_ranks(count: int) -> None:
         assert list(found) == list(whole)
         for name in ("loss", "bits_per_byte"):
             assert found[name] == pytest.approx(whole[name], rel=1e-12)
-        assert found["tasks"] == whole["tasks"]
+        assert found["scores"] == whole["scores"]
         assert found["samples"] == whole["samples"]
 
 
@@ -202,7 +202,7 @@ def test_samples_are_continuations_by_the_language_model() -> None:
 
 def test_samples_wait_for_the_last_step() -> None:
     evaluation = Evaluation(settings(**EVERY), Subject(model(), TOKENIZER, Given))
-    assert list(evaluation.run()) == ["loss", "bits_per_byte", "tasks"]
+    assert list(evaluation.run()) == ["loss", "bits_per_byte", "scores"]
     assert "samples" in evaluation.run(final=True)
 
 
@@ -215,7 +215,7 @@ def test_a_name_of_its_own_is_put_in_front_of_the_results() -> None:
 
 
 def test_without_held_out_text_or_tasks_nothing_is_measured() -> None:
-    chosen = settings(held_out={}, tasks={}, samples={}, pairs={})
+    chosen = settings(held_out={}, scores={}, samples={}, pairs={})
     assert Evaluation(chosen, Subject(model(), TOKENIZER)).run(final=True) == {}
 
 
@@ -246,12 +246,12 @@ def test_pairs_count_the_preferred_answers(count: int) -> None:
 
 
 def test_the_name_stands_for_the_kind() -> None:
-    chosen = settings(held_out={"tokens": 7}, short={"kind": "tasks", "max_tokens": 3})
-    assert chosen.measures == {"held_out": HeldOut(tokens=7), "short": TaskScores(max_tokens=3)}
+    chosen = settings(held_out={"tokens": 7}, short={"kind": "scores", "max_tokens": 3})
+    assert chosen.measures == {"held_out": HeldOut(tokens=7), "short": Scores(max_tokens=3)}
     assert parse(EvalConfig, chosen.model_dump(mode="json")) == chosen
     assert settings(text="held_out").measures == {"text": HeldOut()}
     assert EvalConfig().measures == {"held_out": HeldOut()}
-    assert chosen.first(TaskScores).max_tokens == 3
+    assert chosen.first(Scores).max_tokens == 3
     with pytest.raises(SettingError, match=r"eval\.measures: none is of the kind samples"):
         chosen.first(Samples)
 
@@ -261,7 +261,7 @@ def test_the_name_stands_for_the_kind() -> None:
     [
         ({"held_uot": {}}, r"eval\.measures\.held_uot\.kind: 'held_uot' is not one of 'held_out'"),
         ({"held_out": {"token": 3}}, r"measures\.held_out\.token: .*did you mean 'tokens'"),
-        ({"tasks": {"questions": 0}}, r"measures\.tasks\.questions: .*greater than 0"),
+        ({"scores": {"questions": 0}}, r"measures\.scores\.questions: .*greater than 0"),
         ({"quick": {"kind": "held_out", "tokens": 0}}, r"eval\.measures\.quick\.tokens: "),
     ],
 )
@@ -271,7 +271,7 @@ def test_errors_name_the_measure(measures: dict, message: str) -> None:
 
 
 def test_files_and_the_command_line_merge(tmp_path: Path) -> None:
-    run = {"base": "sft", "eval": {"base": "tasks", "measures": {"tasks": {"questions": 7}}}}
+    run = {"base": "sft", "eval": {"base": "tasks", "measures": {"scores": {"questions": 7}}}}
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(run))
 
@@ -279,14 +279,14 @@ def test_files_and_the_command_line_merge(tmp_path: Path) -> None:
         values = compose_run(path, ["start=x", *more], LAYOUT).values["eval"]
         return parse(EvalConfig, values, "eval").measures
 
-    assert list(measures()) == ["held_out", "tasks"]
-    assert measures()["tasks"].questions == 7
-    assert len(measures()["tasks"].tasks) == 8
+    assert list(measures()) == ["held_out", "scores"]
+    assert measures()["scores"].questions == 7
+    assert len(measures()["scores"].tasks) == 8
     changed = measures(
-        "eval.measures.tasks.questions=200", "eval.measures.samples.texts=[a]",
+        "eval.measures.scores.questions=200", "eval.measures.samples.texts=[a]",
         "eval.measures.held_out=null",
     )  # fmt: skip
-    assert list(changed) == ["tasks", "samples"]
-    assert changed["tasks"].questions == 200
-    assert len(changed["tasks"].tasks) == 8
+    assert list(changed) == ["scores", "samples"]
+    assert changed["scores"].questions == 200
+    assert len(changed["scores"].tasks) == 8
     assert changed["samples"] == Samples(texts=("a",))

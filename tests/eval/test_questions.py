@@ -14,7 +14,7 @@ from culm.data.settings import DataConfig
 from culm.eval.evaluation import Evaluation
 from culm.eval.interval import wilson
 from culm.eval.local import LocalModel
-from culm.eval.measure.tasks import TaskScores
+from culm.eval.measure.scores import Scores
 from culm.eval.questions import (
     Answered,
     answer_questions,
@@ -117,7 +117,7 @@ def test_replies_are_greedy_and_scored_by_their_task() -> None:
 
 
 def test_the_length_of_an_answer_is_a_setting() -> None:
-    assert TaskScores().max_tokens == 32
+    assert Scores().max_tokens == 32
     local, asked = LocalModel(tiny().model, TOKENIZER), distinct([Vowels()], 1, seed=0)
     short, long = (answer_questions(local, asked, Generation(n))[0].reply for n in (2, 20))
     assert long.startswith(short)
@@ -131,8 +131,8 @@ def test_eval_asks_as_many_questions_as_it_is_given(
     """Without `--questions` as many as the file says, of each task of each measure."""
     tasks = [{"kind": "arithmetic", "name": "sums"}, {"kind": "expression"}]
     measures = {
-        "tasks": {"tasks": tasks, "questions": 3, "max_tokens": 4},
-        "words": {"kind": "tasks", "tasks": ["identity"], "questions": 3, "max_tokens": 2},
+        "scores": {"tasks": tasks, "questions": 3, "max_tokens": 4},
+        "words": {"kind": "scores", "tasks": ["identity"], "questions": 3, "max_tokens": 2},
         "held_out": {"tokens": 100},
     }
     path = tmp_path / "measures.yaml"
@@ -143,10 +143,10 @@ def test_eval_asks_as_many_questions_as_it_is_given(
     monkeypatch.setattr(verb, "read", lambda path, device, mtp: (tiny().model, TOKENIZER))
     verb.show_evaluation("model", str(path), given, "cpu")
     (results,) = found
-    assert results.keys() == {"tasks", "words.tasks"}
-    items = {name: one["items"] for name, one in results["tasks"].items()}
+    assert results.keys() == {"scores", "words.scores"}
+    items = {name: one["items"] for name, one in results["scores"].items()}
     assert items == {"sums": asked, "expression": asked, "all": 2 * asked}
-    assert results["words.tasks"]["identity"]["items"] == asked
+    assert results["words.scores"]["identity"]["items"] == asked
 
 
 def answers(*marks: float) -> list[Answered]:
@@ -199,4 +199,4 @@ def test_evaluation_asks_what_training_teaches() -> None:
     """The two files list the same tasks; a change of one must be made in the other."""
     taught = parse(DataConfig, compose("tasks", "data").values).tasks
     settings = parse(EvalConfig, compose("tasks", "eval").values)
-    assert settings.first(TaskScores).tasks == taught
+    assert settings.first(Scores).tasks == taught

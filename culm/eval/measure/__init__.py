@@ -4,6 +4,6 @@ from culm.config import one_of
 from culm.eval.measure.held_out import HeldOut
 from culm.eval.measure.pairs import Pairs
 from culm.eval.measure.samples import Samples
-from culm.eval.measure.tasks import TaskScores
+from culm.eval.measure.scores import Scores
 
-Measure = one_of(HeldOut | TaskScores | Pairs | Samples)
+Measure = one_of(HeldOut | Scores | Pairs | Samples)

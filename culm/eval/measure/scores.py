@@ -16,8 +16,8 @@ from culm.model.transformer import require_vocabulary
 from culm.task import Tasks
 
 
-class TaskScores(MeasureConfig):
-    """Result: `tasks`, which maps each task, and `all`, to its mean score with a 95 % interval.
+class Scores(MeasureConfig):
+    """Result: `scores`, which maps each task, and `all`, to its mean score with a 95 % interval.
 
     tasks: where the questions come from. questions: distinct test questions per task; all of them
     if a task has fewer, or if it is null.
@@ -26,7 +26,7 @@ class TaskScores(MeasureConfig):
     temperature: of replies; at 0, the most likely token is taken.
     """
 
-    kind: Literal["tasks"] = "tasks"
+    kind: Literal["scores"] = "scores"
     tasks: Tasks = ()
     questions: PositiveInt | None = 100
     max_tokens: PositiveInt = 32
@@ -56,4 +56,4 @@ class TaskScores(MeasureConfig):
         scores = subject.join([item.score for item in own], len(asked))
         names = [task.name for task, _ in asked]
         table = estimates(list(zip(names, scores, strict=True)))
-        return {"tasks": {name: asdict(one) for name, one in table.items()}}
+        return {"scores": {name: asdict(one) for name, one in table.items()}}
