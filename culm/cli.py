@@ -169,15 +169,22 @@ def serve(
 
 @app.command("eval")
 def evaluate(
-    model: given.Model,
-    tasks: given.Tasks = "tasks",
+    model: given.Evaluated,
+    suite: given.Suite = "tasks",
     questions: given.Questions = None,
+    data: given.SuiteData = None,
+    text: given.EvalText = None,
+    against: given.Against = None,
+    output: given.AnswersOut = None,
+    as_json: given.AsJson = False,
     device: given.Device = "auto",
+    dtype: given.EvalDtype = None,
 ) -> None:
-    """Measure exact match on test questions, with confidence intervals."""
-    from culm.verbs.evaluate import show_evaluation
+    """Measure how well a model answers the questions of a suite, or predicts a text."""
+    from culm.verbs.evaluate import Options, show_evaluation
 
-    show_evaluation(model, tasks, questions, device)
+    options = Options(suite, questions, data, text, output, against, as_json, device, dtype)
+    show_evaluation(model, options)
 
 
 @app.command()

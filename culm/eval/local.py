@@ -28,6 +28,16 @@ class LocalModel:
         """As `Responder.likelihoods`; texts that are too long lose their beginning."""
         return likelihoods(self.model, [self._pair(option) for option in options])
 
+    def rolling(self, texts: Sequence[str]) -> list[Likelihood]:
+        """As `Responder.rolling`; a text that is longer than the context is read in parts.
+
+        Each token is scored once. Parts are disjoint, but the last one, which has the end of the
+        one before as its context.
+        """
+        parts = [windows(self.tokenizer, text, self.model.config.context) for text in texts]
+        found = iter(likelihoods(self.model, [pair for pairs in parts for pair in pairs]))
+        return [joined([next(found) for _ in pairs]) for pairs in parts]
+
     def replies(self, questions: Sequence[Question], how: Generation) -> list[list[Reply]]:
         """As `Responder.replies`.
 
@@ -86,3 +96,20 @@ def encoded_pair(tokenizer: Tokenizer, option: Option) -> tuple[list[int], list[
         raise ValueError(f"tasks: the option {option.continuation[:40]!r} has no text")
     start = tokenizer.start or ([] if ids else [tokenizer.end_of_text])
     return [*start, *ids], continuation
+
+
+def windows(tokenizer: Tokenizer, text: str, context: int) -> list[tuple[list[int], list[int]]]:
+    """Pairs (context, continuation) of up to `context` + 1 tokens that score each token once."""
+    ids = tokenizer.encode(text)
+    start = tokenizer.start or [tokenizer.end_of_text]
+    pairs = [(start, ids[: context + 1 - len(start)])] if ids else []
+    for at in range(context + 1 - len(start), len(ids), context):
+        end = min(at + context, len(ids))
+        pairs.append((ids[max(end - context - 1, 0) : at], ids[at:end]))
+    return pairs
+
+
+def joined(parts: Sequence[Likelihood]) -> Likelihood:
+    """One text from its parts."""
+    total, tokens = sum(one.logprob for one in parts), sum(one.tokens for one in parts)
+    return Likelihood(total, tokens, all(one.greedy for one in parts))

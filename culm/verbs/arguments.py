@@ -141,10 +141,42 @@ Adapters = Annotated[
 ]
 
 # culm eval
-Tasks = Annotated[str, typer.Option(help="A file in configs/eval.")]
+Evaluated = Annotated[
+    str,
+    typer.Argument(
+        help="A run or model folder, a .gguf file, a Hugging Face id, or the URL of an API, such "
+        "as http://localhost:8000/v1 (#NAME chooses one of its models)."
+    ),
+]
+EvalDtype = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16, or auto: the fastest on this machine. Default: float32 on a CPU."
+    ),
+]
+Suite = Annotated[
+    str,
+    typer.Option(help="quick, core, code, math, chat, tools, tasks, or a file as in configs/eval."),
+]
 Questions = Annotated[
     int | None,
-    typer.Option(help="Distinct test questions per task; as in the file if not given.", min=1),
+    typer.Option(help="Distinct test questions per task; 0: all. Default: as in the suite.", min=0),
+]
+SuiteData = Annotated[
+    str | None,
+    typer.Option(
+        help="A folder with files named as the tasks, such as arc_easy.jsonl; otherwise they come "
+        "from the Hugging Face hub."
+    ),
+]
+EvalText = Annotated[
+    str | None,
+    typer.Option(help="Measure bits per byte of this text instead: a file, folder or dataset."),
+]
+Against = Annotated[str | None, typer.Option(help="Another model, compared on the same questions.")]
+AnswersOut = Annotated[
+    str | None,
+    typer.Option(help="A JSONL file of all answers; a second call goes on where one stopped."),
 ]
 
 # culm quantize

@@ -5,5 +5,6 @@ from culm.eval.measure.held_out import HeldOut
 from culm.eval.measure.pairs import Pairs
 from culm.eval.measure.samples import Samples
 from culm.eval.measure.scores import Scores
+from culm.eval.measure.text import Text
 
-Measure = one_of(HeldOut | Scores | Pairs | Samples)
+Measure = one_of(HeldOut | Scores | Text | Pairs | Samples)

@@ -8,6 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import combinations, groupby
 from statistics import fmean
 from typing import Literal
@@ -113,8 +114,8 @@ class Judge(RewardConfig):
 
     def build(self, load: Load, seed: int) -> Score:
         key = None if self.api_key is None else _key_of(self.api_key)
-        endpoint = Endpoint(self.url, self.model, self.max_tokens, self.timeout, self.retries, key)
-        judging = Judging(self, endpoint.answer, seed)
+        endpoint = Endpoint(self.url, self.model, self.timeout, self.retries, key)
+        judging = Judging(self, partial(endpoint.answer, max_tokens=self.max_tokens), seed)
         return judging.pairs if self.form == "pairs" else judging.ratings
 
     def compared(self, count: int, group: int, seed: int) -> list[tuple[int, int]]:
