@@ -76,7 +76,7 @@ class GRPO(ObjectiveConfig):
         (`culm.objective.policy.divergence`), for kl_in=loss.
     correction: weigh tokens or sequences for the difference between the engine that sampled and
         the trainer, or leave out sequences that differ too much (mask). correction_cap: the
-        greatest weight, or difference.
+        greatest weight; for mask, the greatest ratio of the two policies that is learned from.
     """
 
     reads: ClassVar[Reads] = "rollouts"
@@ -113,11 +113,26 @@ class GRPO(ObjectiveConfig):
             raise ValueError(f"dual_clip: {self.dual_clip} is not above 1 + clip_high")
         if self.surrogate == "cispo" and self.dual_clip is not None:
             raise ValueError("dual_clip: cispo clips the weight on one side only")
+        if self.baseline == "none" and self.scale == "group":
+            # Equal rewards have no deviation, so that advantages would be as large as 10,000.
+            raise ValueError("scale: group needs a baseline; give baseline=mean, or scale=batch")
+        self._refuse_unused()
         return self
+
+    def _refuse_unused(self) -> None:
+        """Refuse a setting that another one leaves without effect."""
+        given, plain = dict(self), type(self).model_fields
+        for name, used, needed in (
+            ("clip_low", self.surrogate == "clip", "surrogate=clip"),
+            ("kl_estimate", self.kl_in == "loss", "kl_in=loss"),
+            ("correction_cap", self.correction != "none", "a correction"),
+        ):
+            if not used and given[name] != plain[name].default:
+                raise ValueError(f"{name}: it has an effect with {needed} only")
 
     @property
     def least_group(self) -> int:
-        return 1 if self.baseline == "none" and self.scale != "group" else 2
+        return 1 if self.baseline == "none" else 2
 
     @property
     def resamples(self) -> int:
@@ -154,8 +169,7 @@ class GRPOObjective(Objective):
             with frozen(self.model, self.reference) as reference:
                 start = experience.compute(lambda part: policy_logprobs(reference, part))
             away = divergence(old, start, "k1") * learned
-            rows = torch.ones(len(learned), dtype=torch.bool)
-            metrics["kl"] = experience.mean(away.sum(1), rows)
+            metrics["kl"] = experience.mean(away.sum(1), experience.scored)
             if config.kl_in == "loss":
                 extra["reference"] = start
         extra["advantages"] = self._advantages(experience, away)

@@ -101,8 +101,8 @@ class TrainConfig(Config):
         if self.rollout is not None and reads != "rollouts":
             raise ValueError(f"rollout: {kind} learns from {reads}, not from rollouts")
         if reads == "rollouts":
-            comparing = {one.kind: one.least_group for one in self.rollouts.reward}
-            for name, least in {**comparing, kind: self.objective.least_group}.items():
+            comparing = [(one.kind, one.least_group) for one in self.rollouts.reward]
+            for name, least in (*comparing, (kind, self.objective.least_group)):
                 if self.rollouts.group < least:
                     raise ValueError(
                         f"rollout.group: {name} compares at least {least} completions of a prompt"

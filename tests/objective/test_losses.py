@@ -9,6 +9,7 @@ from learning import build
 from torch import tensor
 
 from culm.config import parse
+from culm.objective.grpo import GRPO, VARIANTS
 from culm.objective.policy import (
     clipped_surrogate,
     clipped_weight,
@@ -18,8 +19,8 @@ from culm.objective.policy import (
     importance_ratio,
     inference_context,
     sampler_weights,
+    value_loss,
 )
-from culm.objective.ppo import value_loss
 from culm.objective.preference import FORMS, Preference, log_odds, preference_loss
 from culm.objective.reward import bradley_terry
 from culm.run.settings import TrainConfig
@@ -277,6 +278,33 @@ def test_a_group_of_one_has_nothing_to_compare() -> None:
     train = {"steps": 1, "objective": "grpo", "rollout": {"group": 1}}
     with pytest.raises(ValueError, match=r"rollout\.group: grpo compares at least 2 completions"):
         parse(TrainConfig, train)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_each_of_several_rewards_says_what_group_it_needs(order: int) -> None:
+    judge = {"kind": "judge", "model": "m", "url": "http://localhost/v1"}
+    rewards = [{**judge, "label": "pairs"}, {**judge, "label": "alone", "form": "rating"}][::order]
+    objective = {"kind": "grpo", "variant": "reinforce++"}
+    train = {"steps": 1, "objective": objective, "rollout": {"group": 1, "reward": rewards}}
+    with pytest.raises(ValueError, match=r"rollout\.group: judge compares at least 2 completions"):
+        parse(TrainConfig, train)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"baseline": "none"}, "scale: group needs a baseline"),
+        ({"variant": "cispo", "clip_low": 0.1}, "clip_low: it has an effect with surrogate=clip"),
+        ({"variant": "rloo", "kl_estimate": "k2"}, "kl_estimate: it has an effect with kl_in=loss"),
+        ({"correction_cap": 5.0}, "correction_cap: it has an effect with a correction"),
+    ],
+)
+def test_settings_of_grpo_that_blow_up_or_do_nothing(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(GRPO, {"kind": "grpo", **settings})
+    for variant in VARIANTS:  # what a run wrote down is read again
+        config = GRPO(variant=variant)
+        assert parse(GRPO, config.model_dump()) == config
 
 
 def test_generalised_advantages_golden_and_by_brute_force() -> None:
