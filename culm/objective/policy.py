@@ -164,3 +164,9 @@ def last_learned(learned: Tensor) -> Tensor:
     """(B, T) bool, True at the last learned token of each row that has one."""
     ahead = learned.flip(1).cumsum(1).flip(1)
     return learned & (ahead == 1)
+
+
+def value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """Half the squared error of each value, or that of the value clipped near the old one."""
+    bounded = old + (values - old).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns).square(), (bounded - returns).square())

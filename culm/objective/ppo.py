@@ -30,6 +30,7 @@ from culm.objective.policy import (
     last_learned,
     policy_logprobs,
     sampled_logprobs,
+    value_loss,
 )
 from culm.objective.reference import frozen, reference_of
 from culm.parallel.ranks import Ranks
@@ -155,7 +156,7 @@ class PPOObjective(Objective):
         old = experience.compute(lambda part: policy_logprobs(self.model, part))
         with frozen(self.model, self.reference) as reference:
             start = experience.compute(lambda part: policy_logprobs(reference, part))
-        values = experience.compute(lambda part: self._read(part, inference_context(part))[1])
+        values = experience.compute(lambda part: self._values(part, inference_context(part)))
         values, away = values * learned, (old - start) * learned
         cost = config.kl if self.adaptive is None else float(self.adaptive.cost)
         earned = experience.rewards.nan_to_num(0.0)[:, None]  # nothing is learned where it is nan
@@ -164,12 +165,13 @@ class PPOObjective(Objective):
             rewards = experience.whiten(rewards, learned, centre=False)
         advantages = generalised_advantages(rewards, values, learned, config.gamma, config.decay)
         returns = (advantages + values) * learned
-        rows = torch.ones(len(learned), dtype=torch.bool)
-        kl = experience.mean(away.sum(1), rows)
+        kl = experience.mean(away.sum(1), experience.scored)
         metrics = {"kl": kl, "explained_variance": _explained(experience, returns, values)}
         if self.adaptive is not None:
             metrics["kl_cost"] = cost
-            self.adaptive.update(kl, len(rows) * experience.ranks.count)
+            scored = float(experience.scored.sum())
+            (completions,) = experience.ranks.sum([scored], experience.device)
+            self.adaptive.update(kl, int(completions))
         if config.whiten:
             advantages = experience.whiten(advantages, learned)
         extra = {"old": old, "values": values, "advantages": advantages, "returns": returns}
@@ -206,12 +208,17 @@ class PPOObjective(Objective):
             batch, extra=extra, metrics={**batch.metrics, "policy_stopped": float(stopped)}
         )
 
+    def _values(self, batch: Batch, context: Context) -> Tensor:
+        """(B, T)."""
+        if self.value_head is not None:
+            return self.value_head(self.model.hidden(batch.tokens, context).float())[..., 0]
+        assert self.critic is not None
+        return self.critic.scores(batch.tokens, context)
+
     def _read(self, batch: Batch, context: Context) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the targets and values, (B, T) each, with one forward if it can."""
-        if self.value_head is None:
-            assert self.critic is not None
-            values = self.critic.scores(batch.tokens, context)
-            return sampled_logprobs(self.model, batch, context), values
+        if self.value_head is None:  # experts are balanced in this order: `Objective.models`
+            return sampled_logprobs(self.model, batch, context), self._values(batch, context)
         hidden = self.model.hidden(batch.tokens, context)
         values = self.value_head(hidden.float())[..., 0]
         new = self.model.hidden_logprobs(hidden, batch.targets, batch.temperature, batch.vocabulary)
@@ -245,9 +252,3 @@ def _explained(experience: Experience, returns: Tensor, values: Tensor) -> float
         return experience.mean((of - mean).square(), experience.learned)
 
     return 1 - variance(returns - values) / max(variance(returns), 1e-12)
-
-
-def value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """Half the squared error of each value, or that of the value clipped near the old one."""
-    bounded = old + (values - old).clamp(-clip, clip)
-    return 0.5 * torch.maximum((values - returns).square(), (bounded - returns).square())
