@@ -16,7 +16,7 @@ from culm.model.context import Context
 from culm.model.init import generator
 from culm.model.transformer import Transformer
 from culm.objective.chunks import learned_rows, over_chunks
-from culm.objective.experience import Experience
+from culm.objective.experience import ROUND, Experience
 from culm.objective.objective import Load, Objective, ObjectiveConfig
 
 Divergence = Literal["forward", "reverse", "jsd"]
@@ -109,19 +109,25 @@ class DistillObjective(Objective):
         self.config, self.teacher = config, teacher
         widths = model.config.width, teacher.config.width
         self.projection = _projection(*widths, seed) if config.hidden else None
+        self._padding = ROUND - 1 if config.reads == "rollouts" else 0  # at most, in every row
 
     def prepare(self, experience: Experience) -> Batch:
         """As it is: the teacher needs no reward."""
+        if (lengths := experience.batch.lengths) is not None:
+            self._check_length(int(lengths.max()))
         return experience.batch
+
+    def _check_length(self, tokens: int) -> None:
+        longest = self.teacher.config.context
+        if tokens > longest:
+            raise SettingError(
+                f"train.objective.teacher: rows of {tokens} tokens are longer than the context of "
+                f"{self.config.teacher}, {longest}; lower train.context"
+            )
 
     def loss(self, batch: Batch, context: Context) -> Loss:
         config, tokens = self.config, batch.tokens
-        longest = self.teacher.config.context
-        if tokens.shape[1] > longest:
-            raise SettingError(
-                f"train.objective.teacher: rows of {tokens.shape[1]} tokens are longer than the "
-                f"context of {config.teacher}, {longest}; lower train.context"
-            )
+        self._check_length(tokens.shape[1] - self._padding)
         hidden = self.model.hidden(tokens, context)
         with torch.no_grad():
             theirs = self.teacher.hidden(tokens, context.unrecorded())
