@@ -181,7 +181,8 @@ class RunConfig(Config):
                 f"train.objective: {objective.kind} learns from {objective.reads}, and "
                 f"data.format={data.format.kind} gives {data.gives}; {_learner_of(data.gives)}"
             )
-        if data.replay is not None and data.replay.corpus == data.prepared:
+        own = data.prepared or Path(self.folder) / "data"
+        if data.replay is not None and data.replay.corpus.resolve() == own.resolve():
             raise ValueError(
                 "data.replay.corpus: it is the corpus itself; give that of a stage before"
             )
