@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from culm.adapt.lora import plain
 from culm.batch import Batch, Loss, Reads, Term
-from culm.config import SettingError
+from culm.config import SettingError, refuse_unused
 from culm.model.context import Context
 from culm.model.init import generator
 from culm.model.transformer import Transformer
@@ -42,6 +42,11 @@ class Distillation(ObjectiveConfig):
     top_k: PositiveInt | None = None
     nll: NonNegativeFloat = 0.0
     hidden: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _mixes(self) -> Self:
+        refuse_unused(self, "beta", self.divergence == "jsd", "divergence=jsd")
+        return self
 
     def build(self, model: Transformer, load: Load, seed: int) -> DistillObjective:
         teacher = load("train.objective.teacher", self.teacher)

@@ -11,6 +11,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
 from culm.batch import Batch, Loss, Reads, Term
+from culm.config import refuse_unused
 from culm.model.context import Context
 from culm.model.transformer import Transformer
 from culm.objective.experience import Experience
@@ -116,19 +117,10 @@ class GRPO(ObjectiveConfig):
         if self.baseline == "none" and self.scale == "group":
             # Equal rewards have no deviation, so that advantages would be as large as 10,000.
             raise ValueError("scale: group needs a baseline; give baseline=mean, or scale=batch")
-        self._refuse_unused()
+        refuse_unused(self, "clip_low", self.surrogate == "clip", "surrogate=clip")
+        refuse_unused(self, "kl_estimate", self.kl_in == "loss", "kl_in=loss")
+        refuse_unused(self, "correction_cap", self.correction != "none", "a correction")
         return self
-
-    def _refuse_unused(self) -> None:
-        """Refuse a setting that another one leaves without effect."""
-        given, plain = dict(self), type(self).model_fields
-        for name, used, needed in (
-            ("clip_low", self.surrogate == "clip", "surrogate=clip"),
-            ("kl_estimate", self.kl_in == "loss", "kl_in=loss"),
-            ("correction_cap", self.correction != "none", "a correction"),
-        ):
-            if not used and given[name] != plain[name].default:
-                raise ValueError(f"{name}: it has an effect with {needed} only")
 
     @property
     def least_group(self) -> int:

@@ -15,7 +15,7 @@ from culm.adapt.heads import scalar_weight, with_scalar_head
 from culm.adapt.lora import plain
 from culm.adapt.quantize.linear import is_quantized
 from culm.batch import Batch, Loss, Reads, Term
-from culm.config import SettingError
+from culm.config import SettingError, refuse_unused
 from culm.model.context import Context
 from culm.model.rule_updated import RuleUpdatedBuffers
 from culm.model.transformer import Transformer
@@ -45,10 +45,11 @@ class PPO(ObjectiveConfig):
     kl: what one nat away from the start costs at each token.
     kl_target: nats of a completion that the cost is adapted to reach (arXiv 1909.08593).
     kl_horizon: completions over which the cost is adapted.
-    kl_stop: nats of a token between the policy and the one that sampled, from which on the rest of
-        the rollout teaches the critic alone.
+    kl_stop: nats of a token between the policy and the one that sampled, above which a step teaches
+        the critic alone; the momentum of the optimizer still moves the policy.
     whiten: give advantages mean 0 and standard deviation 1 over the rollout. whiten_rewards: divide
-        the rewards of tokens by their standard deviation.
+        the rewards of tokens by their standard deviation; their mean is divided too, so that no
+        token gets a bonus; the code of arXiv 1909.08593 keeps the mean.
     critic: path of a model with a scalar head, a reward model, that the critic starts from, trained
         in full; without one it starts from the policy with its adapters, and a new head.
     shared: the policy has a value head itself, and there is no critic.
@@ -84,6 +85,7 @@ class PPO(ObjectiveConfig):
             raise ValueError("kl_target: a cost of 0 cannot be adapted; give kl its first value")
         if self.dual_clip is not None and self.dual_clip <= 1 + self.clip:
             raise ValueError(f"dual_clip: {self.dual_clip} is not above 1 + clip")
+        refuse_unused(self, "kl_horizon", self.kl_target is not None, "kl_target")
         return self
 
     def build(self, model: Transformer, load: Load, seed: int) -> PPOObjective:
@@ -187,7 +189,7 @@ class PPOObjective(Objective):
             )
 
     def prepare_step(self, batches: list[Batch], ranks: Ranks) -> list[Batch]:
-        """Without advantages, once the policy is too far from the one that sampled."""
+        """Without advantages where the policy is too far from the one that sampled."""
         if self.config.kl_stop is None:
             return batches
         total = count = 0.0

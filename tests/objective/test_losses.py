@@ -8,7 +8,8 @@ import torch
 from learning import build
 from torch import tensor
 
-from culm.config import parse
+from culm.config import Config, SettingError, parse
+from culm.objective.distill import Distill
 from culm.objective.grpo import GRPO, VARIANTS
 from culm.objective.policy import (
     clipped_surrogate,
@@ -21,8 +22,11 @@ from culm.objective.policy import (
     sampler_weights,
     value_loss,
 )
+from culm.objective.ppo import PPO
 from culm.objective.preference import FORMS, Preference, log_odds, preference_loss
 from culm.objective.reward import bradley_terry
+from culm.rollout.reward.ensemble import Ensemble
+from culm.rollout.reward.judge import Judge
 from culm.run.settings import TrainConfig
 
 CHOSEN, REJECTED = tensor([-10.0, -20.0]), tensor([-12.0, -19.0])
@@ -305,6 +309,20 @@ def test_settings_of_grpo_that_blow_up_or_do_nothing(settings: dict, message: st
     for variant in VARIANTS:  # what a run wrote down is read again
         config = GRPO(variant=variant)
         assert parse(GRPO, config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (PPO, {"kl_horizon": 5}, "kl_horizon: it has an effect with kl_target only"),
+        (Distill, {"teacher": "x", "beta": 0.2}, "beta: it has an effect with divergence=jsd only"),
+        (Judge, {"model": "m", "url": "http://a/v1", "scale": 5}, "scale: it has an effect with"),
+        (Ensemble, {"paths": ["a", "b"], "k": 2.0}, "k: it has an effect with combine=deviation"),
+    ],
+)  # fmt: skip
+def test_settings_without_an_effect(kind: type[Config], settings: dict, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        parse(kind, settings)
 
 
 def test_generalised_advantages_golden_and_by_brute_force() -> None:
