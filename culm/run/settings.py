@@ -107,6 +107,11 @@ class TrainConfig(Config):
                     raise ValueError(
                         f"rollout.group: {name} compares at least {least} completions of a prompt"
                     )
+            if self.rollouts.resample and self.rollouts.group < 2:
+                raise ValueError(
+                    "rollout.resample: the rewards of one completion are always equal, so every "
+                    "group would be replaced; use rollout.group=2 or more"
+                )
         return self
 
     @property

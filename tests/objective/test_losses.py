@@ -284,6 +284,12 @@ def test_a_group_of_one_has_nothing_to_compare() -> None:
         parse(TrainConfig, train)
 
 
+def test_a_group_of_one_is_not_replaced_for_its_equal_rewards() -> None:
+    train = {"steps": 1, "objective": "ppo", "rollout": {"group": 1, "resample": 2}}
+    with pytest.raises(ValueError, match=r"rollout\.resample: the rewards of one completion"):
+        parse(TrainConfig, train)
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_each_of_several_rewards_says_what_group_it_needs(order: int) -> None:
     judge = {"kind": "judge", "model": "m", "url": "http://localhost/v1"}
