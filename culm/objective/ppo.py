@@ -129,9 +129,11 @@ class AdaptiveKL(nn.Module, RuleUpdatedBuffers):
         self.register_buffer("cost", torch.tensor([cost], dtype=torch.float64))
 
     def update(self, kl: float, completions: int) -> None:
-        """kl: nats of a completion, on average over so many."""
+        """kl: nats of a completion, on average over so many. It moves by a fifth at most, since a
+        rollout of several horizons would make it negative.
+        """
         error = min(max(kl / self.target - 1, -0.2), 0.2)
-        self.cost.mul_(1 + error * completions / self.horizon)
+        self.cost.mul_(1 + error * min(completions / self.horizon, 1.0))
 
 
 class PPOObjective(Objective):

@@ -68,6 +68,14 @@ def test_the_cost_of_a_nat_follows_the_target_golden() -> None:
     assert float(adaptive.cost) < 0.15
 
 
+def test_a_rollout_of_many_horizons_makes_no_cost_negative() -> None:
+    adaptive = AdaptiveKL(0.1, target=6.0, horizon=100)
+    adaptive.update(0.0, 1000)
+    assert float(adaptive.cost) == pytest.approx(0.08)
+    adaptive.update(60.0, 1000)
+    assert float(adaptive.cost) == pytest.approx(0.096)
+
+
 def test_the_cost_is_used_before_it_is_adapted() -> None:
     objective = build(PPO(kl=0.1, kl_target=1e-3, kl_horizon=8), tiny.model())
     with torch.no_grad():
