@@ -219,6 +219,7 @@ def _rollouts(run: Assembly) -> Rollouts:
         seed=config.seed,
         context=run.context,
         ranks=run.ranks,
+        compares=train.objective.least_group > 1,
     )
     rollouts.try_rewards()
     for remark in rollouts.remarks if run.ranks.writer else ():

@@ -160,6 +160,17 @@ def test_advantages_of_equal_rewards_are_zero_and_groups_are_apart() -> None:
     torch.testing.assert_close(found[4:], group_advantages(rewards[4:], 4, "group"))
 
 
+@pytest.mark.parametrize("baseline", ["mean", "others"])
+@pytest.mark.parametrize("scale", ["group", "none"])
+@pytest.mark.parametrize("reward", [0.1, 0.7, 1 / 3, -1e-3])
+def test_rounding_is_no_advantage(reward: float, scale: str, baseline: str) -> None:
+    """The mean of 8 times 0.7 in fp32 is another number, and a small deviation divides much."""
+    for group in range(2, 20):
+        found = group_advantages(torch.full((group,), reward), group, scale, baseline)  # type: ignore[arg-type]
+        assert found.dtype == torch.float32
+        assert (found == 0).all(), group
+
+
 NEW = tensor([[-1, -0.5, -2], [-0.3, -0.7, 0]], dtype=torch.float64)
 OLD = tensor([[-1.2, -0.5, -1.5], [-0.3, -1, 0]], dtype=torch.float64)
 MASK = tensor([[1.0, 1, 1], [1, 1, 0]], dtype=torch.float64)
