@@ -72,6 +72,16 @@ def one_of(union: Any) -> Any:
     return Annotated[union, BeforeValidator(_named)]
 
 
+def refuse_unused(config: BaseModel, name: str, used: bool, needed: str) -> None:
+    """Refuse a setting that others leave without effect. needed: what would give it one.
+
+    Raises:
+        ValueError: it has another value than by default.
+    """
+    if not used and dict(config)[name] != type(config).model_fields[name].default:
+        raise ValueError(f"{name}: it has an effect with {needed} only")
+
+
 def kind_unless_given(kind: str) -> BeforeValidator:
     """For a part whose default is None: settings without a kind are settings of this kind."""
 

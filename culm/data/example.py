@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 from culm.batch import Reads
@@ -45,6 +45,14 @@ class Example:
     tokens: list[int]
     learned: list[bool]
     unread: frozenset[str] = frozenset()
+
+    def until_its_end(self) -> Example:
+        """Without what follows the last learned token, as many templates write a line break there.
+
+        A reward is the score at the last token, and completions of a rollout end with their turn.
+        """
+        end = len(self.learned) - self.learned[::-1].index(True)
+        return replace(self, tokens=self.tokens[:end], learned=self.learned[:end])
 
 
 class RecordFormat(Config, ABC):

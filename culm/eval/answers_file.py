@@ -13,7 +13,6 @@ from culm.config import SettingError
 from culm.engine.continuations import Likelihood
 from culm.eval.questions import Answered, Asked
 from culm.eval.responder import Generation
-from culm.files import read_lines
 from culm.task.task import Question
 
 
@@ -39,24 +38,42 @@ class AnswersFile:
             return {}
         known = {self.key(task.name, question): (task.name, question) for task, question in asked}
         found = {}
-        for line in read_lines(self.path):
-            if line.get("model") != self.model:
-                raise SettingError(
-                    f"{self.path}: it has answers of another model, {line.get('model')!r}; give "
-                    "another file, or remove it"
-                )
-            key = line["key"]
-            if key in known:
-                found[key] = _answered(*known[key], line)
+        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        for number, text in enumerate(lines, start=1):
+            try:
+                line = json.loads(text)
+                if line["model"] != self.model:
+                    raise SettingError(
+                        f"{self.path}: it has answers of another model, {line['model']!r}; give "
+                        "another file, or remove it"
+                    )
+                if line["key"] in known:
+                    found[line["key"]] = _answered(*known[line["key"]], line)
+            except (json.JSONDecodeError, KeyError, TypeError):
+                if number < len(lines):  # the last line is cut where a call was stopped
+                    raise SettingError(
+                        f"{self.path}: line {number} is no answer of an evaluation; remove it, or "
+                        "give another file"
+                    ) from None
         return found
 
     def write(self, answered: Sequence[Answered]) -> None:
         """Append answers."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._end_line()
         with self.path.open("a", encoding="utf-8") as file:
             for one in answered:
                 line = {"model": self.model, "key": self.key(one.task, one.question), **_line(one)}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def _end_line(self) -> None:
+        """Remove a line that was cut where a call was stopped."""
+        if not self.path.exists():
+            return
+        data = self.path.read_bytes()
+        if not data.endswith(b"\n"):
+            with self.path.open("r+b") as file:
+                file.truncate(data.rfind(b"\n") + 1)
 
     def key(self, task: str, question: Question) -> str:
         """Of all that the answer to a question depends on beside the model."""

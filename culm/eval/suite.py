@@ -102,4 +102,3 @@ def identity_of(model: Transformer) -> str:
     classes = sorted({type(module).__name__ for module in model.modules()})
     facts = f"{fingerprint(model)} {model.dtype} {classes}"
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
-

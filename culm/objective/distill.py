@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from culm.adapt.lora import plain
 from culm.batch import Batch, Loss, Reads, Term
-from culm.config import SettingError
+from culm.config import SettingError, refuse_unused
 from culm.model.context import Context
 from culm.model.init import generator
 from culm.model.transformer import Transformer
 from culm.objective.chunks import learned_rows, over_chunks
-from culm.objective.experience import Experience
+from culm.objective.experience import ROUND, Experience
 from culm.objective.objective import Load, Objective, ObjectiveConfig
 
 Divergence = Literal["forward", "reverse", "jsd"]
@@ -42,6 +42,11 @@ class Distillation(ObjectiveConfig):
     top_k: PositiveInt | None = None
     nll: NonNegativeFloat = 0.0
     hidden: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _mixes(self) -> Self:
+        refuse_unused(self, "beta", self.divergence == "jsd", "divergence=jsd")
+        return self
 
     def build(self, model: Transformer, load: Load, seed: int) -> DistillObjective:
         teacher = load("train.objective.teacher", self.teacher)
@@ -109,19 +114,25 @@ class DistillObjective(Objective):
         self.config, self.teacher = config, teacher
         widths = model.config.width, teacher.config.width
         self.projection = _projection(*widths, seed) if config.hidden else None
+        self._padding = ROUND - 1 if config.reads == "rollouts" else 0  # at most, in every row
 
     def prepare(self, experience: Experience) -> Batch:
         """As it is: the teacher needs no reward."""
+        if (lengths := experience.batch.lengths) is not None:
+            self._check_length(int(lengths.max()))
         return experience.batch
+
+    def _check_length(self, tokens: int) -> None:
+        longest = self.teacher.config.context
+        if tokens > longest:
+            raise SettingError(
+                f"train.objective.teacher: rows of {tokens} tokens are longer than the context of "
+                f"{self.config.teacher}, {longest}; lower train.context"
+            )
 
     def loss(self, batch: Batch, context: Context) -> Loss:
         config, tokens = self.config, batch.tokens
-        longest = self.teacher.config.context
-        if tokens.shape[1] > longest:
-            raise SettingError(
-                f"train.objective.teacher: rows of {tokens.shape[1]} tokens are longer than the "
-                f"context of {config.teacher}, {longest}; lower train.context"
-            )
+        self._check_length(tokens.shape[1] - self._padding)
         hidden = self.model.hidden(tokens, context)
         with torch.no_grad():
             theirs = self.teacher.hidden(tokens, context.unrecorded())

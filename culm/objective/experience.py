@@ -42,6 +42,11 @@ class Experience:
         """(N * G, T) bool, where there is a target."""
         return self.batch.targets >= 0
 
+    @property
+    def scored(self) -> Tensor:
+        """(N * G,) bool, the completions that are learned from."""
+        return self.learned.any(1)
+
     @torch.no_grad()
     def compute(self, forward: Callable[[Batch], Tensor]) -> Tensor:
         """What a model says about every row, in micro-batches, on the CPU: (N * G, T) fp32.
@@ -68,7 +73,7 @@ class Experience:
         self, values: Tensor, mask: Tensor, eps: float = 1e-8, centre: bool = True
     ) -> Tensor:
         """Values with mean 0 and standard deviation 1 (Bessel-corrected) over all ranks. centre:
-        or else their mean is left as it is, divided like the rest.
+        or else they are divided alone, and no value changes its sign.
         """
         mean = self.mean(values, mask)
         squares, count = self.ranks.sum(

@@ -11,6 +11,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
 from culm.batch import Batch, Loss, Reads, Term
+from culm.config import refuse_unused
 from culm.model.context import Context
 from culm.model.transformer import Transformer
 from culm.objective.experience import Experience
@@ -76,7 +77,7 @@ class GRPO(ObjectiveConfig):
         (`culm.objective.policy.divergence`), for kl_in=loss.
     correction: weigh tokens or sequences for the difference between the engine that sampled and
         the trainer, or leave out sequences that differ too much (mask). correction_cap: the
-        greatest weight, or difference.
+        greatest weight; for mask, the greatest ratio of the two policies that is learned from.
     """
 
     reads: ClassVar[Reads] = "rollouts"
@@ -113,11 +114,17 @@ class GRPO(ObjectiveConfig):
             raise ValueError(f"dual_clip: {self.dual_clip} is not above 1 + clip_high")
         if self.surrogate == "cispo" and self.dual_clip is not None:
             raise ValueError("dual_clip: cispo clips the weight on one side only")
+        if self.baseline == "none" and self.scale == "group":
+            # Equal rewards have no deviation, so that advantages would be as large as 10,000.
+            raise ValueError("scale: group needs a baseline; give baseline=mean, or scale=batch")
+        refuse_unused(self, "clip_low", self.surrogate == "clip", "surrogate=clip")
+        refuse_unused(self, "kl_estimate", self.kl_in == "loss", "kl_in=loss")
+        refuse_unused(self, "correction_cap", self.correction != "none", "a correction")
         return self
 
     @property
     def least_group(self) -> int:
-        return 1 if self.baseline == "none" and self.scale != "group" else 2
+        return 1 if self.baseline == "none" else 2
 
     @property
     def resamples(self) -> int:
@@ -154,8 +161,7 @@ class GRPOObjective(Objective):
             with frozen(self.model, self.reference) as reference:
                 start = experience.compute(lambda part: policy_logprobs(reference, part))
             away = divergence(old, start, "k1") * learned
-            rows = torch.ones(len(learned), dtype=torch.bool)
-            metrics["kl"] = experience.mean(away.sum(1), rows)
+            metrics["kl"] = experience.mean(away.sum(1), experience.scored)
             if config.kl_in == "loss":
                 extra["reference"] = start
         extra["advantages"] = self._advantages(experience, away)

@@ -63,7 +63,7 @@ class KTOObjective(Objective):
         over the whole step, or 0 if that is negative.
 
         Raises:
-            SettingError: a label is not one of good and bad.
+            SettingError: a label is not one of good and bad, or the step has one answer alone.
         """
         total, count = 0.0, 0
         for batch in mismatched(batches, self.model.config.context, ranks):
@@ -72,6 +72,10 @@ class KTOObjective(Objective):
                 ratio = self._ratio(part, inference_context(part))
             total, count = total + float(ratio.double().sum()), count + len(ratio)
         total, everything = ranks.sum([total, float(count)], self.model.device)
+        if everything < 2:
+            raise SettingError(
+                "train.batch_size: kto compares the answers of a step; give at least 2"
+            )
         return [self._with(batch, max(total / everything, 0.0)) for batch in batches]
 
     def _with(self, batch: Batch, divergence: float) -> Batch:

@@ -49,7 +49,8 @@ def group_advantages(
     out), or nothing. scale: with "group", divide by its standard deviation (Bessel-corrected, eps
     1e-4, as in TRL).
     """
-    grouped = rewards.view(-1, group)
+    # In float64, where the mean of equal rewards is exactly these.
+    grouped = rewards.double().view(-1, group)
     known = ~grouped.isnan()
     count = known.sum(1, keepdim=True)
     mean = 0.0 if baseline == "none" else grouped.nanmean(1, keepdim=True)
@@ -60,7 +61,7 @@ def group_advantages(
         centred = centred / (deviation + 1e-4)
     if baseline == "others":
         centred = centred * count / (count - 1).clamp_min(1)
-    return centred.flatten()
+    return centred.flatten().to(rewards.dtype)
 
 
 def importance_ratio(new: Tensor, old: Tensor, learned: Tensor, kind: Ratio) -> Tensor:
@@ -164,3 +165,9 @@ def last_learned(learned: Tensor) -> Tensor:
     """(B, T) bool, True at the last learned token of each row that has one."""
     ahead = learned.flip(1).cumsum(1).flip(1)
     return learned & (ahead == 1)
+
+
+def value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """Half the squared error of each value, or that of the value clipped near the old one."""
+    bounded = old + (values - old).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns).square(), (bounded - returns).square())

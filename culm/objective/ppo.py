@@ -15,7 +15,7 @@ from culm.adapt.heads import scalar_weight, with_scalar_head
 from culm.adapt.lora import plain
 from culm.adapt.quantize.linear import is_quantized
 from culm.batch import Batch, Loss, Reads, Term
-from culm.config import SettingError
+from culm.config import SettingError, refuse_unused
 from culm.model.context import Context
 from culm.model.rule_updated import RuleUpdatedBuffers
 from culm.model.transformer import Transformer
@@ -30,6 +30,7 @@ from culm.objective.policy import (
     last_learned,
     policy_logprobs,
     sampled_logprobs,
+    value_loss,
 )
 from culm.objective.reference import frozen, reference_of
 from culm.parallel.ranks import Ranks
@@ -44,10 +45,11 @@ class PPO(ObjectiveConfig):
     kl: what one nat away from the start costs at each token.
     kl_target: nats of a completion that the cost is adapted to reach (arXiv 1909.08593).
     kl_horizon: completions over which the cost is adapted.
-    kl_stop: nats of a token between the policy and the one that sampled, from which on the rest of
-        the rollout teaches the critic alone.
+    kl_stop: nats of a token between the policy and the one that sampled, above which a step teaches
+        the critic alone; the momentum of the optimizer still moves the policy.
     whiten: give advantages mean 0 and standard deviation 1 over the rollout. whiten_rewards: divide
-        the rewards of tokens by their standard deviation.
+        the rewards of tokens by their standard deviation; their mean is divided too, so that no
+        token gets a bonus; the code of arXiv 1909.08593 keeps the mean.
     critic: path of a model with a scalar head, a reward model, that the critic starts from, trained
         in full; without one it starts from the policy with its adapters, and a new head.
     shared: the policy has a value head itself, and there is no critic.
@@ -83,6 +85,7 @@ class PPO(ObjectiveConfig):
             raise ValueError("kl_target: a cost of 0 cannot be adapted; give kl its first value")
         if self.dual_clip is not None and self.dual_clip <= 1 + self.clip:
             raise ValueError(f"dual_clip: {self.dual_clip} is not above 1 + clip")
+        refuse_unused(self, "kl_horizon", self.kl_target is not None, "kl_target")
         return self
 
     def build(self, model: Transformer, load: Load, seed: int) -> PPOObjective:
@@ -126,9 +129,11 @@ class AdaptiveKL(nn.Module, RuleUpdatedBuffers):
         self.register_buffer("cost", torch.tensor([cost], dtype=torch.float64))
 
     def update(self, kl: float, completions: int) -> None:
-        """kl: nats of a completion, on average over so many."""
+        """kl: nats of a completion, on average over so many. It moves by a fifth at most, since a
+        rollout of several horizons would make it negative.
+        """
         error = min(max(kl / self.target - 1, -0.2), 0.2)
-        self.cost.mul_(1 + error * completions / self.horizon)
+        self.cost.mul_(1 + error * min(completions / self.horizon, 1.0))
 
 
 class PPOObjective(Objective):
@@ -155,7 +160,7 @@ class PPOObjective(Objective):
         old = experience.compute(lambda part: policy_logprobs(self.model, part))
         with frozen(self.model, self.reference) as reference:
             start = experience.compute(lambda part: policy_logprobs(reference, part))
-        values = experience.compute(lambda part: self._read(part, inference_context(part))[1])
+        values = experience.compute(lambda part: self._values(part, inference_context(part)))
         values, away = values * learned, (old - start) * learned
         cost = config.kl if self.adaptive is None else float(self.adaptive.cost)
         earned = experience.rewards.nan_to_num(0.0)[:, None]  # nothing is learned where it is nan
@@ -164,12 +169,13 @@ class PPOObjective(Objective):
             rewards = experience.whiten(rewards, learned, centre=False)
         advantages = generalised_advantages(rewards, values, learned, config.gamma, config.decay)
         returns = (advantages + values) * learned
-        rows = torch.ones(len(learned), dtype=torch.bool)
-        kl = experience.mean(away.sum(1), rows)
+        kl = experience.mean(away.sum(1), experience.scored)
         metrics = {"kl": kl, "explained_variance": _explained(experience, returns, values)}
         if self.adaptive is not None:
             metrics["kl_cost"] = cost
-            self.adaptive.update(kl, len(rows) * experience.ranks.count)
+            scored = float(experience.scored.sum())
+            (completions,) = experience.ranks.sum([scored], experience.device)
+            self.adaptive.update(kl, int(completions))
         if config.whiten:
             advantages = experience.whiten(advantages, learned)
         extra = {"old": old, "values": values, "advantages": advantages, "returns": returns}
@@ -185,7 +191,7 @@ class PPOObjective(Objective):
             )
 
     def prepare_step(self, batches: list[Batch], ranks: Ranks) -> list[Batch]:
-        """Without advantages, once the policy is too far from the one that sampled."""
+        """Without advantages where the policy is too far from the one that sampled."""
         if self.config.kl_stop is None:
             return batches
         total = count = 0.0
@@ -206,12 +212,17 @@ class PPOObjective(Objective):
             batch, extra=extra, metrics={**batch.metrics, "policy_stopped": float(stopped)}
         )
 
+    def _values(self, batch: Batch, context: Context) -> Tensor:
+        """(B, T)."""
+        if self.value_head is not None:
+            return self.value_head(self.model.hidden(batch.tokens, context).float())[..., 0]
+        assert self.critic is not None
+        return self.critic.scores(batch.tokens, context)
+
     def _read(self, batch: Batch, context: Context) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the targets and values, (B, T) each, with one forward if it can."""
-        if self.value_head is None:
-            assert self.critic is not None
-            values = self.critic.scores(batch.tokens, context)
-            return sampled_logprobs(self.model, batch, context), values
+        if self.value_head is None:  # experts are balanced in this order: `Objective.models`
+            return sampled_logprobs(self.model, batch, context), self._values(batch, context)
         hidden = self.model.hidden(batch.tokens, context)
         values = self.value_head(hidden.float())[..., 0]
         new = self.model.hidden_logprobs(hidden, batch.targets, batch.temperature, batch.vocabulary)
@@ -245,9 +256,3 @@ def _explained(experience: Experience, returns: Tensor, values: Tensor) -> float
         return experience.mean((of - mean).square(), experience.learned)
 
     return 1 - variance(returns - values) / max(variance(returns), 1e-12)
-
-
-def value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """Half the squared error of each value, or that of the value clipped near the old one."""
-    bounded = old + (values - old).clamp(-clip, clip)
-    return 0.5 * torch.maximum((values - returns).square(), (bounded - returns).square())

@@ -41,6 +41,8 @@ class Rollouts:
 
     With `shuffled` rewards are permuted over all completions of a batch: the control, from which
     nothing can be learned. (Within a group they would still show whether its answers were good.)
+
+    compares: whether the objective learns from the differences within a group alone.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Rollouts:
         seed: int,
         context: int | None = None,
         ranks: Ranks = Ranks(),
+        compares: bool = True,
     ) -> None:
         if batch_size % config.group:
             raise ValueError(
@@ -69,6 +72,7 @@ class Rollouts:
             )
         self.objective, self.config, self.ranks = objective, config, ranks
         self.environments, self.seed, self.pad = environments, seed, tokenizer.end_of_text
+        self.compares = compares
         self.replaced = 0  # prompts of the last rollout that were too long
         self.vocabulary = tokenizer.vocabulary
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
@@ -156,8 +160,9 @@ class Rollouts:
             groups, every = self._groups(batch)
             kept, played = kept + groups, played + every
         metrics = metrics_of(
-            played, self.scoring.shown, self.replaced, self.ranks, self.objective.model.device
-        )
+            played, self.scoring.shown, self.replaced, self.compares, self.ranks,
+            self.objective.model.device,
+        )  # fmt: skip
         self.problems.check(played, metrics["unscored"], self.ranks)
         rewards = torch.tensor([reward for group in kept for reward in group.rewards])
         if self.config.shuffled:

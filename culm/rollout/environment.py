@@ -137,8 +137,8 @@ class QuestionEpisode:
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        question = self.question
-        return {**question.fields, "task": self.task.name, "answer": question.answer}
+        question = self.question  # its record may have a task of its own
+        return {"task": self.task.name, **question.fields, "answer": question.answer}
 
     def step(self, reply: str) -> Turn:
         self.reply = reply

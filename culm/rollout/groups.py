@@ -38,13 +38,15 @@ def metrics_of(
     groups: Sequence[Group],
     parts: Sequence[str],
     replaced: int,
+    compared: bool,
     ranks: Ranks,
     device: torch.device | str,
 ) -> dict[str, float]:
     """Means over all that every rank played, also what was replaced.
 
     parts: names of rewards that are shown by themselves. replaced: prompts of this rank that were
-    too long.
+    too long. compared: whether only the completions of a group are compared with each other, so
+    that one of equal rewards teaches nothing.
     """
     trajectories = [one for group in groups for one in group.trajectories]
     rewards = [reward for group in groups for reward in group.rewards]
@@ -56,7 +58,7 @@ def metrics_of(
     }
     for name in parts:
         values[f"reward_{name}"] = [one for group in groups for one in group.parts[name]]
-    if len(groups[0].trajectories) > 1:
+    if compared and len(groups[0].trajectories) > 1:
         values["mixed_reward_groups"] = [group.mixed for group in groups]
     known = {name: [x for x in of if not math.isnan(x)] for name, of in values.items()}
     sums = [(sum(of), len(of)) for of in known.values()]

@@ -89,23 +89,41 @@ def training_batches(run: Assembly) -> Loader | Replayed | Rollouts:
         partial(run.objective.prepare_step, ranks=run.ranks),
     )  # fmt: skip
     check_ends(rows, tokenizer)
-    batches = rows if config.data.replay is None else Replayed(rows, _replay(run))
+    batches: Loader | Replayed = rows
+    if config.data.replay is not None:
+        replayed = replay_loader(config, tokenizer, run.context, run.ranks)
+        if run.ranks.writer:
+            verify(config.data.replay.corpus)
+        run.ranks.wait()
+        batches = Replayed(rows, replayed)
     for remark in batches.remarks if run.ranks.writer else ():
         log.say(remark)
     return batches
 
 
-def _replay(run: Assembly) -> Loader:
-    """The rows of an earlier stage's text."""
-    replay = run.config.data.replay
+def replay_loader(config: RunConfig, tokenizer: Tokenizer, context: int, ranks: Ranks) -> Loader:
+    """The rows of an earlier stage's text, in a run that replays some.
+
+    Raises:
+        SettingError: the folder holds no such text for this tokenizer.
+    """
+    replay = config.data.replay
     assert replay is not None
-    if run.ranks.writer:
-        verify(replay.corpus)
-    run.ranks.wait()
-    rows = loader(run.config, run.tokenizer, replay.corpus, run.context, run.ranks, "train")
-    if rows.dialogues:
-        raise SettingError(f"data.replay.corpus: {replay.corpus} holds dialogues, not text")
-    return rows
+    setting = f"data.replay.corpus: {replay.corpus}"
+    try:
+        manifest = Manifest.read(replay.corpus)
+    except SettingError as error:
+        raise SettingError(f"data.replay.corpus: {error}") from None
+    if manifest.format != "document":
+        what = "dialogues" if manifest.gives == "documents" else manifest.gives
+        raise SettingError(f"{setting} holds {what}, not text")
+    if manifest.tokenizer != tokenizer.fingerprint:
+        raise SettingError(
+            f"{setting} was prepared with another tokenizer than the model's; prepare its text "
+            "with this one in another folder, or start from the model that learned it"
+        )
+    rows = replay.rows(config.train.batch_size, ranks.count)
+    return loader(config, tokenizer, replay.corpus, context, ranks, "train", batch_size=rows)
 
 
 def prepared_folder(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> Path:
@@ -130,12 +148,16 @@ def loader(
     ranks: Ranks,
     split: str,
     prepare_step: Callable[[list[Batch]], list[Batch]] = list,
+    batch_size: int | None = None,
 ) -> Loader:
-    """Rows of a prepared corpus, as the run needs them."""
-    replay, batch_size = config.data.replay, config.train.batch_size
-    if split == "train" and replay is not None:
-        replayed = replay.rows(batch_size, ranks.count)
-        batch_size = replayed if path == replay.corpus else batch_size - replayed
+    """Rows of a prepared corpus, as the run needs them.
+
+    batch_size: rows of a step; those of the run, without what it replays, unless given.
+    """
+    if batch_size is None:
+        batch_size = config.train.batch_size
+        if split == "train" and (replay := config.data.replay) is not None:
+            batch_size -= replay.rows(batch_size, ranks.count)
     train, prepared = config.train, Prepared.open(path, split, tokenizer.fingerprint)
     manifest = prepared.manifest
     if manifest.template not in (None, tokenizer.template_fingerprint):
@@ -197,6 +219,7 @@ def _rollouts(run: Assembly) -> Rollouts:
         seed=config.seed,
         context=run.context,
         ranks=run.ranks,
+        compares=train.objective.least_group > 1,
     )
     rollouts.try_rewards()
     for remark in rollouts.remarks if run.ranks.writer else ():

@@ -101,12 +101,17 @@ class TrainConfig(Config):
         if self.rollout is not None and reads != "rollouts":
             raise ValueError(f"rollout: {kind} learns from {reads}, not from rollouts")
         if reads == "rollouts":
-            comparing = {one.kind: one.least_group for one in self.rollouts.reward}
-            for name, least in {**comparing, kind: self.objective.least_group}.items():
+            comparing = [(one.kind, one.least_group) for one in self.rollouts.reward]
+            for name, least in (*comparing, (kind, self.objective.least_group)):
                 if self.rollouts.group < least:
                     raise ValueError(
                         f"rollout.group: {name} compares at least {least} completions of a prompt"
                     )
+            if self.rollouts.resample and self.rollouts.group < 2:
+                raise ValueError(
+                    "rollout.resample: the rewards of one completion are always equal, so every "
+                    "group would be replaced; use rollout.group=2 or more"
+                )
         return self
 
     @property
@@ -181,7 +186,8 @@ class RunConfig(Config):
                 f"train.objective: {objective.kind} learns from {objective.reads}, and "
                 f"data.format={data.format.kind} gives {data.gives}; {_learner_of(data.gives)}"
             )
-        if data.replay is not None and data.replay.corpus == data.prepared:
+        own = data.prepared or Path(self.folder) / "data"
+        if data.replay is not None and data.replay.corpus.resolve() == own.resolve():
             raise ValueError(
                 "data.replay.corpus: it is the corpus itself; give that of a stage before"
             )

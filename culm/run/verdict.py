@@ -16,6 +16,7 @@ from culm.train.idle import idle_reason
 WORSE = 1.1  # a loss that grew by this factor is mentioned, a reward that fell by a tenth
 FEW = 20  # steps; in fewer, losses of first and last steps are noise
 PART = 1 << 20  # numbers that are summed at once
+LEAST = 1e-3  # a smaller fall of a reward is not mentioned: the mean of whitened ones is zero
 MEAN = 5  # steps at the start and at the end that are averaged
 
 
@@ -62,7 +63,7 @@ def _worse(
     start, end = (fmean(line[name] for line in part) for part in (lines[:MEAN], lines[-MEAN:]))
     if not rewarded and end > WORSE * start > 0:
         yield f"The loss rose from {start:.3f} to {end:.3f}{advice}."
-    if rewarded and end < start - (WORSE - 1) * abs(start):  # rewards may be negative
+    if rewarded and start - end > max((WORSE - 1) * abs(start), LEAST):  # both may be negative
         yield f"The reward fell from {start:.3f} to {end:.3f}{advice}."
 
 

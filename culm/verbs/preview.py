@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from culm.data.loader import Loader
 from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
 from culm.data.texts import texts_of
 from culm.parallel.ranks import Ranks
 from culm.plan.sample import Sample, relative_error, sample
 from culm.rollout.environment import Fitting, TaskEnvironment, question_remarks
-from culm.run.assemble import check_ends, loader
+from culm.run.assemble import check_ends, loader, replay_loader
 from culm.run.initial import make_tokenizer, source_of
 from culm.run.settings import RunConfig
 from culm.task.task import Task
@@ -114,20 +115,36 @@ def preview(
     if seen is not None:
         facts.append(("read", _read(seen)))
     facts.append(("packing", f"rows of {context} tokens, {100 * rows.efficiency:.1f} % filled"))
+    facts += _learned(config, tokenizer, rows, seen)
+    facts.append(("held out", _held_out(config, folder, seen)))
+    every = [rows]
+    if data.replay is not None:
+        every.append(replay_loader(config, tokenizer, context, Ranks(count=ranks)))
+        share = f"{every[1].rows_per_step} of {config.train.batch_size} rows of a step"
+        facts.append(("replayed", f"{share}, from {data.replay.corpus}"))
+    facts += [("note", remark) for one in every for remark in one.remarks]
+    complete = folder if seen is None or seen.whole else None
+    return Preview(facts, rows.preview(SAMPLES, tokenizer), context, complete)
+
+
+def _learned(
+    config: RunConfig, tokenizer: Tokenizer, rows: Loader, seen: Sample | None
+) -> list[tuple[str, ...]]:
+    """How many tokens of the corpus are learned, and how often; nothing where it is not known."""
+    data = config.data
     share, around = 1.0, ""
     if seen is not None and not seen.whole:  # nothing of a sample is held out
         share = (seen.share or 0.0) / (1.0 - data.held_out)
         error = relative_error(seen, data.format, tokenizer, half=config.model is not None)
         around = "" if error is None else f" ± {100 * error:.0f} %"
-    if share:
-        about = "about " if share < 1.0 else ""
-        epochs = config.train.steps * rows.rows_per_step * share / rows.rows
-        facts.append(("learned tokens", f"{about}{count(rows.targets / share)}{around}"))
-        facts.append(("epochs", f"{about}{epochs:.2f}{around}"))
-    facts.append(("held out", _held_out(config, folder, seen)))
-    facts += [("note", remark) for remark in rows.remarks]
-    complete = folder if seen is None or seen.whole else None
-    return Preview(facts, rows.preview(SAMPLES, tokenizer), context, complete)
+    if not share:
+        return []
+    about = "about " if share < 1.0 else ""
+    epochs = config.train.steps * rows.rows_per_step * share / rows.rows
+    return [
+        ("learned tokens", f"{about}{count(rows.targets / share)}{around}"),
+        ("epochs", f"{about}{epochs:.2f}{around}"),
+    ]
 
 
 def _read(seen: Sample) -> str:

@@ -17,6 +17,7 @@ from culm.data.format.prompt import PromptFormat
 from culm.data.settings import DataConfig
 from culm.source import open_source
 from culm.source.record import Record
+from culm.tokenizer.tokenizer import Tokenizer
 
 ASKED = "<|user|>q<|end|><|assistant|>a<|end|>"
 
@@ -92,6 +93,26 @@ def test_pairs(tokenizer, record):
     assert text_of(tokenizer, chosen) == ASKED
     assert text_of(tokenizer, chosen, learned=True) == "a<|end|>"
     assert text_of(tokenizer, rejected, learned=True) == "b<|end|>"
+
+
+@pytest.mark.parametrize(
+    ("format", "record"),
+    [
+        (PairFormat(), {"prompt": "q", "chosen": "a", "rejected": "bb"}),
+        (LabelFormat(), {"prompt": "q", "completion": "a", "label": True}),
+    ],
+)
+def test_an_answer_ends_where_a_completion_would(tokenizer, format, record):
+    """Many templates write a line break behind the end token, which no completion has."""
+    template = (
+        "{%- for one in messages %}{{- '<|' + one.role + '|>' + one.content + '<|end|>\\n' }}"
+        "{%- endfor %}{%- if add_generation_prompt %}{{- '<|assistant|>' }}{% endif %}"
+    )
+    broken = Tokenizer(tokenizer._marked, {"eos_token": "<|end|>"}, template)
+    for example in examples(format, record, broken):
+        assert example.tokens[-1] in broken.stop_ids
+        assert example.learned[-1]
+        assert text_of(broken, example).startswith("<|user|>q<|end|>\n<|assistant|>")
 
 
 def test_pairs_learn_from_the_last_turn_only(tokenizer):

@@ -1,6 +1,7 @@
 """Text of an earlier stage beside dialogues."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import torch
 from stages import weights_in
 
 from culm.config import SettingError, parse
+from culm.data.manifest import Manifest
 from culm.data.replay import Replay, Replayed
 from culm.files import read_lines
 from culm.parallel.ranks import Ranks
 from culm.run.assemble import assemble, training_batches
 from culm.run.settings import RunConfig
 from culm.run.train import train
+from culm.verbs.plan import show_plan
 
 
 class Alone(Ranks):
@@ -99,6 +102,37 @@ def test_what_cannot_be_replayed_is_refused(stage, text: Path, tmp_path: Path) -
     run["data"]["replay"] = {"corpus": str(text)}
     with pytest.raises(SettingError, match=r"data\.replay: preference learns from pairs"):
         parse(RunConfig, {**run, "folder": str(tmp_path / "dpo")})
+
+
+def test_a_plan_says_what_is_replayed(stage, text: Path, tmp_path: Path, capsys) -> None:
+    config = settings(stage, text, tmp_path / "run", steps=3)
+    show_plan(config, {})
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"replayed 2 of 8 rows of a step, from {text}" in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_refuses_what_a_run_would(stage, text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(text, other)
+    manifest = Manifest.read(other)
+    changed = manifest.model_copy(update={"tokenizer": "another"})
+    (other / "manifest.json").write_text(changed.model_dump_json())
+    for corpus, message in (
+        (tmp_path / "none", r"data\.replay\.corpus: .*none: not a prepared corpus"),
+        (other, r"data\.replay\.corpus: .*other was prepared with another tokenizer"),
+    ):
+        config = settings(stage, corpus, tmp_path / "run", steps=1)
+        for start in (lambda config=config: show_plan(config, {}), lambda c=config: train(c)):
+            with pytest.raises(SettingError, match=message):
+                start()
+
+
+def test_the_own_corpus_is_no_earlier_one(stage, tmp_path: Path) -> None:
+    run = stage("sft")
+    run["data"]["replay"] = {"corpus": str(tmp_path / "x" / ".." / "run" / "data")}
+    with pytest.raises(SettingError, match=r"data\.replay\.corpus: it is the corpus itself"):
+        parse(RunConfig, {**run, "folder": str(tmp_path / "run")})
 
 
 def test_a_run_with_text_resumes_exactly_and_refuses_other_text(

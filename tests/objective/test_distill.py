@@ -124,6 +124,19 @@ def test_what_a_teacher_must_be() -> None:
         build(Distill(teacher="x"), tiny.model(), short)(rows())
 
 
+def test_padding_does_not_count_towards_the_context_of_a_teacher() -> None:
+    """Rows of a rollout are padded to a multiple of 16; 20 tokens fit into a context of 20."""
+    student, teacher = dialogue_model(0, context=20), dialogue_model(1, context=20)
+    objective = build(GKD(teacher="x"), student, teacher)
+    played = rollouts(objective, 4, 4, group=1, max_tokens=20)
+    (batch,) = played.step(0)
+    assert 16 < int(batch.lengths.max()) <= 20 < batch.tokens.shape[1]
+    assert float(mean(objective(batch), batch)) > 0
+    short = build(GKD(teacher="x"), student, dialogue_model(1, context=16))
+    with pytest.raises(SettingError, match=r"longer than the context of x, 16; lower train\."):
+        rollouts(short, 4, 4, group=1, max_tokens=20).step(0)
+
+
 def test_a_student_comes_closer_with_its_teacher_than_by_text() -> None:
     """At equal steps, on text that the teacher did not write; three seeds."""
     for seed in range(3):

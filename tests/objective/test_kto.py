@@ -106,6 +106,12 @@ def test_mismatched_rows_are_cut_to_the_context() -> None:
         assert batch.targets.shape == batch.tokens.shape
 
 
+def test_an_answer_alone_is_compared_with_no_other() -> None:
+    """Its own log-ratio would always be cancelled."""
+    with pytest.raises(SettingError, match=r"train\.batch_size: kto compares the answers"):
+        moved().prepare_step(labelled([0, 1]), Ranks())
+
+
 @pytest.mark.parametrize("label", [0.5, 3.0, -2.0])
 def test_other_labels_are_refused(label: float) -> None:
     labels = LABELS.clone()

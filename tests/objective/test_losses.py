@@ -8,7 +8,9 @@ import torch
 from learning import build
 from torch import tensor
 
-from culm.config import parse
+from culm.config import Config, SettingError, parse
+from culm.objective.distill import Distill
+from culm.objective.grpo import GRPO, VARIANTS
 from culm.objective.policy import (
     clipped_surrogate,
     clipped_weight,
@@ -18,10 +20,13 @@ from culm.objective.policy import (
     importance_ratio,
     inference_context,
     sampler_weights,
+    value_loss,
 )
-from culm.objective.ppo import value_loss
+from culm.objective.ppo import PPO
 from culm.objective.preference import FORMS, Preference, log_odds, preference_loss
 from culm.objective.reward import bradley_terry
+from culm.rollout.reward.ensemble import Ensemble
+from culm.rollout.reward.judge import Judge
 from culm.run.settings import TrainConfig
 
 CHOSEN, REJECTED = tensor([-10.0, -20.0]), tensor([-12.0, -19.0])
@@ -155,6 +160,17 @@ def test_advantages_of_equal_rewards_are_zero_and_groups_are_apart() -> None:
     torch.testing.assert_close(found[4:], group_advantages(rewards[4:], 4, "group"))
 
 
+@pytest.mark.parametrize("baseline", ["mean", "others"])
+@pytest.mark.parametrize("scale", ["group", "none"])
+@pytest.mark.parametrize("reward", [0.1, 0.7, 1 / 3, -1e-3])
+def test_rounding_is_no_advantage(reward: float, scale: str, baseline: str) -> None:
+    """The mean of 8 times 0.7 in fp32 is another number, and a small deviation divides much."""
+    for group in range(2, 20):
+        found = group_advantages(torch.full((group,), reward), group, scale, baseline)  # type: ignore[arg-type]
+        assert found.dtype == torch.float32
+        assert (found == 0).all(), group
+
+
 NEW = tensor([[-1, -0.5, -2], [-0.3, -0.7, 0]], dtype=torch.float64)
 OLD = tensor([[-1.2, -0.5, -1.5], [-0.3, -1, 0]], dtype=torch.float64)
 MASK = tensor([[1.0, 1, 1], [1, 1, 0]], dtype=torch.float64)
@@ -277,6 +293,53 @@ def test_a_group_of_one_has_nothing_to_compare() -> None:
     train = {"steps": 1, "objective": "grpo", "rollout": {"group": 1}}
     with pytest.raises(ValueError, match=r"rollout\.group: grpo compares at least 2 completions"):
         parse(TrainConfig, train)
+
+
+def test_a_group_of_one_is_not_replaced_for_its_equal_rewards() -> None:
+    train = {"steps": 1, "objective": "ppo", "rollout": {"group": 1, "resample": 2}}
+    with pytest.raises(ValueError, match=r"rollout\.resample: the rewards of one completion"):
+        parse(TrainConfig, train)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_each_of_several_rewards_says_what_group_it_needs(order: int) -> None:
+    judge = {"kind": "judge", "model": "m", "url": "http://localhost/v1"}
+    rewards = [{**judge, "label": "pairs"}, {**judge, "label": "alone", "form": "rating"}][::order]
+    objective = {"kind": "grpo", "variant": "reinforce++"}
+    train = {"steps": 1, "objective": objective, "rollout": {"group": 1, "reward": rewards}}
+    with pytest.raises(ValueError, match=r"rollout\.group: judge compares at least 2 completions"):
+        parse(TrainConfig, train)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"baseline": "none"}, "scale: group needs a baseline"),
+        ({"variant": "cispo", "clip_low": 0.1}, "clip_low: it has an effect with surrogate=clip"),
+        ({"variant": "rloo", "kl_estimate": "k2"}, "kl_estimate: it has an effect with kl_in=loss"),
+        ({"correction_cap": 5.0}, "correction_cap: it has an effect with a correction"),
+    ],
+)
+def test_settings_of_grpo_that_blow_up_or_do_nothing(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(GRPO, {"kind": "grpo", **settings})
+    for variant in VARIANTS:  # what a run wrote down is read again
+        config = GRPO(variant=variant)
+        assert parse(GRPO, config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (PPO, {"kl_horizon": 5}, "kl_horizon: it has an effect with kl_target only"),
+        (Distill, {"teacher": "x", "beta": 0.2}, "beta: it has an effect with divergence=jsd only"),
+        (Judge, {"model": "m", "url": "http://a/v1", "scale": 5}, "scale: it has an effect with"),
+        (Ensemble, {"paths": ["a", "b"], "k": 2.0}, "k: it has an effect with combine=deviation"),
+    ],
+)  # fmt: skip
+def test_settings_without_an_effect(kind: type[Config], settings: dict, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        parse(kind, settings)
 
 
 def test_generalised_advantages_golden_and_by_brute_force() -> None:

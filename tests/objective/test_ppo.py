@@ -10,10 +10,12 @@ from rolling import model, rollouts
 from tiny import experience, rows
 
 from culm.adapt.lora import LoRA
+from culm.objective.grpo import GRPO
 from culm.objective.policy import generalised_advantages, inference_context, last_learned
 from culm.objective.ppo import PPO, AdaptiveKL
 from culm.optim.adamw import AdamW
 from culm.parallel.ranks import Ranks
+from culm.rollout.trajectory import without_targets
 
 
 def test_prepare_gives_what_the_definition_says() -> None:
@@ -66,6 +68,14 @@ def test_the_cost_of_a_nat_follows_the_target_golden() -> None:
     assert float(adaptive.cost) < 0.15
 
 
+def test_a_rollout_of_many_horizons_makes_no_cost_negative() -> None:
+    adaptive = AdaptiveKL(0.1, target=6.0, horizon=100)
+    adaptive.update(0.0, 1000)
+    assert float(adaptive.cost) == pytest.approx(0.08)
+    adaptive.update(60.0, 1000)
+    assert float(adaptive.cost) == pytest.approx(0.096)
+
+
 def test_the_cost_is_used_before_it_is_adapted() -> None:
     objective = build(PPO(kl=0.1, kl_target=1e-3, kl_horizon=8), tiny.model())
     with torch.no_grad():
@@ -74,6 +84,43 @@ def test_the_cost_is_used_before_it_is_adapted() -> None:
     second = objective.prepare(experience(torch.arange(8.0), group=1)).metrics
     assert first["kl"] == second["kl"] < 0  # an estimate from few tokens
     assert (first["kl_cost"], second["kl_cost"]) == (0.1, pytest.approx(0.08))
+
+
+@pytest.mark.parametrize("config", [PPO(kl_target=0.05, kl_horizon=8), GRPO(kl=0.1)])
+def test_what_has_no_reward_is_not_near_the_start_either(config: PPO | GRPO) -> None:
+    """Completions that are left out do not pull the mean divergence towards zero."""
+    objective = build(config, tiny.model())
+    with torch.no_grad():
+        objective.model.head.weight.add_(torch.randn_like(objective.model.head.weight))
+    whole = experience(torch.arange(8.0), group=4)
+    some = replace(
+        whole,
+        batch=without_targets(whole.batch, torch.arange(8) >= 4),
+        rewards=torch.tensor([0.0, 1, 2, 3, *[torch.nan] * 4]),
+    )
+    rows = torch.arange(4)
+    alone = replace(
+        whole, batch=whole.batch.select(rows), rewards=whole.rewards[:4],
+        behaviour=whole.behaviour[:4],
+    )  # fmt: skip
+    found = objective.prepare(some).metrics["kl"]
+    cost = float(objective.adaptive.cost) if isinstance(config, PPO) else 0.0
+    again = build(config, objective.model)
+    if isinstance(config, PPO):
+        again.critic.load_state_dict(objective.critic.state_dict())
+    again.reference.load_state_dict(objective.reference.state_dict())
+    assert found == pytest.approx(again.prepare(alone).metrics["kl"], rel=1e-5) != 0
+    if isinstance(config, PPO):
+        assert cost == float(again.adaptive.cost) != config.kl
+
+
+def test_a_policy_is_read_once_for_a_rollout() -> None:
+    objective = build(PPO(), tiny.model())
+    read = []
+    hidden = objective.model.hidden
+    objective.model.hidden = lambda *of: read.append(1) or hidden(*of)
+    objective.prepare(experience(torch.arange(8.0), group=1))
+    assert len(read) == 1
 
 
 def test_a_policy_that_went_too_far_only_teaches_its_critic() -> None:

@@ -22,6 +22,7 @@ from culm.rollout.reward.potential import Potential
 from culm.rollout.settings import RolloutConfig
 from culm.rollout.trajectory import Trajectory
 from culm.task.prompts import Prompts
+from culm.task.task import Question
 
 
 @pytest.fixture
@@ -136,6 +137,14 @@ def test_fields_of_a_record_reach_the_function(tmp_path: Path) -> None:
     (question,) = [*task.asked("train"), *task.asked("test")]
     found = QuestionEpisode(task, question).fields
     assert found == {"answer": "4", "level": 2, "solution": "2+2=4", "task": "prompts"}
+
+
+def test_a_task_that_a_record_names_is_not_hidden_by_that_of_the_run() -> None:
+    task = Prompts(path="x.jsonl", name="sums")
+    for fields, wanted in (({}, "sums"), ({"task": "hard"}, "hard")):
+        question = Question("1+1=", "2", fields={**fields, "answer": "two"})
+        found = QuestionEpisode(task, question).fields
+        assert (found["task"], found["answer"]) == (wanted, "2")
 
 
 POTENTIAL = "def phi(prompt, **fields): return 3.0 * len(prompt) + 0.7"

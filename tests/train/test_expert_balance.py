@@ -16,9 +16,11 @@ from culm.files import read_lines
 from culm.model.attention.gqa import GQA
 from culm.model.mlp.moe import MoE
 from culm.model.transformer import Transformer, TransformerConfig
+from culm.objective.experience import Experience
 from culm.objective.experts import move_bias
 from culm.objective.grpo import GRPO
 from culm.objective.next_token import NextToken
+from culm.objective.ppo import PPO
 from culm.objective.preference import Preference
 from culm.parallel.parallelize import checkpoint_blocks, compile_blocks
 from culm.run.settings import RunConfig
@@ -225,3 +227,19 @@ def test_a_run_of_experts_goes_on_exactly(stage: Callable[..., dict], tmp_path: 
     assert bias.abs().max() > 0.01
     lines = read_lines(one / "metrics.jsonl")
     assert {"auxiliary", "max_violation", "load.3", "dropped"} <= lines[-1].keys()
+
+
+def test_the_experts_of_a_policy_and_of_its_critic_are_each_balanced_by_their_own_loads() -> None:
+    """The loads of a forward have numbers, which must be those of the routers in their order."""
+    objective = build(PPO(), model(**EXACT))
+    batch = rows()
+    behaviour = torch.zeros(batch.targets.shape)
+    prepared = objective.prepare(Experience(batch, torch.arange(8.0), behaviour))
+    routers = [block.mlp.router for block in objective.critic.blocks]
+    with torch.no_grad():  # all that the critic reads goes to its first two experts
+        for router in routers:
+            router.selection[:2] += 1000
+    objective.before_update(objective(prepared).statistics)
+    for router in routers:
+        assert (router.selection[:2] < 1000).all()
+        assert (router.selection[2:] > 0).all()

@@ -45,4 +45,4 @@ def test_compiled_training_learns_the_same_and_answers_uncompiled(
         lines = read_lines(folder / "metrics.jsonl")
         rewards[compiled] = [(line["reward"], line["completion_tokens"]) for line in lines]
     assert rewards[True] == rewards[False]
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 8

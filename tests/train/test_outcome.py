@@ -177,6 +177,18 @@ def test_why_nothing_was_learned(line: dict[str, float], reason: str | None) -> 
     assert found is None if reason is None else str(found).startswith(reason)
 
 
+@pytest.mark.parametrize(("name", "compares"), [("grpo", True), ("ppo", False), ("gkd", False)])
+def test_equal_rewards_teach_nothing_only_where_they_are_compared(
+    name: str, compares: bool, stage: Callable[..., dict], tmp_path: Path
+) -> None:
+    """A critic and a teacher need no differences within a group."""
+    settings = stage(name, steps=1)
+    settings["train"]["rollout"]["group"] = 2
+    go({**settings, "folder": str(tmp_path / "run")})
+    [line] = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert ("mixed_reward_groups" in line) == compares
+
+
 def test_answers_that_are_all_equal(stage: Callable[..., dict], tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
     rows = [{"prompt": f"q{n}", "chosen": f"same {n}", "rejected": f"same {n}"} for n in range(40)]
@@ -226,6 +238,7 @@ def test_a_run_that_got_worse(
         (-1.0, -1.0, False),
         (-1.0, -0.95, False),
         (0.0, 0.0, False),
+        (1e-8, -3e-8, False),  # of whitened rewards, whose mean is zero
     ],
 )
 def test_a_reward_that_fell(start: float, end: float, fell: bool) -> None:

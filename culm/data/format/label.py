@@ -32,4 +32,4 @@ class LabelFormat(RecordFormat):
 
     def encode(self, contents: Sequence[Dialogue], tokenizer: Tokenizer) -> Iterator[Example]:
         for messages, tools in contents:
-            yield Example(*tokenizer.chat.encode(messages, "last", tools))
+            yield Example(*tokenizer.chat.encode(messages, "last", tools)).until_its_end()

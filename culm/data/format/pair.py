@@ -59,7 +59,7 @@ class PairFormat(RecordFormat):
 
     def encode(self, contents: Sequence[Dialogue], tokenizer: Tokenizer) -> Iterator[Example]:
         for messages, tools in contents:
-            yield Example(*tokenizer.chat.encode(messages, "last", tools))
+            yield Example(*tokenizer.chat.encode(messages, "last", tools)).until_its_end()
 
     def _fields(self, record: dict[str, Any]) -> tuple[str, str]:
         """The fields of both answers; by default also those of other public sets."""

@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 
+from culm.config import refuse_unused
 from culm.objective.objective import Load
 from culm.rollout.reward.model import scorer
 from culm.rollout.reward.reward import RewardConfig, Score
@@ -35,6 +36,11 @@ class Ensemble(RewardConfig):
         if len(set(paths)) < len(paths):
             raise ValueError("a path is given twice; give each model once")
         return paths
+
+    @model_validator(mode="after")
+    def _deviates(self) -> Ensemble:
+        refuse_unused(self, "k", self.combine == "deviation", "combine=deviation")
+        return self
 
     def combined(self, scores: Sequence[float]) -> float:
         """Of the scores of one dialogue; the standard deviation is that of these models."""

@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from culm import log
-from culm.config import SettingError
+from culm.config import SettingError, refuse_unused
 from culm.endpoint import Endpoint, EndpointError
 from culm.objective.objective import Load
 from culm.rollout.reward.reward import RewardConfig, Score
@@ -106,6 +106,7 @@ class Judge(RewardConfig):
             )
         if self.form == "rating" and self.pairs is not None:
             raise ValueError("pairs: a rating compares no pairs; leave this out, or form=pairs")
+        refuse_unused(self, "scale", self.form == "rating", "form=rating")
         return self
 
     @property
