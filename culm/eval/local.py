@@ -12,17 +12,22 @@ from culm.eval.responder import Generation, Reply
 from culm.model.transformer import Transformer
 from culm.seed import keyed_integer
 from culm.task.task import Option, Question
+from culm.text.ids import text_ids
 from culm.text.reply import request_of
 from culm.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A `Responder`: the model in eval mode, with its tokenizer. seed: of sampled replies."""
+    """A `Responder`: the model in eval mode, with its tokenizer. seed: of sampled replies.
+
+    specials: names of special tokens in options and texts are these tokens.
+    """
 
     model: Transformer
     tokenizer: Tokenizer
     seed: int = 0
+    specials: bool = False
 
     def likelihoods(self, options: Sequence[Option]) -> list[Likelihood]:
         """As `Responder.likelihoods`; texts that are too long lose their beginning."""
@@ -34,7 +39,8 @@ class LocalModel:
         Each token is scored once. Parts are disjoint, but the last one, which has the end of the
         one before as its context.
         """
-        parts = [windows(self.tokenizer, text, self.model.config.context) for text in texts]
+        context = self.model.config.context
+        parts = [windows(self.tokenizer, text, context, self.specials) for text in texts]
         found = iter(likelihoods(self.model, [pair for pairs in parts for pair in pairs]))
         return [joined([next(found) for _ in pairs]) for pairs in parts]
 
@@ -73,7 +79,7 @@ class LocalModel:
 
     def _pair(self, option: Option) -> tuple[list[int], list[int]]:
         """Ids of a context and of its continuation, at least one each, in the model's context."""
-        context, continuation = encoded_pair(self.tokenizer, option)
+        context, continuation = encoded_pair(self.tokenizer, option, self.specials)
         room = self.model.config.context + 1 - len(continuation)  # the last token is not read
         if room < 1:
             raise ValueError(
@@ -83,27 +89,34 @@ class LocalModel:
         return context[-room:], continuation
 
 
-def encoded_pair(tokenizer: Tokenizer, option: Option) -> tuple[list[int], list[int]]:
-    """Both texts are encoded as one, and divided where the context alone ends.
+def encoded_pair(
+    tokenizer: Tokenizer, option: Option, specials: bool = False
+) -> tuple[list[int], list[int]]:
+    """Ids of a context and of its continuation, at least one each.
 
-    White space at the end of the context belongs to the continuation, as tokenizers have it.
+    Both texts are encoded as one, and divided where the context alone ends. White space at the
+    end of the context belongs to the continuation, as tokenizers have it.
     """
     context = option.context.rstrip()
-    whole = tokenizer.encode(option.context + option.continuation)
-    ids = tokenizer.encode(context) if context else []
-    continuation = whole[len(ids) :]
-    if not continuation:
+    whole = text_ids(tokenizer, option.context + option.continuation, specials)
+    ids = text_ids(tokenizer, context, specials)
+    if not context and not tokenizer.start:
+        whole = [*ids, *whole]  # the end of the document before is the context
+    if len(whole) <= len(ids):
         raise ValueError(f"tasks: the option {option.continuation[:40]!r} has no text")
-    start = tokenizer.start or ([] if ids else [tokenizer.end_of_text])
-    return [*start, *ids], continuation
+    return ids, whole[len(ids) :]
 
 
-def windows(tokenizer: Tokenizer, text: str, context: int) -> list[tuple[list[int], list[int]]]:
+def windows(
+    tokenizer: Tokenizer, text: str, context: int, specials: bool = False
+) -> list[tuple[list[int], list[int]]]:
     """Pairs (context, continuation) of up to `context` + 1 tokens that score each token once."""
-    ids = tokenizer.encode(text)
-    start = tokenizer.start or [tokenizer.end_of_text]
-    pairs = [(start, ids[: context + 1 - len(start)])] if ids else []
-    for at in range(context + 1 - len(start), len(ids), context):
+    ids = text_ids(tokenizer, text, specials) if text else []
+    begin = len(tokenizer.start)
+    if ids and not begin:
+        ids, begin = [tokenizer.end_of_text, *ids], 1
+    pairs = [(ids[:begin], ids[begin : context + 1])] if len(ids) > begin else []
+    for at in range(context + 1, len(ids), context):
         end = min(at + context, len(ids))
         pairs.append((ids[max(end - context - 1, 0) : at], ids[at:end]))
     return pairs

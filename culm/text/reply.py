@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from culm.engine.request import Event, Request
 from culm.engine.sampling import Sampling
 from culm.task.task import Question
+from culm.text.ids import text_ids
 from culm.tokenizer.decoder import Decoder
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -36,8 +37,7 @@ def request_of(
 def prompt_ids(question: Question, tokenizer: Tokenizer) -> list[int]:
     """A question as the model reads it: a text to continue, or the messages of a dialogue."""
     if question.plain:
-        ids = [*tokenizer.start, *tokenizer.encode(question.prompt)]
-        return ids or [tokenizer.end_of_text]
+        return text_ids(tokenizer, question.prompt)
     return tokenizer.chat.prompt(question.messages, question.tools or None)
 
 
