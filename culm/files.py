@@ -51,8 +51,21 @@ def atomic(path: Path, replaces: Collection[str] = ()) -> Iterator[Path]:
             _swap(work, path, replaces)
             _sync_entry(path.parent)
     except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and _is_of_another_file(error, path):
+            raise  # such as a source that cannot be read
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise OSError(f"{path}: could not be written ({reason}); nothing was changed") from error
+
+
+def _is_of_another_file(error: OSError, path: Path) -> bool:
+    """Whether the error names a file that is neither part of `path` nor of its hidden folder."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return False
+    named, hidden = Path(error.filename), f".{path.name}."
+    ours = named.is_relative_to(path) or named in path.parents
+    inside = named.is_relative_to(path.parent) and named.relative_to(path.parent).parts[:1]
+    first = inside[0] if inside else ""
+    return not ours and not (first.startswith(hidden) and first.endswith(OURS))
 
 
 def discard(path: Path) -> None:
@@ -182,6 +195,22 @@ def refuse_existing(path: Path, overwrite: bool = False) -> None:
     if not overwrite and (filled or (path.exists() and not path.is_dir())):
         raise SettingError(
             f"{path}: already exists; choose another name, or replace it with --overwrite"
+        )
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Refuse a folder in which nothing can be written, whether it exists already or not.
+
+    Raises:
+        SettingError: naming the nearest folder that exists.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+        raise SettingError(
+            f"folder: {place} cannot be written to (read-only, or somebody else's); choose another "
+            "folder=..."
         )
 
 

@@ -21,6 +21,7 @@ from culm.source.source import Source
 from culm.tokenizer.folder import FILES
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.checkpoint import settings_in, steps_in
+from culm.train.guard import LOCK
 
 SETTINGS = "run.yaml"
 ORIGIN = "origin.json"  # next to a tokenizer that a run trained: the files it was trained on
@@ -159,6 +160,13 @@ def write_settings(folder: Path, config: Config, source: Source | None = None) -
         say(f"{folder}: {change}; tokenizer and corpus are made again.")
     with atomic(folder / SETTINGS) as fresh:
         fresh.write_text(yaml.safe_dump(_plain(config), sort_keys=False), encoding="utf-8")
+
+
+def discard_settings(folder: Path) -> None:
+    """Remove the folder of a run that made nothing yet; one with anything else in it stays."""
+    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if inside and inside <= {SETTINGS, LOCK}:
+        discard(folder)
 
 
 def check(folder: Path, config: Config, source: Source | None = None) -> list[Path]:
