@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from culm.config import SettingError
 from culm.log import say
 
 OURS, MARK = ".culm", "culm-temporary.lock"  # how a hidden folder of ours ends, and what is in it
+UNMARKED = 60  # seconds after which no living process is about to make its mark
 FRESH, PREVIOUS, DISCARDED = "fresh", "previous", "discarded"
 
 
@@ -99,7 +101,10 @@ def _remove_leftovers(path: Path, own: Path) -> None:
         InUseError: a living process is writing `path`.
     """
     for work in path.parent.glob(f".*{OURS}"):
-        if work == own or not (work / MARK).is_file():
+        if work == own:
+            continue
+        if not (work / MARK).is_file():
+            _remove_unmarked(work)
             continue
         target = path.with_name(work.name[1:].removesuffix(OURS).rpartition(".")[0])
         lock = FileLock(work / MARK)
@@ -118,6 +123,13 @@ def _remove_leftovers(path: Path, own: Path) -> None:
         finally:
             lock.release()
         _remove_work(work)
+
+
+def _remove_unmarked(work: Path) -> None:
+    """Remove what was killed before it made its mark: an empty folder, and not a new one."""
+    with suppress(OSError):  # somebody else's, with something in it
+        if time.time() - work.stat().st_mtime > UNMARKED:
+            work.rmdir()
 
 
 def _put_back(work: Path, target: Path) -> None:

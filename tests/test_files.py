@@ -65,6 +65,18 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> N
     assert all((tmp_path / name / "only copy").exists() for name in mine)
 
 
+def test_what_was_killed_before_it_made_its_mark_goes_when_it_is_old(tmp_path: Path) -> None:
+    for name, age in (("old", 3600), ("new", 0), ("full", 3600)):
+        work = tmp_path / f".{name}.0123456789ab.culm"
+        work.mkdir()
+        if name == "full":
+            (work / "only copy").write_text("years of work")
+        os.utime(work, (time.time() - age,) * 2)
+    write(tmp_path / "other", "b")
+    left = {f".{name}.0123456789ab.culm" for name in ("new", "full")}
+    assert names(tmp_path) == left | {"other"}
+
+
 @needs_fork
 def test_a_second_writer_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     def slow() -> None:

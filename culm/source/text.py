@@ -23,6 +23,7 @@ ZIP = b"PK\x03\x04"  # .docx, .odt, .epub and others
 BINARY = (ZIP, b"%PDF")
 COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zX": "xz"}
 COMPRESSED |= {b"\x04\x22\x4d\x18": "LZ4"}
+UTF_32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the first one begins as UTF-16's
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 ERRORS = {"error": "strict", "replace": "replace", "skip": "ignore"}
 
@@ -92,7 +93,7 @@ def not_utf8(path: Path, offset: int) -> SettingError:
     """The error for a file that is not UTF-8 text from a byte on."""
     with opened(path) as file:
         first = file.read(BLOCK)
-    if b"\0" in first or first.startswith(UTF_16):
+    if b"\0" in first or first.startswith((*UTF_32, *UTF_16)):
         return no_text(path, first)
     return SettingError(
         f"{place_of(path, _line_at(path, offset))}: byte {offset:,} is not UTF-8; save the file as "
@@ -102,8 +103,9 @@ def not_utf8(path: Path, offset: int) -> SettingError:
 
 def no_text(path: Path, start: bytes) -> SettingError:
     """The error for a file with zero bytes: UTF-16 without a mark at its start is valid UTF-8."""
-    if start.startswith(UTF_16):
-        return SettingError(f"{path}: UTF-16 text; save it as UTF-8")
+    if start.startswith((*UTF_32, *UTF_16)):
+        name = "UTF-32" if start.startswith(UTF_32) else "UTF-16"
+        return SettingError(f"{path}: {name} text; save it as UTF-8")
     return SettingError(
         f"{path}: not text: it contains zero bytes; save it as UTF-8, or leave it out"
     )
