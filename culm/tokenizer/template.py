@@ -208,10 +208,10 @@ def _check_calls(calls: Any, index: int) -> None:
     Raises:
         ValueError: a call has no name, or no arguments.
     """
-    for call in calls if isinstance(calls, list) else [calls]:
-        inner = call.get("function", call) if isinstance(call, Mapping) else None
-        named = isinstance(inner, Mapping) and isinstance(inner.get("name"), str)
-        if not isinstance(calls, list) or not named or inner.get("arguments") is None:
+    for call in calls if isinstance(calls, list) else [None]:
+        inner = call.get("function", call) if isinstance(call, Mapping) else {}
+        fields = inner if isinstance(inner, Mapping) else {}
+        if not isinstance(fields.get("name"), str) or fields.get("arguments") is None:
             raise ValueError(
                 f"messages[{index}].tool_calls: not a list of calls with a name and arguments, as "
                 '[{"function": {"name": "weather", "arguments": {"town": "Rome"}}}]'

@@ -475,9 +475,7 @@ def test_a_tokenizer_without_a_chat_template_is_no_fault_of_a_record(
 )
 def test_calls_that_a_template_would_write_wrongly(calls: Any, prepared: Any) -> None:
     record = {"messages": [U, {"role": "assistant", "content": "", "tool_calls": calls}]}
-    with pytest.raises(
-        SettingError, match=r"line 1: messages\[1\]\.tool_calls: not a list of calls"
-    ):
+    with pytest.raises(SettingError, match=r"messages\[1\]\.tool_calls: not a list of calls"):
         prepared([record], ChatFormat())
 
 
