@@ -95,9 +95,7 @@ def test_two_scalings_that_contradict_each_other(folder, newer, older):
     scaled(folder, older)
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "rope_parameters": newer}))
-    with pytest.raises(
-        SettingError, match=r"config\.json: rope_scaling: it contradicts rope_param"
-    ):
+    with pytest.raises(SettingError, match=r"config\.json: rope_scaling: it contradicts"):
         load_model(folder)
 
 
