@@ -21,6 +21,7 @@ from culm.log import say
 
 OURS, MARK = ".culm", "culm-temporary.lock"  # how a hidden folder of ours ends, and what is in it
 UNMARKED = 60  # seconds after which no living process is about to make its mark
+POINTER = b"version https://git-lfs"  # how a pointer of Git LFS begins
 FRESH, PREVIOUS, DISCARDED = "fresh", "previous", "discarded"
 
 
@@ -238,6 +239,20 @@ def refuse_nonempty(folder: Path, mark: str) -> None:
         raise SettingError(
             f"{folder}: holds other files, which would be lost; choose another folder"
         )
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a file of which Git only fetched the pointer to its content.
+
+    Raises:
+        SettingError: with how to fetch it.
+    """
+    with suppress(OSError), path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise SettingError(
+                f"{path}: a pointer of Git LFS and not the file itself; run git lfs pull where it "
+                "was cloned, or download it again"
+            )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from culm.config import SettingError
+from culm.convert.gguf import header
 from culm.files import InUseError, atomic, discard, refuse_existing
+from culm.safetensors import read_safetensors
+from culm.tokenizer.folder import read_inner
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -156,3 +159,22 @@ def test_the_rule_of_every_verb(tmp_path: Path) -> None:
         with pytest.raises(SettingError, match=r"already exists; .* --overwrite"):
             refuse_existing(path)
         refuse_existing(path, overwrite=True)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("m.safetensors", lambda path: list(read_safetensors(path))),
+        ("m.gguf", header.read),
+        ("tokenizer.json", lambda path: read_inner(path.parent)),
+    ],
+)
+def test_a_pointer_of_git_lfs_is_called_one(
+    name: str, read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(SettingError, match=rf"{name}: a pointer of Git LFS .* git lfs pull"):
+        read(tmp_path / name)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from culm.config import SettingError
+from culm.files import refuse_pointer
 from culm.source.pieces import pieces
 from culm.source.record import Record, place_of
 
@@ -142,7 +143,8 @@ def _check_start(path: Path, start: bytes) -> None:
 
 
 def check_compression(path: Path, start: bytes) -> None:
-    """Refuse a file that is compressed, by its first bytes."""
+    """Refuse a file that is compressed, by its first bytes, or that Git did not fetch."""
+    refuse_pointer(path)
     method = next((name for magic, name in COMPRESSED.items() if start.startswith(magic)), None)
     if method == "gzip":
         raise SettingError(f"{path}: compressed with gzip; end its name in .gz")
@@ -162,5 +164,6 @@ def is_gzip(path: Path) -> bool:
 
 def unreadable(path: Path, error: Exception) -> SettingError:
     """The error for a file that cannot be read, or whose compressed data is truncated."""
+    refuse_pointer(path)
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     return SettingError(f"{path}: cannot be read: {reason}")

@@ -184,6 +184,8 @@ def check(folder: Path, config: Config, source: Source | None = None) -> list[Pa
             f"train.steps: {steps}, but {folder} was trained for {done}; ask for as many or more, "
             "or give a new run another folder=..."
         )
+    if (folder / SETTINGS).exists():
+        _refuse_other_kinds(folder)
     if prepared_by(folder, config, source):
         return []
     old = read_settings(folder, type(config))
@@ -195,6 +197,17 @@ def check(folder: Path, config: Config, source: Source | None = None) -> list[Pa
         )
     made = list(_made(folder, _plain(old) if old else {}, settings))
     return made if old else []
+
+
+def _refuse_other_kinds(folder: Path) -> None:
+    """Refuse a folder where the run writes a file, or the other way round."""
+    for name in WRITTEN:
+        path, is_file = folder / name, "." in name
+        if path.exists() and path.is_file() != is_file:
+            raise SettingError(
+                f"{path}: the run needs this name for a {'file' if is_file else 'folder'}; move it "
+                "away, or give the run another folder=..."
+            )
 
 
 def _plain(config: Config) -> dict[str, Any]:

@@ -213,3 +213,15 @@ def test_a_table_is_not_read_as_text(name, tmp_path):
     path = write(tmp_path / name, "text,label\nhello,1\n")
     with pytest.raises(SettingError, match=rf"data\.path: .*{name} is a table, .* \.jsonl or "):
         open_source(path)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.parquet", "a.txt.gz", "a"])
+def test_a_pointer_of_git_lfs_is_no_text(name, tmp_path):
+    pytest.importorskip("pyarrow")
+    path = write(tmp_path / name, POINTER)
+    for given in (path, tmp_path) if path.suffix else (path,):
+        with pytest.raises(SettingError, match=rf"{name}: a pointer of Git LFS .* git lfs pull"):
+            list(open_source(given))
