@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ from culm.config import SettingError
 from culm.log import say
 
 OURS, MARK = ".culm", "culm-temporary.lock"  # how a hidden folder of ours ends, and what is in it
+UNMARKED = 60  # seconds after which no living process is about to make its mark
+POINTER = b"version https://git-lfs"  # how a pointer of Git LFS begins
 FRESH, PREVIOUS, DISCARDED = "fresh", "previous", "discarded"
 
 
@@ -51,8 +54,21 @@ def atomic(path: Path, replaces: Collection[str] = ()) -> Iterator[Path]:
             _swap(work, path, replaces)
             _sync_entry(path.parent)
     except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and _is_of_another_file(error, path):
+            raise  # such as a source that cannot be read
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise OSError(f"{path}: could not be written ({reason}); nothing was changed") from error
+
+
+def _is_of_another_file(error: OSError, path: Path) -> bool:
+    """Whether the error names a file that is neither part of `path` nor of its hidden folder."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return False
+    named, hidden = Path(error.filename), f".{path.name}."
+    ours = named.is_relative_to(path) or named in path.parents
+    inside = named.is_relative_to(path.parent) and named.relative_to(path.parent).parts[:1]
+    first = inside[0] if inside else ""
+    return not ours and not (first.startswith(hidden) and first.endswith(OURS))
 
 
 def discard(path: Path) -> None:
@@ -86,7 +102,10 @@ def _remove_leftovers(path: Path, own: Path) -> None:
         InUseError: a living process is writing `path`.
     """
     for work in path.parent.glob(f".*{OURS}"):
-        if work == own or not (work / MARK).is_file():
+        if work == own:
+            continue
+        if not (work / MARK).is_file():
+            _remove_unmarked(work)
             continue
         target = path.with_name(work.name[1:].removesuffix(OURS).rpartition(".")[0])
         lock = FileLock(work / MARK)
@@ -105,6 +124,13 @@ def _remove_leftovers(path: Path, own: Path) -> None:
         finally:
             lock.release()
         _remove_work(work)
+
+
+def _remove_unmarked(work: Path) -> None:
+    """Remove what was killed before it made its mark: an empty folder, and not a new one."""
+    with suppress(OSError):  # somebody else's, with something in it
+        if time.time() - work.stat().st_mtime > UNMARKED:
+            work.rmdir()
 
 
 def _put_back(work: Path, target: Path) -> None:
@@ -185,6 +211,22 @@ def refuse_existing(path: Path, overwrite: bool = False) -> None:
         )
 
 
+def refuse_unwritable(folder: Path) -> None:
+    """Refuse a folder in which nothing can be written, whether it exists already or not.
+
+    Raises:
+        SettingError: naming the nearest folder that exists.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+        raise SettingError(
+            f"folder: {place} cannot be written to (read-only, or somebody else's); choose another "
+            "folder=..."
+        )
+
+
 def refuse_nonempty(folder: Path, mark: str) -> None:
     """Refuse to replace a folder that has other files and no file `mark`.
 
@@ -197,6 +239,20 @@ def refuse_nonempty(folder: Path, mark: str) -> None:
         raise SettingError(
             f"{folder}: holds other files, which would be lost; choose another folder"
         )
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a file of which Git only fetched the pointer to its content.
+
+    Raises:
+        SettingError: with how to fetch it.
+    """
+    with suppress(OSError), path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise SettingError(
+                f"{path}: a pointer of Git LFS and not the file itself; run git lfs pull where it "
+                "was cloned, or download it again"
+            )
 
 
 def read_json(path: Path) -> dict[str, Any]:

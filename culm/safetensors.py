@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from culm.config import SettingError
+from culm.files import refuse_pointer
 
 KINDS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -181,6 +182,7 @@ def _header(path: Path) -> _Header:
     except (FileNotFoundError, IsADirectoryError):
         raise SettingError(f"{path}: there is no such file; copy the whole folder again") from None
     except (_BrokenError, OSError, ValueError, RecursionError) as error:
+        refuse_pointer(path)
         raise _refused(path, str(error)) from None
 
 

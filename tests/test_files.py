@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from culm.config import SettingError
+from culm.convert.gguf import header
 from culm.files import InUseError, atomic, discard, refuse_existing
+from culm.safetensors import read_safetensors
+from culm.tokenizer.folder import read_inner
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -63,6 +66,18 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> N
     write(tmp_path / "other", "b")
     assert names(tmp_path) == mine | {"other"}
     assert all((tmp_path / name / "only copy").exists() for name in mine)
+
+
+def test_what_was_killed_before_it_made_its_mark_goes_when_it_is_old(tmp_path: Path) -> None:
+    for name, age in (("old", 3600), ("new", 0), ("full", 3600)):
+        work = tmp_path / f".{name}.0123456789ab.culm"
+        work.mkdir()
+        if name == "full":
+            (work / "only copy").write_text("years of work")
+        os.utime(work, (time.time() - age,) * 2)
+    write(tmp_path / "other", "b")
+    left = {f".{name}.0123456789ab.culm" for name in ("new", "full")}
+    assert names(tmp_path) == left | {"other"}
 
 
 @needs_fork
@@ -144,3 +159,22 @@ def test_the_rule_of_every_verb(tmp_path: Path) -> None:
         with pytest.raises(SettingError, match=r"already exists; .* --overwrite"):
             refuse_existing(path)
         refuse_existing(path, overwrite=True)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("m.safetensors", lambda path: list(read_safetensors(path))),
+        ("m.gguf", header.read),
+        ("tokenizer.json", lambda path: read_inner(path.parent)),
+    ],
+)
+def test_a_pointer_of_git_lfs_is_called_one(
+    name: str, read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(SettingError, match=rf"{name}: a pointer of Git LFS .* git lfs pull"):
+        read(tmp_path / name)

@@ -54,7 +54,7 @@ from culm.train.listeners import (
     ProgressBar,
 )
 from culm.train.memory import reset_peak
-from culm.train.run_folder import read_settings, write_settings
+from culm.train.run_folder import discard_settings, read_settings, write_settings
 from culm.train.trackers.tracker import TrackerConfig
 from culm.train.trainer import Batches, Trainer
 
@@ -131,11 +131,20 @@ def _settled(config: RunConfig, folder: Path, device: torch.device) -> RunConfig
 
 @contextmanager
 def _locked(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Of the process that writes. A run that is refused before it made anything leaves no folder
+    that was not there.
+    """
     if not ranks.writer:
         yield
         return
-    with locked(folder):
-        yield
+    is_new = not folder.exists()
+    try:
+        with locked(folder):
+            yield
+    except (ValueError, OSError, ImportError):
+        if is_new:
+            discard_settings(folder)
+        raise
 
 
 def wrap(run: Assembly) -> Parallel:

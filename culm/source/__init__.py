@@ -30,6 +30,7 @@ KINDS = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "json"),
     ".parquet": "parquet",
 }
+TABLES = frozenset((".csv", ".tsv"))
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ def open_source(
         raise SettingError(f"{setting}: it is empty; `.` is the folder here")
     found, name = Path(path).expanduser(), str(path)
     if found.is_file():
+        _refuse_table(found, setting)
         return Files(name, [found], split, invalid, separator)
     if found.is_dir():
         paths = sorted(_files(found))
@@ -180,6 +182,15 @@ def _files(folder: Path) -> Iterator[Path]:
                 folders.remove(name)
         paths = (Path(root, name) for name in names if not name.startswith("."))
         yield from (path for path in paths if path.is_file())
+
+
+def _refuse_table(path: Path, setting: str) -> None:
+    """Refuse a table whose columns nobody would read; in a folder such files are counted."""
+    if TABLES & {suffix.lower() for suffix in path.suffixes}:
+        raise SettingError(
+            f"{setting}: {path} is a table, whose columns cannot be read; save it as .jsonl or "
+            ".parquet, or as .txt to learn its lines as they are"
+        )
 
 
 def kind_in(path: Path) -> str:

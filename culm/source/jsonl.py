@@ -105,11 +105,16 @@ def _lines(path: Path, file: BinaryIO, invalid: str) -> Iterator[Record]:
     for number, line in enumerate(file, start=1):
         if line.strip():
             place = place_of(path, number)
-            text = _text(line, path, offset, invalid)
             try:
+                # What is skipped here is the record and not the bytes, which would change it.
+                text = _text(line, path, offset, "error" if invalid == "skip" else invalid)
                 record = _record(_parse(text.rstrip(), path, number), place)
             except _TwiceError as error:
                 record = Record({}, place, f"{place}: it {error}")
+            except SettingError as error:
+                if invalid != "skip":
+                    raise
+                record = Record({}, place, str(error))
             except ValueError as error:
                 record = Record({}, place, str(error))
             record.size = len(line)

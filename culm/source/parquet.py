@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from culm.config import SettingError
+from culm.files import refuse_pointer
 from culm.source.record import Record
 
 MAGIC = b"PAR1"  # the first bytes of every file
@@ -20,6 +21,7 @@ def records(path: Path) -> Iterator[Record]:
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise SettingError(f"{path}: parquet needs the extra: pip install 'culm[data]'") from None
+    refuse_pointer(path)
     try:
         with ParquetFile(path) as file:
             names = file.schema_arrow.names

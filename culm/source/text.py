@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from culm.config import SettingError
+from culm.files import refuse_pointer
 from culm.source.pieces import pieces
 from culm.source.record import Record, place_of
 
@@ -23,6 +24,7 @@ ZIP = b"PK\x03\x04"  # .docx, .odt, .epub and others
 BINARY = (ZIP, b"%PDF")
 COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zX": "xz"}
 COMPRESSED |= {b"\x04\x22\x4d\x18": "LZ4"}
+UTF_32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the first one begins as UTF-16's
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 ERRORS = {"error": "strict", "replace": "replace", "skip": "ignore"}
 
@@ -92,7 +94,7 @@ def not_utf8(path: Path, offset: int) -> SettingError:
     """The error for a file that is not UTF-8 text from a byte on."""
     with opened(path) as file:
         first = file.read(BLOCK)
-    if b"\0" in first or first.startswith(UTF_16):
+    if b"\0" in first or first.startswith((*UTF_32, *UTF_16)):
         return no_text(path, first)
     return SettingError(
         f"{place_of(path, _line_at(path, offset))}: byte {offset:,} is not UTF-8; save the file as "
@@ -102,8 +104,9 @@ def not_utf8(path: Path, offset: int) -> SettingError:
 
 def no_text(path: Path, start: bytes) -> SettingError:
     """The error for a file with zero bytes: UTF-16 without a mark at its start is valid UTF-8."""
-    if start.startswith(UTF_16):
-        return SettingError(f"{path}: UTF-16 text; save it as UTF-8")
+    if start.startswith((*UTF_32, *UTF_16)):
+        name = "UTF-32" if start.startswith(UTF_32) else "UTF-16"
+        return SettingError(f"{path}: {name} text; save it as UTF-8")
     return SettingError(
         f"{path}: not text: it contains zero bytes; save it as UTF-8, or leave it out"
     )
@@ -140,7 +143,8 @@ def _check_start(path: Path, start: bytes) -> None:
 
 
 def check_compression(path: Path, start: bytes) -> None:
-    """Refuse a file that is compressed, by its first bytes."""
+    """Refuse a file that is compressed, by its first bytes, or that Git did not fetch."""
+    refuse_pointer(path)
     method = next((name for magic, name in COMPRESSED.items() if start.startswith(magic)), None)
     if method == "gzip":
         raise SettingError(f"{path}: compressed with gzip; end its name in .gz")
@@ -160,5 +164,6 @@ def is_gzip(path: Path) -> bool:
 
 def unreadable(path: Path, error: Exception) -> SettingError:
     """The error for a file that cannot be read, or whose compressed data is truncated."""
+    refuse_pointer(path)
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     return SettingError(f"{path}: cannot be read: {reason}")

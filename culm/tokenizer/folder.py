@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from culm.config import SettingError
-from culm.files import read_json
+from culm.files import read_json, refuse_pointer
 from culm.log import say
 from culm.tokenizer.added import CONFIG, DECODER, EXTRA, add_declared
 from culm.tokenizer.chat import token_names
@@ -71,6 +71,7 @@ def read_inner(folder: Path) -> tokenizers.Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise SettingError(f"{folder}: contains no tokenizer.json")
+    refuse_pointer(path)
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except BaseException as error:  # a panic of its Rust code is no Exception

@@ -192,12 +192,30 @@ def _with_text(message: Message, index: int) -> dict[str, Any]:
     given = {key: value for key, value in message.items() if value is not None}
     if isinstance(calls := given.get("tool_calls"), list):
         given["tool_calls"] = [_with_arguments(call) for call in calls]
+    if given.get("tool_calls"):
+        _check_calls(given["tool_calls"], index)
     if "content" not in given:
         return given
     try:
         return {**given, "content": content_of(message)}
     except ValueError as error:
         raise ValueError(f"messages[{index}].{error}") from None
+
+
+def _check_calls(calls: Any, index: int) -> None:
+    """A template would write nothing for what is missing, or for each character of a text.
+
+    Raises:
+        ValueError: a call has no name, or no arguments.
+    """
+    for call in calls if isinstance(calls, list) else [None]:
+        inner = call.get("function", call) if isinstance(call, Mapping) else {}
+        fields = inner if isinstance(inner, Mapping) else {}
+        if not isinstance(fields.get("name"), str) or fields.get("arguments") is None:
+            raise ValueError(
+                f"messages[{index}].tool_calls: not a list of calls with a name and arguments, as "
+                '[{"function": {"name": "weather", "arguments": {"town": "Rome"}}}]'
+            )
 
 
 def _with_reasoning(message: Message) -> Message:

@@ -15,10 +15,11 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from culm.config import SettingError
-from culm.files import InUseError
+from culm.files import InUseError, refuse_unwritable
 from culm.log import say
 from culm.parallel.sharded import local_shard
 
+LOCK = ".lock"  # in the folder of a run
 LARGEST = 1e18  # the square of a larger number overflows fp32: nothing can be computed with it
 SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 
@@ -28,8 +29,9 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep the folder for this process; the lock ends with the process, however it ends."""
     if folder.exists() and not folder.is_dir():
         raise SettingError(f"{folder}: a file; choose another name for the folder")
+    refuse_unwritable(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:

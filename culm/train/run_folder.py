@@ -21,6 +21,7 @@ from culm.source.source import Source
 from culm.tokenizer.folder import FILES
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.checkpoint import settings_in, steps_in
+from culm.train.guard import LOCK
 
 SETTINGS = "run.yaml"
 ORIGIN = "origin.json"  # next to a tokenizer that a run trained: the files it was trained on
@@ -161,6 +162,13 @@ def write_settings(folder: Path, config: Config, source: Source | None = None) -
         fresh.write_text(yaml.safe_dump(_plain(config), sort_keys=False), encoding="utf-8")
 
 
+def discard_settings(folder: Path) -> None:
+    """Remove the folder of a run that made nothing yet; one with anything else in it stays."""
+    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if inside and inside <= {SETTINGS, LOCK}:
+        discard(folder)
+
+
 def check(folder: Path, config: Config, source: Source | None = None) -> list[Path]:
     """What other settings or other files made in the folder of a run; it is removed before the run
     starts.
@@ -176,6 +184,8 @@ def check(folder: Path, config: Config, source: Source | None = None) -> list[Pa
             f"train.steps: {steps}, but {folder} was trained for {done}; ask for as many or more, "
             "or give a new run another folder=..."
         )
+    if (folder / SETTINGS).exists():
+        _refuse_other_kinds(folder)
     if prepared_by(folder, config, source):
         return []
     old = read_settings(folder, type(config))
@@ -187,6 +197,17 @@ def check(folder: Path, config: Config, source: Source | None = None) -> list[Pa
         )
     made = list(_made(folder, _plain(old) if old else {}, settings))
     return made if old else []
+
+
+def _refuse_other_kinds(folder: Path) -> None:
+    """Refuse a folder where the run writes a file, or the other way round."""
+    for name in WRITTEN:
+        path, is_file = folder / name, "." in name
+        if path.exists() and path.is_file() != is_file:
+            raise SettingError(
+                f"{path}: the run needs this name for a {'file' if is_file else 'folder'}; move it "
+                "away, or give the run another folder=..."
+            )
 
 
 def _plain(config: Config) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from culm.config import SettingError
 from culm.device import choose_device
+from culm.files import refuse_unwritable
 from culm.model.transformer import Transformer
 from culm.plan.target import target_of
 from culm.run.initial import context_of, model_from_start, source_of
@@ -67,6 +68,8 @@ def _check_folder(console: Console, found: Findings) -> None:
     """What is in the folder of the run, and whether its results can be reported."""
     config, folder = found.config, Path(found.config.folder)
     found.attempt(lambda: check(folder, config, source_of(config)))
+    if found.target is None:
+        found.attempt(lambda: refuse_unwritable(folder))
     trackers: tuple[TrackerConfig, ...] = config.track
     for tracker in trackers:
         found.attempt(tracker.check)

@@ -354,3 +354,19 @@ def test_what_cannot_be_written(tiny, tmp_path):
     model, lora = adapted(tiny())
     with pytest.raises(SettingError, match="holds other files"):
         ours.save(model, lora, tmp_path / "full", None)
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["k_proj", "layers.1.self_attn.v_proj"], ["proj"]])
+def test_tensors_of_a_layer_that_the_settings_do_not_name(based, tmp_path, targets):
+    model, lora = adapted(based(), targets=("blocks.*.attention.q", "blocks.*.attention.v"))
+    ours.save(model, lora, tmp_path / "adapter", "base")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    assert settings["target_modules"] == ["q_proj", "v_proj"]
+    again, _ = load_model(tmp_path / "base")
+    for named in (["model.layers.0.self_attn.v_proj", "layers.1.self_attn.v_proj", "q_proj"], None):
+        path.write_text(json.dumps({**settings, "target_modules": named}))
+        assert ours.load(load_model(tmp_path / "base")[0], tmp_path / "adapter")
+    path.write_text(json.dumps({**settings, "target_modules": targets}))
+    with pytest.raises(SettingError, match=r"config\.json: target_modules: it does not name model"):
+        ours.load(again, tmp_path / "adapter")

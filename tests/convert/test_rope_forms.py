@@ -24,6 +24,7 @@ READ = [
     {"type": "llama3", "rope_type": "llama3", **LLAMA3},
     {"rope_type": "yarn", "factor": 4.0},
     {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "finetuned": True},
+    {"rope_type": "llama3", **{n: v for n, v in LLAMA3.items() if not n.startswith("original")}},
     {"type": "yarn", "factor": 4.0, "attention_factor": None, "beta_fast": 32, "beta_slow": 1},
 ]
 
@@ -66,3 +67,42 @@ def test_what_may_change_the_model_is_refused_with_a_remedy(folder, scaling, mes
     scaled(folder, scaling)
     with pytest.raises(SettingError, match=rf"config\.json: rope_parameters: {message}"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("outside", [8, 16, 64])
+@pytest.mark.parametrize("scaling", [{"rope_type": "yarn", "factor": 4.0}, READ[4], READ[2]])
+def test_the_length_of_pretraining_outside_counts(folder, rows, scaling, outside):
+    scaled(folder, scaling)
+    path = folder / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "original_max_position_embeddings": outside}))
+    peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert (load_model(folder)[0](rows) - logits_of(peer, rows)).abs().max() <= 1e-4
+
+
+DEFAULT, LINEAR = {"rope_type": "default", "rope_theta": 1e4}, {"type": "linear", "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("newer", "older"),
+    [
+        (DEFAULT, LINEAR),
+        ({**LINEAR, "rope_theta": 1e4}, {"rope_type": "linear", "factor": 4.0}),
+        ({"rope_type": "yarn", "factor": 2.0}, {"rope_type": "linear", "factor": 2.0}),
+    ],
+)
+def test_two_scalings_that_contradict_each_other(folder, newer, older):
+    scaled(folder, older)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rope_parameters": newer}))
+    with pytest.raises(SettingError, match=r"config\.json: rope_scaling: it contradicts"):
+        load_model(folder)
+
+
+def test_two_scalings_that_agree(folder, rows):
+    scaled(folder, LINEAR)
+    expected = load_model(folder)[0](rows)
+    path = folder / "config.json"
+    newer = {"rope_type": "linear", "factor": 2, "rope_theta": 1e4, "beta_fast": None}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rope_parameters": newer}))
+    assert torch.equal(load_model(folder)[0](rows), expected)

@@ -430,7 +430,8 @@ def test_a_record_that_is_nested_too_deeply(prepared: Any) -> None:
     deep: Any = "x"
     for _ in range(800):
         deep = {"a": deep}
-    record = {"messages": [U, A, {"role": "assistant", "content": "", "tool_calls": [deep]}]}
+    call = {"function": {"name": "f", "arguments": deep}}
+    record = {"messages": [U, A, {"role": "assistant", "content": "", "tool_calls": [call]}]}
     with pytest.raises(SettingError, match=r"line 2: nested too deeply"):
         prepared([{"messages": [U, A]}, record], ChatFormat())
 
@@ -457,3 +458,31 @@ def test_a_tokenizer_without_a_chat_template_is_no_fault_of_a_record(
             prepare(source, format, bare, tmp_path / "d", held_out=0, invalid=invalid)  # type: ignore[arg-type]
         assert "data.invalid" not in str(raised.value)
     assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        "f()",
+        {"function": {"name": "f", "arguments": {}}},
+        [None],
+        ["f()"],
+        [{"type": "function", "function": {"arguments": {}}}],
+        [{"name": 3, "arguments": {}}],
+        [{"function": {"name": "f"}}],
+        [{"function": "f", "arguments": {}}],
+    ],
+)
+def test_calls_that_a_template_would_write_wrongly(calls: Any, prepared: Any) -> None:
+    record = {"messages": [U, {"role": "assistant", "content": "", "tool_calls": calls}]}
+    with pytest.raises(SettingError, match=r"messages\[1\]\.tool_calls: not a list of calls"):
+        prepared([record], ChatFormat())
+
+
+@pytest.mark.parametrize(
+    "call", [{"name": "f", "arguments": "{}"}, {"function": {"name": "f", "arguments": {}}}]
+)
+def test_calls_without_arguments_of_either_form_are_written(call: Any, prepared: Any) -> None:
+    record = {"messages": [U, {"role": "assistant", "content": None, "tool_calls": [call]}]}
+    _, [text] = prepared([record], ChatFormat())
+    assert '{"name": "f", "arguments": {}}' in text

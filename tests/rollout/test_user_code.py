@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,3 +174,38 @@ def test_a_potential_changes_no_group_and_another_bonus_does(tmp_path: Path) -> 
     torch.testing.assert_close(shaped, plain, atol=1e-6, rtol=0)
     other = advantages(kind="function", path=path, name="bonus")
     assert (other - plain).abs().max() > 0.1
+
+
+FORKS = """
+import os
+def score(completions):
+    child = os.fork()
+    if child == 0:
+        {ends}
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])] * len(completions)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    ("ends", "code"),
+    [
+        ("raise SystemExit(3)", 3),
+        ("raise SystemExit('no')", 1),
+        ("raise KeyError('x')", 1),
+        ("return [1.0]", 0),
+        ("os._exit(5)", 5),
+    ],
+)
+def test_a_child_that_a_function_forks_never_becomes_a_second_run(
+    ends: str, code: int, score, tmp_path: Path
+) -> None:
+    parent = os.getpid()
+    try:
+        found = score(FORKS.format(ends=ends))
+    finally:
+        if os.getpid() != parent:
+            (tmp_path / "lived").touch()
+            os._exit(0)
+    assert found == [code, code]
+    assert not (tmp_path / "lived").exists()

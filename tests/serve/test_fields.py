@@ -228,3 +228,12 @@ def test_the_name_of_a_special_token_is_a_stop(running):
     model = running.app.state.service.model
     assert model.generate("k", 50, temperature=0.0, stop="<|user|>").startswith("lm")
     assert model.generate("k", 50, temperature=0.0, stop="<|end|>") == "lm"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_two_limits_that_contradict_each_other(running, stream):
+    answer = chat(running, max_tokens=3, max_completion_tokens=5, stream=stream)
+    assert answer.status_code == 400
+    assert "max_completion_tokens: it contradicts max_tokens" in answer.json()["error"]["message"]
+    for limits in ({"max_tokens": 3, "max_completion_tokens": 3}, {"max_completion_tokens": 3}):
+        assert chat(running, **limits).json()["usage"]["completion_tokens"] == 3

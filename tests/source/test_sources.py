@@ -1,5 +1,6 @@
 """Records from files of every kind, and clear errors for what cannot be read."""
 
+import codecs
 import gzip
 import json
 import tracemalloc
@@ -58,7 +59,12 @@ def test_an_object_may_fill_several_lines(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("text".encode("utf-16"), "UTF-16 text; save it as UTF-8"), (b"GIF\x00\xff", "zero bytes")],
+    [
+        ("text".encode("utf-16"), "UTF-16 text; save it as UTF-8"),
+        ("text".encode("utf-32"), "UTF-32 text; save it as UTF-8"),
+        (codecs.BOM_UTF32_BE + "text".encode("utf-32-be"), "UTF-32 text; save it as UTF-8"),
+        (b"GIF\x00\xff", "zero bytes"),
+    ],
 )
 def test_errors_say_where_a_file_is_not_utf8(content, message, tmp_path):
     with pytest.raises(SettingError, match=rf"a\.txt: .*{message}"):
@@ -86,6 +92,10 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path):
     with pytest.raises(SettingError, match=r"c\.jsonl: line 2: byte 24 is not UTF-8"):
         list(open_source(lines))
     assert texts_of(lines, invalid="replace") == ["a", "\ufffd"]
+    good, bad = open_source(lines, invalid="skip")  # the record, and not the byte
+    assert good["text"] == "a"
+    assert not good.error
+    assert "c.jsonl: line 2: byte 24 is not UTF-8" in bad.error
 
 
 @pytest.mark.parametrize("invalid", ["error", "replace"])
@@ -196,3 +206,22 @@ def test_the_standard_library_is_a_corpus():
 def test_a_string_with_half_a_surrogate_pair_is_read(tmp_path, tokenizer):
     path = write(tmp_path / "a.jsonl", json.dumps({"text": "a\ud800"}))
     assert tokenizer.decode(tokenizer.encode(texts_of(path)[0])) == "a\ufffd"
+
+
+@pytest.mark.parametrize("name", ["a.csv", "b.TSV", "c.csv.gz"])
+def test_a_table_is_not_read_as_text(name, tmp_path):
+    path = write(tmp_path / name, "text,label\nhello,1\n")
+    with pytest.raises(SettingError, match=rf"data\.path: .*{name} is a table, .* \.jsonl or "):
+        open_source(path)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.parquet", "a.txt.gz", "a"])
+def test_a_pointer_of_git_lfs_is_no_text(name, tmp_path):
+    pytest.importorskip("pyarrow")
+    path = write(tmp_path / name, POINTER)
+    for given in (path, tmp_path) if path.suffix else (path,):
+        with pytest.raises(SettingError, match=rf"{name}: a pointer of Git LFS .* git lfs pull"):
+            list(open_source(given))

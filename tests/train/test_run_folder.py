@@ -1,6 +1,7 @@
 """What stands in a run folder: Culm removes what it made, and nothing else."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,22 @@ def test_files_that_a_run_would_replace(name: str, settings: dict[str, Any]) -> 
     with pytest.raises(SettingError, match=rf"run/{name}: no run of Culm wrote this"):
         go(settings)
     assert bytes_in(folder) == {name: b"years of work"}
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "report.md", "results.json"])
+def test_a_file_where_a_run_needs_a_folder_or_the_other_way_round(
+    name: str, settings: dict[str, Any]
+) -> None:
+    go(settings, steps=1)
+    path = Path(settings["folder"]) / name
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.write_text("x")
+    else:
+        path.unlink(missing_ok=True)
+        path.mkdir()
+    with pytest.raises(SettingError, match=rf"{name}: the run needs this name for a .* folder="):
+        go(settings, steps=2)
 
 
 def test_a_run_yaml_of_somebody_else(settings: dict[str, Any]) -> None:

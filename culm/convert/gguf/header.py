@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from culm.config import SettingError
+from culm.files import refuse_pointer
 
 # The `struct` code of each numeric type of a setting.
 SCALARS = {
@@ -109,6 +110,7 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise SettingError(f"{path}: there is no such file") from None
     except (BrokenError, UnicodeDecodeError, OSError, ValueError) as error:
+        refuse_pointer(path)
         problem = f"broken or not a GGUF file: {error}; download or convert it again"
         raise SettingError(f"{path}: {problem}") from None
 

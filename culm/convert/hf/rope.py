@@ -28,7 +28,8 @@ KINDS = {
 }
 
 # Fields that the other kinds do not read, or that only tell how a model was trained.
-NEUTRAL = ("original_max_position_embeddings", "finetuned")
+ORIGINAL = "original_max_position_embeddings"
+NEUTRAL = (ORIGINAL, "finetuned")
 
 
 def read_rope(fields: Fields, context: int, partial: bool = False) -> dict[str, Any]:
@@ -39,12 +40,39 @@ def read_rope(fields: Fields, context: int, partial: bool = False) -> dict[str, 
     Raises:
         SettingError: a kind or a field is not known.
     """
-    older = fields.take("rope_scaling", None)
-    given = fields.take("rope_parameters", None) or older or {}
+    given = take_mapping(fields)
     base = fields.take("rope_theta", 10_000.0)
     fraction = fields.take("partial_rotary_factor", 1.0)
     own = {"rope_theta": base, "partial_rotary_factor": fraction}
-    return rope_of({**own, **_mapping(given)}, context, partial)
+    if (original := fields.take(ORIGINAL, None)) is not None:
+        given = {**given, ORIGINAL: original}  # as in transformers, the one outside counts
+    return rope_of({**own, **given}, context, partial)
+
+
+def take_mapping(fields: Fields, kind: str | None = None) -> dict[str, Any]:
+    """`rope_parameters`, or `rope_scaling` where there is none. kind: of the layers that an older
+    file scales, where there is a mapping for each kind.
+
+    Raises:
+        SettingError: both are there and contradict each other.
+    """
+    given = _mapping(fields.take("rope_parameters", None) or {})
+    older = _mapping(fields.take("rope_scaling", None) or {})
+    scaled = _mapping(given[kind] or {}) if kind in given else given
+    if given and older and _scaling(scaled) != _scaling(older):
+        raise SettingError(
+            "rope_scaling: it contradicts rope_parameters; remove the one that the model was not "
+            "trained with"
+        )
+    return given or older
+
+
+def _scaling(given: dict[str, Any]) -> dict[str, Any]:
+    """What a mapping says of the scaling, with the newer name of its kind."""
+    others = ("type", "rope_type", "rope_theta", "partial_rotary_factor")
+    kind = given.get("rope_type", given.get("type", "default"))
+    left = {n: v for n, v in given.items() if v is not None and n not in others}
+    return {"rope_type": kind, **left}
 
 
 def read_ropes(
@@ -55,13 +83,13 @@ def read_ropes(
     Files of transformers 4 contain one, whose scaling is only for that kind. local: the base of the
     other kinds there, if it differs.
     """
-    given = _mapping(fields.take("rope_parameters", None) or {})
+    given = take_mapping(fields, kinds[0])
     if any(kind in given for kind in kinds):
         return [rope_of(_mapping(given.get(kind) or {}), context) for kind in kinds]
-    base, scaling = fields.take("rope_theta", 10_000.0), fields.take("rope_scaling", None) or given
+    base = fields.take("rope_theta", 10_000.0)
     others = {"rope_theta": base if local is None else local}
     return [
-        rope_of({"rope_theta": base, **_mapping(scaling)} if kind == kinds[0] else others, context)
+        rope_of({"rope_theta": base, **given} if kind == kinds[0] else others, context)
         for kind in kinds
     ]
 
@@ -82,7 +110,7 @@ def rope_of(given: dict[str, Any], context: int, partial: bool = False) -> dict[
     if isinstance(kind, str) and kind in KINDS:
         names = {theirs: ours for ours, theirs in KINDS[kind].items()}
         known = {names[name]: rope.pop(name) for name in list(rope) if name in names}
-        if kind == "yarn":
+        if "original" in KINDS[kind]:
             known.setdefault("original", context)
         values["scaling"] = {"kind": kind, **known}
     elif kind != "default":  # a list or mapping too

@@ -14,7 +14,7 @@ from culm.adapt.lora import LoRALinear, plain
 from culm.adapt.quantize.linear import QuantizedLinear
 from culm.adapt.replace import note_untied, replace
 from culm.config import SettingError
-from culm.convert.peft.settings import NAME, PeftSettings, read_settings
+from culm.convert.peft.settings import NAME, PeftSettings, check_targets, read_settings
 from culm.convert.peft.tensors import Parts, other_base, read_tensors
 from culm.convert.weights import fingerprint
 from culm.model.linear import Linear
@@ -71,6 +71,7 @@ def _read_folder(
         raise SettingError(f"{folder}: {PICKLED} could run code; save it again as {WEIGHTS}")
     tensors = read_tensors(path, model.config)
     layers, whole = tensors.layers, tensors.whole
+    check_targets(settings, (tensors.theirs[name] for name in layers), folder / NAME)
     made = {
         name: _adapter(model, name, parts, settings.of(tensors.theirs[name]), path)
         for name, parts in layers.items()

@@ -52,12 +52,14 @@ def base_of(folder: Path) -> tuple[str, str | None]:
 @dataclass(frozen=True)
 class PeftSettings:
     """ranks_differ: layers have different ranks, which the tensors show. keeps_tied: a tied head
-    follows a trained embedding. alphas: alpha of the layers whose name a pattern matches."""
+    follows a trained embedding. alphas: alpha of the layers whose name a pattern matches. targets:
+    the ends of the names of adapted layers, where the file lists them."""
 
     lora: LoRA
     ranks_differ: bool
     keeps_tied: bool
     alphas: Mapping[str, float]
+    targets: tuple[str, ...] = ()
 
     def of(self, layer: str) -> PeftSettings:
         """The settings of one layer, by its name there. The first pattern that matches counts."""
@@ -65,6 +67,20 @@ class PeftSettings:
             if re.fullmatch(rf"(.*\.)?({pattern})", layer):
                 return replace(self, lora=self.lora.model_copy(update={"alpha": alpha}))
         return self
+
+
+def check_targets(settings: PeftSettings, layers: Iterable[str], path: Path) -> None:
+    """Check that the settings in `path` name the layers that have tensors, by their names there.
+
+    Raises:
+        SettingError: PEFT would ignore the tensors of one.
+    """
+    for layer in layers if settings.targets else ():
+        if not any(f".{layer}".endswith(f".{name}") for name in settings.targets):
+            raise SettingError(
+                f"{path}: target_modules: it does not name {layer}, which the weights adapt; add "
+                "its name, or remove its tensors"
+            )
 
 
 def read_settings(folder: Path) -> PeftSettings:
@@ -92,7 +108,10 @@ def read_settings(folder: Path) -> PeftSettings:
         if value:  # None, false, 0 and empty mean off
             raise SettingError(f"{path}: {name}: {value!r} is not known here and may change it")
     differ, tied = (bool(given.get(name)) for name in ("rank_pattern", "ensure_weight_tying"))
-    return PeftSettings(parse(LoRA, values, str(path)), differ, tied, _alphas(given, path))
+    listed = given.get("target_modules")
+    targets = tuple(map(str, listed)) if isinstance(listed, list) else ()  # else a pattern
+    alphas = _alphas(given, path)
+    return PeftSettings(parse(LoRA, values, str(path)), differ, tied, alphas, targets)
 
 
 def _alphas(given: Mapping[str, Any], path: Path) -> dict[str, float]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import sys
 import traceback
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -81,7 +83,8 @@ class UserFunction:
             )
         taken = arguments.keys() if self._takes_all else self.parameters
         try:
-            return self._function(**{n: v for n, v in arguments.items() if n in taken})
+            with _one_process():
+                return self._function(**{n: v for n, v in arguments.items() if n in taken})
         except (Exception, SystemExit) as error:
             what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             shown = ", ".join(f"{n}={_short(v)}" for n, v in list(arguments.items())[:2])
@@ -129,7 +132,8 @@ def _load(path: str, name: str) -> FunctionType:
     module.__file__ = path
     sys.modules[module.__name__] = module  # dataclasses look their module up
     try:
-        exec(compile(text, path, "exec"), module.__dict__)
+        with _one_process():
+            exec(compile(text, path, "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         line = error.lineno if isinstance(error, SyntaxError) else _line_of(error, path)
         where = f"{path}:{line}" if line else path
@@ -141,6 +145,25 @@ def _load(path: str, name: str) -> FunctionType:
         advice = did_you_mean(name, known) if known else "; it has none"
         raise SettingError(f"{SETTING}.name: {path} has no function {name!r}{advice}")
     return found
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """A child that the code of a user forks ends here: it must not train in the parent's folder."""
+    process = os.getpid()
+    code: str | int | None = 0
+    try:
+        yield
+    except BaseException as error:
+        if os.getpid() == process:
+            raise
+        code = error.code if isinstance(error, SystemExit) else 1
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+    finally:
+        if os.getpid() != process:
+            sys.stderr.flush()
+            os._exit(code if isinstance(code, int) else code is not None)
 
 
 def _line_of(error: BaseException, path: str) -> int | None:

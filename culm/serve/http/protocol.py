@@ -141,6 +141,13 @@ class ChatRequest(GenerationRequest):
             raise ValueError("top_logprobs needs logprobs to be true")
         return self
 
+    @model_validator(mode="after")
+    def _one_limit(self) -> ChatRequest:
+        both = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(both) > 1:
+            raise ValueError("max_completion_tokens: it contradicts max_tokens; give one of them")
+        return self
+
     def query(self) -> Query:
         """The next turn of the dialogue, up to the end of the context unless a limit is given."""
         dialogue = ChatPrompt([message.plain for message in self.messages])

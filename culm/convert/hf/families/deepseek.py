@@ -17,7 +17,7 @@ from culm.convert.hf.families.decoder import (
     the_only,
     write_decoder,
 )
-from culm.convert.hf.rope import read_rope, rope_fields
+from culm.convert.hf.rope import read_rope, rope_fields, take_mapping
 from culm.convert.rules import Change, TensorRule, half_split, interleaved, renamed
 from culm.model.attention.mla import MLA
 from culm.model.transformer import TransformerConfig
@@ -133,12 +133,11 @@ def read(fields: Fields) -> dict[str, Any]:
 
 def _rope(fields: Fields) -> tuple[dict[str, Any], float]:
     """Values of our `Rope`, and a further factor of the scores."""
-    name = "rope_parameters" if fields.left.get("rope_parameters") else "rope_scaling"
-    given = dict(fields.left.pop(name, None) or {})
+    given = dict(take_mapping(fields))
     narrow, wide = given.pop("mscale", None), given.pop("mscale_all_dim", None)
     if narrow and wide:
         given.setdefault("attention_factor", _gain(given, narrow) / _gain(given, wide))
-    fields.left[name] = given
+    fields.left["rope_parameters"] = given
     rope = read_rope(fields, fields.left.get("max_position_embeddings", 0))
     return rope, _gain(given, wide) ** 2 if wide else 1.0
 

@@ -37,7 +37,7 @@ def names(config: TransformerConfig) -> list[TensorRule]:
 
 def read(fields: Fields) -> dict[str, Any]:
     values = read_decoder(fields)
-    fields.drop("original_max_position_embeddings", "embd_pdrop")
+    fields.drop("embd_pdrop")
     attention = read_attention(fields, values["context"], partial=True)
     windows = read_windows(fields, values["layers"])
     dropout = {"dropout": fields.take("resid_pdrop", 0.0)}
