@@ -24,6 +24,8 @@ from culm.model.context import Context
 from culm.model.transformer import Transformer
 
 FORWARD_TOKENS = 8192  # of the cache of one group, padding included: bounds its memory
+CHUNK_TOKENS = 128  # from which on a forward is worth its overhead
+PADDED = 0.8  # a part that is shorter than this share of the longest goes into another forward
 HEAD_TOKENS = 256  # whose logits are in memory at once
 BEGINNING = 64  # contexts that agree in so many tokens are read together
 
@@ -42,6 +44,18 @@ class Likelihood(NamedTuple):
     greedy: bool
 
 
+class _Row(NamedTuple):
+    """A continuation of several tokens. source: slot of its context. first: its first token.
+
+    number: its place among all.
+    """
+
+    source: int
+    number: int
+    ids: Ids
+    first: Likelihood
+
+
 @dataclass
 class _Asked:
     """A context, and where its continuations stand among all."""
@@ -57,10 +71,6 @@ class _Asked:
     @property
     def width(self) -> int:
         return max(len(ids) for _, ids in self.continuations)
-
-    @property
-    def longest(self) -> int:
-        return len(self.context) + self.width
 
 
 @torch.inference_mode()
@@ -90,9 +100,9 @@ def _by_beginning(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[
         )
     groups: dict[Ids, list[_Asked]] = {}
     for one in asked.values():
-        key = one.context[:BEGINNING] if len(one.context) > BEGINNING else ()
-        groups.setdefault(key, []).append(one)
-    return list(groups.values())
+        groups.setdefault(one.context[:BEGINNING], []).append(one)
+    alone = [one for group in groups.values() if len(group) == 1 for one in group]
+    return [group for group in groups.values() if len(group) > 1] + [alone] * bool(alone)
 
 
 class _Beginning:
@@ -100,14 +110,13 @@ class _Beginning:
 
     def __init__(self, model: Transformer, asked: Sequence[_Asked]) -> None:
         self.model = model
-        self.asked = sorted(asked, key=lambda one: one.longest, reverse=True)
-        self.shared = _agreeing([one.context for one in asked]) if len(asked) > 1 else 0
-        if self.shared < BEGINNING:
-            self.shared = 0
+        self.asked = sorted(asked, key=lambda one: len(one.context), reverse=True)
+        shared = _agreeing([one.context for one in asked]) if len(asked) > 1 else 0
+        self.shared = shared if shared >= BEGINNING else 0
         self._cache: Cache | None = None
 
     def read(self) -> Iterator[tuple[int, Likelihood]]:
-        """Pairs (index, likelihood) of all continuations, the longest texts first."""
+        """Pairs (index, likelihood) of all continuations, those of long contexts first."""
         for group in self._groups():
             yield from self._group(group)
 
@@ -124,60 +133,53 @@ class _Beginning:
         yield group
 
     def _group(self, group: list[_Asked]) -> Iterator[tuple[int, Likelihood]]:
-        # Those without rows come last: a row is copied from a slot before its own.
-        group = sorted(group, key=lambda one: not one.rows)
-        first = self._contexts(group)
-        yield from self._single(group, first)
-        rows = [(slot, *row) for slot, one in enumerate(group) for row in one.rows]
-        if rows:
-            yield from self._rows(group, rows, first)
-
-    def _single(self, group: list[_Asked], first: Tensor) -> Iterator[tuple[int, Likelihood]]:
-        """Continuations of one token. first: log-probabilities (N, V) after each context."""
-        single = [
-            (slot, index, ids[0])
-            for slot, one in enumerate(group)
-            for index, ids in one.continuations
-            if len(ids) == 1
-        ]
-        for slot, index, token in single:
-            value = first[slot]
-            yield index, Likelihood(float(value[token]), 1, bool(value.argmax() == token))
-
-    def _contexts(self, group: list[_Asked]) -> Tensor:
-        """Read contexts into the first slots; log-probabilities (N, V) after each."""
-        model, shared = self.model, self.shared
+        """The slots hold the contexts, then a copy for each continuation of several tokens."""
         cache = self._room(*_size(group))
-        for slot in range(len(group) if shared else 0):
-            cache.copy(cache.slots - 1, slot, shared)
-        parts = [one.context[shared:] for one in group]
-        ends = [len(part) for part in parts]
-        hidden = self._forward(cache, parts, [shared] * len(group))
-        last = hidden[torch.arange(len(group)), torch.tensor(ends, device=model.device) - 1]
-        return torch.cat([model.logits(x).log_softmax(-1) for x in last.split(HEAD_TOKENS)])
+        first = self._contexts(cache, group)
+        rows: list[_Row] = []
+        for source, one in enumerate(group):
+            for index, ids in one.continuations:
+                value = first[source]
+                start = Likelihood(float(value[ids[0]]), 1, bool(value.argmax() == ids[0]))
+                if len(ids) == 1:
+                    yield index, start
+                else:
+                    rows.append(_Row(source, index, ids, start))
+        yield from self._rows(cache, group, rows)
+
+    def _contexts(self, cache: Cache, group: list[_Asked]) -> Tensor:
+        """Read contexts, which are sorted by length; log-probabilities (N, V) after each."""
+        for slot in range(len(group) if self.shared else 0):
+            cache.copy(cache.slots - 1, slot, self.shared)
+        parts = [one.context[self.shared :] for one in group]
+        last: list[Tensor] = []
+        for first, chunk in _chunks(parts):
+            hidden = self._forward(cache, first, chunk, [self.shared] * len(chunk))
+            last += [x[len(part) - 1] for x, part in zip(hidden, chunk, strict=True)]
+        chunks = torch.stack(last).split(HEAD_TOKENS)
+        return torch.cat([self.model.logits(x).log_softmax(-1) for x in chunks])
 
     def _rows(
-        self, group: list[_Asked], rows: list[tuple[int, int, Ids]], first: Tensor
+        self, cache: Cache, group: list[_Asked], rows: list[_Row]
     ) -> Iterator[tuple[int, Likelihood]]:
-        """Continuations of several tokens. rows: (slot of the context, index, ids)."""
-        cache = self._cache
-        assert cache is not None
-        for slot, (source, _, _) in reversed(list(enumerate(rows))):
-            if slot != source:  # a source comes before its copies, which are made from the back
-                cache.copy(source, slot, len(group[source].context))
-        starts = [len(group[source].context) for source, _, _ in rows]
-        hidden = self._forward(cache, [ids[:-1] for _, _, ids in rows], starts)
-        real = torch.cat([x[: len(ids) - 1] for x, (_, _, ids) in zip(hidden, rows, strict=True)])
-        targets = torch.tensor([t for _, _, ids in rows for t in ids[1:]], device=real.device)
-        logprobs, greedy = self._targets(real, targets)
-        start = 0
-        for source, index, ids in rows:
-            end = start + len(ids) - 1
-            value = first[source]
-            total = float(value[ids[0]]) + float(logprobs[start:end].sum())
-            top = bool(value.argmax() == ids[0]) and bool(greedy[start:end].all())
-            yield index, Likelihood(total, len(ids), top)
-            start = end
+        """Continuations of several tokens, whose first ones are known."""
+        rows = sorted(rows, key=lambda row: len(row.ids), reverse=True)
+        starts = [len(group[row.source].context) for row in rows]
+        for slot, (row, start) in enumerate(zip(rows, starts, strict=True), start=len(group)):
+            cache.copy(row.source, slot, start)
+        for at, chunk in _chunks([row.ids[:-1] for row in rows]):
+            own = rows[at : at + len(chunk)]
+            hidden = self._forward(cache, len(group) + at, chunk, starts[at : at + len(chunk)])
+            real = torch.cat([x[: len(part)] for x, part in zip(hidden, chunk, strict=True)])
+            targets = torch.tensor([token for row in own for token in row.ids[1:]])
+            logprobs, greedy = self._targets(real, targets.to(real.device))
+            sizes = [len(part) for part in chunk]
+            for row, values, tops in zip(
+                own, logprobs.split(sizes), greedy.split(sizes), strict=True
+            ):
+                total = row.first.logprob + float(values.sum())
+                greedy_too = row.first.greedy and bool(tops.all())
+                yield row.number, Likelihood(total, len(row.ids), greedy_too)
 
     def _targets(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability of each target (N,) fp64, and whether it is the most likely one."""
@@ -188,14 +190,16 @@ class _Beginning:
             greedy.append(scores.argmax(-1) == wanted)
         return torch.cat(logprobs), torch.cat(greedy)
 
-    def _forward(self, cache: Cache, parts: Sequence[Ids], starts: Sequence[int]) -> Tensor:
-        """States (N, T, E) of tokens that continue the first slots from given positions on."""
+    def _forward(
+        self, cache: Cache, slot: int, parts: Sequence[Ids], starts: Sequence[int]
+    ) -> Tensor:
+        """States (N, T, E) of tokens that continue the slots from `slot` on, at given positions."""
         device, width = self.model.device, max(map(len, parts))
         tokens = torch.tensor([part + (0,) * (width - len(part)) for part in parts], device=device)
         start = torch.tensor(starts, device=device)
         ends = start + torch.tensor([len(part) for part in parts], device=device)
         positions = start[:, None] + torch.arange(width, device=device)
-        view = cache.view(max(starts) + width, 0, ends)
+        view = cache.view(max(starts) + width, slot, ends)
         return self.model.hidden(tokens, Context(positions, cache=view))
 
     def _room(self, slots: int, length: int) -> Cache:
@@ -217,8 +221,23 @@ class _Beginning:
 
 def _size(group: Sequence[_Asked]) -> tuple[int, int]:
     """Slots of a cache for a group, with one for the shared tokens; tokens of a slot."""
-    slots = 1 + sum(max(len(one.rows), 1) for one in group)
+    slots = 1 + len(group) + sum(len(one.rows) for one in group)
     return slots, max(len(one.context) for one in group) + max(one.width for one in group)
+
+
+def _chunks(parts: Sequence[Ids]) -> Iterator[tuple[int, list[Ids]]]:
+    """Parts for one forward each, with the place of the first; parts are sorted, the longest first.
+
+    A shorter part begins a new one, where there is enough to compute in the one before.
+    """
+    start, tokens = 0, 0
+    for place, part in enumerate(parts):
+        if tokens >= CHUNK_TOKENS and len(part) < PADDED * len(parts[start]):
+            yield start, list(parts[start:place])
+            start, tokens = place, 0
+        tokens += len(part)
+    if start < len(parts):
+        yield start, list(parts[start:])
 
 
 def _agreeing(contexts: Sequence[Ids]) -> int:
