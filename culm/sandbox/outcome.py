@@ -21,9 +21,9 @@ class Outcome:
     """How a program ended.
 
     status: passed: it ran to its last line, and its exit code is 0. failed: it raised an exception
-    or exited before its last line, whatever its exit code. timed_out: it used up its wall or CPU time.
-    out_of_memory: a MemoryError ended it. killed: a signal did. refused: the sandbox could not be
-    set up, so the program never ran and has no verdict.
+    or exited before its last line, whatever its exit code. timed_out: it used up its wall or CPU
+    time. out_of_memory: a MemoryError ended it. killed: a signal did. refused: the sandbox could
+    not be set up, so the program never ran and has no verdict.
     exit_code: as in subprocess, -9 for signal 9; None if the sandbox killed or refused it.
     stdout, stderr: UTF-8, with U+FFFD for other bytes. truncated: whether one of them was cut; its
     last line says so. reason: why it did not pass, in one sentence. mechanism: what confined it.

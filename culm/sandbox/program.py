@@ -12,6 +12,7 @@ import atexit
 import json
 import os
 import resource
+import select
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ from typing import Any, NoReturn
 from culm.sandbox import namespaces, seccomp
 
 REPORT = 3  # its descriptor in the program
+REAP_MILLISECONDS = 100
 
 
 def first_process(request: dict[str, Any], report: int, status: int) -> NoReturn:
@@ -33,14 +35,32 @@ def first_process(request: dict[str, Any], report: int, status: int) -> NoReturn
         _program(request, report)
     for descriptor in (0, 1, 2, report):
         os.close(descriptor)
-    while True:
-        ended, how, usage = os.wait4(-1, 0)
-        if ended == pid:
-            break
-    cpu = usage.ru_utime + usage.ru_stime
-    code = os.waitstatus_to_exitcode(how)
+    code, cpu = _ended(pid, status)
     os.write(status, json.dumps({"exit_code": code, "cpu_seconds": cpu}).encode())
     os._exit(0)
+
+
+def _ended(pid: int, status: int) -> tuple[int, float]:
+    """Exit code and CPU seconds of the program, when it ended.
+
+    If nobody reads the status any more, this process ends, and the sandbox with it: bubblewrap's
+    own process, which has given up its rights, could not kill it.
+    """
+    poll = select.poll()
+    poll.register(status, 0)
+    linux = sys.platform == "linux"
+    if linux:
+        poll.register(os.pidfd_open(pid), select.POLLIN)
+    while True:
+        for descriptor, _ in poll.poll(REAP_MILLISECONDS if linux else 0):
+            if descriptor == status:
+                os._exit(1)
+        while True:  # also children whose parents ended before them
+            ended, how, usage = os.wait4(-1, os.WNOHANG if linux else 0)
+            if ended == pid:
+                return os.waitstatus_to_exitcode(how), usage.ru_utime + usage.ru_stime
+            if ended == 0:
+                break
 
 
 def main() -> NoReturn:

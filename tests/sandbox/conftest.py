@@ -61,3 +61,11 @@ def canaries(tmp_path: Path) -> Iterator[Canaries]:
     made = Canaries(tmp_path / "home")
     yield made
     made.close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Limits and verdicts are the same code in each mechanism: the slower one has slow tests."""
+    for item in items:
+        if item.path.stem in ("test_limits", "test_verdict") and "[bubblewrap" in item.name:
+            item.add_marker(pytest.mark.slow)

@@ -4,7 +4,7 @@ import os
 import time
 
 import pytest
-from attempts import ROOT, SAFE, OTHERS
+from attempts import OTHERS, ROOT, SAFE
 from canaries import Canaries
 
 from culm.sandbox.outcome import Outcome

@@ -50,7 +50,7 @@ while True: threading.Thread(target=time.sleep, args=(100,), daemon=True).start(
     "deep recursion": ("def f(): return f()\nf()", {"failed"}),
     "deep recursion in C": (
         "import sys; sys.setrecursionlimit(10 ** 9)\ndef f(x): return f([x])\nf(1)",
-        {"killed", "out_of_memory"},
+        {"killed", "out_of_memory", "timed_out"},
     ),
     "a large file": (
         "f = open('x', 'wb')\nwhile True: f.write(bytes(1 << 20))", {"failed"},
@@ -59,7 +59,7 @@ while True: threading.Thread(target=time.sleep, args=(100,), daemon=True).start(
     "many large files": (
         "for n in range(10 ** 6): open(str(n), 'wb').write(bytes(1 << 20))", {"failed"},
     ),
-    "many files": ("for n in range(10 ** 6): open(str(n), 'w').close()", {"failed"}),
+    "many files": ("for n in range(10 ** 6): open(str(n), 'w').close()", {"failed", "timed_out"}),
     "many open files": ("x = [open('x', 'w') for n in range(1000)]", {"failed"}),
     "a crash": ("import ctypes; ctypes.string_at(0)", {"killed"}),
 }  # fmt: skip
@@ -69,7 +69,7 @@ while True: threading.Thread(target=time.sleep, args=(100,), daemon=True).start(
 def test_a_program_that_wants_too_much_ends(name: str, in_sandbox) -> None:
     code, statuses = BOMBS[name]
     started = time.monotonic()
-    outcome = in_sandbox(code, seconds=0.7, memory_bytes=128 << 20)
+    outcome = in_sandbox(code, seconds=0.4, memory_bytes=128 << 20)
     assert outcome.status in statuses, outcome
     assert time.monotonic() - started < 5
     assert in_sandbox("print(1)").stdout == "1\n"
@@ -101,7 +101,7 @@ def test_long_output_is_cut_and_says_so(stream: str, in_sandbox) -> None:
 
 
 def test_output_without_end_is_cut(in_sandbox) -> None:
-    outcome = in_sandbox("while True: print('x' * 1000)", seconds=0.7)
+    outcome = in_sandbox("while True: print('x' * 1000)", seconds=0.5)
     assert (outcome.status, outcome.truncated) == ("timed_out", True)
 
 
