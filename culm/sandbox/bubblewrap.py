@@ -28,6 +28,7 @@ def command(
         parts += ["--unshare-cgroup-try"]
     else:
         parts += ["--unshare-all"]
+    parts += ["--perms", "1777", "--size", str(scratch_bytes), "--tmpfs", SCRATCH]
     for parent in _parents([name for _, name in folders]):
         parts += ["--perms", "0755", "--dir", parent]
     for source, name in folders:
@@ -35,7 +36,6 @@ def command(
     parts += ["--ro-bind", os.path.dirname(os.path.abspath(__file__)), f"{CODE}/culm/sandbox"]
     for device in DEVICES:
         parts += ["--dev-bind-try", device, device]
-    parts += ["--perms", "1777", "--size", str(scratch_bytes), "--tmpfs", SCRATCH]
     parts += ["--remount-ro", "/", "--chdir", SCRATCH]
     for name, value in environment.items():
         parts += ["--setenv", name, value]
@@ -45,4 +45,4 @@ def command(
 def _parents(names: Sequence[str]) -> list[str]:
     """Folders above the names, outermost first. Bubblewrap would close them to others."""
     found = {str(parent) for name in names for parent in PurePath(name).parents}
-    return sorted(found - {"/"}, key=len)
+    return sorted(found - {"/", SCRATCH}, key=len)

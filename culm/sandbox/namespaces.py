@@ -66,17 +66,16 @@ def enter(folders: Sequence[tuple[str, str]], scratch_bytes: int, user: int, gro
     os.mkdir("old")
     _checked("pivot_root", libc.syscall(PIVOT_ROOT[platform.machine()], b".", b"old"))
     os.chdir("/")
+    os.mkdir(SCRATCH)  # before the folders, which may lie in it
+    size = f"size={scratch_bytes},nr_inodes={MAX_SCRATCH_FILES},mode=1777"
+    _mount("tmpfs", SCRATCH, "tmpfs", NO_SUID | NO_DEVICES, size)
     for source, name in [*folders, *((device, device) for device in DEVICES)]:
         if os.path.exists(f"/old{source}"):
             _place(f"/old{source}", name)
     _checked("umount", libc.umount2(b"/old", DETACH))
     os.rmdir("/old")
-    os.makedirs(SCRATCH, exist_ok=True)
-    attributes = struct.pack("=QQQQ", READ_ONLY | NO_SUID, 0, 0, 0)
-    set_all = libc.syscall(MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, 32)
-    _checked("mount_setattr", set_all)
-    size = f"size={scratch_bytes},nr_inodes={MAX_SCRATCH_FILES},mode=1777"
-    _mount("tmpfs", SCRATCH, "tmpfs", NO_SUID | NO_DEVICES, size)
+    _set_attributes("/", AT_RECURSIVE, set_=READ_ONLY | NO_SUID)
+    _set_attributes(SCRATCH, 0, clear=READ_ONLY)
     os.setsid()
 
 
@@ -112,6 +111,12 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> N
     given = [part.encode("utf-8", "surrogateescape") for part in (source, target, kind, data)]
     done = libc.mount(given[0], given[1], given[2], flags, given[3])
     _checked(f"mount {target}", done)
+
+
+def _set_attributes(path: str, flags: int, set_: int = 0, clear: int = 0) -> None:
+    attributes = struct.pack("=QQQQ", set_, clear, 0, 0)
+    done = libc.syscall(MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, attributes, len(attributes))
+    _checked(f"mount_setattr {path}", done)
 
 
 def _write(path: str, text: str) -> None:
