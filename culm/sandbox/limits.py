@@ -13,9 +13,10 @@ Mechanism = Literal["bubblewrap", "namespaces", "unconfined"]
 
 class Limits(Config):
     """seconds: wall time of a program; then it is killed with all of its processes. cpu_seconds:
-    CPU time of each process. memory_bytes: address space of each process. processes: at one time,
-    threads included. scratch_bytes: of its folder, which lies in memory. file_bytes: of each
-    file. open_files: of each process. output_bytes: of each of stdout and stderr; the rest is cut.
+    CPU time of each process. memory_bytes: address space of each process, and memory that all of
+    them hold. processes: at one time, threads included. scratch_bytes: of its folder, which lies in
+    memory. file_bytes: of each file. open_files: of each process. output_bytes: of each of stdout
+    and stderr; the rest is cut.
 
     mechanism: auto takes namespaces, or else bubblewrap; unconfined accepts the risk that a
     program reads, changes and sends whatever you could.

@@ -15,6 +15,7 @@ import os
 import platform
 import signal
 import struct
+import sys
 from collections.abc import Sequence
 
 NEW_USER = 0x10000000
@@ -32,9 +33,10 @@ NOBODY = 65534
 SCRATCH = "/tmp"
 MAX_SCRATCH_FILES = 4096
 
-# PyDLL keeps Python's lock: a cloned process continues inside of the call.
-libc = ctypes.PyDLL(None, use_errno=True)
-libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
+if sys.platform == "linux":
+    # PyDLL keeps Python's lock: a cloned process continues inside of the call.
+    libc = ctypes.PyDLL(None, use_errno=True)
+    libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
 
 
 def clone() -> int:

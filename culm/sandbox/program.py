@@ -11,7 +11,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import resource
 import select
 import signal
 import sys
@@ -20,6 +19,9 @@ import types
 from typing import Any, NoReturn
 
 from culm.sandbox import namespaces, seccomp
+
+if sys.platform != "win32":
+    import resource
 
 REPORT = 3  # its descriptor in the program
 REAP_MILLISECONDS = 100

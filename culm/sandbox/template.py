@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import sys
 import time
 from typing import Any, NoReturn
 
 from culm.sandbox import bubblewrap, namespaces, program
+from culm.sandbox.memory import resident_bytes
+from culm.sandbox.verdict import Stop, verdict
 
 CHUNK = 1 << 16
 REPORT_BYTES = 4096
-STATUS = {"MemoryError": "out_of_memory"}
+WATCH_SECONDS = 0.05  # between two looks at the memory
 
 
 def serve() -> None:
@@ -52,7 +53,7 @@ class _Run:
         }
         self.found = dict.fromkeys(("stdout", "stderr", "report", "status"), b"")
         self.cut: set[str] = set()
-        self.late = False
+        self.stop: Stop = None
 
     def reply(self) -> dict[str, Any]:
         started = time.monotonic()
@@ -74,7 +75,10 @@ class _Run:
             import shutil
 
             shutil.rmtree(self.scratch, ignore_errors=True)
-        return self._outcome() | {"seconds": seconds, "truncated": bool(self.cut)} | self._texts()
+        found = verdict(
+            self.found["status"], self.found["report"], self.nonce, self.stop, self.limits
+        )
+        return found | {"seconds": seconds, "truncated": bool(self.cut)} | self._texts()
 
     def _start(self, stdin: int, writes: dict[str, int]) -> int:
         """The new process; its end closes the pipe of the status."""
@@ -122,27 +126,36 @@ class _Run:
             os.set_blocking(read, False)
             poll.register(read, select.POLLIN)
         poll.register(0, 0)  # only whether who asked is gone
-        ended = False
-        while not ended:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                self.late = True
+        looked = time.monotonic()
+        while not self.stop:
+            now = time.monotonic()
+            if now >= deadline:
+                self.stop = "time"
+            if now >= looked + WATCH_SECONDS:
+                looked = now
+                if resident_bytes(pid) > self.limits["memory_bytes"]:
+                    self.stop = "memory"
+            if not self._wait(poll, pid, reads, min(WATCH_SECONDS, max(deadline - now, 0))):
                 break
-            for descriptor, event in poll.poll(left * 1000 + 1):
-                if descriptor == 0:
-                    program.kill_group(pid)
-                    sys.exit(1)
-                if event & select.POLLIN:
-                    self._take(descriptor, reads[descriptor])
-                elif reads[descriptor] == "status":
-                    ended = True
-                else:
-                    poll.unregister(descriptor)
         program.kill_group(pid)
         os.waitpid(pid, 0)
         for read, name in reads.items():
             while self._take(read, name):
                 pass
+
+    def _wait(self, poll: Any, pid: int, reads: dict[int, str], seconds: float) -> bool:
+        """Take what comes within some time. False: the first process has ended."""
+        for descriptor, event in poll.poll(seconds * 1000 + 1):
+            if descriptor == 0:
+                program.kill_group(pid)
+                sys.exit(1)
+            if event & select.POLLIN:
+                self._take(descriptor, reads[descriptor])
+            elif reads[descriptor] == "status":
+                return False
+            else:
+                poll.unregister(descriptor)
+        return True
 
     def _take(self, descriptor: int, name: str) -> bool:
         """Keep what has been written so far, up to the limit. False: there is no more."""
@@ -166,54 +179,9 @@ class _Run:
                 texts[name] += f"\n[cut after {most} bytes]"
         return texts
 
-    def _outcome(self) -> dict[str, Any]:
-        """Status, exit code and reason."""
-        status = _parsed(self.found["status"])
-        reports = [_parsed(line) for line in self.found["report"].splitlines()]
-        report = next((one for one in reports if one.get("nonce") == self.nonce), {})
-        refused = status.get("refused") or report.get("refused")
-        if refused and not self.late:
-            return _of("refused", None, f"The sandbox could not be set up: {refused}.")
-        if self.late:
-            return _of("timed_out", None, f"It ran for more than {self.limits['seconds']:g} s.")
-        if "exit_code" not in status:
-            return _of("killed", None, "Its sandbox was killed.")
-        code, cpu = status["exit_code"], status["cpu_seconds"]
-        if code == -signal.SIGXCPU or (
-            code == -signal.SIGKILL and cpu >= self.limits["cpu_seconds"]
-        ):
-            most = self.limits["cpu_seconds"]
-            return _of("timed_out", code, f"It computed for more than {most} s.")
-        if code < 0:
-            return _of("killed", code, f"It was killed by signal {_signal(-code)}.")
-        end = report.get("end", "exited")
-        if end == "finished" and code == 0:
-            return _of("passed", code, "")
-        if end in ("exited", "finished"):
-            when = "at its end" if end == "finished" else "before its last line"
-            return _of("failed", code, f"It exited {when}, with code {code}.")
-        return _of(STATUS.get(str(end), "failed"), code, f"It raised {end}.")
-
-
-def _of(status: str, code: int | None, reason: str) -> dict[str, Any]:
-    return {"status": status, "exit_code": code, "reason": reason}
-
-
-def _signal(number: int) -> str:
-    return signal.Signals(number).name if number in set(signal.Signals) else str(number)
-
 
 def _refused(error: OSError) -> bytes:
     return json.dumps({"refused": error.strerror or str(error)}).encode()
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    """What a report says. The program can write to it too, so it may be anything."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _file(data: bytes) -> Any:

@@ -10,7 +10,7 @@ import textwrap
 from pathlib import Path
 
 PRELUDE = "import ctypes, os, signal, socket, subprocess, sys\nlibc = ctypes.CDLL(None)\n"
-libc = ctypes.CDLL(None)
+libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Canaries:

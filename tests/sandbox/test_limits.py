@@ -44,6 +44,14 @@ while True: threading.Thread(target=time.sleep, args=(100,), daemon=True).start(
 """, {"failed"},
     ),
     "memory": ("x = []\nwhile True: x.append(bytearray(1 << 20))", {"out_of_memory"}),
+    "memory of many processes": (
+        """
+import os, time
+for _ in range(5):
+    if os.fork() == 0: x = os.urandom(50 << 20); time.sleep(9)
+time.sleep(9)
+""", {"out_of_memory"},
+    ),
     "a large number": ("x = bytearray(10 ** 12)", {"out_of_memory"}),
     "a large string": ("x = 'x' * 10 ** 11", {"out_of_memory"}),
     "a map": ("import mmap; mmap.mmap(-1, 1 << 40)", {"failed"}),
