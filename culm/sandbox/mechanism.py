@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import platform
 import shutil
 import sys
 from typing import get_args
 
 from culm.config import SettingError
+from culm.sandbox import seccomp
 from culm.sandbox.limits import Limits, Mechanism
 from culm.sandbox.outcome import Program
 from culm.sandbox.worker import Worker
@@ -26,11 +28,15 @@ def obstacle(mechanism: Mechanism) -> str | None:
         return "Windows cannot fork a process"
     if mechanism != "unconfined" and sys.platform != "linux":
         return f"there are no Linux namespaces on {sys.platform}"
+    if mechanism != "unconfined" and not seccomp.supported():
+        return f"there is no filter of system calls for {platform.machine()}"
     if mechanism == "bubblewrap" and shutil.which("bwrap") is None:
         return "bwrap is not installed"
     with Worker(Limits(), mechanism) as worker:
         outcome = worker.run(Program("pass"))
-    return None if outcome.passed else (outcome.reason + outcome.stderr).strip().rstrip(".")
+    if outcome.passed:
+        return None
+    return " ".join(f"{outcome.reason} {outcome.stderr}".split()).rstrip(".")
 
 
 def choose(limits: Limits) -> Mechanism:

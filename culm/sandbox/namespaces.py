@@ -46,11 +46,14 @@ def clone() -> int:
         OSError: namespaces are not allowed.
     """
     flags = NEW_OTHERS if os.geteuid() == 0 else NEW_OTHERS | NEW_USER
-    number = CLONE[platform.machine()]
-    pid = _checked("clone", libc.syscall(number, flags | signal.SIGCHLD, 0, 0, 0, 0))
+    number, python = CLONE[platform.machine()], ctypes.pythonapi
+    python.PyOS_BeforeFork()
+    pid = libc.syscall(number, flags | signal.SIGCHLD, 0, 0, 0, 0)
     if pid == 0:
-        ctypes.pythonapi.PyOS_AfterFork_Child()
-    return pid
+        python.PyOS_AfterFork_Child()
+    else:
+        python.PyOS_AfterFork_Parent()
+    return _checked("clone", pid)
 
 
 def enter(folders: Sequence[tuple[str, str]], scratch_bytes: int, user: int, group: int) -> None:

@@ -25,12 +25,14 @@ if sys.platform != "win32":
 
 REPORT = 3  # its descriptor in the program
 REAP_MILLISECONDS = 100
+READY = b"\n"  # the sandbox is set up; what comes after it is the program's doing
 
 
 def first_process(request: dict[str, Any], report: int, status: int) -> NoReturn:
     """Run the program, reap all of its processes, and write how it ended to `status`."""
     if request["confined"]:
         namespaces.drop_privileges()
+    os.write(status, READY)
     pid = os.fork()
     if pid == 0:
         os.close(status)

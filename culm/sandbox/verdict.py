@@ -12,10 +12,11 @@ Stop = Literal["time", "memory"] | None
 def verdict(
     status: bytes, report: bytes, nonce: str, stop: Stop, limits: dict[str, Any]
 ) -> dict[str, Any]:
-    """status: of the first process. report: of the program, with the nonce if it is genuine.
-
-    stop: which limit the sandbox was stopped for.
+    """status: of the first process; its first byte says that the sandbox was ready. report: of the
+    program, with the nonce if it is genuine. stop: which limit the sandbox was stopped for.
     """
+    if not status:
+        return _of("refused", None, "The sandbox could not be set up: it ended before the program.")
     if stop == "time":
         return _of("timed_out", None, f"It ran for more than {limits['seconds']:g} s.")
     if stop == "memory":

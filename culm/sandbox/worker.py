@@ -49,6 +49,9 @@ class Worker:
             reply = process.stdout.readline()
         except BrokenPipeError:
             reply = b""
+        except BaseException:  # its reply must not become that of the next program
+            self.close()
+            raise
         finally:
             guard.cancel()
         if not reply.endswith(b"\n"):

@@ -79,6 +79,7 @@ SAFE = {
     # network
     "tcp": "socket.create_connection(('127.0.0.1', C['tcp']), 1)",
     "udp": "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', C['udp']))",
+    "ipv6": "socket.socket(socket.AF_INET6); print('WORKED')",
     "unix socket": "socket.socket(socket.AF_UNIX).connect(C['home'] + '/socket')",
     "abstract socket": "socket.socket(socket.AF_UNIX).connect('\\0' + C['abstract'])",
     "listen": "socket.create_server(('0.0.0.0', 0)); print('WORKED')",

@@ -67,7 +67,8 @@ def canaries(tmp_path: Path) -> Iterator[Canaries]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Limits and verdicts are the same code in each mechanism: the slower one has slow tests."""
+    """Limits, verdicts and workers are the same code for both: the slower one has slow tests."""
+    shared = ("test_limits", "test_verdict", "test_workers")
     for item in items:
-        if item.path.stem in ("test_limits", "test_verdict") and "[bubblewrap" in item.name:
+        if item.path.stem in shared and "[bubblewrap" in item.name:
             item.add_marker(pytest.mark.slow)

@@ -25,14 +25,14 @@ while True: pass
     "a child that loops": (
         "import os\nif os.fork() == 0:\n  while True: pass\nos.wait()", {"timed_out", "passed"},
     ),
-    "forks": ("import os\nwhile True: os.fork()", {"failed", "timed_out"}),
+    "forks": ("import os\nwhile True: os.fork()", {"failed", "timed_out", "out_of_memory"}),
     "caught forks": (
         """
 import os
 while True:
     try: os.fork()
     except OSError: pass
-""", {"timed_out"},
+""", {"timed_out", "out_of_memory"},
     ),
     "zombies": (
         "import os\nwhile True:\n  if os.fork() == 0: os._exit(0)", {"failed"},
@@ -77,7 +77,7 @@ time.sleep(9)
 def test_a_program_that_wants_too_much_ends(name: str, in_sandbox) -> None:
     code, statuses = BOMBS[name]
     started = time.monotonic()
-    outcome = in_sandbox(code, seconds=0.4, memory_bytes=128 << 20)
+    outcome = in_sandbox(code, seconds=0.3, memory_bytes=128 << 20)
     assert outcome.status in statuses, outcome
     assert time.monotonic() - started < 5
     assert in_sandbox("print(1)").stdout == "1\n"

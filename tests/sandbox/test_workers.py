@@ -5,6 +5,7 @@ import time
 
 from canaries import alive
 
+from culm.sandbox import view
 from culm.sandbox.limits import Limits
 from culm.sandbox.outcome import Program
 from culm.sandbox.sandbox import run_all
@@ -59,3 +60,12 @@ def test_a_worker_that_died_is_started_again(mechanism) -> None:
         worker._process.wait()
         assert worker.run(Program("pass")).status == "refused"
         assert worker.run(Program("pass")).passed
+
+
+def test_a_sandbox_that_cannot_be_set_up_is_no_verdict(mechanism, monkeypatch) -> None:
+    """Neither a folder that cannot be mounted nor a failing bubblewrap makes a program fail."""
+    monkeypatch.setattr(view, "folders", lambda: [("/proc", "/dev/null/x")])
+    with Worker(Limits(mechanism=mechanism), mechanism) as worker:
+        outcome = worker.run(Program("print(1)"))
+    assert (outcome.status, outcome.exit_code, outcome.stdout) == ("refused", None, "")
+    assert "could not be set up" in outcome.reason
