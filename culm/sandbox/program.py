@@ -21,43 +21,57 @@ from typing import Any, NoReturn
 from culm.sandbox import namespaces, seccomp
 
 if sys.platform != "win32":
+    import fcntl
     import resource
 
-REPORT = 3  # its descriptor in the program
+REPORT, STATUS = 3, 4  # descriptors; the program has the first alone
 REAP_MILLISECONDS = 100
 READY = b"\n"  # the sandbox is set up; what comes after it is the program's doing
 
 
 def first_process(request: dict[str, Any], report: int, status: int) -> NoReturn:
     """Run the program, reap all of its processes, and write how it ended to `status`."""
-    if request["confined"]:
-        namespaces.drop_privileges()
-    os.write(status, READY)
-    pid = os.fork()
+    _keep(report, status)
+    try:
+        if request["confined"]:
+            namespaces.drop_privileges()
+        os.write(STATUS, READY)
+        pid = os.fork()
+    except OSError as error:
+        refuse(STATUS, error)
     if pid == 0:
-        os.close(status)
-        _program(request, report)
-    for descriptor in (0, 1, 2, report):
+        os.close(STATUS)
+        _program(request)
+    for descriptor in (0, 1, 2, REPORT):
         os.close(descriptor)
-    code, cpu = _ended(pid, status)
-    os.write(status, json.dumps({"exit_code": code, "cpu_seconds": cpu}).encode())
+    code, cpu = _ended(pid)
+    os.write(STATUS, json.dumps({"exit_code": code, "cpu_seconds": cpu}).encode())
     os._exit(0)
 
 
-def _ended(pid: int, status: int) -> tuple[int, float]:
+def _keep(report: int, status: int) -> None:
+    """Give these two their places, and close every other file of the template."""
+    high = [fcntl.fcntl(one, fcntl.F_DUPFD, STATUS + 1) for one in (report, status)]
+    for descriptor, place in zip(high, (REPORT, STATUS), strict=True):
+        os.dup2(descriptor, place)
+    os.closerange(STATUS + 1, 1 << 16)
+
+
+def _ended(pid: int) -> tuple[int, float]:
     """Exit code and CPU seconds of the program, when it ended.
 
     If nobody reads the status any more, this process ends, and the sandbox with it: bubblewrap's
     own process, which has given up its rights, could not kill it.
     """
     poll = select.poll()
-    poll.register(status, 0)
+    poll.register(STATUS, 0)
     linux = sys.platform == "linux"
     if linux:
         poll.register(os.pidfd_open(pid), select.POLLIN)
     while True:
         for descriptor, _ in poll.poll(REAP_MILLISECONDS if linux else 0):
-            if descriptor == status:
+            if descriptor == STATUS:
+                os.killpg(0, signal.SIGKILL)  # without a namespace, this kills the program
                 os._exit(1)
         while True:  # also children whose parents ended before them
             ended, how, usage = os.wait4(-1, os.WNOHANG if linux else 0)
@@ -72,10 +86,7 @@ def main() -> NoReturn:
     given, report, status = map(int, sys.argv[1:])
     with open(given, encoding="utf-8") as file:
         request = json.load(file)
-    try:
-        first_process(request, report, status)
-    except OSError as error:
-        refuse(status, error)
+    first_process(request, report, status)
 
 
 def refuse(status: int, error: OSError) -> NoReturn:
@@ -84,11 +95,8 @@ def refuse(status: int, error: OSError) -> NoReturn:
     os._exit(1)
 
 
-def _program(request: dict[str, Any], report: int) -> NoReturn:
+def _program(request: dict[str, Any]) -> NoReturn:
     """The process of the program. It ends without Python's own way out, which is slow."""
-    if report != REPORT:
-        os.dup2(report, REPORT)
-    os.closerange(REPORT + 1, 1 << 16)
     try:
         _limit(request["limits"], request["confined"])
         if request["confined"]:

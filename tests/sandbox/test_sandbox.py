@@ -68,6 +68,24 @@ for name, number in {numbers!r}.items():
     assert outcome.stdout == ""
 
 
+def test_a_program_has_no_rights(in_sandbox) -> None:
+    """Nobody, no capabilities, none to gain, a filter; and a read-only root."""
+    code = """
+import ctypes, os
+libc = ctypes.CDLL(None)
+header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+libc.capget(header, sets)
+no_new_privileges, seccomp_mode = libc.prctl(39, 0, 0, 0, 0), libc.prctl(21, 0, 0, 0, 0)
+print(0 in os.getresuid() + os.getresgid(), list(sets), no_new_privileges, seccomp_mode)
+print(bool(os.statvfs('/').f_flag & os.ST_RDONLY), bool(os.statvfs('/usr/lib').f_flag & os.ST_RDONLY))
+print(sorted(set(os.listdir('/dev'))), [n for n in ('/proc', '/sys', '/bin') if os.path.exists(n)])
+"""
+    rights, mounts, seen = in_sandbox(code).stdout.splitlines()
+    assert rights == "False [0, 0, 0, 0, 0, 0] 1 2"
+    assert mounts == "True True"
+    assert seen == "['null', 'random', 'urandom', 'zero'] []"
+
+
 def decided(steps: bytes, number: int, arch: int, arguments: tuple[int, int] = (0, 0)) -> int:
     """What the filter returns, by an interpreter of the six instructions that it uses."""
     data = {0: number, 4: arch, 16: arguments[0], 24: arguments[1]}

@@ -3,10 +3,12 @@
 import threading
 import time
 
+import pytest
 from canaries import alive
 
 from culm.sandbox import view
 from culm.sandbox.limits import Limits
+from culm.sandbox.mechanism import ORDER, obstacle
 from culm.sandbox.outcome import Program
 from culm.sandbox.sandbox import run_all
 from culm.sandbox.worker import Worker
@@ -36,8 +38,11 @@ def test_ending_early_leaves_nothing(mechanism, marker: str) -> None:
     assert not alive(marker)
 
 
-def test_closing_a_worker_kills_its_program(mechanism, marker: str) -> None:
-    worker = Worker(Limits(seconds=60, mechanism=mechanism), mechanism)
+@pytest.mark.parametrize("kind", [*ORDER, "unconfined"])
+def test_a_killed_worker_kills_its_program(kind: str, marker: str) -> None:
+    if (why := obstacle(kind)) is not None:
+        pytest.skip(f"{kind}: {why}")
+    worker = Worker(Limits(seconds=60), kind)
     thread = threading.Thread(target=worker.run, args=(Program("import time; time.sleep(50)"),))
     thread.start()
     while len(alive(marker)) < 3:
