@@ -29,7 +29,7 @@ def command(
     else:
         parts += ["--unshare-all"]
     parts += ["--perms", "1777", "--size", str(scratch_bytes), "--tmpfs", SCRATCH]
-    for parent in _parents([name for _, name in folders]):
+    for parent in _parents([*DEVICES, *(name for _, name in folders)]):
         parts += ["--perms", "0755", "--dir", parent]
     for source, name in folders:
         parts += ["--ro-bind-try", source, name]

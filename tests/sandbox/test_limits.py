@@ -77,9 +77,10 @@ time.sleep(9)
 def test_a_program_that_wants_too_much_ends(name: str, in_sandbox) -> None:
     code, statuses = BOMBS[name]
     started = time.monotonic()
-    outcome = in_sandbox(code, seconds=0.3, memory_bytes=128 << 20)
+    seconds = 0.3 if "timed_out" in statuses else 8.0
+    outcome = in_sandbox(code, seconds=seconds, memory_bytes=128 << 20)
     assert outcome.status in statuses, outcome
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 12
     assert in_sandbox("print(1)").stdout == "1\n"
 
 

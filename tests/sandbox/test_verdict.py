@@ -72,6 +72,7 @@ assert subprocess.run([sys.executable, '-c', 'print(1)'], capture_output=True).s
     "streams": "import sys, io; sys.stdout = io.StringIO(); print(1)",
     "annotations": "def f(x: int): pass\nassert f.__annotations__['x'] is int",
     "random": "import random, tempfile; tempfile.TemporaryFile(); random.random()",
+    "devices": "open('/dev/null', 'w').write('x'); assert open('/dev/urandom', 'rb').read(1)",
     "clock": "import datetime, zoneinfo; datetime.datetime.now(zoneinfo.ZoneInfo('UTC'))",
 }
 
