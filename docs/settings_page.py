@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from culm.adapt.quantize import Method, Quantizers
 from culm.config import listed
 from culm.run.settings import RunConfig
+from culm.sandbox.limits import Limits
 from culm.verbs.schema import described
 
 PAGE = Path(__file__).parent / "reference" / "settings.md"
@@ -50,6 +51,7 @@ class Writer:
         self.plan(RunConfig, "run", "")
         self.plan(Quantizers, "to", "to")
         self.plan(Method, "method", "method")
+        self.plan(Limits, "sandbox", "sandbox")
         self.write(RunConfig)
         named = {"to": Quantizers, "method": Method}
         links = {n: ", ".join(map(self.named, models(u))) for n, u in named.items()}
@@ -57,6 +59,7 @@ class Writer:
         for union in named.values():
             for kind in models(union):
                 self.write(kind)
+        self.write(Limits)
         return "\n\n".join(part.rstrip() for part in self.parts) + "\n"
 
     def plan(self, annotation: Any, heading: str, path: str) -> None:

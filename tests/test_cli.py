@@ -282,6 +282,7 @@ def test_doctor_shows_the_machine_and_its_extras(culm):
         "memory",
         "precision",
         "compiler",
+        "sandbox",
         "Extras",
         "tensorboard",
     ):

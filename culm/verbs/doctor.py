@@ -12,6 +12,7 @@ from rich.console import Console
 
 from culm.device import choose_device, choose_precision, memory_bytes
 from culm.engine.fused_library import no_library
+from culm.sandbox.mechanism import summary
 from culm.verbs.format import size
 
 # Extras that a user may want; the others are for developing Culm.
@@ -23,7 +24,7 @@ USES = {
 
 
 def show_doctor() -> None:
-    """Print versions, device, precision, compiler, and what each extra is for."""
+    """Print versions, device, precision, compiler, sandbox, and what each extra is for."""
     console = Console(highlight=False, soft_wrap=True)
     device = choose_device("auto")
     memory, name = memory_bytes(device), str(device)
@@ -42,6 +43,7 @@ def show_doctor() -> None:
         ("precision", f"{choose_precision(device)} is the fastest matmul precision"),
         ("decoding", decoding(device)),
         ("compiler", compiler or "none: train.compile=true needs a C++ compiler"),
+        ("sandbox", summary()),
     ):
         console.print(f"{label:<12}{value}", markup=False)
     console.print("\n[bold]Extras[/]")

@@ -1,0 +1,1 @@
+"""Runs untrusted Python programs: `run` and `run_all` of `culm.sandbox.sandbox`."""
