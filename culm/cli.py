@@ -176,6 +176,9 @@ def evaluate(
     text: given.EvalText = None,
     against: given.Against = None,
     output: given.AnswersOut = None,
+    contamination: given.ContaminationText = None,
+    lm_eval: given.LmEval = None,
+    include_path: given.IncludePath = None,
     as_json: given.AsJson = False,
     device: given.Device = "auto",
     dtype: given.EvalDtype = None,
@@ -183,7 +186,10 @@ def evaluate(
     """Measure how well a model answers the questions of a suite, or predicts a text."""
     from culm.verbs.evaluate import Options, show_evaluation
 
-    options = Options(suite, questions, data, text, output, against, as_json, device, dtype)
+    options = Options(
+        suite, questions, data, text, output, against, contamination, lm_eval, include_path,
+        as_json, device, dtype,
+    )  # fmt: skip
     show_evaluation(model, options)
 
 

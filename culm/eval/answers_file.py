@@ -1,4 +1,4 @@
-"""The answers of a model in a file, a line each, which another call goes on with."""
+"""The answers of a model in a file, a line each, which another call completes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class AnswersFile:
                 file.truncate(data.rfind(b"\n") + 1)
 
     def key(self, task: str, question: Question) -> str:
-        """Of all that the answer to a question depends on beside the model."""
+        """Of all that an answer depends on, the model excepted."""
         how = "" if question.options else (self.how, self.seed)
         facts = (
             task, question.prompt, question.answer, question.options, question.right, question.by,

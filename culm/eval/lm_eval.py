@@ -101,17 +101,16 @@ class CulmLM(LM):
         """The text of a dialogue, up to the next turn of the assistant."""
         tokenizer = self.local.tokenizer
         if not add_generation_prompt:
-            raise SettingError("lm-eval: a reply that is begun for the model is not supported")
+            raise SettingError("lm-eval: replies with a given beginning are not supported")
         return tokenizer.decode(tokenizer.chat.prompt(chat_history), specials=True)
 
 
 def run_lm_eval(
-    local: LocalModel, tasks: Sequence[str], folder: str | None, limit: int | None, chat: bool
+    local: LocalModel, tasks: Sequence[str], folder: str | None = None, limit: int | None = None
 ) -> dict[str, dict[str, Any]]:
     """Results of lm-eval's tasks by their names.
 
-    folder: of further tasks, as YAML files. limit: questions per task. chat: ask in the chat
-    template.
+    folder: of further tasks, as YAML files. limit: questions per task.
 
     Raises:
         SettingError: a task is not known.
@@ -123,7 +122,7 @@ def run_lm_eval(
         )
     found = simple_evaluate(
         CulmLM(local), tasks=list(tasks), limit=limit, task_manager=manager, log_samples=False,
-        apply_chat_template=chat, random_seed=local.seed,
+        random_seed=local.seed,
     )  # fmt: skip
     assert found is not None
     return {name: dict(one) for name, one in found["results"].items()}

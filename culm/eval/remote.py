@@ -63,12 +63,12 @@ class RemoteModel:
         found = self._parsed("completions", asked)[0]
         try:
             given = found["logprobs"]
-            offsets, logprobs = given["text_offset"], given["token_logprobs"]
-            tops, tokens = given["top_logprobs"], given["tokens"]
+            logprobs, tops = given["token_logprobs"], given["top_logprobs"]
+            ends = _ends(given["text_offset"])
             first = len(option.context.rstrip())
             places = [
-                i for i, start in enumerate(offsets)
-                if logprobs[i] is not None and start + len(tokens[i]) > first and start < len(text)
+                i for i, (start, end) in enumerate(zip(given["text_offset"], ends, strict=True))
+                if logprobs[i] is not None and end > first and start < len(text)
             ]  # fmt: skip
             greedy = all(logprobs[i] >= max(tops[i].values()) for i in places)
             return Likelihood(sum(logprobs[i] for i in places), len(places), greedy)
@@ -102,6 +102,17 @@ class RemoteModel:
             return list(json.loads(body)["choices"])
         except (ValueError, KeyError, TypeError):
             raise EndpointError(f"{self.endpoint.url}: an answer is not a completion") from None
+
+
+def _ends(offsets: Sequence[int]) -> list[float]:
+    """Where tokens end: where the next one with another start begins (bytes of one share it)."""
+    ends: list[float] = []
+    following = float("inf")
+    for place in reversed(range(len(offsets))):
+        if place + 1 < len(offsets) and offsets[place + 1] > offsets[place]:
+            following = offsets[place + 1]
+        ends.append(following)
+    return ends[::-1]
 
 
 def _said(choice: dict[str, Any]) -> str:

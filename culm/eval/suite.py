@@ -99,6 +99,8 @@ def answer_suite(
 
 def identity_of(model: Transformer) -> str:
     """What identifies the weights of a model, and how many bits they have."""
+    # The fingerprint is the same in fp32 and bf16, and for quantised layers.
+    kinds = sorted({f"{type(one).__name__} {one.dtype}" for one in model.parameters()})
     classes = sorted({type(module).__name__ for module in model.modules()})
-    facts = f"{fingerprint(model)} {model.dtype} {classes}"
+    facts = f"{fingerprint(model)} {kinds} {classes}"
     return hashlib.sha256(facts.encode()).hexdigest()[:16]

@@ -169,6 +169,19 @@ SuiteData = Annotated[
         "from the Hugging Face hub."
     ),
 ]
+ContaminationText = Annotated[
+    str | None,
+    typer.Option(
+        help="A training text: score the questions that share 13 words in a row with it separately."
+    ),
+]
+LmEval = Annotated[
+    str | None,
+    typer.Option(help="Run tasks of lm-eval instead, such as arc_easy,hellaswag."),
+]
+IncludePath = Annotated[
+    str | None, typer.Option(help="A folder of further tasks of lm-eval, as YAML files.")
+]
 EvalText = Annotated[
     str | None,
     typer.Option(help="Measure bits per byte of this text instead: a file, folder or dataset."),
@@ -176,7 +189,9 @@ EvalText = Annotated[
 Against = Annotated[str | None, typer.Option(help="Another model, compared on the same questions.")]
 AnswersOut = Annotated[
     str | None,
-    typer.Option(help="A JSONL file of all answers; a second call goes on where one stopped."),
+    typer.Option(
+        help="A JSONL file of all answers, which a second call completes."
+    ),
 ]
 
 # culm quantize

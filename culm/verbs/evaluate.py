@@ -16,6 +16,7 @@ from culm.compose import compose
 from culm.config import SettingError, parse
 from culm.convert.load import read
 from culm.endpoint import Endpoint, EndpointError
+from culm.eval.contamination import contamination
 from culm.eval.evaluation import Evaluation
 from culm.eval.interval import Estimate
 from culm.eval.local import LocalModel
@@ -38,7 +39,9 @@ class Options:
     """What is measured, and how. questions: per task; 0: all; None: as the suite says.
 
     data: a folder with files of the tasks. text: whose bits per byte are measured instead.
-    output: a file of all answers, which another call goes on with. against: another model.
+    output: a file of all answers, which another call completes. against: another model.
+    contamination: a training text, in which parts of the questions are searched. lm_eval: names
+    of lm-eval's tasks, which are run instead; include_path: a folder of further ones.
     """
 
     suite: str = "tasks"
@@ -47,6 +50,9 @@ class Options:
     text: str | None = None
     output: str | None = None
     against: str | None = None
+    contamination: str | None = None
+    lm_eval: str | None = None
+    include_path: str | None = None
     as_json: bool = False
     device: str = "auto"
     dtype: str | None = None
@@ -65,6 +71,9 @@ def show_evaluation(model: str, options: Options) -> None:
 
     model: as `culm.load` reads it, or the URL of an API, such as http://localhost:8000/v1.
     """
+    if options.lm_eval is not None:
+        _show_lm_eval(model, options, options.lm_eval.split(","))
+        return
     settings = _settings(options)
     ours = _evaluated(model, settings, options, options.output)
     theirs = None
@@ -77,6 +86,31 @@ def show_evaluation(model: str, options: Options) -> None:
         print(json.dumps(shown))
         return
     _print(ours, theirs, gains)
+
+
+def _show_lm_eval(model: str, options: Options, tasks: list[str]) -> None:
+    """Print the results of lm-eval's tasks."""
+    from culm.eval.lm_eval import run_lm_eval  # an extra, which takes seconds to import
+
+    responder, _ = _responder(model, 0, options)
+    if not isinstance(responder, LocalModel):
+        raise SettingError("lm-eval: it has its own client for an API: lm_eval run --model")
+    results = run_lm_eval(responder, tasks, options.include_path, options.questions or None)
+    if options.as_json:
+        print(json.dumps(results))
+        return
+    table = Table("task", "metric", "value", "standard error", box=None)
+    for task, found in results.items():
+        for name, value in found.items():
+            metric, _, kind = name.partition(",")
+            error = found.get(f"{metric}_stderr,{kind}", "")
+            if kind and not metric.endswith("_stderr"):
+                table.add_row(task, metric, f"{value:.4f}", _short(error))
+    Console(highlight=False).print(table)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _settings(options: Options) -> EvalConfig:
@@ -116,6 +150,10 @@ def _evaluated(model: str, settings: EvalConfig, options: Options, output: str |
             prefix = "" if name == measure.kind else f"{name}."
             answers[name] = found
             results |= {f"{prefix}{key}": value for key, value in found.results().items()}
+            if options.contamination is not None:
+                asked = [one.question for one in found.answered]
+                dirty = contamination(asked, options.contamination)
+                results[f"{prefix}contamination"] = dirty.report(found.answered)
     if isinstance(responder, LocalModel):
         subject = Subject(responder.model, responder.tokenizer, seed=settings.seed)
         rest = settings.model_copy(update={"measures": others})
@@ -176,6 +214,13 @@ def _print(ours: Evaluated, theirs: Evaluated | None, gains: Mapping[str, Any]) 
         if isinstance(value, float | int):
             other = "" if theirs is None else f"  (the other model: {theirs.results[name]:,.4g})"
             console.print(f"{name.replace('_', ' ')}: {value:,.4g}{other}")
+        elif name.endswith("contamination"):
+            for task, groups in value.items():
+                shown = ", ".join(
+                    f"{group} {100 * one['value']:.1f} % of {one['items']:,}"
+                    for group, one in groups.items()
+                )
+                console.print(f"{task}, by the training text: {shown}")
         elif name.endswith("pass_at_k"):
             for task, passes in value.items():
                 shown = ", ".join(f"pass@{k} {100 * p:.1f} %" for k, p in passes.items())
