@@ -12,7 +12,7 @@ from culm.config import SettingError
 from culm.sandbox.limits import Limits
 from culm.sandbox.outcome import Outcome
 from culm.sandbox.sandbox import run_all
-from culm.source.record import Record, fields_of
+from culm.source.record import Record, fields_of, not_used
 from culm.task.file_task import FileTask
 from culm.task.task import Question, Scored
 
@@ -93,6 +93,10 @@ class Code(FileTask):
             prompt, answer = f"{asked}[BEGIN]\n", f"{code}\n{DONE}"
             return Question(prompt, answer, fields=fields, plain=True, stops=(DONE,))
         return Question(asked.strip(), f"```python\n{code}\n```", fields=fields)
+
+    def not_read(self, record: Record) -> list[str]:
+        known = record.unread - {"source_file"}  # where a task comes from
+        return not_used("programs", sorted(known))
 
     def score(self, question: Question, reply: str) -> float:
         return self.score_together([(question, reply)])[0]
