@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from culm.config import SettingError
@@ -38,9 +38,8 @@ def located(settings: EvalConfig, folder: str) -> tuple[EvalConfig, list[str]]:
             for task in given:
                 if not isinstance(task, FileTask):
                     tasks.append(task)
-                elif _plain(task.name) in files:
-                    path = files[_plain(task.name)]
-                    tasks.append(task.model_copy(update={"path": str(path), "examples": None}))
+                elif (found := _files_of(task, files)) is not None:
+                    tasks.append(task.model_copy(update={**found, "examples": None}))
                 else:
                     missing.append(task.name)
             measures[name] = measure.model_copy(update={"tasks": tuple(tasks)})
@@ -50,6 +49,17 @@ def located(settings: EvalConfig, folder: str) -> tuple[EvalConfig, list[str]]:
             "task, such as arc_easy.jsonl"
         )
     return settings.model_copy(update={"measures": measures}), missing
+
+
+def _files_of(task: FileTask, files: Mapping[str, Path]) -> dict[str, str] | None:
+    """Each setting of a task that names a file, with that of the folder; None if one is missing."""
+    found: dict[str, str] = {}
+    for setting, names in task.named_files().items():
+        plain = next((name for name in map(_plain, names) if name in files), None)
+        if plain is None:
+            return None
+        found[setting] = str(files[plain])
+    return found
 
 
 def _named(root: Path) -> Iterator[tuple[str, Path]]:

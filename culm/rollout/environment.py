@@ -133,7 +133,7 @@ class QuestionEpisode:
 
     @property
     def prompt(self) -> Sequence[Message]:
-        return [{"role": "user", "content": self.question.prompt}]
+        return self.question.messages
 
     @property
     def fields(self) -> Mapping[str, Any]:
@@ -155,7 +155,13 @@ class TaskEnvironment:
     task: Task
 
     def reset(self, index: int, seed: int) -> QuestionEpisode:
-        return QuestionEpisode(self.task, self.task.question("train", index, seed))
+        question = self.task.question("train", index, seed)
+        if question.tools:
+            raise SettingError(
+                f"tasks: {self.task.name}: rollouts list no tools in the chat template; set "
+                "form=text, which lists them in a message"
+            )
+        return QuestionEpisode(self.task, question)
 
     def fingerprint(self, seed: int) -> str:
         questions = [self.task.question("train", index, seed) for index in range(ASKED)]

@@ -13,8 +13,11 @@ from culm.task.identity import Identity
 from culm.task.letters import Letters
 from culm.task.prompts import Prompts
 from culm.task.task import Task
+from culm.task.tool_calls import ToolCalls
 
-AnyTask = one_of(Arithmetic | Letters | Expression | Identity | Prompts | Choices | Code)
+AnyTask = one_of(
+    Arithmetic | Letters | Expression | Identity | Prompts | Choices | Code | ToolCalls
+)
 
 
 def _named_differently(tasks: tuple[Task, ...]) -> tuple[Task, ...]:

@@ -189,9 +189,7 @@ EvalText = Annotated[
 Against = Annotated[str | None, typer.Option(help="Another model, compared on the same questions.")]
 AnswersOut = Annotated[
     str | None,
-    typer.Option(
-        help="A JSONL file of all answers, which a second call completes."
-    ),
+    typer.Option(help="A JSONL file of all answers, which a second call completes."),
 ]
 
 # culm quantize

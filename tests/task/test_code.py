@@ -20,7 +20,8 @@ from culm.task.task import graded, graded_together
 # Two in the form of HumanEval; the second has a function that its solution needs.
 HUMANEVAL = [
     {"task_id": "X/0", "entry_point": "add",
-     "prompt": 'def add(a: int, b: int) -> int:\n    """The sum.\n    >>> add(1, 2)\n    3\n    """\n',
+     "prompt": 'def add(a: int, b: int) -> int:\n    """The sum.\n\n'
+               '    >>> add(1, 2)\n    3\n    """\n',
      "canonical_solution": "    return a + b\n",
      "test": "METADATA = {}\n\n\ndef check(candidate):\n    assert candidate(1, 2) == 3\n"
              "    assert candidate(-1, 1) == 0\n"},
