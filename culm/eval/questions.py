@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from culm.engine.continuations import Likelihood
 from culm.eval.interval import Estimate, difference, estimate
 from culm.eval.responder import Generation, Reply, Responder
+from culm.eval.text_metrics import TextMetric, text_metrics
 from culm.task.file_task import FileTask
 from culm.task.task import By, Question, Task, graded_together
 
@@ -67,7 +69,9 @@ def _distinct(task: Task, questions: int | None, seed: int) -> list[Question]:
         tries = TRIES * questions
     for index in range(tries):
         question = task.question("test", index, seed)
-        found.setdefault((question.prompt, question.options), question)
+        # Of two that differ in their tools or in what was said before, neither is left out.
+        rest = repr((question.before, question.tools))
+        found.setdefault((question.prompt, question.options, rest), question)
         if len(found) == questions:
             break
     return list(found.values())
@@ -156,6 +160,16 @@ def estimates(scores: Sequence[tuple[str, float]]) -> dict[str, Estimate]:
 def estimates_of(answered: Sequence[Answered]) -> dict[str, Estimate]:
     """The mean score of each task, and of `all`."""
     return estimates([(item.task, item.score) for item in answered])
+
+
+def compared(answered: Sequence[Answered], metrics: Sequence[TextMetric]) -> dict[str, Any]:
+    """Text metrics of each task that has replies: of all of them, with their right answers."""
+    pairs: dict[str, list[tuple[str, str]]] = {}
+    for one in answered:
+        if not one.question.options:
+            given = [(reply, one.question.answer) for reply in one.replies]
+            pairs.setdefault(one.task, []).extend(given)
+    return {task: text_metrics(metrics, *zip(*given, strict=True)) for task, given in pairs.items()}
 
 
 def gain(ours: Sequence[Answered], theirs: Sequence[Answered], seed: int = 0) -> Estimate:

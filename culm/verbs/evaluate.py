@@ -214,6 +214,9 @@ def _print(ours: Evaluated, theirs: Evaluated | None, gains: Mapping[str, Any]) 
         if isinstance(value, float | int):
             other = "" if theirs is None else f"  (the other model: {theirs.results[name]:,.4g})"
             console.print(f"{name.replace('_', ' ')}: {value:,.4g}{other}")
+        elif name.endswith("metrics"):
+            for task, metrics in value.items():
+                console.print(f"{task}: {', '.join(map(_metric, metrics.items()))}")
         elif name.endswith("contamination"):
             for task, groups in value.items():
                 shown = ", ".join(
@@ -225,6 +228,13 @@ def _print(ours: Evaluated, theirs: Evaluated | None, gains: Mapping[str, Any]) 
             for task, passes in value.items():
                 shown = ", ".join(f"pass@{k} {100 * p:.1f} %" for k, p in passes.items())
                 console.print(f"{task}: {shown}")
+
+
+def _metric(given: tuple[str, Any]) -> str:
+    """A text metric from 0 to 100."""
+    name, found = given
+    value = found if isinstance(found, float) else 100 * found["value"]
+    return f"{name} {value:.1f}"
 
 
 def _interval(estimate: Mapping[str, float]) -> str:

@@ -10,8 +10,9 @@ from pydantic import NonNegativeFloat, PositiveInt
 from culm.engine.sampling import Sampling
 from culm.eval.local import LocalModel
 from culm.eval.measure.measure import MeasureConfig, Subject
-from culm.eval.questions import answer_questions, distinct, estimates
+from culm.eval.questions import answer_questions, compared, distinct, estimates
 from culm.eval.responder import Generation
+from culm.eval.text_metrics import TextMetric, require_packages
 from culm.model.transformer import require_vocabulary
 from culm.task import Tasks
 
@@ -24,6 +25,8 @@ class Scores(MeasureConfig):
 
     max_tokens: limit of a reply. samples: replies to each question, whose scores are averaged.
     temperature: of replies; at 0, the most likely token is taken.
+
+    metrics: of replies as texts, in a result of this name for each task: rouge, bleu, chrf.
     """
 
     kind: Literal["scores"] = "scores"
@@ -32,6 +35,7 @@ class Scores(MeasureConfig):
     max_tokens: PositiveInt = 32
     samples: PositiveInt = 1
     temperature: NonNegativeFloat = 0.0
+    metrics: tuple[TextMetric, ...] = ()
 
     @property
     def generation(self) -> Generation:
@@ -40,6 +44,7 @@ class Scores(MeasureConfig):
 
     def check(self, subject: Subject) -> None:
         """Each question must leave room for an answer."""
+        require_packages(self.metrics)
         if self.tasks:
             require_vocabulary(subject.model)
         local = LocalModel(subject.model, subject.tokenizer)
@@ -56,4 +61,8 @@ class Scores(MeasureConfig):
         scores = subject.join([item.score for item in own], len(asked))
         names = [task.name for task, _ in asked]
         table = estimates(list(zip(names, scores, strict=True)))
-        return {"scores": {name: asdict(one) for name, one in table.items()}}
+        found: dict[str, Any] = {"scores": {name: asdict(one) for name, one in table.items()}}
+        if self.metrics:
+            every = [item for items in subject.ranks.gather(own) for item in items]
+            found["metrics"] = compared(every, self.metrics)
+        return found
