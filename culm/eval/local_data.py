@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from culm.config import SettingError
+from culm.eval.measure.chat import Chat
 from culm.eval.measure.scores import Scores
 from culm.eval.settings import EvalConfig
 from culm.source import kind_of
@@ -32,7 +33,7 @@ def located(settings: EvalConfig, folder: str) -> tuple[EvalConfig, list[str]]:
     missing: list[str] = []
     measures = dict(settings.measures)
     for name, measure in settings.measures.items():
-        if isinstance(measure, Scores):
+        if isinstance(measure, Scores | Chat):
             given: Sequence[Task] = measure.tasks
             tasks: list[Task] = []
             for task in given:
@@ -43,7 +44,7 @@ def located(settings: EvalConfig, folder: str) -> tuple[EvalConfig, list[str]]:
                 else:
                     missing.append(task.name)
             measures[name] = measure.model_copy(update={"tasks": tuple(tasks)})
-    if not any(isinstance(one, Scores) and one.tasks for one in measures.values()):
+    if not any(isinstance(one, Scores | Chat) and one.tasks for one in measures.values()):
         raise SettingError(
             f"data: {folder} has a file for none of {', '.join(missing)}; a file is named as its "
             "task, such as arc_easy.jsonl"

@@ -8,6 +8,7 @@ from culm.config import one_of
 from culm.task.arithmetic import Arithmetic
 from culm.task.choices import Choices
 from culm.task.code import Code
+from culm.task.dialogues import Dialogues
 from culm.task.expression import Expression
 from culm.task.identity import Identity
 from culm.task.letters import Letters

@@ -37,7 +37,8 @@ class Question:
     option) whether its tokens are the most likely ones.
     plain: the prompt is a text to continue, not a message in the chat template. stops: texts that
     end a reply and are no part of it. before: messages before the prompt. tools: that the reply
-    may call, as the chat template reads them.
+    may call, as the chat template reads them. further: what the user says after each reply, in a
+    dialogue of several turns.
     """
 
     prompt: str
@@ -51,6 +52,7 @@ class Question:
     stops: tuple[str, ...] = ()
     before: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
     tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    further: tuple[str, ...] = ()
 
     @property
     def messages(self) -> list[Mapping[str, Any]]:
