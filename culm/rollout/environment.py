@@ -125,11 +125,14 @@ def question_remarks(fitting: Sequence[Fitting], context: int, seed: int) -> lis
 
 @dataclass
 class QuestionEpisode:
-    """A question of a task: the one reply is scored."""
+    """A question of a task. The last reply is scored, which is the only one unless the user says
+    something further.
+    """
 
     task: Task
     question: Question
     reply: str = ""
+    replies: int = 0
 
     @property
     def prompt(self) -> Sequence[Message]:
@@ -142,7 +145,9 @@ class QuestionEpisode:
 
     def step(self, reply: str) -> Turn:
         self.reply = reply
-        return Turn()
+        self.replies += 1
+        said = self.question.further[self.replies - 1 : self.replies]
+        return Turn(tuple({"role": "user", "content": text} for text in said))
 
     def score(self) -> float:
         return graded(self.task, self.question, self.reply)

@@ -17,8 +17,9 @@ from culm.task.task import Task
 from culm.task.tool_calls import ToolCalls
 
 AnyTask = one_of(
-    Arithmetic | Letters | Expression | Identity | Prompts | Choices | Code | ToolCalls
-)
+    Arithmetic | Letters | Expression | Identity
+    | Prompts | Choices | Code | ToolCalls | Dialogues
+)  # fmt: skip
 
 
 def _named_differently(tasks: tuple[Task, ...]) -> tuple[Task, ...]:

@@ -27,7 +27,7 @@ from culm.rollout.reward.format import FormatBonus
 from culm.rollout.reward.function import FunctionScore
 from culm.rollout.reward.judge import Judge
 from culm.rollout.reward.model import ModelScore
-from culm.rollout.reward.reward import scores_of
+from culm.rollout.reward.reward import RewardConfig, scores_of
 from culm.task import Tasks
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -69,6 +69,11 @@ class Chat(MeasureConfig):
         return rewards
 
     @property
+    def rewards(self) -> tuple[RewardConfig, ...]:
+        """Of which the weighted sum is measured."""
+        return self.reward
+
+    @property
     def generation(self) -> Generation:
         """How replies are made."""
         return Generation(self.max_tokens, Sampling(self.temperature))
@@ -95,17 +100,17 @@ class Chat(MeasureConfig):
 
     def rated(self, said: Sequence[Said], tokenizer: Tokenizer | None, seed: int) -> list[float]:
         """The reward of each reply. tokenizer: of the model that replied, if it is known."""
-        readers = _Readers()
-        paths = [path for one in self.reward for path in _models(one)]
+        readers, rewards = _Readers(), self.rewards
+        paths = [path for one in rewards for path in _models(one)]
         known = readers.tokenizer(paths) if paths else tokenizer
-        return rewards_of(said, self.reward, readers.load, known, seed)
+        return rewards_of(said, rewards, readers.load, known, seed)
 
     def duel(self, ours: Sequence[Said], theirs: Sequence[Said], seed: int) -> Estimate | None:
         """The share of replies that a judge prefers to those of another model, a tie being half of
         one; in a dialogue of several turns each model has its own earlier replies. None without a
         judge.
         """
-        judge = next((one for one in self.reward if isinstance(one, Judge)), None)
+        judge = next((one for one in self.rewards if isinstance(one, Judge)), None)
         if judge is None:
             return None
         score = judge.model_copy(update={"form": "pairs", "pairs": None}).build(_no_model, seed)
