@@ -16,7 +16,7 @@ from culm.eval.measure.scores import Scores
 from culm.eval.pass_at_k import pass_at_k
 from culm.eval.questions import Answered, Asked, answered_in_parts, compared, distinct, estimates_of
 from culm.eval.responder import Responder
-from culm.eval.text_metrics import TextMetric, require_packages
+from culm.eval.text_metrics import TextMetric
 from culm.model.transformer import Transformer
 from culm.task.task import By
 
@@ -81,7 +81,7 @@ def answer_suite(
 
     path: a file of answers, from which known ones are read, and to which others are added.
     """
-    require_packages(measure.metrics)
+    measure.require()
     asked = distinct(measure.tasks, measure.questions, seed)
     how = measure.generation
     file = AnswersFile(path, model, how, seed) if path else None

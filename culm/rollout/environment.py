@@ -166,6 +166,11 @@ class TaskEnvironment:
                 f"tasks: {self.task.name}: rollouts list no tools in the chat template; set "
                 "form=text, which lists them in a message"
             )
+        if question.plain:
+            raise SettingError(
+                f"tasks: {self.task.name}: rollouts ask in the chat template, and this task "
+                "is a text to continue; set plain=false"
+            )
         return QuestionEpisode(self.task, question)
 
     def fingerprint(self, seed: int) -> str:

@@ -109,7 +109,11 @@ class Code(FileTask):
         """
         programs = [program(question, reply) for question, reply in given]
         workers = min(self.workers, max(len(programs), 1))
-        return [self._verdict(one) for one in run_all(programs, self.limits, workers)]
+        try:
+            outcomes = list(run_all(programs, self.limits, workers))
+        except SettingError as error:  # which calls its settings by another name
+            raise SettingError(str(error).replace("sandbox.", "tasks.limits.", 1)) from error
+        return [self._verdict(one) for one in outcomes]
 
     def _verdict(self, outcome: Outcome) -> float:
         if outcome.status == "refused":

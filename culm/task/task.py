@@ -92,7 +92,11 @@ class Together(Protocol):
     """
 
     def score_together(self, given: Sequence[Scored]) -> list[float]:
-        """The score of each reply, as `Task.score` gives it."""
+        """The score of each reply, as `Task.score` gives it.
+
+        Raises:
+            SettingError: it can score none here, also where none is given.
+        """
         ...
 
 

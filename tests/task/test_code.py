@@ -11,6 +11,10 @@ from culm.config import SettingError
 from culm.eval.measure.scores import Scores
 from culm.eval.responder import Generation, Reply
 from culm.eval.suite import answer_suite
+from culm.rollout.environment import TaskEnvironment
+from culm.rollout.reward.score import TaskScore
+from culm.rollout.trajectory import Trajectory
+from culm.sandbox import mechanism
 from culm.sandbox.limits import Limits
 from culm.sandbox.outcome import Outcome
 from culm.task import code as module
@@ -155,6 +159,30 @@ def test_all_reference_solutions_of_mbpp_pass(shared, plain) -> None:
     scores = graded_together(found, [(one, one.answer) for one in asked])
     assert [q.fields["task_id"] for q, score in zip(asked, scores, strict=True) if not score] == []
     assert not any(graded_together(found, [(one, "") for one in asked[::10]]))
+
+
+def test_a_machine_without_a_sandbox_is_refused_before_anything_is_asked(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(mechanism, "obstacle", lambda name: "not here")
+    measure = Scores(tasks=(task(tmp_path, HUMANEVAL),))
+    for ask in (measure.require, lambda: answer_suite(Sampling(), "m", measure, 1)):
+        with pytest.raises(SettingError, match=r"tasks\.limits\.mechanism: .*cannot be confined"):
+            ask()
+
+
+def test_programs_are_rewards_too(tmp_path) -> None:
+    """Those of a rollout run together; a text to continue is no prompt in the chat template."""
+    found = task(tmp_path, HUMANEVAL, plain=False, split="train")
+    played = []
+    for number in range(4):
+        episode = TaskEnvironment(found).reset(number, 1)
+        episode.step(episode.question.answer if number % 2 else "?")
+        played.append(Trajectory(episode))
+    reward = TaskScore().build(lambda *_: None, 1)
+    assert reward(played) == [0, 1, 0, 1]
+    with pytest.raises(SettingError, match="set plain=false"):
+        TaskEnvironment(task(tmp_path, HUMANEVAL, split="train")).reset(0, 1)
 
 
 class Sampling:

@@ -15,6 +15,7 @@ from culm.eval.responder import Generation
 from culm.eval.text_metrics import TextMetric, require_packages
 from culm.model.transformer import require_vocabulary
 from culm.task import Tasks
+from culm.task.task import Task, Together
 
 
 class Scores(MeasureConfig):
@@ -44,12 +45,24 @@ class Scores(MeasureConfig):
 
     def check(self, subject: Subject) -> None:
         """Each question must leave room for an answer."""
-        require_packages(self.metrics)
+        self.require()
         if self.tasks:
             require_vocabulary(subject.model)
         local = LocalModel(subject.model, subject.tokenizer)
         for _, question in distinct(self.tasks, self.questions, subject.seed):
             local.check(question, self.generation)
+
+    def require(self) -> None:
+        """What the scores need besides the model, such as packages and a sandbox.
+
+        Raises:
+            SettingError: it is not here.
+        """
+        require_packages(self.metrics)
+        tasks: tuple[Task, ...] = self.tasks
+        for task in tasks:
+            if isinstance(task, Together):
+                task.score_together([])
 
     def measure(self, subject: Subject) -> dict[str, Any]:
         """Nothing without tasks."""
