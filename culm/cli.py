@@ -179,6 +179,7 @@ def evaluate(
     contamination: given.ContaminationText = None,
     lm_eval: given.LmEval = None,
     include_path: given.IncludePath = None,
+    judge: given.JudgeURL = None,
     as_json: given.AsJson = False,
     device: given.Device = "auto",
     dtype: given.EvalDtype = None,
@@ -188,7 +189,7 @@ def evaluate(
 
     options = Options(
         suite, questions, data, text, output, against, contamination, lm_eval, include_path,
-        as_json, device, dtype,
+        judge, as_json, device, dtype,
     )  # fmt: skip
     show_evaluation(model, options)
 

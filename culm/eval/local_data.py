@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from culm.config import SettingError
+from culm.eval.measure.chat import Chat
 from culm.eval.measure.scores import Scores
 from culm.eval.settings import EvalConfig
 from culm.source import kind_of
@@ -32,24 +33,34 @@ def located(settings: EvalConfig, folder: str) -> tuple[EvalConfig, list[str]]:
     missing: list[str] = []
     measures = dict(settings.measures)
     for name, measure in settings.measures.items():
-        if isinstance(measure, Scores):
+        if isinstance(measure, Scores | Chat):
             given: Sequence[Task] = measure.tasks
             tasks: list[Task] = []
             for task in given:
                 if not isinstance(task, FileTask):
                     tasks.append(task)
-                elif _plain(task.name) in files:
-                    path = files[_plain(task.name)]
-                    tasks.append(task.model_copy(update={"path": str(path), "examples": None}))
+                elif (found := _files_of(task, files)) is not None:
+                    tasks.append(task.model_copy(update={**found, "examples": None}))
                 else:
                     missing.append(task.name)
             measures[name] = measure.model_copy(update={"tasks": tuple(tasks)})
-    if not any(isinstance(one, Scores) and one.tasks for one in measures.values()):
+    if not any(isinstance(one, Scores | Chat) and one.tasks for one in measures.values()):
         raise SettingError(
             f"data: {folder} has a file for none of {', '.join(missing)}; a file is named as its "
             "task, such as arc_easy.jsonl"
         )
     return settings.model_copy(update={"measures": measures}), missing
+
+
+def _files_of(task: FileTask, files: Mapping[str, Path]) -> dict[str, str] | None:
+    """Each setting of a task that names a file, with that of the folder; None if one is missing."""
+    found: dict[str, str] = {}
+    for setting, names in task.named_files().items():
+        plain = next((name for name in map(_plain, names) if name in files), None)
+        if plain is None:
+            return None
+        found[setting] = str(files[plain])
+    return found
 
 
 def _named(root: Path) -> Iterator[tuple[str, Path]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from culm.engine.continuations import Likelihood
 from culm.eval.interval import Estimate, difference, estimate
-from culm.eval.responder import Generation, Responder
+from culm.eval.responder import Generation, Reply, Responder
+from culm.eval.text_metrics import TextMetric, text_metrics
 from culm.task.file_task import FileTask
-from culm.task.task import By, Question, Task, graded
+from culm.task.task import By, Question, Task, graded_together
 
 TRIES = 20  # per distinct question; after that a task is taken to have no more
 TOGETHER = 256  # questions that are answered before their answers are given on
@@ -67,7 +69,9 @@ def _distinct(task: Task, questions: int | None, seed: int) -> list[Question]:
         tries = TRIES * questions
     for index in range(tries):
         question = task.question("test", index, seed)
-        found.setdefault((question.prompt, question.options), question)
+        # Of two that differ in their tools or in what was said before, neither is left out.
+        rest = repr((question.before, question.tools))
+        found.setdefault((question.prompt, question.options, rest), question)
         if len(found) == questions:
             break
     return list(found.values())
@@ -86,12 +90,26 @@ def answer_questions(
         task, question = asked[i]
         found[i] = _choice(task, question, tuple(next(likelihoods) for _ in question.options))
     replies = responder.replies([asked[i][1] for i in written], how)
-    for i, given in zip(written, replies, strict=True):
-        task, question = asked[i]
-        scores = tuple(graded(task, question, reply.text) for reply in given)
-        texts = tuple(reply.text for reply in given)
-        found[i] = Answered(task.name, question, texts, scores, sum(r.tokens for r in given))
+    for i, one in zip(written, _scored([asked[i] for i in written], replies), strict=True):
+        found[i] = one
     return [one for one in found if one is not None]
+
+
+def _scored(asked: Sequence[Asked], replies: Sequence[Sequence[Reply]]) -> list[Answered]:
+    """Questions with their replies and scores; a task may score all of its replies together."""
+    pairs = list(zip(asked, replies, strict=True))
+    tasks = {task.name: task for task, _ in asked}
+    scores: dict[str, Iterator[float]] = {}
+    for name, task in tasks.items():
+        own = [(q, reply.text) for (t, q), given in pairs if t.name == name for reply in given]
+        scores[name] = iter(graded_together(task, own))
+    return [
+        Answered(
+            task.name, question, tuple(reply.text for reply in given),
+            tuple(next(scores[task.name]) for _ in given), sum(reply.tokens for reply in given),
+        )
+        for (task, question), given in pairs
+    ]  # fmt: skip
 
 
 def answered_in_parts(
@@ -142,6 +160,16 @@ def estimates(scores: Sequence[tuple[str, float]]) -> dict[str, Estimate]:
 def estimates_of(answered: Sequence[Answered]) -> dict[str, Estimate]:
     """The mean score of each task, and of `all`."""
     return estimates([(item.task, item.score) for item in answered])
+
+
+def compared(answered: Sequence[Answered], metrics: Sequence[TextMetric]) -> dict[str, Any]:
+    """Text metrics of each task that has replies: of all of them, with their right answers."""
+    pairs: dict[str, list[tuple[str, str]]] = {}
+    for one in answered:
+        if not one.question.options:
+            given = [(reply, one.question.answer) for reply in one.replies]
+            pairs.setdefault(one.task, []).extend(given)
+    return {task: text_metrics(metrics, *zip(*given, strict=True)) for task, given in pairs.items()}
 
 
 def gain(ours: Sequence[Answered], theirs: Sequence[Answered], seed: int = 0) -> Estimate:

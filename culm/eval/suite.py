@@ -14,8 +14,9 @@ from culm.convert.weights import fingerprint
 from culm.eval.answers_file import AnswersFile
 from culm.eval.measure.scores import Scores
 from culm.eval.pass_at_k import pass_at_k
-from culm.eval.questions import Answered, Asked, answered_in_parts, distinct, estimates_of
+from culm.eval.questions import Answered, Asked, answered_in_parts, compared, distinct, estimates_of
 from culm.eval.responder import Responder
+from culm.eval.text_metrics import TextMetric
 from culm.model.transformer import Transformer
 from culm.task.task import By
 
@@ -27,6 +28,7 @@ class Answers:
     """What a model answered to the questions of one measure."""
 
     answered: Sequence[Answered]
+    metrics: Sequence[TextMetric] = ()
 
     def results(self) -> dict[str, Any]:
         """`scores` as the measure has them, and where a suite has them:
@@ -34,6 +36,7 @@ class Answers:
         choices: of each task with options, its score by sum, tokens and bytes. centred: its score
         above that of chance, (score - chance) / (1 - chance); core: the mean of these
         (2406.11794). pass_at_k: of each task with several replies, for k = 1, 2, 4, ...
+        metrics: of texts, if any were asked for.
         """
         scores = {name: asdict(one) for name, one in estimates_of(self.answered).items()}
         found: dict[str, Any] = {"scores": scores}
@@ -52,6 +55,8 @@ class Answers:
         sampled = {name: ones for name, ones in tasks.items() if len(ones[0].scores) > 1}
         if sampled:
             found["pass_at_k"] = {name: _passes(ones) for name, ones in sampled.items()}
+        if self.metrics:
+            found["metrics"] = compared(self.answered, self.metrics)
         return found
 
 
@@ -76,6 +81,7 @@ def answer_suite(
 
     path: a file of answers, from which known ones are read, and to which others are added.
     """
+    measure.require()
     asked = distinct(measure.tasks, measure.questions, seed)
     how = measure.generation
     file = AnswersFile(path, model, how, seed) if path else None
@@ -94,7 +100,8 @@ def answer_suite(
                 file.write(part)
 
         new = answered_in_parts(responder, left, how, done)
-        return Answers([known_of(one) or next(new) for one in asked])
+        answered = [known_of(one) or next(new) for one in asked]
+        return Answers(answered, measure.metrics)
 
 
 def identity_of(model: Transformer) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
@@ -80,6 +80,12 @@ class FileTask(Config):
     def paths(self) -> tuple[str, ...]:
         """All that is read."""
         return (self.path,) if self.examples is None else (self.path, self.examples)
+
+    def named_files(self) -> Mapping[str, Sequence[str]]:
+        """For each setting that names a file: names, without their endings, of which it has one
+        where a suite is read from a folder.
+        """
+        return {"path": (self.name,)}
 
     def asked(self, split: Split) -> Sequence[Question]:
         """The questions of a split, in the order of the file."""

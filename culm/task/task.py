@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from functools import partial
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from culm.config import SettingError
 from culm.seed import keyed
@@ -36,7 +37,8 @@ class Question:
     option) whether its tokens are the most likely ones.
     plain: the prompt is a text to continue, not a message in the chat template. stops: texts that
     end a reply and are no part of it. before: messages before the prompt. tools: that the reply
-    may call, as the chat template reads them.
+    may call, as the chat template reads them. further: what the user says after each reply, in a
+    dialogue of several turns.
     """
 
     prompt: str
@@ -50,6 +52,7 @@ class Question:
     stops: tuple[str, ...] = ()
     before: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
     tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    further: tuple[str, ...] = ()
 
     @property
     def messages(self) -> list[Mapping[str, Any]]:
@@ -74,6 +77,26 @@ class Task(Protocol):
 
     def score(self, question: Question, reply: str) -> float:
         """0 to 1; never raises, whatever the reply."""
+        ...
+
+
+Scored = tuple[Question, str]  # a question and the reply to score
+
+
+@runtime_checkable
+class Together(Protocol):
+    """What a task has besides if it scores many replies faster together than one after another.
+
+    Programs do: each takes a tenth of a second or more to start and to run, most of it waiting, so
+    several run at the same time, in processes that are started once for all of them.
+    """
+
+    def score_together(self, given: Sequence[Scored]) -> list[float]:
+        """The score of each reply, as `Task.score` gives it.
+
+        Raises:
+            SettingError: it can score none here, also where none is given.
+        """
         ...
 
 
@@ -114,11 +137,32 @@ def graded(task: Task, question: Question, reply: str) -> float:
     Raises:
         SettingError: it gives no number from 0 to 1, or fails.
     """
+    return _graded(task, reply, lambda: task.score(question, reply))
+
+
+def graded_together(task: Task, given: Sequence[Scored]) -> list[float]:
+    """The scores that a task gives to replies.
+
+    Raises:
+        SettingError: as `graded`.
+    """
+    if not isinstance(task, Together):
+        return [graded(task, question, reply) for question, reply in given]
+    scores = task.score_together(given)
+    return [
+        _graded(task, reply, partial(float, score))
+        for (_, reply), score in zip(given, scores, strict=True)
+    ]
+
+
+def _graded(task: Task, reply: str, scored: Callable[[], float]) -> float:
     try:
-        score = task.score(question, reply)
+        score = scored()
         if 0 <= score <= 1:
             return float(score)
         reason = f"is {score}, not a number from 0 to 1"
+    except SettingError:  # it says what to do
+        raise
     except Exception as error:  # a task may be anyone's code
         reason = f"failed: {type(error).__name__}: {error}"
     raise SettingError(f"tasks: the score of {task.name} for the reply {reply[:40]!r} {reason}")

@@ -187,6 +187,10 @@ EvalText = Annotated[
     typer.Option(help="Measure bits per byte of this text instead: a file, folder or dataset."),
 ]
 Against = Annotated[str | None, typer.Option(help="Another model, compared on the same questions.")]
+JudgeURL = Annotated[
+    str | None,
+    typer.Option("--judge", help="URL#MODEL of the API that judges replies (suite chat)."),
+]
 AnswersOut = Annotated[
     str | None,
     typer.Option(help="A JSONL file of all answers, which a second call completes."),

@@ -21,6 +21,7 @@ from culm.eval.evaluation import Evaluation
 from culm.eval.interval import Estimate
 from culm.eval.local import LocalModel
 from culm.eval.local_data import located
+from culm.eval.measure.chat import Chat, Conversed, chat_suite
 from culm.eval.measure.measure import Subject
 from culm.eval.measure.scores import Scores
 from culm.eval.measure.text import Text
@@ -30,6 +31,7 @@ from culm.eval.responder import Responder
 from culm.eval.settings import EvalConfig
 from culm.eval.suite import Answers, answer_suite, identity_of
 from culm.task.file_task import notes_of
+from culm.verbs.evaluate_chat import chat_gains, chat_lines, with_judge
 
 TIMEOUT, RETRIES = 120.0, 3  # seconds of a request to a server, and further attempts
 
@@ -42,6 +44,7 @@ class Options:
     output: a file of all answers, which another call completes. against: another model.
     contamination: a training text, in which parts of the questions are searched. lm_eval: names
     of lm-eval's tasks, which are run instead; include_path: a folder of further ones.
+    judge: URL#MODEL of the API that judges replies.
     """
 
     suite: str = "tasks"
@@ -53,6 +56,7 @@ class Options:
     contamination: str | None = None
     lm_eval: str | None = None
     include_path: str | None = None
+    judge: str | None = None
     as_json: bool = False
     device: str = "auto"
     dtype: str | None = None
@@ -60,10 +64,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A model with its answers to each measure, and the results of all measures."""
+    """A model with its answers to each measure, its dialogues, and the results of all measures."""
 
     answers: dict[str, Answers]
     results: dict[str, Any]
+    dialogues: dict[str, Conversed]
 
 
 def show_evaluation(model: str, options: Options) -> None:
@@ -80,7 +85,7 @@ def show_evaluation(model: str, options: Options) -> None:
     if options.against is not None:
         output = options.output and str(_other(Path(options.output)))
         theirs = _evaluated(options.against, settings, options, output)
-    gains = {} if theirs is None else _gains(ours, theirs)
+    gains = {} if theirs is None else _gains(ours, theirs, settings)
     if options.as_json:
         shown = {**ours.results, **({"gains": gains} if gains else {})}
         print(json.dumps(shown))
@@ -116,7 +121,8 @@ def _short(value: Any) -> str:
 def _settings(options: Options) -> EvalConfig:
     if options.text is not None:
         return EvalConfig(measures={"text": Text(path=options.text)})
-    settings = parse(EvalConfig, compose(options.suite, "eval").values, "eval")
+    values = with_judge(compose(options.suite, "eval").values, options.judge)
+    settings = parse(EvalConfig, values, "eval")
     if options.data is not None:
         settings, missing = located(settings, options.data)
         if missing:
@@ -124,11 +130,11 @@ def _settings(options: Options) -> EvalConfig:
     if options.questions is not None:
         changed = {"questions": options.questions or None}
         measures = {
-            name: one.model_copy(update=changed) if isinstance(one, Scores) else one
+            name: one.model_copy(update=changed) if isinstance(one, Scores | Chat) else one
             for name, one in settings.measures.items()
         }
         settings = settings.model_copy(update={"measures": measures})
-    scores = [one for one in settings.measures.values() if isinstance(one, Scores)]
+    scores = [one for one in settings.measures.values() if isinstance(one, Scores | Chat)]
     if not any(one.tasks for one in scores):
         raise SettingError(f"suite: {options.suite} names no tasks; see configs/eval/tasks.yaml")
     for note, count in notes_of([task for one in scores for task in one.tasks]).items():
@@ -141,13 +147,18 @@ def _evaluated(model: str, settings: EvalConfig, options: Options, output: str |
     answers: dict[str, Answers] = {}
     results: dict[str, Any] = {}
     others: dict[str, Any] = {}
+    dialogues: dict[str, Conversed] = {}
+    path = Path(output) if output else None
     for name, measure in settings.measures.items():
-        if not isinstance(measure, Scores):
+        prefix = "" if name == measure.kind else f"{name}."
+        if isinstance(measure, Chat) and measure.tasks:
+            said = chat_suite(responder, identity, measure, settings.seed, path)
+            dialogues[name] = said
+            results |= {f"{prefix}{key}": value for key, value in said.results().items()}
+        elif not isinstance(measure, Scores | Chat):
             others[name] = measure
-        elif measure.tasks:
-            path = Path(output) if output else None
+        elif isinstance(measure, Scores) and measure.tasks:
             found = answer_suite(responder, identity, measure, settings.seed, path)
-            prefix = "" if name == measure.kind else f"{name}."
             answers[name] = found
             results |= {f"{prefix}{key}": value for key, value in found.results().items()}
             if options.contamination is not None:
@@ -158,7 +169,7 @@ def _evaluated(model: str, settings: EvalConfig, options: Options, output: str |
         subject = Subject(responder.model, responder.tokenizer, seed=settings.seed)
         rest = settings.model_copy(update={"measures": others})
         results |= Evaluation(rest, subject).run(final=True)
-    return Evaluated(answers, results)
+    return Evaluated(answers, results, dialogues)
 
 
 def _responder(model: str, seed: int, options: Options) -> tuple[Responder, str]:
@@ -183,7 +194,7 @@ def _other(path: Path) -> Path:
     return path.with_name(f"{path.stem}-against{path.suffix}")
 
 
-def _gains(ours: Evaluated, theirs: Evaluated) -> dict[str, Any]:
+def _gains(ours: Evaluated, theirs: Evaluated, settings: EvalConfig) -> dict[str, Any]:
     """How much more we score on the same questions, by measure and task."""
     found: dict[str, Any] = {}
     for name, answers in ours.answers.items():
@@ -193,6 +204,10 @@ def _gains(ours: Evaluated, theirs: Evaluated) -> dict[str, Any]:
             one = gain([a for a, _ in of_task], [b for _, b in of_task])
             found[task] = vars(one)
         found["all"] = vars(gain(answers.answered, theirs.answers[name].answered))
+    for name, measure in settings.measures.items():
+        if isinstance(measure, Chat) and name in ours.dialogues:
+            both = ours.dialogues[name], theirs.dialogues[name]
+            found |= chat_gains(name, measure, *both, settings.seed)
     return found
 
 
@@ -210,10 +225,17 @@ def _print(ours: Evaluated, theirs: Evaluated | None, gains: Mapping[str, Any]) 
                 f"{estimate['items']:,}", *more,
             )  # fmt: skip
         console.print(table)
+    for line in chat_lines(ours.results, gains):
+        console.print(line)
     for name, value in ours.results.items():
         if isinstance(value, float | int):
-            other = "" if theirs is None else f"  (the other model: {theirs.results[name]:,.4g})"
+            other = (
+                "" if theirs is None else f"  (the other model: {theirs.results.get(name, 0):,.4g})"
+            )
             console.print(f"{name.replace('_', ' ')}: {value:,.4g}{other}")
+        elif name.endswith("metrics"):
+            for task, metrics in value.items():
+                console.print(f"{task}: {', '.join(map(_metric, metrics.items()))}")
         elif name.endswith("contamination"):
             for task, groups in value.items():
                 shown = ", ".join(
@@ -225,6 +247,13 @@ def _print(ours: Evaluated, theirs: Evaluated | None, gains: Mapping[str, Any]) 
             for task, passes in value.items():
                 shown = ", ".join(f"pass@{k} {100 * p:.1f} %" for k, p in passes.items())
                 console.print(f"{task}: {shown}")
+
+
+def _metric(given: tuple[str, Any]) -> str:
+    """A text metric from 0 to 100."""
+    name, found = given
+    value = found if isinstance(found, float) else 100 * found["value"]
+    return f"{name} {value:.1f}"
 
 
 def _interval(estimate: Mapping[str, float]) -> str:

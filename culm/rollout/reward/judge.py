@@ -20,7 +20,7 @@ from culm.config import SettingError, refuse_unused
 from culm.endpoint import Endpoint, EndpointError
 from culm.objective.objective import Load
 from culm.rollout.reward.reward import RewardConfig, Score
-from culm.rollout.trajectory import Trajectory, text_of
+from culm.rollout.trajectory import Trajectory, transcript
 from culm.seed import keyed
 
 PAIR = """\
@@ -188,14 +188,14 @@ class Judging:
 
     def _pair(self, a: Trajectory, b: Trajectory) -> str:
         return PAIR.format(
-            criteria=self.config.criteria, prompt=text_of(a.prompt),
-            first=text_of(a.completion), second=text_of(b.completion),
+            criteria=self.config.criteria, prompt=transcript(a.prompt),
+            first=transcript(a.completion), second=transcript(b.completion),
         )  # fmt: skip
 
     def _rating(self, one: Trajectory) -> str:
         return RATING.format(
-            criteria=self.config.criteria, prompt=text_of(one.prompt),
-            answer=text_of(one.completion), scale=self.config.scale,
+            criteria=self.config.criteria, prompt=transcript(one.prompt),
+            answer=transcript(one.completion), scale=self.config.scale,
         )  # fmt: skip
 
     def _ask(self, prompts: Iterable[str]) -> dict[str, str | EndpointError]:
