@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from culm.adapt.lora import LoRA
 from culm.adapt.quantize.qat import QAT
 from culm.adapt.upcycle import Upcycle
+from culm.batch import Reads
 from culm.compose import Layout, compose_run
 from culm.config import Config, SettingError, alternatives, kind_unless_given, one_of, parse
 from culm.data.settings import DataConfig
@@ -201,12 +202,12 @@ class RunConfig(Config):
         return self
 
 
-def _learner_of(gives: str | None) -> str:
+def _learner_of(gives: Reads) -> str:
     """The objectives that learn from what a format gives."""
     kinds = [
-        kind.model_fields["kind"].default
+        learners[gives]
         for kind in alternatives(Objective)
-        if issubclass(kind, ObjectiveConfig) and kind.reads == gives
+        if issubclass(kind, ObjectiveConfig) and gives in (learners := kind.learners())
     ]
     return f"{' and '.join(kinds)} {'learn' if kinds[1:] else 'learns'} from {gives}"
 

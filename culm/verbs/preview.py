@@ -34,13 +34,15 @@ QUESTIONS = 64  # read to find the longest prompt
 class Preview:
     """facts: (name, value) lines. samples: rows in spans (text, learned). context: of a row.
 
-    prepared: the folder of the corpus, if it holds all that the run would prepare.
+    prepared: the folder of the corpus, if it holds all that the run would prepare. sequences: of
+    the largest row: 2 of a pair.
     """
 
     facts: list[tuple[str, ...]]
     samples: list[list[tuple[str, bool]]]
     context: int
     prepared: Path | None = None
+    sequences: int = 1
 
 
 class Corpus:
@@ -124,7 +126,7 @@ def preview(
         facts.append(("replayed", f"{share}, from {data.replay.corpus}"))
     facts += [("note", remark) for one in every for remark in one.remarks]
     complete = folder if seen is None or seen.whole else None
-    return Preview(facts, rows.preview(SAMPLES, tokenizer), context, complete)
+    return Preview(facts, rows.preview(SAMPLES, tokenizer), context, complete, rows.group)
 
 
 def _learned(
