@@ -19,6 +19,7 @@ STAGES = (
     "pretrain",
     "sft",
     "dpo",
+    "precomputed",
     "kto",
     "reward",
     "ranking",
@@ -145,6 +146,10 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
             case "dpo":
                 run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
                 trained["objective"] = {"kind": "preference", "beta": 0.5}
+            case "precomputed":
+                run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
+                more_of = {"reference": "precomputed", "tail": 0.5}
+                trained["objective"] = {"kind": "preference", "beta": 0.5, **more_of}
             case "kto":
                 run["data"] = {"path": str(corpora / "labels.jsonl"), "format": "label"}
                 trained["objective"] = {"kind": "kto", "beta": 0.5}

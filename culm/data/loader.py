@@ -32,8 +32,8 @@ ROUND = 64  # rows that are not packed are padded to a multiple, so that few sha
 class Loader:
     """Rows of `context` tokens, `rows_per_step` of them in a step over all ranks.
 
-    rows: rows in an epoch; rows_per_step: in a step. epoch_steps: steps that show every row once.
-    targets: learned targets in an epoch. efficiency: share of positions that hold a token.
+    rows: rows in an epoch; rows_per_step: in a step; micro_rows: in a micro-batch. epoch_steps:
+    steps that show every row once. targets: learned targets in an epoch. efficiency: share of positions that hold a token.
     truncated: documents that are learned from without their end; left_out: those of `documents`,
     or pairs, in which nothing is left to learn. dialogues: whether answers are learned, each with
     its end. fingerprint: of the order. prepare_step: completes the micro-batches of a step
@@ -62,7 +62,7 @@ class Loader:
         if context < 2:
             raise SettingError(f"train.context: {context} leaves nothing to predict; at least 2")
         self._prepared, self._context, self._seed = prepared, context, seed
-        self.rows_per_step, self._micro_rows = rows_per_step, micro_rows
+        self.rows_per_step, self.micro_rows = rows_per_step, micro_rows
         self._rank, self._ranks, self._share = rank, ranks, rows_per_step // ranks
         self._prepare_step = prepare_step
         self._pad, self._single = prepared.manifest.end_of_text, _is_single(prepared)
@@ -146,6 +146,14 @@ class Loader:
         spread = np.linspace(0, self.rows, count, endpoint=False).astype(int)
         yield from self._batches(self._kept[spread].tolist())
 
+    def add_columns(self, columns: Mapping[str, Tensor]) -> None:
+        """More of `Batch.extra`: a number for each sequence, in the order of `sample(targets)`."""
+        kept = [member for row in self._kept.tolist() for member in self._members(row)]
+        for name, values in columns.items():
+            column = np.full(self._groups[-1], np.nan, dtype=np.float32)
+            column[kept] = values.numpy()
+            self._columns[name] = column
+
     def learns(self, ids: Iterable[int]) -> bool:
         """Whether one of these tokens is learned in some row, of whatever rank."""
         wanted = torch.tensor(sorted(ids))
@@ -181,8 +189,8 @@ class Loader:
         return [segment for member in self._members(row) for segment in self._packed[member]]
 
     def _batches(self, rows: Sequence[int]) -> Iterator[Batch]:
-        for at in range(0, len(rows), self._micro_rows):
-            yield self._batch(rows[at : at + self._micro_rows])
+        for at in range(0, len(rows), self.micro_rows):
+            yield self._batch(rows[at : at + self.micro_rows])
 
     def _batch(self, rows: Sequence[int]) -> Batch:
         read, pad = self._prepared.read, self._pad

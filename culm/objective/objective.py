@@ -126,6 +126,15 @@ class Objective(nn.Module, ABC):
     def loss(self, batch: Batch, context: Context) -> Loss:
         """The sums of a batch; a model that is not trained takes `context.unrecorded()`."""
 
+    @property
+    def precomputes(self) -> tuple[str, ...]:
+        """Columns of `Batch.extra` that it computes once for a corpus, with `precompute`."""
+        return ()
+
+    def precompute(self, batch: Batch) -> dict[str, Tensor]:
+        """A number for each row in each of these columns, from the model as it is at the start."""
+        return {}
+
     def prepare_step(self, batches: list[Batch], ranks: Ranks) -> list[Batch]:
         """The micro-batches of a step, with what must be known of the whole step before any of it
         is learned from; on the CPU. Every rank calls it.

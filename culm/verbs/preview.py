@@ -27,6 +27,7 @@ from culm.train.run_folder import prepared_by
 from culm.verbs.format import count, size
 
 SAMPLES = 3
+REFERENCE = "log-probabilities of the start, computed for all pairs before the first step"
 QUESTIONS = 64  # read to find the longest prompt
 
 
@@ -119,6 +120,8 @@ def preview(
     facts.append(("packing", f"rows of {context} tokens, {100 * rows.efficiency:.1f} % filled"))
     facts += _learned(config, tokenizer, rows, seen)
     facts.append(("held out", _held_out(config, folder, seen)))
+    if "reference" in config.train.objective.columns and config.train.objective.reads == "pairs":
+        facts.append(("reference", REFERENCE))
     every = [rows]
     if data.replay is not None:
         every.append(replay_loader(config, tokenizer, context, Ranks(count=ranks)))
