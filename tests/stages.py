@@ -17,6 +17,7 @@ from culm.run.train import train
 
 STAGES = (
     "pretrain",
+    "fim",
     "sft",
     "dpo",
     "precomputed",
@@ -141,6 +142,10 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
             case "pretrain":
                 run["data"] = {"path": str(corpora / "text.jsonl"), "held_out": 0.1}
                 measures["samples"] = {"texts": ["the "], "max_tokens": 3}
+            case "fim":
+                run["start"] = {"path": base(), "fim": True}
+                form = {"kind": "document", "fim": {"rate": 0.7}}
+                run["data"] = {"path": str(corpora / "text.jsonl"), "format": form}
             case "sft":
                 run["data"] = {"path": str(corpora / "chat.jsonl"), "format": "chat"}
             case "dpo":

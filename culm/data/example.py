@@ -83,6 +83,14 @@ class RecordFormat(Config, ABC):
         """
         return ()
 
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Whether the tokenizer can encode such contents; asked before the first record.
+
+        Raises:
+            SettingError: it cannot.
+        """
+        _ = tokenizer.chat  # a missing template is no fault of a record
+
     @abstractmethod
     def contents(self, record: dict[str, Any]) -> Iterator[Content]:
         """What a record says.

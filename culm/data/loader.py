@@ -33,11 +33,11 @@ class Loader:
     """Rows of `context` tokens, `rows_per_step` of them in a step over all ranks.
 
     rows: rows in an epoch; rows_per_step: in a step; micro_rows: in a micro-batch. epoch_steps:
-    steps that show every row once. targets: learned targets in an epoch. efficiency: share of positions that hold a token.
-    truncated: documents that are learned from without their end; left_out: those of `documents`,
-    or pairs, in which nothing is left to learn. dialogues: whether answers are learned, each with
-    its end. fingerprint: of the order. prepare_step: completes the micro-batches of a step
-    (`Objective.prepare_step`).
+    steps that show every row once. targets: learned targets in an epoch. efficiency: share of
+    positions that hold a token. truncated: documents that are learned from without their end;
+    left_out: those of `documents`, or pairs, in which nothing is left to learn. dialogues: whether
+    answers are learned, each with its end. fingerprint: of the order. prepare_step: completes the
+    micro-batches of a step (`Objective.prepare_step`).
 
     A pair counts as one row here: a batch of N pairs has 2N rows, chosen and rejected in turn. So
     does a ranking, all of whose answers are in one batch. group: sequences of the largest row.

@@ -65,8 +65,7 @@ def prepare(
             divided, the disk is full, or the folder exists.
         InUseError: another process is writing the folder.
     """
-    if format.kind != "document":
-        _ = tokenizer.chat  # a missing template is no fault of the first record
+    format.check(tokenizer)
     with _new_folder(Path(folder), overwrite) as work:
         origin, revisions = origin_of(source), revisions_of(source)
         names = ("train", "held_out") if held_out else ("train",)

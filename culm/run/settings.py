@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -162,6 +162,18 @@ class RunConfig(Config):
     parallel: Annotated[ParallelConfig, MAY_CHANGE] = ParallelConfig()
     eval: Annotated[EvalConfig, MAY_CHANGE] = EvalConfig()
     track: Annotated[Trackers, MAY_CHANGE] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _vocabulary(cls, values: Any) -> Any:
+        """With the model's vocabulary for a tokenizer that is trained for it, unless given."""
+        given = values if isinstance(values, dict) else {}
+        tokenizer, model = given.get("tokenizer"), given.get("model")
+        if not isinstance(tokenizer, dict) or not isinstance(model, dict) or not tokenizer:
+            return values
+        if tokenizer.get("kind", "bpe") != "bpe" or "vocabulary" not in model:
+            return values
+        return {**given, "tokenizer": {"vocabulary": model["vocabulary"], **tokenizer}}
 
     @model_validator(mode="after")
     def _upcycled(self) -> RunConfig:
