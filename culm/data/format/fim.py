@@ -45,9 +45,9 @@ class FIM(Config):
             if all(len(tokenizer.encode(name, specials=True)) == 1 for name in names):
                 return names
         raise SettingError(
-            f"data.format.fim: the tokenizer has no tokens such as {FIM_TOKENS[0]}; add them "
-            "with tokenizer.fim=true to a new model, or with start.path=MODEL start.fim=true to one "
-            "that is there"
+            f"data.format.fim: the tokenizer has no tokens such as {FIM_TOKENS[0]}; add them with "
+            "tokenizer.fim=true to a new model, or with start.path=MODEL start.fim=true to one that "
+            "was trained without"
         )
 
     def rearranged(self, text: str, tokenizer: Tokenizer) -> list[int] | None:
