@@ -46,8 +46,8 @@ class FIM(Config):
                 return names
         raise SettingError(
             f"data.format.fim: the tokenizer has no tokens such as {FIM_TOKENS[0]}; add them with "
-            "tokenizer.fim=true to a new model, or with start.path=MODEL start.fim=true to one that "
-            "was trained without"
+            "tokenizer.fim=true to a new model, or with start.path=MODEL start.fim=true to a "
+            "trained one"
         )
 
     def rearranged(self, text: str, tokenizer: Tokenizer) -> list[int] | None:
