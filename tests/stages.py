@@ -17,10 +17,15 @@ from culm.run.train import train
 
 STAGES = (
     "pretrain",
+    "fim",
     "sft",
     "dpo",
+    "precomputed",
     "kto",
     "reward",
+    "ranking",
+    "rating",
+    "steps",
     "grpo",
     "dapo",
     "ppo",
@@ -52,9 +57,24 @@ def _write(path: Path, records: list[dict]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
+def _ranking(chance: random.Random, index: int) -> dict:
+    """Two to four answers; two of them may be equally good."""
+    answers = [f"{_sentence(chance, 1 + (index * n) % 4)} {n}" for n in range(2 + index % 3)]
+    scores = [chance.randrange(3) for _ in answers[1:]]
+    return {"prompt": _sentence(chance, 1), "responses": answers, "scores": [3, *scores]}
+
+
+def _solution(chance: random.Random, index: int) -> dict:
+    steps = [_sentence(chance, 1 + (index + n) % 3) for n in range(1 + index % 4)]
+    labels = [chance.random() < 0.5 for _ in steps]
+    return {"prompt": _sentence(chance, 1), "completions": steps, "labels": labels}
+
+
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with text, chat, pairs and labels (.jsonl); records of unequal length."""
+    """A folder with text, chat, pairs, labels, rankings and steps (.jsonl); records of unequal
+    length.
+    """
     folder, chance = tmp_path_factory.mktemp("corpora"), random.Random(0)
     _write(folder / "text.jsonl", [{"text": _sentence(chance, 2 + i % 17)} for i in range(80)])
     chats, pairs = [], []
@@ -73,6 +93,8 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in (("chosen", "rejected") if number % 3 else ("chosen",))
     ]
     _write(folder / "labels.jsonl", labels)
+    _write(folder / "rankings.jsonl", [_ranking(chance, index) for index in range(40)])
+    _write(folder / "steps.jsonl", [_solution(chance, index) for index in range(40)])
     return folder
 
 
@@ -120,11 +142,19 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
             case "pretrain":
                 run["data"] = {"path": str(corpora / "text.jsonl"), "held_out": 0.1}
                 measures["samples"] = {"texts": ["the "], "max_tokens": 3}
+            case "fim":
+                run["start"] = {"path": base(), "fim": True}
+                form = {"kind": "document", "fim": {"rate": 0.7}}
+                run["data"] = {"path": str(corpora / "text.jsonl"), "format": form}
             case "sft":
                 run["data"] = {"path": str(corpora / "chat.jsonl"), "format": "chat"}
             case "dpo":
                 run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
                 trained["objective"] = {"kind": "preference", "beta": 0.5}
+            case "precomputed":
+                run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
+                more_of = {"reference": "precomputed", "tail": 0.5}
+                trained["objective"] = {"kind": "preference", "beta": 0.5, **more_of}
             case "kto":
                 run["data"] = {"path": str(corpora / "labels.jsonl"), "format": "label"}
                 trained["objective"] = {"kind": "kto", "beta": 0.5}
@@ -135,6 +165,14 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
             case "reward":
                 run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
                 trained["objective"] = "reward"
+                run["eval"]["measures"] = {"pairs": {"tokens": 200}}
+            case "ranking" | "rating" | "steps":
+                files = {"ranking": "rankings", "rating": "labels", "steps": "steps"}
+                losses = {"ranking": "plackett_luce", "rating": "regression", "steps": "process"}
+                form = "label" if name == "rating" else name
+                run["data"] = {"path": str(corpora / f"{files[name]}.jsonl"), "format": form}
+                heads = 2 if name == "ranking" else 1
+                trained["objective"] = {"kind": "reward", "loss": losses[name], "heads": heads}
                 run["eval"]["measures"] = {"pairs": {"tokens": 200}}
             case "ppo" | "shared":
                 run["data"] = {"tasks": [TASK]}

@@ -24,13 +24,13 @@ STRETCH = 1 << 11  # characters that are held out of it, at least
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Contents that belong together: one, or a pair. place: of their record. numbers: of the
-    record, in the columns of the format.
+    """Contents that belong together: one, a pair or a ranking. place: of their record. numbers: of
+    each content (`RecordFormat.numbers`), or none.
     """
 
     contents: list[Content]
     place: str
-    numbers: tuple[float, ...] = ()
+    numbers: Sequence[tuple[float, ...]] = ()
 
     @property
     def size(self) -> int:

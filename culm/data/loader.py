@@ -25,20 +25,22 @@ from culm.seed import keyed_permutation
 from culm.tokenizer.tokenizer import Tokenizer
 
 Packing = Literal["windows", "bins", "auto"]
+COUNTED = ("pairs", "rankings")  # groups of rows, which sums are divided by
 ROUND = 64  # rows that are not packed are padded to a multiple, so that few shapes occur
 
 
 class Loader:
     """Rows of `context` tokens, `rows_per_step` of them in a step over all ranks.
 
-    rows: rows in an epoch; rows_per_step: in a step. epoch_steps: steps that show every row once.
-    targets: learned targets in an epoch. efficiency: share of positions that hold a token.
-    truncated: documents that are learned from without their end; left_out: those of `documents`,
-    or pairs, in which nothing is left to learn. dialogues: whether answers are learned, each with
-    its end. fingerprint: of the order. prepare_step: completes the micro-batches of a step
-    (`Objective.prepare_step`).
+    rows: rows in an epoch; rows_per_step: in a step; micro_rows: in a micro-batch. epoch_steps:
+    steps that show every row once. targets: learned targets in an epoch. efficiency: share of
+    positions that hold a token. truncated: documents that are learned from without their end;
+    left_out: those of `documents`, or pairs, in which nothing is left to learn. dialogues: whether
+    answers are learned, each with its end. fingerprint: of the order. prepare_step: completes the
+    micro-batches of a step (`Objective.prepare_step`).
 
-    A pair counts as one row here: a batch of N pairs has 2N rows, chosen and rejected in turn.
+    A pair counts as one row here: a batch of N pairs has 2N rows, chosen and rejected in turn. So
+    does a ranking, all of whose answers are in one batch. group: sequences of the largest row.
     """
 
     def __init__(
@@ -60,17 +62,20 @@ class Loader:
         if context < 2:
             raise SettingError(f"train.context: {context} leaves nothing to predict; at least 2")
         self._prepared, self._context, self._seed = prepared, context, seed
-        self.rows_per_step, self._micro_rows = rows_per_step, micro_rows
+        self.rows_per_step, self.micro_rows = rows_per_step, micro_rows
         self._rank, self._ranks, self._share = rank, ranks, rows_per_step // ranks
         self._prepare_step = prepare_step
-        self._group, self._pad = prepared.manifest.group, prepared.manifest.end_of_text
-        self._single = _is_single(prepared)
+        self._pad, self._single = prepared.manifest.end_of_text, _is_single(prepared)
         self._columns = {name: prepared.column(name) for name in prepared.manifest.columns}
+        self._per = prepared.manifest.per
         self._packed = _pack(prepared, context, packing)
-        targets = _learned_targets(prepared, self._packed)
+        learned_in = prepared.learned_positions() if prepared.masked else None
+        targets = self._packed.targets(learned_in)
         rows = np.add.reduceat(targets, self._packed.first[:-1])
-        learned = rows.reshape(-1, self._group)
-        self._kept = np.flatnonzero((learned > 0).all(axis=1))
+        self._groups = self._group_starts(len(rows))
+        self.group = int(np.diff(self._groups).max())
+        learned = np.add.reduceat(rows, self._groups[:-1])
+        self._kept = np.flatnonzero(np.minimum.reduceat(rows, self._groups[:-1]) > 0)
         self._epoch, self._order = -1, self._kept
         self.rows = len(self._kept)
         if not self.rows:
@@ -102,7 +107,7 @@ class Loader:
             remarks.append(
                 f"{self._prepared.folder} was prepared from other text: {changes[0]}{others}."
             )
-        what = "pairs" if self._group == 2 else "documents"
+        what = self.gives if self.gives in COUNTED else "documents"
         if self.left_out:
             remarks.append(
                 f"{self.left_out:,} of {self.documents:,} {what} have no learned token "
@@ -141,6 +146,14 @@ class Loader:
         spread = np.linspace(0, self.rows, count, endpoint=False).astype(int)
         yield from self._batches(self._kept[spread].tolist())
 
+    def add_columns(self, columns: Mapping[str, Tensor]) -> None:
+        """More of `Batch.extra`: a number for each sequence, in the order of `sample(targets)`."""
+        kept = [member for row in self._kept.tolist() for member in self._members(row)]
+        for name, values in columns.items():
+            column = np.full(self._groups[-1], np.nan, dtype=np.float32)
+            column[kept] = values.numpy()
+            self._columns[name] = column
+
     def learns(self, ids: Iterable[int]) -> bool:
         """Whether one of these tokens is learned in some row, of whatever rank."""
         wanted = torch.tensor(sorted(ids))
@@ -162,13 +175,22 @@ class Loader:
             self._epoch, self._order = epoch, keyed_permutation(self._kept, self._seed, epoch)
         return int(self._order[index])
 
+    def _group_starts(self, rows: int) -> np.ndarray:
+        """(groups + 1,) int64, the first row of each group, and the end of the last."""
+        if group := self._prepared.manifest.group:
+            return np.arange(0, rows + 1, group)
+        return np.append(np.flatnonzero(self._columns["place"] == 0), rows)
+
+    def _members(self, row: int) -> range:
+        """What belongs together in a row of the loader: packed rows."""
+        return range(self._groups[row], self._groups[row + 1])
+
     def _segments(self, row: int) -> list[tuple[int, int]]:
-        first = row * self._group
-        return [segment for r in range(first, first + self._group) for segment in self._packed[r]]
+        return [segment for member in self._members(row) for segment in self._packed[member]]
 
     def _batches(self, rows: Sequence[int]) -> Iterator[Batch]:
-        for at in range(0, len(rows), self._micro_rows):
-            yield self._batch(rows[at : at + self._micro_rows])
+        for at in range(0, len(rows), self.micro_rows):
+            yield self._batch(rows[at : at + self.micro_rows])
 
     def _batch(self, rows: Sequence[int]) -> Batch:
         read, pad = self._prepared.read, self._pad
@@ -179,10 +201,27 @@ class Loader:
         longest = max(end - start for [(start, end)] in ones)
         length = min(self._context, -(-longest // ROUND) * ROUND)
         batch = self._checked(to_batch(ones, read, length, pad, packed=False))
-        counts = {**batch.counts, "pairs": float(len(rows))} if self._group == 2 else batch.counts
-        documents = [row * self._group + offset for row in rows for offset in range(self._group)]
-        extra = {n: torch.from_numpy(values[documents]) for n, values in self._columns.items()}
-        return replace(batch, counts=counts, extra=extra)
+        more: dict[str, float] = {self.gives: len(rows)} if self.gives in COUNTED else {}
+        extra = {
+            name: self._cells(values, rows, ones, length) for name, values in self._columns.items()
+        }
+        return replace(batch, counts={**batch.counts, **more}, extra=extra)
+
+    def _cells(
+        self,
+        values: np.ndarray,
+        rows: Sequence[int],
+        segments: Sequence[Sequence[tuple[int, int]]],
+        length: int,
+    ) -> Tensor:
+        """(B,) or (B, length), a column of some rows with their segments; nan behind their end."""
+        if self._per == "row":
+            documents = [member for row in rows for member in self._members(row)]
+            return torch.from_numpy(values[documents])
+        cells = torch.full((len(segments), length), torch.nan)
+        for cell, [(start, end)] in zip(cells, segments, strict=True):
+            cell[: end - start] = torch.from_numpy(values[start:end])
+        return cells
 
     def _checked(self, batch: Batch) -> Batch:
         """A flipped bit in a shard would be an index outside the embedding."""
@@ -198,7 +237,7 @@ class Loader:
 
 def _is_single(prepared: Prepared) -> bool:
     """Whether a row holds one document: a pair's answers, or what carries numbers of its own."""
-    return prepared.manifest.group > 1 or bool(prepared.manifest.columns)
+    return prepared.manifest.group != 1 or bool(prepared.manifest.columns)
 
 
 def _pack(prepared: Prepared, context: int, packing: Packing) -> PackedRows:
@@ -208,17 +247,6 @@ def _pack(prepared: Prepared, context: int, packing: Packing) -> PackedRows:
     if packing == "windows" or (packing == "auto" and whole):
         return windows(prepared.offsets, context)
     return bins(prepared.offsets, context, "split" if whole else "truncate")
-
-
-def _learned_targets(prepared: Prepared, rows: PackedRows) -> np.ndarray:
-    """(segments,) how many targets of each segment are learned."""
-    firsts = rows.starts + 1  # the first token of a segment is no target
-    counts = rows.ends - firsts
-    if prepared.masked:
-        counts = np.zeros_like(counts)
-        for learned in prepared.learned_positions():
-            counts += np.searchsorted(learned, rows.ends) - np.searchsorted(learned, firsts)
-    return counts
 
 
 def _spans(

@@ -12,7 +12,7 @@ token has no target, so that no document ever predicts the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +48,18 @@ class PackedRows:
     def efficiency(self, context: int) -> float:
         """The share of positions that hold a token."""
         return float((self.ends - self.starts).sum()) / max(1, len(self) * context)
+
+    def targets(self, learned: Iterable[np.ndarray] | None) -> np.ndarray:
+        """(segments,) how many targets of each segment are learned. learned: sorted numbers of the
+        tokens that are, in parts; None: all.
+        """
+        firsts = self.starts + 1  # the first token of a segment is no target
+        if learned is None:
+            return self.ends - firsts
+        counts = np.zeros_like(firsts)
+        for part in learned:
+            counts += np.searchsorted(part, self.ends) - np.searchsorted(part, firsts)
+        return counts
 
 
 def windows(offsets: np.ndarray, context: int) -> PackedRows:

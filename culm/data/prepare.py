@@ -65,8 +65,7 @@ def prepare(
             divided, the disk is full, or the folder exists.
         InUseError: another process is writing the folder.
     """
-    if format.kind != "document":
-        _ = tokenizer.chat  # a missing template is no fault of the first record
+    format.check(tokenizer)
     with _new_folder(Path(folder), overwrite) as work:
         origin, revisions = origin_of(source), revisions_of(source)
         names = ("train", "held_out") if held_out else ("train",)
@@ -88,7 +87,8 @@ def prepare(
         manifest = Manifest(
             source=source.name, origin=origin, revisions=revisions, held_out=held_out, seed=seed,
             dropped=divider.dropped, notes=notes.counts, format=format.kind, gives=format.gives,
-            group=format.group, columns=format.columns, tokenizer=tokenizer.fingerprint,
+            group=format.group, columns=format.columns, per=format.per,
+            tokenizer=tokenizer.fingerprint,
             template=None if format.kind == "document" else tokenizer.template_fingerprint,
             vocabulary=tokenizer.vocabulary, end_of_text=tokenizer.end_of_text, splits=splits,
         )  # fmt: skip
@@ -114,14 +114,16 @@ def _writers(
 def _units(source: Source, format: RecordFormat, bar: Bar, notes: Notes) -> Iterator[Unit]:
     done = 0
 
-    def read(record: Record) -> Iterator[tuple[tuple[float, ...], list[Content]]]:
+    def read(record: Record) -> Iterator[tuple[Sequence[tuple[float, ...]], list[Content]]]:
         yield format.numbers(record), list(format.contents(record))
 
     for record, [(numbers, contents)] in found_in(source, read, notes.skipped):
         notes.counts.update(not_used("records", record.unread))
         notes.read(contents)
-        for start in range(0, len(contents), format.group):
-            yield (unit := Unit(contents[start : start + format.group], record.place, numbers))
+        size = format.group or max(1, len(contents))
+        for start in range(0, len(contents), size):
+            part = slice(start, start + size)
+            yield (unit := Unit(contents[part], record.place, numbers[part]))
             bar.advance(unit.size)
             done += unit.size
     bar.advance(max(0, (source.size or 0) - done))  # what quotes and braces of the files took
@@ -155,7 +157,8 @@ def _documents(
         for unit in units[start:]:
             start += 1
             try:
-                yield [_document(next(examples), unit, notes) for _ in unit.contents]
+                each = unit.numbers or [()] * len(unit.contents)
+                yield [_document(next(examples), format, own, notes) for own in each]
             except (ValueError, RecursionError) as error:
                 yield error
                 break  # `examples` ended with it
@@ -173,10 +176,17 @@ def _batches(divided: Divided) -> Iterator[list[tuple[str, Unit]]]:
     yield batch
 
 
-def _document(example: Example, unit: Unit, notes: Notes) -> Document:
+def _document(
+    example: Example, format: RecordFormat, numbers: tuple[float, ...], notes: Notes
+) -> Document:
     notes.counts.update(not_used("messages", example.unread, "the chat template does not use"))
     tokens = np.array(example.tokens, dtype=np.uint32)
-    return tokens, np.array(example.learned, dtype=bool), unit.numbers
+    learned = np.array(example.learned, dtype=bool)
+    if format.per == "row":
+        return tokens, learned, tuple(np.array([number]) for number in numbers)
+    column = np.full(len(tokens), np.nan, dtype=np.float32)
+    column[learned] = numbers
+    return tokens, learned, (column,)
 
 
 @contextmanager

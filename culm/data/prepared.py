@@ -70,7 +70,7 @@ class Prepared:
         return self._tokens[shard][span], learned
 
     def column(self, name: str) -> np.ndarray:
-        """(documents,) fp32, the number of each document in a column."""
+        """(documents,) or (tokens,) fp32, the number of each document or token in a column."""
         return np.concatenate([self._map(name, number) for number in range(self.facts.shards)])
 
     def learned_positions(self) -> Iterator[np.ndarray]:

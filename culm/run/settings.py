@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from culm.adapt.lora import LoRA
 from culm.adapt.quantize.qat import QAT
 from culm.adapt.upcycle import Upcycle
+from culm.batch import Reads
 from culm.compose import Layout, compose_run
 from culm.config import Config, SettingError, alternatives, kind_unless_given, one_of, parse
 from culm.data.settings import DataConfig
@@ -162,6 +163,18 @@ class RunConfig(Config):
     eval: Annotated[EvalConfig, MAY_CHANGE] = EvalConfig()
     track: Annotated[Trackers, MAY_CHANGE] = ()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _vocabulary(cls, values: Any) -> Any:
+        """With the model's vocabulary for a tokenizer that is trained for it, unless given."""
+        given = values if isinstance(values, dict) else {}
+        tokenizer, model = given.get("tokenizer"), given.get("model")
+        if not isinstance(tokenizer, dict) or not isinstance(model, dict) or not tokenizer:
+            return values
+        if tokenizer.get("kind", "bpe") != "bpe" or "vocabulary" not in model:
+            return values
+        return {**given, "tokenizer": {"vocabulary": model["vocabulary"], **tokenizer}}
+
     @model_validator(mode="after")
     def _upcycled(self) -> RunConfig:
         if self.upcycle is not None and self.start is None:
@@ -201,12 +214,12 @@ class RunConfig(Config):
         return self
 
 
-def _learner_of(gives: str | None) -> str:
+def _learner_of(gives: Reads) -> str:
     """The objectives that learn from what a format gives."""
     kinds = [
-        kind.model_fields["kind"].default
+        learners[gives]
         for kind in alternatives(Objective)
-        if issubclass(kind, ObjectiveConfig) and kind.reads == gives
+        if issubclass(kind, ObjectiveConfig) and gives in (learners := kind.learners())
     ]
     return f"{' and '.join(kinds)} {'learn' if kinds[1:] else 'learns'} from {gives}"
 

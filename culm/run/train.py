@@ -3,6 +3,7 @@
     runs/x/run.yaml        the settings, complete; itself a run file
     runs/x/data/           the prepared corpus, unless another folder was named
     runs/x/tokenizer/      trained on the corpus, unless the run starts from a model
+    runs/x/precomputed.safetensors   what the start says of the corpus, if the objective asks
     runs/x/metrics.jsonl   one line a step
     runs/x/eval.jsonl      what was measured, with its step
     runs/x/checkpoints/    where an interrupted run resumes
@@ -25,6 +26,7 @@ import torch
 
 from culm import log
 from culm.config import SettingError
+from culm.data.loader import Loader
 from culm.device import choose_device, choose_precision
 from culm.eval.evaluation import Evaluation
 from culm.files import read_lines
@@ -40,6 +42,7 @@ from culm.run.assemble import (
 )
 from culm.run.finish import check_outputs, finish
 from culm.run.initial import make_tokenizer, source_of
+from culm.run.precomputed import add_precomputed
 from culm.run.resume import resume
 from culm.run.settings import RunConfig
 from culm.run.verdict import any_changed, sums_of
@@ -91,7 +94,10 @@ def seconds_per_step(config: RunConfig) -> float:
 
         optimizer = config.train.optimizer.build(run.objective)
         trainer = Trainer(wrap(run), optimizer, config.train.schedule, listener=listen)
-        trainer.fit(training_batches(run), steps)
+        batches = training_batches(run)
+        if isinstance(batches, Loader):
+            add_precomputed(run, batches)
+        trainer.fit(batches, steps)
     return sum(times[updates:]) / (steps - updates)
 
 
@@ -164,6 +170,8 @@ def _train(run: Assembly) -> Result:
     parallel = wrap(run)
     optimizer = train.optimizer.build(run.objective)
     batches = training_batches(run)
+    if isinstance(batches, Loader):
+        add_precomputed(run, batches)
     store = WholeStore(folder, run.objective, optimizer, train.checkpoint.keep, run.ranks)
     start = resume(run, store, batches)
     evaluation = evaluation_of(run)

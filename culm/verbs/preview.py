@@ -27,6 +27,7 @@ from culm.train.run_folder import prepared_by
 from culm.verbs.format import count, size
 
 SAMPLES = 3
+REFERENCE = "log-probabilities of the start, computed for all pairs before the first step"
 QUESTIONS = 64  # read to find the longest prompt
 
 
@@ -34,13 +35,15 @@ QUESTIONS = 64  # read to find the longest prompt
 class Preview:
     """facts: (name, value) lines. samples: rows in spans (text, learned). context: of a row.
 
-    prepared: the folder of the corpus, if it holds all that the run would prepare.
+    prepared: the folder of the corpus, if it holds all that the run would prepare. sequences: of
+    the largest row: 2 of a pair.
     """
 
     facts: list[tuple[str, ...]]
     samples: list[list[tuple[str, bool]]]
     context: int
     prepared: Path | None = None
+    sequences: int = 1
 
 
 class Corpus:
@@ -117,6 +120,8 @@ def preview(
     facts.append(("packing", f"rows of {context} tokens, {100 * rows.efficiency:.1f} % filled"))
     facts += _learned(config, tokenizer, rows, seen)
     facts.append(("held out", _held_out(config, folder, seen)))
+    if "reference" in config.train.objective.columns and config.train.objective.reads == "pairs":
+        facts.append(("reference", REFERENCE))
     every = [rows]
     if data.replay is not None:
         every.append(replay_loader(config, tokenizer, context, Ranks(count=ranks)))
@@ -124,7 +129,7 @@ def preview(
         facts.append(("replayed", f"{share}, from {data.replay.corpus}"))
     facts += [("note", remark) for one in every for remark in one.remarks]
     complete = folder if seen is None or seen.whole else None
-    return Preview(facts, rows.preview(SAMPLES, tokenizer), context, complete)
+    return Preview(facts, rows.preview(SAMPLES, tokenizer), context, complete, rows.group)
 
 
 def _learned(

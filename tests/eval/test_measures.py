@@ -1,5 +1,6 @@
 """Measures: how they are named, composed and divided over ranks, and what each finds."""
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from culm.batch import IGNORED, Batch
+from culm.batch import IGNORED, Batch, Reads
 from culm.compose import compose_run
 from culm.config import SettingError, parse
 from culm.engine.request import Request
@@ -55,6 +56,8 @@ class Given:
 
     rows: int = 1
     texts: list[str] = field(default_factory=lambda: TEXTS)
+    gives: Reads = "documents"
+    extra: dict[str, list[float]] = field(default_factory=dict)
 
     def sample(self, targets: int) -> Iterator[Batch]:
         for at in range(0, len(self.texts), self.rows):
@@ -67,7 +70,9 @@ class Given:
                 targets_[row, : len(one) - 1] = torch.tensor(one[1:])
             lengths = torch.tensor([len(one) for one in ids])
             positions = torch.arange(longest).expand_as(tokens)
-            yield Batch(tokens, targets_, positions, lengths=lengths)
+            part = slice(at, at + self.rows)
+            extra = {name: torch.tensor(column[part]) for name, column in self.extra.items()}
+            yield Batch(tokens, targets_, positions, lengths=lengths, extra=extra)
 
 
 class FakeRanks:
@@ -219,14 +224,67 @@ def test_without_held_out_text_or_tasks_nothing_is_measured() -> None:
     assert Evaluation(chosen, Subject(model(), TOKENIZER)).run(final=True) == {}
 
 
+def rewards_of(built: Transformer, texts: list[str]) -> list[float]:
+    ids = [torch.tensor([TOKENIZER.encode(text)]) for text in texts]
+    return [built.scores(one, Context.plain(one))[0, -1].item() for one in ids]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_rankings_count_every_pair_of_other_scores(count: int) -> None:
+    built, texts = model("scalar"), ["abc", "abd", "a", "zz", "b", "c"]
+    extra = {"score": [2.0, 1, 1, 0, 1, 0], "place": [0.0, 1, 2, 3, 0, 1]}
+    one = rewards_of(built, texts)
+    better = [(0, 1), (0, 2), (0, 3), (1, 3), (2, 3), (4, 5)]
+    gaps = [one[a] - one[b] for a, b in better]
+    whole = Given(6, texts, "rankings", extra)
+
+    def work(ranks: Ranks) -> dict[str, Any]:
+        return Pairs().measure(Subject(built, TOKENIZER, lambda: whole, ranks))
+
+    for found in FakeRanks(count).run(work):
+        assert found["accuracy"]["value"] == pytest.approx(sum(gap > 0 for gap in gaps) / 6)
+        assert found["accuracy"]["items"] == 6
+        assert found["margin"] == pytest.approx(sum(gaps) / 6, abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_numbers_are_compared_with_rewards(count: int) -> None:
+    built, texts = model("scalar"), ["abc", "abd", "a", "zz"]
+    rows = Given(2, texts, "labels", {"label": [1.0, 0, 2.5, 1]})
+    both = torch.tensor([rewards_of(built, texts), [1.0, 0, 2.5, 1]])
+
+    def work(ranks: Ranks) -> dict[str, Any]:
+        return Pairs().measure(Subject(built, TOKENIZER, lambda: rows, ranks))
+
+    for found in FakeRanks(count).run(work):
+        assert found["error"] == pytest.approx((both[0] - both[1]).square().mean().item(), rel=1e-5)
+        assert found["correlation"] == pytest.approx(both.corrcoef()[0, 1].item(), abs=1e-4)
+    constant = Given(2, texts, "labels", {"label": [1.0] * 4})
+    found = Pairs().measure(Subject(built, TOKENIZER, lambda: constant))
+    assert list(found) == ["error"]
+
+
+def test_steps_count_labels_on_the_right_side() -> None:
+    built = model("scalar")
+    ids = torch.tensor([TOKENIZER.encode("abcdef")])
+    scores = built.scores(ids, Context.plain(ids))[0]
+    labels = [math.nan, 1.0, math.nan, 0.0, 0.5, 0.0]
+    rows = Given(1, ["abcdef"], "steps", {"label": [labels]})  # type: ignore[list-item]
+    right = [
+        (score.item() > 0) == (label >= 0.5)
+        for score, label in zip(scores, labels, strict=True)
+        if not math.isnan(label)
+    ]
+    found = Pairs().measure(Subject(built, TOKENIZER, lambda: rows))
+    assert found["accuracy"]["value"] == pytest.approx(sum(right) / 4)
+    assert found["accuracy"]["items"] == 4
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_pairs_count_the_preferred_answers(count: int) -> None:
     """Rows are chosen and rejected in turn; the reward is the score of the last token."""
-    built, rows = model("scalar"), Given(2, ["abc", "abd", "a", "zz", "same", "same"])
-    rewards = []
-    for text in rows.texts:
-        ids = torch.tensor([TOKENIZER.encode(text)])
-        rewards.append(built.scores(ids, Context.plain(ids))[0, -1].item())
+    built, rows = model("scalar"), Given(2, ["abc", "abd", "a", "zz", "same", "same"], "pairs")
+    rewards = rewards_of(built, rows.texts)
     gaps = [a - b for a, b in zip(rewards[::2], rewards[1::2], strict=True)]
     assert gaps[2] == 0
     assert any(gap > 0 for gap in gaps) or any(gap < 0 for gap in gaps)

@@ -6,5 +6,10 @@ from culm.data.format.document import DocumentFormat
 from culm.data.format.label import LabelFormat
 from culm.data.format.pair import PairFormat
 from culm.data.format.prompt import PromptFormat
+from culm.data.format.ranking import RankingFormat
+from culm.data.format.steps import StepsFormat
 
-Format = one_of(DocumentFormat | ChatFormat | PairFormat | LabelFormat | PromptFormat)
+Format = one_of(
+    DocumentFormat | ChatFormat | PairFormat | RankingFormat | LabelFormat | StepsFormat
+    | PromptFormat
+)  # fmt: skip
