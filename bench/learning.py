@@ -2,8 +2,9 @@
 
 python bench/learning.py --data /path/to/data --seeds 3
 
-data: a folder with tinystories.txt.gz, instruction-data.json and instruction-data-with-preference.json (their
-sources are in docs/results.md). A base model reads stories; then
+data: a folder with tinystories.txt.gz (stories) and instruction-data-with-preference.json (1,100
+instructions with a polite and an impolite answer, of the repository rasbt/LLMs-from-scratch). A
+base model reads the stories; then
 
     sft         it learns 990 instructions               control: their answers are shuffled
     reward      a reward model learns polite answers     control: half of the pairs are swapped
