@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import NonNegativeFloat, PositiveInt, field_validator
 
 from culm.config import SettingError, some_of
@@ -93,14 +94,19 @@ class Chat(MeasureConfig):
         asked = distinct(self.tasks, self.questions, subject.seed)
         local = LocalModel(subject.model, subject.tokenizer, subject.seed)
         said = converse(local, subject.share(asked), self.generation)
-        rated = self.rated(said, subject.tokenizer, subject.seed)
+        rated = self.rated(said, subject.tokenizer, subject.seed, subject.model.device)
         rows = [(one.answered.task, one.turn) for one in said]
         every = subject.ranks.gather(list(zip(rows, rated, strict=True)))
         return results([one for rank in every for one in rank])
 
-    def rated(self, said: Sequence[Said], tokenizer: Tokenizer | None, seed: int) -> list[float]:
-        """The reward of each reply. tokenizer: of the model that replied, if it is known."""
-        readers, rewards = _Readers(), self.rewards
+    def rated(
+        self, said: Sequence[Said], tokenizer: Tokenizer | None, seed: int,
+        device: torch.device | str = "cpu",
+    ) -> list[float]:  # fmt: skip
+        """The reward of each reply. tokenizer: of the model that replied, if it is known. device:
+        of reward models.
+        """
+        readers, rewards = _Readers(device), self.rewards
         paths = [path for one in rewards for path in _models(one)]
         known = readers.tokenizer(paths) if paths else tokenizer
         return rewards_of(said, rewards, readers.load, known, seed)
@@ -147,8 +153,10 @@ def chat_suite(
     how = measure.generation
     file = AnswersFile(path, model, how, seed) if path else None
     said = converse(responder, asked, how, file)
-    tokenizer = responder.tokenizer if isinstance(responder, LocalModel) else None
-    return Conversed(said, measure.rated(said, tokenizer, seed))
+    if isinstance(responder, LocalModel):
+        device = responder.model.device
+        return Conversed(said, measure.rated(said, responder.tokenizer, seed, device))
+    return Conversed(said, measure.rated(said, None, seed))
 
 
 def results(rated: Sequence[tuple[tuple[str, int], float]]) -> dict[str, Any]:
@@ -181,13 +189,14 @@ def _models(reward: Any) -> tuple[str, ...]:
 class _Readers:
     """Reward models, each read once."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str) -> None:
+        self._device = device
         self._known: dict[str, tuple[Transformer, Tokenizer]] = {}
 
     def load(self, setting: str, path: str) -> Transformer:
         """As rewards load a model."""
         if path not in self._known:
-            self._known[path] = load_model(path)
+            self._known[path] = load_model(path, self._device)
         return self._known[path][0]
 
     def tokenizer(self, paths: Sequence[str]) -> Tokenizer:
