@@ -9,7 +9,5 @@ from culm.data.format.prompt import PromptFormat
 from culm.data.format.ranking import RankingFormat
 from culm.data.format.steps import StepsFormat
 
-Format = one_of(
-    DocumentFormat | ChatFormat | PairFormat | RankingFormat | LabelFormat | StepsFormat
-    | PromptFormat
-)  # fmt: skip
+Judged = PairFormat | RankingFormat | LabelFormat | StepsFormat  # answers, and how good they are
+Format = one_of(DocumentFormat | ChatFormat | PromptFormat | Judged)
