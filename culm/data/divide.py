@@ -25,12 +25,14 @@ STRETCH = 1 << 11  # characters that are held out of it, at least
 @dataclass(frozen=True, slots=True)
 class Unit:
     """Contents that belong together: one, or a pair. place: of their record. numbers: of the
-    record, in the columns of the format.
+    record, in the columns of the format. difficulty: the one in its field for a curriculum, if it
+    has such a field.
     """
 
     contents: list[Content]
     place: str
     numbers: tuple[float, ...] = ()
+    difficulty: tuple[float, ...] = ()
 
     @property
     def size(self) -> int:

@@ -44,7 +44,8 @@ class Manifest(Config):
     """A prepared corpus.
 
     gives: what an objective can read in it. group: documents that belong together. columns: names
-    of the numbers that each document carries. dropped: exact duplicates. tokenizer: a fingerprint.
+    of the numbers that each document carries. difficulty: the field whose number each document
+    carries too, for a curriculum. dropped: exact duplicates. tokenizer: a fingerprint.
     template: one of the chat template and its variables, for dialogues. origin: the files that it
     was made from; revisions: those of datasets on the hub. notes: what was left out or not used;
     the number comes before the phrase.
@@ -57,6 +58,7 @@ class Manifest(Config):
     gives: Reads
     group: int
     columns: tuple[str, ...] = ()
+    difficulty: str | None = None
     tokenizer: str
     template: str | None = None
     vocabulary: int

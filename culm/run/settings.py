@@ -196,9 +196,26 @@ class RunConfig(Config):
                 f"data.replay: {objective.kind} learns from {objective.reads}; text goes with "
                 "documents and dialogues alone"
             )
+        self._check_curriculum()
         if self.model is not None and self.model.mtp and not objective.trains_mtp:
             raise ValueError(f"model.mtp: {objective.kind} does not train it; next_token does")
         return self
+
+    def _check_curriculum(self) -> None:
+        curriculum, objective = self.data.curriculum, self.train.objective
+        if curriculum is None:
+            return
+        if objective.reads == "rollouts":
+            raise ValueError(
+                f"data.curriculum: {objective.kind} asks questions without end, which cannot be "
+                "sorted; train.rollout.curriculum keeps those that are neither too easy nor too "
+                "hard"
+            )
+        if curriculum.steps > self.train.steps:
+            raise ValueError(
+                f"data.curriculum.steps: {curriculum.steps} steps are more than "
+                f"train.steps={self.train.steps}, so the run would end before it reads all rows"
+            )
 
 
 def _learner_of(gives: str | None) -> str:
