@@ -18,11 +18,13 @@ from culm.run.train import train
 STAGES = (
     "pretrain",
     "sft",
+    "curriculum",
     "dpo",
     "kto",
     "reward",
     "grpo",
     "dapo",
+    "filtered",
     "ppo",
     "shared",
     "distill",
@@ -31,6 +33,7 @@ STAGES = (
 WORDS = (
     "the quick brown fox jumps over a lazy dog and then sleeps all day long in warm grass".split()
 )
+ON_POLICY = ("grpo", "dapo", "filtered", "ppo", "shared")
 TASK = {"kind": "letters", "name": "count", "operation": "count", "shortest": 2, "longest": 3}
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
 
@@ -73,6 +76,8 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in (("chosen", "rejected") if number % 3 else ("chosen",))
     ]
     _write(folder / "labels.jsonl", labels)
+    asked = [(f"How many a are in {'ab' * n}?", str(n)) for n in range(1, 10)]
+    _write(folder / "prompts.jsonl", [{"prompt": one, "answer": other} for one, other in asked])
     return folder
 
 
@@ -97,7 +102,7 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
         return str(started["base"])
 
     def make(name: str, adapter: bool = False, **more: Any) -> dict[str, Any]:
-        rate = (0.05 if adapter else 0.01) / (5 if name in ("grpo", "dapo", "ppo", "shared") else 1)
+        rate = (0.05 if adapter else 0.01) / (5 if name in ON_POLICY else 1)
         adamw = {"kind": "adamw", "rate": rate, "weight_decay": 0.0}
         trained: dict[str, Any] = {
             "steps": 3, "batch_size": 4, "micro_batch_size": 2, "precision": "fp32",
@@ -120,8 +125,11 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
             case "pretrain":
                 run["data"] = {"path": str(corpora / "text.jsonl"), "held_out": 0.1}
                 measures["samples"] = {"texts": ["the "], "max_tokens": 3}
-            case "sft":
+            case "sft" | "curriculum":
                 run["data"] = {"path": str(corpora / "chat.jsonl"), "format": "chat"}
+                if name == "curriculum":
+                    difficulty = {"kind": "loss", "model": base()}
+                    run["data"]["curriculum"] = {"steps": 3, "difficulty": difficulty}
             case "dpo":
                 run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
                 trained["objective"] = {"kind": "preference", "beta": 0.5}
@@ -153,12 +161,17 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
                 trained |= {"batch_size": 8, "micro_batch_size": 4}
                 trained["objective"] = {"kind": "gkd", "teacher": base(), "divergence": "jsd"}
                 trained["rollout"] = {"group": 1, "max_tokens": 4}
-            case "grpo" | "dapo":
+            case "grpo" | "dapo" | "filtered":
                 run["data"] = {"tasks": [TASK]}
                 measures["exact_match"] = {"tasks": [TASK], "questions": 3}
                 trained |= {"batch_size": 32, "micro_batch_size": 8}
-                trained["objective"] = {"kind": "grpo", "variant": name, "kl": 0.01}
+                variant = "grpo" if name == "filtered" else name
+                trained["objective"] = {"kind": "grpo", "variant": variant, "kl": 0.01}
                 trained["rollout"] = {"group": 4, "max_tokens": 4}
+                if name == "filtered":
+                    prompts = {"kind": "prompts", "path": str(corpora / "prompts.jsonl")}
+                    run["data"] = {"tasks": [prompts]}
+                    trained["rollout"]["curriculum"] = {"low": 0.1, "high": 0.9}
                 if name == "dapo":
                     short = {"kind": "length", "longest": 4, "margin": 3, "whiten": True, "clip": 1}
                     trained["rollout"]["reward"] = ["task", {**short, "weight": 0.5}]

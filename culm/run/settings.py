@@ -27,6 +27,8 @@ from culm.parallel.parallelize import ParallelConfig
 from culm.rollout.settings import RolloutConfig
 from culm.run.dial import apply_depth
 from culm.run.start import Start
+from culm.task.prompts import Prompts
+from culm.task.task import Task
 from culm.tokenizer import TokenizerConfig
 from culm.train.run_folder import MAY_CHANGE, MayChange
 from culm.train.trackers import Trackers
@@ -203,6 +205,15 @@ class RunConfig(Config):
 
     def _check_curriculum(self) -> None:
         curriculum, objective = self.data.curriculum, self.train.objective
+        tasks: tuple[Task, ...] = self.data.tasks
+        if objective.reads == "rollouts" and self.train.rollouts.curriculum is not None:
+            for task in tasks:
+                if not isinstance(task, Prompts):
+                    raise ValueError(
+                        f"train.rollout.curriculum: {task.name} makes up its questions, so that "
+                        "hardly any has a pass rate; use a file, as in data.tasks={kind: prompts, "
+                        "path: FILE}"
+                    )
         if curriculum is None:
             return
         if objective.reads == "rollouts":
