@@ -19,6 +19,7 @@ STAGES = (
     "pretrain",
     "fim",
     "sft",
+    "curriculum",
     "dpo",
     "precomputed",
     "kto",
@@ -28,6 +29,7 @@ STAGES = (
     "steps",
     "grpo",
     "dapo",
+    "filtered",
     "ppo",
     "shared",
     "distill",
@@ -36,6 +38,7 @@ STAGES = (
 WORDS = (
     "the quick brown fox jumps over a lazy dog and then sleeps all day long in warm grass".split()
 )
+ON_POLICY = ("grpo", "dapo", "filtered", "ppo", "shared")
 TASK = {"kind": "letters", "name": "count", "operation": "count", "shortest": 2, "longest": 3}
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
 
@@ -95,6 +98,8 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _write(folder / "labels.jsonl", labels)
     _write(folder / "rankings.jsonl", [_ranking(chance, index) for index in range(40)])
     _write(folder / "steps.jsonl", [_solution(chance, index) for index in range(40)])
+    asked = [(f"How many a are in {'ab' * n}?", str(n)) for n in range(1, 10)]
+    _write(folder / "prompts.jsonl", [{"prompt": one, "answer": other} for one, other in asked])
     return folder
 
 
@@ -119,7 +124,7 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
         return str(started["base"])
 
     def make(name: str, adapter: bool = False, **more: Any) -> dict[str, Any]:
-        rate = (0.05 if adapter else 0.01) / (5 if name in ("grpo", "dapo", "ppo", "shared") else 1)
+        rate = (0.05 if adapter else 0.01) / (5 if name in ON_POLICY else 1)
         adamw = {"kind": "adamw", "rate": rate, "weight_decay": 0.0}
         trained: dict[str, Any] = {
             "steps": 3, "batch_size": 4, "micro_batch_size": 2, "precision": "fp32",
@@ -146,8 +151,11 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
                 run["start"] = {"path": base(), "fim": True}
                 form = {"kind": "document", "fim": {"rate": 0.7}}
                 run["data"] = {"path": str(corpora / "text.jsonl"), "format": form}
-            case "sft":
+            case "sft" | "curriculum":
                 run["data"] = {"path": str(corpora / "chat.jsonl"), "format": "chat"}
+                if name == "curriculum":
+                    difficulty = {"kind": "loss", "model": base()}
+                    run["data"]["curriculum"] = {"steps": 3, "difficulty": difficulty}
             case "dpo":
                 run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
                 trained["objective"] = {"kind": "preference", "beta": 0.5}
@@ -191,12 +199,17 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
                 trained |= {"batch_size": 8, "micro_batch_size": 4}
                 trained["objective"] = {"kind": "gkd", "teacher": base(), "divergence": "jsd"}
                 trained["rollout"] = {"group": 1, "max_tokens": 4}
-            case "grpo" | "dapo":
+            case "grpo" | "dapo" | "filtered":
                 run["data"] = {"tasks": [TASK]}
                 measures["scores"] = {"tasks": [TASK], "questions": 3}
                 trained |= {"batch_size": 32, "micro_batch_size": 8}
-                trained["objective"] = {"kind": "grpo", "variant": name, "kl": 0.01}
+                variant = "grpo" if name == "filtered" else name
+                trained["objective"] = {"kind": "grpo", "variant": variant, "kl": 0.01}
                 trained["rollout"] = {"group": 4, "max_tokens": 4}
+                if name == "filtered":
+                    prompts = {"kind": "prompts", "path": str(corpora / "prompts.jsonl")}
+                    run["data"] = {"tasks": [prompts]}
+                    trained["rollout"]["curriculum"] = {"low": 0.1, "high": 0.9}
                 if name == "dapo":
                     short = {"kind": "length", "longest": 4, "margin": 3, "whiten": True, "clip": 1}
                     trained["rollout"]["reward"] = ["task", {**short, "weight": 0.5}]

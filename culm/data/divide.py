@@ -25,12 +25,14 @@ STRETCH = 1 << 11  # characters that are held out of it, at least
 @dataclass(frozen=True, slots=True)
 class Unit:
     """Contents that belong together: one, a pair or a ranking. place: of their record. numbers: of
-    each content (`RecordFormat.numbers`), or none.
+    each content (`RecordFormat.numbers`), or none. difficulty: the number in the record's field for
+    a curriculum, if it has such a field.
     """
 
     contents: list[Content]
     place: str
     numbers: Sequence[tuple[float, ...]] = ()
+    difficulty: tuple[float, ...] = ()
 
     @property
     def size(self) -> int:

@@ -1,7 +1,8 @@
 """Batches of a prepared corpus: step n is a pure function of the seed and n.
 
-The order of rows is a permutation for each epoch. Ranks and micro-batches only divide the rows of
-a step among them, so a run can resume with other numbers of both, from any step.
+The order of rows (`culm.data.order`) is a permutation for each epoch, or that of a curriculum.
+Ranks and micro-batches only divide the rows of a step among them, so a run can resume with other
+numbers of both, from any step.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from torch import Tensor
 
 from culm.batch import Batch, Reads
 from culm.config import SettingError
+from culm.data.order import Difficulties, Epochs, Graded, Grading, Order
 from culm.data.origin import changes_since
-from culm.data.pack import PackedRows, bins, singles, to_batch, windows
+from culm.data.pack import Overflow, PackedRows, bins, cut, singles, to_batch, windows
 from culm.data.prepared import Prepared
-from culm.seed import keyed_permutation
 from culm.tokenizer.tokenizer import Tokenizer
 
 Packing = Literal["windows", "bins", "auto"]
@@ -37,7 +38,8 @@ class Loader:
     positions that hold a token. truncated: documents that are learned from without their end;
     left_out: those of `documents`, or pairs, in which nothing is left to learn. dialogues: whether
     answers are learned, each with its end. fingerprint: of the order. prepare_step: completes the
-    micro-batches of a step (`Objective.prepare_step`).
+    micro-batches of a step (`Objective.prepare_step`). grading: of a curriculum, by which rows are
+    packed and read.
 
     A pair counts as one row here: a batch of N pairs has 2N rows, chosen and rejected in turn. So
     does a ranking, all of whose answers are in one batch. group: sequences of the largest row.
@@ -54,6 +56,7 @@ class Loader:
         ranks: int = 1,
         packing: Packing = "auto",
         prepare_step: Callable[[list[Batch]], list[Batch]] = list,
+        grading: Grading | None = None,
     ) -> None:
         if rows_per_step % ranks:
             raise SettingError(
@@ -61,14 +64,17 @@ class Loader:
             )
         if context < 2:
             raise SettingError(f"train.context: {context} leaves nothing to predict; at least 2")
-        self._prepared, self._context, self._seed = prepared, context, seed
+        self._prepared, self._context = prepared, context
         self.rows_per_step, self.micro_rows = rows_per_step, micro_rows
         self._rank, self._ranks, self._share = rank, ranks, rows_per_step // ranks
         self._prepare_step = prepare_step
         self._pad, self._single = prepared.manifest.end_of_text, _is_single(prepared)
         self._columns = {name: prepared.column(name) for name in prepared.manifest.columns}
         self._per = prepared.manifest.per
-        self._packed = _pack(prepared, context, packing)
+        graded = None
+        if grading is not None:
+            graded = grading.of(prepared, cut(prepared.offsets, context, _overflow(prepared)))
+        self._packed = _pack(prepared, context, packing, graded)
         learned_in = prepared.learned_positions() if prepared.masked else None
         targets = self._packed.targets(learned_in)
         rows = np.add.reduceat(targets, self._packed.first[:-1])
@@ -76,7 +82,6 @@ class Loader:
         self.group = int(np.diff(self._groups).max())
         learned = np.add.reduceat(rows, self._groups[:-1])
         self._kept = np.flatnonzero(np.minimum.reduceat(rows, self._groups[:-1]) > 0)
-        self._epoch, self._order = -1, self._kept
         self.rows = len(self._kept)
         if not self.rows:
             longer = "use a longer train.context"
@@ -92,9 +97,14 @@ class Loader:
         self.documents, self.left_out = len(learned), len(learned) - self.rows
         if self.dialogues and len(targets) == len(prepared.offsets) - 1 and not self._single:
             self.documents, self.left_out = len(targets), int((targets == 0).sum())
-        cut = ~np.isin(self._packed.ends, prepared.offsets) & (targets > 0)
-        self.truncated = int(cut.sum()) if self._packed.truncated else 0
-        facts = (prepared.fingerprint, context, rows_per_step, seed, packing)
+        short = ~np.isin(self._packed.ends, prepared.offsets) & (targets > 0)
+        self.truncated = int(short.sum()) if self._packed.truncated else 0
+        self.order: Order = Epochs(self._kept, seed)
+        facts: tuple[object, ...] = (prepared.fingerprint, context, rows_per_step, seed, packing)
+        if graded is not None:
+            hard = graded.of_rows(self._packed, self._groups)[self._kept]
+            self.order = Graded(self._kept, hard, graded.curriculum, rows_per_step, seed)
+            facts = (*facts, *graded.facts)
         self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
 
     @property
@@ -134,8 +144,9 @@ class Loader:
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
         start = number * self.rows_per_step + self._rank * self._share
-        rows = [self._row(n) for n in range(start, start + self._share)]
-        return self._prepare_step(list(self._batches(rows)))
+        rows = [self.order.row(n) for n in range(start, start + self._share)]
+        batches, more = self._prepare_step(list(self._batches(rows))), self.order.metrics(number)
+        return [replace(one, metrics={**one.metrics, **more}) for one in batches]
 
     def sample(self, targets: int) -> Iterator[Batch]:
         """Rows that hold about so many targets, evenly spread over the corpus, or all: to evaluate.
@@ -162,18 +173,11 @@ class Loader:
 
     def preview(self, count: int, tokenizer: Tokenizer) -> list[list[tuple[str, bool]]]:
         """The first rows as text, each in spans (text, whether it is learned)."""
-        rows = [self._row(index) for index in range(min(count, self.rows))]
+        rows = [self.order.row(index) for index in range(min(count, self.rows))]
         return [
             _spans([self._prepared.read(*segment) for segment in self._segments(row)], tokenizer)
             for row in rows
         ]
-
-    def _row(self, index: int) -> int:
-        """The row at an index of the endless order of all epochs."""
-        epoch, index = divmod(index, self.rows)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, keyed_permutation(self._kept, self._seed, epoch)
-        return int(self._order[index])
 
     def _group_starts(self, rows: int) -> np.ndarray:
         """(groups + 1,) int64, the first row of each group, and the end of the last."""
@@ -240,13 +244,19 @@ def _is_single(prepared: Prepared) -> bool:
     return prepared.manifest.group != 1 or bool(prepared.manifest.columns)
 
 
-def _pack(prepared: Prepared, context: int, packing: Packing) -> PackedRows:
+def _overflow(prepared: Prepared) -> Overflow:
+    return "split" if prepared.manifest.format == "document" else "truncate"
+
+
+def _pack(
+    prepared: Prepared, context: int, packing: Packing, graded: Difficulties | None
+) -> PackedRows:
     if _is_single(prepared):
         return singles(prepared.offsets, context)
-    whole = prepared.manifest.format == "document"
-    if packing == "windows" or (packing == "auto" and whole):
+    overflow = _overflow(prepared)
+    if packing == "windows" or (packing == "auto" and overflow == "split" and graded is None):
         return windows(prepared.offsets, context)
-    return bins(prepared.offsets, context, "split" if whole else "truncate")
+    return bins(prepared.offsets, context, overflow, None if graded is None else graded.values)
 
 
 def _spans(

@@ -45,10 +45,11 @@ class Manifest(Config):
     """A prepared corpus.
 
     gives: what an objective can read in it. group: documents that belong together; 0: all of a
-    record. columns: names of the numbers that each document, or token (per), carries. dropped:
-    exact duplicates. tokenizer: a fingerprint. template: one of the chat template and its
-    variables, for dialogues. origin: the files that it was made from; revisions: those of datasets
-    on the hub. notes: what was left out or not used; the number comes before the phrase.
+    record. columns: names of the numbers that each document, or token (per), carries. difficulty:
+    the field whose number each document carries too, for a curriculum. dropped: exact duplicates.
+    tokenizer: a fingerprint. template: one of the chat template and its variables, for dialogues.
+    origin: the files that it was made from; revisions: those of datasets on the hub. notes: what
+    was left out or not used; the number comes before the phrase.
     """
 
     source: str
@@ -59,6 +60,7 @@ class Manifest(Config):
     group: int
     columns: tuple[str, ...] = ()
     per: Literal["row", "token"] = "row"
+    difficulty: str | None = None
     tokenizer: str
     template: str | None = None
     vocabulary: int

@@ -28,6 +28,8 @@ from culm.parallel.parallelize import ParallelConfig
 from culm.rollout.settings import RolloutConfig
 from culm.run.dial import apply_depth
 from culm.run.start import Start
+from culm.task.prompts import Prompts
+from culm.task.task import Task
 from culm.tokenizer import TokenizerConfig
 from culm.train.run_folder import MAY_CHANGE, MayChange
 from culm.train.trackers import Trackers
@@ -209,9 +211,35 @@ class RunConfig(Config):
                 f"data.replay: {objective.kind} learns from {objective.reads}; text goes with "
                 "documents and dialogues alone"
             )
+        self._check_curriculum()
         if self.model is not None and self.model.mtp and not objective.trains_mtp:
             raise ValueError(f"model.mtp: {objective.kind} does not train it; next_token does")
         return self
+
+    def _check_curriculum(self) -> None:
+        curriculum, objective = self.data.curriculum, self.train.objective
+        tasks: tuple[Task, ...] = self.data.tasks
+        if objective.reads == "rollouts" and self.train.rollouts.curriculum is not None:
+            for task in tasks:
+                if not isinstance(task, Prompts):
+                    raise ValueError(
+                        f"train.rollout.curriculum: {task.name} makes up its questions, so that "
+                        "hardly any has a pass rate; use a file, as in data.tasks={kind: prompts, "
+                        "path: FILE}"
+                    )
+        if curriculum is None:
+            return
+        if objective.reads == "rollouts":
+            raise ValueError(
+                f"data.curriculum: {objective.kind} asks questions without end, which cannot be "
+                "sorted; train.rollout.curriculum keeps those that are neither too easy nor too "
+                "hard"
+            )
+        if curriculum.steps > self.train.steps:
+            raise ValueError(
+                f"data.curriculum.steps: {curriculum.steps} steps are more than "
+                f"train.steps={self.train.steps}, so the run would end before it reads all rows"
+            )
 
 
 def _learner_of(gives: Reads) -> str:

@@ -115,7 +115,16 @@ DocumentSplit = Annotated[
 HeldOut = Annotated[float, typer.Option(help="Fraction held out for evaluation, up to 0.5.")]
 
 # culm generate
-Prompt = Annotated[str, typer.Argument(help="Text to continue.")]
+Prompt = Annotated[str | None, typer.Argument(help="Text to continue.")]
+PromptFile = Annotated[
+    list[str] | None,
+    typer.Option(help="Files of prompts or dialogues, each to be answered; may be repeated."),
+]
+AnswersOut = Annotated[
+    str | None,
+    typer.Option(help="JSONL of the dialogues with their answers; the same command continues it."),
+]
+Samples = Annotated[int, typer.Option(help="Answers to each prompt of a file.", min=1)]
 MaxTokens = Annotated[int, typer.Option(help="Maximum number of new tokens.", min=1)]
 Stop = Annotated[
     list[str] | None, typer.Option(help="Text that ends the generation; may be repeated.")
@@ -191,7 +200,7 @@ JudgeURL = Annotated[
     str | None,
     typer.Option("--judge", help="URL#MODEL of the API that judges replies (suite chat)."),
 ]
-AnswersOut = Annotated[
+EvaluationOut = Annotated[
     str | None,
     typer.Option(help="A JSONL file of all answers, which a second call completes."),
 ]

@@ -25,6 +25,7 @@ from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE
 from culm.train.run_folder import prepared_by
 from culm.verbs.format import count, size
+from culm.verbs.preview_curriculum import curriculum_facts, planned_grading
 
 SAMPLES = 3
 REFERENCE = "log-probabilities of the start, computed for all pairs before the first step"
@@ -109,16 +110,18 @@ def preview(
         folder = temporary / "data"
         prepare(
             seen, data.format, tokenizer, folder, data.held_out if seen.whole else 0.0, config.seed,
-            duplicates=data.duplicates, invalid=data.invalid,
+            duplicates=data.duplicates, invalid=data.invalid, difficulty=data.difficulty,
         )  # fmt: skip
     assert folder is not None
-    rows = loader(config, tokenizer, folder, context, Ranks(count=ranks), "train")
+    grading = planned_grading(config, tokenizer)
+    rows = loader(config, tokenizer, folder, context, Ranks(count=ranks), "train", grading=grading)
     check_ends(rows, tokenizer)
     facts: list[tuple[str, ...]] = [("source", seen.name if seen else str(folder))]
     if seen is not None:
         facts.append(("read", _read(seen)))
     facts.append(("packing", f"rows of {context} tokens, {100 * rows.efficiency:.1f} % filled"))
     facts += _learned(config, tokenizer, rows, seen)
+    facts += curriculum_facts(config, rows)
     facts.append(("held out", _held_out(config, folder, seen)))
     if "reference" in config.train.objective.columns and config.train.objective.reads == "pairs":
         facts.append(("reference", REFERENCE))
