@@ -155,7 +155,7 @@ rollout = {"group": 4, "max_tokens": 12}
 tuned = run("rl", start=base, steps=2, data={"tasks": data["tasks"]}, batch_size=8,
             objective="grpo", rollout=rollout, optimizer=muon)
 assert all(0 <= line["reward"] <= 1 for line in read_lines(tuned / "metrics.jsonl"))
-chosen = ["data.tasks=[weekdays]", "eval.measures.tasks.tasks=[weekdays]", "train.steps=2"]
+chosen = ["data.tasks=[weekdays]", "eval.measures.scores.tasks=[weekdays]", "train.steps=2"]
 plan("sft", f"start={base}", *chosen, "folder=runs/planned")
 plan("grpo", f"start={base}", *chosen, "folder=runs/planned")
 """

@@ -16,10 +16,9 @@ from culm.task.prompts import Prompts
 from culm.task.task import Task
 from culm.task.tool_calls import ToolCalls
 
-AnyTask = one_of(
-    Arithmetic | Letters | Expression | Identity
-    | Prompts | Choices | Code | ToolCalls | Dialogues
-)  # fmt: skip
+Generated = Arithmetic | Letters | Expression | Identity
+FromFiles = Prompts | Choices | Code | ToolCalls | Dialogues
+AnyTask = one_of(Generated | FromFiles)
 
 
 def _named_differently(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
