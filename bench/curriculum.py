@@ -22,7 +22,7 @@ from culm.files import read_lines
 from culm.run.settings import RunConfig
 from culm.run.train import train
 
-STEPS, EVERY, CURRICULUM = 250, 10, 100
+STEPS, EVERY, CURRICULUM = 170, 5, 60
 TARGETS = (0.5, 0.1)  # nats per learned token; a guess among eight letters costs 2.08
 LETTERS = "abcdefgh"
 ORDERS: dict[str, dict[str, Any] | None] = {

@@ -200,5 +200,8 @@ def _questions(config: RunConfig, tokenizer: Tokenizer, context: int) -> Preview
         ("rewards", ", ".join(one.label or one.kind for one in rollouts.reward)),
         ("longest prompt", f"{longest} tokens, plus answers of up to {rollouts.max_tokens}"),
     ]
+    if (known := rollouts.curriculum) is not None:
+        inside = f"pass rates from {known.low:g} to {known.high:g}"
+        facts.append(("curriculum", f"{inside}, new questions, and {known.recheck:.0%} of others"))
     facts += [("note", remark) for remark in remarks]
     return Preview(facts, samples[:SAMPLES], min(context, longest + rollouts.max_tokens))

@@ -10,6 +10,7 @@ import torch
 from learning import build
 from rolling import model, on_two_ranks, rollouts
 
+from culm.compose import read_yaml
 from culm.config import SettingError, parse
 from culm.files import read_lines
 from culm.objective.grpo import GRPO
@@ -23,6 +24,7 @@ from culm.run.settings import RunConfig, TrainConfig
 from culm.run.train import train
 from culm.task.prompts import Prompts
 from culm.task.task import Question
+from culm.verbs.plan import show_plan
 
 QUESTIONS = 24
 Stage = Callable[..., dict]
@@ -144,7 +146,7 @@ def test_the_rates_are_in_the_state(task: Letters, epochs: int) -> None:
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_a_run_resumes_exactly(stage: Stage, tmp_path: Path, epochs: int) -> None:
+def test_a_run_resumes_exactly(stage: Stage, tmp_path: Path, epochs: int, capsys) -> None:
     path = tmp_path / "prompts.jsonl"
     lines = [{"prompt": f"How many a in {'ab' * n}?", "answer": str(n)} for n in range(1, 12)]
     path.write_text("\n".join(map(json.dumps, lines)))
@@ -160,6 +162,10 @@ def test_a_run_resumes_exactly(stage: Stage, tmp_path: Path, epochs: int) -> Non
         return [{name: line[name] for name in line if name != "seconds"} for line in read]
 
     whole = run("one", 7)
+    config = parse(RunConfig, read_yaml(tmp_path / "one" / "run.yaml"))
+    show_plan(config.model_copy(update={"folder": str(tmp_path / "new")}), {})
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "pass rates from 0.1 to 0.9, new questions, and 10% of others" in shown
     run("two", 3)
     assert run("two", 7) == whole
     assert "filtered_prompts" in whole[-1]
