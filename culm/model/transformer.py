@@ -32,8 +32,8 @@ class TransformerConfig(TrunkConfig):
     learned_positions: add a learned row per position to the token embedding (as GPT-2).
     embedding_scale: factor of the embedding (Gemma). head_scale: of what the head reads (muP).
     softcap: bound of the logits (Gemma 2).
-    head: vocabulary gives logits, scalar one number per token (reward models, critics), or several
-        (scores): an ensemble.
+    head: vocabulary gives logits, scalar numbers for each token (reward models, critics).
+    scores: how many numbers a scalar head gives for a token; several are an ensemble.
     tied: the output head shares the weights of the embedding. init: initial weights
         (`culm.model.init`).
     scaling: how learning rates and initial weights follow from those of a smaller model
