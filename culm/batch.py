@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 # What an objective learns from, and a corpus gives: texts and dialogues; a chosen and a rejected
-# answer, in rows 2i and 2i + 1; single answers, each with a label; answers of the model itself.
-Reads = Literal["documents", "pairs", "labels", "rollouts"]
+# answer, in rows 2i and 2i + 1; several answers to a question, each with a score; single answers,
+# each with a label; answers in steps, each with a label; answers of the model itself.
+Reads = Literal["documents", "pairs", "rankings", "labels", "steps", "rollouts"]
 
 IGNORED = -100  # a target that is not learned, as in torch.nn.functional.cross_entropy
 
@@ -25,7 +26,7 @@ class Batch:
     documents: (B, T) int32, the document of each token within its row; None: one document a row.
     lengths: (B,) int64, tokens of each row; padding follows. None: no padding.
     counts: what sums over this batch are divided by: `tokens` that are read, padding excluded,
-        learned `targets`, `rows` with some of them, and for pairs `pairs` (`counts_of`).
+        learned `targets`, `rows` with some of them (`counts_of`), and `pairs` or `rankings`.
     extra: columns of one objective, each with B as its first axis.
     metrics: numbers known before the forward, such as the mean reward; they go to the log.
     temperature: the policy that sampled the targets divided its logits by it. vocabulary: it chose

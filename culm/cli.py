@@ -98,7 +98,10 @@ def prepare(
 @app.command()
 def generate(
     model: given.Model,
-    prompt: given.Prompt,
+    prompt: given.Prompt = None,
+    prompts: given.PromptFile = None,
+    out: given.AnswersOut = None,
+    samples: given.Samples = 1,
     max_tokens: given.MaxTokens = 64,
     temperature: given.Temperature = None,
     top_k: given.TopK = 0,
@@ -111,14 +114,22 @@ def generate(
     speculate: given.Speculate = None,
     device: given.Device = "auto",
     dtype: given.Dtype = "auto",
+    overwrite: given.Overwrite = False,
 ) -> None:
-    """Continue a text."""
+    """Continue a text; or answer all prompts of a file, to fine-tune another model on them."""
     import culm
-    from culm.verbs.generate import write_continuation
+    from culm.verbs.generate import check_arguments, write_answer_file, write_continuation
 
+    check_arguments(prompt, prompts, out, samples, overwrite)
     loaded = culm.load(model, device, dtype, context, cache=cache, speculate=speculate)
+    if prompts is not None and out is not None:
+        write_answer_file(
+            loaded, model, prompts, out, samples, max_tokens, overwrite, temperature=temperature,
+            top_k=top_k, top_p=top_p, min_p=min_p, stop=stop, seed=seed,
+        )  # fmt: skip
+        return
     write_continuation(
-        loaded, prompt, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+        loaded, prompt or "", max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
         min_p=min_p, stop=stop, seed=seed,
     )  # fmt: skip
 
@@ -169,15 +180,29 @@ def serve(
 
 @app.command("eval")
 def evaluate(
-    model: given.Model,
-    tasks: given.Tasks = "tasks",
+    model: given.Evaluated,
+    suite: given.Suite = "tasks",
     questions: given.Questions = None,
+    data: given.SuiteData = None,
+    text: given.EvalText = None,
+    against: given.Against = None,
+    out: given.EvaluationOut = None,
+    contamination: given.ContaminationText = None,
+    lm_eval: given.LmEval = None,
+    include_path: given.IncludePath = None,
+    judge: given.JudgeURL = None,
+    as_json: given.AsJson = False,
     device: given.Device = "auto",
+    dtype: given.EvalDtype = None,
 ) -> None:
-    """Measure exact match on test questions, with confidence intervals."""
-    from culm.verbs.evaluate import show_evaluation
+    """Measure how well a model answers the questions of a suite, or predicts a text."""
+    from culm.verbs.evaluate import Options, show_evaluation
 
-    show_evaluation(model, tasks, questions, device)
+    options = Options(
+        suite, questions, data, text, out, against, contamination, lm_eval, include_path,
+        judge, as_json, device, dtype,
+    )  # fmt: skip
+    show_evaluation(model, options)
 
 
 @app.command()

@@ -30,3 +30,11 @@ def keyed_digest(seed: int, purpose: str) -> int:
 def keyed_permutation(values: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """The values in the random order of an epoch."""
     return np.random.default_rng((seed, epoch)).permutation(values)
+
+
+def keyed_draw(count: int, size: int, seed: int, step: int) -> np.ndarray:
+    """`size` numbers below `count` in random order, none more often than another by two."""
+    chance = np.random.default_rng((seed, step, 1))  # other numbers than an epoch has
+    every, rest = divmod(size, count)
+    drawn = [np.tile(np.arange(count), every), chance.choice(count, rest, replace=False)]
+    return chance.permutation(np.concatenate(drawn))

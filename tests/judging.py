@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from culm.rollout.reward import endpoint
+from culm import endpoint
 
 
 class Stub:

@@ -17,12 +17,19 @@ from culm.run.train import train
 
 STAGES = (
     "pretrain",
+    "fim",
     "sft",
+    "curriculum",
     "dpo",
+    "precomputed",
     "kto",
     "reward",
+    "ranking",
+    "rating",
+    "steps",
     "grpo",
     "dapo",
+    "filtered",
     "ppo",
     "shared",
     "distill",
@@ -31,6 +38,7 @@ STAGES = (
 WORDS = (
     "the quick brown fox jumps over a lazy dog and then sleeps all day long in warm grass".split()
 )
+ON_POLICY = ("grpo", "dapo", "filtered", "ppo", "shared")
 TASK = {"kind": "letters", "name": "count", "operation": "count", "shortest": 2, "longest": 3}
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
 
@@ -52,9 +60,24 @@ def _write(path: Path, records: list[dict]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
+def _ranking(chance: random.Random, index: int) -> dict:
+    """Two to four answers; two of them may be equally good."""
+    answers = [f"{_sentence(chance, 1 + (index * n) % 4)} {n}" for n in range(2 + index % 3)]
+    scores = [chance.randrange(3) for _ in answers[1:]]
+    return {"prompt": _sentence(chance, 1), "responses": answers, "scores": [3, *scores]}
+
+
+def _solution(chance: random.Random, index: int) -> dict:
+    steps = [_sentence(chance, 1 + (index + n) % 3) for n in range(1 + index % 4)]
+    labels = [chance.random() < 0.5 for _ in steps]
+    return {"prompt": _sentence(chance, 1), "completions": steps, "labels": labels}
+
+
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with text, chat, pairs and labels (.jsonl); records of unequal length."""
+    """A folder with text, chat, pairs, labels, rankings and steps (.jsonl); records of unequal
+    length.
+    """
     folder, chance = tmp_path_factory.mktemp("corpora"), random.Random(0)
     _write(folder / "text.jsonl", [{"text": _sentence(chance, 2 + i % 17)} for i in range(80)])
     chats, pairs = [], []
@@ -73,6 +96,10 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in (("chosen", "rejected") if number % 3 else ("chosen",))
     ]
     _write(folder / "labels.jsonl", labels)
+    _write(folder / "rankings.jsonl", [_ranking(chance, index) for index in range(40)])
+    _write(folder / "steps.jsonl", [_solution(chance, index) for index in range(40)])
+    asked = [(f"How many a are in {'ab' * n}?", str(n)) for n in range(1, 10)]
+    _write(folder / "prompts.jsonl", [{"prompt": one, "answer": other} for one, other in asked])
     return folder
 
 
@@ -97,7 +124,7 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
         return str(started["base"])
 
     def make(name: str, adapter: bool = False, **more: Any) -> dict[str, Any]:
-        rate = (0.05 if adapter else 0.01) / (5 if name in ("grpo", "dapo", "ppo", "shared") else 1)
+        rate = (0.05 if adapter else 0.01) / (5 if name in ON_POLICY else 1)
         adamw = {"kind": "adamw", "rate": rate, "weight_decay": 0.0}
         trained: dict[str, Any] = {
             "steps": 3, "batch_size": 4, "micro_batch_size": 2, "precision": "fp32",
@@ -120,11 +147,22 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
             case "pretrain":
                 run["data"] = {"path": str(corpora / "text.jsonl"), "held_out": 0.1}
                 measures["samples"] = {"texts": ["the "], "max_tokens": 3}
-            case "sft":
+            case "fim":
+                run["start"] = {"path": base(), "fim": True}
+                form = {"kind": "document", "fim": {"rate": 0.7}}
+                run["data"] = {"path": str(corpora / "text.jsonl"), "format": form}
+            case "sft" | "curriculum":
                 run["data"] = {"path": str(corpora / "chat.jsonl"), "format": "chat"}
+                if name == "curriculum":
+                    difficulty = {"kind": "loss", "model": base()}
+                    run["data"]["curriculum"] = {"steps": 3, "difficulty": difficulty}
             case "dpo":
                 run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
                 trained["objective"] = {"kind": "preference", "beta": 0.5}
+            case "precomputed":
+                run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
+                more_of = {"reference": "precomputed", "tail": 0.5}
+                trained["objective"] = {"kind": "preference", "beta": 0.5, **more_of}
             case "kto":
                 run["data"] = {"path": str(corpora / "labels.jsonl"), "format": "label"}
                 trained["objective"] = {"kind": "kto", "beta": 0.5}
@@ -136,9 +174,17 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
                 run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
                 trained["objective"] = "reward"
                 run["eval"]["measures"] = {"pairs": {"tokens": 200}}
+            case "ranking" | "rating" | "steps":
+                files = {"ranking": "rankings", "rating": "labels", "steps": "steps"}
+                losses = {"ranking": "plackett_luce", "rating": "regression", "steps": "process"}
+                form = "label" if name == "rating" else name
+                run["data"] = {"path": str(corpora / f"{files[name]}.jsonl"), "format": form}
+                heads = 2 if name == "ranking" else 1
+                trained["objective"] = {"kind": "reward", "loss": losses[name], "heads": heads}
+                run["eval"]["measures"] = {"pairs": {"tokens": 200}}
             case "ppo" | "shared":
                 run["data"] = {"tasks": [TASK]}
-                measures["exact_match"] = {"tasks": [TASK], "questions": 3}
+                measures["scores"] = {"tasks": [TASK], "questions": 3}
                 trained |= {"batch_size": 16, "micro_batch_size": 8}
                 more_of = (
                     {"shared": True, "kl_stop": 0.5}
@@ -149,16 +195,21 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
                 trained["rollout"] = {"group": 2, "max_tokens": 4, "batches": 2, "epochs": 3}
             case "gkd":
                 run["data"] = {"tasks": [TASK]}
-                measures["exact_match"] = {"tasks": [TASK], "questions": 3}
+                measures["scores"] = {"tasks": [TASK], "questions": 3}
                 trained |= {"batch_size": 8, "micro_batch_size": 4}
                 trained["objective"] = {"kind": "gkd", "teacher": base(), "divergence": "jsd"}
                 trained["rollout"] = {"group": 1, "max_tokens": 4}
-            case "grpo" | "dapo":
+            case "grpo" | "dapo" | "filtered":
                 run["data"] = {"tasks": [TASK]}
-                measures["exact_match"] = {"tasks": [TASK], "questions": 3}
+                measures["scores"] = {"tasks": [TASK], "questions": 3}
                 trained |= {"batch_size": 32, "micro_batch_size": 8}
-                trained["objective"] = {"kind": "grpo", "variant": name, "kl": 0.01}
+                variant = "grpo" if name == "filtered" else name
+                trained["objective"] = {"kind": "grpo", "variant": variant, "kl": 0.01}
                 trained["rollout"] = {"group": 4, "max_tokens": 4}
+                if name == "filtered":
+                    prompts = {"kind": "prompts", "path": str(corpora / "prompts.jsonl")}
+                    run["data"] = {"tasks": [prompts]}
+                    trained["rollout"]["curriculum"] = {"low": 0.1, "high": 0.9}
                 if name == "dapo":
                     short = {"kind": "length", "longest": 4, "margin": 3, "whiten": True, "clip": 1}
                     trained["rollout"]["reward"] = ["task", {**short, "weight": 0.5}]

@@ -376,7 +376,7 @@ def test_plan_names_every_fatal_problem(culm, text, tmp_path):
         (["prepare", "stdlib", "--tokenizer", "t", "--out", "o", "--held-out", "2"], "held_out"),
         (["generate", "no-such-model", "x"], "no-such-model: there is no such file or folder"),
         (["inspect", "no-such-model"], "no-such-model: there is no such file or folder"),
-        (["eval", "no-such-model", "--tasks", "nothing"], "eval: there is no 'nothing'"),
+        (["eval", "no-such-model", "--suite", "nothing"], "eval: there is no 'nothing'"),
         (["import", "no-such-file", "out"], "no-such-file: there is no such file or folder"),
     ],
 )

@@ -16,6 +16,7 @@ from culm.model.transformer import TransformerConfig
 from culm.parallel.parallelize import ParallelConfig
 from culm.run.settings import LAYOUT, RunConfig, TrainConfig, read_run
 from culm.tokenizer.train import BPE
+from culm.verbs.evaluate_chat import with_judge
 
 NAMES = {section: sorted((CONFIGS / section).glob("*.yaml")) for section in ("model", "run")}
 
@@ -74,6 +75,8 @@ def test_every_section_parses(section: str, kind: type) -> None:
             values["path"] = "given by the person"
         if path.stem == "distill":
             values["objective"] = {"kind": "distill", "teacher": "given by the person"}
+        if path.stem == "chat" and section == "eval":
+            values = with_judge(values, "http://localhost:8000/v1#judge")
         parse(kind, values, section)
 
 
@@ -203,7 +206,7 @@ def test_settings_of_a_part_without_its_kind_are_those_of_the_default() -> None:
 
 
 def test_a_kind_that_is_needed_is_one_of_a_list() -> None:
-    for name, known in (("data.tasks", "arithmetic, expression"), ("model.attention", "gqa")):
+    for name, known in (("data.tasks", "arithmetic, choices"), ("model.attention", "gqa")):
         with pytest.raises(SettingError, match=rf"{name}\[0\]\.kind: .* is one of .*{known}"):
             parse(RunConfig, values("data.path=x", f"{name}=[{{windows: 3}}]"))
 

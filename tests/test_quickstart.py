@@ -22,7 +22,7 @@ from culm.train.listeners import MetricsFile
 
 TEXT = "def add(a, b):\n    return a + b\n\nclass Point:\n    x, y = 0, 0\n\n"
 FEW: dict[str, dict[str, Any]] = {
-    "exact_match": {"questions": 2},
+    "scores": {"questions": 2},
     "held_out": {"tokens": 300},
     "samples": {"texts": ("def ",)},
 }

@@ -145,17 +145,17 @@ question = days.question("test", 3, 1)
 assert question == days.question("test", 3, 1)
 assert days.score(question, f" {question.answer} ") == 1 and days.score(question, "") == 0
 data = {"tasks": [{"kind": "weekdays", "longest": 9}], "questions": 300, "format": "chat"}
-measure = {"measures": {"exact_match": {"tasks": ["weekdays"], "questions": 8}}}
+measure = {"measures": {"scores": {"tasks": ["weekdays"], "questions": 8}}}
 base = run("days", steps=40, optimizer=muon, data=data, eval=measure)
 lines = read_lines(base / "metrics.jsonl")
 assert lines[-1]["loss"] < 0.5 * lines[0]["loss"], (lines[0], lines[-1])
 results = json.loads((base / "results.json").read_text())
-assert 0 <= results["exact_match"]["weekdays"]["value"] <= 1, results
+assert 0 <= results["scores"]["weekdays"]["value"] <= 1, results
 rollout = {"group": 4, "max_tokens": 12}
 tuned = run("rl", start=base, steps=2, data={"tasks": data["tasks"]}, batch_size=8,
             objective="grpo", rollout=rollout, optimizer=muon)
 assert all(0 <= line["reward"] <= 1 for line in read_lines(tuned / "metrics.jsonl"))
-chosen = ["data.tasks=[weekdays]", "eval.measures.exact_match.tasks=[weekdays]", "train.steps=2"]
+chosen = ["data.tasks=[weekdays]", "eval.measures.scores.tasks=[weekdays]", "train.steps=2"]
 plan("sft", f"start={base}", *chosen, "folder=runs/planned")
 plan("grpo", f"start={base}", *chosen, "folder=runs/planned")
 """

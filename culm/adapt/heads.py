@@ -11,19 +11,21 @@ from culm.model.transformer import Transformer
 
 
 @torch.no_grad()
-def with_scalar_head(model: Transformer, seed: int) -> None:
-    """Replace the output head by `Linear(width, 1)`, in place; its weights are trainable.
+def with_scalar_head(model: Transformer, seed: int, scores: int = 1) -> None:
+    """Replace the output head by `Linear(width, scores)`, in place; its weights are trainable.
 
     Heads of multi-token prediction are removed.
     """
     model.drop_mtp()
-    model.config = model.config.model_copy(update={"head": "scalar", "tied": False})
-    model.head = plain(scalar_weight(model.config.width, seed).to(model.device), None)
+    model.config = model.config.model_copy(
+        update={"head": "scalar", "scores": scores, "tied": False}
+    )
+    model.head = plain(scalar_weight(model.config.width, seed, scores).to(model.device), None)
 
 
-def scalar_weight(width: int, seed: int) -> Tensor:
-    """(1, width), normal with std 1 / sqrt(width + 1), as in InstructGPT's reward models (arXiv
-    2203.02155); depends on the seed alone.
+def scalar_weight(width: int, seed: int, scores: int = 1) -> Tensor:
+    """(scores, width), normal with std 1 / sqrt(width + 1), as in InstructGPT's reward models
+    (arXiv 2203.02155); depends on the seed alone.
     """
-    weight = torch.empty(1, width)
+    weight = torch.empty(scores, width)
     return weight.normal_(0.0, (width + 1) ** -0.5, generator=generator(seed, "head.scalar"))

@@ -24,13 +24,15 @@ STRETCH = 1 << 11  # characters that are held out of it, at least
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Contents that belong together: one, or a pair. place: of their record. numbers: of the
-    record, in the columns of the format.
+    """Contents that belong together: one, a pair or a ranking. place: of their record. numbers: of
+    each content (`RecordFormat.numbers`), or none. difficulty: the number in the record's field for
+    a curriculum, if it has such a field.
     """
 
     contents: list[Content]
     place: str
-    numbers: tuple[float, ...] = ()
+    numbers: Sequence[tuple[float, ...]] = ()
+    difficulty: tuple[float, ...] = ()
 
     @property
     def size(self) -> int:

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from culm.batch import Reads
 from culm.config import Config
@@ -59,25 +59,37 @@ class RecordFormat(Config, ABC):
     """Base of every format. A record is first divided into contents, which know no tokenizer; each
     becomes one example.
 
-    gives: what an objective can read in its examples. group: how many in a row belong together.
+    gives: what an objective can read in its examples. group: how many in a row belong together;
+        0: all of a record. The column `place` then counts them from 0.
+    per: whether each example carries a number in each column, or each of its learned tokens one.
     """
 
     kind: str
     gives: ClassVar[Reads] = "documents"
     group: ClassVar[int] = 1
+    per: ClassVar[Literal["row", "token"]] = "row"
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the numbers that each example carries, as `Batch.extra` names them."""
         return ()
 
-    def numbers(self, record: dict[str, Any]) -> tuple[float, ...]:
-        """The number of a record in each column; all of its examples carry them.
+    def numbers(self, record: dict[str, Any]) -> Sequence[tuple[float, ...]]:
+        """The numbers of each content of a record: one in each column, or in the only column one
+        for each learned token; empty where there are no columns.
 
         Raises:
             ValueError: it has none, or something else.
         """
         return ()
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Whether the tokenizer can encode such contents; asked before the first record.
+
+        Raises:
+            SettingError: it cannot.
+        """
+        _ = tokenizer.chat  # a missing template is no fault of a record
 
     @abstractmethod
     def contents(self, record: dict[str, Any]) -> Iterator[Content]:
@@ -119,7 +131,18 @@ def number_of(record: dict[str, Any], key: str) -> float:
     Raises:
         ValueError: there is something else.
     """
-    value = record.get(key)
+    return _number(record.get(key), record, key)
+
+
+def numbers_of(record: dict[str, Any], key: str) -> list[float]:
+    """The same of a list in a field of a record."""
+    values = record.get(key)
+    if not isinstance(values, list):
+        raise ValueError(f"no list of numbers in {key!r}; {shape_of(record)}")
+    return [_number(value, record, key) for value in values]
+
+
+def _number(value: Any, record: dict[str, Any], key: str) -> float:
     if isinstance(value, int | float) and abs(value) > LARGEST:
         raise ValueError(f"the number in {key!r} is not finite in fp32")
     if not isinstance(value, bool | int | float) or math.isnan(value):

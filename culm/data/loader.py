@@ -1,7 +1,8 @@
 """Batches of a prepared corpus: step n is a pure function of the seed and n.
 
-The order of rows is a permutation for each epoch. Ranks and micro-batches only divide the rows of
-a step among them, so a run can resume with other numbers of both, from any step.
+The order of rows (`culm.data.order`) is a permutation for each epoch, or that of a curriculum.
+Ranks and micro-batches only divide the rows of a step among them, so a run can resume with other
+numbers of both, from any step.
 """
 
 from __future__ import annotations
@@ -18,27 +19,30 @@ from torch import Tensor
 
 from culm.batch import Batch, Reads
 from culm.config import SettingError
+from culm.data.order import Difficulties, Epochs, Graded, Grading, Order
 from culm.data.origin import changes_since
-from culm.data.pack import PackedRows, bins, singles, to_batch, windows
+from culm.data.pack import Overflow, PackedRows, bins, cut, singles, to_batch, windows
 from culm.data.prepared import Prepared
-from culm.seed import keyed_permutation
 from culm.tokenizer.tokenizer import Tokenizer
 
 Packing = Literal["windows", "bins", "auto"]
+COUNTED = ("pairs", "rankings")  # groups of rows, which sums are divided by
 ROUND = 64  # rows that are not packed are padded to a multiple, so that few shapes occur
 
 
 class Loader:
     """Rows of `context` tokens, `rows_per_step` of them in a step over all ranks.
 
-    rows: rows in an epoch; rows_per_step: in a step. epoch_steps: steps that show every row once.
-    targets: learned targets in an epoch. efficiency: share of positions that hold a token.
-    truncated: documents that are learned from without their end; left_out: those of `documents`,
-    or pairs, in which nothing is left to learn. dialogues: whether answers are learned, each with
-    its end. fingerprint: of the order. prepare_step: completes the micro-batches of a step
-    (`Objective.prepare_step`).
+    rows: rows in an epoch; rows_per_step: in a step; micro_rows: in a micro-batch. epoch_steps:
+    steps that show every row once. targets: learned targets in an epoch. efficiency: share of
+    positions that hold a token. truncated: documents that are learned from without their end;
+    left_out: those of `documents`, or pairs, in which nothing is left to learn. dialogues: whether
+    answers are learned, each with its end. fingerprint: of the order. prepare_step: completes the
+    micro-batches of a step (`Objective.prepare_step`). grading: of a curriculum, by which rows are
+    packed and read.
 
-    A pair counts as one row here: a batch of N pairs has 2N rows, chosen and rejected in turn.
+    A pair counts as one row here: a batch of N pairs has 2N rows, chosen and rejected in turn. So
+    does a ranking, all of whose answers are in one batch. group: sequences of the largest row.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Loader:
         ranks: int = 1,
         packing: Packing = "auto",
         prepare_step: Callable[[list[Batch]], list[Batch]] = list,
+        grading: Grading | None = None,
     ) -> None:
         if rows_per_step % ranks:
             raise SettingError(
@@ -59,19 +64,24 @@ class Loader:
             )
         if context < 2:
             raise SettingError(f"train.context: {context} leaves nothing to predict; at least 2")
-        self._prepared, self._context, self._seed = prepared, context, seed
-        self.rows_per_step, self._micro_rows = rows_per_step, micro_rows
+        self._prepared, self._context = prepared, context
+        self.rows_per_step, self.micro_rows = rows_per_step, micro_rows
         self._rank, self._ranks, self._share = rank, ranks, rows_per_step // ranks
         self._prepare_step = prepare_step
-        self._group, self._pad = prepared.manifest.group, prepared.manifest.end_of_text
-        self._single = _is_single(prepared)
+        self._pad, self._single = prepared.manifest.end_of_text, _is_single(prepared)
         self._columns = {name: prepared.column(name) for name in prepared.manifest.columns}
-        self._packed = _pack(prepared, context, packing)
-        targets = _learned_targets(prepared, self._packed)
+        self._per = prepared.manifest.per
+        graded = None
+        if grading is not None:
+            graded = grading.of(prepared, cut(prepared.offsets, context, _overflow(prepared)))
+        self._packed = _pack(prepared, context, packing, graded)
+        learned_in = prepared.learned_positions() if prepared.masked else None
+        targets = self._packed.targets(learned_in)
         rows = np.add.reduceat(targets, self._packed.first[:-1])
-        learned = rows.reshape(-1, self._group)
-        self._kept = np.flatnonzero((learned > 0).all(axis=1))
-        self._epoch, self._order = -1, self._kept
+        self._groups = self._group_starts(len(rows))
+        self.group = int(np.diff(self._groups).max())
+        learned = np.add.reduceat(rows, self._groups[:-1])
+        self._kept = np.flatnonzero(np.minimum.reduceat(rows, self._groups[:-1]) > 0)
         self.rows = len(self._kept)
         if not self.rows:
             longer = "use a longer train.context"
@@ -87,9 +97,14 @@ class Loader:
         self.documents, self.left_out = len(learned), len(learned) - self.rows
         if self.dialogues and len(targets) == len(prepared.offsets) - 1 and not self._single:
             self.documents, self.left_out = len(targets), int((targets == 0).sum())
-        cut = ~np.isin(self._packed.ends, prepared.offsets) & (targets > 0)
-        self.truncated = int(cut.sum()) if self._packed.truncated else 0
-        facts = (prepared.fingerprint, context, rows_per_step, seed, packing)
+        short = ~np.isin(self._packed.ends, prepared.offsets) & (targets > 0)
+        self.truncated = int(short.sum()) if self._packed.truncated else 0
+        self.order: Order = Epochs(self._kept, seed)
+        facts: tuple[object, ...] = (prepared.fingerprint, context, rows_per_step, seed, packing)
+        if graded is not None:
+            hard = graded.of_rows(self._packed, self._groups)[self._kept]
+            self.order = Graded(self._kept, hard, graded.curriculum, rows_per_step, seed)
+            facts = (*facts, *graded.facts)
         self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
 
     @property
@@ -102,7 +117,7 @@ class Loader:
             remarks.append(
                 f"{self._prepared.folder} was prepared from other text: {changes[0]}{others}."
             )
-        what = "pairs" if self._group == 2 else "documents"
+        what = self.gives if self.gives in COUNTED else "documents"
         if self.left_out:
             remarks.append(
                 f"{self.left_out:,} of {self.documents:,} {what} have no learned token "
@@ -129,8 +144,9 @@ class Loader:
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
         start = number * self.rows_per_step + self._rank * self._share
-        rows = [self._row(n) for n in range(start, start + self._share)]
-        return self._prepare_step(list(self._batches(rows)))
+        rows = [self.order.row(n) for n in range(start, start + self._share)]
+        batches, more = self._prepare_step(list(self._batches(rows))), self.order.metrics(number)
+        return [replace(one, metrics={**one.metrics, **more}) for one in batches]
 
     def sample(self, targets: int) -> Iterator[Batch]:
         """Rows that hold about so many targets, evenly spread over the corpus, or all: to evaluate.
@@ -141,6 +157,14 @@ class Loader:
         spread = np.linspace(0, self.rows, count, endpoint=False).astype(int)
         yield from self._batches(self._kept[spread].tolist())
 
+    def add_columns(self, columns: Mapping[str, Tensor]) -> None:
+        """More of `Batch.extra`: a number for each sequence, in the order of `sample(targets)`."""
+        kept = [member for row in self._kept.tolist() for member in self._members(row)]
+        for name, values in columns.items():
+            column = np.full(self._groups[-1], np.nan, dtype=np.float32)
+            column[kept] = values.numpy()
+            self._columns[name] = column
+
     def learns(self, ids: Iterable[int]) -> bool:
         """Whether one of these tokens is learned in some row, of whatever rank."""
         wanted = torch.tensor(sorted(ids))
@@ -149,26 +173,28 @@ class Loader:
 
     def preview(self, count: int, tokenizer: Tokenizer) -> list[list[tuple[str, bool]]]:
         """The first rows as text, each in spans (text, whether it is learned)."""
-        rows = [self._row(index) for index in range(min(count, self.rows))]
+        rows = [self.order.row(index) for index in range(min(count, self.rows))]
         return [
             _spans([self._prepared.read(*segment) for segment in self._segments(row)], tokenizer)
             for row in rows
         ]
 
-    def _row(self, index: int) -> int:
-        """The row at an index of the endless order of all epochs."""
-        epoch, index = divmod(index, self.rows)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, keyed_permutation(self._kept, self._seed, epoch)
-        return int(self._order[index])
+    def _group_starts(self, rows: int) -> np.ndarray:
+        """(groups + 1,) int64, the first row of each group, and the end of the last."""
+        if group := self._prepared.manifest.group:
+            return np.arange(0, rows + 1, group)
+        return np.append(np.flatnonzero(self._columns["place"] == 0), rows)
+
+    def _members(self, row: int) -> range:
+        """What belongs together in a row of the loader: packed rows."""
+        return range(self._groups[row], self._groups[row + 1])
 
     def _segments(self, row: int) -> list[tuple[int, int]]:
-        first = row * self._group
-        return [segment for r in range(first, first + self._group) for segment in self._packed[r]]
+        return [segment for member in self._members(row) for segment in self._packed[member]]
 
     def _batches(self, rows: Sequence[int]) -> Iterator[Batch]:
-        for at in range(0, len(rows), self._micro_rows):
-            yield self._batch(rows[at : at + self._micro_rows])
+        for at in range(0, len(rows), self.micro_rows):
+            yield self._batch(rows[at : at + self.micro_rows])
 
     def _batch(self, rows: Sequence[int]) -> Batch:
         read, pad = self._prepared.read, self._pad
@@ -179,10 +205,27 @@ class Loader:
         longest = max(end - start for [(start, end)] in ones)
         length = min(self._context, -(-longest // ROUND) * ROUND)
         batch = self._checked(to_batch(ones, read, length, pad, packed=False))
-        counts = {**batch.counts, "pairs": float(len(rows))} if self._group == 2 else batch.counts
-        documents = [row * self._group + offset for row in rows for offset in range(self._group)]
-        extra = {n: torch.from_numpy(values[documents]) for n, values in self._columns.items()}
-        return replace(batch, counts=counts, extra=extra)
+        more: dict[str, float] = {self.gives: len(rows)} if self.gives in COUNTED else {}
+        extra = {
+            name: self._cells(values, rows, ones, length) for name, values in self._columns.items()
+        }
+        return replace(batch, counts={**batch.counts, **more}, extra=extra)
+
+    def _cells(
+        self,
+        values: np.ndarray,
+        rows: Sequence[int],
+        segments: Sequence[Sequence[tuple[int, int]]],
+        length: int,
+    ) -> Tensor:
+        """(B,) or (B, length), a column of some rows with their segments; nan behind their end."""
+        if self._per == "row":
+            documents = [member for row in rows for member in self._members(row)]
+            return torch.from_numpy(values[documents])
+        cells = torch.full((len(segments), length), torch.nan)
+        for cell, [(start, end)] in zip(cells, segments, strict=True):
+            cell[: end - start] = torch.from_numpy(values[start:end])
+        return cells
 
     def _checked(self, batch: Batch) -> Batch:
         """A flipped bit in a shard would be an index outside the embedding."""
@@ -198,27 +241,22 @@ class Loader:
 
 def _is_single(prepared: Prepared) -> bool:
     """Whether a row holds one document: a pair's answers, or what carries numbers of its own."""
-    return prepared.manifest.group > 1 or bool(prepared.manifest.columns)
+    return prepared.manifest.group != 1 or bool(prepared.manifest.columns)
 
 
-def _pack(prepared: Prepared, context: int, packing: Packing) -> PackedRows:
+def _overflow(prepared: Prepared) -> Overflow:
+    return "split" if prepared.manifest.format == "document" else "truncate"
+
+
+def _pack(
+    prepared: Prepared, context: int, packing: Packing, graded: Difficulties | None
+) -> PackedRows:
     if _is_single(prepared):
         return singles(prepared.offsets, context)
-    whole = prepared.manifest.format == "document"
-    if packing == "windows" or (packing == "auto" and whole):
+    overflow = _overflow(prepared)
+    if packing == "windows" or (packing == "auto" and overflow == "split" and graded is None):
         return windows(prepared.offsets, context)
-    return bins(prepared.offsets, context, "split" if whole else "truncate")
-
-
-def _learned_targets(prepared: Prepared, rows: PackedRows) -> np.ndarray:
-    """(segments,) how many targets of each segment are learned."""
-    firsts = rows.starts + 1  # the first token of a segment is no target
-    counts = rows.ends - firsts
-    if prepared.masked:
-        counts = np.zeros_like(counts)
-        for learned in prepared.learned_positions():
-            counts += np.searchsorted(learned, rows.ends) - np.searchsorted(learned, firsts)
-    return counts
+    return bins(prepared.offsets, context, overflow, None if graded is None else graded.values)
 
 
 def _spans(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -43,11 +44,12 @@ class SplitFacts(Config):
 class Manifest(Config):
     """A prepared corpus.
 
-    gives: what an objective can read in it. group: documents that belong together. columns: names
-    of the numbers that each document carries. dropped: exact duplicates. tokenizer: a fingerprint.
-    template: one of the chat template and its variables, for dialogues. origin: the files that it
-    was made from; revisions: those of datasets on the hub. notes: what was left out or not used;
-    the number comes before the phrase.
+    gives: what an objective can read in it. group: documents that belong together; 0: all of a
+    record. columns: names of the numbers that each document, or token (per), carries. difficulty:
+    the field whose number each document carries too, for a curriculum. dropped: exact duplicates.
+    tokenizer: a fingerprint. template: one of the chat template and its variables, for dialogues.
+    origin: the files that it was made from; revisions: those of datasets on the hub. notes: what
+    was left out or not used; the number comes before the phrase.
     """
 
     source: str
@@ -57,6 +59,8 @@ class Manifest(Config):
     gives: Reads
     group: int
     columns: tuple[str, ...] = ()
+    per: Literal["row", "token"] = "row"
+    difficulty: str | None = None
     tokenizer: str
     template: str | None = None
     vocabulary: int

@@ -11,7 +11,7 @@ from culm.files import sha256
 from culm.source import Chain, Files, Limited, open_source
 from culm.source.hub import Hub
 from culm.source.source import Source
-from culm.task.prompts import Prompts
+from culm.task.file_task import FileTask
 
 SHOWN = 12  # digits of a digest in a message
 
@@ -39,8 +39,8 @@ def files_of(source: Source) -> Iterator[Path]:
             yield from files_of(source.source)
         case TaskSource():
             for task in source.tasks:
-                if isinstance(task, Prompts):
-                    yield from files_of(open_source(task.path, setting="tasks.path"))
+                for path in task.paths if isinstance(task, FileTask) else ():
+                    yield from files_of(open_source(path, setting="tasks.path"))
 
 
 def revisions_of(source: Source) -> dict[str, str]:

@@ -6,13 +6,14 @@ token has no target, so that no document ever predicts the next.
 
     windows   the stream cut every T - 1 tokens; rows overlap in one token, so that each
               token but the first of its document is a target exactly once
-    bins      whole documents, best fit first (arXiv 2404.10830)
+    bins      whole documents, best fit first (arXiv 2404.10830); with a curriculum, those of
+              about the same difficulty
     singles   one document a row
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,10 @@ import numpy as np
 import torch
 
 from culm.batch import IGNORED, Batch, counts_of
+from culm.data.difficulty import Examples
+
+GRADES = 100  # parts of a corpus by difficulty, each packed separately
+ROWS = 20  # of a part, at least
 
 Segment = tuple[int, int]
 Read = Callable[[int, int], tuple[np.ndarray, np.ndarray | None]]
@@ -49,6 +54,18 @@ class PackedRows:
         """The share of positions that hold a token."""
         return float((self.ends - self.starts).sum()) / max(1, len(self) * context)
 
+    def targets(self, learned: Iterable[np.ndarray] | None) -> np.ndarray:
+        """(segments,) how many targets of each segment are learned. learned: sorted numbers of the
+        tokens that are, in parts; None: all.
+        """
+        firsts = self.starts + 1  # the first token of a segment is no target
+        if learned is None:
+            return self.ends - firsts
+        counts = np.zeros_like(firsts)
+        for part in learned:
+            counts += np.searchsorted(part, self.ends) - np.searchsorted(part, firsts)
+        return counts
+
 
 def windows(offsets: np.ndarray, context: int) -> PackedRows:
     """The stream cut into rows of `context`; offsets: (documents + 1,)."""
@@ -65,21 +82,40 @@ def windows(offsets: np.ndarray, context: int) -> PackedRows:
     return PackedRows(starts, ends, np.searchsorted(rows, np.arange(len(cuts) + 1)))
 
 
-def bins(
-    offsets: np.ndarray, context: int, overflow: Literal["truncate", "split"] = "truncate"
-) -> PackedRows:
-    """Documents packed without cuts; those longer than `context` are truncated or split."""
-    starts, ends, lost = offsets[:-1], offsets[1:], 0
-    long = ends - starts > context
+Overflow = Literal["truncate", "split"]
+
+
+def cut(offsets: np.ndarray, context: int, overflow: Overflow) -> Examples:
+    """Documents, those longer than `context` truncated or split."""
+    starts, ends = offsets[:-1], offsets[1:]
+    documents = np.arange(len(starts))
     if overflow == "truncate":
-        lost = int((ends - starts - context)[long].sum())
-        ends = np.minimum(ends, starts + context)
+        return Examples(starts, np.minimum(ends, starts + context), documents)
+    parts = [np.arange(s, e, context) for s, e in zip(starts, ends, strict=True)]
+    documents = np.repeat(documents, [len(part) for part in parts])
+    starts = np.concatenate(parts)
+    return Examples(starts, np.minimum(starts + context, ends[documents]), documents)
+
+
+def bins(
+    offsets: np.ndarray,
+    context: int,
+    overflow: Overflow = "truncate",
+    difficulty: np.ndarray | None = None,
+) -> PackedRows:
+    """Documents packed without cuts; those longer than `context` are truncated or split.
+
+    difficulty: of each example that `cut` gives; those of a row are then about equally hard.
+    """
+    starts, ends = offsets[:-1], offsets[1:]
+    long = ends - starts > context
+    lost = int((ends - starts - context)[long].sum()) if overflow == "truncate" else 0
+    examples = cut(offsets, context, overflow)
+    starts, ends = examples.starts, examples.ends
+    if difficulty is None:
+        packed = best_fit((ends - starts).tolist(), context)
     else:
-        parts = [np.arange(s, e, context) for s, e in zip(starts, ends, strict=True)]
-        bounds = np.repeat(ends, [len(part) for part in parts])
-        starts = np.concatenate(parts)
-        ends = np.minimum(starts + context, bounds)
-    packed = best_fit((ends - starts).tolist(), context)
+        packed = graded_fit(ends - starts, difficulty, context)
     order = np.array([document for row in packed for document in row], dtype=np.int64)
     first = np.cumsum([0, *(len(row) for row in packed)])
     truncated = int(long.sum()) if overflow == "truncate" else 0
@@ -119,6 +155,19 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         room.setdefault(amount - length, []).append(bin)
         amounts |= 1 << (amount - length)
     return packed
+
+
+def graded_fit(lengths: np.ndarray, difficulty: np.ndarray, capacity: int) -> list[list[int]]:
+    """`best_fit` in up to GRADES parts of the examples sorted by difficulty, so that no row has
+    both easy and hard ones. A part fills ROWS rows at least, since its last one may stay empty.
+    """
+    order = np.argsort(difficulty, kind="stable")
+    grades = int(min(GRADES, max(1, lengths.sum() // (capacity * ROWS))))
+    return [
+        [int(part[index]) for index in row]
+        for part in np.array_split(order, grades)
+        for row in best_fit(lengths[part].tolist(), capacity)
+    ]
 
 
 def to_batch(

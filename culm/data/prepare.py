@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from culm.config import SettingError
+from culm.data.difficulty import COLUMN
 from culm.data.divide import Divided, Divider, Duplicates, Unit
-from culm.data.example import Content, Example, RecordFormat
+from culm.data.example import Content, Example, RecordFormat, number_of
 from culm.data.format.document import DocumentFormat
 from culm.data.manifest import CONTENTS, Manifest, is_corpus
 from culm.data.notes import Notes
@@ -29,6 +30,8 @@ from culm.source import Invalid
 from culm.source.record import Record, not_used
 from culm.source.source import Source, bad_record, found_in
 from culm.tokenizer.tokenizer import Tokenizer
+
+Numbers = tuple[float, ...]
 
 BATCH = 1 << 20  # bytes of text that are encoded together
 
@@ -48,6 +51,7 @@ def prepare(
     *,
     duplicates: Duplicates = "drop",
     invalid: Invalid = "error",
+    difficulty: str | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Write the token shards of a corpus to a new folder.
@@ -57,7 +61,7 @@ def prepare(
     split. All other text is in the split "train". The text decides, not the tokens: the splits are
     the same for every tokenizer.
     duplicates: whether only the first of equal records is kept. invalid: with "skip", a record that
-    cannot be read is left out and counted.
+    cannot be read is left out and counted. difficulty: a field with a number, for a curriculum.
     The folder appears when it is complete, or not at all. overwrite: replace an older corpus there.
 
     Raises:
@@ -65,8 +69,7 @@ def prepare(
             divided, the disk is full, or the folder exists.
         InUseError: another process is writing the folder.
     """
-    if format.kind != "document":
-        _ = tokenizer.chat  # a missing template is no fault of the first record
+    format.check(tokenizer)
     with _new_folder(Path(folder), overwrite) as work:
         origin, revisions = origin_of(source), revisions_of(source)
         names = ("train", "held_out") if held_out else ("train",)
@@ -75,10 +78,11 @@ def prepare(
         notes = Notes(invalid, tokenizer.specials)
         notes.counts.update(source.left_out)
         with (
-            _writers(work, names, format, tokenizer) as writers,
+            _writers(work, names, format, tokenizer, difficulty) as writers,
             progress("prepare", source.size, "bytes") as bar,
         ):
-            divided = divider.divide(_units(source, format, bar, notes), source.name)
+            units = _units(source, format, difficulty, bar, notes)
+            divided = divider.divide(units, source.name)
             for name, unit, documents in _encoded(divided, format, tokenizer, notes):
                 writers[name].append(documents, unit.size)
         splits = {name: one.facts() for name, one in writers.items() if one.documents}
@@ -88,7 +92,8 @@ def prepare(
         manifest = Manifest(
             source=source.name, origin=origin, revisions=revisions, held_out=held_out, seed=seed,
             dropped=divider.dropped, notes=notes.counts, format=format.kind, gives=format.gives,
-            group=format.group, columns=format.columns, tokenizer=tokenizer.fingerprint,
+            group=format.group, columns=format.columns, per=format.per, difficulty=difficulty,
+            tokenizer=tokenizer.fingerprint,
             template=None if format.kind == "document" else tokenizer.template_fingerprint,
             vocabulary=tokenizer.vocabulary, end_of_text=tokenizer.end_of_text, splits=splits,
         )  # fmt: skip
@@ -99,29 +104,39 @@ def prepare(
 
 @contextmanager
 def _writers(
-    folder: Path, splits: Sequence[str], format: RecordFormat, tokenizer: Tokenizer
+    folder: Path,
+    splits: Sequence[str],
+    format: RecordFormat,
+    tokenizer: Tokenizer,
+    difficulty: str | None,
 ) -> Iterator[dict[str, SplitWriter]]:
     """A writer for each split, closed at the end."""
+    columns = format.columns if difficulty is None else (*format.columns, COLUMN)
     with ExitStack() as stack:
         yield {
             name: stack.enter_context(
-                closing(SplitWriter(folder / name, tokenizer.vocabulary, format.columns))
+                closing(SplitWriter(folder / name, tokenizer.vocabulary, columns))
             )
             for name in splits
         }
 
 
-def _units(source: Source, format: RecordFormat, bar: Bar, notes: Notes) -> Iterator[Unit]:
+def _units(
+    source: Source, format: RecordFormat, difficulty: str | None, bar: Bar, notes: Notes
+) -> Iterator[Unit]:
     done = 0
 
-    def read(record: Record) -> Iterator[tuple[tuple[float, ...], list[Content]]]:
-        yield format.numbers(record), list(format.contents(record))
+    def read(record: Record) -> Iterator[tuple[Sequence[Numbers], Numbers, list[Content]]]:
+        hard = () if difficulty is None else (number_of(record, difficulty),)
+        yield format.numbers(record), hard, list(format.contents(record))
 
-    for record, [(numbers, contents)] in found_in(source, read, notes.skipped):
+    for record, [(numbers, hard, contents)] in found_in(source, read, notes.skipped):
         notes.counts.update(not_used("records", record.unread))
         notes.read(contents)
-        for start in range(0, len(contents), format.group):
-            yield (unit := Unit(contents[start : start + format.group], record.place, numbers))
+        size = format.group or max(1, len(contents))
+        for start in range(0, len(contents), size):
+            part = slice(start, start + size)
+            yield (unit := Unit(contents[part], record.place, numbers[part], hard))
             bar.advance(unit.size)
             done += unit.size
     bar.advance(max(0, (source.size or 0) - done))  # what quotes and braces of the files took
@@ -155,7 +170,10 @@ def _documents(
         for unit in units[start:]:
             start += 1
             try:
-                yield [_document(next(examples), unit, notes) for _ in unit.contents]
+                each = unit.numbers or [()] * len(unit.contents)
+                yield [
+                    _document(next(examples), format, own, unit.difficulty, notes) for own in each
+                ]
             except (ValueError, RecursionError) as error:
                 yield error
                 break  # `examples` ended with it
@@ -173,10 +191,18 @@ def _batches(divided: Divided) -> Iterator[list[tuple[str, Unit]]]:
     yield batch
 
 
-def _document(example: Example, unit: Unit, notes: Notes) -> Document:
+def _document(
+    example: Example, format: RecordFormat, numbers: Numbers, difficulty: Numbers, notes: Notes
+) -> Document:
     notes.counts.update(not_used("messages", example.unread, "the chat template does not use"))
     tokens = np.array(example.tokens, dtype=np.uint32)
-    return tokens, np.array(example.learned, dtype=bool), unit.numbers
+    learned = np.array(example.learned, dtype=bool)
+    hard = tuple(np.array([number]) for number in difficulty)
+    if format.per == "row":
+        return tokens, learned, (*(np.array([number]) for number in numbers), *hard)
+    column = np.full(len(tokens), np.nan, dtype=np.float32)
+    column[learned] = numbers
+    return tokens, learned, (column, *hard)
 
 
 @contextmanager

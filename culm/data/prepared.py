@@ -69,8 +69,12 @@ class Prepared:
         learned = None if self._learned is None else self._learned[shard][span]
         return self._tokens[shard][span], learned
 
+    def shards(self) -> Iterator[np.ndarray]:
+        """The tokens of each shard."""
+        yield from self._tokens
+
     def column(self, name: str) -> np.ndarray:
-        """(documents,) fp32, the number of each document in a column."""
+        """(documents,) or (tokens,) fp32, the number of each document or token in a column."""
         return np.concatenate([self._map(name, number) for number in range(self.facts.shards)])
 
     def learned_positions(self) -> Iterator[np.ndarray]:

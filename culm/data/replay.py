@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import Field
@@ -58,7 +58,9 @@ class Replayed:
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
-        return [*self.corpus.step(number), *self.replay.step(number)]
+        own, others = self.corpus.step(number), self.replay.step(number)
+        more = own[0].metrics  # the loop takes the mean over all micro-batches
+        return [*own, *(replace(one, metrics=more) for one in others)]
 
     def state(self, steps: int) -> dict[str, Tensor]:
         """Nothing: a step is a function of its number."""

@@ -9,6 +9,8 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from culm.batch import Reads
 from culm.config import Config, listed
+from culm.data.curriculum import Curriculum
+from culm.data.difficulty import RecordField
 from culm.data.divide import Duplicates
 from culm.data.format import Format
 from culm.data.format.document import DocumentFormat
@@ -38,6 +40,7 @@ class DataConfig(Config):
         questions without end.
     questions: of the tasks, in all. turns: maximum number of questions in a dialogue.
     replay: text of an earlier stage that is learned with it.
+    curriculum: easy examples first; rows then hold examples of about the same difficulty.
     """
 
     path: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
@@ -55,6 +58,7 @@ class DataConfig(Config):
     questions: PositiveInt = 20_000
     turns: PositiveInt = 1
     replay: Replay | None = None
+    curriculum: Curriculum | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataConfig:
@@ -63,6 +67,26 @@ class DataConfig(Config):
         if not given or "and" in given:
             raise ValueError(f"path: give one of path, prepared and tasks, not {given or 'none'}")
         return self
+
+    @model_validator(mode="after")
+    def _graded(self) -> DataConfig:
+        if self.curriculum is not None and self.packing == "windows":
+            raise ValueError(
+                "packing: windows have easy and hard documents in one row; a curriculum needs "
+                "packing=bins"
+            )
+        if self.difficulty is not None and self.tasks:
+            raise ValueError(
+                "curriculum.difficulty: questions of tasks have no fields; use length, rarity or "
+                "loss"
+            )
+        return self
+
+    @property
+    def difficulty(self) -> str | None:
+        """The field of each record that holds its difficulty, if the curriculum reads one."""
+        given = None if self.curriculum is None else self.curriculum.difficulty
+        return given.name if isinstance(given, RecordField) else None
 
     @property
     def gives(self) -> Reads | None:

@@ -3,7 +3,8 @@
     train/tokens-00000.npy     uint16 or uint32, documents end to end
     train/offsets-00000.npy    int64, where each document starts, and the end
     train/learned-00000.npy    bool; only where some token is not learned
-    train/margin-00000.npy     float32, a number for each document; one file for each column
+    train/margin-00000.npy     float32, a number for each document (or each token, NaN where it has
+                               none); one file for each column
 
 A document never crosses from one shard into the next.
 """
@@ -20,7 +21,7 @@ from culm.data.manifest import File, SplitFacts
 SHARD_TOKENS = 1 << 28
 KINDS = ("tokens", "offsets", "learned")
 
-Document = tuple[np.ndarray, np.ndarray, tuple[float, ...]]  # tokens, learned, columns
+Document = tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]  # tokens, learned, columns
 
 
 def shard_name(kind: str, number: int) -> str:
@@ -74,8 +75,8 @@ class SplitWriter:
         if not self._writers or (self._filled and self._filled + size > self._limit):
             self._next_shard()
         for tokens, learned, numbers in documents:
-            for name, number in zip(self._columns, numbers, strict=True):
-                self._writers[name].append(np.array([number]))
+            for name, values in zip(self._columns, numbers, strict=True):
+                self._writers[name].append(values)
             self._filled += len(tokens)
             self._writers["tokens"].append(tokens)
             self._writers["learned"].append(learned)

@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 from culm.seed import keyed
-from culm.task.prompts import notes_of
+from culm.task.file_task import notes_of
 from culm.task.task import Task
 
 

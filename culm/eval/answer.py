@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from culm.engine.engine import Engine
-from culm.engine.request import Completion, Request
+from culm.engine.request import Completion, Event, Request
 from culm.model.transformer import Transformer
+from culm.text.reply import Reply
 from culm.tokenizer.tokenizer import Tokenizer
 
 SLOTS = 64  # requests that are answered at once
@@ -22,9 +23,16 @@ class Answer:
 
 
 def answer(
-    model: Transformer, tokenizer: Tokenizer, requests: Sequence[Request], slots: int = SLOTS
+    model: Transformer,
+    tokenizer: Tokenizer,
+    requests: Sequence[Request],
+    slots: int = SLOTS,
+    stops: Sequence[Sequence[str]] | None = None,
 ) -> list[Answer]:
-    """Replies in the order of the requests; `slots` of them are generated at the same time."""
+    """Replies in the order of the requests; `slots` of them are generated at the same time.
+
+    stops: for each request, texts that end its reply and are no part of it.
+    """
     if not requests:
         return []
     longest = max(len(request.prompt) + request.max_tokens for request in requests)
@@ -32,5 +40,18 @@ def answer(
         model, min(slots, len(requests)), longest, vocabulary=tokenizer.vocabulary,
         suppressed=tokenizer.suppressed,
     )  # fmt: skip
-    completions = engine.generate(list(requests))
-    return [Answer(tokenizer.decode(one.tokens), one) for one in completions]
+    numbers = {engine.add(request): index for index, request in enumerate(requests)}
+    replies = [Reply(tokenizer, ends) for ends in stops or [()] * len(requests)]
+    events: list[list[Event]] = [[] for _ in requests]
+    texts = [""] * len(requests)
+    while engine.busy:
+        for event in engine.step():
+            index = numbers[event.request]
+            events[index].append(event)
+            texts[index] += replies[index].read(event)
+            if replies[index].stopped and not event.finish:
+                engine.abort(event.request)
+    # One that was aborted at a stop has no event that says why it ended.
+    for found in events:
+        found[-1] = replace(found[-1], finish=found[-1].finish or "stop")
+    return [Answer(text, Completion.of(found)) for text, found in zip(texts, events, strict=True)]

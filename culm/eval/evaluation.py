@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+from culm import log
 from culm.config import SettingError
-from culm.eval.measure.measure import Subject
+from culm.eval.measure.measure import MeasureConfig, Subject
 from culm.eval.settings import EvalConfig
+from culm.parallel.ranks import AgreeingRanks, RankFailed
 from culm.parallel.sharded import unsharded
 
 
@@ -38,9 +42,54 @@ class Evaluation:
         """
         results: dict[str, Any] = {}
         with unsharded(self.subject.model):
-            for name, measure in self.settings.measures.items():
-                if final or not measure.last_step_only:
-                    found = measure.measure(self.subject)
-                    prefix = "" if name == measure.kind else f"{name}."
-                    results |= {f"{prefix}{key}": value for key, value in found.items()}
+            for name, measure in self._due(final):
+                results |= _prefixed(name, measure, measure.measure(self.subject))
         return results
+
+    def attempt(self) -> dict[str, Any]:
+        """As `run`, while training. A measure that fails costs no more than its results: why it
+        failed is said, and stands in `failed` by its name.
+
+        If it fails on one rank, all ranks give it up. A rank that fails within a model that is
+        spread over several cannot be waited for.
+        """
+        results: dict[str, Any] = {}
+        failed: dict[str, str] = {}
+        ranks = AgreeingRanks.of(self.subject.ranks)
+        subject = replace(self.subject, ranks=ranks)
+        with unsharded(subject.model):
+            for name, measure in self._due(final=False):
+                try:
+                    results |= _prefixed(name, measure, _measured(measure, subject, ranks))
+                except RankFailed as error:
+                    failed[name] = str(error)
+                    log.say(f"The measure {name} failed, and training continues: {error}")
+        return {**results, "failed": failed} if failed else results
+
+    def _due(self, final: bool) -> Iterator[tuple[str, MeasureConfig]]:
+        for name, measure in self.settings.measures.items():
+            if final or not measure.last_step_only:
+                yield name, measure
+
+
+def _prefixed(name: str, measure: MeasureConfig, found: dict[str, Any]) -> dict[str, Any]:
+    prefix = "" if name == measure.kind else f"{name}."
+    return {f"{prefix}{key}": value for key, value in found.items()}
+
+
+def _measured(measure: MeasureConfig, subject: Subject, ranks: AgreeingRanks) -> dict[str, Any]:
+    """The results of a measure.
+
+    Raises:
+        RankFailed: it failed, here or on another rank.
+    """
+    try:
+        found = measure.measure(subject)
+    except RankFailed:
+        raise
+    except Exception as error:  # a server that is gone, a full disk, anyone's code
+        said = f"{type(error).__name__}: {error}"
+        ranks.agree(said)
+        raise RankFailed(said) from error
+    ranks.agree()
+    return found

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from culm.batch import IGNORED, Batch
+from culm.batch import IGNORED, Batch, Reads
 from culm.model.context import Context
 from culm.model.transformer import Transformer
 from culm.parallel.ranks import Ranks
@@ -24,7 +24,10 @@ NO_TOKENS = (
 
 
 class HeldOutRows(Protocol):
-    """Rows to score; `culm.data.loader.Loader` has them."""
+    """Rows to score; `culm.data.loader.Loader` has them. gives: what is in them."""
+
+    @property
+    def gives(self) -> Reads: ...
 
     def sample(self, targets: int) -> Iterator[Batch]:
         """Batches with about `targets` targets, the same on every rank."""

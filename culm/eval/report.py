@@ -47,11 +47,11 @@ def _measures(folder: Path, results: Mapping[str, Any]) -> list[str]:
     for name, result in results.items():
         measure, _, kind = name.rpartition(".")
         of_measure = f", {measure}" if measure else ""
-        if kind == "exact_match":
+        if kind == "scores":
             picture = re.sub(r"[^\w.-]+", "-", name) + ".png"
-            parts += [f"## Exact match{of_measure}", exact_match_table({folder.name: result})]
+            parts += [f"## Scores{of_measure}", score_table({folder.name: result})]
             draw = partial(bars, models={folder.name: result})
-            parts.append(_picture("exact match", folder / picture, draw))
+            parts.append(_picture("scores", folder / picture, draw))
         elif kind == "samples" and result:
             parts += [f"## Samples{of_measure}", samples_text(result)]
     return parts
@@ -99,7 +99,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in cells])
 
 
-def exact_match_table(models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def score_table(models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Tasks as rows, models as columns, with 95 % intervals."""
     tasks = list(dict.fromkeys(task for scores in models.values() for task in scores))
     rows = [[task, *(percent(scores[task]) for scores in models.values())] for task in tasks]

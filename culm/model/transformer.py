@@ -32,7 +32,8 @@ class TransformerConfig(TrunkConfig):
     learned_positions: add a learned row per position to the token embedding (as GPT-2).
     embedding_scale: factor of the embedding (Gemma). head_scale: of what the head reads (muP).
     softcap: bound of the logits (Gemma 2).
-    head: vocabulary gives logits, scalar one number per token (reward models, critics).
+    head: vocabulary gives logits, scalar numbers for each token (reward models, critics).
+    scores: how many numbers a scalar head gives for a token; several are an ensemble.
     tied: the output head shares the weights of the embedding. init: initial weights
         (`culm.model.init`).
     scaling: how learning rates and initial weights follow from those of a smaller model
@@ -45,6 +46,7 @@ class TransformerConfig(TrunkConfig):
     embedding_scale: PositiveFloat = 1.0
     softcap: PositiveFloat | None = None
     head: Literal["vocabulary", "scalar"] = "vocabulary"
+    scores: PositiveInt = 1
     tied: bool = True
     mtp: MTP | None = None
 
@@ -57,6 +59,8 @@ class TransformerConfig(TrunkConfig):
             )
         if self.head == "scalar" and self.tied:
             raise ValueError("tied: a scalar head has no row per token; set tied to false")
+        if self.head != "scalar" and self.scores > 1:
+            raise ValueError("scores: several are given by a scalar head alone; head=scalar")
         if self.head == "scalar" and self.mtp is not None:
             raise ValueError("mtp: heads that predict tokens need head=vocabulary")
         if self.mtp is not None and self.mtp.depth >= self.context:
@@ -92,7 +96,7 @@ class Transformer(Trunk):
         self.mtp = nn.ModuleList(
             MTPHead(block, config.width, config.norm) for block in new_blocks(config.scaled(), last)
         )
-        outputs = 1 if config.head == "scalar" else config.vocabulary
+        outputs = config.scores if config.head == "scalar" else config.vocabulary
         self.head: nn.Module = Linear(config.width, outputs)
         self.tie()
 
@@ -137,7 +141,11 @@ class Transformer(Trunk):
         return self.logits(self.hidden(tokens, context))
 
     def scores(self, tokens: Tensor, context: Context | None = None) -> Tensor:
-        """One number per token by a scalar head, (B, T), computed in fp32.
+        """One number per token by a scalar head, (B, T): the mean, if it gives several."""
+        return self.head_scores(tokens, context).mean(-1)
+
+    def head_scores(self, tokens: Tensor, context: Context | None = None) -> Tensor:
+        """All numbers of a scalar head, (B, T, H), computed in fp32.
 
         Two answers may differ by less than bf16 can represent.
 
@@ -146,7 +154,7 @@ class Transformer(Trunk):
         """
         if self.config.head != "scalar":
             raise ValueError("the model has no scalar head to score with")
-        return self.head(self.hidden(tokens, context).float())[..., 0]
+        return self.head(self.hidden(tokens, context).float())
 
     def logprobs(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
@@ -31,8 +32,9 @@ class Distillation(ObjectiveConfig):
     temperature: divides the logits of both; the loss is multiplied by its square.
     top_k: compare the teacher's most likely tokens alone, and all others as one.
     nll: weight of the negative log-likelihood of the tokens themselves.
-    hidden: weight of the mean squared difference of the last states, those of the student in a
-        learned projection.
+    hidden: weight of the distance between the last states, those of the student in a learned
+        projection. hidden_distance: mse, the mean squared difference; cosine, 1 - cosine, which
+        leaves their lengths free (arXiv 1910.01108).
     """
 
     teacher: str = Field(min_length=1)
@@ -42,10 +44,12 @@ class Distillation(ObjectiveConfig):
     top_k: PositiveInt | None = None
     nll: NonNegativeFloat = 0.0
     hidden: NonNegativeFloat = 0.0
+    hidden_distance: Literal["mse", "cosine"] = "mse"
 
     @model_validator(mode="after")
     def _mixes(self) -> Self:
         refuse_unused(self, "beta", self.divergence == "jsd", "divergence=jsd")
+        refuse_unused(self, "hidden_distance", self.hidden > 0, "hidden")
         return self
 
     def build(self, model: Transformer, load: Load, seed: int) -> DistillObjective:
@@ -92,6 +96,13 @@ def token_divergence(student: Tensor, teacher: Tensor, config: Distillation) -> 
             parts = torch.stack([log_p + share.log(), log_q + (1 - share).log()])
             mixed = parts.logsumexp(0)
             return config.beta * _kl(log_p, mixed) + (1 - config.beta) * _kl(log_q, mixed)
+
+
+def hidden_distance(student: Tensor, teacher: Tensor, kind: Literal["mse", "cosine"]) -> Tensor:
+    """(N,) from states (N, E) of both."""
+    if kind == "cosine":
+        return 1 - F.cosine_similarity(student, teacher, dim=-1)
+    return (student - teacher).square().mean(-1)
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -145,8 +156,8 @@ class DistillObjective(Objective):
             terms["nll"] = Term(nll, "targets", config.nll)
         if self.projection is not None:
             ours, wanted = (one.flatten(0, 1)[rows].float() for one in (hidden, theirs))
-            error = (self.projection(ours) - wanted).square().mean(-1).sum()
-            terms["hidden"] = Term(error, "targets", config.hidden)
+            distances = hidden_distance(self.projection(ours), wanted, config.hidden_distance)
+            terms["hidden"] = Term(distances.sum(), "targets", config.hidden)
         return Loss(terms, {"agreement": Term(agreed.float(), "targets")})
 
     def _compared(self, mine: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

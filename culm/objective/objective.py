@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -33,18 +33,37 @@ class ObjectiveConfig(Config, ABC):
     """Settings of an objective.
 
     reads: what it learns from. documents: texts and dialogues; pairs: a chosen and a rejected
-        answer, in rows 2i and 2i + 1; labels: single answers, each with a label; rollouts: answers
-        of the model itself, with rewards. Data, plan, preview and run ask for this.
+        answer, in rows 2i and 2i + 1; rankings: several answers to a question, each with a score;
+        labels: single answers, each with a label; steps: answers in steps, each with a label;
+        rollouts: answers of the model itself, with rewards. Data, plan, preview and run ask for
+        this.
     head: the output head of the model that it trains.
     columns: what it needs in `Batch.extra`, one number a row or a token.
     trains_mtp: whether it trains heads of multi-token prediction.
     """
 
     kind: str
-    reads: ClassVar[Reads]
     head: ClassVar[Literal["vocabulary", "scalar"]] = "vocabulary"
-    columns: ClassVar[Mapping[str, Literal["row", "token"]]] = {}
     trains_mtp: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def reads(self) -> Reads: ...
+
+    @property
+    def columns(self) -> Mapping[str, Literal["row", "token"]]:
+        return {}
+
+    @property
+    def scores(self) -> int:
+        """Numbers that its scalar head gives for a token."""
+        return 1
+
+    @classmethod
+    def learners(cls) -> Mapping[Reads, str]:
+        """What it can learn from, and how to name it for each."""
+        reads: Any = cls.reads  # a class variable, except where a setting chooses it
+        return {reads: cls.model_fields["kind"].default}
 
     @property
     def least_group(self) -> int:
@@ -106,6 +125,15 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def loss(self, batch: Batch, context: Context) -> Loss:
         """The sums of a batch; a model that is not trained takes `context.unrecorded()`."""
+
+    @property
+    def precomputes(self) -> tuple[str, ...]:
+        """Columns of `Batch.extra` that it computes once for a corpus, with `precompute`."""
+        return ()
+
+    def precompute(self, batch: Batch) -> dict[str, Tensor]:
+        """A number for each row in each of these columns, from the model as it is at the start."""
+        return {}
 
     def prepare_step(self, batches: list[Batch], ranks: Ranks) -> list[Batch]:
         """The micro-batches of a step, with what must be known of the whole step before any of it

@@ -51,3 +51,41 @@ class Ranks:
     @property
     def _group(self) -> distributed.ProcessGroup | None:
         return None if self.mesh is None else self.mesh.get_group("data")
+
+
+class RankFailed(Exception):
+    """Another rank has failed, and the message says how."""
+
+
+@dataclass(frozen=True)
+class AgreeingRanks(Ranks):
+    """Ranks that agree before each exchange that none of them failed. So all of them give up what
+    one of them cannot do, and none waits for it.
+
+    Each rank calls `agree` at the end too, with its error if it has one.
+    """
+
+    inner: Ranks = Ranks()
+
+    @classmethod
+    def of(cls, ranks: Ranks) -> AgreeingRanks:
+        """The same ranks."""
+        return cls(ranks.rank, ranks.count, ranks.writer, ranks.mesh, ranks.patient, ranks)
+
+    def sum(self, values: list[float], device: torch.device | str = "cpu") -> list[float]:
+        self.agree()
+        return self.inner.sum(values, device)
+
+    def gather(self, value: T) -> list[T]:
+        self.agree()
+        return self.inner.gather(value)
+
+    def agree(self, error: str | None = None) -> None:
+        """Say whether this rank failed.
+
+        Raises:
+            RankFailed: another one did, and this one did not.
+        """
+        errors = [one for one in self.inner.gather(error) if one is not None]
+        if errors and error is None:
+            raise RankFailed(errors[0])

@@ -25,7 +25,7 @@ from culm.convert.export import quantize, write_export
 from culm.convert.load import read
 from culm.data.manifest import Manifest
 from culm.data.texts import texts_of
-from culm.eval.exact import Answered, difference
+from culm.eval.questions import Answered, gain
 from culm.files import read_lines
 from culm.quickstart.report import write_report
 from culm.quickstart.scorer import Scorer
@@ -209,14 +209,13 @@ class Quickstart:
         before = (self.folder / "pretrain" / "eval.jsonl").read_text().splitlines()[0]
         table: dict[str, Any] = {"before": json.loads(before)["bits_per_byte"]}
         scorer = self._scorer()
-        asked = scorer.questions * min(1.0, self.budget / 600)
-        questions = max(LEAST_QUESTIONS, round(asked))
+        questions = max(LEAST_QUESTIONS, round(scorer.questions * min(1.0, self.budget / 600)))
         answers: dict[str, list[Answered]] = {}
         with log.progress("evaluate", len(MODELS), "models") as bar:
             for name, stage in MODELS.items():
                 table[name], answers[name] = scorer.evaluate(self.folder / stage, questions)
                 bar.advance(1, name)
-        gains = {name: difference(answers[name], answers["sft"]) for name in ("rl", "control")}
+        gains = {name: gain(answers[name], answers["sft"]) for name in ("rl", "control")}
         return table | {"gains": {name: asdict(gain) for name, gain in gains.items()}}
 
     def _scorer(self) -> Scorer:

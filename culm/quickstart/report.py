@@ -12,9 +12,9 @@ from culm.eval.plots import attention, bars, lines
 from culm.eval.report import (
     HELD_OUT,
     curve,
-    exact_match_table,
     percent,
     samples_text,
+    score_table,
     table,
 )
 from culm.files import read_json, read_lines
@@ -174,7 +174,7 @@ def _evaluation(stages: Mapping[str, Stage]) -> str:
             table(head, rows),
             "After pretraining, the model was trained on dialogues only, so it forgets some of the "
             "corpus: the bits per byte show how much.",
-            exact_match_table(matches),
+            score_table(matches),
             _gains(evaluated["gains"]),
             "![exact match](plots/exact_match.png)",
             "One answer per task, after reinforcement learning:",

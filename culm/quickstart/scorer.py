@@ -13,16 +13,19 @@ from culm.convert.export import size_of
 from culm.convert.load import read
 from culm.device import choose_device, choose_precision
 from culm.dtype import DTYPES
-from culm.eval.exact import Answered, accuracies_of, answer_questions, distinct
-from culm.eval.measure.exact_match import ExactMatch
+from culm.eval.local import LocalModel
 from culm.eval.measure.held_out import HeldOut
+from culm.eval.measure.scores import Scores
 from culm.eval.perplexity import Prediction, predict
+from culm.eval.questions import Answered, answer_questions, distinct, estimates_of
 from culm.model.backend import place
 from culm.model.transformer import Transformer
 from culm.parallel.ranks import Ranks
 from culm.run.assemble import loader
 from culm.run.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
+
+LISTED = 100  # questions per task where the measure asks all of them
 
 
 class Scorer:
@@ -34,7 +37,7 @@ class Scorer:
     @property
     def questions(self) -> int:
         """Questions per task in a run of full length."""
-        return self.dialogues.eval.first(ExactMatch).questions
+        return self.dialogues.eval.first(Scores).questions or LISTED
 
     def read(self, path: Path) -> tuple[Transformer, Tokenizer]:
         """A model in the precision, with the backend and on the device of the training runs."""
@@ -50,9 +53,9 @@ class Scorer:
 
     def answer(self, model: Transformer, tokenizer: Tokenizer, questions: int) -> list[Answered]:
         """Answers to test questions; `questions` per task."""
-        measure, seed = self.dialogues.eval.first(ExactMatch), self.dialogues.eval.seed
+        measure, seed = self.dialogues.eval.first(Scores), self.dialogues.eval.seed
         asked = distinct(measure.tasks, questions, seed)
-        return answer_questions(model, tokenizer, asked, measure.max_tokens)
+        return answer_questions(LocalModel(model, tokenizer, seed), asked, measure.generation)
 
     def evaluate(self, path: Path, questions: int) -> tuple[dict[str, Any], list[Answered]]:
         """Scores of a model, with one answer per task as an example, and all its answers."""
@@ -82,7 +85,7 @@ class Scorer:
 
 
 def _as_json(answered: list[Answered]) -> dict[str, Any]:
-    return {task: asdict(accuracy) for task, accuracy in accuracies_of(answered).items()}
+    return {task: asdict(accuracy) for task, accuracy in estimates_of(answered).items()}
 
 
 def _example(item: Answered) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from culm.objective.objective import Load, Objective
 from culm.parallel.ranks import Ranks
 from culm.rollout.environment import Environment, Episode, Fitting, question_remarks
 from culm.rollout.groups import Group, filled, metrics_of
+from culm.rollout.pass_rate import PassRates
 from culm.rollout.sampler import Sampler
 from culm.rollout.scoring import Problems, Scales, Scoring
 from culm.rollout.settings import RolloutConfig
@@ -33,6 +34,7 @@ from culm.rollout.trajectory import to_rows, without_targets
 from culm.seed import keyed
 from culm.tokenizer.tokenizer import Tokenizer
 
+TOO_LONG, OUTSIDE = "replaced_prompts", "filtered_prompts"  # metrics: why another was asked
 APART = 1_000_000_007  # a prime: between the numbers of a group and of one that replaces it
 
 
@@ -73,7 +75,9 @@ class Rollouts:
         self.objective, self.config, self.ranks = objective, config, ranks
         self.environments, self.seed, self.pad = environments, seed, tokenizer.end_of_text
         self.compares = compares
-        self.replaced = 0  # prompts of the last rollout that were too long
+        self.rates = PassRates(config.curriculum, seed)
+        self._reasons = (TOO_LONG,) if config.curriculum is None else (TOO_LONG, OUTSIDE)
+        self.replaced = dict.fromkeys(self._reasons, 0)  # completions to another prompt
         self.vocabulary = tokenizer.vocabulary
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.sampler = Sampler(objective.model, tokenizer, config, seed, context)
@@ -127,15 +131,17 @@ class Rollouts:
         return parts
 
     def state(self, steps: int) -> dict[str, Tensor]:
-        """The rollout whose steps are not all done, of all ranks, in one order for any of them."""
+        """The rollout whose steps are not all done, of all ranks, in one order for any of them; and
+        the pass rates of a curriculum.
+        """
         if not steps % self.config.updates:
-            return {}
+            return self.rates.state()
         assert self._held is not None
-        return stored(self._held, self.config.batches, self.ranks)
+        return {**stored(self._held, self.config.batches, self.ranks), **self.rates.state()}
 
     def restore(self, steps: int, state: Mapping[str, Tensor]) -> None:
-        """Take the rollout of `state` up again."""
-        if state:
+        """Take the rollout and the pass rates of `state` up again."""
+        if state := self.rates.restore(state):
             self._number = steps // self.config.updates
             held = restored(state, self.config, self.ranks)
             self._held = replace(held, vocabulary=self.vocabulary)
@@ -153,7 +159,7 @@ class Rollouts:
         return self._held
 
     def _sampled(self, number: int) -> Batch:
-        self.replaced = 0
+        self.replaced = dict.fromkeys(self._reasons, 0)
         batches = range(number * self.config.batches, (number + 1) * self.config.batches)
         kept, played = list[Group](), list[Group]()
         for batch in batches:
@@ -164,6 +170,7 @@ class Rollouts:
             self.objective.model.device,
         )  # fmt: skip
         self.problems.check(played, metrics["unscored"], self.ranks)
+        self.rates.update(played, self.ranks)
         rewards = torch.tensor([reward for group in kept for reward in group.rewards])
         if self.config.shuffled:
             rewards = self._shuffled(rewards, number)
@@ -209,7 +216,7 @@ class Rollouts:
         scales: of whitened rewards; unless given, those of what all ranks play now.
         """
         size = self.config.group
-        episodes = [self._episode(number) for number in numbers for _ in range(size)]
+        episodes = [episode for number in numbers for episode in self._episodes(number)]
         trajectories = self.sampler.sample(episodes, numbers.start * size)
         parts = self.scoring.parts(trajectories)
         if scales is None:
@@ -224,11 +231,16 @@ class Rollouts:
         ]  # fmt: skip
         return groups, scales
 
-    def _episode(self, index: int) -> Episode:
+    def _episodes(self, index: int) -> list[Episode]:
+        """Those of a group: one question."""
         number, which = divmod(index, len(self.fitting))
-        episode, skipped = self.fitting[which].reset(number, self.seed + 1)
-        self.replaced += skipped > 0
-        return episode
+        fitting, seed = self.fitting[which], self.seed + 1
+        place, passed = self.rates.place(fitting, number, seed)
+        found = [fitting.reset(place, seed) for _ in range(self.config.group)]
+        self.replaced[TOO_LONG] += sum(skipped > 0 for _, skipped in found)
+        if passed:
+            self.replaced[OUTSIDE] += len(found)
+        return [episode for episode, _ in found]
 
     def _shuffled(self, rewards: Tensor, number: int) -> Tensor:
         """Dealt out at random within each batch, over all ranks."""

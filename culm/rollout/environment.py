@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from culm.config import SettingError
 from culm.data.notes import remarks_of
-from culm.task.prompts import Prompts, notes_of
+from culm.task.file_task import FileTask, notes_of
 from culm.task.task import Question, Task, graded
 from culm.tokenizer.template import Message
 
@@ -125,15 +125,18 @@ def question_remarks(fitting: Sequence[Fitting], context: int, seed: int) -> lis
 
 @dataclass
 class QuestionEpisode:
-    """A question of a task: the one reply is scored."""
+    """A question of a task. The last reply is scored, which is the only one unless the user says
+    something further.
+    """
 
     task: Task
     question: Question
     reply: str = ""
+    replies: int = 0
 
     @property
     def prompt(self) -> Sequence[Message]:
-        return [{"role": "user", "content": self.question.prompt}]
+        return self.question.messages
 
     @property
     def fields(self) -> Mapping[str, Any]:
@@ -142,7 +145,9 @@ class QuestionEpisode:
 
     def step(self, reply: str) -> Turn:
         self.reply = reply
-        return Turn()
+        self.replies += 1
+        said = self.question.further[self.replies - 1 : self.replies]
+        return Turn(tuple({"role": "user", "content": text} for text in said))
 
     def score(self) -> float:
         return graded(self.task, self.question, self.reply)
@@ -155,11 +160,22 @@ class TaskEnvironment:
     task: Task
 
     def reset(self, index: int, seed: int) -> QuestionEpisode:
-        return QuestionEpisode(self.task, self.task.question("train", index, seed))
+        question = self.task.question("train", index, seed)
+        if question.tools:
+            raise SettingError(
+                f"tasks: {self.task.name}: rollouts list no tools in the chat template; set "
+                "form=text, which lists them in a message"
+            )
+        if question.plain:
+            raise SettingError(
+                f"tasks: {self.task.name}: rollouts ask in the chat template, and this task "
+                "is a text to continue; set plain=false"
+            )
+        return QuestionEpisode(self.task, question)
 
     def fingerprint(self, seed: int) -> str:
         questions = [self.task.question("train", index, seed) for index in range(ASKED)]
-        if isinstance(self.task, Prompts):  # a file has an end
+        if isinstance(self.task, FileTask):  # a file has an end
             questions += self.task.asked("train")
         facts = [(one.prompt, one.answer, *sorted(one.fields.items())) for one in questions]
         return hashlib.sha256(repr((self.task.name, facts)).encode()).hexdigest()

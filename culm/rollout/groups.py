@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,16 +37,17 @@ def filled(groups: Sequence[Group], others: Sequence[Group]) -> list[Group]:
 def metrics_of(
     groups: Sequence[Group],
     parts: Sequence[str],
-    replaced: int,
+    replaced: Mapping[str, int],
     compared: bool,
     ranks: Ranks,
     device: torch.device | str,
 ) -> dict[str, float]:
     """Means over all that every rank played, also what was replaced.
 
-    parts: names of rewards that are shown by themselves. replaced: prompts of this rank that were
-    too long. compared: whether only the completions of a group are compared with each other, so
-    that one of equal rewards teaches nothing.
+    parts: names of rewards that are shown by themselves. replaced: completions of this rank to
+    another prompt than that of their number, by the metric of the reason. compared: whether only
+    the completions of a group are compared with each other, so that one of equal rewards teaches
+    nothing.
     """
     trajectories = [one for group in groups for one in group.trajectories]
     rewards = [reward for group in groups for reward in group.rewards]
@@ -62,7 +63,7 @@ def metrics_of(
         values["mixed_reward_groups"] = [group.mixed for group in groups]
     known = {name: [x for x in of if not math.isnan(x)] for name, of in values.items()}
     sums = [(sum(of), len(of)) for of in known.values()]
-    sums.append((replaced, len(trajectories)))
+    sums += [(count, len(trajectories)) for count in replaced.values()]
     flat = [float(number) for pair in sums for number in pair]
     totals = iter(ranks.sum(flat, device))
-    return {name: next(totals) / max(next(totals), 1) for name in (*known, "replaced_prompts")}
+    return {name: next(totals) / max(next(totals), 1) for name in (*known, *replaced)}

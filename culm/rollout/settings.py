@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from culm.config import Config
+from culm.rollout.pass_rate import PassRange
 from culm.rollout.reward import Rewards
 from culm.rollout.reward.score import TaskScore
 
@@ -17,7 +18,8 @@ class RolloutConfig(Config):
     learned from; after the first step the ratios of policies are no longer one. resample: rounds in
     which groups of equal rewards are replaced by those of other prompts (dynamic sampling, arXiv
     2503.14476); 4 for the variant dapo, else 0, unless given. reward: what an answer earns;
-    several are added. shuffled: a control run, whose rewards are permuted over all
+    several are added. curriculum: ask questions that are neither too easy nor too hard for the
+    policy, by their pass rates so far. shuffled: a control run, whose rewards are permuted over all
     completions so that nothing can be learned from them.
     """
 
@@ -29,7 +31,18 @@ class RolloutConfig(Config):
     epochs: PositiveInt = 1
     resample: NonNegativeInt | None = None
     reward: Rewards = (TaskScore(),)
+    curriculum: PassRange | None = None
     shuffled: bool = False
+
+    @model_validator(mode="after")
+    def _passes(self) -> RolloutConfig:
+        names, curriculum = [one.label or one.kind for one in self.reward], self.curriculum
+        if curriculum is not None and curriculum.reward not in names:
+            raise ValueError(
+                f"curriculum.reward: there is no reward {curriculum.reward!r}; it is one of "
+                f"{', '.join(names)}"
+            )
+        return self
 
     @property
     def updates(self) -> int:

@@ -75,6 +75,13 @@ def text_of(messages: Sequence[Message]) -> str:
     return "\n\n".join(str(message["content"]) for message in messages)
 
 
+def transcript(messages: Sequence[Message]) -> str:
+    """The text of one message; of several, each one after its role."""
+    if len(messages) == 1:
+        return text_of(messages)
+    return "\n\n".join(f"{one['role']}: {one['content']}" for one in messages)
+
+
 def to_rows(trajectories: Sequence[Trajectory], pad: int) -> tuple[Batch, Tensor]:
     """One row a trajectory, padded on the right; what the model sampled are the targets.
 

@@ -14,6 +14,7 @@ from culm.batch import Batch
 from culm.config import SettingError
 from culm.data.loader import Loader
 from culm.data.manifest import Manifest
+from culm.data.order import Grading
 from culm.data.prepare import prepare
 from culm.data.prepared import ADVICE, Prepared, verify
 from culm.data.replay import Replayed
@@ -24,6 +25,7 @@ from culm.objective.objective import Objective
 from culm.parallel.ranks import Ranks
 from culm.rollout.buffer import Rollouts
 from culm.rollout.environment import TaskEnvironment
+from culm.run.difficulty import grading_of
 from culm.run.initial import context_of, initial_model
 from culm.run.objective import ModelLoader, build_objective
 from culm.run.reads import digest_of
@@ -84,10 +86,16 @@ def training_batches(run: Assembly) -> Loader | Replayed | Rollouts:
         raise SettingError(
             f"{path}: token ids up to {ids - 1}, but the model's vocabulary is {known}"
         )
+    grading = grading_of(config, tokenizer)
+    waits = grading is not None and not run.ranks.writer  # for what the writer computes and stores
+    if waits:
+        run.ranks.wait()
     rows = loader(
         config, tokenizer, path, run.context, run.ranks, "train",
-        partial(run.objective.prepare_step, ranks=run.ranks),
+        partial(run.objective.prepare_step, ranks=run.ranks), grading=grading,
     )  # fmt: skip
+    if not waits:
+        run.ranks.wait()
     check_ends(rows, tokenizer)
     batches: Loader | Replayed = rows
     if config.data.replay is not None:
@@ -135,7 +143,7 @@ def prepared_folder(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> Pa
         source = data.open(config.seed)
         prepare(
             source, data.format, tokenizer, path, data.held_out, config.seed,
-            duplicates=data.duplicates, invalid=data.invalid,
+            duplicates=data.duplicates, invalid=data.invalid, difficulty=data.difficulty,
         )  # fmt: skip
     return path
 
@@ -149,6 +157,7 @@ def loader(
     split: str,
     prepare_step: Callable[[list[Batch]], list[Batch]] = list,
     batch_size: int | None = None,
+    grading: Grading | None = None,
 ) -> Loader:
     """Rows of a prepared corpus, as the run needs them.
 
@@ -179,6 +188,7 @@ def loader(
         ranks.count,
         config.data.packing,
         prepare_step,
+        grading,
     )
 
 

@@ -95,7 +95,13 @@ def change_model(config: RunConfig, model: Transformer) -> list[str]:
         )
     scalar = train.objective.head == "scalar"
     if scalar and model.config.head != "scalar":
-        with_scalar_head(model, config.seed)
+        with_scalar_head(model, config.seed, train.objective.scores)
+    if scalar and model.config.scores != train.objective.scores:
+        raise SettingError(
+            f"train.objective: {train.objective.kind} trains {train.objective.scores} heads, and "
+            f"the model has {model.config.scores}; give train.objective.heads="
+            f"{model.config.scores}, or start from a language model"
+        )
     if train.adapter is not None:
         count = train.adapter.apply(model, config.seed)
         if scalar and "head" not in adapters_of(model):  # it is trained, new or not

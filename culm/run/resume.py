@@ -70,6 +70,8 @@ def _needed(run: Assembly) -> set[str]:
     loaded = run.load.loaded
     needed = {TOKENIZER, *_code(run)}
     needed |= {name for name, model in zip(run.load.names, loaded, strict=True) if is_read(model)}
+    if run.objective.precomputes:
+        needed.add(_base_name(run))  # from which they are computed again if their file is gone
     own = [model for model in run.objective.models().values() if model not in loaded]
     return needed | {_base_name(run)} if any(map(is_read, own)) else needed
 

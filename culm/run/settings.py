@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from culm.adapt.lora import LoRA
 from culm.adapt.quantize.qat import QAT
 from culm.adapt.upcycle import Upcycle
+from culm.batch import Reads
 from culm.compose import Layout, compose_run
 from culm.config import Config, SettingError, alternatives, kind_unless_given, one_of, parse
 from culm.data.settings import DataConfig
@@ -27,6 +28,8 @@ from culm.parallel.parallelize import ParallelConfig
 from culm.rollout.settings import RolloutConfig
 from culm.run.dial import apply_depth
 from culm.run.start import Start
+from culm.task.file_task import FileTask
+from culm.task.task import Task
 from culm.tokenizer import TokenizerConfig
 from culm.train.run_folder import MAY_CHANGE, MayChange
 from culm.train.trackers import Trackers
@@ -162,6 +165,18 @@ class RunConfig(Config):
     eval: Annotated[EvalConfig, MAY_CHANGE] = EvalConfig()
     track: Annotated[Trackers, MAY_CHANGE] = ()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _vocabulary(cls, values: Any) -> Any:
+        """With the model's vocabulary for a tokenizer that is trained for it, unless given."""
+        given = values if isinstance(values, dict) else {}
+        tokenizer, model = given.get("tokenizer"), given.get("model")
+        if not isinstance(tokenizer, dict) or not isinstance(model, dict) or not tokenizer:
+            return values
+        if tokenizer.get("kind", "bpe") != "bpe" or "vocabulary" not in model:
+            return values
+        return {**given, "tokenizer": {"vocabulary": model["vocabulary"], **tokenizer}}
+
     @model_validator(mode="after")
     def _upcycled(self) -> RunConfig:
         if self.upcycle is not None and self.start is None:
@@ -196,17 +211,43 @@ class RunConfig(Config):
                 f"data.replay: {objective.kind} learns from {objective.reads}; text goes with "
                 "documents and dialogues alone"
             )
+        self._check_curriculum()
         if self.model is not None and self.model.mtp and not objective.trains_mtp:
             raise ValueError(f"model.mtp: {objective.kind} does not train it; next_token does")
         return self
 
+    def _check_curriculum(self) -> None:
+        curriculum, objective = self.data.curriculum, self.train.objective
+        tasks: tuple[Task, ...] = self.data.tasks
+        if objective.reads == "rollouts" and self.train.rollouts.curriculum is not None:
+            for task in tasks:
+                if not isinstance(task, FileTask):
+                    raise ValueError(
+                        f"train.rollout.curriculum: {task.name} makes up its questions, so that "
+                        "hardly any has a pass rate; use a file, as in data.tasks={kind: prompts, "
+                        "path: FILE}"
+                    )
+        if curriculum is None:
+            return
+        if objective.reads == "rollouts":
+            raise ValueError(
+                f"data.curriculum: {objective.kind} asks questions without end, which cannot be "
+                "sorted; train.rollout.curriculum keeps those that are neither too easy nor too "
+                "hard"
+            )
+        if curriculum.steps > self.train.steps:
+            raise ValueError(
+                f"data.curriculum.steps: {curriculum.steps} steps are more than "
+                f"train.steps={self.train.steps}, so the run would end before it reads all rows"
+            )
 
-def _learner_of(gives: str | None) -> str:
+
+def _learner_of(gives: Reads) -> str:
     """The objectives that learn from what a format gives."""
     kinds = [
-        kind.model_fields["kind"].default
+        learners[gives]
         for kind in alternatives(Objective)
-        if issubclass(kind, ObjectiveConfig) and kind.reads == gives
+        if issubclass(kind, ObjectiveConfig) and gives in (learners := kind.learners())
     ]
     return f"{' and '.join(kinds)} {'learn' if kinds[1:] else 'learns'} from {gives}"
 

@@ -24,6 +24,7 @@ class Pretrained(Config):
     hf: a folder of Hugging Face, or an id on the hub, which is downloaded once.
     path: a folder or file of any kind, also of a run.
     chat: add our chat template, and its special tokens, to a tokenizer without one.
+    fim: add special tokens for fill-in-the-middle (`data.format.fim`) to a tokenizer without them.
     template_arguments: further variables of the chat template, such as enable_thinking: false; the
         trained model keeps them.
 
@@ -34,6 +35,7 @@ class Pretrained(Config):
     hf: str | None = Field(None, min_length=1)
     path: str | None = Field(None, min_length=1)
     chat: bool = False
+    fim: bool = False
     template_arguments: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -63,6 +65,8 @@ class Pretrained(Config):
         known = tokenizer.vocabulary
         if self.chat:
             tokenizer = tokenizer.with_chat()
+        if self.fim:
+            tokenizer = tokenizer.with_fim()
         if self.template_arguments and tokenizer.template is None:
             raise SettingError(
                 f"start.template_arguments: {self.source} has no chat template to take them"

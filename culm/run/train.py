@@ -3,6 +3,7 @@
     runs/x/run.yaml        the settings, complete; itself a run file
     runs/x/data/           the prepared corpus, unless another folder was named
     runs/x/tokenizer/      trained on the corpus, unless the run starts from a model
+    runs/x/precomputed.safetensors   what the start says of the corpus, if the objective asks
     runs/x/metrics.jsonl   one line a step
     runs/x/eval.jsonl      what was measured, with its step
     runs/x/checkpoints/    where an interrupted run resumes
@@ -25,8 +26,10 @@ import torch
 
 from culm import log
 from culm.config import SettingError
+from culm.data.loader import Loader
 from culm.device import choose_device, choose_precision
 from culm.eval.evaluation import Evaluation
+from culm.files import read_lines
 from culm.malloc import keep_freed_memory
 from culm.parallel.launch import process_group, take_gpu
 from culm.parallel.parallelize import Parallel, parallelize
@@ -39,6 +42,7 @@ from culm.run.assemble import (
 )
 from culm.run.finish import check_outputs, finish
 from culm.run.initial import make_tokenizer, source_of
+from culm.run.precomputed import add_precomputed
 from culm.run.resume import resume
 from culm.run.settings import RunConfig
 from culm.run.verdict import any_changed, sums_of
@@ -52,6 +56,7 @@ from culm.train.listeners import (
     Evaluations,
     MetricsFile,
     ProgressBar,
+    is_due,
 )
 from culm.train.memory import reset_peak
 from culm.train.run_folder import discard_settings, read_settings, write_settings
@@ -89,7 +94,10 @@ def seconds_per_step(config: RunConfig) -> float:
 
         optimizer = config.train.optimizer.build(run.objective)
         trainer = Trainer(wrap(run), optimizer, config.train.schedule, listener=listen)
-        trainer.fit(training_batches(run), steps)
+        batches = training_batches(run)
+        if isinstance(batches, Loader):
+            add_precomputed(run, batches)
+        trainer.fit(batches, steps)
     return sum(times[updates:]) / (steps - updates)
 
 
@@ -162,6 +170,8 @@ def _train(run: Assembly) -> Result:
     parallel = wrap(run)
     optimizer = train.optimizer.build(run.objective)
     batches = training_batches(run)
+    if isinstance(batches, Loader):
+        add_precomputed(run, batches)
     store = WholeStore(folder, run.objective, optimizer, train.checkpoint.keep, run.ranks)
     start = resume(run, store, batches)
     evaluation = evaluation_of(run)
@@ -171,8 +181,8 @@ def _train(run: Assembly) -> Result:
     log.say(f"Attention backend: {' and '.join(run.model.backends)}.")
     with closing(Listeners()) as listeners, listeners.failure():
         _listen(run, listeners, evaluation, store, batches, start)
-        if start.step == 0:
-            listeners(Measured(0, evaluation.run()))
+        if _unmeasured(run, start.step):
+            listeners(Measured(start.step, evaluation.attempt()))
         interruption = Interruption()
         with log.progress(folder.name, train.steps, "steps") as bar, interruption.watching():
             bar.advance(start.step)
@@ -201,7 +211,9 @@ def _listen(
     batches: Batches,
     start: Progress,
 ) -> None:
-    """Add the listeners in their order: files are written before the checkpoint of a step is."""
+    """Add the listeners in their order: metrics are written before the checkpoint of a step is, and
+    evaluations come after it.
+    """
     config, folder = run.config, run.folder
 
     def save(step: int, tokens: int, done: Callable[[Path], None]) -> None:
@@ -215,5 +227,18 @@ def _listen(
         trackers: tuple[TrackerConfig, ...] = config.track
         for tracker in trackers:
             listeners.add(tracker.open(folder, settings, start.step))
-    listeners.add(Evaluations(evaluation.run, config.eval.every_steps, listeners))
     listeners.add(Checkpoints(save, store.wait, config.train.checkpoint.every_steps, listeners))
+    every_steps = config.eval.every_steps
+    listeners.add(Evaluations(evaluation.attempt, every_steps, listeners, store.wait))
+
+
+def _unmeasured(run: Assembly, step: int) -> bool:
+    """Whether the step from which a run continues was to be evaluated, and the run was stopped
+    before; all ranks agree.
+    """
+    if step == 0:
+        return True
+    if step == run.config.train.steps or not is_due(step, run.config.eval.every_steps):
+        return False
+    lines = read_lines(run.folder / "eval.jsonl")
+    return run.ranks.gather(all(line["step"] != step for line in lines))[0]

@@ -12,7 +12,10 @@ from culm.run.start import model_id
 from culm.task.task import Task
 
 SHOWN = 8  # files or tasks by name; the others are counted
-KINDS = {"pairs": "preferences", "labels": "labelled answers", "rollouts": "rewards"}
+KINDS = {
+    "pairs": "preferences", "rankings": "ranked answers", "labels": "labelled answers",
+    "steps": "labelled steps", "rollouts": "rewards",
+}  # fmt: skip
 
 
 def trained_on(run: Assembly, earlier: tuple[str, ...]) -> tuple[str, ...]:

@@ -6,13 +6,19 @@ from pydantic import AfterValidator
 
 from culm.config import one_of
 from culm.task.arithmetic import Arithmetic
+from culm.task.choices import Choices
+from culm.task.code import Code
+from culm.task.dialogues import Dialogues
 from culm.task.expression import Expression
 from culm.task.identity import Identity
 from culm.task.letters import Letters
 from culm.task.prompts import Prompts
 from culm.task.task import Task
+from culm.task.tool_calls import ToolCalls
 
-AnyTask = one_of(Arithmetic | Letters | Expression | Identity | Prompts)
+Generated = Arithmetic | Letters | Expression | Identity
+FromFiles = Prompts | Choices | Code | ToolCalls | Dialogues
+AnyTask = one_of(Generated | FromFiles)
 
 
 def _named_differently(tasks: tuple[Task, ...]) -> tuple[Task, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from functools import partial
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from culm.config import SettingError
 from culm.seed import keyed
@@ -14,6 +15,14 @@ from culm.seed import keyed
 T = TypeVar("T")
 TRIES = 10_000  # one in eight belongs to the test split, so this is always enough
 Split = Literal["train", "test"]
+By = Literal["sum", "tokens", "bytes", "greedy"]
+
+
+class Option(NamedTuple):
+    """An answer to choose: how likely is its continuation after its context?"""
+
+    context: str
+    continuation: str
 
 
 @dataclass(frozen=True)
@@ -22,12 +31,33 @@ class Question:
 
     working: steps that lead to the answer. Fine-tuning shows them before the answer, so that a
     small model learns in easy steps what it could not learn in one (arXiv 2307.03381).
+    options: of which the model takes the most likely one; it writes a reply where there are none.
+    right: the index of the right option. by: how they are compared: by the log-probability of a
+    continuation (sum), that divided by its tokens or by its bytes, or (greedy, for a single
+    option) whether its tokens are the most likely ones.
+    plain: the prompt is a text to continue, not a message in the chat template. stops: texts that
+    end a reply and are no part of it. before: messages before the prompt. tools: that the reply
+    may call, as the chat template reads them. further: what the user says after each reply, in a
+    dialogue of several turns.
     """
 
     prompt: str
     answer: str
     working: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    options: tuple[Option, ...] = ()
+    right: int = 0
+    by: By = "bytes"
+    plain: bool = False
+    stops: tuple[str, ...] = ()
+    before: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    further: tuple[str, ...] = ()
+
+    @property
+    def messages(self) -> list[Mapping[str, Any]]:
+        """The dialogue up to the reply."""
+        return [*self.before, {"role": "user", "content": self.prompt}]
 
     @property
     def reply(self) -> str:
@@ -47,6 +77,26 @@ class Task(Protocol):
 
     def score(self, question: Question, reply: str) -> float:
         """0 to 1; never raises, whatever the reply."""
+        ...
+
+
+Scored = tuple[Question, str]  # a question and the reply to score
+
+
+@runtime_checkable
+class Together(Protocol):
+    """What a task has besides if it scores many replies faster together than one after another.
+
+    Programs do: each takes a tenth of a second or more to start and to run, most of it waiting, so
+    several run at the same time, in processes that are started once for all of them.
+    """
+
+    def score_together(self, given: Sequence[Scored]) -> list[float]:
+        """The score of each reply, as `Task.score` gives it.
+
+        Raises:
+            SettingError: it can score none here, also where none is given.
+        """
         ...
 
 
@@ -87,11 +137,32 @@ def graded(task: Task, question: Question, reply: str) -> float:
     Raises:
         SettingError: it gives no number from 0 to 1, or fails.
     """
+    return _graded(task, reply, lambda: task.score(question, reply))
+
+
+def graded_together(task: Task, given: Sequence[Scored]) -> list[float]:
+    """The scores that a task gives to replies.
+
+    Raises:
+        SettingError: as `graded`.
+    """
+    if not isinstance(task, Together):
+        return [graded(task, question, reply) for question, reply in given]
+    scores = task.score_together(given)
+    return [
+        _graded(task, reply, partial(float, score))
+        for (_, reply), score in zip(given, scores, strict=True)
+    ]
+
+
+def _graded(task: Task, reply: str, scored: Callable[[], float]) -> float:
     try:
-        score = task.score(question, reply)
+        score = scored()
         if 0 <= score <= 1:
             return float(score)
         reason = f"is {score}, not a number from 0 to 1"
+    except SettingError:  # it says what to do
+        raise
     except Exception as error:  # a task may be anyone's code
         reason = f"failed: {type(error).__name__}: {error}"
     raise SettingError(f"tasks: the score of {task.name} for the reply {reply[:40]!r} {reason}")

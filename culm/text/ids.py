@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from culm.tokenizer.tokenizer import Tokenizer
+
 Ids = Sequence[int] | np.ndarray | Tensor  # token ids, one after the other
 
 
@@ -37,3 +39,13 @@ def is_batch(prompt: Any) -> bool:
         raise ValueError("prompt: give a text, token ids, or a list of either")
     rows = (str, Sequence, np.ndarray, Tensor)
     return not isinstance(prompt, str) and all(isinstance(item, rows) for item in prompt)
+
+
+def text_ids(tokenizer: Tokenizer, text: str, specials: bool = False) -> list[int]:
+    """Ids of a text with the start of a document, at least one.
+
+    specials: names of special tokens are these tokens, also the start.
+    """
+    start, ids = tokenizer.start, tokenizer.encode(text, specials)
+    given = specials and ids[: len(start)] == start
+    return (ids if given else [*start, *ids]) or [tokenizer.end_of_text]

@@ -22,7 +22,7 @@ from culm.engine.sampling import Sampling
 from culm.engine.speculation import Speculation, drafter_for
 from culm.model.quantized_cache import CacheKind
 from culm.model.transformer import Transformer
-from culm.text.ids import Ids, is_batch, listed
+from culm.text.ids import Ids, is_batch, listed, text_ids
 from culm.text.options import CHAT_TEMPERATURE, GenerationOptions, Options, read_options
 from culm.text.reply import Reply
 from culm.tokenizer.template import Message
@@ -164,9 +164,7 @@ class LanguageModel:
         """
         if not isinstance(prompt, str):
             return listed(prompt)
-        start, ids = self.tokenizer.start, self.tokenizer.encode(prompt, specials)
-        given = specials and ids[: len(start)] == start
-        return (ids if given else [*start, *ids]) or [self.tokenizer.end_of_text]
+        return text_ids(self.tokenizer, prompt, specials)
 
     def request(
         self,

@@ -10,26 +10,35 @@ from collections.abc import Sequence
 
 from culm.engine.request import Event, Request
 from culm.engine.sampling import Sampling
+from culm.task.task import Question
+from culm.text.ids import text_ids
 from culm.tokenizer.decoder import Decoder
 from culm.tokenizer.tokenizer import Tokenizer
 
 
 def request_of(
-    question: str, tokenizer: Tokenizer, max_tokens: int, context: int, sampling: Sampling
+    question: Question, tokenizer: Tokenizer, max_tokens: int, context: int, sampling: Sampling
 ) -> Request:
-    """A request for the assistant's answer: `max_tokens`, or fewer where the context ends.
+    """A request for the reply to a question: `max_tokens`, or fewer where the context ends.
 
     Raises:
         ValueError: the question alone fills the context.
     """
-    prompt = tuple(tokenizer.chat.prompt([{"role": "user", "content": question}]))
+    prompt = tuple(prompt_ids(question, tokenizer))
     left = context - len(prompt)
     if left < 1:
         raise ValueError(
-            f"tasks: the question {question[:40]!r} has {len(prompt)} tokens, which leaves no room "
-            f"for an answer in the model's context of {context}"
+            f"tasks: the question {question.prompt[:40]!r} has {len(prompt)} tokens, which leaves "
+            f"no room for an answer in the model's context of {context}"
         )
     return Request(prompt, min(max_tokens, left), sampling, tokenizer.stop_ids)
+
+
+def prompt_ids(question: Question, tokenizer: Tokenizer) -> list[int]:
+    """A question as the model reads it: a text to continue, or the messages of a dialogue."""
+    if question.plain:
+        return text_ids(tokenizer, question.prompt)
+    return tokenizer.chat.prompt(question.messages, question.tools or None)
 
 
 class Reply:

@@ -10,7 +10,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from culm.config import Config
 from culm.tokenizer.alphabet import CHARACTERS
-from culm.tokenizer.chat import SPECIALS, TEMPLATE
+from culm.tokenizer.chat import FIM_TOKENS, SPECIALS, TEMPLATE
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -18,11 +18,12 @@ class Bytes(Config):
     """Token id = byte, so the vocabulary is 256.
 
     specials: adds six ids, from 256 on, for the special tokens of a chat. Without them a document
-    ends with byte 0, which text does not contain.
+    ends with byte 0, which text does not contain. fim: adds three for fill-in-the-middle.
     """
 
     kind: Literal["bytes"] = "bytes"
     specials: bool = False
+    fim: bool = False
 
     def build(self, texts: Iterable[str] = ()) -> Tokenizer:
         """The tokenizer; `texts` is not read."""
@@ -31,6 +32,7 @@ class Bytes(Config):
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         inner.decoder = decoders.ByteLevel()
         if not self.specials:
-            return Tokenizer(inner, {"end_of_text_id": 0})
-        inner.add_special_tokens(list(SPECIALS))
+            plain = Tokenizer(inner, {"end_of_text_id": 0})
+            return plain.with_fim() if self.fim else plain
+        inner.add_special_tokens([*SPECIALS, *FIM_TOKENS] if self.fim else list(SPECIALS))
         return Tokenizer(inner, template=TEMPLATE)

@@ -21,6 +21,7 @@ from culm.tokenizer.template import ChatTemplate, Guarded, Message
 from culm.tokenizer.weights import is_learned, without_weights
 
 SPECIALS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
+FIM_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
 # Each message is <|role|>content<|end|>; text meets only special tokens. Tools stand at the end of
 # the system message, calls at the end of the assistant's.

@@ -17,7 +17,15 @@ from culm.config import SettingError
 from culm.files import write_json
 from culm.source.pieces import PIECE, pieces
 from culm.tokenizer.alphabet import spellings
-from culm.tokenizer.chat import ARGUMENTS, SPECIALS, TEMPLATE, Chat, token_name, token_names
+from culm.tokenizer.chat import (
+    ARGUMENTS,
+    FIM_TOKENS,
+    SPECIALS,
+    TEMPLATE,
+    Chat,
+    token_name,
+    token_names,
+)
 from culm.tokenizer.ends import ends_of
 from culm.tokenizer.fast import fast_encoder
 from culm.tokenizer.folder import read_parts, write_settings
@@ -121,6 +129,13 @@ class Tokenizer:
         template = "{{- " + json.dumps(start, ensure_ascii=False) + " -}}\n" if start else ""
         stops = {*self.stop_ids, end}
         return Tokenizer(inner, settings, template + TEMPLATE, stops, self.generation)
+
+    def with_fim(self) -> Tokenizer:
+        """The same with new ids for the special tokens of fill-in-the-middle."""
+        inner = tokenizers.Tokenizer.from_str(self._json)
+        inner.add_special_tokens(list(FIM_TOKENS))
+        settings = {**self.settings, "end_of_text_id": self.end_of_text}
+        return Tokenizer(inner, settings, self.template, self.stop_ids, self.generation)
 
     def with_template_arguments(self, arguments: Mapping[str, Any]) -> Tokenizer:
         """The same with further variables for its chat template."""

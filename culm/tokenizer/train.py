@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from typing import Literal
 
 import tokenizers
-from pydantic import Field
+from pydantic import Field, model_validator
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from culm.config import Config
 from culm.source.pieces import PIECE, pieces
 from culm.tokenizer.alphabet import BYTES
-from culm.tokenizer.chat import SPECIALS, TEMPLATE
+from culm.tokenizer.chat import FIM_TOKENS, SPECIALS, TEMPLATE
 from culm.tokenizer.tokenizer import Tokenizer
 
 # GPT-4's way to split words, but with one token per digit, so that arithmetic can be learned. It is
@@ -24,10 +24,19 @@ PATTERN = (
 
 
 class BPE(Config):
-    """vocabulary: number of tokens, including the 256 bytes and the special tokens."""
+    """vocabulary: number of tokens, including the 256 bytes and the special tokens; that of the
+    model unless given. fim: with special tokens for fill-in-the-middle.
+    """
 
     kind: Literal["bpe"] = "bpe"
     vocabulary: int = Field(default=4096, ge=256 + len(SPECIALS))
+    fim: bool = False
+
+    @model_validator(mode="after")
+    def _enough(self) -> BPE:
+        if self.fim and self.vocabulary < (least := 256 + len(SPECIALS) + len(FIM_TOKENS)):
+            raise ValueError(f"vocabulary: with fim at least {least}")
+        return self
 
     def build(self, texts: Iterable[str]) -> Tokenizer:
         """Train on `texts`; the same texts in the same order give the same tokenizer.
@@ -40,7 +49,7 @@ class BPE(Config):
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocabulary,
             min_frequency=2,
-            special_tokens=list(SPECIALS),
+            special_tokens=[*SPECIALS, *FIM_TOKENS] if self.fim else list(SPECIALS),
             initial_alphabet=list(BYTES),
             show_progress=False,
         )

@@ -85,7 +85,9 @@ class EvaluationFile(Silent):
 class Evaluations(Silent):
     """Evaluates every `every_steps` steps and announces the results; every rank takes part.
 
-    What follows the last step is measured by the run itself.
+    Comes after the checkpoints: whatever happens to an evaluation, the step is saved, if its
+    checkpoint is due. saved: returns when all checkpoints are on the disk. A run that is asked to
+    stop does not evaluate first. What follows the last step is measured by the run itself.
     """
 
     def __init__(
@@ -93,11 +95,16 @@ class Evaluations(Silent):
         evaluate: Callable[[], Mapping[str, Any]],
         every_steps: int | None,
         announce: Callable[[Event], None],
+        saved: Callable[[], None],
     ) -> None:
         self._evaluate, self._every, self._announce = evaluate, every_steps, announce
+        self._saved = saved
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Stepped) and not event.last and _due(event.step, self._every):
+        if not isinstance(event, Stepped) or event.last or event.stopped:
+            return
+        if is_due(event.step, self._every):
+            self._saved()
             self._announce(Measured(event.step, self._evaluate()))
 
 
@@ -121,7 +128,7 @@ class Checkpoints:
     def __call__(self, event: Event) -> None:
         if not isinstance(event, Stepped):
             return
-        if event.last or event.stopped or _due(event.step, self._every):
+        if event.last or event.stopped or is_due(event.step, self._every):
             step = event.step
             self._save(step, event.tokens, lambda path: self._announce(Saved(step, path)))
 
@@ -129,5 +136,6 @@ class Checkpoints:
         self._wait()
 
 
-def _due(step: int, every_steps: int | None) -> bool:
+def is_due(step: int, every_steps: int | None) -> bool:
+    """Whether something happens after a step."""
     return every_steps is not None and step % every_steps == 0

@@ -29,6 +29,7 @@ LONGEST = 200  # characters of settings in a message
 WRITTEN = (
     "metrics.jsonl",
     "eval.jsonl",
+    "difficulty.npz",
     "results.json",
     "report.md",
     "checkpoints",

@@ -115,7 +115,16 @@ DocumentSplit = Annotated[
 HeldOut = Annotated[float, typer.Option(help="Fraction held out for evaluation, up to 0.5.")]
 
 # culm generate
-Prompt = Annotated[str, typer.Argument(help="Text to continue.")]
+Prompt = Annotated[str | None, typer.Argument(help="Text to continue.")]
+PromptFile = Annotated[
+    list[str] | None,
+    typer.Option(help="Files of prompts or dialogues, each to be answered; may be repeated."),
+]
+AnswersOut = Annotated[
+    str | None,
+    typer.Option(help="JSONL of the dialogues with their answers; the same command continues it."),
+]
+Samples = Annotated[int, typer.Option(help="Answers to each prompt of a file.", min=1)]
 MaxTokens = Annotated[int, typer.Option(help="Maximum number of new tokens.", min=1)]
 Stop = Annotated[
     list[str] | None, typer.Option(help="Text that ends the generation; may be repeated.")
@@ -141,10 +150,59 @@ Adapters = Annotated[
 ]
 
 # culm eval
-Tasks = Annotated[str, typer.Option(help="A file in configs/eval.")]
+Evaluated = Annotated[
+    str,
+    typer.Argument(
+        help="A run or model folder, a .gguf file, a Hugging Face id, or the URL of an API, such "
+        "as http://localhost:8000/v1 (#NAME chooses one of its models)."
+    ),
+]
+EvalDtype = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16, or auto: the fastest on this machine. Default: float32 on a CPU."
+    ),
+]
+Suite = Annotated[
+    str,
+    typer.Option(help="quick, core, code, math, chat, tools, tasks, or a file as in configs/eval."),
+]
 Questions = Annotated[
     int | None,
-    typer.Option(help="Distinct test questions per task; as in the file if not given.", min=1),
+    typer.Option(help="Distinct test questions per task; 0: all. Default: as in the suite.", min=0),
+]
+SuiteData = Annotated[
+    str | None,
+    typer.Option(
+        help="A folder with files named as the tasks, such as arc_easy.jsonl; otherwise they come "
+        "from the Hugging Face hub."
+    ),
+]
+ContaminationText = Annotated[
+    str | None,
+    typer.Option(
+        help="A training text: score the questions that share 13 words in a row with it separately."
+    ),
+]
+LmEval = Annotated[
+    str | None,
+    typer.Option(help="Run tasks of lm-eval instead, such as arc_easy,hellaswag."),
+]
+IncludePath = Annotated[
+    str | None, typer.Option(help="A folder of further tasks of lm-eval, as YAML files.")
+]
+EvalText = Annotated[
+    str | None,
+    typer.Option(help="Measure bits per byte of this text instead: a file, folder or dataset."),
+]
+Against = Annotated[str | None, typer.Option(help="Another model, compared on the same questions.")]
+JudgeURL = Annotated[
+    str | None,
+    typer.Option("--judge", help="URL#MODEL of the API that judges replies (suite chat)."),
+]
+EvaluationOut = Annotated[
+    str | None,
+    typer.Option(help="A JSONL file of all answers, which a second call completes."),
 ]
 
 # culm quantize

@@ -104,7 +104,7 @@ def show_needs(
         _try_parts(found, run)
     context = context if seen is None else seen.context
     parallelize(objective, activation_checkpointing=train.activation_checkpointing)
-    step = _step(config, context, found.ranks)
+    step = _step(config, context, found.ranks, 1 if seen is None else seen.sequences)
     others = [model for model in load.loaded if model not in set(objective.models().values())]
     needs = needs_of(objective, train.optimizer, step, others)
     memory = int(target.memory) if target else memory_bytes(device)
@@ -166,10 +166,10 @@ def _time(config: RunConfig, flops_per_step: float, rate: float, target: Target 
     return f"{about} {duration(seconds)}, at the {flops(rate)}/s of {source}"
 
 
-def _step(config: RunConfig, context: int, ranks: int) -> Step:
+def _step(config: RunConfig, context: int, ranks: int, sequences: int) -> Step:
     train = config.train
     return Step(
-        context, train.batch_size, train.at_once, sequences=config.data.format.group,
+        context, train.batch_size, train.at_once, sequences=sequences,
         packed=train.objective.reads == "documents", columns=train.objective.columns,
         replicas=config.parallel.replicas, ranks=ranks,
     )  # fmt: skip

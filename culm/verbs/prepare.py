@@ -29,7 +29,8 @@ def prepare_corpus(
     data = corpus_of(path, format=format, split=split, held_out=held_out)
     manifest = prepare(
         data.open(), data.format, Tokenizer.load(tokenizer), Path(out), data.held_out, seed,
-        duplicates=data.duplicates, invalid=data.invalid, overwrite=overwrite,
+        duplicates=data.duplicates, invalid=data.invalid, difficulty=data.difficulty,
+        overwrite=overwrite,
     )  # fmt: skip
     typer.echo(
         f"{out}: {manifest.documents:,} documents, {manifest.bytes:,} bytes, "

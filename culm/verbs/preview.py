@@ -25,8 +25,10 @@ from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE
 from culm.train.run_folder import prepared_by
 from culm.verbs.format import count, size
+from culm.verbs.preview_curriculum import curriculum_facts, planned_grading
 
 SAMPLES = 3
+REFERENCE = "log-probabilities of the start, computed for all pairs before the first step"
 QUESTIONS = 64  # read to find the longest prompt
 
 
@@ -34,13 +36,15 @@ QUESTIONS = 64  # read to find the longest prompt
 class Preview:
     """facts: (name, value) lines. samples: rows in spans (text, learned). context: of a row.
 
-    prepared: the folder of the corpus, if it holds all that the run would prepare.
+    prepared: the folder of the corpus, if it holds all that the run would prepare. sequences: of
+    the largest row: 2 of a pair.
     """
 
     facts: list[tuple[str, ...]]
     samples: list[list[tuple[str, bool]]]
     context: int
     prepared: Path | None = None
+    sequences: int = 1
 
 
 class Corpus:
@@ -106,17 +110,21 @@ def preview(
         folder = temporary / "data"
         prepare(
             seen, data.format, tokenizer, folder, data.held_out if seen.whole else 0.0, config.seed,
-            duplicates=data.duplicates, invalid=data.invalid,
+            duplicates=data.duplicates, invalid=data.invalid, difficulty=data.difficulty,
         )  # fmt: skip
     assert folder is not None
-    rows = loader(config, tokenizer, folder, context, Ranks(count=ranks), "train")
+    grading = planned_grading(config, tokenizer)
+    rows = loader(config, tokenizer, folder, context, Ranks(count=ranks), "train", grading=grading)
     check_ends(rows, tokenizer)
     facts: list[tuple[str, ...]] = [("source", seen.name if seen else str(folder))]
     if seen is not None:
         facts.append(("read", _read(seen)))
     facts.append(("packing", f"rows of {context} tokens, {100 * rows.efficiency:.1f} % filled"))
     facts += _learned(config, tokenizer, rows, seen)
+    facts += curriculum_facts(config, rows)
     facts.append(("held out", _held_out(config, folder, seen)))
+    if "reference" in config.train.objective.columns and config.train.objective.reads == "pairs":
+        facts.append(("reference", REFERENCE))
     every = [rows]
     if data.replay is not None:
         every.append(replay_loader(config, tokenizer, context, Ranks(count=ranks)))
@@ -124,7 +132,7 @@ def preview(
         facts.append(("replayed", f"{share}, from {data.replay.corpus}"))
     facts += [("note", remark) for one in every for remark in one.remarks]
     complete = folder if seen is None or seen.whole else None
-    return Preview(facts, rows.preview(SAMPLES, tokenizer), context, complete)
+    return Preview(facts, rows.preview(SAMPLES, tokenizer), context, complete, rows.group)
 
 
 def _learned(
@@ -192,5 +200,8 @@ def _questions(config: RunConfig, tokenizer: Tokenizer, context: int) -> Preview
         ("rewards", ", ".join(one.label or one.kind for one in rollouts.reward)),
         ("longest prompt", f"{longest} tokens, plus answers of up to {rollouts.max_tokens}"),
     ]
+    if (known := rollouts.curriculum) is not None:
+        inside = f"pass rates from {known.low:g} to {known.high:g}"
+        facts.append(("curriculum", f"{inside}, new questions, and {known.recheck:.0%} of others"))
     facts += [("note", remark) for remark in remarks]
     return Preview(facts, samples[:SAMPLES], min(context, longest + rollouts.max_tokens))

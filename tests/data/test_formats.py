@@ -14,6 +14,8 @@ from culm.data.format.document import DocumentFormat
 from culm.data.format.label import LabelFormat
 from culm.data.format.pair import PairFormat
 from culm.data.format.prompt import PromptFormat
+from culm.data.format.ranking import RankingFormat
+from culm.data.format.steps import StepsFormat
 from culm.data.settings import DataConfig
 from culm.source import open_source
 from culm.source.record import Record
@@ -121,6 +123,68 @@ def test_pairs_learn_from_the_last_turn_only(tokenizer):
     assert text_of(tokenizer, chosen, learned=True) == "a<|end|>"
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": "q", "completions": ["a", "b", "c"], "scores": [1, 3, 0.5]},
+        {"prompt": dialogue("")[:1], "responses": ["a", "b", "c"], "ranks": [2, 1, 3]},
+        {
+            "instruction": "q",
+            "completions": [[{"role": "assistant", "content": one}] for one in "abc"],
+            "ranks": [2, 1, 3],
+        },
+    ],
+)
+def test_rankings(tokenizer, record):
+    """Higher is better, whether it came from scores or from ranks."""
+    format = RankingFormat()
+    found = list(examples(format, record, tokenizer))
+    assert text_of(tokenizer, found[0]) == ASKED
+    assert [text_of(tokenizer, one, learned=True)[0] for one in found] == ["a", "b", "c"]
+    numbers = format.numbers(record)
+    assert [place for _, place in numbers] == [0, 1, 2]
+    assert sorted(range(3), key=lambda n: -numbers[n][0]) == [1, 0, 2]
+
+
+@pytest.mark.parametrize("field", ["label", "score", "rating"])
+def test_a_number_of_an_answer(field):
+    record = {"prompt": "q", "completion": "a", field: 2.5}
+    assert LabelFormat().numbers(record) == [(2.5,)]
+    with pytest.raises(ValueError, match="no number in 'stars'"):
+        LabelFormat(label="stars").numbers(record)
+
+
+@pytest.mark.parametrize("separator", ["\n", "\n\n", " ки "])
+def test_steps_end_with_their_separator_and_the_last_with_the_turn(tokenizer, separator):
+    """What is read up to each end is the answer up to that step, and nothing of the next."""
+    steps = ["1 + 1 = 2", "ки 2 + 1 = 3", "so 3"]
+    format = StepsFormat(separator=separator)
+    record = {"prompt": "1 + 1 + 1?", "completions": steps, "labels": [True, 0.5, False]}
+    assert format.numbers(record) == [(1.0, 0.5, 0.0)]
+    [example] = examples(format, record, tokenizer)
+    ends = [place for place, end in enumerate(example.learned) if end]
+    assert len(ends) == 3
+    asked = "<|user|>1 + 1 + 1?<|end|><|assistant|>"
+    for number, end in enumerate(ends[:2], start=1):
+        read = tokenizer.decode(example.tokens[: end + 1], specials=True)
+        whole = asked + separator.join(steps[:number]) + separator
+        assert whole.startswith(read)
+        assert len(read) >= len(whole) - 1  # a space may belong to the next word
+    assert ends[2] == len(example.tokens) - 1
+    assert tokenizer.decode(example.tokens, specials=True) == (
+        asked + separator.join(steps) + "<|end|>"
+    )
+
+
+def test_steps_that_end_in_one_token_are_refused(tokenizer):
+    record = {"prompt": "q", "completions": ["a\n", "\n", "b"], "labels": [1, 1, 0]}
+    with pytest.raises(ValueError, match="a step that is no text, or empty"):
+        list(examples(StepsFormat(), record, tokenizer))
+    record = {"prompt": "q", "completions": ["the", "t", "he"], "labels": [1, 1, 0]}
+    with pytest.raises(ValueError, match="two steps end in one token"):
+        list(examples(StepsFormat(separator=""), record, tokenizer))
+
+
 def test_prompts(tokenizer):
     format = PromptFormat(prompt="question")
     record = {"question": "q", "answer": "a"}
@@ -146,6 +210,43 @@ def test_prompts(tokenizer):
             {"prompt": "q", "completion": "a", "label": False},
             "one answer with a label",
         ),
+        (RankingFormat(), {"prompt": "q", "completions": "a"}, "no list of answers in completions"),
+        (RankingFormat(), {"prompt": "q", "completions": ["a", "b"]}, "no list of numbers in 'sco"),
+        (RankingFormat(), {"completions": ["a", "b"], "ranks": [1, 2]}, "no question in 'prompt'"),
+        (
+            RankingFormat(),
+            {"prompt": "q", "completions": ["a", "b"], "ranks": [1]},
+            "it has 2 answers and 1 scores or ranks",
+        ),
+        (
+            RankingFormat(),
+            {"prompt": "q", "completions": ["a", 3], "ranks": [1, 2]},
+            "'completions' has something else than a text or messages",
+        ),
+        (
+            RankingFormat(),
+            {"prompt": "q", "completions": ["a", "b"], "ranks": [1, "x"]},
+            "no number",
+        ),
+        (
+            RankingFormat(),
+            {"prompt": "q", "responses": ["a", "b"], "scores": [1, 1]},
+            "no answer that",
+        ),
+        (
+            RankingFormat(),
+            {"prompt": "q", "responses": ["a", "a"], "scores": [1, 2]},
+            "same answer tw",
+        ),
+        (StepsFormat(), {"prompt": "q", "completions": "a"}, "no list of steps in completions"),
+        (StepsFormat(), {"prompt": "q", "steps": ["a", ""], "labels": [1, 0]}, "no text, or empty"),
+        (
+            StepsFormat(),
+            {"prompt": "q", "steps": ["a"], "labels": [-1]},
+            "the label -1 in 'labels'",
+        ),
+        (StepsFormat(), {"prompt": "q", "steps": ["a"], "labels": [1, 0]}, "1 steps and 2 labels"),
+        (StepsFormat(), {"prompt": "q", "steps": [], "labels": []}, "answers have no steps"),
         (PromptFormat(), {"prompt": "q"}, "no text or number in 'answer'; it has"),
         (PromptFormat(), {"prompt": [], "answer": 1}, "no text or number in 'prompt'"),
     ],
@@ -219,12 +320,23 @@ MESSAGES = st.fixed_dictionaries(
 VALUES = LEAVES | MESSAGES | st.lists(MESSAGES, max_size=3)
 DIALOGUE_KEYS = ["messages", "prompt", "instruction", "input", "completion", "history", "tools"]
 KEYS = [*DIALOGUE_KEYS, "system", "chosen", "rejected", "label", "answer", "question", "text"]
+KEYS += ["completions", "responses", "scores", "ranks", "labels", "score", "rating"]
 
 
 @trials(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=6),
-    st.sampled_from([ChatFormat(), PairFormat(), LabelFormat(), PromptFormat(), DocumentFormat()]),
+    st.sampled_from(
+        [
+            ChatFormat(),
+            PairFormat(),
+            LabelFormat(),
+            PromptFormat(),
+            DocumentFormat(),
+            RankingFormat(),
+            StepsFormat(),
+        ]
+    ),
 )
 def test_any_record_is_read_or_refused(tokenizer, record, format):
     """Nothing but a ValueError: it alone gets the place of the record, and can be skipped."""

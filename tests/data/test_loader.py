@@ -11,6 +11,8 @@ from culm.config import SettingError
 from culm.data.format.chat import ChatFormat
 from culm.data.format.document import DocumentFormat
 from culm.data.format.pair import PairFormat
+from culm.data.format.ranking import RankingFormat
+from culm.data.format.steps import StepsFormat
 from culm.data.loader import Loader
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
@@ -176,3 +178,55 @@ def test_batches_move_to_a_device(corpus):
     [batch] = Loader(corpus, 32, 2, 2, 0).step(0)
     moved = batch.to("meta")
     assert moved.tokens.device == moved.documents.device == torch.device("meta")
+
+
+SCORES, SIZES = [3, 1, 2, 0], [2, 3, 4] * 4
+RANKINGS = [
+    {"prompt": f"q{n}", "completions": list("abcd"[:size]), "scores": SCORES[:size]}
+    for n, size in enumerate(SIZES)
+]
+
+
+def test_the_answers_of_a_ranking_are_in_one_batch(tokenizer, tmp_path):
+    corpus = prepared(RANKINGS, RankingFormat(), tokenizer, tmp_path / "p")
+    loader = Loader(corpus, 64, rows_per_step=4, micro_rows=2, seed=1)
+    assert (loader.rows, loader.group, loader.gives) == (12, 4, "rankings")
+    seen = []
+    for number in range(3):
+        for batch in loader.step(number):
+            assert batch.counts["rankings"] == 2
+            assert batch.counts["rows"] == len(batch.tokens)
+            places = batch.extra["place"].tolist()
+            assert places.count(0) == 2
+            for row, place in enumerate(places):
+                said = tokenizer.decode(batch.tokens[row].tolist())
+                assert batch.extra["score"][row] == SCORES[int(place)]
+                assert said.rstrip().endswith("abcd"[int(place)])
+                seen.append(said)
+    assert len(set(seen)) == sum(SIZES)
+    whole = Loader(corpus, 64, 4, 4, seed=1).step(0)[0]
+    ranks = [Loader(corpus, 64, 4, 2, 1, rank, 2).step(0)[0] for rank in range(2)]
+    assert (
+        torch.cat([one.extra["score"] for one in ranks]).tolist() == whole.extra["score"].tolist()
+    )
+
+
+def test_a_label_is_at_the_last_token_of_its_step(tokenizer, tmp_path):
+    steps, labels = ["one", "two", "three"], [1, 0, 0.5]
+    records = [
+        {"prompt": f"q{n}", "steps": steps[:size], "labels": labels[:size]}
+        for n, size in enumerate([1, 2, 3] * 2)
+    ]
+    corpus = prepared(records, StepsFormat(), tokenizer, tmp_path / "p")
+    loader = Loader(corpus, 64, 6, 6, seed=0)
+    [batch] = loader.step(0)
+    labels = batch.extra["label"]
+    assert labels.shape == batch.tokens.shape
+    known = ~labels.isnan()
+    assert known.sum() == batch.counts["targets"] == 12
+    assert torch.equal(known[:, 1:], batch.targets[:, :-1] != IGNORED)
+    for row, mask in zip(labels, known, strict=True):
+        assert row[mask].tolist() == [1, 0, 0.5][: int(mask.sum())]
+    short = Loader(corpus, int(batch.lengths.max()) - 1, 6, 6, seed=0)
+    assert short.truncated == 2
+    assert short.step(0)[0].counts["targets"] == 10

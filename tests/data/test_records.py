@@ -21,6 +21,8 @@ from culm.data.format.document import DocumentFormat
 from culm.data.format.label import LabelFormat
 from culm.data.format.pair import PairFormat
 from culm.data.format.prompt import PromptFormat
+from culm.data.format.ranking import RankingFormat
+from culm.data.format.steps import StepsFormat
 from culm.data.loader import Loader
 from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
@@ -327,10 +329,11 @@ ODD = PLAIN | st.lists(MESSAGE | PLAIN, max_size=3) | MESSAGE
 FIELDS = (
     "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "system",
     "tools", "history", "chosen", "rejected", "margin", "label", "text", "question", "answer",
+    "completions", "scores", "ranks", "labels", "rating",
 )  # fmt: skip
 FORMATS = [
     ChatFormat(), PairFormat(), PairFormat(margin="margin"), LabelFormat(), PromptFormat(),
-    DocumentFormat(),
+    DocumentFormat(), RankingFormat(), StepsFormat(),
 ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Measures: how they are named, composed and divided over ranks, and what each finds."""
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -10,17 +11,17 @@ import pytest
 import torch
 import yaml
 
-from culm.batch import IGNORED, Batch
+from culm.batch import IGNORED, Batch, Reads
 from culm.compose import compose_run
 from culm.config import SettingError, parse
 from culm.engine.request import Request
 from culm.eval.answer import answer
 from culm.eval.evaluation import Evaluation
-from culm.eval.measure.exact_match import ExactMatch
 from culm.eval.measure.held_out import HeldOut
 from culm.eval.measure.measure import Subject
 from culm.eval.measure.pairs import Pairs
 from culm.eval.measure.samples import Samples
+from culm.eval.measure.scores import Scores
 from culm.eval.settings import EvalConfig
 from culm.model.attention.gqa import GQA
 from culm.model.context import Context
@@ -55,6 +56,8 @@ class Given:
 
     rows: int = 1
     texts: list[str] = field(default_factory=lambda: TEXTS)
+    gives: Reads = "documents"
+    extra: dict[str, list[float]] = field(default_factory=dict)
 
     def sample(self, targets: int) -> Iterator[Batch]:
         for at in range(0, len(self.texts), self.rows):
@@ -67,7 +70,9 @@ class Given:
                 targets_[row, : len(one) - 1] = torch.tensor(one[1:])
             lengths = torch.tensor([len(one) for one in ids])
             positions = torch.arange(longest).expand_as(tokens)
-            yield Batch(tokens, targets_, positions, lengths=lengths)
+            part = slice(at, at + self.rows)
+            extra = {name: torch.tensor(column[part]) for name, column in self.extra.items()}
+            yield Batch(tokens, targets_, positions, lengths=lengths, extra=extra)
 
 
 class FakeRanks:
@@ -118,7 +123,7 @@ def settings(**measures: Any) -> EvalConfig:
 
 EVERY = {
     "held_out": {"tokens": 1000},
-    "exact_match": {"tasks": TASKS, "questions": 5, "max_tokens": 6},
+    "scores": {"tasks": TASKS, "questions": 5, "max_tokens": 6},
     "samples": {"texts": ["The ", "a", ""], "temperatures": [0.7, 1.0], "max_tokens": 5},
 }
 
@@ -127,8 +132,8 @@ EVERY = {
 def test_results_do_not_depend_on_the_number_of_ranks(count: int) -> None:
     subject = Subject(model(), TOKENIZER, Given, seed=3)
     whole = Evaluation(settings(**EVERY), subject).run(final=True)
-    assert list(whole) == ["loss", "bits_per_byte", "exact_match", "samples"]
-    assert [one["items"] for one in whole["exact_match"].values()] == [5, 5, 10]
+    assert list(whole) == ["loss", "bits_per_byte", "scores", "samples"]
+    assert [one["items"] for one in whole["scores"].values()] == [5, 5, 10]
     shared = subject.model
 
     def work(ranks: Ranks) -> dict[str, Any]:
@@ -142,7 +147,7 @@ def test_results_do_not_depend_on_the_number_of_ranks(count: int) -> None:
         assert list(found) == list(whole)
         for name in ("loss", "bits_per_byte"):
             assert found[name] == pytest.approx(whole[name], rel=1e-12)
-        assert found["exact_match"] == whole["exact_match"]
+        assert found["scores"] == whole["scores"]
         assert found["samples"] == whole["samples"]
 
 
@@ -202,7 +207,7 @@ def test_samples_are_continuations_by_the_language_model() -> None:
 
 def test_samples_wait_for_the_last_step() -> None:
     evaluation = Evaluation(settings(**EVERY), Subject(model(), TOKENIZER, Given))
-    assert list(evaluation.run()) == ["loss", "bits_per_byte", "exact_match"]
+    assert list(evaluation.run()) == ["loss", "bits_per_byte", "scores"]
     assert "samples" in evaluation.run(final=True)
 
 
@@ -215,18 +220,71 @@ def test_a_name_of_its_own_is_put_in_front_of_the_results() -> None:
 
 
 def test_without_held_out_text_or_tasks_nothing_is_measured() -> None:
-    chosen = settings(held_out={}, exact_match={}, samples={}, pairs={})
+    chosen = settings(held_out={}, scores={}, samples={}, pairs={})
     assert Evaluation(chosen, Subject(model(), TOKENIZER)).run(final=True) == {}
+
+
+def rewards_of(built: Transformer, texts: list[str]) -> list[float]:
+    ids = [torch.tensor([TOKENIZER.encode(text)]) for text in texts]
+    return [built.scores(one, Context.plain(one))[0, -1].item() for one in ids]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_rankings_count_every_pair_of_other_scores(count: int) -> None:
+    built, texts = model("scalar"), ["abc", "abd", "a", "zz", "b", "c"]
+    extra = {"score": [2.0, 1, 1, 0, 1, 0], "place": [0.0, 1, 2, 3, 0, 1]}
+    one = rewards_of(built, texts)
+    better = [(0, 1), (0, 2), (0, 3), (1, 3), (2, 3), (4, 5)]
+    gaps = [one[a] - one[b] for a, b in better]
+    whole = Given(6, texts, "rankings", extra)
+
+    def work(ranks: Ranks) -> dict[str, Any]:
+        return Pairs().measure(Subject(built, TOKENIZER, lambda: whole, ranks))
+
+    for found in FakeRanks(count).run(work):
+        assert found["accuracy"]["value"] == pytest.approx(sum(gap > 0 for gap in gaps) / 6)
+        assert found["accuracy"]["items"] == 6
+        assert found["margin"] == pytest.approx(sum(gaps) / 6, abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_numbers_are_compared_with_rewards(count: int) -> None:
+    built, texts = model("scalar"), ["abc", "abd", "a", "zz"]
+    rows = Given(2, texts, "labels", {"label": [1.0, 0, 2.5, 1]})
+    both = torch.tensor([rewards_of(built, texts), [1.0, 0, 2.5, 1]])
+
+    def work(ranks: Ranks) -> dict[str, Any]:
+        return Pairs().measure(Subject(built, TOKENIZER, lambda: rows, ranks))
+
+    for found in FakeRanks(count).run(work):
+        assert found["error"] == pytest.approx((both[0] - both[1]).square().mean().item(), rel=1e-5)
+        assert found["correlation"] == pytest.approx(both.corrcoef()[0, 1].item(), abs=1e-4)
+    constant = Given(2, texts, "labels", {"label": [1.0] * 4})
+    found = Pairs().measure(Subject(built, TOKENIZER, lambda: constant))
+    assert list(found) == ["error"]
+
+
+def test_steps_count_labels_on_the_right_side() -> None:
+    built = model("scalar")
+    ids = torch.tensor([TOKENIZER.encode("abcdef")])
+    scores = built.scores(ids, Context.plain(ids))[0]
+    labels = [math.nan, 1.0, math.nan, 0.0, 0.5, 0.0]
+    rows = Given(1, ["abcdef"], "steps", {"label": [labels]})  # type: ignore[list-item]
+    right = [
+        (score.item() > 0) == (label >= 0.5)
+        for score, label in zip(scores, labels, strict=True)
+        if not math.isnan(label)
+    ]
+    found = Pairs().measure(Subject(built, TOKENIZER, lambda: rows))
+    assert found["accuracy"]["value"] == pytest.approx(sum(right) / 4)
+    assert found["accuracy"]["items"] == 4
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_pairs_count_the_preferred_answers(count: int) -> None:
     """Rows are chosen and rejected in turn; the reward is the score of the last token."""
-    built, rows = model("scalar"), Given(2, ["abc", "abd", "a", "zz", "same", "same"])
-    rewards = []
-    for text in rows.texts:
-        ids = torch.tensor([TOKENIZER.encode(text)])
-        rewards.append(built.scores(ids, Context.plain(ids))[0, -1].item())
+    built, rows = model("scalar"), Given(2, ["abc", "abd", "a", "zz", "same", "same"], "pairs")
+    rewards = rewards_of(built, rows.texts)
     gaps = [a - b for a, b in zip(rewards[::2], rewards[1::2], strict=True)]
     assert gaps[2] == 0
     assert any(gap > 0 for gap in gaps) or any(gap < 0 for gap in gaps)
@@ -246,12 +304,12 @@ def test_pairs_count_the_preferred_answers(count: int) -> None:
 
 
 def test_the_name_stands_for_the_kind() -> None:
-    chosen = settings(held_out={"tokens": 7}, short={"kind": "exact_match", "max_tokens": 3})
-    assert chosen.measures == {"held_out": HeldOut(tokens=7), "short": ExactMatch(max_tokens=3)}
+    chosen = settings(held_out={"tokens": 7}, short={"kind": "scores", "max_tokens": 3})
+    assert chosen.measures == {"held_out": HeldOut(tokens=7), "short": Scores(max_tokens=3)}
     assert parse(EvalConfig, chosen.model_dump(mode="json")) == chosen
     assert settings(text="held_out").measures == {"text": HeldOut()}
     assert EvalConfig().measures == {"held_out": HeldOut()}
-    assert chosen.first(ExactMatch).max_tokens == 3
+    assert chosen.first(Scores).max_tokens == 3
     with pytest.raises(SettingError, match=r"eval\.measures: none is of the kind samples"):
         chosen.first(Samples)
 
@@ -261,7 +319,7 @@ def test_the_name_stands_for_the_kind() -> None:
     [
         ({"held_uot": {}}, r"eval\.measures\.held_uot\.kind: 'held_uot' is not one of 'held_out'"),
         ({"held_out": {"token": 3}}, r"measures\.held_out\.token: .*did you mean 'tokens'"),
-        ({"exact_match": {"questions": 0}}, r"measures\.exact_match\.questions: .*greater than 0"),
+        ({"scores": {"questions": 0}}, r"measures\.scores\.questions: .*greater than 0"),
         ({"quick": {"kind": "held_out", "tokens": 0}}, r"eval\.measures\.quick\.tokens: "),
     ],
 )
@@ -271,7 +329,7 @@ def test_errors_name_the_measure(measures: dict, message: str) -> None:
 
 
 def test_files_and_the_command_line_merge(tmp_path: Path) -> None:
-    run = {"base": "sft", "eval": {"base": "tasks", "measures": {"exact_match": {"questions": 7}}}}
+    run = {"base": "sft", "eval": {"base": "tasks", "measures": {"scores": {"questions": 7}}}}
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(run))
 
@@ -279,14 +337,14 @@ def test_files_and_the_command_line_merge(tmp_path: Path) -> None:
         values = compose_run(path, ["start=x", *more], LAYOUT).values["eval"]
         return parse(EvalConfig, values, "eval").measures
 
-    assert list(measures()) == ["held_out", "exact_match"]
-    assert measures()["exact_match"].questions == 7
-    assert len(measures()["exact_match"].tasks) == 8
+    assert list(measures()) == ["held_out", "scores"]
+    assert measures()["scores"].questions == 7
+    assert len(measures()["scores"].tasks) == 8
     changed = measures(
-        "eval.measures.exact_match.questions=200", "eval.measures.samples.texts=[a]",
+        "eval.measures.scores.questions=200", "eval.measures.samples.texts=[a]",
         "eval.measures.held_out=null",
     )  # fmt: skip
-    assert list(changed) == ["exact_match", "samples"]
-    assert changed["exact_match"].questions == 200
-    assert len(changed["exact_match"].tasks) == 8
+    assert list(changed) == ["scores", "samples"]
+    assert changed["scores"].questions == 200
+    assert len(changed["scores"].tasks) == 8
     assert changed["samples"] == Samples(texts=("a",))

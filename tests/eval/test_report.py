@@ -47,12 +47,12 @@ def test_report_of_pretraining(tmp_path, steps):
 
 def test_report_of_reinforcement(tmp_path):
     scores = {"sums": SCORE, "all": SCORE}
-    report = write(tmp_path, 3, {"reward": 0.25}, exact_match=scores)
+    report = write(tmp_path, 3, {"reward": 0.25}, scores=scores)
     for shown in ("![reward](reward.png)", "| sums | 50.0 % (23.7 - 76.3) |"):
         assert shown in report
     assert "held-out" not in report
     assert is_picture(tmp_path / "reward.png")
-    assert is_picture(tmp_path / "exact_match.png")
+    assert is_picture(tmp_path / "scores.png")
 
 
 def test_several_models_side_by_side(tmp_path):

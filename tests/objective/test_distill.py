@@ -13,15 +13,15 @@ from tiny import experience, rows
 from torch import Tensor
 
 from culm.batch import counts_of
-from culm.config import SettingError
+from culm.config import SettingError, parse
 from culm.model.transformer import Transformer
-from culm.objective.distill import GKD, Distill, Distillation, token_divergence
+from culm.objective.distill import GKD, Distill, Distillation, hidden_distance, token_divergence
 from culm.objective.objective import Objective
 from culm.optim.adamw import AdamW
 
 ALL = [
     {}, {"divergence": "reverse"}, {"divergence": "jsd", "beta": 0.3}, {"temperature": 2.0},
-    {"top_k": 5}, {"nll": 0.5}, {"hidden": 0.1},
+    {"top_k": 5}, {"nll": 0.5}, {"hidden": 0.1}, {"hidden": 0.1, "hidden_distance": "cosine"},
 ]  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def test_nothing_is_learned_from_oneself(settings: dict) -> None:
     assert float(loss.terms["divergence"].total) == pytest.approx(0.0, abs=1e-5)
     assert float(loss.metrics["agreement"].total) == rows().counts["targets"]
     if "hidden" in settings:  # the projection is the identity
-        assert float(loss.terms["hidden"].total) == 0
+        assert float(loss.terms["hidden"].total) == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("settings", ALL, ids=str)
@@ -172,3 +172,13 @@ def test_a_rollout_is_learned_from_as_it_is() -> None:
     nothing = replace(rows(), targets=rows().targets.clone().fill_(-100))
     nothing = replace(nothing, counts=counts_of(nothing.targets, nothing.lengths))
     assert float(mean(objective(nothing), nothing)) == 0
+
+
+def test_distances_of_states_by_hand() -> None:
+    """The last pair has one direction and two lengths."""
+    mine, other = torch.tensor([[1.0, 0], [1, 1], [2, 2]]), torch.tensor([[0.0, 1], [1, 0], [1, 1]])
+    cosine = hidden_distance(mine, other, "cosine")
+    torch.testing.assert_close(cosine, torch.tensor([1.0, 1 - 0.5**0.5, 0.0]))
+    torch.testing.assert_close(hidden_distance(mine, other, "mse"), torch.tensor([1.0, 0.5, 1.0]))
+    with pytest.raises(SettingError, match="hidden_distance: it has an effect with hidden only"):
+        parse(Distill, {"teacher": "x", "hidden_distance": "cosine"})

@@ -11,8 +11,11 @@ from tiny import model
 from culm.adapt.heads import with_scalar_head
 from culm.adapt.lora import LoRA
 from culm.batch import Batch, counts_of
+from culm.config import SettingError, parse
 from culm.objective.reward import Reward, RewardObjective
 from culm.optim.adamw import AdamW
+from culm.run.objective import change_model
+from culm.run.settings import RunConfig
 
 WORDS, LENGTH = 31, 12
 
@@ -105,3 +108,126 @@ def test_a_margin_is_subtracted() -> None:
     wanted = -torch.nn.functional.logsigmoid(rewards[0::2] - rewards[1::2] - margin[0::2]).sum()
     torch.testing.assert_close(loss, wanted)
     assert difference.keys() >= {"accuracy", "margin", "reward_chosen", "reward_rejected"}
+
+
+def test_heads_learn_each_by_itself_and_the_loss_is_their_mean() -> None:
+    base = model()
+    with_scalar_head(base, 0, scores=3)
+    objective, batch = build(Reward(heads=3), base), pairs(6, 0)
+    loss = objective(batch)
+    mean(loss, batch).backward()
+    ensemble = base.head.weight.detach()
+    single = model()
+    with_scalar_head(single, 0)
+    totals = []
+    for number in range(3):
+        with torch.no_grad():
+            single.head.weight.copy_(ensemble[number : number + 1])
+        one = build(Reward(), single)
+        single.zero_grad()
+        found = one(batch)
+        mean(found, batch).backward()
+        totals.append(found.terms["bradley_terry"].total.item())
+        torch.testing.assert_close(base.head.weight.grad[number], single.head.weight.grad[0] / 3)
+    assert loss.terms["bradley_terry"].total.item() == pytest.approx(sum(totals) / 3, rel=1e-5)
+    every = base.head_scores(batch.tokens)[torch.arange(12), batch.last]
+    torch.testing.assert_close(base.scores(batch.tokens), base.head_scores(batch.tokens).mean(-1))
+    spread = loss.metrics["spread"]
+    assert spread.per == "rows"
+    assert spread.total.item() == pytest.approx(every.std(-1, correction=0).sum().item())
+
+
+def test_the_order_of_answers_in_a_ranking_changes_nothing() -> None:
+    objective, batch = judge(loss="plackett_luce"), pairs(6, 0)
+    place = torch.tensor([0.0, 1, 2, 0, 1, 0, 1, 2, 3, 0, 1, 2])
+    score = torch.tensor([3.0, 1, 2, 5, 4, 0, 1, 1, 2, 3, 2, 1])
+    ranked = replace(
+        batch, counts={**batch.counts, "rankings": 4.0}, extra={"score": score, "place": place}
+    )
+    order = torch.tensor([2, 0, 1, 4, 3, 8, 7, 6, 5, 9, 11, 10])
+    moved = ranked.select(order)
+    moved = replace(moved, extra={**moved.extra, "place": place}, counts=ranked.counts)
+    torch.testing.assert_close(mean(objective(moved), moved), mean(objective(ranked), ranked))
+    shares = objective(ranked).metrics["accuracy"]
+    assert shares.per == "rankings"
+    assert 0 <= shares.total.item() <= 4
+
+
+def test_a_number_is_learned() -> None:
+    """From the count of sevens; a head that knows nothing has the variance as its error."""
+
+    def labelled(number: int) -> list[Batch]:
+        batch = pairs(16, number)
+        real = torch.arange(LENGTH) < batch.lengths[:, None]
+        sevens = ((batch.tokens == 7) & real).sum(1).float()
+        return [replace(batch, extra={"label": sevens})]
+
+    objective = judge(loss="regression")
+    [test] = labelled(10_000)
+    fit(objective, labelled, 80, AdamW(rate=1e-2, weight_decay=0.0).build(objective), clip=1.0)
+    error = mean(objective(test), test).item()
+    assert error < 0.5 * test.extra["label"].var().item()
+
+
+def test_a_process_model_scores_the_end_of_each_step() -> None:
+    objective, batch = judge(loss="process"), pairs(6, 0)
+    labels = torch.full(batch.tokens.shape, torch.nan)
+    labels[:, 2], labels[0, 4] = torch.arange(12) % 2, 0.25
+    batch = replace(batch, extra={"label": labels}, counts={**batch.counts, "targets": 13.0})
+    loss = objective(batch)
+    scores = objective.model.scores(batch.tokens)
+    right = scores[:, 2].sigmoid()
+    wanted = torch.where(labels[:, 2] > 0, -right.log(), -(1 - right).log()).sum()
+    soft = scores[0, 4].sigmoid()
+    wanted = wanted - 0.25 * soft.log() - 0.75 * (1 - soft).log()
+    torch.testing.assert_close(loss.terms["process"].total, wanted)
+    count = ((scores[:, 2] > 0) == (labels[:, 2] > 0)).sum() + (soft < 0.5)
+    assert loss.metrics["accuracy"].total.item() == count
+    mean(loss, batch).backward()
+    assert all(torch.isfinite(p.grad).all() for p in objective.parameters() if p.grad is not None)
+
+
+def test_settings_without_an_effect_are_refused() -> None:
+    for settings, message in (
+        ({"loss": "regression", "margin": 1.0}, "margin: it has an effect with loss=bradley_terry"),
+        ({"loss": "process", "centering": 0.1}, "centering: it has an effect"),
+        ({"loss": "margin_ranking", "smoothing": 0.1}, "smoothing: it has an effect"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            parse(Reward, settings)
+    assert Reward(loss="margin_ranking").margins(pairs(2, 0)) == 1.0
+    assert Reward(margin=0.5).margins(pairs(2, 0)) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("format", "message"),
+    [
+        ("ranking", r"reward with loss=plackett_luce learns from rankings"),
+        ("steps", r"reward with loss=process learns from steps"),
+        ("label", r"kto and reward with loss=regression learn from labels"),
+    ],
+)
+def test_data_of_another_form_names_the_loss_that_learns_from_it(format: str, message: str) -> None:
+    settings = {
+        "start": "x",
+        "data": {"path": "x.jsonl", "format": format},
+        "train": {"steps": 1, "objective": "reward"},
+    }
+    with pytest.raises(SettingError, match=message):
+        parse(RunConfig, settings)
+
+
+def test_another_number_of_heads_is_refused() -> None:
+    base = model()
+    with_scalar_head(base, 0)
+    objective = {"kind": "reward", "heads": 2}
+    config = parse(
+        RunConfig,
+        {
+            "start": "x",
+            "data": {"path": "x", "format": "pair"},
+            "train": {"steps": 1, "objective": objective},
+        },
+    )
+    with pytest.raises(SettingError, match=r"trains 2 heads, and the model has 1; give"):
+        change_model(config, base)

@@ -10,7 +10,9 @@ from learning import build
 from rolling import TOKENIZER, LowerCase, model, rollouts
 
 from culm.config import SettingError
-from culm.eval.exact import answer_questions
+from culm.eval.local import LocalModel
+from culm.eval.questions import answer_questions
+from culm.eval.responder import Generation
 from culm.objective.grpo import GRPO
 from culm.rollout.buffer import Rollouts
 from culm.rollout.reward.length import LengthPenalty
@@ -52,7 +54,9 @@ def test_a_score_that_is_none(value: Any, reason: str) -> None:
         asked.step(0)
     task = Odd(value=value)
     with pytest.raises(SettingError, match=wanted):
-        answer_questions(model(0), TOKENIZER, [(task, task.question("test", 0, 0))], 4)
+        answer_questions(
+            LocalModel(model(0), TOKENIZER), [(task, task.question("test", 0, 0))], Generation(4)
+        )
 
 
 @pytest.mark.parametrize(

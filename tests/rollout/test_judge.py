@@ -11,9 +11,9 @@ from judging import Stub, longer_wins, parts
 from learning import build, refuse
 from rolling import model, rollouts
 
+from culm import endpoint
 from culm.config import SettingError, parse
 from culm.objective.grpo import GRPO
-from culm.rollout.reward import endpoint
 from culm.rollout.reward.judge import Judge
 from culm.rollout.settings import RolloutConfig
 from culm.rollout.trajectory import Trajectory

@@ -79,7 +79,7 @@ def test_each_task_asks_its_questions_in_their_order(tmp_path) -> None:
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
         tasks.append(Prompts(name=name, path=str(tmp_path / f"{name}.jsonl")))
     asked = rollouts(build(GRPO(), model(0)), rows=4, micro_rows=4, tasks=tasks, group=2)
-    prompts = [asked._episode(index).prompt[0]["content"] for index in range(80)]
+    prompts = [asked._episodes(index)[0].prompt[0]["content"] for index in range(80)]
     assert len(set(prompts)) == 80
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from answers import answered
 from learning import build, refuse
 from rolling import TOKENIZER, Rare, model, on_two_ranks, rollouts
@@ -113,9 +114,8 @@ def test_an_ensemble_by_definition() -> None:
         assert math.isnan(combined([NAN, 1.0], combine))
         assert math.isnan(combined([1.0, NAN], combine))
         assert math.isinf(combined([1.0, math.inf], combine))
-    for paths, message in ((["a"], "at least 2"), (["a", "b", "a"], "a path is given twice")):
-        with pytest.raises(SettingError, match=message):
-            parse(RolloutConfig, {"reward": {"kind": "ensemble", "paths": paths}})
+    with pytest.raises(SettingError, match="a path is given twice"):
+        parse(RolloutConfig, {"reward": {"kind": "ensemble", "paths": ["a", "b", "a"]}})
 
 
 def test_an_ensemble_of_reward_models(tmp_path: Path) -> None:
@@ -135,6 +135,33 @@ def test_an_ensemble_of_reward_models(tmp_path: Path) -> None:
     found = Ensemble(paths=paths, combine="min", batch_size=2).build(load, 0)(given)
     assert found == pytest.approx([min(scores) for scores in zip(*each, strict=True)], abs=1e-5)
     assert asked[3:] == ["train.rollout.reward.paths"] * 3
+
+
+def test_the_heads_of_one_model_are_an_ensemble(tmp_path: Path) -> None:
+    given = [answered("Why?", reply) for reply in ("a", "bbb", "cc")]
+    many, one = model(0), model(0)
+    with_scalar_head(many, 1, scores=3)
+    with_scalar_head(one, 1)
+    native.save(many, TOKENIZER, tmp_path / "many")
+    loaded = {"many": native.load(tmp_path / "many")[0], "one": one}
+
+    def load(setting: str, path: str):
+        return loaded[path]
+
+    rows = [torch.tensor([each.tokens]) for each in given]
+    heads = [loaded["many"].head_scores(row)[0, -1].tolist() for row in rows]
+    assert [len(each) for each in heads] == [3, 3, 3]
+    found = Ensemble(paths=("many",), combine="min").build(load, 0)(given)
+    assert found == pytest.approx([min(each) for each in heads], abs=1e-5)
+    found = ModelScore(path="many").build(load, 0)(given)
+    assert found == pytest.approx([sum(each) / 3 for each in heads], abs=1e-5)
+    assert [loaded["many"].scores(row)[0, -1].item() for row in rows] == pytest.approx(found)
+    both = Ensemble(paths=("many", "one"), combine="mean").build(load, 0)(given)
+    alone = ModelScore(path="one").build(load, 0)(given)
+    wanted = [(sum(each) + other) / 4 for each, other in zip(heads, alone, strict=True)]
+    assert both == pytest.approx(wanted, abs=1e-5)
+    with pytest.raises(SettingError, match="one has one head, which is no ensemble"):
+        Ensemble(paths=("one",)).build(load, 0)(given)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_one_prompt_that_is_too_long(tmp_path: Path) -> None:
     count = sum(split_of(text(n, False)) == "train" for n in range(60))
     assert too_long_in(some) in [(ASKED // count, ASKED), (ASKED // count + 1, ASKED)]
     prompts = [
-        [one._episode(index).prompt[0]["content"] for index in range(count)]
+        [one._episodes(index)[0].prompt[0]["content"] for index in range(count)]
         for one in (plain, some)
     ]
     [(was, now)] = [(a, b) for a, b in zip(*prompts, strict=True) if a != b]
@@ -67,8 +67,8 @@ def test_one_prompt_that_is_too_long(tmp_path: Path) -> None:
 def test_replacing_is_the_same_after_a_resume_and_in_a_group(tmp_path: Path) -> None:
     task = questions(tmp_path / "q.jsonl", set(range(0, 60, 2)))
     one, two = asked(task), asked(task)
-    first = [one._episode(index).prompt for index in range(30)]
-    assert [two._episode(index).prompt for index in reversed(range(30))][::-1] == first
+    first = [one._episodes(index)[0].prompt for index in range(30)]
+    assert [two._episodes(index)[0].prompt for index in reversed(range(30))][::-1] == first
     assert too_long_in(one)[0] > ASKED // 4
 
 

@@ -9,9 +9,9 @@ from culm.run.settings import read_run
 @pytest.mark.parametrize(
     ("run", "format", "words"),
     [
-        ("dpo", "label", "gives labels; kto learns from labels"),
+        ("dpo", "label", "gives labels; kto and reward with loss=regression learn from labels"),
         ("dpo", "chat", "gives documents; next_token and distill learn from documents"),
-        ("sft", "pair", "gives pairs; preference and reward learn from pairs"),
+        ("sft", "pair", "gives pairs; preference and reward with loss=bradley_terry learn from"),
     ],
 )
 def test_an_error_says_what_learns_from_a_format(run: str, format: str, words: str) -> None:

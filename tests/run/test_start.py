@@ -169,7 +169,7 @@ def test_marks_are_added_once(words):
          "the hub is not reachable: go online once, or give a folder"),
         ({"hf": "/no/such/folder"}, "not a Hugging Face folder: it contains no config.json"),
         ({"hf": ""}, "start.hf: string should have at least 1 character"),
-        ({"hub": "a/b"}, "start.hub: no such setting; known: chat, hf"),
+        ({"hub": "a/b"}, "start.hub: no such setting; known: chat, fim, hf"),
         ([1], "start: this is not text"),
     ],
 )  # fmt: skip

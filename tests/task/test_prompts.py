@@ -87,7 +87,7 @@ def test_fields_have_the_names_that_are_given(tmp_path):
     ("text", "words"),
     [
         (None, r"tasks\.path: there is no file or folder '.*prompts\.jsonl'"),
-        ("", r"prompts\.jsonl: none of its prompts belongs to the train split"),
+        ("", r"prompts\.jsonl: none of its questions belongs to the train split"),
         ('{"prompt": "a", "answer": 1}\n{', r"prompts\.jsonl: line 2: not readable as JSON"),
         ('{"prompt": "a"}', r"prompts\.jsonl: line 1: no text or number in 'answer'"),
         ("[1]", r"prompts\.jsonl: line 1: expected an object, found a number"),

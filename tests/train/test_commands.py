@@ -46,7 +46,11 @@ def paragraphs(count: int) -> str:
 
 
 def left(tmp_path: Path) -> set[str]:
-    """What a command left in the run folder, beside its settings and its lock."""
+    """What a command left in the run folder, besides its settings and its lock; of a run that was
+    refused there is no folder.
+    """
+    if not (tmp_path / "run").exists():
+        return set()
     return {path.name for path in (tmp_path / "run").iterdir()} - {"run.yaml", ".lock"}
 
 

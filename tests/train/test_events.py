@@ -77,7 +77,7 @@ def test_events_come_in_order_and_carry_facts(stage: Callable[..., dict], tmp_pa
     assert SEEN[0] == ("open", "run", 4, 0)
     kinds = [type(event).__name__ for event in SEEN[1:-1]]
     assert kinds == [
-        "Measured", "Stepped", "Stepped", "Measured", "Saved", "Stepped", "Stepped", "Saved",
+        "Measured", "Stepped", "Stepped", "Saved", "Measured", "Stepped", "Stepped", "Saved",
         "Measured", "Ended",
     ]  # fmt: skip
     assert SEEN[-1] == "closed"

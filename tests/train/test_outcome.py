@@ -126,7 +126,7 @@ def test_a_measure_that_fails_does_not_cost_the_model(
     assert go(settings).finished
 
 
-@pytest.mark.parametrize("measure", ["samples", "exact_match"])
+@pytest.mark.parametrize("measure", ["samples", "scores"])
 def test_what_will_be_measured_is_checked_before_the_first_step(
     measure: str, stage: Callable[..., dict], tmp_path: Path
 ) -> None:
@@ -136,7 +136,7 @@ def test_what_will_be_measured_is_checked_before_the_first_step(
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = {
         "samples": {"texts": ["Once.", "once upon a time " * 20]},
-        "exact_match": {"tasks": [{"kind": "prompts", "path": str(file)}]},
+        "scores": {"tasks": [{"kind": "prompts", "path": str(file)}]},
     }
     settings["eval"] = {"measures": {measure: given[measure]}}
     with pytest.raises(ValueError, match=rf"eval\.measures\.{measure}: .* leaves no room"):

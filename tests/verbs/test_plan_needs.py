@@ -1,6 +1,7 @@
 """`culm plan` on a narrow terminal, and for a device that is not here."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -60,3 +61,13 @@ def test_a_device_of_the_table():
     assert TARGETS["a100"].rate("bf16") == UTILISATION * 312e12
     with pytest.raises(SettingError, match="--device: there is no 'h10'; did you mean 'h100'"):
         target_of("h10")
+
+
+@pytest.mark.parametrize("name", ["ranking", "rating", "steps"])
+def test_a_plan_shows_what_a_reward_model_reads(name, run_file, capsys):
+    show_plan(*read_run(str(run_file(name))))
+    said = capsys.readouterr().out
+    assert "No problem found" in said
+    assert "«" in said
+    if name == "ranking":  # four answers in the largest
+        assert re.search(r"tokens +1,024 a step", said)

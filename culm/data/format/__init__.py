@@ -6,5 +6,8 @@ from culm.data.format.document import DocumentFormat
 from culm.data.format.label import LabelFormat
 from culm.data.format.pair import PairFormat
 from culm.data.format.prompt import PromptFormat
+from culm.data.format.ranking import RankingFormat
+from culm.data.format.steps import StepsFormat
 
-Format = one_of(DocumentFormat | ChatFormat | PairFormat | LabelFormat | PromptFormat)
+Judged = PairFormat | RankingFormat | LabelFormat | StepsFormat  # answers, and how good they are
+Format = one_of(DocumentFormat | ChatFormat | PromptFormat | Judged)

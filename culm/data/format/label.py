@@ -10,10 +10,13 @@ from culm.data.example import Dialogue, Example, RecordFormat, number_of
 from culm.data.format.messages import dialogue_of
 from culm.tokenizer.tokenizer import Tokenizer
 
+OTHERS = ("score", "rating")  # fields of a number, where there is no label
+
 
 class LabelFormat(RecordFormat):
     """label: the field that holds true or false, or a number. The dialogue is one of the chat
-    format's shapes; its last turn is what the label is about.
+    format's shapes; its last turn is what the label is about. Without settings, `score` and
+    `rating` are read too.
     """
 
     gives: ClassVar[Reads] = "labels"
@@ -24,8 +27,10 @@ class LabelFormat(RecordFormat):
     def columns(self) -> tuple[str, ...]:
         return ("label",)
 
-    def numbers(self, record: dict[str, Any]) -> tuple[float, ...]:
-        return (number_of(record, self.label),)
+    def numbers(self, record: dict[str, Any]) -> Sequence[tuple[float, ...]]:
+        known = (self.label, *OTHERS) if self.label == "label" else (self.label,)
+        field = next((name for name in known if dict.get(record, name) is not None), self.label)
+        return [(number_of(record, field),)]
 
     def contents(self, record: dict[str, Any]) -> Iterator[Dialogue]:
         yield dialogue_of(record)

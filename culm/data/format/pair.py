@@ -43,8 +43,8 @@ class PairFormat(RecordFormat):
     def columns(self) -> tuple[str, ...]:
         return () if self.margin is None else ("margin",)
 
-    def numbers(self, record: dict[str, Any]) -> tuple[float, ...]:
-        return () if self.margin is None else (number_of(record, self.margin),)
+    def numbers(self, record: dict[str, Any]) -> Sequence[tuple[float, ...]]:
+        return () if self.margin is None else [(number_of(record, self.margin),)] * 2
 
     def contents(self, record: dict[str, Any]) -> Iterator[Dialogue]:
         """The dialogue with the chosen answer, then the one with the rejected answer."""

@@ -1,4 +1,4 @@
-"""Several reward models, which a policy cannot deceive as easily as one."""
+"""Several reward models or heads, which a policy cannot deceive as easily as one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 
-from culm.config import refuse_unused
+from culm.config import SettingError, refuse_unused
 from culm.objective.objective import Load
 from culm.rollout.reward.model import scorer
 from culm.rollout.reward.reward import RewardConfig, Score
@@ -19,13 +19,14 @@ from culm.rollout.trajectory import Trajectory
 class Ensemble(RewardConfig):
     """Scores of several reward models as one number (arXiv 2310.02743).
 
-    paths: two or more models that `culm train reward` made, with the tokenizer of the policy.
+    paths: models that `culm train reward` made, with the tokenizer of the policy. Each head of a
+    model is a member (`train.objective.heads`); there must be two or more members.
     combine: their mean, the lowest (min), or the mean minus k standard deviations (deviation). k:
     how many of these. batch_size: dialogues read at once.
     """
 
     kind: Literal["ensemble"] = "ensemble"
-    paths: tuple[str, ...] = Field(min_length=2)
+    paths: tuple[str, ...] = Field(min_length=1)
     combine: Literal["mean", "min", "deviation"] = "mean"
     k: NonNegativeFloat = 1.0
     batch_size: PositiveInt = 32
@@ -56,7 +57,13 @@ class Ensemble(RewardConfig):
         members = [scorer(setting, path, load, self.batch_size) for path in self.paths]
 
         def scores(trajectories: Sequence[Trajectory]) -> list[float]:
-            every = [member(trajectories) for member in members]
-            return [self.combined(each) for each in zip(*every, strict=True)]
+            every = zip(*(member(trajectories) for member in members), strict=True)
+            found = [[score for heads in each for score in heads] for each in every]
+            if found and len(found[0]) < 2:
+                raise SettingError(
+                    f"{setting}: {self.paths[0]} has one head, which is no ensemble; give more "
+                    "models, or one that was trained with train.objective.heads=2 or more"
+                )
+            return list(map(self.combined, found))
 
         return scores

@@ -8,6 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import combinations, groupby
 from statistics import fmean
 from typing import Literal
@@ -16,10 +17,10 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from culm import log
 from culm.config import SettingError, refuse_unused
+from culm.endpoint import Endpoint, EndpointError
 from culm.objective.objective import Load
-from culm.rollout.reward.endpoint import Endpoint, EndpointError
 from culm.rollout.reward.reward import RewardConfig, Score
-from culm.rollout.trajectory import Trajectory, text_of
+from culm.rollout.trajectory import Trajectory, transcript
 from culm.seed import keyed
 
 PAIR = """\
@@ -114,8 +115,8 @@ class Judge(RewardConfig):
 
     def build(self, load: Load, seed: int) -> Score:
         key = None if self.api_key is None else _key_of(self.api_key)
-        endpoint = Endpoint(self.url, self.model, self.max_tokens, self.timeout, self.retries, key)
-        judging = Judging(self, endpoint.answer, seed)
+        endpoint = Endpoint(self.url, self.model, self.timeout, self.retries, key)
+        judging = Judging(self, partial(endpoint.answer, max_tokens=self.max_tokens), seed)
         return judging.pairs if self.form == "pairs" else judging.ratings
 
     def compared(self, count: int, group: int, seed: int) -> list[tuple[int, int]]:
@@ -187,14 +188,14 @@ class Judging:
 
     def _pair(self, a: Trajectory, b: Trajectory) -> str:
         return PAIR.format(
-            criteria=self.config.criteria, prompt=text_of(a.prompt),
-            first=text_of(a.completion), second=text_of(b.completion),
+            criteria=self.config.criteria, prompt=transcript(a.prompt),
+            first=transcript(a.completion), second=transcript(b.completion),
         )  # fmt: skip
 
     def _rating(self, one: Trajectory) -> str:
         return RATING.format(
-            criteria=self.config.criteria, prompt=text_of(one.prompt),
-            answer=text_of(one.completion), scale=self.config.scale,
+            criteria=self.config.criteria, prompt=transcript(one.prompt),
+            answer=transcript(one.completion), scale=self.config.scale,
         )  # fmt: skip
 
     def _ask(self, prompts: Iterable[str]) -> dict[str, str | EndpointError]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -19,7 +20,8 @@ from culm.rollout.trajectory import Trajectory
 class ModelScore(RewardConfig):
     """path: a model that `culm train reward` made, with the tokenizer of the policy.
 
-    The reward is its score at the last token of the dialogue. batch_size: dialogues read at once.
+    The reward is its score at the last token of the dialogue, or the mean of its heads. batch_size:
+    dialogues read at once.
     """
 
     kind: Literal["model"] = "model"
@@ -27,11 +29,17 @@ class ModelScore(RewardConfig):
     batch_size: PositiveInt = 32
 
     def build(self, load: Load, seed: int) -> Score:
-        return scorer("train.rollout.reward.path", self.path, load, self.batch_size)
+        heads = scorer("train.rollout.reward.path", self.path, load, self.batch_size)
+        return lambda trajectories: list(map(fmean, heads(trajectories)))
 
 
-def scorer(setting: str, path: str, load: Load, batch_size: int) -> Score:
-    """The scores of the reward model of a path, which a setting names."""
+Heads = Callable[[Sequence[Trajectory]], list[list[float]]]
+
+
+def scorer(setting: str, path: str, load: Load, batch_size: int) -> Heads:
+    """The scores of the reward model of a path, which a setting names: of each head, for each
+    dialogue.
+    """
     model = load(setting, path).eval().requires_grad_(False)
     if model.config.head != "scalar":
         raise SettingError(
@@ -39,8 +47,8 @@ def scorer(setting: str, path: str, load: Load, batch_size: int) -> Score:
         )
 
     @torch.inference_mode()
-    def scores(trajectories: Sequence[Trajectory]) -> list[float]:
-        found: list[float] = []
+    def scores(trajectories: Sequence[Trajectory]) -> list[list[float]]:
+        found: list[list[float]] = []
         for start in range(0, len(trajectories), batch_size):
             rows = [one.tokens for one in trajectories[start : start + batch_size]]
             length = max(map(len, rows))
@@ -55,9 +63,11 @@ def scorer(setting: str, path: str, load: Load, batch_size: int) -> Score:
     return scores
 
 
-def _last_scores(model: Transformer, rows: Sequence[Sequence[int]], length: int) -> list[float]:
+def _last_scores(
+    model: Transformer, rows: Sequence[Sequence[int]], length: int
+) -> list[list[float]]:
     tokens = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows])
     tokens = tokens.to(model.device)
     last = torch.tensor([len(row) - 1 for row in rows], device=model.device)
-    scores = model.scores(tokens, Context.plain(tokens))  # causal: padding is behind
-    return scores.gather(1, last[:, None])[:, 0].tolist()
+    scores = model.head_scores(tokens, Context.plain(tokens))  # causal: padding is behind
+    return scores[torch.arange(len(rows), device=model.device), last].tolist()

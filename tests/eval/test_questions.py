@@ -1,5 +1,6 @@
 """Exact match: the interval, what counts as a question, and how two models are compared."""
 
+import json
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +12,17 @@ import yaml
 from culm.compose import compose
 from culm.config import parse
 from culm.data.settings import DataConfig
-from culm.eval.evaluation import Evaluation
-from culm.eval.exact import (
+from culm.eval.interval import wilson
+from culm.eval.local import LocalModel
+from culm.eval.measure.scores import Scores
+from culm.eval.questions import (
     Answered,
-    accuracies_of,
     answer_questions,
-    difference,
     distinct,
-    wilson,
+    estimates_of,
+    gain,
 )
-from culm.eval.measure.exact_match import ExactMatch
+from culm.eval.responder import Generation
 from culm.eval.settings import EvalConfig
 from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
@@ -100,7 +102,7 @@ def tiny() -> LanguageModel:
 def test_replies_are_greedy_and_scored_by_their_task() -> None:
     model, task = tiny(), Vowels()
     asked = distinct([task, Vowels("again")], 5, seed=1)
-    answered = answer_questions(model.model, TOKENIZER, asked, max_tokens=7)
+    answered = answer_questions(LocalModel(model.model, TOKENIZER), asked, Generation(7))
     assert [(a.task, a.question.prompt) for a in answered] == [
         (name, prompt) for name in ("vowels", "again") for prompt in "bca"
     ]
@@ -108,47 +110,46 @@ def test_replies_are_greedy_and_scored_by_their_task() -> None:
         assert item.reply == model.chat(item.question.prompt, max_tokens=7, temperature=0)
     assert len(set(task.seen)) == 3
     assert task.seen == [item.reply for item in answered[:3]]
-    table = accuracies_of(answered)
+    table = estimates_of(answered)
     assert list(table) == ["vowels", "again", "all"]
     assert (table["vowels"].value, table["vowels"].items) == (2 / 3, 3)
     assert table["all"] == wilson(4, 6)
 
 
 def test_the_length_of_an_answer_is_a_setting() -> None:
-    assert ExactMatch().max_tokens == 32
-    model, asked = tiny().model, distinct([Vowels()], 1, seed=0)
-    short, long = (answer_questions(model, TOKENIZER, asked, n)[0].reply for n in (2, 20))
+    assert Scores().max_tokens == 32
+    local, asked = LocalModel(tiny().model, TOKENIZER), distinct([Vowels()], 1, seed=0)
+    short, long = (answer_questions(local, asked, Generation(n))[0].reply for n in (2, 20))
     assert long.startswith(short)
     assert len(long) > len(short)
 
 
 @pytest.mark.parametrize(("given", "asked"), [(None, 3), (2, 2)])
 def test_eval_asks_as_many_questions_as_it_is_given(
-    given: int | None, asked: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+    given: int | None, asked: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     """Without `--questions` as many as the file says, of each task of each measure."""
     tasks = [{"kind": "arithmetic", "name": "sums"}, {"kind": "expression"}]
     measures = {
-        "exact_match": {"tasks": tasks, "questions": 3, "max_tokens": 4},
-        "words": {"kind": "exact_match", "tasks": ["identity"], "questions": 3, "max_tokens": 2},
+        "scores": {"tasks": tasks, "questions": 3, "max_tokens": 4},
+        "words": {"kind": "scores", "tasks": ["identity"], "questions": 3, "max_tokens": 2},
         "held_out": {"tokens": 100},
     }
     path = tmp_path / "measures.yaml"
     path.write_text(yaml.safe_dump({"measures": measures}))
-    found: list[dict] = []
-    run = Evaluation.run
-    monkeypatch.setattr(Evaluation, "run", lambda self: found.append(run(self)) or found[-1])
-    monkeypatch.setattr(verb, "read", lambda path, device, mtp: (tiny().model, TOKENIZER))
-    verb.show_evaluation("model", str(path), given, "cpu")
-    (results,) = found
-    assert results.keys() == {"exact_match", "words.exact_match"}
-    items = {name: one["items"] for name, one in results["exact_match"].items()}
+    monkeypatch.setattr(verb, "read", lambda *_, **__: (tiny().model, TOKENIZER))
+    options = verb.Options(suite=str(path), questions=given, device="cpu", as_json=True)
+    verb.show_evaluation("model", options)
+    results = json.loads(capsys.readouterr().out)
+    assert results.keys() == {"scores", "words.scores"}
+    items = {name: one["items"] for name, one in results["scores"].items()}
     assert items == {"sums": asked, "expression": asked, "all": 2 * asked}
-    assert results["words.exact_match"]["identity"]["items"] == asked
+    assert results["words.scores"]["identity"]["items"] == asked
 
 
 def answers(*marks: float) -> list[Answered]:
-    return [Answered("t", Question(str(n), ""), "", mark, 1) for n, mark in enumerate(marks)]
+    return [Answered("t", Question(str(n), ""), ("",), (mark,), 1) for n, mark in enumerate(marks)]
 
 
 def test_a_difference_is_paired() -> None:
@@ -156,7 +157,7 @@ def test_a_difference_is_paired() -> None:
     hard = [chance.random() for _ in range(400)]  # the same for both models
     base = answers(*(float(h < 0.5) for h in hard))
     better = answers(*(float(h < 0.55) for h in hard))
-    found = difference(better, base)
+    found = gain(better, base)
     gains = torch.tensor([a.score - b.score for a, b in zip(better, base, strict=True)])
     half = 1.96 * float(gains.std()) / 20
     assert found.value == pytest.approx(float(gains.mean()))
@@ -165,14 +166,14 @@ def test_a_difference_is_paired() -> None:
         (found.value - half, found.value + half), abs=0.005
     )
     assert found.low > 0  # though the intervals of the two scores overlap
-    assert accuracies_of(better)["all"].low < accuracies_of(base)["all"].high
-    opposite = difference(base, better)
+    assert estimates_of(better)["all"].low < estimates_of(base)["all"].high
+    opposite = gain(base, better)
     assert (opposite.value, opposite.low, opposite.high) == (-found.value, -found.high, -found.low)
-    assert difference(base, better) == opposite
+    assert gain(base, better) == opposite
 
 
 def test_equal_models_do_not_differ() -> None:
-    found = difference(answers(1, 0, 1), answers(1, 0, 1))
+    found = gain(answers(1, 0, 1), answers(1, 0, 1))
     assert (found.value, found.low, found.high) == (0, 0, 0)
 
 
@@ -182,7 +183,7 @@ def test_intervals_of_differences_hold_the_truth() -> None:
     for _ in range(100):
         ours = answers(*(float(chance.random() < 0.7) for _ in range(150)))
         theirs = answers(*(float(chance.random() < 0.6) for _ in range(150)))
-        found = difference(ours, theirs)
+        found = gain(ours, theirs)
         held += found.low <= 0.1 <= found.high
     assert 89 <= held <= 99
 
@@ -190,11 +191,11 @@ def test_intervals_of_differences_hold_the_truth() -> None:
 @pytest.mark.parametrize("other", [answers(1, 0), answers(1, 0, 1)[::-1]])
 def test_answers_to_other_questions_are_not_compared(other) -> None:
     with pytest.raises(ValueError, match="not answers to the same questions"):
-        difference(answers(1, 0, 1), other)
+        gain(answers(1, 0, 1), other)
 
 
 def test_evaluation_asks_what_training_teaches() -> None:
     """The two files list the same tasks; a change of one must be made in the other."""
     taught = parse(DataConfig, compose("tasks", "data").values).tasks
     settings = parse(EvalConfig, compose("tasks", "eval").values)
-    assert settings.first(ExactMatch).tasks == taught
+    assert settings.first(Scores).tasks == taught

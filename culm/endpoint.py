@@ -1,10 +1,11 @@
-"""A chat endpoint with the API of OpenAI: an answer to a prompt, over HTTP."""
+"""An endpoint with the API of OpenAI, over HTTP."""
 
 from __future__ import annotations
 
 import json
 import time
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
 from typing import Any
@@ -46,20 +47,29 @@ class Endpoint:
 
     url: str
     model: str
-    max_tokens: int
     timeout: float
     retries: int
     key: str | None = field(default=None, repr=False)
 
-    def answer(self, prompt: str) -> str:
+    def answer(self, prompt: str, max_tokens: int) -> str:
         """The text that the model answers, at temperature 0.
+
+        Raises:
+            EndpointError: none came.
+        """
+        messages = [{"role": "user", "content": prompt}]
+        asked = {"temperature": 0, "max_tokens": max_tokens, "messages": messages}
+        return _text_of(self.post("chat/completions", asked))
+
+    def post(self, name: str, body: Mapping[str, Any]) -> bytes:
+        """The answer to a request: `post("chat/completions", {"messages": [...]})`.
 
         Raises:
             EndpointError: none came.
         """
         for attempt in range(self.retries + 1):
             try:
-                return _text_of(self._ask(prompt))
+                return self._ask(name, body)
             except Transient as error:
                 if attempt == self.retries:
                     raise EndpointError(f"{error}, {attempt + 1} times") from error
@@ -67,16 +77,28 @@ class Endpoint:
                 time.sleep(min(wait, LONGEST))
         raise AssertionError
 
-    def _ask(self, prompt: str) -> bytes:
-        body = {
-            "model": self.model, "temperature": 0, "max_tokens": self.max_tokens,
-            "messages": [{"role": "user", "content": prompt}],
-        }  # fmt: skip
+    def names(self) -> list[str]:
+        """The models that the server has.
+
+        Raises:
+            EndpointError: it has none, or does not say.
+        """
+        try:
+            names = [one["id"] for one in json.loads(self._ask("models", None))["data"]]
+        except (ValueError, LookupError, TypeError):
+            names = []
+        if not names:
+            raise EndpointError(f"{self.url} does not name its models")
+        return names
+
+    def _ask(self, name: str, body: Mapping[str, Any] | None) -> bytes:
+        """The answer to a request; without a body, to GET."""
         headers = {"Content-Type": "application/json"}
         if self.key is not None:
             headers["Authorization"] = f"Bearer {self.key}"
-        url = f"{self.url.rstrip('/')}/chat/completions"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        url = f"{self.url.rstrip('/')}/{name}"
+        sent = None if body is None else json.dumps({"model": self.model, **body}).encode()
+        request = urllib.request.Request(url, sent, headers)
         deadline = time.monotonic() + self.timeout
         try:
             with OPENER.open(request, timeout=self.timeout) as response:

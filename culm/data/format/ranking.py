@@ -1,0 +1,77 @@
+"""Several answers to the same question, each with a score or a rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+from culm.batch import Reads
+from culm.data.example import Dialogue, Example, RecordFormat, numbers_of
+from culm.data.format.messages import answer_of, question_of, tools_of
+from culm.source.record import LeftOut, shape_of
+from culm.tokenizer.tokenizer import Tokenizer
+
+LISTS = ("completions", "responses")
+
+
+class RankingFormat(RecordFormat):
+    """answers: the field with a list of answers; `completions` or `responses` unless given. prompt:
+    the field of the question.
+
+    A field `scores` says how good each answer is, or `ranks` its place, of which 1 is the best.
+    Answers are strings or messages.
+    """
+
+    gives: ClassVar[Reads] = "rankings"
+    group: ClassVar[int] = 0
+    kind: Literal["ranking"] = "ranking"
+    prompt: str = "prompt"
+    answers: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("score", "place")
+
+    def numbers(self, record: dict[str, Any]) -> Sequence[tuple[float, ...]]:
+        """The score of each answer, and its place in the record, from 0."""
+        return [(score, float(place)) for place, score in enumerate(_scores(record))]
+
+    def contents(self, record: dict[str, Any]) -> Iterator[Dialogue]:
+        """A dialogue for each answer, in the order of the record.
+
+        Raises:
+            LeftOut: no answer is better than another one, or two are equal.
+        """
+        answers, question = self._answers(record), question_of(record, self.prompt)
+        if not question:
+            raise ValueError(f"no question in {self.prompt!r}; {shape_of(record)}")
+        scores, tools = _scores(record), tools_of(record)
+        if len(scores) != len(answers):
+            raise ValueError(f"it has {len(answers)} answers and {len(scores)} scores or ranks")
+        if len(set(scores)) < 2:
+            raise LeftOut("rankings have no answer that is better than another, and are left out")
+        if any(answer in answers[:number] for number, answer in enumerate(answers)):
+            raise LeftOut("rankings have the same answer twice and are left out")
+        for answer in answers:
+            yield Dialogue([*question, *answer], tools)
+
+    def encode(self, contents: Sequence[Dialogue], tokenizer: Tokenizer) -> Iterator[Example]:
+        for messages, tools in contents:
+            yield Example(*tokenizer.chat.encode(messages, "last", tools)).until_its_end()
+
+    def _answers(self, record: dict[str, Any]) -> list[list[dict[str, Any]]]:
+        known = LISTS if self.answers is None else (self.answers,)
+        field = next((name for name in known if isinstance(dict.get(record, name), list)), None)
+        if field is None:
+            raise ValueError(f"no list of answers in {' or '.join(known)}; {shape_of(record)}")
+        found = [answer_of(value) for value in record[field]]
+        if not all(found):
+            raise ValueError(f"{field!r} has something else than a text or messages in it")
+        return [answer for answer in found if answer]
+
+
+def _scores(record: dict[str, Any]) -> list[float]:
+    """Of each answer; the higher, the better."""
+    if dict.get(record, "scores") is None and dict.get(record, "ranks") is not None:
+        return [-rank for rank in numbers_of(record, "ranks")]
+    return numbers_of(record, "scores")

@@ -1,0 +1,120 @@
+"""Which row is read when: an endless order, each place of it a function of the seed alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from culm.data.curriculum import Curriculum
+from culm.data.difficulty import Examples
+from culm.data.pack import PackedRows
+from culm.data.prepared import Prepared
+from culm.seed import keyed_draw, keyed_permutation
+
+Measure = Callable[[Prepared, Examples], np.ndarray]  # (N,), larger is harder
+
+
+@dataclass(frozen=True)
+class Difficulties:
+    """Of all examples of a corpus, in their order. values: (N,) fp64."""
+
+    curriculum: Curriculum
+    examples: Examples
+    values: np.ndarray
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What the order depends on, besides the corpus."""
+        return repr(self.curriculum), hashlib.sha256(self.values.tobytes()).hexdigest()
+
+    def of_rows(self, packed: PackedRows, groups: np.ndarray) -> np.ndarray:
+        """(groups,) the mean over the examples of all rows of a group, such as a pair.
+
+        groups: (groups + 1,), the first row of each, and the end of the last.
+        """
+        places = np.searchsorted(self.examples.starts, packed.starts)
+        sums = np.add.reduceat(self.values[places], packed.first[:-1])
+        counts = np.diff(packed.first)
+        return np.add.reduceat(sums, groups[:-1]) / np.add.reduceat(counts, groups[:-1])
+
+
+@dataclass(frozen=True)
+class Grading:
+    """A curriculum, and what measures its difficulty."""
+
+    curriculum: Curriculum
+    measure: Measure
+
+    def of(self, prepared: Prepared, examples: Examples) -> Difficulties:
+        """The difficulty of each example of a corpus."""
+        values = np.asarray(self.measure(prepared, examples), dtype=np.float64)
+        return Difficulties(self.curriculum, examples, values)
+
+
+class Order(Protocol):
+    def row(self, index: int) -> int:
+        """The row at an index of the endless order."""
+        ...
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """What the log says of the order at a step."""
+        ...
+
+
+class Epochs:
+    """A permutation of all rows for each epoch."""
+
+    def __init__(self, rows: np.ndarray, seed: int) -> None:
+        self._rows, self._seed = rows, seed
+        self._epoch, self._order = -1, rows
+
+    def row(self, index: int) -> int:
+        epoch, place = divmod(index, len(self._rows))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, keyed_permutation(self._rows, self._seed, epoch)
+        return int(self._order[place])
+
+    def metrics(self, step: int) -> dict[str, float]:
+        return {}
+
+
+class Graded:
+    """Rows from the part that a curriculum allows at a step; after its end, epochs of all rows.
+
+    difficulty: (N,) of each row, in the order in which they are read. Equal ones are in random
+    order. No row comes twice in a step as long as enough are allowed.
+    """
+
+    def __init__(
+        self, rows: np.ndarray, difficulty: np.ndarray, curriculum: Curriculum, per_step: int,
+        seed: int,
+    ) -> None:  # fmt: skip
+        self.curriculum, self._seed, self._per_step = curriculum, seed, per_step
+        mixed = keyed_permutation(np.arange(len(rows)), seed, 0)
+        signed = -difficulty if curriculum.hardest_first else difficulty
+        order = mixed[np.argsort(signed[mixed], kind="stable")]
+        self.rows, self.difficulty = rows[order], difficulty[order]
+        self._after = Epochs(rows, seed)
+        self._step, self._places = -1, np.zeros(0, dtype=np.int64)
+
+    def allowed(self, step: int) -> np.ndarray:
+        """The rows that a step may read, the first of the order first."""
+        start, end = self.curriculum.cut(step, len(self.rows))
+        return self.rows[start:end]
+
+    def row(self, index: int) -> int:
+        step, place = divmod(index, self._per_step)
+        if step >= self.curriculum.steps:
+            return self._after.row(index - self.curriculum.steps * self._per_step)
+        if step != self._step:
+            start, end = self.curriculum.cut(step, len(self.rows))
+            drawn = keyed_draw(end - start, self._per_step, self._seed, step)
+            self._step, self._places = step, start + drawn
+        return int(self.rows[self._places[place]])
+
+    def metrics(self, step: int) -> dict[str, float]:
+        return {"competence": self.curriculum.part(step)[1]}

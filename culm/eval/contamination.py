@@ -1,0 +1,72 @@
+"""Questions of which a training text holds a part, so that their answers may be remembered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from culm.config import SettingError
+from culm.eval.questions import Answered
+from culm.source import open_source
+from culm.task.file_task import SEPARATOR
+from culm.task.task import Question
+
+WORDS = 13  # in a row, as in GPT-3's report (2005.14165, appendix C)
+WORD = re.compile(r"[^\W_]+")
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """found: of each question, whether the text shares `WORDS` words in a row with it; None: it has
+    fewer words, so nothing can be said.
+    """
+
+    found: Sequence[bool | None]
+
+    def report(self, answered: Sequence[Answered]) -> dict[str, Any]:
+        """Of each task: how many questions are dirty, clean or short, and the scores of each."""
+        groups: dict[str, dict[str, list[float]]] = {}
+        for one, dirty in zip(answered, self.found, strict=True):
+            name = "short" if dirty is None else "dirty" if dirty else "clean"
+            groups.setdefault(one.task, {}).setdefault(name, []).append(one.score)
+        return {
+            task: {
+                name: {"items": len(scores), "value": fmean(scores)}
+                for name, scores in sorted(found.items())
+            }
+            for task, found in groups.items()
+        }
+
+
+def contamination(questions: Sequence[Question], path: str) -> Contamination:
+    """Search the documents of a file, folder or dataset for parts of questions.
+
+    Raises:
+        SettingError: it cannot be read, or a record has no text.
+    """
+    parts = [set(_runs(_text_of(question))) for question in questions]
+    wanted = set().union(*parts) if parts else set()
+    met: set[str] = set()
+    for number, record in enumerate(open_source(path, setting="contamination"), start=1):
+        text = record.get("text")
+        if not isinstance(text, str):
+            raise SettingError(f"contamination: {path}: record {number} has no field text")
+        met.update(run for run in _runs(text) if run in wanted)
+    return Contamination([bool(part & met) if part else None for part in parts])
+
+
+def _text_of(question: Question) -> str:
+    """A question without its examples, with its right answer."""
+    own = question.prompt.rpartition(SEPARATOR)[2]
+    if len(WORD.findall(own)) < WORDS:
+        own = question.prompt
+    return f"{own} {question.answer}"
+
+
+def _runs(text: str) -> Iterator[str]:
+    """Words in a row, without case and punctuation."""
+    words = WORD.findall(text.lower())
+    return (" ".join(words[at : at + WORDS]) for at in range(len(words) - WORDS + 1))

@@ -1,0 +1,129 @@
+"""Dialogues of a model: it answers each turn of a user after its own earlier replies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from culm.config import SettingError
+from culm.eval.answers_file import AnswersFile
+from culm.eval.local import LocalModel
+from culm.eval.questions import TOGETHER, Answered, Asked
+from culm.eval.responder import Generation, Responder
+from culm.objective.objective import Load
+from culm.rollout.environment import QuestionEpisode
+from culm.rollout.reward.reward import RewardConfig
+from culm.rollout.scoring import SETTING, Scoring
+from culm.rollout.trajectory import Trajectory
+from culm.task.task import Task
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Said:
+    """One reply. place: of its dialogue among those that were asked. turn: from 1."""
+
+    place: int
+    turn: int
+    task: Task
+    answered: Answered
+
+
+def converse(
+    responder: Responder,
+    asked: Sequence[Asked],
+    how: Generation,
+    file: AnswersFile | None = None,
+    done: Callable[[int], None] = lambda count: None,
+) -> list[Said]:
+    """The replies of all turns, turn by turn. A dialogue that no longer fits the model's context
+    ends there.
+
+    file: of known replies, to which others are added. done: gets the number of new replies.
+    """
+    found: list[Said] = []
+    active = list(enumerate(asked))
+    turn = 1
+    while active:
+        active = [(place, one) for place, one in active if turn == 1 or _fits(responder, one, how)]
+        replies = _replies(responder, [one for _, one in active], how, file, done)
+        following: list[tuple[int, Asked]] = []
+        for (place, (task, question)), answered in zip(active, replies, strict=True):
+            found.append(Said(place, turn, task, answered))
+            if question.further:
+                said = {"role": "assistant", "content": answered.reply}
+                prompt, *rest = question.further
+                before = (*question.messages, said)
+                question = replace(question, prompt=prompt, before=before, further=tuple(rest))
+                following.append((place, (task, question)))
+        active = following
+        turn += 1
+    return found
+
+
+def _replies(
+    responder: Responder, asked: Sequence[Asked], how: Generation, file: AnswersFile | None,
+    done: Callable[[int], None],
+) -> list[Answered]:  # fmt: skip
+    known = file.read(asked) if file else {}
+    keys = [file.key(task.name, question) if file else "" for task, question in asked]
+    left = [one for one, key in zip(asked, keys, strict=True) if key not in known]
+    new: list[Answered] = []
+    for start in range(0, len(left), TOGETHER):
+        part = left[start : start + TOGETHER]
+        given = responder.replies([question for _, question in part], how)
+        some = [
+            Answered(task.name, question, (replies[0].text,), (), replies[0].tokens)
+            for (task, question), replies in zip(part, given, strict=True)
+        ]
+        if file:
+            file.write(some)
+        done(len(some))
+        new += some
+    fresh = iter(new)
+    return [known[key] if key in known else next(fresh) for key in keys]
+
+
+def _fits(responder: Responder, asked: Asked, how: Generation) -> bool:
+    if not isinstance(responder, LocalModel):
+        return True
+    try:
+        responder.check(asked[1], how)
+    except ValueError:
+        return False
+    return True
+
+
+def rewards_of(
+    said: Sequence[Said], rewards: Sequence[RewardConfig], load: Load,
+    tokenizer: Tokenizer | None, seed: int,
+) -> list[float]:  # fmt: skip
+    """The reward of each reply after what was said before it; nan where there is none.
+
+    tokenizer: of the models that read the dialogues.
+
+    Raises:
+        SettingError: a reward cannot be given.
+    """
+    try:
+        scoring = Scoring(rewards, load, seed)
+        trajectories = [trajectory(one, number, tokenizer) for number, one in enumerate(said)]
+        return scoring.totals(scoring.parts(trajectories), {})
+    except SettingError as error:
+        raise SettingError(str(error).replace(SETTING, "reward")) from error
+
+
+def trajectory(said: Said, group: int, tokenizer: Tokenizer | None) -> Trajectory:
+    """A reply as the rewards of a rollout read it. group: which are compared with each other."""
+    question, reply = said.answered.question, said.answered.reply
+    episode = QuestionEpisode(said.task, question, reply)
+    one = Trajectory(episode, group=group)
+    before = [dict(message) for message in question.messages]
+    one.messages = [*before, {"role": "assistant", "content": reply}]
+    if tokenizer is not None:
+        one.tokens = tokenizer.chat.encode(one.messages, "last").ids
+        start = len(tokenizer.chat.prompt(before))
+        one.learned = [place >= start for place in range(len(one.tokens))]
+        one.logprobs = [0.0] * len(one.tokens)
+        one.reply = tuple(one.tokens[start:])
+    return one

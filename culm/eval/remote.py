@@ -1,0 +1,144 @@
+"""A model behind an endpoint with the API of OpenAI that answers the questions of an evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from culm.config import SettingError
+from culm.endpoint import Endpoint, EndpointError
+from culm.engine.continuations import Likelihood
+from culm.eval.responder import Generation, Reply
+from culm.task.task import Option, Question
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """A `Responder`. concurrent: requests at the same time. seed: of sampled replies."""
+
+    endpoint: Endpoint
+    seed: int = 0
+    concurrent: int = 8
+
+    def likelihoods(self, options: Sequence[Option]) -> list[Likelihood]:
+        """As `Responder.likelihoods`; the server must give log-probabilities of prompts (`echo`).
+
+        Raises:
+            SettingError: it does not, or it does not answer.
+        """
+        return self._each(self._likelihood, options)
+
+    def rolling(self, texts: Sequence[str]) -> list[Likelihood]:
+        """As `Responder.rolling`; the first token of a text, which nothing comes before, is
+        not scored.
+        """
+        return self._each(lambda text: self._likelihood(Option("", text)), texts)
+
+    def replies(self, questions: Sequence[Question], how: Generation) -> list[list[Reply]]:
+        """As `Responder.replies`.
+
+        Raises:
+            SettingError: the server does not answer.
+        """
+        return self._each(lambda question: self._replies(question, how), questions)
+
+    def _each(self, ask: Callable[[T], R], asked: Sequence[T]) -> list[R]:
+        with ThreadPoolExecutor(self.concurrent) as pool:
+            try:
+                return list(pool.map(ask, asked))
+            except EndpointError as error:
+                pool.shutdown(cancel_futures=True)
+                raise SettingError(f"model: {error}") from error
+
+    def _likelihood(self, option: Option) -> Likelihood:
+        text = option.context + option.continuation
+        # One new token, which is then left out: some servers refuse to generate none.
+        asked = {"prompt": text, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+        found = self._parsed("completions", asked)[0]
+        try:
+            given = found["logprobs"]
+            logprobs, tops = given["token_logprobs"], given["top_logprobs"]
+            ends = _ends(given["text_offset"])
+            first = len(option.context.rstrip())
+            places = [
+                i for i, (start, end) in enumerate(zip(given["text_offset"], ends, strict=True))
+                if logprobs[i] is not None and end > first and start < len(text)
+            ]  # fmt: skip
+            greedy = all(logprobs[i] >= max(tops[i].values()) for i in places)
+            return Likelihood(sum(logprobs[i] for i in places), len(places), greedy)
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError):
+            raise EndpointError(
+                f"{self.endpoint.url} gives no log-probabilities of a prompt (echo with logprobs), "
+                "which multiple choice needs"
+            ) from None
+
+    def _replies(self, question: Question, how: Generation) -> list[Reply]:
+        asked: dict[str, Any] = {
+            "max_tokens": how.max_tokens, "temperature": how.sampling.temperature,
+            "n": how.samples, "seed": self.seed,
+        }  # fmt: skip
+        if question.stops:
+            asked["stop"] = list(question.stops[:4])  # as many as the API takes
+        if question.plain:
+            return [
+                Reply(_until(str(choice.get("text", "")), question.stops), _tokens(choice))
+                for choice in self._parsed("completions", {**asked, "prompt": question.prompt})
+            ]
+        asked["messages"] = question.messages
+        if question.tools:
+            asked["tools"] = list(question.tools)
+        choices = self._parsed("chat/completions", asked)
+        return [Reply(_until(_said(one), question.stops), _tokens(one)) for one in choices]
+
+    def _parsed(self, name: str, asked: dict[str, Any]) -> list[dict[str, Any]]:
+        body = self.endpoint.post(name, asked)
+        try:
+            return list(json.loads(body)["choices"])
+        except (ValueError, KeyError, TypeError):
+            raise EndpointError(f"{self.endpoint.url}: an answer is not a completion") from None
+
+
+def _ends(offsets: Sequence[int]) -> list[float]:
+    """Where tokens end: where the next one with another start begins (bytes of one share it)."""
+    ends: list[float] = []
+    following = float("inf")
+    for place in reversed(range(len(offsets))):
+        if place + 1 < len(offsets) and offsets[place + 1] > offsets[place]:
+            following = offsets[place + 1]
+        ends.append(following)
+    return ends[::-1]
+
+
+def _said(choice: dict[str, Any]) -> str:
+    """The text of a message; calls of tools follow it in the form that `ToolCalls` reads."""
+    message = choice.get("message") or {}
+    calls = [call.get("function") or {} for call in message.get("tool_calls") or ()]
+    shown = [json.dumps({"name": c.get("name"), "arguments": _read(c)}) for c in calls]
+    parts = [message.get("content") or "", *(f"<tool_call>{one}</tool_call>" for one in shown)]
+    return "\n".join(part for part in parts if part)
+
+
+def _read(call: dict[str, Any]) -> Any:
+    given = call.get("arguments")
+    try:
+        return json.loads(given) if isinstance(given, str) else given
+    except ValueError:
+        return given
+
+
+def _until(text: str, stops: Sequence[str]) -> str:
+    """The text before the first stop, which a server may not have known."""
+    ends = [place for place in map(text.find, stops) if place >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def _tokens(choice: dict[str, Any]) -> int:
+    """How many tokens a reply has; 0 where the server does not say."""
+    given = choice.get("logprobs")
+    return len(given.get("tokens") or given.get("content") or ()) if given else 0

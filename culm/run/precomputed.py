@@ -1,0 +1,95 @@
+"""What an objective asks of the model as it is at the start, computed once for a whole corpus.
+
+    runs/x/precomputed.safetensors    a number for each sequence, and a fingerprint of the data, the
+                                      model and the settings that they come from
+
+A run that resumes reads it. It is written again if it is missing or comes from something else;
+`culm.run.resume` refuses a run whose data or start changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from culm import log
+from culm.config import SettingError
+from culm.data.loader import Loader
+from culm.files import atomic
+from culm.parallel.ranks import Ranks
+from culm.run.assemble import Assembly
+from culm.safetensors import read_metadata, read_safetensors, write_safetensors
+
+NAME, FINGERPRINT = "precomputed.safetensors", "fingerprint"
+
+
+def add_precomputed(run: Assembly, rows: Loader) -> None:
+    """Add the columns that the objective precomputes to the rows; before the first step, and before
+    a checkpoint is restored. Every rank calls it.
+    """
+    if not run.objective.precomputes:
+        return
+    path, fingerprint = run.folder / NAME, _fingerprint(run, rows)
+    known = _read(path, fingerprint)
+    if not all(run.ranks.gather(known is not None)):
+        known = _compute(run, rows)
+        if run.ranks.writer:
+            with atomic(path) as fresh:
+                write_safetensors(fresh, known, {FINGERPRINT: fingerprint})
+        run.ranks.wait()
+    assert known is not None
+    rows.add_columns(known)
+
+
+def _fingerprint(run: Assembly, rows: Loader) -> str:
+    """Of data, model and settings."""
+    config = run.config
+    facts = (
+        rows.fingerprint, run.base, config.seed, config.model, config.start, config.upcycle,
+        config.train.objective, config.train.qat,
+    )  # fmt: skip
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _read(path: Path, fingerprint: str) -> dict[str, Tensor] | None:
+    try:
+        if path.is_file() and read_metadata(path).get(FINGERPRINT) == fingerprint:
+            return dict(read_safetensors(path))
+    except SettingError as error:
+        log.say(f"{error}; it is computed again.")
+    return None
+
+
+def _compute(run: Assembly, rows: Loader) -> dict[str, Tensor]:
+    """The columns over all rows; each rank computes a share, with the same number of forwards, as
+    sharded models need.
+    """
+    ranks, device = run.ranks, run.model.device
+    names = run.objective.precomputes
+    batches = -(-rows.rows // rows.micro_rows)
+    rounds = -(-batches // ranks.count)
+    own: list[dict[str, list[float]]] = []
+    share = islice(rows.sample(rows.targets), ranks.rank, None, ranks.count)
+    spare = next(iter(rows.sample(1)))
+    with log.progress("reference", rounds, "batches") as bar:
+        for _ in range(rounds):
+            batch = next(share, None)
+            found = run.objective.precompute((batch or spare).to(device))
+            if batch is not None:
+                own.append({name: found[name].tolist() for name in names})
+            bar.advance(1)
+    return _joined(own, names, ranks)
+
+
+def _joined(
+    own: list[dict[str, list[float]]], names: tuple[str, ...], ranks: Ranks
+) -> dict[str, Tensor]:
+    """The columns of all batches in their order: batch n is the one of rank n % count."""
+    every = ranks.gather(own)
+    count = sum(map(len, every))
+    ordered = [every[n % ranks.count][n // ranks.count] for n in range(count)]
+    return {name: torch.tensor([x for one in ordered for x in one[name]]) for name in names}

@@ -1,0 +1,176 @@
+"""Multiple choice in the forms of public benchmarks: what is asked, and the options.
+
+A form is recognised by its fields. Contexts are those of the field's usual harness (lm-eval).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from culm.source.record import LeftOut
+from culm.task.task import Option
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+QUESTION, PASSAGE = "Question: {question}\nAnswer:", "{context}\nQuestion: {question}\nAnswer:"
+
+
+class Choice(NamedTuple):
+    """question, context: what a prompt shows. choices: the answers. right: index of the right one.
+
+    prompt: the usual prompt, with {question} and {context}. options: where they differ in their
+    contexts, which then have no prompt. letters: whether the usual prompt lists the choices and
+    asks for a letter.
+    """
+
+    question: str
+    choices: Sequence[str]
+    right: int
+    context: str = ""
+    prompt: str = QUESTION
+    options: tuple[Option, ...] = ()
+    letters: bool = False
+
+
+def choice_of(record: Mapping[str, Any]) -> Choice:
+    """What a record asks.
+
+    Raises:
+        LeftOut: its right answer is not given, as in the test files of some benchmarks.
+        ValueError: it is of no known form, or its answer is none of its choices.
+    """
+    for fields, read in FORMS:
+        if all(field in record for field in fields):
+            choice = read(record)
+            if not 0 <= choice.right < len(choice.options or choice.choices):
+                raise ValueError(f"its answer is none of its {len(choice.choices)} choices")
+            return choice
+    known = "; ".join(", ".join(fields) for fields, _ in FORMS)
+    raise ValueError(f"its fields are no form of multiple choice that is known: {known}")
+
+
+def _place(given: Any, labels: Sequence[Any] = (), first: int = 0) -> int:
+    """The index that an answer names: by its label, or as a number that counts from `first`.
+
+    Raises:
+        LeftOut: there is none.
+        ValueError: it is neither.
+    """
+    if given in (None, "", -1, "-1"):
+        raise LeftOut("records do not say which answer is right and are left out")
+    if given in labels:
+        return list(labels).index(given)
+    if isinstance(given, str) and given in LETTERS:
+        return LETTERS.index(given)
+    try:
+        return int(given) - first
+    except (TypeError, ValueError):
+        raise ValueError(f"its answer {given!r} is none of its choices") from None
+
+
+def _listed(record: Mapping[str, Any]) -> Choice:
+    """MMLU: {question, choices, answer, subject}; the answer is an index, a letter or a text."""
+    choices = list(map(str, record["choices"]))
+    right = _place(record["answer"], choices)
+    return Choice(str(record["question"]), choices, right, letters="subject" in record)
+
+
+def _labelled(name: str, prompt: str) -> Callable[[Mapping[str, Any]], Choice]:
+    """ARC, OpenBookQA, CommonsenseQA: {choices: {text, label}, answerKey}."""
+
+    def read(record: Mapping[str, Any]) -> Choice:
+        given = record["choices"]
+        if isinstance(given, Mapping):
+            texts, labels = list(given["text"]), list(given["label"])
+        else:  # as ARC's own files have it
+            texts, labels = [c["text"] for c in given], [c["label"] for c in given]
+        right = _place(record["answerKey"], labels)
+        return Choice(str(record[name]), texts, right, prompt=prompt)
+
+    return read
+
+
+def _hellaswag(record: Mapping[str, Any]) -> Choice:
+    context = record["ctx"]
+    if "ctx_a" in record and "ctx_b" in record:
+        context = f"{record['ctx_a']} {str(record['ctx_b']).capitalize()}"
+    label = record.get("activity_label")
+    text = _without_brackets(f"{label}: {context}" if label else context)
+    endings = [_without_brackets(one) for one in record["endings"]]
+    return Choice(text, endings, _place(record["label"]), prompt="{question}")
+
+
+def _without_brackets(text: str) -> str:
+    """Texts from WikiHow have marks such as [title]."""
+    text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
+    return text.replace("  ", " ")
+
+
+def _piqa(record: Mapping[str, Any]) -> Choice:
+    return Choice(record["goal"], [record["sol1"], record["sol2"]], _place(record["label"]))
+
+
+def _winogrande(record: Mapping[str, Any]) -> Choice:
+    """The sentence is read up to each option; how likely is its end after it?"""
+    before, gap, after = str(record["sentence"]).partition("_")
+    if not gap:
+        raise ValueError("its sentence has no gap `_`")
+    names = [str(record["option1"]), str(record["option2"])]
+    options = tuple(Option(before + name, " " + after.strip()) for name in names)
+    return Choice(record["sentence"], names, _place(record["answer"], first=1), options=options)
+
+
+def _boolq(record: Mapping[str, Any]) -> Choice:
+    given = record["answer"] if "answer" in record else record["label"]
+    prompt = "{context}\nQuestion: {question}?\nAnswer:"
+    return Choice(record["question"], ["no", "yes"], _place(given), record["passage"], prompt)
+
+
+def _siqa(record: Mapping[str, Any]) -> Choice:
+    choices = [record[f"answer{letter}"] for letter in "ABC"]
+    right, prompt = _place(record["label"], first=1), "Q: {context} {question}\nA:"
+    return Choice(record["question"], choices, right, record["context"], prompt)
+
+
+def _sciq(record: Mapping[str, Any]) -> Choice:
+    choices = [record[f"distractor{i}"] for i in (1, 2, 3)] + [record["correct_answer"]]
+    support = record["support"].strip() if "support" in record else ""
+    return Choice(record["question"], choices, 3, support, PASSAGE if support else QUESTION)
+
+
+def _copa(record: Mapping[str, Any]) -> Choice:
+    joint = {"cause": "because", "effect": "therefore"}[record["question"]]
+    choices = [str(record[name]) for name in ("choice1", "choice2")]
+    choices = [text[:1].lower() + text[1:] for text in choices]
+    text = f"{str(record['premise']).strip().rstrip('.')} {joint}"
+    return Choice(text, choices, _place(record["label"]), prompt="{question}")
+
+
+def _core(record: Mapping[str, Any]) -> Choice:
+    """Multiple choice of the CORE bundle (arXiv 2406.11794)."""
+    return Choice(record["query"], record["choices"], _place(record["gold"]), prompt="{question}")
+
+
+def _schema(record: Mapping[str, Any]) -> Choice:
+    """A continuation after one of several contexts, in the CORE bundle."""
+    contexts, end = list(record["context_options"]), f" {str(record['continuation']).strip()}"
+    options = tuple(Option(context, end) for context in contexts)
+    return Choice(end, contexts, _place(record["gold"]), options=options)
+
+
+FORMS: tuple[tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Choice]], ...] = (
+    (("question_stem", "choices", "answerKey"), _labelled("question_stem", "{question}")),
+    (("question", "choices", "answerKey"), _labelled("question", QUESTION)),
+    (("question", "choices", "answer"), _listed),
+    (("ctx", "endings", "label"), _hellaswag),
+    (("goal", "sol1", "sol2", "label"), _piqa),
+    (("sentence", "option1", "option2", "answer"), _winogrande),
+    (("question", "passage", "answer"), _boolq),
+    (("question", "passage", "label"), _boolq),
+    (("context", "question", "answerA", "answerB", "answerC", "label"), _siqa),
+    (("question", "distractor1", "correct_answer"), _sciq),
+    (("premise", "choice1", "choice2", "question", "label"), _copa),
+    (("query", "choices", "gold"), _core),
+    (("context_options", "continuation", "gold"), _schema),
+)

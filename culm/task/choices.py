@@ -1,0 +1,51 @@
+"""Multiple choice: which answer is the most likely one after the question?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from culm.source.record import Record
+from culm.task.choice_records import LETTERS, Choice, choice_of
+from culm.task.file_task import FileTask
+from culm.task.task import Option, Question
+
+LETTERED = "{question}\n{choices}\nAnswer:"
+
+
+class Choices(FileTask):
+    """Benchmarks such as ARC, HellaSwag, PIQA, WinoGrande, BoolQ, OpenBookQA, SIQA, SciQ, COPA and
+    MMLU, in the form of their records, of which docs/concepts/evaluation.md has a table.
+
+    form: what comes before each choice, with {question}, {context} and, in a line each, {choices};
+    otherwise the benchmark's usual one. letters: whether the choices are listed, and the answers
+    are their letters; otherwise as usual.
+
+    by: what decides: sum, the log-probability of an answer; tokens or bytes, that by its length.
+    """
+
+    kind: Literal["choices"] = "choices"
+    form: str | None = None
+    letters: bool | None = None
+    by: Literal["sum", "tokens", "bytes"] = "bytes"
+
+    def read(self, record: Record) -> Iterator[Question]:
+        choice = choice_of(record)
+        options = choice.options or self._options(choice)
+        answer = choice.choices[choice.right]
+        context = options[choice.right].context
+        yield Question(context, answer, options=options, right=choice.right, by=self.by)
+
+    def _options(self, choice: Choice) -> tuple[Option, ...]:
+        letters = choice.letters if self.letters is None else self.letters
+        form = self.form or (LETTERED if letters else choice.prompt)
+        listed = "\n".join(f"{a}. {text}" for a, text in zip(LETTERS, choice.choices, strict=False))
+        parts = {"question": choice.question, "context": choice.context, "choices": listed}
+        for name, text in parts.items():
+            form = form.replace("{" + name + "}", str(text))
+        answers = LETTERS[: len(choice.choices)] if letters else choice.choices
+        return tuple(Option(form, f" {str(answer).strip()}") for answer in answers)
+
+    def score(self, question: Question, reply: str) -> float:
+        """Whether a reply, such as the option that was chosen, is the right answer."""
+        return float(reply.strip() == question.answer.strip())

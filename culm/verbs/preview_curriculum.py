@@ -1,0 +1,45 @@
+"""What `culm plan` shows of a curriculum."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from culm.data.difficulty import ReferenceLoss
+from culm.data.loader import Loader
+from culm.data.order import Graded, Grading
+from culm.run.difficulty import grading_of, reference
+from culm.run.settings import RunConfig
+from culm.tokenizer.tokenizer import Tokenizer
+
+QUANTILES = (0, 25, 50, 75, 100)
+
+
+def planned_grading(config: RunConfig, tokenizer: Tokenizer) -> Grading | None:
+    """As the run would have it; a reference model is only loaded, since it may take long."""
+    curriculum = config.data.curriculum
+    if curriculum is not None and isinstance(curriculum.difficulty, ReferenceLoss):
+        reference(config, tokenizer, curriculum.difficulty.model)
+        return None
+    return grading_of(config, tokenizer)
+
+
+def curriculum_facts(config: RunConfig, rows: Loader) -> list[tuple[str, ...]]:
+    """Quantiles of the difficulty, and how much is read at the start."""
+    curriculum = config.data.curriculum
+    if curriculum is None:
+        return []
+    by, strategy = curriculum.difficulty.kind, curriculum.strategy.kind
+    first = "hardest" if curriculum.hardest_first else "easiest"
+    start, end = curriculum.part(0)
+    facts: list[tuple[str, ...]] = [
+        ("curriculum", f"{strategy} by {by}, {first} first"),
+        ("", f"step 1 reads {100 * (end - start):.1f} % of the rows, and all steps after "
+         f"{curriculum.steps:,} read all"),
+    ]  # fmt: skip
+    if isinstance(rows.order, Graded):
+        found = np.percentile(rows.order.difficulty, QUANTILES)
+        shown = ", ".join(f"{value:.4g}" for value in found)
+        facts.append(("difficulty", f"{shown} (0, 25, 50, 75 and 100 % of the rows)"))
+    else:
+        facts.append(("difficulty", "losses of the reference model, computed when the run starts"))
+    return facts
