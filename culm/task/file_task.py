@@ -94,7 +94,8 @@ class FileTask(Config):
     @property
     def notes(self) -> Counter[str]:
         """Counts of records that are left out and of keys that are not used, by a phrase."""
-        return self._asked.notes
+        own = self._asked.notes
+        return own + self._examples.notes if self.shots and self.examples is not None else own
 
     @cached_property
     def _asked(self) -> Asked:

@@ -1,5 +1,6 @@
 """Exact match: the interval, what counts as a question, and how two models are compared."""
 
+import json
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,6 @@ import yaml
 from culm.compose import compose
 from culm.config import parse
 from culm.data.settings import DataConfig
-from culm.eval.evaluation import Evaluation
 from culm.eval.interval import wilson
 from culm.eval.local import LocalModel
 from culm.eval.measure.scores import Scores
@@ -126,7 +126,7 @@ def test_the_length_of_an_answer_is_a_setting() -> None:
 
 @pytest.mark.parametrize(("given", "asked"), [(None, 3), (2, 2)])
 def test_eval_asks_as_many_questions_as_it_is_given(
-    given: int | None, asked: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    given: int | None, asked: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
 ) -> None:
     """Without `--questions` as many as the file says, of each task of each measure."""
     tasks = [{"kind": "arithmetic", "name": "sums"}, {"kind": "expression"}]
@@ -137,12 +137,9 @@ def test_eval_asks_as_many_questions_as_it_is_given(
     }
     path = tmp_path / "measures.yaml"
     path.write_text(yaml.safe_dump({"measures": measures}))
-    found: list[dict] = []
-    run = Evaluation.run
-    monkeypatch.setattr(Evaluation, "run", lambda self: found.append(run(self)) or found[-1])
-    monkeypatch.setattr(verb, "read", lambda path, device, mtp: (tiny().model, TOKENIZER))
-    verb.show_evaluation("model", str(path), given, "cpu")
-    (results,) = found
+    monkeypatch.setattr(verb, "read", lambda path, device, dtype, mtp: (tiny().model, TOKENIZER))
+    verb.show_evaluation("model", verb.Options(str(path), given, as_json=True, device="cpu"))
+    results = json.loads(capsys.readouterr().out)
     assert results.keys() == {"scores", "words.scores"}
     items = {name: one["items"] for name, one in results["scores"].items()}
     assert items == {"sums": asked, "expression": asked, "all": 2 * asked}
