@@ -30,6 +30,10 @@ class AnswersFile:
     seed: int
     scoring: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.path.is_dir():
+            raise SettingError(f"out: {self.path} is a folder; name a file, such as answers.jsonl")
+
     def read(self, asked: Sequence[Asked]) -> dict[str, Answered]:
         """Answers that are there already, by the key of their question.
 

@@ -15,13 +15,15 @@ from culm.task.task import Option
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 QUESTION, PASSAGE = "Question: {question}\nAnswer:", "{context}\nQuestion: {question}\nAnswer:"
 
+MMLU = "The following are multiple choice questions (with answers) about {subject}.\n\n"
+
 
 class Choice(NamedTuple):
     """question, context: what a prompt shows. choices: the answers. right: index of the right one.
 
     prompt: the usual prompt, with {question} and {context}. options: where they differ in their
     contexts, which then have no prompt. letters: whether the usual prompt lists the choices and
-    asks for a letter.
+    asks for a letter. heading: what comes before the usual prompt and before its examples.
     """
 
     question: str
@@ -31,6 +33,7 @@ class Choice(NamedTuple):
     prompt: str = QUESTION
     options: tuple[Option, ...] = ()
     letters: bool = False
+    heading: str = ""
 
 
 def choice_of(record: Mapping[str, Any]) -> Choice:
@@ -100,7 +103,8 @@ def _listed(record: Mapping[str, Any]) -> Choice:
     context = str(record.get("passage") or record.get("context") or "")
     prompt, question = PASSAGE if context else QUESTION, str(record["question"])
     if "subject" in record and not context:
-        return Choice(question.strip(), choices, right, letters=True)
+        heading = MMLU.format(subject=str(record["subject"]).replace("_", " "))
+        return Choice(question.strip(), choices, right, letters=True, heading=heading)
     return Choice(question, choices, right, context, prompt)
 
 

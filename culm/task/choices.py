@@ -8,7 +8,7 @@ from typing import Literal
 
 from culm.source.record import Record
 from culm.task.choice_records import LETTERS, Choice, choice_of
-from culm.task.file_task import FileTask
+from culm.task.file_task import FileTask, after
 from culm.task.task import Option, Question
 
 PART = re.compile(r"\{(question|context|choices)\}")
@@ -40,7 +40,15 @@ class Choices(FileTask):
         options = choice.options or self._options(choice)
         answer = choice.choices[choice.right]
         context = options[choice.right].context
-        yield Question(context, answer, options=options, right=choice.right, by=self.by)
+        usual = self.form is None and self.letters is None
+        yield Question(
+            context, answer, options=options, right=choice.right, by=self.by,
+            fields={"heading": choice.heading if usual else ""},
+        )  # fmt: skip
+
+    def with_examples(self, question: Question, number: int) -> Question:
+        """As `FileTask.with_examples`, with the heading of its benchmark before all."""
+        return after(super().with_examples(question, number), question.fields["heading"])
 
     def _options(self, choice: Choice) -> tuple[Option, ...]:
         letters = choice.letters if self.letters is None else self.letters

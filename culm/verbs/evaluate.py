@@ -80,7 +80,7 @@ def show_evaluation(model: str, options: Options) -> None:
     """
     refuse_unused(vars(options))
     if options.lm_eval is not None:
-        _show_lm_eval(model, options, options.lm_eval.split(","))
+        _show_lm_eval(model, options, [one.strip() for one in options.lm_eval.split(",")])
         return
     settings = _settings(options)
     ours = _evaluated(model, settings, options, options.output)

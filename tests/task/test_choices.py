@@ -21,8 +21,10 @@ FORMS = [
         "The sun is", [" hot", " cold"], 0,
     ),
     (
-        {"question": "2 + 2?", "choices": ["3", "4"], "answer": 1, "subject": "arithmetic"},
-        "2 + 2?\nA. 3\nB. 4\nAnswer:", [" A", " B"], 1,
+        {"question": "2 + 2?", "choices": ["3", "4"], "answer": 1,
+         "subject": "high_school_arithmetic"},
+        "The following are multiple choice questions (with answers) about high school arithmetic."
+        "\n\n2 + 2?\nA. 3\nB. 4\nAnswer:", [" A", " B"], 1,
     ),
     (
         {"question": "Is it?", "choices": ["false", "true"], "answer": 1},
@@ -163,6 +165,18 @@ def test_examples_come_before_a_question_and_are_never_the_question_itself(tmp_p
     other.write_text(json.dumps({"question": "d", "choices": ["x", "y"], "answer": 0}))
     (first, *_) = task(tmp_path / "x.jsonl", records, shots=1, examples=str(other)).asked("test")
     assert first.options[0].context == "Question: d\nAnswer: x\n\nQuestion: q0\nAnswer:"
+
+
+def test_a_heading_comes_once_before_the_examples(tmp_path) -> None:
+    records = [{"question": f"q{n}", "choices": ["a", "b"], "answer": 1, "subject": "law"}
+               for n in range(3)]  # fmt: skip
+    found = task(tmp_path / "x.jsonl", records, shots=2).asked("test")[0].options[1]
+    heading, *examples, last = found.context.split("\n\n")
+    assert heading == "The following are multiple choice questions (with answers) about law."
+    assert sorted(examples) == [f"q{n}\nA. a\nB. b\nAnswer: B" for n in (1, 2)]
+    assert last == "q0\nA. a\nB. b\nAnswer:"
+    plain = task(tmp_path / "x.jsonl", records, form="{question}", letters=False)
+    assert plain.asked("test")[0].options[1] == ("q0", " b")
 
 
 def test_letters_and_a_form_of_ones_own(tmp_path) -> None:
