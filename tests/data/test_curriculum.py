@@ -21,7 +21,7 @@ from culm.data.format.ranking import RankingFormat
 from culm.data.format.steps import StepsFormat
 from culm.data.loader import Loader
 from culm.data.order import Graded, Grading
-from culm.data.pack import cut
+from culm.data.pack import ROWS, cut, graded_fit
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
 from culm.data.settings import DataConfig
@@ -182,6 +182,32 @@ def test_long_documents_are_cut_and_none_of_their_tokens_is_lost(stories: Prepar
     loader, plain = graded(stories), Loader(stories, 64, 4, 2, 3, packing="bins")
     assert loader.targets == plain.targets
     assert loader.truncated == 0
+
+
+def test_parts_by_difficulty_hold_equally_many_tokens() -> None:
+    """By length the easy examples are short: parts of equally many would leave more gaps there."""
+    lengths = np.repeat([1, 4, 60], [6400, 1600, 200])
+    packed = graded_fit(lengths, lengths.astype(float), 64)
+    assert sorted(index for row in packed for index in row) == list(range(len(lengths)))
+    short = [row for row in packed if lengths[row].max() == 1]
+    gaps = sum(len(row) < 64 for row in short)
+    assert gaps <= len(short) / ROWS
+    assert len(short) >= 6400 / 64
+
+
+def test_what_equal_difficulty_lets_in_first_is_not_first_afterwards(stories: Prepared) -> None:
+    same = Grading(curriculum(steps=9), lambda _, examples: np.zeros(len(examples.starts)))
+    order = order_of(Loader(stories, 64, 1, 1, 3, grading=same))
+    after = [order.row(9 + place) for place in range(len(order.rows))]
+    assert order.rows.tolist() != after
+    assert sorted(order.rows.tolist()) == sorted(after)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_cannot_be_sorted_is_refused(value: float, stories: Prepared) -> None:
+    lost = Grading(curriculum(steps=9), lambda _, examples: np.full(len(examples.starts), value))
+    with pytest.raises(SettingError, match=r"data\.curriculum\.difficulty: length gives no finite"):
+        Loader(stories, 64, 1, 1, 3, grading=lost)
 
 
 def test_rarity_is_the_sum_of_negative_log_frequencies(stories: Prepared) -> None:
