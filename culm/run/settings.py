@@ -28,7 +28,7 @@ from culm.parallel.parallelize import ParallelConfig
 from culm.rollout.settings import RolloutConfig
 from culm.run.dial import apply_depth
 from culm.run.start import Start
-from culm.task.prompts import Prompts
+from culm.task.file_task import FileTask
 from culm.task.task import Task
 from culm.tokenizer import TokenizerConfig
 from culm.train.run_folder import MAY_CHANGE, MayChange
@@ -221,7 +221,7 @@ class RunConfig(Config):
         tasks: tuple[Task, ...] = self.data.tasks
         if objective.reads == "rollouts" and self.train.rollouts.curriculum is not None:
             for task in tasks:
-                if not isinstance(task, Prompts):
+                if not isinstance(task, FileTask):
                     raise ValueError(
                         f"train.rollout.curriculum: {task.name} makes up its questions, so that "
                         "hardly any has a pass rate; use a file, as in data.tasks={kind: prompts, "
