@@ -193,6 +193,18 @@ def test_a_plan_of_a_reference_loads_it_and_computes_nothing(
             start()
 
 
+def test_a_plan_of_a_reference_packs_as_the_run_does(stage: Stage, tmp_path: Path, capsys) -> None:
+    """Text is cut into full windows without a curriculum, and packed in whole documents with it."""
+    run = stage("pretrain", steps=1)
+    shown = []
+    for curriculum in (None, {"steps": 1, **by_loss(stage)}, {"steps": 1, "difficulty": "rarity"}):
+        run["data"]["curriculum"] = curriculum
+        said = plan(parse(RunConfig, {**run, "folder": str(tmp_path / "run")}), capsys)
+        shown.append(float(said.split("packing rows of 64 tokens, ")[1].split()[0]))
+    assert shown[1] == pytest.approx(shown[2], abs=3)
+    assert shown[0] > shown[1] + 3
+
+
 def test_a_reference_reads_whole_examples(stage: Stage, tmp_path: Path) -> None:
     """One of a shorter context is refused, as it never learned the positions behind its end."""
     short = stage("pretrain", steps=1)
