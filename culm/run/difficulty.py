@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from culm import log
+from culm.atomic import atomic
 from culm.config import SettingError
 from culm.convert.load import load_model
 from culm.data.difficulty import Examples, ReferenceLoss
@@ -17,7 +18,6 @@ from culm.data.prepared import Prepared
 from culm.device import choose_device
 from culm.dtype import DTYPES
 from culm.engine.scoring import score
-from culm.files import atomic
 from culm.model.backend import place
 from culm.model.transformer import Transformer
 from culm.run.objective import precision_of

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from culm import log
+from culm.atomic import atomic
 from culm.config import SettingError
 from culm.data.example import Dialogue
 from culm.data.format.messages import question_of, tools_of
 from culm.data.notes import remarks_of
 from culm.data.origin import origin_of, revisions_of
 from culm.engine.request import Completion, Request
-from culm.files import atomic, read_json, write_json
+from culm.files import read_json, write_json
 from culm.seed import keyed_integer
 from culm.source.record import Record
 from culm.source.source import Source, found_in

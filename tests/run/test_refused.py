@@ -11,8 +11,8 @@ import pytest
 
 import culm.files
 import culm.verbs.plan
+from culm.atomic import atomic
 from culm.config import SettingError, parse
-from culm.files import atomic
 from culm.run.settings import RunConfig
 from culm.run.train import train
 from culm.verbs.plan import show_plan
