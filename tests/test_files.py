@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from culm.atomic import InUseError, atomic, discard
 from culm.config import SettingError
 from culm.convert.gguf import header
-from culm.files import InUseError, atomic, discard, refuse_existing
+from culm.files import refuse_existing
 from culm.safetensors import read_safetensors
 from culm.tokenizer.folder import read_inner
 
@@ -131,7 +132,7 @@ def test_a_folder_is_removed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     write(tmp_path / "step-1", "a")
 
     def removing() -> None:
-        monkeypatch.setattr("culm.files._remove", die)
+        monkeypatch.setattr("culm.atomic._remove", die)
         discard(tmp_path / "step-1")
 
     killed(removing)

@@ -19,17 +19,12 @@ from torch import Tensor
 
 from culm.adapt.quantize import Quantizer
 from culm.adapt.quantize.linear import quantized_layers
+from culm.atomic import atomic
 from culm.config import Config, SettingError, parse
 from culm.convert.card import write_card
 from culm.convert.weights import assemble, empty, fitting, refuse_adapters, stored
 from culm.dtype import DTYPES, cast, name_of
-from culm.files import (
-    atomic,
-    read_json,
-    refuse_nonempty,
-    sha256,
-    write_json,
-)
+from culm.files import read_json, refuse_nonempty, sha256, write_json
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.safetensors import read_safetensors, stream_safetensors, write_safetensors
 from culm.tokenizer.rows import check_vocabulary

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from culm.atomic import atomic
 from culm.config import SettingError, parse
-from culm.files import atomic, read_json
+from culm.files import read_json
 from culm.model.transformer import TransformerConfig
 
 NEEDED = ("vocab_size", "emb_dim", "n_heads", "n_layers", "context_length")

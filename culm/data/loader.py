@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,15 +17,12 @@ from torch import Tensor
 
 from culm.batch import Batch, Reads
 from culm.config import SettingError
-from culm.data.order import Difficulties, Epochs, Graded, Grading, Order
+from culm.data.order import Epochs, Graded, Grading, Order
 from culm.data.origin import changes_since
-from culm.data.pack import Overflow, PackedRows, bins, cut, singles, to_batch, windows
+from culm.data.pack import cut
 from culm.data.prepared import Prepared
+from culm.data.rows import COUNTED, Packing, Rows, overflow_of
 from culm.tokenizer.tokenizer import Tokenizer
-
-Packing = Literal["windows", "bins", "auto"]
-COUNTED = ("pairs", "rankings")  # groups of rows, which sums are divided by
-ROUND = 64  # rows that are not packed are padded to a multiple, so that few shapes occur
 
 
 class Loader:
@@ -66,43 +61,25 @@ class Loader:
             raise SettingError(f"train.context: {context} leaves nothing to predict; at least 2")
         self._prepared, self._context = prepared, context
         self.rows_per_step, self.micro_rows = rows_per_step, micro_rows
-        self._rank, self._ranks, self._share = rank, ranks, rows_per_step // ranks
+        self._rank, self._share = rank, rows_per_step // ranks
         self._prepare_step = prepare_step
-        self._pad, self._single = prepared.manifest.end_of_text, _is_single(prepared)
-        self._columns = {name: prepared.column(name) for name in prepared.manifest.columns}
-        self._per = prepared.manifest.per
         graded = None
         if grading is not None:
-            graded = grading.of(prepared, cut(prepared.offsets, context, _overflow(prepared)))
-        self._packed = _pack(prepared, context, packing, graded)
-        learned_in = prepared.learned_positions() if prepared.masked else None
-        targets = self._packed.targets(learned_in)
-        rows = np.add.reduceat(targets, self._packed.first[:-1])
-        self._groups = self._group_starts(len(rows))
-        self.group = int(np.diff(self._groups).max())
-        learned = np.add.reduceat(rows, self._groups[:-1])
-        self._kept = np.flatnonzero(np.minimum.reduceat(rows, self._groups[:-1]) > 0)
+            graded = grading.of(prepared, cut(prepared.offsets, context, overflow_of(prepared)))
+        self._rows = Rows(prepared, context, packing, graded)
+        self._kept = self._rows.kept
         self.rows = len(self._kept)
         if not self.rows:
-            longer = "use a longer train.context"
-            raise SettingError(
-                f"{prepared.manifest.source}: no token of the split {prepared.split!r} would be "
-                f"learned: every target is masked, or cut off at context={context}; "
-                + (longer if prepared.split == "train" else f"set data.held_out=0, or {longer}")
-            )
+            raise SettingError(_nothing_learned(prepared, context))
         self.epoch_steps = -(-self.rows // rows_per_step)
-        self.targets = int(learned[self._kept].sum())
-        self.efficiency = self._packed.efficiency(context)
+        self.targets, self.efficiency = self._rows.targets, self._rows.efficiency
+        self.documents, self.left_out = self._rows.documents, self._rows.left_out
+        self.truncated, self.group = self._rows.truncated, self._rows.group
         self.dialogues = prepared.manifest.format != "document"
-        self.documents, self.left_out = len(learned), len(learned) - self.rows
-        if self.dialogues and len(targets) == len(prepared.offsets) - 1 and not self._single:
-            self.documents, self.left_out = len(targets), int((targets == 0).sum())
-        short = ~np.isin(self._packed.ends, prepared.offsets) & (targets > 0)
-        self.truncated = int(short.sum()) if self._packed.truncated else 0
         self.order: Order = Epochs(self._kept, seed)
         facts: tuple[object, ...] = (prepared.fingerprint, context, rows_per_step, seed, packing)
         if graded is not None:
-            hard = graded.of_rows(self._packed, self._groups)[self._kept]
+            hard = self._rows.difficulty(graded)
             self.order = Graded(self._kept, hard, graded.curriculum, rows_per_step, seed)
             facts = (*facts, *graded.facts)
         self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
@@ -159,11 +136,7 @@ class Loader:
 
     def add_columns(self, columns: Mapping[str, Tensor]) -> None:
         """More of `Batch.extra`: a number for each sequence, in the order of `sample(targets)`."""
-        kept = [member for row in self._kept.tolist() for member in self._members(row)]
-        for name, values in columns.items():
-            column = np.full(self._groups[-1], np.nan, dtype=np.float32)
-            column[kept] = values.numpy()
-            self._columns[name] = column
+        self._rows.add_columns(columns)
 
     def learns(self, ids: Iterable[int]) -> bool:
         """Whether one of these tokens is learned in some row, of whatever rank."""
@@ -174,100 +147,17 @@ class Loader:
     def preview(self, count: int, tokenizer: Tokenizer) -> list[list[tuple[str, bool]]]:
         """The first rows as text, each in spans (text, whether it is learned)."""
         rows = [self.order.row(index) for index in range(min(count, self.rows))]
-        return [
-            _spans([self._prepared.read(*segment) for segment in self._segments(row)], tokenizer)
-            for row in rows
-        ]
-
-    def _group_starts(self, rows: int) -> np.ndarray:
-        """(groups + 1,) int64, the first row of each group, and the end of the last."""
-        if group := self._prepared.manifest.group:
-            return np.arange(0, rows + 1, group)
-        return np.append(np.flatnonzero(self._columns["place"] == 0), rows)
-
-    def _members(self, row: int) -> range:
-        """What belongs together in a row of the loader: packed rows."""
-        return range(self._groups[row], self._groups[row + 1])
-
-    def _segments(self, row: int) -> list[tuple[int, int]]:
-        return [segment for member in self._members(row) for segment in self._packed[member]]
+        return [self._rows.text(row, tokenizer) for row in rows]
 
     def _batches(self, rows: Sequence[int]) -> Iterator[Batch]:
         for at in range(0, len(rows), self.micro_rows):
-            yield self._batch(rows[at : at + self.micro_rows])
-
-    def _batch(self, rows: Sequence[int]) -> Batch:
-        read, pad = self._prepared.read, self._pad
-        if not self._single:
-            packed = [self._packed[row] for row in rows]
-            return self._checked(to_batch(packed, read, self._context, pad))
-        ones = [[segment] for row in rows for segment in self._segments(row)]
-        longest = max(end - start for [(start, end)] in ones)
-        length = min(self._context, -(-longest // ROUND) * ROUND)
-        batch = self._checked(to_batch(ones, read, length, pad, packed=False))
-        more: dict[str, float] = {self.gives: len(rows)} if self.gives in COUNTED else {}
-        extra = {
-            name: self._cells(values, rows, ones, length) for name, values in self._columns.items()
-        }
-        return replace(batch, counts={**batch.counts, **more}, extra=extra)
-
-    def _cells(
-        self,
-        values: np.ndarray,
-        rows: Sequence[int],
-        segments: Sequence[Sequence[tuple[int, int]]],
-        length: int,
-    ) -> Tensor:
-        """(B,) or (B, length), a column of some rows with their segments; nan behind their end."""
-        if self._per == "row":
-            documents = [member for row in rows for member in self._members(row)]
-            return torch.from_numpy(values[documents])
-        cells = torch.full((len(segments), length), torch.nan)
-        for cell, [(start, end)] in zip(cells, segments, strict=True):
-            cell[: end - start] = torch.from_numpy(values[start:end])
-        return cells
-
-    def _checked(self, batch: Batch) -> Batch:
-        """A flipped bit in a shard would be an index outside the embedding."""
-        greatest, known = int(batch.tokens.max()), self._prepared.manifest.vocabulary
-        if greatest >= known:
-            raise SettingError(
-                f"{self._prepared.folder}: holds token {greatest}, beyond its vocabulary of "
-                f"{known}; "
-                "it is damaged: delete its folder to prepare it again"
-            )
-        return batch
+            yield self._rows.batch(rows[at : at + self.micro_rows])
 
 
-def _is_single(prepared: Prepared) -> bool:
-    """Whether a row holds one document: a pair's answers, or what carries numbers of its own."""
-    return prepared.manifest.group != 1 or bool(prepared.manifest.columns)
-
-
-def _overflow(prepared: Prepared) -> Overflow:
-    return "split" if prepared.manifest.format == "document" else "truncate"
-
-
-def _pack(
-    prepared: Prepared, context: int, packing: Packing, graded: Difficulties | None
-) -> PackedRows:
-    if _is_single(prepared):
-        return singles(prepared.offsets, context)
-    overflow = _overflow(prepared)
-    if packing == "windows" or (packing == "auto" and overflow == "split" and graded is None):
-        return windows(prepared.offsets, context)
-    return bins(prepared.offsets, context, overflow, None if graded is None else graded.values)
-
-
-def _spans(
-    segments: list[tuple[np.ndarray, np.ndarray | None]], tokenizer: Tokenizer
-) -> list[tuple[str, bool]]:
-    """Runs of equal mask, decoded with the special tokens visible."""
-    spans = []
-    for ids, mask in segments:
-        learned = np.ones(len(ids), dtype=bool) if mask is None else mask
-        cuts = [0, *(np.flatnonzero(learned[1:] != learned[:-1]) + 1), len(ids)]
-        for start, end in pairwise(cuts):
-            text = tokenizer.decode(ids[start:end].tolist(), specials=True)
-            spans.append((text, bool(learned[start])))
-    return spans
+def _nothing_learned(prepared: Prepared, context: int) -> str:
+    longer = "use a longer train.context"
+    return (
+        f"{prepared.manifest.source}: no token of the split {prepared.split!r} would be learned: "
+        f"every target is masked, or cut off at context={context}; "
+        + (longer if prepared.split == "train" else f"set data.held_out=0, or {longer}")
+    )

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from culm.config import SettingError
 from culm.data.curriculum import Curriculum
 from culm.data.difficulty import Examples
 from culm.data.pack import PackedRows
@@ -50,8 +51,17 @@ class Grading:
     measure: Measure
 
     def of(self, prepared: Prepared, examples: Examples) -> Difficulties:
-        """The difficulty of each example of a corpus."""
+        """The difficulty of each example of a corpus.
+
+        Raises:
+            SettingError: one is not finite, as the loss of a model that diverged.
+        """
         values = np.asarray(self.measure(prepared, examples), dtype=np.float64)
+        if lost := int((~np.isfinite(values)).sum()):
+            raise SettingError(
+                f"data.curriculum.difficulty: {self.curriculum.difficulty.kind} gives no finite "
+                f"number for {lost:,} of {len(values):,} examples, which cannot be sorted"
+            )
         return Difficulties(self.curriculum, examples, values)
 
 
@@ -94,7 +104,8 @@ class Graded:
         seed: int,
     ) -> None:  # fmt: skip
         self.curriculum, self._seed, self._per_step = curriculum, seed, per_step
-        mixed = keyed_permutation(np.arange(len(rows)), seed, 0)
+        # The random numbers of a step that reads all rows, and so uses none of them.
+        mixed = keyed_draw(len(rows), len(rows), seed, curriculum.steps)
         signed = -difficulty if curriculum.hardest_first else difficulty
         order = mixed[np.argsort(signed[mixed], kind="stable")]
         self.rows, self.difficulty = rows[order], difficulty[order]

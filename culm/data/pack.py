@@ -23,8 +23,8 @@ import torch
 from culm.batch import IGNORED, Batch, counts_of
 from culm.data.difficulty import Examples
 
-GRADES = 100  # parts of a corpus by difficulty, each packed separately
-ROWS = 20  # of a part, at least
+GRADES = 100  # parts of a corpus by difficulty at most, each packed separately
+ROWS = 20  # that the tokens of a part fill, at least
 
 Segment = tuple[int, int]
 Read = Callable[[int, int], tuple[np.ndarray, np.ndarray | None]]
@@ -159,13 +159,16 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 def graded_fit(lengths: np.ndarray, difficulty: np.ndarray, capacity: int) -> list[list[int]]:
     """`best_fit` in up to GRADES parts of the examples sorted by difficulty, so that no row has
-    both easy and hard ones. A part fills ROWS rows at least, since its last one may stay empty.
+    both easy and hard ones. All parts have about equally many tokens: enough for ROWS rows, since
+    the last row of each may stay nearly empty.
     """
     order = np.argsort(difficulty, kind="stable")
-    grades = int(min(GRADES, max(1, lengths.sum() // (capacity * ROWS))))
+    read = lengths[order].cumsum()
+    grades = int(min(GRADES, max(1, read[-1] // (capacity * ROWS))))
+    cuts = np.searchsorted(read, np.arange(1, grades) * read[-1] / grades)
     return [
         [int(part[index]) for index in row]
-        for part in np.array_split(order, grades)
+        for part in np.split(order, cuts)
         for row in best_fit(lengths[part].tolist(), capacity)
     ]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from culm.atomic import atomic
 from culm.config import SettingError
 from culm.data.difficulty import COLUMN
 from culm.data.divide import Divided, Divider, Duplicates, Unit
@@ -24,7 +25,7 @@ from culm.data.manifest import CONTENTS, Manifest, is_corpus
 from culm.data.notes import Notes
 from culm.data.origin import origin_of, revisions_of
 from culm.data.shards import Document, SplitWriter
-from culm.files import atomic, refuse_existing
+from culm.files import refuse_existing
 from culm.log import Bar, progress
 from culm.source import Invalid
 from culm.source.record import Record, not_used

@@ -14,8 +14,8 @@ from culm.data.difficulty import RecordField
 from culm.data.divide import Duplicates
 from culm.data.format import Format
 from culm.data.format.document import DocumentFormat
-from culm.data.loader import Packing
 from culm.data.replay import Replay
+from culm.data.rows import Packing
 from culm.data.tasks import TaskSource
 from culm.source import DocumentSplit, Invalid, Limited, open_source
 from culm.source.source import Source

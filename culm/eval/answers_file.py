@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,19 @@ from culm.task.task import Question
 class AnswersFile:
     """path: a JSONL file. model: what identifies the model, in each line.
 
-    how, seed: of replies; an answer that was given in another way is not used again.
+    how, seed: of replies; an answer that was given in another way is not used again. scoring: of
+    each task by its name, what else its scores depend on; empty where replies have none.
     """
 
     path: Path
     model: str
     how: Generation
     seed: int
+    scoring: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path.is_dir():
+            raise SettingError(f"out: {self.path} is a folder; name a file, such as answers.jsonl")
 
     def read(self, asked: Sequence[Asked]) -> dict[str, Answered]:
         """Answers that are there already, by the key of their question.
@@ -48,7 +54,10 @@ class AnswersFile:
                         "another file, or remove it"
                     )
                 if line["key"] in known:
-                    found[line["key"]] = _answered(*known[line["key"]], line)
+                    one = _answered(*known[line["key"]], line)
+                    if len(one.scores) != (len(one.replies) if self.scoring else 0):
+                        raise TypeError("a reply without a score")
+                    found[line["key"]] = one
             except (json.JSONDecodeError, KeyError, TypeError):
                 if number < len(lines):  # the last line is cut where a call was stopped
                     raise SettingError(
@@ -81,6 +90,7 @@ class AnswersFile:
         facts = (
             task, question.prompt, question.answer, question.options, question.right, question.by,
             question.plain, question.stops, question.before, question.tools, how,
+            question.fields, self.scoring.get(task),
         )  # fmt: skip
         return hashlib.sha256(repr(facts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
@@ -99,4 +109,12 @@ def _line(one: Answered) -> dict[str, Any]:
 def _answered(task: str, question: Question, line: dict[str, Any]) -> Answered:
     likelihoods = tuple(Likelihood(*one) for one in line.get("likelihoods", ()))
     replies, scores = tuple(line["replies"]), tuple(line["scores"])
+    numbers = [*scores, *(one.logprob for one in likelihoods)]
+    if (
+        not replies
+        or not all(isinstance(one, str) for one in replies)
+        or not all(type(one) in (int, float) for one in numbers)
+        or len(likelihoods) != len(question.options)
+    ):
+        raise TypeError("no answer to this question")
     return Answered(task, question, replies, scores, line["tokens"], likelihoods)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from culm import log
 from culm.config import SettingError
 from culm.eval.answers_file import AnswersFile
 from culm.eval.local import LocalModel
@@ -45,7 +46,12 @@ def converse(
     active = list(enumerate(asked))
     turn = 1
     while active:
+        open_ones = len(active)
         active = [(place, one) for place, one in active if turn == 1 or _fits(responder, one, how)]
+        if ended := open_ones - len(active):
+            log.say(
+                f"{ended:,} dialogues end before turn {turn}, which the context has no room for"
+            )
         replies = _replies(responder, [one for _, one in active], how, file, done)
         following: list[tuple[int, Asked]] = []
         for (place, (task, question)), answered in zip(active, replies, strict=True):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from culm.config import SettingError
 from culm.engine.continuations import Likelihood, likelihoods
 from culm.engine.request import Request
 from culm.eval.answer import answer
@@ -16,22 +19,30 @@ from culm.text.ids import text_ids
 from culm.text.reply import request_of
 from culm.tokenizer.tokenizer import Tokenizer
 
+CUT = "options are longer than the model's context of {context} tokens and lose their beginning"
+
 
 @dataclass(frozen=True)
 class LocalModel:
     """A `Responder`: the model in eval mode, with its tokenizer. seed: of sampled replies.
 
-    specials: names of special tokens in options and texts are these tokens.
+    specials: names of special tokens in options and texts are these tokens. notes: what could not
+    be read whole, by a phrase.
     """
 
     model: Transformer
     tokenizer: Tokenizer
     seed: int = 0
     specials: bool = False
+    notes: Counter[str] = field(default_factory=Counter, compare=False)
 
     def likelihoods(self, options: Sequence[Option]) -> list[Likelihood]:
-        """As `Responder.likelihoods`; texts that are too long lose their beginning."""
-        return likelihoods(self.model, [self._pair(option) for option in options])
+        """As `Responder.likelihoods`; texts that are too long lose their beginning.
+
+        Raises:
+            SettingError: the model gives no numbers.
+        """
+        return _numbers(likelihoods(self.model, [self._pair(option) for option in options]))
 
     def rolling(self, texts: Sequence[str]) -> list[Likelihood]:
         """As `Responder.rolling`; a text that is longer than the context is read in parts.
@@ -41,7 +52,7 @@ class LocalModel:
         """
         context = self.model.config.context
         parts = [windows(self.tokenizer, text, context, self.specials) for text in texts]
-        found = iter(likelihoods(self.model, [pair for pairs in parts for pair in pairs]))
+        found = iter(_numbers(likelihoods(self.model, [pair for one in parts for pair in one])))
         return [joined([next(found) for _ in pairs]) for pairs in parts]
 
     def replies(self, questions: Sequence[Question], how: Generation) -> list[list[Reply]]:
@@ -86,7 +97,15 @@ class LocalModel:
                 f"tasks: the option {option.continuation[:40]!r} has {len(continuation)} tokens, "
                 f"more than the model's context of {self.model.config.context}"
             )
+        if len(context) > room:
+            self.notes[CUT.format(context=self.model.config.context)] += 1
         return context[-room:], continuation
+
+
+def _numbers(found: list[Likelihood]) -> list[Likelihood]:
+    if any(math.isnan(one.logprob) for one in found):
+        raise SettingError("model: its log-probabilities are no numbers (NaN); it is damaged")
+    return found
 
 
 def encoded_pair(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from culm.config import SettingError
@@ -24,12 +24,12 @@ def located(settings: EvalConfig, folder: str) -> tuple[EvalConfig, list[str]]:
     `ARC-Easy.test.jsonl.gz` is that of `arc_easy`. Tasks without a file are left out.
 
     Raises:
-        SettingError: there is no such folder, or none of the tasks has a file.
+        SettingError: there is no such folder, none of the tasks has a file, or one has several.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise SettingError(f"data: there is no folder {folder!r}")
-    files = dict(_named(root))
+    files = _named(root)
     missing: list[str] = []
     measures = dict(settings.measures)
     for name, measure in settings.measures.items():
@@ -52,20 +52,25 @@ def located(settings: EvalConfig, folder: str) -> tuple[EvalConfig, list[str]]:
     return settings.model_copy(update={"measures": measures}), missing
 
 
-def _files_of(task: FileTask, files: Mapping[str, Path]) -> dict[str, str] | None:
+def _files_of(task: FileTask, files: Mapping[str, Sequence[Path]]) -> dict[str, str] | None:
     """Each setting of a task that names a file, with that of the folder; None if one is missing."""
     found: dict[str, str] = {}
     for setting, names in task.named_files().items():
         plain = next((name for name in map(_plain, names) if name in files), None)
         if plain is None:
             return None
-        found[setting] = str(files[plain])
+        first, *others = files[plain]
+        if others:
+            raise SettingError(
+                f"data: {first} and {others[0].name} are both files of {task.name}; keep one"
+            )
+        found[setting] = str(first)
     return found
 
 
-def _named(root: Path) -> Iterator[tuple[str, Path]]:
-    """Files and folders by the plain names of their tasks; the best split comes last."""
-    found: list[tuple[int, str, Path]] = []
+def _named(root: Path) -> dict[str, list[Path]]:
+    """Files and folders by the plain names of their tasks, those of the best split."""
+    found: dict[str, list[tuple[int, Path]]] = {}
     for path in sorted(root.iterdir()):
         if path.name.startswith(".") or not (path.is_dir() or kind_of(path)):
             continue
@@ -75,9 +80,12 @@ def _named(root: Path) -> Iterator[tuple[str, Path]]:
         plain = _plain(name)
         if split and plain.endswith(split):
             plain = plain.removesuffix(split)
-        found.append((SPLITS.index(split) if split else -1, plain, path))
-    for _, plain, path in sorted(found, key=lambda one: one[0], reverse=True):
-        yield plain, path
+        found.setdefault(plain, []).append((SPLITS.index(split) if split else -1, path))
+    best = {plain: min(rank for rank, _ in given) for plain, given in found.items()}
+    return {
+        plain: [path for rank, path in given if rank == best[plain]]
+        for plain, given in found.items()
+    }
 
 
 def _without_suffixes(name: str) -> str:
@@ -85,4 +93,4 @@ def _without_suffixes(name: str) -> str:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    return "".join(letter for letter in name.lower() if letter.isalnum())

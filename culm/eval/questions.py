@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,12 +70,23 @@ def _distinct(task: Task, questions: int | None, seed: int) -> list[Question]:
         tries = TRIES * questions
     for index in range(tries):
         question = task.question("test", index, seed)
-        # Of two that differ in their tools or in what was said before, neither is left out.
-        rest = repr((question.before, question.tools))
+        # Of two that differ in their tools or in what else is said, neither is left out.
+        rest = repr((question.before, question.tools, question.further))
         found.setdefault((question.prompt, question.options, rest), question)
         if len(found) == questions:
             break
     return list(found.values())
+
+
+def repeated(tasks: Sequence[Task], seed: int) -> Counter[str]:
+    """How many questions of files are asked once and stand there again, by a phrase."""
+    found = Counter[str]()
+    for task in tasks:
+        if isinstance(task, FileTask):
+            known = task.asked("test")
+            if more := len(known) - len(_distinct(task, None, seed) if known else ()):
+                found[f"questions of {task.name} stand in its file again and are asked once"] = more
+    return found
 
 
 def answer_questions(

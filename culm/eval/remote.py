@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from culm.config import SettingError
 from culm.endpoint import Endpoint, EndpointError
 from culm.engine.continuations import Likelihood
+from culm.eval.offsets import starts_of
 from culm.eval.responder import Generation, Reply
 from culm.task.task import Option, Question
 
@@ -52,30 +53,34 @@ class RemoteModel:
         with ThreadPoolExecutor(self.concurrent) as pool:
             try:
                 return list(pool.map(ask, asked))
-            except EndpointError as error:
-                pool.shutdown(cancel_futures=True)
-                raise SettingError(f"model: {error}") from error
+            except BaseException as error:  # Ctrl-C too: what waits is not asked any more
+                pool.shutdown(wait=False, cancel_futures=True)
+                if isinstance(error, EndpointError):
+                    raise SettingError(f"model: {error}") from error
+                raise
 
     def _likelihood(self, option: Option) -> Likelihood:
         text = option.context + option.continuation
         # One new token, which is then left out: some servers refuse to generate none.
         asked = {"prompt": text, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
-        found = self._parsed("completions", asked)[0]
+        (found,) = self._parsed("completions", asked, 1)
         try:
             given = found["logprobs"]
             logprobs, tops = given["token_logprobs"], given["top_logprobs"]
-            ends = _ends(given["text_offset"])
+            starts = starts_of(given, text)
             first = len(option.context.rstrip())
             places = [
-                i for i, (start, end) in enumerate(zip(given["text_offset"], ends, strict=True))
+                i for i, (start, end) in enumerate(zip(starts, _ends(starts), strict=True))
                 if logprobs[i] is not None and end > first and start < len(text)
             ]  # fmt: skip
+            if not places:
+                raise ValueError("none of them is a token of the continuation")
             greedy = all(logprobs[i] >= max(tops[i].values()) for i in places)
             return Likelihood(sum(logprobs[i] for i in places), len(places), greedy)
         except (KeyError, TypeError, IndexError, ValueError, AttributeError):
             raise EndpointError(
-                f"{self.endpoint.url} gives no log-probabilities of a prompt (echo with logprobs), "
-                "which multiple choice needs"
+                f"{self.endpoint.url} gives no log-probabilities of a prompt (echo with logprobs "
+                "and text_offset), which multiple choice needs"
             ) from None
 
     def _replies(self, question: Question, how: Generation) -> list[Reply]:
@@ -88,20 +93,30 @@ class RemoteModel:
         if question.plain:
             return [
                 Reply(_until(str(choice.get("text", "")), question.stops), _tokens(choice))
-                for choice in self._parsed("completions", {**asked, "prompt": question.prompt})
+                for choice in self._parsed(
+                    "completions", {**asked, "prompt": question.prompt}, how.samples
+                )
             ]
         asked["messages"] = question.messages
         if question.tools:
             asked["tools"] = list(question.tools)
-        choices = self._parsed("chat/completions", asked)
+        choices = self._parsed("chat/completions", asked, how.samples)
         return [Reply(_until(_said(one), question.stops), _tokens(one)) for one in choices]
 
-    def _parsed(self, name: str, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    def _parsed(self, name: str, asked: dict[str, Any], count: int) -> list[dict[str, Any]]:
+        """The choices of an answer, which must be so many."""
         body = self.endpoint.post(name, asked)
         try:
-            return list(json.loads(body)["choices"])
+            choices = list(json.loads(body)["choices"])
         except (ValueError, KeyError, TypeError):
-            raise EndpointError(f"{self.endpoint.url}: an answer is not a completion") from None
+            choices = [None]
+        if not all(isinstance(choice, dict) for choice in choices):
+            raise EndpointError(f"{self.endpoint.url}: an answer is not a completion")
+        if len(choices) != count:
+            raise EndpointError(
+                f"{self.endpoint.url} gave {len(choices)} of {count} replies (n); it may know no n"
+            )
+        return choices
 
 
 def _ends(offsets: Sequence[int]) -> list[float]:

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from culm import log
+from culm.config import Config
 from culm.convert.weights import fingerprint
 from culm.eval.answers_file import AnswersFile
 from culm.eval.measure.scores import Scores
@@ -18,7 +19,7 @@ from culm.eval.questions import Answered, Asked, answered_in_parts, compared, di
 from culm.eval.responder import Responder
 from culm.eval.text_metrics import TextMetric
 from culm.model.transformer import Transformer
-from culm.task.task import By
+from culm.task.task import By, Task
 
 BY: tuple[By, ...] = ("sum", "tokens", "bytes")
 
@@ -84,7 +85,8 @@ def answer_suite(
     measure.require()
     asked = distinct(measure.tasks, measure.questions, seed)
     how = measure.generation
-    file = AnswersFile(path, model, how, seed) if path else None
+    scoring = {task.name: _scoring(task) for task, _ in asked}
+    file = AnswersFile(path, model, how, seed, scoring) if path else None
     known = file.read(asked) if file else {}
 
     def known_of(one: Asked) -> Answered | None:
@@ -102,6 +104,14 @@ def answer_suite(
         new = answered_in_parts(responder, left, how, done)
         answered = [known_of(one) or next(new) for one in asked]
         return Answers(answered, measure.metrics)
+
+
+def _scoring(task: Task) -> str:
+    """The settings of a task that its scores depend on, such as how answers are compared."""
+    if not isinstance(task, Config):
+        return type(task).__name__
+    where = {"name", "path", "split", "shots", "examples", "answers", "workers"}  # of questions
+    return repr(sorted(task.model_dump(mode="json", exclude=where).items()))
 
 
 def identity_of(model: Transformer) -> str:

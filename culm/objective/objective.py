@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from culm.batch import Batch, Loss, Reads
-from culm.config import Config
+from culm.config import Config, SettingError
 from culm.model.context import Context
 from culm.model.mlp.moe import Router
 from culm.model.transformer import Transformer
@@ -53,6 +53,24 @@ class ObjectiveConfig(Config, ABC):
     @property
     def columns(self) -> Mapping[str, Literal["row", "token"]]:
         return {}
+
+    @property
+    def optional_columns(self) -> Collection[str]:
+        """Further columns that it uses where the data has them."""
+        return ()
+
+    def check_columns(self, columns: Collection[str]) -> None:
+        """Refuse columns of the data that would be without effect.
+
+        Raises:
+            SettingError: with the name of one.
+        """
+        if unused := set(columns) - self.columns.keys() - set(self.optional_columns):
+            name = min(unused)
+            raise SettingError(
+                f"data.format.{name}: {self.kind} with these settings does not use the {name} of a "
+                "record; leave it out"
+            )
 
     @property
     def scores(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -78,6 +78,10 @@ class Reward(ObjectiveConfig):
     @property
     def columns(self) -> Mapping[str, Literal["row", "token"]]:
         return COLUMNS.get(self.reads, {})
+
+    @property
+    def optional_columns(self) -> Collection[str]:
+        return ("margin",) if self.reads == "pairs" and self.margin is None else ()
 
     @property
     def scores(self) -> int:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from culm import log
+from culm.atomic import atomic
 from culm.config import SettingError
-from culm.files import atomic, read_json, sha256, write_json
+from culm.files import read_json, sha256, write_json
 from culm.train.memory import peak_bytes, reset_peak
 
 

@@ -178,6 +178,7 @@ def loader(
             f"train.objective: {train.objective.kind} learns from {train.objective.reads}, and "
             f"{path} holds {manifest.gives}, prepared from records of the format {manifest.format}"
         )
+    train.objective.check_columns(manifest.columns)
     return Loader(
         prepared,
         context,

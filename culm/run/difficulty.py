@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from culm import log
+from culm.atomic import atomic
 from culm.config import SettingError
 from culm.convert.load import load_model
 from culm.data.difficulty import Examples, ReferenceLoss
@@ -17,7 +18,6 @@ from culm.data.prepared import Prepared
 from culm.device import choose_device
 from culm.dtype import DTYPES
 from culm.engine.scoring import score
-from culm.files import atomic
 from culm.model.backend import place
 from culm.model.transformer import Transformer
 from culm.run.objective import precision_of
@@ -55,7 +55,14 @@ def _stored(config: RunConfig, tokenizer: Tokenizer, path: str) -> Measure:
         file = Path(config.folder) / NAME
         known = _read(file, key)
         if known is None:
-            known = reference_losses(reference(config, tokenizer, path), prepared, examples)
+            model = reference(config, tokenizer, path)
+            longest = int((examples.ends - examples.starts).max())
+            if longest > model.config.context:
+                raise SettingError(
+                    f"{SETTING}: {path} reads {model.config.context} tokens, and an example has "
+                    f"{longest}; use a model of a longer context, or a shorter train.context"
+                )
+            known = reference_losses(model, prepared, examples)
             if file.parent.is_dir():  # a plan writes nothing
                 _write(file, key, known)
         return known

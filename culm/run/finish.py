@@ -9,11 +9,12 @@ from culm import log
 from culm.adapt.lora import adapters_of
 from culm.adapt.merge import merge_verified
 from culm.adapt.quantize.qat import convert
+from culm.atomic import atomic
 from culm.convert import native, peft
 from culm.convert.family import NoFamilyError
 from culm.convert.peft.settings import NAME as ADAPTER
 from culm.eval.evaluation import Evaluation
-from culm.files import atomic, read_lines, refuse_nonempty, write_json
+from culm.files import read_lines, refuse_nonempty, write_json
 from culm.model.transformer import Transformer
 from culm.objective.objective import Objective
 from culm.parallel.sharded import is_sharded, state_of

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from culm import log
+from culm.atomic import atomic
 from culm.config import SettingError
 from culm.data.loader import Loader
-from culm.files import atomic
 from culm.parallel.ranks import Ranks
 from culm.run.assemble import Assembly
 from culm.safetensors import read_metadata, read_safetensors, write_safetensors

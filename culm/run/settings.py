@@ -201,6 +201,7 @@ class RunConfig(Config):
                 f"train.objective: {objective.kind} learns from {objective.reads}, and "
                 f"data.format={data.format.kind} gives {data.gives}; {_learner_of(data.gives)}"
             )
+        objective.check_columns(data.format.columns)
         own = data.prepared or Path(self.folder) / "data"
         if data.replay is not None and data.replay.corpus.resolve() == own.resolve():
             raise ValueError(

@@ -25,6 +25,8 @@ def _named_differently(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
     names = [task.name for task in tasks]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"two of them have the name {twice!r}, so their scores would be merged")
+    if "all" in names:
+        raise ValueError("one of them has the name 'all', which that of all tasks together has")
     return tasks
 
 

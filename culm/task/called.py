@@ -130,11 +130,19 @@ def _python(text: str) -> list[Call] | None:
                 given = {str(word.arg): ast.literal_eval(word.value) for word in one.keywords}
             except (ValueError, TypeError, RecursionError, MemoryError):
                 return None
-            name = ast.unparse(one.func)
-            if not re.fullmatch(r"[\w.]+", name):
+            if (name := _dotted(one.func)) is None:
                 return None
             found.append(Call(name, given))
     return found
+
+
+def _dotted(node: ast.expr) -> str | None:
+    """A name such as `a.b.c`; None if it is something else."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else None
 
 
 def _xml(name: str, given: str) -> Call:

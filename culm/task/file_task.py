@@ -94,7 +94,8 @@ class FileTask(Config):
     @property
     def notes(self) -> Counter[str]:
         """Counts of records that are left out and of keys that are not used, by a phrase."""
-        return self._asked.notes
+        own = self._asked.notes
+        return own + self._examples.notes if self.shots and self.examples is not None else own
 
     @cached_property
     def _asked(self) -> Asked:
@@ -105,10 +106,10 @@ class FileTask(Config):
         found: dict[Split, list[Question]] = {"train": [], "test": []}
         for number, question in enumerate(self._asked.questions):
             split = split_of(question.prompt) if self.split == "both" else self.split
-            found[split].append(self._with_examples(question, number))
+            found[split].append(self.with_examples(question, number))
         return found
 
-    def _with_examples(self, question: Question, number: int) -> Question:
+    def with_examples(self, question: Question, number: int) -> Question:
         """The same with examples before it. number: its place in the file."""
         if not self.shots:
             return question
@@ -123,7 +124,7 @@ class FileTask(Config):
         chosen = keyed(number, "examples").sample(places, self.shots) if own else places
         examples = [known[place] for place in chosen[: self.shots]]
         if question.options or question.plain:
-            return _after(question, "".join(shown(one) + SEPARATOR for one in examples))
+            return after(question, "".join(shown(one) + SEPARATOR for one in examples))
         turns = [
             {"role": role, "content": text}
             for one in examples
@@ -164,7 +165,7 @@ def shown(question: Question) -> str:
     return f"{question.prompt}{space}{question.reply}"
 
 
-def _after(question: Question, text: str) -> Question:
+def after(question: Question, text: str) -> Question:
     """The same after a text."""
     options = tuple(Option(text + one.context, one.continuation) for one in question.options)
     return replace(question, prompt=text + question.prompt, options=options)

@@ -8,11 +8,12 @@ from collections import Counter
 from decimal import Decimal, InvalidOperation
 from typing import Literal
 
-from culm.task.latex import same_value
+from culm.task.latex import same_value, usual_signs
 from culm.task.task import exact
 
 Grade = Literal["exact", "normalized", "number", "math", "contains", "f1"]
-NUMBER = re.compile(r"[-+]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+# A sign after a word or a number is a dash: `3-5`, `covid-19`.
+NUMBER = re.compile(r"(?:(?<![\w)])[-+])?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
 def grade(by: Grade, answer: str, reply: str) -> float:
@@ -34,8 +35,10 @@ def grade(by: Grade, answer: str, reply: str) -> float:
 
 def normalized(text: str) -> str:
     """Lower case, without punctuation, articles and further white space (SQuAD, 1606.05250)."""
-    text = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+    bare = text.lower().translate(str.maketrans("", "", string.punctuation))
+    words = re.sub(r"\b(a|an|the)\b", " ", bare).split()
+    # What consists of articles or of punctuation keeps them: the choice A is not the choice "".
+    return " ".join(words or bare.split() or text.split())
 
 
 def f1(answer: str, reply: str) -> float:
@@ -55,6 +58,7 @@ def number(answer: str, reply: str) -> float:
 
 def last_number(text: str) -> Decimal | None:
     """The final answer of a text as GSM8K writes it; None if there is none."""
+    text = usual_signs(text).replace(r"\$", "$")
     found = NUMBER.findall(text.rpartition("####")[2]) or NUMBER.findall(text)
     try:
         return Decimal(re.sub("[$,]", "", found[-1])) if found else None

@@ -10,7 +10,12 @@ DROPPED = (
     r"^{\circ}", r"\displaystyle",
 )  # fmt: skip
 WORDS = re.compile(r"\\(?:text|mbox|textbf|mathrm)\{([^{}]*)\}")
-FRACTION = re.compile(r"\\frac\{(-?[\d.]+)\}\{(-?[\d.]+)\}")
+MINUS = re.compile("[\u2212\u2010\u2011\u2013\uff0d]")  # what stands for it in typeset texts
+DECIMAL = r"\d{1,999}(?:\.\d{0,999})?"  # no exponent: 1e999999999 would be computed
+NUMBER = re.compile(
+    rf"(?P<sign>[-+]?)(?:(?P<whole>\d{{1,999}})?\\frac\{{(?P<above>-?{DECIMAL})\}}\{{(?P<below>-?{DECIMAL})\}}"
+    rf"|(?P<first>{DECIMAL})(?:/(?P<second>-?{DECIMAL}))?)"
+)
 
 
 def same_value(answer: str, reply: str) -> bool:
@@ -25,9 +30,15 @@ def same_value(answer: str, reply: str) -> bool:
     return values[0] is not None and values[0] == values[1]
 
 
+def usual_signs(text: str) -> str:
+    """With one sign for minus, and `1{,}000` and `1\\,000` as 1,000 and 1000."""
+    text = MINUS.sub("-", text.replace("{,}", ","))
+    return re.sub(r"(?<=\d)\\[,!;: ](?=\d{3}(?!\d))", "", text)
+
+
 def plain(text: str) -> str:
     """One spelling of what can be spelled in several ways (as MATH does, 2103.03874)."""
-    text = text.strip().rstrip(".").replace("\n", "")
+    text = usual_signs(text).strip().rstrip(".").replace("\n", "")
     for mark in DROPPED:
         text = text.replace(mark, "")
     text = text.replace(r"\tfrac", r"\frac").replace(r"\dfrac", r"\frac").replace(r"\\", "\\")
@@ -45,10 +56,14 @@ def plain(text: str) -> str:
 
 
 def value(text: str) -> Fraction | None:
-    """A number or a fraction of numbers; None if it is neither. text: as `plain` gives it."""
-    text = FRACTION.sub(r"\1/\2", text.replace(r"-\frac{", r"\frac{-"))
-    above, slash, below = text.partition("/")
-    try:
-        return Fraction(above) / Fraction(below) if slash else Fraction(above)
-    except (ValueError, ZeroDivisionError):
+    r"""A number, a fraction of numbers or a mixed number such as `3\frac{1}{2}`; None if it is none
+    of them. text: as `plain` gives it.
+    """
+    found = NUMBER.fullmatch(text)
+    if found is None:
         return None
+    above, below = found["above"] or found["first"], found["below"] or found["second"] or "1"
+    if not Fraction(below):
+        return None
+    size = Fraction(found["whole"] or 0) + Fraction(above) / Fraction(below)
+    return -size if found["sign"] == "-" else size

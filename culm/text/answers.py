@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from culm import log
+from culm.atomic import atomic
 from culm.config import SettingError
 from culm.data.example import Dialogue
 from culm.data.format.messages import question_of, tools_of
 from culm.data.notes import remarks_of
-from culm.data.origin import origin_of
+from culm.data.origin import origin_of, revisions_of
 from culm.engine.request import Completion, Request
-from culm.files import atomic, read_json, write_json
+from culm.files import read_json, write_json
 from culm.seed import keyed_integer
 from culm.source.record import Record
 from culm.source.source import Source, found_in
@@ -70,12 +71,14 @@ def progress_file(out: Path) -> Path:
 
 
 def write_answers(
-    model: LanguageModel, source: Source, out: Path, settings: Answering, reads: Mapping[str, str]
-) -> list[str]:
+    model: LanguageModel, source: Source, out: Path, settings: Answering, reads: Mapping[str, str],
+    overwrite: bool = False,
+) -> list[str]:  # fmt: skip
     """Write a dialogue for each answer, or continue to; gives remarks on what was left out.
 
     reads: digests of what answers depend on, such as the model, by name. An answer that did not end
-    would teach to stop within a sentence, so it is left out and counted.
+    would teach to stop within a sentence, so it is left out and counted. overwrite: start again if
+    there is such a file.
 
     Raises:
         SettingError: a record is no prompt, or `out` was written with other settings.
@@ -85,9 +88,15 @@ def write_answers(
         raise SettingError(f"{source.name}: nothing to read: it contains no prompt")
     facts = {
         **reads, "prompts": {name: file.sha256 for name, file in origin_of(source).items()},
-        "context": model.context, "cache": model.cache, **settings.facts,
+        "revisions": revisions_of(source), "context": model.context, "cache": model.cache,
+        **settings.facts,
     }  # fmt: skip
+    if overwrite:
+        for path in (out, progress_file(out)):
+            path.unlink(missing_ok=True)
     done, size, counts = _progress(out, facts)
+    if not out.exists():
+        _write_progress(out, facts, 0, 0, counts)  # so that a stop in the first block is no end
     with out.open("ab") as file, log.progress("answer", len(prompts), "prompts") as bar:
         file.truncate(size)
         bar.advance(done)
@@ -100,10 +109,7 @@ def write_answers(
             os.fsync(file.fileno())
             done += len(block)
             bar.advance(len(block))
-            with atomic(progress_file(out)) as fresh:
-                write_json(
-                    fresh, {"made": facts, "prompts": done, "bytes": file.tell(), "left": counts}
-                )
+            _write_progress(out, facts, done, file.tell(), counts)
     return remarks_of(+counts)
 
 
@@ -138,7 +144,20 @@ def _progress(out: Path, facts: Mapping[str, Any]) -> tuple[int, int, Counter[st
                 f"{out}: was written with another {name}; choose another name, or replace it with "
                 "--overwrite"
             )
+    if out.stat().st_size < known["bytes"]:
+        raise SettingError(
+            f"{out}: {out.stat().st_size} bytes where {known['bytes']} were written, so it cannot "
+            "be continued; choose another name, or replace it with --overwrite"
+        )
     return known["prompts"], known["bytes"], Counter(known["left"])
+
+
+def _write_progress(
+    out: Path, facts: Mapping[str, Any], prompts: int, size: int, counts: Counter[str]
+) -> None:
+    known = {"made": facts, "prompts": prompts, "bytes": size, "left": counts}
+    with atomic(progress_file(out)) as fresh:
+        write_json(fresh, known)
 
 
 def _answers(

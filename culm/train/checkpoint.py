@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from culm import files
+from culm.atomic import atomic, discard
 from culm.model.rule_updated import rule_updated
 from culm.objective.objective import Objective
 from culm.optim.rule import RuleOptimizer, check_layouts
@@ -111,7 +112,7 @@ class WholeStore:
             tensors |= {f"{BATCHES}{name}": value.contiguous() for name, value in state.items()}
             self._write(path, tensors, progress)
             for step in steps_in(self.folder)[: -self.keep]:
-                files.discard(path.parent / f"step-{step}")
+                discard(path.parent / f"step-{step}")
         self.ranks.wait()
         done(path)
 
@@ -162,7 +163,7 @@ class WholeStore:
 
     def _write(self, path: Path, tensors: dict[str, Tensor], progress: Progress) -> None:
         try:
-            with files.atomic(path) as fresh:
+            with atomic(path) as fresh:
                 fresh.mkdir()
                 write_safetensors(fresh / WEIGHTS, tensors)
                 state = asdict(progress)

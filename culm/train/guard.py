@@ -14,8 +14,9 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from culm.atomic import InUseError
 from culm.config import SettingError
-from culm.files import InUseError, refuse_unwritable
+from culm.files import refuse_unwritable
 from culm.log import say
 from culm.parallel.sharded import local_shard
 

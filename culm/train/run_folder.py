@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel
 
+from culm.atomic import atomic, discard
 from culm.compose import read_yaml
 from culm.config import Config, SettingError, parse
 from culm.data.manifest import Manifest, is_corpus
 from culm.data.origin import Origin, SourceFile, change_in
-from culm.files import atomic, discard, read_json, write_json
+from culm.files import read_json, write_json
 from culm.log import say
 from culm.source.source import Source
 from culm.tokenizer.folder import FILES

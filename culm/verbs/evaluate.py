@@ -25,13 +25,15 @@ from culm.eval.measure.chat import Chat, Conversed, chat_suite
 from culm.eval.measure.measure import Subject
 from culm.eval.measure.scores import Scores
 from culm.eval.measure.text import Text
-from culm.eval.questions import gain
+from culm.eval.questions import gain, repeated
 from culm.eval.remote import RemoteModel
 from culm.eval.responder import Responder
 from culm.eval.settings import EvalConfig
 from culm.eval.suite import Answers, answer_suite, identity_of
+from culm.model.transformer import require_vocabulary
 from culm.task.file_task import notes_of
 from culm.verbs.evaluate_chat import chat_gains, chat_lines, with_judge
+from culm.verbs.evaluate_options import refuse_unused
 
 TIMEOUT, RETRIES = 120.0, 3  # seconds of a request to a server, and further attempts
 
@@ -76,8 +78,9 @@ def show_evaluation(model: str, options: Options) -> None:
 
     model: as `culm.load` reads it, or the URL of an API, such as http://localhost:8000/v1.
     """
+    refuse_unused(vars(options))
     if options.lm_eval is not None:
-        _show_lm_eval(model, options, options.lm_eval.split(","))
+        _show_lm_eval(model, options, [one.strip() for one in options.lm_eval.split(",")])
         return
     settings = _settings(options)
     ours = _evaluated(model, settings, options, options.output)
@@ -101,6 +104,7 @@ def _show_lm_eval(model: str, options: Options, tasks: list[str]) -> None:
     if not isinstance(responder, LocalModel):
         raise SettingError("lm-eval: it has its own client for an API: lm_eval run --model")
     results = run_lm_eval(responder, tasks, options.include_path, options.questions or None)
+    _say_notes(responder)
     if options.as_json:
         print(json.dumps(results))
         return
@@ -137,7 +141,10 @@ def _settings(options: Options) -> EvalConfig:
     scores = [one for one in settings.measures.values() if isinstance(one, Scores | Chat)]
     if not any(one.tasks for one in scores):
         raise SettingError(f"suite: {options.suite} names no tasks; see configs/eval/tasks.yaml")
-    for note, count in notes_of([task for one in scores for task in one.tasks]).items():
+    if options.contamination is not None and not any(isinstance(o, Scores) for o in scores):
+        raise SettingError("contamination: the suite has no questions with answers to search for")
+    tasks = [task for one in scores for task in one.tasks]
+    for note, count in (notes_of(tasks) + repeated(tasks, settings.seed)).items():
         log.say(f"{count:,} {note}")
     return settings
 
@@ -169,13 +176,22 @@ def _evaluated(model: str, settings: EvalConfig, options: Options, output: str |
         subject = Subject(responder.model, responder.tokenizer, seed=settings.seed)
         rest = settings.model_copy(update={"measures": others})
         results |= Evaluation(rest, subject).run(final=True)
+        _say_notes(responder)
+    elif others:
+        log.say(f"{', '.join(others)}: not measured, since a server does not give the model")
     return Evaluated(answers, results, dialogues)
+
+
+def _say_notes(local: LocalModel) -> None:
+    for note, count in local.notes.items():
+        log.say(f"{count:,} {note}")
 
 
 def _responder(model: str, seed: int, options: Options) -> tuple[Responder, str]:
     """What answers for a model, and what identifies it."""
     if not model.startswith(("http://", "https://")):
         transformer, tokenizer = read(model, options.device, options.dtype, mtp=False)
+        require_vocabulary(transformer)
         local = LocalModel(transformer.eval(), tokenizer, seed)
         return local, identity_of(transformer)
     if options.text is not None:
@@ -198,12 +214,13 @@ def _gains(ours: Evaluated, theirs: Evaluated, settings: EvalConfig) -> dict[str
     """How much more we score on the same questions, by measure and task."""
     found: dict[str, Any] = {}
     for name, answers in ours.answers.items():
+        prefix = "" if name == settings.measures[name].kind else f"{name}."
         pairs = list(zip(answers.answered, theirs.answers[name].answered, strict=True))
         for task in dict.fromkeys(a.task for a, _ in pairs):
             of_task = [pair for pair in pairs if pair[0].task == task]
             one = gain([a for a, _ in of_task], [b for _, b in of_task])
-            found[task] = vars(one)
-        found["all"] = vars(gain(answers.answered, theirs.answers[name].answered))
+            found[f"{prefix}{task}"] = vars(one)
+        found[f"{prefix}all"] = vars(gain(answers.answered, theirs.answers[name].answered))
     for name, measure in settings.measures.items():
         if isinstance(measure, Chat) and name in ours.dialogues:
             both = ours.dialogues[name], theirs.dialogues[name]

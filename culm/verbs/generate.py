@@ -12,7 +12,7 @@ import typer
 from culm.config import SettingError
 from culm.run.reads import digest_of
 from culm.source import open_source
-from culm.text.answers import Answering, progress_file, write_answers
+from culm.text.answers import Answering, write_answers
 from culm.text.language_model import LanguageModel
 from culm.text.options import CHAT_TEMPERATURE, GenerationOptions, read_options
 
@@ -58,11 +58,8 @@ def write_answer_file(
         read_options(options, CHAT_TEMPERATURE), samples, max_tokens, options.get("seed") or 0
     )
     target, source = Path(out), open_source(prompts, setting="--prompts")
-    if overwrite:
-        for path in (target, progress_file(target)):
-            path.unlink(missing_ok=True)
     reads = {"model": digest_of(name)}
-    for remark in write_answers(model, source, target, settings, reads):
+    for remark in write_answers(model, source, target, settings, reads, overwrite):
         typer.echo(remark)
     with target.open(encoding="utf-8") as file:
         typer.echo(f"{target}: {sum(1 for _ in file):,} dialogues")

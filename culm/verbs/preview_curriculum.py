@@ -15,11 +15,13 @@ QUANTILES = (0, 25, 50, 75, 100)
 
 
 def planned_grading(config: RunConfig, tokenizer: Tokenizer) -> Grading | None:
-    """As the run would have it; a reference model is only loaded, since it may take long."""
+    """As the run would have it; a reference model is only loaded, since it may take long. Rows are
+    then packed as if the order of the corpus were that of its losses.
+    """
     curriculum = config.data.curriculum
     if curriculum is not None and isinstance(curriculum.difficulty, ReferenceLoss):
         reference(config, tokenizer, curriculum.difficulty.model)
-        return None
+        return Grading(curriculum, lambda _, examples: examples.starts)
     return grading_of(config, tokenizer)
 
 
@@ -36,7 +38,7 @@ def curriculum_facts(config: RunConfig, rows: Loader) -> list[tuple[str, ...]]:
         ("", f"step 1 reads {100 * (end - start):.1f} % of the rows, and all steps after "
          f"{curriculum.steps:,} read all"),
     ]  # fmt: skip
-    if isinstance(rows.order, Graded):
+    if isinstance(rows.order, Graded) and not isinstance(curriculum.difficulty, ReferenceLoss):
         found = np.percentile(rows.order.difficulty, QUANTILES)
         shown = ", ".join(f"{value:.4g}" for value in found)
         facts.append(("difficulty", f"{shown} (0, 25, 50, 75 and 100 % of the rows)"))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import typer
 
+from culm.atomic import atomic
 from culm.data.notes import Notes
 from culm.data.texts import texts_of
-from culm.files import atomic, refuse_existing, refuse_nonempty
+from culm.files import refuse_existing, refuse_nonempty
 from culm.tokenizer.folder import CONFIG
 from culm.tokenizer.train import BPE
 from culm.verbs.corpus import corpus_of

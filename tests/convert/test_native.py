@@ -17,9 +17,9 @@ from culm.adapt.quantize.int4 import Int4
 from culm.adapt.quantize.int8 import Int8
 from culm.adapt.quantize.nf4 import NF4
 from culm.adapt.quantize.w8a8 import W8A8
+from culm.atomic import FRESH
 from culm.config import SettingError
 from culm.convert import native
-from culm.files import FRESH
 
 
 @pytest.mark.parametrize("tied", [True, False])

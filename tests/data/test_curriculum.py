@@ -1,6 +1,7 @@
 """Easy examples first: what a step may read, and that it reads nothing else."""
 
 import math
+import re
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -14,10 +15,13 @@ from culm.data.curriculum import Curriculum
 from culm.data.difficulty import Length, Rarity, RecordField
 from culm.data.format.chat import ChatFormat
 from culm.data.format.document import DocumentFormat
+from culm.data.format.label import LabelFormat
 from culm.data.format.pair import PairFormat
+from culm.data.format.ranking import RankingFormat
+from culm.data.format.steps import StepsFormat
 from culm.data.loader import Loader
 from culm.data.order import Graded, Grading
-from culm.data.pack import cut
+from culm.data.pack import ROWS, cut, graded_fit
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
 from culm.data.settings import DataConfig
@@ -180,6 +184,32 @@ def test_long_documents_are_cut_and_none_of_their_tokens_is_lost(stories: Prepar
     assert loader.truncated == 0
 
 
+def test_parts_by_difficulty_hold_equally_many_tokens() -> None:
+    """By length the easy examples are short: parts of equally many would leave more gaps there."""
+    lengths = np.repeat([1, 4, 60], [6400, 1600, 200])
+    packed = graded_fit(lengths, lengths.astype(float), 64)
+    assert sorted(index for row in packed for index in row) == list(range(len(lengths)))
+    short = [row for row in packed if lengths[row].max() == 1]
+    gaps = sum(len(row) < 64 for row in short)
+    assert gaps <= len(short) / ROWS
+    assert len(short) >= 6400 / 64
+
+
+def test_what_equal_difficulty_lets_in_first_is_not_first_afterwards(stories: Prepared) -> None:
+    same = Grading(curriculum(steps=9), lambda _, examples: np.zeros(len(examples.starts)))
+    order = order_of(Loader(stories, 64, 1, 1, 3, grading=same))
+    after = [order.row(9 + place) for place in range(len(order.rows))]
+    assert order.rows.tolist() != after
+    assert sorted(order.rows.tolist()) == sorted(after)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_cannot_be_sorted_is_refused(value: float, stories: Prepared) -> None:
+    lost = Grading(curriculum(steps=9), lambda _, examples: np.full(len(examples.starts), value))
+    with pytest.raises(SettingError, match=r"data\.curriculum\.difficulty: length gives no finite"):
+        Loader(stories, 64, 1, 1, 3, grading=lost)
+
+
 def test_rarity_is_the_sum_of_negative_log_frequencies(stories: Prepared) -> None:
     examples = cut(stories.offsets, 64, "split")
     tokens = np.concatenate(list(stories.shards()))
@@ -276,3 +306,76 @@ def test_tasks_have_no_fields() -> None:
     by = {"kind": "field", "name": "level"}
     with pytest.raises(SettingError, match="questions of tasks have no fields"):
         parse(DataConfig, {"tasks": [task], "curriculum": {"steps": 3, "difficulty": by}}, "data")
+
+
+def test_a_ranking_is_as_hard_as_its_answers_on_average(tokenizer, tmp_path: Path) -> None:
+    """Of two to four answers, which stay together in a batch."""
+    records = [
+        {
+            "prompt": f"q{n}",
+            "responses": ["a" * (n % 7 + k + 1) for k in range(2 + n % 3)],
+            "scores": [float(k) for k in range(2 + n % 3)],
+        }
+        for n in range(30)
+    ]
+    prepare(Records(records), RankingFormat(), tokenizer, tmp_path / "p", held_out=0)
+    corpus = Prepared.open(tmp_path / "p")
+    loader = graded(corpus, curriculum={"steps": 8, "strategy": "one_pass"})
+    order = order_of(loader)
+    first = np.append(np.flatnonzero(corpus.column("place") == 0), corpus.facts.documents)
+    lengths = np.diff(corpus.offsets)
+    means = np.array([lengths[start:end].mean() for start, end in pairwise(first)])
+    assert len(order.rows) == 30
+    np.testing.assert_allclose(order.difficulty, means[order.rows])
+    assert list(order.difficulty) == sorted(means)
+    for step in range(10):
+        start, end = order.curriculum.cut(step, 30)
+        for batch in loader.step(step):
+            begins = np.flatnonzero(batch.extra["place"].numpy() == 0)
+            assert len(begins) == batch.counts["rankings"] == 2
+            for one in np.split(batch.lengths.numpy(), begins[1:]):
+                assert order.difficulty[start] <= one.mean() <= order.difficulty[end - 1]
+
+
+@pytest.mark.parametrize("form", ["pair", "ranking", "steps", "label"])
+def test_a_field_next_to_columns_of_the_objective(form: str, tokenizer, tmp_path: Path) -> None:
+    """One number for a record, whether its columns have one for each answer or for each token."""
+    formats = {
+        "pair": PairFormat(margin="by"), "ranking": RankingFormat(), "steps": StepsFormat(),
+        "label": LabelFormat(),
+    }  # fmt: skip
+    answers = {"chosen": "yes", "rejected": "no", "by": 0.5, "label": True, "completion": "yes"}
+    records = [
+        {
+            "prompt": f"q{n}", **answers, "level": n % 3, "labels": [True, False],
+            **({"completions": ["one", f"two {n}"]} if form == "steps" else {}),
+            **({"responses": ["a", "b", "c"][: 2 + n % 2], "scores": [2, 1, 0][: 2 + n % 2]}),
+        }
+        for n in range(30)
+    ]  # fmt: skip
+    prepare(
+        Records(records), formats[form], tokenizer, tmp_path / "p", held_out=0.3, difficulty="level"
+    )
+    plain = prepare(Records(records), formats[form], tokenizer, tmp_path / "q", held_out=0.3)
+    corpus = Prepared.open(tmp_path / "p")
+    assert corpus.manifest.columns == formats[form].columns
+    for split in ("train", "held_out"):  # which documents are held out does not follow the field
+        kept, without = (Prepared.open(tmp_path / name, split) for name in "pq")
+        assert kept.facts.tokens == plain.splits[split].tokens
+        assert all(map(np.array_equal, kept.shards(), without.shards()))
+    levels = {"kind": "field", "name": "level"}
+    strategy = {"kind": "one_pass", "buckets": 3}
+    loader = graded(corpus, curriculum={"steps": 3, "difficulty": levels, "strategy": strategy})
+    order = order_of(loader)
+    assert Counter(order.difficulty.tolist()).keys() == {0, 1, 2}
+    for step in range(3):
+        start, end = order.curriculum.cut(step, loader.rows)
+        allowed = set(order.difficulty[start:end].tolist())
+        for batch in loader.step(step):
+            assert set(formats[form].columns) <= batch.extra.keys()
+            asked = re.findall(r"q(\d+)", tokenizer.decode(batch.tokens.flatten().tolist()))
+            assert len(asked) == len(batch.tokens)
+            assert {int(number) % 3 for number in asked} <= allowed
+            if form == "steps":
+                labels = batch.extra["label"]
+                assert labels[~labels.isnan()].tolist() == [1.0, 0.0] * len(batch.tokens)

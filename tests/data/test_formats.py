@@ -197,6 +197,11 @@ def test_prompts(tokenizer):
     ("format", "record", "message"),
     [
         (DocumentFormat(), {"body": "x"}, "no text in 'text'; it has body"),
+        (
+            StepsFormat(),
+            {"prompt": [{"role": "assistant", "content": "x"}], "steps": ["a"], "labels": [1]},
+            "its question ends with an answer",
+        ),
         (DocumentFormat(), {}, "it is empty"),
         (ChatFormat(), {"x": 1, "y": 2}, "no dialogue in it .*; it has x"),
         (ChatFormat(), {"messages": [{"content": "a"}]}, "a message has no role"),

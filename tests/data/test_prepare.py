@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from culm.atomic import InUseError
 from culm.config import SettingError
 from culm.data.format.chat import ChatFormat
 from culm.data.format.document import DocumentFormat
@@ -18,7 +19,6 @@ from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared, verify
 from culm.data.shards import ArrayWriter, SplitWriter
-from culm.files import InUseError
 from culm.source import open_source
 from culm.tokenizer.bytes import Bytes
 

@@ -54,6 +54,21 @@ def test_files_are_found_by_the_names_of_tasks(tmp_path) -> None:
         located(suite("core"), str(tmp_path / "nothing"))
 
 
+def test_two_files_of_one_task_are_refused(tmp_path) -> None:
+    write(tmp_path, "arc_easy.jsonl", questions(2))
+    write(tmp_path, "ARC-Easy.json", questions(3))
+    with pytest.raises(SettingError, match=r"are both files of arc_easy; keep one"):
+        located(suite("quick"), str(tmp_path))
+
+
+def test_names_in_any_script_are_told_apart(tmp_path) -> None:
+    write(tmp_path, "问题.jsonl", questions(2))
+    write(tmp_path, "答案.jsonl", questions(3))
+    tasks = [{"kind": "choices", "name": "答案", "path": "x"}]
+    found, _ = located(parse(EvalConfig, {"measures": {"scores": {"tasks": tasks}}}), str(tmp_path))
+    assert found.first(Scores).tasks[0].path == str(tmp_path / "答案.jsonl")
+
+
 @pytest.mark.parametrize("name", ["quick", "core", "math", "tasks", "held_out", "pairs"])
 def test_every_suite_can_be_read(name: str) -> None:
     assert suite(name).measures
@@ -150,6 +165,24 @@ def test_an_answer_is_used_again_only_for_the_same_question(tmp_path) -> None:
     assert lines(tasks=[prompts], max_tokens=4) == 10
     assert lines(tasks=[prompts], max_tokens=5) == 11
     assert lines(tasks=[prompts], max_tokens=5, samples=2, temperature=1) == 12
+    assert lines(tasks=[{**prompts, "grade": "f1"}], max_tokens=4) == 13
+    written.write_text('{"prompt": "Which fox?", "answer": "warm", "hint": "sun"}\n')
+    assert lines(tasks=[prompts], max_tokens=4) == 14
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"scores": []}, {"scores": [1, 1]}, {"scores": ["1"]}, {"scores": [True]}, {"replies": []},
+     {"replies": [None]}, {"likelihoods": []}, {"likelihoods": [[1, 2, 3]]}, {"scores": None},
+     {"likelihoods": [["a", 1, True]] * 3}],
+)  # fmt: skip
+def test_a_damaged_answer_is_refused(tmp_path, change: dict) -> None:
+    path, output = write(tmp_path, "foxes.jsonl", questions(3)), tmp_path / "answers.jsonl"
+    answer_suite(local(), "m", measure(path), 0, output)
+    first, *rest = output.read_text().splitlines()
+    output.write_text("\n".join([json.dumps({**json.loads(first), **change}), *rest]) + "\n")
+    with pytest.raises(SettingError, match=r"line 1 is no answer"):
+        answer_suite(local(), "m", measure(path), 0, output)
 
 
 @pytest.mark.parametrize(
@@ -247,3 +280,70 @@ def test_a_model_is_known_by_its_weights_and_bits() -> None:
     assert identity_of(first) == identity_of(local().model)
     assert identity_of(first) != identity_of(local(3).model)
     assert identity_of(first) != identity_of(local().model.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"text": "a.txt", "suite": "core"}, "suite: it is not used with --text"),
+        ({"text": "a.txt", "output": "b"}, "out: it is not used with --text"),
+        ({"text": "a.txt", "questions": 0}, "questions: it is not used with --text"),
+        ({"lm_eval": "x", "against": "b"}, "against: it is not used with --lm-eval"),
+        ({"lm_eval": "x", "text": "b"}, "text: it is not used with --lm-eval"),
+        ({"lm_eval": "x", "contamination": "b"}, "contamination: it is not used with --lm-eval"),
+        ({"include_path": "x"}, "include-path: it is a folder of tasks of lm-eval"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(given: dict, words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        show_evaluation("model", Options(**given))
+
+
+def test_what_a_file_has_twice_and_what_is_cut_is_said(tmp_path, capsys, caplog) -> None:
+    records = questions(4)
+    long = {"question": "fox " * 200, "choices": ["a", "b"], "answer": 0}
+    write(tmp_path, "arc_easy.jsonl", [*records, records[0], {**records[1], "answer": 0}, long])
+    responder = local()
+    native.save(responder.model, responder.tokenizer, tmp_path / "m")
+    show_evaluation(str(tmp_path / "m"), Options("core", None, str(tmp_path), device="cpu"))
+    said = capsys.readouterr()
+    shown = " ".join((said.out + said.err + caplog.text).split())
+    assert "2 questions of arc_easy stand in its file again and are asked once" in shown
+    assert "2 options are longer than the model's context of 96 tokens" in shown
+
+
+def test_gains_are_named_as_the_scores_they_belong_to(tmp_path, capsys) -> None:
+    path = write(tmp_path, "foxes.jsonl", questions(6))
+    responder = local()
+    native.save(responder.model, responder.tokenizer, tmp_path / "m")
+    task = {"kind": "choices", "name": "foxes", "path": str(path)}
+    measures = {
+        name: {"kind": "scores", "tasks": [{**task, "by": name}]} for name in ("sum", "bytes")
+    }
+    (tmp_path / "s.yaml").write_text(json.dumps({"measures": measures}))
+    model = str(tmp_path / "m")
+    show_evaluation(
+        model, Options(str(tmp_path / "s.yaml"), against=model, as_json=True, device="cpu")
+    )
+    found = json.loads(capsys.readouterr().out)["gains"]
+    assert set(found) == {"sum.foxes", "sum.all", "bytes.foxes", "bytes.all"}
+
+
+def test_a_model_without_usable_logits_is_refused(tmp_path) -> None:
+    write(tmp_path, "arc_easy.jsonl", questions(3))
+    responder = local()
+    config = responder.model.config.model_copy(update={"head": "scalar"})
+    native.save(config.build(1), responder.tokenizer, tmp_path / "reward")
+    with pytest.raises(SettingError, match="scalar head"):
+        show_evaluation(str(tmp_path / "reward"), Options("core", None, str(tmp_path)))
+    with torch.no_grad():
+        next(responder.model.parameters()).fill_(math.nan)
+    for ask in (lambda: responder.likelihoods([Option("a", "b")]), lambda: responder.rolling("a")):
+        with pytest.raises(SettingError, match="are no numbers"):
+            ask()
+
+
+def test_a_task_may_not_have_the_name_of_the_mean(tmp_path) -> None:
+    task = {"kind": "choices", "name": "all", "path": "x"}
+    with pytest.raises(SettingError, match="name 'all'"):
+        parse(Scores, {"tasks": [task]})

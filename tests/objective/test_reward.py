@@ -217,6 +217,30 @@ def test_data_of_another_form_names_the_loss_that_learns_from_it(format: str, me
         parse(RunConfig, settings)
 
 
+@pytest.mark.parametrize(
+    ("objective", "used"),
+    [
+        ({"kind": "reward"}, True),
+        ({"kind": "reward", "loss": "margin_ranking"}, True),
+        ({"kind": "reward", "margin": 0.5}, False),
+        ({"kind": "preference"}, False),
+        ({"kind": "preference", "reference": "precomputed"}, False),
+    ],
+    ids=str,
+)
+def test_margins_of_records_without_effect_are_refused(objective: dict, used: bool) -> None:
+    settings = {
+        "start": "x",
+        "data": {"path": "x.jsonl", "format": {"kind": "pair", "margin": "by"}},
+        "train": {"steps": 1, "objective": objective},
+    }
+    if used:
+        assert parse(RunConfig, settings).train.objective.optional_columns == ("margin",)
+        return
+    with pytest.raises(SettingError, match=r"data\.format\.margin: \w+ with these settings does"):
+        parse(RunConfig, settings)
+
+
 def test_another_number_of_heads_is_refused() -> None:
     base = model()
     with_scalar_head(base, 0)

@@ -176,6 +176,9 @@ def test_what_cannot_be_is_refused(stage: Stage, tmp_path: Path) -> None:
     settings["train"]["rollout"]["curriculum"] = {}
     with pytest.raises(SettingError, match=r"train\.rollout\.curriculum: count makes up its quest"):
         parse(RunConfig, {**settings, "folder": str(tmp_path)})
+    others = {"kind": "dialogues", "path": "chats.jsonl"}
+    settings["data"] = {"tasks": [others]}
+    assert parse(RunConfig, {**settings, "folder": str(tmp_path)}).train.rollouts.curriculum
     for rollout, message in (
         (
             {"curriculum": {"low": 0.9, "high": 0.1}},

@@ -144,7 +144,9 @@ def test_with_text_of_an_earlier_stage(stage: Stage, tmp_path: Path) -> None:
     assert competences[-1] == 1
 
 
-@pytest.mark.parametrize("name", ["pretrain", "dpo", "kto", "distill"])
+@pytest.mark.parametrize(
+    "name", ["pretrain", "dpo", "precomputed", "kto", "ranking", "steps", "distill"]
+)
 def test_every_corpus_may_have_one(name: str, stage: Stage, tmp_path: Path) -> None:
     run = stage(name, steps=2)
     run["data"]["curriculum"] = {"steps": 2, "difficulty": "rarity"}
@@ -189,6 +191,30 @@ def test_a_plan_of_a_reference_loads_it_and_computes_nothing(
     for start in (lambda: show_plan(config, {}), lambda: train(config)):
         with pytest.raises(SettingError, match=r"data\.curriculum\.difficulty\.model: "):
             start()
+
+
+def test_a_plan_of_a_reference_packs_as_the_run_does(stage: Stage, tmp_path: Path, capsys) -> None:
+    """Text is cut into full windows without a curriculum, and packed in whole documents with it."""
+    run = stage("pretrain", steps=1)
+    shown = []
+    for curriculum in (None, {"steps": 1, **by_loss(stage)}, {"steps": 1, "difficulty": "rarity"}):
+        run["data"]["curriculum"] = curriculum
+        said = plan(parse(RunConfig, {**run, "folder": str(tmp_path / "run")}), capsys)
+        shown.append(float(said.split("packing rows of 64 tokens, ")[1].split()[0]))
+    assert shown[1] == pytest.approx(shown[2], abs=3)
+    assert shown[0] > shown[1] + 3
+
+
+def test_a_reference_reads_whole_examples(stage: Stage, tmp_path: Path) -> None:
+    """One of a shorter context is refused, as it never learned the positions behind its end."""
+    short = stage("pretrain", steps=1)
+    short["model"] = {**short["model"], "context": 16}
+    train(parse(RunConfig, {**short, "folder": str(tmp_path / "short")}))
+    by = {"difficulty": {"kind": "loss", "model": str(tmp_path / "short")}, "steps": 1}
+    run = stage("pretrain", steps=1)
+    run["data"]["curriculum"] = by
+    with pytest.raises(SettingError, match=r"reads 16 tokens, and an example has \d+; use a model"):
+        train(parse(RunConfig, {**run, "folder": str(tmp_path / "run")}))
 
 
 def test_what_cannot_be_is_refused(stage: Stage, tmp_path: Path) -> None:

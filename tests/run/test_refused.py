@@ -1,6 +1,7 @@
 """A run that is refused says so in the plan too, names the file at fault, and leaves nothing."""
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,31 @@ import pytest
 
 import culm.files
 import culm.verbs.plan
+from culm.atomic import atomic
 from culm.config import SettingError, parse
-from culm.files import atomic
 from culm.run.settings import RunConfig
 from culm.run.train import train
 from culm.verbs.plan import show_plan
+
+
+def test_a_prepared_column_without_effect_is_refused(
+    stage: Callable[..., dict], tmp_path: Path
+) -> None:
+    """Margins of a corpus that a reward model learned from, in a run of preferences."""
+    lines = [
+        {"prompt": f"q{n}", "chosen": "yes" * n, "rejected": "no", "by": n} for n in range(1, 40)
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    reward = stage("reward", steps=1)
+    reward["data"] = {"path": str(file), "format": {"kind": "pair", "margin": "by"}}
+    train(parse(RunConfig, {**reward, "folder": str(tmp_path / "reward")}))
+    run = stage("dpo", steps=1)
+    run["data"] = {"prepared": str(tmp_path / "reward" / "data")}
+    config = parse(RunConfig, {**run, "folder": str(tmp_path / "run")})
+    for start in (lambda: show_plan(config, {}), lambda: train(config)):
+        with pytest.raises(SettingError, match=r"margin: preference with these settings does not"):
+            start()
 
 
 @pytest.mark.parametrize(

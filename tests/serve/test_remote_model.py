@@ -1,5 +1,7 @@
 """A model behind an API is evaluated as it is in this process."""
 
+import json
+
 import pytest
 from judging import Stub
 from reciter import Running
@@ -62,3 +64,77 @@ def test_a_server_without_scores_of_prompts_is_refused(stub: Stub) -> None:
         model.likelihoods(OPTIONS[:1])
     with pytest.raises(EndpointError):
         Endpoint(stub.url, "m", 5, 0).names()
+
+
+def answers_with(monkeypatch, **logprobs) -> RemoteModel:
+    """A model whose server answers this."""
+    body = json.dumps({"choices": [{"text": "", "logprobs": logprobs}]}).encode()
+    monkeypatch.setattr(Endpoint, "post", lambda self, name, asked: body)
+    return RemoteModel(Endpoint("http://here/v1", "m", 1, 0))
+
+
+COUNTED = [
+    # characters; bytes; with a first token that is no part of the text, counted or not
+    (["é", " b", " c"], [0, 1, 3]),
+    (["?", "?", "?"], [0, 2, 4]),
+    (["<s>", "é", " b", " c"], [0, 3, 4, 6]),
+    (["<s>", "\ufffd", "\ufffd", " b", " c"], [0, 3, 3, 4, 6]),
+    (["<s>", "é", " b", " c"], [0, 0, 1, 3]),
+    (["<s>", "é", " b"], [0, 0, 1]),  # nothing was generated
+]
+
+
+@pytest.mark.parametrize(("tokens", "offsets"), COUNTED)
+def test_places_of_tokens_are_read_as_a_server_counts_them(monkeypatch, tokens, offsets) -> None:
+    values = [None, *(-float(i) for i in range(1, len(tokens)))]
+    scored = tokens.index(" b") if " b" in tokens else 1
+    model = answers_with(
+        monkeypatch, tokens=tokens, text_offset=offsets, token_logprobs=values,
+        top_logprobs=[None, *({"x": -0.5} for _ in tokens[1:])],
+    )  # fmt: skip
+    (found,) = model.likelihoods([Option("é", " b")])
+    assert found == (-float(scored), 1, False)
+
+
+@pytest.mark.parametrize("offsets", [[0, 9, 17], [0, 1, 2], [0], []])
+def test_places_that_do_not_fit_the_text_are_refused(monkeypatch, offsets) -> None:
+    count = len(offsets)
+    model = answers_with(
+        monkeypatch, tokens=["?"] * count, text_offset=offsets, token_logprobs=[-1.0] * count,
+        top_logprobs=[{"x": -0.5}] * count,
+    )  # fmt: skip
+    with pytest.raises(SettingError, match="gives no log-probabilities of a prompt"):
+        model.likelihoods([Option("é", " b")])
+
+
+@pytest.mark.parametrize("choices", [[], [{"text": "a"}], [{"text": "a"}] * 3])
+def test_a_server_must_give_as_many_replies_as_are_asked_for(monkeypatch, choices) -> None:
+    body = json.dumps({"choices": choices}).encode()
+    monkeypatch.setattr(Endpoint, "post", lambda self, name, asked: body)
+    model = RemoteModel(Endpoint("http://here/v1", "m", 1, 0))
+    with pytest.raises(SettingError, match=f"gave {len(choices)} of 2 replies"):
+        model.replies([Question("?", "x", plain=True)], Generation(samples=2))
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{}", b'{"choices": [1]}', b'{"choices": 1}', b"<html>"])
+def test_what_is_no_completion_is_refused(monkeypatch, body: bytes) -> None:
+    monkeypatch.setattr(Endpoint, "post", lambda self, name, asked: body)
+    model = RemoteModel(Endpoint("http://here/v1", "m", 1, 0))
+    for ask in (lambda: model.replies([Question("?", "x")], Generation()),
+                lambda: model.likelihoods(OPTIONS[:1])):  # fmt: skip
+        with pytest.raises(SettingError, match="an answer is not a completion"):
+            ask()
+
+
+def test_an_interrupt_asks_nothing_further(monkeypatch) -> None:
+    asked = []
+
+    def post(self, name, body):
+        asked.append(body)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Endpoint, "post", post)
+    model = RemoteModel(Endpoint("http://here/v1", "m", 1, 0), concurrent=2)
+    with pytest.raises(KeyboardInterrupt):
+        model.replies([Question(f"{n}", "x") for n in range(500)], Generation())
+    assert len(asked) < 100

@@ -21,8 +21,10 @@ FORMS = [
         "The sun is", [" hot", " cold"], 0,
     ),
     (
-        {"question": "2 + 2?", "choices": ["3", "4"], "answer": 1, "subject": "arithmetic"},
-        "2 + 2?\nA. 3\nB. 4\nAnswer:", [" A", " B"], 1,
+        {"question": "2 + 2?", "choices": ["3", "4"], "answer": 1,
+         "subject": "high_school_arithmetic"},
+        "The following are multiple choice questions (with answers) about high school arithmetic."
+        "\n\n2 + 2?\nA. 3\nB. 4\nAnswer:", [" A", " B"], 1,
     ),
     (
         {"question": "Is it?", "choices": ["false", "true"], "answer": 1},
@@ -50,6 +52,25 @@ FORMS = [
         {"question": "What?", "distractor1": "x", "distractor2": "y", "distractor3": "z",
          "correct_answer": "w", "support": "W is."},
         "W is.\nQuestion: What?\nAnswer:", [" x", " y", " z", " w"], 3,
+    ),
+    (
+        {"question": "What?", "distractor1": "x", "distractor2": "y", "distractor3": "z",
+         "correct_answer": "w", "support": ""},
+        "\nQuestion: What?\nAnswer:", [" x", " y", " z", " w"], 3,
+    ),
+    (
+        {"question": "is it so", "passage": "It is so.", "answer": "false"},
+        "It is so.\nQuestion: is it so?\nAnswer:", [" no", " yes"], 0,
+    ),
+    (
+        {"question": "Who?", "passage": "Ann {question} ran.", "choices": ["Bea", "Ann"],
+         "answer": "B"},
+        "Ann {question} ran.\nQuestion: Who?\nAnswer:", [" Bea", " Ann"], 1,
+    ),
+    (
+        {"question_stem": "The sun is", "choices": {"text": ["hot", "cold"], "label": ["A", "B"]},
+         "answerKey": " B"},
+        "The sun is", [" hot", " cold"], 1,
     ),
     (
         {"premise": "He fell.", "choice1": "He slipped.", "choice2": "He sang.",
@@ -100,10 +121,34 @@ def test_what_is_no_choice_is_refused_or_counted(tmp_path) -> None:
         ({"text": "a"}, "no form of multiple choice"),
         ({**known, "answer": 2}, "none of its 2 choices"),
         ({**known, "answer": "c"}, "none of its choices"),
+        ({**known, "answer": "AB"}, "none of its choices"),
+        ({**known, "answer": 0.5}, "none of its choices"),
+        ({"question": "?", "choices": ARC, "answerKey": "1"}, "none of its choices"),
+        ({**known, "choices": "ab"}, "no list of texts"),
+        ({**known, "choices": ["a", None]}, "no list of texts"),
+        ({**known, "choices": ["a"]}, "it has 1 choices"),
+        ({**known, "choices": []}, "none of its choices|it has 0 choices"),
         ({"sentence": "no gap", "option1": "a", "option2": "b", "answer": "1"}, "no gap"),
     ]:
         with pytest.raises(SettingError, match=f"line 1: .*{words}"):
             task(tmp_path / "y.jsonl", [bad]).asked("test")
+
+
+def test_records_with_an_empty_choice_are_counted(tmp_path) -> None:
+    known = {"question": "?", "choices": ["a", "b"], "answer": 0}
+    found = task(tmp_path / "x.jsonl", [known, {**known, "choices": ["a", " "]}])
+    assert len(found.asked("test")) == 1
+    assert found.notes == {"records have an empty choice and are left out": 1}
+
+
+def test_settings_that_a_form_cannot_follow_are_refused(tmp_path) -> None:
+    gap = {"sentence": "a _ b", "option1": "x", "option2": "y", "answer": "1"}
+    for settings in ({"form": "{question}"}, {"letters": True}):
+        with pytest.raises(SettingError, match="form, letters: its choices stand in texts"):
+            task(tmp_path / "x.jsonl", [gap], **settings).asked("test")
+    many = {"question": "?", "choices": list(map(str, range(27))), "answer": 26}
+    with pytest.raises(SettingError, match="27 choices, more than letters"):
+        task(tmp_path / "x.jsonl", [many], letters=True).asked("test")
 
 
 def test_examples_come_before_a_question_and_are_never_the_question_itself(tmp_path) -> None:
@@ -120,6 +165,18 @@ def test_examples_come_before_a_question_and_are_never_the_question_itself(tmp_p
     other.write_text(json.dumps({"question": "d", "choices": ["x", "y"], "answer": 0}))
     (first, *_) = task(tmp_path / "x.jsonl", records, shots=1, examples=str(other)).asked("test")
     assert first.options[0].context == "Question: d\nAnswer: x\n\nQuestion: q0\nAnswer:"
+
+
+def test_a_heading_comes_once_before_the_examples(tmp_path) -> None:
+    records = [{"question": f"q{n}", "choices": ["a", "b"], "answer": 1, "subject": "law"}
+               for n in range(3)]  # fmt: skip
+    found = task(tmp_path / "x.jsonl", records, shots=2).asked("test")[0].options[1]
+    heading, *examples, last = found.context.split("\n\n")
+    assert heading == "The following are multiple choice questions (with answers) about law."
+    assert sorted(examples) == [f"q{n}\nA. a\nB. b\nAnswer: B" for n in (1, 2)]
+    assert last == "q0\nA. a\nB. b\nAnswer:"
+    plain = task(tmp_path / "x.jsonl", records, form="{question}", letters=False)
+    assert plain.asked("test")[0].options[1] == ("q0", " b")
 
 
 def test_letters_and_a_form_of_ones_own(tmp_path) -> None:

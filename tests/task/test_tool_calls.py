@@ -188,3 +188,11 @@ def test_no_call_is_right_where_no_function_fits(shared) -> None:
     assert len(asked) == 240
     assert all(graded(found, one, "None of these helps.") == 1 for one in asked)
     assert not any(graded(found, one, f"[{one.tools[0]['function']['name']}()]") for one in asked)
+
+
+@pytest.mark.parametrize("count", [100, 500, 900, 2000])
+def test_deep_names_and_values_are_no_error(count: int) -> None:
+    for reply in ("a" + ".a" * count + "(b=1)", "f(a=" + "[" * count + "]" * count + ")",
+                  "f(a=" + "-" * count + "1)", "f" + "()" * count):  # fmt: skip
+        assert isinstance(calls_in(reply), list)
+    assert calls_in("a.b.c(d=1)") == [("a.b.c", {"d": 1})]

@@ -118,6 +118,33 @@ def test_it_continues_with_the_same_text(
     assert len(set(texts)) > len(texts) / 2  # samples differ
     write(model, prompts, one, settings)
     assert two.read_text() == one.read_text()
+    three = tmp_path / "three.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(answers, "_answers", stop)
+        calls[:] = [()]  # in the first block
+        with pytest.raises(KeyboardInterrupt):
+            write(model, prompts, three, settings)
+    assert three.stat().st_size
+    write(model, prompts, three, settings)
+    assert three.read_text() == one.read_text()
+    three.write_bytes(three.read_bytes()[:-9])
+    with pytest.raises(SettingError, match=r"bytes where .* were written, so it cannot be contin"):
+        write(model, prompts, three, settings)
+
+
+def test_an_older_file_goes_only_once_the_prompts_can_be_read(
+    model: LanguageModel, prompts: Path, tmp_path: Path
+) -> None:
+    out, settings = tmp_path / "a.jsonl", Answering(options(), max_tokens=2)
+    out.write_text("{}\n")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "no question"}\n')
+    with pytest.raises(SettingError, match="no prompt in it"):
+        write_answers(model, open_source(str(bad)), out, settings, {}, overwrite=True)
+    assert out.read_text() == "{}\n"
+    remarks = write_answers(model, open_source(str(prompts)), out, settings, {}, overwrite=True)
+    assert remarks
+    assert out.read_text() != "{}\n"
 
 
 def test_other_settings_and_other_files_are_refused(

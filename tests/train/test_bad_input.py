@@ -19,9 +19,10 @@ import culm.files
 import culm.run.train
 from culm import safetensors as tensors
 from culm.adapt.heads import with_scalar_head
+from culm.atomic import InUseError, atomic
 from culm.config import SettingError, parse
 from culm.convert import native
-from culm.files import InUseError, atomic, read_lines
+from culm.files import read_lines
 from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
 from culm.run.settings import RunConfig, read_run

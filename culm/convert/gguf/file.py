@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from culm.atomic import atomic
 from culm.config import SettingError
 from culm.convert import rules
 from culm.convert.card import stages_in
@@ -29,7 +30,6 @@ from culm.convert.gguf.parts import read_parts
 from culm.convert.gguf.tokenizer import add_tokenizer, load_tokenizer
 from culm.convert.multipliers import plain_config
 from culm.convert.weights import assemble, note_dropped_heads, plain_weights
-from culm.files import atomic
 from culm.log import say
 from culm.model.attention.gqa import GQA
 from culm.model.rope import Llama3Scaling, Rope

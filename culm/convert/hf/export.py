@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from culm.atomic import atomic
 from culm.config import SettingError
 from culm.convert import rules
 from culm.convert.card import write_card
@@ -19,7 +20,7 @@ from culm.convert.multipliers import plain_config
 from culm.convert.rules import ModuleNames
 from culm.convert.weights import note_dropped_heads, plain_weights
 from culm.dtype import cast, name_of
-from culm.files import atomic, refuse_nonempty, write_json
+from culm.files import refuse_nonempty, write_json
 from culm.model.rule_updated import rule_updated
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.safetensors import write_safetensors

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from culm.adapt.lora import LoRA, LoRALinear, adapters_of
 from culm.adapt.quantize.linear import QuantizedLinear
+from culm.atomic import atomic
 from culm.config import SettingError
 from culm.convert.family import NoFamilyError
 from culm.convert.hf import family_at, module_names
@@ -27,7 +28,7 @@ from culm.convert.peft.tensors import PARTS, PREFIX
 from culm.convert.rules import ModuleNames
 from culm.convert.weights import fingerprint
 from culm.dtype import cast
-from culm.files import atomic, refuse_nonempty, write_json
+from culm.files import refuse_nonempty, write_json
 from culm.log import say
 from culm.model.linear import Linear
 from culm.model.transformer import Transformer

@@ -51,6 +51,8 @@ class StepsFormat(RecordFormat):
         steps, question = self._steps(record), question_of(record, self.prompt)
         if not question:
             raise ValueError(f"no question in {self.prompt!r}; {shape_of(record)}")
+        if question[-1]["role"] == "assistant":
+            raise ValueError("its question ends with an answer, and so the steps have no beginning")
         if not steps:
             raise LeftOut("answers have no steps and are left out")
         [labels] = self.numbers(record)
