@@ -155,7 +155,7 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
                 run["data"] = {"path": str(corpora / "chat.jsonl"), "format": "chat"}
                 if name == "curriculum":
                     difficulty = {"kind": "loss", "model": base()}
-                    run["data"]["curriculum"] = {"steps": 3, "difficulty": difficulty}
+                    run["data"]["curriculum"] = {"steps": 2, "difficulty": difficulty}
             case "dpo":
                 run["data"] = {"path": str(corpora / "pairs.jsonl"), "format": "pair"}
                 trained["objective"] = {"kind": "preference", "beta": 0.5}

@@ -36,10 +36,12 @@ def files(stage: Callable[..., dict], tmp_path_factory: pytest.TempPathFactory) 
             if weights == "dora":
                 settings["train"]["adapter"] = {**settings["train"]["adapter"], "dora": True}
             if weights == "qlora":
-                packed = folder / "int8"
-                if not packed.exists():
-                    quantize(settings["start"], packed, "int8")
-                settings["start"] = str(packed)
+                start, packed = settings["start"], folder / f"{name}-int8"
+                if name == "fim":  # a quantised head cannot grow, so its start has the tokens
+                    config, _ = read_run(str(found[name, "full"]), [f"folder={folder}/with-fim"])
+                    train(config)
+                    start = config.folder
+                settings["start"] = str(quantize(start, packed, "int8"))
             path = folder / f"{name}-{weights}.yaml"
             path.write_text(yaml.safe_dump({**settings, "folder": str(path.with_suffix(""))}))
             found[name, weights] = path
@@ -86,13 +88,13 @@ def first_step(name: str, weights: str, line: dict[str, Any]) -> None:
             assert line["loss"] == pytest.approx(0.5, abs=1e-6)
         case "reward":
             assert line["loss"] == pytest.approx(math.log(2), abs=0.1)  # the head knows nothing
-        case "grpo" | "dapo" | "ppo" | "shared":
+        case "grpo" | "dapo" | "filtered" | "ppo" | "shared":
             assert line["clip_fraction"] == 0
             assert line["kl"] == pytest.approx(0, abs=1e-6)
         case "distill" | "gkd" if weights != "qlora":  # whose teacher has more bits
             assert line["divergence"] == pytest.approx(0, abs=1e-5)  # the teacher is the start
         case _:
-            assert 0 < line["loss"] < math.inf
+            assert math.isfinite(line["loss"])
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
