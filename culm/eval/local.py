@@ -45,7 +45,7 @@ class LocalModel:
         return _numbers(likelihoods(self.model, [self._pair(option) for option in options]))
 
     def rolling(self, texts: Sequence[str]) -> list[Likelihood]:
-        """As `Responder.rolling`; a text that is longer than the context is read in parts.
+        """How likely each text is, as a document of its own; a long one is read in parts.
 
         Each token is scored once. Parts are disjoint, but the last one, which has the end of the
         one before as its context.

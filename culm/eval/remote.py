@@ -35,12 +35,6 @@ class RemoteModel:
         """
         return self._each(self._likelihood, options)
 
-    def rolling(self, texts: Sequence[str]) -> list[Likelihood]:
-        """As `Responder.rolling`; the first token of a text, which nothing comes before, is
-        not scored.
-        """
-        return self._each(lambda text: self._likelihood(Option("", text)), texts)
-
     def replies(self, questions: Sequence[Question], how: Generation) -> list[list[Reply]]:
         """As `Responder.replies`.
 

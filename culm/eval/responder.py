@@ -38,10 +38,6 @@ class Responder(Protocol):
         """How likely each continuation is after its context."""
         ...
 
-    def rolling(self, texts: Sequence[str]) -> list[Likelihood]:
-        """How likely each text is, as a document of its own."""
-        ...
-
     def replies(self, questions: Sequence[Question], how: Generation) -> list[list[Reply]]:
         """For each question, so many replies as are asked for."""
         ...

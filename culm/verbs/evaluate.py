@@ -246,9 +246,8 @@ def _print(ours: Evaluated, theirs: Evaluated | None, gains: Mapping[str, Any]) 
         console.print(line)
     for name, value in ours.results.items():
         if isinstance(value, float | int):
-            other = (
-                "" if theirs is None else f"  (the other model: {theirs.results.get(name, 0):,.4g})"
-            )
+            known = theirs is not None and name in theirs.results
+            other = f"  (the other model: {theirs.results[name]:,.4g})" if theirs and known else ""
             console.print(f"{name.replace('_', ' ')}: {value:,.4g}{other}")
         elif name.endswith("metrics"):
             for task, metrics in value.items():

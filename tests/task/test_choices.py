@@ -1,6 +1,7 @@
 """Multiple choice in the forms of public benchmarks: contexts and options as their harness has."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from culm.config import SettingError, parse
 from culm.task import AnyTask
 
-SHARED = Path("/work/shared/data/eval_mc_train")
+ROOT = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("CULM_DATA", ROOT.parent / "shared" / "data")) / "eval_mc_train"
 ARC = {"text": ["dry palms", "wet palms"], "label": ["A", "B"]}
 FORMS = [
     (
