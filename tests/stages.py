@@ -35,6 +35,11 @@ STAGES = (
     "distill",
     "gkd",
 )
+# Each kind of objective once. The other stages are in the grid of tests/parallel/test_grid.py.
+CORE = ("sft", "dpo", "reward", "ppo", "gkd")
+EVERY_STAGE = [
+    name if name in CORE else pytest.param(name, marks=pytest.mark.slow) for name in STAGES
+]
 WORDS = (
     "the quick brown fox jumps over a lazy dog and then sleeps all day long in warm grass".split()
 )

@@ -229,7 +229,12 @@ def package(root: Path, page: str, folder: Path) -> None:
     union.write_text(before[:first] + added + "\n" + before[first:].replace(known, line))
 
 
-@pytest.mark.parametrize("page", PAGES)
+QUICK = set(PAGES) - {"task", "optimizer", "format"}  # the others take half a minute each
+
+
+@pytest.mark.parametrize(
+    "page", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in PAGES]
+)
 def test_the_page_is_one_file_and_one_name(page: str, root: Path, tmp_path: Path) -> None:
     package(root, page, tmp_path)
     done = subprocess.run(

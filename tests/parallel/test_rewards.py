@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 from judging import Stub
 from test_ranks import assert_same, on_two_ranks
@@ -18,6 +19,7 @@ def odd(completion, answer, **fields):
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_and_a_resumed_run_score_as_one(
     run_file: Callable[..., Path],
     stub: Stub,
