@@ -97,6 +97,18 @@ def test_pairs(tokenizer, record):
     assert text_of(tokenizer, rejected, learned=True) == "b<|end|>"
 
 
+@pytest.mark.parametrize("graded", [{"scores": [2, 7, 2]}, {"ranks": [2, 1, 2]}])
+def test_pairs_of_ranked_lists(tokenizer, graded):
+    """Each answer with each worse one; two that are equally good are not compared."""
+    record = {"prompt": "q", "responses": ["b", "a", "c"], **graded}
+    found = [
+        text_of(tokenizer, one, learned=True) for one in examples(PairFormat(), record, tokenizer)
+    ]
+    assert found == ["a<|end|>", "b<|end|>", "a<|end|>", "c<|end|>"]
+    with pytest.raises(ValueError, match="no number in 'margin'"):
+        PairFormat(margin="margin").numbers(record)
+
+
 @pytest.mark.parametrize(
     ("format", "record"),
     [
