@@ -217,7 +217,7 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
                     trained["rollout"]["curriculum"] = {"low": 0.1, "high": 0.9}
                 if name == "dapo":
                     short = {"kind": "length", "longest": 4, "margin": 3, "whiten": True, "clip": 1}
-                    trained["rollout"]["reward"] = ["task", {**short, "weight": 0.5}]
+                    trained["reward"] = ["task", {**short, "weight": 0.5}]
         return {**run, "train": {**trained, **more}}
 
     return make

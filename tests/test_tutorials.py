@@ -61,8 +61,9 @@ assert float(loss) < 0.3 * before, (before, float(loss))
 RAFT = """
 base = run("pretrain", steps=2, optimizer=muon, data=tasks)
 short = {"kind": "length", "longest": 6, "margin": 6}  # the sooner an answer ends, the better
-rollout = {"group": 4, "max_tokens": 6, "epochs": 2, "reward": short}
-more = {"objective": {"kind": "raft", "least": -0.9}, "rollout": rollout, "schedule": "constant"}
+rollout = {"group": 4, "max_tokens": 6, "epochs": 2}
+more = {"objective": {"kind": "raft", "least": -0.9}, "rollout": rollout, "reward": short,
+        "schedule": "constant"}
 trained = run("rollouts", start=base, steps=60, batch_size=32, micro_batch_size=16,
               optimizer={"kind": "adamw", "rate": 1e-2}, data=asked, **more)
 lines = read_lines(trained / "metrics.jsonl")

@@ -305,7 +305,7 @@ def test_each_of_several_rewards_says_what_group_it_needs(order: int) -> None:
     judge = {"kind": "judge", "model": "m", "url": "http://localhost/v1"}
     rewards = [{**judge, "label": "pairs"}, {**judge, "label": "alone", "form": "rating"}][::order]
     objective = {"kind": "grpo", "variant": "reinforce++"}
-    train = {"steps": 1, "objective": objective, "rollout": {"group": 1, "reward": rewards}}
+    train = {"steps": 1, "objective": objective, "rollout": {"group": 1}, "reward": rewards}
     with pytest.raises(ValueError, match=r"rollout\.group: judge compares at least 2 completions"):
         parse(TrainConfig, train)
 

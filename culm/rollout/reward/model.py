@@ -29,7 +29,7 @@ class ModelScore(RewardConfig):
     batch_size: PositiveInt = 32
 
     def build(self, load: Load, seed: int) -> Score:
-        heads = scorer("train.rollout.reward.path", self.path, load, self.batch_size)
+        heads = scorer("train.reward.path", self.path, load, self.batch_size)
         return lambda trajectories: list(map(fmean, heads(trajectories)))
 
 
