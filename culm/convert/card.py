@@ -14,7 +14,7 @@ PLAIN_TEXT = "plain text"
 NAME, FENCE = "README.md", "---\n"
 REWARD = """\
 ```bash
-culm train grpo start=POLICY 'train.rollout.reward={kind: model, path: path/of/this/folder}'
+culm train grpo start=POLICY 'train.reward={kind: model, path: path/of/this/folder}'
 ```
 """
 

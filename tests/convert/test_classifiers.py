@@ -184,7 +184,7 @@ def test_what_has_no_classifier_is_refused(tiny, tokenizer, tmp_path):
 def first_reward(path: Path, stage, folder: Path) -> float:
     """What a run of reinforcement learning reports at its first step."""
     settings = stage("grpo", steps=1)
-    settings["train"]["rollout"]["reward"] = {"kind": "model", "path": str(path)}
+    settings["train"]["reward"] = {"kind": "model", "path": str(path)}
     run = train(parse(RunConfig, {**settings, "folder": str(folder)}))
     first, *_ = (run.folder / "metrics.jsonl").read_text().splitlines()
     return json.loads(first)["reward"]
