@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 import culm
+from culm.convert.load import read
 from culm.engine.continuations import likelihoods
 from culm.eval.local import LocalModel
 from culm.eval.responder import Generation
@@ -183,23 +184,25 @@ def margins_of(
     return [a - b for a, b in zip(gains[::2], gains[1::2], strict=True)]
 
 
-@torch.inference_mode()
 def rewarded(run: Path, held: Sequence[dict[str, Any]]) -> float:
     """Share of pairs whose better answer has the higher reward."""
-    from culm.convert.load import read
+    asked = [(prompt_of(one), one[kind]) for one in held for kind in ("chosen", "rejected")]
+    rewards = rewards_of(run, asked)
+    return fmean(a > b for a, b in zip(rewards[::2], rewards[1::2], strict=True))
 
+
+@torch.inference_mode()
+def rewards_of(run: Path, asked: Sequence[tuple[str, str]]) -> list[float]:
+    """What a reward model gives to each answer of a prompt."""
     model, tokenizer = read(run, "cpu", None)
-    right = []
-    for one in held:
-        rewards = []
-        for kind in ("chosen", "rejected"):
-            messages = [{"role": "user", "content": prompt_of(one)},
-                        {"role": "assistant", "content": one[kind]}]  # fmt: skip
-            whole = tokenizer.chat.encode(messages)
-            last = max(place for place, learned in enumerate(whole.learned) if learned)
-            rewards.append(float(model.scores(torch.tensor([whole.ids[: last + 1]]))[0, -1]))
-        right.append(rewards[0] > rewards[1])
-    return fmean(right)
+    rewards = []
+    for prompt, answer in asked:
+        messages = [{"role": "user", "content": prompt},
+                    {"role": "assistant", "content": answer}]  # fmt: skip
+        whole = tokenizer.chat.encode(messages)
+        last = max(place for place, learned in enumerate(whole.learned) if learned)
+        rewards.append(float(model.scores(torch.tensor([whole.ids[: last + 1]]))[0, -1]))
+    return rewards
 
 
 if __name__ == "__main__":
