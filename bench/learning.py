@@ -65,6 +65,7 @@ def measured(data: Path, folder: Path, seed: int, steps: int) -> dict[str, float
     base = train(folder, "pretrain", "base", seed, *MODEL, f"train.steps={steps}",
                  f"data.path={data / 'tinystories.txt.gz'}", "data.held_out=0.02")  # fmt: skip
     found: dict[str, float] = {}
+    turned = [held[-1], *held[:-1]]  # each with the instruction of another one
     for name in ("sft", "sft-shuffled"):
         run = train(
             folder, "sft", name, seed, f"start={base}", f"data.path={folder / name}.jsonl",
@@ -74,6 +75,12 @@ def measured(data: Path, folder: Path, seed: int, steps: int) -> dict[str, float
         model = culm.load(run, device="cpu")
         found[f"{name}: loss of unseen answers"] = loss_of(model, held)
         found[f"{name}: share of replies that end"] = share_that_ends(model, held)
+        others = [
+            _record(one) | {"output": own["output"]} for one, own in zip(turned, held, strict=True)
+        ]
+        found[f"{name}: nats a token that the right instruction gains"] = (
+            loss_of(model, others) - found[f"{name}: loss of unseen answers"]
+        )
     found["before: loss of unseen answers"] = loss_of(untrained(base), held)
     for name in ("reward", "reward-swapped"):
         train(

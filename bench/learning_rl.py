@@ -3,7 +3,7 @@
     python bench/learning_rl.py [letters|addition] --seeds 3
 
 letters: 16 tokens, and the share that is the letter a is the reward; a model that knows nothing
-learns it. Measured: that share, as the mean of the last five of 60 updates.
+learns it. Measured: that share, as the mean of the last five of 100 updates.
 
 addition: `12+34`, right or wrong. Fine-tuning reaches a part of the questions first; measured is
 exact match (greedy) on 500 questions that no training asks, and the distance from the start.
@@ -88,7 +88,7 @@ def letters(folder: Path, method: str, reward: str, seed: int) -> Found:
     own = {"kind": "function", "path": __file__, "name": share_of_a.__name__, "label": "a"}
     run = settled(
         folder / f"{method}-{reward}-{seed}", seed, method, prompts, least_cost=True,
-        steps=60, batch_size=64, rate=1e-2,
+        steps=100, batch_size=64, rate=1e-2, schedule={"kind": "constant"},
         rollout={"max_tokens": 16, "reward": [{**own, "weight": WEIGHTS[reward], "clip": 1.0}]},
     )  # fmt: skip
     shares = [line["reward_a"] for line in read_lines(trained(run) / "metrics.jsonl")]
@@ -107,7 +107,7 @@ def addition(folder: Path, method: str, reward: str, seed: int) -> Found:
     own = {"kind": "task", "weight": WEIGHTS[reward]}
     run = settled(
         folder / f"{method}-{reward}-{seed}", seed, method, sums, least_cost=False,
-        steps=80, batch_size=256, rate=5e-4, warmup=0.2,
+        steps=80, batch_size=256, rate=5e-4, schedule={"kind": "cosine", "warmup": 0.2},
         rollout={"max_tokens": 4, "epochs": 2, "reward": [own]},
     )  # fmt: skip
     run |= {"start": str(start), "eval": scores(sums)}
@@ -164,7 +164,7 @@ def untrained(folder: Path, seed: int, layers: int) -> dict[str, Any]:
 
 def settled(
     folder: Path, seed: int, method: str, prompts: Path, *, least_cost: bool, steps: int,
-    batch_size: int, rate: float, rollout: dict[str, Any], warmup: float = 0.0,
+    batch_size: int, rate: float, rollout: dict[str, Any], schedule: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """A run of a policy gradient from nothing. PPO learns from each rollout twice."""
     objective = dict(METHODS[method])
@@ -177,7 +177,7 @@ def settled(
                  "held_out": 0},
         "train": {
             "steps": steps, "batch_size": batch_size, "objective": objective, "precision": "fp32",
-            "rollout": {**ppo, **rollout}, "schedule": {"kind": "cosine", "warmup": warmup},
+            "rollout": {**ppo, **rollout}, "schedule": schedule,
             "optimizer": {"kind": "adamw", "rate": rate, "weight_decay": 0.0},
         },
         "eval": {"measures": {}},
