@@ -19,7 +19,7 @@ from learning_rl import trained
 from culm.files import read_json, read_lines
 
 TASK = {"kind": "countdown"}
-SFT_STEPS, STEPS, ROWS = 800, 80, 256
+SFT_STEPS, STEPS, ROWS = 800, 60, 256
 
 
 def main() -> None:
