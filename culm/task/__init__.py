@@ -8,6 +8,7 @@ from culm.config import one_of
 from culm.task.arithmetic import Arithmetic
 from culm.task.choices import Choices
 from culm.task.code import Code
+from culm.task.countdown import Countdown
 from culm.task.dialogues import Dialogues
 from culm.task.expression import Expression
 from culm.task.identity import Identity
@@ -16,7 +17,7 @@ from culm.task.prompts import Prompts
 from culm.task.task import Task
 from culm.task.tool_calls import ToolCalls
 
-Generated = Arithmetic | Letters | Expression | Identity
+Generated = Arithmetic | Letters | Expression | Countdown | Identity
 FromFiles = Prompts | Choices | Code | ToolCalls | Dialogues
 AnyTask = one_of(Generated | FromFiles)
 
