@@ -165,7 +165,8 @@ def untrained(folder: Path, seed: int, layers: int) -> dict[str, Any]:
 
 def settled(
     folder: Path, seed: int, method: str, prompts: Path, *, least_cost: bool, steps: int,
-    batch_size: int, rate: float, rollout: dict[str, Any], schedule: dict[str, Any],
+    batch_size: int, rate: float, rollout: dict[str, Any], reward: list[dict[str, Any]],
+    schedule: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """A run of a policy gradient from nothing. PPO learns from each rollout twice."""
     objective = dict(METHODS[method])
@@ -178,7 +179,7 @@ def settled(
                  "held_out": 0},
         "train": {
             "steps": steps, "batch_size": batch_size, "objective": objective, "precision": "fp32",
-            "rollout": {**ppo, **rollout}, "schedule": schedule,
+            "rollout": {**ppo, **rollout}, "reward": reward, "schedule": schedule,
             "optimizer": {"kind": "adamw", "rate": rate, "weight_decay": 0.0},
         },
         "eval": {"measures": {}},
