@@ -17,8 +17,8 @@ CALL = re.compile(r"calc\((.*)\)", re.DOTALL)
 
 
 class Calculator(Config):
-    """Addition, subtraction and multiplication of two numbers. A reply `calc(17*23)` is answered with the
-    value; any other reply is the model's answer.
+    """Addition, subtraction and multiplication of two numbers. A reply `calc(17*23)` is answered
+    with the value; any other reply is the model's answer.
 
     name: in the results. smallest, largest: of the numbers. signs: of the expressions. calls: how
     often the tool may be called; after that a reply is the answer, whatever it is.
