@@ -2,13 +2,17 @@
 
     python docs/objective_plots.py [page ...]
 
-Every run is kept in runs/objectives/ and trained once; on one CPU core all of them take a few
-minutes. The model reads bytes, has 2 layers, and learns to write 2 to 4 letters backwards.
+Every run is kept in runs/objectives/ and trained once (remove its folder to train it again); on one
+CPU core all of them take a few minutes. The model reads bytes and has 2 layers. It learns to write
+2 to 4 letters backwards, for distillation the text of Python's own modules.
 """
 
 from __future__ import annotations
 
+import email
+import inspect
 import json
+import json.encoder
 import os
 import random
 import sys
@@ -49,7 +53,8 @@ def run(name: str, verb: str, *settings: str) -> Path:
     folder = RUNS / name
     if not (folder / "results.json").exists():
         own = (f"folder={folder}", "device=cpu", "train.precision=fp32")
-        train(read_run(verb, [*own, *settings])[0])
+        if not train(read_run(verb, [*own, *settings])[0]).finished:
+            sys.exit(f"{folder}: interrupted; the same command resumes it")
     return folder
 
 
@@ -59,8 +64,8 @@ def records(name: str, count: int, write: Callable[[str, str, random.Random], di
     questions = [task.question("train", number, 0) for number in range(count)]
     path = RUNS / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(write(one.prompt, one.answer, chance)) + "\n" for one in questions]
-    path.write_text("".join(lines))
+    written = [json.dumps(write(one.prompt, one.answer, chance)) + "\n" for one in questions]
+    path.write_text("".join(written))
     return str(path)
 
 
@@ -89,46 +94,32 @@ def muon(rate: float) -> str:
     return f"train.optimizer={{kind: muon, rate: {rate}}}"
 
 
-def taught(name: str, steps: int) -> Path:
-    """A model that learned the task from right answers."""
-    return run(
-        name, "sft", *MODEL, *UNMEASURED, TASKS, "data.turns=1", "data.questions=20000",
-        f"train.steps={steps}", "train.batch_size=16", muon(5e-3),
-    )  # fmt: skip
-
-
 def start() -> str:
-    """What preferences and reinforcement start from: a model that is sometimes right."""
-    return f"start={taught('sft', 190)}"
+    """What preferences and reinforcement start from: a model that is right in half of the cases."""
+    folder = run(
+        "sft", "sft", *MODEL, *UNMEASURED, TASKS, "data.turns=1", "data.questions=20000",
+        "train.steps=190", "train.batch_size=16", muon(5e-3),
+    )  # fmt: skip
+    return f"start={folder}"
 
 
 def of_metrics(folder: Path, *names: str) -> dict[str, Points]:
     return {name: curve(read_lines(folder / "metrics.jsonl"), name) for name in names}
 
 
-def of_measures(folder: Path, name: str) -> Points:
-    return curve(read_lines(folder / "eval.jsonl"), name)
-
-
-def few(name: str, verb: str, *settings: str) -> Path:
-    """A run on few questions, measured on others."""
-
+def next_token() -> dict[str, Points]:
     def write(prompt: str, answer: str, chance: random.Random) -> dict[str, str]:
         return {"prompt": prompt, "completion": answer}
 
-    return run(
-        name, verb, *MODEL, f"data.path={records('few', 150, write)}", "data.tasks=[]",
+    folder = run(
+        "few", "sft", *MODEL, f"data.path={records('few', 150, write)}", "data.tasks=[]",
         "data.format=chat", "data.held_out=0.3", "eval.every_steps=10",
         "eval.measures.scores=null", "eval.measures.held_out.tokens=1000", "train.steps=400",
-        "train.batch_size=4", muon(5e-3), *settings,
+        "train.batch_size=4", muon(5e-3),
     )  # fmt: skip
-
-
-def next_token() -> dict[str, Points]:
-    folder = few("few", "sft")
     return {
         "nll of what it learns from": of_metrics(folder, "nll")["nll"],
-        "nll of unseen questions": of_measures(folder, "loss"),
+        "nll of unseen questions": curve(read_lines(folder / "eval.jsonl"), "loss"),
     }
 
 
@@ -136,9 +127,10 @@ def reward() -> dict[str, Points]:
     def trained(name: str, write: Callable[[str, str, random.Random], dict]) -> Points:
         folder = run(
             name, "reward", start(), f"data.path={records(name, 3000, write)}", "data.held_out=0.1",
-            "eval.every_steps=5", muon(1e-3),
+            "eval.every_steps=10", "train.steps=300", muon(5e-3),
         )  # fmt: skip
-        return of_measures(folder, "accuracy")
+        measured = curve(read_lines(folder / "eval.jsonl"), "accuracy")
+        return [(step, accuracy["value"]) for step, accuracy in measured]  # without its interval
 
     return {
         "accuracy of unseen pairs": trained("reward", pair),
@@ -177,11 +169,22 @@ def grpo() -> dict[str, Points]:
 
 
 def distill() -> dict[str, Points]:
-    teacher = taught("teacher", 250)
-    student = few("distilled", "distill", f"train.objective.teacher={teacher}")
+    """The text is Python's own: much for the teacher, little for the student."""
+    much, little = Path(email.__file__).parent, RUNS / "little.txt"
+    little.write_text(inspect.getsource(json.encoder))
+    both = (*MODEL, "data.split=paragraphs", "eval.measures.held_out.tokens=3000", muon(5e-3))
+    teacher = run("teacher", "pretrain", *both, f"data.path={much}", "train.steps=500")
+
+    def trained(name: str, verb: str, *settings: str) -> Points:
+        folder = run(
+            name, verb, *both, f"data.path={little}", "data.held_out=0.5", "eval.every_steps=10",
+            "train.steps=200", "train.batch_size=16", "train.schedule=constant", *settings,
+        )  # fmt: skip
+        return curve(read_lines(folder / "eval.jsonl"), "loss")
+
     return {
-        "distilled, nll of unseen questions": of_measures(student, "loss"),
-        "next_token on the same text": of_measures(few("few", "sft"), "loss"),
+        "distilled": trained("distilled", "distill", f"train.objective.teacher={teacher}"),
+        "next_token on the same text": trained("alone", "pretrain"),
     }
 
 
@@ -192,7 +195,7 @@ PLOTS: dict[str, tuple[Callable[[], dict[str, Points]], str]] = {
     "preference": (preference, "nats, times beta"),
     "ppo": (ppo, "mean reward; nats"),
     "grpo": (grpo, "mean reward"),
-    "distill": (distill, "nats per token"),
+    "distill": (distill, "held-out nats per token"),
 }
 
 

@@ -21,7 +21,7 @@ RUNS = {
     "preference": [["dpo", "data.path=x.jsonl"], ["kto", "data.path=x.jsonl"]],
     "ppo": [["ppo"], ["grpo"]],
     "grpo": [["grpo"]],
-    "distill": [["distill", "data.path=x.txt", TEACHER]],
+    "distill": [["distill", "data.path=x.txt", TEACHER], ["distill", TEACHER]],
 }
 SHOWN = runpy.run_path(str(ROOT / "docs" / "source_links.py"))
 PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -41,8 +41,9 @@ def pieces(page: Path) -> list[str]:
 
 
 def read(page: Path, settings: list[str]) -> RunConfig:
-    errors = []
-    for verb, *given in RUNS[page.stem]:
+    errors, names = [], {one.split("=")[0] for one in settings}
+    for verb, *usual in RUNS[page.stem]:
+        given = [one for one in usual if one.split("=")[0] not in names]
         try:
             return read_run(verb, [*given, *settings])[0]
         except ValueError as error:
