@@ -314,6 +314,12 @@ READ: dict[str, Callable[[Size, int], Round]] = {
 
 
 COUNTED = {"decode": DECODE, "read": READ}
+SAME_WIDTH = {  # who reads weights of as many bits
+    "culm": "llama_cpp, bf16",
+    "culm, int8": "llama_cpp, q8_0",
+    "culm, int4": "llama_cpp, q4_0",
+    "culm, int4, int8 head": "llama_cpp, q4_0",
+}
 
 
 def contend(pipe: Connection, what: str, name: str, size: Size, count: int) -> None:
@@ -359,13 +365,14 @@ def compare(what: str, letter: str, count: int, rounds: int, peer: str | None) -
 def show(title: str, seconds: dict[str, list[float]], tokens: int, memory: dict[str, int]) -> None:
     peers = {name: spent for name, spent in seconds.items() if not name.startswith("culm")}
     best = min(peers, key=lambda name: statistics.median(peers[name])) if peers else None
-    columns = "tokens/s | to the best peer | to culm | peak MiB"
-    print(f"\n| {title} | {columns} |\n|---|--:|--:|--:|--:|")
+    columns = "tokens/s | to the best peer | to culm | to llama.cpp of the same width | peak MiB"
+    print(f"\n| {title} | {columns} |\n|---|--:|--:|--:|--:|--:|")
     for name, spent in seconds.items():
         rate = tokens / statistics.median(spent)
-        to_peer, to_culm = (ratio(seconds[x], spent) if x else "-" for x in (best, "culm"))
+        others = (best, "culm", SAME_WIDTH.get(name))
+        ratios = [ratio(seconds[x], spent) if x in seconds else "-" for x in others]
         peak = f"{memory[name] / 2**20:,.0f}"
-        print(f"| {name} | {rate:,.0f} | {to_peer} | {to_culm} | {peak} |", flush=True)
+        print(f"| {name} | {rate:,.0f} | {' | '.join(ratios)} | {peak} |", flush=True)
 
 
 def ratio(others: list[float], own: list[float]) -> str:

@@ -16,6 +16,7 @@ from culm.parallel.ranks import Ranks
 from culm.rollout.buffer import Rollouts
 from culm.rollout.environment import TaskEnvironment
 from culm.rollout.settings import RolloutConfig
+from culm.run.settings import TrainConfig
 from culm.task.task import Question, Split
 from culm.tokenizer.bytes import Bytes
 
@@ -55,9 +56,12 @@ def rollouts(
     objective: Objective, rows: int = 64, micro_rows: int = 64, seed: int = 0,
     ranks: Ranks = Ranks(), tasks: Sequence = (LowerCase(),), **config: Any,
 ) -> Rollouts:  # fmt: skip
+    given = {"steps": 1, "objective": "grpo", "reward": config.pop("reward", None)}
+    rewards = TrainConfig.model_validate(given).rewards
     return Rollouts(
         objective, TOKENIZER, [TaskEnvironment(task) for task in tasks], RolloutConfig(**config),
-        refuse, batch_size=rows, micro_batch_size=micro_rows, seed=seed, ranks=ranks,
+        refuse, rewards=rewards, batch_size=rows, micro_batch_size=micro_rows, seed=seed,
+        ranks=ranks,
     )  # fmt: skip
 
 

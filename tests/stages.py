@@ -35,6 +35,11 @@ STAGES = (
     "distill",
     "gkd",
 )
+# Each kind of objective once. The other stages are in the grid of tests/parallel/test_grid.py.
+CORE = ("sft", "dpo", "reward", "ppo", "gkd")
+EVERY_STAGE = [
+    name if name in CORE else pytest.param(name, marks=pytest.mark.slow) for name in STAGES
+]
 WORDS = (
     "the quick brown fox jumps over a lazy dog and then sleeps all day long in warm grass".split()
 )
@@ -212,7 +217,7 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
                     trained["rollout"]["curriculum"] = {"low": 0.1, "high": 0.9}
                 if name == "dapo":
                     short = {"kind": "length", "longest": 4, "margin": 3, "whiten": True, "clip": 1}
-                    trained["rollout"]["reward"] = ["task", {**short, "weight": 0.5}]
+                    trained["reward"] = ["task", {**short, "weight": 0.5}]
         return {**run, "train": {**trained, **more}}
 
     return make

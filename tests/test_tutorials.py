@@ -61,8 +61,9 @@ assert float(loss) < 0.3 * before, (before, float(loss))
 RAFT = """
 base = run("pretrain", steps=2, optimizer=muon, data=tasks)
 short = {"kind": "length", "longest": 6, "margin": 6}  # the sooner an answer ends, the better
-rollout = {"group": 4, "max_tokens": 6, "epochs": 2, "reward": short}
-more = {"objective": {"kind": "raft", "least": -0.9}, "rollout": rollout, "schedule": "constant"}
+rollout = {"group": 4, "max_tokens": 6, "epochs": 2}
+more = {"objective": {"kind": "raft", "least": -0.9}, "rollout": rollout, "reward": short,
+        "schedule": "constant"}
 trained = run("rollouts", start=base, steps=60, batch_size=32, micro_batch_size=16,
               optimizer={"kind": "adamw", "rate": 1e-2}, data=asked, **more)
 lines = read_lines(trained / "metrics.jsonl")
@@ -229,7 +230,12 @@ def package(root: Path, page: str, folder: Path) -> None:
     union.write_text(before[:first] + added + "\n" + before[first:].replace(known, line))
 
 
-@pytest.mark.parametrize("page", PAGES)
+QUICK = set(PAGES) - {"task", "optimizer", "format"}  # the others take half a minute each
+
+
+@pytest.mark.parametrize(
+    "page", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in PAGES]
+)
 def test_the_page_is_one_file_and_one_name(page: str, root: Path, tmp_path: Path) -> None:
     package(root, page, tmp_path)
     done = subprocess.run(

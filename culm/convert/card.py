@@ -12,6 +12,11 @@ from culm.model.transformer import Transformer
 
 PLAIN_TEXT = "plain text"
 NAME, FENCE = "README.md", "---\n"
+REWARD = """\
+```bash
+culm train grpo start=POLICY 'train.reward={kind: model, path: path/of/this/folder}'
+```
+"""
 
 
 def card(model: Transformer, name: str, library: str = "culm", note: str = "") -> str:
@@ -23,26 +28,33 @@ def card(model: Transformer, name: str, library: str = "culm", note: str = "") -
     numbers -= model.embed.weight.numel() if config.tied else 0
     size = f" {numbers / 1e6:,.2f} million parameters," if not kinds else ""
     added = "".join(f"\n\n{text}" for text in (_training(stages), note) if text)
-    facts = {"library_name": library, "pipeline_tag": "text-generation"}
+    rewards = config.head == "scalar"
+    task = "text-classification" if rewards else "text-generation"
+    facts = {"library_name": library, "pipeline_tag": task}
     front = yaml.safe_dump(
         {**facts, **({"trained_on": list(stages)} if stages else {})},
         sort_keys=False, allow_unicode=True,
     )  # fmt: skip
-    chats = stages and not is_base(stages)
-    example = 'chat("Who are you?")' if chats else 'generate("Once upon a time", max_tokens=50)'
     return f"""\
 {FENCE}{front}{FENCE}
 # {name}
 
-A language model made with Culm:{size} {config.layers} layers of
+A {"reward" if rewards else "language"} model made with Culm:{size} {config.layers} layers of
 width {config.width}, a vocabulary of {config.vocabulary:,} tokens, a context of \
 {config.context:,} tokens{packed}.{added}
 
+{REWARD if rewards else _example(stages)}"""
+
+
+def _example(stages: Sequence[str]) -> str:
+    chats = stages and not is_base(stages)
+    call = 'chat("Who are you?")' if chats else 'generate("Once upon a time", max_tokens=50)'
+    return f"""\
 ```python
 import culm
 
 model = culm.load("path/of/this/folder")
-print(model.{example})
+print(model.{call})
 ```
 """
 

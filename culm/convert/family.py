@@ -16,6 +16,7 @@ from culm.convert.rules import TensorRule
 from culm.model.transformer import TransformerConfig
 
 _ABSENT = object()
+SCORE = TensorRule(("head",), ("score",))  # a scalar head, in every family that has a classifier
 
 
 class Fields:
@@ -63,7 +64,8 @@ class Fields:
 
 @dataclass(frozen=True)
 class Family:
-    """name: of the family in its settings. architecture: the class that computes it.
+    """name: of the family in its settings. architecture: the class that computes it. classifier:
+    the class that computes a score of a text with a scalar head; empty if there is none.
 
     read: their settings -> values of a TransformerConfig. write: a resolved config -> theirs;
     SettingError if it has parts that the family does not have.
@@ -78,9 +80,17 @@ class Family:
     write: Callable[[TransformerConfig], dict[str, Any]]
     rules: Callable[[TransformerConfig], list[TensorRule]]
     architecture: str = ""
+    classifier: str = ""
     root: str = "model."
     mtp_layers: bool = False
     own_head: bool = False
+
+    def tensor_rules(self, config: TransformerConfig) -> list[TensorRule]:
+        """The names of the tensors of a resolved config, whichever head it has."""
+        found = self.rules(config)
+        if config.head != "scalar":
+            return found
+        return [*(rule for rule in found if rule.ours != ("head",)), SCORE]
 
     def untied(self, config: TransformerConfig) -> TransformerConfig:
         """The settings as a file of the family has them."""
@@ -114,10 +124,13 @@ def family_of(config: TransformerConfig, families: Sequence[Family], target: str
         NoFamilyError: none does; the message names a setting that the nearest one lacks.
     """
     if config.head == "scalar":
-        raise NoFamilyError(
-            f"model.head: {target} files hold language models, and this one has a scalar head; "
-            "keep its Culm folder"
-        )
+        families = [family for family in families if family.classifier]
+        if not families:
+            raise NoFamilyError(
+                f"model.head: {target} files hold language models, and this one has a scalar head; "
+                "keep its Culm folder"
+            )
+        config = language_model(config)
     nearest: tuple[int, str] | None = None
     for family in families:
         differs = _misfit(family, config, target)
@@ -127,6 +140,11 @@ def family_of(config: TransformerConfig, families: Sequence[Family], target: str
             nearest = differs
     assert nearest is not None
     raise NoFamilyError(nearest[1])
+
+
+def language_model(config: TransformerConfig) -> TransformerConfig:
+    """The settings with logits in place of a scalar head: what the settings of families are of."""
+    return config.model_copy(update={"head": "vocabulary", "scores": 1, "tied": False})
 
 
 def fits(family: Family, config: TransformerConfig) -> bool:

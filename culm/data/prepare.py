@@ -134,7 +134,8 @@ def _units(
     for record, [(numbers, hard, contents)] in found_in(source, read, notes.skipped):
         notes.counts.update(not_used("records", record.unread))
         notes.read(contents)
-        size = format.group or max(1, len(contents))
+        # What compares answers to one question stays in one split.
+        size = 1 if format.group == 1 else max(1, len(contents))
         for start in range(0, len(contents), size):
             part = slice(start, start + size)
             yield (unit := Unit(contents[part], record.place, numbers[part], hard))

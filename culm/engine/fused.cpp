@@ -88,8 +88,8 @@ struct Input {
   int64_t rows, inputs, chunks;
   std::vector<bf16> narrowed;
   std::vector<int8_t> bytes;     // (rows, chunks, 64 or 128)
-  std::vector<int32_t> offsets;  // (rows, chunks, 16): where the sums begin, as weights are shifted
   std::vector<float> scales;     // (rows, chunks, 16)
+  std::vector<float> offsets;    // (rows, 16): where sums of int8 weights begin, which are shifted
   std::vector<float> sums;       // (rows, 16 * n): of each group of int4 weights
   int64_t groups;
 
@@ -104,7 +104,7 @@ struct Input {
     chunks = (inputs + size - 1) / size;
     groups = w.kind == INT4 ? (inputs / w.group + 15) / 16 * 16 : 0;
     bytes.assign(rows * chunks * size, 0);
-    offsets.assign(rows * chunks * 16, 0);
+    offsets.assign(rows * 16, 0);
     scales.assign(rows * chunks * 16, 0);
     sums.assign(rows * groups, 0);
     for (int64_t b = 0; b < rows; b++)
@@ -122,10 +122,10 @@ struct Input {
     __m256i fours = _mm256_dpbusd_epi32(_mm256_setzero_si256(), ones, both);
     if (w.kind == INT8) {
       _mm256_storeu_si256((__m256i *)&bytes[b * chunks * 64 + k], both);
-      int64_t lane = b * chunks * 16 + k / 4;
-      _mm256_storeu_si256((__m256i *)&offsets[lane],
-                          _mm256_mullo_epi32(fours, _mm256_set1_epi32(-128)));
-      _mm256_storeu_ps(&scales[lane], _mm256_set1_ps(scale));
+      _mm256_storeu_ps(&scales[b * chunks * 16 + k / 4], _mm256_set1_ps(scale));
+      float *offset = &offsets[b * 16 + k / 4 % 16];
+      _mm256_storeu_ps(offset, _mm256_fmadd_ps(_mm256_cvtepi32_ps(fours), _mm256_set1_ps(-128 * scale),
+                                               _mm256_loadu_ps(offset)));
       return;
     }
     int8_t *place = &bytes[(b * chunks + k / 128) * 128 + k % 128 / 2];
@@ -136,7 +136,6 @@ struct Input {
     int64_t lane = b * chunks * 16 + k / 8;
     for (int i = 0; i < 4; i++) {
       int32_t eight = four[2 * i] + four[2 * i + 1];
-      offsets[lane + i] = -8 * eight;
       scales[lane + i] = scale;
       sums[b * groups + k / w.group] += scale * eight;
     }
@@ -179,6 +178,8 @@ static void dot_int8(const Linear &w, const Input &in, int64_t n, int64_t b, __m
   const int8_t *weight = (const int8_t *)w.weight + n * w.inputs;
   const __m512i shift = _mm512_set1_epi8((char)0x80);  // signed to unsigned, which dpbusd takes
   __m512 parts[2][R][B] = {};
+  for (int r = 0; r < R; r++)
+    for (int i = 0; i < B; i++) parts[0][r][i] = _mm512_loadu_ps(&in.offsets[(b + i) * 16]);
   auto step = [&](int64_t c, int j, __mmask64 there) {
     __m512i part[R];
     for (int r = 0; r < R; r++) {
@@ -189,10 +190,9 @@ static void dot_int8(const Linear &w, const Input &in, int64_t n, int64_t b, __m
     for (int i = 0; i < B; i++) {
       int64_t at = (b + i) * in.chunks + c;
       __m512i row = _mm512_loadu_si512(&in.bytes[at * 64]);
-      __m512i offset = _mm512_loadu_si512(&in.offsets[at * 16]);
       __m512 scale = _mm512_loadu_ps(&in.scales[at * 16]);
       for (int r = 0; r < R; r++) {
-        __m512i dot = _mm512_dpbusd_epi32(offset, part[r], row);
+        __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), part[r], row);
         parts[j][r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, parts[j][r][i]);
       }
     }
@@ -231,10 +231,9 @@ static void dot_int4(const Linear &w, const Input &in, int64_t n, int64_t b, __m
       int64_t at = (b + i) * in.chunks + c;
       __m512i first = _mm512_loadu_si512(&in.bytes[at * 128]);
       __m512i second = _mm512_loadu_si512(&in.bytes[at * 128 + 64]);
-      __m512i offset = _mm512_loadu_si512(&in.offsets[at * 16]);
       __m512 scale = _mm512_loadu_ps(&in.scales[at * 16]);
       for (int r = 0; r < R; r++) {
-        __m512i dot = _mm512_dpbusd_epi32(offset, even[r], first);
+        __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even[r], first);
         dot = _mm512_dpbusd_epi32(dot, odd[r], second);
         sums[r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(step[r], scale), sums[r][i]);
       }
@@ -244,6 +243,8 @@ static void dot_int4(const Linear &w, const Input &in, int64_t n, int64_t b, __m
     __mmask16 known = (__mmask16)least(groups - g);
     for (int r = 0; r < R; r++) {
       __m512 zero = widen(_mm256_maskz_loadu_epi16(known, zeros + r * groups + g));
+      __m512 step = widen(_mm256_maskz_loadu_epi16(known, scales + r * groups + g));
+      zero = _mm512_fnmadd_ps(step, _mm512_set1_ps(8), zero);  // weights are stored as 0 to 15
       for (int i = 0; i < B; i++)
         sums[r][i] = _mm512_fmadd_ps(zero, _mm512_loadu_ps(&in.sums[(b + i) * in.groups + g]), sums[r][i]);
     }
@@ -270,17 +271,21 @@ static int64_t outputs(const Linear &w, const Input &in, int64_t from, int64_t t
                        int64_t stride) {
   for (; from + R <= to; from += R) {
     int64_t b = 0;
+    if (R <= 2 && w.kind != BF16)
+      for (; b + 8 <= in.rows; b += 8) tile<R, 8>(w, in, from, b, out, stride);
     for (; b + 4 <= in.rows; b += 4) tile<R, 4>(w, in, from, b, out, stride);
     for (; b < in.rows; b++) tile<R, 1>(w, in, from, b, out, stride);
   }
   return from;
 }
 
-// Quantised weights cost more arithmetic: several of their rows share the work on the activations.
+// Quantised weights cost more arithmetic, which several of their rows, or eight of activations, share.
 static void matmul(const Linear &w, const Input &in, int64_t from, int64_t to, float *out,
                    int64_t stride) {
-  if (w.kind == INT8 && in.rows > 1) from = outputs<2>(w, in, from, to, out, stride);
-  if (w.kind == INT4) from = outputs<4>(w, in, from, to, out, stride);
+  const bool few = in.rows < 8;
+  if (w.kind == INT8 && in.rows > 1 && few) from = outputs<2>(w, in, from, to, out, stride);
+  if (w.kind == INT4 && few) from = outputs<4>(w, in, from, to, out, stride);
+  if (w.kind == INT4 && !few) from = outputs<2>(w, in, from, to, out, stride);
   outputs<1>(w, in, from, to, out, stride);
 }
 
@@ -321,10 +326,24 @@ static void rotate(const float *x, int64_t head, int64_t heads, const float *nor
   for (int64_t i = 0; i < dim; i += 16) narrow(_mm512_loadu_ps(&spare[i]), out + i);
 }
 
-static float dot(const bf16 *a, const bf16 *b, int64_t size) {
-  __m512 sum = _mm512_setzero_ps();
-  for (int64_t i = 0; i < size; i += 16) sum = _mm512_fmadd_ps(widen(a + i), widen(b + i), sum);
-  return _mm512_reduce_add_ps(sum);
+// The sums of products of a query with four keys.
+static __m128 dots(const bf16 *query, const bf16 *const (&keys)[4], int64_t size) {
+  __m512 sums[4] = {};
+  for (int64_t i = 0; i < size; i += 32) {
+    __mmask32 there = (__mmask32)least(size - i);
+    __m512bh part = (__m512bh)_mm512_maskz_loadu_epi16(there, query + i);
+    for (int j = 0; j < 4; j++)
+      sums[j] = _mm512_dpbf16_ps(sums[j], part,
+                                 (__m512bh)_mm512_maskz_loadu_epi16(there, keys[j] + i));
+  }
+  auto fold = [](__m512 a, __m512 b) {  // of each 128 bits: a, b, a, b
+    return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  };
+  __m512d first = (__m512d)fold(sums[0], sums[1]), second = (__m512d)fold(sums[2], sums[3]);
+  __m512 all = _mm512_add_ps((__m512)_mm512_unpacklo_pd(first, second),
+                             (__m512)_mm512_unpackhi_pd(first, second));
+  __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
 // x / (1 + e^-y), which is SiLU where y is x.
@@ -378,15 +397,31 @@ struct Attention {
     }
     if (head == 0 && cache.at) cache.at[slot * cache.entries + own] = position;
     scores.assign((count + 15) / 16 * 16, 0);
-    for (int64_t i = 0; i < count; i++)
-      scores[i] = dot(query.data(), i + 1 < count ? keys + entries[i] * dim : key.data(), dim);
-    const __m512 share = softmax(count, layer.scale, layer.softcap);
-    for (int64_t d = 0; d < dim; d += 16) {
-      __m512 sum = _mm512_mul_ps(_mm512_set1_ps(scores[count - 1]), widen(&value[d]));
-      for (int64_t i = 0; i + 1 < count; i++)
-        sum = _mm512_fmadd_ps(_mm512_set1_ps(scores[i]), widen(values + entries[i] * dim + d), sum);
-      _mm512_storeu_ps(out + head * dim + d, _mm512_mul_ps(sum, share));
+    for (int64_t i = 0; i < count; i += 4) {
+      auto at = [&](int64_t e) { return e + 1 < count ? keys + entries[e] * dim : key.data(); };
+      const bf16 *const four[4] = {at(i), at(i + 1), at(i + 2), at(i + 3)};
+      _mm_storeu_ps(&scores[i], dots(query.data(), four, dim));
     }
+    const __m512 share = softmax(count, layer.scale, layer.softcap);
+    int64_t d = 0;
+    for (; d + 64 <= dim; d += 64) weighted<4>(values, dim, d, share, out + head * dim);
+    for (; d < dim; d += 16) weighted<1>(values, dim, d, share, out + head * dim);
+  }
+
+  // 16 * N elements from d on of the sum of all values; N sums hide the latency of an addition.
+  template <int N>
+  void weighted(const bf16 *values, int64_t dim, int64_t d, __m512 share, float *out) {
+    __m512 sums[N];
+    const int64_t earlier = entries.size();
+    for (int j = 0; j < N; j++)
+      sums[j] = _mm512_mul_ps(_mm512_set1_ps(scores[earlier]), widen(&value[d + 16 * j]));
+    for (int64_t i = 0; i < earlier; i++) {
+      const __m512 score = _mm512_set1_ps(scores[i]);
+      const bf16 *one = values + entries[i] * dim + d;
+      for (int j = 0; j < N; j++) sums[j] = _mm512_fmadd_ps(score, widen(one + 16 * j), sums[j]);
+    }
+    for (int j = 0; j < N; j++)
+      _mm512_storeu_ps(out + d + 16 * j, _mm512_mul_ps(sums[j], share));
   }
 
   // Turns dot products into e^(score - maximum); gives the inverse of their sum.

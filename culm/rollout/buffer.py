@@ -26,6 +26,7 @@ from culm.parallel.ranks import Ranks
 from culm.rollout.environment import Environment, Episode, Fitting, question_remarks
 from culm.rollout.groups import Group, filled, metrics_of
 from culm.rollout.pass_rate import PassRates
+from culm.rollout.reward.reward import RewardConfig
 from culm.rollout.sampler import Sampler
 from culm.rollout.scoring import Problems, Scales, Scoring
 from culm.rollout.settings import RolloutConfig
@@ -55,6 +56,7 @@ class Rollouts:
         config: RolloutConfig,
         load: Load,
         *,
+        rewards: Sequence[RewardConfig],
         batch_size: int,
         micro_batch_size: int,
         seed: int,
@@ -82,7 +84,7 @@ class Rollouts:
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.sampler = Sampler(objective.model, tokenizer, config, seed, context)
         self.fitting = [Fitting(one, self.sampler.fits) for one in environments]
-        self.scoring, self.problems = Scoring(config.reward, load, seed), Problems()
+        self.scoring, self.problems = Scoring(rewards, load, seed), Problems()
         self.rows = batch_size // ranks.count  # of this rank in a batch
         self._number = -1  # of the rollout that is held
         self._held: Batch | None = None
@@ -100,7 +102,8 @@ class Rollouts:
     def fingerprint(self) -> str:
         """Of the order of the prompts, and of how they are answered and scored."""
         episodes = [one.fingerprint(self.seed + 1) for one in self.environments]
-        facts = (episodes, self.seed, self.batch_size, self.config)
+        rewards = list(self.scoring.rewards.items())
+        facts = (episodes, self.seed, self.batch_size, self.config, rewards)
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def try_rewards(self) -> None:

@@ -17,7 +17,7 @@ from culm.rollout.groups import Group
 from culm.rollout.reward.reward import RewardConfig, named, scores_of
 from culm.rollout.trajectory import Trajectory
 
-SETTING = "train.rollout.reward"
+SETTING = "train.reward"
 EPS = 1e-8  # of a standard deviation, as of whitened advantages
 Parts = dict[str, list[float]]  # what each reward gave, by its name
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from culm.config import Config
 from culm.rollout.pass_rate import PassRange
-from culm.rollout.reward import Rewards
-from culm.rollout.reward.score import TaskScore
 
 
 class RolloutConfig(Config):
@@ -17,10 +15,9 @@ class RolloutConfig(Config):
     memory. batches: batches that are sampled at once, each for a step. epochs: how often they are
     learned from; after the first step the ratios of policies are no longer one. resample: rounds in
     which groups of equal rewards are replaced by those of other prompts (dynamic sampling, arXiv
-    2503.14476); 4 for the variant dapo, else 0, unless given. reward: what an answer earns;
-    several are added. curriculum: ask questions that are neither too easy nor too hard for the
-    policy, by their pass rates so far. shuffled: a control run, whose rewards are permuted over all
-    completions so that nothing can be learned from them.
+    2503.14476); 4 for the variant dapo, else 0, unless given. curriculum: ask questions that are
+    neither too easy nor too hard for the policy, by their pass rates so far. shuffled: a control
+    run, whose rewards are permuted over all completions so that nothing can be learned from them.
     """
 
     group: PositiveInt = 8
@@ -30,19 +27,8 @@ class RolloutConfig(Config):
     batches: PositiveInt = 1
     epochs: PositiveInt = 1
     resample: NonNegativeInt | None = None
-    reward: Rewards = (TaskScore(),)
     curriculum: PassRange | None = None
     shuffled: bool = False
-
-    @model_validator(mode="after")
-    def _passes(self) -> RolloutConfig:
-        names, curriculum = [one.label or one.kind for one in self.reward], self.curriculum
-        if curriculum is not None and curriculum.reward not in names:
-            raise ValueError(
-                f"curriculum.reward: there is no reward {curriculum.reward!r}; it is one of "
-                f"{', '.join(names)}"
-            )
-        return self
 
     @property
     def updates(self) -> int:

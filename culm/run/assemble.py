@@ -225,6 +225,7 @@ def _rollouts(run: Assembly) -> Rollouts:
         [TaskEnvironment(task) for task in config.data.tasks],
         train.rollouts,
         run.load,
+        rewards=train.rewards,
         batch_size=train.batch_size,
         micro_batch_size=train.at_once,
         seed=config.seed,

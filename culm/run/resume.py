@@ -56,8 +56,8 @@ def _code(run: Assembly) -> dict[str, str]:
     """Digests of the files of code that score what the model answers."""
     if run.config.train.objective.reads != "rollouts":
         return {}
-    files = [file for reward in run.config.train.rollouts.reward for file in reward.files]
-    return {f"train.rollout.reward.path={file}": sha256(file) for file in files}
+    files = [file for reward in run.config.train.rewards for file in reward.files]
+    return {f"train.reward.path={file}": sha256(file) for file in files}
 
 
 def _base_name(run: Assembly) -> str:

@@ -25,6 +25,9 @@ from culm.optim import Optimizer, Schedule
 from culm.optim.adamw import AdamW
 from culm.optim.schedule import Cosine
 from culm.parallel.parallelize import ParallelConfig
+from culm.rollout.reward import Rewards
+from culm.rollout.reward.reward import RewardConfig
+from culm.rollout.reward.score import TaskScore
 from culm.rollout.settings import RolloutConfig
 from culm.run.dial import apply_depth
 from culm.run.start import Start
@@ -70,7 +73,8 @@ class TrainConfig(Config):
         for the backward.
     adapter: train this on top of frozen weights. qat: quantise weights in every forward as `culm
         quantize --to` would, so that the model adapts to it; the final model is quantised.
-    rollout: how the model answers, for objectives that read rollouts.
+    rollout: how the model answers, for objectives that read rollouts. reward: what an answer earns;
+        several are added. The score of its task, unless given.
     """
 
     steps: Annotated[PositiveInt, MAY_CHANGE]
@@ -79,6 +83,7 @@ class TrainConfig(Config):
     context: PositiveInt | None = None
     objective: Objective = NextToken()
     rollout: RolloutConfig | None = None
+    reward: Rewards | None = None
     optimizer: Annotated[Optimizer, MayChange(but=("kind",))] = AdamW()
     schedule: Annotated[Schedule, MAY_CHANGE] = Cosine()
     adapter: one_of(LoRA) | None = None  # type: ignore[valid-type]
@@ -101,10 +106,11 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _sampled(self) -> TrainConfig:
         reads, kind = self.objective.reads, self.objective.kind
-        if self.rollout is not None and reads != "rollouts":
-            raise ValueError(f"rollout: {kind} learns from {reads}, not from rollouts")
+        for name, given in (("rollout", self.rollout), ("reward", self.reward)):
+            if given is not None and reads != "rollouts":
+                raise ValueError(f"{name}: {kind} learns from {reads}, not from rollouts")
         if reads == "rollouts":
-            comparing = [(one.kind, one.least_group) for one in self.rollouts.reward]
+            comparing = [(one.kind, one.least_group) for one in self.rewards]
             for name, least in (*comparing, (kind, self.objective.least_group)):
                 if self.rollouts.group < least:
                     raise ValueError(
@@ -117,6 +123,17 @@ class TrainConfig(Config):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _passes(self) -> TrainConfig:
+        names = [one.label or one.kind for one in self.rewards]
+        curriculum = self.rollout and self.rollout.curriculum
+        if curriculum and curriculum.reward not in names:
+            raise ValueError(
+                f"rollout.curriculum.reward: there is no reward {curriculum.reward!r}; it is one "
+                f"of {', '.join(names)}"
+            )
+        return self
+
     @property
     def rollouts(self) -> RolloutConfig:
         """How the model answers, where the objective reads rollouts."""
@@ -124,6 +141,11 @@ class TrainConfig(Config):
         if rollout.resample is None:
             return rollout.model_copy(update={"resample": self.objective.resamples})
         return rollout
+
+    @property
+    def rewards(self) -> Sequence[RewardConfig]:
+        """What an answer earns, where the objective reads rollouts."""
+        return self.reward or (TaskScore(),)
 
     @property
     def updates(self) -> int:

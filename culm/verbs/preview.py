@@ -197,7 +197,7 @@ def _questions(config: RunConfig, tokenizer: Tokenizer, context: int) -> Preview
     facts: list[tuple[str, ...]] = [
         ("tasks", ", ".join(task.name for task in tasks)),
         ("completions", f"{config.train.batch_size:,} a step, in groups of {rollouts.group}"),
-        ("rewards", ", ".join(one.label or one.kind for one in rollouts.reward)),
+        ("rewards", ", ".join(one.label or one.kind for one in config.train.rewards)),
         ("longest prompt", f"{longest} tokens, plus answers of up to {rollouts.max_tokens}"),
     ]
     if (known := rollouts.curriculum) is not None:

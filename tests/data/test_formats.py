@@ -18,7 +18,7 @@ from culm.data.format.ranking import RankingFormat
 from culm.data.format.steps import StepsFormat
 from culm.data.settings import DataConfig
 from culm.source import open_source
-from culm.source.record import Record
+from culm.source.record import LeftOut, Record
 from culm.tokenizer.tokenizer import Tokenizer
 
 ASKED = "<|user|>q<|end|><|assistant|>a<|end|>"
@@ -70,6 +70,30 @@ def test_an_instruction_with_input_and_system(tokenizer):
     assert text_of(tokenizer, example) == expected
 
 
+def test_an_instruction_with_several_instances(tokenizer):
+    """Each is a dialogue of its own."""
+    instances = [{"input": "", "output": "a"}, {"input": "x", "output": "b"}]
+    record = Record({"id": "seed_task_0", "instruction": "q", "instances": instances}, "line 1")
+    texts = [text_of(tokenizer, one) for one in examples(ChatFormat(), record, tokenizer)]
+    assert texts == [ASKED, "<|user|>q\n\nx<|end|><|assistant|>b<|end|>"]
+    assert record.unread == {"id"}
+    for wrong in ([], ["a"], [{"input": "x"}], [{"output": "a", "label": 0}]):
+        with pytest.raises(ValueError, match=r"instances: (not a list|'label')|no dialogue in it"):
+            list(ChatFormat().contents({"instruction": "q", "instances": wrong}))
+
+
+def test_turns_of_a_user_with_their_answers(tokenizer):
+    record = Record({"question_id": 1, "turns": ["q", "r"], "reference": ["a", "b"]}, "line 1")
+    [example] = examples(ChatFormat(), record, tokenizer)
+    assert text_of(tokenizer, example) == f"{ASKED}<|user|>r<|end|><|assistant|>b<|end|>"
+    assert record.unread == {"question_id"}
+    with pytest.raises(LeftOut, match="questions without answers"):
+        list(ChatFormat().contents({"turns": ["q"]}))
+    for wrong in (["a", "b"], "a", [1]):
+        with pytest.raises(ValueError, match="turns and reference: not"):
+            list(ChatFormat().contents({"turns": ["q"], "reference": wrong}))
+
+
 def dialogue(answer):
     return [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
 
@@ -95,6 +119,18 @@ def test_pairs(tokenizer, record):
     assert text_of(tokenizer, chosen) == ASKED
     assert text_of(tokenizer, chosen, learned=True) == "a<|end|>"
     assert text_of(tokenizer, rejected, learned=True) == "b<|end|>"
+
+
+@pytest.mark.parametrize("graded", [{"scores": [2, 7, 2]}, {"ranks": [2, 1, 2]}])
+def test_pairs_of_ranked_lists(tokenizer, graded):
+    """Each answer with each worse one; two that are equally good are not compared."""
+    record = {"prompt": "q", "responses": ["b", "a", "c"], **graded}
+    found = [
+        text_of(tokenizer, one, learned=True) for one in examples(PairFormat(), record, tokenizer)
+    ]
+    assert found == ["a<|end|>", "b<|end|>", "a<|end|>", "c<|end|>"]
+    with pytest.raises(ValueError, match="no number in 'margin'"):
+        PairFormat(margin="margin").numbers(record)
 
 
 @pytest.mark.parametrize(
@@ -267,6 +303,8 @@ def test_other_shapes_are_named(tokenizer, format, record, message):
         ("sft/instruction-data.json", ChatFormat(), True),
         ("sft/identity.json", ChatFormat(), True),
         ("sft/sft_sample.jsonl", ChatFormat(), True),
+        ("sft/alpaca_en_demo.json", ChatFormat(), True),
+        ("sft/seed_tasks.jsonl", ChatFormat(), True),
         ("preferences/preference_sample.jsonl", PairFormat(), True),
         ("preferences/instruction-data-with-preference.json", PairFormat(), True),
         ("preferences/dpo_en_demo.json.gz", PairFormat(), True),

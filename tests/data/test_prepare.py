@@ -152,6 +152,21 @@ def test_masks_and_pairs_are_kept(tokenizer, tmp_path):
         assert set(texts[1::2]) == {"qb"}
 
 
+def test_all_pairs_of_a_ranked_list_are_in_one_split(tokenizer, tmp_path):
+    answers = [f"a{n}" for n in range(4)]
+    lists = Records(
+        [{"prompt": f"q{n}", "completions": answers, "ranks": [1, 2, 3, 4]} for n in range(40)]
+    )
+    manifest = prepare(lists, PairFormat(), tokenizer, tmp_path / "pair", held_out=0.3)
+    asked = {}
+    for name in manifest.splits:
+        texts = [tokenizer.decode(d) for d in all_documents(Prepared.open(tmp_path / "pair", name))]
+        assert len(texts) % 12 == 0
+        asked[name] = {text.split("a")[0] for text in texts}
+    assert len(asked["train"]) + len(asked["held_out"]) == 40
+    assert not asked["train"] & asked["held_out"]
+
+
 def test_documents_stay_whole_across_shards(tmp_path):
     written = [np.arange(n % 5 + 1) for n in range(40)]
     writer = SplitWriter(tmp_path / "train", 10, limit=16)

@@ -133,7 +133,14 @@ def test_heads_that_draft_read_prompts_in_steps_too(attention, depth):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
-@pytest.mark.parametrize(("steps", "backend"), [(None, "blocks"), (256, "blocks"), (None, "sdpa")])
+@pytest.mark.parametrize(
+    ("steps", "backend"),
+    [
+        (256, "blocks"),
+        pytest.param(None, "blocks", marks=pytest.mark.slow),
+        pytest.param(None, "sdpa", marks=pytest.mark.slow),
+    ],
+)
 def test_the_memory_of_a_prompt_is_linear_in_its_length(steps, backend):
     """Four times the tokens need four times the memory or less, whoever reads them."""
     peaks = []

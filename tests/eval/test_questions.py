@@ -177,6 +177,7 @@ def test_equal_models_do_not_differ() -> None:
     assert (found.value, found.low, found.high) == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_intervals_of_differences_hold_the_truth() -> None:
     """Of 100 experiments with a true difference of 0.1, about 95."""
     chance, held = random.Random(1), 0

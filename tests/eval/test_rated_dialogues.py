@@ -13,6 +13,7 @@ from suites import local, write
 from culm.compose import compose
 from culm.config import SettingError, parse
 from culm.convert import native
+from culm.convert.export import export
 from culm.eval.dialogue import converse, trajectory
 from culm.eval.measure.chat import Chat, Conversed, chat_suite, results
 from culm.eval.measure.measure import Subject
@@ -184,6 +185,9 @@ def test_a_reward_model_rates_with_its_own_tokenizer(tasks, tmp_path) -> None:
     assert len(found) == 4
     assert all(map(math.isfinite, found))
     assert found == measure.rated(said, reader.tokenizer, 1)
+    export(tmp_path / "reward", tmp_path / "hf", "float32")  # for transformers
+    again = chat(tasks, {"kind": "model", "path": str(tmp_path / "hf")})
+    assert again.rated(said, None, 1) == pytest.approx(found, abs=1e-5)
 
 
 @pytest.mark.parametrize(("reward", "said"), [

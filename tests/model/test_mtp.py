@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from learning import build, mean
+from parity import Parity
 from safetensors.torch import load_file
 
 from culm.adapt.lora import LoRA
@@ -129,13 +130,15 @@ def test_gradient_flows_into_the_trunk_through_every_head() -> None:
         assert (model.mtp[1].projection.weight.grad is None) == (by == 1)
 
 
-def test_the_loss_is_a_weighted_sum() -> None:
+def test_the_loss_is_a_weighted_sum(parity: Parity) -> None:
     model, data = built(2), batch(drawn())
     following, *further = (-p.sum() for p in model.mtp_logprobs(data.tokens, data.targets))
     loss = build(NextToken(), model)(data)
     heads, targets = loss.terms["mtp"].total, data.counts["targets"]
     torch.testing.assert_close(heads, sum(further) / 2)
     torch.testing.assert_close(mean(loss, data) * targets, following + 0.3 * heads)
+    one, other = mean(loss, data).item(), ((following + 0.3 * sum(further) / 2) / targets).item()
+    parity.equal("next_token", "multi-token prediction", "definition", [one], [other], 1e-5)
     torch.testing.assert_close(following, -model.logprobs(data.tokens, data.targets).sum())
 
 

@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from learning import fit, mean
+from parity import Parity
 from rolling import model as dialogue_model
 from rolling import rollouts
 from tiny import experience, rows
@@ -33,8 +34,8 @@ def logits(seed: int) -> Tensor:
     return torch.randn(6, 20, generator=torch.Generator().manual_seed(seed)).double() * 2
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_divergences_are_those_of_their_definition(temperature: float) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_divergences_are_those_of_their_definition(temperature: float, parity: Parity) -> None:
     student, teacher = logits(0), logits(1)
     q, p = ((x / temperature).softmax(-1) for x in (student, teacher))
 
@@ -49,7 +50,22 @@ def test_divergences_are_those_of_their_definition(temperature: float) -> None:
     ):
         config = Distill(teacher="x", temperature=temperature, **settings)
         found = token_divergence(student, teacher, config)
-        torch.testing.assert_close(found, wanted.float(), atol=1e-5, rtol=1e-4)
+        variant = f"{config.divergence}, temperature {temperature:g}"
+        near = found.tolist(), wanted.tolist(), 1e-4
+        parity.equal("distill", variant, "definition", *near)
+
+
+def test_a_sparse_teacher_by_definition(parity: Parity) -> None:
+    """The divergence of its three most likely tokens and of all others as one."""
+    student, teacher = logits(0), logits(1)
+    q, p = student.softmax(-1), teacher.softmax(-1)
+    kept = p.topk(3, -1).indices
+    small = [
+        torch.cat([x.gather(-1, kept), 1 - x.gather(-1, kept).sum(-1, True)], -1) for x in (q, p)
+    ]
+    wanted = (small[1] * (small[1] / small[0]).log()).sum(-1)
+    found = token_divergence(student, teacher, Distill(teacher="x", top_k=3)).tolist()
+    parity.equal("distill", "sparse teacher (top-k)", "definition", found, wanted.tolist(), 1e-5)
 
 
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
@@ -174,11 +190,13 @@ def test_a_rollout_is_learned_from_as_it_is() -> None:
     assert float(mean(objective(nothing), nothing)) == 0
 
 
-def test_distances_of_states_by_hand() -> None:
+def test_distances_of_states_by_hand(parity: Parity) -> None:
     """The last pair has one direction and two lengths."""
     mine, other = torch.tensor([[1.0, 0], [1, 1], [2, 2]]), torch.tensor([[0.0, 1], [1, 0], [1, 1]])
     cosine = hidden_distance(mine, other, "cosine")
-    torch.testing.assert_close(cosine, torch.tensor([1.0, 1 - 0.5**0.5, 0.0]))
-    torch.testing.assert_close(hidden_distance(mine, other, "mse"), torch.tensor([1.0, 0.5, 1.0]))
+    wanted = [1.0, 1 - 0.5**0.5, 0.0]
+    parity.golden("distill", "hidden states, cosine", cosine.tolist(), wanted, within=1e-6)
+    mse = hidden_distance(mine, other, "mse")
+    parity.golden("distill", "hidden states, mse", mse.tolist(), [1.0, 0.5, 1.0])
     with pytest.raises(SettingError, match="hidden_distance: it has an effect with hidden only"):
         parse(Distill, {"teacher": "x", "hidden_distance": "cosine"})

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 from learning import build
+from parity import Difference, Parity
 from torch import tensor
 
 from culm.config import Config, SettingError, parse
@@ -34,22 +35,24 @@ LENGTHS_CHOSEN, LENGTHS_REJECTED = tensor([5, 8]), tensor([6, 10])
 
 
 @pytest.mark.parametrize(
-    ("settings", "golden"),
+    ("variant", "settings", "golden"),
     [
-        ({"loss": "sigmoid"}, [0.62095705, 0.69314718]),
-        ({"loss": "sigmoid", "smoothing": 0.1}, [0.63595705, 0.69314718]),
-        ({"loss": "sigmoid", "length": "mean", "beta": 5.0}, [0.21714244, 0.66238538]),
-        ({"loss": "robust", "smoothing": 0.1}, [0.60220705, 0.69314718]),
-        ({"loss": "hinge"}, [0.85, 1.0]),
-        ({"loss": "ipo", "length": "sum"}, [12.25, 25.0]),
-        ({"loss": "ipo"}, [22.24694444, 24.87515625]),
-        ({"loss": "simpo"}, [1.31326169, 2.30508332]),
-        ({"loss": "orpo", "beta": 1.0}, [0.69314718, 1.08745291]),
-        ({"loss": "apo_zero"}, [0.96252342, 1.0]),
-        ({"loss": "sppo"}, [36.25, 50.5]),
+        ("DPO", {"loss": "sigmoid"}, [0.62095705, 0.69314718]),
+        ("cDPO", {"loss": "sigmoid", "smoothing": 0.1}, [0.63595705, 0.69314718]),
+        ("DPO-norm", {"loss": "sigmoid", "length": "mean", "beta": 5}, [0.21714244, 0.66238538]),
+        ("robust DPO", {"loss": "robust", "smoothing": 0.1}, [0.60220705, 0.69314718]),
+        ("hinge", {"loss": "hinge"}, [0.85, 1.0]),
+        ("IPO, sum", {"loss": "ipo", "length": "sum"}, [12.25, 25.0]),
+        ("IPO, mean", {"loss": "ipo"}, [22.24694444, 24.87515625]),
+        ("SimPO", {"loss": "simpo"}, [1.31326169, 2.30508332]),
+        ("ORPO, odds ratio", {"loss": "orpo", "beta": 1.0}, [0.69314718, 1.08745291]),
+        ("APO-zero", {"loss": "apo_zero"}, [0.96252342, 1.0]),
+        ("SPPO", {"loss": "sppo"}, [36.25, 50.5]),
     ],
 )
-def test_preference_losses(settings: dict, golden: list[float]) -> None:
+def test_preference_losses(
+    variant: str, settings: dict, golden: list[float], parity: Parity
+) -> None:
     config = Preference(**settings)
     chosen, rejected = CHOSEN.double(), REJECTED.double()
     if FORMS[config.loss].reference:
@@ -57,7 +60,7 @@ def test_preference_losses(settings: dict, golden: list[float]) -> None:
     if config.length == "mean":
         chosen, rejected = chosen / LENGTHS_CHOSEN, rejected / LENGTHS_REJECTED
     found = preference_loss(chosen, rejected, config).tolist()
-    assert found == pytest.approx(golden, abs=1e-8)
+    parity.golden("preference", variant, found, golden)
 
 
 def test_log_odds_at_both_ends() -> None:
@@ -122,18 +125,16 @@ def test_preference_gradient_and_symmetry() -> None:
 REWARDS = tensor([1.0, 0, 0, 1, 1, 0, 0, 0], dtype=torch.float64)
 
 
-def test_advantages() -> None:
+def test_advantages(parity: Parity) -> None:
     scaled = group_advantages(REWARDS, 8, "group")
-    assert scaled[0].item() == pytest.approx(1.20738144, abs=1e-8)
-    assert scaled[1].item() == pytest.approx(-0.72442886, abs=1e-8)
+    parity.golden("grpo", "GRPO", scaled[:2].tolist(), [1.20738144, -0.72442886])
     centred = group_advantages(REWARDS, 8, "none")
-    assert centred[0].item() == pytest.approx(0.625)
-    assert centred[1].item() == pytest.approx(-0.375)
+    parity.golden("grpo", "Dr. GRPO", centred[:2].tolist(), [0.625, -0.375])
 
 
-def test_advantages_by_other_baselines() -> None:
+def test_advantages_by_other_baselines(parity: Parity) -> None:
     others = group_advantages(REWARDS, 8, "none", "others")
-    assert others[:2].tolist() == pytest.approx([0.71428571, -0.42857143], abs=1e-8)
+    parity.golden("grpo", "RLOO", others[:2].tolist(), [0.71428571, -0.42857143])
     assert group_advantages(REWARDS, 8, "none", "none").tolist() == REWARDS.tolist()
 
 
@@ -179,50 +180,57 @@ ADVANTAGE = tensor([1, -0.5], dtype=torch.float64)
 RATIO = importance_ratio(NEW, OLD, MASK > 0, "token")
 
 
-def test_policy_losses() -> None:
+def test_policy_losses(parity: Parity) -> None:
     losses, clipped = clipped_surrogate(RATIO, ADVANTAGE, 0.2, 0.2)
     losses = losses * MASK
     tokens = [[-1.2, -1.0, -0.60653066], [0.5, 0.67492940, 0.0]]
     torch.testing.assert_close(losses, tensor(tokens, dtype=torch.float64), atol=1e-8, rtol=0)
     assert clipped.tolist() == [[True, False, False], [False, False, False]]
-    sequences = (losses.sum(1) / MASK.sum(1)).mean().item()
-    assert sequences == pytest.approx(-0.17402276, abs=1e-8)
-    assert (losses.sum() / MASK.sum()).item() == pytest.approx(-0.32632025, abs=1e-8)
-    assert (losses.sum() / (2 * 4)).item() == pytest.approx(-0.20395016, abs=1e-8)
     higher = clipped_surrogate(RATIO, ADVANTAGE, 0.2, 0.28)[0] * MASK
-    assert (higher.sum() / MASK.sum()).item() == pytest.approx(-0.33060080, abs=1e-8)
+    means = {
+        "GRPO": ((losses.sum(1) / MASK.sum(1)).mean(), -0.17402276),
+        "GRPO, mean over tokens": (losses.sum() / MASK.sum(), -0.32632025),
+        "Dr. GRPO": (losses.sum() / (2 * 4), -0.20395016),
+        "DAPO": (higher.sum() / MASK.sum(), -0.33060080),
+    }
+    for variant, (found, golden) in means.items():
+        parity.golden("grpo", variant, [found.item()], [golden])
+    parity.golden(
+        "ppo", "clipped surrogate", losses[MASK > 0].tolist(), [*tokens[0], *tokens[1][:2]]
+    )
 
 
-def test_ratios_of_sequences_golden() -> None:
+def test_ratios_of_sequences_golden(parity: Parity) -> None:
     ratio = importance_ratio(NEW, OLD, MASK > 0, "sequence")
     assert ratio[:, 0].tolist() == pytest.approx([0.90483742, 1.16183424], abs=1e-8)
     losses = clipped_surrogate(ratio, ADVANTAGE, 3e-4, 4e-4)[0] * MASK
     sequences = (losses.sum(1) / MASK.sum(1)).mean().item()
-    assert sequences == pytest.approx(-0.16196015, abs=1e-8)
+    parity.golden("grpo", "GSPO", [sequences], [-0.16196015])
     product = importance_ratio(NEW, OLD, MASK > 0, "product")
     expected = ((NEW - OLD) * MASK).sum(1).exp()
     torch.testing.assert_close(product, expected[:, None].expand(2, 3))
 
 
-def test_clipped_weights_golden_and_keep_every_gradient() -> None:
+def test_clipped_weights_golden_and_keep_every_gradient(parity: Parity) -> None:
     new = NEW.clone().requires_grad_()
     losses, clipped = clipped_weight(new, RATIO, ADVANTAGE, 0.28)
-    assert ((losses * MASK).sum() / MASK.sum()).item() == pytest.approx(0.46729282, abs=1e-8)
+    average = ((losses * MASK).sum() / MASK.sum()).item()
+    parity.golden("grpo", "CISPO", [average], [0.46729282])
     assert (clipped & (MASK > 0)).tolist() == [[False] * 3, [False, True, False]]
     losses.sum().backward()
     torch.testing.assert_close(new.grad, -ADVANTAGE[:, None] * RATIO.clamp_max(1.28))
 
 
-def test_a_dual_clip_bounds_the_loss_of_bad_tokens() -> None:
+def test_a_dual_clip_bounds_the_loss_of_bad_tokens(parity: Parity) -> None:
     ratio = tensor([[9.0, 9.0]], dtype=torch.float64)
     worse = tensor([[-1.0, 1.0]], dtype=torch.float64)
     assert clipped_surrogate(ratio, worse, 0.2, 0.2)[0].tolist() == [[9.0, -1.2]]
     losses, clipped = clipped_surrogate(ratio, worse, 0.2, 0.2, dual=3.0)
-    assert losses.tolist() == [[3.0, -1.2]]
+    parity.golden("ppo", "dual clip", losses[0].tolist(), [3.0, -1.2])
     assert clipped.tolist() == [[True, True]]
 
 
-def test_estimates_of_divergence_golden() -> None:
+def test_estimates_of_divergence_golden(parity: Parity) -> None:
     new = tensor([-1.0, -2.0, -0.5], dtype=torch.float64)
     reference = tensor([-1.2, -1.5, -0.5], dtype=torch.float64)
     golden = {
@@ -230,10 +238,10 @@ def test_estimates_of_divergence_golden() -> None:
     }  # fmt: skip
     for name, values in golden.items():
         found = divergence(new, reference, name).tolist()  # type: ignore[arg-type]
-        assert found == pytest.approx(values, abs=1e-8)
+        parity.golden("grpo", f"KL estimate {name}", found, values)
 
 
-def test_gradients_of_estimates_by_enumeration() -> None:
+def test_gradients_of_estimates_by_enumeration(parity: Parity) -> None:
     """As losses: none of k1, that of KL(pi || ref) of k2, that of KL(ref || pi) of k3."""
     logits = tensor([0.3, -0.2, 1.0, 0.1], dtype=torch.float64, requires_grad=True)
     reference = tensor([0.5, 0.1, -0.3, 0.2], dtype=torch.float64).log_softmax(0)
@@ -247,6 +255,9 @@ def test_gradients_of_estimates_by_enumeration() -> None:
         (found,) = torch.autograd.grad(loss, logits, retain_graph=True)
         (expected,) = torch.autograd.grad(other, logits, retain_graph=True)
         torch.testing.assert_close(found, expected)
+        if name != "k1":  # whose gradient is zero
+            away = float((found - expected).abs().max() / expected.abs().max())
+            parity.note("grpo", f"KL estimate {name}", "enumeration", Difference(0.0, away))
 
 
 def test_weights_for_another_sampler() -> None:
@@ -305,7 +316,7 @@ def test_each_of_several_rewards_says_what_group_it_needs(order: int) -> None:
     judge = {"kind": "judge", "model": "m", "url": "http://localhost/v1"}
     rewards = [{**judge, "label": "pairs"}, {**judge, "label": "alone", "form": "rating"}][::order]
     objective = {"kind": "grpo", "variant": "reinforce++"}
-    train = {"steps": 1, "objective": objective, "rollout": {"group": 1, "reward": rewards}}
+    train = {"steps": 1, "objective": objective, "rollout": {"group": 1}, "reward": rewards}
     with pytest.raises(ValueError, match=r"rollout\.group: judge compares at least 2 completions"):
         parse(TrainConfig, train)
 
@@ -341,15 +352,15 @@ def test_settings_without_an_effect(kind: type[Config], settings: dict, message:
         parse(kind, settings)
 
 
-def test_generalised_advantages_golden_and_by_brute_force() -> None:
+def test_generalised_advantages_golden_and_by_brute_force(parity: Parity) -> None:
     """Golden numbers of verl's function, and the sum of the definition."""
     rewards = tensor([[0.0, 0, 0, 1]], dtype=torch.float64)
     values = tensor([[0.1, 0.2, 0.3, 0.4]], dtype=torch.float64)
     learned = torch.ones(1, 4, dtype=torch.bool)
     found = generalised_advantages(rewards, values, learned, 1.0, 0.95)
-    assert found[0].tolist() == pytest.approx([0.799675, 0.7365, 0.67, 0.6], abs=1e-9)
-    returns = found + values
-    assert returns[0].tolist() == pytest.approx([0.899675, 0.9365, 0.97, 1.0], abs=1e-9)
+    golden = [0.799675, 0.7365, 0.67, 0.6], [0.899675, 0.9365, 0.97, 1.0]
+    parity.golden("ppo", "GAE", found[0].tolist(), golden[0])
+    parity.golden("ppo", "returns", (found + values)[0].tolist(), golden[1])
     ahead = torch.cat([values[:, 1:], torch.zeros(1, 1)], 1)
     for gamma, decay in ((0.9, 0.8), (1.0, 1.0), (0.5, 0.0)):
         found = generalised_advantages(rewards, values, learned, gamma, decay)
@@ -374,11 +385,12 @@ def test_tokens_that_are_not_learned_do_not_move_advantages() -> None:
     assert (found[~learned] == 0).all()
 
 
-def test_the_value_loss_is_the_worse_of_two() -> None:
+def test_the_value_loss_is_the_worse_of_two(parity: Parity) -> None:
     """A value that moved further than the clip is held to the return from where it was."""
     values, old = tensor([0.9, 0.1, 0.5]), tensor([0.0, 0.0, 0.5])
     found = value_loss(values, old, tensor([1.0, 1.0, 1.0]), 0.2)
-    assert found.tolist() == pytest.approx([0.5 * 0.64, 0.5 * 0.81, 0.5 * 0.25])
+    wanted = [0.5 * 0.64, 0.5 * 0.81, 0.5 * 0.25]
+    parity.golden("ppo", "value clipping", found.tolist(), wanted, within=1e-6)
 
 
 def test_log_two() -> None:

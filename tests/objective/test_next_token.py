@@ -1,24 +1,24 @@
 """Next-token prediction and its variants, on a tiny model."""
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from learning import build, fit, mean
+from parity import Difference, Parity, assert_equal
 from tiny import model, rows
 from torch import Tensor
 
 from culm.batch import IGNORED
+from culm.model.transformer import Transformer
 from culm.objective.chunks import learned_rows, over_chunks
 from culm.objective.next_token import NextToken, noisy_embeddings
+from culm.objective.objective import Objective
 
 VARIANTS = [{"dft": True}, {"smoothing": 0.2}, {"z_loss": 0.01}, {"dft": True, "smoothing": 0.1}]
-
-
-def logits() -> Tensor:
-    return model()(rows().tokens).flatten(0, 1)
 
 
 def value(**settings) -> float:
@@ -26,43 +26,46 @@ def value(**settings) -> float:
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.5])
-def test_smoothing_is_that_of_torch(smoothing: float) -> None:
+def test_smoothing_is_that_of_torch(smoothing: float, parity: Parity) -> None:
     objective = build(NextToken(smoothing=smoothing), model())
-    mean(objective(rows()), rows()).backward()
     other = model()
     expected = F.cross_entropy(
         other(rows().tokens).flatten(0, 1), rows().targets.flatten(), ignore_index=IGNORED,
         label_smoothing=smoothing,
     )  # fmt: skip
-    expected.backward()
-    assert value(smoothing=smoothing) == pytest.approx(expected.item(), abs=1e-5)
-    for (name, mine), theirs in zip(
-        objective.model.named_parameters(), other.parameters(), strict=True
-    ):
-        torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=name)
+    found = assert_same(objective, other, expected)
+    parity.note("next_token", "label smoothing", "PyTorch cross_entropy", found)
+
+
+def assert_same(objective: Objective, other: Transformer, expected: Tensor) -> Difference:
+    """The loss of the rows and the gradients of both models."""
+
+    def gradients() -> Iterator[tuple[str, Tensor | None, Tensor | None]]:
+        theirs = dict(other.named_parameters())
+        for name, parameter in objective.model.named_parameters():
+            yield name, parameter.grad, theirs[name].grad
+
+    return assert_equal(mean(objective(rows()), rows()), expected, gradients)
 
 
 def test_tokens_weighed_by_their_own_probability() -> None:
     """The gradient of p log p with p held fixed."""
-    objective = build(NextToken(dft=True), model())
-    loss = objective(rows())
-    mean(loss, rows()).backward()
-    other = model()
+    objective, other = build(NextToken(dft=True), model()), model()
     logprobs = other.logprobs(rows().tokens, rows().targets)
     learned = rows().targets >= 0
     expected = -(logprobs * logprobs.detach().exp())[learned].mean()
-    expected.backward()
-    assert value(dft=True) == pytest.approx(expected.item(), abs=1e-6)
-    assert float(loss.metrics["nll"].total) == pytest.approx(-float(logprobs.sum()), abs=1e-3)
-    for mine, theirs in zip(objective.model.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-4)
+    metrics = objective(rows()).metrics
+    assert float(metrics["nll"].total) == pytest.approx(-float(logprobs.sum().detach()), abs=1e-3)
+    assert_same(objective, other, expected)
 
 
-def test_large_denominators_cost() -> None:
+def test_large_denominators_cost(parity: Parity) -> None:
+    objective, other = build(NextToken(z_loss=0.01), model()), model()
     learned = (rows().targets >= 0).flatten()
-    squares = logits().logsumexp(-1)[learned].square().mean()
-    plain = value()
-    assert value(z_loss=0.01) == pytest.approx(plain + 0.01 * float(squares), abs=1e-5)
+    logits = other(rows().tokens).flatten(0, 1)[learned]
+    plain = F.cross_entropy(logits, rows().targets.flatten()[learned])
+    expected = plain + 0.01 * logits.logsumexp(-1).square().mean()
+    parity.note("next_token", "z-loss", "definition", assert_same(objective, other, expected))
 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from learning import build, fit, mean
+from parity import Parity, assert_equal
 from tiny import LENGTHS, experience, model, rows
 from torch import nn
 
@@ -178,6 +179,31 @@ def test_a_token_is_charged_for_the_divergence_of_what_follows() -> None:
     first = (rows().targets >= 0).int().argmax(1)
     each = torch.arange(8)
     torch.testing.assert_close(given[each, first], batch.extra["advantages"][each, first])
+
+
+def test_reinforce_plus_plus_by_definition(parity: Parity) -> None:
+    """Returns of tokens, whitened over the rollout, in a clipped surrogate after an update."""
+    objective = build(GRPO(variant="reinforce++", kl=0.5), model())
+    objective.model.load_state_dict(model(seed=1).state_dict())
+    batch = objective.prepare(replace(experience(REWARDS, group=1), updates=2))
+    objective.model.load_state_dict(model(seed=2).state_dict())
+    start, before, policy = model(), model(seed=1), model(seed=2)
+    learned, context = rows().targets >= 0, inference_context(rows())
+    first, old, new = (
+        one.logprobs(rows().tokens, rows().targets, context) for one in (start, before, policy)
+    )
+    away = (old - first).detach() * learned
+    returns = REWARDS[:, None] - 0.5 * (away.sum(1, True) - away.cumsum(1) + away)
+    advantages = (returns - returns[learned].mean()) / returns[learned].std()
+    ratio = (new - old.detach()).exp()
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+    pairs = list(zip(objective.model.named_parameters(), policy.parameters(), strict=True))
+    found = assert_equal(
+        mean(objective(batch), batch),
+        -surrogate[learned].mean(),
+        lambda: [(name, ours.grad, theirs.grad) for (name, ours), theirs in pairs],
+    )
+    parity.note("grpo", "REINFORCE++", "definition", found)
 
 
 def test_grpo_averages_coincide_where_lengths_are_equal() -> None:

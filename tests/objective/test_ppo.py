@@ -1,11 +1,13 @@
 """PPO: advantages by the definition, and a policy and a critic that learn, with a control."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import tiny
 import torch
-from learning import build, fit
+from learning import build, fit, mean
+from parity import Parity, assert_equal
 from rolling import model, rollouts
 from tiny import experience, rows
 
@@ -18,7 +20,7 @@ from culm.parallel.ranks import Ranks
 from culm.rollout.trajectory import without_targets
 
 
-def test_prepare_gives_what_the_definition_says() -> None:
+def test_prepare_gives_what_the_definition_says(parity: Parity) -> None:
     objective = build(PPO(kl=0.1, whiten=False, gamma=0.9, decay=0.8), tiny.model())
     with torch.no_grad():  # away from the reference
         objective.model.head.weight.add_(0.1 * torch.randn_like(objective.model.head.weight))
@@ -34,9 +36,58 @@ def test_prepare_gives_what_the_definition_says() -> None:
     values = objective.critic.scores(rows().tokens)
     advantages = generalised_advantages(given, values, learned, 0.9, 0.8)
     torch.testing.assert_close(batch.extra["advantages"], advantages)
+    columns = (batch.extra["advantages"].flatten().tolist(), advantages.flatten().tolist())
+    parity.equal("ppo", "advantages, KL in the reward", "definition", *columns, 1e-5)
     torch.testing.assert_close(batch.extra["returns"], (advantages + values) * learned)
     assert batch.metrics["kl"] == pytest.approx(divergence.sum(1).mean().item())
     assert (last_learned(learned).sum(1) == 1).all()
+
+
+@pytest.mark.parametrize("settings", [{}, {"dual_clip": 1.3}], ids=["plain", "dual clip"])
+def test_the_loss_after_an_update_by_definition(settings: dict, parity: Parity) -> None:
+    """Of the policy and of the critic, both with their clips."""
+    objective = build(PPO(value_clip=0.05, **settings), tiny.model())
+    batch = objective.prepare(experience(torch.arange(8.0), group=1))
+    with torch.no_grad():
+        for parameter in objective.parameters():
+            parameter.mul_(1.3)
+    other, critic = copy.deepcopy(objective.model), copy.deepcopy(objective.critic)
+    learned, column = batch.targets >= 0, batch.extra
+    ratio = (other.logprobs(batch.tokens, batch.targets) - column["old"]).exp()
+    values = critic.scores(batch.tokens)
+    gain = torch.minimum(ratio * column["advantages"], ratio.clamp(0.8, 1.2) * column["advantages"])
+    if settings:
+        bad = column["advantages"] < 0
+        gain = gain.where(~bad, torch.maximum(gain, 1.3 * column["advantages"]))
+    bounded = column["values"] + (values - column["values"]).clamp(-0.05, 0.05)
+    errors = torch.maximum(*((one - column["returns"]).square() for one in (values, bounded)))
+    assert ((ratio - 1).abs()[learned] > 0.2).any()
+    assert (values != bounded)[learned].any()
+    pairs = [
+        (f"{name}.{part}", ours, theirs)
+        for name, mine, copied in (
+            ("policy", objective.model, other), ("critic", objective.critic, critic),
+        )
+        for (part, ours), theirs in zip(mine.named_parameters(), copied.parameters(), strict=True)
+    ]  # fmt: skip
+    found = assert_equal(
+        mean(objective(batch), batch),
+        -gain[learned].mean() + 0.1 * 0.5 * errors[learned].mean(),
+        lambda: [(name, ours.grad, theirs.grad) for name, ours, theirs in pairs],
+    )
+    variant = "policy and critic, dual clip" if settings else "policy and critic, both clipped"
+    parity.note("ppo", variant, "definition", found)
+
+
+def test_whitened_advantages_golden(parity: Parity) -> None:
+    played = experience(torch.arange(8.0), group=1)
+    mask = torch.zeros(played.learned.shape, dtype=torch.bool)
+    mask[0, :3], mask[1, 2] = True, True
+    values = torch.zeros(mask.shape, dtype=torch.float64)
+    values[mask] = torch.tensor([0.799675, 0.7365, 0.67, 0.6], dtype=torch.float64)
+    golden = [1.14183702, 0.40674444, -0.36703722, -1.18154424]
+    found = played.whiten(values, mask)[mask].tolist()
+    parity.golden("ppo", "whitening", found, golden, within=2e-6)  # its epsilon is in the root
 
 
 def test_advantages_are_whitened_over_the_whole_rollout() -> None:
@@ -59,10 +110,10 @@ def test_the_first_update_has_a_ratio_of_one() -> None:
     torch.testing.assert_close(loss.terms["policy"].total, wanted)
 
 
-def test_the_cost_of_a_nat_follows_the_target_golden() -> None:
+def test_the_cost_of_a_nat_follows_the_target_golden(parity: Parity) -> None:
     adaptive = AdaptiveKL(0.15, target=6.0, horizon=10_000)
     adaptive.update(7.5, 64)
-    assert float(adaptive.cost) == pytest.approx(0.150192, abs=1e-6)
+    parity.golden("ppo", "adaptive KL", [float(adaptive.cost)], [0.150192], within=1e-6)
     for _ in range(100):
         adaptive.update(0.0, 64)
     assert float(adaptive.cost) < 0.15

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from learning import build, fit, mean
+from parity import Difference, Parity
 from tiny import model
 
 from culm.adapt.heads import with_scalar_head
@@ -110,7 +111,7 @@ def test_a_margin_is_subtracted() -> None:
     assert difference.keys() >= {"accuracy", "margin", "reward_chosen", "reward_rejected"}
 
 
-def test_heads_learn_each_by_itself_and_the_loss_is_their_mean() -> None:
+def test_heads_learn_each_by_itself_and_the_loss_is_their_mean(parity: Parity) -> None:
     base = model()
     with_scalar_head(base, 0, scores=3)
     objective, batch = build(Reward(heads=3), base), pairs(6, 0)
@@ -119,17 +120,22 @@ def test_heads_learn_each_by_itself_and_the_loss_is_their_mean() -> None:
     ensemble = base.head.weight.detach()
     single = model()
     with_scalar_head(single, 0)
-    totals = []
+    totals, gradients = [], []
     for number in range(3):
         with torch.no_grad():
             single.head.weight.copy_(ensemble[number : number + 1])
         one = build(Reward(), single)
         single.zero_grad()
-        found = one(batch)
-        mean(found, batch).backward()
-        totals.append(found.terms["bradley_terry"].total.item())
-        torch.testing.assert_close(base.head.weight.grad[number], single.head.weight.grad[0] / 3)
-    assert loss.terms["bradley_terry"].total.item() == pytest.approx(sum(totals) / 3, rel=1e-5)
+        alone = one(batch)
+        mean(alone, batch).backward()
+        totals.append(alone.terms["bradley_terry"].total.item())
+        pair = base.head.weight.grad[number], single.head.weight.grad[0] / 3
+        torch.testing.assert_close(*pair)
+        gradients.append(float((pair[0] - pair[1]).abs().max() / pair[1].abs().max()))
+    found = loss.terms["bradley_terry"].total.item()
+    assert found == pytest.approx(sum(totals) / 3, rel=1e-5)
+    away = Difference(abs(found - sum(totals) / 3) / 6, max(gradients))  # of six pairs
+    parity.note("reward", "ensemble of heads", "the same models alone", away)
     every = base.head_scores(batch.tokens)[torch.arange(12), batch.last]
     torch.testing.assert_close(base.scores(batch.tokens), base.head_scores(batch.tokens).mean(-1))
     spread = loss.metrics["spread"]
@@ -169,7 +175,7 @@ def test_a_number_is_learned() -> None:
     assert error < 0.5 * test.extra["label"].var().item()
 
 
-def test_a_process_model_scores_the_end_of_each_step() -> None:
+def test_a_process_model_scores_the_end_of_each_step(parity: Parity) -> None:
     objective, batch = judge(loss="process"), pairs(6, 0)
     labels = torch.full(batch.tokens.shape, torch.nan)
     labels[:, 2], labels[0, 4] = torch.arange(12) % 2, 0.25
@@ -180,7 +186,10 @@ def test_a_process_model_scores_the_end_of_each_step() -> None:
     wanted = torch.where(labels[:, 2] > 0, -right.log(), -(1 - right).log()).sum()
     soft = scores[0, 4].sigmoid()
     wanted = wanted - 0.25 * soft.log() - 0.75 * (1 - soft).log()
-    torch.testing.assert_close(loss.terms["process"].total, wanted)
+    found = loss.terms["process"].total
+    torch.testing.assert_close(found, wanted)
+    numbers = [found.item() / 13], [wanted.item() / 13]
+    parity.equal("reward", "process, per step", "definition", *numbers, 1e-5)
     count = ((scores[:, 2] > 0) == (labels[:, 2] > 0)).sum() + (soft < 0.5)
     assert loss.metrics["accuracy"].total.item() == count
     mean(loss, batch).backward()

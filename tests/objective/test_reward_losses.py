@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from parity import Parity, assert_equal
 from torch import Tensor, tensor
 
 from culm.objective.reward_losses import (
@@ -17,24 +18,34 @@ from culm.objective.reward_losses import (
 CHOSEN, REJECTED = tensor([1.2], dtype=torch.float64), tensor([0.3], dtype=torch.float64)
 
 
-def test_bradley_terry_golden() -> None:
-    assert bradley_terry(CHOSEN, REJECTED).item() == pytest.approx(0.34115387, abs=1e-8)
-    assert bradley_terry(CHOSEN, REJECTED, 1.0).item() == pytest.approx(0.74439666, abs=1e-8)
+def test_bradley_terry_golden(parity: Parity) -> None:
+    plain, margin = bradley_terry(CHOSEN, REJECTED), bradley_terry(CHOSEN, REJECTED, 1.0)
+    parity.golden("reward", "Bradley-Terry", plain.tolist(), [0.34115387])
+    parity.golden("reward", "Bradley-Terry, margins", margin.tolist(), [0.74439666])
     shifted = bradley_terry(CHOSEN + 5, REJECTED + 5)
     torch.testing.assert_close(shifted, bradley_terry(CHOSEN, REJECTED))
 
 
-def test_smoothing_mixes_both_orders() -> None:
+def test_smoothing_mixes_both_orders(parity: Parity) -> None:
     right, swapped = bradley_terry(CHOSEN, REJECTED), bradley_terry(REJECTED, CHOSEN)
     found = bradley_terry(CHOSEN, REJECTED, smoothing=0.1)
     torch.testing.assert_close(found, 0.9 * right + 0.1 * swapped)
     # 0.9 * 0.34115387 + 0.1 * (0.34115387 + 0.9)
-    assert found.item() == pytest.approx(0.43115387, abs=1e-8)
+    parity.golden("reward", "Bradley-Terry, smoothing", found.tolist(), [0.43115387])
 
 
-def test_margin_ranking_asks_for_no_more_than_the_margin() -> None:
+def test_margin_ranking_asks_for_no_more_than_the_margin(parity: Parity) -> None:
     chosen, rejected = tensor([1.2, 3.0, 0.0]), tensor([0.3, 1.0, 1.0])
-    assert margin_ranking(chosen, rejected).tolist() == pytest.approx([0.1, 0.0, 2.0])
+    found = margin_ranking(chosen, rejected).tolist()
+    parity.golden("reward", "margin ranking", found, [0.1, 0.0, 2.0], within=1e-6)
+    ours, theirs = (torch.stack([chosen, rejected]).requires_grad_() for _ in range(2))
+    loss = torch.nn.MarginRankingLoss(margin=1.0)
+    difference = assert_equal(
+        margin_ranking(*ours).mean(),
+        loss(*theirs, torch.ones(3)),
+        lambda: [("rewards", ours.grad, theirs.grad)],
+    )
+    parity.note("reward", "margin ranking", "PyTorch MarginRankingLoss", difference)
     assert margin_ranking(chosen, rejected, tensor([0.5, 3.0, 0.0])).tolist() == pytest.approx(
         [0.0, 1.0, 1.0]
     )
@@ -48,13 +59,15 @@ def order_loss(rewards: Tensor, order: tuple[int, ...]) -> float:
     )
 
 
-def test_plackett_luce_is_a_distribution_over_orders() -> None:
-    rewards, total = torch.randn(4, dtype=torch.float64), 0.0
+def test_plackett_luce_is_a_distribution_over_orders(parity: Parity) -> None:
+    chance = torch.Generator().manual_seed(0)
+    rewards, total = torch.randn(4, generator=chance, dtype=torch.float64), 0.0
     for order in itertools.permutations(range(4)):
         scores = torch.zeros(4)
         scores[list(order)] = tensor([4.0, 3.0, 2.0, 1.0])
         found = plackett_luce(rewards, scores, torch.zeros(4)).sum().item()
-        assert found == pytest.approx(order_loss(rewards, order), abs=1e-9)
+        written = order_loss(rewards, order)
+        parity.equal("reward", "Plackett-Luce", "definition", [found], [written], 1e-9)
         total += math.exp(-found)
     assert total == pytest.approx(1, abs=1e-9)
 

@@ -1,13 +1,15 @@
 """Preferences and KTO against TRL: loss and gradients on a tiny model."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from learning import build, mean
+from parity import Difference, Parity, assert_equal
 from torch import Tensor
 
 from culm.batch import IGNORED, Batch
@@ -33,19 +35,27 @@ pytestmark = pytest.mark.slow
 TOKENIZER = BPE(vocabulary=262).build(["grass"])
 
 
-LOSSES: list[tuple[dict, dict]] = [
-    ({"loss": "sigmoid"}, {"loss_type": "sigmoid"}),
-    ({"loss": "hinge"}, {"loss_type": "hinge"}),
-    ({"loss": "ipo"}, {"loss_type": "ipo"}),
-    ({"loss": "apo_zero"}, {"loss_type": "apo_zero"}),
-    ({"loss": "sppo"}, {"loss_type": "sppo_hard"}),
-    (
+LOSSES: dict[str, tuple[dict, dict]] = {
+    "DPO": ({"loss": "sigmoid"}, {"loss_type": "sigmoid"}),
+    "hinge": ({"loss": "hinge"}, {"loss_type": "hinge"}),
+    "IPO, mean": ({"loss": "ipo"}, {"loss_type": "ipo"}),
+    "APO-zero": ({"loss": "apo_zero"}, {"loss_type": "apo_zero"}),
+    "SPPO": ({"loss": "sppo"}, {"loss_type": "sppo_hard"}),
+    "robust DPO": (
         {"loss": "robust", "smoothing": 0.1},
         {"loss_type": "robust", "label_smoothing": 0.1},
     ),
-    ({"loss": "sigmoid", "length": "mean"}, {"loss_type": "sigmoid_norm"}),
-    ({"loss": "sigmoid", "tail": 0.4}, {"loss_type": "sigmoid", "ld_alpha": 0.4}),
-]
+    "DPO-norm": ({"loss": "sigmoid", "length": "mean"}, {"loss_type": "sigmoid_norm"}),
+    "LD-DPO": ({"loss": "sigmoid", "tail": 0.4}, {"loss_type": "sigmoid", "ld_alpha": 0.4}),
+    "DPO, NLL": (
+        {"loss": "sigmoid", "nll": 0.4},
+        {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.4]},
+    ),
+    "DPO, precomputed reference": (
+        {"loss": "sigmoid", "reference": "precomputed"},
+        {"loss_type": "sigmoid", "precompute_ref_log_probs": True},
+    ),
+}
 
 
 WORDS = ("blue", "grey", "pink", "teal")  # of one length: averages per pair and per token agree
@@ -124,36 +134,44 @@ def assert_same(
     theirs: Any,
     expected: Tensor,
     names: Mapping[str, str] = NO_NAMES,
-) -> None:
+) -> Difference:
     """The same loss and gradients. names: of parameters that have no counterpart in a language
     model.
     """
-    ours.backward()
-    expected.backward()
-    assert ours.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
-    gradients = {name: p.grad for name, p in theirs.named_parameters()}
-    for name, parameter in objective.model.named_parameters():
-        other = gradients[names.get(name) or _theirs(name)]
-        torch.testing.assert_close(parameter.grad, other, atol=1e-5, rtol=1e-3, msg=name)
+
+    def gradients() -> Iterator[tuple[str, Tensor | None, Tensor | None]]:
+        found = dict(theirs.named_parameters())
+        for name, parameter in objective.model.named_parameters():
+            yield name, parameter.grad, found[names.get(name) or _theirs(name)].grad
+
+    return assert_equal(ours, expected, gradients)
 
 
-@pytest.mark.parametrize(("settings", "theirs_settings"), LOSSES, ids=str)
-def test_losses_with_a_reference(settings: dict, theirs_settings: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", LOSSES)
+def test_losses_with_a_reference(variant: str, tmp_path: Path, parity: Parity) -> None:
+    settings, theirs_settings = LOSSES[variant]
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
-    objective = moved(Preference(**settings, beta=0.3))
-    batch = batch_of(PAIRS, PairFormat(), tmp_path)
+    records = EVEN if "nll" in settings else PAIRS
+    config = Preference(**settings, beta=0.3)
+    batch = batch_of(records, PairFormat(), tmp_path)
+    if config.reference == "precomputed":
+        with torch.no_grad():
+            extra = build(config, tiny_models()[0]).precompute(batch)
+        batch = replace(batch, extra=extra)
+    objective = moved(config)
     theirs, reference, words = exported(tmp_path)
     trainer = trl.DPOTrainer(
         model=theirs, ref_model=reference, processing_class=words,
         args=arguments(trl.DPOConfig, tmp_path, 4, **theirs_settings),
-        train_dataset=datasets.Dataset.from_list(list(map(turns, PAIRS))),
+        train_dataset=datasets.Dataset.from_list(list(map(turns, records))),
     )  # fmt: skip
     inputs = next(iter(trainer.get_train_dataloader()))
     theirs.eval()
-    assert_same(
+    found = assert_same(
         objective, mean(objective(batch), batch), theirs, trainer.compute_loss(theirs, inputs)
     )
+    parity.note("preference", variant, "TRL DPOTrainer", found)
 
 
 def sides(batch: Batch) -> dict[str, Tensor]:
@@ -175,18 +193,21 @@ def sides(batch: Batch) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("settings", "theirs_settings"),
-    [
-        ({"loss": "cpo"}, {"loss_type": "sigmoid", "cpo_alpha": 1.0}),
-        ({"loss": "cpo", "nll": 0.0}, {"loss_type": "sigmoid", "cpo_alpha": 0.0}),
-        ({"loss": "simpo", "gamma": 0.5}, {"loss_type": "simpo", "cpo_alpha": 0.0}),
-        ({"loss": "orpo", "nll": 0.0}, {}),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_losses_without_a_reference(settings: dict, theirs_settings: dict, tmp_path: Path) -> None:
+WITHOUT: dict[str, tuple[dict, dict]] = {
+    "CPO": ({"loss": "cpo"}, {"loss_type": "sigmoid", "cpo_alpha": 1.0}),
+    "CPO, nll=0": ({"loss": "cpo", "nll": 0.0}, {"loss_type": "sigmoid", "cpo_alpha": 0.0}),
+    "CPO, smoothing": (
+        {"loss": "cpo", "smoothing": 0.1}, {"loss_type": "sigmoid", "label_smoothing": 0.1},
+    ),
+    "SimPO": ({"loss": "simpo", "gamma": 0.5}, {"loss_type": "simpo", "cpo_alpha": 0.0}),
+    "ORPO, odds ratio": ({"loss": "orpo", "nll": 0.0}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", WITHOUT)
+def test_losses_without_a_reference(variant: str, tmp_path: Path, parity: Parity) -> None:
     """Of ORPO the odds ratio: its likelihood is of the answer here, and of the prompt too there."""
+    settings, theirs_settings = WITHOUT[variant]
     pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     from trl.experimental.cpo import CPOConfig, CPOTrainer
@@ -209,10 +230,11 @@ def test_losses_without_a_reference(settings: dict, theirs_settings: dict, tmp_p
         expected = -trainer.odds_ratio_loss(chosen, rejected)[0].mean()
     else:
         expected, _ = trainer.get_batch_loss_metrics(theirs, inputs)
-    assert_same(objective, mean(objective(batch), batch), theirs, expected)
+    found = assert_same(objective, mean(objective(batch), batch), theirs, expected)
+    parity.note("preference", variant, f"TRL {kinds[0].__name__}", found)
 
 
-def test_kto(tmp_path: Path) -> None:
+def test_kto(tmp_path: Path, parity: Parity) -> None:
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     records = [
@@ -222,14 +244,14 @@ def test_kto(tmp_path: Path) -> None:
     ][:6]
     config = KTO(beta=0.3, desirable=1.5)
     objective = moved(config)
-    found = batch_of(records, LabelFormat(), tmp_path)
-    said = [TOKENIZER.decode(row.tolist()) for row in found.tokens]
+    given = batch_of(records, LabelFormat(), tmp_path)
+    said = [TOKENIZER.decode(row.tolist()) for row in given.tokens]
     order = [
         next(i for i, text in enumerate(said) if text.startswith(one["prompt"] + one["completion"]))
         for one in records
     ]
     assert sorted(order) == list(range(6))
-    (batch,) = objective.prepare_step([found.select(torch.tensor(order))], Ranks())
+    (batch,) = objective.prepare_step([given.select(torch.tensor(order))], Ranks())
     theirs, reference, words = exported(tmp_path)
     trainer = trl.KTOTrainer(
         model=theirs, ref_model=reference, processing_class=words,
@@ -243,7 +265,8 @@ def test_kto(tmp_path: Path) -> None:
     theirs.eval()
     expected = trainer.compute_loss(theirs, inputs)
     assert trainer._metrics["eval"]["kl"][-1] == pytest.approx(batch.metrics["kl"], abs=1e-4)
-    assert_same(objective, mean(objective(batch), batch), theirs, expected)
+    found = assert_same(objective, mean(objective(batch), batch), theirs, expected)
+    parity.note("kto", "KTO", "TRL KTOTrainer", found)
 
 
 def _theirs(name: str) -> str:

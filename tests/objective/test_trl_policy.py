@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from learning import mean
+from parity import Parity, assert_equal
 from test_trl import assert_same, exported, moved
 from torch import Tensor
 
@@ -20,26 +21,32 @@ pytestmark = pytest.mark.slow
 PROMPT, LENGTHS = 5, (7, 3, 6, 1, 4, 7)  # tokens of every prompt, and of each completion
 LONGEST = max(LENGTHS)
 
-VARIANTS: list[tuple[dict, dict]] = [
-    ({"variant": "grpo"}, {"loss_type": "grpo"}),
-    ({"variant": "grpo", "kl": 0.1}, {"loss_type": "grpo", "beta": 0.1}),
-    ({"variant": "grpo", "dual_clip": 1.3}, {"loss_type": "grpo", "delta": 1.3}),
-    ({"variant": "grpo", "average": "tokens"}, {"loss_type": "bnpo"}),
-    ({"variant": "drgrpo"}, {"loss_type": "dr_grpo"}),
-    ({"variant": "dapo"}, {"loss_type": "dapo", "epsilon_high": 0.28}),
-    (
+VARIANTS: dict[str, tuple[dict, dict]] = {
+    "GRPO": ({"variant": "grpo"}, {"loss_type": "grpo"}),
+    "GRPO, KL (k3) in the loss": (
+        {"variant": "grpo", "kl": 0.1}, {"loss_type": "grpo", "beta": 0.1},
+    ),
+    "GRPO, two-sided clip": (
+        {"variant": "grpo", "dual_clip": 1.3}, {"loss_type": "grpo", "delta": 1.3},
+    ),
+    "GRPO, mean over tokens": ({"variant": "grpo", "average": "tokens"}, {"loss_type": "bnpo"}),
+    "Dr. GRPO": ({"variant": "drgrpo"}, {"loss_type": "dr_grpo"}),
+    "DAPO": ({"variant": "dapo"}, {"loss_type": "dapo", "epsilon_high": 0.28}),
+    "GSPO": (
         {"variant": "gspo"},
         {
             "loss_type": "grpo", "importance_sampling_level": "sequence",
             "epsilon": 3e-4, "epsilon_high": 4e-4,
         },
     ),
-    (
+    "GSPO, wide clip": (
         {"variant": "gspo", "clip_low": 0.2, "clip_high": 0.2},
         {"loss_type": "grpo", "importance_sampling_level": "sequence"},
     ),
-    ({"variant": "cispo", "clip_high": 0.2}, {"loss_type": "cispo", "epsilon_high": 1.2}),
-]  # fmt: skip
+    "CISPO": (
+        {"variant": "cispo", "clip_high": 0.2}, {"loss_type": "cispo", "epsilon_high": 1.2},
+    ),
+}  # fmt: skip
 
 
 def completions() -> Batch:
@@ -56,9 +63,10 @@ def completions() -> Batch:
     return Batch(tokens, targets, positions, lengths=lengths, counts=counts_of(targets, lengths))
 
 
-@pytest.mark.parametrize(("settings", "theirs_settings"), VARIANTS, ids=str)
-def test_variants_of_grpo(settings: dict, theirs_settings: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_grpo(variant: str, tmp_path: Path, parity: Parity) -> None:
     """After an update: some ratios are beyond the clip."""
+    settings, theirs_settings = VARIANTS[variant]
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     objective, batch = moved(GRPO(**settings)), completions()
@@ -84,7 +92,8 @@ def test_variants_of_grpo(settings: dict, theirs_settings: dict, tmp_path: Path)
     )  # fmt: skip
     theirs.eval()
     expected = trainer._compute_loss(theirs, inputs(batch, learned))
-    assert_same(objective, mean(objective(batch), batch), theirs, expected)
+    found = assert_same(objective, mean(objective(batch), batch), theirs, expected)
+    parity.note("grpo", variant, "TRL GRPOTrainer", found)
 
 
 def inputs(batch: Batch, learned: Tensor) -> dict[str, Any]:
@@ -116,7 +125,9 @@ def inputs(batch: Batch, learned: Tensor) -> dict[str, Any]:
     ],
     ids=str,
 )
-def test_divergences_of_gkd(settings: dict, beta: float, temperature: float) -> None:
+def test_divergences_of_gkd(
+    settings: dict, beta: float, temperature: float, parity: Parity
+) -> None:
     pytest.importorskip("trl")
     from trl.experimental.gkd import GKDTrainer
 
@@ -127,11 +138,12 @@ def test_divergences_of_gkd(settings: dict, beta: float, temperature: float) -> 
     ours, theirs = (student.clone().requires_grad_() for _ in range(2))
     config = Distill(teacher="x", temperature=temperature, **settings)
     kept = labels >= 0
-    loss = token_divergence(ours[kept], teacher[kept], config).sum()
+    loss = token_divergence(ours[kept], teacher[kept], config).mean()
     expected = GKDTrainer.generalized_jsd_loss(
-        theirs, teacher, labels, beta, temperature, num_items_in_batch=1
+        theirs, teacher, labels, beta, temperature, num_items_in_batch=int(kept.sum())
     )
-    torch.testing.assert_close(loss, expected)
-    loss.backward()
-    expected.backward()
-    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-5)
+    found = assert_equal(
+        loss, expected, lambda: [("logits", ours.grad, theirs.grad)], atol=1e-6, rtol=1e-5
+    )
+    variant = f"{settings['divergence']}, temperature {temperature:g}"
+    parity.note("distill", variant, "TRL GKDTrainer", found)

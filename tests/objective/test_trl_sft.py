@@ -6,13 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from learning import build, mean
+from parity import Parity
 from test_trl import PAIRS, TOKENIZER, assert_same, exported, moved, tiny_models, turns
 
 from culm.adapt.heads import with_scalar_head
-from culm.batch import Batch
+from culm.batch import Batch, counts_of
+from culm.convert import hf
 from culm.data.example import RecordFormat
 from culm.data.format.chat import ChatFormat
+from culm.data.format.label import LabelFormat
 from culm.data.format.pair import PairFormat
 from culm.data.loader import Loader
 from culm.data.prepare import prepare
@@ -35,7 +39,7 @@ def batch_of(records: list[dict], format: RecordFormat, folder: Path) -> Batch:
 
 
 @pytest.mark.parametrize("dft", [False, True], ids=["nll", "dft"])
-def test_fine_tuning_of_answers(dft: bool, tmp_path: Path) -> None:
+def test_fine_tuning_of_answers(dft: bool, tmp_path: Path, parity: Parity) -> None:
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     records = [{"prompt": one["prompt"], "completion": one["chosen"]} for one in PAIRS]
@@ -54,9 +58,10 @@ def test_fine_tuning_of_answers(dft: bool, tmp_path: Path) -> None:
     inputs = next(iter(trainer.get_train_dataloader()))
     theirs.eval()
     assert int((inputs["labels"] != -100).sum()) == batch.counts["targets"]
-    assert_same(
+    found = assert_same(
         objective, mean(objective(batch), batch), theirs, trainer.compute_loss(theirs, inputs)
     )
+    parity.note("next_token", "completions, DFT" if dft else "completions", "TRL SFTTrainer", found)
 
 
 # Ours, with the marks by which TRL finds what the assistant says.
@@ -68,7 +73,7 @@ MARKED = (
 )
 
 
-def test_fine_tuning_of_every_turn_of_the_assistant(tmp_path: Path) -> None:
+def test_fine_tuning_of_every_turn_of_the_assistant(tmp_path: Path, parity: Parity) -> None:
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     records = [
@@ -97,14 +102,69 @@ def test_fine_tuning_of_every_turn_of_the_assistant(tmp_path: Path) -> None:
     inputs = next(iter(trainer.get_train_dataloader()))
     theirs.eval()
     assert int((inputs["labels"] != -100).sum()) == batch.counts["targets"]
-    assert_same(
+    found = assert_same(
         objective, mean(objective(batch), batch), theirs, trainer.compute_loss(theirs, inputs)
     )
+    parity.note("next_token", "turns of the assistant", "TRL SFTTrainer", found)
+
+
+def texts() -> Batch:
+    """Rows of one length, all of it learned."""
+    ids = torch.randint(1, 250, (3, 18), generator=torch.Generator().manual_seed(0))
+    tokens, targets = ids[:, :-1], ids[:, 1:]
+    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+    lengths = torch.full((3,), tokens.shape[1])
+    return Batch(tokens, targets, positions, lengths=lengths, counts=counts_of(targets, lengths))
+
+
+def test_pretraining(tmp_path: Path, parity: Parity) -> None:
+    objective, batch = moved(NextToken()), texts()
+    theirs, _, _ = exported(tmp_path)
+    ids = torch.cat([batch.tokens, batch.targets[:, -1:]], 1)
+    expected = theirs(input_ids=ids, labels=ids).loss
+    found = assert_same(objective, mean(objective(batch), batch), theirs, expected)
+    parity.note("next_token", "pretraining, all tokens", "transformers", found)
+
+
+def test_label_smoothing(tmp_path: Path, parity: Parity) -> None:
+    pytest.importorskip("transformers")
+    from transformers.trainer_pt_utils import LabelSmoother
+
+    objective, batch = moved(NextToken(smoothing=0.2)), texts()
+    theirs, _, _ = exported(tmp_path)
+    output = theirs(input_ids=batch.tokens)
+    expected = LabelSmoother(epsilon=0.2)(output, batch.targets)
+    found = assert_same(objective, mean(objective(batch), batch), theirs, expected)
+    parity.note("next_token", "label smoothing", "transformers LabelSmoother", found)
+
+
+def test_noise_on_embeddings(tmp_path: Path, parity: Parity) -> None:
+    """With one seed, and no padding, whose length only their noise depends on."""
+    pytest.importorskip("transformers")
+    from transformers.integrations.neftune import neftune_post_forward_hook
+
+    objective, batch = moved(NextToken(neftune=5.0)), texts()
+    theirs, _, _ = exported(tmp_path)
+    theirs.train()
+    embedding = theirs.get_input_embeddings()
+    embedding.neftune_noise_alpha = 5.0
+    embedding.register_forward_hook(neftune_post_forward_hook)
+    losses = []
+    for compute in (
+        lambda: mean(objective(batch), batch),
+        lambda: F.cross_entropy(
+            theirs(input_ids=batch.tokens).logits.flatten(0, 1), batch.targets.flatten()
+        ),
+    ):
+        torch.manual_seed(0)
+        losses.append(compute())
+    found = assert_same(objective, losses[0], theirs, losses[1])
+    parity.note("next_token", "NEFTune", "transformers", found)
 
 
 @pytest.mark.parametrize("centering", [0.0, 0.05])
 @pytest.mark.parametrize("margins", [False, True], ids=["plain", "margins"])
-def test_reward_models(margins: bool, centering: float, tmp_path: Path) -> None:
+def test_reward_models(margins: bool, centering: float, tmp_path: Path, parity: Parity) -> None:
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     from transformers import AutoModelForSequenceClassification
@@ -130,6 +190,32 @@ def test_reward_models(margins: bool, centering: float, tmp_path: Path) -> None:
     inputs = next(iter(trainer.get_train_dataloader()))
     theirs.eval()
     expected = trainer.compute_loss(theirs, inputs)
-    assert_same(
+    found = assert_same(
         objective, mean(objective(batch), batch), theirs, expected, {"head.weight": "score.weight"}
     )
+    parts = ["Bradley-Terry", *["margins"] * margins, *["centering"] * bool(centering)]
+    parity.note("reward", ", ".join(parts), "TRL RewardTrainer", found)
+
+
+def test_regression(tmp_path: Path, parity: Parity) -> None:
+    """A reward model that was exported, with the labels of transformers."""
+    transformers = pytest.importorskip("transformers")
+    records = [
+        {"prompt": one["prompt"], "completion": one["chosen"], "label": 0.5 * number}
+        for number, one in enumerate(PAIRS)
+    ]
+    _, policy = tiny_models()
+    with_scalar_head(policy, 0)
+    hf.export(policy, TOKENIZER, tmp_path / "reward", torch.float32)
+    objective = build(Reward(loss="regression"), policy)
+    batch = batch_of(records, LabelFormat(), tmp_path)
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    theirs = load(tmp_path / "reward").eval()
+    assert batch.padding is not None
+    ids = batch.tokens.masked_fill(batch.padding, theirs.config.pad_token_id)
+    labels = batch.extra["label"]
+    expected = theirs(input_ids=ids, attention_mask=~batch.padding, labels=labels).loss
+    found = assert_same(
+        objective, mean(objective(batch), batch), theirs, expected, {"head.weight": "score.weight"}
+    )
+    parity.note("reward", "regression", "transformers", found)

@@ -89,8 +89,10 @@ def test_a_rank_whose_partner_does_not_start(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_waiting_obeys_signals(rank: int, number: signal.Signals, alone: Callable) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", WAITING], env={**os.environ, **alone(rank)},
@@ -120,7 +122,13 @@ def test_a_rank_without_the_shared_folder(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize(
-    "places", [("at the start",), ("while joining",), ("after joining", "after a sum")], ids=str
+    "places",
+    [
+        pytest.param(("at the start",), marks=pytest.mark.slow),
+        pytest.param(("while joining",), marks=pytest.mark.slow),
+        ("after joining", "after a sum"),
+    ],
+    ids=str,
 )
 def test_torchrun_restarts_ranks_that_die(places: tuple[str, ...], tmp_path: Path) -> None:
     """What the ranks of an earlier attempt left in the store is not that of the next one."""

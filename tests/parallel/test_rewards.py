@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 from judging import Stub
 from test_ranks import assert_same, on_two_ranks
@@ -18,6 +19,7 @@ def odd(completion, answer, **fields):
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_and_a_resumed_run_score_as_one(
     run_file: Callable[..., Path],
     stub: Stub,
@@ -28,7 +30,7 @@ def test_two_ranks_and_a_resumed_run_score_as_one(
     settings = yaml.safe_load(file.read_text())
     judge = {"kind": "judge", "url": stub.url, "model": "m", "pairs": 3}
     function = {"kind": "function", "path": str(tmp_path / "my.py"), "name": "odd"}
-    settings["train"]["rollout"]["reward"] = [judge, {**function, "whiten": True, "clip": 1.5}]
+    settings["train"]["reward"] = [judge, {**function, "whiten": True, "clip": 1.5}]
     file.write_text(yaml.safe_dump(settings))
     on_two_ranks(f"{file},folder={file}-two")
     for steps in (2, 4):

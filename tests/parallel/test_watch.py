@@ -56,8 +56,8 @@ def start(*arguments: str) -> list[subprocess.Popen]:
     return ranks
 
 
-@pytest.mark.parametrize("work", ["steps", "waiting"])
-@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.parametrize("work", ["steps", pytest.param("waiting", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stopped", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_stopped_rank_is_named(stopped: int, work: str) -> None:
     """Rank 0 holds the store through which the ranks hear of each other."""
     ranks = start(work, "600")

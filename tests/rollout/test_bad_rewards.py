@@ -74,7 +74,7 @@ def test_a_reward_that_is_none(give: Callable[[Sequence], Any], reason: str) -> 
     penalty = LengthPenalty(longest=9, margin=3)
     asked = rollouts(build(GRPO(), model(0)), rows=4, micro_rows=4, group=2, reward=(penalty,))
     asked.scoring._scores["length"] = give
-    with pytest.raises(SettingError, match=f"train.rollout.reward: {reason}"):
+    with pytest.raises(SettingError, match=f"train.reward: {reason}"):
         asked.step(0)
 
 

@@ -10,7 +10,7 @@ from rolling import TOKENIZER, LowerCase, model, rollouts
 
 from culm.adapt.heads import with_scalar_head
 from culm.adapt.lora import plain
-from culm.config import SettingError
+from culm.config import SettingError, parse
 from culm.convert import native
 from culm.model.transformer import Transformer
 from culm.objective.grpo import GRPO
@@ -19,9 +19,11 @@ from culm.rollout.environment import TaskEnvironment, Turn
 from culm.rollout.reward.length import LengthPenalty
 from culm.rollout.reward.model import ModelScore
 from culm.rollout.reward.reward import named
+from culm.rollout.reward.score import TaskScore
 from culm.rollout.sampler import Sampler
 from culm.rollout.settings import RolloutConfig
 from culm.rollout.trajectory import to_rows
+from culm.run.settings import TrainConfig
 
 
 @dataclass
@@ -110,7 +112,7 @@ def test_a_rollout_plays_an_environment_to_its_end() -> None:
     objective = build(GRPO(), model(0, context=96))
     asked = Rollouts(
         objective, TOKENIZER, [Echoes()], RolloutConfig(group=2, max_tokens=3), refuse,
-        batch_size=4, micro_batch_size=4, seed=0,
+        rewards=[TaskScore()], batch_size=4, micro_batch_size=4, seed=0,
     )  # fmt: skip
     (batch,) = asked.step(0)
     assert batch.metrics["reward"] == 1
@@ -138,11 +140,7 @@ def test_rewards_are_added_by_weight() -> None:
     rewards = [
         {"kind": "task", "weight": 2.0}, {"kind": "length", "longest": 6, "margin": 6},
     ]  # fmt: skip
-    config = RolloutConfig.model_validate({"group": 2, "max_tokens": 6, "reward": rewards})
-    asked = Rollouts(
-        build(GRPO(), model(0)), TOKENIZER, [TaskEnvironment(LowerCase())], config, refuse,
-        batch_size=8, micro_batch_size=8, seed=0,
-    )  # fmt: skip
+    asked = rollouts(build(GRPO(), model(0)), 8, 8, group=2, max_tokens=6, reward=rewards)
     groups, _ = asked._play(range(4))
     for group in groups:
         wanted = [2 * one.episode.score() - one.sampled / 6 for one in group.trajectories]
@@ -166,12 +164,11 @@ def test_a_completion_without_an_end_token_is_penalised() -> None:
 
 def test_two_rewards_of_one_name_are_refused() -> None:
     rewards = [{"kind": "length", "longest": n, "margin": n} for n in (3, 6)]
-    config = RolloutConfig.model_validate({"group": 2, "reward": rewards})
+    given = {"steps": 1, "objective": "grpo", "reward": rewards}
     with pytest.raises(SettingError, match="two rewards have the name 'length'; give one a label"):
-        named(config.reward)
+        named(parse(TrainConfig, given).rewards)
     rewards[0]["label"] = "short"
-    config = RolloutConfig.model_validate({"group": 2, "reward": rewards})
-    assert list(named(config.reward)) == ["short", "length"]
+    assert list(named(parse(TrainConfig, given).rewards)) == ["short", "length"]
 
 
 def test_a_reward_model_scores_the_last_token_of_each_dialogue(tmp_path: Path) -> None:
@@ -197,7 +194,7 @@ def test_no_episode_is_started_for_a_fingerprint() -> None:
     given = [
         Rollouts(
             build(GRPO(), speaker()), TOKENIZER, [echoes], config, refuse,
-            batch_size=4, micro_batch_size=4, seed=seed,
+            rewards=[TaskScore()], batch_size=4, micro_batch_size=4, seed=seed,
         )
         for seed in (0, 1)
     ]  # fmt: skip

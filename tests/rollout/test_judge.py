@@ -15,7 +15,6 @@ from culm import endpoint
 from culm.config import SettingError, parse
 from culm.objective.grpo import GRPO
 from culm.rollout.reward.judge import Judge
-from culm.rollout.settings import RolloutConfig
 from culm.rollout.trajectory import Trajectory
 from culm.run.settings import TrainConfig
 
@@ -195,16 +194,16 @@ def test_unusable_settings(wrong: dict, message: str) -> None:
     settings = {"kind": "judge", "url": "http://h/v1", "model": "m", **wrong}
     message = message.replace("judge", r"reward\S*")
     with pytest.raises(SettingError, match=message) as found:
-        parse(RolloutConfig, {"reward": [settings]})
+        parse(TrainConfig, {"steps": 1, "reward": [settings]})
     assert "secret" not in str(found.value)
 
 
 def test_a_group_of_one_has_no_pairs() -> None:
     judge = {"kind": "judge", "url": "http://h/v1", "model": "m"}
-    train = {"steps": 1, "objective": "ppo", "rollout": {"group": 1, "reward": judge}}
+    train = {"steps": 1, "objective": "ppo", "rollout": {"group": 1}, "reward": judge}
     with pytest.raises(SettingError, match=r"rollout\.group: judge compares at least 2"):
         parse(TrainConfig, train)
-    train["rollout"]["reward"] = {**judge, "form": "rating"}
+    train["reward"] = {**judge, "form": "rating"}
     assert parse(TrainConfig, train).rollouts.group == 1
 
 

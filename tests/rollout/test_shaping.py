@@ -21,8 +21,7 @@ from culm.rollout.reward.format import FormatBonus
 from culm.rollout.reward.model import ModelScore
 from culm.rollout.reward.score import TaskScore
 from culm.rollout.scoring import Scoring
-from culm.rollout.settings import RolloutConfig
-from culm.run.settings import RunConfig
+from culm.run.settings import RunConfig, TrainConfig
 from culm.verbs.plan import show_plan
 
 NAN = math.nan
@@ -98,7 +97,7 @@ def test_a_bonus_for_a_form_is_for_the_whole_reply() -> None:
     given = [answered("q", reply) for reply in replies]
     assert bonus.build(refuse, 0)(given) == [0.2, 0, 0, 0, 0]
     with pytest.raises(SettingError, match=r"pattern: this is not a regular expression \(.*\)"):
-        parse(RolloutConfig, {"reward": {"kind": "format", "pattern": "(a"}})
+        parse(TrainConfig, {"steps": 1, "reward": {"kind": "format", "pattern": "(a"}})
 
 
 def test_an_ensemble_by_definition() -> None:
@@ -115,7 +114,7 @@ def test_an_ensemble_by_definition() -> None:
         assert math.isnan(combined([1.0, NAN], combine))
         assert math.isinf(combined([1.0, math.inf], combine))
     with pytest.raises(SettingError, match="a path is given twice"):
-        parse(RolloutConfig, {"reward": {"kind": "ensemble", "paths": ["a", "b", "a"]}})
+        parse(TrainConfig, {"steps": 1, "reward": {"kind": "ensemble", "paths": ["a", "b", "a"]}})
 
 
 def test_an_ensemble_of_reward_models(tmp_path: Path) -> None:
@@ -134,7 +133,7 @@ def test_an_ensemble_of_reward_models(tmp_path: Path) -> None:
     each = [ModelScore(path=path).build(load, 0)(given) for path in paths]
     found = Ensemble(paths=paths, combine="min", batch_size=2).build(load, 0)(given)
     assert found == pytest.approx([min(scores) for scores in zip(*each, strict=True)], abs=1e-5)
-    assert asked[3:] == ["train.rollout.reward.paths"] * 3
+    assert asked[3:] == ["train.reward.paths"] * 3
 
 
 def test_the_heads_of_one_model_are_an_ensemble(tmp_path: Path) -> None:
@@ -180,7 +179,7 @@ def test_a_plan_loads_and_calls_the_function(
     (tmp_path / "my.py").write_text(text)
     settings = {**stage("grpo"), "folder": str(tmp_path / "run")}
     reward = {"kind": "function", "path": str(tmp_path / "my.py"), "name": "score"}
-    settings["train"]["rollout"]["reward"] = [reward, "missing_eos"]
+    settings["train"]["reward"] = [reward, "missing_eos"]
     config = parse(RunConfig, settings)
     if message is None:
         show_plan(config, {})
@@ -197,7 +196,7 @@ def test_a_plan_misses_the_key_of_a_judge_and_asks_nothing(
 ) -> None:
     settings = {**stage("grpo"), "folder": str(tmp_path / "run")}
     judge = {"kind": "judge", "url": "http://127.0.0.1:9/v1", "model": "m", "api_key": "NO_KEY"}
-    settings["train"]["rollout"]["reward"] = judge
+    settings["train"]["reward"] = judge
     monkeypatch.delenv("NO_KEY", raising=False)
     with pytest.raises(SettingError, match=r"the environment variable NO_KEY is not set"):
         show_plan(parse(RunConfig, settings), {})

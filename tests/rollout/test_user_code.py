@@ -20,8 +20,8 @@ from culm.objective.policy import group_advantages
 from culm.rollout.environment import QuestionEpisode
 from culm.rollout.reward.function import FunctionScore
 from culm.rollout.reward.potential import Potential
-from culm.rollout.settings import RolloutConfig
 from culm.rollout.trajectory import Trajectory
+from culm.run.settings import TrainConfig
 from culm.task.prompts import Prompts
 from culm.task.task import Question
 
@@ -114,7 +114,7 @@ def test_none_and_nan_are_unscored_and_say_so(score) -> None:
     ],
 )
 def test_bad_functions_end_the_run(text: str, message: str, score) -> None:
-    with pytest.raises(SettingError, match=rf"train\.rollout\.reward.*{message}"):
+    with pytest.raises(SettingError, match=rf"train\.reward.*{message}"):
         score(text)
 
 
@@ -122,7 +122,7 @@ def test_a_missing_file_and_unusable_settings(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"reward\.path: nowhere\.py: No such file"):
         FunctionScore(path="nowhere.py", name="f").build(refuse, 0)
     with pytest.raises(SettingError, match=r"reward\[0\]\.function\.path|path: this setting"):
-        parse(RolloutConfig, {"reward": {"kind": "function", "name": "f"}})
+        parse(TrainConfig, {"steps": 1, "reward": {"kind": "function", "name": "f"}})
 
 
 def test_text_that_changed_within_a_second_is_read_anew(score) -> None:
@@ -163,8 +163,7 @@ def test_a_potential_changes_no_group_and_another_bonus_does(tmp_path: Path) -> 
     def advantages(**reward: Any) -> torch.Tensor:
         rewards = ["task", reward] if reward else ["task"]
         objective = build(GRPO(), model(0))
-        config = RolloutConfig.model_validate({"reward": rewards})
-        asked = rollouts(objective, 32, 32, group=8, max_tokens=5, reward=config.reward)
+        asked = rollouts(objective, 32, 32, group=8, max_tokens=5, reward=rewards)
         groups, _ = asked._play(range(4))
         totals = torch.tensor([x for group in groups for x in group.rewards], dtype=torch.float64)
         return group_advantages(totals, 8, "group")

@@ -180,6 +180,7 @@ def test_levels_of_records(stage: Stage, tmp_path: Path, capsys) -> None:
         train(config)
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_reference_loads_it_and_computes_nothing(
     stage: Stage, tmp_path: Path, capsys
 ) -> None:
@@ -193,6 +194,7 @@ def test_a_plan_of_a_reference_loads_it_and_computes_nothing(
             start()
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_reference_packs_as_the_run_does(stage: Stage, tmp_path: Path, capsys) -> None:
     """Text is cut into full windows without a curriculum, and packed in whole documents with it."""
     run = stage("pretrain", steps=1)

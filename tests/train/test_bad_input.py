@@ -267,7 +267,7 @@ def test_a_reward_model_that_cannot_read_the_policy(
     if where == "critic":
         settings["train"]["objective"]["critic"] = path
     else:
-        settings["train"]["rollout"]["reward"] = {"kind": "model", "path": path}
+        settings["train"]["reward"] = {"kind": "model", "path": path}
     with pytest.raises(SettingError, match=message):
         go({**settings, "folder": str(tmp_path / "run")})
 

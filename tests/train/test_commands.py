@@ -114,11 +114,15 @@ def test_a_disk_that_is_full_while_preparing(line: list[str], tmp_path: Path) ->
     ("number", "code", "last"),
     [
         (signal.SIGINT, 130, "culm: interrupted; the same command starts again"),
-        (signal.SIGTERM, 143, ""),
+        pytest.param(signal.SIGTERM, 143, "", marks=pytest.mark.slow),
     ],
     ids=["interrupted", "terminated"],
 )
-@pytest.mark.parametrize("seen", ["run.yaml", ".data.*"], ids=["tokenizer", "preparing"])
+@pytest.mark.parametrize(
+    "seen",
+    [pytest.param("run.yaml", marks=pytest.mark.slow), ".data.*"],
+    ids=["tokenizer", "preparing"],
+)
 def test_stopped_before_it_trains(
     seen: str, number: signal.Signals, code: int, last: str, line: list[str], tmp_path: Path
 ) -> None:
@@ -145,7 +149,10 @@ FULL = Path("/dev/full")
 
 
 @unix
-@pytest.mark.parametrize("output", ["full", "closed pipe", "closed"])
+@pytest.mark.parametrize(
+    "output",
+    ["full", *(pytest.param(o, marks=pytest.mark.slow) for o in ("closed pipe", "closed"))],
+)
 def test_a_terminal_that_is_gone_does_not_end_the_training(
     output: str, line: list[str], tmp_path: Path
 ) -> None:
@@ -211,11 +218,15 @@ def test_a_plot_that_fails_costs_the_plot(
     ("setting", "ranks", "message"),
     [
         ("train.batch_size=7", 2, r"train\.batch_size: 7 does not divide over 2 ranks"),
-        (
+        pytest.param(
             "eval.measures.samples.texts=[" + "word " * 200 + "]", 1,
             r"eval\.measures\.samples: texts: .* leaves no room",
+            marks=pytest.mark.slow,
         ),
-        ("train.context=1", 1, r"train\.context: 1 leaves nothing to predict"),
+        pytest.param(
+            "train.context=1", 1, r"train\.context: 1 leaves nothing to predict",
+            marks=pytest.mark.slow,
+        ),
     ],
 )  # fmt: skip
 def test_a_plan_finds_what_training_refuses(
@@ -227,7 +238,7 @@ def test_a_plan_finds_what_training_refuses(
         show_plan(config, origins, ranks)
 
 
-@pytest.mark.parametrize("folder", ["new", "stopped"])
+@pytest.mark.parametrize("folder", [pytest.param("new", marks=pytest.mark.slow), "stopped"])
 def test_a_plan_says_that_a_text_changed(folder: str, line: list[str], tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(paragraphs(60))

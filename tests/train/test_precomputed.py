@@ -62,6 +62,7 @@ def test_it_is_read_again_and_computed_again_where_it_is_gone(
     assert facts(tmp_path / "two") == facts(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_no_copy_of_the_start_is_kept_and_a_plan_says_so(
     stage: Callable[..., dict], run_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

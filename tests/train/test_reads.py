@@ -81,10 +81,10 @@ def test_another_reward_model(stage: Callable[..., dict], base: Path, tmp_path: 
     model, tokenizer = native.load(base)
     with_scalar_head(model, 0)
     native.save(model, tokenizer, base)
-    settings["train"]["rollout"]["reward"] = {"kind": "model", "path": str(base)}
+    settings["train"]["reward"] = {"kind": "model", "path": str(base)}
     go(settings, steps=1)
     perturb(base)
-    with pytest.raises(SettingError, match=r"train\.rollout\.reward\.path=\S+base: not what"):
+    with pytest.raises(SettingError, match=r"train\.reward\.path=\S+base: not what"):
         go(settings, steps=2)
 
 
@@ -93,10 +93,10 @@ def test_another_reward_function(stage: Callable[..., dict], tmp_path: Path) -> 
     code.write_text("def score(completion, answer): return float(answer in completion)")
     settings = {**stage("grpo"), "folder": str(tmp_path / "run")}
     reward = {"kind": "function", "path": str(code), "name": "score"}
-    settings["train"]["rollout"]["reward"] = reward
+    settings["train"]["reward"] = reward
     go(settings, steps=1)
     code.write_text(code.read_text().replace("float", "-float"))
-    with pytest.raises(SettingError, match=r"train\.rollout\.reward\.path=\S+my\.py: not what"):
+    with pytest.raises(SettingError, match=r"train\.reward\.path=\S+my\.py: not what"):
         go(settings, steps=2)
 
 

@@ -15,7 +15,7 @@ import pytest
 import tiny
 import torch
 import yaml
-from stages import STAGES, weights_in
+from stages import EVERY_STAGE, weights_in
 from torch import nn
 
 from culm.adapt.lora import adapters_of
@@ -58,7 +58,7 @@ def assert_equal(one: Path, two: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", EVERY_STAGE)
 def test_killed_and_resumed_is_never_stopped(
     name: str, adapter: bool, stage: Callable[..., dict], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -63,7 +63,9 @@ def test_a_device_of_the_table():
         target_of("h10")
 
 
-@pytest.mark.parametrize("name", ["ranking", "rating", "steps"])
+@pytest.mark.parametrize(
+    "name", ["ranking", *(pytest.param(n, marks=pytest.mark.slow) for n in ("rating", "steps"))]
+)
 def test_a_plan_shows_what_a_reward_model_reads(name, run_file, capsys):
     show_plan(*read_run(str(run_file(name))))
     said = capsys.readouterr().out

@@ -13,7 +13,8 @@ from culm.atomic import atomic
 from culm.config import SettingError
 from culm.convert import rules
 from culm.convert.card import write_card
-from culm.convert.family import Family, family_of, fits
+from culm.convert.family import Family, NoFamilyError, family_of, fits, language_model
+from culm.convert.hf.classifier import LABEL, one_head, padded_without_ends
 from culm.convert.hf.families import FAMILIES
 from culm.convert.hf.folder import SETTINGS, WEIGHTS
 from culm.convert.multipliers import plain_config
@@ -21,6 +22,7 @@ from culm.convert.rules import ModuleNames
 from culm.convert.weights import note_dropped_heads, plain_weights
 from culm.dtype import cast, name_of
 from culm.files import refuse_nonempty, write_json
+from culm.log import say
 from culm.model.rule_updated import rule_updated
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.safetensors import write_safetensors
@@ -39,6 +41,7 @@ def export(
 ) -> None:
     """Write a folder that transformers, vLLM and others load unchanged.
 
+    A model with a scalar head becomes one of AutoModelForSequenceClassification with one label.
     Quantised layers are dequantised. progress: called with the count of numbers as they are read.
     family: its model_type, if several have the model's shape. shard_bytes: maximum size of a file;
     one file at a time is in memory.
@@ -53,6 +56,10 @@ def export(
     chosen = family_of(config, named(family), "Hugging Face")
     refuse_nonempty(folder, SETTINGS)
     note_dropped_heads(model)
+    if config.head == "scalar":
+        tokenizer = padded_without_ends(tokenizer)
+    if config.scores > 1:
+        say(f"{folder}: its {config.scores} heads are written as one, their mean: the reward.")
     with atomic(folder) as fresh:
         fresh.mkdir()
         _write_shards(fresh, _tensors(model, chosen, dtype, progress), shard_bytes)
@@ -66,10 +73,13 @@ def _tensors(
     model: Transformer, family: Family, dtype: torch.dtype, progress: Callable[[int], None] | None
 ) -> Iterator[tuple[str, Tensor]]:
     """Weights under the names of the family, in the dtype of the file."""
-    names = family.rules(plain_config(model.config).resolved())
+    names = family.tensor_rules(plain_config(model.config).resolved())
     # Selection biases move by thousandths, so they stay exact.
     exact = {buffer.data_ptr() for buffer in rule_updated(model).values()}
-    for name, tensor in rules.write(plain_weights(model), names):
+    weights = plain_weights(model)
+    if model.config.head == "scalar":
+        weights = one_head(weights)
+    for name, tensor in rules.write(weights, names):
         kind = tensor.dtype if tensor.data_ptr() in exact else dtype
         yield name, cast(tensor, kind, name).cpu().contiguous()
         if progress:
@@ -119,10 +129,13 @@ def named(family: str) -> Sequence[Family]:
 def _settings(
     config: TransformerConfig, family: Family, tokenizer: Tokenizer, dtype: torch.dtype
 ) -> dict[str, Any]:
+    scalar = config.head == "scalar"
+    written = language_model(config) if scalar else config
     return {
-        "architectures": [family.architecture],
+        "architectures": [family.classifier if scalar else family.architecture],
         "model_type": family.name,
-        **family.write(config.resolved()),
+        **family.write(written.resolved()),
+        **(LABEL if scalar else {}),
         "bos_token_id": tokenizer.generation_config["bos_token_id"],
         "eos_token_id": tokenizer.end_of_text,
         "pad_token_id": tokenizer.generation_config["pad_token_id"],
@@ -136,7 +149,7 @@ def module_names(config: TransformerConfig, family: str = "") -> ModuleNames:
     Raises:
         SettingError: no family has its shape.
     """
-    plain = plain_config(config)
+    plain = _language_model_only(config)
     chosen = family_of(plain, named(family), "Hugging Face")
     return ModuleNames(chosen.rules(plain.resolved()))
 
@@ -147,8 +160,17 @@ def all_module_names(config: TransformerConfig) -> Iterator[ModuleNames]:
     Raises:
         SettingError: no family has its shape.
     """
-    plain = plain_config(config)
+    plain = _language_model_only(config)
     family_of(plain, FAMILIES, "Hugging Face")
     for family in FAMILIES:
         if fits(family, plain):
             yield ModuleNames(family.rules(plain.resolved()))
+
+
+def _language_model_only(config: TransformerConfig) -> TransformerConfig:
+    if config.head == "scalar":
+        raise NoFamilyError(
+            "model.head: adapter files are for language models, and this one has a scalar head; "
+            "merge the adapter, and export the model"
+        )
+    return plain_config(config)

@@ -13,6 +13,7 @@ from culm.config import SettingError
 from culm.convert import rules
 from culm.convert.card import read_trained_on
 from culm.convert.family import Family
+from culm.convert.hf.classifier import scalar_config
 from culm.convert.hf.families import FAMILIES
 from culm.convert.hf.fp8 import Blocks, dequantized, read_blocks
 from culm.convert.weights import assemble
@@ -31,7 +32,7 @@ COMPUTED = ("rotary_emb.inv_freq", "attn.bias", "attention.bias", ".masked_bias"
 # Settings that do not change the forward, or only repeat others.
 _NEUTRAL = """
 architectures model_type transformers_version torch_dtype dtype initializer_range
-attention_dropout pretraining_tp return_dict id2label label2id problem_type
+attention_dropout pretraining_tp return_dict id2label label2id problem_type num_labels
 chunk_size_feed_forward is_encoder_decoder is_decoder add_cross_attention tie_encoder_decoder
 cross_attention_hidden_size keys_to_ignore_at_inference task_specific_params finetuning_task
 prefix torchscript tf_legacy_loss use_bfloat16 router_jitter_noise auto_map is_llama_config
@@ -113,14 +114,17 @@ def read_config(path: Path) -> tuple[Family, TransformerConfig, Blocks | None]:
             blocks = read_blocks(left.pop("quantization_config"))
         except SettingError as error:
             raise SettingError(f"{path}: quantization_config.{error}") from None
-    return known[name], known[name].config(left, str(path)), blocks
+    config = known[name].config(left, str(path))
+    if known[name].classifier in (given.get("architectures") or ()):
+        config = scalar_config(config, given, path)
+    return known[name], config, blocks
 
 
 def _weights(
     folder: Path, family: Family, config: TransformerConfig, blocks: Blocks | None
 ) -> Iterator[tuple[str, Tensor]]:
     resolved = config.resolved()
-    names = family.rules(resolved)
+    names = family.tensor_rules(resolved)
     tensors = (each for shard in _shards(folder) for each in shard.tensors())
     whole = dequantized(tensors, blocks, str(folder)) if blocks else tensors
     stored = ((rules.rooted(name, family.root, names), tensor) for name, tensor in whole)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from culm.data.example import Dialogue, Example, RecordFormat
-from culm.data.format.messages import dialogue_of, refuse_label
+from culm.data.format.messages import dialogues_of, refuse_label
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -18,7 +18,7 @@ class ChatFormat(RecordFormat):
 
     def contents(self, record: dict[str, Any]) -> Iterator[Dialogue]:
         refuse_label(record)
-        yield dialogue_of(record)
+        yield from dialogues_of(record)
 
     def encode(self, contents: Sequence[Dialogue], tokenizer: Tokenizer) -> Iterator[Example]:
         for messages, tools in contents:

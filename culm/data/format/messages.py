@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from culm.data.example import Dialogue
-from culm.source.record import kind_of_value, of_kind, shape_of
+from culm.source.record import LeftOut, kind_of_value, of_kind, shape_of
 
 Message = dict[str, Any]
 
@@ -101,8 +101,14 @@ def dialogue_of(record: dict[str, Any]) -> Dialogue:
 
     Reads `messages`, `conversations` (ShareGPT), `instruction`/`input`/`output` and
     `prompt`/`completion`, each with an optional `system` and `tools`, the last two with earlier
-    turns in `history`.
+    turns in `history`; and `turns` of a user with the answers in `reference` (MT-Bench).
+
+    Raises:
+        LeftOut: turns of a user have no answers.
+        ValueError: there is no dialogue in it.
     """
+    if (asked := of_kind(record, "turns", list)) is not None:
+        return Dialogue(_answered(record, asked))
     question = question_of(record)
     if question and any(isinstance(dict.get(record, key), list) for key in DIALOGUES):
         return Dialogue(question, tools_of(record))
@@ -114,6 +120,38 @@ def dialogue_of(record: dict[str, Any]) -> Dialogue:
         "no dialogue in it (messages, conversations, instruction and output, or prompt and "
         f"completion); {shape_of(record)}"
     )
+
+
+def dialogues_of(record: dict[str, Any]) -> Iterator[Dialogue]:
+    """The dialogue of a record, or that of each of its `instances` (Self-Instruct): an `input` and
+    an `output` for the `instruction` that they share.
+    """
+    instances = of_kind(record, "instances", list)
+    if instances is None:
+        yield dialogue_of(record)
+        return
+    if not instances or not all(isinstance(one, dict) for one in instances):
+        raise ValueError(f"instances: not a list of inputs and outputs; {shape_of(record)}")
+    known: tuple[str, ...] = ("instruction", "system")
+    shared = {key: record[key] for key in known if key in record}
+    for one in instances:
+        if odd := one.keys() - {"input", *ANSWERS}:
+            raise ValueError(f"instances: {min(odd)!r} is not an input or an output")
+        yield dialogue_of({**shared, **one})
+
+
+def _answered(record: dict[str, Any], asked: list[Any]) -> list[Message]:
+    """Questions of a user, each with its answer."""
+    answers = record.get("reference")
+    if not answers:
+        raise LeftOut("dialogues have questions without answers and are left out")
+    if not isinstance(answers, list) or len(answers) != len(asked):
+        raise ValueError(f"turns and reference: not an answer to each question; {shape_of(record)}")
+    texts = [text for both in zip(asked, answers, strict=True) for text in both]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"turns and reference: not texts; {shape_of(record)}")
+    roles = ("user", "assistant") * len(asked)
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
 
 
 def refuse_label(record: dict[str, Any]) -> None:

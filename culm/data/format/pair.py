@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from itertools import combinations, takewhile
 from typing import Any, ClassVar, Literal
 
 from culm.batch import Reads
@@ -16,6 +16,7 @@ from culm.data.format.messages import (
     transcript,
     with_system,
 )
+from culm.data.format.ranking import LISTS, RankingFormat, scores_of
 from culm.source.record import LeftOut, shape_of
 from culm.tokenizer.template import content_of
 from culm.tokenizer.tokenizer import Tokenizer
@@ -28,7 +29,8 @@ class PairFormat(RecordFormat):
 
     margin: the field with the margin by which the chosen answer is better, for reward models.
     Answers are strings, messages, or complete dialogues, whose last turns are compared. Without
-    settings, `question`, `response_j` and `response_k` are read too.
+    settings, `question`, `response_j` and `response_k` are read too, and ranked lists
+    (`RankingFormat`), of which each answer is compared with each worse one (arXiv 2203.02155).
     """
 
     gives: ClassVar[Reads] = "pairs"
@@ -48,6 +50,9 @@ class PairFormat(RecordFormat):
 
     def contents(self, record: dict[str, Any]) -> Iterator[Dialogue]:
         """The dialogue with the chosen answer, then the one with the rejected answer."""
+        if self._is_ranked(record):
+            yield from self._compared(record)
+            return
         chosen, rejected = (self._dialogue(record, key) for key in self._fields(record))
         if chosen == rejected:
             raise LeftOut("pairs have the same chosen and rejected answer and are left out")
@@ -60,6 +65,20 @@ class PairFormat(RecordFormat):
     def encode(self, contents: Sequence[Dialogue], tokenizer: Tokenizer) -> Iterator[Example]:
         for messages, tools in contents:
             yield Example(*tokenizer.chat.encode(messages, "last", tools)).until_its_end()
+
+    def _is_ranked(self, record: dict[str, Any]) -> bool:
+        given = self.chosen in record or self.rejected in record or self.margin is not None
+        lists = any(isinstance(dict.get(record, name), list) for name in LISTS)
+        return not given and lists and ("scores" in record or "ranks" in record)
+
+    def _compared(self, record: dict[str, Any]) -> Iterator[Dialogue]:
+        """Each two answers of a ranked list that are not equally good, the better one first."""
+        answers = RankingFormat(prompt=self.prompt).contents(record)
+        scored = list(zip(scores_of(record), answers, strict=True))
+        for one, other in combinations(scored, 2):
+            if one[0] != other[0]:
+                better, worse = (one, other) if one[0] > other[0] else (other, one)
+                yield from (better[1], worse[1])
 
     def _fields(self, record: dict[str, Any]) -> tuple[str, str]:
         """The fields of both answers; by default also those of other public sets."""

@@ -34,7 +34,7 @@ class RankingFormat(RecordFormat):
 
     def numbers(self, record: dict[str, Any]) -> Sequence[tuple[float, ...]]:
         """The score of each answer, and its place in the record, from 0."""
-        return [(score, float(place)) for place, score in enumerate(_scores(record))]
+        return [(score, float(place)) for place, score in enumerate(scores_of(record))]
 
     def contents(self, record: dict[str, Any]) -> Iterator[Dialogue]:
         """A dialogue for each answer, in the order of the record.
@@ -45,7 +45,7 @@ class RankingFormat(RecordFormat):
         answers, question = self._answers(record), question_of(record, self.prompt)
         if not question:
             raise ValueError(f"no question in {self.prompt!r}; {shape_of(record)}")
-        scores, tools = _scores(record), tools_of(record)
+        scores, tools = scores_of(record), tools_of(record)
         if len(scores) != len(answers):
             raise ValueError(f"it has {len(answers)} answers and {len(scores)} scores or ranks")
         if len(set(scores)) < 2:
@@ -70,7 +70,7 @@ class RankingFormat(RecordFormat):
         return [answer for answer in found if answer]
 
 
-def _scores(record: dict[str, Any]) -> list[float]:
+def scores_of(record: dict[str, Any]) -> list[float]:
     """Of each answer; the higher, the better."""
     if dict.get(record, "scores") is None and dict.get(record, "ranks") is not None:
         return [-rank for rank in numbers_of(record, "ranks")]

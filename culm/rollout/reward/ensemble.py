@@ -53,7 +53,7 @@ class Ensemble(RewardConfig):
         return statistics.fmean(scores) - self.k * spread
 
     def build(self, load: Load, seed: int) -> Score:
-        setting = "train.rollout.reward.paths"
+        setting = "train.reward.paths"
         members = [scorer(setting, path, load, self.batch_size) for path in self.paths]
 
         def scores(trajectories: Sequence[Trajectory]) -> list[float]:

@@ -228,9 +228,7 @@ def _key_of(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not key or not key.isascii() or not key.isprintable():
         what = "holds no key: it has other characters" if key else "is not set"
-        raise SettingError(
-            f"train.rollout.reward.api_key: the environment variable {variable} {what}"
-        )
+        raise SettingError(f"train.reward.api_key: the environment variable {variable} {what}")
     return key
 
 

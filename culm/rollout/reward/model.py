@@ -18,7 +18,8 @@ from culm.rollout.trajectory import Trajectory
 
 
 class ModelScore(RewardConfig):
-    """path: a model that `culm train reward` made, with the tokenizer of the policy.
+    """path: a model that `culm train reward` made, or a Hugging Face folder of one for sequence
+    classification with one label, with the tokenizer of the policy.
 
     The reward is its score at the last token of the dialogue, or the mean of its heads. batch_size:
     dialogues read at once.
@@ -29,7 +30,7 @@ class ModelScore(RewardConfig):
     batch_size: PositiveInt = 32
 
     def build(self, load: Load, seed: int) -> Score:
-        heads = scorer("train.rollout.reward.path", self.path, load, self.batch_size)
+        heads = scorer("train.reward.path", self.path, load, self.batch_size)
         return lambda trajectories: list(map(fmean, heads(trajectories)))
 
 

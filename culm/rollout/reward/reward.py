@@ -65,7 +65,7 @@ def named(rewards: Iterable[RewardConfig]) -> dict[str, RewardConfig]:
     for reward in rewards:
         if (name := reward.label or reward.kind) in found:
             raise SettingError(
-                f"train.rollout.reward: two rewards have the name {name!r}; give one a label"
+                f"train.reward: two rewards have the name {name!r}; give one a label"
             )
         found[name] = reward
     return found
@@ -83,16 +83,16 @@ def scores_of(name: str, score: Score, trajectories: Sequence[Trajectory]) -> li
         raise
     except Exception as error:  # a reward may be anyone's code
         reason = f"{type(error).__name__}: {error}"
-        raise SettingError(f"train.rollout.reward: {name} failed: {reason}") from error
+        raise SettingError(f"train.reward: {name} failed: {reason}") from error
     if found.shape != (len(trajectories),):
         raise SettingError(
-            f"train.rollout.reward: {name} gave numbers of shape {tuple(found.shape)} for "
+            f"train.reward: {name} gave numbers of shape {tuple(found.shape)} for "
             f"{len(trajectories)} answers; it must give one for each"
         )
     for number in found.float().isinf().nonzero()[:1, 0].tolist():
         said = str(trajectories[number].messages[-1]["content"])
         raise SettingError(
-            f"train.rollout.reward: {name} is {float(found[number])} for the answer {said[:40]!r}; "
+            f"train.reward: {name} is {float(found[number])} for the answer {said[:40]!r}; "
             "it must be a finite number, or nan where it cannot score an answer"
         )
     return found.tolist()

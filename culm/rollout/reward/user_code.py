@@ -22,7 +22,7 @@ from culm.rollout.reward.reward import RewardConfig
 from culm.rollout.trajectory import text_of
 from culm.tokenizer.template import Message
 
-SETTING = "train.rollout.reward"
+SETTING = "train.reward"
 SHOWN = 60  # characters of a value in a message
 
 

@@ -179,4 +179,12 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-DEEPSEEK_V3 = Family("deepseek_v3", read, write, names, "DeepseekV3ForCausalLM", mtp_layers=True)
+DEEPSEEK_V3 = Family(
+    "deepseek_v3",
+    read,
+    write,
+    names,
+    "DeepseekV3ForCausalLM",
+    "DeepseekV3ForSequenceClassification",
+    mtp_layers=True,
+)

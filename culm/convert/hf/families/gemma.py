@@ -89,5 +89,9 @@ def write3(config: TransformerConfig) -> dict[str, Any]:
     return with_ropes(_write(config, "gemma3_text"), config)
 
 
-GEMMA2 = Family("gemma2", read2, write2, names, "Gemma2ForCausalLM")
-GEMMA3 = Family("gemma3_text", read3, write3, names, "Gemma3ForCausalLM")
+GEMMA2 = Family(
+    "gemma2", read2, write2, names, "Gemma2ForCausalLM", "Gemma2ForSequenceClassification"
+)
+GEMMA3 = Family(
+    "gemma3_text", read3, write3, names, "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification"
+)

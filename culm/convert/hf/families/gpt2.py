@@ -78,4 +78,12 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-GPT2 = Family("gpt2", read, write, names, "GPT2LMHeadModel", root="transformer.")
+GPT2 = Family(
+    "gpt2",
+    read,
+    write,
+    names,
+    "GPT2LMHeadModel",
+    "GPT2ForSequenceClassification",
+    root="transformer.",
+)

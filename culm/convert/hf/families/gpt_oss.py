@@ -128,4 +128,6 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-GPT_OSS = Family("gpt_oss", read, write, names, "GptOssForCausalLM")
+GPT_OSS = Family(
+    "gpt_oss", read, write, names, "GptOssForCausalLM", "GptOssForSequenceClassification"
+)

@@ -21,4 +21,4 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     return {**write_line(config, "llama"), "attention_bias": bias, "mlp_bias": False}
 
 
-LLAMA = Family("llama", read, write, names, "LlamaForCausalLM")
+LLAMA = Family("llama", read, write, names, "LlamaForCausalLM", "LlamaForSequenceClassification")

@@ -27,4 +27,6 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     return {**fields, "sliding_window": config.attention[0].window}
 
 
-MISTRAL = Family("mistral", read, write, names, "MistralForCausalLM")
+MISTRAL = Family(
+    "mistral", read, write, names, "MistralForCausalLM", "MistralForSequenceClassification"
+)

@@ -61,4 +61,6 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-MIXTRAL = Family("mixtral", read, write, names, "MixtralForCausalLM")
+MIXTRAL = Family(
+    "mixtral", read, write, names, "MixtralForCausalLM", "MixtralForSequenceClassification"
+)

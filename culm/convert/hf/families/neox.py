@@ -102,4 +102,12 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-NEOX = Family("gpt_neox", read, write, names, "GPTNeoXForCausalLM", root="gpt_neox.")
+NEOX = Family(
+    "gpt_neox",
+    read,
+    write,
+    names,
+    "GPTNeoXForCausalLM",
+    "GPTNeoXForSequenceClassification",
+    root="gpt_neox.",
+)

@@ -54,5 +54,5 @@ def write3(config: TransformerConfig) -> dict[str, Any]:
     return with_ropes({**write(config), **write_windows(config)}, config)
 
 
-OLMO2 = Family("olmo2", read, write, names, "Olmo2ForCausalLM")
-OLMO3 = Family("olmo3", read3, write3, names, "Olmo3ForCausalLM")
+OLMO2 = Family("olmo2", read, write, names, "Olmo2ForCausalLM", "Olmo2ForSequenceClassification")
+OLMO3 = Family("olmo3", read3, write3, names, "Olmo3ForCausalLM", "Olmo3ForSequenceClassification")

@@ -52,4 +52,4 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-PHI3 = Family("phi3", read, write, names, "Phi3ForCausalLM")
+PHI3 = Family("phi3", read, write, names, "Phi3ForCausalLM", "Phi3ForSequenceClassification")

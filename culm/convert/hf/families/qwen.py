@@ -52,5 +52,5 @@ def write3(config: TransformerConfig) -> dict[str, Any]:
     return {**_write(config, "qwen3"), "attention_bias": config.attention[0].out_bias}
 
 
-QWEN2 = Family("qwen2", read2, write2, names, "Qwen2ForCausalLM")
-QWEN3 = Family("qwen3", read3, write3, names, "Qwen3ForCausalLM")
+QWEN2 = Family("qwen2", read2, write2, names, "Qwen2ForCausalLM", "Qwen2ForSequenceClassification")
+QWEN3 = Family("qwen3", read3, write3, names, "Qwen3ForCausalLM", "Qwen3ForSequenceClassification")

@@ -66,4 +66,6 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-QWEN3_MOE = Family("qwen3_moe", read, write, names, "Qwen3MoeForCausalLM")
+QWEN3_MOE = Family(
+    "qwen3_moe", read, write, names, "Qwen3MoeForCausalLM", "Qwen3MoeForSequenceClassification"
+)

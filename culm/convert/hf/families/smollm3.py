@@ -49,4 +49,6 @@ def write(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-SMOLLM3 = Family("smollm3", read, write, names, "SmolLM3ForCausalLM")
+SMOLLM3 = Family(
+    "smollm3", read, write, names, "SmolLM3ForCausalLM", "SmolLM3ForSequenceClassification"
+)
