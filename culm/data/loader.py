@@ -104,7 +104,19 @@ class Loader:
             remarks.append(
                 f"{self.truncated:,} documents are longer than {context} tokens and are truncated."
             )
+        if (label := self._only_label()) is not None:
+            remarks.append(
+                f"All labels are {label:g}, so nothing shows how good and bad answers differ."
+            )
         return remarks
+
+    def _only_label(self) -> float | None:
+        """The label of every answer or step, if there are labels and all are the same."""
+        if "label" not in self._prepared.manifest.columns:
+            return None
+        values = self._prepared.column("label")
+        known = values[~np.isnan(values)]
+        return float(known[0]) if known.size and (known == known[0]).all() else None
 
     @property
     def gives(self) -> Reads:
