@@ -43,7 +43,7 @@ def main() -> None:
             fused(), plain()
             times = [(fused(), plain()) for _ in range(options.rounds)]
             own, other = (statistics.median(each) / (NEW - 1) for each in zip(*times, strict=True))
-            print(f"{rows:4} {what:12}{own * 1e3:18.2f}{other * 1e3:9.2f}{other / own:7.2f}")
+            print(f"{rows:4} {what:12}{own * 1e3:18.2f}{other * 1e3:9.2f}{other / own:7.2f}", flush=True)
 
 
 if __name__ == "__main__":

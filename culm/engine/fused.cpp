@@ -107,7 +107,7 @@ static __m512 exponential(__m512 x) {
 struct Input {
   int64_t rows, inputs, chunks;
   const float *exact;            // (rows, inputs), for adapters
-  std::vector<float> low;        // A x of one row
+  std::vector<float> low, added; // A x and B A x of one row
   std::vector<bf16> narrowed;
   std::vector<int8_t> bytes;     // (rows, chunks, 64 or 128)
   std::vector<float> scales;     // (rows, chunks, 16)
@@ -323,42 +323,39 @@ static void matmul(const Linear &w, const Input &in, int64_t from, int64_t to, f
   outputs<1>(w, in, from, to, out, stride);
 }
 
-static float dot(const float *x, const float *y, int64_t size) {
-  __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
-  for (int64_t i = 0; i < size; i += 32) {
-    even = _mm512_fmadd_ps(_mm512_loadu_ps(x + i), _mm512_loadu_ps(y + i), even);
-    odd = _mm512_fmadd_ps(_mm512_loadu_ps(x + i + 16), _mm512_loadu_ps(y + i + 16), odd);
+// Rows from..to of a matrix (rows, columns) times x.
+static void matvec(const float *matrix, int64_t from, int64_t to, int64_t columns, const float *x,
+                   float *out) {
+  for (int64_t n = from; n < to; n += 4) {
+    __m512 sums[4] = {};
+    for (int64_t i = 0; i < columns; i += 16) {
+      const __mmask16 there = (__mmask16)least(columns - i);
+      const __m512 part = _mm512_maskz_loadu_ps(there, x + i);
+      for (int j = 0; j < 4; j++) {
+        const float *row = matrix + std::min(n + j, to - 1) * columns + i;
+        sums[j] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(there, row), part, sums[j]);
+      }
+    }
+    _mm_mask_storeu_ps(out + n - from, (__mmask8)least(to - n), totals(sums));
   }
-  return _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
 }
 
-// Adds what adapters give to outputs from..to of w. Every thread computes all of A x: that is less
-// than waiting for the others.
+// Adds what adapters give to outputs from..to of w. Every thread computes all of A x, since waiting
+// for the others would take longer.
 static void adapt(const Linear &w, Input &in, int64_t from, int64_t to, float *out, int64_t stride) {
   const Adapters &own = w.adapters;
-  if (from < to) in.low.assign((own.rank + 15) / 16 * 16, 0);
-  for (int64_t b = 0; b < in.rows && own.rank && from < to; b++) {
+  if (!own.rank || from == to) return;
+  in.low.resize(own.rank), in.added.resize(to - from);
+  for (int64_t b = 0; b < in.rows; b++) {
     const int64_t number = own.number[b];
     if (number < 0) continue;
-    const float *lower = own.a + number * own.rank * w.inputs;
-    const float *upper = own.b + number * own.rank * w.outputs;
-    for (int64_t r = 0; r < own.rank; r++)
-      in.low[r] = (float)*own.scale * dot(lower + r * w.inputs, in.exact + b * w.inputs, w.inputs);
-    for (int64_t n = from; n < to; n += 4) {
-      __m512 sums[4] = {};
-      for (int64_t r = 0; r < own.rank; r += 16)
-        for (int j = 0; j < 4; j++) {
-          const float *row = upper + std::min(n + j, to - 1) * own.rank + r;
-          __m512 part = _mm512_maskz_loadu_ps((__mmask16)least(own.rank - r), row);
-          sums[j] = _mm512_fmadd_ps(part, _mm512_loadu_ps(&in.low[r]), sums[j]);
-        }
-      alignas(16) float added[4];
-      _mm_store_ps(added, totals(sums));
-      for (int64_t j = 0; j < 4 && n + j < to; j++) {
-        float &value = out[b * stride + n + j], bias = w.bias ? w.bias[n + j] : 0;
-        value += added[j];
-        if (own.factor) value = (value - bias) * own.factor[number * w.outputs + n + j] + bias;
-      }
+    matvec(own.a + number * own.rank * w.inputs, 0, own.rank, w.inputs, in.exact + b * w.inputs,
+           in.low.data());
+    matvec(own.b + number * w.outputs * own.rank, from, to, own.rank, in.low.data(), in.added.data());
+    for (int64_t n = from; n < to; n++) {
+      float &value = out[b * stride + n], bias = w.bias ? w.bias[n] : 0;
+      value += (float)*own.scale * in.added[n - from];
+      if (own.factor) value = (value - bias) * own.factor[number * w.outputs + n] + bias;
     }
   }
 }
