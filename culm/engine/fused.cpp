@@ -466,15 +466,23 @@ struct Attention {
     restored_from = k.codes + at * GROUP * width;
     restored.resize(2 * full * dim);
     for (int64_t i = 0; i < full; i++) {
-      const int64_t token = at * GROUP + entries[i], channels = (at + entries[i] / GROUP) * dim;
+      const int64_t token = at * GROUP + entries[i], code = token * width;
       const __m512 scale = _mm512_set1_ps(widen(v.scale[token]));
       const __m512 zero = _mm512_set1_ps(widen(v.zero[token]));
-      for (int64_t d = 0; d < dim; d += 16) {
-        const int64_t code = token * width + d * cache.bits / 8;
-        narrow(_mm512_fmadd_ps(decoded(k.codes + code, cache.bits), widen(k.scale + channels + d),
-                               widen(k.zero + channels + d)), &restored[i * dim + d]);
-        narrow(_mm512_fmadd_ps(decoded(v.codes + code, cache.bits), scale, zero),
+      for (int64_t d = 0; d < dim; d += 16)
+        narrow(_mm512_fmadd_ps(decoded(v.codes + code + d * cache.bits / 8, cache.bits), scale, zero),
                &restored[(full + i) * dim + d]);
+    }
+    for (int64_t i = 0, end; i < full; i = end) {  // keys of one group
+      const int64_t group = entries[i] / GROUP, channels = (at + group) * dim;
+      for (end = i; end < full && entries[end] / GROUP == group;) end++;
+      for (int64_t d = 0; d < dim; d += 16) {
+        const __m512 scale = widen(k.scale + channels + d), zero = widen(k.zero + channels + d);
+        for (int64_t j = i; j < end; j++) {
+          const int64_t code = (at * GROUP + entries[j]) * width + d * cache.bits / 8;
+          narrow(_mm512_fmadd_ps(decoded(k.codes + code, cache.bits), scale, zero),
+                 &restored[j * dim + d]);
+        }
       }
     }
   }
@@ -642,11 +650,15 @@ void culm_decode(const Model *model, int64_t rows, const int64_t *tokens, const 
       norm(layer.attention_norm, layer.q);
       apply(layer.q, q.data()), apply(layer.k, k.data()), apply(layer.v, v.data());
 #pragma omp barrier
-      for (int64_t i = me; i < rows * layer.heads; i += team) {
-        int64_t b = i / layer.heads;
-        attention.attend(layer, model->eps, &q[b * q_size], &k[b * kv_size], &v[b * kv_size],
-                         i % layer.heads, b, positions[b], &mixed[b * q_size]);
-      }
+      // Query heads with the same key head follow each other where this divides the work evenly.
+      const bool even = rows * layer.kv_heads % team == 0;
+      const int64_t chunk = even ? layer.heads / layer.kv_heads : 1;
+      for (int64_t first = me * chunk; first < rows * layer.heads; first += team * chunk)
+        for (int64_t i = first; i < first + chunk; i++) {
+          int64_t b = i / layer.heads;
+          attention.attend(layer, model->eps, &q[b * q_size], &k[b * kv_size], &v[b * kv_size],
+                           i % layer.heads, b, positions[b], &mixed[b * q_size]);
+        }
 #pragma omp barrier
       add(layer.out, mixed.data(), layer.attention_out_norm);
 #pragma omp barrier
