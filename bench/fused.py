@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     keep_freed_memory()
-    print("rows what        ms per step: fused  PyTorch  ratio")
+    print("rows what        ms per step: fused  PyTorch  ratio", flush=True)
     for rows in options.rows:
         pairs = zip(
             trials(options.size, rows, True), trials(options.size, rows, False), strict=True
@@ -43,7 +43,8 @@ def main() -> None:
             fused(), plain()
             times = [(fused(), plain()) for _ in range(options.rounds)]
             own, other = (statistics.median(each) / (NEW - 1) for each in zip(*times, strict=True))
-            print(f"{rows:4} {what:12}{own * 1e3:18.2f}{other * 1e3:9.2f}{other / own:7.2f}", flush=True)
+            line = f"{rows:4} {what:12}{own * 1e3:18.2f}{other * 1e3:9.2f}{other / own:7.2f}"
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ enum Activation : int64_t { SILU, GELU_TANH };
 // A window of 0 is none. Position p of a sequence is entry p of its slot, or, from `sinks` on, entry
 // sinks + (p - sinks) mod (entries - sinks). `at` says which position an entry has.
 // A quantised cache has the last GROUP tokens or fewer in keys and values, (slots, kv_heads, GROUP,
-// dim); those before them, in full groups, are zero + scale * code.
+// dim); those before them, in full groups, are zero + scale * code. The caller quantises a group
+// after the step that fills it, which still reads it exactly.
 constexpr int64_t GROUP = 32;
 struct Codes {
   const uint8_t *codes;      // (slots, kv_heads, groups, GROUP, dim * bits / 8), even channels low
