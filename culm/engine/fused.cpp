@@ -9,7 +9,7 @@
 // Weights are read where torch stores them (bf16, Int8Linear's, Int4Linear's); activations are bf16,
 // or int8 with a scale per 32 of them where weights are quantised. The residual stream and all
 // sums are fp32. A row's result does not depend on the other rows or on the number of threads.
-// Adapters stay separate, in fp32: each row may have its own. A cache may be in 8 or 4 bits.
+// Adapters stay separate: each row may have its own. A cache may be in 8 or 4 bits.
 
 #include <immintrin.h>
 #include <omp.h>
@@ -20,14 +20,15 @@
 #include <vector>
 
 using bf16 = uint16_t;
-enum Kind : int64_t { BF16, INT8, INT4 };
+enum Kind : int64_t { BF16, INT8, INT4, FP32 };
 
 // Of low rank: scale * B A x is added to the outputs of the rows that have one.
 struct Adapters {
   int64_t rank;           // 0: there are none
+  Kind kind;              // BF16 or FP32
   const int64_t *number;  // of each row's adapter; less than 0: none
   const double *scale;
-  const float *a, *b;     // (adapters, rank, inputs), (adapters, outputs, rank)
+  const void *a, *b;      // (adapters, rank, inputs), (adapters, outputs, rank)
   const float *factor;    // (adapters, outputs), of what is not bias (DoRA), or null
 };
 
@@ -324,17 +325,23 @@ static void matmul(const Linear &w, const Input &in, int64_t from, int64_t to, f
   outputs<1>(w, in, from, to, out, stride);
 }
 
+static __m512 load(__mmask16 there, const float *p) { return _mm512_maskz_loadu_ps(there, p); }
+static __m512 load(__mmask16 there, const bf16 *p) {
+  return widen(_mm256_maskz_loadu_epi16(there, p));
+}
+
 // Rows from..to of a matrix (rows, columns) times x.
-static void matvec(const float *matrix, int64_t from, int64_t to, int64_t columns, const float *x,
+template <typename T>
+static void matvec(const T *matrix, int64_t from, int64_t to, int64_t columns, const float *x,
                    float *out) {
   for (int64_t n = from; n < to; n += 4) {
     __m512 sums[4] = {};
     for (int64_t i = 0; i < columns; i += 16) {
       const __mmask16 there = (__mmask16)least(columns - i);
-      const __m512 part = _mm512_maskz_loadu_ps(there, x + i);
+      const __m512 part = load(there, x + i);
       for (int j = 0; j < 4; j++) {
-        const float *row = matrix + std::min(n + j, to - 1) * columns + i;
-        sums[j] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(there, row), part, sums[j]);
+        const T *row = matrix + std::min(n + j, to - 1) * columns + i;
+        sums[j] = _mm512_fmadd_ps(load(there, row), part, sums[j]);
       }
     }
     _mm_mask_storeu_ps(out + n - from, (__mmask8)least(to - n), totals(sums));
@@ -343,16 +350,18 @@ static void matvec(const float *matrix, int64_t from, int64_t to, int64_t column
 
 // Adds what adapters give to outputs from..to of w. Every thread computes all of A x, since waiting
 // for the others would take longer.
+template <typename T>
 static void adapt(const Linear &w, Input &in, int64_t from, int64_t to, float *out, int64_t stride) {
   const Adapters &own = w.adapters;
   if (!own.rank || from == to) return;
   in.low.resize(own.rank), in.added.resize(to - from);
+  const T *lower = (const T *)own.a, *upper = (const T *)own.b;
   for (int64_t b = 0; b < in.rows; b++) {
     const int64_t number = own.number[b];
     if (number < 0) continue;
-    matvec(own.a + number * own.rank * w.inputs, 0, own.rank, w.inputs, in.exact + b * w.inputs,
+    matvec(lower + number * own.rank * w.inputs, 0, own.rank, w.inputs, in.exact + b * w.inputs,
            in.low.data());
-    matvec(own.b + number * w.outputs * own.rank, from, to, own.rank, in.low.data(), in.added.data());
+    matvec(upper + number * w.outputs * own.rank, from, to, own.rank, in.low.data(), in.added.data());
     for (int64_t n = from; n < to; n++) {
       float &value = out[b * stride + n], bias = w.bias ? w.bias[n] : 0;
       value += (float)*own.scale * in.added[n - from];
@@ -626,7 +635,8 @@ void culm_decode(const Model *model, int64_t rows, const int64_t *tokens, const 
     auto apply = [&](const Linear &w, float *out) {
       mine(w.outputs, [&](int64_t from, int64_t to) {
         matmul(w, in, from, to, out, w.outputs);
-        adapt(w, in, from, to, out, w.outputs);
+        const auto add_adapters = w.adapters.kind == BF16 ? adapt<bf16> : adapt<float>;
+        add_adapters(w, in, from, to, out, w.outputs);
       });
     };
     auto add = [&](const Linear &w, const float *input, const float *weight) {

@@ -28,7 +28,7 @@ from culm.engine.fused_structs import (
     ModelStruct,
     cache_struct,
 )
-from culm.engine.fused_support import KINDS, base_of, computes_in_bf16, obstacle
+from culm.engine.fused_support import FP32, KINDS, base_of, computes_in_bf16, obstacle
 from culm.engine.huge_pages import use_huge_pages
 from culm.log import say
 from culm.model.activation import Activation
@@ -36,6 +36,7 @@ from culm.model.attention.gqa import GroupedQueryAttention
 from culm.model.block import Block
 from culm.model.cache import Cache
 from culm.model.layer_cache import LayerCache
+from culm.model.linear import Linear
 from culm.model.logprobs import capped
 from culm.model.mlp.gated import GatedFeedForward
 from culm.model.norm import RMSNorm
@@ -159,10 +160,15 @@ class FusedDecoder:
         elif layer.factor is not None:
             factor = self._fp32(layer.factor)
         self._held.append(scale)
+        a, b, kind = layer.a.detach(), layer.b.detach(), KINDS[Linear]
+        if {a.dtype, b.dtype} == {torch.bfloat16} and a.is_contiguous() and b.is_contiguous():
+            self._held += a, b
+            addresses = a.data_ptr(), b.data_ptr()
+        else:
+            addresses, kind = (self._fp32(a), self._fp32(b)), FP32
         return AdaptersStruct(
-            layer.a.shape[-2], addressof(numbers), addressof(scale),
-            self._fp32(layer.a), self._fp32(layer.b), factor,
-        )  # fmt: skip
+            a.shape[-2], kind, addressof(numbers), addressof(scale), *addresses, factor
+        )
 
     def _fp32(self, tensor: Tensor) -> int:
         if tensor.dtype == torch.float32 and tensor.is_contiguous():

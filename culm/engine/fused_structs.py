@@ -12,7 +12,7 @@ from culm.model.score_rule import ScoreRule
 
 class AdaptersStruct(Structure):
     _fields_ = [
-        ("rank", c_int64),
+        *((name, c_int64) for name in ("rank", "kind")),
         *((name, c_void_p) for name in ("number", "scale", "a", "b", "factor")),
     ]
 

@@ -45,6 +45,7 @@ MODULES = {
     *(LoRALinear, MultiLoRALinear),
 }
 KINDS: dict[type[nn.Module], int] = {Linear: 0, Int8Linear: 1, Int4Linear: 2}  # `Kind` in C++
+FP32 = 3  # the same, of adapters
 
 
 def computes_in_bf16(model: Transformer) -> bool:

@@ -7,7 +7,7 @@ import torch
 from fused_models import build, checked_steps, here
 
 from culm.adapt.lora import LoRA, adapters_of, disabled
-from culm.adapt.multi_lora import attach_adapters
+from culm.adapt.multi_lora import MultiLoRALinear, attach_adapters
 from culm.engine.engine import Engine
 from culm.engine.fused import FusedDecoder
 from culm.engine.fused_support import obstacle
@@ -64,6 +64,17 @@ def test_an_adapter_of_the_head():
 def test_each_row_has_its_own_adapter_or_none(shape, weights):
     names = ["plain", None, "dora", "wide", "plain"]
     checked_steps(shape, weights, [3, 9, 14, 1, 20], change=attached, adapters=names)
+
+
+@torch.inference_mode()
+def test_adapters_in_bf16_as_a_served_model_has_them():
+    def in_bf16(model):
+        for module in attached(model).modules():
+            if isinstance(module, MultiLoRALinear):
+                module.a.data, module.b.data = module.a.bfloat16(), module.b.bfloat16()
+
+    names = ["plain", None, "dora", "wide", "plain"]
+    checked_steps("many heads", "bf16", [3, 9, 14, 1, 20], change=in_bf16, adapters=names)
 
 
 @torch.inference_mode()
