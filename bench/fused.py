@@ -24,7 +24,6 @@ def trials(size: str, rows: int, fused: bool) -> Iterator[tuple[str, Callable[[]
     yield "int8 cache", decoding_trial(model, rows, PROMPT, NEW, fused, "int8")
     adapted = model_of(SIZES[size], "bf16", CPU)
     LoRA().apply(adapted, 0)
-    adapted.to(torch.bfloat16)
     yield "adapter", decoding_trial(adapted, rows, PROMPT, NEW, fused)
 
 
