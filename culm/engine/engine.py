@@ -36,8 +36,7 @@ class Engine:
     vocabulary: ids from there on are never sampled; a model may have more rows than its tokenizer
     has tokens. suppressed: nor are these ids. fused: decode few rows by one C++ function where
     `culm.engine.fused` supports the model; weights may then change their values but not their
-    address. cache: int8 and int4 store keys and values in fewer bits; the fused step supports plain
-    only. speculate: who drafts tokens
+    address. cache: int8 and int4 store keys and values in fewer bits. speculate: who drafts tokens
     (`culm.engine.speculation`), so that a step may give several tokens of a request; they are those
     of plain decoding, up to rounding. step_tokens: read up to so many tokens of prompts between two
     decoding steps, fewer while requests are running (`culm.engine.pace`), so that these hardly wait

@@ -9,6 +9,7 @@
 // Weights are read where torch stores them (bf16, Int8Linear's, Int4Linear's); activations are bf16,
 // or int8 with a scale per 32 of them where weights are quantised. The residual stream and all
 // sums are fp32. A row's result does not depend on the other rows or on the number of threads.
+// Adapters stay separate: each row may have its own. A cache may be in 8 or 4 bits.
 
 #include <immintrin.h>
 #include <omp.h>
@@ -19,7 +20,17 @@
 #include <vector>
 
 using bf16 = uint16_t;
-enum Kind : int64_t { BF16, INT8, INT4 };
+enum Kind : int64_t { BF16, INT8, INT4, FP32 };
+
+// Of low rank: scale * B A x is added to the outputs of the rows that have one.
+struct Adapters {
+  int64_t rank;           // 0: there are none
+  Kind kind;              // BF16 or FP32
+  const int64_t *number;  // of each row's adapter; less than 0: none
+  const double *scale;
+  const void *a, *b;      // (adapters, rank, inputs), (adapters, outputs, rank)
+  const float *factor;    // (adapters, outputs), of what is not bias (DoRA), or null
+};
 
 struct Linear {
   Kind kind;
@@ -27,16 +38,27 @@ struct Linear {
   const void *weight;         // (outputs, inputs) bf16 or int8; (outputs, inputs / 2) int4 pairs
   const bf16 *scale, *zero;   // int8: (outputs); int4: (outputs, inputs / group)
   const float *bias;          // (outputs) or null
+  Adapters adapters;
 };
 
 enum Activation : int64_t { SILU, GELU_TANH };
 
 // A window of 0 is none. Position p of a sequence is entry p of its slot, or, from `sinks` on, entry
 // sinks + (p - sinks) mod (entries - sinks). `at` says which position an entry has.
+// A quantised cache has the last GROUP tokens or fewer in keys and values, (slots, kv_heads, GROUP,
+// dim); those before them, in full groups, are zero + scale * code. The caller quantises a group
+// after the step that fills it, which still reads it exactly.
+constexpr int64_t GROUP = 32;
+struct Codes {
+  const uint8_t *codes;      // (slots, kv_heads, groups, GROUP, dim * bits / 8), even channels low
+  const bf16 *scale, *zero;  // keys: (slots, kv_heads, groups, dim); values: (..., groups, GROUP)
+};
 struct Cache {
   int64_t entries, window, sinks;
   bf16 *keys, *values;  // (slots, kv_heads, entries, dim)
   int64_t *at;          // (slots, entries), or null where entries are positions
+  int64_t bits, groups; // of a quantised cache; 0: it is not
+  Codes key_codes, value_codes;
 };
 
 struct Layer {
@@ -86,6 +108,8 @@ static __m512 exponential(__m512 x) {
 // 128 inputs; a lane of 32 bits sums 4 and 8 of them. An int4 chunk holds even inputs, then odd.
 struct Input {
   int64_t rows, inputs, chunks;
+  const float *exact;            // (rows, inputs), for adapters
+  std::vector<float> low, added; // A x and B A x of one row
   std::vector<bf16> narrowed;
   std::vector<int8_t> bytes;     // (rows, chunks, 64 or 128)
   std::vector<float> scales;     // (rows, chunks, 16)
@@ -94,7 +118,7 @@ struct Input {
   int64_t groups;
 
   void prepare(const Linear &w, const float *x, int64_t count) {
-    rows = count, inputs = w.inputs;
+    rows = count, inputs = w.inputs, exact = x;
     if (w.kind == BF16) {
       narrowed.resize(rows * inputs);
       for (int64_t i = 0; i < rows * inputs; i += 16) narrow(_mm512_loadu_ps(x + i), &narrowed[i]);
@@ -141,6 +165,18 @@ struct Input {
     }
   }
 };
+
+// The totals of four times 16 partial sums.
+static __m128 totals(const __m512 (&sums)[4]) {
+  auto fold = [](__m512 a, __m512 b) {  // of each 128 bits: a, b, a, b
+    return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  };
+  __m512d first = (__m512d)fold(sums[0], sums[1]), second = (__m512d)fold(sums[2], sums[3]);
+  __m512 all = _mm512_add_ps((__m512)_mm512_unpacklo_pd(first, second),
+                             (__m512)_mm512_unpackhi_pd(first, second));
+  __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
 
 static __mmask64 least(int64_t bits) { return bits >= 64 ? ~0ull : (1ull << bits) - 1; }
 
@@ -289,6 +325,51 @@ static void matmul(const Linear &w, const Input &in, int64_t from, int64_t to, f
   outputs<1>(w, in, from, to, out, stride);
 }
 
+static __m512 load(__mmask16 there, const float *p) { return _mm512_maskz_loadu_ps(there, p); }
+static __m512 load(__mmask16 there, const bf16 *p) {
+  return widen(_mm256_maskz_loadu_epi16(there, p));
+}
+
+// Rows from..to of a matrix (rows, columns) times x.
+template <typename T>
+static void matvec(const T *matrix, int64_t from, int64_t to, int64_t columns, const float *x,
+                   float *out) {
+  for (int64_t n = from; n < to; n += 4) {
+    __m512 sums[4] = {};
+    for (int64_t i = 0; i < columns; i += 16) {
+      const __mmask16 there = (__mmask16)least(columns - i);
+      const __m512 part = load(there, x + i);
+      for (int j = 0; j < 4; j++) {
+        const T *row = matrix + std::min(n + j, to - 1) * columns + i;
+        sums[j] = _mm512_fmadd_ps(load(there, row), part, sums[j]);
+      }
+    }
+    _mm_mask_storeu_ps(out + n - from, (__mmask8)least(to - n), totals(sums));
+  }
+}
+
+// Adds what adapters give to outputs from..to of w. Every thread computes all of A x, since waiting
+// for the others would take longer.
+template <typename T>
+static void adapt(const Linear &w, Input &in, int64_t from, int64_t to, float *out, int64_t stride) {
+  const Adapters &own = w.adapters;
+  if (!own.rank || from == to) return;
+  in.low.resize(own.rank), in.added.resize(to - from);
+  const T *lower = (const T *)own.a, *upper = (const T *)own.b;
+  for (int64_t b = 0; b < in.rows; b++) {
+    const int64_t number = own.number[b];
+    if (number < 0) continue;
+    matvec(lower + number * own.rank * w.inputs, 0, own.rank, w.inputs, in.exact + b * w.inputs,
+           in.low.data());
+    matvec(upper + number * w.outputs * own.rank, from, to, own.rank, in.low.data(), in.added.data());
+    for (int64_t n = from; n < to; n++) {
+      float &value = out[b * stride + n], bias = w.bias ? w.bias[n] : 0;
+      value += (float)*own.scale * in.added[n - from];
+      if (own.factor) value = (value - bias) * own.factor[number * w.outputs + n] + bias;
+    }
+  }
+}
+
 // ---------------------------------------------------------------------------------------------
 // The layers
 
@@ -336,14 +417,7 @@ static __m128 dots(const bf16 *query, const bf16 *const (&keys)[4], int64_t size
       sums[j] = _mm512_dpbf16_ps(sums[j], part,
                                  (__m512bh)_mm512_maskz_loadu_epi16(there, keys[j] + i));
   }
-  auto fold = [](__m512 a, __m512 b) {  // of each 128 bits: a, b, a, b
-    return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  };
-  __m512d first = (__m512d)fold(sums[0], sums[1]), second = (__m512d)fold(sums[2], sums[3]);
-  __m512 all = _mm512_add_ps((__m512)_mm512_unpacklo_pd(first, second),
-                             (__m512)_mm512_unpackhi_pd(first, second));
-  __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  return totals(sums);
 }
 
 // x / (1 + e^-y), which is SiLU where y is x.
@@ -358,11 +432,25 @@ static __m512 bounded(__m512 x, float cap) {
   return _mm512_sub_ps(twice, _mm512_set1_ps(cap));
 }
 
+// 16 codes of 8 or 4 bits.
+static __m512 decoded(const uint8_t *codes, int64_t bits) {
+  __m128i bytes;
+  if (bits == 8) {
+    bytes = _mm_loadu_si128((const __m128i *)codes);
+  } else {
+    __m128i pairs = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)codes));
+    bytes = _mm_and_si128(_mm_or_si128(pairs, _mm_slli_epi16(pairs, 4)), _mm_set1_epi16(0x0f0f));
+  }
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+}
+
 // What a thread needs to attend.
 struct Attention {
   std::vector<float> spare, scores;
   std::vector<int64_t> entries;
-  std::vector<bf16> query, key, value;
+  std::vector<const bf16 *> keys, values;  // of the entries, then the new ones
+  std::vector<bf16> query, key, value, restored;
+  const uint8_t *restored_from = nullptr;
 
   // The entries of the earlier tokens that `position` sees: sinks, then the window. Gives its own.
   int64_t find(const Cache &cache, int64_t position) {
@@ -379,6 +467,52 @@ struct Attention {
     return entry(position);
   }
 
+  // Dequantises the first `full` entries of a head: their keys, then their values. Query heads with
+  // the same key head often follow each other in a thread.
+  void restore(const Cache &cache, int64_t head, int64_t full, int64_t dim) {
+    const int64_t width = dim * cache.bits / 8, at = head * cache.groups;
+    const Codes &k = cache.key_codes, &v = cache.value_codes;
+    if (restored_from == k.codes + at * GROUP * width) return;
+    restored_from = k.codes + at * GROUP * width;
+    restored.resize(2 * full * dim);
+    for (int64_t i = 0; i < full; i++) {
+      const int64_t token = at * GROUP + entries[i], code = token * width;
+      const __m512 scale = _mm512_set1_ps(widen(v.scale[token]));
+      const __m512 zero = _mm512_set1_ps(widen(v.zero[token]));
+      for (int64_t d = 0; d < dim; d += 16)
+        narrow(_mm512_fmadd_ps(decoded(v.codes + code + d * cache.bits / 8, cache.bits), scale, zero),
+               &restored[(full + i) * dim + d]);
+    }
+    for (int64_t i = 0, end; i < full; i = end) {  // keys of one group
+      const int64_t group = entries[i] / GROUP, channels = (at + group) * dim;
+      for (end = i; end < full && entries[end] / GROUP == group;) end++;
+      for (int64_t d = 0; d < dim; d += 16) {
+        const __m512 scale = widen(k.scale + channels + d), zero = widen(k.zero + channels + d);
+        for (int64_t j = i; j < end; j++) {
+          const int64_t code = (at * GROUP + entries[j]) * width + d * cache.bits / 8;
+          narrow(_mm512_fmadd_ps(decoded(k.codes + code, cache.bits), scale, zero),
+                 &restored[j * dim + d]);
+        }
+      }
+    }
+  }
+
+  // Where the keys and values of the entries are.
+  void locate(const Cache &cache, int64_t head, int64_t dim, int64_t first, int64_t size) {
+    const int64_t count = entries.size();
+    int64_t full = 0;  // entries in full groups
+    while (full < count && entries[full] < first) full++;
+    if (full) restore(cache, head, full, dim);
+    keys.resize(count + 1), values.resize(count + 1);
+    for (int64_t i = 0; i < full; i++)
+      keys[i] = &restored[i * dim], values[i] = &restored[(full + i) * dim];
+    for (int64_t i = full; i < count; i++) {
+      const int64_t at = (head * size + entries[i] - first) * dim;
+      keys[i] = cache.keys + at, values[i] = cache.values + at;
+    }
+    keys[count] = key.data(), values[count] = value.data();
+  }
+
   // One query head of one row: stores the new key and value, and reads those before them.
   void attend(const Layer &layer, double eps, const float *q, const float *k, const float *v,
               int64_t head, int64_t slot, int64_t position, float *out) {
@@ -388,36 +522,38 @@ struct Attention {
     rotate(k, group, layer.kv_heads, layer.k_norm, layer, position, eps, spare, key.data());
     for (int64_t i = 0; i < dim; i += 16) narrow(_mm512_loadu_ps(v + group * dim + i), &value[i]);
     const Cache &cache = layer.cache;
-    bf16 *keys = cache.keys + (slot * layer.kv_heads + group) * cache.entries * dim;
-    bf16 *values = cache.values + (slot * layer.kv_heads + group) * cache.entries * dim;
+    const int64_t kv_head = slot * layer.kv_heads + group;
+    const int64_t first = cache.groups ? position / GROUP * GROUP : 0;
+    const int64_t size = cache.groups ? GROUP : cache.entries;
     const int64_t own = find(cache, position), count = entries.size() + 1;
+    locate(cache, kv_head, dim, first, size);
     if (head % shared == 0) {  // the others use their own copy and never look at this entry
-      std::copy(key.begin(), key.end(), keys + own * dim);
-      std::copy(value.begin(), value.end(), values + own * dim);
+      std::copy(key.begin(), key.end(), cache.keys + (kv_head * size + own - first) * dim);
+      std::copy(value.begin(), value.end(), cache.values + (kv_head * size + own - first) * dim);
     }
     if (head == 0 && cache.at) cache.at[slot * cache.entries + own] = position;
     scores.assign((count + 15) / 16 * 16, 0);
     for (int64_t i = 0; i < count; i += 4) {
-      auto at = [&](int64_t e) { return e + 1 < count ? keys + entries[e] * dim : key.data(); };
+      auto at = [&](int64_t e) { return keys[std::min(e, count - 1)]; };
       const bf16 *const four[4] = {at(i), at(i + 1), at(i + 2), at(i + 3)};
       _mm_storeu_ps(&scores[i], dots(query.data(), four, dim));
     }
     const __m512 share = softmax(count, layer.scale, layer.softcap);
     int64_t d = 0;
-    for (; d + 64 <= dim; d += 64) weighted<4>(values, dim, d, share, out + head * dim);
-    for (; d < dim; d += 16) weighted<1>(values, dim, d, share, out + head * dim);
+    for (; d + 64 <= dim; d += 64) weighted<4>(d, share, out + head * dim);
+    for (; d < dim; d += 16) weighted<1>(d, share, out + head * dim);
   }
 
   // 16 * N elements from d on of the sum of all values; N sums hide the latency of an addition.
   template <int N>
-  void weighted(const bf16 *values, int64_t dim, int64_t d, __m512 share, float *out) {
+  void weighted(int64_t d, __m512 share, float *out) {
     __m512 sums[N];
     const int64_t earlier = entries.size();
     for (int j = 0; j < N; j++)
       sums[j] = _mm512_mul_ps(_mm512_set1_ps(scores[earlier]), widen(&value[d + 16 * j]));
     for (int64_t i = 0; i < earlier; i++) {
       const __m512 score = _mm512_set1_ps(scores[i]);
-      const bf16 *one = values + entries[i] * dim + d;
+      const bf16 *one = values[i] + d;
       for (int j = 0; j < N; j++) sums[j] = _mm512_fmadd_ps(score, widen(one + 16 * j), sums[j]);
     }
     for (int j = 0; j < N; j++)
@@ -497,7 +633,11 @@ void culm_decode(const Model *model, int64_t rows, const int64_t *tokens, const 
       in.prepare(next, weight ? normed.data() : x.data(), rows);
     };
     auto apply = [&](const Linear &w, float *out) {
-      mine(w.outputs, [&](int64_t from, int64_t to) { matmul(w, in, from, to, out, w.outputs); });
+      mine(w.outputs, [&](int64_t from, int64_t to) {
+        matmul(w, in, from, to, out, w.outputs);
+        const auto add_adapters = w.adapters.kind == BF16 ? adapt<bf16> : adapt<float>;
+        add_adapters(w, in, from, to, out, w.outputs);
+      });
     };
     auto add = [&](const Linear &w, const float *input, const float *weight) {
       in.prepare(w, input, rows);
@@ -521,11 +661,15 @@ void culm_decode(const Model *model, int64_t rows, const int64_t *tokens, const 
       norm(layer.attention_norm, layer.q);
       apply(layer.q, q.data()), apply(layer.k, k.data()), apply(layer.v, v.data());
 #pragma omp barrier
-      for (int64_t i = me; i < rows * layer.heads; i += team) {
-        int64_t b = i / layer.heads;
-        attention.attend(layer, model->eps, &q[b * q_size], &k[b * kv_size], &v[b * kv_size],
-                         i % layer.heads, b, positions[b], &mixed[b * q_size]);
-      }
+      // Query heads with the same key head follow each other where this divides the work evenly.
+      const bool even = rows * layer.kv_heads % team == 0;
+      const int64_t chunk = even ? layer.heads / layer.kv_heads : 1;
+      for (int64_t first = me * chunk; first < rows * layer.heads; first += team * chunk)
+        for (int64_t i = first; i < first + chunk; i++) {
+          int64_t b = i / layer.heads;
+          attention.attend(layer, model->eps, &q[b * q_size], &k[b * kv_size], &v[b * kv_size],
+                           i % layer.heads, b, positions[b], &mixed[b * q_size]);
+        }
 #pragma omp barrier
       add(layer.out, mixed.data(), layer.attention_out_norm);
 #pragma omp barrier

@@ -10,68 +10,41 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
+from collections.abc import Sequence
+from ctypes import addressof, c_double, c_int64, c_void_p
 
 import torch
 from torch import Tensor, nn
 
+from culm.adapt.lora import LoRALinear
+from culm.adapt.multi_lora import MultiLoRALinear, adapter_names
 from culm.adapt.quantize.int4 import Int4Linear
 from culm.adapt.quantize.int8 import Int8Linear
-from culm.adapt.quantize.linear import QuantizedLinear
 from culm.engine.fused_library import library
-from culm.engine.fused_support import KINDS, computes_in_bf16, obstacle
+from culm.engine.fused_structs import (
+    AdaptersStruct,
+    LayerStruct,
+    LinearStruct,
+    ModelStruct,
+    cache_struct,
+)
+from culm.engine.fused_support import FP32, KINDS, base_of, computes_in_bf16, obstacle
 from culm.engine.huge_pages import use_huge_pages
 from culm.log import say
 from culm.model.activation import Activation
 from culm.model.attention.gqa import GroupedQueryAttention
 from culm.model.block import Block
-from culm.model.cache import Cache, RollingCache
+from culm.model.cache import Cache
 from culm.model.layer_cache import LayerCache
 from culm.model.linear import Linear
 from culm.model.logprobs import capped
 from culm.model.mlp.gated import GatedFeedForward
 from culm.model.norm import RMSNorm
-from culm.model.score_rule import ScoreRule
+from culm.model.quantized_cache import GROUP, QuantizedCache
 from culm.model.transformer import Transformer
 
 ROWS = 16  # maximum of a step; with more rows, general matmuls are faster
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh")  # `Activation` in C++
-
-
-class _Linear(Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("kind", "outputs", "inputs", "group")),
-        *((name, c_void_p) for name in ("weight", "scale", "zero", "bias")),
-    ]
-
-
-class _Cache(Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("entries", "window", "sinks")),
-        *((name, c_void_p) for name in ("keys", "values", "at")),
-    ]
-
-
-class _Layer(Structure):
-    _fields_ = [
-        *((n, c_int64) for n in ("heads", "kv_heads", "dim", "rotated", "activation", "normed")),
-        *((name, c_double) for name in ("scale", "softcap")),
-        *((f"{name}_norm", c_void_p) for name in ("attention", "mlp", "attention_out", "mlp_out")),
-        *((name, c_void_p) for name in ("q_norm", "k_norm", "cosines", "sines")),
-        ("cache", _Cache),
-        *((name, _Linear) for name in ("q", "k", "v", "out", "gate", "up", "down")),
-    ]
-
-
-class _Model(Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("width", "layers")),
-        *((name, c_double) for name in ("eps", "embedding_scale", "branch_scale", "head_scale")),
-        ("embedding", c_void_p),
-        ("norm", c_void_p),
-        ("head", _Linear),
-        ("layer", POINTER(_Layer)),
-    ]
 
 
 class FusedDecoder:
@@ -83,33 +56,51 @@ class FusedDecoder:
         self._copies: list[Tensor] = []  # fp32 copies of norms and biases
         self._originals: list[Tensor] = []
         self._centered: list[Tensor] = []  # those copies to which 1 is added
+        self._names = adapter_names(model)
+        self._numbers = (c_int64 * cache.slots)()  # of each row's adapter, from 0; -1: none
+        self._only = (c_int64 * cache.slots)()  # the same of layers with one adapter for all rows
+        self._scales: list[tuple[c_double, LoRALinear]] = []
+        self._quantized = [store for store in cache.layers if isinstance(store, QuantizedCache)]
         self._vocabulary, self._softcap = model.config.vocabulary, model.config.softcap
         positions = torch.arange(cache.length)[None]
         angles = [tuple(map(self._fp32, rotation(positions))) for rotation in model.rotations]
-        layers = (_Layer * len(cache.layers))(
+        layers = (LayerStruct * len(cache.layers))(
             *(
                 self._layer(b, store, angles)
                 for b, store in zip(model.every_block, cache.layers, strict=True)
             )
         )
-        self._model = _Model(
+        self._model = ModelStruct(
             model.config.width, len(layers), model.config.norm.eps, model.config.embedding_scale,
             model.every_block[0].residual.scale, model.head_scale, model.embed.weight.data_ptr(),
             self._norm(model.norm), self._linear(model.head), layers,
         )  # fmt: skip
 
-    def __call__(self, tokens: list[int], positions: list[int]) -> Tensor:
-        """Put token i into slot i at its position; logits (N, V) fp32 of the next tokens."""
+    def __call__(
+        self, tokens: list[int], positions: list[int], adapters: Sequence[str | None] = ()
+    ) -> Tensor:
+        """Put token i into slot i at its position; logits (N, V) fp32 of the next tokens.
+
+        adapters: of each row, by name, where the model has several.
+        """
         self._refresh()
+        for row in range(len(tokens)):
+            name = adapters[row] if adapters else None
+            self._numbers[row] = -1 if name is None else self._names.index(name)
+        for store in self._quantized:
+            store.open_groups([position // GROUP for position in positions])
         rows, integers = len(tokens), c_int64 * len(tokens)
         logits = torch.empty(rows, self._vocabulary)
         library().culm_decode(
             ctypes.byref(self._model), rows, integers(*tokens), integers(*positions),
             c_void_p(logits.data_ptr()), torch.get_num_threads(),
         )  # fmt: skip
+        if full := [row for row, at in enumerate(positions) if at % GROUP == GROUP - 1]:
+            for store in self._quantized:
+                store.close_groups(torch.tensor(full))
         return capped(logits, self._softcap)
 
-    def _layer(self, block: Block, store: LayerCache, angles: list[tuple[int, ...]]) -> _Layer:
+    def _layer(self, block: Block, store: LayerCache, angles: list[tuple[int, ...]]) -> LayerStruct:
         attention, mlp = block.attention, block.mlp
         assert isinstance(attention, GroupedQueryAttention)
         assert isinstance(mlp, GatedFeedForward)
@@ -121,18 +112,20 @@ class FusedDecoder:
             block.attention_norm, block.mlp_norm, block.attention_out_norm, block.mlp_out_norm,
             attention.q_norm, attention.k_norm,
         )  # fmt: skip
-        heads = attention.q.out_features // dim
+        heads = base_of(attention.q).out_features // dim
         normed = heads * dim if attention.config.qk_norm == "width" else dim
-        return _Layer(
+        return LayerStruct(
             heads, attention.kv_heads, dim, rope.rotary_dim(dim) if rope else 0,
             ACTIVATIONS.index(mlp.activation), normed,
             rule.scale or dim**-0.5, rule.softcap or 0.0, *map(self._norm, norms),
             *((None, None) if attention.rotation is None else angles[attention.rotation]),
-            _cache(store, rule), *map(self._linear, linears),
+            cache_struct(store, rule), *map(self._linear, linears),
         )  # fmt: skip
 
     def _refresh(self) -> None:
-        """Copy norms and biases again: they may have changed."""
+        """Copy norms, biases and scales again: they may have changed."""
+        for scale, layer in self._scales:
+            scale.value = layer.scale if layer.enabled else 0.0
         torch._foreach_copy_(self._copies, self._originals)
         if self._centered:
             torch._foreach_add_(self._centered, 1)
@@ -145,18 +138,37 @@ class FusedDecoder:
             return self._centered[-1].data_ptr()
         return self._fp32(norm.weight)
 
-    def _linear(self, layer: nn.Module) -> _Linear:
-        assert isinstance(layer, Linear | QuantizedLinear)
-        group, scale, zero = 0, None, None
-        if isinstance(layer, Int8Linear):
-            scale = layer.scale.data_ptr()
-        elif isinstance(layer, Int4Linear):
-            group, scale, zero = layer.group, layer.scale.data_ptr(), layer.zero.data_ptr()
-        bias = None if layer.bias is None else self._fp32(layer.bias)
-        return _Linear(
-            KINDS[type(layer)], layer.out_features, layer.in_features, group,
-            layer.weight.data_ptr(), scale, zero, bias,
+    def _linear(self, layer: nn.Module) -> LinearStruct:
+        base, group, scale, zero = base_of(layer), 0, None, None
+        if isinstance(base, Int8Linear):
+            scale = base.scale.data_ptr()
+        elif isinstance(base, Int4Linear):
+            group, scale, zero = base.group, base.scale.data_ptr(), base.zero.data_ptr()
+        bias = None if base.bias is None else self._fp32(base.bias)
+        return LinearStruct(
+            KINDS[type(base)], base.out_features, base.in_features, group,
+            base.weight.data_ptr(), scale, zero, bias, self._adapters(layer),
         )  # fmt: skip
+
+    def _adapters(self, layer: nn.Module) -> AdaptersStruct:
+        if not isinstance(layer, LoRALinear | MultiLoRALinear):
+            return AdaptersStruct()
+        scale, numbers, factor = c_double(1), self._numbers, None
+        if isinstance(layer, LoRALinear):
+            numbers = self._only
+            self._scales.append((scale, layer))
+        elif layer.factor is not None:
+            factor = self._fp32(layer.factor)
+        self._held.append(scale)
+        a, b, kind = layer.a.detach(), layer.b.detach(), KINDS[Linear]
+        if {a.dtype, b.dtype} == {torch.bfloat16} and a.is_contiguous() and b.is_contiguous():
+            self._held += a, b
+            addresses = a.data_ptr(), b.data_ptr()
+        else:
+            addresses, kind = (self._fp32(a), self._fp32(b)), FP32
+        return AdaptersStruct(
+            a.shape[-2], kind, addressof(numbers), addressof(scale), *addresses, factor
+        )
 
     def _fp32(self, tensor: Tensor) -> int:
         if tensor.dtype == torch.float32 and tensor.is_contiguous():
@@ -169,14 +181,6 @@ class FusedDecoder:
         self._copies.append(copy)
         self._originals.append(tensor.detach())
         return copy
-
-
-def _cache(store: LayerCache, rule: ScoreRule) -> _Cache:
-    keys, values = store.tensors
-    return _Cache(
-        keys.shape[2], rule.window or 0, rule.sink_tokens, keys.data_ptr(), values.data_ptr(),
-        store.at.data_ptr() if isinstance(store, RollingCache) else None,
-    )  # fmt: skip
 
 
 def fused_decoder(model: Transformer, cache: Cache) -> FusedDecoder | None:

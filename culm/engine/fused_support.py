@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from culm.adapt.lora import LoRALinear
+from culm.adapt.multi_lora import MultiLoRALinear
 from culm.adapt.quantize.int4 import Int4Linear
 from culm.adapt.quantize.int8 import Int8Linear
 from culm.adapt.quantize.linear import QuantizedLinear
@@ -18,6 +20,7 @@ from culm.model.cache import Cache, FullCache, RollingCache
 from culm.model.linear import Linear
 from culm.model.mlp.gated import GatedFeedForward, GeGLU, SwiGLU
 from culm.model.norm import RMSNorm, RMSNormConfig
+from culm.model.quantized_cache import QuantizedCache
 from culm.model.rope import Rotation
 from culm.model.transformer import Transformer, TransformerConfig
 
@@ -39,8 +42,10 @@ COMPUTED: dict[type[Config], frozenset[str]] = {
 MODULES = {
     *(Transformer, Block, GroupedQueryAttention, GatedFeedForward, RMSNorm, Rotation),
     *(Linear, Int8Linear, Int4Linear, nn.Embedding, nn.ModuleList, nn.Identity),
+    *(LoRALinear, MultiLoRALinear),
 }
 KINDS: dict[type[nn.Module], int] = {Linear: 0, Int8Linear: 1, Int4Linear: 2}  # `Kind` in C++
+FP32 = 3  # the same, of adapters
 
 
 def computes_in_bf16(model: Transformer) -> bool:
@@ -58,12 +63,16 @@ def obstacle(model: Transformer, cache: Cache) -> str | None:
 
 def _obstacles(model: Transformer, cache: Cache) -> Iterator[str]:
     for store in cache.layers:
-        if type(store) not in (FullCache, RollingCache):
+        if type(store) not in (FullCache, RollingCache, QuantizedCache):
             yield f"it does not read a {type(store).__name__}"
     yield from uncomputed(model.config.resolved())
     for module in model.modules():
         if type(module) not in MODULES:
             yield f"it does not compute {type(module).__name__}"
+        if isinstance(module, LoRALinear) and module.magnitude is not None:
+            yield "it does not compute an adapter with dora=true, whose norms may change; merge it"
+        if isinstance(module, MultiLoRALinear) and isinstance(module.base, LoRALinear):
+            yield "it does not compute several adapters on top of another one; merge that one"
     for name, block in model.blocks.named_children():
         assert isinstance(block, Block)
         yield from _shapes(block, f"blocks.{name}")
@@ -100,8 +109,7 @@ def _shapes(block: Block, name: str) -> Iterator[str]:
 def _inputs(name: str, *layers: nn.Module) -> Iterator[str]:
     """Layers that share an input must need it in one form."""
     forms = set()
-    for layer in layers:
-        assert isinstance(layer, Linear | QuantizedLinear)
+    for layer in map(base_of, layers):
         forms.add((type(layer), layer.group if isinstance(layer, Int4Linear) else 0))
         if type(layer) is Linear and layer.weight.dtype != torch.bfloat16:
             yield f"it needs {name} in bf16"
@@ -111,3 +119,10 @@ def _inputs(name: str, *layers: nn.Module) -> Iterator[str]:
             yield f"it needs inputs of {name} that 32 divides, which {layer.in_features} is not"
     if len(forms) > 1:
         yield f"it needs all layers of {name} quantised alike"
+
+
+def base_of(layer: nn.Module) -> Linear | QuantizedLinear:
+    """A linear layer without its adapters."""
+    base = layer.base if isinstance(layer, LoRALinear | MultiLoRALinear) else layer
+    assert isinstance(base, Linear | QuantizedLinear)
+    return base

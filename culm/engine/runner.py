@@ -103,7 +103,8 @@ class Runner:
         """
         width = min(self.drafter.window(rows), self.length) if self.drafter else 1
         if width == 1 and self._fused and len(rows) <= ROWS:
-            logits = self._fused([r.output[-1] for r in rows], [r.length - 1 for r in rows])
+            last, places = [r.output[-1] for r in rows], [r.length - 1 for r in rows]
+            logits = self._fused(last, places, [r.request.adapter for r in rows])
             return logits[:, None], None
         if width == 1:
             starts = [row.length - 1 for row in rows]

@@ -94,6 +94,30 @@ class QuantizedCache(LayerCache):
         self.held[rows] = open_group
         return tuple(views), torch.arange(view.length, device=positions.device)
 
+    def open_groups(self, groups: list[int]) -> None:
+        """Make `newest` of slot i the tokens of groups[i], to which one is added without `update`.
+
+        It differs from `held` if a sequence was cut: that group was full, and is dequantised.
+        """
+        rows = slice(len(groups))
+        if self.held[rows].tolist() == groups:
+            return
+        first = torch.tensor(groups, device=self.held.device)
+        for part, newest in zip(self.parts, self.newest, strict=True):
+            part = Rounded(*(tensor[rows] for tensor in part))
+            newest[rows] = self._started(part, newest[rows], first, self.held[rows])
+        self.held[rows] = first
+
+    def close_groups(self, slots: Tensor) -> None:
+        """Quantise `newest` of these slots (N,), which is full; the next group is empty."""
+        group = self.held[slots]
+        for part, newest in zip(self.parts, self.newest, strict=True):
+            made = rounded(newest[slots], self.bits, _axis(part))
+            for kept, new in zip(part, made, strict=True):
+                kept[slots, :, group] = new
+            newest[slots] = 0
+        self.held[slots] = group + 1
+
     def _started(self, part: Rounded, newest: Tensor, first: Tensor, held: Tensor) -> Tensor:
         """(B, K, 32, D): the group of the first new token of each row."""
         rows = torch.arange(len(first), device=first.device)

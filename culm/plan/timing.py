@@ -8,6 +8,7 @@ from collections.abc import Callable
 from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
+from culm.model.quantized_cache import CacheKind
 from culm.model.transformer import Transformer
 
 
@@ -19,13 +20,18 @@ def seconds_of(step: Callable[[], None]) -> float:
 
 
 def decoding_trial(
-    model: Transformer, rows: int, prompt: int, new: int, fused: bool = True
+    model: Transformer,
+    rows: int,
+    prompt: int,
+    new: int,
+    fused: bool = True,
+    cache: CacheKind = "plain",
 ) -> Callable[[], float]:
     """A function that generates `new` tokens after each of `rows` prompts of `prompt` tokens.
 
     It returns the seconds of decoding alone, in which new - 1 tokens of each row are made.
     """
-    engine = Engine(model, rows, prompt + new, fused=fused)
+    engine = Engine(model, rows, prompt + new, fused=fused, cache=cache)
     tokens = tuple(i % model.config.vocabulary for i in range(prompt))
 
     def decode() -> float:

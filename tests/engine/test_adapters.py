@@ -11,7 +11,6 @@ from culm.adapt.merge import merge
 from culm.adapt.multi_lora import adapter_names, attach_adapters
 from culm.adapt.quantize.int8 import Int8
 from culm.engine.engine import Engine
-from culm.engine.fused_support import obstacle
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.attention.gqa import GQA
@@ -124,17 +123,6 @@ def test_a_failed_forward_leaves_no_rows_behind(models):
     with pytest.raises(IndexError):
         model(tokens, replace(Context.plain(tokens), adapters=rows))
     assert torch.equal(model(tokens), alone[None](tokens))
-
-
-def test_fused_decoding_gives_way(models):
-    model, _ = models
-    model = model.to(torch.bfloat16)
-    model.dtype = torch.bfloat16
-    assert "MultiLoRALinear" in obstacle(model, model.cache(2, 16))
-    asked = requests()
-    assert [len(c.tokens) for c in Engine(model, 4).generate(asked)] == [
-        r.max_tokens for r in asked
-    ]
 
 
 def test_an_unknown_adapter_is_refused(models):

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
+from fused_models import SHAPES, WEIGHTS, build, checked_steps, here
 
-from culm.adapt.quantize.int4 import Int4
-from culm.adapt.quantize.int8 import Int8
 from culm.engine.engine import Engine
 from culm.engine.fused import FusedDecoder
-from culm.engine.fused_library import no_library
 from culm.engine.fused_support import obstacle
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
@@ -15,64 +13,9 @@ from culm.model.attention.gqa import GQA
 from culm.model.block import Residual
 from culm.model.cache import RollingCache
 from culm.model.context import Context
-from culm.model.init import Llama
-from culm.model.mlp.gated import GeGLU, SwiGLU
-from culm.model.norm import LayerNormConfig, RMSNormConfig
-from culm.model.rope import Rope
-from culm.model.scaling import CompleteP
-from culm.model.transformer import Transformer, TransformerConfig
-
-here = pytest.mark.skipif(no_library() is not None, reason=str(no_library()))
-
-NARROW = GQA(heads=6, kv_heads=2, window=5, sink_tokens=2)
-SHAPES = {
-    "windows": {"attention": (NARROW, GQA(heads=4, head_dim=48, window=7, rope=None))},
-    "as Gemma 2": {
-        "attention": (
-            GQA(heads=6, kv_heads=3, window=6, softcap=2.0, scale=0.2),
-            GQA(heads=6, kv_heads=3, softcap=2.0, scale=0.2),
-        ),
-        "mlp": (GeGLU(),),
-        "norm": RMSNormConfig(centered=True),
-        "residual": Residual(norm="both"),
-        "embedding_scale": 192**0.5,
-        "softcap": 3.0,
-    },
-    "as OLMo 2": {
-        "attention": (GQA(heads=6, kv_heads=2, qk_norm="width"),),
-        "residual": Residual(norm="behind"),
-    },
-    "partial rotation": {
-        "attention": (GQA(heads=6, rope=Rope(fraction=0.4), bias=True, out_bias=True),),
-        "scaling": CompleteP(base_width=48, base_depth=1),
-        "init": Llama(),
-    },
-    "grouped": {"attention": (GQA(heads=6, kv_heads=2, qk_norm="head"),), "tied": True},
-    "many heads": {"attention": (GQA(heads=6, head_dim=48, bias=True),), "tied": False},
-    "layers differ": {
-        "attention": (
-            GQA(heads=3, kv_heads=1, window=64),  # as long as the cache: one that is not rolling
-            GQA(heads=6, head_dim=16, rope=Rope(base=500)),
-        ),
-        "mlp": (SwiGLU(hidden=160),),
-    },
-}
-WEIGHTS = {"bf16": None, "int8": Int8(), "int4": Int4(), "int4 of 64": Int4(group=64)}
-
-
-def build(shape: str, weights: str) -> Transformer:
-    config = TransformerConfig(vocabulary=77, width=192, layers=3, context=64, **SHAPES[shape])
-    model = config.build(seed=1).eval()
-    generator = torch.Generator().manual_seed(2)
-    for name, weight in model.named_parameters():
-        weight.data = weight.data * 3 if weight.ndim == 2 else weight.data
-        if "norm" in name or "bias" in name:
-            weight.data += 0.3 * torch.randn(weight.shape, generator=generator)
-        weight.data = weight.data.bfloat16()
-    model.dtype = torch.bfloat16
-    if WEIGHTS[weights]:
-        WEIGHTS[weights].apply(model)
-    return model
+from culm.model.mlp.gated import GeGLU
+from culm.model.norm import LayerNormConfig
+from culm.model.transformer import TransformerConfig
 
 
 def shape_serves(shape: str, weights: str) -> bool:
@@ -86,31 +29,7 @@ CASES = [(s, w) for s in SHAPES for w in WEIGHTS if shape_serves(s, w)]
 @pytest.mark.parametrize(("shape", "weights"), CASES)
 @torch.inference_mode()
 def test_logits_and_cache_are_those_of_the_model(shape, weights):
-    model = build(shape, weights)
-    assert obstacle(model, model.cache(2, 16)) is None
-    ours, theirs = model.cache(6, 24), model.cache(6, 24)
-    exact = build(shape, weights).float()
-    exact.dtype = torch.float32
-    truth = exact.cache(6, 24)
-    decoder = FusedDecoder(model, ours)
-    generator = torch.Generator().manual_seed(3)
-    lengths = torch.tensor([1, 4, 9, 13, 16, 20])
-    prompts = torch.randint(0, 77, (6, 20), generator=generator)
-    positions = torch.arange(20).expand(6, -1)
-    for cache, reader in ((ours, model), (theirs, model), (truth, exact)):
-        reader.hidden(prompts, Context(positions, cache=cache.view(20, ends=lengths)))
-    for step in range(4):
-        tokens = torch.randint(0, 77, (6,), generator=generator).tolist()
-        at = (lengths + step).tolist()
-        found = decoder(tokens, at)
-        context = Context(torch.tensor(at)[:, None], cache=theirs.view(24))
-        plain = model(torch.tensor(tokens)[:, None], context)[:, 0]
-        context = Context(torch.tensor(at)[:, None], cache=truth.view(24))
-        right = exact(torch.tensor(tokens)[:, None], context)[:, 0]
-        error, usual = (found - right).norm(), (plain - right).norm()
-        # Beside weights of few bits activations are int8 in groups, a little coarser than bf16.
-        assert error <= (1.1 if weights == "bf16" else 2.5) * usual
-        assert error <= 0.03 * right.norm()
+    ours, theirs = checked_steps(shape, weights, [1, 4, 9, 13, 16, 20])
     for a, b in zip(ours.layers, theirs.layers, strict=True):
         if isinstance(a, RollingCache):
             assert torch.equal(a.at, b.at)
@@ -204,7 +123,6 @@ def test_it_says_what_it_does_not_compute(parts, words):
     model = config.build().to(torch.bfloat16)
     model.dtype = torch.bfloat16
     assert words in obstacle(model, model.cache(2, 16))
-    assert "QuantizedCache" in obstacle(model, model.cache(2, 16, "int8"))
 
 
 def test_unsupported_models_decode_in_torch():
