@@ -270,7 +270,7 @@ def test_old_weights_are_corrected_for(serving: Serving) -> None:
     at = {"group": 8, "max_tokens": 6}
     before = rollouts(build(CORRECTED, server.model), 64, 64, **at).step(0)[0].metrics["reward"]
     after = rollouts(objective, 64, 64, **at).step(0)[0].metrics["reward"]
-    assert after > 2 * before
+    assert after > 1.5 * before
 
 
 URL = "http://localhost:8000/v1"
