@@ -68,8 +68,9 @@ def test_a_run_on_our_server_is_that_on_the_engine(
 ) -> None:
     """The same tokens with the same seeds, so the same rewards, step by step; the reward rises."""
     _, sampler = served()
-    optimizer = {"kind": "adamw", "rate": 0.006, "weight_decay": 0.0}
-    more = {"steps": 24, "optimizer": optimizer}
+    (tmp_path / "ones.py").write_text("def ones(completion):\n    return completion.count('1') / 4")
+    reward = {"kind": "function", "path": str(tmp_path / "ones.py"), "name": "ones"}
+    more = {"steps": 16, "reward": reward}
     train(run(stage, tmp_path / "here", **more))
     train(run(stage, tmp_path / "there", sampler, **more))
     here, there = metrics(tmp_path / "here"), metrics(tmp_path / "there")
