@@ -27,8 +27,8 @@ def completion_of(body: bytes, request: Request, vocabulary: int) -> Completion:
     """vocabulary: how many ids the tokenizer knows.
 
     Raises:
-        EndpointError: it is no complete answer to the request; the message goes on where the
-            server was named.
+        EndpointError: it is no complete answer to the request; the message follows the name of the
+            server.
     """
     try:
         (choice,) = json.loads(body)["choices"]

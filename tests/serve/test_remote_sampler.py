@@ -1,6 +1,7 @@
 """Our own server samples the rollouts of a run: the whole circle, as two processes would do it."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -85,7 +86,9 @@ def test_a_run_on_our_server_is_that_on_the_engine(
 def test_a_run_whose_server_dies_is_saved_and_resumed(
     served: Callable, stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """With no other checkpoint; resumed with a new server at another port, it is exact."""
+    """With no other checkpoint; resumed with a new server at another port, or with the engine, it
+    is exact.
+    """
     server, sampler = served()
     train(run(stage, tmp_path / "whole", sampler, steps=4))
     folder, asked = tmp_path / "run", 0
@@ -103,10 +106,14 @@ def test_a_run_whose_server_dies_is_saved_and_resumed(
     with pytest.raises(ServiceFailed, match=r"sampler: .*, 2 times; once the server answers, the"):
         train(run(stage, folder, sampler, steps=4))
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-2"]
+    shutil.copytree(folder, tmp_path / "here")
     _, sampler = served()
     train(run(stage, folder, sampler, steps=4))
-    whole, resumed = weights_in(tmp_path / "whole"), weights_in(folder)
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    train(run(stage, tmp_path / "here", "engine", steps=4))
+    whole = weights_in(tmp_path / "whole")
+    for one in (folder, tmp_path / "here"):
+        resumed = weights_in(one)
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_adapters_are_merged_in_what_the_server_reads(
