@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from http.client import HTTPException, HTTPResponse
 from typing import Any, TypeVar
@@ -185,10 +186,22 @@ def ask_each(ask: Callable[[T], R], asked: Sequence[T], concurrent: int) -> list
     """The answer to each, in order, with so many requests at the same time. After an error nothing
     further is asked.
     """
+    failed = threading.Event()
+
+    def ask_one(one: T) -> R:
+        if failed.is_set():  # the pool may hand out more before it is shut down
+            raise CancelledError
+        try:
+            return ask(one)
+        except BaseException:  # Ctrl-C too
+            failed.set()
+            raise
+
     with ThreadPoolExecutor(concurrent) as pool:
         try:
-            return list(pool.map(ask, asked))
-        except BaseException:  # Ctrl-C too
+            return list(pool.map(ask_one, asked))
+        except BaseException:
+            failed.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
