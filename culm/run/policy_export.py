@@ -43,6 +43,13 @@ class PolicyExport:
             merge(model)
         if self.config.train.qat is not None:
             convert(model)
+        if model.config.tied != self.model.config.tied:  # a server has read the shape at its start
+            raise SettingError(
+                "train.rollout.sampler.weights: merged adapters or quantised weights give the "
+                "policy a head of its own, which the model of the server shares with its "
+                "embedding; leave the head out of the targets of train.adapter or train.qat, or "
+                "use train.rollout.sampler=engine"
+            )
         hf.export(model, self.tokenizer, out, model.dtype)
 
     def _whole(self) -> Transformer | None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from learning import build, fit
 from rolling import TOKENIZER, Rare, model, on_two_ranks, rollouts
+from test_environments import Echo, speaker
 from vllm_stub import VLLM
 
 from culm.config import SettingError, parse
@@ -18,6 +20,9 @@ from culm.objective.grpo import GRPO
 from culm.optim.adamw import AdamW
 from culm.parallel.ranks import Ranks
 from culm.rollout.buffer import Rollouts
+from culm.rollout.remote import RemoteSampler
+from culm.rollout.sampler import Sampler
+from culm.rollout.settings import RolloutConfig
 from culm.run.settings import TrainConfig
 
 Serving = Callable[[Transformer], VLLM]
@@ -63,6 +68,23 @@ def test_what_a_server_is_asked(serving: Serving, monkeypatch: pytest.MonkeyPatc
             "return_token_ids": True, "return_tokens_as_token_ids": True,
         }  # fmt: skip
     assert set(server.keys) == {"Bearer secret"}
+
+
+def test_a_dialogue_of_several_turns_is_that_of_the_engine(serving: Serving) -> None:
+    """Each turn is asked with all tokens before it."""
+    server = serving(speaker())
+    config = RolloutConfig(max_tokens=3, group=1)
+    asking = config.model_copy(
+        update={"sampler": RemoteSampler(url=server.url, model="policy", retries=0)}
+    )
+    ours, theirs = (
+        Sampler(server.model, TOKENIZER, one, 0).sample([Echo(n, 3) for n in range(4)], 0)
+        for one in (config, asking)
+    )
+    assert len(server.bodies) == 12
+    assert [one.tokens for one in theirs] == [one.tokens for one in ours]
+    assert [one.learned for one in theirs] == [one.learned for one in ours]
+    assert [one.finish for one in theirs] == [one.finish for one in ours]
 
 
 def test_older_servers_name_token_ids_in_the_log_probabilities(serving: Serving) -> None:
@@ -203,6 +225,32 @@ def test_all_ranks_give_up_where_one_gets_no_answer(
     first, second = on_two_ranks(monkeypatch, play)
     assert first == second
     assert f"{bad.url} answered HTTP 404" in first
+
+
+def test_all_ranks_give_up_where_the_weights_are_not_read(
+    serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer alone asks for it, and the other rank does not wait for ever."""
+    monkeypatch.setattr(Ranks, "wait", lambda ranks: ranks.gather(None))
+    policy = model(0)
+    server = serving(policy)
+    server.on_post = lambda path, body: 400
+    sampler = remote(server, weights=str(tmp_path), reload=[{"path": "/reload"}])
+    objective = build(GRPO(), policy)
+
+    def play(ranks: Ranks) -> str:
+        played = rollouts(
+            objective, 16, 16, ranks=replace(ranks, writer=ranks.rank == 0),
+            export=lambda folder: None, group=4, max_tokens=5, sampler=sampler,
+        )  # fmt: skip
+        with pytest.raises(ServiceFailed) as found:
+            played.step(0)
+        return str(found.value)
+
+    first, second = on_two_ranks(monkeypatch, play)
+    assert first == second
+    assert "answered HTTP 400" in first
+    assert len(server.posted) == 1
 
 
 def test_the_policy_is_exported_and_read_once_before_each_rollout(

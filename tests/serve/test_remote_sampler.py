@@ -116,13 +116,25 @@ def test_a_run_whose_server_dies_is_saved_and_resumed(
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_adapters_are_merged_in_what_the_server_reads(
+INNER = {"kind": "int8", "targets": ["*attention*"]}
+
+
+@pytest.mark.parametrize("more", [{"adapter": True}, {"qat": [INNER]}])
+def test_the_server_reads_merged_adapters_and_quantised_weights(
+    more: dict[str, Any], served: Callable, stage: Stage, tmp_path: Path
+) -> None:
+    _, sampler = served()
+    train(run(stage, tmp_path / "run", sampler, steps=3, **more))
+    for line in metrics(tmp_path / "run"):
+        assert line["sampler_difference"] < 1e-4
+
+
+def test_a_head_that_the_server_does_not_have_is_refused(
     served: Callable, stage: Stage, tmp_path: Path
 ) -> None:
     _, sampler = served()
-    train(run(stage, tmp_path / "run", sampler, adapter=True, steps=3))
-    for line in metrics(tmp_path / "run"):
-        assert line["sampler_difference"] < 1e-4
+    with pytest.raises(SettingError, match=r"weights: .* give the policy a head of its own"):
+        train(run(stage, tmp_path / "run", sampler, qat="int8"))
 
 
 def test_the_start_of_a_run_is_not_overwritten(
@@ -136,12 +148,16 @@ def test_the_start_of_a_run_is_not_overwritten(
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_a_plan_asks_no_server(stage: Stage, tmp_path: Path) -> None:
+def test_a_plan_names_the_server_and_does_not_ask_it(
+    stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     sampler = {
         "kind": "remote", "url": "http://127.0.0.1:9/v1", "model": "policy",
         "weights": str(tmp_path / "served"), "reload": [{"path": "/reload"}],
     }  # fmt: skip
     show_plan(run(stage, tmp_path / "run", sampler), {})
+    said = "".join(capsys.readouterr().out.split())
+    assert f"policyat{sampler['url']},whichreads{sampler['weights']}" in said
 
 
 # -- the server's side ------------------------------------------------------------------------
