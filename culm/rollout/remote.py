@@ -116,11 +116,17 @@ class RemoteCompleter:
         with self.sampling():
             try:
                 if self.policy.ranks.writer:
-                    for one in self.config.reload:
-                        self.endpoint.root.send(one.path.removeprefix("/"), one.body)
+                    self._reload()
             finally:
                 self.policy.ranks.wait()
         self._probe(probes, compared=True)
+
+    def _reload(self) -> None:
+        for one in self.config.reload:
+            try:
+                self.endpoint.root.send(one.path.removeprefix("/"), one.body)
+            except EndpointError as error:
+                raise EndpointError(f"{one.path}: {error}") from error
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
@@ -142,8 +148,10 @@ class RemoteCompleter:
                 ) from lost
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        """Raises:
-        EndpointError: the server gives no answer, or none that can be learned from.
+        """A completion of each request, in order.
+
+        Raises:
+            EndpointError: the server gives no answer, or none that can be learned from.
         """
         return ask_each(self._complete, requests, self.config.concurrent)
 

@@ -249,7 +249,7 @@ def test_all_ranks_give_up_where_the_weights_are_not_read(
 
     first, second = on_two_ranks(monkeypatch, play)
     assert first == second
-    assert "answered HTTP 400" in first
+    assert f"train.rollout.sampler: /reload: {server.root} answered HTTP 400" in first
     assert len(server.posted) == 1
 
 

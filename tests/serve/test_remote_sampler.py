@@ -119,6 +119,26 @@ def test_a_run_whose_server_dies_is_saved_and_resumed(
 INNER = {"kind": "int8", "targets": ["*attention*"]}
 
 
+def test_a_server_that_keeps_its_weights_is_that_of_the_start_after_a_resume_too(
+    served: Callable, stage: Stage, tmp_path: Path
+) -> None:
+    """It is compared with what the run starts from, and not with what was learned since."""
+    _, sampler = served()
+    sampler |= {"weights": None, "reload": [], "tolerance": 1e-3}
+    objective = {"kind": "grpo", "correction": "token"}
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(run(stage, whole, sampler, steps=4, objective=objective))
+    for steps in (2, 4):
+        train(run(stage, resumed, sampler, steps=steps, objective=objective))
+    differences = [line["sampler_difference"] for line in metrics(resumed)]
+    assert differences[0] < 1e-5 < 1e-3 < differences[3]
+    for one, other in zip(metrics(whole), metrics(resumed), strict=True):
+        assert one["reward"] == other["reward"]
+    # The correction reads log-probabilities, whose last bits depend on the batch of the server.
+    for name, weight in weights_in(whole).items():
+        torch.testing.assert_close(weights_in(resumed)[name], weight, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("more", [{"adapter": True}, {"qat": [INNER]}])
 def test_the_server_reads_merged_adapters_and_quantised_weights(
     more: dict[str, Any], served: Callable, stage: Stage, tmp_path: Path
