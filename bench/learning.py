@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 import culm
+from culm.convert.load import read
 from culm.engine.continuations import likelihoods
 from culm.eval.local import LocalModel
 from culm.eval.responder import Generation
@@ -64,6 +65,7 @@ def measured(data: Path, folder: Path, seed: int, steps: int) -> dict[str, float
     base = train(folder, "pretrain", "base", seed, *MODEL, f"train.steps={steps}",
                  f"data.path={data / 'tinystories.txt.gz'}", "data.held_out=0.02")  # fmt: skip
     found: dict[str, float] = {}
+    turned = [held[-1], *held[:-1]]  # each with the instruction of another one
     for name in ("sft", "sft-shuffled"):
         run = train(
             folder, "sft", name, seed, f"start={base}", f"data.path={folder / name}.jsonl",
@@ -73,6 +75,12 @@ def measured(data: Path, folder: Path, seed: int, steps: int) -> dict[str, float
         model = culm.load(run, device="cpu")
         found[f"{name}: loss of unseen answers"] = loss_of(model, held)
         found[f"{name}: share of replies that end"] = share_that_ends(model, held)
+        others = [
+            _record(one) | {"output": own["output"]} for one, own in zip(turned, held, strict=True)
+        ]
+        found[f"{name}: nats a token that the right instruction gains"] = (
+            loss_of(model, others) - found[f"{name}: loss of unseen answers"]
+        )
     found["before: loss of unseen answers"] = loss_of(untrained(base), held)
     for name in ("reward", "reward-swapped"):
         train(
@@ -183,23 +191,25 @@ def margins_of(
     return [a - b for a, b in zip(gains[::2], gains[1::2], strict=True)]
 
 
-@torch.inference_mode()
 def rewarded(run: Path, held: Sequence[dict[str, Any]]) -> float:
     """Share of pairs whose better answer has the higher reward."""
-    from culm.convert.load import read
+    asked = [(prompt_of(one), one[kind]) for one in held for kind in ("chosen", "rejected")]
+    rewards = rewards_of(run, asked)
+    return fmean(a > b for a, b in zip(rewards[::2], rewards[1::2], strict=True))
 
+
+@torch.inference_mode()
+def rewards_of(run: Path, asked: Sequence[tuple[str, str]]) -> list[float]:
+    """What a reward model gives to each answer of a prompt."""
     model, tokenizer = read(run, "cpu", None)
-    right = []
-    for one in held:
-        rewards = []
-        for kind in ("chosen", "rejected"):
-            messages = [{"role": "user", "content": prompt_of(one)},
-                        {"role": "assistant", "content": one[kind]}]  # fmt: skip
-            whole = tokenizer.chat.encode(messages)
-            last = max(place for place, learned in enumerate(whole.learned) if learned)
-            rewards.append(float(model.scores(torch.tensor([whole.ids[: last + 1]]))[0, -1]))
-        right.append(rewards[0] > rewards[1])
-    return fmean(right)
+    rewards = []
+    for prompt, answer in asked:
+        messages = [{"role": "user", "content": prompt},
+                    {"role": "assistant", "content": answer}]  # fmt: skip
+        whole = tokenizer.chat.encode(messages)
+        last = max(place for place, learned in enumerate(whole.learned) if learned)
+        rewards.append(float(model.scores(torch.tensor([whole.ids[: last + 1]]))[0, -1]))
+    return rewards
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class Loader:
             raise SettingError(f"train.context: {context} leaves nothing to predict; at least 2")
         self._prepared, self._context = prepared, context
         self.rows_per_step, self.micro_rows = rows_per_step, micro_rows
-        self._rank, self._share = rank, rows_per_step // ranks
+        self._rank, self._ranks = rank, ranks
         self._prepare_step = prepare_step
         graded = None
         if grading is not None:
@@ -104,7 +104,19 @@ class Loader:
             remarks.append(
                 f"{self.truncated:,} documents are longer than {context} tokens and are truncated."
             )
+        if (label := self._only_label()) is not None:
+            remarks.append(
+                f"All labels are {label:g}, so nothing shows how good and bad answers differ."
+            )
         return remarks
+
+    def _only_label(self) -> float | None:
+        """The label of every answer or step, if there are labels and all are the same."""
+        if "label" not in self._prepared.manifest.columns:
+            return None
+        values = self._prepared.column("label")
+        known = values[~np.isnan(values)]
+        return float(known[0]) if known.size and (known == known[0]).all() else None
 
     @property
     def gives(self) -> Reads:
@@ -120,8 +132,13 @@ class Loader:
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
-        start = number * self.rows_per_step + self._rank * self._share
-        rows = [self.order.row(n) for n in range(start, start + self._share)]
+        return self.rows_from(number * self.rows_per_step, self.rows_per_step, number)
+
+    def rows_from(self, first: int, count: int, number: int) -> list[Batch]:
+        """The micro-batches of step `number`, of so many rows over all ranks from `first` on."""
+        share = count // self._ranks
+        start = first + self._rank * share
+        rows = [self.order.row(n) for n in range(start, start + share)]
         batches, more = self._prepare_step(list(self._batches(rows))), self.order.metrics(number)
         return [replace(one, metrics={**one.metrics, **more}) for one in batches]
 

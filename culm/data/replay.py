@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from culm.batch import Batch
@@ -17,11 +17,13 @@ from culm.data.loader import Loader
 
 class Replay(Config):
     """corpus: a folder that `culm prepare` or an earlier run wrote, such as runs/pretrain/data.
-    share: of the rows of a step that come from it.
+    share: of the rows of a step that come from it. after: steps that come before the first with
+        such rows. What was forgotten in them comes back in few steps, and costs them nothing.
     """
 
     corpus: Path
     share: float = Field(0.2, gt=0, lt=1)
+    after: NonNegativeInt = 0
 
     def rows(self, batch_size: int, ranks: int) -> int:
         """How many of a step's rows, a multiple of the ranks.
@@ -40,10 +42,11 @@ class Replay(Config):
 
 @dataclass(frozen=True)
 class Replayed:
-    """Batches of a corpus, each with rows of another one after its own."""
+    """Batches of a corpus, each with rows of another one after its own, but the first `after`."""
 
     corpus: Loader
     replay: Loader
+    after: int = 0
 
     @property
     def remarks(self) -> list[str]:
@@ -53,12 +56,17 @@ class Replayed:
     @property
     def fingerprint(self) -> str:
         """Of the order of both."""
-        facts = (self.corpus.fingerprint, self.replay.fingerprint)
+        facts = (self.corpus.fingerprint, self.replay.fingerprint, self.after)
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
-        own, others = self.corpus.step(number), self.replay.step(number)
+        few = self.corpus.rows_per_step
+        whole, late = few + self.replay.rows_per_step, number - self.after
+        if late < 0:
+            return self.corpus.rows_from(number * whole, whole, number)
+        own = self.corpus.rows_from(self.after * whole + late * few, few, number)
+        others = self.replay.step(late)
         more = own[0].metrics  # the loop takes the mean over all micro-batches
         return [*own, *(replace(one, metrics=more) for one in others)]
 

@@ -9,12 +9,14 @@ from typing import Any
 
 from culm.seed import keyed
 from culm.task.file_task import notes_of
+from culm.task.interactive import dialogue
 from culm.task.task import Task
 
 
 @dataclass(frozen=True)
 class TaskSource:
-    """Training questions of random tasks, 1 to `turns` of them per dialogue.
+    """Training questions of random tasks, 1 to `turns` of them per dialogue; an interactive task
+    may take several turns for one.
 
     questions: how many in total. Reinforcement learning with the same seed asks other questions.
     """
@@ -43,13 +45,9 @@ class TaskSource:
         while left:
             turns = min(rng.randint(1, self.turns), left)
             chosen = [rng.randrange(len(self.tasks)) for _ in range(turns)]
-            asked = [self._turn(self.tasks[which], next(numbers[which])) for which in chosen]
-            yield {"messages": [message for turn in asked for message in turn]}
+            asked = [self._asked(self.tasks[which], next(numbers[which])) for which in chosen]
+            yield {"messages": [message for one in asked for message in one]}
             left -= turns
 
-    def _turn(self, task: Task, number: int) -> tuple[dict[str, str], dict[str, str]]:
-        asked = task.question("train", number, self.seed)
-        return (
-            {"role": "user", "content": asked.prompt},
-            {"role": "assistant", "content": asked.reply},
-        )
+    def _asked(self, task: Task, number: int) -> list[dict[str, str]]:
+        return dialogue(task, task.question("train", number, self.seed))

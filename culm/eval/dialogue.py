@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from culm import log
 from culm.config import SettingError
 from culm.eval.answers_file import AnswersFile
-from culm.eval.local import LocalModel
 from culm.eval.questions import TOGETHER, Answered, Asked
 from culm.eval.responder import Generation, Responder
+from culm.eval.turns import fits
 from culm.objective.objective import Load
 from culm.rollout.environment import QuestionEpisode
 from culm.rollout.reward.reward import RewardConfig
 from culm.rollout.scoring import SETTING, Scoring
 from culm.rollout.trajectory import Trajectory
+from culm.task.interactive import continued
 from culm.task.task import Task
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -47,7 +48,9 @@ def converse(
     turn = 1
     while active:
         open_ones = len(active)
-        active = [(place, one) for place, one in active if turn == 1 or _fits(responder, one, how)]
+        active = [
+            (place, one) for place, one in active if turn == 1 or fits(responder, one[1], how)
+        ]
         if ended := open_ones - len(active):
             log.say(
                 f"{ended:,} dialogues end before turn {turn}, which the context has no room for"
@@ -57,10 +60,8 @@ def converse(
         for (place, (task, question)), answered in zip(active, replies, strict=True):
             found.append(Said(place, turn, task, answered))
             if question.further:
-                said = {"role": "assistant", "content": answered.reply}
-                prompt, *rest = question.further
-                before = (*question.messages, said)
-                question = replace(question, prompt=prompt, before=before, further=tuple(rest))
+                said, *rest = question.further
+                question = replace(continued(question, answered.reply, said), further=tuple(rest))
                 following.append((place, (task, question)))
         active = following
         turn += 1
@@ -90,16 +91,6 @@ def _replies(
     return [known[key] if key in known else next(fresh) for key in keys]
 
 
-def _fits(responder: Responder, asked: Asked, how: Generation) -> bool:
-    if not isinstance(responder, LocalModel):
-        return True
-    try:
-        responder.check(asked[1], how)
-    except ValueError:
-        return False
-    return True
-
-
 def rewards_of(
     said: Sequence[Said], rewards: Sequence[RewardConfig], load: Load,
     tokenizer: Tokenizer | None, seed: int,
@@ -122,7 +113,7 @@ def rewards_of(
 def trajectory(said: Said, group: int, tokenizer: Tokenizer | None) -> Trajectory:
     """A reply as the rewards of a rollout read it. group: which are compared with each other."""
     question, reply = said.answered.question, said.answered.reply
-    episode = QuestionEpisode(said.task, question, reply)
+    episode = QuestionEpisode(said.task, question, [reply])
     one = Trajectory(episode, group=group)
     before = [dict(message) for message in question.messages]
     one.messages = [*before, {"role": "assistant", "content": reply}]

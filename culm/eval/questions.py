@@ -11,7 +11,9 @@ from culm.engine.continuations import Likelihood
 from culm.eval.interval import Estimate, difference, estimate
 from culm.eval.responder import Generation, Reply, Responder
 from culm.eval.text_metrics import TextMetric, text_metrics
+from culm.eval.turns import last_replies
 from culm.task.file_task import FileTask
+from culm.task.interactive import Interactive
 from culm.task.task import By, Question, Task, graded_together
 
 TRIES = 20  # per distinct question; after that a task is taken to have no more
@@ -71,7 +73,8 @@ def _distinct(task: Task, questions: int | None, seed: int) -> list[Question]:
     for index in range(tries):
         question = task.question("test", index, seed)
         # Of two that differ in their tools or in what else is said, neither is left out.
-        rest = repr((question.before, question.tools, question.further))
+        secret = question.answer if isinstance(task, Interactive) else ""  # of a game
+        rest = repr((question.before, question.tools, question.further, secret))
         found.setdefault((question.prompt, question.options, rest), question)
         if len(found) == questions:
             break
@@ -101,7 +104,7 @@ def answer_questions(
     for i in chosen_from:
         task, question = asked[i]
         found[i] = _choice(task, question, tuple(next(likelihoods) for _ in question.options))
-    replies = responder.replies([asked[i][1] for i in written], how)
+    replies = last_replies(responder, [asked[i] for i in written], how)
     for i, one in zip(written, _scored([asked[i] for i in written], replies), strict=True):
         found[i] = one
     return [one for one in found if one is not None]

@@ -200,19 +200,12 @@ class GRPOObjective(Objective):
         # With one update the policy that sampled is the one that learns: the ratio is one, with
         # the gradient of log pi.
         old = extra.get("old", new.detach())
-        ratio = importance_ratio(new, old, learned, config.ratio)
-        if config.surrogate == "cispo":
-            losses, clipped = clipped_weight(new, ratio, extra["advantages"], config.clip_high)
-        else:
-            losses, clipped = clipped_surrogate(
-                ratio, extra["advantages"], config.clip_low, config.clip_high, config.dual_clip
-            )
-        if config.correction != "none":
-            losses = losses * sampler_weights(
-                old, extra["sampler"], learned, config.correction, config.correction_cap
-            )
+        losses, clipped = self._surrogate(new, old, learned, extra["advantages"])
+        weights = sampler_weights(
+            old, extra["sampler"], learned, config.correction, config.correction_cap
+        )
         counted = extra["scales"][:, None] * learned
-        terms = {"policy": Term((losses * counted).sum(), self._per)}
+        terms = {"policy": Term((losses * weights * counted).sum(), self._per)}
         if config.kl and config.kl_in == "loss":
             away = divergence(new, extra["reference"], config.kl_estimate)
             terms["kl_loss"] = Term((away * counted).sum(), self._per, config.kl)
@@ -224,4 +217,16 @@ class GRPOObjective(Objective):
                 "entropy": Term(-(new.detach() * learned).sum(), "targets"),
                 "sampler_difference": Term(sampler, "targets"),
             },
+        )
+
+    def _surrogate(
+        self, new: Tensor, old: Tensor, learned: Tensor, advantages: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of each token, and where it was clipped; (B, T) each."""
+        config = self.config
+        ratio = importance_ratio(new, old, learned, config.ratio)
+        if config.surrogate == "cispo":
+            return clipped_weight(new, ratio, advantages, config.clip_high)
+        return clipped_surrogate(
+            ratio, advantages, config.clip_low, config.clip_high, config.dual_clip
         )

@@ -51,30 +51,36 @@ class NextTokenObjective(Objective):
     def loss(self, batch: Batch, context: Context) -> Loss:
         config, mtp = self.config, self.model.config.mtp
         with noisy_embeddings(self.model, batch, config.neftune):
-            if mtp is None:
-                states = [self.model.hidden(batch.tokens, context)]
-            else:
-                states = self.model.mtp_hidden(batch.tokens, context)
+            states = self._states(batch, context)
         following, *further = self.model.logprobs_by_depth(states, batch.targets, batch.documents)
-        nll = -following.sum()
-        terms = {"nll": Term(nll, "targets", 1 - config.smoothing)}
-        metrics = {}
+        nll, kept = -following.sum(), 1 - config.smoothing
+        terms, metrics = {"nll": Term(nll, "targets", kept)}, {}
         if config.dft:
-            weighed = -(following * following.detach().exp() * (batch.targets >= 0)).sum()
-            terms = {"dft": Term(weighed, "targets", 1 - config.smoothing)}
+            weighed = -(following * following.detach().exp()).sum()  # 0 where nothing is learned
+            terms = {"dft": Term(weighed, "targets", kept)}
             metrics = {"nll": Term(nll.detach(), "targets")}
         if config.smoothing or config.z_loss:
-            uniform, squares = over_chunks(
-                self._regularised, learned_rows(batch.targets), states[0]
-            )
-            if config.smoothing:
-                terms["uniform"] = Term(uniform, "targets", config.smoothing)
-            if config.z_loss:
-                terms["z_loss"] = Term(squares, "targets", config.z_loss)
+            terms |= self._regularisers(states[0], batch)
         if mtp is not None:
-            heads = -sum((one.sum() for one in further), start=torch.zeros_like(nll)) / mtp.depth
+            heads = -torch.stack([one.sum() for one in further]).mean()
             terms["mtp"] = Term(heads, "targets", mtp.weight)
         return Loss(terms, metrics)
+
+    def _states(self, batch: Batch, context: Context) -> list[Tensor]:
+        """Those of the next token, and of each head of multi-token prediction."""
+        if self.model.config.mtp is None:
+            return [self.model.hidden(batch.tokens, context)]
+        return self.model.mtp_hidden(batch.tokens, context)
+
+    def _regularisers(self, hidden: Tensor, batch: Batch) -> dict[str, Term]:
+        config = self.config
+        uniform, squares = over_chunks(self._regularised, learned_rows(batch.targets), hidden)
+        terms = {}
+        if config.smoothing:
+            terms["uniform"] = Term(uniform, "targets", config.smoothing)
+        if config.z_loss:
+            terms["z_loss"] = Term(squares, "targets", config.z_loss)
+        return terms
 
     def _regularised(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Of some states: the sum over tokens of -log p, on average over the vocabulary, and of the

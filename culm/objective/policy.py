@@ -167,6 +167,15 @@ def last_learned(learned: Tensor) -> Tensor:
     return learned & (ahead == 1)
 
 
+def token_rewards(rewards: Tensor, away: Tensor, learned: Tensor, cost: float) -> Tensor:
+    """(B, T) what each token earns: the last one the reward of its completion, and each of them
+    minus `cost` for a nat away from the reference.
+
+    rewards: (B,), nan where nothing is learned. away: (B, T), log pi/ref.
+    """
+    return last_learned(learned) * rewards.nan_to_num(0.0)[:, None] - cost * away
+
+
 def value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
     """Half the squared error of each value, or that of the value clipped near the old one."""
     bounded = old + (values - old).clamp(-clip, clip)

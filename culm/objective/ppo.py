@@ -27,9 +27,9 @@ from culm.objective.policy import (
     generalised_advantages,
     importance_ratio,
     inference_context,
-    last_learned,
     policy_logprobs,
     sampled_logprobs,
+    token_rewards,
     value_loss,
 )
 from culm.objective.reference import frozen, reference_of
@@ -163,8 +163,7 @@ class PPOObjective(Objective):
         values = experience.compute(lambda part: self._values(part, inference_context(part)))
         values, away = values * learned, (old - start) * learned
         cost = config.kl if self.adaptive is None else float(self.adaptive.cost)
-        earned = experience.rewards.nan_to_num(0.0)[:, None]  # nothing is learned where it is nan
-        rewards = last_learned(learned) * earned - cost * away
+        rewards = token_rewards(experience.rewards, away, learned, cost)
         if config.whiten_rewards:
             rewards = experience.whiten(rewards, learned, centre=False)
         advantages = generalised_advantages(rewards, values, learned, config.gamma, config.decay)

@@ -44,6 +44,7 @@ RESERVE = 70.0  # of ten minutes, seconds reserved for the stages after training
 SHARES = {"pretrain": 0.22, "sft": 0.44, "rl": 0.17, "control": 0.17}
 MARGINS = {"rl": 0.75}  # share of its time that a stage plans: answers outgrow those of the trial
 MARGIN = 0.93  # of the other stages
+REPLAY = 0.5  # of the rows in the last quarter of fine-tuning, so that the text is remembered
 LEAST_STEPS = 10
 LEAST_QUESTIONS = 20  # per task, in runs shorter than ten minutes
 PACK_QUESTIONS = 50  # per task, for a quantised or exported model
@@ -124,6 +125,9 @@ class Quickstart:
             settings += [f"train.steps={steps}", f"train.checkpoint.every_steps={every}"]
             if name == "pretrain":
                 settings.append(f"eval.every_steps={-(-steps // 4)}")
+            if name == "sft":
+                text = {"corpus": str(self.folder / "pretrain" / "data"), "share": REPLAY}
+                settings.append(f"data.replay={json.dumps({**text, 'after': 3 * steps // 4})}")
         return read_run(file.get(name, "quickstart-rl"), settings)[0]
 
     # -- stages ---------------------------------------------------------------------------------

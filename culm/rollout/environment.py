@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from culm.config import SettingError
 from culm.data.notes import remarks_of
 from culm.task.file_task import FileTask, notes_of
+from culm.task.interactive import Interactive, followed
 from culm.task.task import Question, Task, graded
 from culm.tokenizer.template import Message
 
@@ -126,13 +127,17 @@ def question_remarks(fitting: Sequence[Fitting], context: int, seed: int) -> lis
 @dataclass
 class QuestionEpisode:
     """A question of a task. The last reply is scored, which is the only one unless the user says
-    something further.
+    something further, or the task is interactive.
     """
 
     task: Task
     question: Question
-    reply: str = ""
-    replies: int = 0
+    replies: list[str] = field(default_factory=list)
+
+    @property
+    def reply(self) -> str:
+        """The last one."""
+        return self.replies[-1] if self.replies else ""
 
     @property
     def prompt(self) -> Sequence[Message]:
@@ -144,10 +149,9 @@ class QuestionEpisode:
         return {"task": self.task.name, **question.fields, "answer": question.answer}
 
     def step(self, reply: str) -> Turn:
-        self.reply = reply
-        self.replies += 1
-        said = self.question.further[self.replies - 1 : self.replies]
-        return Turn(tuple({"role": "user", "content": text} for text in said))
+        self.replies.append(reply)
+        said = followed(self.task, self.question, self.replies)
+        return Turn() if said is None else Turn(({"role": "user", "content": said},))
 
     def score(self) -> float:
         return graded(self.task, self.question, self.reply)
@@ -178,4 +182,5 @@ class TaskEnvironment:
         if isinstance(self.task, FileTask):  # a file has an end
             questions += self.task.asked("train")
         facts = [(one.prompt, one.answer, *sorted(one.fields.items())) for one in questions]
-        return hashlib.sha256(repr((self.task.name, facts)).encode()).hexdigest()
+        played = self.task if isinstance(self.task, Interactive) else None
+        return hashlib.sha256(repr((self.task.name, facts, played)).encode()).hexdigest()

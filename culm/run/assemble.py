@@ -104,7 +104,7 @@ def training_batches(run: Assembly) -> Loader | Replayed | Rollouts:
         if run.ranks.writer:
             verify(config.data.replay.corpus)
         run.ranks.wait()
-        batches = Replayed(rows, replayed)
+        batches = Replayed(rows, replayed, config.data.replay.after)
     for remark in batches.remarks if run.ranks.writer else ():
         log.say(remark)
     return batches

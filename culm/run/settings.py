@@ -243,6 +243,15 @@ class RunConfig(Config):
                 f"data.replay: {objective.kind} learns from {objective.reads}; text goes with "
                 "documents and dialogues alone"
             )
+        if data.replay is not None and data.replay.after >= self.train.steps:
+            raise ValueError(
+                f"data.replay.after: {data.replay.after} leaves no step of train.steps="
+                f"{self.train.steps} with text"
+            )
+        if data.replay is not None and data.replay.after and data.curriculum is not None:
+            raise ValueError(
+                "data.replay.after: a curriculum counts steps of equal size; leave one of them out"
+            )
         self._check_curriculum()
         if self.model is not None and self.model.mtp and not objective.trains_mtp:
             raise ValueError(f"model.mtp: {objective.kind} does not train it; next_token does")

@@ -6,17 +6,20 @@ from pydantic import AfterValidator
 
 from culm.config import one_of
 from culm.task.arithmetic import Arithmetic
+from culm.task.calculator import Calculator
 from culm.task.choices import Choices
 from culm.task.code import Code
+from culm.task.countdown import Countdown
 from culm.task.dialogues import Dialogues
 from culm.task.expression import Expression
+from culm.task.guess import Guess
 from culm.task.identity import Identity
 from culm.task.letters import Letters
 from culm.task.prompts import Prompts
 from culm.task.task import Task
 from culm.task.tool_calls import ToolCalls
 
-Generated = Arithmetic | Letters | Expression | Identity
+Generated = Arithmetic | Letters | Expression | Countdown | Calculator | Guess | Identity
 FromFiles = Prompts | Choices | Code | ToolCalls | Dialogues
 AnyTask = one_of(Generated | FromFiles)
 

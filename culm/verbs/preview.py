@@ -129,7 +129,8 @@ def preview(
     if data.replay is not None:
         every.append(replay_loader(config, tokenizer, context, Ranks(count=ranks)))
         share = f"{every[1].rows_per_step} of {config.train.batch_size} rows of a step"
-        facts.append(("replayed", f"{share}, from {data.replay.corpus}"))
+        late = f" after step {data.replay.after}" if data.replay.after else ""
+        facts.append(("replayed", f"{share}{late}, from {data.replay.corpus}"))
     facts += [("note", remark) for one in every for remark in one.remarks]
     complete = folder if seen is None or seen.whole else None
     return Preview(facts, rows.preview(SAMPLES, tokenizer), context, complete, rows.group)

@@ -8,6 +8,7 @@ import torch
 from culm.config import SettingError
 from culm.data.format.label import LabelFormat
 from culm.data.format.pair import PairFormat
+from culm.data.format.steps import StepsFormat
 from culm.data.loader import Loader
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
@@ -52,6 +53,19 @@ def test_labels_of_single_answers(tmp_path, tokenizer) -> None:
         for targets, label in zip(batch.targets, batch.extra["label"], strict=True):
             said = tokenizer.decode(targets[targets >= 0].tolist())
             assert said == ("good" if label else "bad")
+
+
+@pytest.mark.parametrize(("rare", "said"), [(None, True), (3, False)])
+def test_labels_that_are_all_the_same_are_pointed_out(rare, said, tmp_path, tokenizer) -> None:
+    records = [{"prompt": f"q{n}", "completion": "a", "label": n != rare} for n in range(8)]
+    steps = [
+        {"prompt": f"q{n}", "completions": ["a", "b"], "labels": [True, n != rare]}
+        for n in range(8)
+    ]
+    for name, given, format in (("one", records, LabelFormat()), ("two", steps, StepsFormat())):
+        (tmp_path / name).mkdir()
+        remarks = loader(tmp_path / name, given, format, tokenizer).remarks
+        assert any("All labels are 1," in remark for remark in remarks) is said, remarks
 
 
 @pytest.mark.parametrize("value", [None, "much", float("nan"), [1]])

@@ -68,6 +68,44 @@ def test_each_step_has_its_share_of_text(stage, text: Path, tmp_path: Path) -> N
         assert (words.targets >= 0).float().mean() > 0.9
 
 
+def test_text_may_come_late(stage, text: Path, tmp_path: Path) -> None:
+    """Before it every row is a dialogue's, and no dialogue is read twice or left out."""
+    config = settings(stage, text, tmp_path / "run", steps=3)
+    late = config.model_copy(
+        update={
+            "data": config.data.model_copy(
+                update={"replay": Replay(corpus=text, share=0.25, after=2)}
+            )
+        }
+    )
+    mixed, always = batches(late), batches(config)
+    rows = [[len(part.tokens) for part in mixed.step(number)] for number in range(4)]
+    assert rows == [[2, 2, 2, 2]] * 4
+    assert mixed.fingerprint != always.fingerprint
+    read = [
+        part.tokens for number in range(4) for part in mixed.step(number)[: 4 if number < 2 else 3]
+    ]
+    order = always.corpus.order
+    wanted = always.corpus.rows_from(0, 28, 0)
+    assert torch.equal(torch.cat(read), torch.cat([part.tokens for part in wanted]))
+    assert order.row(0) != order.row(27)
+    for number in (2, 3):
+        assert torch.equal(mixed.step(number)[3].tokens, always.step(number - 2)[3].tokens)
+
+
+def test_text_that_never_comes_is_refused(stage, text: Path, tmp_path: Path) -> None:
+    run = stage("sft", batch_size=8, steps=3)
+    run["data"]["replay"] = {"corpus": str(text), "after": 3}
+    with pytest.raises(
+        SettingError, match=r"data\.replay\.after: 3 leaves no step of train.steps=3"
+    ):
+        parse(RunConfig, {**run, "folder": str(tmp_path / "run")})
+    run = stage("curriculum", batch_size=8, steps=3)
+    run["data"]["replay"] = {"corpus": str(text), "after": 1}
+    with pytest.raises(SettingError, match=r"data\.replay\.after: a curriculum counts steps"):
+        parse(RunConfig, {**run, "folder": str(tmp_path / "run")})
+
+
 def test_ranks_divide_both(stage, text: Path, tmp_path: Path) -> None:
     config = settings(stage, text, tmp_path / "run", steps=3)
     whole = batches(config)

@@ -1,0 +1,54 @@
+"""A game: find a number by guesses that are called too low or too high."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from culm.config import Config
+from culm.task.task import Question, Split, exact, first_of, generator
+
+LOWER, HIGHER = "It is lower.", "It is higher."
+DIGITS = 9  # of a guess at most
+
+
+class Guess(Config):
+    """Each reply is a guess; the task says whether the number is lower or higher.
+
+    name: in the results. largest: numbers are from 1 to it. guesses: how many there are; the game
+    is won if the last one, or one before, is the number.
+    """
+
+    kind: Literal["guess"] = "guess"
+    name: str = "guess"
+    largest: int = Field(127, ge=100, le=9999)
+    guesses: PositiveInt = 7
+
+    def question(self, split: Split, index: int, seed: int) -> Question:
+        rng = generator(self.name, split, index, seed)
+        number = first_of(split, self.name, lambda: rng.randint(1, self.largest), str)
+        return Question(f"Guess my number, from 1 to {self.largest}.", str(number))
+
+    def follow(self, question: Question, replies: Sequence[str]) -> str | None:
+        if len(replies) >= self.guesses or self.score(question, replies[-1]):
+            return None
+        said = replies[-1].strip()
+        if not said.isdecimal() or len(said) > DIGITS:
+            return "This is no number."
+        return LOWER if int(question.answer) < int(said) else HIGHER
+
+    def shown(self, question: Question) -> Sequence[str]:
+        """Bisection, as long as it takes; a dialogue of too few guesses shows its first ones."""
+        low, high, replies = 1, self.largest, list[str]()
+        while len(replies) < self.guesses:
+            middle = (low + high) // 2
+            replies.append(str(middle))
+            if middle == int(question.answer):
+                break
+            low, high = (middle + 1, high) if middle < int(question.answer) else (low, middle - 1)
+        return replies
+
+    def score(self, question: Question, reply: str) -> float:
+        return exact(question.answer, reply)
