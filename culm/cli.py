@@ -169,13 +169,15 @@ def serve(
     speculate: given.Speculate = None,
     device: given.Device = "auto",
     dtype: given.Dtype = "auto",
+    reload: given.Reload = False,
 ) -> None:
     """Start an OpenAI-compatible server with a chat page."""
     from culm.verbs.serve import serve_model
 
     serve_model(
-        model, host, port, api_key, slots, adapter or [], context, cache, speculate, device, dtype
-    )
+        model, host, port, api_key, slots, adapter or [], context, cache, speculate, device, dtype,
+        reload,
+    )  # fmt: skip
 
 
 @app.command("eval")

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import threading
 import time
 import urllib.request
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException, HTTPResponse
-from typing import Any
+from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
+
+from culm.config import SettingError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 AGAIN = (408, 409, 425, 429)  # besides 5xx: statuses after which the same request may succeed
 DELAY, LONGEST = 0.5, 30.0  # seconds before the second attempt, doubled each time; and at most
@@ -19,6 +28,10 @@ SHOWN = 200  # characters of what a server says
 
 class EndpointError(Exception):
     """No answer came; the message says why."""
+
+
+class ServiceFailed(SettingError):
+    """A service that a run cannot continue without; what was done before is valid."""
 
 
 class Transient(EndpointError):
@@ -67,6 +80,19 @@ class Endpoint:
         Raises:
             EndpointError: none came.
         """
+        return self.send(name, {"model": self.model, **body})
+
+    @property
+    def root(self) -> Endpoint:
+        """The server itself, which has more paths than the API."""
+        return replace(self, url=self.url.rstrip("/").removesuffix("/v1"))
+
+    def send(self, name: str, body: Mapping[str, Any]) -> bytes:
+        """The answer to exactly this body.
+
+        Raises:
+            EndpointError: none came.
+        """
         for attempt in range(self.retries + 1):
             try:
                 return self._ask(name, body)
@@ -97,7 +123,7 @@ class Endpoint:
         if self.key is not None:
             headers["Authorization"] = f"Bearer {self.key}"
         url = f"{self.url.rstrip('/')}/{name}"
-        sent = None if body is None else json.dumps({"model": self.model, **body}).encode()
+        sent = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(url, sent, headers)
         deadline = time.monotonic() + self.timeout
         try:
@@ -124,6 +150,60 @@ class Endpoint:
         except (OSError, HTTPException, ValueError, KeyError, TypeError):
             return EndpointError(what)
         return EndpointError(f"{what}: {str(said)[:SHOWN]}")
+
+
+def check_address(url: str, api_key: str | None) -> None:
+    """Refuse what is no address of an API, or no name of an environment variable.
+
+    Raises:
+        ValueError: neither message repeats the value, which may be a secret.
+    """
+    if not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", url):
+        raise ValueError(
+            "url: this is not http(s)://host:port/path, without a user, a key or a query"
+        )
+    if api_key is not None and not re.fullmatch("[A-Z][A-Z0-9_]*", api_key):
+        raise ValueError(
+            "api_key: give the name of an environment variable that holds the key, such as "
+            "JUDGE_API_KEY, and not the key"
+        )
+
+
+def key_of(variable: str, setting: str) -> str:
+    """The API key in an environment variable, which a setting names.
+
+    Raises:
+        SettingError: it holds none.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key or not key.isascii() or not key.isprintable():
+        what = "holds no key: it has other characters" if key else "is not set"
+        raise SettingError(f"{setting}: the environment variable {variable} {what}")
+    return key
+
+
+def ask_each(ask: Callable[[T], R], asked: Sequence[T], concurrent: int) -> list[R]:
+    """The answer to each, in order, with so many requests at the same time. After an error nothing
+    further is asked.
+    """
+    failed = threading.Event()
+
+    def ask_one(one: T) -> R:
+        if failed.is_set():  # the pool may hand out more before it is shut down
+            raise CancelledError
+        try:
+            return ask(one)
+        except BaseException:  # Ctrl-C too
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(concurrent) as pool:
+        try:
+            return list(pool.map(ask_one, asked))
+        except BaseException:
+            failed.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _read(response: HTTPResponse, deadline: float) -> bytes:

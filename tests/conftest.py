@@ -13,7 +13,7 @@ import torch
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE
 
-pytest_plugins = ("stages", "judging", "parity")
+pytest_plugins = ("stages", "judging", "vllm_stub", "parity")
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]

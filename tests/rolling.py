@@ -14,6 +14,7 @@ from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.objective import Objective
 from culm.parallel.ranks import Ranks
 from culm.rollout.buffer import Rollouts
+from culm.rollout.completer import Export
 from culm.rollout.environment import TaskEnvironment
 from culm.rollout.settings import RolloutConfig
 from culm.run.settings import TrainConfig
@@ -54,14 +55,15 @@ def model(seed: int, context: int = 32) -> Transformer:
 
 def rollouts(
     objective: Objective, rows: int = 64, micro_rows: int = 64, seed: int = 0,
-    ranks: Ranks = Ranks(), tasks: Sequence = (LowerCase(),), **config: Any,
+    ranks: Ranks = Ranks(), tasks: Sequence = (LowerCase(),), export: Export | None = None,
+    **config: Any,
 ) -> Rollouts:  # fmt: skip
     given = {"steps": 1, "objective": "grpo", "reward": config.pop("reward", None)}
     rewards = TrainConfig.model_validate(given).rewards
     return Rollouts(
         objective, TOKENIZER, [TaskEnvironment(task) for task in tasks], RolloutConfig(**config),
         refuse, rewards=rewards, batch_size=rows, micro_batch_size=micro_rows, seed=seed,
-        ranks=ranks,
+        ranks=ranks, export=export,
     )  # fmt: skip
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from culm.config import SettingError
-from culm.endpoint import Endpoint, EndpointError
+from culm.endpoint import Endpoint, EndpointError, ask_each
 from culm.engine.continuations import Likelihood
 from culm.eval.offsets import starts_of
 from culm.eval.responder import Generation, Reply
@@ -44,14 +43,10 @@ class RemoteModel:
         return self._each(lambda question: self._replies(question, how), questions)
 
     def _each(self, ask: Callable[[T], R], asked: Sequence[T]) -> list[R]:
-        with ThreadPoolExecutor(self.concurrent) as pool:
-            try:
-                return list(pool.map(ask, asked))
-            except BaseException as error:  # Ctrl-C too: what waits is not asked any more
-                pool.shutdown(wait=False, cancel_futures=True)
-                if isinstance(error, EndpointError):
-                    raise SettingError(f"model: {error}") from error
-                raise
+        try:
+            return ask_each(ask, asked, self.concurrent)
+        except EndpointError as error:
+            raise SettingError(f"model: {error}") from error
 
     def _likelihood(self, option: Option) -> Likelihood:
         text = option.context + option.continuation

@@ -77,6 +77,10 @@ class GKD(Distillation):
     columns: ClassVar[Mapping[str, Literal["row", "token"]]] = {}
     kind: Literal["gkd"] = "gkd"
 
+    @property
+    def off_policy(self) -> bool:
+        return True  # the teacher corrects whatever was answered
+
 
 def token_divergence(student: Tensor, teacher: Tensor, config: Distillation) -> Tensor:
     """(N,) fp32, in nats, from logits (N, V) of both."""

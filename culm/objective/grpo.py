@@ -127,6 +127,10 @@ class GRPO(ObjectiveConfig):
         return 1 if self.baseline == "none" else 2
 
     @property
+    def off_policy(self) -> bool:
+        return self.correction != "none"
+
+    @property
     def resamples(self) -> int:
         return RESAMPLED if self.variant == "dapo" else 0
 

@@ -89,6 +89,11 @@ class ObjectiveConfig(Config, ABC):
         return 1
 
     @property
+    def off_policy(self) -> bool:
+        """Whether it can learn from answers of an older policy."""
+        return False
+
+    @property
     def resamples(self) -> int:
         """Rounds in which groups of equal rewards are replaced, unless the settings of rollouts say
         so.

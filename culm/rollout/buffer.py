@@ -23,6 +23,7 @@ from culm.engine.request import Completion
 from culm.objective.experience import ROUND, Experience
 from culm.objective.objective import Load, Objective
 from culm.parallel.ranks import Ranks
+from culm.rollout.completer import Export
 from culm.rollout.environment import Environment, Episode, Fitting, question_remarks
 from culm.rollout.groups import Group, filled, metrics_of
 from culm.rollout.pass_rate import PassRates
@@ -36,6 +37,7 @@ from culm.seed import keyed
 from culm.tokenizer.tokenizer import Tokenizer
 
 TOO_LONG, OUTSIDE = "replaced_prompts", "filtered_prompts"  # metrics: why another was asked
+PROBES = 4  # prompts by which a sampler is checked
 APART = 1_000_000_007  # a prime: between the numbers of a group and of one that replaces it
 
 
@@ -45,7 +47,8 @@ class Rollouts:
     With `shuffled` rewards are permuted over all completions of a batch: the control, from which
     nothing can be learned. (Within a group they would still show whether its answers were good.)
 
-    compares: whether the objective learns from the differences within a group alone.
+    compares: whether the objective learns from the differences within a group alone. export: writes
+    the policy for a sampler that reads it from a folder.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Rollouts:
         context: int | None = None,
         ranks: Ranks = Ranks(),
         compares: bool = True,
+        export: Export | None = None,
     ) -> None:
         if batch_size % config.group:
             raise ValueError(
@@ -82,7 +86,7 @@ class Rollouts:
         self.replaced = dict.fromkeys(self._reasons, 0)  # completions to another prompt
         self.vocabulary = tokenizer.vocabulary
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
-        self.sampler = Sampler(objective.model, tokenizer, config, seed, context)
+        self.sampler = Sampler(objective.model, tokenizer, config, seed, context, ranks, export)
         self.fitting = [Fitting(one, self.sampler.fits) for one in environments]
         self.scoring, self.problems = Scoring(rewards, load, seed), Problems()
         self.rows = batch_size // ranks.count  # of this rank in a batch
@@ -117,6 +121,14 @@ class Rollouts:
         trajectory, tokens = self.sampler.start(episode, 0), self.sampler.tokenizer.encode(answer)
         trajectory.say(Completion(tuple(tokens), (0.0,) * len(tokens), "stop"), answer)
         self.scoring.try_on(trajectory)
+
+    def check_sampler(self) -> None:
+        """Whether the sampler gives answers of the policy; every rank calls it.
+
+        Raises:
+            SettingError: it does not.
+        """
+        self.sampler.check(self._first_episodes())
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
@@ -161,7 +173,11 @@ class Rollouts:
             self._number, self._held = number, self._sampled(number)
         return self._held
 
+    def _first_episodes(self) -> list[Episode]:
+        return [self.fitting[0].reset(index, self.seed + 1)[0] for index in range(PROBES)]
+
     def _sampled(self, number: int) -> Batch:
+        self.sampler.renew(self._first_episodes())
         self.replaced = dict.fromkeys(self._reasons, 0)
         batches = range(number * self.config.batches, (number + 1) * self.config.batches)
         kept, played = list[Group](), list[Group]()

@@ -1,14 +1,15 @@
-"""The model plays episodes to their end, many at a time, through the one engine."""
+"""The model plays episodes to their end, many at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.transformer import Transformer
-from culm.parallel.sharded import unsharded
+from culm.parallel.ranks import Ranks
+from culm.rollout.completer import Export, Policy, Probe
 from culm.rollout.environment import Episode
 from culm.rollout.settings import RolloutConfig
 from culm.rollout.trajectory import Trajectory
@@ -16,11 +17,13 @@ from culm.seed import keyed_integer
 from culm.tokenizer.template import Message
 from culm.tokenizer.tokenizer import Tokenizer
 
+PROBED = 16  # tokens of the answer to a probe
+
 
 class Sampler:
     """Samples by the settings of a rollout; random numbers of a row depend only on its index.
 
-    context: maximum tokens of a dialogue; those of the model unless given.
+    context: maximum tokens of a dialogue; those of the model unless given. export: as in `Policy`.
     """
 
     def __init__(
@@ -30,9 +33,25 @@ class Sampler:
         config: RolloutConfig,
         seed: int,
         context: int | None = None,
+        ranks: Ranks = Ranks(),
+        export: Export | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.config, self.seed = model, tokenizer, config, seed
+        self.tokenizer, self.config, self.seed = tokenizer, config, seed
         self.context = context or model.config.context
+        policy = Policy(model, tokenizer, config.slots, ranks, export)
+        self._completer = config.sampler.build(policy)
+
+    def check(self, episodes: Sequence[Episode]) -> None:
+        """Before the first step: whether the sampler continues the prompts of some episodes.
+
+        Raises:
+            SettingError: it does not.
+        """
+        self._completer.check(self._probes(episodes))
+
+    def renew(self, episodes: Sequence[Episode]) -> None:
+        """The policy may have changed since the last rollout; as `check`."""
+        self._completer.renew(self._probes(episodes))
 
     def sample(self, episodes: Sequence[Episode], first: int) -> list[Trajectory]:
         """One trajectory an episode; `first` is the number of the first row in the whole run.
@@ -44,7 +63,7 @@ class Sampler:
         trajectories = [self.start(episode, row // self.config.group) for row, episode in rows]
         active = list(range(len(trajectories)))
         turn = 0
-        with unsharded(self.model):
+        with self._completer.sampling():
             while active:
                 self._answer(trajectories, active, first, turn)
                 active = [row for row in active if self._follow(trajectories[row])]
@@ -78,11 +97,17 @@ class Sampler:
     ) -> None:
         """One reply in each active dialogue."""
         requests = [self._request(trajectories[row].tokens, first + row, turn) for row in active]
-        longest = max(len(request.prompt) + request.max_tokens for request in requests)
-        slots = min(len(requests), self.config.slots)
-        engine = Engine(self.model, slots, longest, vocabulary=self.tokenizer.vocabulary)
-        for row, completion in zip(active, engine.generate(requests), strict=True):
+        for row, completion in zip(active, self._completer.complete(requests), strict=True):
             trajectories[row].say(completion, self.tokenizer.decode(completion.tokens))
+
+    def _probes(self, episodes: Sequence[Episode]) -> list[Probe]:
+        found = []
+        for row, episode in enumerate(episodes):
+            start = self.start(episode, 0)
+            request = self._request(start.tokens, row, 0)
+            limit = min(request.max_tokens, PROBED)
+            found.append(Probe(start, replace(request, max_tokens=limit)))
+        return found
 
     def _request(self, tokens: Sequence[int], row: int, turn: int) -> Request:
         purpose = ("sample", row, turn) if turn else ("sample", row)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from culm.config import Config
+from culm.config import Config, one_of
+from culm.rollout.completer import EngineSampler
 from culm.rollout.pass_rate import PassRange
+from culm.rollout.remote import RemoteSampler
 
 
 class RolloutConfig(Config):
@@ -18,6 +20,7 @@ class RolloutConfig(Config):
     2503.14476); 4 for the variant dapo, else 0, unless given. curriculum: ask questions that are
     neither too easy nor too hard for the policy, by their pass rates so far. shuffled: a control
     run, whose rewards are permuted over all completions so that nothing can be learned from them.
+    sampler: who samples: the engine here, or a server (remote).
     """
 
     group: PositiveInt = 8
@@ -29,6 +32,19 @@ class RolloutConfig(Config):
     resample: NonNegativeInt | None = None
     curriculum: PassRange | None = None
     shuffled: bool = False
+    # A run may go on with another one, so it is no part of what a run depends on (this repr).
+    sampler: one_of(EngineSampler | RemoteSampler) = Field(  # type: ignore[valid-type]
+        EngineSampler(), repr=False
+    )
+
+    @model_validator(mode="after")
+    def _at_one(self) -> RolloutConfig:
+        if self.sampler.kind == "remote" and self.temperature != 1:
+            raise ValueError(
+                "temperature: a server reports log-probabilities at temperature 1, whatever it "
+                "samples at; use temperature=1 or sampler=engine"
+            )
+        return self
 
     @property
     def updates(self) -> int:

@@ -28,6 +28,7 @@ from culm.rollout.environment import TaskEnvironment
 from culm.run.difficulty import grading_of
 from culm.run.initial import context_of, initial_model
 from culm.run.objective import ModelLoader, build_objective
+from culm.run.policy_export import PolicyExport
 from culm.run.reads import digest_of
 from culm.run.settings import RunConfig
 from culm.run.start import model_id
@@ -232,8 +233,11 @@ def _rollouts(run: Assembly) -> Rollouts:
         context=run.context,
         ranks=run.ranks,
         compares=train.objective.least_group > 1,
+        export=PolicyExport(config, run.folder, run.model, run.tokenizer, run.ranks),
     )
     rollouts.try_rewards()
+    if run.device.type != "meta":  # a plan asks no server
+        rollouts.check_sampler()
     for remark in rollouts.remarks if run.ranks.writer else ():
         log.say(remark)
     return rollouts

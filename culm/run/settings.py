@@ -46,6 +46,9 @@ LAYOUT = Layout(
     },
 )
 
+# Which server samples, and where it is: a run may go on with another one.
+SAMPLER_MAY_CHANGE = MayChange(but=("", *(RolloutConfig.model_fields.keys() - {"sampler"})))
+
 
 class CheckpointConfig(Config):
     """every_steps: optimizer steps between two checkpoints; one is saved at the end in any case.
@@ -82,7 +85,7 @@ class TrainConfig(Config):
     micro_batch_size: Annotated[PositiveInt | None, MAY_CHANGE] = None
     context: PositiveInt | None = None
     objective: Objective = NextToken()
-    rollout: RolloutConfig | None = None
+    rollout: Annotated[RolloutConfig | None, SAMPLER_MAY_CHANGE] = None
     reward: Rewards | None = None
     optimizer: Annotated[Optimizer, MayChange(but=("kind",))] = AdamW()
     schedule: Annotated[Schedule, MAY_CHANGE] = Cosine()
@@ -105,7 +108,7 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _sampled(self) -> TrainConfig:
-        reads, kind = self.objective.reads, self.objective.kind
+        reads, kind, sampler = self.objective.reads, self.objective.kind, self.rollouts.sampler
         for name, given in (("rollout", self.rollout), ("reward", self.reward)):
             if given is not None and reads != "rollouts":
                 raise ValueError(f"{name}: {kind} learns from {reads}, not from rollouts")
@@ -120,6 +123,12 @@ class TrainConfig(Config):
                 raise ValueError(
                     "rollout.resample: the rewards of one completion are always equal, so every "
                     "group would be replaced; use rollout.group=2 or more"
+                )
+            if not sampler.follows and not self.objective.off_policy:
+                raise ValueError(
+                    f"rollout.sampler: the server keeps its weights, so that {kind} would learn "
+                    "from answers of an older policy; give weights and reload, or use grpo with "
+                    "train.objective.correction=token"
                 )
         return self
 

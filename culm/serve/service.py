@@ -12,17 +12,21 @@ Refusals are the exceptions of `culm.serve.refusal`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+
+import torch
 
 from culm.config import SettingError
 from culm.engine.request import Event, Request
 from culm.engine.scoring import STEP_TOKENS
+from culm.model.transformer import Transformer
 from culm.serve.answer import AnswerStream, Echo, TokenScore, scores_of
 from culm.serve.query import ChatPrompt, Prompt, Query
 from culm.serve.refusal import ContextTooShort, InvalidRequest, ShuttingDown, UnknownModel
 from culm.serve.worker import Scoring, Worker, WorkerTask
 from culm.text.language_model import LanguageModel
+from culm.tokenizer.tokenizer import Tokenizer
 
 
 class Service:
@@ -82,6 +86,21 @@ class Service:
             Overloaded: the queue is too full for them.
         """
         self.worker.check_room(count)
+
+    async def reload(self, read: Callable[[], tuple[Transformer, Tokenizer]]) -> None:
+        """Continue with the weights of another model of the same shape.
+
+        Raises:
+            SettingError: it cannot be read, or has another shape or tokenizer.
+            Refusal: queries wait or run, whose answers would be of both.
+        """
+        self.check_open()
+        model, tokenizer = await asyncio.to_thread(read)
+        same = model.config == self.model.model.config
+        if not same or tokenizer.fingerprint != self.model.tokenizer.fingerprint:
+            raise SettingError("reload: the model there has another shape or tokenizer now")
+        # Into the tensors that there are: the engine knows their addresses.
+        await self.worker.alone(lambda: _copy_weights(model, self.model.model))
 
     # -- queries ------------------------------------------------------------------------------
 
@@ -199,3 +218,8 @@ class Service:
             Echo(given if isinstance(given, str) else decode(list(ids), specials=True), tuple(ids))
             for given, ids in zip(query.prompts, prompts, strict=True)
         ]
+
+
+@torch.no_grad()
+def _copy_weights(source: Transformer, target: Transformer) -> None:
+    target.load_state_dict(source.state_dict())

@@ -144,6 +144,27 @@ class Worker:
             self.abort(job)
             job.queue.put_nowait(error)
 
+    async def alone(self, work: Callable[[], None]) -> None:
+        """Run work in the thread while nothing else waits or runs.
+
+        Raises:
+            Overloaded: something does.
+        """
+        if not self.idle:
+            raise Overloaded()
+        done = self._loop.create_future()
+
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:
+                self._loop.call_soon_threadsafe(done.set_exception, error)
+            else:
+                self._loop.call_soon_threadsafe(done.set_result, None)
+
+        self._send(run)
+        await done
+
     async def stop(self) -> None:
         """End the thread, and what still runs."""
         self.fail(ShuttingDown(retry_seconds=10))

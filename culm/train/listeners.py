@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from culm.endpoint import ServiceFailed
 from culm.files import read_lines, write_lines
 from culm.log import Bar
-from culm.train.events import Event, Measured, Saved, Stepped
+from culm.train.events import Event, Failed, Measured, Saved, Stepped
 
 
 class Silent:
@@ -109,7 +110,8 @@ class Evaluations(Silent):
 
 
 class Checkpoints:
-    """Saves every `every_steps` steps, after the last one, and when the run is asked to stop.
+    """Saves every `every_steps` steps, after the last one, when the run is asked to stop, and when
+    a service fails that it needs, such as the one that samples: all ranks then end together.
 
     Comes after the listeners that write files: what they wrote of a step must be on the disk
     before its checkpoint is. save(step, tokens, done): starts to write a checkpoint; `done` gets
@@ -124,13 +126,20 @@ class Checkpoints:
         announce: Callable[[Event], None],
     ) -> None:
         self._save, self._wait, self._every, self._announce = save, wait, every_steps, announce
+        self._unsaved: Stepped | None = None
 
     def __call__(self, event: Event) -> None:
-        if not isinstance(event, Stepped):
-            return
-        if event.last or event.stopped or is_due(event.step, self._every):
-            step = event.step
-            self._save(step, event.tokens, lambda path: self._announce(Saved(step, path)))
+        if isinstance(event, Failed):
+            if self._unsaved is not None and isinstance(event.error, ServiceFailed):
+                self._write(self._unsaved)
+        elif isinstance(event, Stepped):
+            self._unsaved = event
+            if event.last or event.stopped or is_due(event.step, self._every):
+                self._write(event)
+
+    def _write(self, event: Stepped) -> None:
+        step, self._unsaved = event.step, None
+        self._save(step, event.tokens, lambda path: self._announce(Saved(step, path)))
 
     def close(self) -> None:
         self._wait()

@@ -148,6 +148,9 @@ Adapters = Annotated[
         metavar="NAME=FOLDER",
     ),
 ]
+Reload = Annotated[
+    bool, typer.Option("--reload", help="Read the weights again at each POST to /reload.")
+]
 
 # culm eval
 Evaluated = Annotated[

@@ -151,9 +151,11 @@ def _try_parts(found: Findings, run: Assembly) -> None:
 
 
 def _sampling_flops(config: RunConfig, model: Transformer, context: int) -> float:
-    """Of a step's share of the completions, which several steps may learn from."""
+    """Of a step's share of the completions, which several steps may learn from; none of a server's
+    are computed here.
+    """
     train = config.train
-    if train.objective.reads != "rollouts":
+    if train.objective.reads != "rollouts" or train.rollouts.sampler.kind == "remote":
         return 0.0
     return forward_flops(model, context) * train.batch_size / train.rollouts.epochs
 

@@ -201,6 +201,9 @@ def _questions(config: RunConfig, tokenizer: Tokenizer, context: int) -> Preview
         ("rewards", ", ".join(one.label or one.kind for one in config.train.rewards)),
         ("longest prompt", f"{longest} tokens, plus answers of up to {rollouts.max_tokens}"),
     ]
+    if (sampler := rollouts.sampler).kind == "remote":
+        reads = f"reads {sampler.weights}" if sampler.follows else "keeps its weights"
+        facts.append(("sampler", f"{sampler.model} at {sampler.url}, which {reads}"))
     if (known := rollouts.curriculum) is not None:
         inside = f"pass rates from {known.low:g} to {known.high:g}"
         facts.append(("curriculum", f"{inside}, new questions, and {known.recheck:.0%} of others"))

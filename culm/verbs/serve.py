@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from culm.config import SettingError
@@ -51,15 +52,24 @@ def serve_model(
     speculate: Speculation | None,
     device: str,
     dtype: str,
+    reload: bool = False,
 ) -> None:
-    """Check the address, then load the model, then serve it under its name."""
+    """Check the address, then load the model, then serve it under its name.
+
+    reload: accept requests to read its weights again.
+    """
     check_exposed(host, api_key)
     check_port(host, port)
     import culm
+    from culm.adapt.quantize.linear import is_quantized
+    from culm.convert.load import read
     from culm.serve.http import server
 
     adapters = named_adapters(adapter)
     loaded = culm.load(
         model, device, dtype, context, adapters=adapters, cache=cache, speculate=speculate
     )
-    server.serve(loaded, served_name(model), host, port, api_key, slots)
+    if reload and (adapters or is_quantized(loaded.model)):
+        raise SettingError("--reload: quantised weights and --adapter cannot be read again")
+    again = partial(read, model, device, dtype, mtp=speculate == "mtp") if reload else None
+    server.serve(loaded, served_name(model), host, port, api_key, slots, again)

@@ -151,7 +151,8 @@ ODD = [
 NAMES = (
     "model", "messages", "prompt", "tokens", "stream", "stream_options", "n", "max_tokens", "stop",
     "temperature", "top_p", "logit_bias", "seed", "top_k", "stop_token_ids", "logprobs", "echo",
-    "tools", "metadata", "user", "best_of", "parse_special",
+    "tools", "metadata", "user", "best_of", "parse_special", "return_token_ids",
+    "return_tokens_as_token_ids",
 )  # fmt: skip
 GOOD = {
     "/v1/chat/completions": {"model": "reciter", "messages": [{"role": "user", "content": "x"}]},

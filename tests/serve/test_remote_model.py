@@ -137,4 +137,4 @@ def test_an_interrupt_asks_nothing_further(monkeypatch) -> None:
     model = RemoteModel(Endpoint("http://here/v1", "m", 1, 0), concurrent=2)
     with pytest.raises(KeyboardInterrupt):
         model.replies([Question(f"{n}", "x") for n in range(500)], Generation())
-    assert len(asked) < 100
+    assert len(asked) <= 2

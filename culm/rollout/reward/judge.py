@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,8 +15,8 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from culm import log
-from culm.config import SettingError, refuse_unused
-from culm.endpoint import Endpoint, EndpointError
+from culm.config import refuse_unused
+from culm.endpoint import Endpoint, EndpointError, check_address, key_of
 from culm.objective.objective import Load
 from culm.rollout.reward.reward import RewardConfig, Score
 from culm.rollout.trajectory import Trajectory, transcript
@@ -94,16 +93,7 @@ class Judge(RewardConfig):
 
     @model_validator(mode="after")
     def _usable(self) -> Judge:
-        # Neither message repeats the value, which may be a secret.
-        if not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", self.url):
-            raise ValueError(
-                "url: this is not http(s)://host:port/path, without a user, a key or a query"
-            )
-        if self.api_key is not None and not re.fullmatch("[A-Z][A-Z0-9_]*", self.api_key):
-            raise ValueError(
-                "api_key: give the name of an environment variable that holds the key, such as "
-                "JUDGE_API_KEY, and not the key"
-            )
+        check_address(self.url, self.api_key)
         if self.form == "rating" and self.pairs is not None:
             raise ValueError("pairs: a rating compares no pairs; leave this out, or form=pairs")
         refuse_unused(self, "scale", self.form == "rating", "form=rating")
@@ -114,7 +104,7 @@ class Judge(RewardConfig):
         return 2 if self.form == "pairs" else 1
 
     def build(self, load: Load, seed: int) -> Score:
-        key = None if self.api_key is None else _key_of(self.api_key)
+        key = None if self.api_key is None else key_of(self.api_key, "train.reward.api_key")
         endpoint = Endpoint(self.url, self.model, self.timeout, self.retries, key)
         judging = Judging(self, partial(endpoint.answer, max_tokens=self.max_tokens), seed)
         return judging.pairs if self.form == "pairs" else judging.ratings
@@ -221,15 +211,6 @@ class Judging:
         for reason in failed.keys() - self._said:
             log.say(f"{failed[reason]:,} of {count:,} verdicts of the judge are missing: {reason}.")
         self._said |= failed.keys()
-
-
-def _key_of(variable: str) -> str:
-    """The API key in an environment variable."""
-    key = os.environ.get(variable, "").strip()
-    if not key or not key.isascii() or not key.isprintable():
-        what = "holds no key: it has other characters" if key else "is not set"
-        raise SettingError(f"train.reward.api_key: the environment variable {variable} {what}")
-    return key
 
 
 def _groups(trajectories: Sequence[Trajectory]) -> Iterator[tuple[int, list[Trajectory]]]:

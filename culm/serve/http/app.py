@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,6 +12,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 import culm
+from culm.config import SettingError
+from culm.model.transformer import Transformer
 from culm.serve.http import error, generation
 from culm.serve.http.guard import Guard
 from culm.serve.http.page import page
@@ -23,6 +25,7 @@ from culm.serve.http.protocol import (
 )
 from culm.serve.service import Service
 from culm.text.language_model import LanguageModel
+from culm.tokenizer.tokenizer import Tokenizer
 
 
 def build(
@@ -32,11 +35,13 @@ def build(
     slots: int = 8,
     waiting: int = 64,
     local: bool = True,
+    reload: Callable[[], tuple[Transformer, Tokenizer]] | None = None,
 ) -> FastAPI:
     """The application; `app.state.service` runs the model while the application lives.
 
-    slots, waiting: as in `Service`. local: the server listens on this machine only. Adapters that
-    were loaded with the model are models of the API under their own names.
+    slots, waiting: as in `Service`. local: the server listens on this machine only. reload: reads
+    the weights again, for POST /reload; without it there is no such path. Adapters that were loaded
+    with the model are models of the API under their own names.
 
     Raises:
         SettingError: an adapter has the model's name.
@@ -61,6 +66,8 @@ def build(
     _add_models(app, service)
     _add_generation(app, service)
     _add_tokens(app, model)
+    if reload is not None:
+        _add_reload(app, service, reload)
     app.add_api_route("/", page, methods=["GET", "HEAD"], include_in_schema=False)
     return app
 
@@ -131,6 +138,18 @@ def _add_tokens(app: FastAPI, model: LanguageModel) -> None:
             return {"prompt": model.decode(body.tokens)}
         except (ValueError, OverflowError) as problem:
             raise error.invalid(str(problem), "tokens") from None
+
+
+def _add_reload(
+    app: FastAPI, service: Service, read: Callable[[], tuple[Transformer, Tokenizer]]
+) -> None:
+    @app.post("/reload")
+    async def reload() -> dict[str, str]:
+        try:
+            await service.reload(read)
+        except (SettingError, OSError) as problem:
+            raise error.invalid(str(problem)) from None
+        return {"status": "ok"}
 
 
 async def _unless_gone(http: Request, work: Awaitable[Response]) -> Response:

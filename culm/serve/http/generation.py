@@ -29,8 +29,10 @@ async def chat(service: Service, body: ChatRequest) -> Response:
 async def complete(service: Service, body: CompletionRequest) -> Response:
     """The continuation of prompts; choice n * i + j is the j-th of prompt i."""
     answer = await service.ask(body.query())
-    tokenizer, scored = service.model.tokenizer, body.logprobs is not None
-    shape = CompletionShape(body.model, tokenizer, scored, body.include_usage)
+    shape = CompletionShape(
+        body.model, service.model.tokenizer, body.logprobs is not None, body.include_usage,
+        with_ids=bool(body.return_token_ids), as_ids=bool(body.return_tokens_as_token_ids),
+    )  # fmt: skip
     return await _respond(body, shape, answer)
 
 

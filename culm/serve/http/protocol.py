@@ -162,6 +162,14 @@ class CompletionRequest(GenerationRequest):
     parse_special: bool = False
     echo: bool | None = None
     logprobs: StrictInt | None = Field(None, ge=0, le=20)  # false is not 0
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+    @model_validator(mode="after")
+    def _ids_of_answers(self) -> CompletionRequest:
+        if self.return_token_ids and self.echo:
+            raise ValueError("return_token_ids: it cannot be combined with echo")
+        return self
 
     def query(self) -> Query:
         """One or several prompts, each a text or token ids."""
@@ -169,8 +177,10 @@ class CompletionRequest(GenerationRequest):
         prompts: Any = [self.prompt] if single else self.prompt
         limit = COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
         query = self._query(prompts, limit)
+        # Ids come with their scores, which are shown only if they were asked for.
+        logprobs = 0 if self.logprobs is None and self.return_token_ids else self.logprobs
         return replace(
-            query, logprobs=self.logprobs, echo=bool(self.echo), parse_special=self.parse_special
+            query, logprobs=logprobs, echo=bool(self.echo), parse_special=self.parse_special
         )
 
 

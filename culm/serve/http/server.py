@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 import socket
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 
 from culm.config import SettingError
 from culm.log import say
+from culm.model.transformer import Transformer
 from culm.serve.http.app import build
 from culm.serve.http.connection import limited
 from culm.serve.http.guard import LOOPBACK
 from culm.serve.service import Service
 from culm.text.language_model import LanguageModel
+from culm.tokenizer.tokenizer import Tokenizer
 
 DRAIN_SECONDS = 30
 SEND_BYTES = 128 << 10
@@ -28,10 +31,11 @@ def serve(
     port: int = 8000,
     api_key: str | None = None,
     slots: int = 8,
+    reload: Callable[[], tuple[Transformer, Tokenizer]] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; returns when the running answers have finished.
 
-    name: of the model in the API. slots: maximum concurrent requests.
+    name: of the model in the API. slots: maximum concurrent requests. reload: as in `build`.
 
     Raises:
         SettingError: the port is not available, or a server without a key would be open to the
@@ -39,7 +43,7 @@ def serve(
     """
     check_exposed(host, api_key)
     with listen(host, port) as listener:
-        app = build(model, name, api_key, slots, local=host in LOOPBACK)
+        app = build(model, name, api_key, slots, local=host in LOOPBACK, reload=reload)
         where = f"[{host}]" if ":" in host else host
         say(f"{name} listens on http://{where}:{listener.getsockname()[1]} (Ctrl-C stops it)")
         Server(_settings(app), app.state.service).run(sockets=[listener])

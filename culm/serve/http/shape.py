@@ -82,9 +82,21 @@ class ChatShape:
 
 
 class CompletionShape:
-    """`text_completion`, whose chunks have the shape of the complete answer."""
+    """`text_completion`, whose chunks have the shape of the complete answer.
 
-    def __init__(self, name: str, tokenizer: Tokenizer, scored: bool, with_usage: bool) -> None:
+    As vLLM names them: with_ids adds `token_ids`; as_ids names tokens `token_id:65` in `logprobs`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Tokenizer,
+        scored: bool,
+        with_usage: bool,
+        with_ids: bool = False,
+        as_ids: bool = False,
+    ) -> None:
+        self._with_ids, self._as_ids = with_ids, as_ids
         self._tokenizer, self._scored, self._with_usage = tokenizer, scored, with_usage
         self._head = {**_head("cmpl", name), "object": "text_completion"}
         self._offsets: dict[int, TextOffsets] = {}
@@ -104,11 +116,13 @@ class CompletionShape:
 
     def _choice(self, piece: TextPiece) -> Json:
         logprobs = self._logprobs(piece) if self._scored else None
+        ids = {"token_ids": [score.token for score in piece.scores]} if self._with_ids else {}
         return {
             "index": piece.choice,
             "text": piece.text,
             "logprobs": logprobs,
             "finish_reason": piece.finish,
+            **ids,
         }
 
     def _logprobs(self, piece: TextPiece) -> Json:
@@ -126,6 +140,8 @@ class CompletionShape:
         return {self._name(token): value for token, value in score.top}
 
     def _name(self, token: int) -> str:
+        if self._as_ids:
+            return f"token_id:{token}"
         text, spelt = spelling(self._tokenizer, token)
         # Names are keys here, and all parts of a character would share one.
         return "bytes:" + "".join(f"\\x{b:02x}" for b in spelt) if "\ufffd" in text else text

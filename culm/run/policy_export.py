@@ -1,0 +1,81 @@
+"""Writes the policy of a run, as it is, for a server that samples from it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+from culm.adapt.lora import adapters_of
+from culm.adapt.merge import merge
+from culm.adapt.quantize.qat import convert
+from culm.config import SettingError
+from culm.convert import hf
+from culm.convert.load import find_model
+from culm.model.transformer import Transformer
+from culm.parallel.ranks import Ranks
+from culm.parallel.sharded import is_sharded, state_of
+from culm.run.initial import initial_model
+from culm.run.objective import change_model
+from culm.run.settings import RunConfig
+from culm.run.start import model_id
+from culm.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class PolicyExport:
+    """Writes a folder of Hugging Face, with adapters merged; every rank calls it. folder: of the
+    run.
+    """
+
+    config: RunConfig
+    folder: Path
+    model: Transformer
+    tokenizer: Tokenizer
+    ranks: Ranks
+
+    def __call__(self, out: Path) -> None:
+        model = self._whole()
+        if model is None:
+            return
+        self._refuse_start(out)
+        if adapters_of(model):
+            merge(model)
+        if self.config.train.qat is not None:
+            convert(model)
+        if model.config.tied != self.model.config.tied:  # a server has read the shape at its start
+            raise SettingError(
+                "train.rollout.sampler.weights: merged adapters or quantised weights give the "
+                "policy a head of its own, which the model of the server shares with its "
+                "embedding; leave the head out of the targets of train.adapter or train.qat, or "
+                "use train.rollout.sampler=engine"
+            )
+        hf.export(model, self.tokenizer, out, model.dtype)
+
+    def _whole(self) -> Transformer | None:
+        """The policy with whole weights on the rank that writes; a copy, if it must be changed."""
+        config = self.config
+        if is_sharded(self.model):
+            weights = state_of(self.model)
+            if not self.ranks.writer:
+                return None
+            model, _ = initial_model(config, self.folder)
+            change_model(config, model)
+            model.load_state_dict(weights)
+            model.dtype = self.model.dtype
+            return model
+        if not self.ranks.writer:
+            return None
+        changed = config.train.adapter is not None or config.train.qat is not None
+        return copy.deepcopy(self.model) if changed else self.model
+
+    def _refuse_start(self, out: Path) -> None:
+        """What a run starts from is needed again when it resumes."""
+        if self.config.start is None:
+            return
+        place = find_model(model_id(self.config.start))
+        if place.exists() and place.resolve() == out.resolve():
+            raise SettingError(
+                f"train.rollout.sampler.weights: {out} is the model that the run starts from; "
+                "export that to another folder, and start the server there"
+            )
