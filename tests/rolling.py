@@ -17,7 +17,7 @@ from culm.rollout.buffer import Rollouts
 from culm.rollout.completer import Export
 from culm.rollout.environment import TaskEnvironment
 from culm.rollout.settings import RolloutConfig
-from culm.run.settings import TrainConfig
+from culm.run.train_settings import TrainConfig
 from culm.task.task import Question, Split
 from culm.tokenizer.bytes import Bytes
 

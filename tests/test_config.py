@@ -14,7 +14,8 @@ from culm.data.settings import DataConfig
 from culm.eval.settings import EvalConfig
 from culm.model.transformer import TransformerConfig
 from culm.parallel.parallelize import ParallelConfig
-from culm.run.settings import LAYOUT, RunConfig, TrainConfig, read_run
+from culm.run.settings import LAYOUT, RunConfig, read_run
+from culm.run.train_settings import TrainConfig
 from culm.tokenizer.train import BPE
 from culm.verbs.evaluate_chat import with_judge
 

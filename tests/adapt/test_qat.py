@@ -13,7 +13,7 @@ from culm.adapt.quantize.qat import FakeQuantizedLinear, convert, fake_quantize
 from culm.adapt.quantize.w8a8 import W8A8
 from culm.config import SettingError, parse
 from culm.model.linear import Linear
-from culm.run.settings import TrainConfig
+from culm.run.train_settings import TrainConfig
 
 KINDS = [Int8(), Int4(), Int4(targets=("blocks.*", "head")), W8A8()]
 IDS = ["int8", "int4", "int4-head", "w8a8"]

@@ -27,7 +27,7 @@ from culm.objective.ppo import PPO
 from culm.objective.preference import FORMS, Preference, log_odds, preference_loss
 from culm.rollout.reward.ensemble import Ensemble
 from culm.rollout.reward.judge import Judge
-from culm.run.settings import TrainConfig
+from culm.run.train_settings import TrainConfig
 
 CHOSEN, REJECTED = tensor([-10.0, -20.0]), tensor([-12.0, -19.0])
 REFERENCE_CHOSEN, REFERENCE_REJECTED = tensor([-11.0, -20.5]), tensor([-11.5, -19.5])

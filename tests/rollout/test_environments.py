@@ -23,7 +23,7 @@ from culm.rollout.reward.score import TaskScore
 from culm.rollout.sampler import Sampler
 from culm.rollout.settings import RolloutConfig
 from culm.rollout.trajectory import to_rows
-from culm.run.settings import TrainConfig
+from culm.run.train_settings import TrainConfig
 
 
 @dataclass

@@ -16,7 +16,7 @@ from culm.config import SettingError, parse
 from culm.objective.grpo import GRPO
 from culm.rollout.reward.judge import Judge
 from culm.rollout.trajectory import Trajectory
-from culm.run.settings import TrainConfig
+from culm.run.train_settings import TrainConfig
 
 
 def judged(stub: Stub, given: list[Trajectory], **settings: Any) -> list[float]:

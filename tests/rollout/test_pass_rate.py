@@ -20,8 +20,9 @@ from culm.rollout.environment import Fitting, TaskEnvironment
 from culm.rollout.groups import Group
 from culm.rollout.pass_rate import TRIES, PassRange, PassRates, question_key
 from culm.rollout.trajectory import Trajectory
-from culm.run.settings import RunConfig, TrainConfig
+from culm.run.settings import RunConfig
 from culm.run.train import train
+from culm.run.train_settings import TrainConfig
 from culm.task.prompts import Prompts
 from culm.task.task import Question
 from culm.verbs.plan import show_plan

@@ -23,7 +23,7 @@ from culm.rollout.buffer import Rollouts
 from culm.rollout.remote import RemoteSampler
 from culm.rollout.sampler import Sampler
 from culm.rollout.settings import RolloutConfig
-from culm.run.settings import TrainConfig
+from culm.run.train_settings import TrainConfig
 
 Serving = Callable[[Transformer], VLLM]
 CORRECTED = GRPO(correction="token")

@@ -16,7 +16,7 @@ from culm.parallel.ranks import Ranks
 from culm.rollout.buffer import Rollouts
 from culm.rollout.groups import Group
 from culm.rollout.trajectory import Trajectory
-from culm.run.settings import TrainConfig
+from culm.run.train_settings import TrainConfig
 
 
 def played(resample: int, rows: int = 24) -> Rollouts:

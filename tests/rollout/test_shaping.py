@@ -21,7 +21,8 @@ from culm.rollout.reward.format import FormatBonus
 from culm.rollout.reward.model import ModelScore
 from culm.rollout.reward.score import TaskScore
 from culm.rollout.scoring import Scoring
-from culm.run.settings import RunConfig, TrainConfig
+from culm.run.settings import RunConfig
+from culm.run.train_settings import TrainConfig
 from culm.verbs.plan import show_plan
 
 NAN = math.nan

@@ -21,7 +21,7 @@ from culm.rollout.environment import QuestionEpisode
 from culm.rollout.reward.function import FunctionScore
 from culm.rollout.reward.potential import Potential
 from culm.rollout.trajectory import Trajectory
-from culm.run.settings import TrainConfig
+from culm.run.train_settings import TrainConfig
 from culm.task.prompts import Prompts
 from culm.task.task import Question
 

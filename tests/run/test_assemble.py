@@ -19,7 +19,8 @@ from culm.objective.objective import Load, Objective, ObjectiveConfig
 from culm.objective.reward import Reward
 from culm.run import objective
 from culm.run.objective import ModelLoader, build_objective, change_model
-from culm.run.settings import RunConfig, TrainConfig
+from culm.run.settings import RunConfig
+from culm.run.train_settings import TrainConfig
 
 SMALL = TransformerConfig(vocabulary=32, width=16, layers=1, attention=(GQA(heads=2),))
 

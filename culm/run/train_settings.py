@@ -1,0 +1,143 @@
+"""The `train` section of a run: what is learned, from what, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import PositiveFloat, PositiveInt, model_validator
+
+from culm.adapt.lora import LoRA
+from culm.adapt.quantize.qat import QAT
+from culm.config import Config, one_of
+from culm.model.attend import Backend
+from culm.objective import Objective
+from culm.objective.next_token import NextToken
+from culm.optim import Optimizer, Schedule
+from culm.optim.adamw import AdamW
+from culm.optim.schedule import Cosine
+from culm.rollout.reward import Rewards
+from culm.rollout.reward.reward import RewardConfig
+from culm.rollout.reward.score import TaskScore
+from culm.rollout.settings import RolloutConfig
+from culm.train.run_folder import MAY_CHANGE, MayChange
+
+# Which server samples, and where it is: a run may go on with another one.
+SAMPLER_MAY_CHANGE = MayChange(but=("", *(RolloutConfig.model_fields.keys() - {"sampler"})))
+
+
+class CheckpointConfig(Config):
+    """every_steps: optimizer steps between two checkpoints; one is saved at the end in any case.
+    keep: how many of the newest stay.
+    """
+
+    every_steps: PositiveInt | None = None
+    keep: PositiveInt = 2
+
+
+class TrainConfig(Config):
+    """steps: optimizer steps. batch_size: sequences of a step, over all ranks and micro-batches; a
+    pair counts as one.
+
+    micro_batch_size: sequences that are computed at once; fewer need less memory and give the same
+        result.
+    objective: what is learned, and so the loss. optimizer: the rule that updates the weights.
+    schedule: how the learning rate moves over the steps. checkpoint: how often the state is saved.
+    context: tokens of a sequence; the model's, unless given. clip: maximum gradient norm.
+    precision: of activations; weights and optimizer states stay in fp32. auto takes bf16 where it
+        is the faster matmul precision of this machine.
+    attention_backend: how attention is computed (`culm.model.attend`); auto takes one that passes a
+        trial on this machine.
+    compile: torch.compile each block. activation_checkpointing: keep only the input of each block
+        for the backward.
+    adapter: train this on top of frozen weights. qat: quantise weights in every forward as `culm
+        quantize --to` would, so that the model adapts to it; the final model is quantised.
+    rollout: how the model answers, for objectives that read rollouts. reward: what an answer earns;
+        several are added. The score of its task, unless given.
+    """
+
+    steps: Annotated[PositiveInt, MAY_CHANGE]
+    batch_size: PositiveInt = 32
+    micro_batch_size: Annotated[PositiveInt | None, MAY_CHANGE] = None
+    context: PositiveInt | None = None
+    objective: Objective = NextToken()
+    rollout: Annotated[RolloutConfig | None, SAMPLER_MAY_CHANGE] = None
+    reward: Rewards | None = None
+    optimizer: Annotated[Optimizer, MayChange(but=("kind",))] = AdamW()
+    schedule: Annotated[Schedule, MAY_CHANGE] = Cosine()
+    adapter: one_of(LoRA) | None = None  # type: ignore[valid-type]
+    qat: QAT | None = None
+    clip: Annotated[PositiveFloat, MAY_CHANGE] = 1.0
+    precision: Annotated[Literal["auto", "fp32", "bf16"], MAY_CHANGE] = "auto"
+    attention_backend: Annotated[Backend | Literal["auto"], MAY_CHANGE] = "auto"
+    compile: Annotated[bool, MAY_CHANGE] = False
+    activation_checkpointing: Annotated[bool, MAY_CHANGE] = False
+    checkpoint: Annotated[CheckpointConfig, MAY_CHANGE] = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _trained(self) -> TrainConfig:
+        if self.qat is not None and self.adapter is not None:
+            raise ValueError(
+                "qat: the weights under an adapter are not trained; use one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sampled(self) -> TrainConfig:
+        reads, kind, sampler = self.objective.reads, self.objective.kind, self.rollouts.sampler
+        for name, given in (("rollout", self.rollout), ("reward", self.reward)):
+            if given is not None and reads != "rollouts":
+                raise ValueError(f"{name}: {kind} learns from {reads}, not from rollouts")
+        if reads == "rollouts":
+            comparing = [(one.kind, one.least_group) for one in self.rewards]
+            for name, least in (*comparing, (kind, self.objective.least_group)):
+                if self.rollouts.group < least:
+                    raise ValueError(
+                        f"rollout.group: {name} compares at least {least} completions of a prompt"
+                    )
+            if self.rollouts.resample and self.rollouts.group < 2:
+                raise ValueError(
+                    "rollout.resample: the rewards of one completion are always equal, so every "
+                    "group would be replaced; use rollout.group=2 or more"
+                )
+            if not sampler.follows and not self.objective.off_policy:
+                raise ValueError(
+                    f"rollout.sampler: the server keeps its weights, so that {kind} would learn "
+                    "from answers of an older policy; give weights and reload, or use grpo with "
+                    "train.objective.correction=token"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _passes(self) -> TrainConfig:
+        names = [one.label or one.kind for one in self.rewards]
+        curriculum = self.rollout and self.rollout.curriculum
+        if curriculum and curriculum.reward not in names:
+            raise ValueError(
+                f"rollout.curriculum.reward: there is no reward {curriculum.reward!r}; it is one "
+                f"of {', '.join(names)}"
+            )
+        return self
+
+    @property
+    def rollouts(self) -> RolloutConfig:
+        """How the model answers, where the objective reads rollouts."""
+        rollout = self.rollout or RolloutConfig()
+        if rollout.resample is None:
+            return rollout.model_copy(update={"resample": self.objective.resamples})
+        return rollout
+
+    @property
+    def rewards(self) -> Sequence[RewardConfig]:
+        """What an answer earns, where the objective reads rollouts."""
+        return self.reward or (TaskScore(),)
+
+    @property
+    def updates(self) -> int:
+        """Steps that learn from the same rollout; 1 where nothing is sampled."""
+        return self.rollouts.updates if self.objective.reads == "rollouts" else 1
+
+    @property
+    def at_once(self) -> int:
+        """Sequences of a micro-batch."""
+        return self.micro_batch_size or self.batch_size
