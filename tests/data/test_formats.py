@@ -208,6 +208,14 @@ def test_rankings_of_different_questions_are_left_out():
         list(RankingFormat().contents({"responses": [WHOLE[0], other], "ranks": [1, 2]}))
 
 
+@pytest.mark.parametrize(("score", "kind"), [("3", "text"), (None, "null"), ([1], "a list")])
+def test_scores_that_are_no_numbers_are_named(score, kind):
+    record = {"prompt": "q", "responses": ["a", "b"], "scores": [1, score]}
+    for format in (RankingFormat(), PairFormat()):
+        with pytest.raises(ValueError, match=f"no number in 'scores', but {kind} in its list"):
+            list(format.contents(record))
+
+
 def test_a_file_may_have_pairs_and_ranked_lists(tokenizer):
     """Tables have a column for each field, with null where a record has none."""
     listed = {"prompt": "q", "responses": ["a", "b"], "ranks": [1, 2], "scores": None}
