@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from culm.batch import Reads
 from culm.config import Config
-from culm.source.record import shape_of
+from culm.source.record import kind_of_value, shape_of
 from culm.source.source import bytes_in
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -146,5 +146,7 @@ def _number(value: Any, record: dict[str, Any], key: str) -> float:
     if isinstance(value, int | float) and abs(value) > LARGEST:
         raise ValueError(f"the number in {key!r} is not finite in fp32")
     if not isinstance(value, bool | int | float) or math.isnan(value):
-        raise ValueError(f"no number in {key!r}; {shape_of(record)}")
+        inside = value is not record.get(key)  # in a list, of which the shape says no more
+        given = f", but {kind_of_value(value)} in its list" if inside else ""
+        raise ValueError(f"no number in {key!r}{given}; {shape_of(record)}")
     return float(value)

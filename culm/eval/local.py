@@ -11,9 +11,8 @@ from culm.config import SettingError
 from culm.engine.continuations import Likelihood, likelihoods
 from culm.engine.request import Request
 from culm.eval.answer import answer
-from culm.eval.responder import Generation, Reply
+from culm.eval.responder import Generation, Reply, reply_seed
 from culm.model.transformer import Transformer
-from culm.seed import keyed_integer
 from culm.task.task import Option, Question
 from culm.text.ids import text_ids
 from culm.text.reply import request_of
@@ -82,9 +81,7 @@ class LocalModel:
             self._request(question, how, 0)
 
     def _request(self, question: Question, how: Generation, sample: int) -> Request:
-        # The same for each question, whichever others are asked with it.
-        seed = keyed_integer(self.seed, "reply", question.prompt, sample)
-        sampling = replace(how.sampling, seed=seed)
+        sampling = replace(how.sampling, seed=reply_seed(self.seed, question, sample))
         context = self.model.config.context
         return request_of(question, self.tokenizer, how.max_tokens, context, sampling)
 

@@ -11,11 +11,12 @@ from culm.config import SettingError
 from culm.endpoint import Endpoint, EndpointError, ask_each
 from culm.engine.continuations import Likelihood
 from culm.eval.offsets import starts_of
-from culm.eval.responder import Generation, Reply
+from culm.eval.responder import Generation, Reply, reply_seed
 from culm.task.task import Option, Question
 
 T = TypeVar("T")
 R = TypeVar("R")
+SEEDS = 1 << 31  # some servers read 32 bits
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class RemoteModel:
     def _replies(self, question: Question, how: Generation) -> list[Reply]:
         asked: dict[str, Any] = {
             "max_tokens": how.max_tokens, "temperature": how.sampling.temperature,
-            "n": how.samples, "seed": self.seed,
+            "n": how.samples, "seed": reply_seed(self.seed, question) % SEEDS,
         }  # fmt: skip
         if question.stops:
             asked["stop"] = list(question.stops[:4])  # as many as the API takes

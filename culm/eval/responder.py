@@ -8,6 +8,7 @@ from typing import Protocol
 
 from culm.engine.continuations import Likelihood
 from culm.engine.sampling import Sampling
+from culm.seed import keyed_integer
 from culm.task.task import Option, Question
 
 
@@ -29,6 +30,15 @@ class Reply:
 
     text: str
     tokens: int
+
+
+def reply_seed(seed: int, question: Question, sample: int = 0) -> int:
+    """Of a reply: the same for each question, whichever others are asked with it. Questions with
+    the same prompt have others, since their answers or the turns before differ.
+    """
+    return keyed_integer(
+        seed, "reply", question.prompt, question.answer, repr(question.before), sample
+    )
 
 
 class Responder(Protocol):

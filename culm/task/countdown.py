@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import operator
 import random
+import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -18,6 +19,7 @@ OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
 }
+SYMBOLS = re.compile(r"[0-9+*() -]*")  # ast.parse reads comments and 1_0 too, and warns
 LONGEST = 200  # characters of a reply; more are no expression of a few numbers
 
 
@@ -68,7 +70,7 @@ def _content(solved: tuple[str, list[int], int]) -> str:
 
 def evaluated(text: str) -> tuple[int, list[int]] | None:
     """The value of an expression and its numbers in order of size; None if it is none."""
-    if len(text) > LONGEST:
+    if len(text) > LONGEST or not SYMBOLS.fullmatch(text):
         return None
     try:
         tree = ast.parse(text, mode="eval").body

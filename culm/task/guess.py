@@ -34,10 +34,10 @@ class Guess(Config):
     def follow(self, question: Question, replies: Sequence[str]) -> str | None:
         if len(replies) >= self.guesses or self.score(question, replies[-1]):
             return None
-        said = replies[-1].strip()
-        if not said.isdecimal() or len(said) > DIGITS:
+        said = _number(replies[-1])
+        if said is None:
             return "This is no number."
-        return LOWER if int(question.answer) < int(said) else HIGHER
+        return LOWER if int(question.answer) < said else HIGHER
 
     def shown(self, question: Question) -> Sequence[str]:
         """Bisection, as long as it takes; a dialogue of too few guesses shows its first ones."""
@@ -51,4 +51,10 @@ class Guess(Config):
         return replies
 
     def score(self, question: Question, reply: str) -> float:
-        return exact(question.answer, reply)
+        return max(exact(question.answer, reply), float(_number(reply) == int(question.answer)))
+
+
+def _number(reply: str) -> int | None:
+    """Also one with leading zeros, or in the digits of another script."""
+    said = reply.strip()
+    return int(said) if said.isdecimal() and len(said) <= DIGITS else None

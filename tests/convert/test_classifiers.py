@@ -168,6 +168,29 @@ def test_a_classifier_of_several_labels_is_refused(tiny, tokenizer, tmp_path):
             hf.load(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"architectures": "LlamaForSequenceClassification"}, ""),
+        ({"architectures": ["LlamaForCausalLM", "LlamaForSequenceClassification"]}, ""),
+        ({"id2label": None, "num_labels": 1}, ""),
+        ({"architectures": 3}, r"unknown: score\.weight"),
+        ({"architectures": {"a": 1}}, r"unknown: score\.weight"),
+        ({"architectures": "MyLlamaForSequenceClassification"}, r"unknown: score\.weight"),
+        ({"id2label": None, "num_labels": "1"}, "a classifier of '1' labels is not read"),
+    ],
+)
+def test_settings_of_odd_types_are_read_or_refused(changed, says, tiny, tokenizer, tmp_path):
+    write_export(judge(tiny), tokenizer, tmp_path / "out", "float32")
+    path = tmp_path / "out" / "config.json"
+    write_json(path, {**read_json(path), **changed})
+    if not says:
+        assert hf.load(tmp_path / "out")[0].config.head == "scalar"
+        return
+    with pytest.raises(SettingError, match=says):
+        hf.load(tmp_path / "out")
+
+
 def test_what_has_no_classifier_is_refused(tiny, tokenizer, tmp_path):
     model = judge(tiny)
     with pytest.raises(NoFamilyError, match="GGUF files hold language models"):

@@ -182,6 +182,51 @@ def test_rankings(tokenizer, record):
     assert sorted(range(3), key=lambda n: -numbers[n][0]) == [1, 0, 2]
 
 
+WHOLE = [dialogue(one) for one in "abc"]
+
+
+@pytest.mark.parametrize(
+    ("format", "record"),
+    [
+        (RankingFormat(), {"prompt": "q", "responses": WHOLE, "ranks": [1, 2, 3]}),
+        (RankingFormat(), {"prompt": dialogue("")[:1], "responses": WHOLE, "ranks": [1, 2, 3]}),
+        (RankingFormat(), {"responses": WHOLE, "ranks": [1, 2, 3]}),
+        (PairFormat(), {"prompt": "q", "responses": WHOLE, "ranks": [1, 2, 3]}),
+        (PairFormat(), {"prompt": " q ", "chosen": WHOLE[0], "rejected": WHOLE[1]}),
+        (LabelFormat(), {"prompt": dialogue("")[:1], "completion": WHOLE[0], "label": True}),
+        (ChatFormat(), {"prompt": "q", "completion": WHOLE[0]}),
+    ],
+)
+def test_a_question_that_its_answer_repeats_is_read_once(tokenizer, format, record):
+    first, *_ = examples(format, record, tokenizer)
+    assert text_of(tokenizer, first) == ASKED
+
+
+def test_rankings_of_different_questions_are_left_out():
+    other = [{"role": "user", "content": "another"}, WHOLE[1][1]]
+    with pytest.raises(LeftOut, match="different questions"):
+        list(RankingFormat().contents({"responses": [WHOLE[0], other], "ranks": [1, 2]}))
+
+
+@pytest.mark.parametrize(("score", "kind"), [("3", "text"), (None, "null"), ([1], "a list")])
+def test_scores_that_are_no_numbers_are_named(score, kind):
+    record = {"prompt": "q", "responses": ["a", "b"], "scores": [1, score]}
+    for format in (RankingFormat(), PairFormat()):
+        with pytest.raises(ValueError, match=f"no number in 'scores', but {kind} in its list"):
+            list(format.contents(record))
+
+
+def test_a_file_may_have_pairs_and_ranked_lists(tokenizer):
+    """Tables have a column for each field, with null where a record has none."""
+    listed = {"prompt": "q", "responses": ["a", "b"], "ranks": [1, 2], "scores": None}
+    paired = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    empty = dict.fromkeys((*listed, *paired))
+    for record in (listed, paired):
+        first, other = examples(PairFormat(), {**empty, **record}, tokenizer)
+        assert text_of(tokenizer, first) == ASKED
+        assert text_of(tokenizer, other, learned=True) == "b<|end|>"
+
+
 @pytest.mark.parametrize("field", ["label", "score", "rating"])
 def test_a_number_of_an_answer(field):
     record = {"prompt": "q", "completion": "a", field: 2.5}

@@ -3,8 +3,11 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from suites import local
 
 from culm.data.tasks import TaskSource
+from culm.engine.sampling import Sampling
+from culm.eval.local import LocalModel
 from culm.eval.questions import answer_questions, distinct
 from culm.eval.responder import Generation, Reply
 from culm.rollout.environment import TaskEnvironment
@@ -61,6 +64,12 @@ def test_a_number_is_found_by_bisection() -> None:
     assert task.follow(question, [str(secret - 1)]) == "It is higher."
     assert task.follow(question, [str(secret + 1)]) == "It is lower."
     assert task.follow(question, ["²"]) == "This is no number."
+    arabic = "".join(chr(0x660 + int(digit)) for digit in str(secret))
+    for said in (f"0{secret}", f" {secret}\n", arabic):  # the number, and so not said to be lower
+        assert task.follow(question, [said]) is None
+        assert task.score(question, said) == 1
+    for said in (str(secret + 1), f"-{secret}", f"{secret}.0", "", f"{'0' * 30}{secret}"):
+        assert task.score(question, said) == 0
 
 
 class Caller:
@@ -88,11 +97,47 @@ def test_an_evaluation_plays_to_the_end(samples) -> None:
     tasks = [Calculator(signs="*"), Guess(guesses=2)]
     caller = Caller()
     found = answer_questions(caller, distinct(tasks, 4, 0), Generation(samples=samples))
-    assert caller.asked == [8, 8 * samples]
+    assert caller.asked == [8, 8]  # samples that are the same so far are asked for together
     sums, games = found[:4], found[4:]
     assert all(one.scores == (1.0,) * samples and one.tokens == 6 * samples for one in sums)
     assert all(one.replies == ("This is no number.",) * samples for one in games)
     assert len({one.question.answer for one in games}) == 4  # all with the same prompt
+
+
+class Noted:
+    """Notes what a model is asked, and what it says."""
+
+    def __init__(self, model: LocalModel) -> None:
+        self.model, self.said = model, []
+
+    def replies(self, questions, how: Generation) -> list[list[Reply]]:
+        found = self.model.replies(questions, how)
+        self.said += [one.text for replies in found for one in replies]
+        return found
+
+    def likelihoods(self, options):
+        return []
+
+
+def test_samples_and_games_have_random_numbers_of_their_own() -> None:
+    """All games begin with the same prompt, and all wrong guesses are followed by the same."""
+    how = Generation(4, Sampling(temperature=1.0), samples=5)
+    noted = Noted(local(context=256))
+    games = distinct([Guess(guesses=3)], 4, 0)
+    found = answer_questions(noted, games, how)
+    assert len(noted.said) == 4 * 5 * 3
+    assert len(set(noted.said)) == len(noted.said)
+    assert all(len(set(one.replies)) == 5 for one in found)
+    [alone] = answer_questions(local(context=256), games[2:3], how)
+    assert alone == found[2]
+
+
+def test_dialogues_that_the_context_ends_are_counted() -> None:
+    model = local(context=72)
+    answer_questions(model, distinct([Guess()], 3, 0), Generation(8))
+    [(note, count)] = model.notes.items()
+    assert count == 3
+    assert note.startswith("dialogues end early, since the context of 72 has no room")
 
 
 def test_rollouts_and_fine_tuning_play_it() -> None:

@@ -31,7 +31,7 @@ def scalar_config(
     labels = len(named) if isinstance(named, dict) else given.get("num_labels", 2)  # their default
     if labels != 1:
         raise SettingError(
-            f"{path}: id2label: a classifier of {labels} labels is not read here, only a reward "
+            f"{path}: id2label: a classifier of {labels!r} labels is not read here, only a reward "
             "model, which has one"
         )
     return config.model_copy(update={"head": "scalar", "tied": False})

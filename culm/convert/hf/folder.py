@@ -115,7 +115,8 @@ def read_config(path: Path) -> tuple[Family, TransformerConfig, Blocks | None]:
         except SettingError as error:
             raise SettingError(f"{path}: quantization_config.{error}") from None
     config = known[name].config(left, str(path))
-    if known[name].classifier in (given.get("architectures") or ()):
+    classes = given.get("architectures")
+    if known[name].classifier in (classes if isinstance(classes, list) else [classes]):
         config = scalar_config(config, given, path)
     return known[name], config, blocks
 

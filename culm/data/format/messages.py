@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Any
 
 from culm.data.example import Dialogue
 from culm.source.record import LeftOut, kind_of_value, of_kind, shape_of
+from culm.tokenizer.template import content_of
 
 Message = dict[str, Any]
 
@@ -96,6 +98,34 @@ def answer_of(value: Any) -> list[Message] | None:
     return list(map(message_of, value)) if isinstance(value, list) else None
 
 
+def with_answer(
+    record: dict[str, Any], question: Sequence[Message] | None, answer: Sequence[Message]
+) -> list[Message] | None:
+    """The dialogue of a question and its answer, which may be a complete dialogue that repeats the
+    question, or holds the only one; None if there is no question.
+    """
+    if question is not None:
+        return list(answer) if _begins(answer, question) else [*question, *answer]
+    if len(answer) > 1:
+        return with_system(record, list(answer))
+    whole = transcript(content_of(answer[0]))
+    return None if whole is None else with_system(record, list(whole))
+
+
+def _begins(answer: Sequence[Message], question: Sequence[Message]) -> bool:
+    """Whether an answer is a dialogue that begins with the question."""
+
+    def said(messages: Sequence[Message]) -> list[tuple[str, str]]:
+        return [(one["role"], str(one.get("content") or "").strip()) for one in messages]
+
+    return len(answer) > len(question) and said(answer[: len(question)]) == said(question)
+
+
+def asked_in(messages: Sequence[Message]) -> list[Message]:
+    """What stands before the first answer."""
+    return list(takewhile(lambda one: one["role"] != "assistant", messages))
+
+
 def dialogue_of(record: dict[str, Any]) -> Dialogue:
     """A complete dialogue.
 
@@ -115,7 +145,9 @@ def dialogue_of(record: dict[str, Any]) -> Dialogue:
     for key in ANSWERS:
         answer = answer_of(of_kind(record, key, str | dict | list))
         if question is not None and answer is not None:
-            return Dialogue(question + answer, tools_of(record))
+            whole = with_answer(record, question, answer)
+            assert whole is not None
+            return Dialogue(whole, tools_of(record))
     raise ValueError(
         "no dialogue in it (messages, conversations, instruction and output, or prompt and "
         f"completion); {shape_of(record)}"

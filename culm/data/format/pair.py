@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations, takewhile
+from itertools import combinations
 from typing import Any, ClassVar, Literal
 
 from culm.batch import Reads
@@ -11,14 +11,13 @@ from culm.data.example import Dialogue, Example, RecordFormat, number_of
 from culm.data.format.messages import (
     Message,
     answer_of,
+    asked_in,
     question_of,
     tools_of,
-    transcript,
-    with_system,
+    with_answer,
 )
 from culm.data.format.ranking import LISTS, RankingFormat, scores_of
 from culm.source.record import LeftOut, shape_of
-from culm.tokenizer.template import content_of
 from culm.tokenizer.tokenizer import Tokenizer
 
 OTHERS = (("response_j", "response_k"),)  # of StackExchange: the better and the worse answer
@@ -56,7 +55,7 @@ class PairFormat(RecordFormat):
         chosen, rejected = (self._dialogue(record, key) for key in self._fields(record))
         if chosen == rejected:
             raise LeftOut("pairs have the same chosen and rejected answer and are left out")
-        if _asked(chosen) != _asked(rejected):
+        if asked_in(chosen) != asked_in(rejected):
             raise LeftOut("pairs have answers to different questions and are left out")
         tools = tools_of(record)
         yield Dialogue(chosen, tools)
@@ -67,9 +66,12 @@ class PairFormat(RecordFormat):
             yield Example(*tokenizer.chat.encode(messages, "last", tools)).until_its_end()
 
     def _is_ranked(self, record: dict[str, Any]) -> bool:
-        given = self.chosen in record or self.rejected in record or self.margin is not None
+        def has(*names: str) -> bool:  # a file with both kinds of records has null in some
+            return any(dict.get(record, name) is not None for name in names)
+
+        given = has(self.chosen, self.rejected) or self.margin is not None
         lists = any(isinstance(dict.get(record, name), list) for name in LISTS)
-        return not given and lists and ("scores" in record or "ranks" in record)
+        return not given and lists and has("scores", "ranks")
 
     def _compared(self, record: dict[str, Any]) -> Iterator[Dialogue]:
         """Each two answers of a ranked list that are not equally good, the better one first."""
@@ -101,26 +103,7 @@ class PairFormat(RecordFormat):
             )
         if not answer:
             raise ValueError(f"no answer in {key!r}; {shape_of(record)}")
-        question = self._question(record)
-        if question is not None:
-            return answer if _begins(answer, question) else [*question, *answer]
-        if len(answer) > 1:  # a dialogue that includes the question
-            return with_system(record, answer)
-        whole = transcript(content_of(answer[0]))
+        whole = with_answer(record, self._question(record), answer)
         if whole is None:
             raise ValueError(f"no question in {self.prompt!r}; {shape_of(record)}")
-        return with_system(record, list(whole))
-
-
-def _begins(answer: Sequence[Message], question: Sequence[Message]) -> bool:
-    """Whether an answer is a dialogue that begins with the question."""
-
-    def said(messages: Sequence[Message]) -> list[tuple[str, str]]:
-        return [(one["role"], str(one.get("content") or "").strip()) for one in messages]
-
-    return len(answer) > len(question) and said(answer[: len(question)]) == said(question)
-
-
-def _asked(messages: Sequence[Message]) -> list[Message]:
-    """What stands before the first answer."""
-    return list(takewhile(lambda one: one["role"] != "assistant", messages))
+        return whole

@@ -7,7 +7,14 @@ from typing import Any, ClassVar, Literal
 
 from culm.batch import Reads
 from culm.data.example import Dialogue, Example, RecordFormat, numbers_of
-from culm.data.format.messages import answer_of, question_of, tools_of
+from culm.data.format.messages import (
+    Message,
+    answer_of,
+    asked_in,
+    question_of,
+    tools_of,
+    with_answer,
+)
 from culm.source.record import LeftOut, shape_of
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -19,7 +26,7 @@ class RankingFormat(RecordFormat):
     the field of the question.
 
     A field `scores` says how good each answer is, or `ranks` its place, of which 1 is the best.
-    Answers are strings or messages.
+    Answers are strings, messages, or complete dialogues.
     """
 
     gives: ClassVar[Reads] = "rankings"
@@ -40,26 +47,35 @@ class RankingFormat(RecordFormat):
         """A dialogue for each answer, in the order of the record.
 
         Raises:
-            LeftOut: no answer is better than another one, or two are equal.
+            LeftOut: no answer is better than another one, two are equal, or they answer different
+                questions.
         """
-        answers, question = self._answers(record), question_of(record, self.prompt)
-        if not question:
-            raise ValueError(f"no question in {self.prompt!r}; {shape_of(record)}")
-        scores, tools = scores_of(record), tools_of(record)
+        answers, tools = self._dialogues(record), tools_of(record)
+        scores = scores_of(record)
         if len(scores) != len(answers):
             raise ValueError(f"it has {len(answers)} answers and {len(scores)} scores or ranks")
         if len(set(scores)) < 2:
             raise LeftOut("rankings have no answer that is better than another, and are left out")
         if any(answer in answers[:number] for number, answer in enumerate(answers)):
             raise LeftOut("rankings have the same answer twice and are left out")
+        if any(asked_in(answer) != asked_in(answers[0]) for answer in answers):
+            raise LeftOut("rankings have answers to different questions and are left out")
         for answer in answers:
-            yield Dialogue([*question, *answer], tools)
+            yield Dialogue(answer, tools)
 
     def encode(self, contents: Sequence[Dialogue], tokenizer: Tokenizer) -> Iterator[Example]:
         for messages, tools in contents:
             yield Example(*tokenizer.chat.encode(messages, "last", tools)).until_its_end()
 
-    def _answers(self, record: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    def _dialogues(self, record: dict[str, Any]) -> list[list[Message]]:
+        """The question with each answer."""
+        question = question_of(record, self.prompt) or None
+        found = [with_answer(record, question, answer) for answer in self._answers(record)]
+        if (question is None and not found) or None in found:
+            raise ValueError(f"no question in {self.prompt!r}; {shape_of(record)}")
+        return [dialogue for dialogue in found if dialogue]
+
+    def _answers(self, record: dict[str, Any]) -> list[list[Message]]:
         known = LISTS if self.answers is None else (self.answers,)
         field = next((name for name in known if isinstance(dict.get(record, name), list)), None)
         if field is None:
