@@ -207,7 +207,8 @@ def test_settings_of_a_part_without_its_kind_are_those_of_the_default() -> None:
 
 
 def test_a_kind_that_is_needed_is_one_of_a_list() -> None:
-    for name, known in (("data.tasks", "arithmetic, calculator, choices"), ("model.attention", "gqa")):
+    known_tasks = "arithmetic, calculator, choices"
+    for name, known in (("data.tasks", known_tasks), ("model.attention", "gqa")):
         with pytest.raises(SettingError, match=rf"{name}\[0\]\.kind: .* is one of .*{known}"):
             parse(RunConfig, values("data.path=x", f"{name}=[{{windows: 3}}]"))
 
