@@ -129,6 +129,7 @@ class Sampler:
         if more[0] in stops and trajectory.tokens[-1] in stops:  # the model ended its turn itself
             more = more[1:]
         if len(trajectory.tokens) + len(more) >= self.context:
-            return False  # no room for a further reply
+            trajectory.finish = "length"  # no room for a further reply
+            return False
         trajectory.read(messages, more)
         return True

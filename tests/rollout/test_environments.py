@@ -126,6 +126,7 @@ def test_a_dialogue_ends_where_the_context_does(model: int, given: int | None) -
     (one,) = sampler.sample([Echo(0)], 0)
     assert 1 <= len(one.episode.replies) < 3
     assert len(one.tokens) <= 24
+    assert one.finish == "length"
 
 
 def test_length_penalty_golden() -> None:
