@@ -19,8 +19,8 @@ from culm.tokenizer.template import Message
 class Trajectory:
     """messages, tokens: the dialogue so far. learned, logprobs: of each token, whether the model
     sampled it, and with which log-probability (0 if it did not). reply: the tokens of the last
-    turn. finish: why the dialogue ended: with an end token, or at a limit. group: the number of its prompt in the whole run. problem:
-    why a reward could not score it.
+    turn. finish: why the dialogue ended: with an end token, or at a limit. group: the number of its
+    prompt in the whole run. problem: why a reward could not score it.
     """
 
     episode: Episode
