@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from culm.config import Config
 from culm.task.task import Question, Split, first_of, generator
@@ -18,6 +18,8 @@ OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
 }
+VALUES = range(1, 100)
+TRIED = 1000  # expressions, of which one at least must have such a value
 LONGEST = 200  # characters of a reply; more are no expression of a few numbers
 
 
@@ -34,6 +36,17 @@ class Countdown(Config):
     largest: int = Field(30, ge=2, le=99)
     signs: str = Field("+-*", pattern=r"^[-+*]+$")
 
+    @model_validator(mode="after")
+    def _found(self) -> Countdown:
+        rng = random.Random(0)
+        if not any(self._expression(rng)[2] in VALUES for _ in range(TRIED)):
+            raise ValueError(
+                f"numbers: hardly any expression of {self.numbers} numbers up to {self.largest} "
+                f"with signs={self.signs} has a value from 1 to 99; use fewer or smaller numbers, "
+                "or other signs"
+            )
+        return self
+
     def question(self, split: Split, index: int, seed: int) -> Question:
         rng = generator(self.name, split, index, seed)
         solution, numbers, value = first_of(split, self.name, lambda: self._solved(rng), _content)
@@ -41,18 +54,23 @@ class Countdown(Config):
         return Question(f"Make {value} from {given}.", solution, fields={"numbers": given})
 
     def _solved(self, rng: random.Random) -> tuple[str, list[int], int]:
-        """An expression, its numbers, and its value."""
+        """An expression, its numbers, and its value, which is in VALUES."""
         while True:
-            numbers = [rng.randint(1, self.largest) for _ in range(self.numbers)]
-            parts = list(map(str, numbers))
-            while len(parts) > 1:
-                at = rng.randrange(len(parts) - 1)
-                joined = f"{parts[at]}{rng.choice(self.signs)}{parts[at + 1]}"
-                parts[at : at + 2] = [f"({joined})" if len(parts) > 2 else joined]
-            found = evaluated(parts[0])
-            assert found is not None
-            if 1 <= found[0] <= 99:
-                return parts[0], numbers, found[0]
+            solved = self._expression(rng)
+            if solved[2] in VALUES:
+                return solved
+
+    def _expression(self, rng: random.Random) -> tuple[str, list[int], int]:
+        """The same with any value."""
+        numbers = [rng.randint(1, self.largest) for _ in range(self.numbers)]
+        parts = list(map(str, numbers))
+        while len(parts) > 1:
+            at = rng.randrange(len(parts) - 1)
+            joined = f"{parts[at]}{rng.choice(self.signs)}{parts[at + 1]}"
+            parts[at : at + 2] = [f"({joined})" if len(parts) > 2 else joined]
+        found = evaluated(parts[0])
+        assert found is not None
+        return parts[0], numbers, found[0]
 
     def score(self, question: Question, reply: str) -> float:
         wanted = evaluated(question.answer)

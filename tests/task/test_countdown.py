@@ -5,6 +5,7 @@ from itertools import permutations
 
 import pytest
 
+from culm.config import SettingError, parse
 from culm.task.countdown import Countdown, evaluated
 
 TASK = Countdown()
@@ -43,6 +44,20 @@ def test_another_order_is_right_and_other_numbers_are_not() -> None:
         assert TASK.score(asked, f" {a} + ({b}+{c}) ") == 1
     for wrong in ("2+3+3+1", "9", "3*3", "2+3", "(2+3+4", "2+3+4=9", "5+4", "", "2**3+4-3", "-2"):
         assert TASK.score(asked, wrong) == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"numbers": 6, "signs": "*", "largest": 99}, {"numbers": 5, "signs": "*", "largest": 99}],
+)
+def test_a_task_without_expressions_is_refused_and_not_searched_for_ever(settings) -> None:
+    with pytest.raises(SettingError, match=r"t\.numbers: hardly any expression of \d numbers"):
+        parse(Countdown, settings, "t")
+
+
+def test_narrow_tasks_have_questions() -> None:
+    for settings in ({"numbers": 2, "largest": 4, "signs": "-"}, {"numbers": 6, "largest": 9}):
+        assert Countdown(**settings).question("train", 0, 0).answer
 
 
 @pytest.mark.parametrize(
