@@ -64,7 +64,7 @@ class LocalModel:
         requests = [
             self._request(question, how, sample)
             for question in questions
-            for sample in range(how.samples)
+            for sample in range(how.first, how.first + how.samples)
         ]
         stops = [question.stops for question in questions for _ in range(how.samples)]
         found = [

@@ -75,7 +75,7 @@ class RemoteModel:
     def _replies(self, question: Question, how: Generation) -> list[Reply]:
         asked: dict[str, Any] = {
             "max_tokens": how.max_tokens, "temperature": how.sampling.temperature,
-            "n": how.samples, "seed": self.seed,
+            "n": how.samples, "seed": self.seed + how.first,
         }  # fmt: skip
         if question.stops:
             asked["stop"] = list(question.stops[:4])  # as many as the API takes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from culm.engine.continuations import Likelihood
@@ -15,12 +15,14 @@ from culm.task.task import Option, Question
 class Generation:
     """How replies are made. max_tokens: of a reply. sampling: greedy, if nothing else is given.
 
-    samples: replies to each question.
+    samples: replies to each question. first: the number of the first one; those of other numbers
+    get other random numbers.
     """
 
     max_tokens: int = 32
     sampling: Sampling = Sampling(temperature=0.0)  # noqa: RUF009 - frozen
     samples: int = 1
+    first: int = field(default=0, repr=False)  # repr: what an answer depends on
 
 
 @dataclass(frozen=True)

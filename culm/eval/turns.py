@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from culm import log
 from culm.eval.local import LocalModel
 from culm.eval.responder import Generation, Reply, Responder
 from culm.task.interactive import Interactive, continued
@@ -13,11 +14,15 @@ from culm.task.task import Question, Task
 
 @dataclass
 class _Dialogue:
-    """One sample of an interactive task. now: the question after all that was said so far."""
+    """One sample of an interactive task. now: the question after all that was said so far.
+
+    sample: its number among those of the question.
+    """
 
     task: Interactive
     question: Question
     now: Question
+    sample: int
     replies: list[Reply] = field(default_factory=list)
 
     def follows(self) -> bool:
@@ -41,20 +46,36 @@ def last_replies(
     """
     first = responder.replies([question for _, question in asked], how)
     dialogues = [
-        [_Dialogue(task, question, question, [reply]) for reply in replies]
+        [_Dialogue(task, question, question, n, [reply]) for n, reply in enumerate(replies)]
         if isinstance(task, Interactive)
         else []
         for (task, question), replies in zip(asked, first, strict=True)
     ]
-    active, once = [one for group in dialogues for one in group], replace(how, samples=1)
-    while active := [one for one in active if one.follows() and fits(responder, one.now, once)]:
-        replies = responder.replies([one.now for one in active], once)
-        for one, [reply] in zip(active, replies, strict=True):
-            one.replies.append(reply)
+    for sample in range(how.samples):
+        own = [one for group in dialogues for one in group if one.sample == sample]
+        # Equal replies so far must not lead to equal ones from there on.
+        _play(responder, own, replace(how, samples=1, first=how.first + sample))
     return [
         [one.result for one in group] or replies
         for group, replies in zip(dialogues, first, strict=True)
     ]
+
+
+def _play(responder: Responder, active: Sequence[_Dialogue], how: Generation) -> None:
+    """Play dialogues to their end."""
+    while followed := [one for one in active if one.follows()]:
+        active = [one for one in followed if fits(responder, one.now, how)]
+        if ended := len(followed) - len(active):
+            log.say(
+                f"{ended:,} dialogues end before the task is done with them, since the context has "
+                "no room for another turn"
+            )
+        if not active:
+            return
+        for one, [reply] in zip(
+            active, responder.replies([one.now for one in active], how), strict=True
+        ):
+            one.replies.append(reply)
 
 
 def fits(responder: Responder, question: Question, how: Generation) -> bool:

@@ -1,10 +1,15 @@
 """Tasks that answer replies: what they say, what fine-tuning shows, and how they are measured."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from suites import local
 
 from culm.data.tasks import TaskSource
+from culm.engine.sampling import Sampling
+from culm.eval.dialogue import converse
 from culm.eval.questions import answer_questions, distinct
 from culm.eval.responder import Generation, Reply
 from culm.rollout.environment import TaskEnvironment
@@ -88,11 +93,68 @@ def test_an_evaluation_plays_to_the_end(samples) -> None:
     tasks = [Calculator(signs="*"), Guess(guesses=2)]
     caller = Caller()
     found = answer_questions(caller, distinct(tasks, 4, 0), Generation(samples=samples))
-    assert caller.asked == [8, 8 * samples]
+    assert caller.asked == [8, *[8] * samples]
     sums, games = found[:4], found[4:]
     assert all(one.scores == (1.0,) * samples and one.tokens == 6 * samples for one in sums)
     assert all(one.replies == ("This is no number.",) * samples for one in games)
     assert len({one.question.answer for one in games}) == 4  # all with the same prompt
+
+
+class Random(Caller):
+    """Replies to a turn that depend on what was said and on the number of the sample alone."""
+
+    def replies(self, questions, how: Generation) -> list[list[Reply]]:
+        numbers = range(how.first, how.first + how.samples)
+        return [
+            [Reply("calc(1+1)" if not q.before else f"{len(q.before)} {n}", 1) for n in numbers]
+            for q in questions
+        ]
+
+
+def test_samples_that_begin_alike_go_on_differently() -> None:
+    (found,) = answer_questions(Random(), distinct([Calculator()], 1, 0), Generation(samples=3))
+    assert found.replies == ("2 0", "2 1", "2 2")
+
+
+def test_a_sample_has_random_numbers_of_its_own() -> None:
+    """The same ones, asked for alone or with others."""
+    model, question = local(), Guess().question("test", 0, 0)
+    how = Generation(8, Sampling(temperature=1.0), samples=3)
+    (every,) = model.replies([question], how)
+    assert len({one.text for one in every}) == 3
+    for number, reply in enumerate(every):
+        assert model.replies([question], replace(how, samples=1, first=number)) == [[reply]]
+
+
+def test_dialogues_that_the_context_ends_are_counted(capsys) -> None:
+    asked = distinct([Guess(guesses=9)], 2, 0)
+    found = answer_questions(local(), asked, Generation(20, Sampling(temperature=1.0)))
+    assert [one.scores for one in found] == [(0.0,)] * 2
+    assert "2 dialogues end before the task is done with them" in capsys.readouterr().err
+
+
+def test_a_rated_dialogue_is_played_to_its_end() -> None:
+    """By a measure that rates each reply too."""
+    said = converse(Caller(), distinct([Calculator(), Guess(guesses=2)], 1, 0), Generation())
+    assert [(one.task.name, one.turn) for one in said] == [
+        ("calculator", 1), ("guess", 1), ("calculator", 2), ("guess", 2),
+    ]  # fmt: skip
+    assert said[2].answered.reply == said[2].answered.question.answer
+
+
+def test_the_order_of_the_numbers_does_not_matter_for_the_split() -> None:
+    task = Calculator(smallest=1, largest=9)
+    pairs = {
+        split: {
+            (sign, *sorted(map(int, q.fields["expression"].split(sign))))
+            for n in range(200)
+            if (q := task.question(split, n, 0))
+            for sign in "+-*" if sign in q.fields["expression"]
+        }
+        for split in ("train", "test")
+    }  # fmt: skip
+    assert pairs["test"]
+    assert not pairs["train"] & pairs["test"]
 
 
 def test_rollouts_and_fine_tuning_play_it() -> None:
