@@ -44,7 +44,7 @@ def converse(
     file: of known replies, to which others are added. done: gets the number of new replies.
     """
     found: list[Said] = []
-    heard: list[list[str]] = [[] for _ in asked]  # replies of each dialogue
+    replied: list[list[str]] = [[] for _ in asked]  # replies of each dialogue
     active = list(enumerate(asked))
     turn = 1
     while active:
@@ -60,8 +60,8 @@ def converse(
         following: list[tuple[int, Asked]] = []
         for (place, (task, question)), answered in zip(active, replies, strict=True):
             found.append(Said(place, turn, task, answered))
-            heard[place].append(answered.reply)
-            said = followed(task, asked[place][1], heard[place])
+            replied[place].append(answered.reply)
+            said = followed(task, asked[place][1], replied[place])
             if said is not None:
                 question = replace(
                     continued(question, answered.reply, said), further=question.further[1:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import operator
 import random
+import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -20,6 +21,7 @@ OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
 }
 VALUES = range(1, 100)
 TRIED = 1000  # expressions, of which one at least must have such a value
+WRITTEN = re.compile(r"[0-9 ()+*-]*")
 LONGEST = 200  # characters of a reply; more are no expression of a few numbers
 
 
@@ -86,7 +88,8 @@ def _content(solved: tuple[str, list[int], int]) -> str:
 
 def evaluated(text: str) -> tuple[int, list[int]] | None:
     """The value of an expression and its numbers in order of size; None if it is none."""
-    if len(text) > LONGEST:
+    # Python would read 0x1f and 1_0 too, and warn of others, such as 2or 3.
+    if len(text) > LONGEST or not WRITTEN.fullmatch(text):
         return None
     try:
         tree = ast.parse(text, mode="eval").body

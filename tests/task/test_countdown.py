@@ -1,6 +1,7 @@
 """Countdown: questions have a solution, any other right one counts, and nothing else does."""
 
 import re
+import warnings
 from itertools import permutations
 
 import pytest
@@ -62,7 +63,23 @@ def test_narrow_tasks_have_questions() -> None:
 
 @pytest.mark.parametrize(
     "reply",
-    ["(" * 5000, "9" * 5000, "__import__('os')", "True+8", "2.0+3+4", "2+\n3", "\0", "10**9"],
+    [
+        "(" * 5000,
+        "9" * 5000,
+        "__import__('os')",
+        "True+8",
+        "2.0+3+4",
+        "2+\n3",
+        "\0",
+        "10**9",
+        "0x9",
+        "1_0-1",
+        "2or 3",
+    ],
 )
 def test_no_reply_fails(reply: str) -> None:
-    assert TASK.score(TASK.question("test", 0, 0), reply) == 0
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        assert evaluated(reply) is None
+        assert TASK.score(TASK.question("test", 0, 0), reply) == 0
+    assert not found
