@@ -16,7 +16,7 @@ from culm.rollout.environment import QuestionEpisode
 from culm.rollout.reward.reward import RewardConfig
 from culm.rollout.scoring import SETTING, Scoring
 from culm.rollout.trajectory import Trajectory
-from culm.task.interactive import continued
+from culm.task.interactive import continued, followed
 from culm.task.task import Task
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -44,6 +44,7 @@ def converse(
     file: of known replies, to which others are added. done: gets the number of new replies.
     """
     found: list[Said] = []
+    replied: list[list[str]] = [[] for _ in asked]  # replies of each dialogue
     active = list(enumerate(asked))
     turn = 1
     while active:
@@ -59,9 +60,12 @@ def converse(
         following: list[tuple[int, Asked]] = []
         for (place, (task, question)), answered in zip(active, replies, strict=True):
             found.append(Said(place, turn, task, answered))
-            if question.further:
-                said, *rest = question.further
-                question = replace(continued(question, answered.reply, said), further=tuple(rest))
+            replied[place].append(answered.reply)
+            said = followed(task, asked[place][1], replied[place])
+            if said is not None:
+                question = replace(
+                    continued(question, answered.reply, said), further=question.further[1:]
+                )
                 following.append((place, (task, question)))
         active = following
         turn += 1

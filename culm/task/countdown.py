@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from culm.config import Config
 from culm.task.task import Question, Split, first_of, generator
@@ -19,7 +19,9 @@ OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
 }
-SYMBOLS = re.compile(r"[0-9+*() -]*")  # ast.parse reads comments and 1_0 too, and warns
+VALUES = range(1, 100)
+TRIED = 1000  # expressions, of which one at least must have such a value
+WRITTEN = re.compile(r"[0-9 ()+*-]*")
 LONGEST = 200  # characters of a reply; more are no expression of a few numbers
 
 
@@ -36,6 +38,17 @@ class Countdown(Config):
     largest: int = Field(30, ge=2, le=99)
     signs: str = Field("+-*", pattern=r"^[-+*]+$")
 
+    @model_validator(mode="after")
+    def _found(self) -> Countdown:
+        rng = random.Random(0)
+        if not any(self._expression(rng)[2] in VALUES for _ in range(TRIED)):
+            raise ValueError(
+                f"numbers: hardly any expression of {self.numbers} numbers up to {self.largest} "
+                f"with signs={self.signs} has a value from 1 to 99; use fewer or smaller numbers, "
+                "or other signs"
+            )
+        return self
+
     def question(self, split: Split, index: int, seed: int) -> Question:
         rng = generator(self.name, split, index, seed)
         solution, numbers, value = first_of(split, self.name, lambda: self._solved(rng), _content)
@@ -43,18 +56,23 @@ class Countdown(Config):
         return Question(f"Make {value} from {given}.", solution, fields={"numbers": given})
 
     def _solved(self, rng: random.Random) -> tuple[str, list[int], int]:
-        """An expression, its numbers, and its value."""
+        """An expression, its numbers, and its value, which is in VALUES."""
         while True:
-            numbers = [rng.randint(1, self.largest) for _ in range(self.numbers)]
-            parts = list(map(str, numbers))
-            while len(parts) > 1:
-                at = rng.randrange(len(parts) - 1)
-                joined = f"{parts[at]}{rng.choice(self.signs)}{parts[at + 1]}"
-                parts[at : at + 2] = [f"({joined})" if len(parts) > 2 else joined]
-            found = evaluated(parts[0])
-            assert found is not None
-            if 1 <= found[0] <= 99:
-                return parts[0], numbers, found[0]
+            solved = self._expression(rng)
+            if solved[2] in VALUES:
+                return solved
+
+    def _expression(self, rng: random.Random) -> tuple[str, list[int], int]:
+        """The same with any value."""
+        numbers = [rng.randint(1, self.largest) for _ in range(self.numbers)]
+        parts = list(map(str, numbers))
+        while len(parts) > 1:
+            at = rng.randrange(len(parts) - 1)
+            joined = f"{parts[at]}{rng.choice(self.signs)}{parts[at + 1]}"
+            parts[at : at + 2] = [f"({joined})" if len(parts) > 2 else joined]
+        found = evaluated(parts[0])
+        assert found is not None
+        return parts[0], numbers, found[0]
 
     def score(self, question: Question, reply: str) -> float:
         wanted = evaluated(question.answer)
@@ -70,7 +88,8 @@ def _content(solved: tuple[str, list[int], int]) -> str:
 
 def evaluated(text: str) -> tuple[int, list[int]] | None:
     """The value of an expression and its numbers in order of size; None if it is none."""
-    if len(text) > LONGEST or not SYMBOLS.fullmatch(text):
+    # Python would read 0x1f and 1_0 too, and warn of others, such as 2or 3.
+    if len(text) > LONGEST or not WRITTEN.fullmatch(text):
         return None
     try:
         tree = ast.parse(text, mode="eval").body

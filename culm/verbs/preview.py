@@ -149,7 +149,10 @@ def _learned(
     if not share:
         return []
     about = "about " if share < 1.0 else ""
-    epochs = config.train.steps * rows.rows_per_step * share / rows.rows
+    read = config.train.steps * rows.rows_per_step
+    if data.replay is not None:  # before it comes, all rows of a step are of this corpus
+        read += data.replay.after * (config.train.batch_size - rows.rows_per_step)
+    epochs = read * share / rows.rows
     return [
         ("learned tokens", f"{about}{count(rows.targets / share)}{around}"),
         ("epochs", f"{about}{epochs:.2f}{around}"),

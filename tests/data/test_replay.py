@@ -1,6 +1,7 @@
 """Text of an earlier stage beside dialogues."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -148,6 +149,21 @@ def test_a_plan_says_what_is_replayed(stage, text: Path, tmp_path: Path, capsys)
     shown = " ".join(capsys.readouterr().out.split())
     assert f"replayed 2 of 8 rows of a step, from {text}" in shown
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_counts_the_rows_of_steps_before_the_replay(
+    stage, text: Path, tmp_path: Path, capsys
+) -> None:
+    config = settings(stage, text, tmp_path / "run", steps=40)
+
+    def epochs(after: int) -> float:
+        replay = Replay(corpus=text, share=0.5, after=after)
+        data = config.data.model_copy(update={"replay": replay})
+        show_plan(config.model_copy(update={"data": data}), {})
+        return float(re.search(r"epochs +(?:about )?([\d.]+)", capsys.readouterr().out)[1])
+
+    always, late = epochs(0), epochs(20)
+    assert late == pytest.approx(1.5 * always, abs=0.02)
 
 
 def test_a_plan_refuses_what_a_run_would(stage, text: Path, tmp_path: Path) -> None:

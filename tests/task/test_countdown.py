@@ -5,6 +5,7 @@ from itertools import permutations
 
 import pytest
 
+from culm.config import SettingError, parse
 from culm.task.countdown import Countdown, evaluated
 
 TASK = Countdown()
@@ -53,3 +54,17 @@ ODD = ["2+3+4 #", "2_0", "0x9", "1if", "'\\d'", "(x:=9)", "٢+٣+٤", "True+8", 
 def test_no_reply_fails(reply: str) -> None:
     assert evaluated(reply) is None
     assert TASK.score(TASK.question("test", 0, 0), reply) == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"numbers": 6, "signs": "*", "largest": 99}, {"numbers": 5, "signs": "*", "largest": 99}],
+)
+def test_a_task_without_expressions_is_refused_and_not_searched_for_ever(settings) -> None:
+    with pytest.raises(SettingError, match=r"t\.numbers: hardly any expression of \d numbers"):
+        parse(Countdown, settings, "t")
+
+
+def test_narrow_tasks_have_questions() -> None:
+    for settings in ({"numbers": 2, "largest": 4, "signs": "-"}, {"numbers": 6, "largest": 9}):
+        assert Countdown(**settings).question("train", 0, 0).answer

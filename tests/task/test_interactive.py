@@ -7,6 +7,7 @@ from suites import local
 
 from culm.data.tasks import TaskSource
 from culm.engine.sampling import Sampling
+from culm.eval.dialogue import converse
 from culm.eval.local import LocalModel
 from culm.eval.questions import answer_questions, distinct
 from culm.eval.responder import Generation, Reply
@@ -138,6 +139,30 @@ def test_dialogues_that_the_context_ends_are_counted() -> None:
     [(note, count)] = model.notes.items()
     assert count == 3
     assert note.startswith("dialogues end early, since the context of 72 has no room")
+
+
+def test_a_rated_dialogue_is_played_to_its_end() -> None:
+    """By a measure that rates each reply too."""
+    said = converse(Caller(), distinct([Calculator(), Guess(guesses=2)], 1, 0), Generation())
+    assert [(one.task.name, one.turn) for one in said] == [
+        ("calculator", 1), ("guess", 1), ("calculator", 2), ("guess", 2),
+    ]  # fmt: skip
+    assert said[2].answered.reply == said[2].answered.question.answer
+
+
+def test_the_order_of_the_numbers_does_not_matter_for_the_split() -> None:
+    task = Calculator(smallest=1, largest=9)
+    pairs = {
+        split: {
+            (sign, *sorted(map(int, q.fields["expression"].split(sign))))
+            for n in range(200)
+            if (q := task.question(split, n, 0))
+            for sign in "+-*" if sign in q.fields["expression"]
+        }
+        for split in ("train", "test")
+    }  # fmt: skip
+    assert pairs["test"]
+    assert not pairs["train"] & pairs["test"]
 
 
 def test_rollouts_and_fine_tuning_play_it() -> None:
