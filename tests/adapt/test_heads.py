@@ -12,7 +12,7 @@ from culm.adapt.quantize import AWQ, RTN, Int4, Int8
 from culm.adapt.quantize.linear import QuantizedLinear
 from culm.cli import main
 from culm.config import SettingError, parse
-from culm.convert import gguf, hf, native, peft
+from culm.convert import gguf, native, peft
 from culm.convert.export import write_export
 from culm.engine.engine import Engine
 from culm.engine.scoring import logits_of
@@ -136,16 +136,14 @@ def test_other_formats_refuse_it(tiny, tmp_path) -> None:
     tokenizer = Bytes(specials=True).build()
     model = judge(tiny, context=64)
     for write in (
-        lambda: hf.export(model, tokenizer, tmp_path / "hf"),
         lambda: gguf.export(model, tokenizer, tmp_path / "judge.gguf"),
-        lambda: write_export(model, tokenizer, tmp_path / "hf", ""),
         lambda: write_export(model, tokenizer, tmp_path / "judge.gguf", ""),
     ):
         with pytest.raises(SettingError, match=r"model\.head: .* files hold language models"):
             write()
     settings = LoRA(rank=2)
     settings.apply(model, seed=0)
-    with pytest.raises(SettingError, match=r"model\.head: .* files hold language models"):
+    with pytest.raises(SettingError, match=r"model\.head: adapter files are for language models"):
         peft.save(model, settings, tmp_path / "adapter", None)
     assert list(tmp_path.iterdir()) == []
 
