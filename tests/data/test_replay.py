@@ -166,6 +166,7 @@ def test_a_plan_counts_the_rows_of_steps_before_the_replay(
     assert late == pytest.approx(1.5 * always, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_plan_refuses_what_a_run_would(stage, text: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(text, other)

@@ -109,6 +109,7 @@ def test_two_ranks_follow_one(run_file: Callable[..., Path]) -> None:
         torch.testing.assert_close(b.dequantize(), a.dequantize(), atol=1e-2, rtol=0)
 
 
+@pytest.mark.slow
 def test_two_ranks_of_experts_follow_one(run_file: Callable[..., Path], tmp_path: Path) -> None:
     """Losses within sequences, and biases that follow the load of the whole step."""
     file = run_file("pretrain", steps=3, batch_size=8, micro_batch_size=2)

@@ -74,6 +74,7 @@ def test_a_stopped_rank_is_named(stopped: int, work: str) -> None:
             process.communicate()
 
 
+@pytest.mark.slow
 def test_a_job_that_is_suspended_goes_on() -> None:
     ranks = start("steps", "6")
     for process in ranks:

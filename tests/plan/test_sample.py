@@ -131,6 +131,7 @@ def planned(capsys: pytest.CaptureFixture, *settings: str) -> dict[str, str]:
     return {name: value.strip() for name, value in rows}
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_it_read(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

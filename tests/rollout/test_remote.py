@@ -304,6 +304,7 @@ def test_a_server_that_read_other_weights_ends_the_run(serving: Serving, tmp_pat
         played.step(0)
 
 
+@pytest.mark.slow
 def test_old_weights_are_corrected_for(serving: Serving) -> None:
     """The server keeps its weights; the difference is a metric, and the reward still rises."""
     policy = model(0)

@@ -192,6 +192,7 @@ def test_a_plan_loads_and_calls_the_function(
         show_plan(config, {})
 
 
+@pytest.mark.slow
 def test_a_plan_misses_the_key_of_a_judge_and_asks_nothing(
     stage: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

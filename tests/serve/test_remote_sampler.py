@@ -64,6 +64,7 @@ def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_on_our_server_is_that_on_the_engine(
     served: Callable, stage: Stage, tmp_path: Path
 ) -> None:

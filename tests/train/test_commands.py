@@ -251,6 +251,7 @@ def test_a_plan_says_that_a_text_changed(folder: str, line: list[str], tmp_path:
         show_plan(*read_run(line[1]))
 
 
+@pytest.mark.slow
 def test_a_plan_asks_for_the_packages_of_trackers(
     line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ def test_rows_in_a_file_have_a_readable_width_and_paths_that_can_be_copied():
     assert out.getvalue().count("kind=arithmetic,") == 20
 
 
+@pytest.mark.slow
 def test_a_plan_for_a_device_that_is_not_here(tmp_path, capsys):
     text = tmp_path / "text"
     text.mkdir()
