@@ -92,7 +92,7 @@ def test_long_prompts_are_scored_in_steps_between_those_of_the_others() -> None:
         pieces = stream.pieces()
         for _ in range(5):
             await anext(pieces)
-        assert service.worker.open == service.worker.capacity  # none has been read to its end
+        assert service.worker.open > 2  # it did not wait until all are scored
         for answer in answers[1:]:
             answer.leave()
         await pieces.aclose()
