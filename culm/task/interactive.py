@@ -21,7 +21,7 @@ class Interactive(Protocol):
         ...
 
     def shown(self, question: Question) -> Sequence[str]:
-        """The replies of a dialogue that scores 1, for fine-tuning."""
+        """The replies that fine-tuning shows. The last one scores 1, if there are enough turns."""
         ...
 
 

@@ -1,16 +1,19 @@
 """The fused decoding step over keys and values in few bits."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from fused_models import build, checked_steps, here
 
+from culm.engine import fused
 from culm.engine.engine import Engine
 from culm.engine.fused import FusedDecoder
 from culm.engine.fused_support import obstacle
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.context import CacheView, Context
-from culm.model.quantized_cache import QuantizedCache
+from culm.model.quantized_cache import GROUP, QuantizedCache
 
 pytestmark = here
 SHAPES = ["grouped", "layers differ", "as Gemma 2", "many heads"]
@@ -128,3 +131,9 @@ def test_the_engine_decodes_with_it(kind):
         for a, b in zip(plain, fused, strict=True)
     ]  # tokens until two that are almost equally likely
     assert sum(same) / len(same) > 20
+
+
+def test_both_languages_have_groups_of_one_size() -> None:
+    """Another size in C++ alone would read codes of other tokens."""
+    source = Path(fused.__file__).with_name("fused.cpp").read_text()
+    assert f"constexpr int64_t GROUP = {GROUP};" in source

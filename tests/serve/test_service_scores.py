@@ -92,7 +92,8 @@ def test_long_prompts_are_scored_in_steps_between_those_of_the_others() -> None:
         pieces = stream.pieces()
         for _ in range(5):
             await anext(pieces)
-        assert service.worker.open > 2  # it did not wait until all are scored
+        # A fast machine may have read one or two to their end, but it takes turns with the stream.
+        assert service.worker.open > service.worker.capacity // 2
         for answer in answers[1:]:
             answer.leave()
         await pieces.aclose()
