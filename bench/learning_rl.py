@@ -108,7 +108,7 @@ def addition(folder: Path, method: str, reward: str, seed: int) -> Found:
     own = {"kind": "task", "weight": WEIGHTS[reward]}
     run = settled(
         folder / f"{method}-{reward}-{seed}", seed, method, sums, least_cost=False,
-        steps=80, batch_size=256, rate=5e-4, schedule={"kind": "cosine", "warmup": 0.2},
+        steps=240, batch_size=256, rate=5e-4, schedule={"kind": "cosine", "warmup": 0.2},
         rollout={"max_tokens": 4, "epochs": 2}, reward=[own],
     )  # fmt: skip
     run |= {"start": str(start), "eval": scores(sums)}

@@ -1,6 +1,5 @@
 """The same run file on one rank and on two: the same steps."""
 
-import itertools
 import os
 import subprocess
 import sys
@@ -22,7 +21,8 @@ from culm.parallel.parallelize import Parallel
 from culm.run.settings import read_run
 from culm.run.train import train
 
-GRID = list(itertools.product(CORE, (False, True), ("ddp", "fsdp")))
+# The other half, and the other stages, are slow tests: test_grid.py.
+GRID = [(name, *cell) for name in CORE for cell in ((False, "fsdp"), (True, "ddp"))]
 
 
 def on_two_ranks(*runs: str) -> None:
@@ -70,7 +70,7 @@ def assert_same_results(a: dict, b: dict) -> None:
 
 
 def test_two_ranks_follow_one(run_file: Callable[..., Path]) -> None:
-    """Each kind of objective, full and with adapters, in both layouts."""
+    """Each kind of objective, full and with adapters; both layouts."""
     steps = {"ppo": 7}  # the second rollout is of the policy that learned from the first
     files = {c: run_file(c[0], adapter=c[1], steps=steps.get(c[0], 3)) for c in GRID}
     # Started on one rank, ended on two; of PPO in the middle of a rollout.
