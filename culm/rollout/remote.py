@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from culm.config import Config
+from culm.config import Config, SettingError
 from culm.endpoint import (
     Endpoint,
     EndpointError,
@@ -112,7 +112,8 @@ class RemoteCompleter:
             return
         assert self.config.weights is not None
         assert self.policy.export is not None
-        self.policy.export(self.config.weights)
+        with self.sampling():
+            self.policy.export(self.config.weights)
         with self.sampling():
             try:
                 if self.policy.ranks.writer:
@@ -130,17 +131,20 @@ class RemoteCompleter:
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
-        """All ranks give up together where one of them gets no answer.
+        """All ranks give up together where one of them gets no answer, or cannot export.
 
         Raises:
-            ServiceFailed: it got none.
+            ServiceFailed: the server gave no answer, or another rank failed.
         """
-        lost: EndpointError | None = None
+        lost: Exception | None = None
         try:
             yield
-        except EndpointError as error:
+        except (EndpointError, SettingError, OSError) as error:
             lost = error
-        for reason in self.policy.ranks.gather(None if lost is None else str(lost)):
+        reasons = self.policy.ranks.gather(None if lost is None else str(lost))
+        if lost is not None and not isinstance(lost, EndpointError):
+            raise lost
+        for reason in reasons:
             if reason is not None:
                 raise ServiceFailed(
                     f"{SETTING}: {reason}; once the server answers, the same command resumes the "

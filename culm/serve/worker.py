@@ -194,7 +194,7 @@ class Worker:
             with self._changed:
                 while not (self._inbox or self._readings or self._engine.busy or self._closed):
                     self._changed.wait()
-                if self._closed:
+                if self._closed and not self._inbox:  # somebody may wait for work of the inbox
                     return
                 inbox, self._inbox = self._inbox, []
             for work in (*inbox, self._read, self._step):

@@ -253,6 +253,30 @@ def test_all_ranks_give_up_where_the_weights_are_not_read(
     assert len(server.posted) == 1
 
 
+def test_all_ranks_give_up_where_the_policy_cannot_be_written(
+    serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = model(0)
+    sampler = remote(serving(policy), weights=str(tmp_path), reload=[{"path": "/reload"}])
+    objective = build(GRPO(), policy)
+
+    def play(ranks: Ranks) -> str:
+        def export(folder: Path) -> None:
+            if ranks.rank == 0:
+                raise OSError("no space left on the device")
+
+        played = rollouts(
+            objective, 16, 16, ranks=ranks, export=export, group=4, max_tokens=5, sampler=sampler
+        )
+        with pytest.raises((OSError, ServiceFailed)) as found:
+            played.step(0)
+        return str(found.value)
+
+    first, second = on_two_ranks(monkeypatch, play)
+    assert first == "no space left on the device"
+    assert first in second
+
+
 def test_the_policy_is_exported_and_read_once_before_each_rollout(
     serving: Serving, tmp_path: Path
 ) -> None:

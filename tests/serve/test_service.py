@@ -187,6 +187,18 @@ def test_an_error_of_the_engine_ends_its_requests_only(monkeypatch, caplog) -> N
     run(story)
 
 
+def test_work_of_the_engine_alone_is_done_although_the_service_stops() -> None:
+    async def story(service: Service) -> None:
+        done: list[bool] = []
+        waiting = asyncio.ensure_future(service.worker.alone(lambda: done.append(True)))
+        await asyncio.sleep(0)
+        await service.worker.stop()
+        await asyncio.wait_for(waiting, 10)
+        assert done
+
+    run(story)
+
+
 @pytest.mark.parametrize(
     ("query", "kind", "field"),
     [
