@@ -35,8 +35,12 @@ class FullCache(LayerCache):
         views = []
         for tensor, fresh in zip(self.tensors, new, strict=True):
             stored = tensor[view.slot : view.slot + fresh.shape[0]]
-            stored[rows, :, context.positions] = fresh.to(stored.dtype)
-            views.append(stored[:, :, : view.length])
+            seen = stored[:, :, : view.length]
+            if fresh.shape[1] == view.length:  # these are the first tokens
+                seen.copy_(fresh.transpose(1, 2))
+            else:
+                stored[rows, :, context.positions] = fresh.to(stored.dtype)
+            views.append(seen)
         return tuple(views), torch.arange(view.length, device=new[0].device)
 
     def copy(self, source: int, target: int, tokens: int) -> None:
