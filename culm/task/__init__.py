@@ -18,8 +18,11 @@ from culm.task.letters import Letters
 from culm.task.prompts import Prompts
 from culm.task.task import Task
 from culm.task.tool_calls import ToolCalls
+from culm.task.word_problem import WordProblem
 
-Generated = Arithmetic | Letters | Expression | Countdown | Calculator | Guess | Identity
+Generated = (
+    Arithmetic | Letters | Expression | Countdown | WordProblem | Calculator | Guess | Identity
+)
 FromFiles = Prompts | Choices | Code | ToolCalls | Dialogues
 AnyTask = one_of(Generated | FromFiles)
 
