@@ -22,7 +22,7 @@ import culm
 from culm.eval.divergence import Divergence, compare
 
 HELD, LENGTH = 60_000, 128  # bytes that no model learns, and of a row
-TEACHER_STEPS, STEPS = 300, 150
+TEACHER_STEPS, STEPS = 300, 450
 NAMES = ("alone", "distilled")
 
 
