@@ -1,7 +1,7 @@
 """AdamW whose moments take 8 bits each (arXiv 2110.02861).
 
 A square is never rounded to 0, which the paper's rounding to the nearest code allows: the step of a
-weight whose gradient is small beside others of its block would have any size.
+weight whose gradient is small among others of its block would have any size.
 """
 
 from __future__ import annotations

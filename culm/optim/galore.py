@@ -2,9 +2,10 @@
 
     gradient (R, C)  ->  low (rank, C) or (R, rank)  ->  AdamW  ->  projected back, times scale
 
-The projection are the strongest singular vectors of the shorter side. It is computed again every
-`refresh_steps` steps; the moments are kept, although they belong to the earlier projection, as in
-the paper's code. The moments take rank / min(R, C) of the memory of AdamW's.
+The projection holds the strongest singular vectors of the shorter side, computed again every
+`refresh_steps` steps. The moments are kept, although they belong to the earlier vectors, as in the
+paper's code; so a new vector takes the sign, which is free, of the earlier one. The moments take
+rank / min(R, C) of the memory of AdamW's.
 """
 
 from __future__ import annotations
@@ -87,7 +88,9 @@ class GaLoreRule(Rule):
         gradient = full_tensor(gradient)
         basis, wide = state["projection"], gradient.shape[-2] <= gradient.shape[-1]
         if gradient.is_meta or int(state["step"]) % self.refresh_steps == 0:
-            basis.copy_(strongest(gradient if wide else gradient.mT, self.rank))
+            new = strongest(gradient if wide else gradient.mT, self.rank)
+            turned = (basis * new).sum(-2, keepdim=True) < 0
+            basis.copy_(torch.where(turned, -new, new))
         low = basis.mT @ gradient if wide else gradient @ basis
         change = nn.Parameter(torch.zeros_like(low), requires_grad=False)
         moments = {name: state[name] for name in self.inner.layout}

@@ -26,7 +26,7 @@ CONFIGS = {
     kind.model_fields["kind"].default: kind
     for kind in get_args(get_args(Optimizer)[0])
 }  # fmt: skip
-MORE = {"galore": {"rank": 8, "refresh_steps": 3}, "galore8bit": {"rank": 8, "refresh_steps": 3}}
+MORE = {kind: {"rank": 8, "refresh_steps": 3} for kind in ("galore", "galore8bit")}
 RATES = {"lion": 1e-3, "sgd": 0.1}
 
 
@@ -81,8 +81,9 @@ def test_the_plan_knows_the_memory_of_its_states(
 def test_two_ranks_follow_one(stage: Callable[..., dict], tmp_path: Path) -> None:
     files = {}
     for kind in CONFIGS:
-        settings = settings_of(kind, stage, tmp_path / f"{kind}-one", ema=None)
-        del settings["train"]["ema"]
+        settings = settings_of(kind, stage, tmp_path / f"{kind}-one")
+        if kind in MORE:  # a later projection differs much where singular values are nearly equal
+            settings["train"]["optimizer"]["refresh_steps"] = 10
         files[kind] = tmp_path / f"{kind}.yaml"
         files[kind].write_text(yaml.safe_dump(settings))
     layouts = ("ddp", "fsdp")
