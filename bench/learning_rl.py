@@ -45,13 +45,13 @@ def share_of_a(completion: str) -> float:
 def main() -> None:
     """Run what is not there yet, and print a table for each task."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("task", nargs="*", default=list(TASKS), choices=list(TASKS))
+    arguments.add_argument("task", nargs="?", default="both", choices=[*TASKS, "both"])
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     arguments.add_argument("--rewards", nargs="*", default=list(WEIGHTS), choices=list(WEIGHTS))
     arguments.add_argument("--folder", type=Path, default=Path("runs/learning-rl"))
     given = arguments.parse_args()
-    for task in given.task:
+    for task in TASKS if given.task == "both" else (given.task,):
         table: dict[str, dict[str, list[Found]]] = {}
         for method in given.methods:
             for reward in given.rewards:
