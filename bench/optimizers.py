@@ -19,7 +19,7 @@ import torch
 
 from culm.files import read_json
 from culm.optim import Optimizer
-from culm.optim.rule import OptimizerConfig
+from culm.optim.optimizer import OptimizerConfig
 from culm.plan.needs import Step, needs_of
 from culm.run.assemble import assemble
 from culm.run.settings import RunConfig, read_run

@@ -12,7 +12,8 @@ from pydantic import NegativeFloat, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from culm.optim.groups import groups_of, trainable
-from culm.optim.rule import Group, Layout, OptimizerConfig, Rule
+from culm.optim.optimizer import OptimizerConfig
+from culm.optim.rule import Group, Layout, Rule
 from culm.parallel.sharded import full_tensor, like
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from culm.optim.groups import Named, groups_of, hidden_matrices, trainable
-from culm.optim.rule import Group, Layout, OptimizerConfig, Rule
+from culm.optim.optimizer import OptimizerConfig
+from culm.optim.rule import Group, Layout, Rule
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from culm.model.trunk import Trunk
 from culm.optim.adamw import AdamWRule, Beta
 from culm.optim.groups import groups_of, hidden_matrices, trainable
-from culm.optim.rule import Group, Layout, OptimizerConfig, Rule
+from culm.optim.optimizer import OptimizerConfig
+from culm.optim.rule import Group, Layout, Rule
 from culm.parallel.sharded import full_tensor, like
 
 # Quintic whose iteration pushes singular values towards one from anywhere in (0, 1].

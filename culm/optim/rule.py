@@ -7,34 +7,19 @@ follow from it.
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import AfterValidator, Field, PositiveFloat
 from torch import Tensor, nn
 
-from culm.config import Config, SettingError
-from culm.optim.groups import divided, rate_factors
+from culm.config import SettingError
 from culm.parallel.sharded import local_shard
 
 Layout = Literal["parameter", "replicated", "local"]
 Group = dict[str, Any]  # params, name, rule, lr, weight_decay, eps
-
-
-def _compiles(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression ({error})") from error
-    return pattern
-
-
-Pattern = Annotated[str, AfterValidator(_compiles)]
 
 
 class Rule(ABC):
@@ -92,40 +77,6 @@ class ElementwiseRule(Rule):
         """Change what a rank holds of the parameter and its states in place."""
 
 
-@dataclass(frozen=True)
-class Averaging(Rule):
-    """Another rule, with an exponential moving average of the weights that it leaves."""
-
-    inner: Rule
-    decay: float
-
-    @property
-    def layout(self) -> Mapping[str, Layout]:
-        return {**self.inner.layout, "ema": "parameter"}
-
-    def init(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        return {**self.inner.init(parameter), "ema": parameter.detach().clone()}
-
-    def update(
-        self, parameter: nn.Parameter, gradient: Tensor, state: dict[str, Tensor], group: Group
-    ) -> None:
-        self.update_all([parameter], [gradient], [state], group)
-
-    def update_all(
-        self,
-        parameters: Sequence[nn.Parameter],
-        gradients: Sequence[Tensor],
-        states: Sequence[dict[str, Tensor]],
-        group: Group,
-    ) -> None:
-        self.inner.update_all(parameters, gradients, states, group)
-        for parameter, state in zip(parameters, states, strict=True):
-            state["ema"].lerp_(self.inner.averaged(parameter, state), 1 - self.decay)
-
-    def averaged(self, parameter: nn.Parameter, state: Mapping[str, Tensor]) -> Tensor:
-        return state.get("ema", parameter)
-
-
 class RuleOptimizer(torch.optim.Optimizer):
     """torch's optimizer interface around groups that each have a `rule`."""
 
@@ -166,46 +117,6 @@ class RuleOptimizer(torch.optim.Optimizer):
             with torch.no_grad():
                 for parameter, value in learning.items():
                     parameter.copy_(value)
-
-
-class OptimizerConfig(Config, ABC):
-    """Settings of an optimizer.
-
-    rate: peak learning rate; that of every parameter is a multiple of it.
-
-    multiples: of the rate, by regular expressions; a parameter takes that of the first one which is
-    found in its name. layer_decay: the rate of each block is this multiple of the next one's, from
-    the last block down (arXiv 2106.08254).
-
-    ema: decay of a moving average of the weights, which is evaluated and saved in their place.
-    """
-
-    kind: str
-    rate: PositiveFloat
-    multiples: dict[Pattern, PositiveFloat] = Field(default_factory=dict)
-    layer_decay: float = Field(1.0, gt=0, le=1)
-    ema: float | None = Field(None, gt=0, lt=1)
-
-    @abstractmethod
-    def groups(self, module: nn.Module) -> list[Group]:
-        """The parameters of a module that require gradients, with the rule of each group.
-
-        Raises:
-            SettingError: the model has a scaling rule that does not cover a parameter.
-        """
-
-    def build(self, module: nn.Module) -> RuleOptimizer:
-        """For the parameters of a module that require gradients.
-
-        Raises:
-            SettingError: the model has a scaling rule that does not cover a parameter, or a
-                multiple is for no parameter.
-        """
-        factors = rate_factors(module, self.multiples, self.layer_decay)
-        groups = [part for group in self.groups(module) for part in divided(group, factors)]
-        if self.ema is not None:
-            groups = [group | {"rule": Averaging(group["rule"], self.ema)} for group in groups]
-        return RuleOptimizer(groups)
 
 
 def check_layouts(optimizer: RuleOptimizer, sharded: bool) -> None:

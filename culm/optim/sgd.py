@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from culm.optim.adamw import Beta
 from culm.optim.groups import groups_of, trainable
-from culm.optim.rule import ElementwiseRule, Group, Layout, OptimizerConfig
+from culm.optim.optimizer import OptimizerConfig
+from culm.optim.rule import ElementwiseRule, Group, Layout
 
 
 class SGD(OptimizerConfig):

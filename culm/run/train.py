@@ -192,8 +192,8 @@ def _train(run: Assembly) -> Result:
             bar.advance(start.step)
             listeners.add(ProgressBar(bar))
             trainer = Trainer(
-                parallel, optimizer, train.schedule, clip=train.clip, seed=run.config.seed,
-                listener=listeners, stop=interruption,
+                parallel, optimizer, train.schedule, clip=train.clip, clip_by=train.clip_by,
+                seed=run.config.seed, listener=listeners, stop=interruption,
             )  # fmt: skip
             step = trainer.fit(batches, train.steps, start.step, start.tokens)
         finished, results = step == train.steps, {}

@@ -12,7 +12,7 @@ import yaml
 from culm.config import parse
 from culm.files import read_lines
 from culm.optim import Optimizer
-from culm.optim.rule import OptimizerConfig
+from culm.optim.optimizer import OptimizerConfig
 from culm.optim.schedule import Constant
 from culm.plan.needs import Step, needs_of
 from culm.run.assemble import assemble

@@ -12,7 +12,8 @@ from culm.optim.adamw import AdamWRule
 from culm.optim.adamw8bit import AdamW8bit, AdamW8bitRule
 from culm.optim.galore import GaLoreRule, strongest
 from culm.optim.lion import Lion
-from culm.optim.rule import OptimizerConfig, Rule, RuleOptimizer
+from culm.optim.optimizer import OptimizerConfig
+from culm.optim.rule import Rule, RuleOptimizer
 from culm.optim.schedule_free import ScheduleFree, ScheduleFreeRule
 from culm.optim.sgd import SGD
 
