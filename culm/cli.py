@@ -287,7 +287,7 @@ def plot(
     over: given.PlotAxis = "step",
     overwrite: given.Overwrite = False,
 ) -> None:
-    """Draw metrics of runs and compare them; runs with different seeds make a band."""
+    """Plot metrics of runs to compare them; runs with different seeds make a band."""
     from culm.verbs.plot import show_plot
 
     show_plot(runs, metric or [], out, over, overwrite)

@@ -73,8 +73,8 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs with the same settings together, by the settings that tell the groups apart, or by the
-    folder where these are too many to read.
+    """Runs with the same settings, by the settings in which the groups differ, or by the folder
+    where these are too many to read.
     """
     kept = [{n: v for n, v in run.settings.items() if n not in OWN} for run in runs]
     names = sorted({name for settings in kept for name in settings})

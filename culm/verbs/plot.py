@@ -1,4 +1,4 @@
-"""`culm plot RUN...`: draws metrics of runs, and compares them."""
+"""`culm plot RUN...`: curves of metrics, to compare runs."""
 
 from __future__ import annotations
 
