@@ -280,6 +280,20 @@ def inspect(
 
 
 @app.command()
+def plot(
+    runs: given.PlottedRuns,
+    metric: given.PlottedMetrics = None,
+    out: given.PlotFile = "runs/plot.png",
+    over: given.PlotAxis = "step",
+    overwrite: given.Overwrite = False,
+) -> None:
+    """Plot metrics of runs to compare them; runs with different seeds make a band."""
+    from culm.verbs.plot import show_plot
+
+    show_plot(runs, metric or [], out, over, overwrite)
+
+
+@app.command()
 def bench(
     what: given.BenchWhat = "train",
     size: given.BenchSize = "S",

@@ -79,9 +79,9 @@ for one, two in zip(lines, read_lines(again / "metrics.jsonl")):
 plan("grpo", f"start={base}", "train.objective=raft", "train.steps=2")
 """
 
-LION = """
-rates = {"kind": "lion", "rate": 3e-3}
-trained = run("lion", steps=60, optimizer=rates, data=tasks)
+ADAGRAD = """
+rates = {"kind": "adagrad", "rate": 3e-2}
+trained = run("adagrad", steps=60, optimizer=rates, data=tasks)
 lines = read_lines(trained / "metrics.jsonl")
 assert lines[-1]["loss"] < 0.7 * lines[0]["loss"], (lines[0], lines[-1])
 run("half", steps=30, optimizer=rates, data=tasks, checkpoint={"every_steps": 30},
@@ -90,7 +90,7 @@ again = run("half", steps=40, optimizer=rates, data=tasks, schedule="constant")
 whole = run("whole", steps=40, optimizer=rates, data=tasks, schedule="constant")
 for one, two in zip(*(read_lines(f / "metrics.jsonl") for f in (again, whole))):
     assert one["loss"] == two["loss"]
-plan("pretrain", "train.optimizer=lion", "train.steps=2")
+plan("pretrain", "train.optimizer=adagrad", "train.steps=2")
 """
 
 TRACKER = """
@@ -204,7 +204,7 @@ def plan(*settings):
 PAGES = {
     "attention": ATTENTION,
     "objective": PREAMBLE + RAFT,
-    "optimizer": PREAMBLE + LION,
+    "optimizer": PREAMBLE + ADAGRAD,
     "tracker": PREAMBLE + TRACKER,
     "measure": PREAMBLE + MEASURE,
     "format": PREAMBLE + FORMAT,

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from torch import Tensor
 
+from culm.eval.curves import Point
 from culm.eval.inspection import Spread
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-COLOURS = ("#1b6b4c", "#c0792a", "#4a5fa5", "#a53f5b")
+COLOURS = (
+    "#1b6b4c", "#c0792a", "#4a5fa5", "#a53f5b", "#7a6fb0", "#5d8a2f", "#3b8ea5", "#8a6b4c",
+)  # fmt: skip
 STYLE: dict[Any, Any] = {
     "figure.figsize": (7.2, 3.4),
     "figure.dpi": 130,
@@ -36,7 +40,7 @@ def lines(path: Path, curves: Mapping[str, Points], x: str, y: str) -> None:
     """A curve per name; long ones show a running mean on top of the raw values."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots()
-        for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
+        for colour, (name, points) in zip(cycle(COLOURS), curves.items(), strict=False):
             xs, ys = [p[0] for p in points], [p[1] for p in points]
             if len(points) > SMOOTHED:
                 axes.plot(xs, ys, color=colour, alpha=0.25, linewidth=0.8)
@@ -45,6 +49,27 @@ def lines(path: Path, curves: Mapping[str, Points], x: str, y: str) -> None:
         axes.set(xlabel=x, ylabel=y)
         if len(curves) > 1:
             axes.legend()
+        _write(figure, path)
+
+
+def bands(path: Path, panels: Mapping[str, Mapping[str, Sequence[Point]]], x: str) -> None:
+    """A panel for each metric; a curve shows the mean of its runs, and a band their range."""
+    size = {"figure.figsize": (7.2, 3.0 * len(panels))}
+    with plt.rc_context(STYLE | size):
+        figure, every = plt.subplots(len(panels), squeeze=False, sharex=True)
+        for axes, (metric, curves) in zip(every.flat, panels.items(), strict=True):
+            for number, (name, points) in enumerate(curves.items()):
+                colour, dashes = COLOURS[number % len(COLOURS)], "-" if number < 8 else "--"
+                xs, means = [p.x for p in points], [p.mean for p in points]
+                least, greatest = [p.least for p in points], [p.greatest for p in points]
+                if len(points) > SMOOTHED:
+                    means, least, greatest = map(_smooth, (means, least, greatest))
+                axes.plot(xs, means, dashes, color=colour, label=name, linewidth=1.6)
+                axes.fill_between(xs, least, greatest, color=colour, alpha=0.15, linewidth=0)
+            axes.set_ylabel(metric)
+        every.flat[-1].set_xlabel(x)
+        if len(next(iter(panels.values()))) > 1:
+            every.flat[0].legend()
         _write(figure, path)
 
 

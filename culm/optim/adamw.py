@@ -2,44 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from culm.optim.groups import groups_of, trainable
-from culm.optim.rule import Group, Layout, OptimizerConfig, Rule, RuleOptimizer
+from culm.optim.groups import Named, groups_of, hidden_matrices, trainable
+from culm.optim.optimizer import OptimizerConfig
+from culm.optim.rule import Group, Layout, Rule
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class AdamW(OptimizerConfig):
-    """rate: the peak learning rate of the schedule. betas, eps, weight_decay: as in torch.
+class AdamSettings(OptimizerConfig):
+    """betas, eps, weight_decay: as in torch.optim.AdamW.
 
-    In a model with a scaling rule they are those of its base (`culm.model.scaling`).
+    In a model with a scaling rule, rate, weight decay and eps are those of its base
+    (`culm.model.scaling`).
     """
 
-    kind: Literal["adamw"] = "adamw"
     rate: PositiveFloat = 3e-4
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
 
-    def build(self, module: nn.Module) -> RuleOptimizer:
-        groups = groups_of(module, trainable(module), self.rate, self.weight_decay, self.eps)
-        return RuleOptimizer([group | {"rule": AdamWRule(self.betas)} for group in groups])
+    def with_rule(
+        self, module: nn.Module, rule: Rule, takes: Callable[[nn.Parameter], bool]
+    ) -> list[Group]:
+        """The hidden matrices that `takes` accepts with a rule of their own, the rest with AdamW's.
+
+        Raises:
+            SettingError: the model has a scaling rule that does not cover a parameter.
+        """
+        own = {parameter for parameter in hidden_matrices(module) if takes(parameter)}
+        named = trainable(module)
+        matrices = [one for one in named if one[1] in own]
+        rest = [one for one in named if one[1] not in own]
+        adamw = AdamWRule(self.betas)
+        return [*self._groups(module, matrices, rule), *self._groups(module, rest, adamw)]
+
+    def _groups(self, module: nn.Module, named: Sequence[Named], rule: Rule) -> list[Group]:
+        return groups_of(module, named, rule, self.rate, self.weight_decay, self.eps)
+
+
+class AdamW(AdamSettings):
+    """AdamW with states in the precision of the parameters."""
+
+    kind: Literal["adamw"] = "adamw"
+
+    def groups(self, module: nn.Module) -> list[Group]:
+        return self._groups(module, trainable(module), AdamWRule(self.betas))
 
 
 @dataclass(frozen=True)
 class AdamWRule(Rule):
     """Moments in the precision of the parameter, as torch.optim.AdamW keeps them."""
 
-    layout: ClassVar[Mapping[str, Layout]] = {
-        "step": "replicated", "exp_avg": "parameter", "exp_avg_sq": "parameter",
-    }  # fmt: skip
     betas: tuple[float, float]
+
+    @property
+    def layout(self) -> Mapping[str, Layout]:
+        return {"step": "replicated", "exp_avg": "parameter", "exp_avg_sq": "parameter"}
 
     def init(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         return {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, cast
 
 from torch import nn
@@ -25,12 +26,13 @@ def trainable(module: nn.Module) -> list[Named]:
 def groups_of(
     module: nn.Module,
     named: Iterable[Named],
+    rule: object,
     rate: float,
     weight_decay: float,
     eps: float,
     orthogonal: Collection[nn.Parameter] = (),
 ) -> list[dict[str, Any]]:
-    """Parameters of `module` in groups, each with its `name`, rate, weight decay and eps.
+    """Parameters of `module` in groups, each with its `name`, rule, rate, weight decay and eps.
 
     Groups that take `rate` as it is come first: the rate of the first one is logged.
 
@@ -54,7 +56,7 @@ def groups_of(
         place, by = placed[parameter]
         decays = parameter.ndim >= 2 and not name.endswith("bias")
         group = {
-            "params": [], "name": place, "lr": rate * by.rate,
+            "params": [], "name": place, "rule": rule, "lr": rate * by.rate,
             "weight_decay": weight_decay * by.decay if decays else 0.0, "eps": eps * by.eps,
         }  # fmt: skip
         groups.setdefault((place, by, decays), group)["params"].append(parameter)
@@ -79,6 +81,48 @@ def _placed(module: nn.Module, orthogonal: Collection[nn.Parameter]) -> Placed:
         own = dict.fromkeys(adapter.parameters(recurse=False), ("adapter", Multiples()))
         placed |= own | {adapter.b: ("adapter b", Multiples(rate=adapter.lora_plus_ratio))}
     return placed
+
+
+def rate_factors(
+    module: nn.Module, multiples: Mapping[str, float], layer_decay: float
+) -> dict[nn.Parameter, float]:
+    """What the rate of each parameter is multiplied by; those that are not in it take it as it is.
+
+    multiples: by regular expressions, of which the first that is found in a name counts.
+    layer_decay: of each block by the next one's; embeddings come below the first block.
+
+    Raises:
+        SettingError: a pattern is found in no name, or an earlier one takes all its parameters.
+    """
+    factors: dict[nn.Parameter, float] = {}
+    for trunk in (part for part in module.modules() if isinstance(part, Trunk)):
+        depth = len(trunk.blocks)
+        for name, parameter in trunk.named_parameters():
+            root, number, *_ = [*name.split("."), ""]
+            below = depth - int(number) if root == "blocks" else depth + 1
+            if root in (*WITHIN, "embed", "positions") and root != "mtp":
+                factors[parameter] = layer_decay**below
+    unused = dict.fromkeys(multiples)
+    for name, parameter in trainable(module):
+        pattern = next((pattern for pattern in multiples if re.search(pattern, name)), None)
+        if pattern is not None:
+            factors[parameter] = factors.get(parameter, 1.0) * multiples[pattern]
+            unused.pop(pattern, None)
+    if unused:
+        raise SettingError(
+            f"train.optimizer.multiples: {next(iter(unused))!r} is found in the name of no "
+            "parameter that learns, or earlier patterns take all of them"
+        )
+    return factors
+
+
+def divided(group: dict[str, Any], factors: Mapping[nn.Parameter, float]) -> list[dict[str, Any]]:
+    """A group in parts that each take one multiple of its rate; the rate itself comes first."""
+    parts: dict[float, list[nn.Parameter]] = {}
+    for parameter in group["params"]:
+        parts.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+    ordered = sorted(parts, key=lambda factor: factor != 1.0)
+    return [group | {"params": parts[by], "lr": group["lr"] * by} for by in ordered]
 
 
 def hidden_matrices(module: nn.Module) -> set[nn.Parameter]:

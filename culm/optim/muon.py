@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from culm.model.trunk import Trunk
-from culm.optim.adamw import AdamWRule
+from culm.optim.adamw import AdamWRule, Beta
 from culm.optim.groups import groups_of, hidden_matrices, trainable
-from culm.optim.rule import Group, Layout, OptimizerConfig, Rule, RuleOptimizer
+from culm.optim.optimizer import OptimizerConfig
+from culm.optim.rule import Group, Layout, Rule
 from culm.parallel.sharded import full_tensor, like
 
 # Quintic whose iteration pushes singular values towards one from anywhere in (0, 1].
@@ -39,28 +40,31 @@ class Muon(OptimizerConfig):
     momentum: float = Field(0.95, ge=0, lt=1)
     weight_decay: NonNegativeFloat = 0.1
     adamw_ratio: PositiveFloat = 1.0
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
 
-    def build(self, module: nn.Module) -> RuleOptimizer:
+    def groups(self, module: nn.Module) -> list[Group]:
         hidden, named = hidden_matrices(module), trainable(module)
         matrices = [(n, p) for n, p in named if p in hidden]
         rest = [(n, p) for n, p in named if p not in hidden]
-        muon, other = MuonRule(self.momentum, _precision(module)), AdamWRule(self.betas)
-        hidden_groups = groups_of(module, matrices, self.rate, self.weight_decay, self.eps, hidden)
-        other_rate = self.rate * self.adamw_ratio
-        others = groups_of(module, rest, other_rate, self.weight_decay, self.eps)
-        groups = [group | {"rule": muon} for group in hidden_groups]
-        return RuleOptimizer(groups + [group | {"rule": other} for group in others])
+        muon, adamw = MuonRule(self.momentum, _precision(module)), AdamWRule(self.betas)
+        decay, eps, other_rate = self.weight_decay, self.eps, self.rate * self.adamw_ratio
+        return [
+            *groups_of(module, matrices, muon, self.rate, decay, eps, hidden),
+            *groups_of(module, rest, adamw, other_rate, decay, eps),
+        ]
 
 
 @dataclass(frozen=True)
 class MuonRule(Rule):
     """precision: of the iteration that orthogonalises."""
 
-    layout: ClassVar[Mapping[str, Layout]] = {"momentum": "parameter"}
     momentum: float
     precision: torch.dtype
+
+    @property
+    def layout(self) -> Mapping[str, Layout]:
+        return {"momentum": "parameter"}
 
     def init(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         return {"momentum": torch.zeros_like(parameter)}

@@ -1,34 +1,37 @@
 """An optimizer is groups x rule: how parameters are grouped, and how each group is updated.
 
 A new rule is one file: what it stores for a parameter, how that is laid out over the ranks of a
-sharded model, and one update. Groups, learning rates, checkpoints and plans follow from it.
+sharded model, and one update. Groups, learning rates, averaged weights, checkpoints and plans
+follow from it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
-from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from culm.config import Config, SettingError
+from culm.config import SettingError
+from culm.parallel.sharded import local_shard
 
 Layout = Literal["parameter", "replicated", "local"]
 Group = dict[str, Any]  # params, name, rule, lr, weight_decay, eps
 
 
 class Rule(ABC):
-    """How parameters change by their gradients.
+    """How parameters change by their gradients."""
 
-    layout: how each state of a parameter lies in a sharded model. parameter: has its shape and its
-        shards; replicated: the same on all ranks, such as a count of steps; local: each rank has
-        one of its own, for its shard alone.
-    """
-
-    layout: ClassVar[Mapping[str, Layout]]
+    @property
+    @abstractmethod
+    def layout(self) -> Mapping[str, Layout]:
+        """How each state of a parameter lies in a sharded model. parameter: sharded along its first
+        dimension, as the parameter is; replicated: the same on all ranks, such as a count of
+        steps; local: each rank has one of its own, for its shard alone.
+        """
 
     @abstractmethod
     def init(self, parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -50,6 +53,28 @@ class Rule(ABC):
         """A whole group; for a rule with one kernel for many tensors."""
         for parameter, gradient, state in zip(parameters, gradients, states, strict=True):
             self.update(parameter, gradient, state, group)
+
+    def averaged(self, parameter: nn.Parameter, state: Mapping[str, Tensor]) -> Tensor:
+        """The weights that are evaluated and saved, where they are not those that learn."""
+        return parameter
+
+
+class ElementwiseRule(Rule):
+    """A rule that treats each element of a parameter alone: in a sharded model, each rank updates
+    its shard.
+    """
+
+    def update(
+        self, parameter: nn.Parameter, gradient: Tensor, state: dict[str, Tensor], group: Group
+    ) -> None:
+        shards = {name: local_shard(value) for name, value in state.items()}
+        self.change(local_shard(parameter), local_shard(gradient), shards, group)
+
+    @abstractmethod
+    def change(
+        self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: Group
+    ) -> None:
+        """Change what a rank holds of the parameter and its states in place."""
 
 
 class RuleOptimizer(torch.optim.Optimizer):
@@ -73,23 +98,25 @@ class RuleOptimizer(torch.optim.Optimizer):
         """How the states of each parameter are laid out."""
         return {p: group["rule"].layout for group in self.param_groups for p in group["params"]}
 
-
-class OptimizerConfig(Config, ABC):
-    """Settings of an optimizer.
-
-    rate: peak learning rate; that of every parameter is a multiple of it.
-    """
-
-    kind: str
-    rate: PositiveFloat
-
-    @abstractmethod
-    def build(self, module: nn.Module) -> RuleOptimizer:
-        """For the parameters of a module that require gradients.
-
-        Raises:
-            SettingError: the model has a scaling rule that does not cover a parameter.
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Parameters are what is evaluated and saved; afterwards they are again, bit for bit, what
+        learns.
         """
+        learning: dict[nn.Parameter, Tensor] = {}
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    shown = group["rule"].averaged(parameter, self.state.get(parameter, {}))
+                    if shown is not parameter:
+                        learning[parameter] = parameter.clone()
+                        parameter.copy_(shown)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in learning.items():
+                    parameter.copy_(value)
 
 
 def check_layouts(optimizer: RuleOptimizer, sharded: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from culm.config import Config, one_of
 
@@ -57,6 +57,61 @@ class WSD(Config):
         return min(_warmup(step, steps, self.warmup), down)
 
 
+class Linear(Config):
+    """Linear warm-up, then a straight line down.
+
+    warmup: share of the steps in which the rate rises.
+    final: the last rate, as a share of the greatest.
+    """
+
+    kind: Literal["linear"] = "linear"
+    warmup: float = Field(0.02, ge=0, lt=1)
+    final: float = Field(0.0, ge=0, le=1)
+
+    def factor(self, step: int, steps: int) -> float:
+        """In (0, 1], for step 0 .. steps - 1."""
+        warm = max(1, round(self.warmup * steps))
+        if step < warm:
+            return _warmup(step, steps, self.warmup)
+        through = (step - warm + 1) / (steps - warm + 1)
+        return self.final + (1 - self.final) * (1 - through)
+
+
+class InverseSqrt(Config):
+    """Linear warm-up, then the inverse root of the step (arXiv 1706.03762): it knows no end.
+
+    warmup_steps: in which the rate rises; four times as many halve it.
+    """
+
+    kind: Literal["inverse_sqrt"] = "inverse_sqrt"
+    warmup_steps: PositiveInt = 100
+
+    def factor(self, step: int, steps: int) -> float:
+        """In (0, 1], for step 0, 1, ..."""
+        return min((step + 1) / self.warmup_steps, math.sqrt(self.warmup_steps / (step + 1)))
+
+
+class Cyclic(Config):
+    """Linear warm-up, then cosines down, each from the greatest rate (arXiv 1608.03983).
+
+    warmup: share of the steps in which the rate rises. cycles: in the other steps, of equal length.
+    final: the last rate of a cycle, as a share of the greatest.
+    """
+
+    kind: Literal["cyclic"] = "cyclic"
+    warmup: float = Field(0.02, ge=0, lt=1)
+    cycles: PositiveInt = 4
+    final: float = Field(0.1, ge=0, le=1)
+
+    def factor(self, step: int, steps: int) -> float:
+        """In (0, 1], for step 0 .. steps - 1."""
+        warm = max(1, round(self.warmup * steps))
+        if step < warm:
+            return _warmup(step, steps, self.warmup)
+        _, through = divmod((step - warm) * self.cycles / max(1, steps - warm), 1)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * through))
+
+
 class Constant(Config):
     """Linear warm-up, then level.
 
@@ -71,4 +126,4 @@ class Constant(Config):
         return _warmup(step, steps, self.warmup)
 
 
-Schedule = one_of(Cosine | WSD | Constant)
+Schedule = one_of(Cosine | Linear | WSD | Constant | InverseSqrt | Cyclic)

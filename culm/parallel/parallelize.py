@@ -16,10 +16,16 @@ from typing import Literal, cast
 
 import torch
 from torch import nn
+from torch._functorch import config as functorch
+from torch._ops import OpOverload
 from torch.distributed import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
 
 from culm.batch import Batch, Loss, Sums
 from culm.config import Config, SettingError
@@ -29,6 +35,18 @@ from culm.model.transformer import Transformer
 from culm.model.trunk import Trunk
 from culm.parallel.ranks import Ranks
 from culm.parallel.sharded import full_tensor
+
+# What a block keeps for its backward: all, the results of matmuls and attention, or its input; a
+# number: that share of all, which the compiler chooses.
+Checkpointing = Literal["none", "selective", "full"] | float
+aten = torch.ops.aten
+KEPT: tuple[OpOverload, ...] = (
+    aten.mm.default, aten.addmm.default, aten.bmm.default, aten._grouped_mm.default,
+    aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default,
+)  # fmt: skip
 
 
 class ParallelConfig(Config):
@@ -100,7 +118,7 @@ def parallelize(
     ranks: Ranks = Ranks(),
     settings: ParallelConfig = ParallelConfig(),
     *,
-    activation_checkpointing: bool = False,
+    activation_checkpointing: Checkpointing = "none",
     compile: bool = False,
 ) -> Parallel:
     """The one order in which an objective is wrapped, whatever it owns.
@@ -109,10 +127,12 @@ def parallelize(
         SettingError: it owns a parameter that no module shards.
     """
     parallel = Parallel(objective, ranks)
-    if activation_checkpointing:
-        checkpoint_blocks(objective)
+    if activation_checkpointing in ("selective", "full"):
+        checkpoint_blocks(objective, KEPT if activation_checkpointing == "selective" else ())
     if compile:
         compile_blocks(objective)
+        if isinstance(activation_checkpointing, float):
+            functorch.activation_memory_budget = activation_checkpointing
     if ranks.count > 1 and settings.replicas == "ddp":
         parallel.replicate()
     elif ranks.count > 1:
@@ -162,12 +182,20 @@ def _outside(objective: nn.Module) -> Iterator[nn.Module]:
         raise SettingError(f"parallel: put the parameter {name} into a module, which is sharded")
 
 
-def checkpoint_blocks(objective: nn.Module) -> None:
-    """Keep only the input of each block; compute the rest again in the backward."""
+def checkpoint_blocks(objective: nn.Module, kept: Sequence[OpOverload] = ()) -> None:
+    """Keep the input of each block; compute the rest again in the backward.
+
+    kept: operators whose results are kept too.
+    """
+    contexts = (
+        partial(create_selective_checkpoint_contexts, list(kept)) if kept else noop_context_fn
+    )
     for trunk in _trunks(objective):
         for block in trunk.every_block:
             # The method and not a module around the block, whose parameters keep their names.
-            again = partial(checkpoint, block.forward, use_reentrant=False)
+            again = partial(
+                checkpoint, block.forward, use_reentrant=False, context_fn=contexts
+            )  # fmt: skip
             block.forward = again  # type: ignore[method-assign]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from culm.batch import Batch
 from culm.objective.objective import Objective
 from culm.optim.groups import trainable
-from culm.optim.rule import OptimizerConfig
+from culm.optim.optimizer import OptimizerConfig
 from culm.plan.dry_run import Columns, counting_matmuls, dry_run, meta_batch
 from culm.plan.model import idle_parameters
 

@@ -24,7 +24,7 @@ from culm.model.logprobs import ROUND
 from culm.model.transformer import Transformer
 from culm.objective.objective import Objective
 from culm.optim.groups import trainable
-from culm.optim.rule import OptimizerConfig
+from culm.optim.optimizer import OptimizerConfig
 from culm.plan.dry_run import ONES
 from culm.plan.needs import Step
 from culm.train.memory import resident_bytes

@@ -66,7 +66,7 @@ def build_objective(
 ) -> Objective:
     """The objective around the model, on the device; ready to be parallelised.
 
-    head -> adapter or fake quantisation -> precision, device, attention backend -> objective
+    head -> adapter or fake quantisation -> device, precisions, attention backend -> objective
     """
     train = config.train
     if train.adapter is None and is_quantized(model):
@@ -78,6 +78,9 @@ def build_objective(
         log.say(change)
     dtype = DTYPES[precision_of(config, device)]
     place(model, device, dtype, train.attention_backend, training=True)
+    if train.weights == "bf16":
+        for parameter in model.parameters():
+            parameter.data = parameter.data.bfloat16()
     # What it owns besides models, such as a head, is made on the CPU.
     return train.objective.build(model, load, config.seed).to(device)
 

@@ -16,7 +16,7 @@ Started again with the same folder, a run resumes where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +28,6 @@ from culm import log
 from culm.config import SettingError
 from culm.data.loader import Loader
 from culm.device import choose_device, choose_precision
-from culm.eval.evaluation import Evaluation
 from culm.files import read_lines
 from culm.malloc import keep_freed_memory
 from culm.parallel.launch import process_group, take_gpu
@@ -176,27 +175,33 @@ def _train(run: Assembly) -> Result:
     start = resume(run, store, batches)
     evaluation = evaluation_of(run)
     evaluation.check()
+
+    def evaluate() -> dict[str, Any]:
+        with optimizer.averaged():
+            return evaluation.attempt()
+
     check_outputs(run)
     before = sums_of(run.objective)
     log.say(f"Attention backend: {' and '.join(run.model.backends)}.")
     with closing(Listeners()) as listeners, listeners.failure():
-        _listen(run, listeners, evaluation, store, batches, start)
+        _listen(run, listeners, evaluate, store, batches, start)
         if _unmeasured(run, start.step):
-            listeners(Measured(start.step, evaluation.attempt()))
+            listeners(Measured(start.step, evaluate()))
         interruption = Interruption()
         with log.progress(folder.name, train.steps, "steps") as bar, interruption.watching():
             bar.advance(start.step)
             listeners.add(ProgressBar(bar))
             trainer = Trainer(
-                parallel, optimizer, train.schedule, clip=train.clip, seed=run.config.seed,
-                listener=listeners, stop=interruption,
+                parallel, optimizer, train.schedule, clip=train.clip, clip_by=train.clip_by,
+                seed=run.config.seed, listener=listeners, stop=interruption,
             )  # fmt: skip
             step = trainer.fit(batches, train.steps, start.step, start.tokens)
         finished, results = step == train.steps, {}
         if finished:
             changed = any_changed(before, run.objective, run.ranks, parallel.device)
             idle = start.step < step and not changed
-            results = finish(run, evaluation, step, listeners, not idle, batches.remarks)
+            with optimizer.averaged():
+                results = finish(run, evaluation, step, listeners, not idle, batches.remarks)
         listeners(Ended(step, finished, results, folder / "model" if finished else None))
     if not finished:
         log.say(f"Stopped after step {step}; the same command resumes it.")
@@ -206,7 +211,7 @@ def _train(run: Assembly) -> Result:
 def _listen(
     run: Assembly,
     listeners: Listeners,
-    evaluation: Evaluation,
+    evaluate: Callable[[], Mapping[str, Any]],
     store: Store,
     batches: Batches,
     start: Progress,
@@ -229,7 +234,7 @@ def _listen(
             listeners.add(tracker.open(folder, settings, start.step))
     listeners.add(Checkpoints(save, store.wait, config.train.checkpoint.every_steps, listeners))
     every_steps = config.eval.every_steps
-    listeners.add(Evaluations(evaluation.attempt, every_steps, listeners, store.wait))
+    listeners.add(Evaluations(evaluate, every_steps, listeners, store.wait))
 
 
 def _unmeasured(run: Assembly, step: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from culm.adapt.lora import LoRA
 from culm.adapt.quantize.qat import QAT
@@ -22,6 +22,7 @@ from culm.rollout.reward.score import TaskScore
 from culm.rollout.settings import RolloutConfig
 from culm.train.run_folder import MAY_CHANGE, MayChange
 
+Share = Annotated[float, Field(gt=0, lt=1)]
 # Which server samples, and where it is: a run may go on with another one.
 SAMPLER_MAY_CHANGE = MayChange(but=("", *(RolloutConfig.model_fields.keys() - {"sampler"})))
 
@@ -43,13 +44,17 @@ class TrainConfig(Config):
         result.
     objective: what is learned, and so the loss. optimizer: the rule that updates the weights.
     schedule: how the learning rate moves over the steps. checkpoint: how often the state is saved.
-    context: tokens of a sequence; the model's, unless given. clip: maximum gradient norm.
-    precision: of activations; weights and optimizer states stay in fp32. auto takes bf16 where it
-        is the faster matmul precision of this machine.
+    context: tokens of a sequence; the model's, unless given. clip: maximum gradient norm, of the
+        whole model or (clip_by) of each group of parameters, which the optimizer makes.
+    precision: of activations. auto takes bf16 where it is the faster matmul precision of this
+        machine. weights: precision of the weights and their gradients; bf16 halves their memory,
+        and updates are rounded stochastically (arXiv 2010.06192). Optimizer states stay in fp32.
     attention_backend: how attention is computed (`culm.model.attend`); auto takes one that passes a
         trial on this machine.
-    compile: torch.compile each block. activation_checkpointing: keep only the input of each block
-        for the backward.
+    compile: torch.compile each block. activation_checkpointing: what a block keeps for its
+        backward: everything (none), the results of matmuls and attention (selective), or its input
+        alone (full); or, with compile, a share of everything, such as 0.5, which the compiler
+        chooses. The rest is computed again.
     adapter: train this on top of frozen weights. qat: quantise weights in every forward as `culm
         quantize --to` would, so that the model adapts to it; the final model is quantised.
     rollout: how the model answers, for objectives that read rollouts. reward: what an answer earns;
@@ -68,11 +73,24 @@ class TrainConfig(Config):
     adapter: one_of(LoRA) | None = None  # type: ignore[valid-type]
     qat: QAT | None = None
     clip: Annotated[PositiveFloat, MAY_CHANGE] = 1.0
+    clip_by: Annotated[Literal["model", "group"], MAY_CHANGE] = "model"
     precision: Annotated[Literal["auto", "fp32", "bf16"], MAY_CHANGE] = "auto"
+    weights: Literal["fp32", "bf16"] = "fp32"
     attention_backend: Annotated[Backend | Literal["auto"], MAY_CHANGE] = "auto"
     compile: Annotated[bool, MAY_CHANGE] = False
-    activation_checkpointing: Annotated[bool, MAY_CHANGE] = False
+    activation_checkpointing: Annotated[
+        Literal["none", "selective", "full"] | Share, MAY_CHANGE
+    ] = "none"
     checkpoint: Annotated[CheckpointConfig, MAY_CHANGE] = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _recomputed(self) -> TrainConfig:
+        if isinstance(self.activation_checkpointing, float) and not self.compile:
+            raise ValueError(
+                "activation_checkpointing: the compiler chooses a share of activations; add "
+                "compile=true, or use selective or full"
+            )
+        return self
 
     @model_validator(mode="after")
     def _trained(self) -> TrainConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -61,8 +61,8 @@ class Trainer:
 
     Per step: forward and backward of every micro-batch, in which each sum is divided once by its
     count of the whole step (over micro-batches and ranks), clipping, one optimizer step. Random
-    numbers of a forward (dropout) are keyed by seed, step and rank, so a resumed run gets the same
-    ones.
+    numbers of a forward (dropout) are keyed by seed, step and rank, those of an update (rounding)
+    by seed and step, so a resumed run gets the same ones.
 
     parallel: an objective on its ranks. listener: gets the facts of each step. stop: whether the
     run was asked to stop.
@@ -75,6 +75,7 @@ class Trainer:
         schedule: RateSchedule,
         *,
         clip: float = 1.0,
+        clip_by: Literal["model", "group"] = "model",
         seed: int = 0,
         listener: Callable[[Event], None] = lambda event: None,
         stop: Callable[[], bool] = lambda: False,
@@ -82,7 +83,9 @@ class Trainer:
         self.parallel, self.optimizer, self.schedule = parallel, optimizer, schedule
         self.objective, self.ranks = cast(Learner, parallel.objective), parallel.ranks
         self.clip, self.seed, self.listener, self.stop = clip, seed, listener, stop
-        self.parameters = [p for p in parallel.objective.parameters() if p.requires_grad]
+        parameters = [p for p in parallel.objective.parameters() if p.requires_grad]
+        groups = [group["params"] for group in optimizer.param_groups]
+        self.clipped = [parameters] if clip_by == "model" else groups
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
 
     def fit(self, batches: Batches, steps: int, start: int = 0, tokens: int = 0) -> int:
@@ -106,7 +109,7 @@ class Trainer:
         rates = self._set_rates(number, steps)
         torch.manual_seed(keyed_integer(self.seed, "forward", number, self.ranks.rank))
         sums = self.parallel.gradients(batches, counts)
-        norm = self.parallel.clip(self.parameters, self.clip)
+        norm = math.hypot(*(self.parallel.clip(part, self.clip) for part in self.clipped))
         loss, metrics, stopped = self._reduce(sums, batches, counts)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(
@@ -114,6 +117,7 @@ class Trainer:
                 "train.optimizer.rate or check the data of this step (checkpoints are unchanged)"
             )
         metrics |= self.objective.before_update(self._total(sums.statistics))
+        torch.manual_seed(keyed_integer(self.seed, "update", number))  # the same on all ranks
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return Stepped(

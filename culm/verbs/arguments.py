@@ -264,6 +264,19 @@ HistogramText = Annotated[
 PlotFolder = Annotated[str | None, typer.Option(help="Folder for plots.")]
 PlotFormat = Annotated[str, typer.Option(help="Format of plots: png or svg.")]
 
+# culm plot
+PlottedRuns = Annotated[list[str], typer.Argument(help="Run folders.", metavar="RUN...")]
+PlottedMetrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A name in metrics.jsonl or eval.jsonl; repeat it for more panels. Default: reward, "
+        "or loss.",
+        show_default=False,
+    ),
+]
+PlotFile = Annotated[str, typer.Option(help="The picture to write: .png, .svg or .pdf.")]
+PlotAxis = Annotated[str, typer.Option(help="step or tokens.")]
+
 # culm bench
 BenchWhat = Annotated[str, typer.Argument(help="train or decode.")]
 BenchSize = Annotated[str, typer.Option(help="Model size: S (26M), T (tiny, bytes) or L (135M).")]

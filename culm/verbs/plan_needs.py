@@ -218,7 +218,7 @@ def _misfits(
         yield (
             f"train.micro_batch_size: {needs.rows} sequences need {size(taken)} of memory, "
             f"and {machine} has {size(here)}; use a smaller micro-batch, "
-            "train.activation_checkpointing=true, an adapter, or a smaller model"
+            "train.activation_checkpointing=full, an adapter, or a smaller model"
         )
     if target is not None:
         return

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping
-from typing import ClassVar
 
 import pytest
 import torch
@@ -24,7 +23,9 @@ from culm.train.checkpoint import CheckpointError, Progress, WholeStore
 class Sign(Rule):
     """Steps by the sign of the gradient, with one number of each rank's own."""
 
-    layout: ClassVar[Mapping[str, Layout]] = {"seen": "local"}
+    @property
+    def layout(self) -> Mapping[str, Layout]:
+        return {"seen": "local"}
 
     def init(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         return {"seen": torch.zeros(3)}

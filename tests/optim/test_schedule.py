@@ -1,12 +1,13 @@
 """Schedules at their ends and joints."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from culm.optim.schedule import WSD, Constant, Cosine
+from culm.optim.schedule import WSD, Constant, Cosine, Cyclic, InverseSqrt, Linear
 
 
 def test_cosine() -> None:
@@ -35,6 +36,32 @@ def test_constant() -> None:
     assert [Constant().factor(step, 3) for step in range(3)] == [1, 1, 1]
 
 
+def test_linear() -> None:
+    factors = [Linear(warmup=0.1, final=0.2).factor(step, 100) for step in range(100)]
+    assert factors[:2] == pytest.approx([0.1, 0.2])
+    assert factors[9] == 1.0
+    falls = [a - b for a, b in pairwise(factors[10:])]
+    assert falls == pytest.approx([0.8 / 91] * 89)
+    assert factors[99] == pytest.approx(0.2 + 0.8 / 91)
+    assert Linear().factor(99, 100) > 0
+
+
+def test_inverse_sqrt_does_not_depend_on_the_length_of_a_run() -> None:
+    schedule = InverseSqrt(warmup_steps=10)
+    factors = [schedule.factor(step, 1000) for step in range(100)]
+    assert factors == [schedule.factor(step, 5) for step in range(100)]
+    assert factors[:10] == pytest.approx([n / 10 for n in range(1, 11)])
+    assert factors[39] == pytest.approx(0.5)
+
+
+def test_cyclic_starts_anew() -> None:
+    factors = [Cyclic(warmup=0.1, cycles=3, final=0.1).factor(step, 100) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert [n for n, factor in enumerate(factors) if factor > 0.999] == [9, 10, 40, 70]
+    assert factors[40:70] == pytest.approx(factors[10:40]) == factors[70:]
+    assert factors[25] == pytest.approx(0.55)
+
+
 @given(
     steps=st.integers(1, 300),
     warmup=st.floats(0, 0.99),
@@ -47,7 +74,10 @@ def test_factors_rise_then_fall_within_bounds(
     for schedule in (
         Cosine(warmup=warmup, final=final),
         WSD(warmup=warmup, decay=decay, final=final),
+        Linear(warmup=warmup, final=final),
         Constant(warmup=warmup),
+        InverseSqrt(warmup_steps=1 + int(warmup * 100)),
+        Cyclic(warmup=warmup, cycles=1, final=final),
     ):
         factors = [schedule.factor(step, steps) for step in range(steps)]
         assert all(0 < factor <= 1 for factor in factors)

@@ -69,7 +69,7 @@ def batch(rank, count):
 def train(ranks, replicas):
     objective = WithHead()
     parallel = parallelize(
-        objective, ranks, ParallelConfig(replicas=replicas), activation_checkpointing=True
+        objective, ranks, ParallelConfig(replicas=replicas), activation_checkpointing="full"
     )
     if replicas == "fsdp":
         assert all(isinstance(block, FSDPModule) for block in objective.trunk.blocks)

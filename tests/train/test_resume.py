@@ -151,7 +151,8 @@ def test_recomputed_blocks_give_the_same(stage: Callable[..., dict], tmp_path: P
     """Also under the same names: the run may go on without recomputation."""
     settings = stage("grpo", adapter=True, steps=4, checkpoint=EVERY)
     run(settings, tmp_path / "one")
-    run(settings, tmp_path / "two", activation_checkpointing=True, steps=2)
+    run(settings, tmp_path / "two", activation_checkpointing="full", steps=2)
+    run(settings, tmp_path / "two", activation_checkpointing="selective", steps=3)
     run(settings, tmp_path / "two")
     assert facts(tmp_path / "two") == facts(tmp_path / "one")
 

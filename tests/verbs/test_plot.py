@@ -1,0 +1,86 @@
+"""culm plot: runs that differ in their seed make a band, others a curve each."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from culm.config import SettingError
+from culm.eval.curves import Point, curve_of, grouped, last, read_measured
+from culm.verbs.plot import show_plot
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Callable[..., list[Path]]:
+    """Folders of runs: (name, rate, seed, loss of each step)."""
+
+    def make(*given: tuple[str, float, int, list[float]]) -> list[Path]:
+        folders = []
+        for name, rate, seed, losses in given:
+            folder = tmp_path / name
+            folder.mkdir()
+            settings = {"folder": str(folder), "seed": seed, "train": {"optimizer": {"rate": rate}}}
+            (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+            lines = [
+                {"step": step, "loss": loss, "tokens": 100 * step, "seconds": 1.0}
+                for step, loss in enumerate(losses, 1)
+            ]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+            ends = {"step": len(losses), "loss": 9.0, "scores": {"all": {"value": 0.5}}}
+            (folder / "eval.jsonl").write_text(json.dumps(ends) + "\n")
+            folders.append(folder)
+        return folders
+
+    return make
+
+
+def test_seeds_are_one_curve_and_settings_tell_groups_apart(runs) -> None:
+    folders = runs(
+        ("a", 0.1, 0, [3, 2, 1]), ("b", 0.1, 1, [5, 4]), ("c", 0.2, 0, [1, 1, 1]),
+    )  # fmt: skip
+    groups = grouped([read_measured(folder) for folder in folders])
+    assert {name: len(members) for name, members in groups.items()} == {
+        "rate=0.1": 2,
+        "rate=0.2": 1,
+    }
+    both = curve_of(groups["rate=0.1"], "loss")
+    assert both == [Point(1, 4, 3, 5), Point(2, 3, 2, 4)]  # steps that both have
+    assert curve_of(groups["rate=0.2"], "loss", "tokens")[2] == Point(300, 1, 1, 1)
+    assert curve_of(groups["rate=0.2"], "scores.all.value") == [Point(3, 0.5, 0.5, 0.5)]
+    assert curve_of(groups["rate=0.2"], "eval.loss") == [Point(3, 9, 9, 9)]
+
+
+def test_the_last_value_is_a_mean_of_a_long_curve() -> None:
+    assert last([Point(n, n, n - 1, n + 1) for n in range(200)]).mean == 194.5
+    assert last([Point(1, 5, 4, 6)]) == Point(1, 5, 4, 6)
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_a_picture_and_a_table(runs, kind: str, tmp_path: Path, capsys) -> None:
+    folders = runs(*((f"r{n}", 0.1 + n, 0, [3.0] * (70 + n)) for n in range(10)))
+    out = tmp_path / "plots" / f"all.{kind}"
+    show_plot(list(map(str, folders)), ["loss", "eval.loss"], str(out), "tokens", False)
+    assert out.stat().st_size > 5000
+    shown = capsys.readouterr().out
+    assert all(f"rate={0.1 + n}" in shown for n in range(10))
+    with pytest.raises(ValueError, match="exists"):
+        show_plot([str(folders[0])], [], str(out), "step", False)
+
+
+def test_what_cannot_be_drawn_is_refused(runs, tmp_path: Path) -> None:
+    (folder,) = runs(("a", 0.1, 0, [3, 2]))
+    out = str(tmp_path / "x.png")
+    with pytest.raises(SettingError, match="has no 'los'; did you mean 'loss'"):
+        show_plot([str(folder)], ["los"], out, "step", False)
+    with pytest.raises(SettingError, match="it is no run"):
+        show_plot([str(tmp_path)], [], out, "step", False)
+    with pytest.raises(SettingError, match=r"ends in none of \.png"):
+        show_plot([str(folder)], [], str(tmp_path / "x.gif"), "step", False)
+    with pytest.raises(SettingError, match="is not one of step, tokens"):
+        show_plot([str(folder)], [], out, "epochs", False)
+    (folder / "metrics.jsonl").unlink()
+    (folder / "eval.jsonl").unlink()
+    with pytest.raises(SettingError, match="measured nothing yet"):
+        show_plot([str(folder)], [], out, "step", False)
