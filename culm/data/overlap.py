@@ -37,8 +37,8 @@ class Overlap:
 
     def __init__(self, parts: Iterable[str], length: int = WORDS) -> None:
         self._parts, self._length = frozenset(parts), length
-        hashes = [runs_of(hashes_of(part.split(" ")), length) for part in self._parts]
-        self._hashes = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
+        words = [word for part in self._parts for word in part.split(" ")]
+        self._hashes = np.sort(runs_of(hashes_of(words).reshape(-1, length), length)[:, 0])
         self._table = np.zeros(int(MASK) + 1, dtype=bool)
         self._table[self._hashes & MASK] = True
 
@@ -47,6 +47,8 @@ class Overlap:
         words = words_of(text)
         runs = runs_of(hashes_of(words), self._length)
         [places] = np.nonzero(self._table[runs & MASK])
-        places = places[np.isin(runs[places], self._hashes)]
+        nearest = np.searchsorted(self._hashes, runs[places]) if len(places) else places
+        nearest = np.minimum(nearest, len(self._hashes) - 1)
+        places = places[self._hashes[nearest] == runs[places]]
         near = (" ".join(words[at : at + self._length]) for at in places.tolist())
         return {run for run in near if run in self._parts}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -43,18 +44,31 @@ def words_of(text: str) -> list[str]:
 
 def hashes_of(words: Sequence[str]) -> np.ndarray:
     """(words,) uint64, the hash of each word."""
-    known = _HASHES
-    return np.array([known[word] for word in words], dtype=np.uint64)
+    return np.fromiter(map(_HASHES.__getitem__, words), dtype=np.uint64, count=len(words))
 
 
 def runs_of(hashes: np.ndarray, length: int) -> np.ndarray:
-    """(words - length + 1,) uint64, a hash of each run of so many words, if there are any."""
-    count = max(0, len(hashes) - length + 1)
-    found = np.zeros(count, dtype=np.uint64)
-    for start in range(length if count else 0):
-        found *= FACTOR
-        found += hashes[start : start + count]
+    """(..., words - length + 1) uint64, a hash of each run of so many words, if there are any.
+
+    hashes: (..., words).
+    """
+    count = max(0, hashes.shape[-1] - length + 1)
+    found, have = np.zeros((*hashes.shape[:-1], count), dtype=np.uint64), 0
+    step, size = hashes, 1  # runs whose length doubles, of which the wanted ones are put together
+    while count:
+        if length & size:
+            found = found * _power(size) + step[..., have : have + count]
+            have += size
+        if have == length:
+            break
+        step = step[..., :-size] * _power(size) + step[..., size:]
+        size *= 2
     found ^= found >> SHIFT  # the low bits of a sum of products know too few of its terms
     found *= FACTOR
     found ^= found >> SHIFT
     return found
+
+
+@cache
+def _power(exponent: int) -> np.uint64:
+    return np.uint64(pow(int(FACTOR), exponent, 1 << 64))

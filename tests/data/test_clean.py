@@ -187,8 +187,8 @@ def test_what_others_put_into_the_hidden_folder_stays(tokenizer, tmp_path) -> No
 def test_a_killed_prepare_continues_and_leaves_no_process(tokenizer, tmp_path) -> None:
     path, out = corpus(tmp_path, 25_000), tmp_path / "out"
     tokenizer.save(tmp_path / "tokenizer")
-    words = ["prepare", str(path), "--tokenizer", str(tmp_path / "tokenizer"), "--out", str(out),
-             f"data.clean={json.dumps(ALL)}", "data.workers=2"]  # fmt: skip
+    words = f"prepare {path} --held-out 0.1 --out {out} --tokenizer {tmp_path}/tokenizer".split()
+    words += [f"data.clean={json.dumps(ALL)}", "data.workers=2"]
     code = "import sys; from culm.cli import main; sys.argv[0] = 'culm'; sys.exit(main())"
     command = [sys.executable, "-c", code, *words]
     child = subprocess.Popen(command, start_new_session=True)

@@ -61,8 +61,11 @@ class _Repetition(Judge):
         for length, limit in self._settings.max_top.items():
             if _top(hashes, ends, length) > limit * len(text):
                 return f"one {length}-gram is more than {limit:.0%} of the characters"
-        for length, limit in self._settings.max_duplicate.items():
-            if _duplicate(hashes, ends, length, limit * len(text)):
+        for length, limit in sorted(self._settings.max_duplicate.items()):
+            again = _again(runs := runs_of(hashes, length))
+            if not again.any():  # so no longer one stands there twice
+                break
+            if _characters(runs, again, ends, length) > limit * len(text):
                 return f"duplicate {length}-grams are more than {limit:.0%} of the characters"
         return None
 
@@ -80,32 +83,37 @@ def _parts(
 
 def _top(hashes: np.ndarray, ends: np.ndarray, length: int) -> int:
     """Characters in the most frequent n-gram, the first of those that are equally frequent."""
-    _, firsts, counts = np.unique(runs_of(hashes, length), return_index=True, return_counts=True)
-    if not len(counts) or counts.max() == 1:  # nothing is repeated
+    runs = runs_of(hashes, length)
+    ordered = np.sort(runs)
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    if len(starts) >= len(runs):  # nothing is repeated
         return 0
-    first = firsts[counts == counts.max()].min()
+    counts = np.diff(np.append(starts, len(runs)))
+    most = ordered[starts[counts == counts.max()]]
+    first = int(np.isin(runs, most).argmax())
     return int(counts.max() * (ends[first + length] - ends[first]))
 
 
-def _duplicate(hashes: np.ndarray, ends: np.ndarray, length: int, limit: float) -> bool:
-    """Whether more than so many characters are in n-grams that stand there before; no character
-    counts twice.
-    """
-    runs = runs_of(hashes, length)
-    if not len(runs):
-        return False
-    again = np.ones(len(runs), dtype=bool)
-    again[np.unique(runs, return_index=True)[1]] = False
-    sizes = ends[length:] - ends[: len(ends) - length]
-    if sizes[again].sum() <= limit:
-        return False
-    known, at, found = set[int](), 0, 0
-    given, characters = runs.tolist(), sizes.tolist()
+def _again(runs: np.ndarray) -> np.ndarray:
+    """(n,) bool: which of these stand there before."""
+    order = np.argsort(runs, kind="stable")
+    ordered = runs[order]
+    again = np.zeros(len(runs), dtype=bool)
+    again[order[1:]] = ordered[1:] == ordered[:-1]
+    return again
+
+
+def _characters(runs: np.ndarray, again: np.ndarray, ends: np.ndarray, length: int) -> int:
+    """Characters in n-grams that stand there before, of which none counts twice."""
+    at = total = 0
+    known = set[int]()
+    given, repeats = runs.tolist(), set(runs[again].tolist())
     while at < len(given):
         if given[at] in known:
-            found += characters[at]
+            total += int(ends[at + length] - ends[at])
             at += length
         else:
-            known.add(given[at])
+            if given[at] in repeats:
+                known.add(given[at])
             at += 1
-    return found > limit
+    return total
