@@ -2,6 +2,7 @@
 
 from culm.config import one_of
 from culm.data.clean.c4 import C4
+from culm.data.clean.classifier import Classifier
 from culm.data.clean.decontaminate import Decontaminate
 from culm.data.clean.fineweb import FineWeb
 from culm.data.clean.gopher import Gopher
@@ -12,4 +13,4 @@ from culm.data.clean.repetition import Repetition
 from culm.data.clean.unicode import Unicode
 
 Rules = Gopher | Repetition | C4 | FineWeb
-AnyStage = one_of(Unicode | Language | Rules | Pii | NearDuplicates | Decontaminate)
+AnyStage = one_of(Unicode | Language | Rules | Classifier | Pii | NearDuplicates | Decontaminate)
