@@ -40,8 +40,8 @@ def train_classifier(
     facts = {"positive": origins[0], "negative": origins[1], "seed": seed, **asdict(accuracy)}
     model.save(Path(out), facts)
     typer.echo(
-        f"{out}: right on {accuracy.positive:.1%} of the positive and {accuracy.negative:.1%} of the "
-        f"negative texts, {accuracy.balanced:.1%} on average, of {accuracy.texts:,} held-out texts"
+        f"{out}: of {accuracy.texts:,} held-out texts, {accuracy.positive:.1%} of the positive "
+        f"and {accuracy.negative:.1%} of the negative are right, {accuracy.balanced:.1%} on average"
     )
     for remark in notes.remarks:
         typer.echo(remark)

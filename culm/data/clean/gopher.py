@@ -19,7 +19,8 @@ class Gopher(Stage):
     max_hashes, max_ellipses: signs for each word. max_bullets: share of the lines that begin with a
         bullet. max_ellipsis_lines: share of the lines that end with an ellipsis.
     min_alphabetic: share of the words that have a letter.
-    min_stop_words: how often one of `stop_words` stands there; those of English are the default.
+    min_stop_words: how many distinct words of `stop_words` stand there; those of English are the
+        default.
     """
 
     kind: Literal["gopher"] = "gopher"
@@ -63,10 +64,9 @@ class _Gopher(Judge):
             return f"words of more than {s.max_word_length:g} letters on average"
         if s.min_alphabetic is not None and alphabetic < s.min_alphabetic:
             return f"a letter in less than {s.min_alphabetic:.0%} of the words"
-        if s.min_stop_words is not None:
-            found = sum(word in self._stop_words for word in words)
-            if found < s.min_stop_words:
-                return f"fewer than {s.min_stop_words} stop words"
+        found = len(self._stop_words.intersection(words))
+        if s.min_stop_words is not None and found < s.min_stop_words:
+            return f"fewer than {s.min_stop_words} stop words"
         return None
 
     def _of_signs(self, text: str, words: int) -> str | None:

@@ -20,7 +20,8 @@ DUPLICATE = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 class Repetition(Stage):
     """Each rule drops a document; null, or a length that is not there, turns one off.
 
-    max_lines, max_paragraphs: share of the lines or paragraphs that stand there before.
+    max_lines, max_paragraphs: share of the lines or paragraphs that stand there before; those
+        without text do not count.
     max_line_characters, max_paragraph_characters: share of the characters in such lines or
         paragraphs. max_top: share of the characters in the most frequent n-gram of words, by n.
     max_duplicate: share of the characters in n-grams that stand there before, by n.
@@ -46,11 +47,12 @@ class _Repetition(Judge):
     def reason(self, text: str) -> str | None:
         s = self._settings
         paragraphs = PARAGRAPHS.split(text.strip())
+        lines = [line for line in text.splitlines() if line.strip()]
         return (
             _parts(
                 "paragraphs", paragraphs, len(text), s.max_paragraphs, s.max_paragraph_characters
             )
-            or _parts("lines", text.splitlines(), len(text), s.max_lines, s.max_line_characters)
+            or _parts("lines", lines, len(text), s.max_lines, s.max_line_characters)
             or self._of_words(text)
         )
 
