@@ -35,10 +35,10 @@ def test_it_learns_what_differs_and_says_how_well() -> None:
     good = [text(chance, GOOD) for _ in range(400)]
     bad = [text(chance, BAD) for _ in range(200)]
     model, accuracy = train(good, bad)
-    assert accuracy.balanced > 0.95
+    assert accuracy.balanced > 0.9
     assert 80 < accuracy.texts < 160
     fresh = [model.probability(text(chance, GOOD)) for _ in range(100)]
-    assert np.mean(np.array(fresh) > 0.5) > 0.95
+    assert np.mean(np.array(fresh) > 0.5) > 0.9
     again, same = train(good, bad)
     assert np.array_equal(again.weight, model.weight)
     assert same == accuracy

@@ -175,7 +175,7 @@ def test_fineweb_at_each_threshold() -> None:
     assert applied(FineWeb(max_line_feeds=None), five) == "more than 67% of the lines are short"
     again = "\n".join([*eight, eight[-1]])
     assert applied(FineWeb(), again) == "duplicate lines are more than 1% of the characters"
-    feeds = "\n\n\n\n".join(eight[-3:])
+    feeds = ("\n" * 8).join(eight[-3:])
     assert applied(FineWeb(), feeds) == "more than 0.3 line feeds for each word"
 
 

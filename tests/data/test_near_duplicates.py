@@ -30,9 +30,9 @@ def like(words: list[str], similarity: float, chance: random.Random) -> list[str
     # Each of n separate changes takes 5 of the w runs and adds 5: (w - 5n) / (w + 5n).
     total = len(words) - 4
     changes = round(total * (1 - similarity) / (1 + similarity) / 5)
-    changed = list(words)
+    changed, offset = list(words), chance.random()
     for n in range(changes):
-        changed[4 + int((n + 0.5) * total / changes)] = f"other{chance.random()}"
+        changed[4 + int((n + offset) * (total - 4) / changes)] = f"other{chance.randrange(10**12)}"
     return changed
 
 
