@@ -35,8 +35,6 @@ class DataConfig(Config):
     invalid: what happens to bytes that are not UTF-8; with "skip", records that cannot be read are
         left out and counted.
     duplicates: whether all but the first of equal records are dropped.
-    clean: stages that the text goes through before it is tokenised, in this order.
-    workers: processes that clean; the result is the same for any number.
     packing: "auto" cuts documents into windows and packs dialogues whole into bins.
     max_documents, max_bytes: read no more than so many records, and stop once so many bytes of
         text were read. A stream that is larger than the disk needs one of them.
@@ -45,6 +43,8 @@ class DataConfig(Config):
     questions: of the tasks, in all. turns: maximum number of questions in a dialogue.
     replay: text of an earlier stage that is learned with it.
     curriculum: easy examples first; rows then hold examples of about the same difficulty.
+    clean: stages that the text goes through before it is tokenised, in this order.
+    workers: processes that clean; the result is the same for any number.
     """
 
     path: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
@@ -55,8 +55,6 @@ class DataConfig(Config):
     separator: str | None = Field(default=None, min_length=1)
     invalid: Invalid = "error"
     duplicates: Duplicates = "drop"
-    clean: Annotated[tuple[AnyStage, ...], BeforeValidator(listed)] = ()
-    workers: Annotated[PositiveInt, MAY_CHANGE] = 1
     packing: Packing = "auto"
     max_documents: PositiveInt | None = None
     max_bytes: PositiveInt | None = None
@@ -65,6 +63,8 @@ class DataConfig(Config):
     turns: PositiveInt = 1
     replay: Replay | None = None
     curriculum: Curriculum | None = None
+    clean: Annotated[tuple[AnyStage, ...], BeforeValidator(listed)] = ()
+    workers: Annotated[PositiveInt, MAY_CHANGE] = 1
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataConfig:
