@@ -147,11 +147,13 @@ def _equal_before(keys: np.ndarray) -> dict[int, set[int]]:
     """For each row, the rows before it that have a key in common with it."""
     flat = keys.ravel()
     order = np.argsort(flat, kind="stable")
-    ends = np.flatnonzero(np.diff(flat[order])) + 1
+    rows, ordered = order // keys.shape[1], flat[order]
     found: dict[int, set[int]] = {}
-    for run in np.split(order, ends) if len(ends) < len(flat) - 1 else ():
-        if len(run) > 1:
-            rows = (run // keys.shape[1]).tolist()
-            for at, row in enumerate(rows[1:], start=1):
-                found.setdefault(row, set()).update(rows[:at])
+    group, last = list[int](), -2
+    for at in np.flatnonzero(ordered[1:] == ordered[:-1]).tolist():
+        if at != last + 1:  # another key
+            group = [int(rows[at])]
+        found.setdefault(int(rows[at + 1]), set()).update(group)
+        group.append(int(rows[at + 1]))
+        last = at
     return found
