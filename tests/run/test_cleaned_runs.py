@@ -51,6 +51,7 @@ def test_text_is_cleaned_once_for_tokenizer_and_corpus(
     assert not list((tmp_path / "run").glob(".data*"))
 
 
+@pytest.mark.slow
 def test_a_plan_shows_what_is_dropped(
     settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
