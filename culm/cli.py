@@ -96,6 +96,21 @@ def prepare(
 
 
 @app.command()
+def classifier(
+    positive: given.PositiveTexts,
+    negative: given.NegativeTexts,
+    out: given.ClassifierOut,
+    settings: given.Settings = None,
+    seed: given.Seed = 0,
+    overwrite: given.Overwrite = False,
+) -> None:
+    """Train a classifier of good and bad texts, for `data.clean`."""
+    from culm.verbs.classifier import train_classifier
+
+    train_classifier(positive, negative, out, settings or (), seed, overwrite)
+
+
+@app.command()
 def generate(
     model: given.Model,
     prompt: given.Prompt = None,

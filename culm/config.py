@@ -9,6 +9,7 @@ import difflib
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
@@ -102,6 +103,18 @@ def some_of(union: Any) -> Any:
     >>> Quantizers = some_of(Int8 | Int4)     # accepts "int8" and ["int8", {"kind": "int4"}]
     """
     return Annotated[tuple[one_of(union), ...], BeforeValidator(listed), Field(min_length=1)]  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class MayChange:
+    """Marks a setting that may change when a run resumes; every other one is fixed, since what is
+    in its checkpoints depends on it. but: parts of it that are fixed all the same.
+    """
+
+    but: tuple[str, ...] = ()
+
+
+MAY_CHANGE = MayChange()
 
 
 # ---------------------------------------------------------------------------------------------

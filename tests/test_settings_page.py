@@ -13,7 +13,15 @@ import pytest
 import culm
 from culm.config import Config, SettingError
 
-FILES = {"Manifest", "SourceFile", "SplitFacts", "File", "Folder"}  # what the program writes itself
+FILES = {
+    "Manifest",
+    "SourceFile",
+    "SplitFacts",
+    "File",
+    "Folder",
+    "StageFacts",
+    "Reason",
+}  # what the program writes itself
 BASES = {
     "TrunkConfig",
     "GroupedQuery",

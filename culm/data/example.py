@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from culm.batch import Reads
 from culm.config import Config
 from culm.source.record import kind_of_value, shape_of
-from culm.source.source import bytes_in
+from culm.source.source import bytes_in, strings_in
 from culm.tokenizer.tokenizer import Tokenizer
 
 LARGEST = 3.4e38  # of fp32
@@ -114,15 +114,7 @@ class RecordFormat(Config, ABC):
         Raises:
             ValueError: as `contents`.
         """
-        yield from _strings(record)
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)
+        yield from strings_in(record)
 
 
 def number_of(record: dict[str, Any], key: str) -> float:

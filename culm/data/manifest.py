@@ -10,6 +10,7 @@ from pydantic import Field
 
 from culm.batch import Reads
 from culm.config import Config, SettingError, parse
+from culm.data.clean.facts import StageFacts
 from culm.data.notes import remarks_of
 from culm.data.origin import SourceFile
 from culm.files import sha256
@@ -48,8 +49,9 @@ class Manifest(Config):
     record. columns: names of the numbers that each document, or token (per), carries. difficulty:
     the field whose number each document carries too, for a curriculum. dropped: exact duplicates.
     tokenizer: a fingerprint. template: one of the chat template and its variables, for dialogues.
-    origin: the files that it was made from; revisions: those of datasets on the hub. notes: what
-    was left out or not used; the number comes before the phrase.
+    origin: the files that it was made from; revisions: those of datasets on the hub. clean: what
+    each stage of cleaning did. notes: what was left out or not used; the number comes before the
+    phrase.
     """
 
     source: str
@@ -68,6 +70,7 @@ class Manifest(Config):
     held_out: float
     seed: int
     dropped: int
+    clean: tuple[StageFacts, ...] = ()
     notes: dict[str, int] = Field(default_factory=dict)
     splits: dict[str, SplitFacts]
 
@@ -98,6 +101,9 @@ class Manifest(Config):
                 self.dropped
             )
         remarks = remarks_of(counts)
+        remarks += [
+            f"{count:,} {phrase}." for stage in self.clean for phrase, count in stage.remarks
+        ]
         if share > 2 * self.held_out and share > SHARE:
             remarks.append(
                 f"{100 * share:.0f} % of the bytes are held out, by data.held_out={self.held_out}: "

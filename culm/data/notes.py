@@ -26,10 +26,14 @@ class Notes:
     """Counts by a phrase that follows the number.
 
     invalid: with "skip", a record that cannot be read is one of them, and else an error. specials:
-    names of special tokens, which are worth a remark in a text.
+    names of special tokens, which are worth a remark in a text. silent: whether somebody else says
+    that records are left out.
     """
 
-    def __init__(self, invalid: Invalid, specials: Collection[str] = ()) -> None:
+    def __init__(
+        self, invalid: Invalid, specials: Collection[str] = (), silent: bool = False
+    ) -> None:
+        self._silent = silent
         self.counts = Counter[str]()
         self._skips = invalid == "skip"
         self._specials: re.Pattern[str] = any_of(specials)
@@ -39,7 +43,7 @@ class Notes:
         if isinstance(error, LeftOut):
             self.counts[str(error)] += 1
         elif self._skips:
-            if not self.counts[UNREADABLE]:
+            if not self.counts[UNREADABLE] and not self._silent:
                 say(f"Left out, as data.invalid=skip asks: {error}")
             self.counts[UNREADABLE] += 1
         else:

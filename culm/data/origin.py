@@ -57,13 +57,13 @@ def revisions_of(source: Source) -> dict[str, str]:
 
 def origin_of(source: Source) -> Origin:
     """Every file of a source as it is now; each is read once."""
-    found = {}
-    for path in files_of(source):
-        facts = path.stat()
-        found[str(path)] = SourceFile(
-            bytes=facts.st_size, modified=facts.st_mtime_ns, sha256=sha256(path)
-        )
-    return found
+    return {str(path): source_file(path) for path in files_of(source)}
+
+
+def source_file(path: Path) -> SourceFile:
+    """A file as it is now."""
+    facts = path.stat()
+    return SourceFile(bytes=facts.st_size, modified=facts.st_mtime_ns, sha256=sha256(path))
 
 
 def change_in(origin: Mapping[str, SourceFile], source: Source) -> str | None:

@@ -1,6 +1,6 @@
 """Records to token shards, in one pass over a corpus of any size.
 
-    source -> units -> divided: duplicates dropped, a split for each -> encoded in batches -> shards
+    source -> units -> cleaned -> divided: duplicates dropped, a split for each -> encoded -> shards
 
 Memory holds one block of the source and one batch of documents. Only the
 digests that find exact duplicates grow with the corpus: about 100 bytes of memory per document, or
@@ -11,28 +11,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from culm.atomic import atomic
 from culm.config import SettingError
+from culm.data.clean.cleaner import Cleaner
 from culm.data.difficulty import COLUMN
 from culm.data.divide import Divided, Divider, Duplicates, Unit
-from culm.data.example import Content, Example, RecordFormat, number_of
+from culm.data.example import Example, RecordFormat
 from culm.data.format.document import DocumentFormat
 from culm.data.manifest import CONTENTS, Manifest, is_corpus
-from culm.data.notes import Notes
+from culm.data.notes import Notes, remarks_of
 from culm.data.origin import origin_of, revisions_of
 from culm.data.shards import Document, SplitWriter
+from culm.data.units import Numbers, units_of
 from culm.files import refuse_existing
-from culm.log import Bar, progress
+from culm.log import progress
 from culm.source import Invalid
-from culm.source.record import Record, not_used
-from culm.source.source import Source, bad_record, found_in
+from culm.source.record import not_used
+from culm.source.source import Source, bad_record
 from culm.tokenizer.tokenizer import Tokenizer
-
-Numbers = tuple[float, ...]
 
 BATCH = 1 << 20  # bytes of text that are encoded together
 
@@ -53,6 +54,7 @@ def prepare(
     duplicates: Duplicates = "drop",
     invalid: Invalid = "error",
     difficulty: str | None = None,
+    cleaner: Cleaner | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Write the token shards of a corpus to a new folder.
@@ -63,6 +65,7 @@ def prepare(
     the same for every tokenizer.
     duplicates: whether only the first of equal records is kept. invalid: with "skip", a record that
     cannot be read is left out and counted. difficulty: a field with a number, for a curriculum.
+    cleaner: the stages that the text goes through first.
     The folder appears when it is complete, or not at all. overwrite: replace an older corpus there.
 
     Raises:
@@ -71,6 +74,7 @@ def prepare(
         InUseError: another process is writing the folder.
     """
     format.check(tokenizer)
+    cleaner = Cleaner(()) if cleaner is None else cleaner
     with _new_folder(Path(folder), overwrite) as work:
         origin, revisions = origin_of(source), revisions_of(source)
         names = ("train", "held_out") if held_out else ("train",)
@@ -78,28 +82,35 @@ def prepare(
         divider = Divider(held_out, seed, advice, duplicates)
         notes = Notes(invalid, tokenizer.specials)
         notes.counts.update(source.left_out)
+        notes.counts.update(cleaner.notes)
         with (
             _writers(work, names, format, tokenizer, difficulty) as writers,
             progress("prepare", source.size, "bytes") as bar,
         ):
-            units = _units(source, format, difficulty, bar, notes)
-            divided = divider.divide(units, source.name)
+            units = units_of(source, format, notes, difficulty, bar.advance)
+            divided = divider.divide(cleaner.clean(units), source.name)
             for name, unit, documents in _encoded(divided, format, tokenizer, notes):
                 writers[name].append(documents, unit.size)
         splits = {name: one.facts() for name, one in writers.items() if one.documents}
         if "train" not in splits:
-            why = " ".join(notes.remarks) or "it holds no document"
+            left_out = [
+                *notes.remarks,
+                *remarks_of(dict(chain(*(f.remarks for f in cleaner.facts)))),
+            ]
+            why = " ".join(left_out) or "it holds no document"
             raise SettingError(f"{source.name}: nothing to read: {why}")
         manifest = Manifest(
             source=source.name, origin=origin, revisions=revisions, held_out=held_out, seed=seed,
-            dropped=divider.dropped, notes=notes.counts, format=format.kind, gives=format.gives,
-            group=format.group, columns=format.columns, per=format.per, difficulty=difficulty,
+            dropped=divider.dropped, clean=cleaner.facts, notes=notes.counts, format=format.kind,
+            gives=format.gives, group=format.group, columns=format.columns, per=format.per,
+            difficulty=difficulty,
             tokenizer=tokenizer.fingerprint,
             template=None if format.kind == "document" else tokenizer.template_fingerprint,
             vocabulary=tokenizer.vocabulary, end_of_text=tokenizer.end_of_text, splits=splits,
         )  # fmt: skip
         tokenizer.save(work / "tokenizer")
         manifest.write(work)
+    cleaner.forget()
     return manifest
 
 
@@ -120,28 +131,6 @@ def _writers(
             )
             for name in splits
         }
-
-
-def _units(
-    source: Source, format: RecordFormat, difficulty: str | None, bar: Bar, notes: Notes
-) -> Iterator[Unit]:
-    done = 0
-
-    def read(record: Record) -> Iterator[tuple[Sequence[Numbers], Numbers, list[Content]]]:
-        hard = () if difficulty is None else (number_of(record, difficulty),)
-        yield format.numbers(record), hard, list(format.contents(record))
-
-    for record, [(numbers, hard, contents)] in found_in(source, read, notes.skipped):
-        notes.counts.update(not_used("records", record.unread))
-        notes.read(contents)
-        # What compares answers to one question stays in one split.
-        size = 1 if format.group == 1 else max(1, len(contents))
-        for start in range(0, len(contents), size):
-            part = slice(start, start + size)
-            yield (unit := Unit(contents[part], record.place, numbers[part], hard))
-            bar.advance(unit.size)
-            done += unit.size
-    bar.advance(max(0, (source.size or 0) - done))  # what quotes and braces of the files took
 
 
 def _encoded(

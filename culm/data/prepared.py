@@ -19,7 +19,7 @@ class Prepared:
     """One split. Tokens are numbered through all shards.
 
     offsets: (documents + 1) int64, where each document starts, and the end of the last.
-    fingerprint: of the contents.
+    fingerprint: of the contents, and of how they were cleaned.
     """
 
     def __init__(self, folder: Path, split: str, manifest: Manifest, facts: SplitFacts) -> None:
@@ -33,6 +33,8 @@ class Prepared:
         inner = [self._map("offsets", number)[:-1] + self._starts[number] for number in numbers]
         self.offsets = np.concatenate([*inner, self._starts[-1:]])
         sums = "".join(file.sha256 for _, file in sorted(facts.files.items()))
+        if manifest.clean:  # settings that left the tokens as they are count too
+            sums += repr([(stage.settings, stage.digests) for stage in manifest.clean])
         self.fingerprint = hashlib.sha256(sums.encode()).hexdigest()
 
     @staticmethod

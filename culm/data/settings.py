@@ -8,7 +8,9 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from culm.batch import Reads
-from culm.config import Config, listed
+from culm.config import MAY_CHANGE, Config, listed, refuse_unused
+from culm.data.clean import AnyStage
+from culm.data.clean.cleaner import Cleaner, kept_beside
 from culm.data.curriculum import Curriculum
 from culm.data.difficulty import RecordField
 from culm.data.divide import Duplicates
@@ -41,6 +43,8 @@ class DataConfig(Config):
     questions: of the tasks, in all. turns: maximum number of questions in a dialogue.
     replay: text of an earlier stage that is learned with it.
     curriculum: easy examples first; rows then hold examples of about the same difficulty.
+    clean: stages that the text goes through before it is tokenised, in this order.
+    workers: processes that clean; the result is the same for any number.
     """
 
     path: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
@@ -59,6 +63,8 @@ class DataConfig(Config):
     turns: PositiveInt = 1
     replay: Replay | None = None
     curriculum: Curriculum | None = None
+    clean: Annotated[tuple[AnyStage, ...], BeforeValidator(listed)] = ()
+    workers: Annotated[PositiveInt, MAY_CHANGE] = 1
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataConfig:
@@ -66,6 +72,20 @@ class DataConfig(Config):
         given = " and ".join(name for name, value in origins.items() if value)
         if not given or "and" in given:
             raise ValueError(f"path: give one of path, prepared and tasks, not {given or 'none'}")
+        return self
+
+    @model_validator(mode="after")
+    def _cleaned(self) -> DataConfig:
+        refuse_unused(self, "workers", bool(self.clean), "clean")
+        if self.clean and not self.path:
+            why = "tasks write their own text" if self.tasks else "a prepared corpus is token ids"
+            raise ValueError(f"clean: {why}; it goes with path only")
+        for stage in self.clean:
+            if stage.documents_only and self.format.kind != "document":
+                raise ValueError(
+                    f"clean: the rules of {stage.kind} are for documents, and "
+                    f"format={self.format.kind} is not; leave it out"
+                )
         return self
 
     @model_validator(mode="after")
@@ -94,6 +114,12 @@ class DataConfig(Config):
         if self.prepared is not None:
             return None
         return "documents" if self.tasks else self.format.gives
+
+    def cleaner(self, out: Path | None = None) -> Cleaner:
+        """What the text goes through first. out: the corpus to be; next to it cleaned text is kept
+        until it is complete.
+        """
+        return Cleaner(self.clean, self.workers, None if out is None else kept_beside(out))
 
     def open(self, seed: int = 0) -> Source:
         """The source that the settings mean; tasks draw their questions from the seed."""

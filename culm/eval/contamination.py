@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from culm.config import SettingError
+from culm.data.overlap import Overlap, parts_of, text_of
 from culm.eval.questions import Answered
 from culm.source import open_source
-from culm.task.file_task import SEPARATOR
 from culm.task.task import Question
-
-WORDS = 13  # in a row, as in GPT-3's report (2005.14165, appendix C)
-WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
 class Contamination:
-    """found: of each question, whether the text shares `WORDS` words in a row with it; None: it has
+    """found: of each question, whether the text shares 13 words in a row with it; None: it has
     fewer words, so nothing can be said.
     """
 
@@ -47,26 +43,11 @@ def contamination(questions: Sequence[Question], path: str) -> Contamination:
     Raises:
         SettingError: it cannot be read, or a record has no text.
     """
-    parts = [set(_runs(_text_of(question))) for question in questions]
-    wanted = set().union(*parts) if parts else set()
-    met: set[str] = set()
+    parts = [parts_of(text_of(question)) for question in questions]
+    overlap, met = Overlap(set().union(*parts)), set[str]()
     for number, record in enumerate(open_source(path, setting="contamination"), start=1):
         text = record.get("text")
         if not isinstance(text, str):
             raise SettingError(f"contamination: {path}: record {number} has no field text")
-        met.update(run for run in _runs(text) if run in wanted)
+        met |= overlap.found_in(text)
     return Contamination([bool(part & met) if part else None for part in parts])
-
-
-def _text_of(question: Question) -> str:
-    """A question without its examples, with its right answer."""
-    own = question.prompt.rpartition(SEPARATOR)[2]
-    if len(WORD.findall(own)) < WORDS:
-        own = question.prompt
-    return f"{own} {question.answer}"
-
-
-def _runs(text: str) -> Iterator[str]:
-    """Words in a row, without case and punctuation."""
-    words = WORD.findall(text.lower())
-    return (" ".join(words[at : at + WORDS]) for at in range(len(words) - WORDS + 1))

@@ -145,6 +145,7 @@ def prepared_folder(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> Pa
         prepare(
             source, data.format, tokenizer, path, data.held_out, config.seed,
             duplicates=data.duplicates, invalid=data.invalid, difficulty=data.difficulty,
+            cleaner=data.cleaner(path),
         )  # fmt: skip
     return path
 

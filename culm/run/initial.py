@@ -62,7 +62,7 @@ def make_tokenizer(config: RunConfig, folder: Path) -> Tokenizer:
     settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
     source = source_of(config)
     origin = {} if source is None else origin_of(source)
-    tokenizer = settings.build(_texts(config))
+    tokenizer = settings.build(_texts(config, folder))
     save_tokenizer(folder, tokenizer, origin)
     return tokenizer
 
@@ -79,15 +79,16 @@ def source_of(config: RunConfig) -> Source | None:
         return None
 
 
-def _texts(config: RunConfig) -> Iterator[str]:
+def _texts(config: RunConfig, folder: Path) -> Iterator[str]:
     """The text of the run's corpus."""
     if config.data.prepared is not None:
         raise SettingError(
             "tokenizer: data.prepared holds no text to train one on; leave it out to use the one "
             "that the corpus was prepared with"
         )
-    source = config.data.open(config.seed)
+    data, source = config.data, config.data.open(config.seed)
+    cleaner = data.cleaner(folder / "data")  # the corpus that is prepared next is cleaned once
     with log.progress("tokenizer", source.size, "bytes") as bar:
-        for text in texts_of(source, config.data.format, config.data.invalid):
+        for text in texts_of(source, data.format, data.invalid, cleaner=cleaner):
             bar.advance(len(text.encode()))
             yield text

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from culm.adapt.upcycle import Upcycle
 from culm.batch import Reads
 from culm.compose import Layout, compose_run
-from culm.config import Config, SettingError, alternatives, kind_unless_given, parse
+from culm.config import MAY_CHANGE, Config, SettingError, alternatives, kind_unless_given, parse
 from culm.data.settings import DataConfig
 from culm.eval.settings import EvalConfig
 from culm.model.transformer import TransformerConfig
@@ -24,7 +24,6 @@ from culm.run.train_settings import TrainConfig
 from culm.task.file_task import FileTask
 from culm.task.task import Task
 from culm.tokenizer import TokenizerConfig
-from culm.train.run_folder import MAY_CHANGE
 from culm.train.trackers import Trackers
 
 LAYOUT = Layout(

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from culm.adapt.lora import LoRA
 from culm.adapt.quantize.qat import QAT
-from culm.config import Config, one_of
+from culm.config import MAY_CHANGE, Config, MayChange, one_of
 from culm.model.attend import Backend
 from culm.objective import Objective
 from culm.objective.next_token import NextToken
@@ -20,7 +20,6 @@ from culm.rollout.reward import Rewards
 from culm.rollout.reward.reward import RewardConfig
 from culm.rollout.reward.score import TaskScore
 from culm.rollout.settings import RolloutConfig
-from culm.train.run_folder import MAY_CHANGE, MayChange
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 # Which server samples, and where it is: a run may go on with another one.

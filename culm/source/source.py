@@ -42,6 +42,15 @@ def bytes_in(value: Any) -> int:
     return 0
 
 
+def strings_in(value: Any) -> Iterator[str]:
+    """All text in a record or a part of it, in order."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from strings_in(part)
+
+
 def found_in(
     source: Source,
     read: Callable[[Record], Iterator[T]],

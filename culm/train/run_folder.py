@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,9 +12,9 @@ from pydantic import BaseModel
 
 from culm.atomic import atomic, discard
 from culm.compose import read_yaml
-from culm.config import Config, SettingError, parse
+from culm.config import Config, MayChange, SettingError, parse
 from culm.data.manifest import Manifest, is_corpus
-from culm.data.origin import Origin, SourceFile, change_in
+from culm.data.origin import Origin, SourceFile, change_in, changes_since
 from culm.files import read_json, write_json
 from culm.log import say
 from culm.source.source import Source
@@ -42,18 +41,6 @@ Settings = TypeVar("Settings", bound=Config)
 
 # What the tokenizer and the prepared corpus in the folder depend on.
 PREPARED = ("seed", "start", "tokenizer", "model.vocabulary", "data")
-
-
-@dataclass(frozen=True)
-class MayChange:
-    """Marks a setting that may change when a run resumes; every other one is fixed, since what is
-    in its checkpoints depends on it. but: parts of it that are fixed all the same.
-    """
-
-    but: tuple[str, ...] = ()
-
-
-MAY_CHANGE = MayChange()
 
 
 def is_fixed(kind: type[BaseModel], name: str) -> bool:
@@ -123,11 +110,13 @@ def source_change(folder: Path, source: Source | None) -> str | None:
     """How the files of a corpus differ from those that the folder's tokenizer and corpus were made
     from, as half a sentence.
     """
-    origins = [_tokenizer_origin(folder)]
+    origins, read = [_tokenizer_origin(folder)], dict[str, SourceFile]()
     if is_corpus(folder / "data"):
-        origins.append(Manifest.read(folder / "data").origin)
+        manifest = Manifest.read(folder / "data")
+        origins.append(manifest.origin)
+        read = {name: file for stage in manifest.clean for name, file in stage.files.items()}
     found = (change_in(origin, source) for origin in origins if origin and source is not None)
-    return next((change for change in found if change is not None), None)
+    return next((one for one in (*found, *changes_since(read)) if one is not None), None)
 
 
 def save_tokenizer(folder: Path, tokenizer: Tokenizer, origin: Origin) -> None:

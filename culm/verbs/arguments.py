@@ -114,6 +114,15 @@ DocumentSplit = Annotated[
 ]
 HeldOut = Annotated[float, typer.Option(help="Fraction held out for evaluation, up to 0.5.")]
 
+# culm classifier
+PositiveTexts = Annotated[
+    list[str], typer.Option("--positive", help="Texts as they should be; may be repeated.")
+]
+NegativeTexts = Annotated[
+    list[str], typer.Option("--negative", help="Texts to drop; may be repeated.")
+]
+ClassifierOut = Annotated[str, typer.Option(help="File of the new classifier (.safetensors).")]
+
 # culm generate
 Prompt = Annotated[str | None, typer.Argument(help="Text to continue.")]
 PromptFile = Annotated[

@@ -30,7 +30,7 @@ def prepare_corpus(
     manifest = prepare(
         data.open(), data.format, Tokenizer.load(tokenizer), Path(out), data.held_out, seed,
         duplicates=data.duplicates, invalid=data.invalid, difficulty=data.difficulty,
-        overwrite=overwrite,
+        cleaner=data.cleaner(Path(out)), overwrite=overwrite,
     )  # fmt: skip
     typer.echo(
         f"{out}: {manifest.documents:,} documents, {manifest.bytes:,} bytes, "

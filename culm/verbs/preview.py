@@ -82,7 +82,9 @@ class Corpus:
         else:
             settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
             text = self.sample if self.sample.whole else self.sample.half()
-            tokenizer = settings.build(texts_of(text, config.data.format, config.data.invalid))
+            data = config.data
+            texts = texts_of(text, data.format, data.invalid, cleaner=data.cleaner())
+            tokenizer = settings.build(texts)
         check_vocabulary(tokenizer, config.model.vocabulary, "model.vocabulary")
         return tokenizer
 
@@ -111,6 +113,7 @@ def preview(
         prepare(
             seen, data.format, tokenizer, folder, data.held_out if seen.whole else 0.0, config.seed,
             duplicates=data.duplicates, invalid=data.invalid, difficulty=data.difficulty,
+            cleaner=data.cleaner(),
         )  # fmt: skip
     assert folder is not None
     grading = planned_grading(config, tokenizer)

@@ -31,7 +31,7 @@ def train_tokenizer(
     data = corpus_of(path)
     source, notes = data.open(), Notes(data.invalid)
     notes.counts.update(source.left_out)
-    texts = texts_of(source, data.format, data.invalid, notes)
+    texts = texts_of(source, data.format, data.invalid, notes, data.cleaner())
     tokenizer = BPE(vocabulary=vocabulary).build(texts)
     with atomic(Path(out)) as fresh:
         tokenizer.save(fresh)
