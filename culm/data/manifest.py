@@ -48,8 +48,8 @@ class Manifest(Config):
     record. columns: names of the numbers that each document, or token (per), carries. difficulty:
     the field whose number each document carries too, for a curriculum. dropped: exact duplicates.
     tokenizer: a fingerprint. template: one of the chat template and its variables, for dialogues.
-    origin: the files that it was made from; revisions: those of datasets on the hub. notes: what
-    was left out or not used; the number comes before the phrase.
+    origin: the files that it was made from; revisions: those of datasets on the hub and of files
+    with a URL. notes: what was left out or not used; the number comes before the phrase.
     """
 
     source: str

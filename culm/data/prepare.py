@@ -77,7 +77,6 @@ def prepare(
         advice = CUT if isinstance(format, DocumentFormat) else ""
         divider = Divider(held_out, seed, advice, duplicates)
         notes = Notes(invalid, tokenizer.specials)
-        notes.counts.update(source.left_out)
         with (
             _writers(work, names, format, tokenizer, difficulty) as writers,
             progress("prepare", source.size, "bytes") as bar,
@@ -86,6 +85,7 @@ def prepare(
             divided = divider.divide(units, source.name)
             for name, unit, documents in _encoded(divided, format, tokenizer, notes):
                 writers[name].append(documents, unit.size)
+        notes.counts.update(source.left_out)  # some of which a source counts while it is read
         splits = {name: one.facts() for name, one in writers.items() if one.documents}
         if "train" not in splits:
             why = " ".join(notes.remarks) or "it holds no document"

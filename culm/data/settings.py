@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from culm.batch import Reads
-from culm.config import Config, listed
+from culm.config import Config, listed, refuse_unused
 from culm.data.curriculum import Curriculum
 from culm.data.difficulty import RecordField
 from culm.data.divide import Duplicates
@@ -17,7 +17,7 @@ from culm.data.format.document import DocumentFormat
 from culm.data.replay import Replay
 from culm.data.rows import Packing
 from culm.data.tasks import TaskSource
-from culm.source import DocumentSplit, Invalid, Limited, open_source
+from culm.source import DocumentSplit, Invalid, Limited, Mapped, open_source
 from culm.source.source import Source
 from culm.task import Tasks
 
@@ -28,6 +28,8 @@ class DataConfig(Config):
     path: files, folders, "stdlib" or dataset ids (see `open_source`); one or a list.
     prepared: a folder that `prepare` wrote, in place of a path.
     format: what a record means. held_out: share of the text that is kept for evaluation.
+    fields: the names that the format asks for, each with the field of the files that holds it, as
+        in {text: content, label: ratings.mean}; a dot leads into an object.
     split: what of a text file is a document. separator: the text between its documents, such as
         <|endoftext|>, in place of a split.
     invalid: what happens to bytes that are not UTF-8; with "skip", records that cannot be read are
@@ -47,6 +49,7 @@ class DataConfig(Config):
     prepared: Path | None = None
     format: Format = DocumentFormat()
     held_out: float = Field(default=0.02, ge=0, le=0.5)
+    fields: dict[str, str] = Field(default={})
     split: DocumentSplit = "file"
     separator: str | None = Field(default=None, min_length=1)
     invalid: Invalid = "error"
@@ -66,6 +69,11 @@ class DataConfig(Config):
         given = " and ".join(name for name, value in origins.items() if value)
         if not given or "and" in given:
             raise ValueError(f"path: give one of path, prepared and tasks, not {given or 'none'}")
+        return self
+
+    @model_validator(mode="after")
+    def _mapped(self) -> DataConfig:
+        refuse_unused(self, "fields", bool(self.path), "path")
         return self
 
     @model_validator(mode="after")
@@ -100,6 +108,8 @@ class DataConfig(Config):
         if self.tasks:
             return TaskSource(self.tasks, self.questions, self.turns, seed)
         source = open_source(self.path, self.split, self.invalid, self.separator)
+        if self.fields:
+            source = Mapped(source, self.fields)
         if self.max_documents is None and self.max_bytes is None:
             return source
         return Limited(source, self.format.texts, self.max_documents, self.max_bytes)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from culm.config import SettingError
 from culm.eval.questions import Answered
 from culm.source import open_source
+from culm.source.record import written
+from culm.source.source import LeftOutOnly, found_in
 from culm.task.file_task import SEPARATOR
 from culm.task.task import Question
 
@@ -50,11 +51,10 @@ def contamination(questions: Sequence[Question], path: str) -> Contamination:
     parts = [set(_runs(_text_of(question))) for question in questions]
     wanted = set().union(*parts) if parts else set()
     met: set[str] = set()
-    for number, record in enumerate(open_source(path, setting="contamination"), start=1):
-        text = record.get("text")
-        if not isinstance(text, str):
-            raise SettingError(f"contamination: {path}: record {number} has no field text")
+    source, skipped = open_source(path, setting="contamination"), LeftOutOnly()
+    for _, [text] in found_in(source, lambda record: iter([written(record, "text")]), skipped):
         met.update(run for run in _runs(text) if run in wanted)
+    skipped.say()
     return Contamination([bool(part & met) if part else None for part in parts])
 
 

@@ -20,7 +20,7 @@ RECORDS = '{"body": "some words to learn"}\n{"body": 3}\n{"body": "and other wor
 def folder(tmp_path: Path) -> str:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.jsonl").write_text(RECORDS)
-    (tmp_path / "texts" / "b.pdf").write_text("%PDF")
+    (tmp_path / "texts" / "b.docx").write_text("PK")
     return str(tmp_path / "texts")
 
 
@@ -42,7 +42,7 @@ def test_what_an_error_advises_can_be_given(
     said = capsys.readouterr().out
     assert "1 records cannot be read and are left out." in said
     assert "1 files in " in said
-    assert "(.pdf)" in said
+    assert "(.docx)" in said
     with pytest.raises(SettingError, match=r"line 2: .*data\.invalid=skip"):
         prepare([folder, field], tmp_path)
     manifest = prepare([folder, field, BAD], tmp_path)
