@@ -72,12 +72,6 @@ class Files:
                 if self.reading.invalid != "skip":
                     raise
                 yield Record({}, str(file), str(error), failure=Unreadable)
-            except SettingError:
-                raise
-            except Exception as error:
-                if isinstance(file, Remote):  # each file system has errors of its own
-                    raise remote.unreachable(file.url, error, file.setting) from None
-                raise
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,6 @@ class Zstd(io.RawIOBase):
 def opened(file: File) -> BinaryIO:
     """A file to read, decompressed if its name says that it is compressed."""
     raw = file.open("rb")
-    if not isinstance(file, Path):
-        raw = cast(BinaryIO, _Closing(raw, raw))  # reads ahead, and shows what comes
     match file.suffix.lower():
         case ".gz":
             return cast(BinaryIO, _Closing(gzip.GzipFile(fileobj=raw), raw))
@@ -101,8 +99,7 @@ class _Closing(io.BufferedReader):
 
     def close(self) -> None:
         super().close()
-        if not self._below.closed:
-            self._below.close()
+        self._below.close()
 
 
 def method_of(file: File) -> str | None:

@@ -57,6 +57,8 @@ def _open(reader: Any, content: Any, file: File) -> Any:
     try:
         pdf = reader(content)
         locked = pdf.is_encrypted and not pdf.decrypt("")  # many have an empty password
+    except SettingError:  # of the network
+        raise
     except Exception as error:  # of a damaged file the library raises whatever happens
         raise _damaged(file, "", error) from None
     if locked:
@@ -67,6 +69,8 @@ def _open(reader: Any, content: Any, file: File) -> Any:
 def _count(pdf: Any, file: File) -> int:
     try:
         return len(pdf.pages)
+    except SettingError:
+        raise
     except Exception as error:
         raise _damaged(file, "", error) from None
 
@@ -74,6 +78,8 @@ def _count(pdf: Any, file: File) -> int:
 def _text(pdf: Any, number: int, file: File) -> str:
     try:
         return pdf.pages[number].extract_text()
+    except SettingError:
+        raise
     except Exception as error:
         raise _damaged(file, f"page {number + 1}: ", error) from None
 

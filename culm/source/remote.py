@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,10 +58,13 @@ class Remote:
         """The bytes, read in blocks and nothing kept on disk.
 
         Raises:
-            OSError: there is none, or it may not be read.
+            SettingError: there is none, it may not be read, or the connection is lost later.
         """
         system, path = system_of(self.url, self.setting)
-        return system.open(path, mode)
+        try:
+            return io.BufferedReader(_Stream(system.open(path, mode), self))
+        except Exception as error:  # each file system has errors of its own
+            raise unreachable(self.url, error, self.setting) from None
 
     @cached_property
     def facts(self) -> Mapping[str, Any]:
@@ -82,6 +86,37 @@ class Remote:
         found = [f"{facts['size']} bytes"] if facts.get("size") is not None else []
         known = next((name for name in VERSIONS if facts.get(name) is not None), None)
         return ", ".join(found + ([f"{known} {facts[known]}"] if known else [])) or "unknown"
+
+
+class _Stream(io.RawIOBase):
+    """A remote file. A lost connection is no damage, for which a file may be left out."""
+
+    def __init__(self, file: Any, remote: Remote) -> None:
+        self._file, self._remote = file, remote
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            found = self._file.read(len(buffer))
+        except Exception as error:  # each file system has errors of its own
+            raise unreachable(self._remote.url, error, self._remote.setting) from None
+        buffer[: len(found)] = found
+        return len(found)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 File = Path | Remote
