@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from culm.config import Config
+from culm.data.manifest import SourceFile
 from culm.data.tasks import TaskSource
+from culm.data.token_files import PreparedText, TokenFiles
 from culm.files import sha256
 from culm.source import Chain, Files, Limited, Mapped, open_source
 from culm.source.hub import Hub
@@ -15,14 +16,6 @@ from culm.source.source import Source
 from culm.task.file_task import FileTask
 
 SHOWN = 12  # digits of a digest in a message
-
-
-class SourceFile(Config):
-    """Size, time of the last change (nanoseconds since 1970) and digest of a file."""
-
-    bytes: int
-    modified: int
-    sha256: str
 
 
 Origin = dict[str, SourceFile]  # by path
@@ -35,8 +28,10 @@ def files_of(source: Source) -> Iterator[Path]:
 
 def _files_of(source: Source) -> Iterator[File]:
     match source:
-        case Files():
+        case Files() | TokenFiles():
             yield from source.paths
+        case PreparedText():
+            yield from source.files
         case Chain():
             for inner in source.sources:
                 yield from _files_of(inner)

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from culm.batch import Reads
-from culm.config import Config, listed, refuse_unused
+from culm.config import Config, SettingError, listed, refuse_unused
 from culm.data.curriculum import Curriculum
 from culm.data.difficulty import RecordField
 from culm.data.divide import Duplicates
@@ -17,7 +17,9 @@ from culm.data.format.document import DocumentFormat
 from culm.data.replay import Replay
 from culm.data.rows import Packing
 from culm.data.tasks import TaskSource
-from culm.source import DocumentSplit, Invalid, Limited, Mapped, open_source
+from culm.data.token_files import PreparedText, TokenFiles, is_prepared, is_token_file
+from culm.source import Chain, DocumentSplit, Invalid, Limited, Mapped, open_source
+from culm.source.remote import Remote, is_url
 from culm.source.source import Source
 from culm.task import Tasks
 
@@ -30,6 +32,7 @@ class DataConfig(Config):
     format: what a record means. held_out: share of the text that is kept for evaluation.
     fields: the names that the format asks for, each with the field of the files that holds it, as
         in {text: content, label: ratings.mean}; a dot leads into an object.
+    tokenizer: the folder of the one that made the token shards (.bin) in path.
     split: what of a text file is a document. separator: the text between its documents, such as
         <|endoftext|>, in place of a split.
     invalid: what happens to bytes that are not UTF-8; with "skip", records that cannot be read are
@@ -50,6 +53,7 @@ class DataConfig(Config):
     format: Format = DocumentFormat()
     held_out: float = Field(default=0.02, ge=0, le=0.5)
     fields: dict[str, str] = Field(default={})
+    tokenizer: Path | None = None
     split: DocumentSplit = "file"
     separator: str | None = Field(default=None, min_length=1)
     invalid: Invalid = "error"
@@ -73,7 +77,8 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _mapped(self) -> DataConfig:
-        refuse_unused(self, "fields", bool(self.path), "path")
+        for name in ("fields", "tokenizer"):
+            refuse_unused(self, name, bool(self.path), "path")
         return self
 
     @model_validator(mode="after")
@@ -107,9 +112,32 @@ class DataConfig(Config):
         """The source that the settings mean; tasks draw their questions from the seed."""
         if self.tasks:
             return TaskSource(self.tasks, self.questions, self.turns, seed)
-        source = open_source(self.path, self.split, self.invalid, self.separator)
+        sources = [self._opened(path) for path in self.path]
+        source = sources[0] if len(sources) == 1 else Chain(sources)
+        if self.tokenizer is not None and not any(isinstance(s, TokenFiles) for s in sources):
+            raise SettingError("data.tokenizer: data.path names no token shards (.bin)")
         if self.fields:
             source = Mapped(source, self.fields)
         if self.max_documents is None and self.max_bytes is None:
             return source
         return Limited(source, self.format.texts, self.max_documents, self.max_bytes)
+
+    def _opened(self, path: str) -> Source:
+        folder = Path(path).expanduser()
+        if is_prepared(path):
+            return PreparedText(folder)
+        shards = []
+        if folder.is_dir() and self.tokenizer is not None:
+            shards = [one for one in sorted(folder.iterdir()) if is_token_file(one)]
+            others = sum(one.is_file() for one in folder.iterdir()) - len(shards)
+        if shards and self.tokenizer is not None:
+            return TokenFiles(path, shards, self.tokenizer, self.invalid, others)
+        if is_token_file(path) and (is_url(path) or folder.is_file()):
+            if self.tokenizer is None:
+                raise SettingError(
+                    f"data.tokenizer: {path} holds token ids; name the folder of the tokenizer "
+                    "that made them"
+                )
+            file = Remote(path) if is_url(path) else folder
+            return TokenFiles(path, [file], self.tokenizer, self.invalid)
+        return open_source(path, self.split, self.invalid, self.separator)

@@ -18,6 +18,7 @@ from culm.data.format.prompt import PromptFormat
 from culm.data.format.ranking import RankingFormat
 from culm.data.format.steps import StepsFormat
 from culm.data.spans import spans_of
+from culm.data.token_files import PreparedText, TokenFiles
 from culm.source import Chain, Files, Invalid, Limited, Mapped
 from culm.source.compressed import method_of
 from culm.source.hub import Hub
@@ -116,6 +117,8 @@ def kinds_in(source: Source) -> Iterator[str]:
             )
             kinds = ", ".join(f"{number:,} {kind}" for kind, number in found.items())
             yield f"{source.name}: read as {kinds}."
+        case TokenFiles() | PreparedText():
+            yield f"{source.name}: read as token shards, decoded."
         case Hub():
             yield f"{source.name}: read as a dataset of the Hugging Face hub."
         case _:
