@@ -19,6 +19,13 @@ ROOT = "mediawiki"
 HEAD = 1 << 12  # bytes in which the first element begins
 START = re.compile(rb"\s*(<\?xml[^>]*\?>\s*)?(<!--.*?-->\s*)*<([\w:.-]+)", re.DOTALL)
 REDIRECTS = re.compile(r"\s*#redirect\b", re.IGNORECASE)
+# What stands in the middle of a sentence without being part of it, or is a list of files.
+ASIDE = re.compile(
+    r"<(ref|gallery|imagemap|timeline)\b([^>]*/>|.*?</\1\s*>)", re.IGNORECASE | re.DOTALL
+)
+HEADING = re.compile(r"(={1,6})\s*(.*?)\s*=+\s*")
+HOLLOW = re.compile(r" \([ ,;]*\)")
+MARKS = re.compile(r"[*#:;]+\s*")
 FILES, CATEGORIES = "6", "14"  # numbers of namespaces, whose names depend on the language
 LEFT_OUT = "wiki pages are {} and are left out"
 REDIRECT = LEFT_OUT.format("redirects")
@@ -125,16 +132,34 @@ def _left_out(page: Element) -> str | None:
 
 def plain_text(wikitext: str, names: frozenset[str], library: Any) -> str:
     """Without templates, tables, references, files and categories. names: of those namespaces."""
-    # A reference stands in the middle of a sentence; the library would leave its text there.
-    wikitext = re.sub(r"<ref\b[^>]*/>|<ref\b.*?</ref\s*>", "", wikitext, flags=re.DOTALL | re.I)
-    parsed = library.parse(wikitext)
+    parsed = library.parse(ASIDE.sub("", wikitext))
     for link in reversed(parsed.wikilinks):  # the inner ones first: captions hold links
         space, colon, _ = link.target.partition(":")
         if colon and space.strip().lower() in names:
             del link[:]
-    text = parsed.plain_text()
-    lines = [line.rstrip() for line in text.splitlines()]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+    for table in reversed(parsed.tables):
+        del table[:]
+    return "\n".join(_filled(parsed.plain_text().splitlines())).strip()
+
+
+def _filled(lines: list[str]) -> list[str]:
+    """Without what has nothing in it where a template was: entries of lists, brackets, sections."""
+    kept: list[str] = []  # from the last to the first
+    level = 0  # of the section that follows what was kept last; 0 at the end of the page
+    for line in reversed(lines):
+        heading = HEADING.fullmatch(line)
+        text = HOLLOW.sub("", line).rstrip() if heading is None else heading[2]
+        if heading is not None and 0 <= level <= len(heading[1]):
+            continue
+        if heading is not None:
+            level = len(heading[1])
+        elif MARKS.fullmatch(text):
+            continue
+        elif text:
+            level = -1  # there is text under the heading above
+        if text or (kept and kept[-1]):
+            kept.append(text)
+    return kept[::-1]
 
 
 def _names(siteinfo: Element) -> frozenset[str]:

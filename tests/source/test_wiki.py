@@ -26,6 +26,11 @@ large.<ref name="a" />
 {{Infobox|size=3}}
 [[Datei:map.png|thumb|A map of [[Rhodes]]]]
 == History ==
+* {{cite}}
+* Founded () in 408.
+=== Empty ===
+== Empty too ==
+== Now ==
 {| class="wikitable"
 | a || b
 |}
@@ -61,8 +66,19 @@ def test_an_article_becomes_plain_text(tmp_path):
     [record], counts = counted(path)
     text = record["text"].replace("\xa0", " ")
     assert text.startswith("Rhodes\n\nRhodes is an isle of Greece. It is\nlarge.\n\n")
-    assert text.endswith("It is  old.\n")
-    for gone in ("Infobox", "map", "wikitable", "Kategorie", "book", "[", "{", "'''"):
+    assert text.endswith("\nHistory\n* Founded in 408.\nNow\n\nIt is  old.\n")
+    for gone in (
+        "Infobox",
+        "map",
+        "wikitable",
+        "b\n",
+        "Empty",
+        "Kategorie",
+        "book",
+        "[",
+        "{",
+        "'''",
+    ):
         assert gone not in text
     assert record.place == f"{path}: page 'Rhodes'"
     assert not counts
