@@ -19,9 +19,10 @@ ROOT = "mediawiki"
 HEAD = 1 << 12  # bytes in which the first element begins
 START = re.compile(rb"\s*(<\?xml[^>]*\?>\s*)?(<!--.*?-->\s*)*<([\w:.-]+)", re.DOTALL)
 REDIRECTS = re.compile(r"\s*#redirect\b", re.IGNORECASE)
+COMMENT = re.compile(r"<!--.*?(-->|$)", re.DOTALL)  # in which tags need no end
 # What stands in the middle of a sentence without being part of it, or is a list of files.
 ASIDE = re.compile(
-    r"<(ref|gallery|imagemap|timeline)\b([^>]*/>|.*?</\1\s*>)", re.IGNORECASE | re.DOTALL
+    r"<(ref|gallery|imagemap|timeline)\b([^>]*/>|((?!<\1\b).)*?</\1\s*>)", re.IGNORECASE | re.DOTALL
 )
 HEADING = re.compile(r"(={1,6})\s*(.*?)\s*=+\s*")
 HOLLOW = re.compile(r" \([ ,;]*\)")
@@ -132,7 +133,7 @@ def _left_out(page: Element) -> str | None:
 
 def plain_text(wikitext: str, names: frozenset[str], library: Any) -> str:
     """Without templates, tables, references, files and categories. names: of those namespaces."""
-    parsed = library.parse(ASIDE.sub("", wikitext))
+    parsed = library.parse(ASIDE.sub("", COMMENT.sub("", wikitext)))
     for link in reversed(parsed.wikilinks):  # the inner ones first: captions hold links
         space, colon, _ = link.target.partition(":")
         if colon and space.strip().lower() in names:
