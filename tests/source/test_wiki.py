@@ -24,7 +24,8 @@ HEAD = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="
 <siteinfo><namespaces><namespace key="0" /><namespace key="6">Datei</namespace>
 <namespace key="14">Kategorie</namespace></namespaces></siteinfo>
 """
-ARTICLE = """<!-- Use <ref> here. -->'''Rhodes''' is an [[island|isle]] of [[Greece]].<ref name="a">A book.</ref> It is
+ARTICLE = """<!-- Use <ref> here. -->
+'''Rhodes''' is an [[island|isle]] of [[Greece]].<ref name="a">A book.</ref> It is
 large.<ref name="a" />
 
 {{Infobox|size=3}}
@@ -163,8 +164,8 @@ def words(text):
 def test_a_dump_of_wikipedia(shared):
     """The words of each article are those that another program found in it."""
     [path] = shared("wikipedia_xml").glob("*.bz2")
-    lines = gzip.open(shared("wikipedia_xml") / "wiki_articles.jsonl.gz")
-    known = {row["title"]: row["text"] for row in map(json.loads, lines)}
+    with gzip.open(shared("wikipedia_xml") / "wiki_articles.jsonl.gz") as lines:
+        known = {row["title"]: row["text"] for row in map(json.loads, lines)}
     skipped = LeftOutOnly()
     found = found_in(open_source(path), lambda one: iter([one]), skipped)
     texts = [record["text"] for record, _ in islice(found, 8)]
