@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import sys
 import tracemalloc
 
 import pytest
@@ -269,3 +270,19 @@ def test_an_unknown_kind_is_refused_with_what_was_seen(content, seen, tmp_path):
         read(path)
     with pytest.raises(SettingError, match=r"no file in it is one of .*it holds \.xyz"):
         open_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [
+        ("a.txt.zst", "zstandard"),
+        ("a.html", "selectolax.lexbor"),
+        ("a.pdf", "pypdf"),
+        ("a.xml", "wikitextparser"),
+    ],
+)
+def test_a_library_that_is_missing_names_the_extra(name, library, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, library, None)
+    (tmp_path / name).write_bytes(b"<mediawiki>")
+    with pytest.raises(SettingError, match=rf"{name}: .* pip install 'culm\[files\]'"):
+        list(open_source(tmp_path / name, invalid="skip"))
