@@ -83,16 +83,17 @@ def prepare(
     path: given.Texts,
     tokenizer: given.TokenizerFolder,
     out: given.CorpusOut,
-    format: given.RecordFormat = "document",
+    format: given.RecordFormat = None,
     split: given.DocumentSplit = "file",
     held_out: given.HeldOut = 0.02,
     seed: given.Seed = 0,
     overwrite: given.Overwrite = False,
+    quiet: given.Quiet = False,
 ) -> None:
     """Write texts as token shards with a manifest; `data.prepared=OUT` trains on them."""
     from culm.verbs.prepare import prepare_corpus
 
-    prepare_corpus(path, tokenizer, out, format, split, held_out, seed, overwrite)
+    prepare_corpus(path, tokenizer, out, format, split, held_out, seed, overwrite, quiet)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from torch import Tensor
 from culm.config import SettingError
 from culm.data.format.document import DocumentFormat
 from culm.source import open_source
-from culm.source.source import Source, found_in
+from culm.source.source import LeftOutOnly, Source, found_in
 from culm.tokenizer.tokenizer import Tokenizer
 
 ROWS = 160  # maximum; every fifth is held out
@@ -33,9 +33,11 @@ def calibration_rows(paths: Sequence[str], tokenizer: Tokenizer, context: int) -
         SettingError: the text is missing, or shorter than two rows.
     """
     length, format = min(context, LENGTH), DocumentFormat(max_characters=1 << 20)
-    texts = (texts for _, texts in found_in(_opened(paths), format.contents))
+    skipped = LeftOutOnly()
+    texts = (texts for _, texts in found_in(_opened(paths), format.contents, skipped))
     examples = chain.from_iterable(format.encode(text, tokenizer) for text in texts)
     ids = list(islice(chain.from_iterable(e.tokens for e in examples), ROWS * length))
+    skipped.say()
     count = len(ids) // length
     if count < 2:
         raise SettingError(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from culm.batch import Reads
 from culm.config import Config
-from culm.source.record import kind_of_value, shape_of
+from culm.source.record import Row, kind_of_value, number_in, shape_of
 from culm.source.source import bytes_in, strings_in
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -123,7 +123,10 @@ def number_of(record: dict[str, Any], key: str) -> float:
     Raises:
         ValueError: there is something else.
     """
-    return _number(record.get(key), record, key)
+    value = record.get(key)
+    if isinstance(record, Row) and isinstance(value, str):
+        value = number_in(value)
+    return _number(value, record, key)
 
 
 def numbers_of(record: dict[str, Any], key: str) -> list[float]:

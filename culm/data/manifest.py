@@ -12,7 +12,6 @@ from culm.batch import Reads
 from culm.config import Config, SettingError, parse
 from culm.data.clean.facts import StageFacts
 from culm.data.notes import remarks_of
-from culm.data.origin import SourceFile
 from culm.files import sha256
 
 NAME = "manifest.json"
@@ -29,6 +28,14 @@ class File(Config):
     @staticmethod
     def of(path: Path) -> File:
         return File(bytes=path.stat().st_size, sha256=sha256(path))
+
+
+class SourceFile(Config):
+    """Size, time of the last change (nanoseconds since 1970) and digest of a file."""
+
+    bytes: int
+    modified: int
+    sha256: str
 
 
 class SplitFacts(Config):
@@ -49,9 +56,9 @@ class Manifest(Config):
     record. columns: names of the numbers that each document, or token (per), carries. difficulty:
     the field whose number each document carries too, for a curriculum. dropped: exact duplicates.
     tokenizer: a fingerprint. template: one of the chat template and its variables, for dialogues.
-    origin: the files that it was made from; revisions: those of datasets on the hub. clean: what
-    each stage of cleaning did. notes: what was left out or not used; the number comes before the
-    phrase.
+    origin: the files that it was made from; revisions: those of datasets on the hub and of files
+    with a URL. clean: what each stage of cleaning did. notes: what was left out or not used; the
+    number comes before the phrase.
     """
 
     source: str

@@ -11,10 +11,11 @@ from culm.config import SettingError
 from culm.data.example import Content, Dialogue
 from culm.log import say
 from culm.source import Invalid
-from culm.source.record import LeftOut
+from culm.source.record import LeftOut, Unreadable
 from culm.tokenizer.offsets import any_of
 from culm.tokenizer.template import MEANT
 
+DAMAGED = "files cannot be read, or not to their end, and are left out from there"
 UNREADABLE = "records cannot be read and are left out"
 UNASKED = "dialogues begin with the assistant, so its first answer is to no question"
 
@@ -43,9 +44,10 @@ class Notes:
         if isinstance(error, LeftOut):
             self.counts[str(error)] += 1
         elif self._skips:
-            if not self.counts[UNREADABLE] and not self._silent:
+            phrase = DAMAGED if isinstance(error, Unreadable) else UNREADABLE
+            if not self.counts[phrase] and not self._silent:
                 say(f"Left out, as data.invalid=skip asks: {error}")
-            self.counts[UNREADABLE] += 1
+            self.counts[phrase] += 1
         else:
             raise SettingError(f"{error}; correct it, or set data.invalid=skip to leave it out")
 

@@ -5,54 +5,56 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from culm.config import Config
+from culm.data.manifest import SourceFile
 from culm.data.tasks import TaskSource
+from culm.data.token_files import PreparedText, TokenFiles
 from culm.files import sha256
-from culm.source import Chain, Files, Limited, open_source
+from culm.source import Chain, Files, Limited, Mapped, open_source
 from culm.source.hub import Hub
+from culm.source.remote import File, Remote
 from culm.source.source import Source
 from culm.task.file_task import FileTask
 
 SHOWN = 12  # digits of a digest in a message
 
 
-class SourceFile(Config):
-    """Size, time of the last change (nanoseconds since 1970) and digest of a file."""
-
-    bytes: int
-    modified: int
-    sha256: str
-
-
 Origin = dict[str, SourceFile]  # by path
 
 
 def files_of(source: Source) -> Iterator[Path]:
-    """The files that a source reads; none of a dataset on the hub."""
+    """The files of this machine that a source reads."""
+    yield from (file for file in _files_of(source) if isinstance(file, Path))
+
+
+def _files_of(source: Source) -> Iterator[File]:
     match source:
-        case Files():
+        case Files() | TokenFiles():
             yield from source.paths
+        case PreparedText():
+            yield from source.files
         case Chain():
             for inner in source.sources:
-                yield from files_of(inner)
-        case Limited():
-            yield from files_of(source.source)
+                yield from _files_of(inner)
+        case Limited() | Mapped():
+            yield from _files_of(source.source)
         case TaskSource():
             for task in source.tasks:
                 for path in task.paths if isinstance(task, FileTask) else ():
-                    yield from files_of(open_source(path, setting="tasks.path"))
+                    yield from _files_of(open_source(path, setting="tasks.path"))
 
 
 def revisions_of(source: Source) -> dict[str, str]:
-    """The revision of each dataset on the hub that a source reads, where the hub says it."""
+    """The version of all that a source reads elsewhere: the revision of a dataset on the hub, where
+    the hub says it, and what the file system says of a file with a URL.
+    """
     match source:
         case Hub():
             return {source.name: source.revision} if source.revision else {}
         case Chain():
             return {name: one for s in source.sources for name, one in revisions_of(s).items()}
-        case Limited():
+        case Limited() | Mapped():
             return revisions_of(source.source)
-    return {}
+    return {str(file): file.version for file in _files_of(source) if isinstance(file, Remote)}
 
 
 def origin_of(source: Source) -> Origin:

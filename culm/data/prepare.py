@@ -81,7 +81,6 @@ def prepare(
         advice = CUT if isinstance(format, DocumentFormat) else ""
         divider = Divider(held_out, seed, advice, duplicates)
         notes = Notes(invalid, tokenizer.specials)
-        notes.counts.update(source.left_out)
         notes.counts.update(cleaner.notes)
         with (
             _writers(work, names, format, tokenizer, difficulty) as writers,
@@ -91,6 +90,7 @@ def prepare(
             divided = divider.divide(cleaner.clean(units), source.name)
             for name, unit, documents in _encoded(divided, format, tokenizer, notes):
                 writers[name].append(documents, unit.size)
+        notes.counts.update(source.left_out)  # some of which a source counts while it is read
         splits = {name: one.facts() for name, one in writers.items() if one.documents}
         if "train" not in splits:
             left_out = [

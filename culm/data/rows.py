@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from culm.config import SettingError
 from culm.data.order import Difficulties
 from culm.data.pack import Overflow, PackedRows, bins, singles, to_batch, windows
 from culm.data.prepared import Prepared
+from culm.data.spans import spans_of
 from culm.tokenizer.tokenizer import Tokenizer
 
 Packing = Literal["windows", "bins", "auto"]
@@ -87,7 +87,7 @@ class Rows:
 
     def text(self, row: int, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
         """A row in spans (text, whether it is learned)."""
-        return _spans([self._prepared.read(*one) for one in self._segments(row)], tokenizer)
+        return spans_of([self._prepared.read(*one) for one in self._segments(row)], tokenizer)
 
     def _group_starts(self, rows: int) -> np.ndarray:
         """(groups + 1,) int64, the first row of each group, and the end of the last."""
@@ -148,17 +148,3 @@ def _pack(
     if packing == "windows" or (packing == "auto" and overflow == "split" and graded is None):
         return windows(prepared.offsets, context)
     return bins(prepared.offsets, context, overflow, None if graded is None else graded.values)
-
-
-def _spans(
-    segments: list[tuple[np.ndarray, np.ndarray | None]], tokenizer: Tokenizer
-) -> list[tuple[str, bool]]:
-    """Runs of equal mask, decoded with the special tokens visible."""
-    spans = []
-    for ids, mask in segments:
-        learned = np.ones(len(ids), dtype=bool) if mask is None else mask
-        cuts = [0, *(np.flatnonzero(learned[1:] != learned[:-1]) + 1), len(ids)]
-        for start, end in pairwise(cuts):
-            text = tokenizer.decode(ids[start:end].tolist(), specials=True)
-            spans.append((text, bool(learned[start])))
-    return spans

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from culm.batch import Reads
-from culm.config import MAY_CHANGE, Config, listed, refuse_unused
+from culm.config import MAY_CHANGE, Config, SettingError, listed, refuse_unused
 from culm.data.clean import AnyStage
 from culm.data.clean.cleaner import Cleaner, kept_beside
 from culm.data.curriculum import Curriculum
@@ -19,7 +19,9 @@ from culm.data.format.document import DocumentFormat
 from culm.data.replay import Replay
 from culm.data.rows import Packing
 from culm.data.tasks import TaskSource
-from culm.source import DocumentSplit, Invalid, Limited, open_source
+from culm.data.token_files import PreparedText, TokenFiles, is_prepared, is_token_file
+from culm.source import Chain, DocumentSplit, Invalid, Limited, Mapped, open_source
+from culm.source.remote import Remote, is_url
 from culm.source.source import Source
 from culm.task import Tasks
 
@@ -30,6 +32,9 @@ class DataConfig(Config):
     path: files, folders, "stdlib" or dataset ids (see `open_source`); one or a list.
     prepared: a folder that `prepare` wrote, in place of a path.
     format: what a record means. held_out: share of the text that is kept for evaluation.
+    fields: the names that the format asks for, each with the field of the files that holds it, as
+        in {text: content, label: ratings.mean}; a dot leads into an object.
+    tokenizer: the folder of the one that made the token shards (.bin) in path.
     split: what of a text file is a document. separator: the text between its documents, such as
         <|endoftext|>, in place of a split.
     invalid: what happens to bytes that are not UTF-8; with "skip", records that cannot be read are
@@ -51,6 +56,8 @@ class DataConfig(Config):
     prepared: Path | None = None
     format: Format = DocumentFormat()
     held_out: float = Field(default=0.02, ge=0, le=0.5)
+    fields: dict[str, str] = Field(default={})
+    tokenizer: Path | None = None
     split: DocumentSplit = "file"
     separator: str | None = Field(default=None, min_length=1)
     invalid: Invalid = "error"
@@ -72,6 +79,12 @@ class DataConfig(Config):
         given = " and ".join(name for name, value in origins.items() if value)
         if not given or "and" in given:
             raise ValueError(f"path: give one of path, prepared and tasks, not {given or 'none'}")
+        return self
+
+    @model_validator(mode="after")
+    def _mapped(self) -> DataConfig:
+        for name in ("fields", "tokenizer"):
+            refuse_unused(self, name, bool(self.path), "path")
         return self
 
     @model_validator(mode="after")
@@ -125,7 +138,32 @@ class DataConfig(Config):
         """The source that the settings mean; tasks draw their questions from the seed."""
         if self.tasks:
             return TaskSource(self.tasks, self.questions, self.turns, seed)
-        source = open_source(self.path, self.split, self.invalid, self.separator)
+        sources = [self._opened(path) for path in self.path]
+        source = sources[0] if len(sources) == 1 else Chain(sources)
+        if self.tokenizer is not None and not any(isinstance(s, TokenFiles) for s in sources):
+            raise SettingError("data.tokenizer: data.path names no token shards (.bin)")
+        if self.fields:
+            source = Mapped(source, self.fields)
         if self.max_documents is None and self.max_bytes is None:
             return source
         return Limited(source, self.format.texts, self.max_documents, self.max_bytes)
+
+    def _opened(self, path: str) -> Source:
+        folder = Path(path).expanduser()
+        if is_prepared(path):
+            return PreparedText(folder)
+        shards = []
+        if folder.is_dir() and self.tokenizer is not None:
+            shards = [one for one in sorted(folder.iterdir()) if is_token_file(one)]
+            others = sum(one.is_file() for one in folder.iterdir()) - len(shards)
+        if shards and self.tokenizer is not None:
+            return TokenFiles(path, shards, self.tokenizer, self.invalid, others)
+        if is_token_file(path) and (is_url(path) or folder.is_file()):
+            if self.tokenizer is None:
+                raise SettingError(
+                    f"data.tokenizer: {path} holds token ids; name the folder of the tokenizer "
+                    "that made them"
+                )
+            file = Remote(path) if is_url(path) else folder
+            return TokenFiles(path, [file], self.tokenizer, self.invalid)
+        return open_source(path, self.split, self.invalid, self.separator)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from culm.config import SettingError
 from culm.data.overlap import Overlap, parts_of, text_of
 from culm.eval.questions import Answered
 from culm.source import open_source
+from culm.source.record import written
+from culm.source.source import LeftOutOnly, found_in
 from culm.task.task import Question
 
 
@@ -45,9 +46,8 @@ def contamination(questions: Sequence[Question], path: str) -> Contamination:
     """
     parts = [parts_of(text_of(question)) for question in questions]
     overlap, met = Overlap(set().union(*parts)), set[str]()
-    for number, record in enumerate(open_source(path, setting="contamination"), start=1):
-        text = record.get("text")
-        if not isinstance(text, str):
-            raise SettingError(f"contamination: {path}: record {number} has no field text")
+    source, skipped = open_source(path, setting="contamination"), LeftOutOnly()
+    for _, [text] in found_in(source, lambda record: iter([written(record, "text")]), skipped):
         met |= overlap.found_in(text)
+    skipped.say()
     return Contamination([bool(part & met) if part else None for part in parts])

@@ -11,6 +11,7 @@ from culm.eval.measure.chat import Chat
 from culm.eval.measure.scores import Scores
 from culm.eval.settings import EvalConfig
 from culm.source import kind_of
+from culm.source.compressed import method_of
 from culm.task.file_task import FileTask
 from culm.task.task import Task
 
@@ -89,7 +90,8 @@ def _named(root: Path) -> dict[str, list[Path]]:
 
 
 def _without_suffixes(name: str) -> str:
-    return re.sub(r"\.(jsonl|ndjson|json|parquet|csv)(\.gz)?$", "", name, flags=re.IGNORECASE)
+    path = Path(name)
+    return (path.with_suffix("") if method_of(path) else path).stem
 
 
 def _plain(name: str) -> str:

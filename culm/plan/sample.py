@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from culm.data.example import RecordFormat, bytes_of
 from culm.data.notes import Notes
 from culm.source import Invalid, Limited
 from culm.source.record import LeftOut, Record, fields_of
-from culm.source.source import Source, bytes_in, found_in
+from culm.source.source import LeftOutOnly, Source, bytes_in, found_in
 from culm.tokenizer.tokenizer import Tokenizer
 
 SIZE = 4 << 20  # bytes of text that are encoded at most
@@ -79,12 +80,20 @@ def sample(
         except LeftOut:
             yield 0  # `prepare` counts it
 
+    left_out = LeftOutOnly()
+
     def skipped(error: ValueError) -> None:
-        kept.append((Record({}, source.name, str(error)), 0))  # `prepare` counts it
+        if isinstance(error, LeftOut):
+            left_out(error)
+        elif skips:
+            failure = type(error)
+            kept.append((Record({}, source.name, str(error), failure=failure), 0))  # counted there
+        else:
+            Notes(invalid).skipped(error)
 
     read_records = read_bytes = kept_bytes = 0
     stride, ended = 1, True
-    for record, [length] in found_in(source, lengths, skipped if skips else Notes(invalid).skipped):
+    for record, [length] in found_in(source, lengths, skipped):
         if read_bytes >= checked:
             ended = False
             break
@@ -102,7 +111,7 @@ def sample(
     share = kept_bytes / max(1, total) if total is not None else None
     return Sample(
         source.name, records, stride == 1, read_records, read_bytes, ended, total, share,
-        source.left_out,
+        Counter(source.left_out) + left_out.counts,
     )  # fmt: skip
 
 

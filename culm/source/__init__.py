@@ -9,70 +9,69 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from culm.config import SettingError
 from culm.files import is_local
-from culm.source import hub, jsonl, parquet, stdlib, text
-from culm.source.record import fields_of
+from culm.source import hub, remote, stdlib
+from culm.source.compressed import method_of, suffix_of
+from culm.source.kinds import READ, is_read, kind_of, records_of
+from culm.source.reading import DocumentSplit, Invalid, Reading
+from culm.source.record import (
+    LeftOut,
+    Record,
+    Unreadable,
+    as_record,
+    at_path,
+    fields_of,
+    without_path,
+)
+from culm.source.remote import File, Remote, size_of
 from culm.source.source import Source, bytes_in
-
-DocumentSplit = Literal["file", "paragraphs", "lines"]
-Invalid = Literal["error", "replace", "skip"]
 
 # A folder with one of these is a run, quickstart, tokenizer or model of ours, not a corpus.
 OUR_MARKS = ("run.yaml", "quickstart.json", "tokenizer.json")
-KINDS = {
-    **dict.fromkeys((".txt", ".md", ".py", ".rst"), "text"),
-    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "json"),
-    ".parquet": "parquet",
-}
-TABLES = frozenset((".csv", ".tsv"))
+SHOWN = 5  # names in a message
+AS_LARGE = frozenset(("text", "json", "table"))  # kinds whose text is about as large as the file
 
 
 @dataclass(frozen=True)
 class Files:
-    """Records of files, in the order given.
-
-    split, separator: what counts as a document in a text file. invalid: what to do with bytes that
-    are not UTF-8, and with lines that are not JSON. skipped: files of the folder of other kinds.
-    """
+    """Records of files, in the order given. skipped: files of the folder of other kinds."""
 
     name: str
-    paths: Sequence[Path]
-    split: DocumentSplit = "file"
-    invalid: Invalid = "error"
-    separator: str | None = None
-    skipped: tuple[Path, ...] = ()
+    paths: Sequence[File]
+    reading: Reading
+    skipped: tuple[File, ...] = ()
 
     @property
     def size(self) -> int | None:
-        if any(text.is_gzip(path) or kind_of(path) == "parquet" for path in self.paths):
+        if any(method_of(file) or (kind_of(file) or "text") not in AS_LARGE for file in self.paths):
             return None
-        return sum(path.stat().st_size for path in self.paths)
+        sizes = [size_of(file) for file in self.paths]
+        return None if None in sizes else sum(size or 0 for size in sizes)
 
     @property
     def left_out(self) -> Mapping[str, int]:
         found = {}
         if self.skipped:
-            other = ", ".join(sorted({path.suffix or path.name for path in self.skipped}))
-            phrase = f"files in {self.name} are not read ({other}); what is read is "
-            found[phrase + ", ".join(KINDS)] = len(self.skipped)
-        if empty := sum(path.stat().st_size == 0 for path in self.paths):
+            other = ", ".join(sorted({suffix_of(file) or file.name for file in self.skipped}))
+            phrase = f"files in {self.name} are not read ({other}); what is read is {READ}"
+            found[phrase] = len(self.skipped)
+        if empty := sum(size_of(file) == 0 for file in self.paths):
             found[f"files in {self.name} are empty"] = empty
         return found
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        readers: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
-            "text": lambda path: text.records(path, self.split, self.invalid, self.separator),
-            "json": lambda path: jsonl.records(path, self.invalid),
-            "parquet": parquet.records,
-        }
-        for path in self.paths:
-            yield from readers[kind_of(path) or kind_in(path)](path)
+        for file in self.paths:
+            try:
+                yield from records_of(file, self.reading)
+            except Unreadable as error:
+                if self.reading.invalid != "skip":
+                    raise
+                yield Record({}, str(file), str(error), failure=Unreadable)
 
 
 @dataclass(frozen=True)
@@ -125,13 +124,60 @@ class Limited:
         return self.source.left_out
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        taken = 0
-        for record in islice(self.source, self.documents):
-            if self.bytes is not None and taken >= self.bytes:
+        taken = read = 0
+        for record in self.source:
+            if isinstance(record, Record) and record.failure is LeftOut:
+                yield record
+                continue
+            if read == self.documents or (self.bytes is not None and taken >= self.bytes):
                 return
+            read += 1
             yield record
             with suppress(ValueError):  # whoever reads the record refuses it, or leaves it out
                 taken += bytes_in(list(self.texts(fields_of(record))))
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A source whose fields have the names that formats ask for.
+
+    fields: the field of the file for each name; a path such as `article.body` leads into objects.
+    A field that another one displaces keeps a name of its own, so that it is counted as not used.
+    """
+
+    source: Source
+    fields: Mapping[str, str]
+    missing: Counter[str] = field(default_factory=Counter, compare=False)
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def size(self) -> int | None:
+        return self.source.size
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        return Counter(self.source.left_out) + self.missing
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.missing.clear()  # of an earlier reading
+        for number, given in enumerate(self.source, start=1):
+            record = as_record(given, f"{self.source.name}: record {number}")
+            yield record if record.error is not None else self._mapped(record)
+
+    def _mapped(self, record: Record) -> Record:
+        rest = values = fields_of(record)
+        found = dict[str, Any]()
+        for name, path in self.fields.items():
+            try:
+                found[name] = at_path(values, path)
+                rest = without_path(rest, path)
+            except KeyError:
+                self.missing[f"records have no {path!r}, which data.fields.{name} names"] += 1
+        kept = {f"{name} of the file" if name in found else name: rest[name] for name in rest}
+        return type(record)({**kept, **found}, record.place, size=record.size)
 
 
 def open_source(
@@ -143,8 +189,8 @@ def open_source(
 ) -> Source:
     """The source that a path names. setting: what errors call it.
 
-    A file, a folder (every file of a known kind in it, sorted), "stdlib" (the text of this
-    Python's standard library), or the id of a Hugging Face dataset:
+    A file, a folder (every file of a known kind in it, sorted), the URL of either, "stdlib" (the
+    text of this Python's standard library), or the id of a Hugging Face dataset:
     owner/name[@revision][:subset[:split]].
 
     Raises:
@@ -155,22 +201,40 @@ def open_source(
         return sources[0] if len(sources) == 1 else Chain(sources)
     if not str(path).strip():
         raise SettingError(f"{setting}: it is empty; `.` is the folder here")
-    found, name = Path(path).expanduser(), str(path)
+    found, name, reading = Path(path).expanduser(), str(path), Reading(split, invalid, separator)
+    if remote.is_url(name):
+        below = None if kind_of(Remote(name)) else remote.files_below(name, setting)
+        if below is None:
+            return Files(name, [Remote(name, setting)], reading)
+        return _folder(name, _not_ours(below), reading, setting)
     if found.is_file():
-        _refuse_table(found, setting)
-        return Files(name, [found], split, invalid, separator)
+        return Files(name, [found], reading)
     if found.is_dir():
-        paths = sorted(_files(found))
-        files = [path for path in paths if kind_of(path)]
-        if not files:
-            raise SettingError(f"{setting}: {name}: no file in it is one of {', '.join(KINDS)}")
-        skipped = tuple(path for path in paths if not kind_of(path))
-        return Files(name, files, split, invalid, separator, skipped)
+        return _folder(name, sorted(_files(found)), reading, setting)
     if name == "stdlib":
-        return Files("the Python standard library", stdlib.files(), "file", "replace")
+        return Files("the Python standard library", stdlib.files(), Reading(invalid="replace"))
     if hub.ID.fullmatch(name) and kind_of(found) is None and not is_local(name):
         return hub.Hub(name, setting)
     raise SettingError(f"{setting}: there is no file or folder {name!r}")
+
+
+def _folder(name: str, paths: Sequence[File], reading: Reading, setting: str) -> Files:
+    """The files of a folder that are of a known kind."""
+    files = [path for path in paths if is_read(path)]
+    if not files:
+        seen = ", ".join(sorted({suffix_of(path) or path.name for path in paths})[:SHOWN])
+        raise SettingError(
+            f"{setting}: {name}: no file in it is one of {READ}"
+            + (f"; it holds {seen}" if seen else "")
+        )
+    others = set(paths).difference(files)
+    return Files(name, files, reading, tuple(path for path in paths if path in others))
+
+
+def _not_ours(files: Sequence[Remote]) -> list[Remote]:
+    """Files of a remote folder, without those in folders of Culm."""
+    ours = [file.url.removesuffix(file.name) for file in files if file.name in OUR_MARKS]
+    return [file for file in files if not file.url.startswith(tuple(ours))]
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -182,30 +246,3 @@ def _files(folder: Path) -> Iterator[Path]:
                 folders.remove(name)
         paths = (Path(root, name) for name in names if not name.startswith("."))
         yield from (path for path in paths if path.is_file())
-
-
-def _refuse_table(path: Path, setting: str) -> None:
-    """Refuse a table whose columns nobody would read; in a folder such files are counted."""
-    if TABLES & {suffix.lower() for suffix in path.suffixes}:
-        raise SettingError(
-            f"{setting}: {path} is a table, whose columns cannot be read; save it as .jsonl or "
-            ".parquet, or as .txt to learn its lines as they are"
-        )
-
-
-def kind_in(path: Path) -> str:
-    """How a file whose name does not say it is read: by its first bytes."""
-    try:
-        with text.opened(path) as file:
-            head = file.read(text.BLOCK)
-    except text.UNREADABLE as error:
-        raise text.unreadable(path, error) from None
-    if head.startswith(parquet.MAGIC):
-        return "parquet"
-    return "json" if jsonl.is_json(head) else "text"
-
-
-def kind_of(path: Path) -> str | None:
-    """How a file is read, by its name; .gz does not matter."""
-    suffixes = path.suffixes[:-1] if text.is_gzip(path) else path.suffixes
-    return KINDS.get(suffixes[-1].lower()) if suffixes else None

@@ -6,20 +6,14 @@ import json
 import re
 from codecs import BOM_UTF8
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from culm.config import SettingError
-from culm.source.record import Record, kind_of_value, place_of
-from culm.source.text import (
-    ERRORS,
-    UNREADABLE,
-    check_compression,
-    no_text,
-    not_utf8,
-    opened,
-    unreadable,
-)
+from culm.source.compressed import UNREADABLE, check_compression, opened, unreadable
+from culm.source.reading import Reading
+from culm.source.record import Record, Unreadable, kind_of_value, place_of
+from culm.source.remote import File
+from culm.source.text import ERRORS, no_text, not_utf8
 
 OBJECT = re.compile(rb"\s*\[?\s*\{\s*\"")
 GAP = re.compile(r"[ \t\r\n,]*")  # between the entries of a list
@@ -41,7 +35,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def records(path: Path, invalid: str = "error") -> Iterator[Record]:
+def records(path: File, reading: Reading) -> Iterator[Record]:
     """Each object as it is, with the line where it begins; a bare string becomes {"text": ...}, a
     list of messages a dialogue.
 
@@ -57,9 +51,9 @@ def records(path: Path, invalid: str = "error") -> Iterator[Record]:
             raise no_text(path, head)
         with opened(path) as file:
             if head == b"{" or (head.startswith(b"[") and not _is_dialogue(head)):
-                yield from _whole(path, _text(file.read(), path, 0, invalid))
+                yield from _whole(path, _text(file.read(), path, 0, reading.invalid))
             else:
-                yield from _lines(path, file, invalid)
+                yield from _lines(path, file, reading.invalid)
     except UNREADABLE as error:
         raise unreadable(path, error) from None
 
@@ -69,16 +63,14 @@ def is_json(head: bytes) -> bool:
     return OBJECT.match(head.removeprefix(BOM_UTF8)) is not None
 
 
-def _whole(path: Path, text: str) -> Iterator[Record]:
+def _whole(path: File, text: str) -> Iterator[Record]:
     """The entries of a list, or the one object."""
     try:
         values = _parse(text, path, 1)
     except _TwiceError as error:
-        raise SettingError(
-            f"{path}: an object {error}; correct it, or leave the file out"
-        ) from None
+        raise Unreadable(f"{path}: an object {error}; correct it, or leave the file out") from None
     except ValueError as error:
-        raise SettingError(f"{error}; correct it, or leave the file out") from None
+        raise Unreadable(f"{error}; correct it, or leave the file out") from None
     if not isinstance(values, list) or _is_messages(values):
         values, lines = [values], [1 + text[: len(text) - len(text.lstrip())].count("\n")]
     else:
@@ -100,7 +92,7 @@ def _lines_of_entries(text: str) -> Iterator[int]:
         _, place = decode(text, place)
 
 
-def _lines(path: Path, file: BinaryIO, invalid: str) -> Iterator[Record]:
+def _lines(path: File, file: BinaryIO, invalid: str) -> Iterator[Record]:
     offset = 0
     for number, line in enumerate(file, start=1):
         if line.strip():
@@ -122,14 +114,14 @@ def _lines(path: Path, file: BinaryIO, invalid: str) -> Iterator[Record]:
         offset += len(line)
 
 
-def _text(data: bytes, path: Path, offset: int, invalid: str) -> str:
+def _text(data: bytes, path: File, offset: int, invalid: str) -> str:
     try:
         return data.decode("utf-8", ERRORS[invalid]).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise not_utf8(path, offset + error.start) from None
 
 
-def _parse(text: str, path: Path, line: int) -> Any:
+def _parse(text: str, path: File, line: int) -> Any:
     """line: the one where the text begins.
 
     Raises:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 
 from culm.config import SettingError
-from culm.files import refuse_pointer
-from culm.source.record import Record
+from culm.source.compressed import opened, refuse_compressed, refuse_pointer, unreadable
+from culm.source.reading import Reading
+from culm.source.record import Record, Unreadable
+from culm.source.remote import File
 
 MAGIC = b"PAR1"  # the first bytes of every file
 ROWS = 256  # rows in memory at once
 
 
-def records(path: Path) -> Iterator[Record]:
+def records(path: File, reading: Reading) -> Iterator[Record]:
     """A row as a mapping of its columns; rows count from 1."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise SettingError(f"{path}: parquet needs the extra: pip install 'culm[data]'") from None
-    refuse_pointer(path)
+    refuse_compressed(path, "parquet")
     try:
-        with ParquetFile(path) as file:
+        with opened(path) as content, ParquetFile(content) as file:
             names = file.schema_arrow.names
             if twice := next((name for name in names if names.count(name) > 1), None):
                 raise SettingError(f"{path}: it has the column {twice!r} twice; rename one of them")
@@ -31,5 +32,8 @@ def records(path: Path) -> Iterator[Record]:
             rows = chain.from_iterable(batch.to_pylist() for batch in batches)
             for number, row in enumerate(rows, start=1):
                 yield Record(row, f"{path}: row {number}")
-    except (ArrowException, OSError) as error:
-        raise SettingError(f"{path}: cannot be read as parquet: {error}") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except ArrowException as error:
+        refuse_pointer(path)
+        raise Unreadable(f"{path}: cannot be read as parquet: {error}") from None

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from culm.config import SettingError
+
 
 class ReadKeys(dict[str, Any]):
     """A mapping that knows which of its keys were never read, empty values excepted."""
@@ -47,11 +49,19 @@ def not_used(what: str, keys: Iterable[str], reader: str = "is not used") -> lis
     return [f"{what} have the key {key!r}, which {reader}" for key in keys]
 
 
+class Unreadable(SettingError):
+    """A file that is damaged, or is not text: it cannot be read, or only up to a place."""
+
+
+class LeftOut(ValueError):
+    """A record that cannot be learned from; the message says why, and such records are counted."""
+
+
 class Record(ReadKeys):
     """Its fields, and which of them nobody has read.
 
-    place: where it stands, for messages. error: why it cannot be read.
-    size: bytes that it takes in its file, where they are more than its text.
+    place: where it stands, for messages. error: why it cannot be read. failure: what is raised
+    then. size: bytes that it takes in its file, where they are more than its text.
     """
 
     def __init__(
@@ -60,9 +70,14 @@ class Record(ReadKeys):
         place: str,
         error: str | None = None,
         size: int | None = None,
+        failure: type[ValueError] = SettingError,
     ) -> None:
         super().__init__(values)
-        self.place, self.error, self.size = place, error, size
+        self.place, self.error, self.size, self.failure = place, error, size, failure
+
+
+class Row(Record):
+    """A record of a table, which writes numbers as text."""
 
 
 def place_of(path: object, line: int) -> str:
@@ -73,6 +88,37 @@ def place_of(path: object, line: int) -> str:
 def fields_of(record: dict[str, Any]) -> dict[str, Any]:
     """All fields, of which none counts as read by this."""
     return {key: dict.__getitem__(record, key) for key in dict.keys(record)}
+
+
+def as_record(given: dict[str, Any], place: str) -> Record:
+    """A record of any source. place: of one that does not know it."""
+    return given if isinstance(given, Record) else Record(given, place)
+
+
+def at_path(values: Mapping[str, Any], path: str) -> Any:
+    """The value of a field, or of one in an object: `article.body`.
+
+    Raises:
+        KeyError: there is none.
+    """
+    if path in values:
+        return values[path]
+    first, dot, rest = path.partition(".")
+    inner = values.get(first)
+    if not dot or not isinstance(inner, Mapping):
+        raise KeyError(path)
+    return at_path(inner, rest)
+
+
+def without_path(values: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The same values without the one at a path, and without an object that is then empty."""
+    first, _, rest = path.partition(".")
+    inner = values.get(first)
+    others = {name: value for name, value in values.items() if name not in (path, first)}
+    if path in values or not isinstance(inner, Mapping):
+        return others | ({first: inner} if first in values and first != path else {})
+    left = without_path(inner, rest)
+    return others | ({first: left} if left else {})
 
 
 def of_kind(record: dict[str, Any], key: str, kind: Any) -> Any:
@@ -101,14 +147,21 @@ def _is_infinite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-class LeftOut(ValueError):
-    """A record that cannot be learned from; the message says why, and such records are counted."""
-
-
 def shape_of(record: dict[str, Any]) -> str:
     """The keys of a record and what is under them, for messages."""
     found = (f"{key} ({kind_of_value(value)})" for key, value in record.items())
     return "it has " + ", ".join(found) if record else "it is empty"
+
+
+def number_in(written: str) -> float | bool | str:
+    """The number or truth value that a table writes; the text itself if it is neither."""
+    word = written.strip().lower()
+    if word in ("true", "false"):
+        return word == "true"
+    try:
+        return float(word)
+    except ValueError:
+        return written
 
 
 def kind_of_value(value: Any) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 from culm.config import SettingError
-from culm.source.record import LeftOut, Record
+from culm.log import say
+from culm.source.record import LeftOut, Record, as_record
 
 T = TypeVar("T")
 
@@ -54,30 +56,43 @@ def strings_in(value: Any) -> Iterator[str]:
 def found_in(
     source: Source,
     read: Callable[[Record], Iterator[T]],
-    skipped: Callable[[ValueError], None] | None = None,
+    skipped: Callable[[ValueError], None],
 ) -> Iterator[tuple[Record, list[T]]]:
     """Each record with all that `read` finds in it.
 
-    skipped: gets the error of a record that cannot be read, which is then left out.
-
-    Raises:
-        SettingError: `read` cannot read a record; the message has its place.
+    skipped: gets the error of a record that cannot be read, with its place, and raises it or counts
+        the record, which is then left out.
     """
     for number, given in enumerate(source, start=1):
-        record = (
-            given if isinstance(given, Record) else Record(given, f"{source.name}: record {number}")
-        )
+        record = as_record(given, f"{source.name}: record {number}")
         try:
             if record.error is not None:
-                raise SettingError(record.error)
+                raise record.failure(record.error)
             found = list(read(record))
         except (ValueError, RecursionError) as error:
             bad = bad_record(record.place, error)
-            if skipped is None:
-                raise SettingError(f"{bad}; correct it") from None
             skipped(bad)
             continue
         yield record, found
+
+
+class LeftOutOnly:
+    """For `found_in`: counts what cannot be learned from by its reason, and refuses what cannot be
+    read.
+    """
+
+    def __init__(self) -> None:
+        self.counts = Counter[str]()
+
+    def __call__(self, error: ValueError) -> None:
+        if not isinstance(error, LeftOut):
+            raise SettingError(f"{error}; correct it")
+        self.counts[str(error)] += 1
+
+    def say(self) -> None:
+        """A sentence for each reason, for the person at the terminal."""
+        for phrase, number in self.counts.items():
+            say(f"{number:,} {phrase}.")
 
 
 def bad_record(place: str, error: ValueError | RecursionError) -> ValueError:

@@ -14,8 +14,8 @@ from pydantic import NonNegativeInt
 from culm.config import Config, SettingError
 from culm.seed import keyed
 from culm.source import open_source
-from culm.source.record import LeftOut, Record
-from culm.source.source import found_in
+from culm.source.record import Record
+from culm.source.source import LeftOutOnly, found_in
 from culm.task.task import Option, Question, Split, Task, split_of
 
 SEPARATOR = "\n\n"  # between the examples of a prompt
@@ -138,13 +138,8 @@ class FileTask(Config):
         return self._read_file(self.examples)
 
     def _read_file(self, path: str) -> Asked:
-        asked = Asked([], Counter())
-
-        def skipped(error: ValueError) -> None:
-            if not isinstance(error, LeftOut):
-                raise SettingError(f"{error}; correct it")
-            asked.notes[str(error)] += 1
-
+        skipped = LeftOutOnly()
+        asked = Asked([], skipped.counts)
         source = open_source(path, setting="tasks.path")
         asked.notes.update(source.left_out)
         for record, questions in found_in(source, self.read, skipped):

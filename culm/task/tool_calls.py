@@ -11,7 +11,7 @@ from typing import Any, Literal
 from culm.config import SettingError
 from culm.source import open_source
 from culm.source.record import LeftOut, Record
-from culm.source.source import found_in
+from culm.source.source import LeftOutOnly, found_in
 from culm.task.call_match import OPTIONAL, all_match
 from culm.task.called import Unreadable, calls_in
 from culm.task.file_task import FileTask
@@ -106,7 +106,7 @@ class ToolCalls(FileTask):
                 )
             yield str(record["id"]), calls
 
-        return dict(one for _, found in found_in(source, read) for one in found)
+        return dict(one for _, found in found_in(source, read, LeftOutOnly()) for one in found)
 
 
 def json_schema(schema: Any) -> Any:

@@ -28,7 +28,7 @@ from culm.engine.request import Completion, Request
 from culm.files import read_json, write_json
 from culm.seed import keyed_integer
 from culm.source.record import Record
-from culm.source.source import Source, found_in
+from culm.source.source import LeftOutOnly, Source, found_in
 from culm.text.language_model import SLOTS, LanguageModel
 from culm.text.options import Options
 from culm.text.reply import Reply
@@ -83,7 +83,8 @@ def write_answers(
     Raises:
         SettingError: a record is no prompt, or `out` was written with other settings.
     """
-    prompts = [dialogue for _, [dialogue] in found_in(source, _prompt)]
+    skipped = LeftOutOnly()
+    prompts = [dialogue for _, [dialogue] in found_in(source, _prompt, skipped)]
     if not prompts:
         raise SettingError(f"{source.name}: nothing to read: it contains no prompt")
     facts = {
@@ -110,7 +111,7 @@ def write_answers(
             done += len(block)
             bar.advance(len(block))
             _write_progress(out, facts, done, file.tell(), counts)
-    return remarks_of(+counts)
+    return remarks_of(Counter(source.left_out) + skipped.counts + counts)
 
 
 def _prompt(record: Record) -> Iterator[Dialogue]:

@@ -108,7 +108,14 @@ Vocabulary = Annotated[int, typer.Option(help="Number of tokens.", min=262)]
 # culm prepare
 TokenizerFolder = Annotated[str, typer.Option(help="A folder with a tokenizer.")]
 CorpusOut = Annotated[str, typer.Option(help="Folder of the prepared corpus.")]
-RecordFormat = Annotated[str, typer.Option(help="document, chat, pair, label or prompt.")]
+RecordFormat = Annotated[
+    str | None,
+    typer.Option(
+        help="document, chat, pair, ranking, label, steps or prompt; by default what the first "
+        "records look like."
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no samples before the work.")]
 DocumentSplit = Annotated[
     str, typer.Option(help="Unit of a document in text files: file, paragraphs or lines.")
 ]

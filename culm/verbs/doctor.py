@@ -18,6 +18,8 @@ from culm.verbs.format import size
 # Extras that a user may want; the others are for developing Culm.
 USES = {
     "data": "hub datasets and Parquet files",
+    "files": "HTML, PDF, MediaWiki dumps and .zst",
+    "remote": "s3:// and https:// paths",
     "tensorboard": "track=tensorboard",
     "tokenizers": "vocabularies of tiktoken",
 }

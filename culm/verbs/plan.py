@@ -22,8 +22,7 @@ from culm.train.run_folder import check
 from culm.train.trackers.tracker import TrackerConfig
 from culm.verbs.plan_needs import META, Findings, section, show_needs
 from culm.verbs.preview import Corpus, preview
-
-SHOWN = 600  # characters of a sample
+from culm.verbs.samples import show_samples
 
 
 def show_plan(
@@ -54,7 +53,7 @@ def show_plan(
             )
         if seen is not None:
             section(console, "Learned from", seen.facts)
-            _show_samples(console, seen.samples)
+            show_samples(console, seen.samples)
         _check_folder(console, found)
         device = META if target else found.attempt(lambda: choose_device(config.device))
         if model is not None and device is not None and context:
@@ -112,18 +111,3 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
                 yield f"{prefix}{name}[{index}]", ", ".join(given) or "none"
         elif value is not None:
             yield f"{prefix}{name}", value
-
-
-def _show_samples(console: Console, samples: list[list[tuple[str, bool]]]) -> None:
-    console.print("\n[bold]Samples[/], learned text in «»")
-    for spans in samples:
-        left = SHOWN
-        for text, learned in spans:
-            shown = text[:left]
-            left -= len(shown)
-            style = "green" if learned else "dim"
-            console.print(f"«{shown}»" if learned else shown, style=style, markup=False, end="")
-            if not left:
-                console.print(" ...", end="")
-                break
-        console.print("\n")

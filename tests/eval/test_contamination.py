@@ -60,5 +60,5 @@ def test_an_answer_counts_and_an_example_does_not(tmp_path) -> None:
 def test_records_need_a_text(tmp_path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"question": "x"}))
-    with pytest.raises(SettingError, match="record 1 has no field text"):
+    with pytest.raises(SettingError, match=r"line 1: no text or number in .text."):
         contamination([Question("a", "b")], str(path))

@@ -11,7 +11,7 @@ import pytest
 
 from culm.config import SettingError
 from culm.source import open_source
-from culm.source.source import found_in
+from culm.source.source import LeftOutOnly, found_in
 
 
 def places(path: Path, content: str | bytes, **options: Any) -> list[tuple[int, Any]]:
@@ -78,7 +78,7 @@ def test_rows_of_a_parquet_file_count_from_one(tmp_path: Path) -> None:
 def test_what_cannot_be_read(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SettingError, match=rf"{name}: {message}"):
-        list(found_in(open_source(tmp_path / name), lambda record: iter([record])))
+        list(found_in(open_source(tmp_path / name), lambda record: iter([record]), LeftOutOnly()))
 
 
 def test_bad_entries_of_a_list_are_left_out_like_bad_lines(tmp_path: Path) -> None:

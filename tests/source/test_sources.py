@@ -13,7 +13,7 @@ from culm.data.format.document import DocumentFormat
 from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
 from culm.source import Chain, open_source
-from culm.source.source import found_in
+from culm.source.source import LeftOutOnly, found_in
 from culm.source.text import LONGEST
 
 
@@ -124,7 +124,7 @@ def test_damaged_files_are_named(tmp_path):
     for name, (content, message) in cases.items():
         path = write(tmp_path / name, content)
         with pytest.raises(SettingError, match=message):
-            list(found_in(open_source(path), lambda record: iter([record])))
+            list(found_in(open_source(path), lambda record: iter([record]), LeftOutOnly()))
 
 
 def test_missing_files_are_named(tmp_path):
@@ -208,19 +208,16 @@ def test_a_string_with_half_a_surrogate_pair_is_read(tmp_path, tokenizer):
     assert tokenizer.decode(tokenizer.encode(texts_of(path)[0])) == "a\ufffd"
 
 
-@pytest.mark.parametrize("name", ["a.csv", "b.TSV", "c.csv.gz"])
-def test_a_table_is_not_read_as_text(name, tmp_path):
-    path = write(tmp_path / name, "text,label\nhello,1\n")
-    with pytest.raises(SettingError, match=rf"data\.path: .*{name} is a table, .* \.jsonl or "):
-        open_source(path)
-
-
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.parquet", "a.txt.gz", "a"])
+KINDS = "txt jsonl json parquet txt.gz txt.bz2 txt.zst csv html pdf xml"
+
+
+@pytest.mark.parametrize("name", [*(f"a.{kind}" for kind in KINDS.split()), "a"])
 def test_a_pointer_of_git_lfs_is_no_text(name, tmp_path):
-    pytest.importorskip("pyarrow")
+    for library in ("pyarrow", "zstandard", "selectolax", "pypdf", "wikitextparser"):
+        pytest.importorskip(library)
     path = write(tmp_path / name, POINTER)
     for given in (path, tmp_path) if path.suffix else (path,):
         with pytest.raises(SettingError, match=rf"{name}: a pointer of Git LFS .* git lfs pull"):

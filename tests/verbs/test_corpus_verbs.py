@@ -8,6 +8,7 @@ import pytest
 
 from culm.config import SettingError
 from culm.data.manifest import Manifest
+from culm.tokenizer.tokenizer import Tokenizer
 from culm.verbs.corpus import corpus_of
 from culm.verbs.prepare import prepare_corpus
 from culm.verbs.tokenize import train_tokenizer
@@ -20,7 +21,7 @@ RECORDS = '{"body": "some words to learn"}\n{"body": 3}\n{"body": "and other wor
 def folder(tmp_path: Path) -> str:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.jsonl").write_text(RECORDS)
-    (tmp_path / "texts" / "b.pdf").write_text("%PDF")
+    (tmp_path / "texts" / "b.docx").write_text("PK")
     return str(tmp_path / "texts")
 
 
@@ -42,7 +43,7 @@ def test_what_an_error_advises_can_be_given(
     said = capsys.readouterr().out
     assert "1 records cannot be read and are left out." in said
     assert "1 files in " in said
-    assert "(.pdf)" in said
+    assert "(.docx)" in said
     with pytest.raises(SettingError, match=r"line 2: .*data\.invalid=skip"):
         prepare([folder, field], tmp_path)
     manifest = prepare([folder, field, BAD], tmp_path)
@@ -62,3 +63,27 @@ def test_settings_are_not_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         corpus_of(["x", "data.invlid=skip"])
     with pytest.raises(SettingError, match=r"data\.invalid: given twice"):
         corpus_of(["x", BAD, "data.invalid=error"])
+
+
+def test_prepare_shows_what_it_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tokenizer: Tokenizer
+) -> None:
+    tokenizer.save(tmp_path / "words")
+    lines = [f'{{"prompt": "question {n}", "completion": "answer {n}"}}' for n in range(9)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    given, words = [str(tmp_path / "a.jsonl")], str(tmp_path / "words")
+    prepare_corpus(given, words, str(tmp_path / "out"), None, "file", held_out=0, seed=0)
+    out, shown = capsys.readouterr()
+    assert Manifest.read(tmp_path / "out").format == "chat"
+    assert "read as 1 json." in shown
+    assert "The format is chat" in shown
+    assert "«answer 4" in shown
+    assert "answer 5" not in shown
+    assert "9 documents" in out
+    prepare_corpus(
+        given, words, str(tmp_path / "again"), None, "file", held_out=0, seed=0, quiet=True
+    )
+    assert "answer" not in capsys.readouterr().err
+    assert Manifest.read(tmp_path / "again").splits == Manifest.read(tmp_path / "out").splits
+    with pytest.raises(SettingError, match="already exists"):
+        prepare_corpus(given, words, str(tmp_path / "again"), None, "file", held_out=0, seed=0)

@@ -15,7 +15,7 @@ from culm.data.origin import files_of
 from culm.data.overlap import WORDS, Overlap, parts_of, text_of
 from culm.source import open_source
 from culm.source.record import fields_of
-from culm.source.source import found_in, strings_in
+from culm.source.source import LeftOutOnly, found_in, strings_in
 from culm.task import FromFiles
 from culm.task.file_task import FileTask
 
@@ -89,5 +89,7 @@ class _Searched(Judge):
 def _records(path: str) -> Iterator[str]:
     """All text of each record of an evaluation set."""
     source = open_source(path, setting="data.clean.decontaminate.path")
-    for _, texts in found_in(source, lambda record: strings_in(fields_of(record))):
+    skipped = LeftOutOnly()
+    for _, texts in found_in(source, lambda record: strings_in(fields_of(record)), skipped):
         yield " ".join(texts)
+    skipped.say()

@@ -12,6 +12,8 @@ from culm.eval.local import LocalModel
 from culm.eval.measure.measure import MeasureConfig, Subject
 from culm.model.transformer import require_vocabulary
 from culm.source import open_source
+from culm.source.record import written
+from culm.source.source import LeftOutOnly, found_in
 
 
 class Text(MeasureConfig):
@@ -36,13 +38,12 @@ class Text(MeasureConfig):
         """The documents, without empty ones."""
         source = open_source(self.path, setting="path")
         found: list[str] = []
-        for number, record in enumerate(source, start=1):
-            text = record.get("text")
-            if not isinstance(text, str):
-                raise SettingError(f"path: {self.path}: record {number} has no field text")
+        skipped = LeftOutOnly()
+        for _, [text] in found_in(source, lambda record: iter([written(record, "text")]), skipped):
             found += [text] if text else []
             if len(found) == self.documents:
                 break
+        skipped.say()
         return found
 
     def measure(self, subject: Subject) -> dict[str, Any]:
