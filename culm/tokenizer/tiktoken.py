@@ -15,14 +15,10 @@ from tokenizers import decoders, models
 from culm.config import Config, SettingError
 from culm.tokenizer.alphabet import written
 from culm.tokenizer.chat import SPECIALS, TEMPLATE
+from culm.tokenizer.patterns import CL100K, splitter
 from culm.tokenizer.tokenizer import Tokenizer
-from culm.tokenizer.train import splitter
 
-CL100K_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-CL100K = "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
+ADDRESS = "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
 # The ids 100256 and 100261 to 100275 are free in cl100k: five of them are used for chat turns.
 CL100K_SPECIALS = {
     "<|endoftext|>": 100257,
@@ -59,7 +55,7 @@ def from_tiktoken(path: str | Path) -> Tokenizer:
     halves = [_halves(token, ranks) for token in ranks if len(token) > 1]
     merges = [(written(left), written(right)) for left, right in halves]
     inner = tokenizers.Tokenizer(models.BPE(vocab=vocabulary | specials, merges=merges))
-    inner.pre_tokenizer = splitter(CL100K_PATTERN)
+    inner.pre_tokenizer = splitter(CL100K)
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens(list(specials))
     return Tokenizer(inner, template=TEMPLATE)
@@ -71,7 +67,7 @@ def _read(path: Path) -> dict[bytes, int]:
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
     except FileNotFoundError:
         raise SettingError(
-            f"{path}: there is no such file; download {CL100K} and set tokenizer.path to it"
+            f"{path}: there is no such file; download {ADDRESS} and set tokenizer.path to it"
         ) from None
     except OSError as error:
         raise SettingError(f"{path}: cannot be read: {error.strerror}") from None

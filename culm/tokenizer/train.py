@@ -6,63 +6,59 @@ from collections.abc import Iterable
 from typing import Literal
 
 import tokenizers
-from pydantic import Field, model_validator
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from pydantic import Field, field_validator
+from tokenizers import Regex, decoders, models, trainers
 
-from culm.config import Config
+from culm.config import did_you_mean
 from culm.source.pieces import PIECE, pieces
 from culm.tokenizer.alphabet import BYTES
-from culm.tokenizer.chat import FIM_TOKENS, SPECIALS, TEMPLATE
+from culm.tokenizer.patterns import NAMES, Digits, splitter, words_of
 from culm.tokenizer.tokenizer import Tokenizer
-
-# GPT-4's way to split words, but with one token per digit, so that arithmetic can be learned. It is
-# Qwen2's pattern; llama.cpp calls it "qwen2".
-PATTERN = (
-    r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+from culm.tokenizer.trained import Trained
 
 
-class BPE(Config):
-    """vocabulary: number of tokens, including the 256 bytes and the special tokens; that of the
-    model unless given. fim: with special tokens for fill-in-the-middle.
+class BPE(Trained):
+    """pattern: how text is split into words: qwen2, gpt2, cl100k, llama3, or an own regular
+    expression. digits: each is a token ("single"), or up to three may be ("grouped"), whatever the
+    pattern says. min_frequency: a pair that is rarer is not merged.
     """
 
     kind: Literal["bpe"] = "bpe"
-    vocabulary: int = Field(default=4096, ge=256 + len(SPECIALS))
-    fim: bool = False
+    # GPT-4's way to split words, but with one token per digit, so that arithmetic can be learned.
+    pattern: str = Field(default="qwen2", min_length=1)
+    digits: Digits | None = None
+    min_frequency: int = Field(default=2, ge=1)
 
-    @model_validator(mode="after")
-    def _enough(self) -> BPE:
-        if self.fim and self.vocabulary < (least := 256 + len(SPECIALS) + len(FIM_TOKENS)):
-            raise ValueError(f"vocabulary: with fim at least {least}")
-        return self
+    @field_validator("pattern")
+    @classmethod
+    def _readable(cls, pattern: str) -> str:
+        if pattern in NAMES:
+            return pattern
+        if pattern.replace("-", "").isalnum():  # a name, since it would match one word
+            raise ValueError(
+                f"{pattern!r} is not the name of a pattern{did_you_mean(pattern, NAMES)}"
+            )
+        try:
+            Regex(pattern)
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"not a regular expression: {error}") from None
+        return pattern
 
     def build(self, texts: Iterable[str]) -> Tokenizer:
         """Train on `texts`; the same texts in the same order give the same tokenizer.
 
-        A small text may give fewer tokens.
+        A small text may give fewer tokens. Memory grows with the number of distinct words alone.
         """
         inner = tokenizers.Tokenizer(models.BPE())
-        inner.pre_tokenizer = splitter(PATTERN)
+        inner.pre_tokenizer = splitter(*words_of(self.pattern, self.digits))
         inner.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocabulary,
-            min_frequency=2,
-            special_tokens=[*SPECIALS, *FIM_TOKENS] if self.fim else list(SPECIALS),
+            min_frequency=self.min_frequency,
+            special_tokens=self.special_tokens,
             initial_alphabet=list(BYTES),
             show_progress=False,
         )
         parts = (piece for text in texts for piece in pieces(text, PIECE))
         inner.train_from_iterator(parts, trainer)
-        return Tokenizer(inner, template=TEMPLATE)
-
-
-def splitter(*words: str) -> pre_tokenizers.PreTokenizer:
-    """Splits text into words by regular expressions, in order, and writes them as bytes."""
-    return pre_tokenizers.Sequence(
-        [
-            *(pre_tokenizers.Split(Regex(each), behavior="isolated") for each in words),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+        return Tokenizer(inner, template=self.template)

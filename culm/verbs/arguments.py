@@ -103,7 +103,16 @@ TargetDevice = Annotated[
 
 # culm tokenize
 TokenizerOut = Annotated[str, typer.Option(help="Folder of the new tokenizer.")]
-Vocabulary = Annotated[int, typer.Option(help="Number of tokens.", min=262)]
+Vocabulary = Annotated[
+    int | None, typer.Option(help="Number of tokens; 4096 unless given.", min=257)
+]
+TrainingTexts = Annotated[
+    list[str],
+    typer.Argument(
+        help="Files, folders, stdlib, or a Hugging Face dataset id; and settings, such as "
+        "tokenizer=sentencepiece, tokenizer.digits=grouped or data.invalid=skip."
+    ),
+]
 
 # culm prepare
 TokenizerFolder = Annotated[str, typer.Option(help="A folder with a tokenizer.")]

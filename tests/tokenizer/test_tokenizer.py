@@ -205,12 +205,10 @@ def test_cl100k_is_read_from_its_ranks(texts, shared):
     )
     from tiktoken.load import load_tiktoken_bpe
 
-    from culm.tokenizer.tiktoken import CL100K_PATTERN
+    from culm.tokenizer.patterns import CL100K
 
     ranks = load_tiktoken_bpe(str(path))
-    theirs = tiktoken.Encoding(
-        "cl100k", pat_str=CL100K_PATTERN, mergeable_ranks=ranks, special_tokens={}
-    )
+    theirs = tiktoken.Encoding("cl100k", pat_str=CL100K, mergeable_ranks=ranks, special_tokens={})
     for text in (*texts, *TRICKY):
         assert tokenizer.encode(text) == theirs.encode_ordinary(text)
         assert tokenizer._plain.encode(text).ids == theirs.encode_ordinary(text)

@@ -16,7 +16,7 @@ from culm.convert.gguf.sampling import add_generation
 from culm.convert.gguf.vocabulary import read_tokenizer
 from culm.convert.gguf.words import NAMES
 from culm.log import say
-from culm.tokenizer.fast import GPT2
+from culm.tokenizer.patterns import GPT2
 from culm.tokenizer.rows import check_vocabulary
 from culm.tokenizer.sentencepiece import BYTES, SPACE, splits
 from culm.tokenizer.tokenizer import Tokenizer
