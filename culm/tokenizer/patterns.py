@@ -1,7 +1,6 @@
 """The regular expressions that split text into words before byte-level BPE, by name.
 
-They are those of GPT-2, of GPT-4 (cl100k), of Llama 3, which is the same, and of Qwen2, which has one
-token per digit.
+They are those of GPT-2, GPT-4 (cl100k), Llama 3 (the same), and Qwen2, where a digit is a word.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ from culm.tokenizer.fast import fast_encoder
 from culm.tokenizer.folder import read_parts, write_settings
 from culm.tokenizer.generation import GENERATION, suppressed_tokens
 from culm.tokenizer.offsets import OffsetEncoder
-from culm.tokenizer.parts import valid, without_prefix
+from culm.tokenizer.parts import valid, without_prefix, without_specials
+from culm.tokenizer.vectors import check_vectors, write_vectors
 
 WORTH_THREADS = 8  # texts from which on threads save time
 
@@ -66,8 +67,7 @@ class Tokenizer:
         self._json = inner.to_str()
         # Two views of one vocabulary, since switching between them is not thread-safe.
         self._marked = inner
-        self._plain = tokenizers.Tokenizer.from_str(self._json)
-        self._plain.encode_special_tokens = True
+        self._plain = _without_specials(self._json)
         self._fast = fast_encoder(self._plain)
         self.fingerprint = hashlib.sha256(self._json.encode()).hexdigest()
         added = inner.get_added_tokens_decoder()
@@ -171,9 +171,7 @@ class Tokenizer:
         written = without_prefix(self._json)
         if written is None:
             return self._plain if plain else self._marked
-        inner = tokenizers.Tokenizer.from_str(written)
-        inner.encode_special_tokens = plain
-        return inner
+        return _without_specials(written) if plain else tokenizers.Tokenizer.from_str(written)
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -252,13 +250,29 @@ class Tokenizer:
         write_settings(folder, settings, self.template)
         if self.generation:
             write_json(folder / GENERATION, self.generation_config)
+        write_vectors(self, folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """From a folder of ours, or any Hugging Face folder with a tokenizer.json."""
+        """From a folder of ours, or any Hugging Face folder with a tokenizer.json or, of
+        SentencePiece, a tokenizer.model.
+
+        Raises:
+            SettingError: a file is missing or broken, or the ids differ from those stored there.
+        """
         folder = Path(folder)
         parts = read_parts(folder)
         try:
-            return cls(*parts)
+            loaded = cls(*parts)
         except SettingError as error:
             raise SettingError(f"{folder}: {error}") from None
+        check_vectors(loaded, folder)
+        return loaded
+
+
+def _without_specials(written: str) -> tokenizers.Tokenizer:
+    """The tokenizer to which the names of special tokens are letters."""
+    changed = without_specials(written)
+    inner = tokenizers.Tokenizer.from_str(written if changed is None else changed)
+    inner.encode_special_tokens = True
+    return inner

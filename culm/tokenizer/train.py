@@ -45,10 +45,7 @@ class BPE(Trained):
         return pattern
 
     def build(self, texts: Iterable[str]) -> Tokenizer:
-        """Train on `texts`; the same texts in the same order give the same tokenizer.
-
-        A small text may give fewer tokens. Memory grows with the number of distinct words alone.
-        """
+        """Memory grows with the number of distinct words alone."""
         inner = tokenizers.Tokenizer(models.BPE())
         inner.pre_tokenizer = splitter(*words_of(self.pattern, self.digits))
         inner.decoder = decoders.ByteLevel()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from pydantic import Field, model_validator
 
 from culm.config import Config
 from culm.tokenizer.chat import FIM_TOKENS, SPECIALS, TEMPLATE
+from culm.tokenizer.tokenizer import Tokenizer
 
 
 class Trained(Config):
@@ -22,6 +24,13 @@ class Trained(Config):
     fim: bool = False
     specials: tuple[str, ...] = ()
     reserved: int = Field(default=0, ge=0)
+
+    def build(self, texts: Iterable[str]) -> Tokenizer:
+        """Train on `texts`; the same texts in the same order give the same tokenizer.
+
+        A small text may give fewer tokens.
+        """
+        raise NotImplementedError
 
     @property
     def special_tokens(self) -> list[str]:
