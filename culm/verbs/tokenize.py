@@ -16,7 +16,9 @@ from culm.data.settings import DataConfig
 from culm.data.texts import texts_of
 from culm.files import refuse_existing, refuse_nonempty
 from culm.tokenizer import TokenizerConfig
-from culm.tokenizer.folder import CONFIG
+from culm.tokenizer.folder import CONFIG, SENTENCEPIECE
+from culm.tokenizer.sentencepiece_train import SentencePiece
+from culm.tokenizer.sentencepiece_write import to_model
 from culm.tokenizer.trained import Trained
 from culm.verbs.corpus import corpus_and
 
@@ -39,6 +41,8 @@ def train_tokenizer(
     tokenizer = settings.build(_read(data, notes))
     with atomic(Path(out)) as fresh:
         tokenizer.save(fresh)
+        if isinstance(settings, SentencePiece):
+            (fresh / SENTENCEPIECE).write_bytes(to_model(tokenizer))
     typer.echo(f"{out}: {tokenizer.vocabulary:,} tokens")
     for remark in notes.remarks:
         typer.echo(remark)
