@@ -11,3 +11,4 @@ from culm.tokenizer.tiktoken import Tiktoken
 from culm.tokenizer.train import BPE
 
 TokenizerConfig = one_of(BPE | Bytes | SentencePiece | Spacy | Tiktoken)
+TRAINED = ("bpe", "sentencepiece", "spacy")  # kinds that learn a vocabulary of a given size

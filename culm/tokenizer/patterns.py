@@ -9,6 +9,8 @@ from typing import Literal
 
 from tokenizers import Regex, pre_tokenizers
 
+from culm.config import did_you_mean
+
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _AFTER = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -24,6 +26,23 @@ _NAMED: dict[str, tuple[str, Digits, str]] = {
     "qwen2": (_QWEN2, "single", _AFTER),
 }
 NAMES = ("gpt2", *_NAMED)
+
+
+def checked(pattern: str) -> str:
+    """The name of a pattern, or a regular expression.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if pattern in NAMES:
+        return pattern
+    if pattern.replace("-", "").isalnum() or not pattern:  # a name, since it would match one word
+        raise ValueError(f"{pattern!r} is not the name of a pattern{did_you_mean(pattern, NAMES)}")
+    try:
+        Regex(pattern)
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"not a regular expression: {error}") from None
+    return pattern
 
 
 def words_of(pattern: str, digits: Digits | None = None) -> tuple[str, ...]:

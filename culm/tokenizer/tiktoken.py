@@ -7,15 +7,16 @@ import binascii
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tokenizers
+from pydantic import AfterValidator
 from tokenizers import decoders, models
 
 from culm.config import Config, SettingError
 from culm.tokenizer.alphabet import written
 from culm.tokenizer.chat import SPECIALS, TEMPLATE
-from culm.tokenizer.patterns import CL100K, splitter
+from culm.tokenizer.patterns import checked, splitter, words_of
 from culm.tokenizer.tokenizer import Tokenizer
 
 ADDRESS = "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
@@ -31,18 +32,23 @@ CL100K_SPECIALS = {
 
 
 class Tiktoken(Config):
-    """path: a file such as cl100k_base.tiktoken."""
+    """path: a file such as cl100k_base.tiktoken. pattern: how text is split into words, which the
+    file does not say: cl100k, llama3, gpt2, qwen2, or a regular expression.
+    """
 
     kind: Literal["tiktoken"] = "tiktoken"
     path: str
+    pattern: Annotated[str, AfterValidator(checked)] = "cl100k"
 
     def build(self, texts: Iterable[str] = ()) -> Tokenizer:
         """The tokenizer in the file; `texts` is not read."""
-        return from_tiktoken(self.path)
+        return from_tiktoken(self.path, self.pattern)
 
 
-def from_tiktoken(path: str | Path) -> Tokenizer:
+def from_tiktoken(path: str | Path, pattern: str = "cl100k") -> Tokenizer:
     """A tokenizer with the ids of a `.tiktoken` file and of cl100k's special tokens.
+
+    pattern: as of `culm.tokenizer.patterns.words_of`.
 
     A vocabulary smaller than cl100k has Culm's own special tokens after its last rank.
     """
@@ -55,7 +61,7 @@ def from_tiktoken(path: str | Path) -> Tokenizer:
     halves = [_halves(token, ranks) for token in ranks if len(token) > 1]
     merges = [(written(left), written(right)) for left, right in halves]
     inner = tokenizers.Tokenizer(models.BPE(vocab=vocabulary | specials, merges=merges))
-    inner.pre_tokenizer = splitter(CL100K)
+    inner.pre_tokenizer = splitter(*words_of(pattern))
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens(list(specials))
     return Tokenizer(inner, template=TEMPLATE)

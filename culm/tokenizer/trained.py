@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
 
@@ -12,7 +13,7 @@ from culm.tokenizer.chat import FIM_TOKENS, SPECIALS, TEMPLATE
 from culm.tokenizer.tokenizer import Tokenizer
 
 
-class Trained(Config):
+class Trained(Config, ABC):
     """vocabulary: number of tokens, including the 256 bytes and the special tokens; that of the
     model unless given. chat: with special tokens for dialogues, and Culm's chat template. fim: with
     special tokens for fill-in-the-middle. specials: names of further special tokens. reserved:
@@ -25,12 +26,12 @@ class Trained(Config):
     specials: tuple[str, ...] = ()
     reserved: int = Field(default=0, ge=0)
 
+    @abstractmethod
     def build(self, texts: Iterable[str]) -> Tokenizer:
         """Train on `texts`; the same texts in the same order give the same tokenizer.
 
         A small text may give fewer tokens.
         """
-        raise NotImplementedError
 
     @property
     def special_tokens(self) -> list[str]:

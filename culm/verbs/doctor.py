@@ -19,7 +19,8 @@ from culm.verbs.format import size
 USES = {
     "data": "hub datasets and Parquet files",
     "tensorboard": "track=tensorboard",
-    "tokenizers": "vocabularies of tiktoken",
+    "tokenizers": "SentencePiece, and a faster encoder for byte-level BPE",
+    "spacy": "tokenizer.kind=spacy",
 }
 
 

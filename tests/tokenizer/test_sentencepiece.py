@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from culm.config import SettingError, parse
+from culm.convert.gguf.parts import read_parts
+from culm.convert.gguf.tokenizer import OWN, add_tokenizer
+from culm.convert.gguf.vocabulary import read_tokenizer
 from culm.tokenizer import TokenizerConfig
 from culm.tokenizer.bytes import Bytes
 from culm.tokenizer.chat import SPECIALS
@@ -115,6 +119,26 @@ def test_a_trained_tokenizer(
     assert (tokens.starts[0], tokens.ends[-1]) == (0, len("The fox"))
     tokenizer.save(tmp_path)
     assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gguf(
+    trained: dict[tuple[str, bool], Tokenizer], kind: tuple[str, bool], tmp_path: Path
+) -> None:
+    tokenizer, path = trained[kind], tmp_path / "words.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    if kind[0] == "unigram":
+        with pytest.raises(SettingError, match="only BPE can be written to GGUF"):
+            add_tokenizer(writer, tokenizer, tokenizer.vocabulary)
+        return
+    add_tokenizer(writer, tokenizer, tokenizer.vocabulary)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    fields = {key: value for key, value in read_parts(path)[0].items() if key not in OWN}
+    again = read_tokenizer(fields, path)
+    for text in TEXTS:
+        assert again.encode(text) == tokenizer.encode(text)
 
 
 @pytest.mark.parametrize("kind", KINDS)
