@@ -226,6 +226,7 @@ CL100K_VECTORS = {
 }
 
 
+@pytest.mark.slow
 def test_cl100k_has_the_ids_of_tiktoken(shared):
     tokenizer = from_tiktoken(shared("tokenizers/cl100k_base.tiktoken"))
     assert {text: tokenizer.encode(text) for text in CL100K_VECTORS} == CL100K_VECTORS
