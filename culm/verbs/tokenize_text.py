@@ -93,7 +93,8 @@ def compare_tokenizers(tokenizers: Sequence[str], texts: Sequence[str], as_json:
 def _show(rows: Sequence[tuple[str, str, int, Compression]]) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("text", "tokenizer", "vocabulary", "bytes/token", "tokens/word", "MB/s", "lost"):
-        table.add_column(name, justify="left" if name in ("text", "tokenizer") else "right")
+        justify: Any = "left" if name in ("text", "tokenizer") else "right"
+        table.add_column(name, justify=justify, overflow="fold")
     for tokenizer, text, size, found in rows:
         table.add_row(
             text, tokenizer, f"{size:,}", f"{found.bytes_per_token:.3f}",
