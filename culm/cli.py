@@ -8,6 +8,7 @@ import typer
 
 from culm.verbs import arguments as given
 from culm.verbs.near import Verbs
+from culm.verbs.tokenize_commands import tokenize
 
 app = typer.Typer(
     cls=Verbs,
@@ -18,6 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+app.add_typer(tokenize)
 
 
 @app.callback()
@@ -63,19 +67,6 @@ def plan(
 
     config, origins = read_run(run, settings or [])
     show_plan(config, origins, ranks, device)
-
-
-@app.command()
-def tokenize(
-    path: given.Texts,
-    out: given.TokenizerOut = "runs/tokenizer",
-    vocabulary: given.Vocabulary = 4096,
-    overwrite: given.Overwrite = False,
-) -> None:
-    """Train a byte-level BPE tokenizer."""
-    from culm.verbs.tokenize import train_tokenizer
-
-    train_tokenizer(path, out, vocabulary, overwrite)
 
 
 @app.command()

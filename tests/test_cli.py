@@ -12,7 +12,10 @@ import pytest
 from culm.cli import app, main
 from culm.convert.export import size_of
 
-VERBS = [command.name or command.callback.__name__ for command in app.registered_commands]
+VERBS = [
+    *(command.name or command.callback.__name__ for command in app.registered_commands),
+    *(group.typer_instance.info.name for group in app.registered_groups),
+]
 TINY = [
     "model={vocabulary: 262, width: 32, layers: 2, context: 64, attention: {kind: gqa, heads: 2}}",
     "tokenizer={kind: bytes, specials: true}",
@@ -232,7 +235,9 @@ def test_export_to_four_bits(culm, model, tmp_path):
 
 
 def test_tokenize_then_prepare_then_plan_a_run_on_it(culm, text, tmp_path):
-    code, out, _ = culm("tokenize", text, "--vocabulary", 280, "--out", tmp_path / "tokenizer")
+    code, out, _ = culm(
+        "tokenize", "train", text, "--vocabulary", 280, "--out", tmp_path / "tokenizer"
+    )
     assert (code, out) == (0, f"{tmp_path}/tokenizer: 280 tokens\n")
     corpus = tmp_path / "corpus"
     line = ("prepare", text, "--tokenizer", tmp_path / "tokenizer", "--out", corpus)
@@ -371,7 +376,7 @@ def test_plan_names_every_fatal_problem(culm, text, tmp_path):
         (["train", "pretrain", "train.steps=many"], "train.steps: "),
         (["train", "pretrain", "train.optimizer.rate=.inf"], "train.optimizer.rate: "),
         (["train", "sft", "start=runs/none"], "start: runs/none: there is no such file or folder"),
-        (["tokenize", ""], "data.path: it is empty"),
+        (["tokenize", "train", ""], "data.path: it is empty"),
         (["quickstart", "--folder", ""], "--folder: it is empty"),
         (["prepare", "stdlib", "--tokenizer", "t", "--out", "o", "--held-out", "2"], "held_out"),
         (["generate", "no-such-model", "x"], "no-such-model: there is no such file or folder"),
@@ -445,7 +450,7 @@ def test_other_errors_name_the_setting(culm, model, tmp_path):
 
 def test_tokenize_replaces_only_a_tokenizer(culm, text, tmp_path):
     (tmp_path / "mine.txt").write_text("years of work")
-    code, _, err = culm("tokenize", text, "--out", tmp_path, "--overwrite")
+    code, _, err = culm("tokenize", "train", text, "--out", tmp_path, "--overwrite")
     assert code == 1
     assert "holds other files, which would be lost" in err
 

@@ -202,6 +202,12 @@ def test_settings_of_a_part_without_its_kind_are_those_of_the_default() -> None:
     assert (train.schedule.kind, train.optimizer.kind) == ("cosine", "adamw")
     run = parse(RunConfig, values("data.path=x", "tokenizer.vocabulary=300"))
     assert run.tokenizer == BPE(vocabulary=300)
+    for kind in ("bpe", "sentencepiece", "spacy"):
+        run = parse(RunConfig, values("data.path=x", f"tokenizer={kind}", "model.vocabulary=777"))
+        assert (run.tokenizer.kind, run.tokenizer.vocabulary) == (kind, 777)
+    read = {"kind": "sentencepiece", "path": "x.model"}
+    run = parse(RunConfig, {**values("data.path=x", "model.vocabulary=777"), "tokenizer": read})
+    assert run.tokenizer.path == Path("x.model")
     with pytest.raises(SettingError, match=r"format\.txet: no such setting; did you mean 'text'"):
         parse(DataConfig, {"path": "x", "format": {"txet": "content"}})
 

@@ -23,7 +23,7 @@ from culm.run.start import Start
 from culm.run.train_settings import TrainConfig
 from culm.task.file_task import FileTask
 from culm.task.task import Task
-from culm.tokenizer import TokenizerConfig
+from culm.tokenizer import TRAINED, TokenizerConfig
 from culm.train.trackers import Trackers
 
 LAYOUT = Layout(
@@ -71,11 +71,13 @@ class RunConfig(Config):
         """With the model's vocabulary for a tokenizer that is trained for it, unless given."""
         given = values if isinstance(values, dict) else {}
         tokenizer, model = given.get("tokenizer"), given.get("model")
-        if not isinstance(tokenizer, dict) or not isinstance(model, dict) or not tokenizer:
+        named = {"kind": tokenizer} if isinstance(tokenizer, str) else tokenizer
+        if not isinstance(named, dict) or not isinstance(model, dict) or not named:
             return values
-        if tokenizer.get("kind", "bpe") != "bpe" or "vocabulary" not in model:
+        trained = named.get("kind", "bpe") in TRAINED and "path" not in named
+        if not trained or "vocabulary" not in model:
             return values
-        return {**given, "tokenizer": {"vocabulary": model["vocabulary"], **tokenizer}}
+        return {**given, "tokenizer": {"vocabulary": model["vocabulary"], **named}}
 
     @model_validator(mode="after")
     def _upcycled(self) -> RunConfig:

@@ -13,8 +13,8 @@ from typing import Any
 import tokenizers
 
 from culm.tokenizer.alphabet import BYTES, spelt
+from culm.tokenizer.patterns import COVERING, GPT2
 
-GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 PROBE = "It's 1234.5 km,\n\n  isn't IT?\tDéjà vu: 東京 🙂 x_1 = [0x1F] # end   \r\n"
 
 Encode = Callable[[str], list[int]]
@@ -37,7 +37,7 @@ def fast_encoder(inner: tokenizers.Tokenizer) -> Encode | None:
     encode = _tiktoken(vocabulary, {added["content"] for added in parts["added_tokens"]}, pattern)
     if encode is None or encode(PROBE) != inner.encode(PROBE, add_special_tokens=False).ids:
         return None
-    return encode
+    return encode if pattern in COVERING else _complete(encode, inner, vocabulary)
 
 
 def _is_plain_bpe(parts: dict[str, Any]) -> bool:
@@ -65,6 +65,21 @@ def _pattern(splitter: dict[str, Any] | None) -> str | None:
         }:
             return pattern
     return None
+
+
+def _complete(encode: Encode, inner: tokenizers.Tokenizer, vocabulary: dict[str, int]) -> Encode:
+    """`encode`, for expressions that may not match all of a text: tiktoken skips what is between
+    matches, and `tokenizers` makes words of it.
+    """
+    sizes = {token: len(name) for name, token in vocabulary.items()}  # a character for each byte
+
+    def checked(text: str) -> list[int]:
+        ids = encode(text)
+        if sum(map(sizes.__getitem__, ids)) == len(text.encode()):
+            return ids
+        return inner.encode(text, add_special_tokens=False).ids
+
+    return checked
 
 
 def _tiktoken(vocabulary: dict[str, int], specials: set[str], pattern: str) -> Encode | None:

@@ -13,8 +13,9 @@ from culm.config import SettingError
 from culm.files import read_json, refuse_pointer
 from culm.log import say
 from culm.tokenizer.added import CONFIG, DECODER, EXTRA, add_declared
-from culm.tokenizer.chat import token_names
+from culm.tokenizer.chat import token_name, token_names
 from culm.tokenizer.generation import GENERATION, MODEL, read_generation
+from culm.tokenizer.sentencepiece_model import add_begin, read_model
 from culm.tokenizer.template_files import (
     CHAT,
     DEFAULT,
@@ -25,7 +26,9 @@ from culm.tokenizer.template_files import (
 )
 
 MARKS = "special_tokens_map.json"
-FILES = {"tokenizer.json", CONFIG, MARKS, CHAT, MORE, GENERATION}  # of a folder that we write
+JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
+VECTORS = "tokenizer_vectors.json"
+FILES = {JSON, CONFIG, MARKS, CHAT, MORE, GENERATION, VECTORS}  # of a folder that we write
 
 
 class Parts(NamedTuple):
@@ -44,13 +47,26 @@ def read_parts(folder: Path) -> Parts:
     Raises:
         SettingError: naming the file that is missing, broken, or contradicts another.
     """
-    inner, settings, generation = read_inner(folder), read_settings(folder), read_generation(folder)
+    settings, generation = read_settings(folder), read_generation(folder)
+    if not (folder / JSON).is_file() and (folder / SENTENCEPIECE).is_file():
+        inner, marks = read_model(folder / SENTENCEPIECE)
+        settings = marks | settings
+        # Tokenizers of this class add it unless they say otherwise.
+        adds = settings.get("add_bos_token", _is_llama(settings))
+        if adds and (begin := token_name(settings.get("bos_token"))):
+            add_begin(inner, begin)
+    else:
+        inner = read_inner(folder)
     add_declared(inner, settings, folder)
     stops = read_stops(folder, settings, generation, inner)
     templates = read_templates(folder, settings)
     settings = {key: value for key, value in settings.items() if key != "chat_template"}
     settings |= named(templates)
     return Parts(inner, settings, templates.get(DEFAULT), stops, generation)
+
+
+def _is_llama(settings: Mapping[str, Any]) -> bool:
+    return str(settings.get("tokenizer_class")).startswith("LlamaTokenizer")
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any], template: str | None) -> None:
@@ -68,9 +84,9 @@ def read_inner(folder: Path) -> tokenizers.Tokenizer:
     Raises:
         SettingError: there is no such file, or it is not a tokenizer.
     """
-    path = folder / "tokenizer.json"
+    path = folder / JSON
     if not path.is_file():
-        raise SettingError(f"{folder}: contains no tokenizer.json")
+        raise SettingError(f"{folder}: contains no {JSON}")
     refuse_pointer(path)
     try:
         return tokenizers.Tokenizer.from_file(str(path))

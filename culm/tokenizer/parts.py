@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+LEADING = r"\A +"  # the expression for spaces before a text, where a tokenizer removes them
+
 
 def valid(text: str) -> str:
     """Without the halves of surrogate pairs that JSON may contain and no encoding can write."""
@@ -28,9 +30,28 @@ def without_prefix(written: str) -> str | None:
     return json.dumps(parts | changed, ensure_ascii=False)
 
 
+def without_specials(written: str) -> str | None:
+    """The JSON of a tokenizer, changed so that no text gives a special token.
+
+    A unigram model finds the names of special tokens in a text as those of any other token. None
+    for other models, whose library does not look for them if it is asked not to.
+    """
+    parts = json.loads(written)
+    if parts["model"]["type"] != "Unigram":
+        return None
+    names = {token["content"] for token in parts["added_tokens"] if token["special"]}
+    added = [token for token in parts["added_tokens"] if not token["special"]]
+    model = parts["model"]
+    vocabulary = [["" if name in names else name, score] for name, score in model["vocab"]]
+    changed = {"added_tokens": added, "model": {**model, "vocab": vocabulary}}
+    return json.dumps(parts | changed | {"post_processor": None}, ensure_ascii=False)
+
+
 def _plain(part: Any) -> Any:
     match part:
         case {"type": "Prepend"}:
+            return None
+        case {"type": "Replace", "pattern": {"Regex": pattern}} if pattern == LEADING:
             return None
         case {"type": "Metaspace"}:
             return {**part, "prepend_scheme": "never"}

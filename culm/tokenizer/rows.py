@@ -1,4 +1,4 @@
-"""Whether each token of a tokenizer has a row in the embedding of its model."""
+"""Whether a tokenizer fits a model and the programs that it is exported for."""
 
 from __future__ import annotations
 
@@ -26,6 +26,19 @@ def check_vocabulary(tokenizer: Tokenizer, rows: int, source: str | Path) -> Non
         raise SettingError(
             f"{source}: {ids}, the model's vocabulary only {rows}; use the tokenizer that the "
             "model was trained with"
+        )
+
+
+def refuse_words(tokenizer: Tokenizer, program: str) -> None:
+    """Refuse to export a tokenizer that another program could not follow.
+
+    Raises:
+        SettingError: spaCy splits its text into words.
+    """
+    if tokenizer.words is not None:
+        raise SettingError(
+            f"tokenizer: {program} cannot split text into words as spaCy does, so its ids would "
+            "differ; train the model with tokenizer.kind=bpe or sentencepiece to export it"
         )
 
 

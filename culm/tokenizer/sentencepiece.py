@@ -7,10 +7,10 @@ The pair of neighbours whose joined token has the highest score is merged first 
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 
-import tokenizers
-from tokenizers import decoders, models, normalizers
+from tokenizers import Tokenizer, decoders, models, normalizers
+from tokenizers.normalizers import Normalizer
 
 SPACE = "\u2581"  # how a space is written inside a token
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # the tokens of single bytes
@@ -18,7 +18,7 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # the tokens of single bytes
 
 def merged_by_score(
     ids: Mapping[str, int], scores: Mapping[str, float], unknown: str | None, prefix: bool = True
-) -> tokenizers.Tokenizer:
+) -> Tokenizer:
     """A tokenizer that merges by score.
 
     ids: of all tokens. scores: of the tokens that merges may give. unknown: the token for a
@@ -32,11 +32,18 @@ def merged_by_score(
     order = sorted(scores, key=lambda name: -scores[name])
     merges = [pair for name in order for pair in splits(name, scores)]
     model = models.BPE(dict(ids), merges, unk_token=unknown, byte_fallback=True, fuse_unk=True)
-    inner = tokenizers.Tokenizer(model)
-    spaces = normalizers.Replace(" ", SPACE)
-    inner.normalizer = (
-        normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefix else spaces
-    )
+    return spaced(model, prefix)
+
+
+def spaced(model: models.Model, prefix: bool, before: Sequence[Normalizer] = ()) -> Tokenizer:
+    """A tokenizer that writes spaces as U+2581 in its tokens, and reads them back.
+
+    prefix: whether a space is added before a text. before: what is normalised first.
+    """
+    inner = Tokenizer(model)
+    spaces: list[Normalizer] = [normalizers.Replace(" ", SPACE)]
+    steps = [*before, *([normalizers.Prepend(SPACE)] if prefix else []), *spaces]
+    inner.normalizer = normalizers.Sequence(steps) if len(steps) > 1 else steps[0]
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
     inner.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]

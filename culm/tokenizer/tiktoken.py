@@ -7,22 +7,19 @@ import binascii
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tokenizers
+from pydantic import AfterValidator
 from tokenizers import decoders, models
 
 from culm.config import Config, SettingError
 from culm.tokenizer.alphabet import written
 from culm.tokenizer.chat import SPECIALS, TEMPLATE
+from culm.tokenizer.patterns import checked, splitter, words_of
 from culm.tokenizer.tokenizer import Tokenizer
-from culm.tokenizer.train import splitter
 
-CL100K_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-CL100K = "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
+ADDRESS = "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
 # The ids 100256 and 100261 to 100275 are free in cl100k: five of them are used for chat turns.
 CL100K_SPECIALS = {
     "<|endoftext|>": 100257,
@@ -35,18 +32,23 @@ CL100K_SPECIALS = {
 
 
 class Tiktoken(Config):
-    """path: a file such as cl100k_base.tiktoken."""
+    """path: a file such as cl100k_base.tiktoken. pattern: how text is split into words, which the
+    file does not say: cl100k, llama3, gpt2, qwen2, or a regular expression.
+    """
 
     kind: Literal["tiktoken"] = "tiktoken"
     path: str
+    pattern: Annotated[str, AfterValidator(checked)] = "cl100k"
 
     def build(self, texts: Iterable[str] = ()) -> Tokenizer:
         """The tokenizer in the file; `texts` is not read."""
-        return from_tiktoken(self.path)
+        return from_tiktoken(self.path, self.pattern)
 
 
-def from_tiktoken(path: str | Path) -> Tokenizer:
+def from_tiktoken(path: str | Path, pattern: str = "cl100k") -> Tokenizer:
     """A tokenizer with the ids of a `.tiktoken` file and of cl100k's special tokens.
+
+    pattern: as of `culm.tokenizer.patterns.words_of`.
 
     A vocabulary smaller than cl100k has Culm's own special tokens after its last rank.
     """
@@ -59,7 +61,7 @@ def from_tiktoken(path: str | Path) -> Tokenizer:
     halves = [_halves(token, ranks) for token in ranks if len(token) > 1]
     merges = [(written(left), written(right)) for left, right in halves]
     inner = tokenizers.Tokenizer(models.BPE(vocab=vocabulary | specials, merges=merges))
-    inner.pre_tokenizer = splitter(CL100K_PATTERN)
+    inner.pre_tokenizer = splitter(*words_of(pattern))
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens(list(specials))
     return Tokenizer(inner, template=TEMPLATE)
@@ -71,7 +73,7 @@ def _read(path: Path) -> dict[bytes, int]:
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
     except FileNotFoundError:
         raise SettingError(
-            f"{path}: there is no such file; download {CL100K} and set tokenizer.path to it"
+            f"{path}: there is no such file; download {ADDRESS} and set tokenizer.path to it"
         ) from None
     except OSError as error:
         raise SettingError(f"{path}: cannot be read: {error.strerror}") from None

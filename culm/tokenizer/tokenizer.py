@@ -27,11 +27,13 @@ from culm.tokenizer.chat import (
     token_names,
 )
 from culm.tokenizer.ends import ends_of
-from culm.tokenizer.fast import fast_encoder
+from culm.tokenizer.fast import Encode, fast_encoder
 from culm.tokenizer.folder import read_parts, write_settings
 from culm.tokenizer.generation import GENERATION, suppressed_tokens
 from culm.tokenizer.offsets import OffsetEncoder
-from culm.tokenizer.parts import valid, without_prefix
+from culm.tokenizer.parts import valid, without_prefix, without_specials
+from culm.tokenizer.spacy_words import WORDS, word_encoder
+from culm.tokenizer.vectors import check_vectors, write_vectors
 
 WORTH_THREADS = 8  # texts from which on threads save time
 
@@ -43,7 +45,8 @@ class Tokenizer:
     end_of_text: id after each document, also padding. end_of_turn: id after each chat message.
     stop_ids: generation ends at any of them. suppressed: ids that are never generated.
     template: jinja source of the chat template.
-    fingerprint: SHA-256, different for different tokenizers.
+    fingerprint: SHA-256, different for different tokenizers. words: language whose rules in spaCy
+    split text into words; None where `tokenizer.json` says all.
 
     settings: content of `tokenizer_config.json`. stops: the ids that end generation, where a file
     lists them; otherwise well-known names decide (`culm.tokenizer.ends`). generation: content of
@@ -66,10 +69,11 @@ class Tokenizer:
         self._json = inner.to_str()
         # Two views of one vocabulary, since switching between them is not thread-safe.
         self._marked = inner
-        self._plain = tokenizers.Tokenizer.from_str(self._json)
-        self._plain.encode_special_tokens = True
-        self._fast = fast_encoder(self._plain)
-        self.fingerprint = hashlib.sha256(self._json.encode()).hexdigest()
+        self._plain = _without_specials(self._json)
+        self.words = self.settings.get(WORDS)
+        self._fast = fast_encoder(self._plain) if self.words is None else self._by_words(inner)
+        facts = self._json if self.words is None else f"{self._json}{WORDS}={self.words}"
+        self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()
         added = inner.get_added_tokens_decoder()
         self.specials = {token.content: id for id, token in added.items() if token.special}
         ids = inner.get_vocab(with_added_tokens=True)
@@ -77,6 +81,9 @@ class Tokenizer:
         ends = ends_of(ids, self.specials, self.settings, stops)
         self.end_of_text, self.end_of_turn, self.stop_ids = ends
         self.suppressed = suppressed_tokens(self.generation, self.vocabulary)
+
+    def _by_words(self, inner: tokenizers.Tokenizer) -> Encode:
+        return word_encoder(str(self.words), inner.get_vocab(with_added_tokens=False))
 
     @cached_property
     def start(self) -> list[int]:
@@ -171,9 +178,7 @@ class Tokenizer:
         written = without_prefix(self._json)
         if written is None:
             return self._plain if plain else self._marked
-        inner = tokenizers.Tokenizer.from_str(written)
-        inner.encode_special_tokens = plain
-        return inner
+        return _without_specials(written) if plain else tokenizers.Tokenizer.from_str(written)
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -190,6 +195,8 @@ class Tokenizer:
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
         """Token ids; the names of special tokens are plain text unless `specials`."""
+        if specials and self.words is not None:
+            return self.offsets.encode(valid(text)).ids
         if specials:
             return self._marked.encode(valid(text), add_special_tokens=False).ids
         return self.encode_batch([text])[0]
@@ -252,13 +259,29 @@ class Tokenizer:
         write_settings(folder, settings, self.template)
         if self.generation:
             write_json(folder / GENERATION, self.generation_config)
+        write_vectors(self, folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """From a folder of ours, or any Hugging Face folder with a tokenizer.json."""
+        """From a folder of ours, or any Hugging Face folder with a tokenizer.json or, of
+        SentencePiece, a tokenizer.model.
+
+        Raises:
+            SettingError: a file is missing or broken, or the ids differ from those stored there.
+        """
         folder = Path(folder)
         parts = read_parts(folder)
         try:
-            return cls(*parts)
+            loaded = cls(*parts)
         except SettingError as error:
             raise SettingError(f"{folder}: {error}") from None
+        check_vectors(loaded, folder)
+        return loaded
+
+
+def _without_specials(written: str) -> tokenizers.Tokenizer:
+    """The tokenizer to which the names of special tokens are letters."""
+    changed = without_specials(written)
+    inner = tokenizers.Tokenizer.from_str(written if changed is None else changed)
+    inner.encode_special_tokens = True
+    return inner

@@ -103,7 +103,35 @@ TargetDevice = Annotated[
 
 # culm tokenize
 TokenizerOut = Annotated[str, typer.Option(help="Folder of the new tokenizer.")]
-Vocabulary = Annotated[int, typer.Option(help="Number of tokens.", min=262)]
+Vocabulary = Annotated[
+    int | None, typer.Option(help="Number of tokens; 4096 unless given.", min=257)
+]
+TrainingTexts = Annotated[
+    list[str],
+    typer.Argument(
+        help="Files, folders, stdlib, or a Hugging Face dataset id; and settings, such as "
+        "tokenizer=sentencepiece, tokenizer.digits=grouped or data.invalid=skip."
+    ),
+]
+AnyTokenizer = Annotated[
+    str,
+    typer.Argument(help="A folder, a .model, .tiktoken or .gguf file, or bytes."),
+]
+Tokenizers = Annotated[
+    list[str], typer.Argument(help="Folders, .model, .tiktoken or .gguf files, or bytes.")
+]
+TextFiles = Annotated[
+    list[str] | None, typer.Argument(metavar="[FILE]...", help="Default: standard input.")
+]
+Lines = Annotated[bool, typer.Option("--lines", help="Each line is a text.")]
+SpecialNames = Annotated[
+    bool, typer.Option("--specials", help="Read or show the names of special tokens.")
+]
+ComparedTexts = Annotated[
+    list[str],
+    typer.Option("--text", help="A text, or NAME=TEXT for a name of several; may be repeated."),
+]
+PrintJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 # culm prepare
 TokenizerFolder = Annotated[str, typer.Option(help="A folder with a tokenizer.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from culm.compose import compose_run, merge
 from culm.config import SettingError, parse
@@ -16,9 +17,25 @@ def corpus_of(given: Sequence[str], **options: str | float) -> DataConfig:
     Raises:
         SettingError: a setting is not one of the section, or has no such value.
     """
+    return corpus_and(None, given, **options)[0]
+
+
+def corpus_and(
+    other: str | None, given: Sequence[str], **options: str | float
+) -> tuple[DataConfig, Any]:
+    """The `data` section of these arguments, and what they give for another section, or None.
+
+    Raises:
+        SettingError: a setting is of neither section, or is none of `data`.
+    """
     settings = [one for one in given if "=" in one and not Path(one).exists()]
     paths = [one for one in given if one not in settings]
     values = compose_run(None, settings).values
-    if others := sorted(values.keys() - {"data"}):
-        raise SettingError(f"{others[0]}: only settings of the data apply here: data.NAME=VALUE")
-    return parse(DataConfig, merge({"path": paths, **options}, values.get("data", {})), "data")
+    if others := sorted(values.keys() - {"data", other}):
+        more = "" if other is None else f" or the {other}"
+        raise SettingError(
+            f"{others[0]}: only settings of the data{more} apply here: "
+            f"{'data' if other is None else 'data.NAME or ' + other}.NAME=VALUE"
+        )
+    merged = merge({"path": paths, **options}, values.get("data", {}))
+    return parse(DataConfig, merged, "data"), None if other is None else values.get(other)

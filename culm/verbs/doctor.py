@@ -21,7 +21,8 @@ USES = {
     "files": "HTML, PDF, MediaWiki dumps and .zst",
     "remote": "s3:// and https:// paths",
     "tensorboard": "track=tensorboard",
-    "tokenizers": "vocabularies of tiktoken",
+    "tokenizers": "SentencePiece, and a faster encoder for byte-level BPE",
+    "spacy": "tokenizer.kind=spacy",
 }
 
 

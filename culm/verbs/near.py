@@ -40,3 +40,16 @@ class Verbs(TyperGroup):
         verbs = {**{verb: verb for verb in self.list_commands(ctx)}, **ELSEWHERE}
         close = difflib.get_close_matches(wrong.lower(), verbs, n=1, cutoff=0.6)
         return f"try `culm {verbs[close[0]]}`" if close else "`culm --help` lists them"
+
+
+class TokenizeCommands(TyperGroup):
+    """The commands of `culm tokenize`, which once trained without naming one."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None:
+            known = ", ".join(self.list_commands(ctx))
+            ctx.fail(
+                f"There is no command {args[0]!r}, only {known}; `culm tokenize train "
+                f"{args[0]}` trains a tokenizer on texts."
+            )
+        return super().resolve_command(ctx, args)

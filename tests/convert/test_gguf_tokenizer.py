@@ -14,7 +14,7 @@ from culm.convert.gguf.tokenizer import load_tokenizer
 from culm.convert.gguf.vocabulary import read_tokenizer
 from culm.convert.gguf.words import RULES
 from culm.convert.llama2c import read_tokenizer as read_llama2c
-from culm.tokenizer.fast import GPT2
+from culm.tokenizer.patterns import GPT2
 from culm.tokenizer.sentencepiece import BYTES, SPACE
 from culm.tokenizer.tokenizer import Tokenizer
 

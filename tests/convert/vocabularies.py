@@ -15,9 +15,10 @@ from culm.convert.gguf.tokenizer import OWN, add_tokenizer
 from culm.convert.gguf.words import RULES
 from culm.tokenizer.alphabet import BYTES as ALPHABET
 from culm.tokenizer.chat import TEMPLATE
+from culm.tokenizer.patterns import splitter
 from culm.tokenizer.sentencepiece import BYTES, merged_by_score
 from culm.tokenizer.tokenizer import Tokenizer
-from culm.tokenizer.train import BPE, splitter
+from culm.tokenizer.train import BPE
 
 PARTS = [
     "Hello", " world", "camelCase", " HELLO", "don't", "'LL", "'s", " ", "  ", "     ", "\n",

@@ -205,15 +205,47 @@ def test_cl100k_is_read_from_its_ranks(texts, shared):
     )
     from tiktoken.load import load_tiktoken_bpe
 
-    from culm.tokenizer.tiktoken import CL100K_PATTERN
+    from culm.tokenizer.patterns import CL100K
 
     ranks = load_tiktoken_bpe(str(path))
-    theirs = tiktoken.Encoding(
-        "cl100k", pat_str=CL100K_PATTERN, mergeable_ranks=ranks, special_tokens={}
-    )
+    theirs = tiktoken.Encoding("cl100k", pat_str=CL100K, mergeable_ranks=ranks, special_tokens={})
     for text in (*texts, *TRICKY):
         assert tokenizer.encode(text) == theirs.encode_ordinary(text)
         assert tokenizer._plain.encode(text).ids == theirs.encode_ordinary(text)
+
+
+# Of the tests of tiktoken; other texts and ids are in its files.
+CL100K_VECTORS = {
+    "hello world": [15339, 1917],
+    "rer": [38149],
+    "'rer": [2351, 81],
+    "today\n ": [31213, 198, 220],
+    "today\n \n": [31213, 27907],
+    "today\n  \n": [31213, 14211],
+    " \x850": [220, 126, 227, 15],
+}
+
+
+@pytest.mark.slow
+def test_cl100k_has_the_ids_of_tiktoken(shared):
+    tokenizer = from_tiktoken(shared("tokenizers/cl100k_base.tiktoken"))
+    assert {text: tokenizer.encode(text) for text in CL100K_VECTORS} == CL100K_VECTORS
+    marked = tokenizer.encode("hello <|endoftext|>", specials=True)
+    assert marked == [15339, 220, 100257]
+    assert tokenizer.encode("<|endofprompt|>", specials=True) == [100276]
+
+
+@given(st.binary(max_size=40))
+@few
+def test_any_bytes_come_back_from_byte_level_ids(tokenizer, data):
+    """Each byte has a token, so ids can say any bytes, also those that are no text."""
+    ids = [one for byte in data for one in _id_of(tokenizer, byte)]
+    assert b"".join(map(tokenizer.bytes_of, ids)) == data
+    assert tokenizer.decode(ids) == data.decode("utf-8", "replace")
+
+
+def _id_of(tokenizer, byte):
+    return [id for id in range(tokenizer.vocabulary) if tokenizer.bytes_of(id) == bytes([byte])][:1]
 
 
 @given(st.text("ab \n1é.", max_size=80), st.integers(1, 20))

@@ -1,4 +1,4 @@
-"""`culm tokenize` and `culm prepare` take the settings of the data that a run takes."""
+"""`culm tokenize train` and `culm prepare` take the settings of the data that a run takes."""
 
 from __future__ import annotations
 

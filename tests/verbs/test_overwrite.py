@@ -29,7 +29,7 @@ def line(tmp_path: Path, tokenizer: Tokenizer) -> Callable[[str, Path], list[str
     def words_of(verb: str, out: Path) -> list[str]:
         source, target = str(model), str(out)
         return {
-            "tokenize": ["tokenize", str(text), "--vocabulary", "300", "--out", target],
+            "tokenize": ["tokenize", "train", str(text), "--vocabulary", "300", "--out", target],
             "prepare": [
                 "prepare", str(text), "--split", "paragraphs", "--tokenizer", str(words),
                 "--out", target,

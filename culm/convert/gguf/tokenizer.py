@@ -16,8 +16,8 @@ from culm.convert.gguf.sampling import add_generation
 from culm.convert.gguf.vocabulary import read_tokenizer
 from culm.convert.gguf.words import NAMES
 from culm.log import say
-from culm.tokenizer.fast import GPT2
-from culm.tokenizer.rows import check_vocabulary
+from culm.tokenizer.patterns import GPT2
+from culm.tokenizer.rows import check_vocabulary, refuse_words
 from culm.tokenizer.sentencepiece import BYTES, SPACE, splits
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -38,6 +38,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> N
         SettingError: llama.cpp would give other ids.
     """
     check_vocabulary(tokenizer, rows, "model.vocabulary")
+    refuse_words(tokenizer, "llama.cpp")
     parts = json.loads(tokenizer.json)
     model = parts["model"]
     odd = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")

@@ -16,10 +16,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from culm.config import SettingError
 from culm.convert.gguf.metadata import TEXT, Metadata
 from culm.convert.gguf.sampling import read_generation
+from culm.tokenizer.patterns import splitter
 from culm.tokenizer.sentencepiece import BYTES, SPACE, merged_by_score
 from culm.tokenizer.template_files import DEFAULT, named
 from culm.tokenizer.tokenizer import Tokenizer
-from culm.tokenizer.train import splitter
 
 MARKS = (TokenType.CONTROL, TokenType.UNKNOWN)  # not part of text
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from culm.tokenizer.fast import GPT2
-from culm.tokenizer.train import PATTERN
+from culm.tokenizer.patterns import GPT2, QWEN2
 
 
 class SplitRule(NamedTuple):
@@ -80,6 +79,6 @@ _GROUPS = {
 }
 RULES = {name: rule for names, rule in _GROUPS.items() for name in names.split()}
 NAMES = {
-    ((PATTERN,), False): "qwen2",
+    ((QWEN2,), False): "qwen2",
     **{(rule.words, rule.whole): names.split()[0] for names, rule in _GROUPS.items()},
 }

@@ -27,6 +27,7 @@ from culm.model.rule_updated import rule_updated
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.safetensors import write_safetensors
 from culm.tokenizer.generation import GENERATION
+from culm.tokenizer.rows import refuse_words
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -52,6 +53,7 @@ def export(
         OSError: the disk is full or not writable.
     """
     folder = Path(folder)
+    refuse_words(tokenizer, "transformers")
     config = plain_config(model.config)
     chosen = family_of(config, named(family), "Hugging Face")
     refuse_nonempty(folder, SETTINGS)
