@@ -12,6 +12,7 @@ from culm.batch import Reads
 from culm.config import Config, SettingError, parse
 from culm.data.clean.facts import StageFacts
 from culm.data.notes import remarks_of
+from culm.data.source_file import SourceFile
 from culm.files import sha256
 
 NAME = "manifest.json"
@@ -28,14 +29,6 @@ class File(Config):
     @staticmethod
     def of(path: Path) -> File:
         return File(bytes=path.stat().st_size, sha256=sha256(path))
-
-
-class SourceFile(Config):
-    """Size, time of the last change (nanoseconds since 1970) and digest of a file."""
-
-    bytes: int
-    modified: int
-    sha256: str
 
 
 class SplitFacts(Config):

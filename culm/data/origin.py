@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from culm.data.manifest import SourceFile
+from culm.data.source_file import SourceFile, source_file
 from culm.data.tasks import TaskSource
 from culm.data.token_files import PreparedText, TokenFiles
 from culm.files import sha256
@@ -60,12 +60,6 @@ def revisions_of(source: Source) -> dict[str, str]:
 def origin_of(source: Source) -> Origin:
     """Every file of a source as it is now; each is read once."""
     return {str(path): source_file(path) for path in files_of(source)}
-
-
-def source_file(path: Path) -> SourceFile:
-    """A file as it is now."""
-    facts = path.stat()
-    return SourceFile(bytes=facts.st_size, modified=facts.st_mtime_ns, sha256=sha256(path))
 
 
 def change_in(origin: Mapping[str, SourceFile], source: Source) -> str | None:

@@ -18,8 +18,9 @@ from culm.parallel.sharded import full_tensor, like
 
 
 class Adafactor(OptimizerConfig):
-    """As torch.optim.Adafactor. rate: of the root mean square of a parameter's weights, or of
-    `least` where these are smaller; it falls with the root of the step where that is less.
+    """As torch.optim.Adafactor. rate: as a share of a parameter's root mean square; it falls with
+    the root of the step where that is less. least: root mean square that the rate is a share of,
+    where the parameter's is smaller.
 
     decay: exponent of the step, by which older squares weigh less. threshold: an update with a
     greater root mean square is scaled down to it. weight_decay: as in AdamW.

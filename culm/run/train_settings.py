@@ -43,8 +43,8 @@ class TrainConfig(Config):
         result.
     objective: what is learned, and so the loss. optimizer: the rule that updates the weights.
     schedule: how the learning rate moves over the steps. checkpoint: how often the state is saved.
-    context: tokens of a sequence; the model's, unless given. clip: maximum gradient norm, of the
-        whole model or (clip_by) of each group of parameters, which the optimizer makes.
+    context: tokens of a sequence; the model's, unless given. clip: maximum gradient norm. clip_by:
+        whether that is the norm of the whole model, or of each group of the optimizer.
     precision: of activations. auto takes bf16 where it is the faster matmul precision of this
         machine. weights: precision of the weights and their gradients; bf16 halves their memory,
         and updates are rounded stochastically (arXiv 2010.06192). Optimizer states stay in fp32.

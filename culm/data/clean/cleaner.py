@@ -31,7 +31,7 @@ from culm.data.clean.facts import Reason, StageFacts
 from culm.data.clean.stage import Index, Rewriter, Stage
 from culm.data.clean.strings import texts_of_all, with_strings
 from culm.data.divide import Unit
-from culm.data.origin import SourceFile, source_file
+from culm.data.source_file import SourceFile, source_file
 
 CHUNK = 1 << 20  # bytes of text that a worker cleans at once
 AHEAD = 3  # chunks for each worker that wait or are ready

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from culm.config import Config
-from culm.data.origin import SourceFile
+from culm.data.source_file import SourceFile
 
 
 class Reason(Config):
