@@ -201,7 +201,7 @@ def test_the_sweep_runs_every_setting_and_is_compared(tmp_path, monkeypatch, cap
     assert {(run.train.optimizer.rate, run.seed) for run in runs} == {
         (rate, seed) for rate in (1e-3, 3e-3, 1e-2) for seed in (0, 1, 2)
     }
-    assert lines[1][3] == lines[0][3]  # the tokenizer of the corpus
+    assert lines[1][3] == lines[0][4]  # the tokenizer of the corpus
     for run in runs:
         folder = tmp_path / run.folder
         folder.mkdir(parents=True)

@@ -10,9 +10,9 @@ from pydantic import Field
 
 from culm.batch import Reads
 from culm.config import Config, SettingError, parse
-from culm.data.clean.facts import StageFacts
 from culm.data.notes import remarks_of
 from culm.data.source_file import SourceFile
+from culm.data.stage_facts import StageFacts
 from culm.files import sha256
 
 NAME = "manifest.json"

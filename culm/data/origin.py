@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from culm.data.source_file import SourceFile, source_file
-from culm.data.tasks import TaskSource
-from culm.data.token_files import PreparedText, TokenFiles
 from culm.files import sha256
-from culm.source import Chain, Files, Limited, Mapped, open_source
+from culm.source import Chain, Limited, Mapped
 from culm.source.hub import Hub
-from culm.source.remote import File, Remote
-from culm.source.source import Source
-from culm.task.file_task import FileTask
+from culm.source.remote import Remote
+from culm.source.source import Source, local_files
 
 SHOWN = 12  # digits of a digest in a message
 
 
 Origin = dict[str, SourceFile]  # by path
-
-
-def files_of(source: Source) -> Iterator[Path]:
-    """The files of this machine that a source reads."""
-    yield from (file for file in _files_of(source) if isinstance(file, Path))
-
-
-def _files_of(source: Source) -> Iterator[File]:
-    match source:
-        case Files() | TokenFiles():
-            yield from source.paths
-        case PreparedText():
-            yield from source.files
-        case Chain():
-            for inner in source.sources:
-                yield from _files_of(inner)
-        case Limited() | Mapped():
-            yield from _files_of(source.source)
-        case TaskSource():
-            for task in source.tasks:
-                for path in task.paths if isinstance(task, FileTask) else ():
-                    yield from _files_of(open_source(path, setting="tasks.path"))
 
 
 def revisions_of(source: Source) -> dict[str, str]:
@@ -54,17 +29,17 @@ def revisions_of(source: Source) -> dict[str, str]:
             return {name: one for s in source.sources for name, one in revisions_of(s).items()}
         case Limited() | Mapped():
             return revisions_of(source.source)
-    return {str(file): file.version for file in _files_of(source) if isinstance(file, Remote)}
+    return {str(file): file.version for file in source.files if isinstance(file, Remote)}
 
 
 def origin_of(source: Source) -> Origin:
     """Every file of a source as it is now; each is read once."""
-    return {str(path): source_file(path) for path in files_of(source)}
+    return {str(path): source_file(path) for path in local_files(source)}
 
 
 def change_in(origin: Mapping[str, SourceFile], source: Source) -> str | None:
     """The first difference between the files of a source and what they were, as half a sentence."""
-    paths = {str(path): path for path in files_of(source)}
+    paths = {str(path): path for path in local_files(source)}
     for name in [*paths, *origin]:
         if name not in origin:
             return f"{name} was not there then"

@@ -8,7 +8,9 @@ from itertools import count
 from typing import Any
 
 from culm.seed import keyed
-from culm.task.file_task import notes_of
+from culm.source import open_source
+from culm.source.remote import File
+from culm.task.file_task import FileTask, notes_of
 from culm.task.interactive import dialogue
 from culm.task.task import Task
 
@@ -37,6 +39,11 @@ class TaskSource:
     @property
     def left_out(self) -> Mapping[str, int]:
         return notes_of(self.tasks)
+
+    @property
+    def files(self) -> Sequence[File]:
+        paths = [p for task in self.tasks if isinstance(task, FileTask) for p in task.paths]
+        return [f for path in paths for f in open_source(path, setting="tasks.path").files]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         rng = keyed(self.seed, "dialogues")

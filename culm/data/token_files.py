@@ -57,6 +57,10 @@ class TokenFiles:
     other: int = 0
 
     @property
+    def files(self) -> Sequence[File]:
+        return self.paths
+
+    @property
     def size(self) -> int | None:
         return None  # of its text
 
@@ -136,8 +140,7 @@ class PreparedText:
         return {} if held is None else {phrase: held.documents}
 
     @property
-    def files(self) -> list[Path]:
-        """What is read."""
+    def files(self) -> Sequence[File]:
         names = self._manifest.splits["train"].files
         return [self.folder / NAME, *(self.folder / "train" / name for name in names)]
 

@@ -14,6 +14,7 @@ from culm.data.example import RecordFormat, bytes_of
 from culm.data.notes import Notes
 from culm.source import Invalid, Limited
 from culm.source.record import LeftOut, Record, fields_of
+from culm.source.remote import File
 from culm.source.source import LeftOutOnly, Source, bytes_in, found_in
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -46,6 +47,10 @@ class Sample:
     @property
     def size(self) -> int | None:
         return None
+
+    @property
+    def files(self) -> Sequence[File]:
+        return ()
 
     @property
     def whole(self) -> bool:

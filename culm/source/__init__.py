@@ -64,6 +64,10 @@ class Files:
             found[f"files in {self.name} are empty"] = empty
         return found
 
+    @property
+    def files(self) -> Sequence[File]:
+        return self.paths
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for file in self.paths:
             try:
@@ -92,6 +96,10 @@ class Chain:
     @property
     def left_out(self) -> Mapping[str, int]:
         return sum((Counter(source.left_out) for source in self.sources), Counter[str]())
+
+    @property
+    def files(self) -> Sequence[File]:
+        return [file for source in self.sources for file in source.files]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for source in self.sources:
@@ -122,6 +130,10 @@ class Limited:
     @property
     def left_out(self) -> Mapping[str, int]:
         return self.source.left_out
+
+    @property
+    def files(self) -> Sequence[File]:
+        return self.source.files
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         taken = read = 0
@@ -160,6 +172,10 @@ class Mapped:
     @property
     def left_out(self) -> Mapping[str, int]:
         return Counter(self.source.left_out) + self.missing
+
+    @property
+    def files(self) -> Sequence[File]:
+        return self.source.files
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self.missing.clear()  # of an earlier reading

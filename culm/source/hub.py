@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from culm.config import SettingError
 from culm.source.record import Record
+from culm.source.remote import File
 
 ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?(:[\w.-]+){0,2}")
 
@@ -34,6 +35,10 @@ class Hub:
     def wanted(self) -> str | None:
         """The revision in the name."""
         return self.name.partition(":")[0].partition("@")[2] or None
+
+    @property
+    def files(self) -> Sequence[File]:
+        return ()
 
     @property
     def left_out(self) -> Mapping[str, int]:

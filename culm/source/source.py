@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from culm.config import SettingError
 from culm.log import say
 from culm.source.record import LeftOut, Record, as_record
+from culm.source.remote import File
 
 T = TypeVar("T")
 
@@ -17,7 +19,7 @@ class Source(Protocol):
     """Each iteration gives all records.
 
     name: for messages. size: approximate bytes to read; None if unknown. left_out: counts of files
-    and records that it never gives, by a phrase that follows the number.
+    and records that it never gives, by a phrase that follows the number. files: that it reads.
     """
 
     @property
@@ -29,7 +31,15 @@ class Source(Protocol):
     @property
     def left_out(self) -> Mapping[str, int]: ...
 
+    @property
+    def files(self) -> Sequence[File]: ...
+
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
+
+
+def local_files(source: Source) -> Iterator[Path]:
+    """The files of this machine that a source reads."""
+    return (file for file in source.files if isinstance(file, Path))
 
 
 def bytes_in(value: Any) -> int:

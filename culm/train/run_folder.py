@@ -14,7 +14,8 @@ from culm.atomic import atomic, discard
 from culm.compose import read_yaml
 from culm.config import Config, MayChange, SettingError, parse
 from culm.data.manifest import Manifest, is_corpus
-from culm.data.origin import Origin, SourceFile, change_in, changes_since
+from culm.data.origin import Origin, change_in, changes_since
+from culm.data.source_file import SourceFile
 from culm.files import read_json, write_json
 from culm.log import say
 from culm.source.source import Source

@@ -105,7 +105,7 @@ def test_tokens_are_added(specials: bool, tmp_path) -> None:
 
 
 def test_bpe_has_room_for_them() -> None:
-    with pytest.raises(ValueError, match="vocabulary: with fim at least 265"):
+    with pytest.raises(ValueError, match="vocabulary: it should be at least 265"):
         BPE(vocabulary=264, fim=True)
 
 

@@ -27,11 +27,11 @@ import numpy as np
 
 from culm.config import SettingError
 from culm.data.clean.chunk import Outcome, Texts, Worker, clean_chunk, start_worker, unpack
-from culm.data.clean.facts import Reason, StageFacts
 from culm.data.clean.stage import Index, Rewriter, Stage
 from culm.data.clean.strings import texts_of_all, with_strings
 from culm.data.divide import Unit
 from culm.data.source_file import SourceFile, source_file
+from culm.data.stage_facts import Reason, StageFacts
 
 CHUNK = 1 << 20  # bytes of text that a worker cleans at once
 AHEAD = 3  # chunks for each worker that wait or are ready

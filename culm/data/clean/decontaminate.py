@@ -11,11 +11,10 @@ from pydantic import BeforeValidator, PositiveInt, model_validator
 
 from culm.config import listed, one_of
 from culm.data.clean.stage import Judge, Stage, Step
-from culm.data.origin import files_of
 from culm.data.overlap import WORDS, Overlap, parts_of, text_of
 from culm.source import open_source
 from culm.source.record import fields_of
-from culm.source.source import LeftOutOnly, found_in, strings_in
+from culm.source.source import LeftOutOnly, found_in, local_files, strings_in
 from culm.task import FromFiles
 from culm.task.file_task import FileTask
 
@@ -57,7 +56,7 @@ class Decontaminate(Stage):
     def files(self) -> Sequence[Path]:
         read = [*self.path, *(path for task in self._file_tasks for path in task.paths)]
         sources = (open_source(path, setting="data.clean.decontaminate.path") for path in read)
-        return [file for source in sources for file in files_of(source)]
+        return [file for source in sources for file in local_files(source)]
 
     def notes(self) -> Mapping[str, int]:
         short = {name: sum(not parts for parts in items) for name, items in self._items.items()}

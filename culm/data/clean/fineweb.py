@@ -12,7 +12,8 @@ class FineWeb(Stage):
     """Each rule drops a document; null turns it off. Lines without text do not count.
 
     min_punctuation: share of the lines that end with a terminal punctuation mark.
-    max_short_lines: share of the lines that have at most `short_line` characters.
+    max_short_lines: share of the lines that are short; short_line: characters that such a line has
+        at most.
     max_duplicate_characters: share of the characters in lines that stand there before.
     max_line_feeds: line feeds for each word.
     """

@@ -19,8 +19,8 @@ class Gopher(Stage):
     max_hashes, max_ellipses: signs for each word. max_bullets: share of the lines that begin with a
         bullet. max_ellipsis_lines: share of the lines that end with an ellipsis.
     min_alphabetic: share of the words that have a letter.
-    min_stop_words: how many distinct words of `stop_words` stand there; those of English are the
-        default.
+    min_stop_words: how many distinct stop words stand there. stop_words: those of English, unless
+        given.
     """
 
     kind: Literal["gopher"] = "gopher"
