@@ -65,7 +65,7 @@ def settings(folder: Path, kind: str, rate: float, steps: int) -> RunConfig:
     if schedule["kind"] == "wsd":
         schedule["decay"] = 0.3
     given = {"train.optimizer": optimizer, "train.schedule": schedule, "train.steps": steps}
-    given |= {"folder": str(folder / f"{kind}-{rate:g}"), "device": "cpu"}
+    given |= {"folder": str(folder / f"{kind}-{rate:g}-{steps}"), "device": "cpu"}
     given["eval.measures"] = {"held_out": {"tokens": 50_000}}
     given |= {"eval.every_steps": None}
     return read_run("demo", [f"{name}={json.dumps(value)}" for name, value in given.items()])[0]

@@ -184,7 +184,17 @@ def _layout(content: BinaryIO, file: File, vocabulary: int) -> tuple[int, int | 
             return width, count
         if magic in {known for known, _ in WIDTHS}:
             raise SettingError(f"{file}: version {version} of llm.c's shards, which is not known")
-    return (2 if vocabulary <= 1 << 16 else 4), None
+    width = 2 if vocabulary <= 1 << 16 else 4
+    if (
+        width == 2
+        and len(start) >= 8
+        and not np.frombuffer(start[: len(start) // 4 * 4], "<u2")[1::2].any()
+    ):
+        raise SettingError(
+            f"{file}: every second token of two bytes is 0, so it seems to hold tokens of four "
+            f"bytes, which a vocabulary of {vocabulary:,} does not need; write them as uint16"
+        )
+    return width, None
 
 
 def _read(content: BinaryIO, size: int) -> bytes:

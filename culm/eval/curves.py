@@ -60,8 +60,19 @@ def read_measured(folder: Path) -> Run:
             values.setdefault(known, {})[line["step"]] = value
     if not values:
         raise SettingError(f"{folder}: it has measured nothing yet")
-    settings = flat(yaml.safe_load(path.read_text(encoding="utf-8")))
-    return Run(folder, settings, values, values.get("tokens", {}))
+    return Run(folder, settings_in(folder), values, values.get("tokens", {}))
+
+
+def settings_in(folder: Path) -> dict[str, Any]:
+    """The settings that make another curve, by dotted names; of the run that it starts from too,
+    since every seed has its own.
+    """
+    found = flat(yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8")))
+    kept = {name: value for name, value in found.items() if name not in OWN}
+    start = kept.get("start")
+    if isinstance(start, str) and (Path(start) / SETTINGS).is_file():
+        kept["start"] = settings_in(Path(start))
+    return kept
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -76,7 +87,7 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs with the same settings, by the settings in which the groups differ, or by the folder
     where these are too many to read.
     """
-    kept = [{n: v for n, v in run.settings.items() if n not in OWN} for run in runs]
+    kept = [run.settings for run in runs]
     names = sorted({name for settings in kept for name in settings})
     differ = [n for n in names if len({repr(settings.get(n)) for settings in kept}) > 1]
     found: dict[tuple[str, ...], list[Run]] = {}
@@ -110,7 +121,13 @@ def curve_of(runs: Sequence[Run], metric: str, axis: Axis = "step") -> list[Poin
     return points
 
 
-def last(points: Sequence[Point]) -> Point:
-    """The mean of the last values, of at most a tenth of the curve."""
-    count = max(1, min(WINDOW, len(points) // 10))
-    return Point(*map(fmean, zip(*points[-count:], strict=True)))
+def last(runs: Sequence[Run], metric: str) -> Point | None:
+    """The last value of each run, which is a mean over at most a tenth of its curve; None where
+    they have no step in common.
+    """
+    points = [curve_of(runs, metric), *(curve_of([run], metric) for run in runs)]
+    if not points[0]:
+        return None
+    count = max(1, min(WINDOW, len(points[0]) // 10))
+    ends = [fmean(point.mean for point in curve[-count:]) for curve in points[1:]]
+    return Point(points[0][-1].x, fmean(ends), min(ends), max(ends))

@@ -22,6 +22,8 @@ class Adafactor(OptimizerConfig):
     the root of the step where that is less. least: root mean square that the rate is a share of,
     where the parameter's is smaller.
 
+    The rate is an upper limit, as schedules and multiples of it are.
+
     decay: exponent of the step, by which older squares weigh less. threshold: an update with a
     greater root mean square is scaled down to it. weight_decay: as in AdamW.
     """

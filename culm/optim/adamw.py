@@ -50,7 +50,7 @@ class AdamSettings(OptimizerConfig):
 
 
 class AdamW(AdamSettings):
-    """AdamW with states in the precision of the parameters."""
+    """AdamW with states in fp32."""
 
     kind: Literal["adamw"] = "adamw"
 
@@ -60,7 +60,7 @@ class AdamW(AdamSettings):
 
 @dataclass(frozen=True)
 class AdamWRule(Rule):
-    """Moments in the precision of the parameter, as torch.optim.AdamW keeps them."""
+    """Moments as torch.optim.AdamW keeps them, in the precision of what it updates."""
 
     betas: tuple[float, float]
 

@@ -22,7 +22,7 @@ SMALLEST = 4096  # elements of a matrix whose states are quantised
 
 class AdamW8bit(AdamSettings):
     """AdamW with the moments of hidden matrices in 8 bits; those of embeddings, heads and vectors
-    stay in the precision of the parameters.
+    stay in fp32.
     """
 
     kind: Literal["adamw8bit"] = "adamw8bit"

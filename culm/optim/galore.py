@@ -40,7 +40,7 @@ class Projected(AdamSettings):
 
 
 class GaLore(Projected):
-    """GaLore with moments in the precision of the parameters."""
+    """GaLore with moments in fp32."""
 
     kind: Literal["galore"] = "galore"
 
@@ -87,10 +87,15 @@ class GaLoreRule(Rule):
     ) -> None:
         gradient = full_tensor(gradient)
         basis, wide = state["projection"], gradient.shape[-2] <= gradient.shape[-1]
-        if gradient.is_meta or int(state["step"]) % self.refresh_steps == 0:
+        # An expert that read nothing has no direction: it keeps its vectors, or waits for them.
+        idle = (gradient == 0).all(-1, keepdim=True).all(-2, keepdim=True)
+        lacking = (basis == 0).all(-1, keepdim=True).all(-2, keepdim=True) & ~idle
+        due = gradient.is_meta or int(state["step"]) % self.refresh_steps == 0
+        if due or bool(lacking.any()):
             new = strongest(gradient if wide else gradient.mT, self.rank)
             turned = (basis * new).sum(-2, keepdim=True) < 0
-            basis.copy_(torch.where(turned, -new, new))
+            renewed = lacking if not due else ~idle
+            basis.copy_(torch.where(renewed, torch.where(turned, -new, new), basis))
         low = basis.mT @ gradient if wide else gradient @ basis
         change = nn.Parameter(torch.zeros_like(low), requires_grad=False)
         moments = {name: state[name] for name in self.inner.layout}

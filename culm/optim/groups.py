@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from culm.adapt.lora import adapters_of
@@ -117,12 +118,15 @@ def rate_factors(
 
 
 def divided(group: dict[str, Any], factors: Mapping[nn.Parameter, float]) -> list[dict[str, Any]]:
-    """A group in parts that each take one multiple of its rate; the rate itself comes first."""
-    parts: dict[float, list[nn.Parameter]] = {}
+    """A group in parts of one precision that each take one multiple of its rate; the rate itself
+    comes first.
+    """
+    parts: dict[tuple[float, torch.dtype], list[nn.Parameter]] = {}
     for parameter in group["params"]:
-        parts.setdefault(factors.get(parameter, 1.0), []).append(parameter)
-    ordered = sorted(parts, key=lambda factor: factor != 1.0)
-    return [group | {"params": parts[by], "lr": group["lr"] * by} for by in ordered]
+        key = factors.get(parameter, 1.0), parameter.dtype
+        parts.setdefault(key, []).append(parameter)
+    ordered = sorted(parts, key=lambda key: key[0] != 1.0)
+    return [group | {"params": parts[key], "lr": group["lr"] * key[0]} for key in ordered]
 
 
 def hidden_matrices(module: nn.Module) -> set[nn.Parameter]:

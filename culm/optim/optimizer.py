@@ -68,6 +68,6 @@ class OptimizerConfig(Config, ABC):
     def _wrapped(self, group: Group) -> Rule:
         """The rule of a group, with what the precision of its weights and the settings ask for."""
         rule: Rule = group["rule"]
-        if any(parameter.dtype == torch.bfloat16 for parameter in group["params"]):
+        if group["params"][0].dtype == torch.bfloat16:  # `divided` mixes no precisions
             rule = StochasticRounding(rule)
         return rule if self.ema is None else Averaging(rule, self.ema)

@@ -20,7 +20,9 @@ LOST = 1 << 16  # values of the bits of an fp32 number that bf16 does not have
 
 @dataclass(frozen=True)
 class StochasticRounding(Rule):
-    """Another rule, which sees the weights, gradients and states in fp32."""
+    """Another rule, which sees the weights, gradients and states in fp32. Ranks with the same
+    weights must draw the same random numbers.
+    """
 
     inner: Rule
 
@@ -48,7 +50,8 @@ def rounded(exact: Tensor) -> Tensor:
     """
     bits = exact.view(torch.int32)
     noise = torch.randint(LOST, bits.shape, dtype=torch.int32, device=bits.device)
-    return ((bits + noise) & -LOST).view(torch.float32).bfloat16()
+    found = ((bits + noise) & -LOST).view(torch.float32)
+    return torch.where(exact.isfinite(), found, exact).bfloat16()  # NaN stays NaN
 
 
 def _exact(parameter: nn.Parameter) -> nn.Parameter:

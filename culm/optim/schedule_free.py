@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from culm.optim.adamw import AdamSettings
@@ -22,7 +23,13 @@ class ScheduleFree(AdamSettings):
     """betas: the first is the share of x in y. Give it the schedule `constant`, with a warm-up."""
 
     kind: Literal["schedule_free"] = "schedule_free"
-    rate: float = 2e-3
+    rate: PositiveFloat = 2e-3
+
+    @model_validator(mode="after")
+    def _averages(self) -> ScheduleFree:
+        if not self.betas[0]:
+            raise ValueError("betas: the first is the share of x in y; it is above 0")
+        return self
 
     def groups(self, module: nn.Module) -> list[Group]:
         return self._groups(module, trainable(module), ScheduleFreeRule(self.betas))

@@ -36,8 +36,8 @@ from culm.model.trunk import Trunk
 from culm.parallel.ranks import Ranks
 from culm.parallel.sharded import full_tensor
 
-# What a block keeps for its backward: all, the results of matmuls and attention, or its input; a
-# number: that share of all, which the compiler chooses.
+# What a block keeps for its backward: all, the results of matmuls and of attention by SDPA, or its
+# input; a number: that share of all, which the compiler chooses.
 Checkpointing = Literal["none", "selective", "full"] | float
 aten = torch.ops.aten
 KEPT: tuple[OpOverload, ...] = (
@@ -131,8 +131,8 @@ def parallelize(
         checkpoint_blocks(objective, KEPT if activation_checkpointing == "selective" else ())
     if compile:
         compile_blocks(objective)
-        if isinstance(activation_checkpointing, float):
-            functorch.activation_memory_budget = activation_checkpointing
+        given = activation_checkpointing
+        functorch.activation_memory_budget = given if isinstance(given, float) else 1.0
     if ranks.count > 1 and settings.replicas == "ddp":
         parallel.replicate()
     elif ranks.count > 1:

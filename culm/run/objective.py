@@ -78,11 +78,13 @@ def build_objective(
         log.say(change)
     dtype = DTYPES[precision_of(config, device)]
     place(model, device, dtype, train.attention_backend, training=True)
-    if train.weights == "bf16":
-        for parameter in model.parameters():
-            parameter.data = parameter.data.bfloat16()
     # What it owns besides models, such as a head, is made on the CPU.
-    return train.objective.build(model, load, config.seed).to(device)
+    objective = train.objective.build(model, load, config.seed).to(device)
+    if train.weights == "bf16":
+        for owned in objective.models().values():
+            for parameter in owned.parameters():
+                parameter.data = parameter.data.bfloat16()
+    return objective
 
 
 def change_model(config: RunConfig, model: Transformer) -> list[str]:

@@ -47,13 +47,14 @@ class TrainConfig(Config):
         whether that is the norm of the whole model, or of each group of the optimizer.
     precision: of activations. auto takes bf16 where it is the faster matmul precision of this
         machine. weights: precision of the weights and their gradients; bf16 halves their memory,
-        and updates are rounded stochastically (arXiv 2010.06192). Optimizer states stay in fp32.
+        updates are rounded stochastically (arXiv 2010.06192), and gradients of micro-batches add
+        up in bf16. Optimizer states stay in fp32.
     attention_backend: how attention is computed (`culm.model.attend`); auto takes one that passes a
         trial on this machine.
     compile: torch.compile each block. activation_checkpointing: what a block keeps for its
-        backward: everything (none), the results of matmuls and attention (selective), or its input
-        alone (full); or, with compile, a share of everything, such as 0.5, which the compiler
-        chooses. The rest is computed again.
+        backward: everything (none), the results of matmuls and of attention by SDPA (selective), or
+        its input alone (full); or, with compile, a share of everything, such as 0.5, which the
+        compiler chooses, and a plan does not count. The rest is computed again.
     adapter: train this on top of frozen weights. qat: quantise weights in every forward as `culm
         quantize --to` would, so that the model adapts to it; the final model is quantised.
     rollout: how the model answers, for objectives that read rollouts. reward: what an answer earns;

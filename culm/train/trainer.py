@@ -12,6 +12,7 @@ from torch import Tensor
 
 from culm.batch import Batch, Sums, divisor
 from culm.parallel.parallelize import Parallel
+from culm.parallel.sharded import is_sharded
 from culm.seed import keyed_integer
 from culm.train.events import Event, Stepped
 
@@ -117,7 +118,9 @@ class Trainer:
                 "train.optimizer.rate or check the data of this step (checkpoints are unchanged)"
             )
         metrics |= self.objective.before_update(self._total(sums.statistics))
-        torch.manual_seed(keyed_integer(self.seed, "update", number))  # the same on all ranks
+        # Copies of a weight must be rounded alike on all ranks, shards each in its own way.
+        shard = self.ranks.rank if is_sharded(self.parallel.objective) else 0
+        torch.manual_seed(keyed_integer(self.seed, "update", number, shard))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return Stepped(

@@ -32,7 +32,9 @@ def show_plot(
         raise SettingError(f"--over: {over!r} is not one of {', '.join(get_args(Axis))}")
     axis = cast(Axis, over)
     refuse_existing(Path(out), overwrite)
-    read = [read_measured(Path(run)) for run in dict.fromkeys(runs)]
+    read = [
+        read_measured(path) for path in {Path(run).resolve(): Path(run) for run in runs}.values()
+    ]
     groups = grouped(read)
     if not metrics:
         metrics = ["reward"] if all("reward" in run.values for run in read) else ["loss"]
@@ -48,7 +50,7 @@ def show_plot(
     for name, members in groups.items():
         cells = []
         for metric in metrics:
-            end = last(curves[metric][name]) if curves[metric][name] else None
+            end = last(members, metric)
             spread = f" ({end.least:.4g} - {end.greatest:.4g})" if end and len(members) > 1 else ""
             cells.append("" if end is None else f"{end.mean:.4g}{spread}")
         table.add_row(name, str(len(members)), *cells)

@@ -258,6 +258,32 @@ def test_galore_is_adamw_in_projected_coordinates(shape: tuple[int, ...]) -> Non
     torch.testing.assert_close(weight.detach(), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_an_expert_that_reads_nothing_keeps_its_vectors_or_waits() -> None:
+    """Two experts; the second one has no gradient when the vectors are computed."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(2, 16, 32))
+    rule = GaLoreRule(AdamWRule((0.9, 0.95)), rank=4, refresh_steps=100, scale=1.0)
+    group = {"params": [weight], "rule": rule, "lr": 0.01, "weight_decay": 0.0, "eps": 1e-8}
+    optimizer, start = RuleOptimizer([group]), weight.detach().clone()
+    for step in range(6):
+        weight.grad = torch.randn(2, 16, 32)
+        if step == 0:
+            weight.grad[1] = 0
+        optimizer.step()
+        if step == 0:
+            assert torch.equal(weight[1], start[1])
+    moved = (weight.detach() - start).abs().amax(-1) > 0
+    assert moved.all()
+    basis = optimizer.state[weight]["projection"].clone()
+    optimizer.state[weight]["step"].fill_(100)
+    weight.grad = torch.randn(2, 16, 32)
+    weight.grad[1] = 0
+    optimizer.step()
+    found = optimizer.state[weight]["projection"]
+    assert torch.equal(found[1], basis[1])
+    assert not torch.equal(found[0], basis[0])
+
+
 def test_galore_needs_the_memory_of_its_rank() -> None:
     rows, columns, rank = 64, 256, 8
     bytes_of = {}

@@ -1,7 +1,9 @@
 """Weights in bf16: rounded without a bias, so that small updates add up."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -11,10 +13,14 @@ from culm.config import parse
 from culm.files import read_lines
 from culm.optim.adamw import AdamW
 from culm.optim.rounding import StochasticRounding, rounded
+from culm.optim.rule import RuleOptimizer
+from culm.optim.schedule import Constant
 from culm.optim.schedule_free import ScheduleFree
 from culm.optim.sgd import SGDRule
+from culm.parallel.parallelize import Parallel
 from culm.run.settings import RunConfig
 from culm.run.train import train
+from culm.train.trainer import Trainer
 
 
 @pytest.mark.parametrize("value", [1.0, -3.14159, 1e-20, 7.1e30, 0.0, 0.3])
@@ -83,12 +89,39 @@ def test_a_run_in_bf16_learns_as_one_in_fp32_and_resumes_exactly(
     assert lines["bf16"] == pytest.approx(lines["fp32"], rel=0.02)
 
 
-def test_each_group_has_its_own_norm(stage: Callable[..., dict], tmp_path: Path) -> None:
-    """A group with a small gradient is left alone where another one is clipped."""
-    runs = {}
-    for by in ("model", "group"):
-        settings = stage("pretrain", steps=2, clip=0.05, clip_by=by)
-        train(parse(RunConfig, {**settings, "folder": str(tmp_path / by)}))
-        runs[by] = read_lines(tmp_path / by / "metrics.jsonl")
-    assert runs["group"][0]["grad_norm"] == pytest.approx(runs["model"][0]["grad_norm"], rel=1e-5)
-    assert runs["group"][1]["loss"] != runs["model"][1]["loss"]
+@pytest.mark.parametrize("by", ["model", "group"])
+def test_each_group_may_have_its_own_norm(by: Literal["model", "group"]) -> None:
+    """Norms of 5 and 0.25; the limit is 0.5."""
+    large, small = nn.Parameter(torch.tensor([3.0, 4.0])), nn.Parameter(torch.tensor([0.15, 0.2]))
+    groups = [{"params": [part], "lr": 1.0, "rule": SGDRule(0.0, False)} for part in (large, small)]
+    parallel = Parallel(nn.ParameterList([large, small]))
+    trainer = Trainer(parallel, RuleOptimizer(groups), Constant(), clip=0.5, clip_by=by)
+    for part in (large, small):
+        part.grad = part.detach().clone()
+    norms = [parallel.clip(part, trainer.clip) for part in trainer.clipped]
+    assert math.hypot(*norms) == pytest.approx(math.hypot(5, 0.25))
+    alike = 0.5 / math.hypot(5, 0.25)
+    for part, own in ((large, 0.1), (small, 1.0)):
+        factor = alike if by == "model" else own
+        torch.testing.assert_close(part.grad, part.detach() * factor, atol=1e-5, rtol=1e-4)
+
+
+def test_copies_and_fp32_weights_in_one_group_keep_their_precision() -> None:
+    """As a critic in fp32 next to a policy in bf16."""
+    module = nn.Sequential(nn.Linear(8, 8).bfloat16(), nn.Linear(8, 8))
+    optimizer = AdamW(rate=1e-3).build(module)
+    for step in range(3):
+        torch.manual_seed(step)
+        for parameter in module.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    exact = module[1].weight.detach()
+    assert (exact != exact.bfloat16().float()).any()
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    values = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    bits = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+    found = rounded(torch.cat((values, bits)))
+    assert found.isnan().tolist() == [True, False, False, True]
+    assert found[1:3].tolist() == [float("inf"), -float("inf")]

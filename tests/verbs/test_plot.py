@@ -52,9 +52,30 @@ def test_seeds_are_one_curve_and_settings_tell_groups_apart(runs) -> None:
     assert curve_of(groups["rate=0.2"], "eval.loss") == [Point(3, 9, 9, 9)]
 
 
-def test_the_last_value_is_a_mean_of_a_long_curve() -> None:
-    assert last([Point(n, n, n - 1, n + 1) for n in range(200)]).mean == 194.5
-    assert last([Point(1, 5, 4, 6)]) == Point(1, 5, 4, 6)
+def test_the_last_value_is_a_mean_of_a_long_curve(runs) -> None:
+    """Noise within a run is no difference between runs."""
+    noise = [1.0, 3.0] * 100
+    folders = runs(("a", 0.1, 0, noise), ("b", 0.1, 1, [n + 1 for n in noise]), ("c", 0.1, 2, [5]))
+    a, b, c = map(read_measured, folders)
+    assert last([a, b], "loss") == Point(200, 2.5, 2, 3)
+    assert last([c], "loss") == Point(1, 5, 5, 5)
+    assert last([a, c], "eval.loss") is None
+
+
+def test_seeds_that_start_from_runs_of_their_own_are_one_curve(runs) -> None:
+    starts = runs(("s0", 0.1, 0, [1.0]), ("s1", 0.1, 1, [1.0]), ("s2", 0.3, 0, [1.0]))
+    folders = runs(*((f"r{n}", 0.2, n, [1.0]) for n in range(3)))
+    for start, folder in zip(starts, folders, strict=True):
+        settings = yaml.safe_load((folder / "run.yaml").read_text())
+        (folder / "run.yaml").write_text(yaml.safe_dump({**settings, "start": str(start)}))
+    groups = grouped(list(map(read_measured, folders)))
+    assert sorted(map(len, groups.values())) == [1, 2]
+
+
+def test_a_run_that_is_named_twice_counts_once(runs, tmp_path: Path, capsys) -> None:
+    (folder,) = runs(("a", 0.1, 0, [3, 2]))
+    show_plot([str(folder), f"{folder}/"], [], str(tmp_path / "x.png"), "step", False)
+    assert capsys.readouterr().out.splitlines()[1].split()[1:] == ["1", "2"]
 
 
 @pytest.mark.parametrize("kind", ["png", "svg"])
