@@ -69,6 +69,8 @@ def find(name: str | Path, section: str) -> Path:
     ):
         if path.is_file():
             return path
+    if section == "run" and "=" in str(name):
+        raise SettingError(f"run: name a run before its settings, as in: pretrain {name}")
     raise SettingError(f"{section}: there is no {str(name)!r}{did_you_mean(given.stem, known)}")
 
 

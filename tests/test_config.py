@@ -258,6 +258,8 @@ def test_errors_name_the_setting(settings: list[str], message: str) -> None:
 
 
 def test_an_unknown_run_suggests_a_known_one() -> None:
+    with pytest.raises(SettingError, match="name a run before its settings, as in: pretrain model"):
+        read_run("model=nano", ["train.steps=3"])
     with pytest.raises(SettingError, match="run: there is no 'pretrian'; did you mean 'pretrain'"):
         read_run("pretrian")
 
