@@ -92,6 +92,14 @@ def test_a_prepared_corpus_is_read_for_another_tokenizer(tokenizer, words, tmp_p
     assert not Prepared.open(tmp_path / "second", tokenizer=other.fingerprint).masked
 
 
+def test_tokens_of_four_bytes_are_not_read_as_twice_as_many(words, tmp_path):
+    """The upper halves are 0, which is a token of the vocabulary too."""
+    path = tmp_path / "a.bin"
+    path.write_bytes(np.array([200, 100, 42], dtype=np.uint32).tobytes())
+    with pytest.raises(SettingError, match="it seems to hold tokens of four bytes"):
+        list(opened(path, words))
+
+
 def test_ids_beyond_the_vocabulary_are_refused(tokenizer, words, tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(np.array([1, 2, tokenizer.vocabulary], dtype=np.uint16).tobytes())
