@@ -10,6 +10,8 @@
 // or int8 with a scale per 32 of them where weights are quantised. The residual stream and all
 // sums are fp32. A row's result does not depend on the other rows or on the number of threads.
 // Adapters stay separate: each row may have its own. A cache may be in 8 or 4 bits.
+//
+// At the end of this file are the layers for many tokens, in two functions around attention.
 
 #include <immintrin.h>
 #include <omp.h>
