@@ -10,6 +10,8 @@
 // or int8 with a scale per 32 of them where weights are quantised. The residual stream and all
 // sums are fp32. A row's result does not depend on the other rows or on the number of threads.
 // Adapters stay separate: each row may have its own. A cache may be in 8 or 4 bits.
+//
+// At the end of this file are the layers for many tokens, in two functions around attention.
 
 #include <immintrin.h>
 #include <omp.h>
@@ -17,6 +19,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 using bf16 = uint16_t;
@@ -581,18 +584,23 @@ struct Attention {
   }
 };
 
-// up <- activation(gate) * up. GELU's 0.5 (1 + tanh(x)) is the sigmoid of 2 x.
+// activation(gate) * up. GELU's 0.5 (1 + tanh(x)) is the sigmoid of 2 x.
+static __m512 gated(int64_t activation, __m512 gate, __m512 up) {
+  __m512 inner = gate;
+  if (activation == GELU_TANH) {  // 2 sqrt(2 / pi) (g + 0.044715 g^3)
+    __m512 cubed = _mm512_mul_ps(_mm512_mul_ps(gate, gate), gate);
+    inner = _mm512_fmadd_ps(cubed, _mm512_set1_ps(0.044715f), gate);
+    inner = _mm512_mul_ps(inner, _mm512_set1_ps(1.5957691216f));
+  }
+  return _mm512_mul_ps(times_sigmoid(gate, inner), up);
+}
+
+// up <- activation(gate) * up
 static void gated(int64_t activation, const float *gate, float *up, int64_t size) {
   for (int64_t i = 0; i < size; i += 16) {
     __mmask16 there = (__mmask16)least(size - i);
     __m512 g = _mm512_maskz_loadu_ps(there, gate + i), u = _mm512_maskz_loadu_ps(there, up + i);
-    __m512 inner = g;
-    if (activation == GELU_TANH) {  // 2 sqrt(2 / pi) (g + 0.044715 g^3)
-      __m512 cubed = _mm512_mul_ps(_mm512_mul_ps(g, g), g);
-      inner = _mm512_fmadd_ps(cubed, _mm512_set1_ps(0.044715f), g);
-      inner = _mm512_mul_ps(inner, _mm512_set1_ps(1.5957691216f));
-    }
-    _mm512_mask_storeu_ps(up + i, there, _mm512_mul_ps(times_sigmoid(g, inner), u));
+    _mm512_mask_storeu_ps(up + i, there, gated(activation, g, u));
   }
 }
 
@@ -685,6 +693,319 @@ void culm_decode(const Model *model, int64_t rows, const int64_t *tokens, const 
     }
     norm(model->norm, model->head, model->head_scale);
     apply(model->head, logits);
+  }
+}
+}
+
+// ---------------------------------------------------------------------------------------------
+// Reading many tokens: the same layers, whose attention PyTorch computes in between
+//
+// Tokens are in panels of 16, one in each lane: (panels, elements, 16), so that sums over elements
+// need no shuffles. Inputs of matmuls are bf16, two elements of a token after each other: (panels,
+// elements / 2, 16, 2). The rest of the last panel is computed and never read. Weights are read
+// where they are, each for all tokens of a block.
+
+constexpr int64_t LANES = 16, OUTPUTS = 6, PANELS = 4;  // of a tile, whose sums stay in registers
+constexpr int64_t BLOCK = 16;                           // panels whose inputs stay in the cache
+
+struct Reading {
+  int64_t tokens, threads;
+  float *x;                      // the residual stream
+  const float *cosines, *sines;  // (panels, rotated / 2, 16), or null
+  // Scratch: outputs of matmuls, and inputs of them, of which `inner` is that of `down`.
+  float *sums;
+  bf16 *input, *inner;
+};
+
+// Two elements of 16 tokens in bf16.
+static __m512i pair(__m512 even, __m512 odd) {
+  __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(even));
+  __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(odd));
+  return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+
+// Swaps halves of pairs of rows, then quarters, eighths and sixteenths.
+static void transpose(__m512i (&rows)[16]) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int step = 8; step; step /= 2) {
+    const __mmask16 upper = _mm512_test_epi32_mask(lanes, _mm512_set1_epi32(step));
+    // Lane j from 16 on is lane j - 16 of the second row.
+    const __m512i low = _mm512_mask_add_epi32(lanes, upper, lanes, _mm512_set1_epi32(16 - step));
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(step));
+    for (int i = 0; i < 16; i++) {
+      if (i & step) continue;
+      __m512i first = _mm512_permutex2var_epi32(rows[i], low, rows[i + step]);
+      rows[i + step] = _mm512_permutex2var_epi32(rows[i], high, rows[i + step]);
+      rows[i] = first;
+    }
+  }
+}
+
+// factor / rms of each token of a panel
+static __m512 panel_rms(const float *x, int64_t size, double eps, double factor = 1) {
+  __m512 squares = _mm512_setzero_ps();
+  for (int64_t i = 0; i < size; i++) {
+    __m512 part = _mm512_loadu_ps(x + i * LANES);
+    squares = _mm512_fmadd_ps(part, part, squares);
+  }
+  __m512 mean = _mm512_fmadd_ps(squares, _mm512_set1_ps(1.f / size), _mm512_set1_ps((float)eps));
+  return _mm512_div_ps(_mm512_set1_ps((float)factor), _mm512_sqrt_ps(mean));
+}
+
+// OUTPUTS rows of weights in bf16; their sums are multiplied by the scales, then biases are added.
+struct Weights {
+  std::vector<bf16> restored;
+  const bf16 *rows;
+  const char *next;  // what is stored of the rows after these
+  int64_t bytes;     // of these for 32 inputs
+  float scales[OUTPUTS], biases[OUTPUTS];
+
+  void load(const Linear &w, int64_t n) {
+    rows = (const bf16 *)w.weight + n * w.inputs;
+    bytes = OUTPUTS * (w.kind == BF16 ? 64 : w.kind == INT8 ? 32 : 16);
+    next = (const char *)w.weight + (n + OUTPUTS) * w.inputs / 32 * (bytes / OUTPUTS);
+    for (int64_t r = 0; r < OUTPUTS; r++) {
+      scales[r] = w.kind == INT8 ? widen(w.scale[n + r]) : 1;
+      biases[r] = w.bias ? w.bias[n + r] : 0;
+    }
+    if (w.kind == BF16) return;
+    restored.resize(OUTPUTS * w.inputs);
+    rows = restored.data();
+    for (int64_t r = 0; r < OUTPUTS; r++)
+      w.kind == INT8 ? restore_int8(w, n + r, &restored[r * w.inputs])
+                     : restore_int4(w, n + r, &restored[r * w.inputs]);
+  }
+
+  static void restore_int8(const Linear &w, int64_t n, bf16 *out) {  // integers up to 127 are exact
+    const int8_t *weight = (const int8_t *)w.weight + n * w.inputs;
+    for (int64_t k = 0; k < w.inputs; k += LANES) {
+      __m512i codes = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(weight + k)));
+      narrow(_mm512_cvtepi32_ps(codes), out + k);
+    }
+  }
+
+  static void restore_int4(const Linear &w, int64_t n, bf16 *out) {  // a table of a group's 16 values
+    const uint8_t *weight = (const uint8_t *)w.weight + n * w.inputs / 2;
+    const int64_t groups = w.inputs / w.group;
+    const __m512 codes = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    const __m512i low = _mm512_set1_epi32(0x000F000F);
+    for (int64_t g = 0; g < groups; g++) {
+      __m512 scale = _mm512_set1_ps(widen(w.scale[n * groups + g]));
+      __m512 values = _mm512_fmadd_ps(codes, scale, _mm512_set1_ps(widen(w.zero[n * groups + g])));
+      __m512i table = _mm512_castsi256_si512((__m256i)_mm512_cvtneps_pbh(values));
+      for (int64_t k = g * w.group; k < (g + 1) * w.group; k += 32) {
+        __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(weight + k / 2)));
+        both = _mm512_and_si512(_mm512_or_si512(both, _mm512_slli_epi32(both, 12)), low);
+        _mm512_storeu_si512(out + k, _mm512_permutexvar_epi16(both, table));
+      }
+    }
+  }
+};
+
+// Sums of OUTPUTS outputs for C panels.
+template <int C>
+static void panel_tile(const Weights &weights, int64_t inputs, const bf16 *x,
+                       float (*sums)[OUTPUTS][LANES]) {
+  const bf16 *rows = weights.rows;
+  __m512 parts[OUTPUTS][C] = {};
+  for (int64_t k = 0; k < inputs; k += 2) {
+    if (k % 32 == 0)
+      for (int64_t i = 0; i < weights.bytes; i += 64)
+        _mm_prefetch(weights.next + k / 32 * weights.bytes + i, _MM_HINT_T0);
+    __m512bh panel[C];
+    for (int c = 0; c < C; c++)
+      panel[c] = (__m512bh)_mm512_loadu_si512(x + (c * inputs + k) * LANES);
+    for (int r = 0; r < OUTPUTS; r++) {
+      int32_t two;
+      std::memcpy(&two, rows + r * inputs + k, sizeof two);
+      const __m512bh weight = (__m512bh)_mm512_set1_epi32(two);
+      for (int c = 0; c < C; c++) parts[r][c] = _mm512_dpbf16_ps(parts[r][c], weight, panel[c]);
+    }
+  }
+  for (int c = 0; c < C; c++)
+    for (int r = 0; r < OUTPUTS; r++) _mm512_storeu_ps(sums[c][r], parts[r][c]);
+}
+
+// Outputs from..to of layers with one input, for all panels: done(n, panel, value), where value(l, i)
+// is output n + i < n + OUTPUTS of layer l. The last ones may be computed twice.
+template <size_t L, typename Done>
+static void multiply(const Linear *const (&layers)[L], const bf16 *x, int64_t panels, int64_t from,
+                     int64_t to, Done done) {
+  const int64_t inputs = layers[0]->inputs;
+  Weights weights[L];
+  float sums[L][PANELS][OUTPUTS][LANES];
+  for (int64_t block = 0; block < panels; block += BLOCK)
+    for (int64_t at = from; at < to; at += OUTPUTS) {
+      const int64_t n = std::min(at, to - OUTPUTS), end = std::min(block + BLOCK, panels);
+      for (size_t l = 0; l < L; l++) weights[l].load(*layers[l], n);
+      for (int64_t p = block; p < end; p += PANELS) {
+        const int64_t count = std::min(PANELS, end - p);
+        const auto compute = count == 4   ? panel_tile<4>
+                             : count == 3 ? panel_tile<3>
+                             : count == 2 ? panel_tile<2>
+                                          : panel_tile<1>;
+        for (size_t l = 0; l < L; l++)
+          compute(weights[l], inputs, x + p * inputs * LANES, sums[l]);
+        for (int64_t c = 0; c < count; c++)
+          done(n, p + c, [&](int64_t l, int64_t r) {
+            return _mm512_fmadd_ps(_mm512_loadu_ps(sums[l][c][r]), _mm512_set1_ps(weights[l].scales[r]),
+                                   _mm512_set1_ps(weights[l].biases[r]));
+          });
+      }
+    }
+}
+
+// Of a panel: x as the input of a matmul, normalised if there is a norm.
+static void prepare(const float *x, const float *norm, int64_t size, double eps, bf16 *input) {
+  const __m512 factor = norm ? panel_rms(x, size, eps) : _mm512_set1_ps(1);
+  auto element = [&](int64_t i) {
+    __m512 part = _mm512_mul_ps(_mm512_loadu_ps(x + i * LANES), factor);
+    return norm ? _mm512_mul_ps(part, _mm512_set1_ps(norm[i])) : part;
+  };
+  for (int64_t i = 0; i < size; i += 2)
+    _mm512_storeu_si512(input + i * LANES, pair(element(i), element(i + 1)));
+}
+
+// Of a panel: adds to x what a branch gave, normalised if there is a norm.
+static void add(const float *made, const float *norm, const Model &model, float *x) {
+  const int64_t width = model.width;
+  const __m512 factor = norm ? panel_rms(made, width, model.eps, model.branch_scale)
+                             : _mm512_set1_ps((float)model.branch_scale);
+  for (int64_t i = 0; i < width; i++) {
+    __m512 part = _mm512_mul_ps(_mm512_loadu_ps(made + i * LANES), factor);
+    if (norm) part = _mm512_mul_ps(part, _mm512_set1_ps(norm[i]));
+    _mm512_storeu_ps(x + i * LANES, _mm512_add_ps(_mm512_loadu_ps(x + i * LANES), part));
+  }
+}
+
+// Head `head` of a panel of x (heads * dim, 16) to out (tokens, heads, dim).
+static void put_head(const float *x, int64_t head, int64_t heads, int64_t panel, const float *norm,
+                     bool rotated, const Layer &layer, double eps, const Reading &reading, bf16 *out) {
+  const int64_t dim = layer.dim, half = rotated && reading.cosines ? layer.rotated / 2 : 0;
+  std::vector<float> spare(x + head * dim * LANES, x + (head + 1) * dim * LANES);
+  auto element = [&](int64_t i) { return _mm512_loadu_ps(&spare[i * LANES]); };
+  if (norm) {
+    const bool each = layer.normed == dim;
+    const __m512 factor = each ? panel_rms(spare.data(), dim, eps) : panel_rms(x, heads * dim, eps);
+    const float *weight = each ? norm : norm + head * dim;
+    for (int64_t i = 0; i < dim; i++)
+      _mm512_storeu_ps(&spare[i * LANES],
+                       _mm512_mul_ps(_mm512_mul_ps(element(i), factor), _mm512_set1_ps(weight[i])));
+  }
+  for (int64_t i = 0; i < half; i++) {
+    const __m512 cosine = _mm512_loadu_ps(reading.cosines + (panel * half + i) * LANES);
+    const __m512 sine = _mm512_loadu_ps(reading.sines + (panel * half + i) * LANES);
+    const __m512 first = element(i), second = element(i + half);
+    _mm512_storeu_ps(&spare[i * LANES],
+                     _mm512_fmsub_ps(first, cosine, _mm512_mul_ps(second, sine)));
+    _mm512_storeu_ps(&spare[(i + half) * LANES],
+                     _mm512_fmadd_ps(second, cosine, _mm512_mul_ps(first, sine)));
+  }
+  const int64_t first = panel * LANES, count = std::min(LANES, reading.tokens - first);
+  for (int64_t d = 0; d < dim; d += 32) {
+    __m512i rows[16] = {};
+    const int64_t size = std::min<int64_t>(32, dim - d);
+    for (int64_t i = 0; i < size; i += 2) rows[i / 2] = pair(element(d + i), element(d + i + 1));
+    transpose(rows);
+    for (int64_t t = 0; t < count; t++)
+      _mm512_mask_storeu_epi16(out + ((first + t) * heads + head) * dim + d, (__mmask32)least(size),
+                               rows[t]);
+  }
+}
+
+// A panel of x (tokens, size) as the input of a matmul.
+static void take(const bf16 *x, int64_t size, int64_t panel, int64_t tokens, bf16 *input) {
+  const int64_t first = panel * LANES, count = std::min(LANES, tokens - first);
+  for (int64_t i = 0; i < size; i += 32) {
+    __m512i rows[16] = {};
+    for (int64_t t = 0; t < count; t++) rows[t] = _mm512_loadu_si512(x + (first + t) * size + i);
+    transpose(rows);
+    for (int64_t j = 0; j < 16; j++) _mm512_storeu_si512(input + (i + 2 * j) * LANES, rows[j]);
+  }
+}
+
+// A share of all outputs, in whole blocks of 16.
+template <typename Work>
+static void share(int64_t size, Work work) {
+  const int64_t me = omp_get_thread_num(), team = omp_get_num_threads(), blocks = size / LANES;
+  const int64_t from = blocks * me / team * LANES, to = blocks * (me + 1) / team * LANES;
+  if (from < to) work(from, to);
+}
+
+extern "C" {
+
+// The layer up to its queries, keys and values: (tokens, heads, dim), rotated.
+void culm_read_heads(const Model *model, int64_t l, const Reading *reading, bf16 *q, bf16 *k, bf16 *v) {
+  const Layer &layer = model->layer[l];
+  const int64_t panels = (reading->tokens + LANES - 1) / LANES, width = model->width;
+  const Linear *const linears[3] = {&layer.q, &layer.k, &layer.v};
+  const float *norms[3] = {layer.q_norm, layer.k_norm, nullptr};
+  bf16 *const outs[3] = {q, k, v};
+  const int64_t total = layer.q.outputs + layer.k.outputs + layer.v.outputs;
+#pragma omp parallel num_threads(reading->threads)
+  {
+#pragma omp for
+    for (int64_t p = 0; p < panels; p++)
+      prepare(reading->x + p * width * LANES, layer.attention_norm, width, model->eps,
+              reading->input + p * width * LANES);
+    for (int64_t i = 0, start = 0; i < 3; start += linears[i++]->outputs)
+      share(linears[i]->outputs, [&](int64_t from, int64_t to) {
+        multiply<1>({linears[i]}, reading->input, panels, from, to, [&](int64_t n, int64_t p, auto value) {
+          for (int64_t r = 0; r < OUTPUTS; r++)
+            _mm512_storeu_ps(reading->sums + (p * total + start + n + r) * LANES, value(0, r));
+        });
+      });
+#pragma omp barrier
+#pragma omp for
+    for (int64_t p = 0; p < panels; p++)
+      for (int64_t i = 0, start = 0; i < 3; start += linears[i++]->outputs)
+        for (int64_t head = 0, heads = linears[i]->outputs / layer.dim; head < heads; head++)
+          put_head(reading->sums + (p * total + start) * LANES, head, heads, p, norms[i], i < 2, layer,
+                   model->eps, *reading, outs[i]);
+  }
+}
+
+// The rest of the layer. heads: (tokens, heads, dim), what attention gave.
+void culm_read_branches(const Model *model, int64_t l, const Reading *reading, const bf16 *heads) {
+  const Layer &layer = model->layer[l];
+  const int64_t panels = (reading->tokens + LANES - 1) / LANES, width = model->width;
+  const int64_t mixed = layer.out.inputs, size = layer.up.outputs;
+  auto project = [&](const Linear &w, const bf16 *input) {
+    share(width, [&](int64_t from, int64_t to) {
+      multiply<1>({&w}, input, panels, from, to, [&](int64_t n, int64_t p, auto value) {
+        for (int64_t r = 0; r < OUTPUTS; r++)
+          _mm512_storeu_ps(reading->sums + (p * width + n + r) * LANES, value(0, r));
+      });
+    });
+  };
+#pragma omp parallel num_threads(reading->threads)
+  {
+#pragma omp for
+    for (int64_t p = 0; p < panels; p++)
+      take(heads, mixed, p, reading->tokens, reading->input + p * mixed * LANES);
+    project(layer.out, reading->input);
+#pragma omp barrier
+#pragma omp for
+    for (int64_t p = 0; p < panels; p++) {
+      float *x = reading->x + p * width * LANES;
+      add(reading->sums + p * width * LANES, layer.attention_out_norm, *model, x);
+      prepare(x, layer.mlp_norm, width, model->eps, reading->input + p * width * LANES);
+    }
+    share(size, [&](int64_t from, int64_t to) {
+      multiply<2>({&layer.gate, &layer.up}, reading->input, panels, from, to,
+                  [&](int64_t n, int64_t p, auto value) {
+        auto element = [&](int64_t r) { return gated(layer.activation, value(0, r), value(1, r)); };
+        for (int64_t r = 0; r < OUTPUTS; r += 2)
+          _mm512_storeu_si512(reading->inner + (p * size + n + r) * LANES,
+                              pair(element(r), element(r + 1)));
+      });
+    });
+#pragma omp barrier
+    project(layer.down, reading->inner);
+#pragma omp barrier
+#pragma omp for
+    for (int64_t p = 0; p < panels; p++)
+      add(reading->sums + p * width * LANES, layer.mlp_out_norm, *model, reading->x + p * width * LANES);
   }
 }
 }

@@ -8,7 +8,6 @@ with quantised weights it rounds activations to int8 in groups of 32, like llama
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from collections.abc import Sequence
 from ctypes import addressof, c_double, c_int64, c_void_p
@@ -51,6 +50,9 @@ class FusedDecoder:
     """Decodes with a model's own weights and cache, which must not be replaced meanwhile."""
 
     def __init__(self, model: Transformer, cache: Cache) -> None:
+        self.has_adapters = any(
+            isinstance(module, LoRALinear | MultiLoRALinear) for module in model.modules()
+        )
         use_huge_pages(model)
         self._held: list[object] = [model, cache]  # what only pointers refer to
         self._copies: list[Tensor] = []  # fp32 copies of norms and biases
@@ -70,7 +72,7 @@ class FusedDecoder:
                 for b, store in zip(model.every_block, cache.layers, strict=True)
             )
         )
-        self._model = ModelStruct(
+        self.struct = ModelStruct(
             model.config.width, len(layers), model.config.norm.eps, model.config.embedding_scale,
             model.every_block[0].residual.scale, model.head_scale, model.embed.weight.data_ptr(),
             self._norm(model.norm), self._linear(model.head), layers,
@@ -83,7 +85,7 @@ class FusedDecoder:
 
         adapters: of each row, by name, where the model has several.
         """
-        self._refresh()
+        self.refresh()
         for row in range(len(tokens)):
             name = adapters[row] if adapters else None
             self._numbers[row] = -1 if name is None else self._names.index(name)
@@ -92,7 +94,7 @@ class FusedDecoder:
         rows, integers = len(tokens), c_int64 * len(tokens)
         logits = torch.empty(rows, self._vocabulary)
         library().culm_decode(
-            ctypes.byref(self._model), rows, integers(*tokens), integers(*positions),
+            self.struct, rows, integers(*tokens), integers(*positions),
             c_void_p(logits.data_ptr()), torch.get_num_threads(),
         )  # fmt: skip
         if full := [row for row, at in enumerate(positions) if at % GROUP == GROUP - 1]:
@@ -122,7 +124,7 @@ class FusedDecoder:
             cache_struct(store, rule), *map(self._linear, linears),
         )  # fmt: skip
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """Copy norms, biases and scales again: they may have changed."""
         for scale, layer in self._scales:
             scale.value = layer.scale if layer.enabled else 0.0

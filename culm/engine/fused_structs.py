@@ -60,6 +60,13 @@ class ModelStruct(Structure):
     ]
 
 
+class ReadingStruct(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("tokens", "threads")),
+        *((name, c_void_p) for name in ("x", "cosines", "sines", "sums", "input", "inner")),
+    ]
+
+
 def cache_struct(store: LayerCache, rule: ScoreRule) -> CacheStruct:
     sees = (rule.window or 0, rule.sink_tokens)
     if isinstance(store, QuantizedCache):

@@ -13,6 +13,7 @@ from torch import Tensor
 from culm.adapt.multi_lora import adapter_names, adapter_rows
 from culm.engine.drafter import Drafter, Window
 from culm.engine.fused import ROWS, fused_decoder
+from culm.engine.fused_reader import fused_reader
 from culm.engine.request import Running
 from culm.model.context import CacheView, Context, LayerContext
 from culm.model.quantized_cache import CacheKind
@@ -43,6 +44,7 @@ class Runner:
             create = model.mtp_cache if drafter is not None and drafter.with_mtp else model.cache
             self.cache = create(slots, length, cache, rollback)
         self._fused = fused_decoder(model, self.cache) if fused else None
+        self.reader = fused_reader(model, self._fused)
 
     def prefill(self, group: list[Running], first: int) -> Tensor:
         """Read prompts into the slots from `first` on; logits (N, V) after each one's last token.
@@ -60,8 +62,7 @@ class Runner:
         longest = min(_round_up(max(map(len, prompts)), ROUND_PROMPT), self.length)
         ends = torch.tensor([len(prompt) for prompt in prompts], device=device)
         view = self.cache.view(longest, first, ends)
-        hidden = self._prompt_states(prompts, 0, longest, view, adapters)
-        last = hidden[torch.arange(len(prompts), device=device), ends - 1]
+        last = self._last_states(prompts, 0, longest, view, adapters)
         for slot, source in reversed(list(enumerate(sources))):
             if slot != source:  # a source comes before its copies, which are made from the back
                 self.cache.copy(first + source, first + slot, longest)
@@ -73,10 +74,11 @@ class Runner:
         stop = min(start + _round_up(end - start, ROUND_PROMPT), self.length)
         view = self.cache.view(stop, slot, torch.tensor([end], device=device))
         adapters = adapter_rows([row.request.adapter], self.adapters, device)
-        hidden = self._prompt_states([row.request.prompt], start, stop, view, adapters)
-        return self.model.logits(hidden[:, end - 1 - start])
+        return self.model.logits(
+            self._last_states([row.request.prompt], start, stop, view, adapters)
+        )
 
-    def _prompt_states(
+    def _last_states(
         self,
         prompts: Sequence[tuple[int, ...]],
         start: int,
@@ -84,7 +86,12 @@ class Runner:
         view: CacheView,
         adapters: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        """(N, stop - start, E): what `Transformer.hidden` gives for a part of prompts, padded."""
+        """(N, E): what `Transformer.hidden` gives for the last tokens of a part of prompts, padded.
+
+        view: its `ends` say where the parts end.
+        """
+        assert view.ends is not None
+        last = view.ends - 1 - start
         more = self.drafter.size if self.drafter else 0
         parts = [prompt[start : stop + more] for prompt in prompts]
         padded = [part + (0,) * (stop + more - start - len(part)) for part in parts]
@@ -92,9 +99,13 @@ class Runner:
         tokens, following = every.split((stop - start, more), 1)
         positions = torch.arange(start, stop, device=every.device).expand(tokens.shape)
         context = Context(positions, cache=view, adapters=adapters)
+        if self.reader:
+            return self.model.normalized(self.reader.states(tokens, context, last)[0])
         if self.drafter:
-            return self.drafter.prefill(tokens, context, following)
-        return self.model.hidden(tokens, context)
+            hidden = self.drafter.prefill(tokens, context, following)
+        else:
+            hidden = self.model.hidden(tokens, context)
+        return hidden[torch.arange(len(prompts), device=last.device), last]
 
     def decode(self, rows: Sequence[Running], slots: int) -> tuple[Tensor, Window | None]:
         """Put each row's last token, and its draft, into the cache, of which `slots` may be used.
@@ -133,6 +144,8 @@ class Runner:
         length = min(_round_up(max(starts) + width, GRANULE), self.length)
         adapters = adapter_rows([row.request.adapter for row in rows], self.adapters, device)
         context = Context(positions, cache=self.cache.view(length), adapters=adapters)
+        if self.reader:
+            return self.reader.states(tokens, context)
         return self.model.states(tokens, context)
 
     def _logits(self, rows: Sequence[Running], window: Window) -> Tensor:

@@ -72,7 +72,7 @@ def test_the_engine_gives_the_same_tokens_fused_or_not(shape):
             assert set(best.indices.tolist()) == {a.tokens[first], b.tokens[first]}
             gaps.append(float((best.values[0] - best.values[1]) / logits.std()))
     assert len(gaps) <= 5
-    assert max(gaps, default=0) < 0.02
+    assert max(gaps, default=0) < 0.05
 
 
 @here
