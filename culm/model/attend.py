@@ -13,16 +13,13 @@ The attention backend is set from outside (`Trunk.set_backend`), never guessed i
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from culm.model.context import Context
-from culm.model.score_rule import ScoreRule
+from culm.model.score_rule import Backend, ScoreRule
 
-Backend = Literal["sdpa", "flex", "blocks", "flash2", "flash3"]
 LARGEST_BLOCK = 512  # queries: with a limit, the memory of scores is linear in the length
 CPU_BLOCK = 256  # queries over a cache: fewer masked scores are computed
 
@@ -55,6 +52,8 @@ def attend(
     """
     if not serves(backend, rule, q.device):
         raise ValueError(f"backend: {backend} does not support {rule} here; blocks does")
+    if context.sequence is not None:
+        return context.sequence.attend(q, k, v, rule, backend)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
     if backend == "flex":
         from culm.model.flex import flex
@@ -154,18 +153,33 @@ def attention_weights(q: Tensor, k: Tensor, rule: ScoreRule = ScoreRule()) -> Te
     return _grouped(q, k, eye, mask, rule, _away(0, q.shape[2], 0, q.shape[2], q.device))
 
 
-def _in_blocks(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: ScoreRule) -> Tensor:
+def attend_from(
+    start: int, q: Tensor, k: Tensor, v: Tensor, context: Context, rule: ScoreRule
+) -> Tensor:
+    """`attend` of the queries (B, T, H, D) of a row from index `start` on, by blocks.
+
+    k, v, context: of the whole row.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return _in_blocks(q, k, v, context, rule, start).transpose(1, 2)
+
+
+def _in_blocks(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, rule: ScoreRule, at: int = 0
+) -> Tensor:
+    """at: the index of the first query in the row."""
     length = q.shape[2]
     size = max(1, -(-length // _blocks(length)))
     outs = []
-    for start in range(0, max(1, length), size):
-        end = min(start + size, length)
+    for start in range(at, at + max(1, length), size):
+        end = min(start + size, at + length)
         far = rule.window is None or rule.sink_tokens > 0
         first = 0 if far else max(0, start - rule.window + 1)  # type: ignore[operator]
         mask = _visible(start, end, first, end, context, rule)
         away = None if rule.slopes is None else _away(start, end, first, end, q.device)
         keys, values = k[:, :, first:end], v[:, :, first:end]
-        outs.append(_grouped(q[:, :, start:end], keys, values, mask, rule, away))
+        queries = q[:, :, start - at : end - at]
+        outs.append(_grouped(queries, keys, values, mask, rule, away))
     return torch.cat(outs, dim=2)
 
 

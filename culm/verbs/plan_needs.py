@@ -173,7 +173,7 @@ def _step(config: RunConfig, context: int, ranks: int, sequences: int) -> Step:
     return Step(
         context, train.batch_size, train.at_once, sequences=sequences,
         packed=train.objective.reads == "documents", columns=train.objective.columns,
-        replicas=config.parallel.replicas, ranks=ranks,
+        replicas=config.parallel.data, ranks=ranks,
     )  # fmt: skip
 
 
