@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from culm.parallel.mesh import build_mesh
 from culm.parallel.ranks import Ranks
 from culm.parallel.settings import ParallelConfig
 from culm.parallel.watch import watched
+
+# It warns that a gather over two axes takes two exchanges, as it must.
+logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
 
 PATIENCE = timedelta(days=1)  # what the writer may need to prepare a corpus
 JOIN = 300.0  # seconds in which all ranks must have started

@@ -16,12 +16,11 @@ from itertools import pairwise
 from typing import Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._functorch import config as functorch
 from torch._ops import OpOverload
 from torch.distributed import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import (
     checkpoint,
@@ -31,10 +30,11 @@ from torch.utils.checkpoint import (
 
 from culm.batch import Batch, Loss, Sums
 from culm.config import SettingError
-from culm.dtensor import full_tensor
 from culm.model import logprobs
 from culm.model.transformer import Transformer
 from culm.model.trunk import Trunk
+from culm.parallel.check import check_layout
+from culm.parallel.clip import clip_sharded
 from culm.parallel.context import RowRanks, attention_of
 from culm.parallel.mesh import Mesh
 from culm.parallel.ranks import Ranks
@@ -101,13 +101,10 @@ class Parallel:
 
     def clip(self, parameters: list[nn.Parameter], limit: float) -> float:
         """Scale the gradients down to the norm `limit` at most; gives the norm before."""
-        learned = [p for p in parameters if p.grad is not None]
-        parts = _by_mesh(learned)  # torch mixes no meshes in one call
-        norms = [full_tensor(nn.utils.get_total_norm(_grads(part))) for part in parts]
-        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-        for part in parts:
-            nn.utils.clip_grads_with_norm_(part, limit, norm)
-        return float(norm)
+        mesh = self.ranks.mesh
+        if mesh is None:
+            return float(nn.utils.clip_grad_norm_(parameters, limit))
+        return clip_sharded(parameters, limit, mesh)
 
     def _forward(self, batch: Batch, last: bool) -> Loss:
         """The loss of one micro-batch; gradients are exchanged after the last one of a step."""
@@ -162,6 +159,7 @@ def divide(objective: nn.Module, mesh: Mesh, settings: ParallelConfig) -> None:
         return
     attention = attention_of(settings.context_method, context)
     for model in _models(objective):
+        check_layout(model, settings)
         balanced = settings.context_method != "ulysses" and context.size() > 1
         shards = SequenceShards(tensor, context, attention, balanced)
         if context.size() > 1:
@@ -239,15 +237,3 @@ def compile_blocks(objective: nn.Module) -> None:
     for trunk in _trunks(objective):
         for block in trunk.every_block:
             block.compile(dynamic=False)
-
-
-def _grads(parameters: list[nn.Parameter]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]
-
-
-def _by_mesh(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Parameters that lie on the same mesh, or on none, together."""
-    found: dict[DeviceMesh | None, list[nn.Parameter]] = {}
-    for p in parameters:
-        found.setdefault(p.device_mesh if isinstance(p, DTensor) else None, []).append(p)
-    return list(found.values())

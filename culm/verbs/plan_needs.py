@@ -6,6 +6,7 @@ import shutil
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +18,7 @@ from culm.device import memory_bytes
 from culm.dtype import DTYPES
 from culm.model.backend import choose_backend
 from culm.model.transformer import Transformer
+from culm.parallel.check import check_layout
 from culm.parallel.parallelize import parallelize
 from culm.parallel.ranks import Ranks
 from culm.plan.model import forward_flops
@@ -102,6 +104,8 @@ def show_needs(
             META, objective, tokenizer, context, load, ranks=Ranks(count=found.ranks),
         )  # fmt: skip
         _try_parts(found, run)
+    for owned in objective.models().values():
+        found.attempt(partial(check_layout, owned, config.parallel))
     context = context if seen is None else seen.context
     parallelize(objective, activation_checkpointing=train.activation_checkpointing)
     step = _step(config, context, found.ranks, 1 if seen is None else seen.sequences)

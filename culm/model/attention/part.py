@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,8 @@ class AttentionModule(nn.Module, ABC):
     """x: (B, T, E) -> (B, T, E)."""
 
     backend: Backend = "blocks"  # until one is chosen: it supports every kind
+    # Whether it works on rows of which each rank has a part, by `Context.sequence`.
+    context_parallel: ClassVar[bool] = True
 
     @property
     def tensor_parallel(self) -> Mapping[str, Split]:
