@@ -75,8 +75,8 @@ class GroupedLinear(nn.Module):
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """ends: (experts,) int32, the row after the last one of each expert."""
-        out = grouped(x, self.weight.to(x.dtype), ends)
+        out = grouped(x, local_shard(self.weight).to(x.dtype), ends)
         if self.bias is None:
             return out
         experts = torch.searchsorted(ends, torch.arange(len(x), device=x.device), right=True)
-        return out + self.bias.to(x.dtype)[experts]
+        return out + local_shard(self.bias).to(x.dtype)[experts]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from culm.config import SettingError
 from culm.model.block import Block
 from culm.model.linear import Linear
+from culm.model.mlp.moe import MixtureOfExperts
 from culm.model.transformer import Transformer
 from culm.parallel.settings import ParallelConfig
 
@@ -15,12 +16,25 @@ def check_layout(model: Transformer, settings: ParallelConfig) -> None:
     Raises:
         SettingError: with the setting, the part of the model, and what would fit.
     """
+    if settings.expert > 1:
+        _check_experts(model, settings.expert)
     for number, block in enumerate(model.every_block):
         where = f"layer {number}"
         if settings.context > 1:
             _check_context(block, settings, where)
         if settings.tensor > 1:
             _check_tensor(block, settings.tensor, where)
+
+
+def _check_experts(model: Transformer, ranks: int) -> None:
+    mixtures = [b.mlp for b in model.every_block if isinstance(b.mlp, MixtureOfExperts)]
+    if not mixtures:
+        raise SettingError("parallel.expert: the model has no experts; set it to 1")
+    for moe in mixtures:
+        if moe.config.experts % ranks:
+            raise SettingError(
+                f"parallel.expert: {ranks} ranks do not divide {moe.config.experts} experts"
+            )
 
 
 def _check_context(block: Block, settings: ParallelConfig, where: str) -> None:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import torch
+import math
+
 import torch.distributed as distributed
 from torch import Tensor, nn
+from torch.distributed import DeviceMesh
+from torch.distributed.tensor import DTensor
 
-from culm.dtensor import lies_on, local_shard
-from culm.parallel.mesh import Mesh
+from culm.dtensor import local_shard
 
-AXES = ("shard", "tensor")
+Axes = tuple[DeviceMesh, ...]  # over whose ranks a tensor is divided
 
 
-def clip_sharded(parameters: list[nn.Parameter], limit: float, mesh: Mesh) -> float:
+def clip_sharded(parameters: list[nn.Parameter], limit: float) -> float:
     """Scale the gradients down to the norm `limit` at most; gives the norm before.
 
     As torch.nn.utils.clip_grad_norm_, which takes no tensors of different meshes at once.
     """
-    found: dict[tuple[bool, ...], list[Tensor]] = {}
+    found: dict[Axes, list[Tensor]] = {}
     for p in parameters:
         if p.grad is not None:
-            divided = tuple(lies_on(p.grad, axis) for axis in AXES)
-            found.setdefault(divided, []).append(local_shard(p.grad))
-    norm = _norm(found, mesh)
+            found.setdefault(_axes(p.grad), []).append(local_shard(p.grad))
+    norm = math.sqrt(sum(_square(grads, axes) for axes, grads in found.items()))
     if (scale := limit / (norm + 1e-6)) < 1:
         for grads in found.values():
             for grad in grads:
@@ -30,16 +31,19 @@ def clip_sharded(parameters: list[nn.Parameter], limit: float, mesh: Mesh) -> fl
     return norm
 
 
-def _norm(found: dict[tuple[bool, ...], list[Tensor]], mesh: Mesh) -> float:
-    """found: gradients on this rank, by the axes over which they are divided."""
-    kinds = [(first, second) for first in (False, True) for second in (False, True)]
-    squares = torch.stack(
-        [nn.utils.get_total_norm(found.get(kind, [])).double().square() for kind in kinds]
-    ).to(mesh.rows.device_type)
-    for place, axis in enumerate(AXES):
-        divided = torch.tensor([kind[place] for kind in kinds], device=squares.device)
-        if mesh.weights[axis].size() > 1:
-            part = squares * divided
-            distributed.all_reduce(part, group=mesh.weights[axis].get_group())
-            squares = part.where(divided, squares)
-    return float(squares.sum().sqrt())
+def _axes(tensor: Tensor) -> Axes:
+    if not isinstance(tensor, DTensor):
+        return ()
+    mesh = tensor.device_mesh
+    names = mesh.mesh_dim_names or ()
+    placed = zip(names, tensor.placements, strict=True)
+    return tuple(mesh[name] for name, place in placed if not place.is_replicate())
+
+
+def _square(grads: list[Tensor], axes: Axes) -> float:
+    """The squared norm of gradients of which each rank of the axes holds a part."""
+    square = nn.utils.get_total_norm(grads).double().square()
+    for axis in axes:
+        if axis.size() > 1:
+            distributed.all_reduce(square, group=axis.get_group())
+    return float(square)

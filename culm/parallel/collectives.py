@@ -46,7 +46,16 @@ def part(x: Tensor, dim: int, axis: DeviceMesh) -> Tensor:
 
 def exchanged(x: Tensor, axis: DeviceMesh) -> Tensor:
     """x: (ranks, ...), a piece for each rank -> the pieces of all ranks for this one."""
-    return x if axis.size() == 1 else _Exchange.apply(x, axis.get_group())
+    ones = [1] * axis.size()
+    return exchanged_rows(x, ones, ones, axis)
+
+
+def exchanged_rows(x: Tensor, sent: list[int], received: list[int], axis: DeviceMesh) -> Tensor:
+    """x: (N, ...), so many rows for each rank in order -> the rows that all ranks sent to this one.
+
+    received: how many come from each.
+    """
+    return x if axis.size() == 1 else _Exchange.apply(x, sent, received, axis.get_group())
 
 
 def _gather(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
@@ -102,17 +111,19 @@ class _Sum(torch.autograd.Function):
 
 class _Exchange(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _exchange(x, group)
+    def forward(
+        ctx, x: Tensor, sent: list[int], received: list[int], group: ProcessGroup
+    ) -> Tensor:
+        ctx.sent, ctx.received, ctx.group = sent, received, group
+        return _exchange(x, sent, received, group)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor):
-        return _exchange(grads[0], ctx.group), None  # type: ignore[attr-defined]
+        back = ctx.received, ctx.sent, ctx.group  # type: ignore[attr-defined]
+        return _exchange(grads[0], *back), None, None, None
 
 
-def _exchange(x: Tensor, group: ProcessGroup) -> Tensor:
-    x = x.contiguous()
-    out = torch.empty_like(x)
-    distributed.all_to_all_single(out, x, group=group)
+def _exchange(x: Tensor, sent: list[int], received: list[int], group: ProcessGroup) -> Tensor:
+    out = x.new_empty((sum(received), *x.shape[1:]))
+    distributed.all_to_all_single(out, x.contiguous(), received, sent, group=group)
     return out

@@ -6,6 +6,7 @@
 
     replicate  copies of the weights
     shard      shards of the weights (FSDP2): over ranks of "data" and "context"
+    expert     different experts: over ranks of any of these axes
 
 Neighbouring ranks, which are on one machine, are those that exchange most: tensor is the innermost
 axis, and context the next.
@@ -27,12 +28,14 @@ from culm.parallel.settings import ParallelConfig
 class Mesh:
     """The same ranks three times.
 
-    rows: axes data, context, tensor. weights: axes replicate, shard, tensor. gradients: all ranks
-    with the same part of the matmuls, whose gradients are averaged.
+    rows: axes data, context, tensor. weights: axes replicate, shard, tensor. experts: axes
+    expert_replicate, expert_shard, expert. gradients: all ranks with the same part of the matmuls,
+    whose gradients are averaged.
     """
 
     rows: DeviceMesh
     weights: DeviceMesh
+    experts: DeviceMesh
     gradients: DeviceMesh
 
     @property
@@ -47,6 +50,10 @@ class Mesh:
     def tensor(self) -> DeviceMesh:
         return self.weights["tensor"]
 
+    @property
+    def expert(self) -> DeviceMesh:
+        return self.experts["expert"]
+
 
 def build_mesh(device: torch.device | str, settings: ParallelConfig) -> Mesh:
     """All processes of the job, which have joined.
@@ -60,7 +67,13 @@ def build_mesh(device: torch.device | str, settings: ParallelConfig) -> Mesh:
     sharding = data * settings.context // copies
     rows = _mesh(kind, data=data, context=settings.context, tensor=settings.tensor)
     weights = _mesh(kind, replicate=copies, shard=sharding, tensor=settings.tensor)
-    return Mesh(rows, weights, weights["replicate", "shard"]._flatten("gradients"))
+    others = ranks // settings.expert
+    expert_copies = others if settings.data == "ddp" else settings.replicas
+    experts = _mesh(
+        kind, expert_replicate=expert_copies, expert_shard=others // expert_copies,
+        expert=settings.expert,
+    )  # fmt: skip
+    return Mesh(rows, weights, experts, weights["replicate", "shard"]._flatten("gradients"))
 
 
 def _mesh(kind: str, **axes: int) -> DeviceMesh:

@@ -36,6 +36,7 @@ from culm.model.trunk import Trunk
 from culm.parallel.check import check_layout
 from culm.parallel.clip import clip_sharded
 from culm.parallel.context import RowRanks, attention_of
+from culm.parallel.expert import divide_experts, shard_experts, weigh_experts
 from culm.parallel.mesh import Mesh
 from culm.parallel.ranks import Ranks
 from culm.parallel.sequence import SequenceShards, hold_parts
@@ -97,14 +98,15 @@ class Parallel:
             sums.add(loss)
         if self.tensor is not None and alike > 1:
             sum_whole_gradients(list(self.objective.parameters()), self.tensor)
+        if self.ranks.mesh is not None:
+            weigh_experts(self.objective, self.ranks.mesh)
         return sums
 
     def clip(self, parameters: list[nn.Parameter], limit: float) -> float:
         """Scale the gradients down to the norm `limit` at most; gives the norm before."""
-        mesh = self.ranks.mesh
-        if mesh is None:
+        if self.ranks.mesh is None:
             return float(nn.utils.clip_grad_norm_(parameters, limit))
-        return clip_sharded(parameters, limit, mesh)
+        return clip_sharded(parameters, limit)
 
     def _forward(self, batch: Batch, last: bool) -> Loss:
         """The loss of one micro-batch; gradients are exchanged after the last one of a step."""
@@ -143,19 +145,21 @@ def parallelize(
         functorch.activation_memory_budget = given if isinstance(given, float) else 1.0
     mesh = ranks.mesh
     if mesh is not None and mesh.gradients.size() > 1:
-        if settings.data == "ddp" and settings.tensor == 1:
+        if settings.data == "ddp" and settings.tensor == settings.expert == 1:
             parallel.replicate()
         else:  # DDP takes no divided parameters: with shards of one rank, FSDP2 replicates them
             copies = mesh.weights["replicate"].size() > 1
             axes = ("replicate", "shard") if copies else ("shard",)
+            if settings.expert > 1:
+                shard_experts(objective, mesh)
             shard(objective, mesh.weights[axes])
     return parallel
 
 
 def divide(objective: nn.Module, mesh: Mesh, settings: ParallelConfig) -> None:
     """Divide each model of an objective over the ranks that compute a row together."""
-    tensor, context = mesh.tensor, mesh.context
-    if tensor.size() == context.size() == 1:
+    tensor, context, expert = mesh.tensor, mesh.context, mesh.expert
+    if tensor.size() == context.size() == expert.size() == 1:
         return
     attention = attention_of(settings.context_method, context)
     for model in _models(objective):
@@ -165,9 +169,11 @@ def divide(objective: nn.Module, mesh: Mesh, settings: ParallelConfig) -> None:
         if context.size() > 1:
             model.kernels = replace(model.kernels, rows=RowRanks(shards))
         hold_parts(model, shards)
-        model.whole = shards.off
+        model.whole = partial(shards.off, model)
         if tensor.size() > 1:
-            model.whole = TensorParallel(model, shards).whole
+            TensorParallel(model, shards)
+        if expert.size() > 1:
+            divide_experts(model, expert, shards)
 
 
 def shard(objective: nn.Module, mesh: DeviceMesh) -> None:

@@ -26,6 +26,7 @@ from torch.distributed import DeviceMesh
 from culm.model.context import Context, LayerContext, Routing, SequenceAttention
 from culm.model.transformer import Transformer
 from culm.parallel.collectives import gathered, part, summed
+from culm.parallel.whole import whole_parameters
 
 Attention = Callable[[Context], SequenceAttention]
 C = TypeVar("C", bound=Context)
@@ -56,11 +57,12 @@ class SequenceShards:
         return self.tensor.size() * pieces
 
     @contextmanager
-    def off(self) -> Iterator[None]:
-        """Each rank computes whole rows."""
+    def off(self, model: Transformer) -> Iterator[None]:
+        """Each rank computes whole rows with whole parameters."""
         self.on = False
         try:
-            yield
+            with whole_parameters(model):
+                yield
         finally:
             self.on = True
 

@@ -27,6 +27,9 @@ class ParallelConfig(Config):
         exchanged for heads (ulysses, arXiv 2309.14509), or they travel in a ring (ring, arXiv
         2310.01889).
 
+    expert: ranks that share the experts of each layer; tokens travel to them (arXiv 2006.16668).
+        They are ranks of the other axes, data ones too.
+
     It applies when a launcher started several processes; a single process ignores it.
     """
 
@@ -34,6 +37,7 @@ class ParallelConfig(Config):
     replicas: PositiveInt = 1
     tensor: PositiveInt = 1
     context: PositiveInt = 1
+    expert: PositiveInt = 1
     context_method: ContextMethod = "allgather"
 
     @model_validator(mode="after")
@@ -58,6 +62,11 @@ class ParallelConfig(Config):
             raise SettingError(
                 f"parallel: tensor={self.tensor} times context={self.context} needs a multiple of "
                 f"{per} ranks, and there are {ranks}; start another number, or change the axes"
+            )
+        if ranks % (self.expert * self.replicas):
+            raise SettingError(
+                f"parallel.expert: {self.expert} times replicas={self.replicas} does not divide "
+                f"{ranks} ranks"
             )
         data = ranks // per
         if data % self.replicas:

@@ -9,8 +9,7 @@ Whatever is not divided is on every rank, and computed there of the own tokens, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -19,7 +18,6 @@ import torch.distributed as distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
 
 from culm.config import SettingError
 from culm.dtensor import lies_on, local_shard
@@ -27,8 +25,9 @@ from culm.model.attention.part import AttentionModule
 from culm.model.linear import Divisible, Linear, Split
 from culm.model.mlp.part import FeedForwardModule
 from culm.model.transformer import Transformer
-from culm.parallel.collectives import gathered, part, summed, summed_part
+from culm.parallel.collectives import gathered, summed, summed_part
 from culm.parallel.sequence import SequenceShards
+from culm.parallel.whole import shard_parameter
 
 DIMS: dict[Split, int] = {"columns": 0, "rows": 1}
 
@@ -67,7 +66,7 @@ class TensorParallel:
         for name, split in splits.items():
             layer = getattr(module, name)
             if isinstance(layer, nn.Parameter):
-                self._shard(module, name, DIMS[split])
+                shard_parameter(module, name, DIMS[split], self.axis)
             elif isinstance(layer, Divisible):
                 inside = layer.divided(split)
                 self._divide(f"{where}.{name}", cast(nn.Module, layer), inside)
@@ -80,9 +79,9 @@ class TensorParallel:
                 )
 
     def _divide_linear(self, layer: Linear, split: Split) -> None:
-        self._shard(layer, "weight", DIMS[split])
+        shard_parameter(layer, "weight", DIMS[split], self.axis)
         if layer.bias is not None and split == "columns":
-            self._shard(layer, "bias", 0)
+            shard_parameter(layer, "bias", 0, self.axis)
         elif layer.bias is not None:
             layer.register_forward_hook(self._bias_once)
 
@@ -99,13 +98,13 @@ class TensorParallel:
         model, axis = self.model, self.axis
         even = model.config.vocabulary % axis.size() == 0
         if even and type(model.head) is Linear and model.config.head == "vocabulary":
-            self._shard(model.embed, "weight", 0)
+            shard_parameter(model.embed, "weight", 0, axis)
             if model.config.tied:
                 model.head.weight = model.embed.weight
             else:
-                self._shard(model.head, "weight", 0)
+                shard_parameter(model.head, "weight", 0, axis)
             if model.head.bias is not None:
-                self._shard(model.head, "bias", 0)
+                shard_parameter(model.head, "bias", 0, axis)
             shard = VocabularyRanks(self.shards, model.config.vocabulary)
             model.kernels = replace(model.kernels, vocabulary=shard)
             model.head.register_forward_hook(
@@ -129,32 +128,6 @@ class TensorParallel:
         known = (ids >= 0) & (ids < len(table))
         found = F.embedding(ids.where(known, 0), table) * known[..., None]
         return summed_part(found, 1, self.axis)
-
-    def _shard(self, module: nn.Module, name: str, dim: int) -> None:
-        """Keep the own part of a parameter."""
-        whole = module.get_parameter(name)
-        own = part(whole.detach(), dim, self.axis).contiguous().clone()
-        shard = DTensor.from_local(own, self.axis, [Shard(dim)], run_check=False)
-        setattr(module, name, nn.Parameter(shard, requires_grad=whole.requires_grad))
-
-    @contextmanager
-    def whole(self) -> Iterator[None]:
-        """Each rank has the whole model, for inference; every rank of the axis takes part."""
-        full, changed = dict[int, nn.Parameter](), []
-        for module in self.model.modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                if lies_on(parameter, "tensor"):
-                    if id(parameter) not in full:
-                        value = parameter.detach().full_tensor()  # type: ignore[attr-defined]
-                        full[id(parameter)] = nn.Parameter(value, requires_grad=False)
-                    changed.append((module, name, parameter))
-                    setattr(module, name, full[id(parameter)])
-        try:
-            with self.shards.off():
-                yield
-        finally:
-            for module, name, parameter in changed:
-                setattr(module, name, parameter)
 
 
 class VocabularyRanks:
@@ -184,7 +157,9 @@ def sum_whole_gradients(parameters: list[nn.Parameter], axis: DeviceMesh) -> Non
     that comes of its tokens, heads or share of the loss.
     """
     grads = [
-        local_shard(p.grad) for p in parameters if p.grad is not None and not lies_on(p, "tensor")
+        local_shard(p.grad)
+        for p in parameters
+        if p.grad is not None and not lies_on(p, "tensor") and not lies_on(p, "expert")
     ]
     for dtype in {grad.dtype for grad in grads}:
         same = [grad for grad in grads if grad.dtype == dtype]

@@ -41,6 +41,8 @@ MODELS = {
     "state": {"attention": {"kind": "deltanet", "heads": 2}},
     "alibi": {"attention": {**ATTENTION, "rope": None, "alibi": True, "qk_norm": "width"}},
     "moe": {"attention": ATTENTION, "mlp": EXPERTS},
+    "oss": {"attention": ATTENTION, "mlp": {"kind": "moe", "experts": 8, "top_k": 2, "hidden": 16,
+            "activation": "clamped", "bias": True, "z_loss": 0.01}},
     "lora": {"attention": ATTENTION},
 }  # fmt: skip
 

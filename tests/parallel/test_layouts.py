@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from stages import CORE, STAGES
+from stages import STAGES
 from test_ranks import assert_same, on_two_ranks
 
 from culm.config import SettingError, parse
@@ -21,11 +21,14 @@ TWO = [
     *(f"{name},tensor=2" for name in ("dense", "gpt2", "sinks", "latent", "moe", "lora")),
     *(f"{name},context=2" for name in ("dense", "latent", "moe")),
     "sinks,context=2,context_method=ulysses",
+    "moe,expert=2",
 ]
 MORE_OF_TWO = [
     *(f"{name},tensor=2" for name in ("state", "alibi")),
     *(f"{name},context=2" for name in ("gpt2", "sinks", "alibi", "lora")),
     *(f"{name},context=2,context_method=ulysses" for name in ("latent", "alibi", "moe", "lora")),
+    *(f"oss,{axis}=2,expert=2" for axis in ("tensor", "context")),
+    "oss,data=fsdp,expert=2",
 ]
 FOUR = [
     *(f"{name},data=fsdp,tensor=2" for name in ("dense", "moe", "lora", "latent")),
@@ -34,6 +37,9 @@ FOUR = [
     *(f"{name},data=fsdp,replicas=2" for name in ("dense", "moe", "lora")),
     *(f"dense,data={data},context=2" for data in ("ddp", "fsdp")),
     "dense,tensor=2,context=2,context_method=ulysses", "state,tensor=4",
+    "oss,expert=4", "oss,expert=2", "oss,data=fsdp,expert=2", "oss,data=fsdp,replicas=2,expert=2",
+    "oss,data=fsdp,tensor=2,expert=2", "oss,data=fsdp,tensor=2,expert=4",
+    "oss,tensor=2,context=2,expert=4",
 ]  # fmt: skip
 
 
@@ -92,6 +98,12 @@ MODEL = {"vocabulary": 64, "width": 48, "layers": 1, "context": 32,
         ({}, {"tensor": 4}, "4 ranks do not divide the 2 heads"),
         ({"mlp": {"kind": "swiglu", "hidden": 33}}, {"tensor": 2}, "do not divide the 33 elements"),
         ({"attention": {"kind": "deltanet", "heads": 2}}, {"context": 2}, "use tensor or data"),
+        ({}, {"expert": 2}, "the model has no experts"),
+        (
+            {"mlp": {"kind": "moe", "experts": 3, "hidden": 8}},
+            {"expert": 2},
+            "2 ranks do not divide 3 experts",
+        ),
         ({}, {"context": 4, "context_method": "ulysses"}, "4 ranks .* use allgather"),
     ],
 )
@@ -108,4 +120,6 @@ def test_axes_that_do_not_divide_the_ranks_are_refused() -> None:
         ParallelConfig(tensor=2, context=2).data_ranks(6)
     with pytest.raises(SettingError, match=r"parallel\.replicas: 2 copies .* 3 data-parallel"):
         ParallelConfig(data="fsdp", replicas=2).data_ranks(3)
+    with pytest.raises(SettingError, match=r"parallel\.expert: 4 times .* does not divide 6 ranks"):
+        ParallelConfig(expert=4).data_ranks(6)
     assert ParallelConfig(tensor=2, context=2).data_ranks(8) == 2
