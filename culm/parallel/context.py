@@ -13,6 +13,7 @@ from culm.model.attend import attend, attend_from
 from culm.model.context import Context, SequenceAttention
 from culm.model.score_rule import Backend, ScoreRule
 from culm.parallel.collectives import exchanged, gathered, part
+from culm.parallel.ring import Ring
 from culm.parallel.sequence import SequenceShards
 from culm.parallel.settings import ContextMethod
 
@@ -66,9 +67,10 @@ class ExchangedHeads:
         return exchanged(pieces, self.axis).movedim(0, 2).flatten(2, 3)
 
 
-METHODS: dict[ContextMethod, type[GatheredKeys] | type[ExchangedHeads]] = {
+METHODS: dict[ContextMethod, Callable[[DeviceMesh, Context], SequenceAttention]] = {
     "allgather": GatheredKeys,
     "ulysses": ExchangedHeads,
+    "ring": Ring,
 }
 
 
