@@ -63,15 +63,15 @@ class ParallelConfig(Config):
                 f"parallel: tensor={self.tensor} times context={self.context} needs a multiple of "
                 f"{per} ranks, and there are {ranks}; start another number, or change the axes"
             )
-        if ranks % (self.expert * self.replicas):
-            raise SettingError(
-                f"parallel.expert: {self.expert} times replicas={self.replicas} does not divide "
-                f"{ranks} ranks"
-            )
         data = ranks // per
         if data % self.replicas:
             raise SettingError(
                 f"parallel.replicas: {self.replicas} copies of the weights do not divide over "
                 f"{data} data-parallel ranks"
+            )
+        if ranks % (self.expert * self.replicas):
+            raise SettingError(
+                f"parallel.expert: {self.expert} times replicas={self.replicas} does not divide "
+                f"{ranks} ranks"
             )
         return data

@@ -27,6 +27,7 @@ MORE_OF_TWO = [
     *(f"{name},tensor=2" for name in ("state", "alibi")),
     *(f"{name},context=2" for name in ("gpt2", "sinks", "alibi", "lora")),
     *(f"{name},context=2,context_method=ulysses" for name in ("latent", "alibi", "moe", "lora")),
+    *(f"{name},context=2,context_method=ring" for name in ("dense", "sinks", "alibi", "latent")),
     *(f"oss,{axis}=2,expert=2" for axis in ("tensor", "context")),
     "oss,data=fsdp,expert=2",
 ]
@@ -36,7 +37,8 @@ FOUR = [
     *(f"{name},tensor=2,context=2" for name in ("dense", "moe", "latent", "lora")),
     *(f"{name},data=fsdp,replicas=2" for name in ("dense", "moe", "lora")),
     *(f"dense,data={data},context=2" for data in ("ddp", "fsdp")),
-    "dense,tensor=2,context=2,context_method=ulysses", "state,tensor=4",
+    "latent,tensor=2,context=2,context_method=ulysses", "state,tensor=4",
+    "sinks,context=4,context_method=ring",
     "oss,expert=4", "oss,expert=2", "oss,data=fsdp,expert=2", "oss,data=fsdp,replicas=2,expert=2",
     "oss,data=fsdp,tensor=2,expert=2", "oss,data=fsdp,tensor=2,expert=4",
     "oss,tensor=2,context=2,expert=4",
@@ -85,7 +87,8 @@ def test_runs_with_tensor_parallelism_follow_one_process(run_file: Callable[...,
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["parallel.tensor=2", "parallel.context=2"])
 def test_every_stage_follows_one_process(run_file: Callable[..., Path], layout: str) -> None:
-    follow_one_run(run_file, layout, STAGES)
+    # gkd starts at its teacher here, where its gradient is nothing but rounding.
+    follow_one_run(run_file, layout, tuple(name for name in STAGES if name != "gkd"))
 
 
 MODEL = {"vocabulary": 64, "width": 48, "layers": 1, "context": 32,
