@@ -1,11 +1,11 @@
 """All processes of a job, on the axes along which work is divided.
 
-    data       different rows of a step             = replicate x shard / context
+    data       different rows of a step
     context    different tokens of each row
     tensor     different parts of each matmul
 
-    replicate  copies of the weights
-    shard      shards of the weights (FSDP2): over ranks of "data" and "context"
+    replicate  copies of the weights: over ranks of "data" and "context"
+    shard      shards of the weights (FSDP2): over the others of these ranks
     expert     different experts: over ranks of any of these axes
 
 Neighbouring ranks, which are on one machine, are those that exchange most: tensor is the innermost
@@ -15,13 +15,23 @@ axis, and context the next.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as distributed
 from torch.distributed import DeviceMesh
 from torch.distributed.device_mesh import init_device_mesh
 
+from culm.parallel.axis import Axis
 from culm.parallel.settings import ParallelConfig
+
+
+class Axes(NamedTuple):
+    """The axes along which one model is divided."""
+
+    tensor: Axis
+    context: Axis
+    expert: Axis
 
 
 @dataclass(frozen=True)
@@ -43,16 +53,13 @@ class Mesh:
         return self.rows["data"]
 
     @property
-    def context(self) -> DeviceMesh:
-        return self.rows["context"]
-
-    @property
-    def tensor(self) -> DeviceMesh:
-        return self.weights["tensor"]
-
-    @property
-    def expert(self) -> DeviceMesh:
-        return self.experts["expert"]
+    def axes(self) -> Axes:
+        """Those along which one model is divided."""
+        tensor, context, expert = (
+            Axis(mesh)
+            for mesh in (self.weights["tensor"], self.rows["context"], self.experts["expert"])
+        )
+        return Axes(tensor, context, expert)
 
 
 def build_mesh(device: torch.device | str, settings: ParallelConfig) -> Mesh:
@@ -63,10 +70,10 @@ def build_mesh(device: torch.device | str, settings: ParallelConfig) -> Mesh:
     """
     kind, ranks = torch.device(device).type, distributed.get_world_size()
     data = settings.data_ranks(ranks)
-    copies = data if settings.data == "ddp" else settings.replicas
-    sharding = data * settings.context // copies
+    holders = data * settings.context  # of the same part of the matmuls
+    copies = holders if settings.data == "ddp" else settings.replicas
     rows = _mesh(kind, data=data, context=settings.context, tensor=settings.tensor)
-    weights = _mesh(kind, replicate=copies, shard=sharding, tensor=settings.tensor)
+    weights = _mesh(kind, replicate=copies, shard=holders // copies, tensor=settings.tensor)
     others = ranks // settings.expert
     expert_copies = others if settings.data == "ddp" else settings.replicas
     experts = _mesh(

@@ -37,7 +37,7 @@ from culm.parallel.check import check_layout
 from culm.parallel.clip import clip_sharded
 from culm.parallel.context import RowRanks, attention_of
 from culm.parallel.expert import divide_experts, shard_experts, weigh_experts
-from culm.parallel.mesh import Mesh
+from culm.parallel.mesh import Axes
 from culm.parallel.ranks import Ranks
 from culm.parallel.sequence import SequenceShards, hold_parts
 from culm.parallel.settings import ParallelConfig
@@ -61,7 +61,7 @@ class Parallel:
 
     def __init__(self, objective: nn.Module, ranks: Ranks = Ranks()) -> None:
         self.objective, self.ranks = objective, ranks
-        self.tensor = ranks.mesh.tensor if ranks.mesh is not None else None
+        self.axes = None if ranks.mesh is None else ranks.mesh.axes
         self._call: Callable[[Batch], Loss] = objective
 
     def replicate(self) -> None:
@@ -87,7 +87,7 @@ class Parallel:
         a time.
         """
         sums, device = Sums(), self.device
-        alike = 1 if self.tensor is None else self.tensor.size()
+        alike = 1 if self.axes is None else self.axes.tensor.size
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
             with self._sync(last):
@@ -96,10 +96,10 @@ class Parallel:
                 # compute the same loss, and each of them counts for its share.
                 (loss.mean(counts) * (self.ranks.count / alike)).backward()
             sums.add(loss)
-        if self.tensor is not None and alike > 1:
-            sum_whole_gradients(list(self.objective.parameters()), self.tensor)
-        if self.ranks.mesh is not None:
-            weigh_experts(self.objective, self.ranks.mesh)
+        if self.axes is not None and alike > 1:
+            sum_whole_gradients(list(self.objective.parameters()), self.axes.tensor)
+        if self.axes is not None and self.axes.expert.size > 1:
+            weigh_experts(self.objective, alike / self.axes.expert.size)
         return sums
 
     def clip(self, parameters: list[nn.Parameter], limit: float) -> float:
@@ -136,7 +136,7 @@ def parallelize(
     """
     parallel = Parallel(objective, ranks)
     if ranks.mesh is not None:
-        divide(objective, ranks.mesh, settings)
+        divide(objective, ranks.mesh.axes, settings)
     if activation_checkpointing in ("selective", "full"):
         checkpoint_blocks(objective, KEPT if activation_checkpointing == "selective" else ())
     if compile:
@@ -156,23 +156,23 @@ def parallelize(
     return parallel
 
 
-def divide(objective: nn.Module, mesh: Mesh, settings: ParallelConfig) -> None:
+def divide(objective: nn.Module, axes: Axes, settings: ParallelConfig) -> None:
     """Divide each model of an objective over the ranks that compute a row together."""
-    tensor, context, expert = mesh.tensor, mesh.context, mesh.expert
-    if tensor.size() == context.size() == expert.size() == 1:
+    tensor, context, expert = axes
+    if tensor.size == context.size == expert.size == 1:
         return
     attention = attention_of(settings.context_method, context)
     for model in _models(objective):
         check_layout(model, settings)
-        balanced = settings.context_method != "ulysses" and context.size() > 1
+        balanced = settings.context_method != "ulysses" and context.size > 1
         shards = SequenceShards(tensor, context, attention, balanced)
-        if context.size() > 1:
+        if context.size > 1:
             model.kernels = replace(model.kernels, rows=RowRanks(shards))
         hold_parts(model, shards)
         model.whole = partial(shards.off, model)
-        if tensor.size() > 1:
+        if tensor.size > 1:
             TensorParallel(model, shards)
-        if expert.size() > 1:
+        if expert.size > 1:
             divide_experts(model, expert, shards)
 
 

@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.distributed import DeviceMesh
 
 from culm.model.attend import LARGEST_BLOCK, away_of, scores_of, visible
 from culm.model.context import Context
 from culm.model.score_rule import Backend, ScoreRule
+from culm.parallel.axis import Axis
 from culm.parallel.collectives import exchanged_rows
 
 
 class Ring:
     """Attention of the two pieces of each row that a rank has, an early and a late one."""
 
-    def __init__(self, axis: DeviceMesh, whole: Context) -> None:
+    def __init__(self, axis: Axis, whole: Context) -> None:
         self.axis, self.whole = axis, whole
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, backend: Backend) -> Tensor:
@@ -31,7 +31,7 @@ class Ring:
 
     def shifted(self, x: Tensor) -> Tensor:
         """What the rank before this one holds."""
-        ranks, rank = self.axis.size(), self.axis.get_local_rank()
+        ranks, rank = self.axis.size, self.axis.rank
         sent, received = [0] * ranks, [0] * ranks
         sent[(rank + 1) % ranks] = received[(rank - 1) % ranks] = len(x)
         return exchanged_rows(x, sent, received, self.axis)
@@ -41,7 +41,7 @@ class Ring:
 
         length: tokens of a rank.
         """
-        ranks, rank, size = self.axis.size(), self.axis.get_local_rank(), length // 2
+        ranks, rank, size = self.axis.size, self.axis.rank, length // 2
         source = (rank - step) % ranks
         for q_place, q_piece in enumerate((rank, 2 * ranks - 1 - rank)):
             for k_place, k_piece in enumerate((source, 2 * ranks - 1 - source)):
@@ -84,7 +84,7 @@ class _Ring(torch.autograd.Function):
         if sinks is not None:
             total = sinks.float()[None, :, None].expand_as(total).clone()
         travelling = torch.cat((k, v), -1)
-        for step in range(ring.axis.size()):
+        for step in range(ring.axis.size):
             travelling = travelling if step == 0 else ring.shifted(travelling)
             for part in ring.parts(step, q.shape[2]):
                 keys, values = travelling[:, :, part.keys].split([k.shape[3], v.shape[3]], -1)
@@ -109,7 +109,7 @@ class _Ring(torch.autograd.Function):
         widths = [k.shape[3], v.shape[3]]
         travelling = torch.cat((k, v), -1)
         found = torch.zeros_like(travelling, dtype=torch.float32)
-        for step in range(ring.axis.size()):
+        for step in range(ring.axis.size):
             if step:
                 travelling, found = ring.shifted(travelling), ring.shifted(found)
             for part in ring.parts(step, q.shape[2]):

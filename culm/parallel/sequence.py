@@ -21,11 +21,11 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed import DeviceMesh
 
 from culm.model.context import Context, LayerContext, Routing, SequenceAttention
 from culm.model.transformer import Transformer
-from culm.parallel.collectives import gathered, part, summed
+from culm.parallel.axis import Axis
+from culm.parallel.collectives import gathered, summed
 from culm.parallel.whole import whole_parameters
 
 Attention = Callable[[Context], SequenceAttention]
@@ -42,8 +42,8 @@ class SequenceShards:
 
     def __init__(
         self,
-        tensor: DeviceMesh,
-        context: DeviceMesh,
+        tensor: Axis,
+        context: Axis,
         attention: Attention | None = None,
         balanced: bool = False,
     ) -> None:
@@ -53,8 +53,8 @@ class SequenceShards:
     @property
     def multiple(self) -> int:
         """What lengths of rows are padded to."""
-        pieces = 2 * self.context.size() if self.balanced else self.context.size()
-        return self.tensor.size() * pieces
+        pieces = 2 * self.context.size if self.balanced else self.context.size
+        return self.tensor.size * pieces
 
     @contextmanager
     def off(self, model: Transformer) -> Iterator[None]:
@@ -71,24 +71,24 @@ class SequenceShards:
         missing = -tokens.shape[1] % self.multiple
         if missing:
             tokens, context = _padded(tokens, context, missing)
-        if self.context.size() == 1:
+        if self.context.size == 1:
             return tokens, context
         assert self.attention is not None
-        own = self.order(tokens.shape[1], tokens.device)[self.context.get_local_rank()]
+        own = self.order(tokens.shape[1], tokens.device)[self.context.rank]
         sequence = self.attention(context)
         return tokens[:, own], replace(_select(context, own), sequence=sequence)
 
     def join(self, states: Tensor, length: int) -> Tensor:
         """States of whole rows (B, length, E) from the parts of all ranks."""
         states = gathered(gathered(states, 1, self.tensor), 1, self.context)
-        if self.balanced and self.context.size() > 1:
+        if self.balanced and self.context.size > 1:
             order = self.order(states.shape[1], states.device).flatten()
             states = states[:, order.argsort()]
         return states[:, :length]
 
     def order(self, length: int, device: torch.device) -> Tensor:
         """(context ranks, length / context ranks): the tokens of each context rank."""
-        ranks, places = self.context.size(), torch.arange(length, device=device)
+        ranks, places = self.context.size, torch.arange(length, device=device)
         if not self.balanced:
             return places.view(ranks, -1)
         pieces = places.view(2 * ranks, -1)
@@ -96,14 +96,14 @@ class SequenceShards:
 
     def own(self, x: Tensor) -> Tensor:
         """The part of this tensor-parallel rank, of (B, T, ...) that all of them hold."""
-        return part(x, 1, self.tensor) if self.on else x
+        return self.tensor.part(x, 1) if self.on else x
 
     def own_context(self, context: LayerContext) -> LayerContext:
         """What is known of the own part."""
-        if not self.on or self.tensor.size() == 1:
+        if not self.on or self.tensor.size == 1:
             return context
-        length = context.positions.shape[1] // self.tensor.size()
-        first = length * self.tensor.get_local_rank()
+        length = context.positions.shape[1] // self.tensor.size
+        first = length * self.tensor.rank
         places = torch.arange(first, first + length, device=context.positions.device)
         return _select(context, places)
 

@@ -14,10 +14,8 @@ from dataclasses import replace
 from typing import cast
 
 import torch
-import torch.distributed as distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed import DeviceMesh
 
 from culm.config import SettingError
 from culm.dtensor import lies_on, local_shard
@@ -25,9 +23,9 @@ from culm.model.attention.part import AttentionModule
 from culm.model.linear import Divisible, Linear, Split
 from culm.model.mlp.part import FeedForwardModule
 from culm.model.transformer import Transformer
+from culm.parallel.axis import Axis
 from culm.parallel.collectives import gathered, summed, summed_part
 from culm.parallel.sequence import SequenceShards
-from culm.parallel.whole import shard_parameter
 
 DIMS: dict[Split, int] = {"columns": 0, "rows": 1}
 
@@ -66,7 +64,7 @@ class TensorParallel:
         for name, split in splits.items():
             layer = getattr(module, name)
             if isinstance(layer, nn.Parameter):
-                shard_parameter(module, name, DIMS[split], self.axis)
+                self.axis.keep(module, name, DIMS[split])
             elif isinstance(layer, Divisible):
                 inside = layer.divided(split)
                 self._divide(f"{where}.{name}", cast(nn.Module, layer), inside)
@@ -79,16 +77,16 @@ class TensorParallel:
                 )
 
     def _divide_linear(self, layer: Linear, split: Split) -> None:
-        shard_parameter(layer, "weight", DIMS[split], self.axis)
+        self.axis.keep(layer, "weight", DIMS[split])
         if layer.bias is not None and split == "columns":
-            shard_parameter(layer, "bias", 0, self.axis)
+            self.axis.keep(layer, "bias", 0)
         elif layer.bias is not None:
             layer.register_forward_hook(self._bias_once)
 
     def _bias_once(self, layer: nn.Module, args: tuple, out: Tensor) -> Tensor:
         """What is summed over the ranks has the bias of each of them."""
         assert isinstance(layer.bias, Tensor)
-        ranks = self.axis.size()
+        ranks = self.axis.size
         return out - layer.bias.to(out.dtype) * ((ranks - 1) / ranks) if self.shards.on else out
 
     def _ends(self) -> None:
@@ -96,15 +94,15 @@ class TensorParallel:
         normalises its own tokens.
         """
         model, axis = self.model, self.axis
-        even = model.config.vocabulary % axis.size() == 0
+        even = model.config.vocabulary % axis.size == 0
         if even and type(model.head) is Linear and model.config.head == "vocabulary":
-            shard_parameter(model.embed, "weight", 0, axis)
+            axis.keep(model.embed, "weight", 0)
             if model.config.tied:
                 model.head.weight = model.embed.weight
             else:
-                shard_parameter(model.head, "weight", 0, axis)
+                axis.keep(model.head, "weight", 0)
             if model.head.bias is not None:
-                shard_parameter(model.head, "bias", 0, axis)
+                axis.keep(model.head, "bias", 0)
             shard = VocabularyRanks(self.shards, model.config.vocabulary)
             model.kernels = replace(model.kernels, vocabulary=shard)
             model.head.register_forward_hook(
@@ -124,7 +122,7 @@ class TensorParallel:
         table = local_shard(self.model.embed.weight)
         if not self.shards.on:
             return F.embedding(tokens, table)
-        ids = tokens - len(table) * self.axis.get_local_rank()
+        ids = tokens - len(table) * self.axis.rank
         known = (ids >= 0) & (ids < len(table))
         found = F.embedding(ids.where(known, 0), table) * known[..., None]
         return summed_part(found, 1, self.axis)
@@ -135,15 +133,15 @@ class VocabularyRanks:
 
     def __init__(self, shards: SequenceShards, vocabulary: int) -> None:
         self.shards, self.axis = shards, shards.tensor
-        self.size = vocabulary // self.axis.size()
+        self.size = vocabulary // self.axis.size
 
     @property
     def ranks(self) -> int:
-        return self.axis.size() if self.shards.on else 1
+        return self.axis.size if self.shards.on else 1
 
     @property
     def start(self) -> int:
-        return self.size * self.axis.get_local_rank() if self.shards.on else 0
+        return self.size * self.axis.rank if self.shards.on else 0
 
     def sum(self, values: Tensor) -> Tensor:
         return summed(values, self.axis) if self.shards.on else values
@@ -152,7 +150,7 @@ class VocabularyRanks:
         return gathered(values[None], 0, self.axis).logsumexp(0) if self.shards.on else values
 
 
-def sum_whole_gradients(parameters: list[nn.Parameter], axis: DeviceMesh) -> None:
+def sum_whole_gradients(parameters: list[nn.Parameter], axis: Axis) -> None:
     """Add up the gradients of parameters that every rank of "tensor" holds: each has found the part
     that comes of its tokens, heads or share of the loss.
     """
@@ -163,7 +161,6 @@ def sum_whole_gradients(parameters: list[nn.Parameter], axis: DeviceMesh) -> Non
     ]
     for dtype in {grad.dtype for grad in grads}:
         same = [grad for grad in grads if grad.dtype == dtype]
-        flat = torch.cat([grad.flatten() for grad in same])
-        distributed.all_reduce(flat, group=axis.get_group())
+        flat = axis.all_reduce(torch.cat([grad.flatten() for grad in same]))
         for grad, value in zip(same, flat.split([g.numel() for g in same]), strict=True):
             grad.copy_(value.view_as(grad))

@@ -1,4 +1,4 @@
-"""Parameters of which each rank of an axis holds a part, and the whole of them for inference."""
+"""The whole of parameters of which each rank holds a part, for inference."""
 
 from __future__ import annotations
 
@@ -6,19 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from torch.distributed import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from culm.dtensor import full_tensor
-from culm.parallel.collectives import part
-
-
-def shard_parameter(module: nn.Module, name: str, dim: int, axis: DeviceMesh) -> None:
-    """Keep the own part of a parameter along a dimension."""
-    whole = module.get_parameter(name)
-    own = part(whole.detach(), dim, axis).contiguous().clone()
-    shard = DTensor.from_local(own, axis, [Shard(dim)], run_check=False)
-    setattr(module, name, nn.Parameter(shard, requires_grad=whole.requires_grad))
 
 
 @contextmanager

@@ -1,10 +1,13 @@
 """What torchrun starts in test_layouts.py: models trained by each layout, against one process."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
 import torch.distributed as distributed
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -23,6 +26,8 @@ from culm.parallel.parallelize import parallelize
 from culm.parallel.ranks import Ranks
 from culm.parallel.settings import ParallelConfig
 from culm.parallel.sharded import unsharded
+from culm.plan.layout import Layout
+from culm.plan.needs import Step, needs_of
 from culm.train.trainer import Trainer
 
 ROWS, LENGTH, STEPS = 8, 22, 20
@@ -109,12 +114,64 @@ def compare(name, layout):
     torch.testing.assert_close(found[2], whole[2], atol=2e-3, rtol=0)
 
 
+class Traffic(TorchDispatchMode):
+    """Bytes that this rank sends, by kind of exchange."""
+
+    def __init__(self):
+        super().__init__()
+        self.sent = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        kind = KINDS.get(name)
+        if kind is not None:
+            group = next(a for a in args if isinstance(a, torch.ScriptObject))
+            group = distributed.ProcessGroup.unbox(group)
+            ranks, given = group.size(), args[0 if name == "c10d::allreduce_" else 1]
+            size = sum(t.nbytes for t in ([given] if isinstance(given, Tensor) else given))
+            share = {"all-gather": ranks - 1, "all-reduce": 2 * (ranks - 1) / ranks}
+            if kind == "all-to-all":
+                rows = args[4]
+                share[kind] = 1 - rows[group.rank()] / max(sum(rows), 1)
+            self.sent[kind] += int(size * share.get(kind, (ranks - 1) / ranks))
+        return func(*args, **(kwargs or {}))
+
+
+KINDS = {
+    "c10d::_allgather_base_": "all-gather",
+    "c10d::_reduce_scatter_base_": "reduce-scatter",
+    "c10d::allreduce_": "all-reduce",
+    "c10d::alltoall_base_": "all-to-all",
+}
+
+
+def measure(name, layout):
+    """What a step sends is what a plan says."""
+    settings = ParallelConfig(**layout)
+    ranks = launch.joined("cpu", settings)
+    objective = NextToken().build(built(name), None, 0)
+    trainer = Trainer(parallelize(objective, ranks, settings), AdamW().build(objective), Constant())
+    given = Given(list(halves(batch(ranks.rank, ranks.count))))
+    trainer.fit(given, 1)  # FSDP2 sets itself up
+    with Traffic() as traffic:
+        trainer.fit(given, 2, 1)
+    hollow = NextToken().build(built(name).to("meta"), None, 0)
+    hollow.model.tie()
+    step = Step(LENGTH, ROWS, ROWS // ranks.count // 2, layout=Layout(settings, ranks.processes))
+    planned = sum(
+        (Counter(kinds) for kinds in needs_of(hollow, AdamW(), step).sent.values()), Counter()
+    )
+    for kind in traffic.sent | planned:
+        a, b = traffic.sent[kind], planned[kind]
+        assert abs(a - b) <= 0.01 * b + 4096, (name, layout, kind, a, b)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with launch.process_group("cpu"):
         for argument in sys.argv[1:]:
-            name, *pairs = argument.split(",")
+            name, *pairs = argument.removeprefix("traffic:").split(",")
             layout = dict(pair.split("=") for pair in pairs)
-            compare(name, layout)
+            (measure if argument.startswith("traffic:") else compare)(name, layout)
             if distributed.get_rank() == 0:
                 print("same", argument, flush=True)

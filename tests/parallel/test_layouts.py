@@ -65,6 +65,27 @@ def test_all_models_follow_one_process_on_two_ranks() -> None:
     follow_one_process(2, *MORE_OF_TWO)
 
 
+def test_a_plan_knows_what_ranks_send() -> None:
+    layouts = (
+        "dense,tensor=2",
+        "moe,data=fsdp",
+        "oss,data=fsdp,expert=2",
+        "dense,context=2,data=fsdp",
+    )
+    follow_one_process(2, *(f"traffic:{layout}" for layout in layouts))
+
+
+@pytest.mark.slow
+def test_a_plan_knows_what_four_ranks_send() -> None:
+    layouts = [
+        "dense,data=fsdp", "dense,data=fsdp,tensor=2", "dense,data=fsdp,replicas=2",
+        "moe,tensor=2,context=2", "latent,data=ddp,tensor=2", "oss,data=fsdp,expert=2",
+        "dense,context=4,context_method=ring,data=fsdp",
+        "latent,context=4,context_method=ulysses,data=fsdp",
+    ]  # fmt: skip
+    follow_one_process(4, *(f"traffic:{layout}" for layout in layouts))
+
+
 @pytest.mark.slow
 def test_products_of_axes_follow_one_process() -> None:
     follow_one_process(4, *FOUR)
