@@ -1,4 +1,4 @@
-"""The whole of parameters of which each rank holds a part, for inference."""
+"""Whole parameters in place of those of which each rank holds a part, for inference."""
 
 from __future__ import annotations
 
