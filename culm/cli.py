@@ -55,6 +55,23 @@ def train(run: given.Run = "", settings: given.Settings = None) -> None:
 
 
 @app.command()
+def launch(
+    run: given.Run = "",
+    settings: given.Settings = None,
+    ranks: given.RanksHere = 1,
+    nodes: given.Nodes = 1,
+    restarts: given.Restarts = 3,
+    scheduler: given.SchedulerName = None,
+    image: given.ContainerImage = "culm:latest",
+    out: given.JobOut = None,
+) -> None:
+    """Train on several processes here, or write the file that starts them on a cluster."""
+    from culm.verbs.launch import launch_run
+
+    launch_run(run, settings or [], ranks, nodes, restarts, scheduler, image, out)
+
+
+@app.command()
 def plan(
     run: given.Run = "",
     settings: given.Settings = None,

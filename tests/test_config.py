@@ -13,7 +13,7 @@ from culm.config import SettingError, parse
 from culm.data.settings import DataConfig
 from culm.eval.settings import EvalConfig
 from culm.model.transformer import TransformerConfig
-from culm.parallel.parallelize import ParallelConfig
+from culm.parallel.settings import ParallelConfig
 from culm.run.settings import LAYOUT, RunConfig, read_run
 from culm.run.train_settings import TrainConfig
 from culm.tokenizer.train import BPE

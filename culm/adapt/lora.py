@@ -11,7 +11,7 @@ With DoRA (arXiv 2402.09353) each row of the sum has a learned norm, initially t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Literal
 
@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from culm.adapt.quantize.linear import QuantizedGrouped, QuantizedLinear
 from culm.adapt.replace import Match, Patterns, linears, replace
 from culm.config import Config, SettingError, listed
+from culm.dtensor import local_shard
 from culm.model.init import generator
-from culm.model.linear import Linear
+from culm.model.linear import Linear, Split
 from culm.model.norm import Norm
 from culm.model.transformer import Transformer
 
@@ -138,14 +139,29 @@ class LoRALinear(nn.Module):
         out = self.base(x)
         if not self.enabled:
             return out
-        narrow = F.linear(F.dropout(x, self.dropout, self.training), self.a.to(x.dtype))
-        added = F.linear(narrow, self.b.to(x.dtype)) * self.scale
+        a, b = local_shard(self.a).to(x.dtype), local_shard(self.b).to(x.dtype)
+        added = F.linear(F.linear(F.dropout(x, self.dropout, self.training), a), b) * self.scale
         if self.magnitude is None:
             return out + added
         factor = self.factor()
         unbiased = out if self.base.bias is None else out - self.base.bias.to(out.dtype)
         # Not factor * (unbiased + added) + bias: this is exactly the base's output if factor is 1.
         return out + (factor - 1).to(x.dtype) * unbiased + factor.to(x.dtype) * added
+
+    def divided(self, split: Split) -> Mapping[str, Split]:
+        """How tensor parallelism divides it (`culm.model.linear.Divisible`).
+
+        Raises:
+            SettingError: DoRA needs the norms of whole rows.
+        """
+        if self.magnitude is not None:
+            raise SettingError(
+                "parallel.tensor: DoRA needs norms of whole rows of the weights; set "
+                "train.adapt.dora to false, or use parallel.data=fsdp"
+            )
+        return (
+            {"base": split, "b": "columns"} if split == "columns" else {"base": split, "a": split}
+        )
 
     def factor(self) -> Tensor:
         """Factor of each row of W + scale * B A, (outputs,)."""

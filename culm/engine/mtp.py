@@ -38,7 +38,7 @@ class MTPDrafter:
 
     def prefill(self, tokens: Tensor, context: Context, following: Tensor) -> Tensor:
         """The heads read the prompt too."""
-        return self.model.mtp_hidden(tokens, context, following)[0]
+        return self.model.mtp_hidden(tokens, context, self.model.ahead(tokens, following))[0]
 
     def window(self, rows: Sequence[Running]) -> int:
         return 2 * self.size

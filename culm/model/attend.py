@@ -13,16 +13,13 @@ The attention backend is set from outside (`Trunk.set_backend`), never guessed i
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from culm.model.context import Context
-from culm.model.score_rule import ScoreRule
+from culm.model.score_rule import Backend, ScoreRule
 
-Backend = Literal["sdpa", "flex", "blocks", "flash2", "flash3"]
 LARGEST_BLOCK = 512  # queries: with a limit, the memory of scores is linear in the length
 CPU_BLOCK = 256  # queries over a cache: fewer masked scores are computed
 
@@ -55,6 +52,8 @@ def attend(
     """
     if not serves(backend, rule, q.device):
         raise ValueError(f"backend: {backend} does not support {rule} here; blocks does")
+    if context.sequence is not None:
+        return context.sequence.attend(q, k, v, rule, backend)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
     if backend == "flex":
         from culm.model.flex import flex
@@ -71,7 +70,7 @@ def attend(
             q, k, v, is_causal=True, scale=rule.scale, enable_gqa=True
         )
     else:
-        mask = _visible(0, q.shape[2], 0, q.shape[2], context, rule)
+        mask = visible(0, q.shape[2], 0, q.shape[2], context, rule)
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, scale=rule.scale, enable_gqa=True
         )
@@ -149,23 +148,38 @@ def attention_weights(q: Tensor, k: Tensor, rule: ScoreRule = ScoreRule()) -> Te
     """
     q, k = (x.transpose(1, 2).float() for x in (q, k))
     context = Context(torch.arange(q.shape[2], device=q.device).expand(q.shape[0], -1))
-    mask = _visible(0, q.shape[2], 0, q.shape[2], context, rule)
+    mask = visible(0, q.shape[2], 0, q.shape[2], context, rule)
     eye = torch.eye(q.shape[2], device=q.device).expand(*k.shape[:3], -1)
-    return _grouped(q, k, eye, mask, rule, _away(0, q.shape[2], 0, q.shape[2], q.device))
+    return _grouped(q, k, eye, mask, rule, away_of(0, q.shape[2], 0, q.shape[2], q.device))
 
 
-def _in_blocks(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: ScoreRule) -> Tensor:
+def attend_from(
+    start: int, q: Tensor, k: Tensor, v: Tensor, context: Context, rule: ScoreRule
+) -> Tensor:
+    """`attend` of the queries (B, T, H, D) of a row from index `start` on, by blocks.
+
+    k, v, context: of the whole row.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return _in_blocks(q, k, v, context, rule, start).transpose(1, 2)
+
+
+def _in_blocks(
+    q: Tensor, k: Tensor, v: Tensor, context: Context, rule: ScoreRule, at: int = 0
+) -> Tensor:
+    """at: the index of the first query in the row."""
     length = q.shape[2]
     size = max(1, -(-length // _blocks(length)))
     outs = []
-    for start in range(0, max(1, length), size):
-        end = min(start + size, length)
+    for start in range(at, at + max(1, length), size):
+        end = min(start + size, at + length)
         far = rule.window is None or rule.sink_tokens > 0
         first = 0 if far else max(0, start - rule.window + 1)  # type: ignore[operator]
-        mask = _visible(start, end, first, end, context, rule)
-        away = None if rule.slopes is None else _away(start, end, first, end, q.device)
+        mask = visible(start, end, first, end, context, rule)
+        away = None if rule.slopes is None else away_of(start, end, first, end, q.device)
         keys, values = k[:, :, first:end], v[:, :, first:end]
-        outs.append(_grouped(q[:, :, start:end], keys, values, mask, rule, away))
+        queries = q[:, :, start - at : end - at]
+        outs.append(_grouped(queries, keys, values, mask, rule, away))
     return torch.cat(outs, dim=2)
 
 
@@ -184,16 +198,9 @@ def _grouped(
     q: (B, H, T, D); k: (B, K, S, D), v: (B, K, S, Dv). mask: broadcastable to (B, 1, T, S), True
     is visible. away: positions from query to key, in the shape of the mask, for slopes.
     """
-    B, H, T, D = q.shape
+    B, H, T, _ = q.shape
     K, S = k.shape[1], k.shape[2]
-    scale = D**-0.5 if rule.scale is None else rule.scale
-    folded = (q * scale).reshape(B, K, H // K * T, D)
-    scores = (folded @ k.transpose(-1, -2)).view(B, K, H // K, T, S).float()
-    if rule.softcap is not None:
-        scores = (scores / rule.softcap).tanh() * rule.softcap
-    if rule.slopes is not None and away is not None:
-        scores = scores + rule.slopes.view(1, K, -1, 1, 1) * away[:, :, None]
-    scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
+    scores = scores_of(q, k, mask, rule, away)
     if rule.sink_logits is not None:
         sinks = rule.sink_logits.float().view(1, K, -1, 1, 1).expand(B, -1, -1, T, 1)
         weights = torch.cat((scores, sinks), dim=-1).softmax(-1)[..., :-1]
@@ -203,13 +210,27 @@ def _grouped(
     return (weights @ v).view(B, H, T, v.shape[-1])
 
 
-def _away(start: int, end: int, first: int, last: int, device: torch.device) -> Tensor:
+def scores_of(q: Tensor, k: Tensor, mask: Tensor, rule: ScoreRule, away: Tensor | None) -> Tensor:
+    """(B, K, H / K, T, S) fp32, -inf where the mask is False; arguments as of `_grouped`."""
+    B, H, T, D = q.shape
+    K, S = k.shape[1], k.shape[2]
+    scale = D**-0.5 if rule.scale is None else rule.scale
+    folded = (q * scale).reshape(B, K, H // K * T, D)
+    scores = (folded @ k.transpose(-1, -2)).view(B, K, H // K, T, S).float()
+    if rule.softcap is not None:
+        scores = (scores / rule.softcap).tanh() * rule.softcap
+    if rule.slopes is not None and away is not None:
+        scores = scores + rule.slopes.view(1, K, -1, 1, 1) * away[:, :, None]
+    return scores.masked_fill(~mask[:, :, None], float("-inf"))
+
+
+def away_of(start: int, end: int, first: int, last: int, device: torch.device) -> Tensor:
     """(1, 1, end - start, last - first): positions from each query to each key, 0 or less."""
     queries = torch.arange(start, end, device=device)[:, None]
     return (torch.arange(first, last, device=device)[None] - queries)[None, None]
 
 
-def _visible(
+def visible(
     start: int, end: int, first: int, last: int, context: Context, rule: ScoreRule
 ) -> Tensor:
     """(B or 1, 1, end - start, last - first): which keys the queries start..end see."""

@@ -10,9 +10,9 @@ import torch
 from culm.config import SettingError
 from culm.dtype import name_of
 from culm.log import say
-from culm.model.attend import Backend, attend
+from culm.model.attend import attend
 from culm.model.context import Context
-from culm.model.score_rule import ScoreRule
+from culm.model.score_rule import Backend, ScoreRule
 from culm.model.transformer import Transformer
 
 Choice = Backend | Literal["auto"]

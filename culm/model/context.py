@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from culm.model.layer_cache import LayerCache
+from culm.model.score_rule import Backend, ScoreRule
 
 
 class Routing(NamedTuple):
@@ -23,6 +24,14 @@ class Routing(NamedTuple):
     loss: Tensor
     counts: Tensor
     dropped: Tensor
+
+
+class SequenceAttention(Protocol):
+    """Attention over rows of which each rank holds a part (`culm.parallel.context`)."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, backend: Backend) -> Tensor:
+        """As `culm.model.attend.attend`, of the own part; every rank of the axis takes part."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,7 @@ class Context:
     cache: earlier tokens, which these continue. None: nothing is stored.
     adapters: rows (N,) with an adapter, and the adapter's number (`culm.adapt.multi_lora`).
     routings: a list to which every layer of experts appends what it did. None: not recorded.
+    sequence: attention, where these tokens are a part of the rows and other ranks have the others.
     """
 
     positions: Tensor
@@ -60,6 +70,7 @@ class Context:
     cache: CacheView | None = None
     adapters: tuple[Tensor, Tensor] | None = None
     routings: list[Routing] | None = None
+    sequence: SequenceAttention | None = None
 
     @classmethod
     def plain(cls, tokens: Tensor) -> Context:
@@ -119,7 +130,7 @@ class LayerContext(Context):
         """The context of the first block, from that of the caller."""
         return cls(
             context.positions, context.documents, context.padding, context.cache,
-            context.adapters, context.routings, rotations, inputs,
+            context.adapters, context.routings, context.sequence, rotations, inputs,
         )  # fmt: skip
 
     def for_block(self) -> LayerContext:

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal, Protocol, runtime_checkable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from culm.dtensor import local_shard
 from culm.model.grouped import grouped
+
+# How a layer of a module is divided over tensor-parallel ranks: its outputs (the columns of x W^T),
+# or its inputs (the rows of W^T).
+Split = Literal["columns", "rows"]
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A layer of several, such as one with an adapter, that tensor parallelism can divide."""
+
+    def divided(self, split: Split) -> Mapping[str, Split]:
+        """How its layers and parameters are divided, by attribute, if it is divided so.
+
+        Raises:
+            SettingError: it cannot be.
+        """
+        ...
 
 
 class Linear(nn.Linear):
-    """x W^T (+ b), with weights cast to the dtype of x.
+    """x W^T (+ b), with weights cast to the dtype of x; of sharded weights, the rank's own part.
 
     Training keeps fp32 weights and sends bf16 activations through; the cast is explicit here
     instead of ambient. `residual` marks a projection that writes into the residual stream, whose
@@ -27,8 +48,8 @@ class Linear(nn.Linear):
         """Nothing: `culm.model.init` initialises weights once, by name."""
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        bias = None if self.bias is None else local_shard(self.bias).to(x.dtype)
+        return F.linear(x, local_shard(self.weight).to(x.dtype), bias)
 
     def matrix(self) -> Tensor:
         """The weights that x is multiplied by, (outputs, inputs). Layers that replace this one have
@@ -54,8 +75,8 @@ class GroupedLinear(nn.Module):
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """ends: (experts,) int32, the row after the last one of each expert."""
-        out = grouped(x, self.weight.to(x.dtype), ends)
+        out = grouped(x, local_shard(self.weight).to(x.dtype), ends)
         if self.bias is None:
             return out
         experts = torch.searchsorted(ends, torch.arange(len(x), device=x.device), right=True)
-        return out + self.bias.to(x.dtype)[experts]
+        return out + local_shard(self.bias).to(x.dtype)[experts]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
+
+Backend = Literal["sdpa", "flex", "blocks", "flash2", "flash3"]  # what each does: `attend`
 
 
 @dataclass(frozen=True)

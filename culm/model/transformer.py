@@ -186,21 +186,32 @@ class Transformer(Trunk):
     # -- multi-token prediction -----------------------------------------------------------------
 
     def mtp_hidden(
-        self, tokens: Tensor, context: Context | None = None, following: Tensor | None = None
+        self,
+        tokens: Tensor,
+        context: Context | None = None,
+        ahead: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
         """`hidden`, followed by the states of each head of multi-token prediction.
 
         Those of head k at token t have read up to token t + k; if the row or its document ends
-        before that, they have no meaning. following: (B, N) tokens after the row, where it is a
-        part of a longer one.
+        before that, they have no meaning. ahead: what `ahead` gives, where the tokens are a part
+        of longer rows.
         """
         x, inner = self.states(tokens, context or Context.plain(tokens))
-        known = tokens if following is None else torch.cat((tokens, following), 1)
         states = [self.normalized(x)]
-        for k in range(1, len(self.mtp) + 1):
-            x = self.mtp_step(k, x, shifted(known, k, 0)[:, : tokens.shape[1]], inner)
+        for k, later in enumerate(ahead or self.ahead(tokens), 1):
+            x = self.mtp_step(k, x, later, inner)
             states.append(self.mtp_normalized(k, x))
         return states
+
+    def ahead(self, tokens: Tensor, following: Tensor | None = None) -> list[Tensor]:
+        """For each head k: the token k positions after each, (B, T); 0 where there is none.
+
+        following: (B, N) tokens after these.
+        """
+        known = tokens if following is None else torch.cat((tokens, following), 1)
+        depths = range(1, len(self.mtp) + 1)
+        return [shifted(known, k, 0)[:, : tokens.shape[1]] for k in depths]
 
     def mtp_step(self, k: int, states: Tensor, tokens: Tensor, context: LayerContext) -> Tensor:
         """States (B, T, E) of head k from those of the head before it, or of the trunk.

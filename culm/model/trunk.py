@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import cycle, islice
 from typing import Annotated, Any, Self
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 
 from culm.config import Config, SettingError, listed
 from culm.log import say
-from culm.model.attend import Backend
 from culm.model.attention import Attention
 from culm.model.attention.gqa import GroupedQuery
 from culm.model.attention.part import AttentionConfig
@@ -34,6 +34,7 @@ from culm.model.norm import Normalization, RMSNormConfig
 from culm.model.quantized_cache import BITS, CacheKind, QuantizedCache
 from culm.model.rope import Rope
 from culm.model.scaling import CompleteP, Scaling
+from culm.model.score_rule import Backend
 
 
 class TrunkConfig(Config):
@@ -152,6 +153,9 @@ def _period(parts: list[Any]) -> tuple[Any, ...]:
 class Trunk(nn.Module):
     """x: (B, T, E) -> normalised states (B, T, E).
 
+    whole: within it this rank computes alone, with all weights, where several ranks compute a row
+    together (`culm.parallel.parallelize`).
+
     Activations are computed in `dtype`, whatever the precision of the weights. `trained_on` are the
     stages of its training in words, which files of models carry; none are known of a new model.
     """
@@ -162,6 +166,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = torch.float32
+        self.whole: Callable[[], AbstractContextManager[None]] = nullcontext
         self.trained_on: tuple[str, ...] = ()
         config = config.scaled()
         self.head_scale = config.head_scale

@@ -11,10 +11,10 @@ import torch
 from pydantic import NegativeFloat, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
+from culm.dtensor import full_tensor, like
 from culm.optim.groups import groups_of, trainable
 from culm.optim.optimizer import OptimizerConfig
 from culm.optim.rule import Group, Layout, Rule
-from culm.parallel.sharded import full_tensor, like
 
 
 class Adafactor(OptimizerConfig):

@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from culm.dtensor import local_shard
 from culm.optim.groups import Named, groups_of, hidden_matrices, trainable
 from culm.optim.optimizer import OptimizerConfig
 from culm.optim.rule import Group, Layout, Rule
@@ -89,10 +90,12 @@ class AdamWRule(Rule):
     ) -> None:
         if parameters[0].is_meta:  # the kernel knows no meta device, and a plan counts matmuls only
             return
+        averages, squares = (
+            [local_shard(state[name]) for state in states] for name in ("exp_avg", "exp_avg_sq")
+        )
         adamw(
-            list(parameters), list(gradients),
-            [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states],
-            [], [state["step"] for state in states], fused=True, amsgrad=False,
+            [local_shard(p) for p in parameters], [local_shard(g) for g in gradients],
+            averages, squares, [], [state["step"] for state in states], fused=True, amsgrad=False,
             beta1=self.betas[0], beta2=self.betas[1], lr=group["lr"],
             weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
         )  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from culm.parallel.sharded import like
+from culm.dtensor import like
 
 BLOCK = 256  # values that share a scale
 DECADES = 7  # powers of ten that a map spans

@@ -18,10 +18,10 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from culm.dtensor import full_tensor, like
 from culm.optim.adamw import AdamSettings, AdamWRule
 from culm.optim.adamw8bit import AdamW8bitRule
 from culm.optim.rule import Group, Layout, Rule
-from culm.parallel.sharded import full_tensor, like
 
 
 class Projected(AdamSettings):

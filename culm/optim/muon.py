@@ -14,12 +14,12 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
+from culm.dtensor import full_tensor, like
 from culm.model.trunk import Trunk
 from culm.optim.adamw import AdamWRule, Beta
 from culm.optim.groups import groups_of, hidden_matrices, trainable
 from culm.optim.optimizer import OptimizerConfig
 from culm.optim.rule import Group, Layout, Rule
-from culm.parallel.sharded import full_tensor, like
 
 # Quintic whose iteration pushes singular values towards one from anywhere in (0, 1].
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)

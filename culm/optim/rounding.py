@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from culm.dtensor import local_shard
 from culm.optim.rule import Group, Layout, Rule
-from culm.parallel.sharded import local_shard
 
 LOST = 1 << 16  # values of the bits of an fp32 number that bf16 does not have
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from culm.config import SettingError
-from culm.parallel.sharded import local_shard
+from culm.dtensor import local_shard
 
 Layout = Literal["parameter", "replicated", "local"]
 Group = dict[str, Any]  # params, name, rule, lr, weight_decay, eps

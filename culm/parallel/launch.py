@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -13,7 +14,11 @@ import torch.distributed as distributed
 
 from culm.parallel.mesh import build_mesh
 from culm.parallel.ranks import Ranks
+from culm.parallel.settings import ParallelConfig
 from culm.parallel.watch import watched
+
+# It warns that a gather over two axes takes two exchanges, as it must.
+logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
 
 PATIENCE = timedelta(days=1)  # what the writer may need to prepare a corpus
 JOIN = 300.0  # seconds in which all ranks must have started
@@ -28,7 +33,9 @@ def take_gpu() -> None:
 
 
 @contextmanager
-def process_group(device: torch.device | str) -> Iterator[Ranks]:
+def process_group(
+    device: torch.device | str, settings: ParallelConfig = ParallelConfig()
+) -> Iterator[Ranks]:
     """The ranks of this run, joined for its duration.
 
     A program that joined them before keeps them joined: gloo cannot reliably be joined twice.
@@ -37,12 +44,12 @@ def process_group(device: torch.device | str) -> Iterator[Ranks]:
         yield Ranks()
         return
     if distributed.is_initialized():
-        yield _joined(device)
+        yield joined(device, settings)
         return
     rank, size = _join("nccl" if torch.device(device).type == "cuda" else "gloo")
     with watched(_store(rank), rank, size):
         try:
-            yield _joined(device)
+            yield joined(device, settings)
             # Without it a rank may leave while another still talks to it.
             distributed.barrier()
         finally:
@@ -101,13 +108,15 @@ def _store(rank: int) -> distributed.Store:
                 ) from error
 
 
-def _joined(device: torch.device | str) -> Ranks:
-    mesh = build_mesh(device)
-    data = mesh["data"]
+def joined(device: torch.device | str, settings: ParallelConfig) -> Ranks:
+    mesh = build_mesh(device, settings)
+    data = mesh.data
     return Ranks(
         rank=data.get_local_rank(),
         count=data.size(),
         writer=distributed.get_rank() == 0,
+        processes=distributed.get_world_size(),
         mesh=mesh,
+        shard=mesh.weights["shard"].get_local_rank(),
         patient=distributed.new_group(backend="gloo", timeout=PATIENCE),
     )

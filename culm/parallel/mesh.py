@@ -1,23 +1,87 @@
-"""One mesh of all processes, with a name for each axis along which work is divided.
+"""All processes of a job, on the axes along which work is divided.
 
-    data    different rows of a step; the weights are copied (DDP) or sharded (FSDP2)
+    data       different rows of a step
+    context    different tokens of each row
+    tensor     different parts of each matmul
 
-Tensor, pipeline, context and expert parallelism are further axes of the same mesh; every piece of
-code asks for its axis by name, and `Ranks` tells data rank from writer.
+    replicate  copies of the weights: over ranks of "data" and "context"
+    shard      shards of the weights (FSDP2): over the others of these ranks
+    expert     different experts: over ranks of any of these axes
+
+Neighbouring ranks, which are on one machine, are those that exchange most: tensor is the innermost
+axis, and context the next.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as distributed
 from torch.distributed import DeviceMesh
 from torch.distributed.device_mesh import init_device_mesh
 
-AXES = ("data",)
+from culm.parallel.axis import Axis
+from culm.parallel.settings import ParallelConfig
 
 
-def build_mesh(device: torch.device | str) -> DeviceMesh:
-    """All processes of the job, which have joined, on the axes of this run."""
-    return init_device_mesh(
-        torch.device(device).type, (distributed.get_world_size(),), mesh_dim_names=AXES
-    )
+class Axes(NamedTuple):
+    """The axes along which one model is divided."""
+
+    tensor: Axis
+    context: Axis
+    expert: Axis
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The same ranks three times.
+
+    rows: axes data, context, tensor. weights: axes replicate, shard, tensor. experts: axes
+    expert_replicate, expert_shard, expert. gradients: all ranks with the same part of the matmuls,
+    whose gradients are averaged.
+    """
+
+    rows: DeviceMesh
+    weights: DeviceMesh
+    experts: DeviceMesh
+    gradients: DeviceMesh
+
+    @property
+    def data(self) -> DeviceMesh:
+        return self.rows["data"]
+
+    @property
+    def axes(self) -> Axes:
+        """Those along which one model is divided."""
+        tensor, context, expert = (
+            Axis(mesh)
+            for mesh in (self.weights["tensor"], self.rows["context"], self.experts["expert"])
+        )
+        return Axes(tensor, context, expert)
+
+
+def build_mesh(device: torch.device | str, settings: ParallelConfig) -> Mesh:
+    """All processes of the job, which have joined.
+
+    Raises:
+        SettingError: the axes do not divide the processes.
+    """
+    kind, ranks = torch.device(device).type, distributed.get_world_size()
+    data = settings.data_ranks(ranks)
+    holders = data * settings.context  # of the same part of the matmuls
+    copies = holders if settings.data == "ddp" else settings.replicas
+    rows = _mesh(kind, data=data, context=settings.context, tensor=settings.tensor)
+    weights = _mesh(kind, replicate=copies, shard=holders // copies, tensor=settings.tensor)
+    others = ranks // settings.expert
+    expert_copies = others if settings.data == "ddp" else settings.replicas
+    experts = _mesh(
+        kind, expert_replicate=expert_copies, expert_shard=others // expert_copies,
+        expert=settings.expert,
+    )  # fmt: skip
+    return Mesh(rows, weights, experts, weights["replicate", "shard"]._flatten("gradients"))
+
+
+def _mesh(kind: str, **axes: int) -> DeviceMesh:
+    return init_device_mesh(kind, tuple(axes.values()), mesh_dim_names=tuple(axes))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Literal, cast
@@ -28,13 +29,19 @@ from torch.utils.checkpoint import (
 )
 
 from culm.batch import Batch, Loss, Sums
-from culm.config import Config, SettingError
+from culm.config import SettingError
 from culm.model import logprobs
-from culm.model.logprobs import Kernels
 from culm.model.transformer import Transformer
 from culm.model.trunk import Trunk
+from culm.parallel.check import check_layout
+from culm.parallel.clip import clip_sharded
+from culm.parallel.context import RowRanks, attention_of
+from culm.parallel.expert import divide_experts, shard_experts, weigh_experts
+from culm.parallel.mesh import Axes
 from culm.parallel.ranks import Ranks
-from culm.parallel.sharded import full_tensor
+from culm.parallel.sequence import SequenceShards, hold_parts
+from culm.parallel.settings import ParallelConfig
+from culm.parallel.tensor import TensorParallel, sum_whole_gradients
 
 # What a block keeps for its backward: all, the results of matmuls and of attention by SDPA, or its
 # input; a number: that share of all, which the compiler chooses.
@@ -49,20 +56,12 @@ KEPT: tuple[OpOverload, ...] = (
 )  # fmt: skip
 
 
-class ParallelConfig(Config):
-    """replicas: data-parallel ranks hold copies of the weights (ddp) or shards of them (fsdp).
-
-    It applies when a launcher started several processes; a single process ignores it.
-    """
-
-    replicas: Literal["ddp", "fsdp"] = "ddp"
-
-
 class Parallel:
     """An objective on its ranks: forward and backward of a step, with gradients summed over all."""
 
     def __init__(self, objective: nn.Module, ranks: Ranks = Ranks()) -> None:
         self.objective, self.ranks = objective, ranks
+        self.axes = None if ranks.mesh is None else ranks.mesh.axes
         self._call: Callable[[Batch], Loss] = objective
 
     def replicate(self) -> None:
@@ -71,7 +70,8 @@ class Parallel:
         with warnings.catch_warnings():  # PyTorch 2.13 renamed the argument
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
             self._call = DistributedDataParallel(
-                self.objective, process_group=self.ranks.mesh and self.ranks.mesh.get_group("data"),
+                self.objective,
+                process_group=self.ranks.mesh and self.ranks.mesh.gradients.get_group(),
                 gradient_as_bucket_view=True, broadcast_buffers=False,
             )  # fmt: skip
 
@@ -87,18 +87,26 @@ class Parallel:
         a time.
         """
         sums, device = Sums(), self.device
+        alike = 1 if self.axes is None else self.axes.tensor.size
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
             with self._sync(last):
                 loss = self._forward(batch.to(device), last)
-                # Data-parallel wrappers average gradients; a sum is needed.
-                (loss.mean(counts) * self.ranks.count).backward()
+                # Data-parallel wrappers average gradients; a sum is needed. Tensor-parallel ranks
+                # compute the same loss, and each of them counts for its share.
+                (loss.mean(counts) * (self.ranks.count / alike)).backward()
             sums.add(loss)
+        if self.axes is not None and alike > 1:
+            sum_whole_gradients(list(self.objective.parameters()), self.axes.tensor)
+        if self.axes is not None and self.axes.expert.size > 1:
+            weigh_experts(self.objective, alike / self.axes.expert.size)
         return sums
 
     def clip(self, parameters: list[nn.Parameter], limit: float) -> float:
         """Scale the gradients down to the norm `limit` at most; gives the norm before."""
-        return float(full_tensor(nn.utils.clip_grad_norm_(parameters, limit)))
+        if self.ranks.mesh is None:
+            return float(nn.utils.clip_grad_norm_(parameters, limit))
+        return clip_sharded(parameters, limit)
 
     def _forward(self, batch: Batch, last: bool) -> Loss:
         """The loss of one micro-batch; gradients are exchanged after the last one of a step."""
@@ -124,21 +132,48 @@ def parallelize(
     """The one order in which an objective is wrapped, whatever it owns.
 
     Raises:
-        SettingError: it owns a parameter that no module shards.
+        SettingError: it owns a parameter that no module shards, or a layer that cannot be divided.
     """
     parallel = Parallel(objective, ranks)
+    if ranks.mesh is not None:
+        divide(objective, ranks.mesh.axes, settings)
     if activation_checkpointing in ("selective", "full"):
         checkpoint_blocks(objective, KEPT if activation_checkpointing == "selective" else ())
     if compile:
         compile_blocks(objective)
         given = activation_checkpointing
         functorch.activation_memory_budget = given if isinstance(given, float) else 1.0
-    if ranks.count > 1 and settings.replicas == "ddp":
-        parallel.replicate()
-    elif ranks.count > 1:
-        assert ranks.mesh is not None
-        shard(objective, ranks.mesh["data"])
+    mesh = ranks.mesh
+    if mesh is not None and mesh.gradients.size() > 1:
+        if settings.data == "ddp" and settings.tensor == settings.expert == 1:
+            parallel.replicate()
+        else:  # DDP takes no divided parameters: with shards of one rank, FSDP2 replicates them
+            copies = mesh.weights["replicate"].size() > 1
+            axes = ("replicate", "shard") if copies else ("shard",)
+            if settings.expert > 1:
+                shard_experts(objective, mesh)
+            shard(objective, mesh.weights[axes])
     return parallel
+
+
+def divide(objective: nn.Module, axes: Axes, settings: ParallelConfig) -> None:
+    """Divide each model of an objective over the ranks that compute a row together."""
+    tensor, context, expert = axes
+    if tensor.size == context.size == expert.size == 1:
+        return
+    attention = attention_of(settings.context_method, context)
+    for model in _models(objective):
+        check_layout(model, settings)
+        balanced = settings.context_method != "ulysses" and context.size > 1
+        shards = SequenceShards(tensor, context, attention, balanced)
+        if context.size > 1:
+            model.kernels = replace(model.kernels, rows=RowRanks(shards))
+        hold_parts(model, shards)
+        model.whole = partial(shards.off, model)
+        if tensor.size > 1:
+            TensorParallel(model, shards)
+        if expert.size > 1:
+            divide_experts(model, expert, shards)
 
 
 def shard(objective: nn.Module, mesh: DeviceMesh) -> None:
@@ -202,9 +237,9 @@ def checkpoint_blocks(objective: nn.Module, kept: Sequence[OpOverload] = ()) -> 
 def compile_blocks(objective: nn.Module) -> None:
     """Compile the code of one block, used for all, and the passes over logits."""
     torch._dynamo.config.cache_size_limit = max(32, torch._dynamo.config.cache_size_limit)
-    kernels = Kernels(torch.compile(logprobs.reduce), torch.compile(logprobs.differentiate))
+    reduce, differentiate = (torch.compile(f) for f in (logprobs.reduce, logprobs.differentiate))
     for model in _models(objective):
-        model.kernels = kernels
+        model.kernels = replace(model.kernels, reduce=reduce, differentiate=differentiate)
     for trunk in _trunks(objective):
         for block in trunk.every_block:
             block.compile(dynamic=False)

@@ -1,13 +1,14 @@
-"""The data-parallel ranks that share a step: which one this is, and sums over all of them."""
+"""The ranks that share a step: which one this is, and sums over those with other rows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TypeVar
 
 import torch
 import torch.distributed as distributed
-from torch.distributed import DeviceMesh
+
+from culm.parallel.mesh import Mesh
 
 T = TypeVar("T")
 
@@ -16,15 +17,18 @@ T = TypeVar("T")
 class Ranks:
     """rank, count: this process among those that hold different data, the mesh axis "data".
 
-    writer: whether this process writes files and speaks; one of all processes does, whatever the
-    axes of the mesh. mesh: all processes on their named axes; None for a single one.
-    patient: a group whose members may be waited for as long as it takes to prepare a corpus.
+    writer: whether this process writes files and speaks; one of all processes does. processes: how
+    many there are. mesh: all of them; None for a single one. shard: number of the part of the
+    weights that this process holds, among those with other parts. patient: a group whose members
+    may be waited for as long as it takes to prepare a corpus.
     """
 
     rank: int = 0
     count: int = 1
     writer: bool = True
-    mesh: DeviceMesh | None = None
+    processes: int = 1
+    mesh: Mesh | None = None
+    shard: int = 0
     patient: distributed.ProcessGroup | None = None
 
     def sum(self, values: list[float], device: torch.device | str = "cpu") -> list[float]:
@@ -43,14 +47,30 @@ class Ranks:
         distributed.all_gather_object(found, value, group=self._group)
         return found
 
+    def everyone(self, value: T) -> list[T]:
+        """The value of each process, in order, on every process; pickled, so for small things."""
+        if self.processes == 1:
+            return [value]
+        found: list[T] = [value] * self.processes
+        distributed.all_gather_object(found, value)
+        return found
+
+    def any(self, flag: bool, device: torch.device | str = "cpu") -> bool:
+        """Whether the flag is set in any process."""
+        if self.processes == 1:
+            return flag
+        tensor = torch.tensor(float(flag), device=device)
+        distributed.all_reduce(tensor)
+        return bool(tensor)
+
     def wait(self) -> None:
         """Until every process is here."""
-        if self.count > 1:
+        if self.processes > 1:
             distributed.barrier(self.patient)
 
     @property
     def _group(self) -> distributed.ProcessGroup | None:
-        return None if self.mesh is None else self.mesh.get_group("data")
+        return None if self.mesh is None else self.mesh.data.get_group()
 
 
 class RankFailed(Exception):
@@ -70,7 +90,8 @@ class AgreeingRanks(Ranks):
     @classmethod
     def of(cls, ranks: Ranks) -> AgreeingRanks:
         """The same ranks."""
-        return cls(ranks.rank, ranks.count, ranks.writer, ranks.mesh, ranks.patient, ranks)
+        known = {field.name: getattr(ranks, field.name) for field in fields(Ranks)}
+        return cls(**known, inner=ranks)
 
     def sum(self, values: list[float], device: torch.device | str = "cpu") -> list[float]:
         self.agree()
@@ -80,12 +101,16 @@ class AgreeingRanks(Ranks):
         self.agree()
         return self.inner.gather(value)
 
+    def everyone(self, value: T) -> list[T]:
+        self.agree()
+        return self.inner.everyone(value)
+
     def agree(self, error: str | None = None) -> None:
         """Say whether this rank failed.
 
         Raises:
             RankFailed: another one did, and this one did not.
         """
-        errors = [one for one in self.inner.gather(error) if one is not None]
+        errors = [one for one in self.inner.everyone(error) if one is not None]
         if errors and error is None:
             raise RankFailed(errors[0])

@@ -1,36 +1,18 @@
-"""Tensors and models of which each rank holds a share, and how to have them whole."""
+"""Models of which each rank holds a part, and how to have them whole."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
-
-def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor; every rank takes part where it is sharded."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def local_shard(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this rank holds; all of it where it is not sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, the same on all ranks, placed and sharded as `parameter`."""
-    value = value.to(parameter.device)
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(
-            value, parameter.device_mesh, parameter.placements, src_data_rank=None
-        )
-    return value
+from culm.model.trunk import Trunk
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -58,7 +40,10 @@ def unsharded(model: nn.Module) -> Iterator[None]:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with ExitStack() as stack:
+            for trunk in (part for part in model.modules() if isinstance(part, Trunk)):
+                stack.enter_context(trunk.whole())
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
             yield
     finally:
         model.train(training)

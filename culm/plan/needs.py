@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from culm.batch import Batch
 from culm.objective.objective import Objective
 from culm.optim.groups import trainable
 from culm.optim.optimizer import OptimizerConfig
+from culm.parallel.axis import SimulatedAxis
 from culm.plan.dry_run import Columns, counting_matmuls, dry_run, meta_batch
+from culm.plan.layout import Held, Layout, bytes_of
 from culm.plan.model import idle_parameters
 
 ROWS = 64  # of a dry run at most; more take in proportion
@@ -38,7 +41,8 @@ class Memory:
 class Needs:
     """parameters: of the model. idle: those of experts that a token is not sent to. trained: those
     that learn. rows: that a process computes at once. flops: of a step, over all processes.
-    checkpoint_bytes: of one checkpoint.
+    checkpoint_bytes: of one checkpoint. sent: bytes that a process sends in a step, by axis and
+    kind of exchange.
     """
 
     parameters: int
@@ -48,14 +52,14 @@ class Needs:
     flops: float
     memory: Memory
     checkpoint_bytes: int
+    sent: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Step:
     """The shape of a step. context: tokens of a row. batch_size: rows of a step; at_once: of a
-    micro-batch. sequences: in a row (2 for pairs). packed, columns: see `meta_batch`. ranks:
-    processes that share a step, and with `replicas="fsdp"` the parameters, gradients and optimizer
-    states; buffers, such as packed weights, are whole on each.
+    micro-batch. sequences: in a row (2 for pairs). packed, columns: see `meta_batch`. layout: of
+    the processes that share it; buffers, such as packed weights, are whole on each.
     """
 
     context: int
@@ -64,18 +68,17 @@ class Step:
     sequences: int = 1
     packed: bool = True
     columns: Columns | None = None
-    replicas: str = "ddp"
-    ranks: int = 1
+    layout: Layout = Layout()  # noqa: RUF009 - frozen
 
     @property
     def rows(self) -> int:
         """Of a micro-batch on a rank."""
-        return min(self.at_once, -(-self.batch_size // self.ranks))
+        return min(self.at_once, -(-self.batch_size // self.layout.data))
 
     @property
     def micro_batches(self) -> int:
         """Of a step on a rank."""
-        return -(-self.batch_size // (self.ranks * self.rows))
+        return -(-self.batch_size // (self.layout.data * self.rows))
 
     def batch(self, rows: int) -> Batch:
         """So many rows on the meta device."""
@@ -94,41 +97,47 @@ def needs_of(
 
     others: models that are only read.
     """
-    rows, ranks = step.rows, step.ranks
-    tried = min(rows, ROWS)
-    batch = step.batch(tried)
-    cost = dry_run(objective, batch)
-    state, update = _update(objective, optimizer)
-    share = ranks if step.replicas == "fsdp" else 1
+    rows, layout = step.rows, step.layout
+    parameters, idle = (f(objective.model) for f in (_parameters, idle_parameters))
     learned = [parameter for _, parameter in trainable(objective)]
-    gradients = sum(parameter.nbytes for parameter in learned)
+    trained, gradients = sum(p.numel() for p in learned), bytes_of(learned)
+    state, update = _update(objective, optimizer)
+    axes = layout.divide(objective)
+    held = Held(objective, layout, axes)
+    tried = min(rows, ROWS)
+    cost = dry_run(objective, step.batch(tried))
+    sent = _sent(axes, step.micro_batches * rows / tried)
+    ranks = axes["tensor"].size
+    sent["tensor"]["all-reduce"] += 2 * held.added_up * (ranks - 1) // ranks
     memory = Memory(
-        weights=_bytes(objective.parameters()) // share
-        + _bytes(objective.buffers())
-        + sum(map(bytes_of, others)),
-        gradients=gradients // share,
-        optimizer=state // share,
+        weights=held.weights + held.gathered + bytes_of(objective.buffers())
+        + sum(bytes_of((*m.parameters(), *m.buffers())) for m in others),
+        gradients=held.trained + (held.largest if layout.shards > 1 else 0),
+        optimizer=state * held.trained // max(gradients, 1),
         activations=cost.bytes * rows // tried,
-    )
+    )  # fmt: skip
     return Needs(
-        parameters=sum(p.numel() for p in objective.model.parameters()),
-        idle=idle_parameters(objective.model),
-        trained=sum(parameter.numel() for parameter in learned),
+        parameters=parameters,
+        idle=idle,
+        trained=trained,
         rows=rows,
-        flops=cost.flops * step.batch_size / tried + update,
+        flops=cost.flops * step.batch_size / tried * layout.alike + update,
         memory=memory,
         checkpoint_bytes=gradients + state,
+        sent=sent | {"data": held.sent(step.micro_batches)},
     )
 
 
-def bytes_of(module: nn.Module) -> int:
-    """Of its parameters and buffers."""
-    return _bytes((*module.parameters(), *module.buffers()))
+def _sent(axes: Mapping[str, SimulatedAxis], times: float) -> dict[str, Counter[str]]:
+    """Bytes of a step, from those of a dry run, which goes forward and back twice."""
+    return {
+        name: Counter({kind: int(bytes * times / 2) for kind, bytes in axis.sent.items()})
+        for name, axis in axes.items()
+    }
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Of all tensors, shared ones once."""
-    return sum(tensor.nbytes for tensor in {id(t): t for t in tensors}.values())
+def _parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def _update(objective: nn.Module, settings: OptimizerConfig) -> tuple[int, int]:

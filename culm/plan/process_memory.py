@@ -141,7 +141,7 @@ def _train(objective: Objective, optimizer: OptimizerConfig, step: Step, evaluat
     hollow.to_empty(device="cpu")
     for model in hollow.models().values():
         model.tie()
-    replicated = step.ranks > 1
+    replicated = step.layout.processes > 1
     if replicated:  # gradients have their places in the buffers that are exchanged
         for _, parameter in trainable(hollow):
             parameter.grad = torch.zeros_like(parameter)

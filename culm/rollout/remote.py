@@ -141,7 +141,7 @@ class RemoteCompleter:
             yield
         except (EndpointError, SettingError, OSError) as error:
             lost = error
-        reasons = self.policy.ranks.gather(None if lost is None else str(lost))
+        reasons = self.policy.ranks.everyone(None if lost is None else str(lost))
         if lost is not None and not isinstance(lost, EndpointError):
             raise lost
         for reason in reasons:
@@ -186,7 +186,7 @@ class RemoteCompleter:
             completions = self.complete([probe.request for probe in probes])
         if not compared:
             return
-        difference = max(self.policy.ranks.gather(self._difference(probes, completions)))
+        difference = max(self.policy.ranks.everyone(self._difference(probes, completions)))
         if not difference <= self.config.tolerance:
             raise ServiceFailed(
                 f"{SETTING}: the log-probabilities of {self.config.url} differ from those of the "

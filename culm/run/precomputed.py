@@ -35,7 +35,7 @@ def add_precomputed(run: Assembly, rows: Loader) -> None:
         return
     path, fingerprint = run.folder / NAME, _fingerprint(run, rows)
     known = _read(path, fingerprint)
-    if not all(run.ranks.gather(known is not None)):
+    if not all(run.ranks.everyone(known is not None)):
         known = _compute(run, rows)
         if run.ranks.writer:
             with atomic(path) as fresh:

@@ -60,7 +60,7 @@ def check_ranks(reads: Mapping[str, str], ranks: Ranks) -> None:
     Raises:
         SettingError: a rank reads another model than the others.
     """
-    for rank, found in enumerate(ranks.gather(dict(reads))):
+    for rank, found in enumerate(ranks.everyone(dict(reads))):
         for name, digest in found.items():
             if reads.get(name) != digest:
                 raise SettingError(

@@ -17,7 +17,7 @@ from culm.eval.settings import EvalConfig
 from culm.model.transformer import TransformerConfig
 from culm.objective import Objective
 from culm.objective.objective import ObjectiveConfig
-from culm.parallel.parallelize import ParallelConfig
+from culm.parallel.settings import ParallelConfig
 from culm.run.dial import apply_depth
 from culm.run.start import Start
 from culm.run.train_settings import TrainConfig

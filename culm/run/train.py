@@ -109,7 +109,7 @@ def train(config: RunConfig) -> Result:
     device = choose_device(config.device)
     folder = Path(config.folder)
     keep_freed_memory()
-    with process_group(device) as ranks, _locked(folder, ranks):
+    with process_group(device, config.parallel) as ranks, _locked(folder, ranks):
         reset_peak()
         if ranks.writer:
             write_settings(folder, _settled(config, folder, device), source_of(config))
@@ -246,4 +246,4 @@ def _unmeasured(run: Assembly, step: int) -> bool:
     if step == run.config.train.steps or not is_due(step, run.config.eval.every_steps):
         return False
     lines = read_lines(run.folder / "eval.jsonl")
-    return run.ranks.gather(all(line["step"] != step for line in lines))[0]
+    return run.ranks.everyone(all(line["step"] != step for line in lines))[0]

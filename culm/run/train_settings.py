@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from culm.adapt.lora import LoRA
 from culm.adapt.quantize.qat import QAT
 from culm.config import MAY_CHANGE, Config, MayChange, one_of
-from culm.model.attend import Backend
+from culm.model.score_rule import Backend
 from culm.objective import Objective
 from culm.objective.next_token import NextToken
 from culm.optim import Optimizer, Schedule

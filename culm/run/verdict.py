@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from culm.dtensor import local_shard
 from culm.parallel.ranks import Ranks
-from culm.parallel.sharded import local_shard
 from culm.train.idle import idle_reason
 
 WORSE = 1.1  # a loss that grew by this factor is mentioned, a reward that fell by a tenth
@@ -82,4 +82,4 @@ def sums_of(module: nn.Module) -> list[float]:
 
 def any_changed(before: list[float], module: nn.Module, ranks: Ranks, device: Any) -> bool:
     """Whether a trained parameter is not what `sums_of` saw; every rank takes part."""
-    return ranks.sum([float(before != sums_of(module))], device)[0] > 0
+    return ranks.any(before != sums_of(module), device)

@@ -149,7 +149,7 @@ class WholeStore:
             for name, parameter in named.items()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
-        found = self.ranks.gather(
+        found = self.ranks.everyone(
             first_unusable({**named, **states, **rule_updated(self.objective)})
         )
         broken = next((name for name in found if name is not None), None)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from culm.atomic import InUseError
 from culm.config import SettingError
+from culm.dtensor import local_shard
 from culm.files import refuse_unwritable
 from culm.log import say
-from culm.parallel.sharded import local_shard
 
 LOCK = ".lock"  # in the folder of a run
 LARGEST = 1e18  # the square of a larger number overflows fp32: nothing can be computed with it

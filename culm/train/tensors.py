@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from culm.dtensor import full_tensor, like
 from culm.model.rule_updated import rule_updated
 from culm.objective.objective import Objective
 from culm.optim.rule import Layout, RuleOptimizer
-from culm.parallel.sharded import full_tensor, like
 
 
 class CheckpointError(RuntimeError):

@@ -111,7 +111,8 @@ class Trainer:
         torch.manual_seed(keyed_integer(self.seed, "forward", number, self.ranks.rank))
         sums = self.parallel.gradients(batches, counts)
         norm = math.hypot(*(self.parallel.clip(part, self.clip) for part in self.clipped))
-        loss, metrics, stopped = self._reduce(sums, batches, counts)
+        loss, metrics = self._reduce(sums, batches, counts)
+        stopped = self.ranks.any(self.stop(), self.parallel.device)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(
                 f"step {finished}: the loss is {loss}, the gradient norm {norm}; lower "
@@ -119,7 +120,7 @@ class Trainer:
             )
         metrics |= self.objective.before_update(self._total(sums.statistics))
         # Copies of a weight must be rounded alike on all ranks, shards each in its own way.
-        shard = self.ranks.rank if is_sharded(self.parallel.objective) else 0
+        shard = self.ranks.shard if is_sharded(self.parallel.objective) else 0
         torch.manual_seed(keyed_integer(self.seed, "update", number, shard))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -144,8 +145,8 @@ class Trainer:
 
     def _reduce(
         self, sums: Sums, batches: Sequence[Batch], counts: Mapping[str, float]
-    ) -> tuple[float, dict[str, float], bool]:
-        """The loss, the mean of every term and metric, and whether any rank was asked to stop."""
+    ) -> tuple[float, dict[str, float]]:
+        """The loss, and the mean of every term and metric."""
         totals = sums.totals()
         known = {
             name: sum(batch.metrics[name] for batch in batches) / len(batches)
@@ -153,14 +154,14 @@ class Trainer:
         }
         if twice := totals.keys() & known.keys():
             raise ValueError(f"{min(twice)}: a metric of the batch and one of the loss: rename one")
-        values = [*totals.values(), *known.values(), float(self.stop())]
-        *reduced, stop = self.ranks.sum(values, self.parallel.device)
+        values = [*totals.values(), *known.values()]
+        reduced = self.ranks.sum(values, self.parallel.device)
         found = dict(zip([*totals, *known], reduced, strict=True))
         metrics = {name: found[name] / self.ranks.count for name in known}
         terms = {**sums.terms, **sums.metrics}
         metrics |= {name: found[name] / divisor(counts, terms[name].per) for name in totals}
         loss = sum(term.weight * metrics[name] for name, term in sums.terms.items())
-        return float(loss), metrics, stop > 0
+        return float(loss), metrics
 
     def _total(self, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The statistics of all ranks, on the CPU."""

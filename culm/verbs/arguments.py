@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -93,6 +94,19 @@ Ranks = Annotated[
         "--ranks", "--count", help="Processes, each with a device, that share the run.", min=1
     ),
 ]
+RanksHere = Annotated[
+    int, typer.Option("--ranks", help="Processes on each machine, each with a device.", min=1)
+]
+Nodes = Annotated[int, typer.Option(help="Machines.", min=1)]
+Restarts = Annotated[
+    int, typer.Option(help="How often failed processes are started again; they resume.", min=0)
+]
+SchedulerName = Annotated[
+    Literal["slurm", "kubernetes", "skypilot", "ray"] | None,
+    typer.Option("--for", help="Write the file for this scheduler, and start nothing."),
+]
+ContainerImage = Annotated[str, typer.Option(help="With Culm, for Kubernetes.")]
+JobOut = Annotated[Path | None, typer.Option(help="Where the file goes; printed if not given.")]
 TargetDevice = Annotated[
     str | None,
     typer.Option(

@@ -6,6 +6,7 @@ import shutil
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
@@ -17,10 +18,13 @@ from culm.device import memory_bytes
 from culm.dtype import DTYPES
 from culm.model.backend import choose_backend
 from culm.model.transformer import Transformer
+from culm.parallel.check import check_layout
 from culm.parallel.parallelize import parallelize
 from culm.parallel.ranks import Ranks
+from culm.plan.dry_run import as_on_gpu
+from culm.plan.layout import Layout, bytes_of
 from culm.plan.model import forward_flops
-from culm.plan.needs import Needs, Step, bytes_of, needs_of
+from culm.plan.needs import Needs, Step, needs_of
 from culm.plan.process_memory import process_bytes
 from culm.plan.speed import training_rate
 from culm.plan.target import UTILISATION, Target
@@ -99,21 +103,28 @@ def show_needs(
     if tokenizer is not None:
         run = Assembly(
             config if seen is None else _with_corpus(config, seen.prepared), Path(config.folder),
-            META, objective, tokenizer, context, load, ranks=Ranks(count=found.ranks),
+            META, objective, tokenizer, context, load,
+            ranks=Ranks(count=config.parallel.data_ranks(found.ranks)),
         )  # fmt: skip
         _try_parts(found, run)
+    for owned in objective.models().values():
+        found.attempt(partial(check_layout, owned, config.parallel))
     context = context if seen is None else seen.context
     parallelize(objective, activation_checkpointing=train.activation_checkpointing)
-    step = _step(config, context, found.ranks, 1 if seen is None else seen.sequences)
+    layout = Layout(config.parallel, found.ranks)
+    if target is not None or device.type == "cuda":
+        as_on_gpu(objective)
+    step = _step(config, context, layout, 1 if seen is None else seen.sequences)
     others = [model for model in load.loaded if model not in set(objective.models().values())]
     needs = needs_of(objective, train.optimizer, step, others)
     memory = int(target.memory) if target else memory_bytes(device)
     taken, rate = needs.memory.total, 0.0
     if memory is None or taken <= memory:
         rate = found.ranks * _rate(target, model, device, train.precision, context)
-        if target is None and device.type == "cpu":
+        if target is None and device.type == "cpu" and not layout.divides:
             process = process_bytes(objective, train.optimizer, step, EVALUATED)
-            taken = taken if process is None else process + sum(map(bytes_of, others))
+            more = sum(bytes_of((*m.parameters(), *m.buffers())) for m in others)
+            taken = taken if process is None else process + more
     flops_per_step = needs.flops + _sampling_flops(config, model, context)
     capacity = f", {size(memory)}" if memory else ""
     on = f"{target.name if target else device}, {train.precision}{capacity}"
@@ -168,12 +179,12 @@ def _time(config: RunConfig, flops_per_step: float, rate: float, target: Target 
     return f"{about} {duration(seconds)}, at the {flops(rate)}/s of {source}"
 
 
-def _step(config: RunConfig, context: int, ranks: int, sequences: int) -> Step:
+def _step(config: RunConfig, context: int, layout: Layout, sequences: int) -> Step:
     train = config.train
     return Step(
         context, train.batch_size, train.at_once, sequences=sequences,
         packed=train.objective.reads == "documents", columns=train.objective.columns,
-        replicas=config.parallel.replicas, ranks=ranks,
+        layout=layout,
     )  # fmt: skip
 
 
@@ -190,7 +201,7 @@ def _needs(
     config: RunConfig, needs: Needs, taken: int, flops_per_step: float, step: Step, on: str
 ) -> list[tuple[str, ...]]:
     """taken: bytes of a process. on: the device and its precision."""
-    steps, memory, ranks = config.train.steps, needs.memory, step.ranks
+    steps, memory, ranks = config.train.steps, needs.memory, step.layout.processes
     tokens = step.batch_size * step.sequences * step.context
     each, rest = size(taken), taken - memory.total
     if not rest:
@@ -204,9 +215,20 @@ def _needs(
         ("", f"weights {size(memory.weights)}, gradients {size(memory.gradients)}"),
         ("", f"optimizer {size(memory.optimizer)}, activations {size(memory.activations)}"),
         *([("", f"Python, its libraries and gaps between buffers {size(rest)}")] if rest else []),
+        *_exchanges(needs),
         ("device", on),
         ("checkpoint", size(needs.checkpoint_bytes)),
     ]
+
+
+def _exchanges(needs: Needs) -> Iterator[tuple[str, ...]]:
+    """What a process sends in a step, by axis."""
+    title = "exchange"
+    for axis, kinds in needs.sent.items():
+        if total := sum(kinds.values()):
+            parts = ", ".join(f"{kind} {size(sent)}" for kind, sent in kinds.items() if sent)
+            yield title, f"{axis}: {size(total)} a step from each process ({parts})"
+            title = ""
 
 
 def _misfits(

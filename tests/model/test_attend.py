@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from culm.model import flash
-from culm.model.attend import Backend, attend, attend_cached, serves
+from culm.model.attend import attend, attend_cached, serves
 from culm.model.attention.gqa import slopes_of
 from culm.model.backend import trial
 from culm.model.context import Context
 from culm.model.logprobs import capped
 from culm.model.rope import Rope, rotate
-from culm.model.score_rule import ScoreRule
+from culm.model.score_rule import Backend, ScoreRule
 
 BACKENDS: tuple[Backend, ...] = ("sdpa", "blocks")
 SLOPES, SINKS = torch.tensor([0.5, 0.25, 0.1, 0.05, 0.02, 0.01]), torch.linspace(-1.0, 1.0, 6)

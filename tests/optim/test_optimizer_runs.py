@@ -89,7 +89,7 @@ def test_two_ranks_follow_one(stage: Callable[..., dict], tmp_path: Path) -> Non
     layouts = ("ddp", "fsdp")
     on_two_ranks(
         *(
-            f"{file},parallel.replicas={layout},folder={tmp_path}/{kind}-{layout}"
+            f"{file},parallel.data={layout},folder={tmp_path}/{kind}-{layout}"
             for kind, file in files.items()
             for layout in layouts
         )

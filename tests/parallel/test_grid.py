@@ -68,7 +68,7 @@ def one(files: dict[Cell, Path]) -> Callable[[Cell], Path]:
 def two(files: dict[Cell, Path]) -> None:
     """All cells on two processes, in both layouts."""
     runs = [
-        f"{file},parallel.replicas={layout},folder={file}-{layout}"
+        f"{file},parallel.data={layout},folder={file}-{layout}"
         for file in files.values()
         for layout in ("ddp", "fsdp")
     ]

@@ -82,11 +82,11 @@ def test_two_ranks_follow_one(run_file: Callable[..., Path]) -> None:
     further = run_file("pretrain", steps=3)
     more = f"{further},model.mtp.depth=2"
     on_two_ranks(
-        *(f"{more},parallel.replicas={data},folder={further}-{data}" for data in ("ddp", "fsdp")),
-        *(f"{file},parallel.replicas={cell[2]},folder={file}-two" for cell, file in files.items()),
-        *(f"{file},parallel.replicas=fsdp,folder={file}-two" for file in again),
-        *(f"{packed},parallel.replicas={r},folder={packed}-{r}" for r in ("ddp", "fsdp")),
-        f"{rounded},parallel.replicas=fsdp,folder={rounded}-two",
+        *(f"{more},parallel.data={data},folder={further}-{data}" for data in ("ddp", "fsdp")),
+        *(f"{file},parallel.data={cell[2]},folder={file}-two" for cell, file in files.items()),
+        *(f"{file},parallel.data=fsdp,folder={file}-two" for file in again),
+        *(f"{packed},parallel.data={r},folder={packed}-{r}" for r in ("ddp", "fsdp")),
+        f"{rounded},parallel.data=fsdp,folder={rounded}-two",
     )
     for file in (*files.values(), *again):
         config, _ = read_run(str(file))
@@ -120,7 +120,7 @@ def test_two_ranks_of_experts_follow_one(run_file: Callable[..., Path], tmp_path
     }  # fmt: skip
     file.write_text(yaml.safe_dump(settings))
     layouts = ("ddp", "fsdp")
-    on_two_ranks(*(f"{file},parallel.replicas={name},folder={tmp_path}/{name}" for name in layouts))
+    on_two_ranks(*(f"{file},parallel.data={name},folder={tmp_path}/{name}" for name in layouts))
     config, _ = read_run(str(file))
     train(config)
     for name in layouts:

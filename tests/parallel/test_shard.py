@@ -26,7 +26,7 @@ from culm.optim.schedule import Constant
 from culm.parallel.launch import process_group
 from culm.parallel.parallelize import ParallelConfig, parallelize
 from culm.parallel.ranks import Ranks
-from culm.parallel.sharded import full_tensor
+from culm.dtensor import full_tensor
 from culm.train.trainer import Trainer
 from learning import Given
 from tiny import model
@@ -69,7 +69,7 @@ def batch(rank, count):
 def train(ranks, replicas):
     objective = WithHead()
     parallel = parallelize(
-        objective, ranks, ParallelConfig(replicas=replicas), activation_checkpointing="full"
+        objective, ranks, ParallelConfig(data=replicas), activation_checkpointing="full"
     )
     if replicas == "fsdp":
         assert all(isinstance(block, FSDPModule) for block in objective.trunk.blocks)

@@ -22,7 +22,9 @@ from culm.objective.reward import Reward
 from culm.optim.adamw import AdamW
 from culm.optim.muon import Muon
 from culm.parallel.parallelize import checkpoint_blocks
+from culm.parallel.settings import ParallelConfig
 from culm.plan.dry_run import TensorMemory, dry_run, meta_batch
+from culm.plan.layout import Layout
 from culm.plan.needs import Step, needs_of
 from culm.plan.speed import training_rate
 
@@ -90,7 +92,7 @@ def test_a_critic_and_a_scalar_head_are_counted():
 
 
 def test_shards_divide_what_they_hold():
-    one, two = (plan(replicas="fsdp", ranks=ranks) for ranks in (1, 2))
+    one, two = (plan(layout=Layout(ParallelConfig(data="fsdp"), ranks)) for ranks in (1, 2))
     assert two.memory.optimizer == one.memory.optimizer // 2
     assert two.memory.activations < one.memory.activations
     assert two.flops == one.flops

@@ -64,6 +64,8 @@ class DeltaNet(AttentionConfig):
 class GatedDeltaNet(AttentionModule, CustomInit):
     """x: (B, T, E) -> (B, T, E)."""
 
+    context_parallel = False
+
     def __init__(self, config: DeltaNet, width: int, norm: NormConfig) -> None:
         super().__init__()
         c = config.resolved(width)

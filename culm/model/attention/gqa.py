@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, Self
 
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from culm.model.attend import Backend, attend, attend_cached, attention_weights, serves
+from culm.dtensor import local_shard
+from culm.model.attend import attend, attend_cached, attention_weights, serves
 from culm.model.attention.part import AttentionConfig, AttentionModule
 from culm.model.cache import FullCache, RollingCache
 from culm.model.context import LayerContext
 from culm.model.init import CustomInit
 from culm.model.layer_cache import CacheSpec, LayerCache
-from culm.model.linear import Linear
+from culm.model.linear import Linear, Split
 from culm.model.norm import NormConfig
 from culm.model.quantized_cache import QuantizedCache
 from culm.model.rope import Rope, rotate
-from culm.model.score_rule import ScoreRule
+from culm.model.score_rule import Backend, ScoreRule
 
 
 class GroupedQuery(AttentionConfig):
@@ -107,7 +108,6 @@ class GQA(GroupedQuery):
 class GroupedQueryAttention(AttentionModule, CustomInit):
     """x: (B, T, E) -> (B, T, E)."""
 
-    tensor_parallel = {"q": "columns", "k": "columns", "v": "columns", "out": "rows"}  # noqa: RUF012
     scale_folds = {"x": ("q", "k", "v"), "v": ("out",)}  # noqa: RUF012
 
     def __init__(self, config: GroupedQuery, width: int, norm: NormConfig, rotation: int) -> None:
@@ -134,11 +134,23 @@ class GroupedQueryAttention(AttentionModule, CustomInit):
         if self.shares is not None:
             self.shares.fill_(0.5)
 
+    @property
+    def tensor_parallel(self) -> Mapping[str, Split]:
+        if self.config.alibi or self.config.qk_norm == "width":  # these know of all heads
+            return {}
+        sinks: dict[str, Split] = {} if self.sinks is None else {"sinks": "columns"}
+        return {"q": "columns", "k": "columns", "v": "columns", "out": "rows", **sinks}
+
+    @property
+    def heads_divided(self) -> tuple[int, ...]:
+        return (self.config.heads, self.kv_heads)
+
     def rule(self, device: torch.device | None = None) -> ScoreRule:
         """How its scores are computed."""
         c = self.config
         slopes = slopes_of(c.heads).to(device) if c.alibi else None
-        return ScoreRule(c.scale, c.window, c.sink_tokens, c.softcap, slopes, self.sinks)
+        sinks = None if self.sinks is None else local_shard(self.sinks)
+        return ScoreRule(c.scale, c.window, c.sink_tokens, c.softcap, slopes, sinks)
 
     def serves(self, backend: Backend, device: torch.device) -> bool:
         return serves(backend, self.rule(), device)

@@ -7,21 +7,22 @@ to the result: scores are computed with the latents themselves.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from culm.model.attend import Backend, attend, attend_cached, attention_weights, serves
+from culm.model.attend import attend, attend_cached, attention_weights, serves
 from culm.model.attention.part import AttentionConfig, AttentionModule
 from culm.model.cache import FullCache
 from culm.model.context import LayerContext
 from culm.model.layer_cache import CacheSpec, LayerCache
-from culm.model.linear import Linear
+from culm.model.linear import Linear, Split
 from culm.model.norm import NormConfig
 from culm.model.rope import Rope, rotate
-from culm.model.score_rule import ScoreRule
+from culm.model.score_rule import Backend, ScoreRule
 
 
 class MLA(AttentionConfig):
@@ -83,6 +84,14 @@ class LatentAttention(AttentionModule):
         self.k = Linear(c.rank, heads * c.head_dim)
         self.v = Linear(c.rank, heads * c.value_dim)
         self.out = Linear(heads * c.value_dim, width, c.bias, residual=True)
+
+    @property
+    def tensor_parallel(self) -> Mapping[str, Split]:
+        return {"q": "columns", "k": "columns", "v": "columns", "out": "rows"}
+
+    @property
+    def heads_divided(self) -> tuple[int, ...]:
+        return (self.config.heads,)
 
     def serves(self, backend: Backend, device: torch.device) -> bool:
         c = self.config  # flash kernels need values of the size of keys

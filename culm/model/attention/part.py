@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from culm.config import Config
-from culm.model.attend import Backend
 from culm.model.context import LayerContext
 from culm.model.layer_cache import CacheSpec, LayerCache
+from culm.model.linear import Split
 from culm.model.norm import NormConfig
 from culm.model.rope import Rope
+from culm.model.score_rule import Backend
 
 
 class AttentionConfig(Config, ABC):
@@ -51,6 +53,20 @@ class AttentionModule(nn.Module, ABC):
     """x: (B, T, E) -> (B, T, E)."""
 
     backend: Backend = "blocks"  # until one is chosen: it supports every kind
+    # Whether it works on rows of which each rank has a part, by `Context.sequence`.
+    context_parallel: ClassVar[bool] = True
+
+    @property
+    def tensor_parallel(self) -> Mapping[str, Split]:
+        """How its layers and parameters are divided over tensor-parallel ranks, by attribute; none:
+        every rank computes all of them.
+        """
+        return {}
+
+    @property
+    def heads_divided(self) -> tuple[int, ...]:
+        """Counts of heads that tensor and context parallelism divide."""
+        return ()
 
     @abstractmethod
     def forward(self, x: Tensor, context: LayerContext, cache: LayerCache | None) -> Tensor:

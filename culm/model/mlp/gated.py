@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import PositiveInt
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from culm.model.activation import ACTIVATIONS, Activation
 from culm.model.context import LayerContext
-from culm.model.linear import Linear
+from culm.model.linear import Linear, Split
 from culm.model.mlp.part import FeedForwardConfig, FeedForwardModule
 
 
@@ -62,7 +63,6 @@ class GeGLU(Gated):
 class GatedFeedForward(FeedForwardModule):
     """down(activation(gate(x)) * up(x))."""
 
-    tensor_parallel = {"gate": "columns", "up": "columns", "down": "rows"}  # noqa: RUF012
     scale_folds = {"x": ("gate", "up"), "up": ("down",)}  # noqa: RUF012
 
     def __init__(self, width: int, hidden: int, activation: Activation) -> None:
@@ -71,6 +71,10 @@ class GatedFeedForward(FeedForwardModule):
         self.gate = Linear(width, hidden)
         self.up = Linear(width, hidden)
         self.down = Linear(hidden, width, residual=True)
+
+    @property
+    def tensor_parallel(self) -> Mapping[str, Split]:
+        return {"gate": "columns", "up": "columns", "down": "rows"}
 
     def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Self
 
 from torch import Tensor, nn
 
 from culm.config import Config
 from culm.model.context import LayerContext
+from culm.model.linear import Split
 
 
 class FeedForwardConfig(Config, ABC):
@@ -27,6 +29,13 @@ class FeedForwardConfig(Config, ABC):
 
 class FeedForwardModule(nn.Module, ABC):
     """x: (B, T, E) -> (B, T, E)."""
+
+    @property
+    def tensor_parallel(self) -> Mapping[str, Split]:
+        """How its layers are divided over tensor-parallel ranks, by attribute; none: each rank
+        computes all layers, of its part of the tokens.
+        """
+        return {}
 
     @abstractmethod
     def forward(self, x: Tensor, context: LayerContext) -> Tensor:

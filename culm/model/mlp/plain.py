@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import PositiveInt
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from culm.model.activation import ACTIVATIONS, Activation
 from culm.model.context import LayerContext
-from culm.model.linear import Linear
+from culm.model.linear import Linear, Split
 from culm.model.mlp.part import FeedForwardConfig, FeedForwardModule
 
 
@@ -34,7 +35,6 @@ class Plain(FeedForwardConfig):
 class PlainFeedForward(FeedForwardModule):
     """down(activation(up(x)))."""
 
-    tensor_parallel = {"up": "columns", "down": "rows"}  # noqa: RUF012
     scale_folds = {"x": ("up",)}  # noqa: RUF012
 
     def __init__(self, width: int, hidden: int, activation: Activation, bias: bool) -> None:
@@ -42,6 +42,10 @@ class PlainFeedForward(FeedForwardModule):
         self.activation = activation
         self.up = Linear(width, hidden, bias)
         self.down = Linear(hidden, width, bias, residual=True)
+
+    @property
+    def tensor_parallel(self) -> Mapping[str, Split]:
+        return {"up": "columns", "down": "rows"}
 
     def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         return self.down(ACTIVATIONS[self.activation](self.up(x)))

@@ -1,0 +1,77 @@
+"""How the processes of a run share its work: a number of ranks on each axis of the mesh."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import PositiveInt, model_validator
+
+from culm.config import Config, SettingError
+
+# How attention reads rows of which each context-parallel rank holds a part: all keys and values are
+# gathered (as Llama 3, arXiv 2407.21783), or heads are exchanged for tokens (arXiv 2309.14509), or
+# keys and values travel in a ring (arXiv 2310.01889).
+ContextMethod = Literal["allgather", "ulysses", "ring"]
+
+
+class ParallelConfig(Config):
+    """data: data-parallel ranks hold copies of the weights (ddp) or shards of them (fsdp, FSDP2).
+    They are all ranks that the other axes leave.
+
+    replicas: with fsdp, the number of copies of the weights, each sharded over its own ranks
+        (HSDP): as many as there are machines keeps the exchange of weights inside a machine.
+    tensor: ranks that share each matmul, with sequence and loss parallelism (arXiv 1909.08053,
+        2205.05198).
+    context: ranks that share the tokens of each row. context_method: how attention then reads keys
+        and values of other ranks: all are gathered (allgather, arXiv 2407.21783), tokens are
+        exchanged for heads (ulysses, arXiv 2309.14509), or they travel in a ring (ring, arXiv
+        2310.01889).
+
+    expert: ranks that share the experts of each layer; tokens travel to them (arXiv 2006.16668).
+        They are ranks of the other axes, data ones too.
+
+    It applies when a launcher started several processes; a single process ignores it.
+    """
+
+    data: Literal["ddp", "fsdp"] = "ddp"
+    replicas: PositiveInt = 1
+    tensor: PositiveInt = 1
+    context: PositiveInt = 1
+    expert: PositiveInt = 1
+    context_method: ContextMethod = "allgather"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.replicas > 1 and self.data == "ddp":
+            raise ValueError("replicas: ddp has a copy on each rank; set data to fsdp")
+        return self
+
+    @property
+    def ranks_per_model(self) -> int:
+        """Ranks that compute each row together."""
+        return self.tensor * self.context
+
+    def data_ranks(self, ranks: int) -> int:
+        """Ranks with rows of their own, among so many processes.
+
+        Raises:
+            SettingError: the axes do not divide them.
+        """
+        per = self.ranks_per_model
+        if ranks % per:
+            raise SettingError(
+                f"parallel: tensor={self.tensor} times context={self.context} needs a multiple of "
+                f"{per} ranks, and there are {ranks}; start another number, or change the axes"
+            )
+        data = ranks // per
+        if data % self.replicas:
+            raise SettingError(
+                f"parallel.replicas: {self.replicas} copies of the weights do not divide over "
+                f"{data} data-parallel ranks"
+            )
+        if ranks % (self.expert * self.replicas):
+            raise SettingError(
+                f"parallel.expert: {self.expert} times replicas={self.replicas} does not divide "
+                f"{ranks} ranks"
+            )
+        return data

@@ -1,0 +1,56 @@
+"""`culm launch`: a run on several processes here, or a file that starts it on a cluster."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import typer
+
+from culm.atomic import atomic
+from culm.config import SettingError
+from culm.run.settings import read_run
+from culm.verbs.launch_files import Job, Scheduler, job_file
+
+
+def launch_run(
+    run: str,
+    settings: Sequence[str],
+    ranks: int,
+    nodes: int,
+    restarts: int,
+    scheduler: Scheduler | None,
+    image: str,
+    out: Path | None,
+) -> None:
+    """Replace this process by torchrun, or write the file for a scheduler.
+
+    Raises:
+        SettingError: the run cannot be read, or its layout does not divide so many processes.
+    """
+    config, _ = read_run(run, list(settings))
+    config.parallel.data_ranks(ranks * nodes)
+    job = Job(run, tuple(settings), Path(config.folder).name, ranks, nodes, restarts, image)
+    if scheduler is not None:
+        _write(job_file(job, scheduler), out)
+        return
+    if nodes > 1:
+        names = ", ".join(get_args(Scheduler))
+        raise SettingError(f"nodes: machines are started by a scheduler; --for one of {names}")
+    here = [sys.executable, "-m", "torch.distributed.run", *job.torchrun("--standalone")]
+    # Each process would else use one thread, on a machine that may have more for it.
+    threads = str(max(1, (os.cpu_count() or 1) // ranks))
+    os.environ.setdefault("OMP_NUM_THREADS", threads)
+    os.execv(sys.executable, here)
+
+
+def _write(text: str, out: Path | None) -> None:
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    with atomic(out) as fresh:
+        fresh.write_text(text, encoding="utf-8")
+    typer.echo(f"Wrote {out}.")

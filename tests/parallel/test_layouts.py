@@ -1,0 +1,149 @@
+"""The same model by each layout: the same steps as in one process."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from stages import STAGES
+from test_ranks import assert_same, on_two_ranks
+
+from culm.config import SettingError, parse
+from culm.model.transformer import TransformerConfig
+from culm.parallel.check import check_layout
+from culm.parallel.settings import ParallelConfig
+from culm.run.settings import read_run
+from culm.run.train import train
+
+TWO = [
+    *(f"{name},tensor=2" for name in ("dense", "gpt2", "sinks", "latent", "moe", "lora")),
+    *(f"{name},context=2" for name in ("dense", "latent", "moe")),
+    "sinks,context=2,context_method=ulysses",
+    "moe,expert=2",
+]
+MORE_OF_TWO = [
+    *(f"{name},tensor=2" for name in ("state", "alibi")),
+    *(f"{name},context=2" for name in ("gpt2", "sinks", "alibi", "lora")),
+    *(f"{name},context=2,context_method=ulysses" for name in ("latent", "alibi", "moe", "lora")),
+    *(f"{name},context=2,context_method=ring" for name in ("dense", "sinks", "alibi", "latent")),
+    *(f"oss,{axis}=2,expert=2" for axis in ("tensor", "context")),
+    "oss,data=fsdp,expert=2",
+]
+FOUR = [
+    *(f"{name},data=fsdp,tensor=2" for name in ("dense", "moe", "lora", "latent")),
+    *(f"{name},data=ddp,tensor=2" for name in ("dense", "moe")),
+    *(f"{name},tensor=2,context=2" for name in ("dense", "moe", "latent", "lora")),
+    *(f"{name},data=fsdp,replicas=2" for name in ("dense", "moe", "lora")),
+    *(f"dense,data={data},context=2" for data in ("ddp", "fsdp")),
+    "latent,tensor=2,context=2,context_method=ulysses", "state,tensor=4",
+    "sinks,context=4,context_method=ring",
+    "oss,expert=4", "oss,expert=2", "oss,data=fsdp,expert=2", "oss,data=fsdp,replicas=2,expert=2",
+    "oss,data=fsdp,tensor=2,expert=2", "oss,data=fsdp,tensor=2,expert=4",
+    "oss,tensor=2,context=2,expert=4",
+]  # fmt: skip
+
+
+def follow_one_process(ranks: int, *layouts: str) -> None:
+    script = Path(__file__).with_name("layouts.py")
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
+    done = subprocess.run(
+        [*command, "--standalone", str(script), *layouts],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("same ") == len(layouts)
+
+
+def test_two_ranks_of_a_model_follow_one_process() -> None:
+    follow_one_process(2, *TWO)
+
+
+@pytest.mark.slow
+def test_all_models_follow_one_process_on_two_ranks() -> None:
+    follow_one_process(2, *MORE_OF_TWO)
+
+
+def test_a_plan_knows_what_ranks_send() -> None:
+    layouts = (
+        "dense,tensor=2",
+        "moe,data=fsdp",
+        "oss,data=fsdp,expert=2",
+        "dense,context=2,data=fsdp",
+    )
+    follow_one_process(2, *(f"traffic:{layout}" for layout in layouts))
+
+
+@pytest.mark.slow
+def test_a_plan_knows_what_four_ranks_send() -> None:
+    layouts = [
+        "dense,data=fsdp", "dense,data=fsdp,tensor=2", "dense,data=fsdp,replicas=2",
+        "moe,tensor=2,context=2", "latent,data=ddp,tensor=2", "oss,data=fsdp,expert=2",
+        "dense,context=4,context_method=ring,data=fsdp",
+        "latent,context=4,context_method=ulysses,data=fsdp",
+    ]  # fmt: skip
+    follow_one_process(4, *(f"traffic:{layout}" for layout in layouts))
+
+
+@pytest.mark.slow
+def test_products_of_axes_follow_one_process() -> None:
+    follow_one_process(4, *FOUR)
+
+
+def follow_one_run(run_file: Callable[..., Path], layout: str, stages: tuple[str, ...]) -> None:
+    """Whole runs, with evaluation, export and what on-policy stages sample."""
+    files = {name: run_file(name, steps=3) for name in stages}
+    on_two_ranks(*(f"{file},{layout},folder={file}-two" for file in files.values()))
+    for file in files.values():
+        config, _ = read_run(str(file))
+        train(config)
+        assert_same(Path(config.folder), Path(f"{file}-two"))
+
+
+def test_runs_with_tensor_parallelism_follow_one_process(run_file: Callable[..., Path]) -> None:
+    follow_one_run(run_file, "parallel.tensor=2", ("dpo", "ppo"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["parallel.tensor=2", "parallel.context=2"])
+def test_every_stage_follows_one_process(run_file: Callable[..., Path], layout: str) -> None:
+    # gkd starts at its teacher here, where its gradient is nothing but rounding.
+    follow_one_run(run_file, layout, tuple(name for name in STAGES if name != "gkd"))
+
+
+MODEL = {"vocabulary": 64, "width": 48, "layers": 1, "context": 32,
+         "attention": {"kind": "gqa", "heads": 4, "kv_heads": 2}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "message"),
+    [
+        ({}, {"tensor": 4}, "4 ranks do not divide the 2 heads"),
+        ({"mlp": {"kind": "swiglu", "hidden": 33}}, {"tensor": 2}, "do not divide the 33 elements"),
+        ({"attention": {"kind": "deltanet", "heads": 2}}, {"context": 2}, "use tensor or data"),
+        ({}, {"expert": 2}, "the model has no experts"),
+        (
+            {"mlp": {"kind": "moe", "experts": 3, "hidden": 8}},
+            {"expert": 2},
+            "2 ranks do not divide 3 experts",
+        ),
+        ({}, {"context": 4, "context_method": "ulysses"}, "4 ranks .* use allgather"),
+    ],
+)
+def test_a_layout_that_does_not_divide_the_model_is_refused(
+    model: dict, layout: dict, message: str
+) -> None:
+    built = parse(TransformerConfig, MODEL | model).build(device="meta")
+    with pytest.raises(SettingError, match=message):
+        check_layout(built, ParallelConfig(**layout))
+
+
+def test_axes_that_do_not_divide_the_ranks_are_refused() -> None:
+    with pytest.raises(SettingError, match="needs a multiple of 4 ranks, and there are 6"):
+        ParallelConfig(tensor=2, context=2).data_ranks(6)
+    with pytest.raises(SettingError, match=r"parallel\.replicas: 2 copies .* 3 data-parallel"):
+        ParallelConfig(data="fsdp", replicas=2).data_ranks(3)
+    with pytest.raises(SettingError, match=r"parallel\.expert: 4 times .* does not divide 6 ranks"):
+        ParallelConfig(expert=4).data_ranks(6)
+    assert ParallelConfig(tensor=2, context=2).data_ranks(8) == 2
