@@ -115,7 +115,7 @@ def test_a_rank_without_the_shared_folder(
 
         def __exit__(self, *_: object) -> None: ...
 
-    monkeypatch.setattr(run_train, "process_group", lambda device: Elsewhere())
+    monkeypatch.setattr(run_train, "process_group", lambda device, settings: Elsewhere())
     with pytest.raises(SettingError, match=r"folder: \S+run has no run\.yaml here, .* shared"):
         run_train.train(parse(RunConfig, settings))
 
