@@ -66,15 +66,22 @@ def attend(
     elif backend == "blocks":
         out = _in_blocks(q, k, v, context, rule)
     elif context.documents is None and rule.window is None:
-        out = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=rule.scale, enable_gqa=True
-        )
+        out = _sdpa(q, k, v, None, rule)
     else:
-        mask = visible(0, q.shape[2], 0, q.shape[2], context, rule)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, scale=rule.scale, enable_gqa=True
-        )
+        out = _sdpa(q, k, v, visible(0, q.shape[2], 0, q.shape[2], context, rule), rule)
     return out.transpose(1, 2)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rule: ScoreRule) -> Tensor:
+    """q: (B, H, T, D). mask: None is causal. On the meta device, where a plan counts memory, it is
+    the flash kernel of GPUs, which stores no scores; PyTorch itself takes matmuls there.
+    """
+    if q.is_meta and q.shape[3] == v.shape[3]:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        return flash(q, k, v, 0.0, True, scale=rule.scale)[0]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=rule.scale, enable_gqa=True
+    )
 
 
 def attend_cached(

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.experimental import _config as settings
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,7 +24,6 @@ from culm.model import grouped
 from culm.model.attention.part import AttentionModule
 from culm.optim.groups import trainable
 
-aten = torch.ops.aten
 Columns = Mapping[str, Literal["row", "token"]]
 ONES: Mapping[str, float] = defaultdict(lambda: 1.0)  # counts of any name
 
@@ -84,20 +81,6 @@ def _added_matmul(total, a, b, **_: object) -> int:
     return 2 * a[0] * a[1] * b[1]
 
 
-class FlashAttention(TorchFunctionMode):
-    """Within it, sdpa on the meta device is the flash kernel of a GPU, which stores no scores.
-
-    torch itself takes matmuls there. A mask is left out: it changes neither memory nor shapes.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        given = kwargs or {}
-        if func is not F.scaled_dot_product_attention or args[0].shape[-1] != args[2].shape[-1]:
-            return func(*args, **given)
-        scale, causal = given.get("scale"), given.get("attn_mask") is None
-        return aten._scaled_dot_product_flash_attention(*args[:3], 0.0, causal, scale=scale)[0]
-
-
 def as_on_gpu(objective: nn.Module) -> None:
     """Give each attention the backend that is the default on a GPU, where it serves."""
     gpu = torch.device("cuda")
@@ -116,8 +99,7 @@ def dry_run(objective: nn.Module, batch: Batch) -> Cost:
     gradients = [p.grad for p in objective.parameters() if p.grad is not None]
     memory = TensorMemory([*objective.parameters(), *objective.buffers(), *gradients])
     matmuls = counting_matmuls()
-    assumed = settings.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]
-    with assumed, FlashAttention():
+    with settings.patch(meta_nonzero_assume_all_nonzero=True):  # type: ignore[attr-defined]
         with memory:
             objective(batch).mean(ONES).backward()
         with matmuls:  # in a pass of its own: it keeps what activation checkpointing would free
