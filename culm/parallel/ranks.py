@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as distributed
@@ -47,6 +48,46 @@ class Ranks:
         """Until every process is here."""
         if self.count > 1:
             distributed.barrier(self.patient)
+
+    @property
+    def process(self) -> int:
+        """The number of this process among all of the job, whatever the axes of the mesh."""
+        return 0 if self.patient is None else distributed.get_rank(self.patient)
+
+    @property
+    def processes(self) -> int:
+        """Of the job."""
+        return 1 if self.patient is None else distributed.get_world_size(self.patient)
+
+    def everyone(self, value: T) -> list[T]:
+        """The value of each process of the job, in order, on every one; waits as long as it takes.
+
+        Pickled, so for small things.
+        """
+        found: list[T] = [value] * self.processes
+        if self.patient is not None:
+            distributed.all_gather_object(found, value, group=self.patient)
+        return found
+
+    def attempt(self, work: Callable[[], T]) -> list[T]:
+        """Do something on each process, and give what came of it on all, in order.
+
+        Raises:
+            Exception: what `work` raised here.
+            RankFailed: it failed on another process alone.
+        """
+        result, failed = None, None
+        try:
+            result = work()
+        except Exception as error:  # whatever it is, the others wait for this process
+            failed = error
+        found = self.everyone((result, None if failed is None else str(failed)))
+        if failed is not None:
+            raise failed
+        for process, (_, message) in enumerate(found):
+            if message is not None:
+                raise RankFailed(f"rank {process}: {message}")
+        return [cast(T, one) for one, _ in found]
 
     @property
     def _group(self) -> distributed.ProcessGroup | None:

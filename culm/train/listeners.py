@@ -9,8 +9,8 @@ from typing import Any
 
 from culm.endpoint import ServiceFailed
 from culm.files import read_lines, write_lines
-from culm.log import Bar
-from culm.train.events import Event, Failed, Measured, Saved, Stepped
+from culm.log import Bar, say
+from culm.train.events import Event, Failed, Measured, Rewound, Saved, Stepped
 
 
 class Silent:
@@ -24,10 +24,13 @@ class ProgressBar(Silent):
     """Moves a bar by steps, with the reward if there is one, otherwise the loss."""
 
     def __init__(self, bar: Bar) -> None:
-        self._bar = bar
+        self._bar, self._step = bar, 0
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, Rewound):
+            self._bar.advance(event.step - self._step)
         if isinstance(event, Stepped):
+            self._step = event.step
             label, value = "loss", event.loss
             if "reward" in event.metrics:
                 label, value = "reward", event.metrics["reward"]
@@ -45,9 +48,14 @@ class MetricsFile(Silent):
     def __init__(self, path: Path, step: int) -> None:
         """Continue after `step`: lines of later steps are dropped."""
         self.path = path
-        write_lines(path, [line for line in read_lines(path) if line["step"] <= step])
+        self._drop_after(step)
+
+    def _drop_after(self, step: int) -> None:
+        write_lines(self.path, [line for line in read_lines(self.path) if line["step"] <= step])
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, Rewound):
+            self._drop_after(event.step)
         if not isinstance(event, Stepped):
             return
         line = {
@@ -59,6 +67,7 @@ class MetricsFile(Silent):
             "grad_norm": event.grad_norm,
             **event.group_rates,
             **event.metrics,
+            **({"skipped": event.skipped} if event.skipped else {}),
         }
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -114,35 +123,55 @@ class Checkpoints:
     a service fails that it needs, such as the one that samples: all ranks then end together.
 
     Comes after the listeners that write files: what they wrote of a step must be on the disk
-    before its checkpoint is. save(step, tokens, done): starts to write a checkpoint; `done` gets
-    its folder when it is on the disk. wait: returns when all checkpoints are.
+    before its checkpoint is. save(step, tokens, done): starts to write a checkpoint, after the one
+    before is on the disk; `done` gets its folder. poll: whether nothing is being written; raises
+    what went wrong. wait: the same, when all checkpoints are on the disk.
     """
 
     def __init__(
         self,
         save: Callable[[int, int, Callable[[Path], None]], None],
+        poll: Callable[[], bool],
         wait: Callable[[], None],
         every_steps: int | None,
         announce: Callable[[Event], None],
     ) -> None:
-        self._save, self._wait, self._every, self._announce = save, wait, every_steps, announce
+        self._save, self._poll, self._wait = save, poll, wait
+        self._every, self._announce = every_steps, announce
         self._unsaved: Stepped | None = None
+        self._error: BaseException | None = None
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Failed):
+            self._error = event.error
             if self._unsaved is not None and isinstance(event.error, ServiceFailed):
                 self._write(self._unsaved)
+                self._wait()
         elif isinstance(event, Stepped):
-            self._unsaved = event
-            if event.last or event.stopped or is_due(event.step, self._every):
+            self._unsaved, free = event, self._poll()
+            if event.last or event.stopped:
                 self._write(event)
+                self._wait()
+            elif is_due(event.step, self._every) and free:
+                self._write(event)
+            elif is_due(event.step, self._every):
+                say(
+                    f"Step {event.step}: its checkpoint is left out, since the one before is still "
+                    "being written."
+                )
 
     def _write(self, event: Stepped) -> None:
         step, self._unsaved = event.step, None
         self._save(step, event.tokens, lambda path: self._announce(Saved(step, path)))
 
     def close(self) -> None:
-        self._wait()
+        if self._error is None:
+            self._wait()
+        elif isinstance(self._error, Exception):  # a second Ctrl-C ends at once
+            try:
+                self._wait()
+            except Exception as error:  # that which ended the run is raised
+                say(f"The last checkpoint could not be written: {error}")
 
 
 def is_due(step: int, every_steps: int | None) -> bool:

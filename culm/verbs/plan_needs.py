@@ -223,7 +223,7 @@ def _misfits(
     if target is not None:
         return
     room = shutil.disk_usage(_existing(Path(config.folder))).free
-    kept = needs.checkpoint_bytes * (config.train.checkpoint.keep + 1)
+    kept = needs.checkpoint_bytes * config.train.checkpoint.most(config.train.steps)
     if kept > room:
         yield (
             f"folder: checkpoints in {config.folder} need {size(kept)}, and its disk has "

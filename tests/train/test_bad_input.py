@@ -14,78 +14,25 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from stages import bytes_in, go
 
 import culm.files
 import culm.run.train
 from culm import safetensors as tensors
 from culm.adapt.heads import with_scalar_head
 from culm.atomic import InUseError, atomic
-from culm.config import SettingError, parse
+from culm.config import SettingError
 from culm.convert import native
 from culm.files import read_lines
 from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
-from culm.run.settings import RunConfig, read_run
+from culm.run.settings import read_run
 from culm.run.train import train
 from culm.tokenizer.bytes import Bytes
-from culm.train.checkpoint import CheckpointError, steps_in
+from culm.train.checkpoint.folder import steps_in
+from culm.train.checkpoint.tensors import CheckpointError
 from culm.train.guard import locked
 from culm.train.trainer import TrainingError
-
-
-@pytest.fixture
-def begun(stage: Callable[..., dict], tmp_path: Path) -> dict[str, Any]:
-    """Settings of a run that stands at step 4, with checkpoints of steps 2 and 4."""
-    settings = stage("sft", steps=4, checkpoint={"every_steps": 2})
-    settings["folder"] = str(tmp_path / "run")
-    go(settings)
-    return settings
-
-
-def go(settings: dict[str, Any], **more: Any) -> culm.run.train.Result:
-    trained = {**settings["train"], **more}
-    return train(parse(RunConfig, {**settings, "train": trained}))
-
-
-def bytes_in(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
-
-
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "state", "no state", "gone"])
-def test_damaged_checkpoints(damage: str, begun: dict[str, Any]) -> None:
-    place = Path(begun["folder"]) / "checkpoints" / "step-4"
-    weights, state = place / "state.safetensors", place / "state.json"
-    match damage:
-        case "truncated":
-            weights.write_bytes(weights.read_bytes()[:-1000])
-        case "flipped":
-            data = bytearray(weights.read_bytes())
-            data[len(data) // 2] ^= 1
-            weights.write_bytes(data)
-        case "state":
-            state.write_text(state.read_text().replace('"step": 4', '"step": 3'))
-        case "no state":
-            state.write_text("[]")
-        case "gone":
-            weights.unlink()
-    before = bytes_in(Path(begun["folder"]))
-    with pytest.raises(
-        CheckpointError, match=r"step-4: damaged .* delete .*step-4 to resume from step 2"
-    ):
-        go(begun, steps=6)
-    after = bytes_in(Path(begun["folder"]))
-    assert {n: b for n, b in after.items() if n != "run.yaml"} == {
-        n: b for n, b in before.items() if n != "run.yaml"
-    }
-    shutil.rmtree(place)  # the remedy
-    assert go(begun, steps=6).finished
-    assert [line["step"] for line in read_lines(Path(begun["folder"]) / "metrics.jsonl")] == [
-        1, 2, 3, 4, 5, 6,
-    ]  # fmt: skip
 
 
 def test_a_checkpoint_of_another_shape(stage: Callable[..., dict], tmp_path: Path) -> None:

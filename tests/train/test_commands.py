@@ -18,7 +18,7 @@ from culm.config import SettingError
 from culm.files import read_lines
 from culm.run.settings import read_run
 from culm.run.train import train
-from culm.train.checkpoint import steps_in
+from culm.train.checkpoint.folder import steps_in
 from culm.train.trackers.tensorboard import TensorBoard
 from culm.verbs.plan import show_plan
 from culm.verbs.train import train_run

@@ -30,7 +30,8 @@ from culm.optim.adamw import AdamW
 from culm.parallel.parallelize import Parallel
 from culm.run.settings import RunConfig
 from culm.run.train import Result, train
-from culm.train.checkpoint import Progress, WholeStore, steps_in
+from culm.train.checkpoint.folder import Progress, steps_in
+from culm.train.checkpoint.store import CheckpointStore
 from culm.train.events import Event, Stepped
 from culm.train.listeners import MetricsFile
 
@@ -257,9 +258,9 @@ def test_a_checkpoint_holds_what_moves_without_gradients(tmp_path: Path) -> None
     optimizer = AdamW().build(objective)
     with torch.no_grad():
         objective.average.embed.weight.mul_(3)
-    WholeStore(tmp_path, objective, optimizer).save(Progress(1, 0, "x"), {}, lambda path: None)
+    CheckpointStore(tmp_path, objective, optimizer).save(Progress(1, 0, "x"), {}, lambda path: None)
     again = Averaged(tiny.model())
-    WholeStore(tmp_path, again, AdamW().build(again)).load()
+    CheckpointStore(tmp_path, again, AdamW().build(again)).load()
     assert torch.equal(again.average.embed.weight, objective.average.embed.weight)
     assert torch.equal(again.model.embed.weight * 3, again.average.embed.weight)
 
