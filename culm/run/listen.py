@@ -10,13 +10,14 @@ from typing import Any
 from culm.files import read_lines
 from culm.run.assemble import Assembly
 from culm.train.checkpoint.folder import Progress
+from culm.train.checkpoint.listener import Checkpoints
 from culm.train.checkpoint.store import Store
 from culm.train.events import Listeners
 from culm.train.idle import IdleWatch
 from culm.train.listeners import (
-    Checkpoints,
     EvaluationFile,
     Evaluations,
+    Forgiving,
     MetricsFile,
     is_due,
 )
@@ -47,9 +48,12 @@ def add_listeners(
         settings = config.model_dump(mode="json")
         trackers: tuple[TrackerConfig, ...] = config.track
         for tracker in trackers:
-            listeners.add(tracker.open(folder, settings, start.step))
-    every = config.train.checkpoint.every_steps
-    listeners.add(Checkpoints(save, store.poll, store.wait, every, listeners))
+            opened = tracker.open(folder, settings, start.step)
+            listeners.add(Forgiving(opened, tracker.kind))
+    kept = config.train.checkpoint
+    listeners.add(
+        Checkpoints(save, store.poll, store.wait, kept.every_steps, listeners, kept.failures)
+    )
     every_steps = config.eval.every_steps
     listeners.add(Evaluations(evaluate, every_steps, listeners, store.wait))
 

@@ -64,6 +64,14 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class NotSaved:
+    """A checkpoint could not be written; the run continues. step: at which that was noticed."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Ended:
     """The run ended. finished: after its last step; otherwise the same command resumes it.
 
@@ -91,7 +99,7 @@ class Rewound:
     reason: str
 
 
-Event = Stepped | Measured | Saved | Ended | Failed | Rewound
+Event = Stepped | Measured | Saved | Ended | Failed | Rewound | NotSaved
 
 
 class Listener(Protocol):

@@ -20,11 +20,11 @@ from torch import Tensor
 from culm.atomic import InUseError
 from culm.config import SettingError
 from culm.exits import STOPPED
-from culm.files import refuse_unwritable
+from culm.files import read_json, refuse_unwritable
 from culm.log import say
 from culm.parallel.sharded import local_shard
 
-LOCK = ".lock"  # in the folder of a run
+LOCK, STATUS = ".lock", "status.json"  # in the folder of a run
 LARGEST = 1e18  # the square of a larger number overflows fp32: nothing can be computed with it
 GRACE = 2.0  # seconds in which a second signal ends the process by an exception
 SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP")]
@@ -42,13 +42,23 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise InUseError(
-            f"{folder}: another process is running here; wait for it, end it, "
+            f"{folder}: another process is running here{_owner(folder)}; wait for it, end it, "
             "or give this run another folder=..."
         ) from None
     try:
         yield
     finally:
         lock.release()
+
+
+def _owner(folder: Path) -> str:
+    """Who uses the folder, as its `status.json` says, unless that is of an earlier run."""
+    try:
+        status = read_json(folder / STATUS)
+    except SettingError:
+        return ""
+    known = status.get("state") == "running"
+    return f" (process {status.get('pid')} on {status.get('host')})" if known else ""
 
 
 class Interruption:

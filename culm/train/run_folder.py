@@ -22,8 +22,7 @@ from culm.source.source import Source
 from culm.tokenizer.folder import FILES
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.checkpoint.folder import settings_in, steps_in
-from culm.train.guard import LOCK
-from culm.train.status import STATUS
+from culm.train.guard import LOCK, STATUS
 
 SETTINGS = "run.yaml"
 ORIGIN = "origin.json"  # next to a tokenizer that a run trained: the files it was trained on

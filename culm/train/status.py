@@ -20,9 +20,9 @@ from pathlib import Path
 from culm.atomic import atomic
 from culm.files import write_json
 from culm.train.events import Ended, Event, Saved, Stepped
+from culm.train.guard import STATUS
 from culm.train.listeners import Silent
 
-STATUS = "status.json"
 SECONDS = 10.0  # between two writes, if nothing but steps happens
 
 

@@ -70,9 +70,10 @@ def test_the_number_of_skips_is_bounded_within_a_window() -> None:
     assert spikes.judge(10, 99.0, 1.0) is not None
     for step in range(11, 18):
         assert spikes.judge(step, 3.0, 1.0) is None
-    assert spikes.judge(18, 99.0, 1.0) is not None  # the first one is out of the window
-    with pytest.raises(TooManySpikes, match="step 18: the loss is 99, usual is 3; that is spike 3"):
-        spikes.judge(18, 99.0, 1.0)
+    for step in (18, 19):  # the first two are out of the window
+        assert spikes.judge(step, 99.0, 1.0) is not None
+    with pytest.raises(TooManySpikes, match="step 20: the loss is 99, usual is 3; that is spike 3"):
+        spikes.judge(20, 99.0, 1.0)
 
 
 def test_the_state_gives_the_same_judgement() -> None:
@@ -155,7 +156,7 @@ def test_a_run_that_went_back_resumes_exactly(
     whole = settings_of(stage, tmp_path / "whole", steps=10)
     parts = {**whole, "folder": str(tmp_path / "parts")}
     go(whole)
-    for steps in (3, 5, 7, 10):
+    for steps in (2, 4, 6, 8, 10):  # with the same checkpoints
         go(parts, steps=steps)
     ours, theirs = weights_in(tmp_path / "parts"), weights_in(tmp_path / "whole")
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,6 @@ from stages import bytes_in, go
 
 import culm.files
 import culm.run.train
-from culm import safetensors as tensors
 from culm.adapt.heads import with_scalar_head
 from culm.atomic import InUseError, atomic
 from culm.config import SettingError
@@ -95,41 +93,6 @@ def test_settings_may_change_before_anything_was_trained(
         )
     assert not (tmp_path / "run" / "data").exists()
     assert go(settings).finished
-
-
-def test_a_disk_that_fills_up(begun: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = Path(begun["folder"])
-
-    def full(tensors: dict, path: Path, metadata: dict) -> None:
-        Path(path).write_bytes(b"some")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tensors, "save_file", full)
-        with pytest.raises(CheckpointError, match=r"step-6: could not be written \(No space left"):
-            go(begun, steps=8)
-    assert steps_in(folder) == [2, 4]
-    assert not list((folder / "checkpoints").glob(".*"))
-    assert go(begun, steps=8).finished
-    assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == list(range(1, 9))
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files there")
-def test_files_that_may_not_grow(begun: dict[str, Any]) -> None:
-    """A real limit of the system, in the command itself."""
-    file = Path(begun["folder"]).parent / "run.yaml"
-    file.write_text(yaml.safe_dump(begun))
-    code = (
-        "import resource, signal, sys; from culm.cli import main; "
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); main()"
-    )
-    command = [sys.executable, "-c", code, "train", str(file), "train.steps=8"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 1
-    assert "step-6: could not be written" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert steps_in(Path(begun["folder"])) == [2, 4]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from culm.config import Config
 
@@ -16,6 +16,7 @@ class CheckpointConfig(Config):
         sharded if weights are sharded over ranks. A run may resume from either, on any layout.
     asynchronous: a copy is taken at the step and written while the run continues; a checkpoint that
         is due while the one before is still being written is left out.
+    failures: how many in a row may fail to be written, as on a full disk, before the run ends.
     """
 
     every_steps: PositiveInt | None = None
@@ -23,6 +24,7 @@ class CheckpointConfig(Config):
     keep_every_steps: PositiveInt | None = None
     form: Literal["auto", "whole", "sharded"] = "auto"
     asynchronous: bool = False
+    failures: NonNegativeInt = 2
 
     def most(self, steps: int) -> int:
         """How many there may be at once in a run of so many steps; one of them is being written."""

@@ -38,7 +38,12 @@ from culm.train.checkpoint.folder import (
 )
 from culm.train.checkpoint.settings import CheckpointConfig
 from culm.train.checkpoint.sharded import Sharded
-from culm.train.checkpoint.tensors import CheckpointError, moving_parameters, names_differ
+from culm.train.checkpoint.tensors import (
+    CheckpointError,
+    NotWritten,
+    moving_parameters,
+    names_differ,
+)
 from culm.train.checkpoint.whole import Whole
 from culm.train.guard import first_unusable
 
@@ -60,7 +65,7 @@ class Store(Protocol):
         """Whether nothing is being written; calls `done` of what has been, after each step.
 
         Raises:
-            CheckpointError: it could not be written.
+            NotWritten: it could not be written.
         """
         ...
 
@@ -230,7 +235,7 @@ class CheckpointStore:
         """All ranks write, or the checkpoint is not there.
 
         Raises:
-            CheckpointError: on all ranks if one of them cannot write.
+            NotWritten: on all ranks if one of them cannot write.
         """
         path = path_of(self.folder, progress.step)
         try:
@@ -252,7 +257,7 @@ class CheckpointStore:
 
                 ranks.attempt(commit)
         except (OSError, RankFailed) as error:
-            raise CheckpointError(
+            raise NotWritten(
                 f"{error}; make room there and start the same command again: "
                 "it resumes from the last checkpoint"
             ) from error

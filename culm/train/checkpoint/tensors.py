@@ -33,6 +33,10 @@ class CheckpointError(RunError):
     exit_code = CHECKPOINT
 
 
+class NotWritten(CheckpointError):
+    """A disk refused a checkpoint; those before are as they were, and the next one may succeed."""
+
+
 class Kind(NamedTuple):
     """Of a whole tensor."""
 
