@@ -7,8 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from culm.convert import native
 from culm.files import read_lines
+from culm.optim.rule import RuleOptimizer
 from culm.run.assemble import Assembly
+from culm.run.policy_export import policy_of
 from culm.train.checkpoint.folder import Progress
 from culm.train.checkpoint.listener import Checkpoints
 from culm.train.checkpoint.store import Store
@@ -21,6 +24,7 @@ from culm.train.listeners import (
     MetricsFile,
     is_due,
 )
+from culm.train.push import Push
 from culm.train.trackers.tracker import TrackerConfig
 from culm.train.trainer import Batches
 
@@ -32,6 +36,7 @@ def add_listeners(
     store: Store,
     batches: Batches,
     start: Progress,
+    optimizer: RuleOptimizer,
 ) -> None:
     """Add the listeners in their order: metrics are written before the checkpoint of a step is, and
     evaluations come after it.
@@ -50,6 +55,15 @@ def add_listeners(
         for tracker in trackers:
             opened = tracker.open(folder, settings, start.step)
             listeners.add(Forgiving(opened, tracker.kind))
+    if config.train.push is not None:
+
+        def write(out: Path) -> None:
+            with optimizer.averaged():
+                model = policy_of(config, folder, run.model, run.ranks)
+                if model is not None:
+                    native.save(model, run.tokenizer, out)
+
+        listeners.add(Push(config.train.push, write, run.ranks))
     kept = config.train.checkpoint
     listeners.add(
         Checkpoints(save, store.poll, store.wait, kept.every_steps, listeners, kept.failures)

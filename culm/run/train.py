@@ -210,7 +210,7 @@ def _train(run: Assembly, status: Status) -> Result:
         listeners.add(status)
         if (every := train.check_replicas_every) is not None:  # none that differs is saved
             listeners.add(ReplicaCheck(run.objective, optimizer, run.ranks, every))
-        add_listeners(run, listeners, evaluate, store, batches, start)
+        add_listeners(run, listeners, evaluate, store, batches, start, optimizer)
         if is_unmeasured(run, start.step):
             listeners(Measured(start.step, evaluate()))
         with log.progress(folder.name, train.steps, "steps") as bar, interruption.watching():

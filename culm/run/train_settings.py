@@ -21,6 +21,7 @@ from culm.rollout.reward.reward import RewardConfig
 from culm.rollout.reward.score import TaskScore
 from culm.rollout.settings import RolloutConfig
 from culm.train.checkpoint.settings import CheckpointConfig
+from culm.train.push import PushConfig
 from culm.train.spikes import SpikeConfig
 from culm.train.straggler import StragglerConfig
 
@@ -56,7 +57,8 @@ class TrainConfig(Config):
     spike: leave out the updates of steps with a loss or gradient norm far above the usual; without
         it only a step that is not finite is refused, and ends the run. straggler: when a slow rank
         is named. check_replicas_every: steps after which ranks compare their copies of weights and
-        optimizer states bit for bit; the run ends if one differs.
+        optimizer states bit for bit; the run ends if one differs. push: weights go to the Hugging
+        Face hub while the run trains.
     """
 
     steps: Annotated[PositiveInt, MAY_CHANGE]
@@ -83,6 +85,7 @@ class TrainConfig(Config):
     spike: Annotated[SpikeConfig | None, MAY_CHANGE] = None
     straggler: Annotated[StragglerConfig, MAY_CHANGE] = StragglerConfig()
     check_replicas_every: Annotated[PositiveInt | None, MAY_CHANGE] = None
+    push: Annotated[PushConfig | None, MAY_CHANGE] = None
 
     @model_validator(mode="after")
     def _recomputed(self) -> TrainConfig:

@@ -379,7 +379,7 @@ def test_a_run_moves_between_layouts(stage: Callable[..., dict], tmp_path: Path)
     files = []
     for name in ("pretrain", "sft"):
         settings = stage(name, adapter=name == "sft", steps=8, batch_size=8, micro_batch_size=2)
-        settings["parallel"] = "fsdp"
+        settings["parallel"] = {"replicas": "fsdp"}
         settings["train"]["checkpoint"] = {"every_steps": 1}
         for kind in ("one", "moved"):
             settings["folder"] = str(tmp_path / f"{name}-{kind}")
