@@ -70,7 +70,7 @@ class Ranks:
         return found
 
     def attempt(self, work: Callable[[], T]) -> list[T]:
-        """Do something on each process, and give what came of it on all, in order.
+        """Do something on each process; the results of all, in order, on every one.
 
         Raises:
             Exception: what `work` raised here.

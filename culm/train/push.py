@@ -76,7 +76,7 @@ class Push:
         if not self.ranks.writer:
             temporary.cleanup()
             return
-        facts = {"step": event.step, "loss": event.loss, "tokens": event.tokens}
+        facts: dict[str, Any] = {"step": event.step, "loss": event.loss, "tokens": event.tokens}
         facts |= {"metrics": dict(event.metrics), "measured": self._measured}
         write_json(folder / FACTS, facts)
         self._thread = threading.Thread(

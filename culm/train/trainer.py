@@ -127,6 +127,7 @@ class Trainer:
 
     def fit(self, batches: Batches, steps: int, start: int = 0, tokens: int = 0) -> int:
         """Steps start .. steps - 1; gives how many are finished. tokens: read before `start`."""
+        self.optimizer.zero_grad(set_to_none=True)  # of a step that was given up
         for number in range(start, steps):
             began = time.perf_counter()
             event = self._step(batches.step(number), number, steps, tokens, began)

@@ -149,6 +149,23 @@ def test_it_goes_back_and_leaves_out_the_data(
     assert not any("skipped" in line for line in lines)
 
 
+@pytest.mark.parametrize("form", ["whole", "sharded"])
+def test_it_is_then_the_run_that_never_had_that_data(
+    form: str, stage: Callable[..., dict], tmp_path: Path, bad_data: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """No gradient, moment or random number of the spikes is left, bit for bit."""
+    with monkeypatch.context() as patch:
+        step = Loader.step
+        patch.setattr(Loader, "step", lambda self, n: step(self, n if n < 4 else n + 2))
+        go(settings_of(stage, tmp_path / "never", spike=None))
+    bad_data(4, 5)
+    checkpoint = {"every_steps": 2, "form": form}
+    go(settings_of(stage, tmp_path / "back", checkpoint=checkpoint))
+    ours, theirs = weights_in(tmp_path / "back"), weights_in(tmp_path / "never")
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
 def test_a_run_that_went_back_resumes_exactly(
     stage: Callable[..., dict], tmp_path: Path, bad_data: Callable
 ) -> None:

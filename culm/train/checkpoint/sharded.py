@@ -84,6 +84,7 @@ class Sharded:
         tensors: dict[str, Tensor] = places(self.objective)
         state: dict[str, Tensor] = {}
         named = moving_parameters(self.objective)
+        self.optimizer.state.clear()  # of a run that goes back
         for key, (shape, dtype) in kinds.items():
             name, entry = state_of_parameter(key)
             if key.startswith(BATCHES):

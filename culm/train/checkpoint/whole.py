@@ -71,6 +71,7 @@ class Whole:
         for key, place in places(self.objective).items():
             place.copy_(like(tensors[key], place))
         named = moving_parameters(self.objective)
+        self.optimizer.state.clear()  # of a run that goes back
         for key, value in tensors.items():
             name, entry = state_of_parameter(key)
             if (parameter := named.get(name)) is not None:
