@@ -66,6 +66,8 @@ class Ranks:
         """
         found: list[T] = [value] * self.processes
         if self.patient is not None:
+            # Over this group: the thread that writes a checkpoint has ranks with another one, since
+            # calls of two threads in one group could meet in any order.
             distributed.all_gather_object(found, value, group=self.patient)
         return found
 
@@ -94,7 +96,7 @@ class Ranks:
         return None if self.mesh is None else self.mesh.get_group("data")
 
 
-class RankFailed(Exception):
+class RankFailed(RuntimeError):
     """Another rank has failed, and the message says how."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from culm.log import say
 from culm.train.checkpoint.folder import Progress
 from culm.train.checkpoint.store import Store
+from culm.train.checkpoint.tensors import NotWritten
 from culm.train.events import Listeners, Rewound
 from culm.train.spikes import TooManySpikes, WithoutSpikes
 from culm.train.trainer import Batches, Trainer, TrainingError
@@ -39,7 +40,10 @@ def _rewind(
     if rewinds > batches.spikes.settings.rewinds:
         times = f"went back {rewinds - 1} times before" if rewinds > 1 else "does not go back"
         raise TrainingError(f"{spikes}, and the run {times}; {advice}") from spikes
-    store.wait()
+    try:
+        store.wait()
+    except NotWritten as error:  # then the one before is the last
+        say(str(error))
     found = store.load(lambda progress: None)
     if found is None:
         raise TrainingError(

@@ -65,11 +65,12 @@ def add_listeners(
 
         listeners.add(Push(config.train.push, write, run.ranks))
     kept = config.train.checkpoint
-    listeners.add(
-        Checkpoints(save, store.poll, store.wait, kept.every_steps, listeners, kept.failures)
+    checkpoints = Checkpoints(
+        save, store.poll, store.wait, kept.every_steps, listeners, kept.failures
     )
+    listeners.add(checkpoints)
     every_steps = config.eval.every_steps
-    listeners.add(Evaluations(evaluate, every_steps, listeners, store.wait))
+    listeners.add(Evaluations(evaluate, every_steps, listeners, checkpoints.settle))
 
 
 def is_unmeasured(run: Assembly, step: int) -> bool:

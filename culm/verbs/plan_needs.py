@@ -114,6 +114,8 @@ def show_needs(
         if target is None and device.type == "cpu":
             process = process_bytes(objective, train.optimizer, step, EVALUATED)
             taken = taken if process is None else process + sum(map(bytes_of, others))
+            if train.checkpoint.asynchronous:  # the copy that is being written
+                taken += needs.checkpoint_bytes
     flops_per_step = needs.flops + _sampling_flops(config, model, context)
     capacity = f", {size(memory)}" if memory else ""
     on = f"{target.name if target else device}, {train.precision}{capacity}"

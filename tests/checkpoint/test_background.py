@@ -107,10 +107,13 @@ def test_it_is_announced_when_it_is_on_the_disk(
     assert seen[-1] == "saved 5"
 
 
+@pytest.mark.parametrize("failures", [0, 2])
 def test_an_error_surfaces_at_the_next_step(
-    stage: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    failures: int, stage: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
     settings = settings_of(stage, tmp_path / "run", steps=20)
+    settings["train"]["checkpoint"]["failures"] = failures
 
     def fail(path: Path, tensors: dict) -> None:
         path.write_bytes(b"some")
@@ -123,12 +126,19 @@ def test_an_error_surfaces_at_the_next_step(
         time.sleep(0.1)  # so that the thread has ended before the next step asks
 
     go(settings, steps=1)
+    capsys.readouterr()
     with monkeypatch.context() as patch:
         patch.setattr(whole, "write_safetensors", fail)
         patch.setattr(MetricsFile, "__call__", pause)
-        with pytest.raises(CheckpointError, match=r"step-2: could not be written \(No space left"):
+        last = 2 + failures
+        with pytest.raises(
+            CheckpointError, match=rf"step-{last}: could not be written \(No space left"
+        ):
             go(settings)
-    assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    for step in range(3, 3 + failures):
+        assert f"Step {step}: a checkpoint was not written, and the run continues" in said
+    assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == last + 1
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-1"]
     assert go(settings, steps=3).finished
 

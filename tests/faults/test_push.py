@@ -43,7 +43,8 @@ class Hub(ThreadingHTTPServer):
         base = f"/api/models/{REPO}"
         match method, path.partition("?")[0].removeprefix(base).strip("/").split("/"):
             case "POST", ["api", "repos", "create"]:
-                self.private = json.loads(body).get("private")
+                asked = json.loads(body)  # the library has sent either
+                self.private = asked.get("private", asked.get("visibility") == "private")
                 self.files.setdefault("main", {})
                 return {"url": f"{self.url}/{REPO}", "name": REPO, "id": REPO}
             case "POST", ["branch", name]:

@@ -36,7 +36,7 @@ class Checkpoints:
         self._every, self._announce, self._failures = every_steps, announce, failures
         self._unsaved: Stepped | None = None
         self._error: BaseException | None = None
-        self._failed = 0
+        self._step = self._failed = 0
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Failed):
@@ -45,20 +45,24 @@ class Checkpoints:
                 self._write(self._unsaved)
                 self._wait()
         elif isinstance(event, Stepped):
-            self._unsaved = event
+            self._unsaved, self._step = event, event.step
             if event.last or event.stopped:
-                self._tolerate(event.step, self._wait)
+                self.settle()
                 self._write(event)
                 self._wait()
-            elif self._tolerate(event.step, self._poll) and is_due(event.step, self._every):
-                self._tolerate(event.step, lambda: self._write(event))
+            elif self._tolerate(self._poll) and is_due(event.step, self._every):
+                self._tolerate(lambda: self._write(event))
             elif is_due(event.step, self._every):
                 say(
                     f"Step {event.step}: its checkpoint is left out, since the one before is still "
                     "being written."
                 )
 
-    def _tolerate(self, step: int, work: Callable[[], bool | None]) -> bool | None:
+    def settle(self) -> None:
+        """Return when what was saved is on the disk, or could not be written."""
+        self._tolerate(self._wait)
+
+    def _tolerate(self, work: Callable[[], bool | None]) -> bool | None:
         """Do something about checkpoints; True if one could not be written, and it is not one too
         many.
         """
@@ -68,8 +72,8 @@ class Checkpoints:
             self._failed += 1
             if self._failed > self._failures:
                 raise
-            say(f"Step {step}: a checkpoint was not written, and the run continues: {error}")
-            self._announce(NotSaved(step, str(error)))
+            say(f"Step {self._step}: a checkpoint was not written, and the run continues: {error}")
+            self._announce(NotSaved(self._step, str(error)))
             return True
 
     def _write(self, event: Stepped) -> None:
