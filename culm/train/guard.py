@@ -87,8 +87,10 @@ class Interruption:
         while received := signals.recv(1):
             count += received[0] in SIGNALS
             if count == 2 and not self._ended.wait(GRACE):
-                self._leave()
-                os._exit(STOPPED)
+                try:
+                    self._leave()
+                finally:
+                    os._exit(STOPPED)
 
     @contextmanager
     def watching(self) -> Iterator[Interruption]:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from culm.atomic import atomic
+from culm.atomic import InUseError, atomic
 from culm.files import write_json
 from culm.train.events import Ended, Event, Saved, Stepped
 from culm.train.guard import STATUS
@@ -55,7 +55,8 @@ class Status(Silent):
             "host": socket.gethostname(), "pid": os.getpid(),
             "updated": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
-        with suppress(OSError), atomic(self.path) as fresh:
+        # In use: by the main thread, where a second signal ends the process.
+        with suppress(OSError, InUseError), atomic(self.path) as fresh:
             write_json(fresh, values)
 
     def leave(self) -> None:

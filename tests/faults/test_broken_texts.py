@@ -41,9 +41,11 @@ def broken(folder: Path) -> Path:
     return folder
 
 
-def prepared(folder: Path, tokenizer: Tokenizer, out: Path, **more: Any) -> Manifest:
-    data = parse(DataConfig, {"path": str(folder)})
-    return prepare(data.open(), data.format, tokenizer, out, 0, duplicates="keep", **more)
+def prepared(folder: Path, tokenizer: Tokenizer, out: Path, invalid: str = "error") -> Manifest:
+    data = parse(DataConfig, {"path": str(folder), "invalid": invalid})
+    return prepare(
+        data.open(), data.format, tokenizer, out, 0, duplicates="keep", invalid=data.invalid
+    )
 
 
 def test_what_is_broken_is_refused_with_its_place(tokenizer: Tokenizer, tmp_path: Path) -> None:
