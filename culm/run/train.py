@@ -215,7 +215,7 @@ def _train(run: Assembly, status: Status) -> Result:
             listeners(Measured(start.step, evaluate()))
         with log.progress(folder.name, train.steps, "steps") as bar, interruption.watching():
             bar.advance(start.step)
-            listeners.add(ProgressBar(bar))
+            listeners.add(ProgressBar(bar, start.step))
             step = fit(trainer, batches, train.steps, start, store, listeners)
         finished, results = step == train.steps, {}
         if finished:

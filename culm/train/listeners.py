@@ -30,8 +30,9 @@ class Silent:
 class ProgressBar(Silent):
     """Moves a bar by steps, with the reward if there is one, otherwise the loss."""
 
-    def __init__(self, bar: Bar) -> None:
-        self._bar, self._step = bar, 0
+    def __init__(self, bar: Bar, step: int = 0) -> None:
+        """Continue after `step`."""
+        self._bar, self._step = bar, step
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Rewound):

@@ -72,38 +72,51 @@ class Push:
             return
         temporary = tempfile.TemporaryDirectory(prefix="culm-push-", ignore_cleanup_errors=True)
         folder = Path(temporary.name) / "model"
-        self._write(folder)
-        if not self.ranks.writer:
+        written = self._try(event, lambda: self._save(folder, event))
+        if not self.ranks.writer or not written:
             temporary.cleanup()
             return
-        facts: dict[str, Any] = {"step": event.step, "loss": event.loss, "tokens": event.tokens}
-        facts |= {"metrics": dict(event.metrics), "measured": self._measured}
-        write_json(folder / FACTS, facts)
         self._thread = threading.Thread(
             target=self._upload, args=(temporary, folder, event), daemon=True, name="push"
         )
         self._thread.start()
 
-    def _upload(self, temporary: tempfile.TemporaryDirectory, folder: Path, event: Stepped) -> None:
-        name, repo = f"step-{event.step}", self.settings.repo
+    def _save(self, folder: Path, event: Stepped) -> None:
+        self._write(folder)
+        if not self.ranks.writer:
+            return
+        facts: dict[str, Any] = {"step": event.step, "loss": event.loss, "tokens": event.tokens}
+        facts |= {"metrics": dict(event.metrics), "measured": self._measured}
+        write_json(folder / FACTS, facts)
+
+    def _try(self, event: Stepped, work: Callable[[], None]) -> bool:
+        """Whether it was done."""
         try:
-            api = HfApi()
-            api.create_repo(repo, private=self.settings.private, exist_ok=True)
-            branch = self.settings.version == "branch"
-            if branch:
-                api.create_branch(repo, branch=name, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repo, folder_path=folder, revision=name if branch else None,
-                commit_message=f"Step {event.step}, loss {event.loss:.4f}",
-            )  # fmt: skip
-            if not branch:
-                api.create_tag(repo, tag=name, revision=commit.oid, exist_ok=True)
-            say(f"Pushed {repo}, {self.settings.version} {name}.")
-        except Exception as error:  # whatever the network, the hub or its library do
+            work()
+        except Exception as error:  # whatever the disk, the network, the hub or its library do
             reason = next(iter(str(error).splitlines()), type(error).__name__)
+            repo = self.settings.repo
             say(f"Step {event.step} was not pushed to {repo}, and the run continues: {reason}")
-        finally:
-            temporary.cleanup()
+            return False
+        return True
+
+    def _upload(self, temporary: tempfile.TemporaryDirectory, folder: Path, event: Stepped) -> None:
+        with temporary:
+            self._try(event, lambda: self._send(folder, event))
+
+    def _send(self, folder: Path, event: Stepped) -> None:
+        name, repo, api = f"step-{event.step}", self.settings.repo, HfApi()
+        api.create_repo(repo, private=self.settings.private, exist_ok=True)
+        branch = self.settings.version == "branch"
+        if branch:
+            api.create_branch(repo, branch=name, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo, folder_path=folder, revision=name if branch else None,
+            commit_message=f"Step {event.step}, loss {event.loss:.4f}",
+        )  # fmt: skip
+        if not branch:
+            api.create_tag(repo, tag=name, revision=commit.oid, exist_ok=True)
+        say(f"Pushed {repo}, {self.settings.version} {name}.")
 
     def _wait(self) -> None:
         if self._thread is None:

@@ -194,6 +194,20 @@ def test_a_network_that_fails_stops_nothing(
         assert f"Step {step} was not pushed to {REPO}, and the run continues: " in said
 
 
+def test_a_disk_without_room_for_a_copy_stops_nothing(
+    hub: Hub, stage: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    def full(path: Path, values: dict) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("culm.train.push.write_json", full)
+    assert go(settings_of(stage, tmp_path / "run")).finished
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"Step 2 was not pushed to {REPO}, and the run continues: [Errno 28]" in said
+    assert not hub.files
+
+
 def test_a_slow_network_blocks_nothing(
     hub: Hub, stage: Callable[..., dict], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
