@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 import torch.distributed.checkpoint as dcp
+import yaml
 from learning import build
 from safetensors.torch import load_file
 from stages import go
@@ -238,7 +239,8 @@ def on_ranks(count: int, script: Path, *arguments: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}"]
     done = subprocess.run(
         [*command, "--standalone", str(script), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280,
+        capture_output=True, text=True, timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
 
@@ -374,8 +376,6 @@ def test_whole_tensors_that_no_rank_has(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_run_moves_between_layouts(stage: Callable[..., dict], tmp_path: Path) -> None:
     """One rank, two ranks sharded, four, and one again: the same steps as on one."""
     runs = TESTS / "parallel" / "ranks.py"
-    import yaml
-
     files = []
     for name in ("pretrain", "sft"):
         settings = stage(name, adapter=name == "sft", steps=8, batch_size=8, micro_batch_size=2)
