@@ -14,14 +14,17 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from culm.config import SettingError
+from culm.exits import IN_USE, RunError
 
 OURS, MARK = ".culm", "culm-temporary.lock"  # how a hidden folder of ours ends, and what is in it
 UNMARKED = 60  # seconds after which no living process is about to make its mark
 FRESH, PREVIOUS, DISCARDED = "fresh", "previous", "discarded"
 
 
-class InUseError(RuntimeError):
+class InUseError(RunError):
     """Another process is writing there."""
+
+    exit_code = IN_USE
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from culm.config import parse
 from culm.run.settings import RunConfig
-from culm.run.train import train
+from culm.run.train import Result, train
 
 STAGES = (
     "pretrain",
@@ -109,6 +109,29 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 Settings = Callable[..., dict[str, Any]]
+
+
+def go(settings: dict[str, Any], **more: Any) -> Result:
+    """Train; more: settings of `train`."""
+    trained = {**settings["train"], **more}
+    return train(parse(RunConfig, {**settings, "train": trained}))
+
+
+def bytes_in(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+@pytest.fixture
+def begun(stage: Settings, tmp_path: Path) -> dict[str, Any]:
+    """Settings of a run that stands at step 4, with checkpoints of steps 2 and 4."""
+    settings = stage("sft", steps=4, checkpoint={"every_steps": 2})
+    settings["folder"] = str(tmp_path / "run")
+    go(settings)
+    return settings
 
 
 @pytest.fixture(scope="session")

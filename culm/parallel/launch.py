@@ -115,7 +115,6 @@ def joined(device: torch.device | str, settings: ParallelConfig) -> Ranks:
         rank=data.get_local_rank(),
         count=data.size(),
         writer=distributed.get_rank() == 0,
-        processes=distributed.get_world_size(),
         mesh=mesh,
         shard=mesh.weights["shard"].get_local_rank(),
         patient=distributed.new_group(backend="gloo", timeout=PATIENCE),

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch.distributed as distributed
 
+from culm.exits import LOST_RANK
+
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 60.0  # seconds without one, after which a rank is given up
 TICK = 0.5
@@ -80,7 +82,7 @@ class Watch:
             if silent := [r for r in self.others if self.ticks[r] * TICK > SILENCE]:
                 if self.rank <= 1:  # one rank says it
                     _say(f"culm: {self._sentence(silent)}\n")
-                os._exit(1)
+                os._exit(LOST_RANK)
 
     def _sentence(self, silent: list[int]) -> str:
         found = [(rank, self.signs[rank].partition(" ")[2]) for rank in silent]

@@ -165,7 +165,7 @@ class Quickstart:
         config = self.config(name, self._steps(name))
         result = train(config)
         if not result.finished:
-            raise SystemExit(130)  # the run has said that the same command resumes it
+            raise SystemExit(result.exit_code)  # the run has said that the same command resumes it
         return self._facts(name, result)
 
     def _steps(self, name: str) -> int:

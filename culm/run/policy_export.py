@@ -35,14 +35,10 @@ class PolicyExport:
     ranks: Ranks
 
     def __call__(self, out: Path) -> None:
-        model = self._whole()
+        model = policy_of(self.config, self.folder, self.model, self.ranks)
         if model is None:
             return
         self._refuse_start(out)
-        if adapters_of(model):
-            merge(model)
-        if self.config.train.qat is not None:
-            convert(model)
         if model.config.tied != self.model.config.tied:  # a server has read the shape at its start
             raise SettingError(
                 "train.rollout.sampler.weights: merged adapters or quantised weights give the "
@@ -51,23 +47,6 @@ class PolicyExport:
                 "use train.rollout.sampler=engine"
             )
         hf.export(model, self.tokenizer, out, model.dtype)
-
-    def _whole(self) -> Transformer | None:
-        """The policy with whole weights on the rank that writes; a copy, if it must be changed."""
-        config = self.config
-        if is_sharded(self.model):
-            weights = state_of(self.model)
-            if not self.ranks.writer:
-                return None
-            model, _ = initial_model(config, self.folder)
-            change_model(config, model)
-            model.load_state_dict(weights)
-            model.dtype = self.model.dtype
-            return model
-        if not self.ranks.writer:
-            return None
-        changed = config.train.adapter is not None or config.train.qat is not None
-        return copy.deepcopy(self.model) if changed else self.model
 
     def _refuse_start(self, out: Path) -> None:
         """What a run starts from is needed again when it resumes."""
@@ -79,3 +58,35 @@ class PolicyExport:
                 f"train.rollout.sampler.weights: {out} is the model that the run starts from; "
                 "export that to another folder, and start the server there"
             )
+
+
+def policy_of(
+    config: RunConfig, folder: Path, policy: Transformer, ranks: Ranks
+) -> Transformer | None:
+    """The policy of a run as it would be used, whole and with adapters merged, on the rank that
+    writes; every rank calls it. A copy, if it must be changed.
+    """
+    model = _whole(config, folder, policy, ranks)
+    if model is not None and adapters_of(model):
+        merge(model)
+    if model is not None and config.train.qat is not None:
+        convert(model)
+    return model
+
+
+def _whole(
+    config: RunConfig, folder: Path, policy: Transformer, ranks: Ranks
+) -> Transformer | None:
+    if is_sharded(policy):
+        weights = state_of(policy)
+        if not ranks.writer:
+            return None
+        model, _ = initial_model(config, folder)
+        change_model(config, model)
+        model.load_state_dict(weights)
+        model.dtype = policy.dtype
+        return model
+    if not ranks.writer:
+        return None
+    changed = config.train.adapter is not None or config.train.qat is not None
+    return copy.deepcopy(policy) if changed else policy

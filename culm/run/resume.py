@@ -18,7 +18,8 @@ from culm.run.reads import (
 )
 from culm.run.settings import RunConfig
 from culm.run.start import model_id
-from culm.train.checkpoint import Progress, Store
+from culm.train.checkpoint.folder import Progress
+from culm.train.checkpoint.store import Store
 from culm.train.trainer import Batches
 
 CLOSE = 0.01  # rates that differ by less are taken to be the same

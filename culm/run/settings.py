@@ -50,6 +50,8 @@ class RunConfig(Config):
     eval: what is measured.
     upcycle: turn dense feed-forwards of the start into experts.
     track: where metrics are reported to, besides the files in the folder.
+    deterministic: take deterministic kernels only, so that the run is the same bit for bit when it
+        is repeated on the same machine; on a CPU it is anyway.
     """
 
     folder: Annotated[str, MAY_CHANGE] = Field(default="runs/run", min_length=1)
@@ -64,6 +66,7 @@ class RunConfig(Config):
     parallel: Annotated[ParallelConfig, MAY_CHANGE] = ParallelConfig()
     eval: Annotated[EvalConfig, MAY_CHANGE] = EvalConfig()
     track: Annotated[Trackers, MAY_CHANGE] = ()
+    deterministic: Annotated[bool, MAY_CHANGE] = False
 
     @model_validator(mode="before")
     @classmethod

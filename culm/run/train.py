@@ -5,6 +5,8 @@
     runs/x/tokenizer/      trained on the corpus, unless the run starts from a model
     runs/x/precomputed.safetensors   what the start says of the corpus, if the objective asks
     runs/x/metrics.jsonl   one line a step
+    runs/x/status.json     running, finished, interrupted or failed, and why
+    runs/x/manifest.json   versions, hardware, data and code of each start
     runs/x/eval.jsonl      what was measured, with its step
     runs/x/checkpoints/    where an interrupted run resumes
     runs/x/adapter/        the adapter, in the format of PEFT
@@ -16,9 +18,10 @@ Started again with the same folder, a run resumes where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import signal
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +30,14 @@ import torch
 from culm import log
 from culm.config import SettingError
 from culm.data.loader import Loader
+from culm.determinism import make_deterministic
 from culm.device import choose_device, choose_precision
-from culm.files import read_lines
+from culm.exits import AGAIN, STOPPED
 from culm.malloc import keep_freed_memory
 from culm.parallel.launch import process_group, take_gpu
 from culm.parallel.parallelize import Parallel, parallelize
 from culm.parallel.ranks import Ranks
+from culm.rollout.buffer import Rollouts
 from culm.run.assemble import (
     Assembly,
     assemble,
@@ -40,37 +45,37 @@ from culm.run.assemble import (
     training_batches,
 )
 from culm.run.finish import check_outputs, finish
+from culm.run.fit import fit
 from culm.run.initial import make_tokenizer, source_of
+from culm.run.listen import add_listeners, is_unmeasured
+from culm.run.manifest import record_start
 from culm.run.precomputed import add_precomputed
 from culm.run.resume import resume
 from culm.run.settings import RunConfig
 from culm.run.verdict import any_changed, sums_of
-from culm.train.checkpoint import Progress, Store, WholeStore
+from culm.train.checkpoint.store import CheckpointStore
 from culm.train.events import Ended, Event, Listeners, Measured, Stepped
 from culm.train.guard import Interruption, locked
-from culm.train.idle import IdleWatch
-from culm.train.listeners import (
-    Checkpoints,
-    EvaluationFile,
-    Evaluations,
-    MetricsFile,
-    ProgressBar,
-    is_due,
-)
+from culm.train.listeners import ProgressBar
 from culm.train.memory import reset_peak
+from culm.train.replicas import ReplicaCheck
 from culm.train.run_folder import discard_settings, read_settings, write_settings
+from culm.train.spikes import Spikes, WithoutSpikes
+from culm.train.status import Status
+from culm.train.straggler import Stragglers
 from culm.train.trackers.tracker import TrackerConfig
-from culm.train.trainer import Batches, Trainer
+from culm.train.trainer import Finite, Trainer
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to. finished: it was not interrupted."""
+    """What a run came to. finished: it was not interrupted. exit_code: of a process that trains."""
 
     folder: Path
     finished: bool
     steps: int
     results: dict[str, Any]
+    exit_code: int = 0
 
 
 def seconds_per_step(config: RunConfig) -> float:
@@ -105,6 +110,8 @@ def train(config: RunConfig) -> Result:
     trackers: tuple[TrackerConfig, ...] = config.track
     for tracker in trackers:
         tracker.check()
+    if config.deterministic:
+        make_deterministic()
     take_gpu()
     device = choose_device(config.device)
     folder = Path(config.folder)
@@ -122,7 +129,9 @@ def train(config: RunConfig) -> Result:
                 f"folder: {folder} has no run.yaml here, though the first rank wrote it; all ranks "
                 "need one shared folder"
             )
-        return _train(assemble(settled, folder, device, ranks))
+        status = Status(folder, settled.train.steps, ranks.writer)
+        with status.kept():
+            return _train(assemble(settled, folder, device, ranks), status)
 
 
 def _settled(config: RunConfig, folder: Path, device: torch.device) -> RunConfig:
@@ -163,16 +172,19 @@ def wrap(run: Assembly) -> Parallel:
     )  # fmt: skip
 
 
-def _train(run: Assembly) -> Result:
+def _train(run: Assembly, status: Status) -> Result:
     """Resume, listen, fit, finish."""
     train, folder = run.config.train, run.folder
     parallel = wrap(run)
     optimizer = train.optimizer.build(run.objective)
-    batches = training_batches(run)
-    if isinstance(batches, Loader):
-        add_precomputed(run, batches)
-    store = WholeStore(folder, run.objective, optimizer, train.checkpoint.keep, run.ranks)
+    rows = training_batches(run)
+    if isinstance(rows, Loader):
+        add_precomputed(run, rows)
+    spikes = None if train.spike is None else Spikes(train.spike)
+    batches = rows if spikes is None else WithoutSpikes(rows, spikes)
+    store = CheckpointStore(folder, run.objective, optimizer, train.checkpoint, run.ranks)
     start = resume(run, store, batches)
+    status.step = start.step
     evaluation = evaluation_of(run)
     evaluation.check()
 
@@ -181,21 +193,30 @@ def _train(run: Assembly) -> Result:
             return evaluation.attempt()
 
     check_outputs(run)
+    if run.ranks.writer:
+        record_start(run, start)
     before = sums_of(run.objective)
     log.say(f"Attention backend: {' and '.join(run.model.backends)}.")
     with closing(Listeners()) as listeners, listeners.failure():
-        _listen(run, listeners, evaluate, store, batches, start)
-        if _unmeasured(run, start.step):
+        interruption = Interruption(status.leave)
+        stragglers = Stragglers(train.straggler, run.objective, run.ranks)
+        trainer = Trainer(
+            parallel, optimizer, train.schedule, clip=train.clip, clip_by=train.clip_by,
+            seed=run.config.seed, judge=spikes or Finite(), observe=stragglers,
+            listener=listeners, stop=interruption,
+        )  # fmt: skip
+        if start.step < train.steps and not isinstance(rows, Rollouts):
+            trainer.dry_run(batches, start.step)
+        listeners.add(status)
+        if (every := train.check_replicas_every) is not None:  # none that differs is saved
+            listeners.add(ReplicaCheck(run.objective, optimizer, run.ranks, every))
+        add_listeners(run, listeners, evaluate, store, batches, start, optimizer)
+        if is_unmeasured(run, start.step):
             listeners(Measured(start.step, evaluate()))
-        interruption = Interruption()
         with log.progress(folder.name, train.steps, "steps") as bar, interruption.watching():
             bar.advance(start.step)
-            listeners.add(ProgressBar(bar))
-            trainer = Trainer(
-                parallel, optimizer, train.schedule, clip=train.clip, clip_by=train.clip_by,
-                seed=run.config.seed, listener=listeners, stop=interruption,
-            )  # fmt: skip
-            step = trainer.fit(batches, train.steps, start.step, start.tokens)
+            listeners.add(ProgressBar(bar, start.step))
+            step = fit(trainer, batches, train.steps, start, store, listeners)
         finished, results = step == train.steps, {}
         if finished:
             changed = any_changed(before, run.objective, run.ranks, parallel.device)
@@ -203,47 +224,8 @@ def _train(run: Assembly) -> Result:
             with optimizer.averaged():
                 results = finish(run, evaluation, step, listeners, not idle, batches.remarks)
         listeners(Ended(step, finished, results, folder / "model" if finished else None))
-    if not finished:
-        log.say(f"Stopped after step {step}; the same command resumes it.")
-    return Result(folder, finished, step, results)
-
-
-def _listen(
-    run: Assembly,
-    listeners: Listeners,
-    evaluate: Callable[[], Mapping[str, Any]],
-    store: Store,
-    batches: Batches,
-    start: Progress,
-) -> None:
-    """Add the listeners in their order: metrics are written before the checkpoint of a step is, and
-    evaluations come after it.
-    """
-    config, folder = run.config, run.folder
-
-    def save(step: int, tokens: int, done: Callable[[Path], None]) -> None:
-        store.save(replace(start, step=step, tokens=tokens), batches.state(step), done)
-
-    if run.ranks.writer:
-        listeners.add(MetricsFile(folder / "metrics.jsonl", start.step))
-        listeners.add(EvaluationFile(folder / "eval.jsonl"))
-        listeners.add(IdleWatch())
-        settings = config.model_dump(mode="json")
-        trackers: tuple[TrackerConfig, ...] = config.track
-        for tracker in trackers:
-            listeners.add(tracker.open(folder, settings, start.step))
-    listeners.add(Checkpoints(save, store.wait, config.train.checkpoint.every_steps, listeners))
-    every_steps = config.eval.every_steps
-    listeners.add(Evaluations(evaluate, every_steps, listeners, store.wait))
-
-
-def _unmeasured(run: Assembly, step: int) -> bool:
-    """Whether the step from which a run continues was to be evaluated, and the run was stopped
-    before; all ranks agree.
-    """
-    if step == 0:
-        return True
-    if step == run.config.train.steps or not is_due(step, run.config.eval.every_steps):
-        return False
-    lines = read_lines(run.folder / "eval.jsonl")
-    return run.ranks.everyone(all(line["step"] != step for line in lines))[0]
+    if finished:
+        return Result(folder, finished, step, results)
+    log.say(f"Stopped after step {step}; the same command resumes it.")
+    asked = next(filter(None, run.ranks.everyone(interruption.asked)), None)
+    return Result(folder, finished, step, results, STOPPED if asked == signal.SIGINT else AGAIN)

@@ -20,19 +20,14 @@ from culm.rollout.reward import Rewards
 from culm.rollout.reward.reward import RewardConfig
 from culm.rollout.reward.score import TaskScore
 from culm.rollout.settings import RolloutConfig
+from culm.train.checkpoint.settings import CheckpointConfig
+from culm.train.push import PushConfig
+from culm.train.spikes import SpikeConfig
+from culm.train.straggler import StragglerConfig
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 # Which server samples, and where it is: a run may go on with another one.
 SAMPLER_MAY_CHANGE = MayChange(but=("", *(RolloutConfig.model_fields.keys() - {"sampler"})))
-
-
-class CheckpointConfig(Config):
-    """every_steps: optimizer steps between two checkpoints; one is saved at the end in any case.
-    keep: how many of the newest stay.
-    """
-
-    every_steps: PositiveInt | None = None
-    keep: PositiveInt = 2
 
 
 class TrainConfig(Config):
@@ -59,6 +54,11 @@ class TrainConfig(Config):
         quantize --to` would, so that the model adapts to it; the final model is quantised.
     rollout: how the model answers, for objectives that read rollouts. reward: what an answer earns;
         several are added. The score of its task, unless given.
+    spike: leave out the updates of steps with a loss or gradient norm far above the usual; without
+        it only a step that is not finite is refused, and ends the run. straggler: when a slow rank
+        is named. check_replicas_every: steps after which ranks compare their copies of weights and
+        optimizer states bit for bit; the run ends if one differs. push: weights go to the Hugging
+        Face hub while the run trains.
     """
 
     steps: Annotated[PositiveInt, MAY_CHANGE]
@@ -82,6 +82,10 @@ class TrainConfig(Config):
         Literal["none", "selective", "full"] | Share, MAY_CHANGE
     ] = "none"
     checkpoint: Annotated[CheckpointConfig, MAY_CHANGE] = CheckpointConfig()
+    spike: Annotated[SpikeConfig | None, MAY_CHANGE] = None
+    straggler: Annotated[StragglerConfig, MAY_CHANGE] = StragglerConfig()
+    check_replicas_every: Annotated[PositiveInt | None, MAY_CHANGE] = None
+    push: Annotated[PushConfig | None, MAY_CHANGE] = None
 
     @model_validator(mode="after")
     def _recomputed(self) -> TrainConfig:
@@ -124,6 +128,15 @@ class TrainConfig(Config):
                     "from answers of an older policy; give weights and reload, or use grpo with "
                     "train.objective.correction=token"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _rewinds(self) -> TrainConfig:
+        if self.spike is not None and self.spike.rewinds and self.objective.reads == "rollouts":
+            raise ValueError(
+                f"spike.rewinds: {self.objective.kind} learns from rollouts, whose data cannot be "
+                "left out; use spike={rewinds: 0}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ class Stepped:
     before clipping. rates: learning rate of each group of parameters, by name. tokens: read since
     the start of the run, padding excluded. seconds: from asking for the data of this step to its
     update, without listeners. last: of the run. stopped: the run was asked to stop.
+    skipped: why its update was left out, if it was.
     """
 
     step: int
@@ -33,6 +34,7 @@ class Stepped:
     metrics: Mapping[str, float]
     last: bool = False
     stopped: bool = False
+    skipped: str | None = None
 
     @property
     def rate(self) -> float:
@@ -62,6 +64,14 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class NotSaved:
+    """A checkpoint could not be written; the run continues. step: at which that was noticed."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Ended:
     """The run ended. finished: after its last step; otherwise the same command resumes it.
 
@@ -81,7 +91,15 @@ class Failed:
     error: BaseException
 
 
-Event = Stepped | Measured | Saved | Ended | Failed
+@dataclass(frozen=True)
+class Rewound:
+    """The run went back: the next step is step + 1 again."""
+
+    step: int
+    reason: str
+
+
+Event = Stepped | Measured | Saved | Ended | Failed | Rewound | NotSaved
 
 
 class Listener(Protocol):

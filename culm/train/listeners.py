@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from culm.endpoint import ServiceFailed
 from culm.files import read_lines, write_lines
-from culm.log import Bar
-from culm.train.events import Event, Failed, Measured, Saved, Stepped
+from culm.log import Bar, say
+from culm.train.events import (
+    Event,
+    Listener,
+    Measured,
+    Rewound,
+    Stepped,
+)
 
 
 class Silent:
@@ -23,18 +30,22 @@ class Silent:
 class ProgressBar(Silent):
     """Moves a bar by steps, with the reward if there is one, otherwise the loss."""
 
-    def __init__(self, bar: Bar) -> None:
-        self._bar = bar
+    def __init__(self, bar: Bar, step: int = 0) -> None:
+        """Continue after `step`."""
+        self._bar, self._step = bar, step
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, Rewound):
+            self._bar.advance(event.step - self._step)
         if isinstance(event, Stepped):
+            self._step = event.step
             label, value = "loss", event.loss
             if "reward" in event.metrics:
                 label, value = "reward", event.metrics["reward"]
             self._bar.advance(1, f"{label} {value:.3f}")
 
 
-class MetricsFile(Silent):
+class MetricsFile:
     """One JSON object a line and step: step, loss, tokens, seconds, rate, grad_norm, the rate of
     each group, metrics.
 
@@ -45,9 +56,16 @@ class MetricsFile(Silent):
     def __init__(self, path: Path, step: int) -> None:
         """Continue after `step`: lines of later steps are dropped."""
         self.path = path
-        write_lines(path, [line for line in read_lines(path) if line["step"] <= step])
+        self._unwritten: list[str] = []
+        self._drop_after(step)
+
+    def _drop_after(self, step: int) -> None:
+        write_lines(self.path, [line for line in read_lines(self.path) if line["step"] <= step])
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, Rewound):
+            self.close()
+            self._drop_after(event.step)
         if not isinstance(event, Stepped):
             return
         line = {
@@ -59,15 +77,33 @@ class MetricsFile(Silent):
             "grad_norm": event.grad_norm,
             **event.group_rates,
             **event.metrics,
+            **({"skipped": event.skipped} if event.skipped else {}),
         }
+        self._unwritten.append(json.dumps(line) + "\n")
+        self._write()
+
+    def _write(self) -> None:
+        """Append what is not written yet; a full disk costs no step and, once it has room again, no
+        line.
+        """
+        size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write("".join(self._unwritten))
         except OSError as error:
-            raise OSError(
-                f"{self.path}: could not be written ({error.strerror}); make room there and start "
-                "the same command again: it resumes from the last checkpoint"
-            ) from error
+            with suppress(OSError):  # half a line
+                os.truncate(self.path, size)
+            if len(self._unwritten) == 1:
+                say(
+                    f"{self.path}: could not be written ({error.strerror}); the run continues, and "
+                    "tries again after each step."
+                )
+            return
+        self._unwritten.clear()
+
+    def close(self) -> None:
+        if self._unwritten:
+            self._write()
 
 
 class EvaluationFile(Silent):
@@ -75,12 +111,22 @@ class EvaluationFile(Silent):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._unwritten: list[dict[str, Any]] = []
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Measured) and event.results:
             # A run that resumed from an earlier step measures again what it had found later.
             earlier = [line for line in read_lines(self.path) if line["step"] < event.step]
-            write_lines(self.path, [*earlier, {"step": event.step, **event.results}])
+            known = {line["step"] for line in earlier}
+            late = [line for line in self._unwritten if line["step"] not in known]
+            lines = [*earlier, *late, {"step": event.step, **event.results}]
+            try:
+                write_lines(self.path, lines)
+            except OSError as error:
+                self._unwritten.append(lines[-1])
+                say(f"{error}; the run continues, and tries again after the next evaluation.")
+                return
+            self._unwritten.clear()
 
 
 class Evaluations(Silent):
@@ -109,40 +155,27 @@ class Evaluations(Silent):
             self._announce(Measured(event.step, self._evaluate()))
 
 
-class Checkpoints:
-    """Saves every `every_steps` steps, after the last one, when the run is asked to stop, and when
-    a service fails that it needs, such as the one that samples: all ranks then end together.
+class Forgiving:
+    """A tracker whose errors cost what it shows, and not the run."""
 
-    Comes after the listeners that write files: what they wrote of a step must be on the disk
-    before its checkpoint is. save(step, tokens, done): starts to write a checkpoint; `done` gets
-    its folder when it is on the disk. wait: returns when all checkpoints are.
-    """
-
-    def __init__(
-        self,
-        save: Callable[[int, int, Callable[[Path], None]], None],
-        wait: Callable[[], None],
-        every_steps: int | None,
-        announce: Callable[[Event], None],
-    ) -> None:
-        self._save, self._wait, self._every, self._announce = save, wait, every_steps, announce
-        self._unsaved: Stepped | None = None
+    def __init__(self, tracker: Listener, name: str) -> None:
+        self._tracker, self._name = tracker, name
+        self._gave_up = False
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Failed):
-            if self._unsaved is not None and isinstance(event.error, ServiceFailed):
-                self._write(self._unsaved)
-        elif isinstance(event, Stepped):
-            self._unsaved = event
-            if event.last or event.stopped or is_due(event.step, self._every):
-                self._write(event)
-
-    def _write(self, event: Stepped) -> None:
-        step, self._unsaved = event.step, None
-        self._save(step, event.tokens, lambda path: self._announce(Saved(step, path)))
+        self._try(lambda: self._tracker(event))
 
     def close(self) -> None:
-        self._wait()
+        self._try(self._tracker.close)
+
+    def _try(self, work: Callable[[], None]) -> None:
+        if self._gave_up:
+            return
+        try:
+            work()
+        except Exception as error:  # whatever a library or a server raises
+            self._gave_up = True
+            say(f"track: {self._name} failed and gets no more of this run: {error}")
 
 
 def is_due(step: int, every_steps: int | None) -> bool:

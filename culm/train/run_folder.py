@@ -21,8 +21,8 @@ from culm.log import say
 from culm.source.source import Source
 from culm.tokenizer.folder import FILES
 from culm.tokenizer.tokenizer import Tokenizer
-from culm.train.checkpoint import settings_in, steps_in
-from culm.train.guard import LOCK
+from culm.train.checkpoint.folder import settings_in, steps_in
+from culm.train.guard import LOCK, STATUS
 
 SETTINGS = "run.yaml"
 ORIGIN = "origin.json"  # next to a tokenizer that a run trained: the files it was trained on
@@ -157,7 +157,7 @@ def write_settings(folder: Path, config: Config, source: Source | None = None) -
 def discard_settings(folder: Path) -> None:
     """Remove the folder of a run that made nothing yet; one with anything else in it stays."""
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if inside and inside <= {SETTINGS, LOCK}:
+    if inside and inside <= {SETTINGS, LOCK, STATUS}:
         discard(folder)
 
 

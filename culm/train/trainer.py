@@ -11,14 +11,23 @@ import torch
 from torch import Tensor
 
 from culm.batch import Batch, Sums, divisor
+from culm.exits import DIVERGED, OutOfMemory, RunError, is_out_of_memory
 from culm.parallel.parallelize import Parallel
 from culm.parallel.sharded import is_sharded
 from culm.seed import keyed_integer
 from culm.train.events import Event, Stepped
 
 
-class TrainingError(RuntimeError):
+class TrainingError(RunError):
     """Training cannot continue; the message says at which step, why, and what to try."""
+
+    exit_code = DIVERGED
+
+
+SMALLER = (
+    "use a smaller train.micro_batch_size, train.activation_checkpointing=full, an adapter, or a "
+    "smaller model (`culm plan` shows what a run needs)"
+)
 
 
 class Batches(Protocol):
@@ -57,6 +66,28 @@ class RateSchedule(Protocol):
     def factor(self, step: int, steps: int) -> float: ...
 
 
+class Judge(Protocol):
+    def judge(self, step: int, loss: float, norm: float) -> str | None:
+        """Why the update of a step is left out; None if it is not. The same on all ranks."""
+        ...
+
+
+class Finite:
+    """Every step is to be finite."""
+
+    def judge(self, step: int, loss: float, norm: float) -> None:
+        """Nothing is left out.
+
+        Raises:
+            TrainingError: the loss or the gradient norm is not finite.
+        """
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise TrainingError(
+                f"step {step}: the loss is {loss}, the gradient norm {norm}; lower "
+                "train.optimizer.rate or check the data of this step (checkpoints are unchanged)"
+            )
+
+
 class Trainer:
     """Turns batches into steps.
 
@@ -65,8 +96,10 @@ class Trainer:
     numbers of a forward (dropout) are keyed by seed, step and rank, those of an update (rounding)
     by seed and step, so a resumed run gets the same ones.
 
-    parallel: an objective on its ranks. listener: gets the facts of each step. stop: whether the
-    run was asked to stop.
+    parallel: an objective on its ranks. judge: of the loss and gradient norm of each step, before
+    its update. observe(step, seconds): further metrics of a step, whose data took so long to come;
+    every rank calls it. listener: gets the facts of each step. stop: whether the run was asked to
+    stop.
     """
 
     def __init__(
@@ -78,12 +111,15 @@ class Trainer:
         clip: float = 1.0,
         clip_by: Literal["model", "group"] = "model",
         seed: int = 0,
+        judge: Judge = Finite(),
+        observe: Callable[[int, float], Mapping[str, float]] = lambda step, seconds: {},
         listener: Callable[[Event], None] = lambda event: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.parallel, self.optimizer, self.schedule = parallel, optimizer, schedule
         self.objective, self.ranks = cast(Learner, parallel.objective), parallel.ranks
-        self.clip, self.seed, self.listener, self.stop = clip, seed, listener, stop
+        self.clip, self.seed, self.judge, self.observe = clip, seed, judge, observe
+        self.listener, self.stop = listener, stop
         parameters = [p for p in parallel.objective.parameters() if p.requires_grad]
         groups = [group["params"] for group in optimizer.param_groups]
         self.clipped = [parameters] if clip_by == "model" else groups
@@ -91,6 +127,7 @@ class Trainer:
 
     def fit(self, batches: Batches, steps: int, start: int = 0, tokens: int = 0) -> int:
         """Steps start .. steps - 1; gives how many are finished. tokens: read before `start`."""
+        self.optimizer.zero_grad(set_to_none=True)  # of a step that was given up
         for number in range(start, steps):
             began = time.perf_counter()
             event = self._step(batches.step(number), number, steps, tokens, began)
@@ -103,31 +140,54 @@ class Trainer:
     def _step(
         self, batches: list[Batch], number: int, steps: int, tokens: int, began: float
     ) -> Stepped:
-        finished = number + 1
+        fetched, finished = time.perf_counter() - began, number + 1
         counts = self._counts(batches)
         if not counts["targets"]:
             raise TrainingError(f"step {finished}: nothing in its batch is learned")
         rates = self._set_rates(number, steps)
         torch.manual_seed(keyed_integer(self.seed, "forward", number, self.ranks.rank))
-        sums = self.parallel.gradients(batches, counts)
+        sums = self._gradients(batches, counts, finished)
         norm = math.hypot(*(self.parallel.clip(part, self.clip) for part in self.clipped))
-        loss, metrics = self._reduce(sums, batches, counts)
+        loss, norm, metrics = self._reduce(sums, norm, batches, counts)
         stopped = self.ranks.any(self.stop(), self.parallel.device)
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise TrainingError(
-                f"step {finished}: the loss is {loss}, the gradient norm {norm}; lower "
-                "train.optimizer.rate or check the data of this step (checkpoints are unchanged)"
-            )
-        metrics |= self.objective.before_update(self._total(sums.statistics))
-        # Copies of a weight must be rounded alike on all ranks, shards each in its own way.
-        shard = self.ranks.shard if is_sharded(self.parallel.objective) else 0
-        torch.manual_seed(keyed_integer(self.seed, "update", number, shard))
-        self.optimizer.step()
+        metrics |= self.observe(finished, fetched)
+        skipped = self.judge.judge(finished, loss, norm)
+        if skipped is None:
+            metrics |= self.objective.before_update(self._total(sums.statistics))
+            # Copies of a weight must be rounded alike on all ranks, shards each in its own way.
+            shard = self.ranks.shard if is_sharded(self.parallel.objective) else 0
+            torch.manual_seed(keyed_integer(self.seed, "update", number, shard))
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return Stepped(
             finished, steps, loss, norm, rates, tokens + int(counts["tokens"]),
             time.perf_counter() - began, metrics, last=finished == steps, stopped=stopped,
+            skipped=skipped,
         )  # fmt: skip
+
+    def _gradients(self, batches: list[Batch], counts: Mapping[str, float], step: int) -> Sums:
+        try:
+            return self.parallel.gradients(batches, counts)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"step {step}: there is not enough memory for {batches[0].tokens.shape[0]} "
+                f"sequences at once ({_first_line(error)}); {SMALLER}; then the same command "
+                "resumes from the last checkpoint"
+            ) from error
+
+    def dry_run(self, batches: Batches, number: int) -> None:
+        """Forward and backward of the first micro-batch of a step, without an update: a step that
+        does not fit is met before anything was trained, and compilation happens now.
+
+        Raises:
+            OutOfMemory: it does not fit.
+        """
+        first = batches.step(number)[:1]
+        torch.manual_seed(keyed_integer(self.seed, "forward", number, self.ranks.rank))
+        self._gradients(first, dict.fromkeys(first[0].counts, 1.0), number + 1)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _counts(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Of the whole step, over micro-batches and ranks."""
@@ -144,9 +204,11 @@ class Trainer:
         return rates
 
     def _reduce(
-        self, sums: Sums, batches: Sequence[Batch], counts: Mapping[str, float]
-    ) -> tuple[float, dict[str, float]]:
-        """The loss, and the mean of every term and metric."""
+        self, sums: Sums, norm: float, batches: Sequence[Batch], counts: Mapping[str, float]
+    ) -> tuple[float, float, dict[str, float]]:
+        """The loss, the gradient norm, and the mean of every term and metric: the same on all
+        ranks, which decide by them.
+        """
         totals = sums.totals()
         known = {
             name: sum(batch.metrics[name] for batch in batches) / len(batches)
@@ -154,14 +216,15 @@ class Trainer:
         }
         if twice := totals.keys() & known.keys():
             raise ValueError(f"{min(twice)}: a metric of the batch and one of the loss: rename one")
-        values = [*totals.values(), *known.values()]
-        reduced = self.ranks.sum(values, self.parallel.device)
+        values = [*totals.values(), *known.values(), norm]
+        *reduced, norm = self.ranks.sum(values, self.parallel.device)
         found = dict(zip([*totals, *known], reduced, strict=True))
         metrics = {name: found[name] / self.ranks.count for name in known}
         terms = {**sums.terms, **sums.metrics}
         metrics |= {name: found[name] / divisor(counts, terms[name].per) for name in totals}
         loss = sum(term.weight * metrics[name] for name, term in sums.terms.items())
-        return float(loss), metrics
+        loss, norm = self.ranks.agreed([loss, norm / self.ranks.count], self.parallel.device)
+        return loss, norm, metrics
 
     def _total(self, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The statistics of all ranks, on the CPU."""
@@ -171,3 +234,7 @@ class Trainer:
         whole = torch.tensor(self.ranks.sum(flat, self.parallel.device))
         parts = whole.split([len(value) for value in statistics.values()])
         return dict(zip(statistics, parts, strict=True))
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

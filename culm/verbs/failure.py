@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
 
+from culm.exits import RunError, exit_code, is_out_of_memory
+
 
 def run(app: Callable[[], None]) -> None:
     """Run the command line; `--debug`, anywhere in it, shows tracebacks."""
@@ -33,7 +35,7 @@ def run(app: Callable[[], None]) -> None:
     except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
         with suppress(OSError):
             sys.stderr.write(f"culm: {_rank()}{_sentence(error)}\n")
-        sys.exit(1)
+        sys.exit(exit_code(error))
     finally:
         _let_go(sys.stdout)
         _let_go(sys.stderr)
@@ -76,7 +78,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return where + error.strerror[0].lower() + error.strerror[1:]
-    if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
+    if is_out_of_memory(error) and not isinstance(error, RunError):
         return (
             "not enough memory; use a smaller micro-batch, fewer slots or a shorter context "
             "(`culm plan` shows what a run needs)"

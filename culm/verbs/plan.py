@@ -17,7 +17,7 @@ from culm.plan.target import target_of
 from culm.run.initial import context_of, model_from_start, source_of
 from culm.run.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
-from culm.train.checkpoint import verify
+from culm.train.checkpoint.folder import verify
 from culm.train.run_folder import check
 from culm.train.trackers.tracker import TrackerConfig
 from culm.verbs.plan_needs import META, Findings, section, show_needs
@@ -72,7 +72,9 @@ def _check_folder(console: Console, found: Findings) -> None:
     trackers: tuple[TrackerConfig, ...] = config.track
     for tracker in trackers:
         found.attempt(tracker.check)
-    progress = found.attempt(lambda: verify(folder))
+    progress, damaged = found.attempt(lambda: verify(folder)) or (None, [])
+    for one in damaged:
+        console.print(f"\n{one.path}: damaged ({one.reason}); the run resumes from an earlier one.")
     if progress is not None:
         console.print(f"\nResumes after step {progress.step:,} of {config.train.steps:,}.")
 

@@ -125,6 +125,8 @@ def show_needs(
             process = process_bytes(objective, train.optimizer, step, EVALUATED)
             more = sum(bytes_of((*m.parameters(), *m.buffers())) for m in others)
             taken = taken if process is None else process + more
+            if train.checkpoint.asynchronous:  # the copy that is being written
+                taken += needs.checkpoint_bytes
     flops_per_step = needs.flops + _sampling_flops(config, model, context)
     capacity = f", {size(memory)}" if memory else ""
     on = f"{target.name if target else device}, {train.precision}{capacity}"
@@ -245,7 +247,7 @@ def _misfits(
     if target is not None:
         return
     room = shutil.disk_usage(_existing(Path(config.folder))).free
-    kept = needs.checkpoint_bytes * (config.train.checkpoint.keep + 1)
+    kept = needs.checkpoint_bytes * config.train.checkpoint.most(config.train.steps)
     if kept > room:
         yield (
             f"folder: checkpoints in {config.folder} need {size(kept)}, and its disk has "

@@ -14,11 +14,11 @@ from culm.run.train import train
 
 
 def train_run(run: str, settings: Sequence[str]) -> None:
-    """Train, or resume where the run stopped; exits with 130 if it was interrupted."""
+    """Train, or resume where the run stopped; exits with 75 or 130 if it was interrupted."""
     config, _ = read_run(run, list(settings))
     result = train(config)
     if not result.finished:
-        raise typer.Exit(130)
+        raise typer.Exit(result.exit_code)
     report = f", {result.folder}/report.md"
     try:
         write_report(result.folder)

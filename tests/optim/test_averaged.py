@@ -18,7 +18,7 @@ from culm.optim.muon import Muon
 from culm.optim.schedule_free import ScheduleFree
 from culm.run.settings import RunConfig
 from culm.run.train import train
-from culm.train.checkpoint import WholeStore
+from culm.train.checkpoint.store import CheckpointStore
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -79,7 +79,7 @@ def test_a_run_evaluates_and_writes_the_average_and_learns_without_it(
     objective = build(NextToken(), native.load(runs["never"] / "model")[0])
     config = parse(RunConfig, {**settings, "folder": str(tmp_path)})
     rule = config.train.optimizer.build(objective)
-    WholeStore(runs["never"], objective, rule).load()
+    CheckpointStore(runs["never"], objective, rule).load()
     learning = weights(objective.model)
     with rule.averaged():
         for name, parameter in objective.model.named_parameters():

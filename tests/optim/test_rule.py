@@ -17,7 +17,9 @@ from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
 from culm.optim.muon import Muon
 from culm.optim.rule import Group, Layout, Rule, RuleOptimizer, check_layouts
-from culm.train.checkpoint import CheckpointError, Progress, WholeStore
+from culm.train.checkpoint.folder import Progress
+from culm.train.checkpoint.store import CheckpointStore
+from culm.train.checkpoint.tensors import CheckpointError
 
 
 class Sign(Rule):
@@ -75,18 +77,18 @@ def test_a_state_of_any_shape_is_stored_and_restored(model, tmp_path) -> None:  
     optimizer = RuleOptimizer([group])
     gradients(model, 0)
     optimizer.step()
-    store = WholeStore(tmp_path, objective, optimizer)
+    store = CheckpointStore(tmp_path, objective, optimizer)
     store.save(Progress(1, 0, "x"), {"rows": torch.arange(3)}, lambda path: None)
     store.wait()
     fresh = RuleOptimizer([{**group, "params": list(model.parameters())}])
-    found = WholeStore(tmp_path, objective, fresh).load()
+    found = CheckpointStore(tmp_path, objective, fresh).load()
     assert found is not None
     assert found[0] == Progress(1, 0, "x")
     assert found[1]["rows"].tolist() == [0, 1, 2]
     for parameter in model.parameters():
         assert fresh.state[parameter]["seen"].tolist() == [1, 1, 1]
     with pytest.raises(CheckpointError, match="the optimizer has no state 'seen'"):
-        WholeStore(tmp_path, objective, AdamW().build(model)).load()
+        CheckpointStore(tmp_path, objective, AdamW().build(model)).load()
 
 
 def test_a_local_state_of_a_sharded_model_is_refused(model) -> None:  # noqa: F811

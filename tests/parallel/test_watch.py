@@ -64,7 +64,7 @@ def test_a_stopped_rank_is_named(stopped: int, work: str) -> None:
     try:
         ranks[stopped].send_signal(signal.SIGSTOP)
         said = ranks[1 - stopped].communicate(timeout=30)[1]
-        assert ranks[1 - stopped].returncode == 1
+        assert ranks[1 - stopped].returncode == 8
         assert f"no sign of life for 3 seconds from rank {stopped} (last seen in " in said
         waits = work == "steps" or stopped == 1
         assert ("culm/parallel/ranks.py line" if waits else "in main, ") in said

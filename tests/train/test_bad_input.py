@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,78 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from stages import bytes_in, go
 
 import culm.files
 import culm.run.train
-from culm import safetensors as tensors
 from culm.adapt.heads import with_scalar_head
 from culm.atomic import InUseError, atomic
-from culm.config import SettingError, parse
+from culm.config import SettingError
 from culm.convert import native
 from culm.files import read_lines
 from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
-from culm.run.settings import RunConfig, read_run
+from culm.run.settings import read_run
 from culm.run.train import train
 from culm.tokenizer.bytes import Bytes
-from culm.train.checkpoint import CheckpointError, steps_in
+from culm.train.checkpoint.folder import steps_in
+from culm.train.checkpoint.tensors import CheckpointError
 from culm.train.guard import locked
 from culm.train.trainer import TrainingError
-
-
-@pytest.fixture
-def begun(stage: Callable[..., dict], tmp_path: Path) -> dict[str, Any]:
-    """Settings of a run that stands at step 4, with checkpoints of steps 2 and 4."""
-    settings = stage("sft", steps=4, checkpoint={"every_steps": 2})
-    settings["folder"] = str(tmp_path / "run")
-    go(settings)
-    return settings
-
-
-def go(settings: dict[str, Any], **more: Any) -> culm.run.train.Result:
-    trained = {**settings["train"], **more}
-    return train(parse(RunConfig, {**settings, "train": trained}))
-
-
-def bytes_in(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
-
-
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "state", "no state", "gone"])
-def test_damaged_checkpoints(damage: str, begun: dict[str, Any]) -> None:
-    place = Path(begun["folder"]) / "checkpoints" / "step-4"
-    weights, state = place / "state.safetensors", place / "state.json"
-    match damage:
-        case "truncated":
-            weights.write_bytes(weights.read_bytes()[:-1000])
-        case "flipped":
-            data = bytearray(weights.read_bytes())
-            data[len(data) // 2] ^= 1
-            weights.write_bytes(data)
-        case "state":
-            state.write_text(state.read_text().replace('"step": 4', '"step": 3'))
-        case "no state":
-            state.write_text("[]")
-        case "gone":
-            weights.unlink()
-    before = bytes_in(Path(begun["folder"]))
-    with pytest.raises(
-        CheckpointError, match=r"step-4: damaged .* delete .*step-4 to resume from step 2"
-    ):
-        go(begun, steps=6)
-    after = bytes_in(Path(begun["folder"]))
-    assert {n: b for n, b in after.items() if n != "run.yaml"} == {
-        n: b for n, b in before.items() if n != "run.yaml"
-    }
-    shutil.rmtree(place)  # the remedy
-    assert go(begun, steps=6).finished
-    assert [line["step"] for line in read_lines(Path(begun["folder"]) / "metrics.jsonl")] == [
-        1, 2, 3, 4, 5, 6,
-    ]  # fmt: skip
 
 
 def test_a_checkpoint_of_another_shape(stage: Callable[..., dict], tmp_path: Path) -> None:
@@ -148,41 +93,6 @@ def test_settings_may_change_before_anything_was_trained(
         )
     assert not (tmp_path / "run" / "data").exists()
     assert go(settings).finished
-
-
-def test_a_disk_that_fills_up(begun: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = Path(begun["folder"])
-
-    def full(tensors: dict, path: Path, metadata: dict) -> None:
-        Path(path).write_bytes(b"some")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tensors, "save_file", full)
-        with pytest.raises(CheckpointError, match=r"step-6: could not be written \(No space left"):
-            go(begun, steps=8)
-    assert steps_in(folder) == [2, 4]
-    assert not list((folder / "checkpoints").glob(".*"))
-    assert go(begun, steps=8).finished
-    assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == list(range(1, 9))
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files there")
-def test_files_that_may_not_grow(begun: dict[str, Any]) -> None:
-    """A real limit of the system, in the command itself."""
-    file = Path(begun["folder"]).parent / "run.yaml"
-    file.write_text(yaml.safe_dump(begun))
-    code = (
-        "import resource, signal, sys; from culm.cli import main; "
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); main()"
-    )
-    command = [sys.executable, "-c", code, "train", str(file), "train.steps=8"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 1
-    assert "step-6: could not be written" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert steps_in(Path(begun["folder"])) == [2, 4]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

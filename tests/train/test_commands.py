@@ -18,7 +18,7 @@ from culm.config import SettingError
 from culm.files import read_lines
 from culm.run.settings import read_run
 from culm.run.train import train
-from culm.train.checkpoint import steps_in
+from culm.train.checkpoint.folder import steps_in
 from culm.train.trackers.tensorboard import TensorBoard
 from culm.verbs.plan import show_plan
 from culm.verbs.train import train_run
@@ -46,12 +46,14 @@ def paragraphs(count: int) -> str:
 
 
 def left(tmp_path: Path) -> set[str]:
-    """What a command left in the run folder, besides its settings and its lock; of a run that was
-    refused there is no folder.
+    """What a command left in the run folder, besides its settings, status and lock; of a run that
+    was refused there is no folder.
     """
     if not (tmp_path / "run").exists():
         return set()
-    return {path.name for path in (tmp_path / "run").iterdir()} - {"run.yaml", ".lock"}
+    return {path.name for path in (tmp_path / "run").iterdir()} - {
+        "run.yaml", "status.json", ".lock"
+    }  # fmt: skip
 
 
 def assert_told(said: str, sentence: str) -> None:
@@ -189,7 +191,7 @@ def test_a_hang_up_ends_a_run_after_a_whole_step(line: list[str], tmp_path: Path
         time.sleep(0.05)
     process.send_signal(signal.SIGHUP)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, said
+    assert process.returncode == 75, said
     assert steps_in(tmp_path / "run")
 
 

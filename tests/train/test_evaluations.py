@@ -16,7 +16,7 @@ from culm.eval.measure.held_out import HeldOut
 from culm.files import read_lines
 from culm.run.settings import RunConfig
 from culm.run.train import Result, train
-from culm.train.checkpoint import steps_in
+from culm.train.checkpoint.folder import steps_in
 
 EVERY = {"every_steps": 2}
 

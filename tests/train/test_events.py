@@ -12,6 +12,7 @@ from culm.run import settings
 from culm.run.settings import RunConfig
 from culm.run.train import train
 from culm.train.events import Ended, Event, Failed, Listeners, Measured, Saved, Stepped
+from culm.train.idle import IdleWatch
 from culm.train.trackers.tensorboard import TensorBoard, TensorBoardListener
 from culm.train.trackers.tracker import TrackerConfig, numbers
 
@@ -92,13 +93,30 @@ def test_events_come_in_order_and_carry_facts(stage: Callable[..., dict], tmp_pa
     assert ended.results == result.results
 
 
-def test_listeners_are_closed_when_one_fails(stage: Callable[..., dict], tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="the tracker failed"):
-        run(stage, tmp_path / "run", fails=True)
+def test_listeners_are_closed_when_the_run_fails(
+    stage: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: IdleWatch, event: Event) -> None:
+        if isinstance(event, Stepped):
+            raise RuntimeError("something failed")
+
+    monkeypatch.setattr(IdleWatch, "__call__", fail)
+    with pytest.raises(RuntimeError, match="something failed"):
+        run(stage, tmp_path / "run")
     [failed] = [event for event in SEEN if isinstance(event, Failed)]
-    assert str(failed.error) == "the tracker failed"
+    assert str(failed.error) == "something failed"
     assert not [event for event in SEEN if isinstance(event, Ended)]
     assert SEEN[-1] == "closed"
+
+
+def test_a_tracker_that_fails_costs_what_it_shows(
+    stage: Callable[..., dict], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """As when its server is down: the run goes on, and says it once."""
+    assert run(stage, tmp_path / "run", fails=True).finished
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("track: recording failed and gets no more of this run: the tracker f") == 1
+    assert len([event for event in SEEN if isinstance(event, Stepped)]) == 1
 
 
 def test_a_resumed_run_opens_its_trackers_behind_its_last_step(

@@ -9,8 +9,7 @@ import pytest
 import tiny
 import torch
 from learning import build
-from stages import weights_in
-from test_bad_input import bytes_in, go
+from stages import bytes_in, go, weights_in
 
 import culm.run.finish
 from culm.config import SettingError
@@ -21,7 +20,9 @@ from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
 from culm.optim.rule import RuleOptimizer
 from culm.run.verdict import verdict
-from culm.train.checkpoint import CheckpointError, Progress, WholeStore, steps_in
+from culm.train.checkpoint.folder import Progress, steps_in
+from culm.train.checkpoint.store import CheckpointStore
+from culm.train.checkpoint.tensors import CheckpointError
 from culm.train.guard import first_unusable
 from culm.train.idle import idle_reason
 from culm.train.trainer import TrainingError
@@ -79,11 +80,11 @@ def test_a_checkpoint_of_nan_is_not_restored(
     optimizer = AdamW().build(trained)
     with torch.no_grad():
         trained.model.embed.weight[0, 0] = float("inf")
-    store = WholeStore(tmp_path, trained, optimizer)
+    store = CheckpointStore(tmp_path, trained, optimizer)
     with monkeypatch.context() as patch:
-        patch.setattr(WholeStore, "_refuse_unusable", lambda self, step: None)
+        patch.setattr(CheckpointStore, "_refuse_unusable", lambda self, step: None)
         store.save(Progress(1, 0, "x"), {}, lambda path: None)
-    with pytest.raises(CheckpointError, match=r"embed\.weight is not finite; delete .* from the"):
+    with pytest.raises(CheckpointError, match=r"embed\.weight is not finite; delete it to resume"):
         store.load()
 
 

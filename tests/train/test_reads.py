@@ -19,7 +19,7 @@ from culm.data.origin import change_in, origin_of
 from culm.files import read_lines
 from culm.run.reads import check_ranks, digest_of
 from culm.source import open_source
-from culm.train.checkpoint import steps_in
+from culm.train.checkpoint.folder import steps_in
 
 EVERY = {"every_steps": 2}
 

@@ -15,7 +15,7 @@ from culm.config import SettingError
 from culm.convert import native
 from culm.files import read_lines
 from culm.model.linear import Linear
-from culm.train.checkpoint import steps_in
+from culm.train.checkpoint.folder import steps_in
 
 MIXED = ["int4", {"kind": "int8", "targets": "head"}]
 

@@ -1,0 +1,227 @@
+"""Versions on the hub: each step is a branch or a tag, and no network stops a run."""
+
+import base64
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+from stages import go, weights_in
+
+from culm.config import SettingError, parse
+from culm.convert import native
+from culm.run.settings import RunConfig
+
+REPO = "somebody/tiny"
+
+
+class Hub(ThreadingHTTPServer):
+    """The part of the hub's HTTP API that a push asks: repositories, branches, tags, commits."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, dict[str, bytes]] = {}  # by branch
+        self.tags: dict[str, str] = {}
+        self.commits: dict[str, tuple[str, str]] = {}  # branch and message
+        self.private: bool | None = None
+        self.status, self.delay = 200, 0.0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def answer(self, method: str, path: str, body: bytes) -> dict[str, Any]:
+        base = f"/api/models/{REPO}"
+        match method, path.partition("?")[0].removeprefix(base).strip("/").split("/"):
+            case "POST", ["api", "repos", "create"]:
+                asked = json.loads(body)  # the library has sent either
+                self.private = asked.get("private", asked.get("visibility") == "private")
+                self.files.setdefault("main", {})
+                return {"url": f"{self.url}/{REPO}", "name": REPO, "id": REPO}
+            case "POST", ["branch", name]:
+                self.files[name] = dict(self.files["main"])
+                return {}
+            case "POST", ["preupload", _]:
+                files = json.loads(body)["files"]
+                modes = {"uploadMode": "regular", "shouldIgnore": False}
+                return {"files": [{"path": file["path"], **modes} for file in files]}
+            case "POST", ["commit", name]:
+                return self.commit(name, [json.loads(line) for line in body.splitlines()])
+            case "POST", ["tag", revision]:
+                self.tags[json.loads(body)["tag"]] = revision
+                return {}
+            case "POST", ["api", "validate-yaml"]:  # of the card
+                return {"errors": [], "warnings": []}
+            case "GET", _:
+                return {"id": REPO, "sha": "0" * 40, "siblings": []}
+        raise AssertionError((method, path))
+
+    def commit(self, branch: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                message = value["summary"]
+            elif line["key"] == "file":
+                self.files[branch][value["path"]] = base64.b64decode(value["content"])
+        number = f"{len(self.commits) + 1:040d}"
+        self.commits[number] = (branch, message)
+        return {"commitUrl": f"{self.url}/{REPO}/commit/{number}", "commitOid": number,
+                "success": True}  # fmt: skip
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            body = b"".join(parts)
+        time.sleep(self.server.delay)
+        status, answer = self.server.status, {}
+        if status == 200:
+            answer = self.server.answer(self.command, self.path, body)
+        text = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def do_GET(self) -> None:
+        self.do_POST()
+
+    def log_message(self, *_: object) -> None:
+        """Silent."""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+        yield server
+        server.shutdown()
+
+
+def settings_of(stage: Callable[..., dict], folder: Path, **push: Any) -> dict[str, Any]:
+    push = {"repo": REPO, "every_steps": 2, **push}
+    return {**stage("sft", steps=5, push=push), "folder": str(folder)}
+
+
+def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that take longer than an upload, so that none is left out."""
+    from culm.train.push import Push
+
+    call = Push.__call__
+
+    def paused(self: Push, event: Any) -> None:
+        call(self, event)
+        if self._thread is not None:
+            self._thread.join()
+
+    monkeypatch.setattr(Push, "__call__", paused)
+
+
+def test_a_branch_for_each_version(
+    hub: Hub, stage: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowly(monkeypatch)
+    go(settings_of(stage, tmp_path / "run"))
+    assert set(hub.files) == {"main", "step-2", "step-4", "step-5"}
+    assert hub.private is True
+    assert not hub.files["main"]
+    for step in (2, 4, 5):
+        facts = json.loads(hub.files[f"step-{step}"]["step.json"])
+        assert facts["step"] == step
+        assert facts["loss"] > 0
+        assert facts["measured"]["step"] == 0
+    [message] = [m for branch, m in hub.commits.values() if branch == "step-4"]
+    assert re.fullmatch(r"Step 4, loss \d\.\d{4}", message)
+    for name, content in hub.files["step-5"].items():
+        (tmp_path / "pushed" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pushed" / name).write_bytes(content)
+    model, _ = native.load(tmp_path / "pushed")
+    theirs = weights_in(tmp_path / "run")
+    ours = {f"model/{name}": value for name, value in model.state_dict().items()}
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_a_tag_for_each_version(
+    hub: Hub, stage: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowly(monkeypatch)
+    go(settings_of(stage, tmp_path / "run", version="tag", private=False))
+    assert set(hub.files) == {"main"}
+    assert {tag: hub.commits[commit][1][:6] for tag, commit in hub.tags.items()} == {
+        "step-2": "Step 2", "step-4": "Step 4", "step-5": "Step 5",
+    }  # fmt: skip
+    assert hub.private is False
+    assert json.loads(hub.files["main"]["step.json"])["step"] == 5
+
+
+@pytest.mark.parametrize("fault", ["refused", "no server", "offline"])
+def test_a_network_that_fails_stops_nothing(
+    fault: str, hub: Hub, stage: Callable[..., dict], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    match fault:
+        case "refused":
+            hub.status = 403
+        case "no server":
+            monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+        case "offline":
+            monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    slowly(monkeypatch)
+    assert go(settings_of(stage, tmp_path / "run")).finished
+    said = " ".join(capsys.readouterr().err.split())
+    for step in (2, 4, 5):
+        assert f"Step {step} was not pushed to {REPO}, and the run continues: " in said
+
+
+def test_a_disk_without_room_for_a_copy_stops_nothing(
+    hub: Hub, stage: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    def full(path: Path, values: dict) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("culm.train.push.write_json", full)
+    assert go(settings_of(stage, tmp_path / "run")).finished
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"Step 2 was not pushed to {REPO}, and the run continues: [Errno 28]" in said
+    assert not hub.files
+
+
+def test_a_slow_network_blocks_nothing(
+    hub: Hub, stage: Callable[..., dict], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """One upload at a time; the end of the run waits for it no longer than it may."""
+    hub.delay = 30.0
+    began = time.monotonic()
+    assert go(settings_of(stage, tmp_path / "run", wait_seconds=0.2)).finished
+    assert time.monotonic() - began < 20
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Step 4 is not pushed: the version before is still being uploaded." in said
+    assert f"The upload to {REPO} takes too long and is given up." in said
+
+
+@pytest.mark.parametrize("repo", ["tiny", "a/b/c", "some body/x"])
+def test_names_that_are_no_repository(repo: str, stage: Callable[..., dict]) -> None:
+    with pytest.raises(SettingError, match=r"train\.push\.repo"):
+        parse(RunConfig, stage("sft", push={"repo": repo}))
