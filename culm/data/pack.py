@@ -4,10 +4,10 @@ A row is a list of segments (start, end) of the token stream. Each segment lies 
 is a document to the model: its positions start at 0, it sees nothing outside itself, and its last
 token has no target, so that no document ever predicts the next.
 
-    windows   the stream cut every T - 1 tokens; rows overlap in one token, so that each
+    wrapped   documents end to end, cut every T - 1 tokens; rows overlap in one token, so that each
               token but the first of its document is a target exactly once
-    bins      whole documents, best fit first (arXiv 2404.10830); with a curriculum, those of
-              about the same difficulty
+    best fit  documents of at most T tokens whole, longer ones in parts of T; best fit decreasing
+              (arXiv 2404.10830); with a curriculum, those of about the same difficulty
     singles   one document a row
 """
 
@@ -28,6 +28,17 @@ ROWS = 20  # that the tokens of a part fill, at least
 
 Segment = tuple[int, int]
 Read = Callable[[int, int], tuple[np.ndarray, np.ndarray | None]]
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Shares of what packing cuts. documents: in several rows, or without their end. headless: of
+    all tokens, those predicted without the beginning of their document. lost: those in no row.
+    """
+
+    documents: float
+    headless: float
+    lost: float
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,21 @@ class PackedRows:
         """The share of positions that hold a token."""
         return float((self.ends - self.starts).sum()) / max(1, len(self) * context)
 
+    def cuts(self, offsets: np.ndarray) -> Cuts:
+        """What of the documents of a corpus is not whole. offsets: (documents + 1,)."""
+        documents = np.searchsorted(offsets, self.starts, side="right") - 1
+        first, end = offsets[documents], offsets[documents + 1]
+        whole = np.unique(documents[(self.starts == first) & (self.ends == end)])
+        read = np.zeros(len(offsets) - 1, dtype=np.int64)  # tokens of each document, to the last
+        np.maximum.at(read, documents, self.ends - first)
+        later = (self.ends - self.starts - 1)[self.starts > first]
+        tokens = max(1, int(offsets[-1]))
+        return Cuts(
+            documents=1 - len(whole) / max(1, len(read)),
+            headless=float(later.sum()) / tokens,
+            lost=1 - float(read.sum()) / tokens,
+        )
+
     def targets(self, learned: Iterable[np.ndarray] | None) -> np.ndarray:
         """(segments,) how many targets of each segment are learned. learned: sorted numbers of the
         tokens that are, in parts; None: all.
@@ -67,7 +93,7 @@ class PackedRows:
         return counts
 
 
-def windows(offsets: np.ndarray, context: int) -> PackedRows:
+def wrapped(offsets: np.ndarray, context: int) -> PackedRows:
     """The stream cut into rows of `context`; offsets: (documents + 1,)."""
     stride, total = context - 1, int(offsets[-1])
     cuts = np.arange(0, max(1, total - 1), stride, dtype=np.int64)
@@ -91,13 +117,14 @@ def cut(offsets: np.ndarray, context: int, overflow: Overflow) -> Examples:
     documents = np.arange(len(starts))
     if overflow == "truncate":
         return Examples(starts, np.minimum(ends, starts + context), documents)
-    parts = [np.arange(s, e, context) for s, e in zip(starts, ends, strict=True)]
-    documents = np.repeat(documents, [len(part) for part in parts])
-    starts = np.concatenate(parts)
+    parts = -(-(ends - starts) // context)  # of each document
+    documents = np.repeat(documents, parts)
+    part = np.arange(len(documents)) - np.repeat(parts.cumsum() - parts, parts)
+    starts = starts[documents] + part * context
     return Examples(starts, np.minimum(starts + context, ends[documents]), documents)
 
 
-def bins(
+def best_fit(
     offsets: np.ndarray,
     context: int,
     overflow: Overflow = "truncate",
@@ -113,7 +140,7 @@ def bins(
     examples = cut(offsets, context, overflow)
     starts, ends = examples.starts, examples.ends
     if difficulty is None:
-        packed = best_fit((ends - starts).tolist(), context)
+        packed = fit(ends - starts, context)
     else:
         packed = graded_fit(ends - starts, difficulty, context)
     order = np.array([document for row in packed for document in row], dtype=np.int64)
@@ -131,7 +158,7 @@ def singles(offsets: np.ndarray, context: int) -> PackedRows:
     )
 
 
-def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     """Best-fit-decreasing: bins of indices, no bin above `capacity`.
 
     The longest goes first, each into the fullest bin that still has room. Which amounts of room
@@ -140,8 +167,8 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     packed: list[list[int]] = []
     room: dict[int, list[int]] = {}  # amount of room -> bins that have it
     amounts = 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length = lengths[index]
+    order = np.argsort(-lengths, kind="stable")
+    for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
         fitting = amounts >> length
         if fitting:
             amount = length + (fitting & -fitting).bit_length() - 1
@@ -158,7 +185,7 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def graded_fit(lengths: np.ndarray, difficulty: np.ndarray, capacity: int) -> list[list[int]]:
-    """`best_fit` in up to GRADES parts of the examples sorted by difficulty, so that no row has
+    """`fit` in up to GRADES parts of the examples sorted by difficulty, so that no row has
     both easy and hard ones. All parts have about equally many tokens: enough for ROWS rows, since
     the last row of each may stay nearly empty.
     """
@@ -169,7 +196,7 @@ def graded_fit(lengths: np.ndarray, difficulty: np.ndarray, capacity: int) -> li
     return [
         [int(part[index]) for index in row]
         for part in np.split(order, cuts)
-        for row in best_fit(lengths[part].tolist(), capacity)
+        for row in fit(lengths[part], capacity)
     ]
 
 

@@ -1,7 +1,9 @@
 """The order of batches: pure in the seed and the step, whatever the ranks and micro-batches."""
 
+import re
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from test_prepare import Records
@@ -144,7 +146,7 @@ def test_what_is_cut_off_is_counted(tokenizer, tmp_path):
 def test_learned_targets_are_counted_as_they_are_read(tokenizer, tmp_path):
     records = [{"prompt": "q" * (n % 11), "completion": "a" * (n % 7 + 1)} for n in range(60)]
     chats = prepared(records, ChatFormat(), tokenizer, tmp_path / "p")
-    for packing in ("windows", "bins"):
+    for packing in ("wrapped", "best_fit"):
         loader = Loader(chats, 16, 1, 1, seed=0, packing=packing)
         assert loader.targets == sum(
             batch.counts["targets"] for batch in loader.sample(loader.targets)
@@ -169,9 +171,26 @@ def test_a_preview_marks_what_is_learned(tokenizer, tmp_path):
 
 
 def test_packings_agree_on_what_is_learned(corpus):
-    loaders = [Loader(corpus, 64, 4, 4, 0, packing=p) for p in ("windows", "bins")]
+    loaders = [Loader(corpus, 64, 4, 4, 0, packing=p) for p in ("wrapped", "best_fit")]
     assert [loader.truncated for loader in loaders] == [0, 0]
     assert loaders[0].targets >= loaders[1].targets > 0.9 * loaders[0].targets
+
+
+def test_packing_is_reported(corpus, tokenizer, tmp_path):
+    wrapped, fitted = (Loader(corpus, 64, 4, 4, 0, packing=p) for p in ("wrapped", "best_fit"))
+    said = (
+        r"rows of 64 tokens, [\d.]+ % filled; [\d.]+ % of the documents are cut, [\d.]+ % of the "
+    )
+    for loader in (wrapped, fitted):
+        assert re.match(said + "tokens are predicted without the beginning", loader.packing)
+        assert "left out" not in loader.packing
+    records = [{"prompt": "q", "completion": "a" * 40}, {"prompt": "q", "completion": "a"}]
+    chats = prepared(records, ChatFormat(), tokenizer, tmp_path / "p")
+    loader = Loader(chats, 16, 1, 1, seed=0)
+    lengths = np.diff(chats.offsets)
+    lost = 100 * np.maximum(lengths - 16, 0).sum() / lengths.sum()
+    assert "50.0 % of the documents are cut, 0.0 %" in loader.packing
+    assert loader.packing.endswith(f"{lost:.1f} % are left out")
 
 
 def test_batches_move_to_a_device(corpus):
