@@ -13,7 +13,7 @@ token has no target, so that no document ever predicts the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -205,33 +205,56 @@ def to_batch(
 ) -> Batch:
     """Rows as tensors (B, context); targets are shifted here and nowhere else.
 
-    read: gives the tokens of a segment, and which of them are learned. pad: fills a row up, with
-    no target. packed: whether a row may hold several documents.
+    read: gives the tokens of segments that follow each other, and which of them are learned. pad:
+    fills a row up, with no target. packed: whether a row may hold several documents.
     """
-    shape = len(rows), context
-    tokens = np.full(shape, pad, dtype=np.int64)
-    targets = np.full(shape, IGNORED, dtype=np.int64)
-    positions = np.zeros(shape, dtype=np.int64)
-    documents = np.zeros(shape, dtype=np.int32)
-    lengths = np.array([sum(end - start for start, end in segments) for segments in rows])
+    size = len(rows) * context
+    tokens, learned = np.full(size, pad, dtype=np.int64), list[tuple[int, np.ndarray]]()
+    parts, filled = list[tuple[int, int, int]](), list[int]()  # place, size, number of a document
     for row, segments in enumerate(rows):
-        first = 0
+        first = row * context
+        for start, end in _spans(segments):
+            ids, mask = read(start, end)
+            tokens[first : first + len(ids)] = ids
+            if mask is not None:
+                learned.append((first, mask))
+            first += len(ids)
+        place = row * context
         for number, (start, end) in enumerate(segments):
-            ids, learned = read(start, end)
-            ids = ids.astype(np.int64)  # the shards are unsigned, IGNORED is negative
-            last = first + len(ids)
-            tokens[row, first:last] = ids
-            following = ids[1:] if learned is None else np.where(learned[1:], ids[1:], IGNORED)
-            targets[row, first : last - 1] = following
-            positions[row, first:last] = np.arange(len(ids))
-            documents[row, first:last] = number
-            first = last
-        documents[row, first:] = len(segments)  # padding sees padding only
+            parts.append((place, end - start, number))
+            place += end - start
+        filled.append(place - row * context)
+        if place < (row + 1) * context:  # padding sees padding only
+            parts.append((place, (row + 1) * context - place, len(segments)))
+    places, sizes, numbers = np.array(parts, dtype=np.int64).T
+    targets = np.empty_like(tokens)
+    targets[:-1] = tokens[1:]
+    for first, mask in learned:
+        targets[first : first + len(mask) - 1][~mask[1:]] = IGNORED
+    targets[places + sizes - 1] = IGNORED  # no document predicts the next
+    positions = np.arange(size) - np.repeat(places, sizes)
+    for row, end in enumerate(filled):
+        padding = slice(row * context + end, (row + 1) * context)
+        targets[padding], positions[padding] = IGNORED, 0
+    documents = np.repeat(numbers.astype(np.int32), sizes)
+    shape, lengths = (len(rows), context), torch.tensor(filled)
+    targets = targets.reshape(shape)
     return Batch(
-        tokens=torch.from_numpy(tokens),
+        tokens=torch.from_numpy(tokens.reshape(shape)),
         targets=torch.from_numpy(targets),
-        positions=torch.from_numpy(positions),
-        documents=torch.from_numpy(documents) if packed else None,
-        lengths=torch.from_numpy(lengths),
-        counts=counts_of(torch.from_numpy(targets), torch.from_numpy(lengths)),
+        positions=torch.from_numpy(positions.reshape(shape)),
+        documents=torch.from_numpy(documents.reshape(shape)) if packed else None,
+        lengths=lengths,
+        counts=counts_of(torch.from_numpy(targets), lengths),
     )
+
+
+def _spans(segments: Sequence[Segment]) -> Iterator[Segment]:
+    """Segments that follow each other as one, so that they are read at once."""
+    first, last = segments[0]
+    for start, end in segments[1:]:
+        if start != last:
+            yield first, last
+            first = start
+        last = end
+    yield first, last

@@ -18,6 +18,7 @@ from culm.data.format.steps import StepsFormat
 from culm.data.loader import Loader
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
+from culm.data.shards import SplitWriter
 
 
 @pytest.fixture(scope="module")
@@ -249,3 +250,15 @@ def test_a_label_is_at_the_last_token_of_its_step(tokenizer, tmp_path):
     short = Loader(corpus, int(batch.lengths.max()) - 1, 6, 6, seed=0)
     assert short.truncated == 2
     assert short.step(0)[0].counts["targets"] == 10
+
+
+def test_a_span_may_cross_shards(corpus, tmp_path):
+    """Rows are read at once where their documents follow each other."""
+    writer = SplitWriter(tmp_path / "train", 300, limit=10)
+    parts = [np.arange(start, start + 6, dtype=np.uint32) for start in (0, 6, 12)]
+    for part in parts:
+        writer.append([(part, part % 2 == 0, ())], 6)
+    shards = Prepared(tmp_path, "train", corpus.manifest, writer.facts())
+    tokens, learned = shards.read(2, 17)
+    assert tokens.tolist() == list(range(2, 17))
+    assert learned.tolist() == [token % 2 == 0 for token in range(2, 17)]
