@@ -54,7 +54,7 @@ def run(folder: Path, data: Path, curriculum: dict[str, Any] | None, seed: int) 
             "vocabulary": 262, "width": 64, "layers": 2, "context": 64,
             "attention": {"kind": "gqa", "heads": 4, "qk_norm": "head"},
         },
-        "data": {"path": str(data), "format": "chat", "packing": "bins"},
+        "data": {"path": str(data), "format": "chat", "packing": "best_fit"},
         "train": {
             "steps": STEPS, "batch_size": 16, "precision": "fp32", "schedule": "constant",
             "optimizer": {"kind": "adamw", "rate": 3e-3, "weight_decay": 0.0},

@@ -101,10 +101,11 @@ class Batch:
 
 def counts_of(targets: Tensor, lengths: Tensor | None = None) -> dict[str, float]:
     """`Batch.counts` of rows that are no pairs."""
+    learned = targets != IGNORED
     return {
         "tokens": float(targets.numel() if lengths is None else lengths.sum()),
-        "targets": float((targets != IGNORED).sum()),
-        "rows": float((targets != IGNORED).any(1).sum()),
+        "targets": float(learned.sum()),
+        "rows": float(learned.any(1).sum()),
     }
 
 

@@ -304,6 +304,24 @@ def inspect(
 
 
 @app.command()
+def lineage(model: given.Model) -> None:
+    """Show what a model was made from, down to raw files, and what of it changed since."""
+    from culm.verbs.lineage import show_lineage
+
+    show_lineage(model)
+
+
+@app.command()
+def reproduce(
+    model: given.Model, out: given.ScriptFolder, overwrite: given.Overwrite = False
+) -> None:
+    """Write the commands that make a model again, from its raw files on."""
+    from culm.verbs.reproduce import write_reproduction
+
+    write_reproduction(model, out, overwrite)
+
+
+@app.command()
 def plot(
     runs: given.PlottedRuns,
     metric: given.PlottedMetrics = None,

@@ -21,6 +21,9 @@ FILES = {
     "Folder",
     "StageFacts",
     "Reason",
+    "Lineage",
+    "Content",
+    "CorpusRecord",
 }  # what the program writes itself
 BASES = {
     "TrunkConfig",

@@ -15,9 +15,10 @@ from culm.adapt.quantize.quantizer import LinearQuantizer
 from culm.config import SettingError, parse
 from culm.convert import gguf, hf, native
 from culm.convert.family import NoFamilyError
-from culm.convert.load import read, refuse_overwrite
+from culm.convert.load import find_model, read, refuse_overwrite
 from culm.convert.weights import set_precision
 from culm.dtype import dtype_of
+from culm.lineage import lineage_of, write_lineage
 from culm.log import progress, say
 from culm.model.transformer import Transformer
 from culm.tokenizer.tokenizer import Tokenizer
@@ -31,6 +32,7 @@ def quantize(source: str | Path, out: str | Path, to: str) -> Path:
     quantizers = parse(Quantizers, to, "to")
     model, tokenizer = read_whole(source, out)
     write_quantized(model, tokenizer, Path(out), quantizers)
+    write_made_of(source, out, "quantize", "--to", to)
     return Path(out)
 
 
@@ -80,7 +82,20 @@ def export(source: str | Path, out: str | Path, dtype: str = "", family: str = "
     numbers = sum(weight.numel() for weight in plain.parameters())
     with progress("export", numbers, "numbers") as bar:
         write_export(model, tokenizer, Path(out), dtype, bar.advance, family)
+    options = [
+        word
+        for name, value in (("--dtype", dtype), ("--family", family))
+        if value
+        for word in (name, value)
+    ]
+    write_made_of(source, out, "export", *options)
     return Path(out)
+
+
+def write_made_of(source: str | Path, out: str | Path, verb: str, *options: str) -> None:
+    """Write the record of a model that a verb made from another one."""
+    made_of = lineage_of(find_model(source), str(source))
+    write_lineage(Path(out), [verb, str(source), str(out), *options], models={"source": made_of})
 
 
 def write_export(

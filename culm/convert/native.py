@@ -25,6 +25,7 @@ from culm.convert.card import write_card
 from culm.convert.weights import assemble, empty, fitting, refuse_adapters, stored
 from culm.dtype import DTYPES, cast, name_of
 from culm.files import read_json, refuse_nonempty, sha256, write_json
+from culm.lineage import NAME as LINEAGE
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.safetensors import read_safetensors, stream_safetensors, write_safetensors
 from culm.tokenizer.rows import check_vocabulary
@@ -64,7 +65,7 @@ def save(model: Transformer, tokenizer: Tokenizer, folder: str | Path, note: str
     refuse_adapters(model)
     refuse_nonempty(folder, SETTINGS)
     weights = {n: cast(t, t.dtype, n).contiguous() for n, t in stored(model).items()}
-    with atomic(folder) as fresh:
+    with atomic(folder, replaces=(LINEAGE,)) as fresh:
         fresh.mkdir()
         write_safetensors(fresh / WEIGHTS, weights)
         _describe(model, tokenizer, fresh, folder.name, note)
@@ -92,7 +93,7 @@ def stream(
     model.trained_on = trained_on
     expected = stored(model)
     shapes = {name: tensor.shape for name, tensor in expected.items()}
-    with atomic(folder) as fresh:
+    with atomic(folder, replaces=(LINEAGE,)) as fresh:
         fresh.mkdir()
         stream_safetensors(fresh / WEIGHTS, shapes, fitting(tensors, expected, source))
         _describe(model, tokenizer, fresh, folder.name)

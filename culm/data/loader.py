@@ -80,9 +80,25 @@ class Loader:
         facts: tuple[object, ...] = (prepared.fingerprint, context, rows_per_step, seed, packing)
         if graded is not None:
             hard = self._rows.difficulty(graded)
-            self.order = Graded(self._kept, hard, graded.curriculum, rows_per_step, seed)
+            self.order = Graded(self._kept, hard, graded.curriculum, seed)
             facts = (*facts, *graded.facts)
         self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    @property
+    def tokens_per_row(self) -> float:
+        """Without padding; the mean."""
+        return self.efficiency * self._context
+
+    @property
+    def packing(self) -> str:
+        """How full the rows are, and what of the documents is not whole, in words."""
+        cuts = self._rows.cuts
+        said = f"rows of {self._context} tokens, {100 * self.efficiency:.1f} % filled"
+        if cuts.documents:
+            said += f"; {100 * cuts.documents:.1f} % of the documents are cut"
+            said += f", {100 * cuts.headless:.1f} % of the tokens are predicted without the "
+            said += "beginning of their document"
+        return said + (f", {100 * cuts.lost:.1f} % are left out" if cuts.lost else "")
 
     @property
     def remarks(self) -> list[str]:
@@ -132,15 +148,14 @@ class Loader:
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
-        return self.rows_from(number * self.rows_per_step, self.rows_per_step, number)
-
-    def rows_from(self, first: int, count: int, number: int) -> list[Batch]:
-        """The micro-batches of step `number`, of so many rows over all ranks from `first` on."""
-        share = count // self._ranks
-        start = first + self._rank * share
-        rows = [self.order.row(n) for n in range(start, start + share)]
+        share = self.rows_per_step // self._ranks
+        rows = self._rows_of(number)[self._rank * share : (self._rank + 1) * share]
         batches, more = self._prepare_step(list(self._batches(rows))), self.order.metrics(number)
         return [replace(one, metrics={**one.metrics, **more}) for one in batches]
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """Some rows of the order, at once."""
+        return self._rows.batch(rows)
 
     def sample(self, targets: int) -> Iterator[Batch]:
         """Rows that hold about so many targets, evenly spread over the corpus, or all: to evaluate.
@@ -163,8 +178,18 @@ class Loader:
 
     def preview(self, count: int, tokenizer: Tokenizer) -> list[list[tuple[str, bool]]]:
         """The first rows as text, each in spans (text, whether it is learned)."""
-        rows = [self.order.row(index) for index in range(min(count, self.rows))]
-        return [self._rows.text(row, tokenizer) for row in rows]
+        few, rows = min(count, self.rows), list[int]()
+        while len(rows) < few:
+            rows += self._rows_of(len(rows) // self.rows_per_step)
+        return [self.text(row, tokenizer) for row in rows[:few]]
+
+    def text(self, row: int, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
+        """A row of the order in spans (text, whether it is learned)."""
+        return self._rows.text(row, tokenizer)
+
+    def _rows_of(self, step: int) -> list[int]:
+        """The rows of a step, of all ranks."""
+        return self.order.of_step(step, lambda number: number * self.rows_per_step)
 
     def _batches(self, rows: Sequence[int]) -> Iterator[Batch]:
         for at in range(0, len(rows), self.micro_rows):

@@ -50,8 +50,8 @@ class Manifest(Config):
     the field whose number each document carries too, for a curriculum. dropped: exact duplicates.
     tokenizer: a fingerprint. template: one of the chat template and its variables, for dialogues.
     origin: the files that it was made from; revisions: those of datasets on the hub and of files
-    with a URL. clean: what each stage of cleaning did. notes: what was left out or not used; the
-    number comes before the phrase.
+    with a URL. clean: what each stage of cleaning did. prepare: arguments of `culm prepare`, where
+    that made it. notes: what was left out or not used; the number comes before the phrase.
     """
 
     source: str
@@ -71,6 +71,7 @@ class Manifest(Config):
     seed: int
     dropped: int
     clean: tuple[StageFacts, ...] = ()
+    prepare: tuple[str, ...] = ()
     notes: dict[str, int] = Field(default_factory=dict)
     splits: dict[str, SplitFacts]
 

@@ -17,6 +17,7 @@ from culm.data.prepared import Prepared
 from culm.seed import keyed_draw, keyed_permutation
 
 Measure = Callable[[Prepared, Examples], np.ndarray]  # (N,), larger is harder
+Before = Callable[[int], int]  # how many rows come before a step
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Grading:
 
 
 class Order(Protocol):
-    def row(self, index: int) -> int:
-        """The row at an index of the endless order."""
+    def of_step(self, step: int, before: Before) -> list[int]:
+        """The rows of a step."""
         ...
 
     def metrics(self, step: int) -> dict[str, float]:
@@ -82,7 +83,14 @@ class Epochs:
         self._rows, self._seed = rows, seed
         self._epoch, self._order = -1, rows
 
-    def row(self, index: int) -> int:
+    def of_step(self, step: int, before: Before) -> list[int]:
+        return self.between(before(step), before(step + 1))
+
+    def between(self, first: int, last: int) -> list[int]:
+        """The rows from place `first` of the endless order to before place `last`."""
+        return [self._row(index) for index in range(first, last)]
+
+    def _row(self, index: int) -> int:
         epoch, place = divmod(index, len(self._rows))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, keyed_permutation(self._rows, self._seed, epoch)
@@ -100,32 +108,29 @@ class Graded:
     """
 
     def __init__(
-        self, rows: np.ndarray, difficulty: np.ndarray, curriculum: Curriculum, per_step: int,
-        seed: int,
-    ) -> None:  # fmt: skip
-        self.curriculum, self._seed, self._per_step = curriculum, seed, per_step
+        self, rows: np.ndarray, difficulty: np.ndarray, curriculum: Curriculum, seed: int
+    ) -> None:
+        self.curriculum, self._seed = curriculum, seed
         # The random numbers of a step that reads all rows, and so uses none of them.
         mixed = keyed_draw(len(rows), len(rows), seed, curriculum.steps)
         signed = -difficulty if curriculum.hardest_first else difficulty
         order = mixed[np.argsort(signed[mixed], kind="stable")]
         self.rows, self.difficulty = rows[order], difficulty[order]
         self._after = Epochs(rows, seed)
-        self._step, self._places = -1, np.zeros(0, dtype=np.int64)
 
     def allowed(self, step: int) -> np.ndarray:
         """The rows that a step may read, the first of the order first."""
         start, end = self.curriculum.cut(step, len(self.rows))
         return self.rows[start:end]
 
-    def row(self, index: int) -> int:
-        step, place = divmod(index, self._per_step)
+    def of_step(self, step: int, before: Before) -> list[int]:
+        first, last = before(step), before(step + 1)
         if step >= self.curriculum.steps:
-            return self._after.row(index - self.curriculum.steps * self._per_step)
-        if step != self._step:
-            start, end = self.curriculum.cut(step, len(self.rows))
-            drawn = keyed_draw(end - start, self._per_step, self._seed, step)
-            self._step, self._places = step, start + drawn
-        return int(self.rows[self._places[place]])
+            skipped = before(self.curriculum.steps)
+            return self._after.between(first - skipped, last - skipped)
+        start, end = self.curriculum.cut(step, len(self.rows))
+        drawn = keyed_draw(end - start, last - first, self._seed, step)
+        return [int(row) for row in self.rows[start + drawn]]
 
     def metrics(self, step: int) -> dict[str, float]:
         return {"competence": self.curriculum.part(step)[1]}

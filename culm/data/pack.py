@@ -4,16 +4,16 @@ A row is a list of segments (start, end) of the token stream. Each segment lies 
 is a document to the model: its positions start at 0, it sees nothing outside itself, and its last
 token has no target, so that no document ever predicts the next.
 
-    windows   the stream cut every T - 1 tokens; rows overlap in one token, so that each
+    wrapped   documents end to end, cut every T - 1 tokens; rows overlap in one token, so that each
               token but the first of its document is a target exactly once
-    bins      whole documents, best fit first (arXiv 2404.10830); with a curriculum, those of
-              about the same difficulty
+    best fit  documents of at most T tokens whole, longer ones in parts of T; best fit decreasing
+              (arXiv 2404.10830); with a curriculum, those of about the same difficulty
     singles   one document a row
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +28,17 @@ ROWS = 20  # that the tokens of a part fill, at least
 
 Segment = tuple[int, int]
 Read = Callable[[int, int], tuple[np.ndarray, np.ndarray | None]]
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Shares of what packing cuts. documents: in several rows, or without their end. headless: of
+    all tokens, those predicted without the beginning of their document. lost: those in no row.
+    """
+
+    documents: float
+    headless: float
+    lost: float
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,21 @@ class PackedRows:
         """The share of positions that hold a token."""
         return float((self.ends - self.starts).sum()) / max(1, len(self) * context)
 
+    def cuts(self, offsets: np.ndarray) -> Cuts:
+        """What of the documents of a corpus is not whole. offsets: (documents + 1,)."""
+        documents = np.searchsorted(offsets, self.starts, side="right") - 1
+        first, end = offsets[documents], offsets[documents + 1]
+        whole = np.unique(documents[(self.starts == first) & (self.ends == end)])
+        read = np.zeros(len(offsets) - 1, dtype=np.int64)  # tokens of each document, to the last
+        np.maximum.at(read, documents, self.ends - first)
+        later = (self.ends - self.starts - 1)[self.starts > first]
+        tokens = max(1, int(offsets[-1]))
+        return Cuts(
+            documents=1 - len(whole) / max(1, len(read)),
+            headless=float(later.sum()) / tokens,
+            lost=1 - float(read.sum()) / tokens,
+        )
+
     def targets(self, learned: Iterable[np.ndarray] | None) -> np.ndarray:
         """(segments,) how many targets of each segment are learned. learned: sorted numbers of the
         tokens that are, in parts; None: all.
@@ -67,7 +93,7 @@ class PackedRows:
         return counts
 
 
-def windows(offsets: np.ndarray, context: int) -> PackedRows:
+def wrapped(offsets: np.ndarray, context: int) -> PackedRows:
     """The stream cut into rows of `context`; offsets: (documents + 1,)."""
     stride, total = context - 1, int(offsets[-1])
     cuts = np.arange(0, max(1, total - 1), stride, dtype=np.int64)
@@ -91,13 +117,14 @@ def cut(offsets: np.ndarray, context: int, overflow: Overflow) -> Examples:
     documents = np.arange(len(starts))
     if overflow == "truncate":
         return Examples(starts, np.minimum(ends, starts + context), documents)
-    parts = [np.arange(s, e, context) for s, e in zip(starts, ends, strict=True)]
-    documents = np.repeat(documents, [len(part) for part in parts])
-    starts = np.concatenate(parts)
+    parts = -(-(ends - starts) // context)  # of each document
+    documents = np.repeat(documents, parts)
+    part = np.arange(len(documents)) - np.repeat(parts.cumsum() - parts, parts)
+    starts = starts[documents] + part * context
     return Examples(starts, np.minimum(starts + context, ends[documents]), documents)
 
 
-def bins(
+def best_fit(
     offsets: np.ndarray,
     context: int,
     overflow: Overflow = "truncate",
@@ -113,7 +140,7 @@ def bins(
     examples = cut(offsets, context, overflow)
     starts, ends = examples.starts, examples.ends
     if difficulty is None:
-        packed = best_fit((ends - starts).tolist(), context)
+        packed = fit(ends - starts, context)
     else:
         packed = graded_fit(ends - starts, difficulty, context)
     order = np.array([document for row in packed for document in row], dtype=np.int64)
@@ -131,7 +158,7 @@ def singles(offsets: np.ndarray, context: int) -> PackedRows:
     )
 
 
-def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     """Best-fit-decreasing: bins of indices, no bin above `capacity`.
 
     The longest goes first, each into the fullest bin that still has room. Which amounts of room
@@ -140,8 +167,8 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     packed: list[list[int]] = []
     room: dict[int, list[int]] = {}  # amount of room -> bins that have it
     amounts = 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length = lengths[index]
+    order = np.argsort(-lengths, kind="stable")
+    for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
         fitting = amounts >> length
         if fitting:
             amount = length + (fitting & -fitting).bit_length() - 1
@@ -158,7 +185,7 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def graded_fit(lengths: np.ndarray, difficulty: np.ndarray, capacity: int) -> list[list[int]]:
-    """`best_fit` in up to GRADES parts of the examples sorted by difficulty, so that no row has
+    """`fit` in up to GRADES parts of the examples sorted by difficulty, so that no row has
     both easy and hard ones. All parts have about equally many tokens: enough for ROWS rows, since
     the last row of each may stay nearly empty.
     """
@@ -169,7 +196,7 @@ def graded_fit(lengths: np.ndarray, difficulty: np.ndarray, capacity: int) -> li
     return [
         [int(part[index]) for index in row]
         for part in np.split(order, cuts)
-        for row in best_fit(lengths[part].tolist(), capacity)
+        for row in fit(lengths[part], capacity)
     ]
 
 
@@ -178,33 +205,56 @@ def to_batch(
 ) -> Batch:
     """Rows as tensors (B, context); targets are shifted here and nowhere else.
 
-    read: gives the tokens of a segment, and which of them are learned. pad: fills a row up, with
-    no target. packed: whether a row may hold several documents.
+    read: gives the tokens of segments that follow each other, and which of them are learned. pad:
+    fills a row up, with no target. packed: whether a row may hold several documents.
     """
-    shape = len(rows), context
-    tokens = np.full(shape, pad, dtype=np.int64)
-    targets = np.full(shape, IGNORED, dtype=np.int64)
-    positions = np.zeros(shape, dtype=np.int64)
-    documents = np.zeros(shape, dtype=np.int32)
-    lengths = np.array([sum(end - start for start, end in segments) for segments in rows])
+    size = len(rows) * context
+    tokens, learned = np.full(size, pad, dtype=np.int64), list[tuple[int, np.ndarray]]()
+    parts, filled = list[tuple[int, int, int]](), list[int]()  # place, size, number of a document
     for row, segments in enumerate(rows):
-        first = 0
+        first = row * context
+        for start, end in _spans(segments):
+            ids, mask = read(start, end)
+            tokens[first : first + len(ids)] = ids
+            if mask is not None:
+                learned.append((first, mask))
+            first += len(ids)
+        place = row * context
         for number, (start, end) in enumerate(segments):
-            ids, learned = read(start, end)
-            ids = ids.astype(np.int64)  # the shards are unsigned, IGNORED is negative
-            last = first + len(ids)
-            tokens[row, first:last] = ids
-            following = ids[1:] if learned is None else np.where(learned[1:], ids[1:], IGNORED)
-            targets[row, first : last - 1] = following
-            positions[row, first:last] = np.arange(len(ids))
-            documents[row, first:last] = number
-            first = last
-        documents[row, first:] = len(segments)  # padding sees padding only
+            parts.append((place, end - start, number))
+            place += end - start
+        filled.append(place - row * context)
+        if place < (row + 1) * context:  # padding sees padding only
+            parts.append((place, (row + 1) * context - place, len(segments)))
+    places, sizes, numbers = np.array(parts, dtype=np.int64).T
+    targets = np.empty_like(tokens)
+    targets[:-1] = tokens[1:]
+    for first, mask in learned:
+        targets[first : first + len(mask) - 1][~mask[1:]] = IGNORED
+    targets[places + sizes - 1] = IGNORED  # no document predicts the next
+    positions = np.arange(size) - np.repeat(places, sizes)
+    for row, end in enumerate(filled):
+        padding = slice(row * context + end, (row + 1) * context)
+        targets[padding], positions[padding] = IGNORED, 0
+    documents = np.repeat(numbers.astype(np.int32), sizes)
+    shape, lengths = (len(rows), context), torch.tensor(filled)
+    targets = targets.reshape(shape)
     return Batch(
-        tokens=torch.from_numpy(tokens),
+        tokens=torch.from_numpy(tokens.reshape(shape)),
         targets=torch.from_numpy(targets),
-        positions=torch.from_numpy(positions),
-        documents=torch.from_numpy(documents) if packed else None,
-        lengths=torch.from_numpy(lengths),
-        counts=counts_of(torch.from_numpy(targets), torch.from_numpy(lengths)),
+        positions=torch.from_numpy(positions.reshape(shape)),
+        documents=torch.from_numpy(documents.reshape(shape)) if packed else None,
+        lengths=lengths,
+        counts=counts_of(torch.from_numpy(targets), lengths),
     )
+
+
+def _spans(segments: Sequence[Segment]) -> Iterator[Segment]:
+    """Segments that follow each other as one, so that they are read at once."""
+    first, last = segments[0]
+    for start, end in segments[1:]:
+        if start != last:
+            yield first, last
+            first = start
+        last = end
+    yield first, last

@@ -9,6 +9,7 @@ digests that find exact duplicates grow with the corpus: about 100 bytes of memo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
@@ -23,13 +24,14 @@ from culm.data.difficulty import COLUMN
 from culm.data.divide import Divided, Divider, Duplicates, Unit
 from culm.data.example import Example, RecordFormat
 from culm.data.format.document import DocumentFormat
+from culm.data.kept import Kept
 from culm.data.manifest import CONTENTS, Manifest, is_corpus
 from culm.data.notes import Notes, remarks_of
 from culm.data.origin import origin_of, revisions_of
 from culm.data.shards import Document, SplitWriter
 from culm.data.units import Numbers, units_of
 from culm.files import refuse_existing
-from culm.log import progress
+from culm.log import progress, say
 from culm.source import Invalid
 from culm.source.record import not_used
 from culm.source.source import Source, bad_record
@@ -56,6 +58,7 @@ def prepare(
     difficulty: str | None = None,
     cleaner: Cleaner | None = None,
     overwrite: bool = False,
+    command: Sequence[str] = (),
 ) -> Manifest:
     """Write the token shards of a corpus to a new folder.
 
@@ -66,7 +69,9 @@ def prepare(
     duplicates: whether only the first of equal records is kept. invalid: with "skip", a record that
     cannot be read is left out and counted. difficulty: a field with a number, for a curriculum.
     cleaner: the stages that the text goes through first.
-    The folder appears when it is complete, or not at all. overwrite: replace an older corpus there.
+    The folder appears when it is complete, or not at all; a call after a kill tokenises no batch of
+    text again (`culm.data.kept`). overwrite: replace an older corpus there.
+    command: arguments of `culm prepare`, for the manifest.
 
     Raises:
         SettingError: there is nothing to read, a record has an unknown shape, the corpus cannot be
@@ -82,13 +87,14 @@ def prepare(
         divider = Divider(held_out, seed, advice, duplicates)
         notes = Notes(invalid, tokenizer.specials)
         notes.counts.update(cleaner.notes)
+        kept = Kept(Path(folder), format, tokenizer)
         with (
             _writers(work, names, format, tokenizer, difficulty) as writers,
             progress("prepare", source.size, "bytes") as bar,
         ):
             units = units_of(source, format, notes, difficulty, bar.advance)
             divided = divider.divide(cleaner.clean(units), source.name)
-            for name, unit, documents in _encoded(divided, format, tokenizer, notes):
+            for name, unit, documents in _encoded(divided, format, tokenizer, notes, kept):
                 writers[name].append(documents, unit.size)
         notes.counts.update(source.left_out)  # some of which a source counts while it is read
         splits = {name: one.facts() for name, one in writers.items() if one.documents}
@@ -103,7 +109,7 @@ def prepare(
             source=source.name, origin=origin, revisions=revisions, held_out=held_out, seed=seed,
             dropped=divider.dropped, clean=cleaner.facts, notes=notes.counts, format=format.kind,
             gives=format.gives, group=format.group, columns=format.columns, per=format.per,
-            difficulty=difficulty,
+            difficulty=difficulty, prepare=tuple(command),
             tokenizer=tokenizer.fingerprint,
             template=None if format.kind == "document" else tokenizer.template_fingerprint,
             vocabulary=tokenizer.vocabulary, end_of_text=tokenizer.end_of_text, splits=splits,
@@ -111,6 +117,9 @@ def prepare(
         tokenizer.save(work / "tokenizer")
         manifest.write(work)
     cleaner.forget()
+    kept.forget()
+    if kept.found:
+        say(f"{kept.found:,} batches of text were tokenised before, and not again.")
     return manifest
 
 
@@ -138,14 +147,37 @@ def _encoded(
     format: RecordFormat,
     tokenizer: Tokenizer,
     notes: Notes,
+    kept: Kept,
 ) -> Iterator[tuple[str, Unit, list[Document]]]:
     for batch in _batches(divided):
-        documents = _documents(format, [unit for _, unit in batch], tokenizer, notes)
+        documents = _once(format, [unit for _, unit in batch], tokenizer, notes, kept)
         for (split, unit), found in zip(batch, documents, strict=True):
             if isinstance(found, ValueError | RecursionError):
                 notes.skipped(bad_record(unit.place, found))
             else:
                 yield split, unit, found
+
+
+def _once(
+    format: RecordFormat, units: Sequence[Unit], tokenizer: Tokenizer, notes: Notes, kept: Kept
+) -> Iterator[list[Document] | ValueError | RecursionError]:
+    """As `_documents`, from what a killed process left, where it is there."""
+    if sum(unit.size for unit in units) < BATCH:  # the last one, or a small corpus
+        yield from _documents(format, units, tokenizer, notes)
+        return
+    key = kept.key(units)
+    if (known := kept.read(key)) is not None:
+        found, counts = known
+        notes.counts.update(counts)
+        yield from found
+        return
+    before, done = Counter(notes.counts), list[list[Document]]()
+    for found_one in _documents(format, units, tokenizer, notes):
+        if isinstance(found_one, list):
+            done.append(found_one)
+        yield found_one
+    if len(done) == len(units):  # an error is found again
+        kept.write(key, done, Counter(notes.counts) - before)
 
 
 def _documents(

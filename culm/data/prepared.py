@@ -65,8 +65,15 @@ class Prepared:
         return self._learned is not None
 
     def read(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Tokens start..end, which lie in one document, and which are learned (None: all)."""
+        """Tokens start..end, and which are learned (None: all)."""
         shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+        if end > self._starts[shard + 1]:
+            cut = int(self._starts[shard + 1])
+            (tokens, learned), (more, more_learned) = self.read(start, cut), self.read(cut, end)
+            both = None
+            if learned is not None and more_learned is not None:
+                both = np.concatenate([learned, more_learned])
+            return np.concatenate([tokens, more]), both
         span = slice(start - self._starts[shard], end - self._starts[shard])
         learned = None if self._learned is None else self._learned[shard][span]
         return self._tokens[shard][span], learned

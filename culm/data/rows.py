@@ -13,12 +13,12 @@ from torch import Tensor
 from culm.batch import Batch
 from culm.config import SettingError
 from culm.data.order import Difficulties
-from culm.data.pack import Overflow, PackedRows, bins, singles, to_batch, windows
+from culm.data.pack import Overflow, PackedRows, best_fit, singles, to_batch, wrapped
 from culm.data.prepared import Prepared
 from culm.data.spans import spans_of
 from culm.tokenizer.tokenizer import Tokenizer
 
-Packing = Literal["windows", "bins", "auto"]
+Packing = Literal["wrapped", "best_fit", "auto"]
 COUNTED = ("pairs", "rankings")  # groups of rows, which sums are divided by
 ROUND = 64  # rows that are not packed are padded to a multiple, so that few shapes occur
 
@@ -28,9 +28,9 @@ class Rows:
     ranking; its batch has a row for each answer.
 
     kept: (N,) int64, numbers of the rows in which something is learned. targets: learned targets in
-    these. efficiency: share of positions that hold a token. truncated: documents that are learned
-    from without their end; left_out: those of `documents`, or pairs, in which nothing is left to
-    learn. group: sequences of the largest row.
+    these. efficiency: share of positions that hold a token. cuts: what is not whole.
+    truncated: documents that are learned from without their end; left_out: those of `documents`, or
+    pairs, in which nothing is left to learn. group: sequences of the largest row.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Rows:
         self.kept = np.flatnonzero(np.minimum.reduceat(rows, self._groups[:-1]) > 0)
         self.targets = int(learned[self.kept].sum())
         self.efficiency = self._packed.efficiency(context)
+        self.cuts = self._packed.cuts(prepared.offsets)
         self.documents, self.left_out = len(learned), len(learned) - len(self.kept)
         whole = len(targets) == len(prepared.offsets) - 1  # no document is cut into several
         if prepared.manifest.format != "document" and whole and not self._single:
@@ -145,6 +146,6 @@ def _pack(
     if _is_single(prepared):
         return singles(prepared.offsets, context)
     overflow = overflow_of(prepared)
-    if packing == "windows" or (packing == "auto" and overflow == "split" and graded is None):
-        return windows(prepared.offsets, context)
-    return bins(prepared.offsets, context, overflow, None if graded is None else graded.values)
+    if packing == "wrapped" or (packing == "auto" and overflow == "split" and graded is None):
+        return wrapped(prepared.offsets, context)
+    return best_fit(prepared.offsets, context, overflow, None if graded is None else graded.values)

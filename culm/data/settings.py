@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from culm.batch import Reads
 from culm.config import MAY_CHANGE, Config, SettingError, listed, refuse_unused
@@ -16,8 +16,9 @@ from culm.data.difficulty import RecordField
 from culm.data.divide import Duplicates
 from culm.data.format import Format
 from culm.data.format.document import DocumentFormat
-from culm.data.replay import Replay
+from culm.data.mix import MixedCorpus, check_mix
 from culm.data.rows import Packing
+from culm.data.stream.settings import StreamConfig
 from culm.data.tasks import TaskSource
 from culm.data.token_files import PreparedText, TokenFiles, is_prepared, is_token_file
 from culm.source import Chain, DocumentSplit, Invalid, Limited, Mapped, open_source
@@ -40,14 +41,18 @@ class DataConfig(Config):
     invalid: what happens to bytes that are not UTF-8; with "skip", records that cannot be read are
         left out and counted.
     duplicates: whether all but the first of equal records are dropped.
-    packing: "auto" cuts documents into windows and packs dialogues whole into bins.
+    packing: "wrapped" puts documents end to end and cuts them into rows; "best_fit" keeps whole
+        what fits into a row, in nearly as few rows; "auto" wraps text and fits dialogues.
     max_documents, max_bytes: read no more than so many records, and stop once so many bytes of
         text were read. A stream that is larger than the disk needs one of them.
     tasks: in place of a path, dialogues of these task generators; an on-policy objective asks their
         questions without end.
     questions: of the tasks, in all. turns: maximum number of questions in a dialogue.
-    replay: text of an earlier stage that is learned with it.
+    mix: corpora that are read together, each with a weight (`culm.data.mix`); one of them is the
+        run's own, if there is a path, a prepared corpus or tasks. temperature: without weights, a
+        share goes with the rows of a corpus to the power of 1 / temperature.
     curriculum: easy examples first; rows then hold examples of about the same difficulty.
+    stream: tokenise the text of path while the run trains, in place of before; nothing is written.
     clean: stages that the text goes through before it is tokenised, in this order.
     workers: processes that clean; the result is the same for any number.
     """
@@ -68,7 +73,9 @@ class DataConfig(Config):
     tasks: Tasks = ()
     questions: PositiveInt = 20_000
     turns: PositiveInt = 1
-    replay: Replay | None = None
+    mix: Annotated[tuple[MixedCorpus, ...], BeforeValidator(listed)] = ()
+    temperature: PositiveFloat = 1.0
+    stream: StreamConfig | None = None
     curriculum: Curriculum | None = None
     clean: Annotated[tuple[AnyStage, ...], BeforeValidator(listed)] = ()
     workers: Annotated[PositiveInt, MAY_CHANGE] = 1
@@ -77,8 +84,11 @@ class DataConfig(Config):
     def _one_origin(self) -> DataConfig:
         origins = {"path": self.path, "prepared": self.prepared, "tasks": self.tasks}
         given = " and ".join(name for name, value in origins.items() if value)
-        if not given or "and" in given:
+        if "and" in given or not (given or self.mix):
             raise ValueError(f"path: give one of path, prepared and tasks, not {given or 'none'}")
+        check_mix(self.mix, own=bool(given))
+        unweighted = bool(self.mix) and self.mix[0].weight is None
+        refuse_unused(self, "temperature", unweighted, "a mix without weights")
         return self
 
     @model_validator(mode="after")
@@ -102,11 +112,33 @@ class DataConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _graded(self) -> DataConfig:
-        if self.curriculum is not None and self.packing == "windows":
+    def _streamed(self) -> DataConfig:
+        if self.stream is None:
+            return self
+        if not self.path or self.format.kind != "document":
             raise ValueError(
-                "packing: windows have easy and hard documents in one row; a curriculum needs "
-                "packing=bins"
+                "stream: it reads the text of path only; prepare dialogues and others before"
+            )
+        if self.held_out:
+            raise ValueError(
+                "held_out: a stream holds nothing out; set held_out=0, and evaluate with culm eval "
+                "--text on a file of its own"
+            )
+        for name, given in (("mix", self.mix), ("curriculum", self.curriculum)):
+            if given:
+                raise ValueError(f"{name}: it needs a prepared corpus; leave stream out")
+        if self.clean:
+            raise ValueError("clean: it needs the complete corpus; clean it with culm prepare")
+        if self.packing == "best_fit":
+            raise ValueError("packing: a stream is wrapped, since best_fit needs all documents")
+        return self
+
+    @model_validator(mode="after")
+    def _graded(self) -> DataConfig:
+        if self.curriculum is not None and self.packing == "wrapped":
+            raise ValueError(
+                "packing: wrapped rows have easy and hard documents; a curriculum needs "
+                "packing=best_fit"
             )
         if self.difficulty is not None and self.tasks:
             raise ValueError(
@@ -124,9 +156,18 @@ class DataConfig(Config):
     @property
     def gives(self) -> Reads | None:
         """What an objective can read in it; None for a prepared corpus, whose manifest says so."""
-        if self.prepared is not None:
+        if self.corpus is not None:
             return None
         return "documents" if self.tasks else self.format.gives
+
+    @property
+    def corpus(self) -> Path | None:
+        """The prepared folder whose tokenizer and held-out text are the run's: the one that is
+        named, or the first of a mix without text of the run's own.
+        """
+        if self.prepared is not None or self.path or self.tasks:
+            return self.prepared
+        return self.mix[0].corpus
 
     def cleaner(self, out: Path | None = None) -> Cleaner:
         """What the text goes through first. out: the corpus to be; next to it cleaned text is kept

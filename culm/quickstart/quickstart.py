@@ -126,9 +126,14 @@ class Quickstart:
             if name == "pretrain":
                 settings.append(f"eval.every_steps={-(-steps // 4)}")
             if name == "sft":
-                text = {"corpus": str(self.folder / "pretrain" / "data"), "share": REPLAY}
-                settings.append(f"data.replay={json.dumps({**text, 'after': 3 * steps // 4})}")
+                settings.append(f"data.mix={json.dumps(self._with_text(3 * steps // 4))}")
         return read_run(file.get(name, "quickstart-rl"), settings)[0]
+
+    def _with_text(self, start: int) -> list[dict[str, Any]]:
+        """Dialogues, and from step `start` on text of the first stage with them."""
+        text = {"points": {0: 0.0, start: REPLAY}} if start else REPLAY
+        corpus = str(self.folder / "pretrain" / "data")
+        return [{"weight": 1 - REPLAY}, {"corpus": corpus, "weight": text}]
 
     # -- stages ---------------------------------------------------------------------------------
 

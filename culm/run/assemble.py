@@ -14,10 +14,11 @@ from culm.batch import Batch
 from culm.config import SettingError
 from culm.data.loader import Loader
 from culm.data.manifest import Manifest
+from culm.data.mixture import Mixture
 from culm.data.order import Grading
 from culm.data.prepare import prepare
 from culm.data.prepared import ADVICE, Prepared, verify
-from culm.data.replay import Replayed
+from culm.data.stream.batches import StreamBatches
 from culm.eval.evaluation import Evaluation
 from culm.eval.measure.measure import Subject
 from culm.model.transformer import Transformer
@@ -27,11 +28,13 @@ from culm.rollout.buffer import Rollouts
 from culm.rollout.environment import TaskEnvironment
 from culm.run.difficulty import grading_of
 from culm.run.initial import context_of, initial_model
+from culm.run.mixing import mixture_of, names_of, shares_in_words, verify_others
 from culm.run.objective import ModelLoader, build_objective
 from culm.run.policy_export import PolicyExport
 from culm.run.reads import digest_of
 from culm.run.settings import RunConfig
 from culm.run.start import model_id
+from culm.run.streaming import stream_batches
 from culm.tokenizer.tokenizer import Tokenizer
 
 EVALUATED = 16  # held-out rows that are scored at once
@@ -73,13 +76,16 @@ def assemble(
     return Assembly(config, folder, device, objective, tokenizer, context, load, base, ranks)
 
 
-def training_batches(run: Assembly) -> Loader | Replayed | Rollouts:
-    """What the loop reads: rows of a corpus, or what the model answers."""
+def training_batches(run: Assembly) -> Loader | Mixture | StreamBatches | Rollouts:
+    """What the loop reads: rows of a corpus, of several, of a stream, or what the model answers."""
     if run.config.train.objective.reads == "rollouts":
         return _rollouts(run)
+    if run.config.data.stream is not None:
+        return stream_batches(run.config, run.tokenizer, run.context, run.ranks)
     config, tokenizer = run.config, run.tokenizer
     if run.ranks.writer:
         verify(prepared_folder(config, tokenizer, run.folder))
+        verify_others(config)
     run.ranks.wait()
     path = prepared_folder(config, tokenizer, run.folder)
     ids, known = Manifest.read(path).vocabulary, run.model.config.vocabulary
@@ -91,54 +97,43 @@ def training_batches(run: Assembly) -> Loader | Replayed | Rollouts:
     waits = grading is not None and not run.ranks.writer  # for what the writer computes and stores
     if waits:
         run.ranks.wait()
+    prepare_step = partial(run.objective.prepare_step, ranks=run.ranks)
     rows = loader(
         config, tokenizer, path, run.context, run.ranks, "train",
-        partial(run.objective.prepare_step, ranks=run.ranks), grading=grading,
+        list if config.data.mix else prepare_step, grading=grading,
     )  # fmt: skip
     if not waits:
         run.ranks.wait()
-    check_ends(rows, tokenizer)
-    batches: Loader | Replayed = rows
-    if config.data.replay is not None:
-        replayed = replay_loader(config, tokenizer, run.context, run.ranks)
-        if run.ranks.writer:
-            verify(config.data.replay.corpus)
-        run.ranks.wait()
-        batches = Replayed(rows, replayed, config.data.replay.after)
-    for remark in batches.remarks if run.ranks.writer else ():
+    batches: Loader | Mixture = rows
+    if config.data.mix:
+        batches = mixture_of(config, rows, partial(_mixed_loader, run), run.ranks, prepare_step)
+    for one in batches.corpora if isinstance(batches, Mixture) else [rows]:
+        check_ends(one, tokenizer)
+    for remark in _remarks(run, batches) if run.ranks.writer else ():
         log.say(remark)
     return batches
 
 
-def replay_loader(config: RunConfig, tokenizer: Tokenizer, context: int, ranks: Ranks) -> Loader:
-    """The rows of an earlier stage's text, in a run that replays some.
+def _mixed_loader(run: Assembly, folder: Path) -> Loader:
+    return loader(run.config, run.tokenizer, folder, run.context, run.ranks, "train")
 
-    Raises:
-        SettingError: the folder holds no such text for this tokenizer.
-    """
-    replay = config.data.replay
-    assert replay is not None
-    setting = f"data.replay.corpus: {replay.corpus}"
-    try:
-        manifest = Manifest.read(replay.corpus)
-    except SettingError as error:
-        raise SettingError(f"data.replay.corpus: {error}") from None
-    if manifest.format != "document":
-        what = "dialogues" if manifest.gives == "documents" else manifest.gives
-        raise SettingError(f"{setting} holds {what}, not text")
-    if manifest.tokenizer != tokenizer.fingerprint:
-        raise SettingError(
-            f"{setting} was prepared with another tokenizer than the model's; prepare its text "
-            "with this one in another folder, or start from the model that learned it"
-        )
-    rows = replay.rows(config.train.batch_size, ranks.count)
-    return loader(config, tokenizer, replay.corpus, context, ranks, "train", batch_size=rows)
+
+def _remarks(run: Assembly, batches: Loader | Mixture) -> list[str]:
+    """What is said of the data before the first step, a sentence each."""
+    if not isinstance(batches, Mixture):
+        return [f"Packing: {batches.packing}.", *batches.remarks]
+    sizes = [one.rows for one in batches.corpora]
+    packing = [
+        f"Packing of {name}: {one.packing}."
+        for name, one in zip(names_of(run.config), batches.corpora, strict=True)
+    ]
+    return [*shares_in_words(run.config, batches, sizes), *packing, *batches.remarks]
 
 
 def prepared_folder(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> Path:
     """The prepared corpus; prepared now if it is not there."""
-    if config.data.prepared is not None:
-        return config.data.prepared
+    if config.data.corpus is not None:
+        return config.data.corpus
     path, data = folder / "data", config.data
     if not path.exists():
         source = data.open(config.seed)
@@ -158,17 +153,9 @@ def loader(
     ranks: Ranks,
     split: str,
     prepare_step: Callable[[list[Batch]], list[Batch]] = list,
-    batch_size: int | None = None,
     grading: Grading | None = None,
 ) -> Loader:
-    """Rows of a prepared corpus, as the run needs them.
-
-    batch_size: rows of a step; those of the run, without what it replays, unless given.
-    """
-    if batch_size is None:
-        batch_size = config.train.batch_size
-        if split == "train" and (replay := config.data.replay) is not None:
-            batch_size -= replay.rows(batch_size, ranks.count)
+    """Rows of a prepared corpus, as the run needs them."""
     train, prepared = config.train, Prepared.open(path, split, tokenizer.fingerprint)
     manifest = prepared.manifest
     if manifest.template not in (None, tokenizer.template_fingerprint):
@@ -184,7 +171,7 @@ def loader(
     return Loader(
         prepared,
         context,
-        batch_size,
+        train.batch_size,
         train.at_once if split == "train" else EVALUATED,
         config.seed,
         ranks.rank,
@@ -197,7 +184,7 @@ def loader(
 
 def held_out(run: Assembly) -> Loader | None:
     """The rows that are not trained on, if the corpus has some; the same for every rank."""
-    path = run.config.data.prepared or run.folder / "data"
+    path = run.config.data.corpus or run.folder / "data"
     if not path.exists() or "held_out" not in Manifest.read(path).splits:
         return None
     return loader(run.config, run.tokenizer, path, run.context, Ranks(), "held_out")

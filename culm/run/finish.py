@@ -20,6 +20,7 @@ from culm.objective.objective import Objective
 from culm.parallel.sharded import is_sharded, state_of
 from culm.run.assemble import Assembly
 from culm.run.initial import initial_model
+from culm.run.lineage import write_run_lineage
 from culm.run.objective import change_model
 from culm.run.start import model_id
 from culm.run.trained_on import trained_on
@@ -122,6 +123,7 @@ def _write_models(run: Assembly) -> None:
             convert(model)
         model.trained_on = stages
         native.save(model, run.tokenizer, run.folder / name)
+        write_run_lineage(run, run.folder / name)
 
 
 def _whole(run: Assembly) -> Objective | None:

@@ -56,8 +56,8 @@ def make_tokenizer(config: RunConfig, folder: Path) -> Tokenizer:
     path = folder / "tokenizer"
     if (path / "tokenizer.json").exists():
         return Tokenizer.load(path)
-    if config.data.prepared is not None and config.tokenizer is None:
-        return Tokenizer.load(config.data.prepared / "tokenizer")
+    if config.data.corpus is not None and config.tokenizer is None:
+        return Tokenizer.load(config.data.corpus / "tokenizer")
     assert config.model is not None
     settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
     source = source_of(config)
@@ -68,10 +68,10 @@ def make_tokenizer(config: RunConfig, folder: Path) -> Tokenizer:
 
 
 def source_of(config: RunConfig) -> Source | None:
-    """The text of the run's corpus; None where it was prepared elsewhere, or is not there any more:
-    a run needs it once.
+    """The text of the run's corpus; None where it was prepared elsewhere, is a stream, or is not
+    there any more: a run needs it once.
     """
-    if config.data.prepared is not None:
+    if config.data.corpus is not None or config.data.stream is not None:
         return None
     try:
         return config.data.open(config.seed)
@@ -81,7 +81,7 @@ def source_of(config: RunConfig) -> Source | None:
 
 def _texts(config: RunConfig, folder: Path) -> Iterator[str]:
     """The text of the run's corpus."""
-    if config.data.prepared is not None:
+    if config.data.corpus is not None:
         raise SettingError(
             "tokenizer: data.prepared holds no text to train one on; leave it out to use the one "
             "that the corpus was prepared with"

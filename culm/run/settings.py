@@ -95,6 +95,18 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _streamed(self) -> RunConfig:
+        if self.data.stream is None or self.start is not None:
+            return self
+        given = None if self.tokenizer is None else dict(self.tokenizer)
+        if given is None or (given["kind"] in TRAINED and given.get("path") is None):
+            raise ValueError(
+                "tokenizer: a stream is not read to train one; train it with culm tokenize train "
+                "on a part of the text, and give tokenizer={kind: saved, path: FOLDER}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _learnable(self) -> RunConfig:
         objective, data = self.train.objective, self.data
         if objective.reads == "rollouts" and not data.tasks:
@@ -107,24 +119,16 @@ class RunConfig(Config):
                 f"data.format={data.format.kind} gives {data.gives}; {_learner_of(data.gives)}"
             )
         objective.check_columns(data.format.columns)
-        own = data.prepared or Path(self.folder) / "data"
-        if data.replay is not None and data.replay.corpus.resolve() == own.resolve():
+        if data.mix and objective.reads != "documents":
             raise ValueError(
-                "data.replay.corpus: it is the corpus itself; give that of a stage before"
+                f"data.mix: {objective.kind} learns from {objective.reads}; only documents and "
+                "dialogues are mixed, and data.path takes a list of files"
             )
-        if data.replay is not None and objective.reads != "documents":
+        own = (Path(self.folder) / "data").resolve()
+        if own in {one.corpus.resolve() for one in data.mix if one.corpus is not None}:
             raise ValueError(
-                f"data.replay: {objective.kind} learns from {objective.reads}; text goes with "
-                "documents and dialogues alone"
-            )
-        if data.replay is not None and data.replay.after >= self.train.steps:
-            raise ValueError(
-                f"data.replay.after: {data.replay.after} leaves no step of train.steps="
-                f"{self.train.steps} with text"
-            )
-        if data.replay is not None and data.replay.after and data.curriculum is not None:
-            raise ValueError(
-                "data.replay.after: a curriculum counts steps of equal size; leave one of them out"
+                f"data.mix: {own} is the run's own; name it without a corpus, or give the run "
+                "another folder"
             )
         self._check_curriculum()
         if self.model is not None and self.model.mtp and not objective.trains_mtp:

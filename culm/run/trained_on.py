@@ -7,6 +7,7 @@ from pathlib import Path
 from culm.convert.card import PLAIN_TEXT
 from culm.data.manifest import Manifest
 from culm.run.assemble import Assembly, prepared_folder
+from culm.run.mixing import sources_of
 from culm.run.settings import RunConfig
 from culm.run.start import model_id
 from culm.task.task import Task
@@ -27,11 +28,15 @@ def trained_on(run: Assembly, earlier: tuple[str, ...]) -> tuple[str, ...]:
     if config.start is not None and not earlier:
         earlier = (f"the data of {Path(model_id(config.start)).name}",)
     kind, source = KINDS.get(config.train.objective.reads), None
-    if config.train.objective.reads != "rollouts":
+    others = list[str]()
+    if config.data.stream is not None:
+        kind = PLAIN_TEXT
+    elif config.train.objective.reads != "rollouts":
         manifest = Manifest.read(prepared_folder(config, run.tokenizer, run.folder))
         kind = kind or (PLAIN_TEXT if manifest.template is None else "dialogues")
-        source = manifest.source if config.data.prepared is not None else None
-    stage = f"{kind} ({source or _names(config)})"
+        source = manifest.source if config.data.corpus is not None else None
+        others = list(sources_of(config))
+    stage = f"{kind} ({', '.join([source or _names(config), *others])})"
     return earlier if earlier[-1:] == (stage,) else (*earlier, stage)
 
 

@@ -71,7 +71,7 @@ class Tokenizer:
         self._marked = inner
         self._plain = _without_specials(self._json)
         self.words = self.settings.get(WORDS)
-        self._fast = fast_encoder(self._plain) if self.words is None else self._by_words(inner)
+        self._fast = self._faster()
         facts = self._json if self.words is None else f"{self._json}{WORDS}={self.words}"
         self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()
         added = inner.get_added_tokens_decoder()
@@ -82,8 +82,19 @@ class Tokenizer:
         self.end_of_text, self.end_of_turn, self.stop_ids = ends
         self.suppressed = suppressed_tokens(self.generation, self.vocabulary)
 
-    def _by_words(self, inner: tokenizers.Tokenizer) -> Encode:
-        return word_encoder(str(self.words), inner.get_vocab(with_added_tokens=False))
+    def _faster(self) -> Encode | None:
+        if self.words is None:
+            return fast_encoder(self._plain)
+        return word_encoder(str(self.words), self._marked.get_vocab(with_added_tokens=False))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which makes again what holds functions: encoder and templates."""
+        made = {name for name, one in vars(Tokenizer).items() if isinstance(one, cached_property)}
+        return {n: value for n, value in self.__dict__.items() if n not in {"_fast", *made}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._fast = self._faster()
 
     @cached_property
     def start(self) -> list[int]:

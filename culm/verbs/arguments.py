@@ -267,6 +267,9 @@ EvaluationOut = Annotated[
 ]
 
 # culm quantize
+ScriptFolder = Annotated[
+    str, typer.Argument(help="A new folder for a script, its run files, and what they make.")
+]
 QuantizedOut = Annotated[str, typer.Argument(help="Folder of the quantised model.")]
 QuantizeTo = Annotated[
     str,

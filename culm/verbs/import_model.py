@@ -7,6 +7,7 @@ from pathlib import Path
 from culm.config import SettingError
 from culm.convert import hf, native, teaching_json
 from culm.convert.card import read_trained_on
+from culm.convert.export import write_made_of
 from culm.convert.load import download, find_model, load_model, on_hub, refuse_overwrite
 from culm.files import refuse_existing
 
@@ -44,5 +45,6 @@ def import_model(
         model, own = load_model(source, tokenizer=tokenizer)
         config = model.config
         native.save(model, own, out)
+    write_made_of(path, out, "import", *(["--tokenizer", str(tokenizer)] if tokenizer else []))
     millions = sum(p.numel() for p in config.build(device="meta").parameters()) / 1e6
     return f"{out}: a model of {millions:,.2f} million parameters"

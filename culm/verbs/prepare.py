@@ -50,6 +50,10 @@ def prepare_corpus(
         data.open(), data.format, words, Path(out), data.held_out, seed,
         duplicates=data.duplicates, invalid=data.invalid, difficulty=data.difficulty,
         cleaner=data.cleaner(Path(out)), overwrite=overwrite,
+        command=[
+            *path, *(["--format", format] if format else []), "--split", split,
+            "--held-out", str(held_out), "--seed", str(seed),
+        ],
     )  # fmt: skip
     typer.echo(
         f"{out}: {manifest.documents:,} documents, {manifest.bytes:,} bytes, "

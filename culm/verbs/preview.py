@@ -14,7 +14,7 @@ from culm.data.texts import texts_of
 from culm.parallel.ranks import Ranks
 from culm.plan.sample import Sample, relative_error, sample
 from culm.rollout.environment import Fitting, TaskEnvironment, question_remarks
-from culm.run.assemble import check_ends, loader, replay_loader
+from culm.run.assemble import check_ends, loader
 from culm.run.initial import make_tokenizer, source_of
 from culm.run.settings import RunConfig
 from culm.task.task import Task
@@ -26,6 +26,7 @@ from culm.tokenizer.train import BPE
 from culm.train.run_folder import prepared_by
 from culm.verbs.format import count, size
 from culm.verbs.preview_curriculum import curriculum_facts, planned_grading
+from culm.verbs.preview_mix import mixture_facts, planned_mixture
 
 SAMPLES = 3
 REFERENCE = "log-probabilities of the start, computed for all pairs before the first step"
@@ -56,8 +57,8 @@ class Corpus:
     @cached_property
     def prepared(self) -> Path | None:
         """The folder of the corpus, where it is prepared already."""
-        if self.config.data.prepared is not None:
-            return self.config.data.prepared
+        if self.config.data.corpus is not None:
+            return self.config.data.corpus
         folder = self.folder / "data"
         return folder if self._is_made and folder.exists() else None
 
@@ -77,7 +78,7 @@ class Corpus:
         config = self.config
         assert config.model is not None
         kept = self._is_made and (self.folder / "tokenizer" / "tokenizer.json").exists()
-        if kept or config.data.prepared is not None:
+        if kept or config.data.corpus is not None:
             tokenizer = make_tokenizer(config, self.folder)  # which is only read here
         else:
             settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
@@ -122,44 +123,54 @@ def preview(
     facts: list[tuple[str, ...]] = [("source", seen.name if seen else str(folder))]
     if seen is not None:
         facts.append(("read", _read(seen)))
-    facts.append(("packing", f"rows of {context} tokens, {100 * rows.efficiency:.1f} % filled"))
-    facts += _learned(config, tokenizer, rows, seen)
+    facts.append(("packing", rows.packing))
+    share = _share(seen, data.held_out)
+    mixed = planned_mixture(config, tokenizer, rows, context, ranks, share)
+    facts += _learned(config, tokenizer, rows, seen, share)
+    facts += mixture_facts(config, mixed, rows, share)
+    if (stream := data.stream) is not None:
+        tokenise = "process that tokenises" if stream.workers == 1 else "processes that tokenise"
+        facts.append((
+            "stream", f"{stream.workers} {tokenise} on each rank, windows of {stream.shuffle:,} "
+            "documents are shuffled",
+        ))  # fmt: skip
     facts += curriculum_facts(config, rows)
     facts.append(("held out", _held_out(config, folder, seen)))
     if "reference" in config.train.objective.columns and config.train.objective.reads == "pairs":
         facts.append(("reference", REFERENCE))
-    every = [rows]
-    if data.replay is not None:
-        every.append(replay_loader(config, tokenizer, context, Ranks(count=ranks)))
-        share = f"{every[1].rows_per_step} of {config.train.batch_size} rows of a step"
-        late = f" after step {data.replay.after}" if data.replay.after else ""
-        facts.append(("replayed", f"{share}{late}, from {data.replay.corpus}"))
-    facts += [("note", remark) for one in every for remark in one.remarks]
+    facts += [("note", remark) for remark in (mixed or rows).remarks]
+    samples = rows.preview(SAMPLES, tokenizer)
+    if mixed is not None:
+        samples = [one.text(row, tokenizer) for one, row in mixed.preview(SAMPLES)]
     complete = folder if seen is None or seen.whole else None
-    return Preview(facts, rows.preview(SAMPLES, tokenizer), context, complete, rows.group)
+    return Preview(facts, samples, context, complete, rows.group)
+
+
+def _share(seen: Sample | None, held_out: float) -> float:
+    """Of the text that a run learns, how much the plan has; 0 where it is not known."""
+    if seen is None or seen.whole:
+        return 1.0
+    return (seen.share or 0.0) / (1.0 - held_out)  # nothing of a sample is held out
 
 
 def _learned(
-    config: RunConfig, tokenizer: Tokenizer, rows: Loader, seen: Sample | None
+    config: RunConfig, tokenizer: Tokenizer, rows: Loader, seen: Sample | None, share: float
 ) -> list[tuple[str, ...]]:
     """How many tokens of the corpus are learned, and how often; nothing where it is not known."""
-    data = config.data
-    share, around = 1.0, ""
-    if seen is not None and not seen.whole:  # nothing of a sample is held out
-        share = (seen.share or 0.0) / (1.0 - data.held_out)
+    data, around = config.data, ""
+    if seen is not None and not seen.whole:
         error = relative_error(seen, data.format, tokenizer, half=config.model is not None)
         around = "" if error is None else f" ± {100 * error:.0f} %"
     if not share:
         return []
     about = "about " if share < 1.0 else ""
-    read = config.train.steps * rows.rows_per_step
-    if data.replay is not None:  # before it comes, all rows of a step are of this corpus
-        read += data.replay.after * (config.train.batch_size - rows.rows_per_step)
-    epochs = read * share / rows.rows
-    return [
-        ("learned tokens", f"{about}{count(rows.targets / share)}{around}"),
-        ("epochs", f"{about}{epochs:.2f}{around}"),
+    facts: list[tuple[str, ...]] = [
+        ("learned tokens", f"{about}{count(rows.targets / share)}{around}")
     ]
+    if not data.mix:  # whose table has the epochs of each corpus
+        epochs = config.train.steps * rows.rows_per_step * share / rows.rows
+        facts.append(("epochs", f"{about}{epochs:.2f}{around}"))
+    return facts
 
 
 def _read(seen: Sample) -> str:

@@ -15,7 +15,7 @@ from culm.adapt.quantize import Method, Quantizers
 from culm.adapt.quantize.linear import QuantizedLinear
 from culm.compose import read_value
 from culm.config import SettingError, parse
-from culm.convert.export import read_whole, size_of, write_quantized
+from culm.convert.export import read_whole, size_of, write_made_of, write_quantized
 from culm.convert.load import read, refuse_overwrite
 from culm.data.calibration import calibration_rows
 from culm.eval.divergence import compare
@@ -52,6 +52,8 @@ def show_quantized(
     model, tokenizer = read_whole(source, out, device)
     rows = calibration_rows(text, tokenizer, model.config.context) if text else None
     write_quantized(model, tokenizer, Path(out), quantizers, how, rows.seen if rows else None)
+    calibrated = [word for path in text for word in ("--calibrate", path)]
+    write_made_of(source, out, "quantize", "--to", to, "--method", method, *calibrated)
     speaks = model.config.head == "vocabulary"
     del model
     lines = _lost(source, out, device, rows.held_out if rows and speaks else None)

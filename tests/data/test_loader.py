@@ -1,7 +1,9 @@
 """The order of batches: pure in the seed and the step, whatever the ranks and micro-batches."""
 
+import re
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from test_prepare import Records
@@ -16,6 +18,7 @@ from culm.data.format.steps import StepsFormat
 from culm.data.loader import Loader
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
+from culm.data.shards import SplitWriter
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +147,7 @@ def test_what_is_cut_off_is_counted(tokenizer, tmp_path):
 def test_learned_targets_are_counted_as_they_are_read(tokenizer, tmp_path):
     records = [{"prompt": "q" * (n % 11), "completion": "a" * (n % 7 + 1)} for n in range(60)]
     chats = prepared(records, ChatFormat(), tokenizer, tmp_path / "p")
-    for packing in ("windows", "bins"):
+    for packing in ("wrapped", "best_fit"):
         loader = Loader(chats, 16, 1, 1, seed=0, packing=packing)
         assert loader.targets == sum(
             batch.counts["targets"] for batch in loader.sample(loader.targets)
@@ -169,9 +172,26 @@ def test_a_preview_marks_what_is_learned(tokenizer, tmp_path):
 
 
 def test_packings_agree_on_what_is_learned(corpus):
-    loaders = [Loader(corpus, 64, 4, 4, 0, packing=p) for p in ("windows", "bins")]
+    loaders = [Loader(corpus, 64, 4, 4, 0, packing=p) for p in ("wrapped", "best_fit")]
     assert [loader.truncated for loader in loaders] == [0, 0]
     assert loaders[0].targets >= loaders[1].targets > 0.9 * loaders[0].targets
+
+
+def test_packing_is_reported(corpus, tokenizer, tmp_path):
+    wrapped, fitted = (Loader(corpus, 64, 4, 4, 0, packing=p) for p in ("wrapped", "best_fit"))
+    said = (
+        r"rows of 64 tokens, [\d.]+ % filled; [\d.]+ % of the documents are cut, [\d.]+ % of the "
+    )
+    for loader in (wrapped, fitted):
+        assert re.match(said + "tokens are predicted without the beginning", loader.packing)
+        assert "left out" not in loader.packing
+    records = [{"prompt": "q", "completion": "a" * 40}, {"prompt": "q", "completion": "a"}]
+    chats = prepared(records, ChatFormat(), tokenizer, tmp_path / "p")
+    loader = Loader(chats, 16, 1, 1, seed=0)
+    lengths = np.diff(chats.offsets)
+    lost = 100 * np.maximum(lengths - 16, 0).sum() / lengths.sum()
+    assert "50.0 % of the documents are cut, 0.0 %" in loader.packing
+    assert loader.packing.endswith(f"{lost:.1f} % are left out")
 
 
 def test_batches_move_to_a_device(corpus):
@@ -230,3 +250,15 @@ def test_a_label_is_at_the_last_token_of_its_step(tokenizer, tmp_path):
     short = Loader(corpus, int(batch.lengths.max()) - 1, 6, 6, seed=0)
     assert short.truncated == 2
     assert short.step(0)[0].counts["targets"] == 10
+
+
+def test_a_span_may_cross_shards(corpus, tmp_path):
+    """Rows are read at once where their documents follow each other."""
+    writer = SplitWriter(tmp_path / "train", 300, limit=10)
+    parts = [np.arange(start, start + 6, dtype=np.uint32) for start in (0, 6, 12)]
+    for part in parts:
+        writer.append([(part, part % 2 == 0, ())], 6)
+    shards = Prepared(tmp_path, "train", corpus.manifest, writer.facts())
+    tokens, learned = shards.read(2, 17)
+    assert tokens.tolist() == list(range(2, 17))
+    assert learned.tolist() == [token % 2 == 0 for token in range(2, 17)]

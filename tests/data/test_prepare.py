@@ -14,6 +14,7 @@ from culm.atomic import InUseError
 from culm.config import SettingError
 from culm.data.format.chat import ChatFormat
 from culm.data.format.document import DocumentFormat
+from culm.data.format.label import LabelFormat
 from culm.data.format.pair import PairFormat
 from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
@@ -319,3 +320,71 @@ def test_a_manifest_says_what_was_read(tokenizer, tmp_path):
     assert list(found) == [str(text)]
     assert found[str(text)].sha256 == hashlib.sha256(text.read_bytes()).hexdigest()
     assert found[str(text)].bytes == text.stat().st_size
+
+
+# -- after a kill -----------------------------------------------------------------------------
+
+
+def long_records(kind):
+    """A few megabytes, with a number for each where the format has columns."""
+    text = "the quick brown fox jumps over the lazy dog. " * 40
+    if kind == "document":
+        return [{"text": f"{n}: {text}"} for n in range(1500)]
+    return [
+        {"prompt": f"{n}?", "completion": f"{n}: {text}", "label": n % 3 == 0} for n in range(1500)
+    ]
+
+
+def files_in(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+class Killed(BaseException):
+    """As if the process were gone."""
+
+
+class Interrupted(Records):
+    """Ends the process after so many records."""
+
+    def __iter__(self):
+        for number, record in enumerate(super().__iter__()):
+            if number == 1200:
+                raise Killed
+            yield record
+
+
+@pytest.mark.parametrize("kind", ["document", "label"])
+def test_no_batch_is_tokenised_twice_after_a_kill(kind, tokenizer, tmp_path, monkeypatch) -> None:
+    """And the corpus is the same byte for byte; nothing is left next to it."""
+    records = long_records(kind)
+    format = DocumentFormat() if kind == "document" else LabelFormat()
+    prepare(Records(records), format, tokenizer, tmp_path / "whole")
+    with pytest.raises(Killed):
+        prepare(Interrupted(records), format, tokenizer, tmp_path / "out")
+    left = list((tmp_path / ".out.tokens").glob("*.npz"))
+    assert len(left) == 2
+    left[0].write_bytes(left[0].read_bytes()[:-100])  # a disk that was full, say
+    encoded = []
+    encode = type(format).encode
+    monkeypatch.setattr(
+        type(format), "encode",
+        lambda self, texts, words: encoded.append(len(texts)) or encode(self, texts, words),
+    )  # fmt: skip
+    prepare(Records(records), format, tokenizer, tmp_path / "out")
+    assert sum(encoded) < len(records) * 0.85  # all but one batch
+    assert files_in(tmp_path / "out") == files_in(tmp_path / "whole")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_other_settings_use_nothing_of_a_killed_process(tokenizer, tmp_path) -> None:
+    records = long_records("document")
+    with pytest.raises(Killed):
+        prepare(Interrupted(records), DocumentFormat(), tokenizer, tmp_path / "out")
+    other = DocumentFormat(max_characters=500)
+    prepare(Records(records), other, tokenizer, tmp_path / "out")
+    prepare(Records(records), other, tokenizer, tmp_path / "whole")
+    assert files_in(tmp_path / "out") == files_in(tmp_path / "whole")

@@ -136,7 +136,8 @@ def test_with_text_of_an_earlier_stage(stage: Stage, tmp_path: Path) -> None:
     text = stage("pretrain", steps=1)
     train(parse(RunConfig, {**text, "folder": str(tmp_path / "text")}))
     run = stage("sft", batch_size=8, steps=4)
-    run["data"] |= {"replay": {"corpus": str(tmp_path / "text" / "data")}}
+    words = {"corpus": str(tmp_path / "text" / "data"), "weight": 0.2}
+    run["data"] |= {"mix": [{"weight": 0.8}, words]}
     run["data"] |= {"curriculum": {"steps": 3}}
     train(parse(RunConfig, {**run, "folder": str(tmp_path / "run")}))
     competences = [line["competence"] for line in facts(tmp_path / "run")]

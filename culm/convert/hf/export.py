@@ -22,6 +22,7 @@ from culm.convert.rules import ModuleNames
 from culm.convert.weights import note_dropped_heads, plain_weights
 from culm.dtype import cast, name_of
 from culm.files import refuse_nonempty, write_json
+from culm.lineage import NAME as LINEAGE
 from culm.log import say
 from culm.model.rule_updated import rule_updated
 from culm.model.transformer import Transformer, TransformerConfig
@@ -62,7 +63,7 @@ def export(
         tokenizer = padded_without_ends(tokenizer)
     if config.scores > 1:
         say(f"{folder}: its {config.scores} heads are written as one, their mean: the reward.")
-    with atomic(folder) as fresh:
+    with atomic(folder, replaces=(LINEAGE,)) as fresh:
         fresh.mkdir()
         _write_shards(fresh, _tensors(model, chosen, dtype, progress), shard_bytes)
         tokenizer.save(fresh)
