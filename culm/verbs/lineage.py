@@ -21,7 +21,7 @@ from culm.lineage import (
     unreproducible,
 )
 from culm.run.reads import SHOWN, digest_of
-from culm.train.checkpoint import steps_in
+from culm.train.checkpoint.folder import steps_in
 
 WIDTH = 1000  # characters: a tree is cut at the width, and a terminal wraps long lines itself
 
