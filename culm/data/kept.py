@@ -44,7 +44,14 @@ class Kept:
         """Of a batch."""
         digest = hashlib.blake2b(json.dumps(self._facts).encode(), digest_size=16)
         for unit in units:
-            facts = [unit.contents, unit.numbers, unit.difficulty]
+            facts: list[object] = [len(unit.contents), unit.numbers, unit.difficulty]
+            for content in unit.contents:
+                if isinstance(content, str):  # as it is, since it is most of a corpus
+                    text = content.encode("utf-8", "surrogatepass")
+                    facts.append(len(text))
+                    digest.update(text)
+                else:
+                    facts.append(content)
             digest.update(json.dumps(facts, default=str).encode())
         return digest.hexdigest()
 

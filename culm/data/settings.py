@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from culm.batch import Reads
-from culm.config import MAY_CHANGE, Config, SettingError, listed, refuse_unused
+from culm.config import MAY_CHANGE, Config, MayChange, SettingError, listed, refuse_unused
 from culm.data.clean import AnyStage
 from culm.data.clean.cleaner import Cleaner, kept_beside
 from culm.data.curriculum import Curriculum
@@ -75,7 +75,7 @@ class DataConfig(Config):
     turns: PositiveInt = 1
     mix: Annotated[tuple[MixedCorpus, ...], BeforeValidator(listed)] = ()
     temperature: PositiveFloat = 1.0
-    stream: StreamConfig | None = None
+    stream: Annotated[StreamConfig | None, MayChange(but=("", "shuffle"))] = None
     curriculum: Curriculum | None = None
     clean: Annotated[tuple[AnyStage, ...], BeforeValidator(listed)] = ()
     workers: Annotated[PositiveInt, MAY_CHANGE] = 1

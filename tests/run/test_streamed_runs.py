@@ -16,23 +16,23 @@ from culm.tokenizer.train import BPE
 from culm.verbs.plan import show_plan
 
 
-def config(stage, corpora: Path, folder: Path, **more) -> RunConfig:
+def config(stage, corpora: Path, folder: Path, stream=None, **more) -> RunConfig:
     run = stage("pretrain", **more)
     run["data"] = {
         "path": str(corpora / "text.jsonl"), "held_out": 0,
-        "stream": {"workers": 1, "shuffle": 16},
+        "stream": {"workers": 1, "shuffle": 16, **(stream or {})},
     }  # fmt: skip
     return parse(RunConfig, {**run, "folder": str(folder)})
 
 
 def test_a_run_resumes_exactly_and_writes_no_corpus(stage, corpora: Path, tmp_path: Path) -> None:
-    def run(folder: Path, steps: int):
+    def run(folder: Path, steps: int, **stream):
         more = {"steps": steps, "checkpoint": {"every_steps": 3}}
-        return train(config(stage, corpora, folder, **more))
+        return train(config(stage, corpora, folder, stream, **more))
 
     run(tmp_path / "one", 7)
     run(tmp_path / "two", 3)
-    run(tmp_path / "two", 7)
+    run(tmp_path / "two", 7, workers=2, prefetch=3)
     one, two = (weights_in(tmp_path / name) for name in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not (tmp_path / "one" / "data").exists()
@@ -49,6 +49,8 @@ def test_other_text_is_refused(stage, tmp_path: Path) -> None:
     file.write_text(file.read_text() * 2)
     with pytest.raises(SettingError, match="trained on other data, or in another order"):
         train(config(stage, file.parent, tmp_path / "run", steps=4))
+    with pytest.raises(SettingError, match=r"data\.stream\.shuffle: 8, but"):
+        train(config(stage, file.parent, tmp_path / "run", {"shuffle": 8}, steps=4))
 
 
 def test_a_plan_shows_what_a_stream_gives(stage, corpora: Path, tmp_path: Path, capsys) -> None:

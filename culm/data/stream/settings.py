@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import PositiveInt
 
-from culm.config import MAY_CHANGE, Config
+from culm.config import Config
 
 
 class StreamConfig(Config):
@@ -15,6 +13,6 @@ class StreamConfig(Config):
     shuffle: documents that are read ahead and shuffled; 1 keeps the order of the source.
     """
 
-    workers: Annotated[PositiveInt, MAY_CHANGE] = 2
-    prefetch: Annotated[PositiveInt, MAY_CHANGE] = 16
+    workers: PositiveInt = 2
+    prefetch: PositiveInt = 16
     shuffle: PositiveInt = 10_000
