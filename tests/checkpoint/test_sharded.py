@@ -202,7 +202,7 @@ RULES = {{
 
 def parts(rule, ranks):
     objective = build(NextToken(), tiny.model())
-    parallel = parallelize(objective, ranks, ParallelConfig(replicas="fsdp"))
+    parallel = parallelize(objective, ranks, ParallelConfig(data="fsdp"))
     return objective, parallel, RULES[rule].build(objective)
 
 def step(parallel, optimizer):
@@ -379,7 +379,7 @@ def test_a_run_moves_between_layouts(stage: Callable[..., dict], tmp_path: Path)
     files = []
     for name in ("pretrain", "sft"):
         settings = stage(name, adapter=name == "sft", steps=8, batch_size=8, micro_batch_size=2)
-        settings["parallel"] = {"replicas": "fsdp"}
+        settings["parallel"] = {"data": "fsdp"}
         settings["train"]["checkpoint"] = {"every_steps": 1}
         for kind in ("one", "moved"):
             settings["folder"] = str(tmp_path / f"{name}-{kind}")
