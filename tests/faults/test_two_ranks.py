@@ -70,12 +70,12 @@ def start(folder: Path, *arguments: str, restarts: int = 0) -> subprocess.Comple
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("replicas", ["ddp", "fsdp"])
+@pytest.mark.parametrize("data", ["ddp", "fsdp"])
 def test_a_killed_rank_is_restarted_to_the_bit(
-    replicas: str, run_file: Callable[..., Path], tmp_path: Path
+    data: str, run_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     file = run_file("sft", steps=6, checkpoint={"every_steps": 2, "asynchronous": True})
-    layout = f"parallel.replicas={replicas}"
+    layout = f"parallel.data={data}"
     for kind, fault in (("one", "none"), ("two", "kill")):
         done = start(
             tmp_path, fault, "4", str(file), layout, f"folder={tmp_path}/{kind}", restarts=1
