@@ -366,8 +366,8 @@ def test_plan_names_every_fatal_problem(culm, text, tmp_path):
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        (["train"], "run: name a file, or one of demo, depth, distill, dpo"),
-        (["plan"], "run: name a file, or one of demo, depth, distill, dpo"),
+        (["train"], "run: name a file, or one of 125m, 32b, 7b, demo"),
+        (["plan"], "run: name a file, or one of 125m, 32b, 7b, demo"),
         (["chat", "runs/nope"], "runs/nope: there is no such file or folder"),
         (["chat", "./nope"], "nope: there is no such file or folder"),
         (["train", "pretrain", "data.path=runs/nope"], "there is no file or folder 'runs/nope'"),
