@@ -177,11 +177,12 @@ class Loader:
         return any(bool(torch.isin(batch.targets, wanted).any()) for batch in batches)
 
     def preview(self, count: int, tokenizer: Tokenizer) -> list[list[tuple[str, bool]]]:
-        """The first rows as text, each in spans (text, whether it is learned)."""
-        few, rows = min(count, self.rows), list[int]()
-        while len(rows) < few:
-            rows += self._rows_of(len(rows) // self.rows_per_step)
-        return [self.text(row, tokenizer) for row in rows[:few]]
+        """Rows of the first step as text, each in spans (text, whether it is learned)."""
+        return [self.text(row, tokenizer) for row in self.some(min(count, self.rows))]
+
+    def some(self, count: int) -> list[int]:
+        """As many rows as if a step had only these; a step may have far more than can be shown."""
+        return self.order.of_step(0, lambda step: step * count)
 
     def text(self, row: int, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
         """A row of the order in spans (text, whether it is learned)."""

@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -103,9 +104,15 @@ class Mixture:
         """Nothing to restore."""
 
     def preview(self, count: int) -> Iterator[tuple[Loader, int]]:
-        """The first rows of the first step, each with its corpus."""
-        for corpus, row in self.places(0)[:count]:
-            yield self.corpora[corpus], row
+        """Rows that a first step may have, of one corpus after another."""
+        each = [one.some(min(count, one.rows)) for one in self.corpora]
+        rows = (
+            (one, some[place])
+            for place in range(count)
+            for one, some in zip(self.corpora, each, strict=True)
+            if place < len(some)
+        )
+        yield from islice(rows, count)
 
     def _before(self, corpus: int, step: int) -> int:
         return self.apportionment.before(step)[corpus]

@@ -171,6 +171,12 @@ def test_a_preview_marks_what_is_learned(tokenizer, tmp_path):
     assert ("<|user|>hello<|end|><|assistant|>", False) in spans
 
 
+def test_a_preview_of_a_huge_step_is_quick(corpus, tokenizer):
+    loader = Loader(corpus, 32, 400_000_000, 400_000_000, seed=0)
+    few = Loader(corpus, 32, 1, 1, seed=0)
+    assert loader.preview(3, tokenizer) == few.preview(3, tokenizer)
+
+
 def test_packings_agree_on_what_is_learned(corpus):
     loaders = [Loader(corpus, 64, 4, 4, 0, packing=p) for p in ("wrapped", "best_fit")]
     assert [loader.truncated for loader in loaders] == [0, 0]

@@ -135,6 +135,12 @@ def test_the_rows_of_a_run_are_counted(corpora) -> None:
     assert sum(one.share for one in reads) == 1
 
 
+def test_a_preview_shows_rows_of_each(corpora) -> None:
+    mixed = mixture(corpora, [3, 1, 2], rows=400_000_000, micro=400_000_000)
+    assert [mixed.corpora.index(one) for one, _ in mixed.preview(4)] == [0, 1, 2, 0]
+    assert len({row for one, row in mixed.preview(4) if one is mixed.corpora[0]}) == 2
+
+
 def test_rows_must_divide_over_the_ranks(corpora) -> None:
     with pytest.raises(SettingError, match=r"train\.batch_size: 12 does not divide over 5 ranks"):
         mixture(corpora, [1, 1, 1], ranks=5)

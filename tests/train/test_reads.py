@@ -210,7 +210,7 @@ def test_ranks_that_read_different_models() -> None:
     class Others:
         rank, count = 0, 2
 
-        def gather(self, value: dict) -> list[dict]:
+        def everyone(self, value: dict) -> list[dict]:
             return [value, {"start=base": "b" * 64}]
 
     with pytest.raises(SettingError, match="start=base: rank 1 reads other contents than rank 0"):
