@@ -24,6 +24,7 @@ from culm.train.listeners import (
     MetricsFile,
     is_due,
 )
+from culm.train.profile import Profile
 from culm.train.push import Push
 from culm.train.trackers.tracker import TrackerConfig
 from culm.train.trainer import Batches
@@ -55,6 +56,9 @@ def add_listeners(
         for tracker in trackers:
             opened = tracker.open(folder, settings, start.step)
             listeners.add(Forgiving(opened, tracker.kind))
+    if config.train.profile is not None:
+        place, rank = folder / "profile", run.ranks.process
+        listeners.add(Profile(config.train.profile, place, rank, start.step))
     if config.train.push is not None:
 
         def write(out: Path) -> None:

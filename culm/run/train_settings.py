@@ -21,6 +21,7 @@ from culm.rollout.reward.reward import RewardConfig
 from culm.rollout.reward.score import TaskScore
 from culm.rollout.settings import RolloutConfig
 from culm.train.checkpoint.settings import CheckpointConfig
+from culm.train.profile import ProfileConfig
 from culm.train.push import PushConfig
 from culm.train.spikes import SpikeConfig
 from culm.train.straggler import StragglerConfig
@@ -58,7 +59,7 @@ class TrainConfig(Config):
         it only a step that is not finite is refused, and ends the run. straggler: when a slow rank
         is named. check_replicas_every: steps after which ranks compare their copies of weights and
         optimizer states bit for bit; the run ends if one differs. push: weights go to the Hugging
-        Face hub while the run trains.
+        Face hub while the run trains. profile: traces of some steps, in the folder of the run.
     """
 
     steps: Annotated[PositiveInt, MAY_CHANGE]
@@ -86,6 +87,7 @@ class TrainConfig(Config):
     straggler: Annotated[StragglerConfig, MAY_CHANGE] = StragglerConfig()
     check_replicas_every: Annotated[PositiveInt | None, MAY_CHANGE] = None
     push: Annotated[PushConfig | None, MAY_CHANGE] = None
+    profile: Annotated[ProfileConfig | None, MAY_CHANGE] = None
 
     @model_validator(mode="after")
     def _recomputed(self) -> TrainConfig:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from culm.train.events import Event, Measured, Stepped
-from culm.train.trackers.tracker import TrackerConfig, numbers
+from culm.train.trackers.tracker import Reporter, TrackerConfig
 
 
 class TensorBoard(TrackerConfig):
@@ -32,22 +31,13 @@ class TensorBoard(TrackerConfig):
         return TensorBoardListener(SummaryWriter(str(folder / self.path), purge_step=step + 1))
 
 
-class TensorBoardListener:
-    """Writes every number of a step under `train/`, and of an evaluation under `eval/`."""
-
+class TensorBoardListener(Reporter):
     def __init__(self, writer: Any) -> None:
         self._writer = writer
 
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, Stepped):
-            seen = {"loss": event.loss, "grad_norm": event.grad_norm, "rate": event.rate}
-            self._add("train", {**seen, **event.group_rates, **event.metrics}, event.step)
-        elif isinstance(event, Measured):
-            self._add("eval", event.results, event.step)
+    def report(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         self._writer.close()
-
-    def _add(self, group: str, values: Mapping[str, Any], step: int) -> None:
-        for name, value in numbers(values).items():
-            self._writer.add_scalar(f"{group}/{name}", value, step)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from culm.config import Config
-from culm.train.events import Listener
+from culm.train.events import Event, Listener, Measured, Stepped
 
 
 class TrackerConfig(Config, ABC):
@@ -32,12 +32,45 @@ class TrackerConfig(Config, ABC):
         """
 
 
-def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers in nested results, by dotted names."""
-    found: dict[str, float] = {}
+class Reporter(ABC):
+    """A listener that reports every number of a step under `train/`, of an evaluation under
+    `eval/`.
+    """
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Stepped):
+            seen = {"loss": event.loss, "grad_norm": event.grad_norm, "rate": event.rate}
+            self._named("train", {**seen, **event.group_rates, **event.metrics}, event.step)
+        elif isinstance(event, Measured):
+            self._named("eval", event.results, event.step)
+
+    def _named(self, group: str, values: Mapping[str, Any], step: int) -> None:
+        self.report({f"{group}/{name}": value for name, value in numbers(values).items()}, step)
+
+    @abstractmethod
+    def report(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers by name, after so many steps."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """However the run ended."""
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted names."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= numbers(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[f"{prefix}{name}"] = float(value)
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
     return found
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers in nested results, by dotted names."""
+    return {
+        name: float(value)
+        for name, value in flat(values).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

@@ -1,0 +1,71 @@
+"""Weights & Biases in its offline mode, and MLflow in a folder."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from culm.config import SettingError, parse
+from culm.files import read_lines
+from culm.run.settings import read_run
+from culm.run.train import train
+from culm.train.trackers import mlflow as mlflow_tracker
+from culm.train.trackers import wandb as wandb_tracker
+from culm.train.trackers.mlflow import MLflow
+from culm.train.trackers.wandb import WandB
+
+
+def test_mlflow_gets_what_the_files_get(
+    run_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a database needs more than its client
+    uri = f"file:{tmp_path}/mlflow"
+    file, track = run_file("sft", steps=4), f"track={{kind: mlflow, uri: '{uri}'}}"
+    train(read_run(str(file), [track, "train.steps=2"])[0])
+    config, _ = read_run(str(file), [track])
+    train(config)  # resumed: the same run there
+    folder = Path(config.folder)
+    client = mlflow.MlflowClient(uri)
+    [run] = client.search_runs([client.get_experiment_by_name("culm").experiment_id])
+    assert run.info.run_id == (folder / mlflow_tracker.RUN).read_text()
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    lines = read_lines(folder / "metrics.jsonl")
+    assert {m.step: m.value for m in history} == {line["step"]: line["loss"] for line in lines}
+    assert run.data.params["train.batch_size"] == str(config.train.batch_size)
+
+
+def test_wandb_works_without_a_network(run_file: Callable[..., Path]) -> None:
+    """In a process of its own: its file is complete once that has ended."""
+    pytest.importorskip("wandb")
+    file = run_file("sft", steps=2)
+    settings = ["track={kind: wandb, mode: offline}", f"folder={file}-wandb"]
+    script = "import sys; from culm.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "train", str(file), *settings],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    [found] = Path(f"{file}-wandb").glob("wandb/offline-run-*/run-*.wandb")
+    content = found.read_bytes()
+    assert b"train/loss" in content
+    assert b"batch_size" in content
+
+
+@pytest.mark.parametrize(
+    ("tracker", "module", "extra"),
+    [(WandB(), wandb_tracker, "wandb"), (MLflow(), mlflow_tracker, "mlflow")],
+)
+def test_an_absent_package_names_its_extra(
+    tracker: WandB | MLflow, module: object, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=rf"culm\[{extra}\]"):
+        tracker.check()
+
+
+def test_a_mode_that_is_not_known_is_refused() -> None:
+    with pytest.raises(SettingError, match="mode"):
+        parse(WandB, {"mode": "sometimes"})
