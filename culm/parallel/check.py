@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from culm.config import SettingError
 from culm.model.block import Block
 from culm.model.linear import Linear
@@ -24,6 +26,29 @@ def check_layout(model: Transformer, settings: ParallelConfig) -> None:
             _check_context(block, settings, where)
         if settings.tensor > 1:
             _check_tensor(block, settings.tensor, where)
+
+
+def check_pipeline(objective: nn.Module, settings: ParallelConfig, compile: bool = False) -> None:
+    """Refuse a pipeline that does not divide the models of an objective, which are still whole.
+
+    Raises:
+        SettingError: with the setting, and what would fit.
+    """
+    stages = settings.stages
+    for model in (part for part in objective.modules() if isinstance(part, Transformer)):
+        if model.config.layers < stages:
+            raise SettingError(
+                f"parallel.pipeline: {stages} stages cannot divide {model.config.layers} layers; "
+                "use fewer, or data: fsdp"
+            )
+
+
+def check_micro_batches(settings: ParallelConfig, count: int) -> None:
+    """Whether so many micro-batches of a data rank keep a pipeline at work.
+
+    Raises:
+        SettingError: with what would fit.
+    """
 
 
 def _check_experts(model: Transformer, ranks: int) -> None:

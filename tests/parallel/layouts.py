@@ -52,8 +52,8 @@ MODELS = {
 }  # fmt: skip
 
 
-def built(name):
-    base = {"vocabulary": 64, "width": 32, "layers": 2, "context": 32}
+def built(name, layers=2):
+    base = {"vocabulary": 64, "width": 32, "layers": layers, "context": 32}
     model = parse(TransformerConfig, {**base, **MODELS[name]}).build(seed=1)
     if name == "lora":
         LoRA(rank=4, targets=("blocks.*.attention.*", "blocks.*.mlp.*")).apply(model, 0)
@@ -88,27 +88,29 @@ def halves(whole):
                     counts=counts_of(rows))  # fmt: skip
 
 
-def train(name, ranks, settings, checkpointing="none"):
-    model = built(name)
+def train(name, ranks, settings, layers, checkpointing="none"):
+    model = built(name, layers)
     objective = NextToken().build(model, None, 0)
     parallel = parallelize(objective, ranks, settings, activation_checkpointing=checkpointing)
     optimizer = AdamW(rate=3e-3).build(objective)
     events = []
     trainer = Trainer(parallel, optimizer, Constant(), clip=0.5, listener=events.append)
     trainer.fit(Given(list(halves(batch(ranks.rank, ranks.count)))), STEPS)
-    weights = {n: full_tensor(p.detach()).clone() for n, p in model.named_parameters()}
     with unsharded(model), torch.no_grad():
+        weights = {n: full_tensor(p.detach()).clone() for n, p in model.named_parameters()}
         logits = model(batch(0, 1).tokens)
     return [(e.loss, e.grad_norm) for e in events], weights, logits
 
 
 def compare(name, layout):
     settings = ParallelConfig(**layout)
-    ranks = launch.joined("cpu", settings)
-    whole, found = train(name, Ranks(), ParallelConfig()), train(name, ranks, settings)
+    ranks, layers = launch.joined("cpu", settings), max(2, settings.stages)
+    whole = train(name, Ranks(), ParallelConfig(), layers)
+    found = train(name, ranks, settings, layers)
     for step, (a, b) in enumerate(zip(whole[0], found[0], strict=True)):
         assert abs(a[0] - b[0]) <= 1e-5, (name, layout, step, a, b)
         assert abs(a[1] - b[1]) <= 1e-4 * a[1] + 1e-5, (name, layout, step, a, b)
+    assert whole[1].keys() == found[1].keys()
     for key, weight in whole[1].items():
         torch.testing.assert_close(found[1][key], weight, atol=2e-3, rtol=0, msg=f"{name} {key}")
     torch.testing.assert_close(found[2], whole[2], atol=2e-3, rtol=0)
