@@ -12,7 +12,6 @@ from torch import Tensor
 from culm.model.layer_cache import LayerCache
 from culm.model.score_rule import Backend, ScoreRule
 
-
 LOADS = "experts."  # before the number of a layer: the name of the loads of its experts
 
 

@@ -136,6 +136,11 @@ class Objective(nn.Module, ABC):
         """
         return False
 
+    @property
+    def changes_embeddings(self) -> bool:
+        """Whether the loss adds something to the embeddings that a model reads."""
+        return False
+
     def moving(self) -> Collection[nn.Module]:
         """Parts that change without gradients, such as an average of the policy's weights.
 

@@ -75,9 +75,7 @@ def build_mesh(device: torch.device | str, settings: ParallelConfig) -> Mesh:
     holders = data * settings.context  # of the same part of the matmuls
     copies = holders if settings.data == "ddp" else settings.replicas
     stages = settings.pipeline
-    rows = _mesh(
-        kind, pipeline=stages, data=data, context=settings.context, tensor=settings.tensor
-    )
+    rows = _mesh(kind, pipeline=stages, data=data, context=settings.context, tensor=settings.tensor)
     weights = _mesh(
         kind, pipeline=stages, replicate=copies, shard=holders // copies, tensor=settings.tensor
     )

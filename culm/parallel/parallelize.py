@@ -121,7 +121,7 @@ class Parallel:
             return float(nn.utils.clip_grad_norm_(parameters, limit))
         if self.pipeline is None:
             return clip_sharded(parameters, limit)
-        return clip_sharded(parameters, limit, self.pipeline.axis, self.pipeline.counts_once)
+        return clip_sharded(parameters, limit, self.pipeline.axis, self.pipeline.counts_here)
 
     def _forward(self, batch: Batch, last: bool) -> Loss:
         """The loss of one micro-batch; gradients are exchanged after the last one of a step."""
@@ -153,7 +153,7 @@ def parallelize(
     if ranks.mesh is not None:
         axes = ranks.mesh.axes
         if axes.pipeline.size > 1:
-            check_pipeline(objective, settings, compile)
+            check_pipeline(objective, settings, ranks.mesh.gradients.size(), compile)
             parallel.pipeline = Pipeline(objective, axes, shards_of(axes, settings), settings)
         divide(objective, axes, settings)
         if parallel.pipeline is not None:

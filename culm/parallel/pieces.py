@@ -12,6 +12,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import nn
 
@@ -26,7 +27,7 @@ def layers_of(stages: int, layers: int) -> list[range]:
     """The layers of each stage; where they do not divide, the first stages have one more."""
     least, more = divmod(layers, stages)
     starts = [stage * least + min(stage, more) for stage in range(stages + 1)]
-    return [range(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+    return [range(a, b) for a, b in pairwise(starts)]
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Pieces:
         """The embedding, if this rank has it together with another one."""
         piece = self.pieces[0]
         held = len(piece.owners) == 2 and self.axis.rank in piece.owners
-        return self.model.embed.weight if held else None
+        return self.model.get_parameter("embed.weight") if held else None
 
     @contextmanager
     def whole(self) -> Iterator[None]:

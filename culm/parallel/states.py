@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from culm.batch import Batch
 from culm.model.attention.gqa import GroupedQueryAttention
@@ -154,9 +155,7 @@ class States:
             owner = self.pieces.owner(number)
             shapes = self.shapes(number, rows, length)
             if owner == self.axis.rank:
-                arrived = self._streams(
-                    number, *self._computed(number, arrived, tokens, context)
-                )
+                arrived = self._streams(number, *self._computed(number, arrived, tokens, context))
             else:
                 arrived = tuple(self._empty(shape) for shape in shapes)
             arrived = tuple(self.axis.broadcast(one.contiguous(), owner) for one in arrived)
@@ -210,6 +209,18 @@ def padded(x: Tensor, shape: Sequence[int]) -> Tensor:
     return F.pad(x, [pad for size in reversed(missing) for pad in (0, size)])
 
 
-def cut(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Without what `padded` added."""
-    return x[tuple(slice(size) for size in shape)]
+def arrived(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """What another stage sent, without what `padded` added."""
+    return _Arrived.apply(x)[tuple(slice(size) for size in shape)]
+
+
+class _Arrived(torch.autograd.Function):
+    """Its gradient is contiguous, as what is sent must be."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> Tensor:
+        return grads[0].contiguous()

@@ -43,6 +43,9 @@ MODELS = {
               "tied": False, "vocabulary": 63},
     "latent": {"attention": {"kind": "mla", "heads": 4, "rank": 8, "head_dim": 8, "value_dim": 8,
                              "rope_dim": 4}, "mtp": {"depth": 1}},
+    "mla": {"attention": {"kind": "mla", "heads": 4, "rank": 8, "head_dim": 8, "value_dim": 8,
+                             "rope_dim": 4}},
+    "mtp": {"attention": ATTENTION, "mtp": {"depth": 1}},
     "state": {"attention": {"kind": "deltanet", "heads": 2}},
     "alibi": {"attention": {**ATTENTION, "rope": None, "alibi": True, "qk_norm": "width"}},
     "moe": {"attention": ATTENTION, "mlp": EXPERTS},
@@ -79,10 +82,9 @@ def batch(rank, count):
     )
 
 
-def halves(whole):
-    """Two micro-batches."""
-    half = len(whole.tokens) // 2
-    for own in (slice(0, half), slice(half, None)):
+def micro_batches(whole, count=2):
+    """So many micro-batches."""
+    for own in torch.arange(len(whole.tokens)).chunk(count):
         rows = whole.targets[own]
         yield Batch(whole.tokens[own], rows, whole.positions[own], whole.documents[own],
                     counts=counts_of(rows))  # fmt: skip
@@ -95,7 +97,8 @@ def train(name, ranks, settings, layers, checkpointing="none"):
     optimizer = AdamW(rate=3e-3).build(objective)
     events = []
     trainer = Trainer(parallel, optimizer, Constant(), clip=0.5, listener=events.append)
-    trainer.fit(Given(list(halves(batch(ranks.rank, ranks.count)))), STEPS)
+    count = max(2, settings.pipeline)
+    trainer.fit(Given(list(micro_batches(batch(ranks.rank, ranks.count), count))), STEPS)
     with unsharded(model), torch.no_grad():
         weights = {n: full_tensor(p.detach()).clone() for n, p in model.named_parameters()}
         logits = model(batch(0, 1).tokens)
@@ -153,7 +156,7 @@ def measure(name, layout):
     ranks = launch.joined("cpu", settings)
     objective = NextToken().build(built(name), None, 0)
     trainer = Trainer(parallelize(objective, ranks, settings), AdamW().build(objective), Constant())
-    given = Given(list(halves(batch(ranks.rank, ranks.count))))
+    given = Given(list(micro_batches(batch(ranks.rank, ranks.count))))
     trainer.fit(given, 1)  # FSDP2 sets itself up
     with Traffic() as traffic:
         trainer.fit(given, 2, 1)
