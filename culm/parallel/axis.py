@@ -73,6 +73,16 @@ class Axis:
             work.wait()
         return theirs
 
+    def move(self, x: Tensor, source: int, target: int) -> Tensor:
+        """What one rank of the axis has in x, in that of another one; others do not call it."""
+        if source != target:
+            group = self.mesh.get_group()
+            if self.rank == source:
+                distributed.send(x.contiguous(), group=group, group_dst=target)
+            else:
+                distributed.recv(x, group=group, group_src=source)
+        return x
+
     def gather_objects(self, value: T) -> list[T]:
         """The value of each rank, in order; pickled, so for small things."""
         found: list[T] = [value] * self.size

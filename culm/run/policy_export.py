@@ -14,7 +14,7 @@ from culm.convert import hf
 from culm.convert.load import find_model
 from culm.model.transformer import Transformer
 from culm.parallel.ranks import Ranks
-from culm.parallel.sharded import is_sharded, state_of
+from culm.parallel.sharded import is_divided, state_of
 from culm.run.initial import initial_model
 from culm.run.objective import change_model
 from culm.run.settings import RunConfig
@@ -55,8 +55,8 @@ class PolicyExport:
     def _whole(self) -> Transformer | None:
         """The policy with whole weights on the rank that writes; a copy, if it must be changed."""
         config = self.config
-        if is_sharded(self.model):
-            weights = state_of(self.model)
+        if is_divided(self.model):
+            weights = state_of(self.model, self.ranks)
             if not self.ranks.writer:
                 return None
             model, _ = initial_model(config, self.folder)

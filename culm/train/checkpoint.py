@@ -106,7 +106,7 @@ class WholeStore:
         """Write `checkpoints/step-N`, then remove all but the newest `keep`."""
         self._refuse_unusable(progress.step)
         # Every rank takes part in gathering.
-        tensors = collect(self.objective, self.optimizer, self.ranks.writer)
+        tensors = collect(self.objective, self.optimizer, self.ranks)
         path = self.folder / "checkpoints" / f"step-{progress.step}"
         if self.ranks.writer:
             tensors |= {f"{BATCHES}{name}": value.contiguous() for name, value in state.items()}
@@ -135,7 +135,7 @@ class WholeStore:
         if (broken := first_unusable(tensors)) is not None:
             raise CheckpointError(f"{path}: {broken} is not finite; {remedy}")
         where = f"{path}; give this run another folder=..., or {remedy}"
-        restore(self.objective, self.optimizer, tensors, where)
+        restore(self.objective, self.optimizer, tensors, where, self.ranks)
         return progress, state
 
     def wait(self) -> None:

@@ -5,30 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from culm.dtensor import full_tensor, like
+from culm.dtensor import like
 from culm.model.rule_updated import rule_updated
 from culm.objective.objective import Objective
 from culm.optim.rule import Layout, RuleOptimizer
+from culm.parallel.ranks import Ranks
+from culm.parallel.sharded import gathered
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read; the message names the file and the remedy."""
 
 
-def collect(objective: Objective, optimizer: RuleOptimizer, keep: bool) -> dict[str, Tensor]:
+def collect(objective: Objective, optimizer: RuleOptimizer, ranks: Ranks) -> dict[str, Tensor]:
     """Whole tensors by name, one after the other; only the rank that writes keeps them."""
-    tensors = {}
+    named: dict[str, Tensor] = {}
     for name, parameter in moving_parameters(objective).items():
         state = optimizer.state.get(parameter, {})
-        entries = {f"optimizer.{name}|{key}": value for key, value in state.items()}
-        for key, value in {f"parameter.{name}": parameter, **entries}.items():
-            gathered = full_tensor(value.detach())
-            if keep:
-                tensors[key] = gathered.cpu().contiguous()
-    if keep:
-        for name, buffer in rule_updated(objective).items():
-            tensors[f"buffer.{name}"] = buffer.detach().cpu().clone()
-    return tensors
+        named[f"parameter.{name}"] = parameter
+        named |= {f"optimizer.{name}|{key}": value for key, value in state.items()}
+    named |= {f"buffer.{name}": buffer for name, buffer in rule_updated(objective).items()}
+    return gathered(named, ranks)
 
 
 def moving_parameters(objective: Objective) -> dict[str, nn.Parameter]:
@@ -39,9 +36,15 @@ def moving_parameters(objective: Objective) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def restore(
-    objective: Objective, optimizer: RuleOptimizer, tensors: dict[str, Tensor], where: str
+    objective: Objective,
+    optimizer: RuleOptimizer,
+    tensors: dict[str, Tensor],
+    where: str,
+    ranks: Ranks = Ranks(),
 ) -> None:
-    """Put the tensors of a checkpoint where they belong. where: of the checkpoint, and the remedy.
+    """Put the tensors of a checkpoint where they belong; every rank calls it, with all tensors.
+
+    where: of the checkpoint, and the remedy.
 
     Raises:
         CheckpointError: it belongs to a model of another shape, or to another optimizer.
@@ -50,7 +53,8 @@ def restore(
     places: dict[str, Tensor] = {f"parameter.{name}": p for name, p in named.items()}
     places |= {f"buffer.{name}": buffer for name, buffer in buffers.items()}
     found = {key for key in tensors if not key.startswith("optimizer.")}
-    for key in sorted(found ^ places.keys()):
+    every = set[str]().union(*ranks.everyone([*places]))
+    for key in sorted(found ^ every):
         holder = "the checkpoint" if key in found else "the run's model"
         raise CheckpointError(f"{key.partition('.')[2]}: only {holder} has it: {where}")
     for key, place in places.items():
@@ -65,6 +69,8 @@ def restore(
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             name, entry = key.removeprefix("optimizer.").rsplit("|", 1)
+            if name not in named and f"parameter.{name}" in every:
+                continue  # another rank has it
             parameter = named[name]
             if entry not in layouts[parameter]:
                 raise CheckpointError(f"{name}: the optimizer has no state {entry!r}: {where}")

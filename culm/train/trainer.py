@@ -88,6 +88,13 @@ class Trainer:
         groups = [group["params"] for group in optimizer.param_groups]
         self.clipped = [parameters] if clip_by == "model" else groups
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
+        self.peaks: dict[
+            str, float
+        ] = {}  # of all ranks, since those of a pipeline have other names
+        names = [group.get("name", "all") for group in optimizer.param_groups]
+        for found in self.ranks.everyone(list(zip(names, self.peak_rates, strict=True))):
+            for name, peak in found:
+                self.peaks.setdefault(name, peak)
 
     def fit(self, batches: Batches, steps: int, start: int = 0, tokens: int = 0) -> int:
         """Steps start .. steps - 1; gives how many are finished. tokens: read before `start`."""
@@ -137,11 +144,10 @@ class Trainer:
 
     def _set_rates(self, number: int, steps: int) -> dict[str, float]:
         """The learning rate of each group of parameters in this step, by name."""
-        factor, rates = self.schedule.factor(number, steps), dict[str, float]()
+        factor = self.schedule.factor(number, steps)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
-            rates.setdefault(group.get("name", "all"), group["lr"])
-        return rates
+        return {name: peak * factor for name, peak in self.peaks.items()}
 
     def _reduce(
         self, sums: Sums, batches: Sequence[Batch], counts: Mapping[str, float]
