@@ -63,6 +63,12 @@ def check_pipeline(
             "train.objective.neftune: the stage that computes the loss of a pipeline has no "
             "embeddings to add noise to; leave it out, or use parallel.data=fsdp"
         )
+    models = [part for part in objective.modules() if isinstance(part, Transformer)]
+    if settings.pipeline_schedule == "zero_bubble" and any(m.config.mtp for m in models):
+        raise SettingError(
+            "parallel.pipeline_schedule: zero_bubble cannot divide the backward of multi-token "
+            "prediction, which reads the embedding and the head twice; use interleaved"
+        )
     if settings.pipeline_schedule == "zero_bubble" and (compile or holders > 1):
         whole = (
             "train.compile compiles it whole"
@@ -73,7 +79,7 @@ def check_pipeline(
             f"parallel.pipeline_schedule: zero_bubble divides a backward in two, and {whole}; use "
             "interleaved"
         )
-    for model in (part for part in objective.modules() if isinstance(part, Transformer)):
+    for model in models:
         _check_stages(model, settings)
 
 

@@ -2,7 +2,7 @@
 
     stage 0: tokens -> embedding -> layers --- x ---> stage 1: layers --- x ---> ... -> norm, head
 
-Beside the residual stream x, later layers may read the input of the first layer, or its values.
+Later layers may read the input of the first layer or its values too, which then travel with x.
 """
 
 from __future__ import annotations
