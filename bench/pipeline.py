@@ -4,7 +4,9 @@
 
 Trains a small model with each schedule, one thread a rank, and prints for each the time of a step
 and the share of it in which a rank computes nothing: the processor time of its process against the
-time on the clock. The bubble beside it is that of the schedule if all stages took as long.
+time on the clock. The bubble next to it is that of the schedule if all stages took as long.
+
+The last row is data parallelism (DDP) with the same rows, in which ranks wait for gradients only.
 """
 
 from __future__ import annotations
@@ -37,16 +39,20 @@ def batches() -> list[Batch]:
     return found
 
 
-def measured(schedule: PipelineSchedule) -> tuple[float, float]:
+def measured(schedule: PipelineSchedule | None) -> tuple[float, float]:
     """Milliseconds of a step, and the share in which the ranks wait, on average."""
     ranks = distributed.get_world_size()
-    settings = ParallelConfig(pipeline=ranks, pipeline_schedule=schedule)
+    settings = ParallelConfig()
+    if schedule is not None:
+        settings = ParallelConfig(pipeline=ranks, pipeline_schedule=schedule)
     model = TransformerConfig(
         vocabulary=256, width=WIDTH, layers=LAYERS, context=CONTEXT, attention=(GQA(heads=4),)
     ).build()
     objective = NextToken().build(model, lambda setting, path: model, 0)
     parallel = parallelize(objective, launch.joined("cpu", settings), settings)
     given, counts = batches(), {"targets": float(MICRO_BATCHES * ROWS * CONTEXT)}
+    if schedule is None:
+        given = given[distributed.get_rank() :: ranks]
     for step in range(STEPS + 1):
         if step == 1:  # the first one sets everything up
             distributed.barrier()
@@ -59,12 +65,12 @@ def measured(schedule: PipelineSchedule) -> tuple[float, float]:
     return 1000 * taken / STEPS, float(shares) / ranks
 
 
-def bubble(schedule: PipelineSchedule) -> float:
+def bubble(schedule: PipelineSchedule | None) -> float:
     """(ranks - 1) / (micro-batches + ranks - 1), divided by the stages of a rank; none in ZB-V."""
     ranks = distributed.get_world_size()
-    if schedule == "zero_bubble":
+    if schedule in ("zero_bubble", None):
         return 0.0
-    settings = ParallelConfig(pipeline=ranks, pipeline_schedule=schedule)
+    settings = ParallelConfig(pipeline=ranks, pipeline_schedule=schedule or "1f1b")
     waits = (ranks - 1) * ranks / settings.stages
     return waits / (MICRO_BATCHES + waits)
 
@@ -72,10 +78,8 @@ def bubble(schedule: PipelineSchedule) -> float:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with launch.process_group("cpu"):
-        for schedule in get_args(PipelineSchedule):
+        for schedule in (*get_args(PipelineSchedule), None):
             milliseconds, waiting = measured(schedule)
             if distributed.get_rank() == 0:
-                print(
-                    f"{schedule:12} {milliseconds:6.0f} ms a step   waits {waiting:5.1%}   "
-                    f"bubble {bubble(schedule):5.1%}"
-                )
+                waits = f"waits {waiting:5.1%}   bubble {bubble(schedule):5.1%}"
+                print(f"{schedule or 'ddp':12} {milliseconds:6.0f} ms a step   {waits}")

@@ -132,9 +132,10 @@ class Traffic(TorchDispatchMode):
         if kind is not None:
             group = next(a for a in args if isinstance(a, torch.ScriptObject))
             group = distributed.ProcessGroup.unbox(group)
-            ranks, given = group.size(), args[0 if name == "c10d::allreduce_" else 1]
+            ranks, given = group.size(), args[0 if name in IN_PLACE else 1]
             size = sum(t.nbytes for t in ([given] if isinstance(given, Tensor) else given))
-            share = {"all-gather": ranks - 1, "all-reduce": 2 * (ranks - 1) / ranks}
+            share = {"all-gather": ranks - 1, "all-reduce": 2 * (ranks - 1) / ranks,
+                     "point-to-point": 1}  # fmt: skip
             if kind == "all-to-all":
                 rows = args[4]
                 share[kind] = 1 - rows[group.rank()] / max(sum(rows), 1)
@@ -147,7 +148,9 @@ KINDS = {
     "c10d::_reduce_scatter_base_": "reduce-scatter",
     "c10d::allreduce_": "all-reduce",
     "c10d::alltoall_base_": "all-to-all",
+    "c10d::send": "point-to-point",
 }
+IN_PLACE = ("c10d::allreduce_", "c10d::send")
 
 
 def measure(name, layout):

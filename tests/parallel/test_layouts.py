@@ -92,6 +92,7 @@ def test_a_plan_knows_what_ranks_send() -> None:
         "moe,data=fsdp",
         "oss,data=fsdp,expert=2",
         "dense,context=2,data=fsdp",
+        "dense,pipeline=2",
     )
     follow_one_process(2, *(f"traffic:{layout}" for layout in layouts))
 
@@ -103,6 +104,7 @@ def test_a_plan_knows_what_four_ranks_send() -> None:
         "moe,tensor=2,context=2", "latent,data=ddp,tensor=2", "oss,data=fsdp,expert=2",
         "dense,context=4,context_method=ring,data=fsdp",
         "latent,context=4,context_method=ulysses,data=fsdp",
+        "dense,pipeline=2,data=fsdp",
     ]  # fmt: skip
     follow_one_process(4, *(f"traffic:{layout}" for layout in layouts))
 
