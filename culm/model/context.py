@@ -12,6 +12,8 @@ from torch import Tensor
 from culm.model.layer_cache import LayerCache
 from culm.model.score_rule import Backend, ScoreRule
 
+LOADS = "experts."  # before the number of a layer: the name of the loads of its experts
+
 
 class Routing(NamedTuple):
     """What the router of one layer did with the N tokens of a batch.

@@ -113,21 +113,26 @@ class Transformer(Trunk):
     @property
     def every_block(self) -> list[Block]:
         """The blocks of the trunk, then those of multi-token prediction."""
-        return [*super().every_block, *(head.block for head in self.mtp)]  # type: ignore[list-item]
-
-    @property
-    def device(self) -> torch.device:
-        return self.embed.weight.device
+        heads = [head.block for head in self.mtp if isinstance(head, MTPHead)]
+        return [*super().every_block, *heads]
 
     def states(self, tokens: Tensor, context: Context) -> tuple[Tensor, LayerContext]:
         """The output of the last block (B, T, E), and the context after it."""
+        return self.run(self.start(tokens, context), context)
+
+    def start(self, tokens: Tensor, context: Context) -> Tensor:
+        """The input of the first block (B, T, E)."""
         x = self._embedded(tokens)
         if self.positions is not None:
             x = x + self.positions(context.positions).to(self.dtype)
-        return self.run(x, context)
+        return x
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         return multiplied(self.embed(tokens).to(self.dtype), self.config.embedding_scale)
+
+    def advance(self, tokens: Tensor, context: Context) -> Tensor:
+        """The states (B, T, E) that the next stage of a pipeline reads."""
+        return self.states(tokens, context)[0]
 
     def hidden(self, tokens: Tensor, context: Context | None = None) -> Tensor:
         """The normalised last states (B, T, E), which the output head reads."""

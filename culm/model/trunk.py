@@ -211,13 +211,21 @@ class Trunk(nn.Module):
 
     def run(self, x: Tensor, context: Context) -> tuple[Tensor, LayerContext]:
         """The output of the last block (B, T, E), and the context after it."""
-        count = len(self.blocks)
-        caches = context.cache.layers[:count] if context.cache else [None] * count
+        return self.through(range(len(self.blocks)), x, self.layer_context(context, x))
+
+    def layer_context(self, context: Context, inputs: Tensor) -> LayerContext:
+        """The context of the blocks. inputs: (B, T, E), read by the first one."""
         rotations = tuple(rotation(context.positions) for rotation in self.rotations)
-        inner = LayerContext.of(context, rotations, x)
-        for block, cache in zip(self.blocks, caches, strict=True):
-            x, inner = run_block(block, x, inner, cache)
-        return x, inner
+        return LayerContext.of(context, rotations, inputs)
+
+    def through(
+        self, layers: Iterable[int], x: Tensor, context: LayerContext
+    ) -> tuple[Tensor, LayerContext]:
+        """The output of the last of these blocks, and the context after it."""
+        for layer in layers:
+            cache = context.cache.layers[layer] if context.cache else None
+            x, context = run_block(self.blocks[layer], x, context, cache)
+        return x, context
 
     def normalized(self, states: Tensor) -> Tensor:
         """The last block's states as an output head reads them."""

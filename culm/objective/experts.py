@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from culm.batch import Term
-from culm.model.context import Routing
+from culm.model.context import LOADS, Routing
 from culm.model.mlp.moe import Router
-
-PREFIX = "experts."
 
 
 def routing_loss(routings: Sequence[Routing]) -> tuple[Term, dict[str, Tensor]]:
@@ -21,26 +19,29 @@ def routing_loss(routings: Sequence[Routing]) -> tuple[Term, dict[str, Tensor]]:
     """
     total = torch.stack([routing.loss for routing in routings]).sum()
     loads = {
-        f"{PREFIX}{layer}": torch.cat((routing.counts, routing.dropped[None]))
+        f"{LOADS}{layer}": torch.cat((routing.counts, routing.dropped[None]))
         for layer, routing in enumerate(routings)
     }
     return Term(total, "tokens"), loads
 
 
-def balance(routers: Sequence[Router], statistics: Mapping[str, Tensor]) -> dict[str, float]:
+def balance(routers: Sequence[Router | None], statistics: Mapping[str, Tensor]) -> dict[str, float]:
     """Move the selection biases by the loads of a step; reports how even these were.
+
+    routers: None for one of another rank of a pipeline, which moves it.
 
     max_violation.N, of the N-th layer with experts: how much more its fullest expert got than the
     mean, as a fraction (MaxVio of arXiv 2408.15664); max_violation: of the worst layer; load.E of
     that layer: what each expert got, as a multiple of the mean; dropped: the fraction of
     assignments that found their expert full.
     """
-    counts = [value for name, value in statistics.items() if name.startswith(PREFIX)]
+    counts = [value for name, value in statistics.items() if name.startswith(LOADS)]
     if not counts:
         return {}
     loads = [count[:-1] / count[:-1].mean() for count in counts]
     for router, count in zip(routers, counts, strict=True):
-        move_bias(router, count[:-1])
+        if router is not None:
+            move_bias(router, count[:-1])
     violations = [float(load.max()) - 1 for load in loads]
     worst = max(range(len(loads)), key=violations.__getitem__)
     dropped = sum(float(count[-1]) for count in counts)

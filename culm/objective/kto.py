@@ -58,6 +58,10 @@ class KTOObjective(Objective):
         self.config = config
         self.reference = reference_of(model)
 
+    @property
+    def calls_twice(self) -> bool:
+        return self.reference is None
+
     def prepare_step(self, batches: list[Batch], ranks: Ranks) -> list[Batch]:
         """With the divergence: the mean log-ratio of answers to other questions than their own,
         over the whole step, or 0 if that is negative.

@@ -48,6 +48,10 @@ class NextTokenObjective(Objective):
         super().__init__(model)
         self.config = config
 
+    @property
+    def changes_embeddings(self) -> bool:
+        return self.config.neftune > 0
+
     def loss(self, batch: Batch, context: Context) -> Loss:
         config, mtp = self.config, self.model.config.mtp
         with noisy_embeddings(self.model, batch, config.neftune):

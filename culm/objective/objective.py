@@ -11,7 +11,7 @@ it did, adds their auxiliary losses, and `before_update` balances them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from culm.batch import Batch, Loss, Reads
 from culm.config import Config, SettingError
-from culm.model.context import Context
+from culm.model.context import Context, Routing
+from culm.model.elsewhere import Elsewhere
 from culm.model.mlp.moe import Router
 from culm.model.transformer import Transformer
 from culm.objective.experience import Experience
@@ -128,6 +129,18 @@ class Objective(nn.Module, ABC):
         models = self.models().items()
         return {name: m for name, m in models if any(p.requires_grad for p in m.parameters())}
 
+    @property
+    def calls_twice(self) -> bool:
+        """Whether the loss calls one model twice, as a policy that is its own reference with the
+        adapter switched off; a pipeline cannot.
+        """
+        return False
+
+    @property
+    def changes_embeddings(self) -> bool:
+        """Whether the loss adds something to the embeddings that a model reads."""
+        return False
+
     def moving(self) -> Collection[nn.Module]:
         """Parts that change without gradients, such as an average of the policy's weights.
 
@@ -141,9 +154,16 @@ class Objective(nn.Module, ABC):
         loss = self.loss(batch, context)
         if not context.routings:
             return loss
-        auxiliary, statistics = routing_loss(context.routings)
-        terms = {**loss.terms, "auxiliary": auxiliary}
-        return replace(loss, terms=terms, statistics={**loss.statistics, **statistics})
+        routed = self.routed(context.routings)
+        return replace(
+            loss, terms={**loss.terms, **routed.terms},
+            statistics={**loss.statistics, **routed.statistics},
+        )  # fmt: skip
+
+    def routed(self, routings: Sequence[Routing]) -> Loss:
+        """The auxiliary loss of layers of experts, and their loads."""
+        auxiliary, loads = routing_loss(routings)
+        return Loss({"auxiliary": auxiliary}, statistics=loads)
 
     @abstractmethod
     def loss(self, batch: Batch, context: Context) -> Loss:
@@ -178,7 +198,14 @@ class Objective(nn.Module, ABC):
         """
         return balance(self._routers(), statistics)
 
-    def _routers(self) -> list[Router]:
-        """The routers of the models that are trained, in the order in which they are called."""
-        models = self.trained().values()
-        return [r for model in models for r in model.modules() if isinstance(r, Router)]
+    def _routers(self) -> list[Router | None]:
+        """The routers of the models that are trained, in the order in which they are called; None
+        for one of another rank.
+        """
+        found: list[Router | None] = []
+        for module in (part for model in self.trained().values() for part in model.modules()):
+            if isinstance(module, Router):
+                found.append(module)
+            elif isinstance(module, Elsewhere):
+                found += [None] * module.routers
+        return found

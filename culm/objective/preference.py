@@ -155,6 +155,10 @@ class PreferenceObjective(Objective):
         self.reference = reference_of(model) if self._copied else None
 
     @property
+    def calls_twice(self) -> bool:
+        return self._copied and self.reference is None
+
+    @property
     def precomputes(self) -> tuple[str, ...]:
         return tuple(self.config.columns)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from culm.adapt.lora import adapters_of
 from culm.config import SettingError
+from culm.model.elsewhere import Elsewhere
 from culm.model.linear import GroupedLinear, Linear
 from culm.model.scaling import WITHIN, Multiples, place_of
 from culm.model.trunk import Trunk
@@ -109,6 +110,14 @@ def rate_factors(
         if pattern is not None:
             factors[parameter] = factors.get(parameter, 1.0) * multiples[pattern]
             unused.pop(pattern, None)
+    elsewhere = [
+        f"{name}.{own}"
+        for name, part in module.named_modules()
+        if isinstance(part, Elsewhere)
+        for own in part.learned
+    ]
+    for name in elsewhere:
+        unused.pop(next((pattern for pattern in multiples if re.search(pattern, name)), ""), None)
     if unused:
         raise SettingError(
             f"train.optimizer.multiples: {next(iter(unused))!r} is found in the name of no "

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.distributed import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
+
+T = TypeVar("T")
 
 if hasattr(distributed, "all_gather_single"):  # PyTorch 2.13 renamed them
     ALL_GATHER, REDUCE_SCATTER = distributed.all_gather_single, distributed.reduce_scatter_single
@@ -53,6 +56,39 @@ class Axis:
         group = self.mesh.get_group()
         distributed.all_to_all_single(out, x.contiguous(), received, sent, group=group)
         return out
+
+    def broadcast(self, x: Tensor, source: int) -> Tensor:
+        """Fill x with what rank `source` of the axis has there."""
+        distributed.broadcast(x, group=self.mesh.get_group(), group_src=source)
+        return x
+
+    def swap(self, x: Tensor, other: int) -> Tensor:
+        """What another rank, which does the same, has in place of x."""
+        group, theirs = self.mesh.get_group(), torch.empty_like(x)
+        ops = [
+            distributed.P2POp(distributed.isend, x, group=group, group_peer=other),
+            distributed.P2POp(distributed.irecv, theirs, group=group, group_peer=other),
+        ]
+        for work in distributed.batch_isend_irecv(ops):
+            work.wait()
+        return theirs
+
+    def move(self, x: Tensor, source: int, target: int) -> Tensor:
+        """What one rank of the axis has in x, in that of another one; others do not call it."""
+        if source != target:
+            group = self.mesh.get_group()
+            if self.rank == source:
+                distributed.send(x.contiguous(), group=group, group_dst=target)
+            else:
+                distributed.recv(x, group=group, group_src=source)
+        return x
+
+    def gather_objects(self, value: T) -> list[T]:
+        """The value of each rank, in order; pickled, so for small things."""
+        found: list[T] = [value] * self.size
+        if self.size > 1:
+            distributed.all_gather_object(found, value, group=self.mesh.get_group())
+        return found
 
     def keep(self, module: nn.Module, name: str, dim: int) -> None:
         """Leave this rank its part of a parameter along a dimension, as a DTensor."""

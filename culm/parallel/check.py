@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Protocol, cast
+
+from torch import nn
+
 from culm.config import SettingError
 from culm.model.block import Block
 from culm.model.linear import Linear
 from culm.model.mlp.moe import MixtureOfExperts
 from culm.model.transformer import Transformer
+from culm.parallel.pieces import layers_of
 from culm.parallel.settings import ParallelConfig
 
 
@@ -24,6 +29,98 @@ def check_layout(model: Transformer, settings: ParallelConfig) -> None:
             _check_context(block, settings, where)
         if settings.tensor > 1:
             _check_tensor(block, settings.tensor, where)
+
+
+class PipelinedObjective(Protocol):
+    """What may keep an objective from a pipeline."""
+
+    @property
+    def calls_twice(self) -> bool: ...
+
+    @property
+    def changes_embeddings(self) -> bool: ...
+
+
+def check_pipeline(
+    objective: nn.Module, settings: ParallelConfig, holders: int = 1, compile: bool = False
+) -> None:
+    """Refuse a pipeline that does not divide the models of an objective, which are still whole.
+
+    holders: ranks with the same layers. compile: whether blocks are compiled.
+
+    Raises:
+        SettingError: with the setting, and what would fit.
+    """
+    asked = cast(PipelinedObjective, objective)
+    if asked.calls_twice:
+        raise SettingError(
+            "parallel.pipeline: the policy without its adapter is the reference here, and a "
+            "pipeline computes each model once in a step; use parallel.data=fsdp, or "
+            "train.objective.reference=precomputed where the objective has it"
+        )
+    if asked.changes_embeddings:
+        raise SettingError(
+            "train.objective.neftune: the stage that computes the loss of a pipeline has no "
+            "embeddings to add noise to; leave it out, or use parallel.data=fsdp"
+        )
+    models = [part for part in objective.modules() if isinstance(part, Transformer)]
+    if settings.pipeline_schedule == "zero_bubble" and any(m.config.mtp for m in models):
+        raise SettingError(
+            "parallel.pipeline_schedule: zero_bubble cannot divide the backward of multi-token "
+            "prediction, which reads the embedding and the head twice; use interleaved"
+        )
+    if settings.pipeline_schedule == "zero_bubble" and (compile or holders > 1):
+        whole = (
+            "train.compile compiles it whole"
+            if compile
+            else f"{holders} ranks with the same layers add up their gradients after a whole one"
+        )
+        raise SettingError(
+            f"parallel.pipeline_schedule: zero_bubble divides a backward in two, and {whole}; use "
+            "interleaved"
+        )
+    for model in models:
+        _check_stages(model, settings)
+
+
+def _check_stages(model: Transformer, settings: ParallelConfig) -> None:
+    stages = layers_of(settings.stages, model.config.layers)
+    if not all(stages):
+        raise SettingError(
+            f"parallel.pipeline: {model.config.layers} layers do not divide over {len(stages)} "
+            f"stages ({settings.pipeline_schedule} on {settings.pipeline} ranks); use fewer ranks"
+        )
+    learns = [
+        any(p.requires_grad for layer in stage for p in model.blocks[layer].parameters())
+        for stage in stages
+    ]
+    if any(learns) and not all(learns):
+        first = stages[learns.index(False)]
+        raise SettingError(
+            f"parallel.pipeline: layers {first.start} to {first.stop - 1} are a stage in which "
+            "nothing learns; use fewer ranks, or let train.adapter.targets name all layers"
+        )
+
+
+def check_micro_batches(settings: ParallelConfig, count: int) -> None:
+    """Refuse a number of micro-batches, of a data rank, with which ranks would stay idle, or that
+    the schedule cannot order.
+
+    Raises:
+        SettingError: with what would fit.
+    """
+    ranks, advice = settings.pipeline, "lower train.micro_batch_size or raise train.batch_size"
+    if count < ranks:
+        raise SettingError(
+            f"train.micro_batch_size: a pipeline of {ranks} ranks needs as many micro-batches in a "
+            f"step, and each data-parallel rank has {count}; {advice}"
+        )
+    rounds = max(1, count // ranks)
+    if settings.pipeline_schedule == "interleaved" and count % rounds:
+        raise SettingError(
+            f"train.micro_batch_size: interleaved takes {count} micro-batches in {rounds} rounds, "
+            f"which do not divide them; choose a multiple of {ranks} micro-batches: {advice}"
+        )
 
 
 def _check_experts(model: Transformer, ranks: int) -> None:

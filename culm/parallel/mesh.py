@@ -1,5 +1,6 @@
 """All processes of a job, on the axes along which work is divided.
 
+    pipeline   different layers, on the same rows
     data       different rows of a step
     context    different tokens of each row
     tensor     different parts of each matmul
@@ -9,7 +10,7 @@
     expert     different experts: over ranks of any of these axes
 
 Neighbouring ranks, which are on one machine, are those that exchange most: tensor is the innermost
-axis, and context the next.
+axis, and context the next. Those of a pipeline exchange least: it is the outermost axis of all.
 """
 
 from __future__ import annotations
@@ -32,15 +33,16 @@ class Axes(NamedTuple):
     tensor: Axis
     context: Axis
     expert: Axis
+    pipeline: Axis
 
 
 @dataclass(frozen=True)
 class Mesh:
     """The same ranks three times.
 
-    rows: axes data, context, tensor. weights: axes replicate, shard, tensor. experts: axes
-    expert_replicate, expert_shard, expert. gradients: all ranks with the same part of the matmuls,
-    whose gradients are averaged.
+    Each has the axis pipeline first. rows: axes data, context, tensor. weights: axes replicate,
+    shard, tensor. experts: axes expert_replicate, expert_shard, expert. gradients: all ranks with
+    the same part of the matmuls, whose gradients are averaged.
     """
 
     rows: DeviceMesh
@@ -55,11 +57,11 @@ class Mesh:
     @property
     def axes(self) -> Axes:
         """Those along which one model is divided."""
-        tensor, context, expert = (
-            Axis(mesh)
-            for mesh in (self.weights["tensor"], self.rows["context"], self.experts["expert"])
-        )
-        return Axes(tensor, context, expert)
+        meshes = (
+            self.weights["tensor"], self.rows["context"], self.experts["expert"],
+            self.rows["pipeline"],
+        )  # fmt: skip
+        return Axes(*map(Axis, meshes))
 
 
 def build_mesh(device: torch.device | str, settings: ParallelConfig) -> Mesh:
@@ -72,13 +74,16 @@ def build_mesh(device: torch.device | str, settings: ParallelConfig) -> Mesh:
     data = settings.data_ranks(ranks)
     holders = data * settings.context  # of the same part of the matmuls
     copies = holders if settings.data == "ddp" else settings.replicas
-    rows = _mesh(kind, data=data, context=settings.context, tensor=settings.tensor)
-    weights = _mesh(kind, replicate=copies, shard=holders // copies, tensor=settings.tensor)
-    others = ranks // settings.expert
+    stages = settings.pipeline
+    rows = _mesh(kind, pipeline=stages, data=data, context=settings.context, tensor=settings.tensor)
+    weights = _mesh(
+        kind, pipeline=stages, replicate=copies, shard=holders // copies, tensor=settings.tensor
+    )
+    others = ranks // (stages * settings.expert)
     expert_copies = others if settings.data == "ddp" else settings.replicas
     experts = _mesh(
-        kind, expert_replicate=expert_copies, expert_shard=others // expert_copies,
-        expert=settings.expert,
+        kind, pipeline=stages, expert_replicate=expert_copies,
+        expert_shard=others // expert_copies, expert=settings.expert,
     )  # fmt: skip
     return Mesh(rows, weights, experts, weights["replicate", "shard"]._flatten("gradients"))
 

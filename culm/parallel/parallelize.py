@@ -2,7 +2,7 @@
 
 The order is always the same, and stands in `parallelize` alone:
 
-    tensor parallel -> activation checkpointing -> compile -> FSDP2 or DDP
+    tensor parallel -> pipeline -> activation checkpointing -> compile -> FSDP2 or DDP
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ from culm.config import SettingError
 from culm.model import logprobs
 from culm.model.transformer import Transformer
 from culm.model.trunk import Trunk
-from culm.parallel.check import check_layout
+from culm.parallel.check import check_layout, check_pipeline
 from culm.parallel.clip import clip_sharded
 from culm.parallel.context import RowRanks, attention_of
 from culm.parallel.expert import divide_experts, shard_experts, weigh_experts
 from culm.parallel.mesh import Axes
+from culm.parallel.pipeline import Pipeline
 from culm.parallel.ranks import Ranks
 from culm.parallel.sequence import SequenceShards, hold_parts
 from culm.parallel.settings import ParallelConfig
@@ -62,6 +63,7 @@ class Parallel:
     def __init__(self, objective: nn.Module, ranks: Ranks = Ranks()) -> None:
         self.objective, self.ranks = objective, ranks
         self.axes = None if ranks.mesh is None else ranks.mesh.axes
+        self.pipeline: Pipeline | None = None
         self._call: Callable[[Batch], Loss] = objective
 
     def replicate(self) -> None:
@@ -86,27 +88,40 @@ class Parallel:
         counts: of the whole step, over micro-batches and ranks. One micro-batch is on the device at
         a time.
         """
-        sums, device = Sums(), self.device
         alike = 1 if self.axes is None else self.axes.tensor.size
-        for index, batch in enumerate(batches):
-            last = index == len(batches) - 1
-            with self._sync(last):
-                loss = self._forward(batch.to(device), last)
-                # Data-parallel wrappers average gradients; a sum is needed. Tensor-parallel ranks
-                # compute the same loss, and each of them counts for its share.
-                (loss.mean(counts) * (self.ranks.count / alike)).backward()
-            sums.add(loss)
+        # Data-parallel wrappers average gradients; a sum is needed. Tensor-parallel ranks compute
+        # the same loss, and each of them counts for its share.
+        scale = self.ranks.count / alike
+        if self.pipeline is not None:
+            sums = self.pipeline.gradients(batches, counts, scale)
+        else:
+            sums = self._accumulated(batches, counts, scale)
         if self.axes is not None and alike > 1:
             sum_whole_gradients(list(self.objective.parameters()), self.axes.tensor)
         if self.axes is not None and self.axes.expert.size > 1:
             weigh_experts(self.objective, alike / self.axes.expert.size)
         return sums
 
+    def _accumulated(
+        self, batches: Sequence[Batch], counts: Mapping[str, float], scale: float
+    ) -> Sums:
+        """One micro-batch after the other."""
+        sums, device = Sums(), self.device
+        for index, batch in enumerate(batches):
+            last = index == len(batches) - 1
+            with self._sync(last):
+                loss = self._forward(batch.to(device), last)
+                (loss.mean(counts) * scale).backward()
+            sums.add(loss)
+        return sums
+
     def clip(self, parameters: list[nn.Parameter], limit: float) -> float:
         """Scale the gradients down to the norm `limit` at most; gives the norm before."""
         if self.ranks.mesh is None:
             return float(nn.utils.clip_grad_norm_(parameters, limit))
-        return clip_sharded(parameters, limit)
+        if self.pipeline is None:
+            return clip_sharded(parameters, limit)
+        return clip_sharded(parameters, limit, self.pipeline.axis, self.pipeline.counts_here)
 
     def _forward(self, batch: Batch, last: bool) -> Loss:
         """The loss of one micro-batch; gradients are exchanged after the last one of a step."""
@@ -136,7 +151,13 @@ def parallelize(
     """
     parallel = Parallel(objective, ranks)
     if ranks.mesh is not None:
-        divide(objective, ranks.mesh.axes, settings)
+        axes = ranks.mesh.axes
+        if axes.pipeline.size > 1:
+            check_pipeline(objective, settings, ranks.mesh.gradients.size(), compile)
+            parallel.pipeline = Pipeline(objective, axes, shards_of(axes, settings), settings)
+        divide(objective, axes, settings)
+        if parallel.pipeline is not None:
+            parallel.pipeline.drop()
     if activation_checkpointing in ("selective", "full"):
         checkpoint_blocks(objective, KEPT if activation_checkpointing == "selective" else ())
     if compile:
@@ -145,35 +166,41 @@ def parallelize(
         functorch.activation_memory_budget = given if isinstance(given, float) else 1.0
     mesh = ranks.mesh
     if mesh is not None and mesh.gradients.size() > 1:
-        if settings.data == "ddp" and settings.tensor == settings.expert == 1:
+        whole = settings.tensor == settings.expert == settings.pipeline == 1
+        if settings.data == "ddp" and whole:
             parallel.replicate()
         else:  # DDP takes no divided parameters: with shards of one rank, FSDP2 replicates them
             copies = mesh.weights["replicate"].size() > 1
-            axes = ("replicate", "shard") if copies else ("shard",)
+            names = ("replicate", "shard") if copies else ("shard",)
             if settings.expert > 1:
                 shard_experts(objective, mesh)
-            shard(objective, mesh.weights[axes])
+            shard(objective, mesh.weights[names])
     return parallel
 
 
 def divide(objective: nn.Module, axes: Axes, settings: ParallelConfig) -> None:
     """Divide each model of an objective over the ranks that compute a row together."""
-    tensor, context, expert = axes
+    tensor, context, expert, _ = axes
     if tensor.size == context.size == expert.size == 1:
         return
-    attention = attention_of(settings.context_method, context)
     for model in _models(objective):
         check_layout(model, settings)
-        balanced = settings.context_method != "ulysses" and context.size > 1
-        shards = SequenceShards(tensor, context, attention, balanced)
+        shards = shards_of(axes, settings)
         if context.size > 1:
             model.kernels = replace(model.kernels, rows=RowRanks(shards))
         hold_parts(model, shards)
-        model.whole = partial(shards.off, model)
+        model.whole = partial(shards.off, model, model.whole)
         if tensor.size > 1:
             TensorParallel(model, shards)
         if expert.size > 1:
             divide_experts(model, expert, shards)
+
+
+def shards_of(axes: Axes, settings: ParallelConfig) -> SequenceShards:
+    """How the ranks that compute a row together divide its tokens."""
+    attention = attention_of(settings.context_method, axes.context)
+    balanced = settings.context_method != "ulysses" and axes.context.size > 1
+    return SequenceShards(axes.tensor, axes.context, attention, balanced)
 
 
 def shard(objective: nn.Module, mesh: DeviceMesh) -> None:
@@ -185,7 +212,7 @@ def shard(objective: nn.Module, mesh: DeviceMesh) -> None:
         # What is outside the blocks stays gathered until the backward, so that the head, which
         # reads what `hidden` returns, finds its weights.
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
-        for method in ("hidden", "mtp_hidden"):
+        for method in ("advance", "hidden", "mtp_hidden"):
             register_fsdp_forward_method(model, method)
         # By default FSDP2 prefetches in the reverse order of all forwards since the last backward,
         # and ranks that sampled different numbers of tokens made different ones: a deadlock.

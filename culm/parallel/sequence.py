@@ -14,7 +14,7 @@ each rank finds for a parameter that all of them hold is a part of its gradient.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -57,11 +57,13 @@ class SequenceShards:
         return self.tensor.size * pieces
 
     @contextmanager
-    def off(self, model: Transformer) -> Iterator[None]:
-        """Each rank computes whole rows with whole parameters."""
+    def off(
+        self, model: Transformer, others: Callable[[], AbstractContextManager[None]]
+    ) -> Iterator[None]:
+        """Each rank computes whole rows with whole parameters. others: of other layers."""
         self.on = False
         try:
-            with whole_parameters(model):
+            with whole_parameters(model), others():
                 yield
         finally:
             self.on = True
@@ -120,7 +122,7 @@ def hold_parts(model: Transformer, shards: SequenceShards) -> None:
                 lambda module, args: (args[0], shards.own_context(args[1]))
             )
             block.mlp.register_forward_hook(lambda module, args, out: _sum_routing(args[1], shards))
-    hidden, mtp_hidden = model.hidden, model.mtp_hidden
+    hidden, mtp_hidden, advance = model.hidden, model.mtp_hidden, model.advance
 
     def whole_hidden(tokens: Tensor, context: Context | None = None) -> Tensor:
         if not shards.on:
@@ -138,6 +140,10 @@ def hold_parts(model: Transformer, shards: SequenceShards) -> None:
         every = mtp_hidden(*shards.split(tokens, known), later)
         return [shards.join(states, tokens.shape[1]) for states in every]
 
+    def advance_part(tokens: Tensor, context: Context) -> Tensor:
+        return advance(*shards.split(tokens, context))
+
+    model.advance = advance_part  # type: ignore[method-assign]
     model.hidden = whole_hidden  # type: ignore[method-assign]
     model.mtp_hidden = whole_mtp_hidden  # type: ignore[method-assign]
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from culm.config import Config, SettingError
+from culm.config import Config, SettingError, refuse_unused
 
 # How attention reads rows of which each context-parallel rank holds a part: all keys and values are
 # gathered (as Llama 3, arXiv 2407.21783), or heads are exchanged for tokens (arXiv 2309.14509), or
 # keys and values travel in a ring (arXiv 2310.01889).
 ContextMethod = Literal["allgather", "ulysses", "ring"]
+# The order in which the ranks of a pipeline compute micro-batches: all forwards first (GPipe, arXiv
+# 1811.06965); one forward, one backward (arXiv 2104.04473), of one stage a rank or of several
+# (interleaved); or with the gradients of weights computed later, while a rank would wait (ZB-V,
+# arXiv 2401.10241).
+PipelineSchedule = Literal["1f1b", "interleaved", "zero_bubble", "gpipe"]
 
 
 class ParallelConfig(Config):
@@ -29,6 +34,13 @@ class ParallelConfig(Config):
 
     expert: ranks that share the experts of each layer; tokens travel to them (arXiv 2006.16668).
         They are ranks of the other axes, data ones too.
+    pipeline: ranks that have different layers, through which the micro-batches of a step pass.
+        pipeline_schedule: in which order: all forwards before the backwards (gpipe, arXiv
+        1811.06965); one forward, one backward (1f1b, arXiv 2104.04473); the same of several stages
+        on each rank (interleaved); or two stages on each rank, in the form of a V, with the
+        gradients of weights computed while a rank would wait (zero_bubble, arXiv 2401.10241).
+    stages_per_rank: with interleaved, groups of neighbouring layers on each rank; more wait less,
+        and send more.
 
     It applies when a launcher started several processes; a single process ignores it.
     """
@@ -39,17 +51,39 @@ class ParallelConfig(Config):
     context: PositiveInt = 1
     expert: PositiveInt = 1
     context_method: ContextMethod = "allgather"
+    pipeline: PositiveInt = 1
+    pipeline_schedule: PipelineSchedule = "1f1b"
+    stages_per_rank: Annotated[int, Field(ge=2)] = 2
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.replicas > 1 and self.data == "ddp":
             raise ValueError("replicas: ddp has a copy on each rank; set data to fsdp")
+        interleaved = self.pipeline_schedule == "interleaved"
+        refuse_unused(self, "stages_per_rank", interleaved, "pipeline_schedule=interleaved")
         return self
 
     @property
     def ranks_per_model(self) -> int:
         """Ranks that compute each row together."""
-        return self.tensor * self.context
+        return self.tensor * self.context * self.pipeline
+
+    @property
+    def stages(self) -> int:
+        """Of the pipeline, over all of its ranks."""
+        match self.pipeline_schedule:
+            case "interleaved":
+                return self.pipeline * self.stages_per_rank
+            case "zero_bubble":
+                return self.pipeline * 2
+            case _:
+                return self.pipeline
+
+    def rank_of_stage(self, stage: int) -> int:
+        """The rank of the pipeline that computes it."""
+        if self.pipeline_schedule == "zero_bubble" and stage >= self.pipeline:
+            return self.stages - 1 - stage
+        return stage % self.pipeline
 
     def data_ranks(self, ranks: int) -> int:
         """Ranks with rows of their own, among so many processes.
@@ -60,8 +94,9 @@ class ParallelConfig(Config):
         per = self.ranks_per_model
         if ranks % per:
             raise SettingError(
-                f"parallel: tensor={self.tensor} times context={self.context} needs a multiple of "
-                f"{per} ranks, and there are {ranks}; start another number, or change the axes"
+                f"parallel: tensor={self.tensor} times context={self.context} times pipeline="
+                f"{self.pipeline} needs a multiple of {per} ranks, and there are {ranks}; start "
+                "another number, or change the axes"
             )
         data = ranks // per
         if data % self.replicas:
@@ -69,9 +104,10 @@ class ParallelConfig(Config):
                 f"parallel.replicas: {self.replicas} copies of the weights do not divide over "
                 f"{data} data-parallel ranks"
             )
-        if ranks % (self.expert * self.replicas):
+        same = ranks // self.pipeline  # that have the same layers
+        if same % (self.expert * self.replicas):
             raise SettingError(
                 f"parallel.expert: {self.expert} times replicas={self.replicas} does not divide "
-                f"{ranks} ranks"
+                f"{same} ranks"
             )
         return data

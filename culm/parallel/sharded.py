@@ -2,27 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from culm.dtensor import full_tensor
+from culm.model.elsewhere import Elsewhere
 from culm.model.trunk import Trunk
+from culm.parallel.ranks import Ranks
 
 
 def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """The whole weights on the first rank's CPU, nothing on the others; every rank takes part."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+def is_divided(model: nn.Module) -> bool:
+    """Whether other ranks have parts that this one does not."""
+    return is_sharded(model) or any(isinstance(part, Elsewhere) for part in model.modules())
+
+
+def state_of(model: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
+    """The whole weights on the CPU of the rank that writes, nothing on the others; every rank takes
+    part.
+    """
+    return gathered(model.state_dict(), ranks)
+
+
+def gathered(named: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """The tensors of all ranks, whole, on the CPU of the rank that writes; nothing on the others.
+
+    named: what this rank has of them; ranks of a pipeline have different names. Every rank takes
+    part, and one tensor is gathered at a time.
+    """
+    kept: dict[str, Tensor] = {}
+    if ranks.mesh is None or ranks.mesh.axes.pipeline.size == 1:
+        for name, tensor in named.items():
+            value = full_tensor(tensor.detach())
+            if ranks.writer:
+                kept[name] = value.cpu().contiguous()
+        return kept
+    axis, seen = ranks.mesh.axes.pipeline, set[str]()
+    device = next(iter(named.values())).device
+    own = {name: (tensor.shape, tensor.dtype) for name, tensor in named.items()}
+    known = axis.gather_objects((own, ranks.writer))
+    target = next((rank for rank, (_, writes) in enumerate(known) if writes), None)
+    for source, (shapes, _) in enumerate(known):
+        for name, (shape, dtype) in shapes.items():
+            if name in seen:
+                continue
+            seen.add(name)
+            value = torch.empty(shape, dtype=dtype, device=device)
+            if axis.rank == source:
+                value = full_tensor(named[name].detach()).to(device)
+            if target is not None and axis.rank in (source, target):
+                value = axis.move(value, source, target)
+            if ranks.writer:
+                kept[name] = value.cpu().contiguous()
+    return kept
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from culm.parallel.axis import SimulatedAxis
 from culm.parallel.mesh import Axes
 from culm.parallel.parallelize import divide
 from culm.parallel.settings import ParallelConfig
+from culm.plan.piped import Piped
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,13 @@ class Layout:
         """Ranks over which FSDP2 shards an expert."""
         if self.settings.data == "ddp":
             return 1
-        return self.processes // (self.settings.expert * self.settings.replicas)
+        settings = self.settings
+        return self.processes // (settings.pipeline * settings.expert * settings.replicas)
 
     @property
     def alike(self) -> int:
-        """Ranks that compute each row together."""
-        return self.settings.ranks_per_model if self.processes > 1 else 1
+        """Ranks that compute each layer of a row together."""
+        return self.settings.tensor * self.settings.context if self.processes > 1 else 1
 
     @property
     def copies(self) -> int:
@@ -62,7 +64,9 @@ class Layout:
     def expert_copies(self) -> int:
         """The same of an expert."""
         settings = self.settings
-        return self.processes // settings.expert if settings.data == "ddp" else settings.replicas
+        if settings.data == "fsdp":
+            return settings.replicas
+        return self.processes // (settings.pipeline * settings.expert)
 
     @property
     def divides(self) -> bool:
@@ -74,10 +78,24 @@ class Layout:
     def divide(self, objective: nn.Module) -> dict[str, SimulatedAxis]:
         """Leave the objective, on the meta device, what the first rank has of it."""
         settings = self.settings if self.processes > 1 else ParallelConfig()
-        sizes = {"tensor": settings.tensor, "context": settings.context, "expert": settings.expert}
-        axes = {name: SimulatedAxis(size) for name, size in sizes.items()}
+        axes = self.axes()
         divide(objective, Axes(**axes), settings)
         return axes
+
+    def axes(self) -> dict[str, SimulatedAxis]:
+        """By name, without the other ranks."""
+        settings = self.settings if self.processes > 1 else ParallelConfig()
+        sizes = {
+            "tensor": settings.tensor, "context": settings.context, "expert": settings.expert,
+            "pipeline": settings.pipeline,
+        }  # fmt: skip
+        return {name: SimulatedAxis(size) for name, size in sizes.items()}
+
+    def piped(self, objective: nn.Module) -> Piped | None:
+        """The whole objective as ranks of a pipeline have it, if there are some."""
+        if self.processes == 1 or self.settings.pipeline == 1:
+            return None
+        return Piped(objective, Axes(**self.axes()), self.settings)
 
 
 class Held:
@@ -89,12 +107,17 @@ class Held:
     """
 
     def __init__(
-        self, objective: nn.Module, layout: Layout, axes: Mapping[str, SimulatedAxis]
+        self,
+        objective: nn.Module,
+        layout: Layout,
+        axes: Mapping[str, SimulatedAxis],
+        piped: Piped | None = None,
     ) -> None:
-        experts = axes["expert"].kept
-        blocks = [set(m.parameters()) for m in objective.modules() if isinstance(m, Block)]
+        every = set(objective.parameters()) if piped is None else piped.held()
+        experts = axes["expert"].kept & every
+        blocks = [set(m.parameters()) & every for m in objective.modules() if isinstance(m, Block)]
         inside = set[nn.Parameter]().union(*blocks)
-        every, learned = set(objective.parameters()), {p for _, p in trainable(objective)}
+        learned = {p for _, p in trainable(objective)} & every
 
         def shards(parameters: Iterable[nn.Parameter]) -> int:
             split = {True: layout.expert_shards, False: layout.shards}

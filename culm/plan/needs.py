@@ -102,19 +102,26 @@ def needs_of(
     learned = [parameter for _, parameter in trainable(objective)]
     trained, gradients = sum(p.numel() for p in learned), bytes_of(learned)
     state, update = _update(objective, optimizer)
+    piped = layout.piped(objective)
     axes = layout.divide(objective)
-    held = Held(objective, layout, axes)
+    held = Held(objective, layout, axes, piped)
     tried = min(rows, ROWS)
     cost = dry_run(objective, step.batch(tried))
     sent = _sent(axes, step.micro_batches * rows / tried)
     ranks = axes["tensor"].size
+    activations = cost.bytes * rows // tried
+    if piped is not None:  # each rank has its share of layers and of exchanges between their ranks
+        stages = layout.settings.pipeline
+        activations = int(activations / stages * piped.at_once(step.micro_batches))
+        sent = {name: Counter({k: n // stages for k, n in s.items()}) for name, s in sent.items()}
+        sent["pipeline"] = piped.sent(rows * step.sequences, step.context, step.micro_batches)
     sent["tensor"]["all-reduce"] += 2 * held.added_up * (ranks - 1) // ranks
     memory = Memory(
         weights=held.weights + held.gathered + bytes_of(objective.buffers())
         + sum(bytes_of((*m.parameters(), *m.buffers())) for m in others),
         gradients=held.trained + (held.largest if layout.shards > 1 else 0),
         optimizer=state * held.trained // max(gradients, 1),
-        activations=cost.bytes * rows // tried,
+        activations=activations,
     )  # fmt: skip
     return Needs(
         parameters=parameters,

@@ -89,6 +89,21 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _piped(self) -> RunConfig:
+        train = self.train
+        if self.parallel.pipeline > 1 and train.clip_by == "group":
+            raise ValueError(
+                "train.clip_by: ranks of a pipeline have other groups of parameters; use model, or "
+                "parallel.data=fsdp"
+            )
+        if self.parallel.pipeline > 1 and train.weights == "bf16":
+            raise ValueError(
+                "train.weights: bf16 rounds at random, and two ranks of a pipeline have the "
+                "embedding; use fp32, or parallel.data=fsdp"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _separate(self) -> RunConfig:
         if Path(self.folder).resolve() in {Path(path).resolve() for path in self.data.path}:
             raise ValueError(f"folder: {self.folder} holds the text; use another folder")

@@ -124,6 +124,13 @@ class Trainer:
         groups = [group["params"] for group in optimizer.param_groups]
         self.clipped = [parameters] if clip_by == "model" else groups
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
+        self.peaks: dict[
+            str, float
+        ] = {}  # of all ranks, since those of a pipeline have other names
+        names = [group.get("name", "all") for group in optimizer.param_groups]
+        for found in self.ranks.everyone(list(zip(names, self.peak_rates, strict=True))):
+            for name, peak in found:
+                self.peaks.setdefault(name, peak)
 
     def fit(self, batches: Batches, steps: int, start: int = 0, tokens: int = 0) -> int:
         """Steps start .. steps - 1; gives how many are finished. tokens: read before `start`."""
@@ -184,7 +191,9 @@ class Trainer:
         Raises:
             OutOfMemory: it does not fit.
         """
-        first = batches.step(number)[:1]
+        first = batches.step(number)
+        if self.parallel.pipeline is None:  # which cannot do with one
+            first = first[:1]
         torch.manual_seed(keyed_integer(self.seed, "forward", number, self.ranks.rank))
         self._gradients(first, dict.fromkeys(first[0].counts, 1.0), number + 1)
         self.optimizer.zero_grad(set_to_none=True)
@@ -197,11 +206,10 @@ class Trainer:
 
     def _set_rates(self, number: int, steps: int) -> dict[str, float]:
         """The learning rate of each group of parameters in this step, by name."""
-        factor, rates = self.schedule.factor(number, steps), dict[str, float]()
+        factor = self.schedule.factor(number, steps)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
-            rates.setdefault(group.get("name", "all"), group["lr"])
-        return rates
+        return {name: peak * factor for name, peak in self.peaks.items()}
 
     def _reduce(
         self, sums: Sums, norm: float, batches: Sequence[Batch], counts: Mapping[str, float]

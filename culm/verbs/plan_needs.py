@@ -18,7 +18,7 @@ from culm.device import memory_bytes
 from culm.dtype import DTYPES
 from culm.model.backend import choose_backend
 from culm.model.transformer import Transformer
-from culm.parallel.check import check_layout
+from culm.parallel.check import check_layout, check_micro_batches, check_pipeline
 from culm.parallel.parallelize import parallelize
 from culm.parallel.ranks import Ranks
 from culm.plan.dry_run import as_on_gpu
@@ -112,6 +112,13 @@ def show_needs(
     context = context if seen is None else seen.context
     parallelize(objective, activation_checkpointing=train.activation_checkpointing)
     layout = Layout(config.parallel, found.ranks)
+    if found.ranks > 1 and config.parallel.pipeline > 1:
+        holders = layout.data * config.parallel.context
+        found.attempt(
+            partial(check_pipeline, objective, config.parallel, holders, config.train.compile)
+        )
+        count = -(-train.batch_size // (layout.data * train.at_once))
+        found.attempt(partial(check_micro_batches, config.parallel, count))
     if target is not None or device.type == "cuda":
         as_on_gpu(objective)
     step = _step(config, context, layout, 1 if seen is None else seen.sequences)

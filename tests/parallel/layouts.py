@@ -43,6 +43,9 @@ MODELS = {
               "tied": False, "vocabulary": 63},
     "latent": {"attention": {"kind": "mla", "heads": 4, "rank": 8, "head_dim": 8, "value_dim": 8,
                              "rope_dim": 4}, "mtp": {"depth": 1}},
+    "mla": {"attention": {"kind": "mla", "heads": 4, "rank": 8, "head_dim": 8, "value_dim": 8,
+                             "rope_dim": 4}},
+    "mtp": {"attention": ATTENTION, "mtp": {"depth": 1}},
     "state": {"attention": {"kind": "deltanet", "heads": 2}},
     "alibi": {"attention": {**ATTENTION, "rope": None, "alibi": True, "qk_norm": "width"}},
     "moe": {"attention": ATTENTION, "mlp": EXPERTS},
@@ -52,8 +55,8 @@ MODELS = {
 }  # fmt: skip
 
 
-def built(name):
-    base = {"vocabulary": 64, "width": 32, "layers": 2, "context": 32}
+def built(name, layers=2):
+    base = {"vocabulary": 64, "width": 32, "layers": layers, "context": 32}
     model = parse(TransformerConfig, {**base, **MODELS[name]}).build(seed=1)
     if name == "lora":
         LoRA(rank=4, targets=("blocks.*.attention.*", "blocks.*.mlp.*")).apply(model, 0)
@@ -79,36 +82,38 @@ def batch(rank, count):
     )
 
 
-def halves(whole):
-    """Two micro-batches."""
-    half = len(whole.tokens) // 2
-    for own in (slice(0, half), slice(half, None)):
+def micro_batches(whole, count=2):
+    """So many micro-batches."""
+    for own in torch.arange(len(whole.tokens)).chunk(count):
         rows = whole.targets[own]
         yield Batch(whole.tokens[own], rows, whole.positions[own], whole.documents[own],
                     counts=counts_of(rows))  # fmt: skip
 
 
-def train(name, ranks, settings, checkpointing="none"):
-    model = built(name)
+def train(name, ranks, settings, layers, checkpointing="none"):
+    model = built(name, layers)
     objective = NextToken().build(model, None, 0)
     parallel = parallelize(objective, ranks, settings, activation_checkpointing=checkpointing)
     optimizer = AdamW(rate=3e-3).build(objective)
     events = []
     trainer = Trainer(parallel, optimizer, Constant(), clip=0.5, listener=events.append)
-    trainer.fit(Given(list(halves(batch(ranks.rank, ranks.count)))), STEPS)
-    weights = {n: full_tensor(p.detach()).clone() for n, p in model.named_parameters()}
+    count = max(2, settings.pipeline)
+    trainer.fit(Given(list(micro_batches(batch(ranks.rank, ranks.count), count))), STEPS)
     with unsharded(model), torch.no_grad():
+        weights = {n: full_tensor(p.detach()).clone() for n, p in model.named_parameters()}
         logits = model(batch(0, 1).tokens)
     return [(e.loss, e.grad_norm) for e in events], weights, logits
 
 
 def compare(name, layout):
     settings = ParallelConfig(**layout)
-    ranks = launch.joined("cpu", settings)
-    whole, found = train(name, Ranks(), ParallelConfig()), train(name, ranks, settings)
+    ranks, layers = launch.joined("cpu", settings), max(2, settings.stages)
+    whole = train(name, Ranks(), ParallelConfig(), layers)
+    found = train(name, ranks, settings, layers)
     for step, (a, b) in enumerate(zip(whole[0], found[0], strict=True)):
         assert abs(a[0] - b[0]) <= 1e-5, (name, layout, step, a, b)
         assert abs(a[1] - b[1]) <= 1e-4 * a[1] + 1e-5, (name, layout, step, a, b)
+    assert whole[1].keys() == found[1].keys()
     for key, weight in whole[1].items():
         torch.testing.assert_close(found[1][key], weight, atol=2e-3, rtol=0, msg=f"{name} {key}")
     torch.testing.assert_close(found[2], whole[2], atol=2e-3, rtol=0)
@@ -127,9 +132,10 @@ class Traffic(TorchDispatchMode):
         if kind is not None:
             group = next(a for a in args if isinstance(a, torch.ScriptObject))
             group = distributed.ProcessGroup.unbox(group)
-            ranks, given = group.size(), args[0 if name == "c10d::allreduce_" else 1]
+            ranks, given = group.size(), args[0 if name in IN_PLACE else 1]
             size = sum(t.nbytes for t in ([given] if isinstance(given, Tensor) else given))
-            share = {"all-gather": ranks - 1, "all-reduce": 2 * (ranks - 1) / ranks}
+            share = {"all-gather": ranks - 1, "all-reduce": 2 * (ranks - 1) / ranks,
+                     "point-to-point": 1}  # fmt: skip
             if kind == "all-to-all":
                 rows = args[4]
                 share[kind] = 1 - rows[group.rank()] / max(sum(rows), 1)
@@ -142,7 +148,9 @@ KINDS = {
     "c10d::_reduce_scatter_base_": "reduce-scatter",
     "c10d::allreduce_": "all-reduce",
     "c10d::alltoall_base_": "all-to-all",
+    "c10d::send": "point-to-point",
 }
+IN_PLACE = ("c10d::allreduce_", "c10d::send")
 
 
 def measure(name, layout):
@@ -151,7 +159,7 @@ def measure(name, layout):
     ranks = launch.joined("cpu", settings)
     objective = NextToken().build(built(name), None, 0)
     trainer = Trainer(parallelize(objective, ranks, settings), AdamW().build(objective), Constant())
-    given = Given(list(halves(batch(ranks.rank, ranks.count))))
+    given = Given(list(micro_batches(batch(ranks.rank, ranks.count))))
     trainer.fit(given, 1)  # FSDP2 sets itself up
     with Traffic() as traffic:
         trainer.fit(given, 2, 1)

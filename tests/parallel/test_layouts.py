@@ -22,6 +22,9 @@ TWO = [
     *(f"{name},context=2" for name in ("dense", "latent", "moe")),
     "sinks,context=2,context_method=ulysses",
     "moe,expert=2",
+    *(f"{name},pipeline=2" for name in ("dense", "moe", "lora", "latent")),
+    "dense,pipeline=2,pipeline_schedule=interleaved",
+    "moe,pipeline=2,pipeline_schedule=zero_bubble",
 ]
 MORE_OF_TWO = [
     *(f"{name},tensor=2" for name in ("state", "alibi")),
@@ -30,6 +33,18 @@ MORE_OF_TWO = [
     *(f"{name},context=2,context_method=ring" for name in ("dense", "sinks", "alibi", "latent")),
     *(f"oss,{axis}=2,expert=2" for axis in ("tensor", "context")),
     "oss,data=fsdp,expert=2",
+    *(f"{name},pipeline=2" for name in ("gpt2", "sinks", "state", "alibi")),
+    *(
+        f"{name},pipeline=2,pipeline_schedule={schedule}"
+        for name, schedule in (
+            ("dense", "gpipe"),
+            ("dense", "zero_bubble"),
+            ("lora", "zero_bubble"),
+            ("mla", "zero_bubble"),
+            ("moe", "interleaved"),
+            ("latent", "interleaved"),
+        )
+    ),
 ]
 FOUR = [
     *(f"{name},data=fsdp,tensor=2" for name in ("dense", "moe", "lora", "latent")),
@@ -42,6 +57,12 @@ FOUR = [
     "oss,expert=4", "oss,expert=2", "oss,data=fsdp,expert=2", "oss,data=fsdp,replicas=2,expert=2",
     "oss,data=fsdp,tensor=2,expert=2", "oss,data=fsdp,tensor=2,expert=4",
     "oss,tensor=2,context=2,expert=4",
+    *(f"{name},pipeline=2,data=fsdp" for name in ("dense", "moe", "lora", "latent")),
+    *(f"{name},pipeline=2,tensor=2" for name in ("dense", "moe", "latent")),
+    "dense,pipeline=2,data=ddp", "dense,pipeline=2,context=2", "dense,pipeline=4",
+    "oss,pipeline=2,data=fsdp,expert=2",
+    "dense,pipeline=2,tensor=2,pipeline_schedule=zero_bubble",
+    *(f"{name},pipeline=2,data=fsdp,pipeline_schedule=interleaved" for name in ("dense", "moe")),
 ]  # fmt: skip
 
 
@@ -71,6 +92,7 @@ def test_a_plan_knows_what_ranks_send() -> None:
         "moe,data=fsdp",
         "oss,data=fsdp,expert=2",
         "dense,context=2,data=fsdp",
+        "dense,pipeline=2",
     )
     follow_one_process(2, *(f"traffic:{layout}" for layout in layouts))
 
@@ -82,6 +104,7 @@ def test_a_plan_knows_what_four_ranks_send() -> None:
         "moe,tensor=2,context=2", "latent,data=ddp,tensor=2", "oss,data=fsdp,expert=2",
         "dense,context=4,context_method=ring,data=fsdp",
         "latent,context=4,context_method=ulysses,data=fsdp",
+        "dense,pipeline=2,data=fsdp",
     ]  # fmt: skip
     follow_one_process(4, *(f"traffic:{layout}" for layout in layouts))
 
@@ -91,9 +114,11 @@ def test_products_of_axes_follow_one_process() -> None:
     follow_one_process(4, *FOUR)
 
 
-def follow_one_run(run_file: Callable[..., Path], layout: str, stages: tuple[str, ...]) -> None:
+def follow_one_run(
+    run_file: Callable[..., Path], layout: str, stages: tuple[str, ...], **train_settings: object
+) -> None:
     """Whole runs, with evaluation, export and what on-policy stages sample."""
-    files = {name: run_file(name, steps=3) for name in stages}
+    files = {name: run_file(name, steps=3, **train_settings) for name in stages}
     on_two_ranks(*(f"{file},{layout},folder={file}-two" for file in files.values()))
     for file in files.values():
         config, _ = read_run(str(file))
@@ -105,11 +130,30 @@ def test_runs_with_tensor_parallelism_follow_one_process(run_file: Callable[...,
     follow_one_run(run_file, "parallel.tensor=2", ("dpo", "ppo"))
 
 
+def test_runs_with_a_pipeline_follow_one_process(run_file: Callable[..., Path]) -> None:
+    follow_one_run(run_file, "parallel.pipeline=2", ("sft", "dpo"))
+
+
+def test_a_run_moves_between_a_pipeline_and_other_layouts(run_file: Callable[..., Path]) -> None:
+    """Two ranks of a pipeline, one process, two ranks of FSDP2, and the pipeline again."""
+    file = run_file("pretrain", steps=8)
+    folder, layouts = f"folder={file}-two", ("parallel.pipeline=2", "parallel.data=fsdp")
+    on_two_ranks(f"{file},{folder},{layouts[0]},train.steps=2")
+    train(read_run(str(file), [folder, "train.steps=4"])[0])
+    on_two_ranks(
+        f"{file},{folder},{layouts[1]},train.steps=6", f"{file},{folder},{layouts[0]}"
+    )  # fmt: skip
+    config, _ = read_run(str(file))
+    train(config)
+    assert_same(Path(config.folder), Path(f"{file}-two"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["parallel.tensor=2", "parallel.context=2"])
-def test_every_stage_follows_one_process(run_file: Callable[..., Path], layout: str) -> None:
+@pytest.mark.parametrize("axis", ["tensor", "context", "pipeline"])
+def test_every_stage_follows_one_process(run_file: Callable[..., Path], axis: str) -> None:
     # gkd starts at its teacher here, where its gradient is nothing but rounding.
-    follow_one_run(run_file, layout, tuple(name for name in STAGES if name != "gkd"))
+    stages = tuple(name for name in STAGES if name != "gkd")
+    follow_one_run(run_file, f"parallel.{axis}=2", stages)
 
 
 MODEL = {"vocabulary": 64, "width": 48, "layers": 1, "context": 32,

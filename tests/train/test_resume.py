@@ -28,6 +28,7 @@ from culm.model.transformer import Transformer
 from culm.objective.objective import Objective
 from culm.optim.adamw import AdamW
 from culm.parallel.parallelize import Parallel
+from culm.parallel.ranks import Ranks
 from culm.run.settings import RunConfig
 from culm.run.train import Result, train
 from culm.train.checkpoint.folder import Progress, steps_in
@@ -270,7 +271,7 @@ def test_sharded_weights_are_written_without_the_backend_of_the_gpu(
 ) -> None:
     """They are gathered into models on the CPU, where flash attention would be refused."""
 
-    def gathered(model: nn.Module) -> dict[str, Any]:
+    def gathered(model: nn.Module, ranks: Ranks) -> dict[str, Any]:
         def refused(*_: object, **__: object) -> None:
             raise AssertionError("placed again")
 
@@ -279,7 +280,7 @@ def test_sharded_weights_are_written_without_the_backend_of_the_gpu(
 
     settings = stage("ppo", steps=1)
     run(settings, tmp_path / "plain")
-    monkeypatch.setattr("culm.run.finish.is_sharded", lambda objective: True)
+    monkeypatch.setattr("culm.run.finish.is_divided", lambda objective: True)
     monkeypatch.setattr("culm.run.finish.state_of", gathered)
     run(settings, tmp_path / "sharded")
     assert_equal(tmp_path / "plain", tmp_path / "sharded")

@@ -1,0 +1,13 @@
+"""In place of a part of a model that another rank of a pipeline has."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+class Elsewhere(nn.Module):
+    """learned: names of those of its parameters that learn. routers: how many it has."""
+
+    def __init__(self, learned: tuple[str, ...] = (), routers: int = 0) -> None:
+        super().__init__()
+        self.learned, self.routers = learned, routers
