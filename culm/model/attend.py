@@ -161,14 +161,25 @@ def attention_weights(q: Tensor, k: Tensor, rule: ScoreRule = ScoreRule()) -> Te
 
 
 def attend_from(
-    start: int, q: Tensor, k: Tensor, v: Tensor, context: Context, rule: ScoreRule
+    start: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    context: Context,
+    rule: ScoreRule,
+    backend: Backend,
 ) -> Tensor:
-    """`attend` of the queries (B, T, H, D) of a row from index `start` on, by blocks.
+    """`attend` of the queries (B, T, H, D) of a row from index `start` on: by sdpa, where another
+    backend than blocks was chosen and sdpa serves.
 
     k, v, context: of the whole row.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return _in_blocks(q, k, v, context, rule, start).transpose(1, 2)
+    if backend == "blocks" or not serves("sdpa", rule, q.device):
+        return _in_blocks(q, k, v, context, rule, start).transpose(1, 2)
+    end = start + q.shape[2]
+    k, v = k[:, :, :end], v[:, :, :end]
+    return _sdpa(q, k, v, visible(start, end, 0, end, context, rule), rule).transpose(1, 2)
 
 
 def _in_blocks(

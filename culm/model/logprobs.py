@@ -185,8 +185,13 @@ def logprobs_of(
     if type(head) is Linear and head.bias is None:
         weight = local_shard(head.weight)
         if vocabulary is not None:
-            shard = kernels.vocabulary
-            weight = weight[: vocabulary - (0 if shard is None else shard.start)]
+            first = 0 if kernels.vocabulary is None else kernels.vocabulary.start
+            weight = weight[: max(0, vocabulary - first)]
+            if not len(weight):
+                raise ValueError(
+                    f"parallel.tensor: a rank has the ids from {first} on, and the tokenizer has "
+                    f"{vocabulary}; use fewer tensor-parallel ranks"
+                )
         picked = ChunkedLogprobs.apply(states, weight, wanted, temperature, kernels, softcap)
     else:
         logits = capped(head(states).float()[..., :vocabulary], softcap)

@@ -12,7 +12,9 @@ import functools
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from culm.config import SettingError
 from culm.dtensor import like
 
 BLOCK = 256  # values that share a scale
@@ -40,6 +42,11 @@ def zeros(parameter: nn.Parameter) -> tuple[Tensor, Tensor]:
 
     Every value is zero, since every scale is.
     """
+    if isinstance(parameter, DTensor) and any(place.is_shard(1) for place in parameter.placements):
+        raise SettingError(
+            "train.optimizer: blocks of 8 bits go along rows, and parallel.tensor divides the rows "
+            "of some weights; use adamw, or parallel.tensor=1"
+        )
     row = parameter.numel() // max(1, parameter.shape[0])
     scales = torch.zeros(parameter.shape[0], -(-row // BLOCK), device=parameter.device)
     return torch.zeros_like(parameter, dtype=torch.uint8), like(scales, parameter)

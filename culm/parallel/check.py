@@ -25,6 +25,8 @@ def check_layout(model: Transformer, settings: ParallelConfig) -> None:
         _check_experts(model, settings.expert)
     for number, block in enumerate(model.every_block):
         where = f"layer {number}"
+        if settings.tensor * settings.context > 1:
+            _check_parts(block, where)
         if settings.context > 1:
             _check_context(block, settings, where)
         if settings.tensor > 1:
@@ -131,6 +133,22 @@ def _check_experts(model: Transformer, ranks: int) -> None:
         if moe.config.experts % ranks:
             raise SettingError(
                 f"parallel.expert: {ranks} ranks do not divide {moe.config.experts} experts"
+            )
+
+
+def _check_parts(block: Block, where: str) -> None:
+    """Experts whose settings count the tokens of whole rows, of which a rank has a part."""
+    if not isinstance(block.mlp, MixtureOfExperts):
+        return
+    config = block.mlp.config
+    for name, given in (
+        ("sequence_balance_loss", config.sequence_balance_loss), ("capacity", config.capacity),
+    ):  # fmt: skip
+        if given:
+            raise SettingError(
+                f"model.mlp.{name}: the experts of {where} count the tokens of whole rows, of "
+                "which tensor- and context-parallel ranks have parts; leave it out, or use "
+                "data: fsdp and expert alone"
             )
 
 

@@ -27,11 +27,13 @@ class GatheredKeys:
     def __init__(self, axis: Axis, whole: Context) -> None:
         self.axis, self.whole = axis, whole
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, backend: str) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, backend: Backend) -> Tensor:
         k, v = (self._in_order(gathered(x, 1, self.axis)) for x in (k, v))
         size, ranks, rank = q.shape[1] // 2, self.axis.size, self.axis.rank
         pieces = zip((rank, 2 * ranks - 1 - rank), q.split(size, 1), strict=True)
-        outs = [attend_from(n * size, piece, k, v, self.whole, rule) for n, piece in pieces]
+        outs = [
+            attend_from(n * size, piece, k, v, self.whole, rule, backend) for n, piece in pieces
+        ]
         return torch.cat(outs, 1)
 
     def _in_order(self, x: Tensor) -> Tensor:

@@ -90,6 +90,13 @@ class Ranks:
             distributed.all_gather_object(found, value, group=self.patient)
         return found
 
+    def alike(self, value: T) -> T:
+        """That of the first process with these rows, on all that compute them together."""
+        if self.processes == self.count:
+            return value
+        found = self.everyone((self.rank, value))
+        return next(given for rank, given in found if rank == self.rank)
+
     def attempt(self, work: Callable[[], T]) -> list[T]:
         """Do something on each process; the results of all, in order, on every one.
 

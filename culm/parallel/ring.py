@@ -138,7 +138,8 @@ class _Ring(torch.autograd.Function):
 
 def _exp(scores: Tensor, total: Tensor) -> Tensor:
     """exp(scores - total), and 0 where nothing is seen yet; (..., S) and (...)."""
-    return (scores - total[..., None]).exp().nan_to_num(0.0)
+    found = (scores - total[..., None]).exp()
+    return found.masked_fill((total == float("-inf"))[..., None], 0.0)
 
 
 def _grouped_matmul(x: Tensor, y: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ def sum_whole_gradients(parameters: list[nn.Parameter], axis: Axis) -> None:
         for p in parameters
         if p.grad is not None and not lies_on(p, "tensor") and not lies_on(p, "expert")
     ]
-    for dtype in {grad.dtype for grad in grads}:
+    for dtype in dict.fromkeys(grad.dtype for grad in grads):  # in one order on all ranks
         same = [grad for grad in grads if grad.dtype == dtype]
         flat = axis.all_reduce(torch.cat([grad.flatten() for grad in same]))
         for grad, value in zip(same, flat.split([g.numel() for g in same]), strict=True):

@@ -237,7 +237,8 @@ class Rollouts:
         size = self.config.group
         episodes = [episode for number in numbers for episode in self._episodes(number)]
         trajectories = self.sampler.sample(episodes, numbers.start * size)
-        parts = self.scoring.parts(trajectories)
+        # What a server samples, or a program scores, need not be the same twice.
+        trajectories, parts = self.ranks.alike((trajectories, self.scoring.parts(trajectories)))
         if scales is None:
             scales = self.scoring.scales(parts, self.ranks, self.objective.model.device)
         totals = self.scoring.totals(parts, scales)

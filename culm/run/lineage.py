@@ -29,7 +29,7 @@ def write_run_lineage(run: Assembly, model: Path) -> None:
         corpora=() if streamed else tuple(_corpora(run)),
         streams=tuple(streams or [Content(path=path) for path in config.data.path if streamed]),
         models=dict(_models(run)),
-        ranks=run.ranks.count,
+        ranks=run.ranks.processes,
     )
 
 

@@ -61,7 +61,7 @@ from culm.train.listeners import ProgressBar
 from culm.train.memory import reset_peak
 from culm.train.replicas import ReplicaCheck
 from culm.train.run_folder import discard_settings, read_settings, write_settings
-from culm.train.spikes import Spikes, WithoutSpikes
+from culm.train.spikes import SpikeConfig, Spikes, WithoutSpikes
 from culm.train.status import Status
 from culm.train.straggler import Stragglers
 from culm.train.trackers.tracker import TrackerConfig
@@ -184,8 +184,9 @@ def _train(run: Assembly, status: Status) -> Result:
     rows = training_batches(run)
     if isinstance(rows, Loader):
         add_precomputed(run, rows)
-    spikes = None if train.spike is None else Spikes(train.spike)
-    batches = rows if spikes is None else WithoutSpikes(rows, spikes)
+    # Without spikes too: what an earlier start of this run left out stays so.
+    spikes = Spikes(train.spike or SpikeConfig())
+    batches = WithoutSpikes(rows, spikes)
     store = CheckpointStore(folder, run.objective, optimizer, train.checkpoint, run.ranks)
     start = resume(run, store, batches)
     status.step = start.step
@@ -206,8 +207,8 @@ def _train(run: Assembly, status: Status) -> Result:
         stragglers = Stragglers(train.straggler, run.objective, run.ranks)
         trainer = Trainer(
             parallel, optimizer, train.schedule, clip=train.clip, clip_by=train.clip_by,
-            seed=run.config.seed, judge=spikes or Finite(), observe=stragglers,
-            listener=listeners, stop=interruption,
+            seed=run.config.seed, judge=Finite() if train.spike is None else spikes,
+            observe=stragglers, listener=listeners, stop=interruption,
         )  # fmt: skip
         if start.step < train.steps and not isinstance(rows, Rollouts):
             trainer.dry_run(batches, start.step)

@@ -20,7 +20,8 @@ from culm.train.events import Event, Stepped
 from culm.train.listeners import Silent, is_due
 from culm.train.trainer import TrainingError
 
-Place = tuple[str, tuple[int, ...]]  # name of a tensor, and where the part of a rank begins in it
+# The name of a tensor, the axes along which it is divided, and where the part of a rank begins.
+Place = tuple[str, tuple[str, ...], tuple[int, ...]]
 
 
 class ReplicaError(TrainingError):
@@ -57,7 +58,7 @@ class ReplicaCheck(Silent):
             return
         differing = _differing(self.ranks.everyone(digests))
         assert differing
-        (name, _), ranks = next(iter(differing.items()))
+        (name, *_), ranks = next(iter(differing.items()))
         words = f"ranks {', '.join(map(str, ranks))}" if len(ranks) > 1 else f"rank {ranks[0]}"
         others = "each other" if len(ranks) == self.ranks.processes else "that of the others"
         kind, _, rest = name.partition(".")
@@ -69,16 +70,24 @@ class ReplicaCheck(Silent):
 
     def _digests(self) -> dict[Place, int]:
         tensors = places(self.objective) | states(self.objective, self.optimizer)
-        return {(name, _offset(tensor)): _digest(tensor) for name, tensor in tensors.items()}
+        return {(name, *_place(tensor)): _digest(tensor) for name, tensor in tensors.items()}
 
 
-def _offset(tensor: Tensor) -> tuple[int, ...]:
+def _place(tensor: Tensor) -> tuple[tuple[str, ...], tuple[int, ...]]:
     if not isinstance(tensor, DTensor):
-        return ()
+        return (), ()
+    names, mesh = tensor.device_mesh.mesh_dim_names or (), tensor.device_mesh
+    axes = tuple(
+        name
+        for number, name in enumerate(names)
+        if mesh.size(number) > 1 and not tensor.placements[number].is_replicate()
+    )
+    if not axes:
+        return (), ()
     found = compute_local_shape_and_global_offset(
         tensor.shape, tensor.device_mesh, tensor.placements
     )
-    return tuple(found[1])
+    return axes, tuple(found[1])
 
 
 def _digest(tensor: Tensor) -> int:
@@ -88,15 +97,15 @@ def _digest(tensor: Tensor) -> int:
 
 
 def _combined(digests: dict[Place, int]) -> dict[Place, int]:
-    """Two numbers: of tensors that this rank has whole, and of those of which it has a shard.
+    """A number for the tensors that are divided along the same axes, or along none.
 
     They have the same key on ranks that hold the same parts.
     """
     found: dict[Place, int] = {}
-    for sharded in (False, True):
-        part = sorted((p, d) for p, d in digests.items() if any(p[1]) == sharded)
+    for axes in dict.fromkeys(axes for _, axes, _ in digests):
+        part = sorted((p, d) for p, d in digests.items() if p[1] == axes)
         layout = hashlib.sha256(repr([place for place, _ in part]).encode()).hexdigest()
-        found[layout, ()] = hash(tuple(digest for _, digest in part))
+        found[layout, axes, ()] = hash(tuple(digest for _, digest in part))
     return found
 
 

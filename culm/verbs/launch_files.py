@@ -13,7 +13,7 @@ import yaml
 
 Scheduler = Literal["slurm", "kubernetes", "skypilot", "ray"]
 PORT = 29500
-GRACE = 120  # seconds before the end of a SLURM job, in which the run writes a checkpoint
+GRACE = 120  # seconds after SIGTERM, in which the run writes a checkpoint
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Job:
         """Arguments of torchrun. meeting: how the machines find each other."""
         given = [self.run] if self.run else []
         return [
+            "--shutdown-timeout", str(GRACE - 10),
             "--nnodes", str(self.nodes), "--nproc-per-node", str(self.ranks),
             "--max-restarts", str(self.restarts), *meeting,
             "-m", "culm.cli", "train", *given, *self.settings,

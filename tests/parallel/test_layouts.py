@@ -168,6 +168,16 @@ MODEL = {"vocabulary": 64, "width": 48, "layers": 1, "context": 32,
         ({"attention": {"kind": "deltanet", "heads": 2}}, {"context": 2}, "use tensor or data"),
         ({}, {"expert": 2}, "the model has no experts"),
         (
+            {"mlp": {"kind": "moe", "experts": 4, "hidden": 8, "sequence_balance_loss": 0.1}},
+            {"tensor": 2},
+            "model.mlp.sequence_balance_loss: .* tokens of whole rows",
+        ),
+        (
+            {"mlp": {"kind": "moe", "experts": 4, "hidden": 8, "capacity": 1.5}},
+            {"context": 2},
+            "model.mlp.capacity: .* tokens of whole rows",
+        ),
+        (
             {"mlp": {"kind": "moe", "experts": 3, "hidden": 8}},
             {"expert": 2},
             "2 ranks do not divide 3 experts",

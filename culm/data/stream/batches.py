@@ -99,6 +99,7 @@ class StreamBatches:
         self._marks = [Mark(0, 0, 0, [0] * rows_per_step)]
         self._lanes = {lane: Lane() for lane in reading.lanes}
         self._next, self._ended = 0, 0.0
+        self._last: list[Batch] | None = None
         self.pool: Pool | None = None
         facts = (
             *source_facts, reading.format, reading.invalid, reading.seed, reading.shuffle, context,
@@ -120,8 +121,16 @@ class StreamBatches:
         Raises:
             SettingError: the text cannot be read, or a process was killed.
         """
-        if number != self._next:
+        if self._last is not None and number == self._next - 1:
+            return self._last
+        if number < self._next:
             raise ValueError(f"step {number}: a stream continues with step {self._next}")
+        while number > self._next:  # data that a run leaves out is read all the same
+            self._read()
+        return self._read()
+
+    def _read(self) -> list[Batch]:
+        """The next step, which may be asked for once more."""
         began = time.perf_counter()
         rows = [self._row(lane) for lane in self._lanes.values()]
         at_once = range(0, len(rows), self._micro_rows)
@@ -130,7 +139,8 @@ class StreamBatches:
         now = time.perf_counter()
         waiting = (now - began) / (now - self._ended) if self._ended else 1.0
         self._ended = now
-        return [replace(one, metrics={"waiting": waiting}) for one in batches]
+        self._last = [replace(one, metrics={"waiting": waiting}) for one in batches]
+        return self._last
 
     def state(self, steps: int) -> dict[str, Tensor]:
         """Where each lane continues, and the last mark before all of them."""
@@ -154,7 +164,7 @@ class StreamBatches:
         self._marks = [Mark(document, epoch, index, sizes)]
         places = state["lanes"].tolist()
         self._lanes = {lane: Lane(*places[lane]) for lane in self._reading.lanes}
-        self._next = steps
+        self._next, self._last = steps, None
 
     def close(self) -> None:
         """End the processes."""
