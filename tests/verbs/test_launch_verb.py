@@ -20,7 +20,8 @@ from culm.verbs.launch_files import Job, job_file
 
 JOB = Job("llm-v1", ("train.steps=10", "data.path=my books/*"), "llm v1", 8, 4, 3, "culm:1")
 COMMAND = (
-    "--shutdown-timeout 110 --nnodes 4 --nproc-per-node 8 --max-restarts 3 --rdzv-backend c10d --rdzv-endpoint {host} "
+    "--shutdown-timeout 110 --nnodes 4 --nproc-per-node 8 --max-restarts 3 --rdzv-backend c10d "
+    "--rdzv-endpoint {host} "
     "--rdzv-id {job} -m culm.cli train llm-v1 train.steps=10 'data.path=my books/*'"
 )
 
