@@ -33,7 +33,7 @@ def launch_run(
     """
     config, _ = read_run(run, list(settings))
     config.parallel.data_ranks(ranks * nodes)
-    job = Job(run, tuple(settings), Path(config.folder).name, ranks, nodes, restarts, image)
+    job = Job(run, tuple(settings), config.folder, ranks, nodes, restarts, image)
     if scheduler is not None:
         _write(job_file(job, scheduler), out)
         return

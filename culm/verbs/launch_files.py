@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -18,14 +19,14 @@ GRACE = 120  # seconds after SIGTERM, in which the run writes a checkpoint
 
 @dataclass(frozen=True)
 class Job:
-    """run, settings: as of `culm train`. name: of the run. ranks: processes on each machine, each
+    """run, settings: as of `culm train`. folder: of the run. ranks: processes on each machine, each
     with a GPU. nodes: machines. restarts: how often torchrun starts failed processes again. image:
     of a container with Culm.
     """
 
     run: str
     settings: tuple[str, ...]
-    name: str
+    folder: str
     ranks: int
     nodes: int
     restarts: int
@@ -50,7 +51,7 @@ class Job:
     @property
     def label(self) -> str:
         """A name that every scheduler takes."""
-        return re.sub(r"[^a-z0-9]+", "-", f"culm-{self.name}".lower()).strip("-")[:50]
+        return re.sub(r"[^a-z0-9]+", "-", f"culm-{Path(self.folder).name}".lower()).strip("-")[:50]
 
 
 def job_file(job: Job, scheduler: Scheduler) -> str:
@@ -81,7 +82,12 @@ def _slurm(job: Job) -> str:
 
 export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-8}}
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun --kill-on-bad-exit=1 {job.command("$host", "$SLURM_JOB_ID")}
+srun --kill-on-bad-exit=1 {job.command("$host", "$SLURM_JOB_ID")} || failed=$?
+# torchrun does not tell a run that stopped in time from one that failed; the run does.
+if grep -q '"state": "interrupted"' {shlex.quote(f"{job.folder}/status.json")}; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "${{failed:-0}}"
 """
 
 

@@ -18,7 +18,7 @@ from culm.run.train import train
 from culm.verbs.launch import launch_run
 from culm.verbs.launch_files import Job, job_file
 
-JOB = Job("llm-v1", ("train.steps=10", "data.path=my books/*"), "llm v1", 8, 4, 3, "culm:1")
+JOB = Job("llm-v1", ("train.steps=10", "data.path=my books/*"), "runs/llm v1", 8, 4, 3, "culm:1")
 COMMAND = (
     "--shutdown-timeout 110 --nnodes 4 --nproc-per-node 8 --max-restarts 3 --rdzv-backend c10d "
     "--rdzv-endpoint {host} "
@@ -30,7 +30,8 @@ def test_slurm_starts_one_torchrun_on_each_machine(tmp_path: Path) -> None:
     file = tmp_path / "job.sh"
     file.write_text(job_file(JOB, "slurm"))
     tools = {
-        "scontrol": 'test "$*" = "show hostnames a[1-4]" && printf "a1\\na2\\n"',
+        "scontrol": 'test "$1" = show && printf "a1\\na2\\n" || echo "$*" >> '
+        + str(tmp_path / "said"),
         "srun": 'printf "%s\\n" "$@"',
     }
     for name, body in tools.items():
@@ -41,11 +42,20 @@ def test_slurm_starts_one_torchrun_on_each_machine(tmp_path: Path) -> None:
         "SLURM_JOB_NODELIST": "a[1-4]", "SLURM_JOB_ID": "77",
     }  # fmt: skip
     done = subprocess.run(
-        ["bash", "-eu", str(file)], env=environment, capture_output=True, text=True, check=True
-    )
+        ["bash", "-u", str(file)], env=environment, cwd=tmp_path, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
     expected = shlex.split(COMMAND.format(host="a1:29500", job="77"))
     assert done.stdout.splitlines() == ["--kill-on-bad-exit=1", "torchrun", *expected]
     assert "#SBATCH --nodes=4\n" in file.read_text()
+    assert not (tmp_path / "said").exists()
+    status = tmp_path / "runs" / "llm v1" / "status.json"
+    status.parent.mkdir(parents=True)
+    status.write_text('{"state": "interrupted", "step": 4}')
+    (tmp_path / "srun").write_text("#!/bin/bash\nexit 1\n")
+    done = subprocess.run(["bash", "-u", str(file)], env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert (tmp_path / "said").read_text() == "requeue 77\n"
 
 
 def test_jobset_restarts_pods_that_meet_at_the_first() -> None:
