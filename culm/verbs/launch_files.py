@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import yaml
 
 Scheduler = Literal["slurm", "kubernetes", "skypilot", "ray"]
 PORT = 29500
+DISK = "/runs"  # where the files of Kubernetes and SkyPilot mount a disk for all machines
 GRACE = 120  # seconds after SIGTERM, in which the run writes a checkpoint
 
 
@@ -48,6 +49,11 @@ class Job:
         line = shlex.join(["torchrun", *self.torchrun(*meeting)])
         return line.replace(" HOST ", f' "{host}:{PORT}" ').replace(" JOB ", f' "{job}" ')
 
+    def mounted(self) -> Job:
+        """The same with its folder on the disk that a file mounts for all machines."""
+        folder = f"{DISK}/{Path(self.folder).name}"
+        return replace(self, folder=folder, settings=(*self.settings, f"folder={folder}"))
+
     @property
     def label(self) -> str:
         """A name that every scheduler takes."""
@@ -60,9 +66,11 @@ def job_file(job: Job, scheduler: Scheduler) -> str:
         case "slurm":
             return _slurm(job)
         case "kubernetes":
-            return _yaml(_jobset(job), f"kubectl apply -f FILE    (JobSet; image {job.image})")
+            return _yaml(
+                _jobset(job.mounted()), f"kubectl apply -f FILE    (JobSet; image {job.image})"
+            )
         case "skypilot":
-            return _yaml(_skypilot(job), "sky jobs launch FILE")
+            return _yaml(_skypilot(job.mounted()), "sky jobs launch FILE")
         case "ray":
             return _ray(job)
 
@@ -81,10 +89,12 @@ def _slurm(job: Job) -> str:
 #SBATCH --signal=TERM@{GRACE}
 
 export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-8}}
+started=$(mktemp)
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun --kill-on-bad-exit=1 {job.command("$host", "$SLURM_JOB_ID")} || failed=$?
 # torchrun does not tell a run that stopped in time from one that failed; the run does.
-if grep -q '"state": "interrupted"' {shlex.quote(f"{job.folder}/status.json")}; then
+status={shlex.quote(f"{job.folder}/status.json")}
+if [ "$status" -nt "$started" ] && grep -q '"state": "interrupted"' "$status"; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "${{failed:-0}}"
@@ -100,7 +110,7 @@ def _jobset(job: Job) -> dict[str, Any]:
         "ports": [{"containerPort": PORT}],
         "resources": {"limits": {"nvidia.com/gpu": job.ranks}},
         "volumeMounts": [
-            {"name": "runs", "mountPath": "/runs"},
+            {"name": "runs", "mountPath": DISK},
             {"name": "memory", "mountPath": "/dev/shm"},
         ],
     }
@@ -135,7 +145,7 @@ def _skypilot(job: Job) -> dict[str, Any]:
         "num_nodes": job.nodes,
         "resources": {"accelerators": f"H100:{job.ranks}"},
         "workdir": ".",
-        "file_mounts": {"/runs": {"name": f"{job.label}-runs", "mode": "MOUNT"}},
+        "file_mounts": {DISK: {"name": f"{job.label}-runs", "mode": "MOUNT"}},
         "setup": "pip install .",
         "run": f"host={host}\n{job.command('$host', '$SKYPILOT_TASK_ID')}\n",
     }

@@ -200,7 +200,7 @@ def test_what_cannot_be_read_is_an_error_or_counted(stream, tmp_path, capsys) ->
         batches.step(number)
     said = " ".join(capsys.readouterr().err.split())
     assert "20 records cannot be read and are left out." in said
-    assert "The source was read to its end (epoch 1)." in said
+    assert "The source was read to its end, and begins again." in said
     empty = tmp_path / "empty.jsonl"
     empty.write_text('{"text": " "}\n')
     with pytest.raises(SettingError, match=r"empty\.jsonl: nothing to read"):

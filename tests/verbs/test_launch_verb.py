@@ -52,7 +52,11 @@ def test_slurm_starts_one_torchrun_on_each_machine(tmp_path: Path) -> None:
     status = tmp_path / "runs" / "llm v1" / "status.json"
     status.parent.mkdir(parents=True)
     status.write_text('{"state": "interrupted", "step": 4}')
-    (tmp_path / "srun").write_text("#!/bin/bash\nexit 1\n")
+    (tmp_path / "srun").write_text("#!/bin/bash\nexit 1\n")  # refused: the status is an old one
+    done = subprocess.run(["bash", "-u", str(file)], env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert not (tmp_path / "said").exists()
+    (tmp_path / "srun").write_text(f"#!/bin/bash\nsleep 0.05; touch '{status}'\nexit 1\n")
     done = subprocess.run(["bash", "-u", str(file)], env=environment, cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert (tmp_path / "said").read_text() == "requeue 77\n"
@@ -66,7 +70,9 @@ def test_jobset_restarts_pods_that_meet_at_the_first() -> None:
     assert container["resources"] == {"limits": {"nvidia.com/gpu": 8}}
     line = shlex.split(container["command"][2])
     host = "culm-llm-v1-workers-0-0.culm-llm-v1:29500"
-    assert line == ["torchrun", *shlex.split(COMMAND.format(host=host, job="culm-llm-v1"))]
+    expected = shlex.split(COMMAND.format(host=host, job="culm-llm-v1"))
+    assert line == ["torchrun", *expected, "folder=/runs/llm v1"]
+    assert {"name": "runs", "mountPath": "/runs"} in container["volumeMounts"]
 
 
 def test_skypilot_runs_the_command_on_each_machine() -> None:
@@ -77,7 +83,7 @@ def test_skypilot_runs_the_command_on_each_machine() -> None:
     done = subprocess.run(
         ["bash", "-euc", shown], env=environment, capture_output=True, text=True, check=True
     )
-    expected = shlex.split(COMMAND.format(host="10.0.0.1:29500", job="9"))
+    expected = [*shlex.split(COMMAND.format(host="10.0.0.1:29500", job="9")), "folder=/runs/llm v1"]
     assert done.stdout.splitlines() == expected
 
 

@@ -185,7 +185,8 @@ class StreamBatches:
                     if mark.document > self._marks[-1].document:
                         self._marks.append(mark)
                 case Remarks(epoch, sentences):
-                    log.say(f"The source was read to its end (epoch {epoch + 1}).")
+                    if epoch == 0:  # a small source ends many times
+                        log.say("The source was read to its end, and begins again.")
                     for sentence in sentences:
                         log.say(sentence)
                 case found:
