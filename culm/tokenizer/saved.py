@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from culm.config import Config, SettingError
+from culm.tokenizer.read import read_tokenizer
 from culm.tokenizer.tokenizer import Tokenizer
 
 
 class Saved(Config):
-    """path: a folder that `culm tokenize train` wrote, or that of a model."""
+    """path: a folder that `culm tokenize train` wrote, or that of a model or run; or a file."""
 
     kind: Literal["saved"] = "saved"
     path: Path
@@ -19,6 +20,6 @@ class Saved(Config):
     def build(self, texts: Iterable[str] = ()) -> Tokenizer:
         """The tokenizer in the folder; `texts` is not read."""
         try:
-            return Tokenizer.load(self.path.expanduser())
+            return read_tokenizer(self.path.expanduser())
         except SettingError as error:
             raise SettingError(f"tokenizer.path: {error}") from None

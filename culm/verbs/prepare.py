@@ -15,6 +15,7 @@ from culm.files import refuse_existing
 from culm.log import console, say
 from culm.source.record import Record
 from culm.source.source import Source
+from culm.tokenizer.read import read_tokenizer
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.verbs.corpus import corpus_of
 from culm.verbs.samples import show_samples
@@ -38,7 +39,7 @@ def prepare_corpus(
     """
     refuse_existing(Path(out), overwrite)
     data = corpus_of(path, format=format or "document", split=split, held_out=held_out)
-    words = Tokenizer.load(tokenizer)
+    words = read_tokenizer(tokenizer)
     source = data.open()
     records = first_records(source, data.invalid)
     given = format is not None or any(one.startswith("data.format") for one in path)
