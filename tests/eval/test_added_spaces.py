@@ -10,7 +10,7 @@ from tokenizers import decoders, normalizers, pre_tokenizers, processors
 
 from culm.batch import Batch
 from culm.data.format.document import DocumentFormat
-from culm.data.pack import windows
+from culm.data.pack import wrapped
 from culm.eval.perplexity import predict
 from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
@@ -47,7 +47,7 @@ def rows(words: Tokenizer, context: int) -> list[Batch]:
     """The documents as a corpus has them, packed into rows."""
     encoded = [list(example.tokens) for example in DocumentFormat().encode(TEXTS, words)]
     stream = torch.tensor(list(itertools.chain.from_iterable(encoded)))
-    packed = windows(np.cumsum([0, *map(len, encoded)]), context)
+    packed = wrapped(np.cumsum([0, *map(len, encoded)]), context)
     found = []
     for row in range(len(packed)):
         parts = [stream[start:end] for start, end in packed[row] if end - start > 1]

@@ -101,6 +101,8 @@ class FakeRanks:
             def gather(self, value):
                 return outer.exchange(self.rank, value)
 
+            everyone = gather
+
         results: list[Any] = [None] * self.count
 
         def go(rank: int) -> None:
