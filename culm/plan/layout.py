@@ -72,14 +72,13 @@ class Layout:
     def divides(self) -> bool:
         """Whether a process holds or computes less than the whole model."""
         settings = self.settings
-        alone = settings.ranks_per_model * settings.expert == 1 and settings.data == "ddp"
+        alone = settings.ranks_per_model == settings.expert == 1 and settings.data == "ddp"
         return self.processes > 1 and not alone
 
     def divide(self, objective: nn.Module) -> dict[str, SimulatedAxis]:
         """Leave the objective, on the meta device, what the first rank has of it."""
-        settings = self.settings if self.processes > 1 else ParallelConfig()
         axes = self.axes()
-        divide(objective, Axes(**axes), settings)
+        divide(objective, Axes(**axes), self.settings)  # which does nothing where no axis divides
         return axes
 
     def axes(self) -> dict[str, SimulatedAxis]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from culm.model import flash
-from culm.model.attend import attend, attend_cached, serves
+from culm.model.attend import attend, attend_cached, attend_from, serves
 from culm.model.attention.gqa import slopes_of
 from culm.model.backend import trial
 from culm.model.context import Context
@@ -245,3 +245,18 @@ def test_scores_depend_on_the_distance_alone() -> None:
 
     torch.testing.assert_close(score(105, 100), score(5, 0), atol=1e-4, rtol=0)
     assert not torch.isclose(score(105, 100), score(0, 5))
+
+
+@pytest.mark.parametrize("backend", ["blocks", "sdpa"])
+@pytest.mark.parametrize("window", [None, 5])
+def test_queries_from_the_middle_of_a_row(backend: Backend, window: int | None) -> None:
+    """A context-parallel rank has some of the queries of a row, and all keys."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 24, heads, 8) for heads in (4, 2, 2))
+    places = torch.arange(24).expand(2, -1)
+    context = Context(places % 15, (places // 15).int())
+    rule = ScoreRule(window=window)
+    whole = attend(q, k, v, context, rule)
+    for start, end in ((0, 6), (6, 18), (18, 24)):
+        found = attend_from(start, q[:, start:end], k, v, context, rule, backend)
+        torch.testing.assert_close(found, whole[:, start:end], atol=1e-5, rtol=1e-5)
