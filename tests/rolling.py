@@ -68,8 +68,11 @@ def rollouts(
 
 
 def on_two_ranks(monkeypatch: pytest.MonkeyPatch, play: Callable[[Ranks], T]) -> list[T]:
-    """What each of two ranks gives, as threads that hear each other."""
-    barrier, values = threading.Barrier(2), [None, None]
+    """What each of two ranks gives, as threads that hear each other.
+
+    One that waits for the other for longer than a minute raises BrokenBarrierError.
+    """
+    barrier, values = threading.Barrier(2, timeout=60), [None, None]
 
     def gather(self: Ranks, value: Any) -> list[Any]:
         values[self.rank] = value
@@ -81,7 +84,8 @@ def on_two_ranks(monkeypatch: pytest.MonkeyPatch, play: Callable[[Ranks], T]) ->
     def add(self: Ranks, own: list[float], device: Any = "cpu") -> list[float]:
         return [sum(each) for each in zip(*self.gather(own), strict=True)]
 
-    monkeypatch.setattr(Ranks, "gather", gather)
+    for name in ("gather", "everyone"):
+        monkeypatch.setattr(Ranks, name, gather)
     monkeypatch.setattr(Ranks, "sum", add)
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda rank: play(Ranks(rank, 2)), range(2)))

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from collections import Counter, deque
 from itertools import pairwise
@@ -82,6 +83,15 @@ def test_ranks_workers_and_micro_batches_only_divide_a_step(stream) -> None:
     for number, rows in enumerate(steps):
         assert [row for part in parts for row in rows_of(part.step(number))] == rows
     assert {part.fingerprint for part in parts} == {whole.fingerprint}
+
+
+def test_nothing_of_a_stream_lives_on_when_it_is_closed(stream) -> None:
+    before = set(threading.enumerate())
+    batches = stream(workers=2)
+    batches.step(0)
+    assert set(threading.enumerate()) - before
+    batches.close()
+    assert not set(threading.enumerate()) - before
 
 
 class Pair(Ranks):

@@ -79,7 +79,7 @@ class FakeRanks:
     """Ranks that are threads of one process: each sum and gather waits for all of them."""
 
     def __init__(self, count: int) -> None:
-        self.count, self.barrier = count, threading.Barrier(count)
+        self.count, self.barrier = count, threading.Barrier(count, timeout=60)
         self.values: list[Any] = [None] * count
 
     def exchange(self, rank: int, value: Any) -> list[Any]:

@@ -6,6 +6,7 @@ is full the thread stops to receive, the pipe fills, and the process waits.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import queue
 import signal
@@ -52,9 +53,15 @@ class Pool:
         self._start(context.Process(target=read, args=(reading, mark, senders, out)), "the reader")
         for connection in [*inner, out]:  # or the end of a process would never be seen
             connection.close()
-        for connection in [*given, found]:
-            threading.Thread(target=_receive, args=(connection, self._queue), daemon=True).start()
-        self.close = weakref.finalize(self, _end, list(self._processes.values()))
+        threads = [
+            threading.Thread(target=_receive, args=(connection, self._queue), daemon=True)
+            for connection in [*given, found]
+        ]
+        for thread in threads:
+            thread.start()
+        self.close = weakref.finalize(
+            self, _end, list(self._processes.values()), threads, self._queue
+        )
 
     def _start(self, process: BaseProcess, name: str) -> None:
         process.daemon = True
@@ -119,8 +126,15 @@ def _receive(connection: Connection, into: queue.Queue[Any]) -> None:
         into.put(Gone())
 
 
-def _end(processes: Sequence[BaseProcess]) -> None:
+def _end(
+    processes: Sequence[BaseProcess], threads: Sequence[threading.Thread], into: queue.Queue[Any]
+) -> None:
     for process in processes:
         process.kill()
     for process in processes:
         process.join(GRACE)
+    until = time.monotonic() + GRACE
+    while time.monotonic() < until and any(thread.is_alive() for thread in threads):
+        # One may wait for room in the queue.
+        with contextlib.suppress(queue.Empty):
+            into.get(timeout=0.01)
