@@ -8,6 +8,7 @@ OTHER = 1  # a setting, a file, whatever else
 DIVERGED, MEMORY, CHECKPOINT, REPLICAS, IN_USE, LOST_RANK = 3, 4, 5, 6, 7, 8  # 2: wrong arguments
 AGAIN = 75  # stopped by the system: the same command resumes the run
 STOPPED = 130  # by Ctrl-C
+RESUMES = "the same command resumes from the last checkpoint, or starts again if there is none"
 
 
 class RunError(RuntimeError):
@@ -36,3 +37,19 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, RunError):
         return error.exit_code
     return MEMORY if is_out_of_memory(error) else OTHER
+
+
+def sentence_of(error: BaseException) -> str:
+    """What an error says, for people; lost connections and a lack of memory in plain words."""
+    text = str(error).strip()
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return where + error.strerror[0].lower() + error.strerror[1:]
+    if is_out_of_memory(error) and not isinstance(error, RunError):
+        return (
+            "not enough memory; use a smaller micro-batch, fewer slots or a shorter context "
+            "(`culm plan` shows what a run needs)"
+        )
+    if "Connection closed by peer" in text or "Connection reset by peer" in text:
+        return "another rank has ended; its own message says why"
+    return text or type(error).__name__

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch.distributed as distributed
 
-from culm.exits import LOST_RANK
+from culm.exits import LOST_RANK, RESUMES
 
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 60.0  # seconds without one, after which a rank is given up
@@ -91,7 +91,7 @@ class Watch:
         )
         return (
             f"no sign of life for {SILENCE:.0f} seconds from rank {names}: its process is stopped "
-            "or its machine cannot be reached; the same command resumes from the last checkpoint"
+            f"or its machine cannot be reached; {RESUMES}"
         )
 
 

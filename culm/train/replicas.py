@@ -64,8 +64,7 @@ class ReplicaCheck(Silent):
         kind, _, rest = name.partition(".")
         raise ReplicaError(
             f"step {step}: the {kind} {rest} of {words} differs from {others}, so memory "
-            "or a computation there is faulty; take the machine out, and start the same command "
-            "again: it resumes from the last checkpoint"
+            "or a computation there is faulty; take the machine out; then {RESUMES}"
         )
 
     def _digests(self) -> dict[Place, int]:

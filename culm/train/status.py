@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from culm.atomic import InUseError, atomic
+from culm.exits import sentence_of
 from culm.files import write_json
 from culm.train.events import Ended, Event, Saved, Stepped
 from culm.train.guard import STATUS
@@ -73,5 +74,5 @@ class Status(Silent):
             self.write("interrupted", "stopped at once, without a checkpoint of this step")
             raise
         except BaseException as error:
-            self.write("failed", str(error) or type(error).__name__)
+            self.write("failed", sentence_of(error))
             raise

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from culm.batch import Batch, Sums, divisor
-from culm.exits import DIVERGED, OutOfMemory, RunError, is_out_of_memory
+from culm.exits import DIVERGED, RESUMES, OutOfMemory, RunError, is_out_of_memory
 from culm.parallel.parallelize import Parallel
 from culm.parallel.sharded import is_sharded
 from culm.seed import keyed_integer
@@ -180,8 +180,7 @@ class Trainer:
                 raise
             raise OutOfMemory(
                 f"step {step}: there is not enough memory for {batches[0].tokens.shape[0]} "
-                f"sequences at once ({_first_line(error)}); {SMALLER}; then the same command "
-                "resumes from the last checkpoint"
+                f"sequences at once ({_first_line(error)}); {SMALLER}; then {RESUMES}"
             ) from error
 
     def dry_run(self, batches: Batches, number: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
 
-from culm.exits import RunError, exit_code, is_out_of_memory
+from culm.exits import exit_code, sentence_of
 
 
 def run(app: Callable[[], None]) -> None:
@@ -34,7 +34,7 @@ def run(app: Callable[[], None]) -> None:
         raise
     except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
         with suppress(OSError):
-            sys.stderr.write(f"culm: {_rank()}{_sentence(error)}\n")
+            sys.stderr.write(f"culm: {_rank()}{sentence_of(error)}\n")
         sys.exit(exit_code(error))
     finally:
         _let_go(sys.stdout)
@@ -70,19 +70,3 @@ def _rank() -> str:
     """Which of several processes this is: the others fail too when they lose it."""
     rank = os.environ.get("RANK", "0")
     return f"rank {rank}: " if rank != "0" else ""
-
-
-def _sentence(error: Exception) -> str:
-    """An error as one sentence."""
-    text = str(error).strip()
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        return where + error.strerror[0].lower() + error.strerror[1:]
-    if is_out_of_memory(error) and not isinstance(error, RunError):
-        return (
-            "not enough memory; use a smaller micro-batch, fewer slots or a shorter context "
-            "(`culm plan` shows what a run needs)"
-        )
-    if "Connection closed by peer" in text or "Connection reset by peer" in text:
-        return "another rank has ended; its own message says why"
-    return text or type(error).__name__

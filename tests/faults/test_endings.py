@@ -19,6 +19,7 @@ from culm.files import read_json, read_lines
 from culm.train.checkpoint.folder import steps_in
 from culm.train.checkpoint.tensors import CheckpointError
 from culm.train.replicas import ReplicaError
+from culm.train.status import Status
 from culm.train.trainer import TrainingError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -135,3 +136,17 @@ def test_a_status_that_cannot_be_written_does_not_cost_the_run(
     monkeypatch.setattr("culm.train.status.write_json", full)
     assert go({**stage("sft"), "folder": str(tmp_path / "run")}).finished
     assert not (tmp_path / "run" / "status.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("[gloo/pair.cc:537] Connection closed by peer [::1]:4"), "another rank"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "not enough"),
+        (FileNotFoundError(2, "No such file or directory", "a.txt"), "a.txt: no such file"),
+    ],
+)
+def test_the_status_gives_a_reason_for_people(tmp_path: Path, error: Exception, reason: str):
+    with pytest.raises(type(error)), Status(tmp_path, 5).kept():
+        raise error
+    assert read_json(tmp_path / "status.json")["reason"].startswith(reason)

@@ -15,6 +15,7 @@ from torch import Tensor
 from culm import files
 from culm.atomic import atomic
 from culm.config import SettingError
+from culm.exits import RESUMES
 from culm.log import say
 from culm.model.rule_updated import rule_updated
 from culm.objective.objective import Objective
@@ -257,10 +258,7 @@ class CheckpointStore:
 
                 ranks.attempt(commit)
         except (OSError, RankFailed) as error:
-            raise NotWritten(
-                f"{error}; make room there and start the same command again: "
-                "it resumes from the last checkpoint"
-            ) from error
+            raise NotWritten(f"{error}; make room there; then {RESUMES}") from error
 
 
 def _begin(path: Path, stack: ExitStack, ranks: Ranks) -> Path:
