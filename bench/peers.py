@@ -31,6 +31,7 @@ import torch
 from culm.adapt.quantize import Int8
 from culm.convert import native
 from culm.convert.export import export
+from culm.device import choose_precision
 from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
@@ -41,11 +42,14 @@ from culm.train.memory import peak_bytes
 from culm.verbs.bench import NEW, PROMPT, SIZES, Size, decoder_of, model_of, tokens_of, trainer_of
 
 CPU = torch.device("cpu")
+PRECISION = choose_precision(CPU)
+ACTIVATIONS = "bf16 autocast" if PRECISION == "bf16" else "fp32"
 Round = Callable[[], float]  # does the work once; returns its seconds
 
 
 # ---------------------------------------------------------------------------------------------
-# Training: forward, backward, clipping and AdamW; weights in fp32 unless the name says otherwise
+# Training: forward, backward, clipping and AdamW; weights in fp32 unless the name says otherwise.
+# Activations are bf16, or fp32 where a CPU computes bf16 slowly.
 
 
 def train_culm(size: Size) -> Round:
@@ -60,7 +64,7 @@ def train_transformers(size: Size) -> Round:
     tokens = tokens_of(size)[:, :-1].contiguous()
 
     def loss() -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=PRECISION == "bf16"):
             return model(tokens, labels=tokens).loss
 
     return optimized(model, loss)
@@ -83,7 +87,8 @@ def train_litgpt(size: Size, dtype: torch.dtype = torch.float32) -> Round:
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].flatten()
 
     def loss() -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+        autocast = PRECISION == "bf16" and dtype == torch.float32
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits = model(inputs).flatten(0, 1)
         return torch.nn.functional.cross_entropy(logits.float(), targets)
 
@@ -286,10 +291,11 @@ def prompt_of(size: Size, tokens: int) -> tuple[int, ...]:
 
 TRAIN: dict[str, Callable[[Size], Round]] = {
     "culm": train_culm,
-    "transformers, bf16 autocast, compiled": train_transformers,
-    "litgpt, bf16 autocast, compiled": train_litgpt,
-    "litgpt, bf16 weights, compiled": train_litgpt_bf16,
+    f"transformers, {ACTIVATIONS}, compiled": train_transformers,
+    f"litgpt, {ACTIVATIONS}, compiled": train_litgpt,
 }
+if PRECISION == "bf16":
+    TRAIN["litgpt, bf16 weights, compiled"] = train_litgpt_bf16
 DECODE: dict[str, Callable[[Size, int], Round]] = {
     "culm": decode_culm,
     "culm, int8": decode_culm_int8,

@@ -14,6 +14,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
+try:  # in C, where PyYAML was built with libyaml
+    from yaml import CSafeLoader as SafeLoader
+except ImportError:
+    from yaml import SafeLoader  # type: ignore[assignment]
+
 from culm.config import SettingError, did_you_mean
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -74,7 +79,7 @@ def find(name: str | Path, section: str) -> Path:
     raise SettingError(f"{section}: there is no {str(name)!r}{did_you_mean(given.stem, known)}")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(SafeLoader):
     """YAML in which a name may not be given twice: the second would silently win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -19,6 +19,7 @@ from culm.task.task import Question, Task, graded
 from culm.tokenizer.template import Message
 
 ASKED = 1000  # questions that tell one order from another
+MEASURED = 200  # questions whose length is looked at before a run
 TRIES = 1000  # questions in a row that may be too long
 FAR = 1_000_003  # a prime: steps through all questions of a file, whatever their number
 
@@ -93,8 +94,8 @@ class Fitting:
         )
 
     def too_long(self, seed: int) -> int:
-        """How many of the first ASKED episodes leave no room."""
-        episodes = (self.environment.reset(index, seed) for index in range(ASKED))
+        """How many of the first MEASURED episodes leave no room."""
+        episodes = (self.environment.reset(index, seed) for index in range(MEASURED))
         return sum(not self.fits(episode.prompt) for episode in episodes)
 
 
@@ -104,7 +105,7 @@ def too_long(fitting: Sequence[Fitting], seed: int) -> tuple[int, int]:
     Raises:
         SettingError: all do.
     """
-    found, asked = sum(one.too_long(seed) for one in fitting), ASKED * len(fitting)
+    found, asked = sum(one.too_long(seed) for one in fitting), MEASURED * len(fitting)
     if found == asked:
         fitting[0].reset(0, seed)  # which says so, with an example
     return found, asked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import jinja2
@@ -19,7 +20,8 @@ from culm.source.record import ReadKeys
 METHODS = frozenset(dir(ReadKeys))  # which `message.items` means, whatever the keys
 
 
-def compiled(source: str) -> tuple[jinja2.Template, set[str]]:
+@lru_cache(maxsize=64)
+def compiled(source: str) -> tuple[jinja2.Template, frozenset[str]]:
     """A chat template, and the variables that it reads.
 
     Raises:
@@ -33,7 +35,7 @@ def compiled(source: str) -> tuple[jinja2.Template, set[str]]:
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
         template = environment.from_string(source)
-        return template, meta.find_undeclared_variables(environment.parse(source))
+        return template, frozenset(meta.find_undeclared_variables(environment.parse(source)))
     except jinja2.TemplateError as error:
         raise SettingError(f"chat template: {error}") from None
 
