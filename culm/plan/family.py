@@ -8,12 +8,37 @@ from typing import Any
 
 from culm.config import SettingError, parse
 from culm.model.transformer import TransformerConfig
+from culm.plan.model import ModelCost, cost_of
 
 HEADS = ("heads", "key_heads")  # of a size that the parts keep, so that they grow with the width
 SHARED_HEADS = "kv_heads"  # which divide the heads
 INNER = ("hidden", "rank", "query_rank")
 MULTIPLE = 8  # of which inner sizes are
-LEAST_WIDTH = 64  # between two sizes, and of the smallest
+LEAST_WIDTH = 64  # of the smallest, and a divisor of what is wider than WIDE
+WIDE = 256
+GROWTH = 1.15  # at least, of the width from one size to the next
+
+
+class Family:
+    """The sizes of a model and what each costs in rows of `context` tokens."""
+
+    def __init__(self, model: TransformerConfig, context: int) -> None:
+        self.model, self.context = model, context
+        self._costs: dict[int, ModelCost] = {}
+
+    def sizes(self) -> Iterator[TransformerConfig]:
+        """Smallest first, without end."""
+        return sizes_of(self.model)
+
+    def cost(self, size: TransformerConfig) -> ModelCost:
+        """Of one of the sizes; each is counted once."""
+        if size.width not in self._costs:
+            self._costs[size.width] = cost_of(size, self.context)
+        return self._costs[size.width]
+
+    def parameters(self, size: TransformerConfig) -> int:
+        """Those that a token is multiplied with: N of the scaling law."""
+        return self.cost(size).active
 
 
 def sizes_of(model: TransformerConfig) -> Iterator[TransformerConfig]:
@@ -29,14 +54,15 @@ def sizes_of(model: TransformerConfig) -> Iterator[TransformerConfig]:
         if part.get(name) is not None
     ]
     unit = model.width // math.gcd(model.width, *counts)
-    unit *= -(-LEAST_WIDTH // unit)
-    width = 0
+    width = unit * -(-LEAST_WIDTH // unit)
     while True:
-        width += unit
         try:
             yield resized(model, width)
         except SettingError:
-            continue
+            pass
+        least = GROWTH * width
+        multiple = unit if least <= WIDE else math.lcm(unit, LEAST_WIDTH)
+        width = multiple * math.ceil(least / multiple)
 
 
 def resized(model: TransformerConfig, width: int) -> TransformerConfig:

@@ -84,14 +84,18 @@ def _train(model: Mapping[str, Any], given: Any) -> dict[str, Any]:
     parameters = 12 * layers * width**2 + _number(model, "vocabulary", 1) * width
     tokens = TOKENS_PER_PARAMETER * parameters
     context = _number(given, "context", _number(model, "context", CONTEXT))
-    a_step = 2 ** round(math.log2(262_144 * math.sqrt(tokens / 2e9)))
-    rows = _number(given, "batch_size", max(1, a_step // context))
+    rows = _number(given, "batch_size", batch_size_for(tokens, context))
     return {
         "batch_size": rows,
         "micro_batch_size": min(rows, max(1, AT_ONCE // context)),
         "steps": max(1, round(tokens / (rows * context))),
         "optimizer": {"kind": "adamw", "rate": RATE},
     }
+
+
+def batch_size_for(tokens: float, context: int) -> int:
+    """Rows of a step, by the rule above, for a run that reads so many tokens."""
+    return max(1, 2 ** round(math.log2(262_144 * math.sqrt(tokens / 2e9))) // context)
 
 
 def _number(values: Mapping[str, Any], name: str, default: int) -> int:
