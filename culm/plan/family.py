@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from culm.config import SettingError, parse
@@ -56,10 +57,8 @@ def sizes_of(model: TransformerConfig) -> Iterator[TransformerConfig]:
     unit = model.width // math.gcd(model.width, *counts)
     width = unit * -(-LEAST_WIDTH // unit)
     while True:
-        try:
+        with suppress(SettingError):
             yield resized(model, width)
-        except SettingError:
-            pass
         least = GROWTH * width
         multiple = unit if least <= WIDE else math.lcm(unit, LEAST_WIDTH)
         width = multiple * math.ceil(least / multiple)

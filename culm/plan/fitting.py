@@ -55,7 +55,8 @@ def largest_fit(
     def needed(rows: int, recomputed: Recomputed) -> int:
         tried = copy.deepcopy(objective)
         parallelize(tried, activation_checkpointing=recomputed)
-        return needs_of(tried, optimizer, replace(step, at_once=rows), others).memory.total
+        smaller = replace(step, at_once=rows)
+        return needs_of(tried, optimizer, smaller, others, count_flops=False).memory.total
 
     whole = -(-step.batch_size // step.layout.data)
     sizes = sorted({-(-whole // count) for count in range(1, whole + 1)})
@@ -73,3 +74,10 @@ def largest_fit(
         if found is not None:
             return found
     return None
+
+
+def advice(fit: Fit | None) -> str:
+    """What to change where a step does not fit, as half a sentence."""
+    if fit is None:
+        return "use an adapter, a smaller model, or train.weights=bf16"
+    return f"use {fit.settings}"

@@ -1,4 +1,4 @@
-"""Which micro-runs a budget pays for: learning rates of one size, then three sizes in three lengths.
+"""Which micro-runs a budget pays for: rates of one size, then three sizes in three lengths.
 
 The smallest size is 16 times smaller than the model that the budget is probably for, or as small as
 it must be so that its shortest run has 10 tokens for each of its parameters.

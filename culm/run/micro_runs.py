@@ -17,7 +17,7 @@ from culm.config import SettingError, parse
 from culm.data.manifest import Manifest
 from culm.eval.measure.held_out import HeldOut
 from culm.files import read_json, read_lines, write_json
-from culm.model.scaling import MuP
+from culm.model.scaling import MuP, Place
 from culm.model.transformer import TransformerConfig
 from culm.run.assemble import prepared_folder
 from culm.run.dial import AT_ONCE, batch_size_for
@@ -180,5 +180,5 @@ def transferred(rate: float, config: RunConfig, width: int, to: int) -> float:
     assert config.model is not None
     if config.model.scaling is not None:
         return rate
-    place = "orthogonal" if config.train.optimizer.kind == "muon" else "matrix"
+    place: Place = "orthogonal" if config.train.optimizer.kind == "muon" else "matrix"
     return rate * MuP(base_width=width).multiples(place, to, 1).rate

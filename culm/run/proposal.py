@@ -27,7 +27,7 @@ from culm.plan.scaling import Law, Point, effective_tokens, fit
 from culm.plan.speed import Clock
 from culm.plan.target import Target
 from culm.run.dial import batch_size_for
-from culm.run.fitting import fit_of
+from culm.run.fitting import Planned
 from culm.run.micro_runs import Done, train_settings, transferred, with_changes
 from culm.run.settings import RunConfig
 
@@ -86,7 +86,7 @@ class Machine:
         if self.room is None:
             return config
         layout, gpu = Layout(config.parallel, self.ranks), self.target or self.device.type == "cuda"
-        found = fit_of(config, self.room, layout, gpu=bool(gpu))
+        found = Planned(config, layout, gpu=bool(gpu)).fit(self.room)
         if found is None:
             return None
         rows = min(found.rows, config.train.at_once)

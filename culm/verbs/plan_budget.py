@@ -111,7 +111,7 @@ def _proposal(found: Budgeted) -> Iterator[tuple[str, ...]]:
     yield "time", f"{duration(one.seconds)} of training"
     yield (
         "expected",
-        f"{one.loss:.3f} bits per byte, with a probability of 0.9 in {one.low:.3f} to {one.high:.3f}",
+        f"{one.loss:.3f} bits per byte, with 90 % between {one.low:.3f} and {one.high:.3f}",
     )
 
 
