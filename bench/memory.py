@@ -29,6 +29,7 @@ from culm.run.train_settings import TrainConfig
 from culm.train.trainer import Trainer
 
 LIMIT = 0.01
+GIVEN = {"steps": 2, "batch_size": 16, "micro_batch_size": 8, "optimizer": "adamw"}
 DENSE = {
     "vocabulary": 512, "width": 128, "layers": 4, "context": 256,
     "attention": {"kind": "gqa", "heads": 4, "kv_heads": 2, "qk_norm": "head"},
@@ -145,8 +146,7 @@ def main() -> None:
     print("| case | plan, MB | allocator, MB | off by |\n|---|--:|--:|--:|")
     for name in sys.argv[1:] or CASES:
         model, settings = CASES[name]
-        given = {"steps": 2, "batch_size": 16, "micro_batch_size": 8, "optimizer": "adamw"}
-        train = parse(TrainConfig, given | settings)
+        train = parse(TrainConfig, GIVEN | settings)
         plan, real = planned(MODELS[model], train), measured(MODELS[model], train)
         worst = max(worst, abs(plan / real - 1))
         print(

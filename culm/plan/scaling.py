@@ -39,12 +39,15 @@ class Point:
 class Law:
     """theta: (5,) fp64 of log E, log A, log B, alpha and beta. replicates: (R, 5) of the bootstrap.
 
-    noise: standard deviation of log L around the fit.
+    noise: standard deviation of log L around the fit. drift: by how much log L differs from the law
+    of shorter runs, for each e-fold that a run is longer than those. longest: tokens of a point.
     """
 
     theta: Tensor
     replicates: Tensor
     noise: float
+    drift: float = 0.0
+    longest: float = math.inf
 
     @property
     def alpha(self) -> float:
@@ -61,7 +64,9 @@ class Law:
     def interval(self, parameters: float, tokens: float, share: float = 0.9) -> tuple[float, float]:
         """Where the loss of one run lies with this probability, by the bootstrap and the noise."""
         log_loss = _log_loss(self.replicates, _logs([(parameters, tokens)]))[:, 0]
-        log_loss = log_loss + self.noise * _normal(log_loss.shape, seed=1)
+        beyond = max(0.0, math.log(tokens / self.longest))
+        spread = math.hypot(self.noise, self.drift * beyond)
+        log_loss = log_loss + spread * _normal(log_loss.shape, seed=1)
         ends = torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=torch.float64)
         low, high = log_loss.quantile(ends).exp().tolist()
         return low, high
@@ -77,23 +82,44 @@ class Law:
 def fit(points: Sequence[Point], noise: float = NOISE) -> Law:
     """The law of the points.
 
-    The bootstrap is parametric, since a few points cannot be drawn from: each replicate draws the
-    losses around the fit, and the centres of the priors from the priors.
+    The bootstrap is parametric, since a few points cannot be resampled: each replicate samples the
+    losses around the fit, and the centres of the priors from the priors. Short runs may not follow
+    the law of longer ones; how much is measured on the longest, which a law of the others predicts.
     """
-    logs = _logs([(point.parameters, point.tokens) for point in points])
-    losses = torch.tensor([point.loss for point in points], dtype=torch.float64).log()
+    logs, losses = _logs([(one.parameters, one.tokens) for one in points]), _log_losses(points)
     centre, spread = torch.tensor(PRIOR, dtype=torch.float64).T
-    starts = centre.repeat(9, 1)
-    starts[:, 3] = centre[3] * torch.tensor([0.5, 1.0, 2.0]).repeat(3)
-    starts[:, 4] = centre[4] * torch.tensor([0.5, 1.0, 2.0]).repeat_interleave(3)
-    found, costs = _minimized(starts, logs, losses, centre, spread, noise)
-    theta = found[costs.argmin()]
+    theta = _best(points, noise)
     errors = _log_loss(theta, logs) - losses
     noise = max(noise, float(errors.square().mean().sqrt()))
-    drawn = _log_loss(theta, logs) + noise * _normal((REPLICATES, len(points)), seed=2)
+    sampled = _log_loss(theta, logs) + noise * _normal((REPLICATES, len(points)), seed=2)
     about = torch.where(spread < 1, centre + spread * _normal((REPLICATES, 5), seed=3), centre)
-    replicates, _ = _minimized(theta.repeat(REPLICATES, 1), logs, drawn, about, spread, noise)
-    return Law(theta, replicates, noise)
+    starts = theta.repeat(REPLICATES, 1)
+    replicates, _ = _minimized(starts, logs, sampled, about, spread, noise)
+    longest = max(point.tokens for point in points)
+    return Law(theta, replicates, noise, _drift(points, longest, noise), longest)
+
+
+def _drift(points: Sequence[Point], longest: float, noise: float) -> float:
+    """See `Law`; 0 where all points are of one length."""
+    shorter = [point for point in points if point.tokens < longest]
+    if not shorter:
+        return 0.0
+    last = [point for point in points if point.tokens == longest]
+    logs = _logs([(point.parameters, point.tokens) for point in last])
+    errors = _log_loss(_best(shorter, noise), logs) - _log_losses(last)
+    further = math.log(longest / max(point.tokens for point in shorter))
+    return math.sqrt(max(0.0, float(errors.square().mean()) - noise**2)) / further
+
+
+def _best(points: Sequence[Point], noise: float) -> Tensor:
+    """(5,) the lowest cost from nine starts."""
+    centre, spread = torch.tensor(PRIOR, dtype=torch.float64).T
+    starts, times = centre.repeat(9, 1), torch.tensor([0.5, 1.0, 2.0])
+    starts[:, 3] = centre[3] * times.repeat(3)
+    starts[:, 4] = centre[4] * times.repeat_interleave(3)
+    logs = _logs([(point.parameters, point.tokens) for point in points])
+    found, costs = _minimized(starts, logs, _log_losses(points), centre, spread, noise)
+    return found[costs.argmin()]
 
 
 def effective_tokens(tokens: float, unique: float) -> float:
@@ -117,6 +143,11 @@ def lowest(rates: Sequence[float], losses: Sequence[float]) -> float:
 def _logs(sizes: Sequence[tuple[float, float]]) -> Tensor:
     """(P, 2) log N and log D."""
     return torch.tensor(sizes, dtype=torch.float64).log()
+
+
+def _log_losses(points: Sequence[Point]) -> Tensor:
+    """(P,) log L as measured."""
+    return torch.tensor([point.loss for point in points], dtype=torch.float64).log()
 
 
 def _log_loss(theta: Tensor, logs: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from culm.dtype import DTYPES
 from culm.model.backend import place
 from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextToken, NextTokenObjective
-from culm.plan.dry_run import ONES, dry_run, meta_batch
+from culm.plan.dry_run import ONES, flops_of, meta_batch
 
 TOKENS = 1024  # of the trial; fewer do not fill the device
 VOCABULARY = 4096  # of the trial; the head of a large model would take longer than its layer
@@ -56,9 +56,9 @@ def training_rate(
     config = config.model_copy(update=smaller)
     context = min(context, TOKENS)
     rows = max(1, TOKENS // context)
-    flops = dry_run(
+    flops = flops_of(
         NextTokenObjective(NextToken(), config.build(device="meta")), meta_batch(rows, context)
-    ).flops
+    )
     model = place(config.build(device=device), device, DTYPES[precision])
     objective = NextTokenObjective(NextToken(), model)
     tokens = torch.zeros(rows, context, dtype=torch.int64, device=device)

@@ -17,15 +17,16 @@ from culm.files import read_json, write_json
 from culm.model.transformer import TransformerConfig
 from culm.plan.family import Family, resized
 from culm.plan.scaling import lowest
-from culm.run.dial import TOKENS_PER_PARAMETER
+from culm.run.dial import LEAST_STEPS, TOKENS_PER_PARAMETER
 from culm.run.micro_runs import EVALUATED, MicroRun, transferred
 from culm.run.settings import RunConfig
 
-SHARE, LONGEST = 0.1, 300.0  # of the budget; seconds at most
+SHARE, LONGEST = 0.1, 300.0  # of the budget; seconds at most, unless the shortest runs take more
+MOST = 1 / 3  # of the budget, from which it is refused
 SIZES, LENGTHS = (1, 2, 4), (1, 2, 4)  # multiples of the smallest and the shortest
 FACTOR = 3.0  # between two rates
 RATES, MOST_RATES = 3, 6  # that are tried; more than three until one is better than both next to it
-SMALLER, LEAST_RATIO, LEAST_STEPS = 16, 10, 40
+SMALLER, LEAST_RATIO = 16, 10
 FIRST = 5  # sizes that are considered however large they are
 
 
@@ -91,10 +92,10 @@ def _chosen(family: Family, seconds: float, here: float, there: float) -> dict[s
     # Each is measured twice, before and after.
     measured = 2 * EVALUATED * len(LENGTHS) * sum(cost.forward_flops for cost in costs)
     measured += 2 * EVALUATED * RATES * costs[0].forward_flops
-    least = LEAST_STEPS * family.context
+    least = LEAST_STEPS * family.context // 2  # the first steps tell little of later ones
     tokens = max(least, 2 ** int(math.log2(max(1.0, (paid - measured) / a_token))))
     takes = (a_token * tokens + measured) / here
-    if takes > max(SHARE * seconds, LONGEST):
+    if takes > MOST * seconds:
         raise SettingError(
             f"--budget: the smallest micro-runs would take {takes:,.0f} seconds of "
             f"{seconds:,.0f}; give more time, or a smaller model.vocabulary or train.context"

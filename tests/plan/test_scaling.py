@@ -44,6 +44,7 @@ def test_an_outlier_moves_the_fit_little():
     assert fit(spoiled).loss(1e7, 1e8) == pytest.approx(fit(clean).loss(1e7, 1e8), rel=0.03)
 
 
+@pytest.mark.slow
 def test_intervals_hold_runs_that_are_16_times_longer_and_larger():
     held = 0
     for seed in range(20):
@@ -73,3 +74,11 @@ def test_the_rate_is_at_the_vertex_or_at_an_end():
     assert lowest([1, 3, 9], [2.0, 1.0, 2.0]) == pytest.approx(3)
     assert 3 < lowest([1, 3, 9], [2.0, 1.0, 1.5]) < 9
     assert lowest([1, 3, 9], [3.0, 2.0, 1.0]) == 9
+
+
+def test_runs_that_leave_the_law_of_shorter_ones_widen_the_interval():
+    clean = points(0.002)
+    bent = [Point(p.parameters, p.tokens, p.loss * (0.9 if p.tokens == 16e6 else 1)) for p in clean]
+    assert fit(bent).drift > 0.02 > fit(clean).drift
+    widths = [high / low for low, high in (fit(p).interval(4e5, 16e8) for p in (clean, bent))]
+    assert widths[1] > 1.3 * widths[0]
