@@ -2,8 +2,8 @@
 
     python bench/budget.py BUDGET RUN [name=value ...]
 
-Makes the micro-runs and the proposal, then trains the proposed model for a 64th, a 16th, a quarter
-and all of the proposed tokens, with the batch of each length, and prints bits per byte next to the
+Makes the micro-runs and the proposal, then trains the proposed model on 4 and 16 times the tokens
+of the longest micro-run, with the batch of each length, and prints bits per byte next to the
 interval. Finished runs are not trained again.
 """
 
@@ -21,7 +21,7 @@ from culm.run.settings import read_run
 from culm.run.train import train
 from culm.verbs.plan_budget import seconds_of
 
-SHARES = (64, 16, 4, 1)
+LONGER = (4, 16)
 
 
 def main() -> None:
@@ -32,13 +32,14 @@ def main() -> None:
     assert proposed.data.corpus is not None
     assert proposed.model is not None
     unique = found.proposal.tokens / found.proposal.epochs
-    print("| tokens | N D to the largest micro-run | expected | 90 % | measured |")
+    longest = max(one.tokens for one in found.done)
+    print("| parameters | tokens | expected | 90 % | measured |")
     print("|--:|--:|--:|--:|--:|")
-    for share in SHARES:
-        tokens = found.proposal.tokens / share
+    for times in LONGER:
+        tokens = longest * times
         rate = proposed.train.optimizer.rate
         changes = {
-            "folder": f"{config.folder}-check-{share}",
+            "folder": f"{config.folder}-check-{times}",
             "model": proposed.model.model_dump(mode="json"),
             "train": train_settings(tokens, batch_size_for(tokens, context), context, rate),
         }
@@ -49,8 +50,8 @@ def main() -> None:
         loss = found.law.loss(found.proposal.parameters, read)
         low, high = found.law.interval(found.proposal.parameters, read)
         print(
-            f"| {tokens:,.0f} | {found.proposal.beyond / share:.1f} | {loss:.3f} | "
-            f"{low:.3f} to {high:.3f} | {measured:.3f} |",
+            f"| {found.proposal.parameters:,} | {tokens:,} | {loss:.3f} | {low:.3f} to {high:.3f} "
+            f"| {measured:.3f} |",
             flush=True,
         )
 

@@ -20,4 +20,5 @@ def test_the_peak_is_planned_within_one_percent(name):
     model, settings = bench.CASES[name]
     train = parse(TrainConfig, bench.GIVEN | settings)
     planned = bench.planned(bench.MODELS[model], train)
-    assert planned == pytest.approx(bench.measured(bench.MODELS[model], train), rel=bench.LIMIT)
+    measured = bench.measured(bench.MODELS[model], train)
+    assert planned == pytest.approx(measured, rel=bench.limit_of(name))
