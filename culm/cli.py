@@ -77,12 +77,19 @@ def plan(
     settings: given.Settings = None,
     ranks: given.Ranks = 1,
     device: given.TargetDevice = None,
+    budget: given.TimeBudget = None,
 ) -> None:
-    """Show what a run would do, need and learn from; starts nothing."""
+    """Show what a run would do, need and learn from; or what to train in a given time."""
     from culm.run.settings import read_run
-    from culm.verbs.plan import show_plan
 
     config, origins = read_run(run, settings or [])
+    if budget is not None:
+        from culm.verbs.plan_budget import show_budget
+
+        show_budget(run, config, budget, ranks, device)
+        return
+    from culm.verbs.plan import show_plan
+
     show_plan(config, origins, ranks, device)
 
 

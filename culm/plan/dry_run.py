@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.fx.experimental import _config as settings
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -25,6 +26,8 @@ from culm.model.attention.part import AttentionModule
 from culm.optim.groups import trainable
 
 Columns = Mapping[str, Literal["row", "token"]]
+aten = torch.ops.aten
+ALONE = 2  # uses of a storage of one tensor, of which one is by the object that is asked
 ONES: Mapping[str, float] = defaultdict(lambda: 1.0)  # counts of any name
 
 
@@ -42,7 +45,8 @@ class Cost:
 class TensorMemory(TorchDispatchMode):
     """Adds up the tensors that live while it is on; `known` ones were there before.
 
-    A storage counts once, however many views it has, from its first use until it is let go.
+    A storage counts once, however many views it has, from its first use until it is let go. What an
+    operation takes while it runs counts too, where it is known (`temporary_bytes`).
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
@@ -51,10 +55,11 @@ class TensorMemory(TorchDispatchMode):
         self._seen = {id(tensor.untyped_storage()): 0 for tensor in known}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
+        out = args[0].add_(args[1]) if _adds_up(func, args) else func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._count(leaf.untyped_storage())
+        self.peak = max(self.peak, self.now + temporary_bytes(func, args))
         return out
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -70,9 +75,32 @@ class TensorMemory(TorchDispatchMode):
         self.now -= self._seen.pop(key)
 
 
+def temporary_bytes(func: OpOverload, args: Sequence[Any]) -> int:
+    """Bytes of tensors that an operation of PyTorch takes and frees again, on any device."""
+    if func is aten.logsumexp.default:
+        return args[0].nbytes
+    if func is aten.index.Tensor:  # indices are converted to int64
+        known = [index for index in args[1] if index is not None]
+        return sum(8 * index.numel() for index in known if index.dtype == torch.int32)
+    return 0
+
+
+def _adds_up(func: OpOverload, args: Sequence[Any]) -> bool:
+    """Whether this is autograd's sum of two gradients of one tensor, which takes the memory of the
+    first one where nobody else has it; under a dispatch mode it does not.
+    """
+    if func is not aten.add.Tensor or torch.is_grad_enabled():
+        return False
+    total, more = args[0], args[1]
+    if torch._C._current_autograd_node() is None or not isinstance(more, Tensor):
+        return False
+    alone = torch._C._storage_Use_Count(total.untyped_storage()._cdata) == ALONE
+    return alone and total.shape == more.shape and total.is_contiguous()
+
+
 def counting_matmuls() -> FlopCounterMode:
     """Counts the matmuls within it; `get_total_flops()` gives their FLOPs."""
-    known = {torch.ops.aten.addmm_: _added_matmul, **grouped.FLOPS}
+    known = {aten.addmm_: _added_matmul, **grouped.FLOPS}
     return FlopCounterMode(display=False, custom_mapping=known)
 
 
@@ -94,17 +122,34 @@ def dry_run(objective: nn.Module, batch: Batch) -> Cost:
 
     Numbers do not exist there, so every target is taken to be learned: what masks save is not seen.
     """
-    for _, parameter in trainable(objective):
-        parameter.grad = torch.zeros_like(parameter)
-    gradients = [p.grad for p in objective.parameters() if p.grad is not None]
+    bytes = activation_bytes(objective, batch)
+    return Cost(flops_of(objective, batch), bytes)
+
+
+def activation_bytes(objective: nn.Module, batch: Batch, accumulates: bool = True) -> int:
+    """The peak of a dry run, without weights and gradients.
+
+    accumulates: the gradients of an earlier micro-batch are there already; else they come during
+    the backward, while activations go.
+    """
+    learned = [parameter for _, parameter in trainable(objective)]
+    for parameter in learned:
+        parameter.grad = torch.zeros_like(parameter) if accumulates else None
+    gradients = [p.grad for p in learned if p.grad is not None]
     memory = TensorMemory([*objective.parameters(), *objective.buffers(), *gradients])
+    with settings.patch(meta_nonzero_assume_all_nonzero=True), memory:  # type: ignore[attr-defined]
+        objective(batch).mean(ONES).backward()
+    return max(0, memory.peak - (0 if accumulates else sum(p.nbytes for p in learned)))
+
+
+def flops_of(objective: nn.Module, batch: Batch) -> int:
+    """The matmuls of a dry run. Counting them keeps what activation checkpointing would free, so
+    their memory is not that of a step.
+    """
     matmuls = counting_matmuls()
-    with settings.patch(meta_nonzero_assume_all_nonzero=True):  # type: ignore[attr-defined]
-        with memory:
-            objective(batch).mean(ONES).backward()
-        with matmuls:  # in a pass of its own: it keeps what activation checkpointing would free
-            objective(batch).mean(ONES).backward()
-    return Cost(matmuls.get_total_flops(), memory.peak)
+    with settings.patch(meta_nonzero_assume_all_nonzero=True), matmuls:  # type: ignore[attr-defined]
+        objective(batch).mean(ONES).backward()
+    return matmuls.get_total_flops()
 
 
 def meta_batch(

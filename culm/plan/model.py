@@ -10,7 +10,7 @@ from torch import nn
 from culm.model.mlp.moe import MixtureOfExperts
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.next_token import NextToken, NextTokenObjective
-from culm.plan.dry_run import counting_matmuls, dry_run, meta_batch
+from culm.plan.dry_run import counting_matmuls, flops_of, meta_batch
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,4 @@ def forward_flops(model: Transformer, context: int) -> int:
 
 def training_flops(model: Transformer, context: int) -> int:
     """Of one row, forward and backward of next-token prediction; model on the meta device."""
-    return dry_run(
-        NextTokenObjective(NextToken(), model), meta_batch(1, context, packed=False)
-    ).flops
+    return flops_of(NextTokenObjective(NextToken(), model), meta_batch(1, context, packed=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -14,7 +15,14 @@ from culm.objective.objective import Objective
 from culm.optim.groups import trainable
 from culm.optim.optimizer import OptimizerConfig
 from culm.parallel.axis import SimulatedAxis
-from culm.plan.dry_run import Columns, counting_matmuls, dry_run, meta_batch
+from culm.plan.dry_run import (
+    Columns,
+    TensorMemory,
+    activation_bytes,
+    counting_matmuls,
+    flops_of,
+    meta_batch,
+)
 from culm.plan.layout import Held, Layout, bytes_of
 from culm.plan.model import idle_parameters
 
@@ -23,8 +31,8 @@ ROWS = 64  # of a dry run at most; more take in proportion
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of the tensors of a process. activations: peak of forward and backward, without the
-    rest.
+    """Bytes of the tensors of a process. activations: peak of forward and backward, or of the
+    update if that is higher, without the rest.
     """
 
     weights: int
@@ -92,45 +100,51 @@ def needs_of(
     optimizer: OptimizerConfig,
     step: Step,
     others: Sequence[nn.Module] = (),
+    *,
+    count_flops: bool = True,
 ) -> Needs:
     """What training the objective takes; it must be on the meta device.
 
-    others: models that are only read.
+    others: models that are only read. count_flops: in a second pass; without it FLOPs and what is
+    sent have no meaning.
     """
     rows, layout = step.rows, step.layout
     parameters, idle = (f(objective.model) for f in (_parameters, idle_parameters))
     learned = [parameter for _, parameter in trainable(objective)]
     trained, gradients = sum(p.numel() for p in learned), bytes_of(learned)
-    state, update = _update(objective, optimizer)
+    update = _update(objective, optimizer)
     piped = layout.piped(objective)
     axes = layout.divide(objective)
     held = Held(objective, layout, axes, piped)
     tried = min(rows, ROWS)
-    cost = dry_run(objective, step.batch(tried))
+    # DDP and FSDP2 have places for gradients all the time.
+    accumulates = step.micro_batches > 1 or layout.processes > 1
+    activations = activation_bytes(objective, step.batch(tried), accumulates) * rows // tried
+    flops = flops_of(objective, step.batch(tried)) if count_flops else 0
     sent = _sent(axes, step.micro_batches * rows / tried)
     ranks = axes["tensor"].size
-    activations = cost.bytes * rows // tried
     if piped is not None:  # each rank has its share of layers and of exchanges between their ranks
         stages = layout.settings.pipeline
         activations = int(activations / stages * piped.at_once(step.micro_batches))
         sent = {name: Counter({k: n // stages for k, n in s.items()}) for name, s in sent.items()}
         sent["pipeline"] = piped.sent(rows * step.sequences, step.context, step.micro_batches)
     sent["tensor"]["all-reduce"] += 2 * held.added_up * (ranks - 1) // ranks
+    share = held.trained / max(gradients, 1)
     memory = Memory(
         weights=held.weights + held.gathered + bytes_of(objective.buffers())
         + sum(bytes_of((*m.parameters(), *m.buffers())) for m in others),
         gradients=held.trained + (held.largest if layout.shards > 1 else 0),
-        optimizer=state * held.trained // max(gradients, 1),
-        activations=activations,
+        optimizer=int(update.states * share),
+        activations=max(activations, int(update.bytes * share)),
     )  # fmt: skip
     return Needs(
         parameters=parameters,
         idle=idle,
         trained=trained,
         rows=rows,
-        flops=cost.flops * step.batch_size / tried * layout.alike + update,
+        flops=flops * step.batch_size / tried * layout.alike + update.flops,
         memory=memory,
-        checkpoint_bytes=gradients + state,
+        checkpoint_bytes=gradients + update.states,
         sent=sent | {"data": held.sent(step.micro_batches)},
     )
 
@@ -147,8 +161,15 @@ def _parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _update(objective: nn.Module, settings: OptimizerConfig) -> tuple[int, int]:
-    """Bytes of the optimizer's states, and FLOPs of one update."""
+class _Update(NamedTuple):
+    """states: bytes of the optimizer's states. bytes, flops: of an update, without them."""
+
+    states: int
+    bytes: int
+    flops: int
+
+
+def _update(objective: nn.Module, settings: OptimizerConfig) -> _Update:
     optimizer = settings.build(objective)
     for _, parameter in trainable(objective):
         parameter.grad = torch.zeros_like(parameter)
@@ -156,4 +177,7 @@ def _update(objective: nn.Module, settings: OptimizerConfig) -> tuple[int, int]:
     with matmuls:
         optimizer.step()
     held = [value for state in optimizer.state.values() for value in state.values()]
-    return sum(value.nbytes for value in held), matmuls.get_total_flops()
+    gradients = [p.grad for p in objective.parameters() if p.grad is not None]
+    with TensorMemory([*objective.parameters(), *gradients, *held]) as memory:
+        optimizer.step()
+    return _Update(bytes_of(held), memory.peak, matmuls.get_total_flops())

@@ -25,7 +25,7 @@ from culm.model.transformer import Transformer
 from culm.objective.objective import Objective
 from culm.optim.groups import trainable
 from culm.optim.optimizer import OptimizerConfig
-from culm.plan.dry_run import ONES
+from culm.plan.dry_run import ONES, temporary_bytes
 from culm.plan.needs import Step
 from culm.train.memory import resident_bytes
 
@@ -66,20 +66,18 @@ class Unfilled(TorchDispatchMode):
             return _written(schema, args, given)
         if not tensors and any(argument.name == "device" for argument in schema.arguments):
             given = {**given, "device": torch.device("meta")}
-        scratch = torch.empty(_scratch(func, tensors), dtype=torch.uint8)
+        scratch = torch.empty(_scratch(func, args, tensors), dtype=torch.uint8)
         shapes = func(*tree_map(_to_meta, args), **tree_map(_to_meta, given))
         found = tree_map(_to_buffer, shapes)
         del scratch
         return found
 
 
-def _scratch(func: Any, tensors: list[Tensor]) -> int:
+def _scratch(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> int:
     """Bytes that a kernel takes while it runs."""
-    if func is aten.logsumexp.default:
-        return tensors[0].nbytes
     if func in MATMULS and tensors[-1].dtype == torch.bfloat16:  # a part in another order
         return tensors[-1].nbytes // 2
-    return 0
+    return temporary_bytes(func, args)
 
 
 def _written(schema: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:

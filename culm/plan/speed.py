@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -11,12 +13,35 @@ from culm.dtype import DTYPES
 from culm.model.backend import place
 from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextToken, NextTokenObjective
-from culm.plan.dry_run import ONES, dry_run, meta_batch
+from culm.plan.dry_run import ONES, flops_of, meta_batch
 
 TOKENS = 1024  # of the trial; fewer do not fill the device
 VOCABULARY = 4096  # of the trial; the head of a large model would take longer than its layer
 PASSES = 20  # at most; the best time counts, since other work only delays
 SECONDS = 1.5  # after which no further pass begins
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How long a token takes in training: `fixed` seconds, and its FLOPs at `rate` FLOP/s."""
+
+    fixed: float
+    rate: float
+
+    def seconds(self, flops: float) -> float:
+        """Of a token with so many FLOPs."""
+        return self.fixed + flops / self.rate
+
+    @staticmethod
+    def measured(flops: Sequence[float], seconds: Sequence[float]) -> Clock:
+        """The least-squares line through tokens of several models."""
+        x, y = (torch.tensor(one, dtype=torch.float64) for one in (flops, seconds))
+        x_mean, y_mean = x.mean(), y.mean()
+        slope = float((x - x_mean) @ (y - y_mean) / (x - x_mean).square().sum())
+        fixed = float(y_mean - slope * x_mean)
+        if slope <= 0 or fixed < 0:  # through the origin then: noise, or models of one size
+            return Clock(0.0, float(x.sum() / y.sum()))
+        return Clock(fixed, 1 / slope)
 
 
 def training_rate(
@@ -31,9 +56,9 @@ def training_rate(
     config = config.model_copy(update=smaller)
     context = min(context, TOKENS)
     rows = max(1, TOKENS // context)
-    flops = dry_run(
+    flops = flops_of(
         NextTokenObjective(NextToken(), config.build(device="meta")), meta_batch(rows, context)
-    ).flops
+    )
     model = place(config.build(device=device), device, DTYPES[precision])
     objective = NextTokenObjective(NextToken(), model)
     tokens = torch.zeros(rows, context, dtype=torch.int64, device=device)

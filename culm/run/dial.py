@@ -9,7 +9,8 @@
     tokens               20 for each parameter (arXiv 2203.15556), of which there are about
                          12 * depth * width^2 in the blocks and vocabulary * width in the head
     tokens of a step     262,144 * sqrt(tokens / 2e9), as a power of two: what is used well grows
-                         about as the root of the tokens (arXiv 2410.21676); the factor is ours
+                         about as the root of the tokens (arXiv 2410.21676); the factor is ours.
+                         Short runs have smaller ones, so that they take 200 steps
     batch_size           tokens of a step / context
     micro_batch_size     as many sequences as have 16,384 tokens
     steps                tokens / tokens of a step
@@ -30,6 +31,7 @@ from culm.config import SettingError
 BASE_WIDTH, BASE_DEPTH, BASE_HEAD = 256, 4, 64
 INITIAL, RATE = 0.125, 0.004  # for the base; the best rate of seven (docs/log.md)
 TOKENS_PER_PARAMETER = 20
+LEAST_STEPS = 200
 AT_ONCE = 16_384  # tokens of a micro-batch
 CONTEXT = 512
 
@@ -84,14 +86,19 @@ def _train(model: Mapping[str, Any], given: Any) -> dict[str, Any]:
     parameters = 12 * layers * width**2 + _number(model, "vocabulary", 1) * width
     tokens = TOKENS_PER_PARAMETER * parameters
     context = _number(given, "context", _number(model, "context", CONTEXT))
-    a_step = 2 ** round(math.log2(262_144 * math.sqrt(tokens / 2e9)))
-    rows = _number(given, "batch_size", max(1, a_step // context))
+    rows = _number(given, "batch_size", batch_size_for(tokens, context))
     return {
         "batch_size": rows,
         "micro_batch_size": min(rows, max(1, AT_ONCE // context)),
         "steps": max(1, round(tokens / (rows * context))),
         "optimizer": {"kind": "adamw", "rate": RATE},
     }
+
+
+def batch_size_for(tokens: float, context: int) -> int:
+    """Rows of a step, by the rule above, for a run that reads so many tokens."""
+    a_step = min(262_144 * math.sqrt(tokens / 2e9), tokens / LEAST_STEPS)
+    return max(1, 2 ** round(math.log2(a_step)) // context)
 
 
 def _number(values: Mapping[str, Any], name: str, default: int) -> int:

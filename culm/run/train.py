@@ -47,6 +47,7 @@ from culm.run.assemble import (
 )
 from culm.run.finish import check_outputs, finish
 from culm.run.fit import fit
+from culm.run.fitting import advised
 from culm.run.initial import make_tokenizer, source_of
 from culm.run.listen import add_listeners, is_unmeasured
 from culm.run.manifest import record_start
@@ -211,7 +212,9 @@ def _train(run: Assembly, status: Status) -> Result:
             observe=stragglers, listener=listeners, stop=interruption,
         )  # fmt: skip
         if start.step < train.steps and not isinstance(rows, Rollouts):
-            trainer.dry_run(batches, start.step)
+            sequences = rows.group if isinstance(rows, Loader) else 1
+            with advised(run.config, run.ranks.processes, run.device, sequences):
+                trainer.dry_run(batches, start.step)
         listeners.add(status)
         if (every := train.check_replicas_every) is not None:  # none that differs is saved
             listeners.add(ReplicaCheck(run.objective, optimizer, run.ranks, every))

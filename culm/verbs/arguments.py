@@ -114,6 +114,13 @@ TargetDevice = Annotated[
         "mi300x."
     ),
 ]
+TimeBudget = Annotated[
+    str | None,
+    typer.Option(
+        help="Propose size, tokens, batch and rate for a time such as 30m, 2h or 1d; trains "
+        "micro-runs on this machine for a tenth of it, 5 minutes at most."
+    ),
+]
 
 # culm tokenize
 TokenizerOut = Annotated[str, typer.Option(help="Folder of the new tokenizer.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from culm.parallel.check import check_layout, check_micro_batches, check_pipelin
 from culm.parallel.parallelize import parallelize
 from culm.parallel.ranks import Ranks
 from culm.plan.dry_run import as_on_gpu
+from culm.plan.fitting import ROOM, Fit, advice, largest_fit
 from culm.plan.layout import Layout, bytes_of
 from culm.plan.model import forward_flops
 from culm.plan.needs import Needs, Step, needs_of
@@ -30,6 +32,7 @@ from culm.plan.speed import training_rate
 from culm.plan.target import UTILISATION, Target
 from culm.run.assemble import EVALUATED, Assembly, evaluation_of, training_batches
 from culm.run.finish import check_outputs
+from culm.run.fitting import step_of
 from culm.run.objective import ModelLoader, build_objective, precision_of
 from culm.run.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
@@ -37,6 +40,7 @@ from culm.verbs.format import count, duration, flops, size
 from culm.verbs.preview import Preview
 
 META = torch.device("meta")
+NOTHING_FITS = "not even one sequence with train.activation_checkpointing=full"
 NARROWEST = 24  # characters of a wrapped column
 FILE_WIDTH = 100  # characters of a row where there is no terminal
 
@@ -110,7 +114,6 @@ def show_needs(
     for owned in objective.models().values():
         found.attempt(partial(check_layout, owned, config.parallel))
     context = context if seen is None else seen.context
-    parallelize(objective, activation_checkpointing=train.activation_checkpointing)
     layout = Layout(config.parallel, found.ranks)
     if found.ranks > 1 and config.parallel.pipeline > 1:
         holders = layout.data * config.parallel.context
@@ -121,7 +124,9 @@ def show_needs(
         found.attempt(partial(check_micro_batches, config.parallel, count))
     if target is not None or device.type == "cuda":
         as_on_gpu(objective)
-    step = _step(config, context, layout, 1 if seen is None else seen.sequences)
+    whole = copy.deepcopy(objective)
+    parallelize(objective, activation_checkpointing=train.activation_checkpointing)
+    step = step_of(config, context, layout, 1 if seen is None else seen.sequences)
     others = [model for model in load.loaded if model not in set(objective.models().values())]
     needs = needs_of(objective, train.optimizer, step, others)
     memory = int(target.memory) if target else memory_bytes(device)
@@ -134,11 +139,19 @@ def show_needs(
             taken = taken if process is None else process + more
             if train.checkpoint.asynchronous:  # the copy that is being written
                 taken += needs.checkpoint_bytes
+    fit = None if memory is None else largest_fit(
+        whole, train.optimizer, step, ROOM * memory, others
+    )  # fmt: skip
     flops_per_step = needs.flops + _sampling_flops(config, model, context)
     capacity = f", {size(memory)}" if memory else ""
     on = f"{target.name if target else device}, {train.precision}{capacity}"
-    section(console, "Needs", _needs(config, needs, taken, flops_per_step, step, on))
-    found.problems += _misfits(config, needs, taken, memory, target)
+    rows = _needs(config, needs, taken, flops_per_step, step, on)
+    if memory is not None:
+        rows.append(
+            ("what fits", NOTHING_FITS if fit is None else f"{fit.settings} ({size(fit.bytes)})")
+        )
+    section(console, "Needs", rows)
+    found.problems += _misfits(config, needs, taken, memory, fit, target)
     if not found.problems:
         section(console, "Time", [("training", _time(config, flops_per_step, rate, target))])
 
@@ -188,15 +201,6 @@ def _time(config: RunConfig, flops_per_step: float, rate: float, target: Target 
     return f"{about} {duration(seconds)}, at the {flops(rate)}/s of {source}"
 
 
-def _step(config: RunConfig, context: int, layout: Layout, sequences: int) -> Step:
-    train = config.train
-    return Step(
-        context, train.batch_size, train.at_once, sequences=sequences,
-        packed=train.objective.reads == "documents", columns=train.objective.columns,
-        layout=layout,
-    )  # fmt: skip
-
-
 def _rate(
     target: Target | None, model: Transformer, device: torch.device, precision: str, context: int
 ) -> float:
@@ -241,15 +245,19 @@ def _exchanges(needs: Needs) -> Iterator[tuple[str, ...]]:
 
 
 def _misfits(
-    config: RunConfig, needs: Needs, taken: int, here: int | None, target: Target | None = None
+    config: RunConfig,
+    needs: Needs,
+    taken: int,
+    here: int | None,
+    fit: Fit | None,
+    target: Target | None = None,
 ) -> Iterator[str]:
     """What the machine does not have; the disk of a target is not known. taken: bytes of memory."""
     if here is not None and taken > here:
         machine = f"a device {target.name}" if target else "this machine"
         yield (
             f"train.micro_batch_size: {needs.rows} sequences need {size(taken)} of memory, "
-            f"and {machine} has {size(here)}; use a smaller micro-batch, "
-            "train.activation_checkpointing=full, an adapter, or a smaller model"
+            f"and {machine} has {size(here)}; {advice(fit)}"
         )
     if target is not None:
         return

@@ -48,6 +48,7 @@ def test_before_anything_is_trained_or_measured(
         ) as raised:
             go(settings)
     assert exit_code(raised.value) == MEMORY
+    assert "By the plan, use train.micro_batch_size=1 train.activation_" in str(raised.value)
     assert not read_lines(tmp_path / "run" / "metrics.jsonl")
     assert not read_lines(tmp_path / "run" / "eval.jsonl")
     status = read_json(tmp_path / "run" / "status.json")

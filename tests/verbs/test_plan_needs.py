@@ -48,6 +48,7 @@ def test_a_plan_for_a_device_that_is_not_here(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "h100, bf16, 80.0 GB" in out
     assert "40% of the peak in its datasheet" in out
+    assert "train.micro_batch_size=4 train.activation_checkpointing=none (" in out
     large = [*settings, "model={base: 1b, vocabulary: 262, context: 4096}"]
     with pytest.raises(SettingError, match=r"a device rtx3090 has 24\.0 GB"):
         show_plan(*read_run("pretrain", large), target="rtx3090")
