@@ -14,9 +14,9 @@ from pathlib import Path
 
 from culm.files import read_json
 from culm.plan.scaling import effective_tokens
-from culm.run.budget import propose
+from culm.run.budget.micro_runs import train_settings, with_changes
+from culm.run.budget.propose import propose
 from culm.run.dial import batch_size_for
-from culm.run.micro_runs import train_settings, with_changes
 from culm.run.settings import read_run
 from culm.run.train import train
 from culm.verbs.plan_budget import seconds_of

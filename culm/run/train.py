@@ -46,13 +46,13 @@ from culm.run.assemble import (
     training_batches,
 )
 from culm.run.finish import check_outputs, finish
-from culm.run.fit import fit
-from culm.run.fitting import advised
 from culm.run.initial import make_tokenizer, source_of
 from culm.run.listen import add_listeners, is_unmeasured
 from culm.run.manifest import record_start
+from culm.run.memory_fit import advised
 from culm.run.precomputed import add_precomputed
 from culm.run.resume import resume
+from culm.run.rewind import fit
 from culm.run.settings import RunConfig
 from culm.run.verdict import any_changed, sums_of
 from culm.train.checkpoint.store import CheckpointStore

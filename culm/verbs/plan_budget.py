@@ -13,8 +13,8 @@ from rich.console import Console
 from culm.atomic import atomic
 from culm.config import Config, SettingError
 from culm.plan.target import target_of
-from culm.run.budget import Budgeted, propose
-from culm.run.micro_runs import MicroRuns
+from culm.run.budget.micro_runs import MicroRuns
+from culm.run.budget.propose import Budgeted, propose
 from culm.run.settings import RunConfig
 from culm.verbs.format import count, duration, flops
 from culm.verbs.plan_needs import section

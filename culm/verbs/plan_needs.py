@@ -23,8 +23,8 @@ from culm.parallel.check import check_layout, check_micro_batches, check_pipelin
 from culm.parallel.parallelize import parallelize
 from culm.parallel.ranks import Ranks
 from culm.plan.dry_run import as_on_gpu
-from culm.plan.fitting import ROOM, Fit, advice, largest_fit
 from culm.plan.layout import Layout, bytes_of
+from culm.plan.memory_fit import ROOM, Fit, advice, largest_fit
 from culm.plan.model import forward_flops
 from culm.plan.needs import Needs, Step, needs_of
 from culm.plan.process_memory import process_bytes
@@ -32,7 +32,7 @@ from culm.plan.speed import training_rate
 from culm.plan.target import UTILISATION, Target
 from culm.run.assemble import EVALUATED, Assembly, evaluation_of, training_batches
 from culm.run.finish import check_outputs
-from culm.run.fitting import step_of
+from culm.run.memory_fit import step_of
 from culm.run.objective import ModelLoader, build_objective, precision_of
 from culm.run.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer

@@ -13,9 +13,9 @@ from culm.plan.family import Family
 from culm.plan.model import ModelCost
 from culm.plan.scaling import Law
 from culm.plan.speed import Clock
-from culm.run.ladder import best_rate, ladder_of
-from culm.run.micro_runs import MicroRuns, transferred
-from culm.run.proposal import MARGIN, choices
+from culm.run.budget.ladder import best_rate, ladder_of
+from culm.run.budget.micro_runs import MicroRuns, transferred
+from culm.run.budget.proposal import MARGIN, choices
 from culm.run.settings import read_run
 from culm.verbs.plan_budget import pasted, seconds_of, show_budget
 

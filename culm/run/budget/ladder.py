@@ -17,8 +17,8 @@ from culm.files import read_json, write_json
 from culm.model.transformer import TransformerConfig
 from culm.plan.family import Family, resized
 from culm.plan.scaling import lowest
+from culm.run.budget.micro_runs import EVALUATED, MicroRun, transferred
 from culm.run.dial import LEAST_STEPS, TOKENS_PER_PARAMETER
-from culm.run.micro_runs import EVALUATED, MicroRun, transferred
 from culm.run.settings import RunConfig
 
 SHARE, LONGEST = 0.1, 300.0  # of the budget; seconds at most, unless the shortest runs take more

@@ -8,7 +8,7 @@ from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
 from culm.parallel.parallelize import parallelize
-from culm.plan.fitting import advice, largest_fit
+from culm.plan.memory_fit import advice, largest_fit
 from culm.plan.needs import Step, needs_of
 
 CONFIG = TransformerConfig(vocabulary=64, width=32, layers=2, attention=(GQA(heads=2),))

@@ -3,7 +3,7 @@
     size     the one of the family (`culm.plan.family`) with the lowest expected loss, when all the
              time is spent on tokens; text that repeats counts less (arXiv 2305.16264)
     batch    as `culm.run.dial` has it
-    rate     that of the smallest micro-run, transferred (`culm.run.micro_runs.transferred`)
+    rate     that of the smallest micro-run, transferred (`culm.run.budget.micro_runs.transferred`)
     memory   the largest micro-batch and the cheapest activation checkpointing that fit
 
 N: the parameters that a token is multiplied with. D: the tokens that are read.
@@ -21,14 +21,14 @@ import torch
 from culm.device import memory_bytes
 from culm.model.transformer import TransformerConfig
 from culm.plan.family import Family
-from culm.plan.fitting import ROOM
 from culm.plan.layout import Layout
+from culm.plan.memory_fit import ROOM
 from culm.plan.scaling import Law, Point, effective_tokens, fit
 from culm.plan.speed import Clock
 from culm.plan.target import Target
+from culm.run.budget.micro_runs import Done, train_settings, transferred, with_changes
 from culm.run.dial import batch_size_for
-from culm.run.fitting import Planned
-from culm.run.micro_runs import Done, train_settings, transferred, with_changes
+from culm.run.memory_fit import Planned
 from culm.run.settings import RunConfig
 
 MARGIN = 0.95  # of the time is training; the rest goes into evaluations and checkpoints

@@ -1,9 +1,9 @@
 """The best run for a time: micro-runs, a scaling law that is fitted to them, and a proposal.
 
 rate     three rates on the smallest model; the vertex of a parabola over log rate, which other
-         widths take by the rule of `culm.run.micro_runs.transferred`
+         widths take by the rule of `culm.run.budget.micro_runs.transferred`
 law      E + A / N^alpha + B / D^beta, from three sizes in three lengths with that rate
-then     `culm.run.proposal`
+then     `culm.run.budget.proposal`
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from culm.plan.family import Family
 from culm.plan.scaling import Law
 from culm.plan.speed import Clock, training_rate
 from culm.plan.target import Target
-from culm.run.ladder import best_rate, ladder_of
-from culm.run.micro_runs import Done, MicroRuns
-from culm.run.objective import precision_of
-from culm.run.proposal import (
+from culm.run.budget.ladder import best_rate, ladder_of
+from culm.run.budget.micro_runs import Done, MicroRuns
+from culm.run.budget.proposal import (
     MARGIN,
     Choice,
     Machine,
@@ -31,6 +30,7 @@ from culm.run.proposal import (
     clock_of,
     law_of,
 )
+from culm.run.objective import precision_of
 from culm.run.settings import RunConfig
 from culm.run.train import seconds_per_step
 

@@ -14,8 +14,8 @@ from culm.exits import OutOfMemory
 from culm.objective.objective import Objective
 from culm.parallel.parallelize import parallelize
 from culm.plan.dry_run import as_on_gpu
-from culm.plan.fitting import ROOM, Fit, advice, largest_fit
 from culm.plan.layout import Layout
+from culm.plan.memory_fit import ROOM, Fit, advice, largest_fit
 from culm.plan.needs import Step, needs_of
 from culm.run.initial import context_of, model_from_start
 from culm.run.objective import ModelLoader, build_objective

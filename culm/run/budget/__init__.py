@@ -1,0 +1,1 @@
+"""What to train in a given time: micro-runs, a scaling law that is fitted to them, a proposal."""
