@@ -305,7 +305,9 @@ def test_outcomes_survive_their_bytes() -> None:
     [
         ({"clean": ["gofer"]}, r"data\.clean\[0\]\.kind: 'gofer' is not one of"),
         ({"clean": "gopher", "format": "chat"}, "clean: the rules of gopher are for documents"),
-        ({"workers": 2}, "workers: it has an effect with clean only"),
+        ({"workers": 2}, "workers: it has an effect with clean or ray=local only"),
+        ({"workers": 2, "ray": "auto", "clean": "pii"}, "workers: it has an effect with ray=local"),
+        ({"path": [], "prepared": "x", "ray": "auto"}, "ray: it has an effect with path or tasks"),
         ({"path": [], "prepared": "runs/x", "clean": "pii"}, "clean: a prepared corpus is token"),
         (
             {
