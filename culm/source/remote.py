@@ -173,6 +173,8 @@ def system_of(url: str, setting: str) -> tuple[Any, str]:
 def unreachable(url: str, error: Exception, setting: str) -> SettingError:
     """The error for a URL that is not read, for whatever reason."""
     why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    if isinstance(error, FileNotFoundError) and why in url:  # some say the name only
+        why = "there is no such file"
     return SettingError(
         f"{setting}: {url}: cannot be read: {why}; check the URL, the network and your access to it"
     )
