@@ -129,7 +129,8 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.give(None)
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
