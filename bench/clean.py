@@ -23,6 +23,7 @@ from culm.data.clean.minhash import Seen, signature
 from culm.data.clean.near_duplicates import NearDuplicates
 from culm.data.divide import Unit
 from culm.data.settings import DataConfig
+from culm.data.workers import Workers
 from culm.source import open_source
 from culm.source.source import bytes_in
 
@@ -83,7 +84,7 @@ def many(texts: list[str], megabytes: int, workers: int) -> None:
                 size, documents = size + bytes_in(new), documents + 1
                 yield Unit([new.replace(" of ", f" w{number} ")], "x")
 
-    cleaner, before = Cleaner([NearDuplicates()], workers), _peak()
+    cleaner, before = Cleaner([NearDuplicates()], Workers(workers)), _peak()
     start = time.perf_counter()
     kept = sum(1 for _ in cleaner.clean(units()))
     taken = time.perf_counter() - start

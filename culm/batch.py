@@ -101,11 +101,11 @@ class Batch:
 
 def counts_of(targets: Tensor, lengths: Tensor | None = None) -> dict[str, float]:
     """`Batch.counts` of rows that are no pairs."""
-    learned = targets != IGNORED
+    learned = (targets != IGNORED).sum(1)
     return {
         "tokens": float(targets.numel() if lengths is None else lengths.sum()),
         "targets": float(learned.sum()),
-        "rows": float(learned.any(1).sum()),
+        "rows": float(learned.count_nonzero()),
     }
 
 

@@ -137,6 +137,9 @@ PLAIN = {
     "path": "a path",
 }
 
+# What pydantic calls the branches of a union that are no settings.
+SIMPLE = re.compile(r"(constrained-)?(int|float|str|bool)|.*\[.*")
+
 
 def parse(kind: type[T], values: Any, where: str = "") -> T:
     """`values` as a `kind`; every problem is named by its path.
@@ -193,7 +196,7 @@ def _path(kind: Any, places: Sequence[str | int], where: str) -> str:
         fields = [m.model_fields[str(part)] for m in here if str(part) in m.model_fields]
         if isinstance(part, int):
             path += f"[{part}]"
-        elif keyed or fields or not ("[" in part or any(part in _kind(m) for m in here)):
+        elif keyed or fields or not (SIMPLE.fullmatch(part) or any(part in _kind(m) for m in here)):
             path += f".{part}" if path else part
         keyed = any(_is_mapping(field.annotation) for field in fields)
         if fields:

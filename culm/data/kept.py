@@ -1,21 +1,13 @@
-"""Batches of tokens that are kept until a corpus is complete, so that a call after a kill tokenises
-none of them again.
-
-Each is in a hidden folder next to the corpus under a digest of its text and of all that decides its
-tokens: text or settings that changed since are tokenised as if nothing were there.
-"""
+"""Batches of tokens that are kept until a corpus is complete (`culm.data.kept_files`)."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import os
-import re
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,17 +15,16 @@ import numpy as np
 
 from culm.data.divide import Unit
 from culm.data.example import RecordFormat
+from culm.data.kept_files import KeptFiles
 from culm.data.shards import Document
 from culm.tokenizer.tokenizer import Tokenizer
-
-KEPT_FILE = re.compile(r"[0-9a-f]{32}\.(npz|\d+)")
 
 
 class Kept:
     """The batches of one corpus. out: the folder of the corpus to be."""
 
     def __init__(self, out: Path, format: RecordFormat, tokenizer: Tokenizer) -> None:
-        self._folder = out.with_name(f".{out.name}.tokens")
+        self._files = KeptFiles(out.with_name(f".{out.name}.tokens"))
         template = None if format.kind == "document" else tokenizer.template_fingerprint
         self._facts = [
             version("culm"), format.model_dump_json(), tokenizer.fingerprint, template,
@@ -59,8 +50,10 @@ class Kept:
         """The documents of each unit of a batch, and what was counted; None if it is not there, or
         damaged.
         """
+        if (data := self._files.read(key)) is None:
+            return None
         try:
-            with np.load(self._folder / f"{key}.npz", allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 units = _unpacked({name: arrays[name] for name in arrays})
                 counts = Counter(json.loads(bytes(arrays["counts"])))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
@@ -70,23 +63,14 @@ class Kept:
 
     def write(self, key: str, units: Sequence[Sequence[Document]], counts: Counter[str]) -> None:
         """Keep a batch; at once or not at all."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         counted = np.frombuffer(json.dumps(counts).encode(), dtype=np.uint8)
         arrays, packed = {"counts": counted, **_packed(units)}, io.BytesIO()
         np.savez(packed, allow_pickle=False, **arrays)
-        fresh = self._folder / f"{key}.{os.getpid()}"
-        fresh.write_bytes(packed.getbuffer())
-        os.replace(fresh, self._folder / f"{key}.npz")
+        self._files.write(key, packed.getbuffer())
 
     def forget(self) -> None:
-        """Remove what was kept; nothing else."""
-        if not self._folder.is_dir():
-            return
-        for path in self._folder.iterdir():
-            if KEPT_FILE.fullmatch(path.name):
-                path.unlink(missing_ok=True)
-        with suppress(OSError):  # somebody put something else there
-            self._folder.rmdir()
+        """Remove what was kept."""
+        self._files.forget()
 
 
 def _packed(units: Sequence[Sequence[Document]]) -> dict[str, np.ndarray]:

@@ -13,21 +13,18 @@ token has no target, so that no document ever predicts the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 
-from culm.batch import IGNORED, Batch, counts_of
 from culm.data.difficulty import Examples
 
 GRADES = 100  # parts of a corpus by difficulty at most, each packed separately
 ROWS = 20  # that the tokens of a part fill, at least
 
 Segment = tuple[int, int]
-Read = Callable[[int, int], tuple[np.ndarray, np.ndarray | None]]
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,20 @@ class PackedRows:
     def __getitem__(self, row: int) -> list[Segment]:
         segments = slice(self.first[row], self.first[row + 1])
         return list(zip(self.starts[segments].tolist(), self.ends[segments].tolist(), strict=True))
+
+    @staticmethod
+    def of(rows: Sequence[Sequence[Segment]]) -> PackedRows:
+        """Rows that are given as lists."""
+        starts, ends = np.array([segment for row in rows for segment in row], dtype=np.int64).T
+        return PackedRows(starts, ends, np.cumsum([0, *map(len, rows)]))
+
+    def some(self, rows: Sequence[int]) -> PackedRows:
+        """The rows of these numbers, in this order."""
+        firsts = self.first[np.asarray(rows)]
+        counts = self.first[np.asarray(rows) + 1] - firsts
+        first = np.concatenate([[0], counts.cumsum()])
+        chosen = np.arange(first[-1]) + np.repeat(firsts - first[:-1], counts)
+        return PackedRows(self.starts[chosen], self.ends[chosen], first)
 
     def efficiency(self, context: int) -> float:
         """The share of positions that hold a token."""
@@ -198,63 +209,3 @@ def graded_fit(lengths: np.ndarray, difficulty: np.ndarray, capacity: int) -> li
         for part in np.split(order, cuts)
         for row in fit(lengths[part], capacity)
     ]
-
-
-def to_batch(
-    rows: Sequence[Sequence[Segment]], read: Read, context: int, pad: int, packed: bool = True
-) -> Batch:
-    """Rows as tensors (B, context); targets are shifted here and nowhere else.
-
-    read: gives the tokens of segments that follow each other, and which of them are learned. pad:
-    fills a row up, with no target. packed: whether a row may hold several documents.
-    """
-    size = len(rows) * context
-    tokens, learned = np.full(size, pad, dtype=np.int64), list[tuple[int, np.ndarray]]()
-    parts, filled = list[tuple[int, int, int]](), list[int]()  # place, size, number of a document
-    for row, segments in enumerate(rows):
-        first = row * context
-        for start, end in _spans(segments):
-            ids, mask = read(start, end)
-            tokens[first : first + len(ids)] = ids
-            if mask is not None:
-                learned.append((first, mask))
-            first += len(ids)
-        place = row * context
-        for number, (start, end) in enumerate(segments):
-            parts.append((place, end - start, number))
-            place += end - start
-        filled.append(place - row * context)
-        if place < (row + 1) * context:  # padding sees padding only
-            parts.append((place, (row + 1) * context - place, len(segments)))
-    places, sizes, numbers = np.array(parts, dtype=np.int64).T
-    targets = np.empty_like(tokens)
-    targets[:-1] = tokens[1:]
-    for first, mask in learned:
-        targets[first : first + len(mask) - 1][~mask[1:]] = IGNORED
-    targets[places + sizes - 1] = IGNORED  # no document predicts the next
-    positions = np.arange(size) - np.repeat(places, sizes)
-    for row, end in enumerate(filled):
-        padding = slice(row * context + end, (row + 1) * context)
-        targets[padding], positions[padding] = IGNORED, 0
-    documents = np.repeat(numbers.astype(np.int32), sizes)
-    shape, lengths = (len(rows), context), torch.tensor(filled)
-    targets = targets.reshape(shape)
-    return Batch(
-        tokens=torch.from_numpy(tokens.reshape(shape)),
-        targets=torch.from_numpy(targets),
-        positions=torch.from_numpy(positions.reshape(shape)),
-        documents=torch.from_numpy(documents.reshape(shape)) if packed else None,
-        lengths=lengths,
-        counts=counts_of(torch.from_numpy(targets), lengths),
-    )
-
-
-def _spans(segments: Sequence[Segment]) -> Iterator[Segment]:
-    """Segments that follow each other as one, so that they are read at once."""
-    first, last = segments[0]
-    for start, end in segments[1:]:
-        if start != last:
-            yield first, last
-            first = start
-        last = end
-    yield first, last

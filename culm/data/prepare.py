@@ -9,31 +9,32 @@ digests that find exact duplicates grow with the corpus: about 100 bytes of memo
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-
-import numpy as np
 
 from culm.atomic import atomic
 from culm.config import SettingError
 from culm.data.clean.cleaner import Cleaner
 from culm.data.difficulty import COLUMN
 from culm.data.divide import Divided, Divider, Duplicates, Unit
-from culm.data.example import Example, RecordFormat
+from culm.data.encode import Encoded, Encoder
+from culm.data.example import RecordFormat
 from culm.data.format.document import DocumentFormat
 from culm.data.kept import Kept
 from culm.data.manifest import CONTENTS, Manifest, is_corpus
 from culm.data.notes import Notes, remarks_of
 from culm.data.origin import origin_of, revisions_of
 from culm.data.shards import Document, SplitWriter
-from culm.data.units import Numbers, units_of
+from culm.data.units import units_of
+from culm.data.workers import HERE, Pool, Workers
 from culm.files import refuse_existing
 from culm.log import progress, say
 from culm.source import Invalid
-from culm.source.record import not_used
 from culm.source.source import Source, bad_record
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -68,7 +69,8 @@ def prepare(
     the same for every tokenizer.
     duplicates: whether only the first of equal records is kept. invalid: with "skip", a record that
     cannot be read is left out and counted. difficulty: a field with a number, for a curriculum.
-    cleaner: the stages that the text goes through first.
+    cleaner: the stages that the text goes through first. Its workers tokenise too, if they are a
+    cluster; on one machine the tokenizer has a thread for each core itself.
     The folder appears when it is complete, or not at all; a call after a kill tokenises no batch of
     text again (`culm.data.kept`). overwrite: replace an older corpus there.
     command: arguments of `culm prepare`, for the manifest.
@@ -89,12 +91,13 @@ def prepare(
         notes.counts.update(cleaner.notes)
         kept = Kept(Path(folder), format, tokenizer)
         with (
+            _encoders(cleaner.workers, format, tokenizer) as pool,
             _writers(work, names, format, tokenizer, difficulty) as writers,
             progress("prepare", source.size, "bytes") as bar,
         ):
             units = units_of(source, format, notes, difficulty, bar.advance)
             divided = divider.divide(cleaner.clean(units), source.name)
-            for name, unit, documents in _encoded(divided, format, tokenizer, notes, kept):
+            for name, unit, documents in _encoded(divided, pool, notes, kept):
                 writers[name].append(documents, unit.size)
         notes.counts.update(source.left_out)  # some of which a source counts while it is read
         splits = {name: one.facts() for name, one in writers.items() if one.documents}
@@ -123,6 +126,17 @@ def prepare(
     return manifest
 
 
+@dataclass
+class _Batch:
+    """units: each with its split. key: to keep it by; None: it is not, or is kept already.
+    encoded: waits for its documents, and for what was counted.
+    """
+
+    units: list[tuple[str, Unit]]
+    key: str | None
+    encoded: Callable[[], Encoded]
+
+
 @contextmanager
 def _writers(
     folder: Path,
@@ -142,64 +156,48 @@ def _writers(
         }
 
 
+def _encoders(
+    workers: Workers, format: RecordFormat, tokenizer: Tokenizer
+) -> AbstractContextManager[Pool]:
+    return (HERE if workers.ray is None else workers).pool(partial(Encoder, format, tokenizer))
+
+
 def _encoded(
-    divided: Divided,
-    format: RecordFormat,
-    tokenizer: Tokenizer,
-    notes: Notes,
-    kept: Kept,
+    divided: Divided, pool: Pool, notes: Notes, kept: Kept
 ) -> Iterator[tuple[str, Unit, list[Document]]]:
+    """The documents of each unit, in the order of the corpus."""
+    waiting: deque[_Batch] = deque()
     for batch in _batches(divided):
-        documents = _once(format, [unit for _, unit in batch], tokenizer, notes, kept)
-        for (split, unit), found in zip(batch, documents, strict=True):
-            if isinstance(found, ValueError | RecursionError):
-                notes.skipped(bad_record(unit.place, found))
-            else:
-                yield split, unit, found
+        waiting.append(_given(batch, pool, kept))
+        if len(waiting) > pool.ahead:
+            yield from _documents(waiting.popleft(), notes, kept)
+    while waiting:
+        yield from _documents(waiting.popleft(), notes, kept)
 
 
-def _once(
-    format: RecordFormat, units: Sequence[Unit], tokenizer: Tokenizer, notes: Notes, kept: Kept
-) -> Iterator[list[Document] | ValueError | RecursionError]:
-    """As `_documents`, from what a killed process left, where it is there."""
-    if sum(unit.size for unit in units) < BATCH:  # the last one, or a small corpus
-        yield from _documents(format, units, tokenizer, notes)
-        return
-    key = kept.key(units)
-    if (known := kept.read(key)) is not None:
-        found, counts = known
-        notes.counts.update(counts)
-        yield from found
-        return
-    before, done = Counter(notes.counts), list[list[Document]]()
-    for found_one in _documents(format, units, tokenizer, notes):
-        if isinstance(found_one, list):
-            done.append(found_one)
-        yield found_one
-    if len(done) == len(units):  # an error is found again
-        kept.write(key, done, Counter(notes.counts) - before)
+def _given(batch: list[tuple[str, Unit]], pool: Pool, kept: Kept) -> _Batch:
+    """A batch that is given away to be encoded, unless a killed process left it."""
+    units, key = [unit for _, unit in batch], None
+    if sum(unit.size for unit in units) >= BATCH:  # not the last one, or a small corpus
+        key = kept.key(units)
+        if (known := kept.read(key)) is not None:
+            return _Batch(batch, None, lambda: known)
+    return _Batch(batch, key, pool.submit(units))
 
 
 def _documents(
-    format: RecordFormat, units: Sequence[Unit], tokenizer: Tokenizer, notes: Notes
-) -> Iterator[list[Document] | ValueError | RecursionError]:
-    """Those of each unit, or why it has none, one after the other: an example needs 20 times the
-    memory of its arrays.
-    """
-    start = 0
-    while start < len(units):
-        contents = [content for unit in units[start:] for content in unit.contents]
-        examples = format.encode(contents, tokenizer)
-        for unit in units[start:]:
-            start += 1
-            try:
-                each = unit.numbers or [()] * len(unit.contents)
-                yield [
-                    _document(next(examples), format, own, unit.difficulty, notes) for own in each
-                ]
-            except (ValueError, RecursionError) as error:
-                yield error
-                break  # `examples` ended with it
+    batch: _Batch, notes: Notes, kept: Kept
+) -> Iterator[tuple[str, Unit, list[Document]]]:
+    encoded, counts = batch.encoded()
+    done = [found for found in encoded if isinstance(found, list)]
+    if batch.key is not None and len(done) == len(encoded):  # an error is found again
+        kept.write(batch.key, done, counts)
+    notes.counts.update(counts)
+    for (split, unit), found in zip(batch.units, encoded, strict=True):
+        if isinstance(found, ValueError | RecursionError):
+            notes.skipped(bad_record(unit.place, found))
+        else:
+            yield split, unit, found
 
 
 def _batches(divided: Divided) -> Iterator[list[tuple[str, Unit]]]:
@@ -212,20 +210,6 @@ def _batches(divided: Divided) -> Iterator[list[tuple[str, Unit]]]:
             yield batch
             batch, size = [], 0
     yield batch
-
-
-def _document(
-    example: Example, format: RecordFormat, numbers: Numbers, difficulty: Numbers, notes: Notes
-) -> Document:
-    notes.counts.update(not_used("messages", example.unread, "the chat template does not use"))
-    tokens = np.array(example.tokens, dtype=np.uint32)
-    learned = np.array(example.learned, dtype=bool)
-    hard = tuple(np.array([number]) for number in difficulty)
-    if format.per == "row":
-        return tokens, learned, (*(np.array([number]) for number in numbers), *hard)
-    column = np.full(len(tokens), np.nan, dtype=np.float32)
-    column[learned] = numbers
-    return tokens, learned, (column, *hard)
 
 
 @contextmanager

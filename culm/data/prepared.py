@@ -34,7 +34,10 @@ class Prepared:
         sizes = [len(tokens) for tokens in self._tokens]
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self._bounds: list[int] = self._starts.tolist()
-        inner = [self._map("offsets", number)[:-1] + self._starts[number] for number in numbers]
+        inner = [
+            self._offsets(number, size)[:-1] + start
+            for number, size, start in zip(numbers, sizes, self._starts, strict=False)
+        ]
         self.offsets = np.concatenate([*inner, self._starts[-1:]])
         sums = "".join(file.sha256 for _, file in sorted(facts.files.items()))
         if manifest.clean:  # settings that left the tokens as they are count too
@@ -95,13 +98,21 @@ class Prepared:
         for start, learned in zip(self._starts, self._learned or (), strict=False):
             yield np.flatnonzero(learned) + start
 
+    def _offsets(self, number: int, tokens: int) -> np.ndarray:
+        """(documents of a shard + 1,), which cannot lead outside of its tokens."""
+        offsets = self._map("offsets", number)
+        if offsets[0] != 0 or offsets[-1] != tokens or (np.diff(offsets) < 0).any():
+            path = self.folder / self.split / shard_name("offsets", number)
+            raise SettingError(f"{path}: damaged; {ADVICE}")
+        return offsets
+
     def _map(self, kind: str, number: int) -> np.ndarray:
         path = self.folder / self.split / shard_name(kind, number)
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         except PermissionError:
             raise SettingError(f"{path}: may not be read; give this user access") from None
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged header is read as Python, with errors of its own
             raise SettingError(f"{path}: cannot be read ({error}); {ADVICE}") from None
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from culm.batch import Batch
 from culm.config import SettingError
 from culm.data.order import Difficulties
-from culm.data.pack import Overflow, PackedRows, best_fit, singles, to_batch, wrapped
+from culm.data.pack import Overflow, PackedRows, best_fit, singles, wrapped
 from culm.data.prepared import Prepared
 from culm.data.spans import spans_of
+from culm.data.tensors import to_batch
 from culm.tokenizer.tokenizer import Tokenizer
 
 Packing = Literal["wrapped", "best_fit", "auto"]
@@ -65,16 +66,18 @@ class Rows:
         """The rows of these numbers."""
         read, pad = self._prepared.read, self._prepared.manifest.end_of_text
         if not self._single:
-            packed = [self._packed[row] for row in rows]
+            packed = self._packed.some(rows)
             return self._checked(to_batch(packed, read, self._context, pad))
-        ones = [[segment] for row in rows for segment in self._segments(row)]
-        longest = max(end - start for [(start, end)] in ones)
+        members = [member for row in rows for member in self._members(row)]
+        ones = self._packed.some(members)
+        longest = int((ones.ends - ones.starts).max())
         length = min(self._context, -(-longest // ROUND) * ROUND)
         batch = self._checked(to_batch(ones, read, length, pad, packed=False))
         gives = self._prepared.manifest.gives
         more: dict[str, float] = {gives: len(rows)} if gives in COUNTED else {}
         extra = {
-            name: self._cells(values, rows, ones, length) for name, values in self._columns.items()
+            name: self._cells(values, members, ones, length)
+            for name, values in self._columns.items()
         }
         return replace(batch, counts={**batch.counts, **more}, extra=extra)
 
@@ -104,18 +107,13 @@ class Rows:
         return [segment for member in self._members(row) for segment in self._packed[member]]
 
     def _cells(
-        self,
-        values: np.ndarray,
-        rows: Sequence[int],
-        segments: Sequence[Sequence[tuple[int, int]]],
-        length: int,
+        self, values: np.ndarray, members: Sequence[int], ones: PackedRows, length: int
     ) -> Tensor:
-        """(B,) or (B, length), a column of some rows with their segments; nan behind their end."""
+        """(B,) or (B, length), a column of some packed rows; nan behind their end."""
         if self._prepared.manifest.per == "row":
-            documents = [member for row in rows for member in self._members(row)]
-            return torch.from_numpy(values[documents])
-        cells = torch.full((len(segments), length), torch.nan)
-        for cell, [(start, end)] in zip(cells, segments, strict=True):
+            return torch.from_numpy(values[members])
+        cells = torch.full((len(ones), length), torch.nan)
+        for cell, start, end in zip(cells, ones.starts, ones.ends, strict=True):
             cell[: end - start] = torch.from_numpy(values[start:end])
         return cells
 

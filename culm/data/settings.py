@@ -21,6 +21,7 @@ from culm.data.rows import Packing
 from culm.data.stream.settings import StreamConfig
 from culm.data.tasks import TaskSource
 from culm.data.token_files import PreparedText, TokenFiles, is_prepared, is_token_file
+from culm.data.workers import Workers
 from culm.source import Chain, DocumentSplit, Invalid, Limited, Mapped, open_source
 from culm.source.remote import Remote, is_url
 from culm.source.source import Source
@@ -55,6 +56,8 @@ class DataConfig(Config):
     stream: tokenise the text of path while the run trains, in place of before; nothing is written.
     clean: stages that the text goes through before it is tokenised, in this order.
     workers: processes that clean; the result is the same for any number.
+    ray: a Ray cluster that cleans and tokenises in place of them: its address, "auto" for the one
+        that this machine belongs to, or "local" for one on this machine with `workers` processes.
     """
 
     path: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
@@ -79,6 +82,7 @@ class DataConfig(Config):
     curriculum: Curriculum | None = None
     clean: Annotated[tuple[AnyStage, ...], BeforeValidator(listed)] = ()
     workers: Annotated[PositiveInt, MAY_CHANGE] = 1
+    ray: Annotated[str | None, MAY_CHANGE] = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataConfig:
@@ -99,7 +103,11 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _cleaned(self) -> DataConfig:
-        refuse_unused(self, "workers", bool(self.clean), "clean")
+        local = self.ray == "local"
+        needed = "ray=local" if self.ray is not None else "clean or ray=local"
+        refuse_unused(self, "workers", local or bool(self.clean and self.ray is None), needed)
+        written = bool(self.path or self.tasks) and self.stream is None
+        refuse_unused(self, "ray", written, "path or tasks, without stream,")
         if self.clean and not self.path:
             why = "tasks write their own text" if self.tasks else "a prepared corpus is token ids"
             raise ValueError(f"clean: {why}; it goes with path only")
@@ -173,7 +181,8 @@ class DataConfig(Config):
         """What the text goes through first. out: the corpus to be; next to it cleaned text is kept
         until it is complete.
         """
-        return Cleaner(self.clean, self.workers, None if out is None else kept_beside(out))
+        workers = Workers(self.workers, self.ray)
+        return Cleaner(self.clean, workers, None if out is None else kept_beside(out))
 
     def open(self, seed: int = 0) -> Source:
         """The source that the settings mean; tasks draw their questions from the seed."""

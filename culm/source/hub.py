@@ -10,7 +10,7 @@ from typing import Any
 
 from culm.config import SettingError
 from culm.source.record import Record
-from culm.source.remote import File
+from culm.source.remote import File, Unreachable
 
 ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?(:[\w.-]+){0,2}")
 
@@ -73,7 +73,7 @@ class Hub:
         subset, _, split = self.name.partition(":")[2].partition(":")
         # HF_HUB_OFFLINE reads what was downloaded before.
         if not config.HF_HUB_OFFLINE and self._commit is None:
-            raise SettingError(
+            raise Unreachable(
                 f"{self.setting}: {self.name!r} is no file or folder here, and the hub is not "
                 "reachable: go online, or give a file or folder; HF_HUB_OFFLINE=1 reads what the "
                 "datasets library downloaded before"
@@ -87,7 +87,8 @@ class Hub:
                 yield Record(row, f"{self.name}: record {number}")
         except (OSError, ValueError) as error:  # what datasets and the hub raise derives from these
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise SettingError(
+            lost = config.HF_HUB_OFFLINE or isinstance(error, ConnectionError)
+            raise (Unreachable if lost else SettingError)(
                 f"{self.setting}: {self.name!r} is no file or folder here, and the hub did not "
                 f"give such a dataset: {why.rstrip('.')}; check the name, its subset and split, "
                 "and the network"

@@ -20,6 +20,10 @@ VERSIONS = (
 )  # fmt: skip  # what file systems say of the contents, the best first
 
 
+class Unreachable(SettingError):
+    """Data that is not read from here, and may be from another machine."""
+
+
 @dataclass(frozen=True)
 class Remote:
     """A file by its URL. It has what the readers ask of a `Path`.
@@ -170,9 +174,11 @@ def system_of(url: str, setting: str) -> tuple[Any, str]:
         raise unreachable(url, error, setting) from None
 
 
-def unreachable(url: str, error: Exception, setting: str) -> SettingError:
+def unreachable(url: str, error: Exception, setting: str) -> Unreachable:
     """The error for a URL that is not read, for whatever reason."""
     why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return SettingError(
+    if isinstance(error, FileNotFoundError) and why in url:  # some say the name only
+        why = "there is no such file"
+    return Unreachable(
         f"{setting}: {url}: cannot be read: {why}; check the URL, the network and your access to it"
     )

@@ -39,10 +39,17 @@ def train_classifier(
     ]
     facts = {"positive": origins[0], "negative": origins[1], "seed": seed, **asdict(accuracy)}
     model.save(Path(out), facts)
+    low, high = accuracy.interval
     typer.echo(
         f"{out}: of {accuracy.texts:,} held-out texts, {accuracy.positive:.1%} of the positive "
-        f"and {accuracy.negative:.1%} of the negative are right, {accuracy.balanced:.1%} on average"
+        f"and {accuracy.negative:.1%} of the negative are right, {accuracy.balanced:.1%} on "
+        f"average (95 % interval {low:.1%} to {high:.1%}; chance is 50 %)"
     )
+    if not accuracy.better_than_chance:
+        typer.echo(
+            "That is not better than chance: the classifier does not distinguish these texts. Give "
+            "more of them, or texts that differ."
+        )
     for remark in notes.remarks:
         typer.echo(remark)
 

@@ -20,6 +20,7 @@ USES = {
     "data": "hub datasets and Parquet files",
     "files": "HTML, PDF, MediaWiki dumps and .zst",
     "remote": "s3:// and https:// paths",
+    "ray": "cleaning and tokenising on a Ray cluster",
     "tensorboard": "track=tensorboard",
     "tokenizers": "SentencePiece, and a faster encoder for byte-level BPE",
     "spacy": "tokenizer.kind=spacy",

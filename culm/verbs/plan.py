@@ -60,6 +60,9 @@ def show_plan(
             show_needs(console, found, model, tokenizer, device, context, seen)
     if found.problems:
         raise SettingError("this run cannot start:\n" + "\n".join(found.problems))
+    if found.unread:
+        console.print("\nNot read from here, so this plan says nothing of the data:")
+        console.print("\n".join(found.unread), markup=False)
     console.print("No problem found. Start it with `culm train` and the same settings.")
 
 

@@ -35,6 +35,7 @@ from culm.run.finish import check_outputs
 from culm.run.memory_fit import step_of
 from culm.run.objective import ModelLoader, build_objective, precision_of
 from culm.run.settings import RunConfig
+from culm.source.remote import Unreachable
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.verbs.format import count, duration, flops, size
 from culm.verbs.preview import Preview
@@ -49,20 +50,25 @@ T = TypeVar("T")
 
 @dataclass
 class Findings:
-    """What was found out so far; a part that failed is None and a sentence in `problems`."""
+    """What was found out so far; a part that failed is None and a sentence in `problems`, or in
+    `unread` if it is data that the target may reach.
+    """
 
     config: RunConfig
     ranks: int
     target: Target | None = None
     problems: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
 
     def attempt(self, work: Callable[[], T]) -> T | None:
         """The result, or None where the settings do not allow it."""
         try:
             return work()
         except (ValueError, OSError, RuntimeError, ImportError) as error:
-            if str(error) not in self.problems:
-                self.problems.append(str(error))
+            elsewhere = self.target is not None and isinstance(error, Unreachable)
+            said = self.unread if elsewhere else self.problems
+            if str(error) not in said:
+                said.append(str(error))
             return None
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from culm.data.clean.cleaner import Cleaner
 from culm.data.loader import Loader
 from culm.data.manifest import Manifest
 from culm.data.prepare import prepare
@@ -84,7 +85,7 @@ class Corpus:
             settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
             text = self.sample if self.sample.whole else self.sample.half()
             data = config.data
-            texts = texts_of(text, data.format, data.invalid, cleaner=data.cleaner())
+            texts = texts_of(text, data.format, data.invalid, cleaner=Cleaner(data.clean))
             tokenizer = settings.build(texts)
         check_vocabulary(tokenizer, config.model.vocabulary, "model.vocabulary")
         return tokenizer
@@ -114,7 +115,7 @@ def preview(
         prepare(
             seen, data.format, tokenizer, folder, data.held_out if seen.whole else 0.0, config.seed,
             duplicates=data.duplicates, invalid=data.invalid, difficulty=data.difficulty,
-            cleaner=data.cleaner(),
+            cleaner=Cleaner(data.clean),
         )  # fmt: skip
     assert folder is not None
     grading = planned_grading(config, tokenizer)

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from culm.config import SettingError
 from culm.data.clean.classifier import Classifier
 from culm.data.clean.cleaner import Cleaner
-from culm.data.clean.linear import Linear, features_of, train
+from culm.data.clean.linear import Accuracy, Linear, features_of, train
 from culm.data.clean.stage import Dropped
 from culm.verbs.classifier import train_classifier
 
@@ -97,3 +97,31 @@ def test_unusable_files_and_texts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="negative: 1 distinct texts are too few"):
         train([f"text {n}" for n in range(50)], ["one", "one"])
     assert len(features_of("...")) == 0
+
+
+def test_the_same_texts_on_both_sides_are_refused(tmp_path):
+    for name, start in (("good", 0), ("bad", 10)):
+        lines = [json.dumps({"text": f"text of number {n}"}) for n in range(start, start + 100)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    good, bad = str(tmp_path / "good.jsonl"), str(tmp_path / "bad.jsonl")
+    with pytest.raises(SettingError, match="positive: 90 of its 100 distinct texts are texts"):
+        train_classifier([good], [bad], str(tmp_path / "c"))
+
+
+def test_what_is_not_better_than_chance_is_told(tmp_path, capsys):
+    chance = random.Random(0)
+    for name in ("good", "bad"):
+        lines = [
+            json.dumps({"text": " ".join(chance.choices("abcdefgh", k=30))}) for _ in range(300)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    good, bad = str(tmp_path / "good.jsonl"), str(tmp_path / "bad.jsonl")
+    train_classifier([good], [bad], str(tmp_path / "c"))
+    assert "That is not better than chance" in capsys.readouterr().out
+
+
+def test_the_interval_of_an_accuracy():
+    low, high = Accuracy(0.5, 0.5, 1000, 1000).interval
+    assert (low, high) == pytest.approx((0.5 - 0.0219, 0.5 + 0.0219), abs=1e-3)
+    assert not Accuracy(1.0, 1.0, 1, 1).better_than_chance  # two texts prove nothing
+    assert Accuracy(0.9, 0.8, 40, 40).better_than_chance

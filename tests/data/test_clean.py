@@ -214,7 +214,11 @@ def test_a_killed_prepare_continues_and_leaves_no_process(tokenizer, tmp_path) -
     assert len(kept) > len(times)
     assert {name: kept[name] for name in times} == times  # none was written again
     prepared(settings(path, ALL), tokenizer, tmp_path / "whole")
-    assert files_in(out) == files_in(tmp_path / "whole")
+    found, whole = files_in(out), files_in(tmp_path / "whole")
+    manifests = [json.loads(files.pop("manifest.json")) for files in (found, whole)]
+    assert [one.pop("prepare") for one in manifests][1] == []  # the command, which only one has
+    assert manifests[0] == manifests[1]
+    assert found == whole
 
 
 def _times(folder: Path) -> dict[str, int]:
@@ -305,7 +309,9 @@ def test_outcomes_survive_their_bytes() -> None:
     [
         ({"clean": ["gofer"]}, r"data\.clean\[0\]\.kind: 'gofer' is not one of"),
         ({"clean": "gopher", "format": "chat"}, "clean: the rules of gopher are for documents"),
-        ({"workers": 2}, "workers: it has an effect with clean only"),
+        ({"workers": 2}, "workers: it has an effect with clean or ray=local only"),
+        ({"workers": 2, "ray": "auto", "clean": "pii"}, "workers: it has an effect with ray=local"),
+        ({"path": [], "prepared": "x", "ray": "auto"}, "ray: it has an effect with path or tasks"),
         ({"path": [], "prepared": "runs/x", "clean": "pii"}, "clean: a prepared corpus is token"),
         (
             {

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from culm.batch import IGNORED
 from culm.config import parse
-from culm.data.pack import best_fit, cut, fit, singles, to_batch, wrapped
+from culm.data.pack import PackedRows, best_fit, cut, fit, singles, wrapped
+from culm.data.tensors import to_batch
 from culm.model.context import Context
 from culm.model.transformer import TransformerConfig
 
@@ -133,7 +134,10 @@ def test_a_batch_golden():
     stream = np.arange(10, 20, dtype=np.uint16)
     learned = np.array([0, 1, 1, 1, 0, 0, 1, 1, 0, 1], dtype=bool)
     batch = to_batch(
-        [[(0, 3), (3, 5)], [(5, 10)]], lambda s, e: (stream[s:e], learned[s:e]), context=6, pad=7
+        PackedRows.of([[(0, 3), (3, 5)], [(5, 10)]]),
+        lambda s, e: (stream[s:e], learned[s:e]),
+        context=6,
+        pad=7,
     )
     ig = IGNORED
     assert batch.tokens.tolist() == [[10, 11, 12, 13, 14, 7], [15, 16, 17, 18, 19, 7]]
@@ -179,9 +183,9 @@ def test_packed_rows_are_their_documents_one_by_one(model, stream, backend):
     offsets = offsets_of([7, 12, 3, 20, 1, 9, 8])
     read = lambda s, e: (stream[s:e], None)  # noqa: E731
     rows = best_fit(offsets, 24)
-    packed = to_batch([rows[i] for i in range(len(rows))], read, 24, pad=0)
+    packed = to_batch(rows, read, 24, pad=0)
     alone = [
-        to_batch([[(s, e)]], read, e - s, pad=0, packed=False)
+        to_batch(PackedRows.of([[(s, e)]]), read, e - s, pad=0, packed=False)
         for s, e in zip(offsets.tolist(), offsets[1:].tolist(), strict=False)
     ]
     counted = sum(batch.counts["targets"] for batch in alone)
@@ -206,7 +210,7 @@ def test_packed_rows_are_their_documents_one_by_one(model, stream, backend):
 def test_a_change_in_one_document_never_reaches_another(model, stream, backend):
     model.set_backend(backend)
     read = lambda s, e: (stream[s:e], None)  # noqa: E731
-    batch = to_batch([[(0, 7), (7, 15)]], read, 20, pad=0)
+    batch = to_batch(PackedRows.of([[(0, 7), (7, 15)]]), read, 20, pad=0)
     context = Context(batch.positions, batch.documents)
     before = model(batch.tokens, context)
     tokens = batch.tokens.clone()

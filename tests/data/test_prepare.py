@@ -388,3 +388,21 @@ def test_other_settings_use_nothing_of_a_killed_process(tokenizer, tmp_path) -> 
     prepare(Records(records), other, tokenizer, tmp_path / "out")
     prepare(Records(records), other, tokenizer, tmp_path / "whole")
     assert files_in(tmp_path / "out") == files_in(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "message"),
+    [
+        ("offsets", 128 + 8 * 5, "damaged"),  # an offset that is not in order any more
+        ("offsets", -8, "damaged"),  # beyond the tokens
+        ("tokens", 60, "cannot be read"),  # in the header
+    ],
+)
+def test_a_damaged_array_is_named(tokenizer, tmp_path, name, place, message):
+    prepare(documents(50), DocumentFormat(), tokenizer, tmp_path / "p", held_out=0)
+    path = tmp_path / "p" / "train" / f"{name}-00000.npy"
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1 if name == "tokens" else 0xFF
+    path.write_bytes(data)
+    with pytest.raises(SettingError, match=rf"{name}-00000\.npy: {message}.*; delete this corpus"):
+        Prepared.open(tmp_path / "p")

@@ -67,7 +67,7 @@ def test_or_skipped_and_counted_and_each_time_the_same(
     assert any("skipped" in remark or "left out" in remark for remark in one.remarks)
 
 
-def dies(texts: Any, path: Any) -> None:
+def dies(*piece: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -78,7 +78,7 @@ def test_a_worker_that_dies_ends_the_work_at_once(
     file = tmp_path / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": f"line {n}"}) + "\n" for n in range(50)))
     data = parse(DataConfig, {"path": str(file), "clean": ["unicode"], "workers": 2})
-    monkeypatch.setattr("culm.data.clean.cleaner.clean_chunk", dies)
+    monkeypatch.setattr("culm.data.workers._work", dies)
     out, began = tmp_path / "out", time.monotonic()
     with pytest.raises(SettingError, match=r"data\.workers: a process that cleans text ended"):
         prepare(data.open(), data.format, tokenizer, out, 0, cleaner=data.cleaner(out))

@@ -72,7 +72,6 @@ def test_a_signal_saves_and_says_whether_to_start_again(
 
 STUCK = """
 import time
-from culm.run import rewind
 from culm.train.trainer import Trainer
 step = Trainer._step
 def hang(self, batches, number, *rest):

@@ -56,6 +56,19 @@ def test_a_plan_for_a_device_that_is_not_here(tmp_path, capsys):
         show_plan(*read_run("pretrain", large), ranks=8, target="rtx3090")
 
 
+@pytest.mark.slow
+def test_data_that_only_the_target_reaches_is_no_problem_of_the_run(tmp_path, capsys):
+    pytest.importorskip("datasets")
+    settings = ["data.path=owner/texts", "model={base: nano, vocabulary: 262}", "train.context=64"]
+    settings.append(f"folder={tmp_path / 'run'}")
+    show_plan(*read_run("pretrain", settings), target="h100")
+    out = capsys.readouterr().out
+    assert "h100, bf16, 80.0 GB" in out
+    assert "Not read from here, so this plan says nothing of the data:\ndata.path: 'owner/te" in out
+    with pytest.raises(SettingError, match=r"data\.path: 'owner/texts' is no file or folder here"):
+        show_plan(*read_run("pretrain", settings))  # which would start here
+
+
 def test_a_device_of_the_table():
     assert target_of("H100") is TARGETS["h100"]
     [option] = TargetDevice.__metadata__  # which imports nothing, so it repeats the names

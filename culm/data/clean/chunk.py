@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from multiprocessing import parent_process
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,40 +113,11 @@ def unpack(data: bytes) -> list[Outcome]:
 
 
 class Worker:
-    """The steps of a process, built when the first chunk comes."""
+    """Cleans chunks, in whatever process: stages are built once in each."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
-        self._stages = stages
-        self._steps: list[Step] | None = None
+        self._steps = [stage.build() for stage in stages]
 
-    def clean(self, units: Sequence[Texts], path: Path | None) -> bytes:
-        """The packed outcomes of a chunk, also written to a file if there is one."""
-        if self._steps is None:
-            self._steps = [stage.build() for stage in self._stages]
-        data = pack([clean_unit(self._steps, texts, sizes) for texts, sizes in units])
-        if path is not None:
-            fresh = path.with_suffix(f".{os.getpid()}")  # a killed process leaves no half of a file
-            fresh.write_bytes(data)
-            os.replace(fresh, path)
-        return data
-
-
-_own: list[Worker] = []  # that of this worker process
-
-
-def start_worker(stages: Sequence[Stage]) -> None:
-    """Make this process ready for chunks; it ends with the one that started it."""
-    _own[:] = [Worker(stages)]
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # nobody is there to give results to, and the pool would wait for ever
-
-
-def clean_chunk(units: Sequence[Texts], path: Path | None) -> bytes:
-    """As `Worker.clean`, in a worker process."""
-    return _own[0].clean(units, path)
+    def __call__(self, units: Sequence[Texts]) -> bytes:
+        """The packed outcomes of a chunk."""
+        return pack([clean_unit(self._steps, texts, sizes) for texts, sizes in units])

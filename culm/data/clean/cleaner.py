@@ -3,63 +3,57 @@
     units -> chunks of about 1 MB -> workers: all steps -> in order: what is seen before -> units
 
 Memory holds a few chunks for each process, and what the indexes of stages need. A chunk that was
-cleaned is kept in a hidden folder under the digest of its texts and of the settings, until the
-corpus is complete: a call after a kill cleans no chunk again.
+cleaned is kept until the corpus is complete (`culm.data.kept_files`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import re
 import zipfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from culm.config import SettingError
-from culm.data.clean.chunk import Outcome, Texts, Worker, clean_chunk, start_worker, unpack
+from culm.data.clean.chunk import Outcome, Texts, Worker, unpack
 from culm.data.clean.stage import Index, Rewriter, Stage
 from culm.data.clean.strings import texts_of_all, with_strings
 from culm.data.divide import Unit
+from culm.data.kept_files import KeptFiles
 from culm.data.source_file import SourceFile, source_file
 from culm.data.stage_facts import Reason, StageFacts
+from culm.data.workers import HERE, Pool, Workers
 
 CHUNK = 1 << 20  # bytes of text that a worker cleans at once
-AHEAD = 3  # chunks for each worker that wait or are ready
 SAMPLES, SAMPLE = 5, 200  # kept of what a reason drops, and characters of each
-
-CHUNK_FILE = re.compile(r"[0-9a-f]{32}\.(npz|\d+)")
-
-Run = Callable[[Sequence[Texts], Path | None], "Future[bytes]"]
 
 
 @dataclass
 class _Chunk:
+    """key: to keep it by; None: it is kept already. cleaned: waits for it."""
+
     units: list[Unit]
     texts: list[Texts]
-    path: Path | None
-    cleaned: Future[bytes]
+    key: str | None
+    cleaned: Callable[[], bytes]
 
 
 class Cleaner:
     """Units without what the stages drop; counts what they did.
 
-    workers: processes that clean; 1 is this process. folder: where cleaned chunks are kept.
+    workers: who cleans. folder: where cleaned chunks are kept.
     """
 
     def __init__(
-        self, stages: Sequence[Stage], workers: int = 1, folder: Path | None = None
+        self, stages: Sequence[Stage], workers: Workers = HERE, folder: Path | None = None
     ) -> None:
-        self.stages, self._workers, self._folder = tuple(stages), workers, folder
+        self.stages, self.workers, self._kept_files = tuple(stages), workers, KeptFiles(folder)
         self._files = [_files_of(stage) for stage in stages]
         self._changes = [Counter[str]() for _ in stages]
         self._dropped: list[dict[str, Reason]] = [{} for _ in stages]
@@ -96,61 +90,41 @@ class Cleaner:
             return
         self._changes = [Counter[str]() for _ in self.stages]
         self._dropped = [{} for _ in self.stages]
-        if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
         found = ((n, stage.index()) for n, stage in enumerate(self.stages))
         self._indexes = {number: index for number, index in found if index is not None}
         steps = [stage.build() for stage in self.stages if stage.masks]
         self._maskers = [step for step in steps if isinstance(step, Rewriter)]
-        with self._running() as run:
+        with self.workers.pool(partial(Worker, self.stages)) as pool:
             waiting: deque[_Chunk] = deque()
-            for chunk in self._chunks(units, run):
+            for chunk in self._chunks(units, pool):
                 waiting.append(chunk)
-                if len(waiting) > (AHEAD * self._workers if self._workers > 1 else 0):
+                if len(waiting) > pool.ahead:
                     yield from self._kept(waiting.popleft())
             while waiting:
                 yield from self._kept(waiting.popleft())
 
     def forget(self) -> None:
-        """Remove the chunks that were kept, once the corpus is complete; nothing else."""
-        if self._folder is None or not self._folder.is_dir():
-            return
-        for path in self._folder.iterdir():
-            if CHUNK_FILE.fullmatch(path.name):
-                path.unlink(missing_ok=True)
-        with suppress(OSError):  # somebody put something else there
-            self._folder.rmdir()
+        """Remove the chunks that were kept, once the corpus is complete."""
+        self._kept_files.forget()
 
-    @contextmanager
-    def _running(self) -> Iterator[Run]:
-        """What cleans a chunk: this process, or a pool of others."""
-        if self._workers == 1:
-            worker = Worker(self.stages)
-
-            def run(texts: Sequence[Texts], path: Path | None) -> Future[bytes]:
-                return _done(worker.clean(texts, path))
-
-            yield run
-            return
-        # Not forked: threads of this process may hold locks.
-        spawn = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(self._workers, spawn, start_worker, (self.stages,))
-        try:
-            yield lambda texts, path: pool.submit(clean_chunk, texts, path)
-        except BrokenProcessPool:
-            raise SettingError(
-                "data.workers: a process that cleans text ended; memory may be short (set fewer "
-                'workers), or a script lacks the line if __name__ == "__main__":'
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _chunks(self, units: Iterable[Unit], run: Run) -> Iterator[_Chunk]:
+    def _chunks(self, units: Iterable[Unit], pool: Pool) -> Iterator[_Chunk]:
         for some in _divided(units):
             texts = [texts_of_all(unit.contents) for unit in some]
-            path = None if self._folder is None else self._folder / f"{self._digest(texts)}.npz"
-            kept = None if path is None else _read(path)
-            yield _Chunk(some, texts, path, run(texts, path) if kept is None else _done(kept))
+            key = self._digest(texts)
+            if (kept := self._known(key)) is not None:
+                yield _Chunk(some, texts, None, partial(bytes, kept))
+            else:
+                yield _Chunk(some, texts, key, pool.submit(texts))
+
+    def _known(self, key: str) -> bytes | None:
+        """A chunk that was cleaned before; None if there is none, or it is damaged."""
+        data = self._kept_files.read(key)
+        try:
+            if data is not None:
+                unpack(data)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return None
+        return data
 
     def _digest(self, texts: Sequence[Texts]) -> str:
         """Of the texts and of all that decides what becomes of them."""
@@ -162,7 +136,10 @@ class Cleaner:
         return hashlib.blake2b(written.encode(), digest_size=16).hexdigest()
 
     def _kept(self, chunk: _Chunk) -> Iterator[Unit]:
-        outcomes = unpack(chunk.cleaned.result())
+        cleaned = chunk.cleaned()
+        if chunk.key is not None:
+            self._kept_files.write(chunk.key, cleaned)
+        outcomes = unpack(cleaned)
         self._find_seen(outcomes)
         for unit, (texts, _), outcome in zip(chunk.units, chunk.texts, outcomes, strict=True):
             for number, changes in outcome.changes.items():
@@ -228,19 +205,3 @@ def _divided(units: Iterable[Unit]) -> Iterator[list[Unit]]:
             some, size = [], 0
     if some:
         yield some
-
-
-def _read(path: Path) -> bytes | None:
-    """A chunk that was cleaned before; None if there is none, or it is damaged."""
-    try:
-        data = path.read_bytes()
-        unpack(data)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
-    return data
-
-
-def _done(data: bytes) -> Future[bytes]:
-    future: Future[bytes] = Future()
-    future.set_result(data)
-    return future

@@ -33,17 +33,39 @@ KIND = "culm.text_classifier"
 @dataclass(frozen=True)
 class Accuracy:
     """Of texts that were not trained on: shares of the positive and of the negative ones that are
-    right, and how many there are.
+    right, and how many there are of each kind.
     """
 
     positive: float
     negative: float
-    texts: int
+    positives: int
+    negatives: int
+
+    @property
+    def texts(self) -> int:
+        """Of both kinds."""
+        return self.positives + self.negatives
 
     @property
     def balanced(self) -> float:
         """The mean over both kinds, 0.5 for a classifier that always says the same."""
         return (self.positive + self.negative) / 2
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The balanced accuracy may be anywhere in it: 95 %, by the normal approximation with the
+        estimate of Agresti and Coull (1998) for each share, which holds for few texts too.
+        """
+        shares = ((self.positive, self.positives), (self.negative, self.negatives))
+        smooth = [((share * count + 2) / (count + 4), count + 4) for share, count in shares]
+        middle = sum(share for share, _ in smooth) / 2
+        width = 1.96 * math.sqrt(sum(share * (1 - share) / count for share, count in smooth)) / 2
+        return max(0.0, middle - width), min(1.0, middle + width)
+
+    @property
+    def better_than_chance(self) -> bool:
+        """Whether 0.5 is below the interval."""
+        return self.interval[0] > 0.5
 
 
 @dataclass(frozen=True)
@@ -66,7 +88,7 @@ class Linear:
         right = sum(self._score(one) >= 0 for one in positive)
         wrong = sum(self._score(one) >= 0 for one in negative)
         return Accuracy(
-            right / len(positive), 1 - wrong / len(negative), len(positive) + len(negative)
+            right / len(positive), 1 - wrong / len(negative), len(positive), len(negative)
         )
 
     def save(self, path: Path, facts: dict[str, object]) -> None:
@@ -107,28 +129,45 @@ def train(
     AdaGrad with the logistic loss, a text a step; both kinds weigh the same, however many they are.
 
     Raises:
-        SettingError: a kind has too few texts to train and to measure.
+        SettingError: a kind has too few texts to train and to measure, or most texts of one are
+            texts of the other.
     """
-    (good, good_test), (bad, bad_test) = _split(positive), _split(negative)
-    for name, parts in (("positive", (good, good_test)), ("negative", (bad, bad_test))):
-        if not all(parts):
+    kinds = {"positive": _distinct(positive), "negative": _distinct(negative)}
+    both = len(kinds["positive"].keys() & kinds["negative"].keys())
+    for name, texts in kinds.items():
+        if 2 * both > len(texts):
             raise SettingError(
-                f"{name}: {sum(map(len, parts))} distinct texts are too few to train and to "
+                f"{name}: {both} of its {len(texts)} distinct texts are texts of the other kind "
+                "too, which tells neither; give other texts"
+            )
+        if not all(_split(texts)):
+            raise SettingError(
+                f"{name}: {len(texts)} distinct texts are too few to train and to "
                 "measure; give more, or shorter ones with data.format.max_characters=2000"
             )
+    (good, good_test), (bad, bad_test) = map(_split, kinds.values())
     found = _fitted(good, bad, seed)
     return found, found.accuracy(good_test, bad_test)
 
 
-def _split(texts: Iterable[str]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Features of distinct texts to train on, and to measure with."""
-    known = set[bytes]()
-    parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+Features = dict[bytes, np.ndarray]  # of texts, by their digests
+
+
+def _distinct(texts: Iterable[str]) -> Features:
+    """Without texts that have no word."""
+    found: Features = {}
     for text in texts:
         digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        if digest not in known and len(features := features_of(text)):
-            known.add(digest)
-            parts[digest[0] % HELD_OUT == 0].append(features)
+        if digest not in found and len(features := features_of(text)):
+            found[digest] = features
+    return found
+
+
+def _split(texts: Features) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Texts to train on, and to measure with."""
+    parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for digest, features in texts.items():
+        parts[digest[0] % HELD_OUT == 0].append(features)
     return parts
 
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from culm import log
 from culm.batch import Batch, Reads
 from culm.config import SettingError
-from culm.data.pack import Segment, to_batch
+from culm.data.pack import PackedRows, Segment
 from culm.data.stream.pool import Pool
 from culm.data.stream.process import Encoded, Mark, Reading, Remarks
 from culm.data.stream.settings import StreamConfig
+from culm.data.tensors import to_batch
 from culm.parallel.ranks import Ranks
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -201,4 +202,5 @@ class StreamBatches:
             for number, (_, row) in enumerate(rows)
         ]
         pad = self._tokenizer.end_of_text
-        return to_batch(places, lambda start, end: (tokens[start:end], None), self._context, pad)
+        packed = PackedRows.of(places)
+        return to_batch(packed, lambda start, end: (tokens[start:end], None), self._context, pad)
