@@ -86,13 +86,18 @@ class RuleOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            learned = [p for p in group["params"] if p.grad is not None]
-            for parameter in learned:
-                if parameter not in self.state:
-                    self.state[parameter] = group["rule"].init(parameter)
-            states = [self.state[p] for p in learned]
-            if learned:
-                group["rule"].update_all(learned, [p.grad for p in learned], states, group)
+            self.update(group, group["params"])
+
+    @torch.no_grad()
+    def update(self, group: Group, parameters: Sequence[nn.Parameter]) -> None:
+        """Update those parameters of a group that have a gradient; the others stay."""
+        learned = [p for p in parameters if p.grad is not None]
+        for parameter in learned:
+            if parameter not in self.state:
+                self.state[parameter] = group["rule"].init(parameter)
+        states = [self.state[p] for p in learned]
+        if learned:
+            group["rule"].update_all(learned, [p.grad for p in learned], states, group)
 
     def layouts(self) -> dict[nn.Parameter, Mapping[str, Layout]]:
         """How the states of each parameter are laid out."""

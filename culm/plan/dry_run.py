@@ -89,6 +89,14 @@ def as_on_gpu(objective: nn.Module) -> None:
             module.backend = "sdpa"
 
 
+def training_flops(objective: nn.Module, batch: Batch) -> int:
+    """Of forward and backward; objective and batch on the meta device."""
+    matmuls = counting_matmuls()
+    with settings.patch(meta_nonzero_assume_all_nonzero=True), matmuls:  # type: ignore[attr-defined]
+        objective(batch).mean(ONES).backward()
+    return matmuls.get_total_flops()
+
+
 def dry_run(objective: nn.Module, batch: Batch) -> Cost:
     """Forward and backward of one micro-batch; objective and batch on the meta device.
 
@@ -98,13 +106,10 @@ def dry_run(objective: nn.Module, batch: Batch) -> Cost:
         parameter.grad = torch.zeros_like(parameter)
     gradients = [p.grad for p in objective.parameters() if p.grad is not None]
     memory = TensorMemory([*objective.parameters(), *objective.buffers(), *gradients])
-    matmuls = counting_matmuls()
-    with settings.patch(meta_nonzero_assume_all_nonzero=True):  # type: ignore[attr-defined]
-        with memory:
-            objective(batch).mean(ONES).backward()
-        with matmuls:  # in a pass of its own: it keeps what activation checkpointing would free
-            objective(batch).mean(ONES).backward()
-    return Cost(matmuls.get_total_flops(), memory.peak)
+    with settings.patch(meta_nonzero_assume_all_nonzero=True), memory:  # type: ignore[attr-defined]
+        objective(batch).mean(ONES).backward()
+    # In a pass of its own: counting keeps what activation checkpointing would free.
+    return Cost(training_flops(objective, batch), memory.peak)
 
 
 def meta_batch(

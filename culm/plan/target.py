@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 from culm.config import SettingError, did_you_mean
 
@@ -40,6 +42,21 @@ TARGETS = {
         Target("mi300x", 192e9, 1307e12, 163e12),
     )
 }
+
+
+# Of the same chip with another peak.
+VARIANTS = {"laptop", "pcie", "nvl", "mig", "max", "super", "ti", "d"}
+
+
+def target_called(device: str) -> Target | None:
+    """That of a device by the name that its driver gives, such as `NVIDIA H100 80GB HBM3`; None if
+    it is not in the table, or a variant with another peak.
+    """
+    words = re.split(r"[^a-z0-9]+", device.lower())
+    if VARIANTS & set(words):
+        return None
+    pairs = [first + second for first, second in pairwise(words)]
+    return next((TARGETS[word] for word in (*pairs, *words) if word in TARGETS), None)
 
 
 def target_of(name: str) -> Target:

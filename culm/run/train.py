@@ -38,6 +38,7 @@ from culm.parallel.check import check_micro_batches
 from culm.parallel.launch import process_group, take_gpu
 from culm.parallel.parallelize import Parallel, parallelize
 from culm.parallel.ranks import Ranks
+from culm.plan.utilisation import on_meta
 from culm.rollout.buffer import Rollouts
 from culm.run.assemble import (
     Assembly,
@@ -53,6 +54,7 @@ from culm.run.manifest import record_start
 from culm.run.precomputed import add_precomputed
 from culm.run.resume import resume
 from culm.run.settings import RunConfig
+from culm.run.speed import speed_of
 from culm.run.verdict import any_changed, sums_of
 from culm.train.checkpoint.store import CheckpointStore
 from culm.train.events import Ended, Event, Listeners, Measured, Stepped
@@ -66,6 +68,7 @@ from culm.train.status import Status
 from culm.train.straggler import Stragglers
 from culm.train.trackers.tracker import TrackerConfig
 from culm.train.trainer import Finite, Trainer
+from culm.train.update import Update
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def seconds_per_step(config: RunConfig) -> float:
                 times.append(event.seconds)
 
         optimizer = config.train.optimizer.build(run.objective)
-        trainer = Trainer(wrap(run), optimizer, config.train.schedule, listener=listen)
+        trainer = Trainer(Update(wrap(run), optimizer), config.train.schedule, listener=listen)
         batches = training_batches(run)
         if isinstance(batches, Loader):
             add_precomputed(run, batches)
@@ -179,7 +182,7 @@ def wrap(run: Assembly) -> Parallel:
 def _train(run: Assembly, status: Status) -> Result:
     """Resume, listen, fit, finish."""
     train, folder = run.config.train, run.folder
-    parallel = wrap(run)
+    hollow, parallel = on_meta(run.objective), wrap(run)
     optimizer = train.optimizer.build(run.objective)
     rows = training_batches(run)
     if isinstance(rows, Loader):
@@ -204,11 +207,15 @@ def _train(run: Assembly, status: Status) -> Result:
     log.say(f"Attention backend: {' and '.join(run.model.backends)}.")
     with closing(Listeners()) as listeners, listeners.failure():
         interruption = Interruption(status.leave)
+        update = Update(
+            parallel, optimizer, clip=train.clip, clip_by=train.clip_by, seed=run.config.seed,
+            ratio_every=train.update_ratio_every,
+        )  # fmt: skip
         stragglers = Stragglers(train.straggler, run.objective, run.ranks)
         trainer = Trainer(
-            parallel, optimizer, train.schedule, clip=train.clip, clip_by=train.clip_by,
-            seed=run.config.seed, judge=Finite() if train.spike is None else spikes,
-            observe=stragglers, listener=listeners, stop=interruption,
+            update, train.schedule, judge=Finite() if train.spike is None else spikes,
+            observers=(stragglers, speed_of(run, hollow, rows)), listener=listeners,
+            stop=interruption,
         )  # fmt: skip
         if start.step < train.steps and not isinstance(rows, Rollouts):
             trainer.dry_run(batches, start.step)

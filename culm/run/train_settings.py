@@ -60,6 +60,8 @@ class TrainConfig(Config):
         is named. check_replicas_every: steps after which ranks compare their copies of weights and
         optimizer states bit for bit; the run ends if one differs. push: weights go to the Hugging
         Face hub while the run trains. profile: traces of some steps, in the folder of the run.
+        update_ratio_every: steps after which `update_ratio` is measured, the norm of the update
+        over that of the weights.
     """
 
     steps: Annotated[PositiveInt, MAY_CHANGE]
@@ -88,6 +90,7 @@ class TrainConfig(Config):
     check_replicas_every: Annotated[PositiveInt | None, MAY_CHANGE] = None
     push: Annotated[PushConfig | None, MAY_CHANGE] = None
     profile: Annotated[ProfileConfig | None, MAY_CHANGE] = None
+    update_ratio_every: Annotated[PositiveInt | None, MAY_CHANGE] = 10
 
     @model_validator(mode="after")
     def _recomputed(self) -> TrainConfig:

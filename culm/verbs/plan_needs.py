@@ -32,6 +32,7 @@ from culm.run.assemble import EVALUATED, Assembly, evaluation_of, training_batch
 from culm.run.finish import check_outputs
 from culm.run.objective import ModelLoader, build_objective, precision_of
 from culm.run.settings import RunConfig
+from culm.run.speed import step_of
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.verbs.format import count, duration, flops, size
 from culm.verbs.preview import Preview
@@ -121,7 +122,7 @@ def show_needs(
         found.attempt(partial(check_micro_batches, config.parallel, count))
     if target is not None or device.type == "cuda":
         as_on_gpu(objective)
-    step = _step(config, context, layout, 1 if seen is None else seen.sequences)
+    step = step_of(config, context, layout, 1 if seen is None else seen.sequences)
     others = [model for model in load.loaded if model not in set(objective.models().values())]
     needs = needs_of(objective, train.optimizer, step, others)
     memory = int(target.memory) if target else memory_bytes(device)
@@ -186,15 +187,6 @@ def _time(config: RunConfig, flops_per_step: float, rate: float, target: Target 
     about = "at least" if config.train.objective.reads == "rollouts" else "about"
     source = f"{UTILISATION:.0%} of the peak in its datasheet" if target else "one layer here"
     return f"{about} {duration(seconds)}, at the {flops(rate)}/s of {source}"
-
-
-def _step(config: RunConfig, context: int, layout: Layout, sequences: int) -> Step:
-    train = config.train
-    return Step(
-        context, train.batch_size, train.at_once, sequences=sequences,
-        packed=train.objective.reads == "documents", columns=train.objective.columns,
-        layout=layout,
-    )  # fmt: skip
 
 
 def _rate(
