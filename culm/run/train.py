@@ -101,7 +101,7 @@ def seconds_per_step(config: RunConfig) -> float:
                 times.append(event.seconds)
 
         optimizer = config.train.optimizer.build(run.objective)
-        trainer = Trainer(Update(wrap(run), optimizer), config.train.schedule, listener=listen)
+        trainer = Trainer(Update(wrap(run), optimizer), config.train.rates, listener=listen)
         batches = training_batches(run)
         if isinstance(batches, Loader):
             add_precomputed(run, batches)
@@ -171,7 +171,7 @@ def wrap(run: Assembly) -> Parallel:
     """The objective of a run on its ranks."""
     train = run.config.train
     if run.ranks.mesh is not None:
-        rows = train.batch_size // run.ranks.count
+        rows = train.batch_sizes.least // run.ranks.count
         check_micro_batches(run.config.parallel, -(-rows // train.at_once))
     return parallelize(
         run.objective, run.ranks, run.config.parallel, compile=train.compile,
@@ -213,12 +213,13 @@ def _train(run: Assembly, status: Status) -> Result:
         )  # fmt: skip
         stragglers = Stragglers(train.straggler, run.objective, run.ranks)
         trainer = Trainer(
-            update, train.schedule, judge=Finite() if train.spike is None else spikes,
+            update, train.rates, judge=Finite() if train.spike is None else spikes,
             observers=(stragglers, speed_of(run, hollow, rows)), listener=listeners,
             stop=interruption,
         )  # fmt: skip
         if start.step < train.steps and not isinstance(rows, Rollouts):
-            trainer.dry_run(batches, start.step)
+            ramped = train.batch_ramp is not None  # the last step is as large as any
+            trainer.dry_run(batches, train.steps - 1 if ramped else start.step)
         listeners.add(status)
         if (every := train.check_replicas_every) is not None:  # none that differs is saved
             listeners.add(ReplicaCheck(run.objective, optimizer, run.ranks, every))

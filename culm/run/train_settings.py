@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from culm.adapt.lora import LoRA
 from culm.adapt.quantize.qat import QAT
 from culm.config import MAY_CHANGE, Config, MayChange, one_of
+from culm.data.batch_ramp import BatchRamp, BatchSizes
 from culm.model.score_rule import Backend
 from culm.objective import Objective
 from culm.objective.next_token import NextToken
@@ -23,6 +24,7 @@ from culm.rollout.settings import RolloutConfig
 from culm.train.checkpoint.settings import CheckpointConfig
 from culm.train.profile import ProfileConfig
 from culm.train.push import PushConfig
+from culm.train.rates import ByRows, RateSchedule
 from culm.train.spikes import SpikeConfig
 from culm.train.straggler import StragglerConfig
 
@@ -36,7 +38,8 @@ class TrainConfig(Config):
     pair counts as one.
 
     micro_batch_size: sequences that are computed at once; fewer need less memory and give the same
-        result.
+        result. batch_ramp: smaller batches in the first steps; the schedule then goes by the rows
+        that were read.
     objective: what is learned, and so the loss. optimizer: the rule that updates the weights.
     schedule: how the learning rate moves over the steps. checkpoint: how often the state is saved.
     context: tokens of a sequence; the model's, unless given. clip: maximum gradient norm. clip_by:
@@ -67,6 +70,7 @@ class TrainConfig(Config):
     steps: Annotated[PositiveInt, MAY_CHANGE]
     batch_size: PositiveInt = 32
     micro_batch_size: Annotated[PositiveInt | None, MAY_CHANGE] = None
+    batch_ramp: BatchRamp | None = None
     context: PositiveInt | None = None
     objective: Objective = NextToken()
     rollout: Annotated[RolloutConfig | None, SAMPLER_MAY_CHANGE] = None
@@ -91,6 +95,23 @@ class TrainConfig(Config):
     push: Annotated[PushConfig | None, MAY_CHANGE] = None
     profile: Annotated[ProfileConfig | None, MAY_CHANGE] = None
     update_ratio_every: Annotated[PositiveInt | None, MAY_CHANGE] = 10
+
+    @model_validator(mode="after")
+    def _ramps(self) -> TrainConfig:
+        ramp, full = self.batch_ramp, self.batch_size
+        if ramp is None:
+            return self
+        if self.objective.reads == "rollouts":
+            raise ValueError(
+                f"batch_ramp: {self.objective.kind} learns from rollouts, all of batch_size; leave "
+                "it out"
+            )
+        if ramp.start >= full or (full - ramp.start) % ramp.increment:
+            raise ValueError(
+                f"batch_ramp: increments of {ramp.increment} do not lead from start={ramp.start} "
+                f"to batch_size={full}; use a divisor of {max(full - ramp.start, 0)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _recomputed(self) -> TrainConfig:
@@ -154,6 +175,22 @@ class TrainConfig(Config):
                 f"of {', '.join(names)}"
             )
         return self
+
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        """Sequences of each step."""
+        return BatchSizes(self.batch_size, self.batch_ramp)
+
+    @property
+    def full_steps(self) -> float:
+        """Steps of the full batch size that read as much as all steps of the run."""
+        return self.batch_sizes.before(self.steps) / self.batch_size
+
+    @property
+    def rates(self) -> RateSchedule:
+        """How the learning rate moves over the steps."""
+        schedule: RateSchedule = self.schedule
+        return schedule if self.batch_ramp is None else ByRows(schedule, self.batch_sizes)
 
     @property
     def rollouts(self) -> RolloutConfig:

@@ -16,6 +16,7 @@ from culm.exits import DIVERGED, OutOfMemory, RunError, is_out_of_memory
 from culm.parallel.phases import phase
 from culm.seed import keyed_integer
 from culm.train.events import Event, Stepped
+from culm.train.rates import RateSchedule
 from culm.train.update import Update
 
 
@@ -61,10 +62,6 @@ class Learner(Protocol):
     def before_update(self, statistics: Mapping[str, Tensor]) -> Mapping[str, float]:
         """Called between the gradients and the update of a step; gives further metrics."""
         ...
-
-
-class RateSchedule(Protocol):
-    def factor(self, step: int, steps: int) -> float: ...
 
 
 class Judge(Protocol):

@@ -118,7 +118,7 @@ def show_needs(
         found.attempt(
             partial(check_pipeline, objective, config.parallel, holders, config.train.compile)
         )
-        count = -(-train.batch_size // (layout.data * train.at_once))
+        count = -(-train.batch_sizes.least // (layout.data * train.at_once))
         found.attempt(partial(check_micro_batches, config.parallel, count))
     if target is not None or device.type == "cuda":
         as_on_gpu(objective)
@@ -183,7 +183,7 @@ def _sampling_flops(config: RunConfig, model: Transformer, context: int) -> floa
 
 def _time(config: RunConfig, flops_per_step: float, rate: float, target: Target | None) -> str:
     """rate: FLOP/s of all processes."""
-    seconds = flops_per_step * config.train.steps / rate
+    seconds = flops_per_step * config.train.full_steps / rate
     about = "at least" if config.train.objective.reads == "rollouts" else "about"
     source = f"{UTILISATION:.0%} of the peak in its datasheet" if target else "one layer here"
     return f"{about} {duration(seconds)}, at the {flops(rate)}/s of {source}"
@@ -202,15 +202,15 @@ def _needs(
     config: RunConfig, needs: Needs, taken: int, flops_per_step: float, step: Step, on: str
 ) -> list[tuple[str, ...]]:
     """taken: bytes of a process. on: the device and its precision."""
-    steps, memory, ranks = config.train.steps, needs.memory, step.layout.processes
-    tokens = step.batch_size * step.sequences * step.context
+    train, memory, ranks = config.train, needs.memory, step.layout.processes
+    tokens, steps = step.batch_size * step.sequences * step.context, train.full_steps
     each, rest = size(taken), taken - memory.total
     if not rest:
         each = f"{each}, plus Python and its libraries"
     used = f", {count(needs.parameters - needs.idle)} for each token" if needs.idle else ""
     return [
         ("parameters", f"{count(needs.parameters)}{used}, {count(needs.trained)} trained"),
-        ("tokens", f"{count(tokens)} a step, {count(tokens * steps)} in {steps:,} steps"),
+        ("tokens", f"{count(tokens)} a step, {count(tokens * steps)} in {train.steps:,} steps"),
         ("compute", f"{flops(flops_per_step)} a step, {flops(flops_per_step * steps)} in total"),
         ("memory", f"{each}, in each of {ranks} processes" if ranks > 1 else each),
         ("", f"weights {size(memory.weights)}, gradients {size(memory.gradients)}"),
