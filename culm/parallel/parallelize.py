@@ -83,16 +83,18 @@ class Parallel:
         """Where the objective is."""
         return next(self.objective.parameters()).device
 
-    def gradients(self, batches: Sequence[Batch], counts: Mapping[str, float]) -> Sums:
+    def gradients(
+        self, batches: Sequence[Batch], counts: Mapping[str, float], loss_scale: float = 1.0
+    ) -> Sums:
         """Leave the gradients of a step in the parameters, and give the sums of this rank.
 
-        counts: of the whole step, over micro-batches and ranks. One micro-batch is on the device at
-        a time.
+        counts: of the whole step, over micro-batches and ranks. loss_scale: by which gradients are
+        multiplied. One micro-batch is on the device at a time.
         """
         alike = 1 if self.axes is None else self.axes.tensor.size
         # Data-parallel wrappers average gradients; a sum is needed. Tensor-parallel ranks compute
         # the same loss, and each of them counts for its share.
-        scale = self.ranks.count / alike
+        scale = loss_scale * self.ranks.count / alike
         if self.pipeline is not None:
             sums = self.pipeline.gradients(batches, counts, scale)
         else:

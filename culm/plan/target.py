@@ -22,7 +22,7 @@ class Target:
 
     def rate(self, precision: str) -> float:
         """FLOP/s to expect of a training."""
-        return UTILISATION * (self.bf16 if precision == "bf16" else self.fp32)
+        return UTILISATION * (self.fp32 if precision == "fp32" else self.bf16)
 
 
 # Of the makers' datasheets: NVIDIA A100 80GB SXM, H100 SXM, H200 SXM, L4 (bf16 242 with sparsity,

@@ -59,7 +59,9 @@ from culm.run.verdict import any_changed, sums_of
 from culm.train.checkpoint.store import CheckpointStore
 from culm.train.events import Ended, Event, Listeners, Measured, Stepped
 from culm.train.guard import Interruption, locked
+from culm.train.judge import Finite
 from culm.train.listeners import ProgressBar
+from culm.train.loss_scale import LossScale
 from culm.train.memory import reset_peak
 from culm.train.replicas import ReplicaCheck
 from culm.train.run_folder import discard_settings, read_settings, write_settings
@@ -67,8 +69,9 @@ from culm.train.spikes import SpikeConfig, Spikes, WithoutSpikes
 from culm.train.status import Status
 from culm.train.straggler import Stragglers
 from culm.train.trackers.tracker import TrackerConfig
-from culm.train.trainer import Finite, Trainer
+from culm.train.trainer import Trainer
 from culm.train.update import Update
+from culm.train.with_state import WithState
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,8 @@ def _train(run: Assembly, status: Status) -> Result:
         add_precomputed(run, rows)
     # Without spikes too: what an earlier start of this run left out stays so.
     spikes = Spikes(train.spike or SpikeConfig())
-    batches = WithoutSpikes(rows, spikes)
+    scale = LossScale() if train.precision == "fp16" else None
+    batches = WithoutSpikes(WithState(rows, "loss_scale", scale), spikes)
     store = CheckpointStore(folder, run.objective, optimizer, train.checkpoint, run.ranks)
     start = resume(run, store, batches)
     status.step = start.step
@@ -209,7 +213,7 @@ def _train(run: Assembly, status: Status) -> Result:
         interruption = Interruption(status.leave)
         update = Update(
             parallel, optimizer, clip=train.clip, clip_by=train.clip_by, seed=run.config.seed,
-            ratio_every=train.update_ratio_every,
+            loss_scale=scale, ratio_every=train.update_ratio_every,
         )  # fmt: skip
         stragglers = Stragglers(train.straggler, run.objective, run.ranks)
         trainer = Trainer(

@@ -45,9 +45,10 @@ class TrainConfig(Config):
     context: tokens of a sequence; the model's, unless given. clip: maximum gradient norm. clip_by:
         whether that is the norm of the whole model, or of each group of the optimizer.
     precision: of activations. auto takes bf16 where it is the faster matmul precision of this
-        machine. weights: precision of the weights and their gradients; bf16 halves their memory,
-        updates are rounded stochastically (arXiv 2010.06192), and gradients of micro-batches add
-        up in bf16. Optimizer states stay in fp32.
+        machine. fp16, for GPUs without bf16, scales the loss (arXiv 1710.03740). weights: precision
+        of the weights and their gradients; bf16 halves their memory, updates are rounded
+        stochastically (arXiv 2010.06192), and gradients of micro-batches add up in bf16. Optimizer
+        states stay in fp32.
     attention_backend: how attention is computed (`culm.model.attend`); auto takes one that passes a
         trial on this machine.
     compile: torch.compile each block. activation_checkpointing: what a block keeps for its
@@ -81,7 +82,7 @@ class TrainConfig(Config):
     qat: QAT | None = None
     clip: Annotated[PositiveFloat, MAY_CHANGE] = 1.0
     clip_by: Annotated[Literal["model", "group"], MAY_CHANGE] = "model"
-    precision: Annotated[Literal["auto", "fp32", "bf16"], MAY_CHANGE] = "auto"
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], MAY_CHANGE] = "auto"
     weights: Literal["fp32", "bf16"] = "fp32"
     attention_backend: Annotated[Backend | Literal["auto"], MAY_CHANGE] = "auto"
     compile: Annotated[bool, MAY_CHANGE] = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,19 +11,13 @@ import torch
 from torch import Tensor
 
 from culm.batch import Batch, Sums, divisor
-from culm.exits import DIVERGED, OutOfMemory, RunError, is_out_of_memory
+from culm.exits import OutOfMemory, is_out_of_memory
 from culm.parallel.phases import phase
 from culm.seed import keyed_integer
 from culm.train.events import Event, Stepped
+from culm.train.judge import Finite, Judge, TrainingError
 from culm.train.rates import RateSchedule
 from culm.train.update import Update
-
-
-class TrainingError(RunError):
-    """Training cannot continue; the message says at which step, why, and what to try."""
-
-    exit_code = DIVERGED
-
 
 SMALLER = (
     "use a smaller train.micro_batch_size, train.activation_checkpointing=full, an adapter, or a "
@@ -62,28 +55,6 @@ class Learner(Protocol):
     def before_update(self, statistics: Mapping[str, Tensor]) -> Mapping[str, float]:
         """Called between the gradients and the update of a step; gives further metrics."""
         ...
-
-
-class Judge(Protocol):
-    def judge(self, step: int, loss: float, norm: float) -> str | None:
-        """Why the update of a step is left out; None if it is not. The same on all ranks."""
-        ...
-
-
-class Finite:
-    """Every step is to be finite."""
-
-    def judge(self, step: int, loss: float, norm: float) -> None:
-        """Nothing is left out.
-
-        Raises:
-            TrainingError: the loss or the gradient norm is not finite.
-        """
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise TrainingError(
-                f"step {step}: the loss is {loss}, the gradient norm {norm}; lower "
-                "train.optimizer.rate or check the data of this step (checkpoints are unchanged)"
-            )
 
 
 @dataclass(frozen=True)
@@ -154,7 +125,8 @@ class Trainer:
         sums = self._gradients(batches, counts, finished)
         loss, norm, metrics = self._reduce(sums, self.update.norm(), batches, counts)
         stopped = self.ranks.any(self.stop(), self.parallel.device)
-        skipped = self.judge.judge(finished, loss, norm)
+        skipped = self.update.overflow(finished, norm) or self.judge.judge(finished, loss, norm)
+        metrics |= self.update.facts
         if skipped is None:
             metrics |= self.objective.before_update(self._total(sums.statistics))
             metrics |= self.update.apply(number)
@@ -173,7 +145,7 @@ class Trainer:
 
     def _gradients(self, batches: list[Batch], counts: Mapping[str, float], step: int) -> Sums:
         try:
-            return self.parallel.gradients(batches, counts)
+            return self.parallel.gradients(batches, counts, self.update.scale)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -10,11 +10,13 @@ from typing import Literal
 
 import torch
 
+from culm.dtensor import local_shard
 from culm.optim.rule import RuleOptimizer
 from culm.parallel.parallelize import Parallel
 from culm.parallel.phases import phase
 from culm.parallel.sharded import is_sharded
 from culm.seed import keyed_integer
+from culm.train.loss_scale import LossScale
 
 ClipBy = Literal["model", "group"]
 
@@ -24,8 +26,8 @@ class Update:
 
     clip: maximum gradient norm; None: no limit. clip_by: whether that is the norm of the model, or
     of each group of the optimizer. seed: of random numbers (rounding), which are keyed by seed and
-    step, so that a resumed run gets the same ones. ratio_every: steps after which `update_ratio` is
-    measured; None: never.
+    step, so that a resumed run gets the same ones. loss_scale: of fp16. ratio_every: steps after
+    which `update_ratio` is measured; None: never.
     """
 
     def __init__(
@@ -36,11 +38,12 @@ class Update:
         clip: float | None = 1.0,
         clip_by: ClipBy = "model",
         seed: int = 0,
+        loss_scale: LossScale | None = None,
         ratio_every: int | None = None,
     ) -> None:
         self.parallel, self.optimizer, self.seed = parallel, optimizer, seed
         self.clip = math.inf if clip is None else clip
-        self.ratio_every = ratio_every
+        self.loss_scale, self.ratio_every = loss_scale, ratio_every
         parameters = [p for p in parallel.objective.parameters() if p.requires_grad]
         groups = [group["params"] for group in optimizer.param_groups]
         self.clipped = [parameters] if clip_by == "model" else groups
@@ -60,10 +63,32 @@ class Update:
             group["lr"] = peak * factor
         return {name: peak * factor for name, peak in self.peaks.items()}
 
+    @property
+    def scale(self) -> float:
+        """What the loss is multiplied by before the backward."""
+        return 1.0 if self.loss_scale is None else self.loss_scale.value
+
     def norm(self) -> float:
-        """Clip the gradients; gives their norm before."""
+        """Unscale and clip the gradients; gives their norm before they are clipped."""
+        if self.loss_scale is not None:
+            for parameter in self.parallel.objective.parameters():
+                if parameter.grad is not None:
+                    local_shard(parameter.grad).div_(self.scale)
         with phase("clip"):
             return math.hypot(*(self.parallel.clip(part, self.clip) for part in self.clipped))
+
+    def overflow(self, step: int, norm: float) -> str | None:
+        """Why the update of a step (from 1) is left out, if its gradients overflowed in fp16.
+
+        norm: the same on all ranks.
+        """
+        return None if self.loss_scale is None else self.loss_scale.judge(step, norm)
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """Metrics of the loss scale, where there is one."""
+        scale = self.loss_scale
+        return {} if scale is None else {"loss_scale": scale.value, "overflows": scale.overflows}
 
     def apply(self, number: int) -> dict[str, float]:
         """Update the weights in step `number` (from 0); gives what was measured of the update."""

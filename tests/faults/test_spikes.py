@@ -13,8 +13,9 @@ from culm.config import SettingError, parse
 from culm.data.loader import Loader
 from culm.files import read_lines
 from culm.run.settings import RunConfig
+from culm.train.judge import TrainingError
 from culm.train.spikes import SpikeConfig, Spikes, TooManySpikes
-from culm.train.trainer import Trainer, TrainingError
+from culm.train.trainer import Trainer
 from culm.train.update import Update
 
 SPIKE = {"window": 8, "warmup": 2, "deviations": 8.0, "skips": 1, "rewinds": 2}
