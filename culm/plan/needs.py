@@ -59,7 +59,8 @@ class Needs:
 class Step:
     """The shape of a step. context: tokens of a row. batch_size: rows of a step; at_once: of a
     micro-batch. sequences: in a row (2 for pairs). packed, columns: see `meta_batch`. layout: of
-    the processes that share it; buffers, such as packed weights, are whole on each.
+    the processes that share it; buffers, such as packed weights, are whole on each. in_backward:
+    parameters are updated there, and one gradient is in memory at a time.
     """
 
     context: int
@@ -69,6 +70,7 @@ class Step:
     packed: bool = True
     columns: Columns | None = None
     layout: Layout = Layout()  # noqa: RUF009 - frozen
+    in_backward: bool = False
 
     @property
     def rows(self) -> int:
@@ -119,7 +121,8 @@ def needs_of(
     memory = Memory(
         weights=held.weights + held.gathered + bytes_of(objective.buffers())
         + sum(bytes_of((*m.parameters(), *m.buffers())) for m in others),
-        gradients=held.trained + (held.largest if layout.shards > 1 else 0),
+        gradients=max((p.nbytes for p in learned), default=0) if step.in_backward
+        else held.trained + (held.largest if layout.shards > 1 else 0),
         optimizer=state * held.trained // max(gradients, 1),
         activations=activations,
     )  # fmt: skip

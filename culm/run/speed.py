@@ -25,7 +25,7 @@ def step_of(config: RunConfig, context: int, layout: Layout, sequences: int) -> 
     return Step(
         context, train.batch_size, train.at_once, sequences=sequences,
         packed=train.objective.reads == "documents", columns=train.objective.columns,
-        layout=layout,
+        layout=layout, in_backward=train.optimizer_in_backward,
     )  # fmt: skip
 
 

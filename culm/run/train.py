@@ -55,6 +55,7 @@ from culm.run.precomputed import add_precomputed
 from culm.run.resume import resume
 from culm.run.settings import RunConfig
 from culm.run.speed import speed_of
+from culm.run.update import update_of
 from culm.run.verdict import any_changed, sums_of
 from culm.train.checkpoint.store import CheckpointStore
 from culm.train.events import Ended, Event, Listeners, Measured, Stepped
@@ -211,10 +212,7 @@ def _train(run: Assembly, status: Status) -> Result:
     log.say(f"Attention backend: {' and '.join(run.model.backends)}.")
     with closing(Listeners()) as listeners, listeners.failure():
         interruption = Interruption(status.leave)
-        update = Update(
-            parallel, optimizer, clip=train.clip, clip_by=train.clip_by, seed=run.config.seed,
-            loss_scale=scale, ratio_every=train.update_ratio_every,
-        )  # fmt: skip
+        update = update_of(run, parallel, optimizer, scale)
         stragglers = Stragglers(train.straggler, run.objective, run.ranks)
         trainer = Trainer(
             update, train.rates, judge=Finite() if train.spike is None else spikes,

@@ -41,9 +41,12 @@ class TrainConfig(Config):
         result. batch_ramp: smaller batches in the first steps; the schedule then goes by the rows
         that were read.
     objective: what is learned, and so the loss. optimizer: the rule that updates the weights.
+    optimizer_in_backward: update each parameter as soon as its gradient is complete, and drop the
+        gradient, which saves the memory of all but one (arXiv 2306.09782).
     schedule: how the learning rate moves over the steps. checkpoint: how often the state is saved.
-    context: tokens of a sequence; the model's, unless given. clip: maximum gradient norm. clip_by:
-        whether that is the norm of the whole model, or of each group of the optimizer.
+    context: tokens of a sequence; the model's, unless given. clip: maximum gradient norm; null: no
+        limit. clip_by: whether that is the norm of the whole model, or of each group of the
+        optimizer.
     precision: of activations. auto takes bf16 where it is the faster matmul precision of this
         machine. fp16, for GPUs without bf16, scales the loss (arXiv 1710.03740). weights: precision
         of the weights and their gradients; bf16 halves their memory, updates are rounded
@@ -80,7 +83,8 @@ class TrainConfig(Config):
     schedule: Annotated[Schedule, MAY_CHANGE] = Cosine()
     adapter: one_of(LoRA) | None = None  # type: ignore[valid-type]
     qat: QAT | None = None
-    clip: Annotated[PositiveFloat, MAY_CHANGE] = 1.0
+    optimizer_in_backward: Annotated[bool, MAY_CHANGE] = False
+    clip: Annotated[PositiveFloat | None, MAY_CHANGE] = 1.0
     clip_by: Annotated[Literal["model", "group"], MAY_CHANGE] = "model"
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], MAY_CHANGE] = "auto"
     weights: Literal["fp32", "bf16"] = "fp32"
@@ -112,6 +116,23 @@ class TrainConfig(Config):
                 f"batch_ramp: increments of {ramp.increment} do not lead from start={ramp.start} "
                 f"to batch_size={full}; use a divisor of {max(full - ramp.start, 0)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _updated_early(self) -> TrainConfig:
+        if not self.optimizer_in_backward:
+            return self
+        for name, excluded, remedy in (
+            ("clip", self.clip is not None, "clip=null"),
+            ("spike", self.spike is not None, "spike=null"),
+            ("precision", self.precision == "fp16", "precision=bf16 or fp32"),
+            ("micro_batch_size", self.at_once < self.batch_size, "micro_batch_size=null"),
+        ):
+            if excluded:
+                raise ValueError(
+                    f"optimizer_in_backward: {name} needs all gradients of a step together, and "
+                    f"each is dropped when its parameter is updated; use {remedy}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -122,7 +122,8 @@ class Trainer:
             raise TrainingError(f"step {finished}: nothing in its batch is learned")
         rates = self.update.set_rates(self.schedule.factor(number, steps))
         self._seed(number)
-        sums = self._gradients(batches, counts, finished)
+        with self.update.during_backward(number):
+            sums = self._gradients(batches, counts, finished)
         loss, norm, metrics = self._reduce(sums, self.update.norm(), batches, counts)
         stopped = self.ranks.any(self.stop(), self.parallel.device)
         skipped = self.update.overflow(finished, norm) or self.judge.judge(finished, loss, norm)

@@ -6,12 +6,15 @@ gradients --> unscale (fp16) --> norm, clip --> judge (the trainer) --> optimize
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, cast
 
 import torch
+from torch import nn
 
 from culm.dtensor import local_shard
-from culm.optim.rule import RuleOptimizer
+from culm.optim.rule import Group, RuleOptimizer
 from culm.parallel.parallelize import Parallel
 from culm.parallel.phases import phase
 from culm.parallel.sharded import is_sharded
@@ -95,31 +98,101 @@ class Update:
         # Copies of a weight must be rounded alike on all ranks, shards each in its own way.
         shard = self.parallel.ranks.shard if is_sharded(self.parallel.objective) else 0
         torch.manual_seed(keyed_integer(self.seed, "update", number, shard))
-        measures = self.ratio_every is not None and (number + 1) % self.ratio_every == 0
         with phase("optimizer"):
-            if measures:
-                return self._measured()
-            self.optimizer.step()
-        return {}
+            if not self._measures(number):
+                self.optimizer.step()
+                return {}
+            ratio = UpdateRatio(self.parallel)
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    with ratio.of(parameter):
+                        cast(RuleOptimizer, self.optimizer).update(group, [parameter])
+            return ratio.facts()
+
+    def during_backward(self, number: int) -> AbstractContextManager[None]:
+        """Around the gradients of step `number` (from 0)."""
+        return nullcontext()
 
     def clear(self) -> None:
         """Drop the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _measured(self) -> dict[str, float]:
-        """update_ratio: the norm of the update over the norm of the weights before it.
+    def _measures(self, number: int) -> bool:
+        return self.ratio_every is not None and (number + 1) % self.ratio_every == 0
 
-        One parameter after the other, so that the earlier weights of one alone are in memory.
-        """
-        optimizer, parallel = self.optimizer, self.parallel
-        assert isinstance(optimizer, RuleOptimizer)
-        changes, weights = parallel.norm(), parallel.norm()
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                before = parameter.detach().clone()
-                optimizer.update(group, [parameter])
-                if parallel.counts(parameter):
-                    changes.add([parameter.detach().float() - before.float()])
-                    weights.add([before.float()])
-        moved, size = changes.total(parallel.device), weights.total(parallel.device)
+
+class UpdateRatio:
+    """The norm of an update over the norm of the weights before it.
+
+    One parameter after the other, so that the earlier weights of one alone are in memory.
+    """
+
+    def __init__(self, parallel: Parallel) -> None:
+        self._parallel = parallel
+        self._changes, self._weights = parallel.norm(), parallel.norm()
+
+    @contextmanager
+    def of(self, parameter: nn.Parameter) -> Iterator[None]:
+        """Around the update of a parameter."""
+        before = parameter.detach().clone()
+        yield
+        if self._parallel.counts(parameter):
+            self._changes.add([parameter.detach().float() - before.float()])
+            self._weights.add([before.float()])
+
+    def facts(self) -> dict[str, float]:
+        """update_ratio; nothing where all weights are 0. Every rank calls it."""
+        moved, size = (n.total(self._parallel.device) for n in (self._changes, self._weights))
         return {"update_ratio": moved / size} if size else {}
+
+
+class UpdateInBackward(Update):
+    """Updates each parameter in the backward as soon as its gradient is complete, and drops the
+    gradient: the memory of one gradient in place of all (LOMO, arXiv 2306.09782).
+
+    So the gradients are never together: no clipping, no second micro-batch, no ranks that add
+    theirs, and a step that is not finite has changed the weights before anybody knows.
+    """
+
+    def __init__(
+        self,
+        parallel: Parallel,
+        optimizer: RuleOptimizer,
+        *,
+        seed: int = 0,
+        ratio_every: int | None = None,
+    ) -> None:
+        super().__init__(parallel, optimizer, clip=None, seed=seed, ratio_every=ratio_every)
+        self._number: int | None = None
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._index = {parameter: index for index, parameter in enumerate(parameters)}
+        optimizer.in_backward(self._learn)
+
+    @contextmanager
+    def during_backward(self, number: int) -> Iterator[None]:
+        """Gradients that come outside of it are dropped, as in a trial."""
+        self._number, self._norm = number, self.parallel.norm()
+        self._ratio = UpdateRatio(self.parallel) if self._measures(number) else None
+        try:
+            yield
+        finally:
+            self._number = None
+
+    def norm(self) -> float:
+        """Of the gradients that were there."""
+        return self._norm.total(self.parallel.device)
+
+    def apply(self, number: int) -> dict[str, float]:
+        """All is done; gives what was measured."""
+        return {} if self._ratio is None else self._ratio.facts()
+
+    def _learn(self, group: Group, parameter: nn.Parameter) -> None:
+        if self._number is not None:
+            assert parameter.grad is not None
+            self._norm.add([parameter.grad])
+            torch.manual_seed(
+                keyed_integer(self.seed, "update", self._number, self._index[parameter])
+            )
+            with phase("optimizer"), self._ratio.of(parameter) if self._ratio else nullcontext():
+                cast(RuleOptimizer, self.optimizer).update(group, [parameter])
+        parameter.grad = None
