@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from culm.config import SettingError
-from culm.dtype import DTYPES
+from culm.dtype import activations_of
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 CGROUP = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container
@@ -57,7 +57,7 @@ def matmul_rate(device: torch.device, precision: str) -> float:
 
 def _seconds(device: torch.device, precision: str, size: int = 512) -> float:
     """Of a matmul of square matrices."""
-    x = torch.ones(size, size, dtype=DTYPES[precision], device=device)
+    x = torch.ones(size, size, dtype=activations_of(precision), device=device)
     best = float("inf")
     for _ in range(10):
         started = time.perf_counter()

@@ -7,7 +7,7 @@ import time
 import torch
 
 from culm.batch import Batch
-from culm.dtype import DTYPES
+from culm.dtype import activations_of
 from culm.model.backend import place
 from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextToken, NextTokenObjective
@@ -34,7 +34,7 @@ def training_rate(
     flops = dry_run(
         NextTokenObjective(NextToken(), config.build(device="meta")), meta_batch(rows, context)
     ).flops
-    model = place(config.build(device=device), device, DTYPES[precision])
+    model = place(config.build(device=device), device, activations_of(precision))
     objective = NextTokenObjective(NextToken(), model)
     tokens = torch.zeros(rows, context, dtype=torch.int64, device=device)
     batch = Batch(tokens, tokens, torch.arange(context, device=device).expand_as(tokens))

@@ -48,10 +48,10 @@ class TrainConfig(Config):
         limit. clip_by: whether that is the norm of the whole model, or of each group of the
         optimizer.
     precision: of activations. auto takes bf16 where it is the faster matmul precision of this
-        machine. fp16, for GPUs without bf16, scales the loss (arXiv 1710.03740). weights: precision
-        of the weights and their gradients; bf16 halves their memory, updates are rounded
-        stochastically (arXiv 2010.06192), and gradients of micro-batches add up in bf16. Optimizer
-        states stay in fp32.
+        machine. fp16, for GPUs without bf16, scales the loss (arXiv 1710.03740). fp8 has the
+        matmuls of blocks in fp8 and the rest in bf16 (torchao). weights: precision of the weights
+        and their gradients; bf16 halves their memory, updates are rounded stochastically (arXiv
+        2010.06192), and gradients of micro-batches add up in bf16. Optimizer states stay in fp32.
     attention_backend: how attention is computed (`culm.model.attend`); auto takes one that passes a
         trial on this machine.
     compile: torch.compile each block. activation_checkpointing: what a block keeps for its
@@ -86,7 +86,7 @@ class TrainConfig(Config):
     optimizer_in_backward: Annotated[bool, MAY_CHANGE] = False
     clip: Annotated[PositiveFloat | None, MAY_CHANGE] = 1.0
     clip_by: Annotated[Literal["model", "group"], MAY_CHANGE] = "model"
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], MAY_CHANGE] = "auto"
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16", "fp8"], MAY_CHANGE] = "auto"
     weights: Literal["fp32", "bf16"] = "fp32"
     attention_backend: Annotated[Backend | Literal["auto"], MAY_CHANGE] = "auto"
     compile: Annotated[bool, MAY_CHANGE] = False
@@ -146,6 +146,11 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _trained(self) -> TrainConfig:
+        for name, given in (("qat", self.qat), ("adapter", self.adapter)):
+            if self.precision == "fp8" and given is not None:
+                raise ValueError(
+                    f"precision: fp8 trains plain layers, not those of {name}; use bf16"
+                )
         if self.qat is not None and self.adapter is not None:
             raise ValueError(
                 "qat: the weights under an adapter are not trained; use one of the two"

@@ -14,8 +14,9 @@ from typing import TypeVar
 import torch
 from rich.console import Console
 
+from culm.adapt.float8 import check_float8
 from culm.device import memory_bytes
-from culm.dtype import DTYPES
+from culm.dtype import activations_of
 from culm.model.backend import choose_backend
 from culm.model.transformer import Transformer
 from culm.parallel.check import check_layout, check_micro_batches, check_pipeline
@@ -97,7 +98,9 @@ def show_needs(
     train, load = config.train, ModelLoader(config, META, tokenizer)
     objective = found.attempt(lambda: build_objective(config, model, META, load))
     if target is None:
-        backend, dtype = train.attention_backend, DTYPES[train.precision]
+        if train.precision == "fp8":
+            found.attempt(lambda: check_float8(device))
+        backend, dtype = train.attention_backend, activations_of(train.precision)
         found.attempt(lambda: choose_backend(device, backend, dtype, training=True))
     if objective is None:
         return
