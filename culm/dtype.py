@@ -28,7 +28,7 @@ def dtype_of(given: str | torch.dtype) -> torch.dtype:
 
 
 def activations_of(precision: str) -> torch.dtype:
-    """The dtype of activations in a precision of training: bf16 for fp8, which matmuls alone have."""
+    """The dtype of activations in a precision of training; with fp8, which matmuls have, bf16."""
     return torch.bfloat16 if precision == "fp8" else DTYPES[precision]
 
 
