@@ -26,6 +26,7 @@ from culm.optim.adamw import AdamW
 from culm.optim.schedule import Constant
 from culm.parallel.parallelize import Checkpointing, parallelize
 from culm.train.trainer import Trainer
+from culm.train.update import Update
 from culm.verbs.bench import SameBatch
 
 RATE = 1e-4
@@ -82,7 +83,7 @@ class Culm:
         parallel = parallelize(
             objective, compile=self.compile, activation_checkpointing=self.checkpointing
         )
-        trainer, batches = Trainer(parallel, optimizer, Constant()), SameBatch(task.ids)
+        trainer, batches = Trainer(Update(parallel, optimizer), Constant()), SameBatch(task.ids)
 
         def step() -> None:
             with chosen(self.kernel):

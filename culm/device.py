@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from culm.config import SettingError
-from culm.dtype import DTYPES
+from culm.dtype import activations_of
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 CGROUP = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container
@@ -48,8 +48,16 @@ def choose_precision(device: torch.device) -> str:
     return "bf16" if ratio < 0.8 else "fp32"
 
 
-def _seconds(device: torch.device, precision: str) -> float:
-    x = torch.ones(512, 512, dtype=DTYPES[precision], device=device)
+@cache
+def matmul_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of the best of some large matmuls."""
+    size = 512 if device.type == "cpu" else 4096
+    return 2 * size**3 / _seconds(device, precision, size)
+
+
+def _seconds(device: torch.device, precision: str, size: int = 512) -> float:
+    """Of a matmul of square matrices."""
+    x = torch.ones(size, size, dtype=activations_of(precision), device=device)
     best = float("inf")
     for _ in range(10):
         started = time.perf_counter()

@@ -27,6 +27,11 @@ def dtype_of(given: str | torch.dtype) -> torch.dtype:
     return DTYPES[given]
 
 
+def activations_of(precision: str) -> torch.dtype:
+    """The dtype of activations in a precision of training; with fp8, which matmuls have, bf16."""
+    return torch.bfloat16 if precision == "fp8" else DTYPES[precision]
+
+
 def name_of(dtype: torch.dtype) -> str:
     """Torch's name, such as `float32`."""
     return str(dtype).removeprefix("torch.")

@@ -12,6 +12,7 @@ from culm.optim.schedule import Constant
 from culm.parallel.parallelize import Parallel
 from culm.train.events import Event, Stepped
 from culm.train.trainer import Trainer
+from culm.train.update import Update
 
 
 def refuse(setting: str, path: str) -> Transformer:
@@ -68,7 +69,8 @@ def fit(
     learned = [p for p in objective.parameters() if p.requires_grad]
     optimizer = optimizer or torch.optim.SGD(learned, lr=1.0)
     recorder = Recorder()
-    trainer = Trainer(Parallel(objective), optimizer, Constant(), clip=clip, listener=recorder)
+    update = Update(Parallel(objective), optimizer, clip=clip)
+    trainer = Trainer(update, Constant(), listener=recorder)
     given = batches if isinstance(batches, Given) or hasattr(batches, "step") else Given(batches)
     trainer.fit(given, steps)
     return recorder.steps

@@ -57,6 +57,15 @@ def weights_in(folder: Path) -> dict[str, Tensor]:
     }
 
 
+# What a machine and its load decide, in a line of metrics.jsonl.
+MEASURED = {"seconds", "tokens_per_second", "waiting", "peak_bytes", "mfu"}
+
+
+def untimed(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl without what differs when a run is repeated."""
+    return {name: value for name, value in line.items() if name not in MEASURED}
+
+
 def _sentence(chance: random.Random, words: int) -> str:
     return " ".join(chance.choices(WORDS, k=words))
 
@@ -157,7 +166,7 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
         trained: dict[str, Any] = {
             "steps": 3, "batch_size": 4, "micro_batch_size": 2, "precision": "fp32",
             "optimizer": adamw,
-            "schedule": "constant", "adapter": LORA if adapter else None,
+            "schedule": "constant", "adapter": LORA if adapter else None, "update_ratio_every": 2,
         }  # fmt: skip
         measures: dict[str, Any] = {"held_out": {"tokens": 200}}
         run: dict[str, Any] = {"device": "cpu", "eval": {"measures": measures}}

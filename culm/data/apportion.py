@@ -14,6 +14,8 @@ from math import floor
 
 import numpy as np
 
+from culm.data.batch_ramp import BatchSizes
+
 HALF = Fraction(1, 2)
 
 
@@ -43,15 +45,17 @@ class Apportionment:
     """How many rows of each corpus come before a step: a function of the step alone.
 
     weights: (steps, corpora) fp64; the last row holds for all later steps too. Steps before the
-    last change of a weight are in a table, all others are computed.
+    last change of a weight are in a table, all others are computed. sizes: rows of each step.
     """
 
-    def __init__(self, weights: np.ndarray, rows_per_step: int) -> None:
-        self._weights, self._rows_per_step = weights, rows_per_step
+    def __init__(self, weights: np.ndarray, sizes: BatchSizes) -> None:
+        self._weights, self._sizes = weights, sizes
         self._table = np.zeros(weights.shape, dtype=np.int64)
-        read = rows_per_step * weights[:-1] / weights[:-1].sum(1, keepdims=True)
+        steps = range(len(weights))
+        rows = np.array([[sizes.of(step)] for step in steps])
+        read = rows[:-1] * weights[:-1] / weights[:-1].sum(1, keepdims=True)
         self._exact = np.concatenate([np.zeros_like(weights[:1]), read.cumsum(0)])
-        totals = np.arange(len(weights), dtype=np.int64) * rows_per_step
+        totals = np.array([sizes.before(step) for step in steps], dtype=np.int64)
         self._root = self._divided(totals, range(len(weights[0])))
 
     def before(self, step: int) -> list[int]:
@@ -59,7 +63,7 @@ class Apportionment:
         if step < len(self._table):
             return [int(count) for count in self._table[step]]
         counts = [0] * len(self._table[0])
-        waiting: list[tuple[_Fork | int, int]] = [(self._root, step * self._rows_per_step)]
+        waiting: list[tuple[_Fork | int, int]] = [(self._root, self._sizes.before(step))]
         while waiting:
             fork, total = waiting.pop()
             if isinstance(fork, int):

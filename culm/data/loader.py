@@ -17,6 +17,7 @@ from torch import Tensor
 
 from culm.batch import Batch, Reads
 from culm.config import SettingError
+from culm.data.batch_ramp import BatchRamp, BatchSizes
 from culm.data.order import Epochs, Graded, Grading, Order
 from culm.data.origin import changes_since
 from culm.data.pack import cut
@@ -28,13 +29,13 @@ from culm.tokenizer.tokenizer import Tokenizer
 class Loader:
     """Rows of `context` tokens, `rows_per_step` of them in a step over all ranks.
 
-    rows: rows in an epoch; rows_per_step: in a step; micro_rows: in a micro-batch. epoch_steps:
-    steps that show every row once. targets: learned targets in an epoch. efficiency: share of
+    rows: rows in an epoch; sizes: in each step; micro_rows: in a micro-batch. epoch_steps: steps of
+    full size that show every row once. targets: learned targets in an epoch. efficiency: share of
     positions that hold a token. truncated: documents that are learned from without their end;
     left_out: those of `documents`, or pairs, in which nothing is left to learn. dialogues: whether
     answers are learned, each with its end. fingerprint: of the order. prepare_step: completes the
     micro-batches of a step (`Objective.prepare_step`). grading: of a curriculum, by which rows are
-    packed and read.
+    packed and read. ramp: steps before its end have fewer rows.
 
     A pair counts as one row here: a batch of N pairs has 2N rows, chosen and rejected in turn. So
     does a ranking, all of whose answers are in one batch. group: sequences of the largest row.
@@ -52,15 +53,14 @@ class Loader:
         packing: Packing = "auto",
         prepare_step: Callable[[list[Batch]], list[Batch]] = list,
         grading: Grading | None = None,
+        ramp: BatchRamp | None = None,
     ) -> None:
-        if rows_per_step % ranks:
-            raise SettingError(
-                f"train.batch_size: {rows_per_step} does not divide over {ranks} ranks"
-            )
+        self.sizes = BatchSizes(rows_per_step, ramp)
+        self.sizes.check(ranks)
         if context < 2:
             raise SettingError(f"train.context: {context} leaves nothing to predict; at least 2")
         self._prepared, self._context = prepared, context
-        self.rows_per_step, self.micro_rows = rows_per_step, micro_rows
+        self.micro_rows = micro_rows
         self._rank, self._ranks = rank, ranks
         self._prepare_step = prepare_step
         graded = None
@@ -82,6 +82,8 @@ class Loader:
             hard = self._rows.difficulty(graded)
             self.order = Graded(self._kept, hard, graded.curriculum, seed)
             facts = (*facts, *graded.facts)
+        if ramp is not None:
+            facts = (*facts, ramp)
         self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
 
     @property
@@ -148,7 +150,7 @@ class Loader:
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
-        share = self.rows_per_step // self._ranks
+        share = self.sizes.of(number) // self._ranks
         rows = self._rows_of(number)[self._rank * share : (self._rank + 1) * share]
         batches, more = self._prepare_step(list(self._batches(rows))), self.order.metrics(number)
         return [replace(one, metrics={**one.metrics, **more}) for one in batches]
@@ -190,7 +192,7 @@ class Loader:
 
     def _rows_of(self, step: int) -> list[int]:
         """The rows of a step, of all ranks."""
-        return self.order.of_step(step, lambda number: number * self.rows_per_step)
+        return self.order.of_step(step, self.sizes.before)
 
     def _batches(self, rows: Sequence[int]) -> Iterator[Batch]:
         for at in range(0, len(rows), self.micro_rows):

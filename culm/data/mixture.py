@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from culm.batch import Batch
-from culm.config import SettingError
 from culm.data.apportion import Apportionment
+from culm.data.batch_ramp import BatchRamp, BatchSizes
 from culm.data.loader import Loader
 from culm.seed import keyed_permutation
 
@@ -37,7 +37,7 @@ class Read:
 
 
 class Mixture:
-    """Rows of several corpora, `rows_per_step` in a step over all ranks.
+    """Rows of several corpora, `rows_per_step` in a step over all ranks, fewer in one of a ramp.
 
     corpora: their own rows per step, ranks and micro-batches are not used. weights: (steps,
     corpora), as `Apportionment` takes them. prepare_step: completes the micro-batches of a step.
@@ -53,13 +53,12 @@ class Mixture:
         rank: int = 0,
         ranks: int = 1,
         prepare_step: Callable[[list[Batch]], list[Batch]] = list,
+        ramp: BatchRamp | None = None,
     ) -> None:
-        if rows_per_step % ranks:
-            raise SettingError(
-                f"train.batch_size: {rows_per_step} does not divide over {ranks} ranks"
-            )
-        self.corpora, self.rows_per_step, self._micro_rows = corpora, rows_per_step, micro_rows
-        self.apportionment = Apportionment(weights, rows_per_step)
+        self.sizes = BatchSizes(rows_per_step, ramp)
+        self.sizes.check(ranks)
+        self.corpora, self._micro_rows = corpora, micro_rows
+        self.apportionment = Apportionment(weights, self.sizes)
         self._seed, self._rank, self._ranks = seed, rank, ranks
         self._prepare_step = prepare_step
         facts = ([one.fingerprint for one in corpora], weights.shape, weights.tobytes())
@@ -72,12 +71,12 @@ class Mixture:
 
     def reads(self, steps: int) -> list[Read]:
         """What the first steps read of each corpus."""
-        total = max(1, steps * self.rows_per_step)
+        total = max(1, self.sizes.before(steps))
         return [Read(rows, rows / total) for rows in self.apportionment.before(steps)]
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number` (from 0) for this rank."""
-        share = self.rows_per_step // self._ranks
+        share = self.sizes.of(number) // self._ranks
         places = self.places(number)[self._rank * share : (self._rank + 1) * share]
         batches = [
             self._batch(places[at : at + self._micro_rows])

@@ -7,7 +7,9 @@ hidden --- matmul ---> logits --- reduce ---> logprobs     differentiate ---> 2 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +25,18 @@ from culm.model.linear import Linear
 CHUNK = 1024  # tokens per chunk
 ROUND = 256  # tokens are padded to a multiple, so that each step reuses the memory of the last
 STORED_BYTES = 128 << 20  # maximum logits stored for the backward, which else needs a third matmul
+
+
+@contextmanager
+def logits_stored() -> Iterator[None]:
+    """However large they are: to count what a step needs, without what is computed again."""
+    global STORED_BYTES
+    usual = STORED_BYTES
+    STORED_BYTES = sys.maxsize
+    try:
+        yield
+    finally:
+        STORED_BYTES = usual
 
 
 def capped(logits: Tensor, softcap: float | None) -> Tensor:

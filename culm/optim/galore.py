@@ -18,9 +18,11 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from culm.config import SettingError
 from culm.dtensor import full_tensor, like
 from culm.optim.adamw import AdamSettings, AdamWRule
 from culm.optim.adamw8bit import AdamW8bitRule
+from culm.optim.groups import hidden_matrices
 from culm.optim.rule import Group, Layout, Rule
 
 
@@ -35,8 +37,22 @@ class Projected(AdamSettings):
     scale: PositiveFloat = 0.25
 
     def projected(self, module: nn.Module, inner: Rule) -> list[Group]:
+        """Groups with projected gradients where the matrices are large enough.
+
+        Raises:
+            SettingError: none is.
+        """
         rule = GaLoreRule(inner, self.rank, self.refresh_steps, self.scale)
-        return self.with_rule(module, rule, lambda matrix: min(matrix.shape[-2:]) > self.rank)
+        groups = self.with_rule(module, rule, lambda matrix: min(matrix.shape[-2:]) > self.rank)
+        if not any(group["rule"] is rule for group in groups):
+            learned = [p for p in hidden_matrices(module) if p.requires_grad]
+            largest = max((min(p.shape[-2:]) for p in learned), default=0)
+            raise SettingError(
+                f"train.optimizer.rank: {self.rank} leaves nothing to project, since the hidden "
+                f"matrices that learn have at most {largest} dimensions; use a smaller rank, such "
+                "as a quarter of model.width, or adamw"
+            )
+        return groups
 
 
 class GaLore(Projected):

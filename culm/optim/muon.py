@@ -85,8 +85,11 @@ class MuonRule(Rule):
 
 
 def _precision(module: nn.Module) -> torch.dtype:
-    """That of the model's activations: bf16 where this machine multiplies it fast."""
-    return next((m.dtype for m in module.modules() if isinstance(m, Trunk)), torch.float32)
+    """That of the model's activations: bf16 where this machine multiplies it fast. Gradients are
+    too small for fp16.
+    """
+    found = next((m.dtype for m in module.modules() if isinstance(m, Trunk)), torch.float32)
+    return torch.float32 if found == torch.float16 else found
 
 
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:

@@ -8,8 +8,9 @@ follow from it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -86,13 +87,27 @@ class RuleOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            learned = [p for p in group["params"] if p.grad is not None]
-            for parameter in learned:
-                if parameter not in self.state:
-                    self.state[parameter] = group["rule"].init(parameter)
-            states = [self.state[p] for p in learned]
-            if learned:
-                group["rule"].update_all(learned, [p.grad for p in learned], states, group)
+            self.update(group, group["params"])
+
+    @torch.no_grad()
+    def update(self, group: Group, parameters: Sequence[nn.Parameter]) -> None:
+        """Update those parameters of a group that have a gradient; the others stay."""
+        learned = [p for p in parameters if p.grad is not None]
+        for parameter in learned:
+            if parameter not in self.state:
+                self.state[parameter] = group["rule"].init(parameter)
+        states = [self.state[p] for p in learned]
+        if learned:
+            group["rule"].update_all(learned, [p.grad for p in learned], states, group)
+
+    def in_backward(self, learn: Callable[[Group, nn.Parameter], None]) -> None:
+        """Have `learn` called for each parameter as soon as its gradient is complete, in place of
+        `step`. Who calls `update` there, and drops the gradient, never has all of them in memory
+        (as in LOMO, arXiv 2306.09782).
+        """
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.register_post_accumulate_grad_hook(partial(learn, group))
 
     def layouts(self) -> dict[nn.Parameter, Mapping[str, Layout]]:
         """How the states of each parameter are laid out."""

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from culm.config import Config, one_of
 
 
-def _warmup(step: int, steps: int, share: float) -> float:
+def _warmup(step: float, steps: float, share: float) -> float:
     # (step + 1): the first step learns too.
     return min(1.0, (step + 1) / max(1, round(share * steps)))
 
@@ -26,7 +26,7 @@ class Cosine(Config):
     warmup: float = Field(0.02, ge=0, lt=1)
     final: float = Field(0.1, ge=0, le=1)
 
-    def factor(self, step: int, steps: int) -> float:
+    def factor(self, step: float, steps: float) -> float:
         """In (0, 1], for step 0 .. steps - 1."""
         warm = max(1, round(self.warmup * steps))
         if step < warm:
@@ -47,7 +47,7 @@ class WSD(Config):
     decay: float = Field(0.2, gt=0, le=1)
     final: float = Field(0.0, ge=0, le=1)
 
-    def factor(self, step: int, steps: int) -> float:
+    def factor(self, step: float, steps: float) -> float:
         """In (0, 1], for step 0 .. steps - 1."""
         start = steps - max(1, round(self.decay * steps))
         if step < start:
@@ -68,7 +68,7 @@ class Linear(Config):
     warmup: float = Field(0.02, ge=0, lt=1)
     final: float = Field(0.0, ge=0, le=1)
 
-    def factor(self, step: int, steps: int) -> float:
+    def factor(self, step: float, steps: float) -> float:
         """In (0, 1], for step 0 .. steps - 1."""
         warm = max(1, round(self.warmup * steps))
         if step < warm:
@@ -86,7 +86,7 @@ class InverseSqrt(Config):
     kind: Literal["inverse_sqrt"] = "inverse_sqrt"
     warmup_steps: PositiveInt = 100
 
-    def factor(self, step: int, steps: int) -> float:
+    def factor(self, step: float, steps: float) -> float:
         """In (0, 1], for step 0, 1, ..."""
         return min((step + 1) / self.warmup_steps, math.sqrt(self.warmup_steps / (step + 1)))
 
@@ -103,7 +103,7 @@ class Cyclic(Config):
     cycles: PositiveInt = 4
     final: float = Field(0.1, ge=0, le=1)
 
-    def factor(self, step: int, steps: int) -> float:
+    def factor(self, step: float, steps: float) -> float:
         """In (0, 1], for step 0 .. steps - 1."""
         warm = max(1, round(self.warmup * steps))
         if step < warm:
@@ -121,7 +121,7 @@ class Constant(Config):
     kind: Literal["constant"] = "constant"
     warmup: float = Field(0.0, ge=0, lt=1)
 
-    def factor(self, step: int, steps: int) -> float:
+    def factor(self, step: float, steps: float) -> float:
         """In (0, 1], for step 0 .. steps - 1."""
         return _warmup(step, steps, self.warmup)
 

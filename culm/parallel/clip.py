@@ -1,9 +1,9 @@
-"""The norm of gradients whose parts lie on several ranks, and its limit."""
+"""The norm of tensors whose parts lie on several ranks, and the limit of that of gradients."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as distributed
@@ -17,28 +17,52 @@ from culm.parallel.axis import Axis
 Axes = tuple[DeviceMesh, ...]  # over whose ranks a tensor is divided
 
 
+class Norm:
+    """The 2-norm of tensors that are added one after the other, and need not live at once.
+
+    As torch.nn.utils.get_total_norm, which takes no tensors of different meshes.
+
+    pipeline: ranks with other parameters.
+    """
+
+    def __init__(self, pipeline: Axis | None = None) -> None:
+        self._pipeline = pipeline
+        self._squares: dict[Axes, Tensor] = {}
+
+    def add(self, tensors: Iterable[Tensor]) -> None:
+        """Add tensors of which this rank may hold a part."""
+        found: dict[Axes, list[Tensor]] = {}
+        for tensor in tensors:
+            found.setdefault(_axes(tensor), []).append(local_shard(tensor))
+        for axes, parts in found.items():
+            square = nn.utils.get_total_norm(parts).double().square()
+            known = self._squares.get(axes)
+            self._squares[axes] = square if known is None else known + square
+
+    def total(self, device: torch.device) -> float:
+        """Of all that was added on all ranks; every rank calls it."""
+        square = sum(_over_ranks(square, axes) for axes, square in self._squares.items())
+        if self._pipeline is not None:
+            own = torch.tensor(square, dtype=torch.float64, device=device)
+            square = float(self._pipeline.all_reduce(own))
+        return math.sqrt(square)
+
+
 def clip_sharded(
     parameters: list[nn.Parameter],
     limit: float,
-    pipeline: Axis | None = None,
+    whole: Norm,
     counts: Callable[[nn.Parameter], bool] = lambda parameter: True,
 ) -> float:
     """Scale the gradients down to the norm `limit` at most; gives the norm before.
 
     As torch.nn.utils.clip_grad_norm_, which takes no tensors of different meshes at once.
 
-    pipeline: ranks with other parameters. counts: whether the norm has a parameter from this rank,
-    where several have it.
+    whole: adds it up. counts: whether the norm has a parameter from this rank, where several have
+    it.
     """
-    found: dict[Axes, list[Tensor]] = {}
-    for p in parameters:
-        if p.grad is not None and counts(p):
-            found.setdefault(_axes(p.grad), []).append(local_shard(p.grad))
-    square = sum(_square(grads, axes) for axes, grads in found.items())
-    if pipeline is not None:
-        own = torch.tensor(square, dtype=torch.float64, device=parameters[0].device)
-        square = float(pipeline.all_reduce(own))
-    norm = math.sqrt(square)
+    whole.add(p.grad for p in parameters if p.grad is not None and counts(p))
+    norm = whole.total(parameters[0].device)
     if (scale := limit / (norm + 1e-6)) < 1:
         for p in parameters:
             if p.grad is not None:
@@ -55,9 +79,8 @@ def _axes(tensor: Tensor) -> Axes:
     return tuple(mesh[name] for name, place in placed if not place.is_replicate())
 
 
-def _square(grads: list[Tensor], axes: Axes) -> float:
-    """The squared norm of gradients of which each rank of the axes holds a part."""
-    square = nn.utils.get_total_norm(grads).double().square()
+def _over_ranks(square: Tensor, axes: Axes) -> float:
+    """The squared norm of tensors of which each rank of the axes holds a part."""
     for axis in axes:
         if axis.size() > 1:
             distributed.all_reduce(square, group=axis.get_group())

@@ -34,10 +34,11 @@ from culm.model import logprobs
 from culm.model.transformer import Transformer
 from culm.model.trunk import Trunk
 from culm.parallel.check import check_layout, check_pipeline
-from culm.parallel.clip import clip_sharded
+from culm.parallel.clip import Norm, clip_sharded
 from culm.parallel.context import RowRanks, attention_of
 from culm.parallel.expert import divide_experts, shard_experts, weigh_experts
 from culm.parallel.mesh import Axes
+from culm.parallel.phases import phase
 from culm.parallel.pipeline import Pipeline
 from culm.parallel.ranks import Ranks
 from culm.parallel.sequence import SequenceShards, hold_parts
@@ -82,16 +83,18 @@ class Parallel:
         """Where the objective is."""
         return next(self.objective.parameters()).device
 
-    def gradients(self, batches: Sequence[Batch], counts: Mapping[str, float]) -> Sums:
+    def gradients(
+        self, batches: Sequence[Batch], counts: Mapping[str, float], loss_scale: float = 1.0
+    ) -> Sums:
         """Leave the gradients of a step in the parameters, and give the sums of this rank.
 
-        counts: of the whole step, over micro-batches and ranks. One micro-batch is on the device at
-        a time.
+        counts: of the whole step, over micro-batches and ranks. loss_scale: by which gradients are
+        multiplied. One micro-batch is on the device at a time.
         """
         alike = 1 if self.axes is None else self.axes.tensor.size
         # Data-parallel wrappers average gradients; a sum is needed. Tensor-parallel ranks compute
         # the same loss, and each of them counts for its share.
-        scale = self.ranks.count / alike
+        scale = loss_scale * self.ranks.count / alike
         if self.pipeline is not None:
             sums = self.pipeline.gradients(batches, counts, scale)
         else:
@@ -110,8 +113,10 @@ class Parallel:
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
             with self._sync(last):
-                loss = self._forward(batch.to(device), last)
-                (loss.mean(counts) * scale).backward()
+                with phase("forward"):
+                    loss = self._forward(batch.to(device), last)
+                with phase("backward"):
+                    (loss.mean(counts) * scale).backward()
             sums.add(loss)
         return sums
 
@@ -119,9 +124,15 @@ class Parallel:
         """Scale the gradients down to the norm `limit` at most; gives the norm before."""
         if self.ranks.mesh is None:
             return float(nn.utils.clip_grad_norm_(parameters, limit))
-        if self.pipeline is None:
-            return clip_sharded(parameters, limit)
-        return clip_sharded(parameters, limit, self.pipeline.axis, self.pipeline.counts_here)
+        return clip_sharded(parameters, limit, self.norm(), self.counts)
+
+    def norm(self) -> Norm:
+        """For tensors of which this rank may have a part."""
+        return Norm(None if self.pipeline is None else self.pipeline.axis)
+
+    def counts(self, parameter: nn.Parameter) -> bool:
+        """Whether a norm has this parameter from this rank, where several have it."""
+        return self.pipeline is None or self.pipeline.counts_here(parameter)
 
     def _forward(self, batch: Batch, last: bool) -> Loss:
         """The loss of one micro-batch; gradients are exchanged after the last one of a step."""

@@ -117,13 +117,24 @@ def as_on_gpu(objective: nn.Module) -> None:
             module.backend = "sdpa"
 
 
+def training_flops(objective: nn.Module, batch: Batch) -> int:
+    """Of the matmuls in a forward and a backward; objective and batch on the meta device.
+
+    Counting keeps what activation checkpointing would free, so it has a pass of its own.
+    """
+    matmuls = counting_matmuls()
+    with settings.patch(meta_nonzero_assume_all_nonzero=True), matmuls:  # type: ignore[attr-defined]
+        objective(batch).mean(ONES).backward()
+    return matmuls.get_total_flops()
+
+
 def dry_run(objective: nn.Module, batch: Batch) -> Cost:
     """Forward and backward of one micro-batch; objective and batch on the meta device.
 
     Numbers do not exist there, so every target is taken to be learned: what masks save is not seen.
     """
     bytes = activation_bytes(objective, batch)
-    return Cost(flops_of(objective, batch), bytes)
+    return Cost(training_flops(objective, batch), bytes)
 
 
 def activation_bytes(objective: nn.Module, batch: Batch, accumulates: bool = True) -> int:
@@ -140,16 +151,6 @@ def activation_bytes(objective: nn.Module, batch: Batch, accumulates: bool = Tru
     with settings.patch(meta_nonzero_assume_all_nonzero=True), memory:  # type: ignore[attr-defined]
         objective(batch).mean(ONES).backward()
     return max(0, memory.peak - (0 if accumulates else sum(p.nbytes for p in learned)))
-
-
-def flops_of(objective: nn.Module, batch: Batch) -> int:
-    """The matmuls of a dry run. Counting them keeps what activation checkpointing would free, so
-    their memory is not that of a step.
-    """
-    matmuls = counting_matmuls()
-    with settings.patch(meta_nonzero_assume_all_nonzero=True), matmuls:  # type: ignore[attr-defined]
-        objective(batch).mean(ONES).backward()
-    return matmuls.get_total_flops()
 
 
 def meta_batch(

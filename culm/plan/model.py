@@ -10,7 +10,7 @@ from torch import nn
 from culm.model.mlp.moe import MixtureOfExperts
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.next_token import NextToken, NextTokenObjective
-from culm.plan.dry_run import counting_matmuls, flops_of, meta_batch
+from culm.plan.dry_run import counting_matmuls, meta_batch, training_flops
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,10 @@ def cost_of(
         active=parameters - idle - further - (0 if config.tied else embedding),
         context=context,
         forward_flops=forward_flops(model, context) / context,
-        training_flops=training_flops(model, context) / context,
+        training_flops=training_flops(
+            NextTokenObjective(NextToken(), model), meta_batch(1, context, packed=False)
+        )
+        / context,
         cache_bytes=model.cache(1, 2).bytes - model.cache(1, 1).bytes,
     )
 
@@ -73,8 +76,3 @@ def forward_flops(model: Transformer, context: int) -> int:
     with matmuls, torch.no_grad():
         model(torch.empty(1, context, dtype=torch.int64, device="meta"))
     return matmuls.get_total_flops()
-
-
-def training_flops(model: Transformer, context: int) -> int:
-    """Of one row, forward and backward of next-token prediction; model on the meta device."""
-    return flops_of(NextTokenObjective(NextToken(), model), meta_batch(1, context, packed=False))

@@ -20,8 +20,8 @@ from culm.plan.dry_run import (
     TensorMemory,
     activation_bytes,
     counting_matmuls,
-    flops_of,
     meta_batch,
+    training_flops,
 )
 from culm.plan.layout import Held, Layout, bytes_of
 from culm.plan.model import idle_parameters
@@ -67,7 +67,8 @@ class Needs:
 class Step:
     """The shape of a step. context: tokens of a row. batch_size: rows of a step; at_once: of a
     micro-batch. sequences: in a row (2 for pairs). packed, columns: see `meta_batch`. layout: of
-    the processes that share it; buffers, such as packed weights, are whole on each.
+    the processes that share it; buffers, such as packed weights, are whole on each. in_backward:
+    parameters are updated there, and one gradient is in memory at a time.
     """
 
     context: int
@@ -77,6 +78,7 @@ class Step:
     packed: bool = True
     columns: Columns | None = None
     layout: Layout = Layout()  # noqa: RUF009 - frozen
+    in_backward: bool = False
 
     @property
     def rows(self) -> int:
@@ -117,10 +119,11 @@ def needs_of(
     axes = layout.divide(objective)
     held = Held(objective, layout, axes, piped)
     tried = min(rows, ROWS)
-    # DDP and FSDP2 have places for gradients all the time.
-    accumulates = step.micro_batches > 1 or layout.processes > 1
+    # DDP and FSDP2 have places for gradients all the time; those of updates in the backward are
+    # counted on their own.
+    accumulates = step.micro_batches > 1 or layout.processes > 1 or step.in_backward
     activations = activation_bytes(objective, step.batch(tried), accumulates) * rows // tried
-    flops = flops_of(objective, step.batch(tried)) if count_flops else 0
+    flops = training_flops(objective, step.batch(tried)) if count_flops else 0
     sent = _sent(axes, step.micro_batches * rows / tried)
     ranks = axes["tensor"].size
     if piped is not None:  # each rank has its share of layers and of exchanges between their ranks
@@ -133,7 +136,8 @@ def needs_of(
     memory = Memory(
         weights=held.weights + held.gathered + bytes_of(objective.buffers())
         + sum(bytes_of((*m.parameters(), *m.buffers())) for m in others),
-        gradients=held.trained + (held.largest if layout.shards > 1 else 0),
+        gradients=max((p.nbytes for p in learned), default=0) if step.in_backward
+        else held.trained + (held.largest if layout.shards > 1 else 0),
         optimizer=int(update.states * share),
         activations=max(activations, int(update.bytes * share)),
     )  # fmt: skip

@@ -11,10 +11,11 @@ import copy
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -25,6 +26,7 @@ from culm.model.transformer import Transformer
 from culm.objective.objective import Objective
 from culm.optim.groups import trainable
 from culm.optim.optimizer import OptimizerConfig
+from culm.optim.rule import Group, RuleOptimizer
 from culm.plan.dry_run import ONES, temporary_bytes
 from culm.plan.needs import Step
 from culm.train.memory import resident_bytes
@@ -144,6 +146,8 @@ def _train(objective: Objective, optimizer: OptimizerConfig, step: Step, evaluat
         for _, parameter in trainable(hollow):
             parameter.grad = torch.zeros_like(parameter)
     rule = optimizer.build(hollow)
+    if step.in_backward:
+        rule.in_backward(partial(_update, rule))
     _evaluate(hollow.model, step, evaluated)
     for _ in range(STEPS):
         for _ in range(min(step.micro_batches, MICRO_BATCHES)):
@@ -151,6 +155,11 @@ def _train(objective: Objective, optimizer: OptimizerConfig, step: Step, evaluat
         rule.step()
         rule.zero_grad(set_to_none=not replicated)
         _evaluate(hollow.model, step, evaluated)
+
+
+def _update(optimizer: RuleOptimizer, group: Group, parameter: nn.Parameter) -> None:
+    optimizer.update(group, [parameter])
+    parameter.grad = None
 
 
 @torch.no_grad()

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from culm.batch import Batch
-from culm.dtype import DTYPES
+from culm.dtype import activations_of
 from culm.model.backend import place
 from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextToken, NextTokenObjective
-from culm.plan.dry_run import ONES, flops_of, meta_batch
+from culm.plan.dry_run import ONES, meta_batch, training_flops
 
 TOKENS = 1024  # of the trial; fewer do not fill the device
 VOCABULARY = 4096  # of the trial; the head of a large model would take longer than its layer
@@ -56,10 +56,10 @@ def training_rate(
     config = config.model_copy(update=smaller)
     context = min(context, TOKENS)
     rows = max(1, TOKENS // context)
-    flops = flops_of(
+    flops = training_flops(
         NextTokenObjective(NextToken(), config.build(device="meta")), meta_batch(rows, context)
     )
-    model = place(config.build(device=device), device, DTYPES[precision])
+    model = place(config.build(device=device), device, activations_of(precision))
     objective = NextTokenObjective(NextToken(), model)
     tokens = torch.zeros(rows, context, dtype=torch.int64, device=device)
     batch = Batch(tokens, tokens, torch.arange(context, device=device).expand_as(tokens))

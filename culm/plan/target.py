@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 from culm.config import SettingError, did_you_mean
 
@@ -20,7 +22,7 @@ class Target:
 
     def rate(self, precision: str) -> float:
         """FLOP/s to expect of a training."""
-        return UTILISATION * (self.bf16 if precision == "bf16" else self.fp32)
+        return UTILISATION * (self.fp32 if precision == "fp32" else self.bf16)
 
 
 # Of the makers' datasheets: NVIDIA A100 80GB SXM, H100 SXM, H200 SXM, L4 (bf16 242 with sparsity,
@@ -40,6 +42,21 @@ TARGETS = {
         Target("mi300x", 192e9, 1307e12, 163e12),
     )
 }
+
+
+# Of the same chip with another peak.
+VARIANTS = {"laptop", "pcie", "nvl", "mig", "max", "super", "ti", "d"}
+
+
+def target_called(device: str) -> Target | None:
+    """That of a device by the name that its driver gives, such as `NVIDIA H100 80GB HBM3`; None if
+    it is not in the table, or a variant with another peak.
+    """
+    words = re.split(r"[^a-z0-9]+", device.lower())
+    if VARIANTS & set(words):
+        return None
+    pairs = [first + second for first, second in pairwise(words)]
+    return next((TARGETS[word] for word in (*pairs, *words) if word in TARGETS), None)
 
 
 def target_of(name: str) -> Target:

@@ -179,6 +179,7 @@ def loader(
         config.data.packing,
         prepare_step,
         grading,
+        train.batch_ramp,
     )
 
 

@@ -26,9 +26,9 @@ from culm.run.start import model_id
 from culm.run.trained_on import trained_on
 from culm.run.verdict import verdict
 from culm.train.events import Listeners, Measured
+from culm.train.judge import TrainingError
 from culm.train.memory import peak_bytes
 from culm.train.trackers.tracker import numbers
-from culm.train.trainer import TrainingError
 
 
 def finish(

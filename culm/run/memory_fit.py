@@ -16,23 +16,14 @@ from culm.parallel.parallelize import parallelize
 from culm.plan.dry_run import as_on_gpu
 from culm.plan.layout import Layout
 from culm.plan.memory_fit import ROOM, Fit, advice, largest_fit
-from culm.plan.needs import Step, needs_of
+from culm.plan.needs import needs_of
 from culm.run.initial import context_of, model_from_start
 from culm.run.objective import ModelLoader, build_objective
 from culm.run.settings import RunConfig
+from culm.run.step import step_of
 
 META = torch.device("meta")
 LESS = 0.9  # of what did not fit, although a plan may have said so
-
-
-def step_of(config: RunConfig, context: int, layout: Layout, sequences: int = 1) -> Step:
-    """The shape of a step. context: tokens of a row. sequences: in a row, such as 2 of a pair."""
-    train = config.train
-    return Step(
-        context, train.batch_size, train.at_once, sequences=sequences,
-        packed=train.objective.reads == "documents", columns=train.objective.columns,
-        layout=layout,
-    )  # fmt: skip
 
 
 class Planned:

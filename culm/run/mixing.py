@@ -45,7 +45,7 @@ def mixture_of(
     weights = weights_of(data.mix, sizes, data.temperature)
     mixed = Mixture(
         corpora, weights, train.batch_size, train.at_once, config.seed, ranks.rank, ranks.count,
-        prepare_step,
+        prepare_step, train.batch_ramp,
     )  # fmt: skip
     _check_epochs(config, mixed, sizes)
     return mixed

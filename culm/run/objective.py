@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from culm import log
+from culm.adapt.float8 import check_float8, use_float8
 from culm.adapt.heads import with_scalar_head
 from culm.adapt.lora import adapters_of
 from culm.adapt.quantize.linear import is_quantized
@@ -12,7 +13,7 @@ from culm.adapt.quantize.qat import fake_quantize
 from culm.config import SettingError
 from culm.convert.load import load_model
 from culm.device import choose_precision
-from culm.dtype import DTYPES
+from culm.dtype import activations_of
 from culm.model.backend import place
 from culm.model.transformer import Transformer
 from culm.objective.objective import Load, Objective
@@ -30,7 +31,7 @@ class ModelLoader:
     def __init__(
         self, config: RunConfig, device: torch.device, tokenizer: Tokenizer | None = None
     ) -> None:
-        self._dtype = DTYPES[precision_of(config, device)]
+        self._dtype = activations_of(precision_of(config, device))
         self._backend, self._device = config.train.attention_backend, device
         self._tokenizer = tokenizer
         self.loaded: list[Transformer] = []
@@ -76,10 +77,14 @@ def build_objective(
         )
     for change in change_model(config, model):
         log.say(change)
-    dtype = DTYPES[precision_of(config, device)]
+    dtype = activations_of(precision_of(config, device))
     place(model, device, dtype, train.attention_backend, training=True)
     # What it owns besides models, such as a head, is made on the CPU.
     objective = train.objective.build(model, load, config.seed).to(device)
+    if train.precision == "fp8" and device.type != "meta":
+        check_float8(device)
+        count = sum(map(use_float8, objective.trained().values()))
+        log.say(f"Training {count} linear layers with matmuls in fp8.")
     if train.weights == "bf16":
         for owned in objective.models().values():
             for parameter in owned.parameters():

@@ -83,7 +83,8 @@ def _accept(run: Assembly, then: Progress, now: Progress) -> None:
         raise SettingError(
             f"{run.folder}: its checkpoint was trained on other data, or in another order "
             f"(fingerprint {then.data[:SHOWN]} then, {now.data[:SHOWN]} now: data.*, seed, "
-            "train.batch_size or train.context changed); give a new run another folder=..."
+            "train.batch_size, train.batch_ramp or train.context changed); give a new run another "
+            "folder=..."
         )
 
 
@@ -114,4 +115,4 @@ def _rate(config: RunConfig, step: int) -> float:
     """Of step `step` (from 0), or of the last one."""
     train = config.train
     at = min(step, train.steps - 1)
-    return train.optimizer.rate * train.schedule.factor(at, train.steps)
+    return train.optimizer.rate * train.rates.factor(at, train.steps)

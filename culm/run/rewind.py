@@ -9,8 +9,9 @@ from culm.train.checkpoint.folder import Progress
 from culm.train.checkpoint.store import Store
 from culm.train.checkpoint.tensors import NotWritten
 from culm.train.events import Listeners, Rewound
+from culm.train.judge import TrainingError
 from culm.train.spikes import TooManySpikes, WithoutSpikes
-from culm.train.trainer import Batches, Trainer, TrainingError
+from culm.train.trainer import Batches, Trainer
 
 
 def fit(

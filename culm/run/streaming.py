@@ -23,10 +23,12 @@ def stream_batches(
     """
     data, train = config.data, config.train
     assert data.stream is not None
-    if train.batch_size % ranks.count:
+    if train.batch_ramp is not None:
         raise SettingError(
-            f"train.batch_size: {train.batch_size} does not divide over {ranks.count} ranks"
+            "train.batch_ramp: the steps of a stream have as many rows as it has lanes; leave out "
+            "data.stream, so that the text is prepared, or the ramp"
         )
+    train.batch_sizes.check(ranks.count)
     data.format.check(tokenizer)
     source, share = data.open(config.seed), train.batch_size // ranks.count
     lanes = range(ranks.rank * share, (ranks.rank + 1) * share)

@@ -38,6 +38,7 @@ from culm.parallel.check import check_micro_batches
 from culm.parallel.launch import process_group, take_gpu
 from culm.parallel.parallelize import Parallel, parallelize
 from culm.parallel.ranks import Ranks
+from culm.plan.utilisation import on_meta
 from culm.rollout.buffer import Rollouts
 from culm.run.assemble import (
     Assembly,
@@ -54,11 +55,16 @@ from culm.run.precomputed import add_precomputed
 from culm.run.resume import resume
 from culm.run.rewind import fit
 from culm.run.settings import RunConfig
+from culm.run.speed import speed_of
+from culm.run.step import sequences_of
+from culm.run.update import update_of
 from culm.run.verdict import any_changed, sums_of
 from culm.train.checkpoint.store import CheckpointStore
 from culm.train.events import Ended, Event, Listeners, Measured, Stepped
 from culm.train.guard import Interruption, locked
+from culm.train.judge import Finite
 from culm.train.listeners import ProgressBar
+from culm.train.loss_scale import LossScale
 from culm.train.memory import reset_peak
 from culm.train.replicas import ReplicaCheck
 from culm.train.run_folder import discard_settings, read_settings, write_settings
@@ -66,7 +72,9 @@ from culm.train.spikes import SpikeConfig, Spikes, WithoutSpikes
 from culm.train.status import Status
 from culm.train.straggler import Stragglers
 from culm.train.trackers.tracker import TrackerConfig
-from culm.train.trainer import Finite, Trainer
+from culm.train.trainer import Trainer
+from culm.train.update import Update
+from culm.train.with_state import WithState
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,7 @@ def seconds_per_step(config: RunConfig) -> float:
                 times.append(event.seconds)
 
         optimizer = config.train.optimizer.build(run.objective)
-        trainer = Trainer(wrap(run), optimizer, config.train.schedule, listener=listen)
+        trainer = Trainer(Update(wrap(run), optimizer), config.train.rates, listener=listen)
         batches = training_batches(run)
         if isinstance(batches, Loader):
             add_precomputed(run, batches)
@@ -169,7 +177,7 @@ def wrap(run: Assembly) -> Parallel:
     """The objective of a run on its ranks."""
     train = run.config.train
     if run.ranks.mesh is not None:
-        rows = train.batch_size // run.ranks.count
+        rows = train.batch_sizes.least // run.ranks.count
         check_micro_batches(run.config.parallel, -(-rows // train.at_once))
     return parallelize(
         run.objective, run.ranks, run.config.parallel, compile=train.compile,
@@ -180,14 +188,15 @@ def wrap(run: Assembly) -> Parallel:
 def _train(run: Assembly, status: Status) -> Result:
     """Resume, listen, fit, finish."""
     train, folder = run.config.train, run.folder
-    parallel = wrap(run)
+    hollow, parallel = on_meta(run.objective), wrap(run)
     optimizer = train.optimizer.build(run.objective)
     rows = training_batches(run)
     if isinstance(rows, Loader):
         add_precomputed(run, rows)
     # Without spikes too: what an earlier start of this run left out stays so.
     spikes = Spikes(train.spike or SpikeConfig())
-    batches = WithoutSpikes(rows, spikes)
+    scale = LossScale() if train.precision == "fp16" else None
+    batches = WithoutSpikes(WithState(rows, "loss_scale", scale), spikes)
     store = CheckpointStore(folder, run.objective, optimizer, train.checkpoint, run.ranks)
     start = resume(run, store, batches)
     status.step = start.step
@@ -205,16 +214,17 @@ def _train(run: Assembly, status: Status) -> Result:
     log.say(f"Attention backend: {' and '.join(run.model.backends)}.")
     with closing(Listeners()) as listeners, listeners.failure():
         interruption = Interruption(status.leave)
+        update = update_of(run, parallel, optimizer, scale)
         stragglers = Stragglers(train.straggler, run.objective, run.ranks)
         trainer = Trainer(
-            parallel, optimizer, train.schedule, clip=train.clip, clip_by=train.clip_by,
-            seed=run.config.seed, judge=Finite() if train.spike is None else spikes,
-            observe=stragglers, listener=listeners, stop=interruption,
+            update, train.rates, judge=Finite() if train.spike is None else spikes,
+            observers=(stragglers, speed_of(run, hollow, rows)), listener=listeners,
+            stop=interruption,
         )  # fmt: skip
         if start.step < train.steps and not isinstance(rows, Rollouts):
-            sequences = rows.group if isinstance(rows, Loader) else 1
-            with advised(run.config, run.ranks.processes, run.device, sequences):
-                trainer.dry_run(batches, start.step)
+            ramped = train.batch_ramp is not None  # the last step is as large as any
+            with advised(run.config, run.ranks.processes, run.device, sequences_of(rows)):
+                trainer.dry_run(batches, train.steps - 1 if ramped else start.step)
         listeners.add(status)
         if (every := train.check_replicas_every) is not None:  # none that differs is saved
             listeners.add(ReplicaCheck(run.objective, optimizer, run.ranks, every))

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from culm.adapt.lora import LoRA
 from culm.adapt.quantize.qat import QAT
 from culm.config import MAY_CHANGE, Config, MayChange, one_of
+from culm.data.batch_ramp import BatchRamp, BatchSizes
 from culm.model.score_rule import Backend
 from culm.objective import Objective
 from culm.objective.next_token import NextToken
@@ -23,6 +24,7 @@ from culm.rollout.settings import RolloutConfig
 from culm.train.checkpoint.settings import CheckpointConfig
 from culm.train.profile import ProfileConfig
 from culm.train.push import PushConfig
+from culm.train.rates import ByRows, RateSchedule
 from culm.train.spikes import SpikeConfig
 from culm.train.straggler import StragglerConfig
 
@@ -36,15 +38,20 @@ class TrainConfig(Config):
     pair counts as one.
 
     micro_batch_size: sequences that are computed at once; fewer need less memory and give the same
-        result.
+        result. batch_ramp: smaller batches in the first steps; the schedule then goes by the rows
+        that were read.
     objective: what is learned, and so the loss. optimizer: the rule that updates the weights.
+    optimizer_in_backward: update each parameter as soon as its gradient is complete, and drop the
+        gradient, which saves the memory of all but one (arXiv 2306.09782).
     schedule: how the learning rate moves over the steps. checkpoint: how often the state is saved.
-    context: tokens of a sequence; the model's, unless given. clip: maximum gradient norm. clip_by:
-        whether that is the norm of the whole model, or of each group of the optimizer.
+    context: tokens of a sequence; the model's, unless given. clip: maximum gradient norm; null: no
+        limit. clip_by: whether that is the norm of the whole model, or of each group of the
+        optimizer.
     precision: of activations. auto takes bf16 where it is the faster matmul precision of this
-        machine. weights: precision of the weights and their gradients; bf16 halves their memory,
-        updates are rounded stochastically (arXiv 2010.06192), and gradients of micro-batches add
-        up in bf16. Optimizer states stay in fp32.
+        machine. fp16, for GPUs without bf16, scales the loss (arXiv 1710.03740). fp8 has the
+        matmuls of blocks in fp8 and the rest in bf16 (torchao). weights: precision of the weights
+        and their gradients; bf16 halves their memory, updates are rounded stochastically (arXiv
+        2010.06192), and gradients of micro-batches add up in bf16. Optimizer states stay in fp32.
     attention_backend: how attention is computed (`culm.model.attend`); auto takes one that passes a
         trial on this machine.
     compile: torch.compile each block. activation_checkpointing: what a block keeps for its
@@ -60,11 +67,14 @@ class TrainConfig(Config):
         is named. check_replicas_every: steps after which ranks compare their copies of weights and
         optimizer states bit for bit; the run ends if one differs. push: weights go to the Hugging
         Face hub while the run trains. profile: traces of some steps, in the folder of the run.
+        update_ratio_every: steps after which `update_ratio` is measured, the norm of the update
+        over that of the weights.
     """
 
     steps: Annotated[PositiveInt, MAY_CHANGE]
     batch_size: PositiveInt = 32
     micro_batch_size: Annotated[PositiveInt | None, MAY_CHANGE] = None
+    batch_ramp: BatchRamp | None = None
     context: PositiveInt | None = None
     objective: Objective = NextToken()
     rollout: Annotated[RolloutConfig | None, SAMPLER_MAY_CHANGE] = None
@@ -73,9 +83,10 @@ class TrainConfig(Config):
     schedule: Annotated[Schedule, MAY_CHANGE] = Cosine()
     adapter: one_of(LoRA) | None = None  # type: ignore[valid-type]
     qat: QAT | None = None
-    clip: Annotated[PositiveFloat, MAY_CHANGE] = 1.0
+    optimizer_in_backward: Annotated[bool, MAY_CHANGE] = False
+    clip: Annotated[PositiveFloat | None, MAY_CHANGE] = 1.0
     clip_by: Annotated[Literal["model", "group"], MAY_CHANGE] = "model"
-    precision: Annotated[Literal["auto", "fp32", "bf16"], MAY_CHANGE] = "auto"
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16", "fp8"], MAY_CHANGE] = "auto"
     weights: Literal["fp32", "bf16"] = "fp32"
     attention_backend: Annotated[Backend | Literal["auto"], MAY_CHANGE] = "auto"
     compile: Annotated[bool, MAY_CHANGE] = False
@@ -88,6 +99,41 @@ class TrainConfig(Config):
     check_replicas_every: Annotated[PositiveInt | None, MAY_CHANGE] = None
     push: Annotated[PushConfig | None, MAY_CHANGE] = None
     profile: Annotated[ProfileConfig | None, MAY_CHANGE] = None
+    update_ratio_every: Annotated[PositiveInt | None, MAY_CHANGE] = 10
+
+    @model_validator(mode="after")
+    def _ramps(self) -> TrainConfig:
+        ramp, full = self.batch_ramp, self.batch_size
+        if ramp is None:
+            return self
+        if self.objective.reads == "rollouts":
+            raise ValueError(
+                f"batch_ramp: {self.objective.kind} learns from rollouts, all of batch_size; leave "
+                "it out"
+            )
+        if ramp.start >= full or (full - ramp.start) % ramp.increment:
+            raise ValueError(
+                f"batch_ramp: increments of {ramp.increment} do not lead from start={ramp.start} "
+                f"to batch_size={full}; use a divisor of {max(full - ramp.start, 0)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _updated_early(self) -> TrainConfig:
+        if not self.optimizer_in_backward:
+            return self
+        for name, excluded, remedy in (
+            ("clip", self.clip is not None, "clip=null"),
+            ("spike", self.spike is not None, "spike=null"),
+            ("precision", self.precision == "fp16", "precision=bf16 or fp32"),
+            ("micro_batch_size", self.at_once < self.batch_size, "micro_batch_size=null"),
+        ):
+            if excluded:
+                raise ValueError(
+                    f"optimizer_in_backward: {name} needs all gradients of a step together, and "
+                    f"each is dropped when its parameter is updated; use {remedy}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _recomputed(self) -> TrainConfig:
@@ -100,6 +146,11 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _trained(self) -> TrainConfig:
+        for name, given in (("qat", self.qat), ("adapter", self.adapter)):
+            if self.precision == "fp8" and given is not None:
+                raise ValueError(
+                    f"precision: fp8 trains plain layers, not those of {name}; use bf16"
+                )
         if self.qat is not None and self.adapter is not None:
             raise ValueError(
                 "qat: the weights under an adapter are not trained; use one of the two"
@@ -151,6 +202,22 @@ class TrainConfig(Config):
                 f"of {', '.join(names)}"
             )
         return self
+
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        """Sequences of each step."""
+        return BatchSizes(self.batch_size, self.batch_ramp)
+
+    @property
+    def full_steps(self) -> float:
+        """Steps of the full batch size that read as much as all steps of the run."""
+        return self.batch_sizes.before(self.steps) / self.batch_size
+
+    @property
+    def rates(self) -> RateSchedule:
+        """How the learning rate moves over the steps."""
+        schedule: RateSchedule = self.schedule
+        return schedule if self.batch_ramp is None else ByRows(schedule, self.batch_sizes)
 
     @property
     def rollouts(self) -> RolloutConfig:

@@ -1,6 +1,7 @@
 """Traces of chosen steps by torch.profiler: where their time and memory go.
 
-profile/rank-0.json.gz      a trace, for https://ui.perfetto.dev or chrome://tracing
+profile/rank-0.json.gz      a trace, for https://ui.perfetto.dev or chrome://tracing, in which the
+                            phases of a step have their names (`culm.parallel.phases`)
 profile/rank-0.txt          operators by their own time
 profile/rank-0.pickle       memory over time on a GPU, for https://pytorch.org/memory_viz
 """

@@ -17,8 +17,8 @@ from culm.optim.rule import RuleOptimizer
 from culm.parallel.ranks import Ranks
 from culm.train.checkpoint.tensors import places, states
 from culm.train.events import Event, Stepped
+from culm.train.judge import TrainingError
 from culm.train.listeners import Silent, is_due
-from culm.train.trainer import TrainingError
 
 # The name of a tensor, the axes along which it is divided, and where the part of a rank begins.
 Place = tuple[str, tuple[str, ...], tuple[int, ...]]

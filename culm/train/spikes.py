@@ -21,7 +21,8 @@ from torch import Tensor
 
 from culm.batch import Batch
 from culm.config import Config
-from culm.train.trainer import Batches, TrainingError
+from culm.train.judge import TrainingError
+from culm.train.trainer import Batches
 
 NORMAL = 1.4826  # MAD of a normal distribution, as a part of its standard deviation
 LEAST = 1e-3  # of the median: numbers that hardly move are not judged by their noise

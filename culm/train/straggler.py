@@ -14,6 +14,7 @@ from culm.config import Config
 from culm.log import say
 from culm.parallel.ranks import Ranks
 from culm.parallel.sharded import is_sharded
+from culm.train.trainer import Timing
 
 LEAST = 0.005  # seconds a step that a rank must lose the others
 
@@ -48,11 +49,11 @@ class Stragglers:
     def _end(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self._forward += time.perf_counter() - self._began
 
-    def __call__(self, step: int, fetched: float) -> Mapping[str, float]:
+    def __call__(self, timing: Timing) -> Mapping[str, float]:
         """Metrics of the slowest rank, every so many steps; every rank calls it."""
         if self.ranks.processes == 1:
             return {}
-        self._seconds.append(fetched + self._forward)
+        self._seconds.append(timing.fetched + self._forward)
         self._forward = 0.0
         if len(self._seconds) < self.settings.every_steps:
             return {}
@@ -63,7 +64,7 @@ class Stragglers:
         factor = means[slowest] / max(usual, 1e-9)
         if factor > self.settings.factor and means[slowest] - usual > LEAST:
             say(
-                f"Step {step}: rank {slowest} is slow: {means[slowest]:.3f} s a step on its own, "
-                f"the others {usual:.3f} s; all ranks wait for it."
+                f"Step {timing.step}: rank {slowest} is slow: {means[slowest]:.3f} s a step on its "
+                f"own, the others {usual:.3f} s; all ranks wait for it."
             )
         return {"slowest_rank": float(slowest), "slowest_rank_factor": factor}

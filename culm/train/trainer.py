@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol, cast
+from dataclasses import dataclass
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from culm.batch import Batch, Sums, divisor
-from culm.exits import DIVERGED, RESUMES, OutOfMemory, RunError, is_out_of_memory
-from culm.parallel.parallelize import Parallel
-from culm.parallel.sharded import is_sharded
+from culm.exits import RESUMES, OutOfMemory, is_out_of_memory
+from culm.parallel.phases import phase
 from culm.seed import keyed_integer
 from culm.train.events import Event, Stepped
-
-
-class TrainingError(RunError):
-    """Training cannot continue; the message says at which step, why, and what to try."""
-
-    exit_code = DIVERGED
-
+from culm.train.judge import Finite, Judge, TrainingError
+from culm.train.rates import RateSchedule
+from culm.train.update import Update
 
 SMALLER = (
     "use a smaller train.micro_batch_size, train.activation_checkpointing=full, an adapter, or a "
@@ -62,82 +57,56 @@ class Learner(Protocol):
         ...
 
 
-class RateSchedule(Protocol):
-    def factor(self, step: int, steps: int) -> float: ...
+@dataclass(frozen=True)
+class Timing:
+    """How long a step took. step: its number (from 1). tokens: that it read, padding excluded.
+    fetched: seconds until its data were there. seconds: of all of it.
+    """
+
+    step: int
+    tokens: int
+    fetched: float
+    seconds: float
 
 
-class Judge(Protocol):
-    def judge(self, step: int, loss: float, norm: float) -> str | None:
-        """Why the update of a step is left out; None if it is not. The same on all ranks."""
-        ...
-
-
-class Finite:
-    """Every step is to be finite."""
-
-    def judge(self, step: int, loss: float, norm: float) -> None:
-        """Nothing is left out.
-
-        Raises:
-            TrainingError: the loss or the gradient norm is not finite.
-        """
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise TrainingError(
-                f"step {step}: the loss is {loss}, the gradient norm {norm}; lower "
-                "train.optimizer.rate or check the data of this step (checkpoints are unchanged)"
-            )
+Observer = Callable[[Timing], Mapping[str, float]]
 
 
 class Trainer:
     """Turns batches into steps.
 
     Per step: forward and backward of every micro-batch, in which each sum is divided once by its
-    count of the whole step (over micro-batches and ranks), clipping, one optimizer step. Random
-    numbers of a forward (dropout) are keyed by seed, step and rank, those of an update (rounding)
-    by seed and step, so a resumed run gets the same ones.
+    count of the whole step (over micro-batches and ranks), and one update. Random numbers of a
+    forward (dropout) are keyed by seed, step and rank, so a resumed run gets the same ones.
 
-    parallel: an objective on its ranks. judge: of the loss and gradient norm of each step, before
-    its update. observe(step, seconds): further metrics of a step, whose data took so long to come;
-    every rank calls it. listener: gets the facts of each step. stop: whether the run was asked to
-    stop.
+    update: of an objective on its ranks. judge: of the loss and gradient norm of each step, before
+    its update. observers: further metrics of each step; every rank calls them. listener: gets the
+    facts of each step. stop: whether the run was asked to stop.
     """
 
     def __init__(
         self,
-        parallel: Parallel,
-        optimizer: torch.optim.Optimizer,
+        update: Update,
         schedule: RateSchedule,
         *,
-        clip: float = 1.0,
-        clip_by: Literal["model", "group"] = "model",
-        seed: int = 0,
         judge: Judge = Finite(),
-        observe: Callable[[int, float], Mapping[str, float]] = lambda step, seconds: {},
+        observers: Sequence[Observer] = (),
         listener: Callable[[Event], None] = lambda event: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.parallel, self.optimizer, self.schedule = parallel, optimizer, schedule
-        self.objective, self.ranks = cast(Learner, parallel.objective), parallel.ranks
-        self.clip, self.seed, self.judge, self.observe = clip, seed, judge, observe
+        self.update, self.parallel, self.schedule = update, update.parallel, schedule
+        self.objective = cast(Learner, self.parallel.objective)
+        self.ranks, self.judge, self.observers = self.parallel.ranks, judge, observers
         self.listener, self.stop = listener, stop
-        parameters = [p for p in parallel.objective.parameters() if p.requires_grad]
-        groups = [group["params"] for group in optimizer.param_groups]
-        self.clipped = [parameters] if clip_by == "model" else groups
-        self.peak_rates = [group["lr"] for group in optimizer.param_groups]
-        self.peaks: dict[
-            str, float
-        ] = {}  # of all ranks, since those of a pipeline have other names
-        names = [group.get("name", "all") for group in optimizer.param_groups]
-        for found in self.ranks.everyone(list(zip(names, self.peak_rates, strict=True))):
-            for name, peak in found:
-                self.peaks.setdefault(name, peak)
 
     def fit(self, batches: Batches, steps: int, start: int = 0, tokens: int = 0) -> int:
         """Steps start .. steps - 1; gives how many are finished. tokens: read before `start`."""
-        self.optimizer.zero_grad(set_to_none=True)  # of a step that was given up
+        self.update.clear()  # of a step that was given up
         for number in range(start, steps):
             began = time.perf_counter()
-            event = self._step(batches.step(number), number, steps, tokens, began)
+            with phase("data"):
+                given = batches.step(number)
+            event = self._step(given, number, steps, tokens, began)
             tokens = event.tokens
             self.listener(event)
             if event.stopped:
@@ -151,30 +120,33 @@ class Trainer:
         counts = self._counts(batches)
         if not counts["targets"]:
             raise TrainingError(f"step {finished}: nothing in its batch is learned")
-        rates = self._set_rates(number, steps)
-        torch.manual_seed(keyed_integer(self.seed, "forward", number, self.ranks.rank))
-        sums = self._gradients(batches, counts, finished)
-        norm = math.hypot(*(self.parallel.clip(part, self.clip) for part in self.clipped))
-        loss, norm, metrics = self._reduce(sums, norm, batches, counts)
+        rates = self.update.set_rates(self.schedule.factor(number, steps))
+        self._seed(number)
+        with self.update.during_backward(number):
+            sums = self._gradients(batches, counts, finished)
+        loss, norm, metrics = self._reduce(sums, self.update.norm(), batches, counts)
         stopped = self.ranks.any(self.stop(), self.parallel.device)
-        metrics |= self.observe(finished, fetched)
-        skipped = self.judge.judge(finished, loss, norm)
+        skipped = self.update.overflow(finished, norm) or self.judge.judge(finished, loss, norm)
+        metrics |= self.update.facts
         if skipped is None:
             metrics |= self.objective.before_update(self._total(sums.statistics))
-            # Copies of a weight must be rounded alike on all ranks, shards each in its own way.
-            shard = self.ranks.shard if is_sharded(self.parallel.objective) else 0
-            torch.manual_seed(keyed_integer(self.seed, "update", number, shard))
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            metrics |= self.update.apply(number)
+        self.update.clear()
+        read, seconds = int(counts["tokens"]), time.perf_counter() - began
+        for observe in self.observers:
+            metrics |= observe(Timing(finished, read, fetched, seconds))
         return Stepped(
-            finished, steps, loss, norm, rates, tokens + int(counts["tokens"]),
-            time.perf_counter() - began, metrics, last=finished == steps, stopped=stopped,
-            skipped=skipped,
+            finished, steps, loss, norm, rates, tokens + read, seconds, metrics,
+            last=finished == steps, stopped=stopped, skipped=skipped,
         )  # fmt: skip
+
+    def _seed(self, number: int) -> None:
+        """Of random numbers in the forwards of a step."""
+        torch.manual_seed(keyed_integer(self.update.seed, "forward", number, self.ranks.rank))
 
     def _gradients(self, batches: list[Batch], counts: Mapping[str, float], step: int) -> Sums:
         try:
-            return self.parallel.gradients(batches, counts)
+            return self.parallel.gradients(batches, counts, self.update.scale)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -193,22 +165,15 @@ class Trainer:
         first = batches.step(number)
         if self.parallel.pipeline is None:  # which cannot do with one
             first = first[:1]
-        torch.manual_seed(keyed_integer(self.seed, "forward", number, self.ranks.rank))
+        self._seed(number)
         self._gradients(first, dict.fromkeys(first[0].counts, 1.0), number + 1)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.update.clear()
 
     def _counts(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Of the whole step, over micro-batches and ranks."""
         names = list(batches[0].counts)
         own = [sum(batch.counts[name] for batch in batches) for name in names]
         return dict(zip(names, self.ranks.sum(own, self.parallel.device), strict=True))
-
-    def _set_rates(self, number: int, steps: int) -> dict[str, float]:
-        """The learning rate of each group of parameters in this step, by name."""
-        factor = self.schedule.factor(number, steps)
-        for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
-            group["lr"] = peak * factor
-        return {name: peak * factor for name, peak in self.peaks.items()}
 
     def _reduce(
         self, sums: Sums, norm: float, batches: Sequence[Batch], counts: Mapping[str, float]

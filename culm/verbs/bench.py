@@ -35,6 +35,7 @@ from culm.parallel.parallelize import parallelize
 from culm.plan.timing import decoding_trial, seconds_of
 from culm.train.memory import peak_bytes, reset_peak
 from culm.train.trainer import Trainer
+from culm.train.update import Update
 
 PROMPT, NEW = 128, 128  # tokens of a decoding trial
 ROUNDS = 3
@@ -98,7 +99,8 @@ def trainer_of(size: Size, device: torch.device, compiled: bool = True) -> Calla
     model = place(size.model.build(device=device), device, DTYPES[choose_precision(device)])
     objective = NextTokenObjective(NextToken(), model.train())
     optimizer = AdamW().build(objective)
-    trainer = Trainer(parallelize(objective, compile=compiled), optimizer, Constant())
+    parallel = parallelize(objective, compile=compiled)
+    trainer = Trainer(Update(parallel, optimizer), Constant())
     batches = SameBatch(tokens_of(size))
 
     def step() -> None:

@@ -15,8 +15,9 @@ from typing import TypeVar
 import torch
 from rich.console import Console
 
+from culm.adapt.float8 import check_float8
 from culm.device import memory_bytes
-from culm.dtype import DTYPES
+from culm.dtype import activations_of
 from culm.model.backend import choose_backend
 from culm.model.transformer import Transformer
 from culm.parallel.check import check_layout, check_micro_batches, check_pipeline
@@ -32,9 +33,9 @@ from culm.plan.speed import training_rate
 from culm.plan.target import UTILISATION, Target
 from culm.run.assemble import EVALUATED, Assembly, evaluation_of, training_batches
 from culm.run.finish import check_outputs
-from culm.run.memory_fit import step_of
 from culm.run.objective import ModelLoader, build_objective, precision_of
 from culm.run.settings import RunConfig
+from culm.run.step import step_of
 from culm.source.remote import Unreachable
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.verbs.format import count, duration, flops, size
@@ -106,7 +107,9 @@ def show_needs(
     train, load = config.train, ModelLoader(config, META, tokenizer)
     objective = found.attempt(lambda: build_objective(config, model, META, load))
     if target is None:
-        backend, dtype = train.attention_backend, DTYPES[train.precision]
+        if train.precision == "fp8":
+            found.attempt(lambda: check_float8(device))
+        backend, dtype = train.attention_backend, activations_of(train.precision)
         found.attempt(lambda: choose_backend(device, backend, dtype, training=True))
     if objective is None:
         return
@@ -126,7 +129,7 @@ def show_needs(
         found.attempt(
             partial(check_pipeline, objective, config.parallel, holders, config.train.compile)
         )
-        count = -(-train.batch_size // (layout.data * train.at_once))
+        count = -(-train.batch_sizes.least // (layout.data * train.at_once))
         found.attempt(partial(check_micro_batches, config.parallel, count))
     if target is not None or device.type == "cuda":
         as_on_gpu(objective)
@@ -201,7 +204,7 @@ def _sampling_flops(config: RunConfig, model: Transformer, context: int) -> floa
 
 def _time(config: RunConfig, flops_per_step: float, rate: float, target: Target | None) -> str:
     """rate: FLOP/s of all processes."""
-    seconds = flops_per_step * config.train.steps / rate
+    seconds = flops_per_step * config.train.full_steps / rate
     about = "at least" if config.train.objective.reads == "rollouts" else "about"
     source = f"{UTILISATION:.0%} of the peak in its datasheet" if target else "one layer here"
     return f"{about} {duration(seconds)}, at the {flops(rate)}/s of {source}"
@@ -220,15 +223,15 @@ def _needs(
     config: RunConfig, needs: Needs, taken: int, flops_per_step: float, step: Step, on: str
 ) -> list[tuple[str, ...]]:
     """taken: bytes of a process. on: the device and its precision."""
-    steps, memory, ranks = config.train.steps, needs.memory, step.layout.processes
-    tokens = step.batch_size * step.sequences * step.context
+    train, memory, ranks = config.train, needs.memory, step.layout.processes
+    tokens, steps = step.batch_size * step.sequences * step.context, train.full_steps
     each, rest = size(taken), taken - memory.total
     if not rest:
         each = f"{each}, plus Python and its libraries"
     used = f", {count(needs.parameters - needs.idle)} for each token" if needs.idle else ""
     return [
         ("parameters", f"{count(needs.parameters)}{used}, {count(needs.trained)} trained"),
-        ("tokens", f"{count(tokens)} a step, {count(tokens * steps)} in {steps:,} steps"),
+        ("tokens", f"{count(tokens)} a step, {count(tokens * steps)} in {train.steps:,} steps"),
         ("compute", f"{flops(flops_per_step)} a step, {flops(flops_per_step * steps)} in total"),
         ("memory", f"{each}, in each of {ranks} processes" if ranks > 1 else each),
         ("", f"weights {size(memory.weights)}, gradients {size(memory.gradients)}"),

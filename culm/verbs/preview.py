@@ -169,7 +169,7 @@ def _learned(
         ("learned tokens", f"{about}{count(rows.targets / share)}{around}")
     ]
     if not data.mix:  # whose table has the epochs of each corpus
-        epochs = config.train.steps * rows.rows_per_step * share / rows.rows
+        epochs = config.train.batch_sizes.before(config.train.steps) * share / rows.rows
         facts.append(("epochs", f"{about}{epochs:.2f}{around}"))
     return facts
 

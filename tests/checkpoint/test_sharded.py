@@ -197,7 +197,7 @@ torch.set_num_threads(1)
 RULES = {{
     "adamw": adamw.AdamW(rate=0.01), "muon": muon.Muon(rate=0.01),
     "adamw8bit": adamw8bit.AdamW8bit(rate=0.01), "adafactor": adafactor.Adafactor(rate=0.01),
-    "galore": galore.GaLore(rate=0.01),
+    "galore": galore.GaLore(rate=0.01, rank=4),
 }}
 
 def parts(rule, ranks):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from culm.config import SettingError, parse
 from culm.data.apportion import Apportionment
+from culm.data.batch_ramp import BatchSizes
 from culm.data.mix import MixedCorpus, Points, weights_of
 from culm.data.settings import DataConfig
 
@@ -26,7 +27,7 @@ def forks(corpora: int) -> int:
 @given(WEIGHTS, st.integers(1, 512), STEP)
 def test_counts_are_the_exact_shares_to_rounding(weights, rows, step) -> None:
     """Also a thousand million steps later, and every step gives each place to one corpus."""
-    apportionment = Apportionment(np.array([weights]), rows)
+    apportionment = Apportionment(np.array([weights]), BatchSizes(rows))
     before, after = apportionment.before(step), apportionment.before(step + 1)
     total = sum(map(Fraction, weights))
     for weight, count, then in zip(weights, before, after, strict=True):
@@ -49,7 +50,7 @@ CHANGES = st.lists(
 @given(CHANGES, st.integers(1, 64))
 def test_weights_may_change_at_every_step(table, rows) -> None:
     weights = np.array(table)
-    apportionment = Apportionment(weights, rows)
+    apportionment = Apportionment(weights, BatchSizes(rows))
     every = [apportionment.before(step) for step in range(len(table) + 30)]
     shares = weights / weights.sum(1, keepdims=True)
     exact = np.zeros(3)
@@ -67,7 +68,7 @@ def test_a_corpus_without_weight_has_no_row() -> None:
         MixedCorpus(corpus="a", weight=3),
         MixedCorpus(corpus="b", weight=Points(points={0: 0, 10: 1})),
     ]
-    apportionment = Apportionment(weights_of(mix, [1, 1], 1.0), 8)
+    apportionment = Apportionment(weights_of(mix, [1, 1], 1.0), BatchSizes(8))
     assert apportionment.before(10) == [80, 0]
     assert apportionment.before(20) == [140, 20]
 

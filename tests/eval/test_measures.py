@@ -211,6 +211,9 @@ def test_samples_wait_for_the_last_step() -> None:
     evaluation = Evaluation(settings(**EVERY), Subject(model(), TOKENIZER, Given))
     assert list(evaluation.run()) == ["loss", "bits_per_byte", "scores"]
     assert "samples" in evaluation.run(final=True)
+    during = {**EVERY, "samples": {**EVERY["samples"], "while_training": True}}
+    evaluation = Evaluation(settings(**during), Subject(model(), TOKENIZER, Given))
+    assert "samples" in evaluation.run()
 
 
 def test_a_name_of_its_own_is_put_in_front_of_the_results() -> None:

@@ -18,9 +18,9 @@ from culm.exits import OutOfMemory, RunError, exit_code
 from culm.files import read_json, read_lines
 from culm.train.checkpoint.folder import steps_in
 from culm.train.checkpoint.tensors import CheckpointError
+from culm.train.judge import TrainingError
 from culm.train.replicas import ReplicaError
 from culm.train.status import Status
-from culm.train.trainer import TrainingError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 

@@ -16,6 +16,7 @@ from culm.optim.adamw import AdamW
 from culm.parallel.ranks import Ranks
 from culm.train.replicas import ReplicaCheck, ReplicaError
 from culm.train.straggler import StragglerConfig, Stragglers
+from culm.train.trainer import Timing
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def straggle(monkeypatch: pytest.MonkeyPatch, *means: float) -> Callable[[int], 
     ranks = Recorded(count_of_all=len(means))
     monkeypatch.setattr(Recorded, "everyone", lambda self, value: list(means))
     watch = Stragglers(StragglerConfig(every_steps=3), build(NextToken(), tiny.model()), ranks)
-    return lambda step: watch(step, 0.1)
+    return lambda step: watch(Timing(step, 8, 0.1, 0.2))
 
 
 def test_a_slow_rank_is_named(
@@ -110,4 +111,4 @@ def test_a_little_slower_is_not_worth_a_word(
 
 def test_one_process_has_no_stragglers() -> None:
     watch = Stragglers(StragglerConfig(every_steps=1), build(NextToken(), tiny.model()), Ranks())
-    assert watch(1, 0.1) == {}
+    assert watch(Timing(1, 8, 0.1, 0.2)) == {}

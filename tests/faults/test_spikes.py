@@ -12,10 +12,11 @@ from stages import go, weights_in
 from culm.config import SettingError, parse
 from culm.data.loader import Loader
 from culm.files import read_lines
-from culm.optim.rule import RuleOptimizer
 from culm.run.settings import RunConfig
+from culm.train.judge import TrainingError
 from culm.train.spikes import SpikeConfig, Spikes, TooManySpikes
-from culm.train.trainer import Trainer, TrainingError
+from culm.train.trainer import Trainer
+from culm.train.update import Update
 
 SPIKE = {"window": 8, "warmup": 2, "deviations": 8.0, "skips": 1, "rewinds": 2}
 
@@ -120,13 +121,13 @@ def test_a_skipped_step_changes_nothing(
     settings = settings_of(stage, tmp_path / "run")  # trains what it starts from, once
     bad_data(4, loss=loss)
     updates: list[int] = []
-    update = RuleOptimizer.step
+    apply = Update.apply
 
-    def counted(self: RuleOptimizer, closure: None = None) -> None:
+    def counted(self: Update, number: int) -> dict[str, float]:
         updates.append(1)
-        update(self, closure)
+        return apply(self, number)
 
-    monkeypatch.setattr(RuleOptimizer, "step", counted)
+    monkeypatch.setattr(Update, "apply", counted)
     assert go(settings).finished
     assert len(updates) == 7
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")

@@ -33,7 +33,7 @@ def counted(self, batches, number, *rest):
     now[0] = number + 1
     return step(self, batches, number, *rest)
 
-def faulty(self, batches, counts):
+def faulty(self, batches, counts, *scale):
     here = now[0] == at and rank == "1"
     if fault in ("kill", "term") and here and attempt == "0":
         os.kill(os.getpid(), signal.SIGKILL if fault == "kill" else signal.SIGTERM)

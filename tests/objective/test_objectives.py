@@ -18,7 +18,7 @@ from culm.objective.next_token import NextToken
 from culm.objective.policy import inference_context
 from culm.objective.preference import FORMS, Preference
 from culm.train.events import Stepped
-from culm.train.trainer import TrainingError
+from culm.train.judge import TrainingError
 
 
 def paired(batch: Batch) -> Batch:

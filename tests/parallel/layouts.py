@@ -29,6 +29,7 @@ from culm.parallel.sharded import unsharded
 from culm.plan.layout import Layout
 from culm.plan.needs import Step, needs_of
 from culm.train.trainer import Trainer
+from culm.train.update import Update
 
 ROWS, LENGTH, STEPS = 8, 22, 20
 ATTENTION = {"kind": "gqa", "heads": 4, "kv_heads": 2}
@@ -96,7 +97,7 @@ def train(name, ranks, settings, layers, checkpointing="none"):
     parallel = parallelize(objective, ranks, settings, activation_checkpointing=checkpointing)
     optimizer = AdamW(rate=3e-3).build(objective)
     events = []
-    trainer = Trainer(parallel, optimizer, Constant(), clip=0.5, listener=events.append)
+    trainer = Trainer(Update(parallel, optimizer, clip=0.5), Constant(), listener=events.append)
     count = max(2, settings.pipeline)
     trainer.fit(Given(list(micro_batches(batch(ranks.rank, ranks.count), count))), STEPS)
     with unsharded(model), torch.no_grad():
@@ -158,7 +159,8 @@ def measure(name, layout):
     settings = ParallelConfig(**layout)
     ranks = launch.joined("cpu", settings)
     objective = NextToken().build(built(name), None, 0)
-    trainer = Trainer(parallelize(objective, ranks, settings), AdamW().build(objective), Constant())
+    parallel = parallelize(objective, ranks, settings)
+    trainer = Trainer(Update(parallel, AdamW().build(objective)), Constant())
     given = Given(list(micro_batches(batch(ranks.rank, ranks.count))))
     trainer.fit(given, 1)  # FSDP2 sets itself up
     with Traffic() as traffic:

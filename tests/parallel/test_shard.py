@@ -28,6 +28,7 @@ from culm.parallel.parallelize import ParallelConfig, parallelize
 from culm.parallel.ranks import Ranks
 from culm.dtensor import full_tensor
 from culm.train.trainer import Trainer
+from culm.train.update import Update
 from learning import Given
 from tiny import model
 
@@ -76,7 +77,8 @@ def train(ranks, replicas):
     optimizer = AdamW(rate=0.01).build(objective)
     given = batch(ranks.rank, ranks.count)
     losses = []
-    trainer = Trainer(parallel, optimizer, Constant(), listener=lambda e: losses.append(e.loss))
+    update = Update(parallel, optimizer)
+    trainer = Trainer(update, Constant(), listener=lambda e: losses.append(e.loss))
     trainer.fit(Given([given]), 4)
     rest = [p for name, p in objective.named_parameters() if not name.startswith("outside")]
     head = full_tensor(objective.outside.weight.detach())

@@ -9,6 +9,7 @@ import pytest
 import torch
 from learning import build
 from rolling import model, on_two_ranks, rollouts
+from stages import untimed
 
 from culm.compose import read_yaml
 from culm.config import SettingError, parse
@@ -160,7 +161,7 @@ def test_a_run_resumes_exactly(stage: Stage, tmp_path: Path, epochs: int, capsys
         settings["train"]["rollout"] |= {"curriculum": {"low": 0.1, "high": 0.9}, "epochs": epochs}
         train(parse(RunConfig, {**settings, "folder": str(tmp_path / folder)}))
         read = read_lines(tmp_path / folder / "metrics.jsonl")
-        return [{name: line[name] for name in line if name != "seconds"} for line in read]
+        return [untimed(line) for line in read]
 
     whole = run("one", 7)
     config = parse(RunConfig, read_yaml(tmp_path / "one" / "run.yaml"))

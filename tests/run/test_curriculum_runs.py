@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stages import weights_in
+from stages import untimed, weights_in
 
 from culm.config import SettingError, parse
 from culm.convert.load import load_model
@@ -45,8 +45,7 @@ def by_loss(stage: Stage) -> dict:
 
 
 def facts(folder: Path) -> list[dict]:
-    lines = read_lines(folder / "metrics.jsonl")
-    return [{name: line[name] for name in line if name != "seconds"} for line in lines]
+    return [untimed(line) for line in read_lines(folder / "metrics.jsonl")]
 
 
 def plan(config: RunConfig, capsys) -> str:

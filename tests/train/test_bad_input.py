@@ -30,7 +30,7 @@ from culm.tokenizer.bytes import Bytes
 from culm.train.checkpoint.folder import steps_in
 from culm.train.checkpoint.tensors import CheckpointError
 from culm.train.guard import locked
-from culm.train.trainer import TrainingError
+from culm.train.judge import TrainingError
 
 
 def test_a_checkpoint_of_another_shape(stage: Callable[..., dict], tmp_path: Path) -> None:

@@ -18,14 +18,14 @@ from culm.eval.perplexity import predict
 from culm.files import read_lines
 from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
-from culm.optim.rule import RuleOptimizer
 from culm.run.verdict import verdict
 from culm.train.checkpoint.folder import Progress, steps_in
 from culm.train.checkpoint.store import CheckpointStore
 from culm.train.checkpoint.tensors import CheckpointError
 from culm.train.guard import first_unusable
 from culm.train.idle import idle_reason
-from culm.train.trainer import TrainingError
+from culm.train.judge import TrainingError
+from culm.train.update import Update
 
 
 def said(capsys: pytest.CaptureFixture) -> str:
@@ -53,17 +53,18 @@ def test_the_only_checkpoint_is_not_replaced_by_nan(
     keep = {"every_steps": 1, "keep": 1}
     go(settings, steps=1, checkpoint=keep)
     before = bytes_in(tmp_path / "run" / "checkpoints"), bytes_in(tmp_path / "run" / "model")
-    step = RuleOptimizer.step
+    apply = Update.apply
 
     @torch.no_grad()
-    def ruin(self: RuleOptimizer, closure: None = None) -> None:
-        step(self, closure)
-        parameter = self.param_groups[0]["params"][0]
-        target = parameter if where == "weight" else self.state[parameter]["exp_avg"]
+    def ruin(self: Update, number: int) -> dict[str, float]:
+        found, optimizer = apply(self, number), self.optimizer
+        parameter = optimizer.param_groups[0]["params"][0]
+        target = parameter if where == "weight" else optimizer.state[parameter]["exp_avg"]
         target.view(-1)[-1] = float("nan")
+        return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(RuleOptimizer, "step", ruin)
+        patch.setattr(Update, "apply", ruin)
         with pytest.raises(CheckpointError, match=r"step 2: .* is not finite"):
             go(settings, steps=3, checkpoint=keep)
     assert before == (

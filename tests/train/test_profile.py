@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from culm.run.train import train
 from culm.train.profile import Profile, ProfileConfig
 
 
-def updates(folder: Path) -> int:
-    """Steps of the optimizer in the trace of rank 0."""
+def phases(folder: Path) -> Counter[str]:
+    """How often each phase of a step is in the trace of rank 0."""
     content = gzip.decompress((folder / "profile" / "rank-0.json.gz").read_bytes())
-    names = [event.get("name", "") for event in json.loads(content)["traceEvents"]]
-    return sum(name.startswith("Optimizer.step") for name in names)
+    events = json.loads(content)["traceEvents"]
+    return Counter(e["name"] for e in events if e.get("cat") == "user_annotation")
 
 
 @pytest.mark.parametrize(("first", "steps", "found"), [(1, 1, 1), (2, 2, 2), (4, 9, 1), (9, 1, 0)])
@@ -30,7 +31,11 @@ def test_a_trace_holds_the_chosen_steps(
     if not found:
         assert not (folder / "profile").exists()
         return
-    assert updates(folder) == found
+    micro_batches = 2
+    each = {"data": 1, "forward": micro_batches, "backward": micro_batches, "clip": 1}
+    times = phases(folder)
+    for name, count in {**each, "optimizer": 1}.items():
+        assert times[name] == count * found, name
     assert "aten::mm" in (folder / "profile" / "rank-0.txt").read_text()
 
 

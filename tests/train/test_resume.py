@@ -15,7 +15,7 @@ import pytest
 import tiny
 import torch
 import yaml
-from stages import EVERY_STAGE, weights_in
+from stages import EVERY_STAGE, untimed, weights_in
 from torch import nn
 
 from culm.adapt.lora import adapters_of
@@ -45,8 +45,7 @@ def run(settings: dict[str, Any], folder: Path, **more: Any) -> Result:
 
 
 def facts(folder: Path) -> list[dict]:
-    lines = read_lines(folder / "metrics.jsonl")
-    return [{name: line[name] for name in line if name != "seconds"} for line in lines]
+    return [untimed(line) for line in read_lines(folder / "metrics.jsonl")]
 
 
 def assert_equal(one: Path, two: Path) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -99,7 +97,7 @@ class StreamBatches:
         self._context, self._micro_rows, self._ranks = context, micro_rows, ranks
         self._marks = [Mark(0, 0, 0, [0] * rows_per_step)]
         self._lanes = {lane: Lane() for lane in reading.lanes}
-        self._next, self._ended = 0, 0.0
+        self._next = 0
         self._last: list[Batch] | None = None
         self.pool: Pool | None = None
         facts = (
@@ -132,15 +130,10 @@ class StreamBatches:
 
     def _read(self) -> list[Batch]:
         """The next step, which may be asked for once more."""
-        began = time.perf_counter()
         rows = [self._row(lane) for lane in self._lanes.values()]
         at_once = range(0, len(rows), self._micro_rows)
-        batches = [self._batch(rows[at : at + self._micro_rows]) for at in at_once]
+        self._last = [self._batch(rows[at : at + self._micro_rows]) for at in at_once]
         self._next += 1
-        now = time.perf_counter()
-        waiting = (now - began) / (now - self._ended) if self._ended else 1.0
-        self._ended = now
-        self._last = [replace(one, metrics={"waiting": waiting}) for one in batches]
         return self._last
 
     def state(self, steps: int) -> dict[str, Tensor]:

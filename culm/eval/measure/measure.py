@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from culm.config import Config
 from culm.eval.perplexity import HeldOutRows
@@ -51,13 +51,14 @@ class Subject:
 
 
 class MeasureConfig(Config, ABC):
-    """The settings of a measure, which can also take it.
-
-    last_step_only: not while training, but after the last step.
-    """
+    """The settings of a measure, which can also take it."""
 
     kind: str
-    last_step_only: ClassVar[bool] = False
+
+    @property
+    def last_step_only(self) -> bool:
+        """Whether it is not taken while training, but after the last step."""
+        return False
 
     def check(self, subject: Subject) -> None:
         """Asked before the first step, and by a plan: whether `measure` will be possible.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain, zip_longest
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import PositiveInt
 
@@ -16,14 +16,19 @@ class Samples(MeasureConfig):
     """Result: `samples`, each with its `prompt`, `temperature` and `text`.
 
     texts: the beginnings. temperatures: each text is continued at each of them.
-    max_tokens: limit of a continuation, which also ends with the context.
+    max_tokens: limit of a continuation, which also ends with the context. while_training: at each
+    evaluation, and not only after the last step.
     """
 
-    last_step_only: ClassVar[bool] = True
     kind: Literal["samples"] = "samples"
     texts: tuple[str, ...] = ()
     temperatures: tuple[float, ...] = (0.8,)
     max_tokens: PositiveInt = 64
+    while_training: bool = False
+
+    @property
+    def last_step_only(self) -> bool:
+        return not self.while_training
 
     def check(self, subject: Subject) -> None:
         """Each text must leave room for a token."""

@@ -1,0 +1,32 @@
+"""How the weights of a run are updated, as its settings ask for."""
+
+from __future__ import annotations
+
+from culm.config import SettingError
+from culm.optim.rule import RuleOptimizer
+from culm.parallel.parallelize import Parallel
+from culm.run.assemble import Assembly
+from culm.train.loss_scale import LossScale
+from culm.train.update import Update, UpdateInBackward
+
+
+def update_of(
+    run: Assembly, parallel: Parallel, optimizer: RuleOptimizer, scale: LossScale | None
+) -> Update:
+    """After the backward of a step, or within it. scale: of fp16.
+
+    Raises:
+        SettingError: several processes cannot update within it.
+    """
+    train, seed = run.config.train, run.config.seed
+    if not train.optimizer_in_backward:
+        return Update(
+            parallel, optimizer, clip=train.clip, clip_by=train.clip_by, seed=seed,
+            loss_scale=scale, ratio_every=train.update_ratio_every,
+        )  # fmt: skip
+    if run.ranks.processes > 1:
+        raise SettingError(
+            "train.optimizer_in_backward: processes add up their gradients, and each is dropped "
+            "when its parameter is updated; use one process, or leave it out"
+        )
+    return UpdateInBackward(parallel, optimizer, seed=seed, ratio_every=train.update_ratio_every)
