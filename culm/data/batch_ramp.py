@@ -24,8 +24,8 @@ from culm.config import Config, SettingError
 
 class BatchRamp(Config):
     """start: sequences of the first step. increment: how many are added at a time, at equal
-    distances, until `train.batch_size` is reached after `steps` steps (rampup-batch-size of
-    Megatron-LM).
+    distances, as in rampup-batch-size of Megatron-LM. steps: after which `train.batch_size` is
+    reached.
     """
 
     start: PositiveInt

@@ -1,17 +1,15 @@
 """The plan against the peak of PyTorch's CPU allocator, in the cases of `bench/memory.py`."""
 
-import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
 
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+import memory as bench
+
 from culm.config import parse
 from culm.run.train_settings import TrainConfig
-
-PATH = Path(__file__).parents[2] / "bench" / "memory.py"
-SPEC = importlib.util.spec_from_file_location("bench_memory", PATH)
-bench = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(bench)
 
 
 @pytest.mark.slow
