@@ -27,6 +27,7 @@ from culm.parallel.parallelize import parallelize
 from culm.plan.needs import Step, needs_of
 from culm.run.train_settings import TrainConfig
 from culm.train.trainer import Trainer
+from culm.train.update import Update, UpdateInBackward
 
 LIMIT = 0.01
 SVD = 0.03  # for GaLore where updates are the peak: the workspace of LAPACK's SVD is not planned
@@ -58,7 +59,7 @@ CASES = {
     "lora full": ("dense", {"adapter": {"rank": 8}, "activation_checkpointing": "full"}),
     **{
         kind: ("dense", {"optimizer": {"kind": kind}})
-        for kind in ("adafactor", "adamw8bit", "muon", "galore", "lion", "sgd", "schedule_free")
+        for kind in ("adafactor", "adamw8bit", "muon", "lion", "sgd", "schedule_free")
     },
     **{
         f"{kind}, short rows": ("short", {"optimizer": {"kind": kind} | more, "batch_size": 1})
@@ -72,6 +73,8 @@ CASES = {
             "galore8bit": EVERY_STEP,
         }.items()
     },
+    "galore": ("dense", {"optimizer": {"kind": "galore", "rank": 32}}),
+    "in backward": ("dense", {"optimizer_in_backward": True, "clip": None, "batch_size": 1}),
     "head": ("head", {}),
     "full, short rows": ("short", {"activation_checkpointing": "full", "batch_size": 1}),
     "bf16 weights": ("dense", {"weights": "bf16"}),
@@ -112,7 +115,8 @@ def batch(rows: int, context: int, vocabulary: int) -> Batch:
 def planned(model: dict[str, Any], train: TrainConfig) -> int:
     objective = objective_of(model, train, "meta")
     parallelize(objective, activation_checkpointing=train.activation_checkpointing)
-    step = Step(model["context"], train.batch_size, train.at_once)
+    within = train.optimizer_in_backward
+    step = Step(model["context"], train.batch_size, train.at_once, in_backward=within)
     return needs_of(objective, train.optimizer, step).memory.total
 
 
@@ -127,7 +131,10 @@ def measured(model: dict[str, Any], train: TrainConfig) -> int:
             max(1, train.batch_size // train.at_once),
         )
         parts = [batch(rows, model["context"], model["vocabulary"]) for _ in range(count)]
-        trainer = Trainer(wrapped, train.optimizer.build(objective), Constant())
+        optimizer = train.optimizer.build(objective)
+        within = train.optimizer_in_backward
+        update = UpdateInBackward(wrapped, optimizer) if within else Update(wrapped, optimizer)
+        trainer = Trainer(update, Constant())
         trainer.fit(Fixed(parts), 1)  # type: ignore[arg-type]
         second = time.time_ns()
         trainer.fit(Fixed(parts), 2, 1)  # type: ignore[arg-type]
