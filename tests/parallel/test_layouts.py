@@ -18,22 +18,23 @@ from culm.run.settings import read_run
 from culm.run.train import train
 
 TWO = [
-    *(f"{name},tensor=2" for name in ("dense", "gpt2", "sinks", "latent", "moe", "lora")),
-    *(f"{name},context=2" for name in ("dense", "latent", "moe")),
-    "sinks,context=2,context_method=ulysses",
-    "moe,expert=2",
-    *(f"{name},pipeline=2" for name in ("dense", "moe", "lora", "latent")),
-    "dense,pipeline=2,pipeline_schedule=interleaved",
-    "moe,pipeline=2,pipeline_schedule=zero_bubble",
-]
+    "dense,tensor=2", "lora,tensor=2", "moe,context=2", "latent,context=2", "moe,expert=2",
+    "dense,pipeline=2",
+]  # fmt: skip
 MORE_OF_TWO = [
-    *(f"{name},tensor=2" for name in ("state", "alibi")),
-    *(f"{name},context=2" for name in ("gpt2", "sinks", "alibi", "lora")),
-    *(f"{name},context=2,context_method=ulysses" for name in ("latent", "alibi", "moe", "lora")),
+    *(f"{name},tensor=2" for name in ("gpt2", "sinks", "latent", "moe", "state", "alibi")),
+    *(f"{name},context=2" for name in ("dense", "gpt2", "sinks", "alibi", "lora")),
+    *(
+        f"{name},context=2,context_method=ulysses"
+        for name in ("sinks", "latent", "alibi", "moe", "lora")
+    ),
     *(f"{name},context=2,context_method=ring" for name in ("dense", "sinks", "alibi", "latent")),
     *(f"oss,{axis}=2,expert=2" for axis in ("tensor", "context")),
     "oss,data=fsdp,expert=2",
-    *(f"{name},pipeline=2" for name in ("gpt2", "sinks", "state", "alibi")),
+    *(
+        f"{name},pipeline=2"
+        for name in ("moe", "lora", "latent", "gpt2", "sinks", "state", "alibi")
+    ),
     *(
         f"{name},pipeline=2,pipeline_schedule={schedule}"
         for name, schedule in (
@@ -41,6 +42,8 @@ MORE_OF_TWO = [
             ("dense", "zero_bubble"),
             ("lora", "zero_bubble"),
             ("mla", "zero_bubble"),
+            ("moe", "zero_bubble"),
+            ("dense", "interleaved"),
             ("moe", "interleaved"),
             ("latent", "interleaved"),
         )
@@ -87,13 +90,12 @@ def test_all_models_follow_one_process_on_two_ranks() -> None:
 
 
 def test_a_plan_knows_what_ranks_send() -> None:
-    layouts = (
-        "dense,tensor=2",
-        "moe,data=fsdp",
-        "oss,data=fsdp,expert=2",
-        "dense,context=2,data=fsdp",
-        "dense,pipeline=2",
-    )
+    follow_one_process(2, *(f"traffic:{layout}" for layout in ("dense,tensor=2", "moe,data=fsdp")))
+
+
+@pytest.mark.slow
+def test_a_plan_knows_what_two_ranks_send() -> None:
+    layouts = ("oss,data=fsdp,expert=2", "dense,context=2,data=fsdp", "dense,pipeline=2")
     follow_one_process(2, *(f"traffic:{layout}" for layout in layouts))
 
 
@@ -127,13 +129,15 @@ def follow_one_run(
 
 
 def test_runs_with_tensor_parallelism_follow_one_process(run_file: Callable[..., Path]) -> None:
-    follow_one_run(run_file, "parallel.tensor=2", ("dpo", "ppo"))
+    follow_one_run(run_file, "parallel.tensor=2", ("dpo",))
 
 
+@pytest.mark.slow
 def test_runs_with_a_pipeline_follow_one_process(run_file: Callable[..., Path]) -> None:
     follow_one_run(run_file, "parallel.pipeline=2", ("sft", "dpo"))
 
 
+@pytest.mark.slow
 def test_a_run_moves_between_a_pipeline_and_other_layouts(run_file: Callable[..., Path]) -> None:
     """Two ranks of a pipeline, one process, two ranks of FSDP2, and the pipeline again."""
     file = run_file("pretrain", steps=8)

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from culm.run.settings import read_run
 from culm.run.train import train
 
 # The other half, and the other stages, are slow tests: test_grid.py.
+FIRST = [("sft", False, "fsdp"), ("dpo", True, "ddp"), ("ppo", False, "fsdp")]
 GRID = [(name, *cell) for name in CORE for cell in ((False, "fsdp"), (True, "ddp"))]
 
 
@@ -40,7 +41,8 @@ def assert_same(one: Path, two: Path) -> None:
     """Every step's facts, and the model that came of them."""
     lines = [read_lines(folder / "metrics.jsonl") for folder in (one, two)]
     for a, b in zip(*lines, strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], abs=1e-5), two.name
+        # Relative too: the rates are so high that DPO's loss is 12 after the first step.
+        assert b["loss"] == pytest.approx(a["loss"], rel=2e-5, abs=1e-5), two.name
         for name in untimed(a):
             assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-5), (two.name, name, a, b)
     a, b = (read_lines(folder / "eval.jsonl")[0] for folder in (one, two))
@@ -69,40 +71,64 @@ def assert_same_results(a: dict, b: dict) -> None:
         assert b[name] == expected, name
 
 
-def test_two_ranks_follow_one(run_file: Callable[..., Path]) -> None:
-    """Each kind of objective, full and with adapters; both layouts."""
+def follow_one(run_file: Callable[..., Path], cells: Sequence[tuple[str, bool, str]]) -> None:
+    """cells: a stage, whether with an adapter, a layout."""
     steps = {"ppo": 7}  # the second rollout is of the policy that learned from the first
-    files = {c: run_file(c[0], adapter=c[1], steps=steps.get(c[0], 3)) for c in GRID}
-    # Started on one rank, ended on two; of PPO in the middle of a rollout.
-    again = [run_file("dpo", steps=4), run_file("ppo", steps=4)]
-    for file in again:
-        train(read_run(str(file), ["train.steps=2", f"folder={file}-two"])[0])
-    rounded = run_file("sft", qat="int8", steps=3)
-    packed = quantised_start(run_file("sft", adapter=True, steps=3))
-    further = run_file("pretrain", steps=3)
-    more = f"{further},model.mtp.depth=2"
+    files = {c: run_file(c[0], adapter=c[1], steps=steps.get(c[0], 3)) for c in cells}
     on_two_ranks(
-        *(f"{more},parallel.data={data},folder={further}-{data}" for data in ("ddp", "fsdp")),
-        *(f"{file},parallel.data={cell[2]},folder={file}-two" for cell, file in files.items()),
-        *(f"{file},parallel.data=fsdp,folder={file}-two" for file in again),
-        *(f"{packed},parallel.data={r},folder={packed}-{r}" for r in ("ddp", "fsdp")),
-        f"{rounded},parallel.data=fsdp,folder={rounded}-two",
+        *(f"{file},parallel.data={cell[2]},folder={file}-two" for cell, file in files.items())
     )
-    for file in (*files.values(), *again):
+    for file in files.values():
         config, _ = read_run(str(file))
         train(config)
         assert_same(Path(config.folder), Path(f"{file}-two"))
-    config, _ = read_run(str(further), ["model.mtp.depth=2"])
+
+
+def test_two_ranks_follow_one(run_file: Callable[..., Path]) -> None:
+    follow_one(run_file, FIRST)
+
+
+@pytest.mark.slow
+def test_two_ranks_of_each_objective_follow_one(run_file: Callable[..., Path]) -> None:
+    """Full and with adapters; both layouts."""
+    follow_one(run_file, [cell for cell in GRID if cell not in FIRST])
+
+
+@pytest.mark.slow
+def test_two_ranks_go_on_where_one_stopped(run_file: Callable[..., Path]) -> None:
+    """Of PPO in the middle of a rollout."""
+    files = [run_file("dpo", steps=4), run_file("ppo", steps=4)]
+    for file in files:
+        train(read_run(str(file), ["train.steps=2", f"folder={file}-two"])[0])
+    on_two_ranks(*(f"{file},parallel.data=fsdp,folder={file}-two" for file in files))
+    for file in files:
+        config, _ = read_run(str(file))
+        train(config)
+        assert_same(Path(config.folder), Path(f"{file}-two"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mtp", "qlora"])
+def test_two_ranks_of_other_models_follow_one(kind: str, run_file: Callable[..., Path]) -> None:
+    file, more = run_file("pretrain", steps=3), ["model.mtp.depth=2"]
+    if kind == "qlora":
+        file, more = quantised_start(run_file("sft", adapter=True, steps=3)), []
+    given = ",".join([str(file), *more])
+    layouts = ("ddp", "fsdp")
+    on_two_ranks(*(f"{given},parallel.data={data},folder={file}-{data}" for data in layouts))
+    config, _ = read_run(str(file), more)
     train(config)
-    for data in ("ddp", "fsdp"):
-        assert_same(Path(config.folder), Path(f"{further}-{data}"))
-    config, _ = read_run(str(packed))  # QLoRA
+    for data in layouts:
+        assert_same(Path(config.folder), Path(f"{file}-{data}"))
+
+
+@pytest.mark.slow
+def test_two_ranks_that_train_quantised_weights_follow_one(run_file: Callable[..., Path]) -> None:
+    file = run_file("sft", qat="int8", steps=3)
+    on_two_ranks(f"{file},parallel.data=fsdp,folder={file}-two")
+    config, _ = read_run(str(file))
     train(config)
-    for replicas in ("ddp", "fsdp"):
-        assert_same(Path(config.folder), Path(f"{packed}-{replicas}"))
-    config, _ = read_run(str(rounded))
-    train(config)
-    models = [native.load(f)[0] for f in (f"{config.folder}/model", f"{rounded}-two/model")]
+    models = [native.load(f)[0] for f in (f"{config.folder}/model", f"{file}-two/model")]
     one, two = ([m for m in model.modules() if isinstance(m, Int8Linear)] for model in models)
     assert len(one) == len(two) == 15
     for a, b in zip(one, two, strict=True):  # a weight between two steps may go either way

@@ -162,6 +162,7 @@ print(json.dumps({"planned": needs.memory.total, "measured": peak_bytes() - befo
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is measured by Linux alone")
 def test_memory_is_what_a_real_step_takes():
     """Within a quarter more or less: the allocator keeps some, and kernels take scratch space."""
