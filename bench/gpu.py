@@ -31,7 +31,7 @@ from culm.config import parse
 from culm.device import choose_device
 from culm.dtype import DTYPES
 from culm.model.transformer import TransformerConfig
-from culm.plan.target import TARGETS
+from culm.plan.target import target_called
 from culm.train.memory import peak_bytes, reset_peak
 
 WARM_UP = 3  # steps, of which the first compiles
@@ -141,9 +141,8 @@ def name_of(device: torch.device) -> str:
 
 def peak_of(device: torch.device) -> float | None:
     """bf16 FLOP/s of a GPU in the table of targets; None where it is not there."""
-    name = name_of(device).lower().replace(" ", "")
-    found = [target for key, target in TARGETS.items() if key in name]
-    return found[0].bf16 if found else None
+    target = target_called(name_of(device))
+    return None if target is None else target.bf16
 
 
 def compare(

@@ -34,6 +34,12 @@ def small_heap() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def quick_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans of the command line count tensors only: tests/plan has the memory of a process."""
+    monkeypatch.setattr("culm.verbs.plan_needs.process_bytes", lambda *given: None)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""

@@ -12,10 +12,7 @@ those of a run with whole batches that has read as many.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate
 
 from pydantic import PositiveInt
 
@@ -51,15 +48,22 @@ class BatchSizes:
 
     def before(self, step: int) -> int:
         """Rows of all steps before this one."""
-        ramped = self._ramped
-        if step < len(ramped):
-            return ramped[step]
-        return ramped[-1] + (step - len(ramped) + 1) * self.full
+        if self.ramp is None:
+            return step * self.full
+        ramped = min(step, self.ramp.steps)
+        increments = (self.full - self.ramp.start) // self.ramp.increment
+        added = self.ramp.increment * floor_sum(ramped, increments, self.ramp.steps)
+        return ramped * self.ramp.start + added + (step - ramped) * self.full
 
     @property
-    def least(self) -> int:
-        """Rows of the smallest step."""
-        return self.of(0)
+    def distinct(self) -> list[int]:
+        """Rows that a step may have, in order."""
+        if self.ramp is None:
+            return [self.full]
+        levels = range(self.ramp.start, self.full + 1, self.ramp.increment)
+        if self.ramp.steps >= len(levels):
+            return list(levels)
+        return sorted({self.full, *map(self.of, range(self.ramp.steps))})
 
     def check(self, ranks: int) -> None:
         """Whether every step divides over the ranks.
@@ -75,8 +79,18 @@ class BatchSizes:
                 f"not both divide over {ranks} ranks; use multiples of {ranks}"
             )
 
-    @cached_property
-    def _ramped(self) -> Sequence[int]:
-        """Rows before each step of the ramp, and before the first one after it."""
-        steps = 0 if self.ramp is None else self.ramp.steps
-        return [0, *accumulate(map(self.of, range(steps)))]
+
+def floor_sum(count: int, numerator: int, denominator: int) -> int:
+    """The sum of floor(i * numerator / denominator) for i from 0 to count - 1.
+
+    Points of a lattice under a line, counted by columns and rows in turn, as in Euclid's algorithm:
+    so the length of a ramp costs nothing.
+    """
+    total, offset = 0, 0
+    while count:
+        total += count * (count - 1) // 2 * (numerator // denominator)
+        total += count * (offset // denominator)
+        numerator, offset = numerator % denominator, offset % denominator
+        count, offset = divmod(numerator * count + offset, denominator)
+        numerator, denominator = denominator, numerator
+    return total

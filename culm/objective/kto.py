@@ -78,7 +78,8 @@ class KTOObjective(Objective):
         total, everything = ranks.sum([total, float(count)], self.model.device)
         if everything < 2:
             raise SettingError(
-                "train.batch_size: kto compares the answers of a step; give at least 2"
+                "train.batch_size: kto compares the answers of a step; give at least 2, with a "
+                "train.batch_ramp from its start on"
             )
         return [self._with(batch, max(total / everything, 0.0)) for batch in batches]
 

@@ -188,3 +188,12 @@ def _check_tensor(block: Block, ranks: int, where: str) -> None:
                     f"parallel.tensor: {ranks} ranks do not divide the {size} elements of {name} "
                     f"in {where}; use a divisor of {size}"
                 )
+
+
+def may_have(settings: ParallelConfig, micro_batches: int) -> bool:
+    """Whether `check_micro_batches` accepts as many."""
+    try:
+        check_micro_batches(settings, micro_batches)
+    except SettingError:
+        return False
+    return True

@@ -11,6 +11,7 @@ from torch import nn
 
 from culm.objective.objective import Objective
 from culm.optim.optimizer import OptimizerConfig
+from culm.parallel.check import may_have
 from culm.parallel.parallelize import parallelize
 from culm.plan.needs import Step, needs_of
 
@@ -59,7 +60,12 @@ def largest_fit(
         return needs_of(tried, optimizer, smaller, others, count_flops=False).memory.total
 
     whole = -(-step.batch_size // step.layout.data)
-    sizes = sorted({-(-whole // count) for count in range(1, whole + 1)})
+    # With updates in the backward a step has one micro-batch.
+    counts = range(1, 2 if step.in_backward else whole + 1)
+    sizes = sorted({-(-whole // count) for count in counts})
+    sizes = [rows for rows in sizes if may_have(step.layout.settings, -(-whole // rows))]
+    if not sizes:
+        return None
     for recomputed in BY_COST:
         found: Fit | None = None
         low, high = 0, len(sizes) - 1

@@ -26,8 +26,6 @@ from culm.plan.dry_run import (
 from culm.plan.layout import Held, Layout, bytes_of
 from culm.plan.model import idle_parameters
 
-ROWS = 64  # of a dry run at most; more take in proportion
-
 
 @dataclass(frozen=True)
 class Memory:
@@ -68,7 +66,8 @@ class Step:
     """The shape of a step. context: tokens of a row. batch_size: rows of a step; at_once: of a
     micro-batch. sequences: in a row (2 for pairs). packed, columns: see `meta_batch`. layout: of
     the processes that share it; buffers, such as packed weights, are whole on each. in_backward:
-    parameters are updated there, and one gradient is in memory at a time.
+    parameters are updated there, and one gradient is in memory at a time. measures_updates: their
+    size is compared with that of the weights.
     """
 
     context: int
@@ -79,6 +78,7 @@ class Step:
     columns: Columns | None = None
     layout: Layout = Layout()  # noqa: RUF009 - frozen
     in_backward: bool = False
+    measures_updates: bool = False
 
     @property
     def rows(self) -> int:
@@ -115,16 +115,17 @@ def needs_of(
     learned = [parameter for _, parameter in trainable(objective)]
     trained, gradients = sum(p.numel() for p in learned), bytes_of(learned)
     update = _update(objective, optimizer)
+    # A copy in fp32 of one parameter after the other (`culm.train.update.UpdateRatio`).
+    copied = max((4 * p.numel() for p in learned), default=0) if step.measures_updates else 0
     piped = layout.piped(objective)
     axes = layout.divide(objective)
     held = Held(objective, layout, axes, piped)
-    tried = min(rows, ROWS)
     # DDP and FSDP2 have places for gradients all the time; those of updates in the backward are
     # counted on their own.
     accumulates = step.micro_batches > 1 or layout.processes > 1 or step.in_backward
-    activations = activation_bytes(objective, step.batch(tried), accumulates) * rows // tried
-    flops = training_flops(objective, step.batch(tried)) if count_flops else 0
-    sent = _sent(axes, step.micro_batches * rows / tried)
+    activations = activation_bytes(objective, step.batch(rows), accumulates)
+    flops = training_flops(objective, step.batch(rows)) if count_flops else 0
+    sent = _sent(axes, step.micro_batches)
     ranks = axes["tensor"].size
     if piped is not None:  # each rank has its share of layers and of exchanges between their ranks
         stages = layout.settings.pipeline
@@ -139,14 +140,14 @@ def needs_of(
         gradients=max((p.nbytes for p in learned), default=0) if step.in_backward
         else held.trained + (held.largest if layout.shards > 1 else 0),
         optimizer=int(update.states * share),
-        activations=max(activations, int(update.bytes * share)),
+        activations=max(activations, int((update.bytes + copied) * share)),
     )  # fmt: skip
     return Needs(
         parameters=parameters,
         idle=idle,
         trained=trained,
         rows=rows,
-        flops=flops * step.batch_size / tried * layout.alike + update.flops,
+        flops=flops * step.batch_size / rows * layout.alike + update.flops,
         memory=memory,
         checkpoint_bytes=gradients + update.states,
         sent=sent | {"data": held.sent(step.micro_batches)},

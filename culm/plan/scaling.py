@@ -23,7 +23,7 @@ NOISE = 0.01  # of log L between runs that differ in the seed; no fit is taken t
 PRIOR = ((math.log(0.6), 0.5), (5.0, 20.0), (5.0, 20.0), (0.35, 0.1), (0.37, 0.1))
 REPLICATES = 400
 ITERATIONS = 60
-REPEATS = 15.4  # epochs after which repeated text teaches nothing more (arXiv 2305.16264)
+REPEATS = 15.4  # repeats in which what a further one teaches falls to 1/e (arXiv 2305.16264)
 
 
 @dataclass(frozen=True)

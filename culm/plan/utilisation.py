@@ -11,7 +11,6 @@ logits are too large to store, is not among them (that would be the utilisation 
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import nn
@@ -22,6 +21,8 @@ from culm.objective.objective import Objective
 from culm.plan.dry_run import as_on_gpu, training_flops
 from culm.plan.needs import Step
 from culm.plan.target import target_called
+
+PADDED = 0.02  # of the tokens are padding at most where FLOPs are counted
 
 
 def on_meta(objective: Objective) -> Objective:
@@ -39,8 +40,9 @@ def flops_per_token(objective: Objective, step: Step, on_gpu: bool = False) -> f
     """Of training; the objective on the meta device. on_gpu: with the attention of a GPU."""
     if on_gpu:
         as_on_gpu(objective)
-    row = step.sequences * step.context
-    rows = max(2, ROUND // math.gcd(ROUND, row))  # no logits of padding; some losses compare two
+    row, rows = step.sequences * step.context, 2  # some losses compare two
+    while -rows * row % ROUND > PADDED * rows * row:  # logits of padding are computed, too
+        rows *= 2
     with logits_stored():
         return training_flops(objective, step.batch(rows)) / (rows * row)
 
@@ -48,11 +50,12 @@ def flops_per_token(objective: Objective, step: Step, on_gpu: bool = False) -> f
 def peak_rate(device: torch.device, precision: str) -> tuple[float, str]:
     """FLOP/s of a device at its peak, and where the figure is from.
 
-    That of the datasheet, if the table of targets has the GPU; otherwise the rate of a large matmul
-    here. A run in fp16 or fp8 is compared with the peak in bf16.
+    That of the datasheet, if the table of targets has the GPU, where fp16 and fp8 are compared with
+    bf16; otherwise the rate of a large matmul here, in the precision in which that is fastest.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         if (target := target_called(name)) is not None:
             return target.fp32 if precision == "fp32" else target.bf16, f"the datasheet of {name}"
-    return matmul_rate(device, precision), "a large matmul here"
+    known = {"fp32", "bf16"} | ({precision} & {"fp16"})
+    return max(matmul_rate(device, one) for one in known), "a large matmul here"

@@ -20,6 +20,7 @@ def step_of(config: RunConfig, context: int, layout: Layout, sequences: int = 1)
         context, train.batch_size, train.at_once, sequences=sequences,
         packed=train.objective.reads == "documents", columns=train.objective.columns,
         layout=layout, in_backward=train.optimizer_in_backward,
+        measures_updates=train.update_ratio_every is not None,
     )  # fmt: skip
 
 

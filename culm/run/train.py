@@ -73,7 +73,6 @@ from culm.train.status import Status
 from culm.train.straggler import Stragglers
 from culm.train.trackers.tracker import TrackerConfig
 from culm.train.trainer import Trainer
-from culm.train.update import Update
 from culm.train.with_state import WithState
 
 
@@ -107,7 +106,9 @@ def seconds_per_step(config: RunConfig) -> float:
                 times.append(event.seconds)
 
         optimizer = config.train.optimizer.build(run.objective)
-        trainer = Trainer(Update(wrap(run), optimizer), config.train.rates, listener=listen)
+        scale = LossScale() if config.train.precision == "fp16" else None
+        update = update_of(run, wrap(run), optimizer, scale)
+        trainer = Trainer(update, config.train.rates, listener=listen)
         batches = training_batches(run)
         if isinstance(batches, Loader):
             add_precomputed(run, batches)
@@ -177,8 +178,10 @@ def wrap(run: Assembly) -> Parallel:
     """The objective of a run on its ranks."""
     train = run.config.train
     if run.ranks.mesh is not None:
-        rows = train.batch_sizes.least // run.ranks.count
-        check_micro_batches(run.config.parallel, -(-rows // train.at_once))
+        train.batch_sizes.check(run.ranks.count)
+        for size in train.batch_sizes.distinct:
+            rows = size // run.ranks.count
+            check_micro_batches(run.config.parallel, -(-rows // train.at_once))
     return parallelize(
         run.objective, run.ranks, run.config.parallel, compile=train.compile,
         activation_checkpointing=train.activation_checkpointing,

@@ -102,6 +102,14 @@ class TrainConfig(Config):
     update_ratio_every: Annotated[PositiveInt | None, MAY_CHANGE] = 10
 
     @model_validator(mode="after")
+    def _profiled(self) -> TrainConfig:
+        if self.profile is not None and self.profile.first > self.steps:
+            raise ValueError(
+                f"profile.first: step {self.profile.first} is after the last one, {self.steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ramps(self) -> TrainConfig:
         ramp, full = self.batch_ramp, self.batch_size
         if ramp is None:
@@ -111,10 +119,12 @@ class TrainConfig(Config):
                 f"batch_ramp: {self.objective.kind} learns from rollouts, all of batch_size; leave "
                 "it out"
             )
-        if ramp.start >= full or (full - ramp.start) % ramp.increment:
+        if ramp.start >= full:
+            raise ValueError(f"batch_ramp.start: {ramp.start} is not less than batch_size={full}")
+        if (full - ramp.start) % ramp.increment:
             raise ValueError(
                 f"batch_ramp: increments of {ramp.increment} do not lead from start={ramp.start} "
-                f"to batch_size={full}; use a divisor of {max(full - ramp.start, 0)}"
+                f"to batch_size={full}; use a divisor of {full - ramp.start}"
             )
         return self
 

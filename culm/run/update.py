@@ -6,6 +6,7 @@ from culm.config import SettingError
 from culm.optim.rule import RuleOptimizer
 from culm.parallel.parallelize import Parallel
 from culm.run.assemble import Assembly
+from culm.run.settings import RunConfig
 from culm.train.loss_scale import LossScale
 from culm.train.update import Update, UpdateInBackward
 
@@ -24,9 +25,18 @@ def update_of(
             parallel, optimizer, clip=train.clip, clip_by=train.clip_by, seed=seed,
             loss_scale=scale, ratio_every=train.update_ratio_every,
         )  # fmt: skip
-    if run.ranks.processes > 1:
+    check_in_backward(run.config, run.ranks.processes)
+    return UpdateInBackward(parallel, optimizer, seed=seed, ratio_every=train.update_ratio_every)
+
+
+def check_in_backward(config: RunConfig, processes: int) -> None:
+    """Refuse updates in the backward of several processes.
+
+    Raises:
+        SettingError: they were asked for.
+    """
+    if config.train.optimizer_in_backward and processes > 1:
         raise SettingError(
             "train.optimizer_in_backward: processes add up their gradients, and each is dropped "
             "when its parameter is updated; use one process, or leave it out"
         )
-    return UpdateInBackward(parallel, optimizer, seed=seed, ratio_every=train.update_ratio_every)

@@ -15,6 +15,7 @@ from pydantic import PositiveInt
 from torch.profiler import ProfilerActivity, profile
 
 from culm.config import Config
+from culm.log import say
 from culm.train.events import Event, Stepped
 
 ROWS = 40  # of the table
@@ -38,6 +39,8 @@ class Profile:
         """Continue after `step`."""
         self.settings, self.folder, self.rank = settings, folder, rank
         self._running: profile | None = None
+        if step >= settings.first:
+            say(f"train.profile: step {settings.first} is past, so there is no trace of it.")
         self._after(step)
 
     def __call__(self, event: Event) -> None:

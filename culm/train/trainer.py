@@ -126,7 +126,9 @@ class Trainer:
             sums = self._gradients(batches, counts, finished)
         loss, norm, metrics = self._reduce(sums, self.update.norm(), batches, counts)
         stopped = self.ranks.any(self.stop(), self.parallel.device)
-        skipped = self.update.overflow(finished, norm) or self.judge.judge(finished, loss, norm)
+        skipped = self.update.overflow(finished, loss, norm) or self.judge.judge(
+            finished, loss, norm
+        )
         metrics |= self.update.facts
         if skipped is None:
             metrics |= self.objective.before_update(self._total(sums.statistics))

@@ -80,16 +80,20 @@ class Update:
         with phase("clip"):
             return math.hypot(*(self.parallel.clip(part, self.clip) for part in self.clipped))
 
-    def overflow(self, step: int, norm: float) -> str | None:
+    def overflow(self, step: int, loss: float, norm: float) -> str | None:
         """Why the update of a step (from 1) is left out, if its gradients overflowed in fp16.
 
-        norm: the same on all ranks.
+        A loss that is not finite is no matter of its scale.
+
+        loss, norm: the same on all ranks.
         """
-        return None if self.loss_scale is None else self.loss_scale.judge(step, norm)
+        if self.loss_scale is None or not math.isfinite(loss):
+            return None
+        return self.loss_scale.judge(step, norm)
 
     @property
     def facts(self) -> dict[str, float]:
-        """Metrics of the loss scale, where there is one."""
+        """Metrics of the loss scale after the step, where there is one."""
         scale = self.loss_scale
         return {} if scale is None else {"loss_scale": scale.value, "overflows": scale.overflows}
 
@@ -124,7 +128,7 @@ class Update:
 class UpdateRatio:
     """The norm of an update over the norm of the weights before it.
 
-    One parameter after the other, so that the earlier weights of one alone are in memory.
+    One parameter after the other, so that a copy of one alone is in memory.
     """
 
     def __init__(self, parallel: Parallel) -> None:
@@ -134,11 +138,13 @@ class UpdateRatio:
     @contextmanager
     def of(self, parameter: nn.Parameter) -> Iterator[None]:
         """Around the update of a parameter."""
-        before = parameter.detach().clone()
+        if not self._parallel.counts(parameter):
+            yield
+            return
+        before = parameter.detach().to(torch.float32, copy=True)
+        self._weights.add([before])
         yield
-        if self._parallel.counts(parameter):
-            self._changes.add([parameter.detach().float() - before.float()])
-            self._weights.add([before.float()])
+        self._changes.add([before.sub_(parameter.detach())])
 
     def facts(self) -> dict[str, float]:
         """update_ratio; nothing where all weights are 0. Every rank calls it."""

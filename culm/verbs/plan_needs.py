@@ -20,6 +20,7 @@ from culm.device import memory_bytes
 from culm.dtype import activations_of
 from culm.model.backend import choose_backend
 from culm.model.transformer import Transformer
+from culm.objective.objective import Objective
 from culm.parallel.check import check_layout, check_micro_batches, check_pipeline
 from culm.parallel.parallelize import parallelize
 from culm.parallel.ranks import Ranks
@@ -36,6 +37,7 @@ from culm.run.finish import check_outputs
 from culm.run.objective import ModelLoader, build_objective, precision_of
 from culm.run.settings import RunConfig
 from culm.run.step import step_of
+from culm.run.update import check_in_backward
 from culm.source.remote import Unreachable
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.verbs.format import count, duration, flops, size
@@ -124,13 +126,9 @@ def show_needs(
         found.attempt(partial(check_layout, owned, config.parallel))
     context = context if seen is None else seen.context
     layout = Layout(config.parallel, found.ranks)
+    found.attempt(lambda: check_in_backward(config, found.ranks))
     if found.ranks > 1 and config.parallel.pipeline > 1:
-        holders = layout.data * config.parallel.context
-        found.attempt(
-            partial(check_pipeline, objective, config.parallel, holders, config.train.compile)
-        )
-        count = -(-train.batch_sizes.least // (layout.data * train.at_once))
-        found.attempt(partial(check_micro_batches, config.parallel, count))
+        _try_pipeline(found, config, objective, layout)
     if target is not None or device.type == "cuda":
         as_on_gpu(objective)
     whole = copy.deepcopy(objective)
@@ -156,13 +154,22 @@ def show_needs(
     on = f"{target.name if target else device}, {train.precision}{capacity}"
     rows = _needs(config, needs, taken, flops_per_step, step, on)
     if memory is not None:
-        rows.append(
-            ("what fits", NOTHING_FITS if fit is None else f"{fit.settings} ({size(fit.bytes)})")
-        )
+        tensors = "" if fit is None else f"{fit.settings} ({size(fit.bytes)} of tensors)"
+        rows.append(("what fits", tensors or NOTHING_FITS))
     section(console, "Needs", rows)
     found.problems += _misfits(config, needs, taken, memory, fit, target)
     if not found.problems:
         section(console, "Time", [("training", _time(config, flops_per_step, rate, target))])
+
+
+def _try_pipeline(found: Findings, config: RunConfig, objective: Objective, layout: Layout) -> None:
+    """What a run checks of a pipeline, and of the micro-batches of each of its steps."""
+    train, parallel = config.train, config.parallel
+    holders = layout.data * parallel.context
+    found.attempt(partial(check_pipeline, objective, parallel, holders, train.compile))
+    for rows in train.batch_sizes.distinct:
+        count = -(-rows // (layout.data * train.at_once))
+        found.attempt(partial(check_micro_batches, parallel, count))
 
 
 def _with_precision(found: Findings, device: torch.device) -> RunConfig:

@@ -125,6 +125,7 @@ def test_a_broken_folder_leaves_no_output(there, tmp_path, damage, words):
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
 def test_the_memory_of_an_import_is_less_than_its_largest_shard(tiny, tokenizer, tmp_path):
     hf.export(tiny(), tokenizer, tmp_path / "small")

@@ -122,3 +122,19 @@ def test_a_plan_counts_the_rows_of_a_ramp(stage, tmp_path: Path, capsys) -> None
     show_plan(parse(RunConfig, settings_of(stage, tmp_path / "run")), {})
     shown = " ".join(capsys.readouterr().out.split())
     assert "384 a step, 1,536 in 6 steps" in shown or "384 a step, 1536 in 6 steps" in shown
+
+
+@pytest.mark.parametrize(
+    ("start", "increment", "steps"), [(2, 2, 7), (1, 3, 40), (4, 12, 1), (1, 1, 3)]
+)
+def test_rows_before_a_step_are_those_of_the_steps(start: int, increment: int, steps: int) -> None:
+    sizes = BatchSizes(16, BatchRamp(start=start, increment=increment, steps=steps))
+    for step in range(60):
+        assert sizes.before(step) == sum(map(sizes.of, range(step)))
+    assert sizes.distinct == sorted({sizes.of(step) for step in range(60)})
+
+
+def test_a_ramp_may_be_of_any_length() -> None:
+    sizes = BatchSizes(16, BatchRamp(start=2, increment=2, steps=10**15))
+    assert sizes.before(10**9) == 2 * 10**9
+    assert sizes.distinct == list(range(2, 17, 2))

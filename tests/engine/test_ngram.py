@@ -71,8 +71,19 @@ class Count:
         return events
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "plain", "nucleus", "penalties"])
-@pytest.mark.parametrize("kind", KINDS)
+NAMES = ("greedy", "plain", "nucleus", "penalties")
+# One kind with all, and all kinds with one; the others are slow tests.
+PAIRS = [
+    pytest.param(
+        kind, sampling, id=f"{kind}-{name}",
+        marks=() if name == "nucleus" or kind == next(iter(KINDS)) else pytest.mark.slow,
+    )
+    for kind in KINDS
+    for name, sampling in zip(NAMES, SAMPLINGS, strict=True)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "sampling"), PAIRS)
 def test_tokens_are_those_of_plain_decoding(kind: str, sampling: Sampling) -> None:
     model, wanted = built(**KINDS[kind]), requests(sampling, frozenset({0}))
     wanted += [replace(request, stop=frozenset()) for request in wanted]

@@ -136,7 +136,7 @@ def test_heads_that_draft_read_prompts_in_steps_too(attention, depth):
 @pytest.mark.parametrize(
     ("steps", "backend"),
     [
-        (256, "blocks"),
+        pytest.param(256, "blocks", marks=pytest.mark.slow),
         pytest.param(None, "blocks", marks=pytest.mark.slow),
         pytest.param(None, "sdpa", marks=pytest.mark.slow),
     ],

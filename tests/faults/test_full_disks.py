@@ -79,6 +79,7 @@ def test_the_last_one_must_be_written(
         go(begun, steps=8)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files there")
 def test_files_that_may_not_grow(begun: dict[str, Any]) -> None:
     """A real limit of the system, in the command itself; all that Culm writes is under it."""

@@ -153,6 +153,7 @@ def test_padding_does_not_count_towards_the_context_of_a_teacher() -> None:
         rollouts(short, 4, 4, group=1, max_tokens=20).step(0)
 
 
+@pytest.mark.slow
 def test_a_student_comes_closer_with_its_teacher_than_by_text() -> None:
     """At equal steps, on text that the teacher did not write; three seeds."""
     for seed in range(3):

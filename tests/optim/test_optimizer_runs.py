@@ -44,7 +44,14 @@ def test_all_kinds_are_here() -> None:
     assert {"adamw", "muon", "adamw8bit", "galore", "galore8bit", "schedule_free"} < set(CONFIGS)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+# Those whose states are not tensors like the parameters; the others are slow tests.
+FIRST = ("muon", "galore8bit", "schedule_free")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in FIRST else pytest.param(kind, marks=pytest.mark.slow) for kind in CONFIGS],
+)
 def test_a_run_resumes_exactly(kind: str, stage: Callable[..., dict], tmp_path: Path) -> None:
     whole, parted = (settings_of(kind, stage, tmp_path / name) for name in ("one", "two"))
     train(parse(RunConfig, whole))

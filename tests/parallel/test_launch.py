@@ -120,6 +120,7 @@ def test_a_rank_without_the_shared_folder(
         run_train.train(parse(RunConfig, settings))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize(
     "places",

@@ -155,6 +155,7 @@ def test_two_ranks_of_experts_follow_one(run_file: Callable[..., Path], tmp_path
     assert weights["blocks.1.mlp.router.selection"].abs().max() > 0.005
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_divide_are_refused(run_file: Callable[..., Path]) -> None:
     with pytest.raises(AssertionError, match=r"train\.batch_size: 5 does not divide over 2 ranks"):
         on_two_ranks(str(run_file("sft", batch_size=5, micro_batch_size=5)))

@@ -96,6 +96,7 @@ with process_group("cpu") as ranks:
 """
 
 
+@pytest.mark.slow
 def test_heads_outside_a_model_are_synchronised(tmp_path: Path) -> None:
     tests = Path(__file__).parents[1]
     script = tmp_path / "script.py"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from learning import build
-from stages import EVERY_STAGE
+from stages import STAGES
 
 from culm.config import parse
 from culm.malloc import heap_end
@@ -147,7 +147,13 @@ def test_another_c_library_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @glibc
 @pytest.mark.parametrize("adapter", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("name", EVERY_STAGE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("sft", "ppo") else pytest.param(name, marks=pytest.mark.slow)
+        for name in STAGES
+    ],
+)
 def test_the_process_of_every_stage_is_planned(
     name: str,
     adapter: bool,

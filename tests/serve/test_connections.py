@@ -111,7 +111,7 @@ def connections(server: Running) -> int:
     return len(server.server.server_state.connections)
 
 
-@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("stream", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_clients_that_do_not_read_their_answer_are_closed(narrow, stream):
     clients = [slow(narrow, {**LARGE, "stream": stream}) for _ in range(3)]
     until(lambda: narrow.worker.open == 3)
@@ -131,6 +131,7 @@ def test_answers_that_are_not_read_to_their_end_are_closed_too(narrow):
     assert works(narrow)
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_slowly_gets_its_whole_answer(narrow):
     kind = narrow.server.config.http_protocol_class
     kind.head_seconds, kind.read_seconds = 30.0, 1.5

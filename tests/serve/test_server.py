@@ -146,7 +146,9 @@ def test_a_server_without_a_key_stays_local():
     check_exposed("::1", None)
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "sign", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_process_with_zero(sign):
     here = Path(__file__).parent
     code = (

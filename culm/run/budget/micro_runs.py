@@ -6,6 +6,7 @@ runs/x-budget/w64-.../     a run like any other; finished ones are read and not 
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 from culm.compose import merge
 from culm.config import SettingError, parse
+from culm.data.manifest import NAME as MANIFEST
 from culm.data.manifest import Manifest
 from culm.eval.measure.held_out import HeldOut
 from culm.files import read_json, read_lines, write_json
@@ -75,6 +77,12 @@ class MicroRuns:
                 "--budget: micro-runs read text again and again, and need held-out text; leave "
                 "data.stream out and limit the text with data.max_bytes"
             )
+        for name in ("batch_ramp", "optimizer_in_backward"):
+            if getattr(config.train, name):
+                raise SettingError(
+                    f"--budget: it proposes the batch size and the micro-batch, which train.{name} "
+                    "limits; leave it out and add it to the proposal"
+                )
         self.config, self.model = config, config.model
         self.folder = Path(f"{config.folder}-budget")
 
@@ -116,11 +124,10 @@ class MicroRuns:
         held_out = self.config.eval.first(HeldOut)
         fewer = held_out.model_copy(update={"tokens": min(held_out.tokens, EVALUATED)})
         measures = {**dict.fromkeys(self.config.eval.measures), "held_out": fewer.model_dump()}
-        return with_changes(
+        config = with_changes(
             self.config,
             self.corpus,
             {
-                "folder": str(self.folder / run.name),
                 "model": run.model.model_dump(mode="json"),
                 "train": train_settings(run.tokens, rows, context, run.rate)
                 | {"push": None, "profile": None},
@@ -128,6 +135,11 @@ class MicroRuns:
                 "track": [],
             },
         )
+        # Whatever a result depends on is in its name, so that another run never takes its place.
+        text = (self.corpus / MANIFEST).read_bytes()
+        settings = config.model_copy(update={"folder": Path()}).model_dump_json().encode()
+        digest = hashlib.sha256(settings + text).hexdigest()[:8]
+        return config.model_copy(update={"folder": self.folder / f"{run.name}-{digest}"})
 
     def result(self, run: MicroRun, context: int) -> Done:
         """Train it, unless that was done before."""

@@ -129,14 +129,15 @@ class Proposer:
     """Makes runs of choices.
 
     corpus: the prepared text, of `unique` tokens. rate: that was best for the smallest micro-run.
+    ranks: that have rows of their own, over which a batch is divided.
     """
 
     def __init__(
         self, config: RunConfig, family: Family, corpus: Path, law: Law, done: Sequence[Done],
-        rate: float, unique: int,
+        rate: float, unique: int, ranks: int = 1,
     ) -> None:  # fmt: skip
         self.config, self.family, self.corpus, self.law = config, family, corpus, law
-        self.rate, self.unique = rate, unique
+        self.rate, self.unique, self.ranks = rate, unique, ranks
         self.narrow = min(one.run.model.width for one in done)
         self.largest = max(family.parameters(one.run.model) * one.tokens for one in done)
 
@@ -144,9 +145,8 @@ class Proposer:
         """Its settings; the micro-batch is of a size that a small machine computes well."""
         size, context = choice.size, self.family.context
         rate = transferred(self.rate, self.config, self.narrow, size.width)
-        train = train_settings(
-            choice.tokens, batch_size_for(choice.tokens, context), context, float(f"{rate:.2g}")
-        )
+        rows = max(1, round(batch_size_for(choice.tokens, context) / self.ranks)) * self.ranks
+        train = train_settings(choice.tokens, rows, context, float(f"{rate:.2g}"))
         model = size.model_dump(mode="json")
         return with_changes(self.config, self.corpus, {"model": model, "train": train})
 

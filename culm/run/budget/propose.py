@@ -1,7 +1,7 @@
 """The best run for a time: micro-runs, a scaling law that is fitted to them, and a proposal.
 
-rate     three rates on the smallest model; the vertex of a parabola over log rate, which other
-         widths take by the rule of `culm.run.budget.micro_runs.transferred`
+rate     three to six rates on the smallest model; the vertex of a parabola over log rate, which
+         other widths take by the rule of `culm.run.budget.micro_runs.transferred`
 law      E + A / N^alpha + B / D^beta, from three sizes in three lengths with that rate
 then     `culm.run.budget.proposal`
 """
@@ -69,8 +69,8 @@ def propose(
     there = ranks * (target.rate(config.train.precision) if target else here)
     ladder = ladder_of(config, family, seconds, here, there, micro.folder)
     log.say(
-        f"Micro-runs in {micro.folder}: three learning rates, then three sizes in three lengths, "
-        f"about {ladder.seconds:,.0f} seconds. Finished ones are not trained again."
+        f"Micro-runs in {micro.folder}: three to six learning rates, then three sizes in three "
+        f"lengths, about {ladder.seconds:,.0f} seconds. Finished ones are not trained again."
     )
     tried: list[Done] = []
 
@@ -86,7 +86,9 @@ def propose(
     left = seconds if target else seconds - sum(one.seconds for one in done)
     if left <= 0:
         raise SettingError(f"--budget: the micro-runs took all of the {seconds:,.0f} seconds")
-    proposer = Proposer(config, family, micro.corpus, law, grid, rate, unique)
+    proposer = Proposer(
+        config, family, micro.corpus, law, grid, rate, unique, config.parallel.data_ranks(ranks)
+    )  # fmt: skip
     fitted = _fitted(machine, proposer, choices(family, law, clock, left, unique))
     if target is None and ranks == 1:  # then the steps can be timed
         fitted = _with_steps(fitted, max(1, round(MARGIN * left / seconds_per_step(fitted))))
