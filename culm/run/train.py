@@ -57,7 +57,7 @@ from culm.run.rewind import fit
 from culm.run.settings import RunConfig
 from culm.run.speed import speed_of
 from culm.run.step import sequences_of
-from culm.run.update import update_of
+from culm.run.update import check_processes, update_of
 from culm.run.verdict import any_changed, sums_of
 from culm.train.checkpoint.store import CheckpointStore
 from culm.train.events import Ended, Event, Listeners, Measured, Stepped
@@ -178,7 +178,7 @@ def wrap(run: Assembly) -> Parallel:
     """The objective of a run on its ranks."""
     train = run.config.train
     if run.ranks.mesh is not None:
-        train.batch_sizes.check(run.ranks.count)
+        check_processes(run.config, run.ranks.processes)
         for size in train.batch_sizes.distinct:
             rows = size // run.ranks.count
             check_micro_batches(run.config.parallel, -(-rows // train.at_once))

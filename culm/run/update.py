@@ -40,3 +40,13 @@ def check_in_backward(config: RunConfig, processes: int) -> None:
             "train.optimizer_in_backward: processes add up their gradients, and each is dropped "
             "when its parameter is updated; use one process, or leave it out"
         )
+
+
+def check_processes(config: RunConfig, processes: int) -> None:
+    """Refuse what so many processes cannot share, before they start.
+
+    Raises:
+        SettingError: the layout or a batch does not divide, or updates are in the backward.
+    """
+    config.train.batch_sizes.check(config.parallel.data_ranks(processes))
+    check_in_backward(config, processes)

@@ -32,7 +32,10 @@ def launch_run(
         SettingError: the run cannot be read, or its layout does not divide so many processes.
     """
     config, _ = read_run(run, list(settings))
-    config.parallel.data_ranks(ranks * nodes)
+    if ranks * nodes > 1:
+        from culm.run.update import check_processes  # and so PyTorch
+
+        check_processes(config, ranks * nodes)
     job = Job(run, tuple(settings), config.folder, ranks, nodes, restarts, image)
     if scheduler is not None:
         _write(job_file(job, scheduler), out)

@@ -114,3 +114,14 @@ def test_what_cannot_be_launched_is_refused(run_file: Callable[..., Path]) -> No
         launch_run(file, [], 2, 2, 0, None, "culm", None)
     with pytest.raises(SettingError, match="needs a multiple of 2 ranks, and there are 3"):
         launch_run(file, ["parallel.tensor=2"], 3, 1, 0, None, "culm", None)
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(
+    run_file: Callable[..., Path],
+) -> None:
+    given = ([], 2, 1, 3, None, "culm", None)
+    with pytest.raises(SettingError, match=r"train\.batch_size: 5 does not divide over 2 ranks"):
+        launch_run(str(run_file("sft", batch_size=5, micro_batch_size=5)), *given)
+    ramp = {"start": 1, "increment": 1, "steps": 2}
+    with pytest.raises(SettingError, match=r"train\.batch_ramp: .* use multiples of 2"):
+        launch_run(str(run_file("sft", batch_size=8, batch_ramp=ramp)), *given)
