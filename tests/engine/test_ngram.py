@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from every_sampling import kinds_and_samplings
 
 from culm.config import SettingError
 from culm.engine.engine import Engine
@@ -71,19 +72,7 @@ class Count:
         return events
 
 
-NAMES = ("greedy", "plain", "nucleus", "penalties")
-# One kind with all, and all kinds with one; the others are slow tests.
-PAIRS = [
-    pytest.param(
-        kind, sampling, id=f"{kind}-{name}",
-        marks=() if name == "nucleus" or kind == next(iter(KINDS)) else pytest.mark.slow,
-    )
-    for kind in KINDS
-    for name, sampling in zip(NAMES, SAMPLINGS, strict=True)
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("kind", "sampling"), PAIRS)
+@pytest.mark.parametrize(("kind", "sampling"), kinds_and_samplings(KINDS, SAMPLINGS))
 def test_tokens_are_those_of_plain_decoding(kind: str, sampling: Sampling) -> None:
     model, wanted = built(**KINDS[kind]), requests(sampling, frozenset({0}))
     wanted += [replace(request, stop=frozenset()) for request in wanted]

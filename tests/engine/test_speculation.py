@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from every_sampling import kinds_and_samplings
 from learning import build, mean
 
 import culm
@@ -105,19 +106,7 @@ def steps(engine: Engine, wanted: list[Request]) -> tuple[list[Completion], int]
     return engine.generate(wanted, counted.append), len(counted)
 
 
-NAMES = ("greedy", "plain", "nucleus", "penalties")
-# One kind with all, and all kinds with one; the others are slow tests.
-PAIRS = [
-    pytest.param(
-        kind, sampling, id=f"{kind}-{name}",
-        marks=() if name == "nucleus" or kind == next(iter(KINDS)) else pytest.mark.slow,
-    )
-    for kind in KINDS
-    for name, sampling in zip(NAMES, SAMPLINGS, strict=True)
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("kind", "sampling"), PAIRS)
+@pytest.mark.parametrize(("kind", "sampling"), kinds_and_samplings(KINDS, SAMPLINGS))
 def test_tokens_are_those_of_plain_decoding(kind: str, sampling: Sampling) -> None:
     model, wanted = built(**KINDS[kind]), requests(sampling)
     for slots in (8, 3):
