@@ -74,6 +74,7 @@ CASES = {
         }.items()
     },
     "galore": ("dense", {"optimizer": {"kind": "galore", "rank": 32}}),
+    "many short rows": ("short", {"batch_size": 256, "micro_batch_size": 256}),
     "in backward": ("dense", {"optimizer_in_backward": True, "clip": None, "batch_size": 1}),
     "head": ("head", {}),
     "full, short rows": ("short", {"activation_checkpointing": "full", "batch_size": 1}),

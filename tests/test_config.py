@@ -253,7 +253,10 @@ def test_a_list_replaces_a_list() -> None:
         ),
         (["train.clip=x"], r"train\.clip: this is not a number \(given: 'x'\)"),
         (["train.compile=5"], r"train\.compile: this is not true or false \(given: 5\)"),
-        (["train.precision=fp64"], r"train\.precision: it should be 'auto', 'fp32' or 'bf16'"),
+        (
+            ["train.precision=fp64"],
+            r"train\.precision: it should be 'auto', 'fp32', 'bf16', 'fp16' or 'fp8'",
+        ),
     ],
 )
 def test_errors_name_the_setting(settings: list[str], message: str) -> None:

@@ -52,7 +52,7 @@ class BatchSizes:
             return step * self.full
         ramped = min(step, self.ramp.steps)
         increments = (self.full - self.ramp.start) // self.ramp.increment
-        added = self.ramp.increment * floor_sum(ramped, increments, self.ramp.steps)
+        added = self.ramp.increment * lattice_sum(ramped, increments, self.ramp.steps)
         return ramped * self.ramp.start + added + (step - ramped) * self.full
 
     @property
@@ -80,8 +80,8 @@ class BatchSizes:
             )
 
 
-def floor_sum(count: int, numerator: int, denominator: int) -> int:
-    """The sum of floor(i * numerator / denominator) for i from 0 to count - 1.
+def lattice_sum(count: int, numerator: int, denominator: int) -> int:
+    """The sum of i * numerator // denominator for i from 0 to count - 1.
 
     Points of a lattice under a line, counted by columns and rows in turn, as in Euclid's algorithm:
     so the length of a ramp costs nothing.

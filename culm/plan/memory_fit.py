@@ -61,8 +61,7 @@ def largest_fit(
 
     whole = -(-step.batch_size // step.layout.data)
     # With updates in the backward a step has one micro-batch.
-    counts = range(1, 2 if step.in_backward else whole + 1)
-    sizes = sorted({-(-whole // count) for count in counts})
+    sizes = [whole] if step.in_backward else _parts(whole)
     sizes = [rows for rows in sizes if may_have(step.layout.settings, -(-whole // rows))]
     if not sizes:
         return None
@@ -87,3 +86,14 @@ def advice(fit: Fit | None) -> str:
     if fit is None:
         return "use an adapter, a smaller model, or train.weights=bf16"
     return f"use {fit.settings}"
+
+
+def _parts(whole: int) -> list[int]:
+    """The sizes of a micro-batch, smallest first, of which none has rows to spare: ceil(whole / n)
+    for all n.
+    """
+    sizes, count = [whole], 1
+    while sizes[-1] > 1:
+        count = -(-whole // (sizes[-1] - 1))
+        sizes.append(-(-whole // count))
+    return sizes[::-1]

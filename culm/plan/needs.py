@@ -26,6 +26,8 @@ from culm.plan.dry_run import (
 from culm.plan.layout import Held, Layout, bytes_of
 from culm.plan.model import idle_parameters
 
+TOKENS = 1 << 17  # of a dry run at most
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -123,9 +125,13 @@ def needs_of(
     # DDP and FSDP2 have places for gradients all the time; those of updates in the backward are
     # counted on their own.
     accumulates = step.micro_batches > 1 or layout.processes > 1 or step.in_backward
-    activations = activation_bytes(objective, step.batch(rows), accumulates)
-    flops = training_flops(objective, step.batch(rows)) if count_flops else 0
-    sent = _sent(axes, step.micro_batches)
+    tried = min(rows, max(2, TOKENS // (step.context * step.sequences)))
+    activations = activation_bytes(objective, step.batch(tried), accumulates)
+    flops = training_flops(objective, step.batch(tried)) if count_flops else 0
+    sent = _sent(axes, step.micro_batches * rows / tried)
+    if rows > tried:  # from there on, memory grows evenly with the rows
+        fewer = activation_bytes(objective, step.batch(tried // 2), accumulates)
+        activations += (activations - fewer) * (rows - tried) // (tried - tried // 2)
     ranks = axes["tensor"].size
     if piped is not None:  # each rank has its share of layers and of exchanges between their ranks
         stages = layout.settings.pipeline
@@ -147,7 +153,7 @@ def needs_of(
         idle=idle,
         trained=trained,
         rows=rows,
-        flops=flops * step.batch_size / rows * layout.alike + update.flops,
+        flops=flops * step.batch_size / tried * layout.alike + update.flops,
         memory=memory,
         checkpoint_bytes=gradients + update.states,
         sent=sent | {"data": held.sent(step.micro_batches)},

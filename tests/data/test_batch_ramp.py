@@ -101,7 +101,7 @@ def test_a_run_resumes_within_a_ramp(stage: Callable[..., dict], tmp_path: Path)
     ("more", "message"),
     [
         ({"batch_size": 9}, "increments of 2 do not lead from start=2 to batch_size=9"),
-        ({"batch_size": 2}, "increments of 2 do not lead from start=2 to batch_size=2"),
+        ({"batch_size": 2}, r"start: 2 is not less than batch_size=2"),
     ],
 )
 def test_what_does_not_divide_is_refused(more: dict, message: str, stage, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
 from culm.parallel.parallelize import parallelize
-from culm.plan.memory_fit import advice, largest_fit
+from culm.plan.memory_fit import _parts, advice, largest_fit
 from culm.plan.needs import Step, needs_of
 
 CONFIG = TransformerConfig(vocabulary=64, width=32, layers=2, attention=(GQA(heads=2),))
@@ -50,3 +50,9 @@ def test_recomputation_where_one_row_does_not_fit(recomputed):
 def test_nothing_fits():
     assert largest_fit(objective(), AdamW(), STEP, 1000) is None
     assert "smaller model" in advice(None)
+
+
+@pytest.mark.parametrize("whole", [1, 2, 7, 12, 100])
+def test_micro_batches_have_no_rows_to_spare(whole: int) -> None:
+    assert _parts(whole) == sorted({-(-whole // count) for count in range(1, whole + 1)})
+    assert len(_parts(400_000_000)) < 50_000

@@ -10,7 +10,7 @@ from rolling import TOKENIZER, model, rollouts
 from culm.config import SettingError
 from culm.objective.grpo import GRPO
 from culm.rollout.buffer import Rollouts
-from culm.rollout.environment import ASKED, too_long
+from culm.rollout.environment import MEASURED, too_long
 from culm.task.prompts import Prompts
 from culm.task.task import split_of
 
@@ -43,10 +43,10 @@ def test_one_prompt_that_is_too_long(tmp_path: Path) -> None:
     )
     plain = asked(questions(tmp_path / "a.jsonl", set()))
     some = asked(questions(tmp_path / "b.jsonl", {number}))
-    assert too_long_in(plain) == (0, ASKED)
+    assert too_long_in(plain) == (0, MEASURED)
     assert plain.remarks == []
     count = sum(split_of(text(n, False)) == "train" for n in range(60))
-    assert too_long_in(some) in [(ASKED // count, ASKED), (ASKED // count + 1, ASKED)]
+    assert too_long_in(some) in [(MEASURED // count, MEASURED), (MEASURED // count + 1, MEASURED)]
     prompts = [
         [one._episodes(index)[0].prompt[0]["content"] for index in range(count)]
         for one in (plain, some)
@@ -69,7 +69,7 @@ def test_replacing_is_the_same_after_a_resume_and_in_a_group(tmp_path: Path) -> 
     one, two = asked(task), asked(task)
     first = [one._episodes(index)[0].prompt for index in range(30)]
     assert [two._episodes(index)[0].prompt for index in reversed(range(30))][::-1] == first
-    assert too_long_in(one)[0] > ASKED // 4
+    assert too_long_in(one)[0] > MEASURED // 4
 
 
 def test_nothing_but_prompts_that_are_too_long(tmp_path: Path) -> None:

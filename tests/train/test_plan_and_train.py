@@ -231,7 +231,7 @@ def test_held_out_rows_that_teach_nothing(format: str, both: Plan) -> None:
             "",
             r"1 records have the key 'level', which (is not used|only a reward function reads)\.",
         ),
-        ([{"prompt": f"1{LONG}", "answer": "a"}], "", r"\d+ of the first 1,000 questions leave no"),
+        ([{"prompt": f"1{LONG}", "answer": "a"}], "", r"\d+ of the first 200 questions leave no"),
     ],
 )
 def test_questions(
