@@ -9,7 +9,6 @@ digests that find exact duplicates grow with the corpus: about 100 bytes of memo
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -166,13 +165,8 @@ def _encoded(
     divided: Divided, pool: Pool, notes: Notes, kept: Kept
 ) -> Iterator[tuple[str, Unit, list[Document]]]:
     """The documents of each unit, in the order of the corpus."""
-    waiting: deque[_Batch] = deque()
-    for batch in _batches(divided):
-        waiting.append(_given(batch, pool, kept))
-        if len(waiting) > pool.ahead:
-            yield from _documents(waiting.popleft(), notes, kept)
-    while waiting:
-        yield from _documents(waiting.popleft(), notes, kept)
+    for batch in pool.ready(_given(some, pool, kept) for some in _batches(divided)):
+        yield from _documents(batch, notes, kept)
 
 
 def _given(batch: list[tuple[str, Unit]], pool: Pool, kept: Kept) -> _Batch:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -34,6 +35,15 @@ class Pool:
 
     submit: Callable[..., Callable[[], Any]]
     ahead: int
+
+    def ready(self, given: Iterable[T]) -> Iterator[T]:
+        """The pieces in their order, each when `ahead` further ones were given away, or all."""
+        waiting = deque[T]()
+        for piece in given:
+            waiting.append(piece)
+            if len(waiting) > self.ahead:
+                yield waiting.popleft()
+        yield from waiting
 
 
 @dataclass(frozen=True)

@@ -57,14 +57,13 @@ from culm.run.rewind import fit
 from culm.run.settings import RunConfig
 from culm.run.speed import speed_of
 from culm.run.step import sequences_of
-from culm.run.update import check_processes, update_of
+from culm.run.update import check_processes, loss_scale_of, update_of
 from culm.run.verdict import any_changed, sums_of
 from culm.train.checkpoint.store import CheckpointStore
 from culm.train.events import Ended, Event, Listeners, Measured, Stepped
 from culm.train.guard import Interruption, locked
 from culm.train.judge import Finite
 from culm.train.listeners import ProgressBar
-from culm.train.loss_scale import LossScale
 from culm.train.memory import reset_peak
 from culm.train.replicas import ReplicaCheck
 from culm.train.run_folder import discard_settings, read_settings, write_settings
@@ -106,8 +105,7 @@ def seconds_per_step(config: RunConfig) -> float:
                 times.append(event.seconds)
 
         optimizer = config.train.optimizer.build(run.objective)
-        scale = LossScale() if config.train.precision == "fp16" else None
-        update = update_of(run, wrap(run), optimizer, scale)
+        update = update_of(run, wrap(run), optimizer, loss_scale_of(config))
         trainer = Trainer(update, config.train.rates, listener=listen)
         batches = training_batches(run)
         if isinstance(batches, Loader):
@@ -198,7 +196,7 @@ def _train(run: Assembly, status: Status) -> Result:
         add_precomputed(run, rows)
     # Without spikes too: what an earlier start of this run left out stays so.
     spikes = Spikes(train.spike or SpikeConfig())
-    scale = LossScale() if train.precision == "fp16" else None
+    scale = loss_scale_of(run.config)
     batches = WithoutSpikes(WithState(rows, "loss_scale", scale), spikes)
     store = CheckpointStore(folder, run.objective, optimizer, train.checkpoint, run.ranks)
     start = resume(run, store, batches)

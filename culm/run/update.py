@@ -11,6 +11,11 @@ from culm.train.loss_scale import LossScale
 from culm.train.update import Update, UpdateInBackward
 
 
+def loss_scale_of(config: RunConfig) -> LossScale | None:
+    """That of a run in fp16, at its start."""
+    return LossScale() if config.train.precision == "fp16" else None
+
+
 def update_of(
     run: Assembly, parallel: Parallel, optimizer: RuleOptimizer, scale: LossScale | None
 ) -> Update:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -95,13 +95,8 @@ class Cleaner:
         steps = [stage.build() for stage in self.stages if stage.masks]
         self._maskers = [step for step in steps if isinstance(step, Rewriter)]
         with self.workers.pool(partial(Worker, self.stages)) as pool:
-            waiting: deque[_Chunk] = deque()
-            for chunk in self._chunks(units, pool):
-                waiting.append(chunk)
-                if len(waiting) > pool.ahead:
-                    yield from self._kept(waiting.popleft())
-            while waiting:
-                yield from self._kept(waiting.popleft())
+            for chunk in pool.ready(self._chunks(units, pool)):
+                yield from self._kept(chunk)
 
     def forget(self) -> None:
         """Remove the chunks that were kept, once the corpus is complete."""

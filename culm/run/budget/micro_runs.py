@@ -77,8 +77,12 @@ class MicroRuns:
                 "--budget: micro-runs read text again and again, and need held-out text; leave "
                 "data.stream out and limit the text with data.max_bytes"
             )
-        for name in ("batch_ramp", "optimizer_in_backward"):
-            if getattr(config.train, name):
+        limits = {
+            "batch_ramp": config.train.batch_ramp is not None,
+            "optimizer_in_backward": config.train.optimizer_in_backward,
+        }
+        for name, limiting in limits.items():
+            if limiting:
                 raise SettingError(
                     f"--budget: it proposes the batch size and the micro-batch, which train.{name} "
                     "limits; leave it out and add it to the proposal"
