@@ -19,6 +19,8 @@ def train_run(run: str, settings: Sequence[str]) -> None:
     result = train(config)
     if not result.finished:
         raise typer.Exit(result.exit_code)
+    if not log.is_first_rank():  # which writes for all
+        return
     report = f", {result.folder}/report.md"
     try:
         write_report(result.folder)

@@ -102,6 +102,7 @@ def test_a_launched_run_is_the_run(run_file: Callable[..., Path]) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Done: ") == 1  # one rank writes and says so
     config, _ = read_run(str(file))
     train(config)
     one, two = (read_lines(Path(f, "metrics.jsonl")) for f in (config.folder, f"{file}-two"))
