@@ -42,6 +42,8 @@ struct Linear {
   const bf16 *scale, *zero;   // int8: (outputs); int4: (outputs, inputs / group)
   const float *bias;          // (outputs) or null
   Adapters adapters;
+
+  int64_t row(int64_t n) const { return std::min(n, outputs - 1); }
 };
 
 enum Activation : int64_t { SILU, GELU_TANH };
@@ -116,7 +118,7 @@ struct Input {
   std::vector<bf16> narrowed;
   std::vector<int8_t> bytes;     // (rows, chunks, 64 or 128)
   std::vector<float> scales;     // (rows, chunks, 16)
-  std::vector<float> offsets;    // (rows, 16): where sums of int8 weights begin, which are shifted
+  std::vector<int32_t> offsets;  // (rows, chunks, 16): where sums begin, since weights are shifted
   std::vector<float> sums;       // (rows, 16 * n): of each group of int4 weights
   int64_t groups;
 
@@ -131,7 +133,7 @@ struct Input {
     chunks = (inputs + size - 1) / size;
     groups = w.kind == INT4 ? (inputs / w.group + 15) / 16 * 16 : 0;
     bytes.assign(rows * chunks * size, 0);
-    offsets.assign(rows * 16, 0);
+    offsets.assign(rows * chunks * 16, 0);
     scales.assign(rows * chunks * 16, 0);
     sums.assign(rows * groups, 0);
     for (int64_t b = 0; b < rows; b++)
@@ -150,9 +152,8 @@ struct Input {
     if (w.kind == INT8) {
       _mm256_storeu_si256((__m256i *)&bytes[b * chunks * 64 + k], both);
       _mm256_storeu_ps(&scales[b * chunks * 16 + k / 4], _mm256_set1_ps(scale));
-      float *offset = &offsets[b * 16 + k / 4 % 16];
-      _mm256_storeu_ps(offset, _mm256_fmadd_ps(_mm256_cvtepi32_ps(fours), _mm256_set1_ps(-128 * scale),
-                                               _mm256_loadu_ps(offset)));
+      _mm256_storeu_si256((__m256i *)&offsets[b * chunks * 16 + k / 4],
+                          _mm256_mullo_epi32(fours, _mm256_set1_epi32(-128)));
       return;
     }
     int8_t *place = &bytes[(b * chunks + k / 128) * 128 + k % 128 / 2];
@@ -164,6 +165,7 @@ struct Input {
     for (int i = 0; i < 4; i++) {
       int32_t eight = four[2 * i] + four[2 * i + 1];
       scales[lane + i] = scale;
+      offsets[lane + i] = -8 * eight;  // weights are stored as 0 to 15
       sums[b * groups + k / w.group] += scale * eight;
     }
   }
@@ -183,149 +185,141 @@ static __m128 totals(const __m512 (&sums)[4]) {
 
 static __mmask64 least(int64_t bits) { return bits >= 64 ? ~0ull : (1ull << bits) - 1; }
 
-// Memory, not arithmetic, limits a step of few rows: each row of weights is read in the order of
-// memory, asked for AHEAD bytes before it is needed, and used for B rows of activations. Several
-// partial sums along a row hide the latency of an addition; how many there are, and so the result
-// of a row, does not depend on B.
+// Memory, not arithmetic, limits a step of few rows. Weights are asked for in the order of memory,
+// AHEAD bytes or R rows of them before they are needed: R rows are read together, each for B rows of
+// activations, so that a load serves many products. Every sum is added up in the same order whatever
+// R and B are, so that a row's result does not depend on the others.
 constexpr int64_t AHEAD = 4096;
-static void ask(const void *p) { _mm_prefetch((const char *)p + AHEAD, _MM_HINT_T0); }
+template <int R>
+static const char *after(const void *rows, int64_t bytes) {  // of R rows of so many bytes
+  return (const char *)rows + std::max(R * bytes, AHEAD);
+}
+static void ask(const char *next, int64_t line) { _mm_prefetch(next + line * 64, _MM_HINT_T0); }
 
-// Output n for B rows from b on; sums[i] are 16 partial sums.
-template <int B>
-static void dot_bf16(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (&sums)[B]) {
-  const bf16 *weight = (const bf16 *)w.weight + n * w.inputs, *x = &in.narrowed[b * w.inputs];
-  __m512 parts[4][B] = {};
-  auto step = [&](int64_t k, int j) {
-    ask(weight + k);
-    __m512bh part = (__m512bh)_mm512_loadu_si512(weight + k);
-    for (int i = 0; i < B; i++)
-      parts[j][i] = _mm512_dpbf16_ps(parts[j][i], part,
-                                     (__m512bh)_mm512_loadu_si512(x + i * w.inputs + k));
-  };
-  int64_t k = 0;
-  for (; k + 128 <= w.inputs; k += 128)
-    for (int j = 0; j < 4; j++) step(k + 32 * j, j);
-  for (int j = 0; k < w.inputs; k += 32, j++) step(k, j);
-  for (int i = 0; i < B; i++)
-    sums[i] = _mm512_add_ps(_mm512_add_ps(parts[0][i], parts[1][i]),
-                            _mm512_add_ps(parts[2][i], parts[3][i]));
+// Outputs n to n + R, of which those past the last are the last again, for B rows from b on: 16
+// partial sums of each.
+template <int R, int B>
+static void dot_bf16(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (*sums)[B]) {
+  const bf16 *weight[R], *x = &in.narrowed[b * w.inputs];
+  for (int r = 0; r < R; r++) weight[r] = (const bf16 *)w.weight + w.row(n + r) * w.inputs;
+  const char *next = after<R>(weight[0], w.inputs * 2);
+  for (int64_t k = 0; k < w.inputs; k += 32) {
+    __m512bh row[B];
+    for (int i = 0; i < B; i++) row[i] = (__m512bh)_mm512_loadu_si512(x + i * w.inputs + k);
+    for (int r = 0; r < R; r++) {
+      ask(next, k / 32 * R + r);
+      const __m512bh part = (__m512bh)_mm512_loadu_si512(weight[r] + k);
+      for (int i = 0; i < B; i++) sums[r][i] = _mm512_dpbf16_ps(sums[r][i], part, row[i]);
+    }
+  }
 }
 
-// The same for R outputs from n on.
 template <int R, int B>
-static void dot_int8(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (&sums)[R][B]) {
-  const int8_t *weight = (const int8_t *)w.weight + n * w.inputs;
+static void dot_int8(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (*sums)[B]) {
   const __m512i shift = _mm512_set1_epi8((char)0x80);  // signed to unsigned, which dpbusd takes
-  __m512 parts[2][R][B] = {};
-  for (int r = 0; r < R; r++)
-    for (int i = 0; i < B; i++) parts[0][r][i] = _mm512_loadu_ps(&in.offsets[(b + i) * 16]);
-  auto step = [&](int64_t c, int j, __mmask64 there) {
+  const int8_t *weight[R];
+  for (int r = 0; r < R; r++) weight[r] = (const int8_t *)w.weight + w.row(n + r) * w.inputs;
+  const char *next = after<R>(weight[0], w.inputs);
+  auto step = [&](int64_t c, __mmask64 there) {
     __m512i part[R];
     for (int r = 0; r < R; r++) {
-      ask(weight + r * w.inputs + c * 64);
-      part[r] = _mm512_xor_si512(
-          _mm512_maskz_loadu_epi8(there, weight + r * w.inputs + c * 64), shift);
+      ask(next, c * R + r);
+      part[r] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(there, weight[r] + c * 64), shift);
     }
     for (int i = 0; i < B; i++) {
-      int64_t at = (b + i) * in.chunks + c;
-      __m512i row = _mm512_loadu_si512(&in.bytes[at * 64]);
-      __m512 scale = _mm512_loadu_ps(&in.scales[at * 16]);
+      const int64_t at = (b + i) * in.chunks + c;
+      const __m512i row = _mm512_loadu_si512(&in.bytes[at * 64]);
+      const __m512i offset = _mm512_loadu_si512(&in.offsets[at * 16]);
+      const __m512 scale = _mm512_loadu_ps(&in.scales[at * 16]);
       for (int r = 0; r < R; r++) {
-        __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), part[r], row);
-        parts[j][r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, parts[j][r][i]);
+        const __m512i dot = _mm512_dpbusd_epi32(offset, part[r], row);
+        sums[r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sums[r][i]);
       }
     }
   };
   int64_t c = 0;
-  for (; c + 2 <= w.inputs / 64; c += 2) step(c, 0, ~0ull), step(c + 1, 1, ~0ull);
-  for (int j = 0; c < in.chunks; c++, j++) step(c, j, least(w.inputs - c * 64));
+  for (; c < w.inputs / 64; c++) step(c, ~0ull);
+  if (c < in.chunks) step(c, least(w.inputs - c * 64));
   for (int r = 0; r < R; r++)
     for (int i = 0; i < B; i++)
-      sums[r][i] = _mm512_mul_ps(_mm512_add_ps(parts[0][r][i], parts[1][r][i]),
-                                 _mm512_set1_ps(widen(w.scale[n + r])));
+      sums[r][i] = _mm512_mul_ps(sums[r][i], _mm512_set1_ps(widen(w.scale[w.row(n + r)])));
 }
 
 template <int R, int B>
-static void dot_int4(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (&sums)[R][B]) {
-  const uint8_t *weight = (const uint8_t *)w.weight + n * w.inputs / 2;
+static void dot_int4(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (*sums)[B]) {
   const int64_t groups = w.inputs / w.group, each = 128 / w.group;
-  const bf16 *scales = w.scale + n * groups, *zeros = w.zero + n * groups;
   const __m512i nibble = _mm512_set1_epi8(15);
+  // Which scale lane i has, in its upper half: so a permutation also widens bf16.
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i group_of = _mm512_srli_epi32(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(each)), 4);
-  for (int64_t c = 0; c < in.chunks; c++) {
-    __mmask64 there = least((w.inputs - c * 128) / 2);
-    __mmask16 known = (__mmask16)least(std::min(each, groups - c * each));
+  const __m512i group =
+      _mm512_slli_epi32(_mm512_srli_epi32(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(each)), 4), 16);
+  const uint8_t *weight[R];
+  const bf16 *scales[R], *zeros[R];
+  for (int r = 0; r < R; r++) {
+    weight[r] = (const uint8_t *)w.weight + w.row(n + r) * w.inputs / 2;
+    scales[r] = w.scale + w.row(n + r) * groups, zeros[r] = w.zero + w.row(n + r) * groups;
+  }
+  const char *next = after<R>(weight[0], w.inputs / 2);
+  auto step = [&](int64_t c, __mmask64 there, __mmask8 known) {
     __m512i even[R], odd[R];
-    __m512 step[R];
+    __m512 scale[R];
     for (int r = 0; r < R; r++) {
-      ask(weight + r * w.inputs / 2 + c * 64);
-      __m512i pair = _mm512_maskz_loadu_epi8(there, weight + r * w.inputs / 2 + c * 64);
+      ask(next, c * R + r);
+      const __m512i pair = _mm512_maskz_loadu_epi8(there, weight[r] + c * 64);
       even[r] = _mm512_and_si512(pair, nibble);
       odd[r] = _mm512_and_si512(_mm512_srli_epi16(pair, 4), nibble);
-      step[r] = _mm512_permutexvar_ps(
-          group_of, widen(_mm256_maskz_loadu_epi16(known, scales + r * groups + c * each)));
+      const __m128i own = _mm_maskz_loadu_epi16(known, scales[r] + c * each);
+      scale[r] = (__m512)_mm512_maskz_permutexvar_epi16(0xAAAAAAAA, group, _mm512_castsi128_si512(own));
     }
     for (int i = 0; i < B; i++) {
-      int64_t at = (b + i) * in.chunks + c;
-      __m512i first = _mm512_loadu_si512(&in.bytes[at * 128]);
-      __m512i second = _mm512_loadu_si512(&in.bytes[at * 128 + 64]);
-      __m512 scale = _mm512_loadu_ps(&in.scales[at * 16]);
+      const int64_t at = (b + i) * in.chunks + c;
+      const __m512i first = _mm512_loadu_si512(&in.bytes[at * 128]);
+      const __m512i second = _mm512_loadu_si512(&in.bytes[at * 128 + 64]);
+      const __m512i offset = _mm512_loadu_si512(&in.offsets[at * 16]);
+      const __m512 own = _mm512_loadu_ps(&in.scales[at * 16]);
       for (int r = 0; r < R; r++) {
-        __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even[r], first);
-        dot = _mm512_dpbusd_epi32(dot, odd[r], second);
-        sums[r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(step[r], scale), sums[r][i]);
+        const __m512i dot =
+            _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(offset, even[r], first), odd[r], second);
+        sums[r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale[r], own), sums[r][i]);
       }
     }
-  }
-  for (int64_t g = 0; g < groups; g += 16) {
-    __mmask16 known = (__mmask16)least(groups - g);
+  };
+  const __mmask8 all = (__mmask8)least(each);
+  int64_t c = 0;
+  for (; c < w.inputs / 128; c++) step(c, ~0ull, all);
+  if (c < in.chunks) step(c, least((w.inputs - c * 128) / 2), (__mmask8)least(groups - c * each));
+  for (int64_t g = 0; g < groups; g += 16)
     for (int r = 0; r < R; r++) {
-      __m512 zero = widen(_mm256_maskz_loadu_epi16(known, zeros + r * groups + g));
-      __m512 step = widen(_mm256_maskz_loadu_epi16(known, scales + r * groups + g));
-      zero = _mm512_fnmadd_ps(step, _mm512_set1_ps(8), zero);  // weights are stored as 0 to 15
+      const __m512 zero = widen(_mm256_maskz_loadu_epi16((__mmask16)least(groups - g), zeros[r] + g));
       for (int i = 0; i < B; i++)
         sums[r][i] = _mm512_fmadd_ps(zero, _mm512_loadu_ps(&in.sums[(b + i) * in.groups + g]), sums[r][i]);
     }
-  }
 }
 
-// R outputs from n on for B rows from b on.
+// Outputs n to n + 4 or `to` for B rows from b on, R rows of weights together.
 template <int R, int B>
-static void tile(const Linear &w, const Input &in, int64_t n, int64_t b, float *out, int64_t stride) {
-  __m512 sums[R][B] = {};
-  if constexpr (R == 1)
-    if (w.kind == BF16) dot_bf16<B>(w, in, n, b, sums[0]);
-  if (w.kind == INT8) dot_int8<R, B>(w, in, n, b, sums);
-  if (w.kind == INT4) dot_int4<R, B>(w, in, n, b, sums);
-  for (int r = 0; r < R; r++)
-    for (int i = 0; i < B; i++)
-      out[(b + i) * stride + n + r] =
-          _mm512_reduce_add_ps(sums[r][i]) + (w.bias ? w.bias[n + r] : 0);
+static void tile(const Linear &w, const Input &in, int64_t n, int64_t to, int64_t b, float *out,
+                 int64_t stride) {
+  __m512 sums[4][B] = {};
+  const auto dot = w.kind == BF16 ? dot_bf16<R, B> : w.kind == INT8 ? dot_int8<R, B> : dot_int4<R, B>;
+  for (int r = 0; r < 4; r += R) dot(w, in, n + r, b, sums + r);
+  const __mmask8 there = (__mmask8)least(to - n) & 15;
+  const __m128 bias = w.bias ? _mm_maskz_loadu_ps(there, w.bias + n) : _mm_setzero_ps();
+  for (int i = 0; i < B; i++)
+    _mm_mask_storeu_ps(out + (b + i) * stride + n, there,
+                       _mm_add_ps(totals({sums[0][i], sums[1][i], sums[2][i], sums[3][i]}), bias));
 }
 
-// Outputs from..to, R at a time, of w for all rows into out: (rows, stride). Gives the next output.
-template <int R>
-static int64_t outputs(const Linear &w, const Input &in, int64_t from, int64_t to, float *out,
-                       int64_t stride) {
-  for (; from + R <= to; from += R) {
-    int64_t b = 0;
-    if (R <= 2 && w.kind != BF16)
-      for (; b + 8 <= in.rows; b += 8) tile<R, 8>(w, in, from, b, out, stride);
-    for (; b + 4 <= in.rows; b += 4) tile<R, 4>(w, in, from, b, out, stride);
-    for (; b < in.rows; b++) tile<R, 1>(w, in, from, b, out, stride);
-  }
-  return from;
-}
-
-// Quantised weights cost more arithmetic, which several of their rows, or eight of activations, share.
+// Outputs from..to of w for all rows into out: (rows, stride).
 static void matmul(const Linear &w, const Input &in, int64_t from, int64_t to, float *out,
                    int64_t stride) {
-  const bool few = in.rows < 8;
-  if (w.kind == INT8 && in.rows > 1 && few) from = outputs<2>(w, in, from, to, out, stride);
-  if (w.kind == INT4 && few) from = outputs<4>(w, in, from, to, out, stride);
-  if (w.kind == INT4 && !few) from = outputs<2>(w, in, from, to, out, stride);
-  outputs<1>(w, in, from, to, out, stride);
+  const auto one = w.kind == BF16 ? tile<1, 1> : tile<4, 1>;  // int4 costs more arithmetic
+  for (int64_t n = from; n < to; n += 4) {
+    int64_t b = 0;
+    for (; b + 8 <= in.rows; b += 8) tile<2, 8>(w, in, n, to, b, out, stride);
+    for (; b + 4 <= in.rows; b += 4) tile<4, 4>(w, in, n, to, b, out, stride);
+    for (; b < in.rows; b++) one(w, in, n, to, b, out, stride);
+  }
 }
 
 static __m512 load(__mmask16 there, const float *p) { return _mm512_maskz_loadu_ps(there, p); }
@@ -451,9 +445,11 @@ static __m512 decoded(const uint8_t *codes, int64_t bits) {
 struct Attention {
   std::vector<float> spare, scores;
   std::vector<int64_t> entries;
+  int64_t own;                             // entry of the new key and value
   std::vector<const bf16 *> keys, values;  // of the entries, then the new ones
   std::vector<bf16> query, key, value, restored;
-  const uint8_t *restored_from = nullptr;
+  const Layer *of_layer = nullptr;
+  int64_t of_head = -1;  // the key head that these are of, in a row
 
   // The entries of the earlier tokens that `position` sees: sinks, then the window. Gives its own.
   int64_t find(const Cache &cache, int64_t position) {
@@ -470,13 +466,10 @@ struct Attention {
     return entry(position);
   }
 
-  // Dequantises the first `full` entries of a head: their keys, then their values. Query heads with
-  // the same key head often follow each other in a thread.
+  // Dequantises the first `full` entries of a head: their keys, then their values.
   void restore(const Cache &cache, int64_t head, int64_t full, int64_t dim) {
     const int64_t width = dim * cache.bits / 8, at = head * cache.groups;
     const Codes &k = cache.key_codes, &v = cache.value_codes;
-    if (restored_from == k.codes + at * GROUP * width) return;
-    restored_from = k.codes + at * GROUP * width;
     restored.resize(2 * full * dim);
     for (int64_t i = 0; i < full; i++) {
       const int64_t token = at * GROUP + entries[i], code = token * width;
@@ -516,23 +509,35 @@ struct Attention {
     keys[count] = key.data(), values[count] = value.data();
   }
 
-  // One query head of one row: stores the new key and value, and reads those before them.
-  void attend(const Layer &layer, double eps, const float *q, const float *k, const float *v,
-              int64_t head, int64_t slot, int64_t position, float *out) {
-    const int64_t dim = layer.dim, shared = layer.heads / layer.kv_heads, group = head / shared;
-    query.resize(dim), key.resize(dim), value.resize(dim);
-    rotate(q, head, layer.heads, layer.q_norm, layer, position, eps, spare, query.data());
+  // The keys and values that a row's query heads with one key head see; the new ones are stored.
+  void open(const Layer &layer, double eps, const float *k, const float *v, int64_t group, int64_t slot,
+            int64_t position) {
+    const int64_t dim = layer.dim, kv_head = slot * layer.kv_heads + group;
+    if (of_layer == &layer && of_head == kv_head) return;
+    of_layer = &layer, of_head = kv_head;
+    key.resize(dim), value.resize(dim);
     rotate(k, group, layer.kv_heads, layer.k_norm, layer, position, eps, spare, key.data());
     for (int64_t i = 0; i < dim; i += 16) narrow(_mm512_loadu_ps(v + group * dim + i), &value[i]);
     const Cache &cache = layer.cache;
-    const int64_t kv_head = slot * layer.kv_heads + group;
     const int64_t first = cache.groups ? position / GROUP * GROUP : 0;
     const int64_t size = cache.groups ? GROUP : cache.entries;
-    const int64_t own = find(cache, position), count = entries.size() + 1;
+    own = find(cache, position) - first;
     locate(cache, kv_head, dim, first, size);
-    if (head % shared == 0) {  // the others use their own copy and never look at this entry
-      std::copy(key.begin(), key.end(), cache.keys + (kv_head * size + own - first) * dim);
-      std::copy(value.begin(), value.end(), cache.values + (kv_head * size + own - first) * dim);
+  }
+
+  // One query head of one row.
+  void attend(const Layer &layer, double eps, const float *q, const float *k, const float *v,
+              int64_t head, int64_t slot, int64_t position, float *out) {
+    const int64_t dim = layer.dim, shared = layer.heads / layer.kv_heads, group = head / shared;
+    query.resize(dim);
+    rotate(q, head, layer.heads, layer.q_norm, layer, position, eps, spare, query.data());
+    open(layer, eps, k, v, group, slot, position);
+    const Cache &cache = layer.cache;
+    const int64_t count = keys.size(), size = cache.groups ? GROUP : cache.entries;
+    if (head % shared == 0) {  // other threads use their own copy and never look at this entry
+      const int64_t at = (of_head * size + own) * dim;
+      std::copy(key.begin(), key.end(), cache.keys + at);
+      std::copy(value.begin(), value.end(), cache.values + at);
     }
     if (head == 0 && cache.at) cache.at[slot * cache.entries + own] = position;
     scores.assign((count + 15) / 16 * 16, 0);
@@ -669,11 +674,11 @@ void culm_decode(const Model *model, int64_t rows, const int64_t *tokens, const 
       norm(layer.attention_norm, layer.q);
       apply(layer.q, q.data()), apply(layer.k, k.data()), apply(layer.v, v.data());
 #pragma omp barrier
-      // Query heads with the same key head follow each other where this divides the work evenly.
-      const bool even = rows * layer.kv_heads % team == 0;
-      const int64_t chunk = even ? layer.heads / layer.kv_heads : 1;
-      for (int64_t first = me * chunk; first < rows * layer.heads; first += team * chunk)
-        for (int64_t i = first; i < first + chunk; i++) {
+      // Query heads with the same key head follow each other in a thread.
+      const int64_t all = rows * layer.heads, shared = layer.heads / layer.kv_heads;
+      const int64_t chunk = all / shared % team ? (all + team - 1) / team : shared;
+      for (int64_t first = me * chunk; first < all; first += team * chunk)
+        for (int64_t i = first; i < std::min(first + chunk, all); i++) {
           int64_t b = i / layer.heads;
           attention.attend(layer, model->eps, &q[b * q_size], &k[b * kv_size], &v[b * kv_size],
                            i % layer.heads, b, positions[b], &mixed[b * q_size]);

@@ -116,7 +116,7 @@ class TokenSampler:
         truncation, with temperature 0 counted as 1: the behaviour policy of policy gradients.
         """
         tempered = logits if self.plain else logits / self.temperatures
-        total = tempered.logsumexp(-1, keepdim=True)
+        logprobs = tempered.log_softmax(-1)
         changed = self._penalize(logits, prompts, outputs) if self.penalized else None
         if allowed is not None:
             changed = restrict(logits if changed is None else changed, allowed)
@@ -127,11 +127,11 @@ class TokenSampler:
             scores = tempered if changed is None else changed / self.temperatures
             if self.truncated:
                 scores = truncate(scores, self.rows)
-            probabilities = (tempered - total).exp() if scores is tempered else scores.softmax(-1)
+            probabilities = logprobs.exp() if scores is tempered else scores.softmax(-1)
             tokens = invert(probabilities, self._uniforms([len(output) for output in outputs]))
             if self.mixed:
                 tokens = torch.where(self.takes_best, best.argmax(-1), tokens)
-        return tokens, (tempered.gather(-1, tokens[:, None]) - total)[:, 0]
+        return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
 
     def _penalize(
         self, logits: Tensor, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]
