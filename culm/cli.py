@@ -189,7 +189,7 @@ def chat(
 
 @app.command()
 def serve(
-    model: given.Model,
+    model: given.Served = "",
     host: given.Host = "127.0.0.1",
     port: given.Port = 8000,
     api_key: given.ApiKey = None,
@@ -201,10 +201,14 @@ def serve(
     device: given.Device = "auto",
     dtype: given.Dtype = "auto",
     reload: given.Reload = False,
+    fixture: given.Script = None,
 ) -> None:
     """Start an OpenAI-compatible server with a chat page."""
-    from culm.verbs.serve import serve_model
+    from culm.verbs.serve import serve_fixture, serve_model
 
+    if fixture is not None:
+        serve_fixture(model, fixture, host, port, api_key, slots)
+        return
     serve_model(
         model, host, port, api_key, slots, adapter or [], context, cache, speculate, device, dtype,
         reload,

@@ -80,6 +80,8 @@ def _finish(row: Running) -> Finish | None:
     if row.output[-1] in row.request.stop:
         return "stop"
     allowed = row.allowed(row.output)
+    if row.request.constraint is not None and row.request.constraint.failure:
+        return "failed"
     if allowed is not None and is_empty(allowed):
         return "complete"
     return "length" if len(row.output) >= row.request.max_tokens else None

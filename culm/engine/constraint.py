@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,13 @@ Allowed = Collection[int] | Tensor
 
 
 class Constraint(Protocol):
-    """A pure function from the tokens generated so far to those that may follow."""
+    """A pure function from the tokens generated so far to those that may follow.
+
+    failure: why it can say nothing more, which ends the request; None: it can.
+    """
+
+    @property
+    def failure(self) -> str | None: ...
 
     def mask(self, output: Sequence[int]) -> Allowed:
         """Ids that may follow `output`; none: the answer is complete and the request ends.
@@ -37,6 +43,7 @@ class OneOf:
 
     sequences: tuple[tuple[int, ...], ...]
     end: frozenset[int] = frozenset()
+    failure: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if not self.sequences or not all(self.sequences):

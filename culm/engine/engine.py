@@ -75,7 +75,7 @@ class Engine:
         self._reading: Prefill | None = None  # in the last slot
         self._read_last = False  # whether the last step read a prompt
         self._ids = itertools.count()
-        self._chooser = Chooser(self.vocabulary, suppressed)
+        self.chooser = Chooser(self.vocabulary, suppressed)
 
     def check(self, request: Request) -> None:
         """ValueError if the engine cannot serve the request."""
@@ -117,7 +117,7 @@ class Engine:
         self.waiting.clear()
         self.running.clear()
         self._reading = None
-        self._chooser.forget()
+        self.chooser.forget()
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -197,9 +197,9 @@ class Engine:
         """Rows whose prompts are in the cache join the running ones; logits: (N, V)."""
         first = len(self.running)
         self.running += group
-        self._chooser.forget()
-        events = self._chooser.accept(self.running[first:], logits[:, None])
-        self._chooser.forget()
+        self.chooser.forget()
+        events = self.chooser.accept(self.running[first:], logits[:, None])
+        self.chooser.forget()
         self._free_finished(first)
         return events
 
@@ -234,9 +234,9 @@ class Engine:
         """Advance all rows: by a token, and by as many of its draft as are accepted."""
         rows = self.running
         logits, window = self.runner.decode(rows, self.slots - (self._reading is not None))
-        events = self._chooser.accept(rows, logits)
+        events = self.chooser.accept(rows, logits)
         if self.drafter is not None:
-            draft(self.drafter, rows, window, self._chooser)
+            draft(self.drafter, rows, window, self.chooser)
         self._free_finished(0)
         return events
 
@@ -250,4 +250,4 @@ class Engine:
         if slot < len(self.running):
             self.runner.cache.copy(len(self.running), slot, last.length)
             self.running[slot] = last
-        self._chooser.forget()
+        self.chooser.forget()

@@ -9,8 +9,8 @@ from typing import Literal
 from culm.engine.constraint import Allowed, Constraint, check_first
 from culm.engine.sampling import Sampling
 
-# A stop token; the maximum number of tokens; the constraint lets nothing follow.
-Finish = Literal["stop", "length", "complete"]
+# A stop token; the maximum number of tokens; the constraint lets nothing follow; it failed.
+Finish = Literal["stop", "length", "complete", "failed"]
 
 
 @dataclass(frozen=True)

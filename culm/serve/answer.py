@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from culm.engine.request import Event
 from culm.engine.scoring import Ranked
+from culm.serve.refusal import FormFailed
 from culm.serve.worker import Job, JobEvent, Worker
 from culm.text.reply import Reply
 from culm.tokenizer.tokenizer import Tokenizer
@@ -79,7 +80,8 @@ class AnswerStream:
     """All choices of a query, piece by piece; leaving `pieces` early ends the generation.
 
     job: one task for each choice; the first one of a prompt scores it. echoes: of each prompt, to
-    come before the generated text. prompt_tokens: of all prompts together.
+    come before the generated text. prompt_tokens: of all prompts together. thinking: the answers
+    start with reasoning, because their prompt ends with its mark.
     """
 
     def __init__(
@@ -90,13 +92,14 @@ class AnswerStream:
         stops: Sequence[str] = (),
         echoes: Sequence[Echo] = (),
         prompt_tokens: int = 0,
+        thinking: bool = False,
     ) -> None:
         self._worker, self._job = worker, job
         self._texts = [GrowingText(Reply(tokenizer, stops)) for _ in job.tasks]
         self._echoes = tuple(echoes)
         self._early: dict[int, list[Event]] = {}  # tokens of choices whose prompt is not scored yet
         self._left = len(job.tasks)
-        self.prompt_tokens = prompt_tokens
+        self.prompt_tokens, self.thinking = prompt_tokens, thinking
         self.generated_tokens = 0
 
     async def pieces(self) -> AsyncIterator[TextPiece | None]:
@@ -159,6 +162,8 @@ class AnswerStream:
         growing = self._texts[index]
         if growing.reply.stopped:  # a token that was on its way when its text ended
             return []
+        if event.finish == "failed":
+            raise FormFailed()
         self.generated_tokens += 1
         text, scores, finish = growing.read(event)
         if finish:

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from culm.engine.sampling import Sampling
+from culm.text.tools import Tool
 from culm.tokenizer.template import Message
 
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """Messages; the assistant writes the next one."""
+    """Messages; the assistant writes the next one. tools: that it may call."""
 
     messages: Sequence[Message]
+    tools: Sequence[Tool] = ()
 
 
 Prompt = str | Sequence[int] | ChatPrompt  # a text, token ids, or a dialogue
@@ -31,6 +33,7 @@ class Query:
     stop_ids: tokens that end it, besides those of the tokenizer; ignore_end leaves the latter out.
     logprobs: score each token, and this many most likely ones in its place; None: do not.
     parse_special: names of special tokens in prompts that are texts become these tokens.
+    form: of each answer, as `culm.text.grammar` writes it; None: any text.
     echo: each choice starts with its prompt, which is scored if `logprobs` is given.
     """
 
@@ -43,5 +46,6 @@ class Query:
     stop_ids: Sequence[int] = ()
     ignore_end: bool = False
     logprobs: int | None = None
+    form: str | None = None
     echo: bool = False
     parse_special: bool = False

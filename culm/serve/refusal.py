@@ -26,6 +26,17 @@ class ContextTooShort(InvalidRequest):
     """Prompt and answer together exceed the context of the model."""
 
 
+class InvalidForm(InvalidRequest):
+    """The form of the answer is not valid, not supported or too complex."""
+
+
+class FormFailed(Refusal):
+    """The form of an answer became too complex while it was written."""
+
+    def __init__(self) -> None:
+        super().__init__("The form of the answer became too complex; give a simpler one.")
+
+
 class UnknownModel(Refusal):
     """No model or adapter has this name."""
 

@@ -23,9 +23,17 @@ from culm.engine.scoring import STEP_TOKENS
 from culm.model.transformer import Transformer
 from culm.serve.answer import AnswerStream, Echo, TokenScore, scores_of
 from culm.serve.query import ChatPrompt, Prompt, Query
-from culm.serve.refusal import ContextTooShort, InvalidRequest, ShuttingDown, UnknownModel
+from culm.serve.refusal import (
+    ContextTooShort,
+    InvalidForm,
+    InvalidRequest,
+    ShuttingDown,
+    UnknownModel,
+)
 from culm.serve.worker import Scoring, Worker, WorkerTask
+from culm.text.grammar import Grammar, Grammars, after_reasoning
 from culm.text.language_model import LanguageModel
+from culm.text.message import THINK
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -44,6 +52,7 @@ class Service:
             raise SettingError(f"adapter: {name!r} is the name of the model; give it another")
         self.model, self.name = model, name
         self._engine = model.engine(slots, model.context, STEP_TOKENS)
+        self._grammars = Grammars(model.tokenizer, model.model.config.vocabulary)
         self.worker = Worker(self._engine, waiting)
 
     @property
@@ -112,13 +121,17 @@ class Service:
         """
         adapter = self._admit(query)
         prompts = [await self._ids(prompt, query.parse_special) for prompt in query.prompts]
+        thinking = isinstance(query.prompts[0], ChatPrompt) and self._thinks(prompts[0])
+        grammar = await self._grammar(query.form, thinking)
         tasks: list[WorkerTask] = []
         for ids in prompts:
-            tasks += self._tasks(query, ids, adapter)
+            tasks += self._tasks(query, ids, adapter, grammar)
         echoes = self._echoes(query, prompts) if query.echo else []
         job = self.worker.submit(tasks)
         count = sum(map(len, prompts))
-        return AnswerStream(self.worker, job, self.model.tokenizer, query.stop, echoes, count)
+        return AnswerStream(
+            self.worker, job, self.model.tokenizer, query.stop, echoes, count, thinking
+        )
 
     async def score(
         self, ids: Sequence[int], ranks: int = 0, adapter: str | None = None
@@ -162,14 +175,29 @@ class Service:
 
     async def _ids(self, prompt: Prompt, parse_special: bool) -> list[int]:
         if isinstance(prompt, ChatPrompt):
-            chat, messages = self.model.tokenizer.chat, prompt.messages
+            chat, tools = self.model.tokenizer.chat, [tool.plain for tool in prompt.tools]
             try:
-                return await asyncio.to_thread(chat.prompt, messages)
+                return await asyncio.to_thread(chat.prompt, prompt.messages, tools or None)
             except ValueError as error:
-                raise InvalidRequest(str(error), "messages") from None
+                field = "tools" if str(error).startswith("tools") else "messages"
+                raise InvalidRequest(str(error), field) from None
         ids = await asyncio.to_thread(self.model.prompt_ids, prompt, parse_special)
         self._check_ids(ids, "prompt")
         return ids
+
+    def _thinks(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends with the mark that starts reasoning."""
+        end = self.model.tokenizer.decode(prompt[-8:], specials=True)
+        return end.rstrip().endswith(THINK)
+
+    async def _grammar(self, form: str | None, thinking: bool) -> Grammar | None:
+        if form is None:
+            return None
+        try:
+            given = after_reasoning(form) if thinking else form
+            return await asyncio.to_thread(self._grammars.compile, given)
+        except ValueError as error:
+            raise InvalidForm(str(error), "form") from None
 
     def _check_ids(self, ids: Iterable[int], field: str) -> None:
         size = self.model.model.config.vocabulary
@@ -177,7 +205,9 @@ class Service:
         if outside:
             raise InvalidRequest(f"{field}: token {outside[0]} is outside the vocabulary", field)
 
-    def _tasks(self, query: Query, ids: Sequence[int], adapter: str | None) -> list[WorkerTask]:
+    def _tasks(
+        self, query: Query, ids: Sequence[int], adapter: str | None, grammar: Grammar | None
+    ) -> list[WorkerTask]:
         """One for each choice of a prompt; the first one scores the prompt if it is echoed."""
         count, context = len(ids), self.model.context
         left = context - count
@@ -192,7 +222,11 @@ class Service:
         requests: list[Request | None] = [None] * query.choices
         if query.max_tokens != 0:
             requests = [
-                self._request(query, ids, left, choice, adapter) for choice in range(query.choices)
+                replace(
+                    self._request(query, ids, left, choice, adapter),
+                    constraint=grammar and grammar.copy(),
+                )
+                for choice in range(query.choices)
             ]
         return [WorkerTask(None if i else scoring, request) for i, request in enumerate(requests)]
 

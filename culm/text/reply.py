@@ -89,12 +89,12 @@ class Reply:
         if met:
             self.stopped, self._held = True, ""
             return text[: min(met)]
-        keep = 0 if last else max((_overlap(text, stop) for stop in self._stops), default=0)
+        keep = 0 if last else max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest proper prefix of `stop` that `text` ends with."""
     longest = min(len(stop) - 1, len(text))
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

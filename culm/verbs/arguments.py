@@ -213,6 +213,16 @@ Adapters = Annotated[
         metavar="NAME=FOLDER",
     ),
 ]
+Served = Annotated[
+    str, typer.Argument(help="A run or model folder, a .gguf file, or a Hugging Face id.")
+]
+Script = Annotated[
+    str | None,
+    typer.Option(
+        "--fixture",
+        help="Answer as this file says, without a model, to test clients (docs/reference/http.md).",
+    ),
+]
 Reload = Annotated[
     bool, typer.Option("--reload", help="Read the weights again at each POST to /reload.")
 ]

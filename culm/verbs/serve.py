@@ -40,6 +40,25 @@ def served_name(model: str) -> str:
     return path.parent.name if in_run else path.name
 
 
+def serve_fixture(
+    model: str, script: str, host: str, port: int, api_key: str | None, slots: int
+) -> None:
+    """Serve the answers of a script under the name `fixture`.
+
+    Raises:
+        SettingError: a model is given too, or the script cannot be read.
+    """
+    if model:
+        raise SettingError(f"--fixture: it takes the place of a model; leave out {model}")
+    check_exposed(host, api_key)
+    check_port(host, port)
+    from culm.serve.fixture import ScriptedModel, read_script
+    from culm.serve.http import server
+
+    scripted = ScriptedModel(read_script(script))
+    server.serve(scripted, "fixture", host, port, api_key, slots)
+
+
 def serve_model(
     model: str,
     host: str,
@@ -58,6 +77,8 @@ def serve_model(
 
     reload: accept requests to read its weights again.
     """
+    if not model:
+        raise SettingError("MODEL: give a run or model folder, or --fixture SCRIPT")
     check_exposed(host, api_key)
     check_port(host, port)
     import culm

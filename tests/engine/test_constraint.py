@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ class Even:
     """Even ids alone, as a mask over the vocabulary."""
 
     size: int = WORDS
+    failure: ClassVar[None] = None
 
     def mask(self, output: Sequence[int]) -> torch.Tensor:
         return torch.arange(self.size) % 2 == 0

@@ -36,12 +36,10 @@ HI = [{"role": "user", "content": "hi"}]
         ({"stop_token_ids": [9999]}, "invalid_value", "stop_token_ids"),
         ({"logit_bias": {"7": 101}}, "invalid_value", None),
         ({"seed": 1 << 70}, "invalid_value", "seed"),
-        ({"tools": [{"type": "function"}]}, "unsupported_parameter", "tools"),
-        (
-            {"response_format": {"type": "json_object"}},
-            "unsupported_parameter",
-            "response_format",
-        ),
+        ({"tools": [{"type": "function"}]}, "missing_required_parameter", "tools.0.function"),
+        ({"response_format": {"type": "xml"}}, "invalid_value", "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "invalid_value", "response_format"),
+        ({"tool_choice": "required"}, "invalid_value", None),
         ({"audio": {}}, "unsupported_parameter", "audio"),
     ],
 )

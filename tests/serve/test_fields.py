@@ -51,7 +51,6 @@ def test_fields_without_effect_are_accepted(running, fields):
     [
         ("guided_json", {"type": "object"}),
         ("guided_regex", "a+"),
-        ("structured_outputs", {"choice": ["a"]}),
         ("grammar", "root ::= 'a'"),
         ("chat_template_kwargs", {"enable_thinking": False}),
         ("continue_final_message", True),
@@ -63,8 +62,6 @@ def test_fields_without_effect_are_accepted(running, fields):
         ("skip_special_tokens", False),
         ("include_stop_str_in_output", True),
         ("temprature", 0.5),
-        ("tools", [TOOL]),
-        ("tool_choice", "required"),
         ("n_predict", 5),
         ("echo", True),
         ("parse_special", True),  # the template of a chat is parsed anyway

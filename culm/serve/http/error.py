@@ -22,6 +22,8 @@ CODES = {404: "not_found", 405: "method_not_allowed"}
 REFUSALS = {  # status, code
     refusal.ContextTooShort: (400, "context_length_exceeded"),
     refusal.InvalidRequest: (400, "invalid_value"),
+    refusal.InvalidForm: (400, "invalid_schema"),
+    refusal.FormFailed: (400, "invalid_schema"),
     refusal.Overloaded: (503, "overloaded"),
     refusal.ShuttingDown: (503, "shutting_down"),
     refusal.EngineFailed: (500, "internal_error"),

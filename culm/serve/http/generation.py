@@ -22,7 +22,10 @@ async def chat(service: Service, body: ChatRequest) -> Response:
     """The next turn of a dialogue."""
     answer = await service.ask(body.query())
     tokenizer = service.model.tokenizer
-    shape = ChatShape(body.model, tokenizer, bool(body.logprobs), body.include_usage)
+    shape = ChatShape(
+        body.model, tokenizer, bool(body.logprobs), body.include_usage,
+        calls=body.tool_use is not None, thinking=answer.thinking,
+    )  # fmt: skip
     return await _respond(body, shape, answer)
 
 
@@ -58,7 +61,11 @@ async def _chunks(
         for chunk in shape.opening(choice):
             yield chunk
     async for piece in answer.pieces():
-        yield None if piece is None else shape.chunk(piece)
+        if piece is None:
+            yield None
+        else:
+            for chunk in shape.chunks(piece):
+                yield chunk
     if body.include_usage:
         yield shape.usage(used(answer.prompt_tokens, answer.generated_tokens))
 

@@ -7,17 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
 from culm.engine.sampling import Sampling
+from culm.serve.http.forms import (
+    AllowedChoice,
+    AllowedTools,
+    FunctionName,
+    JsonSchema,
+    NamedTool,
+    ResponseFormat,
+    StructuredOutputs,
+    ToolChoice,
+    ToolFunction,
+    ToolParameter,
+    tool_use,
+)
+from culm.serve.http.messages import ChatMessage, Part
 from culm.serve.http.wire import UNSUPPORTED, Body, Neutral, Wire
 from culm.serve.query import ChatPrompt, Prompt, Query
+from culm.text.tools import ToolUse
 
 COMPLETION_TOKENS = 16  # default of plain completions, as in OpenAI's API
 # Fields of a query that have another name in this API.
-NAMES = {"choices": "n", "bias": "logit_bias", "stop_ids": "stop_token_ids"}
+NAMES = {
+    "choices": "n", "bias": "logit_bias", "stop_ids": "stop_token_ids", "form": "response_format",
+}  # fmt: skip
 
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Stops = Annotated[
@@ -59,14 +76,26 @@ class GenerationRequest(Body):
     repetition_penalty: float | None = Field(None, gt=0.01, le=100)
     stop_token_ids: list[StrictInt] | None = Field(None, max_length=64)
     ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> GenerationRequest:
+        if self.form() and self.structured_outputs and self.response_format:
+            raise ValueError("structured_outputs: it contradicts response_format; give one of them")
+        return self
+
+    def form(self) -> str | None:
+        """Of the answer, for `culm.text.grammar`."""
+        given = self.structured_outputs or self.response_format
+        return given.form() if given else None
 
     @classmethod
     def _is_off(cls, name: str, given: dict[str, Any]) -> bool:
-        """Tools that the model must not use, and several answers that are all returned."""
+        """Functions that the model must not use, and several answers that are all returned."""
         if name == "best_of":
             return bool(given[name] == given.get("n"))
-        choice = {"tools": "tool_choice", "functions": "function_call"}.get(name, "")
-        return given.get(choice) == "none"
+        return name == "functions" and given.get("function_call") == "none"
 
     @property
     def include_usage(self) -> bool:
@@ -87,44 +116,8 @@ class GenerationRequest(Body):
         )
         return Query(
             self.model, prompts, max_tokens, sampling, self.n or 1, self.stop or (),
-            self.stop_token_ids or (), ignore_end=bool(self.ignore_eos),
+            self.stop_token_ids or (), ignore_end=bool(self.ignore_eos), form=self.form(),
         )  # fmt: skip
-
-
-class Part(Wire):
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(Wire):
-    """One turn. Fields besides role and content are for the chat template."""
-
-    neutral: ClassVar[Neutral] = {"refusal": ("",), "audio": ()}
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
-    name: str | None = None
-    tool_call_id: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    function_call: dict[str, Any] | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None  # vLLM's name for the same
-
-    @property
-    def plain(self) -> dict[str, Any]:
-        """The message in the form of chat templates; a content that is null is absent there."""
-        content = self.content
-        text = "".join(part.text for part in content) if isinstance(content, list) else content
-        said = {} if text is None else {"content": text}
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, **said, **_present(self.model_dump(exclude={"role", "content"}))}
-
-
-def _present(value: Any) -> Any:
-    """A JSON value without fields that are null, which means absent at any depth."""
-    if isinstance(value, dict):
-        return {key: _present(inner) for key, inner in value.items() if inner is not None}
-    return [_present(inner) for inner in value] if isinstance(value, list) else value
 
 
 class ChatRequest(GenerationRequest):
@@ -134,6 +127,25 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[ToolParameter] = Field([], max_length=128)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+
+    @property
+    def tool_use(self) -> ToolUse | None:
+        """What the answer may do with tools; None: there are none, or it must not use them."""
+        return tool_use(self.tools, self.tool_choice, self.parallel_tool_calls is not False)
+
+    @model_validator(mode="after")
+    def _callable(self) -> ChatRequest:
+        use, form = self.tool_use, super().form()
+        if form and use and use.called == "required":
+            raise ValueError("tool_choice: a call that is required contradicts the form of a text")
+        return self
+
+    def form(self) -> str | None:
+        use, form = self.tool_use, super().form()
+        return use.form(form) if use else form
 
     @model_validator(mode="after")
     def _logprobs_asked(self) -> ChatRequest:
@@ -150,13 +162,17 @@ class ChatRequest(GenerationRequest):
 
     def query(self) -> Query:
         """The next turn of the dialogue, up to the end of the context unless a limit is given."""
-        dialogue = ChatPrompt([message.plain for message in self.messages])
+        tools = [given.tool for given in self.tools] if self.tool_use else []
+        dialogue = ChatPrompt([message.plain for message in self.messages], tools)
         query = self._query([dialogue], self.max_completion_tokens or self.max_tokens)
         return replace(query, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
 
 
 class CompletionRequest(GenerationRequest):
-    neutral: ClassVar[Neutral] = {**UNSUPPORTED, "add_special_tokens": (True,)}
+    neutral: ClassVar[Neutral] = {
+        **UNSUPPORTED, "add_special_tokens": (True,), "tools": ([],),
+        "tool_choice": ("none", "auto"), "parallel_tool_calls": (True, False),
+    }  # fmt: skip
 
     prompt: Prompts
     parse_special: bool = False
@@ -198,6 +214,10 @@ class DetokenizeRequest(Body):
 
 
 REQUESTS = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+PARTS = (
+    ChatMessage, Part, StreamOptions, ToolParameter, ToolFunction, NamedTool, FunctionName,
+    AllowedChoice, AllowedTools, ResponseFormat, JsonSchema, StructuredOutputs,
+)  # fmt: skip
 FIELDS = {
-    name for kind in (*REQUESTS, ChatMessage, Part, StreamOptions) for name in kind.model_fields
+    field.alias or name for kind in (*REQUESTS, *PARTS) for name, field in kind.model_fields.items()
 }

@@ -5,10 +5,12 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from culm.serve.answer import TextPiece, TokenScore
 from culm.serve.http.offsets import TextOffsets
+from culm.text.message import Delta, MessageReader
 from culm.tokenizer.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -20,7 +22,7 @@ class Shape(Protocol):
     def opening(self, choice: int) -> list[Json]:
         """Chunks before the first piece of a choice."""
 
-    def chunk(self, piece: TextPiece) -> Json:
+    def chunks(self, piece: TextPiece) -> list[Json]:
         """A piece in a stream."""
 
     def complete(self, pieces: Sequence[TextPiece], usage: Json) -> Json:
@@ -31,29 +33,53 @@ class Shape(Protocol):
 
 
 class ChatShape:
-    """`chat.completion` and its chunks."""
+    """`chat.completion` and its chunks.
 
-    def __init__(self, name: str, tokenizer: Tokenizer, scored: bool, with_usage: bool) -> None:
+    calls: tools were offered. thinking: answers start with their reasoning.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Tokenizer,
+        scored: bool,
+        with_usage: bool,
+        calls: bool = False,
+        thinking: bool = False,
+    ) -> None:
         self._tokenizer, self._scored, self._with_usage = tokenizer, scored, with_usage
         self._head = _head("chatcmpl", name)
+        self._new_reader = partial(MessageReader, thinking, calls)
+        self._readers: dict[int, MessageReader] = {}
 
     def opening(self, choice: int) -> list[Json]:
         return [self._chunk(choice, {"role": "assistant", "content": ""}, None, None)]
 
-    def chunk(self, piece: TextPiece) -> Json:
-        delta = {"content": piece.text} if piece.text or not piece.finish else {}
-        return self._chunk(piece.choice, delta, self._logprobs(piece.scores), piece.finish)
+    def chunks(self, piece: TextPiece) -> list[Json]:
+        reader = self._readers.setdefault(piece.choice, self._new_reader())
+        deltas = [_delta(one) for one in reader.read(piece.text, last=piece.finish is not None)]
+        if not deltas and (piece.finish or piece.scores):
+            deltas = [{}]
+        last = len(deltas) - 1
+        return [
+            self._chunk(
+                piece.choice, delta, self._logprobs(() if i else piece.scores),
+                _finish(piece, reader) if i == last else None,
+            )
+            for i, delta in enumerate(deltas)
+        ]  # fmt: skip
 
     def complete(self, pieces: Sequence[TextPiece], usage: Json) -> Json:
-        choices = [
-            {
+        choices = []
+        for piece in pieces:
+            reader = self._new_reader()
+            message = _message(reader.read(piece.text, last=True))
+            choices.append({
                 "index": piece.choice,
-                "message": {"role": "assistant", "content": piece.text, "refusal": None},
+                "message": message,
                 "logprobs": self._logprobs(piece.scores),
-                "finish_reason": piece.finish,
-            }
-            for piece in pieces
-        ]
+                "finish_reason": _finish(piece, reader),
+            })  # fmt: skip
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage}
 
     def usage(self, usage: Json) -> Json:
@@ -104,9 +130,9 @@ class CompletionShape:
     def opening(self, choice: int) -> list[Json]:
         return []
 
-    def chunk(self, piece: TextPiece) -> Json:
+    def chunks(self, piece: TextPiece) -> list[Json]:
         usage = {"usage": None} if self._with_usage else {}
-        return {**self._head, "choices": [self._choice(piece)], **usage}
+        return [{**self._head, "choices": [self._choice(piece)], **usage}]
 
     def complete(self, pieces: Sequence[TextPiece], usage: Json) -> Json:
         return {**self._head, "choices": [self._choice(piece) for piece in pieces], "usage": usage}
@@ -145,6 +171,46 @@ class CompletionShape:
         text, spelt = spelling(self._tokenizer, token)
         # Names are keys here, and all parts of a character would share one.
         return "bytes:" + "".join(f"\\x{b:02x}" for b in spelt) if "\ufffd" in text else text
+
+
+def _delta(given: Delta) -> Json:
+    """A change of a message in a stream."""
+    if given.reasoning:
+        return {"reasoning_content": given.reasoning}
+    if given.call is None:
+        return {"content": given.content}
+    index, name, arguments = given.call
+    if name is None:
+        return {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}
+    return {"tool_calls": [{"index": index, **_call(name, arguments)}]}
+
+
+def _call(name: str, arguments: str) -> Json:
+    function = {"name": name, "arguments": arguments}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+
+
+def _message(deltas: Sequence[Delta]) -> Json:
+    """A whole message. Without any text, calls have a content of null."""
+    content = "".join(delta.content for delta in deltas)
+    reasoning = "".join(delta.reasoning for delta in deltas)
+    calls: list[Json] = []
+    for delta in deltas:
+        if delta.call and delta.call.name is not None:
+            calls.append(_call(delta.call.name, delta.call.arguments))
+        elif delta.call:
+            calls[delta.call.number]["function"]["arguments"] += delta.call.arguments
+    return {
+        "role": "assistant",
+        "content": content if content or not calls else None,
+        "refusal": None,
+        **({"reasoning_content": reasoning} if reasoning else {}),
+        **({"tool_calls": calls} if calls else {}),
+    }
+
+
+def _finish(piece: TextPiece, reader: MessageReader) -> str | None:
+    return "tool_calls" if piece.finish == "stop" and reader.called else piece.finish
 
 
 def spelling(tokenizer: Tokenizer, token: int) -> tuple[str, bytes]:

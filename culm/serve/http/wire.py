@@ -18,18 +18,15 @@ Neutral = dict[str, tuple[Any, ...]]  # fields, with their values that have no e
 # Names, accounts and caches: no answer depends on them.
 HARMLESS = frozenset(
     "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention "
-    "prompt_cache_options cache_salt cache_control request_id priority parallel_tool_calls "
+    "prompt_cache_options cache_salt cache_control request_id priority "
     "annotations include_obfuscation".split()
 )
 
 
 # Fields that are accepted at these values only.
 UNSUPPORTED: Neutral = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "reasoning_effort": ("medium",),
     "verbosity": ("medium",),
