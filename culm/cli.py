@@ -201,13 +201,14 @@ def serve(
     device: given.Device = "auto",
     dtype: given.Dtype = "auto",
     reload: given.Reload = False,
+    prefix_tokens: given.PrefixTokens = 0,
 ) -> None:
     """Start an OpenAI-compatible server with a chat page."""
     from culm.verbs.serve import serve_model
 
     serve_model(
         model, host, port, api_key, slots, adapter or [], context, cache, speculate, device, dtype,
-        reload,
+        reload, prefix_tokens,
     )  # fmt: skip
 
 

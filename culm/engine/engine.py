@@ -20,7 +20,7 @@ from culm.adapt.multi_lora import check_adapter
 from culm.engine import scoring
 from culm.engine.choose import Chooser
 from culm.engine.pace import Pace
-from culm.engine.prefill import Prefill, next_group, similar
+from culm.engine.prefill import PromptReader, groups
 from culm.engine.request import Completion, Event, Request, Running, check_request
 from culm.engine.runner import Runner
 from culm.engine.speculation import Speculation, draft, drafter_for
@@ -41,6 +41,9 @@ class Engine:
     of plain decoding, up to rounding. step_tokens: read up to so many tokens of prompts between two
     decoding steps, fewer while requests are running (`culm.engine.pace`), so that these hardly wait
     for long prompts. None: all prompts that have a slot are read before the next decoding step.
+    prefix_tokens: keep blocks of up to so many tokens of earlier prompts and answers, so that what
+    begins alike is read once (`culm.engine.prefix`); layers with a window then store all tokens of
+    a slot. 0: none. Call `weights_changed` when the weights have changed.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Engine:
         speculate: Speculation | None = None,
         step_tokens: int | None = None,
         suppressed: Sequence[int] = (),
+        prefix_tokens: int = 0,
     ) -> None:
         require_vocabulary(model)
         if slots < 1:
@@ -68,11 +72,11 @@ class Engine:
             )
         self.vocabulary = vocabulary or model.config.vocabulary
         self.drafter = drafter_for(model, speculate) if speculate else None
-        self.runner = Runner(model, slots, self.length, cache, fused, self.drafter)
+        self.runner = Runner(model, slots, self.length, cache, fused, self.drafter, prefix_tokens)
         self.waiting: deque[Running] = deque()
         self.running: list[Running] = []  # index = slot
         self._pace = None if step_tokens is None else Pace(step_tokens)
-        self._reading: Prefill | None = None  # in the last slot
+        self._prompts = PromptReader(self.runner)
         self._read_last = False  # whether the last step read a prompt
         self._ids = itertools.count()
         self._chooser = Chooser(self.vocabulary, suppressed)
@@ -98,7 +102,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a request waits or runs."""
-        return bool(self.waiting or self.running or self._reading)
+        return bool(self.waiting or self.running or self._prompts.rows)
 
     @torch.inference_mode()  # like the cache, in which another slot may move
     def abort(self, number: int) -> None:
@@ -108,16 +112,18 @@ class Engine:
                 self._free(slot)
                 return
         self.waiting = deque(waiting for waiting in self.waiting if waiting.id != number)
-        if self._reading is not None:
-            self._reading.rows = [row for row in self._reading.rows if row.id != number]
-            self._reading = self._reading if self._reading.rows else None
+        self._prompts.rows = [row for row in self._prompts.rows if row.id != number]
 
     def clear(self) -> None:
         """Drop every request, for example after an error in the middle of a step."""
-        self.waiting.clear()
-        self.running.clear()
-        self._reading = None
+        for rows in (self.waiting, self.running, self._prompts.rows):
+            rows.clear()
+        self.runner.prefix.clear()
         self._chooser.forget()
+
+    def weights_changed(self) -> None:
+        """Forget what was read with other weights; requests that run go on with the new ones."""
+        self.runner.prefix.clear()
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -184,14 +190,13 @@ class Engine:
     # -----------------------------------------------------------------------------------------
 
     def _start(self) -> list[Event]:
-        """Fill free slots with waiting requests; those of similar length share a forward."""
+        """Fill free slots with waiting requests."""
         free = self.slots - len(self.running)
         new = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
-        return [event for group in similar(new) for event in self._started(group)]
-
-    def _started(self, group: list[Running]) -> list[Event]:
-        """Read prompts in one forward; the first tokens of their answers."""
-        return self._joined(group, self.runner.prefill(group, len(self.running)))
+        events = []
+        for group in groups(new, self.runner.prefix):
+            events += self._joined(group, self.runner.prefill(group, len(self.running)))
+        return events
 
     def _joined(self, group: list[Running], logits: Tensor) -> list[Event]:
         """Rows whose prompts are in the cache join the running ones; logits: (N, V)."""
@@ -205,35 +210,21 @@ class Engine:
 
     def _take_turns(self, pace: Pace) -> list[Event]:
         """Read a part of the prompts, or decode."""
-        can_read = self._reading or (self.waiting and len(self.running) < self.slots)
-        self._read_last = bool(can_read) and not (self.running and self._read_last)
+        waiting = self.waiting and len(self.running) < self.slots
+        can_read = bool(self._prompts.rows or waiting)
+        self._read_last = can_read and not (self.running and self._read_last)
         if self._read_last:
-            return self._read(pace)
+            read = self._prompts.step(pace, self.waiting, len(self.running))
+            return self._joined(*read) if read else []
         if not self.running:
             return []
         with pace.decoding():
             return self._decode()
 
-    def _read(self, pace: Pace) -> list[Event]:
-        reading, tokens = self._reading, pace.tokens("prompts", len(self.running))
-        if reading is None:
-            group = next_group(self.waiting, self.slots - len(self.running), tokens)
-            if max(row.length for row in group) <= tokens:
-                with pace.reading(sum(row.length for row in group)):
-                    return self._started(group)
-            reading = self._reading = Prefill(group)
-        with pace.reading(min(tokens, len(reading.prompt) - reading.done)):
-            logits = reading.advance(self.runner, tokens)
-        if logits is None:
-            return []
-        self._reading = None
-        reading.spread(self.runner, len(self.running))
-        return self._joined(reading.rows, logits)
-
     def _decode(self) -> list[Event]:
         """Advance all rows: by a token, and by as many of its draft as are accepted."""
         rows = self.running
-        logits, window = self.runner.decode(rows, self.slots - (self._reading is not None))
+        logits, window = self.runner.decode(rows, self.slots - bool(self._prompts.rows))
         events = self._chooser.accept(rows, logits)
         if self.drafter is not None:
             draft(self.drafter, rows, window, self._chooser)
@@ -246,7 +237,8 @@ class Engine:
                 self._free(slot)
 
     def _free(self, slot: int) -> None:
-        last = self.running.pop()
+        row, last = self.running[slot], self.running.pop()
+        self.runner.prefix.store(row, slot, row.length - 1)  # the newest token is not in the cache
         if slot < len(self.running):
             self.runner.cache.copy(len(self.running), slot, last.length)
             self.running[slot] = last

@@ -30,6 +30,8 @@ class Query:
     stop: strings that end a choice and do not appear in it.
     stop_ids: tokens that end it, besides those of the tokenizer; ignore_end leaves the latter out.
     logprobs: score each token, and this many most likely ones in its place; None: do not.
+    salt: prompts of queries with another one are not found in the prefix cache. Whoever checks the
+        client's key sets it; a client never does.
     parse_special: names of special tokens in prompts that are texts become these tokens.
     echo: each choice starts with its prompt, which is scored if `logprobs` is given.
     """
@@ -45,3 +47,4 @@ class Query:
     logprobs: int | None = None
     echo: bool = False
     parse_special: bool = False
+    salt: str = ""
