@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -21,6 +20,7 @@ from culm.engine import scoring
 from culm.engine.choose import Chooser
 from culm.engine.pace import Pace
 from culm.engine.prefill import PromptReader, groups
+from culm.engine.queue import Queue
 from culm.engine.request import Completion, Event, Request, Running, check_request
 from culm.engine.runner import Runner
 from culm.engine.speculation import Speculation, draft, drafter_for
@@ -73,7 +73,7 @@ class Engine:
         self.vocabulary = vocabulary or model.config.vocabulary
         self.drafter = drafter_for(model, speculate) if speculate else None
         self.runner = Runner(model, slots, self.length, cache, fused, self.drafter, prefix_tokens)
-        self.waiting: deque[Running] = deque()
+        self.waiting = Queue()
         self.running: list[Running] = []  # index = slot
         self._pace = None if step_tokens is None else Pace(step_tokens)
         self._prompts = PromptReader(self.runner)
@@ -96,7 +96,7 @@ class Engine:
         self.check(request)
         seed = request.sampling.seed
         new = Running(next(self._ids), request, secrets.randbits(63) if seed is None else seed)
-        self.waiting.append(new)
+        self.waiting.add(new)
         return new.id
 
     @property
@@ -111,7 +111,7 @@ class Engine:
             if running.id == number:
                 self._free(slot)
                 return
-        self.waiting = deque(waiting for waiting in self.waiting if waiting.id != number)
+        self.waiting.remove(number)
         self._prompts.rows = [row for row in self._prompts.rows if row.id != number]
 
     def clear(self) -> None:
@@ -134,7 +134,7 @@ class Engine:
         """
         if self._pace is not None:
             return self._take_turns(self._pace)
-        if self.waiting and len(self.running) < self.slots:
+        if self._has_room():
             return self._start()
         return self._decode() if self.running else []
 
@@ -171,16 +171,11 @@ class Engine:
         """
         return scoring.score(self.model, sequences, adapters)
 
-    def rank(self, ids: Sequence[int], count: int, adapter: str | None = None) -> scoring.Ranked:
-        """Like `score` for one sequence, with the `count` most likely tokens at each position."""
-        return scoring.rank(self.model, ids, count, adapter)
-
     def rank_in_steps(
         self, ids: Sequence[int], count: int, adapter: str | None = None
     ) -> Iterator[scoring.Ranked]:
-        """`rank` in parts, between which `step` can be called; `scoring.joined` joins them."""
-        pace = self._pace
-        if pace is None:
+        """`scoring.rank` in parts, between which `step` can run; `scoring.joined` joins them."""
+        if (pace := self._pace) is None:
             return scoring.rank_in_steps(self.model, ids, count, adapter)
         steps = scoring.rank_in_steps(
             self.model, ids, count, adapter, lambda: pace.tokens("scores", len(self.running))
@@ -191,28 +186,41 @@ class Engine:
 
     def _start(self) -> list[Event]:
         """Fill free slots with waiting requests."""
-        free = self.slots - len(self.running)
-        new = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
+        new: list[Running] = []
+        while self.waiting and len(self.running) + len(new) < self.slots:
+            new.append(self.waiting.take())
         events = []
         for group in groups(new, self.runner.prefix):
             events += self._joined(group, self.runner.prefill(group, len(self.running)))
         return events
+
+    def _has_room(self) -> bool:
+        """Whether a request waits for which there is a slot.
+
+        Rows of lower priorities leave theirs. They keep their output, and are read again with it.
+        """
+        while (slot := self.waiting.slot_to_take(self.running, self.slots)) is not None:
+            row = self.running[slot]
+            self._free(slot)
+            row.draft.clear()
+            self.waiting.give_back(row)
+        return bool(self.waiting) and len(self.running) < self.slots
 
     def _joined(self, group: list[Running], logits: Tensor) -> list[Event]:
         """Rows whose prompts are in the cache join the running ones; logits: (N, V)."""
         first = len(self.running)
         self.running += group
         self._chooser.forget()
-        events = self._chooser.accept(self.running[first:], logits[:, None])
+        events = self._accepted(self.running[first:], logits[:, None])
         self._chooser.forget()
         self._free_finished(first)
         return events
 
     def _take_turns(self, pace: Pace) -> list[Event]:
         """Read a part of the prompts, or decode."""
-        waiting = self.waiting and len(self.running) < self.slots
-        can_read = bool(self._prompts.rows or waiting)
-        self._read_last = can_read and not (self.running and self._read_last)
+        self._read_last = not (self.running and self._read_last) and (
+            self._prompts.goes_on(self.waiting) or self._has_room()
+        )
         if self._read_last:
             read = self._prompts.step(pace, self.waiting, len(self.running))
             return self._joined(*read) if read else []
@@ -225,10 +233,18 @@ class Engine:
         """Advance all rows: by a token, and by as many of its draft as are accepted."""
         rows = self.running
         logits, window = self.runner.decode(rows, self.slots - bool(self._prompts.rows))
-        events = self._chooser.accept(rows, logits)
+        events = self._accepted(rows, logits)
         if self.drafter is not None:
             draft(self.drafter, rows, window, self._chooser)
         self._free_finished(0)
+        return events
+
+    def _accepted(self, rows: Sequence[Running], logits: Tensor) -> list[Event]:
+        """The tokens that rows get; logits: (N, M, V)."""
+        events = self._chooser.accept(rows, logits)
+        clients = {row.id: row.request.client for row in rows}
+        for event in events:
+            self.waiting.serve(clients[event.request], 1)
         return events
 
     def _free_finished(self, first: int) -> None:

@@ -6,13 +6,13 @@ fewer rows are running. When all of it has been read, it is copied to where the 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
 from culm.engine.pace import Pace
 from culm.engine.prefix import PrefixCache
+from culm.engine.queue import Queue
 from culm.engine.request import Running
 from culm.engine.runner import Runner
 
@@ -65,14 +65,15 @@ def groups(new: Sequence[Running], prefix: PrefixCache) -> Iterator[list[Running
         yield group.rows
 
 
-def next_group(waiting: deque[Running], free: int, tokens: int, prefix: PrefixCache) -> Group:
-    """Take from the front what fits into one step: at least one request, up to `free`.
+def next_group(waiting: Queue, free: int, tokens: int, prefix: PrefixCache) -> Group:
+    """Take what comes next and fits into one step: at least one request, up to `free`.
 
     A prompt of more than `tokens` tokens is alone, except for equal ones that follow it.
     """
     group = Group(prefix)
-    while waiting and len(group.rows) < free and group.joins(waiting[0], tokens):
-        waiting.popleft()
+    last = None
+    while waiting and len(group.rows) < free and group.joins(waiting.peek(last), tokens):
+        last = waiting.take(last)
     return group
 
 
@@ -84,9 +85,15 @@ class PromptReader:
         self.rows: list[Running] = []
         self._done = 0  # tokens of these rows that are in the last slot
 
-    def step(
-        self, pace: Pace, waiting: deque[Running], running: int
-    ) -> tuple[list[Running], Tensor] | None:
+    def goes_on(self, waiting: Queue) -> bool:
+        """Whether a prompt is being read; it waits again if one of a higher priority waits."""
+        if self.rows and waiting.above(max(row.request.priority for row in self.rows)):
+            for row in self.rows:
+                waiting.give_back(row)
+            self.rows = []
+        return bool(self.rows)
+
+    def step(self, pace: Pace, waiting: Queue, running: int) -> tuple[list[Running], Tensor] | None:
         """Go on with a prompt, or begin with those that wait; `pace` says how many tokens.
 
         Rows that have been read, in the slots after the `running` ones, and logits (N, V) after

@@ -24,6 +24,8 @@ class Request:
     constraint: limits which tokens may follow; None: any may.
     salt: requests find the prompts of others in the prefix cache only if these have the same salt.
         It comes from whoever knows the client, never from the client.
+    priority: a request with a higher one is served first, and may take the slot of a lower one.
+    client: who asks; clients get equal shares of what is served (`culm.engine.queue`).
     """
 
     prompt: tuple[int, ...]
@@ -34,6 +36,8 @@ class Request:
     adapter: str | None = None
     constraint: Constraint | None = None
     salt: str = ""
+    priority: int = 0
+    client: str = ""
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ class TextPiece(NamedTuple):
 class GrowingText:
     """One choice so far.
 
-    cached: as in `Event`. Scores wait for the text of their token. Every generated token has one, except tokens whose text
-    a stop string removed.
+    Scores wait for the text of their token. Every generated token has one, except tokens whose text
+    a stop string removed. cached: as in `Event`.
     """
 
     reply: Reply

@@ -32,6 +32,7 @@ class Query:
     logprobs: score each token, and this many most likely ones in its place; None: do not.
     salt: prompts of queries with another one are not found in the prefix cache. Whoever checks the
         client's key sets it; a client never does.
+    client, priority: as in `Request`, and from the same hand.
     parse_special: names of special tokens in prompts that are texts become these tokens.
     echo: each choice starts with its prompt, which is scored if `logprobs` is given.
     """
@@ -48,3 +49,5 @@ class Query:
     echo: bool = False
     parse_special: bool = False
     salt: str = ""
+    client: str = ""
+    priority: int = 0

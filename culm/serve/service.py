@@ -219,6 +219,7 @@ class Service:
             left if query.max_tokens is None else min(query.max_tokens, left),
             replace(query.sampling, seed=None if seed is None else seed + choice),
             stop, query.logprobs, adapter, salt=query.salt,
+            client=query.client, priority=query.priority,
         )  # fmt: skip
 
     def _renew(self, model: Transformer) -> None:

@@ -1,8 +1,8 @@
 """Prompts that are read in steps between decoding steps."""
 
+import itertools
 import subprocess
 import sys
-from collections import deque
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ import torch
 from culm.engine.engine import Engine
 from culm.engine.prefill import next_group
 from culm.engine.prefix import PrefixCache
+from culm.engine.queue import Queue
 from culm.engine.request import Request, Running
 from culm.engine.sampling import Sampling
 from culm.model.attention.deltanet import DeltaNet
@@ -226,11 +227,15 @@ def test_a_prompt_is_aborted_while_it_is_read(model, which):
 
 def test_what_fits_into_a_step():
     def row(length: int, seed: int = 0) -> Running:
-        return Running(seed, Request(prompt(length, seed)), 0)
+        return Running(next(numbers), Request(prompt(length, seed)), 0)
 
     def lengths(*rows: Running, free: int = 8) -> list[int]:
-        return [found.length for found in next_group(deque(rows), free, 16, none).rows]
+        queue = Queue()
+        for one in rows:
+            queue.add(one)
+        return [found.length for found in next_group(queue, free, 16, none).rows]
 
+    numbers = itertools.count()
     none = PrefixCache(Cache([], 1, 1), 0)
     assert lengths(row(4), row(5), row(5, 1), row(5, 2)) == [4, 5, 5]
     assert lengths(row(4), row(5), row(5, 1), row(5)) == [4, 5, 5, 5]

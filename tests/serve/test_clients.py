@@ -1,10 +1,12 @@
-"""Prompts of one client that begin alike are read once, with the weights of now."""
+"""What the service passes on of who asks: whose prompts are found, and who is served first."""
 
+import asyncio
 import copy
 from dataclasses import replace
 
 import torch
-from asking import GREEDY, collected, run, texts
+from asking import ENDLESS, GREEDY, HI, collected, run, texts
+from reciter import TEXT
 
 from culm.serve.query import Query
 from culm.serve.service import Service
@@ -38,3 +40,31 @@ def test_new_weights_read_prompts_again() -> None:
         assert answer.cached_tokens == 0
 
     run(story, prefix_tokens=1024)
+
+
+def test_a_higher_priority_takes_the_slot() -> None:
+    async def story(service: Service) -> None:
+        endless = await service.ask(ENDLESS)
+        first = await anext(endless.pieces())
+        assert await texts(service, Query("reciter", [HI], 100, GREEDY, priority=1)) == [TEXT]
+        assert first is not None
+        assert not service.idle
+        endless.leave()
+
+    run(story, slots=1)
+
+
+def test_a_client_with_one_query_does_not_wait_for_all_of_another() -> None:
+    async def story(service: Service) -> None:
+        ended: list[str] = []
+
+        async def ask(client: str) -> None:
+            await texts(service, Query("reciter", [HI], 20, GREEDY, client=client))
+            ended.append(client)
+
+        async with asyncio.TaskGroup() as group:
+            for client in "aaaaab":
+                group.create_task(ask(client))
+        assert ended.index("b") <= 2
+
+    run(story, slots=1)
