@@ -45,11 +45,12 @@ def test_new_weights_read_prompts_again() -> None:
 def test_a_higher_priority_takes_the_slot() -> None:
     async def story(service: Service) -> None:
         endless = await service.ask(ENDLESS)
-        first = await anext(endless.pieces())
+        pieces = endless.pieces()
+        assert await anext(pieces)
         assert await texts(service, Query("reciter", [HI], 100, GREEDY, priority=1)) == [TEXT]
-        assert first is not None
-        assert not service.idle
-        endless.leave()
+        assert not service.idle  # the other goes on
+        assert await anext(pieces)
+        await pieces.aclose()
 
     run(story, slots=1)
 
