@@ -202,6 +202,7 @@ def serve(
     dtype: given.Dtype = "auto",
     reload: given.Reload = False,
     fixture: given.Script = None,
+    prefix_tokens: given.PrefixTokens = 0,
 ) -> None:
     """Start an OpenAI-compatible server with a chat page."""
     from culm.verbs.serve import serve_fixture, serve_model
@@ -211,7 +212,7 @@ def serve(
         return
     serve_model(
         model, host, port, api_key, slots, adapter or [], context, cache, speculate, device, dtype,
-        reload,
+        reload, prefix_tokens,
     )  # fmt: skip
 
 

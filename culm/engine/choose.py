@@ -43,7 +43,8 @@ class Chooser:
                 top: tuple[tuple[int, float], ...] = ()
                 if ranks is not None:
                     top = ranked(logits[index, place].log_softmax(-1), token, ranks)
-                events.append(Event(row.id, token, logprobs[index][place], row.finish, top))
+                logprob = logprobs[index][place]
+                events.append(Event(row.id, token, logprob, row.finish, top, row.cached))
                 if row.finish or place == len(row.draft) or row.draft[place] != token:
                     break
         return events

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -20,7 +19,8 @@ from culm.adapt.multi_lora import check_adapter
 from culm.engine import scoring
 from culm.engine.choose import Chooser
 from culm.engine.pace import Pace
-from culm.engine.prefill import Prefill, next_group, similar
+from culm.engine.prefill import PromptReader, groups
+from culm.engine.queue import Queue
 from culm.engine.request import Completion, Event, Request, Running, check_request
 from culm.engine.runner import Runner
 from culm.engine.speculation import Speculation, draft, drafter_for
@@ -41,6 +41,9 @@ class Engine:
     of plain decoding, up to rounding. step_tokens: read up to so many tokens of prompts between two
     decoding steps, fewer while requests are running (`culm.engine.pace`), so that these hardly wait
     for long prompts. None: all prompts that have a slot are read before the next decoding step.
+    prefix_tokens: keep blocks of up to so many tokens of earlier prompts and answers, so that what
+    begins alike is read once (`culm.engine.prefix`); layers with a window then store all tokens of
+    a slot. 0: none. Call `weights_changed` when the weights have changed.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Engine:
         speculate: Speculation | None = None,
         step_tokens: int | None = None,
         suppressed: Sequence[int] = (),
+        prefix_tokens: int = 0,
     ) -> None:
         require_vocabulary(model)
         if slots < 1:
@@ -68,11 +72,11 @@ class Engine:
             )
         self.vocabulary = vocabulary or model.config.vocabulary
         self.drafter = drafter_for(model, speculate) if speculate else None
-        self.runner = Runner(model, slots, self.length, cache, fused, self.drafter)
-        self.waiting: deque[Running] = deque()
+        self.runner = Runner(model, slots, self.length, cache, fused, self.drafter, prefix_tokens)
+        self.waiting = Queue()
         self.running: list[Running] = []  # index = slot
         self._pace = None if step_tokens is None else Pace(step_tokens)
-        self._reading: Prefill | None = None  # in the last slot
+        self._prompts = PromptReader(self.runner)
         self._read_last = False  # whether the last step read a prompt
         self._ids = itertools.count()
         self.chooser = Chooser(self.vocabulary, suppressed)
@@ -92,13 +96,13 @@ class Engine:
         self.check(request)
         seed = request.sampling.seed
         new = Running(next(self._ids), request, secrets.randbits(63) if seed is None else seed)
-        self.waiting.append(new)
+        self.waiting.add(new)
         return new.id
 
     @property
     def busy(self) -> bool:
         """Whether a request waits or runs."""
-        return bool(self.waiting or self.running or self._reading)
+        return bool(self.waiting or self.running or self._prompts.rows)
 
     @torch.inference_mode()  # like the cache, in which another slot may move
     def abort(self, number: int) -> None:
@@ -107,17 +111,19 @@ class Engine:
             if running.id == number:
                 self._free(slot)
                 return
-        self.waiting = deque(waiting for waiting in self.waiting if waiting.id != number)
-        if self._reading is not None:
-            self._reading.rows = [row for row in self._reading.rows if row.id != number]
-            self._reading = self._reading if self._reading.rows else None
+        self.waiting.remove(number)
+        self._prompts.rows = [row for row in self._prompts.rows if row.id != number]
 
     def clear(self) -> None:
         """Drop every request, for example after an error in the middle of a step."""
-        self.waiting.clear()
-        self.running.clear()
-        self._reading = None
+        for rows in (self.waiting, self.running, self._prompts.rows):
+            rows.clear()
+        self.runner.prefix.clear()
         self.chooser.forget()
+
+    def weights_changed(self) -> None:
+        """Forget what was read with other weights; requests that run go on with the new ones."""
+        self.runner.prefix.clear()
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -128,7 +134,7 @@ class Engine:
         """
         if self._pace is not None:
             return self._take_turns(self._pace)
-        if self.waiting and len(self.running) < self.slots:
+        if self._has_room():
             return self._start()
         return self._decode() if self.running else []
 
@@ -165,16 +171,11 @@ class Engine:
         """
         return scoring.score(self.model, sequences, adapters)
 
-    def rank(self, ids: Sequence[int], count: int, adapter: str | None = None) -> scoring.Ranked:
-        """Like `score` for one sequence, with the `count` most likely tokens at each position."""
-        return scoring.rank(self.model, ids, count, adapter)
-
     def rank_in_steps(
         self, ids: Sequence[int], count: int, adapter: str | None = None
     ) -> Iterator[scoring.Ranked]:
-        """`rank` in parts, between which `step` can be called; `scoring.joined` joins them."""
-        pace = self._pace
-        if pace is None:
+        """`scoring.rank` in parts, between which `step` can run; `scoring.joined` joins them."""
+        if (pace := self._pace) is None:
             return scoring.rank_in_steps(self.model, ids, count, adapter)
         steps = scoring.rank_in_steps(
             self.model, ids, count, adapter, lambda: pace.tokens("scores", len(self.running))
@@ -184,60 +185,66 @@ class Engine:
     # -----------------------------------------------------------------------------------------
 
     def _start(self) -> list[Event]:
-        """Fill free slots with waiting requests; those of similar length share a forward."""
-        free = self.slots - len(self.running)
-        new = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
-        return [event for group in similar(new) for event in self._started(group)]
+        """Fill free slots with waiting requests."""
+        new: list[Running] = []
+        while self.waiting and len(self.running) + len(new) < self.slots:
+            new.append(self.waiting.take())
+        events = []
+        for group in groups(new, self.runner.prefix):
+            events += self._joined(group, self.runner.prefill(group, len(self.running)))
+        return events
 
-    def _started(self, group: list[Running]) -> list[Event]:
-        """Read prompts in one forward; the first tokens of their answers."""
-        return self._joined(group, self.runner.prefill(group, len(self.running)))
+    def _has_room(self) -> bool:
+        """Whether a request waits for which there is a slot.
+
+        Rows of lower priorities leave theirs. They keep their output, and are read again with it.
+        """
+        while (slot := self.waiting.slot_to_take(self.running, self.slots)) is not None:
+            row = self.running[slot]
+            self._free(slot)
+            row.draft.clear()
+            self.waiting.give_back(row)
+        return bool(self.waiting) and len(self.running) < self.slots
 
     def _joined(self, group: list[Running], logits: Tensor) -> list[Event]:
         """Rows whose prompts are in the cache join the running ones; logits: (N, V)."""
         first = len(self.running)
         self.running += group
         self.chooser.forget()
-        events = self.chooser.accept(self.running[first:], logits[:, None])
+        events = self._accepted(self.running[first:], logits[:, None])
         self.chooser.forget()
         self._free_finished(first)
         return events
 
     def _take_turns(self, pace: Pace) -> list[Event]:
         """Read a part of the prompts, or decode."""
-        can_read = self._reading or (self.waiting and len(self.running) < self.slots)
-        self._read_last = bool(can_read) and not (self.running and self._read_last)
+        self._read_last = not (self.running and self._read_last) and (
+            self._prompts.goes_on(self.waiting) or self._has_room()
+        )
         if self._read_last:
-            return self._read(pace)
+            read = self._prompts.step(pace, self.waiting, len(self.running))
+            return self._joined(*read) if read else []
         if not self.running:
             return []
         with pace.decoding():
             return self._decode()
 
-    def _read(self, pace: Pace) -> list[Event]:
-        reading, tokens = self._reading, pace.tokens("prompts", len(self.running))
-        if reading is None:
-            group = next_group(self.waiting, self.slots - len(self.running), tokens)
-            if max(row.length for row in group) <= tokens:
-                with pace.reading(sum(row.length for row in group)):
-                    return self._started(group)
-            reading = self._reading = Prefill(group)
-        with pace.reading(min(tokens, len(reading.prompt) - reading.done)):
-            logits = reading.advance(self.runner, tokens)
-        if logits is None:
-            return []
-        self._reading = None
-        reading.spread(self.runner, len(self.running))
-        return self._joined(reading.rows, logits)
-
     def _decode(self) -> list[Event]:
         """Advance all rows: by a token, and by as many of its draft as are accepted."""
         rows = self.running
-        logits, window = self.runner.decode(rows, self.slots - (self._reading is not None))
-        events = self.chooser.accept(rows, logits)
+        logits, window = self.runner.decode(rows, self.slots - bool(self._prompts.rows))
+        events = self._accepted(rows, logits)
         if self.drafter is not None:
             draft(self.drafter, rows, window, self.chooser)
         self._free_finished(0)
+        return events
+
+    def _accepted(self, rows: Sequence[Running], logits: Tensor) -> list[Event]:
+        """The tokens that rows get; logits: (N, M, V)."""
+        events = self.chooser.accept(rows, logits)
+        clients = {row.id: row.request.client for row in rows}
+        for event in events:
+            self.waiting.serve(clients[event.request], 1)
         return events
 
     def _free_finished(self, first: int) -> None:
@@ -246,7 +253,8 @@ class Engine:
                 self._free(slot)
 
     def _free(self, slot: int) -> None:
-        last = self.running.pop()
+        row, last = self.running[slot], self.running.pop()
+        self.runner.prefix.store(row, slot, row.length - 1)  # the newest token is not in the cache
         if slot < len(self.running):
             self.runner.cache.copy(len(self.running), slot, last.length)
             self.running[slot] = last

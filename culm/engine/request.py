@@ -22,6 +22,10 @@ class Request:
     adapter: name of an adapter that was loaded with the model; None: the base model.
     logprobs: also report this many most likely tokens per step (see `Event.top`); None: do not.
     constraint: limits which tokens may follow; None: any may.
+    salt: requests find the prompts of others in the prefix cache only if these have the same salt.
+        It comes from whoever knows the client, never from the client.
+    priority: a request with a higher one is served first, and may take the slot of a lower one.
+    client: who asks; clients get equal shares of what is served (`culm.engine.queue`).
     """
 
     prompt: tuple[int, ...]
@@ -31,6 +35,9 @@ class Request:
     logprobs: int | None = None
     adapter: str | None = None
     constraint: Constraint | None = None
+    salt: str = ""
+    priority: int = 0
+    client: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class Event:
     top: where the request asks for logprobs, pairs (token, logprob) under softmax(logits), the
         generated token first and then the most likely ones in order; else empty.
     finish: why this token is the last one; None: it is not.
+    cached: number of tokens of the prompt that came from the prefix cache.
     """
 
     request: int
@@ -50,29 +58,36 @@ class Event:
     logprob: float
     finish: Finish | None = None
     top: tuple[tuple[int, float], ...] = ()
+    cached: int = 0
 
 
 @dataclass(frozen=True)
 class Completion:
-    """All tokens of a request, the stop token included, with `Event.logprob` of each."""
+    """All tokens of a request, the stop token included, with `Event.logprob` of each.
+
+    cached: as in `Event`.
+    """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish: Finish
+    cached: int = 0
 
     @classmethod
     def of(cls, events: Sequence[Event]) -> Completion:
         """From all events of a request."""
         finish = events[-1].finish
         assert finish is not None
-        return cls(tuple(e.token for e in events), tuple(e.logprob for e in events), finish)
+        tokens, logprobs = tuple(e.token for e in events), tuple(e.logprob for e in events)
+        return cls(tokens, logprobs, finish, events[0].cached)
 
 
-@dataclass
+@dataclass(eq=False)
 class Running:
     """A request in a slot. The last of `output` is not in the cache yet.
 
-    draft: tokens that may follow it. finish: why it has ended.
+    draft: tokens that may follow it. finish: why it has ended. cached: as in `Event`.
+    keys: of its blocks in the prefix cache, and the version of the weights that they are for.
     """
 
     id: int
@@ -81,12 +96,15 @@ class Running:
     output: list[int] = field(default_factory=list)
     draft: list[int] = field(default_factory=list)
     finish: Finish | None = None
+    cached: int = 0
+    keys: list[bytes] = field(default_factory=list)
+    version: int = -1
     _mask: tuple[int, Allowed] | None = None  # of the output, with its length
 
     @property
-    def source(self) -> tuple[tuple[int, ...], str | None]:
-        """What its first cache entries depend on: the prompt and the adapter."""
-        return self.request.prompt, self.request.adapter
+    def source(self) -> tuple[tuple[int, ...], str | None, str]:
+        """Rows that agree in it are read once: tokens and adapter, and the salt."""
+        return (*self.request.prompt, *self.output), self.request.adapter, self.request.salt
 
     @property
     def length(self) -> int:

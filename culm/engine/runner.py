@@ -14,6 +14,7 @@ from culm.adapt.multi_lora import adapter_names, adapter_rows
 from culm.engine.drafter import Drafter, Window
 from culm.engine.fused import ROWS, fused_decoder
 from culm.engine.fused_reader import fused_reader
+from culm.engine.prefix import PrefixCache
 from culm.engine.request import Running
 from culm.model.context import CacheView, Context, LayerContext
 from culm.model.quantized_cache import CacheKind
@@ -35,48 +36,64 @@ class Runner:
         cache: CacheKind,
         fused: bool,
         drafter: Drafter | None,
+        prefix_tokens: int = 0,
     ) -> None:
         self.model, self.slots, self.length = model, slots, length
         self.adapters = adapter_names(model)
         self.drafter = drafter
+        self.tokens_read = 0  # of prompts, since the start
+        with_mtp = drafter is not None and drafter.with_mtp
         with torch.inference_mode():
             rollback = drafter.rollback if drafter else 0
-            create = model.mtp_cache if drafter is not None and drafter.with_mtp else model.cache
+            if prefix_tokens:
+                rollback = length  # layers with a window keep all tokens, so that blocks have them
+            create = model.mtp_cache if with_mtp else model.cache
             self.cache = create(slots, length, cache, rollback)
+            ahead = drafter.size if drafter and with_mtp else 0
+            self.prefix = PrefixCache(self.cache, prefix_tokens, ahead)
         self._fused = fused_decoder(model, self.cache) if fused else None
         self.reader = fused_reader(model, self._fused)
 
     def prefill(self, group: list[Running], first: int) -> Tensor:
-        """Read prompts into the slots from `first` on; logits (N, V) after each one's last token.
+        """Read rows into the slots from `first` on; logits (N, V) after each one's last token.
 
-        Equal prompts for one adapter are computed once and copied.
+        Equal rows are computed once and copied. The prefix cache has the same number of tokens of
+        each (`culm.engine.prefill.Group`).
         """
-        device = self.model.device
-        index: dict[tuple[tuple[int, ...], str | None], int] = {}
-        for waiting in group:
-            index.setdefault(waiting.source, len(index))
-        group.sort(key=lambda waiting: index[waiting.source])
-        sources = [index[waiting.source] for waiting in group]
-        prompts, names = zip(*index, strict=True)
-        adapters = adapter_rows(names, self.adapters, device)
-        longest = min(_round_up(max(map(len, prompts)), ROUND_PROMPT), self.length)
-        ends = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        view = self.cache.view(longest, first, ends)
-        last = self._last_states(prompts, 0, longest, view, adapters)
+        index: dict[tuple[tuple[int, ...], str | None, str], int] = {}
+        for row in group:
+            index.setdefault(row.source, len(index))
+        group.sort(key=lambda row: index[row.source])
+        sources = [index[row.source] for row in group]
+        own = [group[sources.index(number)] for number in range(len(index))]
+        (start,) = {self.prefix.restore(row, first + number) for number, row in enumerate(own)}
+        longest = max(row.length for row in own)
+        logits = self._logits_after(own, start, longest, first, [row.length for row in own])
+        for number, row in enumerate(own):
+            self.prefix.store(row, first + number, row.length)
         for slot, source in reversed(list(enumerate(sources))):
             if slot != source:  # a source comes before its copies, which are made from the back
                 self.cache.copy(first + source, first + slot, longest)
-        return self.model.logits(last)[sources]
+        return logits[sources]
 
     def read(self, row: Running, start: int, end: int, slot: int) -> Tensor:
-        """Read tokens start..end of a prompt into a slot that has those before; logits (1, V)."""
+        """Read tokens start..end of a row into a slot that has those before; logits (1, V)."""
+        return self._logits_after([row], start, end, slot, [end])
+
+    def _logits_after(
+        self, rows: Sequence[Running], start: int, end: int, slot: int, ends: Sequence[int]
+    ) -> Tensor:
+        """Read tokens from `start` on into the slots from `slot` on; logits (N, V) after the last.
+
+        ends: the position after the last token that is read of each row; end: the largest of them.
+        """
+        self.tokens_read += sum(ends) - start * len(rows)
         device = self.model.device
         stop = min(start + _round_up(end - start, ROUND_PROMPT), self.length)
-        view = self.cache.view(stop, slot, torch.tensor([end], device=device))
-        adapters = adapter_rows([row.request.adapter], self.adapters, device)
-        return self.model.logits(
-            self._last_states([row.request.prompt], start, stop, view, adapters)
-        )
+        view = self.cache.view(stop, slot, torch.tensor(ends, device=device))
+        adapters = adapter_rows([row.request.adapter for row in rows], self.adapters, device)
+        prompts = [row.source[0] for row in rows]
+        return self.model.logits(self._last_states(prompts, start, stop, view, adapters))
 
     def _last_states(
         self,

@@ -1,7 +1,7 @@
 """How the next token is chosen from the logits: one row or hundreds, each with its own settings.
 
-The order is that of transformers: penalties, bias, constraint, temperature, top-k, top-p, min-p;
-then one token is sampled.
+The order is that of transformers: penalties, bias, constraint, temperature, top-k, top-p, min-p,
+typical-p; then one token is sampled.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Sampling:
     top_k: sample from the k most likely tokens, and from ties with the last; 0: from all.
     top_p: nucleus sampling, from the smallest set of tokens with this total probability.
     min_p: drop tokens below this fraction of the top token's probability.
+    typical_p: sample from tokens with this total probability whose information is nearest to the
+        entropy, as in typical sampling (arXiv 2202.00666).
     repetition_penalty: logits of tokens in prompt and output are divided by it if positive and
         multiplied by it if negative (arXiv 1909.05858).
     presence_penalty, frequency_penalty: subtracted from the logits of generated tokens, once and
@@ -43,6 +45,7 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -55,6 +58,7 @@ class Sampling:
             ("top_k", 0, 1 << 31),
             ("top_p", 0.0, 1.0),
             ("min_p", 0.0, 1.0),
+            ("typical_p", 0.0, 1.0),
             ("repetition_penalty", 0.01, 100.0),
             ("presence_penalty", -2.0, 2.0),
             ("frequency_penalty", -2.0, 2.0),
@@ -78,7 +82,7 @@ class Sampling:
 
     @property
     def truncates(self) -> bool:
-        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0 or self.typical_p < 1.0
 
 
 class TokenSampler:
@@ -178,6 +182,8 @@ def truncate(scores: Tensor, rows: Sequence[Sampling]) -> Tensor:
         shares = scores.softmax(-1)
         least = shares.amax(-1, keepdim=True) * column([row.min_p for row in rows])
         scores = scores.masked_fill(shares < least, NOTHING)
+    if any(row.typical_p < 1 for row in rows):
+        scores = _typical(scores, column([row.typical_p for row in rows]))
     return scores
 
 
@@ -203,6 +209,17 @@ def _top_p(scores: Tensor, p: Tensor) -> Tensor:
     keep = (sums - shares < p).index_fill(-1, torch.tensor([0], device=p.device), True)
     allowed = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best.indices, keep)
     return scores.masked_fill(~allowed & (p <= 1), NOTHING)
+
+
+def _typical(scores: Tensor, p: Tensor) -> Tensor:
+    """p: (N, 1); 1 keeps all. Drops a token when those nearer to the entropy have p already."""
+    logprobs = scores.log_softmax(-1)
+    entropy = -(logprobs * logprobs.exp()).nansum(-1, keepdim=True)
+    distance = (-logprobs - entropy).abs()
+    nearest, order = distance.sort(-1)
+    sums = scores.gather(-1, order).softmax(-1).cumsum(-1)
+    last = (sums < p).sum(-1, keepdim=True).clamp_max(scores.shape[-1] - 1)
+    return scores.masked_fill((distance > nearest.gather(-1, last)) & (p < 1), NOTHING)
 
 
 def invert(probabilities: Tensor, uniform: Tensor) -> Tensor:

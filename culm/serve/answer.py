@@ -39,18 +39,20 @@ class GrowingText:
     """One choice so far.
 
     Scores wait for the text of their token. Every generated token has one, except tokens whose text
-    a stop string removed.
+    a stop string removed. cached: as in `Event`.
     """
 
     reply: Reply
     shown: int = 0
     waiting: list[tuple[int, TokenScore]] = field(default_factory=list)  # (offset in text, score)
+    cached: int = 0
 
     def read(self, event: Event) -> tuple[str, tuple[TokenScore, ...], str | None]:
         """Text, scores and finish that can be shown after one more token."""
         offset = self.shown + self.reply.held
         text = self.reply.read(event)
         self.shown += len(text)
+        self.cached = event.cached
         if event.top:
             (_, logprob), *top = event.top
             self.waiting.append((offset, TokenScore(event.token, logprob, tuple(top))))
@@ -80,8 +82,8 @@ class AnswerStream:
     """All choices of a query, piece by piece; leaving `pieces` early ends the generation.
 
     job: one task for each choice; the first one of a prompt scores it. echoes: of each prompt, to
-    come before the generated text. prompt_tokens: of all prompts together. thinking: the answers
-    start with reasoning, because their prompt ends with its mark.
+    come before the generated text. prompt_tokens: of all prompts together. choices: of each prompt.
+    thinking: the answers start with reasoning, because their prompt ends with its mark.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class AnswerStream:
         stops: Sequence[str] = (),
         echoes: Sequence[Echo] = (),
         prompt_tokens: int = 0,
+        choices: int = 1,
         thinking: bool = False,
     ) -> None:
         self._worker, self._job = worker, job
@@ -99,6 +102,7 @@ class AnswerStream:
         self._echoes = tuple(echoes)
         self._early: dict[int, list[Event]] = {}  # tokens of choices whose prompt is not scored yet
         self._left = len(job.tasks)
+        self._choices = choices
         self.prompt_tokens, self.thinking = prompt_tokens, thinking
         self.generated_tokens = 0
 
@@ -127,6 +131,11 @@ class AnswerStream:
     def choices(self) -> int:
         """Texts that are generated."""
         return len(self._texts)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompts, each counted once, that came from the prefix cache so far."""
+        return sum(text.cached for text in self._texts[:: self._choices])
 
     def leave(self) -> None:
         """End what still runs."""

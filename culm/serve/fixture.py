@@ -79,8 +79,10 @@ class ScriptedModel(LanguageModel):
         super().__init__(tiny.build(), tokenizer)  # its weights play no part
         self._script = script
 
-    def engine(self, slots: int, length: int, step_tokens: int | None = None) -> Engine:
-        engine = super().engine(slots, length, step_tokens)
+    def engine(
+        self, slots: int, length: int, step_tokens: int | None = None, prefix_tokens: int = 0
+    ) -> Engine:
+        engine = super().engine(slots, length, step_tokens, prefix_tokens)
         engine.chooser = ScriptedChooser(self._script, self.tokenizer)
         return engine
 

@@ -41,17 +41,25 @@ class Service:
     """Answers queries with one model, called `name`, or with one of its adapters by its name.
 
     slots: maximum concurrent requests. waiting: maximum length of the queue; further requests are
-    refused. Call everything except the constructor in one event loop.
+    refused. prefix_tokens: as in `Engine`; clients with one `Query.salt` share what it keeps. Call
+    everything except the constructor in one event loop.
 
     Raises:
         SettingError: an adapter has the model's name.
     """
 
-    def __init__(self, model: LanguageModel, name: str, slots: int = 8, waiting: int = 64) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        name: str,
+        slots: int = 8,
+        waiting: int = 64,
+        prefix_tokens: int = 0,
+    ) -> None:
         if name in model.adapters:
             raise SettingError(f"adapter: {name!r} is the name of the model; give it another")
         self.model, self.name = model, name
-        self._engine = model.engine(slots, model.context, STEP_TOKENS)
+        self._engine = model.engine(slots, model.context, STEP_TOKENS, prefix_tokens)
         self._grammars = Grammars(model.tokenizer, model.model.config.vocabulary)
         self.worker = Worker(self._engine, waiting)
 
@@ -109,7 +117,7 @@ class Service:
         if not same or tokenizer.fingerprint != self.model.tokenizer.fingerprint:
             raise SettingError("reload: the model there has another shape or tokenizer now")
         # Into the tensors that there are: the engine knows their addresses.
-        await self.worker.alone(lambda: _copy_weights(model, self.model.model))
+        await self.worker.alone(lambda: self._renew(model))
 
     # -- queries ------------------------------------------------------------------------------
 
@@ -130,7 +138,14 @@ class Service:
         job = self.worker.submit(tasks)
         count = sum(map(len, prompts))
         return AnswerStream(
-            self.worker, job, self.model.tokenizer, query.stop, echoes, count, thinking
+            self.worker,
+            job,
+            self.model.tokenizer,
+            query.stop,
+            echoes,
+            count,
+            query.choices,
+            thinking,
         )
 
     async def score(
@@ -242,8 +257,13 @@ class Service:
             tuple(ids),
             left if query.max_tokens is None else min(query.max_tokens, left),
             replace(query.sampling, seed=None if seed is None else seed + choice),
-            stop, query.logprobs, adapter,
+            stop, query.logprobs, adapter, salt=query.salt,
+            client=query.client, priority=query.priority,
         )  # fmt: skip
+
+    def _renew(self, model: Transformer) -> None:
+        self._engine.weights_changed()
+        _copy_weights(model, self.model.model)
 
     def _echoes(self, query: Query, prompts: Sequence[Sequence[int]]) -> list[Echo]:
         """The text of each prompt, as it was given or from its ids."""

@@ -67,15 +67,17 @@ class LanguageModel:
         if speculate:
             drafter_for(model, speculate)
 
-    def engine(self, slots: int, length: int, step_tokens: int | None = None) -> Engine:
+    def engine(
+        self, slots: int, length: int, step_tokens: int | None = None, prefix_tokens: int = 0
+    ) -> Engine:
         """An engine for this model: up to `slots` requests at once, of up to `length` tokens.
 
-        step_tokens: as in `Engine`.
+        step_tokens, prefix_tokens: as in `Engine`.
         """
         return Engine(
             self.model, slots, length, vocabulary=self.tokenizer.vocabulary, cache=self.cache,
             speculate=self.speculate, step_tokens=step_tokens,
-            suppressed=self.tokenizer.suppressed,
+            suppressed=self.tokenizer.suppressed, prefix_tokens=prefix_tokens,
         )  # fmt: skip
 
     @property

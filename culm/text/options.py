@@ -20,6 +20,8 @@ class GenerationOptions(TypedDict, total=False):
     top_k: sample from the k most likely tokens; 0, the default, from all.
     top_p: nucleus sampling, from the smallest set of tokens with this total probability; 1.0.
     min_p: drop tokens below this fraction of the top token's probability; 0.0.
+    typical_p: sample from tokens with this total probability whose information is nearest to the
+        entropy; 1.0.
     repetition_penalty, presence_penalty, frequency_penalty: as in `Sampling`; off by default.
     seed: the same seed gives the same text; None, the default, takes a new one.
     stop: a string, or several, that ends the text and does not appear in it.
@@ -30,6 +32,7 @@ class GenerationOptions(TypedDict, total=False):
     top_k: int
     top_p: float
     min_p: float
+    typical_p: float
     repetition_penalty: float
     presence_penalty: float
     frequency_penalty: float

@@ -226,6 +226,14 @@ Script = Annotated[
 Reload = Annotated[
     bool, typer.Option("--reload", help="Read the weights again at each POST to /reload.")
 ]
+PrefixTokens = Annotated[
+    int,
+    typer.Option(
+        help="Keep so many tokens of earlier prompts and answers, so that what begins alike is "
+        "read once; 0: none. Each needs the memory of a token of a slot.",
+        min=0,
+    ),
+]
 
 # culm eval
 Evaluated = Annotated[

@@ -72,10 +72,11 @@ def serve_model(
     device: str,
     dtype: str,
     reload: bool = False,
+    prefix_tokens: int = 0,
 ) -> None:
     """Check the address, then load the model, then serve it under its name.
 
-    reload: accept requests to read its weights again.
+    reload: accept requests to read its weights again. prefix_tokens: as in `Engine`.
     """
     if not model:
         raise SettingError("MODEL: give a run or model folder, or --fixture SCRIPT")
@@ -93,4 +94,4 @@ def serve_model(
     if reload and (adapters or is_quantized(loaded.model)):
         raise SettingError("--reload: quantised weights and --adapter cannot be read again")
     again = partial(read, model, device, dtype, mtp=speculate == "mtp") if reload else None
-    server.serve(loaded, served_name(model), host, port, api_key, slots, again)
+    server.serve(loaded, served_name(model), host, port, api_key, slots, again, prefix_tokens)

@@ -4,6 +4,7 @@ import statistics
 
 import pytest
 
+from culm.engine import scoring
 from culm.engine.engine import Engine
 from culm.engine.pace import DECODING_STEPS, LEAST_TOKENS, SECONDS, Pace
 from culm.engine.request import Request
@@ -98,7 +99,7 @@ def test_scores_of_long_prompts_come_in_small_parts_while_others_run(model) -> N
     """The engine's own machine: the first parts are small, and all of them join to one answer."""
     engine = Engine(model, 2, step_tokens=LIMIT)
     ids = tuple(range(60)) + tuple(range(30))
-    whole = engine.rank(ids, 2)
+    whole = scoring.rank(model, ids, 2)
     assert [len(part.logprobs) for part in engine.rank_in_steps(ids, 2)] == [89]
     engine.add(Request((1, 2), 60, Sampling(temperature=0)))
     engine.step()

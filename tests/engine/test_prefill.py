@@ -1,19 +1,22 @@
 """Prompts that are read in steps between decoding steps."""
 
+import itertools
 import subprocess
 import sys
-from collections import deque
 
 import pytest
 import torch
 
 from culm.engine.engine import Engine
 from culm.engine.prefill import next_group
+from culm.engine.prefix import PrefixCache
+from culm.engine.queue import Queue
 from culm.engine.request import Request, Running
 from culm.engine.sampling import Sampling
 from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
+from culm.model.cache import Cache
 from culm.model.mtp import MTP
 from culm.model.transformer import TransformerConfig
 
@@ -119,7 +122,7 @@ def test_heads_that_draft_read_prompts_in_steps_too(attention, depth):
         inner = engine.runner.cache
         assert answers(engine, REQUESTS) == plain
         engine.add(REQUESTS[2])
-        while engine.waiting or engine._reading:
+        while engine.waiting or engine._prompts.rows:
             engine.step()
         end = 77 - depth  # the last entries of the heads wait for tokens that are not there yet
         if attention.kind == "gqa" and attention.window is None:
@@ -224,12 +227,18 @@ def test_a_prompt_is_aborted_while_it_is_read(model, which):
 
 def test_what_fits_into_a_step():
     def row(length: int, seed: int = 0) -> Running:
-        return Running(seed, Request(prompt(length, seed)), 0)
+        return Running(next(numbers), Request(prompt(length, seed)), 0)
 
     def lengths(*rows: Running, free: int = 8) -> list[int]:
-        return [found.length for found in next_group(deque(rows), free, 16)]
+        queue = Queue()
+        for one in rows:
+            queue.add(one)
+        return [found.length for found in next_group(queue, free, 16, none).rows]
 
-    assert lengths(row(4), row(5), row(5), row(5)) == [4, 5, 5]
+    numbers = itertools.count()
+    none = PrefixCache(Cache([], 1, 1), 0)
+    assert lengths(row(4), row(5), row(5, 1), row(5, 2)) == [4, 5, 5]
+    assert lengths(row(4), row(5), row(5, 1), row(5)) == [4, 5, 5, 5]
     assert lengths(row(4), row(4, 1), free=1) == [4]
     assert lengths(row(40), row(40), row(3)) == [40, 40]
     assert lengths(row(3), row(40)) == [3]

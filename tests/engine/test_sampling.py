@@ -42,9 +42,20 @@ def test_top_k_keeps_ties_and_top_p_at_least_one():
 
 
 def test_rows_of_a_batch_keep_their_own_truncation():
-    rows = [Sampling(), Sampling(top_k=2), Sampling(top_p=0.8), Sampling(min_p=0.2)]
-    left = truncate(LOGITS.expand(4, -1), rows).isfinite().sum(-1)
-    assert left.tolist() == [5, 2, 3, 3]
+    rows = [
+        Sampling(), Sampling(top_k=2), Sampling(top_p=0.8), Sampling(min_p=0.2),
+        Sampling(typical_p=0.5),
+    ]  # fmt: skip
+    left = truncate(LOGITS.expand(5, -1), rows).isfinite().sum(-1)
+    assert left.tolist() == [5, 2, 3, 3, 2]
+
+
+def test_typical_sampling_drops_what_says_too_little_too() -> None:
+    """A token that is almost sure is farther from the entropy than one that is fairly likely."""
+    logits = torch.tensor([0.4, 0.15, 0.15, 0.15, 0.15]).log()
+    assert kept(Sampling(typical_p=0.5), logits) == [1, 2, 3, 4]
+    assert kept(Sampling(typical_p=0.0)) == [1]
+    assert kept(Sampling(typical_p=1.0)) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("size", [1, 7, 500])
@@ -56,6 +67,8 @@ def test_truncation_equals_transformers(size):
         (Sampling(top_k=k), processors.TopKLogitsWarper(k)),
         (Sampling(top_p=p), processors.TopPLogitsWarper(p)),
         (Sampling(min_p=m), processors.MinPLogitsWarper(m)),
+        (Sampling(typical_p=0.2), processors.TypicalLogitsWarper(0.2)),
+        (Sampling(typical_p=0.9), processors.TypicalLogitsWarper(0.9)),
     ):
         torch.testing.assert_close(
             truncate(logits, [sampling] * 6), peer(None, logits), atol=1e-6, rtol=0
@@ -78,9 +91,10 @@ def test_the_complete_chain_equals_transformers():
             processors.TopKLogitsWarper(40),
             processors.TopPLogitsWarper(0.9),
             processors.MinPLogitsWarper(0.05),
+            processors.TypicalLogitsWarper(0.6),
         ]
     )
-    sampling = Sampling(temperature=0.7, top_k=40, top_p=0.9, min_p=0.05)
+    sampling = Sampling(temperature=0.7, top_k=40, top_p=0.9, min_p=0.05, typical_p=0.6)
     ours = truncate(logits / 0.7, [sampling] * 4)
     torch.testing.assert_close(ours, chain(None, logits), atol=1e-6, rtol=0)
 
@@ -140,6 +154,7 @@ def test_samples_do_not_depend_on_the_rest_of_the_batch():
         ("top_k", -1),
         ("top_p", 1.1),
         ("min_p", -0.5),
+        ("typical_p", 1.5),
         ("repetition_penalty", 0.0),
         ("presence_penalty", 3.0),
         ("frequency_penalty", -3.0),

@@ -84,13 +84,13 @@ def test_each_sequence_has_its_adapter(model) -> None:
 
 def test_ranks_of_a_sequence(model) -> None:
     ids = [3, 9, 27, 4, 4]
-    found = Engine(model).rank(ids, 3)
+    found = scoring.rank(model, ids, 3)
     torch.testing.assert_close(found.logprobs, exact(model, ids), atol=1e-5, rtol=0)
     with torch.no_grad():
         best = model(torch.tensor([ids]))[0, :-1].log_softmax(-1).topk(3)
     assert torch.equal(found.tokens, best.indices)
     torch.testing.assert_close(found.values, best.values)
-    assert Engine(model).rank([3], 3).tokens.shape == (0, 3)
+    assert scoring.rank(model, [3], 3).tokens.shape == (0, 3)
 
 
 def test_ranks_in_steps_are_those_of_one_forward(model, monkeypatch) -> None:

@@ -18,8 +18,10 @@ ENDLESS = Query("reciter", [HI], CONTEXT - 100, GREEDY, ignore_end=True)
 
 
 @asynccontextmanager
-async def started(slots: int = 3, waiting: int = 8) -> AsyncIterator[Service]:
-    service = Service(reciter(), "reciter", slots, waiting)
+async def started(
+    slots: int = 3, waiting: int = 8, prefix_tokens: int = 0
+) -> AsyncIterator[Service]:
+    service = Service(reciter(), "reciter", slots, waiting, prefix_tokens)
     service.start()
     try:
         yield service

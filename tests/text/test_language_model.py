@@ -195,8 +195,9 @@ def test_generation_ends_at_a_stop_token(model, tokenizer):
 
 def test_every_method_takes_every_sampling_setting(model):
     settings = {
-        "temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.3,
-        "presence_penalty": 0.2, "frequency_penalty": 0.1, "seed": 3, "stop": "@@", "adapter": None,
+        "temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.97,
+        "repetition_penalty": 1.3, "presence_penalty": 0.2, "frequency_penalty": 0.1, "seed": 3,
+        "stop": "@@", "adapter": None,
     }  # fmt: skip
     text = model.generate("abc", 20, **settings)
     assert text == "".join(model.stream("abc", 20, **settings))

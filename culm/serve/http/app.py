@@ -36,17 +36,18 @@ def build(
     waiting: int = 64,
     local: bool = True,
     reload: Callable[[], tuple[Transformer, Tokenizer]] | None = None,
+    prefix_tokens: int = 0,
 ) -> FastAPI:
     """The application; `app.state.service` runs the model while the application lives.
 
-    slots, waiting: as in `Service`. local: the server listens on this machine only. reload: reads
-    the weights again, for POST /reload; without it there is no such path. Adapters that were loaded
-    with the model are models of the API under their own names.
+    slots, waiting, prefix_tokens: as in `Service`. local: the server listens on this machine only.
+    reload: reads the weights again, for POST /reload; without it there is no such path. Adapters
+    that were loaded with the model are models of the API under their own names.
 
     Raises:
         SettingError: an adapter has the model's name.
     """
-    service = Service(model, name, slots, waiting)
+    service = Service(model, name, slots, waiting, prefix_tokens)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

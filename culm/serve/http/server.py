@@ -32,10 +32,12 @@ def serve(
     api_key: str | None = None,
     slots: int = 8,
     reload: Callable[[], tuple[Transformer, Tokenizer]] | None = None,
+    prefix_tokens: int = 0,
 ) -> None:
     """Serve until SIGINT or SIGTERM; returns when the running answers have finished.
 
-    name: of the model in the API. slots: maximum concurrent requests. reload: as in `build`.
+    name: of the model in the API. slots: maximum concurrent requests. reload, prefix_tokens: as in
+    `build`.
 
     Raises:
         SettingError: the port is not available, or a server without a key would be open to the
@@ -43,7 +45,10 @@ def serve(
     """
     check_exposed(host, api_key)
     with listen(host, port) as listener:
-        app = build(model, name, api_key, slots, local=host in LOOPBACK, reload=reload)
+        app = build(
+            model, name, api_key, slots, local=host in LOOPBACK, reload=reload,
+            prefix_tokens=prefix_tokens,
+        )  # fmt: skip
         where = f"[{host}]" if ":" in host else host
         say(f"{name} listens on http://{where}:{listener.getsockname()[1]} (Ctrl-C stops it)")
         Server(_settings(app), app.state.service).run(sockets=[listener])
