@@ -190,10 +190,10 @@ def chat(
 @app.command()
 def serve(
     model: given.Served = "",
-    host: given.Host = "127.0.0.1",
-    port: given.Port = 8000,
+    host: given.Host = None,
+    port: given.Port = None,
     api_key: given.ApiKey = None,
-    slots: given.Slots = 8,
+    slots: given.Slots = None,
     adapter: given.Adapters = None,
     context: given.ContextLength = None,
     cache: given.CacheBits = "plain",
@@ -201,19 +201,17 @@ def serve(
     device: given.Device = "auto",
     dtype: given.Dtype = "auto",
     reload: given.Reload = False,
+    prefix_tokens: given.PrefixTokens = None,
+    config: given.ServeFile = None,
     fixture: given.Script = None,
-    prefix_tokens: given.PrefixTokens = 0,
 ) -> None:
     """Start an OpenAI-compatible server with a chat page."""
-    from culm.verbs.serve import serve_fixture, serve_model
+    from culm.serve.settings import read_settings
+    from culm.verbs.serve import Options, serve_model
 
-    if fixture is not None:
-        serve_fixture(model, fixture, host, port, api_key, slots)
-        return
-    serve_model(
-        model, host, port, api_key, slots, adapter or [], context, cache, speculate, device, dtype,
-        reload, prefix_tokens,
-    )  # fmt: skip
+    settings = read_settings(config, host=host, port=port, slots=slots, prefix_tokens=prefix_tokens)
+    options = Options(adapter or [], context, cache, speculate, device, dtype, reload)
+    serve_model(model, fixture, settings, api_key, options)
 
 
 @app.command("eval")

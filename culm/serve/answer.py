@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from culm.engine.request import Event
 from culm.engine.scoring import Ranked
+from culm.serve.account import Account
 from culm.serve.refusal import FormFailed
 from culm.serve.worker import Job, JobEvent, Worker
 from culm.text.reply import Reply
@@ -39,20 +40,18 @@ class GrowingText:
     """One choice so far.
 
     Scores wait for the text of their token. Every generated token has one, except tokens whose text
-    a stop string removed. cached: as in `Event`.
+    a stop string removed.
     """
 
     reply: Reply
     shown: int = 0
     waiting: list[tuple[int, TokenScore]] = field(default_factory=list)  # (offset in text, score)
-    cached: int = 0
 
     def read(self, event: Event) -> tuple[str, tuple[TokenScore, ...], str | None]:
         """Text, scores and finish that can be shown after one more token."""
         offset = self.shown + self.reply.held
         text = self.reply.read(event)
         self.shown += len(text)
-        self.cached = event.cached
         if event.top:
             (_, logprob), *top = event.top
             self.waiting.append((offset, TokenScore(event.token, logprob, tuple(top))))
@@ -82,8 +81,8 @@ class AnswerStream:
     """All choices of a query, piece by piece; leaving `pieces` early ends the generation.
 
     job: one task for each choice; the first one of a prompt scores it. echoes: of each prompt, to
-    come before the generated text. prompt_tokens: of all prompts together. choices: of each prompt.
-    thinking: the answers start with reasoning, because their prompt ends with its mark.
+    come before the generated text. account: what the answers use. thinking: they start with
+    reasoning, because their prompt ends with its mark.
     """
 
     def __init__(
@@ -91,10 +90,9 @@ class AnswerStream:
         worker: Worker,
         job: Job,
         tokenizer: Tokenizer,
-        stops: Sequence[str] = (),
-        echoes: Sequence[Echo] = (),
-        prompt_tokens: int = 0,
-        choices: int = 1,
+        stops: Sequence[str],
+        echoes: Sequence[Echo],
+        account: Account,
         thinking: bool = False,
     ) -> None:
         self._worker, self._job = worker, job
@@ -102,9 +100,7 @@ class AnswerStream:
         self._echoes = tuple(echoes)
         self._early: dict[int, list[Event]] = {}  # tokens of choices whose prompt is not scored yet
         self._left = len(job.tasks)
-        self._choices = choices
-        self.prompt_tokens, self.thinking = prompt_tokens, thinking
-        self.generated_tokens = 0
+        self.account, self.thinking = account, thinking
 
     async def pieces(self) -> AsyncIterator[TextPiece | None]:
         """Pieces as they come; None after QUIET_SECONDS without one.
@@ -132,21 +128,17 @@ class AnswerStream:
         """Texts that are generated."""
         return len(self._texts)
 
-    @property
-    def cached_tokens(self) -> int:
-        """Tokens of the prompts, each counted once, that came from the prefix cache so far."""
-        return sum(text.cached for text in self._texts[:: self._choices])
-
     def leave(self) -> None:
         """End what still runs."""
         self._worker.abort(self._job)
+        self.account.close()
 
     # -----------------------------------------------------------------------------------------
 
     async def _next(self) -> JobEvent | None:
         # Not asyncio.wait_for: that of Python 3.11 ignores a cancellation that comes with an event.
         try:
-            async with asyncio.timeout(QUIET_SECONDS):
+            async with asyncio.timeout(min(self.account.left(), QUIET_SECONDS)):
                 return await self._job.next()
         except TimeoutError:
             return None
@@ -173,11 +165,12 @@ class AnswerStream:
             return []
         if event.finish == "failed":
             raise FormFailed()
-        self.generated_tokens += 1
+        self.account.token(index, event.cached)
         text, scores, finish = growing.read(event)
         if finish:
             self._left -= 1
             self._worker.abort(self._job, index)
+            self.account.end(index, finish)
         return [TextPiece(index, text, scores, finish)] if text or scores or finish else []
 
     def _echoed(self, prompt: int, scores: tuple[TokenScore, ...]) -> list[TextPiece]:
@@ -185,6 +178,8 @@ class AnswerStream:
         pieces = []
         for choice in self._group(prompt):
             finish = None if self._job.tasks[choice].request else "length"
-            self._left -= finish is not None
+            if finish:
+                self._left -= 1
+                self.account.end(choice, finish)
             pieces.append(TextPiece(choice, self._echoes[prompt].text, scores, finish))
         return pieces

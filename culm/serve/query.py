@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from culm.engine.sampling import Sampling
+from culm.serve.clients import ANYONE, Client
 from culm.text.tools import Tool
 from culm.tokenizer.template import Message
 
@@ -32,9 +33,7 @@ class Query:
     stop: strings that end a choice and do not appear in it.
     stop_ids: tokens that end it, besides those of the tokenizer; ignore_end leaves the latter out.
     logprobs: score each token, and this many most likely ones in its place; None: do not.
-    salt: prompts of queries with another one are not found in the prefix cache. Whoever checks the
-        client's key sets it; a client never does.
-    client, priority: as in `Request`, and from the same hand.
+    client: who asks; whoever checks its key sets it.
     parse_special: names of special tokens in prompts that are texts become these tokens.
     form: of each answer, as `culm.text.grammar` writes it; None: any text.
     echo: each choice starts with its prompt, which is scored if `logprobs` is given.
@@ -52,6 +51,4 @@ class Query:
     form: str | None = None
     echo: bool = False
     parse_special: bool = False
-    salt: str = ""
-    client: str = ""
-    priority: int = 0
+    client: Client = ANYONE

@@ -48,6 +48,19 @@ class Overloaded(Refusal):
         super().__init__("The server is busy; try again soon.", retry_seconds=2)
 
 
+class RateLimited(Refusal):
+    """The client has used its share."""
+
+
+class TooSlow(Refusal):
+    """A limit on time has passed. waiting: before the first token."""
+
+    def __init__(self, seconds: float, waiting: bool) -> None:
+        what = "The first token of the answer" if waiting else "The answer"
+        super().__init__(f"{what} took more than {seconds:g} seconds.", 5 if waiting else None)
+        self.waiting = waiting
+
+
 class ShuttingDown(Refusal):
     """No new requests are taken."""
 

@@ -21,15 +21,20 @@ from culm.config import SettingError
 from culm.engine.request import Event, Request
 from culm.engine.scoring import STEP_TOKENS
 from culm.model.transformer import Transformer
+from culm.serve.account import Account
 from culm.serve.answer import AnswerStream, Echo, TokenScore, scores_of
+from culm.serve.clients import Share
+from culm.serve.metrics import Metrics
 from culm.serve.query import ChatPrompt, Prompt, Query
 from culm.serve.refusal import (
     ContextTooShort,
     InvalidForm,
     InvalidRequest,
+    Refusal,
     ShuttingDown,
     UnknownModel,
 )
+from culm.serve.settings import ServeConfig
 from culm.serve.worker import Scoring, Worker, WorkerTask
 from culm.text.grammar import Grammar, Grammars, after_reasoning
 from culm.text.language_model import LanguageModel
@@ -40,8 +45,8 @@ from culm.tokenizer.tokenizer import Tokenizer
 class Service:
     """Answers queries with one model, called `name`, or with one of its adapters by its name.
 
-    slots: maximum concurrent requests. waiting: maximum length of the queue; further requests are
-    refused. prefix_tokens: as in `Engine`; clients with one `Query.salt` share what it keeps. Call
+    settings: slots, queue, prefix cache and limits on time; those of a transport play no part.
+    prefix_tokens: as in `Engine`; clients with one `Client.salt` share what it keeps. Call
     everything except the constructor in one event loop.
 
     Raises:
@@ -49,19 +54,17 @@ class Service:
     """
 
     def __init__(
-        self,
-        model: LanguageModel,
-        name: str,
-        slots: int = 8,
-        waiting: int = 64,
-        prefix_tokens: int = 0,
+        self, model: LanguageModel, name: str, settings: ServeConfig = ServeConfig()
     ) -> None:
         if name in model.adapters:
             raise SettingError(f"adapter: {name!r} is the name of the model; give it another")
-        self.model, self.name = model, name
-        self._engine = model.engine(slots, model.context, STEP_TOKENS, prefix_tokens)
+        self.model, self.name, self.settings = model, name, settings
+        self._engine = model.engine(
+            settings.slots, model.context, STEP_TOKENS, settings.prefix_tokens
+        )
         self._grammars = Grammars(model.tokenizer, model.model.config.vocabulary)
-        self.worker = Worker(self._engine, waiting)
+        self.worker = Worker(self._engine, settings.waiting)
+        self.metrics = Metrics(name, self._engine)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -127,7 +130,22 @@ class Service:
         Raises:
             Refusal: it cannot be served, or not now.
         """
+        try:
+            return await self._answer(query)
+        except Refusal as refusal:
+            self.metrics.refused(type(refusal).__name__)
+            raise
+
+    async def _answer(self, query: Query) -> AnswerStream:
         adapter = self._admit(query)
+        share = Share(query.client, query.choices * len(query.prompts))
+        try:
+            return await self._started(query, adapter, share)
+        except BaseException:
+            share.end(0)
+            raise
+
+    async def _started(self, query: Query, adapter: str | None, share: Share) -> AnswerStream:
         prompts = [await self._ids(prompt, query.parse_special) for prompt in query.prompts]
         thinking = isinstance(query.prompts[0], ChatPrompt) and self._thinks(prompts[0])
         grammar = await self._grammar(query.form, thinking)
@@ -136,16 +154,10 @@ class Service:
             tasks += self._tasks(query, ids, adapter, grammar)
         echoes = self._echoes(query, prompts) if query.echo else []
         job = self.worker.submit(tasks)
-        count = sum(map(len, prompts))
+        sizes = list(map(len, prompts))
+        account = Account(self.metrics, share, self.settings, sizes, query.choices)
         return AnswerStream(
-            self.worker,
-            job,
-            self.model.tokenizer,
-            query.stop,
-            echoes,
-            count,
-            query.choices,
-            thinking,
+            self.worker, job, self.model.tokenizer, query.stop, echoes, account, thinking
         )
 
     async def score(
@@ -257,8 +269,8 @@ class Service:
             tuple(ids),
             left if query.max_tokens is None else min(query.max_tokens, left),
             replace(query.sampling, seed=None if seed is None else seed + choice),
-            stop, query.logprobs, adapter, salt=query.salt,
-            client=query.client, priority=query.priority,
+            stop, query.logprobs, adapter, salt=query.client.salt, client=query.client.name,
+            priority=query.client.limits.priority,
         )  # fmt: skip
 
     def _renew(self, model: Transformer) -> None:

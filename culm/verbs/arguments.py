@@ -200,12 +200,21 @@ System = Annotated[str | None, typer.Option(help="A system prompt.")]
 MaxAnswerTokens = Annotated[int | None, typer.Option(help="Maximum tokens per answer.", min=1)]
 
 # culm serve
-Host = Annotated[str, typer.Option(help="Address to listen on.")]
-Port = Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)]
+Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")]
+Port = Annotated[
+    int | None, typer.Option(help="Port to listen on.", min=1, max=65535, show_default="8000")
+]
+ServeFile = Annotated[
+    str | None,
+    typer.Option("--config", help="A file of settings (keys, limits); options here come first."),
+]
+Slots = Annotated[
+    int | None,
+    typer.Option("--slots", help="Maximum concurrent requests.", min=1, show_default="8"),
+]
 ApiKey = Annotated[
     str | None, typer.Option(envvar="CULM_API_KEY", help="API key that clients must send.")
 ]
-Slots = Annotated[int, typer.Option(help="Maximum concurrent requests.", min=1)]
 Adapters = Annotated[
     list[str] | None,
     typer.Option(
@@ -227,11 +236,12 @@ Reload = Annotated[
     bool, typer.Option("--reload", help="Read the weights again at each POST to /reload.")
 ]
 PrefixTokens = Annotated[
-    int,
+    int | None,
     typer.Option(
         help="Keep so many tokens of earlier prompts and answers, so that what begins alike is "
         "read once; 0: none. Each needs the memory of a token of a slot.",
         min=0,
+        show_default="4096",
     ),
 ]
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from culm.config import SettingError
 from culm.engine.speculation import Speculation
 from culm.model.quantized_cache import CacheKind
+from culm.model.transformer import Transformer
+from culm.serve.clients import clients_of
 from culm.serve.http.server import check_exposed, check_port
+from culm.serve.settings import ServeConfig
+from culm.text.language_model import LanguageModel
+from culm.tokenizer.tokenizer import Tokenizer
+
+Reload = Callable[[], tuple[Transformer, Tokenizer]]
 
 
 def named_adapters(pairs: Iterable[str]) -> dict[str, str]:
@@ -40,58 +48,58 @@ def served_name(model: str) -> str:
     return path.parent.name if in_run else path.name
 
 
-def serve_fixture(
-    model: str, script: str, host: str, port: int, api_key: str | None, slots: int
-) -> None:
-    """Serve the answers of a script under the name `fixture`.
+@dataclass(frozen=True)
+class Options:
+    """How a model is loaded. adapter: NAME=FOLDER. reload: its weights may be read again."""
 
-    Raises:
-        SettingError: a model is given too, or the script cannot be read.
-    """
-    if model:
-        raise SettingError(f"--fixture: it takes the place of a model; leave out {model}")
-    check_exposed(host, api_key)
-    check_port(host, port)
-    from culm.serve.fixture import ScriptedModel, read_script
-    from culm.serve.http import server
-
-    scripted = ScriptedModel(read_script(script))
-    server.serve(scripted, "fixture", host, port, api_key, slots)
+    adapter: Sequence[str]
+    context: int | None
+    cache: CacheKind
+    speculate: Speculation | None
+    device: str
+    dtype: str
+    reload: bool
 
 
 def serve_model(
-    model: str,
-    host: str,
-    port: int,
-    api_key: str | None,
-    slots: int,
-    adapter: Iterable[str],
-    context: int | None,
-    cache: CacheKind,
-    speculate: Speculation | None,
-    device: str,
-    dtype: str,
-    reload: bool = False,
-    prefix_tokens: int = 0,
+    model: str, fixture: str | None, settings: ServeConfig, api_key: str | None, options: Options
 ) -> None:
-    """Check the address, then load the model, then serve it under its name.
+    """Check keys and address, then load the model, then serve it under its name.
 
-    reload: accept requests to read its weights again. prefix_tokens: as in `Engine`.
+    fixture: a script that answers instead of a model (`culm.serve.fixture`).
+
+    Raises:
+        SettingError: there is neither a model nor a script, or both, or one cannot be used.
     """
-    if not model:
+    if bool(model) == bool(fixture):
         raise SettingError("MODEL: give a run or model folder, or --fixture SCRIPT")
-    check_exposed(host, api_key)
-    check_port(host, port)
+    clients = clients_of(settings.keys, api_key)
+    check_exposed(settings.host, clients)
+    check_port(settings.host, settings.port)
+    from culm.serve.http import server
+
+    if fixture:
+        from culm.serve.fixture import ScriptedModel, read_script
+
+        server.serve(ScriptedModel(read_script(fixture)), "fixture", settings, clients)
+        return
+    loaded, again = _loaded(model, options)
+    server.serve(loaded, served_name(model), settings, clients, again)
+
+
+def _loaded(model: str, options: Options) -> tuple[LanguageModel, Reload | None]:
     import culm
     from culm.adapt.quantize.linear import is_quantized
     from culm.convert.load import read
-    from culm.serve.http import server
 
-    adapters = named_adapters(adapter)
+    adapters = named_adapters(options.adapter)
     loaded = culm.load(
-        model, device, dtype, context, adapters=adapters, cache=cache, speculate=speculate
-    )
-    if reload and (adapters or is_quantized(loaded.model)):
+        model, options.device, options.dtype, options.context, adapters=adapters,
+        cache=options.cache, speculate=options.speculate,
+    )  # fmt: skip
+    if not options.reload:
+        return loaded, None
+    if adapters or is_quantized(loaded.model):
         raise SettingError("--reload: quantised weights and --adapter cannot be read again")
-    again = partial(read, model, device, dtype, mtp=speculate == "mtp") if reload else None
-    server.serve(loaded, served_name(model), host, port, api_key, slots, again, prefix_tokens)
+    mtp = options.speculate == "mtp"
+    return loaded, partial(read, model, options.device, options.dtype, mtp=mtp)

@@ -10,6 +10,7 @@ from culm.engine.sampling import Sampling
 from culm.serve.answer import AnswerStream, TextPiece
 from culm.serve.query import ChatPrompt, Query
 from culm.serve.service import Service
+from culm.serve.settings import ServeConfig
 
 HI = ChatPrompt([{"role": "user", "content": "hi"}])
 GREEDY = Sampling(temperature=0)
@@ -21,7 +22,9 @@ ENDLESS = Query("reciter", [HI], CONTEXT - 100, GREEDY, ignore_end=True)
 async def started(
     slots: int = 3, waiting: int = 8, prefix_tokens: int = 0
 ) -> AsyncIterator[Service]:
-    service = Service(reciter(), "reciter", slots, waiting, prefix_tokens)
+    service = Service(
+        reciter(), "reciter", ServeConfig(slots=slots, waiting=waiting, prefix_tokens=prefix_tokens)
+    )
     service.start()
     try:
         yield service

@@ -10,9 +10,11 @@ from openai import OpenAI
 
 from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
+from culm.serve.clients import clients_of
 from culm.serve.http.app import build
 from culm.serve.http.server import Server, listen
 from culm.serve.http.server import _settings as settings
+from culm.serve.settings import ServeConfig
 from culm.text.language_model import LanguageModel
 from culm.tokenizer.bytes import Bytes
 
@@ -50,7 +52,9 @@ class Running:
     """A server in a thread, on a free port; of the reciter if no application is given."""
 
     def __init__(self, app: FastAPI | None = None, **settings_: object) -> None:
-        self.app = app or build(reciter(), "reciter", **settings_)
+        clients = clients_of((), settings_.pop("api_key", None))
+        local = settings_.pop("local", True)
+        self.app = app or build(reciter(), "reciter", ServeConfig(**settings_), clients, local)
         self.worker = self.app.state.service.worker
         self.listener = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"

@@ -8,19 +8,28 @@ import torch
 from asking import ENDLESS, GREEDY, HI, collected, run, texts
 from reciter import TEXT
 
+from culm.serve.clients import Client, Limits
 from culm.serve.query import Query
 from culm.serve.service import Service
 
-LONG = Query("reciter", [[65] * 100, [66] * 70, [65] * 99 + [67]], 3, GREEDY, choices=2, salt="a")
+A = Client("a", salt="a")
+LONG = Query(
+    "reciter",
+    [[65] * 100, [66] * 70, [65] * 99 + [67]],
+    3,
+    GREEDY,
+    choices=2,
+    client=Client("a", salt="a"),
+)
 
 
 def test_a_client_finds_its_own_prompts() -> None:
     async def story(service: Service) -> None:
         counts = []
-        for query in (LONG, LONG, replace(LONG, salt="b")):
+        for query in (LONG, LONG, replace(LONG, client=Client("b", salt="b"))):
             answer = await service.ask(query)
             await collected(answer)
-            counts.append(answer.cached_tokens)
+            counts.append(answer.account.cached_tokens)
         assert counts[1] == 3 * 64  # the choices of a prompt count once
         assert counts[2] == counts[0] in (0, 64)  # the third prompt begins like the first
 
@@ -37,17 +46,18 @@ def test_new_weights_read_prompts_again() -> None:
         answer = await service.ask(replace(LONG, prompts=LONG.prompts[:1]))
         found = await collected(answer)
         assert "".join(piece.text for piece in found[0]) == "CEG"
-        assert answer.cached_tokens == 0
+        assert answer.account.cached_tokens == 0
 
     run(story, prefix_tokens=1024)
 
 
 def test_a_higher_priority_takes_the_slot() -> None:
     async def story(service: Service) -> None:
+        first = Client("first", Limits(priority=1))
         endless = await service.ask(ENDLESS)
         pieces = endless.pieces()
         assert await anext(pieces)
-        assert await texts(service, Query("reciter", [HI], 100, GREEDY, priority=1)) == [TEXT]
+        assert await texts(service, Query("reciter", [HI], 100, GREEDY, client=first)) == [TEXT]
         assert not service.idle  # the other goes on
         assert await anext(pieces)
         await pieces.aclose()
@@ -60,7 +70,7 @@ def test_a_client_with_one_query_does_not_wait_for_all_of_another() -> None:
         ended: list[str] = []
 
         async def ask(client: str) -> None:
-            await texts(service, Query("reciter", [HI], 20, GREEDY, client=client))
+            await texts(service, Query("reciter", [HI], 20, GREEDY, client=Client(client)))
             ended.append(client)
 
         async with asyncio.TaskGroup() as group:

@@ -21,6 +21,7 @@ from culm.endpoint import ServiceFailed
 from culm.run.settings import RunConfig
 from culm.run.train import train
 from culm.serve.http.app import build
+from culm.serve.settings import ServeConfig
 from culm.text.language_model import LanguageModel
 from culm.verbs.plan import show_plan
 
@@ -41,7 +42,9 @@ def served(
             model, tokenizer = read(stage("grpo")["start"], "cpu", torch.float32)
             hf.export(model, tokenizer, folder)
         again = partial(read, folder, "cpu", torch.float32)
-        running.append(Running(build(LanguageModel(*again()), "policy", slots=4, reload=again)))
+        running.append(
+            Running(build(LanguageModel(*again()), "policy", ServeConfig(slots=4), reload=again))
+        )
         sampler = {
             "kind": "remote", "url": f"{running[-1].url}/v1", "model": "policy",
             "weights": str(folder), "reload": [{"path": "/reload"}], "retries": 1,

@@ -16,7 +16,9 @@ from reciter import TEXT, Running, until
 
 import culm
 from culm.config import SettingError
+from culm.serve.clients import Clients, clients_of
 from culm.serve.http.server import check_exposed, check_port, serve
+from culm.serve.settings import ServeConfig
 
 
 def test_health_and_version(running):
@@ -141,9 +143,9 @@ def test_a_port_in_use_is_one_sentence():
 
 def test_a_server_without_a_key_stays_local():
     with pytest.raises(SettingError, match="--api-key"):
-        serve(None, "x", host="0.0.0.0")
-    check_exposed("0.0.0.0", "key")
-    check_exposed("::1", None)
+        serve(None, "x", ServeConfig(host="0.0.0.0"), Clients())
+    check_exposed("0.0.0.0", clients_of((), "key"))
+    check_exposed("::1", Clients())
 
 
 @pytest.mark.parametrize(
@@ -152,8 +154,9 @@ def test_a_server_without_a_key_stays_local():
 def test_a_signal_ends_the_process_with_zero(sign):
     here = Path(__file__).parent
     code = (
-        "import reciter; from culm.serve.http.server import serve;"
-        "serve(reciter.reciter(), 'r', port=0)"
+        "import reciter; from culm.serve.clients import Clients;"
+        "from culm.serve.http.server import serve; from culm.serve.settings import ServeConfig;"
+        "serve(reciter.reciter(), 'r', ServeConfig(port=0), Clients())"
     )
     paths = [str(here), str(here.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

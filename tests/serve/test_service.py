@@ -12,7 +12,9 @@ from reciter import CONTEXT, TEXT
 from culm.engine.request import Event, Request
 from culm.engine.sampling import Sampling
 from culm.serve import refusal
+from culm.serve.account import Account
 from culm.serve.answer import AnswerStream
+from culm.serve.clients import ANYONE, Share
 from culm.serve.query import ChatPrompt, Query
 from culm.serve.service import Service
 from culm.serve.worker import Job, WorkerTask
@@ -26,8 +28,8 @@ def test_an_answer_comes_in_pieces() -> None:
         assert len(pieces) > 20
         assert [piece.finish for piece in pieces] == [None] * (len(pieces) - 1) + ["stop"]
         prompt = service.model.tokenizer.chat.prompt(HI.messages)
-        assert answer.prompt_tokens == len(prompt)
-        assert answer.generated_tokens == len(TEXT.encode()) + 1  # the end of the turn too
+        assert answer.account.prompt_tokens == len(prompt)
+        assert answer.account.generated_tokens == len(TEXT.encode()) + 1  # the end of the turn too
         assert service.idle
 
     run(story)
@@ -83,7 +85,7 @@ def test_names_of_special_tokens_in_a_prompt() -> None:
             await service.ask(query),
             await service.ask(replace(query, parse_special=True)),
         )
-        assert (plain.prompt_tokens, special.prompt_tokens) == (len(text), 5)
+        assert (plain.account.prompt_tokens, special.account.prompt_tokens) == (len(text), 5)
         found = await collected(special)
         assert "".join(piece.text for piece in found[0]) == TEXT[:4]
 
@@ -108,7 +110,8 @@ def test_what_a_template_would_drop_is_refused(key: str) -> None:
 def test_a_reader_is_cancelled_though_a_token_arrives_at_the_same_time(ticks: int) -> None:
     async def story(service: Service) -> None:
         job = Job([WorkerTask(request=Request((65,), CONTEXT - 100))])
-        answer = AnswerStream(service.worker, job, service.model.tokenizer)
+        account = Account(service.metrics, Share(ANYONE, 1), service.settings, [1], 1)
+        answer = AnswerStream(service.worker, job, service.model.tokenizer, (), (), account)
         task = asyncio.ensure_future(collected(answer))
         await asyncio.sleep(0.01)  # it waits for the first token
         job.queue.put_nowait((0, Event(0, 65, 0.0)))

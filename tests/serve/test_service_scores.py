@@ -49,7 +49,7 @@ def test_every_generated_token_has_a_score() -> None:
         answer = await service.ask(everything)
         found = await collected(answer)
         scores = [score for piece in found[0] for score in piece.scores]
-        assert len(scores) == answer.generated_tokens == len(TEXT.encode()) + 1
+        assert len(scores) == answer.account.generated_tokens == len(TEXT.encode()) + 1
         assert scores[-1].token == service.model.tokenizer.end_of_turn
         stopped = replace(everything, stop=(TEXT[5:8],))
         found = await collected(await service.ask(stopped))

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response
 import culm
 from culm.config import SettingError
 from culm.model.transformer import Transformer
+from culm.serve.clients import Clients
 from culm.serve.http import error, generation
 from culm.serve.http.guard import Guard
 from culm.serve.http.page import page
@@ -24,6 +25,7 @@ from culm.serve.http.protocol import (
     TokenizeRequest,
 )
 from culm.serve.service import Service
+from culm.serve.settings import ServeConfig
 from culm.text.language_model import LanguageModel
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -31,23 +33,21 @@ from culm.tokenizer.tokenizer import Tokenizer
 def build(
     model: LanguageModel,
     name: str,
-    api_key: str | None = None,
-    slots: int = 8,
-    waiting: int = 64,
+    settings: ServeConfig = ServeConfig(),
+    clients: Clients = Clients(),
     local: bool = True,
     reload: Callable[[], tuple[Transformer, Tokenizer]] | None = None,
-    prefix_tokens: int = 0,
 ) -> FastAPI:
     """The application; `app.state.service` runs the model while the application lives.
 
-    slots, waiting, prefix_tokens: as in `Service`. local: the server listens on this machine only.
-    reload: reads the weights again, for POST /reload; without it there is no such path. Adapters
-    that were loaded with the model are models of the API under their own names.
+    local: the server listens on this machine only. reload: reads the weights again, for POST
+    /reload; without it there is no such path. Adapters that were loaded with the model are models
+    of the API under their own names.
 
     Raises:
         SettingError: an adapter has the model's name.
     """
-    service = Service(model, name, slots, waiting, prefix_tokens)
+    service = Service(model, name, settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -61,7 +61,10 @@ def build(
         docs_url=None, redoc_url=None, redirect_slashes=False,
     )  # fmt: skip
     app.state.service = service
-    app.add_middleware(Guard, key=api_key, local=local)
+    app.add_middleware(
+        Guard, clients=clients, local=local, max_bytes=settings.body_bytes,
+        hosts=settings.allowed_hosts,
+    )  # fmt: skip
     error.install(app)
     _add_health(app, service)
     _add_models(app, service)
@@ -88,6 +91,10 @@ def _add_health(app: FastAPI, service: Service) -> None:
     async def ready() -> dict[str, str]:
         service.check_open()
         return {"status": "ok"}
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.get("/version")
     async def version() -> dict[str, str]:
@@ -119,11 +126,11 @@ def _add_models(app: FastAPI, service: Service) -> None:
 def _add_generation(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, http: Request) -> Response:
-        return await _unless_gone(http, generation.chat(service, body))
+        return await _unless_gone(http, generation.chat(service, body, http.state.client))
 
     @app.post("/v1/completions")
     async def complete(body: CompletionRequest, http: Request) -> Response:
-        return await _unless_gone(http, generation.complete(service, body))
+        return await _unless_gone(http, generation.complete(service, body, http.state.client))
 
 
 def _add_tokens(app: FastAPI, model: LanguageModel) -> None:

@@ -17,7 +17,10 @@ from culm.serve.http.protocol import FIELDS, NAMES
 
 log = logging.getLogger("culm.serve")
 
-KINDS = {401: "authentication_error", 403: "permission_error", 500: "server_error"}
+KINDS = {
+    401: "authentication_error", 403: "permission_error", 429: "rate_limit_error",
+    500: "server_error",
+}  # fmt: skip
 CODES = {404: "not_found", 405: "method_not_allowed"}
 REFUSALS = {  # status, code
     refusal.ContextTooShort: (400, "context_length_exceeded"),
@@ -25,6 +28,7 @@ REFUSALS = {  # status, code
     refusal.InvalidForm: (400, "invalid_schema"),
     refusal.FormFailed: (400, "invalid_schema"),
     refusal.Overloaded: (503, "overloaded"),
+    refusal.RateLimited: (429, "rate_limit_exceeded"),
     refusal.ShuttingDown: (503, "shutting_down"),
     refusal.EngineFailed: (500, "internal_error"),
 }
@@ -62,6 +66,8 @@ class ApiError(Exception):
         extra = dict(headers or {})
         if self.retry is not None:
             extra["Retry-After"] = str(self.retry)
+        elif self.code == "timeout":  # another try would take as long
+            extra["x-should-retry"] = "false"
         if self.status == 401:
             extra["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body, self.status, extra)
@@ -76,6 +82,9 @@ def of_refusal(error: refusal.Refusal) -> ApiError:
     """The response to a refusal of the service."""
     if isinstance(error, refusal.UnknownModel):
         return ApiError(404, str(error), "model_not_found", "model")
+    if isinstance(error, refusal.TooSlow):
+        code = "queue_timeout" if error.waiting else "timeout"
+        return ApiError(503, str(error), code, retry=error.retry_seconds)
     message, field = str(error), None
     if isinstance(error, refusal.InvalidRequest) and error.field:
         field = NAMES.get(error.field, error.field)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi.responses import JSONResponse, Response
@@ -11,6 +12,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from culm.serve.answer import AnswerStream, TextPiece
+from culm.serve.clients import Client
 from culm.serve.http.error import of_refusal
 from culm.serve.http.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from culm.serve.http.shape import ChatShape, CompletionShape, Shape, used
@@ -18,9 +20,9 @@ from culm.serve.refusal import Refusal
 from culm.serve.service import Service
 
 
-async def chat(service: Service, body: ChatRequest) -> Response:
+async def chat(service: Service, body: ChatRequest, client: Client) -> Response:
     """The next turn of a dialogue."""
-    answer = await service.ask(body.query())
+    answer = await service.ask(replace(body.query(), client=client))
     tokenizer = service.model.tokenizer
     shape = ChatShape(
         body.model, tokenizer, bool(body.logprobs), body.include_usage,
@@ -29,9 +31,9 @@ async def chat(service: Service, body: ChatRequest) -> Response:
     return await _respond(body, shape, answer)
 
 
-async def complete(service: Service, body: CompletionRequest) -> Response:
+async def complete(service: Service, body: CompletionRequest, client: Client) -> Response:
     """The continuation of prompts; choice n * i + j is the j-th of prompt i."""
-    answer = await service.ask(body.query())
+    answer = await service.ask(replace(body.query(), client=client))
     shape = CompletionShape(
         body.model, service.model.tokenizer, body.logprobs is not None, body.include_usage,
         with_ids=bool(body.return_token_ids), as_ids=bool(body.return_tokens_as_token_ids),
@@ -50,7 +52,7 @@ async def _respond(body: GenerationRequest, shape: Shape, answer: AnswerStream) 
     finally:
         answer.leave()
     joined = [_joined(pieces[choice]) for choice in sorted(pieces)]
-    usage = used(answer.prompt_tokens, answer.generated_tokens)
+    usage = used(answer.account)
     return JSONResponse(shape.complete(joined, usage))
 
 
@@ -67,7 +69,7 @@ async def _chunks(
             for chunk in shape.chunks(piece):
                 yield chunk
     if body.include_usage:
-        yield shape.usage(used(answer.prompt_tokens, answer.generated_tokens))
+        yield shape.usage(used(answer.account))
 
 
 def _joined(pieces: Sequence[TextPiece]) -> TextPiece:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import secrets
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from culm.serve.clients import ANYONE, Clients
 from culm.serve.http.error import ApiError, invalid, of_failure
 
 OPEN = ("/", "/health", "/health/live", "/health/ready")  # need no key; all other paths do
@@ -17,7 +18,6 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # For responses that are no page; the page has its own (`culm.serve.http.page`).
 POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 HEADERS = {"content-security-policy": POLICY, "x-content-type-options": "nosniff"}
-MAX_BYTES = 4 << 20
 READ_BYTES = 64 << 20  # of a rejected body are read, so that the client sees the response
 BODY_SECONDS = 30
 
@@ -28,18 +28,28 @@ class Guard:
     Every response has an `x-request-id` and a content security policy, errors of the application
     included.
 
-    key: required in `Authorization: Bearer KEY`; None: no key is needed. local: the server listens
-    on this machine only, so it refuses pages of other sites, and host names that resolve to it.
+    clients: whose key must be in `Authorization: Bearer KEY`; the application finds the client in
+    its state. local: the server listens on this machine only, so it refuses pages of other sites,
+    and host names that resolve to it, except for `hosts`. max_bytes: of a body.
     """
 
-    def __init__(self, app: ASGIApp, key: str | None, local: bool) -> None:
-        self._app, self._key, self._local = app, key, local
+    def __init__(
+        self,
+        app: ASGIApp,
+        clients: Clients,
+        local: bool,
+        max_bytes: int = 4 << 20,
+        hosts: Sequence[str] = (),
+    ) -> None:
+        self._app, self._clients, self._local = app, clients, local
+        self._max_bytes, self._hosts = max_bytes, (*LOOPBACK, *hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         number, started = secrets.token_hex(8), False
+        scope.setdefault("state", {})["client"] = ANYONE
 
         async def named(message: Message) -> None:
             nonlocal started
@@ -47,6 +57,8 @@ class Guard:
                 started = True
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = number
+                for name, value in scope["state"]["client"].headers().items():
+                    headers[name] = value
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
@@ -62,7 +74,7 @@ class Guard:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._check(scope)
-            receive = await _buffered(scope, receive)
+            receive = await _buffered(scope, receive, self._max_bytes)
         except asyncio.CancelledError:  # the server stops before the request has arrived
             return
         except ApiError as error:
@@ -73,34 +85,36 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         if self._local:
-            _check_local(headers.get("host", ""), headers.get("origin"))
-        if self._key is None or scope["path"] in OPEN:
+            _check_local(headers.get("host", ""), headers.get("origin"), self._hosts)
+        if scope["path"] in OPEN and not self._clients.open:
             return
         kind, _, given = headers.get("authorization", "").partition(" ")
-        same = hmac.compare_digest(given.strip().encode("latin-1"), self._key.encode())
-        if kind.lower() != "bearer" or not same:
+        bearer = kind.lower() == "bearer"
+        client = self._clients.find(given.strip().encode("latin-1") if bearer else b"")
+        if client is None:
             raise ApiError(401, "The API key is missing or wrong.", "invalid_api_key")
+        scope["state"]["client"] = client
 
 
-def _check_local(host: str, origin: str | None) -> None:
+def _check_local(host: str, origin: str | None, allowed: Sequence[str]) -> None:
     try:
         name = urlsplit(f"//{host}").hostname
         page = urlsplit(origin).netloc if origin else host
     except ValueError as error:
         raise invalid(f"Host or Origin: {error}", code="invalid_header") from None
-    if name not in LOOPBACK:
+    if name not in allowed:
         raise ApiError(403, "This server accepts requests to localhost only.", "forbidden_host")
     if page != host:
         raise ApiError(403, "Pages of other sites may not use this server.", "forbidden_origin")
 
 
-async def _buffered(scope: Scope, receive: Receive) -> Receive:
+async def _buffered(scope: Scope, receive: Receive, max_bytes: int) -> Receive:
     """Read the body, within limits, and return a `receive` that replays it."""
     declared = Headers(scope=scope).get("content-length", "0")
     body, more, size = bytearray(), True, 0
     # Digits that are no ASCII and numbers of any length can stand here.
     if declared.isdecimal() and (len(declared) > 18 or int(declared) > READ_BYTES):
-        raise _too_large()
+        raise _too_large(max_bytes)
     try:
         async with asyncio.timeout(BODY_SECONDS):
             while more:
@@ -109,14 +123,14 @@ async def _buffered(scope: Scope, receive: Receive) -> Receive:
                     break
                 part = message.get("body", b"")
                 more, size = message.get("more_body", False), size + len(part)
-                if size <= MAX_BYTES:
+                if size <= max_bytes:
                     body += part
                 elif size > READ_BYTES:
-                    raise _too_large()
+                    raise _too_large(max_bytes)
     except TimeoutError:
         raise ApiError(408, "The body did not arrive in time.", "timeout") from None
-    if size > MAX_BYTES:
-        raise _too_large()
+    if size > max_bytes:
+        raise _too_large(max_bytes)
     kind = Headers(scope=scope).get("content-type", "none").partition(";")[0].strip().lower()
     if scope["method"] == "POST" and kind != "application/json":
         raise ApiError(
@@ -133,5 +147,5 @@ async def _buffered(scope: Scope, receive: Receive) -> Receive:
     return again
 
 
-def _too_large() -> ApiError:
-    return ApiError(413, f"The body is larger than {MAX_BYTES >> 20} MiB.", "request_too_large")
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"The body is larger than {limit / 2**20:.3g} MiB.", "request_too_large")

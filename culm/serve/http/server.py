@@ -13,51 +13,46 @@ import uvicorn
 from culm.config import SettingError
 from culm.log import say
 from culm.model.transformer import Transformer
+from culm.serve.clients import Clients
 from culm.serve.http.app import build
 from culm.serve.http.connection import limited
 from culm.serve.http.guard import LOOPBACK
 from culm.serve.service import Service
+from culm.serve.settings import ServeConfig
 from culm.text.language_model import LanguageModel
 from culm.tokenizer.tokenizer import Tokenizer
 
-DRAIN_SECONDS = 30
 SEND_BYTES = 128 << 10
 
 
 def serve(
     model: LanguageModel,
     name: str,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    api_key: str | None = None,
-    slots: int = 8,
+    settings: ServeConfig,
+    clients: Clients,
     reload: Callable[[], tuple[Transformer, Tokenizer]] | None = None,
-    prefix_tokens: int = 0,
 ) -> None:
     """Serve until SIGINT or SIGTERM; returns when the running answers have finished.
 
-    name: of the model in the API. slots: maximum concurrent requests. reload, prefix_tokens: as in
-    `build`.
+    name: of the model in the API. reload: as in `build`.
 
     Raises:
         SettingError: the port is not available, or a server without a key would be open to the
             network.
     """
-    check_exposed(host, api_key)
-    with listen(host, port) as listener:
-        app = build(
-            model, name, api_key, slots, local=host in LOOPBACK, reload=reload,
-            prefix_tokens=prefix_tokens,
-        )  # fmt: skip
+    host = settings.host
+    check_exposed(host, clients)
+    with listen(host, settings.port) as listener:
+        app = build(model, name, settings, clients, host in LOOPBACK, reload)
         where = f"[{host}]" if ":" in host else host
         say(f"{name} listens on http://{where}:{listener.getsockname()[1]} (Ctrl-C stops it)")
         Server(_settings(app), app.state.service).run(sockets=[listener])
     say("The server has stopped.")
 
 
-def check_exposed(host: str, api_key: str | None) -> None:
+def check_exposed(host: str, clients: Clients) -> None:
     """SettingError if everyone on the network could use the server without a key."""
-    if host not in LOOPBACK and not api_key:
+    if host not in LOOPBACK and clients.open:
         raise SettingError(f"host: {host} is open to the network; set an API key with --api-key")
 
 
@@ -124,7 +119,7 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
         else:
             self._service.drain()
-            self._deadline = time.monotonic() + DRAIN_SECONDS
+            self._deadline = time.monotonic() + self._service.settings.drain_seconds
 
     async def on_tick(self, counter: int) -> bool:
         late = time.monotonic() > self._deadline

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from culm.serve.account import Account
 from culm.serve.answer import TextPiece, TokenScore
 from culm.serve.http.offsets import TextOffsets
 from culm.text.message import Delta, MessageReader
@@ -224,12 +225,14 @@ def spelling(tokenizer: Tokenizer, token: int) -> tuple[str, bytes]:
     return name, name.encode()
 
 
-def used(prompt: int, generated: int) -> Json:
+def used(account: Account) -> Json:
     """The `usage` of an answer."""
+    prompt, generated = account.prompt_tokens, account.generated_tokens
     return {
         "prompt_tokens": prompt,
         "completion_tokens": generated,
         "total_tokens": prompt + generated,
+        "prompt_tokens_details": {"cached_tokens": account.cached_tokens},
     }
 
 

@@ -1,0 +1,56 @@
+"""Settings of a server, from a file: `culm serve MODEL --config serve.yaml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from culm.config import Config, SettingError, parse
+from culm.serve.clients import KeyConfig
+
+
+class ServeConfig(Config):
+    """Where a server listens, who may ask, and its limits.
+
+    host, port: where it listens. slots: requests that run at once. waiting: requests that wait in
+        addition; further ones are refused. prefix_tokens: tokens of earlier prompts that are kept,
+        so that prompts that begin alike are read once; 0: none.
+    keys: API keys; without any, everyone who reaches the server may ask.
+    queue_seconds: a request that has no first token by then is refused with status 503.
+    answer_seconds: an answer that is not complete by then ends with an error.
+    drain_seconds: running answers may take so long after SIGTERM.
+    body_bytes: of a request, at most. allowed_hosts: names in the header `Host` besides localhost
+        that are accepted on a server that listens on this machine only, for a reverse proxy.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    slots: PositiveInt = 8
+    waiting: NonNegativeInt = 64
+    prefix_tokens: NonNegativeInt = 4096
+    keys: tuple[KeyConfig, ...] = ()
+    queue_seconds: PositiveFloat = 60.0
+    answer_seconds: PositiveFloat = 3600.0
+    drain_seconds: PositiveFloat = 30.0
+    body_bytes: PositiveInt = 4 << 20
+    allowed_hosts: tuple[str, ...] = ()
+
+
+def read_settings(path: str | None, **given: object) -> ServeConfig:
+    """The settings of a file; those that are given and not None take the place of its own.
+
+    Raises:
+        SettingError: it cannot be read, or a setting is not valid.
+    """
+    values: object = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise SettingError(f"{path}: it cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise SettingError(f"{path}: it is not a mapping of settings")
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return parse(ServeConfig, {**values, **chosen}, path or "serve")
