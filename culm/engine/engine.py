@@ -18,6 +18,7 @@ from torch import Tensor
 from culm.adapt.multi_lora import check_adapter
 from culm.engine import scoring
 from culm.engine.choose import Chooser
+from culm.engine.embedding import embed
 from culm.engine.pace import Pace
 from culm.engine.prefill import PromptReader, groups
 from culm.engine.queue import Queue
@@ -170,6 +171,10 @@ class Engine:
             ValueError: a sequence is empty, an id outside the vocabulary, or an adapter not known.
         """
         return scoring.score(self.model, sequences, adapters)
+
+    def embed(self, ids: Sequence[int], adapter: str | None = None) -> Tensor:
+        """A vector (width,) fp32 of unit length for a text; as `culm.engine.embedding`."""
+        return embed(self.model, ids, adapter)
 
     def rank_in_steps(
         self, ids: Sequence[int], count: int, adapter: str | None = None

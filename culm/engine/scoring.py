@@ -43,7 +43,7 @@ def logits_of(model: Transformer, ids: Sequence[int], adapter: str | None = None
     """
     check(model, [ids], [adapter])
     tokens = torch.tensor([list(ids)], device=model.device)
-    return model(tokens, _context(model, tokens, [adapter]))[0]
+    return model(tokens, context_of(model, tokens, [adapter]))[0]
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def score(
         longest = len(sequences[group[-1]])
         padded = [[*sequences[i], *[0] * (longest - len(sequences[i]))] for i in group]
         tokens = torch.tensor(padded, device=model.device)
-        context = _context(model, tokens[:, :-1], [names[i] for i in group])
+        context = context_of(model, tokens[:, :-1], [names[i] for i in group])
         found = model.logprobs(tokens[:, :-1], tokens[:, 1:], context)
         for i, row in zip(group, found, strict=True):
             scores[i] = row[: len(sequences[i]) - 1]
@@ -101,7 +101,7 @@ def rank_in_steps(
         start, end = end, min(end + step_tokens(), len(ids))
         tokens = torch.tensor([list(ids[start:end])], device=model.device)
         positions = torch.arange(start, end, device=model.device)[None]
-        context = _context(model, tokens, [adapter])
+        context = context_of(model, tokens, [adapter])
         context = replace(context, positions=positions, cache=cache.view(end))
         following = list(ids[start + 1 : end + 1])
         logprobs = model(tokens, context)[0, : len(following)].log_softmax(-1)
@@ -130,7 +130,7 @@ def check(model: Transformer, sequences: Sequence[Sequence[int]], names: Names) 
         check_adapter(name, known)
 
 
-def _context(model: Transformer, tokens: Tensor, names: Names) -> Context:
+def context_of(model: Transformer, tokens: Tensor, names: Names) -> Context:
     rows = adapter_rows(names, adapter_names(model), model.device)
     return replace(Context.plain(tokens), adapters=rows)
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -23,7 +25,7 @@ from culm.engine.scoring import STEP_TOKENS
 from culm.model.transformer import Transformer
 from culm.serve.account import Account
 from culm.serve.answer import AnswerStream, Echo, TokenScore, scores_of
-from culm.serve.clients import Share
+from culm.serve.clients import ANYONE, Client, Share
 from culm.serve.metrics import Metrics
 from culm.serve.query import ChatPrompt, Prompt, Query
 from culm.serve.refusal import (
@@ -40,6 +42,13 @@ from culm.text.grammar import Grammar, Grammars, after_reasoning
 from culm.text.language_model import LanguageModel
 from culm.text.message import THINK
 from culm.tokenizer.tokenizer import Tokenizer
+
+
+class Embedded(NamedTuple):
+    """vectors: (texts, width), of unit length. tokens: of all texts."""
+
+    vectors: list[list[float]]
+    tokens: int
 
 
 class Service:
@@ -176,17 +185,49 @@ class Service:
         assert not isinstance(found, Event)
         return scores_of(ids, found)
 
+    async def embed(self, texts: Sequence[Prompt], name: str, client: Client = ANYONE) -> Embedded:
+        """A vector for each text, by the model or an adapter called `name`.
+
+        Raises:
+            Refusal: it cannot be served, or not now.
+        """
+        adapter = self._adapter(name)
+        self.check_open(1)
+        share, tokens = Share(client, 1), 0
+        vectors: list[list[float]] = []
+        try:
+            for text in texts:
+                ids = await self._ids(text, parse_special=False)
+                if not 0 < len(ids) <= self.model.context:
+                    raise ContextTooShort(
+                        f"This model's maximum context length is {self.model.context} tokens. "
+                        f"However, a text has {len(ids)} tokens."
+                    )
+                tokens += len(ids)
+                vectors.append(await self.worker.between_steps(partial(self._vector, ids, adapter)))
+        finally:
+            share.end(tokens)
+        return Embedded(vectors, tokens)
+
     # -----------------------------------------------------------------------------------------
+
+    def _vector(self, ids: Sequence[int], adapter: str | None) -> list[float]:
+        return self._engine.embed(ids, adapter).tolist()
+
+    def _adapter(self, name: str) -> str | None:
+        """The adapter of this name; None: it is the model's own."""
+        if name not in self.models:
+            known = ", ".join(map(repr, self.models))
+            raise UnknownModel(f"There is no model {name!r} here; this server has {known}.")
+        return None if name == self.name else name
 
     def _admit(self, query: Query) -> str | None:
         """The adapter that the query names; refuses what is invalid before any work is done."""
-        if query.model not in self.models:
-            known = ", ".join(map(repr, self.models))
-            raise UnknownModel(f"There is no model {query.model!r} here; this server has {known}.")
+        adapter = self._adapter(query.model)
         count = query.choices * len(query.prompts)
         self._check_values(query, count)
         self.check_open(count)
-        return None if query.model == self.name else query.model
+        return adapter
 
     def _check_values(self, query: Query, count: int) -> None:
         maximum = self.worker.capacity

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 from culm.engine import scoring
 from culm.engine.engine import Engine
@@ -20,6 +21,7 @@ from culm.engine.scoring import Ranked
 from culm.serve.refusal import EngineFailed, InvalidRequest, Overloaded, Refusal, ShuttingDown
 
 log = logging.getLogger("culm.serve")
+T = TypeVar("T")
 
 # The index of a task in its job, with the scores of its prompt or with a token.
 JobEvent = tuple[int, Ranked | Event]
@@ -144,7 +146,7 @@ class Worker:
             self.abort(job)
             job.queue.put_nowait(error)
 
-    async def alone(self, work: Callable[[], None]) -> None:
+    async def alone(self, work: Callable[[], T]) -> T:
         """Run work in the thread while nothing else waits or runs.
 
         Raises:
@@ -152,18 +154,30 @@ class Worker:
         """
         if not self.idle:
             raise Overloaded()
-        done = self._loop.create_future()
+        return await self.between_steps(work)
+
+    async def between_steps(self, work: Callable[[], T]) -> T:
+        """Run work in the thread, between two steps of the engine."""
+        done: asyncio.Future[T] = self._loop.create_future()
+
+        def finish(result: T | None, error: Exception | None) -> None:
+            if done.cancelled():
+                return
+            if error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(cast(T, result))
 
         def run() -> None:
             try:
-                work()
+                result = work()
             except Exception as error:
-                self._loop.call_soon_threadsafe(done.set_exception, error)
+                self._loop.call_soon_threadsafe(finish, None, error)
             else:
-                self._loop.call_soon_threadsafe(done.set_result, None)
+                self._loop.call_soon_threadsafe(finish, result, None)
 
         self._send(run)
-        await done
+        return await done
 
     async def stop(self) -> None:
         """End the thread, and what still runs."""

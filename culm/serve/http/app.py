@@ -15,7 +15,7 @@ import culm
 from culm.config import SettingError
 from culm.model.transformer import Transformer
 from culm.serve.clients import Clients
-from culm.serve.http import error, generation
+from culm.serve.http import error, generation, vectors
 from culm.serve.http.guard import Guard
 from culm.serve.http.page import page
 from culm.serve.http.protocol import (
@@ -69,6 +69,7 @@ def build(
     _add_health(app, service)
     _add_models(app, service)
     _add_generation(app, service)
+    _add_vectors(app, service)
     _add_tokens(app, model)
     if reload is not None:
         _add_reload(app, service, reload)
@@ -131,6 +132,16 @@ def _add_generation(app: FastAPI, service: Service) -> None:
     @app.post("/v1/completions")
     async def complete(body: CompletionRequest, http: Request) -> Response:
         return await _unless_gone(http, generation.complete(service, body, http.state.client))
+
+
+def _add_vectors(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/embeddings")
+    async def embeddings(body: vectors.EmbeddingRequest, http: Request) -> dict[str, Any]:
+        return await vectors.embeddings(service, body, http.state.client)
+
+    @app.post("/v1/score")
+    async def score(body: vectors.ScoreRequest, http: Request) -> dict[str, Any]:
+        return await vectors.similarities(service, body, http.state.client)
 
 
 def _add_tokens(app: FastAPI, model: LanguageModel) -> None:

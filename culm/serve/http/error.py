@@ -13,7 +13,8 @@ from starlette.exceptions import HTTPException
 
 from culm.config import did_you_mean
 from culm.serve import refusal
-from culm.serve.http.protocol import FIELDS, NAMES
+from culm.serve.http.protocol import NAMES
+from culm.serve.http.wire import known_fields
 
 log = logging.getLogger("culm.serve")
 
@@ -128,8 +129,8 @@ def _of_validation(error: RequestValidationError) -> ApiError:
         return invalid("The body is not valid JSON.", code="invalid_json")
     # Unions add the names of their branches to the path; clients know fields and indices only.
     *place, last = first["loc"][1:] or [""]
-    path = [p for p in place if isinstance(p, int) or p in FIELDS]
-    known = isinstance(last, int) or last in FIELDS
+    path = [p for p in place if isinstance(p, int) or p in known_fields()]
+    known = isinstance(last, int) or last in known_fields()
     path += [last] if known and first["type"] != "extra_forbidden" else []
     param = ".".join(map(str, path)) or None
     text = first["msg"].removeprefix("Value error, ")
@@ -141,7 +142,7 @@ def _of_validation(error: RequestValidationError) -> ApiError:
     if first["type"] == "extra_forbidden":
         name = str(last)[:64]
         param = ".".join(map(str, [*path, name]))
-        reason = f"{param}: there is no such field{did_you_mean(name, sorted(FIELDS))}"
+        reason = f"{param}: there is no such field{did_you_mean(name, sorted(known_fields()))}"
         return invalid(reason, param, "unknown_parameter")
     code = {"missing": "missing_required_parameter"}.get(first["type"], "invalid_value")
     return invalid(f"{param}: {text}" if param else text, param, code)

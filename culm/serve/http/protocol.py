@@ -13,19 +13,13 @@ from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
 from culm.engine.sampling import Sampling
 from culm.serve.http.forms import (
-    AllowedChoice,
-    AllowedTools,
-    FunctionName,
-    JsonSchema,
-    NamedTool,
     ResponseFormat,
     StructuredOutputs,
     ToolChoice,
-    ToolFunction,
     ToolParameter,
     tool_use,
 )
-from culm.serve.http.messages import ChatMessage, Part
+from culm.serve.http.messages import ChatMessage
 from culm.serve.http.wire import UNSUPPORTED, Body, Neutral, Wire
 from culm.serve.query import ChatPrompt, Prompt, Query
 from culm.text.tools import ToolUse
@@ -211,13 +205,3 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     tokens: list[StrictInt]
     model: str | None = None
-
-
-REQUESTS = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
-PARTS = (
-    ChatMessage, Part, StreamOptions, ToolParameter, ToolFunction, NamedTool, FunctionName,
-    AllowedChoice, AllowedTools, ResponseFormat, JsonSchema, StructuredOutputs,
-)  # fmt: skip
-FIELDS = {
-    field.alias or name for kind in (*REQUESTS, *PARTS) for name, field in kind.model_fields.items()
-}

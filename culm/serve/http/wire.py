@@ -6,6 +6,7 @@ the values that have no effect (`Wire.neutral`). All others are refused. null me
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -105,3 +106,14 @@ def is_encodable(given: Any) -> bool:
             case list() as items:
                 left += items
     return True
+
+
+@cache
+def known_fields() -> frozenset[str]:
+    """Names of the fields of every class here."""
+    found, left = set[str](), [Wire]
+    while left:
+        kind = left.pop()
+        left += kind.__subclasses__()
+        found |= {field.alias or name for name, field in kind.model_fields.items()}
+    return frozenset(found)

@@ -1,0 +1,84 @@
+"""Embeddings, and how similar texts are: OpenAI's /v1/embeddings and vLLM's /v1/score."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from culm.serve.clients import Client
+from culm.serve.http.error import invalid
+from culm.serve.http.wire import Body, Neutral
+from culm.serve.query import Prompt
+from culm.serve.service import Service
+
+Text = Annotated[str, Field(min_length=1)]
+Texts = Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
+
+
+class EmbeddingRequest(Body):
+    neutral: ClassVar[Neutral] = {"truncate_prompt_tokens": ()}
+
+    model: str
+    input: Texts | Annotated[list[int] | list[list[int]], Field(min_length=1, max_length=2048)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, ge=1)
+
+    @property
+    def texts(self) -> list[Prompt]:
+        given: Any = self.input
+        return [given] if isinstance(given, str) or isinstance(given[0], int) else given
+
+
+class ScoreRequest(Body):
+    """Similarity of pairs; a single first text goes with each of the second ones."""
+
+    model: str
+    text_1: Texts
+    text_2: Texts
+
+
+async def embeddings(service: Service, body: EmbeddingRequest, client: Client) -> dict[str, Any]:
+    """A vector for each input."""
+    width = service.model.model.config.width
+    if body.dimensions not in (None, width):
+        raise invalid(f"dimensions: this model gives {width}", "dimensions")
+    found = await service.embed(body.texts, body.model, client)
+    encode = _base64 if body.encoding_format == "base64" else list
+    data = [
+        {"object": "embedding", "index": index, "embedding": encode(vector)}
+        for index, vector in enumerate(found.vectors)
+    ]
+    return {"object": "list", "data": data, "model": body.model, "usage": _usage(found.tokens)}
+
+
+async def similarities(service: Service, body: ScoreRequest, client: Client) -> dict[str, Any]:
+    """Cosines of the vectors of pairs of texts."""
+    first, second = ([one] if isinstance(one, str) else one for one in (body.text_1, body.text_2))
+    if len(first) not in (1, len(second)):
+        raise invalid(f"text_1: {len(first)} texts for {len(second)} in text_2", "text_1")
+    found = await service.embed([*first, *second], body.model, client)
+    ones, others = found.vectors[: len(first)], found.vectors[len(first) :]
+    if len(ones) < len(others):
+        ones = ones * len(others)
+    data = [
+        {"object": "score", "index": index, "score": _dot(*pair)}
+        for index, pair in enumerate(zip(ones, others, strict=True))
+    ]
+    return {"object": "list", "data": data, "model": body.model, "usage": _usage(found.tokens)}
+
+
+def _dot(one: Sequence[float], other: Sequence[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+def _base64(vector: Sequence[float]) -> str:
+    """fp32, the lowest byte first."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def _usage(tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": tokens, "total_tokens": tokens}
