@@ -24,6 +24,7 @@ from culm.serve.http.protocol import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from culm.serve.http.responses import ResponseRequest
 from culm.serve.service import Service
 from culm.serve.settings import ServeConfig
 from culm.text.language_model import LanguageModel
@@ -128,6 +129,10 @@ def _add_generation(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, http: Request) -> Response:
         return await _unless_gone(http, generation.chat(service, body, http.state.client))
+
+    @app.post("/v1/responses")
+    async def respond(body: ResponseRequest, http: Request) -> Response:
+        return await _unless_gone(http, generation.respond(service, body, http.state.client))
 
     @app.post("/v1/completions")
     async def complete(body: CompletionRequest, http: Request) -> Response:

@@ -15,6 +15,8 @@ from culm.serve.answer import AnswerStream, TextPiece
 from culm.serve.clients import Client
 from culm.serve.http.error import of_refusal
 from culm.serve.http.protocol import ChatRequest, CompletionRequest, GenerationRequest
+from culm.serve.http.response_events import ResponseEvents
+from culm.serve.http.responses import ResponseRequest
 from culm.serve.http.shape import ChatShape, CompletionShape, Shape, used
 from culm.serve.refusal import Refusal
 from culm.serve.service import Service
@@ -39,6 +41,38 @@ async def complete(service: Service, body: CompletionRequest, client: Client) ->
         with_ids=bool(body.return_token_ids), as_ids=bool(body.return_tokens_as_token_ids),
     )  # fmt: skip
     return await _respond(body, shape, answer)
+
+
+async def respond(service: Service, body: ResponseRequest, client: Client) -> Response:
+    """The next turn of a dialogue, in the form of the Responses API."""
+    answer = await service.ask(replace(body.query(), client=client))
+    events = ResponseEvents(body, answer.thinking)
+    stream = _events(events, answer)
+    if body.stream:
+        return EventStream(stream, answer.leave)
+    async for _ in stream:
+        pass
+    return JSONResponse(events.response)
+
+
+async def _events(
+    events: ResponseEvents, answer: AnswerStream
+) -> AsyncIterator[dict[str, Any] | None]:
+    for event in events.opening():
+        yield event
+    finish = None
+    try:
+        async for piece in answer.pieces():
+            if piece is None:
+                yield None
+                continue
+            finish = piece.finish
+            for event in events.read(piece):
+                yield event
+    finally:
+        answer.leave()
+    for event in events.closing(finish, answer.account):
+        yield event
 
 
 async def _respond(body: GenerationRequest, shape: Shape, answer: AnswerStream) -> Response:
@@ -101,7 +135,12 @@ class EventStream(StreamingResponse):
 async def _lines(objects: AsyncIterator[dict[str, Any] | None]) -> AsyncIterator[str]:
     try:
         async for item in objects:
-            yield f"data: {json.dumps(item, ensure_ascii=False)}\n\n" if item else ": waiting\n\n"
+            yield _line(item) if item else ": waiting\n\n"
         yield "data: [DONE]\n\n"
     except Refusal as refusal:  # too late for a status: the stream ends with the error
         yield f"data: {json.dumps(of_refusal(refusal).body)}\n\n"
+
+
+def _line(item: dict[str, Any]) -> str:
+    name = f"event: {item['type']}\n" if "sequence_number" in item else ""
+    return f"{name}data: {json.dumps(item, ensure_ascii=False)}\n\n"
