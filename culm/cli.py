@@ -214,6 +214,24 @@ def serve(
     serve_model(model, fixture, settings, api_key, options)
 
 
+@app.command()
+def mcp(
+    model: given.Served = "",
+    adapter: given.Adapters = None,
+    context: given.ContextLength = None,
+    cache: given.CacheBits = "plain",
+    device: given.Device = "auto",
+    dtype: given.Dtype = "auto",
+    fixture: given.Script = None,
+) -> None:
+    """Offer a model as MCP tools to the program that starts this command."""
+    from culm.verbs.mcp import serve_tools
+    from culm.verbs.serve import Options
+
+    options = Options(adapter or [], context, cache, None, device, dtype, reload=False)
+    serve_tools(model, fixture, options)
+
+
 @app.command("eval")
 def evaluate(
     model: given.Evaluated,

@@ -71,23 +71,39 @@ def serve_model(
     Raises:
         SettingError: there is neither a model nor a script, or both, or one cannot be used.
     """
-    if bool(model) == bool(fixture):
-        raise SettingError("MODEL: give a run or model folder, or --fixture SCRIPT")
+    check_source(model, fixture)
     clients = clients_of(settings.keys, api_key)
     check_exposed(settings.host, clients)
     check_port(settings.host, settings.port)
     from culm.serve.http import server
 
+    loaded, name, again = loaded_model(model, fixture, options)
+    server.serve(loaded, name, settings, clients, again)
+
+
+def check_source(model: str, fixture: str | None) -> None:
+    """SettingError unless there is either a model or a script."""
+    if bool(model) == bool(fixture):
+        raise SettingError("MODEL: give a run or model folder, or --fixture SCRIPT")
+
+
+def loaded_model(
+    model: str, fixture: str | None, options: Options
+) -> tuple[LanguageModel, str, Reload | None]:
+    """A model, its name, and what reads its weights again, if that is wanted.
+
+    Raises:
+        SettingError: one of them cannot be used.
+    """
     if fixture:
         from culm.serve.fixture import ScriptedModel, read_script
 
-        server.serve(ScriptedModel(read_script(fixture)), "fixture", settings, clients)
-        return
-    loaded, again = _loaded(model, options)
-    server.serve(loaded, served_name(model), settings, clients, again)
+        return ScriptedModel(read_script(fixture)), "fixture", None
+    loaded, again = _read(model, options)
+    return loaded, served_name(model), again
 
 
-def _loaded(model: str, options: Options) -> tuple[LanguageModel, Reload | None]:
+def _read(model: str, options: Options) -> tuple[LanguageModel, Reload | None]:
     import culm
     from culm.adapt.quantize.linear import is_quantized
     from culm.convert.load import read

@@ -17,6 +17,7 @@ from culm.model.transformer import Transformer
 from culm.serve.clients import Clients
 from culm.serve.http import error, generation, vectors
 from culm.serve.http.guard import Guard
+from culm.serve.http.mcp import mcp_routes
 from culm.serve.http.page import page
 from culm.serve.http.protocol import (
     ChatRequest,
@@ -49,11 +50,13 @@ def build(
         SettingError: an adapter has the model's name.
     """
     service = Service(model, name, settings)
+    tools = mcp_routes(service)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.start()
-        yield
+        async with tools.running():
+            yield
         await service.stop()
 
     # Pages of FastAPI load scripts from elsewhere; redirects would repeat the header `Host`.
@@ -72,6 +75,7 @@ def build(
     _add_generation(app, service)
     _add_vectors(app, service)
     _add_tokens(app, model)
+    app.router.routes += tools.routes
     if reload is not None:
         _add_reload(app, service, reload)
     app.add_api_route("/", page, methods=["GET", "HEAD"], include_in_schema=False)

@@ -86,7 +86,7 @@ class TextSettings(Wire):
 
 
 class FlatTool(ToolFunction):
-    """A function, whose fields stand beside its type here."""
+    """A function: its fields are in one object with its type here."""
 
     type: Literal["function"]
 
