@@ -91,7 +91,7 @@ def test_a_bad_corpus(
     monkeypatch.setattr(sys, "argv", ["culm", *line])
     with pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code == 1
+    assert ended.value.code == 78
     assert_told(capsys.readouterr().err, sentence)
     assert left(tmp_path) == kept
     assert works(line, tmp_path)
@@ -102,7 +102,7 @@ def test_a_disk_that_is_full_while_preparing(line: list[str], tmp_path: Path) ->
     (tmp_path / "text.txt").write_text(paragraphs(3000))
     command = [sys.executable, "-c", LIMITED, *line]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert_told(
         done.stderr,
         "run/data: could not be written (File too large); nothing was changed; choose another",
