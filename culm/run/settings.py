@@ -101,6 +101,11 @@ class RunConfig(Config):
                 "zero_bubble makes two; use full or none, or "
                 "parallel.pipeline_schedule=interleaved"
             )
+        if train.checkpoint.form == "whole":
+            raise ValueError(
+                "train.checkpoint.form: ranks of a pipeline hold different weights, which are not "
+                "gathered; use sharded or auto"
+            )
         if train.clip_by == "group":
             raise ValueError(
                 "train.clip_by: ranks of a pipeline have other groups of parameters; use model, or "

@@ -25,3 +25,9 @@ def test_results_that_one_backward_uses_up_do_not_suit_one_in_two_parts() -> Non
     with pytest.raises(SettingError, match=r"train\.activation_checkpointing: selective .* full"):
         read_run("demo", [*layout, "train.activation_checkpointing=selective"])
     read_run("demo", [*layout, "train.activation_checkpointing=full"])
+
+
+def test_a_pipeline_gathers_no_whole_checkpoint() -> None:
+    """A plan says so too, since the settings alone tell."""
+    with pytest.raises(SettingError, match=r"train\.checkpoint\.form: .* use sharded or auto"):
+        read_run("demo", ["parallel.pipeline=2", "train.checkpoint.form=whole"])

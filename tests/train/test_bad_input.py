@@ -222,7 +222,7 @@ def test_the_command_says_one_sentence(
     with pytest.raises(SystemExit) as stopped:
         main()
     said = capsys.readouterr().err
-    assert stopped.value.code == 1
+    assert stopped.value.code == 78
     assert message in said
     assert len(said.strip().splitlines()) == 1
     assert not (tmp_path / "new" / "checkpoints").exists()

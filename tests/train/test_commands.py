@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from culm.cli import main
-from culm.config import SettingError
+from culm.config import SettingError, UnavailableError
 from culm.files import read_lines
 from culm.run.settings import read_run
 from culm.run.train import train
@@ -270,3 +270,19 @@ def test_a_plan_asks_for_the_packages_of_trackers(
     with pytest.raises(ImportError, match="track: tensorboard is not installed"):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_may_come_back_is_not_final(
+    line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A process or a service that was lost; a launcher may start the run again."""
+
+    def lost(config: object) -> None:
+        raise UnavailableError("data.stream: worker 0 ended with signal SIGKILL")
+
+    monkeypatch.setattr("culm.verbs.train.train", lost)
+    monkeypatch.setattr(sys, "argv", ["culm", *line])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert "culm: data.stream: worker 0 ended" in capsys.readouterr().err
