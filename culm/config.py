@@ -27,6 +27,10 @@ class SettingError(ValueError):
     """A setting that cannot be used; the message says where, what, and what was meant."""
 
 
+class UnavailableError(SettingError):
+    """What a setting names gave no answer, or ended: to start again may help."""
+
+
 class Config(BaseModel):
     """Base of every settings class: unknown names are errors and values never change.
 
@@ -150,8 +154,19 @@ def parse(kind: type[T], values: Any, where: str = "") -> T:
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        problems = [_sentence(kind, problem, where) for problem in error.errors()]
+        problems = [_sentence(kind, problem, where) for problem in _telling(error, kind)]
         raise SettingError("\n".join(dict.fromkeys(problems))) from None
+
+
+def _telling(error: ValidationError, kind: Any) -> Iterator[Any]:
+    """The problems that are one: -1 for a number or a mapping is too small, and no mapping is
+    missed.
+    """
+    found = [(_path(kind, problem["loc"], ""), problem) for problem in error.errors()]
+    valued = {path for path, one in found if not one["type"].endswith(("_type", "_parsing"))}
+    for path, problem in found:
+        if not (problem["type"] in ("model_type", "dict_type") and path in valued):
+            yield problem
 
 
 def _sentence(kind: Any, problem: Any, where: str) -> str:

@@ -15,7 +15,7 @@ from http.client import HTTPException, HTTPResponse
 from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
 
-from culm.config import SettingError
+from culm.config import SettingError, UnavailableError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,7 +30,7 @@ class EndpointError(Exception):
     """No answer came; the message says why."""
 
 
-class ServiceFailed(SettingError):
+class ServiceFailed(UnavailableError):
     """A service that a run cannot continue without; what was done before is valid."""
 
 

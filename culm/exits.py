@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-OTHER = 1  # a setting, a file, whatever else
-DIVERGED, MEMORY, CHECKPOINT, REPLICAS, IN_USE, LOST_RANK = 3, 4, 5, 6, 7, 8  # 2: wrong arguments
+OTHER = 1  # whatever has no code of its own
+ARGUMENTS, DIVERGED, MEMORY, CHECKPOINT, REPLICAS, IN_USE, LOST_RANK = 2, 3, 4, 5, 6, 7, 8
 AGAIN = 75  # stopped by the system: the same command resumes the run
+REFUSED = 78  # a setting or a file that a run cannot use; EX_CONFIG of sysexits.h
+FINAL = (ARGUMENTS, IN_USE, REFUSED)  # to start the same command again changes nothing
 STOPPED = 130  # by Ctrl-C
 RESUMES = "the same command resumes from the last checkpoint, or starts again if there is none"
 
@@ -15,6 +17,12 @@ class RunError(RuntimeError):
     """An error with an exit code of its own."""
 
     exit_code: ClassVar[int] = OTHER
+
+
+class Refused(RunError):
+    """A setting or a file cannot be used; the message says what to change."""
+
+    exit_code = REFUSED
 
 
 class OutOfMemory(RunError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -89,13 +90,29 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def json_text(values: Any, indent: int | None = None) -> str:
+    """As JSON, which has no form for a number that is not finite: such a one is null.
+
+    Without an indent it is one line in ASCII, whatever separates lines in Unicode.
+    """
+    return json.dumps(_finite(values), indent=indent, ensure_ascii=indent is None, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write indented JSON."""
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write indented JSON; what is not finite is null."""
+    path.write_text(json_text(values, indent=2) + "\n", encoding="utf-8")
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The lines of a file of JSON objects with their `step`, in order."""
+    """The lines of a file of JSON objects with their `step`, in order; a null is read as nan."""
     if not path.exists():
         return []
     texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -112,13 +129,15 @@ def _line(text: str) -> dict | None:
         values = json.loads(text)
     except ValueError:
         return None
-    return values if isinstance(values, dict) and isinstance(values.get("step"), int) else None
+    if not (isinstance(values, dict) and isinstance(values.get("step"), int)):
+        return None
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def write_lines(path: Path, lines: Sequence[Mapping]) -> None:
     """Write all lines of a file atomically."""
     with atomic(path) as fresh:
-        fresh.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        fresh.write_text("".join(json_text(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def sha256(path: Path) -> str:

@@ -249,7 +249,7 @@ def test_a_list_replaces_a_list() -> None:
         (["train.steps=1.5"], r"train\.steps: this is not a whole number \(given: 1\.5\)"),
         (
             ["data.mix=[{corpus: x, weight: -1}]"],
-            r"data\.mix\[0\]\.weight: it should be greater than or equal to 0 \(given: -1\)",
+            r"data\.mix\[0\]\.weight: it should be greater than or equal to 0 \(given: -1\)$",
         ),
         (["train.clip=x"], r"train\.clip: this is not a number \(given: 'x'\)"),
         (["train.compile=5"], r"train\.compile: this is not true or false \(given: 5\)"),

@@ -1,5 +1,7 @@
 """Files and folders appear completely or not at all; nothing that Culm did not make is removed."""
 
+import json
+import math
 import os
 import signal
 import time
@@ -11,7 +13,7 @@ import pytest
 from culm.atomic import InUseError, atomic, discard
 from culm.config import SettingError
 from culm.convert.gguf import header
-from culm.files import refuse_existing
+from culm.files import read_json, read_lines, refuse_existing, write_json, write_lines
 from culm.safetensors import read_safetensors
 from culm.tokenizer.folder import read_inner
 
@@ -179,3 +181,19 @@ def test_a_pointer_of_git_lfs_is_called_one(
     (tmp_path / name).write_text(POINTER)
     with pytest.raises(SettingError, match=rf"{name}: a pointer of Git LFS .* git lfs pull"):
         read(tmp_path / name)
+
+
+def test_what_is_written_is_json(tmp_path: Path) -> None:
+    """JSON has no NaN: jq, DuckDB and JavaScript refuse such a file."""
+    path = tmp_path / "metrics.jsonl"
+    write_lines(path, [{"step": 1, "loss": math.nan, "of": [math.inf, {"a": (-math.inf, 2.5)}]}])
+    text = path.read_text()
+    assert json.loads(text) == {"step": 1, "loss": None, "of": [None, {"a": [None, 2.5]}]}
+    [line] = read_lines(path)
+    assert math.isnan(line["loss"])
+    write_lines(path, [line, {"step": 2, "text": "a\u2028b\x85c\ud800"}])  # separators of lines
+    assert [one["step"] for one in read_lines(path)] == [1, 2]
+    path.write_text('{"step": 3, "loss": NaN}\n')  # of an older run
+    assert math.isnan(read_lines(path)[0]["loss"])
+    write_json(tmp_path / "a.json", {"a": {"b": math.nan}})
+    assert read_json(tmp_path / "a.json") == {"a": {"b": None}}

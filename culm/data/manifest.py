@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -13,9 +14,10 @@ from culm.config import Config, SettingError, parse
 from culm.data.notes import remarks_of
 from culm.data.source_file import SourceFile
 from culm.data.stage_facts import StageFacts
-from culm.files import sha256
+from culm.files import sha256, write_json
 
 NAME = "manifest.json"
+SEAL = "sha256"
 SHARE = 0.05  # of the bytes that is held out without a remark
 CONTENTS = (NAME, "tokenizer", "train", "held_out")
 
@@ -113,8 +115,9 @@ class Manifest(Config):
         return remarks
 
     def write(self, folder: Path) -> None:
-        text = json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n"
-        (folder / NAME).write_text(text, encoding="utf-8")
+        """Write it, with a SHA-256 of itself."""
+        values = self.model_dump(mode="json")
+        write_json(folder / NAME, {**values, SEAL: _seal(values)})
 
     @staticmethod
     def read(folder: Path) -> Manifest:
@@ -135,10 +138,20 @@ class Manifest(Config):
             raise SettingError(
                 f"{path}: damaged ({error}); delete {folder} to prepare it again"
             ) from None
+        seal = values.pop(SEAL, None) if isinstance(values, dict) else None  # older ones have none
+        if seal is not None and seal != _seal(values):
+            raise SettingError(
+                f"{path}: changed since it was written (SHA-256 differs); delete {folder} to "
+                "prepare it again"
+            )
         try:
             return parse(Manifest, values)
         except SettingError:
             raise SettingError(f"{path}: damaged; delete {folder} to prepare it again") from None
+
+
+def _seal(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def is_corpus(folder: Path) -> bool:

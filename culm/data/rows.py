@@ -142,6 +142,11 @@ def _pack(
     prepared: Prepared, context: int, packing: Packing, graded: Difficulties | None
 ) -> PackedRows:
     if _is_single(prepared):
+        if packing != "auto":
+            raise SettingError(
+                f"data.packing: {prepared.manifest.gives} are not packed, since each has rows of "
+                "its own; leave it out"
+            )
         return singles(prepared.offsets, context)
     overflow = overflow_of(prepared)
     if packing == "wrapped" or (packing == "auto" and overflow == "split" and graded is None):

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from multiprocessing import parent_process
 from typing import Any, TypeVar
 
-from culm.config import SettingError
+from culm.config import SettingError, UnavailableError
 
 T = TypeVar("T")
 Work = Callable[..., T]
@@ -95,7 +95,7 @@ def _processes(make: Callable[[], Work[T]], count: int) -> Iterator[Pool]:
     try:
         yield Pool(lambda *piece: pool.submit(_work, *piece).result, AHEAD * count)
     except BrokenProcessPool:
-        raise SettingError(
+        raise UnavailableError(
             "data.workers: a process that cleans text ended; memory may be short (set fewer "
             'workers), or a script lacks the line if __name__ == "__main__":'
         ) from None
@@ -143,7 +143,7 @@ def _cluster(address: str, processes: int) -> Iterator[None]:
             ray.init(address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise SettingError(
+        raise UnavailableError(
             f"data.ray: no cluster at {address!r}: {why}; start one with ray start --head, or "
             "give local for one on this machine"
         ) from None
@@ -183,7 +183,7 @@ def _taken(reference: Any) -> Any:
         raise error.cause from None
     except ray.exceptions.RayError as error:
         why = str(error).strip().splitlines()[0].rstrip(".")
-        raise SettingError(
+        raise UnavailableError(
             f"data.ray: the work on a piece of the corpus was lost: {why}; the same command "
             "continues where this one ended"
         ) from None

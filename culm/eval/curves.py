@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,15 +53,20 @@ def read_measured(folder: Path) -> Run:
     trained, evaluated = (read_lines(folder / f"{name}.jsonl") for name in ("metrics", "eval"))
     values: dict[str, dict[int, float]] = {}
     for line in trained:
-        for name, value in numbers(line).items():
+        for name, value in _finite(line).items():
             values.setdefault(name, {})[line["step"]] = value
     for line in evaluated:
-        for name, value in numbers(line).items():
+        for name, value in _finite(line).items():
             known = f"eval.{name}" if any(name in one for one in trained) else name
             values.setdefault(known, {})[line["step"]] = value
     if not values:
         raise SettingError(f"{folder}: it has measured nothing yet")
     return Run(folder, settings_in(folder), values, values.get("tokens", {}))
+
+
+def _finite(line: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a line that a curve can have: not those of a step that was left out."""
+    return {name: value for name, value in numbers(line).items() if math.isfinite(value)}
 
 
 def settings_in(folder: Path) -> dict[str, Any]:

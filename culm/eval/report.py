@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -68,8 +69,9 @@ def _picture(title: str, path: Path, draw: Callable[[Path], None]) -> str:
 
 
 def curve(metrics: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
-    """(step, value) of each line of a metrics file."""
-    return [(line["step"], line[name]) for line in metrics if name in line]
+    """(step, value) of each line of a metrics file in which it is finite."""
+    found = [(line["step"], line[name]) for line in metrics if name in line]
+    return [(step, value) for step, value in found if math.isfinite(value)]
 
 
 def _summary(metrics: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from torch import nn
 
 from culm.config import SettingError
 from culm.model.block import Block
-from culm.model.linear import Linear
+from culm.model.linear import GroupedLinear, Linear
 from culm.model.mlp.moe import MixtureOfExperts
 from culm.model.transformer import Transformer
 from culm.parallel.pieces import layers_of
@@ -130,6 +130,12 @@ def _check_experts(model: Transformer, ranks: int) -> None:
     if not mixtures:
         raise SettingError("parallel.expert: the model has no experts; set it to 1")
     for moe in mixtures:
+        for part in (moe.experts.gate, moe.experts.up, moe.experts.down):
+            if not isinstance(part, GroupedLinear):
+                raise SettingError(
+                    f"parallel.expert: {type(part).__name__} cannot be divided; set it to 1, and "
+                    "use data: fsdp, which leaves packed weights whole"
+                )
         if moe.config.experts % ranks:
             raise SettingError(
                 f"parallel.expert: {ranks} ranks do not divide {moe.config.experts} experts"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import time
@@ -89,23 +90,45 @@ def _store(rank: int) -> distributed.Store:
 
     That of torchrun outlives a restart, so each attempt has keys of its own.
     """
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     until = time.monotonic() + JOIN
     while True:
         try:
-            store = distributed.TCPStore(
-                host, port, is_master=rank == 0 and not of_torchrun, timeout=TRY,
-                wait_for_workers=False, multi_tenant=True,
-            )  # fmt: skip
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            return distributed.PrefixStore(f"attempt {attempt}", store) if of_torchrun else store
+            store = _client(is_master=rank == 0 and not of_torchrun)
+            return _attempt(store) if of_torchrun else store
         except distributed.DistError as error:
             if time.monotonic() > until:
                 raise RuntimeError(
-                    f"rank 0 could not be reached at {host}:{port} within {JOIN:.0f} seconds; its "
-                    "own message says why, or the port is closed"
+                    f"rank 0 could not be reached at {os.environ['MASTER_ADDR']}:"
+                    f"{os.environ['MASTER_PORT']} within {JOIN:.0f} seconds; its own message says "
+                    "why, or the port is closed"
                 ) from error
+
+
+def _client(is_master: bool = False) -> distributed.Store:
+    return distributed.TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=is_master,
+        timeout=TRY, wait_for_workers=False, multi_tenant=True,
+    )  # fmt: skip
+
+
+def _attempt(store: distributed.Store) -> distributed.Store:
+    """The keys of this attempt."""
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return distributed.PrefixStore(f"attempt {attempt}", store)
+
+
+def is_first_to_say(sentence: str) -> bool:
+    """Whether no other rank of this attempt has asked about the same sentence: what all of them
+    found is said once. True where that cannot be known, without the store of torchrun.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    digest = hashlib.sha256(sentence.encode(errors="replace")).hexdigest()
+    try:
+        return _attempt(_client()).add(f"said/{digest}", 1) == 1
+    except (RuntimeError, ValueError, KeyError):  # torchrun has ended, or named no address
+        return True
 
 
 def joined(device: torch.device | str, settings: ParallelConfig) -> Ranks:

@@ -25,6 +25,13 @@ def is_divided(model: nn.Module) -> bool:
     return is_sharded(model) or any(isinstance(part, Elsewhere) for part in model.modules())
 
 
+def needs_others(model: nn.Module, ranks: Ranks) -> bool:
+    """Whether this rank cannot use the model alone: others have parts of its weights, or compute
+    parts of its rows, as context-parallel ones do with whole weights.
+    """
+    return is_divided(model) or ranks.processes > ranks.count
+
+
 def state_of(model: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
     """The whole weights on the CPU of the rank that writes, nothing on the others; every rank takes
     part.

@@ -17,7 +17,7 @@ from culm.eval.evaluation import Evaluation
 from culm.files import read_lines, refuse_nonempty, write_json
 from culm.model.transformer import Transformer
 from culm.objective.objective import Objective
-from culm.parallel.sharded import is_divided, state_of
+from culm.parallel.sharded import needs_others, state_of
 from culm.run.assemble import Assembly
 from culm.run.initial import initial_model
 from culm.run.lineage import write_run_lineage
@@ -129,7 +129,7 @@ def _write_models(run: Assembly) -> None:
 def _whole(run: Assembly) -> Objective | None:
     """The objective with whole weights, on the rank that writes."""
     objective = run.objective
-    if is_divided(objective):  # every rank takes part
+    if needs_others(objective, run.ranks):  # every rank takes part
         trained = objective.trained().items()
         weights = {name: state_of(model, run.ranks) for name, model in trained}
         if run.ranks.writer:  # models on the CPU, where a backend of the GPU cannot run, take them

@@ -14,7 +14,7 @@ from culm.convert import hf
 from culm.convert.load import find_model
 from culm.model.transformer import Transformer
 from culm.parallel.ranks import Ranks
-from culm.parallel.sharded import is_divided, state_of
+from culm.parallel.sharded import needs_others, state_of
 from culm.run.initial import initial_model
 from culm.run.objective import change_model
 from culm.run.settings import RunConfig
@@ -77,7 +77,7 @@ def policy_of(
 def _whole(
     config: RunConfig, folder: Path, policy: Transformer, ranks: Ranks
 ) -> Transformer | None:
-    if is_divided(policy):
+    if needs_others(policy, ranks):
         weights = state_of(policy, ranks)
         if not ranks.writer:
             return None

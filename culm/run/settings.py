@@ -90,13 +90,28 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _piped(self) -> RunConfig:
-        train = self.train
-        if self.parallel.pipeline > 1 and train.clip_by == "group":
+        train, parallel = self.train, self.parallel
+        if parallel.pipeline == 1:
+            return self
+        if parallel.pipeline_schedule == "zero_bubble" and (
+            train.activation_checkpointing == "selective"
+        ):
+            raise ValueError(
+                "train.activation_checkpointing: selective keeps results for one backward, and "
+                "zero_bubble makes two; use full or none, or "
+                "parallel.pipeline_schedule=interleaved"
+            )
+        if train.checkpoint.form == "whole":
+            raise ValueError(
+                "train.checkpoint.form: ranks of a pipeline hold different weights, which are not "
+                "gathered; use sharded or auto"
+            )
+        if train.clip_by == "group":
             raise ValueError(
                 "train.clip_by: ranks of a pipeline have other groups of parameters; use model, or "
                 "parallel.data=fsdp"
             )
-        if self.parallel.pipeline > 1 and train.weights == "bf16":
+        if train.weights == "bf16":
             raise ValueError(
                 "train.weights: bf16 rounds at random, and two ranks of a pipeline have the "
                 "embedding; use fp32, or parallel.data=fsdp"

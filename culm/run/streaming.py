@@ -5,6 +5,7 @@ from __future__ import annotations
 from culm import log
 from culm.config import SettingError
 from culm.data.origin import revisions_of
+from culm.data.source_file import sampled_digest
 from culm.data.stream.batches import StreamBatches
 from culm.data.stream.process import Reading
 from culm.parallel.ranks import Ranks
@@ -33,8 +34,7 @@ def stream_batches(
     source, share = data.open(config.seed), train.batch_size // ranks.count
     lanes = range(ranks.rank * share, (ranks.rank + 1) * share)
     reading = Reading(source, data.format, data.invalid, config.seed, data.stream.shuffle, lanes)
-    # A digest of all text would take as long as preparing it.
-    files = [(str(file), file.stat().st_size) for file in local_files(source)]
+    files = [(str(file), sampled_digest(file)) for file in local_files(source)]
     facts = (data.path, data.fields, files, sorted(revisions_of(source).items()))
     batches = StreamBatches(
         reading, tokenizer, data.stream, context, train.batch_size, train.at_once, facts, ranks

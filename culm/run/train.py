@@ -34,7 +34,6 @@ from culm.determinism import make_deterministic
 from culm.device import choose_device, choose_precision
 from culm.exits import AGAIN, STOPPED
 from culm.malloc import keep_freed_memory
-from culm.parallel.check import check_micro_batches
 from culm.parallel.launch import process_group, take_gpu
 from culm.parallel.parallelize import Parallel, parallelize
 from culm.parallel.ranks import Ranks
@@ -177,9 +176,6 @@ def wrap(run: Assembly) -> Parallel:
     train = run.config.train
     if run.ranks.mesh is not None:
         check_processes(run.config, run.ranks.processes)
-        for size in train.batch_sizes.distinct:
-            rows = size // run.ranks.count
-            check_micro_batches(run.config.parallel, -(-rows // train.at_once))
     return parallelize(
         run.objective, run.ranks, run.config.parallel, compile=train.compile,
         activation_checkpointing=train.activation_checkpointing,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from culm.config import SettingError
 from culm.optim.rule import RuleOptimizer
+from culm.parallel.check import check_micro_batches
 from culm.parallel.parallelize import Parallel
 from culm.run.assemble import Assembly
 from culm.run.settings import RunConfig
@@ -51,7 +52,11 @@ def check_processes(config: RunConfig, processes: int) -> None:
     """Refuse what so many processes cannot share, before they start.
 
     Raises:
-        SettingError: the layout or a batch does not divide, or updates are in the backward.
+        SettingError: the layout, a batch or its micro-batches do not divide, or updates are in the
+            backward.
     """
-    config.train.batch_sizes.check(config.parallel.data_ranks(processes))
+    train, ranks = config.train, config.parallel.data_ranks(processes)
+    train.batch_sizes.check(ranks)
     check_in_backward(config, processes)
+    for size in train.batch_sizes.distinct:
+        check_micro_batches(config.parallel, -(-size // (ranks * train.at_once)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -57,10 +58,11 @@ def _worse(
     before, after = first.get("loss"), last.get("loss")
     if before is not None and after is not None and after > WORSE * before:
         yield f"The held-out loss rose from {before:.3f} to {after:.3f}{advice}."
-    if len(lines) < FEW:
-        return
     name = "reward" if rewarded else "loss"
-    start, end = (fmean(line[name] for line in part) for part in (lines[:MEAN], lines[-MEAN:]))
+    values = [line[name] for line in lines if math.isfinite(line[name])]  # others were left out
+    if len(values) < FEW:
+        return
+    start, end = fmean(values[:MEAN]), fmean(values[-MEAN:])
     if not rewarded and end > WORSE * start > 0:
         yield f"The loss rose from {start:.3f} to {end:.3f}{advice}."
     if rewarded and start - end > max((WORSE - 1) * abs(start), LEAST):  # both may be negative

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from culm.config import SettingError
+from culm.config import SettingError, UnavailableError
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 VERSIONS = (
@@ -20,7 +20,7 @@ VERSIONS = (
 )  # fmt: skip  # what file systems say of the contents, the best first
 
 
-class Unreachable(SettingError):
+class Unreachable(UnavailableError):
     """Data that is not read from here, and may be from another machine."""
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from culm.files import read_lines, write_lines
+from culm.files import json_text, read_lines, write_lines
 from culm.log import Bar, say
 from culm.train.events import (
     Event,
@@ -79,7 +78,7 @@ class MetricsFile:
             **event.metrics,
             **({"skipped": event.skipped} if event.skipped else {}),
         }
-        self._unwritten.append(json.dumps(line) + "\n")
+        self._unwritten.append(json_text(line) + "\n")
         self._write()
 
     def _write(self) -> None:

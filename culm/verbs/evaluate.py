@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from culm.eval.remote import RemoteModel
 from culm.eval.responder import Responder
 from culm.eval.settings import EvalConfig
 from culm.eval.suite import Answers, answer_suite, identity_of
+from culm.files import json_text
 from culm.model.transformer import require_vocabulary
 from culm.task.file_task import notes_of
 from culm.verbs.evaluate_chat import chat_gains, chat_lines, with_judge
@@ -91,7 +91,7 @@ def show_evaluation(model: str, options: Options) -> None:
     gains = {} if theirs is None else _gains(ours, theirs, settings)
     if options.as_json:
         shown = {**ours.results, **({"gains": gains} if gains else {})}
-        print(json.dumps(shown))
+        print(json_text(shown))
         return
     _print(ours, theirs, gains)
 
@@ -106,7 +106,7 @@ def _show_lm_eval(model: str, options: Options, tasks: list[str]) -> None:
     results = run_lm_eval(responder, tasks, options.include_path, options.questions or None)
     _say_notes(responder)
     if options.as_json:
-        print(json.dumps(results))
+        print(json_text(results))
         return
     table = Table("task", "metric", "value", "standard error", box=None)
     for task, found in results.items():

@@ -33,8 +33,11 @@ def run(app: Callable[[], None]) -> None:
             sys.stderr.write("\nculm: interrupted; the same command starts again\n")
         raise
     except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
-        with suppress(OSError):
-            sys.stderr.write(f"culm: {_rank()}{sentence_of(error)}\n")
+        sentence = sentence_of(error)
+        if _says(sentence):
+            with suppress(OSError):
+                sys.stderr.write(f"culm: {_rank()}{sentence}\n")
+                sys.stderr.flush()
         sys.exit(exit_code(error))
     finally:
         _let_go(sys.stdout)
@@ -64,6 +67,15 @@ def _let_go(stream: TextIO) -> None:
 def _end(number: int, frame: object) -> None:
     """On SIGTERM: exit by an exception, so that half-written files are removed."""
     sys.exit(128 + number)
+
+
+def _says(sentence: str) -> bool:
+    """Whether it is for this process to say it, and not for another rank that found the same."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    from culm.parallel.launch import is_first_to_say  # and so PyTorch
+
+    return is_first_to_say(sentence)
 
 
 def _rank() -> str:

@@ -43,7 +43,7 @@ def launch_run(
     if nodes > 1:
         names = ", ".join(get_args(Scheduler))
         raise SettingError(f"nodes: machines are started by a scheduler; --for one of {names}")
-    here = [sys.executable, "-m", "torch.distributed.run", *job.torchrun("--standalone")]
+    here = [sys.executable, "-m", "culm.parallel.torchrun", *job.torchrun("--standalone")]
     # Each process would else use one thread, on a machine that may have more for it.
     threads = str(max(1, (os.cpu_count() or 1) // ranks))
     os.environ.setdefault("OMP_NUM_THREADS", threads)

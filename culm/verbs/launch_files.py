@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 Scheduler = Literal["slurm", "kubernetes", "skypilot", "ray"]
+TORCHRUN = ("python", "-m", "culm.parallel.torchrun")
 PORT = 29500
 DISK = "/runs"  # where the files of Kubernetes and SkyPilot mount a disk for all machines
 GRACE = 120  # seconds after SIGTERM, in which the run writes a checkpoint
@@ -46,7 +47,7 @@ class Job:
     def command(self, host: str, job: str) -> str:
         """A line of shell. host, job: expressions of the shell, expanded on each machine."""
         meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "HOST", "--rdzv-id", "JOB")
-        line = shlex.join(["torchrun", *self.torchrun(*meeting)])
+        line = shlex.join([*TORCHRUN, *self.torchrun(*meeting)])
         return line.replace(" HOST ", f' "{host}:{PORT}" ').replace(" JOB ", f' "{job}" ')
 
     def mounted(self) -> Job:

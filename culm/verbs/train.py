@@ -8,15 +8,25 @@ from contextlib import suppress
 import typer
 
 from culm import log
+from culm.config import SettingError, UnavailableError
 from culm.eval.report import write_report
+from culm.exits import Refused
 from culm.run.settings import read_run
 from culm.run.train import train
 
 
 def train_run(run: str, settings: Sequence[str]) -> None:
-    """Train, or resume where the run stopped; exits with 75 or 130 if it was interrupted."""
-    config, _ = read_run(run, list(settings))
-    result = train(config)
+    """Train, or resume where the run stopped; exits with 75 or 130 if it was interrupted.
+
+    Raises:
+        Refused: a setting or a file cannot be used, so that the same command would fail again.
+    """
+    try:
+        result = train(read_run(run, list(settings))[0])
+    except UnavailableError:
+        raise
+    except SettingError as error:
+        raise Refused(str(error)) from error
     if not result.finished:
         raise typer.Exit(result.exit_code)
     if not log.is_first_rank():  # which writes for all

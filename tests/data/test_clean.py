@@ -217,6 +217,7 @@ def test_a_killed_prepare_continues_and_leaves_no_process(tokenizer, tmp_path) -
     found, whole = files_in(out), files_in(tmp_path / "whole")
     manifests = [json.loads(files.pop("manifest.json")) for files in (found, whole)]
     assert [one.pop("prepare") for one in manifests][1] == []  # the command, which only one has
+    assert len({one.pop("sha256") for one in manifests}) == 2
     assert manifests[0] == manifests[1]
     assert found == whole
 

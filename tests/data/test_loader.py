@@ -122,6 +122,8 @@ def test_dialogues_are_packed_whole_with_their_masks(tokenizer, tmp_path):
 def test_pairs_stay_together(tokenizer, tmp_path):
     records = [{"prompt": f"q{n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(9)]
     pairs = prepared(records, PairFormat(), tokenizer, tmp_path / "p")
+    with pytest.raises(SettingError, match=r"data\.packing: pairs are not packed"):
+        Loader(pairs, 512, rows_per_step=6, micro_rows=3, seed=0, packing="best_fit")
     loader = Loader(pairs, 512, rows_per_step=6, micro_rows=3, seed=0)
     assert loader.rows == 9
     for batch in loader.step(0) + loader.step(1):

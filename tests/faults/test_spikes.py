@@ -1,5 +1,6 @@
 """The update of a spike is left out; after too many the run goes back and leaves out the data."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from stages import go, weights_in
 
 from culm.config import SettingError, parse
 from culm.data.loader import Loader
+from culm.eval.curves import last, read_measured
+from culm.eval.report import write_report
 from culm.files import read_lines
 from culm.run.settings import RunConfig
 from culm.train.judge import TrainingError
@@ -108,6 +111,10 @@ def bad_data(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     return inject
 
 
+def no_json(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
 def settings_of(stage: Callable[..., dict], folder: Path, **more: Any) -> dict[str, Any]:
     trained = {"spike": SPIKE, "steps": 8, "checkpoint": {"every_steps": 2}, **more}
     return {**stage("sft", **trained), "folder": str(folder)}
@@ -130,9 +137,17 @@ def test_a_skipped_step_changes_nothing(
     monkeypatch.setattr(Update, "apply", counted)
     assert go(settings).finished
     assert len(updates) == 7
-    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = read_lines(path)
     assert [line["step"] for line in lines if "skipped" in line] == [5]
     assert "the loss is" in lines[4]["skipped"]
+    strict = [json.loads(line, parse_constant=no_json) for line in path.read_text().splitlines()]
+    assert (strict[4]["loss"] is None) == math.isnan(loss) == math.isnan(lines[4]["loss"])
+    write_report(tmp_path / "run")
+    assert "failed" not in (tmp_path / "run" / "report.md").read_text()
+    run = read_measured(tmp_path / "run")
+    assert (5 in run.values["loss"]) == math.isfinite(loss)
+    assert math.isfinite(last([run], "loss").mean)
 
 
 def test_it_goes_back_and_leaves_out_the_data(

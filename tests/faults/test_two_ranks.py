@@ -97,7 +97,7 @@ def test_a_nan_on_one_rank_ends_all_before_the_update(
     file = run_file("sft", steps=6, checkpoint={"every_steps": 1})
     done = start(tmp_path, "nan", "3", str(file), f"folder={tmp_path}/run")
     assert done.returncode != 0
-    assert done.stderr.count("step 3: the loss is") == 2, done.stderr[-3000:]
+    assert done.stderr.count("step 3: the loss is") == 1, done.stderr[-3000:]  # once for all
     assert len(re.findall(r"exitcode\s*: 3", done.stderr)) >= 1
     assert steps_in(tmp_path / "run")[-1] == 2
 

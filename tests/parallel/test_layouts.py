@@ -10,6 +10,8 @@ import pytest
 from stages import STAGES
 from test_ranks import assert_same, on_two_ranks
 
+from culm.adapt.quantize.int8 import Int8
+from culm.adapt.quantize.linear import QuantizedGrouped
 from culm.config import SettingError, parse
 from culm.model.transformer import TransformerConfig
 from culm.parallel.check import check_layout
@@ -195,6 +197,16 @@ def test_a_layout_that_does_not_divide_the_model_is_refused(
     built = parse(TransformerConfig, MODEL | model).build(device="meta")
     with pytest.raises(SettingError, match=message):
         check_layout(built, ParallelConfig(**layout))
+
+
+def test_packed_experts_are_refused() -> None:
+    """Before it reads how many experts they have, which packed ones do not say."""
+    moe = {"mlp": {"kind": "moe", "experts": 4, "hidden": 16}}
+    built = parse(TransformerConfig, MODEL | moe).build(seed=0)
+    packed = [Int8().build(16, 16, bias=False) for _ in range(4)]
+    built.blocks[0].mlp.experts.up = QuantizedGrouped(packed, None)
+    with pytest.raises(SettingError, match=r"parallel\.expert: QuantizedGrouped cannot be divided"):
+        check_layout(built, ParallelConfig(data="fsdp", expert=2))
 
 
 def test_axes_that_do_not_divide_the_ranks_are_refused() -> None:

@@ -123,6 +123,22 @@ def test_two_ranks_of_other_models_follow_one(kind: str, run_file: Callable[...,
 
 
 @pytest.mark.slow
+def test_ranks_that_compute_a_row_together_merge_their_adapter(
+    run_file: Callable[..., Path],
+) -> None:
+    """Context-parallel ranks have whole weights, and still none of them can compute alone: the
+    check of merged weights waited for the other rank for ever.
+    """
+    runs = {file: run_file(file, adapter=True, steps=3) for file in ("sft", "dpo")}
+    on_two_ranks(*(f"{file},parallel.context=2,folder={file}-two" for file in runs.values()))
+    for file in runs.values():
+        config, _ = read_run(str(file))
+        train(config)
+        assert_same(Path(config.folder), Path(f"{file}-two"))
+        assert (Path(f"{file}-two") / "adapter").is_dir()
+
+
+@pytest.mark.slow
 def test_two_ranks_that_train_quantised_weights_follow_one(run_file: Callable[..., Path]) -> None:
     file = run_file("sft", qat="int8", steps=3)
     on_two_ranks(f"{file},parallel.data=fsdp,folder={file}-two")

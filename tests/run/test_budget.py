@@ -95,6 +95,14 @@ def test_micro_runs_cost_no_more_than_their_share_and_are_chosen_once(tmp_path):
         ladder_of(config, sizes, 1, 1e9, 1e9, tmp_path)
 
 
+def test_a_budget_that_pays_for_nothing_is_refused_before_the_data(tmp_path):
+    """Whose preparation may take hours: here there are none, and nobody notices."""
+    settings = [f"data.path={tmp_path / 'none.txt'}", f"folder={tmp_path / 'run'}"]
+    with pytest.raises(SettingError, match="--budget: the smallest micro-runs would take"):
+        show_budget("demo", read_run("demo", settings)[0], "1s")
+    assert not (tmp_path / "run-budget").exists()
+
+
 @pytest.mark.parametrize("text", ["2", "h", "2 hours", "0m", "-1h", ""])
 def test_a_budget_is_a_time(text):
     with pytest.raises(SettingError, match="--budget: expected a time such as 30m, 2h or 1d"):

@@ -9,6 +9,7 @@ from stages import weights_in
 
 from culm.config import SettingError, parse
 from culm.data.settings import DataConfig
+from culm.data.source_file import sampled_digest
 from culm.files import read_lines
 from culm.run.settings import RunConfig
 from culm.run.train import train
@@ -46,11 +47,33 @@ def test_other_text_is_refused(stage, tmp_path: Path) -> None:
     file = tmp_path / "text" / "text.jsonl"
     file.write_text("".join(json.dumps({"text": f"words {n} " * 9}) + "\n" for n in range(60)))
     train(config(stage, file.parent, tmp_path / "run", steps=2))
-    file.write_text(file.read_text() * 2)
-    with pytest.raises(SettingError, match="trained on other data, or in another order"):
-        train(config(stage, file.parent, tmp_path / "run", steps=4))
+    before = file.read_text()
+    for after in (before * 2, before.replace("words 7", "Words 7")):  # the second of equal size
+        file.write_text(after)
+        with pytest.raises(SettingError, match="trained on other data, or in another order"):
+            train(config(stage, file.parent, tmp_path / "run", steps=4))
+
+
+def test_a_large_file_is_known_by_its_size_and_parts_of_it(tmp_path: Path) -> None:
+    file, size = tmp_path / "text", 3 << 20
+    file.write_bytes(bytes(size))
+    first = sampled_digest(file)
+    found = {first}
+    for place in (0, size // 2, size - 1):
+        with file.open("r+b") as opened:
+            opened.seek(place)
+            opened.write(b"a")
+        found.add(sampled_digest(file))
+    file.write_bytes(bytes(size + 1))
+    assert len(found | {sampled_digest(file)}) >= 4
+    file.write_bytes(bytes(size))
+    assert sampled_digest(file) == first
+
+
+def test_other_windows_are_refused(stage, corpora: Path, tmp_path: Path) -> None:
+    train(config(stage, corpora, tmp_path / "run", steps=2))
     with pytest.raises(SettingError, match=r"data\.stream\.shuffle: 8, but"):
-        train(config(stage, file.parent, tmp_path / "run", {"shuffle": 8}, steps=4))
+        train(config(stage, corpora, tmp_path / "run", {"shuffle": 8}, steps=4))
 
 
 def test_a_plan_shows_what_a_stream_gives(stage, corpora: Path, tmp_path: Path, capsys) -> None:

@@ -137,6 +137,10 @@ def test_ids_beyond_the_vocabulary(begun: dict[str, Any]) -> None:
     manifest = Path(begun["folder"]) / "data" / "manifest.json"
     values = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**values, "vocabulary": 300}))
+    with pytest.raises(SettingError, match=r"manifest\.json: changed since it was written"):
+        go(begun, steps=6)
+    del values["sha256"]  # as somebody who writes one has none
+    manifest.write_text(json.dumps({**values, "vocabulary": 300}))
     with pytest.raises(
         SettingError, match=r"data: token ids up to 299, but the model's vocabulary is 262"
     ):
@@ -218,7 +222,7 @@ def test_the_command_says_one_sentence(
     with pytest.raises(SystemExit) as stopped:
         main()
     said = capsys.readouterr().err
-    assert stopped.value.code == 1
+    assert stopped.value.code == 78
     assert message in said
     assert len(said.strip().splitlines()) == 1
     assert not (tmp_path / "new" / "checkpoints").exists()

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from culm.cli import main
-from culm.config import SettingError
+from culm.config import SettingError, UnavailableError
 from culm.files import read_lines
 from culm.run.settings import read_run
 from culm.run.train import train
@@ -91,7 +91,7 @@ def test_a_bad_corpus(
     monkeypatch.setattr(sys, "argv", ["culm", *line])
     with pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code == 1
+    assert ended.value.code == 78
     assert_told(capsys.readouterr().err, sentence)
     assert left(tmp_path) == kept
     assert works(line, tmp_path)
@@ -102,7 +102,7 @@ def test_a_disk_that_is_full_while_preparing(line: list[str], tmp_path: Path) ->
     (tmp_path / "text.txt").write_text(paragraphs(3000))
     command = [sys.executable, "-c", LIMITED, *line]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert_told(
         done.stderr,
         "run/data: could not be written (File too large); nothing was changed; choose another",
@@ -270,3 +270,19 @@ def test_a_plan_asks_for_the_packages_of_trackers(
     with pytest.raises(ImportError, match="track: tensorboard is not installed"):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_may_come_back_is_not_final(
+    line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A process or a service that was lost; a launcher may start the run again."""
+
+    def lost(config: object) -> None:
+        raise UnavailableError("data.stream: worker 0 ended with signal SIGKILL")
+
+    monkeypatch.setattr("culm.verbs.train.train", lost)
+    monkeypatch.setattr(sys, "argv", ["culm", *line])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert "culm: data.stream: worker 0 ended" in capsys.readouterr().err

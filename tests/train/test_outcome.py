@@ -1,6 +1,7 @@
 """Nothing useless is written, and a run that learned nothing or got worse says so."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,7 @@ def lines(losses: list[float], **more: float) -> list[dict[str, float]]:
         ([3.0] * 5 + [2.0] * 25, 2.0, 2.6, "The held-out loss rose from 2.000 to 2.600"),
         ([3.0] * 25 + [9.0] * 5, None, None, "The loss rose from 3.000 to 9.000"),
         ([3.0, 9.0], None, None, ""),  # two steps say nothing
+        ([math.nan, *[3.0] * 25, *[9.0] * 5, math.nan], None, None, "The loss rose from 3.000 to"),
     ],
 )
 def test_a_run_that_got_worse(

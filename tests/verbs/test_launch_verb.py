@@ -16,7 +16,7 @@ from culm.files import read_lines
 from culm.run.settings import read_run
 from culm.run.train import train
 from culm.verbs.launch import launch_run
-from culm.verbs.launch_files import Job, job_file
+from culm.verbs.launch_files import TORCHRUN, Job, job_file
 
 JOB = Job("llm-v1", ("train.steps=10", "data.path=my books/*"), "runs/llm v1", 8, 4, 3, "culm:1")
 COMMAND = (
@@ -46,7 +46,7 @@ def test_slurm_starts_one_torchrun_on_each_machine(tmp_path: Path) -> None:
         check=True,
     )  # fmt: skip
     expected = shlex.split(COMMAND.format(host="a1:29500", job="77"))
-    assert done.stdout.splitlines() == ["--kill-on-bad-exit=1", "torchrun", *expected]
+    assert done.stdout.splitlines() == ["--kill-on-bad-exit=1", *TORCHRUN, *expected]
     assert "#SBATCH --nodes=4\n" in file.read_text()
     assert not (tmp_path / "said").exists()
     status = tmp_path / "runs" / "llm v1" / "status.json"
@@ -71,7 +71,7 @@ def test_jobset_restarts_pods_that_meet_at_the_first() -> None:
     line = shlex.split(container["command"][2])
     host = "culm-llm-v1-workers-0-0.culm-llm-v1:29500"
     expected = shlex.split(COMMAND.format(host=host, job="culm-llm-v1"))
-    assert line == ["torchrun", *expected, "folder=/runs/llm v1"]
+    assert line == [*TORCHRUN, *expected, "folder=/runs/llm v1"]
     assert {"name": "runs", "mountPath": "/runs"} in container["volumeMounts"]
 
 
@@ -79,7 +79,7 @@ def test_skypilot_runs_the_command_on_each_machine() -> None:
     found = yaml.safe_load(job_file(JOB, "skypilot"))
     assert found["num_nodes"] == 4
     environment = {**os.environ, "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_TASK_ID": "9"}
-    shown = found["run"].replace("torchrun", "printf '%s\\n'")
+    shown = found["run"].replace(shlex.join(TORCHRUN), "printf '%s\\n'")
     done = subprocess.run(
         ["bash", "-euc", shown], env=environment, capture_output=True, text=True, check=True
     )
@@ -126,3 +126,34 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(
     ramp = {"start": 1, "increment": 1, "steps": 2}
     with pytest.raises(SettingError, match=r"train\.batch_ramp: .* use multiples of 2"):
         launch_run(str(run_file("sft", batch_size=8, batch_ramp=ramp)), *given)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "message"),
+    [
+        ({"pipeline": 2}, r"train\.micro_batch_size: a pipeline of 2 ranks needs as many"),
+        ({"pipeline": 2, "pipeline_schedule": "interleaved"}, "a pipeline of 2 ranks needs as"),
+    ],
+)
+def test_micro_batches_of_a_pipeline_are_refused_before_anything_starts(
+    parallel: dict, message: str, run_file: Callable[..., Path]
+) -> None:
+    settings = [f"parallel.{name}={value}" for name, value in parallel.items()]
+    with pytest.raises(SettingError, match=message):
+        launch_run(str(run_file("sft", micro_batch_size=4)), settings, 2, 1, 3, None, "culm", None)
+
+
+@pytest.mark.slow
+def test_what_all_ranks_refuse_is_said_once_and_not_started_again(
+    run_file: Callable[..., Path],
+) -> None:
+    """The model has no layers for a second stage of each rank: only the ranks see that."""
+    file = run_file("sft", micro_batch_size=1)
+    done = subprocess.run(
+        [sys.executable, "-c", "from culm.cli import main; main()", "launch", str(file),
+         "parallel.pipeline=2", "parallel.pipeline_schedule=interleaved", "--ranks", "2"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 78, done.stderr[-3000:]
+    assert done.stderr.count("2 layers do not divide over 4 stages") == 1, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from culm.config import SettingError
+from culm.config import SettingError, UnavailableError
 from culm.data.stream.process import Failed, Mark, Reading, encode, read
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -86,7 +86,7 @@ class Pool:
         if isinstance(found, Gone):
             message = self._failure()
             self.close()
-            raise SettingError(message)
+            raise UnavailableError(message)
         return found
 
     def _failure(self) -> str:

@@ -60,14 +60,15 @@ def propose(
         SettingError: the run is none for which a size can be proposed, or the time is too short.
     """
     micro = MicroRuns(config)
-    unique = micro.prepare().splits["train"].tokens
     machine = Machine(choose_device(config.device), target, ranks)
     precision = precision_of(config, machine.device)
     family = Family(micro.model, config.train.context or micro.model.context)
     here = training_rate(micro.model, machine.device, precision, family.context)
     config = _settled(config, "bf16" if target else precision)
     there = ranks * (target.rate(config.train.precision) if target else here)
+    # Before the data, which may take hours: a budget that pays for nothing is refused now.
     ladder = ladder_of(config, family, seconds, here, there, micro.folder)
+    unique = micro.prepare().splits["train"].tokens
     log.say(
         f"Micro-runs in {micro.folder}: three to six learning rates, then three sizes in three "
         f"lengths, about {ladder.seconds:,.0f} seconds. Finished ones are not trained again."
