@@ -203,13 +203,16 @@ def serve(
     reload: given.Reload = False,
     prefix_tokens: given.PrefixTokens = None,
     config: given.ServeFile = None,
+    grpc: given.GrpcPort = None,
     fixture: given.Script = None,
 ) -> None:
     """Start an OpenAI-compatible server with a chat page."""
     from culm.serve.settings import read_settings
     from culm.verbs.serve import Options, serve_model
 
-    settings = read_settings(config, host=host, port=port, slots=slots, prefix_tokens=prefix_tokens)
+    settings = read_settings(
+        config, host=host, port=port, slots=slots, prefix_tokens=prefix_tokens, grpc_port=grpc
+    )
     options = Options(adapter or [], context, cache, speculate, device, dtype, reload)
     serve_model(model, fixture, settings, api_key, options)
 

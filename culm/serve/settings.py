@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from culm.config import Config, SettingError, parse
 from culm.serve.clients import KeyConfig
@@ -21,6 +21,8 @@ class ServeConfig(Config):
     queue_seconds: a request that has no first token by then is refused with status 503.
     answer_seconds: an answer that is not complete by then ends with an error.
     drain_seconds: running answers may take so long after SIGTERM.
+    grpc_port: also serve gRPC there; 0: any free port.
+    tls_certificate, tls_key: PEM files, for gRPC; HTTP leaves TLS to a reverse proxy.
     body_bytes: of a request, at most. allowed_hosts: names in the header `Host` besides localhost
         that are accepted on a server that listens on this machine only, for a reverse proxy.
     """
@@ -36,6 +38,15 @@ class ServeConfig(Config):
     drain_seconds: PositiveFloat = 30.0
     body_bytes: PositiveInt = 4 << 20
     allowed_hosts: tuple[str, ...] = ()
+    grpc_port: int | None = Field(None, ge=0, le=65535)
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+
+    @model_validator(mode="after")
+    def _pair(self) -> ServeConfig:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_key: a certificate and its key belong together")
+        return self
 
 
 def read_settings(path: str | None, **given: object) -> ServeConfig:

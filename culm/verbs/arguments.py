@@ -204,6 +204,9 @@ Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_def
 Port = Annotated[
     int | None, typer.Option(help="Port to listen on.", min=1, max=65535, show_default="8000")
 ]
+GrpcPort = Annotated[
+    int | None, typer.Option("--grpc", help="Also serve gRPC on this port.", min=0, max=65535)
+]
 ServeFile = Annotated[
     str | None,
     typer.Option("--config", help="A file of settings (keys, limits); options here come first."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -55,7 +55,8 @@ def build(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.start()
-        async with tools.running():
+        async with tools.running(), _grpc(service, settings, clients) as port:
+            app.state.grpc_port = port
             yield
         await service.stop()
 
@@ -80,6 +81,21 @@ def build(
         _add_reload(app, service, reload)
     app.add_api_route("/", page, methods=["GET", "HEAD"], include_in_schema=False)
     return app
+
+
+def _grpc(
+    service: Service, settings: ServeConfig, clients: Clients
+) -> AbstractAsyncContextManager[int | None]:
+    """The gRPC server, if there is a port for it."""
+    if settings.grpc_port is None:
+        return nullcontext()
+    try:
+        from culm.serve.grpc.server import running
+    except ModuleNotFoundError as problem:
+        if problem.name is None or not problem.name.startswith("grpc"):
+            raise
+        raise SettingError("grpc_port: it needs grpc: pip install 'culm[grpc]'") from None
+    return running(service, settings, clients)
 
 
 def _add_health(app: FastAPI, service: Service) -> None:

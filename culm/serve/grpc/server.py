@@ -1,0 +1,134 @@
+"""The gRPC server: health, reflection, the Open Inference Protocol, and streams of answers.
+
+It runs in the event loop of the service. Keys come in the metadata `authorization: Bearer KEY`;
+health checks need none. A deadline or a cancelled call frees its slot at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from culm.config import SettingError
+from culm.serve import refusal
+from culm.serve.clients import Client, Clients
+from culm.serve.refusal import Refusal
+from culm.serve.service import Service
+from culm.serve.settings import ServeConfig
+
+OPEN = "/grpc.health.v1.Health/"  # needs no key
+STATUSES = {
+    refusal.UnknownModel: grpc.StatusCode.NOT_FOUND,
+    refusal.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    refusal.FormFailed: grpc.StatusCode.INVALID_ARGUMENT,
+    refusal.RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    refusal.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    refusal.ShuttingDown: grpc.StatusCode.UNAVAILABLE,
+    refusal.TooSlow: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+SECONDS = 0.2  # between two looks at whether the service drains
+
+
+def protocol(name: str) -> tuple[Any, Any]:
+    """Messages and services of a .proto file in this folder."""
+    return grpc.protos_and_services(f"culm/serve/grpc/{name}.proto")
+
+
+async def refused(context: grpc.aio.ServicerContext, error: Refusal) -> None:
+    """End a call with the status of a refusal."""
+    kinds = (status for kind, status in STATUSES.items() if isinstance(error, kind))
+    await context.abort(next(kinds, grpc.StatusCode.INTERNAL), str(error))
+
+
+def client_of(context: grpc.aio.ServicerContext, clients: Clients) -> Client | None:
+    """Who calls; None: its key is missing or wrong."""
+    given = dict(context.invocation_metadata() or ()).get("authorization", "")
+    kind, _, key = (given if isinstance(given, str) else given.decode()).partition(" ")
+    return clients.find(key.strip().encode() if kind.lower() == "bearer" else b"")
+
+
+class KeyCheck(grpc.aio.ServerInterceptor):
+    """Refuses calls without a valid key before anything else looks at them."""
+
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        given = dict(details.invocation_metadata or ()).get("authorization", "")
+        kind, _, key = given.partition(" ")
+        known = self._clients.find(key.strip().encode() if kind.lower() == "bearer" else b"")
+        if known is not None or details.method.startswith(OPEN):
+            return await continuation(details)
+
+        async def deny(request: Any, context: grpc.aio.ServicerContext) -> None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "The API key is missing or wrong.")
+
+        return grpc.unary_unary_rpc_method_handler(deny)
+
+
+@asynccontextmanager
+async def running(service: Service, settings: ServeConfig, clients: Clients) -> AsyncIterator[int]:
+    """Serve in the running event loop; gives the port.
+
+    Raises:
+        SettingError: the port is not available, or a certificate cannot be read.
+    """
+    from culm.serve.grpc import generation, inference
+
+    server = grpc.aio.server(
+        interceptors=[KeyCheck(clients)],
+        options=[
+            ("grpc.max_receive_message_length", settings.body_bytes),
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    names = [
+        generation.add(server, service, clients),
+        inference.add(server, service, clients),
+        health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+    ]
+    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+    port = _bind(server, settings)
+    for name in ("", *names):
+        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    await server.start()
+    watching = asyncio.ensure_future(_drain(service, checks))
+    try:
+        yield port
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+        await server.stop(settings.drain_seconds)
+
+
+async def _drain(service: Service, checks: Any) -> None:
+    """Say that no more calls are taken, as soon as the service drains."""
+    while not service.draining:
+        await asyncio.sleep(SECONDS)
+    await checks.enter_graceful_shutdown()
+
+
+def _bind(server: grpc.aio.Server, settings: ServeConfig) -> int:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"{host}:{settings.grpc_port}"
+    try:
+        if settings.tls_certificate is None:
+            return server.add_insecure_port(address)
+        key, certificate = (
+            Path(str(name)).read_bytes() for name in (settings.tls_key, settings.tls_certificate)
+        )
+        return server.add_secure_port(address, grpc.ssl_server_credentials([(key, certificate)]))
+    except OSError as error:
+        raise SettingError(f"tls_certificate: {error}") from None
+    except RuntimeError:
+        raise SettingError(f"grpc_port: cannot listen on {address}; choose another") from None
