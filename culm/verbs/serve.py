@@ -54,10 +54,12 @@ def serve_model(
     dtype: str,
     reload: bool = False,
     prefix_tokens: int = 0,
+    draft_model: str | None = None,
 ) -> None:
     """Check the address, then load the model, then serve it under its name.
 
-    reload: accept requests to read its weights again. prefix_tokens: as in `Engine`.
+    reload: accept requests to read its weights again. prefix_tokens: as in
+    `Engine`. draft_model: `draft` of `culm.load`.
     """
     check_exposed(host, api_key)
     check_port(host, port)
@@ -68,7 +70,14 @@ def serve_model(
 
     adapters = named_adapters(adapter)
     loaded = culm.load(
-        model, device, dtype, context, adapters=adapters, cache=cache, speculate=speculate
+        model,
+        device,
+        dtype,
+        context,
+        adapters=adapters,
+        cache=cache,
+        speculate=speculate,
+        draft=draft_model,
     )
     if reload and (adapters or is_quantized(loaded.model)):
         raise SettingError("--reload: quantised weights and --adapter cannot be read again")
