@@ -142,10 +142,10 @@ def test_a_shared_prompt_is_read_once(step_tokens) -> None:
     done = engine.generate(wanted)
     once, rest = 1010, sum(1000 % BLOCK + 10 + n for n in range(1, 8))
     assert engine.runner.tokens_read == once + rest
-    assert [c.cached for c in done] == [0] + [960] * 7
+    assert [c.cached for c in done] == [0] + [992] * 7
     assert tokens(done) == tokens(Engine(model, 8).generate(wanted))
     engine.generate([replace(wanted[0], prompt=(*shared, 3))])
-    assert engine.runner.tokens_read == once + rest + 41
+    assert engine.runner.tokens_read == once + rest + 9
 
 
 def test_an_answer_is_kept_for_the_next_turn() -> None:
@@ -162,7 +162,7 @@ def test_the_newest_token_of_an_answer_is_not_in_its_slot_yet(length: int) -> No
     first = engine.generate([Request(prompt(60), length - 60, SAMPLINGS[1])])[0]
     turn = Request((*prompt(60), *first.tokens, 5, 6), 9, SAMPLINGS[0])
     done = engine.generate([turn])[0]
-    assert done.cached == (128 if length > 128 else 64)
+    assert done.cached == (128 if length > 128 else 96)
     assert done.tokens == Engine(model, 1).generate([turn])[0].tokens
 
 
@@ -174,8 +174,8 @@ def test_a_small_budget_replaces_what_was_not_used_lately() -> None:
             engine = Engine(model, slots, prefix_tokens=budget, step_tokens=step_tokens)
             assert [tokens(engine.generate(wanted)) for _ in range(3)] == [fresh] * 3
             assert len(engine.runner.prefix._kept) == budget // BLOCK
-    with pytest.raises(ValueError, match="prefix_tokens: 63 is less than a block of 64"):
-        Engine(model, prefix_tokens=63)
+    with pytest.raises(ValueError, match="prefix_tokens: 31 is less than a block of 32"):
+        Engine(model, prefix_tokens=31)
     with pytest.raises(ValueError, match="prefix_tokens: -64 is less"):
         Engine(model, prefix_tokens=-64)
 
