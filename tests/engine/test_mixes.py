@@ -13,10 +13,11 @@ import torch
 
 from culm.adapt.lora import LoRA, adapters_of
 from culm.adapt.multi_lora import adapter_names, attach_adapters
+from culm.engine import scoring
 from culm.engine.constraint import OneOf
 from culm.engine.engine import Engine
 from culm.engine.request import Event, Request
-from culm.engine.sampling import Sampling
+from culm.engine.sampling import Sampling, TokenSampler
 from culm.model.attention.gqa import GQA
 from culm.model.mtp import MTP
 from culm.model.transformer import Transformer, TransformerConfig
@@ -116,6 +117,19 @@ def play(chance: random.Random, model: Transformer) -> list[tuple[Request, list[
     return list(played.values())
 
 
+def nearly_chosen(asked: Request, output: list[int], model: Transformer) -> set[int]:
+    """Tokens that rounding may choose after an output: from logits that differ by about 1e-6.
+
+    In 4,300 mixes there was one such tie: two logits 4e-7 from each other at the end of top-k.
+    """
+    logits = scoring.logits_of(model, [*asked.prompt, *output], asked.adapter)[-1:]
+    rule, generator = asked.constraint, torch.Generator().manual_seed(0)
+    sampler = TokenSampler([asked.sampling], [asked.sampling.seed or 0])
+    allowed = None if rule is None else [rule.mask(output)]
+    noises = (1e-6 * torch.randn(logits.shape, generator=generator) for _ in range(50))
+    return {int(sampler(logits + n, [asked.prompt], [output], allowed)[0]) for n in noises}
+
+
 def check(asked: Request, events: list[Event], aborted: bool, model: Transformer) -> None:
     alone = Engine(model, 1)
     alone.add(replace(asked, priority=0))
@@ -123,12 +137,16 @@ def check(asked: Request, events: list[Event], aborted: bool, model: Transformer
     while alone.busy:
         whole += alone.step()
     expected = whole[: len(events)] if aborted else whole
-    assert [event.token for event in events] == [event.token for event in expected]
-    for ours, theirs in zip(events, expected, strict=True):
-        assert (ours.finish, len(ours.top)) == (theirs.finish, len(theirs.top))
-        assert ours.logprob == pytest.approx(theirs.logprob, abs=2e-3)
-        for (_, one), (_, two) in zip(ours.top, theirs.top, strict=True):
-            assert one == pytest.approx(two, abs=2e-3)
+    ours, theirs = ([event.token for event in each] for each in (events, expected))
+    if ours != theirs:
+        same = next(n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+        assert ours[same] in nearly_chosen(asked, theirs[:same], model)
+        events, expected = events[:same], expected[:same]
+    for one, two in zip(events, expected, strict=True):
+        assert (one.finish, len(one.top)) == (two.finish, len(two.top))
+        assert one.logprob == pytest.approx(two.logprob, abs=2e-3)
+        for (_, a), (_, b) in zip(one.top, two.top, strict=True):
+            assert a == pytest.approx(b, abs=2e-3)
 
 
 @pytest.mark.parametrize(
