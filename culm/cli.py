@@ -143,6 +143,7 @@ def generate(
     context: given.ContextLength = None,
     cache: given.CacheBits = "plain",
     speculate: given.Speculate = None,
+    draft_model: given.DraftModel = None,
     device: given.Device = "auto",
     dtype: given.Dtype = "auto",
     overwrite: given.Overwrite = False,
@@ -152,7 +153,9 @@ def generate(
     from culm.verbs.generate import check_arguments, write_answer_file, write_continuation
 
     check_arguments(prompt, prompts, out, samples, overwrite)
-    loaded = culm.load(model, device, dtype, context, cache=cache, speculate=speculate)
+    loaded = culm.load(
+        model, device, dtype, context, cache=cache, speculate=speculate, draft=draft_model
+    )
     if prompts is not None and out is not None:
         write_answer_file(
             loaded, model, prompts, out, samples, max_tokens, overwrite, temperature=temperature,
@@ -176,6 +179,7 @@ def chat(
     context: given.ContextLength = None,
     cache: given.CacheBits = "plain",
     speculate: given.Speculate = None,
+    draft_model: given.DraftModel = None,
     device: given.Device = "auto",
     dtype: given.Dtype = "auto",
 ) -> None:
@@ -183,7 +187,9 @@ def chat(
     import culm
     from culm.verbs.chat import chat as talk
 
-    loaded = culm.load(model, device, dtype, context, cache=cache, speculate=speculate)
+    loaded = culm.load(
+        model, device, dtype, context, cache=cache, speculate=speculate, draft=draft_model
+    )
     talk(loaded, model, system, max_tokens, temperature, top_p, seed)
 
 
@@ -198,6 +204,7 @@ def serve(
     context: given.ContextLength = None,
     cache: given.CacheBits = "plain",
     speculate: given.Speculate = None,
+    draft_model: given.DraftModel = None,
     device: given.Device = "auto",
     dtype: given.Dtype = "auto",
     reload: given.Reload = False,
@@ -213,7 +220,7 @@ def serve(
     settings = read_settings(
         config, host=host, port=port, slots=slots, prefix_tokens=prefix_tokens, grpc_port=grpc
     )
-    options = Options(adapter or [], context, cache, speculate, device, dtype, reload)
+    options = Options(adapter or [], context, cache, speculate, device, dtype, reload, draft_model)
     serve_model(model, fixture, settings, api_key, options)
 
 
@@ -231,7 +238,7 @@ def mcp(
     from culm.verbs.mcp import serve_tools
     from culm.verbs.serve import Options
 
-    options = Options(adapter or [], context, cache, None, device, dtype, reload=False)
+    options = Options(adapter or [], context, cache, None, device, dtype)
     serve_tools(model, fixture, options)
 
 

@@ -123,7 +123,9 @@ def test_generate_is_the_same_for_a_seed(culm, model):
 def test_the_precision_is_the_fastest_unless_given(culm, model, monkeypatch, verb, given, taken):
     asked = []
 
-    def load(path, device, dtype, context, adapters=None, cache="plain", speculate=None):
+    def load(
+        path, device, dtype, context, adapters=None, cache="plain", speculate=None, draft=None
+    ):
         asked.append((device, dtype))
         raise ValueError("enough")
 

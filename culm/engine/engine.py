@@ -38,13 +38,14 @@ class Engine:
     has tokens. suppressed: nor are these ids. fused: decode few rows by one C++ function where
     `culm.engine.fused` supports the model; weights may then change their values but not their
     address. cache: int8 and int4 store keys and values in fewer bits. speculate: who drafts tokens
-    (`culm.engine.speculation`), so that a step may give several tokens of a request; they are those
-    of plain decoding, up to rounding. step_tokens: read up to so many tokens of prompts between two
-    decoding steps, fewer while requests are running (`culm.engine.pace`), so that these hardly wait
-    for long prompts. None: all prompts that have a slot are read before the next decoding step.
-    prefix_tokens: keep blocks of up to so many tokens of earlier prompts and answers, so that what
-    begins alike is read once (`culm.engine.prefix`); layers with a window then store all tokens of
-    a slot. 0: none. Call `weights_changed` when the weights have changed.
+    (`culm.engine.speculation`), or a smaller model that does, so that a step may give several
+    tokens of a request; they are those of plain decoding, up to rounding. step_tokens: read up to
+    so many tokens of prompts between two decoding steps, fewer while requests are running
+    (`culm.engine.pace`), so that these hardly wait for long prompts. None: all prompts that have a
+    slot are read before the next decoding step. prefix_tokens: keep blocks of up to so many tokens
+    of earlier prompts and answers, so that what begins alike is read once (`culm.engine.prefix`);
+    layers with a window then store all tokens of a slot. 0: none. Call `weights_changed` when the
+    weights have changed.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Engine:
         vocabulary: int | None = None,
         fused: bool = True,
         cache: CacheKind = "plain",
-        speculate: Speculation | None = None,
+        speculate: Speculation | Transformer | None = None,
         step_tokens: int | None = None,
         suppressed: Sequence[int] = (),
         prefix_tokens: int = 0,
@@ -72,7 +73,7 @@ class Engine:
                 f"the model's context of {model.config.context}"
             )
         self.vocabulary = vocabulary or model.config.vocabulary
-        self.drafter = drafter_for(model, speculate) if speculate else None
+        self.drafter = drafter_for(model, speculate, slots, self.length) if speculate else None
         self.runner = Runner(model, slots, self.length, cache, fused, self.drafter, prefix_tokens)
         self.waiting = Queue()
         self.running: list[Running] = []  # index = slot

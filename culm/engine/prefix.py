@@ -21,7 +21,7 @@ from culm.engine.request import Running
 from culm.log import say
 from culm.model.cache import Cache, FullCache
 
-BLOCK = 64  # tokens
+BLOCK = 32  # tokens; of 1,000 shared ones up to 31 are read again
 
 
 class PrefixCache:
@@ -52,7 +52,7 @@ class PrefixCache:
         self._kept: OrderedDict[bytes, int] = OrderedDict()  # key -> number of the block
         self._free = list(range(self.blocks))
         tensors = [tensor for layer in cache.layers for tensor in layer.tensors]
-        self._pairs = [  # tensors of the slots (slots, K, length, D), of blocks (blocks, K, 64, D)
+        self._pairs = [  # tensors of the slots (slots, K, length, D), of blocks (blocks, K, 32, D)
             (slots, slots.new_zeros(self.blocks, slots.shape[1], BLOCK, slots.shape[3]))
             for slots in (tensors if self.blocks else ())
         ]

@@ -112,6 +112,11 @@ class Running:
         return len(self.request.prompt) + len(self.output)
 
     @property
+    def newest(self) -> int:
+        """The last token so far."""
+        return self.output[-1] if self.output else self.request.prompt[-1]
+
+    @property
     def end(self) -> int:
         """The position after the draft."""
         return self.length + len(self.draft)

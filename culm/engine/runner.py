@@ -37,14 +37,16 @@ class Runner:
         fused: bool,
         drafter: Drafter | None,
         prefix_tokens: int = 0,
+        rollback: int = 0,
     ) -> None:
+        """rollback: tokens by which rows are cut, if not by the drafter."""
         self.model, self.slots, self.length = model, slots, length
         self.adapters = adapter_names(model)
         self.drafter = drafter
         self.tokens_read = 0  # of prompts, since the start
         with_mtp = drafter is not None and drafter.with_mtp
         with torch.inference_mode():
-            rollback = drafter.rollback if drafter else 0
+            rollback = drafter.rollback if drafter else rollback
             if prefix_tokens:
                 rollback = length  # layers with a window keep all tokens, so that blocks have them
             create = model.mtp_cache if with_mtp else model.cache
@@ -130,13 +132,19 @@ class Runner:
         Logits (N, 1 + longest draft, V) after each of them, and what the next draft is made from.
         """
         width = min(self.drafter.window(rows), self.length) if self.drafter else 1
+        return self.advance(rows, slots, width)
+
+    def advance(
+        self, rows: Sequence[Running], slots: int, width: int
+    ) -> tuple[Tensor, Window | None]:
+        """`decode` that reads the last `width` tokens of each row, its draft included."""
         if width == 1 and self._fused and len(rows) <= ROWS:
-            last, places = [r.output[-1] for r in rows], [r.length - 1 for r in rows]
+            last, places = [r.newest for r in rows], [r.length - 1 for r in rows]
             logits = self._fused(last, places, [r.request.adapter for r in rows])
             return logits[:, None], None
         if width == 1:
             starts = [row.length - 1 for row in rows]
-            states = self._read(rows, starts, [[row.output[-1]] for row in rows], slots)[0]
+            states = self._read(rows, starts, [[row.newest] for row in rows], slots)[0]
             return self.model.logits(self.model.normalized(states[: len(rows)])), None
         starts = [max(row.end - width, 0) for row in rows]
         tokens = [row.window(start, width) for row, start in zip(rows, starts, strict=True)]

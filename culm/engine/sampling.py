@@ -30,8 +30,7 @@ class Sampling:
     top_k: sample from the k most likely tokens, and from ties with the last; 0: from all.
     top_p: nucleus sampling, from the smallest set of tokens with this total probability.
     min_p: drop tokens below this fraction of the top token's probability.
-    typical_p: sample from tokens with this total probability whose information is nearest to the
-        entropy, as in typical sampling (arXiv 2202.00666).
+    typical_p: sample from the tokens nearest to the entropy with this total (arXiv 2202.00666).
     repetition_penalty: logits of tokens in prompt and output are divided by it if positive and
         multiplied by it if negative (arXiv 1909.05858).
     presence_penalty, frequency_penalty: subtracted from the logits of generated tokens, once and

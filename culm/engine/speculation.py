@@ -11,7 +11,7 @@ decoding, up to the rounding of matmuls of other shapes, whereas rejection sampl
 2211.17192) only preserves their distribution; in exchange, it accepts a little less. Quantised
 keys and values (`cache`) are rounded again where a draft is rolled back, so texts may differ there.
 
-A new way to draft is one file with a `Drafter` and one name here.
+A new way to draft is one file with a `Drafter` and one name here; a model is a drafter too.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from culm.config import SettingError
 from culm.engine.choose import Chooser
+from culm.engine.draft_model import ModelDrafter
 from culm.engine.drafter import Drafter, Window
 from culm.engine.mtp import MTPDrafter
 from culm.engine.ngram import NgramDrafter
@@ -33,22 +34,34 @@ from culm.model.transformer import Transformer
 Speculation = Literal["mtp", "ngram"]
 
 
-def drafter_for(model: Transformer, kind: Speculation) -> Drafter:
-    """The drafter of a name, for one model.
+def drafter_for(
+    model: Transformer, kind: Speculation | Transformer, slots: int, length: int
+) -> Drafter:
+    """The drafter of a name, or that with a smaller model, for one model.
+
+    slots, length: as in `Engine`.
 
     Raises:
-        SettingError: there is no such name, the model lacks what it needs, or a layer of the model
+        SettingError: there is no such name, the model lacks what it needs, or a layer of a model
             keeps a state that cannot go back to an earlier token.
     """
-    if kind not in get_args(Speculation):
+    if isinstance(kind, Transformer):
+        _check_cut(kind, "the draft model")
+        drafter: Drafter = ModelDrafter(model, kind, slots, length)
+    elif kind in get_args(Speculation):
+        drafter = MTPDrafter(model) if kind == "mtp" else NgramDrafter(model)
+    else:
         raise SettingError(f"speculate: {kind!r} is not one of {', '.join(get_args(Speculation))}")
-    drafter: Drafter = MTPDrafter(model) if kind == "mtp" else NgramDrafter(model)
+    _check_cut(model, "this model")
+    return drafter
+
+
+def _check_cut(model: Transformer, name: str) -> None:
     if any(isinstance(layer, StateCache) for layer in model.cache(1, 1).layers):
         raise SettingError(
-            "speculate: a layer of this model keeps a state, which cannot be rolled back to the "
+            f"speculate: a layer of {name} keeps a state, which cannot be rolled back to the "
             "token before a rejected one; leave it out"
         )
-    return drafter
 
 
 def draft(

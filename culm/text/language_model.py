@@ -45,13 +45,14 @@ class LanguageModel:
         tokenizer: Tokenizer,
         context: int | None = None,
         cache: CacheKind = "plain",
-        speculate: Speculation | None = None,
+        speculate: Speculation | Transformer | None = None,
     ) -> None:
         """context: maximum tokens of a prompt and its continuation together; the model's, or less
         to save memory. cache: int8 or int4 stores keys and values in fewer bits, also to save
         memory. speculate: "mtp" drafts tokens with the model's heads of multi-token prediction,
-        "ngram" from repetitions in the text (`culm.engine.speculation`); an accepted token takes
-        no step of its own, and texts stay the same up to rounding.
+        "ngram" from repetitions in the text (`culm.engine.speculation`), a smaller model with the
+        same tokenizer by itself; an accepted token takes no step of its own, and texts stay the
+        same up to rounding.
 
         Raises:
             SettingError: the model cannot speculate in this way.
@@ -64,8 +65,8 @@ class LanguageModel:
         self.context = context or known
         self.cache: CacheKind = cache
         self.speculate = speculate
-        if speculate:
-            drafter_for(model, speculate)
+        if speculate is not None:
+            drafter_for(model, speculate, 1, self.context)
 
     def engine(
         self, slots: int, length: int, step_tokens: int | None = None, prefix_tokens: int = 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from culm.config import SettingError
 from culm.convert.load import read
 from culm.engine.speculation import Speculation
 from culm.model.quantized_cache import CacheKind
@@ -22,6 +23,7 @@ def load(
     adapters: Mapping[str, str | Path] | None = None,
     cache: CacheKind = "plain",
     speculate: Speculation | None = None,
+    draft: str | Path | None = None,
 ) -> LanguageModel:
     """A model from what `path` names: a run or model folder of Culm, a Hugging Face folder or hub
     id, a `.gguf` file, or a folder with an adapter, which is merged into the base that it names.
@@ -29,13 +31,24 @@ def load(
     device: "cpu", "cuda", "mps", "xpu"; "auto" takes the first CUDA device, else the CPU. dtype:
     of weights and activations, such as "bfloat16"; "auto" takes the fastest on this machine; the
     default is float32 on a CPU, bfloat16 elsewhere and for quantised weights. context, cache,
-    speculate: see `LanguageModel`.
+    speculate: see `LanguageModel`. draft: path of a smaller model with the same tokenizer, which
+    drafts tokens in place of `speculate`.
     adapter: a PEFT folder, or the run that trained it, to attach to its base `path`
     (`culm.adapt.merge` merges it). adapters: several of them by name; each call chooses one with
     `adapter=NAME`, or none. The base is in memory once.
 
     Raises:
-        SettingError: `path` cannot be read as a model, or the adapter is for another base.
+        SettingError: `path` cannot be read as a model, the adapter is for another base, or the
+            draft model has another tokenizer.
     """
+    if draft is not None and speculate is not None:
+        raise SettingError(f"draft: speculate={speculate} drafts tokens already; give one of them")
     parts = read(path, device, dtype, adapter, adapters, mtp=speculate == "mtp")
-    return LanguageModel(*parts, context, cache, speculate)
+    if draft is None:
+        return LanguageModel(*parts, context, cache, speculate)
+    smaller, tokenizer = read(draft, device, dtype)
+    if tokenizer.fingerprint != parts[1].fingerprint:
+        raise SettingError(
+            f"{draft}: its tokenizer is not that of {path}; draft with a model that has the same"
+        )
+    return LanguageModel(*parts, context, cache, smaller.eval())

@@ -73,6 +73,10 @@ Speculate = Annotated[
     Literal["mtp", "ngram"] | None,
     typer.Option(help="Draft tokens with the model's heads (mtp) or from repeated text (ngram)."),
 ]
+DraftModel = Annotated[
+    str | None,
+    typer.Option(help="Draft tokens with a smaller model that has the same tokenizer."),
+]
 
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is there under the name of the output.")

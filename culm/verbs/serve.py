@@ -50,7 +50,9 @@ def served_name(model: str) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """How a model is loaded. adapter: NAME=FOLDER. reload: its weights may be read again."""
+    """How a model is loaded. adapter: NAME=FOLDER. reload: its weights may be read again.
+    draft_model: as `draft` of `culm.load`.
+    """
 
     adapter: Sequence[str]
     context: int | None
@@ -58,7 +60,8 @@ class Options:
     speculate: Speculation | None
     device: str
     dtype: str
-    reload: bool
+    reload: bool = False
+    draft_model: str | None = None
 
 
 def serve_model(
@@ -111,7 +114,7 @@ def _read(model: str, options: Options) -> tuple[LanguageModel, Reload | None]:
     adapters = named_adapters(options.adapter)
     loaded = culm.load(
         model, options.device, options.dtype, options.context, adapters=adapters,
-        cache=options.cache, speculate=options.speculate,
+        cache=options.cache, speculate=options.speculate, draft=options.draft_model,
     )  # fmt: skip
     if not options.reload:
         return loaded, None

@@ -75,6 +75,7 @@ class Played:
 
         def counted(row) -> None:
             self.interrupted += 1
+            assert not row.draft
             give_back(row)
 
         engine.waiting.give_back = counted  # type: ignore[method-assign]

@@ -142,10 +142,10 @@ def test_a_shared_prompt_is_read_once(step_tokens) -> None:
     done = engine.generate(wanted)
     once, rest = 1010, sum(1000 % BLOCK + 10 + n for n in range(1, 8))
     assert engine.runner.tokens_read == once + rest
-    assert [c.cached for c in done] == [0] + [960] * 7
+    assert [c.cached for c in done] == [0] + [992] * 7
     assert tokens(done) == tokens(Engine(model, 8).generate(wanted))
     engine.generate([replace(wanted[0], prompt=(*shared, 3))])
-    assert engine.runner.tokens_read == once + rest + 41
+    assert engine.runner.tokens_read == once + rest + 9
 
 
 def test_an_answer_is_kept_for_the_next_turn() -> None:
@@ -153,6 +153,17 @@ def test_an_answer_is_kept_for_the_next_turn() -> None:
     first = engine.generate([Request(prompt(60), 80, SAMPLINGS[1])])[0]
     turn = Request((*prompt(60), *first.tokens, 5), 3, SAMPLINGS[0])
     assert engine.generate([turn])[0].cached == 128
+
+
+@pytest.mark.parametrize("length", [127, 128, 129])
+def test_the_newest_token_of_an_answer_is_not_in_its_slot_yet(length: int) -> None:
+    model = built()
+    engine = Engine(model, 1, prefix_tokens=1024)
+    first = engine.generate([Request(prompt(60), length - 60, SAMPLINGS[1])])[0]
+    turn = Request((*prompt(60), *first.tokens, 5, 6), 9, SAMPLINGS[0])
+    done = engine.generate([turn])[0]
+    assert done.cached == (128 if length > 128 else 96)
+    assert done.tokens == Engine(model, 1).generate([turn])[0].tokens
 
 
 def test_a_small_budget_replaces_what_was_not_used_lately() -> None:
@@ -163,8 +174,8 @@ def test_a_small_budget_replaces_what_was_not_used_lately() -> None:
             engine = Engine(model, slots, prefix_tokens=budget, step_tokens=step_tokens)
             assert [tokens(engine.generate(wanted)) for _ in range(3)] == [fresh] * 3
             assert len(engine.runner.prefix._kept) == budget // BLOCK
-    with pytest.raises(ValueError, match="prefix_tokens: 63 is less than a block of 64"):
-        Engine(model, prefix_tokens=63)
+    with pytest.raises(ValueError, match="prefix_tokens: 31 is less than a block of 32"):
+        Engine(model, prefix_tokens=31)
     with pytest.raises(ValueError, match="prefix_tokens: -64 is less"):
         Engine(model, prefix_tokens=-64)
 
@@ -188,6 +199,7 @@ def test_other_weights_forget_what_was_read() -> None:
     engine.weights_changed()
     while engine.busy:  # this request was read before, and is not kept
         engine.step()
+    assert not engine.runner.prefix._kept
     done = engine.generate([one, running])
     assert tokens(done) == changed
     assert [c.cached for c in done] == [0, 0]
@@ -219,24 +231,31 @@ def test_blocks_against_a_slow_reference(ahead: int) -> None:
     cache = Cache([FullCache([torch.zeros(3, 1, 400, 1, dtype=torch.int64)])], 3, 400)
     entries = cache.layers[0].tensors[0][:, 0, :, 0]
     prefix, used = PrefixCache(cache, 6 * BLOCK, ahead), list[tuple[int, ...]]()  # newest last
-    for number in range(600):
-        parts = [chance.choice((0, 0, 0, 1)) for _ in range(5)]
-        length = chance.randrange(1, 390)
-        ids = tuple(part for part in parts for _ in range(BLOCK + 7))[:length]
-        one = Running(number, Request(ids, 1), 0)
-        needs = [hash(ids[: place + 1 + ahead]) for place in range(length)]
-        blocks = [ids[: end + ahead] for end in range(BLOCK, length - ahead + 1, BLOCK)][:6]
+    running: list[tuple[Running, int]] = []  # and the tokens that were found
+    for number in range(1500):
+        width = chance.choice((BLOCK, BLOCK, BLOCK + 7))
+        parts = [chance.choice((0, 0, 0, 1)) for _ in range(7)]
+        ids = tuple(part for part in parts for _ in range(width))[: chance.randrange(1, 390)]
+        one, slot = Running(number, Request(ids, 1), 0), chance.randrange(3)
+        blocks = [ids[: end + ahead] for end in range(BLOCK, len(ids) - ahead + 1, BLOCK)][:6]
         known = next((n for n, block in enumerate(blocks) if block not in used), len(blocks))
-        slot = chance.randrange(3)
         entries[slot] = -1
         found = prefix.restore(one, slot)
-        assert found == min(known * BLOCK, length - 1)
-        assert entries[slot, :found].tolist() == needs[:found]
+        assert found == min(known * BLOCK, len(ids) - 1)
+        assert entries[slot, :found].tolist() == needs(ids, ahead)[:found]
         used = [b for b in used if b not in blocks[:known]] + blocks[:known][::-1]
-        if chance.random() < 0.8:
-            entries[slot, :length] = torch.tensor(needs)
-            read = chance.randrange(found, length + 1)
+        running.append((one, found))
+        if len(running) > 4 or chance.random() < 0.3:
+            one, found = running.pop(chance.randrange(len(running)))
+            ids = one.request.prompt
+            entries[slot, : len(ids)] = torch.tensor(needs(ids, ahead))
+            read = chance.randrange(found, len(ids) + 1)
             prefix.store(one, slot, read)
-            kept = blocks[: max(read - ahead, 0) // BLOCK]
+            ends = range(BLOCK, read - ahead + 1, BLOCK)
+            kept = [ids[: end + ahead] for end in ends][:6]
             used = ([b for b in used if b not in kept] + kept[::-1])[-6:]
         assert len(prefix._kept) == len(used)
+
+
+def needs(ids: tuple[int, ...], ahead: int) -> list[int]:
+    return [hash(ids[: place + 1 + ahead]) for place in range(len(ids))]

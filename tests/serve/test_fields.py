@@ -56,7 +56,6 @@ def test_fields_without_effect_are_accepted(running, fields):
         ("continue_final_message", True),
         ("add_generation_prompt", False),
         ("allowed_token_ids", [65]),
-        ("typical_p", 0.5),
         ("min_tokens", 3),
         ("reasoning_effort", "high"),
         ("skip_special_tokens", False),

@@ -144,7 +144,7 @@ def test_a_second_question_reads_the_same_start_once():
         ]
     finally:
         server.stop()
-    assert [one.prompt_tokens_details.cached_tokens for one in used] == [0, 15 * 64]
+    assert [one.prompt_tokens_details.cached_tokens for one in used] == [0, 31 * 32]
 
 
 def test_settings_come_from_a_file_and_the_command_line_has_the_last_word(tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def client_of(context: grpc.aio.ServicerContext, clients: Clients) -> Client | N
 
 
 class KeyCheck(grpc.aio.ServerInterceptor):
-    """Refuses calls without a valid key before anything else looks at them."""
+    """Refuses calls without a valid key before anything else reads them."""
 
     def __init__(self, clients: Clients) -> None:
         self._clients = clients

@@ -67,6 +67,7 @@ class GenerationRequest(Body):
     stop: Stops | None = None
     top_k: int | None = Field(None, ge=-1, lt=1 << 31)
     min_p: float | None = Field(None, ge=0, le=1)
+    typical_p: float | None = Field(None, gt=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0.01, le=100)
     stop_token_ids: list[StrictInt] | None = Field(None, max_length=64)
     ignore_eos: bool | None = None
@@ -102,6 +103,7 @@ class GenerationRequest(Body):
             top_k=max(self.top_k or 0, 0),
             top_p=1.0 if self.top_p is None else self.top_p,
             min_p=self.min_p or 0.0,
+            typical_p=1.0 if self.typical_p is None else self.typical_p,
             repetition_penalty=self.repetition_penalty or 1.0,
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,

@@ -34,7 +34,6 @@ UNSUPPORTED: Neutral = {
     "min_tokens": (0,),
     "suffix": ("",),
     "best_of": (1,),
-    "typical_p": (1,),
     "use_beam_search": (False,),
     "length_penalty": (1,),
     "bad_words": ([],),
