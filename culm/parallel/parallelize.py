@@ -37,7 +37,7 @@ from culm.parallel.check import check_layout, check_pipeline
 from culm.parallel.clip import Norm, clip_sharded
 from culm.parallel.context import RowRanks, attention_of
 from culm.parallel.expert import divide_experts, shard_experts, weigh_experts
-from culm.parallel.mesh import Axes
+from culm.parallel.mesh import Axes, Mesh
 from culm.parallel.phases import phase
 from culm.parallel.pipeline import Pipeline
 from culm.parallel.ranks import Ranks
@@ -175,18 +175,29 @@ def parallelize(
         compile_blocks(objective)
         given = activation_checkpointing
         functorch.activation_memory_budget = given if isinstance(given, float) else 1.0
-    mesh = ranks.mesh
-    if mesh is not None and mesh.gradients.size() > 1:
-        whole = settings.tensor == settings.expert == settings.pipeline == 1
-        if settings.data == "ddp" and whole:
-            parallel.replicate()
-        else:  # DDP takes no divided parameters: with shards of one rank, FSDP2 replicates them
-            copies = mesh.weights["replicate"].size() > 1
-            names = ("replicate", "shard") if copies else ("shard",)
-            if settings.expert > 1:
-                shard_experts(objective, mesh)
-            shard(objective, mesh.weights[names])
+    if ranks.mesh is not None:
+        _exchange_gradients(parallel, ranks.mesh, settings)
     return parallel
+
+
+def _exchange_gradients(parallel: Parallel, mesh: Mesh, settings: ParallelConfig) -> None:
+    """Between the ranks that hold the same weights.
+
+    Those with the same experts may be others than those with the same part of the matmuls: with
+    tensor=4 and expert=2, two ranks have copies of each expert, and no two of any other part.
+    """
+    exchanged = mesh.gradients.size() > 1
+    whole = settings.tensor == settings.expert == settings.pipeline == 1
+    if exchanged and settings.data == "ddp" and whole:
+        parallel.replicate()
+        return
+    # DDP takes no divided parameters: with shards of one rank, FSDP2 replicates them.
+    if settings.expert > 1 and (exchanged or mesh.same_experts > 1):
+        shard_experts(parallel.objective, mesh)
+    if exchanged:
+        copies = mesh.weights["replicate"].size() > 1
+        names = ("replicate", "shard") if copies else ("shard",)
+        shard(parallel.objective, mesh.weights[names])
 
 
 def divide(objective: nn.Module, axes: Axes, settings: ParallelConfig) -> None:
