@@ -40,6 +40,7 @@ from culm.parallel.expert import divide_experts, shard_experts, weigh_experts
 from culm.parallel.mesh import Axes, Mesh
 from culm.parallel.phases import phase
 from culm.parallel.pipeline import Pipeline
+from culm.parallel.pulse import wait_while_compiling
 from culm.parallel.ranks import Ranks
 from culm.parallel.sequence import SequenceShards, hold_parts
 from culm.parallel.settings import ParallelConfig
@@ -113,9 +114,9 @@ class Parallel:
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
             with self._sync(last):
-                with phase("forward"):
+                with phase("forward", self.ranks.pulse):
                     loss = self._forward(batch.to(device), last)
-                with phase("backward"):
+                with phase("backward", self.ranks.pulse):
                     (loss.mean(counts) * scale).backward()
             sums.add(loss)
         return sums
@@ -172,6 +173,8 @@ def parallelize(
     if activation_checkpointing in ("selective", "full"):
         checkpoint_blocks(objective, KEPT if activation_checkpointing == "selective" else ())
     if compile:
+        if ranks.processes > 1:
+            wait_while_compiling(ranks.pulse)
         compile_blocks(objective)
         given = activation_checkpointing
         functorch.activation_memory_budget = given if isinstance(given, float) else 1.0

@@ -104,9 +104,10 @@ class Trainer:
         self.update.clear()  # of a step that was given up
         for number in range(start, steps):
             began = time.perf_counter()
-            with phase("data"):
-                given = batches.step(number)
-            event = self._step(given, number, steps, tokens, began)
+            with self.ranks.pulse.step():
+                with phase("data", self.ranks.pulse):
+                    given = batches.step(number)
+                event = self._step(given, number, steps, tokens, began)
             tokens = event.tokens
             self.listener(event)
             if event.stopped:

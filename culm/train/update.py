@@ -77,7 +77,7 @@ class Update:
             for parameter in self.parallel.objective.parameters():
                 if parameter.grad is not None:
                     local_shard(parameter.grad).div_(self.scale)
-        with phase("clip"):
+        with phase("clip", self.parallel.ranks.pulse):
             return math.hypot(*(self.parallel.clip(part, self.clip) for part in self.clipped))
 
     def overflow(self, step: int, loss: float, norm: float) -> str | None:
@@ -102,7 +102,7 @@ class Update:
         # Copies of a weight must be rounded alike on all ranks, shards each in its own way.
         shard = self.parallel.ranks.shard if is_sharded(self.parallel.objective) else 0
         torch.manual_seed(keyed_integer(self.seed, "update", number, shard))
-        with phase("optimizer"):
+        with phase("optimizer", self.parallel.ranks.pulse):
             if not self._measures(number):
                 self.optimizer.step()
                 return {}
@@ -199,6 +199,7 @@ class UpdateInBackward(Update):
             torch.manual_seed(
                 keyed_integer(self.seed, "update", self._number, self._index[parameter])
             )
-            with phase("optimizer"), self._ratio.of(parameter) if self._ratio else nullcontext():
+            measured = self._ratio.of(parameter) if self._ratio else nullcontext()
+            with phase("optimizer", self.parallel.ranks.pulse), measured:
                 cast(RuleOptimizer, self.optimizer).update(group, [parameter])
         parameter.grad = None

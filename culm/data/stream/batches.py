@@ -174,7 +174,9 @@ class StreamBatches:
                 self._settings.prefetch,
             )  # fmt: skip
         while lane.ready < self._context:
-            match self.pool.get():
+            with self._ranks.pulse.waiting():  # for the network
+                given = self.pool.get()
+            match given:
                 case Mark() as mark:
                     if mark.document > self._marks[-1].document:
                         self._marks.append(mark)
