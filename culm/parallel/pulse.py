@@ -21,7 +21,7 @@ class Pulse:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Steps that were begun in this process, and phases of the last one."""
+        """How many steps this process has entered, and how many phases of the last one."""
         return self.steps, self.phases
 
     @property
