@@ -7,6 +7,7 @@
     runs/x/metrics.jsonl   one line a step
     runs/x/status.json     running, finished, interrupted or failed, and why
     runs/x/manifest.json   versions, hardware, data and code of each start
+    runs/x/tracker.txt     the number by which W&B and MLflow know the run
     runs/x/eval.jsonl      what was measured, with its step
     runs/x/checkpoints/    where an interrupted run resumes
     runs/x/adapter/        the adapter, in the format of PEFT
