@@ -34,7 +34,7 @@ from culm.model import logprobs
 from culm.model.transformer import Transformer
 from culm.model.trunk import Trunk
 from culm.parallel.check import check_layout, check_pipeline
-from culm.parallel.clip import Norm, clip_sharded
+from culm.parallel.clip import Norm, clip
 from culm.parallel.context import RowRanks, attention_of
 from culm.parallel.expert import divide_experts, shard_experts, weigh_experts
 from culm.parallel.mesh import Axes, Mesh
@@ -123,9 +123,7 @@ class Parallel:
 
     def clip(self, parameters: list[nn.Parameter], limit: float) -> float:
         """Scale the gradients down to the norm `limit` at most; gives the norm before."""
-        if self.ranks.mesh is None:
-            return float(nn.utils.clip_grad_norm_(parameters, limit))
-        return clip_sharded(parameters, limit, self.norm(), self.counts)
+        return clip(parameters, limit, self.norm(), self.counts)
 
     def norm(self) -> Norm:
         """For tensors of which this rank may have a part."""
