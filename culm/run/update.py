@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from culm.config import SettingError
 from culm.optim.rule import RuleOptimizer
 from culm.parallel.parallelize import Parallel
 from culm.run.assemble import Assembly
 from culm.run.settings import RunConfig
+from culm.run.train_settings import TrainConfig
 from culm.train.loss_scale import LossScale
+from culm.train.rates import ByRows, RateSchedule
+from culm.train.spikes import WithoutSpikes
 from culm.train.update import Update, UpdateInBackward
+
+
+def rates_of(train: TrainConfig, batches: WithoutSpikes) -> RateSchedule:
+    """How the learning rate moves over the steps of a run, with what it left out after spikes."""
+    rates = train.rates
+    return replace(rates, passed=lambda: batches.passed) if isinstance(rates, ByRows) else rates
 
 
 def loss_scale_of(config: RunConfig) -> LossScale | None:
