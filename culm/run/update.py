@@ -13,7 +13,7 @@ from culm.run.train_settings import TrainConfig
 from culm.train.loss_scale import LossScale
 from culm.train.rates import ByRows, RateSchedule
 from culm.train.spikes import WithoutSpikes
-from culm.train.update import Update, UpdateInBackward
+from culm.train.update import Update, UpdateInBackward, peak_rates
 
 
 def rates_of(train: TrainConfig, batches: WithoutSpikes) -> RateSchedule:
@@ -40,6 +40,7 @@ def update_of(
         return Update(
             parallel, optimizer, clip=train.clip, clip_by=train.clip_by, seed=seed,
             loss_scale=scale, ratio_every=train.update_ratio_every,
+            peaks=peak_rates(optimizer, run.ranks),
         )  # fmt: skip
     check_in_backward(run.config, run.ranks.processes)
     return UpdateInBackward(parallel, optimizer, seed=seed, ratio_every=train.update_ratio_every)
