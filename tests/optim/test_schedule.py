@@ -84,3 +84,10 @@ def test_factors_rise_then_fall_within_bounds(
         top = factors.index(max(factors))
         assert factors[: top + 1] == sorted(factors[: top + 1])
         assert factors[top:] == sorted(factors[top:], reverse=True)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(final=0.1), WSD(final=0.1), Linear(final=0.1)])
+def test_final_is_the_rate_of_a_step_after_the_last(schedule: Cosine | WSD | Linear) -> None:
+    """So the last step learns too where it is 0."""
+    assert schedule.factor(99, 100) > 0.1
+    assert schedule.factor(100, 100) == pytest.approx(0.1)
