@@ -19,6 +19,7 @@ from pathlib import Path
 import torch.distributed as distributed
 
 from culm.exits import LOST_RANK, RESUMES
+from culm.log import say_at_once
 from culm.parallel.pulse import Pulse
 
 BEAT = 2.0  # seconds between two signs of life
@@ -145,7 +146,7 @@ class Watch:
         behind = hanging(signs)
         if not self.suspicion.lasts({rank: signs[rank] for rank in behind}):
             return
-        _say(f"culm: {hang_sentence(signs, behind)}\n")
+        say_at_once(f"culm: {hang_sentence(signs, behind)}")
         self.store.set(HANGS, json.dumps(behind))
         self.ended.wait(2 * BEAT + 1)  # the others read it, perhaps in a store of this process
         self._end(behind)
@@ -153,7 +154,7 @@ class Watch:
     def _end(self, hanging: list[int]) -> None:
         """End this process, with its stack if it is one of those that hang."""
         if self.rank in hanging:
-            _say(f"culm: the stack of rank {self.rank}:\n")
+            say_at_once(f"culm: the stack of rank {self.rank}:")
             faulthandler.dump_traceback(2)
         os._exit(LOST_RANK)
 
@@ -165,7 +166,7 @@ class Watch:
                 self.ticks[other] += 1
             if silent := [r for r in self.others if self.ticks[r] * TICK > SILENCE]:
                 if self.rank <= 1:  # one rank says it
-                    _say(f"culm: {self._sentence(silent)}\n")
+                    say_at_once(f"culm: {self._sentence(silent)}")
                 os._exit(LOST_RANK)
 
     def _sentence(self, silent: list[int]) -> str:
@@ -230,9 +231,3 @@ def _place(thread: int) -> str:
     path = Path(frame.f_code.co_filename)
     where = path.relative_to(PACKAGE.parent) if path.is_relative_to(PACKAGE) else path.name
     return f"in {frame.f_code.co_name}, {where} line {frame.f_lineno}"
-
-
-def _say(text: str) -> None:
-    """Past the streams of Python, whose locks the main thread may hold."""
-    with suppress(OSError):
-        os.write(2, text.encode())
