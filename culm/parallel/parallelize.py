@@ -90,7 +90,7 @@ class Parallel:
         """Leave the gradients of a step in the parameters, and give the sums of this rank.
 
         counts: of the whole step, over micro-batches and ranks. loss_scale: by which gradients are
-        multiplied. One micro-batch is on the device at a time.
+        multiplied. One micro-batch is on the device at a time; of a pipeline, all of a step are.
         """
         alike = 1 if self.axes is None else self.axes.tensor.size
         # Data-parallel wrappers average gradients; a sum is needed. Tensor-parallel ranks compute
