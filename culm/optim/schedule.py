@@ -57,7 +57,7 @@ class WSD(Config):
         return min(_warmup(step, steps, self.warmup), down)
 
 
-class Linear(Config):
+class LinearDecay(Config):
     """Linear warm-up, then a straight line down.
 
     warmup: share of the steps in which the rate rises.
@@ -126,4 +126,4 @@ class Constant(Config):
         return _warmup(step, steps, self.warmup)
 
 
-Schedule = one_of(Cosine | Linear | WSD | Constant | InverseSqrt | Cyclic)
+Schedule = one_of(Cosine | LinearDecay | WSD | Constant | InverseSqrt | Cyclic)
