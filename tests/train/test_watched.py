@@ -78,7 +78,7 @@ def test_only_the_very_device_has_the_peak_of_its_datasheet(name: str, known: st
 
 def test_the_peak_of_a_cpu_is_measured() -> None:
     rate, source = peak_rate(CPU, "fp32")
-    assert rate == matmul_rate(CPU, "fp32") > 1e8
+    assert rate == max(matmul_rate(CPU, one) for one in ("fp32", "bf16")) > 1e8
     assert source == "a large matmul here"
 
 
