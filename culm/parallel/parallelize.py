@@ -13,27 +13,21 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import nn
 from torch._functorch import config as functorch
-from torch._ops import OpOverload
 from torch.distributed import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import (
-    checkpoint,
-    create_selective_checkpoint_contexts,
-    noop_context_fn,
-)
 
 from culm.batch import Batch, Loss, Sums
 from culm.config import SettingError
 from culm.model import logprobs
 from culm.model.transformer import Transformer
-from culm.model.trunk import Trunk
 from culm.parallel.check import check_layout, check_pipeline
+from culm.parallel.checkpointing import KEPT, Checkpointing, checkpoint_blocks, trunks_of
 from culm.parallel.clip import Norm, clip
 from culm.parallel.context import RowRanks, attention_of
 from culm.parallel.expert import divide_experts, shard_experts, weigh_experts
@@ -45,18 +39,6 @@ from culm.parallel.ranks import Ranks
 from culm.parallel.sequence import SequenceShards, hold_parts
 from culm.parallel.settings import ParallelConfig
 from culm.parallel.tensor import TensorParallel, sum_whole_gradients
-
-# What a block keeps for its backward: all, the results of matmuls and of attention by SDPA, or its
-# input; a number: that share of all, which the compiler chooses.
-Checkpointing = Literal["none", "selective", "full"] | float
-aten = torch.ops.aten
-KEPT: tuple[OpOverload, ...] = (
-    aten.mm.default, aten.addmm.default, aten.bmm.default, aten._grouped_mm.default,
-    aten._scaled_dot_product_flash_attention.default,
-    aten._scaled_dot_product_flash_attention_for_cpu.default,
-    aten._scaled_dot_product_efficient_attention.default,
-    aten._scaled_dot_product_cudnn_attention.default,
-)  # fmt: skip
 
 
 class Parallel:
@@ -228,7 +210,7 @@ def shards_of(axes: Axes, settings: ParallelConfig) -> SequenceShards:
 
 def shard(objective: nn.Module, mesh: DeviceMesh) -> None:
     """Each rank holds a shard of every parameter; buffers, such as packed weights, stay whole."""
-    for trunk in _trunks(objective):
+    for trunk in trunks_of(objective):
         for block in trunk.every_block:
             fully_shard(block, mesh=mesh)
     for model in _models(objective):
@@ -249,11 +231,6 @@ def _models(objective: nn.Module) -> list[Transformer]:
     return [module for module in objective.modules() if isinstance(module, Transformer)]
 
 
-def _trunks(objective: nn.Module) -> list[Trunk]:
-    """Everything with blocks: each Transformer, and trunks with other ends."""
-    return [module for module in objective.modules() if isinstance(module, Trunk)]
-
-
 def _outside(objective: nn.Module) -> Iterator[nn.Module]:
     """The objective's own modules that are no Transformer, such as a head, if they have parameters.
 
@@ -267,29 +244,12 @@ def _outside(objective: nn.Module) -> Iterator[nn.Module]:
         raise SettingError(f"parallel: put the parameter {name} into a module, which is sharded")
 
 
-def checkpoint_blocks(objective: nn.Module, kept: Sequence[OpOverload] = ()) -> None:
-    """Keep the input of each block; compute the rest again in the backward.
-
-    kept: operators whose results are kept too.
-    """
-    contexts = (
-        partial(create_selective_checkpoint_contexts, list(kept)) if kept else noop_context_fn
-    )
-    for trunk in _trunks(objective):
-        for block in trunk.every_block:
-            # The method and not a module around the block, whose parameters keep their names.
-            again = partial(
-                checkpoint, block.forward, use_reentrant=False, context_fn=contexts
-            )  # fmt: skip
-            block.forward = again  # type: ignore[method-assign]
-
-
 def compile_blocks(objective: nn.Module) -> None:
     """Compile the code of one block, used for all, and the passes over logits."""
     torch._dynamo.config.cache_size_limit = max(32, torch._dynamo.config.cache_size_limit)
     reduce, differentiate = (torch.compile(f) for f in (logprobs.reduce, logprobs.differentiate))
     for model in _models(objective):
         model.kernels = replace(model.kernels, reduce=reduce, differentiate=differentiate)
-    for trunk in _trunks(objective):
+    for trunk in trunks_of(objective):
         for block in trunk.every_block:
             block.compile(dynamic=False)
