@@ -61,6 +61,14 @@ def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
 
+def say_at_once(text: str) -> None:
+    """From a signal handler, or a thread of a process that hangs: past the streams of Python, of
+    which the main thread may be in the middle.
+    """
+    with suppress(OSError):
+        os.write(2, f"\n{text}\n".encode())
+
+
 class Rate(ProgressColumn):
     """Units per second, with thousands separated."""
 

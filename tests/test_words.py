@@ -96,3 +96,15 @@ def test_the_list_finds_what_it_names() -> None:
     assert found("two\n    products") == ["'products' in 'two products'"]
     assert not found("dot products, productsize, and apart\nfrom it")
     assert found("dot products and products")
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(ROOT)))
+def test_no_name_stands_in_braces_in_a_message(module: Path) -> None:
+    """A part of an f-string that lacks its own f."""
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    known = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    for node in ast.walk(tree):
+        for part in node.values if isinstance(node, ast.JoinedStr) else ():
+            if isinstance(part, ast.Constant):
+                names = re.findall(r"\{([A-Za-z]\w+)\}", str(part.value))
+                assert not [name for name in names if name.isupper() and name in known], module

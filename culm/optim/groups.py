@@ -127,15 +127,20 @@ def rate_factors(
 
 
 def divided(group: dict[str, Any], factors: Mapping[nn.Parameter, float]) -> list[dict[str, Any]]:
-    """A group in parts of one precision that each take one multiple of its rate; the rate itself
-    comes first.
+    """A group in parts of one precision that each take one multiple of its rate, which is in their
+    name; the rate itself comes first.
     """
     parts: dict[tuple[float, torch.dtype], list[nn.Parameter]] = {}
     for parameter in group["params"]:
         key = factors.get(parameter, 1.0), parameter.dtype
         parts.setdefault(key, []).append(parameter)
     ordered = sorted(parts, key=lambda key: key[0] != 1.0)
-    return [group | {"params": parts[key], "lr": group["lr"] * key[0]} for key in ordered]
+    found = []
+    for factor, dtype in ordered:
+        name = group["name"] if factor == 1.0 else f"{group['name']} x{factor:.3g}"
+        params = parts[factor, dtype]
+        found.append(group | {"name": name, "params": params, "lr": group["lr"] * factor})
+    return found
 
 
 def hidden_matrices(module: nn.Module) -> set[nn.Parameter]:

@@ -41,7 +41,11 @@ class StochasticRounding(Rule):
         local_shard(parameter.data).copy_(rounded(local_shard(exact.data)))
 
     def averaged(self, parameter: nn.Parameter, state: Mapping[str, Tensor]) -> Tensor:
-        return self.inner.averaged(_exact(parameter), state) if state else parameter
+        if not state:
+            return parameter
+        exact = _exact(parameter)
+        found = self.inner.averaged(exact, state)
+        return parameter if found is exact else found  # the weights themselves are not copied
 
 
 def rounded(exact: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class Cosine(Config):
     """Linear warm-up, then half a cosine down.
 
     warmup: share of the steps in which the rate rises.
-    final: the last rate, as a share of the greatest.
+    final: the rate that a step after the last one would have, as a share of the greatest.
     """
 
     kind: Literal["cosine"] = "cosine"
@@ -39,7 +39,7 @@ class WSD(Config):
     """Warm-up, stable, decay (arXiv 2404.06395); the decay is 1 - sqrt(x) (arXiv 2405.18392).
 
     warmup: share of the steps in which the rate rises. decay: share in which it falls.
-    final: the last rate, as a share of the greatest.
+    final: the rate that a step after the last one would have, as a share of the greatest.
     """
 
     kind: Literal["wsd"] = "wsd"
@@ -57,11 +57,11 @@ class WSD(Config):
         return min(_warmup(step, steps, self.warmup), down)
 
 
-class Linear(Config):
+class LinearDecay(Config):
     """Linear warm-up, then a straight line down.
 
     warmup: share of the steps in which the rate rises.
-    final: the last rate, as a share of the greatest.
+    final: the rate that a step after the last one would have, as a share of the greatest.
     """
 
     kind: Literal["linear"] = "linear"
@@ -95,7 +95,7 @@ class Cyclic(Config):
     """Linear warm-up, then cosines down, each from the greatest rate (arXiv 1608.03983).
 
     warmup: share of the steps in which the rate rises. cycles: in the other steps, of equal length.
-    final: the last rate of a cycle, as a share of the greatest.
+    final: the rate that a step after a cycle would have, as a share of the greatest.
     """
 
     kind: Literal["cyclic"] = "cyclic"
@@ -126,4 +126,4 @@ class Constant(Config):
         return _warmup(step, steps, self.warmup)
 
 
-Schedule = one_of(Cosine | Linear | WSD | Constant | InverseSqrt | Cyclic)
+Schedule = one_of(Cosine | LinearDecay | WSD | Constant | InverseSqrt | Cyclic)

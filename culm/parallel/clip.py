@@ -1,4 +1,4 @@
-"""The norm of tensors whose parts lie on several ranks, and the limit of that of gradients."""
+"""The norm of tensors, whose parts may lie on several ranks, and the limit of that of gradients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ Axes = tuple[DeviceMesh, ...]  # over whose ranks a tensor is divided
 class Norm:
     """The 2-norm of tensors that are added one after the other, and need not live at once.
 
-    As torch.nn.utils.get_total_norm, which takes no tensors of different meshes.
+    As torch.nn.utils.get_total_norm, which takes no tensors of different meshes, and computes the
+    norm of bf16 tensors in bf16; this one is in fp32.
 
     pipeline: ranks with other parameters.
     """
@@ -35,7 +36,8 @@ class Norm:
         for tensor in tensors:
             found.setdefault(_axes(tensor), []).append(local_shard(tensor))
         for axes, parts in found.items():
-            square = nn.utils.get_total_norm(parts).double().square()
+            norms = torch._foreach_norm(parts, 2.0, dtype=torch.float32)
+            square = torch.stack(norms).double().square().sum()
             known = self._squares.get(axes)
             self._squares[axes] = square if known is None else known + square
 
@@ -48,7 +50,7 @@ class Norm:
         return math.sqrt(square)
 
 
-def clip_sharded(
+def clip(
     parameters: list[nn.Parameter],
     limit: float,
     whole: Norm,
@@ -56,7 +58,7 @@ def clip_sharded(
 ) -> float:
     """Scale the gradients down to the norm `limit` at most; gives the norm before.
 
-    As torch.nn.utils.clip_grad_norm_, which takes no tensors of different meshes at once.
+    As torch.nn.utils.clip_grad_norm_, but of `Norm`.
 
     whole: adds it up. counts: whether the norm has a parameter from this rank, where several have
     it.

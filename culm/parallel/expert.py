@@ -77,7 +77,8 @@ def shard_experts(objective: nn.Module, mesh: Mesh) -> None:
     axes = ("expert_replicate", "expert_shard") if copies else ("expert_shard",)
     for module in objective.modules():
         if isinstance(module, Experts):
-            fully_shard(module, mesh=mesh.experts[axes])
+            # Said, since FSDP2 keeps what no other of its modules is around.
+            fully_shard(module, mesh=mesh.experts[axes], reshard_after_forward=True)
 
 
 def weigh_experts(objective: nn.Module, factor: float) -> None:

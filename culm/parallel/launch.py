@@ -8,12 +8,14 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as distributed
 
 from culm.parallel.mesh import build_mesh
+from culm.parallel.pulse import Pulse
 from culm.parallel.ranks import Ranks
 from culm.parallel.settings import ParallelConfig
 from culm.parallel.watch import watched
@@ -48,9 +50,10 @@ def process_group(
         yield joined(device, settings)
         return
     rank, size = _join("nccl" if torch.device(device).type == "cuda" else "gloo")
-    with watched(_store(rank), rank, size):
+    pulse = Pulse()
+    with watched(_store(rank), rank, size, pulse):
         try:
-            yield joined(device, settings)
+            yield replace(joined(device, settings), pulse=pulse)
             # Without it a rank may leave while another still talks to it.
             distributed.barrier()
         finally:

@@ -55,6 +55,11 @@ class Mesh:
         return self.rows["data"]
 
     @property
+    def same_experts(self) -> int:
+        """Ranks that compute with the same experts, and exchange their gradients."""
+        return self.experts["expert_replicate"].size() * self.experts["expert_shard"].size()
+
+    @property
     def axes(self) -> Axes:
         """Those along which one model is divided."""
         meshes = (

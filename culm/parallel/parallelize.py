@@ -13,49 +13,32 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import nn
 from torch._functorch import config as functorch
-from torch._ops import OpOverload
 from torch.distributed import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import (
-    checkpoint,
-    create_selective_checkpoint_contexts,
-    noop_context_fn,
-)
 
 from culm.batch import Batch, Loss, Sums
 from culm.config import SettingError
 from culm.model import logprobs
 from culm.model.transformer import Transformer
-from culm.model.trunk import Trunk
 from culm.parallel.check import check_layout, check_pipeline
-from culm.parallel.clip import Norm, clip_sharded
+from culm.parallel.checkpointing import KEPT, Checkpointing, checkpoint_blocks, trunks_of
+from culm.parallel.clip import Norm, clip
 from culm.parallel.context import RowRanks, attention_of
 from culm.parallel.expert import divide_experts, shard_experts, weigh_experts
-from culm.parallel.mesh import Axes
+from culm.parallel.mesh import Axes, Mesh
 from culm.parallel.phases import phase
 from culm.parallel.pipeline import Pipeline
+from culm.parallel.pulse import wait_while_compiling
 from culm.parallel.ranks import Ranks
 from culm.parallel.sequence import SequenceShards, hold_parts
 from culm.parallel.settings import ParallelConfig
 from culm.parallel.tensor import TensorParallel, sum_whole_gradients
-
-# What a block keeps for its backward: all, the results of matmuls and of attention by SDPA, or its
-# input; a number: that share of all, which the compiler chooses.
-Checkpointing = Literal["none", "selective", "full"] | float
-aten = torch.ops.aten
-KEPT: tuple[OpOverload, ...] = (
-    aten.mm.default, aten.addmm.default, aten.bmm.default, aten._grouped_mm.default,
-    aten._scaled_dot_product_flash_attention.default,
-    aten._scaled_dot_product_flash_attention_for_cpu.default,
-    aten._scaled_dot_product_efficient_attention.default,
-    aten._scaled_dot_product_cudnn_attention.default,
-)  # fmt: skip
 
 
 class Parallel:
@@ -89,7 +72,7 @@ class Parallel:
         """Leave the gradients of a step in the parameters, and give the sums of this rank.
 
         counts: of the whole step, over micro-batches and ranks. loss_scale: by which gradients are
-        multiplied. One micro-batch is on the device at a time.
+        multiplied. One micro-batch is on the device at a time; of a pipeline, all of a step are.
         """
         alike = 1 if self.axes is None else self.axes.tensor.size
         # Data-parallel wrappers average gradients; a sum is needed. Tensor-parallel ranks compute
@@ -113,18 +96,16 @@ class Parallel:
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
             with self._sync(last):
-                with phase("forward"):
+                with phase("forward", self.ranks.pulse):
                     loss = self._forward(batch.to(device), last)
-                with phase("backward"):
+                with phase("backward", self.ranks.pulse):
                     (loss.mean(counts) * scale).backward()
             sums.add(loss)
         return sums
 
     def clip(self, parameters: list[nn.Parameter], limit: float) -> float:
         """Scale the gradients down to the norm `limit` at most; gives the norm before."""
-        if self.ranks.mesh is None:
-            return float(nn.utils.clip_grad_norm_(parameters, limit))
-        return clip_sharded(parameters, limit, self.norm(), self.counts)
+        return clip(parameters, limit, self.norm(), self.counts)
 
     def norm(self) -> Norm:
         """For tensors of which this rank may have a part."""
@@ -172,21 +153,34 @@ def parallelize(
     if activation_checkpointing in ("selective", "full"):
         checkpoint_blocks(objective, KEPT if activation_checkpointing == "selective" else ())
     if compile:
+        if ranks.processes > 1:
+            wait_while_compiling(ranks.pulse)
         compile_blocks(objective)
         given = activation_checkpointing
         functorch.activation_memory_budget = given if isinstance(given, float) else 1.0
-    mesh = ranks.mesh
-    if mesh is not None and mesh.gradients.size() > 1:
-        whole = settings.tensor == settings.expert == settings.pipeline == 1
-        if settings.data == "ddp" and whole:
-            parallel.replicate()
-        else:  # DDP takes no divided parameters: with shards of one rank, FSDP2 replicates them
-            copies = mesh.weights["replicate"].size() > 1
-            names = ("replicate", "shard") if copies else ("shard",)
-            if settings.expert > 1:
-                shard_experts(objective, mesh)
-            shard(objective, mesh.weights[names])
+    if ranks.mesh is not None:
+        _exchange_gradients(parallel, ranks.mesh, settings)
     return parallel
+
+
+def _exchange_gradients(parallel: Parallel, mesh: Mesh, settings: ParallelConfig) -> None:
+    """Between the ranks that hold the same weights.
+
+    Those with the same experts may be others than those with the same part of the matmuls: with
+    tensor=4 and expert=2, two ranks have copies of each expert, and no two of any other part.
+    """
+    exchanged = mesh.gradients.size() > 1
+    whole = settings.tensor == settings.expert == settings.pipeline == 1
+    if exchanged and settings.data == "ddp" and whole:
+        parallel.replicate()
+        return
+    # DDP takes no divided parameters: with shards of one rank, FSDP2 replicates them.
+    if settings.expert > 1 and (exchanged or mesh.same_experts > 1):
+        shard_experts(parallel.objective, mesh)
+    if exchanged:
+        copies = mesh.weights["replicate"].size() > 1
+        names = ("replicate", "shard") if copies else ("shard",)
+        shard(parallel.objective, mesh.weights[names])
 
 
 def divide(objective: nn.Module, axes: Axes, settings: ParallelConfig) -> None:
@@ -216,7 +210,7 @@ def shards_of(axes: Axes, settings: ParallelConfig) -> SequenceShards:
 
 def shard(objective: nn.Module, mesh: DeviceMesh) -> None:
     """Each rank holds a shard of every parameter; buffers, such as packed weights, stay whole."""
-    for trunk in _trunks(objective):
+    for trunk in trunks_of(objective):
         for block in trunk.every_block:
             fully_shard(block, mesh=mesh)
     for model in _models(objective):
@@ -237,11 +231,6 @@ def _models(objective: nn.Module) -> list[Transformer]:
     return [module for module in objective.modules() if isinstance(module, Transformer)]
 
 
-def _trunks(objective: nn.Module) -> list[Trunk]:
-    """Everything with blocks: each Transformer, and trunks with other ends."""
-    return [module for module in objective.modules() if isinstance(module, Trunk)]
-
-
 def _outside(objective: nn.Module) -> Iterator[nn.Module]:
     """The objective's own modules that are no Transformer, such as a head, if they have parameters.
 
@@ -255,29 +244,12 @@ def _outside(objective: nn.Module) -> Iterator[nn.Module]:
         raise SettingError(f"parallel: put the parameter {name} into a module, which is sharded")
 
 
-def checkpoint_blocks(objective: nn.Module, kept: Sequence[OpOverload] = ()) -> None:
-    """Keep the input of each block; compute the rest again in the backward.
-
-    kept: operators whose results are kept too.
-    """
-    contexts = (
-        partial(create_selective_checkpoint_contexts, list(kept)) if kept else noop_context_fn
-    )
-    for trunk in _trunks(objective):
-        for block in trunk.every_block:
-            # The method and not a module around the block, whose parameters keep their names.
-            again = partial(
-                checkpoint, block.forward, use_reentrant=False, context_fn=contexts
-            )  # fmt: skip
-            block.forward = again  # type: ignore[method-assign]
-
-
 def compile_blocks(objective: nn.Module) -> None:
     """Compile the code of one block, used for all, and the passes over logits."""
     torch._dynamo.config.cache_size_limit = max(32, torch._dynamo.config.cache_size_limit)
     reduce, differentiate = (torch.compile(f) for f in (logprobs.reduce, logprobs.differentiate))
     for model in _models(objective):
         model.kernels = replace(model.kernels, reduce=reduce, differentiate=differentiate)
-    for trunk in _trunks(objective):
+    for trunk in trunks_of(objective):
         for block in trunk.every_block:
             block.compile(dynamic=False)

@@ -11,13 +11,20 @@ from contextlib import contextmanager
 import torch
 from torch.profiler import record_function
 
+from culm.parallel.pulse import Pulse
+
 
 @contextmanager
-def phase(name: str) -> Iterator[None]:
-    """What runs within it is shown as `name`; without a profiler it costs some microseconds."""
+def phase(name: str, pulse: Pulse) -> Iterator[None]:
+    """What runs within it is shown as `name`; without a profiler it costs some microseconds.
+
+    pulse: of this rank, which counts the phase.
+    """
+    pulse.phase()
     with record_function(name):
         if not torch.cuda.is_available():
             yield
-            return
-        with torch.cuda.nvtx.range(name):
-            yield
+        else:
+            with torch.cuda.nvtx.range(name):
+                yield
+    pulse.phase()

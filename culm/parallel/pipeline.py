@@ -34,7 +34,7 @@ from culm.parallel.mesh import Axes
 from culm.parallel.pieces import Pieces
 from culm.parallel.sequence import SequenceShards
 from culm.parallel.settings import ParallelConfig, PipelineSchedule
-from culm.parallel.stage import Pipelined, Stage, Step
+from culm.parallel.stage import Pipelined, PipelineStep, Stage
 from culm.parallel.states import States
 
 ONE_STAGE: dict[PipelineSchedule, type[PipelineScheduleSingle]] = {
@@ -102,7 +102,7 @@ class Pipeline:
         device = self.states[0].model.device
         left = {stage.number: set(range(len(batches))) for stage in self.stages}
         placed = [batch.to(device) for batch in batches]
-        step = Step(placed, counts, scale, Sums(), left, torch.initial_seed())
+        step = PipelineStep(placed, counts, scale, Sums(), left, torch.initial_seed())
         for stage in self.stages:
             stage.step = step
             stage.synchronise(False)
@@ -124,7 +124,7 @@ class Pipeline:
                     place += 1
         return found
 
-    def _schedule_of(self, step: Step) -> Any:
+    def _schedule_of(self, step: PipelineStep) -> Any:
         """For as many micro-batches, of as many rows and tokens as the largest one."""
         size = (len(step.batches), *step.largest)
         if size != self._schedule[0]:

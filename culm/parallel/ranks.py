@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as distributed
 
 from culm.parallel.mesh import Mesh
+from culm.parallel.pulse import Pulse
 
 T = TypeVar("T")
 
@@ -21,7 +22,7 @@ class Ranks:
     writer: whether this process writes files and speaks; one of all processes does. mesh: all of
     them; None for a single one. shard: number of the part of the weights that this process holds,
     among those with other parts. patient: a group whose members may be waited for as long as it
-    takes to prepare a corpus.
+    takes to prepare a corpus. pulse: how far this process has come, for those that watch it.
     """
 
     rank: int = 0
@@ -30,6 +31,7 @@ class Ranks:
     mesh: Mesh | None = None
     shard: int = 0
     patient: distributed.ProcessGroup | None = None
+    pulse: Pulse = field(default_factory=Pulse, compare=False)
 
     def sum(self, values: list[float], device: torch.device | str = "cpu") -> list[float]:
         """Element-wise sum over the data ranks, in float64."""
@@ -139,7 +141,7 @@ class AgreeingRanks(Ranks):
     @classmethod
     def of(cls, ranks: Ranks) -> AgreeingRanks:
         """The same ranks."""
-        known = {field.name: getattr(ranks, field.name) for field in fields(Ranks)}
+        known = {one.name: getattr(ranks, one.name) for one in fields(Ranks)}
         return cls(**known, inner=ranks)
 
     def sum(self, values: list[float], device: torch.device | str = "cpu") -> list[float]:

@@ -30,7 +30,7 @@ class Pipelined(Protocol):
     def __call__(self, batch: Batch) -> Loss: ...
 
 
-class Step(NamedTuple):
+class PipelineStep(NamedTuple):
     """A step at work. scale: of the loss, for the gradients. sums: of this rank. left: what each
     stage has not gone back through yet, by numbers of micro-batches. seed: of noise.
     """
@@ -69,14 +69,14 @@ class Stage(nn.Module):
         self._objective = (objective,)  # no module of this one
         self.states, self.number, self.routers, self.routes = states, number, routers, routes
         self.is_last = number == len(states[0].pieces.stages) - 1
-        self.step: Step | None = None
+        self.step: PipelineStep | None = None
 
     @property
     def device(self) -> torch.device:
         return self.states[0].model.device
 
     @property
-    def at_work(self) -> Step:
+    def at_work(self) -> PipelineStep:
         assert self.step is not None
         return self.step
 

@@ -101,8 +101,8 @@ class Held:
     """Bytes of the parameters of a divided objective on one process.
 
     weights, trained: their shards. gathered: what FSDP2 has whole at a time: all that is outside
-    of blocks, and two blocks, of which the second is fetched early. largest: block. added_up: of
-    what every tensor-parallel rank has, whose gradients they add up.
+    of blocks, and two blocks, of which the second is fetched early. largest: of these blocks.
+    added_up: of what every tensor-parallel rank has, whose gradients they add up.
     """
 
     def __init__(
@@ -118,13 +118,17 @@ class Held:
         inside = set[nn.Parameter]().union(*blocks)
         learned = {p for _, p in trainable(objective)} & every
 
+        split = {p: layout.expert_shards if p in experts else layout.shards for p in every}
+
         def shards(parameters: Iterable[nn.Parameter]) -> int:
-            split = {True: layout.expert_shards, False: layout.shards}
-            return sum(-(-p.nbytes // split[p in experts]) for p in parameters)
+            return sum(-(-p.nbytes // split[p]) for p in parameters)
+
+        def whole(parameters: Iterable[nn.Parameter]) -> int:
+            return bytes_of(p for p in parameters if split[p] > 1)
 
         self.weights, self.trained = shards(every), shards(learned)
-        self.rest, self.largest = bytes_of(every - inside), max(map(bytes_of, blocks), default=0)
-        self.gathered = self.rest + 2 * self.largest if layout.shards > 1 else 0
+        self.rest, self.largest = bytes_of(every - inside), max(map(whole, blocks), default=0)
+        self.gathered = whole(every - inside) + 2 * self.largest
         self.parts = [
             (layout.shards, layout.copies, inside - experts, learned - experts),
             (layout.expert_shards, layout.expert_copies, experts, learned & experts),

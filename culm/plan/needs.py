@@ -144,7 +144,7 @@ def needs_of(
         weights=held.weights + held.gathered + bytes_of(objective.buffers())
         + sum(bytes_of((*m.parameters(), *m.buffers())) for m in others),
         gradients=max((p.nbytes for p in learned), default=0) if step.in_backward
-        else held.trained + (held.largest if layout.shards > 1 else 0),
+        else held.trained + held.largest,
         optimizer=int(update.states * share),
         activations=max(activations, int((update.bytes + copied) * share)),
     )  # fmt: skip

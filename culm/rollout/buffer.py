@@ -170,7 +170,8 @@ class Rollouts:
                     f"rollout {number} was sampled with weights that are gone; resume from a "
                     "checkpoint, or start at its first step"
                 )
-            self._number, self._held = number, self._sampled(number)
+            with self.ranks.pulse.waiting():  # for answers, rewards and their servers
+                self._number, self._held = number, self._sampled(number)
         return self._held
 
     def _first_episodes(self) -> list[Episode]:

@@ -16,15 +16,12 @@ from culm.convert.peft.settings import NAME as ADAPTER
 from culm.eval.evaluation import Evaluation
 from culm.files import read_lines, refuse_nonempty, write_json
 from culm.model.transformer import Transformer
-from culm.objective.objective import Objective
-from culm.parallel.sharded import needs_others, state_of
 from culm.run.assemble import Assembly
-from culm.run.initial import initial_model
 from culm.run.lineage import write_run_lineage
-from culm.run.objective import change_model
 from culm.run.start import model_id
 from culm.run.trained_on import trained_on
 from culm.run.verdict import verdict
+from culm.run.whole import whole_models
 from culm.train.events import Listeners, Measured
 from culm.train.judge import TrainingError
 from culm.train.memory import peak_bytes
@@ -110,13 +107,21 @@ def _write_models(run: Assembly) -> None:
 
     Their adapters are merged and their weights quantised; adapters of the policy also separately.
     """
-    train, whole = run.config.train, _whole(run)
+    train, trained = run.config.train, run.objective.trained()
+
+    def build(start: Transformer) -> dict[str, Transformer]:
+        # On the CPU, where a backend of the GPU cannot run.
+        return train.objective.build(start, run.load, run.config.seed).cpu().trained()
+
+    whole = whole_models(run.config, run.folder, trained, run.ranks, build)
     if whole is None:
         return
+    own = (whole[name] for name, model in trained.items() if model is run.model)
+    policy = next(own, run.model)
     if train.adapter is not None:
-        _write_adapter(run, whole.model)
-    stages = trained_on(run, whole.model.trained_on)
-    for name, model in whole.trained().items():
+        _write_adapter(run, policy)
+    stages = trained_on(run, policy.trained_on)
+    for name, model in whole.items():
         if adapters_of(model):
             merge_verified(model)
         if train.qat is not None:
@@ -124,23 +129,6 @@ def _write_models(run: Assembly) -> None:
         model.trained_on = stages
         native.save(model, run.tokenizer, run.folder / name)
         write_run_lineage(run, run.folder / name)
-
-
-def _whole(run: Assembly) -> Objective | None:
-    """The objective with whole weights, on the rank that writes."""
-    objective = run.objective
-    if needs_others(objective, run.ranks):  # every rank takes part
-        trained = objective.trained().items()
-        weights = {name: state_of(model, run.ranks) for name, model in trained}
-        if run.ranks.writer:  # models on the CPU, where a backend of the GPU cannot run, take them
-            config, dtypes = run.config, {n: m.dtype for n, m in objective.models().items()}
-            model, _ = initial_model(config, run.folder)
-            change_model(config, model)
-            objective = config.train.objective.build(model, run.load, config.seed).cpu()
-            for name, part in objective.trained().items():
-                part.load_state_dict(weights[name])
-                part.dtype = dtypes[name]
-    return objective if run.ranks.writer else None
 
 
 def _write_adapter(run: Assembly, model: Transformer) -> None:

@@ -14,11 +14,9 @@ from culm.convert import hf
 from culm.convert.load import find_model
 from culm.model.transformer import Transformer
 from culm.parallel.ranks import Ranks
-from culm.parallel.sharded import needs_others, state_of
-from culm.run.initial import initial_model
-from culm.run.objective import change_model
 from culm.run.settings import RunConfig
 from culm.run.start import model_id
+from culm.run.whole import whole_models
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -77,16 +75,9 @@ def policy_of(
 def _whole(
     config: RunConfig, folder: Path, policy: Transformer, ranks: Ranks
 ) -> Transformer | None:
-    if needs_others(policy, ranks):
-        weights = state_of(policy, ranks)
-        if not ranks.writer:
-            return None
-        model, _ = initial_model(config, folder)
-        change_model(config, model)
-        model.load_state_dict(weights)
-        model.dtype = policy.dtype
-        return model
-    if not ranks.writer:
+    found = whole_models(config, folder, {"model": policy}, ranks, lambda start: {"model": start})
+    if found is None:
         return None
+    model = found["model"]
     changed = config.train.adapter is not None or config.train.qat is not None
-    return copy.deepcopy(policy) if changed else policy
+    return copy.deepcopy(model) if changed and model is policy else model

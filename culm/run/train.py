@@ -7,6 +7,7 @@
     runs/x/metrics.jsonl   one line a step
     runs/x/status.json     running, finished, interrupted or failed, and why
     runs/x/manifest.json   versions, hardware, data and code of each start
+    runs/x/tracker.txt     the number by which W&B and MLflow know the run
     runs/x/eval.jsonl      what was measured, with its step
     runs/x/checkpoints/    where an interrupted run resumes
     runs/x/adapter/        the adapter, in the format of PEFT
@@ -56,7 +57,7 @@ from culm.run.rewind import fit
 from culm.run.settings import RunConfig
 from culm.run.speed import speed_of
 from culm.run.step import sequences_of
-from culm.run.update import check_processes, loss_scale_of, update_of
+from culm.run.update import check_processes, loss_scale_of, rates_of, update_of
 from culm.run.verdict import any_changed, sums_of
 from culm.train.checkpoint.store import CheckpointStore
 from culm.train.events import Ended, Event, Listeners, Measured, Stepped
@@ -214,7 +215,7 @@ def _train(run: Assembly, status: Status) -> Result:
         update = update_of(run, parallel, optimizer, scale)
         stragglers = Stragglers(train.straggler, run.objective, run.ranks)
         trainer = Trainer(
-            update, train.rates, judge=Finite() if train.spike is None else spikes,
+            update, rates_of(train, batches), judge=Finite() if train.spike is None else spikes,
             observers=(stragglers, speed_of(run, hollow, rows)), listener=listeners,
             stop=interruption,
         )  # fmt: skip

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from culm.config import SettingError
 from culm.optim.rule import RuleOptimizer
 from culm.parallel.check import check_micro_batches
 from culm.parallel.parallelize import Parallel
 from culm.run.assemble import Assembly
 from culm.run.settings import RunConfig
+from culm.run.train_settings import TrainConfig
 from culm.train.loss_scale import LossScale
-from culm.train.update import Update, UpdateInBackward
+from culm.train.rates import ByRows, RateSchedule
+from culm.train.spikes import WithoutSpikes
+from culm.train.update import Update, UpdateInBackward, peak_rates
+
+
+def rates_of(train: TrainConfig, batches: WithoutSpikes) -> RateSchedule:
+    """How the learning rate moves over the steps of a run, with what it left out after spikes."""
+    rates = train.rates
+    return replace(rates, passed=lambda: batches.passed) if isinstance(rates, ByRows) else rates
 
 
 def loss_scale_of(config: RunConfig) -> LossScale | None:
@@ -30,6 +41,7 @@ def update_of(
         return Update(
             parallel, optimizer, clip=train.clip, clip_by=train.clip_by, seed=seed,
             loss_scale=scale, ratio_every=train.update_ratio_every,
+            peaks=peak_rates(optimizer, run.ranks),
         )  # fmt: skip
     check_in_backward(run.config, run.ranks.processes)
     return UpdateInBackward(parallel, optimizer, seed=seed, ratio_every=train.update_ratio_every)

@@ -22,7 +22,7 @@ from culm.config import SettingError
 from culm.dtensor import local_shard
 from culm.exits import STOPPED
 from culm.files import read_json, refuse_unwritable
-from culm.log import say
+from culm.log import is_first_rank, say_at_once
 
 LOCK, STATUS = ".lock", "status.json"  # in the folder of a run
 LARGEST = 1e18  # the square of a larger number overflows fp32: nothing can be computed with it
@@ -80,7 +80,8 @@ class Interruption:
         if self.asked is not None:
             raise KeyboardInterrupt
         self.asked = signal.Signals(number)
-        say("Stopping after this step; press Ctrl-C again to stop at once.")
+        if is_first_rank():
+            say_at_once("Stopping after this step; press Ctrl-C again to stop at once.")
 
     def _end_at_second(self, signals: socket.socket) -> None:
         count = 0

@@ -14,7 +14,7 @@ class TrainingError(RunError):
     exit_code = DIVERGED
 
 
-class Judge(Protocol):
+class StepJudge(Protocol):
     def judge(self, step: int, loss: float, norm: float) -> str | None:
         """Why the update of a step is left out; None if it is not. The same on all ranks."""
         ...

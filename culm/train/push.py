@@ -22,12 +22,13 @@ from culm.parallel.ranks import Ranks
 from culm.train.events import Event, Measured, Stepped
 from culm.train.listeners import is_due
 
-FACTS = "step.json"  # next to the weights: step, loss and metrics
+FACTS = "step.json"  # next to the weights: step, loss and metrics, or why its update was left out
 
 
 class PushConfig(Config):
     """repo: OWNER/NAME of a model on the Hugging Face hub, which is created if it is not there.
-    every_steps: steps between two versions; one is pushed at the end in any case. version: branch:
+    every_steps: steps between two versions; one is pushed at the end in any case, and when the run
+        is stopped, unless the one before is still being uploaded then. version: branch:
         each version is the branch step-N; tag: versions follow each other on main, each with the
         tag step-N. private: whether a new repository is. wait_seconds: how long the end of the run
         waits for the last upload.
@@ -56,10 +57,11 @@ class Push:
     def __call__(self, event: Event) -> None:
         if isinstance(event, Measured):
             self._measured = {"step": event.step, **event.results}
-        elif isinstance(event, Stepped) and event.skipped is None:
-            if event.last:
+        elif isinstance(event, Stepped):
+            if event.last:  # a run that is to stop does not wait before it saves
                 self._wait()
-            if event.last or is_due(event.step, self.settings.every_steps):
+            ends = event.last or event.stopped
+            if ends or is_due(event.step, self.settings.every_steps):
                 self._push(event)
 
     def close(self) -> None:
@@ -85,9 +87,12 @@ class Push:
         self._write(folder)
         if not self.ranks.writer:
             return
-        facts: dict[str, Any] = {"step": event.step, "loss": event.loss, "tokens": event.tokens}
-        facts |= {"metrics": dict(event.metrics), "measured": self._measured}
-        write_json(folder / FACTS, facts)
+        facts: dict[str, Any] = {"step": event.step, "tokens": event.tokens}
+        if event.skipped is None:  # else they are of a loss from which nothing was learned
+            facts |= {"loss": event.loss, "metrics": dict(event.metrics)}
+        else:
+            facts["skipped"] = event.skipped
+        write_json(folder / FACTS, {**facts, "measured": self._measured})
 
     def _try(self, event: Stepped, work: Callable[[], None]) -> bool:
         """Whether it was done."""
@@ -108,11 +113,12 @@ class Push:
         name, repo, api = f"step-{event.step}", self.settings.repo, HfApi()
         api.create_repo(repo, private=self.settings.private, exist_ok=True)
         branch = self.settings.version == "branch"
+        loss = "" if event.skipped else f", loss {event.loss:.4f}"
         if branch:
             api.create_branch(repo, branch=name, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo, folder_path=folder, revision=name if branch else None,
-            commit_message=f"Step {event.step}, loss {event.loss:.4f}",
+            commit_message=f"Step {event.step}{loss}",
         )  # fmt: skip
         if not branch:
             api.create_tag(repo, tag=name, revision=commit.oid, exist_ok=True)

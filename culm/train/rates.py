@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,12 +17,18 @@ class RateSchedule(Protocol):
 
 @dataclass(frozen=True)
 class ByRows:
-    """A schedule that goes by the rows that were read, as a batch size that grows asks for."""
+    """A schedule that goes by the rows that were read, as a batch size that grows asks for.
+
+    passed: steps whose data the run has left out so far. Its step n reads the rows of step
+    n + passed, so it has the batch size and the rate of that one.
+    """
 
     schedule: RateSchedule
     sizes: BatchSizes
+    passed: Callable[[], int] = lambda: 0
 
     def factor(self, step: float, steps: float) -> float:
         """As that of a run with full batches which has read as many rows."""
-        before, full = self.sizes.before, self.sizes.full
-        return self.schedule.factor(before(int(step)) / full, before(int(steps)) / full)
+        before, full, passed = self.sizes.before, self.sizes.full, self.passed()
+        at, end = (before(int(number) + passed) / full for number in (step, steps))
+        return self.schedule.factor(at, end)

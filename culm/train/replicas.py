@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from culm.dtensor import local_shard
-from culm.exits import REPLICAS
+from culm.exits import REPLICAS, RESUMES
 from culm.objective.objective import Objective
 from culm.optim.rule import RuleOptimizer
 from culm.parallel.ranks import Ranks
@@ -64,7 +64,7 @@ class ReplicaCheck(Silent):
         kind, _, rest = name.partition(".")
         raise ReplicaError(
             f"step {step}: the {kind} {rest} of {words} differs from {others}, so memory "
-            "or a computation there is faulty; take the machine out; then {RESUMES}"
+            f"or a computation there is faulty; take the machine out; then {RESUMES}"
         )
 
     def _digests(self) -> dict[Place, int]:

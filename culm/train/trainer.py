@@ -15,7 +15,7 @@ from culm.exits import RESUMES, OutOfMemory, is_out_of_memory
 from culm.parallel.phases import phase
 from culm.seed import keyed_integer
 from culm.train.events import Event, Stepped
-from culm.train.judge import Finite, Judge, TrainingError
+from culm.train.judge import Finite, StepJudge, TrainingError
 from culm.train.rates import RateSchedule
 from culm.train.update import Update
 
@@ -89,7 +89,7 @@ class Trainer:
         update: Update,
         schedule: RateSchedule,
         *,
-        judge: Judge = Finite(),
+        judge: StepJudge = Finite(),
         observers: Sequence[Observer] = (),
         listener: Callable[[Event], None] = lambda event: None,
         stop: Callable[[], bool] = lambda: False,
@@ -104,9 +104,10 @@ class Trainer:
         self.update.clear()  # of a step that was given up
         for number in range(start, steps):
             began = time.perf_counter()
-            with phase("data"):
-                given = batches.step(number)
-            event = self._step(given, number, steps, tokens, began)
+            with self.ranks.pulse.step():
+                with phase("data", self.ranks.pulse):
+                    given = batches.step(number)
+                event = self._step(given, number, steps, tokens, began)
             tokens = event.tokens
             self.listener(event)
             if event.stopped:

@@ -6,7 +6,7 @@ gradients --> unscale (fp16) --> norm, clip --> judge (the trainer) --> optimize
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, cast
 
@@ -17,11 +17,21 @@ from culm.dtensor import local_shard
 from culm.optim.rule import Group, RuleOptimizer
 from culm.parallel.parallelize import Parallel
 from culm.parallel.phases import phase
+from culm.parallel.ranks import Ranks
 from culm.parallel.sharded import is_sharded
 from culm.seed import keyed_integer
 from culm.train.loss_scale import LossScale
 
 ClipBy = Literal["model", "group"]
+
+
+def peak_rates(optimizer: torch.optim.Optimizer, ranks: Ranks = Ranks()) -> dict[str, float]:
+    """Of each group of all ranks, by name. Ranks of a pipeline have groups of their own, so every
+    rank calls it.
+    """
+    groups = optimizer.param_groups
+    own = {group.get("name", "all"): group["lr"] for group in groups}
+    return {name: rate for found in ranks.everyone(own) for name, rate in found.items()}
 
 
 class Update:
@@ -30,7 +40,8 @@ class Update:
     clip: maximum gradient norm; None: no limit. clip_by: whether that is the norm of the model, or
     of each group of the optimizer. seed: of random numbers (rounding), which are keyed by seed and
     step, so that a resumed run gets the same ones. loss_scale: of fp16. ratio_every: steps after
-    which `update_ratio` is measured; None: never.
+    which `update_ratio` is measured; None: never. peaks: the peak rates of all groups, by name,
+    where other ranks have other groups.
     """
 
     def __init__(
@@ -43,6 +54,7 @@ class Update:
         seed: int = 0,
         loss_scale: LossScale | None = None,
         ratio_every: int | None = None,
+        peaks: Mapping[str, float] | None = None,
     ) -> None:
         self.parallel, self.optimizer, self.seed = parallel, optimizer, seed
         self.clip = math.inf if clip is None else clip
@@ -51,11 +63,7 @@ class Update:
         groups = [group["params"] for group in optimizer.param_groups]
         self.clipped = [parameters] if clip_by == "model" else groups
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
-        self.peaks: dict[str, float] = {}  # of all ranks: those of a pipeline have other names
-        names = [group.get("name", "all") for group in optimizer.param_groups]
-        for found in parallel.ranks.everyone(list(zip(names, self.peak_rates, strict=True))):
-            for name, peak in found:
-                self.peaks.setdefault(name, peak)
+        self.peaks = peak_rates(optimizer) if peaks is None else peaks
 
     def set_rates(self, factor: float) -> dict[str, float]:
         """The learning rate of each group of parameters in this step, by name.
@@ -77,7 +85,7 @@ class Update:
             for parameter in self.parallel.objective.parameters():
                 if parameter.grad is not None:
                     local_shard(parameter.grad).div_(self.scale)
-        with phase("clip"):
+        with phase("clip", self.parallel.ranks.pulse):
             return math.hypot(*(self.parallel.clip(part, self.clip) for part in self.clipped))
 
     def overflow(self, step: int, loss: float, norm: float) -> str | None:
@@ -102,7 +110,7 @@ class Update:
         # Copies of a weight must be rounded alike on all ranks, shards each in its own way.
         shard = self.parallel.ranks.shard if is_sharded(self.parallel.objective) else 0
         torch.manual_seed(keyed_integer(self.seed, "update", number, shard))
-        with phase("optimizer"):
+        with phase("optimizer", self.parallel.ranks.pulse):
             if not self._measures(number):
                 self.optimizer.step()
                 return {}
@@ -199,6 +207,7 @@ class UpdateInBackward(Update):
             torch.manual_seed(
                 keyed_integer(self.seed, "update", self._number, self._index[parameter])
             )
-            with phase("optimizer"), self._ratio.of(parameter) if self._ratio else nullcontext():
+            measured = self._ratio.of(parameter) if self._ratio else nullcontext()
+            with phase("optimizer", self.parallel.ranks.pulse), measured:
                 cast(RuleOptimizer, self.optimizer).update(group, [parameter])
         parameter.grad = None

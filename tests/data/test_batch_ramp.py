@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from culm.parallel.ranks import Ranks
 from culm.run.assemble import assemble, training_batches
 from culm.run.settings import RunConfig
 from culm.run.train import train
+from culm.run.update import rates_of
 from culm.train.rates import ByRows
+from culm.train.spikes import SpikeConfig, Spikes, WithoutSpikes
 from culm.verbs.plan import show_plan
 
 RAMP = BatchRamp(start=4, increment=4, steps=6)
@@ -95,6 +98,18 @@ def test_a_run_resumes_within_a_ramp(stage: Callable[..., dict], tmp_path: Path)
             train(parse(RunConfig, settings))
     one, two = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [untimed(line) for line in one] == [untimed(line) for line in two]
+
+
+def test_after_a_rewind_the_rate_is_that_of_the_rows(stage, tmp_path: Path) -> None:
+    """A step has the batch size and the rate of one step of a run that left nothing out."""
+    train = parse(RunConfig, settings_of(stage, tmp_path / "run")).train
+    loader = SimpleNamespace(step=train.batch_sizes.of)
+    batches = WithoutSpikes(loader, Spikes(SpikeConfig()))
+    rates = rates_of(train, batches)
+    plain = [(batches.step(n), rates.factor(n, 9)) for n in range(9)]
+    batches.passed = 2
+    assert [(batches.step(n), rates.factor(n, 7)) for n in range(7)] == plain[2:]
+    assert len({size for size, _ in plain}) == 3
 
 
 @pytest.mark.parametrize(

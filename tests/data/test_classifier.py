@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from culm.config import SettingError
 from culm.data.clean.classifier import Classifier
 from culm.data.clean.cleaner import Cleaner
-from culm.data.clean.linear import Accuracy, Linear, features_of, train
+from culm.data.clean.linear import Accuracy, LinearClassifier, features_of, train
 from culm.data.clean.stage import Dropped
 from culm.verbs.classifier import train_classifier
 
@@ -80,7 +80,7 @@ def test_command_stage_and_manifest(tmp_path: Path, capsys: pytest.CaptureFixtur
     [digest] = Cleaner([stage]).facts[0].digests
     train_classifier([str(good)], [str(bad)], str(out), ["data.max_documents=200"], overwrite=True)
     assert Cleaner([stage]).facts[0].digests != [digest]
-    loaded = Linear.load(out, "x")
+    loaded = LinearClassifier.load(out, "x")
     assert loaded.probability(text(chance, GOOD)) > 0.5
 
 

@@ -17,7 +17,10 @@ from stages import go, weights_in
 
 from culm.config import SettingError, parse
 from culm.convert import native
+from culm.parallel.ranks import Ranks
 from culm.run.settings import RunConfig
+from culm.train.events import Stepped
+from culm.train.push import Push, PushConfig
 
 REPO = "somebody/tiny"
 
@@ -126,8 +129,6 @@ def settings_of(stage: Callable[..., dict], folder: Path, **push: Any) -> dict[s
 
 def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that take longer than an upload, so that none is left out."""
-    from culm.train.push import Push
-
     call = Push.__call__
 
     def paused(self: Push, event: Any) -> None:
@@ -192,6 +193,36 @@ def test_a_network_that_fails_stops_nothing(
     said = " ".join(capsys.readouterr().err.split())
     for step in (2, 4, 5):
         assert f"Step {step} was not pushed to {REPO}, and the run continues: " in said
+
+
+def stepped(step: int, **more: Any) -> Stepped:
+    return Stepped(step, 6, 1.5, 1.0, {"all": 1e-3}, step, 0.1, {}, last=step == 6, **more)
+
+
+@pytest.mark.parametrize("rest", [{}, {"skipped": "the loss is nan"}])
+def test_a_step_whose_update_was_left_out_is_a_version_too(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: dict
+) -> None:
+    slowly(monkeypatch)
+    push = Push(PushConfig(repo=REPO, every_steps=2), lambda folder: folder.mkdir(), Ranks())
+    for step in range(1, 7):
+        push(stepped(step, **rest))
+    push.close()
+    assert set(hub.files) == {"main", "step-2", "step-4", "step-6"}
+    facts = json.loads(hub.files["step-6"]["step.json"])
+    assert facts.get("skipped") == rest.get("skipped")
+    assert facts.get("loss") == (None if rest else 1.5)
+    assert {message for _, message in hub.commits.values()} == {
+        f"Step {step}{'' if rest else ', loss 1.5000'}" for step in (2, 4, 6)
+    }
+
+
+def test_a_run_that_is_stopped_pushes_what_it_has(hub: Hub, tmp_path: Path) -> None:
+    push = Push(PushConfig(repo=REPO), lambda folder: folder.mkdir(), Ranks())
+    for step in range(1, 4):
+        push(stepped(step, stopped=step == 3))
+    push.close()
+    assert set(hub.files) == {"main", "step-3"}
 
 
 def test_a_disk_without_room_for_a_copy_stops_nothing(

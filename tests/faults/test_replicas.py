@@ -9,7 +9,7 @@ import tiny
 import torch
 from learning import build
 
-from culm.exits import REPLICAS
+from culm.exits import REPLICAS, RESUMES
 from culm.objective.next_token import NextToken
 from culm.objective.objective import Objective
 from culm.optim.adamw import AdamW
@@ -73,6 +73,7 @@ def test_one_flipped_bit_names_the_rank(name: str, bit: int) -> None:
     ) as raised:
         compare(*copies)
     assert raised.value.exit_code == REPLICAS
+    assert str(raised.value).endswith(f"; then {RESUMES}")
 
 
 def test_of_two_ranks_nobody_knows_which_is_right() -> None:

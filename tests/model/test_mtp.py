@@ -24,7 +24,7 @@ from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
 from culm.optim.muon import Muon, MuonRule
-from culm.parallel.parallelize import checkpoint_blocks
+from culm.parallel.checkpointing import checkpoint_blocks
 from culm.plan.model import cost_of
 from culm.run.settings import RunConfig
 from culm.run.start import start_of

@@ -16,9 +16,11 @@ from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
 from culm.optim.muon import Muon
 from culm.optim.schedule_free import ScheduleFree
+from culm.parallel.parallelize import Parallel
 from culm.run.settings import RunConfig
 from culm.run.train import train
 from culm.train.checkpoint.store import CheckpointStore
+from culm.train.update import Update
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -56,6 +58,21 @@ def test_nothing_is_averaged_before_the_first_step_or_without_a_setting(model) -
         optimizer = config.build(model)
         with optimizer.averaged():
             assert all(torch.equal(w, before[n]) for n, w in weights(model).items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_not_averaged_are_not_copied(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model of 7B in bf16, copies would take 14 GB at each evaluation."""
+    module = nn.Linear(8, 8).to(dtype)
+    optimizer = AdamW().build(module)
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    versions = [parameter._version for parameter in module.parameters()]
+    with optimizer.averaged():
+        assert [parameter._version for parameter in module.parameters()] == versions
 
 
 @pytest.mark.parametrize(
@@ -103,6 +120,15 @@ def test_rates_by_pattern_and_by_depth(model) -> None:  # noqa: F811
     assert by_name["norm.weight"] == 1
     if "head.weight" in by_name:
         assert by_name["head.weight"] == 3
+
+
+def test_every_rate_is_shown(model) -> None:  # noqa: F811
+    optimizer = AdamW(rate=1.0, layer_decay=0.5).build(model)
+    update = Update(Parallel(build(NextToken(), model)), optimizer)
+    shown = update.set_rates(0.1)
+    assert sorted(set(shown.values())) == sorted({group["lr"] for group in optimizer.param_groups})
+    assert len(shown) == len({(g["name"], g["lr"]) for g in optimizer.param_groups})
+    assert {name for name in shown if name.endswith(" x0.25")}
 
 
 def test_patterns_that_change_nothing_are_refused(model) -> None:  # noqa: F811

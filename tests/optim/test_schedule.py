@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from culm.optim.schedule import WSD, Constant, Cosine, Cyclic, InverseSqrt, Linear
+from culm.optim.schedule import WSD, Constant, Cosine, Cyclic, InverseSqrt, LinearDecay
 
 
 def test_cosine() -> None:
@@ -37,13 +37,13 @@ def test_constant() -> None:
 
 
 def test_linear() -> None:
-    factors = [Linear(warmup=0.1, final=0.2).factor(step, 100) for step in range(100)]
+    factors = [LinearDecay(warmup=0.1, final=0.2).factor(step, 100) for step in range(100)]
     assert factors[:2] == pytest.approx([0.1, 0.2])
     assert factors[9] == 1.0
     falls = [a - b for a, b in pairwise(factors[10:])]
     assert falls == pytest.approx([0.8 / 91] * 89)
     assert factors[99] == pytest.approx(0.2 + 0.8 / 91)
-    assert Linear().factor(99, 100) > 0
+    assert LinearDecay().factor(99, 100) > 0
 
 
 def test_inverse_sqrt_does_not_depend_on_the_length_of_a_run() -> None:
@@ -74,7 +74,7 @@ def test_factors_rise_then_fall_within_bounds(
     for schedule in (
         Cosine(warmup=warmup, final=final),
         WSD(warmup=warmup, decay=decay, final=final),
-        Linear(warmup=warmup, final=final),
+        LinearDecay(warmup=warmup, final=final),
         Constant(warmup=warmup),
         InverseSqrt(warmup_steps=1 + int(warmup * 100)),
         Cyclic(warmup=warmup, cycles=1, final=final),
@@ -84,3 +84,10 @@ def test_factors_rise_then_fall_within_bounds(
         top = factors.index(max(factors))
         assert factors[: top + 1] == sorted(factors[: top + 1])
         assert factors[top:] == sorted(factors[top:], reverse=True)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(final=0.1), WSD(final=0.1), LinearDecay(final=0.1)])
+def test_final_is_the_rate_of_a_step_after_the_last(schedule: Cosine | WSD | LinearDecay) -> None:
+    """So the last step learns too where it is 0."""
+    assert schedule.factor(99, 100) > 0.1
+    assert schedule.factor(100, 100) == pytest.approx(0.1)

@@ -62,6 +62,7 @@ FOUR = [
     "oss,expert=4", "oss,expert=2", "oss,data=fsdp,expert=2", "oss,data=fsdp,replicas=2,expert=2",
     "oss,data=fsdp,tensor=2,expert=2", "oss,data=fsdp,tensor=2,expert=4",
     "oss,tensor=2,context=2,expert=4",
+    "oss4,tensor=4,expert=2", "oss4,data=fsdp,tensor=4,expert=2",
     *(f"{name},pipeline=2,data=fsdp" for name in ("dense", "moe", "lora", "latent")),
     *(f"{name},pipeline=2,tensor=2" for name in ("dense", "moe", "latent")),
     "dense,pipeline=2,data=ddp", "dense,pipeline=2,context=2", "dense,pipeline=4",
@@ -108,7 +109,8 @@ def test_a_plan_knows_what_four_ranks_send() -> None:
         "moe,tensor=2,context=2", "latent,data=ddp,tensor=2", "oss,data=fsdp,expert=2",
         "dense,context=4,context_method=ring,data=fsdp",
         "latent,context=4,context_method=ulysses,data=fsdp",
-        "dense,pipeline=2,data=fsdp",
+        "dense,pipeline=2,data=fsdp", "oss4,data=ddp,tensor=4,expert=2",
+        "oss4,data=fsdp,tensor=4,expert=2",
     ]  # fmt: skip
     follow_one_process(4, *(f"traffic:{layout}" for layout in layouts))
 
@@ -116,6 +118,12 @@ def test_a_plan_knows_what_four_ranks_send() -> None:
 @pytest.mark.slow
 def test_products_of_axes_follow_one_process() -> None:
     follow_one_process(4, *FOUR)
+
+
+@pytest.mark.slow
+def test_copies_of_experts_in_a_pipeline_follow_one_process() -> None:
+    """Two stages of four ranks, which have two copies of each expert, and one of all else."""
+    follow_one_process(8, "oss4,pipeline=2,tensor=4,expert=2")
 
 
 def follow_one_run(

@@ -11,7 +11,7 @@ from culm.model.mlp.moe import MoE
 from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextToken
 from culm.optim.adamw import AdamW
-from culm.parallel.parallelize import checkpoint_blocks
+from culm.parallel.checkpointing import checkpoint_blocks
 from culm.parallel.settings import ParallelConfig
 from culm.plan.dry_run import as_on_gpu, dry_run, meta_batch
 from culm.plan.layout import Layout

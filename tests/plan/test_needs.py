@@ -21,7 +21,7 @@ from culm.objective.preference import Preference
 from culm.objective.reward import Reward
 from culm.optim.adamw import AdamW
 from culm.optim.muon import Muon
-from culm.parallel.parallelize import checkpoint_blocks
+from culm.parallel.checkpointing import checkpoint_blocks
 from culm.parallel.settings import ParallelConfig
 from culm.plan.dry_run import TensorMemory, dry_run, meta_batch
 from culm.plan.layout import Layout

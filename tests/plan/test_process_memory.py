@@ -37,7 +37,7 @@ from culm.model.context import Context
 from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextToken, NextTokenObjective
 from culm.optim.adamw import AdamW
-from culm.parallel.parallelize import checkpoint_blocks
+from culm.parallel.checkpointing import checkpoint_blocks
 from culm.plan.dry_run import ONES
 from culm.plan.needs import Step
 from culm.plan.process_memory import process_bytes

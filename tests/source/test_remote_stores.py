@@ -90,6 +90,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = files
+        self.token: str | None = None  # that a private dataset asks for
 
     def entry(self, path: str) -> dict[str, Any] | None:
         if path in self.files:
@@ -114,7 +115,17 @@ class Hub(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Hub
 
+    def refused(self) -> bool:
+        """Whether who asks may not see the dataset; the hub says then that there is none."""
+        wanted = self.server.token
+        if wanted is None or self.headers.get("Authorization") == f"Bearer {wanted}":
+            return False
+        self.send(401, b"{}", {"X-Error-Code": "RepoNotFound"})
+        return True
+
     def do_GET(self) -> None:
+        if self.refused():
+            return
         url = urlsplit(self.path)
         path, deep = unquote(url.path), "true" in parse_qs(url.query).get("recursive", [])
         base = "/api/datasets/owner/name"
@@ -134,6 +145,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        if self.refused():
+            return
         given = json.loads(body) if body.startswith("{") else parse_qs(body)
         self.give([one for path in given["paths"] if (one := self.server.entry(path))])
 
@@ -197,3 +210,18 @@ def test_files_of_the_hub(hub: Hub, tokenizer: Tokenizer, tmp_path: Path) -> Non
     manifest = check("hf://datasets/owner/name", tokenizer, tmp_path / "out")
     [name] = [name for name in manifest.revisions if name.endswith("a.jsonl")]
     assert manifest.revisions[name].startswith(f"{len(LINES)} bytes, ")
+
+
+def test_a_private_dataset_needs_the_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of HF_TOKEN, or of `hf auth login`."""
+    from huggingface_hub import HfFileSystem
+
+    hub.token, place = "hf_of_a_test", "hf://datasets/owner/name/data/a.jsonl"
+    for token, given in (("hf_of_another", False), ("hf_of_a_test", True)):
+        monkeypatch.setenv("HF_TOKEN", token)
+        HfFileSystem.clear_instance_cache()
+        if given:
+            assert [record["text"] for record in open_source(place)] == ["first", "second"]
+        else:
+            with pytest.raises(SettingError, match=r"data\.path|owner/name"):
+                list(open_source(place))

@@ -22,7 +22,8 @@ from culm.objective.grpo import GRPO
 from culm.objective.next_token import NextToken
 from culm.objective.ppo import PPO
 from culm.objective.preference import Preference
-from culm.parallel.parallelize import checkpoint_blocks, compile_blocks
+from culm.parallel.checkpointing import checkpoint_blocks
+from culm.parallel.parallelize import compile_blocks
 from culm.run.settings import RunConfig
 from culm.run.train import train
 from culm.train.events import Stepped

@@ -18,7 +18,8 @@ from culm.optim.muon import Muon
 from culm.optim.optimizer import OptimizerConfig
 from culm.optim.rule import RuleOptimizer
 from culm.optim.schedule import Constant
-from culm.parallel.parallelize import Parallel, checkpoint_blocks
+from culm.parallel.checkpointing import checkpoint_blocks
+from culm.parallel.parallelize import Parallel
 from culm.plan.needs import Step, needs_of
 from culm.run.settings import RunConfig
 from culm.run.train import train

@@ -1,6 +1,7 @@
 """A run that was killed ends as if it had never stopped, bit for bit."""
 
 import copy
+import io
 import json
 import os
 import signal
@@ -34,6 +35,7 @@ from culm.run.train import Result, train
 from culm.train.checkpoint.folder import Progress, steps_in
 from culm.train.checkpoint.store import CheckpointStore
 from culm.train.events import Event, Stepped
+from culm.train.guard import Interruption
 from culm.train.listeners import MetricsFile
 
 EVERY = {"every_steps": 2}
@@ -283,3 +285,19 @@ def test_sharded_weights_are_written_without_the_backend_of_the_gpu(
     monkeypatch.setattr("culm.run.finish.state_of", gathered)
     run(settings, tmp_path / "sharded")
     assert_equal(tmp_path / "plain", tmp_path / "sharded")
+
+
+def test_a_signal_within_a_message_is_heard(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    """Python refuses to write to a stream again within a write."""
+
+    class Writing(io.StringIO):
+        def write(self, text: str) -> int:
+            raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+
+    monkeypatch.setattr(sys, "stderr", Writing())
+    with Interruption().watching() as interruption:
+        signal.raise_signal(signal.SIGINT)
+        assert interruption()
+    assert "Stopping after this step; press Ctrl-C again" in capfd.readouterr().err

@@ -1,9 +1,11 @@
 """Weights & Biases in its offline mode, and MLflow in a folder."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +16,7 @@ from culm.run.train import train
 from culm.train.trackers import mlflow as mlflow_tracker
 from culm.train.trackers import wandb as wandb_tracker
 from culm.train.trackers.mlflow import MLflow
+from culm.train.trackers.tracker import run_id
 from culm.train.trackers.wandb import WandB
 
 
@@ -30,11 +33,30 @@ def test_mlflow_gets_what_the_files_get(
     folder = Path(config.folder)
     client = mlflow.MlflowClient(uri)
     [run] = client.search_runs([client.get_experiment_by_name("culm").experiment_id])
-    assert run.info.run_id == (folder / mlflow_tracker.RUN).read_text()
+    assert run.data.tags[mlflow_tracker.TAG] == run_id(folder)
     history = client.get_metric_history(run.info.run_id, "train/loss")
     lines = read_lines(folder / "metrics.jsonl")
     assert {m.step: m.value for m in history} == {line["step"]: line["loss"] for line in lines}
     assert run.data.params["train.batch_size"] == str(config.train.batch_size)
+
+
+def test_runs_in_folders_of_one_name_are_not_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two people have /workspace/runs/sft, each in a container; one of them resumes."""
+    asked: list[str] = []
+    package = SimpleNamespace(
+        init=lambda **given: asked.append(given["id"]), Settings=lambda **given: None
+    )
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    monkeypatch.setattr(WandB, "check", lambda self: None)
+    folder = tmp_path / "runs" / "sft"
+    for fresh in (True, False, True):
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        WandB().open(folder, {}, 0)
+    assert asked[0] == asked[1] != asked[2]
 
 
 def test_wandb_works_without_a_network(run_file: Callable[..., Path]) -> None:

@@ -1,5 +1,6 @@
 """What a run says of its speed and its updates, against numbers that are worked out by hand."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import tiny
 import torch
 from learning import Given, Recorder, build
 
+from culm.batch import Batch
 from culm.config import parse
+from culm.data.loader import Loader
 from culm.device import matmul_rate
 from culm.files import read_lines
 from culm.objective.next_token import NextToken
@@ -114,3 +117,21 @@ def test_every_line_of_a_run_has_them(stage: Callable[..., dict], tmp_path: Path
         assert 0 < line["mfu"] < 2  # the peak is measured, and the machine may be busy then
         assert 0 <= line["waiting"] < 1
     assert ["update_ratio" in line for line in lines] == [False, True] * 2
+
+
+def test_waiting_is_the_share_of_a_step_in_which_it_waits_for_data(
+    stage: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run whose third step takes half a second longer to read."""
+    read = Loader.step
+
+    def slowly(self: Loader, number: int) -> list[Batch]:
+        time.sleep(0.5 if number == 2 else 0)
+        return read(self, number)
+
+    monkeypatch.setattr(Loader, "step", slowly)
+    train(parse(RunConfig, {**stage("sft", steps=4), "folder": str(tmp_path / "run")}))
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    waited = [line["waiting"] * line["seconds"] for line in lines]
+    assert 0.5 <= waited[2] < lines[2]["seconds"]
+    assert max(waited[0], waited[1], waited[3]) < 0.4

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from culm.data.clean.linear import Linear
-from culm.data.clean.stage import Judge, Stage, Step
+from culm.data.clean.linear import LinearClassifier
+from culm.data.clean.stage import Filter, Stage, Step
 
 
 class Classifier(Stage):
@@ -25,11 +25,13 @@ class Classifier(Stage):
         return (self.model,)
 
     def build(self) -> Step:
-        return _Classified(Linear.load(self.model, "data.clean.classifier.model"), self.threshold)
+        return _Classified(
+            LinearClassifier.load(self.model, "data.clean.classifier.model"), self.threshold
+        )
 
 
-class _Classified(Judge):
-    def __init__(self, model: Linear, threshold: float) -> None:
+class _Classified(Filter):
+    def __init__(self, model: LinearClassifier, threshold: float) -> None:
         self._model, self._threshold = model, threshold
 
     def reason(self, text: str) -> str | None:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, PositiveInt, model_validator
 
 from culm.config import listed, one_of
-from culm.data.clean.stage import Judge, Stage, Step
+from culm.data.clean.stage import Filter, Stage, Step
 from culm.data.overlap import WORDS, Overlap, parts_of, text_of
 from culm.source import open_source
 from culm.source.record import fields_of
@@ -70,7 +70,7 @@ class Decontaminate(Stage):
         return _Searched(self._items, self.words)
 
 
-class _Searched(Judge):
+class _Searched(Filter):
     def __init__(self, items: dict[str, list[set[str]]], words: int) -> None:
         self._names = {
             part: name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from culm.data.clean.lines import TERMINAL, repeated, share, tokens_of
-from culm.data.clean.stage import Judge, Stage, Step
+from culm.data.clean.stage import Filter, Stage, Step
 
 
 class FineWeb(Stage):
@@ -30,7 +30,7 @@ class FineWeb(Stage):
         return _FineWeb(self)
 
 
-class _FineWeb(Judge):
+class _FineWeb(Filter):
     def __init__(self, settings: FineWeb) -> None:
         self._settings = settings
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from culm.data.clean.lines import ELLIPSES, is_sign, share, tokens_of
-from culm.data.clean.stage import Judge, Stage, Step
+from culm.data.clean.stage import Filter, Stage, Step
 
 BULLETS = ("•", "●", "‣", "-", "*")
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
@@ -41,7 +41,7 @@ class Gopher(Stage):
         return _Gopher(self)
 
 
-class _Gopher(Judge):
+class _Gopher(Filter):
     def __init__(self, settings: Gopher) -> None:
         self._settings, self._stop_words = settings, frozenset(settings.stop_words)
 

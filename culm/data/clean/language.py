@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from culm.config import SettingError, did_you_mean, listed
-from culm.data.clean.stage import Judge, Stage, Step
+from culm.data.clean.stage import Filter, Stage, Step
 from culm.source.pieces import cut_before
 
 PACKAGE = "lingua-language-detector"
@@ -52,7 +52,7 @@ class Language(Stage):
         return _Language(self)
 
 
-class _Language(Judge):
+class _Language(Filter):
     def __init__(self, settings: Language) -> None:
         from lingua import LanguageDetectorBuilder  # an extra
 

@@ -69,7 +69,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearClassifier:
     """weight: (262144,) float32; bias: one number."""
 
     weight: np.ndarray
@@ -99,7 +99,7 @@ class Linear:
             save_file(tensors, fresh, metadata)
 
     @staticmethod
-    def load(path: Path, setting: str) -> Linear:
+    def load(path: Path, setting: str) -> LinearClassifier:
         """As `save` wrote it. setting: what errors call it.
 
         Raises:
@@ -108,7 +108,9 @@ class Linear:
         try:
             with safe_open(path, "numpy") as file:
                 if (file.metadata() or {}).get("kind") == KIND:
-                    return Linear(file.get_tensor("weight"), float(file.get_tensor("bias")[0]))
+                    return LinearClassifier(
+                        file.get_tensor("weight"), float(file.get_tensor("bias")[0])
+                    )
         except (OSError, SafetensorError) as error:
             raise SettingError(f"{setting}: {path} cannot be read: {error}") from None
         raise SettingError(f"{setting}: {path} is no classifier; culm classifier writes one")
@@ -123,7 +125,7 @@ def features_of(text: str) -> np.ndarray:
 
 def train(
     positive: Iterable[str], negative: Iterable[str], seed: int = 0
-) -> tuple[Linear, Accuracy]:
+) -> tuple[LinearClassifier, Accuracy]:
     """A classifier, and how good it is on a fifth of the texts, which a hash of the text chooses.
 
     AdaGrad with the logistic loss, a text a step; both kinds weigh the same, however many they are.
@@ -171,7 +173,7 @@ def _split(texts: Features) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return parts
 
 
-def _fitted(good: Sequence[np.ndarray], bad: Sequence[np.ndarray], seed: int) -> Linear:
+def _fitted(good: Sequence[np.ndarray], bad: Sequence[np.ndarray], seed: int) -> LinearClassifier:
     weight, squares = np.zeros(FEATURES), np.full(FEATURES, 1e-2)
     bias, bias_square = 0.0, 1e-2
     count = len(good) + len(bad)
@@ -186,7 +188,7 @@ def _fitted(good: Sequence[np.ndarray], bad: Sequence[np.ndarray], seed: int) ->
             weight[features] -= RATE * slope * scale / np.sqrt(squares[features])
             bias_square += slope**2
             bias -= RATE * slope / math.sqrt(bias_square)
-    return Linear(weight.astype(np.float32), bias)
+    return LinearClassifier(weight.astype(np.float32), bias)
 
 
 def _sigmoid(score: float) -> float:

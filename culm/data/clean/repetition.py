@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from culm.data.clean.lines import repeated, tokens_of
-from culm.data.clean.stage import Judge, Stage, Step
+from culm.data.clean.stage import Filter, Stage, Step
 from culm.data.words import hashes_of, runs_of
 
 PARAGRAPHS = re.compile(r"\n{2,}")
@@ -40,7 +40,7 @@ class Repetition(Stage):
         return _Repetition(self)
 
 
-class _Repetition(Judge):
+class _Repetition(Filter):
     def __init__(self, settings: Repetition) -> None:
         self._settings = settings
 

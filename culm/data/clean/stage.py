@@ -50,7 +50,7 @@ class Rewriter(Step):
         return [self.rewrite(text, changes) for text in texts]
 
 
-class Judge(Step):
+class Filter(Step):
     """Keeps a unit as it is, or drops it."""
 
     @abstractmethod

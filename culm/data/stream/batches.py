@@ -15,7 +15,7 @@ from culm import log
 from culm.batch import Batch, Reads
 from culm.config import SettingError
 from culm.data.pack import PackedRows, Segment
-from culm.data.stream.pool import Pool
+from culm.data.stream.pool import StreamPool
 from culm.data.stream.process import Encoded, Mark, Reading, Remarks
 from culm.data.stream.settings import StreamConfig
 from culm.data.tensors import to_batch
@@ -99,7 +99,7 @@ class StreamBatches:
         self._lanes = {lane: Lane() for lane in reading.lanes}
         self._next = 0
         self._last: list[Batch] | None = None
-        self.pool: Pool | None = None
+        self.pool: StreamPool | None = None
         facts = (
             *source_facts, reading.format, reading.invalid, reading.seed, reading.shuffle, context,
             rows_per_step, tokenizer.fingerprint,
@@ -169,12 +169,14 @@ class StreamBatches:
     def _row(self, lane: Lane) -> Row:
         """The next row of a lane, as soon as it is there."""
         if self.pool is None:
-            self.pool = Pool(
+            self.pool = StreamPool(
                 self._reading, self._tokenizer, self._marks[0], self._settings.workers,
                 self._settings.prefetch,
             )  # fmt: skip
         while lane.ready < self._context:
-            match self.pool.get():
+            with self._ranks.pulse.waiting():  # for the network
+                given = self.pool.get()
+            match given:
                 case Mark() as mark:
                     if mark.document > self._marks[-1].document:
                         self._marks.append(mark)

@@ -29,7 +29,7 @@ class Gone:
     """A process sends nothing more."""
 
 
-class Pool:
+class StreamPool:
     """Reader and workers from a mark on, until `close` or the end of this process."""
 
     def __init__(

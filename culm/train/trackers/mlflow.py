@@ -8,9 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from culm.train.trackers.tracker import Reporter, TrackerConfig, flat
+from culm.train.trackers.tracker import Reporter, TrackerConfig, flat, run_id
 
-RUN = "mlflow.txt"  # in the run folder: the id of the run there
+TAG = "culm.run"  # of a run there: the id of the run folder
 LONGEST = 500  # characters of a setting
 
 
@@ -32,16 +32,14 @@ class MLflow(TrackerConfig):
         from mlflow import MlflowClient
 
         client = MlflowClient(self.uri)
-        known = folder / RUN
-        if known.exists():  # a run that resumes is the same one there
-            run = known.read_text(encoding="utf-8")
-        else:
-            found = client.get_experiment_by_name(self.experiment)
-            number = found.experiment_id if found else client.create_experiment(self.experiment)
-            run = client.create_run(number, run_name=folder.name).info.run_id
-            known.write_text(run, encoding="utf-8")
-            for name, value in flat(settings).items():
-                client.log_param(run, name, str(value)[:LONGEST])
+        found = client.get_experiment_by_name(self.experiment)
+        number = found.experiment_id if found else client.create_experiment(self.experiment)
+        own = run_id(folder)
+        if known := client.search_runs([number], f"tags.`{TAG}` = '{own}'"):
+            return MLflowListener(client, known[0].info.run_id)
+        run = client.create_run(number, run_name=folder.name, tags={TAG: own}).info.run_id
+        for name, value in flat(settings).items():
+            client.log_param(run, name, str(value)[:LONGEST])
         return MLflowListener(client, run)
 
 

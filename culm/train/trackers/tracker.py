@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from culm.config import Config
 from culm.train.events import Event, Listener, Measured, Stepped
+
+ID = "tracker.txt"  # in the run folder
 
 
 class TrackerConfig(Config, ABC):
@@ -30,6 +33,17 @@ class TrackerConfig(Config, ABC):
 
         settings: of the whole run, as plain values. Only the rank that writes opens trackers.
         """
+
+
+def run_id(folder: Path) -> str:
+    """By which trackers know the run in a folder, when it resumes too: a random number.
+
+    The path would not do: many people have a run in /workspace/runs/sft.
+    """
+    known = folder / ID
+    if not known.exists():
+        known.write_text(secrets.token_hex(8), encoding="utf-8")
+    return known.read_text(encoding="utf-8")
 
 
 class Reporter(ABC):

@@ -7,8 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from culm.seed import keyed_integer
-from culm.train.trackers.tracker import Reporter, TrackerConfig
+from culm.train.trackers.tracker import Reporter, TrackerConfig, run_id
 
 
 class WandB(TrackerConfig):
@@ -28,10 +27,8 @@ class WandB(TrackerConfig):
         self.check()
         import wandb
 
-        # A run that resumes, in the same folder, is the same one there.
-        number = keyed_integer(0, str(folder.resolve()))
         run = wandb.init(
-            project=self.project, name=folder.name, id=f"{number:x}", resume="allow",
+            project=self.project, name=folder.name, id=run_id(folder), resume="allow",
             dir=str(folder), config=dict(settings), mode=self.mode,
             settings=wandb.Settings(silent=True, console="off"),
         )  # fmt: skip
