@@ -16,7 +16,7 @@ from reciter import TEXT, Running, reciter, until
 from culm.config import parse
 from culm.serve.clients import Client, Clients, Limits
 from culm.serve.fixture import Script, ScriptedModel
-from culm.serve.grpc.server import protocol
+from culm.serve.grpc.calls import protocol
 from culm.serve.http.app import build
 from culm.serve.settings import ServeConfig
 

@@ -11,7 +11,7 @@ import grpc
 from culm.engine.sampling import Sampling
 from culm.serve.answer import AnswerStream
 from culm.serve.clients import ANYONE, Client, Clients
-from culm.serve.grpc.server import client_of, protocol, refused
+from culm.serve.grpc.calls import client_of, protocol, refused
 from culm.serve.query import ChatPrompt, Prompt, Query
 from culm.serve.refusal import InvalidRequest, Refusal
 from culm.serve.service import Service

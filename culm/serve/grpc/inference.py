@@ -15,7 +15,7 @@ import grpc
 import culm
 from culm.engine.sampling import Sampling
 from culm.serve.clients import ANYONE, Client, Clients
-from culm.serve.grpc.server import client_of, protocol, refused
+from culm.serve.grpc.calls import client_of, protocol, refused
 from culm.serve.query import Query
 from culm.serve.refusal import InvalidRequest, Refusal, UnknownModel
 from culm.serve.service import Service

@@ -17,41 +17,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from culm.config import SettingError
-from culm.serve import refusal
-from culm.serve.clients import Client, Clients
-from culm.serve.refusal import Refusal
+from culm.serve.clients import Clients
+from culm.serve.grpc import generation, inference
 from culm.serve.service import Service
 from culm.serve.settings import ServeConfig
 
 OPEN = "/grpc.health.v1.Health/"  # needs no key
-STATUSES = {
-    refusal.UnknownModel: grpc.StatusCode.NOT_FOUND,
-    refusal.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    refusal.FormFailed: grpc.StatusCode.INVALID_ARGUMENT,
-    refusal.RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    refusal.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    refusal.ShuttingDown: grpc.StatusCode.UNAVAILABLE,
-    refusal.TooSlow: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
 SECONDS = 0.2  # between two looks at whether the service drains
-
-
-def protocol(name: str) -> tuple[Any, Any]:
-    """Messages and services of a .proto file in this folder."""
-    return grpc.protos_and_services(f"culm/serve/grpc/{name}.proto")
-
-
-async def refused(context: grpc.aio.ServicerContext, error: Refusal) -> None:
-    """End a call with the status of a refusal."""
-    kinds = (status for kind, status in STATUSES.items() if isinstance(error, kind))
-    await context.abort(next(kinds, grpc.StatusCode.INTERNAL), str(error))
-
-
-def client_of(context: grpc.aio.ServicerContext, clients: Clients) -> Client | None:
-    """Who calls; None: its key is missing or wrong."""
-    given = dict(context.invocation_metadata() or ()).get("authorization", "")
-    kind, _, key = (given if isinstance(given, str) else given.decode()).partition(" ")
-    return clients.find(key.strip().encode() if kind.lower() == "bearer" else b"")
 
 
 class KeyCheck(grpc.aio.ServerInterceptor):
@@ -80,8 +52,6 @@ async def running(service: Service, settings: ServeConfig, clients: Clients) -> 
     Raises:
         SettingError: the port is not available, or a certificate cannot be read.
     """
-    from culm.serve.grpc import generation, inference
-
     server = grpc.aio.server(
         interceptors=[KeyCheck(clients)],
         options=[
