@@ -32,8 +32,8 @@ async def refused(context: grpc.aio.ServicerContext, error: Refusal) -> None:
     await context.abort(next(kinds, grpc.StatusCode.INTERNAL), str(error))
 
 
-def client_of(context: grpc.aio.ServicerContext, clients: Clients) -> Client | None:
-    """Who calls; None: its key is missing or wrong."""
-    given = dict(context.invocation_metadata() or ()).get("authorization", "")
+def client_of(metadata: Any, clients: Clients) -> Client | None:
+    """Who calls, by `authorization: Bearer KEY`; None: the key is missing or wrong."""
+    given = dict(metadata or ()).get("authorization", "")
     kind, _, key = (given if isinstance(given, str) else given.decode()).partition(" ")
     return clients.find(key.strip().encode() if kind.lower() == "bearer" else b"")

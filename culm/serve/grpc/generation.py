@@ -33,7 +33,7 @@ class Generation(Base):
         """Pieces of all choices; the last reply has the usage."""
         answer: AnswerStream | None = None
         try:
-            client = client_of(context, self._clients) or ANYONE
+            client = client_of(context.invocation_metadata(), self._clients) or ANYONE
             answer = await self._service.ask(_query(request, client))
             async for piece in answer.pieces():
                 if piece is not None and (piece.text or piece.finish):

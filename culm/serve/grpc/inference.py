@@ -63,7 +63,9 @@ class Inference(Base):
 
     async def ModelInfer(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
-            texts, reasons = await self._answer(request, client_of(context, self._clients))
+            texts, reasons = await self._answer(
+                request, client_of(context.invocation_metadata(), self._clients)
+            )
         except Refusal as error:
             await refused(context, error)
         raw = bool(request.raw_input_contents)

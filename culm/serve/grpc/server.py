@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from culm.config import SettingError
 from culm.serve.clients import Clients
 from culm.serve.grpc import generation, inference
+from culm.serve.grpc.calls import client_of
 from culm.serve.service import Service
 from culm.serve.settings import ServeConfig
 
@@ -33,9 +34,7 @@ class KeyCheck(grpc.aio.ServerInterceptor):
         self._clients = clients
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        given = dict(details.invocation_metadata or ()).get("authorization", "")
-        kind, _, key = given.partition(" ")
-        known = self._clients.find(key.strip().encode() if kind.lower() == "bearer" else b"")
+        known = client_of(details.invocation_metadata, self._clients)
         if known is not None or details.method.startswith(OPEN):
             return await continuation(details)
 
