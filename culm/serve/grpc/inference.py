@@ -63,9 +63,8 @@ class Inference(Base):
 
     async def ModelInfer(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
-            texts, reasons = await self._answer(
-                request, client_of(context.invocation_metadata(), self._clients)
-            )
+            client = client_of(context.invocation_metadata(), self._clients)
+            texts, reasons = await self._answer(request, client)
         except Refusal as error:
             await refused(context, error)
         raw = bool(request.raw_input_contents)
