@@ -281,7 +281,7 @@ def test_sharded_weights_are_written_without_the_backend_of_the_gpu(
 
     settings = stage("ppo", steps=1)
     run(settings, tmp_path / "plain")
-    monkeypatch.setattr("culm.run.whole.is_divided", lambda objective: True)
+    monkeypatch.setattr("culm.run.whole.needs_others", lambda model, ranks: True)
     monkeypatch.setattr("culm.run.whole.state_of", gathered)
     run(settings, tmp_path / "sharded")
     assert_equal(tmp_path / "plain", tmp_path / "sharded")
