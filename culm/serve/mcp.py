@@ -72,6 +72,7 @@ def server_of(service: Service) -> MCPServer[Any]:
     """The tools of a service that runs in the same event loop."""
     server: MCPServer[Any] = MCPServer(
         "culm", title=f"Culm: {service.name}", version=culm.__version__,
+        log_level="WARNING",
         instructions=f"Tools of the language model {service.name!r}, which runs on this machine.",
     )  # fmt: skip
     tools = Tools(service)
