@@ -12,7 +12,7 @@ from culm.engine.speculation import Speculation
 from culm.model.quantized_cache import CacheKind
 from culm.model.transformer import Transformer
 from culm.serve.clients import clients_of
-from culm.serve.http.server import check_exposed, check_port
+from culm.serve.http.server import check_exposed, check_packages, check_port
 from culm.serve.settings import ServeConfig
 from culm.text.language_model import LanguageModel
 from culm.tokenizer.tokenizer import Tokenizer
@@ -77,6 +77,7 @@ def serve_model(
     check_source(model, fixture)
     clients = clients_of(settings.keys, api_key)
     check_exposed(settings.host, clients)
+    check_packages(settings)
     check_port(settings.host, settings.port)
     from culm.serve.http import server
 

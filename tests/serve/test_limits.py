@@ -9,6 +9,7 @@ from scripted import scripted
 from culm.config import SettingError
 from culm.serve.clients import Bucket, Client, Clients, Limits, clients_of
 from culm.serve.http.app import build
+from culm.serve.http.server import check_packages
 from culm.serve.refusal import RateLimited
 from culm.serve.settings import ServeConfig, read_settings
 
@@ -145,6 +146,13 @@ def test_a_second_question_reads_the_same_start_once():
     finally:
         server.stop()
     assert [one.prompt_tokens_details.cached_tokens for one in used] == [0, 31 * 32]
+
+
+def test_a_missing_package_is_named_before_a_model_is_loaded(monkeypatch):
+    monkeypatch.setattr("culm.serve.http.server.find_spec", lambda name: None)
+    with pytest.raises(SettingError, match=r"culm\[grpc\]"):
+        check_packages(ServeConfig(grpc_port=0))
+    check_packages(ServeConfig())
 
 
 def test_settings_come_from_a_file_and_the_command_line_has_the_last_word(tmp_path, monkeypatch):

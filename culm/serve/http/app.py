@@ -89,12 +89,8 @@ def _grpc(
     """The gRPC server, if there is a port for it."""
     if settings.grpc_port is None:
         return nullcontext()
-    try:
-        from culm.serve.grpc.server import running
-    except ModuleNotFoundError as problem:
-        if problem.name is None or not problem.name.startswith("grpc"):
-            raise
-        raise SettingError("grpc_port: it needs grpc: pip install 'culm[grpc]'") from None
+    from culm.serve.grpc.server import running
+
     return running(service, settings, clients)
 
 

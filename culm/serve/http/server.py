@@ -6,6 +6,7 @@ import errno
 import socket
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from types import FrameType
 
 import uvicorn
@@ -54,6 +55,12 @@ def check_exposed(host: str, clients: Clients) -> None:
     """SettingError if everyone on the network could use the server without a key."""
     if host not in LOOPBACK and clients.open:
         raise SettingError(f"host: {host} is open to the network; set an API key with --api-key")
+
+
+def check_packages(settings: ServeConfig) -> None:
+    """SettingError if a setting needs a package that is not installed."""
+    if settings.grpc_port is not None and find_spec("grpc_reflection") is None:
+        raise SettingError("grpc_port: it needs grpc: pip install 'culm[grpc]'")
 
 
 def check_port(host: str, port: int) -> None:
