@@ -30,7 +30,7 @@ from culm.tools.function import (
     run,
 )
 
-End = Literal["answer", "steps", "tokens", "seconds", "model"]
+End = Literal["answer", "nothing", "steps", "tokens", "seconds", "model"]
 SAME = "The same call gave the same result in step {step}; it is in the messages above."
 
 
@@ -148,7 +148,7 @@ class _Run:
             if not answer.complete:
                 return self._end(said, "tokens")
             if not answer.calls:
-                return self._end(said, "answer")
+                return self._end(said, "answer" if said.strip() else "nothing")
             self._messages.append(written(answer, self._steps))
             for number, call in enumerate(answer.calls):
                 content = self._called(number, call)
@@ -177,7 +177,7 @@ class _Run:
         try:
             arguments = json.loads(call.arguments or "{}")
         except (ValueError, RecursionError):
-            return failure(f"the arguments of {call.name[:64]} are not JSON")
+            arguments = None
         if fault := fault_of(call.name, arguments, self._functions):
             return failure(fault)
         asked = time.monotonic()

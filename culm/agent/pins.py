@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from culm.agent.approval import Ask
@@ -23,13 +23,9 @@ def pins_file(servers: Path) -> Path:
     return servers.with_name(f"{servers.stem}.pins.json")
 
 
-def check_pins(
-    path: Path, tools: Sequence[ServerTool], ask: Ask | None,
-    show: Callable[[str], object] = sys.stderr.write,
-) -> None:  # fmt: skip
-    """Compare definitions with the file, and write what is new. show: where a person reads the full
-    definition of a tool that was never used before. ask: whether a change is right; None: there is
-    nobody.
+def check_pins(path: Path, tools: Sequence[ServerTool], ask: Ask | None) -> None:
+    """Compare definitions with the file, and write what is new. A person reads each definition that
+    was never used before, in full. ask: whether a change is right; None: there is nobody.
 
     Raises:
         SettingError: a definition has changed, or a known server has another tool, and nobody has
@@ -42,7 +38,7 @@ def check_pins(
         known = pins.get(server, {})
         fresh = [tool for tool in own if known.get(tool.own) != found[tool.own]]
         for tool in fresh:
-            show(f"{json.dumps(definition(tool), ensure_ascii=False, indent=1)}\n")
+            sys.stderr.write(f"{json.dumps(definition(tool), ensure_ascii=False, indent=1)}\n")
         changed = fresh if server in pins else []
         if changed and not _agreed(server, [tool.own for tool in changed], ask):
             raise SettingError(

@@ -93,7 +93,7 @@ class ServerConnection:
         return [
             ServerTool(
                 self._name, tool.name, _named(self._name, tool.name),
-                HIDDEN.sub("", tool.description or tool.title or ""), tool.input_schema, self,
+                _clean(tool.description or tool.title or ""), _clean(tool.input_schema), self,
             )
             for tool in tools
         ]  # fmt: skip
@@ -111,7 +111,7 @@ class ServerConnection:
             found = future.result(seconds + 0.5)
         except (TimeoutError, Late):
             future.cancel()
-            raise ToolError(f"{self._name} gave no result within {seconds:g} s") from None
+            raise ToolError(f"{self._name} timed out: no result within {seconds:g} s") from None
         except (Exception, CancelledError) as error:
             raise ToolError(f"{self._name}: {str(error)[:500]}") from None
         text = _text_of(found)
@@ -182,6 +182,15 @@ async def _listed(client: Any) -> list[Any]:
         if cursor is None:
             break
     return found
+
+
+def _clean(value: Any) -> Any:
+    """JSON without characters that hide or reorder text, which a person would not see."""
+    if isinstance(value, dict):
+        return {_clean(key): _clean(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_clean(one) for one in value]
+    return HIDDEN.sub("", value) if isinstance(value, str) else value
 
 
 def _named(server: str, tool: str) -> str:

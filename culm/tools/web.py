@@ -147,7 +147,7 @@ class WebSearch:
             raise ToolError("the search engine gave no results in its form") from None
         except OSError:
             raise ToolError("the search engine cannot be reached") from None
-        shown = [f"{title}\n{url}\n{_bare(text)}" for title, url, text in found]
+        shown = [f"{_bare(title)}\n{url}\n{_bare(text)}" for title, url, text in found]
         return "\n\n".join(shown) or "nothing was found"
 
 

@@ -26,6 +26,7 @@ ENDS = {
     "steps": "{steps} steps were not enough; allow more with --steps",
     "tokens": "{tokens:,} tokens were not enough; allow more with --tokens, or the context is full",
     "seconds": "{seconds:.0f} s were not enough; allow more with --seconds",
+    "nothing": "the model said nothing",
     "model": "the model failed: {reason}",
 }
 
