@@ -27,6 +27,7 @@ from culm.tools.function import (
     failure,
     fault_of,
     plain,
+    require_schemas,
     run,
 )
 
@@ -106,8 +107,9 @@ class Agent:
         """The answer to a question.
 
         Raises:
-            SettingError: two tools have the same name.
+            SettingError: two tools have the same name, or jsonschema is not installed.
         """
+        require_schemas()
         allowed = [one for one in self.functions if self.approvals.policy(one.name) != "never"]
         return _Run(self, check_names(allowed)).outcome(question)
 

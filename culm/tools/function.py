@@ -76,7 +76,7 @@ def fault_of(name: str, arguments: Any, functions: Mapping[str, ToolFunction]) -
     """What is wrong with a call; None: nothing.
 
     Raises:
-        SettingError: the package `jsonschema` is not installed.
+        SettingError: as `require_schemas`.
     """
     if name not in functions:
         known = ", ".join(sorted(functions)) or "none"
@@ -138,14 +138,23 @@ def check_names(functions: Sequence[ToolFunction]) -> dict[str, ToolFunction]:
     return found
 
 
-def _schema_fault(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str | None:
+def require_schemas() -> None:
+    """Raises:
+    SettingError: the package `jsonschema` is not installed, without which no call is made.
+    """
     try:
-        from jsonschema import Draft202012Validator
-        from jsonschema.exceptions import SchemaError, best_match
-        from referencing import Registry
-        from referencing.exceptions import Unresolvable
+        import jsonschema  # noqa: F401
     except ImportError:
         raise SettingError("tools: they need jsonschema: pip install 'culm[agent]'") from None
+
+
+def _schema_fault(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str | None:
+    require_schemas()
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError, best_match
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+
     try:
         Draft202012Validator.check_schema(schema)
         # An empty registry: a schema from somewhere else must not make this process fetch a URL.
