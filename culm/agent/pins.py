@@ -1,7 +1,7 @@
 """The definitions of server tools, as they were when a person first used them.
 
 A server may change what a tool says or takes after it was approved. So the hash of each definition
-is in a file beside that of the servers, and a change stops until a person has agreed to it.
+is in a file next to that of the servers, and a change stops until a person has agreed to it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
-from concurrent.futures import TimeoutError as Late
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from culm.agent.server_settings import ServerConfig, filled
 from culm.config import SettingError
 from culm.tools.function import HIDDEN, ToolError
 
+CLOSE = 10.0  # seconds for a server to end
 CONNECT = 30.0  # seconds to start a server and list its tools
 PAGES = 100  # of a list of tools
 LONGEST = 64  # characters of a name, as OpenAI's API has it
@@ -109,7 +109,7 @@ class ServerConnection:
         )
         try:
             found = future.result(seconds + 0.5)
-        except (TimeoutError, Late):
+        except TimeoutError:
             future.cancel()
             raise ToolError(f"{self._name} timed out: no result within {seconds:g} s") from None
         except (Exception, CancelledError) as error:
@@ -122,7 +122,10 @@ class ServerConnection:
     def close(self) -> None:
         if self._task is not None:
             self._portal.call(self._leave.set)
-            self._task.exception(10)
+            try:
+                self._task.exception(CLOSE)
+            except TimeoutError:
+                self._task.cancel()
 
     async def _serve(self, said: Any, *, task_status: Any) -> None:
         import anyio

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from culm.config import SettingError
+from culm.tools.database import QueryRows, limited
 from culm.tools.function import ToolError
-from culm.tools.sql import QueryRows, limited
 
 # No other file and no network, two threads, and none of this can be set back.
 SETTINGS = {

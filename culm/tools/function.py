@@ -160,7 +160,7 @@ def _schema_fault(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> st
         # An empty registry: a schema from somewhere else must not make this process fetch a URL.
         validator = Draft202012Validator(schema, registry=Registry())
         found = best_match(validator.iter_errors(dict(arguments)))
-    except (SchemaError, Unresolvable) as error:
+    except (SchemaError, Unresolvable, RecursionError) as error:
         return f"the schema of its arguments cannot be used: {str(error).splitlines()[0][:200]}"
     if found is None:
         return None

@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from culm.config import SettingError
+from culm.tools.database import QueryRows, limited
 from culm.tools.function import ToolError
-from culm.tools.sql import QueryRows, limited
 
 COLUMNS = """\
 SELECT table_schema || '.' || table_name,

@@ -6,50 +6,18 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from culm.config import SettingError
-from culm.tools.function import ToolError, ToolFunction, cut
+from culm.tools.database import Database
+from culm.tools.duckdb import DuckDB
+from culm.tools.function import ToolFunction, cut
+from culm.tools.postgres import Postgres
+from culm.tools.sqlite import SQLite
 
 ROWS = 100
 CELL = 500  # characters
 MAX_QUERY = 20_000  # characters
-
-
-class QueryRows(NamedTuple):
-    """more: there are further rows, which were not read."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    more: bool
-
-
-class Database(Protocol):
-    """What can be read of one database; it must be safe against any query."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def dialect(self) -> str:
-        """As a model knows it: SQLite, PostgreSQL."""
-        ...
-
-    def query(self, sql: str, rows: int, seconds: float) -> QueryRows:
-        """The first rows that one statement gives.
-
-        Raises:
-            ToolError: it is refused, fails, or takes too long.
-        """
-        ...
-
-    def describe(self, seconds: float) -> str:
-        """Tables with their columns, as statements that would create them.
-
-        Raises:
-            ToolError: it takes too long.
-        """
-        ...
 
 
 def open_database(place: str) -> Database:
@@ -59,8 +27,6 @@ def open_database(place: str) -> Database:
         SettingError: it is none, or its driver is not installed.
     """
     if place.startswith(("postgresql://", "postgres://")):
-        from culm.tools.postgres import Postgres
-
         return Postgres(place)
     path = Path(place).expanduser()
     try:
@@ -69,12 +35,8 @@ def open_database(place: str) -> Database:
     except OSError as error:
         raise SettingError(f"{place}: it cannot be read as a database: {error.strerror}") from None
     if head[8:12] == b"DUCK":
-        from culm.tools.duckdb import DuckDB
-
         return DuckDB(path)
     if head == b"SQLite format 3\x00":
-        from culm.tools.sqlite import SQLite
-
         return SQLite(path)
     raise SettingError(f"{place}: it is neither an SQLite nor a DuckDB file")
 
@@ -156,15 +118,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, bytes | bytearray | memoryview):
         return f"({len(bytes(value)):,} bytes)"
     return cut(str(value), CELL)
-
-
-def limited(cursor: Any, rows: int) -> QueryRows:
-    """The first rows of a DB-API cursor.
-
-    Raises:
-        ToolError: the statement gives no rows.
-    """
-    if cursor.description is None:
-        raise ToolError("the statement gives no rows; write one SELECT")
-    found = cursor.fetchmany(rows + 1)
-    return QueryRows([str(one[0]) for one in cursor.description], found[:rows], len(found) > rows)

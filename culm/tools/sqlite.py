@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from culm.tools.database import QueryRows, limited
 from culm.tools.function import ToolError
-from culm.tools.sql import QueryRows, limited
 
 LARGEST = 1 << 20  # bytes of one value or row
 STEPS = 1000  # of SQLite's machine between two readings of the clock

@@ -20,6 +20,7 @@ from culm.agent.trace import TraceFile, steps_to
 from culm.config import SettingError
 from culm.endpoint import Endpoint, EndpointError, check_address
 from culm.exits import RunError
+from culm.tools.function import HIDDEN
 
 TIMEOUT = 30.0  # seconds to ask a server for its models
 ENDS = {
@@ -79,7 +80,7 @@ def _show(outcome: AgentOutcome) -> None:
         if outcome.answer.strip():
             sys.stderr.write("The last message of the model is no answer; it is in the trace.\n")
         raise NoAnswer(f"no answer: {ENDS[outcome.ended].format(**vars(outcome))}")
-    typer.echo(outcome.answer)
+    typer.echo(HIDDEN.sub("\ufffd", outcome.answer))  # a terminal must not obey a model
 
 
 def _chat_model(model: str, options: Options) -> ChatModel:

@@ -37,7 +37,7 @@ def test_a_question_with_three_tools(tmp_path, monkeypatch, capsys):
     with scripted(
         {"when": "^user: ", "say": "Let me see.\n" + call("search", query="rivers of Rome")},
         {"when": "^tool: town.txt", "say": call("python", code="3 * 7") + call("models__chat")},
-        {"when": "^tool: error: .*messages", "say": "It is 21."},
+        {"when": "^tool: error: .*messages", "say": "It is \x1b21."},
     ) as server:
         url = {"url": f"{server.url}/mcp"}
         servers.write_text(json.dumps({"mcpServers": {"models": url}}))
@@ -46,7 +46,7 @@ def test_a_question_with_three_tools(tmp_path, monkeypatch, capsys):
             "--folder", tmp_path, "--mcp", servers, "--approve", "models__*=auto",
             "--trace", tmp_path / "trace.jsonl",
         )  # fmt: skip
-    assert (code, out) == (0, "It is 21.\n"), err
+    assert (code, out) == (0, "It is \ufffd21.\n"), err
     assert "[1] Let me see.\n" in err
     assert '[2] python {"code": "3 * 7"}\n    -> 21\n' in err
     lines = [json.loads(line) for line in (tmp_path / "trace.jsonl").read_text().splitlines()]
