@@ -31,10 +31,7 @@ BASES = {
     "WidthRule",
     "Distillation",
 }  # of classes that are on the page
-FILES_OF = (
-    "culm.serve.",
-    "culm.agent.",
-)  # settings files of their own: reference/http.md, agent.md
+FILES_OF = ("culm.serve.", "culm.agent.")  # whose settings other pages describe
 
 
 @pytest.fixture(scope="module")
