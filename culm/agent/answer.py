@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from culm.tokenizer.template import Message
@@ -46,6 +46,15 @@ class ChatModel(Protocol):
             ModelFailed: none came, or not in time.
         """
         ...
+
+
+def unreadable(answer: ModelAnswer, mark: str) -> ModelAnswer:
+    """The answer with a nameless call, if there is only the mark of one: so the model learns that
+    it could not be read, in place of what would pass for its answer."""
+    before, found, rest = answer.content.partition(mark)
+    if answer.calls or not found:
+        return answer
+    return replace(answer, content=before.rstrip(), calls=(ToolCall("", rest),))
 
 
 def written(answer: ModelAnswer, step: int) -> dict[str, Any]:

@@ -6,11 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from culm.agent.answer import Json, ModelAnswer, ModelFailed, ToolCall
+from culm.agent.answer import Json, ModelAnswer, ModelFailed, ToolCall, unreadable
 from culm.engine.sampling import Sampling
 from culm.text.language_model import LanguageModel
 from culm.text.message import THINK, MessageReader
 from culm.text.reply import Reply
+from culm.text.tools import OPEN
 from culm.tokenizer.template import Message
 
 
@@ -60,4 +61,5 @@ def _read(text: str, thinking: bool, calls: bool, tokens: int, complete: bool) -
             found[-1] = ToolCall(last.name, last.arguments + delta.call.arguments)
     content = "".join(delta.content for delta in deltas)
     reasoning = "".join(delta.reasoning for delta in deltas)
-    return ModelAnswer(content, tuple(found), reasoning, tokens, complete)
+    answer = ModelAnswer(content, tuple(found), reasoning, tokens, complete)
+    return unreadable(answer, OPEN) if calls else answer

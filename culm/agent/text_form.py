@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from culm.agent.answer import ChatModel, Json, ModelAnswer, ToolCall
+from culm.agent.answer import ChatModel, Json, ModelAnswer, ToolCall, unreadable
 from culm.task.called import Unreadable, calls_in
 from culm.text.tools import CLOSE, OPEN
 from culm.tokenizer.template import Message
@@ -35,7 +35,7 @@ class TextForm:
                 for one in calls_in(found.content)
             )
         except Unreadable:
-            return replace(found, calls=(ToolCall("", found.content.partition(OPEN)[2]),))
+            return unreadable(found, OPEN)
         return replace(found, content=found.content.partition(OPEN)[0].rstrip(), calls=calls)
 
 

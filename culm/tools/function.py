@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from culm.config import SettingError
 
+CALL_FORM = 'between its marks stands {"name": ..., "arguments": {...}}'
 GRACE = 1.0  # seconds after which a tool is left behind
 CUT = "\n[cut: {left:,} of {all:,} characters are left out]"
 # What a prompt or an answer is made of, in the templates of public models: a space after the first
@@ -78,6 +79,8 @@ def fault_of(name: str, arguments: Any, functions: Mapping[str, ToolFunction]) -
     Raises:
         SettingError: as `require_schemas`.
     """
+    if not name:
+        return f"this is no call that can be read; {CALL_FORM}"
     if name not in functions:
         known = ", ".join(sorted(functions)) or "none"
         return f"there is no tool {name[:64]!r}; there are: {known}"

@@ -147,6 +147,16 @@ def test_a_model_in_this_process_keeps_to_its_budget():
     assert "context" in outcome.reason
 
 
+def test_a_call_that_cannot_be_read_is_no_answer():
+    model = scripted_chat(
+        ("^tool: error: this is no call that can be read", "I see."),
+        ("", "So:\n<tool_call>search(</tool_call>"),
+    )
+    outcome = Agent(model, [echo()]).ask("go")
+    assert (outcome.answer, outcome.steps) == ("I see.", 2)
+    assert Agent(model, []).ask("go").answer.startswith("So:\n<tool_call>")  # no tools, no calls
+
+
 def test_an_empty_message_is_no_answer():
     assert Agent(Reciter([ModelAnswer(" \n")]), []).ask("go").ended == "nothing"
 
@@ -234,5 +244,5 @@ def test_tools_as_text_for_templates_without_a_place_for_them():
     assert [m["role"] for m in messages] == ["system", "user", "assistant", "user"]
     assert messages[0]["content"].startswith("Be brief.")
     assert '"name": "search"' in messages[0]["content"]
-    assert "error: there is no tool" in messages[3]["content"]
+    assert "error: this is no call that can be read" in messages[3]["content"]
     assert not tools
