@@ -242,6 +242,40 @@ def mcp(
     serve_tools(model, fixture, options)
 
 
+@app.command()
+def agent(
+    model: given.AgentModel,
+    question: given.Question,
+    tools: given.ToolNames = "",
+    database: given.DatabasePlaces = None,
+    folder: given.TextFolder = None,
+    web: given.WebEngine = None,
+    mcp: given.McpServers = None,
+    approve: given.Approve = None,
+    steps: given.Steps = 12,
+    tokens: given.AgentTokens = 8192,
+    seconds: given.AgentSeconds = 120.0,
+    trace: given.TracePath = None,
+    system: given.System = None,
+    form: given.ToolForm = "tools",
+    api_key: given.ApiKey = None,
+    device: given.Device = "auto",
+    dtype: given.Dtype = "auto",
+) -> None:
+    """Answer a question with tools: Python, databases, search, MCP servers."""
+    from culm.agent.loop import Budget
+    from culm.agent.toolbox import ToolSettings
+    from culm.verbs.agent import Options, answer_question
+
+    names = [name.strip() for name in tools.split(",") if name.strip()]
+    settings = ToolSettings(names, database or [], folder, web, mcp)
+    budget = Budget(steps, tokens, seconds)
+    options = Options(
+        settings, budget, approve or [], system or "", trace, form, api_key, device, dtype
+    )
+    answer_question(model, question, options)
+
+
 @app.command("eval")
 def evaluate(
     model: given.Evaluated,

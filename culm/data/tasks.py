@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -18,7 +18,7 @@ from culm.task.task import Task
 @dataclass(frozen=True)
 class TaskSource:
     """Training questions of random tasks, 1 to `turns` of them per dialogue; an interactive task
-    may take several turns for one.
+    may take several turns for one. A question with tools or a system message starts a dialogue.
 
     questions: how many in total. Reinforcement learning with the same seed asks other questions.
     """
@@ -52,9 +52,25 @@ class TaskSource:
         while left:
             turns = min(rng.randint(1, self.turns), left)
             chosen = [rng.randrange(len(self.tasks)) for _ in range(turns)]
-            asked = [self._asked(self.tasks[which], next(numbers[which])) for which in chosen]
-            yield {"messages": [message for one in asked for message in one]}
+            yield from joined(
+                self._asked(self.tasks[which], next(numbers[which])) for which in chosen
+            )
             left -= turns
 
-    def _asked(self, task: Task, number: int) -> list[dict[str, str]]:
-        return dialogue(task, task.question("train", number, self.seed))
+    def _asked(self, task: Task, number: int) -> dict[str, Any]:
+        question = task.question("train", number, self.seed)
+        tools = {"tools": list(question.tools)} if question.tools else {}
+        return {"messages": dialogue(task, question), **tools}
+
+
+def joined(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Dialogues as one; those with tools or a system message of their own stay separate."""
+    found: list[dict[str, Any]] = []
+    bare = False  # whether the last one can be continued
+    for record in records:
+        before, bare = bare, "tools" not in record and record["messages"][0]["role"] != "system"
+        if before and bare:
+            found[-1]["messages"] += record["messages"]
+        else:
+            found.append(record)
+    return found

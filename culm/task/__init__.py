@@ -18,12 +18,13 @@ from culm.task.letters import Letters
 from culm.task.prompts import Prompts
 from culm.task.task import Task
 from culm.task.tool_calls import ToolCalls
+from culm.task.tool_questions import ToolQuestions
 from culm.task.word_problem import WordProblem
 
 Generated = (
     Arithmetic | Letters | Expression | Countdown | WordProblem | Calculator | Guess | Identity
 )
-FromFiles = Prompts | Choices | Code | ToolCalls | Dialogues
+FromFiles = Prompts | Choices | Code | ToolCalls | ToolQuestions | Dialogues
 AnyTask = one_of(Generated | FromFiles)
 
 

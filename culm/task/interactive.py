@@ -39,9 +39,16 @@ def continued(question: Question, reply: str, said: str) -> Question:
 
 
 def dialogue(task: Task, question: Question) -> list[dict[str, str]]:
-    """A question with the reply that fine-tuning shows; of several turns, all of them."""
+    """A question with the reply that fine-tuning shows; of several turns, all of them. A system
+    message before the question stays; examples before it do not, since they would be learned.
+    """
     replies = task.shown(question) if isinstance(task, Interactive) else [question.reply]
-    messages = [{"role": "user", "content": question.prompt}]
+    messages = [
+        {"role": "system", "content": str(one["content"])}
+        for one in question.before
+        if one["role"] == "system"
+    ]
+    messages.append({"role": "user", "content": question.prompt})
     for number, reply in enumerate(replies, start=1):
         messages.append({"role": "assistant", "content": reply})
         if number < len(replies):

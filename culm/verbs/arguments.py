@@ -252,6 +252,60 @@ PrefixTokens = Annotated[
     ),
 ]
 
+# culm agent
+AgentModel = Annotated[
+    str,
+    typer.Argument(
+        help="A run or model folder, a .gguf file, a Hugging Face id, or the URL of an API, such "
+        "as http://localhost:8000/v1 (#NAME chooses one of its models)."
+    ),
+]
+Question = Annotated[str, typer.Argument(help="What the model answers.")]
+ToolNames = Annotated[
+    str, typer.Option("--tools", help="Some of python, sql, search and web, with commas.")
+]
+DatabasePlaces = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--database",
+        help="For sql: an SQLite or DuckDB file, or postgresql://...; may be repeated.",
+    ),
+]
+TextFolder = Annotated[str | None, typer.Option("--folder", help="For search: a folder of texts.")]
+WebEngine = Annotated[
+    str | None,
+    typer.Option(
+        "--web",
+        help="For web: searxng=URL, brave, or google=ID; keys in BRAVE_API_KEY, GOOGLE_API_KEY.",
+    ),
+]
+McpServers = Annotated[
+    str | None, typer.Option("--mcp", help="A file with mcpServers, YAML or JSON.")
+]
+Approve = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME=ask, NAME=auto or NAME=never, where a name may have *; may be repeated. By "
+        "default web and MCP tools ask.",
+    ),
+]
+Steps = Annotated[int, typer.Option(help="Maximum number of answers of the model.", min=1)]
+AgentTokens = Annotated[
+    int, typer.Option("--tokens", help="Maximum tokens that the model generates in all.", min=1)
+]
+AgentSeconds = Annotated[
+    float, typer.Option("--seconds", help="Maximum time for the question.", min=1)
+]
+TracePath = Annotated[
+    str | None, typer.Option("--trace", help="A file to which each step is appended, as JSON.")
+]
+ToolForm = Annotated[
+    Literal["tools", "text"],
+    typer.Option(
+        "--form", help="text: list the tools in a message, for a template without a place for them."
+    ),
+]
+
 # culm eval
 Evaluated = Annotated[
     str,

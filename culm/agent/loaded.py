@@ -1,0 +1,65 @@
+"""A model in this process as a `ChatModel`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from culm.agent.answer import Json, ModelAnswer, ModelFailed, ToolCall, unreadable
+from culm.engine.sampling import Sampling
+from culm.text.language_model import LanguageModel
+from culm.text.message import THINK, MessageReader
+from culm.text.reply import Reply
+from culm.text.tools import OPEN
+from culm.tokenizer.template import Message
+
+
+@dataclass(frozen=True)
+class LoadedChat:
+    """sampling: of each answer."""
+
+    model: LanguageModel
+    sampling: Sampling = Sampling(temperature=0.0)  # noqa: RUF009 - frozen
+
+    def answer(
+        self, messages: Sequence[Message], tools: Sequence[Json], max_tokens: int, seconds: float
+    ) -> ModelAnswer:
+        end = time.monotonic() + seconds
+        model = self.model
+        try:
+            ids = model.tokenizer.chat.prompt(messages, list(tools) or None)
+            room = model.context - len(ids)
+            request = model.request(ids, max(1, min(max_tokens, room)), self.sampling)
+        except ValueError as error:
+            raise ModelFailed(str(error)) from None
+        engine = model.engine(1, len(ids) + request.max_tokens)
+        engine.add(request)
+        reply, text, tokens, complete = Reply(model.tokenizer), "", 0, False
+        while engine.busy:
+            if time.monotonic() > end:
+                raise ModelFailed("the model gave no answer in time")
+            for event in engine.step():
+                text, tokens = text + reply.read(event), tokens + 1
+                complete = event.finish == "stop"
+        return _read(text, self._thinks(ids), bool(tools), tokens, complete)
+
+    def _thinks(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends with the mark that starts reasoning."""
+        end = self.model.tokenizer.decode(prompt[-8:], specials=True)
+        return end.rstrip().endswith(THINK)
+
+
+def _read(text: str, thinking: bool, calls: bool, tokens: int, complete: bool) -> ModelAnswer:
+    deltas = MessageReader(thinking, calls).read(text, last=True)
+    found: list[ToolCall] = []
+    for delta in deltas:
+        if delta.call and delta.call.name is not None:
+            found.append(ToolCall(delta.call.name, delta.call.arguments))
+        elif delta.call:
+            last = found[-1]
+            found[-1] = ToolCall(last.name, last.arguments + delta.call.arguments)
+    content = "".join(delta.content for delta in deltas)
+    reasoning = "".join(delta.reasoning for delta in deltas)
+    answer = ModelAnswer(content, tuple(found), reasoning, tokens, complete)
+    return unreadable(answer, OPEN) if calls else answer
