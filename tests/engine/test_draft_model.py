@@ -181,7 +181,7 @@ def test_samples_follow_the_distribution_of_the_model(monkeypatch, control: bool
     words, count, prompt = 8, 3000, (1, 2)
     model, draft = built(3, 4, vocabulary=words), built(4, 4, vocabulary=words)
     engine = Engine(model, 64, speculate=draft)
-    chooser = engine._chooser
+    chooser = engine.chooser
     honest = chooser.sample
 
     def accepting(rows, logits, outputs):

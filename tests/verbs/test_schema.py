@@ -21,7 +21,11 @@ def test_no_setting_is_without_words() -> None:
     ("part", "setting", "words"),
     [
         ("TrainConfig", "checkpoint", "How often the state is saved."),
-        ("Cosine", "final", "The last rate, as a share of the greatest."),
+        (
+            "Cosine",
+            "final",
+            "The rate that a step after the last one would have, as a share of the greatest.",
+        ),
         ("LoRA", "alpha", "B A x is scaled by alpha / rank."),
         (
             "CompleteP",
