@@ -159,7 +159,7 @@ class Tools:
             raise ToolError(str(refusal)) from None
         return Vectors(vectors=found.vectors)
 
-    async def score(self, text: Text, prompt: str = "") -> Scored:
+    async def score(self, text: Text, context: Context[Any, Any], prompt: str = "") -> Scored:
         """How likely a text is, after a prompt if one is given."""
         model = self._service.model
         start = model.prompt_ids(prompt)
@@ -167,7 +167,7 @@ class Tools:
         if len(ids) > model.context:
             raise ToolError(f"The text has {len(ids)} tokens; the context is {model.context}.")
         try:
-            scores = await self._service.score(ids)
+            scores = await self._service.score(ids, client=_client(context))
         except Refusal as refusal:
             raise ToolError(str(refusal)) from None
         each = [one.logprob or 0.0 for one in scores[len(start) :]]

@@ -170,18 +170,26 @@ class Service:
         )
 
     async def score(
-        self, ids: Sequence[int], ranks: int = 0, adapter: str | None = None
+        self,
+        ids: Sequence[int],
+        ranks: int = 0,
+        adapter: str | None = None,
+        client: Client = ANYONE,
     ) -> tuple[TokenScore, ...]:
         """Each token's log-probability, with the `ranks` most likely tokens in its place.
 
         Raises:
             Refusal: it cannot be served, or not now.
         """
-        job = self.worker.submit([WorkerTask(Scoring(tuple(ids), ranks, adapter))])
+        share = Share(client, 1)
         try:
-            _, found = await job.next()
+            job = self.worker.submit([WorkerTask(Scoring(tuple(ids), ranks, adapter))])
+            try:
+                _, found = await job.next()
+            finally:
+                self.worker.abort(job)
         finally:
-            self.worker.abort(job)
+            share.end(len(ids))
         assert not isinstance(found, Event)
         return scores_of(ids, found)
 

@@ -4,12 +4,14 @@ import asyncio
 import copy
 from dataclasses import replace
 
+import pytest
 import torch
 from asking import ENDLESS, GREEDY, HI, collected, run, texts
 from reciter import TEXT
 
 from culm.serve.clients import Client, Limits
 from culm.serve.query import Query
+from culm.serve.refusal import RateLimited
 from culm.serve.service import Service
 
 A = Client("a", salt="a")
@@ -79,3 +81,18 @@ def test_a_client_with_one_query_does_not_wait_for_all_of_another() -> None:
         assert ended.index("b") <= 2
 
     run(story, slots=1)
+
+
+def test_scores_and_vectors_count_for_their_client_too() -> None:
+    async def story(service: Service) -> None:
+        for ask in (
+            lambda client: service.score([65, 66], client=client),
+            lambda client: service.embed(["AB"], "reciter", client),
+        ):
+            client = Client("a", Limits(requests_per_minute=1))
+            await ask(client)
+            with pytest.raises(RateLimited):
+                await ask(client)
+            assert client.open == 0
+
+    run(story)

@@ -5,8 +5,6 @@ import openai
 import pytest
 import torch
 
-from culm.engine.embedding import embed
-
 
 def test_vectors_are_those_of_the_model(client, running):
     model = running.app.state.service.model
@@ -29,13 +27,6 @@ def test_vectors_are_those_of_the_model(client, running):
     assert [one["score"] for one in near["data"]] == pytest.approx(
         [1, vectors[0] @ vectors[1]], abs=1e-6
     )
-
-
-def test_padding_plays_no_part(running):
-    """Each text is read alone, so a batch cannot change a vector."""
-    model = running.app.state.service.model.model
-    assert torch.equal(embed(model, [65, 66]), embed(model, [65, 66]))
-    assert not torch.allclose(embed(model, [65, 66]), embed(model, [65, 66, 0]))
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ class Item(Wire):
             "reasoning": (),
         }[self.type]
         for name in needed:
-            if getattr(self, name) is None:
+            if name not in self.model_fields_set:  # null means absent
                 raise ValueError(f"{name}: an item of type {self.type} needs it")
         return self
 
