@@ -1,6 +1,8 @@
 """The server around the API: health, tokens, key, limits, port, page and its end."""
 
 import contextlib
+import io
+import logging
 import os
 import signal
 import socket
@@ -180,6 +182,16 @@ def alive(url: str) -> bool:
         return httpx.get(url + "/health").status_code == 200
     except httpx.TransportError:
         return False
+
+
+def test_a_server_does_not_close_the_logs_of_others():
+    """absl's handler, which tensorboard brings, closes the standard error that it has seen."""
+    closed = []
+    handler = logging.StreamHandler(io.StringIO())
+    handler.close = lambda: closed.append(True)
+    with Running():
+        assert not closed
+    logging.Handler.close(handler)
 
 
 def test_the_reciter_recites(running):

@@ -91,6 +91,7 @@ def listen(host: str, port: int) -> socket.socket:
 def _settings(app: object) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
+        log_config=None,  # configuring closes handlers of other libraries, and absl's closes stderr
         log_level="warning",
         http=limited(_descriptors()),
         backlog=128,
