@@ -189,8 +189,9 @@ def test_a_server_does_not_close_the_logs_of_others():
     closed = []
     handler = logging.StreamHandler(io.StringIO())
     handler.close = lambda: closed.append(True)
-    with Running():
-        assert not closed
+    server = Running()
+    server.stop()
+    assert not closed
     logging.Handler.close(handler)
 
 
