@@ -14,6 +14,7 @@ function asked() {
 // Asks for the message after the path that is shown.
 async function reply() {
   await stop();
+  if (toolsFault()) return problem(`The tools in the settings cannot be used. ${toolsFault()}`, reply);
   const mine = chat, parent = chat.leaf, request = asked();
   const message = { role: "assistant", content: "" };
   const at = addNode(chat, message);

@@ -2,7 +2,7 @@
 //
 // block: {kind: "paragraph", parts} | {kind: "heading", level, parts} | {kind: "rule"}
 //      | {kind: "code", language, text} | {kind: "quote", blocks}
-//      | {kind: "list", start (null: bullets), items: [{done (null: no box), blocks}]}
+//      | {kind: "list", ordered, items: [{number, done (null: no box), blocks}]}
 //      | {kind: "table", align, rows: [[parts]]}; `at` is where it starts in the text.
 // part: text | {kind: "strong" | "emphasis" | "strike", parts} | {kind: "code" | "math", text}
 //      | {kind: "link", href, parts}
@@ -59,8 +59,7 @@ function codeBlock(lines, start, [, fence, info]) {
   let end = start + 1;
   while (end < lines.length && !close.test(lines[end])) end++;
   const inner = lines.slice(start + 1, end).map((one) => dedent(one, indent));
-  const [language] = info.trim().split(/\s/);
-  return [{ kind: "code", language, text: inner.join("\n") }, Math.min(end + 1, lines.length)];
+  return [{ kind: "code", language: info.trim(), text: inner.join("\n") }, Math.min(end + 1, lines.length)];
 }
 
 function quoteBlock(lines, start, depth) {
@@ -83,7 +82,7 @@ function listBlock(lines, start, depth) {
     items.push(listItem(found, lines.slice(line + 1, end), base, depth));
     line = end;
   }
-  return [{ kind: "list", start: ordered ? parseInt(mark) : null, items }, line];
+  return [{ kind: "list", ordered, items }, line];
 }
 
 // An item goes on over lines that are indented, and over further lines of its paragraph.
@@ -102,7 +101,8 @@ function listItem([, space, mark, gap, first], rest, base, depth) {
   const indent = base + mark.length + Math.min(gap.length || 1, 4);
   const box = /^\[([ xX])\][ \t]+(.*)$/.exec(first);
   const inner = [box ? box[2] : first, ...rest.map((line) => dedent(line, indent))];
-  return { done: box ? box[1] !== " " : null, blocks: blocks(inner.join("\n"), depth + 1) };
+  const done = box ? box[1] !== " " : null;
+  return { number: /\d/.test(mark) ? parseInt(mark) : null, done, blocks: blocks(inner.join("\n"), depth + 1) };
 }
 
 const width = (space) => space.replaceAll("\t", "    ").length;

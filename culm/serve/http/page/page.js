@@ -67,11 +67,14 @@ function sends({ key, shiftKey, isComposing, keyCode }) {
 function useSettings() {
   document.documentElement.dataset.theme = settings.theme;
   for (const name of ["temperature", "top_p"]) $(`${name}_shown`).value = Number(settings[name]);
-  let fault = "";
+  $("tools_fault").textContent = toolsFault();
+}
+
+function toolsFault() {
   try {
-    if (settings.tools.trim() && !Array.isArray(JSON.parse(settings.tools))) fault = "This is no list.";
-  } catch { fault = "This is no JSON yet."; }
-  $("tools_fault").textContent = fault;
+    const list = Array.isArray(JSON.parse(settings.tools.trim() || "[]"));
+    return list ? "" : "They are no list.";
+  } catch { return "They are no JSON."; }
 }
 
 function connectEvents() {

@@ -68,19 +68,18 @@ function blockElement(block) {
     case "rule": return element("hr");
     case "code": return codeElement(block);
     case "quote": return element("blockquote", {}, ...block.blocks.map(blockElement));
-    case "list": return element(block.start === null ? "ul" : "ol",
-      { start: block.start }, ...block.items.map(itemElement));
+    case "list": return element(block.ordered ? "ol" : "ul", {}, ...block.items.map(itemElement));
     case "table": return tableElement(block);
   }
 }
 
-function itemElement({ done, blocks: inner }) {
+function itemElement({ number, done, blocks: inner }) {
   const box = done === null ? null : element("input",
     { type: "checkbox", disabled: true, checked: done, "aria-label": done ? "done" : "to do" });
   const tight = inner.every((block, at) => block.kind !== "paragraph" || at === 0);
   const made = inner.flatMap((block) =>
     tight && block.kind === "paragraph" ? partElements(block.parts) : [blockElement(block)]);
-  return element("li", { class: box && "task" }, box, ...made);
+  return element("li", { class: box && "task", value: number }, box, ...made);
 }
 
 function codeElement({ language, text }) {
