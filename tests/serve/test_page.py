@@ -118,8 +118,9 @@ def test_markdown():
 @node
 def test_every_word_of_a_text_is_shown():
     """Whatever the marks around it."""
-    marks = ["*", "**", "_", "`", "```", "~~", "[", "](", ")", "|", "|-|\n", "#", "> ", "- ", "1. ",
-             "\n", "\n\n", " ", "<", ">", "$$", "\\(", "\\)", "\\", "!", "https://", "    ", "\t"]  # fmt: skip
+    marks = ["*", "**", "_", "`", "```", "~~", "[", "](", ")", "|", "|-|\n", "#", "> ", "- ",
+             "1. ", "\n", "\n\n", " ", "<", ">", "$$", "\\(", "\\)", "\\", "!", "https://", "  ",
+             "\t"]  # fmt: skip
     some = random.Random(0)
     texts = [
         "".join(
@@ -136,8 +137,8 @@ def test_every_word_of_a_text_is_shown():
 
 @node
 def test_hostile_markdown_takes_linear_time():
-    units = ["*", "*a ", "**a", "_a ", "[", "[a](", "![", "`a``", "`" * 9 + "a", "~~a", "$$a", "\\(",
-             "<", "> ", "- ", "1. a\n", "|", "a|b\n-|-\n", "# ", " ", "x", "https://a.b/)", "***a_ ",
+    units = ["*", "*a ", "**a", "_a ", "[", "[a](", "![", "`a``", "`" * 9 + "a", "~~a", "$$a",
+             "\\(", "<", "> ", "- ", "1. a\n", "|", "a|b\n-|-\n", "# ", " ", "x", "https://a.b/)", "***_",
              "(((", "\n", "```\n"]  # fmt: skip
     slow = value(
         """given.map((unit) => {
@@ -161,8 +162,8 @@ def chunk(text: str, finish: str | None = None) -> str:
 
 DONE = "data: [DONE]\n\n"
 READ = """(async () => {
-  const bytes = new TextEncoder().encode(given.stream), parts = [];
-  for (let at = 0; at < bytes.length; at += given.size) parts.push(bytes.slice(at, at + given.size));
+  const { stream, size } = given, bytes = new TextEncoder().encode(stream), parts = [];
+  for (let at = 0; at < bytes.length; at += size) parts.push(bytes.slice(at, at + size));
   const body = new ReadableStream({
     pull(to) { parts.length ? to.enqueue(parts.shift()) : to.close(); },
   });

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from scripted import scripted
@@ -22,7 +23,8 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
 ]
 
-RICH = """# Bamboo
+RICH = (
+    """# Bamboo
 
 A **culm** is a *stem*; see [this](https://example.org/a). Run `ls`.
 
@@ -36,7 +38,9 @@ A **culm** is a *stem*; see [this](https://example.org/a). Run `ls`.
 
 | Name | Much |
 |---|---:|
-| """ + "a wide cell " * 12 + """ | 3 |
+| """
+    + "a wide cell " * 12
+    + """ | 3 |
 
 ```python
 print("a line of code that is much too long for a narrow window, however it may be shown")
@@ -46,7 +50,8 @@ print("a line of code that is much too long for a narrow window, however it may 
 
 {word}
 """.format(word="unbreakable" * 20)
-ARABIC = "## شجرة\n\nالخيزران `bamboo()` نبات.\n\n- أول\n- ثان"
+)
+ARABIC = "## شجرة\n\nالخيزران `bamboo()` نبات.\n\n- أول\n- ثان"  # noqa: RUF001
 ANSWERS = (
     {"when": "user: .*rich", "say": RICH},
     {"when": "user: .*arabic", "say": ARABIC},
@@ -189,7 +194,7 @@ XSS = [
     "[x](data:text/html,<script>pwned=1</script>)", "[x](vbscript:pwned)", "<javascript:pwned=1>",
     "![x](https://evil.example/leak.png)", "![x](javascript:pwned=1)", "[x](https://e.org\"onclick=p)",
     "```\"><img src=x onerror=pwned=1>\ncode</pre><script>pwned=1</script>\n```",
-    "`</code><script>pwned=1</script>`", "| <img src=x onerror=pwned=1> | b |\n|---|---|\n| c | d |",
+    "`</code><script>pwned=1</script>`", "| <img src=x onerror=pwned=1> | b |\n|--|--|\n| c | d |",
     "# <img src=x onerror=pwned=1>", "> <script>pwned=1</script>", "- <script>pwned=1</script>",
     "<style>*{display:none}</style>", "<meta http-equiv=refresh content=0;url=//evil.example>",
     "<base href=//evil.example>", "<form action=//evil.example><input>", "&lt;script&gt;pwned=1",
@@ -374,7 +379,7 @@ def test_files(page):
     page.locator("#show_chats").click()
     with page.expect_download() as saved:
         page.locator("#export").click()
-    text = open(saved.value.path(), encoding="utf-8").read()
+    text = Path(saved.value.path()).read_text("utf-8")
     assert [one["role"] for one in json.loads(text)["messages"]] == ["user", "assistant"]
     page.keyboard.press("Escape")
     page.locator("#new").click()
