@@ -11,7 +11,9 @@ import typer
 from culm.config import SettingError
 from culm.convert.card import is_base
 from culm.endpoint import EndpointError, endpoint_at
+from culm.engine.speculation import Speculation
 from culm.exits import RunError
+from culm.model.quantized_cache import CacheKind
 from culm.model.transformer import require_vocabulary
 from culm.serve.terminal.models import ChatSettings, LoadedModel, Responder, ServedModel
 from culm.serve.terminal.terminal import Terminal
@@ -30,8 +32,8 @@ class Options:
 
     key: str | None
     context: int | None
-    cache: str
-    speculate: str | None
+    cache: CacheKind
+    speculate: Speculation | None
     draft: str | None
     device: str
     dtype: str

@@ -137,9 +137,11 @@ def test_every_word_of_a_text_is_shown():
 
 @node
 def test_hostile_markdown_takes_linear_time():
-    units = ["*", "*a ", "**a", "_a ", "[", "[a](", "![", "`a``", "`" * 9 + "a", "~~a", "$$a",
-             "\\(", "<", "> ", "- ", "1. a\n", "|", "a|b\n-|-\n", "# ", " ", "x", "https://a.b/)", "***_",
-             "(((", "\n", "```\n"]  # fmt: skip
+    units = [
+        "*", "*a ", "**a", "_a ", "[", "[a](", "![", "`a``", "`" * 9 + "a", "~~a", "$$a", "\\(",
+        "<", "> ", "- ", "1. a\n", "|", "a|b\n-|-\n", "# ", " ", "x", "https://a.b/)", "***a_ ",
+        "(((", "\n", "```\n",
+    ]  # fmt: skip
     slow = value(
         """given.map((unit) => {
           const text = unit.repeat(200000 / unit.length), begun = performance.now();

@@ -207,8 +207,8 @@ def test_dialogues_are_saved_and_loaded(tmp_path):
 
 CONTROLS = [
     "\x1b[2J", "\x1b]0;title\x07", "\x1b]52;c;cm0gLXJm\x07", "\x9b31m", "\x9d52;c;aa\x9c",
-    "\x1bP+q\x1b\\", "\r", "\x08", "\x7f", "\x00", "\x0e", "\x0c", "\u202e", "\u2066", "\u200b", "\u200f", "\ufeff",
-    "\U000e0041", "\u2028", "\x85",
+    "\x1bP+q\x1b\\", "\r", "\x08", "\x7f", "\x00", "\x0e", "\x0c", "\u202e", "\u2066", "\u200b",
+    "\u200f", "\ufeff", "\U000e0041", "\u2028", "\x85",
 ]  # fmt: skip
 
 

@@ -29,9 +29,12 @@ class ChatSettings(Config):
 
 
 class Responder(Protocol):
-    """A model that answers; `name` is the one that is chosen."""
+    """A model that answers."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The one that is chosen."""
+        ...
 
     def names(self) -> list[str]:
         """The models that can be chosen.
