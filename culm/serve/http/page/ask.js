@@ -111,7 +111,7 @@ async function edit(at) {
     done();
     if (message.role === "user") await reply();
   }
-  const box = element("textarea", { "aria-label": "Message", dir: "auto" }, textOf(message));
+  const box = element("textarea", { "aria-label": "Message", dir: "auto", rows: 1 }, textOf(message));
   const keys = (event) => {
     if (event.key === "Escape") { event.stopPropagation(); done(); }
     if (sends(event)) { event.preventDefault(); change(); }
@@ -125,4 +125,5 @@ async function edit(at) {
       message.role === "user" ? "Send" : "Keep")));
   grow(box);
   box.focus();
+  box.setSelectionRange(box.value.length, box.value.length);
 }

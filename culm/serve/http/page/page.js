@@ -96,6 +96,7 @@ function connectEvents() {
     }
   });
   $("scroll").addEventListener("scroll", onScroll, { passive: true });
+  new ResizeObserver(() => follow()).observe($("scroll"));
   $("latest").addEventListener("click", () => { follow(true); $("text").focus(); });
   $("new").addEventListener("click", () => open(newChat(chat.system)));
   $("show_chats").addEventListener("click", async () => { await listChats(); $("chats").showModal(); });
