@@ -72,6 +72,13 @@ MARKDOWN = {
     "1. run\n   ```sh\n   ls\n   ```\n2. x": [
         ["ol", 1, [["p", "run"], ["pre", "sh", "ls"]], 2, [["p", "x"]]]
     ],
+    "- a\n  - b:\n    ```yaml\n    on:\n      - x  # y\n    ```\n- c": [
+        ["ul", [["p", "a"], ["ul", [["p", "b:"], ["pre", "yaml", "on:\n  - x  # y"]]]],
+         [["p", "c"]]]
+    ],
+    "1. a\n```\n- x\n```\n2. b": [
+        ["ol", 1, [["p", "a"]]], ["pre", "", "- x"], ["ol", 2, [["p", "b"]]]
+    ],
     "> q\n> > r": [["quote", [["p", "q"], ["quote", [["p", "r"]]]]]],
     "a | b\n-|-:\n`1 \\| 2` | `(1 | g)`\nLON:DGE|": [
         ["table", ["start", "end"], [["a"], ["b"]], [[["code", "1 | 2"]], [["code", "(1 | g)"]]],
@@ -87,6 +94,7 @@ MARKDOWN = {
         ["p", ["math", r"\(a_b * c_d\)"], " and ", ["math", "$$x_1 * x_2$$"], " cost $5 or $6"]
     ],
     "one<br>two <b>three</b> \\*four\\*": [["p", "one\ntwo <b>three</b> *four*"]],
+    "`\\(x\\)` $7M, $40M": [["p", ["code", "\\(x\\)"], " $7M, $40M"]],
     "---\n* * *": [["hr"], ["hr"]],
 }  # fmt: skip
 

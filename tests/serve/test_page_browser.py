@@ -428,6 +428,50 @@ def test_an_answer_is_stopped_and_stays(browser):
         assert turns(page)[-1] == "Hello!"
 
 
+def writing(page, text):
+    """Ask, and go on while the answer is being written."""
+    connected(page)
+    page.locator("#text").fill(text)
+    page.keyboard.press("Enter")
+    api.expect(page.locator(".words").last).to_contain_text("5")
+
+
+def test_what_is_done_while_an_answer_is_written_stops_it(browser):
+    """A new chat, an edit, another version; nothing is lost or comes back."""
+    with scripted(*ANSWERS, seconds_per_token=0.01) as slow, shown(browser, slow.url) as page:
+        writing(page, "count")
+        page.locator("#new").click()
+        api.expect(page.locator("#empty")).to_be_visible()
+        page.wait_for_timeout(300)
+        assert turns(page) == []
+        page.locator("#show_chats").click()
+        page.locator("#list .row").click()
+        assert turns(page)[0] == "count"
+        assert turns(page)[1].startswith("0\n\n1")
+        page.get_by_label("Write again").click()
+        api.expect(page.locator(".words").last).to_contain_text("5")
+        page.get_by_label("Edit").first.click()
+        page.keyboard.type(" not; think")
+        page.keyboard.press("Enter")
+        answered(page)
+        assert turns(page) == ["count not; think", "It is 42."]
+        page.get_by_label("Earlier version").click()
+        assert "2 / 2" in page.locator(".assistant .branch").inner_text()
+
+
+def test_a_chat_that_is_deleted_while_it_is_written_stays_deleted(browser):
+    with scripted(*ANSWERS, seconds_per_token=0.01) as slow, shown(browser, slow.url) as page:
+        writing(page, "count")
+        page.locator("#show_chats").click()
+        page.get_by_label("Delete count").click()
+        api.expect(page.locator("#none")).to_be_visible()
+        page.wait_for_timeout(300)
+        page.reload()
+        connected(page)
+        page.locator("#show_chats").click()
+        api.expect(page.locator("#none")).to_be_visible()
+
+
 def test_the_text_is_followed_until_the_reader_scrolls_up(browser):
     with scripted(*ANSWERS, seconds_per_token=0.003) as slow, shown(browser, slow.url) as page:
         connected(page)

@@ -22,12 +22,12 @@ async function listChats() {
 }
 
 async function remove(one) {
-  await stored("delete", one.id);
   if (one.id === chat.id) {
-    await stop();
+    await stop();             // first, as an answer that ends is stored
     chat = newChat(chat.system);
     show();
   }
+  await stored("delete", one.id);
   await listChats();
   $("chats").querySelector("button").focus();
 }
