@@ -59,6 +59,7 @@ ANSWERS = (
     {"when": "user: .*weather", "say": 'So: <tool_call>{"name": "weather", "arguments": '
      '{"town": "Rome"}}</tool_call>'},
     {"when": "tool: ", "say": "It is sunny."},
+    {"when": "user: .*nothing", "say": ""},
     {"when": "user: .*think", "say": "<think>Let me see.</think>\n\nIt is 42."},
     {"when": "user: .*count", "say": "\n\n".join(map(str, range(400)))},
     {"say": "Hello!"},
@@ -174,6 +175,24 @@ def test_right_to_left_text(page):
     directions = "(all) => all.map((one) => getComputedStyle(one).direction)"
     found = page.locator(".words > *").evaluate_all(directions)
     assert found == ["rtl", "rtl", "rtl"]
+
+
+def test_an_answer_without_words_says_so(page):
+    ask(page, "nothing")
+    assert "the model said nothing" in page.locator(".assistant .note").inner_text()
+    ask(page, "again")
+    assert turns(page) == ["nothing", "", "again", "Hello!"]
+
+
+def test_an_answer_that_is_cut_by_leaving_the_page_is_there_later(browser):
+    with scripted(*ANSWERS, seconds_per_token=0.01) as slow, shown(browser, slow.url) as page:
+        writing(page, "count")
+        api.expect(page.locator(".words").last).to_contain_text("80")
+        page.reload()
+        connected(page)
+        page.locator("#show_chats").click()
+        page.locator("#list .row").click()
+        assert turns(page)[1].startswith("0\n\n1")
 
 
 def test_reasoning_is_folded(page):

@@ -41,13 +41,15 @@ async function write(mine, at, parent, turn, request, signal) {
   }
   running = null;
   const said = message.content || message.reasoning_content || message.tool_calls;
-  if (!said && (failure || node.facts.stopped)) {
+  if (!said && node.facts.finish) node.facts.empty = true;
+  const stays = said || node.facts.empty;
+  if (!stays) {
     mine.nodes.pop();
     mine.leaf = parent;
   }
   save(mine);
   update.end();
-  if (mine === chat) finish(said ? at : null, turn, failure);
+  if (mine === chat) finish(stays ? at : null, turn, failure);
 }
 
 function finish(at, turn, failure) {

@@ -77,7 +77,7 @@ function toolsFault() {
   } catch { return "They are no JSON."; }
 }
 
-function connectEvents() {
+function connectComposer() {
   $("form").addEventListener("submit", (event) => { event.preventDefault(); send(); });
   $("text").addEventListener("input", () => compose($("text").value));
   $("text").addEventListener("keydown", (event) => {
@@ -98,6 +98,9 @@ function connectEvents() {
   $("scroll").addEventListener("scroll", onScroll, { passive: true });
   new ResizeObserver(() => follow()).observe($("scroll"));
   $("latest").addEventListener("click", () => { follow(true); $("text").focus(); });
+}
+
+function connectDialogs() {
   $("new").addEventListener("click", () => open(newChat(chat.system)));
   $("show_chats").addEventListener("click", async () => { await listChats(); $("chats").showModal(); });
   $("show_settings").addEventListener("click", () => $("settings").showModal());
@@ -105,20 +108,27 @@ function connectEvents() {
     dialog.addEventListener("click", ({ target }) => { if (target === dialog) dialog.close(); });
     dialog.querySelector(".close")?.addEventListener("click", () => dialog.close());
   }
-  $("file").addEventListener("change", async () => { await readFiles($("file").files); $("file").value = ""; });
-  $("import").addEventListener("click", () => $("file").click());
-  $("export").addEventListener("click", () => download(`chat-${stamp()}.json`, exported([chat])));
-  $("export_all").addEventListener("click", async () =>
-    download(`chats-${stamp()}.json`, exported(await stored("getAll"))));
-  document.addEventListener("dragover", (event) => event.preventDefault());
-  document.addEventListener("drop", (event) => { event.preventDefault(); readFiles(event.dataTransfer.files); });
   $("unlock").addEventListener("submit", (event) => {
     event.preventDefault();
     sessionStorage.setItem("culm.key", $("key").value.trim());
     $("locked").close();
     connect();
   });
-  window.addEventListener("pagehide", () => { save(chat); });
+}
+
+function connectFiles() {
+  $("file").addEventListener("change", async () => { await readFiles($("file").files); $("file").value = ""; });
+  $("import").addEventListener("click", () => $("file").click());
+  $("export").addEventListener("click", () => download(`chat-${stamp()}.json`, exported([chat])));
+  $("export_all").addEventListener("click", async () =>
+    download(`chats-${stamp()}.json`, exported(await stored("getAll"))));
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    readFiles(event.dataTransfer.files);
+  });
+  // A page that is closed has no time to store an answer that is being written.
+  setInterval(() => { if (running) save(chat); }, 1000);
 }
 
 function connectSettings() {
@@ -144,7 +154,9 @@ function connectSettings() {
   });
 }
 
-connectEvents();
+connectComposer();
+connectDialogs();
+connectFiles();
 connectSettings();
 useSettings();
 compose(sessionStorage.getItem("culm.draft") ?? "");

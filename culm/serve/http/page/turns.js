@@ -1,4 +1,4 @@
-// -- the turns of the chat  ----------------------------------------------------------------------
+// -- the turns of the chat ---------------------------------------------------------------------
 
 const NAMES = { user: "You", assistant: "Model", tool: "Tool", system: "System" };
 

@@ -172,11 +172,12 @@ const ENDS = {
 };
 
 // What is known of a message, in words.
-function factsText({ step, tokens, seconds, wait, finish, end, stopped }) {
+function factsText({ step, tokens, seconds, wait, finish, end, stopped, empty }) {
   const writing = seconds - (wait ?? 0);
   const said = [
     step && `step ${step}`,
     stopped && "stopped",
+    empty && "the model said nothing",
     tokens && `${tokens.toLocaleString("en")} tokens`,
     tokens > 1 && wait !== undefined && writing > 0 && `${((tokens - 1) / writing).toFixed(0)} per second`,
     wait >= 1 ? `first after ${wait.toFixed(1)} s` : step && seconds && `${seconds.toFixed(1)} s`,
