@@ -170,7 +170,7 @@ def generate(
 
 @app.command()
 def chat(
-    model: given.Model,
+    model: given.ChatModel,
     system: given.System = None,
     max_tokens: given.MaxAnswerTokens = None,
     temperature: given.Temperature = None,
@@ -182,15 +182,19 @@ def chat(
     draft_model: given.DraftModel = None,
     device: given.Device = "auto",
     dtype: given.Dtype = "auto",
+    api_key: given.ServerKey = None,
+    json: given.JsonAnswers = False,
 ) -> None:
-    """Talk to a model in the terminal."""
-    import culm
+    """Talk to a model in the terminal, or answer a question from a pipe."""
+    from culm.config import parse
+    from culm.serve.terminal.models import ChatSettings
+    from culm.verbs.chat import Options
     from culm.verbs.chat import chat as talk
 
-    loaded = culm.load(
-        model, device, dtype, context, cache=cache, speculate=speculate, draft=draft_model
-    )
-    talk(loaded, model, system, max_tokens, temperature, top_p, seed)
+    chosen = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    given_values = {name: value for name, value in chosen.items() if value is not None}
+    options = Options(api_key, context, cache, speculate, draft_model, device, dtype)
+    talk(model, system, parse(ChatSettings, given_values), json, options)
 
 
 @app.command()

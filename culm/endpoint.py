@@ -8,8 +8,9 @@ import re
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.client import HTTPException, HTTPResponse
 from typing import Any, TypeVar
@@ -103,32 +104,65 @@ class Endpoint:
                 time.sleep(min(wait, LONGEST))
         raise AssertionError
 
+    def events(self, name: str, body: Mapping[str, Any]) -> Iterator[Any]:
+        """The JSON of a stream of server-sent events, which comes to its end. `timeout` is for
+        each line here.
+
+        Raises:
+            EndpointError: no answer came, or not to its end.
+        """
+        asked = {"model": self.model, **body, "stream": True}
+        with self._opened(name, asked) as response:
+            while line := response.readline(LARGEST):
+                field, _, data = line.partition(b":")
+                if field != b"data":
+                    continue
+                if data.strip() == b"[DONE]":
+                    return
+                yield _event(data)
+        raise EndpointError(f"{self.url} broke off before the answer was complete")
+
     def names(self) -> list[str]:
         """The models that the server has.
 
         Raises:
             EndpointError: it has none, or does not say.
         """
+        return list(self.contexts())
+
+    def contexts(self) -> dict[str, int | None]:
+        """The models that the server has, with the length of their context where it says so.
+
+        Raises:
+            EndpointError: it has none, or does not say.
+        """
         try:
-            names = [one["id"] for one in json.loads(self._ask("models", None))["data"]]
-        except (ValueError, LookupError, TypeError):
-            names = []
+            cards = json.loads(self._ask("models", None))["data"]
+            names = {str(one["id"]): one.get("max_model_len") for one in cards}
+        except (ValueError, LookupError, TypeError, AttributeError):
+            names = {}
         if not names:
             raise EndpointError(f"{self.url} does not name its models")
         return names
 
     def _ask(self, name: str, body: Mapping[str, Any] | None) -> bytes:
         """The answer to a request; without a body, to GET."""
+        deadline = time.monotonic() + self.timeout
+        with self._opened(name, body) as response:
+            return _read(response, deadline)
+
+    @contextmanager
+    def _opened(self, name: str, body: Mapping[str, Any] | None) -> Iterator[HTTPResponse]:
+        """The response to a request; errors of reading it are ours too."""
         headers = {"Content-Type": "application/json"}
         if self.key is not None:
             headers["Authorization"] = f"Bearer {self.key}"
         url = f"{self.url.rstrip('/')}/{name}"
         sent = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(url, sent, headers)
-        deadline = time.monotonic() + self.timeout
         try:
             with OPENER.open(request, timeout=self.timeout) as response:
-                return _read(response, deadline)
+                yield response
         except HTTPError as error:
             with error:
                 raise self._refused(error) from None
@@ -150,6 +184,24 @@ class Endpoint:
         except (OSError, HTTPException, ValueError, KeyError, TypeError):
             return EndpointError(what)
         return EndpointError(f"{what}: {str(said)[:SHOWN]}")
+
+
+def endpoint_at(address: str, timeout: float, key: str | None) -> Endpoint:
+    """Of a model of a server: http://host:port#MODEL, by default its first one. A URL without a
+    path gets that of OpenAI's API, /v1.
+
+    Raises:
+        SettingError: this is no address, or the server does not answer.
+    """
+    url, _, name = address.partition("#")
+    try:
+        check_address(url, None)
+        if url.rstrip("/").count("/") == 2:
+            url = f"{url.rstrip('/')}/v1"
+        endpoint = Endpoint(url, name, timeout, 0, key)
+        return endpoint if name else replace(endpoint, model=endpoint.names()[0])
+    except (ValueError, EndpointError) as error:
+        raise SettingError(f"model: {error}") from None
 
 
 def check_address(url: str, api_key: str | None) -> None:
@@ -216,6 +268,17 @@ def _read(response: HTTPResponse, deadline: float) -> bytes:
         if len(found) > LARGEST:
             raise EndpointError(f"an answer is longer than {LARGEST:,} bytes")
     return found
+
+
+def _event(data: bytes) -> Any:
+    try:
+        event = json.loads(data)
+        failed = event.get("error")
+    except (ValueError, AttributeError):
+        raise EndpointError("an event of the answer is not a JSON object") from None
+    if failed:
+        raise EndpointError(str(failed.get("message") if isinstance(failed, dict) else failed))
+    return event
 
 
 def _text_of(body: bytes) -> str:

@@ -1,11 +1,13 @@
 """Every verb of the command line, on a tiny model in a temporary folder."""
 
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -171,12 +173,21 @@ def test_a_server_has_the_name_of_its_folder(culm, model, monkeypatch, inner):
     assert served == ["tiny", "tiny"]
 
 
-def test_chat_ends_with_the_input(culm, model, monkeypatch):
+def test_chat_ends_with_the_input(culm, model, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("builtins.input", lambda *_: (_ for _ in ()).throw(EOFError))
     code, out, _ = culm("chat", model, "--device", "cpu")
     assert code == 0
     assert "/help" in out
     assert "is a base model" in out
+
+
+def test_chat_answers_a_pipe_with_the_answer_alone(culm, model, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is 17 + 25?\n"))
+    code, out, _ = culm("chat", model, "--device", "cpu", "--json", "--max-tokens", 3)
+    assert code == 0
+    assert json.loads(out)["role"] == "assistant"
 
 
 def test_eval_prints_each_task_with_its_interval(culm, model):

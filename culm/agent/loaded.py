@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from culm.agent.answer import Json, ModelAnswer, ModelFailed, ToolCall, unreadable
 from culm.engine.sampling import Sampling
 from culm.text.language_model import LanguageModel
-from culm.text.message import THINK, MessageReader
+from culm.text.message import MessageReader, thinks
 from culm.text.reply import Reply
 from culm.text.tools import OPEN
 from culm.tokenizer.template import Message
@@ -42,12 +42,7 @@ class LoadedChat:
             for event in engine.step():
                 text, tokens = text + reply.read(event), tokens + 1
                 complete = event.finish == "stop"
-        return _read(text, self._thinks(ids), bool(tools), tokens, complete)
-
-    def _thinks(self, prompt: Sequence[int]) -> bool:
-        """Whether a prompt ends with the mark that starts reasoning."""
-        end = self.model.tokenizer.decode(prompt[-8:], specials=True)
-        return end.rstrip().endswith(THINK)
+        return _read(text, thinks(model.tokenizer, ids), bool(tools), tokens, complete)
 
 
 def _read(text: str, thinking: bool, calls: bool, tokens: int, complete: bool) -> ModelAnswer:

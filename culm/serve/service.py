@@ -40,7 +40,7 @@ from culm.serve.settings import ServeConfig
 from culm.serve.worker import Scoring, Worker, WorkerTask
 from culm.text.grammar import Grammar, Grammars, after_reasoning
 from culm.text.language_model import LanguageModel
-from culm.text.message import THINK
+from culm.text.message import thinks
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -156,7 +156,8 @@ class Service:
 
     async def _started(self, query: Query, adapter: str | None, share: Share) -> AnswerStream:
         prompts = [await self._ids(prompt, query.parse_special) for prompt in query.prompts]
-        thinking = isinstance(query.prompts[0], ChatPrompt) and self._thinks(prompts[0])
+        chat = isinstance(query.prompts[0], ChatPrompt)
+        thinking = chat and thinks(self.model.tokenizer, prompts[0])
         grammar = await self._grammar(query.form, thinking)
         tasks: list[WorkerTask] = []
         for ids in prompts:
@@ -260,11 +261,6 @@ class Service:
         ids = await asyncio.to_thread(self.model.prompt_ids, prompt, parse_special)
         self._check_ids(ids, "prompt")
         return ids
-
-    def _thinks(self, prompt: Sequence[int]) -> bool:
-        """Whether a prompt ends with the mark that starts reasoning."""
-        end = self.model.tokenizer.decode(prompt[-8:], specials=True)
-        return end.rstrip().endswith(THINK)
 
     async def _grammar(self, form: str | None, thinking: bool) -> Grammar | None:
         if form is None:

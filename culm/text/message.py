@@ -13,15 +13,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from culm.task.called import Unreadable, calls_in
 from culm.text.reply import overlap
 from culm.text.tools import CLOSE, OPEN
+from culm.tokenizer.tokenizer import Tokenizer
 
 THINK, THOUGHT = "<think>", "</think>"
 HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
+
+
+def thinks(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
+    """Whether a prompt ends with the mark that starts reasoning."""
+    return tokenizer.decode(prompt[-8:], specials=True).rstrip().endswith(THINK)
 
 
 class CallDelta(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
@@ -17,8 +17,7 @@ from culm.agent.loop import Agent, AgentOutcome, Budget, Listener
 from culm.agent.text_form import TextForm
 from culm.agent.toolbox import ToolSettings, opened
 from culm.agent.trace import TraceFile, steps_to
-from culm.config import SettingError
-from culm.endpoint import Endpoint, EndpointError, check_address
+from culm.endpoint import endpoint_at
 from culm.exits import RunError
 from culm.tools.function import HIDDEN
 
@@ -90,13 +89,4 @@ def _chat_model(model: str, options: Options) -> ChatModel:
         from culm.agent.loaded import LoadedChat
 
         return LoadedChat(culm.load(model, options.device, options.dtype))
-    url, _, name = model.partition("#")
-    try:
-        check_address(url, None)
-    except ValueError as error:
-        raise SettingError(f"model: {error}") from None
-    endpoint = Endpoint(url, name, TIMEOUT, 0, options.key)
-    try:
-        return APIChat(endpoint if name else replace(endpoint, model=endpoint.names()[0]))
-    except EndpointError as error:
-        raise SettingError(f"model: {error}") from None
+    return APIChat(endpoint_at(model, TIMEOUT, options.key))

@@ -200,6 +200,19 @@ Stop = Annotated[
 ]
 
 # culm chat
+ChatModel = Annotated[
+    str,
+    typer.Argument(
+        help="A run or model folder, a .gguf file, a Hugging Face id, or a server: "
+        "http://host:port#MODEL."
+    ),
+]
+ServerKey = Annotated[
+    str | None, typer.Option("--api-key", envvar="CULM_API_KEY", help="API key of a server.")
+]
+JsonAnswers = Annotated[
+    bool, typer.Option("--json", help="Write each answer as a line with one JSON object.")
+]
 System = Annotated[str | None, typer.Option(help="A system prompt.")]
 MaxAnswerTokens = Annotated[int | None, typer.Option(help="Maximum tokens per answer.", min=1)]
 

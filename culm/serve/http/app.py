@@ -18,7 +18,7 @@ from culm.serve.clients import Clients
 from culm.serve.http import error, generation, vectors
 from culm.serve.http.guard import Guard
 from culm.serve.http.mcp import mcp_routes
-from culm.serve.http.page import page
+from culm.serve.http.page.page import page
 from culm.serve.http.protocol import (
     ChatRequest,
     CompletionRequest,

@@ -15,7 +15,7 @@ from culm.serve.http.error import ApiError, invalid, of_failure
 
 OPEN = ("/", "/health", "/health/live", "/health/ready")  # need no key; all other paths do
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# For responses that are no page; the page has its own (`culm.serve.http.page`).
+# For responses that are no page; the page has its own (`culm.serve.http.page.page`).
 POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 HEADERS = {"content-security-policy": POLICY, "x-content-type-options": "nosniff"}
 READ_BYTES = 64 << 20  # of a rejected body are read, so that the client sees the response

@@ -1,0 +1,1 @@
+"""The chat page: HTML, style and script that become one file."""
