@@ -17,6 +17,7 @@ STATUSES = {
     refusal.RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
     refusal.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     refusal.ShuttingDown: grpc.StatusCode.UNAVAILABLE,
+    refusal.EngineStopped: grpc.StatusCode.UNAVAILABLE,
     refusal.TooSlow: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 

@@ -39,11 +39,11 @@ class Inference(Base):
         return messages.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: Any, context: Any) -> Any:
-        return messages.ServerReadyResponse(ready=not self._service.draining)
+        return messages.ServerReadyResponse(ready=self._service.ready)
 
     async def ModelReady(self, request: Any, context: Any) -> Any:
         known = request.name in self._service.models
-        return messages.ModelReadyResponse(ready=known and not self._service.draining)
+        return messages.ModelReadyResponse(ready=known and self._service.ready)
 
     async def ServerMetadata(self, request: Any, context: Any) -> Any:
         return messages.ServerMetadataResponse(name="culm", version=culm.__version__)

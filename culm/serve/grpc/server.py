@@ -7,7 +7,7 @@ health checks need none. A deadline or a cancelled call frees its slot at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from culm.serve.service import Service
 from culm.serve.settings import ServeConfig
 
 OPEN = "/grpc.health.v1.Health/"  # needs no key
-SECONDS = 0.2  # between two looks at whether the service drains
+SECONDS = 0.2  # between two looks at whether the service is ready
 
 
 class KeyCheck(grpc.aio.ServerInterceptor):
@@ -68,9 +68,9 @@ async def running(service: Service, settings: ServeConfig, clients: Clients) -> 
     reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
     port = _bind(server, settings)
     for name in ("", *names):
-        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await checks.set(name, _status(service.ready))
     await server.start()
-    watching = asyncio.ensure_future(_drain(service, checks))
+    watching = asyncio.ensure_future(_watch(service, checks, ["", *names]))
     try:
         yield port
     finally:
@@ -80,11 +80,21 @@ async def running(service: Service, settings: ServeConfig, clients: Clients) -> 
         await server.stop(settings.drain_seconds)
 
 
-async def _drain(service: Service, checks: Any) -> None:
-    """Say that no more calls are taken, as soon as the service drains."""
+async def _watch(service: Service, checks: Any, names: Sequence[str]) -> None:
+    """Say whether calls should come here, until the service drains."""
+    said = service.ready
     while not service.draining:
+        if service.ready != said:
+            said = service.ready
+            for name in names:
+                await checks.set(name, _status(said))
         await asyncio.sleep(SECONDS)
     await checks.enter_graceful_shutdown()
+
+
+def _status(ready: bool) -> Any:
+    kinds = health_pb2.HealthCheckResponse
+    return kinds.SERVING if ready else kinds.NOT_SERVING
 
 
 def _bind(server: grpc.aio.Server, settings: ServeConfig) -> int:

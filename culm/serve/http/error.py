@@ -31,6 +31,8 @@ REFUSALS = {  # status, code
     refusal.Overloaded: (503, "overloaded"),
     refusal.RateLimited: (429, "rate_limit_exceeded"),
     refusal.ShuttingDown: (503, "shutting_down"),
+    refusal.EngineStopped: (503, "engine_stopped"),
+    refusal.NotFinite: (500, "invalid_numbers"),
     refusal.EngineFailed: (500, "internal_error"),
 }
 
@@ -67,7 +69,7 @@ class ApiError(Exception):
         extra = dict(headers or {})
         if self.retry is not None:
             extra["Retry-After"] = str(self.retry)
-        elif self.code == "timeout":  # another try would take as long
+        elif self.code in ("timeout", "invalid_numbers"):  # another try would fail as well
             extra["x-should-retry"] = "false"
         if self.status == 401:
             extra["WWW-Authenticate"] = "Bearer"
