@@ -10,6 +10,10 @@ from culm.serve.clients import ANYONE, Client
 from culm.text.tools import Tool
 from culm.tokenizer.template import Message
 
+# The most of each in a query: they cost time outside of the engine.
+MAX_PROMPTS, MAX_CHOICES, MAX_LOGPROBS, MAX_BIAS = 64, 16, 20, 300
+MAX_STOPS, MAX_STOP_CHARACTERS, MAX_STOP_IDS = 16, 256, 64
+
 
 @dataclass(frozen=True)
 class ChatPrompt:

@@ -211,9 +211,7 @@ class Worker:
         try:
             self._run()
         except BaseException:
-            log.critical(
-                "the engine's thread has ended; the server must be restarted", exc_info=True
-            )
+            log.critical("the engine has stopped; the server must be restarted", exc_info=True)
             self._loop.call_soon_threadsafe(self._died)
 
     def _run(self) -> None:

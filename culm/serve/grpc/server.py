@@ -19,11 +19,12 @@ from grpc_reflection.v1alpha import reflection
 from culm.config import SettingError
 from culm.serve.clients import Clients
 from culm.serve.grpc import generation, inference
-from culm.serve.grpc.calls import client_of
+from culm.serve.grpc.calls import Guard, client_of
 from culm.serve.service import Service
 from culm.serve.settings import ServeConfig
 
 OPEN = "/grpc.health.v1.Health/"  # needs no key
+MAX_CALLS = 1000  # at once
 SECONDS = 0.2  # between two looks at whether the service is ready
 
 
@@ -52,7 +53,8 @@ async def running(service: Service, settings: ServeConfig, clients: Clients) -> 
         SettingError: the port is not available, or a certificate cannot be read.
     """
     server = grpc.aio.server(
-        interceptors=[KeyCheck(clients)],
+        interceptors=[KeyCheck(clients), Guard([generation.NAME, inference.NAME])],
+        maximum_concurrent_rpcs=MAX_CALLS,
         options=[
             ("grpc.max_receive_message_length", settings.body_bytes),
             ("grpc.so_reuseport", 0),
@@ -60,9 +62,11 @@ async def running(service: Service, settings: ServeConfig, clients: Clients) -> 
     )
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    generation.add(server, service, clients)
+    inference.add(server, service, clients)
     names = [
-        generation.add(server, service, clients),
-        inference.add(server, service, clients),
+        generation.NAME,
+        inference.NAME,
         health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
     ]
     reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
