@@ -56,8 +56,8 @@ class GrowingText:
         if event.top:
             (_, logprob), *top = event.top
             self.waiting.append((offset, TokenScore(event.token, logprob, tuple(top))))
-        all_shown = not self.reply.stopped and not self.reply.held
-        ready = tuple(score for offset, score in self.waiting if all_shown or offset < self.shown)
+        complete = self.reply.complete
+        ready = tuple(score for offset, score in self.waiting if complete or offset < self.shown)
         self.waiting = self.waiting[len(ready) :]
         stopped = self.reply.stopped or event.finish == "complete"
         return text, ready, "stop" if stopped else event.finish

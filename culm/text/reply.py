@@ -66,6 +66,11 @@ class Reply:
         """Characters that are held back as the possible start of a stop string."""
         return len(self._held)
 
+    @property
+    def complete(self) -> bool:
+        """Whether the text of all tokens so far was given out."""
+        return not (self.stopped or self._held or self._decoder.unfinished)
+
     def read(self, event: Event) -> str:
         """The text that can be shown now; after the last event, all of the rest.
 
