@@ -16,6 +16,7 @@ from scripted import scripted
 from culm.text.message import MessageReader
 
 pytest.importorskip("llguidance")
+pytestmark = pytest.mark.slow
 
 SAID = (
     "<think>\nHé 🙂?\n</think>\n\nI löok 🙂 it up.\n<tool_call>\n"
@@ -172,7 +173,8 @@ def test_completions(server, client, echo, stop):
             "model": "fixture", "prompt": ["é🙂", "b"], "n": n, "max_tokens": limit, "echo": echo,
             "logprobs": scored, "stop": STOPS[stop], "temperature": 0,
         }  # fmt: skip
-        whole = client.completions.create(**asked)
+        # The first token of a prompt has no probability, which the strict client does not expect.
+        whole = (lax if echo else client).completions.create(**asked)
         usage = {"include_usage": True}
         chunks = list(lax.completions.create(**asked, stream=True, stream_options=usage))
         assert counts(chunks[-1].usage) == counts(whole.usage)

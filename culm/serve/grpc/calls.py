@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -87,14 +87,14 @@ def _single(method: Any) -> Any:
 
 def _stream(method: Any) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext) -> None:
-        async with _guarded(request, context):
-            async for reply in method(request, context):
+        # The replies are closed before the call: that frees their slot.
+        async with _guarded(request, context), aclosing(method(request, context)) as replies:
+            async for reply in replies:
                 try:
                     async with asyncio.timeout(READ_SECONDS):
                         await context.write(reply)
-                except TimeoutError:
-                    text = f"Nothing was read for {READ_SECONDS:g} seconds."
-                    await context.abort(grpc.StatusCode.CANCELLED, text)
+                except TimeoutError:  # nor could a status be sent
+                    raise asyncio.CancelledError from None
 
     return call
 

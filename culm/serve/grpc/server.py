@@ -7,6 +7,7 @@ health checks need none. A deadline or a cancelled call frees its slot at once.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -107,9 +108,10 @@ def _bind(server: grpc.aio.Server, settings: ServeConfig) -> int:
     try:
         if settings.tls_certificate is None:
             return server.add_insecure_port(address)
-        key, certificate = (
-            Path(str(name)).read_bytes() for name in (settings.tls_key, settings.tls_certificate)
-        )
+        names = str(settings.tls_certificate), str(settings.tls_key)
+        # gRPC itself does not say what is wrong with them.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*names)
+        certificate, key = (Path(name).read_bytes() for name in names)
         return server.add_secure_port(address, grpc.ssl_server_credentials([(key, certificate)]))
     except OSError as error:
         raise SettingError(f"tls_certificate: {error}") from None

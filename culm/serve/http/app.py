@@ -65,6 +65,7 @@ def build(
     app = FastAPI(
         title="Culm", version=culm.__version__, lifespan=lifespan,
         docs_url=None, redoc_url=None, redirect_slashes=False,
+        responses={"default": {"model": error.ErrorBody, "description": "An error."}},
     )  # fmt: skip
     app.state.service = service
     app.add_middleware(

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from culm.config import did_you_mean
@@ -35,6 +36,19 @@ REFUSALS = {  # status, code
     refusal.NotFinite: (500, "invalid_numbers"),
     refusal.EngineFailed: (500, "internal_error"),
 }
+
+
+class ErrorFields(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: ErrorFields
 
 
 class ApiError(Exception):
