@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from culm.engine.sampling import Sampling
 from culm.serve.clients import ANYONE, Client
+from culm.serve.refusal import InvalidRequest
 from culm.text.tools import Tool
 from culm.tokenizer.template import Message
 
@@ -56,3 +57,21 @@ class Query:
     echo: bool = False
     parse_special: bool = False
     client: Client = ANYONE
+
+    def check_size(self) -> None:
+        """Refuse more than the most of anything.
+
+        Raises:
+            InvalidRequest: there is more.
+        """
+        for field, given, most in (
+            ("prompts", len(self.prompts), MAX_PROMPTS),
+            ("choices", self.choices, MAX_CHOICES),
+            ("stop", len(self.stop), MAX_STOPS),
+            ("stop", max(map(len, self.stop), default=0), MAX_STOP_CHARACTERS),
+            ("stop_ids", len(self.stop_ids), MAX_STOP_IDS),
+            ("bias", len(self.sampling.bias), MAX_BIAS),
+            ("logprobs", self.logprobs or 0, MAX_LOGPROBS),
+        ):
+            if given > most:
+                raise InvalidRequest(f"{field}: {given} is more than {most}", field)

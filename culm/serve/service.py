@@ -28,18 +28,7 @@ from culm.serve.answer import AnswerStream, Echo, TokenScore, scores_of
 from culm.serve.clients import ANYONE, Client, Share
 from culm.serve.job import Embedding, Found, Scoring, WorkerTask
 from culm.serve.metrics import Metrics
-from culm.serve.query import (
-    MAX_BIAS,
-    MAX_CHOICES,
-    MAX_LOGPROBS,
-    MAX_PROMPTS,
-    MAX_STOP_CHARACTERS,
-    MAX_STOP_IDS,
-    MAX_STOPS,
-    ChatPrompt,
-    Prompt,
-    Query,
-)
+from culm.serve.query import ChatPrompt, Prompt, Query
 from culm.serve.refusal import (
     ContextTooShort,
     InvalidForm,
@@ -271,17 +260,7 @@ class Service:
         if not 1 <= count <= maximum:
             reason = f"{count} answers in one request; 1 to {maximum} are allowed"
             raise InvalidRequest(f"choices: {reason}", "choices")
-        for field, given, most in (
-            ("prompts", len(query.prompts), MAX_PROMPTS),
-            ("choices", query.choices, MAX_CHOICES),
-            ("stop", len(query.stop), MAX_STOPS),
-            ("stop", max(map(len, query.stop), default=0), MAX_STOP_CHARACTERS),
-            ("stop_ids", len(query.stop_ids), MAX_STOP_IDS),
-            ("bias", len(query.sampling.bias), MAX_BIAS),
-            ("logprobs", query.logprobs or 0, MAX_LOGPROBS),
-        ):
-            if given > most:
-                raise InvalidRequest(f"{field}: {given} is more than {most}", field)
+        query.check_size()
         self._check_ids([token for token, _ in query.sampling.bias], "bias")
         self._check_ids(query.stop_ids, "stop_ids")
         if query.max_tokens == 0 and not query.echo:
