@@ -11,7 +11,7 @@ from culm.serve.refusal import InvalidRequest
 from culm.text.tools import Tool
 from culm.tokenizer.template import Message
 
-# The most of each in a query: they cost time outside of the engine.
+# Maxima of a query: what is above them costs time outside of the engine.
 MAX_PROMPTS, MAX_CHOICES, MAX_LOGPROBS, MAX_BIAS = 64, 16, 20, 300
 MAX_STOPS, MAX_STOP_CHARACTERS, MAX_STOP_IDS = 16, 256, 64
 
@@ -59,11 +59,7 @@ class Query:
     client: Client = ANYONE
 
     def check_size(self) -> None:
-        """Refuse more than the most of anything.
-
-        Raises:
-            InvalidRequest: there is more.
-        """
+        """Raises InvalidRequest where something is longer or more than its maximum."""
         for field, given, most in (
             ("prompts", len(self.prompts), MAX_PROMPTS),
             ("choices", self.choices, MAX_CHOICES),
