@@ -40,6 +40,8 @@ class LoadedChat:
             if time.monotonic() > end:
                 raise ModelFailed("the model gave no answer in time")
             for event in engine.step():
+                if event.finish == "invalid":
+                    raise ModelFailed("the model gave no valid numbers")
                 text, tokens = text + reply.read(event), tokens + 1
                 complete = event.finish == "stop"
         return _read(text, thinks(model.tokenizer, ids), bool(tools), tokens, complete)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -39,11 +40,11 @@ class Chooser:
             ranks = row.request.logprobs
             for place, token in enumerate(tokens[index]):
                 row.output.append(token)
-                row.finish = _finish(row)
+                logprob = logprobs[index][place]
+                row.finish = "invalid" if math.isnan(logprob) else _finish(row)
                 top: tuple[tuple[int, float], ...] = ()
                 if ranks is not None:
                     top = ranked(logits[index, place].log_softmax(-1), token, ranks)
-                logprob = logprobs[index][place]
                 events.append(Event(row.id, token, logprob, row.finish, top, row.cached))
                 if row.finish or place == len(row.draft) or row.draft[place] != token:
                     break

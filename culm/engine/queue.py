@@ -43,6 +43,7 @@ class Queue:
         self._waiting: Counter[str] = Counter()  # rows of each client, without returned ones
         self._served: dict[str, int] = {}  # tokens of each client
         self._last = ""  # client of the newest row that was taken
+        self.returned = 0  # rows that were given back, since the start
 
     def __iter__(self) -> Iterator[Running]:
         """The highest priority first; no order within one."""
@@ -69,6 +70,7 @@ class Queue:
 
     def give_back(self, row: Running) -> None:
         """A row that had a slot waits for another one."""
+        self.returned += 1
         insort(self._class(row).returned, row, key=lambda each: each.id)
 
     def peek(self, like: Running | None = None) -> Running:

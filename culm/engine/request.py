@@ -9,8 +9,9 @@ from typing import Literal
 from culm.engine.constraint import Allowed, Constraint, check_first
 from culm.engine.sampling import Sampling
 
-# A stop token; the maximum number of tokens; the constraint lets nothing follow; it failed.
-Finish = Literal["stop", "length", "complete", "failed"]
+# A stop token; the maximum number of tokens; the constraint lets nothing follow; it failed; the
+# model gave no probabilities but NaN, so that the token means nothing.
+Finish = Literal["stop", "length", "complete", "failed", "invalid"]
 
 
 @dataclass(frozen=True)

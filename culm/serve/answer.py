@@ -10,8 +10,9 @@ from typing import NamedTuple
 from culm.engine.request import Event
 from culm.engine.scoring import Ranked
 from culm.serve.account import Account
-from culm.serve.refusal import FormFailed
-from culm.serve.worker import Job, JobEvent, Worker
+from culm.serve.job import Found, Job, JobEvent
+from culm.serve.refusal import FormFailed, NotFinite
+from culm.serve.worker import Worker
 from culm.text.reply import Reply
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -55,8 +56,8 @@ class GrowingText:
         if event.top:
             (_, logprob), *top = event.top
             self.waiting.append((offset, TokenScore(event.token, logprob, tuple(top))))
-        all_shown = not self.reply.stopped and not self.reply.held
-        ready = tuple(score for offset, score in self.waiting if all_shown or offset < self.shown)
+        complete = self.reply.complete
+        ready = tuple(score for offset, score in self.waiting if complete or offset < self.shown)
         self.waiting = self.waiting[len(ready) :]
         stopped = self.reply.stopped or event.finish == "complete"
         return text, ready, "stop" if stopped else event.finish
@@ -111,7 +112,7 @@ class AnswerStream:
         try:
             for prompt in range(len(self._echoes)):
                 group = self._group(prompt)
-                if self._job.tasks[group[0]].scoring:
+                if self._job.tasks[group[0]].reading:
                     self._early |= {choice: [] for choice in group}
                     continue
                 for echo in self._echoed(prompt, ()):
@@ -148,7 +149,7 @@ class AnswerStream:
         size = len(self._texts) // len(self._echoes)
         return range(prompt * size, (prompt + 1) * size)
 
-    def _read(self, index: int, event: Ranked | Event) -> list[TextPiece]:
+    def _read(self, index: int, event: Found) -> list[TextPiece]:
         """What can be shown after an event."""
         if isinstance(event, Ranked):
             prompt = index * len(self._echoes) // len(self._texts)
@@ -157,6 +158,7 @@ class AnswerStream:
                 for early in self._early.pop(choice):
                     pieces += self._read(choice, early)
             return pieces
+        assert isinstance(event, Event)
         if index in self._early:
             self._early[index].append(event)
             return []
@@ -165,6 +167,8 @@ class AnswerStream:
             return []
         if event.finish == "failed":
             raise FormFailed()
+        if event.finish == "invalid":
+            raise NotFinite()
         self.account.token(index, event.cached)
         text, scores, finish = growing.read(event)
         if finish:

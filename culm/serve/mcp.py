@@ -19,7 +19,7 @@ import culm
 from culm.engine.sampling import Sampling
 from culm.serve.answer import AnswerStream
 from culm.serve.clients import ANYONE, Client
-from culm.serve.query import ChatPrompt, Prompt, Query
+from culm.serve.query import MAX_STOP_CHARACTERS, MAX_STOPS, ChatPrompt, Prompt, Query
 from culm.serve.refusal import Refusal
 from culm.serve.service import Service
 from culm.text.message import MessageReader
@@ -32,7 +32,10 @@ Text = Annotated[str, Field(min_length=1, max_length=1 << 20)]
 MaxTokens = Annotated[int, Field(ge=1, le=1 << 20, description="Maximum number of new tokens.")]
 Temperature = Annotated[float, Field(ge=0, le=2, description="0: the most likely text.")]
 TopP = Annotated[float, Field(gt=0, le=1)]
-Stops = Annotated[tuple[Text, ...], Field(max_length=16, description="Texts that end the answer.")]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Stops = Annotated[
+    tuple[Stop, ...], Field(max_length=MAX_STOPS, description="Texts that end the answer.")
+]
 Seed = Annotated[int | None, Field(ge=0, lt=1 << 63)]
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1 << 20)]
 

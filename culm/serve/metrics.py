@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from culm.engine.engine import Engine
+from culm.serve.refusal import Refusal
 
 SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20,
            40, 80, 160, 640)  # fmt: skip
@@ -66,8 +68,14 @@ class Metrics:
         """In Prometheus' format."""
         return generate_latest(self._registry)
 
-    def refused(self, reason: str) -> None:
-        self._refused.labels(self._model, reason).inc()
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Count what is refused within."""
+        try:
+            yield
+        except Refusal as refusal:
+            self._refused.labels(self._model, type(refusal).__name__).inc()
+            raise
 
     def prompt_begins(self, tokens: int) -> None:
         self._prompts.labels(self._model).inc(tokens)
@@ -117,3 +125,7 @@ class EngineState(Collector):
             gauge = GaugeMetricFamily(f"vllm:{name}", about, labels=["model_name"])
             gauge.add_metric([self._model], value)
             yield gauge
+        about = "Times that a request lost its slot to one of a higher priority."
+        preemptions = CounterMetricFamily("vllm:num_preemptions", about, labels=["model_name"])
+        preemptions.add_metric([self._model], engine.waiting.returned)
+        yield preemptions

@@ -7,8 +7,13 @@ from dataclasses import dataclass
 
 from culm.engine.sampling import Sampling
 from culm.serve.clients import ANYONE, Client
+from culm.serve.refusal import InvalidRequest
 from culm.text.tools import Tool
 from culm.tokenizer.template import Message
+
+# Maxima of a query: what is above them costs time outside of the engine.
+MAX_PROMPTS, MAX_CHOICES, MAX_LOGPROBS, MAX_BIAS = 64, 16, 20, 300
+MAX_STOPS, MAX_STOP_CHARACTERS, MAX_STOP_IDS = 16, 256, 64
 
 
 @dataclass(frozen=True)
@@ -52,3 +57,17 @@ class Query:
     echo: bool = False
     parse_special: bool = False
     client: Client = ANYONE
+
+    def check_size(self) -> None:
+        """Raises InvalidRequest where something is longer or more than its maximum."""
+        for field, given, most in (
+            ("prompts", len(self.prompts), MAX_PROMPTS),
+            ("choices", self.choices, MAX_CHOICES),
+            ("stop", len(self.stop), MAX_STOPS),
+            ("stop", max(map(len, self.stop), default=0), MAX_STOP_CHARACTERS),
+            ("stop_ids", len(self.stop_ids), MAX_STOP_IDS),
+            ("bias", len(self.sampling.bias), MAX_BIAS),
+            ("logprobs", self.logprobs or 0, MAX_LOGPROBS),
+        ):
+            if given > most:
+                raise InvalidRequest(f"{field}: {given} is more than {most}", field)

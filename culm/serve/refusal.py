@@ -68,6 +68,20 @@ class ShuttingDown(Refusal):
         super().__init__("The server is shutting down.", retry_seconds)
 
 
+class NotFinite(Refusal):
+    """The model gave NaN instead of probabilities or vectors."""
+
+    def __init__(self) -> None:
+        super().__init__("The model gave no valid numbers; its weights may be damaged.")
+
+
+class EngineStopped(Refusal):
+    """The engine's thread has ended, and with it all that this process can do."""
+
+    def __init__(self) -> None:
+        super().__init__("The engine has stopped; the server must be restarted.", retry_seconds=30)
+
+
 class EngineFailed(Refusal):
     """An error of the engine, which is in the log, ended the request."""
 

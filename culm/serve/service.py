@@ -14,30 +14,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from culm.config import SettingError
-from culm.engine.request import Event, Request
-from culm.engine.scoring import STEP_TOKENS
+from culm.engine.request import Request
+from culm.engine.scoring import STEP_TOKENS, Ranked
 from culm.model.transformer import Transformer
 from culm.serve.account import Account
 from culm.serve.answer import AnswerStream, Echo, TokenScore, scores_of
 from culm.serve.clients import ANYONE, Client, Share
+from culm.serve.job import Embedding, Found, Scoring, WorkerTask
 from culm.serve.metrics import Metrics
 from culm.serve.query import ChatPrompt, Prompt, Query
 from culm.serve.refusal import (
     ContextTooShort,
     InvalidForm,
     InvalidRequest,
-    Refusal,
     ShuttingDown,
+    TooSlow,
     UnknownModel,
 )
 from culm.serve.settings import ServeConfig
-from culm.serve.worker import Scoring, Worker, WorkerTask
+from culm.serve.worker import Worker
 from culm.text.grammar import Grammar, Grammars, after_reasoning
 from culm.text.language_model import LanguageModel
 from culm.text.message import thinks
@@ -99,6 +100,16 @@ class Service:
         """Whether no query waits or runs."""
         return self.worker.idle
 
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's thread runs; without it the process must be restarted."""
+        return self.worker.alive
+
+    @property
+    def ready(self) -> bool:
+        """Whether new queries should come here: it does not drain, and the engine works."""
+        return not self.draining and self.worker.healthy
+
     def end_all(self) -> None:
         """End all queries now; their clients get `ShuttingDown`."""
         self.worker.fail(ShuttingDown())
@@ -139,11 +150,8 @@ class Service:
         Raises:
             Refusal: it cannot be served, or not now.
         """
-        try:
+        with self.metrics.refusals():
             return await self._answer(query)
-        except Refusal as refusal:
-            self.metrics.refused(type(refusal).__name__)
-            raise
 
     async def _answer(self, query: Query) -> AnswerStream:
         adapter = self._admit(query)
@@ -182,16 +190,13 @@ class Service:
         Raises:
             Refusal: it cannot be served, or not now.
         """
-        share = Share(client, 1)
-        try:
-            job = self.worker.submit([WorkerTask(Scoring(tuple(ids), ranks, adapter))])
+        with self.metrics.refusals():
+            share = Share(client, 1)
             try:
-                _, found = await job.next()
+                found = await self._found(Scoring(tuple(ids), ranks, adapter))
             finally:
-                self.worker.abort(job)
-        finally:
-            share.end(len(ids))
-        assert not isinstance(found, Event)
+                share.end(len(ids))
+        assert isinstance(found, Ranked)
         return scores_of(ids, found)
 
     async def embed(self, texts: Sequence[Prompt], name: str, client: Client = ANYONE) -> Embedded:
@@ -200,28 +205,41 @@ class Service:
         Raises:
             Refusal: it cannot be served, or not now.
         """
-        adapter = self._adapter(name)
-        self.check_open(1)
-        share, tokens = Share(client, 1), 0
-        vectors: list[list[float]] = []
-        try:
-            for text in texts:
-                ids = await self._ids(text, parse_special=False)
-                if not 0 < len(ids) <= self.model.context:
-                    raise ContextTooShort(
-                        f"This model's maximum context length is {self.model.context} tokens. "
-                        f"However, a text has {len(ids)} tokens."
-                    )
-                tokens += len(ids)
-                vectors.append(await self.worker.between_steps(partial(self._vector, ids, adapter)))
-        finally:
-            share.end(tokens)
-        return Embedded(vectors, tokens)
+        with self.metrics.refusals():
+            adapter = self._adapter(name)
+            self.check_open(1)
+            share, tokens = Share(client, 1), 0
+            try:
+                ids = [await self._short(text) for text in texts]
+                tokens = sum(map(len, ids))
+                found = await self._found(Embedding(tuple(ids), adapter))
+            finally:
+                share.end(tokens)
+        assert isinstance(found, Tensor)
+        return Embedded(found.tolist(), tokens)
 
     # -----------------------------------------------------------------------------------------
 
-    def _vector(self, ids: Sequence[int], adapter: str | None) -> list[float]:
-        return self._engine.embed(ids, adapter).tolist()
+    async def _found(self, reading: Scoring | Embedding) -> Found:
+        """What the engine finds for ids that it reads once."""
+        job = self.worker.submit([WorkerTask(reading)])
+        try:
+            async with asyncio.timeout(self.settings.answer_seconds):
+                return (await job.next())[1]
+        except TimeoutError:
+            raise TooSlow(self.settings.answer_seconds, waiting=False) from None
+        finally:
+            self.worker.abort(job)
+
+    async def _short(self, text: Prompt) -> tuple[int, ...]:
+        """Ids of a text that the context has room for."""
+        ids = await self._ids(text, parse_special=False)
+        if not 0 < len(ids) <= self.model.context:
+            raise ContextTooShort(
+                f"This model's maximum context length is {self.model.context} tokens. "
+                f"However, a text has {len(ids)} tokens."
+            )
+        return tuple(ids)
 
     def _adapter(self, name: str) -> str | None:
         """The adapter of this name; None: it is the model's own."""
@@ -243,6 +261,7 @@ class Service:
         if not 1 <= count <= maximum:
             reason = f"{count} answers in one request; 1 to {maximum} are allowed"
             raise InvalidRequest(f"choices: {reason}", "choices")
+        query.check_size()
         self._check_ids([token for token, _ in query.sampling.bias], "bias")
         self._check_ids(query.stop_ids, "stop_ids")
         if query.max_tokens == 0 and not query.echo:

@@ -2,6 +2,9 @@
 
 event loop          submit, abort  ->   inbox   ->   engine thread
 (one per server)  <-  one call per step with all its tokens  <-  step, step, step ...
+
+An error of a step ends the requests of the engine, which goes on with the next ones. Where several
+steps in a row fail, the worker is not `healthy`; where the thread has ended, it is not `alive`.
 """
 
 from __future__ import annotations
@@ -12,64 +15,35 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from culm.engine import scoring
 from culm.engine.engine import Engine
 from culm.engine.request import Event, Request
-from culm.engine.scoring import Ranked
-from culm.serve.refusal import EngineFailed, InvalidRequest, Overloaded, Refusal, ShuttingDown
+from culm.serve.job import Embedding, Found, Job, Scoring, WorkerTask
+from culm.serve.refusal import (
+    EngineFailed,
+    EngineStopped,
+    InvalidRequest,
+    NotFinite,
+    Overloaded,
+    Refusal,
+    ShuttingDown,
+)
 
 log = logging.getLogger("culm.serve")
 T = TypeVar("T")
-
-# The index of a task in its job, with the scores of its prompt or with a token.
-JobEvent = tuple[int, Ranked | Event]
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """Ids to score, each with the `ranks` most likely ones in its place."""
-
-    ids: tuple[int, ...]
-    ranks: int
-    adapter: str | None = None
-
-
-@dataclass(frozen=True)
-class WorkerTask:
-    """What counts as one request: ids to score, a prompt to continue, or first one, then the
-    other."""
-
-    scoring: Scoring | None = None
-    request: Request | None = None
-
-
-class Job:
-    """Tasks of one client that share a queue of events."""
-
-    def __init__(self, tasks: Sequence[WorkerTask]) -> None:
-        self.tasks = tuple(tasks)
-        self.open = {i for i, task in enumerate(tasks) if task.scoring or task.request}
-        self.numbers: dict[int, int] = {}  # request's number in the engine -> index
-        self.queue: asyncio.Queue[JobEvent | Refusal] = asyncio.Queue()
-
-    async def next(self) -> JobEvent:
-        """The next event of any of the tasks; raises what went wrong."""
-        item = await self.queue.get()
-        if isinstance(item, Refusal):
-            raise item
-        return item
+FAULTS = 3  # failures without a token between them, after which others should get the requests
 
 
 @dataclass
 class Reading:
-    """Ids that are being scored, step by step."""
+    """Ids that are being read, step by step."""
 
     job: Job
     index: int
-    steps: Iterator[Ranked]
-    done: list[Ranked] = field(default_factory=list)
+    asked: Scoring | Embedding
+    steps: Iterator[Any]
+    done: list[Any] = field(default_factory=list)
 
 
 class Worker:
@@ -82,13 +56,16 @@ class Worker:
         self._engine = engine
         self.capacity = engine.slots + waiting
         self._jobs: set[Job] = set()  # of the event loop
+        self._works: set[asyncio.Future[Any]] = set()  # of the event loop
         self._inbox: list[Callable[[], None]] = []  # for the thread, guarded by _changed
         self._changed = threading.Condition()
         self._closed = False
         self._owners: dict[int, Job] = {}  # of the thread: engine's number -> job
         self._readings: deque[Reading] = deque()  # of the thread
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
+        self._faults = 0  # since the last result
         self.draining = False
+        self.alive = True
 
     # -- event loop ---------------------------------------------------------------------------
 
@@ -107,8 +84,15 @@ class Worker:
         """Tasks that wait or run."""
         return sum(len(job.open) for job in self._jobs)
 
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine gives results; requests are taken all the same while it is alive."""
+        return self.alive and self._faults < FAULTS
+
     def check_room(self, count: int) -> None:
-        """ShuttingDown, or Overloaded where `count` more requests are too many."""
+        """EngineStopped, ShuttingDown, or Overloaded where `count` more requests are too many."""
+        if not self.alive:
+            raise EngineStopped()
         if self.draining:
             raise ShuttingDown(retry_seconds=10)
         if self.open + count > self.capacity:
@@ -120,8 +104,8 @@ class Worker:
         self.check_room(len(job.open))
         for task in tasks:
             try:
-                if ids := task.scoring:
-                    scoring.check(self._engine.model, [ids.ids], [ids.adapter])
+                if task.reading:
+                    task.reading.check(self._engine)
                 if task.request:
                     self._engine.check(task.request)
             except ValueError as error:
@@ -143,8 +127,7 @@ class Worker:
     def fail(self, error: Refusal) -> None:
         """End all tasks; whoever waits gets the error."""
         for job in list(self._jobs):
-            self.abort(job)
-            job.queue.put_nowait(error)
+            self._fail_job(job, error)
 
     async def alone(self, work: Callable[[], T]) -> T:
         """Run work in the thread while nothing else waits or runs.
@@ -152,16 +135,15 @@ class Worker:
         Raises:
             Overloaded: something does.
         """
+        self.check_room(0)
         if not self.idle:
             raise Overloaded()
-        return await self.between_steps(work)
-
-    async def between_steps(self, work: Callable[[], T]) -> T:
-        """Run work in the thread, between two steps of the engine."""
         done: asyncio.Future[T] = self._loop.create_future()
+        self._works.add(done)
+        done.add_done_callback(self._works.discard)
 
-        def finish(result: T | None, error: Exception | None) -> None:
-            if done.cancelled():
+        def finish(result: T | None, error: BaseException | None) -> None:
+            if done.done():
                 return
             if error is not None:
                 done.set_exception(error)
@@ -192,16 +174,45 @@ class Worker:
             self._inbox.append(work)
             self._changed.notify()
 
-    def _deliver(self, events: list[tuple[Job, int, Ranked | Event]]) -> None:
+    def _deliver(self, events: list[tuple[Job, int, Found]]) -> None:
         for job, index, event in events:
+            broken = isinstance(event, Event) and event.finish == "invalid"
+            self._faults = self._faults + 1 if broken else 0
             if index in job.open:
                 job.queue.put_nowait((index, event))
-                if event.finish if isinstance(event, Event) else not job.tasks[index].request:
+                task = job.tasks[index]
+                more = not event.finish if isinstance(event, Event) else bool(task.request)
+                if not more:
                     job.open.discard(index)
             if not job.open:
                 self._jobs.discard(job)
 
+    def _fail_job(self, job: Job, error: Refusal) -> None:
+        self.abort(job)
+        job.queue.put_nowait(error)
+
+    def _failed(self) -> None:
+        self._faults += 1
+        self.fail(EngineFailed())
+
+    def _invalid(self, job: Job, error: Refusal) -> None:
+        self._faults += 1
+        self._fail_job(job, error)
+
+    def _died(self) -> None:
+        self.alive = False
+        self.fail(EngineFailed())
+        for done in list(self._works):
+            done.set_exception(EngineFailed())
+
     # -- engine thread ------------------------------------------------------------------------
+
+    def _live(self) -> None:
+        try:
+            self._run()
+        except BaseException:
+            log.critical("the engine has stopped; the server must be restarted", exc_info=True)
+            self._loop.call_soon_threadsafe(self._died)
 
     def _run(self) -> None:
         while True:
@@ -219,14 +230,13 @@ class Worker:
                     self._owners.clear()
                     self._readings.clear()
                     self._engine.clear()
-                    self._loop.call_soon_threadsafe(self.fail, EngineFailed())
+                    self._loop.call_soon_threadsafe(self._failed)
 
     def _add(self, job: Job, indices: set[int]) -> None:
         for index in sorted(indices):
             task = job.tasks[index]
-            if ids := task.scoring:
-                steps = self._engine.rank_in_steps(ids.ids, ids.ranks, ids.adapter)
-                self._readings.append(Reading(job, index, steps))
+            if asked := task.reading:
+                self._readings.append(Reading(job, index, asked, asked.steps(self._engine)))
             elif task.request:
                 self._generate(job, index, task.request)
 
@@ -244,7 +254,7 @@ class Worker:
                 self._engine.abort(number)
 
     def _read(self) -> None:
-        """One step of the first prompt to score: one at a time, because each needs a cache."""
+        """One step of the first ids to read: one at a time, because each needs a cache."""
         if not self._readings:
             return
         reading = self._readings[0]
@@ -252,15 +262,18 @@ class Worker:
             reading.done.append(part)
             return
         self._readings.popleft()
-        job, index = reading.job, reading.index
-        request = job.tasks[index].request
-        if request:
+        job, index, asked = reading.job, reading.index, reading.asked
+        try:
+            found: Found = asked.joined(reading.done)
+        except NotFinite as error:
+            self._loop.call_soon_threadsafe(self._invalid, job, error)
+            return
+        if request := job.tasks[index].request:
             self._generate(job, index, request)
-        events: list[tuple[Job, int, Ranked | Event]] = [(job, index, scoring.joined(reading.done))]
-        self._loop.call_soon_threadsafe(self._deliver, events)
+        self._loop.call_soon_threadsafe(self._deliver, [(job, index, found)])
 
     def _step(self) -> None:
-        events: list[tuple[Job, int, Ranked | Event]] = []
+        events: list[tuple[Job, int, Found]] = []
         for event in self._engine.step():
             job = self._owners[event.request]
             events.append((job, job.numbers[event.request], event))

@@ -159,9 +159,14 @@ class MessageReader:
             yield Delta(call=CallDelta(self.called - 1, None, text))
 
     def _closing(self, last: bool) -> Iterator[Delta]:
-        _, mark, after = self._held.partition(CLOSE)
-        if mark or last:
-            self._go(self._content, after)
+        """After the arguments; what was not closed ends with the text or where a call begins."""
+        end, again = self._held.find(CLOSE), self._held.find(OPEN)
+        if again >= 0 and not 0 <= end < again:
+            self._go(self._content, self._held[again:])
+        elif end >= 0:
+            self._go(self._content, self._held[end + len(CLOSE) :])
+        elif last:
+            self._go(self._content, self._held.lstrip().removeprefix("}"))
         return iter(())
 
     def _go(self, state: object, held: str) -> None:
@@ -169,7 +174,8 @@ class MessageReader:
 
 
 class JsonObject:
-    """Finds the end of a JSON object in a text that comes in pieces."""
+    """Finds the end of a JSON object in a text that comes in pieces, also of one that is cut off by
+    the mark after it."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -185,6 +191,9 @@ class JsonObject:
                 self._quoted = character != '"'
             elif character == '"':
                 self._quoted = True
+            elif character == "<":  # of the mark that closes the call: JSON has it in texts only
+                self.complete = True
+                return place
             elif character in "{[":
                 self._depth += 1
             elif character in "}]":

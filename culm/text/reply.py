@@ -66,8 +66,19 @@ class Reply:
         """Characters that are held back as the possible start of a stop string."""
         return len(self._held)
 
+    @property
+    def complete(self) -> bool:
+        """Whether the text of all tokens so far was given out."""
+        return not (self.stopped or self._held or self._decoder.unfinished)
+
     def read(self, event: Event) -> str:
-        """The text that can be shown now; after the last event, all of the rest."""
+        """The text that can be shown now; after the last event, all of the rest.
+
+        Raises:
+            ValueError: the model gave NaN.
+        """
+        if event.finish == "invalid":
+            raise ValueError("model: it gave no valid numbers; its weights may be damaged")
         # A stop token is not part of the text, even if it has letters.
         text = "" if event.finish == "stop" else self.push(event.token)
         return text + self.finish() if event.finish else text

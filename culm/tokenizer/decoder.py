@@ -22,6 +22,11 @@ class Decoder:
         """The text that this token completes; special tokens give none."""
         return self._utf8.decode(self._tokenizer.bytes_of(token))
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether a part of a character is withheld."""
+        return bool(self._utf8.getstate()[0])
+
     def flush(self) -> str:
         """The withheld text, with U+FFFD for an unfinished character."""
         text = self._utf8.decode(b"", final=True)

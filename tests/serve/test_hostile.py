@@ -191,6 +191,33 @@ def test_half_of_a_surrogate_pair_is_refused_wherever_it_stands(running, path, t
         assert "surrogate" in answer.json()["error"]["message"]
 
 
+DEEP = [
+    ("/v1/chat/completions", "messages",
+     '[{"role": "assistant", "tool_calls": [{"function": %s}]}]'),
+    ("/v1/chat/completions", "tools",
+     '[{"type": "function", "function": {"name": "a", "parameters": {"a": %s}}}]'),
+    ("/v1/chat/completions", "response_format",
+     '{"type": "json_schema", "json_schema": {"name": "a", "schema": {"a": %s}}}'),
+    ("/v1/responses", "tools", '[{"type": "function", "name": "a", "parameters": {"a": %s}}]'),
+    ("/v1/chat/completions", "metadata", "%s"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("depth", [100, 130, 700, 940])
+@pytest.mark.parametrize(("path", "name", "place"), DEEP)
+def test_deep_values_are_refused_before_anything_follows_them(running, path, name, place, depth):
+    """Whatever follows them recursively would fail: templates, schemas, the response."""
+    deep = place % ('{"a":' * depth + "1" + "}" * depth)
+    rest = (
+        '"input": "x"' if "responses" in path else '"messages": [{"role": "user", "content": ""}]'
+    )
+    rest = "" if name == "messages" else f", {rest}"
+    status, answer = post(running, path, f'{{"model": "reciter", "{name}": {deep}{rest}}}'.encode())
+    assert status == 400 if depth > 128 else status in (200, 400)
+    if depth > 128:
+        assert "deep" in answer.decode() or "pars" in answer.decode()
+
+
 VALUE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=9),
     lambda inner: (

@@ -19,6 +19,17 @@ CASES = [
     ("why not", {"thinking": True}, ("", "why not", [])),
     ("<tool_call>bad</tool_call> x", {"calls": True}, ("<tool_call>bad</tool_call> x", "", [])),
     ('<tool_call>{"name": "f", "arguments": {"t": ', {"calls": True}, ("", "", [("f", '{"t": ')])),
+    (
+        '<tool_call>{"name": "f", "arguments": {"t": [1</tool_call> so <tool_call>{"name": "g", '
+        '"arguments": {}}</tool_call>',
+        {"calls": True},
+        ("so", "", [("f", '{"t": [1'), ("g", "{}")]),
+    ),
+    (
+        '<tool_call>{"name": "f", "arguments": {}}\n<tool_call>{"name": "g", "arguments": {}} ok',
+        {"calls": True},
+        ("ok", "", [("f", "{}"), ("g", "{}")]),
+    ),
     ("a <tool_ca", {"calls": True}, ("a <tool_ca", "", [])),
     ("", {}, ("", "", [])),
     ("  ", {}, ("  ", "", [])),

@@ -9,17 +9,16 @@ from typing import Any
 import grpc
 
 from culm.engine.sampling import Sampling
-from culm.serve.answer import AnswerStream
 from culm.serve.clients import ANYONE, Client, Clients
-from culm.serve.grpc.calls import client_of, protocol, refused
+from culm.serve.grpc.calls import client_of, protocol
 from culm.serve.query import ChatPrompt, Prompt, Query
-from culm.serve.refusal import InvalidRequest, Refusal
+from culm.serve.refusal import InvalidRequest
 from culm.serve.service import Service
 from culm.text.grammar import of_json
 
 messages, services = protocol("generation")
 
-
+NAME = str(messages.DESCRIPTOR.services_by_name["Generation"].full_name)
 Base: Any = services.GenerationServicer
 
 
@@ -31,10 +30,9 @@ class Generation(Base):
 
     async def Generate(self, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         """Pieces of all choices; the last reply has the usage."""
-        answer: AnswerStream | None = None
+        client = client_of(context.invocation_metadata(), self._clients) or ANYONE
+        answer = await self._service.ask(_query(request, client))
         try:
-            client = client_of(context.invocation_metadata(), self._clients) or ANYONE
-            answer = await self._service.ask(_query(request, client))
             async for piece in answer.pieces():
                 if piece is not None and (piece.text or piece.finish):
                     yield messages.GenerateReply(
@@ -45,11 +43,8 @@ class Generation(Base):
                 generated_tokens=answer.account.generated_tokens,
                 cached_tokens=answer.account.cached_tokens,
             ))  # fmt: skip
-        except Refusal as error:
-            await refused(context, error)
         finally:
-            if answer is not None:
-                answer.leave()
+            answer.leave()
 
 
 def _query(request: Any, client: Client) -> Query:
@@ -65,7 +60,7 @@ def _query(request: Any, client: Client) -> Query:
         )  # fmt: skip
         schema = json.loads(request.json_schema) if request.json_schema else None
         form = None if schema is None else of_json(schema)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InvalidRequest(str(error)) from None
     return Query(
         request.model, [_prompt(request)], given("max_tokens", None), sampling,
@@ -85,7 +80,6 @@ def _prompt(request: Any) -> Prompt:
     raise InvalidRequest("prompt: give a text, tokens or a dialogue", "prompt")
 
 
-def add(server: grpc.aio.Server, service: Service, clients: Clients) -> str:
-    """Add the service; its full name."""
+def add(server: grpc.aio.Server, service: Service, clients: Clients) -> None:
+    """Add the service."""
     services.add_GenerationServicer_to_server(Generation(service, clients), server)
-    return str(messages.DESCRIPTOR.services_by_name["Generation"].full_name)

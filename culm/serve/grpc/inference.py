@@ -15,17 +15,17 @@ import grpc
 import culm
 from culm.engine.sampling import Sampling
 from culm.serve.clients import ANYONE, Client, Clients
-from culm.serve.grpc.calls import client_of, protocol, refused
+from culm.serve.grpc.calls import client_of, protocol
 from culm.serve.query import Query
-from culm.serve.refusal import InvalidRequest, Refusal, UnknownModel
+from culm.serve.refusal import InvalidRequest, UnknownModel
 from culm.serve.service import Service
 
 messages, services = protocol("open_inference")
 PARAMETERS: dict[str, type] = {
     "max_tokens": int, "temperature": float, "top_p": float, "top_k": int, "seed": int, "stop": str,
 }  # fmt: skip
-
-
+OUTPUTS = ("text_output", "finish_reason")
+NAME = str(messages.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name)
 Base: Any = services.GRPCInferenceServiceServicer
 
 
@@ -39,39 +39,34 @@ class Inference(Base):
         return messages.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: Any, context: Any) -> Any:
-        return messages.ServerReadyResponse(ready=not self._service.draining)
+        return messages.ServerReadyResponse(ready=self._service.ready)
 
     async def ModelReady(self, request: Any, context: Any) -> Any:
         known = request.name in self._service.models
-        return messages.ModelReadyResponse(ready=known and not self._service.draining)
+        return messages.ModelReadyResponse(ready=known and self._service.ready)
 
     async def ServerMetadata(self, request: Any, context: Any) -> Any:
         return messages.ServerMetadataResponse(name="culm", version=culm.__version__)
 
     async def ModelMetadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         if request.name not in self._service.models:
-            await refused(context, UnknownModel(f"There is no model {request.name!r} here."))
+            raise UnknownModel(f"There is no model {request.name!r} here.")
         tensor = messages.ModelMetadataResponse.TensorMetadata
         return messages.ModelMetadataResponse(
             name=request.name, platform="culm",
             inputs=[tensor(name="text_input", datatype="BYTES", shape=[-1])],
             outputs=[
                 tensor(name=name, datatype="BYTES", shape=[-1])
-                for name in ("text_output", "finish_reason")
+                for name in OUTPUTS
             ],
         )  # fmt: skip
 
     async def ModelInfer(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        try:
-            client = client_of(context.invocation_metadata(), self._clients)
-            texts, reasons = await self._answer(request, client)
-        except Refusal as error:
-            await refused(context, error)
+        wanted = _outputs(request)
+        client = client_of(context.invocation_metadata(), self._clients)
+        texts, reasons = await self._answer(request, client)
         raw = bool(request.raw_input_contents)
-        named = {"text_output": texts, "finish_reason": reasons}
-        wanted = [one.name for one in request.outputs] or list(named)
-        if unknown := [name for name in wanted if name not in named]:
-            await refused(context, InvalidRequest(f"outputs: there is no {unknown[0]!r}"))
+        named = dict(zip(OUTPUTS, (texts, reasons), strict=True))
         output = messages.ModelInferResponse.InferOutputTensor
         return messages.ModelInferResponse(
             model_name=request.model_name, id=request.id,
@@ -101,7 +96,19 @@ class Inference(Base):
         return [one.encode() for one in texts], [one.encode() for one in reasons]
 
 
+def _outputs(request: Any) -> list[str]:
+    """Names of the outputs that are wanted."""
+    names = [one.name for one in request.outputs]
+    if unknown := [name for name in names if name not in OUTPUTS]:
+        raise InvalidRequest(f"outputs: there is no {unknown[0]!r}")
+    if len({*names}) < len(names):
+        raise InvalidRequest("outputs: one of them is named twice")
+    return names or list(OUTPUTS)
+
+
 def _query(request: Any, client: Client) -> Query:
+    if request.model_version:
+        raise UnknownModel(f"There is no version {request.model_version!r}; leave it out.")
     given: dict[str, Any] = {}
     for name, value in request.parameters.items():
         kind = value.WhichOneof("parameter_choice")
@@ -128,12 +135,17 @@ def _texts(request: Any) -> list[str]:
     tensor = request.inputs[0]
     if tensor.datatype != "BYTES":
         raise InvalidRequest(f"text_input: {tensor.datatype} is not BYTES", "inputs")
+    if tensor.parameters:
+        raise InvalidRequest("text_input: it has no parameters", "inputs")
     raw = request.raw_input_contents
+    given = {field.name for field, _ in tensor.contents.ListFields()}
+    if len(raw) > 1 or given - (set() if raw else {"bytes_contents"}):
+        raise InvalidRequest("text_input: give bytes_contents or one raw content", "inputs")
     found = _unpacked(raw[0]) if raw else list(tensor.contents.bytes_contents)
     size = 1
     for length in tensor.shape:
         size *= length
-    if len(found) != size or not found:
+    if len(found) != size or not found or min(tensor.shape, default=1) < 0:
         raise InvalidRequest(f"text_input: {len(found)} texts for {list(tensor.shape)}", "inputs")
     try:
         return [one.decode() for one in found]
@@ -159,7 +171,6 @@ def _unpacked(raw: bytes) -> list[bytes]:
     return found
 
 
-def add(server: grpc.aio.Server, service: Service, clients: Clients) -> str:
-    """Add the service; its full name."""
+def add(server: grpc.aio.Server, service: Service, clients: Clients) -> None:
+    """Add the service."""
     services.add_GRPCInferenceServiceServicer_to_server(Inference(service, clients), server)
-    return str(messages.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name)

@@ -7,7 +7,8 @@ health checks need none. A deadline or a cancelled call frees its slot at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from grpc_reflection.v1alpha import reflection
 from culm.config import SettingError
 from culm.serve.clients import Clients
 from culm.serve.grpc import generation, inference
-from culm.serve.grpc.calls import client_of
+from culm.serve.grpc.calls import Guard, client_of
 from culm.serve.service import Service
 from culm.serve.settings import ServeConfig
 
 OPEN = "/grpc.health.v1.Health/"  # needs no key
-SECONDS = 0.2  # between two looks at whether the service drains
+MAX_CALLS = 1000  # at once
+SECONDS = 0.2  # between two looks at whether the service is ready
 
 
 class KeyCheck(grpc.aio.ServerInterceptor):
@@ -52,7 +54,8 @@ async def running(service: Service, settings: ServeConfig, clients: Clients) -> 
         SettingError: the port is not available, or a certificate cannot be read.
     """
     server = grpc.aio.server(
-        interceptors=[KeyCheck(clients)],
+        interceptors=[KeyCheck(clients), Guard([generation.NAME, inference.NAME])],
+        maximum_concurrent_rpcs=MAX_CALLS,
         options=[
             ("grpc.max_receive_message_length", settings.body_bytes),
             ("grpc.so_reuseport", 0),
@@ -60,17 +63,19 @@ async def running(service: Service, settings: ServeConfig, clients: Clients) -> 
     )
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    generation.add(server, service, clients)
+    inference.add(server, service, clients)
     names = [
-        generation.add(server, service, clients),
-        inference.add(server, service, clients),
+        generation.NAME,
+        inference.NAME,
         health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
     ]
     reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
     port = _bind(server, settings)
     for name in ("", *names):
-        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await checks.set(name, _status(service.ready))
     await server.start()
-    watching = asyncio.ensure_future(_drain(service, checks))
+    watching = asyncio.ensure_future(_watch(service, checks, ["", *names]))
     try:
         yield port
     finally:
@@ -80,11 +85,21 @@ async def running(service: Service, settings: ServeConfig, clients: Clients) -> 
         await server.stop(settings.drain_seconds)
 
 
-async def _drain(service: Service, checks: Any) -> None:
-    """Say that no more calls are taken, as soon as the service drains."""
+async def _watch(service: Service, checks: Any, names: Sequence[str]) -> None:
+    """Say whether calls should come here, until the service drains."""
+    said = service.ready
     while not service.draining:
+        if service.ready != said:
+            said = service.ready
+            for name in names:
+                await checks.set(name, _status(said))
         await asyncio.sleep(SECONDS)
     await checks.enter_graceful_shutdown()
+
+
+def _status(ready: bool) -> Any:
+    kinds = health_pb2.HealthCheckResponse
+    return kinds.SERVING if ready else kinds.NOT_SERVING
 
 
 def _bind(server: grpc.aio.Server, settings: ServeConfig) -> int:
@@ -93,9 +108,10 @@ def _bind(server: grpc.aio.Server, settings: ServeConfig) -> int:
     try:
         if settings.tls_certificate is None:
             return server.add_insecure_port(address)
-        key, certificate = (
-            Path(str(name)).read_bytes() for name in (settings.tls_key, settings.tls_certificate)
-        )
+        names = str(settings.tls_certificate), str(settings.tls_key)
+        # gRPC itself does not say what is wrong with them.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*names)
+        certificate, key = (Path(name).read_bytes() for name in names)
         return server.add_secure_port(address, grpc.ssl_server_credentials([(key, certificate)]))
     except OSError as error:
         raise SettingError(f"tls_certificate: {error}") from None

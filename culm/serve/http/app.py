@@ -26,6 +26,7 @@ from culm.serve.http.protocol import (
     TokenizeRequest,
 )
 from culm.serve.http.responses import ResponseRequest
+from culm.serve.refusal import EngineFailed, EngineStopped
 from culm.serve.service import Service
 from culm.serve.settings import ServeConfig
 from culm.text.language_model import LanguageModel
@@ -64,6 +65,7 @@ def build(
     app = FastAPI(
         title="Culm", version=culm.__version__, lifespan=lifespan,
         docs_url=None, redoc_url=None, redirect_slashes=False,
+        responses={"default": {"model": error.ErrorBody, "description": "An error."}},
     )  # fmt: skip
     app.state.service = service
     app.add_middleware(
@@ -100,6 +102,8 @@ def _add_health(app: FastAPI, service: Service) -> None:
     @app.head("/health/live", include_in_schema=False)
     @app.get("/health/live")
     async def live() -> dict[str, str]:
+        if not service.alive:
+            raise EngineStopped()
         return {"status": "ok"}
 
     @app.head("/health/ready", include_in_schema=False)
@@ -108,6 +112,8 @@ def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/health")
     async def ready() -> dict[str, str]:
         service.check_open()
+        if not service.ready:
+            raise EngineFailed()
         return {"status": "ok"}
 
     @app.get("/metrics", include_in_schema=False)
@@ -157,12 +163,12 @@ def _add_generation(app: FastAPI, service: Service) -> None:
 
 def _add_vectors(app: FastAPI, service: Service) -> None:
     @app.post("/v1/embeddings")
-    async def embeddings(body: vectors.EmbeddingRequest, http: Request) -> dict[str, Any]:
-        return await vectors.embeddings(service, body, http.state.client)
+    async def embeddings(body: vectors.EmbeddingRequest, http: Request) -> Response:
+        return await _unless_gone(http, vectors.embeddings(service, body, http.state.client))
 
     @app.post("/v1/score")
-    async def score(body: vectors.ScoreRequest, http: Request) -> dict[str, Any]:
-        return await vectors.similarities(service, body, http.state.client)
+    async def score(body: vectors.ScoreRequest, http: Request) -> Response:
+        return await _unless_gone(http, vectors.similarities(service, body, http.state.client))
 
 
 def _add_tokens(app: FastAPI, model: LanguageModel) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from culm.config import did_you_mean
@@ -31,8 +32,23 @@ REFUSALS = {  # status, code
     refusal.Overloaded: (503, "overloaded"),
     refusal.RateLimited: (429, "rate_limit_exceeded"),
     refusal.ShuttingDown: (503, "shutting_down"),
+    refusal.EngineStopped: (503, "engine_stopped"),
+    refusal.NotFinite: (500, "invalid_numbers"),
     refusal.EngineFailed: (500, "internal_error"),
 }
+
+
+class ErrorFields(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: ErrorFields
 
 
 class ApiError(Exception):
@@ -67,7 +83,7 @@ class ApiError(Exception):
         extra = dict(headers or {})
         if self.retry is not None:
             extra["Retry-After"] = str(self.retry)
-        elif self.code == "timeout":  # another try would take as long
+        elif self.code in ("timeout", "invalid_numbers"):  # another try would fail as well
             extra["x-should-retry"] = "false"
         if self.status == 401:
             extra["WWW-Authenticate"] = "Bearer"

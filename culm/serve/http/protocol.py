@@ -21,7 +21,18 @@ from culm.serve.http.forms import (
 )
 from culm.serve.http.messages import ChatMessage
 from culm.serve.http.wire import UNSUPPORTED, Body, Neutral, Wire
-from culm.serve.query import ChatPrompt, Prompt, Query
+from culm.serve.query import (
+    MAX_BIAS,
+    MAX_CHOICES,
+    MAX_LOGPROBS,
+    MAX_PROMPTS,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_IDS,
+    MAX_STOPS,
+    ChatPrompt,
+    Prompt,
+    Query,
+)
 from culm.text.tools import ToolUse
 
 COMPLETION_TOKENS = 16  # default of plain completions, as in OpenAI's API
@@ -30,14 +41,18 @@ NAMES = {
     "choices": "n", "bias": "logit_bias", "stop_ids": "stop_token_ids", "form": "response_format",
 }  # fmt: skip
 
-Stop = Annotated[str, Field(min_length=1, max_length=256)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Stops = Annotated[
     list[Stop],
-    Field(max_length=16),
+    Field(max_length=MAX_STOPS),
     BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
 ]
 TokenIds = Annotated[list[StrictInt], Field(min_length=1)]
-Prompts = str | TokenIds | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=64)]
+Prompts = (
+    str
+    | TokenIds
+    | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+)
 
 
 class StreamOptions(Wire):
@@ -54,14 +69,14 @@ class GenerationRequest(Body):
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = Field(None, ge=1, le=16)
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     max_tokens: int | None = Field(None, ge=0)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, max_length=300
+        None, max_length=MAX_BIAS
     )
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
     stop: Stops | None = None
@@ -69,7 +84,7 @@ class GenerationRequest(Body):
     min_p: float | None = Field(None, ge=0, le=1)
     typical_p: float | None = Field(None, gt=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0.01, le=100)
-    stop_token_ids: list[StrictInt] | None = Field(None, max_length=64)
+    stop_token_ids: list[StrictInt] | None = Field(None, max_length=MAX_STOP_IDS)
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -122,7 +137,7 @@ class ChatRequest(GenerationRequest):
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     tools: list[ToolParameter] = Field([], max_length=128)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -173,7 +188,7 @@ class CompletionRequest(GenerationRequest):
     prompt: Prompts
     parse_special: bool = False
     echo: bool | None = None
-    logprobs: StrictInt | None = Field(None, ge=0, le=20)  # false is not 0
+    logprobs: StrictInt | None = Field(None, ge=0, le=MAX_LOGPROBS)  # false is not 0
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
 

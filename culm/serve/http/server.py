@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from types import FrameType
+from typing import IO, cast
 
 import uvicorn
 
 from culm.config import SettingError
-from culm.log import say
+from culm.log import Stream, say
 from culm.model.transformer import Transformer
 from culm.serve.clients import Clients
 from culm.serve.http.app import build
@@ -43,6 +45,11 @@ def serve(
     """
     host = settings.host
     check_exposed(host, clients)
+    # Before `build`: the package of MCP would set up one that takes seconds to write a traceback.
+    logging.basicConfig(
+        level=logging.WARNING, stream=cast(IO[str], Stream()),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )  # fmt: skip
     with listen(host, settings.port) as listener:
         app = build(model, name, settings, clients, host in LOOPBACK, reload)
         where = f"[{host}]" if ":" in host else host

@@ -15,6 +15,7 @@ from culm.text.message import Delta, MessageReader
 from culm.tokenizer.tokenizer import Tokenizer
 
 Json = dict[str, Any]
+LEAST_LOGPROB = -9999.0  # OpenAI's for tokens that are never sampled: JSON has no infinity
 
 
 class Shape(Protocol):
@@ -105,7 +106,7 @@ class ChatShape:
 
     def _token(self, token: int, logprob: float | None) -> Json:
         text, spelt = spelling(self._tokenizer, token)
-        return {"token": text, "logprob": logprob, "bytes": list(spelt)}
+        return {"token": text, "logprob": _finite(logprob), "bytes": list(spelt)}
 
 
 class CompletionShape:
@@ -156,15 +157,15 @@ class CompletionShape:
         offsets = self._offsets.setdefault(piece.choice, TextOffsets(self._tokenizer))
         return {
             "tokens": [self._name(score.token) for score in piece.scores],
-            "token_logprobs": [score.logprob for score in piece.scores],
+            "token_logprobs": [_finite(score.logprob) for score in piece.scores],
             "top_logprobs": [self._top(score) for score in piece.scores],
             "text_offset": offsets.of(piece),
         }
 
-    def _top(self, score: TokenScore) -> dict[str, float] | None:
+    def _top(self, score: TokenScore) -> dict[str, float | None] | None:
         if score.logprob is None:
             return None
-        return {self._name(token): value for token, value in score.top}
+        return {self._name(token): _finite(value) for token, value in score.top}
 
     def _name(self, token: int) -> str:
         if self._as_ids:
@@ -172,6 +173,10 @@ class CompletionShape:
         text, spelt = spelling(self._tokenizer, token)
         # Names are keys here, and all parts of a character would share one.
         return "bytes:" + "".join(f"\\x{b:02x}" for b in spelt) if "\ufffd" in text else text
+
+
+def _finite(logprob: float | None) -> float | None:
+    return None if logprob is None else max(logprob, LEAST_LOGPROB)
 
 
 def _delta(given: Delta) -> Json:

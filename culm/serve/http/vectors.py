@@ -7,6 +7,7 @@ import struct
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
+from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from culm.serve.clients import Client
@@ -41,7 +42,7 @@ class ScoreRequest(Body):
     text_2: Texts
 
 
-async def embeddings(service: Service, body: EmbeddingRequest, client: Client) -> dict[str, Any]:
+async def embeddings(service: Service, body: EmbeddingRequest, client: Client) -> Response:
     """A vector for each input."""
     width = service.model.model.config.width
     if body.dimensions not in (None, width):
@@ -52,10 +53,10 @@ async def embeddings(service: Service, body: EmbeddingRequest, client: Client) -
         {"object": "embedding", "index": index, "embedding": encode(vector)}
         for index, vector in enumerate(found.vectors)
     ]
-    return {"object": "list", "data": data, "model": body.model, "usage": _usage(found.tokens)}
+    return _listed(data, body.model, found.tokens)
 
 
-async def similarities(service: Service, body: ScoreRequest, client: Client) -> dict[str, Any]:
+async def similarities(service: Service, body: ScoreRequest, client: Client) -> Response:
     """Cosines of the vectors of pairs of texts."""
     first, second = ([one] if isinstance(one, str) else one for one in (body.text_1, body.text_2))
     if len(first) not in (1, len(second)):
@@ -68,7 +69,7 @@ async def similarities(service: Service, body: ScoreRequest, client: Client) -> 
         {"object": "score", "index": index, "score": _dot(*pair)}
         for index, pair in enumerate(zip(ones, others, strict=True))
     ]
-    return {"object": "list", "data": data, "model": body.model, "usage": _usage(found.tokens)}
+    return _listed(data, body.model, found.tokens)
 
 
 def _dot(one: Sequence[float], other: Sequence[float]) -> float:
@@ -80,5 +81,6 @@ def _base64(vector: Sequence[float]) -> str:
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
-def _usage(tokens: int) -> dict[str, int]:
-    return {"prompt_tokens": tokens, "total_tokens": tokens}
+def _listed(data: list[dict[str, Any]], model: str, tokens: int) -> Response:
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return JSONResponse({"object": "list", "data": data, "model": model, "usage": usage})

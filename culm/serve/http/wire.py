@@ -14,6 +14,8 @@ from pydantic_core import PydanticCustomError
 
 from culm.tokenizer.parts import valid
 
+MAX_DEPTH = 128  # of objects and lists; what follows them is recursive, such as chat templates
+
 Neutral = dict[str, tuple[Any, ...]]  # fields, with their values that have no effect
 
 # Names, accounts and caches: no answer depends on them.
@@ -87,24 +89,29 @@ class Body(Wire):
     @model_validator(mode="before")
     @classmethod
     def _encodable(cls, given: Any) -> Any:
-        if not is_encodable(given):
-            raise PydanticCustomError("surrogate", "a text has half of a surrogate pair")
+        if fault := fault_in(given):
+            raise PydanticCustomError("unusable", "{fault}", {"fault": fault})
         return given
 
 
-def is_encodable(given: Any) -> bool:
-    """Whether UTF-8 can write all texts of a JSON value, which may be nested to any depth."""
-    left = [given]
-    while left:
-        match left.pop():
-            case str() as text:
-                if valid(text) is not text:
-                    return False
-            case dict() as fields:
-                left += [*fields, *fields.values()]
-            case list() as items:
-                left += items
-    return True
+def fault_in(given: Any) -> str | None:
+    """Why a JSON value cannot be used: UTF-8 cannot write it, or its depth is above MAX_DEPTH."""
+    level = [given]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[Any] = []
+        for value in level:
+            match value:
+                case str() as text:
+                    if valid(text) is not text:
+                        return "a text has half of a surrogate pair"
+                case dict() as fields:
+                    below += [*fields, *fields.values()]
+                case list() as items:
+                    below += items
+        if not below:
+            return None
+        level = below
+    return f"objects and lists are more than {MAX_DEPTH} deep in each other"
 
 
 @cache
