@@ -9,15 +9,57 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from culm.log import say
 
-NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni")
-OPTIONS = [
-    *("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-mfma"),
-    *(f"-m{name.replace('_', '')}" for name in NEEDED),
-]
+OPTIONS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
+HEADER = Path(__file__).with_name("vectors.h")
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """features: what a CPU must have, as Linux names them. options: of the compiler."""
+
+    name: str
+    machines: tuple[str, ...]
+    features: tuple[str, ...]
+    options: tuple[str, ...]
+
+
+X86, ARM = ("x86_64", "AMD64"), ("aarch64", "arm64")
+AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni")
+FASTEST_FIRST = (
+    InstructionSet(
+        "AVX-512", X86, AVX512, ("-mfma", *(f"-m{name.replace('_', '')}" for name in AVX512))
+    ),
+    InstructionSet("AVX2", X86, ("avx2", "fma"), ("-mavx2", "-mfma")),
+    InstructionSet("SSE2", X86, ("sse2",), ()),
+    InstructionSet("NEON", ARM, ("asimddp",), ("-march=armv8.2-a+dotprod",)),
+)
+
+
+def instruction_sets() -> list[InstructionSet]:
+    """Those that this machine has, the fastest one first."""
+    cpu = Path("/proc/cpuinfo")
+    here = set(cpu.read_text().split()) if cpu.exists() else {"asimddp"}  # macOS on Apple's CPUs
+    machine = platform.machine()
+    return [s for s in FASTEST_FIRST if machine in s.machines and here.issuperset(s.features)]
+
+
+def instruction_set() -> InstructionSet:
+    """The fastest one that this machine has.
+
+    Raises:
+        OSError: there is none that Culm knows.
+    """
+    found = instruction_sets()
+    if not found:
+        raise OSError(
+            f"this CPU ({platform.machine()}) is neither x86-64 nor ARM with dot products"
+        )
+    return found[0]
 
 
 def compiled(source: Path, what: str) -> ctypes.CDLL:
@@ -26,20 +68,18 @@ def compiled(source: Path, what: str) -> ctypes.CDLL:
     Raises:
         OSError: this machine cannot compile or run it; the message says why.
     """
-    cpu = Path("/proc/cpuinfo")
-    if set(NEEDED) - set(cpu.read_text().split() if cpu.exists() else ()):
-        raise OSError("this CPU has no AVX-512 with bf16 and VNNI")
+    options = (*OPTIONS, *instruction_set().options)
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    made_of = " ".join([platform.machine(), *OPTIONS]).encode()
-    name = hashlib.sha256(source.read_bytes() + made_of).hexdigest()[:16]
+    made_of = (" ".join([platform.machine(), *options]).encode(), HEADER.read_bytes())
+    name = hashlib.sha256(b"".join([source.read_bytes(), *made_of])).hexdigest()[:16]
     path = Path(root) / "culm" / f"{source.stem}-{name}.so"
     if not path.exists():
         say(f"Compiling {what}; this happens once and takes a few seconds.")
-        _build(source, path)
+        _build(source, options, path)
     return ctypes.CDLL(str(path))
 
 
-def _build(source: Path, path: Path) -> None:
+def _build(source: Path, options: tuple[str, ...], path: Path) -> None:
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         raise OSError("no C++ compiler was found")
@@ -47,7 +87,7 @@ def _build(source: Path, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
         done = subprocess.run(
-            [compiler, *OPTIONS, str(source), "-o", str(built)], capture_output=True
+            [compiler, *options, str(source), "-o", str(built)], capture_output=True
         )
         if done.returncode:
             raise OSError(f"{compiler} failed: {done.stderr.decode(errors='replace')[:200]}")

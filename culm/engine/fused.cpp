@@ -13,16 +13,12 @@
 //
 // At the end of this file are the layers for many tokens, in two functions around attention.
 
-#include <immintrin.h>
 #include <omp.h>
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <vector>
 
-using bf16 = uint16_t;
+#include "../vectors.h"
+
 enum Kind : int64_t { BF16, INT8, INT4, FP32 };
 
 // Of low rank: scale * B A x is added to the outputs of the rows that have one.
@@ -86,26 +82,6 @@ struct Model {
   const Layer *layer;
 };
 
-static __m512 widen(__m256i x) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
-}
-static __m512 widen(const bf16 *p) { return widen(_mm256_loadu_si256((const __m256i *)p)); }
-static float widen(bf16 x) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(x << 16))); }
-static void narrow(__m512 x, bf16 *p) {
-  _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x));
-}
-
-// e^x with a relative error of 2e-7: 2^n times a polynomial on half a unit around 0.
-static __m512 exponential(__m512 x) {
-  __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.9875691e-4f);
-  for (float c : {1.3981999e-3f, 8.3334519e-3f, 4.1665796e-2f, 1.6666665e-1f, 0.5f, 1.f, 1.f})
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-  return _mm512_scalef_ps(p, n);
-}
-
 // ---------------------------------------------------------------------------------------------
 // Matmuls with few rows
 
@@ -115,7 +91,7 @@ struct Input {
   int64_t rows, inputs, chunks;
   const float *exact;            // (rows, inputs), for adapters
   std::vector<float> low, added; // A x and B A x of one row
-  std::vector<bf16> narrowed;
+  std::vector<Pairs> narrowed;   // (rows, inputs / 32), in bf16
   std::vector<int8_t> bytes;     // (rows, chunks, 64 or 128)
   std::vector<float> scales;     // (rows, chunks, 16)
   std::vector<int32_t> offsets;  // (rows, chunks, 16): where sums begin, since weights are shifted
@@ -125,8 +101,12 @@ struct Input {
   void prepare(const Linear &w, const float *x, int64_t count) {
     rows = count, inputs = w.inputs, exact = x;
     if (w.kind == BF16) {
-      narrowed.resize(rows * inputs);
-      for (int64_t i = 0; i < rows * inputs; i += 16) narrow(_mm512_loadu_ps(x + i), &narrowed[i]);
+      narrowed.resize(rows * inputs / 32);
+      for (size_t i = 0; i < narrowed.size(); i++) {
+        bf16 both[32];
+        narrow(load(x + i * 32), both), narrow(load(x + i * 32 + 16), both + 16);
+        narrowed[i] = pairs(both);
+      }
       return;
     }
     int64_t size = w.kind == INT8 ? 64 : 128;
@@ -141,26 +121,24 @@ struct Input {
   }
 
   void quantize(const Linear &w, const float *x, int64_t b, int64_t k) {
-    __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + 16);
-    float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
-    float scale = most / 127;
-    __m512 inverse = _mm512_set1_ps(most > 0 ? 127 / most : 0);
-    __m128i first = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(low, inverse)));
-    __m128i second = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(high, inverse)));
-    __m256i both = _mm256_set_m128i(second, first), ones = _mm256_set1_epi8(1);
-    __m256i fours = _mm256_dpbusd_epi32(_mm256_setzero_si256(), ones, both);
+    const Floats low = load(x), high = load(x + 16);
+    const float most = largest(larger(absolute(low), absolute(high)));
+    const float scale = most / 127;
+    const Floats inverse = all(most > 0 ? 127 / most : 0);
+    alignas(64) int8_t codes[64] = {};
+    narrow_bytes(rounded(low * inverse), codes), narrow_bytes(rounded(high * inverse), codes + 16);
+    const Ints fours = dot_bytes<false>(Ints{}, ints(0x01010101), load64<int32_t>(codes));
     if (w.kind == INT8) {
-      _mm256_storeu_si256((__m256i *)&bytes[b * chunks * 64 + k], both);
-      _mm256_storeu_ps(&scales[b * chunks * 16 + k / 4], _mm256_set1_ps(scale));
-      _mm256_storeu_si256((__m256i *)&offsets[b * chunks * 16 + k / 4],
-                          _mm256_mullo_epi32(fours, _mm256_set1_epi32(-128)));
+      const int64_t lane = b * chunks * 16 + k / 4;
+      std::memcpy(&bytes[b * chunks * 64 + k], codes, 32);
+      std::fill_n(&scales[lane], 8, scale);
+      store(&offsets[lane], fours * ints(-SHIFT), 32);
       return;
     }
     int8_t *place = &bytes[(b * chunks + k / 128) * 128 + k % 128 / 2];
-    _mm_storeu_si128((__m128i *)place, _mm256_cvtepi16_epi8(both));
-    _mm_storeu_si128((__m128i *)(place + 64), _mm256_cvtepi16_epi8(_mm256_srli_epi16(both, 8)));
-    alignas(32) int32_t four[8];
-    _mm256_store_si256((__m256i *)four, fours);
+    for (int i = 0; i < 16; i++) place[i] = codes[2 * i], place[64 + i] = codes[2 * i + 1];
+    int32_t four[LANES];
+    store(four, fours);
     int64_t lane = b * chunks * 16 + k / 8;
     for (int i = 0; i < 4; i++) {
       int32_t eight = four[2 * i] + four[2 * i + 1];
@@ -171,20 +149,6 @@ struct Input {
   }
 };
 
-// The totals of four times 16 partial sums.
-static __m128 totals(const __m512 (&sums)[4]) {
-  auto fold = [](__m512 a, __m512 b) {  // of each 128 bits: a, b, a, b
-    return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  };
-  __m512d first = (__m512d)fold(sums[0], sums[1]), second = (__m512d)fold(sums[2], sums[3]);
-  __m512 all = _mm512_add_ps((__m512)_mm512_unpacklo_pd(first, second),
-                             (__m512)_mm512_unpackhi_pd(first, second));
-  __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-}
-
-static __mmask64 least(int64_t bits) { return bits >= 64 ? ~0ull : (1ull << bits) - 1; }
-
 // Memory, not arithmetic, limits a step of few rows. Weights are asked for in the order of memory,
 // AHEAD bytes or R rows of them before they are needed: R rows are read together, each for B rows of
 // activations, so that a load serves many products. Every sum is added up in the same order whatever
@@ -194,65 +158,65 @@ template <int R>
 static const char *after(const void *rows, int64_t bytes) {  // of R rows of so many bytes
   return (const char *)rows + std::max(R * bytes, AHEAD);
 }
-static void ask(const char *next, int64_t line) { _mm_prefetch(next + line * 64, _MM_HINT_T0); }
+static void ask(const char *next, int64_t line) { prefetch(next + line * 64); }
 
 // Outputs n to n + R, of which those past the last are the last again, for B rows from b on: 16
 // partial sums of each.
 template <int R, int B>
-static void dot_bf16(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (*sums)[B]) {
-  const bf16 *weight[R], *x = &in.narrowed[b * w.inputs];
+struct Sums { Floats of[R][B] = {}; };
+
+template <int R, int B>
+static Sums<R, B> dot_bf16(const Linear &w, const Input &in, int64_t n, int64_t b) {
+  Sums<R, B> sums;
+  const int64_t steps = w.inputs / 32;
+  const bf16 *weight[R];
   for (int r = 0; r < R; r++) weight[r] = (const bf16 *)w.weight + w.row(n + r) * w.inputs;
+  const Pairs *x = &in.narrowed[b * steps];
   const char *next = after<R>(weight[0], w.inputs * 2);
-  for (int64_t k = 0; k < w.inputs; k += 32) {
-    __m512bh row[B];
-    for (int i = 0; i < B; i++) row[i] = (__m512bh)_mm512_loadu_si512(x + i * w.inputs + k);
+  for (int64_t k = 0; k < steps; k++)
     for (int r = 0; r < R; r++) {
-      ask(next, k / 32 * R + r);
-      const __m512bh part = (__m512bh)_mm512_loadu_si512(weight[r] + k);
-      for (int i = 0; i < B; i++) sums[r][i] = _mm512_dpbf16_ps(sums[r][i], part, row[i]);
+      ask(next, k * R + r);
+      const Pairs part = pairs(weight[r] + k * 32);
+      for (int i = 0; i < B; i++) sums.of[r][i] = dot(sums.of[r][i], part, x[i * steps + k]);
     }
-  }
+  return sums;
 }
 
 template <int R, int B>
-static void dot_int8(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (*sums)[B]) {
-  const __m512i shift = _mm512_set1_epi8((char)0x80);  // signed to unsigned, which dpbusd takes
+static Sums<R, B> dot_int8(const Linear &w, const Input &in, int64_t n, int64_t b) {
+  Sums<R, B> sums;
   const int8_t *weight[R];
   for (int r = 0; r < R; r++) weight[r] = (const int8_t *)w.weight + w.row(n + r) * w.inputs;
   const char *next = after<R>(weight[0], w.inputs);
-  auto step = [&](int64_t c, __mmask64 there) {
-    __m512i part[R];
+  auto step = [&](int64_t c, int64_t there) __attribute__((always_inline)) {
+    Ints part[R];
     for (int r = 0; r < R; r++) {
       ask(next, c * R + r);
-      part[r] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(there, weight[r] + c * 64), shift);
+      part[r] = signed_codes(weight[r] + c * 64, there);
     }
     for (int i = 0; i < B; i++) {
       const int64_t at = (b + i) * in.chunks + c;
-      const __m512i row = _mm512_loadu_si512(&in.bytes[at * 64]);
-      const __m512i offset = _mm512_loadu_si512(&in.offsets[at * 16]);
-      const __m512 scale = _mm512_loadu_ps(&in.scales[at * 16]);
-      for (int r = 0; r < R; r++) {
-        const __m512i dot = _mm512_dpbusd_epi32(offset, part[r], row);
-        sums[r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sums[r][i]);
-      }
+      const Ints row = load64<int32_t>(&in.bytes[at * 64]);
+      const Ints offset = load64<int32_t>(&in.offsets[at * 16]);
+      const Floats scale = load(&in.scales[at * 16]);
+      for (int r = 0; r < R; r++)
+        sums.of[r][i] = fma(floats(dot_bytes<true>(offset, part[r], row)), scale, sums.of[r][i]);
     }
   };
   int64_t c = 0;
-  for (; c < w.inputs / 64; c++) step(c, ~0ull);
-  if (c < in.chunks) step(c, least(w.inputs - c * 64));
+  for (; c < w.inputs / 64; c++) step(c, 64);
+  if (c < in.chunks) step(c, w.inputs - c * 64);
   for (int r = 0; r < R; r++)
-    for (int i = 0; i < B; i++)
-      sums[r][i] = _mm512_mul_ps(sums[r][i], _mm512_set1_ps(widen(w.scale[w.row(n + r)])));
+    for (int i = 0; i < B; i++) sums.of[r][i] = sums.of[r][i] * all(widen(w.scale[w.row(n + r)]));
+  return sums;
 }
 
 template <int R, int B>
-static void dot_int4(const Linear &w, const Input &in, int64_t n, int64_t b, __m512 (*sums)[B]) {
+static Sums<R, B> dot_int4(const Linear &w, const Input &in, int64_t n, int64_t b) {
+  Sums<R, B> sums;
   const int64_t groups = w.inputs / w.group, each = 128 / w.group;
-  const __m512i nibble = _mm512_set1_epi8(15);
-  // Which scale lane i has, in its upper half: so a permutation also widens bf16.
-  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i group =
-      _mm512_slli_epi32(_mm512_srli_epi32(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(each)), 4), 16);
+  const Ints nibble = ints(0x0f0f0f0f);
+  const Spread spread(each);
   const uint8_t *weight[R];
   const bf16 *scales[R], *zeros[R];
   for (int r = 0; r < R; r++) {
@@ -260,88 +224,87 @@ static void dot_int4(const Linear &w, const Input &in, int64_t n, int64_t b, __m
     scales[r] = w.scale + w.row(n + r) * groups, zeros[r] = w.zero + w.row(n + r) * groups;
   }
   const char *next = after<R>(weight[0], w.inputs / 2);
-  auto step = [&](int64_t c, __mmask64 there, __mmask8 known) {
-    __m512i even[R], odd[R];
-    __m512 scale[R];
+  auto step = [&](int64_t c, int64_t there, int64_t known) __attribute__((always_inline)) {
+    Ints even[R], odd[R];
+    Floats scale[R];
     for (int r = 0; r < R; r++) {
       ask(next, c * R + r);
-      const __m512i pair = _mm512_maskz_loadu_epi8(there, weight[r] + c * 64);
-      even[r] = _mm512_and_si512(pair, nibble);
-      odd[r] = _mm512_and_si512(_mm512_srli_epi16(pair, 4), nibble);
-      const __m128i own = _mm_maskz_loadu_epi16(known, scales[r] + c * each);
-      scale[r] = (__m512)_mm512_maskz_permutexvar_epi16(0xAAAAAAAA, group, _mm512_castsi128_si512(own));
+      const Ints both = load64<int32_t>(weight[r] + c * 64, there);
+      even[r] = both & nibble, odd[r] = shift_right(both, 4) & nibble;
+      scale[r] = spread(scales[r] + c * each, known);
     }
     for (int i = 0; i < B; i++) {
       const int64_t at = (b + i) * in.chunks + c;
-      const __m512i first = _mm512_loadu_si512(&in.bytes[at * 128]);
-      const __m512i second = _mm512_loadu_si512(&in.bytes[at * 128 + 64]);
-      const __m512i offset = _mm512_loadu_si512(&in.offsets[at * 16]);
-      const __m512 own = _mm512_loadu_ps(&in.scales[at * 16]);
+      const Ints first = load64<int32_t>(&in.bytes[at * 128]);
+      const Ints second = load64<int32_t>(&in.bytes[at * 128 + 64]);
+      const Ints offset = load64<int32_t>(&in.offsets[at * 16]);
+      const Floats own = load(&in.scales[at * 16]);
       for (int r = 0; r < R; r++) {
-        const __m512i dot =
-            _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(offset, even[r], first), odd[r], second);
-        sums[r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale[r], own), sums[r][i]);
+        const Ints made = dot_nibbles(offset, even[r], first, odd[r], second);
+        sums.of[r][i] = fma(floats(made), scale[r] * own, sums.of[r][i]);
       }
     }
   };
-  const __mmask8 all = (__mmask8)least(each);
   int64_t c = 0;
-  for (; c < w.inputs / 128; c++) step(c, ~0ull, all);
-  if (c < in.chunks) step(c, least((w.inputs - c * 128) / 2), (__mmask8)least(groups - c * each));
+  for (; c < w.inputs / 128; c++) step(c, 64, each);
+  if (c < in.chunks) step(c, (w.inputs - c * 128) / 2, groups - c * each);
   for (int64_t g = 0; g < groups; g += 16)
     for (int r = 0; r < R; r++) {
-      const __m512 zero = widen(_mm256_maskz_loadu_epi16((__mmask16)least(groups - g), zeros[r] + g));
+      const Floats zero = widen(zeros[r] + g, groups - g);
       for (int i = 0; i < B; i++)
-        sums[r][i] = _mm512_fmadd_ps(zero, _mm512_loadu_ps(&in.sums[(b + i) * in.groups + g]), sums[r][i]);
+        sums.of[r][i] = fma(zero, load(&in.sums[(b + i) * in.groups + g]), sums.of[r][i]);
     }
+  return sums;
 }
 
 // Outputs n to n + 4 or `to` for B rows from b on, R rows of weights together.
 template <int R, int B>
 static void tile(const Linear &w, const Input &in, int64_t n, int64_t to, int64_t b, float *out,
                  int64_t stride) {
-  __m512 sums[4][B] = {};
   const auto dot = w.kind == BF16 ? dot_bf16<R, B> : w.kind == INT8 ? dot_int8<R, B> : dot_int4<R, B>;
-  for (int r = 0; r < 4; r += R) dot(w, in, n + r, b, sums + r);
-  const __mmask8 there = (__mmask8)least(to - n) & 15;
-  const __m128 bias = w.bias ? _mm_maskz_loadu_ps(there, w.bias + n) : _mm_setzero_ps();
+  Floats sums[4][B];
+  for (int r = 0; r < 4; r += R) {
+    const Sums<R, B> made = dot(w, in, n + r, b);
+    std::copy(made.of[0], made.of[0] + R * B, sums[r]);
+  }
+  const Four bias = w.bias ? read<Four>(w.bias + n, (to - n) * 4) : Four{};
   for (int i = 0; i < B; i++)
-    _mm_mask_storeu_ps(out + (b + i) * stride + n, there,
-                       _mm_add_ps(totals({sums[0][i], sums[1][i], sums[2][i], sums[3][i]}), bias));
+    store(out + (b + i) * stride + n,
+          totals({sums[0][i], sums[1][i], sums[2][i], sums[3][i]}) + bias, to - n);
 }
 
 // Outputs from..to of w for all rows into out: (rows, stride).
 static void matmul(const Linear &w, const Input &in, int64_t from, int64_t to, float *out,
                    int64_t stride) {
-  const auto one = w.kind == BF16 ? tile<1, 1> : tile<4, 1>;  // int4 costs more arithmetic
+  // Measured with one kind after the other: int4 costs more arithmetic, and bf16 without AVX-512.
+  const auto one = w.kind == BF16 ? tile<FEW ? 2 : 1, 1>
+                   : FEW && w.kind == INT4 ? tile<1, 1>
+                                           : tile<4, 1>;
+  const auto eight = FEW && w.kind == BF16 ? tile<1, 8> : tile<2, 8>;
   for (int64_t n = from; n < to; n += 4) {
     int64_t b = 0;
-    for (; b + 8 <= in.rows; b += 8) tile<2, 8>(w, in, n, to, b, out, stride);
+    for (; b + 8 <= in.rows; b += 8) eight(w, in, n, to, b, out, stride);
     for (; b + 4 <= in.rows; b += 4) tile<4, 4>(w, in, n, to, b, out, stride);
     for (; b < in.rows; b++) one(w, in, n, to, b, out, stride);
   }
 }
 
-static __m512 load(__mmask16 there, const float *p) { return _mm512_maskz_loadu_ps(there, p); }
-static __m512 load(__mmask16 there, const bf16 *p) {
-  return widen(_mm256_maskz_loadu_epi16(there, p));
-}
+static Floats load(const bf16 *p, int64_t count) { return widen(p, count); }
 
 // Rows from..to of a matrix (rows, columns) times x.
 template <typename T>
 static void matvec(const T *matrix, int64_t from, int64_t to, int64_t columns, const float *x,
                    float *out) {
   for (int64_t n = from; n < to; n += 4) {
-    __m512 sums[4] = {};
+    Floats sums[4] = {};
     for (int64_t i = 0; i < columns; i += 16) {
-      const __mmask16 there = (__mmask16)least(columns - i);
-      const __m512 part = load(there, x + i);
+      const Floats part = load(x + i, columns - i);
       for (int j = 0; j < 4; j++) {
         const T *row = matrix + std::min(n + j, to - 1) * columns + i;
-        sums[j] = _mm512_fmadd_ps(load(there, row), part, sums[j]);
+        sums[j] = fma(load(row, columns - i), part, sums[j]);
       }
     }
-    _mm_mask_storeu_ps(out + n - from, (__mmask8)least(to - n), totals(sums));
+    store(out + n - from, totals(sums), to - n);
   }
 }
 
@@ -372,18 +335,17 @@ static void adapt(const Linear &w, Input &in, int64_t from, int64_t to, float *o
 
 // factor / rms(x)
 static float inverse_rms(const float *x, int64_t size, double eps, double factor = 1) {
-  __m512 squares = _mm512_setzero_ps();
+  Floats squares = Floats{};
   for (int64_t i = 0; i < size; i += 16) {
-    __m512 part = _mm512_loadu_ps(x + i);
-    squares = _mm512_fmadd_ps(part, part, squares);
+    Floats part = load(x + i);
+    squares = fma(part, part, squares);
   }
-  return (float)(factor / std::sqrt(_mm512_reduce_add_ps(squares) / size + eps));
+  return (float)(factor / std::sqrt(sum(squares) / size + eps));
 }
 
 static void weigh(const float *x, const float *weight, float factor, int64_t size, float *out) {
   for (int64_t i = 0; i < size; i += 16)
-    _mm512_storeu_ps(out + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(factor)),
-                                            _mm512_loadu_ps(weight + i)));
+    store(out + i, (load(x + i)) * all(factor) * (load(weight + i)));
 }
 
 // Head `head` of x (heads, dim): normalised, its first elements rotated, in bf16.
@@ -401,44 +363,29 @@ static void rotate(const float *x, int64_t head, int64_t heads, const float *nor
     spare[i] = first * cosine[i] - second * sine[i];
     spare[i + half] = second * cosine[i] + first * sine[i];
   }
-  for (int64_t i = 0; i < dim; i += 16) narrow(_mm512_loadu_ps(&spare[i]), out + i);
+  for (int64_t i = 0; i < dim; i += 16) narrow(load(&spare[i]), out + i);
 }
 
 // The sums of products of a query with four keys.
-static __m128 dots(const bf16 *query, const bf16 *const (&keys)[4], int64_t size) {
-  __m512 sums[4] = {};
+static Four dots(const bf16 *query, const bf16 *const (&keys)[4], int64_t size) {
+  Floats sums[4] = {};
   for (int64_t i = 0; i < size; i += 32) {
-    __mmask32 there = (__mmask32)least(size - i);
-    __m512bh part = (__m512bh)_mm512_maskz_loadu_epi16(there, query + i);
-    for (int j = 0; j < 4; j++)
-      sums[j] = _mm512_dpbf16_ps(sums[j], part,
-                                 (__m512bh)_mm512_maskz_loadu_epi16(there, keys[j] + i));
+    const Pairs part = pairs(query + i, size - i);
+    for (int j = 0; j < 4; j++) sums[j] = dot(sums[j], part, pairs(keys[j] + i, size - i));
   }
   return totals(sums);
 }
 
 // x / (1 + e^-y), which is SiLU where y is x.
-static __m512 times_sigmoid(__m512 x, __m512 y) {
-  __m512 below = _mm512_add_ps(exponential(_mm512_sub_ps(_mm512_setzero_ps(), y)), _mm512_set1_ps(1));
-  return _mm512_div_ps(x, below);
+static Floats times_sigmoid(Floats x, Floats y) {
+  Floats below = exponential(Floats{} - y) + all(1);
+  return x / below;
 }
 
 // cap * tanh(x / cap)
-static __m512 bounded(__m512 x, float cap) {
-  __m512 twice = times_sigmoid(_mm512_set1_ps(2 * cap), _mm512_mul_ps(x, _mm512_set1_ps(2 / cap)));
-  return _mm512_sub_ps(twice, _mm512_set1_ps(cap));
-}
-
-// 16 codes of 8 or 4 bits.
-static __m512 decoded(const uint8_t *codes, int64_t bits) {
-  __m128i bytes;
-  if (bits == 8) {
-    bytes = _mm_loadu_si128((const __m128i *)codes);
-  } else {
-    __m128i pairs = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)codes));
-    bytes = _mm_and_si128(_mm_or_si128(pairs, _mm_slli_epi16(pairs, 4)), _mm_set1_epi16(0x0f0f));
-  }
-  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+static Floats bounded(Floats x, float cap) {
+  Floats twice = times_sigmoid(all(2 * cap), x * all(2 / cap));
+  return twice - all(cap);
 }
 
 // What a thread needs to attend.
@@ -473,20 +420,20 @@ struct Attention {
     restored.resize(2 * full * dim);
     for (int64_t i = 0; i < full; i++) {
       const int64_t token = at * GROUP + entries[i], code = token * width;
-      const __m512 scale = _mm512_set1_ps(widen(v.scale[token]));
-      const __m512 zero = _mm512_set1_ps(widen(v.zero[token]));
+      const Floats scale = all(widen(v.scale[token]));
+      const Floats zero = all(widen(v.zero[token]));
       for (int64_t d = 0; d < dim; d += 16)
-        narrow(_mm512_fmadd_ps(decoded(v.codes + code + d * cache.bits / 8, cache.bits), scale, zero),
+        narrow(fma(decoded(v.codes + code + d * cache.bits / 8, cache.bits), scale, zero),
                &restored[(full + i) * dim + d]);
     }
     for (int64_t i = 0, end; i < full; i = end) {  // keys of one group
       const int64_t group = entries[i] / GROUP, channels = (at + group) * dim;
       for (end = i; end < full && entries[end] / GROUP == group;) end++;
       for (int64_t d = 0; d < dim; d += 16) {
-        const __m512 scale = widen(k.scale + channels + d), zero = widen(k.zero + channels + d);
+        const Floats scale = widen(k.scale + channels + d), zero = widen(k.zero + channels + d);
         for (int64_t j = i; j < end; j++) {
           const int64_t code = (at * GROUP + entries[j]) * width + d * cache.bits / 8;
-          narrow(_mm512_fmadd_ps(decoded(k.codes + code, cache.bits), scale, zero),
+          narrow(fma(decoded(k.codes + code, cache.bits), scale, zero),
                  &restored[j * dim + d]);
         }
       }
@@ -517,7 +464,7 @@ struct Attention {
     of_layer = &layer, of_head = kv_head;
     key.resize(dim), value.resize(dim);
     rotate(k, group, layer.kv_heads, layer.k_norm, layer, position, eps, spare, key.data());
-    for (int64_t i = 0; i < dim; i += 16) narrow(_mm512_loadu_ps(v + group * dim + i), &value[i]);
+    for (int64_t i = 0; i < dim; i += 16) narrow(load(v + group * dim + i), &value[i]);
     const Cache &cache = layer.cache;
     const int64_t first = cache.groups ? position / GROUP * GROUP : 0;
     const int64_t size = cache.groups ? GROUP : cache.entries;
@@ -544,9 +491,9 @@ struct Attention {
     for (int64_t i = 0; i < count; i += 4) {
       auto at = [&](int64_t e) { return keys[std::min(e, count - 1)]; };
       const bf16 *const four[4] = {at(i), at(i + 1), at(i + 2), at(i + 3)};
-      _mm_storeu_ps(&scores[i], dots(query.data(), four, dim));
+      store(&scores[i], dots(query.data(), four, dim), 4);
     }
-    const __m512 share = softmax(count, layer.scale, layer.softcap);
+    const Floats share = softmax(count, layer.scale, layer.softcap);
     int64_t d = 0;
     for (; d + 64 <= dim; d += 64) weighted<4>(d, share, out + head * dim);
     for (; d < dim; d += 16) weighted<1>(d, share, out + head * dim);
@@ -554,58 +501,57 @@ struct Attention {
 
   // 16 * N elements from d on of the sum of all values; N sums hide the latency of an addition.
   template <int N>
-  void weighted(int64_t d, __m512 share, float *out) {
-    __m512 sums[N];
+  void weighted(int64_t d, Floats share, float *out) {
+    Floats sums[N];
     const int64_t earlier = entries.size();
     for (int j = 0; j < N; j++)
-      sums[j] = _mm512_mul_ps(_mm512_set1_ps(scores[earlier]), widen(&value[d + 16 * j]));
+      sums[j] = all(scores[earlier]) * (widen(&value[d + 16 * j]));
     for (int64_t i = 0; i < earlier; i++) {
-      const __m512 score = _mm512_set1_ps(scores[i]);
+      const Floats score = all(scores[i]);
       const bf16 *one = values[i] + d;
-      for (int j = 0; j < N; j++) sums[j] = _mm512_fmadd_ps(score, widen(one + 16 * j), sums[j]);
+      for (int j = 0; j < N; j++) sums[j] = fma(score, widen(one + 16 * j), sums[j]);
     }
     for (int j = 0; j < N; j++)
-      _mm512_storeu_ps(out + d + 16 * j, _mm512_mul_ps(sums[j], share));
+      store(out + d + 16 * j, sums[j] * share);
   }
 
   // Turns dot products into e^(score - maximum); gives the inverse of their sum.
-  __m512 softmax(int64_t count, double scale, double softcap) {
+  Floats softmax(int64_t count, double scale, double softcap) {
     const int64_t padded = scores.size();
-    __m512 most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
+    Floats most = all(-INFINITY), total = Floats{};
     for (int64_t i = 0; i < padded; i += 16) {
-      __m512 part = _mm512_mul_ps(_mm512_loadu_ps(&scores[i]), _mm512_set1_ps((float)scale));
+      Floats part = load(&scores[i]) * all((float)scale);
       if (softcap) part = bounded(part, (float)softcap);
-      _mm512_storeu_ps(&scores[i], part);
-      most = _mm512_mask_max_ps(most, (__mmask16)least(count - i), most, part);
+      store(&scores[i], part);
+      most = larger(most, first(part, count - i, -INFINITY));
     }
-    most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+    most = all(largest(most));
     for (int64_t i = 0; i < padded; i += 16) {
-      __m512 part = exponential(_mm512_sub_ps(_mm512_loadu_ps(&scores[i]), most));
-      part = _mm512_maskz_mov_ps((__mmask16)least(count - i), part);
-      _mm512_storeu_ps(&scores[i], part);
-      total = _mm512_add_ps(total, part);
+      Floats part = exponential(load(&scores[i]) - most);
+      part = first(part, count - i, 0);
+      store(&scores[i], part);
+      total = total + part;
     }
-    return _mm512_set1_ps(1 / _mm512_reduce_add_ps(total));
+    return all(1 / sum(total));
   }
 };
 
 // activation(gate) * up. GELU's 0.5 (1 + tanh(x)) is the sigmoid of 2 x.
-static __m512 gated(int64_t activation, __m512 gate, __m512 up) {
-  __m512 inner = gate;
+static Floats gated(int64_t activation, Floats gate, Floats up) {
+  Floats inner = gate;
   if (activation == GELU_TANH) {  // 2 sqrt(2 / pi) (g + 0.044715 g^3)
-    __m512 cubed = _mm512_mul_ps(_mm512_mul_ps(gate, gate), gate);
-    inner = _mm512_fmadd_ps(cubed, _mm512_set1_ps(0.044715f), gate);
-    inner = _mm512_mul_ps(inner, _mm512_set1_ps(1.5957691216f));
+    Floats cubed = gate * gate * gate;
+    inner = fma(cubed, all(0.044715f), gate);
+    inner = inner * all(1.5957691216f);
   }
-  return _mm512_mul_ps(times_sigmoid(gate, inner), up);
+  return times_sigmoid(gate, inner) * up;
 }
 
 // up <- activation(gate) * up
 static void gated(int64_t activation, const float *gate, float *up, int64_t size) {
   for (int64_t i = 0; i < size; i += 16) {
-    __mmask16 there = (__mmask16)least(size - i);
-    __m512 g = _mm512_maskz_loadu_ps(there, gate + i), u = _mm512_maskz_loadu_ps(there, up + i);
-    _mm512_mask_storeu_ps(up + i, there, gated(activation, g, u));
+    const Floats made = gated(activation, load(gate + i, size - i), load(up + i, size - i));
+    store(up + i, made, (size - i) * 4);
   }
 }
 
@@ -625,9 +571,7 @@ void culm_decode(const Model *model, int64_t rows, const int64_t *tokens, const 
   std::vector<float> mixed(rows * heads), gate(rows * inner), up(rows * inner), branch(rows * width);
   for (int64_t b = 0; b < rows; b++)
     for (int64_t i = 0; i < width; i += 16)
-      _mm512_storeu_ps(&x[b * width + i],
-                       _mm512_mul_ps(widen(model->embedding + tokens[b] * width + i),
-                                     _mm512_set1_ps((float)model->embedding_scale)));
+      store(&x[b * width + i], (widen(model->embedding + tokens[b] * width + i)) * all((float)model->embedding_scale));
 
 #pragma omp parallel num_threads(threads)
   {
@@ -710,8 +654,8 @@ void culm_decode(const Model *model, int64_t rows, const int64_t *tokens, const 
 // elements / 2, 16, 2). The rest of the last panel is computed and never read. Weights are read
 // where they are, each for all tokens of a block.
 
-constexpr int64_t LANES = 16, OUTPUTS = 6, PANELS = 4;  // of a tile, whose sums stay in registers
-constexpr int64_t BLOCK = 16;                           // panels whose inputs stay in the cache
+constexpr int64_t OUTPUTS = FEW ? 4 : 6, PANELS = FEW ? 1 : 4;  // of a tile, whose sums stay in registers
+constexpr int64_t BLOCK = 16;                                   // panels whose inputs stay in the cache
 
 struct Reading {
   int64_t tokens, threads;
@@ -722,88 +666,58 @@ struct Reading {
   bf16 *input, *inner;
 };
 
-// Two elements of 16 tokens in bf16.
-static __m512i pair(__m512 even, __m512 odd) {
-  __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(even));
-  __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(odd));
-  return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-}
-
-// Swaps halves of pairs of rows, then quarters, eighths and sixteenths.
-static void transpose(__m512i (&rows)[16]) {
-  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  for (int step = 8; step; step /= 2) {
-    const __mmask16 upper = _mm512_test_epi32_mask(lanes, _mm512_set1_epi32(step));
-    // Lane j from 16 on is lane j - 16 of the second row.
-    const __m512i low = _mm512_mask_add_epi32(lanes, upper, lanes, _mm512_set1_epi32(16 - step));
-    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(step));
-    for (int i = 0; i < 16; i++) {
-      if (i & step) continue;
-      __m512i first = _mm512_permutex2var_epi32(rows[i], low, rows[i + step]);
-      rows[i + step] = _mm512_permutex2var_epi32(rows[i], high, rows[i + step]);
-      rows[i] = first;
-    }
-  }
-}
-
 // factor / rms of each token of a panel
-static __m512 panel_rms(const float *x, int64_t size, double eps, double factor = 1) {
-  __m512 squares = _mm512_setzero_ps();
+static Floats panel_rms(const float *x, int64_t size, double eps, double factor = 1) {
+  Floats squares = Floats{};
   for (int64_t i = 0; i < size; i++) {
-    __m512 part = _mm512_loadu_ps(x + i * LANES);
-    squares = _mm512_fmadd_ps(part, part, squares);
+    Floats part = load(x + i * LANES);
+    squares = fma(part, part, squares);
   }
-  __m512 mean = _mm512_fmadd_ps(squares, _mm512_set1_ps(1.f / size), _mm512_set1_ps((float)eps));
-  return _mm512_div_ps(_mm512_set1_ps((float)factor), _mm512_sqrt_ps(mean));
+  Floats mean = fma(squares, all(1.f / size), all((float)eps));
+  return all((float)factor) / root(mean);
 }
 
 // OUTPUTS rows of weights in bf16; their sums are multiplied by the scales, then biases are added.
 struct Weights {
-  std::vector<bf16> restored;
-  const bf16 *rows;
+  std::vector<bf16> restored;  // one row
+  std::vector<Kept> kept;
+  const Kept *rows;
   const char *next;  // what is stored of the rows after these
   int64_t bytes;     // of these for 32 inputs
   float scales[OUTPUTS], biases[OUTPUTS];
 
   void load(const Linear &w, int64_t n) {
-    rows = (const bf16 *)w.weight + n * w.inputs;
     bytes = OUTPUTS * (w.kind == BF16 ? 64 : w.kind == INT8 ? 32 : 16);
     next = (const char *)w.weight + (n + OUTPUTS) * w.inputs / 32 * (bytes / OUTPUTS);
     for (int64_t r = 0; r < OUTPUTS; r++) {
       scales[r] = w.kind == INT8 ? widen(w.scale[n + r]) : 1;
       biases[r] = w.bias ? w.bias[n + r] : 0;
     }
-    if (w.kind == BF16) return;
-    restored.resize(OUTPUTS * w.inputs);
-    rows = restored.data();
-    for (int64_t r = 0; r < OUTPUTS; r++)
-      w.kind == INT8 ? restore_int8(w, n + r, &restored[r * w.inputs])
-                     : restore_int4(w, n + r, &restored[r * w.inputs]);
+    const bf16 *stored = (const bf16 *)w.weight + n * w.inputs;
+    rows = w.kind == BF16 ? in_place(stored) : nullptr;
+    if (rows) return;
+    restored.resize(w.inputs), kept.resize(OUTPUTS * w.inputs);
+    rows = kept.data();
+    for (int64_t r = 0; r < OUTPUTS; r++) {
+      const bf16 *row = w.kind == BF16 ? stored + r * w.inputs : restored.data();
+      if (w.kind == INT8) restore_int8(w, n + r, restored.data());
+      if (w.kind == INT4) restore_int4(w, n + r, restored.data());
+      keep(row, w.inputs, &kept[r * w.inputs]);
+    }
   }
 
   static void restore_int8(const Linear &w, int64_t n, bf16 *out) {  // integers up to 127 are exact
     const int8_t *weight = (const int8_t *)w.weight + n * w.inputs;
-    for (int64_t k = 0; k < w.inputs; k += LANES) {
-      __m512i codes = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(weight + k)));
-      narrow(_mm512_cvtepi32_ps(codes), out + k);
-    }
+    for (int64_t k = 0; k < w.inputs; k += LANES)
+      narrow(floats(widen_bytes<int8_t>(read<Register<int8_t, 16>>(weight + k))), out + k);
   }
 
-  static void restore_int4(const Linear &w, int64_t n, bf16 *out) {  // a table of a group's 16 values
+  static void restore_int4(const Linear &w, int64_t n, bf16 *out) {
+    const int64_t groups = w.inputs / w.group, first = n * groups;
     const uint8_t *weight = (const uint8_t *)w.weight + n * w.inputs / 2;
-    const int64_t groups = w.inputs / w.group;
-    const __m512 codes = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    const __m512i low = _mm512_set1_epi32(0x000F000F);
-    for (int64_t g = 0; g < groups; g++) {
-      __m512 scale = _mm512_set1_ps(widen(w.scale[n * groups + g]));
-      __m512 values = _mm512_fmadd_ps(codes, scale, _mm512_set1_ps(widen(w.zero[n * groups + g])));
-      __m512i table = _mm512_castsi256_si512((__m256i)_mm512_cvtneps_pbh(values));
-      for (int64_t k = g * w.group; k < (g + 1) * w.group; k += 32) {
-        __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(weight + k / 2)));
-        both = _mm512_and_si512(_mm512_or_si512(both, _mm512_slli_epi32(both, 12)), low);
-        _mm512_storeu_si512(out + k, _mm512_permutexvar_epi16(both, table));
-      }
-    }
+    for (int64_t g = 0; g < groups; g++)
+      ::restore_int4(weight + g * w.group / 2, widen(w.scale[first + g]), widen(w.zero[first + g]),
+                     w.group, out + g * w.group);
   }
 };
 
@@ -811,24 +725,21 @@ struct Weights {
 template <int C>
 static void panel_tile(const Weights &weights, int64_t inputs, const bf16 *x,
                        float (*sums)[OUTPUTS][LANES]) {
-  const bf16 *rows = weights.rows;
-  __m512 parts[OUTPUTS][C] = {};
+  const Kept *rows = weights.rows;
+  Floats parts[OUTPUTS][C] = {};
   for (int64_t k = 0; k < inputs; k += 2) {
     if (k % 32 == 0)
       for (int64_t i = 0; i < weights.bytes; i += 64)
-        _mm_prefetch(weights.next + k / 32 * weights.bytes + i, _MM_HINT_T0);
-    __m512bh panel[C];
-    for (int c = 0; c < C; c++)
-      panel[c] = (__m512bh)_mm512_loadu_si512(x + (c * inputs + k) * LANES);
+        prefetch(weights.next + k / 32 * weights.bytes + i);
+    Pairs panel[C];
+    for (int c = 0; c < C; c++) panel[c] = pairs(x + (c * inputs + k) * LANES);
     for (int r = 0; r < OUTPUTS; r++) {
-      int32_t two;
-      std::memcpy(&two, rows + r * inputs + k, sizeof two);
-      const __m512bh weight = (__m512bh)_mm512_set1_epi32(two);
-      for (int c = 0; c < C; c++) parts[r][c] = _mm512_dpbf16_ps(parts[r][c], weight, panel[c]);
+      const Pairs weight = broadcast(rows + r * inputs + k);
+      for (int c = 0; c < C; c++) parts[r][c] = dot(parts[r][c], weight, panel[c]);
     }
   }
   for (int c = 0; c < C; c++)
-    for (int r = 0; r < OUTPUTS; r++) _mm512_storeu_ps(sums[c][r], parts[r][c]);
+    for (int r = 0; r < OUTPUTS; r++) store(sums[c][r], parts[r][c]);
 }
 
 // Outputs from..to of layers with one input, for all panels: done(n, panel, value), where value(l, i)
@@ -853,8 +764,7 @@ static void multiply(const Linear *const (&layers)[L], const bf16 *x, int64_t pa
           compute(weights[l], inputs, x + p * inputs * LANES, sums[l]);
         for (int64_t c = 0; c < count; c++)
           done(n, p + c, [&](int64_t l, int64_t r) {
-            return _mm512_fmadd_ps(_mm512_loadu_ps(sums[l][c][r]), _mm512_set1_ps(weights[l].scales[r]),
-                                   _mm512_set1_ps(weights[l].biases[r]));
+            return fma(load(sums[l][c][r]), all(weights[l].scales[r]), all(weights[l].biases[r]));
           });
       }
     }
@@ -862,24 +772,24 @@ static void multiply(const Linear *const (&layers)[L], const bf16 *x, int64_t pa
 
 // Of a panel: x as the input of a matmul, normalised if there is a norm.
 static void prepare(const float *x, const float *norm, int64_t size, double eps, bf16 *input) {
-  const __m512 factor = norm ? panel_rms(x, size, eps) : _mm512_set1_ps(1);
+  const Floats factor = norm ? panel_rms(x, size, eps) : all(1);
   auto element = [&](int64_t i) {
-    __m512 part = _mm512_mul_ps(_mm512_loadu_ps(x + i * LANES), factor);
-    return norm ? _mm512_mul_ps(part, _mm512_set1_ps(norm[i])) : part;
+    Floats part = (load(x + i * LANES)) * factor;
+    return norm ? part * all(norm[i]) : part;
   };
   for (int64_t i = 0; i < size; i += 2)
-    _mm512_storeu_si512(input + i * LANES, pair(element(i), element(i + 1)));
+    store(input + i * LANES, pair(element(i), element(i + 1)));
 }
 
 // Of a panel: adds to x what a branch gave, normalised if there is a norm.
 static void add(const float *made, const float *norm, const Model &model, float *x) {
   const int64_t width = model.width;
-  const __m512 factor = norm ? panel_rms(made, width, model.eps, model.branch_scale)
-                             : _mm512_set1_ps((float)model.branch_scale);
+  const Floats factor = norm ? panel_rms(made, width, model.eps, model.branch_scale)
+                             : all((float)model.branch_scale);
   for (int64_t i = 0; i < width; i++) {
-    __m512 part = _mm512_mul_ps(_mm512_loadu_ps(made + i * LANES), factor);
-    if (norm) part = _mm512_mul_ps(part, _mm512_set1_ps(norm[i]));
-    _mm512_storeu_ps(x + i * LANES, _mm512_add_ps(_mm512_loadu_ps(x + i * LANES), part));
+    Floats part = (load(made + i * LANES)) * factor;
+    if (norm) part = part * all(norm[i]);
+    store(x + i * LANES, load(x + i * LANES) + part);
   }
 }
 
@@ -888,33 +798,29 @@ static void put_head(const float *x, int64_t head, int64_t heads, int64_t panel,
                      bool rotated, const Layer &layer, double eps, const Reading &reading, bf16 *out) {
   const int64_t dim = layer.dim, half = rotated && reading.cosines ? layer.rotated / 2 : 0;
   std::vector<float> spare(x + head * dim * LANES, x + (head + 1) * dim * LANES);
-  auto element = [&](int64_t i) { return _mm512_loadu_ps(&spare[i * LANES]); };
+  auto element = [&](int64_t i) { return load(&spare[i * LANES]); };
   if (norm) {
     const bool each = layer.normed == dim;
-    const __m512 factor = each ? panel_rms(spare.data(), dim, eps) : panel_rms(x, heads * dim, eps);
+    const Floats factor = each ? panel_rms(spare.data(), dim, eps) : panel_rms(x, heads * dim, eps);
     const float *weight = each ? norm : norm + head * dim;
     for (int64_t i = 0; i < dim; i++)
-      _mm512_storeu_ps(&spare[i * LANES],
-                       _mm512_mul_ps(_mm512_mul_ps(element(i), factor), _mm512_set1_ps(weight[i])));
+      store(&spare[i * LANES], element(i) * factor * all(weight[i]));
   }
   for (int64_t i = 0; i < half; i++) {
-    const __m512 cosine = _mm512_loadu_ps(reading.cosines + (panel * half + i) * LANES);
-    const __m512 sine = _mm512_loadu_ps(reading.sines + (panel * half + i) * LANES);
-    const __m512 first = element(i), second = element(i + half);
-    _mm512_storeu_ps(&spare[i * LANES],
-                     _mm512_fmsub_ps(first, cosine, _mm512_mul_ps(second, sine)));
-    _mm512_storeu_ps(&spare[(i + half) * LANES],
-                     _mm512_fmadd_ps(second, cosine, _mm512_mul_ps(first, sine)));
+    const Floats cosine = load(reading.cosines + (panel * half + i) * LANES);
+    const Floats sine = load(reading.sines + (panel * half + i) * LANES);
+    const Floats first = element(i), second = element(i + half);
+    store(&spare[i * LANES], fma(first, cosine, Floats{} - (second * sine)));
+    store(&spare[(i + half) * LANES], fma(second, cosine, first * sine));
   }
   const int64_t first = panel * LANES, count = std::min(LANES, reading.tokens - first);
   for (int64_t d = 0; d < dim; d += 32) {
-    __m512i rows[16] = {};
+    Ints rows[16] = {};
     const int64_t size = std::min<int64_t>(32, dim - d);
     for (int64_t i = 0; i < size; i += 2) rows[i / 2] = pair(element(d + i), element(d + i + 1));
     transpose(rows);
     for (int64_t t = 0; t < count; t++)
-      _mm512_mask_storeu_epi16(out + ((first + t) * heads + head) * dim + d, (__mmask32)least(size),
-                               rows[t]);
+      store(out + ((first + t) * heads + head) * dim + d, rows[t], size * 2);
   }
 }
 
@@ -922,10 +828,10 @@ static void put_head(const float *x, int64_t head, int64_t heads, int64_t panel,
 static void take(const bf16 *x, int64_t size, int64_t panel, int64_t tokens, bf16 *input) {
   const int64_t first = panel * LANES, count = std::min(LANES, tokens - first);
   for (int64_t i = 0; i < size; i += 32) {
-    __m512i rows[16] = {};
-    for (int64_t t = 0; t < count; t++) rows[t] = _mm512_loadu_si512(x + (first + t) * size + i);
+    Ints rows[16] = {};
+    for (int64_t t = 0; t < count; t++) rows[t] = load64<int32_t>(x + (first + t) * size + i);
     transpose(rows);
-    for (int64_t j = 0; j < 16; j++) _mm512_storeu_si512(input + (i + 2 * j) * LANES, rows[j]);
+    for (int64_t j = 0; j < 16; j++) store(input + (i + 2 * j) * LANES, rows[j]);
   }
 }
 
@@ -957,7 +863,7 @@ void culm_read_heads(const Model *model, int64_t l, const Reading *reading, bf16
       share(linears[i]->outputs, [&](int64_t from, int64_t to) {
         multiply<1>({linears[i]}, reading->input, panels, from, to, [&](int64_t n, int64_t p, auto value) {
           for (int64_t r = 0; r < OUTPUTS; r++)
-            _mm512_storeu_ps(reading->sums + (p * total + start + n + r) * LANES, value(0, r));
+            store(reading->sums + (p * total + start + n + r) * LANES, value(0, r));
         });
       });
 #pragma omp barrier
@@ -979,7 +885,7 @@ void culm_read_branches(const Model *model, int64_t l, const Reading *reading, c
     share(width, [&](int64_t from, int64_t to) {
       multiply<1>({&w}, input, panels, from, to, [&](int64_t n, int64_t p, auto value) {
         for (int64_t r = 0; r < OUTPUTS; r++)
-          _mm512_storeu_ps(reading->sums + (p * width + n + r) * LANES, value(0, r));
+          store(reading->sums + (p * width + n + r) * LANES, value(0, r));
       });
     });
   };
@@ -1001,8 +907,7 @@ void culm_read_branches(const Model *model, int64_t l, const Reading *reading, c
                   [&](int64_t n, int64_t p, auto value) {
         auto element = [&](int64_t r) { return gated(layer.activation, value(0, r), value(1, r)); };
         for (int64_t r = 0; r < OUTPUTS; r += 2)
-          _mm512_storeu_si512(reading->inner + (p * size + n + r) * LANES,
-                              pair(element(r), element(r + 1)));
+          store(reading->inner + (p * size + n + r) * LANES, pair(element(r), element(r + 1)));
       });
     });
 #pragma omp barrier

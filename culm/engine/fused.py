@@ -1,6 +1,6 @@
 """The decoding step of a model as one C++ function (`fused.cpp`), on machines that support it.
 
-It needs a CPU with AVX-512 (bf16, VNNI), a C++ compiler at the first use (`fused_library`), and a
+It needs a C++ compiler at the first use (`fused_library`), a CPU that `culm.compiled` knows, and a
 model in bf16 or with int8 or int4 weights, of which `fused_support` knows the settings. Everything
 else decodes in PyTorch. Results are equal up to rounding: in bf16 this step is the more exact one;
 with quantised weights it rounds activations to int8 in groups of 32, like llama.cpp.

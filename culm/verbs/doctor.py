@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 import torch
 from rich.console import Console
 
+from culm.compiled import instruction_set
 from culm.device import choose_device, choose_precision, memory_bytes
 from culm.engine.fused_library import no_library
 from culm.sandbox.mechanism import summary
@@ -64,7 +65,7 @@ def decoding(device: torch.device) -> str:
         return "in PyTorch"
     missing = no_library()
     if missing is None:
-        return "one fused step for bf16, int8 and int4"
+        return f"one fused step for bf16, int8 and int4, with {instruction_set().name}"
     return f"in PyTorch, which is several times slower than the fused step: {missing}"
 
 

@@ -103,7 +103,7 @@ def test_a_second_signal_ends_at_once(
     for _ in range(2):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert process.returncode == 130
     assert read_json(tmp_path / "run" / "status.json")["state"] == "interrupted"
     assert steps_in(tmp_path / "run") == [1, 2]

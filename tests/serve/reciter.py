@@ -64,7 +64,7 @@ class Running:
         until(lambda: self.server.started)
 
     def client(self, key: str = "none") -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20)
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
 
     def sent(self, path: str, body: bytes, headers: str = "") -> socket.socket:
         """A connection over which a JSON body has been posted."""

@@ -46,7 +46,7 @@ def serving(port: int, log):
         [sys.executable, "-c", SERVER, str(port)], stdout=log, stderr=log,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )  # fmt: skip
-    client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="-", max_retries=0, timeout=20)
+    client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="-", max_retries=0, timeout=60)
     try:
         until(lambda: process.poll() is not None or alive(port), 60)
         yield process, client
