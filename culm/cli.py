@@ -237,13 +237,17 @@ def mcp(
     device: given.Device = "auto",
     dtype: given.Dtype = "auto",
     fixture: given.Script = None,
+    commands: given.CommandsFolder = None,
+    approve: given.Approve = None,
 ) -> None:
-    """Offer a model as MCP tools to the program that starts this command."""
-    from culm.verbs.mcp import serve_tools
+    """Offer a model, or Culm's commands, as MCP tools to the program that starts this command."""
+    from culm.verbs.mcp import serve_tools, usage_of
     from culm.verbs.serve import Options
 
     options = Options(adapter or [], context, cache, None, device, dtype)
-    serve_tools(model, fixture, options)
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    usage = {name: usage_of(command) for name, command in known.items()}
+    serve_tools(model, fixture, options, commands, approve or (), usage)
 
 
 @app.command()

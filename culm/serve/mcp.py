@@ -19,6 +19,7 @@ import culm
 from culm.engine.sampling import Sampling
 from culm.serve.answer import AnswerStream
 from culm.serve.clients import ANYONE, Client
+from culm.serve.commands import Commands
 from culm.serve.query import MAX_STOP_CHARACTERS, MAX_STOPS, ChatPrompt, Prompt, Query
 from culm.serve.refusal import Refusal
 from culm.serve.service import Service
@@ -71,13 +72,21 @@ class Tokenized(BaseModel):
     texts: list[str] = Field(description="Each token as text.")
 
 
-def server_of(service: Service) -> MCPServer[Any]:
-    """The tools of a service that runs in the same event loop."""
+def server_of(service: Service | None, commands: Commands | None = None) -> MCPServer[Any]:
+    """The tools of a service that runs in the same event loop, and Culm's commands if given."""
+    about = []
+    if service is not None:
+        about.append(f"Tools of the language model {service.name!r}, which runs on this machine.")
+    if commands is not None:
+        about.append(f"Culm's commands, which train and measure models in {commands.folder}.")
     server: MCPServer[Any] = MCPServer(
-        "culm", title=f"Culm: {service.name}", version=culm.__version__,
-        log_level="WARNING",
-        instructions=f"Tools of the language model {service.name!r}, which runs on this machine.",
+        "culm", title="Culm" if service is None else f"Culm: {service.name}",
+        version=culm.__version__, log_level="WARNING", instructions=" ".join(about),
     )  # fmt: skip
+    if commands is not None:
+        commands.add_to(server)
+    if service is None:
+        return server
     tools = Tools(service)
     for tool in (tools.generate, tools.chat, tools.embed, tools.score, tools.tokenize,
                  tools.detokenize):  # fmt: skip

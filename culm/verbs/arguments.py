@@ -295,6 +295,14 @@ WebEngine = Annotated[
 McpServers = Annotated[
     str | None, typer.Option("--mcp", help="A file with mcpServers, YAML or JSON.")
 ]
+CommandsFolder = Annotated[
+    str | None,
+    typer.Option(
+        "--commands",
+        help="Offer plan, prepare, train, eval and other commands too; they read and write in "
+        "this folder.",
+    ),
+]
 Approve = Annotated[
     list[str] | None,
     typer.Option(
