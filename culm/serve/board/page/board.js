@@ -2,7 +2,7 @@
 
 const REFRESH = 1000;         // milliseconds between two questions
 const COLOURS = 8;
-const DEFAULTS = { x: "step", smooth: 0, log_x: false, log_y: false, theme: "" };
+const DEFAULTS = { x: "step", smooth: 0.02, log_x: false, log_y: false, theme: "" };
 const settings = { ...DEFAULTS, ...kept("board") };
 let runs = [];
 let chosen = null;            // colours of the chosen runs, by key; null: nobody chose yet
@@ -46,11 +46,11 @@ function firstChoice() {
   if (before.length) return new Map(before);
   const live = runs.filter(({ state }) => state === "running");
   const newest = [...runs].sort((a, b) => b.updated.localeCompare(a.updated));
-  const some = runs.length <= 4 ? sorted(runs) : live.length ? live : newest.slice(0, 2);
+  const some = runs.length <= 6 ? sorted(runs) : live.length ? live : newest.slice(0, 2);
   return new Map(some.slice(0, COLOURS).map(({ key }, at) => [key, at]));
 }
 
-const chosenRuns = () => runs.filter(({ key }) => chosen.has(key))
+const chosenRuns = () => sorted(runs).filter(({ key }) => chosen.has(key))
   .map((run) => ({ ...run, colour: chosen.get(run.key) }));
 
 // -- asking --------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ function showEmpty(folders) {
     ? ["No runs yet", `A run appears here as soon as it starts in ${folders.join(", ")}.`]
     : !chosen.size ? ["Choose a run", "Its curves appear here."] : ["", ""];
   $("empty").hidden = !title;
-  if (title && $("empty").textContent !== title + text) {
+  if ($("empty").textContent !== title + text) {
     $("empty").replaceChildren(element("h2", {}, title), element("p", {}, text));
   }
 }

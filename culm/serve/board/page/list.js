@@ -14,10 +14,6 @@ function rowOf(run, choose) {
   return row;
 }
 
-function put(place, text) {
-  if (place.textContent !== text) place.textContent = text;
-}
-
 function factsOf(run) {
   if (run.problem) return run.problem;
   const { step, steps, best } = run, count = (value) => value.toLocaleString("en");

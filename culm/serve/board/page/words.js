@@ -1,7 +1,7 @@
 // -- what numbers are called, and how they are written ------------------------------------------
 
 const GROUPS = [
-  ["Learning", ["loss", "bits_per_byte", "reward", "nll", "perplexity"]],
+  ["Learning", ["loss", "bits_per_byte", "reward", "perplexity"]],
   ["Optimiser", ["rate", "grad_norm", "update_ratio"]],
   ["Speed and memory", ["tokens_per_second", "seconds", "mfu", "waiting", "peak_bytes"]],
   ["Experts", ["load", "max_violation", "dropped"]],
@@ -53,8 +53,16 @@ function written(name, value, digits = 4) {
   if (name.endsWith("bytes")) return bytes(value, digits);
   if (SHARES.has(name)) return `${Number((100 * value).toPrecision(digits))} %`;
   const size = Math.abs(value);
-  if (size !== 0 && size < 1e-3) return value.toExponential(Math.max(digits - 2, 0)).replace("e-", "e−");
+  if (size !== 0 && size < 1e-3) {
+    const [lead, power] = value.toExponential(digits - 1).split("e-");
+    return `${Number(lead)}e−${power}`;
+  }
   return size >= 1e4 ? compact(value, digits) : String(Number(value.toPrecision(digits)));
 }
 
 const writtenX = (axis, value) => axis === "seconds" ? duration(value) : compact(value, 4);
+
+// A text that is the same is not written again, so that nothing flickers and readers stay silent.
+function put(place, text) {
+  if (place.textContent !== text) place.textContent = text;
+}
