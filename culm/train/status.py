@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from culm.atomic import InUseError, atomic
-from culm.exits import sentence_of
 from culm.config import SettingError
+from culm.exits import sentence_of
 from culm.files import read_json, write_json
 from culm.train.events import Ended, Event, Saved, Stepped
 from culm.train.guard import STATUS

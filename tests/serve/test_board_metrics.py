@@ -223,11 +223,14 @@ def test_members_of_a_family_are_a_band():
 def test_a_million_steps_are_shown_in_two_seconds(tmp_path):
     """A sample of them; all of them a little later."""
     path = tmp_path / "metrics.jsonl"
-    each = ('{{"step": {0}, "loss": {1}, "tokens": {0}000, "seconds": 0.512345, "rate": 0.0003, '
-            '"grad_norm": 0.51234567, "nll": {1}, "tokens_per_second": 201234.56789, '
-            '"waiting": 0.00512345, "peak_bytes": 845135872.0, "mfu": 0.4123456789}}\n')  # fmt: skip
+    more = {"rate": 0.0003, "grad_norm": 0.51234567, "tokens_per_second": 201234.56789,
+            "waiting": 0.00512345, "peak_bytes": 845135872.0, "mfu": 0.4123456789}  # fmt: skip
+    end = json.dumps(more)[1:]
     with path.open("w") as file:
-        file.writelines(each.format(step, 2 + 8 / step) for step in range(1, 10**6 + 1))
+        file.writelines(
+            f'{{"step": {step}, "loss": {2 + 8 / step}, "tokens": {step}000, "seconds": 0.5, {end}\n'
+            for step in range(1, 10**6 + 1)
+        )
     begun = time.process_time()
     found = Metrics(path)
     assert found.read()

@@ -61,7 +61,8 @@ def build(runs: Runs, clients: Clients = Clients(), local: bool = True) -> FastA
         with runs.lock:
             names = runs.names()
             found = [{"name": names[run.key], **run.summary()} for run in runs]
-        return _json({"folders": list(map(str, runs.folders)), "runs": found})
+        folders = list(map(str, runs.folders))
+        return _json({"folders": folders, "complete": runs.complete, "runs": found})
 
     @app.get("/curves")
     def curves(shown: Annotated[Shown, Query()]) -> Response:
@@ -77,7 +78,7 @@ def build(runs: Runs, clients: Clients = Clients(), local: bool = True) -> FastA
         return _json(found)
 
     @app.get("/details")
-    def details(run: Annotated[list[str], Query(max_length=MOST)] = []) -> Response:
+    def details(run: Annotated[tuple[str, ...], Query(max_length=MOST)] = ()) -> Response:
         with runs.lock:
             chosen = [one for key in run if (one := runs.get(key)) is not None]
             samples = {one.key: one.samples for one in chosen}
@@ -114,10 +115,8 @@ def _short(values: np.ndarray) -> list[float]:
 
 
 def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The settings in which runs differ: {name, values by run}; of what every run has of its own,
-    such as its folder, nothing.
-    """
-    names = dict.fromkeys(name for run in runs for name in run.settings if name not in ("folder",))
+    """The settings in which runs differ, except for their folder: {name, values by run}."""
+    names = dict.fromkeys(name for run in runs for name in run.settings if name != "folder")
     found = []
     for name in names:
         values = {run.key: repr(run.settings.get(name)) for run in runs}

@@ -113,7 +113,8 @@ class Run:
             "key": self.key, "folder": str(self.folder), "version": self.version,
             "state": str(status.get("state")), "reason": str(status.get("reason") or ""),
             "updated": str(status.get("updated", "")),
-            "step": _last(table, "step"), "steps": status.get("steps"),
+            "step": _last(table, "step"),
+            "steps": steps if isinstance(steps := status.get("steps"), int) else None,
             "loss": float(loss.mean[-1]) if loss and len(loss.x) else None, "best": best,
             "tokens": _last(table, "tokens"), "seconds": _end(elapsed(table)),
             "damaged": self.metrics.damaged,
@@ -166,14 +167,15 @@ def elapsed(table: Table) -> np.ndarray:
 def samples_in(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """The texts that the newest evaluation sampled."""
     for line in reversed(lines):
-        texts = [one for name, value in line.items() if name.rpartition(".")[2] == "samples"
-                 and isinstance(value, list) for one in value if isinstance(one, Mapping)]  # fmt: skip
+        lists = [
+            value for name, value in line.items()
+            if name.rpartition(".")[2] == "samples" and isinstance(value, list)
+        ]  # fmt: skip
+        texts = [one for every in lists for one in every if isinstance(one, Mapping)]
         if texts:
-            return [
-                {"step": str(line["step"]), **{
-                    key: str(one.get(key, "")) for key in ("temperature", "prompt", "text")}}
-                for one in texts
-            ]  # fmt: skip
+            names = ("temperature", "prompt", "text")
+            step = str(line["step"])
+            return [{"step": step, **{n: str(one.get(n, "")) for n in names}} for one in texts]
     return []
 
 

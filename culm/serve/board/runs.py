@@ -11,13 +11,14 @@ from culm.serve.board.run import Run
 from culm.train.run_folder import SETTINGS
 
 DEPTH = 4  # of folders in which runs are searched
-SECONDS = 0.5  # between two looks at the files
+SECONDS = 0.5  # between two passes over the files
 
 
 class Runs:
     """The runs in some folders. While it is `open`, a thread keeps them up to date.
 
-    lock: held while runs are read, and to be held by who shows them.
+    lock: held while runs are read, and to be held by who shows them. complete: every run was read
+    once, or a block of it.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
@@ -30,7 +31,7 @@ class Runs:
             if not folder.is_dir():
                 raise SettingError(f"RUNS: there is no folder {folder}")
         self.folders = [folder.resolve() for folder in folders]
-        self.lock = threading.Lock()
+        self.lock, self.complete = threading.Lock(), False
         self._runs: dict[str, Run] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True, name="board")
@@ -75,6 +76,7 @@ class Runs:
         for run in self:
             with self.lock:
                 more |= run.read()
+        self.complete = True
         return more
 
     def _follow(self) -> None:

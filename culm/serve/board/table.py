@@ -10,7 +10,7 @@ Columns = Mapping[str, np.ndarray]
 
 
 def forward_rows(steps: np.ndarray) -> np.ndarray:
-    """Which rows stay where steps repeat: those before every later row, so that the last time counts.
+    """Which rows stay where steps repeat: those before every later row. The last time counts.
 
     steps: (N,). Returns (N,) of booleans. A run that goes back trains its steps again, and those
     after them belong to what it gave up.

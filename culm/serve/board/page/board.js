@@ -78,8 +78,9 @@ async function ask(current) {
   const found = await (await call("runs")).json();
   if (!current()) return;
   runs = found.runs;
-  if (!chosen && runs.length) chosen = firstChoice();
+  if (!chosen && runs.length && found.complete) chosen = firstChoice();
   listRuns(runs, chosen ?? new Map(), $("filter").value, choose);
+  if (!found.complete) return;
   showEmpty(found.folders);
   if (!chosen) return;
   const shown = chosenRuns();
