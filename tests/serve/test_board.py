@@ -12,7 +12,10 @@ import pytest
 from boarding import make_run, steps, write_lines
 from starlette.testclient import TestClient
 
-from culm.config import SettingError
+from culm.config import SettingError, parse
+from culm.files import read_lines
+from culm.run.settings import RunConfig
+from culm.run.train import train
 
 pytest.importorskip("uplot", reason="uplot-python is not installed")
 pytest.importorskip("pyarrow", reason="pyarrow is not installed")
@@ -197,6 +200,20 @@ def test_news_of_a_run_are_there_within_two_seconds(tmp_path):
                 assert time.monotonic() - begun < 2
                 time.sleep(0.02)
             write_lines(tmp_path / "a" / "metrics.jsonl", steps(1, first=2), "a")
+
+
+def test_a_run_of_the_trainer_has_every_axis(stage, tmp_path):
+    values = stage("sft", steps=4)
+    values["eval"]["every_steps"] = 2
+    train(parse(RunConfig, {**values, "folder": str(tmp_path)}))
+    run = run_of(tmp_path)
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert run.curves("step")["loss"].mean.tolist() == [line["loss"] for line in lines]
+    assert run.curves("step")["eval.loss"].x.tolist() == [0, 2, 4]
+    found = {axis: run.curves(axis)["loss"].x for axis in ("tokens", "seconds", "flops")}
+    assert found["tokens"].tolist() == [line["tokens"] for line in lines]
+    assert (np.diff(found["flops"]) / np.diff(found["tokens"]) > 1e3).all()
+    assert run.summary()["state"] == "finished"
 
 
 # -- who may ask, and what is safe
