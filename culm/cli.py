@@ -416,6 +416,19 @@ def plot(
 
 
 @app.command()
+def board(
+    runs: given.BoardFolders = None,
+    host: given.BoardHost = "127.0.0.1",
+    port: given.BoardPort = 6006,
+    api_key: given.ApiKey = None,
+) -> None:
+    """Show live and finished runs in the browser: curves, samples, comparisons."""
+    from culm.verbs.board import show_board
+
+    show_board(runs or ["runs"], host, port, api_key)
+
+
+@app.command()
 def bench(
     what: given.BenchWhat = "train",
     size: given.BenchSize = "S",

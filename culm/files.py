@@ -116,15 +116,16 @@ def read_lines(path: Path) -> list[dict]:
     if not path.exists():
         return []
     texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    lines = [line for line in map(_line, texts) if line is not None]
+    lines = [line for line in map(line_of, texts) if line is not None]
     # The last line may be incomplete if the machine stopped.
-    lost = len(texts) - len(lines) - (bool(texts) and _line(texts[-1]) is None)
+    lost = len(texts) - len(lines) - (bool(texts) and line_of(texts[-1]) is None)
     if lost:
         say(f"{path}: {lost} damaged lines are left out.")
     return lines
 
 
-def _line(text: str) -> dict | None:
+def line_of(text: str) -> dict | None:
+    """The object in a line of JSON that has a whole `step`; a null is nan. None for other lines."""
     try:
         values = json.loads(text)
     except ValueError:

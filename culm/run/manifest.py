@@ -21,19 +21,22 @@ from culm.files import read_json, write_json
 from culm.log import say
 from culm.run.assemble import Assembly
 from culm.train.checkpoint.folder import Progress
+from culm.train.run_folder import MANIFEST
 
-MANIFEST = "manifest.json"
 PACKAGES = ("culm", "torch", "numpy", "safetensors", "tokenizers", "transformers")
 
 
-def record_start(run: Assembly, start: Progress) -> None:
-    """Add this start to the manifest of a run; say which versions changed since the one before."""
+def record_start(run: Assembly, start: Progress, flops_per_token: float | None) -> None:
+    """Add this start to the manifest of a run; say which versions changed since the one before.
+
+    flops_per_token: that the model needs; None: unknown.
+    """
     path = run.folder / MANIFEST
     try:
         starts = list(read_json(path).get("starts", [])) if path.exists() else []
     except SettingError:  # damaged: what it said is lost, and the run does not need it
         starts = []
-    now = _facts(run, start)
+    now = {**_facts(run, start), "flops_per_token": flops_per_token}
     if starts and start.step:
         _say_changes(starts[-1], now)
     with atomic(path) as fresh:

@@ -206,8 +206,9 @@ def _train(run: Assembly, status: Status) -> Result:
             return evaluation.attempt()
 
     check_outputs(run)
+    speed = speed_of(run, hollow, rows)
     if run.ranks.writer:
-        record_start(run, start)
+        record_start(run, start, speed.flops_per_token)
     before = sums_of(run.objective)
     log.say(f"Attention backend: {' and '.join(run.model.backends)}.")
     with closing(Listeners()) as listeners, listeners.failure():
@@ -216,7 +217,7 @@ def _train(run: Assembly, status: Status) -> Result:
         stragglers = Stragglers(train.straggler, run.objective, run.ranks)
         trainer = Trainer(
             update, rates_of(train, batches), judge=Finite() if train.spike is None else spikes,
-            observers=(stragglers, speed_of(run, hollow, rows)), listener=listeners,
+            observers=(stragglers, speed), listener=listeners,
             stop=interruption,
         )  # fmt: skip
         if start.step < train.steps and not isinstance(rows, Rollouts):

@@ -24,7 +24,7 @@ from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.checkpoint.folder import settings_in, steps_in
 from culm.train.guard import LOCK, STATUS
 
-SETTINGS = "run.yaml"
+SETTINGS, MANIFEST = "run.yaml", "manifest.json"
 ORIGIN = "origin.json"  # next to a tokenizer that a run trained: the files it was trained on
 LONGEST = 200  # characters of settings in a message
 WRITTEN = (

@@ -12,14 +12,16 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from culm.atomic import InUseError, atomic
+from culm.config import SettingError
 from culm.exits import sentence_of
-from culm.files import write_json
+from culm.files import read_json, write_json
 from culm.train.events import Ended, Event, Saved, Stepped
 from culm.train.guard import STATUS
 from culm.train.listeners import Silent
@@ -76,3 +78,32 @@ class Status(Silent):
         except BaseException as error:
             self.write("failed", sentence_of(error))
             raise
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What became of the run in a folder: the file, with `killed` for a process that is gone.
+
+    Of a process on another machine nothing is known but the time of its last news. Without a
+    readable file the state is `unknown`.
+    """
+    try:
+        found = read_json(folder / STATUS)
+    except (SettingError, OSError):
+        return {"state": "unknown"}
+    if found.get("state") == "running" and _is_gone(found):
+        reason = "its process ended without a word; the same command resumes the run"
+        return {**found, "state": "killed", "reason": reason}
+    return found
+
+
+def _is_gone(status: Mapping[str, Any]) -> bool:
+    pid = status.get("pid")
+    if status.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:  # somebody else's process
+        return False
+    return False

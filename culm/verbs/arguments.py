@@ -455,6 +455,19 @@ PlottedMetrics = Annotated[
 PlotFile = Annotated[str, typer.Option(help="The picture to write: .png, .svg or .pdf.")]
 PlotAxis = Annotated[str, typer.Option(help="step or tokens.")]
 
+# culm board
+BoardFolders = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Run folders, or folders with runs in them. Default: runs.", metavar="[RUNS]...",
+        show_default=False,
+    ),
+]  # fmt: skip
+BoardHost = Annotated[str, typer.Option("--host", help="Address to listen on.")]
+BoardPort = Annotated[
+    int, typer.Option("--port", help="Port to listen on; 0: any free one.", min=0, max=65535)
+]
+
 # culm bench
 BenchWhat = Annotated[str, typer.Argument(help="train or decode.")]
 BenchSize = Annotated[str, typer.Option(help="Model size: S (26M), T (tiny, bytes) or L (135M).")]

@@ -13,7 +13,7 @@ from culm.model.transformer import TransformerConfig
 from culm.serve.clients import clients_of
 from culm.serve.http.app import build
 from culm.serve.http.server import Server, listen
-from culm.serve.http.server import _settings as settings
+from culm.serve.http.server import uvicorn_settings as settings
 from culm.serve.settings import ServeConfig
 from culm.text.language_model import LanguageModel
 from culm.tokenizer.bytes import Bytes

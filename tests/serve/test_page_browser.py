@@ -1,28 +1,17 @@
 """The chat page in a real browser: Chromium, without a window."""
 
 import json
-import os
 import re
-import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from browsing import api, faults_in, marks, shown, started
 from scripted import scripted
 
 from culm.serve.clients import clients_of
 from culm.serve.settings import ServeConfig
 
-api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
-api.expect.set_options(timeout=30_000)  # a busy machine is slow
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
-]
+pytestmark = marks
 
 RICH = (
     """# Bamboo
@@ -74,30 +63,8 @@ def server():
 
 @pytest.fixture(scope="module")
 def browser():
-    args = ["--host-resolver-rules=MAP culm.test 127.0.0.1"]
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        args.append("--no-sandbox")
-    with api.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=args)
+    with started() as chromium:
         yield chromium
-        chromium.close()
-
-
-@contextmanager
-def shown(browser, url, width=900, height=700, **options):
-    """The page of a server; fails on any error in it, and on requests to elsewhere."""
-    context = browser.new_context(viewport={"width": width, "height": height}, **options)
-    context.set_default_timeout(30_000)
-    page, wrong = context.new_page(), []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("dialog", lambda dialog: wrong.append(f"dialog {dialog.message}"))
-    page.on("console", lambda said: wrong.append(said.text) if "Content Sec" in said.text else None)
-    page.on("request", lambda asked: None if asked.url.startswith((url, "data:", "blob:"))
-            else wrong.append(asked.url))  # fmt: skip
-    page.goto(url)
-    yield page
-    context.close()
-    assert wrong == []
 
 
 @pytest.fixture
@@ -166,8 +133,7 @@ def check(page, width):
         .filter((one) => one.getBoundingClientRect().right > innerWidth + 0.5)
         .map((one) => one.outerHTML.slice(0, 80))"""
     assert page.evaluate(too_wide) == []
-    found = axe.Axe().run(page).response["violations"]
-    assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
+    assert faults_in(page) == []
 
 
 def test_right_to_left_text(page):

@@ -52,9 +52,8 @@ def serve(
     )  # fmt: skip
     with listen(host, settings.port) as listener:
         app = build(model, name, settings, clients, host in LOOPBACK, reload)
-        where = f"[{host}]" if ":" in host else host
-        say(f"{name} listens on http://{where}:{listener.getsockname()[1]} (Ctrl-C stops it)")
-        Server(_settings(app), app.state.service).run(sockets=[listener])
+        say(f"{name} listens on {address(host, listener)} (Ctrl-C stops it)")
+        Server(uvicorn_settings(app), app.state.service).run(sockets=[listener])
     say("The server has stopped.")
 
 
@@ -95,7 +94,14 @@ def listen(host: str, port: int) -> socket.socket:
         raise SettingError(reason) from None
 
 
-def _settings(app: object) -> uvicorn.Config:
+def address(host: str, listener: socket.socket) -> str:
+    """The URL of a server."""
+    where = f"[{host}]" if ":" in host else host
+    return f"http://{where}:{listener.getsockname()[1]}"
+
+
+def uvicorn_settings(app: object) -> uvicorn.Config:
+    """Limits on connections and headers; every server of Culm has them."""
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         log_config=None,  # configuring closes handlers of other libraries, and absl's closes stderr

@@ -1,23 +1,10 @@
 // -- the state of the page ---------------------------------------------------------------------
 
-const $ = (id) => document.getElementById(id);
 const DEFAULTS = { temperature: 0, top_p: 1, max_tokens: "", seed: "", tools: "", theme: "", model: "" };
 const settings = { ...DEFAULTS, ...kept("settings") };
 let chat = newChat(kept("system") ?? "");
 let contexts = new Map();     // length of the context of each served model
 let running = null;           // the answer that is being written: {abort, done}
-
-function kept(name) {
-  try {
-    return JSON.parse(localStorage.getItem(`culm.${name}`));
-  } catch { return null; }
-}
-
-function keep(name, value) {
-  try {
-    localStorage.setItem(`culm.${name}`, JSON.stringify(value));
-  } catch { /* a private window: settings live as long as it */ }
-}
 
 // Chats are in this browser; without a database, as in some private windows, they last as long as
 // the page.

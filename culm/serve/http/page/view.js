@@ -1,29 +1,3 @@
-// -- elements: all text becomes text nodes, never HTML -----------------------------------------
-
-function element(tag, attributes = {}, ...inside) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (value === true) made.setAttribute(name, "");
-    else if (value !== false && value != null) made.setAttribute(name, value);
-  }
-  made.append(...inside.filter((one) => one != null));
-  return made;
-}
-
-function icon(name) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
-  use.setAttribute("href", `#icon-${name}`);
-  made.setAttribute("aria-hidden", "true");
-  made.append(use);
-  return made;
-}
-
-const iconButton = (name, label, onclick, more = {}) => element(
-  "button", { type: "button", class: "icon", "aria-label": label, title: label, onclick, ...more },
-  icon(name));
-
 // Characters that reorder or hide text: code with them is not what it seems to be.
 const HIDDEN = /[\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]|[\u{e0000}-\u{e007f}]/gu;
 const visible = (text) => text.replace(HIDDEN, (one) =>

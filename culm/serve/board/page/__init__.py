@@ -1,0 +1,1 @@
+"""The board's page: HTML, style and script that become one file."""
