@@ -74,11 +74,12 @@ class Asked(NamedTuple):
         return {"question": self.question, "answer": self.answer, "replies": list(self.replies)}
 
 
-def write_dialogues(data: Path, folder: Path, seed: int, tests: int) -> dict[str, int]:
-    """Write what a seed asks, and what the tools read, unless it is there; gives the number of
-    questions in each file: train.jsonl, and one of each kind of test questions with `tests` each.
+def write_dialogues(data: Path, folder: Path, seed: int, training: int, tests: int) -> int:
+    """Write what a seed asks and what the tools read: the databases, the documents, train.jsonl
+    with up to `training` questions, whose number it gives, and a file with up to `tests` of each
+    kind.
 
-    data: the folder `tool_use`. The databases and documents are the same for every seed.
+    data: the folder `tool_use`.
     """
     _write_databases(data, folder / "databases")
     _write_documents(data, folder / "documents")
@@ -89,13 +90,13 @@ def write_dialogues(data: Path, folder: Path, seed: int, tests: int) -> dict[str
     chosen: dict[str, list[Asked]] = defaultdict(list)
     for one in asked:
         name = "train" if one.split == "train" else one.kind
-        full = one.split == "test" and len(chosen[name]) == tests
+        full = len(chosen[name]) == (training if name == "train" else tests)
         if one.split is not None and not full and _is_right(task, one):
             chosen[name].append(one)
     for name, ones in chosen.items():
         lines = "".join(json.dumps(one.record) + "\n" for one in ones)
         (folder / f"{name}.jsonl").write_text(lines)
-    return {name: len(ones) for name, ones in chosen.items()}
+    return len(chosen["train"])
 
 
 def tool_task(folder: Path, file: str, split: str) -> ToolQuestions:
@@ -106,9 +107,9 @@ def tool_task(folder: Path, file: str, split: str) -> ToolQuestions:
 def tool_settings(folder: Path, file: str, split: str) -> dict[str, Any]:
     return {
         "kind": "tool_questions", "name": Path(file).stem, "path": str(folder / file),
-        "split": split, "tools": ["sql", "search"], "listed": False, "folder": str(folder / "documents"),
+        "split": split, "tools": ["sql", "search"], "listed": False,
         "databases": [str(folder / "databases" / f"{name}.sqlite") for name in DATABASES],
-        "characters": CHARACTERS, "steps": 3,
+        "folder": str(folder / "documents"), "characters": CHARACTERS, "steps": 3,
     }  # fmt: skip
 
 

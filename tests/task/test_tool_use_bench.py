@@ -1,0 +1,117 @@
+"""What `bench/tool_use.py` asks: test questions are new, right with tools, and scored by the task."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+from tool_dialogues import TESTS, UNSEEN, tool_task, write_dialogues
+from tool_use import TINY, gains, measured, over_seeds, plain, row
+
+from culm.eval.responder import Generation, Reply
+from culm.eval.turns import last_replies
+from culm.task.prompts import Prompts
+
+pytest.importorskip("jsonschema")
+FILES = ("train", *TESTS)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, shared):
+    """The folder of a seed, and its records by file."""
+    data = shared("tool_use/Chinook_Sqlite.sqlite").parent
+    folder = tmp_path_factory.mktemp("questions")
+    assert write_dialogues(data, folder, 0, 300, 20) == 300
+    return folder, {name: _records(folder, name) for name in FILES}
+
+
+def _records(folder, name):
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+def _names(record):
+    """Names between quotes in what a record says."""
+    return set(re.findall("'([^']*)'", "\n".join((record["question"], *record["replies"]))))
+
+
+def test_a_seed_gives_the_same_questions(written, tmp_path, shared):
+    data = shared("tool_use/Chinook_Sqlite.sqlite").parent
+    folder, records = written
+    for seed, same in ((0, True), (1, False)):
+        write_dialogues(data, tmp_path / str(seed), seed, 300, 20)
+        for name in FILES:
+            again = (tmp_path / str(seed) / f"{name}.jsonl").read_bytes()
+            assert (again == (folder / f"{name}.jsonl").read_bytes()) == same
+    assert [len(records[name]) for name in TESTS] == [20] * 4
+
+
+def test_no_training_question_names_what_is_tested(written):
+    folder, records = written
+    train = records["train"]
+    shown = {one for record in train for one in (*_names(record), record["answer"])}
+    for kind in TESTS:
+        for record in records[kind]:
+            asked = re.search("'([^']*)'", record["question"])[1]
+            things = {record["answer"]} if kind == "documents" else {asked}
+            # A function is asked about by its name or by its meaning, which names it too.
+            if kind != "unseen" and not record["answer"].replace(", ", "").isdigit():
+                assert asked not in shown
+            assert kind == "unseen" or not things & {_asked(one) for one in train}
+    assert all(f'"database": "{UNSEEN}"' not in str(one["replies"]) for one in train)
+    assert all(f'"database": "{UNSEEN}"' in one["replies"][0] for one in records["unseen"])
+
+
+def _asked(record):
+    return re.search("'([^']*)'", record["question"])[1]
+
+
+class Reciting:
+    """Says the replies that fine-tuning shows."""
+
+    def __init__(self, records):
+        self._replies = {one["question"]: one["replies"] for one in records}
+
+    def replies(self, questions, how):
+        return [[Reply(self._reply(one), 1)] for one in questions]
+
+    def _reply(self, question):
+        asked = next(one["content"] for one in question.messages if one["role"] == "user")
+        turn = sum(one["role"] == "assistant" for one in question.messages)
+        return self._replies[asked][turn]
+
+
+def test_the_calls_are_right_with_tools_and_nothing_without(written):
+    folder, records = written
+    for kind in TESTS:
+        task = tool_task(folder, f"{kind}.jsonl", "test")
+        given = [(task, question) for question in task.asked("test")]
+        replies = last_replies(Reciting(records[kind]), given, Generation())
+        scores = [task.score(one, said.text) for (_, one), (said,) in zip(given, replies, strict=True)]
+        assert scores == [1.0] * 20
+        bare = Prompts(**plain(folder, kind, "test"))
+        given = [(bare, question) for question in bare.asked("test")]
+        replies = last_replies(Reciting(records[kind]), given, Generation())
+        assert not any(bare.score(one, said.text) for (_, one), (said,) in zip(given, replies, strict=True))
+
+
+def test_a_trial_trains_asks_and_scores(tmp_path, shared, capsys):
+    data = shared("tool_use/Chinook_Sqlite.sqlite").parent
+    found = measured(data, tmp_path, 0, TINY)
+    assert capsys.readouterr().out.count("\n") == len(found) == 4
+    for name, answered in found.items():
+        assert len(answered) == 2 * len(TESTS)
+        tools = "with tools" in name
+        for one in answered:
+            file = f"{one.task}.jsonl"
+            task = (
+                tool_task(tmp_path / "questions", file, "test")
+                if tools
+                else Prompts(**plain(tmp_path / "questions", one.task, "test"))
+            )
+            assert one.scores == (task.score(one.question, one.reply),)
+    assert len(gains(found)) == 2
+    assert "| 50.0 | +- " in over_seeds({"a": [0.5, 0.5]})
+    assert "| 0.0 (0.0 - 32.4) |" in row(0, "a", next(iter(found.values())), 1.0)
