@@ -9,7 +9,7 @@ answer as the reward. Two controls have no tools: a model of the same size learn
 their answers in as many steps; and the model with tools answers with its calls left unanswered.
 
 Test questions are about things whose names are in no training question, call or answer; those of
-the kind `unseen` are about a whole database that no training names. All replies are greedy.
+the kind `unseen` are about tables that no training names. All replies are greedy.
 """
 
 from __future__ import annotations
@@ -187,7 +187,8 @@ def reinforcement(folder: Path, seed: int, files: Path, start: Path, size: Size)
         "folder": str(folder), "seed": seed, "device": "cpu", "start": str(start),
         "data": {"tasks": [tools(files, "train")], "format": "chat", "held_out": 0},
         "train": {
-            "steps": size.updates, "batch_size": size.replies, "micro_batch_size": size.replies // 2,
+            "steps": size.updates,
+            "batch_size": size.replies, "micro_batch_size": size.replies // 2,
             "objective": {"kind": "grpo", "average": "tokens"},
             "rollout": {"group": min(8, size.replies // 2), "max_tokens": REPLY},
             "schedule": {"kind": "cosine", "warmup": 0.1, "final": 0.1},

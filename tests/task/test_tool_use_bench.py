@@ -1,4 +1,4 @@
-"""What `bench/tool_use.py` asks: test questions are new, right with tools, and scored by the task."""
+"""`bench/tool_use.py`: test questions are new, can be answered with tools, and the task scores."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
-from tool_dialogues import TESTS, UNSEEN, tool_task, write_dialogues
+from tool_dialogues import TESTS, tool_task, write_dialogues
 from tool_use import TINY, gains, measured, over_seeds, plain, row
 
 from culm.eval.responder import Generation, Reply
@@ -32,9 +32,10 @@ def _records(folder, name):
     return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
 
 
-def _names(record):
-    """Names between quotes in what a record says."""
-    return set(re.findall("'([^']*)'", "\n".join((record["question"], *record["replies"]))))
+def _table(record):
+    """The table that a question about rows reads, with its database."""
+    found = re.search('SELECT \\w+ FROM (\\w+) WHERE .*"database": "(\\w+)"', record["replies"][0])
+    return found and found.groups()
 
 
 def test_a_seed_gives_the_same_questions(written, tmp_path, shared):
@@ -49,23 +50,19 @@ def test_a_seed_gives_the_same_questions(written, tmp_path, shared):
 
 
 def test_no_training_question_names_what_is_tested(written):
-    folder, records = written
+    _, records = written
     train = records["train"]
-    shown = {one for record in train for one in (*_names(record), record["answer"])}
-    for kind in TESTS:
-        for record in records[kind]:
-            asked = re.search("'([^']*)'", record["question"])[1]
-            things = {record["answer"]} if kind == "documents" else {asked}
-            # A function is asked about by its name or by its meaning, which names it too.
-            if kind != "unseen" and not record["answer"].replace(", ", "").isdigit():
-                assert asked not in shown
-            assert kind == "unseen" or not things & {_asked(one) for one in train}
-    assert all(f'"database": "{UNSEEN}"' not in str(one["replies"]) for one in train)
-    assert all(f'"database": "{UNSEEN}"' in one["replies"][0] for one in records["unseen"])
-
-
-def _asked(record):
-    return re.search("'([^']*)'", record["question"])[1]
+    said = "\n".join(text for one in train for text in (one["question"], *one["replies"]))
+    quoted = {*re.findall("'([^'\n]*)'", said), *(one["answer"] for one in train)}
+    for kind in ("rows", "joins"):
+        assert not quoted & {re.search("'(.*)'", one["question"])[1] for one in records[kind]}
+    for one in records["documents"]:  # asked by the name of a function, or by its meaning
+        assert re.search("'(.*)'", one["question"])[1] not in quoted
+        assert one["replies"][0] not in said
+    tables = {_table(one) for one in records["unseen"]}
+    assert None not in tables
+    assert tables
+    assert not tables & {_table(one) for one in train}
 
 
 class Reciting:
@@ -89,12 +86,16 @@ def test_the_calls_are_right_with_tools_and_nothing_without(written):
         task = tool_task(folder, f"{kind}.jsonl", "test")
         given = [(task, question) for question in task.asked("test")]
         replies = last_replies(Reciting(records[kind]), given, Generation())
-        scores = [task.score(one, said.text) for (_, one), (said,) in zip(given, replies, strict=True)]
+        scores = [
+            task.score(one, said.text) for (_, one), (said,) in zip(given, replies, strict=True)
+        ]
         assert scores == [1.0] * 20
         bare = Prompts(**plain(folder, kind, "test"))
         given = [(bare, question) for question in bare.asked("test")]
         replies = last_replies(Reciting(records[kind]), given, Generation())
-        assert not any(bare.score(one, said.text) for (_, one), (said,) in zip(given, replies, strict=True))
+        assert not any(
+            bare.score(one, said.text) for (_, one), (said,) in zip(given, replies, strict=True)
+        )
 
 
 def test_a_trial_trains_asks_and_scores(tmp_path, shared, capsys):
