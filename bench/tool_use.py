@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -47,8 +47,8 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Size:
-    """Of a trial. steps: of fine-tuning, and of the control, with `rows` each. updates: of GRPO, with
-    `replies` each. training: questions. tests: questions of each kind.
+    """Of a trial. steps: of fine-tuning and of the control, with `rows` each. updates: of GRPO,
+    with `replies` each. training: questions. tests: questions of each kind.
     """
 
     steps: int = 300
@@ -65,10 +65,10 @@ TINY = Size(2, 1, width=32, layers=1, rows=2, replies=4, training=40, tests=2)
 
 
 def main() -> None:
-    """Run what is not there yet, and print the table."""
+    """Run what is not there yet, and print the tables."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--data", required=True, type=Path)
-    arguments.add_argument("--seeds", type=int, default=3)
+    arguments.add_argument("--seeds", type=int, default=3, choices=range(1, 6))
     arguments.add_argument("--steps", type=int, default=Size.steps, help="of fine-tuning")
     arguments.add_argument("--updates", type=int, default=Size.updates, help="of GRPO")
     arguments.add_argument("--tiny", action="store_true", help="a trial that learns nothing")
@@ -77,18 +77,19 @@ def main() -> None:
     size = TINY if given.tiny else Size(given.steps, given.updates)
     columns = ("seed", "model", *TESTS, "all", "normalised", "tokens", "seconds")
     print(f"| {' | '.join(columns)} |\n|--:|---|{'--:|' * (len(columns) - 2)}", flush=True)
-    shares: dict[str, list[float]] = {name: [] for name in NAMES.values()}
-    for seed in range(given.seeds):
-        found = measured(given.data, given.folder / str(seed), seed, size)
-        for name, answered in found.items():
-            shares[name].append(fmean(one.score for one in answered))
-        for line in gains(found):
-            print(line, flush=True)
-    print(over_seeds(shares))
+    found = [
+        measured(given.data, given.folder / str(seed), seed, size) for seed in range(given.seeds)
+    ]
+    print("\n| model | all, mean over seeds | 95 % |\n|---|--:|--:|")
+    for name in NAMES.values():
+        print(over_seeds(name, [fmean(one[name]) for one in found]))
+    print("\n| seed | | points gained on the same questions |\n|--:|---|--:|")
+    for seed, scores in enumerate(found):
+        print("\n".join(gains(seed, scores)))
 
 
-def measured(data: Path, folder: Path, seed: int, size: Size) -> dict[str, list[Answered]]:
-    """What each model of a seed answers, by its name; prints a row for each."""
+def measured(data: Path, folder: Path, seed: int, size: Size) -> dict[str, list[float]]:
+    """The score of each answer of each model of a seed, by its name; prints a row for each."""
     files = folder / "questions"
     count = write_dialogues(data, files, seed, size.training, size.tests)
     runs = {
@@ -96,12 +97,13 @@ def measured(data: Path, folder: Path, seed: int, size: Size) -> dict[str, list[
         "sft": trained(tuning(folder / "sft", seed, tools(files, "train"), count, size, 256)),
     }
     runs["grpo"] = trained(reinforcement(folder / "grpo", seed, files, runs["sft"], size))
-    found = {}
+    scores = {}
     for (run, with_tools), name in NAMES.items():
-        found[name] = answers(runs[run], files, with_tools)
+        found = answers(runs[run], files, with_tools)
         seconds = sum(line["seconds"] for line in read_lines(runs[run] / "metrics.jsonl"))
-        print(row(seed, name, found[name], seconds), flush=True)
-    return found
+        print(row(seed, name, found, seconds), flush=True)
+        scores[name] = [one.score for one in found]
+    return scores
 
 
 def answers(run: Path, files: Path, with_tools: bool) -> list[Answered]:
@@ -128,27 +130,19 @@ def row(seed: int, name: str, answered: Sequence[Answered], seconds: float) -> s
     return f"| {' | '.join(cells)} |"
 
 
-def gains(found: Mapping[str, Sequence[Answered]]) -> list[str]:
-    """What tools and GRPO bring, on the same questions."""
-    scores = {name: [one.score for one in answered] for name, answered in found.items()}
-    control, _, sft, grpo = NAMES.values()
-    lines = []
-    for ours, theirs in ((sft, control), (grpo, sft)):
+def gains(seed: int, scores: Mapping[str, Sequence[float]]) -> Iterator[str]:
+    """What tools and GRPO bring to a seed, by a paired bootstrap."""
+    control, _, tuned, reinforced = NAMES.values()
+    for ours, theirs in ((tuned, control), (reinforced, tuned)):
         gain = difference(scores[ours], scores[theirs])
         points = f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
-        lines.append(f"{ours} over {theirs}: {points} points")
-    return lines
+        yield f"| {seed} | {ours}, over {theirs} | {points} |"
 
 
-def over_seeds(shares: Mapping[str, Sequence[float]]) -> str:
-    """Means over seeds, with Student's interval from two seeds on."""
-    lines = ["| model | all, mean over seeds | 95 % |", "|---|--:|--:|"]
-    for name, values in shares.items():
-        around = STUDENT.get(len(values), 1.96) * stdev(values) / math.sqrt(len(values)) \
-            if len(values) > 1 else math.nan  # fmt: skip
-        mean = fmean(values)
-        lines.append(f"| {name} | {100 * mean:.1f} | +- {100 * around:.1f} |")
-    return "\n".join(lines)
+def over_seeds(name: str, shares: Sequence[float]) -> str:
+    """The mean over seeds with Student's interval, if there are several."""
+    half = STUDENT[len(shares)] * stdev(shares) / math.sqrt(len(shares)) if shares[1:] else math.nan
+    return f"| {name} | {100 * fmean(shares):.1f} | +- {100 * half:.1f} |"
 
 
 def tools(files: Path, kind: str, split: str = "train") -> dict[str, Any]:
