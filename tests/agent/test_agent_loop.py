@@ -60,9 +60,7 @@ def test_a_step_reads_only_what_is_new(monkeypatch):
     monkeypatch.setattr(
         Engine, "add", lambda engine, asked: prompts.append(len(asked.prompt)) or add(engine, asked)
     )
-    model = scripted_chat(
-        ("^user: ", written("search", text="a" * 300)), ("^tool: a", "It is a.")
-    )
+    model = scripted_chat(("^user: ", written("search", text="a" * 300)), ("^tool: a", "It is a."))
     assert Agent(model, [echo()]).ask("go").answer == "It is a."
     assert cached[0] == 0
     assert prompts[0] < cached[1] < prompts[1]
