@@ -51,7 +51,7 @@ class Size:
     with `replies` each. training: questions. tests: questions of each kind.
     """
 
-    steps: int = 300
+    steps: int = 320
     updates: int = 40
     width: int = 128
     layers: int = 4
@@ -170,6 +170,7 @@ def tuning(
         },
         "data": {"tasks": [task], "format": "chat", "questions": questions, "held_out": 0},
         "train": {"steps": size.steps, "batch_size": size.rows, "context": row,
+                  "schedule": {"kind": "wsd", "warmup": 0.02, "decay": 0.25},
                   "optimizer": {"kind": "muon", "rate": 5e-3}},
         "eval": {"measures": {}},
     }  # fmt: skip
@@ -186,7 +187,7 @@ def reinforcement(folder: Path, seed: int, files: Path, start: Path, size: Size)
             "objective": {"kind": "grpo", "average": "tokens"},
             "rollout": {"group": min(8, size.replies // 2), "max_tokens": REPLY},
             "schedule": {"kind": "cosine", "warmup": 0.1, "final": 0.1},
-            "optimizer": {"kind": "adamw", "rate": 4e-4, "betas": [0.95, 0.99], "eps": 1e-3,
+            "optimizer": {"kind": "adamw", "rate": 1e-3, "betas": [0.95, 0.99], "eps": 1e-3,
                           "weight_decay": 0.0},
         },
         "eval": {"measures": {}},
