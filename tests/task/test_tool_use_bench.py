@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
+import learning_rl
 from tool_dialogues import TESTS, tool_task, write_dialogues
-from tool_use import NAMES, TINY, answers, gains, measured, over_seeds, plain, tools
+from tool_use import NAMES, TINY, answers, gains, measured, over_seeds, plain, tools, tuning
 
 from culm.eval.responder import Generation, Reply
 from culm.eval.turns import last_replies
+from culm.run.train import Result
 from culm.task.prompts import Prompts
 from culm.task.tool_questions import ToolQuestions
 
@@ -113,3 +115,10 @@ def test_a_trial_trains_asks_and_scores(tmp_path, shared, capsys):
             assert one.scores == (task.score(one.question, one.reply),)
     assert len(list(gains(0, found))) == 2
     assert over_seeds("a", [0.5, 0.5]) == "| a | 50.0 | +- 0.0 |"
+
+
+def test_a_run_that_was_stopped_is_not_measured(tmp_path, monkeypatch):
+    stopped = Result(tmp_path, finished=False, steps=1, results={})
+    monkeypatch.setattr(learning_rl, "train", lambda config: stopped)
+    with pytest.raises(SystemExit, match="was stopped"):
+        learning_rl.trained(tuning(tmp_path, 0, plain(tmp_path, "train"), 40, TINY, 64))
