@@ -9,7 +9,8 @@ answer as the reward. Two controls have no tools: a model of the same size learn
 their answers in as many steps; and the model with tools answers with its calls left unanswered.
 
 Test questions are about things whose names are in no training question, call or answer; those of
-the kind `unseen` are about tables that no training names. All replies are greedy.
+the kind `unseen` are about tables that no training names. Replies are greedy, but in the column `sampled`, where
+they are sampled at temperature 1.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def main() -> None:
     arguments.add_argument("--folder", type=Path, default=Path("runs/tool-use"))
     given = arguments.parse_args()
     size = TINY if given.tiny else Size(given.steps, given.updates)
-    columns = ("seed", "model", *TESTS, "all", "normalised", "tokens", "seconds")
+    columns = ("seed", "model", *TESTS, "all", "normalised", "sampled", "tokens", "seconds")
     print(f"| {' | '.join(columns)} |\n|--:|---|{'--:|' * (len(columns) - 2)}", flush=True)
     found = [
         measured(given.data, given.folder / str(seed), seed, size) for seed in range(given.seeds)
@@ -100,34 +101,43 @@ def measured(data: Path, folder: Path, seed: int, size: Size) -> dict[str, list[
     scores = {}
     for (run, with_tools), name in NAMES.items():
         found = answers(runs[run], files, with_tools)
+        sampled = answers(runs[run], files, with_tools, temperature=1.0)
         seconds = sum(line["seconds"] for line in read_lines(runs[run] / "metrics.jsonl"))
-        print(row(seed, name, found, seconds), flush=True)
+        print(row(seed, name, found, sampled, seconds), flush=True)
         scores[name] = [one.score for one in found]
     return scores
 
 
-def answers(run: Path, files: Path, with_tools: bool) -> list[Answered]:
-    """Greedy replies to the test questions, which stay in a file of the run's folder."""
+def answers(
+    run: Path, files: Path, with_tools: bool, temperature: float = 0.0
+) -> list[Answered]:  # fmt: skip
+    """Replies to the test questions, which stay in a file of the run's folder."""
     form = tools if with_tools else plain
     tasks = [form(files, kind, "test") for kind in TESTS]
-    measure = Scores.model_validate({"tasks": tasks, "questions": None, "max_tokens": REPLY})
+    given = {"tasks": tasks, "questions": None, "max_tokens": REPLY, "temperature": temperature}
+    measure = Scores.model_validate(given)
     model, tokenizer = read(run, "cpu", torch.float32)
-    path = run / f"answers-{'with' if with_tools else 'without'}-tools.jsonl"
+    path = run / f"answers-{'with' if with_tools else 'without'}-tools-{temperature:g}.jsonl"
     asked = LocalModel(model.eval(), tokenizer)
     return list(answer_suite(asked, identity_of(model), measure, 0, path).answered)
 
 
-def row(seed: int, name: str, answered: Sequence[Answered], seconds: float) -> str:
+def row(
+    seed: int, name: str, answered: Sequence[Answered], sampled: Sequence[Answered], seconds: float
+) -> str:
     """Percent that are right, of each kind and in all with Wilson's interval."""
     kinds = [[one.score for one in answered if one.task == kind] for kind in TESTS]
-    every = wilson(sum(one.score for one in answered), len(answered))
     loose = fmean(grade("normalized", one.question.answer, one.reply) for one in answered)
     cells = [
         str(seed), name, *(f"{100 * fmean(scores):.0f}" for scores in kinds),
-        f"{100 * every.value:.1f} ({100 * every.low:.1f} - {100 * every.high:.1f})",
-        f"{100 * loose:.1f}", f"{fmean(one.tokens for one in answered):.0f}", f"{seconds:.0f}",
+        share(answered), f"{100 * loose:.1f}", share(sampled), f"{fmean(one.tokens for one in answered):.0f}", f"{seconds:.0f}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
+
+
+def share(answered: Sequence[Answered]) -> str:
+    found = wilson(sum(one.score for one in answered), len(answered))
+    return f"{100 * found.value:.1f} ({100 * found.low:.1f} - {100 * found.high:.1f})"
 
 
 def gains(seed: int, scores: Mapping[str, Sequence[float]]) -> Iterator[str]:
