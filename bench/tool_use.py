@@ -9,8 +9,8 @@ answer as the reward. Two controls have no tools: a model of the same size learn
 their answers in as many steps; and the model with tools answers with its calls left unanswered.
 
 Test questions are about things whose names are in no training question, call or answer; those of
-the kind `unseen` are about tables that no training names. Replies are greedy, but in the column `sampled`, where
-they are sampled at temperature 1.
+the kind `unseen` are about tables that no training names. Replies are greedy, but in the column
+`sampled`, where they are sampled at temperature 1.
 """
 
 from __future__ import annotations
@@ -108,9 +108,7 @@ def measured(data: Path, folder: Path, seed: int, size: Size) -> dict[str, list[
     return scores
 
 
-def answers(
-    run: Path, files: Path, with_tools: bool, temperature: float = 0.0
-) -> list[Answered]:  # fmt: skip
+def answers(run: Path, files: Path, with_tools: bool, temperature: float = 0) -> list[Answered]:
     """Replies to the test questions, which stay in a file of the run's folder."""
     form = tools if with_tools else plain
     tasks = [form(files, kind, "test") for kind in TESTS]
@@ -128,9 +126,10 @@ def row(
     """Percent that are right, of each kind and in all with Wilson's interval."""
     kinds = [[one.score for one in answered if one.task == kind] for kind in TESTS]
     loose = fmean(grade("normalized", one.question.answer, one.reply) for one in answered)
+    tokens = fmean(one.tokens for one in answered)
     cells = [
         str(seed), name, *(f"{100 * fmean(scores):.0f}" for scores in kinds),
-        share(answered), f"{100 * loose:.1f}", share(sampled), f"{fmean(one.tokens for one in answered):.0f}", f"{seconds:.0f}",
+        share(answered), f"{100 * loose:.1f}", share(sampled), f"{tokens:.0f}", f"{seconds:.0f}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
