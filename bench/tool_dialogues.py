@@ -12,7 +12,6 @@ import json
 import re
 import shutil
 import sqlite3
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -25,8 +24,7 @@ from culm.task.tool_questions import ToolQuestions
 DATABASES = ("academic", "advising", "atis", "chinook", "geography", "restaurants", "scholar")
 FILES = ("BFCL_v4_simple_python", "BFCL_v4_multiple", "BFCL_v4_irrelevance")  # of functions
 TESTS = ("rows", "joins", "documents", "unseen")  # kinds of test questions, each a file
-PER_TABLE = 150  # questions about the rows of a table
-TRACKS = 700  # of which the album and the artist are asked
+PER_TABLE = 600  # questions about the rows of a table
 CHARACTERS = 200  # of a result
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .&()/_-]{1,29}")  # what needs no quotes in SQL and CSV
 
@@ -75,8 +73,8 @@ class Asked(NamedTuple):
 
 def write_dialogues(data: Path, folder: Path, seed: int, training: int, tests: int) -> int:
     """Write what a seed asks and what the tools read: the databases, the documents, train.jsonl
-    with up to `training` questions, whose number it gives, and a file with up to `tests` of each
-    kind.
+    with up to `training` questions, whose number it gives, practice.jsonl with as many at most for
+    reinforcement learning, which shows no answer, and a file with up to `tests` of each kind.
 
     data: the folder `tool_use`.
     """
@@ -86,11 +84,12 @@ def write_dialogues(data: Path, folder: Path, seed: int, training: int, tests: i
     chance, asked = keyed(seed, "tool dialogues"), list(_asked(data, folder))
     chance.shuffle(asked)
     task = tool_task(folder, "train.jsonl", "train")
-    chosen: dict[str, list[Asked]] = defaultdict(list)
+    chosen: dict[str, list[Asked]] = {name: [] for name in ("train", "practice", *TESTS)}
     for one in asked:
-        name = "train" if one.split == "train" else one.kind
-        full = len(chosen[name]) == (training if name == "train" else tests)
-        if one.split is not None and not full and _is_right(task, one):
+        full = len(chosen["train"]) == training
+        name = one.kind if one.split == "test" else "practice" if full else "train"
+        room = (tests if one.split == "test" else training) - len(chosen[name])
+        if one.split is not None and room and _is_right(task, one):
             chosen[name].append(one)
     for name, ones in chosen.items():
         lines = "".join(json.dumps(one.record) + "\n" for one in ones)
@@ -192,7 +191,7 @@ def _about_albums(connection: sqlite3.Connection) -> Iterator[Asked]:
             yield _joined(COUNT, title, count, chance.choice(COUNT[1:]))
     single = [(track, title, artist) for track, title, artist, _, times in rows if times == 1]
     plain = [one for one in single if all(map(PLAIN.fullmatch, one))]
-    for track, title, artist in chance.sample(plain, min(TRACKS, len(plain))):
+    for track, title, artist in plain:
         yield _joined(ALBUM, track, title, chance.choice(ALBUM[1:]))
         calls = query(ALBUM[0].format(track)), query(ARTIST[0].format(title))
         said = chance.choice(BOTH).format(track)

@@ -4,9 +4,10 @@
 
 data: a folder with seven SQLite databases and the functions of BFCL, which become a folder of
 documents. For each seed, a model of about a million parameters learns to call `sql` and `search` by
-fine-tuning on generated dialogues, and GRPO goes on in the same environment, with the score of the
-answer as the reward. Two controls have no tools: a model of the same size learns questions with
-their answers in as many steps; and the model with tools answers with its calls left unanswered.
+fine-tuning on generated dialogues, and GRPO goes on in the same environment with further questions,
+with the score of the answer as the reward. Two controls have no tools: a model of the same size
+learns questions with their answers in as many steps; and the model with tools answers with its
+calls left unanswered.
 
 Test questions are about things whose names are in no training question, call or answer; those of
 the kind `unseen` are about tables that no training names. Replies are greedy, but in the column
@@ -58,7 +59,7 @@ class Size:
     layers: int = 4
     rows: int = 16
     replies: int = 64
-    training: int = 4000
+    training: int = 3600
     tests: int = 100
 
 
@@ -189,7 +190,7 @@ def reinforcement(folder: Path, seed: int, files: Path, start: Path, size: Size)
     """GRPO with the tools as the environment; the score of the answer is the reward."""
     return {
         "folder": str(folder), "seed": seed, "device": "cpu", "start": str(start),
-        "data": {"tasks": [tools(files, "train")], "format": "chat", "held_out": 0},
+        "data": {"tasks": [tools(files, "practice", "train")], "format": "chat", "held_out": 0},
         "train": {
             "steps": size.updates,
             "batch_size": size.replies, "micro_batch_size": size.replies // 2,

@@ -19,7 +19,7 @@ from culm.task.prompts import Prompts
 from culm.task.tool_questions import ToolQuestions
 
 pytest.importorskip("jsonschema")
-FILES = ("train", *TESTS)
+FILES = ("train", "practice", *TESTS)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_seed_gives_the_same_questions(written, tmp_path, shared):
 
 def test_no_training_question_names_what_is_tested(written):
     _, records = written
-    train = records["train"]
+    train = records["train"] + records["practice"]
     said = "\n".join(text for one in train for text in (one["question"], *one["replies"]))
     quoted = {*re.findall("'([^'\n]*)'", said), *(one["answer"] for one in train)}
     for kind in ("rows", "joins"):
@@ -62,6 +62,9 @@ def test_no_training_question_names_what_is_tested(written):
     for one in records["documents"]:  # asked by the name of a function, or by its meaning
         assert re.search("'(.*)'", one["question"])[1] not in quoted
         assert one["replies"][0] not in said
+    assert not {one["question"] for one in records["train"]} & {
+        one["question"] for one in records["practice"]
+    }
     tables = {_table(one) for one in records["unseen"]}
     assert None not in tables
     assert tables
