@@ -14,6 +14,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,24 +74,25 @@ class Asked(NamedTuple):
 
 def write_dialogues(data: Path, folder: Path, seed: int, training: int, tests: int) -> int:
     """Write what a seed asks and what the tools read: the databases, the documents, train.jsonl
-    with up to `training` questions, whose number it gives, practice.jsonl with as many at most for
-    reinforcement learning, which shows no answer, and a file with up to `tests` of each kind.
+    with up to `training` questions, whose number it gives, practice.jsonl with others about things
+    that it does not ask about, for reinforcement learning, and up to `tests` of each kind.
 
     data: the folder `tool_use`.
     """
     _write_databases(data, folder / "databases")
     _write_documents(data, folder / "documents")
-    (folder / "train.jsonl").write_text("")  # a task has a file
+    (folder / "train.jsonl").touch()  # a task has a file
     chance, asked = keyed(seed, "tool dialogues"), list(_asked(data, folder))
     chance.shuffle(asked)
     task = tool_task(folder, "train.jsonl", "train")
-    chosen: dict[str, list[Asked]] = {name: [] for name in ("train", "practice", *TESTS)}
-    for one in asked:
-        full = len(chosen["train"]) == training
-        name = one.kind if one.split == "test" else "practice" if full else "train"
-        room = (tests if one.split == "test" else training) - len(chosen[name])
-        if one.split is not None and room and _is_right(task, one):
-            chosen[name].append(one)
+    known = (one for one in asked if one.split == "train" and _is_right(task, one))
+    chosen = {"train": list(islice(known, training))}
+    shown = {one.names[0] for one in chosen["train"]}
+    further = (one for one in known if one.names[0] not in shown)
+    chosen["practice"] = list(islice(further, training))
+    for kind in TESTS:
+        own = (one for one in asked if (one.kind, one.split) == (kind, "test"))
+        chosen[kind] = list(islice((one for one in own if _is_right(task, one)), tests))
     for name, ones in chosen.items():
         lines = "".join(json.dumps(one.record) + "\n" for one in ones)
         (folder / f"{name}.jsonl").write_text(lines)

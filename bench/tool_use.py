@@ -197,7 +197,7 @@ def reinforcement(folder: Path, seed: int, files: Path, start: Path, size: Size)
             "objective": {"kind": "grpo", "average": "tokens"},
             "rollout": {"group": min(8, size.replies // 2), "max_tokens": REPLY},
             "schedule": {"kind": "cosine", "warmup": 0.1, "final": 0.1},
-            "optimizer": {"kind": "adamw", "rate": 1e-3, "betas": [0.95, 0.99], "eps": 1e-3,
+            "optimizer": {"kind": "adamw", "rate": 4e-4, "betas": [0.95, 0.99], "eps": 1e-3,
                           "weight_decay": 0.0},
         },
         "eval": {"measures": {}},

@@ -54,21 +54,22 @@ def test_a_seed_gives_the_same_questions(written, tmp_path, shared):
 
 def test_no_training_question_names_what_is_tested(written):
     _, records = written
-    train = records["train"] + records["practice"]
-    said = "\n".join(text for one in train for text in (one["question"], *one["replies"]))
-    quoted = {*re.findall("'([^'\n]*)'", said), *(one["answer"] for one in train)}
+    training = records["train"] + records["practice"]
+    said = "\n".join(text for one in training for text in (one["question"], *one["replies"]))
+    quoted = {*re.findall("'([^'\n]*)'", said), *(one["answer"] for one in training)}
     for kind in ("rows", "joins"):
         assert not quoted & {re.search("'(.*)'", one["question"])[1] for one in records[kind]}
     for one in records["documents"]:  # asked by the name of a function, or by its meaning
         assert re.search("'(.*)'", one["question"])[1] not in quoted
         assert one["replies"][0] not in said
-    assert not {one["question"] for one in records["train"]} & {
-        one["question"] for one in records["practice"]
-    }
+    train, practice = (
+        {re.search("'(.*)'", one["question"])[1] for one in records[name]} for name in FILES[:2]
+    )
+    assert not train & practice
     tables = {_table(one) for one in records["unseen"]}
     assert None not in tables
     assert tables
-    assert not tables & {_table(one) for one in train}
+    assert not tables & {_table(one) for one in training}
 
 
 class Reciting:
