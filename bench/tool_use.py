@@ -45,6 +45,10 @@ NAMES = {
     ("sft", True): "fine-tuned, with tools",
     ("grpo", True): "GRPO, with tools",
 }
+COMPARED = (  # does the first of two answer more?
+    (NAMES["sft", True], NAMES["plain", False]),
+    (NAMES["grpo", True], NAMES["sft", True]),
+)
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,12 @@ def main() -> None:
         measured(given.data, given.folder / str(seed), seed, size) for seed in range(given.seeds)
     ]
     print("\n| model | all, mean over seeds | 95 % |\n|---|--:|--:|")
-    for name in NAMES.values():
-        print(over_seeds(name, [fmean(one[name]) for one in found]))
+    shares = {name: [fmean(one[name]) for one in found] for name in NAMES.values()}
+    for name, own in shares.items():
+        print(over_seeds(name, own))
+    for ours, theirs in COMPARED:
+        gained = [a - b for a, b in zip(shares[ours], shares[theirs], strict=True)]
+        print(over_seeds(f"{ours}, over {theirs}", gained))
     print("\n| seed | | points gained on the same questions |\n|--:|---|--:|")
     for seed, scores in enumerate(found):
         print("\n".join(gains(seed, scores)))
@@ -142,8 +150,7 @@ def share(answered: Sequence[Answered]) -> str:
 
 def gains(seed: int, scores: Mapping[str, Sequence[float]]) -> Iterator[str]:
     """What tools and GRPO bring to a seed, by a paired bootstrap."""
-    control, _, tuned, reinforced = NAMES.values()
-    for ours, theirs in ((tuned, control), (reinforced, tuned)):
+    for ours, theirs in COMPARED:
         gain = difference(scores[ours], scores[theirs])
         points = f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
         yield f"| {seed} | {ours}, over {theirs} | {points} |"
