@@ -12,13 +12,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from learning_rl import run_to_end
+
 from culm.files import read_json
 from culm.plan.scaling import effective_tokens
 from culm.run.budget.micro_runs import train_settings, with_changes
 from culm.run.budget.propose import propose
 from culm.run.dial import batch_size_for
 from culm.run.settings import read_run
-from culm.run.train import train
 from culm.verbs.plan_budget import seconds_of
 
 LONGER = (4, 16)
@@ -44,7 +45,7 @@ def main() -> None:
             "train": train_settings(tokens, batch_size_for(tokens, context), context, rate),
         }
         run = with_changes(proposed, proposed.data.corpus, changes)
-        train(run)
+        run_to_end(run)
         measured = read_json(Path(run.folder) / "results.json")["bits_per_byte"]
         read = effective_tokens(run.train.steps * run.train.batch_size * context, unique)
         loss = found.law.loss(found.proposal.parameters, read)

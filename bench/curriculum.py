@@ -17,10 +17,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from learning_rl import run_to_end
+
 from culm.config import parse
 from culm.files import read_lines
 from culm.run.settings import RunConfig
-from culm.run.train import train
 
 STEPS, EVERY, CURRICULUM = 170, 5, 60
 TARGETS = (0.5, 0.1)  # nats per learned token; a guess among eight letters costs 2.08
@@ -63,7 +64,7 @@ def run(folder: Path, data: Path, curriculum: dict[str, Any] | None, seed: int) 
     }  # fmt: skip
     if curriculum is not None:
         settings["data"]["curriculum"] = {"steps": CURRICULUM, **curriculum}
-    train(parse(RunConfig, settings))
+    run_to_end(parse(RunConfig, settings))
     tokens = {line["step"]: line["tokens"] for line in read_lines(folder / "metrics.jsonl")}
     measured = read_lines(folder / "eval.jsonl")[1:]
     return [

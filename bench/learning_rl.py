@@ -135,7 +135,7 @@ def fine_tuned(folder: Path, seed: int, sums: Path) -> Path:
     """
     for steps in range(140, 600, 20):
         if not (folder / "results.json").exists() or exact_match(folder) < 33:
-            train(parse(RunConfig, fine_tuning(folder, seed, sums, steps)))
+            run_to_end(parse(RunConfig, fine_tuning(folder, seed, sums, steps)))
     return folder
 
 
@@ -190,8 +190,18 @@ def trained(settings: dict[str, Any]) -> Path:
     """The folder of a run, which is trained if it is not there."""
     folder = Path(settings["folder"])
     if not (folder / "results.json").exists():
-        train(parse(RunConfig, settings))
+        run_to_end(parse(RunConfig, settings))
     return folder
+
+
+def run_to_end(config: RunConfig) -> None:
+    """Train. A run that is asked to stop ends the bench too, in place of being measured half done.
+
+    Raises:
+        SystemExit: it was stopped.
+    """
+    if not train(config).finished:
+        raise SystemExit(f"{config.folder} was stopped; start again to continue it")
 
 
 TASKS: dict[str, Callable[[Path, str, str, int], Found]] = {

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from learning_rl import run_to_end
 
 from culm.files import read_json
 from culm.optim import Optimizer
@@ -23,7 +24,6 @@ from culm.optim.optimizer import OptimizerConfig
 from culm.plan.needs import Step, needs_of
 from culm.run.assemble import assemble
 from culm.run.settings import RunConfig, read_run
-from culm.run.train import train
 
 KINDS = {kind.model_fields["kind"].default: kind for kind in get_args(get_args(Optimizer)[0])}
 RATES: dict[str, tuple[float, ...]] = {
@@ -75,7 +75,7 @@ def trained(folder: Path, kind: str, rate: float, steps: int) -> float:
     """Held-out loss, nats per byte."""
     config = settings(folder, kind, rate, steps)
     if not (Path(config.folder) / "results.json").exists():
-        train(config)
+        run_to_end(config)
     return float(read_json(Path(config.folder) / "results.json")["loss"])
 
 

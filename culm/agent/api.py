@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from culm.agent.answer import Json, ModelAnswer, ModelFailed, ToolCall
+from culm.agent.answer import Json, ModelAnswer, ModelFailed, ToolCall, unreadable
 from culm.endpoint import Endpoint, EndpointError, Transient
+from culm.text.tools import OPEN
 from culm.tokenizer.template import Message
 
 WAIT = 1.0  # seconds before a further attempt, where the server says nothing
@@ -32,9 +33,10 @@ class APIChat:
             asked["tools"] = list(tools)
         body = self._posted(asked, time.monotonic() + seconds)
         try:
-            return _read(json.loads(body), max_tokens)
+            answer = _read(json.loads(body), max_tokens)
         except (ValueError, LookupError, TypeError, AttributeError):
             raise ModelFailed(f"{self.endpoint.url}: an answer is not a chat completion") from None
+        return unreadable(answer, OPEN) if tools else answer
 
     def _posted(self, asked: Json, end: float) -> bytes:
         """The answer of the server, which may be busy for a while."""

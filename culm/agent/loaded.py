@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from culm.agent.answer import Json, ModelAnswer, ModelFailed, ToolCall, unreadable
+from culm.engine.engine import Engine
+from culm.engine.prefix import BLOCK
 from culm.engine.sampling import Sampling
 from culm.text.language_model import LanguageModel
 from culm.text.message import MessageReader, thinks
@@ -15,12 +17,13 @@ from culm.text.tools import OPEN
 from culm.tokenizer.template import Message
 
 
-@dataclass(frozen=True)
+@dataclass
 class LoadedChat:
-    """sampling: of each answer."""
+    """Each step reads only what the steps before it had not. sampling: of each answer."""
 
     model: LanguageModel
     sampling: Sampling = Sampling(temperature=0.0)  # noqa: RUF009 - frozen
+    _engine: Engine | None = field(default=None, init=False, repr=False)
 
     def answer(
         self, messages: Sequence[Message], tools: Sequence[Json], max_tokens: int, seconds: float
@@ -33,18 +36,38 @@ class LoadedChat:
             request = model.request(ids, max(1, min(max_tokens, room)), self.sampling)
         except ValueError as error:
             raise ModelFailed(str(error)) from None
-        engine = model.engine(1, len(ids) + request.max_tokens)
-        engine.add(request)
+        engine = self._with_room(len(ids) + request.max_tokens)
+        number = engine.add(request)
         reply, text, tokens, complete = Reply(model.tokenizer), "", 0, False
         while engine.busy:
             if time.monotonic() > end:
+                engine.abort(number)
                 raise ModelFailed("the model gave no answer in time")
             for event in engine.step():
                 if event.finish == "invalid":
                     raise ModelFailed("the model gave no valid numbers")
                 text, tokens = text + reply.read(event), tokens + 1
                 complete = event.finish == "stop"
+<<<<<<< HEAD
         return _read(text, thinks(model.tokenizer, ids), bool(tools), tokens, complete)
+=======
+        return _read(text, self._thinks(ids), bool(tools), tokens, complete)
+
+    def _with_room(self, length: int) -> Engine:
+        """The engine of the step before, which keeps what it read; a new one if that is too short.
+
+        A dialogue grows, so lengths are rounded up to powers of two, and few engines are made.
+        """
+        if self._engine is None or self._engine.length < length:
+            length = min(1 << (length - 1).bit_length(), self.model.context)
+            self._engine = self.model.engine(1, length, prefix_tokens=max(length, BLOCK))
+        return self._engine
+
+    def _thinks(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends with the mark that starts reasoning."""
+        end = self.model.tokenizer.decode(prompt[-8:], specials=True)
+        return end.rstrip().endswith(THINK)
+>>>>>>> tooluse
 
 
 def _read(text: str, thinking: bool, calls: bool, tokens: int, complete: bool) -> ModelAnswer:

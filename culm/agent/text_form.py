@@ -17,16 +17,18 @@ from culm.tools.text import listing, response
 @dataclass(frozen=True)
 class TextForm:
     """A `ChatModel` that reads tools in a system message, writes calls in its text, and reads their
-    results in messages of the user, as in `culm.task.tool_questions`.
+    results in messages of the user, as in `culm.task.tool_questions`. listed: as there.
     """
 
     model: ChatModel
+    listed: bool = True
 
     def answer(
         self, messages: Sequence[Message], tools: Sequence[Json], max_tokens: int, seconds: float
     ) -> ModelAnswer:
-        told = list(_with_listing(_as_text(messages), tools) if tools else _as_text(messages))
-        found = self.model.answer(told, (), max_tokens, seconds)
+        text = list(_as_text(messages))
+        asked = _with_listing(text, tools) if tools and self.listed else text
+        found = self.model.answer(asked, (), max_tokens, seconds)
         if OPEN not in found.content:
             return found
         try:
@@ -40,12 +42,11 @@ class TextForm:
 
 
 def _with_listing(
-    messages: Iterator[dict[str, Any]], tools: Sequence[Json]
+    messages: Sequence[dict[str, Any]], tools: Sequence[Json]
 ) -> list[dict[str, Any]]:
     """The messages with the tools at the end of the system message."""
-    given = list(messages)
-    said = [one["content"] for one in given if one["role"] == "system"]
-    others = [one for one in given if one["role"] != "system"]
+    said = [one["content"] for one in messages if one["role"] == "system"]
+    others = [one for one in messages if one["role"] != "system"]
     return [{"role": "system", "content": "\n\n".join([*said, listing(tools)])}, *others]
 
 

@@ -41,14 +41,16 @@ class ToolQuestions(FileTask):
     their results, which are those of `culm agent --form text`. Any other reply is the answer.
     A record with `replies` shows them to fine-tuning: calls, and the answer at the end.
 
-    tools: what may be called. databases: files for sql. folder: of texts for search. steps: how
-    many replies may have calls. seconds: of one call. characters: of one result. by: how the answer
-    is graded.
+    tools: what may be called. listed: a system message describes them; a model that is trained for
+    these tools alone can do without, which saves most of a short dialogue. databases: files for
+    sql. folder: of texts for search. steps: how many replies may have calls. seconds: of one call.
+    characters: of one result. by: how the answer is graded.
     """
 
     kind: Literal["tool_questions"] = "tool_questions"
     name: str = "tool_questions"
     tools: tuple[Literal["python", "sql", "search"], ...] = ("python",)
+    listed: bool = True
     databases: tuple[str, ...] = ()
     folder: str | None = None
     steps: PositiveInt = 4
@@ -73,11 +75,11 @@ class ToolQuestions(FileTask):
             raise ValueError("its replies are not a list of texts")
         if [OPEN in one for one in replies] != [True] * (len(replies) - 1) + [False]:
             raise ValueError("its replies are not calls with an answer at the end")
-        system = listing(plain(one) for one in self._functions.values())
-        yield Question(
-            question, answer, fields={"replies": tuple(replies)},
-            before=({"role": "system", "content": system},),
-        )  # fmt: skip
+        before: tuple[Mapping[str, Any], ...] = ()
+        if self.listed:
+            system = listing(plain(one) for one in self._functions.values())
+            before = ({"role": "system", "content": system},)
+        yield Question(question, answer, fields={"replies": tuple(replies)}, before=before)
 
     def follow(self, question: Question, replies: Sequence[str]) -> str | None:
         if OPEN not in replies[-1] or len(replies) > self.steps:

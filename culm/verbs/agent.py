@@ -67,8 +67,8 @@ def answer_question(model: str, question: str, options: Options) -> None:
             stack.callback(trace.close)
             listeners.append(trace)
         chat = _chat_model(model, options)
-        if options.form == "text":
-            chat = TextForm(chat)
+        if options.form != "tools":
+            chat = TextForm(chat, listed=options.form == "text")
         agent = Agent(chat, functions, approvals, options.budget, options.system, listeners)
         outcome = agent.ask(question)
     _show(outcome)

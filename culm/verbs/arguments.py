@@ -321,9 +321,11 @@ TracePath = Annotated[
     str | None, typer.Option("--trace", help="A file to which each step is appended, as JSON.")
 ]
 ToolForm = Annotated[
-    Literal["tools", "text"],
+    Literal["tools", "text", "unlisted"],
     typer.Option(
-        "--form", help="text: list the tools in a message, for a template without a place for them."
+        "--form",
+        help="text: list the tools in a message, for a template without a place for them. "
+        "unlisted: as text without the list, for a model that was trained for its tools.",
     ),
 ]
 

@@ -13,6 +13,7 @@ from culm.agent.loop import Agent, Budget, ToolCalled
 from culm.agent.text_form import TextForm
 from culm.agent.trace import TraceFile
 from culm.config import SettingError
+from culm.engine.engine import Engine
 from culm.tools.function import as_data
 from culm.tools.python import PythonFunction
 
@@ -44,6 +45,29 @@ def test_a_question_of_several_steps_in_this_process(tmp_path):
     assert [line["result"] for line in lines if line["kind"] == "call"] == ["None", "so\n27"]
     assert outcome.tokens == sum(line["tokens"] for line in lines if line["kind"] == "answer") > 90
     assert list(lines[0]["tools"]) == ["python"]
+
+
+def test_a_step_reads_only_what_is_new(monkeypatch):
+    prompts, cached, step = [], [], Engine.step
+
+    def watched(engine):
+        events = step(engine)
+        cached.extend(event.cached for event in events if event.finish)
+        return events
+
+    monkeypatch.setattr(Engine, "step", watched)
+    add = Engine.add
+    monkeypatch.setattr(
+        Engine, "add", lambda engine, asked: prompts.append(len(asked.prompt)) or add(engine, asked)
+    )
+    model = scripted_chat(("^user: ", written("search", text="a" * 300)), ("^tool: a", "It is a."))
+    assert Agent(model, [echo()]).ask("go").answer == "It is a."
+    assert cached[0] == 0
+    assert prompts[0] < cached[1] < prompts[1]
+    assert prompts[1] - cached[1] < 500  # the result, and what does not fill a block
+    with pytest.raises(ModelFailed, match="in time"):
+        model.answer([{"role": "user", "content": "go"}], (), 10, 0)
+    assert model.answer([{"role": "user", "content": "b"}], (), 100, 9).content  # it goes on
 
 
 def test_messages_are_those_of_the_protocol():

@@ -57,6 +57,19 @@ def test_a_question_with_three_tools(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "servers.pins.json").exists()
 
 
+def test_a_call_that_cannot_be_read_is_no_answer(monkeypatch, capsys):
+    with scripted(
+        {"when": "^tool: error: this is no call that can be read", "say": "I see."},
+        {"when": "^user: ", "say": "So:\n<tool_call>python(</tool_call>"},
+    ) as server:
+        asked = f"{server.url}/v1", "go"
+        code, out, err = culm(monkeypatch, capsys, *asked, "--tools", "python")
+        assert (code, out) == (0, "I see.\n"), err
+        assert "[1] So:" in err
+        _, out, _ = culm(monkeypatch, capsys, *asked)  # no tools, no calls
+        assert out.startswith("So:\n<tool_call>")
+
+
 def test_a_budget_that_ends_is_an_error_without_an_answer(monkeypatch, capsys):
     with scripted("\x1b[2JI try." + call("python", code="1")) as server:
         code, out, err = culm(

@@ -100,8 +100,10 @@ def test_dialogues_with_a_system_message_are_not_joined(task, shared):
     assert all(record["tools"] for record in records)
 
 
-def test_an_agent_reads_what_the_task_shows(task):
+@pytest.mark.parametrize("listed", [True, False])
+def test_an_agent_reads_what_the_task_shows(task, listed):
     """So that a model is used as it was trained."""
+    task = ToolQuestions(**{**task.model_dump(), "listed": listed})
 
     class Model:
         asked: list = []  # noqa: RUF012
@@ -113,8 +115,9 @@ def test_an_agent_reads_what_the_task_shows(task):
     asked = question(task, "42")
     settings = ToolSettings(task.tools, task.databases, task.folder)
     with opened(settings, None) as functions:
-        Agent(TextForm(Model()), functions).ask(asked.prompt)
+        Agent(TextForm(Model(), listed), functions).ask(asked.prompt)
     assert Model.asked[-1] == dialogue(task, asked)[:-1]
+    assert (Model.asked[-1][0]["role"] == "system") == listed
 
 
 @given(replies=st.lists(st.text(max_size=20) | st.sampled_from([X, call("sql")]), min_size=5))
