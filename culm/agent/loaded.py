@@ -48,10 +48,7 @@ class LoadedChat:
                     raise ModelFailed("the model gave no valid numbers")
                 text, tokens = text + reply.read(event), tokens + 1
                 complete = event.finish == "stop"
-<<<<<<< HEAD
         return _read(text, thinks(model.tokenizer, ids), bool(tools), tokens, complete)
-=======
-        return _read(text, self._thinks(ids), bool(tools), tokens, complete)
 
     def _with_room(self, length: int) -> Engine:
         """The engine of the step before, which keeps what it read; a new one if that is too short.
@@ -62,12 +59,6 @@ class LoadedChat:
             length = min(1 << (length - 1).bit_length(), self.model.context)
             self._engine = self.model.engine(1, length, prefix_tokens=max(length, BLOCK))
         return self._engine
-
-    def _thinks(self, prompt: Sequence[int]) -> bool:
-        """Whether a prompt ends with the mark that starts reasoning."""
-        end = self.model.tokenizer.decode(prompt[-8:], specials=True)
-        return end.rstrip().endswith(THINK)
->>>>>>> tooluse
 
 
 def _read(text: str, thinking: bool, calls: bool, tokens: int, complete: bool) -> ModelAnswer:
