@@ -36,11 +36,13 @@ class ServiceFailed(UnavailableError):
 
 
 class Transient(EndpointError):
-    """Another attempt may succeed. after: seconds to wait before it, where the server says so."""
+    """Another attempt may succeed. after: seconds to wait before it, where the server says so.
+    status: of HTTP; None: no answer came.
+    """
 
-    def __init__(self, message: str, after: float | None = None) -> None:
+    def __init__(self, message: str, after: float | None = None, status: int | None = None) -> None:
         super().__init__(message)
-        self.after = after
+        self.after, self.status = after, status
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -178,7 +180,7 @@ class Endpoint:
         what = f"{self.url} answered HTTP {error.code} {error.reason}"
         if error.code in AGAIN or error.code >= 500:
             after = error.headers.get("Retry-After", "")
-            return Transient(what, float(after) if after.isdecimal() else None)
+            return Transient(what, float(after) if after.isdecimal() else None, error.code)
         try:
             said = json.loads(error.read(LARGEST))["error"]["message"]
         except (OSError, HTTPException, ValueError, KeyError, TypeError):

@@ -50,7 +50,7 @@ class APIChat:
                 again = error.__cause__
                 after = again.after if isinstance(again, Transient) else None
                 wait = WAIT if after is None else after
-                busy = isinstance(again, Transient) and "HTTP" in str(again)
+                busy = isinstance(again, Transient) and again.status is not None
                 if not busy or time.monotonic() + wait >= end:
                     raise ModelFailed(str(error)) from None
                 time.sleep(wait)

@@ -71,8 +71,11 @@ def check_first(constraint: Constraint, vocabulary: int) -> None:
     allowed = constraint.mask(())
     if is_empty(allowed):
         raise ValueError("constraint: it allows no first token")
-    ids = allowed.nonzero()[:, 0].tolist() if isinstance(allowed, Tensor) else allowed
-    if outside := [token for token in ids if not 0 <= token < vocabulary]:
+    if isinstance(allowed, Tensor):
+        outside = [vocabulary] if bool(allowed[vocabulary:].any()) else []
+    else:
+        outside = [token for token in allowed if not 0 <= token < vocabulary]
+    if outside:
         raise ValueError(
             f"constraint: token {outside[0]} is outside the vocabulary of {vocabulary}"
         )

@@ -43,6 +43,7 @@ class Queue:
         self._waiting: Counter[str] = Counter()  # rows of each client, without returned ones
         self._served: dict[str, int] = {}  # tokens of each client
         self._last = ""  # client of the newest row that was taken
+        self.size = 0  # rows that wait; another thread may read it
         self.returned = 0  # rows that were given back, since the start
 
     def __iter__(self) -> Iterator[Running]:
@@ -66,11 +67,13 @@ class Queue:
                     if count > level or self._waiting[c] or c == client
                 }  # fmt: skip
         self._waiting[client] += 1
+        self.size += 1
         self._class(row).clients.setdefault(client, deque()).append(row)
 
     def give_back(self, row: Running) -> None:
         """A row that had a slot waits for another one."""
         self.returned += 1
+        self.size += 1
         insort(self._class(row).returned, row, key=lambda each: each.id)
 
     def peek(self, like: Running | None = None) -> Running:
@@ -133,6 +136,7 @@ class Queue:
         self._classes.clear()
         self._waiting.clear()
         self._served.clear()
+        self.size = 0
 
     def _class(self, row: Running) -> _Class:
         return self._classes.setdefault(row.request.priority, _Class())
@@ -142,6 +146,7 @@ class Queue:
         priority, client = row.request.priority, row.request.client
         rows = self._classes[priority]
         new = row not in rows.returned
+        self.size -= 1
         if new:
             own = rows.clients[client]
             own.remove(row)

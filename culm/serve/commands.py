@@ -6,6 +6,7 @@ leave. What only reads runs at once; for the rest the client asks a person, who 
 
 import asyncio
 import json
+import os
 import re
 import shlex
 import signal
@@ -86,8 +87,8 @@ class Process:
         with suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
         await asyncio.wait([self.ended], timeout=GRACE)
-        with suppress(ProcessLookupError):
-            self.process.kill()
+        with suppress(ProcessLookupError):  # its children too, which keep its output open
+            os.killpg(self.process.pid, signal.SIGKILL)
         await self.ended
 
     @property

@@ -107,7 +107,7 @@ class EngineState(Collector):
 
     def collect(self) -> Iterator[Metric]:
         engine = self._engine
-        size, waiting = engine.slots * engine.length, sum(1 for _ in engine.waiting)
+        size, waiting = engine.slots * engine.length, engine.waiting.size
         used = sum(row.length for row in list(engine.running))
         for name, about, value in (
             ("num_requests_running", "Requests in a slot.", float(len(engine.running))),

@@ -82,6 +82,13 @@ class EngineStopped(Refusal):
         super().__init__("The engine has stopped; the server must be restarted.", retry_seconds=30)
 
 
+class NotReady(Refusal):
+    """Requests failed one after the other; the next one that succeeds ends this state."""
+
+    def __init__(self) -> None:
+        super().__init__("The engine fails; other replicas should answer.", retry_seconds=5)
+
+
 class EngineFailed(Refusal):
     """An error of the engine, which is in the log, ended the request."""
 

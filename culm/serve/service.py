@@ -191,11 +191,12 @@ class Service:
             Refusal: it cannot be served, or not now.
         """
         with self.metrics.refusals():
-            share = Share(client, 1)
+            share, tokens = Share(client, 1), 0
             try:
                 found = await self._found(Scoring(tuple(ids), ranks, adapter))
+                tokens = len(ids)
             finally:
-                share.end(len(ids))
+                share.end(tokens)
         assert isinstance(found, Ranked)
         return scores_of(ids, found)
 
@@ -211,8 +212,8 @@ class Service:
             share, tokens = Share(client, 1), 0
             try:
                 ids = [await self._short(text) for text in texts]
-                tokens = sum(map(len, ids))
                 found = await self._found(Embedding(tuple(ids), adapter))
+                tokens = sum(map(len, ids))
             finally:
                 share.end(tokens)
         assert isinstance(found, Tensor)

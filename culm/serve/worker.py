@@ -32,7 +32,7 @@ from culm.serve.refusal import (
 
 log = logging.getLogger("culm.serve")
 T = TypeVar("T")
-FAULTS = 3  # failures without a token between them, after which others should get the requests
+FAULTS = 2  # failures without a token between them, after which others should get the requests
 
 
 @dataclass
@@ -203,7 +203,8 @@ class Worker:
         self.alive = False
         self.fail(EngineFailed())
         for done in list(self._works):
-            done.set_exception(EngineFailed())
+            if not done.done():
+                done.set_exception(EngineFailed())
 
     # -- engine thread ------------------------------------------------------------------------
 

@@ -54,6 +54,15 @@ def calls_in(reply: str) -> list[Call]:
     return _read(text) or []
 
 
+def is_writable(value: Any) -> bool:
+    """Whether JSON in UTF-8 can carry a value; it has no NaN, bytes, sets or halves of pairs."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
 def _marked(text: str) -> list[Call]:
     if (calls := _read(text)) is None:
         raise Unreadable(f"this is no call of a function: {text.strip()[:60]!r}")
@@ -63,7 +72,8 @@ def _marked(text: str) -> list[Call]:
 def _read(text: str) -> list[Call] | None:
     """The calls that a text consists of; None if it does not."""
     text = text.strip()
-    return next((calls for read in (_json, _named, _python) if (calls := read(text))), None)
+    found = (calls for read in (_json, _named, _python) if (calls := read(text)))
+    return next(filter(is_writable, found), None)
 
 
 def _json(text: str) -> list[Call] | None:
@@ -147,12 +157,14 @@ def _dotted(node: ast.expr) -> str | None:
 
 def _xml(name: str, given: str) -> Call:
     text = given.strip()
-    if text.startswith("{"):
-        try:
-            return Call(name, dict(json.loads(text)))
-        except (ValueError, RecursionError):
-            raise Unreadable(f"the arguments of {name} are no JSON: {text[:60]!r}") from None
-    return Call(name, dict(_typed(PARAMETER.findall(text))))
+    values = _typed(PARAMETER.findall(text))
+    try:
+        call = Call(name, dict(json.loads(text) if text.startswith("{") else values))
+    except (ValueError, RecursionError):
+        call = None
+    if not call or not is_writable(call):
+        raise Unreadable(f"the arguments of {name} are no JSON: {text[:60]!r}")
+    return call
 
 
 def _typed(given: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:

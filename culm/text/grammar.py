@@ -104,15 +104,10 @@ class Grammar:
 
     def _follow(self, output: Sequence[int]) -> bool:
         """Go to the state after `output`; False if the form does not allow it, as in a draft."""
-        same = next(
-            (
-                at
-                for at, pair in enumerate(zip(self._said, output, strict=False))
-                if len({*pair}) > 1
-            ),
-            min(len(self._said), len(output)),
-        )
-        if same < len(self._said):
+        same = len(self._said)
+        if list(output[:same]) != self._said:
+            pairs = enumerate(zip(self._said, output, strict=False))
+            same = next((at for at, (a, b) in pairs if a != b), min(same, len(output)))
             self._matcher.rollback(len(self._said) - same)
             del self._said[same:]
         rest = list(output[same:])

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from culm.task.called import Unreadable, calls_in
+from culm.task.called import Unreadable, calls_in, is_writable
 from culm.text.reply import overlap
 from culm.text.tools import CLOSE, OPEN
 from culm.tokenizer.tokenizer import Tokenizer
@@ -127,10 +127,11 @@ class MessageReader:
     def _call(self, last: bool) -> Iterator[Delta]:
         """After the opening mark: the name, then the arguments as they come, or the whole call."""
         head = HEAD.match(self._held)
-        if head:
+        name = _name(head[1]) if head else None
+        if head and name is not None:
             self._object = JsonObject()
             self._go(self._arguments, self._held[head.end() :])
-            yield self._called(json.loads(head[1]))
+            yield self._called(name)
             return
         inner, mark, after = self._held.partition(CLOSE)
         if not (mark or last):
@@ -171,6 +172,15 @@ class MessageReader:
 
     def _go(self, state: object, held: str) -> None:
         self._state, self._held = state, held  # type: ignore[assignment]
+
+
+def _name(text: str) -> str | None:
+    """The text that a JSON string stands for; None if it is none, or UTF-8 cannot carry it."""
+    try:
+        name = json.loads(text)
+    except ValueError:
+        return None
+    return name if is_writable(name) else None
 
 
 class JsonObject:

@@ -133,6 +133,7 @@ def test_random_mixes_are_served_as_the_rules_say(part: int) -> None:
             assert sorted(event.request for event in events) == sorted(slow.step())
             live -= {event.request for event in events if event.finish}
             assert len(engine.running) <= slots
+            assert engine.waiting.size == len(list(engine.waiting))
             steps += 1
             assert steps < 2000
         assert not engine.busy

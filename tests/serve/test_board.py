@@ -106,11 +106,15 @@ def test_what_can_be_wrong_with_a_run_is_said(tmp_path, board):
     (make_run(tmp_path / "broken", steps(1)) / "run.yaml").write_text("a: [")
     with (make_run(tmp_path / "damaged", steps(2)) / "metrics.jsonl").open("a") as file:
         file.write("{\n")
+    (make_run(tmp_path / "bytes", steps(1)) / "run.yaml").write_bytes(b"a: \xff")
+    (make_run(tmp_path / "deep", steps(1)) / "eval.jsonl").write_text("[" * 100_000 + "\n")
     make_run(tmp_path / "empty", [])
     make_run(tmp_path / "gone", steps(2))
     make_run(tmp_path / "skipped", [{"step": 1, "loss": None, "tokens": 1, "seconds": None}])
     found = listed(board)
     assert "ParserError" in found["broken"]["problem"]
+    assert "UnicodeDecodeError" in found["bytes"]["problem"]
+    assert "Error" in found["deep"]["problem"]
     assert found["damaged"]["damaged"] == 1
     assert (found["empty"]["step"], found["empty"]["loss"]) == (None, None)
     assert (found["skipped"]["loss"], found["skipped"]["best"]) == (None, None)

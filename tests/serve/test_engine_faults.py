@@ -70,7 +70,7 @@ def test_an_engine_that_fails_again_and_again_is_not_ready_until_it_works(server
             assert status(server, "/health/ready") == (200, "")
             with pytest.raises(openai.InternalServerError, match="its log says why"):
                 client.chat.completions.create(**ASK)
-        assert status(server, "/health/ready") == (500, "internal_error")
+        assert status(server, "/health/ready") == (503, "not_ready")
         assert status(server, "/health/live") == (200, "")
     assert client.chat.completions.create(**ASK).choices[0].message.content == TEXT
     assert status(server, "/health/ready") == (200, "")
@@ -158,7 +158,7 @@ def test_nan_is_an_error_and_no_text(broken, path, body, stream):
 def test_nan_in_the_weights_shows_in_health(broken):
     for _ in range(FAULTS):
         httpx.post(f"{broken.url}/v1/chat/completions", json=ASK)
-    assert status(broken, "/health/ready") == (500, "internal_error")
+    assert status(broken, "/health/ready") == (503, "not_ready")
 
 
 def test_vectors_of_nan_are_an_error():

@@ -138,6 +138,22 @@ def test_a_long_run_is_stopped_and_can_go_on(tmp_path):
     told(tmp_path, story, [YES])
 
 
+def test_children_of_a_command_end_with_it(monkeypatch):
+    """They hold its output open, so that its end would not be seen."""
+    monkeypatch.setattr(module, "GRACE", 1.0)
+
+    async def whole():
+        process = await asyncio.create_subprocess_exec(
+            "sh", "-c", "trap '' TERM; sleep 300 & wait; sleep 300", start_new_session=True,
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        one = module.Process(1, ["train"], process)
+        await asyncio.wait_for(one.stop(), 60)
+        assert one.job.state == "failed"
+
+    asyncio.run(whole())
+
+
 @pytest.mark.parametrize(
     "word",
     [

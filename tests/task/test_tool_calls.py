@@ -49,6 +49,11 @@ def test_calls_are_read_in_the_forms_of_public_models(reply: str, found: list[Ca
 @pytest.mark.parametrize("reply", [
     "<tool_call>f, please</tool_call>", '[TOOL_CALLS] [{"name": "f"}]', "<|python_tag|>x = 1",
     "<function=f>{a: 1}</function>",
+    # Values that JSON in UTF-8 cannot carry on to the program that asked.
+    "<tool_call>f(a={1})</tool_call>", '<tool_call>f(a=b"x")</tool_call>',
+    '<tool_call>{"name": "f", "arguments": {"x": NaN}}</tool_call>',
+    '<tool_call>{"name": "f", "arguments": {"x": "\\ud800"}}</tool_call>',
+    "<function=f><parameter=x>NaN</parameter></function>",
 ])  # fmt: skip
 def test_marks_without_a_call_are_no_text(reply: str) -> None:
     with pytest.raises(Unreadable):

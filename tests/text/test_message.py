@@ -30,6 +30,15 @@ CASES = [
         {"calls": True},
         ("ok", "", [("f", "{}"), ("g", "{}")]),
     ),
+    *(
+        (text, {"calls": True}, (text, "", []))
+        for text in (
+            '<tool_call>{"name": "a\\q", "arguments": {}}</tool_call>',
+            '<tool_call>{"name": "a\\ud800", "arguments": {}}</tool_call>',
+            '<tool_call>{"name": "f", "parameters": {"x": NaN}}</tool_call>',
+            "<tool_call>f(a={1})</tool_call>",
+        )
+    ),
     ("a <tool_ca", {"calls": True}, ("a <tool_ca", "", [])),
     ("", {}, ("", "", [])),
     ("  ", {}, ("  ", "", [])),

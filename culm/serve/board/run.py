@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from culm.config import SettingError
 from culm.eval.curves import flat
 from culm.files import read_json, read_lines
 from culm.serve.board.metrics import Metrics
@@ -62,7 +61,7 @@ class Run:
             self._read_small_files()
             more = self.metrics.read()
             self.problem = ""
-        except (OSError, SettingError, yaml.YAMLError) as error:
+        except Exception as error:  # whatever a file holds, the other runs are shown
             self.problem, more = f"{type(error).__name__}: {error}", False
         return more
 

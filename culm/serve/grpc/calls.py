@@ -25,6 +25,7 @@ STATUSES = {
     refusal.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     refusal.ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     refusal.EngineStopped: grpc.StatusCode.UNAVAILABLE,
+    refusal.NotReady: grpc.StatusCode.UNAVAILABLE,
     refusal.TooSlow: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 

@@ -26,7 +26,7 @@ from culm.serve.http.protocol import (
     TokenizeRequest,
 )
 from culm.serve.http.responses import ResponseRequest
-from culm.serve.refusal import EngineFailed, EngineStopped
+from culm.serve.refusal import EngineStopped, NotReady
 from culm.serve.service import Service
 from culm.serve.settings import ServeConfig
 from culm.text.language_model import LanguageModel
@@ -113,7 +113,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
     async def ready() -> dict[str, str]:
         service.check_open()
         if not service.ready:
-            raise EngineFailed()
+            raise NotReady()
         return {"status": "ok"}
 
     @app.get("/metrics", include_in_schema=False)

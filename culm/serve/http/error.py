@@ -33,6 +33,7 @@ REFUSALS = {  # status, code
     refusal.RateLimited: (429, "rate_limit_exceeded"),
     refusal.ShuttingDown: (503, "shutting_down"),
     refusal.EngineStopped: (503, "engine_stopped"),
+    refusal.NotReady: (503, "not_ready"),
     refusal.NotFinite: (500, "invalid_numbers"),
     refusal.EngineFailed: (500, "internal_error"),
 }
