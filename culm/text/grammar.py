@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +21,7 @@ from culm.tokenizer.template import WRITTEN
 from culm.tokenizer.tokenizer import Tokenizer
 
 MAX_CHARACTERS = 64 << 10  # of a form; larger ones take seconds to compile
+KNOWN = 64  # compiled forms that are kept
 # As `json.dumps` writes. With free whitespace, a weak model would fill its answer with newlines.
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 SLASHES = re.compile(r"\\.|/", re.DOTALL)  # those that are escaped, with what escapes them
@@ -124,9 +125,10 @@ class Grammars:
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: int) -> None:
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
+        self._known = lru_cache(KNOWN)(self._compile)
 
     def compile(self, form: str) -> Grammar:
-        """A constraint for one answer; takes up to a second.
+        """A constraint for one answer; takes up to a second, and less for a form of late.
 
         Raises:
             ValueError: the form is not valid, not supported or too complex; or llguidance is not
@@ -134,6 +136,9 @@ class Grammars:
         """
         if len(form) > MAX_CHARACTERS:
             raise ValueError(f"it has {len(form):,} characters; up to {MAX_CHARACTERS:,} are read")
+        return self._known(form).copy()
+
+    def _compile(self, form: str) -> Grammar:
         matcher = _llguidance().LLMatcher(self._tokens, form, log_level=0)
         if matcher.is_error():
             raise ValueError(_in_one_line(matcher.get_error()))

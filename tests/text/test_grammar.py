@@ -88,6 +88,20 @@ def test_masks_do_not_depend_on_what_was_asked_before(tokenizer):
     assert one.failure is None
 
 
+def test_a_form_is_compiled_once_and_its_answers_do_not_share_a_state(tokenizer):
+    grammars = Grammars(tokenizer, tokenizer.vocabulary)
+    form = of_regex("(abc)+")
+    one, other = grammars.compile(form), grammars.compile(form)
+    assert grammars._known.cache_info().misses == 1
+    first = one.mask(())
+    one.mask(tokenizer.encode("abc"))
+    assert torch.equal(other.mask(()), first)
+    assert torch.equal(grammars.compile(form).mask(()), first)
+    for _ in range(2):  # an error is no form
+        with pytest.raises(ValueError, match="unclosed group"):
+            grammars.compile(of_regex("("))
+
+
 def test_what_must_be_called_is_called(tokenizer):
     tools = [Tool("f", parameters=SCHEMA), Tool("g_2", parameters={"additionalProperties": False})]
     call = re.compile(r"<tool_call>\n?(.*?)\n?</tool_call>", re.DOTALL)
