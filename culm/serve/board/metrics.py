@@ -146,7 +146,7 @@ def _of_table(table: pa.Table) -> tuple[Columns, int]:
         kind = column.type
         if pa.types.is_nested(kind):
             raise _Mixed
-        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind):
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind):  # a name begins with a number
             columns[name] = column.cast(pa.float64()).to_numpy(zero_copy_only=False)[kept]
     return columns, int((~kept).sum())
 
@@ -154,6 +154,6 @@ def _of_table(table: pa.Table) -> tuple[Columns, int]:
 def _of_lines(lines: Sequence[bytes]) -> tuple[Columns, int]:
     texts = [line.decode("utf-8", "replace") for line in lines if line.strip()]
     rows = [numbers(row) for row in map(line_of, texts) if row is not None]
-    names = dict.fromkeys(name for row in rows for name in row)
+    names = dict.fromkeys(name for row in rows for name, x in row.items() if not math.isnan(x))
     columns = {name: np.array([row.get(name, math.nan) for row in rows]) for name in names}
     return columns or {"step": np.empty(0)}, len(texts) - len(rows)
