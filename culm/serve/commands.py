@@ -2,6 +2,7 @@
 
 Each call is a process of its own, `culm VERB ARGUMENTS`, in one folder that its arguments cannot
 leave. What only reads runs at once; for the rest the client asks a person, who sees the whole line.
+Options make a command write that else reads (`plan --budget` trains), so with one it asks too.
 """
 
 import asyncio
@@ -87,6 +88,8 @@ class Process:
         with suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
         await asyncio.wait([self.ended], timeout=GRACE)
+        if self.ended.done():  # nothing of its number need be left, or it is another's by now
+            return
         with suppress(ProcessLookupError):  # its children too, which keep its output open
             os.killpg(self.process.pid, signal.SIGKILL)
         await self.ended
@@ -114,16 +117,13 @@ class Commands:
     ) -> None:  # fmt: skip
         self.folder = folder.resolve()
         self._descriptions = descriptions
-        self._approvals = Approvals([*((name, "auto") for name in READS), *rules])
+        self._rules = rules
         self._jobs: dict[int, Process] = {}
         self._count = 0
 
     def add_to(self, server: MCPServer[Any]) -> None:
         for name in sorted(READS | WORKS):
-            reads = name in READS
-            hints = ToolAnnotations(
-                read_only_hint=reads, destructive_hint=not reads, open_world_hint=False
-            )
+            hints = ToolAnnotations(destructive_hint=name in WORKS, open_world_hint=False)
             tool = server.tool(name, description=self._descriptions[name], annotations=hints)
             tool(self._tool(name))
         only_reads = ToolAnnotations(read_only_hint=True, open_world_hint=False)
@@ -132,7 +132,7 @@ class Commands:
 
     def _tool(self, name: str) -> Any:
         def ask(arguments: Arguments) -> Approval | Elicit[Approval]:
-            policy = self._approvals.policy(name)
+            policy = self._policy(name, arguments)
             if policy == "never":
                 raise ToolError(f"culm {name} is not allowed here.")
             line = shlex.join(["culm", name, *checked(arguments)])
@@ -148,6 +148,12 @@ class Commands:
             return await self._run([name, *checked(arguments)], wait)
 
         return run
+
+    def _policy(self, name: str, arguments: Sequence[str]) -> Policy:
+        """Whether a person is asked; rules that were given come before what is usual."""
+        reads = name in READS and not any(word.startswith("-") for word in arguments)
+        usual: list[tuple[str, Policy]] = [("*", "auto" if reads else "ask")]
+        return Approvals([*usual, *self._rules]).policy(name)
 
     async def status(self) -> State:
         """The commands that were started here, and the training runs in the folder."""

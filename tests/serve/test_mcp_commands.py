@@ -100,6 +100,17 @@ def test_what_the_person_refuses_is_not_run(tmp_path, mode, answer):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("plan", ["--budget", "1h"]), ("plan", ["--budget=1h"]),
+                        ("inspect", ["runs/a", "--attention", "x", "--overwrite"])],
+)  # fmt: skip
+def test_options_that_make_a_command_write_are_asked_about(tmp_path, name, words):
+    async def story(client):
+        assert (await call(client, name, *words)).is_error
+
+    assert len(told(tmp_path, story, [NO])) == 1
+
+
 def test_rules_replace_the_question(tmp_path):
     async def story(client):
         assert "not allowed" in (await call(client, "export", "a", "b")).content[0].text
@@ -150,6 +161,8 @@ def test_children_of_a_command_end_with_it(monkeypatch):
         one = module.Process(1, ["train"], process)
         await asyncio.wait_for(one.stop(), 60)
         assert one.job.state == "failed"
+        monkeypatch.setattr(os, "killpg", None)  # its number may be another's now
+        await one.stop()
 
     asyncio.run(whole())
 
