@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from every_sampling import kinds_and_samplings
+from tiny_models import tiny_model
 
 import culm
 from culm.adapt.lora import LoRA, adapters_of
@@ -23,7 +24,7 @@ from culm.engine.sampling import Sampling
 from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.transformer import Transformer
 from culm.tokenizer.bytes import Bytes
 
 WORDS = 61
@@ -39,20 +40,6 @@ SAMPLINGS = [
     Sampling(temperature=0.7, top_p=0.9, seed=8),
     Sampling(1.3, top_k=7, repetition_penalty=1.3, frequency_penalty=0.5, bias=((4, 2.0),), seed=1),
 ]
-
-
-def built(seed: int = 3, scale: float = 8, **more) -> Transformer:
-    torch.set_num_threads(1)
-    settings = {
-        "vocabulary": WORDS, "width": 32, "layers": 2, "context": 96, "tied": False,
-        "attention": GQA(heads=2), **more,
-    }  # fmt: skip
-    model = TransformerConfig(**settings).build(seed=seed).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 2:
-                weight.mul_(scale)
-    return model
 
 
 def like(model: Transformer, noise: float = 0.05) -> Transformer:
@@ -78,9 +65,9 @@ def requests(sampling: Sampling) -> list[Request]:
 @pytest.mark.parametrize(("kind", "sampling"), kinds_and_samplings(KINDS, SAMPLINGS))
 def test_tokens_are_those_of_plain_decoding(kind: str, sampling: Sampling) -> None:
     """With a draft model that is often right, and with one that never is."""
-    model, wanted = built(**KINDS[kind]), requests(sampling)
+    model, wanted = tiny_model(**KINDS[kind]), requests(sampling)
     plain = Engine(model, 8).generate(wanted)
-    for draft in (like(model), built(9, layers=1, **KINDS[kind])):
+    for draft in (like(model), tiny_model(seed=9, layers=1, **KINDS[kind])):
         for slots, step_tokens in ((8, None), (3, None), (3, 16)):
             engine = Engine(model, slots, speculate=draft, step_tokens=step_tokens)
             for one, two in zip(plain, engine.generate(wanted), strict=True):
@@ -91,13 +78,13 @@ def test_tokens_are_those_of_plain_decoding(kind: str, sampling: Sampling) -> No
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "plain", "nucleus", "penalties"])
 def test_accepted_drafts_save_steps(sampling: Sampling) -> None:
     """The model itself as its draft is always right, also where it samples."""
-    model, counted = built(), []
+    model, counted = tiny_model(), []
     one = Request((7, 9, 3), 41, sampling)
     done = Engine(model, 1, speculate=model).generate([one], counted.append)[0]
     assert done.tokens == Engine(model, 1).generate([one])[0].tokens
     assert sum(counted) == 41
     assert len(counted) == 2 + -(-39 // (SIZE + 1))  # the prompt, one token, then five a step
-    far = Engine(model, 1, speculate=built(9))
+    far = Engine(model, 1, speculate=tiny_model(seed=9))
     slow: list[int] = []
     far.generate([one], slow.append)
     assert len(slow) > 2 * len(counted)
@@ -108,7 +95,7 @@ def test_accepted_drafts_save_steps(sampling: Sampling) -> None:
 def test_what_the_draft_model_keeps_is_what_it_would_read(monkeypatch, kind: str) -> None:
     """Rows in any order that come, go, grow by a part of their draft, and end."""
     monkeypatch.setattr(draft_model, "PART", 23)
-    model, draft = (built(seed, layers=1, **KINDS[kind]) for seed in (1, 2))
+    model, draft = (tiny_model(seed=seed, layers=1, **KINDS[kind]) for seed in (1, 2))
     drafter, chance = ModelDrafter(model, draft, 4, 96), random.Random(4)
     rows: list[Running] = []
     drafted = 0
@@ -139,7 +126,7 @@ def test_what_the_draft_model_keeps_is_what_it_would_read(monkeypatch, kind: str
 def test_with_everything_else(monkeypatch) -> None:
     """Adapters, blocks of prompts, interruptions: the draft model knows of none of them."""
     monkeypatch.setattr(draft_model, "PART", 17)
-    model = built(context=192)
+    model = tiny_model(context=192)
     draft, other = like(model), copy.deepcopy(model)
     LoRA(rank=4).apply(other, 0)
     for layer in adapters_of(other).values():
@@ -179,7 +166,7 @@ def exact(model: Transformer, prompt: tuple[int, ...], place: int) -> torch.Tens
 def test_samples_follow_the_distribution_of_the_model(monkeypatch, control: bool) -> None:
     """Chi-squared with 7 degrees of freedom. The control accepts every draft, and must fail."""
     words, count, prompt = 8, 3000, (1, 2)
-    model, draft = built(3, 4, vocabulary=words), built(4, 4, vocabulary=words)
+    model, draft = tiny_model(4, seed=3, vocabulary=words), tiny_model(4, seed=4, vocabulary=words)
     engine = Engine(model, 64, speculate=draft)
     chooser = engine.chooser
     honest = chooser.sample
@@ -203,14 +190,14 @@ def test_samples_follow_the_distribution_of_the_model(monkeypatch, control: bool
 
 
 def test_what_cannot_draft_is_refused() -> None:
-    model = built()
+    model = tiny_model()
     with pytest.raises(
         SettingError, match="speculate: the draft model has 60 tokens and the model"
     ):
-        Engine(model, speculate=built(vocabulary=60))
+        Engine(model, speculate=tiny_model(vocabulary=60))
     with pytest.raises(SettingError, match="speculate: the draft model's context of 50 is shorter"):
-        Engine(model, speculate=built(context=50))
-    states = built(attention=[DeltaNet(heads=2), GQA(heads=2)])
+        Engine(model, speculate=tiny_model(context=50))
+    states = tiny_model(attention=[DeltaNet(heads=2), GQA(heads=2)])
     with pytest.raises(SettingError, match="speculate: a layer of the draft model keeps a state"):
         Engine(model, speculate=states)
     with pytest.raises(SettingError, match="speculate: a layer of this model keeps a state"):
@@ -219,10 +206,10 @@ def test_what_cannot_draft_is_refused() -> None:
 
 def test_a_draft_model_is_loaded_from_a_folder(tmp_path: Path) -> None:
     words = Bytes(specials=True).build()
-    big = built(vocabulary=words.vocabulary)
+    big = tiny_model(vocabulary=words.vocabulary)
     native.save(big, words, tmp_path / "model")
     native.save(like(big), words, tmp_path / "small")
-    native.save(built(vocabulary=256), Bytes().build(), tmp_path / "other")
+    native.save(tiny_model(vocabulary=256), Bytes().build(), tmp_path / "other")
     plain = culm.load(tmp_path / "model").generate("def ", 20, seed=1)
     loaded = culm.load(tmp_path / "model", draft=tmp_path / "small")
     assert loaded.generate("def ", 20, seed=1) == plain

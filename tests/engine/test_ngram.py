@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from every_sampling import kinds_and_samplings
+from tiny_models import tiny_model
 
 from culm.config import SettingError
 from culm.engine.engine import Engine
@@ -16,7 +17,7 @@ from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.moe import MoE
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.transformer import Transformer
 
 WORDS = 5  # so few that sequences repeat, and what follows them differs
 KINDS = {
@@ -34,17 +35,7 @@ SAMPLINGS = [
 
 
 def built(**more) -> Transformer:
-    torch.set_num_threads(1)
-    settings = {
-        "vocabulary": WORDS, "width": 32, "layers": 2, "context": 96, "tied": False,
-        "attention": GQA(heads=2), **more,
-    }  # fmt: skip
-    model = TransformerConfig(**settings).build(seed=3).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 2:
-                weight.mul_(4)
-    return model
+    return tiny_model(4, **{"vocabulary": WORDS, **more})
 
 
 def requests(sampling: Sampling, stop: frozenset[int] = frozenset()) -> list[Request]:

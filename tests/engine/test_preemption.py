@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-import torch
 from every_sampling import kinds_and_samplings
+from tiny_models import tiny_model
 
 from culm.engine.constraint import OneOf
 from culm.engine.engine import Engine
@@ -16,7 +16,7 @@ from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
 from culm.model.mtp import MTP
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.transformer import Transformer
 
 WORDS = 61
 KINDS = {
@@ -34,17 +34,7 @@ SAMPLINGS = [
 
 
 def built(**more) -> Transformer:
-    torch.set_num_threads(1)
-    settings = {
-        "vocabulary": WORDS, "width": 32, "layers": 2, "context": 192, "tied": False,
-        "attention": GQA(heads=2), **more,
-    }  # fmt: skip
-    model = TransformerConfig(**settings).build(seed=3).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 2:
-                weight.mul_(6)
-    return model
+    return tiny_model(6, **{"context": 192, **more})
 
 
 def prompt(length: int, seed: int) -> tuple[int, ...]:

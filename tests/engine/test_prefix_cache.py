@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from every_sampling import kinds_and_samplings
+from tiny_models import tiny_model
 
 from culm.adapt.lora import LoRA, adapters_of
 from culm.adapt.multi_lora import attach_adapters
@@ -20,7 +21,7 @@ from culm.model.attention.gqa import GQA
 from culm.model.attention.mla import MLA
 from culm.model.cache import Cache, FullCache
 from culm.model.mtp import MTP
-from culm.model.transformer import Transformer, TransformerConfig
+from culm.model.transformer import Transformer
 
 WORDS = 61
 KINDS = {
@@ -38,17 +39,7 @@ SAMPLINGS = [
 
 
 def built(**more) -> Transformer:
-    torch.set_num_threads(1)
-    settings = {
-        "vocabulary": WORDS, "width": 32, "layers": 2, "context": 320, "tied": False,
-        "attention": GQA(heads=2), **more,
-    }  # fmt: skip
-    model = TransformerConfig(**settings).build(seed=3).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 2:
-                weight.mul_(8)
-    return model
+    return tiny_model(**{"context": 320, **more})
 
 
 def prompt(length: int, seed: int = 0) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from every_sampling import kinds_and_samplings
 from learning import build, mean
+from tiny_models import tiny_model
 
 import culm
 from culm.adapt.lora import LoRA, adapters_of
@@ -53,18 +54,8 @@ SAMPLINGS = [
 
 
 def built(**more) -> Transformer:
-    """A model whose choices are clear, and heads that have learned nothing."""
-    torch.set_num_threads(1)
-    settings = {
-        "vocabulary": WORDS, "width": 32, "layers": 2, "context": 64, "tied": False,
-        "attention": GQA(heads=2), "mtp": MTP(depth=2), **more,
-    }  # fmt: skip
-    model = TransformerConfig(**settings).build(seed=3).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 2:
-                weight.mul_(8)
-    return model
+    """Its heads have learned nothing."""
+    return tiny_model(**{"context": 64, "mtp": MTP(depth=2), **more})
 
 
 @pytest.fixture(scope="module")
