@@ -51,6 +51,7 @@ LINES = some.lists(some.one_of(LINE, LINE, LINE, BROKEN), max_size=30)
 @settings(max_examples=100, deadline=None)
 @given(LINES, some.lists(some.integers(0, 2000), max_size=5))
 @example(['{"step": 0, "loss": null}', '{"step": 0, "loss": false}'], [26])
+@example(['{"loss": 1.0}', '{"step": 0}', '{"step": 0, "loss": false}'], [26])
 def test_reading_as_it_grows_is_reading_at_once(tmp_path_factory, lines, cuts):
     """Wherever the file ended when it was read, in the middle of a line too, and steps repeat."""
     path = tmp_path_factory.mktemp("run") / "metrics.jsonl"

@@ -147,7 +147,9 @@ def _of_table(table: pa.Table) -> tuple[Columns, int]:
         if pa.types.is_nested(kind):
             raise _Mixed
         if pa.types.is_integer(kind) or pa.types.is_floating(kind):  # a name begins with a number
-            columns[name] = column.cast(pa.float64()).to_numpy(zero_copy_only=False)[kept]
+            values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)[kept]
+            if name == "step" or not np.isnan(values).all():  # its only numbers had no step
+                columns[name] = values
     return columns, int((~kept).sum())
 
 
