@@ -97,7 +97,7 @@ def test_half_of_a_surrogate_pair_does_no_harm(running):
         ({"prompt": [-1]}, "prompt"),
         ({"prompt": {}}, "prompt"),
         ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
-        ({"prompt": "x", "best_of": 4}, None),
+        ({"prompt": "x", "best_of": 4, "n": 5}, None),
         ({"prompt": "x", "suffix": "y"}, None),
     ],
 )

@@ -121,15 +121,47 @@ def test_the_history_of_a_client_is_replayed(running):
 
 
 def test_completions(running):
-    assert complete(running, best_of=2, n=2).status_code == 200
     assert complete(running, add_special_tokens=True).status_code == 200
-    for field, value in (("best_of", 2), ("suffix", "x"), ("add_special_tokens", False)):
+    for field, value in (("suffix", "x"), ("add_special_tokens", False)):
         assert complete(running, **{field: value}).status_code == 400
     prompt = "A" * (CONTEXT - 2)
     choice = complete(running, prompt=prompt, max_tokens=100_000).json()["choices"][0]
     assert (choice["text"], choice["finish_reason"]) == ("BC", "length")
     answer = complete(running, prompt="A" * CONTEXT).json()
     assert answer["error"]["code"] == "context_length_exceeded"
+
+
+def mean_logprob(choice: dict[str, Any], start: int = 0) -> float:
+    values = choice["logprobs"]["token_logprobs"][start:]
+    return sum(values) / len(values)
+
+
+def test_best_of(running):
+    """Of all answers to a prompt, those with the highest mean log-probability come back."""
+    asked = {"prompt": ["A", "12"], "temperature": 2, "logit_bias": {"66": -3}, "seed": 3}
+    every = complete(running, **asked, n=4, best_of=4, logprobs=0).json()["choices"]
+    usage, best = [], []
+    for fields in ({"logprobs": 0}, {}, {"echo": True, "logprobs": 0}):
+        answer = complete(running, **asked, n=2, best_of=4, **fields).json()
+        usage.append(answer["usage"]["completion_tokens"])
+        best.append(answer["choices"])
+    groups = [sorted(every[at : at + 4], key=mean_logprob, reverse=True)[:2] for at in (0, 4)]
+    assert len({choice["text"] for choice in every[:4]}) > 2
+    assert [choice["text"] for choice in best[0]] == [c["text"] for g in groups for c in g]
+    assert [choice["index"] for choice in best[0]] == [0, 1, 2, 3]
+    assert [mean_logprob(c) for c in best[0]] == [mean_logprob(c) for g in groups for c in g]
+    assert all(choice["logprobs"] is None for choice in best[1])
+    assert [c["text"] for c in best[1]] == [c["text"] for c in best[0]]
+    prompts = ("A", "A", "12", "12")
+    texts = [prompt + c["text"] for prompt, c in zip(prompts, best[0], strict=True)]
+    assert [c["text"] for c in best[2]] == texts
+    assert usage == [sum(len(c["text"]) for c in every)] * 3
+
+
+def test_best_of_that_is_impossible(running):
+    assert "less than n" in complete(running, n=3, best_of=2).text
+    assert "stream=false" in complete(running, best_of=2, stream=True).text
+    assert complete(running, best_of=2, n=2, stream=True).status_code == 200
 
 
 def test_special_tokens_in_a_prompt(running):

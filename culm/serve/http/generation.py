@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -40,7 +41,29 @@ async def complete(service: Service, body: CompletionRequest, client: Client) ->
         body.model, service.model.tokenizer, body.logprobs is not None, body.include_usage,
         with_ids=bool(body.return_token_ids), as_ids=bool(body.return_tokens_as_token_ids),
     )  # fmt: skip
+    if body.selects:
+        pieces = best(await _every_piece(answer), body.n or 1, body.best_of or 1, bool(body.echo))
+        return JSONResponse(shape.complete(pieces, used(answer.account)))
     return await _respond(body, shape, answer)
+
+
+def best(
+    pieces: Sequence[Sequence[TextPiece]], count: int, of: int, echo: bool
+) -> list[TextPiece]:
+    """The `count` answers of each prompt whose tokens have the highest mean log-probability.
+
+    pieces: those of each answer, `of` answers a prompt. echo: the first piece is the prompt.
+    """
+
+    def mean(answer: Sequence[TextPiece]) -> float:
+        scores = [score.logprob or 0.0 for piece in answer[echo:] for score in piece.scores]
+        return sum(scores) / len(scores) if scores else -math.inf
+
+    chosen = []
+    for start in range(0, len(pieces), of):
+        group = sorted(pieces[start : start + of], key=mean, reverse=True)
+        chosen += map(_joined, group[:count])
+    return [piece._replace(choice=index) for index, piece in enumerate(chosen)]
 
 
 async def respond(service: Service, body: ResponseRequest, client: Client) -> Response:
@@ -78,6 +101,12 @@ async def _events(
 async def _respond(body: GenerationRequest, shape: Shape, answer: AnswerStream) -> Response:
     if body.stream:
         return EventStream(_chunks(body, shape, answer), answer.leave)
+    joined = list(map(_joined, await _every_piece(answer)))
+    return JSONResponse(shape.complete(joined, used(answer.account)))
+
+
+async def _every_piece(answer: AnswerStream) -> list[list[TextPiece]]:
+    """The pieces of each choice."""
     pieces: dict[int, list[TextPiece]] = {}
     try:
         async for piece in answer.pieces():
@@ -85,9 +114,7 @@ async def _respond(body: GenerationRequest, shape: Shape, answer: AnswerStream) 
                 pieces.setdefault(piece.choice, []).append(piece)
     finally:
         answer.leave()
-    joined = [_joined(pieces[choice]) for choice in sorted(pieces)]
-    usage = used(answer.account)
-    return JSONResponse(shape.complete(joined, usage))
+    return [pieces[choice] for choice in sorted(pieces)]
 
 
 async def _chunks(

@@ -180,17 +180,34 @@ class ChatRequest(GenerationRequest):
 
 
 class CompletionRequest(GenerationRequest):
+    """best_of: answers of each prompt that are generated, of which the `n` best are returned."""
+
     neutral: ClassVar[Neutral] = {
-        **UNSUPPORTED, "add_special_tokens": (True,), "tools": ([],),
+        **{name: values for name, values in UNSUPPORTED.items() if name != "best_of"},
+        "add_special_tokens": (True,), "tools": ([],),
         "tool_choice": ("none", "auto"), "parallel_tool_calls": (True, False),
     }  # fmt: skip
 
     prompt: Prompts
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
     parse_special: bool = False
     echo: bool | None = None
     logprobs: StrictInt | None = Field(None, ge=0, le=MAX_LOGPROBS)  # false is not 0
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
+
+    @model_validator(mode="after")
+    def _best_answers(self) -> CompletionRequest:
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise ValueError("best_of: it is less than n, the number of answers to return")
+        if self.selects and self.stream:
+            raise ValueError("best_of: the best answers are known at the end; use stream=false")
+        return self
+
+    @property
+    def selects(self) -> bool:
+        """Whether more answers are generated than returned."""
+        return self.best_of is not None and self.best_of > (self.n or 1)
 
     @model_validator(mode="after")
     def _ids_of_answers(self) -> CompletionRequest:
@@ -204,10 +221,14 @@ class CompletionRequest(GenerationRequest):
         prompts: Any = [self.prompt] if single else self.prompt
         limit = COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
         query = self._query(prompts, limit)
-        # Ids come with their scores, which are shown only if they were asked for.
-        logprobs = 0 if self.logprobs is None and self.return_token_ids else self.logprobs
+        # Ids and the best answers need scores, which are shown only if they were asked for.
+        scored = self.return_token_ids or self.selects
         return replace(
-            query, logprobs=logprobs, echo=bool(self.echo), parse_special=self.parse_special
+            query,
+            choices=self.best_of or query.choices,
+            logprobs=0 if self.logprobs is None and scored else self.logprobs,
+            echo=bool(self.echo),
+            parse_special=self.parse_special,
         )
 
 
