@@ -18,7 +18,7 @@ from torch import Tensor
 from culm.adapt.multi_lora import check_adapter
 from culm.engine import scoring
 from culm.engine.choose import Chooser
-from culm.engine.embedding import embed
+from culm.engine.embedding import EmbeddedPart, embed_in_steps
 from culm.engine.pace import Pace
 from culm.engine.prefill import PromptReader, groups
 from culm.engine.queue import Queue
@@ -173,9 +173,16 @@ class Engine:
         """
         return scoring.score(self.model, sequences, adapters)
 
-    def embed(self, ids: Sequence[int], adapter: str | None = None) -> Tensor:
-        """A vector (width,) fp32 of unit length for a text; as `culm.engine.embedding`."""
-        return embed(self.model, ids, adapter)
+    def embed_in_steps(
+        self, texts: Sequence[Sequence[int]], adapter: str | None = None
+    ) -> Iterator[EmbeddedPart]:
+        """A vector for each text, in parts between which `step` can run
+        (`culm.engine.embedding`).
+        """
+        if (pace := self._pace) is None:
+            return embed_in_steps(self.model, texts, adapter)
+        steps = embed_in_steps(self.model, texts, adapter, self._reading_tokens(pace))
+        return pace.scored(steps, lambda part: part.tokens)
 
     def rank_in_steps(
         self, ids: Sequence[int], count: int, adapter: str | None = None
@@ -183,10 +190,12 @@ class Engine:
         """`scoring.rank` in parts, between which `step` can run; `scoring.joined` joins them."""
         if (pace := self._pace) is None:
             return scoring.rank_in_steps(self.model, ids, count, adapter)
-        steps = scoring.rank_in_steps(
-            self.model, ids, count, adapter, lambda: pace.tokens("scores", len(self.running))
-        )
+        room = self._reading_tokens(pace)
+        steps = scoring.rank_in_steps(self.model, ids, count, adapter, room)
         return pace.scored(steps, lambda part: len(part.logprobs))
+
+    def _reading_tokens(self, pace: Pace) -> Callable[[], int]:
+        return lambda: pace.tokens("scores", len(self.running))
 
     # -----------------------------------------------------------------------------------------
 

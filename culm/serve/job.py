@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from culm.engine import scoring
+from culm.engine.embedding import EmbeddedPart
 from culm.engine.engine import Engine
 from culm.engine.request import Event, Request
 from culm.engine.scoring import Ranked
@@ -31,6 +32,10 @@ class Scoring:
     def steps(self, engine: Engine) -> Iterator[Ranked]:
         return engine.rank_in_steps(self.ids, self.ranks, self.adapter)
 
+    def interruptible(self, part: Ranked) -> bool:
+        """Whether other ids may be read after this part: a cache of their own would be one more."""
+        return False
+
     def joined(self, parts: Sequence[Ranked]) -> Ranked:
         """Raises NotFinite where the model gave NaN."""
         found = scoring.joined(parts)
@@ -50,12 +55,17 @@ class Embedding:
         """ValueError if the engine has no vectors for them."""
         scoring.check(engine.model, self.texts, [self.adapter] * len(self.texts))
 
-    def steps(self, engine: Engine) -> Iterator[Tensor]:
-        return (engine.embed(ids, self.adapter) for ids in self.texts)
+    def steps(self, engine: Engine) -> Iterator[EmbeddedPart]:
+        return engine.embed_in_steps(self.texts, self.adapter)
 
-    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+    def interruptible(self, part: EmbeddedPart) -> bool:
+        """Whether other ids may be read after this part: no text is in the middle."""
+        return bool(part.vectors)
+
+    def joined(self, parts: Sequence[EmbeddedPart]) -> Tensor:
         """(texts, width). Raises NotFinite where the model gave NaN."""
-        found = torch.stack(list(parts))
+        vectors = {index: vector for part in parts for index, vector in part.vectors.items()}
+        found = torch.stack([vectors[index] for index in range(len(self.texts))]).cpu()
         if not found.isfinite().all():
             raise NotFinite()
         return found

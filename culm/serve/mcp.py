@@ -6,6 +6,7 @@ standard input and output with one program. Needs the extra `mcp`.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -24,6 +25,7 @@ from culm.serve.query import MAX_STOP_CHARACTERS, MAX_STOPS, ChatPrompt, Prompt,
 from culm.serve.refusal import Refusal
 from culm.serve.service import Service
 from culm.text.message import MessageReader
+from culm.tokenizer.tokenizer import Tokenizer
 
 T = TypeVar("T")
 READ_ONLY = ToolAnnotations(read_only_hint=True, open_world_hint=False)
@@ -169,13 +171,13 @@ class Tools:
             found = await self._service.embed(texts, self._service.name, _client(context))
         except Refusal as refusal:
             raise ToolError(str(refusal)) from None
-        return Vectors(vectors=found.vectors)
+        return Vectors(vectors=await asyncio.to_thread(found.vectors.tolist))
 
     async def score(self, text: Text, context: Context[Any, Any], prompt: str = "") -> Scored:
         """How likely a text is, after a prompt if one is given."""
         model = self._service.model
-        start = model.prompt_ids(prompt)
-        ids = [*start, *model.tokenizer.encode(text)]
+        start = await asyncio.to_thread(model.prompt_ids, prompt)
+        ids = [*start, *await asyncio.to_thread(model.tokenizer.encode, text)]
         if len(ids) > model.context:
             raise ToolError(f"The text has {len(ids)} tokens; the context is {model.context}.")
         try:
@@ -190,14 +192,12 @@ class Tools:
 
     async def tokenize(self, text: str) -> Tokenized:
         """The tokens of a text."""
-        tokenizer = self._service.model.tokenizer
-        ids = tokenizer.encode(text)
-        return Tokenized(tokens=ids, texts=[tokenizer.decode([one]) for one in ids])
+        return await asyncio.to_thread(_tokenized, self._service.model.tokenizer, text)
 
     async def detokenize(self, tokens: Ids) -> str:
         """The text of tokens."""
         try:
-            return self._service.model.decode(tokens)
+            return await asyncio.to_thread(self._service.model.decode, tokens)
         except (ValueError, OverflowError) as error:
             raise ToolError(str(error)) from None
 
@@ -231,6 +231,11 @@ async def _read(answer: AnswerStream, limit: int, context: Context[Any, Any]) ->
     finally:
         answer.leave()
     return text, finish
+
+
+def _tokenized(tokenizer: Tokenizer, text: str) -> Tokenized:
+    ids = tokenizer.encode(text)
+    return Tokenized(tokens=ids, texts=[tokenizer.decode([one]) for one in ids])
 
 
 def _client(context: Context[Any, Any]) -> Client:

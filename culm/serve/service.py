@@ -46,9 +46,9 @@ from culm.tokenizer.tokenizer import Tokenizer
 
 
 class Embedded(NamedTuple):
-    """vectors: (texts, width), of unit length. tokens: of all texts."""
+    """vectors: (texts, width) fp32, of unit length. tokens: of all texts."""
 
-    vectors: list[list[float]]
+    vectors: Tensor
     tokens: int
 
 
@@ -217,7 +217,7 @@ class Service:
             finally:
                 share.end(tokens)
         assert isinstance(found, Tensor)
-        return Embedded(found.tolist(), tokens)
+        return Embedded(found, tokens)
 
     # -----------------------------------------------------------------------------------------
 

@@ -255,12 +255,14 @@ class Worker:
                 self._engine.abort(number)
 
     def _read(self) -> None:
-        """One step of the first ids to read: one at a time, because each needs a cache."""
+        """One step of the first ids to read. They take turns where none of them has a cache."""
         if not self._readings:
             return
         reading = self._readings[0]
         if (part := next(reading.steps, None)) is not None:
             reading.done.append(part)
+            if reading.asked.interruptible(part):
+                self._readings.rotate(-1)
             return
         self._readings.popleft()
         job, index, asked = reading.job, reading.index, reading.asked

@@ -257,3 +257,15 @@ def test_preemptions_are_counted() -> None:
         await slow.aclose()
 
     run(story, slots=1)
+
+
+def test_a_short_text_does_not_wait_for_all_of_many() -> None:
+    async def story(service: Service) -> None:
+        many = asyncio.ensure_future(service.embed([[65] * 200] * 2000, "reciter"))
+        await until(lambda: service.worker.open == 1)
+        await service.embed(["x"], "reciter")
+        assert not many.done()
+        many.cancel()
+        await asyncio.wait([many])
+
+    run(story)

@@ -181,7 +181,7 @@ def _add_tokens(app: FastAPI, model: LanguageModel) -> None:
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> dict[str, str]:
         try:
-            return {"prompt": model.decode(body.tokens)}
+            return {"prompt": await asyncio.to_thread(model.decode, body.tokens)}
         except (ValueError, OverflowError) as problem:
             raise error.invalid(str(problem), "tokens") from None
 

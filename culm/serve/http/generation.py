@@ -47,9 +47,7 @@ async def complete(service: Service, body: CompletionRequest, client: Client) ->
     return await _respond(body, shape, answer)
 
 
-def best(
-    pieces: Sequence[Sequence[TextPiece]], count: int, of: int, echo: bool
-) -> list[TextPiece]:
+def best(pieces: Sequence[Sequence[TextPiece]], count: int, of: int, echo: bool) -> list[TextPiece]:
     """The `count` answers of each prompt whose tokens have the highest mean log-probability.
 
     pieces: those of each answer, `of` answers a prompt. echo: the first piece is the prompt.

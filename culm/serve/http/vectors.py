@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
+from torch import Tensor
 
 from culm.serve.clients import Client
 from culm.serve.http.error import invalid
 from culm.serve.http.wire import Body, Neutral
 from culm.serve.query import Prompt
-from culm.serve.service import Service
+from culm.serve.service import Embedded, Service
 
 Text = Annotated[str, Field(min_length=1)]
 Texts = Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
@@ -48,12 +49,9 @@ async def embeddings(service: Service, body: EmbeddingRequest, client: Client) -
     if body.dimensions not in (None, width):
         raise invalid(f"dimensions: this model gives {width}", "dimensions")
     found = await service.embed(body.texts, body.model, client)
-    encode = _base64 if body.encoding_format == "base64" else list
-    data = [
-        {"object": "embedding", "index": index, "embedding": encode(vector)}
-        for index, vector in enumerate(found.vectors)
-    ]
-    return _listed(data, body.model, found.tokens)
+    encode = _base64 if body.encoding_format == "base64" else Tensor.tolist
+    # In a thread: thousands of vectors take seconds to write, in which other answers go on.
+    return await asyncio.to_thread(_listed, "embedding", map(encode, found.vectors), body, found)
 
 
 async def similarities(service: Service, body: ScoreRequest, client: Client) -> Response:
@@ -62,25 +60,18 @@ async def similarities(service: Service, body: ScoreRequest, client: Client) -> 
     if len(first) not in (1, len(second)):
         raise invalid(f"text_1: {len(first)} texts for {len(second)} in text_2", "text_1")
     found = await service.embed([*first, *second], body.model, client)
-    ones, others = found.vectors[: len(first)], found.vectors[len(first) :]
-    if len(ones) < len(others):
-        ones = ones * len(others)
-    data = [
-        {"object": "score", "index": index, "score": _dot(*pair)}
-        for index, pair in enumerate(zip(ones, others, strict=True))
-    ]
-    return _listed(data, body.model, found.tokens)
+    cosines = (found.vectors[: len(first)] * found.vectors[len(first) :]).sum(-1)
+    return _listed("score", cosines.tolist(), body, found)
 
 
-def _dot(one: Sequence[float], other: Sequence[float]) -> float:
-    return sum(a * b for a, b in zip(one, other, strict=True))
-
-
-def _base64(vector: Sequence[float]) -> str:
+def _base64(vector: Tensor) -> str:
     """fp32, the lowest byte first."""
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+    return base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
 
 
-def _listed(data: list[dict[str, Any]], model: str, tokens: int) -> Response:
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return JSONResponse({"object": "list", "data": data, "model": model, "usage": usage})
+def _listed(
+    name: str, values: Iterable[Any], body: EmbeddingRequest | ScoreRequest, found: Embedded
+) -> Response:
+    data = [{"object": name, "index": index, name: value} for index, value in enumerate(values)]
+    usage = {"prompt_tokens": found.tokens, "total_tokens": found.tokens}
+    return JSONResponse({"object": "list", "data": data, "model": body.model, "usage": usage})
