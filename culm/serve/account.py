@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 
 from culm.serve.clients import Share
 from culm.serve.metrics import Metrics
-from culm.serve.refusal import TooSlow
+from culm.serve.refusal import Refusal, TooSlow
 from culm.serve.settings import ServeConfig
 
 
 class Account:
     """Counts tokens and times of a query's answers, for its client and for the metrics.
 
-    prompts: tokens of each prompt. choices: answers of each prompt.
+    prompts: ids of each prompt. choices: answers of each prompt.
     """
 
     def __init__(
@@ -22,18 +22,16 @@ class Account:
         metrics: Metrics,
         share: Share,
         settings: ServeConfig,
-        prompts: Sequence[int],
+        prompts: Sequence[Sequence[int]],
         choices: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metrics, self._share, self._settings = metrics, share, settings
-        self._prompts, self._choices, self._clock = prompts, choices, clock
+        self._prompts, self._choices, self._clock = list(map(len, prompts)), choices, clock
         self._start = clock()
         self._last: dict[int, float] = {}  # when the newest token of a choice came
         self._open = dict.fromkeys(range(len(prompts) * choices), 0)  # tokens, until it has ended
-        self.prompt_tokens, self.generated_tokens, self.cached_tokens = sum(prompts), 0, 0
-        for tokens in prompts:
-            metrics.prompt_begins(tokens)
+        self.prompt_tokens, self.generated_tokens, self.cached_tokens = metrics.read(prompts), 0, 0
 
     def token(self, choice: int, cached: int) -> None:
         """A token has come. cached: tokens of the prompt that came from the prefix cache."""
@@ -54,6 +52,11 @@ class Account:
         """A choice has come to its end."""
         if choice in self._open:
             self._metrics.finished(reason, self._open.pop(choice), self._clock() - self._start)
+
+    def fail(self, refusal: Refusal) -> None:
+        """The rest ends with an error."""
+        self._metrics.failed(len(self._open), refusal)
+        self._open.clear()
 
     def close(self) -> None:
         """Nobody waits for the rest."""

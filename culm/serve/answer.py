@@ -11,7 +11,7 @@ from culm.engine.request import Event
 from culm.engine.scoring import Ranked
 from culm.serve.account import Account
 from culm.serve.job import Found, Job, JobEvent
-from culm.serve.refusal import FormFailed, NotFinite
+from culm.serve.refusal import FormFailed, NotFinite, Refusal
 from culm.serve.worker import Worker
 from culm.text.reply import Reply
 from culm.tokenizer.tokenizer import Tokenizer
@@ -121,6 +121,9 @@ class AnswerStream:
                 event = await self._next()
                 for piece in [None] if event is None else self._read(*event):
                     yield piece
+        except Refusal as refusal:
+            self.account.fail(refusal)
+            raise
         finally:
             self.leave()
 

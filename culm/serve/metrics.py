@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -63,6 +63,10 @@ class Metrics:
             "culm:aborted_requests", "Answers whose client left.", ["model_name"],
             registry=self._registry,
         )  # fmt: skip
+        self._failed = Counter(
+            "culm:failed_requests", "Answers that ended with an error.", ["model_name", "reason"],
+            registry=self._registry,
+        )  # fmt: skip
 
     def text(self) -> bytes:
         """In Prometheus' format."""
@@ -77,9 +81,13 @@ class Metrics:
             self._refused.labels(self._model, type(refusal).__name__).inc()
             raise
 
-    def prompt_begins(self, tokens: int) -> None:
-        self._prompts.labels(self._model).inc(tokens)
-        self.prompt.observe(tokens)
+    def read(self, texts: Iterable[Sequence[int]]) -> int:
+        """Count the tokens of prompts, or of texts that get scores or a vector; returns them."""
+        sizes = list(map(len, texts))
+        for tokens in sizes:
+            self._prompts.labels(self._model).inc(tokens)
+            self.prompt.observe(tokens)
+        return sum(sizes)
 
     def found(self, asked: int, cached: int) -> None:
         """Tokens of a prompt, and how many of them came from the prefix cache."""
@@ -97,6 +105,10 @@ class Metrics:
 
     def aborted(self, count: int) -> None:
         self._aborted.labels(self._model).inc(count)
+
+    def failed(self, count: int, refusal: Refusal) -> None:
+        """Answers that ended with an error after they had begun."""
+        self._failed.labels(self._model, type(refusal).__name__).inc(count)
 
 
 class EngineState(Collector):

@@ -163,17 +163,17 @@ class Service:
             raise
 
     async def _started(self, query: Query, adapter: str | None, share: Share) -> AnswerStream:
-        prompts = [await self._ids(prompt, query.parse_special) for prompt in query.prompts]
-        chat = isinstance(query.prompts[0], ChatPrompt)
-        thinking = chat and thinks(self.model.tokenizer, prompts[0])
-        grammar = await self._grammar(query.form, thinking)
+        with self.worker.reserved(query.choices * len(query.prompts)):
+            prompts = [await self._ids(prompt, query.parse_special) for prompt in query.prompts]
+            chat = isinstance(query.prompts[0], ChatPrompt)
+            thinking = chat and thinks(self.model.tokenizer, prompts[0])
+            grammar = await self._grammar(query.form, thinking)
         tasks: list[WorkerTask] = []
         for ids in prompts:
             tasks += self._tasks(query, ids, adapter, grammar)
         echoes = self._echoes(query, prompts) if query.echo else []
         job = self.worker.submit(tasks)
-        sizes = list(map(len, prompts))
-        account = Account(self.metrics, share, self.settings, sizes, query.choices)
+        account = Account(self.metrics, share, self.settings, prompts, query.choices)
         return AnswerStream(
             self.worker, job, self.model.tokenizer, query.stop, echoes, account, thinking
         )
@@ -194,7 +194,7 @@ class Service:
             share, tokens = Share(client, 1), 0
             try:
                 found = await self._found(Scoring(tuple(ids), ranks, adapter))
-                tokens = len(ids)
+                tokens = self.metrics.read([ids])
             finally:
                 share.end(tokens)
         assert isinstance(found, Ranked)
@@ -211,9 +211,10 @@ class Service:
             self.check_open(1)
             share, tokens = Share(client, 1), 0
             try:
-                ids = [await self._short(text) for text in texts]
+                with self.worker.reserved(1):
+                    ids = [await self._short(text) for text in texts]
                 found = await self._found(Embedding(tuple(ids), adapter))
-                tokens = sum(map(len, ids))
+                tokens = self.metrics.read(ids)
             finally:
                 share.end(tokens)
         assert isinstance(found, Tensor)

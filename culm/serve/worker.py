@@ -14,6 +14,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -57,6 +58,7 @@ class Worker:
         self.capacity = engine.slots + waiting
         self._jobs: set[Job] = set()  # of the event loop
         self._works: set[asyncio.Future[Any]] = set()  # of the event loop
+        self._reserved = 0  # tasks of clients whose texts become tokens, of the event loop
         self._inbox: list[Callable[[], None]] = []  # for the thread, guarded by _changed
         self._changed = threading.Condition()
         self._closed = False
@@ -82,7 +84,7 @@ class Worker:
     @property
     def open(self) -> int:
         """Tasks that wait or run."""
-        return sum(len(job.open) for job in self._jobs)
+        return self._reserved + sum(len(job.open) for job in self._jobs)
 
     @property
     def healthy(self) -> bool:
@@ -97,6 +99,20 @@ class Worker:
             raise ShuttingDown(retry_seconds=10)
         if self.open + count > self.capacity:
             raise Overloaded()
+
+    @contextmanager
+    def reserved(self, count: int) -> Iterator[None]:
+        """Keep room for `count` tasks while their texts become tokens, until they are submitted.
+
+        Raises:
+            EngineStopped, ShuttingDown, Overloaded: as `check_room`.
+        """
+        self.check_room(count)
+        self._reserved += count
+        try:
+            yield
+        finally:
+            self._reserved -= count
 
     def submit(self, tasks: Sequence[WorkerTask]) -> Job:
         """Start the tasks; if one cannot be served, none is."""

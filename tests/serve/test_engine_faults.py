@@ -193,6 +193,8 @@ def test_nan_in_one_row_leaves_the_others_alone() -> None:
             await texts(service, Query("reciter", [[200]], 5, GREEDY))
         assert await good == [TEXT]
         assert service.ready
+        text = service.metrics.text().decode()
+        assert 'failed_requests_total{model_name="reciter",reason="NotFinite"} 1.0' in text
 
     run(story)
 
@@ -215,6 +217,27 @@ def test_vectors_count_as_a_request_and_end_with_their_client() -> None:
         assert client.open == 0
 
     run(story)
+
+
+def test_texts_that_become_tokens_have_a_place(monkeypatch) -> None:
+    """Otherwise many clients at once would all be encoded, and then most of them refused."""
+
+    async def story(service: Service) -> None:
+        encoded, encode = [], service.model.prompt_ids
+        counted = lambda text, specials: encoded.append(text) or encode(text, specials)  # noqa: E731
+        monkeypatch.setattr(service.model, "prompt_ids", counted)
+        many = [texts(service, Query("reciter", ["A"], 1, GREEDY)) for _ in range(5)]
+        done = await asyncio.gather(*many, return_exceptions=True)
+        assert [type(one) for one in done] == [list, list, *[refusal.Overloaded] * 3]
+        assert len(encoded) == 2
+        assert service.worker.open == 0
+        assert (await service.embed(["xyz"], "reciter")).tokens == 3
+        assert (await service.score([65, 66])) != ()
+        assert (
+            'vllm:prompt_tokens_total{model_name="reciter"} 7.0' in service.metrics.text().decode()
+        )
+
+    run(story, slots=1, waiting=1)
 
 
 def test_too_many_vectors_are_refused_and_counted() -> None:

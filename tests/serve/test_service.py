@@ -110,7 +110,7 @@ def test_what_a_template_would_drop_is_refused(key: str) -> None:
 def test_a_reader_is_cancelled_though_a_token_arrives_at_the_same_time(ticks: int) -> None:
     async def story(service: Service) -> None:
         job = Job([WorkerTask(request=Request((65,), CONTEXT - 100))])
-        account = Account(service.metrics, Share(ANYONE, 1), service.settings, [1], 1)
+        account = Account(service.metrics, Share(ANYONE, 1), service.settings, [[65]], 1)
         answer = AnswerStream(service.worker, job, service.model.tokenizer, (), (), account)
         task = asyncio.ensure_future(collected(answer))
         await asyncio.sleep(0.01)  # it waits for the first token
