@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from culm.agent.answer import Json, ModelAnswer, ModelFailed, ToolCall, unreadable
-from culm.engine.engine import Engine
-from culm.engine.prefix import BLOCK
 from culm.engine.sampling import Sampling
 from culm.text.language_model import LanguageModel
 from culm.text.message import MessageReader, thinks
@@ -23,7 +21,6 @@ class LoadedChat:
 
     model: LanguageModel
     sampling: Sampling = Sampling(temperature=0.0)  # noqa: RUF009 - frozen
-    _engine: Engine | None = field(default=None, init=False, repr=False)
 
     def answer(
         self, messages: Sequence[Message], tools: Sequence[Json], max_tokens: int, seconds: float
@@ -36,7 +33,7 @@ class LoadedChat:
             request = model.request(ids, max(1, min(max_tokens, room)), self.sampling)
         except ValueError as error:
             raise ModelFailed(str(error)) from None
-        engine = self._with_room(len(ids) + request.max_tokens)
+        engine = model.dialogue_engine(len(ids) + request.max_tokens)
         number = engine.add(request)
         reply, text, tokens, complete = Reply(model.tokenizer), "", 0, False
         while engine.busy:
@@ -49,16 +46,6 @@ class LoadedChat:
                 text, tokens = text + reply.read(event), tokens + 1
                 complete = event.finish == "stop"
         return _read(text, thinks(model.tokenizer, ids), bool(tools), tokens, complete)
-
-    def _with_room(self, length: int) -> Engine:
-        """The engine of the step before, which keeps what it read; a new one if that is too short.
-
-        A dialogue grows, so lengths are rounded up to powers of two, and few engines are made.
-        """
-        if self._engine is None or self._engine.length < length:
-            length = min(1 << (length - 1).bit_length(), self.model.context)
-            self._engine = self.model.engine(1, length, prefix_tokens=max(length, BLOCK))
-        return self._engine
 
 
 def _read(text: str, thinking: bool, calls: bool, tokens: int, complete: bool) -> ModelAnswer:

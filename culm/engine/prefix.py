@@ -18,7 +18,6 @@ from collections import OrderedDict
 import torch
 
 from culm.engine.request import Running
-from culm.log import say
 from culm.model.cache import Cache, FullCache
 
 BLOCK = 32  # tokens; of 1,000 shared ones up to 31 are read again
@@ -31,8 +30,8 @@ class PrefixCache:
     in total; 0: none. ahead: number of tokens after a block on which its entries depend: those of
     heads of multi-token prediction do.
 
-    Only a `FullCache` has an entry for every token. If another kind is among the layers, nothing is
-    kept, and a line says so.
+    Only a `FullCache` has an entry for every token. Kinds of layers that prevent the cache are
+    named in `obstacles`; nothing is kept then.
 
     Raises:
         ValueError: `tokens` is less than a block, or negative.
@@ -44,10 +43,9 @@ class PrefixCache:
                 f"prefix_tokens: {tokens} is less than a block of {BLOCK} tokens; use 0 for no "
                 "prefix cache"
             )
-        other = {type(layer).__name__ for layer in cache.layers if not isinstance(layer, FullCache)}
-        if tokens and other:
-            say(f"No prefix cache: blocks cannot be restored into a {' or '.join(sorted(other))}.")
-        self.blocks = 0 if other else tokens // BLOCK
+        kinds = {type(layer).__name__ for layer in cache.layers if not isinstance(layer, FullCache)}
+        self.obstacles = sorted(kinds)
+        self.blocks = 0 if kinds else tokens // BLOCK
         self._ahead, self._version = ahead, 0
         self._kept: OrderedDict[bytes, int] = OrderedDict()  # key -> number of the block
         self._free = list(range(self.blocks))

@@ -22,6 +22,7 @@ from torch import Tensor
 from culm.config import SettingError
 from culm.engine.request import Request
 from culm.engine.scoring import STEP_TOKENS, Ranked
+from culm.log import say
 from culm.model.transformer import Transformer
 from culm.serve.account import Account
 from culm.serve.answer import AnswerStream, Echo, TokenScore, scores_of
@@ -72,6 +73,9 @@ class Service:
         self._engine = model.engine(
             settings.slots, model.context, STEP_TOKENS, settings.prefix_tokens
         )
+        obstacles = self._engine.runner.prefix.obstacles
+        if settings.prefix_tokens and obstacles:
+            say(f"No prefix cache: blocks cannot be restored into a {' or '.join(obstacles)}.")
         self._grammars = Grammars(model.tokenizer, model.model.config.vocabulary)
         self.worker = Worker(self._engine, settings.waiting)
         self.metrics = Metrics(name, self._engine)

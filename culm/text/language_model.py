@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Unpack, cast
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from culm.adapt.multi_lora import adapter_names
 from culm.engine import scoring
 from culm.engine.engine import Engine
+from culm.engine.prefix import BLOCK
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.engine.speculation import Speculation, drafter_for
@@ -65,6 +66,8 @@ class LanguageModel:
         self.context = context or known
         self.cache: CacheKind = cache
         self.speculate = speculate
+        self._kept: Engine | None = None
+        self._weights = 0  # changes of the weights that the kept engine has seen
         if speculate is not None:
             drafter_for(model, speculate, 1, self.context)
 
@@ -80,6 +83,22 @@ class LanguageModel:
             speculate=self.speculate, step_tokens=step_tokens,
             suppressed=self.tokenizer.suppressed, prefix_tokens=prefix_tokens,
         )  # fmt: skip
+
+    def dialogue_engine(self, length: int) -> Engine:
+        """An engine for one request of up to `length` tokens, which keeps what it reads.
+
+        It is the one of the call before, unless that is still in use or too short: the next turn of
+        a dialogue reads only what is new. Lengths are rounded up to powers of two, since a dialogue
+        grows.
+        """
+        changes = sum(parameter._version for parameter in self.model.parameters())
+        if self._kept is None or self._kept.length < length or self._kept.busy:
+            length = min(1 << (length - 1).bit_length(), self.context)
+            self._kept = self.engine(1, length, prefix_tokens=max(length, BLOCK))
+        elif changes != self._weights:
+            self._kept.weights_changed()
+        self._weights = changes
+        return self._kept
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -156,7 +175,7 @@ class LanguageModel:
     ) -> Iterator[str]:
         """Like `chat`, in pieces as they come."""
         read = read_options(options, CHAT_TEMPERATURE)
-        return self._stream(self._chat_ids(messages), max_tokens, read)
+        return self._stream(self._chat_ids(messages), max_tokens, read, self.dialogue_engine)
 
     # -----------------------------------------------------------------------------------------
 
@@ -201,25 +220,41 @@ class LanguageModel:
         return self.tokenizer.chat.prompt(messages)
 
     def _stream(
-        self, ids: Sequence[int], max_tokens: int | None, options: Options
+        self,
+        ids: Sequence[int],
+        max_tokens: int | None,
+        options: Options,
+        engine_for: Callable[[int], Engine] | None = None,
     ) -> Iterator[str]:
-        """The continuation of one prompt, in pieces."""
+        """The continuation of one prompt, in pieces. engine_for: as in `_run`."""
         request = self.request(ids, max_tokens, options.sampling, options.adapter, options.stops)
-        return (piece for _, piece in self._run([request], options.stops) if piece)
+        return (piece for _, piece in self._run([request], options.stops, engine_for) if piece)
 
-    def _run(self, requests: Sequence[Request], stops: Sequence[str]) -> Iterator[tuple[int, str]]:
-        """Pairs (index of the request, next piece of its text)."""
+    def _run(
+        self,
+        requests: Sequence[Request],
+        stops: Sequence[str],
+        engine_for: Callable[[int], Engine] | None = None,
+    ) -> Iterator[tuple[int, str]]:
+        """Pairs (index of the request, next piece of its text).
+
+        engine_for: gives the engine for this many tokens; by default one for these requests.
+        """
         length = max((len(r.prompt) + r.max_tokens for r in requests), default=1)
         slots = min(max(len(requests), 1), SLOTS)
-        engine = self.engine(slots, length)
+        engine = engine_for(length) if engine_for else self.engine(slots, length)
         numbers = {engine.add(request): index for index, request in enumerate(requests)}
         replies = [Reply(self.tokenizer, stops) for _ in requests]
-        while engine.busy:
-            for event in engine.step():
-                index = numbers[event.request]
-                yield index, replies[index].read(event)
-                if replies[index].stopped and not event.finish:
-                    engine.abort(event.request)
+        try:
+            while engine.busy:
+                for event in engine.step():
+                    index = numbers[event.request]
+                    yield index, replies[index].read(event)
+                    if replies[index].stopped and not event.finish:
+                        engine.abort(event.request)
+        finally:
+            for number in numbers:  # of a reader who has left
+                engine.abort(number)
 
 
 def _reseeded(sampling: Sampling, index: int) -> Sampling:

@@ -1,9 +1,13 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from culm.config import SettingError
 from culm.convert import native
+from culm.model.attention.gqa import GQA
+from culm.model.transformer import TransformerConfig
 from culm.text.language_model import LanguageModel
 from culm.text.load import load
 
@@ -215,3 +219,57 @@ def test_an_unknown_or_impossible_setting_is_named(model):
             ask("abc", tokens=3)
         with pytest.raises(ValueError, match=r"^top_p: 2 is outside 0.0..1.0"):
             ask("abc", top_p=2)
+
+
+# -- dialogues -----------------------------------------------------------------------------------
+
+
+def dialogue(turns: int) -> list[dict[str, str]]:
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": f"line {i} of it"} for i in range(2 * turns - 1)]
+
+
+def test_a_dialogue_is_read_once(tokenizer):
+    """The next turn reads what is new; the answers are those of a model that reads all of it."""
+    attention = GQA(heads=2, kv_heads=1, window=16, qk_norm="head")
+    config = TransformerConfig(
+        vocabulary=tokenizer.vocabulary, width=32, layers=2, context=512, attention=(attention,)
+    )
+    kept = LanguageModel(config.build(seed=1), tokenizer)
+    for turns in (1, 2, 3):
+        fresh = LanguageModel(kept.model, tokenizer)
+        for temperature in (0.0, 1.0):
+            options = {"max_tokens": 20, "temperature": temperature, "seed": 3}
+            assert kept.chat(dialogue(turns), **options) == fresh.chat(dialogue(turns), **options)
+    prompt = tokenizer.chat.prompt(dialogue(3))
+    engine = kept.dialogue_engine(len(prompt) + 20)
+    read = engine.runner.tokens_read
+    kept.chat(dialogue(3), max_tokens=20)
+    assert engine.runner.tokens_read - read <= 32
+
+
+def test_dialogues_side_by_side(model):
+    """A stream keeps its engine to itself until it ends or is left."""
+    options = {"max_tokens": 40, "temperature": 1.0, "seed": 4}
+    said = [model.chat(text, **options) for text in ("abc", "x")]
+    assert all(said)
+    streams = [model.chat_stream(text, **options) for text in ("abc", "x")]
+    pieces = list(itertools.zip_longest(*streams, fillvalue=""))
+    assert ["".join(parts) for parts in zip(*pieces, strict=True)] == said
+    left = model.chat_stream("abc", **options)
+    next(left)
+    engine = model._kept
+    assert engine.busy
+    left.close()
+    assert not engine.busy
+    assert model.chat("x", **options) == said[1]
+
+
+def test_a_dialogue_after_the_weights_have_changed(tokenizer, model):
+    config = model.model.config.model_copy(update={"context": 256})
+    changed = LanguageModel(config.build(seed=1), tokenizer)
+    options = {"max_tokens": 20, "temperature": 1.0, "seed": 4}
+    before = changed.chat(dialogue(3), **options)
+    changed.model.load_state_dict(config.build(seed=2).state_dict())
+    expected = LanguageModel(config.build(seed=2), tokenizer).chat(dialogue(3), **options)
+    assert changed.chat(dialogue(3), **options) == expected != before
