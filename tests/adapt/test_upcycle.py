@@ -93,6 +93,7 @@ def test_only_dense_layers_have_something_to_copy():
         Upcycle(mlp=(None,)).apply(build(), seed=0)
 
 
+@pytest.mark.slow
 def test_a_run_starts_with_experts_of_a_dense_model(run_file, capsys):
     file = run_file("sft", steps=2)
     settings = yaml.safe_load(file.read_text())

@@ -104,6 +104,7 @@ def _gguf(model, tokenizer, rows, folder) -> str:
     return _far(gguf.load(folder / "m.gguf")[0].eval()(rows), model(rows))
 
 
+@pytest.mark.slow
 def test_the_table(root, tokenizer, tmp_path, request):
     path = root / "docs" / "reference" / "models.md"
     lines = ["| family | " + " | ".join(COLUMNS) + " |", "|---" * (1 + len(COLUMNS)) + "|"]

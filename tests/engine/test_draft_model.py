@@ -90,7 +90,7 @@ def test_accepted_drafts_save_steps(sampling: Sampling) -> None:
     assert len(slow) > 2 * len(counted)
 
 
-@pytest.mark.parametrize("kind", ["plain", "windows"])
+@pytest.mark.parametrize("kind", [pytest.param("plain", marks=pytest.mark.slow), "windows"])
 @torch.inference_mode()
 def test_what_the_draft_model_keeps_is_what_it_would_read(monkeypatch, kind: str) -> None:
     """Rows in any order that come, go, grow by a part of their draft, and end."""
@@ -162,6 +162,7 @@ def exact(model: Transformer, prompt: tuple[int, ...], place: int) -> torch.Tens
     return (weights[:, None] * model(rows)[:, -1].double().softmax(-1)).sum(0).detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", [False, True])
 def test_samples_follow_the_distribution_of_the_model(monkeypatch, control: bool) -> None:
     """Chi-squared with 7 degrees of freedom. The control accepts every draft, and must fail."""

@@ -11,6 +11,8 @@ from culm import compiled
 from culm.adapt.quantize import int4
 from culm.engine import fused_library
 
+pytestmark = pytest.mark.slow  # each set is compiled; the fastest one serves the other tests
+
 
 @pytest.fixture(params=compiled.FASTEST_FIRST, ids=lambda known: known.name)
 def instructions(

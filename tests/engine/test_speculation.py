@@ -110,6 +110,7 @@ def test_tokens_are_those_of_plain_decoding(kind: str, sampling: Sampling) -> No
             assert two.logprobs == pytest.approx(one.logprobs, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", SAMPLINGS[:3], ids=["greedy", "plain", "nucleus"])
 def test_accepted_drafts_save_steps(fluent: Transformer, sampling: Sampling) -> None:
     """Three heads that know what comes: four tokens a step, but for the first two steps."""

@@ -41,6 +41,7 @@ def test_rouge_has_an_interval_over_the_replies() -> None:
     assert found["value"] <= found["high"]
 
 
+@pytest.mark.slow
 def test_a_suite_and_a_run_give_the_same_metrics(tmp_path) -> None:
     records = [{"prompt": f"Say fox {n}.", "answer": "a warm fox"} for n in range(12)]
     path = str(write(tmp_path, "say.jsonl", records))

@@ -183,6 +183,7 @@ def test_it_is_then_the_run_that_never_had_that_data(
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
+@pytest.mark.slow
 def test_a_run_that_went_back_resumes_exactly(
     stage: Callable[..., dict], tmp_path: Path, bad_data: Callable
 ) -> None:

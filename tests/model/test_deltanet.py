@@ -160,6 +160,7 @@ def test_the_fused_step_leaves_it_to_the_model() -> None:
     assert len(Engine(model).generate([Request((1, 2), 3)])[0].tokens) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["deltanet", "control"])
 def test_it_learns_to_recall_what_a_key_was_followed_by(kind: str) -> None:
     """Pairs (key, value), then the same in another order: chance is 1/4, and a layer that cannot

@@ -71,6 +71,7 @@ def test_shifted() -> None:
     assert shifted(tokens, 9, -1, documents).tolist() == [[-1] * 6]
 
 
+@pytest.mark.slow
 def test_every_head_learns_its_own_distance() -> None:
     """t + 1 = f(t): all losses go to nothing, and what is predicted is the token at that place."""
     follows = torch.randperm(WORDS, generator=torch.Generator().manual_seed(3))

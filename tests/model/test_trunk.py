@@ -131,6 +131,7 @@ def learned_error(trunk: Trunk, shown: int) -> float:
     return float(error.detach())
 
 
+@pytest.mark.slow
 def test_it_learns_from_earlier_vectors() -> None:
     """A control that may not read back stays where the mean of all rows is."""
     torch.manual_seed(0)

@@ -256,6 +256,7 @@ def learned(seed: int, shuffled: bool):
     return fit(objective, asked, 80, optimizer, clip=1.0)
 
 
+@pytest.mark.slow
 def test_reward_rises_the_critic_learns_and_neither_from_shuffled_rewards() -> None:
     steps, control = learned(0, False), learned(0, True)
     reward = [step.metrics["reward"] for step in steps]

@@ -58,7 +58,9 @@ def accuracy(objective: RewardObjective, batch: Batch) -> float:
     return float(objective(batch).metrics["accuracy"].total) / batch.counts["pairs"]
 
 
-@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "adapter", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["full", "lora"]
+)
 def test_it_learns_what_is_preferred_and_nothing_from_random_labels(adapter: bool) -> None:
     found = []
     for flipped in (False, True):
@@ -159,6 +161,7 @@ def test_the_order_of_answers_in_a_ranking_changes_nothing() -> None:
     assert 0 <= shares.total.item() <= 4
 
 
+@pytest.mark.slow
 def test_a_number_is_learned() -> None:
     """From the count of sevens; a head that knows nothing has the variance as its error."""
 

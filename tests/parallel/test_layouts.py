@@ -92,6 +92,7 @@ def test_all_models_follow_one_process_on_two_ranks() -> None:
     follow_one_process(2, *MORE_OF_TWO)
 
 
+@pytest.mark.slow
 def test_a_plan_knows_what_ranks_send() -> None:
     follow_one_process(2, *(f"traffic:{layout}" for layout in ("dense,tensor=2", "moe,data=fsdp")))
 
@@ -138,6 +139,7 @@ def follow_one_run(
         assert_same(Path(config.folder), Path(f"{file}-two"))
 
 
+@pytest.mark.slow
 def test_runs_with_tensor_parallelism_follow_one_process(run_file: Callable[..., Path]) -> None:
     follow_one_run(run_file, "parallel.tensor=2", ("dpo",))
 

@@ -30,6 +30,7 @@ def average(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+@pytest.mark.slow
 def test_reward_rises_and_does_not_under_shuffled_rewards() -> None:
     """Three seeds; the worst of each counts."""
     for seed in range(3):

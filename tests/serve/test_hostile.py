@@ -70,6 +70,7 @@ def test_odd_headers_reach_no_code_on_an_open_server():
 HEADER = st.binary(max_size=40).map(lambda raw: bytes(b for b in raw if b > 32 and b != 127))
 
 
+@pytest.mark.slow
 @FUZZ
 @given(host=HEADER, origin=HEADER, key=HEADER, kind=HEADER)
 def test_fuzzed_headers(running, host, origin, key, kind):
@@ -239,6 +240,7 @@ def test_fuzzed_bodies(running, path, fields):
     assert answer.status_code in (200, 400, 404), answer.text
 
 
+@pytest.mark.slow
 @FUZZ
 @given(path=st.sampled_from(PATHS), body=st.binary(max_size=60))
 def test_fuzzed_bytes(running, path, body):
