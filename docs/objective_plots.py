@@ -123,6 +123,23 @@ def next_token() -> dict[str, Points]:
     }
 
 
+def masked_diffusion() -> dict[str, Points]:
+    """The text is Python's own, a few dozen files of it: read often."""
+
+    def trained(name: str, verb: str) -> Points:
+        folder = run(
+            name, verb, *MODEL, "data.split=paragraphs", f"data.path={Path(json.__file__).parent}",
+            "data.held_out=0.2", "eval.measures.held_out.tokens=3000", "eval.every_steps=50",
+            "train.steps=1500", "train.batch_size=16", muon(5e-3),
+        )  # fmt: skip
+        return curve(read_lines(folder / "eval.jsonl"), "bits_per_byte")
+
+    return {
+        "next_token": trained("text-next-token", "pretrain"),
+        "masked_diffusion, an upper bound": trained("text-masked-diffusion", "diffusion"),
+    }
+
+
 def reward() -> dict[str, Points]:
     def trained(name: str, write: Callable[[str, str, random.Random], dict]) -> Points:
         folder = run(
@@ -191,6 +208,7 @@ def distill() -> dict[str, Points]:
 # Pages, with what the vertical axis measures.
 PLOTS: dict[str, tuple[Callable[[], dict[str, Points]], str]] = {
     "next_token": (next_token, "nats per token"),
+    "masked_diffusion": (masked_diffusion, "held-out bits per byte"),
     "reward": (reward, "accuracy"),
     "preference": (preference, "nats, times beta"),
     "ppo": (ppo, "mean reward; nats"),

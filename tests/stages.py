@@ -18,6 +18,7 @@ from culm.run.train import Result, train
 STAGES = (
     "pretrain",
     "fim",
+    "diffusion",
     "sft",
     "curriculum",
     "dpo",
@@ -183,6 +184,10 @@ def stage(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
         match name:
             case "pretrain":
                 run["data"] = {"path": str(corpora / "text.jsonl"), "held_out": 0.1}
+                measures["samples"] = {"texts": ["the "], "max_tokens": 3}
+            case "diffusion":
+                run["data"] = {"path": str(corpora / "text.jsonl"), "held_out": 0.1}
+                trained["objective"] = "masked_diffusion"
                 measures["samples"] = {"texts": ["the "], "max_tokens": 3}
             case "fim":
                 run["start"] = {"path": base(), "fim": True}

@@ -18,6 +18,7 @@ TEACHER = "train.objective.teacher=runs/large"
 # The runs of a page: a setting is one of the first that takes it.
 RUNS = {
     "next_token": [["sft", "data.tasks=[]", "data.path=x.jsonl"], ["pretrain"]],
+    "masked_diffusion": [["diffusion"], ["diffusion", "model=null"]],
     "reward": [["reward", "data.path=x.jsonl"]],
     "preference": [["dpo", "data.path=x.jsonl"], ["kto", "data.path=x.jsonl"]],
     "ppo": [["ppo"], ["grpo"]],
@@ -56,7 +57,7 @@ def test_every_objective_has_a_page_that_shows_its_code() -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     union, *_ = get_args(Objective)
     modules = {one.__module__ for one in get_args(union)}
-    assert len(modules) >= 7
+    assert len(modules) >= 8
     for module in modules:
         assert re.search(rf"^\[`{re.escape(module)}\.", text, re.M), module
 

@@ -8,7 +8,7 @@ numbers of both, from any step.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,9 +33,8 @@ class Loader:
     full size that show every row once. targets: learned targets in an epoch. efficiency: share of
     positions that hold a token. truncated: documents that are learned from without their end;
     left_out: those of `documents`, or pairs, in which nothing is left to learn. dialogues: whether
-    answers are learned, each with its end. fingerprint: of the order. prepare_step: completes the
-    micro-batches of a step (`Objective.prepare_step`). grading: of a curriculum, by which rows are
-    packed and read. ramp: steps before its end have fewer rows.
+    answers are learned, each with its end. fingerprint: of the order. grading: of a
+    curriculum, by which rows are packed and read. ramp: steps before its end have fewer rows.
 
     A pair counts as one row here: a batch of N pairs has 2N rows, chosen and rejected in turn. So
     does a ranking, all of whose answers are in one batch. group: sequences of the largest row.
@@ -51,7 +50,6 @@ class Loader:
         rank: int = 0,
         ranks: int = 1,
         packing: Packing = "auto",
-        prepare_step: Callable[[list[Batch]], list[Batch]] = list,
         grading: Grading | None = None,
         ramp: BatchRamp | None = None,
     ) -> None:
@@ -62,7 +60,6 @@ class Loader:
         self._prepared, self._context = prepared, context
         self.micro_rows = micro_rows
         self._rank, self._ranks = rank, ranks
-        self._prepare_step = prepare_step
         graded = None
         if grading is not None:
             graded = grading.of(prepared, cut(prepared.offsets, context, overflow_of(prepared)))
@@ -152,8 +149,8 @@ class Loader:
         """The micro-batches of step `number` (from 0) for this rank."""
         share = self.sizes.of(number) // self._ranks
         rows = self._rows_of(number)[self._rank * share : (self._rank + 1) * share]
-        batches, more = self._prepare_step(list(self._batches(rows))), self.order.metrics(number)
-        return [replace(one, metrics={**one.metrics, **more}) for one in batches]
+        more = self.order.metrics(number)
+        return [replace(one, metrics={**one.metrics, **more}) for one in self._batches(rows)]
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """Some rows of the order, at once."""

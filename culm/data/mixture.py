@@ -10,7 +10,7 @@ any micro-batches.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -40,7 +40,7 @@ class Mixture:
     """Rows of several corpora, `rows_per_step` in a step over all ranks, fewer in one of a ramp.
 
     corpora: their own rows per step, ranks and micro-batches are not used. weights: (steps,
-    corpora), as `Apportionment` takes them. prepare_step: completes the micro-batches of a step.
+    corpora), as `Apportionment` takes them.
     """
 
     def __init__(
@@ -52,7 +52,6 @@ class Mixture:
         seed: int,
         rank: int = 0,
         ranks: int = 1,
-        prepare_step: Callable[[list[Batch]], list[Batch]] = list,
         ramp: BatchRamp | None = None,
     ) -> None:
         self.sizes = BatchSizes(rows_per_step, ramp)
@@ -60,7 +59,6 @@ class Mixture:
         self.corpora, self._micro_rows = corpora, micro_rows
         self.apportionment = Apportionment(weights, self.sizes)
         self._seed, self._rank, self._ranks = seed, rank, ranks
-        self._prepare_step = prepare_step
         facts = ([one.fingerprint for one in corpora], weights.shape, weights.tobytes())
         self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
 
@@ -82,7 +80,7 @@ class Mixture:
             self._batch(places[at : at + self._micro_rows])
             for at in range(0, share, self._micro_rows)
         ]
-        batches, metrics = self._prepare_step(batches), self._metrics(number)
+        metrics = self._metrics(number)
         return [replace(one, metrics={**one.metrics, **metrics}) for one in batches]
 
     def places(self, number: int) -> list[tuple[int, int]]:

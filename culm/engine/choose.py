@@ -41,7 +41,7 @@ class Chooser:
             for place, token in enumerate(tokens[index]):
                 row.output.append(token)
                 logprob = logprobs[index][place]
-                row.finish = "invalid" if math.isnan(logprob) else _finish(row)
+                row.finish = "invalid" if math.isnan(logprob) else finish_of(row)
                 top: tuple[tuple[int, float], ...] = ()
                 if ranks is not None:
                     top = ranked(logits[index, place].log_softmax(-1), token, ranks)
@@ -78,7 +78,8 @@ class Chooser:
         return tokens.view(shape), logprobs.view(shape)
 
 
-def _finish(row: Running) -> Finish | None:
+def finish_of(row: Running) -> Finish | None:
+    """Why the newest token of a row is its last one; None: it is not."""
     if row.output[-1] in row.request.stop:
         return "stop"
     allowed = row.allowed(row.output)

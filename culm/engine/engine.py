@@ -26,7 +26,7 @@ from culm.engine.request import Completion, Event, Request, Running, check_reque
 from culm.engine.runner import Runner
 from culm.engine.speculation import Speculation, draft, drafter_for
 from culm.model.quantized_cache import CacheKind
-from culm.model.transformer import Transformer, require_vocabulary
+from culm.model.transformer import Transformer, require_next_token
 
 
 class Engine:
@@ -62,7 +62,7 @@ class Engine:
         suppressed: Sequence[int] = (),
         prefix_tokens: int = 0,
     ) -> None:
-        require_vocabulary(model)
+        require_next_token(model)
         if slots < 1:
             raise ValueError(f"slots: {slots} is less than 1")
         self.model = model

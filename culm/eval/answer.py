@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from culm.engine.denoising import Denoiser
 from culm.engine.engine import Engine
 from culm.engine.request import Completion, Event, Request
 from culm.model.transformer import Transformer
@@ -36,7 +37,8 @@ def answer(
     if not requests:
         return []
     longest = max(len(request.prompt) + request.max_tokens for request in requests)
-    engine = Engine(
+    kind = Denoiser if model.config.masked else Engine
+    engine = kind(
         model, min(slots, len(requests)), longest, vocabulary=tokenizer.vocabulary,
         suppressed=tokenizer.suppressed,
     )  # fmt: skip

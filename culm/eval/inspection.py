@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from culm.model.attention.part import AttentionModule
 from culm.model.block import Block
 from culm.model.context import Context
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, require_next_token
 
 BINS = 40
 
@@ -41,7 +41,11 @@ def logit_lens(model: Transformer, ids: Sequence[int]) -> Tensor:
     """ids: T tokens -> (layers + 1, T, V): log-probabilities if the model ended before each block.
 
     The last row is the output of the full model (nostalgebraist, 2020).
+
+    Raises:
+        SettingError: the model gives no logits of the next token.
     """
+    require_next_token(model)
     states: list[Tensor] = []
     _watch(model, ids, "", lambda _, __, inputs: states.append(inputs[0][0]))
     early = [model.logits(model.norm(x)[None] * model.head_scale)[0] for x in states]

@@ -14,6 +14,7 @@ from torch import Tensor
 from culm.batch import IGNORED, Batch, Reads
 from culm.model.context import Context
 from culm.model.transformer import Transformer
+from culm.objective.masked_diffusion import bound, within_rows
 from culm.parallel.ranks import Ranks
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -21,6 +22,9 @@ NO_TOKENS = (
     "the held-out split contains no scorable tokens, as where all answers are empty; give more "
     "text, or set data.held_out=0"
 )
+
+
+MASK_LEVELS = 16  # at which the bound of a model that fills in masked tokens is estimated
 
 
 class HeldOutRows(Protocol):
@@ -117,7 +121,8 @@ def predict(
 ) -> Prediction:
     """Score about `targets` targets, in disjoint rows (no context from the row before).
 
-    Special tokens count neither nats nor bytes. Each rank scores a share of the batches.
+    Special tokens count neither nats nor bytes. Each rank scores a share of the batches. Of a model
+    that fills in masked tokens, nats are an upper bound, estimated at MASK_LEVELS levels.
 
     Raises:
         ValueError: none of the rows holds a token that can be scored.
@@ -125,12 +130,17 @@ def predict(
     lengths = byte_lengths(tokenizer, model.config.vocabulary)
     spaces, lengths = AddedSpaces(tokenizer, lengths), lengths.to(model.device)
     nats, tokens, size = 0.0, 0.0, 0.0
-    for batch in islice(rows.sample(targets), ranks.rank, None, ranks.count):
+    for number, batch in islice(enumerate(rows.sample(targets)), ranks.rank, None, ranks.count):
         batch = batch.to(model.device)
+        if model.config.masked:
+            batch = within_rows(batch)
         scored = _scored(batch, lengths > 0)
         counted = (lengths[batch.targets.clamp_min(0)] - spaces.count(batch).long()) * scored
-        context = Context(batch.positions, batch.documents)
-        logprobs = model.logprobs(batch.tokens, batch.targets, context)
+        if model.config.masked:
+            logprobs = bound(model, batch, MASK_LEVELS, number)
+        else:
+            context = Context(batch.positions, batch.documents)
+            logprobs = model.logprobs(batch.tokens, batch.targets, context)
         nats -= float((logprobs * scored).cpu().double().sum())
         tokens += float(scored.sum())
         size += float(counted.sum())

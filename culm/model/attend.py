@@ -1,4 +1,4 @@
-"""Causal attention as the context allows it, by the backend that was chosen.
+"""Attention as the context allows it, causal or not, by the backend that was chosen.
 
 The attention backend is set from outside (`Trunk.set_backend`), never guessed in a forward:
 
@@ -42,10 +42,11 @@ def attend(
     rule: ScoreRule = ScoreRule(),
     backend: Backend = "blocks",
 ) -> Tensor:
-    """Causal attention within rows (arXiv 1706.03762), grouped queries (arXiv 2305.13245).
+    """Attention within rows (arXiv 1706.03762), grouped queries (arXiv 2305.13245).
 
     q: (B, T, H, D); k: (B, T, K, D), v: (B, T, K, Dv) with H a multiple of K.
-    Returns (B, T, H, Dv). A query sees keys of its own document only.
+    Returns (B, T, H, Dv). A query sees keys of its own document only, and, if the context is
+    causal, none after it.
 
     Raises:
         ValueError: the backend does not support the rule.
@@ -66,22 +67,25 @@ def attend(
     elif backend == "blocks":
         out = _in_blocks(q, k, v, context, rule)
     elif context.documents is None and rule.window is None:
-        out = _sdpa(q, k, v, None, rule)
+        out = _sdpa(q, k, v, None, rule, context.causal)
     else:
         out = _sdpa(q, k, v, visible(0, q.shape[2], 0, q.shape[2], context, rule), rule)
     return out.transpose(1, 2)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rule: ScoreRule) -> Tensor:
-    """q: (B, H, T, D). mask: None is causal. On the meta device, where a plan counts memory, it is
-    the flash kernel of GPUs, which stores no scores; PyTorch itself takes matmuls there.
+def _sdpa(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rule: ScoreRule, causal: bool = True
+) -> Tensor:
+    """q: (B, H, T, D). causal: if there is no mask. On the meta device, where a plan counts memory,
+    it is the flash kernel of GPUs, which stores no scores; PyTorch itself takes matmuls there.
     """
     if q.is_meta and q.shape[3] == v.shape[3]:
         flash = torch.ops.aten._scaled_dot_product_flash_attention
         return flash(q, k, v, 0.0, True, scale=rule.scale)[0]
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, scale=rule.scale, enable_gqa=True
-    )
+        q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=rule.scale,
+        enable_gqa=True,
+    )  # fmt: skip
 
 
 def attend_cached(
@@ -148,13 +152,16 @@ def _over_cache(
     )
 
 
-def attention_weights(q: Tensor, k: Tensor, rule: ScoreRule = ScoreRule()) -> Tensor:
+def attention_weights(
+    q: Tensor, k: Tensor, rule: ScoreRule = ScoreRule(), causal: bool = True
+) -> Tensor:
     """(B, H, T, T) fp32: the weights by which `attend` sums the values, for inspection.
 
     q: (B, T, H, D); k: (B, T, K, D), with one document per row.
     """
     q, k = (x.transpose(1, 2).float() for x in (q, k))
-    context = Context(torch.arange(q.shape[2], device=q.device).expand(q.shape[0], -1))
+    positions = torch.arange(q.shape[2], device=q.device).expand(q.shape[0], -1)
+    context = Context(positions, causal=causal)
     mask = visible(0, q.shape[2], 0, q.shape[2], context, rule)
     eye = torch.eye(q.shape[2], device=q.device).expand(*k.shape[:3], -1)
     return _grouped(q, k, eye, mask, rule, away_of(0, q.shape[2], 0, q.shape[2], q.device))
@@ -191,11 +198,12 @@ def _in_blocks(
     outs = []
     for start in range(at, at + max(1, length), size):
         end = min(start + size, at + length)
-        far = rule.window is None or rule.sink_tokens > 0
+        far = rule.window is None or rule.sink_tokens > 0 or not context.causal
         first = 0 if far else max(0, start - rule.window + 1)  # type: ignore[operator]
-        mask = visible(start, end, first, end, context, rule)
-        away = None if rule.slopes is None else away_of(start, end, first, end, q.device)
-        keys, values = k[:, :, first:end], v[:, :, first:end]
+        last = end if context.causal else k.shape[2]
+        mask = visible(start, end, first, last, context, rule)
+        away = None if rule.slopes is None else away_of(start, end, first, last, q.device)
+        keys, values = k[:, :, first:last], v[:, :, first:last]
         queries = q[:, :, start - at : end - at]
         outs.append(_grouped(queries, keys, values, mask, rule, away))
     return torch.cat(outs, dim=2)
@@ -214,7 +222,7 @@ def _grouped(
     """Softmax attention with the query heads of a group folded into rows.
 
     q: (B, H, T, D); k: (B, K, S, D), v: (B, K, S, Dv). mask: broadcastable to (B, 1, T, S), True
-    is visible. away: positions from query to key, in the shape of the mask, for slopes.
+    is visible. away: `away_of`, in the shape of the mask, for slopes.
     """
     B, H, T, _ = q.shape
     K, S = k.shape[1], k.shape[2]
@@ -243,9 +251,9 @@ def scores_of(q: Tensor, k: Tensor, mask: Tensor, rule: ScoreRule, away: Tensor 
 
 
 def away_of(start: int, end: int, first: int, last: int, device: torch.device) -> Tensor:
-    """(1, 1, end - start, last - first): positions from each query to each key, 0 or less."""
+    """(1, 1, end - start, last - first): how far each key is from each query, 0 or less."""
     queries = torch.arange(start, end, device=device)[:, None]
-    return (torch.arange(first, last, device=device)[None] - queries)[None, None]
+    return -(torch.arange(first, last, device=device)[None] - queries).abs()[None, None]
 
 
 def visible(
@@ -255,9 +263,11 @@ def visible(
     device = context.positions.device
     queries = torch.arange(start, end, device=device)[:, None]
     keys = torch.arange(first, last, device=device)[None]
-    mask = (keys <= queries)[None]
+    mask = (
+        (keys <= queries)[None] if context.causal else (keys >= 0)[None].expand(1, len(queries), -1)
+    )
     if rule.window is not None:
-        near = (queries - keys < rule.window)[None]
+        near = ((queries - keys).abs() < rule.window)[None]
         if rule.sink_tokens:
             near = near | (context.positions[:, None, first:last] < rule.sink_tokens)
         mask = mask & near

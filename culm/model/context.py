@@ -61,6 +61,7 @@ class Context:
     documents: (B, T) integers; a token sees its own document only. None: one document per row.
     padding: (B, T) bool, True for padding, which experts do not count. None: no padding.
     cache: earlier tokens, which these continue. None: nothing is stored.
+    causal: whether a token sees those before it only, and not those after it.
     adapters: rows (N,) with an adapter, and the adapter's number (`culm.adapt.multi_lora`).
     routings: a list to which every layer of experts appends what it did. None: not recorded.
     sequence: attention, where these tokens are a part of the rows and other ranks have the others.
@@ -73,6 +74,7 @@ class Context:
     adapters: tuple[Tensor, Tensor] | None = None
     routings: list[Routing] | None = None
     sequence: SequenceAttention | None = None
+    causal: bool = True
 
     @classmethod
     def plain(cls, tokens: Tensor) -> Context:
@@ -132,7 +134,8 @@ class LayerContext(Context):
         """The context of the first block, from that of the caller."""
         return cls(
             context.positions, context.documents, context.padding, context.cache,
-            context.adapters, context.routings, context.sequence, rotations, inputs,
+            context.adapters, context.routings, context.sequence, context.causal,
+            rotations, inputs,
         )  # fmt: skip
 
     def for_block(self) -> LayerContext:

@@ -40,9 +40,10 @@ def flash(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: ScoreRule) ->
     rows, heads, length, _ = q.shape
     borders = _borders(context, rows, length)
     flat_q, flat_k, flat_v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    back = -1 if rule.window is None else rule.window - 1
     out = varlen_attn(
         flat_q, flat_k, flat_v, borders, borders, length, length, scale=rule.scale,
-        window_size=(-1 if rule.window is None else rule.window - 1, 0),  # keys back and ahead
+        window_size=(back, 0 if context.causal else back),  # keys back and ahead
         enable_gqa=heads != k.shape[1],
     )  # fmt: skip
     assert isinstance(out, Tensor)  # no other output was requested

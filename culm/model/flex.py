@@ -34,15 +34,15 @@ def flex(q: Tensor, k: Tensor, v: Tensor, context: Context, rule: ScoreRule) -> 
     documents, positions = context.documents, context.positions
 
     def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        mask = i >= j
+        mask = i >= j if context.causal else i >= 0
         if rule.window is not None:
-            mask = mask & ((i - j < rule.window) | (positions[b, j] < rule.sink_tokens))
+            mask = mask & (((i - j).abs() < rule.window) | (positions[b, j] < rule.sink_tokens))
         return mask if documents is None else mask & (documents[b, i] == documents[b, j])
 
     def scored(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         if rule.softcap is not None:
             score = rule.softcap * torch.tanh(score / rule.softcap)
-        return score if rule.slopes is None else score + rule.slopes[h] * (j - i)
+        return score if rule.slopes is None else score - rule.slopes[h] * (j - i).abs()
 
     rows = None if documents is None and not rule.sink_tokens else B
     mask = create_block_mask(visible, rows, None, T, T, device=q.device.type)

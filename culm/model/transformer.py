@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from culm.batch import IGNORED
 from culm.config import SettingError
+from culm.model.attention.deltanet import DeltaNet
 from culm.model.block import Block
 from culm.model.cache import Cache
 from culm.model.context import Context, LayerContext
@@ -39,6 +41,8 @@ class TransformerConfig(TrunkConfig):
     scaling: how learning rates and initial weights follow from those of a smaller model
         (`culm.model.scaling`).
     mtp: heads that predict tokens beyond the next one (`culm.model.mtp`).
+    masked: fill in masked tokens instead of predicting the next one (masked diffusion). A token
+        sees those after it too, and the last row of the vocabulary is the mask.
     """
 
     vocabulary: PositiveInt
@@ -49,6 +53,7 @@ class TransformerConfig(TrunkConfig):
     scores: PositiveInt = 1
     tied: bool = True
     mtp: MTP | None = None
+    masked: bool = False
 
     @model_validator(mode="after")
     def _ends_fit(self) -> TransformerConfig:
@@ -67,7 +72,18 @@ class TransformerConfig(TrunkConfig):
             raise ValueError(
                 f"mtp.depth: {self.mtp.depth} heads look beyond a context of {self.context} tokens"
             )
+        if self.masked and self.mtp is not None:
+            raise ValueError("mtp: a model that fills in masked tokens has no next tokens")
+        if self.masked and any(isinstance(part, DeltaNet) for part in self.attention):
+            raise ValueError(
+                "attention: deltanet reads tokens in order; a masked model needs both sides"
+            )
         return self
+
+    @property
+    def mask_id(self) -> int:
+        """The id of the mask, which is above those of all tokens, if the model is `masked`."""
+        return self.vocabulary - 1
 
     def build(self, seed: int = 0, device: torch.device | str = "cpu") -> Transformer:
         """An initialised model; on the meta device it has shapes only."""
@@ -115,6 +131,9 @@ class Transformer(Trunk):
         """The blocks of the trunk, then those of multi-token prediction."""
         heads = [head.block for head in self.mtp if isinstance(head, MTPHead)]
         return [*super().every_block, *heads]
+
+    def layer_context(self, context: Context, inputs: Tensor) -> LayerContext:
+        return super().layer_context(replace(context, causal=not self.config.masked), inputs)
 
     def states(self, tokens: Tensor, context: Context) -> tuple[Tensor, LayerContext]:
         """The output of the last block (B, T, E), and the context after it."""
@@ -257,7 +276,7 @@ class Transformer(Trunk):
 
 
 def require_vocabulary(model: Transformer) -> None:
-    """Refuse a model that gives no logits.
+    """Refuse a model that gives no logits of tokens.
 
     Raises:
         SettingError: its output head is scalar.
@@ -266,4 +285,18 @@ def require_vocabulary(model: Transformer) -> None:
         raise SettingError(
             "model: it has a scalar head, which can neither generate nor score text; use a model "
             "with head=vocabulary"
+        )
+
+
+def require_next_token(model: Transformer) -> None:
+    """Refuse a model that gives no logits of the next token.
+
+    Raises:
+        SettingError: its output head is scalar, or it fills in masked tokens.
+    """
+    require_vocabulary(model)
+    if model.config.masked:
+        raise SettingError(
+            "model: it fills in masked tokens, and has no probability of a next token; culm "
+            "generate and the held_out measure work with it"
         )

@@ -62,7 +62,7 @@ class KTOObjective(Objective):
     def calls_twice(self) -> bool:
         return self.reference is None
 
-    def prepare_step(self, batches: list[Batch], ranks: Ranks) -> list[Batch]:
+    def prepare_step(self, batches: list[Batch], number: int, ranks: Ranks) -> list[Batch]:
         """With the divergence: the mean log-ratio of answers to other questions than their own,
         over the whole step, or 0 if that is negative.
 

@@ -40,12 +40,14 @@ class ObjectiveConfig(Config, ABC):
         this.
     head: the output head of the model that it trains.
     columns: what it needs in `Batch.extra`, one number a row or a token.
-    trains_mtp: whether it trains heads of multi-token prediction.
+    trains_mtp: whether it trains heads of multi-token prediction. fills_masks: whether the model
+        fills in masked tokens, instead of predicting the next one.
     """
 
     kind: str
     head: ClassVar[Literal["vocabulary", "scalar"]] = "vocabulary"
     trains_mtp: ClassVar[bool] = False
+    fills_masks: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -178,9 +180,9 @@ class Objective(nn.Module, ABC):
         """A number for each row in each of these columns, from the model as it is at the start."""
         return {}
 
-    def prepare_step(self, batches: list[Batch], ranks: Ranks) -> list[Batch]:
+    def prepare_step(self, batches: list[Batch], number: int, ranks: Ranks) -> list[Batch]:
         """The micro-batches of a step, with what must be known of the whole step before any of it
-        is learned from; on the CPU. Every rank calls it.
+        is learned from; on the CPU. number: of the step. Every rank calls it.
         """
         return batches
 

@@ -189,7 +189,7 @@ class PPOObjective(Objective):
                 "train.rollout.max_tokens"
             )
 
-    def prepare_step(self, batches: list[Batch], ranks: Ranks) -> list[Batch]:
+    def prepare_step(self, batches: list[Batch], number: int, ranks: Ranks) -> list[Batch]:
         """Without advantages where the policy is too far from the one that sampled."""
         if self.config.kl_stop is None:
             return batches

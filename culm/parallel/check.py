@@ -23,6 +23,11 @@ def check_layout(model: Transformer, settings: ParallelConfig) -> None:
     """
     if settings.expert > 1:
         _check_experts(model, settings.expert)
+    if settings.context > 1 and model.config.masked:
+        raise SettingError(
+            "parallel.context: its attention is causal, and this model fills in masked tokens; set "
+            "it to 1, and use tensor or data: fsdp"
+        )
     for number, block in enumerate(model.every_block):
         where = f"layer {number}"
         if settings.tensor * settings.context > 1:

@@ -140,7 +140,6 @@ class Rollouts:
         # Rows of similar length side by side, so that micro-batches hold little padding.
         rows = first + lengths[first : first + self.rows].argsort(stable=True)
         parts = [held.select(part, ROUND) for part in rows.split(self.micro_batch_size)]
-        parts = self.objective.prepare_step(parts, self.ranks)
         if self.config.updates == 1:
             self._held = None
         return parts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import torch
 
 from culm import log
-from culm.batch import Batch
 from culm.config import SettingError
 from culm.data.loader import Loader
 from culm.data.manifest import Manifest
@@ -97,16 +95,12 @@ def training_batches(run: Assembly) -> Loader | Mixture | StreamBatches | Rollou
     waits = grading is not None and not run.ranks.writer  # for what the writer computes and stores
     if waits:
         run.ranks.wait()
-    prepare_step = partial(run.objective.prepare_step, ranks=run.ranks)
-    rows = loader(
-        config, tokenizer, path, run.context, run.ranks, "train",
-        list if config.data.mix else prepare_step, grading=grading,
-    )  # fmt: skip
+    rows = loader(config, tokenizer, path, run.context, run.ranks, "train", grading=grading)
     if not waits:
         run.ranks.wait()
     batches: Loader | Mixture = rows
     if config.data.mix:
-        batches = mixture_of(config, rows, partial(_mixed_loader, run), run.ranks, prepare_step)
+        batches = mixture_of(config, rows, partial(_mixed_loader, run), run.ranks)
     for one in batches.corpora if isinstance(batches, Mixture) else [rows]:
         check_ends(one, tokenizer)
     for remark in _remarks(run, batches) if run.ranks.writer else ():
@@ -152,7 +146,6 @@ def loader(
     context: int,
     ranks: Ranks,
     split: str,
-    prepare_step: Callable[[list[Batch]], list[Batch]] = list,
     grading: Grading | None = None,
 ) -> Loader:
     """Rows of a prepared corpus, as the run needs them."""
@@ -177,7 +170,6 @@ def loader(
         ranks.rank,
         ranks.count,
         config.data.packing,
-        prepare_step,
         grading,
         train.batch_ramp,
     )

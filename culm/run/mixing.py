@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from math import inf, isinf
 from pathlib import Path
 
-from culm.batch import Batch
 from culm.config import SettingError
 from culm.data.loader import Loader
 from culm.data.manifest import Manifest
@@ -25,7 +24,6 @@ def mixture_of(
     first: Loader,
     load: Callable[[Path], Loader],
     ranks: Ranks,
-    prepare_step: Callable[[list[Batch]], list[Batch]] = list,
     share: float = 1.0,
 ) -> Mixture:
     """All corpora of a run that mixes some.
@@ -45,7 +43,7 @@ def mixture_of(
     weights = weights_of(data.mix, sizes, data.temperature)
     mixed = Mixture(
         corpora, weights, train.batch_size, train.at_once, config.seed, ranks.rank, ranks.count,
-        prepare_step, train.batch_ramp,
+        train.batch_ramp,
     )  # fmt: skip
     _check_epochs(config, mixed, sizes)
     return mixed

@@ -8,6 +8,7 @@ from culm import log
 from culm.adapt.float8 import check_float8, use_float8
 from culm.adapt.heads import with_scalar_head
 from culm.adapt.lora import adapters_of
+from culm.adapt.masked import with_mask
 from culm.adapt.quantize.linear import is_quantized
 from culm.adapt.quantize.qat import fake_quantize
 from culm.config import SettingError
@@ -111,6 +112,15 @@ def change_model(config: RunConfig, model: Transformer) -> list[str]:
             f"train.objective: {train.objective.kind} trains {train.objective.scores} heads, and "
             f"the model has {model.config.scores}; give train.objective.heads="
             f"{model.config.scores}, or start from a language model"
+        )
+    fills = train.objective.fills_masks
+    if fills and not model.config.masked:
+        with_mask(model)
+        changes.append("The model fills in masked tokens: a row for the mask was added.")
+    if model.config.masked and not fills:
+        raise SettingError(
+            f"train.objective: {train.objective.kind} needs the next token, and the model fills in "
+            "masked ones; use train.objective=masked_diffusion, or another start"
         )
     if train.adapter is not None:
         count = train.adapter.apply(model, config.seed)

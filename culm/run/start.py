@@ -74,6 +74,11 @@ class Pretrained(Config):
         if self.template_arguments:
             tokenizer = tokenizer.with_template_arguments(self.template_arguments)
         tokenizer = with_turn_end(tokenizer, self.source)
+        if model.config.masked and tokenizer.vocabulary > model.config.mask_id:
+            raise SettingError(
+                f"{self.source}: a model that fills in masked tokens cannot get new tokens; "
+                "leave out start.chat and start.fim"
+            )
         used = min(known, model.config.vocabulary)
         if tokenizer.vocabulary > used:
             grow(model, used, tokenizer.vocabulary)

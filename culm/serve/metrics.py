@@ -107,7 +107,7 @@ class Metrics:
         self._aborted.labels(self._model).inc(count)
 
     def failed(self, count: int, refusal: Refusal) -> None:
-        """Answers that ended with an error after they had begun."""
+        """Answers that ended with an error while they were written."""
         self._failed.labels(self._model, type(refusal).__name__).inc(count)
 
 

@@ -184,7 +184,7 @@ def _answers(
     if not requests:
         return
     length = max(len(request.prompt) + request.max_tokens for request in requests)
-    engine = model.engine(min(len(requests), SLOTS), length)
+    engine = model.generator(min(len(requests), SLOTS), length)
     for dialogue, completion in zip(asked, engine.generate(requests), strict=True):
         text = _text(model, completion, settings.options.stops)
         if text is None or not text.strip():

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from culm.adapt.multi_lora import adapter_names
 from culm.engine import scoring
+from culm.engine.denoising import Denoiser
 from culm.engine.engine import Engine
 from culm.engine.prefix import BLOCK
 from culm.engine.request import Request
@@ -47,13 +48,15 @@ class LanguageModel:
         context: int | None = None,
         cache: CacheKind = "plain",
         speculate: Speculation | Transformer | None = None,
+        tokens_per_step: int = 1,
     ) -> None:
         """context: maximum tokens of a prompt and its continuation together; the model's, or less
         to save memory. cache: int8 or int4 stores keys and values in fewer bits, also to save
         memory. speculate: "mtp" drafts tokens with the model's heads of multi-token prediction,
         "ngram" from repetitions in the text (`culm.engine.speculation`), a smaller model with the
         same tokenizer by itself; an accepted token takes no step of its own, and texts stay the
-        same up to rounding.
+        same up to rounding. tokens_per_step: that a model which fills in masked tokens keeps of
+        each step (`culm.engine.denoising`).
 
         Raises:
             SettingError: the model cannot speculate in this way.
@@ -66,10 +69,20 @@ class LanguageModel:
         self.context = context or known
         self.cache: CacheKind = cache
         self.speculate = speculate
+        self.tokens_per_step = tokens_per_step
         self._kept: Engine | None = None
         self._weights = 0  # changes of the weights that the kept engine has seen
         if speculate is not None:
             drafter_for(model, speculate, 1, self.context)
+
+    def generator(self, slots: int, length: int) -> Engine | Denoiser:
+        """What generates tokens for up to `slots` requests at once, of up to `length` tokens."""
+        if not self.model.config.masked:
+            return self.engine(slots, length)
+        return Denoiser(
+            self.model, slots, length, vocabulary=self.tokenizer.vocabulary,
+            suppressed=self.tokenizer.suppressed, tokens_per_step=self.tokens_per_step,
+        )  # fmt: skip
 
     def engine(
         self, slots: int, length: int, step_tokens: int | None = None, prefix_tokens: int = 0
@@ -175,7 +188,8 @@ class LanguageModel:
     ) -> Iterator[str]:
         """Like `chat`, in pieces as they come."""
         read = read_options(options, CHAT_TEMPERATURE)
-        return self._stream(self._chat_ids(messages), max_tokens, read, self.dialogue_engine)
+        engine_for = None if self.model.config.masked else self.dialogue_engine
+        return self._stream(self._chat_ids(messages), max_tokens, read, engine_for)
 
     # -----------------------------------------------------------------------------------------
 
@@ -224,7 +238,7 @@ class LanguageModel:
         ids: Sequence[int],
         max_tokens: int | None,
         options: Options,
-        engine_for: Callable[[int], Engine] | None = None,
+        engine_for: Callable[[int], Engine | Denoiser] | None = None,
     ) -> Iterator[str]:
         """The continuation of one prompt, in pieces. engine_for: as in `_run`."""
         request = self.request(ids, max_tokens, options.sampling, options.adapter, options.stops)
@@ -234,7 +248,7 @@ class LanguageModel:
         self,
         requests: Sequence[Request],
         stops: Sequence[str],
-        engine_for: Callable[[int], Engine] | None = None,
+        engine_for: Callable[[int], Engine | Denoiser] | None = None,
     ) -> Iterator[tuple[int, str]]:
         """Pairs (index of the request, next piece of its text).
 
@@ -242,7 +256,7 @@ class LanguageModel:
         """
         length = max((len(r.prompt) + r.max_tokens for r in requests), default=1)
         slots = min(max(len(requests), 1), SLOTS)
-        engine = engine_for(length) if engine_for else self.engine(slots, length)
+        engine = engine_for(length) if engine_for else self.generator(slots, length)
         numbers = {engine.add(request): index for index, request in enumerate(requests)}
         replies = [Reply(self.tokenizer, stops) for _ in requests]
         try:

@@ -24,6 +24,7 @@ def load(
     cache: CacheKind = "plain",
     speculate: Speculation | None = None,
     draft: str | Path | None = None,
+    tokens_per_step: int = 1,
 ) -> LanguageModel:
     """A model from what `path` names: a run or model folder of Culm, a Hugging Face folder or hub
     id, a `.gguf` file, or a folder with an adapter, which is merged into the base that it names.
@@ -31,8 +32,8 @@ def load(
     device: "cpu", "cuda", "mps", "xpu"; "auto" takes the first CUDA device, else the CPU. dtype:
     of weights and activations, such as "bfloat16"; "auto" takes the fastest on this machine; the
     default is float32 on a CPU, bfloat16 elsewhere and for quantised weights. context, cache,
-    speculate: see `LanguageModel`. draft: path of a smaller model with the same tokenizer, which
-    drafts tokens in place of `speculate`.
+    speculate, tokens_per_step: see `LanguageModel`. draft: path of a smaller model with the same
+    tokenizer, which drafts tokens in place of `speculate`.
     adapter: a PEFT folder, or the run that trained it, to attach to its base `path`
     (`culm.adapt.merge` merges it). adapters: several of them by name; each call chooses one with
     `adapter=NAME`, or none. The base is in memory once.
@@ -45,7 +46,7 @@ def load(
         raise SettingError(f"draft: speculate={speculate} drafts tokens already; give one of them")
     parts = read(path, device, dtype, adapter, adapters, mtp=speculate == "mtp")
     if draft is None:
-        return LanguageModel(*parts, context, cache, speculate)
+        return LanguageModel(*parts, context, cache, speculate, tokens_per_step)
     smaller, tokenizer = read(draft, device, dtype)
     if tokenizer.fingerprint != parts[1].fingerprint:
         raise SettingError(

@@ -13,6 +13,7 @@ from torch import Tensor
 from culm.batch import Batch, Sums, divisor
 from culm.exits import RESUMES, OutOfMemory, is_out_of_memory
 from culm.parallel.phases import phase
+from culm.parallel.ranks import Ranks
 from culm.seed import keyed_integer
 from culm.train.events import Event, Stepped
 from culm.train.judge import Finite, StepJudge, TrainingError
@@ -51,6 +52,10 @@ class Batches(Protocol):
 
 class Learner(Protocol):
     """What the loop asks of an objective, beyond the loss."""
+
+    def prepare_step(self, batches: list[Batch], number: int, ranks: Ranks) -> list[Batch]:
+        """The micro-batches of a step, completed before any of it is learned from."""
+        ...
 
     def before_update(self, statistics: Mapping[str, Tensor]) -> Mapping[str, float]:
         """Called between the gradients and the update of a step; gives further metrics."""
@@ -106,13 +111,17 @@ class Trainer:
             began = time.perf_counter()
             with self.ranks.pulse.step():
                 with phase("data", self.ranks.pulse):
-                    given = batches.step(number)
+                    given = self._given(batches, number)
                 event = self._step(given, number, steps, tokens, began)
             tokens = event.tokens
             self.listener(event)
             if event.stopped:
                 return event.step
         return max(start, steps)
+
+    def _given(self, batches: Batches, number: int) -> list[Batch]:
+        """The micro-batches of a step for this rank, as the objective completes them."""
+        return self.objective.prepare_step(batches.step(number), number, self.ranks)
 
     def _step(
         self, batches: list[Batch], number: int, steps: int, tokens: int, began: float
@@ -165,7 +174,7 @@ class Trainer:
         Raises:
             OutOfMemory: it does not fit.
         """
-        first = batches.step(number)
+        first = self._given(batches, number)
         if self.parallel.pipeline is None:  # which cannot do with one
             first = first[:1]
         self._seed(number)

@@ -56,7 +56,7 @@ def test_golden(parity: Parity) -> None:
 
 def test_the_loss_begins_at_a_half() -> None:
     objective = build(KTO(), model())
-    (batch,) = objective.prepare_step(labelled([0, 8]), Ranks())
+    (batch,) = objective.prepare_step(labelled([0, 8]), 0, Ranks())
     assert batch.metrics["kl"] == 0
     loss = objective(batch)
     assert float(mean(loss, batch).detach()) == pytest.approx(0.5, abs=1e-7)
@@ -66,7 +66,7 @@ def test_the_loss_begins_at_a_half() -> None:
 def test_a_step_does_not_depend_on_how_it_is_cut() -> None:
     def run(at: list[int]) -> tuple[float, float, dict, dict[str, Tensor]]:
         objective = moved()
-        batches = objective.prepare_step(labelled(at), Ranks())
+        batches = objective.prepare_step(labelled(at), 0, Ranks())
         (step,) = fit(objective, batches)
         weights = {name: p.detach().clone() for name, p in objective.named_parameters()}
         return step.loss, step.grad_norm, dict(step.metrics), weights
@@ -96,7 +96,7 @@ def test_the_divergence_is_that_of_answers_to_other_questions() -> None:
             logits = part(ids[None, :-1])[0].log_softmax(-1)[end:]
             total += sign * float(logits.gather(1, answer[:, None]).sum().detach())
     for at in CUTS:
-        found = objective.prepare_step(labelled(at), Ranks())
+        found = objective.prepare_step(labelled(at), 0, Ranks())
         assert found[0].metrics["kl"] == pytest.approx(max(total / 8, 0.0), abs=1e-4)
         assert all((part.extra["divergence"] == found[0].metrics["kl"]).all() for part in found)
 
@@ -110,7 +110,7 @@ def test_mismatched_rows_are_cut_to_the_context() -> None:
 def test_an_answer_alone_is_compared_with_no_other() -> None:
     """Its own log-ratio would always be cancelled."""
     with pytest.raises(SettingError, match=r"train\.batch_size: kto compares the answers"):
-        moved().prepare_step(labelled([0, 1]), Ranks())
+        moved().prepare_step(labelled([0, 1]), 0, Ranks())
 
 
 @pytest.mark.parametrize("label", [0.5, 3.0, -2.0])
@@ -119,7 +119,7 @@ def test_other_labels_are_refused(label: float) -> None:
     labels[3] = label
     objective: Objective = moved()
     with pytest.raises(SettingError, match=r"data\.format\.label: kto learns from true and false"):
-        objective.prepare_step(labelled([0, 4, 8], labels), Ranks())
+        objective.prepare_step(labelled([0, 4, 8], labels), 0, Ranks())
 
 
 def test_good_answers_become_likelier_and_bad_ones_less() -> None:
@@ -132,6 +132,6 @@ def test_good_answers_become_likelier_and_bad_ones_less() -> None:
     before = scores()
     optimizer = torch.optim.Adam(objective.model.parameters(), lr=3e-3)
     for _ in range(20):
-        fit(objective, objective.prepare_step(labelled([0, 8]), Ranks()), optimizer=optimizer)
+        fit(objective, objective.prepare_step(labelled([0, 8]), 0, Ranks()), optimizer=optimizer)
     change, good = scores() - before, LABELS > 0
     assert change[good].mean() > 0 > change[~good].mean()

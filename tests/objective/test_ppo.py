@@ -177,12 +177,12 @@ def test_a_policy_is_read_once_for_a_rollout() -> None:
 def test_a_policy_that_went_too_far_only_teaches_its_critic() -> None:
     objective = build(PPO(kl_stop=0.01), tiny.model())
     batch = objective.prepare(experience(torch.arange(8.0), group=1))
-    (near,) = objective.prepare_step([batch], Ranks())
+    (near,) = objective.prepare_step([batch], 0, Ranks())
     assert near.metrics["policy_stopped"] == 0
     assert torch.equal(near.extra["advantages"], batch.extra["advantages"])
     with torch.no_grad():
         objective.model.head.weight.add_(torch.randn_like(objective.model.head.weight))
-    (far,) = objective.prepare_step([batch], Ranks())
+    (far,) = objective.prepare_step([batch], 0, Ranks())
     assert far.metrics["policy_stopped"] == 1
     objective(far).mean(far.counts).backward()
     assert all(p.grad is None or not p.grad.any() for p in objective.model.parameters())

@@ -251,7 +251,7 @@ def test_kto(tmp_path: Path, parity: Parity) -> None:
         for one in records
     ]
     assert sorted(order) == list(range(6))
-    (batch,) = objective.prepare_step([given.select(torch.tensor(order))], Ranks())
+    (batch,) = objective.prepare_step([given.select(torch.tensor(order))], 0, Ranks())
     theirs, reference, words = exported(tmp_path)
     trainer = trl.KTOTrainer(
         model=theirs, ref_model=reference, processing_class=words,

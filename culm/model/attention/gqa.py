@@ -169,7 +169,7 @@ class GroupedQueryAttention(AttentionModule, CustomInit):
     def weights(self, x: Tensor, context: LayerContext) -> Tensor:
         """Attention weights (B, H, T, T), for inspection; one document per row."""
         q, k, _ = self._project(x, context)
-        return attention_weights(q, k, self.rule(x.device))
+        return attention_weights(q, k, self.rule(x.device), context.causal)
 
     def _project(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (B, T, H, D) and keys, and values (B, T, K, D)."""

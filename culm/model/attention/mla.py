@@ -111,7 +111,8 @@ class LatentAttention(AttentionModule):
         """Attention weights (B, H, T, T), for inspection; one document per row."""
         q, rotated = self._queries(x, context)
         keys = self._keys(*self._latents(x, context))
-        return attention_weights(torch.cat((q, rotated), -1), keys, self.rule)
+        queries = torch.cat((q, rotated), -1)
+        return attention_weights(queries, keys, self.rule, context.causal)
 
     def _queries(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor]:
         """Unrotated (B, T, H, D) and rotated part (B, T, H, R)."""

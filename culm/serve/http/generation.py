@@ -57,7 +57,7 @@ def best(pieces: Sequence[Sequence[TextPiece]], count: int, of: int, echo: bool)
         scores = [score.logprob or 0.0 for piece in answer[echo:] for score in piece.scores]
         return sum(scores) / len(scores) if scores else -math.inf
 
-    chosen = []
+    chosen: list[TextPiece] = []
     for start in range(0, len(pieces), of):
         group = sorted(pieces[start : start + of], key=mean, reverse=True)
         chosen += map(_joined, group[:count])
