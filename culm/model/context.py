@@ -64,6 +64,7 @@ class Context:
     adapters: rows (N,) with an adapter, and the adapter's number (`culm.adapt.multi_lora`).
     routings: a list to which every layer of experts appends what it did. None: not recorded.
     sequence: attention, where these tokens are a part of the rows and other ranks have the others.
+    embeddings: inputs that stand in place of token embeddings: (B, T) bool, where; (B, T, E).
     """
 
     positions: Tensor
@@ -73,6 +74,7 @@ class Context:
     adapters: tuple[Tensor, Tensor] | None = None
     routings: list[Routing] | None = None
     sequence: SequenceAttention | None = None
+    embeddings: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def plain(cls, tokens: Tensor) -> Context:
@@ -132,7 +134,7 @@ class LayerContext(Context):
         """The context of the first block, from that of the caller."""
         return cls(
             context.positions, context.documents, context.padding, context.cache,
-            context.adapters, context.routings, context.sequence, rotations, inputs,
+            context.adapters, context.routings, context.sequence, None, rotations, inputs,
         )  # fmt: skip
 
     def for_block(self) -> LayerContext:

@@ -1,12 +1,15 @@
 """What is learned: one file an objective; this union is the registry."""
 
 from culm.config import one_of
+from culm.objective.concept_autoencoder import ConceptAutoencoder
 from culm.objective.distill import GKD, Distill
 from culm.objective.grpo import GRPO
 from culm.objective.kto import KTO
+from culm.objective.lcm import BaseLCM, OneTowerLCM, QuantizedLCM, TwoTowerLCM
 from culm.objective.next_token import NextToken
 from culm.objective.ppo import PPO
 from culm.objective.preference import Preference
 from culm.objective.reward import Reward
 
-Objective = one_of(NextToken | Preference | KTO | Reward | GRPO | PPO | Distill | GKD)
+Concepts = ConceptAutoencoder | BaseLCM | OneTowerLCM | TwoTowerLCM | QuantizedLCM
+Objective = one_of(NextToken | Preference | KTO | Reward | GRPO | PPO | Distill | GKD | Concepts)

@@ -24,7 +24,15 @@ from culm.parallel.ranks import Ranks
 from culm.run.assemble import Assembly
 from culm.safetensors import read_metadata, read_safetensors, write_safetensors
 
+CALIBRATED = 250_000  # targets of the rows that an objective is calibrated on
 NAME, FINGERPRINT = "precomputed.safetensors", "fingerprint"
+
+
+def calibrate(run: Assembly, rows: Loader) -> None:
+    """Let the objective fit to rows from all over the corpus what is no weight. Every rank does so
+    with the same rows.
+    """
+    run.objective.calibrate(rows.sample(CALIBRATED), run.config.seed)
 
 
 def add_precomputed(run: Assembly, rows: Loader) -> None:

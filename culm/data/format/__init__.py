@@ -7,7 +7,8 @@ from culm.data.format.label import LabelFormat
 from culm.data.format.pair import PairFormat
 from culm.data.format.prompt import PromptFormat
 from culm.data.format.ranking import RankingFormat
+from culm.data.format.sentences import SentencesFormat
 from culm.data.format.steps import StepsFormat
 
 Judged = PairFormat | RankingFormat | LabelFormat | StepsFormat  # answers, and how good they are
-Format = one_of(DocumentFormat | ChatFormat | PromptFormat | Judged)
+Format = one_of(DocumentFormat | SentencesFormat | ChatFormat | PromptFormat | Judged)
