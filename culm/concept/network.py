@@ -8,13 +8,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PositiveInt
 from torch import Tensor, nn
 
 from culm.concept.diffusion import Sampler
-from culm.config import Config
+from culm.config import Config, listed
+from culm.model.attention import Attention
 from culm.model.attention.gqa import GQA
 from culm.model.cache import Cache
 from culm.model.context import Context
@@ -22,16 +24,25 @@ from culm.model.init import initialize
 from culm.model.linear import Linear
 from culm.model.trunk import Trunk, TrunkConfig
 
-TRUNK = TrunkConfig(width=192, layers=4, context=16, attention=(GQA(heads=6),))
+
+class ConceptTrunk(TrunkConfig):
+    """The Transformer over concepts. context: sentences of a row."""
+
+    width: PositiveInt = 192
+    layers: Annotated[PositiveInt, Field(le=10_000)] = 4
+    context: PositiveInt = 16
+    attention: Annotated[tuple[Attention, ...], BeforeValidator(listed), Field(min_length=1)] = (
+        GQA(heads=6, qk_norm="head"),
+    )
 
 
 class NetworkConfig(Config, ABC):
-    """trunk: the Transformer over concepts; its context is the number of sentences of a row.
+    """trunk: the Transformer over concepts, with its context, the number of sentences of a row.
     sampler: how the next concept is sampled, unless a call says otherwise.
     """
 
     kind: str
-    trunk: TrunkConfig = Field(default=TRUNK)
+    trunk: ConceptTrunk = ConceptTrunk()
     sampler: Sampler = Sampler()
 
     @abstractmethod
