@@ -29,8 +29,8 @@ def samples(config: NetworkConfig, steps: int, rate: float, seed: int = 0, count
 
 
 def near(found: torch.Tensor, modes: torch.Tensor) -> tuple[float, float]:
-    """Shares of the samples within 20 % of the distance of both modes to one of them; and, of these,
-    to the first.
+    """The share of samples that are near a mode, by 20 % of the distance of both; and the share of
+    these that are near the first one.
     """
     distances = torch.cdist(found, modes) / (modes[0] - modes[1]).norm()
     close = distances.min(1).values < 0.2

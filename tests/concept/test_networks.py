@@ -65,7 +65,7 @@ def test_a_row_of_one_concept_has_no_loss(config: NetworkConfig) -> None:
     network = network_of(config)
     [total] = network.loss(concepts(2, 4), torch.arange(4).expand(2, -1) < 1).values()
     total.backward()
-    assert float(total) == 0
+    assert not total
 
 
 @every_network
@@ -105,16 +105,15 @@ def test_without_context_the_context_is_not_read(config: NetworkConfig) -> None:
     for seed in (1, 2):
         predict = network.predictor(concepts(seed=seed), dropped)
         with torch.no_grad():
-            found.append(predict(state, estimate, 50, True))
-            torch.testing.assert_close(
-                found[-1][dropped], predict(state, estimate, 50, False)[dropped]
-            )
+            given, without = (predict(state, estimate, 50, one) for one in (True, False))
+        torch.testing.assert_close(given[dropped], without[dropped])
+        found.append(given)
     assert torch.equal(found[0][dropped], found[1][dropped])
     assert not torch.allclose(found[0][1], found[1][1], atol=1e-3)
 
 
 def test_wrong_settings_say_what_is_wrong() -> None:
-    with pytest.raises(SettingError, match="denoiser_heads: 5 does not divide trunk.width=192"):
+    with pytest.raises(SettingError, match=r"denoiser_heads: 5 does not divide trunk\.width=192"):
         parse(type(NETWORKS[2]), {"denoiser_heads": 5})
     windowed = {"trunk": {"attention": {"kind": "gqa", "heads": 6, "window": 4}}}
     with pytest.raises(SettingError, match=r"trunk\.attention: one_tower masks plain"):
