@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from culm.adapt.lora import adapters_of
 from culm.batch import Batch, Loss, Reads, Term
 from culm.concept.base import Base
 from culm.concept.model import ConceptModel
@@ -51,6 +52,10 @@ class LCM(ObjectiveConfig):
             raise SettingError(
                 f"train.objective.autoencoder: {self.autoencoder} is a language model without an "
                 "encoder of sentences; give a run of culm train concept-autoencoder"
+            )
+        if adapters_of(model):
+            raise SettingError(
+                "train.adapter: an LCM trains a network of its own on frozen weights; leave it out"
             )
         if model.network is None:
             model.attach(self.network, seed)
