@@ -12,8 +12,10 @@ from torch import Tensor
 # What an objective learns from, and a corpus gives: texts and dialogues; texts in sentences, each a
 # document of its row; a chosen and a rejected answer, in rows 2i and 2i + 1; several answers to a
 # question, each with a score; single answers, each with a label; answers in steps, each with a
-# label; answers of the model itself.
-Reads = Literal["documents", "sentences", "pairs", "rankings", "labels", "steps", "rollouts"]
+# label; questions with steps and answer, of which the ends are marked; answers of the model itself.
+Reads = Literal[
+    "documents", "sentences", "pairs", "rankings", "labels", "steps", "thoughts", "rollouts"
+]
 PACKED: tuple[Reads, ...] = ("documents", "sentences")  # of which a row may hold several
 
 IGNORED = -100  # a target that is not learned, as in torch.nn.functional.cross_entropy

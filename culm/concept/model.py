@@ -102,7 +102,7 @@ class ConceptModel(Transformer):
         x = super().start(tokens, context)
         if context.cache is not None or context.embeddings is not None:
             return x
-        concepts, _ = self.concepts(tokens, context)
+        concepts, _ = self._concepts(tokens, context)
         if self.training and self.config.noise:
             concepts = concepts + self.config.noise * torch.randn_like(concepts)
         places = _sentences(tokens, context)[..., None].expand(-1, -1, self.config.dim)
@@ -111,6 +111,9 @@ class ConceptModel(Transformer):
 
     def concepts(self, tokens: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """(B, T, C) fp32, sentence n of a row in place n; (B, T) bool: which places have one."""
+        return self._concepts(tokens, context)
+
+    def _concepts(self, tokens: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         x = super().start(tokens, context)
         states = self.encoder.normalized(self.encoder.run(x, context)[0]).float()
         rows, length = tokens.shape
@@ -125,10 +128,13 @@ class ConceptModel(Transformer):
         means = sums.view(rows, length, -1) / sizes.clamp_min(1)[..., None]
         return F.layer_norm(self.compress(means), (self.config.dim,)), sizes > 0
 
-    def network_loss(self, concepts: Tensor, present: Tensor) -> Mapping[str, Tensor]:
-        """As `ConceptNetwork.loss`, of concepts (B, S, C) as the encoder gives them."""
+    def network_loss(self, tokens: Tensor, context: Context) -> Mapping[str, Tensor]:
+        """As `ConceptNetwork.loss`, of the concepts of rows (B, T), without gradient to these."""
         assert self.network is not None
-        return self.network.loss(self.normalizer(concepts), present)
+        with torch.no_grad():
+            concepts, present = self._concepts(tokens, context)
+        limit = self.network.config.trunk.context
+        return self.network.loss(self.normalizer(concepts[:, :limit]), present[:, :limit])
 
     def written(self, concepts: Tensor) -> Tensor:
         """(N, E): what the decoder reads in place of a first token, from concepts (N, C)."""

@@ -139,6 +139,8 @@ class Rows:
 def _is_single(prepared: Prepared) -> bool:
     """Whether a row holds one document: a pair's answers, or what carries numbers of its own."""
     manifest = prepared.manifest
+    if manifest.gives == "thoughts":
+        return True
     return manifest.gives not in PACKED and (manifest.group != 1 or bool(manifest.columns))
 
 

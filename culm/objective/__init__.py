@@ -1,6 +1,7 @@
 """What is learned: one file an objective; this union is the registry."""
 
 from culm.config import one_of
+from culm.objective.coconut import Coconut
 from culm.objective.concept_autoencoder import ConceptAutoencoder
 from culm.objective.distill import GKD, Distill
 from culm.objective.grpo import GRPO
@@ -11,5 +12,5 @@ from culm.objective.ppo import PPO
 from culm.objective.preference import Preference
 from culm.objective.reward import Reward
 
-Concepts = ConceptAutoencoder | BaseLCM | OneTowerLCM | TwoTowerLCM | QuantizedLCM
+Concepts = ConceptAutoencoder | BaseLCM | OneTowerLCM | TwoTowerLCM | QuantizedLCM | Coconut
 Objective = one_of(NextToken | Preference | KTO | Reward | GRPO | PPO | Distill | GKD | Concepts)

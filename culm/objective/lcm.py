@@ -62,7 +62,7 @@ class LCM(ObjectiveConfig):
         elif model.config.network != self.network:
             raise SettingError(
                 f"train.objective: {self.autoencoder} has a network with other settings "
-                f"({model.config.network.kind}); give these, or its autoencoder"
+                f"({model.network.config.kind}); give these, or its autoencoder"
             )
         model.requires_grad_(False)
         assert model.network is not None
@@ -127,8 +127,7 @@ class LCMObjective(Objective):
         return [self.model.normalizer, *fitted]
 
     def loss(self, batch: Batch, context: Context) -> Loss:
-        concepts, present = self._concepts(batch, context)
-        terms = self.model.network_loss(concepts, present)
+        terms = self.model.network_loss(batch.tokens, context.unrecorded())
         return Loss({name: Term(total, "successors") for name, total in terms.items()})
 
     def calibrate(self, batches: Iterator[Batch], seed: int) -> None:
@@ -149,22 +148,11 @@ class LCMObjective(Objective):
         context = Context(batch.positions, batch.documents, padding=batch.padding)
         with torch.no_grad():
             concepts, present = self.model.concepts(batch.tokens, context)
-        most, limit = int(present.sum(1).max()), self._sentences
+        assert self.model.network is not None
+        most, limit = int(present.sum(1).max()), self.model.network.config.trunk.context
         if most > limit:
             raise SettingError(
                 f"train.objective.trunk.context: {limit}, but rows have up to {most} sentences; "
                 f"give data.format.sentences={limit}, or the trunk a longer context"
             )
         return concepts[present]
-
-    def _concepts(self, batch: Batch, context: Context) -> tuple[Tensor, Tensor]:
-        """(B, S, C), and (B, S) bool: which are present."""
-        with torch.no_grad():
-            concepts, present = self.model.concepts(batch.tokens, context.unrecorded())
-        return concepts[:, : self._sentences], present[:, : self._sentences]
-
-    @property
-    def _sentences(self) -> int:
-        """Of a row at most."""
-        assert self.model.network is not None
-        return self.model.network.config.trunk.context

@@ -15,7 +15,8 @@ from culm.task.task import Task
 SHOWN = 8  # files or tasks by name; the others are counted
 KINDS = {
     "sentences": "sentences", "pairs": "preferences", "rankings": "ranked answers",
-    "labels": "labelled answers", "steps": "labelled steps", "rollouts": "rewards",
+    "labels": "labelled answers", "steps": "labelled steps", "thoughts": "worked answers",
+    "rollouts": "rewards",
 }  # fmt: skip
 
 

@@ -9,6 +9,8 @@ from culm.data.format.prompt import PromptFormat
 from culm.data.format.ranking import RankingFormat
 from culm.data.format.sentences import SentencesFormat
 from culm.data.format.steps import StepsFormat
+from culm.data.format.thoughts import ThoughtsFormat
 
 Judged = PairFormat | RankingFormat | LabelFormat | StepsFormat  # answers, and how good they are
-Format = one_of(DocumentFormat | SentencesFormat | ChatFormat | PromptFormat | Judged)
+Texts = DocumentFormat | SentencesFormat | ChatFormat | PromptFormat | ThoughtsFormat
+Format = one_of(Texts | Judged)

@@ -8,5 +8,6 @@ from culm.eval.measure.pairs import Pairs
 from culm.eval.measure.samples import Samples
 from culm.eval.measure.scores import Scores
 from culm.eval.measure.text import Text
+from culm.eval.measure.thoughts import Thoughts
 
-Measure = one_of(HeldOut | Scores | Text | Pairs | Samples | Chat | Concepts)
+Measure = one_of(HeldOut | Scores | Text | Pairs | Samples | Chat | Concepts | Thoughts)

@@ -55,11 +55,11 @@ class Concepts(MeasureConfig):
                     f"context: no held-out row has {self.context} sentences and one after; "
                     "lower it, or use more text"
                 )
-            means = (
+            found, other = (
                 predicted(model.network, given, self.sampler, random, self.samples)
                 for given in (concepts, concepts.roll(1, 0))
             )
-            return _results(*means, concepts, places)
+            return _results(found, other, concepts, places)
 
 
 def normalized(model: ConceptModel, batches: Iterator[Any]) -> tuple[Tensor, Tensor]:
