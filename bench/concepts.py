@@ -32,7 +32,7 @@ from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.run_folder import read_settings
 
 CONTEXT = 4  # sentences before a query, at least
-TOKENS = {"train": 600_000, "held_out": 400_000}
+TOKENS = {"train": 200_000, "held_out": 150_000}
 PENALTIES = (1e1, 1e2, 1e3, 1e4, 1e5)
 MEAN = Sampler(steps=1, guidance=1.0)  # of a diffusion network: the mean of what may follow
 FEW = Sampler(steps=10)
