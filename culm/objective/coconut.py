@@ -113,10 +113,9 @@ class CoconutObjective(Objective):
         """The column of the first one, and their number."""
         if self.config.thoughts != "latent":
             return 0, 0
-        if batch.tokens.is_meta:  # a plan: as many as there will be
-            return batch.tokens.shape[1] // 2, self.config.stages * self.config.latents_per_step
-        if "first" not in batch.extra:  # held-out rows, which no step prepared
-            raise SettingError("eval.measures: coconut is measured by thoughts; leave held_out out")
+        if "first" not in batch.extra:  # a plan, which makes up its rows: as many as there will be
+            half = batch.tokens.shape[1] // 2
+            return half, min(half, self.config.stages * self.config.latents_per_step)
         return int(batch.extra["first"][0]), int(batch.extra["count"][0])
 
 

@@ -90,7 +90,7 @@ class ConceptLanguageModel(LanguageModel):
         """
         if isinstance(prompt, str):
             return "".join(self.stream(prompt, max_tokens, **options))
-        prompts = [cast(str, one) for one in cast("Iterable[str]", prompt)]
+        prompts = list(cast("Iterable[str]", prompt))
         return ["".join(self.stream(one, max_tokens, **options)) for one in prompts]
 
     def stream(

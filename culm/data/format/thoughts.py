@@ -48,16 +48,15 @@ class ThoughtsFormat(RecordFormat):
             asked, reply = (str(one["content"]) for one in record["messages"][-2:])
             working, _, answer = reply.rpartition(": ")
             return asked, working.split(self.separator) if working else [], answer
-        question, steps, answer = (
-            dict.get(record, name) for name in (self.question, self.steps, self.answer)
-        )
+        given = dict.get(record, self.question), dict.get(record, self.answer)
+        steps = dict.get(record, self.steps)
         texts = isinstance(steps, list) and all(isinstance(one, str) for one in steps)
-        if not isinstance(question, str) or not isinstance(answer, str) or not texts:
+        if not all(isinstance(one, str) for one in given) or not texts:
             raise ValueError(
                 f"no question in {self.question!r}, list of steps in {self.steps!r} and answer in "
                 f"{self.answer!r}; {shape_of(record)}"
             )
-        return question, list(steps), answer  # type: ignore[arg-type]
+        return str(given[0]), list(steps), str(given[1])  # type: ignore[arg-type]
 
 
 def part_of(text: str, tokenizer: Tokenizer) -> list[int]:
