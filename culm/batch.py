@@ -9,10 +9,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-# What an objective learns from, and a corpus gives: texts and dialogues; a chosen and a rejected
-# answer, in rows 2i and 2i + 1; several answers to a question, each with a score; single answers,
-# each with a label; answers in steps, each with a label; answers of the model itself.
-Reads = Literal["documents", "pairs", "rankings", "labels", "steps", "rollouts"]
+# What an objective learns from, and a corpus gives: texts and dialogues; texts in sentences, each a
+# document of its row; a chosen and a rejected answer, in rows 2i and 2i + 1; several answers to a
+# question, each with a score; single answers, each with a label; answers in steps, each with a
+# label; questions with steps and answer, of which the ends are marked; answers of the model itself.
+Reads = Literal[
+    "documents", "sentences", "pairs", "rankings", "labels", "steps", "thoughts", "rollouts"
+]
+PACKED: tuple[Reads, ...] = ("documents", "sentences")  # of which a row may hold several
 
 IGNORED = -100  # a target that is not learned, as in torch.nn.functional.cross_entropy
 
@@ -26,7 +30,8 @@ class Batch:
     documents: (B, T) int32, the document of each token within its row; None: one document a row.
     lengths: (B,) int64, tokens of each row; padding follows. None: no padding.
     counts: what sums over this batch are divided by: `tokens` that are read, padding excluded,
-        learned `targets`, `rows` with some of them (`counts_of`), and `pairs` or `rankings`.
+        learned `targets`, `rows` with some of them (`counts_of`), and `pairs`, `rankings`, or
+        `sentences` and how many of them are `successors` of another one.
     extra: columns of one objective, each with B as its first axis.
     metrics: numbers known before the forward, such as the mean reward; they go to the log.
     temperature: the policy that sampled the targets divided its logits by it. vocabulary: it chose

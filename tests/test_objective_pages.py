@@ -15,6 +15,7 @@ from culm.run.settings import RunConfig, read_run
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "objectives").glob("*.md"))
 TEACHER = "train.objective.teacher=runs/large"
+AUTOENCODER = "train.objective.autoencoder=runs/concept-autoencoder"
 # The runs of a page: a setting is one of the first that takes it.
 RUNS = {
     "next_token": [["sft", "data.tasks=[]", "data.path=x.jsonl"], ["pretrain"]],
@@ -24,6 +25,8 @@ RUNS = {
     "ppo": [["ppo"], ["grpo"]],
     "grpo": [["grpo"]],
     "distill": [["distill", "data.path=x.txt", TEACHER], ["distill", TEACHER]],
+    "lcm": [["lcm"], ["lcm", AUTOENCODER], ["concept-autoencoder"]],
+    "coconut": [["coconut"]],
 }
 SHOWN = runpy.run_path(str(ROOT / "docs" / "source_links.py"))
 PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -111,7 +114,7 @@ def test_its_metrics_are_written_somewhere(page: Path) -> None:
     rows = [line.split("|")[1] for line in table.splitlines()[2:]]
     names = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
     source = "".join(
-        path.read_text() for part in ("objective", "rollout", "train")
+        path.read_text() for part in ("objective", "rollout", "train", "concept")
         for path in (ROOT / "culm" / part).glob("*.py")
     )  # fmt: skip
     assert len(names) >= 4

@@ -22,6 +22,7 @@ from culm.adapt.quantize.linear import quantized_layers
 from culm.atomic import atomic
 from culm.config import Config, SettingError, parse
 from culm.convert.card import write_card
+from culm.convert.models import Model
 from culm.convert.weights import assemble, empty, fitting, refuse_adapters, stored
 from culm.dtype import DTYPES, cast, name_of
 from culm.files import read_json, refuse_nonempty, sha256, write_json
@@ -39,7 +40,7 @@ class Folder(Config):
     """The content of `model.json`."""
 
     format: Literal[1] = 1
-    model: TransformerConfig
+    model: Model
     dtype: Literal["float32", "bfloat16", "float16"]
     quantized: dict[str, Quantizer]
     trained_on: tuple[str, ...] = ()

@@ -72,7 +72,7 @@ class Loader:
         self.targets, self.efficiency = self._rows.targets, self._rows.efficiency
         self.documents, self.left_out = self._rows.documents, self._rows.left_out
         self.truncated, self.group = self._rows.truncated, self._rows.group
-        self.dialogues = prepared.manifest.format != "document"
+        self.dialogues = prepared.manifest.format not in ("document", "sentences")
         self.order: Order = Epochs(self._kept, seed)
         facts: tuple[object, ...] = (prepared.fingerprint, context, rows_per_step, seed, packing)
         if graded is not None:

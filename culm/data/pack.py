@@ -9,12 +9,13 @@ token has no target, so that no document ever predicts the next.
     best fit  documents of at most T tokens whole, longer ones in parts of T; best fit decreasing
               (arXiv 2404.10830); with a curriculum, those of about the same difficulty
     singles   one document a row
+    neighbours  documents that follow each other, such as the sentences of a text
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -167,6 +168,24 @@ def singles(offsets: np.ndarray, context: int) -> PackedRows:
     return PackedRows(
         starts, ends, np.arange(len(starts) + 1), int((lost > 0).sum()), int(lost.sum())
     )
+
+
+def neighbours(offsets: np.ndarray, context: int, first: np.ndarray) -> PackedRows:
+    """Documents in their order, a new row where `first` says so or the next one does not fit; those
+    longer than `context` are truncated.
+
+    first: (documents,) bool.
+    """
+    one = singles(offsets, context)
+    rows, used = [0], 0
+    for index, (length, new) in enumerate(
+        zip((one.ends - one.starts).tolist(), first.tolist(), strict=True)
+    ):
+        if index and (new or used + length > context):
+            rows.append(index)
+            used = 0
+        used += length
+    return replace(one, first=np.array([*rows, len(one.starts)]))
 
 
 def fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from culm.batch import Batch
+from culm.batch import PACKED, Batch
 from culm.config import SettingError
 from culm.data.order import Difficulties
-from culm.data.pack import Overflow, PackedRows, best_fit, singles, wrapped
+from culm.data.pack import Overflow, PackedRows, best_fit, neighbours, singles, wrapped
 from culm.data.prepared import Prepared
 from culm.data.spans import spans_of
 from culm.data.tensors import to_batch
@@ -67,7 +67,8 @@ class Rows:
         read, pad = self._prepared.read, self._prepared.manifest.end_of_text
         if not self._single:
             packed = self._packed.some(rows)
-            return self._checked(to_batch(packed, read, self._context, pad))
+            batch = self._checked(to_batch(packed, read, self._context, pad))
+            return replace(batch, counts={**batch.counts, **self._sentences(packed)})
         members = [member for row in rows for member in self._members(row)]
         ones = self._packed.some(members)
         longest = int((ones.ends - ones.starts).max())
@@ -95,9 +96,16 @@ class Rows:
 
     def _group_starts(self, rows: int) -> np.ndarray:
         """(groups + 1,) int64, the first row of each group, and the end of the last."""
-        if group := self._prepared.manifest.group:
+        if group := self._prepared.manifest.group or not self._single:
             return np.arange(0, rows + 1, group)
         return np.append(np.flatnonzero(self._columns["place"] == 0), rows)
+
+    def _sentences(self, packed: PackedRows) -> dict[str, float]:
+        """Their counts in a batch, where documents are sentences."""
+        if self._prepared.manifest.gives != "sentences":
+            return {}
+        count = len(packed.starts)
+        return {"sentences": float(count), "successors": float(count - len(packed))}
 
     def _members(self, row: int) -> range:
         """Packed rows that belong together in a row."""
@@ -130,7 +138,10 @@ class Rows:
 
 def _is_single(prepared: Prepared) -> bool:
     """Whether a row holds one document: a pair's answers, or what carries numbers of its own."""
-    return prepared.manifest.group != 1 or bool(prepared.manifest.columns)
+    manifest = prepared.manifest
+    if manifest.gives == "thoughts":
+        return True
+    return manifest.gives not in PACKED and (manifest.group != 1 or bool(manifest.columns))
 
 
 def overflow_of(prepared: Prepared) -> Overflow:
@@ -141,12 +152,18 @@ def overflow_of(prepared: Prepared) -> Overflow:
 def _pack(
     prepared: Prepared, context: int, packing: Packing, graded: Difficulties | None
 ) -> PackedRows:
-    if _is_single(prepared):
+    if _is_single(prepared) or prepared.manifest.gives == "sentences":
         if packing != "auto":
             raise SettingError(
                 f"data.packing: {prepared.manifest.gives} are not packed, since each has rows of "
                 "its own; leave it out"
             )
+        if prepared.manifest.gives == "sentences":
+            if graded is not None:
+                raise SettingError(
+                    "data.curriculum: sentences stay in the order of their text; leave it out"
+                )
+            return neighbours(prepared.offsets, context, prepared.column("place") == 0)
         return singles(prepared.offsets, context)
     overflow = overflow_of(prepared)
     if packing == "wrapped" or (packing == "auto" and overflow == "split" and graded is None):

@@ -166,7 +166,7 @@ class DataConfig(Config):
         """What an objective can read in it; None for a prepared corpus, whose manifest says so."""
         if self.corpus is not None:
             return None
-        return "documents" if self.tasks else self.format.gives
+        return "documents" if self.tasks and self.format.gives != "thoughts" else self.format.gives
 
     @property
     def corpus(self) -> Path | None:

@@ -86,6 +86,11 @@ class Engine:
     def check(self, request: Request) -> None:
         """ValueError if the engine cannot serve the request."""
         check_request(request, self.vocabulary, self.length)
+        if request.embeddings and (self.drafter is not None or self.runner.prefix.blocks):
+            raise ValueError(
+                "embeddings: prefix cache and drafts know tokens only; use an engine with "
+                "prefix_tokens=0 and speculate=None"
+            )
         check_adapter(request.adapter, self.runner.adapters)
 
     def add(self, request: Request) -> int:

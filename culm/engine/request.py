@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from torch import Tensor
+
 from culm.engine.constraint import Allowed, Constraint, check_first
 from culm.engine.sampling import Sampling
 
@@ -27,6 +29,9 @@ class Request:
         It comes from whoever knows the client, never from the client.
     priority: a request with a higher one is served first, and may take the slot of a lower one.
     client: who asks; clients get equal shares of what is served (`culm.engine.queue`).
+    embeddings: pairs (position, vector (E,)): what the model reads in place of the embedding of a
+        token of the prompt, such as the concept of a sentence. Such a prompt is read alone, by an
+        engine without prefix cache and drafts.
     """
 
     prompt: tuple[int, ...]
@@ -39,6 +44,7 @@ class Request:
     salt: str = ""
     priority: int = 0
     client: str = ""
+    embeddings: tuple[tuple[int, Tensor], ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,10 @@ class Running:
     @property
     def source(self) -> tuple[tuple[int, ...], str | None, str]:
         """Rows that agree in it are read once: tokens and adapter, and the salt."""
-        return (*self.request.prompt, *self.output), self.request.adapter, self.request.salt
+        salt = self.request.salt
+        if self.request.embeddings:  # which may differ where the tokens do not
+            salt = f"{salt} embeddings of {self.id}"
+        return (*self.request.prompt, *self.output), self.request.adapter, salt
 
     @property
     def length(self) -> int:
@@ -161,5 +170,9 @@ def check_request(request: Request, vocabulary: int, length: int) -> None:
             raise ValueError(
                 f"{name}: token {outside[0]} is outside the vocabulary of {vocabulary}"
             )
+    if outside := [at for at, _ in request.embeddings if not 0 <= at < len(request.prompt)]:
+        raise ValueError(
+            f"embeddings: position {outside[0]} is outside a prompt of {len(request.prompt)}"
+        )
     if request.constraint is not None:
         check_first(request.constraint, vocabulary)

@@ -95,7 +95,27 @@ class Runner:
         view = self.cache.view(stop, slot, torch.tensor(ends, device=device))
         adapters = adapter_rows([row.request.adapter for row in rows], self.adapters, device)
         prompts = [row.source[0] for row in rows]
-        return self.model.logits(self._last_states(prompts, start, stop, view, adapters))
+        given = self._embeddings(rows, start, stop)
+        return self.model.logits(self._last_states(prompts, start, stop, view, adapters, given))
+
+    def _embeddings(
+        self, rows: Sequence[Running], start: int, stop: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """`Context.embeddings` of a part of the prompts, if one of them has some there."""
+        found = [
+            (number, at - start, vector)
+            for number, row in enumerate(rows)
+            for at, vector in row.request.embeddings
+            if start <= at < stop
+        ]
+        if not found:
+            return None
+        device, width = self.model.device, self.model.config.width
+        given = torch.zeros(len(rows), stop - start, dtype=torch.bool, device=device)
+        vectors = torch.zeros(*given.shape, width, dtype=self.model.dtype, device=device)
+        for number, at, vector in found:
+            given[number, at], vectors[number, at] = True, vector.to(vectors)
+        return given, vectors
 
     def _last_states(
         self,
@@ -104,10 +124,11 @@ class Runner:
         stop: int,
         view: CacheView,
         adapters: tuple[Tensor, Tensor] | None,
+        given: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """(N, E): what `Transformer.hidden` gives for the last tokens of a part of prompts, padded.
 
-        view: its `ends` say where the parts end.
+        view: its `ends` say where the parts end. given: as `Context.embeddings`.
         """
         assert view.ends is not None
         last = view.ends - 1 - start
@@ -117,8 +138,8 @@ class Runner:
         every = torch.tensor(padded, device=self.model.device)
         tokens, following = every.split((stop - start, more), 1)
         positions = torch.arange(start, stop, device=every.device).expand(tokens.shape)
-        context = Context(positions, cache=view, adapters=adapters)
-        if self.reader:
+        context = Context(positions, cache=view, adapters=adapters, embeddings=given)
+        if self.reader and given is None:
             return self.model.normalized(self.reader.states(tokens, context, last)[0])
         if self.drafter:
             hidden = self.drafter.prefill(tokens, context, following)

@@ -65,6 +65,7 @@ class Context:
     adapters: rows (N,) with an adapter, and the adapter's number (`culm.adapt.multi_lora`).
     routings: a list to which every layer of experts appends what it did. None: not recorded.
     sequence: attention, where these tokens are a part of the rows and other ranks have the others.
+    embeddings: inputs that stand in place of token embeddings: (B, T) bool, where; (B, T, E).
     """
 
     positions: Tensor
@@ -75,6 +76,7 @@ class Context:
     routings: list[Routing] | None = None
     sequence: SequenceAttention | None = None
     causal: bool = True
+    embeddings: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def plain(cls, tokens: Tensor) -> Context:
@@ -135,7 +137,7 @@ class LayerContext(Context):
         return cls(
             context.positions, context.documents, context.padding, context.cache,
             context.adapters, context.routings, context.sequence, context.causal,
-            rotations, inputs,
+            rotations=rotations, inputs=inputs,
         )  # fmt: skip
 
     def for_block(self) -> LayerContext:

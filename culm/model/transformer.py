@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
@@ -88,18 +88,24 @@ class TransformerConfig(TrunkConfig):
     def build(self, seed: int = 0, device: torch.device | str = "cpu") -> Transformer:
         """An initialised model; on the meta device it has shapes only."""
         with torch.device("meta"):
-            model = Transformer(self)
+            model = self.new()
         if torch.device(device).type != "meta":
             model.to_empty(device=device)
             model.tie()
             self.fill(model, seed)
         return model
 
+    def new(self) -> Transformer:
+        """The model without weights."""
+        return Transformer(self)
+
 
 class Transformer(Trunk):
     """tokens: (B, T) int64 -> logits (B, T, V) fp32."""
 
     config: TransformerConfig
+    # Methods besides `forward` that are called from outside, before which shards are gathered.
+    forwards: ClassVar[tuple[str, ...]] = ("advance", "hidden", "mtp_hidden")
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -142,6 +148,9 @@ class Transformer(Trunk):
     def start(self, tokens: Tensor, context: Context) -> Tensor:
         """The input of the first block (B, T, E)."""
         x = self._embedded(tokens)
+        if context.embeddings is not None:
+            given, vectors = context.embeddings
+            x = torch.where(given[..., None], vectors.to(x.dtype), x)
         if self.positions is not None:
             x = x + self.positions(context.positions).to(self.dtype)
         return x

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import cycle, islice
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
@@ -161,6 +161,7 @@ class Trunk(nn.Module):
     """
 
     config: TrunkConfig
+    other_ends: ClassVar[tuple[str, ...]] = ()  # parts that no scaling rule knows, by attribute
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ it did, adds their auxiliary losses, and `before_update` balances them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -33,11 +33,11 @@ Load = Callable[[str, str], Transformer]  # (setting, path): a model, placed lik
 class ObjectiveConfig(Config, ABC):
     """Settings of an objective.
 
-    reads: what it learns from. documents: texts and dialogues; pairs: a chosen and a rejected
-        answer, in rows 2i and 2i + 1; rankings: several answers to a question, each with a score;
-        labels: single answers, each with a label; steps: answers in steps, each with a label;
-        rollouts: answers of the model itself, with rewards. Data, plan, preview and run ask for
-        this.
+    reads: what it learns from. documents: texts and dialogues; sentences: texts, each sentence a
+        document of its row; pairs: a chosen and a rejected answer, in rows 2i and 2i + 1; rankings:
+        several answers to a question, each with a score; labels: single answers, each with a label;
+        steps: answers in steps, each with a label; rollouts: answers of the model itself, with
+        rewards. Data, plan, preview and run ask for this.
     head: the output head of the model that it trains.
     columns: what it needs in `Batch.extra`, one number a row or a token.
     trains_mtp: whether it trains heads of multi-token prediction. fills_masks: whether the model
@@ -170,6 +170,11 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def loss(self, batch: Batch, context: Context) -> Loss:
         """The sums of a batch; a model that is not trained takes `context.unrecorded()`."""
+
+    def calibrate(self, batches: Iterator[Batch], seed: int) -> None:
+        """Fit what is no weight to the data, such as the scale of an input; called once before the
+        first step, and before a checkpoint is restored. Every rank calls it, with the same rows.
+        """
 
     @property
     def precomputes(self) -> tuple[str, ...]:

@@ -73,7 +73,13 @@ def _placed(module: nn.Module, orthogonal: Collection[nn.Parameter]) -> Placed:
     placed: Placed = {} if scaled else {p: ("objective", Multiples()) for p in module.parameters()}
     for model in models:
         config = model.config
+        inner = _inner(model)
         for name, parameter in model.named_parameters():
+            if parameter in inner:  # its own trunk says where
+                continue
+            if config.scaling is None and name.partition(".")[0] in model.other_ends:
+                placed[parameter] = "objective", Multiples()
+                continue
             place = "orthogonal" if parameter in orthogonal else place_of(name, parameter)
             by = Multiples()
             if config.scaling is not None:
@@ -83,6 +89,12 @@ def _placed(module: nn.Module, orthogonal: Collection[nn.Parameter]) -> Placed:
         own = dict.fromkeys(adapter.parameters(recurse=False), ("adapter", Multiples()))
         placed |= own | {adapter.b: ("adapter b", Multiples(rate=adapter.lora_plus_ratio))}
     return placed
+
+
+def _inner(model: Trunk) -> set[nn.Parameter]:
+    """The parameters of trunks inside of this one."""
+    others = (part for part in model.modules() if isinstance(part, Trunk) and part is not model)
+    return {parameter for other in others for parameter in other.parameters()}
 
 
 def rate_factors(

@@ -217,7 +217,7 @@ def shard(objective: nn.Module, mesh: DeviceMesh) -> None:
         # What is outside the blocks stays gathered until the backward, so that the head, which
         # reads what `hidden` returns, finds its weights.
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
-        for method in ("advance", "hidden", "mtp_hidden"):
+        for method in model.forwards:
             register_fsdp_forward_method(model, method)
         # By default FSDP2 prefetches in the reverse order of all forwards since the last backward,
         # and ranks that sampled different numbers of tokens made different ones: a deadlock.

@@ -21,10 +21,20 @@ from culm.atomic import atomic
 from culm.config import SettingError
 from culm.data.loader import Loader
 from culm.parallel.ranks import Ranks
+from culm.parallel.sharded import unsharded
 from culm.run.assemble import Assembly
 from culm.safetensors import read_metadata, read_safetensors, write_safetensors
 
+CALIBRATED = 250_000  # targets of the rows that an objective is calibrated on
 NAME, FINGERPRINT = "precomputed.safetensors", "fingerprint"
+
+
+def calibrate(run: Assembly, rows: Loader) -> None:
+    """Let the objective fit to rows from all over the corpus what is no weight. Every rank does so
+    with the same rows.
+    """
+    with unsharded(run.model):
+        run.objective.calibrate(rows.sample(CALIBRATED), run.config.seed)
 
 
 def add_precomputed(run: Assembly, rows: Loader) -> None:

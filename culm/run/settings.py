@@ -12,12 +12,13 @@ from culm.adapt.upcycle import Upcycle
 from culm.batch import Reads
 from culm.compose import Layout, compose_run
 from culm.config import MAY_CHANGE, Config, SettingError, alternatives, kind_unless_given, parse
+from culm.convert.models import Model
 from culm.data.settings import DataConfig
 from culm.eval.settings import EvalConfig
-from culm.model.transformer import TransformerConfig
 from culm.objective import Objective
 from culm.objective.objective import ObjectiveConfig
 from culm.parallel.settings import ParallelConfig
+from culm.run.autoencoder import start_from_autoencoder
 from culm.run.dial import apply_depth
 from culm.run.start import Start
 from culm.run.train_settings import TrainConfig
@@ -60,7 +61,7 @@ class RunConfig(Config):
     start: Start | None = None
     upcycle: Upcycle | None = None
     tokenizer: Annotated[TokenizerConfig | None, kind_unless_given("bpe")] = None
-    model: TransformerConfig | None = None
+    model: Model | None = None
     data: DataConfig
     train: TrainConfig
     parallel: Annotated[ParallelConfig, MAY_CHANGE] = ParallelConfig()
@@ -203,7 +204,7 @@ def _learner_of(gives: Reads) -> str:
 
 def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig, dict[str, str]]:
     """A run file with `name=value` settings, and the origin of each of its values."""
-    composed = apply_depth(compose_run(name, settings, LAYOUT))
+    composed = start_from_autoencoder(apply_depth(compose_run(name, settings, LAYOUT)))
     if (composed.values.get("model") is None) == (composed.values.get("start") is None):
         raise SettingError(
             "model: give the settings of a new model, or start: a folder to start from, not both; "

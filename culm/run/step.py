@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from culm.batch import PACKED
 from culm.data.loader import Loader
 from culm.data.mixture import Mixture
 from culm.data.stream.batches import StreamBatches
@@ -18,7 +19,7 @@ def step_of(config: RunConfig, context: int, layout: Layout, sequences: int = 1)
     train = config.train
     return Step(
         context, train.batch_size, train.at_once, sequences=sequences,
-        packed=train.objective.reads == "documents", columns=train.objective.columns,
+        packed=train.objective.reads in PACKED, columns=train.objective.columns,
         layout=layout, in_backward=train.optimizer_in_backward,
         measures_updates=train.update_ratio_every is not None,
     )  # fmt: skip

@@ -51,7 +51,7 @@ from culm.run.initial import make_tokenizer, source_of
 from culm.run.listen import add_listeners, is_unmeasured
 from culm.run.manifest import record_start
 from culm.run.memory_fit import advised
-from culm.run.precomputed import add_precomputed
+from culm.run.precomputed import add_precomputed, calibrate
 from culm.run.resume import resume
 from culm.run.rewind import fit
 from culm.run.settings import RunConfig
@@ -109,6 +109,7 @@ def seconds_per_step(config: RunConfig) -> float:
         trainer = Trainer(update, config.train.rates, listener=listen)
         batches = training_batches(run)
         if isinstance(batches, Loader):
+            calibrate(run, batches)
             add_precomputed(run, batches)
         trainer.fit(batches, steps)
     return sum(times[updates:]) / (steps - updates)
@@ -190,6 +191,7 @@ def _train(run: Assembly, status: Status) -> Result:
     optimizer = train.optimizer.build(run.objective)
     rows = training_batches(run)
     if isinstance(rows, Loader):
+        calibrate(run, rows)
         add_precomputed(run, rows)
     # Without spikes too: what an earlier start of this run left out stays so.
     spikes = Spikes(train.spike or SpikeConfig())

@@ -14,8 +14,9 @@ from culm.task.task import Task
 
 SHOWN = 8  # files or tasks by name; the others are counted
 KINDS = {
-    "pairs": "preferences", "rankings": "ranked answers", "labels": "labelled answers",
-    "steps": "labelled steps", "rollouts": "rewards",
+    "sentences": "sentences", "pairs": "preferences", "rankings": "ranked answers",
+    "labels": "labelled answers", "steps": "labelled steps", "thoughts": "worked answers",
+    "rollouts": "rewards",
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from culm.task.code import Code
 from culm.task.countdown import Countdown
 from culm.task.dialogues import Dialogues
 from culm.task.expression import Expression
+from culm.task.graph import Graph
 from culm.task.guess import Guess
 from culm.task.identity import Identity
 from culm.task.letters import Letters
@@ -22,7 +23,15 @@ from culm.task.tool_questions import ToolQuestions
 from culm.task.word_problem import WordProblem
 
 Generated = (
-    Arithmetic | Letters | Expression | Countdown | WordProblem | Calculator | Guess | Identity
+    Arithmetic
+    | Letters
+    | Expression
+    | Countdown
+    | WordProblem
+    | Calculator
+    | Guess
+    | Identity
+    | Graph
 )
 FromFiles = Prompts | Choices | Code | ToolCalls | ToolQuestions | Dialogues
 AnyTask = one_of(Generated | FromFiles)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
+from culm.concept.model import ConceptModel
 from culm.config import SettingError
 from culm.convert.load import read
 from culm.engine.speculation import Speculation
 from culm.model.quantized_cache import CacheKind
+from culm.text.concepts import ConceptLanguageModel
 from culm.text.language_model import LanguageModel
 
 
@@ -45,6 +47,12 @@ def load(
     if draft is not None and speculate is not None:
         raise SettingError(f"draft: speculate={speculate} drafts tokens already; give one of them")
     parts = read(path, device, dtype, adapter, adapters, mtp=speculate == "mtp")
+    if isinstance(parts[0], ConceptModel):
+        if draft is not None or speculate is not None:
+            raise SettingError(
+                "speculate: the sentences of concepts are written without drafts; leave it out"
+            )
+        return ConceptLanguageModel(parts[0], parts[1], context, cache)
     if draft is None:
         return LanguageModel(*parts, context, cache, speculate, tokens_per_step)
     smaller, tokenizer = read(draft, device, dtype)

@@ -7,7 +7,10 @@ from culm.data.format.label import LabelFormat
 from culm.data.format.pair import PairFormat
 from culm.data.format.prompt import PromptFormat
 from culm.data.format.ranking import RankingFormat
+from culm.data.format.sentences import SentencesFormat
 from culm.data.format.steps import StepsFormat
+from culm.data.format.thoughts import ThoughtsFormat
 
 Judged = PairFormat | RankingFormat | LabelFormat | StepsFormat  # answers, and how good they are
-Format = one_of(DocumentFormat | ChatFormat | PromptFormat | Judged)
+Texts = DocumentFormat | SentencesFormat | ChatFormat | PromptFormat | ThoughtsFormat
+Format = one_of(Texts | Judged)

@@ -1,0 +1,1 @@
+"""Models of concepts: vectors of sentences (Large Concept Models, arXiv 2412.08821)."""

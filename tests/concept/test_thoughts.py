@@ -1,0 +1,241 @@
+"""Continuous thoughts: passes over a cache, gradients, the curriculum, and the engine."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from learning import Given, fit
+
+from culm.batch import IGNORED, Batch
+from culm.concept.thoughts import thinking_states, thoughts
+from culm.config import SettingError, parse
+from culm.data.format.thoughts import ThoughtsFormat
+from culm.data.loader import Loader
+from culm.data.prepare import prepare
+from culm.data.prepared import Prepared
+from culm.data.tasks import TaskSource
+from culm.engine.engine import Engine
+from culm.engine.request import Request
+from culm.engine.sampling import Sampling
+from culm.model.attention.gqa import GQA
+from culm.model.context import Context
+from culm.model.transformer import Transformer, TransformerConfig
+from culm.objective.coconut import Coconut, CoconutObjective, staged
+from culm.objective.next_token import NextToken
+from culm.parallel.ranks import Ranks
+from culm.source import open_source
+from culm.task.graph import Graph
+from culm.tokenizer.bytes import Bytes
+
+TOKENIZER = Bytes().build([])
+VOCABULARY = TOKENIZER.vocabulary + 3
+
+
+def model_of(seed: int = 0) -> Transformer:
+    attention = (GQA(heads=2, qk_norm="head"),)
+    config = TransformerConfig(
+        vocabulary=VOCABULARY, width=16, layers=2, context=200, attention=attention
+    )
+    model = config.build(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(4)
+    return model
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Batch:
+    """Four questions with their steps, as the loader gives them."""
+    folder = tmp_path_factory.mktemp("graph")
+    source = TaskSource([Graph(nodes=10, hops=(1, 4))], 12, 1, 0)
+    prepare(source, ThoughtsFormat(), TOKENIZER, folder / "p", held_out=0)
+    loader = Loader(Prepared.open(folder / "p"), 128, 4, 4, seed=0)
+    [batch] = loader.step(0)
+    return batch
+
+
+def naive(model: Transformer, batch: Batch, first: int, count: int) -> torch.Tensor:
+    """Every pass reads the whole rows again."""
+    shape = batch.tokens.shape
+    given, vectors = torch.zeros(shape, dtype=torch.bool), torch.zeros(*shape, 16)
+    for latent in range(count + 1):
+        context = Context(batch.positions, batch.documents, embeddings=(given, vectors))
+        states = model.hidden(batch.tokens, context)
+        if latent == count:
+            return states
+        column = first + latent
+        given, vectors = given.clone(), vectors.clone()
+        given[:, column] = True
+        vectors[:, column] = states[:, column - 1]
+    raise AssertionError
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3, 4])
+def test_passes_over_a_cache_are_passes_over_all(rows: Batch, stage: int) -> None:
+    """States where something is learned, and the gradient of every weight."""
+    config, model = Coconut(stages=4), model_of()
+    batch = staged(rows, config, stage, VOCABULARY)
+    assert (batch.extra["count"] == stage).all()
+    first, learned = int(batch.extra["first"][0]), batch.targets != IGNORED
+    gradients = []
+    for states in (
+        thinking_states(model, batch.tokens, _context(batch), first, stage),
+        naive(model, batch, first, stage),
+    ):
+        model.zero_grad()
+        (-model.hidden_logprobs(states, batch.targets).sum()).backward()
+        gradients.append([states[learned], *(p.grad.clone() for p in model.parameters())])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)
+
+
+def _context(batch: Batch) -> Context:
+    return Context(batch.positions, batch.documents, padding=batch.extra["padding"])
+
+
+def test_without_latents_it_is_next_token(rows: Batch) -> None:
+    model = model_of()
+    for config, stage in (
+        (Coconut(), 0),
+        (Coconut(thoughts="words"), 0),
+        (Coconut(thoughts="none"), 0),
+    ):
+        batch = staged(rows, config, stage, VOCABULARY)
+        own = CoconutObjective(config, model)(batch)
+        other = NextToken().build(model, lambda *_: model, 0)(batch)
+        assert torch.equal(own.mean(batch.counts), other.mean(batch.counts))
+
+
+def test_gradients_reach_the_question_through_thoughts_alone(rows: Batch) -> None:
+    """Were the question hidden from what follows, its embeddings would still learn from thoughts:
+    the gradient by way of the last latent is there.
+    """
+    model = model_of()
+    question = torch.tensor([[65, 66, 67, VOCABULARY - 3, 0, 0, VOCABULARY - 1, 68]])
+    inputs = model.embed(question[:, :3]).detach().requires_grad_()
+    given = torch.arange(8)[None] < 3
+    vectors = torch.cat((inputs, torch.zeros(1, 5, 16)), 1)
+    states = []
+
+    def read(start: int, end: int, last: torch.Tensor | None, documents: torch.Tensor) -> None:
+        mask, rows = given[:, start:end], vectors[:, start:end]
+        if last is not None:
+            mask, rows = torch.ones_like(mask), last
+        context = Context(torch.arange(start, end)[None], documents, embeddings=(mask, rows))
+        states.append(model.hidden(question[:, start:end], context))
+
+    read(0, 4, None, torch.zeros(1, 4))
+    read(4, 5, states[-1][:, -1:], torch.zeros(1, 1))  # it attends to itself alone
+    states[-1].sum().backward()
+    assert inputs.grad is not None
+    assert (inputs.grad.abs().sum(-1) > 0).all()
+
+
+def test_rows_of_each_stage(rows: Batch) -> None:
+    config = Coconut(stages=2, latents_per_step=2)
+    bot, pause, eot = (VOCABULARY - n for n in (3, 2, 1))
+    for stage in range(3):
+        batch = staged(rows, config, stage, VOCABULARY)
+        for row in range(4):
+            real = ~batch.extra["padding"][row]
+            tokens, targets = batch.tokens[row][real].tolist(), batch.targets[row][real].tolist()
+            assert batch.positions[row][real].tolist() == list(range(len(tokens)))
+            start, end = tokens.index(bot), tokens.index(eot)
+            assert tokens[start + 1 : end] == [pause] * (2 * stage)
+            assert batch.extra["first"][row] == batch.tokens[row].tolist().index(bot) + 1
+            assert targets[:end] == [IGNORED] * end
+            assert targets[end:-1] == tokens[end + 1 :]
+            whole = TOKENIZER.decode(rows.tokens[row][: rows.lengths[row] - 1].tolist())
+            question, *steps, answer = whole.splitlines()
+            left = [] if stage == 2 else steps[stage:]
+            assert TOKENIZER.decode(tokens[end + 1 : -1]).splitlines() == [*left, answer]
+            assert TOKENIZER.decode(tokens[:start]).strip() == question
+
+
+def test_the_curriculum_moves_and_a_checkpoint_holds_its_clock(rows: Batch) -> None:
+    config = Coconut(stages=2, stage_steps=2)
+    objective = CoconutObjective(config, model_of())
+
+    def batches(step: int) -> list[Batch]:
+        return objective.prepare_step([rows], 0, Ranks())
+
+    optimizer = torch.optim.SGD(objective.model.parameters(), lr=1e-3)
+    steps = fit(objective, Given(batches), 6, optimizer)
+    assert [one.metrics["stage"] for one in steps] == [0, 0, 1, 1, 2, 2]
+    assert int(objective.clock.steps) == 6
+    assert objective.clock in objective.moving()
+
+
+def test_the_engine_answers_after_thoughts(rows: Batch) -> None:
+    """As the whole row with all thoughts gives it."""
+    model = model_of().eval()
+    question = [65, 66, 67, VOCABULARY - 3]
+    found = thoughts(model, torch.tensor(question), 3)
+    prompt = (*question, *[VOCABULARY - 2] * 3, VOCABULARY - 1)
+    request = Request(
+        prompt, 5, Sampling(temperature=0.0), embeddings=tuple(enumerate(found, len(question)))
+    )
+    [done] = Engine(model, 1).generate([request])
+    row = torch.tensor([[*prompt, *done.tokens]])
+    with torch.no_grad():
+        states = thinking_states(model, row, Context.plain(row), 4, 3)
+        logits = model.logits(states)[0, len(prompt) - 1 : -1]
+    assert logits.argmax(-1).tolist() == list(done.tokens)
+
+
+@given(st.integers(0, 400), st.sampled_from(["train", "test"]))
+@settings(max_examples=30, deadline=None)
+def test_a_walk_leads_to_the_answer_and_to_no_other(index: int, split) -> None:
+    question = Graph().question(split, index, 3)
+    edges, asked = question.prompt.split(". ")
+    root, candidates = asked.rstrip("?").split(": ")
+    following = {
+        edge: [b for a, b in (e.split(">") for e in edges.split()) if a == edge]
+        for edge in "abcdefghijklmnopqrstuvwxyz"
+    }
+    reached, left = set(), [root]
+    while left:
+        node = left.pop()
+        assert node not in reached  # a tree
+        reached.add(node)
+        left += following[node]
+    one, other = candidates.split(" or ")
+    assert question.answer in (one, other)
+    assert {one, other} & reached == {question.answer}
+    assert not following[one]
+    assert not following[other]
+    steps = question.working.split("; ")
+    assert set(steps) <= set(edges.split())
+    assert [steps[0][0], steps[-1][2]] == [root, question.answer]
+    assert Graph().score(question, question.reply) == 1
+    assert Graph().score(question, f"x>y\n{question.answer}\n") == 1
+    assert Graph().score(question, other if one == question.answer else one) == 0
+    assert Graph().score(question, "") == 0
+
+
+def test_prosqa_records_are_read(tmp_path: Path) -> None:
+    record = {"question": "Is Tom a lempus?", "steps": ["Tom is a terpus."], "answer": "Yes."}
+    (tmp_path / "p.jsonl").write_text(json.dumps(record) + "\n")
+    [read] = list(open_source(str(tmp_path / "p.jsonl")))
+    [dialogue] = ThoughtsFormat().contents(dict(read))
+    assert [one["content"] for one in dialogue.messages] == [
+        "Is Tom a lempus?", "Tom is a terpus.", "Yes.",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="no question in 'question', list of steps"):
+        list(ThoughtsFormat().contents({"question": "x", "answer": "y"}))
+
+
+def test_wrong_settings_say_what_is_wrong(rows: Batch) -> None:
+    with pytest.raises(SettingError, match=r"model\.vocabulary: its last 3 rows are for thoughts"):
+        staged(rows, Coconut(), 0, 100)
+    windowed = TransformerConfig(
+        vocabulary=VOCABULARY, width=16, layers=1, attention=(GQA(heads=2, window=4),)
+    ).build(0)
+    with pytest.raises(SettingError, match="grouped-query attention without a window"):
+        Coconut().build(windowed, lambda *_: windowed, 0)
+    with pytest.raises(SettingError, match="nodes: 8 are too few for two paths of 4 hops"):
+        parse(Graph, {"nodes": 8})
