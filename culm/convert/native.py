@@ -20,6 +20,7 @@ from torch import Tensor
 from culm.adapt.quantize import Quantizer
 from culm.adapt.quantize.linear import quantized_layers
 from culm.atomic import atomic
+from culm.bytelatent import AnyModel
 from culm.config import Config, SettingError, parse
 from culm.convert.card import write_card
 from culm.convert.weights import assemble, empty, fitting, refuse_adapters, stored
@@ -39,7 +40,7 @@ class Folder(Config):
     """The content of `model.json`."""
 
     format: Literal[1] = 1
-    model: TransformerConfig
+    model: AnyModel
     dtype: Literal["float32", "bfloat16", "float16"]
     quantized: dict[str, Quantizer]
     trained_on: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
@@ -41,6 +41,7 @@ class TransformerConfig(TrunkConfig):
     mtp: heads that predict tokens beyond the next one (`culm.model.mtp`).
     """
 
+    kind: Literal["transformer"] = "transformer"
     vocabulary: PositiveInt
     learned_positions: bool = False
     embedding_scale: PositiveFloat = 1.0
@@ -81,9 +82,13 @@ class TransformerConfig(TrunkConfig):
 
 
 class Transformer(Trunk):
-    """tokens: (B, T) int64 -> logits (B, T, V) fp32."""
+    """tokens: (B, T) int64 -> logits (B, T, V) fp32.
+
+    divisible: whether ranks can hold parts of its weights (`culm.parallel`); copies always work.
+    """
 
     config: TransformerConfig
+    divisible: ClassVar[bool] = True
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)

@@ -45,7 +45,7 @@ def cost_of(
     parameters = sum(p.numel() for p in model.parameters())
     embedding = model.embed.weight.numel()
     further = sum(p.numel() for p in model.mtp.parameters())
-    idle = idle_parameters(model.blocks)
+    idle = idle_parameters(model)
     return ModelCost(
         parameters=parameters,
         embedding=embedding,

@@ -10,11 +10,11 @@ from pydantic import Field, model_validator
 
 from culm.adapt.upcycle import Upcycle
 from culm.batch import Reads
+from culm.bytelatent import AnyModel
 from culm.compose import Layout, compose_run
 from culm.config import MAY_CHANGE, Config, SettingError, alternatives, kind_unless_given, parse
 from culm.data.settings import DataConfig
 from culm.eval.settings import EvalConfig
-from culm.model.transformer import TransformerConfig
 from culm.objective import Objective
 from culm.objective.objective import ObjectiveConfig
 from culm.parallel.settings import ParallelConfig
@@ -60,7 +60,7 @@ class RunConfig(Config):
     start: Start | None = None
     upcycle: Upcycle | None = None
     tokenizer: Annotated[TokenizerConfig | None, kind_unless_given("bpe")] = None
-    model: TransformerConfig | None = None
+    model: AnyModel | None = None
     data: DataConfig
     train: TrainConfig
     parallel: Annotated[ParallelConfig, MAY_CHANGE] = ParallelConfig()
