@@ -91,8 +91,8 @@ class BLTBridge(Bridge):
         super().__init__()
         if config.patching.model is None:
             raise SettingError(
-                "model.patching.path: entropies need a small model of bytes; train one with `culm "
-                "train bytes model=entropy`, and give its folder"
+                "model.patching.model: entropies need the settings of a small model of bytes, "
+                "which a run reads from model.patching.path"
             )
         width, latent, heads = config.width, config.latent.width, config.heads
         self.bytes_per_patch = config.patching.bytes_per_patch

@@ -20,7 +20,7 @@ import torch
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from culm.bytelatent.bridge import Bridge
+from culm.bytelatent.bridge import Bridge, Ends
 from culm.bytelatent.cache import PatchCache
 from culm.bytelatent.patches import Patches
 from culm.bytelatent.reading import Reading
@@ -173,10 +173,7 @@ class PatchModel(Transformer):
         if context.sequence is not None:
             raise SettingError("parallel.context: patches need whole rows; set it to 1")
         bridge, reading = self.bridge, self._reading(tokens, context)
-        x = bridge.embedded(super().start(tokens, context), reading)
-        if self.encoder is not None:
-            x = self.encoder.run(x, self.within(self.encoder, context))[0]
-        ends = bridge.ends(x, reading)
+        x, ends = self._encoded(reading)
         counted = self.counted and not tokens.is_meta
         patches = reading.patches(ends.at, None if counted else bridge.bytes_per_patch)
         context.record(Record("patches_per_byte", patches.counts.sum().float()))
@@ -188,6 +185,19 @@ class PatchModel(Transformer):
         spread = reading.spread(outward, patches)
         merged = bridge.merged(x, spread, patches, ends, reading)
         return merged, bridge.decoded(context, patches)
+
+    def _encoded(self, reading: Reading) -> tuple[Tensor, Ends]:
+        """The states of the encoder (B, T, E), and where patches end."""
+        context = reading.context
+        x = self.bridge.embedded(super().start(reading.tokens, context), reading)
+        if self.encoder is not None:
+            x = self.encoder.run(x, self.within(self.encoder, context))[0]
+        return x, self.bridge.ends(x, reading)
+
+    @torch.no_grad()
+    def ends(self, tokens: Tensor) -> Tensor:
+        """(B, T) bool: the bytes with which patches end, for inspection; one document per row."""
+        return self._encoded(self._reading(tokens, Context.plain(tokens)))[1].at
 
     def _reading(self, tokens: Tensor, context: Context) -> Reading:
         """The bytes, which a cache then has too."""
