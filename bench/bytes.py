@@ -129,7 +129,7 @@ def settings(name: str, folder: Path, train: str, seed: int, small: Path | None)
         model["patching"] = {"path": str(small)}
     data: dict[str, Any] = {"path": train, "max_bytes": TEXT, "held_out": 0.02}
     if name == "bpe dropout":
-        data["bpe_dropout"] = 0.1
+        data["format"] = {"kind": "document", "bpe_dropout": 0.1}
     tokenizer = TOKENIZERS.get(name, {"kind": "bytes", "specials": True})
     if name in TOKENIZERS:
         model["context"] = tokens_in_row(tokenizer, train)
