@@ -47,7 +47,9 @@ class EntropyPatcher(nn.Module, CustomInit):
     def __init__(self, config: Entropy, model: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.model = Transformer(model).requires_grad_(False)
+        # Its head is stored on its own, as a model within another one is not tied again.
+        untied = model.model_copy(update={"tied": False})
+        self.model = Transformer(untied).requires_grad_(False)
         self.register_buffer("threshold", torch.empty(()))
         self.threshold: Tensor
 
