@@ -3,16 +3,11 @@
 Each is a `Transformer`, so whatever trains, evaluates and generates with one takes all of them.
 """
 
-from typing import Annotated
-
 from culm.bytelatent.blt import BLT
 from culm.bytelatent.hnet import HNet
 from culm.bytelatent.megabyte import MegaByte
 from culm.bytelatent.spacebyte import SpaceByte
-from culm.config import kind_unless_given, one_of
+from culm.config import one_of
 from culm.model.transformer import TransformerConfig
 
-AnyModel = Annotated[
-    one_of(TransformerConfig | MegaByte | SpaceByte | BLT | HNet),
-    kind_unless_given("transformer"),
-]
+AnyModel = one_of(TransformerConfig | MegaByte | SpaceByte | BLT | HNet)

@@ -201,10 +201,11 @@ class PatchModel(Transformer):
 
     def _reading(self, tokens: Tensor, context: Context) -> Reading:
         """The bytes, which a cache then has too."""
-        cache = None
+        cache: PatchCache | None = None
         if context.cache is not None:
-            cache = context.cache.layers[-1]
-            assert isinstance(cache, PatchCache)
+            last = context.cache.layers[-1]
+            assert isinstance(last, PatchCache)
+            cache = last
         model = self.bridge.model
         own = None if model is None else self.within(model, context)
         reading = Reading(tokens, context, cache, own)

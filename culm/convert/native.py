@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from culm.adapt.quantize import Quantizer
 from culm.adapt.quantize.linear import quantized_layers
 from culm.atomic import atomic
 from culm.bytelatent import AnyModel
-from culm.config import Config, SettingError, parse
+from culm.config import Config, SettingError, kind_unless_given, parse
 from culm.convert.card import write_card
 from culm.convert.weights import assemble, empty, fitting, refuse_adapters, stored
 from culm.dtype import DTYPES, cast, name_of
@@ -40,7 +40,7 @@ class Folder(Config):
     """The content of `model.json`."""
 
     format: Literal[1] = 1
-    model: AnyModel
+    model: Annotated[AnyModel, kind_unless_given("transformer")]
     dtype: Literal["float32", "bfloat16", "float16"]
     quantized: dict[str, Quantizer]
     trained_on: tuple[str, ...] = ()

@@ -60,7 +60,7 @@ class RunConfig(Config):
     start: Start | None = None
     upcycle: Upcycle | None = None
     tokenizer: Annotated[TokenizerConfig | None, kind_unless_given("bpe")] = None
-    model: AnyModel | None = None
+    model: Annotated[AnyModel | None, kind_unless_given("transformer")] = None
     data: DataConfig
     train: TrainConfig
     parallel: Annotated[ParallelConfig, MAY_CHANGE] = ParallelConfig()

@@ -15,6 +15,7 @@ from culm.config import SettingError, parse
 from culm.model.context import Context
 from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextToken
+from culm.run.settings import RunConfig
 
 KINDS = ("megabyte", "spacebyte", "blt", "hnet")
 ODD = (b"a", b"\x00", b"nospaces" * 6, "東京 мир, a b".encode(), b" \n \n", b"1,2;3" * 9)
@@ -169,5 +170,6 @@ def test_settings_round_trip_through_the_union():
         config = patch_config(kind)
         assert parse(AnyModel, config.model_dump(mode="json")) == config
     gqa = {"kind": "gqa", "heads": 1}
-    plain = parse(AnyModel, {"vocabulary": 9, "width": 8, "layers": 1, "attention": gqa})
-    assert type(plain) is TransformerConfig
+    plain = {"vocabulary": 9, "width": 8, "layers": 1, "attention": gqa}
+    run = parse(RunConfig, {"model": plain, "data": {"path": "stdlib"}, "train": {"steps": 1}})
+    assert type(run.model) is TransformerConfig
