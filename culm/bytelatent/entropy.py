@@ -2,8 +2,8 @@
 
 A small model of bytes, trained before and frozen, gives the entropy H_t of the byte after t. A
 patch ends with byte t if H_t exceeds a threshold, or if it rises by more than that (`monotonic`),
-or if the patch has `max_bytes`. The paper starts the context of the small model anew at line
-breaks; here it is that of the document.
+or if the patch has `max_bytes`. In the paper the context of the small model starts again at
+line breaks; here it is that of the document.
 """
 
 from __future__ import annotations
