@@ -2,10 +2,12 @@
 
 import torch
 
-from culm.bytelatent import BLT, HNet, MegaByte, SpaceByte
+from culm.bytelatent import BLT, AnyModel, HNet, MegaByte, SpaceByte
 from culm.bytelatent.blt import BLTBridge
 from culm.bytelatent.hnet import HNetBridge
 from culm.bytelatent.model import PatchConfig, PatchModel
+from culm.compose import compose
+from culm.config import parse
 from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
 
@@ -54,3 +56,13 @@ def patch_model(kind: str, seed: int = 3, **settings) -> PatchModel:
 def tokens_of(text: bytes) -> torch.Tensor:
     """(1, T) int64."""
     return torch.tensor([list(text)])
+
+
+def config_of_file(name: str) -> TransformerConfig:
+    """The model of a file in `configs/model`; one that needs the small model of bytes has it."""
+    values = compose(name, "model").values
+    config = parse(AnyModel, {"kind": "transformer", **values}, "model")
+    if not isinstance(config, BLT):
+        return config
+    patching = config.patching.model_copy(update={"model": config_of_file("entropy")})
+    return config.model_copy(update={"patching": patching})

@@ -10,16 +10,14 @@ import culm
 from culm.config import SettingError, parse
 from culm.convert.family import NoFamilyError
 from culm.convert.hf import export
+from culm.plan.family import Family
 from culm.plan.model import cost_of, forward_flops
 from culm.run.patching import model_settings
 from culm.run.settings import RunConfig, read_run
 from culm.run.train import train
 from culm.tokenizer.bytes import Bytes
 
-KINDS = (
-    "blt",
-    *(pytest.param(k, marks=pytest.mark.slow) for k in ("megabyte", "spacebyte", "hnet")),
-)
+SLOW = [pytest.param(k, marks=pytest.mark.slow) for k in ("megabyte", "spacebyte", "hnet")]
 LOCAL = {"kind": "gqa", "heads": 2, "window": 8}
 STACK = {"width": 16, "layers": 1, "attention": LOCAL}
 BYTES = {"vocabulary": 262, "context": 64, **STACK}
@@ -46,7 +44,7 @@ def small(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["blt", *SLOW])
 def test_a_run_is_trained_measured_loaded_and_generates(kind, small, tmp_path):
     own = {
         "megabyte": {},
@@ -118,3 +116,8 @@ def test_the_layers_of_patches_are_counted_for_patches():
     attention = 4 * patches * patches * latent.width
     added = forward_flops(two, 128) - forward_flops(one, 128)
     assert added == 2 * patches * block + attention
+
+
+def test_a_budget_for_parts_of_several_widths_is_refused():
+    with pytest.raises(SettingError, match="a spacebyte model has parts of several widths"):
+        Family(read_run("bytes", ["model=spacebyte"])[0].model, 128)
