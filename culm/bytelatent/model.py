@@ -250,6 +250,8 @@ class PatchModel(Transformer):
             )
         layers: list[LayerCache] = list(super().cache(slots, length, kind, rollback).layers)
         for part in self.parts:  # patches have a spare entry, as in `PatchCache`
+            if part is not self.bridge.model:  # which decides in fp32
+                part.dtype = self.dtype
             layers += part.cache(slots, length + (part is self.latent), kind, rollback).layers
         spec = CacheSpec(slots, length, self.dtype, self.device)
         number = ((), torch.int64)

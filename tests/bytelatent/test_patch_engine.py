@@ -1,13 +1,16 @@
 """Models of patches through the one engine."""
 
+import copy
+
 import pytest
 import torch
-from patch_models import CONTEXT, TEXT, patch_model
+from patch_models import CONTEXT, TEXT, patch_model, tokens_of
 
 from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.engine.scoring import rank, score
+from culm.model.context import Context
 
 KINDS = ("megabyte", "spacebyte", "blt", "hnet")
 GREEDY = Sampling(temperature=0)
@@ -66,3 +69,17 @@ def test_scores_in_parts_equal_those_of_one_forward(model):
     ids = list(TEXT)
     found = rank(model, ids, 2)
     torch.testing.assert_close(found.logprobs, score(model, [ids])[0], atol=2e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_activations_in_bf16_decode_like_one_forward(model):
+    half = copy.deepcopy(model).bfloat16()
+    half.dtype = torch.bfloat16
+    ids, cache = tokens_of(TEXT[:30]), half.cache(1, 32)
+    half(ids[:, :20], Context(torch.arange(20)[None], cache=cache.view(20)))
+    steps = [
+        half(ids[:, place : place + 1], Context(torch.tensor([[place]]), cache=cache.view(32)))
+        for place in range(20, 30)
+    ]
+    off = (torch.cat(steps, 1) - half(ids)[:, 20:]).abs()
+    assert off.median() < 0.1
