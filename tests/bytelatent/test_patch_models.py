@@ -15,6 +15,8 @@ from culm.config import SettingError, parse
 from culm.model.context import Context
 from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextToken
+from culm.parallel.check import check_divisible
+from culm.parallel.settings import ParallelConfig
 from culm.run.settings import RunConfig
 
 KINDS = ("megabyte", "spacebyte", "blt", "hnet")
@@ -173,3 +175,11 @@ def test_settings_round_trip_through_the_union():
     plain = {"vocabulary": 9, "width": 8, "layers": 1, "attention": gqa}
     run = parse(RunConfig, {"model": plain, "data": {"path": "stdlib"}, "train": {"steps": 1}})
     assert type(run.model) is TransformerConfig
+
+
+def test_only_copies_on_several_ranks():
+    objective = build(NextToken(), patch_config("hnet").build())
+    check_divisible(objective, ParallelConfig(data="ddp"))
+    for divided in ({"data": "fsdp"}, {"tensor": 2}, {"pipeline": 2}):
+        with pytest.raises(SettingError, match="a hnet model is not divided over ranks"):
+            check_divisible(objective, ParallelConfig(**divided))
