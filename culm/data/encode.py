@@ -42,8 +42,9 @@ class Encoder:
 
     def _examples(self, units: Sequence[Unit]) -> Iterator[Example]:
         """Those of all units in order; nothing of held-out text is random."""
-        for held_out, some in groupby(units, key=lambda unit: unit.held_out):
-            format = self._format.plain if held_out else self._format
+        plain = self._format.plain  # the same where nothing is random: then all are encoded at once
+        for held_out, some in groupby(units, lambda u: u.held_out and plain is not self._format):
+            format = plain if held_out else self._format
             contents = [content for unit in some for content in unit.contents]
             yield from format.encode(contents, self._tokenizer)
 
