@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 from learning import build
+from patch_models import config_of_file
 
 from culm.compose import CONFIGS, Composed, compose, merge
 from culm.compose import compose_run as compose_layout
 from culm.config import SettingError, parse
-from culm.convert.models import Model
 from culm.data.settings import DataConfig
 from culm.eval.settings import EvalConfig
 from culm.parallel.settings import ParallelConfig
@@ -32,8 +32,7 @@ def values(*settings: str, run: str = "pretrain") -> dict:
 
 @pytest.mark.parametrize("path", NAMES["model"], ids=lambda path: path.stem)
 def test_every_model_builds(path: Path) -> None:
-    config = parse(Model, compose(path.stem, "model").values, "model")
-    model = config.build(device="meta")
+    model = config_of_file(path.stem).build(device="meta")
     assert sum(p.numel() for p in model.parameters()) > 100_000
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from culm.adapt.grow import grow
+from culm.config import SettingError
 from culm.model.transformer import Transformer, TransformerConfig
 
 
@@ -11,8 +12,13 @@ def with_mask(model: Transformer) -> None:
     (`culm.model.transformer`, `masked`). Heads of multi-token prediction are removed.
 
     Raises:
+        SettingError: the model is no plain transformer.
         ValueError: an attention cannot see later tokens.
     """
+    if type(model) is not Transformer:
+        raise SettingError(
+            f"model.kind: {model.config.kind} cannot fill in masked tokens; use a transformer"
+        )
     model.drop_mtp()
     size = model.config.vocabulary
     TransformerConfig.model_validate({**dict(model.config), "masked": True})

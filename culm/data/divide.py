@@ -26,13 +26,14 @@ STRETCH = 1 << 11  # characters that are held out of it, at least
 class Unit:
     """Contents that belong together: one, a pair or a ranking. place: of their record. numbers: of
     each content (`RecordFormat.numbers`), or none. difficulty: the number in the record's field for
-    a curriculum, if it has such a field.
+    a curriculum, if it has such a field. held_out: whether it is kept for evaluation.
     """
 
     contents: list[Content]
     place: str
     numbers: Sequence[tuple[float, ...]] = ()
     difficulty: tuple[float, ...] = ()
+    held_out: bool = False
 
     @property
     def size(self) -> int:

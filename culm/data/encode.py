@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 
@@ -29,8 +30,7 @@ class Encoder:
         counts, start = Counter[str](), 0
         found: list[list[Document] | ValueError | RecursionError] = []
         while start < len(units):
-            contents = [content for unit in units[start:] for content in unit.contents]
-            examples = self._format.encode(contents, self._tokenizer)
+            examples = self._examples(units[start:])
             for unit in units[start:]:
                 start += 1
                 try:
@@ -39,6 +39,14 @@ class Encoder:
                     found.append(error)
                     break  # `examples` ended with it
         return found, counts
+
+    def _examples(self, units: Sequence[Unit]) -> Iterator[Example]:
+        """Those of all units in order; nothing of held-out text is random."""
+        plain = self._format.plain  # the same where nothing is random: then all are encoded at once
+        for held_out, some in groupby(units, lambda u: u.held_out and plain is not self._format):
+            format = plain if held_out else self._format
+            contents = [content for unit in some for content in unit.contents]
+            yield from format.encode(contents, self._tokenizer)
 
     def _documents(
         self, unit: Unit, examples: Iterator[Example], counts: Counter[str]

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from culm.batch import Reads
 from culm.config import Config
@@ -68,6 +68,11 @@ class RecordFormat(Config, ABC):
     gives: ClassVar[Reads] = "documents"
     group: ClassVar[int] = 1
     per: ClassVar[Literal["row", "token"]] = "row"
+
+    @property
+    def plain(self) -> Self:
+        """The same for held-out text, without what a setting makes random for training."""
+        return self
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -198,7 +198,7 @@ def _batches(divided: Divided) -> Iterator[list[tuple[str, Unit]]]:
     batch: list[tuple[str, Unit]] = []
     size = 0
     for split, unit in divided:
-        batch.append((split, unit))
+        batch.append((split, replace(unit, held_out=split == "held_out")))
         size += unit.size
         if size >= BATCH:
             yield batch

@@ -96,11 +96,13 @@ def attend_cached(
     positions: Tensor,
     rule: ScoreRule = ScoreRule(),
     backend: Backend = "blocks",
+    first: Tensor | None = None,
 ) -> Tensor:
     """Attention of new tokens over a cache.
 
     q: (B, T, H, D) at `positions` (B, T); k: (B, K, S, D), v: (B, K, S, Dv) with their positions
-    `at`: (S,) of 0, 1, ... or (B, S), less than 0 for an empty entry. Returns (B, T, H, Dv).
+    `at`: (S,) of 0, 1, ... or (B, S), less than 0 for an empty entry. first: (B, T), the first
+    position that each query sees. Returns (B, T, H, Dv).
     """
     q, outs, cpu = q.transpose(1, 2), [], q.device.type == "cpu"
     size = CPU_BLOCK if cpu else LARGEST_BLOCK
@@ -112,7 +114,8 @@ def attend_cached(
             seen = min(seen, int(positions[:, part].max()) + 1)
         keys, values, places = k[:, :, :seen], v[:, :, :seen], at[..., :seen]
         queries, queries_at = q[:, :, part], positions[:, part]
-        outs.append(_over_cache(queries, keys, values, places, queries_at, rule, backend))
+        since = None if first is None else first[:, part]
+        outs.append(_over_cache(queries, keys, values, places, queries_at, rule, backend, since))
     return (outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)).transpose(1, 2)
 
 
@@ -124,6 +127,7 @@ def _over_cache(
     positions: Tensor,
     rule: ScoreRule,
     backend: Backend,
+    first: Tensor | None,
 ) -> Tensor:
     """`attend_cached` of one block of queries (B, H, T, D) -> (B, H, T, Dv)."""
     ring, at = at.dim() == 2, at.view(-1, 1, 1, at.shape[-1])
@@ -132,7 +136,8 @@ def _over_cache(
     cpu = q.device.type == "cpu"
     flash = q.shape[2] > 1 and q.shape[3] == v.shape[3] if cpu else backend != "blocks"
     flash = flash and serves("sdpa", rule, q.device)
-    if flash and not ring and rule.window is None and q.shape[2] == k.shape[2]:
+    from_start = rule.window is None and first is None
+    if flash and not ring and from_start and q.shape[2] == k.shape[2]:
         # As many queries as entries: these are the first tokens, and no mask needs to be made.
         return F.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=rule.scale, enable_gqa=True
@@ -142,6 +147,8 @@ def _over_cache(
     mask = at <= queries_at
     if rule.window is not None:
         mask = mask & ((at > queries_at - rule.window) | (at < rule.sink_tokens))
+    if first is not None:
+        mask = mask & (at >= first[:, None, :, None])
     if ring:  # its entries may be empty
         mask = mask & (at >= 0)
     if not flash:

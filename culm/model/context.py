@@ -28,6 +28,18 @@ class Routing(NamedTuple):
     dropped: Tensor
 
 
+class Record(NamedTuple):
+    """What a part of a model reports of the tokens of a batch; padding is not in it.
+
+    total: () fp32, a sum over those tokens. weight: of its mean in the loss; None: it is only
+    reported.
+    """
+
+    name: str
+    total: Tensor
+    weight: float | None = None
+
+
 class SequenceAttention(Protocol):
     """Attention over rows of which each rank holds a part (`culm.parallel.context`)."""
 
@@ -64,6 +76,9 @@ class Context:
     causal: whether a token sees those before it only, and not those after it.
     adapters: rows (N,) with an adapter, and the adapter's number (`culm.adapt.multi_lora`).
     routings: a list to which every layer of experts appends what it did. None: not recorded.
+    records: a list for whatever else parts of the model report. None: not recorded.
+    first: (B, T) int64, the first position that each token sees over a cache, as `documents` says
+        without one. None: all of them.
     sequence: attention, where these tokens are a part of the rows and other ranks have the others.
     embeddings: inputs that stand in place of token embeddings: (B, T) bool, where; (B, T, E).
     """
@@ -74,6 +89,8 @@ class Context:
     cache: CacheView | None = None
     adapters: tuple[Tensor, Tensor] | None = None
     routings: list[Routing] | None = None
+    records: list[Record] | None = None
+    first: Tensor | None = None
     sequence: SequenceAttention | None = None
     causal: bool = True
     embeddings: tuple[Tensor, Tensor] | None = None
@@ -91,13 +108,18 @@ class Context:
         return self.cache
 
     def unrecorded(self) -> Context:
-        """The same for a model whose experts are not trained: routings are not recorded."""
-        return replace(self, routings=None)
+        """The same for a model that is not trained: what its parts did is not recorded."""
+        return replace(self, routings=None, records=None)
 
     def record_routing(self, routing: Routing | None) -> None:
         """Append what a layer of experts did, if there are experts and a list for them."""
         if self.routings is not None and routing is not None:
             self.routings.append(routing)
+
+    def record(self, *records: Record) -> None:
+        """Append what a part of the model reports, if there is a list for it."""
+        if self.records is not None:
+            self.records.extend(records)
 
 
 @dataclass
@@ -136,8 +158,8 @@ class LayerContext(Context):
         """The context of the first block, from that of the caller."""
         return cls(
             context.positions, context.documents, context.padding, context.cache,
-            context.adapters, context.routings, context.sequence, context.causal,
-            rotations=rotations, inputs=inputs,
+            context.adapters, context.routings, context.records, context.first, context.sequence,
+            context.causal, rotations=rotations, inputs=inputs,
         )  # fmt: skip
 
     def for_block(self) -> LayerContext:

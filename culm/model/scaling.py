@@ -30,7 +30,8 @@ ROOTS: dict[str, Place] = {
     "head": "head",
     "norm": "norm",
 }
-WITHIN = ("blocks", "mtp")
+WITHIN = ("blocks", "mtp", "bridge")
+NESTED = ("encoder", "latent")  # models within one of patches, with the same places
 NARROW = ("bias", ".mix")  # of experts, and of short convolutions: no sums over the width
 
 
@@ -40,7 +41,9 @@ def place_of(name: str, parameter: nn.Parameter) -> Place:
     Raises:
         TypeError: no rule knows this place.
     """
-    root = name.partition(".")[0]
+    root, _, rest = name.partition(".")
+    if root in NESTED:
+        return place_of(rest, parameter)
     if root in WITHIN:
         return "matrix" if parameter.ndim >= 2 and not name.endswith(NARROW) else "vector"
     if root not in ROOTS:

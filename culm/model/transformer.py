@@ -45,6 +45,7 @@ class TransformerConfig(TrunkConfig):
         sees those after it too, and the last row of the vocabulary is the mask.
     """
 
+    kind: Literal["transformer"] = "transformer"
     vocabulary: PositiveInt
     learned_positions: bool = False
     embedding_scale: PositiveFloat = 1.0
@@ -101,11 +102,15 @@ class TransformerConfig(TrunkConfig):
 
 
 class Transformer(Trunk):
-    """tokens: (B, T) int64 -> logits (B, T, V) fp32."""
+    """tokens: (B, T) int64 -> logits (B, T, V) fp32.
+
+    divisible: whether ranks can hold parts of its weights (`culm.parallel`); copies always work.
+    """
 
     config: TransformerConfig
     # Methods besides `forward` that are called from outside, before which shards are gathered.
     forwards: ClassVar[tuple[str, ...]] = ("advance", "hidden", "mtp_hidden")
+    divisible: ClassVar[bool] = True
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)

@@ -5,7 +5,8 @@ A new objective is one file: a config that says what it reads and builds it, and
     loss(batch, context) -> Loss          sums, each with the name of the count that divides it
 
 Experts are handled here, once: `forward` gives `loss` a context in which every router records what
-it did, adds their auxiliary losses, and `before_update` balances them.
+it did, adds their auxiliary losses, and `before_update` balances them. So are the auxiliary losses
+and metrics of other parts (`culm.model.context.Record`).
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
-from culm.batch import Batch, Loss, Reads
+from culm.batch import Batch, Loss, Reads, Term
 from culm.config import Config, SettingError
-from culm.model.context import Context, Routing
+from culm.model.context import Context, Record, Routing
 from culm.model.elsewhere import Elsewhere
 from culm.model.mlp.moe import Router
 from culm.model.transformer import Transformer
@@ -151,9 +153,11 @@ class Objective(nn.Module, ABC):
         return ()
 
     def forward(self, batch: Batch) -> Loss:
-        """The loss with the auxiliary losses of all experts."""
-        context = Context(batch.positions, batch.documents, padding=batch.padding, routings=[])
-        loss = self.loss(batch, context)
+        """The loss with the auxiliary losses of all experts and other parts."""
+        context = Context(
+            batch.positions, batch.documents, padding=batch.padding, routings=[], records=[]
+        )
+        loss = reported(self.loss(batch, context), context.records or ())
         if not context.routings:
             return loss
         routed = self.routed(context.routings)
@@ -216,3 +220,18 @@ class Objective(nn.Module, ABC):
             elif isinstance(module, Elsewhere):
                 found += [None] * module.routers
         return found
+
+
+def reported(loss: Loss, records: Sequence[Record]) -> Loss:
+    """A loss with what parts of the model report: sums of equal names are one, over all tokens."""
+    if not records:
+        return loss
+    terms, metrics = dict(loss.terms), dict(loss.metrics)
+    for name in dict.fromkeys(record.name for record in records):
+        same = [record for record in records if record.name == name]
+        total, weight = torch.stack([record.total for record in same]).sum(), same[0].weight
+        if weight is None:
+            metrics[name] = Term(total.detach(), "tokens")
+        else:
+            terms[name] = Term(total, "tokens", weight)
+    return replace(loss, terms=terms, metrics=metrics)

@@ -38,6 +38,22 @@ def check_layout(model: Transformer, settings: ParallelConfig) -> None:
             _check_tensor(block, settings.tensor, where)
 
 
+def check_divisible(objective: nn.Module, settings: ParallelConfig) -> None:
+    """Refuse a layout that divides a model of which every rank needs all.
+
+    Raises:
+        SettingError: with the setting that would fit.
+    """
+    if settings.data == "ddp" and settings.ranks_per_model == settings.expert == 1:
+        return
+    for model in objective.modules():
+        if isinstance(model, Transformer) and not model.divisible:
+            raise SettingError(
+                f"parallel: a {model.config.kind} model is not divided over ranks; use data: ddp "
+                "alone, which gives each a copy"
+            )
+
+
 class PipelinedObjective(Protocol):
     """What may keep an objective from a pipeline."""
 

@@ -26,7 +26,7 @@ from culm.batch import Batch, Loss, Sums
 from culm.config import SettingError
 from culm.model import logprobs
 from culm.model.transformer import Transformer
-from culm.parallel.check import check_layout, check_pipeline
+from culm.parallel.check import check_divisible, check_layout, check_pipeline
 from culm.parallel.checkpointing import KEPT, Checkpointing, checkpoint_blocks, trunks_of
 from culm.parallel.clip import Norm, clip
 from culm.parallel.context import RowRanks, attention_of
@@ -143,6 +143,7 @@ def parallelize(
     """
     parallel = Parallel(objective, ranks)
     if ranks.mesh is not None:
+        check_divisible(objective, settings)
         axes = ranks.mesh.axes
         if axes.pipeline.size > 1:
             check_pipeline(objective, settings, ranks.mesh.gradients.size(), compile)

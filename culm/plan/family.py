@@ -21,9 +21,18 @@ GROWTH = 1.15  # at least, of the width from one size to the next
 
 
 class Family:
-    """The sizes of a model and what each costs in rows of `context` tokens."""
+    """The sizes of a model and what each costs in rows of `context` tokens.
+
+    Raises:
+        SettingError: the model has parts of several widths.
+    """
 
     def __init__(self, model: TransformerConfig, context: int) -> None:
+        if model.kind != "transformer":
+            raise SettingError(
+                f"model.kind: a {model.kind} model has parts of several widths, and no rule says "
+                "how they grow together; give the sizes themselves, without a budget"
+            )
         self.model, self.context = model, context
         self._costs: dict[int, ModelCost] = {}
 

@@ -45,11 +45,11 @@ def cost_of(
     parameters = sum(p.numel() for p in model.parameters())
     embedding = model.embed.weight.numel()
     further = sum(p.numel() for p in model.mtp.parameters())
-    idle = idle_parameters(model.blocks)
+    idle = idle_parameters(model)
     return ModelCost(
         parameters=parameters,
         embedding=embedding,
-        active=parameters - idle - further - (0 if config.tied else embedding),
+        active=parameters - idle - further - looked_up(model),
         context=context,
         forward_flops=forward_flops(model, context) / context,
         training_flops=training_flops(
@@ -58,6 +58,14 @@ def cost_of(
         / context,
         cache_bytes=model.cache(1, 2).bytes - model.cache(1, 1).bytes,
     )
+
+
+def looked_up(model: Transformer) -> int:
+    """Parameters of tables from which a token takes a row, without a table that is the head too."""
+    tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    if model.positions is not None:
+        tables -= {model.positions.weight}
+    return sum(table.numel() for table in tables if table is not model.head.weight)
 
 
 def idle_parameters(model: nn.Module) -> int:

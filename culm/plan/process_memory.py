@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from culm.bytelatent.model import PatchModel
 from culm.malloc import heap_end, keep_freed_memory, release_freed_memory
 from culm.model.context import Context
 from culm.model.logprobs import ROUND
@@ -141,6 +142,8 @@ def _train(objective: Objective, optimizer: OptimizerConfig, step: Step, evaluat
     hollow.to_empty(device="cpu")
     for model in hollow.models().values():
         model.tie()
+        if isinstance(model, PatchModel):
+            model.counted = False
     replicated = step.layout.processes > 1
     if replicated:  # gradients have their places in the buffers that are exchanged
         for _, parameter in trainable(hollow):

@@ -11,6 +11,7 @@ from culm.convert.weights import note_dropped_heads
 from culm.data.origin import origin_of
 from culm.data.texts import texts_of
 from culm.model.transformer import Transformer
+from culm.run.patching import model_settings, read_patcher
 from culm.run.settings import RunConfig
 from culm.run.start import start_of
 from culm.source.source import Source
@@ -25,9 +26,16 @@ def initial_model(config: RunConfig, folder: Path) -> tuple[Transformer, Tokeniz
     if config.start is not None:
         return model_from_start(config)
     assert config.model is not None
+    if config.model.masked:
+        raise SettingError(
+            "model.masked: train.objective=masked_diffusion sets it, and adds a row for the mask; "
+            "leave it out"
+        )
     tokenizer = make_tokenizer(config, folder)
     check_vocabulary(tokenizer, config.model.vocabulary, "model.vocabulary")
-    return config.model.build(config.seed), tokenizer
+    model = model_settings(config).build(config.seed)
+    read_patcher(model, tokenizer, _sampled(config))
+    return model, tokenizer
 
 
 def model_from_start(config: RunConfig) -> tuple[Transformer, Tokenizer]:
@@ -65,6 +73,16 @@ def make_tokenizer(config: RunConfig, folder: Path) -> Tokenizer:
     tokenizer = settings.build(_texts(config, folder))
     save_tokenizer(folder, tokenizer, origin)
     return tokenizer
+
+
+def _sampled(config: RunConfig) -> Iterator[str]:
+    """The run's text as it is, for what is chosen by a part of it."""
+    source = source_of(config)
+    if source is None:
+        raise SettingError(
+            "model.patching.threshold: the run holds no text to choose it by; give it in nats"
+        )
+    yield from texts_of(source, config.data.format, config.data.invalid)
 
 
 def source_of(config: RunConfig) -> Source | None:

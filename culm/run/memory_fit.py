@@ -19,6 +19,7 @@ from culm.plan.memory_fit import ROOM, Fit, advice, largest_fit
 from culm.plan.needs import needs_of
 from culm.run.initial import context_of, model_from_start
 from culm.run.objective import ModelLoader, build_objective
+from culm.run.patching import model_settings
 from culm.run.settings import RunConfig
 from culm.run.step import step_of
 
@@ -37,7 +38,7 @@ class Planned:
             config.train.optimizer, config.train.activation_checkpointing
         )  # fmt: skip
         if config.model is not None:
-            model = config.model.build(device=META)
+            model = model_settings(config).build(device=META)
         else:
             model = model_from_start(config)[0]
             model.to(META).tie()

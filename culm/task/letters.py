@@ -14,9 +14,11 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
 class Letters(Config):
-    """Letters with spaces between them, so that each is a token of its own.
+    """Letters with spaces between them, so that each is a token of its own, or without, so that a
+    model has to know how its tokens are spelled.
 
     name: in the results. operation: what is asked. shortest, longest: count of the letters.
+    spaces: between the letters.
     """
 
     kind: Literal["letters"] = "letters"
@@ -24,6 +26,7 @@ class Letters(Config):
     operation: Literal["reverse", "count", "sort"]
     shortest: int = Field(3, ge=2)
     longest: int = Field(6, ge=2)
+    spaces: bool = True
 
     @model_validator(mode="after")
     def _ordered(self) -> Letters:
@@ -34,14 +37,15 @@ class Letters(Config):
     def question(self, split: Split, index: int, seed: int) -> Question:
         rng = generator(self.name, split, index, seed)
         letters = first_of(split, self.name, lambda: self._letters(rng), "".join)
-        spaced = " ".join(letters)
+        gap = " " if self.spaces else ""
+        spaced = gap.join(letters)
         match self.operation:
             case "reverse":
                 forms = [f"Reverse: {spaced}", f"Write {spaced} backwards."]
-                return Question(rng.choice(forms), " ".join(reversed(letters)))
+                return Question(rng.choice(forms), gap.join(reversed(letters)))
             case "sort":
                 forms = [f"Sort: {spaced}", f"Put {spaced} in order."]
-                return Question(rng.choice(forms), " ".join(sorted(letters)))
+                return Question(rng.choice(forms), gap.join(sorted(letters)))
             case "count":
                 one = rng.choice(letters)
                 forms = [f"Count {one} in: {spaced}", f"How many {one} are in {spaced} ?"]

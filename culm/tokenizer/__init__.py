@@ -8,8 +8,14 @@ from culm.tokenizer.bytes import Bytes
 from culm.tokenizer.saved import Saved
 from culm.tokenizer.sentencepiece_train import SentencePiece
 from culm.tokenizer.spacy import Spacy
+from culm.tokenizer.superbpe import SuperBPE
 from culm.tokenizer.tiktoken import Tiktoken
 from culm.tokenizer.train import BPE
 
-TokenizerConfig = one_of(BPE | Bytes | Saved | SentencePiece | Spacy | Tiktoken)
-TRAINED = ("bpe", "sentencepiece", "spacy")  # kinds that learn a vocabulary of a given size
+TokenizerConfig = one_of(BPE | Bytes | Saved | SentencePiece | Spacy | SuperBPE | Tiktoken)
+TRAINED = (
+    "bpe",
+    "superbpe",
+    "sentencepiece",
+    "spacy",
+)  # kinds that learn a vocabulary of a given size

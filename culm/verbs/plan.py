@@ -15,6 +15,7 @@ from culm.files import refuse_unwritable
 from culm.model.transformer import Transformer
 from culm.plan.target import target_of
 from culm.run.initial import context_of, model_from_start, source_of
+from culm.run.patching import model_settings
 from culm.run.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.checkpoint.folder import verify
@@ -42,7 +43,7 @@ def show_plan(
     corpus = Corpus(config)
     model, tokenizer = found.attempt(lambda: _parts(config)) or (None, None)
     if config.model is not None:
-        model = config.model.build(device="meta")
+        model = found.attempt(lambda: model_settings(config).build(device="meta"))
         tokenizer = found.attempt(lambda: corpus.tokenizer)
     context = (found.attempt(lambda: context_of(config, model)) if model else None) or 0
     seen = None

@@ -21,7 +21,7 @@ from culm.dtype import activations_of
 from culm.model.backend import choose_backend
 from culm.model.transformer import Transformer
 from culm.objective.objective import Objective
-from culm.parallel.check import check_layout, check_micro_batches, check_pipeline
+from culm.parallel.check import check_divisible, check_layout, check_micro_batches, check_pipeline
 from culm.parallel.parallelize import parallelize
 from culm.parallel.ranks import Ranks
 from culm.plan.dry_run import as_on_gpu
@@ -124,6 +124,8 @@ def show_needs(
         _try_parts(found, run)
     for owned in objective.models().values():
         found.attempt(partial(check_layout, owned, config.parallel))
+    if found.ranks > 1:
+        found.attempt(lambda: check_divisible(objective, config.parallel))
     context = context if seen is None else seen.context
     layout = Layout(config.parallel, found.ranks)
     found.attempt(lambda: check_in_backward(config, found.ranks))

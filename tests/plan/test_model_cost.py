@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from patch_models import config_of_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from culm.compose import CONFIGS, compose
-from culm.config import parse
+from culm.compose import CONFIGS
 from culm.model import logprobs
 from culm.model.attention.gqa import GQA
 from culm.model.mlp.gated import SwiGLU
@@ -80,7 +80,7 @@ def test_experts_count_where_a_token_goes(dtype, hidden):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml")))
 def test_every_size_is_what_its_name_says(name):
-    config = parse(TransformerConfig, compose(name, "model").values)
+    config = config_of_file(name)
     parameters = sum(p.numel() for p in config.build(device="meta").parameters())
     units = {"m": 1e6, "b": 1e9}
     if name[-1] in units and name[:-1].isdigit():

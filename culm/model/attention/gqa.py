@@ -163,7 +163,8 @@ class GroupedQueryAttention(AttentionModule, CustomInit):
         else:
             assert isinstance(cache, FullCache | RollingCache | QuantizedCache)
             (k, v), at = cache.update(context, k, v)
-            heads = attend_cached(q, k, v, at, context.positions, rule, self.backend)
+            now, first = context.positions, context.first
+            heads = attend_cached(q, k, v, at, now, rule, self.backend, first)
         return self.out(heads.flatten(-2))
 
     def weights(self, x: Tensor, context: LayerContext) -> Tensor:

@@ -1,0 +1,1 @@
+"""Models of bytes, which read patches of them."""
