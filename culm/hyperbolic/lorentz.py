@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from culm.hyperbolic.curvature import Curvature
 from culm.hyperbolic.manifold import Manifold
 from culm.hyperbolic.ratios import arsinh_ratio, root, sinh_ratio, squared
 
@@ -56,25 +57,25 @@ def to_ball(x: Tensor, curvature: Tensor | float = 1.0) -> Tensor:
 class Lorentz(Manifold):
     """The hyperboloid of curvature -c.
 
-    curvature: c, above 0; a () tensor where it is learned. At c = 0 the time is infinite, but
+    curvature: c, above 0; a module where it is learned. At c = 0 the time is infinite, but
     distances of points with the same space parts go to the Euclidean ones.
     """
 
-    curvature: Tensor | float = 1.0
+    curvature: Curvature | Tensor | float = 1.0
 
     def ambient(self, dimension: int) -> int:
         return dimension + 1
 
     def origin(self, like: Tensor) -> Tensor:
-        return lift(torch.zeros_like(like[..., 1:]), self._c(like))
+        return lift(torch.zeros_like(like[..., 1:]), self.c(like))
 
     def project(self, x: Tensor) -> Tensor:
-        return lift(x[..., 1:], self._c(x))
+        return lift(x[..., 1:], self.c(x))
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """2 / sqrt(c) arsinh(sqrt(c) |x - y|_L / 2)."""
         chord = self._chord(x, y)
-        return (root(chord) * arsinh_ratio(self._c(x) * chord / 4)).squeeze(-1)
+        return (root(chord) * arsinh_ratio(self.c(x) * chord / 4)).squeeze(-1)
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         return lorentz_inner(u, v)
@@ -85,30 +86,27 @@ class Lorentz(Manifold):
 
     def tangent(self, x: Tensor, v: Tensor) -> Tensor:
         """v without its part that is normal to the hyperboloid at x."""
-        return v + self._c(x) * lorentz_inner(x, v) * x
+        return v + self.c(x) * lorentz_inner(x, v) * x
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
-        z = self._c(x) * lorentz_inner(v, v).clamp(min=0)
+        z = self.c(x) * lorentz_inner(v, v).clamp(min=0)
         return self.project(torch.cosh(root(z)) * x + sinh_ratio(z) * v)
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         # cosh(sqrt(c) d) = 1 + c chord / 2, and the tangent part of y has the length sinh.
-        squares = self._c(x) * self.distance(x, y).square()[..., None]
+        squares = self.c(x) * self.distance(x, y).square()[..., None]
         return self.tangent(x, y) / sinh_ratio(squares)
 
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        c = self._c(x)
+        c = self.c(x)
         return v + c * lorentz_inner(y, v) / (1 - c * lorentz_inner(x, y)) * (x + y)
 
     def from_origin(self, v: Tensor) -> Tensor:
         """v: (..., D), a tangent vector at the origin without its time, which is 0."""
-        return lift(v * sinh_ratio(self._c(v) * squared(v)), self._c(v))
+        return lift(v * sinh_ratio(self.c(v) * squared(v)), self.c(v))
 
     def _chord(self, x: Tensor, y: Tensor) -> Tensor:
         """(..., 1): <x - y, x - y>_L, with the difference of the times from those of the spaces."""
         space = x[..., 1:] - y[..., 1:]
         longer = (space * (x[..., 1:] + y[..., 1:])).sum(-1, keepdim=True)
         return squared(space) - (longer / (x[..., :1] + y[..., :1])).square()
-
-    def _c(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.curvature, dtype=x.dtype, device=x.device)

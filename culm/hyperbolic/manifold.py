@@ -14,9 +14,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from culm.hyperbolic.curvature import Curvature
+
 
 class Manifold(ABC):
-    """A Riemannian manifold whose points are rows of D numbers."""
+    """A Riemannian manifold whose points are rows of D numbers.
+
+    curvature: c, where that of every plane is -c; learned, if it is a module.
+    """
+
+    curvature: Curvature | Tensor | float = 0.0
+
+    def c(self, like: Tensor) -> Tensor:
+        """() the curvature as it is now, in the precision of some points."""
+        given = self.curvature() if isinstance(self.curvature, Curvature) else self.curvature
+        return torch.as_tensor(given, dtype=like.dtype, device=like.device)
 
     @abstractmethod
     def ambient(self, dimension: int) -> int:

@@ -23,26 +23,24 @@ def lorentz_centroid(x: Tensor, weights: Tensor, curvature: Tensor | float = 1.0
 
 @torch.no_grad()
 def frechet_mean(
-    manifold: Manifold, x: Tensor, weights: Tensor | None = None, tolerance: float = 1e-12,
-    curvature: Tensor | float = 1.0,
-) -> Tensor:  # fmt: skip
+    manifold: Manifold, x: Tensor, weights: Tensor | None = None, tolerance: float = 1e-12
+) -> Tensor:
     """The point that minimises sum_i w_i d(x, x_i)^2, by gradient descent.
 
-    In a space of curvature -c >= -1 that sum is convex with second derivatives up to r coth(r)
-    within a radius r, so steps of its inverse never overshoot. No gradient goes through it.
+    At curvature -c the sum is convex, with second derivatives of at most r coth(r) for points
+    within r / sqrt(c): steps of the inverse never overshoot. No gradient goes through it.
 
     x: (N, D). weights: (N,); the same for all unless given. tolerance: length of the last step.
 
     Raises:
-        ValueError: it did not converge, as for points in fp32 with a tolerance below their rounding.
+        ValueError: it did not converge, as with a tolerance below the rounding of fp32.
     """
     share = torch.full_like(x[:, 0], 1 / len(x)) if weights is None else weights / weights.sum()
-    c = torch.as_tensor(curvature, dtype=x.dtype, device=x.device)
     mean = x[0]
     for _ in range(STEPS):
         tangents = manifold.log(mean, x)
         lengths = manifold.inner(mean, tangents, tangents)
-        step = tanh_ratio(c * lengths.max()) * (share[:, None] * tangents).sum(0)
+        step = tanh_ratio(manifold.c(x) * lengths.max()) * (share[:, None] * tangents).sum(0)
         mean = manifold.exp(mean, step)
         if root(manifold.inner(mean, step, step)) < tolerance:
             return mean
