@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 
 from culm.atomic import atomic
 from culm.config import SettingError, did_you_mean, parse
+from culm.files import POINTS as SETTINGS
 from culm.files import read_json, write_json
 from culm.graph.embedding import Embedding, EmbeddingConfig
 from culm.safetensors import write_safetensors
 
-SETTINGS, POINTS, NODES = "embedding.json", "points.safetensors", "nodes.txt"
+POINTS, NODES = "points.safetensors", "nodes.txt"
 
 
 @dataclass(frozen=True)
