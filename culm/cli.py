@@ -80,9 +80,15 @@ def plan(
     budget: given.TimeBudget = None,
 ) -> None:
     """Show what a run would do, need and learn from; or what to train in a given time."""
-    from culm.run.settings import read_run
+    from culm.graph.settings import GraphRun
+    from culm.verbs.any_run import read_any_run
 
-    config, origins = read_run(run, settings or [])
+    config, origins = read_any_run(run, settings or [])
+    if isinstance(config, GraphRun):
+        from culm.verbs.graph import show_graph_plan
+
+        show_graph_plan(config, origins)
+        return
     if budget is not None:
         from culm.verbs.plan_budget import show_budget
 

@@ -204,6 +204,11 @@ def _learner_of(gives: Reads) -> str:
 def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig, dict[str, str]]:
     """A run file with `name=value` settings, and the origin of each of its values."""
     composed = apply_depth(compose_run(name, settings, LAYOUT))
+    if (kind := composed.values.get("kind")) is not None:
+        raise SettingError(
+            f"kind: {kind} is no run of a language model; culm train, plan, inspect and eval read "
+            "runs of a graph"
+        )
     if (composed.values.get("model") is None) == (composed.values.get("start") is None):
         raise SettingError(
             "model: give the settings of a new model, or start: a folder to start from, not both; "

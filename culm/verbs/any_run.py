@@ -1,4 +1,4 @@
-"""Run files of all kinds: of language models, which name none, and of graphs."""
+"""Run files of all kinds: of language models, which name no kind, and of graphs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from culm.graph.settings import KIND, GraphRun
 from culm.run.settings import LAYOUT, RunConfig, read_run
 
 
-def read_any_run(name: str | None, settings: Sequence[str] = ()) -> RunConfig | GraphRun:
-    """A run file with `name=value` settings.
+def read_any_run(
+    name: str | None, settings: Sequence[str] = ()
+) -> tuple[RunConfig | GraphRun, dict[str, str]]:
+    """A run file with `name=value` settings, and the origin of each of its values.
 
     Raises:
         SettingError: a setting is not known, or wrong.
     """
     composed = compose_run(name, settings, LAYOUT)
     if composed.values.get("kind") == KIND:
-        return parse(GraphRun, composed.values)
-    return read_run(name, settings)[0]
+        return parse(GraphRun, composed.values), composed.origins
+    return read_run(name, settings)

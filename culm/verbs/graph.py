@@ -1,4 +1,4 @@
-"""`culm inspect` and `culm eval` of a run that learned points for the nodes of a graph."""
+"""`culm plan`, `culm inspect` and `culm eval` of points for the nodes of a graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,38 @@ from culm.files import json_text, refuse_existing
 from culm.graph.edges import Graph
 from culm.graph.folder import NamedPoints, load_points
 from culm.graph.settings import GraphRun
-from culm.train.run_folder import read_settings
+from culm.train.run_folder import check, read_settings
+from culm.verbs.format import count, size
+from culm.verbs.plan import settings_rows
+from culm.verbs.plan_needs import section
+
+STATES = 3  # numbers of each coordinate: the point, its gradient, its momentum
+
+
+def show_graph_plan(config: GraphRun, origins: dict[str, str]) -> None:
+    """Print settings, the graph and what the run needs; starts nothing.
+
+    Raises:
+        SettingError: the edges, or the folder, cannot be used.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    section(console, "Settings", settings_rows(config, origins))
+    graph, train = config.data.read(), config.train
+    check(Path(config.folder), config)
+    model = config.model.build(len(graph.names))
+    edges = train.steps * train.batch_size
+    distances = train.batch_size * (1 + train.negatives)
+    rows = [
+        ("graph", f"{len(graph.names):,} nodes, {len(graph.edges):,} edges"),
+        ("parameters", count(model.points.numel())),
+        ("edges read", f"{edges:,}, {edges / len(graph.edges):.1f} epochs"),
+        ("distances", f"{distances:,} in each step"),
+        ("memory", f"{size(STATES * model.points.nbytes)} of points, gradients and momentum"),
+    ]
+    section(console, "Graph", rows)
+    for remark in graph.remarks:
+        console.print(remark)
+    console.print("No problem found. Start it with `culm train` and the same settings.")
 
 
 def show_points(

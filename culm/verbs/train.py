@@ -24,7 +24,7 @@ def train_run(run: str, settings: Sequence[str]) -> None:
         Refused: a setting or a file cannot be used, so that the same command would fail again.
     """
     try:
-        config = read_any_run(run, list(settings))
+        config, _ = read_any_run(run, list(settings))
         result = train_graph(config) if isinstance(config, GraphRun) else train(config)
     except UnavailableError:
         raise
