@@ -71,7 +71,7 @@ class Embedding(nn.Module, OnManifold):
         points = self(torch.arange(len(self.points), device=self.points.device))
         if self.config.geometry == "euclidean":
             return points
-        c = self.curvature()
+        c = self.manifold.c(points)
         ball = to_ball(points, c) if self.config.geometry == "lorentz" else points
         return ball * c.sqrt()
 

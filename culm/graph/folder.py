@@ -1,6 +1,6 @@
 """The points of a trained run on the disk.
 
-model/points.safetensors   points (nodes, D) fp64, and the logarithm of the curvature
+model/points.safetensors   points (nodes, D) fp64, and log c where it was learned
 model/embedding.json       the space
 model/nodes.txt            the name of each node, a line each
 """

@@ -32,6 +32,6 @@ class EdgeObjective(Trained):
         nearest = (scores.detach().argmax(-1) == 0).double().sum()
         metrics = {"nearest": Term(nearest, "rows")}
         if self.model.config.learned_curvature:
-            size = len(batch.tokens)
-            metrics["curvature"] = Term(self.model.curvature().detach() * size, "rows")
+            c = self.model.manifold.c(distances).detach()
+            metrics["curvature"] = Term(c * len(batch.tokens), "rows")
         return Loss({"nll": Term(nll, "targets")}, metrics)
