@@ -1,6 +1,6 @@
 """Attention in hyperbolic space (HELM, arXiv 2505.24722): near tokens are read, not aligned ones.
 
-    weights = softmax over keys of -scale d_L(q, k)^2,   d_L^2 = -2/c - 2 <q, k>_L
+    weights = softmax over keys of -scale |q - k|_L^2,   |q - k|_L^2 = -2/c - 2 <q, k>_L
     output  = the centroid of the values: their weighted sum, scaled back onto the hyperboloid
 
 The constant cancels in the softmax. With the sign of a query's time flipped, <q, k>_L is a dot
