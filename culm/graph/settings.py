@@ -12,7 +12,7 @@ from culm.graph.edges import Cycles, Graph, read_graph
 from culm.graph.embedding import EmbeddingConfig
 from culm.graph.measure import Reconstruction
 from culm.optim import Optimizer, Schedule
-from culm.optim.riemannian import RiemannianAdam
+from culm.optim.riemannian import Riemannian, RiemannianAdam
 from culm.optim.schedule import Constant
 from culm.train.checkpoint.settings import CheckpointConfig
 from culm.train.trackers import Trackers
@@ -76,3 +76,13 @@ class GraphRun(Config):
     train: EdgeTraining
     eval: Annotated[Reconstruction, MAY_CHANGE] = Reconstruction()
     track: Annotated[Trackers, MAY_CHANGE] = ()
+
+    @model_validator(mode="after")
+    def _stays_on_the_manifold(self) -> GraphRun:
+        optimizer = self.train.optimizer
+        if self.model.geometry != "euclidean" and not isinstance(optimizer, Riemannian):
+            raise ValueError(
+                f"train.optimizer: {optimizer.kind} takes straight steps, which leave "
+                "hyperbolic space; use riemannian_adam or riemannian_sgd"
+            )
+        return self

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from culm.dtensor import local_shard
@@ -30,6 +30,12 @@ class Riemannian(OptimizerConfig):
     """weight_decay: of parameters that hold no points; points have no direction to shrink in."""
 
     weight_decay: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _no_average(self) -> Riemannian:
+        if self.ema is not None:
+            raise ValueError("ema: an average of points is off their manifold; leave it out")
+        return self
 
     def _groups(
         self, module: nn.Module, rule: Callable[[Manifold], Rule], flat: Rule, eps: float

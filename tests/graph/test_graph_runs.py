@@ -103,6 +103,8 @@ def test_settings_that_are_refused(edges: Path, tmp_path: Path) -> None:
         (["model.geometry=euclidean", "model.curvature=2"], "model.curvature: flat space has none"),
         (["data.cycles=keep"], "data.closure: it needs a graph without circles"),
         (["model.width=3"], "model.width: no such setting"),
+        (["train.optimizer=adamw"], "train.optimizer: adamw takes straight steps"),
+        (["train.optimizer={kind: riemannian_sgd, ema: 0.9}"], "ema: an average of points"),
     ):
         with pytest.raises(Refused, match=message):
             train_run("poincare", settings(edges, tmp_path / "run", "train.steps=1", *more))
