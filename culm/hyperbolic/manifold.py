@@ -117,5 +117,5 @@ def manifolds_of(module: nn.Module) -> dict[nn.Parameter, Manifold]:
     for part in module.modules():
         if isinstance(part, OnManifold):
             for name, manifold in part.manifolds().items():
-                found[part.get_parameter(name)] = manifold  # type: ignore[attr-defined]
+                found[part.get_parameter(name)] = manifold
     return found
