@@ -74,7 +74,7 @@ class Lorentz(Manifold):
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """2 / sqrt(c) arsinh(sqrt(c) |x - y|_L / 2)."""
-        chord = self._chord(x, y)
+        chord = self.chord(x, y)
         return (root(chord) * arsinh_ratio(self.c(x) * chord / 4)).squeeze(-1)
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class Lorentz(Manifold):
         """v: (..., D), a tangent vector at the origin without its time, which is 0."""
         return lift(v * sinh_ratio(self.c(v) * squared(v)), self.c(v))
 
-    def _chord(self, x: Tensor, y: Tensor) -> Tensor:
+    def chord(self, x: Tensor, y: Tensor) -> Tensor:
         """(..., 1): <x - y, x - y>_L, with the difference of the times from those of the spaces."""
         space = x[..., 1:] - y[..., 1:]
         longer = (space * (x[..., 1:] + y[..., 1:])).sum(-1, keepdim=True)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from culm.hyperbolic.curvature import Curvature
-from culm.hyperbolic.lorentz import lift, time_of, to_hyperboloid
+from culm.hyperbolic.lorentz import Lorentz, lift, time_of
+from culm.hyperbolic.ratios import root
 from culm.model.init import CustomInit
 from culm.model.linear import Linear
 
@@ -54,9 +55,14 @@ def time_in_fp32(s: Tensor, curvature: Tensor | float) -> Tensor:
 
 
 def lorentz_sum(x: Tensor, y: Tensor, weight: Tensor, curvature: float) -> Tensor:
-    """x + weight * y, scaled back onto the hyperboloid (arXiv 2412.14695).
+    """x + |weight| * y, scaled back onto the hyperboloid (arXiv 2412.14695).
 
-    x, y: (..., E) space parts. Returns points (..., E + 1) in fp32.
+    The length of the sum is computed from the distance of its parts: the inner product of a point
+    far out with itself has few digits left in fp32.
+
+    x, y: (..., E) space parts. weight: (). Returns points (..., E + 1) in fp32.
     """
-    points = lift(x.float(), curvature) + weight * lift(y.float(), curvature)
-    return to_hyperboloid(points, curvature)
+    a, b = lift(x.float(), curvature), lift(y.float(), curvature)
+    share = weight.abs()
+    square = (1 + share).square() + share * curvature * Lorentz(curvature).chord(a, b)
+    return (a + share * b) / root(square)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from culm.config import parse
-from culm.hyperbolic.lorentz import Lorentz, lift, lorentz_inner
+from culm.hyperbolic.lorentz import Lorentz, lift, lorentz_inner, time_of
 from culm.hyperbolic.means import lorentz_centroid
 from culm.model import block as blocks
 from culm.model.attention import hyperbolic
@@ -83,7 +83,9 @@ def test_curvature_to_zero_is_euclidean_attention() -> None:
 
 
 def test_points_stay_on_the_hyperboloid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every centroid and every sum of a forward in fp32, before its time is dropped."""
+    """Every centroid and every sum of a forward in fp32: its time, which is dropped, is that of the
+    point which is kept; and that one is on the hyperboloid, as every state is, by construction.
+    """
     seen: list[Tensor] = []
 
     def kept(function):
@@ -98,7 +100,10 @@ def test_points_stay_on_the_hyperboloid(monkeypatch: pytest.MonkeyPatch) -> None
     model = built(width=128, layers=4)
     model(torch.arange(32)[None] % 61)
     assert len(seen) == 4 * 3  # a centroid and two sums in each layer
-    assert max(float((lorentz_inner(x, x) + 1).detach().abs().max()) for x in seen) < 1e-4
+    for x in (point.detach() for point in seen):
+        assert float((x[..., :1] - time_of(x[..., 1:], 1.0)).abs().max()) < 1e-5
+        kept_point = lift(x[..., 1:].double(), 1.0)
+        assert float((lorentz_inner(kept_point, kept_point) + 1).abs().max()) < 1e-10
 
 
 def test_sum_of_points() -> None:
