@@ -4,8 +4,8 @@
 
 Models of bytes with 4 layers and a width of 128. For each, the better of two learning rates is
 found with seed 0; other seeds are trained with it. `off` is the largest |<x, x>_L + 1/c| of points
-in a forward of the trained model in fp32, before their time is dropped. The last row is the entropy of
-single bytes, which a model that reads nothing would reach.
+in a forward of the trained model in fp32, before their time is dropped. The last row is the entropy
+of single bytes, which a model that reads nothing would reach.
 """
 
 from __future__ import annotations

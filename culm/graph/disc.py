@@ -20,7 +20,7 @@ from matplotlib.collections import LineCollection
 
 PIECES = 16  # straight pieces of a geodesic
 LABELLED = 14  # nodes with the most children
-DRAWN = 6000  # edges; of more the first ones
+MOST = 6000  # edges in a picture; of more the first ones
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ def direct_edges(graph: Graph) -> np.ndarray:
 
 
 def draw_disc(path: Path, disc: Disc, names: tuple[str, ...], graph: Graph | None) -> None:
-    """Write the picture. graph: whose edges are drawn, and whose largest nodes are labelled."""
+    """Write the picture. graph: whose edges it shows, and whose largest nodes are labelled."""
     with plt.rc_context(STYLE | {"figure.figsize": (7.2, 7.4), "axes.grid": False}):
         figure, axes = plt.subplots()
         if not disc.flat:
             axes.add_patch(plt.Circle((0, 0), 1, fill=False, color="#999999", linewidth=0.8))
         if graph is not None:
-            edges = direct_edges(graph)[:DRAWN]
+            edges = direct_edges(graph)[:MOST]
             lines = LineCollection(
                 list(_geodesics(disc, edges)), colors=COLOURS[0], linewidths=0.4, alpha=0.35
             )

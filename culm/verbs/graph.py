@@ -33,7 +33,7 @@ def show_graph_plan(config: GraphRun, origins: dict[str, str]) -> None:
     model = config.model.build(len(graph.names))
     edges = train.steps * train.batch_size
     distances = train.batch_size * (1 + train.negatives)
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("graph", f"{len(graph.names):,} nodes, {len(graph.edges):,} edges"),
         ("parameters", count(model.points.numel())),
         ("edges read", f"{edges:,}, {edges / len(graph.edges):.1f} epochs"),
@@ -59,7 +59,7 @@ def show_points(
         for name, distance in points.near(near):
             console.print(f"{distance:8.3f}  {name}", markup=False)
     if disc:
-        console.print(str(_draw(run, points, out, kind, overwrite)), markup=False)
+        console.print(str(_pictured(run, points, out, kind, overwrite)), markup=False)
     if near is None and not disc:
         config = points.model.config
         for name, value in (
@@ -76,7 +76,7 @@ def _curvature(points: NamedPoints) -> float:
     return 0.0 if flat else -float(points.model.curvature())
 
 
-def _draw(run: str, points: NamedPoints, out: str | None, kind: str, overwrite: bool) -> Path:
+def _pictured(run: str, points: NamedPoints, out: str | None, kind: str, overwrite: bool) -> Path:
     if kind not in ("png", "svg"):
         raise SettingError(f"format: {kind!r} is not one of png, svg")
     folder = Path(run if out is None else out)
@@ -89,7 +89,7 @@ def _draw(run: str, points: NamedPoints, out: str | None, kind: str, overwrite: 
     try:
         graph = graph_of(run, points)
     except SettingError as error:
-        log.say(f"Drawn without edges: {error}")
+        log.say(f"The picture has no edges: {error}")
         graph = None
     draw_disc(path, disc_of(points.model.disc(), flat), points.names, graph)
     return path
