@@ -18,8 +18,8 @@ from culm.convert import native
 from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
 from culm.run.settings import read_run
-from culm.verbs.any_run import read_any_run
 from culm.tokenizer.bytes import Bytes
+from culm.verbs.any_run import read_any_run
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
