@@ -110,20 +110,25 @@ def test_settings_that_are_refused(edges: Path, tmp_path: Path) -> None:
             train_run("poincare", settings(edges, tmp_path / "run", "train.steps=1", *more))
 
 
+def mammals(edges: Path, folder: Path, geometry: str, rate: float, seed: int) -> float:
+    """MAP after 1,500 steps in five dimensions."""
+    run = folder / f"{geometry}-{rate}-{seed}"
+    train_run("poincare", [
+        f"data.path={edges}", f"folder={run}", f"seed={seed}", "device=cpu", "data.closure=false",
+        "train.steps=1500", "train.batch_size=256", "train.negatives=20",
+        f"model.geometry={geometry}", f"train.optimizer.rate={rate}",
+        "train.schedule={kind: linear, warmup: 0.05, final: 0.1}", "eval.every_steps=null",
+    ])  # fmt: skip
+    return results(run)["map"]["value"]
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_mammals_need_hyperbolic_space(shared, tmp_path: Path) -> None:
-    """Five dimensions, three seeds, each geometry with its own tuned rate (docs/log.md)."""
+    """Three seeds, each geometry with the best of three rates by another seed."""
     edges, found = shared("wordnet/mammal_closure.tsv"), {}
-    for geometry, rate in (("poincare", 0.03), ("euclidean", 0.03)):
-        scores = []
-        for seed in range(3):
-            run = tmp_path / f"{geometry}-{seed}"
-            train_run("poincare", [
-                f"data.path={edges}", f"folder={run}", f"seed={seed}", "device=cpu",
-                "data.closure=false", "train.steps=3000", "train.batch_size=256",
-                "train.negatives=20", f"model.geometry={geometry}", f"train.optimizer.rate={rate}",
-                "train.schedule={kind: linear, warmup: 0.05, final: 0.1}", "eval.every_steps=null",
-            ])  # fmt: skip
-            scores.append(results(run)["map"]["value"])
-        found[geometry] = scores
+    for geometry in ("poincare", "euclidean"):
+        grid = {r: mammals(edges, tmp_path, geometry, r, seed=1000) for r in (0.1, 0.3, 1.0)}
+        best = max(grid, key=lambda rate: grid[rate])
+        found[geometry] = [mammals(edges, tmp_path, geometry, best, seed) for seed in range(3)]
     assert min(found["poincare"]) > max(found["euclidean"]) + 0.10
