@@ -80,9 +80,15 @@ def plan(
     budget: given.TimeBudget = None,
 ) -> None:
     """Show what a run would do, need and learn from; or what to train in a given time."""
-    from culm.run.settings import read_run
+    from culm.graph.settings import GraphRun
+    from culm.verbs.any_run import read_any_run
 
-    config, origins = read_run(run, settings or [])
+    config, origins = read_any_run(run, settings or [])
+    if isinstance(config, GraphRun):
+        from culm.verbs.graph import show_graph_plan
+
+        show_graph_plan(config, origins)
+        return
     if budget is not None:
         from culm.verbs.plan_budget import show_budget
 
@@ -302,6 +308,13 @@ def evaluate(
     dtype: given.EvalDtype = None,
 ) -> None:
     """Measure how well a model answers the questions of a suite, or predicts a text."""
+    from culm.files import is_points
+
+    if is_points(model):
+        from culm.verbs.graph import show_reconstruction
+
+        show_reconstruction(model, as_json)
+        return
     from culm.verbs.evaluate import Options, show_evaluation
 
     options = Options(
@@ -368,11 +381,20 @@ def inspect(
     attention: given.AttentionText = "",
     logit_lens: given.LensText = "",
     histograms: given.HistogramText = "",
+    disc: given.Disc = False,
+    near: given.NearNode = None,
     out: given.PlotFolder = None,
     format: given.PlotFormat = "png",
     overwrite: given.Overwrite = False,
 ) -> None:
     """Show a model's parts with shapes, parameters and cache size, or what it does with a text."""
+    from culm.files import is_points
+
+    if disc or near is not None or is_points(model):
+        from culm.verbs.graph import show_points
+
+        show_points(model, disc, near, out, format, overwrite)
+        return
     if not (attention or logit_lens or histograms):
         from culm.verbs.inspect import show_model
 

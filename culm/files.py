@@ -147,6 +147,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+POINTS = "embedding.json"  # in a model folder with points of a graph instead of a language model
+
+
+def is_points(model: str | Path) -> bool:
+    """Whether a run or model folder has points of a graph (`culm.graph`)."""
+    return any((place / POINTS).is_file() for place in (Path(model), Path(model) / "model"))
+
+
 def is_local(name: str) -> bool:
     """Whether a name that has the form owner/name is a path here, and not on a hub.
 

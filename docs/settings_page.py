@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from culm.adapt.quantize import Method, Quantizers
 from culm.config import listed
+from culm.graph.settings import GraphRun
 from culm.run.settings import RunConfig
 from culm.sandbox.limits import Limits
 from culm.verbs.schema import described
@@ -36,6 +37,11 @@ QUANTIZE = """\
 
 `--to` is one of {to}, or a list; `--method` is one of {method}. See
 [quantising](../recipes/quantize.md)."""
+GRAPH = """\
+## culm train poincare
+
+A run file with `kind: graph` learns points for the nodes of a graph; see
+[hyperbolic space](../concepts/hyperbolic.md)."""
 NAMES = {int: "integer", float: "number", str: "text", bool: "boolean", Path: "path"}
 SIGNS = {Gt: ("gt", ">"), Ge: ("ge", "≥"), Lt: ("lt", "<"), Le: ("le", "≤")}
 
@@ -52,6 +58,7 @@ class Writer:
         self.plan(Quantizers, "to", "to")
         self.plan(Method, "method", "method")
         self.plan(Limits, "sandbox", "sandbox")
+        self.plan(GraphRun, "graph", "graph")
         self.write(RunConfig)
         named = {"to": Quantizers, "method": Method}
         links = {n: ", ".join(map(self.named, models(u))) for n, u in named.items()}
@@ -60,6 +67,8 @@ class Writer:
             for kind in models(union):
                 self.write(kind)
         self.write(Limits)
+        self.parts.append(GRAPH)
+        self.write(GraphRun)
         return "\n\n".join(part.rstrip() for part in self.parts) + "\n"
 
     def plan(self, annotation: Any, heading: str, path: str) -> None:

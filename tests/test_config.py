@@ -13,10 +13,12 @@ from culm.compose import compose_run as compose_layout
 from culm.config import SettingError, parse
 from culm.data.settings import DataConfig
 from culm.eval.settings import EvalConfig
+from culm.graph.settings import KIND, GraphRun
 from culm.parallel.settings import ParallelConfig
 from culm.run.settings import LAYOUT, RunConfig, read_run
 from culm.run.train_settings import TrainConfig
 from culm.tokenizer.train import BPE
+from culm.verbs.any_run import read_any_run
 from culm.verbs.evaluate_chat import with_judge
 
 NAMES = {section: sorted((CONFIGS / section).glob("*.yaml")) for section in ("model", "run")}
@@ -39,6 +41,10 @@ def test_every_model_builds(path: Path) -> None:
 @pytest.mark.parametrize("path", NAMES["run"], ids=lambda path: path.stem)
 def test_every_run_parses(path: Path) -> None:
     given = compose_layout(path.stem, (), LAYOUT).values
+    if given.get("kind") == KIND:
+        points, _ = read_any_run(path.stem, ["data.path=x"])
+        assert parse(GraphRun, points.model_dump(mode="json")) == points
+        return
     data = given.get("data") or {}
     needed = (
         [] if data.get("tasks") or data.get("prepared") or data.get("path") else ["data.path=x"]

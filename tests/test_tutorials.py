@@ -223,9 +223,10 @@ def package(root: Path, page: str, folder: Path) -> None:
     union = folder / registry
     before = union.read_text()
     variable = line.split(" = ")[0]
-    [known] = re.findall(rf"^{variable} = .*$", before, re.MULTILINE)
+    [known] = re.findall(rf"^{variable} = one_of\([^)]*\)", before, re.MULTILINE)
     new = re.fullmatch(r"from \S+ import (\w+)", added)[1]
-    assert line == known.replace(")", f" | {new})")  # the page is up to date
+    ours, theirs = ("".join(text.split()) for text in (line, known))
+    assert ours == theirs.replace(")", f"|{new})")  # the page is up to date
     first = before.index("from culm.")
     union.write_text(before[:first] + added + "\n" + before[first:].replace(known, line))
 

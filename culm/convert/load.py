@@ -21,7 +21,7 @@ from culm.convert.peft.settings import base_of
 from culm.convert.weights import set_precision
 from culm.device import choose_device, choose_precision
 from culm.dtype import DTYPES, dtype_of
-from culm.files import is_local
+from culm.files import is_local, is_points
 from culm.model.backend import place
 from culm.model.transformer import Transformer
 from culm.tokenizer.rows import within_rows
@@ -99,6 +99,11 @@ def load_model(
                 "--tokenizer FILE.bin makes a folder of both"
             )
         return llama2c.load(path, tokenizer, device)
+    if is_points(path):
+        raise SettingError(
+            f"{path}: it has points of a graph and no language model; culm inspect and culm eval "
+            "read it"
+        )
     if (path / "run.yaml").is_file():
         raise SettingError(
             f"{path}: this run has no model yet, as it was stopped before its end; culm train with "

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from culm.adapt.hyplora import HypLoRA, hyperbolic_adapters
 from culm.adapt.quantize import Quantizer
 from culm.adapt.quantize.linear import quantized_layers
 from culm.atomic import atomic
@@ -43,6 +44,7 @@ class Folder(Config):
     model: Model
     dtype: Literal["float32", "bfloat16", "float16"]
     quantized: dict[str, Quantizer]
+    adapter: HypLoRA | None = None  # which cannot be merged
     trained_on: tuple[str, ...] = ()
     sha256: dict[str, str]
 
@@ -107,6 +109,8 @@ def _describe(
     tokenizer.save(fresh)
     write_card(model, fresh, name, note=note)
     packed = {name: layer.settings for name, layer in quantized_layers(model).items()}
+    adapted = next(iter(hyperbolic_adapters(model).values()), None)
+    kept = {} if adapted is None else {"adapter": adapted.settings.model_dump(mode="json")}
     values = {
         "format": 1,
         "model": model.config.model_dump(mode="json"),
@@ -114,6 +118,7 @@ def _describe(
         "quantized": packed,
         "trained_on": list(model.trained_on),
         "sha256": {file: sha256(fresh / file) for file in GUARDED},
+        **kept,
     }
     write_json(fresh / SETTINGS, {**values, "digest": _digest(values)})
 
@@ -131,7 +136,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Transf
     for name, digest in about.sha256.items():
         _verify(folder / name, digest)
     tensors, source = read_safetensors(folder / WEIGHTS), str(folder / WEIGHTS)
-    model = assemble(about.model, tensors, source, device, about.quantized)
+    model = assemble(about.model, tensors, source, device, about.quantized, about.adapter)
     model.dtype, model.trained_on = DTYPES[about.dtype], about.trained_on
     tokenizer = Tokenizer.load(folder)
     check_vocabulary(tokenizer, about.model.vocabulary, folder)

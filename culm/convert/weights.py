@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from culm import log
+from culm.adapt.hyplora import HypLoRA, hyperbolic_adapters
 from culm.adapt.lora import LoRALinear, has_adapter
 from culm.adapt.multi_lora import adapter_names
 from culm.adapt.quantize.linear import QuantizedGrouped, QuantizedLinear, quantized_layers
@@ -59,6 +60,11 @@ def plain_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     prediction are skipped. The factors of a scaling rule are folded in.
     """
     refuse_adapters(model)
+    if hyperbolic_adapters(model):
+        raise SettingError(
+            "model: its hyperbolic adapters are not linear, so they cannot be merged and no other "
+            "format has them; keep its Culm folder"
+        )
     for name, tensor in _below(model):
         yield name, folded(model.config, name, tensor)
 
@@ -105,10 +111,12 @@ def assemble(
     source: str,
     device: torch.device | str = "cpu",
     quantized: Mapping[str, LinearQuantizer] | None = None,
+    adapter: HypLoRA | None = None,
 ) -> Transformer:
     """A model that owns the given tensors; none is copied or initialised first.
 
     quantized: the quantiser of each quantised layer, by name; its tensors are the packed ones.
+    adapter: the settings of hyperbolic adapters, whose tensors are there too.
     source: the file or folder, for messages.
 
     Raises:
@@ -117,6 +125,9 @@ def assemble(
     model = empty(config, source)
     quantized = quantized or {}
     with torch.device("meta"):
+        if adapter is not None:
+            adapter.apply(model, seed=0)
+            model.requires_grad_(True)
         _replace_quantized(model, quantized, source)
     expected = stored(model)
     taken = {name: tensor.to(device) for name, tensor in fitting(tensors, expected, source)}

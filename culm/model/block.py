@@ -7,14 +7,15 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 
-from culm.config import Config
+from culm.config import Config, refuse_unused
 from culm.model.attention.part import AttentionConfig
 from culm.model.context import LayerContext, Routing
 from culm.model.init import CustomInit
 from culm.model.layer_cache import LayerCache
+from culm.model.lorentz import lorentz_sum
 from culm.model.mlp.part import FeedForwardConfig
 from culm.model.norm import NormConfig
 
@@ -27,6 +28,9 @@ class Residual(Config):
     scale: factor of every branch (CompleteP, arXiv 2505.01618).
     gains: two learned factors per layer, for x and for the input of the first block (as nanochat).
     dropout: of the output of a branch, in training.
+    curvature: of hyperbolic space, in which a branch is added to x as a point, with a learned
+        weight (`culm.model.lorentz`); null: they are vectors. stretch: factor of the space part of
+        such a sum, which is shorter than that of vectors; 4 sqrt(width) if not given (as HELM).
     """
 
     norm: Literal["before", "behind", "both"] = "before"
@@ -34,6 +38,15 @@ class Residual(Config):
     scale: PositiveFloat = 1.0
     gains: bool = False
     dropout: float = Field(0.0, ge=0, lt=1)
+    curvature: PositiveFloat | None = None
+    stretch: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _flat(self) -> Residual:
+        refuse_unused(self, "stretch", self.curvature is not None, "curvature")
+        if self.curvature is not None and (self.parallel or self.gains):
+            raise ValueError("curvature: parallel and gains add vectors; leave them out")
+        return self
 
 
 class Block(nn.Module, CustomInit):
@@ -62,10 +75,15 @@ class Block(nn.Module, CustomInit):
         self.mlp = mlp.build(width)
         self.mlp_out_norm = norm.build(width) if behind else nn.Identity()
         self.gains = nn.Parameter(torch.empty(2)) if residual.gains else None
+        curved = residual.curvature is not None
+        self.weights = nn.Parameter(torch.empty(2)) if curved else None  # of the two branches
+        self.stretch = residual.stretch or 4 * width**0.5
 
     def init_weights(self, generator: Callable[[str], torch.Generator], std: float) -> None:
         if self.gains is not None:
             self.gains.copy_(torch.tensor([1.0, 0.0]))
+        if self.weights is not None:
+            self.weights.fill_(1.0)
 
     def forward(
         self, x: Tensor, context: LayerContext, cache: LayerCache | None
@@ -79,10 +97,16 @@ class Block(nn.Module, CustomInit):
         mixed = self._branch(
             self.attention_out_norm(self.attention(self.attention_norm(x), context, cache))
         )
-        read = x if self.residual.parallel else x + mixed
+        read = x if self.residual.parallel else self._added(x, mixed, 0)
         made = self._branch(self.mlp_out_norm(self.mlp(self.mlp_norm(read), context)))
-        x = x + mixed + made if self.residual.parallel else read + made
+        x = x + mixed + made if self.residual.parallel else self._added(read, made, 1)
         return x, context.outputs.values, context.outputs.routing
+
+    def _added(self, x: Tensor, branch: Tensor, number: int) -> Tensor:
+        if self.weights is None or self.residual.curvature is None:
+            return x + branch
+        points = lorentz_sum(x, branch, self.weights[number], self.residual.curvature)
+        return (points[..., 1:] * self.stretch).to(x.dtype)
 
     def _branch(self, x: Tensor) -> Tensor:
         if self.residual.scale != 1.0:

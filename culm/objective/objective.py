@@ -113,8 +113,38 @@ class ObjectiveConfig(Config, ABC):
         """
 
 
-class Objective(nn.Module, ABC):
-    """Batch -> Loss. The parameters in it that require gradients are trained.
+class Trained(nn.Module, ABC):
+    """Batch -> Loss: all that the loop and checkpoints know of an objective. The parameters in it
+    that require gradients are trained.
+    """
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Loss:
+        """The sums of a batch, which the loop divides by its counts."""
+
+    def prepare_step(self, batches: list[Batch], number: int, ranks: Ranks) -> list[Batch]:
+        """The micro-batches of a step, with what must be known of the whole step before any of it
+        is learned from; on the CPU. number: of the step. Every rank calls it.
+        """
+        return batches
+
+    def moving(self) -> Collection[nn.Module]:
+        """Parts that change without gradients, such as an average of the policy's weights.
+
+        Checkpoints hold them, like what is trained.
+        """
+        return ()
+
+    def before_update(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
+        """Called between the gradients and the update of a step; gives further metrics.
+
+        statistics: those of `Loss`, added up over the micro-batches and ranks of the step.
+        """
+        return {}
+
+
+class Objective(Trained):
+    """Batch -> Loss, around a Transformer.
 
     model: the policy: what is evaluated, saved and exported. Other models that it owns (a
     reference, a critic, a teacher) are attributes too.
@@ -144,13 +174,6 @@ class Objective(nn.Module, ABC):
     def changes_embeddings(self) -> bool:
         """Whether the loss adds something to the embeddings that a model reads."""
         return False
-
-    def moving(self) -> Collection[nn.Module]:
-        """Parts that change without gradients, such as an average of the policy's weights.
-
-        Checkpoints hold them, like what is trained.
-        """
-        return ()
 
     def forward(self, batch: Batch) -> Loss:
         """The loss with the auxiliary losses of all experts and other parts."""
@@ -189,12 +212,6 @@ class Objective(nn.Module, ABC):
         """A number for each row in each of these columns, from the model as it is at the start."""
         return {}
 
-    def prepare_step(self, batches: list[Batch], number: int, ranks: Ranks) -> list[Batch]:
-        """The micro-batches of a step, with what must be known of the whole step before any of it
-        is learned from; on the CPU. number: of the step. Every rank calls it.
-        """
-        return batches
-
     def prepare(self, experience: Experience) -> Batch:
         """The rows to learn from, made once from a whole rollout, before it is split into steps.
 
@@ -203,10 +220,7 @@ class Objective(nn.Module, ABC):
         raise TypeError(f"{type(self).__name__} does not learn from rollouts")
 
     def before_update(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
-        """Called between the gradients and the update of a step; gives further metrics.
-
-        statistics: those of `Loss`, added up over the micro-batches and ranks of the step.
-        """
+        """Balance the experts."""
         return balance(self._routers(), statistics)
 
     def _routers(self) -> list[Router | None]:

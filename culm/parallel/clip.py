@@ -21,7 +21,7 @@ class Norm:
     """The 2-norm of tensors that are added one after the other, and need not live at once.
 
     As torch.nn.utils.get_total_norm, which takes no tensors of different meshes, and computes the
-    norm of bf16 tensors in bf16; this one is in fp32.
+    norm of bf16 tensors in bf16; this one is in fp32, or fp64 for such tensors.
 
     pipeline: ranks with other parameters.
     """
@@ -36,7 +36,11 @@ class Norm:
         for tensor in tensors:
             found.setdefault(_axes(tensor), []).append(local_shard(tensor))
         for axes, parts in found.items():
-            norms = torch._foreach_norm(parts, 2.0, dtype=torch.float32)
+            # fp64 is not narrowed: points of a manifold have it.
+            double = any(part.dtype == torch.float64 for part in parts)
+            norms = torch._foreach_norm(
+                parts, 2.0, dtype=torch.float64 if double else torch.float32
+            )
             square = torch.stack(norms).double().square().sum()
             known = self._squares.get(axes)
             self._squares[axes] = square if known is None else known + square

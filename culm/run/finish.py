@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from culm import log
-from culm.adapt.lora import adapters_of
+from culm.adapt.lora import LoRA, adapters_of
 from culm.adapt.merge import merge_verified
 from culm.adapt.quantize.qat import convert
 from culm.atomic import atomic
@@ -70,7 +70,7 @@ def check_outputs(run: Assembly) -> None:
     """
     for name in run.objective.trained():
         refuse_nonempty(run.folder / name, native.SETTINGS)
-    if run.config.train.adapter is not None:
+    if isinstance(run.config.train.adapter, LoRA):
         refuse_nonempty(run.folder / "adapter", ADAPTER)
 
 
@@ -118,7 +118,7 @@ def _write_models(run: Assembly) -> None:
         return
     own = (whole[name] for name, model in trained.items() if model is run.model)
     policy = next(own, run.model)
-    if train.adapter is not None:
+    if isinstance(train.adapter, LoRA):
         _write_adapter(run, policy)
     stages = trained_on(run, policy.trained_on)
     for name, model in whole.items():
@@ -134,7 +134,7 @@ def _write_models(run: Assembly) -> None:
 def _write_adapter(run: Assembly, model: Transformer) -> None:
     """In the format of PEFT, where its layers have names there."""
     config = run.config
-    assert config.train.adapter is not None
+    assert isinstance(config.train.adapter, LoRA)
     # An upcycled model is in no folder: there is no base to name.
     below = config.start if config.upcycle is None else None
     base = None if below is None else model_id(below)

@@ -7,7 +7,7 @@ import torch
 from culm import log
 from culm.adapt.float8 import check_float8, use_float8
 from culm.adapt.heads import with_scalar_head
-from culm.adapt.lora import adapters_of
+from culm.adapt.lora import LoRA, adapters_of
 from culm.adapt.masked import with_mask
 from culm.adapt.quantize.linear import is_quantized
 from culm.adapt.quantize.qat import fake_quantize
@@ -126,7 +126,8 @@ def change_model(config: RunConfig, model: Transformer) -> list[str]:
         count = train.adapter.apply(model, config.seed)
         if scalar and "head" not in adapters_of(model):  # it is trained, new or not
             model.head.requires_grad_(True)
-        changes.append(f"Training LoRA adapters on {count} layers; base weights are frozen.")
+        name = "LoRA" if isinstance(train.adapter, LoRA) else "hyperbolic"
+        changes.append(f"Training {name} adapters on {count} layers; base weights are frozen.")
     if train.qat is not None:
         count = fake_quantize(model, train.qat)
         changes.append(f"Training {count} layers with their weights quantised in every forward.")

@@ -204,7 +204,13 @@ def _learner_of(gives: Reads) -> str:
 
 def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig, dict[str, str]]:
     """A run file with `name=value` settings, and the origin of each of its values."""
-    composed = start_from_autoencoder(apply_depth(compose_run(name, settings, LAYOUT)))
+    composed = compose_run(name, settings, LAYOUT)
+    if (kind := composed.values.get("kind")) is not None:
+        raise SettingError(
+            f"kind: {kind} is no run of a language model; culm train, plan, inspect and eval read "
+            "runs of a graph"
+        )
+    composed = start_from_autoencoder(apply_depth(composed))
     if (composed.values.get("model") is None) == (composed.values.get("start") is None):
         raise SettingError(
             "model: give the settings of a new model, or start: a folder to start from, not both; "

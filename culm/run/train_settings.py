@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from culm.adapt.hyplora import HypLoRA
 from culm.adapt.lora import LoRA
 from culm.adapt.quantize.qat import QAT
-from culm.config import MAY_CHANGE, Config, MayChange, one_of
+from culm.config import MAY_CHANGE, Config, MayChange, kind_unless_given, one_of
 from culm.data.batch_ramp import BatchRamp, BatchSizes
 from culm.model.score_rule import Backend
 from culm.objective import Objective
@@ -81,7 +82,7 @@ class TrainConfig(Config):
     reward: Rewards | None = None
     optimizer: Annotated[Optimizer, MayChange(but=("kind",))] = AdamW()
     schedule: Annotated[Schedule, MAY_CHANGE] = Cosine()
-    adapter: one_of(LoRA) | None = None  # type: ignore[valid-type]
+    adapter: Annotated[one_of(LoRA | HypLoRA) | None, kind_unless_given("lora")] = None  # type: ignore[valid-type]
     qat: QAT | None = None
     optimizer_in_backward: Annotated[bool, MAY_CHANGE] = False
     clip: Annotated[PositiveFloat | None, MAY_CHANGE] = 1.0

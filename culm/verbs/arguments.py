@@ -441,6 +441,12 @@ LensText = Annotated[
 HistogramText = Annotated[
     str, typer.Option(help="Show weights, and activations on a text.", metavar="TEXT")
 ]
+Disc = Annotated[
+    bool, typer.Option("--disc", help="Draw the points of a graph (culm train poincare).")
+]
+NearNode = Annotated[
+    str | None, typer.Option(help="Show the nearest nodes of a node of a graph.", metavar="NODE")
+]
 PlotFolder = Annotated[str | None, typer.Option(help="Folder for plots.")]
 PlotFormat = Annotated[str, typer.Option(help="Format of plots: png or svg.")]
 

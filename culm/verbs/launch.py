@@ -12,7 +12,9 @@ import typer
 
 from culm.atomic import atomic
 from culm.config import SettingError
-from culm.run.settings import read_run
+from culm.graph.settings import GraphRun
+from culm.run.settings import RunConfig
+from culm.verbs.any_run import read_any_run
 from culm.verbs.launch_files import Job, Scheduler, job_file
 
 
@@ -31,8 +33,10 @@ def launch_run(
     Raises:
         SettingError: the run cannot be read, or its layout does not divide so many processes.
     """
-    config, _ = read_run(run, list(settings))
-    if ranks * nodes > 1:
+    config, _ = read_any_run(run, list(settings))
+    if isinstance(config, GraphRun) and scheduler == "ray":
+        raise SettingError("for: ray starts runs of language models; use another scheduler")
+    if ranks * nodes > 1 and isinstance(config, RunConfig):
         from culm.run.update import check_processes  # and so PyTorch
 
         check_processes(config, ranks * nodes)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from culm.config import SettingError
+from culm.config import Config, SettingError
 from culm.device import choose_device
 from culm.files import refuse_unwritable
 from culm.model.transformer import Transformer
@@ -39,7 +39,7 @@ def show_plan(
     """
     console = Console(highlight=False, soft_wrap=True)
     found = Findings(config, ranks, target_of(target) if target else None)
-    section(console, "Settings", _settings(config, origins))
+    section(console, "Settings", settings_rows(config, origins))
     corpus = Corpus(config)
     model, tokenizer = found.attempt(lambda: _parts(config)) or (None, None)
     if config.model is not None:
@@ -92,7 +92,7 @@ def _parts(config: RunConfig) -> tuple[Transformer | None, Tokenizer | None]:
     return model, tokenizer
 
 
-def _settings(config: RunConfig, origins: dict[str, str]) -> list[tuple[str, ...]]:
+def settings_rows(config: Config, origins: dict[str, str]) -> list[tuple[str, ...]]:
     """Name, value and origin of every setting."""
     leaves = _leaves(config.model_dump(mode="json"))
     return [(name, str(value), _origin(name, origins)) for name, value in leaves]

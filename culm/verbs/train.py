@@ -11,8 +11,10 @@ from culm import log
 from culm.config import SettingError, UnavailableError
 from culm.eval.report import write_report
 from culm.exits import Refused
-from culm.run.settings import read_run
+from culm.graph.settings import GraphRun
+from culm.graph.train import train_graph
 from culm.run.train import train
+from culm.verbs.any_run import read_any_run
 
 
 def train_run(run: str, settings: Sequence[str]) -> None:
@@ -22,7 +24,8 @@ def train_run(run: str, settings: Sequence[str]) -> None:
         Refused: a setting or a file cannot be used, so that the same command would fail again.
     """
     try:
-        result = train(read_run(run, list(settings))[0])
+        config, _ = read_any_run(run, list(settings))
+        result = train_graph(config) if isinstance(config, GraphRun) else train(config)
     except UnavailableError:
         raise
     except SettingError as error:

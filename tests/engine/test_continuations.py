@@ -9,7 +9,9 @@ from culm.engine import continuations
 from culm.engine.continuations import likelihoods
 from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
+from culm.model.attention.hyperbolic import Hyperbolic
 from culm.model.attention.mla import MLA
+from culm.model.block import Residual
 from culm.model.mlp.gated import SwiGLU
 from culm.model.mlp.moe import MoE
 from culm.model.transformer import Transformer, TransformerConfig
@@ -20,6 +22,7 @@ KINDS = {
     "windows": {"attention": [GQA(heads=2), GQA(heads=2, window=7, sink_tokens=1)]},
     "latents": {"attention": MLA(heads=2, rank=8, head_dim=16, rope_dim=8)},
     "states": {"attention": [DeltaNet(heads=2, head_dim=8), GQA(heads=2)]},
+    "hyperbolic": {"attention": Hyperbolic(heads=2), "residual": Residual(curvature=1.0)},
     "experts": {"mlp": [SwiGLU(), MoE(experts=4, hidden=16, shared=1)]},
     "learned positions": {"learned_positions": True, "attention": GQA(heads=2, rope=None)},
 }

@@ -15,6 +15,7 @@ from culm.engine.request import Request, Running
 from culm.engine.sampling import Sampling
 from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
+from culm.model.attention.hyperbolic import Hyperbolic
 from culm.model.attention.mla import MLA
 from culm.model.cache import Cache
 from culm.model.mtp import MTP
@@ -73,6 +74,7 @@ def test_answers_are_those_of_prompts_read_at_once(model, slots, tokens):
         GQA(heads=2, window=8, sink_tokens=2),
         MLA(heads=2, rank=8, head_dim=16, rope_dim=8),
         DeltaNet(heads=2),
+        Hyperbolic(heads=2),
     ],
     ids=lambda attention: attention.kind,
 )

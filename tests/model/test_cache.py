@@ -5,6 +5,7 @@ import torch
 
 from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
+from culm.model.attention.hyperbolic import Hyperbolic
 from culm.model.attention.mla import MLA
 from culm.model.cache import FullCache, RollingCache
 from culm.model.context import Context
@@ -22,6 +23,7 @@ ATTENTIONS = {
     "latent": MLA(heads=4, rank=16, head_dim=8, rope_dim=4, value_dim=6),
     "latent queries": MLA(heads=4, rank=16, query_rank=12, head_dim=8, rope_dim=4, value_dim=6),
     "state": DeltaNet(heads=4, key_heads=2, head_dim=8, value_dim=6),
+    "hyperbolic": Hyperbolic(heads=4, kv_heads=2, qk_norm=True, learned_curvature=True),
 }
 LENGTH = 3 * W + 1
 

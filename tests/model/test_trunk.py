@@ -7,6 +7,7 @@ from torch import Tensor
 from culm.config import SettingError, parse
 from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
+from culm.model.attention.hyperbolic import Hyperbolic
 from culm.model.attention.mla import MLA
 from culm.model.block import Residual
 from culm.model.context import CacheView, Context
@@ -21,6 +22,7 @@ ATTENTIONS = {
     "value residual": GQA(heads=4, value_residual=True),
     "latent": MLA(heads=4, rank=16, head_dim=8, rope_dim=4, value_dim=6),
     "state": DeltaNet(heads=4, head_dim=8),
+    "hyperbolic": Hyperbolic(heads=4),
 }
 
 

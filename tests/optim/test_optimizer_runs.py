@@ -28,7 +28,7 @@ CONFIGS = {
     for kind in get_args(get_args(Optimizer)[0])
 }  # fmt: skip
 MORE = {kind: {"rank": 8, "refresh_steps": 3} for kind in ("galore", "galore8bit")}
-RATES = {"lion": 1e-3, "sgd": 0.1}
+RATES = {"lion": 1e-3, "sgd": 0.1, "riemannian_sgd": 0.1}
 
 
 def settings_of(kind: str, stage: Callable[..., dict], folder: Path, **more: object) -> dict:
@@ -40,7 +40,7 @@ def settings_of(kind: str, stage: Callable[..., dict], folder: Path, **more: obj
 
 
 def test_all_kinds_are_here() -> None:
-    assert len(CONFIGS) == 9
+    assert len(CONFIGS) == 11
     assert {"adamw", "muon", "adamw8bit", "galore", "galore8bit", "schedule_free"} < set(CONFIGS)
 
 

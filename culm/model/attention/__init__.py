@@ -3,6 +3,7 @@
 from culm.config import one_of
 from culm.model.attention.deltanet import DeltaNet
 from culm.model.attention.gqa import GQA
+from culm.model.attention.hyperbolic import Hyperbolic
 from culm.model.attention.mla import MLA
 
-Attention = one_of(GQA | MLA | DeltaNet)
+Attention = one_of(GQA | MLA | DeltaNet | Hyperbolic)

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, Def
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from culm.objective.objective import Objective
+from culm.objective.objective import Trained
 from culm.optim.rule import RuleOptimizer
 from culm.parallel.ranks import Ranks
 from culm.train.checkpoint.tensors import (
@@ -53,7 +53,7 @@ class Sharded:
 
     name = "sharded"
 
-    def __init__(self, objective: Objective, optimizer: RuleOptimizer) -> None:
+    def __init__(self, objective: Trained, optimizer: RuleOptimizer) -> None:
         self.objective, self.optimizer = objective, optimizer
 
     def capture(self, state: Mapping[str, Tensor], ranks: Ranks, copy: bool) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from culm.config import SettingError
 from culm.exits import RESUMES
 from culm.log import say
 from culm.model.rule_updated import rule_updated
-from culm.objective.objective import Objective
+from culm.objective.objective import Trained
 from culm.optim.rule import RuleOptimizer, check_layouts
 from culm.parallel.launch import PATIENCE
 from culm.parallel.ranks import RankFailed, Ranks
@@ -109,7 +109,7 @@ class CheckpointStore:
     def __init__(
         self,
         folder: Path,
-        objective: Objective,
+        objective: Trained,
         optimizer: RuleOptimizer,
         settings: CheckpointConfig = CheckpointConfig(),
         ranks: Ranks = Ranks(),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from culm.dtensor import like
 from culm.exits import CHECKPOINT, RunError
 from culm.model.rule_updated import rule_updated
-from culm.objective.objective import Objective
+from culm.objective.objective import Trained
 from culm.optim.rule import RuleOptimizer
 from culm.parallel.ranks import Ranks
 
@@ -44,19 +44,19 @@ class Kind(NamedTuple):
     dtype: torch.dtype
 
 
-def moving_parameters(objective: Objective) -> dict[str, nn.Parameter]:
+def moving_parameters(objective: Trained) -> dict[str, nn.Parameter]:
     """Parameters that change in training by name, by gradients or without."""
     moving = {p for module in objective.moving() for p in module.parameters()}
     return {n: p for n, p in objective.named_parameters() if p.requires_grad or p in moving}
 
 
-def places(objective: Objective) -> dict[str, Tensor]:
+def places(objective: Trained) -> dict[str, Tensor]:
     """Parameters and buffers that a checkpoint holds, as they are on this rank."""
     named = {f"parameter.{n}": p.detach() for n, p in moving_parameters(objective).items()}
     return named | {f"buffer.{n}": buffer for n, buffer in rule_updated(objective).items()}
 
 
-def states(objective: Objective, optimizer: RuleOptimizer) -> dict[str, Tensor]:
+def states(objective: Trained, optimizer: RuleOptimizer) -> dict[str, Tensor]:
     """The states of the optimizer for the parameters of this rank."""
     return {
         f"{OPTIMIZER}{name}|{key}": value.detach()
@@ -65,14 +65,14 @@ def states(objective: Objective, optimizer: RuleOptimizer) -> dict[str, Tensor]:
     }
 
 
-def names_differ(objective: Objective, ranks: Ranks) -> bool:
+def names_differ(objective: Trained, ranks: Ranks) -> bool:
     """Whether ranks hold different parameters, as the stages of a pipeline do; every rank asks."""
     names = "\n".join(sorted(places(objective)))
     return len(set(ranks.everyone(hashlib.sha256(names.encode()).hexdigest()))) > 1
 
 
 def check_fit(
-    objective: Objective, optimizer: RuleOptimizer, found: Mapping[str, Kind], where: str,
+    objective: Trained, optimizer: RuleOptimizer, found: Mapping[str, Kind], where: str,
     ranks: Ranks,
 ) -> None:  # fmt: skip
     """Compare a run with the tensors of a checkpoint; every rank takes part, and all raise or none.
@@ -95,7 +95,7 @@ def check_fit(
 
 
 def _check_own(
-    objective: Objective, optimizer: RuleOptimizer, own: Mapping[str, Tensor],
+    objective: Trained, optimizer: RuleOptimizer, own: Mapping[str, Tensor],
     found: Mapping[str, Kind], where: str,
 ) -> None:  # fmt: skip
     for key, place in own.items():

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from culm.dtensor import full_tensor, like
-from culm.objective.objective import Objective
+from culm.objective.objective import Trained
 from culm.optim.rule import RuleOptimizer
 from culm.parallel.ranks import Ranks
 from culm.safetensors import write_safetensors
@@ -38,7 +38,7 @@ class Whole:
 
     name = "whole"
 
-    def __init__(self, objective: Objective, optimizer: RuleOptimizer) -> None:
+    def __init__(self, objective: Trained, optimizer: RuleOptimizer) -> None:
         self.objective, self.optimizer = objective, optimizer
 
     def capture(self, state: Mapping[str, Tensor], ranks: Ranks, copy: bool) -> dict[str, Tensor]:

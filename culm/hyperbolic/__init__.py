@@ -1,0 +1,1 @@
+"""Hyperbolic geometry: manifolds, and what modules and optimizers need of them."""

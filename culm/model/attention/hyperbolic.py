@@ -1,0 +1,153 @@
+"""Attention in hyperbolic space (HELM, arXiv 2505.24722): near tokens are read, not aligned ones.
+
+    weights = softmax over keys of -scale |q - k|_L^2,   |q - k|_L^2 = -2/c - 2 <q, k>_L
+    output  = the centroid of the values: their weighted sum, scaled back onto the hyperboloid
+
+The constant cancels in the softmax. With the sign of a query's time flipped, <q, k>_L is a dot
+product, and the weighted sum is one of points: so every kernel of `culm.model.attend` serves, on
+heads with one more element. As c goes to 0 the scores are Euclidean distances, and the centroid is
+the mean.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from culm.hyperbolic.lorentz import lift, to_hyperboloid
+from culm.model.attend import attend, attend_cached, attention_weights, serves
+from culm.model.attention.part import AttentionConfig, AttentionModule
+from culm.model.cache import FullCache
+from culm.model.context import LayerContext
+from culm.model.layer_cache import CacheSpec, LayerCache
+from culm.model.lorentz import LorentzLinear, PartCurvature, time_in_fp32
+from culm.model.norm import NormConfig
+from culm.model.quantized_cache import QuantizedCache
+from culm.model.rope import Rope, rotate
+from culm.model.score_rule import Backend, ScoreRule
+
+
+class Hyperbolic(AttentionConfig):
+    """heads: query heads; kv_heads: key and value heads, heads if not given.
+
+    head_dim: of the space part; width / heads if not given.
+
+    curvature: c, where the curvature of the space is -c. learned_curvature: each layer trains its
+    own, from there. scale: of squared distances; head_dim^-0.5 if not given.
+    qk_norm: normalise the space parts of q and k in each head, before the rotation.
+    rope: rotary embedding of the space parts, which moves points along the hyperboloid, or null.
+    """
+
+    kind: Literal["hyperbolic"] = "hyperbolic"
+    heads: PositiveInt
+    kv_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    curvature: PositiveFloat = 1.0
+    learned_curvature: bool = False
+    scale: PositiveFloat | None = None
+    qk_norm: bool = False
+    rope: Rope | None = Rope()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Hyperbolic:
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads: {self.kv_heads} does not divide heads={self.heads}")
+        if self.rope is not None and self.head_dim is not None:
+            self.rope.rotary_dim(self.head_dim, "head_dim")
+        return self
+
+    def dim(self, width: int) -> int:
+        """Elements of the space part of a head in a model of this width."""
+        if self.head_dim is None and width % self.heads:
+            raise ValueError(f"heads: {self.heads} does not divide width={width}")
+        return self.head_dim or width // self.heads
+
+    def resolved(self, width: int) -> Hyperbolic:
+        dim = self.dim(width)
+        if self.rope is not None:
+            self.rope.rotary_dim(dim, "heads")
+        return self.model_copy(
+            update={"head_dim": dim, "kv_heads": self.kv_heads or self.heads,
+                    "scale": self.scale or dim**-0.5}
+        )  # fmt: skip
+
+    def rescaled(self, width: int, base: int) -> Hyperbolic:
+        dim = self.dim(width)
+        scale = (self.scale or dim**-0.5) * (base / dim) ** 0.5
+        return self.model_copy(update={"scale": scale})
+
+    def rotary(self, width: int) -> tuple[Rope, int] | None:
+        return None if self.rope is None else (self.rope, self.rope.rotary_dim(self.dim(width)))
+
+    def build(self, width: int, norm: NormConfig, rotation: int) -> HyperbolicAttention:
+        return HyperbolicAttention(self, width, norm, rotation)
+
+
+class HyperbolicAttention(AttentionModule):
+    """s: (B, T, E) -> (B, T, E), space parts of points."""
+
+    def __init__(self, config: Hyperbolic, width: int, norm: NormConfig, rotation: int) -> None:
+        super().__init__()
+        dim, heads, kv_heads = config.dim(width), config.heads, config.kv_heads or config.heads
+        self.config, self.head_dim, self.kv_heads = config, dim, kv_heads
+        self.rotation = None if config.rope is None else rotation
+        self.curvature = PartCurvature(config.curvature, config.learned_curvature)
+        self.q = LorentzLinear(width, heads * dim)
+        self.k = LorentzLinear(width, kv_heads * dim)
+        self.v = LorentzLinear(width, kv_heads * dim)
+        self.out = LorentzLinear(heads * dim, width, residual=True)
+        self.q_norm: nn.Module = norm.build(dim) if config.qk_norm else nn.Identity()
+        self.k_norm: nn.Module = norm.build(dim) if config.qk_norm else nn.Identity()
+        self.rule = ScoreRule(2 * (config.scale or dim**-0.5))
+
+    def serves(self, backend: Backend, device: torch.device) -> bool:
+        # Flash kernels want sizes of heads that are multiples of 8, and 16 bits.
+        return backend in ("blocks", "sdpa") and serves(backend, self.rule, device)
+
+    def forward(self, x: Tensor, context: LayerContext, cache: LayerCache | None) -> Tensor:
+        (q, k, v), c = self._project(x, context), self.curvature()
+        if cache is None:
+            heads = attend(
+                _flipped(lift(q.float(), c)), lift(k.float(), c), lift(v.float(), c), context,
+                self.rule, self.backend,
+            )  # fmt: skip
+        else:
+            assert isinstance(cache, FullCache | QuantizedCache)
+            (k, v), at = cache.update(context, k, v)
+            heads = attend_cached(
+                _flipped(lift(q.float(), c)), lift(k.float(), c), lift(v.float(), c), at,
+                context.positions, self.rule, self.backend,
+            )  # fmt: skip
+        found = to_hyperboloid(heads, c)[..., 1:].flatten(-2).to(x.dtype)
+        return self.out(found, time_in_fp32(found, c))
+
+    def weights(self, x: Tensor, context: LayerContext) -> Tensor:
+        """Attention weights (B, H, T, T), for inspection; one document per row."""
+        (q, k, _), c = self._project(x, context), self.curvature()
+        return attention_weights(_flipped(lift(q.float(), c)), lift(k.float(), c), self.rule)
+
+    def _project(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor, Tensor]:
+        """Space parts of rotated queries (B, T, H, D) and keys, and values (B, T, K, D)."""
+        time = time_in_fp32(x, self.curvature())
+        q, k, v = (
+            part(x, time).unflatten(-1, (-1, self.head_dim)) for part in (self.q, self.k, self.v)
+        )
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotation is not None:
+            rotation = context.rotations[self.rotation]
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        return q, k, v
+
+    def cache(self, spec: CacheSpec) -> LayerCache:
+        shape = (self.kv_heads, spec.length, self.head_dim)
+        if spec.bits is not None:
+            return QuantizedCache((spec.slots, *shape), spec.bits, spec.dtype, spec.device)
+        return FullCache([spec.zeros(*shape), spec.zeros(*shape)])
+
+
+def _flipped(points: Tensor) -> Tensor:
+    """With the sign of the time changed: a dot product with it is the Lorentz inner product."""
+    return torch.cat((-points[..., :1], points[..., 1:]), -1)
