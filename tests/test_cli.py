@@ -379,8 +379,8 @@ def test_plan_names_every_fatal_problem(culm, text, tmp_path):
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        (["train"], "run: name a file, or one of 125m, 32b, 7b, coconut"),
-        (["plan"], "run: name a file, or one of 125m, 32b, 7b, coconut"),
+        (["train"], "run: name a file, or one of 125m, 32b, 7b, bytes, coconut"),
+        (["plan"], "run: name a file, or one of 125m, 32b, 7b, bytes, coconut"),
         (["chat", "runs/nope"], "runs/nope: there is no such file or folder"),
         (["chat", "./nope"], "nope: there is no such file or folder"),
         (["train", "pretrain", "data.path=runs/nope"], "there is no file or folder 'runs/nope'"),

@@ -199,7 +199,9 @@ def _learner_of(gives: Reads) -> str:
         for kind in alternatives(Objective)
         if issubclass(kind, ObjectiveConfig) and gives in (learners := kind.learners())
     ]
-    return f"{' and '.join(kinds)} {'learn' if kinds[1:] else 'learns'} from {gives}"
+    *others, last = kinds
+    names = f"{', '.join(others)} and {last}" if others else last
+    return f"{names} {'learn' if others else 'learns'} from {gives}"
 
 
 def read_run(name: str | None, settings: Sequence[str] = ()) -> tuple[RunConfig, dict[str, str]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from learning import fit
-from torch import Tensor, nn
+from torch import Tensor
 
 from culm.batch import Batch, Loss, Term
 from culm.concept.base import Base
@@ -13,6 +13,7 @@ from culm.concept.one_tower import OneTower
 from culm.concept.quantized import Quantized
 from culm.concept.two_tower import TwoTower
 from culm.model.attention.gqa import GQA
+from culm.objective.objective import Trained
 
 DIM = 6
 TRUNK = ConceptTrunk(width=24, layers=2, context=8, attention=(GQA(heads=2, qk_norm="head"),))
@@ -36,7 +37,7 @@ def network_of(config: NetworkConfig, seed: int = 0, scale: float = 3.0) -> Conc
     return network
 
 
-class Vectors(nn.Module):
+class Vectors(Trained):
     """The objective of a network on given concepts."""
 
     def __init__(self, network: ConceptNetwork) -> None:
@@ -48,9 +49,6 @@ class Vectors(nn.Module):
         present = torch.ones(concepts.shape[:2], dtype=torch.bool)
         terms = self.network.loss(concepts, present)
         return Loss({name: Term(total, "targets") for name, total in terms.items()})
-
-    def before_update(self, statistics: object) -> dict[str, float]:
-        return {}
 
 
 def batch_of(concepts: Tensor) -> Batch:

@@ -144,7 +144,7 @@ def test_a_kind_chooses_the_model() -> None:
     assert type(parse(Model, {**plain, "kind": "transformer"})) is TransformerConfig
     assert type(parse(Model, {**plain, "kind": "concepts"})) is ConceptsConfig
     for given, message in (
-        ({"kind": "concept"}, r"kind: 'concept' is not one of transformer, concepts"),
+        ({"kind": "concept"}, r"kind: 'concept' is not one of 'transformer', "),
         ({"kind": "concepts", "mtp": {"depth": 1}}, "mtp: a model of concepts has none of this"),
         (
             {"kind": "concepts", "netwrk": "base"},

@@ -25,7 +25,6 @@ from culm.model.context import Context
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.coconut import Coconut, CoconutObjective, staged
 from culm.objective.next_token import NextToken
-from culm.parallel.ranks import Ranks
 from culm.source import open_source
 from culm.task.graph import Graph
 from culm.tokenizer.bytes import Bytes
@@ -161,7 +160,7 @@ def test_the_curriculum_moves_and_a_checkpoint_holds_its_clock(rows: Batch) -> N
     objective = CoconutObjective(config, model_of())
 
     def batches(step: int) -> list[Batch]:
-        return objective.prepare_step([rows], 0, Ranks())
+        return [rows]
 
     optimizer = torch.optim.SGD(objective.model.parameters(), lr=1e-3)
     steps = fit(objective, Given(batches), 6, optimizer)

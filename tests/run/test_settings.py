@@ -10,7 +10,11 @@ from culm.run.settings import read_run
     ("run", "format", "words"),
     [
         ("dpo", "label", "gives labels; kto and reward with loss=regression learn from labels"),
-        ("dpo", "chat", "gives documents; next_token and distill learn from documents"),
+        (
+            "dpo",
+            "chat",
+            "gives documents; next_token, masked_diffusion and distill learn from",
+        ),
         ("sft", "pair", "gives pairs; preference and reward with loss=bradley_terry learn from"),
     ],
 )
