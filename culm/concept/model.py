@@ -36,7 +36,7 @@ class ConceptsConfig(TransformerConfig):
     context: tokens of a row of sentences in training, and the limit of one.
     """
 
-    kind: Literal["concepts"] = "concepts"
+    kind: Literal["concepts"] = "concepts"  # type: ignore[assignment]
     encoder_layers: PositiveInt = 2
     concept: PositiveInt | None = None
     noise: NonNegativeFloat = 0.1

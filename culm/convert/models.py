@@ -4,7 +4,7 @@ Each builds a `Transformer`, so whatever trains, evaluates and saves one takes a
 without a `kind` is a transformer.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from culm.bytelatent.blt import BLT
 from culm.bytelatent.hnet import HNet
@@ -14,7 +14,7 @@ from culm.concept.model import ConceptsConfig
 from culm.config import kind_unless_given, one_of
 from culm.model.transformer import TransformerConfig
 
-Model = Annotated[
+Model: Any = Annotated[
     one_of(TransformerConfig | MegaByte | SpaceByte | BLT | HNet | ConceptsConfig),
     kind_unless_given("transformer"),
 ]
