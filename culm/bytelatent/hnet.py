@@ -22,12 +22,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, model_validator
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from culm.bytelatent.bridge import Bridge, Ends
 from culm.bytelatent.cache import Kept
-from culm.bytelatent.model import PatchConfig, Stack
+from culm.bytelatent.model import EncodedPatches
 from culm.bytelatent.patches import Patches, taken
 from culm.bytelatent.reading import Reading
 from culm.model.context import Record
@@ -37,27 +37,14 @@ from culm.model.linear import Linear
 EDGE = 1e-4  # probabilities of the smoothing are so far from 0 and 1
 
 
-class HNet(PatchConfig):
+class HNet(EncodedPatches):
     """encoder: blocks before the patches. bytes_per_patch: N, which the ratio loss holds.
     ratio_weight: of that loss.
     """
 
     kind: Literal["hnet"] = "hnet"
-    encoder: Stack
     bytes_per_patch: float = Field(default=4.5, gt=1)
     ratio_weight: NonNegativeFloat = 0.03
-
-    @model_validator(mode="after")
-    def _wider(self) -> HNet:
-        if self.latent.width < self.width:
-            raise ValueError(
-                f"latent.width: {self.latent.width} is less than the width of bytes, {self.width}"
-            )
-        return self
-
-    @property
-    def reader(self) -> Stack:
-        return self.encoder
 
     def bridge(self) -> HNetBridge:
         return HNetBridge(self)

@@ -105,20 +105,31 @@ class PatchConfig(TransformerConfig, ABC):
         shared = {"norm": self.norm, "residual": self.residual, "init": self.init}
         return TrunkConfig(**dict(stack), **shared, context=self.context)
 
-    def build(self, seed: int = 0, device: torch.device | str = "cpu") -> PatchModel:
-        """An initialised model; on the meta device it has shapes only."""
-        with torch.device("meta"):
-            model = PatchModel(self)
-        if torch.device(device).type != "meta":
-            model.to_empty(device=device)
-            model.tie()
-            self.fill(model, seed)
-        return model
+    def new(self) -> PatchModel:
+        return PatchModel(self)
 
     def fill(self, model: nn.Module, seed: int) -> None:
         """Initialise every parameter by its name from the seed, for the depth of all parts."""
         stacks = [stack for stack in (self.reader, self.latent) if stack is not None]
         initialize(model, seed, self.layers + sum(s.layers for s in stacks), self.init)
+
+
+class EncodedPatches(PatchConfig, ABC):
+    """With an encoder, whose states at some bytes the latent model reads, widened by zeros."""
+
+    encoder: Stack
+
+    @model_validator(mode="after")
+    def _wider(self) -> EncodedPatches:
+        if self.latent.width < self.width:
+            raise ValueError(
+                f"latent.width: {self.latent.width} is less than the width of bytes, {self.width}"
+            )
+        return self
+
+    @property
+    def reader(self) -> Stack:
+        return self.encoder
 
 
 def _check_attention(parts: Sequence[Attention]) -> None:

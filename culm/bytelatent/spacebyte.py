@@ -14,35 +14,22 @@ from __future__ import annotations
 from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import PositiveFloat, model_validator
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from culm.bytelatent.bridge import Bridge, Ends
-from culm.bytelatent.model import PatchConfig, Stack
+from culm.bytelatent.model import EncodedPatches
 from culm.bytelatent.patches import Patches, taken
 from culm.bytelatent.reading import Reading
 
 
-class SpaceByte(PatchConfig):
+class SpaceByte(EncodedPatches):
     """encoder: blocks before the patches. bytes_per_patch: of the text, for a plan; English prose
     has about 5.6.
     """
 
     kind: Literal["spacebyte"] = "spacebyte"
-    encoder: Stack
     bytes_per_patch: PositiveFloat = 5.6
-
-    @model_validator(mode="after")
-    def _wider(self) -> SpaceByte:
-        if self.latent.width < self.width:
-            raise ValueError(
-                f"latent.width: {self.latent.width} is less than the width of bytes, {self.width}"
-            )
-        return self
-
-    @property
-    def reader(self) -> Stack:
-        return self.encoder
 
     @property
     def bare(self) -> bool:

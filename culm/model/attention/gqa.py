@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from culm.dtensor import local_shard
 from culm.model.attend import attend, attend_cached, attention_weights, serves
-from culm.model.attention.part import AttentionConfig, AttentionModule
+from culm.model.attention.part import AttentionModule, GroupedHeads
 from culm.model.cache import FullCache, RollingCache
 from culm.model.context import LayerContext
 from culm.model.init import CustomInit
@@ -19,11 +19,11 @@ from culm.model.layer_cache import CacheSpec, LayerCache
 from culm.model.linear import Linear, Split
 from culm.model.norm import NormConfig
 from culm.model.quantized_cache import QuantizedCache
-from culm.model.rope import Rope, rotate
+from culm.model.rope import rotate
 from culm.model.score_rule import Backend, ScoreRule
 
 
-class GroupedQuery(AttentionConfig):
+class GroupedQuery(GroupedHeads):
     """The settings of `GQA`, for a class with a kind of its own.
 
     heads: query heads; kv_heads: key and value heads, heads if not given.
@@ -43,9 +43,6 @@ class GroupedQuery(AttentionConfig):
         (arXiv 2410.17897).
     """
 
-    heads: PositiveInt
-    kv_heads: PositiveInt | None = None
-    head_dim: PositiveInt | None = None
     qk_norm: Literal["head", "width"] | None = None
     bias: bool = False
     out_bias: bool = False
@@ -53,17 +50,11 @@ class GroupedQuery(AttentionConfig):
     sink_tokens: NonNegativeInt = 0
     sink_logits: bool = False
     softcap: PositiveFloat | None = None
-    scale: PositiveFloat | None = None
-    rope: Rope | None = Rope()
     alibi: bool = False
     value_residual: bool = False
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.kv_heads is not None and self.heads % self.kv_heads:
-            raise ValueError(f"kv_heads: {self.kv_heads} does not divide heads={self.heads}")
-        if self.rope is not None and self.head_dim is not None:
-            self.rope.rotary_dim(self.head_dim, "head_dim")
+    def _scores_fit(self) -> Self:
         if self.alibi and self.rope is not None:
             raise ValueError("alibi: it replaces rope; set rope to null")
         if self.sink_tokens and self.window is None:
@@ -71,29 +62,6 @@ class GroupedQuery(AttentionConfig):
                 "sink_tokens: without a window every token is visible anyway; set window"
             )
         return self
-
-    def dim(self, width: int) -> int:
-        """Elements of a head in a model of this width."""
-        if self.head_dim is None and width % self.heads:
-            raise ValueError(f"heads: {self.heads} does not divide width={width}")
-        return self.head_dim or width // self.heads
-
-    def resolved(self, width: int) -> Self:
-        dim = self.dim(width)
-        if self.rope is not None:
-            self.rope.rotary_dim(dim, "heads")
-        return self.model_copy(
-            update={"head_dim": dim, "kv_heads": self.kv_heads or self.heads,
-                    "scale": self.scale or dim**-0.5}
-        )  # fmt: skip
-
-    def rescaled(self, width: int, base: int) -> Self:
-        dim = self.dim(width)
-        scale = (self.scale or dim**-0.5) * (base / dim) ** 0.5
-        return self.model_copy(update={"scale": scale})
-
-    def rotary(self, width: int) -> tuple[Rope, int] | None:
-        return None if self.rope is None else (self.rope, self.rope.rotary_dim(self.dim(width)))
 
     def build(self, width: int, norm: NormConfig, rotation: int) -> GroupedQueryAttention:
         return GroupedQueryAttention(self, width, norm, rotation)

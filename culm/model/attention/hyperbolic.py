@@ -14,23 +14,23 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from culm.hyperbolic.lorentz import lift, to_hyperboloid
 from culm.model.attend import attend, attend_cached, attention_weights, serves
-from culm.model.attention.part import AttentionConfig, AttentionModule
+from culm.model.attention.part import AttentionModule, GroupedHeads
 from culm.model.cache import FullCache
 from culm.model.context import LayerContext
 from culm.model.layer_cache import CacheSpec, LayerCache
 from culm.model.lorentz import LorentzLinear, PartCurvature, time_in_fp32
 from culm.model.norm import NormConfig
 from culm.model.quantized_cache import QuantizedCache
-from culm.model.rope import Rope, rotate
+from culm.model.rope import rotate
 from culm.model.score_rule import Backend, ScoreRule
 
 
-class Hyperbolic(AttentionConfig):
+class Hyperbolic(GroupedHeads):
     """heads: query heads; kv_heads: key and value heads, heads if not given.
 
     head_dim: of the space part; width / heads if not given.
@@ -42,45 +42,9 @@ class Hyperbolic(AttentionConfig):
     """
 
     kind: Literal["hyperbolic"] = "hyperbolic"
-    heads: PositiveInt
-    kv_heads: PositiveInt | None = None
-    head_dim: PositiveInt | None = None
     curvature: PositiveFloat = 1.0
     learned_curvature: bool = False
-    scale: PositiveFloat | None = None
     qk_norm: bool = False
-    rope: Rope | None = Rope()
-
-    @model_validator(mode="after")
-    def _fits(self) -> Hyperbolic:
-        if self.kv_heads is not None and self.heads % self.kv_heads:
-            raise ValueError(f"kv_heads: {self.kv_heads} does not divide heads={self.heads}")
-        if self.rope is not None and self.head_dim is not None:
-            self.rope.rotary_dim(self.head_dim, "head_dim")
-        return self
-
-    def dim(self, width: int) -> int:
-        """Elements of the space part of a head in a model of this width."""
-        if self.head_dim is None and width % self.heads:
-            raise ValueError(f"heads: {self.heads} does not divide width={width}")
-        return self.head_dim or width // self.heads
-
-    def resolved(self, width: int) -> Hyperbolic:
-        dim = self.dim(width)
-        if self.rope is not None:
-            self.rope.rotary_dim(dim, "heads")
-        return self.model_copy(
-            update={"head_dim": dim, "kv_heads": self.kv_heads or self.heads,
-                    "scale": self.scale or dim**-0.5}
-        )  # fmt: skip
-
-    def rescaled(self, width: int, base: int) -> Hyperbolic:
-        dim = self.dim(width)
-        scale = (self.scale or dim**-0.5) * (base / dim) ** 0.5
-        return self.model_copy(update={"scale": scale})
-
-    def rotary(self, width: int) -> tuple[Rope, int] | None:
-        return None if self.rope is None else (self.rope, self.rope.rotary_dim(self.dim(width)))
 
     def build(self, width: int, norm: NormConfig, rotation: int) -> HyperbolicAttention:
         return HyperbolicAttention(self, width, norm, rotation)

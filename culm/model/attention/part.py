@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Self
 
 import torch
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from culm.config import Config
@@ -47,6 +48,47 @@ class AttentionConfig(Config, ABC):
     @abstractmethod
     def build(self, width: int, norm: NormConfig, rotation: int) -> AttentionModule:
         """norm: of the model; rotation: index of its `rotary` in `LayerContext.rotations`."""
+
+
+class GroupedHeads(AttentionConfig):
+    """Query heads that share key and value heads in groups, of vectors that may be rotated."""
+
+    heads: PositiveInt
+    kv_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    scale: PositiveFloat | None = None
+    rope: Rope | None = Rope()
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads: {self.kv_heads} does not divide heads={self.heads}")
+        if self.rope is not None and self.head_dim is not None:
+            self.rope.rotary_dim(self.head_dim, "head_dim")
+        return self
+
+    def dim(self, width: int) -> int:
+        """Elements of a head in a model of this width."""
+        if self.head_dim is None and width % self.heads:
+            raise ValueError(f"heads: {self.heads} does not divide width={width}")
+        return self.head_dim or width // self.heads
+
+    def resolved(self, width: int) -> Self:
+        dim = self.dim(width)
+        if self.rope is not None:
+            self.rope.rotary_dim(dim, "heads")
+        return self.model_copy(
+            update={"head_dim": dim, "kv_heads": self.kv_heads or self.heads,
+                    "scale": self.scale or dim**-0.5}
+        )  # fmt: skip
+
+    def rescaled(self, width: int, base: int) -> Self:
+        dim = self.dim(width)
+        scale = (self.scale or dim**-0.5) * (base / dim) ** 0.5
+        return self.model_copy(update={"scale": scale})
+
+    def rotary(self, width: int) -> tuple[Rope, int] | None:
+        return None if self.rope is None else (self.rope, self.rope.rotary_dim(self.dim(width)))
 
 
 class AttentionModule(nn.Module, ABC):
