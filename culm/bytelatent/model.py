@@ -90,6 +90,8 @@ class PatchConfig(TransformerConfig, ABC):
             raise ValueError(f"vocabulary: {self.vocabulary} is less than the {BYTES} bytes")
         if self.mtp is not None:
             raise ValueError("mtp: heads that skip bytes are not there for patches; leave it out")
+        if self.masked:
+            raise ValueError("masked: a patch is read from left to right; leave it out")
         if self.scaling is not None:
             raise ValueError("scaling: no rule is known for patches; leave it out")
         if self.reader is not None and self.reader.width != self.width:

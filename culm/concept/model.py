@@ -44,7 +44,7 @@ class ConceptsConfig(TransformerConfig):
 
     @model_validator(mode="after")
     def _writes(self) -> Self:
-        for name in ("head", "mtp", "scaling"):
+        for name in ("head", "mtp", "scaling", "masked"):
             if dict(self)[name] != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: a model of concepts has none of this; leave it out")
         return self

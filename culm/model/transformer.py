@@ -41,8 +41,9 @@ class TransformerConfig(TrunkConfig):
     scaling: how learning rates and initial weights follow from those of a smaller model
         (`culm.model.scaling`).
     mtp: heads that predict tokens beyond the next one (`culm.model.mtp`).
-    masked: fill in masked tokens instead of predicting the next one (masked diffusion). A token
-        sees those after it too, and the last row of the vocabulary is the mask.
+    masked: fill in masked tokens instead of predicting the next one; the objective
+        masked_diffusion sets it. A token sees those after it too, and the last row of the
+        vocabulary is the mask.
     """
 
     kind: Literal["transformer"] = "transformer"
