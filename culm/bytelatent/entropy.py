@@ -27,8 +27,9 @@ class Entropy(Config):
     """path: a run or model folder of the small model, read when a run starts; the weights are then
     stored with the model.
     model: its settings, which the run fills in.
-    threshold: in nats; without it the run takes the quantile of its text that gives patches of
-        `bytes_per_patch` bytes.
+    threshold: in nats; without it the run takes the quantile of its text that gives patches of the
+        wanted size.
+    bytes_per_patch: this size, on average.
     monotonic: compare the rise of the entropy from byte to byte, not the entropy.
     max_bytes: of a patch.
     """

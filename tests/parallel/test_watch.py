@@ -138,7 +138,7 @@ print("done", flush=True)
 @pytest.mark.parametrize(
     ("what", "rank", "function", "place"),
     [
-        ("data", 1, "step", "in fit, culm/train/trainer.py"),
+        ("data", 1, "step", "in _given, culm/train/trainer.py"),
         pytest.param(
             "forward",
             0,

@@ -13,7 +13,7 @@ from culm.tokenizer.tokenizer import Tokenizer
 
 class ThoughtsFormat(RecordFormat):
     """question, steps, answer: the fields, as in ProsQA. Dialogues of tasks are read too: there the
-    steps are before a colon, with `separator` between them.
+    steps are before a colon. separator: what stands between these steps.
 
     Each part ends with a line break, and its last token is marked as learned, so that the parts
     can be found in a row; an objective of thoughts decides what is learned of them.
