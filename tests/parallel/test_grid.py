@@ -37,8 +37,8 @@ def files(stage: Callable[..., dict], tmp_path_factory: pytest.TempPathFactory) 
                 settings["train"]["adapter"] = {**settings["train"]["adapter"], "dora": True}
             if weights == "qlora":
                 start, packed = settings["start"], folder / f"{name}-int8"
-                if name == "fim":  # a quantised head cannot grow, so its start has the tokens
-                    config, _ = read_run(str(found[name, "full"]), [f"folder={folder}/with-fim"])
+                if name in ("fim", "diffusion"):  # a quantised head cannot grow: its start has done
+                    config, _ = read_run(str(found[name, "full"]), [f"folder={folder}/{name}"])
                     train(config)
                     start = config.folder
                 settings["start"] = str(quantize(start, packed, "int8"))
