@@ -21,13 +21,13 @@ from concepts import MEAN, baselines, plot, row
 from torch import Tensor, nn
 
 from culm.batch import Batch, Loss, Term
-from culm.concept.base import Base
 from culm.concept.network import ConceptNetwork, ConceptTrunk, NetworkConfig
 from culm.concept.normalizer import Normalizer
 from culm.concept.one_tower import OneTower
 from culm.concept.quantized import Quantized
 from culm.concept.retrieval import queries, ranks
 from culm.concept.sentences import split
+from culm.concept.squared_error import Base
 from culm.concept.two_tower import TwoTower
 from culm.eval.measure.concepts import predicted
 from culm.model.attention.gqa import GQA

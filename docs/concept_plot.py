@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import torch
 from test_gates import QUANTIZED, SMALL, TWO_TOWER, near, samples
 
-from culm.concept.base import Base
+from culm.concept.squared_error import Base
 
 mpl.rcParams |= {"svg.hashsalt": "culm", "svg.fonttype": "none", "font.size": 9}
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -90,8 +89,7 @@ class Denoiser:
     def add(self, request: Request) -> int:
         """Queue a request; returns the number that its events carry. ValueError as `check`."""
         self.check(request)
-        seed = request.sampling.seed
-        new = Running(next(self._ids), request, secrets.randbits(63) if seed is None else seed)
+        new = Running.new(next(self._ids), request)
         self._waiting.add(new)
         return new.id
 

@@ -9,7 +9,6 @@ waiting ...   [. . . . . . ]   right is harmless: an entry is overwritten before
 from __future__ import annotations
 
 import itertools
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -101,8 +100,7 @@ class Engine:
                 another setting is impossible.
         """
         self.check(request)
-        seed = request.sampling.seed
-        new = Running(next(self._ids), request, secrets.randbits(63) if seed is None else seed)
+        new = Running.new(next(self._ids), request)
         self.waiting.add(new)
         return new.id
 

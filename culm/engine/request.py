@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -107,6 +108,12 @@ class Running:
     keys: list[bytes] = field(default_factory=list)
     version: int = -1
     _mask: tuple[int, Allowed] | None = None  # of the output, with its length
+
+    @classmethod
+    def new(cls, number: int, request: Request) -> Running:
+        """A request that waits or runs; without a seed of its own it gets a new one."""
+        seed = request.sampling.seed
+        return cls(number, request, secrets.randbits(63) if seed is None else seed)
 
     @property
     def source(self) -> tuple[tuple[int, ...], str | None, str]:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from culm.adapt.lora import adapters_of
 from culm.batch import Batch, Loss, Reads, Term
-from culm.concept.base import Base
 from culm.concept.model import ConceptModel
 from culm.concept.network import NetworkConfig
 from culm.concept.one_tower import OneTower
 from culm.concept.quantized import Quantized
+from culm.concept.squared_error import Base
 from culm.concept.two_tower import TwoTower
 from culm.config import SettingError
 from culm.model.context import Context

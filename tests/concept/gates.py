@@ -7,10 +7,10 @@ from learning import fit
 from torch import Tensor
 
 from culm.batch import Batch, Loss, Term
-from culm.concept.base import Base
 from culm.concept.network import ConceptNetwork, ConceptTrunk, NetworkConfig
 from culm.concept.one_tower import OneTower
 from culm.concept.quantized import Quantized
+from culm.concept.squared_error import Base
 from culm.concept.two_tower import TwoTower
 from culm.model.attention.gqa import GQA
 from culm.objective.objective import Trained

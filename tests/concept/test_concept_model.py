@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from culm.concept.base import Base
 from culm.concept.model import ConceptModel, ConceptsConfig
 from culm.concept.normalizer import Normalizer
+from culm.concept.squared_error import Base
 from culm.config import SettingError, parse
 from culm.convert.models import Model
 from culm.engine.engine import Engine

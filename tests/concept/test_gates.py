@@ -4,11 +4,11 @@ import pytest
 import torch
 from gates import Grammar, forked, generator, trained
 
-from culm.concept.base import Base
 from culm.concept.diffusion import Sampler
 from culm.concept.network import ConceptTrunk, NetworkConfig
 from culm.concept.one_tower import OneTower
 from culm.concept.quantized import Quantized
+from culm.concept.squared_error import Base
 from culm.concept.two_tower import TwoTower
 from culm.model.attention.gqa import GQA
 
