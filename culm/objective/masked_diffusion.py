@@ -14,6 +14,7 @@ learns from the same ones.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -35,6 +36,7 @@ class MaskedDiffusion(ObjectiveConfig):
 
     reads: ClassVar[Reads] = "documents"
     fills_masks: ClassVar[bool] = True
+    columns: ClassVar[Mapping[str, Literal["row", "token"]]] = {"level": "row", "chance": "token"}
     kind: Literal["masked_diffusion"] = "masked_diffusion"
 
     def build(self, model: Transformer, load: Load, seed: int) -> MaskedDiffusionObjective:
