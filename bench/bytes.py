@@ -1,22 +1,17 @@
-"""Models of bytes, of patches and of tokens at equal training FLOPs.
+"""How the runs of `bench/families.py` bear noise, cut text into patches, and see letters.
 
-    python bench/bytes.py FOLDER TRAIN.jsonl.gz HELD_OUT.jsonl.gz [--tera 0.6] [--seeds 1]
+    python bench/bytes.py FOLDER HELD_OUT [--plot FILE.svg]
 
-Every family trains on the same text, in rows of 512 bytes (tokens: as many as have 512 bytes on
-average), for as many steps as give the same FLOPs, counted by `culm.plan` of the real modules. The
-small model of BLT is in its FLOPs; its own training is not. Then held-out books are scored in
-pieces of 512 bytes: as they are, with the case of one letter in ten changed, and with one letter
-in twenty deleted, doubled or swapped with the next. The last number is of fine-tuning: strings of
-three to five letters, reversed, without spaces between them.
-
-FOLDER/results.jsonl has a line for each run; `--only` names some families, and `--plot FILE.svg`
-draws all results.
+HELD_OUT: text that no run has read; pieces of 512 bytes of it are scored as they are, with the case
+of one letter in ten changed, and with one letter in twenty deleted, doubled or swapped with the
+next. `reverse` is the share of right answers after fine-tuning: strings of three to five letters,
+reversed, without spaces between them. FOLDER/bytes.jsonl has a line for each run; a run that has
+one is not measured again. A model that fills in masked tokens is left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import math
 import random
@@ -25,70 +20,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from families import FAMILIES, ROW
 from learning_rl import run_to_end
 
 import culm
 from culm.bytelatent.model import PatchModel
 from culm.config import parse
 from culm.engine.scoring import score
-from culm.plan.model import cost_of
-from culm.run.patching import model_settings
+from culm.eval.measure.text import Text
 from culm.run.settings import RunConfig
 from culm.text.language_model import LanguageModel
-from culm.tokenizer import TokenizerConfig
 
-ROW, ROWS, PIECES = 512, 8, 150  # bytes of a row, rows of a step, held-out pieces
-TEXT = 6_000_000  # bytes of training text
-VOCABULARY = 2048
-PLAIN = {"kind": "gqa", "qk_norm": "head"}
-
-
-def block(width: int, layers: int, window: int | None = None) -> dict[str, Any]:
-    attention = {**PLAIN, "heads": width // 32, "window": window}
-    mlp = {"kind": "swiglu", "hidden": 8 * width // 3 // 16 * 16}
-    return {"width": width, "layers": layers, "attention": attention, "mlp": mlp}
-
-
-BYTES = {"vocabulary": 262, "context": ROW}
-LOCAL = {**BYTES, **block(64, 1, 128), "encoder": block(64, 1, 128), "latent": block(128, 3)}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "bytes": {**BYTES, **block(96, 3)},
-    "megabyte": {
-        "kind": "megabyte",
-        "patch": 4,
-        **BYTES,
-        **block(64, 2, 4),
-        "latent": block(128, 3),
-    },
-    "spacebyte": {"kind": "spacebyte", **LOCAL},
-    "blt": {"kind": "blt", **LOCAL, "heads": 2, "ngrams": {"sizes": [3, 4, 5], "buckets": 2048}},
-    "hnet": {"kind": "hnet", **LOCAL},
-    "bpe": {"vocabulary": VOCABULARY, **block(96, 3)},
-    "bpe dropout": {"vocabulary": VOCABULARY, **block(96, 3)},
-    "superbpe": {"vocabulary": VOCABULARY, **block(96, 3)},
-    "unigram": {"vocabulary": VOCABULARY, **block(96, 3)},
-}
-TOKENIZERS: dict[str, dict[str, Any]] = {
-    "bpe": {"kind": "bpe", "vocabulary": VOCABULARY},
-    "bpe dropout": {"kind": "bpe", "vocabulary": VOCABULARY},
-    "superbpe": {"kind": "superbpe", "vocabulary": VOCABULARY},
-    "unigram": {"kind": "sentencepiece", "vocabulary": VOCABULARY},
-}
+PIECES = 150
 REVERSE = {
     "kind": "letters", "name": "reverse", "operation": "reverse", "spaces": False, "shortest": 3,
     "longest": 5,
 }  # fmt: skip
-SMALL = {**BYTES, **block(64, 2)}
-
-
-def texts(path: str) -> list[str]:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line)["text"] for line in lines]
 
 
 def pieces(path: str) -> list[str]:
-    """Of 512 bytes or less, evenly spread over the books."""
-    joined = "\n\n".join(texts(path))
+    """Of 512 bytes or less, evenly spread over the text."""
+    joined = "\n\n".join(Text(path=path).texts())
     step = len(joined) // PIECES
     starts = (joined.find(" ", number * step) + 1 for number in range(PIECES))
     return [joined[s : s + ROW].encode()[:ROW].decode(errors="ignore") for s in starts]
@@ -121,46 +73,6 @@ def bits_per_byte(model: LanguageModel, given: list[str]) -> float:
     nll = -sum(float(one.sum()) for one in score(model.model, ids))
     sizes = model.tokenizer.sizes
     return nll / math.log(2) / sum(sizes[id] for one in ids for id in one[1:])
-
-
-def settings(name: str, folder: Path, train: str, seed: int, small: Path | None) -> RunConfig:
-    model = dict(FAMILIES.get(name, SMALL))
-    if name == "blt":
-        model["patching"] = {"path": str(small)}
-    data: dict[str, Any] = {"path": train, "max_bytes": TEXT, "held_out": 0.02}
-    if name == "bpe dropout":
-        data["format"] = {"kind": "document", "bpe_dropout": 0.1}
-    tokenizer = TOKENIZERS.get(name, {"kind": "bytes", "specials": True})
-    if name in TOKENIZERS:
-        model["context"] = tokens_in_row(tokenizer, train)
-    return parse(RunConfig, {
-        "folder": str(folder), "seed": seed, "device": "cpu", "tokenizer": tokenizer,
-        "model": model, "data": data,
-        "train": {
-            "steps": 1, "batch_size": ROWS, "precision": "fp32",
-            "optimizer": {"kind": "muon", "rate": 3e-3},
-            "schedule": {"kind": "wsd", "warmup": 0.05, "decay": 0.4},
-        },
-        "eval": {"measures": {"held_out": {"tokens": 20_000}}},
-    })  # fmt: skip
-
-
-def tokens_in_row(tokenizer: dict[str, Any], train: str) -> int:
-    """Tokens that have 512 bytes on average, in a part of the text that is trained on."""
-    joined = "".join(texts(train)[:6])
-    built = parse(TokenizerConfig, tokenizer).build([joined[:TEXT]])
-    sample = joined[: TEXT // 10]
-    return round(ROW * len(built.encode(sample)) / len(sample.encode()))
-
-
-def with_steps(config: RunConfig, flops: float) -> tuple[RunConfig, float]:
-    """The run with as many steps as give these FLOPs, and the FLOPs of a byte."""
-    cost = cost_of(model_settings(config), dtype=torch.float32)
-    row = cost.training_flops * cost.context
-    steps = max(1, round(flops / (row * ROWS)))
-    return config.model_copy(
-        update={"train": config.train.model_copy(update={"steps": steps})}
-    ), row / ROW
 
 
 def word_starts(model: LanguageModel, given: list[str]) -> dict[str, float]:
@@ -200,34 +112,23 @@ def reversing(folder: Path, seed: int) -> float:
     return float(results["scores"]["reverse"]["value"])
 
 
-def measured(name: str, folder: Path, options: argparse.Namespace, seed: int) -> dict[str, Any]:
-    small = folder.with_name(f"entropy-{seed}")
-    if name == "blt" and not (small / "results.json").exists():
-        config = settings("entropy", small, options.train, seed, None)
-        run_to_end(with_steps(config, 0.1e12 * options.tera)[0])
-    config = settings(name, folder, options.train, seed, small)
-    config, per_byte = with_steps(config, 1e12 * options.tera)
-    run_to_end(config)
-    model, given = culm.load(folder, device="cpu"), pieces(options.held_out)
-    chance = random.Random(1)
+def measured(family: str, folder: Path, seed: int, given: list[str]) -> dict[str, Any]:
+    model, chance = culm.load(folder, device="cpu"), random.Random(1)
     noisy = {
         "case": [recased(text, chance) for text in given],
         "typos": [mistyped(text, chance) for text in given],
     }
     clean = bits_per_byte(model, given)
-    size = sum(p.numel() for p in model.model.parameters())
     return {
-        "family": name, "seed": seed, "parameters": size,
-        "mflops_per_byte": per_byte / 1e6, "steps": config.train.steps,
-        "bytes": config.train.steps * ROWS * ROW, "bits_per_byte": clean,
+        "family": family, "seed": seed, "bits_per_byte": clean,
         **{kind: bits_per_byte(model, one) - clean for kind, one in noisy.items()},
         **word_starts(model, given), "reverse": reversing(folder, seed),
     }  # fmt: skip
 
 
 def show(lines: list[dict[str, Any]]) -> None:
-    columns = ("mflops_per_byte", "bytes", "bits_per_byte", "case", "typos", "reverse",
-               "bytes_per_patch", "word_f1", "random_f1")  # fmt: skip
+    columns = ("bits_per_byte", "case", "typos", "reverse", "bytes_per_patch", "word_f1",
+               "random_f1")  # fmt: skip
     print(f"{'family':12}" + "".join(f"{name:>17}" for name in columns))
     for name in dict.fromkeys(line["family"] for line in lines):
         own = [line for line in lines if line["family"] == name]
@@ -265,27 +166,21 @@ def plot(lines: list[dict[str, Any]], path: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("train")
     parser.add_argument("held_out")
-    parser.add_argument("--tera", type=float, default=0.6)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--only", nargs="*", default=list(FAMILIES))
     parser.add_argument("--plot")
     options = parser.parse_args()
-    results = options.folder / "results.jsonl"
-    options.folder.mkdir(parents=True, exist_ok=True)
-    lines = (
-        [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    )
-    for seed in range(options.seeds):
-        for name in options.only:
-            if any((line["family"], line["seed"]) == (name, seed) for line in lines):
+    results, given = options.folder / "bytes.jsonl", pieces(options.held_out)
+    old = results.read_text().splitlines() if results.exists() else []
+    lines = [json.loads(line) for line in old]
+    for family in FAMILIES:
+        for folder in sorted(options.folder.glob(f"{family}-[0-9]")):
+            seed = int(folder.name[-1])
+            if any((line["family"], line["seed"]) == (family, seed) for line in lines):
                 continue
-            folder = options.folder / f"{name.replace(' ', '-')}-{seed}"
-            lines.append(measured(name, folder, options, seed))
-            with results.open("a") as file:
-                file.write(json.dumps(lines[-1]) + "\n")
-            print(lines[-1], flush=True)
+            if family != "diffusion" and (folder / "results.json").exists():
+                lines.append(measured(family, folder, seed, given))
+                with results.open("a") as file:
+                    file.write(json.dumps(lines[-1]) + "\n")
     show(lines)
     if options.plot:
         plot(lines, options.plot)

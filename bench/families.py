@@ -1,6 +1,6 @@
 """Every family of language models at equal training FLOPs: trains the runs of one chart.
 
-    python bench/families.py FOLDER TEXT [--tera 1.5] [--seeds 3] [--only blt hnet]
+    python bench/families.py FOLDER TEXT [--tera 4] [--seeds 3] [--only blt hnet]
     culm compare FOLDER/* --metric bits_per_byte --out families.svg
 
 TEXT: files that a run can read, as `novels/`. Every family reads rows of 512 bytes (tokens: as many
@@ -12,8 +12,9 @@ have one optimizer and learning rate. A run that exists is not trained again.
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from learning_rl import run_to_end
@@ -39,13 +40,14 @@ def block(width: int, layers: int, window: int | None = None) -> dict[str, Any]:
     return {"width": width, "layers": layers, "attention": attention, "mlp": mlp}
 
 
-class Family(NamedTuple):
-    """Settings of a run. tokenizer: of bytes, unless given. train, format: beside the common ones."""
+@dataclass(frozen=True)
+class Family:
+    """Settings of a run, with those that all have. tokenizer: of bytes, unless given."""
 
     model: dict[str, Any]
     tokenizer: dict[str, Any] | None = None
-    train: dict[str, Any] = {}
-    format: dict[str, Any] = {}
+    train: dict[str, Any] = field(default_factory=dict)
+    format: dict[str, Any] = field(default_factory=dict)
 
 
 BYTES = {"vocabulary": 262, "context": ROW}
@@ -92,7 +94,7 @@ def settings(folder: Path, text: str, family: Family, seed: int) -> RunConfig:
         "folder": str(folder), "seed": seed, "device": "cpu", "tokenizer": tokenizer,
         "model": {**family.model, "context": context}, "data": data,
         "train": {
-            "steps": 1, "batch_size": ROWS, "precision": "fp32", "optimizer": MUON,
+            "steps": 1, "batch_size": ROWS, "precision": "bf16", "optimizer": MUON,
             "schedule": {"kind": "wsd", "warmup": 0.05, "decay": 0.4}, **family.train,
         },
         "eval": {"measures": {"held_out": {"tokens": SCORED * context // ROW}}},
@@ -118,7 +120,7 @@ def train_family(name: str, folder: Path, text: str, seed: int, tera: float) -> 
     if name == "blt":
         small = folder.parent / "entropy" / str(seed)
         run_to_end(with_steps(settings(small, text, ENTROPY, seed), 1e11 * tera))
-        family = family._replace(model={**family.model, "patching": {"path": str(small)}})
+        family = replace(family, model={**family.model, "patching": {"path": str(small)}})
     run_to_end(with_steps(settings(folder, text, family, seed), 1e12 * tera))
 
 
@@ -126,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("text")
-    parser.add_argument("--tera", type=float, default=1.5)
+    parser.add_argument("--tera", type=float, default=4.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=list(FAMILIES), choices=FAMILIES)
     options = parser.parse_args()

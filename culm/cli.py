@@ -438,6 +438,21 @@ def plot(
 
 
 @app.command()
+def compare(
+    runs: given.PlottedRuns,
+    metric: given.ComparedMetric = "bits_per_byte",
+    out: given.PlotFile = "runs/compare.png",
+    over: given.ComparedAxis = None,
+    panels: given.ComparedPanels = None,
+    overwrite: given.Overwrite = False,
+) -> None:
+    """Compare where runs end, with 95 % intervals over seeds; the table begins with the least."""
+    from culm.verbs.compare import show_compare
+
+    show_compare(runs, metric, out, over, panels, overwrite)
+
+
+@app.command()
 def board(
     runs: given.BoardFolders = None,
     host: given.BoardHost = "127.0.0.1",

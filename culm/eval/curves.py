@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from culm.config import SettingError, did_you_mean
-from culm.files import read_lines
-from culm.train.run_folder import SETTINGS
+from culm.files import read_json, read_lines
+from culm.train.run_folder import MANIFEST, SETTINGS
 from culm.train.trackers.tracker import numbers
 
-Axis = Literal["step", "tokens"]
+Axis = Literal["step", "tokens", "flops"]
 OWN = ("folder", "seed", "device", "track")  # settings of a run that make no other curve
+SEED = re.compile(r"[-_.]?(seed)?[-_.]?\d*$")  # at the end of a folder's name
 WINDOW = 10  # last values of a metric that are averaged; a loss differs much from step to step
 
 
@@ -30,14 +32,46 @@ class Point(NamedTuple):
     greatest: float
 
 
+class Group(NamedTuple):
+    """Runs that differ in their seed alone. ends: the last value of each. flops: of training."""
+
+    name: str
+    curve: Sequence[Point]
+    ends: Sequence[float]
+    flops: float | None
+
+
+class Panel(NamedTuple):
+    """Groups that are compared with each other."""
+
+    title: str
+    groups: Sequence[Group]
+
+
 @dataclass(frozen=True)
 class Run:
-    """A run folder. settings: by dotted names. values: of each metric, by step. tokens: by step."""
+    """A run folder. settings: by dotted names. values: of each metric, by step. tokens: by step.
+    flops_per_token: of training, if the run could count them.
+    """
 
     folder: Path
     settings: Mapping[str, Any]
     values: Mapping[str, Mapping[int, float]]
     tokens: Mapping[int, float]
+    flops_per_token: float | None = None
+
+    def at(self, step: int, axis: Axis) -> float:
+        """Where on an axis a step is; not finite if the run does not know that axis."""
+        if axis == "step":
+            return step
+        factor = 1.0 if axis == "tokens" else self.flops_per_token or math.nan
+        return self.tokens.get(step, math.nan) * factor
+
+    @property
+    def flops(self) -> float | None:
+        """Of its training so far."""
+        known = self.flops_per_token is not None and self.tokens
+        return self.at(max(self.tokens), "flops") if known else None
 
 
 def read_measured(folder: Path) -> Run:
@@ -61,7 +95,10 @@ def read_measured(folder: Path) -> Run:
             values.setdefault(known, {})[line["step"]] = value
     if not values:
         raise SettingError(f"{folder}: it has measured nothing yet")
-    return Run(folder, settings_in(folder), values, values.get("tokens", {}))
+    manifest = folder / MANIFEST
+    starts = (read_json(manifest).get("starts") if manifest.is_file() else None) or [{}]
+    flops = starts[-1].get("flops_per_token")
+    return Run(folder, settings_in(folder), values, values.get("tokens", {}), flops)
 
 
 def _finite(line: Mapping[str, Any]) -> dict[str, float]:
@@ -70,14 +107,14 @@ def _finite(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def settings_in(folder: Path) -> dict[str, Any]:
-    """The settings that make another curve, by dotted names; of the run that it starts from too,
-    since every seed has its own.
+    """The settings that make another curve, by dotted names; in place of the folder of a run that
+    it reads, such as `start`, the settings of that run, since every seed has its own.
     """
     found = flat(yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8")))
     kept = {name: value for name, value in found.items() if name not in OWN}
-    start = kept.get("start")
-    if isinstance(start, str) and (Path(start) / SETTINGS).is_file():
-        kept["start"] = settings_in(Path(start))
+    for name, value in kept.items():
+        if isinstance(value, str) and (Path(value) / SETTINGS).is_file():
+            kept[name] = settings_in(Path(value))
     return kept
 
 
@@ -89,11 +126,13 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return {name: value for part in parts for name, value in part.items()}
 
 
-def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs with the same settings, by the settings in which the groups differ, or by the folder
-    where these are too many to read.
+def grouped(runs: Sequence[Run], but: str | None = None) -> dict[str, list[Run]]:
+    """Runs with the same settings, by the settings in which the groups differ, or by the names
+    of their folders where these are too many to read.
+
+    but: a setting in which runs of a group may differ.
     """
-    kept = [run.settings for run in runs]
+    kept = [{n: value for n, value in run.settings.items() if n != but} for run in runs]
     names = sorted({name for settings in kept for name in settings})
     differ = [n for n in names if len({repr(settings.get(n)) for settings in kept}) > 1]
     found: dict[tuple[str, ...], list[Run]] = {}
@@ -104,17 +143,30 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
         for key in found
     ]
     if not differ or max(map(len, labels)) > 40:
-        labels = [str(members[0].folder) for members in found.values()]
+        labels = _names(list(found.values()))
     return dict(zip(labels, found.values(), strict=True))
+
+
+def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """The names of folders without their seeds, such as `blt` of `blt-0` and `blt-1`, if each group
+    has one of its own; else the first folder of each.
+    """
+    names = [{SEED.sub("", run.folder.name) for run in runs} for runs in groups]
+    known = set().union(*names)
+    if all(len(one) == 1 for one in names) and len(known) == len(groups) and "" not in known:
+        return [one.pop() for one in names]
+    return [str(runs[0].folder) for runs in groups]
 
 
 def curve_of(runs: Sequence[Run], metric: str, axis: Axis = "step") -> list[Point]:
     """A metric over the steps that all these runs have, in order.
 
     Raises:
-        SettingError: a run has no such metric.
+        SettingError: a run has no such metric, or does not know the axis.
     """
     for run in runs:
+        if axis == "flops" and run.flops is None:
+            raise SettingError(f"--over: {run.folder} has no FLOPs; use step or tokens")
         if metric not in run.values:
             known = did_you_mean(metric, list(run.values))
             raise SettingError(f"--metric: {run.folder} has no {metric!r}{known}")
@@ -122,18 +174,16 @@ def curve_of(runs: Sequence[Run], metric: str, axis: Axis = "step") -> list[Poin
     points = []
     for step in steps:
         values = [run.values[metric][step] for run in runs]
-        x = fmean(run.tokens.get(step, 0.0) for run in runs) if axis == "tokens" else step
+        x = fmean(run.at(step, axis) for run in runs)
         points.append(Point(x, fmean(values), min(values), max(values)))
     return points
 
 
-def last(runs: Sequence[Run], metric: str) -> Point | None:
-    """The last value of each run, which is a mean over at most a tenth of its curve; None where
+def ends(runs: Sequence[Run], metric: str) -> list[float]:
+    """The last value of each run, which is a mean over at most a tenth of its curve; none where
     they have no step in common.
     """
-    points = [curve_of(runs, metric), *(curve_of([run], metric) for run in runs)]
-    if not points[0]:
-        return None
-    count = max(1, min(WINDOW, len(points[0]) // 10))
-    ends = [fmean(point.mean for point in curve[-count:]) for curve in points[1:]]
-    return Point(points[0][-1].x, fmean(ends), min(ends), max(ends))
+    steps = len(curve_of(runs, metric))
+    count = max(1, min(WINDOW, steps // 10))
+    curves = [curve_of([run], metric) for run in runs] if steps else []
+    return [fmean(point.mean for point in curve[-count:]) for curve in curves]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 import numpy as np
 
 RESAMPLES = 10_000
+# 97.5 % of Student's t, from one degree of freedom on.
+QUANTILES = (12.706, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,21 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> Estimate:
     means = [generator.choice(numbers, len(numbers)).mean() for _ in range(RESAMPLES)]
     low, high = np.quantile(means, (0.025, 0.975))
     return Estimate(float(numbers.mean()), float(low), float(high), len(numbers))
+
+
+def student(values: Sequence[float]) -> Estimate:
+    """A mean of few values, such as one a seed, with Student's interval; a single value has none.
+
+    Quantiles beyond the table are from their expansion in 1 / degrees of freedom (Fisher and
+    Cornish 1960), within 0.1 %.
+    """
+    mean, n = fmean(values), len(values) - 1
+    if not n:
+        return Estimate(mean, -math.inf, math.inf, 1)
+    z = 1.959964
+    far = z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+    half = (QUANTILES[n - 1] if n <= len(QUANTILES) else far) * stdev(values) / math.sqrt(n + 1)
+    return Estimate(mean, mean - half, mean + half, n + 1)
 
 
 def estimate(scores: Sequence[float]) -> Estimate:

@@ -10,8 +10,9 @@ from typing import Any
 import matplotlib as mpl
 from torch import Tensor
 
-from culm.eval.curves import Point
+from culm.eval.curves import Panel, Point
 from culm.eval.inspection import Spread
+from culm.eval.interval import student
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -59,18 +60,48 @@ def bands(path: Path, panels: Mapping[str, Mapping[str, Sequence[Point]]], x: st
         figure, every = plt.subplots(len(panels), squeeze=False, sharex=True)
         for axes, (metric, curves) in zip(every.flat, panels.items(), strict=True):
             for number, (name, points) in enumerate(curves.items()):
-                colour, dashes = COLOURS[number % len(COLOURS)], "-" if number < 8 else "--"
-                xs, means = [p.x for p in points], [p.mean for p in points]
-                least, greatest = [p.least for p in points], [p.greatest for p in points]
-                if len(points) > SMOOTHED:
-                    means, least, greatest = map(_smooth, (means, least, greatest))
-                axes.plot(xs, means, dashes, color=colour, label=name, linewidth=1.6)
-                axes.fill_between(xs, least, greatest, color=colour, alpha=0.15, linewidth=0)
+                _band(axes, points, number, name)
             axes.set_ylabel(metric)
         every.flat[-1].set_xlabel(x)
         if len(next(iter(panels.values()))) > 1:
             every.flat[0].legend()
         _write(figure, path)
+
+
+def comparison(path: Path, panels: Sequence[Panel], metric: str, x: str) -> None:
+    """Curves of each group and, to the right, its ends: a dot a run, and the mean with its 95 %
+    interval. A name has one colour in all panels.
+    """
+    names = list(dict.fromkeys(group.name for panel in panels for group in panel.groups))
+    tall = [max(2.4, 0.6 + 0.26 * len(panel.groups)) for panel in panels]
+    with plt.rc_context(STYLE | {"figure.figsize": (9.6, sum(tall))}):
+        figure, rows = plt.subplots(len(panels), 2, squeeze=False, height_ratios=tall)
+        for (left, right), panel in zip(rows, panels, strict=True):
+            for place, group in enumerate(panel.groups):
+                number, end = names.index(group.name), student(group.ends)
+                _band(left, group.curve, number, group.name)
+                colour = COLOURS[number % len(COLOURS)]
+                if end.items > 1:
+                    right.plot([end.low, end.high], [place] * 2, color=colour, linewidth=1.4)
+                right.plot(group.ends, [place] * end.items, "o", color=colour, alpha=0.5, ms=4)
+                right.plot(end.value, place, "|", color=colour, ms=12, mew=2)
+            left.set(xlabel=x, ylabel=metric, title=panel.title)
+            right.set(xlabel=f"{metric} at the end", title=panel.title)
+            right.set_yticks(range(len(panel.groups)), [group.name for group in panel.groups])
+            right.invert_yaxis()
+        _write(figure, path)
+
+
+def _band(axes: Any, points: Sequence[Point], number: int, name: str) -> None:
+    """A curve with its range. number: of its colour."""
+    colour, dashes = COLOURS[number % len(COLOURS)], "-" if number < len(COLOURS) else "--"
+    xs, means = [p.x for p in points], [p.mean for p in points]
+    least, greatest = [p.least for p in points], [p.greatest for p in points]
+    if len(points) > SMOOTHED:
+        means, least, greatest = map(_smooth, (means, least, greatest))
+    dot = "o" if len(points) == 1 else ""
+    axes.plot(xs, means, dashes, marker=dot, color=colour, label=name, linewidth=1.6)
+    axes.fill_between(xs, least, greatest, color=colour, alpha=0.15, linewidth=0)
 
 
 def bars(path: Path, models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:

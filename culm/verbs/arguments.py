@@ -461,7 +461,26 @@ PlottedMetrics = Annotated[
     ),
 ]
 PlotFile = Annotated[str, typer.Option(help="The picture to write: .png, .svg or .pdf.")]
-PlotAxis = Annotated[str, typer.Option(help="step or tokens.")]
+PlotAxis = Annotated[str, typer.Option(help="step, tokens or flops (of training).")]
+
+# culm compare
+ComparedMetric = Annotated[
+    str, typer.Option(help="A name in metrics.jsonl or eval.jsonl; hyphens stand for underscores.")
+]
+ComparedAxis = Annotated[
+    str | None,
+    typer.Option(
+        help="step, tokens or flops (of training). Default: flops, or step where a run has none.",
+        show_default=False,
+    ),
+]
+ComparedPanels = Annotated[
+    str | None,
+    typer.Option(
+        help="A setting, such as data.path: runs with another value of it have their own panel.",
+        show_default=False,
+    ),
+]
 
 # culm board
 BoardFolders = Annotated[

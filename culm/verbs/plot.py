@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import cast, get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from culm.config import SettingError
-from culm.eval.curves import Axis, curve_of, grouped, last, read_measured
+from culm.eval.curves import Axis, Run, curve_of, ends, grouped, read_measured
 from culm.files import refuse_existing
 
 KINDS = (".png", ".svg", ".pdf")
@@ -26,15 +27,8 @@ def show_plot(
     Raises:
         SettingError: a folder is no run, or has no such metric.
     """
-    if Path(out).suffix not in KINDS:
-        raise SettingError(f"--out: {out!r} ends in none of {', '.join(KINDS)}")
-    if over not in get_args(Axis):
-        raise SettingError(f"--over: {over!r} is not one of {', '.join(get_args(Axis))}")
-    axis = cast(Axis, over)
-    refuse_existing(Path(out), overwrite)
-    read = [
-        read_measured(path) for path in {Path(run).resolve(): Path(run) for run in runs}.values()
-    ]
+    axis = checked(out, over, overwrite)
+    read = read_once(runs)
     groups = grouped(read)
     if not metrics:
         metrics = ["reward"] if all("reward" in run.values for run in read) else ["loss"]
@@ -44,16 +38,36 @@ def show_plot(
     }
     from culm.eval.plots import bands
 
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
     bands(Path(out), curves, axis)
     table = Table("runs", "seeds", *metrics, box=None)
     for name, members in groups.items():
         cells = []
         for metric in metrics:
-            end = last(members, metric)
-            spread = f" ({end.least:.4g} - {end.greatest:.4g})" if end and len(members) > 1 else ""
-            cells.append("" if end is None else f"{end.mean:.4g}{spread}")
+            found = ends(members, metric)
+            spread = f" ({min(found):.4g} - {max(found):.4g})" if len(found) > 1 else ""
+            cells.append(f"{fmean(found):.4g}{spread}" if found else "")
         table.add_row(name, str(len(members)), *cells)
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     console.print(out)
+
+
+def checked(out: str, over: str, overwrite: bool) -> Axis:
+    """The axis, after a look at what the picture would be; its folder is made.
+
+    Raises:
+        SettingError: such a picture cannot be written, or exists.
+    """
+    if Path(out).suffix not in KINDS:
+        raise SettingError(f"--out: {out!r} ends in none of {', '.join(KINDS)}")
+    if over not in get_args(Axis):
+        raise SettingError(f"--over: {over!r} is not one of {', '.join(get_args(Axis))}")
+    refuse_existing(Path(out), overwrite)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    return cast(Axis, over)
+
+
+def read_once(folders: Sequence[str]) -> list[Run]:
+    """What the runs measured; a folder that is named twice counts once."""
+    once = {Path(folder).resolve(): Path(folder) for folder in folders}
+    return [read_measured(path) for path in once.values()]

@@ -25,6 +25,7 @@ from culm.model.attention.mla import MLA
 from culm.model.context import Context
 from culm.model.transformer import Transformer
 from culm.objective.masked_diffusion import (
+    MaskedDiffusion,
     MaskedDiffusionObjective,
     bound,
     masked_logprobs,
@@ -33,6 +34,8 @@ from culm.objective.masked_diffusion import (
 from culm.parallel.check import check_layout
 from culm.parallel.ranks import Ranks
 from culm.parallel.settings import ParallelConfig
+from culm.plan.needs import Step
+from culm.plan.utilisation import flops_per_token, on_meta
 from culm.run.settings import read_run
 from culm.run.train import train
 from culm.text.load import load
@@ -319,3 +322,10 @@ def test_another_objective_refuses_its_model_and_a_plain_one_gets_a_mask(tmp_pat
     config, _ = read_run("pretrain", [*given, *more])
     with pytest.raises(SettingError, match="masked_diffusion"):
         train(config)
+
+
+def test_a_run_is_planned_and_its_flops_are_counted() -> None:
+    """A plan has no numbers, but the columns that masks are made of."""
+    objective = on_meta(MaskedDiffusionObjective(masked(), 0))
+    step = Step(context=24, batch_size=2, at_once=2, columns=MaskedDiffusion().columns)
+    assert flops_per_token(objective, step) > 0

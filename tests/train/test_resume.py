@@ -16,14 +16,14 @@ import pytest
 import tiny
 import torch
 import yaml
-from stages import EVERY_STAGE, untimed, weights_in
+from stages import EVERY_STAGE, ON_POLICY, untimed, weights_in
 from torch import nn
 
 from culm.adapt.lora import adapters_of
 from culm.batch import Batch, Loss
 from culm.config import parse
 from culm.convert import native
-from culm.files import read_lines
+from culm.files import read_json, read_lines
 from culm.model.context import Context
 from culm.model.transformer import Transformer
 from culm.objective.objective import Objective
@@ -37,6 +37,7 @@ from culm.train.checkpoint.store import CheckpointStore
 from culm.train.events import Event, Stepped
 from culm.train.guard import Interruption
 from culm.train.listeners import MetricsFile
+from culm.train.run_folder import MANIFEST
 
 EVERY = {"every_steps": 2}
 
@@ -74,6 +75,8 @@ def test_killed_and_resumed_is_never_stopped(
     if adapter:
         settings["train"]["adapter"] = {**settings["train"]["adapter"], "dropout": 0.2}
     run(settings, tmp_path / "one")
+    start = read_json(tmp_path / "one" / MANIFEST)["starts"][-1]
+    assert name in (*ON_POLICY, "gkd") or start["flops_per_token"] > 0
     child = os.fork()
     if child == 0:
         write = MetricsFile.__call__

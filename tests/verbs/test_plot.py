@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from culm.config import SettingError
-from culm.eval.curves import Point, curve_of, grouped, last, read_measured
+from culm.eval.curves import Point, curve_of, ends, grouped, read_measured
 from culm.verbs.plot import show_plot
 
 
@@ -57,9 +57,9 @@ def test_the_last_value_is_a_mean_of_a_long_curve(runs) -> None:
     noise = [1.0, 3.0] * 100
     folders = runs(("a", 0.1, 0, noise), ("b", 0.1, 1, [n + 1 for n in noise]), ("c", 0.1, 2, [5]))
     a, b, c = map(read_measured, folders)
-    assert last([a, b], "loss") == Point(200, 2.5, 2, 3)
-    assert last([c], "loss") == Point(1, 5, 5, 5)
-    assert last([a, c], "eval.loss") is None
+    assert ends([a, b], "loss") == [2, 3]
+    assert ends([c], "loss") == [5]
+    assert ends([a, c], "eval.loss") == []
 
 
 def test_seeds_that_start_from_runs_of_their_own_are_one_curve(runs) -> None:

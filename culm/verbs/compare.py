@@ -1,0 +1,81 @@
+"""`culm compare RUN...`: which runs end better, over seeds, and how they came there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from culm.config import SettingError, did_you_mean
+from culm.eval.curves import Axis, Group, Panel, Run, curve_of, ends, grouped
+from culm.eval.interval import student
+from culm.verbs.format import flops
+from culm.verbs.plot import checked, read_once
+
+
+def show_compare(
+    runs: Sequence[str],
+    metric: str,
+    out: str,
+    over: str | None,
+    panels: str | None,
+    overwrite: bool,
+) -> None:
+    """Draw curves with a band over seeds and where they end, and print a table, from the least
+    value on.
+
+    over: by default FLOPs, or steps where a run could not count its FLOPs.
+    panels: a setting; runs that have another value of it are compared on their own.
+
+    Raises:
+        SettingError: a folder is no run, or has no such metric or setting.
+    """
+    read, metric = read_once(runs), metric.replace("-", "_")
+    known = all(run.flops is not None for run in read)
+    axis = checked(out, over or ("flops" if known else "step"), overwrite)
+    found = list(_panels(read, metric, axis, panels))
+    from culm.eval.plots import comparison
+
+    comparison(Path(out), found, metric, axis)
+    console = Console(highlight=False, soft_wrap=True)
+    for panel in found:
+        table = Table(panel.title or "runs", "seeds", metric, "95 %", "training", box=None)
+        for group in panel.groups:
+            end = student(group.ends)
+            half = f"± {end.high - end.value:.4f}" if end.items > 1 else ""
+            compute = "" if group.flops is None else flops(group.flops)
+            table.add_row(group.name, str(end.items), f"{end.value:.4f}", half, compute)
+        console.print(table)
+    console.print(out)
+
+
+def _panels(runs: Sequence[Run], metric: str, axis: Axis, setting: str | None) -> Iterator[Panel]:
+    """A panel for each value of the setting; its groups from the least value on."""
+    if setting is not None and not any(setting in run.settings for run in runs):
+        known = did_you_mean(setting, sorted({name for run in runs for name in run.settings}))
+        raise SettingError(f"--panels: these runs have no setting {setting!r}{known}")
+    split: dict[str, list[Run]] = {}
+    for run in runs:
+        split.setdefault(_said(run.settings.get(setting)) if setting else "", []).append(run)
+    for title, own in split.items():
+        groups = [
+            Group(name, curve_of(members, metric, axis), ends(members, metric), _flops(members))
+            for name, members in grouped(own).items()
+        ]
+        if empty := next((group.name for group in groups if not group.ends), None):
+            raise SettingError(f"--metric: the runs of {empty} have no step of it in common")
+        yield Panel(title, sorted(groups, key=lambda group: student(group.ends).value))
+
+
+def _said(value: object) -> str:
+    """A value as a title: of paths the last names."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return ", ".join(Path(str(one)).name for one in values)
+
+
+def _flops(runs: Sequence[Run]) -> float | None:
+    """The mean of the runs, if all of them could count theirs."""
+    known = [run.flops for run in runs if run.flops is not None]
+    return sum(known) / len(known) if len(known) == len(runs) else None

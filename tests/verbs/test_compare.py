@@ -1,0 +1,86 @@
+"""culm compare: ends of runs with intervals over seeds, by family and by panel."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from culm.cli import app
+from culm.config import SettingError
+from culm.eval.curves import grouped, read_measured
+from culm.verbs.compare import show_compare
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Callable[..., list[Path]]:
+    """Folders of runs: (corpus, family, seed, bits per byte at the end, FLOPs of a token)."""
+
+    def make(*given: tuple[str, str, int, float, float | None]) -> list[Path]:
+        folders = []
+        for corpus, family, seed, end, flops in given:
+            folder = tmp_path / corpus / f"{family}-{seed}"
+            folder.mkdir(parents=True)
+            model = {"kind": family, **{f"setting_{n}": f"{family} {n}" for n in range(9)}}
+            settings = {"seed": seed, "data": {"path": [f"texts/{corpus}"]}, "model": model}
+            (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+            steps = ({"step": n, "loss": 3.0, "tokens": 100 * n} for n in (1, 2))
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in steps))
+            (folder / "eval.jsonl").write_text(json.dumps({"step": 2, "bits_per_byte": end}))
+            start = {} if flops is None else {"flops_per_token": flops}
+            (folder / "manifest.json").write_text(json.dumps({"starts": [start]}))
+            folders.append(folder)
+        return folders
+
+    return make
+
+
+def compare(folders: list[Path], out: Path, **options: str | None) -> None:
+    given = {"metric": "bits-per-byte", "over": None, "panels": None, **options}
+    show_compare([str(one) for one in folders], out=str(out), overwrite=True, **given)
+
+
+def test_the_least_is_first_with_its_interval_and_flops(runs, tmp_path: Path, capsys) -> None:
+    folders = runs(
+        *(("a", "patches", seed, 2.0 + seed, 5e9) for seed in range(3)),
+        *(("a", "bytes", seed, 2.5, 1e9) for seed in range(2)),
+    )
+    compare(folders, tmp_path / "c.svg")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == ["bytes", "2", "2.5000", "±", "0.0000", "200.0", "GFLOP"]
+    # Student's t of two degrees of freedom, over the root of three: 4.3027 * 1 / 1.732.
+    assert lines[2] == ["patches", "3", "3.0000", "±", "2.4842", "1.0", "TFLOP"]
+    assert (tmp_path / "c.svg").stat().st_size > 5000
+
+
+def test_a_setting_makes_panels(runs, tmp_path: Path, capsys) -> None:
+    folders = runs(
+        ("a", "bytes", 0, 2.0, 1e9), ("b", "bytes", 0, 1.0, 1e9), ("b", "blt", 0, 3.0, 1e9)
+    )
+    compare(folders, tmp_path / "c.svg", panels="data.path")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines if len(line) > 1] == ["a", "bytes", "b", "bytes", "blt"]
+    with pytest.raises(SettingError, match=r"no setting 'data\.paths'; did you mean 'data\.path'"):
+        compare(folders, tmp_path / "d.svg", panels="data.paths")
+
+
+def test_runs_that_read_a_run_of_each_seed_are_one_group(runs) -> None:
+    """As models of patches, each with the small model of its seed."""
+    small = runs(("s", "entropy", 0, 1.0, None), ("s", "entropy", 1, 1.0, None))
+    folders = runs(("a", "blt", 0, 1.0, None), ("a", "blt", 1, 1.0, None))
+    for folder, read in zip(folders, small, strict=True):
+        settings = yaml.safe_load((folder / "run.yaml").read_text())
+        settings["model"]["patching"] = {"path": str(read)}
+        (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+    assert list(grouped([read_measured(folder) for folder in folders])) == ["blt"]
+
+
+def test_runs_without_flops_are_drawn_over_steps(runs, tmp_path: Path) -> None:
+    folders = runs(("a", "bytes", 0, 2.0, None), ("a", "blt", 0, 3.0, 1e9))
+    compare(folders, tmp_path / "c.png")
+    with pytest.raises(SettingError, match="bytes-0 has no FLOPs; use step or tokens"):
+        compare(folders, tmp_path / "c.png", over="flops")
+    result = CliRunner().invoke(app, ["compare", str(folders[0]), "--metric", "bits"])
+    assert "has no 'bits'" in str(result.exception)
