@@ -1,7 +1,7 @@
 """Every family of language models at equal training FLOPs: trains the runs of one chart.
 
     python bench/families.py FOLDER TEXT [--tera 4] [--seeds 3] [--only blt hnet]
-    culm compare FOLDER/* --metric bits_per_byte --out families.svg
+    culm compare FOLDER --metric bits_per_byte --out families.svg
 
 TEXT: files that a run can read, as `novels/`. Every family reads rows of 512 bytes (tokens: as many
 as have 512 bytes on average) and trains for as many steps as give the same FLOPs, counted by

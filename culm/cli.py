@@ -47,8 +47,18 @@ def quickstart(
 
 
 @app.command()
-def train(run: given.Run = "", settings: given.Settings = None) -> None:
+def train(
+    run: given.Run = "",
+    settings: given.Settings = None,
+    seeds: given.Seeds = None,
+    sweep: given.Sweep = None,
+) -> None:
     """Train by a run file; the same command resumes an interrupted run."""
+    if seeds is not None or sweep:
+        from culm.verbs.series import train_series
+
+        train_series(run, settings or [], seeds, sweep or [])
+        return
     from culm.verbs.train import train_run
 
     train_run(run, settings or [])

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -20,6 +19,7 @@ from culm.model.transformer import TransformerConfig
 from culm.run.settings import read_run
 from culm.tokenizer.bytes import Bytes
 from culm.verbs.any_run import read_any_run
+from culm.verbs.series import members
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -187,30 +187,16 @@ def test_commands_are_the_same_in_zsh(page):
         assert not re.search(r"[\[\]*?{}#!]|\s[=~]", bare), line
 
 
-def test_the_sweep_runs_every_setting_and_is_compared(tmp_path, monkeypatch, capsys):
-    """Its loop as bash reads it, with a command that notes its arguments."""
+def test_the_sweep_is_nine_runs_and_is_compared(monkeypatch):
     page = ROOT / "docs" / "recipes" / "sweep.md"
-    noted = tmp_path / "culm"
-    noted.write_text('#!/bin/sh\nprintf "%s\\n" "$*" >> commands\n')
-    noted.chmod(0o755)
-    (script,) = blocks(page, "bash")
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    subprocess.run(
-        ["bash", "-ec", script], cwd=tmp_path, env={**os.environ, "PATH": path}, check=True
-    )
-    lines = [line.split() for line in (tmp_path / "commands").read_text().splitlines()]
-    runs = [read_run(line[1], line[2:])[0] for line in lines if line[0] == "train"]
-    assert len(runs) == 9
+    trained, compared, *_ = blocks(page, "bash")
+    words = shlex.split(trained)
+    swept, seeds = words[words.index("--sweep") + 1], int(words[words.index("--seeds") + 1])
+    series = list(members(words[2], words[3:5], seeds, [swept]))
+    runs = [read_run(words[2], given)[0] for _, given in series]
     assert {(run.train.optimizer.rate, run.seed) for run in runs} == {
         (rate, seed) for rate in (1e-3, 3e-3, 1e-2) for seed in (0, 1, 2)
     }
-    assert lines[1][3] == lines[0][4]  # the tokenizer of the corpus
-    for run in runs:
-        folder = tmp_path / run.folder
-        folder.mkdir(parents=True)
-        results = {"bits_per_byte": run.train.optimizer.rate + run.seed / 100}
-        (folder / "results.json").write_text(json.dumps(results))
-    monkeypatch.chdir(tmp_path)
-    (code,) = blocks(page, "python")
-    exec(compile(code, page.name, "exec"), {})
-    assert "rate-1e-3: 0.0110 ± 0.0100 bits per byte, 3 seeds" in capsys.readouterr().out
+    said = page.read_text()
+    assert all(f"`{run.folder}`" in said for run in (runs[0], runs[-1]))
+    assert str(Path(runs[0].folder).parent) == shlex.split(compared)[2]

@@ -125,14 +125,16 @@ def _remarks(run: Assembly, batches: Loader | Mixture) -> list[str]:
 
 
 def prepared_folder(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> Path:
-    """The prepared corpus; prepared now if it is not there."""
+    """The prepared corpus; prepared now if it is not there. Runs of another seed hold out the same
+    documents, so that they can be compared.
+    """
     if config.data.corpus is not None:
         return config.data.corpus
     path, data = folder / "data", config.data
     if not path.exists():
         source = data.open(config.seed)
         prepare(
-            source, data.format, tokenizer, path, data.held_out, config.seed,
+            source, data.format, tokenizer, path, data.held_out,
             duplicates=data.duplicates, invalid=data.invalid, difficulty=data.difficulty,
             cleaner=data.cleaner(path),
         )  # fmt: skip

@@ -15,6 +15,23 @@ Settings = Annotated[
     list[str] | None,
     typer.Argument(help="name=value, such as train.steps=100.", metavar="NAME=VALUE"),
 ]
+Seeds = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Train so many runs, each with a seed of its own, in FOLDER/seed-N.",
+        show_default=False,
+    ),
+]
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Train a run for each value, such as train.optimizer.rate=1e-3,3e-3; repeat it to "
+        "combine settings.",
+        metavar="NAME=VALUE,VALUE",
+        show_default=False,
+    ),
+]
 Model = Annotated[
     str, typer.Argument(help="A run or model folder, a .gguf file, or a Hugging Face id.")
 ]
@@ -451,7 +468,9 @@ PlotFolder = Annotated[str | None, typer.Option(help="Folder for plots.")]
 PlotFormat = Annotated[str, typer.Option(help="Format of plots: png or svg.")]
 
 # culm plot
-PlottedRuns = Annotated[list[str], typer.Argument(help="Run folders.", metavar="RUN...")]
+PlottedRuns = Annotated[
+    list[str], typer.Argument(help="Run folders, or folders of runs.", metavar="RUN...")
+]
 PlottedMetrics = Annotated[
     list[str] | None,
     typer.Option(
@@ -477,7 +496,8 @@ ComparedAxis = Annotated[
 ComparedPanels = Annotated[
     str | None,
     typer.Option(
-        help="A setting, such as data.path: runs with another value of it have their own panel.",
+        help="A setting, such as data.path: runs with another value of it have their own panel. "
+        "folder: the folder in which they lie.",
         show_default=False,
     ),
 ]

@@ -27,7 +27,8 @@ def show_compare(
     value on.
 
     over: by default FLOPs, or steps where a run could not count its FLOPs.
-    panels: a setting; runs that have another value of it are compared on their own.
+    panels: a setting; runs that have another value of it are compared on their own. `folder`: the
+    folder in which the runs lie.
 
     Raises:
         SettingError: a folder is no run, or has no such metric or setting.
@@ -53,12 +54,12 @@ def show_compare(
 
 def _panels(runs: Sequence[Run], metric: str, axis: Axis, setting: str | None) -> Iterator[Panel]:
     """A panel for each value of the setting; its groups from the least value on."""
-    if setting is not None and not any(setting in run.settings for run in runs):
+    if setting not in (None, "folder") and not any(setting in run.settings for run in runs):
         known = did_you_mean(setting, sorted({name for run in runs for name in run.settings}))
         raise SettingError(f"--panels: these runs have no setting {setting!r}{known}")
     split: dict[str, list[Run]] = {}
     for run in runs:
-        split.setdefault(_said(run.settings.get(setting)) if setting else "", []).append(run)
+        split.setdefault(_title(run, setting), []).append(run)
     for title, own in split.items():
         groups = [
             Group(name, curve_of(members, metric, axis), ends(members, metric), _flops(members))
@@ -69,8 +70,13 @@ def _panels(runs: Sequence[Run], metric: str, axis: Axis, setting: str | None) -
         yield Panel(title, sorted(groups, key=lambda group: student(group.ends).value))
 
 
-def _said(value: object) -> str:
-    """A value as a title: of paths the last names."""
+def _title(run: Run, setting: str | None) -> str:
+    """Of the panel of a run: the value of the setting, and of paths the last names."""
+    if setting is None:
+        return ""
+    if setting == "folder":
+        return run.folder.resolve().parent.name
+    value = run.settings.get(setting)
     values = value if isinstance(value, list | tuple) else [value]
     return ", ".join(Path(str(one)).name for one in values)
 

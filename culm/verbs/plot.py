@@ -13,6 +13,7 @@ from rich.table import Table
 from culm.config import SettingError
 from culm.eval.curves import Axis, Run, curve_of, ends, grouped, read_measured
 from culm.files import refuse_existing
+from culm.train.run_folder import SETTINGS
 
 KINDS = (".png", ".svg", ".pdf")
 
@@ -68,6 +69,10 @@ def checked(out: str, over: str, overwrite: bool) -> Axis:
 
 
 def read_once(folders: Sequence[str]) -> list[Run]:
-    """What the runs measured; a folder that is named twice counts once."""
-    once = {Path(folder).resolve(): Path(folder) for folder in folders}
+    """What the runs measured, or those in a folder of runs. One that is named twice counts once."""
+    once: dict[Path, Path] = {}
+    for folder in map(Path, folders):
+        inner = sorted(path.parent for path in folder.glob(f"*/{SETTINGS}"))
+        for path in [folder] if (folder / SETTINGS).is_file() or not inner else inner:
+            once.setdefault(path.resolve(), path)
     return [read_measured(path) for path in once.values()]

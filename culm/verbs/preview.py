@@ -113,7 +113,7 @@ def preview(
     if folder is None and seen is not None:
         folder = temporary / "data"
         prepare(
-            seen, data.format, tokenizer, folder, data.held_out if seen.whole else 0.0, config.seed,
+            seen, data.format, tokenizer, folder, data.held_out if seen.whole else 0.0,
             duplicates=data.duplicates, invalid=data.invalid, difficulty=data.difficulty,
             cleaner=Cleaner(data.clean),
         )  # fmt: skip

@@ -95,8 +95,9 @@ def test_what_cannot_be_drawn_is_refused(runs, tmp_path: Path) -> None:
     out = str(tmp_path / "x.png")
     with pytest.raises(SettingError, match="has no 'los'; did you mean 'loss'"):
         show_plot([str(folder)], ["los"], out, "step", False)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(SettingError, match="it is no run"):
-        show_plot([str(tmp_path)], [], out, "step", False)
+        show_plot([str(tmp_path / "empty")], [], out, "step", False)
     with pytest.raises(SettingError, match=r"ends in none of \.png"):
         show_plot([str(folder)], [], str(tmp_path / "x.gif"), "step", False)
     with pytest.raises(SettingError, match="is not one of step, tokens"):
