@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Any
 
 from culm.config import SettingError, parse
@@ -17,6 +16,7 @@ INNER = ("hidden", "rank", "query_rank")
 MULTIPLE = 8  # of which inner sizes are
 LEAST_WIDTH = 64  # of the smallest, and a divisor of what is wider than WIDE
 WIDE = 256
+TRIED = 16  # widths after which a part that allows none is said
 GROWTH = 1.15  # at least, of the width from one size to the next
 
 
@@ -56,6 +56,9 @@ def sizes_of(model: TransformerConfig) -> Iterator[TransformerConfig]:
 
     Layers, heads and inner sizes grow in proportion to the width; the size of a head, experts,
     context and vocabulary stay. A width is left out where a part does not allow it.
+
+    Raises:
+        SettingError: a part allows none of the next TRIED widths.
     """
     counts = [
         part[name]
@@ -64,10 +67,15 @@ def sizes_of(model: TransformerConfig) -> Iterator[TransformerConfig]:
         if part.get(name) is not None
     ]
     unit = model.width // math.gcd(model.width, *counts)
-    width = unit * -(-LEAST_WIDTH // unit)
+    width, refused = unit * -(-LEAST_WIDTH // unit), 0
     while True:
-        with suppress(SettingError):
+        try:
             yield resized(model, width)
+            refused = 0
+        except SettingError:
+            refused += 1
+            if refused == TRIED:
+                raise
         least = GROWTH * width
         multiple = unit if least <= WIDE else math.lcm(unit, LEAST_WIDTH)
         width = multiple * math.ceil(least / multiple)

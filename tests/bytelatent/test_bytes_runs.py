@@ -5,35 +5,24 @@ import math
 
 import pytest
 import torch
+from bytes_runs import LATENT, STACK, patches, settings
+from stages import untimed, weights_in
 
 import culm
-from culm.config import SettingError, parse
+from culm.config import SettingError
 from culm.convert.family import NoFamilyError
 from culm.convert.hf import export
+from culm.files import read_lines
 from culm.plan.family import Family
 from culm.plan.model import cost_of, forward_flops
 from culm.run.patching import model_settings
-from culm.run.settings import RunConfig, read_run
+from culm.run.settings import read_run
 from culm.run.train import train
 from culm.tokenizer.bytes import Bytes
+from culm.train.events import Stepped
+from culm.train.listeners import MetricsFile
 
 SLOW = [pytest.param(k, marks=pytest.mark.slow) for k in ("megabyte", "spacebyte", "hnet")]
-LOCAL = {"kind": "gqa", "heads": 2, "window": 8}
-STACK = {"width": 16, "layers": 1, "attention": LOCAL}
-BYTES = {"vocabulary": 262, "context": 64, **STACK}
-LATENT = {"width": 32, "layers": 1, "attention": {"kind": "gqa", "heads": 2}}
-
-
-def settings(folder, model, **more):
-    text = folder.parent / "text.txt"
-    text.write_text("\n".join(f"{n} quick brown foxes jump over a lazy dog" for n in range(90)))
-    return parse(RunConfig, {
-        "folder": str(folder), "device": "cpu", "model": {**BYTES, **model},
-        "tokenizer": {"kind": "bytes", "specials": True},
-        "data": {"path": str(text), "held_out": 0.2, "split": "lines"},
-        "train": {"steps": 2, "batch_size": 2, "precision": "fp32"},
-        "eval": {"measures": {"held_out": {"tokens": 200}}}, **more,
-    })  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +35,7 @@ def small(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["blt", *SLOW])
 def test_a_run_is_trained_measured_loaded_and_generates(kind, small, tmp_path):
-    own = {
-        "megabyte": {},
-        "spacebyte": {"encoder": STACK},
-        "hnet": {"encoder": STACK},
-        "blt": {"encoder": STACK, "heads": 2, "patching": {"path": str(small)}},
-    }[kind]
-    train(settings(tmp_path / "run", {"kind": kind, "latent": LATENT, **own}))
+    train(settings(tmp_path / "run", patches(kind, small)))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert 0 < results["bits_per_byte"] < 9
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -121,3 +104,28 @@ def test_the_layers_of_patches_are_counted_for_patches():
 def test_a_budget_for_parts_of_several_widths_is_refused():
     with pytest.raises(SettingError, match="a spacebyte model has parts of several widths"):
         Family(read_run("bytes", ["model=spacebyte"])[0].model, 128)
+
+
+@pytest.mark.parametrize("kind", ["blt", *SLOW])
+def test_a_run_that_was_stopped_ends_as_if_it_had_not(kind, small, tmp_path, monkeypatch):
+    """After a step with a checkpoint, and one without."""
+    more = {"steps": 5, "batch_size": 2, "precision": "fp32", "checkpoint": {"every_steps": 2}}
+    runs = [settings(tmp_path / name, patches(kind, small), train=more) for name in ("one", "two")]
+    assert train(runs[0]).finished
+    write = MetricsFile.__call__
+
+    def stop(self, event):
+        write(self, event)
+        if isinstance(event, Stepped) and event.step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(MetricsFile, "__call__", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(runs[1])
+    monkeypatch.undo()
+    assert train(runs[1]).finished
+    weights = [weights_in(tmp_path / name) for name in ("one", "two")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[1][name], one) for name, one in weights[0].items())
+    lines = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
+    assert list(map(untimed, lines[0])) == list(map(untimed, lines[1]))

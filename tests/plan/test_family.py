@@ -1,12 +1,14 @@
 """Sizes of one model: they grow in one shape, and every part is allowed."""
 
 from itertools import islice
+from unittest.mock import Mock
 
 import pytest
 
 from culm.compose import compose
-from culm.config import parse
+from culm.config import SettingError, parse
 from culm.model.transformer import TransformerConfig
+from culm.plan import family
 from culm.plan.family import resized, sizes_of
 
 
@@ -28,3 +30,11 @@ def test_sizes_grow_in_one_shape(name):
 def test_the_same_width_is_the_same_model():
     for name in ("nano", "tiny", "125m"):
         assert resized(model(name), model(name).width) == model(name)
+
+
+def test_a_part_that_allows_no_width_is_said(monkeypatch):
+    """In place of a search without end."""
+    error = SettingError("attention: no width is right")
+    monkeypatch.setattr(family, "resized", Mock(side_effect=error))
+    with pytest.raises(SettingError, match="no width is right"):
+        next(sizes_of(model("nano")))
