@@ -70,7 +70,7 @@ bench: $(VENV)-bench/.done
 	$(VENV)-bench/bin/python bench/peers.py
 
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict
+	PYTHONPATH=. $(BIN)/zensical build --strict --clean
 
 clean:
 	rm -rf $(VENV) $(VENV)-bench site build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,4 +1,4 @@
-"""Shows code on the pages as it stands in the source; MkDocs calls `on_page_markdown`.
+"""Shows code on the pages as it stands in the source: an extension of Python-Markdown.
 
 A line that is a link with the full name of a function,
 
@@ -15,6 +15,10 @@ import re
 from textwrap import dedent
 from typing import Any
 
+from markdown import Markdown
+from markdown.extensions import Extension
+from markdown.preprocessors import Preprocessor
+
 LINK = re.compile(r"^\[`(culm\.[\w.]+)`\]\((?:\.\./)+(culm/[\w/]+\.py)\)$", re.M)
 
 
@@ -30,6 +34,22 @@ def code(name: str) -> str:
     return dedent(inspect.getsource(found))
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The page with a block of code in the place of each such line."""
+def shown(markdown: str) -> str:
+    """A page with a block of code in the place of each such line."""
     return LINK.sub(lambda link: f'```python title="{link[2]}"\n{code(link[1])}```', markdown)
+
+
+class SourceLinks(Preprocessor):
+    """Before blocks of code are found."""
+
+    def run(self, lines: list[str]) -> list[str]:
+        return shown("\n".join(lines)).split("\n")
+
+
+class SourceLinksExtension(Extension):
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802 - the name of the library
+        md.preprocessors.register(SourceLinks(md), "source_links", priority=100)
+
+
+def makeExtension(**settings: Any) -> SourceLinksExtension:  # noqa: N802 - the name of the library
+    return SourceLinksExtension(**settings)

@@ -67,7 +67,7 @@ def test_every_objective_has_a_page_that_shows_its_code() -> None:
 
 @PAGE
 def test_the_page_shows_code_from_the_source(page: Path) -> None:
-    text = SHOWN["on_page_markdown"](page.read_text(encoding="utf-8"))
+    text = SHOWN["shown"](page.read_text(encoding="utf-8"))
     blocks = re.findall(r'^```python title="(.+?)"\n(.*?)^```', text, re.M | re.S)
     assert blocks
     assert "](../../" not in text
@@ -79,7 +79,7 @@ def test_the_page_shows_code_from_the_source(page: Path) -> None:
 
 def test_code_that_is_not_there_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"culm\.objective\.kto\.gone: a page shows its code"):
-        SHOWN["on_page_markdown"]("[`culm.objective.kto.gone`](../../culm/objective/kto.py)")
+        SHOWN["shown"]("[`culm.objective.kto.gone`](../../culm/objective/kto.py)")
 
 
 @PAGE
