@@ -48,7 +48,7 @@ def members(
     Raises:
         SettingError: an option has no values, or a run cannot be used.
     """
-    swept = []
+    swept: list[list[tuple[str, str]]] = []
     for option in sweep:
         name, found, values = option.partition("=")
         if not found or not name or not all(parts := split(values)):
@@ -57,21 +57,20 @@ def members(
     base, _ = read_any_run(run, list(settings))
     replaced = ("folder", *(() if seeds is None else ("seed",)))
     shared = [one for one in settings if one.partition("=")[0] not in replaced]
-    numbers = [None] if seeds is None else list(range(base.seed, base.seed + seeds))
-    for *chosen, seed in product(*swept, numbers):
+    if seeds is not None:
+        swept.append([("seed", str(base.seed + number)) for number in range(seeds)])
+    for chosen in product(*swept):
         words = [f"{name.split('.')[-1]}={value}" for name, value in chosen]
-        named = "-".join([*words, *([] if seed is None else [f"seed-{seed}"])])
-        own = [f"{name}={value}" for name, value in chosen]
-        own += [] if seed is None else [f"seed={seed}"]
-        folder = f"{base.folder}/{named.replace('/', '_').replace(' ', '')}"
-        given = [*shared, *own, f"folder={folder}"]
+        named = "-".join(words).replace("seed=", "seed-").replace("/", "_").replace(" ", "")
+        folder = f"{base.folder}/{named}"
+        given = [*shared, *(f"{name}={value}" for name, value in chosen), f"folder={folder}"]
         read_any_run(run, given)
         yield folder, given
 
 
 def split(values: str) -> list[str]:
     """At the commas that are in no bracket: `a,{kind: b, c: 1}` has two values."""
-    parts, open_brackets = [""], []
+    parts, open_brackets = [""], list[str]()
     for letter in values:
         if letter in CLOSING:
             open_brackets.append(CLOSING[letter])
