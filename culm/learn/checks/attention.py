@@ -126,7 +126,7 @@ def _triples(g: torch.Generator) -> list[tuple[Tensor, ...]]:
 EXERCISES = (
     Exercise(
         "attention.softmax",
-        "Turn each row of scores into shares that are positive and sum to 1, also for large scores.",
+        "Turn each row of scores into positive shares that sum to 1, also for large scores.",
         softmax,
         lambda g: [(normal(g, 3, 5),), (normal(g, 2, 4) * 1000,), (torch.zeros(1, 3),)],
         softmax_answer,
