@@ -255,7 +255,7 @@ EXERCISES = (
     ),
     Exercise(
         "tiny_model.windows",
-        "Cut `context` tokens at each start, and their targets: the same row one token later.",
+        "Cut `context` tokens at each start, and their targets: the row one token later.",
         windows,
         lambda g: [
             (whole(g, 256, 50), torch.tensor([0, 30, 7]), 8),
@@ -325,7 +325,7 @@ EXERCISES = (
     ),
     Exercise(
         "tiny_model.temperature",
-        "Give the probabilities at a temperature: the softmax of logits / temperature, and at 0 all "
+        "Give the probabilities at a temperature: the softmax of logits / value, and at 0 all "
         "to the first of the largest.",
         temperature,
         lambda g: [(normal(g, 6), 0.5), (normal(g, 6), 2.0), (normal(g, 6), 0.0)],
@@ -366,7 +366,7 @@ EXERCISES = (
     ),
     Exercise(
         "tiny_model.sample",
-        "Give the first token at which the running sum of probabilities exceeds a number in [0, 1).",
+        "Give the first token at which the running sum of probabilities exceeds the number.",
         sample,
         lambda g: [
             (torch.tensor([0.5, 0.25, 0.25]), 0.6),

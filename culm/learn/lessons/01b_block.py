@@ -215,8 +215,9 @@ show(
 # %% [markdown]
 # ## An experiment: without residuals
 #
-# Prediction: a model of 6 blocks without the sums learns next to nothing, since hardly any gradient
-# reaches its weights. `Block._added` is the sum in the library; we replace it by the branch alone.
+# Prediction: a model of 6 blocks without the sums learns next to nothing, since hardly any
+# gradient reaches its weights. `Block._added` is the sum in the library; we replace it by the
+# branch alone.
 
 # %%
 deep = practice.small(width=48, layers=6)

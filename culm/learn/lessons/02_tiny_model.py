@@ -289,10 +289,10 @@ for value in (0.3, 1.0, 3.0):
 # %% [markdown]
 # ## The demonstration: 856,832 parameters
 #
-# A model in the style of GPT-2: a table of 256 bytes and one of 256 positions, 4 blocks of width 128
-# with LayerNorm and a feed-forward of 512. The optimizer is Muon, which needs fewer steps here than
-# AdamW (lesson 4a). 150 steps are enough to see words and indentation; `culm train demo` trains
-# Culm's own demo for 400 longer ones, in about two minutes.
+# A model in the style of GPT-2: a table of 256 bytes and one of 256 positions, 4 blocks of width
+# 128 with LayerNorm and a feed-forward of 512. The optimizer is Muon, which needs fewer steps
+# here than AdamW (lesson 4a). 150 steps are enough to see words and indentation; `culm train
+# demo` trains Culm's own demo for 400 longer ones, in about two minutes.
 
 # %%
 from culm.model.attention.gqa import GQA
@@ -318,7 +318,7 @@ print(f"{bits_per_byte(validate(writer.model), 1, 1):.2f} bits per byte on held-
 
 chance = torch.Generator().manual_seed(0)
 for value in (0.0, 0.5, 1.0):
-    written = encode("def ")
+    written = encode("\n    def ")
     with torch.no_grad():
         for _ in range(80):
             last = writer.model(torch.tensor([written]))[0, -1]
