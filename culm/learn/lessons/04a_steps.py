@@ -295,8 +295,8 @@ print("your schedule trains like the library's")
 # %% [markdown]
 # ## An experiment: which rate?
 #
-# Prediction: the loss as a function of the rate is a valley. On the left the model learns too slowly,
-# on the right its steps are too large. Muon's valley lies at higher rates.
+# Prediction: the loss as a function of the rate is a valley. On the left the model learns too
+# slowly, on the right its steps are too large. Muon's valley lies at higher rates.
 
 # %%
 from culm.optim.adamw import AdamW
@@ -316,8 +316,8 @@ places = {
 show("rates", plots.lines, places, "learning rate, power of 10", "held-out loss after 60 steps")
 
 # %% [markdown]
-# With clipping and at this size the right side is nearly flat. Large models diverge there. The lowest
-# point of Muon is deeper: it needs fewer steps for the same loss.
+# With clipping and at this size the right side is nearly flat. Large models diverge there. The
+# lowest point of Muon is deeper: it needs fewer steps for the same loss.
 #
 # ## What goes wrong in practice
 #
