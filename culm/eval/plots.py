@@ -147,7 +147,8 @@ def table(
             axes.set_xticks(range(wide), columns, rotation=90 if wide > 12 else 0)
         if rows:
             axes.set_yticks(range(tall), rows)
-        axes.set(xlabel=x, ylabel=y, title=title)
+        axes.set(xlabel=x, ylabel=y)
+        axes.set_title(title, fontsize=9)
         _write(figure, path)
 
 

@@ -223,9 +223,9 @@ def adamw(weight, gradient, mean, square, step, rate):
 
 
 # %% [markdown]
-# Muon (2024) looks at a weight matrix as a whole. Its update has all singular values near 1:
-# every direction moves by the same amount. To get there without an SVD, it iterates a polynomial
-# five times (Newton-Schulz): divide the matrix by its norm (plus 1e-7), then
+# Muon (2024) treats a weight matrix as a whole. Its update has all singular values near 1: every
+# direction moves by the same amount. To get there without an SVD, it iterates a polynomial five
+# times (Newton-Schulz): divide the matrix by its norm (plus 1e-7), then
 #
 #     x <- 3.4445 x - 4.7750 (x xᵀ) x + 2.0315 (x xᵀ)² x
 

@@ -52,9 +52,8 @@ def utilisation(parameters, tokens_per_second, peak):
 
 for name, size in (("125M", 125e6), ("1B", 1e9), ("7B", 7e9)):
     days = flops(size, 20 * size) / (0.4 * 989e12) / 86400
-    print(
-        f"{name:>5}: {training_bytes(int(size / 1e6)) / 1e3:6.1f} GB, {days:8.2f} days on one H200 at 40 %"
-    )
+    memory = training_bytes(int(size / 1e6)) / 1e3
+    print(f"{name:>5}: {memory:6.1f} GB, {days:8.2f} days on one H200 at 40 %")
 
 # %% [markdown]
 # `culm plan RUN` computes this exactly, from the real modules, before a run starts. How good is
@@ -302,10 +301,8 @@ points = [point(width, steps) for width in (16, 32, 48) for steps in (30, 60, 12
 found = fit(points)
 larger = point(64, 200)
 low, high = found.interval(larger.parameters, larger.tokens)
-print(
-    f"predicted {found.loss(larger.parameters, larger.tokens):.2f} bits per byte ({low:.2f} to {high:.2f})"
-)
-print(f"seen      {larger.loss:.2f}")
+wanted = found.loss(larger.parameters, larger.tokens)
+print(f"predicted {wanted:.2f} bits per byte ({low:.2f} to {high:.2f}), seen {larger.loss:.2f}")
 every = [*points, larger]
 predicted = [(one.loss, found.loss(one.parameters, one.tokens)) for one in every]
 line = [(loss, loss) for loss in (min(p.loss for p in every), max(p.loss for p in every))]
