@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,22 @@ def test_the_notebook_is_in_step(lesson: Lesson) -> None:
     assert notebook.read_text() == notebook_text(lesson.text), "python -m culm.learn.notebooks"
     # The notebook alone says the same too.
     assert len(graded(notebook)) == len(lesson.exercises)
+
+
+def test_the_page_lists_every_lesson() -> None:
+    page = (ROOT / "docs" / "learn.md").read_text(encoding="utf-8")
+    for one in LESSONS:
+        row = rf"^\| {one.number} \| {re.escape(one.title)} \|.* \| (\d+) \|$"
+        (count,) = re.findall(row, page, re.M)
+        assert int(count) == len(one.exercises), one.number
+
+
+@pytest.mark.slow
+def test_a_wheel_contains_the_lessons(tmp_path: Path) -> None:
+    wheel = pytest.importorskip("hatchling.builders.wheel")
+    (path,) = wheel.WheelBuilder(str(ROOT)).build(directory=str(tmp_path))
+    inside = set(zipfile.ZipFile(path).namelist())
+    assert {f"culm/learn/lessons/{one.path.name}" for one in LESSONS} <= inside
 
 
 def test_no_notebook_is_left_of_a_lesson_that_is_gone() -> None:

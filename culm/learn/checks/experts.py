@@ -385,7 +385,7 @@ EXERCISES = (
     ),
     Exercise(
         "experts.fits",
-        "Say which assignments fit, in the order of the tokens: an expert takes at most factor times "
+        "Say which assignments fit, in the order of tokens: an expert takes at most `factor` times "
         "its even share, rounded up.",
         fits,
         lambda g: [
@@ -412,8 +412,8 @@ EXERCISES = (
     ),
     Exercise(
         "experts.hybrid_bytes",
-        "Count the bytes of a cache in fp32 where every n-th layer stores all tokens, and the others "
-        "a state.",
+        "Count the bytes of a cache in fp32 where every n-th layer stores all tokens, the others a "
+        "state.",
         hybrid_bytes,
         lambda g: [(100, 8, 4, 32, 500), (1, 3, 1, 4, 9), (10, 5, 4, 8, 100)],
         None,

@@ -49,7 +49,7 @@ show(
 
 @exercise("experts.mixture")
 def mixture(x, router, gate, up, down, k):
-    """x: (N, E), router: (experts, E), gate, up: (experts, H, E), down: (experts, E, H) -> (N, E)."""
+    """x: (N, E), router: (experts, E), gate, up: (experts, H, E), down: (experts, E, H)."""
     raise NotImplementedError
 
 
@@ -88,7 +88,7 @@ show(
 # %%
 @exercise("experts.grouped")
 def grouped(chosen, experts):
-    """chosen: (N, k) -> tokens by expert (N * k,), and where each expert's tokens end (experts,)."""
+    """chosen: (N, k) -> tokens by expert (N * k,), and where those of each end (experts,)."""
     raise NotImplementedError
 
 
