@@ -1,6 +1,8 @@
 """`culm learn` for somebody with an empty home."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -186,3 +188,24 @@ def test_figures_are_written_next_to_the_script(folder: Path, monkeypatch, capsy
 def test_the_command_line_has_the_course(capsys) -> None:
     assert app(["learn"], standalone_mode=False) == 0
     assert "culm learn 1a" in capsys.readouterr().out
+
+
+def test_it_starts_in_an_empty_home_without_torch(folder: Path) -> None:
+    code = (
+        "import sys\nfrom culm.cli import app\n"
+        "for words in (['learn'], ['learn', '1b'], ['learn']):\n"
+        "    app(words, standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    home = folder / "home"
+    home.mkdir()
+    given = {name: value for name, value in os.environ.items() if not name.startswith("XDG")}
+    given |= {"HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
+    del given["CULM_LEARN"]
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=given, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "home/.local/share/culm/learn.json" in ran.stdout
+    assert (folder / "lessons" / "01b_block.py").is_file()
+    assert not list(home.iterdir()), "listing and copying write nothing there"

@@ -143,8 +143,8 @@ print("the same with 8 key heads:                 ", f"{cache_bytes(32, 8, 128):
 #
 # Multi-head latent attention (MLA, arXiv 2405.04434, DeepSeek) goes further. It stores one short
 # vector per token, the *latent*, and makes the keys and values of all heads from it by matrices.
-# A rotation cannot be made from a latent, so one small rotated key is stored in addition, which
-# all heads share.
+# A rotation depends on the position, so rotated keys cannot use the trick below. One small
+# rotated key is stored in addition, which all heads share.
 
 
 # %%
