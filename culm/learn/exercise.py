@@ -132,10 +132,10 @@ def _hint(exercise: Exercise, cases: Sequence[tuple[Any, ...]], function: Functi
 
 def _same(one: Function, other: Function, arguments: tuple[Any, ...], tolerance: float) -> bool:
     try:
-        results = [function(*deepcopy(arguments)) for function in (one, other)]
+        first, second = (function(*deepcopy(arguments)) for function in (one, other))
     except Exception:
         return False
-    return difference(*results, tolerance) is None
+    return difference(first, second, tolerance) is None
 
 
 def _where(exercise: Exercise, arguments: tuple[Any, ...]) -> str:

@@ -35,21 +35,20 @@ def graded(path: Path) -> list[Verdict]:
     for node in tree.body:
         if not _is_definition(node):
             continue
-        name = names.get(node) if isinstance(node, ast.FunctionDef) else None
-        if name is not None:
-            assert isinstance(node, ast.FunctionDef)
-            node.decorator_list = []
+        written = node if isinstance(node, ast.FunctionDef) and node in names else None
+        if written is not None:
+            written.decorator_list = []
         try:
             exec(compile(ast.Module([node], []), str(path), "exec"), known)
         except Exception as error:
             raise SettingError(
                 f"{path}: line {node.lineno}: {type(error).__name__}: {error}"
             ) from error
-        if name is not None:
-            exercise = find(name)
-            verdicts.append(judge(exercise, known[node.name]))
+        if written is not None:
+            exercise = find(names[written])
+            verdicts.append(judge(exercise, known[written.name]))
             if verdicts[-1].state != "right":
-                known[node.name] = exercise.solution
+                known[written.name] = exercise.solution
     return verdicts
 
 

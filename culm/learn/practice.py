@@ -91,7 +91,7 @@ class Windows:
 
 def small(
     attention: Attention = FEW, width: int = 64, layers: int = 2, **more
-) -> TransformerConfig:  # type: ignore[valid-type]
+) -> TransformerConfig:
     """A model of bytes that trains in seconds; more: of `TransformerConfig`."""
     return TransformerConfig(
         vocabulary=256, width=width, layers=layers, context=256, attention=(attention,), **more

@@ -223,9 +223,9 @@ def _grouped_starts(chosen: Tensor, experts: int) -> Routed:
 def state_step(
     state: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: float, strength: float
 ) -> Routed:
-    rows = [x[None, None, None] for x in (q, k, v)]
-    numbers = [torch.full((1, 1, 1), value) for value in (decay, strength)]
-    out, after = delta_rule(*rows, *numbers, state[None, None])
+    q, k, v = (x[None, None, None] for x in (q, k, v))
+    decays, strengths = torch.full((1, 1, 1), decay), torch.full((1, 1, 1), strength)
+    out, after = delta_rule(q, k, v, decays, strengths, state[None, None])
     return out[0, 0, 0], after[0, 0]
 
 

@@ -11,8 +11,8 @@ from culm.learn.practice import small
 from culm.model import attend as library
 from culm.model import rope
 from culm.model.attention.gqa import GQA
-from culm.model.attention.mla import MLA
-from culm.model.context import Context
+from culm.model.attention.mla import MLA, LatentAttention
+from culm.model.context import Context, LayerContext
 from culm.model.mlp.gated import GatedFeedForward, SwiGLU
 from culm.plan.model import cost_of
 
@@ -54,7 +54,7 @@ def _rotate_backwards(x: Tensor, positions: Tensor, base: float) -> Tensor:
 def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     layer = GatedFeedForward(x.shape[-1], len(gate), "silu")
     layer.gate.weight.data, layer.up.weight.data, layer.down.weight.data = gate, up, down
-    return layer(x, None).detach()  # type: ignore[arg-type]
+    return layer(x, LayerContext(torch.arange(len(x))[None])).detach()
 
 
 def swiglu_answer(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -112,9 +112,10 @@ def cache_bytes_answer(layers: int, kv_heads: int, head_dim: int) -> int:
 def latent_keys(latent: Tensor, up: Tensor, shared: Tensor) -> Tensor:
     rank, heads = latent.shape[-1], up.shape[0]
     config = MLA(heads=heads, rank=rank, head_dim=up.shape[1], rope_dim=shared.shape[-1])
-    layer = small(config, width=32, layers=1).build().blocks[0].attention
-    layer.k.weight.data = up.flatten(0, 1)  # type: ignore[union-attr]
-    return layer._keys(latent[None], shared[None, :, None])[0].detach()  # type: ignore[union-attr]
+    layer = small(config, width=32, layers=1).build().every_block[0].attention
+    assert isinstance(layer, LatentAttention)
+    layer.k.weight.data = up.flatten(0, 1)
+    return layer._keys(latent[None], shared[None, :, None])[0].detach()
 
 
 def latent_keys_answer(latent: Tensor, up: Tensor, shared: Tensor) -> Tensor:
