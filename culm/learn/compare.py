@@ -34,7 +34,9 @@ def _of_tensors(seen: Any, expected: Tensor, tolerance: float) -> str | None:
         return f"it gives {outline(seen)}, and a tensor is expected"
     if seen.shape != expected.shape:
         return f"its shape is {tuple(seen.shape)}, and {tuple(expected.shape)} is expected"
-    if not (seen.is_floating_point() or expected.is_floating_point()):
+    if _kind(seen) != _kind(expected):
+        return f"it gives {_kind(seen)}, and {_kind(expected)} are expected"
+    if not expected.is_floating_point():
         wrong = seen != expected
     else:
         one, other = seen.detach().double(), expected.detach().double()
@@ -49,6 +51,12 @@ def _of_tensors(seen: Any, expected: Tensor, tolerance: float) -> str | None:
         f"{count} of {wrong.numel()} values differ, the first at {list(place)}: "
         f"{seen[place].item():.6g}, and {expected[place].item():.6g} is expected"
     )
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.dtype == torch.bool:
+        return "True and False"
+    return "fractions" if tensor.is_floating_point() else "integers"
 
 
 def _of_others(seen: Any, expected: Any, tolerance: float) -> str | None:

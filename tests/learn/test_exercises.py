@@ -98,6 +98,8 @@ def test_differences_are_said_in_words() -> None:
     )
     assert difference([1], four, 0) == "it gives [1], and a tensor is expected"
     assert difference(four.numpy(), four, 0) is None
+    assert difference(four, four > 0, 0) == "it gives fractions, and True and False are expected"
+    assert difference(four, four.long(), 0) == "it gives fractions, and integers are expected"
     assert difference(four, four.double(), 0) is None
     assert difference(torch.tensor([float("nan")]), torch.tensor([float("nan")]), 0) is None
     assert difference(float("inf"), 1.0, 0.1) == "it gives inf, and 1 is expected"
