@@ -36,8 +36,8 @@ torch.set_num_threads(1)
 # it stands.
 #
 # A head has D numbers, so D / 2 pairs. Each pair has its own angle: the first rotate fast and
-# count single tokens, the last rotate slowly and see long distances. The angles are base^(-2i /
-# D), with base 10,000.
+# count single tokens, the last rotate slowly and see long distances. The angles are
+# base^(-2i/D), with base 10,000.
 
 
 # %%
