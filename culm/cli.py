@@ -476,6 +476,18 @@ def board(
 
 
 @app.command()
+def learn(
+    words: given.LearnWords = None,
+    out: given.LessonFolder = "lessons",
+    overwrite: given.Overwrite = False,
+) -> None:
+    """A course on language models: list the lessons, copy one, check your answers."""
+    from culm.learn.commands import learn as study
+
+    raise typer.Exit(study(words or [], out, overwrite))
+
+
+@app.command()
 def bench(
     what: given.BenchWhat = "train",
     size: given.BenchSize = "S",

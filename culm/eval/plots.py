@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
 from torch import Tensor
 
 from culm.eval.curves import Panel, Point
@@ -125,6 +126,73 @@ def bars(path: Path, models: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
         axes.set(ylabel="exact match, %", ylim=(0, 105))
         axes.grid(axis="x", visible=False)
         axes.legend(ncols=len(models), loc="upper center", bbox_to_anchor=(0.5, 1.14))
+        _write(figure, path)
+
+
+def expected(
+    path: Path,
+    seen: Points,
+    curve: Points,
+    x: str,
+    y: str,
+    names: tuple[str, str] = ("expected", "seen"),
+    log: Literal["", "x", "y", "xy"] = "",
+) -> None:
+    """Measured points on top of the curve that was expected. log: the axes with logarithms."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots()
+        axes.plot(*zip(*curve, strict=True), "--", color="#777777", label=names[0])
+        axes.plot(*zip(*seen, strict=True), "o", color=COLOURS[0], markersize=5, label=names[1])
+        axes.set(xlabel=x, ylabel=y)
+        axes.set(**{f"{axis}scale": "log" for axis in log})
+        axes.legend()
+        _write(figure, path)
+
+
+def table(
+    path: Path,
+    values: Tensor,
+    x: str,
+    y: str,
+    columns: Sequence[str] = (),
+    rows: Sequence[str] = (),
+    title: str = "",
+    numbers: bool = False,
+) -> None:
+    """values: (rows, columns) as colours, such as a mask or a routing. numbers: written in them."""
+    tall, wide = values.shape
+    size = (min(10.0, 1.8 + 0.42 * wide), min(7.0, 1.4 + 0.34 * tall))
+    with plt.rc_context(STYLE | {"axes.grid": False, "figure.figsize": size}):
+        figure, axes = plt.subplots()
+        drawn = axes.imshow(values.float().numpy(), cmap="Greens", aspect="auto")
+        if numbers:
+            middle = float(values.min() + values.max()) / 2
+            for (at, over), value in zip(np.ndindex(tall, wide), values.flatten(), strict=True):
+                colour = "white" if value > middle else "black"
+                axes.text(
+                    over, at, f"{value:.2g}", ha="center", va="center", fontsize=7, color=colour
+                )
+        else:
+            figure.colorbar(drawn)
+        if columns:
+            axes.set_xticks(range(wide), columns, rotation=90 if wide > 12 else 0)
+        if rows:
+            axes.set_yticks(range(tall), rows)
+        axes.set(xlabel=x, ylabel=y)
+        axes.set_title(title, fontsize=9)
+        _write(figure, path)
+
+
+def columns(path: Path, values: Mapping[str, float], x: str, y: str, level: float = 0.0) -> None:
+    """A bar for each name. level: where a line is, if not 0."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots()
+        axes.bar(range(len(values)), list(values.values()), color=COLOURS[0])
+        if level:
+            axes.axhline(level, linestyle="--", color="#777777")
+        axes.set_xticks(range(len(values)), list(values))
+        axes.set(xlabel=x, ylabel=y)
+        axes.grid(axis="x", visible=False)
         _write(figure, path)
 
 

@@ -521,3 +521,15 @@ BenchSize = Annotated[str, typer.Option(help="Model size: S (26M), T (tiny, byte
 BenchRows = Annotated[int | None, typer.Option(min=1, help="Sequences decoded together.")]
 BenchWeights = Annotated[str | None, typer.Option(help="bf16, int8 or int4; default: each.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object on each line.")]
+
+# culm learn
+LearnWords = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Nothing: list the lessons. A part or lesson, such as 1 or 3a: copy it. check FILE: "
+        "check the exercises of scripts or notebooks. solution EXERCISE: show a right answer.",
+        metavar="LESSON | check FILE | solution EXERCISE",
+        show_default=False,
+    ),
+]
+LessonFolder = Annotated[str, typer.Option("--out", help="Folder for the copies.")]

@@ -25,6 +25,7 @@ USES = {
     "tensorboard": "track=tensorboard",
     "tokenizers": "SentencePiece, and a faster encoder for byte-level BPE",
     "spacy": "tokenizer.kind=spacy",
+    "learn": "the course in Jupyter",
 }
 
 

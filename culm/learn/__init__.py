@@ -1,0 +1,1 @@
+"""The course: lessons that import the library, and exercises that are checked against it."""
