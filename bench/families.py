@@ -21,7 +21,6 @@ from learning_rl import run_to_end
 
 from culm.config import parse
 from culm.eval.measure.text import Text
-from culm.model.logprobs import logits_stored
 from culm.plan.model import cost_of
 from culm.run.patching import model_settings
 from culm.run.settings import RunConfig
@@ -111,8 +110,7 @@ def tokens_in_row(tokenizer: dict[str, Any], text: str) -> int:
 
 def with_steps(config: RunConfig, flops: float) -> RunConfig:
     """The run with as many steps as give these FLOPs."""
-    with logits_stored():  # computing them again to save memory is not counted
-        cost = cost_of(model_settings(config), dtype=torch.float32)
+    cost = cost_of(model_settings(config), dtype=torch.float32)
     steps = max(1, round(flops / (cost.training_flops * cost.context * ROWS)))
     return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from culm.model.logprobs import ROUND, logits_stored
 from culm.model.mlp.moe import MixtureOfExperts
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.next_token import NextToken, NextTokenObjective
@@ -52,12 +54,17 @@ def cost_of(
         active=parameters - idle - further - looked_up(model),
         context=context,
         forward_flops=forward_flops(model, context) / context,
-        training_flops=training_flops(
-            NextTokenObjective(NextToken(), model), meta_batch(1, context, packed=False)
-        )
-        / context,
+        training_flops=_training_flops(model, context),
         cache_bytes=model.cache(1, 2).bytes - model.cache(1, 1).bytes,
     )
+
+
+def _training_flops(model: Transformer, context: int) -> float:
+    """Of a token. In so many rows that there is no padding, whose logits would be counted."""
+    rows = ROUND // math.gcd(ROUND, context)
+    with logits_stored():
+        objective = NextTokenObjective(NextToken(), model)
+        return training_flops(objective, meta_batch(rows, context, packed=False)) / (rows * context)
 
 
 def looked_up(model: Transformer) -> int:
