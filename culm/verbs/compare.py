@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from culm import log
 from culm.config import SettingError, did_you_mean
 from culm.eval.curves import Axis, Group, Panel, Run, curve_of, ends, grouped
 from culm.eval.interval import student
@@ -33,7 +34,7 @@ def show_compare(
     Raises:
         SettingError: a folder is no run, or has no such metric or setting.
     """
-    read, metric = read_once(runs), metric.replace("-", "_")
+    read, metric = _finished(read_once(runs)), metric.replace("-", "_")
     known = all(run.flops is not None for run in read)
     axis = checked(out, over or ("flops" if known else "step"), overwrite)
     found = list(_panels(read, metric, axis, panels))
@@ -50,6 +51,21 @@ def show_compare(
             table.add_row(group.name, str(end.items), f"{end.value:.4f}", half, compute)
         console.print(table)
     console.print(out)
+
+
+def _finished(runs: Sequence[Run]) -> list[Run]:
+    """Without those that still train, whose last value is no end; they are named.
+
+    Raises:
+        SettingError: all of them still train.
+    """
+    found = [run for run in runs if (run.folder / "results.json").exists()]
+    if len(found) < len(runs):
+        left = ", ".join(str(run.folder) for run in runs if run not in found)
+        log.say(f"Not finished, and left out: {left}")
+    if not found:
+        raise SettingError("no run is finished; culm plot shows how far they are")
+    return found
 
 
 def _panels(runs: Sequence[Run], metric: str, axis: Axis, setting: str | None) -> Iterator[Panel]:

@@ -31,6 +31,7 @@ def runs(tmp_path: Path) -> Callable[..., list[Path]]:
             (folder / "eval.jsonl").write_text(json.dumps({"step": 2, "bits_per_byte": end}))
             start = {} if flops is None else {"flops_per_token": flops}
             (folder / "manifest.json").write_text(json.dumps({"starts": [start]}))
+            (folder / "results.json").write_text("{}")
             folders.append(folder)
         return folders
 
@@ -84,3 +85,18 @@ def test_runs_without_flops_are_drawn_over_steps(runs, tmp_path: Path) -> None:
         compare(folders, tmp_path / "c.png", over="flops")
     result = CliRunner().invoke(app, ["compare", str(folders[0]), "--metric", "bits"])
     assert "has no 'bits'" in str(result.exception)
+
+
+def test_a_run_that_still_trains_is_left_out(runs, tmp_path: Path, capsys) -> None:
+    """Its last value is that of the start."""
+    folders = runs(*(("a", "bytes", seed, 2.0, 1e9) for seed in range(3)))
+    (folders[1] / "results.json").unlink()
+    compare(folders, tmp_path / "c.png")
+    said = capsys.readouterr()
+    assert "left out" in said.err + said.out
+    assert "bytes-1" in said.err + said.out
+    assert said.out.splitlines()[-2].split()[:2] == ["bytes", "2"]
+    for folder in folders:
+        (folder / "results.json").unlink(missing_ok=True)
+    with pytest.raises(SettingError, match="no run is finished"):
+        compare(folders, tmp_path / "c.png")
