@@ -417,6 +417,14 @@ ExportDtype = Annotated[
         "bf16, q8_0, q6_k, q5_k_m, q5_1, q5_0, q4_k_m, q4_1 or q4_0."
     ),
 ]
+ExportTarget = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        help="What runs it: ollama, vllm, cloudflare, inferentia or lambda; or with settings, as "
+        "in {kind: ollama, context: 4096}.",
+    ),
+]
 Family = Annotated[
     str, typer.Option(help="Hugging Face family where several fit the model, such as phi3.")
 ]
