@@ -407,6 +407,22 @@ def lineage(model: given.Model) -> None:
 
 
 @app.command()
+def push(
+    model: given.Model,
+    repo: given.HubRepository,
+    tag: given.VersionTag = None,
+    license: given.License = None,
+    results: given.ResultFiles = None,
+    public: given.Public = False,
+    dry_run: given.DryRun = False,
+) -> None:
+    """Upload a model to the Hugging Face hub as a version, with a card; private by default."""
+    from culm.verbs.push import push_model
+
+    push_model(model, repo, tag, license, results or [], public, dry_run)
+
+
+@app.command()
 def reproduce(
     model: given.Model, out: given.ScriptFolder, overwrite: given.Overwrite = False
 ) -> None:

@@ -429,6 +429,23 @@ Family = Annotated[
     str, typer.Option(help="Hugging Face family where several fit the model, such as phi3.")
 ]
 
+# culm push
+HubRepository = Annotated[str, typer.Argument(help="OWNER/NAME on the hub; created if needed.")]
+VersionTag = Annotated[
+    str | None, typer.Option(help="Name of the version; by default v1, then v2 and so on.")
+]
+License = Annotated[
+    str | None, typer.Option(help="Short name of its licence on the hub, such as apache-2.0.")
+]
+ResultFiles = Annotated[
+    list[str] | None,
+    typer.Option(help="What culm eval --json printed; default: the results of the run."),
+]
+Public = Annotated[bool, typer.Option("--public", help="A new repository is visible to everyone.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Upload nothing; print the card and list the files.")
+]
+
 # culm import
 ImportFile = Annotated[
     str,

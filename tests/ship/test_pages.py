@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hub_stub import REPO, Hub, hub
 from test_targets import adapter
 
 from culm.cli import main
@@ -13,9 +14,10 @@ from culm.config import parse
 from culm.convert import native
 from culm.model.transformer import TransformerConfig
 
+assert hub  # a fixture
 ROOT = Path(__file__).parents[2]
-PAGES = ("ollama", "vllm", "serverless")
-RUN = ("export", "quantize")
+PAGES = ("ollama", "vllm", "serverless", "push")
+WRITES = ("export", "quantize")
 
 
 @pytest.fixture
@@ -36,19 +38,21 @@ def commands(page: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_commands_run(page: str, workplace: Path, monkeypatch, capsys) -> None:
+def test_the_commands_run(page: str, workplace: Path, monkeypatch, capsys, hub: Hub) -> None:
     ran = 0
     for program, verb, *rest in commands(page):
         assert program == "culm"
-        if verb not in RUN:
+        if verb not in (*WRITES, "push"):
             continue
+        rest = [REPO if word == "me/books" else word for word in rest]  # that of the stand-in
         monkeypatch.setattr(sys, "argv", ["culm", verb, *rest])
         with pytest.raises(SystemExit) as ended:
             main()
         assert not ended.value.code, capsys.readouterr().err
-        assert Path(rest[1]).is_dir()
+        assert verb == "push" or Path(rest[1]).is_dir()
         ran += 1
     assert ran
+    assert list(hub.tags) == (["v1"] if page == "push" else [])
 
 
 def test_the_settings_on_the_pages_are_known() -> None:
