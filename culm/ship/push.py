@@ -33,6 +33,7 @@ FILES = (
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
     "additional_chat_templates/*.jinja", "adapter_config.json", "Modelfile", "compile.py",
 )  # fmt: skip
+KINDS = ("model.json", "config.json", "adapter_config.json", "Modelfile")  # one marks a model
 VERSION = re.compile(r"v(\d+)")
 
 
@@ -63,7 +64,7 @@ def prepare(
         raise SettingError(f"{repo}: not the name of a repository; give OWNER/NAME")
     place = find_model(model)
     files = _files(place)
-    if not any(fnmatch(name, one) for name in files for one in WEIGHTS):
+    if not files.keys() & {*KINDS, *_gguf(place)} or not any(map(_is_weights, files)):
         raise SettingError(f"{place}: there is no finished model; give a run or model folder")
     made = read_lineage(place)
     readme = place / CARD if place.is_dir() else None
@@ -78,11 +79,24 @@ def prepare(
     return Upload(repo, version, files, written, left)
 
 
+def _gguf(place: Path) -> list[str]:
+    return [place.name] if place.is_file() and place.suffix.lower() == ".gguf" else []
+
+
+def _is_weights(name: str) -> bool:
+    return "/" not in name and any(fnmatch(name, one) for one in WEIGHTS)
+
+
 def _files(place: Path) -> dict[str, Path]:
+    """What makes up the model, and lies directly in its folder."""
     if place.is_file():
-        return {place.name: place}
+        return dict.fromkeys(_gguf(place), place)
     found = {f.relative_to(place).as_posix(): f for f in sorted(place.rglob("*")) if f.is_file()}
-    return {name: f for name, f in found.items() if any(fnmatch(name, one) for one in FILES)}
+    return {
+        name: file
+        for name, file in found.items()
+        if any(fnmatch(name, one) and one.count("/") == name.count("/") for one in FILES)
+    }
 
 
 def _results(place: Path, given: Sequence[str]) -> dict[str, Any]:
@@ -145,7 +159,7 @@ def _operations(upload: Upload, there: Sequence[str]) -> list[Any]:
     """Adds all files, and removes weights of an earlier version that have other names."""
     texts = {name: text.encode() for name, text in upload.written.items()}
     added = {**upload.files, **texts}
-    old = [name for name in there if name not in added and any(fnmatch(name, w) for w in WEIGHTS)]
+    old = [name for name in there if name not in added and _is_weights(name)]
     return [
         *(CommitOperationAdd(path_in_repo=n, path_or_fileobj=one) for n, one in added.items()),
         *(CommitOperationDelete(path_in_repo=name) for name in old),

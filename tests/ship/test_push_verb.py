@@ -1,6 +1,7 @@
 """`culm push`: what goes to the hub, what never does, and what its card says."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ SCORES = {"scores": {"arithmetic": {"value": 0.875, "low": 0.81, "high": 0.92, "
 @pytest.fixture
 def run(stage, tmp_path: Path) -> Path:
     folder = tmp_path / "private" / "run"
-    go({**stage("sft", steps=2), "folder": str(folder)})
+    go({**stage("sft", steps=2, checkpoint={"every_steps": 1}), "folder": str(folder)})
     return folder
 
 
@@ -108,8 +109,16 @@ def test_other_formats(run: Path, tmp_path: Path) -> None:
     assert {"config.json", "model.safetensors"} <= upload.files.keys()
     body = card_of(upload.written["README.md"])[1]
     assert body.index("1. `culm train`") < body.index("3. `culm export")
+    other = export(run, tmp_path / "fox.gguf", "f32")
+    assert prepare(str(other), REPO, "v1", None, []).files == {"fox.gguf": other}
+
+
+def test_a_run_without_a_model_is_refused(run: Path) -> None:
+    """Although its folder has checkpoints and other tensors."""
+    shutil.rmtree(run / "model")
+    shutil.copy(next((run / "checkpoints").rglob("*.safetensors")), run / "precomputed.safetensors")
     with pytest.raises(SettingError, match="there is no finished model"):
-        prepare(str(tmp_path), REPO, "v1", None, [])
+        prepare(str(run), REPO, "v1", None, [])
 
 
 @pytest.mark.parametrize("repo", ["tiny", "a/b/c", "some body/x"])
