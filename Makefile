@@ -3,7 +3,7 @@
 VENV    ?= .venv
 PYTHON  ?= python3
 WORKERS ?= 2
-EXTRAS  ?= dev,docs,browser,rl-ref,optim-ref,llama-cpp,lm-eval
+EXTRAS  ?= dev,docs,browser,deploy,rl-ref,optim-ref,llama-cpp,lm-eval
 BIN     := $(VENV)/bin
 
 # Tests compute tiny things: with several threads, they would wait for each other.
