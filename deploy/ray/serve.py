@@ -1,6 +1,6 @@
 """Culm on Ray Serve: replicas of one model behind Ray's HTTP proxy, more of them when many ask.
 
-    pip install 'culm[ray]'
+    pip install '.[ray-serve]'
     CULM_MODEL=/models/books-chat CULM_API_KEY=SECRET serve run deploy.ray.serve:build replicas=4
 
 Each replica is the application of `culm.serve.asgi`, with its engine and its queue; variables are

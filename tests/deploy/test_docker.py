@@ -22,6 +22,7 @@ from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
 from culm.tokenizer.bytes import Bytes
 
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="images of Linux")
 DOCKER = Path(__file__).parents[2] / "deploy" / "docker"
 GIVEN = {"GRAFANA_PASSWORD": "secret", "RUNS": "./runs"}
 KEY = "a-key-of-a-test"

@@ -85,6 +85,7 @@ def test_another_server_gets_the_application(model: Path, monkeypatch) -> None:
     assert asyncio.run(ask()) == [200, 401, 200]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_the_process_of_a_container(model: Path) -> None:
     """It streams, and ends with 0 on SIGTERM."""
     from test_process_faults import alive, free_port
