@@ -158,7 +158,7 @@ def _free(version: str | None, tags: Sequence[str], repo: str) -> str:
 def _operations(upload: Upload, there: Sequence[str]) -> list[Any]:
     """Adds all files, and removes weights of an earlier version that have other names."""
     texts = {name: text.encode() for name, text in upload.written.items()}
-    added = {**upload.files, **texts}
+    added: dict[str, Path | bytes] = {**upload.files, **texts}
     old = [name for name in there if name not in added and _is_weights(name)]
     return [
         *(CommitOperationAdd(path_in_repo=n, path_or_fileobj=one) for n, one in added.items()),

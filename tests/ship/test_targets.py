@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from patch_models import patch_model
 
 from culm.config import SettingError
 from culm.convert import hf, native
+from culm.convert.export import export
 from culm.lineage import read_lineage
 from culm.safetensors import read_safetensors, write_safetensors
 from culm.ship.export import export_for
 from culm.ship.targets.cloudflare import BASES
 from culm.ship.targets.vllm import commands
+from culm.tokenizer.bytes import Bytes
 
 NO_FAMILY = {"kind": "gqa", "heads": 4, "alibi": True, "rope": None}
 
@@ -200,3 +203,22 @@ def test_cloudflare_takes_no_models(model_folder, tmp_path) -> None:
 def test_an_option_without_effect_is_refused(tmp_path) -> None:
     with pytest.raises(SettingError, match="--family: 'llama' has no effect with --for cloudflare"):
         export_for(str(adapter(tmp_path / "a")), tmp_path / "out", "cloudflare", family="llama")
+
+
+@pytest.mark.parametrize("kind", ["megabyte", "blt"])
+@pytest.mark.parametrize("target", ["ollama", "vllm", "inferentia"])
+def test_a_model_of_bytes_is_refused(kind: str, target: str, tmp_path: Path) -> None:
+    """Only Culm computes it; `--for lambda` takes it."""
+    words = Bytes(specials=True).build()
+    native.save(patch_model(kind), words, tmp_path / "bytes")
+    with pytest.raises(SettingError):
+        export_for(str(tmp_path / "bytes"), tmp_path / "out", target)
+    assert not (tmp_path / "out").exists()
+    export_for(str(tmp_path / "bytes"), tmp_path / "image", "lambda")
+
+
+@pytest.mark.parametrize("target", ["ollama", "vllm", "lambda"])
+def test_a_hugging_face_folder_is_a_source(target: str, model_folder, tmp_path: Path) -> None:
+    folder = export(model_folder(), tmp_path / "hf", "float32")
+    out = export_for(str(folder), tmp_path / "out", target)
+    assert (out / "README.md").is_file()

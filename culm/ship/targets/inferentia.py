@@ -55,7 +55,7 @@ class Inferentia(TargetConfig):
         check_heads(model, self.tensor_parallel)
         chosen = _family(model.config, family)
         write_folder(model, tokenizer, out, dtype, chosen, _usage(self.instance))
-        values = {
+        values: dict[str, int | str] = {
             "batch_size": self.batch_size, "sequence_length": length,
             "tensor_parallel_size": self.tensor_parallel, "instance_type": self.instance,
         }  # fmt: skip

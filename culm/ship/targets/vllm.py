@@ -29,7 +29,7 @@ class VLLM(TargetConfig):
 
 def check_heads(model: Transformer, parts: int) -> None:
     """SettingError unless the heads of every attention layer can be divided into so many parts."""
-    for block in model.blocks:
+    for block in model.every_block:
         heads, *_ = block.attention.heads_divided or (parts,)
         if heads % parts:
             raise SettingError(
