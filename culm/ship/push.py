@@ -29,7 +29,8 @@ from culm.ship.made import public
 WEIGHTS = ("*.safetensors", "*.gguf")
 FILES = (
     *WEIGHTS, "*.safetensors.index.json", "config.json", "model.json", "generation_config.json",
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "tokenizer.json", "tokenizer_config.json", "tokenizer_vectors.json", "tokenizer.model",
+    "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
     "additional_chat_templates/*.jinja", "adapter_config.json", "Modelfile", "compile.py",
 )  # fmt: skip
@@ -139,8 +140,10 @@ def push(
         )  # fmt: skip
         api.create_tag(repo, tag=upload.version, revision=commit.oid)
     except HfHubHTTPError as error:
-        if error.response.status_code == 403:
-            raise SettingError(f"{repo}: the token may not write there") from None
+        if error.response.status_code in (401, 403):
+            raise SettingError(
+                f"{repo}: the token is not valid, or may not write there; run `hf auth login`"
+            ) from None
         raise SettingError(f"{repo}: {hub.reason(error, 'model')}") from None
     except (HTTPError, OSError) as error:
         raise SettingError(f"{repo}: the hub is not reachable: {error}") from None

