@@ -4,9 +4,12 @@ import json
 import os
 import random
 import re
+import shlex
+import shutil
 import subprocess
 import sys
-import time
+import sysconfig
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import httpx2 as httpx
 import pytest
 import yaml
 from dockerfile_rules import hadolint, hadolint_says, problems, stages
+from processes import answers, free_port, python
 
 from culm.convert import native
 from culm.model.attention.gqa import GQA
@@ -50,8 +54,7 @@ def test_hadolint_has_no_warnings() -> None:
 
 def test_every_copied_file_is_in_the_context() -> None:
     """`.dockerignore` lets through what the wheel is built from, and nothing else."""
-    root = DOCKER.parents[1]
-    kept = {line[1:] for line in (root / ".dockerignore").read_text().split() if line[0] == "!"}
+    root, kept = DOCKER.parents[1], _kept()
     project = (root / "pyproject.toml").read_text()
     assert kept == {"culm", "pyproject.toml", "README.md", "LICENSE"}
     assert 'readme = "README.md"' in project
@@ -120,6 +123,12 @@ def test_compose_has_the_published_form() -> None:
             specification.PyCompose.from_yaml(text.replace("image:", "banana: a\n    image:", 1))
 
 
+def _kept() -> set[str]:
+    """What `.dockerignore` lets through."""
+    lines = (DOCKER.parents[1] / ".dockerignore").read_text().split()
+    return {line[1:] for line in lines if line[0] == "!"}
+
+
 def _stages() -> list:
     return stages((DOCKER / "Dockerfile").read_text())[1]
 
@@ -150,40 +159,21 @@ def served(services, tmp_path_factory) -> Iterator[int]:
     )
     native.save(config.build(seed=0), words, folder / "runs" / "quickstart" / "chat")
     (folder / "api_key").write_text(f"{KEY}\n")
-    port = _free_port()
+    port = free_port()
     settings = (DOCKER / "serve.yaml").read_text().replace("/run/secrets", str(folder))
     (folder / "serve.yaml").write_text(settings.replace("port: 8000", f"port: {port}"))
     places = {"/runs": str(folder / "runs"), "/etc/culm": str(folder)}
     line = [_placed(word, places) for word in services["serve"]["command"]]
-    process = subprocess.Popen([sys.executable, "-m", "culm.cli", *line])
-    try:
-        _until(lambda: process.poll() is not None or _healthy(port))
+    with python(["-m", "culm.cli", *line], lambda: _healthy(port)) as process:
         yield port
         process.terminate()
         assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait()
 
 
 def _placed(word: str, places: dict[str, str]) -> str:
     for there, here in places.items():
         word = word.replace(there, here)
     return word
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-def _until(true, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def _healthy(port: int) -> bool:
@@ -222,23 +212,47 @@ def test_the_command_of_tensorboard(services, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     service = services["tensorboard"]
     assert service["entrypoint"] == ["tensorboard"]
-    port = _free_port()
+    port = free_port()
     places = {"/runs": str(tmp_path), "0.0.0.0": "127.0.0.1", "6006": str(port)}
     line = [_placed(word, places) for word in service["command"]]
-    process = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *line])
+    with python(["-m", "tensorboard.main", *line], lambda: answers(f"http://127.0.0.1:{port}/")):
+        pass
 
-    def answers() -> bool:
-        try:
-            return httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
-        except httpx.TransportError:
-            return False
 
-    try:
-        _until(lambda: process.poll() is not None or answers())
-        assert process.poll() is None
-    finally:
-        process.kill()
-        process.wait()
+@pytest.mark.slow
+def test_what_the_image_runs_in_a_clean_environment(tmp_path: Path) -> None:
+    """The wheel is built from the files of the context alone, installed by the line of the image,
+    and its entry point runs the default command. Other packages are those of this environment.
+    """
+    root, context, wheels = DOCKER.parents[1], tmp_path / "context", tmp_path / "wheels"
+    context.mkdir()
+    for name in _kept():
+        copy = shutil.copytree if (root / name).is_dir() else shutil.copy
+        copy(root / name, context / name)
+    venv.create(tmp_path / "clean", with_pip=True)
+    programs = tmp_path / "clean" / "bin"
+    [extras] = re.findall(r"^ARG EXTRAS=(.*)$", (DOCKER / "Dockerfile").read_text(), re.M)
+    given = {"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(tmp_path), "EXTRAS": extras}
+
+    def run(line: str, **more: str) -> str:
+        done = subprocess.run(
+            ["bash", "-ec", line.replace("/wheels", str(wheels))], cwd=context, check=False,
+            capture_output=True, text=True, env={**given, **more},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    lines = {
+        stage.name: [line for line in stage.all("RUN") if "pip" in line] for stage in _stages()
+    }
+    run(*lines["wheel"])
+    run(*lines["cpu"], PIP_NO_DEPS="1")
+    [site] = (tmp_path / "clean").glob("lib/python*/site-packages")
+    (site / "others.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n")
+    image = by_name["cpu"]
+    start = [*json.loads(image.all("ENTRYPOINT")[0]), *json.loads(image.all("CMD")[0])]
+    assert "sandbox" in run(shlex.join(start))
+    assert str(site) in run("python -P -c 'import culm; print(culm.__file__)'")
 
 
 # -- metrics --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 import yaml
-from test_docker import _free_port, _until
+from processes import answers, free_port, python
 
 from culm.convert import native
 from culm.model.attention.gqa import GQA
@@ -51,7 +51,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_replicas_on_a_local_cluster(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray.serve")
-    port = _free_port()
+    port = free_port()
     given = {"CULM_MODEL": str(model), "CULM_API_KEY": "secret", "RAY_USAGE_STATS_ENABLED": "0"}
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER, str(port), str(DEPLOY / "ray" / "serve.py")],
@@ -90,23 +90,11 @@ def test_skypilot_names_what_the_server_has(model: Path) -> None:
     *variables, program, flag, module = shlex.split(task["run"])
     assert (program, flag, module) == ("python", "-m", "culm.serve.asgi")
     assert variables == [f"PORT={task['resources']['ports']}"]
-    port = _free_port()
+    port = free_port()
     given = {"CULM_MODEL": str(model), "CULM_API_KEY": "secret", "PORT": str(port)}
-    process = subprocess.Popen([sys.executable, "-m", module], env={**os.environ, **given})
     probe = f"http://127.0.0.1:{port}{task['service']['readiness_probe']['path']}"
-
-    def ready() -> bool:
-        try:
-            return httpx.get(probe).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    try:
-        _until(lambda: process.poll() is not None or ready())
-        assert process.poll() is None
-    finally:
-        process.kill()
-        process.wait()
+    with python(["-m", module], lambda: answers(probe), given):
+        pass
 
 
 def test_skypilot_reads_the_file() -> None:

@@ -3,13 +3,12 @@
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
-from reciter import until
+from processes import answers, free_port, python
 
 from culm.config import SettingError
 from culm.convert import native
@@ -88,23 +87,15 @@ def test_another_server_gets_the_application(model: Path, monkeypatch) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_the_process_of_a_container(model: Path) -> None:
     """It streams, and ends with 0 on SIGTERM."""
-    from test_process_faults import alive, free_port
-
     port = free_port()
+    url = f"http://127.0.0.1:{port}"
     given = {"CULM_MODEL": str(model), "CULM_API_KEY": "secret", "PORT": str(port)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "culm.serve.asgi"], env={**os.environ, **given}
-    )
-    try:
-        until(lambda: process.poll() is not None or alive(port), 60)
+    line = ["-m", "culm.serve.asgi"]
+    with python(line, lambda: answers(f"{url}/health/ready"), given) as process:
         body = {"model": "fox", "prompt": "a", "max_tokens": 5, "stream": True, "ignore_eos": True}
-        url = f"http://127.0.0.1:{port}/v1/completions"
-        with httpx.stream("POST", url, json=body, headers=KEY) as answer:
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=KEY) as answer:
             lines = [line for line in answer.iter_lines() if line.startswith("data: ")]
         assert lines[-1] == "data: [DONE]"
         assert len(lines) > 3
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-    finally:
-        process.kill()
-        process.wait()

@@ -4,13 +4,12 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
 from dockerfile_rules import hadolint, hadolint_says, problems, stages
+from processes import answers, free_port, python
 
 from culm.config import SettingError, parse
 from culm.convert import native
@@ -57,28 +56,20 @@ def test_hadolint_has_no_warnings(folder: Path) -> None:
 
 def test_what_the_image_starts(folder: Path) -> None:
     """Its entry point with its variables; only the port and paths are of this machine."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "serve"))
-    from test_process_faults import alive, free_port, until
-
     text = (folder / "Dockerfile").read_text()
     [start] = re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)
     program, *rest = json.loads(start)
     assert program == "python"
     here = {name: value.replace("/app", str(folder)) for name, value in variables(text).items()}
     port = free_port()
-    given = {**os.environ, **here, "PORT": str(port), "CULM_API_KEY": "secret"}
+    given = {**here, "PORT": str(port), "CULM_API_KEY": "secret"}
     given["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME", "")
-    process = subprocess.Popen([sys.executable, *rest], env=given)
-    try:
-        until(lambda: process.poll() is not None or alive(port), 60)
+    with python(rest, lambda: answers(f"http://127.0.0.1:{port}/health/ready"), given):
         body = {"model": "image", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
         assert httpx.post(url, json=body).status_code == 401
         key = {"Authorization": "Bearer secret"}
         assert httpx.post(url, json=body, headers=key).status_code == 200
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_a_name_that_no_image_can_have(model_folder, tmp_path: Path) -> None:

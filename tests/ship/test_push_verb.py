@@ -11,6 +11,7 @@ import yaml
 from hub_stub import REPO, Hub, hub
 from huggingface_hub import ModelCard
 from stages import go
+from test_targets import adapter
 
 from culm.cli import main
 from culm.config import SettingError
@@ -111,6 +112,11 @@ def test_other_formats(run: Path, tmp_path: Path) -> None:
     assert body.index("1. `culm train`") < body.index("3. `culm export")
     other = export(run, tmp_path / "fox.gguf", "f32")
     assert prepare(str(other), REPO, "v1", None, []).files == {"fox.gguf": other}
+
+
+def test_an_adapter(tmp_path: Path) -> None:
+    upload = prepare(str(adapter(tmp_path / "poet")), REPO, "v1", None, [])
+    assert upload.files.keys() == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def test_a_run_without_a_model_is_refused(run: Path) -> None:

@@ -95,7 +95,7 @@ def test_inferentia(model_folder, tmp_path: Path) -> None:
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "neuron.py").write_text(OPTIMUM)
-    path = f"{tmp_path / 'stub'}:{os.environ.get('PYTHONPATH', '')}"
+    path = os.pathsep.join([str(tmp_path / "stub"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "compile.py"], cwd=out, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": path}, check=False,
