@@ -41,8 +41,8 @@ QUANTIZE = """\
 EXPORT = """\
 ## culm export
 
-`--for` is one of {target}; the pages on [Ollama](../recipes/ollama.md), [vLLM](../recipes/vllm.md) and
-[serverless hosts](../recipes/serverless.md) say what each target takes."""
+`--for` is one of {target}. What each takes: [Ollama](../recipes/ollama.md),
+[vLLM](../recipes/vllm.md), [serverless hosts](../recipes/serverless.md)."""
 GRAPH = """\
 ## culm train poincare
 
