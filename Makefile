@@ -3,13 +3,13 @@
 VENV    ?= .venv
 PYTHON  ?= python3
 WORKERS ?= 2
-EXTRAS  ?= dev,docs,browser,rl-ref,optim-ref,llama-cpp,lm-eval
+EXTRAS  ?= dev,docs,browser,deploy,rl-ref,optim-ref,llama-cpp,lm-eval
 BIN     := $(VENV)/bin
 
 # Tests compute tiny things: with several threads, they would wait for each other.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help quickstart test test-slow lint format bench docs clean
+.PHONY: help quickstart test test-slow lint format bench docs dist clean
 
 help:
 	@echo "make quickstart   from raw text to a chat model, in ten minutes"
@@ -19,6 +19,7 @@ help:
 	@echo "make format       format the code"
 	@echo "make bench        speed of training and decoding, compared with other libraries"
 	@echo "make docs         build the pages into site/"
+	@echo "make dist         build the wheel and the source archive into dist/"
 
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
@@ -71,6 +72,10 @@ bench: $(VENV)-bench/.done
 
 docs: $(VENV)/.docs
 	PYTHONPATH=. $(BIN)/zensical build --strict --clean
+
+dist: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet 'build>=1.3,<2'
+	$(BIN)/python -m build --outdir dist .
 
 clean:
 	rm -rf $(VENV) $(VENV)-bench site build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -354,22 +354,15 @@ def quantize(
 def export(
     model: given.Model,
     out: given.ExportOut,
+    target: given.ExportTarget = None,
     dtype: given.ExportDtype = "",
     family: given.Family = "",
     overwrite: given.Overwrite = False,
 ) -> None:
-    """Write a Hugging Face folder, or a GGUF file for llama.cpp."""
-    from pathlib import Path
+    """Write a Hugging Face folder, a GGUF file, or what Ollama, vLLM or a cloud service takes."""
+    from culm.verbs.export import export_model
 
-    from culm.convert.export import export as go
-    from culm.convert.export import size_of
-    from culm.convert.load import refuse_overwrite
-    from culm.files import refuse_existing
-
-    refuse_overwrite(model, out)
-    refuse_existing(Path(out), overwrite)
-    path = go(model, out, dtype, family)
-    typer.echo(f"{path}: {size_of(path) / 1e6:,.1f} MB of weights")
+    typer.echo(export_model(model, out, target, dtype, family, overwrite))
 
 
 @app.command("import")
@@ -421,6 +414,22 @@ def lineage(model: given.Model) -> None:
     from culm.verbs.lineage import show_lineage
 
     show_lineage(model)
+
+
+@app.command()
+def push(
+    model: given.Model,
+    repo: given.HubRepository,
+    tag: given.VersionTag = None,
+    license: given.License = None,
+    results: given.ResultFiles = None,
+    public: given.Public = False,
+    dry_run: given.DryRun = False,
+) -> None:
+    """Upload a model to the Hugging Face hub as a version, with a card; private by default."""
+    from culm.verbs.push import push_model
+
+    push_model(model, repo, tag, license, results or [], public, dry_run)
 
 
 @app.command()

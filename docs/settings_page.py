@@ -18,6 +18,7 @@ from culm.config import listed
 from culm.graph.settings import GraphRun
 from culm.run.settings import RunConfig
 from culm.sandbox.limits import Limits
+from culm.ship.targets import Target
 from culm.verbs.schema import described
 
 PAGE = Path(__file__).parent / "reference" / "settings.md"
@@ -37,6 +38,11 @@ QUANTIZE = """\
 
 `--to` is one of {to}, or a list; `--method` is one of {method}. See
 [quantising](../recipes/quantize.md)."""
+EXPORT = """\
+## culm export
+
+`--for` is one of {target}. What each takes: [Ollama](../recipes/ollama.md),
+[vLLM](../recipes/vllm.md), [serverless hosts](../recipes/serverless.md)."""
 GRAPH = """\
 ## culm train poincare
 
@@ -57,6 +63,7 @@ class Writer:
         self.plan(RunConfig, "run", "")
         self.plan(Quantizers, "to", "to")
         self.plan(Method, "method", "method")
+        self.plan(Target, "for", "for")
         self.plan(Limits, "sandbox", "sandbox")
         self.plan(GraphRun, "graph", "graph")
         self.write(RunConfig)
@@ -66,6 +73,10 @@ class Writer:
         for union in named.values():
             for kind in models(union):
                 self.write(kind)
+        targets = list(models(Target))
+        self.parts.append(EXPORT.format(target=", ".join(map(self.named, targets))))
+        for kind in targets:
+            self.write(kind)
         self.write(Limits)
         self.parts.append(GRAPH)
         self.write(GraphRun)
@@ -87,7 +98,7 @@ class Writer:
         heading = self.headings[model]
         if self.written(heading):
             return
-        level = "###" if re.match(r"\w+\.|to:|method:", heading) else "##"
+        level = "###" if re.match(r"\w+\.|to:|method:|for:", heading) else "##"
         about, meanings = described(model)
         rows = [
             (f"`{name}`", self.type_of(field), default(field), meanings.get(name, ""))

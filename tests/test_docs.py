@@ -24,7 +24,8 @@ from culm.verbs.any_run import read_any_run
 from culm.verbs.series import members
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md")]
+PAGES = [*FRONT, *sorted((ROOT / "docs").rglob("*.md"))]
 QUICK = ("doctor", "schema", "plan", "inspect", "generate", "quantize", "export")
 
 

@@ -8,6 +8,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from culm.config import Config, SettingError, parse
+from culm.convert.load import on_hub
 from culm.serve.clients import KeyConfig
 
 
@@ -65,3 +66,12 @@ def read_settings(path: str | None, **given: object) -> ServeConfig:
         raise SettingError(f"{path}: it is not a mapping of settings")
     chosen = {name: value for name, value in given.items() if value is not None}
     return parse(ServeConfig, {**values, **chosen}, path or "serve")
+
+
+def served_name(model: str) -> str:
+    """The name of a model in the API: of its run, its folder or file, or its full id on the hub."""
+    path = Path(model).expanduser().resolve()
+    if on_hub(model) and not path.exists():
+        return model
+    in_run = path.name == "model" and (path.parent / "run.yaml").is_file()
+    return path.parent.name if in_run else path.name

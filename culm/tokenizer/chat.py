@@ -96,6 +96,15 @@ class Chat:
         text = self._template.render(given, prompt=True).text
         return self._tokens(given, text).ids
 
+    def text(self, messages: Sequence[Message], prompt: bool = False) -> str:
+        """What the template writes for a dialogue; with `prompt`, up to the assistant's next turn.
+
+        Raises:
+            ValueError: the template refuses the dialogue.
+        """
+        given = self._template.guard(messages)
+        return self._template.unguarded(self._template.render(given, prompt).text, given.guard)[0]
+
     def continuation(self, messages: Sequence[Message], reply: int) -> list[int]:
         """Ids between the content of message `reply` and the next turn of the assistant."""
         given = self._template.guard(messages)

@@ -434,8 +434,33 @@ ExportDtype = Annotated[
         "bf16, q8_0, q6_k, q5_k_m, q5_1, q5_0, q4_k_m, q4_1 or q4_0."
     ),
 ]
+ExportTarget = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        help="What runs it: ollama, vllm, cloudflare, inferentia or lambda; or with settings, as "
+        "in {kind: ollama, context: 4096}.",
+    ),
+]
 Family = Annotated[
     str, typer.Option(help="Hugging Face family where several fit the model, such as phi3.")
+]
+
+# culm push
+HubRepository = Annotated[str, typer.Argument(help="OWNER/NAME on the hub; created if needed.")]
+VersionTag = Annotated[
+    str | None, typer.Option(help="Name of the version; by default v1, then v2 and so on.")
+]
+License = Annotated[
+    str | None, typer.Option(help="Short name of its licence on the hub, such as apache-2.0.")
+]
+ResultFiles = Annotated[
+    list[str] | None,
+    typer.Option(help="What culm eval --json printed; default: the results of the run."),
+]
+Public = Annotated[bool, typer.Option("--public", help="A new repository is visible to everyone.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Upload nothing; print the card and list the files.")
 ]
 
 # culm import

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from culm.config import SettingError
 from culm.engine.speculation import Speculation
@@ -13,7 +12,7 @@ from culm.model.quantized_cache import CacheKind
 from culm.model.transformer import Transformer
 from culm.serve.clients import clients_of
 from culm.serve.http.server import check_exposed, check_packages, check_port
-from culm.serve.settings import ServeConfig
+from culm.serve.settings import ServeConfig, served_name
 from culm.text.language_model import LanguageModel
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -35,17 +34,6 @@ def named_adapters(pairs: Iterable[str]) -> dict[str, str]:
             raise SettingError(f"--adapter: {name!r} is given twice")
         named[name] = folder
     return named
-
-
-def served_name(model: str) -> str:
-    """The name of a model in the API: of its run, its folder or file, or its full id on the hub."""
-    from culm.convert.load import on_hub
-
-    path = Path(model).expanduser().resolve()
-    if on_hub(model) and not path.exists():
-        return model
-    in_run = path.name == "model" and (path.parent / "run.yaml").is_file()
-    return path.parent.name if in_run else path.name
 
 
 @dataclass(frozen=True)

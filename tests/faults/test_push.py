@@ -1,18 +1,16 @@
 """Versions on the hub: each step is a branch or a tag, and no network stops a run."""
 
-import base64
 import json
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
 import pytest
 import torch
+from hub_stub import REPO, Hub, hub
 from stages import go, weights_in
 
 from culm.config import SettingError, parse
@@ -22,104 +20,7 @@ from culm.run.settings import RunConfig
 from culm.train.events import Stepped
 from culm.train.push import Push, PushConfig
 
-REPO = "somebody/tiny"
-
-
-class Hub(ThreadingHTTPServer):
-    """The part of the hub's HTTP API that a push asks: repositories, branches, tags, commits."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, dict[str, bytes]] = {}  # by branch
-        self.tags: dict[str, str] = {}
-        self.commits: dict[str, tuple[str, str]] = {}  # branch and message
-        self.private: bool | None = None
-        self.status, self.delay = 200, 0.0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def answer(self, method: str, path: str, body: bytes) -> dict[str, Any]:
-        base = f"/api/models/{REPO}"
-        match method, path.partition("?")[0].removeprefix(base).strip("/").split("/"):
-            case "POST", ["api", "repos", "create"]:
-                asked = json.loads(body)  # the library has sent either
-                self.private = asked.get("private", asked.get("visibility") == "private")
-                self.files.setdefault("main", {})
-                return {"url": f"{self.url}/{REPO}", "name": REPO, "id": REPO}
-            case "POST", ["branch", name]:
-                self.files[name] = dict(self.files["main"])
-                return {}
-            case "POST", ["preupload", _]:
-                files = json.loads(body)["files"]
-                modes = {"uploadMode": "regular", "shouldIgnore": False}
-                return {"files": [{"path": file["path"], **modes} for file in files]}
-            case "POST", ["commit", name]:
-                return self.commit(name, [json.loads(line) for line in body.splitlines()])
-            case "POST", ["tag", revision]:
-                self.tags[json.loads(body)["tag"]] = revision
-                return {}
-            case "POST", ["api", "validate-yaml"]:  # of the card
-                return {"errors": [], "warnings": []}
-            case "GET", _:
-                return {"id": REPO, "sha": "0" * 40, "siblings": []}
-        raise AssertionError((method, path))
-
-    def commit(self, branch: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
-        for line in lines:
-            value = line["value"]
-            if line["key"] == "header":
-                message = value["summary"]
-            elif line["key"] == "file":
-                self.files[branch][value["path"]] = base64.b64decode(value["content"])
-        number = f"{len(self.commits) + 1:040d}"
-        self.commits[number] = (branch, message)
-        return {"commitUrl": f"{self.url}/{REPO}/commit/{number}", "commitOid": number,
-                "success": True}  # fmt: skip
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            parts = []
-            while size := int(self.rfile.readline(), 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            body = b"".join(parts)
-        time.sleep(self.server.delay)
-        status, answer = self.server.status, {}
-        if status == 200:
-            answer = self.server.answer(self.command, self.path, body)
-        text = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def do_GET(self) -> None:
-        self.do_POST()
-
-    def log_message(self, *_: object) -> None:
-        """Silent."""
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with Hub() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
-        yield server
-        server.shutdown()
+assert hub  # a fixture
 
 
 def settings_of(stage: Callable[..., dict], folder: Path, **push: Any) -> dict[str, Any]:

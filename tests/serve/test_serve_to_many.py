@@ -1,4 +1,4 @@
-"""The settings in docs/recipes/serve_to_many.md: nginx before two replicas, and Kubernetes."""
+"""The settings in docs/recipes/serve_to_many.md: nginx before two replicas."""
 
 import re
 import shutil
@@ -19,8 +19,6 @@ import pytest
 import yaml
 from openai import OpenAI
 from reciter import until
-
-from culm.serve.settings import ServeConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes" / "serve_to_many.md"
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -169,23 +167,3 @@ def running_requests(url: str) -> float:
     headers = {"Host": HOST, "Authorization": "Bearer secret"}
     found = httpx.get(f"{url}/metrics", headers=headers).text
     return float(re.search(r"^vllm:num_requests_running(?:{.*})? (\S+)$", found, re.M)[1])
-
-
-def test_the_settings_for_kubernetes_are_those_of_the_server():
-    config, deployment, service = yaml.safe_load_all(block("culm.yaml"))
-    settings = ServeConfig(**yaml.safe_load(config["data"]["serve.yaml"]))
-    pod = deployment["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    (port,) = container["ports"]
-    assert port["containerPort"] == settings.port
-    assert pod["terminationGracePeriodSeconds"] > settings.drain_seconds
-    paths = {container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness")}
-    assert paths == {"/health/ready"}
-    assert container["livenessProbe"]["httpGet"]["path"] == "/health/live"
-    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-    assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
-    assert container["args"][4] == f"{mounts['settings']}/serve.yaml"
-    assert settings.keys[0].file == f"{mounts['keys']}/web"
-    assert service["spec"]["ports"][0]["targetPort"] == port["name"]
-    labels = deployment["spec"]["template"]["metadata"]["labels"]
-    assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"] == labels

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from culm.verbs.serve import served_name
+from culm.serve.settings import served_name
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,11 @@ def named(family: str) -> Sequence[Family]:
     return (known[family],) if family else FAMILIES
 
 
+def families_of(config: TransformerConfig) -> list[str]:
+    """The model_type of every family that has the shape of a model, the preferred one first."""
+    return [family.name for family in FAMILIES if fits(family, plain_config(config))]
+
+
 def _settings(
     config: TransformerConfig, family: Family, tokenizer: Tokenizer, dtype: torch.dtype
 ) -> dict[str, Any]:
