@@ -12,25 +12,27 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import re
 from collections import Counter
 from pathlib import Path
 
 import torch
 from concepts import MEAN, baselines, plot, row
-from torch import Tensor, nn
+from torch import Tensor
 
 from culm.batch import Batch, Loss, Term
 from culm.concept.network import ConceptNetwork, ConceptTrunk, NetworkConfig
 from culm.concept.normalizer import Normalizer
 from culm.concept.one_tower import OneTower
 from culm.concept.quantized import Quantized
-from culm.concept.retrieval import queries, ranks
+from culm.concept.retrieval import other_texts, queries, ranks
 from culm.concept.sentences import split
 from culm.concept.squared_error import Base
 from culm.concept.two_tower import TwoTower
 from culm.eval.measure.concepts import predicted
 from culm.model.attention.gqa import GQA
+from culm.objective.objective import Trained
 from culm.optim.adamw import AdamW
 from culm.optim.schedule import Cosine
 from culm.parallel.parallelize import Parallel
@@ -40,6 +42,7 @@ from culm.train.update import Update
 
 WORD = re.compile(r"\w+")
 SENTENCES, ROWS = 16, 32  # of a row; of a step
+FITTED = 40_000
 TRUNK = ConceptTrunk(width=128, layers=3, context=16, attention=(GQA(heads=4, qk_norm="head"),))
 NETWORKS: dict[str, NetworkConfig] = {
     "base": Base(trunk=TRUNK),
@@ -50,17 +53,22 @@ NETWORKS: dict[str, NetworkConfig] = {
 
 
 class Space:
-    """The concepts of training sentences, and how others are mapped to them."""
+    """The concepts of training sentences, and how others are mapped to them. It is fitted to a
+    random sample of `FITTED` sentences.
+    """
 
     def __init__(self, sentences: list[str], words: int, dim: int) -> None:
         counts = Counter(word for one in sentences for word in set(_words(one)))
+        total = len(sentences)
+        sentences = random.Random(0).sample(sentences, min(FITTED, len(sentences)))
         known = counts.most_common(words)
         self.index = {word: number for number, (word, _) in enumerate(known)}
-        self.idf = torch.tensor([math.log(len(sentences) / count) for _, count in known])
+        self.idf = torch.tensor([math.log(total / count) for _, count in known])
         torch.manual_seed(0)
-        self.vectors = torch.svd_lowrank(self._weighed(sentences), dim, niter=4)[2]
+        weighed = self._weighed(sentences)
+        self.vectors = torch.svd_lowrank(weighed, dim, niter=4)[2]
         self.normalizer = Normalizer(dim)
-        self.normalizer.fit(self._weighed(sentences) @ self.vectors)
+        self.normalizer.fit(weighed @ self.vectors)
 
     def concepts(self, sentences: list[str]) -> Tensor:
         """(N, C), normalised."""
@@ -80,7 +88,7 @@ def _words(sentence: str) -> list[str]:
     return WORD.findall(sentence.lower())
 
 
-class Given(nn.Module):
+class Given(Trained):
     """The objective of a network on rows of concepts that are given."""
 
     def __init__(self, network: ConceptNetwork) -> None:
@@ -92,9 +100,6 @@ class Given(nn.Module):
         terms = self.network.loss(batch.extra["concepts"], present)
         return Loss({name: Term(total, "targets") for name, total in terms.items()})
 
-    def before_update(self, statistics: object) -> dict[str, float]:
-        return {}
-
 
 class Rows:
     """Random rows at each step; a function of the seed and the step."""
@@ -105,8 +110,8 @@ class Rows:
         self.concepts, self.seed = concepts, seed
 
     def step(self, number: int) -> list[Batch]:
-        random = torch.Generator().manual_seed(1_000_003 * self.seed + number)
-        chosen = self.concepts[torch.randint(len(self.concepts), (ROWS,), generator=random)]
+        draw = torch.Generator().manual_seed(1_000_003 * self.seed + number)
+        chosen = self.concepts[torch.randint(len(self.concepts), (ROWS,), generator=draw)]
         tokens = torch.zeros(chosen.shape[:2], dtype=torch.int64)
         counts = {"tokens": float(tokens.numel()), "targets": float(ROWS * (SENTENCES - 1))}
         return [Batch(tokens, tokens, tokens, counts=counts, extra={"concepts": chosen})]
@@ -184,11 +189,11 @@ def lines_of(given: argparse.Namespace, train: Tensor, test: Tensor, seed: int) 
         network = trained(NETWORKS[name], train, given.steps, seed)
         for label, concepts in (
             (name, test),
-            (f"{name}, context of another text", test.roll(1, 0)),
+            (f"{name}, context of another text", other_texts(test)),
         ):
-            random = torch.Generator().manual_seed(seed)
+            draw = torch.Generator().manual_seed(seed)
             with torch.no_grad():
-                means = predicted(network, concepts, MEAN, random, 8)
+                means = predicted(network, concepts, MEAN, draw, 8)
             lines.append(row(label, ranks(means[at], truth), best))
     return lines
 

@@ -18,8 +18,10 @@ from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
 from culm.data.tasks import TaskSource
 from culm.engine.engine import Engine
-from culm.engine.request import Request
+from culm.engine.request import Completion, Request
 from culm.engine.sampling import Sampling
+from culm.eval.measure.measure import Subject
+from culm.eval.measure.thoughts import Thoughts
 from culm.model.attention.gqa import GQA
 from culm.model.context import Context
 from culm.model.transformer import Transformer, TransformerConfig
@@ -169,6 +171,16 @@ def test_the_curriculum_moves_and_a_checkpoint_holds_its_clock(rows: Batch) -> N
     assert objective.clock in objective.moving()
 
 
+@pytest.mark.parametrize(("reset", "updates"), [(True, 1), (False, 5)])
+def test_the_optimizer_is_reset_at_each_stage(rows: Batch, reset: bool, updates: int) -> None:
+    """Steps 0 and 1, 2 and 3, and 4 are three stages."""
+    config = Coconut(stages=2, stage_steps=2, reset_optimizer=reset)
+    objective = CoconutObjective(config, model_of())
+    optimizer = torch.optim.AdamW(objective.model.parameters(), lr=1e-3)
+    fit(objective, Given(lambda step: [rows]), 5, optimizer)
+    assert {int(state["step"]) for state in optimizer.state.values()} == {updates}
+
+
 def test_the_engine_answers_after_thoughts(rows: Batch) -> None:
     """As the whole row with all thoughts gives it."""
     model = model_of().eval()
@@ -184,6 +196,27 @@ def test_the_engine_answers_after_thoughts(rows: Batch) -> None:
         states = thinking_states(model, row, Context.plain(row), 4, 3)
         logits = model.logits(states)[0, len(prompt) - 1 : -1]
     assert logits.argmax(-1).tolist() == list(done.tokens)
+
+
+def test_the_measure_counts_right_answers_and_their_tokens(monkeypatch) -> None:
+    """The first of two questions is answered right. Its end, byte 0, is no part of the answer."""
+    questions = [Graph().question("test", number, 0) for number in range(2)]
+    said = [f"{questions[0].answer}\n", "?\n"]
+
+    class Answers:
+        def __init__(self, *given: object, **settings: object) -> None:
+            assert settings["suppressed"] == [VOCABULARY - 3, VOCABULARY - 2, VOCABULARY - 1]
+
+        def generate(self, requests: list[Request]) -> list[Completion]:
+            rows = [(*TOKENIZER.encode(text), TOKENIZER.end_of_text) for text in said]
+            assert all(TOKENIZER.end_of_text in request.stop for request in requests)
+            return [Completion(row, (), "stop") for row in rows]
+
+    monkeypatch.setattr("culm.eval.measure.thoughts.Engine", Answers)
+    subject = Subject(model_of().eval(), TOKENIZER)
+    found = Thoughts(questions=2, latents=3).measure(subject)
+    assert found["accuracy"] == 0.5
+    assert found["answer_tokens"] == 3 + 3  # latents; a byte, a line break and the end
 
 
 @given(st.integers(0, 400), st.sampled_from(["train", "test"]))
