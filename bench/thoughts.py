@@ -1,11 +1,11 @@
 """Thoughts against words, pause tokens and nothing, on walks in a graph: a table over seeds.
 
-    python bench/thoughts.py --seeds 3
-    python bench/thoughts.py --records prosqa_valid.json.gz
+    python bench/thoughts.py [--seeds 0 1 2] [--kinds none words pause latent]
 
-Each kind has the same model, data, and number of steps, in the same curriculum (`culm train
-coconut`). The answers are those of unseen graphs, greedy, through the engine; `tokens` counts
-latents and written tokens of an answer. Chance is 0.5: one of two candidates.
+Each kind has the same model, data and number of steps (`culm train coconut`); pause tokens and
+thoughts have the same curriculum. Answers are those to unseen graphs, greedy, through the engine;
+`tokens` counts latents and written tokens of an answer, its two ends included. Chance is 0.5: one
+of two candidates.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,7 +22,6 @@ from culm.config import parse
 from culm.run.settings import RunConfig
 from culm.run.train import train
 
-STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantiles of t by the number of seeds
 KINDS = ("none", "words", "pause", "latent")
 
 
@@ -62,25 +62,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--nodes", type=int, default=10)
-    parser.add_argument("--hops", type=int, nargs=2, default=[2, 3])
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--nodes", type=int, default=6)
+    parser.add_argument("--hops", type=int, nargs=2, default=[2, 2])
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--stages", type=int, help="the hops of the longest walk, if not given")
-    parser.add_argument("--stage-steps", type=int, default=500)
+    parser.add_argument("--stage-steps", type=int, default=250)
     parser.add_argument("--reset", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--optimizer", default="adamw")
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--examples", type=int, default=50_000)
-    parser.add_argument("--questions", type=int, default=500)
+    parser.add_argument("--optimizer", default="muon")
+    parser.add_argument("--rate", type=float, default=0.01)
+    parser.add_argument("--examples", type=int, default=30_000)
+    parser.add_argument("--questions", type=int, default=300)
     parser.add_argument("--keep", type=Path, help="a folder for the runs")
     given = parser.parse_args()
     log.console.quiet = True  # lines of single runs
-    for kind in given.kinds:
-        for seed in given.seeds:
-            measured(given, kind, seed)
+    found = {kind: [] for kind in given.kinds}
+    for seed in given.seeds:
+        for kind in given.kinds:
+            found[kind].append(measured(given, kind, seed))
+    for kind, runs in found.items():
+        each = ", ".join(f"{100 * one['accuracy']:.0f}" for one in runs)
+        accuracy = 100 * fmean(one["accuracy"] for one in runs)
+        tokens = fmean(one["answer_tokens"] for one in runs)
+        print(f"| {kind} | {accuracy:.1f} ({each}) | {tokens:.1f} |")
 
 
 if __name__ == "__main__":
