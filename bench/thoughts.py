@@ -29,7 +29,10 @@ def measured(given: argparse.Namespace, thoughts: str, seed: int) -> dict[str, f
     """Accuracy, tokens of an answer and seconds of one run."""
     task: dict[str, Any] = {"kind": "graph", "nodes": given.nodes, "hops": given.hops}
     stages = given.stages or given.hops[1]
-    measure = {"task": task, "thoughts": thoughts, "questions": given.questions}
+    measure = {
+        "kind": "thoughts", "task": task, "thoughts": thoughts, "questions": given.questions,
+        "latents": given.latents or stages,
+    }  # fmt: skip
     with TemporaryDirectory() as folder:
         config = parse(RunConfig, {
             "folder": str(given.keep / f"{thoughts}-{seed}") if given.keep else f"{folder}/run",
@@ -50,7 +53,7 @@ def measured(given: argparse.Namespace, thoughts: str, seed: int) -> dict[str, f
                 "optimizer": {"kind": given.optimizer, "rate": given.rate, "weight_decay": 0.01},
                 "schedule": {"kind": "wsd", "warmup": 0.02, "decay": 0.1},
             },
-            "eval": {"measures": {"thoughts": {"kind": "thoughts", "latents": stages, **measure}}},
+            "eval": {"measures": {"thoughts": measure}},
         })  # fmt: skip
         results = train(config).results
     found = {name: results[name] for name in ("accuracy", "answer_tokens", "seconds")}
@@ -58,7 +61,8 @@ def measured(given: argparse.Namespace, thoughts: str, seed: int) -> dict[str, f
     return found
 
 
-def main() -> None:
+def settings() -> argparse.ArgumentParser:
+    """What can be given."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -67,6 +71,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--stages", type=int, help="the hops of the longest walk, if not given")
+    parser.add_argument("--latents", type=int, help="when asked; of the last stage, if not given")
     parser.add_argument("--stage-steps", type=int, default=250)
     parser.add_argument("--reset", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--steps", type=int, default=900)
@@ -76,7 +81,12 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=30_000)
     parser.add_argument("--questions", type=int, default=300)
     parser.add_argument("--keep", type=Path, help="a folder for the runs")
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Print a line for each run, and a table."""
+    given = settings().parse_args()
     log.console.quiet = True  # lines of single runs
     found = {kind: [] for kind in given.kinds}
     for seed in given.seeds:

@@ -9,6 +9,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 import concept_space
 import sentence_order
+import thoughts
 from gates import TRUNK, Grammar
 
 from culm.concept.retrieval import other_texts
@@ -56,3 +57,22 @@ def test_networks_and_baselines_are_compared(novels, monkeypatch, capsys, tmp_pa
 def test_other_texts_are_far_away() -> None:
     rows = torch.arange(6.0)[:, None, None]
     assert other_texts(rows).flatten().tolist() == [3, 4, 5, 0, 1, 2]
+
+
+@pytest.mark.slow
+def test_steps_in_words_lead_to_the_answer_and_a_guess_does_not() -> None:
+    """Two hops are too far for two layers at once."""
+    given = thoughts.settings().parse_args(["--steps", "450", "--rate", "0.003"])
+    assert thoughts.measured(given, "words", 0)["accuracy"] > 0.9
+    assert thoughts.measured(given, "none", 0)["accuracy"] < 0.7
+
+
+@pytest.mark.slow
+def test_a_thought_takes_the_place_of_a_step() -> None:
+    """The first of two steps is a thought; the second one is still written."""
+    given = thoughts.settings().parse_args(
+        ["--steps", "450", "--rate", "0.003", "--stage-steps", "300", "--latents", "1"]
+    )
+    found = thoughts.measured(given, "latent", 0)
+    assert found["accuracy"] > 0.9
+    assert found["answer_tokens"] < 8  # 9 with both steps in words
