@@ -5,9 +5,9 @@
 Each RUN is one of `culm train lcm`; all have the same autoencoder and corpus. A query is a place
 with at least four sentences before it, the candidates are the next sentences of all queries, and
 the score is the cosine of concepts. Baselines: the last concept, the mean of all so far, and ridge
-regression of the next one on the last, and on the mean of the last four, fitted to training rows.
-Two controls: chance, and each network after the sentences of another text. A difference has a 95 %
-interval by paired bootstrap over queries.
+regression of the next one on the last, on the mean of the last four, and on both and the mean of
+all so far, fitted to training rows. Two controls: chance, and each network after the sentences of
+another text. A difference has a 95 % interval by paired bootstrap over queries.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from culm.concept.diffusion import Sampler
 from culm.concept.model import ConceptModel
-from culm.concept.retrieval import Ranks, mean_before, queries, ranks
+from culm.concept.retrieval import Ranks, mean_before, other_texts, queries, ranks
 from culm.convert.load import load_model
 from culm.eval.interval import bootstrap, difference
 from culm.eval.measure.concepts import normalized, predicted
@@ -48,7 +48,7 @@ def rows_of(folder: Path, split: str, tokenizer: Tokenizer):
 
 
 def ridge(features: Tensor, targets: Tensor) -> Tensor:
-    """Weights (C + 1, C) of the penalty that is best for the last tenth of the rows."""
+    """Weights (F + 1, C) of the penalty that is best for the last tenth of the rows."""
     ones = torch.ones(len(features), 1)
     inputs, cut = torch.cat((features, ones), 1).double(), len(features) * 9 // 10
     found = []
@@ -61,7 +61,7 @@ def ridge(features: Tensor, targets: Tensor) -> Tensor:
 
 
 def applied(weights: Tensor, features: Tensor) -> Tensor:
-    """Predictions (..., C) from features (..., C)."""
+    """Predictions (..., C) from features (..., F)."""
     return (features.double() @ weights[:-1] + weights[-1]).float()
 
 
@@ -70,14 +70,20 @@ def baselines(train: tuple[Tensor, Tensor], concepts: Tensor) -> dict[str, Tenso
     known, present = train
     follows = present[:, 1:] & present[:, :-1]
     targets = known[:, 1:][follows]
-    last = ridge(known[:, :-1][follows], targets)
-    four = ridge(mean_before(known, 4)[:, :-1][follows], targets)
-    return {
-        "last concept": concepts,
-        "mean of all so far": mean_before(concepts),
-        "ridge on the last": applied(last, concepts),
-        "ridge on the mean of four": applied(four, mean_before(concepts, 4)),
-    }
+    found = {"last concept": concepts, "mean of all so far": mean_before(concepts)}
+    for name, features in (
+        ("the last", lambda one: one),
+        ("the mean of four", lambda one: mean_before(one, 4)),
+        ("the last, the mean of four and of all", _all_means),
+    ):
+        weights = ridge(features(known)[:, :-1][follows], targets)
+        found[f"ridge on {name}"] = applied(weights, features(concepts))
+    return found
+
+
+def _all_means(concepts: Tensor) -> Tensor:
+    """(B, S, 3 C)."""
+    return torch.cat((concepts, mean_before(concepts, 4), mean_before(concepts)), -1)
 
 
 def row(name: str, found: Ranks, best: Ranks | None) -> dict[str, object]:
@@ -114,7 +120,7 @@ def report(folders: list[Path], candidates: int, seed: int) -> list[dict[str, ob
             lines.append(row("chance", chance, None))
         for name, given, sampler, samples in (
             (folder.name, concepts, MEAN, 8),
-            (f"{folder.name}, context of another text", concepts.roll(1, 0), MEAN, 8),
+            (f"{folder.name}, context of another text", other_texts(concepts), MEAN, 8),
             (f"{folder.name}, one sample", concepts, FEW, 1),
         ):
             random = torch.Generator().manual_seed(seed)

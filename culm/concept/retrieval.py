@@ -52,6 +52,13 @@ def mean_before(concepts: Tensor, count: int | None = None) -> Tensor:
     return sums / places[:, None]
 
 
+def other_texts(concepts: Tensor) -> Tensor:
+    """(B, S, C): each row has the concepts of one far from it, since neighbours are often parts of
+    one text.
+    """
+    return concepts.roll(len(concepts) // 2, 0)
+
+
 def queries(present: Tensor, context: int, count: int, random: torch.Generator) -> Tensor:
     """(N, 2) int64: rows and places of concepts whose next one is present, with at least `context`
     concepts so far; up to `count` of them, chosen at random.

@@ -5,8 +5,7 @@
     stage 2   question <bot> h h <eot>             step 3, answer
     last      question <bot> h h h <eot>                   answer
 
-The loss is that of the next token, on what follows <eot>. The paper resets the optimizer at each
-stage; here its state goes on.
+The loss is that of the next token, on what follows <eot>.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ class Coconut(ObjectiveConfig):
         (arXiv 2310.02226), as often; words: the steps themselves (chain of thought); none: nothing.
     latents_per_step: of each step that is replaced. stages: of the curriculum after stage 0, each
         of which replaces one step more, and the last one all. stage_steps: optimizer steps of one.
+    reset_optimizer: at the start of each stage, as in the paper; otherwise its state goes on.
 
     The last 3 rows of the model's vocabulary are <bot>, <pause> and <eot>: it must have so many
     more than the tokenizer has tokens.
@@ -47,6 +47,7 @@ class Coconut(ObjectiveConfig):
     latents_per_step: PositiveInt = 1
     stages: PositiveInt = 3
     stage_steps: PositiveInt = 300
+    reset_optimizer: bool = True
 
     def build(self, model: Transformer, load: Load, seed: int) -> CoconutObjective:
         if self.thoughts == "latent":
@@ -89,6 +90,11 @@ class CoconutObjective(Objective):
 
     def moving(self) -> Collection[nn.Module]:
         return (self.clock,)
+
+    def resets_optimizer(self) -> bool:
+        steps = int(self.clock.steps)
+        begins = steps > 0 and self.config.stage(steps) != self.config.stage(steps - 1)
+        return begins and self.config.reset_optimizer
 
     def before_update(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
         stage = self.config.stage(int(self.clock.steps))

@@ -135,6 +135,10 @@ class Trained(nn.Module, ABC):
         """
         return ()
 
+    def resets_optimizer(self) -> bool:
+        """Whether the state of the optimizer is dropped before this step."""
+        return False
+
     def before_update(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
         """Called between the gradients and the update of a step; gives further metrics.
 

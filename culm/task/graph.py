@@ -1,6 +1,9 @@
 """Walks in a graph, as ProsQA (arXiv 2412.06769): which of two nodes is reached from a root?
 
-b>d a>c c>f b>e c>g a>b. a: f or k?     steps a>c, c>f; answer f
+bd ac cf be cg dk. a: f or k?     steps ac, cf; answer f
+
+An edge is two symbols with nothing between them, so that the token after a symbol is where it leads
+to: with a sign in between a small model took far longer to learn one step (`docs/log.md`).
 """
 
 from __future__ import annotations
@@ -54,9 +57,9 @@ class Graph(Config):
     def question(self, split: Split, index: int, seed: int) -> Question:
         rng = generator(self.name, split, index, seed)
         walk = first_of(split, self.name, lambda: self._walk(rng), _content)
-        edges = " ".join(f"{a}>{b}" for a, b in walk.edges)
+        edges = " ".join(a + b for a, b in walk.edges)
         candidates = rng.sample([walk.path[-1], walk.other], 2)
-        steps = "; ".join(f"{a}>{b}" for a, b in pairwise(walk.path))
+        steps = "; ".join(a + b for a, b in pairwise(walk.path))
         prompt = f"{edges}. {walk.path[0]}: {candidates[0]} or {candidates[1]}?"
         return Question(prompt, walk.path[-1], steps)
 

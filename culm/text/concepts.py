@@ -67,6 +67,27 @@ class ConceptLanguageModel(LanguageModel):
             found.append(self.model.concepts(tokens, Context.plain(tokens))[0][0, 0])
         return torch.stack(found)
 
+    @torch.no_grad()
+    def in_context(self, sentences: Sequence[str]) -> Tensor:
+        """(N, E) fp32: each sentence of a text as one of it: the state of the network after it and
+        those before it, of which there are at least half of `trunk.context`, where the text has so
+        many.
+
+        Raises:
+            SettingError: the model is an autoencoder alone.
+        """
+        network = self._network()
+        concepts = self.model.normalizer(self.concepts(sentences))
+        limit = network.config.trunk.context
+        new = max(1, limit // 2)
+        found = []
+        for start in range(0, len(concepts), new):
+            first = max(0, start - (limit - new))
+            history = network.begin(1, limit)
+            network.read(concepts[None, first : start + new], history)
+            found.append(history.states[0, start - first :])
+        return torch.cat(found)
+
     def sentences(
         self, concepts: Tensor, max_tokens: int | None = None, sampling: Sampling | None = None
     ) -> list[str]:
@@ -102,12 +123,7 @@ class ConceptLanguageModel(LanguageModel):
             SettingError: the model is an autoencoder alone.
             ValueError: the prompt has no sentence.
         """
-        network, given = self.model.network, read_options(options, DECODING_TEMPERATURE)
-        if network is None:
-            raise SettingError(
-                "model: this is an autoencoder, which continues no text; culm train lcm "
-                "train.objective.autoencoder=RUN trains a network on its concepts"
-            )
+        network, given = self._network(), read_options(options, DECODING_TEMPERATURE)
         if given.stops or given.adapter:
             raise ValueError("stop: a model of concepts ends with its sentences; leave it out")
         text = prompt if isinstance(prompt, str) else self.decode(prompt)
@@ -182,6 +198,14 @@ class ConceptLanguageModel(LanguageModel):
                 network.read(torch.stack(read)[None], history)
             else:
                 network.read(new[:, None], history)
+
+    def _network(self) -> ConceptNetwork:
+        if self.model.network is None:
+            raise SettingError(
+                "model: this is an autoencoder, which reads no text and continues none; culm train "
+                "lcm train.objective.autoencoder=RUN trains a network on its concepts"
+            )
+        return self.model.network
 
     def _sentence(
         self, concept: Tensor, max_tokens: int | None, sampling: Sampling | None

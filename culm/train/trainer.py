@@ -57,6 +57,10 @@ class Learner(Protocol):
         """The micro-batches of a step, completed before any of it is learned from."""
         ...
 
+    def resets_optimizer(self) -> bool:
+        """Whether the state of the optimizer is dropped before this step."""
+        ...
+
     def before_update(self, statistics: Mapping[str, Tensor]) -> Mapping[str, float]:
         """Called between the gradients and the update of a step; gives further metrics."""
         ...
@@ -130,6 +134,8 @@ class Trainer:
         counts = self._counts(batches)
         if not counts["targets"]:
             raise TrainingError(f"step {finished}: nothing in its batch is learned")
+        if self.objective.resets_optimizer():
+            self.update.reset()
         rates = self.update.set_rates(self.schedule.factor(number, steps))
         self._seed(number)
         with self.update.during_backward(number):

@@ -125,6 +125,10 @@ class Update:
         """Around the gradients of step `number` (from 0)."""
         return nullcontext()
 
+    def reset(self) -> None:
+        """Drop the state of the optimizer: the next update is as its first one."""
+        self.optimizer.state.clear()
+
     def clear(self) -> None:
         """Drop the gradients."""
         self.optimizer.zero_grad(set_to_none=True)

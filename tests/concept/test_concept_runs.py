@@ -116,6 +116,22 @@ def test_sentences_and_concepts_of_a_loaded_model(autoencoder, trained) -> None:
         model.generate(" \n")
     with pytest.raises(SettingError, match="this is an autoencoder"):
         culm.load(autoencoder).generate("Tom ran.")
+    with pytest.raises(SettingError, match="this is an autoencoder"):
+        culm.load(autoencoder).in_context(["Tom ran."])
+
+
+def test_states_of_sentences_depend_on_those_before(trained) -> None:
+    """On as many as the network reads; on none after."""
+    model = culm.load(trained("base"))
+    names = ["Tom", "Ann", "Eve", "Bob", "Joe", "Sue", "Kit", "Max", "Ned", "Pat", "Ray", "Tim"]
+    text = [f"{name} ran. " for name in names]
+    states = model.in_context(text)
+    assert states.shape == (12, model.model.network.config.trunk.width)
+    other = model.in_context(["It rained. ", *text[1:-1], "It snowed. "])
+    assert not torch.allclose(states[1], other[1])
+    torch.testing.assert_close(states[-3:-1], other[-3:-1])  # half of its 8 sentences are read
+    assert not torch.allclose(states[-1], other[-1])
+    torch.testing.assert_close(states[:1], model.in_context(text[:1]))
 
 
 def test_long_texts_are_read_from_their_last_sentences(trained) -> None:

@@ -18,8 +18,10 @@ from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
 from culm.data.tasks import TaskSource
 from culm.engine.engine import Engine
-from culm.engine.request import Request
+from culm.engine.request import Completion, Request
 from culm.engine.sampling import Sampling
+from culm.eval.measure.measure import Subject
+from culm.eval.measure.thoughts import Thoughts
 from culm.model.attention.gqa import GQA
 from culm.model.context import Context
 from culm.model.transformer import Transformer, TransformerConfig
@@ -169,6 +171,16 @@ def test_the_curriculum_moves_and_a_checkpoint_holds_its_clock(rows: Batch) -> N
     assert objective.clock in objective.moving()
 
 
+@pytest.mark.parametrize(("reset", "updates"), [(True, 1), (False, 5)])
+def test_the_optimizer_is_reset_at_each_stage(rows: Batch, reset: bool, updates: int) -> None:
+    """Steps 0 and 1, 2 and 3, and 4 are three stages."""
+    config = Coconut(stages=2, stage_steps=2, reset_optimizer=reset)
+    objective = CoconutObjective(config, model_of())
+    optimizer = torch.optim.AdamW(objective.model.parameters(), lr=1e-3)
+    fit(objective, Given(lambda step: [rows]), 5, optimizer)
+    assert {int(state["step"]) for state in optimizer.state.values()} == {updates}
+
+
 def test_the_engine_answers_after_thoughts(rows: Batch) -> None:
     """As the whole row with all thoughts gives it."""
     model = model_of().eval()
@@ -186,6 +198,27 @@ def test_the_engine_answers_after_thoughts(rows: Batch) -> None:
     assert logits.argmax(-1).tolist() == list(done.tokens)
 
 
+def test_the_measure_counts_right_answers_and_their_tokens(monkeypatch) -> None:
+    """The first of two questions is answered right. Its end, byte 0, is no part of the answer."""
+    questions = [Graph().question("test", number, 0) for number in range(2)]
+    said = [f"{questions[0].answer}\n", "?\n"]
+
+    class Answers:
+        def __init__(self, *given: object, **settings: object) -> None:
+            assert settings["suppressed"] == [VOCABULARY - 3, VOCABULARY - 2, VOCABULARY - 1]
+
+        def generate(self, requests: list[Request]) -> list[Completion]:
+            rows = [(*TOKENIZER.encode(text), TOKENIZER.end_of_text) for text in said]
+            assert all(TOKENIZER.end_of_text in request.stop for request in requests)
+            return [Completion(row, (), "stop") for row in rows]
+
+    monkeypatch.setattr("culm.eval.measure.thoughts.Engine", Answers)
+    subject = Subject(model_of().eval(), TOKENIZER)
+    found = Thoughts(questions=2, latents=3).measure(subject)
+    assert found["accuracy"] == 0.5
+    assert found["answer_tokens"] == 3 + 3  # latents; a byte, a line break and the end
+
+
 @given(st.integers(0, 400), st.sampled_from(["train", "test"]))
 @settings(max_examples=30, deadline=None)
 def test_a_walk_leads_to_the_answer_and_to_no_other(index: int, split) -> None:
@@ -193,8 +226,7 @@ def test_a_walk_leads_to_the_answer_and_to_no_other(index: int, split) -> None:
     edges, asked = question.prompt.split(". ")
     root, candidates = asked.rstrip("?").split(": ")
     following = {
-        edge: [b for a, b in (e.split(">") for e in edges.split()) if a == edge]
-        for edge in "abcdefghijklmnopqrstuvwxyz"
+        edge: [b for a, b in edges.split() if a == edge] for edge in "abcdefghijklmnopqrstuvwxyz"
     }
     reached, left = set(), [root]
     while left:
@@ -209,9 +241,9 @@ def test_a_walk_leads_to_the_answer_and_to_no_other(index: int, split) -> None:
     assert not following[other]
     steps = question.working.split("; ")
     assert set(steps) <= set(edges.split())
-    assert [steps[0][0], steps[-1][2]] == [root, question.answer]
+    assert [steps[0][0], steps[-1][1]] == [root, question.answer]
     assert Graph().score(question, question.reply) == 1
-    assert Graph().score(question, f"x>y\n{question.answer}\n") == 1
+    assert Graph().score(question, f"xy\n{question.answer}\n") == 1
     assert Graph().score(question, other if one == question.answer else one) == 0
     assert Graph().score(question, "") == 0
 

@@ -101,6 +101,8 @@ def test_points_stay_on_the_hyperboloid(monkeypatch: pytest.MonkeyPatch) -> None
     model(torch.arange(32)[None] % 61)
     assert len(seen) == 4 * 3  # a centroid and two sums in each layer
     for x in (point.detach() for point in seen):
+        lifted = lift(x[..., 1:], 1.0).double()  # as the next part lifts it, in fp32
+        assert float((lorentz_inner(lifted, lifted) + 1).abs().max()) < 1e-4
         assert float((x[..., :1] - time_of(x[..., 1:], 1.0)).abs().max()) < 1e-5
         kept_point = lift(x[..., 1:].double(), 1.0)
         assert float((lorentz_inner(kept_point, kept_point) + 1).abs().max()) < 1e-10

@@ -12,7 +12,7 @@ from torch import Tensor
 from culm.concept.diffusion import Sampler
 from culm.concept.model import ConceptModel
 from culm.concept.network import ConceptNetwork
-from culm.concept.retrieval import mean_before, queries, ranks
+from culm.concept.retrieval import mean_before, other_texts, queries, ranks
 from culm.eval.measure.measure import MeasureConfig, Subject
 from culm.model.context import Context
 
@@ -57,7 +57,7 @@ class Concepts(MeasureConfig):
                 )
             found, other = (
                 predicted(model.network, given, self.sampler, random, self.samples)
-                for given in (concepts, concepts.roll(1, 0))
+                for given in (concepts, other_texts(concepts))
             )
             return _results(found, other, concepts, places)
 

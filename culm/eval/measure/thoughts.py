@@ -53,9 +53,11 @@ class Thoughts(MeasureConfig):
         length = min(length, subject.model.config.context)
         engine = Engine(subject.model, SLOTS, length, suppressed=list(special))
         done = engine.generate(requests)
+        # A stop token may be one that decodes to text, such as byte 0.
+        written = [one.tokens[: len(one.tokens) - (one.finish == "stop")] for one in done]
         right = [
-            task.score(question, subject.tokenizer.decode(one.tokens))
-            for question, one in zip(asked, done, strict=True)
+            task.score(question, subject.tokenizer.decode(tokens))
+            for question, tokens in zip(asked, written, strict=True)
         ]
         thinks = self.latents if self.thoughts in ("latent", "pause") else 0
         tokens = [len(one.tokens) + thinks for one in done]
