@@ -135,8 +135,8 @@ def _write_adapter(run: Assembly, model: Transformer) -> None:
     """In the format of PEFT, where its layers have names there."""
     config = run.config
     assert isinstance(config.train.adapter, LoRA)
-    # An upcycled model is in no folder: there is no base to name.
-    below = config.start if config.upcycle is None else None
+    # A start that was changed is in no folder: there is no base to name.
+    below = config.start if config.upcycle is None and config.extend is None else None
     base = None if below is None else model_id(below)
     try:
         peft.save(model, config.train.adapter, run.folder / "adapter", base)

@@ -45,6 +45,10 @@ def model_from_start(config: RunConfig) -> tuple[Transformer, Tokenizer]:
     if config.upcycle is not None:
         count = config.upcycle.apply(model, config.seed)
         log.say(f"The feed-forwards of {count} layers became experts.")
+    if config.extend is not None:
+        before = model.config.context
+        config.extend.apply(model)
+        log.say(f"The context grew from {before} to {config.extend.context} tokens.")
     if model.config.mtp is not None and not config.train.objective.trains_mtp:
         note_dropped_heads(model)
         model.drop_mtp()

@@ -60,7 +60,7 @@ def _fingerprint(run: Assembly, rows: Loader) -> str:
     config = run.config
     facts = (
         rows.fingerprint, run.base, config.seed, config.model, config.start, config.upcycle,
-        config.train.objective, config.train.qat,
+        config.extend, config.train.objective, config.train.qat,
     )  # fmt: skip
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from culm.adapt.extend import Extend
 from culm.adapt.upcycle import Upcycle
 from culm.batch import Reads
 from culm.compose import Layout, compose_run
@@ -49,7 +50,8 @@ class RunConfig(Config):
     tokenizer: of a new model; byte-level BPE unless given. model: a new model to build.
     data: what is learned from. train: how it is learned. parallel: how several processes share it.
     eval: what is measured.
-    upcycle: turn dense feed-forwards of the start into experts.
+    upcycle: turn dense feed-forwards of the start into experts. extend: give the start a longer
+        context.
     track: where metrics are reported to, besides the files in the folder.
     deterministic: take deterministic kernels only, so that the run is the same bit for bit when it
         is repeated on the same machine; on a CPU it is anyway.
@@ -60,6 +62,7 @@ class RunConfig(Config):
     device: Annotated[str, MAY_CHANGE] = "auto"
     start: Start | None = None
     upcycle: Upcycle | None = None
+    extend: Extend | None = None
     tokenizer: Annotated[TokenizerConfig | None, kind_unless_given("bpe")] = None
     model: Model | None = None
     data: DataConfig
@@ -84,9 +87,11 @@ class RunConfig(Config):
         return {**given, "tokenizer": {"vocabulary": model["vocabulary"], **named}}
 
     @model_validator(mode="after")
-    def _upcycled(self) -> RunConfig:
+    def _changes_a_start(self) -> RunConfig:
         if self.upcycle is not None and self.start is None:
             raise ValueError("upcycle: there is no dense model to copy from; give start")
+        if self.extend is not None and self.start is None:
+            raise ValueError("extend: a new model has the context of model.context; give start")
         return self
 
     @model_validator(mode="after")
