@@ -1,6 +1,6 @@
 """Thoughts against words, pause tokens and nothing, on walks in a graph: a table over seeds.
 
-    python bench/thoughts.py [--seeds 0 1 2] [--kinds none words pause latent]
+    python bench/thoughts.py [--seeds 0 1 2] [--kinds none words pause latent] [--reset]
 
 Each kind has the same model, data and number of steps (`culm train coconut`); pause tokens and
 thoughts have the same curriculum. Answers are those to unseen graphs, greedy, through the engine;
@@ -73,7 +73,7 @@ def settings() -> argparse.ArgumentParser:
     parser.add_argument("--stages", type=int, help="the hops of the longest walk, if not given")
     parser.add_argument("--latents", type=int, help="when asked; of the last stage, if not given")
     parser.add_argument("--stage-steps", type=int, default=250)
-    parser.add_argument("--reset", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--reset", action="store_true")
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--optimizer", default="muon")

@@ -47,7 +47,7 @@ class Coconut(ObjectiveConfig):
     latents_per_step: PositiveInt = 1
     stages: PositiveInt = 3
     stage_steps: PositiveInt = 300
-    reset_optimizer: bool = True
+    reset_optimizer: bool = False
 
     def build(self, model: Transformer, load: Load, seed: int) -> CoconutObjective:
         if self.thoughts == "latent":
