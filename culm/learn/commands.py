@@ -58,7 +58,8 @@ def list_lessons() -> None:
         table.add_row(f"  {lesson.number}", lesson.topic, lesson.title, f"{right}/{len(names)}")
     console.print(table)
     right = sum(name in finished for name in every)
-    console.print(f"\n{right} of {len(every)} exercises are done ({progress_file()}).")
+    where = progress_file()
+    console.print(f"\n{right} of {len(every)} exercises are done ({where}).", markup=False)
     console.print("Start with: culm learn 1a", markup=False)
 
 
@@ -91,7 +92,14 @@ def check_files(paths: Sequence[Path]) -> int:
     from culm.learn.graded import graded
 
     console = Console(highlight=False, soft_wrap=True)
-    verdicts = [verdict for path in paths for verdict in graded(path)]
+    verdicts, wrong = [], []
+    for path in paths:
+        try:
+            verdicts += graded(path)
+        except SettingError as error:  # the other files may be right
+            wrong.append(error)
+    if not verdicts:
+        raise wrong[0]
     width = max(len(one.name) for one in verdicts)
     marks = {
         "right": "[green]right[/]     ",
@@ -105,7 +113,9 @@ def check_files(paths: Sequence[Path]) -> int:
             record(one.name)
     right = sum(one.state == "right" for one in verdicts)
     console.print(f"\n{right} of {len(verdicts)} are right.")
-    return 0 if right == len(verdicts) else OTHER
+    for error in wrong:
+        console.print(f"Not checked: {error}", markup=False)
+    return 0 if right == len(verdicts) and not wrong else OTHER
 
 
 def show_solution(name: str) -> None:
