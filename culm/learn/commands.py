@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -34,8 +35,7 @@ def learn(words: Sequence[str], out: str, overwrite: bool) -> int:
         case ["solution", *_]:
             raise SettingError("name one exercise, such as attention.scores")
         case [name]:
-            for lesson in some_lessons(name):
-                copy_lesson(lesson, Path(out), overwrite)
+            copy_lessons(some_lessons(name), Path(out), overwrite)
         case _:
             raise SettingError("one lesson at a time; or: check FILE..., solution EXERCISE")
     return 0
@@ -61,6 +61,16 @@ def list_lessons() -> None:
     where = progress_file()
     console.print(f"\n{right} of {len(every)} exercises are done ({where}).", markup=False)
     console.print("Start with: culm learn 1a", markup=False)
+
+
+def copy_lessons(found: Sequence[Lesson], folder: Path, overwrite: bool) -> None:
+    """Copy a lesson, or those of a part that the reader does not have yet."""
+    for lesson in found:
+        script = folder / lesson.path.name
+        if len(found) > 1 and script.exists() and not overwrite:
+            typer.echo(f"{lesson.number}: {script} is there, and stays as it is")
+        else:
+            copy_lesson(lesson, folder, overwrite)
 
 
 def copy_lesson(lesson: Lesson, folder: Path, overwrite: bool) -> None:

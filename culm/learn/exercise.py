@@ -92,7 +92,7 @@ def find(name: str) -> Exercise:
         SettingError: there is none.
     """
     topic = name.split(".")[0]
-    if not topic.isidentifier() or find_spec(f"{CHECKS}.{topic}") is None:
+    if not topic.isidentifier() or topic.startswith("_") or find_spec(f"{CHECKS}.{topic}") is None:
         raise SettingError(f"{name}: there is no topic {topic!r}; `culm learn` lists the lessons")
     known = {one.name: one for one in import_module(f"{CHECKS}.{topic}").EXERCISES}
     if name not in known:

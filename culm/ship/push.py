@@ -149,7 +149,7 @@ def push(
             "no token of the Hugging Face hub: run `hf auth login` with one that may write, or set "
             "HF_TOKEN"
         )
-    api = HfApi()
+    api, half = HfApi(), ""
     try:
         api.create_repo(repo, private=not public, exist_ok=True)
         tags = [ref.name for ref in api.list_repo_refs(repo).tags]
@@ -158,15 +158,16 @@ def push(
             repo, _operations(upload, api.list_repo_files(repo)),
             commit_message=f"Version {upload.version}",
         )  # fmt: skip
+        half = f"the files of version {upload.version} are there, but not its tag: "
         api.create_tag(repo, tag=upload.version, revision=commit.oid)
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
             raise SettingError(
-                f"{repo}: the token is not valid, or may not write there; run `hf auth login`"
+                f"{repo}: {half}the token is not valid, or may not write there; run `hf auth login`"
             ) from None
-        raise SettingError(f"{repo}: {hub.reason(error, 'model')}") from None
+        raise SettingError(f"{repo}: {half}{hub.reason(error, 'model')}") from None
     except (HTTPError, OSError) as error:
-        raise SettingError(f"{repo}: the hub is not reachable: {error}") from None
+        raise SettingError(f"{repo}: {half}the hub is not reachable: {error}") from None
     say(f"Pushed {repo}, version {upload.version}.")
     return str(commit.commit_url)
 

@@ -115,6 +115,7 @@ def test_a_notebook_is_checked_too(folder: Path) -> None:
         (["check", "data.csv"], "neither .py nor .ipynb"),
         (["solution"], "name one exercise"),
         (["solution", "attention.score"], "attention.scores"),
+        (["solution", "__init__.x"], "no topic"),
         (["1", "2"], "one lesson at a time"),
         (["99"], "no lesson '99'"),
     ],
@@ -300,3 +301,13 @@ def test_a_home_that_cannot_be_written_to_stops_no_check(
 def test_a_result_of_another_kind_is_told(capsys) -> None:
     assert difference({"1": 2}, {1: 2}, 1e-5) is not None
     assert difference(np.array([None]), torch.ones(1), 1e-5) is not None
+
+
+def test_a_part_is_completed(folder: Path, capsys) -> None:
+    learn(["1a"], "lessons", False)
+    mine = folder / "lessons" / FIRST.path.name
+    mine.write_text("my work")
+    assert learn(["1"], "lessons", False) == 0
+    assert mine.read_text() == "my work"
+    assert "stays as it is" in capsys.readouterr().out
+    assert (folder / "lessons" / "01b_block.py").exists()

@@ -261,3 +261,13 @@ def test_a_card_of_ones_own(run: Path) -> None:
 def test_no_place_in_any_word(word: str, said: str) -> None:
     made = Lineage(command=("prepare", word), directory="/home/me", files={})
     assert public(made)["command"] == ["prepare", said]
+
+
+def test_a_tag_that_fails_after_the_upload(hub: Hub, run: Path, monkeypatch) -> None:
+    def refused(*given: object, **more: object) -> None:
+        raise OSError("connection lost")
+
+    monkeypatch.setattr("culm.ship.push.HfApi.create_tag", refused)
+    with pytest.raises(SettingError, match="files of version v1 are there, but not its tag"):
+        push(str(run), REPO, None, None, [], False)
+    assert hub.files

@@ -52,6 +52,16 @@ def test_vllm_with_tensor_parallel(model_folder, tmp_path: Path) -> None:
         export_for(source, tmp_path / "more", {"kind": "vllm", "tensor_parallel": 3})
 
 
+@pytest.mark.parametrize("target", ["vllm", "inferentia"])
+def test_heads_of_keys_that_no_server_can_divide(target: str, model_folder, tmp_path: Path) -> None:
+    attention = {"kind": "gqa", "heads": 12, "kv_heads": 4, "head_dim": 8}
+    source = str(model_folder(attention=attention, name="keys"))
+    with pytest.raises(SettingError, match="neither a divisor nor a multiple of the 4 heads"):
+        export_for(source, tmp_path / "out", {"kind": target, "tensor_parallel": 6})
+    export_for(source, tmp_path / "out", {"kind": target, "tensor_parallel": 4})
+    export_for(source, tmp_path / "copies", {"kind": target, "tensor_parallel": 12})
+
+
 def test_a_model_of_no_family_is_refused(model_folder, tmp_path: Path) -> None:
     source = model_folder(attention=NO_FAMILY)
     for target in ("vllm", "inferentia", "ollama"):
