@@ -24,6 +24,8 @@ def export_for(
     """
     if not isinstance(target, str | Mapping):
         raise SettingError("--for: expected a name such as ollama, or a mapping with its kind")
+    if Path(out).suffix.lower() == ".gguf":
+        raise SettingError(f"{out}: with --for it is a folder; give a name without .gguf")
     chosen, out = parse(Target, target, "--for"), Path(out)
     refuse_overwrite(source, out)
     chosen.write(source, out, dtype, family)

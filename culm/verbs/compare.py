@@ -99,7 +99,7 @@ def _values(run: Run, setting: str | None) -> tuple[str, ...]:
 
 
 def _titles(panels: Sequence[tuple[str, ...]]) -> list[str]:
-    """The values of each panel: of paths the last names, if these are enough to tell them apart."""
+    """The values of each panel: of paths the last names, if these differ."""
     short = [", ".join(Path(one).name or one for one in values) for values in panels]
     return short if len(set(short)) == len(short) else [", ".join(values) for values in panels]
 

@@ -182,6 +182,11 @@ def test_what_is_refused(model_folder, tmp_path, target, settings, words) -> Non
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_is_not_named_as_a_file(model_folder, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="it is a folder"):
+        export_for(str(model_folder()), tmp_path / "fox.gguf", "ollama")
+
+
 def test_a_name_that_ollama_takes(model_folder, tmp_path: Path) -> None:
     out = export_for(str(model_folder()), tmp_path / "my fox: (2)", "ollama")
     assert "ollama run my-fox-2\n" in (out / "README.md").read_text()
