@@ -123,8 +123,8 @@ def check_files(paths: Sequence[Path]) -> int:
             record(one.name)
     right = sum(one.state == "right" for one in verdicts)
     console.print(f"\n{right} of {len(verdicts)} are right.")
-    for error in wrong:
-        console.print(f"Not checked: {error}", markup=False)
+    for refused in wrong:
+        console.print(f"Not checked: {refused}", markup=False)
     return 0 if right == len(verdicts) and not wrong else OTHER
 
 

@@ -124,8 +124,9 @@ def _results(place: Path, given: Sequence[str]) -> dict[str, Any]:
     for path in paths:
         for name, value in read_json(path).items():
             known = found.get(name)
-            both = isinstance(known, Mapping) and isinstance(value, Mapping)
-            found[name] = {**known, **value} if both else value  # scores of two suites
+            if isinstance(known, Mapping) and isinstance(value, Mapping):
+                value = {**known, **value}  # scores of two suites
+            found[name] = value
     return found
 
 
