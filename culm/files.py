@@ -21,11 +21,13 @@ POINTER = b"version https://git-lfs"  # how a pointer of Git LFS begins
 def refuse_existing(path: Path, overwrite: bool = False) -> None:
     """The one rule of every verb that writes: what is there stays, unless it may be overwritten.
 
-    An empty folder counts as nothing.
+    An empty folder counts as nothing, but not the current one, which would be replaced by another.
 
     Raises:
         SettingError: naming what is there.
     """
+    if path.resolve() == Path.cwd():
+        raise SettingError(f"{path}: this is the current folder; give the name of a new one")
     filled = path.is_dir() and any(path.iterdir())
     if not overwrite and (filled or (path.exists() and not path.is_dir())):
         raise SettingError(

@@ -19,8 +19,13 @@ from culm.train.trackers.tracker import numbers
 
 Axis = Literal["step", "tokens", "flops"]
 OWN = ("folder", "seed", "device", "track")  # settings of a run that make no other curve
-SEED = re.compile(r"[-_.]?(seed)?[-_.]?\d*$")  # at the end of a folder's name
+# At the end of a folder's name: not the 2 of `gpt2`, nor the exponent of `rate=1e-3`.
+SEED = re.compile(r"[-_.]?seed[-_.]?\d*$|(?<!\de)[-_]\d+$")
 WINDOW = 10  # last values of a metric that are averaged; a loss differs much from step to step
+
+
+class NothingMeasured(SettingError):
+    """A run that has measured nothing yet."""
 
 
 class Point(NamedTuple):
@@ -79,7 +84,7 @@ def read_measured(folder: Path) -> Run:
     `eval.NAME`.
 
     Raises:
-        SettingError: it is no run, or has measured nothing yet.
+        SettingError: it is no run, or has measured nothing yet (NothingMeasured).
     """
     path = folder / SETTINGS
     if not path.is_file():
@@ -94,7 +99,7 @@ def read_measured(folder: Path) -> Run:
             known = f"eval.{name}" if any(name in one for one in trained) else name
             values.setdefault(known, {})[line["step"]] = value
     if not values:
-        raise SettingError(f"{folder}: it has measured nothing yet")
+        raise NothingMeasured(f"{folder}: it has measured nothing yet")
     manifest = folder / MANIFEST
     starts = (read_json(manifest).get("starts") if manifest.is_file() else None) or [{}]
     flops = starts[-1].get("flops_per_token")
@@ -126,13 +131,11 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return {name: value for part in parts for name, value in part.items()}
 
 
-def grouped(runs: Sequence[Run], but: str | None = None) -> dict[str, list[Run]]:
+def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs with the same settings, by the settings in which the groups differ, or by the names
     of their folders where these are too many to read.
-
-    but: a setting in which runs of a group may differ.
     """
-    kept = [{n: value for n, value in run.settings.items() if n != but} for run in runs]
+    kept = [run.settings for run in runs]
     names = sorted({name for settings in kept for name in settings})
     differ = [n for n in names if len({repr(settings.get(n)) for settings in kept}) > 1]
     found: dict[tuple[str, ...], list[Run]] = {}
@@ -167,6 +170,8 @@ def curve_of(runs: Sequence[Run], metric: str, axis: Axis = "step") -> list[Poin
     for run in runs:
         if axis == "flops" and run.flops is None:
             raise SettingError(f"--over: {run.folder} has no FLOPs; use step or tokens")
+        if axis == "tokens" and not run.tokens:
+            raise SettingError(f"--over: {run.folder} has counted no tokens; use step")
         if metric not in run.values:
             known = did_you_mean(metric, list(run.values))
             raise SettingError(f"--metric: {run.folder} has no {metric!r}{known}")

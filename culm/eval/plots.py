@@ -32,6 +32,7 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "legend.frameon": False,
+    "text.parse_math": False,  # names of runs and tokens may have dollar signs
 }
 SMOOTHED = 60  # longer curves show a running mean on top of the raw values
 
@@ -265,6 +266,7 @@ def _smooth(values: Sequence[float], share: float = 0.95) -> list[float]:
 
 
 def _write(figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
     figure.savefig(path, bbox_inches="tight")  # long labels are not clipped
     plt.close(figure)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -34,8 +35,7 @@ def learn(words: Sequence[str], out: str, overwrite: bool) -> int:
         case ["solution", *_]:
             raise SettingError("name one exercise, such as attention.scores")
         case [name]:
-            for lesson in some_lessons(name):
-                copy_lesson(lesson, Path(out), overwrite)
+            copy_lessons(some_lessons(name), Path(out), overwrite)
         case _:
             raise SettingError("one lesson at a time; or: check FILE..., solution EXERCISE")
     return 0
@@ -58,8 +58,19 @@ def list_lessons() -> None:
         table.add_row(f"  {lesson.number}", lesson.topic, lesson.title, f"{right}/{len(names)}")
     console.print(table)
     right = sum(name in finished for name in every)
-    console.print(f"\n{right} of {len(every)} exercises are done ({progress_file()}).")
+    where = progress_file()
+    console.print(f"\n{right} of {len(every)} exercises are done ({where}).", markup=False)
     console.print("Start with: culm learn 1a", markup=False)
+
+
+def copy_lessons(found: Sequence[Lesson], folder: Path, overwrite: bool) -> None:
+    """Copy a lesson, or those of a part that the reader does not have yet."""
+    for lesson in found:
+        script = folder / lesson.path.name
+        if len(found) > 1 and script.exists() and not overwrite:
+            typer.echo(f"{lesson.number}: {script} is there, and stays as it is")
+        else:
+            copy_lesson(lesson, folder, overwrite)
 
 
 def copy_lesson(lesson: Lesson, folder: Path, overwrite: bool) -> None:
@@ -91,7 +102,14 @@ def check_files(paths: Sequence[Path]) -> int:
     from culm.learn.graded import graded
 
     console = Console(highlight=False, soft_wrap=True)
-    verdicts = [verdict for path in paths for verdict in graded(path)]
+    verdicts, wrong = [], []
+    for path in paths:
+        try:
+            verdicts += graded(path)
+        except SettingError as error:  # the other files may be right
+            wrong.append(error)
+    if not verdicts:
+        raise wrong[0]
     width = max(len(one.name) for one in verdicts)
     marks = {
         "right": "[green]right[/]     ",
@@ -105,7 +123,9 @@ def check_files(paths: Sequence[Path]) -> int:
             record(one.name)
     right = sum(one.state == "right" for one in verdicts)
     console.print(f"\n{right} of {len(verdicts)} are right.")
-    return 0 if right == len(verdicts) else OTHER
+    for refused in wrong:
+        console.print(f"Not checked: {refused}", markup=False)
+    return 0 if right == len(verdicts) and not wrong else OTHER
 
 
 def show_solution(name: str) -> None:

@@ -28,7 +28,7 @@ def difference(seen: Any, expected: Any, tolerance: float) -> str | None:
 
 
 def _of_tensors(seen: Any, expected: Tensor, tolerance: float) -> str | None:
-    if isinstance(seen, np.ndarray):
+    if isinstance(seen, np.ndarray) and seen.dtype.kind in "biuf":
         seen = torch.as_tensor(seen)
     if not isinstance(seen, Tensor):
         return f"it gives {outline(seen)}, and a tensor is expected"
@@ -61,7 +61,7 @@ def _kind(tensor: Tensor) -> str:
 
 def _of_others(seen: Any, expected: Any, tolerance: float) -> str | None:
     if isinstance(expected, Mapping):
-        if not isinstance(seen, Mapping) or list(map(str, seen)) != list(map(str, expected)):
+        if not isinstance(seen, Mapping) or list(seen) != list(expected):
             return f"it gives {outline(seen)}, and {outline(expected)} is expected"
         pairs = [(f"under {key!r} ", seen[key], expected[key]) for key in expected]
     elif isinstance(expected, Sequence) and not isinstance(expected, str | bytes):

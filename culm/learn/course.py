@@ -7,15 +7,16 @@ names of exercises are read from the code, so that nothing is listed twice.
 from __future__ import annotations
 
 import ast
-import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from culm.config import SettingError, did_you_mean
+from culm.files import read_json
 
+PYTHON_CELLS = ("%%time", "%%timeit", "%%capture", "%%prun")  # what follows is Python
+COMMAND = re.compile(r"\s*[%!?]|.*[\w)]\?{1,2}\s*$")  # such as %time, !ls, ?help or help?
 LESSONS = Path(__file__).parent / "lessons"
 PARTS = {
     "1": "The core of a transformer",
@@ -100,19 +101,33 @@ def code_of(path: Path) -> str:
     """The code of a script or a notebook, without magic commands.
 
     Raises:
-        SettingError: it is neither, or there is no such file.
+        SettingError: it is neither or not readable, or there is no such file.
     """
     if not path.is_file():
         raise SettingError(f"{path}: there is no such file; `culm learn NUMBER` copies a lesson")
-    text = path.read_text(encoding="utf-8")
+    if path.suffix not in (".py", ".ipynb"):
+        raise SettingError(f"{path}: it ends in neither .py nor .ipynb")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{path}: it is not text in UTF-8: {error}") from None
     if path.suffix == ".py":
         return text
-    if path.suffix != ".ipynb":
-        raise SettingError(f"{path}: it ends in neither .py nor .ipynb")
-    return "\n".join(_lines(json.loads(text)["cells"]))
+    cells = read_json(path).get("cells")
+    if not isinstance(cells, list):
+        raise SettingError(f"{path}: it is no notebook, since it has no cells")
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return "\n".join(map(_python, code))
 
 
-def _lines(cells: Sequence[dict]) -> list[str]:
-    source = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    lines = [line for text in source for line in text.splitlines()]
-    return ["" if line.lstrip().startswith(("%", "!")) else line for line in lines]
+def _python(cell: str) -> str:
+    """A cell without commands of IPython; of one that is Python as it is, every line."""
+    try:
+        ast.parse(cell)
+    except SyntaxError:
+        first, *rest = cell.lstrip().splitlines()
+        if first.startswith("%%"):
+            return "\n".join(rest) if first.split()[0] in PYTHON_CELLS else ""
+        lines = cell.splitlines()
+        return "\n".join("" if COMMAND.match(line) else line for line in lines)
+    return cell

@@ -92,7 +92,7 @@ def find(name: str) -> Exercise:
         SettingError: there is none.
     """
     topic = name.split(".")[0]
-    if not topic.isidentifier() or find_spec(f"{CHECKS}.{topic}") is None:
+    if not topic.isidentifier() or topic.startswith("_") or find_spec(f"{CHECKS}.{topic}") is None:
         raise SettingError(f"{name}: there is no topic {topic!r}; `culm learn` lists the lessons")
     known = {one.name: one for one in import_module(f"{CHECKS}.{topic}").EXERCISES}
     if name not in known:
@@ -109,7 +109,7 @@ def judge(exercise: Exercise, function: Function) -> Verdict:
             seen = function(*deepcopy(arguments))
         except NotImplementedError:
             return Verdict(exercise.name, "unfinished", exercise.task)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             words = f"it raises {type(error).__name__}: {_first_line(error)}"
             return Verdict(exercise.name, "wrong", words + _where(exercise, arguments))
         if seen is None and expected is not None:
@@ -133,9 +133,9 @@ def _hint(exercise: Exercise, cases: Sequence[tuple[Any, ...]], function: Functi
 def _same(one: Function, other: Function, arguments: tuple[Any, ...], tolerance: float) -> bool:
     try:
         first, second = (function(*deepcopy(arguments)) for function in (one, other))
-    except Exception:
+        return difference(first, second, tolerance) is None
+    except (Exception, SystemExit):
         return False
-    return difference(first, second, tolerance) is None
 
 
 def _where(exercise: Exercise, arguments: tuple[Any, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,19 @@ from culm.config import SettingError
 from culm.learn.course import code_of, exercises_in
 from culm.learn.exercise import Verdict, find, judge
 
-DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-LITERAL = (ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.UnaryOp, ast.USub, ast.expr_context)
+DEFINITIONS = (
+    ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef,
+)  # fmt: skip
+ASSIGNED = (ast.Assign, ast.AnnAssign)
+RUNS = (ast.Call, ast.Await, ast.Yield, ast.YieldFrom)  # what a constant has none of
 
 
 def graded(path: Path) -> list[Verdict]:
     """A verdict for each exercise of a script or notebook, in order.
 
-    Only imports, functions, classes and constants are run. As in the lesson, a function that is not
-    right is replaced by the library's, so that one mistake does not fail what is built on it.
+    Only imports, functions, classes and values that are computed without a call are run; one of
+    these that needs what is not run is left out. As in the lesson, a function that is not right is
+    replaced by the library's, so that one mistake does not fail what is built on it.
 
     Raises:
         SettingError: the code is not valid Python, or has no exercises.
@@ -40,7 +45,9 @@ def graded(path: Path) -> list[Verdict]:
             written.decorator_list = []
         try:
             exec(compile(ast.Module([node], []), str(path), "exec"), known)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            if written is None and (isinstance(node, ASSIGNED) or isinstance(error, NameError)):
+                continue
             raise SettingError(
                 f"{path}: line {node.lineno}: {type(error).__name__}: {error}"
             ) from error
@@ -53,7 +60,18 @@ def graded(path: Path) -> list[Verdict]:
 
 
 def _is_definition(node: ast.stmt) -> bool:
-    """Whether a statement runs nothing: a constant, or a name for later."""
-    if isinstance(node, ast.Assign):
-        return all(isinstance(part, LITERAL) for part in ast.walk(node.value))
+    """Whether a statement trains and prints nothing: a name for later."""
+    if isinstance(node, ASSIGNED):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        # An attribute or an item may be of the library.
+        named = all(isinstance(one, ast.Name | ast.Tuple) for one in targets)
+        return named and not any(isinstance(one, RUNS) for one in _outside_functions(node))
     return isinstance(node, DEFINITIONS)
+
+
+def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and all in it, but not the body of a lambda, which runs later."""
+    yield node
+    for inner in ast.iter_child_nodes(node):
+        if not isinstance(inner, ast.Lambda):
+            yield from _outside_functions(inner)

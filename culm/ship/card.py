@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
 
+from culm.config import SettingError
 from culm.convert.card import FENCE
 from culm.eval.report import percent, table
 from culm.lineage import Lineage
@@ -30,6 +32,9 @@ def hub_card(
 ) -> str:
     """README.md for a repository.
 
+    Raises:
+        SettingError: the front matter of `readme` is not YAML.
+
     readme: the card in the model's folder; what stands there in addition is kept. results: as a
     `results.json` has them. made: the record of the model. licence: its short name on the hub.
     """
@@ -50,11 +55,21 @@ def hub_card(
 
 
 def _parts(readme: str) -> tuple[dict[str, Any], str]:
-    """Front matter and text of a card, without what an earlier push wrote."""
+    """Front matter and text of a card, without what an earlier push wrote.
+
+    Raises:
+        SettingError: the front matter is not YAML.
+    """
     before, *rest = readme.split(FENCE, 2)
-    front = yaml.safe_load(rest[0]) if not before.strip() and len(rest) == 2 else {}
-    text = rest[1] if front else readme
-    return (front if isinstance(front, dict) else {}), text.partition(MARK)[0].strip()
+    try:
+        front = yaml.safe_load(rest[0]) if not before.strip() and len(rest) == 2 else None
+    except yaml.YAMLError as error:
+        raise SettingError(
+            f"README.md: its front matter is not readable as YAML: {error}"
+        ) from None
+    if not isinstance(front, dict):  # a line between two paragraphs
+        return {}, readme.partition(MARK)[0].strip()
+    return front, rest[1].partition(MARK)[0].strip()
 
 
 def _tags(front: Mapping[str, Any]) -> list[str]:
@@ -79,17 +94,23 @@ def _rows(results: Mapping[str, Any], name: str = "") -> Iterable[tuple[str, Any
     for key, value in results.items():
         label = f"{name}{key}"
         if isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys():
-            yield name + key, value
+            if all(_finite(value[one]) for one in ("value", "low", "high")):
+                yield name + key, value
         elif isinstance(value, Mapping):
             yield from _rows(value, "" if key == "scores" else f"{label}: ")
-        elif key in NUMBERS and isinstance(value, int | float):
+        elif key in NUMBERS and _finite(value):
             yield name + NUMBERS[key], value
+
+
+def _finite(value: Any) -> bool:
+    """Whether it is a number; one that is not finite is null in a results file."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _evaluation(results: Mapping[str, Any]) -> str:
     rows = [
         (label, percent(value) if isinstance(value, Mapping) else f"{value:.4f}",
-         f"{value['count']:,}" if isinstance(value, Mapping) and "count" in value else "")
+         f"{value['count']:,}" if isinstance(value, Mapping) and value.get("count") else "")
         for label, value in _rows(results)
     ]  # fmt: skip
     if not rows:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
-from culm.config import parse
+from culm.config import SettingError, parse
 from culm.convert.export import write_made_of
 from culm.convert.load import refuse_overwrite
 from culm.ship.targets import Target
@@ -21,11 +22,15 @@ def export_for(
     Raises:
         SettingError: there is no such target, or it does not take this model.
     """
-    chosen = parse(Target, target, "--for")
+    if not isinstance(target, str | Mapping):
+        raise SettingError("--for: expected a name such as ollama, or a mapping with its kind")
+    if Path(out).suffix.lower() == ".gguf":
+        raise SettingError(f"{out}: with --for it is a folder; give a name without .gguf")
+    chosen, out = parse(Target, target, "--for"), Path(out)
     refuse_overwrite(source, out)
-    chosen.write(source, Path(out), dtype, family)
+    chosen.write(source, out, dtype, family)
     written = target if isinstance(target, str) else json.dumps(target)
     options = {"--for": written, "--dtype": dtype, "--family": family}
     words = [word for name, value in options.items() if value for word in (name, value)]
     write_made_of(source, out, "export", *words)
-    return Path(out)
+    return out

@@ -17,6 +17,8 @@ from culm.lineage import Content, Lineage
 
 SHOWN = 12  # digits of a digest
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
+SETTING = re.compile(r"[A-Za-z_][\w.-]*=")  # the name in `data.path=texts`
+INNER = re.compile(r"[^\s,{}\[\]\"']+")  # the words in `{kind: text, path: texts}`
 
 
 class Stage(NamedTuple):
@@ -120,9 +122,13 @@ def _without_places(value: Any, key: str = "") -> Any:
 
 
 def _word(text: str) -> str:
-    """A word of a command; of a path elsewhere on the machine only its name."""
+    """A word of a command; of a path elsewhere on the machine only its name, also in a setting."""
+    if setting := SETTING.match(text):
+        return setting[0] + _word(text[setting.end() :])
+    if text.startswith(("{", "[")):
+        return INNER.sub(lambda found: _word(found[0]), text)
     if WINDOWS.match(text):
         return PureWindowsPath(text).name
-    if text.startswith(("/", "~", "../")):
+    if text.startswith(("/", "~", "file:")) or ".." in PurePosixPath(text).parts:
         return PurePosixPath(text).name
     return text

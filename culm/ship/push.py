@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
 
 from culm import hub
 from culm.config import SettingError
@@ -36,6 +37,7 @@ FILES = (
 )  # fmt: skip
 KINDS = ("model.json", "config.json", "adapter_config.json", "Modelfile")  # one marks a model
 VERSION = re.compile(r"v(\d+)")
+TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -59,17 +61,25 @@ def prepare(
     version: the name of its tag; None: v1, or one more than the newest of the repository.
 
     Raises:
-        SettingError: there is no model, or the name is not OWNER/NAME.
+        SettingError: there is no model, or the hub takes no such name or tag.
     """
     if not HUB_ID.fullmatch(repo):
         raise SettingError(f"{repo}: not the name of a repository; give OWNER/NAME")
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise SettingError(f"{repo}: not the name of a repository: {error}") from None
+    if version is not None and not _is_tag(version):
+        raise SettingError(
+            f"--tag: {version!r}; use letters, digits, -, _ and single dots, and not main"
+        )
     place = find_model(model)
     files = _files(place)
     if not files.keys() & {*KINDS, *_gguf(place)} or not any(map(_is_weights, files)):
         raise SettingError(f"{place}: there is no finished model; give a run or model folder")
     made = read_lineage(place)
     readme = place / CARD if place.is_dir() else None
-    text = readme.read_text(encoding="utf-8") if readme and readme.is_file() else ""
+    text = readme.read_text(encoding="utf-8-sig") if readme and readme.is_file() else ""
     version = version or "v1"
     found = _results(place, results)
     written = {CARD: hub_card(text, repo, found, made, licence, version)}
@@ -78,6 +88,12 @@ def prepare(
     there = {str(f.relative_to(place)) for f in place.rglob("*") if f.is_file()}
     left = sorted(there - files.keys() - {CARD, LINEAGE}) if place.is_dir() else []
     return Upload(repo, version, files, written, left)
+
+
+def _is_tag(version: str) -> bool:
+    """Whether Git takes the name: it is too late to ask when the files are uploaded."""
+    plain = TAG.fullmatch(version) and ".." not in version
+    return bool(plain) and not version.endswith((".", ".lock")) and version not in ("main", "HEAD")
 
 
 def _gguf(place: Path) -> list[str]:
@@ -106,7 +122,11 @@ def _results(place: Path, given: Sequence[str]) -> dict[str, Any]:
     paths = [Path(one) for one in given] or ([own] if own.is_file() else [])
     found: dict[str, Any] = {}
     for path in paths:
-        found |= read_json(path)
+        for name, value in read_json(path).items():
+            known = found.get(name)
+            if isinstance(known, Mapping) and isinstance(value, Mapping):
+                value = {**known, **value}  # scores of two suites
+            found[name] = value
     return found
 
 
@@ -123,13 +143,14 @@ def push(
     Raises:
         SettingError: there is no token, the version exists, or the hub refuses.
     """
-    prepare(model, repo, version or "v1", licence, results)  # whatever is wrong here comes first
+    first = "v1" if version is None else version
+    prepare(model, repo, first, licence, results)  # whatever is wrong here comes first
     if not get_token():
         raise SettingError(
             "no token of the Hugging Face hub: run `hf auth login` with one that may write, or set "
             "HF_TOKEN"
         )
-    api = HfApi()
+    api, half = HfApi(), ""
     try:
         api.create_repo(repo, private=not public, exist_ok=True)
         tags = [ref.name for ref in api.list_repo_refs(repo).tags]
@@ -138,15 +159,16 @@ def push(
             repo, _operations(upload, api.list_repo_files(repo)),
             commit_message=f"Version {upload.version}",
         )  # fmt: skip
+        half = f"the files of version {upload.version} are there, but not its tag: "
         api.create_tag(repo, tag=upload.version, revision=commit.oid)
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
             raise SettingError(
-                f"{repo}: the token is not valid, or may not write there; run `hf auth login`"
+                f"{repo}: {half}the token is not valid, or may not write there; run `hf auth login`"
             ) from None
-        raise SettingError(f"{repo}: {hub.reason(error, 'model')}") from None
+        raise SettingError(f"{repo}: {half}{hub.reason(error, 'model')}") from None
     except (HTTPError, OSError) as error:
-        raise SettingError(f"{repo}: the hub is not reachable: {error}") from None
+        raise SettingError(f"{repo}: {half}the hub is not reachable: {error}") from None
     say(f"Pushed {repo}, version {upload.version}.")
     return str(commit.commit_url)
 

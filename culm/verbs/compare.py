@@ -34,14 +34,16 @@ def show_compare(
     Raises:
         SettingError: a folder is no run, or has no such metric or setting.
     """
-    read, metric = _finished(read_once(runs)), metric.replace("-", "_")
+    read = _finished(read_once(runs))
+    if not any(metric in run.values for run in read):
+        metric = metric.replace("-", "_")
     known = all(run.flops is not None for run in read)
     axis = checked(out, over or ("flops" if known else "step"), overwrite)
     found = list(_panels(read, metric, axis, panels))
     from culm.eval.plots import comparison
 
     comparison(Path(out), found, metric, axis)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     for panel in found:
         table = Table(panel.title or "runs", "seeds", metric, "95 %", "training", box=None)
         for group in panel.groups:
@@ -73,10 +75,10 @@ def _panels(runs: Sequence[Run], metric: str, axis: Axis, setting: str | None) -
     if setting not in (None, "folder") and not any(setting in run.settings for run in runs):
         known = did_you_mean(setting, sorted({name for run in runs for name in run.settings}))
         raise SettingError(f"--panels: these runs have no setting {setting!r}{known}")
-    split: dict[str, list[Run]] = {}
+    split: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        split.setdefault(_title(run, setting), []).append(run)
-    for title, own in split.items():
+        split.setdefault(_values(run, setting), []).append(run)
+    for title, own in zip(_titles(list(split)), split.values(), strict=True):
         groups = [
             Group(name, curve_of(members, metric, axis), ends(members, metric), _flops(members))
             for name, members in grouped(own).items()
@@ -86,15 +88,20 @@ def _panels(runs: Sequence[Run], metric: str, axis: Axis, setting: str | None) -
         yield Panel(title, sorted(groups, key=lambda group: student(group.ends).value))
 
 
-def _title(run: Run, setting: str | None) -> str:
-    """Of the panel of a run: the value of the setting, and of paths the last names."""
+def _values(run: Run, setting: str | None) -> tuple[str, ...]:
+    """What decides the panel of a run."""
     if setting is None:
-        return ""
+        return ()
     if setting == "folder":
-        return run.folder.resolve().parent.name
+        return (str(run.folder.resolve().parent),)
     value = run.settings.get(setting)
-    values = value if isinstance(value, list | tuple) else [value]
-    return ", ".join(Path(str(one)).name for one in values)
+    return tuple(map(str, value if isinstance(value, list | tuple) else [value]))
+
+
+def _titles(panels: Sequence[tuple[str, ...]]) -> list[str]:
+    """The values of each panel: of paths the last names, if these differ."""
+    short = [", ".join(Path(one).name or one for one in values) for values in panels]
+    return short if len(set(short)) == len(short) else [", ".join(values) for values in panels]
 
 
 def _flops(runs: Sequence[Run]) -> float | None:

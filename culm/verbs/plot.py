@@ -10,8 +10,17 @@ from typing import cast, get_args
 from rich.console import Console
 from rich.table import Table
 
+from culm import log
 from culm.config import SettingError
-from culm.eval.curves import Axis, Run, curve_of, ends, grouped, read_measured
+from culm.eval.curves import (
+    Axis,
+    NothingMeasured,
+    Run,
+    curve_of,
+    ends,
+    grouped,
+    read_measured,
+)  # fmt: skip
 from culm.files import refuse_existing
 from culm.train.run_folder import SETTINGS
 
@@ -48,13 +57,13 @@ def show_plot(
             spread = f" ({min(found):.4g} - {max(found):.4g})" if len(found) > 1 else ""
             cells.append(f"{fmean(found):.4g}{spread}" if found else "")
         table.add_row(name, str(len(members)), *cells)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(table)
     console.print(out)
 
 
 def checked(out: str, over: str, overwrite: bool) -> Axis:
-    """The axis, after a look at what the picture would be; its folder is made.
+    """The axis, after a look at what the picture would be.
 
     Raises:
         SettingError: such a picture cannot be written, or exists.
@@ -64,15 +73,26 @@ def checked(out: str, over: str, overwrite: bool) -> Axis:
     if over not in get_args(Axis):
         raise SettingError(f"--over: {over!r} is not one of {', '.join(get_args(Axis))}")
     refuse_existing(Path(out), overwrite)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
     return cast(Axis, over)
 
 
 def read_once(folders: Sequence[str]) -> list[Run]:
-    """What the runs measured, or those in a folder of runs. One that is named twice counts once."""
-    once: dict[Path, Path] = {}
+    """What the runs measured, or those in a folder of runs. One that is named twice counts once.
+    In a folder of runs, those that have measured nothing yet are left out.
+
+    Raises:
+        SettingError: a folder is no run and has none, or a run has measured nothing.
+    """
+    once: dict[Path, Run] = {}
     for folder in map(Path, folders):
-        inner = sorted(path.parent for path in folder.glob(f"*/{SETTINGS}"))
-        for path in [folder] if (folder / SETTINGS).is_file() or not inner else inner:
-            once.setdefault(path.resolve(), path)
-    return [read_measured(path) for path in once.values()]
+        if (folder / SETTINGS).is_file() or not (inner := sorted(folder.glob(f"*/{SETTINGS}"))):
+            once.setdefault(folder.resolve(), read_measured(folder))
+            continue
+        for path in inner:
+            try:
+                once.setdefault(path.parent.resolve(), read_measured(path.parent))
+            except NothingMeasured as error:
+                log.say(f"Left out: {error}")
+    if not once:
+        raise NothingMeasured(f"{', '.join(folders)}: no run has measured anything yet")
+    return list(once.values())

@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from solved import solved
 
 from culm.cli import app
 from culm.config import SettingError
 from culm.learn.commands import learn
+from culm.learn.compare import difference
 from culm.learn.course import lessons, some_lessons
 from culm.learn.exercise import find
 from culm.learn.lesson import check, exercise, replaced, show
@@ -112,6 +115,7 @@ def test_a_notebook_is_checked_too(folder: Path) -> None:
         (["check", "data.csv"], "neither .py nor .ipynb"),
         (["solution"], "name one exercise"),
         (["solution", "attention.score"], "attention.scores"),
+        (["solution", "__init__.x"], "no topic"),
         (["1", "2"], "one lesson at a time"),
         (["99"], "no lesson '99'"),
     ],
@@ -209,3 +213,101 @@ def test_it_starts_in_an_empty_home_without_torch(folder: Path) -> None:
     assert "home/.local/share/culm/learn.json" in ran.stdout
     assert (folder / "lessons" / "01b_block.py").is_file()
     assert not list(home.iterdir()), "listing and copying write nothing there"
+
+
+SOFTMAX = "@exercise('attention.softmax')\ndef f(x):\n    return torch.softmax(x, -1)\n"
+LEAVES = "@exercise('attention.scores')\ndef scores(q, k):\n    exit()\n"
+
+
+def notebook(path: Path, *cells: str) -> str:
+    code = [{"cell_type": "code", "source": cell} for cell in cells]
+    path.write_text(json.dumps({"cells": code}))
+    return path.name
+
+
+@pytest.mark.parametrize("cell", ["%%bash\nls -l | wc", "softmax?", "!ls", "  %time 3"])
+def test_cells_that_are_no_python_fail_nothing(folder: Path, cell: str) -> None:
+    cells = ("%%time\nimport torch", cell, SOFTMAX)
+    assert learn(["check", notebook(folder / "n.ipynb", *cells)], "lessons", False) == 0
+
+
+def test_a_line_that_begins_with_an_operator_is_no_command(folder: Path) -> None:
+    lines = (
+        "import torch\n@exercise('attention.softmax')\ndef f(x):\n    axis = (5\n      % 2 - 2)\n"
+    )
+    name = notebook(folder / "n.ipynb", f"{lines}    return torch.softmax(x, axis)")
+    assert learn(["check", name], "lessons", False) == 0
+
+
+@pytest.mark.parametrize(
+    "helper",
+    ["ROOT = 1 / 2", "power: float = 2**-1", "half = lambda x: float(x) / 2", "A, B = 1, -1",
+     "trained = model.weights", "def plot(points=losses):\n    print(points)",
+     "later.attribute = 3"],
+)  # fmt: skip
+def test_helpers_of_the_reader_are_known(folder: Path, helper: str) -> None:
+    name = helper.split()[0].strip(":,")
+    uses = f"    {name}\n" if name in ("ROOT", "power", "half", "A") else ""
+    body = SOFTMAX.replace("    return", f"{uses}    return")
+    (folder / "mine.py").write_text(f"import torch\n{helper}\n{body}")
+    assert learn(["check", "mine.py"], "lessons", False) == 0
+
+
+def test_an_answer_that_exits_is_wrong(folder: Path, capsys) -> None:
+    (folder / "mine.py").write_text(f"import torch\n{LEAVES}{SOFTMAX}")
+    assert learn(["check", "mine.py"], "lessons", False) == 1
+    said = capsys.readouterr().out
+    assert "it raises SystemExit" in said
+    assert "1 of 2 are right." in said
+
+
+def test_one_broken_file_does_not_hide_the_others(folder: Path, capsys) -> None:
+    (folder / "mine.py").write_text(f"import torch\n{SOFTMAX}")
+    (folder / "notes.py").write_text("def (:\n")
+    assert learn(["check", "notes.py", "mine.py"], "lessons", False) == 1
+    said = capsys.readouterr().out
+    assert "1 of 1 are right." in said
+    assert "Not checked: notes.py: line 1" in said
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "not JSON", '{"cells": 1}'])
+def test_what_is_no_notebook_is_refused_by_name(folder: Path, text: str) -> None:
+    (folder / "n.ipynb").write_text(text)
+    with pytest.raises(SettingError, match=r"n\.ipynb: "):
+        learn(["check", "n.ipynb"], "lessons", False)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_damaged_progress_starts_again(text: str, capsys) -> None:
+    """As after a full disk."""
+    progress_file().parent.mkdir(parents=True, exist_ok=True)
+    progress_file().write_text(text)
+    assert learn([], "lessons", False) == 0
+    check("attention.softmax", lambda scores: scores.softmax(-1))
+    assert list(done()) == ["attention.softmax"]
+    assert progress_file().with_name("learn.json.damaged").read_text() == text
+
+
+def test_a_home_that_cannot_be_written_to_stops_no_check(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    (folder / "file").write_text("")
+    monkeypatch.setenv("CULM_LEARN", str(folder / "file" / "learn.json"))
+    (folder / "mine.py").write_text(f"import torch\n{SOFTMAX}")
+    assert learn(["check", "mine.py"], "lessons", False) == 0
+    assert "1 of 1 are right." in capsys.readouterr().out
+
+
+def test_a_result_of_another_kind_is_told(capsys) -> None:
+    assert difference({"1": 2}, {1: 2}, 1e-5) is not None
+    assert difference(np.array([None]), torch.ones(1), 1e-5) is not None
+
+
+def test_a_part_is_completed(folder: Path, capsys) -> None:
+    learn(["1a"], "lessons", False)
+    mine = folder / "lessons" / FIRST.path.name
+    mine.write_text("my work")
+    assert learn(["1"], "lessons", False) == 0
+    assert mine.read_text() == "my work"
+    assert "stays as it is" in capsys.readouterr().out
+    assert (folder / "lessons" / "01b_block.py").exists()

@@ -180,3 +180,30 @@ def test_what_is_refused(model_folder, tmp_path, target, settings, words) -> Non
     with pytest.raises(SettingError, match=words):
         export_for(str(source), tmp_path / "out", target)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_not_named_as_a_file(model_folder, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="it is a folder"):
+        export_for(str(model_folder()), tmp_path / "fox.gguf", "ollama")
+
+
+def test_a_name_that_ollama_takes(model_folder, tmp_path: Path) -> None:
+    out = export_for(str(model_folder()), tmp_path / "my fox: (2)", "ollama")
+    assert "ollama run my-fox-2\n" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ['<|"|>', "<\\s>", "\n\n"])
+def test_a_stop_is_written_as_it_is(name: str, chat_tokenizer) -> None:
+    """Ollama removes the outer quotes of a parameter, and reads no escapes."""
+    inner = tokenizers.Tokenizer.from_str(chat_tokenizer.json)
+    inner.add_special_tokens([name])
+    ids = (inner.token_to_id(name),)
+    text = modelfile(Tokenizer(inner, chat_tokenizer.settings, None, ids), 64)
+    assert f'PARAMETER stop "{name}"' in text
+
+
+def test_spaces_that_ollama_would_drop_are_escaped(chat_tokenizer) -> None:
+    template = LLAMA3.replace("<|start_header_id|>", "\u3000\u00a0\u200b")
+    made = go_template(form_of(with_template(chat_tokenizer, template)))
+    assert made.replace("\n", "").isprintable()
+    assert "\u3000\u00a0\u200buser" in rendered(made, dialogue("user", "Hello"))

@@ -127,9 +127,11 @@ def test_a_run_without_a_model_is_refused(run: Path) -> None:
         prepare(str(run), REPO, "v1", None, [])
 
 
-@pytest.mark.parametrize("repo", ["tiny", "a/b/c", "some body/x"])
+@pytest.mark.parametrize(
+    "repo", ["tiny", "a/b/c", "some body/x", "a/b--c", "a/-b", "ü/ü", "a/b.git"]
+)
 def test_a_name_that_is_no_repository(repo: str, run: Path) -> None:
-    with pytest.raises(SettingError, match="not the name of a repository; give OWNER/NAME"):
+    with pytest.raises(SettingError, match="not the name of a repository"):
         prepare(str(run), repo, "v1", None, [])
 
 
@@ -204,3 +206,68 @@ def test_the_way_of_a_model() -> None:
     assert Lineage.model_validate(json.loads(written)).models.keys() == {
         "start", "objective.reference",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("tag", ["", "v 1", "a/b", "a..b", "main", "v1.lock", "-x", "~1"])
+def test_a_tag_that_git_does_not_take(tag: str, hub: Hub, run: Path) -> None:
+    """Nothing is uploaded whose version could not be named."""
+    with pytest.raises(SettingError, match="--tag"):
+        push(str(run), REPO, tag, None, [], False)
+    assert not hub.files
+
+
+def test_results_of_two_suites_are_together(run: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / "one.json", tmp_path / "two.json"]
+    paths[0].write_text(json.dumps(SCORES))
+    other = {"gsm8k": {"value": 0.25, "low": 0.2, "high": 0.3, "count": None}}
+    paths[1].write_text(json.dumps({"scores": other, "perplexity": None}))
+    body = prepare(str(run), REPO, "v1", None, list(map(str, paths))).written["README.md"]
+    assert "| arithmetic | 87.5 % (81.0 - 92.0) | 400 |" in body
+    assert "| gsm8k | 25.0 % (20.0 - 30.0) |  |" in body
+
+
+def test_a_measure_without_a_number_is_left_out(run: Path, tmp_path: Path) -> None:
+    nothing = {"value": None, "low": None, "high": None}
+    (tmp_path / "r.json").write_text(json.dumps({"scores": {"mmlu": nothing}}))
+    body = prepare(str(run), REPO, "v1", None, [str(tmp_path / "r.json")]).written["README.md"]
+    assert "Nothing was measured." in body
+
+
+def test_a_card_of_ones_own(run: Path) -> None:
+    readme = run / "model" / "README.md"
+    readme.write_text("---\ntags: [a\n---\nMine\n")
+    with pytest.raises(SettingError, match="front matter is not readable as YAML"):
+        prepare(str(run), REPO, "v1", None, [])
+    readme.write_text("---\nA line above.\n---\nMine\n")
+    assert "A line above." in prepare(str(run), REPO, "v1", None, []).written["README.md"]
+    readme.write_bytes(b"\xef\xbb\xbf---\ntags: [mine]\n---\nMine\n")
+    front, _ = card_of(prepare(str(run), REPO, "v1", None, []).written["README.md"])
+    assert front["tags"] == ["culm", "mine"]
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("data.path=/home/me/books.txt", "data.path=books.txt"),
+        ("{kind: model, path: /home/me/reward}", "{kind: model, path: reward}"),
+        ("tokenizer=C:\\Users\\me\\tok", "tokenizer=tok"),
+        ("file:///home/me/a.txt", "a.txt"),
+        ("texts/../../me/a.txt", "a.txt"),
+        ("texts/a.txt", "texts/a.txt"),
+        ("https://example.org/a/b.txt", "https://example.org/a/b.txt"),
+        ("train.optimizer.rate=1e-3", "train.optimizer.rate=1e-3"),
+    ],
+)
+def test_no_place_in_any_word(word: str, said: str) -> None:
+    made = Lineage(command=("prepare", word), directory="/home/me", files={})
+    assert public(made)["command"] == ["prepare", said]
+
+
+def test_a_tag_that_fails_after_the_upload(hub: Hub, run: Path, monkeypatch) -> None:
+    def refused(*given: object, **more: object) -> None:
+        raise OSError("connection lost")
+
+    monkeypatch.setattr("culm.ship.push.HfApi.create_tag", refused)
+    with pytest.raises(SettingError, match="files of version v1 are there, but not its tag"):
+        push(str(run), REPO, None, None, [], False)
+    assert hub.files

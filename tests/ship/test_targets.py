@@ -21,6 +21,7 @@ from culm.ship.export import export_for
 from culm.ship.targets.cloudflare import BASES
 from culm.ship.targets.vllm import commands
 from culm.tokenizer.bytes import Bytes
+from culm.verbs.export import export_model
 
 NO_FAMILY = {"kind": "gqa", "heads": 4, "alibi": True, "rope": None}
 
@@ -49,6 +50,16 @@ def test_vllm_with_tensor_parallel(model_folder, tmp_path: Path) -> None:
     assert "--tensor-parallel-size 2" in (out / "README.md").read_text()
     with pytest.raises(SettingError, match="tensor_parallel: 3 does not divide the 4 attention"):
         export_for(source, tmp_path / "more", {"kind": "vllm", "tensor_parallel": 3})
+
+
+@pytest.mark.parametrize("target", ["vllm", "inferentia"])
+def test_heads_of_keys_that_no_server_can_divide(target: str, model_folder, tmp_path: Path) -> None:
+    attention = {"kind": "gqa", "heads": 12, "kv_heads": 4, "head_dim": 8}
+    source = str(model_folder(attention=attention, name="keys"))
+    with pytest.raises(SettingError, match="neither a divisor nor a multiple of the 4 heads"):
+        export_for(source, tmp_path / "out", {"kind": target, "tensor_parallel": 6})
+    export_for(source, tmp_path / "out", {"kind": target, "tensor_parallel": 4})
+    export_for(source, tmp_path / "copies", {"kind": target, "tensor_parallel": 12})
 
 
 def test_a_model_of_no_family_is_refused(model_folder, tmp_path: Path) -> None:
@@ -174,6 +185,7 @@ def test_cloudflare(tmp_path: Path) -> None:
         ({"use_dora": True}, {}, "use_dora: Workers AI does not apply DoRA"),
         ({"use_rslora": True}, {}, "use_rslora"),
         ({"modules_to_save": ["lm_head"]}, {}, "modules_to_save"),
+        ({"r": 4}, {}, "does not fit mistral-7b-instruct-v0.2 with rank 4"),
         ({"layer": 32}, {}, r"layers\.32.*has no such layer"),
         ({"base_model_name_or_path": "Qwen/Qwen3-0.6B"}, {}, "'Qwen/Qwen3-0.6B' is not one of"),
         ({}, {"base": "llama-2-7b-chat-hf"}, r"k_proj.lora_B.* does not fit llama-2-7b-chat-hf"),
@@ -222,3 +234,32 @@ def test_a_hugging_face_folder_is_a_source(target: str, model_folder, tmp_path: 
     folder = export(model_folder(), tmp_path / "hf", "float32")
     out = export_for(str(folder), tmp_path / "out", target)
     assert (out / "README.md").is_file()
+
+
+def test_a_folder_of_any_name(tmp_path: Path) -> None:
+    source = str(adapter(tmp_path / "adapter"))
+    text = (export_for(source, tmp_path / 'my "poet"', "cloudflare") / "README.md").read_text()
+    assert """-lora 'my "poet"' 'my "poet"'""" in text
+    assert r'lora: "my \"poet\""' in text
+
+
+def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch) -> None:
+    source = str(adapter(tmp_path / "adapter"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for overwrite in (False, True):
+        with pytest.raises(SettingError, match="the current folder"):
+            export_model(source, ".", "cloudflare", "", "", overwrite)
+
+
+def test_an_adapter_without_layers_is_refused(tmp_path: Path) -> None:
+    source = adapter(tmp_path / "adapter")
+    write_safetensors(source / "adapter_model.safetensors", {})
+    with pytest.raises(SettingError, match="has no layers"):
+        export_for(str(source), tmp_path / "out", "cloudflare")
+
+
+@pytest.mark.parametrize("target", [None, 5, ["ollama"]])
+def test_no_target(target: object, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="--for: expected a name such as ollama"):
+        export_for(str(tmp_path), tmp_path / "out", target)

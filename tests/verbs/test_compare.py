@@ -100,3 +100,65 @@ def test_a_run_that_still_trains_is_left_out(runs, tmp_path: Path, capsys) -> No
         (folder / "results.json").unlink(missing_ok=True)
     with pytest.raises(SettingError, match="no run is finished"):
         compare(folders, tmp_path / "c.png")
+
+
+def test_paths_that_end_alike_are_two_panels(runs, tmp_path: Path, capsys) -> None:
+    folders = runs(("a", "bytes", 0, 2.0, None), ("b", "bytes", 0, 1.0, None))
+    for folder, path in zip(folders, ("one/train.txt", "two/train.txt"), strict=True):
+        settings = yaml.safe_load((folder / "run.yaml").read_text())
+        (folder / "run.yaml").write_text(yaml.safe_dump({**settings, "data": {"path": path}}))
+    compare(folders, tmp_path / "c.svg", panels="data.path")
+    said = capsys.readouterr().out
+    titles = [line.split()[0] for line in said.splitlines() if "bits_per_byte" in line]
+    assert titles == ["one/train.txt", "two/train.txt"]
+
+
+def test_a_run_without_a_measure_does_not_hide_the_others(runs, tmp_path: Path, capsys) -> None:
+    """One of a folder that has just started, or that failed before its first step."""
+    (folder,) = runs(("a", "bytes", 0, 2.0, None))
+    (empty := folder.parent / "new").mkdir()
+    (empty / "run.yaml").write_text("seed: 1\n")
+    compare([folder.parent], tmp_path / "c.svg")
+    said = capsys.readouterr()
+    assert "bytes" in said.out
+    assert f"Left out: {empty}" in said.out + said.err
+    with pytest.raises(SettingError, match="measured nothing"):
+        compare([empty], tmp_path / "d.svg")
+
+
+def test_names_of_runs_are_no_markup(runs, tmp_path: Path, capsys) -> None:
+    """Neither that of the terminal nor the mathematics of the plots."""
+    folders = runs(("a", r"[red]$\x$", 0, 2.0, None), ("a", "b[blue]", 0, 1.0, None))
+    compare(folders, tmp_path / "c.svg")
+    said = capsys.readouterr().out
+    assert r"[red]$\x$" in said
+    assert "b[blue]" in said
+
+
+def test_only_a_seed_is_left_out_of_a_name(runs) -> None:
+    names = ("gpt2", "rate=1e-3", "blt-seed", "mega_12")
+    folders = runs(*(("a", name, seed, 1.0, None) for name in names for seed in (0, 1)))
+    renamed = [folder.rename(folder.parent / folder.name.replace("e-3-", "e-3-seed-"))
+               for folder in folders]  # fmt: skip
+    assert list(grouped([read_measured(folder) for folder in renamed])) == [
+        "gpt2", "rate=1e-3", "blt", "mega_12",
+    ]  # fmt: skip
+    single = [renamed[0].rename(renamed[0].parent / "gpt2"), renamed[2].rename(
+        renamed[2].parent / "rate=1e-3")]  # fmt: skip
+    assert list(grouped([read_measured(folder) for folder in single])) == ["gpt2", "rate=1e-3"]
+
+
+def test_a_metric_may_have_hyphens(runs, tmp_path: Path, capsys) -> None:
+    (folder,) = runs(("a", "bytes", 0, 2.0, None))
+    line = {"step": 2, "scores": {"gsm-hard": 0.5}}
+    (folder / "eval.jsonl").write_text(json.dumps(line))
+    compare([folder], tmp_path / "c.svg", metric="scores.gsm-hard")
+    assert "0.5000" in capsys.readouterr().out
+
+
+def test_a_run_that_counts_no_tokens_has_no_such_axis(runs, tmp_path: Path) -> None:
+    (folder,) = runs(("a", "bytes", 0, 2.0, None))
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 2, "bits_per_byte": 3.0}))
+    with pytest.raises(SettingError, match="counted no tokens"):
+        compare([folder], tmp_path / "new" / "c.svg", metric="bits_per_byte", over="tokens")
+    assert not (tmp_path / "new").exists()

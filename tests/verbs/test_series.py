@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner
 
 from culm.cli import app
 from culm.config import SettingError
 from culm.exits import Refused
+from culm.train.judge import TrainingError
 from culm.verbs.series import members, split, train_series
 
 
@@ -105,3 +107,83 @@ def test_folders_of_all_runs_differ(run: str) -> None:
         members(run, ["folder=x"], None, ["train.optimizer.rate=0.1", "data.path=a/b,a/c"])
     )
     assert [folder for folder, _ in found] == ["x/rate=0.1-path=a_b", "x/rate=0.1-path=a_c"]
+
+
+def test_a_run_that_fails_does_not_stop_the_others(
+    run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A learning rate with which a run diverges is a result of a sweep."""
+    trained = []
+
+    def train(name: str, given: list[str]) -> None:
+        if "train.optimizer.rate=9" in given:
+            raise TrainingError("step 2: the loss is nan")
+        trained.append(given)
+
+    monkeypatch.setattr("culm.verbs.series.train_run", train)
+    with pytest.raises(TrainingError, match="step 2"):
+        train_series(run, [], None, ["train.optimizer.rate=9,0.1"])
+    assert len(trained) == 1
+    said = "".join(capsys.readouterr())
+    assert "rate=9 failed: step 2" in said
+    assert "1 of 2 runs failed" in said
+
+
+@pytest.mark.parametrize("error", [typer.Exit(75), Refused("broken"), OSError("no space left")])
+def test_what_all_runs_would_meet_ends_the_series(
+    run: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(name: str, given: list[str]) -> None:
+        trained.append(given)
+        raise error
+
+    trained: list[list[str]] = []
+    monkeypatch.setattr("culm.verbs.series.train_run", train)
+    with pytest.raises(type(error)):
+        train_series(run, [], 2, [])
+    assert len(trained) == 1
+
+
+def test_a_setting_that_is_swept_may_be_needed(run: str, text: Path) -> None:
+    values = yaml.safe_load(Path(run).read_text())
+    del values["data"]["path"]
+    Path(run).write_text(yaml.safe_dump(values))
+    assert len(list(members(run, [], None, [f"data.path={text}"]))) == 1
+
+
+@pytest.mark.parametrize(
+    ("seeds", "sweep", "words"),
+    [
+        (None, ["data.path=a/b,a_b"], "would both be in"),
+        (None, ["train.steps=2,2"], "would both be in"),
+        (2, ["seed=0,1"], "seed has its values twice"),
+        (None, ["train.steps=1", "train.steps=2"], "train.steps has its values twice"),
+        (None, ["folder=a,b"], "its own folder"),
+    ],
+)
+def test_runs_that_would_share_a_folder_are_refused(
+    run: str, seeds: int | None, sweep: list[str], words: str
+) -> None:
+    with pytest.raises(SettingError, match=words):
+        list(members(run, [], seeds, sweep))
+
+
+def test_a_comma_in_quotes_is_of_the_value() -> None:
+    assert split('"a,b",c') == ['"a,b"', "c"]
+    assert split("{a: 'x, ]'},it's,b") == ["{a: 'x, ]'}", "it's", "b"]
+
+
+@pytest.mark.parametrize("base", ["runs/my run: 2", "runs/a #1"])
+def test_any_value_makes_a_plain_folder(run: str, base: str) -> None:
+    """Hydra's users met names that a shell or a file system does not take."""
+    schedule = "{kind: cosine, warmup: 0.1},wsd"
+    given = [f"folder='{base}'"]
+    folders = [folder for folder, _ in members(run, given, None, [f"train.schedule={schedule}"])]
+    assert folders == [
+        f"{base}/schedule=_kind_cosine_warmup_0.1_", f"{base}/schedule=wsd",
+    ]  # fmt: skip
+    long = [
+        folder for folder, _ in members(run, given, None, [f"data.path={'x' * 300},{'x' * 301}"])
+    ]
+    assert len(set(long)) == 2
+    assert all(len(Path(folder).name) <= 200 for folder in long)

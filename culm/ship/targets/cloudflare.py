@@ -6,7 +6,9 @@ refuse at the upload, or ignore, is refused here.
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -79,9 +81,9 @@ class Cloudflare(TargetConfig):
         folder = _adapter(source)
         settings = read_json(folder / NAME)
         name = self.base or _named(settings, folder)
-        _check_settings(settings, folder)
+        rank = _rank(settings, folder)
         tensors = dict(read_safetensors(folder / WEIGHTS))
-        _check_tensors(tensors, BASES[name], name, folder)
+        _check_tensors(tensors, rank, BASES[name], name, folder)
         if dtype:
             tensors = {name: cast(t, dtype_of(dtype), name) for name, t in tensors.items()}
         _check_size(tensors)
@@ -115,7 +117,8 @@ def _named(settings: dict[str, Any], folder: Path) -> str:
     )
 
 
-def _check_settings(settings: dict[str, Any], folder: Path) -> None:
+def _rank(settings: dict[str, Any], folder: Path) -> int:
+    """The rank of all layers, of an adapter that Workers AI applies as it is."""
     rank = settings.get("r")
     if not isinstance(rank, int) or not 0 < rank <= RANK:
         raise SettingError(f"{folder}: rank {rank!r}; Workers AI takes ranks up to {RANK}")
@@ -126,18 +129,24 @@ def _check_settings(settings: dict[str, Any], folder: Path) -> None:
     for name, what in refused.items():
         if settings.get(name):
             raise SettingError(f"{folder}: {name}: Workers AI does not apply {what}")
+    return rank
 
 
-def _check_tensors(tensors: dict[str, Tensor], base: Base, name: str, folder: Path) -> None:
+def _check_tensors(
+    tensors: dict[str, Tensor], rank: int, base: Base, name: str, folder: Path
+) -> None:
+    if not tensors:
+        raise SettingError(f"{folder}: the adapter has no layers")
     for tensor_name, tensor in tensors.items():
         found = TENSOR.fullmatch(tensor_name)
         sizes = base.sizes(found[2]) if found else None
         if found is None or sizes is None or int(found[1]) >= base.layers:
             raise SettingError(f"{folder}: {tensor_name}: {name} has no such layer")
-        wide = tensor.shape[1] if found[3] == "A" else tensor.shape[0]
-        if wide != sizes[found[3] == "B"]:
+        fits = (rank, sizes[0]) if found[3] == "A" else (sizes[1], rank)
+        if tensor.shape != fits:
             raise SettingError(
-                f"{folder}: {tensor_name} is {tuple(tensor.shape)}, which does not fit {name}"
+                f"{folder}: {tensor_name} is {tuple(tensor.shape)}, which does not fit {name} with "
+                f"rank {rank}"
             )
 
 
@@ -151,20 +160,21 @@ def _check_size(tensors: dict[str, Tensor]) -> None:
 
 
 def _card(folder: str, base: str) -> str:
+    word, text = shlex.quote(folder), json.dumps(folder)
     return f"""\
 # {folder}
 
 A LoRA adapter for `{BASES[base].model}` of Cloudflare Workers AI. Next to this folder:
 
 ```bash
-npx wrangler ai finetune create {BASES[base].model} {folder} {folder}
+npx wrangler ai finetune create {BASES[base].model} {word} {word}
 ```
 
 In a Worker, with the template of the base model:
 
 ```js
 const answer = await env.AI.run("{BASES[base].model}", {{
-  messages: [{{role: "user", content: "Hello"}}], lora: "{folder}",
+  messages: [{{role: "user", content: "Hello"}}], lora: {text},
 }});
 ```
 """

@@ -7,6 +7,7 @@ chat template (`culm.ship.chat_form`).
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,9 +54,10 @@ class Ollama(TargetConfig):
             (fresh / "README.md").write_text(_card(model, out.name), encoding="utf-8")
 
 
-def _card(model: Transformer, name: str) -> str:
+def _card(model: Transformer, folder: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("._-") or "model"  # as Ollama takes it
     usage = f"```bash\nollama create {name} -f {MODELFILE}\nollama run {name}\n```"
-    return card(model, name, note=f"In the folder of this file:\n\n{usage}")
+    return card(model, folder, note=f"In the folder of this file:\n\n{usage}")
 
 
 def modelfile(tokenizer: Tokenizer, context: int) -> str:
@@ -70,7 +72,7 @@ def modelfile(tokenizer: Tokenizer, context: int) -> str:
         f"FROM ./{WEIGHTS}",
         f'TEMPLATE """{template}"""',
         f"PARAMETER num_ctx {context}",
-        *(f"PARAMETER stop {json.dumps(name, ensure_ascii=False)}" for name in stops),
+        *(f'PARAMETER stop "{name}"' for name in stops),  # Ollama knows no escapes there
         *(f"PARAMETER {name} {value}" for name, value in _sampling(tokenizer).items()),
     ]
     return "\n".join(lines) + "\n"
@@ -119,7 +121,17 @@ def go_template(form: ChatForm, added: str = "") -> str:
 
 
 def _quoted(text: str) -> str:
-    """An action that writes a text; a mark of Modelfiles, three quotes, cannot arise in it."""
+    """An action that writes a text. Three quotes, a mark of Modelfiles, cannot arise in it, nor
+    what Ollama drops from them, such as spaces of other scripts.
+    """
     if not text:
         return ""
-    return "{{ " + json.dumps(text, ensure_ascii=False).replace('\\"', "\\u0022") + " }}"
+    literal = json.dumps(text, ensure_ascii=False).replace('\\"', "\\u0022")
+    return "{{ " + "".join(map(_printable, literal)) + " }}"
+
+
+def _printable(letter: str) -> str:
+    """A character, or its escape in Go."""
+    if letter.isprintable():
+        return letter
+    return f"\\u{ord(letter):04x}" if ord(letter) < 0x10000 else f"\\U{ord(letter):08x}"

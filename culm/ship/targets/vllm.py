@@ -28,13 +28,21 @@ class VLLM(TargetConfig):
 
 
 def check_heads(model: Transformer, parts: int) -> None:
-    """SettingError unless the heads of every attention layer can be divided into so many parts."""
+    """SettingError unless the heads of every attention layer can be divided into so many parts.
+    Each part has some of the heads of keys and values, or several parts a copy of one.
+    """
     for block in model.every_block:
-        heads, *_ = block.attention.heads_divided or (parts,)
+        heads, *keys = block.attention.heads_divided or (parts,)
         if heads % parts:
             raise SettingError(
                 f"--for.tensor_parallel: {parts} does not divide the {heads} attention heads"
             )
+        for kv_heads in keys:
+            if kv_heads % parts and parts % kv_heads:
+                raise SettingError(
+                    f"--for.tensor_parallel: {parts} is neither a divisor nor a multiple of the "
+                    f"{kv_heads} heads of keys and values"
+                )
 
 
 def commands(folder: str, context: int, dtype: str, parts: int) -> dict[str, str]:
