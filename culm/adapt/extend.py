@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from pydantic import PositiveInt
 
 from culm.config import Config, SettingError
 from culm.model.block import Block
-from culm.model.rope import Rope, Scaling, YaRNScaling
+from culm.model.rope import Rope, Rotation, Scaling, YaRNScaling
 from culm.model.transformer import Transformer
 
 
@@ -21,7 +21,7 @@ class Extend(Config):
     """
 
     context: PositiveInt
-    scaling: Scaling | None = None  # type: ignore[valid-type]
+    scaling: Scaling | None = None
 
     def apply(self, model: Transformer) -> None:
         """Change the model in place; its weights stay.
@@ -39,13 +39,14 @@ class Extend(Config):
         if len(new.rotaries) != len(old.rotaries):
             raise SettingError("extend.scaling: two kinds of rotary embeddings would become one")
         for rotation, (rope, size) in zip(model.rotations, new.rotaries, strict=True):
+            assert isinstance(rotation, Rotation)
             assert rotation.head_dim == size
             rotation.become(rope)
         blocks = [module for module in model.modules() if isinstance(module, Block)]
         # Heads of multi-token prediction, after the layers, are like the last of them.
         parts = [*new.attentions, *[new.attentions[-1]] * len(model.mtp)]
         for block, part in zip(blocks, parts, strict=True):
-            block.attention.config = part
+            cast(Any, block.attention).config = part  # each kind has its own settings there
         model.config = new
 
     def _extended(self, part: Any, context: int) -> Any:
