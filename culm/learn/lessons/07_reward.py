@@ -162,17 +162,15 @@ show("training", plots.expected, yours.losses, ours.losses, "step", "loss", ("li
 
 
 # %%
+from culm.model.context import Context
+
+
 @torch.no_grad()
 def rewards(model, texts):
     """The reward of each text, (N,)."""
     batch = dialogues.padded([dialogues.dialogue("A word?", text) for text in texts])
-    return at_the_end(model.head_scores(batch.tokens, context(batch))[..., 0], batch.lengths)
-
-
-def context(batch):
-    from culm.model.context import Context
-
-    return Context(batch.positions, padding=batch.padding)
+    scores = model.head_scores(batch.tokens, Context(batch.positions, padding=batch.padding))
+    return at_the_end(scores[..., 0], batch.lengths)
 
 
 model = learned(2000, 250).model
@@ -180,13 +178,9 @@ held_out = words[2000:]
 first = rewards(model, [pair[0] for pair in held_out])
 second = rewards(model, [pair[1] for pair in held_out])
 sure = better(first, second)
-best = (
-    sum(value(a) > value(b) for a, b in held_out)
-    + sum(value(a) == value(b) for a, b in held_out) / 2
-)
-print(
-    f"judged as the model says: {(sure > 0.5).float().mean():.2f}; who knows all values: {best / 500:.2f}"
-)
+known = [(value(a) > value(b)) + 0.5 * (value(a) == value(b)) for a, b in held_out]
+print(f"judged as the model says: {(sure > 0.5).float().mean():.2f}")
+print(f"judged as the true values say: {sum(known) / len(known):.2f}")
 both = torch.cat((sure, 1 - sure))
 seen = []
 for low in (0.05, 0.2, 0.35, 0.5, 0.65, 0.8):
@@ -210,8 +204,8 @@ show(
 # The reward model is a guess at the true value. What if we choose from n words the one that it
 # likes most? The larger n, the further from what the policy would say: log n - (n - 1) / n nats
 # away. Prediction: the reward rises all the way. The true value rises too with the model of 2,000
-# pairs. With one of 25 pairs, it soon stops: from there on the search finds the errors of the
-# model. That is *over-optimisation* (arXiv 2210.10760), Goodhart's law.
+# pairs. With one of 25 pairs, it soon stops and falls: from there on the search finds the errors
+# of the model. That is *over-optimisation* (arXiv 2210.10760), Goodhart's law.
 
 
 # %%
