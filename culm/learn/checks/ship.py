@@ -201,7 +201,7 @@ EXERCISES = (
         "ship.accepted",
         "Give the sampled tokens up to the first that differs from the draft, with that one.",
         accepted,
-        lambda g: [([5, 6, 7], [5, 6, 8, 9]), ([5, 6], [5, 6, 7]), ([5], [4, 3]), ([], [2])],
+        lambda g: [([5, 6, 7], [5, 9, 7, 1]), ([5, 6], [5, 6, 7]), ([5], [4, 3]), ([], [2])],
         accepted_answer,
         (
             Mistake("the first difference ends the step.", _accepted_all),
@@ -226,7 +226,7 @@ EXERCISES = (
         "ship.called",
         "Read the JSON between the marks of each call; give names and arguments in order.",
         called,
-        lambda g: [(CALL,), ("Let me see. " + CALL + CALL.replace("Rome", "Oslo"),), ("It rains.",)],
+        lambda g: [(CALL,), ("Well. " + CALL + CALL.replace("Rome", "Oslo"),), ("It rains.",)],
         called_answer,
         (
             Mistake("there may be several.", lambda reply: called_answer(reply)[:1]),

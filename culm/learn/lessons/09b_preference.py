@@ -219,8 +219,8 @@ show("chosen", plots.lines, kept, "step", "log-probability of the chosen answers
 
 # %% [markdown]
 # In our run beta 0.1 went too far: as a reward model it agrees with the pairs as often as beta 0.5,
-# but it no longer writes words. All that the loss asks is a *difference*, so the probability may go
-# to texts that are in no pair.
+# but it ends each answer at once. All that the loss asks is a *difference*, so the probability may
+# go to a text that is in no pair, here the empty one.
 
 # %% [markdown]
 # ## What goes wrong in practice
