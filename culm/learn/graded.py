@@ -30,7 +30,8 @@ def graded(path: Path) -> list[Verdict]:
     names = dict(exercises_in(tree))
     if not names:
         raise SettingError(f"{path}: it has no exercises; they stand under @exercise(...)")
-    known: dict[str, Any] = {"__name__": "lesson", "__file__": str(path)}
+    # A name of a module that is loaded: `@dataclass` asks for it.
+    known: dict[str, Any] = {"__name__": "__main__", "__file__": str(path)}
     verdicts = []
     for node in tree.body:
         if not _is_definition(node):
@@ -55,5 +56,6 @@ def graded(path: Path) -> list[Verdict]:
 def _is_definition(node: ast.stmt) -> bool:
     """Whether a statement runs nothing: a constant, or a name for later."""
     if isinstance(node, ast.Assign):
-        return all(isinstance(part, LITERAL) for part in ast.walk(node.value))
+        names = all(isinstance(target, ast.Name) for target in node.targets)
+        return names and all(isinstance(part, LITERAL) for part in ast.walk(node.value))
     return isinstance(node, DEFINITIONS)

@@ -163,7 +163,7 @@ def guided(with_context, without, weight):
 #
 # `culm/concept/squared_error.py`, `culm/concept/quantized.py` and `culm/concept/two_tower.py` are
 # three networks on the same trunk; `culm/concept/diffusion.py` has the noise. The language is as
-# simple as possible: after a concept c follows c turned by a fixed rotation, plus or minus a fixed
+# simple as possible: after a concept c follows c rotated in a fixed way, plus or minus a fixed
 # d. A coin decides, so nobody can know.
 #
 # ## An experiment: predict what a coin decides

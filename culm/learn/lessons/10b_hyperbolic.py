@@ -125,7 +125,7 @@ def centroid(x, weights):
 
 
 points = lift(torch.randn(5, 2).double())
-print("inner products:", inner(points, points).tolist())
+print("inner, of each with itself:", inner(points, points).tolist())
 print("centroid in the ball:", to_ball(centroid(points, torch.ones(5).double())).tolist())
 
 # %% [markdown]

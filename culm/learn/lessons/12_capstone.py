@@ -123,7 +123,8 @@ show("rewards", plots.lines, {"reward": rewards}, "step", "reward")
 # training.
 
 # %%
-(place / "suite.yaml").write_text(f"tasks: [{TASK}]\n", encoding="utf-8")
+SUITE = f"measures: {{scores: {{tasks: [{TASK}]}}}}"
+(place / "suite.yaml").write_text(SUITE, encoding="utf-8")
 culm(f"quantize {place}/rl {place}/int8 --to int8")
 found = {}
 for name in ("base", "sft", "rl", "int8"):
@@ -131,10 +132,10 @@ for name in ("base", "sft", "rl", "int8"):
         found[name] = 0.0  # it has no chat template yet
         continue
     culm(
-        f"eval {place}/{name} --suite {place}/suite.yaml --questions 80 --out {place}/{name}.jsonl"
+        f"eval {place}/{name} --suite {place}/suite.yaml --questions 60 --out {place}/{name}.jsonl"
     )
     answers = read_lines(place / f"{name}.jsonl")
-    found[name] = sum(line["score"] for line in answers if "score" in line) / 80
+    found[name] = sum(line["score"] for line in answers if "score" in line) / 60
 wanted = [(0, 0.0), (1, found["sft"]), (2, found["rl"]), (3, found["rl"])]
 show(
     "scores", plots.expected, list(enumerate(found.values())), wanted,
