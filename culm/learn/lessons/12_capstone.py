@@ -89,22 +89,22 @@ culm(f"{PRETRAIN} folder={place}/base train.steps={count}")
 # %% [markdown]
 # ## Answers, then rewards
 #
-# The dialogues are made by a task: write two letters backwards. For your own, give
+# The dialogues are made by a task: write two or three letters backwards. For your own, give
 # `data.path=dialogues.jsonl`. Fine-tuning starts from the base model, and reinforcement learning
 # from the fine-tuned one.
 
 # %%
-TASK = "{kind: letters, name: reverse, operation: reverse, shortest: 2, longest: 2}"
+TASK = "{kind: letters, name: reverse, operation: reverse, shortest: 2, longest: 3}"
 QUIET = "'eval.measures={}'"
 culm(
     f"train quickstart-sft start={place}/base {SMALL} 'data.tasks=[{TASK}]' data.questions=4000 "
     f"data.turns=1 {QUIET} train.optimizer.rate=0.02 folder={place}/sft "
-    f"train.steps={min(160, steps(plan['sft'], min(spent)))}"
+    f"train.steps={min(80, steps(plan['sft'], min(spent)))}"
 )
 culm(
     f"train quickstart-rl start={place}/sft device=cpu train.batch_size=64 "
     f"train.micro_batch_size=64 'data.tasks=[{TASK}]' {QUIET} train.rollout.max_tokens=8 "
-    f"train.optimizer.rate=0.002 folder={place}/rl train.steps=16"
+    f"train.optimizer.rate=0.001 folder={place}/rl train.steps=40"
 )
 
 curves = {}
@@ -128,14 +128,10 @@ SUITE = f"measures: {{scores: {{tasks: [{TASK}]}}}}"
 culm(f"quantize {place}/rl {place}/int8 --to int8")
 found = {}
 for name in ("base", "sft", "rl", "int8"):
-    if name == "base":
-        found[name] = 0.0  # it has no chat template yet
-        continue
-    culm(
-        f"eval {place}/{name} --suite {place}/suite.yaml --questions 60 --out {place}/{name}.jsonl"
-    )
-    answers = read_lines(place / f"{name}.jsonl")
-    found[name] = sum(line["score"] for line in answers if "score" in line) / 60
+    out = place / f"{name}.jsonl"
+    culm(f"eval {place}/{name} --suite {place}/suite.yaml --questions 60 --out {out}")
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    found[name] = sum(line["scores"][0] for line in answers) / len(answers)
 wanted = [(0, 0.0), (1, found["sft"]), (2, found["rl"]), (3, found["rl"])]
 show(
     "scores", plots.expected, list(enumerate(found.values())), wanted,
