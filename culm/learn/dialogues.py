@@ -84,7 +84,7 @@ class Rows(Repeatable):
         chosen = torch.randint(start, end, (self.size,), generator=chance)
         found = [self.examples[place] for place in chosen.tolist()]
         pairs = isinstance(found[0][0], tuple)
-        return [padded([row for pair in found for row in pair] if pairs else found, pairs)]  # type: ignore[misc, arg-type]
+        return [padded([row for pair in found for row in pair] if pairs else found, pairs)]
 
 
 def questions(task: Task, split: Split, count: int) -> list[Question]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from culm.adapt.lora import LoRA
+from culm.adapt.lora import LoRA, LoRALinear
 from culm.data.curriculum import BabySteps, Competence
 from culm.learn.exercise import Exercise, Mistake, normal
 from culm.model.linear import Linear
@@ -27,7 +27,7 @@ def buckets_answer(step: int, steps: int, count: int) -> float:
     return (step * count // steps + 1) / count
 
 
-def _adapted(weight: Tensor, a: Tensor, b: Tensor, alpha: float, **more) -> nn.Module:
+def _adapted(weight: Tensor, a: Tensor, b: Tensor, alpha: float, **more) -> LoRALinear:
     base = Linear(weight.shape[1], weight.shape[0])
     base.weight = nn.Parameter(weight)
     layer = LoRA(rank=len(a), alpha=alpha, **more).adapt(base)
@@ -68,7 +68,7 @@ def trainable(outputs: int, inputs: int, rank: int) -> int:
 
 def dora(weight: Tensor, a: Tensor, b: Tensor, alpha: float, magnitude: Tensor) -> Tensor:
     layer = _adapted(weight, a, b, alpha, dora=True)
-    layer.magnitude.data = magnitude  # type: ignore[union-attr]
+    layer.magnitude = nn.Parameter(magnitude)
     return layer.merged().weight.detach()
 
 

@@ -15,7 +15,7 @@ def returns(rewards: Tensor, gamma: float) -> Tensor:
 
 
 def returns_answer(rewards: Tensor, gamma: float) -> Tensor:
-    found, ahead = torch.zeros_like(rewards), 0.0
+    found, ahead = torch.zeros_like(rewards), torch.zeros(())
     for t in range(len(rewards) - 1, -1, -1):
         found[t] = ahead = rewards[t] + gamma * ahead
     return found

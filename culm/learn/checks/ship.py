@@ -119,7 +119,7 @@ def _accepted_without_own(draft: list[int], sampled: list[int]) -> list[int]:
 
 
 def shown(letters: str, stop: str) -> list[str]:
-    reply, found = Reply(tokenizer(), [stop]), []
+    reply, found = Reply(tokenizer(), [stop]), list[str]()
     for byte in letters.encode():
         found.append(reply.push(byte))
         if reply.stopped:
@@ -128,7 +128,7 @@ def shown(letters: str, stop: str) -> list[str]:
 
 
 def shown_answer(letters: str, stop: str) -> list[str]:
-    held, found = "", []
+    held, found = "", list[str]()
     for letter in letters:
         held += letter
         if held.endswith(stop):
@@ -140,7 +140,7 @@ def shown_answer(letters: str, stop: str) -> list[str]:
 
 
 def _shown_at_once(letters: str, stop: str) -> list[str]:
-    text, found = "", []
+    text, found = "", list[str]()
     for letter in letters:
         text += letter
         if text.endswith(stop):
