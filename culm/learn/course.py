@@ -24,6 +24,13 @@ PARTS = {
     "3": "Modern parts",
     "4": "Scaling up",
     "5": "Mixture of experts",
+    "6": "Supervised fine-tuning",
+    "7": "Reward models",
+    "8": "Proximal policy optimisation",
+    "9": "Groups, verifiable rewards and preferences",
+    "10": "Semantic processing",
+    "11": "Ship it",
+    "12": "Your own assistant",
 }
 
 

@@ -35,7 +35,8 @@ def graded(path: Path) -> list[Verdict]:
     names = dict(exercises_in(tree))
     if not names:
         raise SettingError(f"{path}: it has no exercises; they stand under @exercise(...)")
-    known: dict[str, Any] = {"__name__": "lesson", "__file__": str(path)}
+    # A name of a module that is loaded: `@dataclass` asks for it.
+    known: dict[str, Any] = {"__name__": "__main__", "__file__": str(path)}
     verdicts = []
     for node in tree.body:
         if not _is_definition(node):

@@ -15,14 +15,14 @@ from culm.model.attention import Attention
 from culm.model.attention.gqa import GQA
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.next_token import NextToken
-from culm.objective.objective import ObjectiveConfig
+from culm.objective.objective import Objective, ObjectiveConfig
 from culm.optim.adamw import AdamW
 from culm.optim.optimizer import OptimizerConfig
 from culm.optim.schedule import Constant
 from culm.parallel.parallelize import Parallel
 from culm.train.events import Event, Stepped
 from culm.train.rates import RateSchedule
-from culm.train.trainer import Trainer
+from culm.train.trainer import Batches, Trainer
 from culm.train.update import Update
 
 MODULES = ("argparse", "textwrap", "json.decoder", "configparser", "csv", "shutil", "zipfile")
@@ -48,8 +48,21 @@ def batch_of(rows: Tensor) -> Batch:
     return Batch(read, targets, positions, counts=counts_of(targets))
 
 
+class Repeatable:
+    """Data in which a step is a function of the seed and its number, so that nothing is stored."""
+
+    fingerprint = "repeatable"
+
+    def state(self, steps: int) -> dict[str, Tensor]:
+        """Empty."""
+        return {}
+
+    def restore(self, steps: int, state: Mapping[str, Tensor]) -> None:
+        """Nothing to restore."""
+
+
 @dataclass(frozen=True)
-class Windows:
+class Windows(Repeatable):
     """Random windows of a stream, `rows` a step; step n is a function of the seed and n.
 
     stream: (N,) int64, of which the last tenth is held out. micro_rows: rows of a micro-batch, all
@@ -61,7 +74,6 @@ class Windows:
     rows: int = 16
     seed: int = 0
     micro_rows: int | None = None
-    fingerprint: str = "windows"
 
     def step(self, number: int) -> list[Batch]:
         chance = torch.Generator().manual_seed(1_000_003 * self.seed + number)
@@ -81,12 +93,6 @@ class Windows:
         """Evenly spread windows of the text that is held out."""
         first, last = len(self.stream) - self._held_out, len(self.stream) - self.context - 1
         return batch_of(self._rows(torch.linspace(first, last, rows).long()))
-
-    def state(self, steps: int) -> dict[str, Tensor]:
-        return {}
-
-    def restore(self, steps: int, state: Mapping[str, Tensor]) -> None:
-        """Nothing to restore."""
 
 
 def small(
@@ -110,9 +116,34 @@ class Trained:
         return [(one.step, one.loss) for one in self.steps]
 
 
+def fit(
+    objective: Objective,
+    data: Batches,
+    steps: int,
+    rate: float = 3e-3,
+    optimizer: OptimizerConfig | None = None,
+    schedule: RateSchedule = Constant(warmup=0.05),
+    clip: float | None = 1.0,
+    seed: int = 0,
+) -> list[Stepped]:
+    """Train an objective by the library's loop (`culm.train.trainer`); gives the facts of each
+    step.
+    """
+    seen: list[Stepped] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Stepped):
+            seen.append(event)
+
+    chosen = optimizer or AdamW(rate=rate)
+    update = Update(Parallel(objective), chosen.build(objective), clip=clip, seed=seed)
+    Trainer(update, schedule, listener=listen).fit(data, steps)
+    return seen
+
+
 def train(
     config: TransformerConfig | Transformer,
-    data: Windows,
+    data: Batches,
     steps: int,
     rate: float = 3e-3,
     objective: ObjectiveConfig = NextToken(),
@@ -121,20 +152,12 @@ def train(
     clip: float | None = 1.0,
     seed: int = 0,
 ) -> Trained:
-    """Train a model by the library's loop (`culm.train.trainer`)."""
+    """Train a model, new or given, by the library's loop."""
     model = config if isinstance(config, Transformer) else config.build(seed)
-    trained = Trained(model)
-
-    def listen(event: Event) -> None:
-        if isinstance(event, Stepped):
-            trained.steps.append(event)
-
-    built = objective.build(model, _no_other_model, seed)
-    chosen = optimizer or AdamW(rate=rate)
-    update = Update(Parallel(built), chosen.build(built), clip=clip, seed=seed)
-    Trainer(update, schedule, listener=listen).fit(data, steps)
+    built = objective.build(model, no_other_model, seed)
+    done = fit(built, data, steps, rate, optimizer, schedule, clip, seed)
     model.eval()
-    return trained
+    return Trained(model, done)
 
 
 @torch.no_grad()
@@ -144,5 +167,6 @@ def held_out_loss(model: Transformer, data: Windows, rows: int = 128) -> float:
     return -float(model.logprobs(batch.tokens, batch.targets).sum()) / batch.counts["targets"]
 
 
-def _no_other_model(setting: str, path: str) -> Transformer:
+def no_other_model(setting: str, path: str) -> Transformer:
+    """For objectives that load none."""
     raise AssertionError(f"{path} is loaded")
