@@ -91,6 +91,16 @@ def test_one_wrong_answer_is_one_wrong_line(folder: Path, capsys) -> None:
     assert list(done()) == ["attention.weights"]
 
 
+def test_a_file_may_have_dataclasses_and_change_parts_of_tensors(folder: Path) -> None:
+    (folder / "mine.py").write_text(
+        "import torch\nfrom dataclasses import dataclass\n"
+        "x = torch.zeros(3)\nx[0] = 1.0\n"
+        "@dataclass\nclass Point:\n    y: int = 0\n"
+        "@exercise('attention.softmax')\ndef f(scores):\n    return scores.softmax(-1)\n"
+    )
+    assert learn(["check", "mine.py"], "lessons", False) == 0
+
+
 def test_a_notebook_is_checked_too(folder: Path) -> None:
     cells = [
         {"cell_type": "markdown", "source": ["# Title"]},
