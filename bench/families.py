@@ -109,10 +109,12 @@ def tokens_in_row(tokenizer: dict[str, Any], text: str) -> int:
 
 
 def with_steps(config: RunConfig, flops: float) -> RunConfig:
-    """The run with as many steps as give these FLOPs."""
+    """The run with as many steps as give these FLOPs, measured five times on the way."""
     cost = cost_of(model_settings(config), dtype=torch.float32)
     steps = max(1, round(flops / (cost.training_flops * cost.context * ROWS)))
-    return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
+    train = config.train.model_copy(update={"steps": steps})
+    measured = config.eval.model_copy(update={"every_steps": max(1, steps // 6)})
+    return config.model_copy(update={"train": train, "eval": measured})
 
 
 def train_family(name: str, folder: Path, text: str, seed: int, tera: float) -> None:

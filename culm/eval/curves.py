@@ -70,7 +70,7 @@ class Run:
         if axis == "step":
             return step
         factor = 1.0 if axis == "tokens" else self.flops_per_token or math.nan
-        return self.tokens.get(step, math.nan) * factor
+        return self.tokens.get(step, math.nan if step else 0.0) * factor
 
     @property
     def flops(self) -> float | None:

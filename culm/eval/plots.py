@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from torch import Tensor
 
-from culm.eval.curves import Panel, Point
+from culm.eval.curves import Group, Panel, Point
 from culm.eval.inspection import Spread
 from culm.eval.interval import student
 
@@ -71,27 +71,36 @@ def bands(path: Path, panels: Mapping[str, Mapping[str, Sequence[Point]]], x: st
 
 
 def comparison(path: Path, panels: Sequence[Panel], metric: str, x: str) -> None:
-    """Curves of each group and, to the right, its ends: a dot a run, and the mean with its 95 %
-    interval. A name has one colour in all panels.
+    """Where the groups of each panel end: a dot a run, and the mean with its 95 % interval. To the
+    left, their curves, if they were measured on the way too. A name has one colour in all panels.
     """
-    names = list(dict.fromkeys(group.name for panel in panels for group in panel.groups))
+    groups = [group for panel in panels for group in panel.groups]
+    names = list(dict.fromkeys(group.name for group in groups))
+    columns = 2 if any(len(group.curve) > 2 for group in groups) else 1
     tall = [max(2.4, 0.6 + 0.26 * len(panel.groups)) for panel in panels]
-    with plt.rc_context(STYLE | {"figure.figsize": (9.6, sum(tall))}):
-        figure, rows = plt.subplots(len(panels), 2, squeeze=False, height_ratios=tall)
-        for (left, right), panel in zip(rows, panels, strict=True):
-            for place, group in enumerate(panel.groups):
-                number, end = names.index(group.name), student(group.ends)
-                _band(left, group.curve, number, group.name)
-                colour = COLOURS[number % len(COLOURS)]
-                if end.items > 1:
-                    right.plot([end.low, end.high], [place] * 2, color=colour, linewidth=1.4)
-                right.plot(group.ends, [place] * end.items, "o", color=colour, alpha=0.5, ms=4)
-                right.plot(end.value, place, "|", color=colour, ms=12, mew=2)
-            left.set(xlabel=x, ylabel=metric, title=panel.title)
-            right.set(xlabel=f"{metric} at the end", title=panel.title)
-            right.set_yticks(range(len(panel.groups)), [group.name for group in panel.groups])
-            right.invert_yaxis()
+    with plt.rc_context(STYLE | {"figure.figsize": (4.8 * columns, sum(tall))}):
+        figure, rows = plt.subplots(len(panels), columns, squeeze=False, height_ratios=tall)
+        for axes, panel in zip(rows, panels, strict=True):
+            numbered = [(names.index(group.name), group) for group in panel.groups]
+            if columns == 2:
+                for number, group in numbered:
+                    _band(axes[0], group.curve, number, group.name)
+                axes[0].set(xlabel=x, ylabel=metric, title=panel.title)
+            _ends(axes[-1], numbered)
+            axes[-1].set(xlabel=f"{metric} at the end", title=panel.title)
         _write(figure, path)
+
+
+def _ends(axes: Any, groups: Sequence[tuple[int, Group]]) -> None:
+    """A line for each group, with the number of its colour."""
+    for place, (number, group) in enumerate(groups):
+        colour, end = COLOURS[number % len(COLOURS)], student(group.ends)
+        if end.items > 1:
+            axes.plot([end.low, end.high], [place] * 2, color=colour, linewidth=1.4)
+        axes.plot(group.ends, [place] * end.items, "o", color=colour, alpha=0.5, ms=4)
+        axes.plot(end.value, place, "|", color=colour, ms=12, mew=2)
+    axes.set_yticks(range(len(groups)), [group.name for _, group in groups])
+    axes.invert_yaxis()
 
 
 def _band(axes: Any, points: Sequence[Point], number: int, name: str) -> None:
