@@ -47,7 +47,8 @@ def list_lessons() -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("lesson", "topic", "", "done"):
         table.add_column(column)
-    part, every, following = "", [], None
+    part, every = "", []
+    following: str | None = None
     for lesson in lessons():
         if lesson.part != part:
             part = lesson.part

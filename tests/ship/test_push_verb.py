@@ -168,7 +168,7 @@ def test_a_dry_run_asks_nobody(run: Path, monkeypatch, capsys) -> None:
         main()
     assert not ended.value.code
     said = capsys.readouterr()
-    assert card_of(said.out)[1].startswith("\n# model")
+    assert card_of(said.out)[1].startswith("\n# run\n")
     assert "model.safetensors, " in said.err
     assert "Nothing was uploaded" in said.err
 
