@@ -149,6 +149,15 @@ def test_the_python_of_the_readme_runs(workplace, monkeypatch, capsys):
     assert capsys.readouterr().out.endswith("\n")
 
 
+def test_the_files_that_pages_name_are_there():
+    """The lab book names what is gone too, and CONTRIBUTING.md what a reader will add."""
+    named = re.compile(r"`((?:culm|tests|bench|deploy)/[\w./-]*)`")
+    pages = [page for page in PAGES if page.name not in ("log.md", "CONTRIBUTING.md")]
+    found = [(page.name, path) for page in pages for path in named.findall(page.read_text())]
+    assert len(found) > 50
+    assert [one for one in found if not (ROOT / one[1]).exists()] == []
+
+
 def test_the_sentences_of_troubleshooting_are_ours():
     source = "".join(path.read_text() for path in (ROOT / "culm").rglob("*.py"))
     source = re.sub(r'"\n\s*f?"', "", source)  # literals that go on in the next line

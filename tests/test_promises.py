@@ -36,7 +36,10 @@ def test_a_promise_has_a_command_and_a_test(row: list[str]) -> None:
     else:
         assert program == "culm"
         name, *rest = words
-        given = get_command(app).commands[name].make_context(name, rest).params
+        verb = get_command(app).commands[name]
+        while rest and hasattr(verb, "commands"):
+            verb, rest = verb.commands[rest[0]], rest[1:]
+        given = verb.make_context(name, rest).params
         if name in RUNS and given["run"]:
             read_any_run(given["run"], given["settings"] or [])
     for test in re.findall(r"`(.+?)`", tests):

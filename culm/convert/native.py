@@ -71,7 +71,7 @@ def save(model: Transformer, tokenizer: Tokenizer, folder: str | Path, note: str
     with atomic(folder, replaces=(LINEAGE,)) as fresh:
         fresh.mkdir()
         write_safetensors(fresh / WEIGHTS, weights)
-        _describe(model, tokenizer, fresh, folder.name, note)
+        _describe(model, tokenizer, fresh, _title(folder), note)
 
 
 def stream(
@@ -99,7 +99,13 @@ def stream(
     with atomic(folder, replaces=(LINEAGE,)) as fresh:
         fresh.mkdir()
         stream_safetensors(fresh / WEIGHTS, shapes, fitting(tensors, expected, source))
-        _describe(model, tokenizer, fresh, folder.name)
+        _describe(model, tokenizer, fresh, _title(folder))
+
+
+def _title(folder: Path) -> str:
+    """That of the card: the name of the run, for the folder `model` in it."""
+    folder = folder.absolute()
+    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def _describe(

@@ -48,6 +48,7 @@ def list_lessons() -> None:
     for column in ("lesson", "topic", "", "done"):
         table.add_column(column)
     part, every = "", []
+    following: str | None = None
     for lesson in lessons():
         if lesson.part != part:
             part = lesson.part
@@ -56,11 +57,14 @@ def list_lessons() -> None:
         every += names
         right = sum(name in finished for name in names)
         table.add_row(f"  {lesson.number}", lesson.topic, lesson.title, f"{right}/{len(names)}")
+        if right < len(names) and following is None:
+            following = lesson.number
     console.print(table)
     right = sum(name in finished for name in every)
     where = progress_file()
     console.print(f"\n{right} of {len(every)} exercises are done ({where}).", markup=False)
-    console.print("Start with: culm learn 1a", markup=False)
+    if following:
+        console.print(f"{'Next' if right else 'Start with'}: culm learn {following}", markup=False)
 
 
 def copy_lessons(found: Sequence[Lesson], folder: Path, overwrite: bool) -> None:
@@ -69,6 +73,11 @@ def copy_lessons(found: Sequence[Lesson], folder: Path, overwrite: bool) -> None
         script = folder / lesson.path.name
         if len(found) > 1 and script.exists() and not overwrite:
             typer.echo(f"{lesson.number}: {script} is there, and stays as it is")
+        elif script.exists() and not overwrite:
+            raise SettingError(
+                f"{script}: already exists; edit it, then: culm learn check {script}. --overwrite "
+                "replaces it, and what you wrote is lost"
+            )
         else:
             copy_lesson(lesson, folder, overwrite)
 

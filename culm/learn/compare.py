@@ -61,8 +61,11 @@ def _kind(tensor: Tensor) -> str:
 
 def _of_others(seen: Any, expected: Any, tolerance: float) -> str | None:
     if isinstance(expected, Mapping):
-        if not isinstance(seen, Mapping) or list(seen) != list(expected):
+        if not isinstance(seen, Mapping):
             return f"it gives {outline(seen)}, and {outline(expected)} is expected"
+        if set(seen) != set(expected):
+            keys = [", ".join(map(repr, one)) or "no keys" for one in (seen, expected)]
+            return f"it has {keys[0]}, and {keys[1]} are expected"
         pairs = [(f"under {key!r} ", seen[key], expected[key]) for key in expected]
     elif isinstance(expected, Sequence) and not isinstance(expected, str | bytes):
         if not isinstance(seen, Sequence) or isinstance(seen, str | bytes):

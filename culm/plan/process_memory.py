@@ -45,7 +45,8 @@ class Unfilled(TorchDispatchMode):
     """Gives each operation on a CPU its result as a buffer of the right size that nobody fills.
 
     How many elements are not zero is unknown: nearly all, other numbers in turn. So batches differ
-    in their learned targets, as real ones do, and their buffers in size.
+    in their learned targets, as real ones do, and their buffers in size. A number that Python reads
+    is 0, as the count of steps is at first: what an optimizer does in some steps only, it does.
     """
 
     def __init__(self) -> None:
@@ -65,6 +66,8 @@ class Unfilled(TorchDispatchMode):
             return func(*args, **given)
         if func is aten.nonzero.default:
             return self._nonzero(args[0])
+        if func is aten._local_scalar_dense.default:
+            return torch.zeros((), dtype=args[0].dtype).tolist()
         if schema.is_mutable:
             return _written(schema, args, given)
         if not tensors and any(argument.name == "device" for argument in schema.arguments):

@@ -110,7 +110,7 @@ def _finite(value: Any) -> bool:
 def _evaluation(results: Mapping[str, Any]) -> str:
     rows = [
         (label, percent(value) if isinstance(value, Mapping) else f"{value:.4f}",
-         f"{value['count']:,}" if isinstance(value, Mapping) and value.get("count") else "")
+         f"{value['items']:,}" if isinstance(value, Mapping) and value.get("items") else "")
         for label, value in _rows(results)
     ]  # fmt: skip
     if not rows:

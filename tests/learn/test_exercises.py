@@ -53,6 +53,11 @@ def test_it_has_a_task_a_mistake_and_inputs_that_do_not_change(one: Exercise) ->
             assert callable(a) or difference(a, b, 0.0) is None
 
 
+def test_keys_in_another_order_are_right_and_a_missing_one_is_named() -> None:
+    assert difference({"b": 1, "a": 2}, {"a": 2, "b": 1}, 0.0) is None
+    assert difference({"a": 2}, {"a": 2, "b": 1}, 0.0) == "it has 'a', and 'a', 'b' are expected"
+
+
 @pytest.mark.parametrize(("one", "mistake"), MISTAKES)
 def test_a_mistake_gets_its_hint(one: Exercise, mistake: Mistake) -> None:
     found = judge(one, mistake.function)

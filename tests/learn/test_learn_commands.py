@@ -18,7 +18,7 @@ from culm.learn.compare import difference
 from culm.learn.course import lessons, some_lessons
 from culm.learn.exercise import find
 from culm.learn.lesson import check, exercise, replaced, show
-from culm.learn.progress import done, progress_file
+from culm.learn.progress import done, progress_file, record
 
 FIRST = lessons()[0]
 
@@ -34,9 +34,17 @@ def test_the_list_shows_every_lesson(capsys: pytest.CaptureFixture[str]) -> None
     said = capsys.readouterr().out
     assert all(lesson.title in said for lesson in lessons())
     assert f"0/{len(FIRST.exercises)}" in said
+    assert "Start with: culm learn 1a" in said
     check("attention.softmax", lambda scores: scores.softmax(-1))
     learn([], "lessons", False)
     assert f"1/{len(FIRST.exercises)}" in capsys.readouterr().out
+
+
+def test_after_a_lesson_the_list_names_the_next(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in FIRST.exercises:
+        record(name)
+    learn([], "lessons", False)
+    assert "Next: culm learn 1b" in capsys.readouterr().out
 
 
 def test_a_lesson_is_copied_and_never_over_work(folder: Path, capsys) -> None:
@@ -45,7 +53,7 @@ def test_a_lesson_is_copied_and_never_over_work(folder: Path, capsys) -> None:
     assert copy.read_text() == FIRST.text
     assert f"culm learn check lessons/{FIRST.path.name}" in capsys.readouterr().out
     copy.write_text("my work")
-    with pytest.raises(SettingError, match="already exists"):
+    with pytest.raises(SettingError, match="already exists; edit it, then: culm learn check"):
         learn(["attention"], "lessons", False)
     assert copy.read_text() == "my work"
     learn(["1a"], "lessons", True)

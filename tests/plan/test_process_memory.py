@@ -6,11 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from learning import build
+from pydantic import TypeAdapter
 from stages import STAGES
 
 from culm.config import parse
@@ -18,6 +19,7 @@ from culm.malloc import heap_end
 from culm.model.attention.gqa import GQA
 from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextToken
+from culm.optim import Optimizer
 from culm.optim.adamw import AdamW
 from culm.plan import process_memory
 from culm.plan.needs import Step
@@ -25,6 +27,7 @@ from culm.plan.process_memory import Unfilled, process_bytes
 from culm.run.settings import RunConfig
 from culm.verbs.plan import show_plan
 
+KINDS = [one.model_fields["kind"].default for one in get_args(get_args(Optimizer)[0])]
 glibc = pytest.mark.skipif(heap_end() is None, reason="the heap of glibc")
 
 RUN = """
@@ -124,6 +127,17 @@ def test_nothing_is_computed() -> None:
     assert kept.shape == (6, 1)
     assert (values.shape, places.dtype) == ((2, 3), torch.int64)
     assert torch.equal(w, torch.ones(8, 8))
+
+
+@glibc
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_process_of_every_optimizer_is_planned(kind: str) -> None:
+    """Also of those that read a number, as GaLore the count of its steps."""
+    small = {"rank": 8} if kind.startswith("galore") else {}
+    optimizer = TypeAdapter(Optimizer).validate_python({"kind": kind, **small})
+    config = TransformerConfig(vocabulary=64, width=32, layers=1, attention=(GQA(heads=2),))
+    objective = build(NextToken(), config.build(device="meta"))
+    assert process_bytes(objective, optimizer, Step(64, 4, 4), evaluated=4)
 
 
 @glibc

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,13 @@ from culm.cli import main
 from culm.config import SettingError
 from culm.convert import native
 from culm.convert.export import export
+from culm.eval.interval import Estimate
 from culm.lineage import Content, CorpusRecord, Lineage, read_lineage
 from culm.ship.made import bases_of, made_text, public
 from culm.ship.push import prepare, push
 
 assert hub  # a fixture
-SCORES = {"scores": {"arithmetic": {"value": 0.875, "low": 0.81, "high": 0.92, "count": 400}}}
+SCORES = {"scores": {"arithmetic": asdict(Estimate(0.875, 0.81, 0.92, items=400))}}
 
 
 @pytest.fixture
@@ -166,7 +168,7 @@ def test_a_dry_run_asks_nobody(run: Path, monkeypatch, capsys) -> None:
         main()
     assert not ended.value.code
     said = capsys.readouterr()
-    assert card_of(said.out)[1].startswith("\n# model")
+    assert card_of(said.out)[1].startswith("\n# run\n")
     assert "model.safetensors, " in said.err
     assert "Nothing was uploaded" in said.err
 
@@ -216,10 +218,14 @@ def test_a_tag_that_git_does_not_take(tag: str, hub: Hub, run: Path) -> None:
     assert not hub.files
 
 
+def test_a_card_is_titled_with_the_run(run: Path) -> None:
+    assert f"\n# {run.name}\n" in prepare(str(run), REPO, "v1", None, []).written["README.md"]
+
+
 def test_results_of_two_suites_are_together(run: Path, tmp_path: Path) -> None:
     paths = [tmp_path / "one.json", tmp_path / "two.json"]
     paths[0].write_text(json.dumps(SCORES))
-    other = {"gsm8k": {"value": 0.25, "low": 0.2, "high": 0.3, "count": None}}
+    other = {"gsm8k": {"value": 0.25, "low": 0.2, "high": 0.3, "items": None}}
     paths[1].write_text(json.dumps({"scores": other, "perplexity": None}))
     body = prepare(str(run), REPO, "v1", None, list(map(str, paths))).written["README.md"]
     assert "| arithmetic | 87.5 % (81.0 - 92.0) | 400 |" in body

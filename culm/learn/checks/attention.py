@@ -135,6 +135,10 @@ EXERCISES = (
                 "the shares of a row must sum to 1: sum over the last axis.", _softmax_of_columns
             ),
             Mistake(
+                "each row has its own sum: .sum(-1, keepdim=True) gives them as a column.",
+                lambda scores: scores.exp() / scores.exp().sum(),
+            ),
+            Mistake(
                 "e^1000 is infinite. Subtract the largest score of the row first: the shares stay "
                 "the same.",
                 _softmax_of_large,

@@ -102,6 +102,10 @@ EXERCISES = (
                 lambda seconds, step_seconds: max(10, int(seconds / step_seconds)),
             ),
             Mistake(
+                "leave a margin of 7 %, and take 10 steps at least.",
+                lambda seconds, step_seconds: int(seconds / step_seconds),
+            ),
+            Mistake(
                 "fewer than 10 steps learn nothing.",
                 lambda seconds, step_seconds: int(0.93 * seconds / step_seconds),
             ),
@@ -110,7 +114,7 @@ EXERCISES = (
     Exercise(
         "capstone.request",
         "Write the body of a request as a dictionary: model, messages with one of the user, "
-        "temperature 0, stream True, in this order.",
+        "temperature 0, stream True.",
         request,
         lambda g: [("chat", "What is 2 + 2?"), ("mine", "")],
         None,

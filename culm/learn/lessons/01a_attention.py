@@ -14,7 +14,22 @@
 # How this course works: a function under `@exercise(...)` is yours to write. Replace the line
 # `raise NotImplementedError`, run the cell, and read what the check says. It compares your
 # function with the one that Culm itself runs. As long as yours is not right, the lesson continues
-# with Culm's.
+# with Culm's. `culm learn solution attention.scores` shows an answer.
+#
+# What you need of PyTorch here, for a tensor `x`:
+#
+# | write | get |
+# |---|---|
+# | `x.exp()`, `x ** 0.5`, `x / 2` | each number changed on its own |
+# | `x.sum(-1, keepdim=True)`, `x.amax(-1, keepdim=True)` | sum, largest, of each row, as a column |
+# | `x / column`, `x - column` | each row divided by its number, or less its number |
+# | `x.shape[-1]` | length of the last axis |
+# | `x.reshape(a, b, c)` | the same numbers, in the same order, in another shape |
+# | `x.T` | a matrix with rows and columns exchanged |
+# | `x.transpose(1, 2)`, `x.transpose(-1, -2)` | two axes exchanged, of a tensor with more of them |
+# | `torch.ones(a, b, dtype=torch.bool)` | True everywhere |
+# | `x.tril()`, `x.triu()` | what is on and below the diagonal, or on and above it; the rest is 0 |
+# | `~x` | True and False exchanged |
 
 # %%
 import torch

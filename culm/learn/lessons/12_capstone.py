@@ -45,19 +45,20 @@ def culm(line):
 # ## A plan for the time
 #
 # How long should each stage be? Fine-tuning gets most of the time, as in the quickstart. Measure a
-# step, then count how many fit (`culm/quickstart/quickstart.py`).
+# step, then count how many fit (`culm/quickstart/quickstart.py`). Other steps may take longer than
+# the one that you measured, so plan with 93 % of the time.
 
 
 # %%
 @exercise("capstone.shares")
 def shares(seconds, weights):
-    """weights: a dictionary of stages -> a dictionary of seconds."""
+    """weights: a dictionary of stages, of any sum -> a dictionary of seconds, which sum to all."""
     raise NotImplementedError
 
 
 @exercise("capstone.steps")
 def steps(seconds, step_seconds):
-    """-> how many steps fit."""
+    """-> how many steps fit into 93 % of the seconds, and 10 at least."""
     raise NotImplementedError
 
 
@@ -145,13 +146,17 @@ print({name: round(score, 2) for name, score in found.items()})
 #
 # `culm serve MODEL` starts a server with a chat page and the API of OpenAI. A client sends a
 # question, and reads the answer as a stream of events: a line that begins with `data: `, with a
-# piece of text each.
+# piece of text each. `messages` is a list of dictionaries with `role` ("user") and `content`.
+# Events look like this, and some have no content, or no choice at all:
+#
+#     data: {"choices": [{"index": 0, "delta": {"content": "4"}}]}
+#     data: [DONE]
 
 
 # %%
 @exercise("capstone.request")
 def request(model, question):
-    """-> the body of a request, a dictionary."""
+    """-> the body of a request: model, messages, temperature (0) and stream (True)."""
     raise NotImplementedError
 
 
