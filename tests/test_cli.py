@@ -462,8 +462,9 @@ def test_other_errors_name_the_setting(culm, model, tmp_path):
 
 
 def test_tokenize_replaces_only_a_tokenizer(culm, text, tmp_path):
-    (tmp_path / "mine.txt").write_text("years of work")
-    code, _, err = culm("tokenize", "train", text, "--out", tmp_path, "--overwrite")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "mine.txt").write_text("years of work")
+    code, _, err = culm("tokenize", "train", text, "--out", tmp_path / "own", "--overwrite")
     assert code == 1
     assert "holds other files, which would be lost" in err
 
