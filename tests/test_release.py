@@ -69,7 +69,10 @@ def test_the_commands_of_the_guide() -> None:
         assert (ROOT / place).exists(), place
 
 
-@pytest.mark.parametrize("line", ["plan pretrain model=tiny train.steps=20", "schema", "doctor"])
+PLAN = pytest.param("plan pretrain model=tiny train.steps=20", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("line", [PLAN, "schema", "doctor"])
 def test_the_quick_commands_of_the_guide_run(line: str, tmp_path: Path) -> None:
     assert f"culm {line}" in (ROOT / "AGENTS.md").read_text()
     done = subprocess.run(

@@ -31,6 +31,7 @@ def novels(tmp_path: Path) -> list[str]:
     return [str(tmp_path / f"{number}.txt") for number in range(5)]
 
 
+@pytest.mark.slow
 def test_context_tells_the_order_of_a_grammar_of_two_concepts_back() -> None:
     """By far more than the last concept, and not with another document's concepts before it."""
     grammar = Grammar(0, concepts=12, dim=8)

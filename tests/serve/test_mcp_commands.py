@@ -21,7 +21,7 @@ TINY = [
     "model.attention.heads=2", "model.attention.kv_heads=2", "model.context=32",
     "train.batch_size=2", "device=cpu", "folder=runs/a",
 ]  # fmt: skip
-MODES = ["auto", "legacy"]
+MODES = ["auto", pytest.param("legacy", marks=pytest.mark.slow)]
 
 
 def asking(answers, asked):
