@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, cast
 
 from pydantic import PositiveInt
+from torch import nn
 
 from culm.config import Config, SettingError
 from culm.model.block import Block
-from culm.model.rope import Rope, Rotation, Scaling, YaRNScaling
+from culm.model.rope import Rope, Scaling, YaRNScaling
 from culm.model.transformer import Transformer
 
 
@@ -36,17 +37,17 @@ class Extend(Config):
             raise SettingError("extend: a model with learned positions, or of patches, cannot grow")
         attention = tuple(self._extended(part, old.context) for part in old.attention)
         new = old.model_copy(update={"context": self.context, "attention": attention})
-        if len(new.rotaries) != len(old.rotaries):
-            raise SettingError("extend.scaling: two kinds of rotary embeddings would become one")
-        for rotation, (rope, size) in zip(model.rotations, new.rotaries, strict=True):
-            assert isinstance(rotation, Rotation)
-            assert rotation.head_dim == size
-            rotation.become(rope)
+        rotaries = new.rotaries
+        model.rotations = nn.ModuleList(rope.build(size) for rope, size in rotaries)
+        model.rotations.to(model.device)
         blocks = [module for module in model.modules() if isinstance(module, Block)]
         # Heads of multi-token prediction, after the layers, are like the last of them.
         parts = [*new.attentions, *[new.attentions[-1]] * len(model.mtp)]
         for block, part in zip(blocks, parts, strict=True):
-            cast(Any, block.attention).config = part  # each kind has its own settings there
+            layer = cast(Any, block.attention)  # each kind has its own settings
+            layer.config = part
+            if (rotary := part.rotary(new.width)) is not None:
+                layer.rotation = rotaries.index(rotary)
         model.config = new
 
     def _extended(self, part: Any, context: int) -> Any:

@@ -171,21 +171,17 @@ class Rotation(nn.Module):
 
     def __init__(self, config: Rope, head_dim: int) -> None:
         super().__init__()
-        self.head_dim = head_dim
-        self.frequencies: Tensor
-        self.register_buffer("frequencies", torch.empty(0), persistent=False)
-        self.become(config)
-
-    def become(self, config: Rope) -> None:
-        """Rotate by other settings from now on."""
-        self.config = config
+        self.config, self.head_dim = config, head_dim
         self.magnitude = 1.0 if config.scaling is None else config.scaling.magnitude
-        self.reset()
+        self.frequencies: Tensor
+        self.register_buffer("frequencies", self._frequencies(), persistent=False)
+
+    def _frequencies(self) -> Tensor:
+        return self.config.frequencies(self.head_dim).float()
 
     def reset(self) -> None:
-        """Fill the buffer, which a module that was built on the meta device lacks."""
-        known = self.config.frequencies(self.head_dim).float()
-        self.frequencies = known.to(self.frequencies.device)
+        """Fill the buffer of a module that was built on the meta device."""
+        self.frequencies = self._frequencies().to(self.frequencies.device)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         angles = positions[..., None, None].float() * self.frequencies

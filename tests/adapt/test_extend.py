@@ -19,6 +19,7 @@ KINDS = {
     "plain": (GQA(heads=2),),
     "latents": (MLA(heads=2, rank=8, head_dim=8, rope_dim=4, value_dim=8),),
     "mixed": (GQA(heads=2, window=4, rope={"base": 500.0}), GQA(heads=2)),
+    "shared": (GQA(heads=2, window=4), GQA(heads=2)),  # one rotation that becomes two
     "alibi": (GQA(heads=2, rope=None, alibi=True),),
 }
 
