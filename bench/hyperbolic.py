@@ -15,7 +15,7 @@ import json
 from collections import Counter
 from math import log
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -24,13 +24,13 @@ import torch
 from culm import log as messages
 from culm.config import parse
 from culm.convert.load import load_model
+from culm.eval.interval import student
 from culm.hyperbolic.lorentz import lorentz_inner
 from culm.model import block
 from culm.model.attention import hyperbolic
 from culm.run.settings import RunConfig
 from culm.run.train import train
 
-STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantiles of t by the number of seeds
 RATES = (1e-3, 3e-3)
 MODELS: dict[str, dict[str, Any]] = {
     "euclidean twin": {
@@ -106,11 +106,10 @@ def main() -> None:
         rows.append((name, best, [grid[best], *more]))
     print("\nmodel                 parameters  rate   nats per byte    seconds  off")
     for name, rate, found in rows:
-        losses = [one["loss"] for one in found]
-        half = STUDENT[len(found)] * stdev(losses) / len(found) ** 0.5
+        loss = student([one["loss"] for one in found])
         print(
-            f"{name:<21} {found[0]['parameters']:<11,.0f} {rate:<6} {fmean(losses):.3f} +- "
-            f"{half:.3f}  {fmean(one['seconds'] for one in found):<8.0f} "
+            f"{name:<21} {found[0]['parameters']:<11,.0f} {rate:<6} {loss.value:.3f} +- "
+            f"{loss.high - loss.value:.3f}  {fmean(one['seconds'] for one in found):<8.0f} "
             f"{max(one['off'] for one in found):.1e}"
         )
     text = Path(arguments.text).read_bytes()

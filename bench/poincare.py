@@ -13,15 +13,14 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from tempfile import TemporaryDirectory
 
 from culm import log
 from culm.config import parse
+from culm.eval.interval import student
 from culm.graph.settings import GraphRun
 from culm.graph.train import train_graph
 
-STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantiles of t by the number of seeds
 TUNING = 1000  # the seed of the grid
 
 
@@ -49,8 +48,8 @@ def measured(arguments: argparse.Namespace, seed: int, **model: object) -> dict[
 
 def over(values: Sequence[float]) -> str:
     """Mean and half width of the 95 % interval."""
-    half = STUDENT[len(values)] * stdev(values) / len(values) ** 0.5
-    return f"{fmean(values):.3f} +- {half:.3f}"
+    mean = student(values)
+    return f"{mean.value:.3f} +- {mean.high - mean.value:.3f}"
 
 
 def main() -> None:

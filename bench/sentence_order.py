@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from statistics import fmean, stdev
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +26,9 @@ from torch import Tensor
 from culm.concept.network import ConceptNetwork
 from culm.concept.retrieval import other_texts
 from culm.concept.squared_error import Base
+from culm.eval.interval import student
 
 SENTENCES = 8  # of a text
-STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantiles of t by the number of seeds
 
 
 def fit(predicted: Tensor, texts: Tensor) -> Tensor:
@@ -85,9 +84,9 @@ def main() -> None:
     for found in every:
         print(json.dumps(found))
     for name in every[0]:
-        values = [found[name] for found in every]
-        half = STUDENT[len(values)] * stdev(values) / len(values) ** 0.5 if given.seeds > 1 else 0
-        print(f"| {name} | {100 * fmean(values):.1f} +- {100 * half:.1f} |")
+        share = student([found[name] for found in every])
+        half = 100 * (share.high - share.value)
+        print(f"| {name} | {100 * share.value:.1f} +- {half:.1f} |")
 
 
 if __name__ == "__main__":

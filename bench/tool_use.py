@@ -17,11 +17,10 @@ the kind `unseen` are about tables that no training names. Replies are greedy, b
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from learning_rl import trained
 from tool_dialogues import TESTS, tool_settings, write_dialogues
 
 from culm.convert.load import read
-from culm.eval.interval import difference, wilson
+from culm.eval.interval import difference, student, wilson
 from culm.eval.local import LocalModel
 from culm.eval.measure.scores import Scores
 from culm.eval.questions import Answered
@@ -37,7 +36,6 @@ from culm.eval.suite import answer_suite, identity_of
 from culm.files import read_lines
 from culm.task.grade import grade
 
-STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantiles of t by the number of seeds
 REPLY = 96  # tokens
 NAMES = {
     ("plain", False): "question and answer, no tools",
@@ -158,8 +156,8 @@ def gains(seed: int, scores: Mapping[str, Sequence[float]]) -> Iterator[str]:
 
 def over_seeds(name: str, shares: Sequence[float]) -> str:
     """The mean over seeds with Student's interval, if there are several."""
-    half = STUDENT[len(shares)] * stdev(shares) / math.sqrt(len(shares)) if shares[1:] else math.nan
-    return f"| {name} | {100 * fmean(shares):.1f} | +- {100 * half:.1f} |"
+    share = student(shares)
+    return f"| {name} | {100 * share.value:.1f} | +- {100 * (share.high - share.value):.1f} |"
 
 
 def tools(files: Path, kind: str, split: str = "train") -> dict[str, Any]:
