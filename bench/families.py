@@ -5,8 +5,10 @@
 
 TEXT: files that a run can read, as `novels/`. Every family reads rows of 512 bytes (tokens: as many
 as have 512 bytes on average) and trains for as many steps as give the same FLOPs, counted by
-`culm.plan` of the real modules. The entropy model of BLT is in its FLOPs; its training is not. All
-have one optimizer and learning rate. A run that exists is not trained again.
+`culm.plan` of the real modules. The entropy model of BLT is in its FLOPs; its training is not. The
+FLOPs of a patch model depend on its patches: a line for each run says how many bytes its patches
+had, and how many were planned. All have one optimizer and learning rate. A run that exists is not
+trained again.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from typing import Any
 import torch
 from learning_rl import run_to_end
 
+from culm.bytelatent.spacebyte import spacelike
 from culm.config import parse
 from culm.eval.measure.text import Text
+from culm.files import read_lines
 from culm.plan.model import cost_of
 from culm.run.patching import model_settings
 from culm.run.settings import RunConfig
@@ -69,7 +73,7 @@ FAMILIES = {
     "blt": Family(
         {"kind": "blt", **LOCAL, "heads": 2, "ngrams": {"sizes": [3, 4, 5], "buckets": 2048}}
     ),
-    "hnet": Family({"kind": "hnet", **LOCAL}),
+    "hnet": Family({"kind": "hnet", **LOCAL, "ratio_weight": 0.3}),  # 0.03 does not hold the ratio
     "bpe": Family(TOKENS, BPE),
     "bpe-dropout": Family(TOKENS, BPE, format={"kind": "document", "bpe_dropout": 0.1}),
     "superbpe": Family(TOKENS, {**BPE, "kind": "superbpe"}),
@@ -108,6 +112,14 @@ def tokens_in_row(tokenizer: dict[str, Any], text: str) -> int:
     return round(ROW * len(built.encode(sample)) / len(sample.encode()))
 
 
+def bytes_in_patch(text: str) -> float:
+    """Of SpaceByte in rows of 512 bytes, in the first documents."""
+    sample = "".join(Text(path=text, documents=10).texts()).encode()[:SAMPLE]
+    space = spacelike(torch.tensor(list(sample)))
+    patches = int((space[1:] & ~space[:-1]).sum()) + len(sample) / ROW  # a row begins with one
+    return len(sample) / patches
+
+
 def with_steps(config: RunConfig, flops: float) -> RunConfig:
     """The run with as many steps as give these FLOPs, measured five times on the way."""
     cost = cost_of(model_settings(config), dtype=torch.float32)
@@ -123,7 +135,15 @@ def train_family(name: str, folder: Path, text: str, seed: int, tera: float) -> 
         small = folder.parent / "entropy" / str(seed)
         run_to_end(with_steps(settings(small, text, ENTROPY, seed), 1e11 * tera))
         family = replace(family, model={**family.model, "patching": {"path": str(small)}})
-    run_to_end(with_steps(settings(folder, text, family, seed), 1e12 * tera))
+    if name == "spacebyte":
+        family = replace(family, model={**family.model, "bytes_per_patch": bytes_in_patch(text)})
+    config = with_steps(settings(folder, text, family, seed), 1e12 * tera)
+    run_to_end(config)
+    lines = [line for line in read_lines(folder / "metrics.jsonl") if "patches_per_byte" in line]
+    if lines:
+        measured = len(lines) / sum(line["patches_per_byte"] for line in lines)
+        planned = model_settings(config).bridge().bytes_per_patch
+        print(f"{folder.name}: {measured:.2f} bytes a patch, {planned:.2f} planned", flush=True)
 
 
 def main() -> None:

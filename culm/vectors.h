@@ -306,9 +306,14 @@ static inline Floats widen(const bf16 *p) {
 }
 static inline Floats widen(const bf16 *p, int64_t count) {
   if (count >= LANES) return widen(p);
+#ifdef CULM_AVX512
+  const __m256i there = _mm256_maskz_loadu_epi16((__mmask16)least(count), p);
+  return {(Register<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(there), 16)};
+#else
   bf16 there[LANES] = {};
   for (int64_t i = 0; i < count; i++) there[i] = p[i];
   return widen(there);
+#endif
 }
 
 #ifndef CULM_AVX512
@@ -521,7 +526,7 @@ struct Spread {
   __m256i which[2];
 #endif
 
-  explicit Spread(int64_t n) : count(n) {
+  explicit Spread(int64_t n = 1) : count(n) {
 #if defined(CULM_AVX512) || defined(CULM_AVX2)
     int32_t lanes[LANES];
     for (int64_t i = 0; i < LANES; i++) lanes[i] = i * n / LANES;
@@ -534,13 +539,15 @@ struct Spread {
   }
 
   Floats operator()(const bf16 *values, int64_t known) const {
+#ifdef CULM_AVX512
+    const __m128i there = _mm_maskz_loadu_epi16((__mmask8)least(known), values);
+    const __m512i own = _mm512_castsi128_si512(there);
+    return {(Register<float>)_mm512_maskz_permutexvar_epi16(0xAAAAAAAA, which, own)};
+#else
     uint64_t four = 0;
     if (known >= 4) four = read<uint64_t>(values);
     else for (int64_t i = 0; i < known; i++) four |= (uint64_t)values[i] << 16 * i;
-#if defined(CULM_AVX512)
-    const __m512i own = _mm512_castsi128_si512(_mm_cvtsi64_si128(four));
-    return {(Register<float>)_mm512_maskz_permutexvar_epi16(0xAAAAAAAA, which, own)};
-#elif defined(CULM_AVX2)
+#ifdef CULM_AVX2
     const __m128i wide = _mm_slli_epi32(_mm_cvtepu16_epi32(_mm_cvtsi64_si128(four)), 16);
     const __m256 own = _mm256_castps128_ps256((__m128)wide);
     return Floats::make([&](int i) { return _mm256_permutevar8x32_ps(own, which[i]); });
@@ -548,6 +555,7 @@ struct Spread {
     return Floats::make([&](int i) {
       return widen((bf16)(four >> 16 * (i * count / REGISTERS))) - Register<float>{};
     });
+#endif
 #endif
   }
 };

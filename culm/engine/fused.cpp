@@ -95,8 +95,9 @@ struct Input {
   std::vector<int8_t> bytes;     // (rows, chunks, 64 or 128)
   std::vector<float> scales;     // (rows, chunks, 16)
   std::vector<int32_t> offsets;  // (rows, chunks, 16): where sums begin, since weights are shifted
-  std::vector<float> sums;       // (rows, 16 * n): of each group of int4 weights
-  int64_t groups;
+  std::vector<float> sums;       // (rows, padded): of each group of int4 weights
+  int64_t groups, padded, each;  // groups of int4 weights in a row, a multiple of 16, and in a chunk
+  Spread spread;
 
   void prepare(const Linear &w, const float *x, int64_t count) {
     rows = count, inputs = w.inputs, exact = x;
@@ -111,11 +112,14 @@ struct Input {
     }
     int64_t size = w.kind == INT8 ? 64 : 128;
     chunks = (inputs + size - 1) / size;
-    groups = w.kind == INT4 ? (inputs / w.group + 15) / 16 * 16 : 0;
+    if (w.kind == INT4) {
+      groups = inputs / w.group, padded = (groups + 15) / 16 * 16, each = 128 / w.group;
+      spread = Spread(each);
+      sums.assign(rows * padded, 0);
+    }
     bytes.assign(rows * chunks * size, 0);
     offsets.assign(rows * chunks * 16, 0);
     scales.assign(rows * chunks * 16, 0);
-    sums.assign(rows * groups, 0);
     for (int64_t b = 0; b < rows; b++)
       for (int64_t k = 0; k < inputs; k += 32) quantize(w, x + b * inputs + k, b, k);
   }
@@ -144,7 +148,7 @@ struct Input {
       int32_t eight = four[2 * i] + four[2 * i + 1];
       scales[lane + i] = scale;
       offsets[lane + i] = -8 * eight;  // weights are stored as 0 to 15
-      sums[b * groups + k / w.group] += scale * eight;
+      sums[b * padded + k / w.group] += scale * eight;
     }
   }
 };
@@ -214,9 +218,9 @@ static Sums<R, B> dot_int8(const Linear &w, const Input &in, int64_t n, int64_t 
 template <int R, int B>
 static Sums<R, B> dot_int4(const Linear &w, const Input &in, int64_t n, int64_t b) {
   Sums<R, B> sums;
-  const int64_t groups = w.inputs / w.group, each = 128 / w.group;
+  const int64_t groups = in.groups, each = in.each;
   const Ints nibble = ints(0x0f0f0f0f);
-  const Spread spread(each);
+  const Spread spread = in.spread;
   const uint8_t *weight[R];
   const bf16 *scales[R], *zeros[R];
   for (int r = 0; r < R; r++) {
@@ -252,19 +256,25 @@ static Sums<R, B> dot_int4(const Linear &w, const Input &in, int64_t n, int64_t 
     for (int r = 0; r < R; r++) {
       const Floats zero = widen(zeros[r] + g, groups - g);
       for (int i = 0; i < B; i++)
-        sums.of[r][i] = fma(zero, load(&in.sums[(b + i) * in.groups + g]), sums.of[r][i]);
+        sums.of[r][i] = fma(zero, load(&in.sums[(b + i) * in.padded + g]), sums.of[r][i]);
     }
   return sums;
 }
 
+template <Kind KIND, int R, int B>
+static Sums<R, B> dots(const Linear &w, const Input &in, int64_t n, int64_t b) {
+  if constexpr (KIND == BF16) return dot_bf16<R, B>(w, in, n, b);
+  else if constexpr (KIND == INT8) return dot_int8<R, B>(w, in, n, b);
+  else return dot_int4<R, B>(w, in, n, b);
+}
+
 // Outputs n to n + 4 or `to` for B rows from b on, R rows of weights together.
-template <int R, int B>
+template <Kind KIND, int R, int B>
 static void tile(const Linear &w, const Input &in, int64_t n, int64_t to, int64_t b, float *out,
                  int64_t stride) {
-  const auto dot = w.kind == BF16 ? dot_bf16<R, B> : w.kind == INT8 ? dot_int8<R, B> : dot_int4<R, B>;
   Floats sums[4][B];
   for (int r = 0; r < 4; r += R) {
-    const Sums<R, B> made = dot(w, in, n + r, b);
+    const Sums<R, B> made = dots<KIND, R, B>(w, in, n + r, b);
     std::copy(made.of[0], made.of[0] + R * B, sums[r]);
   }
   const Four bias = w.bias ? read<Four>(w.bias + n, (to - n) * 4) : Four{};
@@ -274,19 +284,24 @@ static void tile(const Linear &w, const Input &in, int64_t n, int64_t to, int64_
 }
 
 // Outputs from..to of w for all rows into out: (rows, stride).
+template <Kind KIND>
 static void matmul(const Linear &w, const Input &in, int64_t from, int64_t to, float *out,
                    int64_t stride) {
   // Measured with one kind after the other: int4 costs more arithmetic, and bf16 without AVX-512.
-  const auto one = w.kind == BF16 ? tile<FEW ? 2 : 1, 1>
-                   : FEW && w.kind == INT4 ? tile<1, 1>
-                                           : tile<4, 1>;
-  const auto eight = FEW && w.kind == BF16 ? tile<1, 8> : tile<2, 8>;
+  constexpr int ONE = KIND == BF16 ? (FEW ? 2 : 1) : FEW && KIND == INT4 ? 1 : 4;
+  constexpr int EIGHT = FEW && KIND == BF16 ? 1 : 2;
   for (int64_t n = from; n < to; n += 4) {
     int64_t b = 0;
-    for (; b + 8 <= in.rows; b += 8) eight(w, in, n, to, b, out, stride);
-    for (; b + 4 <= in.rows; b += 4) tile<4, 4>(w, in, n, to, b, out, stride);
-    for (; b < in.rows; b++) one(w, in, n, to, b, out, stride);
+    for (; b + 8 <= in.rows; b += 8) tile<KIND, EIGHT, 8>(w, in, n, to, b, out, stride);
+    for (; b + 4 <= in.rows; b += 4) tile<KIND, 4, 4>(w, in, n, to, b, out, stride);
+    for (; b < in.rows; b++) tile<KIND, ONE, 1>(w, in, n, to, b, out, stride);
   }
+}
+
+static void matmul(const Linear &w, const Input &in, int64_t from, int64_t to, float *out,
+                   int64_t stride) {
+  const auto of_kind = w.kind == BF16 ? matmul<BF16> : w.kind == INT8 ? matmul<INT8> : matmul<INT4>;
+  of_kind(w, in, from, to, out, stride);
 }
 
 static Floats load(const bf16 *p, int64_t count) { return widen(p, count); }
@@ -651,8 +666,8 @@ void culm_decode(const Model *model, int64_t rows, const int64_t *tokens, const 
 //
 // Tokens are in panels of 16, one in each lane: (panels, elements, 16), so that sums over elements
 // need no shuffles. Inputs of matmuls are bf16, two elements of a token after each other: (panels,
-// elements / 2, 16, 2). The rest of the last panel is computed and never read. Weights are read
-// where they are, each for all tokens of a block.
+// elements / 2, 16, 2), or int8 beside quantised weights, as in a decoding step. The rest of the
+// last panel is computed and never read. Weights are read where they are, each for all tokens of a block.
 
 constexpr int64_t OUTPUTS = FEW ? 4 : 6, PANELS = FEW ? 1 : 4;  // of a tile, whose sums stay in registers
 constexpr int64_t BLOCK = 16;                                   // panels whose inputs stay in the cache
@@ -677,60 +692,112 @@ static Floats panel_rms(const float *x, int64_t size, double eps, double factor 
   return all((float)factor) / root(mean);
 }
 
-// OUTPUTS rows of weights in bf16; their sums are multiplied by the scales, then biases are added.
+// 32 elements of a panel in int8, four of a token after each other. It takes the place of these
+// elements in bf16. offset: where sums begin, since weights are shifted. sum: of what the codes stand for.
+struct Group {
+  Ints codes[8], offset;
+  Floats scale, sum;
+};
+constexpr int64_t GROUPED = 32;
+static Group *group_at(bf16 *input, int64_t k) { return (Group *)(input + k * LANES); }
+static const Group *group_at(const bf16 *input, int64_t k) { return (const Group *)(input + k * LANES); }
+static_assert(sizeof(Group) <= GROUPED * LANES * sizeof(bf16));
+
+// Elements of a panel in bf16 become int8 if that is what w multiplies.
+static void encode(const Linear &w, bf16 *input) {
+  if (w.kind == BF16) return;
+  for (int64_t k = 0; k < w.inputs; k += GROUPED) {
+    Floats element[GROUPED], most = Floats{};
+    for (int64_t i = 0; i < GROUPED; i += 2) {
+      const Ints both = load64<int32_t>(input + (k + i) * LANES);
+      element[i] = cast<float>(both << 16), element[i + 1] = cast<float>(both & ints((int32_t)0xffff0000));
+      most = larger(most, larger(absolute(element[i]), absolute(element[i + 1])));
+    }
+    const Floats inverse = all(127) / larger(most, all(1e-30f));
+    Group made;
+    Ints sum = Ints{};
+    for (int64_t q = 0; q < 8; q++) {
+      made.codes[q] = Ints{};
+      for (int64_t i = 0; i < 4; i++) {
+        const Ints code = rounded(element[4 * q + i] * inverse);
+        sum = sum + code;
+        made.codes[q] = made.codes[q] | (code & ints(255)) << 8 * i;
+      }
+    }
+    made.scale = most * all(1 / 127.f);
+    made.sum = floats(sum) * made.scale;
+    made.offset = sum * ints(w.kind == INT4 ? -8 : -SHIFT);
+    *group_at(input, k) = made;
+  }
+}
+
+// OUTPUTS rows of weights: bf16, or the codes of quantised ones in a byte each. Sums of rows are
+// multiplied by the factors, then biases are added.
 struct Weights {
-  std::vector<bf16> restored;  // one row
+  const Linear *of;
   std::vector<Kept> kept;
+  std::vector<uint8_t> codes;
+  std::vector<float> scales, zeros;  // int4: (OUTPUTS, groups)
   const Kept *rows;
   const char *next;  // what is stored of the rows after these
   int64_t bytes;     // of these for 32 inputs
-  float scales[OUTPUTS], biases[OUTPUTS];
+  int64_t groups;
+  float factors[OUTPUTS], biases[OUTPUTS];
 
   void load(const Linear &w, int64_t n) {
+    of = &w;
     bytes = OUTPUTS * (w.kind == BF16 ? 64 : w.kind == INT8 ? 32 : 16);
     next = (const char *)w.weight + (n + OUTPUTS) * w.inputs / 32 * (bytes / OUTPUTS);
     for (int64_t r = 0; r < OUTPUTS; r++) {
-      scales[r] = w.kind == INT8 ? widen(w.scale[n + r]) : 1;
+      factors[r] = w.kind == INT8 ? widen(w.scale[n + r]) : 1;
       biases[r] = w.bias ? w.bias[n + r] : 0;
     }
-    const bf16 *stored = (const bf16 *)w.weight + n * w.inputs;
-    rows = w.kind == BF16 ? in_place(stored) : nullptr;
+    if (w.kind == BF16) load_bf16((const bf16 *)w.weight + n * w.inputs);
+    else codes.resize(OUTPUTS * w.inputs);
+    if (w.kind == INT8) load_int8((const int8_t *)w.weight + n * w.inputs);
+    if (w.kind == INT4) load_int4((const uint8_t *)w.weight + n * w.inputs / 2, n);
+  }
+
+  void load_bf16(const bf16 *stored) {
+    rows = in_place(stored);
     if (rows) return;
-    restored.resize(w.inputs), kept.resize(OUTPUTS * w.inputs);
+    kept.resize(OUTPUTS * of->inputs);
     rows = kept.data();
-    for (int64_t r = 0; r < OUTPUTS; r++) {
-      const bf16 *row = w.kind == BF16 ? stored + r * w.inputs : restored.data();
-      if (w.kind == INT8) restore_int8(w, n + r, restored.data());
-      if (w.kind == INT4) restore_int4(w, n + r, restored.data());
-      keep(row, w.inputs, &kept[r * w.inputs]);
+    for (int64_t r = 0; r < OUTPUTS; r++)
+      keep(stored + r * of->inputs, of->inputs, &kept[r * of->inputs]);
+  }
+
+  void load_int8(const int8_t *stored) {
+    for (int64_t i = 0, size = codes.size(); i < size; i += 64)
+      store(&codes[i], signed_codes(stored + i, size - i), size - i);
+  }
+
+  void load_int4(const uint8_t *stored, int64_t n) {
+    for (size_t i = 0; i < codes.size(); i += 32) {  // two in a byte, the even ones low
+      const auto pairs = read<Register<uint8_t, 16>>(stored + i / 2);
+      const auto wide = __builtin_convertvector(pairs, Register<uint16_t, 32>);
+      const auto single = (wide | wide << 4) & 0x0f0f;
+      std::memcpy(&codes[i], &single, sizeof single);
     }
+    groups = of->inputs / of->group;
+    scales.resize(OUTPUTS * groups), zeros.resize(OUTPUTS * groups);
+    for (int64_t i = 0; i < OUTPUTS * groups; i++)
+      scales[i] = widen(of->scale[n * groups + i]), zeros[i] = widen(of->zero[n * groups + i]);
   }
 
-  static void restore_int8(const Linear &w, int64_t n, bf16 *out) {  // integers up to 127 are exact
-    const int8_t *weight = (const int8_t *)w.weight + n * w.inputs;
-    for (int64_t k = 0; k < w.inputs; k += LANES)
-      narrow(floats(widen_bytes<int8_t>(read<Register<int8_t, 16>>(weight + k))), out + k);
-  }
-
-  static void restore_int4(const Linear &w, int64_t n, bf16 *out) {
-    const int64_t groups = w.inputs / w.group, first = n * groups;
-    const uint8_t *weight = (const uint8_t *)w.weight + n * w.inputs / 2;
-    for (int64_t g = 0; g < groups; g++)
-      ::restore_int4(weight + g * w.group / 2, widen(w.scale[first + g]), widen(w.zero[first + g]),
-                     w.group, out + g * w.group);
+  void ask(int64_t k) const {  // for what is stored after these rows, with inputs k to k + 32
+    for (int64_t i = 0; i < bytes; i += 64) prefetch(next + k / 32 * bytes + i);
   }
 };
 
 // Sums of OUTPUTS outputs for C panels.
 template <int C>
-static void panel_tile(const Weights &weights, int64_t inputs, const bf16 *x,
-                       float (*sums)[OUTPUTS][LANES]) {
+static void panel_tile(const Weights &weights, const bf16 *x, float (*sums)[OUTPUTS][LANES]) {
   const Kept *rows = weights.rows;
+  const int64_t inputs = weights.of->inputs;
   Floats parts[OUTPUTS][C] = {};
   for (int64_t k = 0; k < inputs; k += 2) {
-    if (k % 32 == 0)
-      for (int64_t i = 0; i < weights.bytes; i += 64)
-        prefetch(weights.next + k / 32 * weights.bytes + i);
+    if (k % 32 == 0) weights.ask(k);
     Pairs panel[C];
     for (int c = 0; c < C; c++) panel[c] = pairs(x + (c * inputs + k) * LANES);
     for (int r = 0; r < OUTPUTS; r++) {
@@ -740,6 +807,56 @@ static void panel_tile(const Weights &weights, int64_t inputs, const bf16 *x,
   }
   for (int c = 0; c < C; c++)
     for (int r = 0; r < OUTPUTS; r++) store(sums[c][r], parts[r][c]);
+}
+
+template <Kind KIND, int C>
+static void code_tile(const Weights &weights, const bf16 *x, float (*sums)[OUTPUTS][LANES]) {
+  const int64_t inputs = weights.of->inputs;
+  Floats parts[OUTPUTS][C] = {};
+  for (int64_t k = 0; k < inputs; k += GROUPED) {
+    weights.ask(k);
+    const Group *group[C];
+    Ints made[OUTPUTS][C];
+    for (int c = 0; c < C; c++) group[c] = group_at(x + c * inputs * LANES, k);
+    for (int r = 0; r < OUTPUTS; r++)
+      for (int c = 0; c < C; c++) made[r][c] = group[c]->offset;
+    for (int q = 0; q < 8; q++)
+      for (int r = 0; r < OUTPUTS; r++) {
+        const Ints weight = ints(read<int32_t>(&weights.codes[r * inputs + k + 4 * q]));
+        for (int c = 0; c < C; c++)
+          made[r][c] = dot_bytes<KIND == INT8>(made[r][c], weight, group[c]->codes[q]);
+      }
+    for (int r = 0; r < OUTPUTS; r++)
+      for (int c = 0; c < C; c++) {
+        const Floats part = floats(made[r][c]);
+        if (KIND == INT8) {
+          parts[r][c] = fma(part, group[c]->scale, parts[r][c]);
+          continue;
+        }
+        const int64_t g = r * weights.groups + k / weights.of->group;
+        parts[r][c] = fma(group[c]->sum, all(weights.zeros[g]), parts[r][c]);
+        parts[r][c] = fma(part * group[c]->scale, all(weights.scales[g]), parts[r][c]);
+      }
+  }
+  for (int c = 0; c < C; c++)
+    for (int r = 0; r < OUTPUTS; r++) store(sums[c][r], parts[r][c]);
+}
+
+// The same for up to PANELS panels, for any kind of weights.
+static void tiles(const Weights &weights, int64_t count, const bf16 *x, float (*sums)[OUTPUTS][LANES]) {
+  const Kind kind = weights.of->kind;
+  if (kind == BF16) {
+    const auto tile = count == 4   ? panel_tile<4>
+                      : count == 3 ? panel_tile<3>
+                      : count == 2 ? panel_tile<2>
+                                   : panel_tile<1>;
+    return tile(weights, x, sums);
+  }
+  const auto one = kind == INT8 ? code_tile<INT8, 1> : code_tile<INT4, 1>;
+  const auto two = kind == INT8 ? code_tile<INT8, 2> : code_tile<INT4, 2>;
+  int64_t c = 0;
+  for (; c + 2 <= count; c += 2) two(weights, x + c * weights.of->inputs * LANES, sums + c);
+  if (c < count) one(weights, x + c * weights.of->inputs * LANES, sums + c);
 }
 
 // Outputs from..to of layers with one input, for all panels: done(n, panel, value), where value(l, i)
@@ -756,22 +873,18 @@ static void multiply(const Linear *const (&layers)[L], const bf16 *x, int64_t pa
       for (size_t l = 0; l < L; l++) weights[l].load(*layers[l], n);
       for (int64_t p = block; p < end; p += PANELS) {
         const int64_t count = std::min(PANELS, end - p);
-        const auto compute = count == 4   ? panel_tile<4>
-                             : count == 3 ? panel_tile<3>
-                             : count == 2 ? panel_tile<2>
-                                          : panel_tile<1>;
-        for (size_t l = 0; l < L; l++)
-          compute(weights[l], inputs, x + p * inputs * LANES, sums[l]);
+        for (size_t l = 0; l < L; l++) tiles(weights[l], count, x + p * inputs * LANES, sums[l]);
         for (int64_t c = 0; c < count; c++)
           done(n, p + c, [&](int64_t l, int64_t r) {
-            return fma(load(sums[l][c][r]), all(weights[l].scales[r]), all(weights[l].biases[r]));
+            return fma(load(sums[l][c][r]), all(weights[l].factors[r]), all(weights[l].biases[r]));
           });
       }
     }
 }
 
-// Of a panel: x as the input of a matmul, normalised if there is a norm.
-static void prepare(const float *x, const float *norm, int64_t size, double eps, bf16 *input) {
+// Of a panel: x as the input of w, normalised if there is a norm.
+static void prepare(const float *x, const float *norm, const Linear &w, double eps, bf16 *input) {
+  const int64_t size = w.inputs;
   const Floats factor = norm ? panel_rms(x, size, eps) : all(1);
   auto element = [&](int64_t i) {
     Floats part = (load(x + i * LANES)) * factor;
@@ -779,6 +892,7 @@ static void prepare(const float *x, const float *norm, int64_t size, double eps,
   };
   for (int64_t i = 0; i < size; i += 2)
     store(input + i * LANES, pair(element(i), element(i + 1)));
+  encode(w, input);
 }
 
 // Of a panel: adds to x what a branch gave, normalised if there is a norm.
@@ -824,15 +938,16 @@ static void put_head(const float *x, int64_t head, int64_t heads, int64_t panel,
   }
 }
 
-// A panel of x (tokens, size) as the input of a matmul.
-static void take(const bf16 *x, int64_t size, int64_t panel, int64_t tokens, bf16 *input) {
-  const int64_t first = panel * LANES, count = std::min(LANES, tokens - first);
+// A panel of x (tokens, inputs) as the input of w.
+static void take(const bf16 *x, const Linear &w, int64_t panel, int64_t tokens, bf16 *input) {
+  const int64_t first = panel * LANES, count = std::min(LANES, tokens - first), size = w.inputs;
   for (int64_t i = 0; i < size; i += 32) {
     Ints rows[16] = {};
     for (int64_t t = 0; t < count; t++) rows[t] = load64<int32_t>(x + (first + t) * size + i);
     transpose(rows);
     for (int64_t j = 0; j < 16; j++) store(input + (i + 2 * j) * LANES, rows[j]);
   }
+  encode(w, input);
 }
 
 // A share of all outputs, in whole blocks of 16.
@@ -857,7 +972,7 @@ void culm_read_heads(const Model *model, int64_t l, const Reading *reading, bf16
   {
 #pragma omp for
     for (int64_t p = 0; p < panels; p++)
-      prepare(reading->x + p * width * LANES, layer.attention_norm, width, model->eps,
+      prepare(reading->x + p * width * LANES, layer.attention_norm, layer.q, model->eps,
               reading->input + p * width * LANES);
     for (int64_t i = 0, start = 0; i < 3; start += linears[i++]->outputs)
       share(linears[i]->outputs, [&](int64_t from, int64_t to) {
@@ -893,14 +1008,14 @@ void culm_read_branches(const Model *model, int64_t l, const Reading *reading, c
   {
 #pragma omp for
     for (int64_t p = 0; p < panels; p++)
-      take(heads, mixed, p, reading->tokens, reading->input + p * mixed * LANES);
+      take(heads, layer.out, p, reading->tokens, reading->input + p * mixed * LANES);
     project(layer.out, reading->input);
 #pragma omp barrier
 #pragma omp for
     for (int64_t p = 0; p < panels; p++) {
       float *x = reading->x + p * width * LANES;
       add(reading->sums + p * width * LANES, layer.attention_out_norm, *model, x);
-      prepare(x, layer.mlp_norm, width, model->eps, reading->input + p * width * LANES);
+      prepare(x, layer.mlp_norm, layer.gate, model->eps, reading->input + p * width * LANES);
     }
     share(size, [&](int64_t from, int64_t to) {
       multiply<2>({&layer.gate, &layer.up}, reading->input, panels, from, to,
@@ -911,6 +1026,8 @@ void culm_read_branches(const Model *model, int64_t l, const Reading *reading, c
       });
     });
 #pragma omp barrier
+#pragma omp for
+    for (int64_t p = 0; p < panels; p++) encode(layer.down, reading->inner + p * size * LANES);
     project(layer.down, reading->inner);
 #pragma omp barrier
 #pragma omp for

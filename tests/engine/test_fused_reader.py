@@ -8,6 +8,7 @@ from fused_models import build, here
 from test_fused import CASES
 
 from culm.adapt.lora import LoRA
+from culm.adapt.quantize.linear import QuantizedLinear
 from culm.engine.fused import FusedDecoder
 from culm.engine.fused_reader import FusedReader, fused_reader
 from culm.engine.runner import Runner
@@ -32,22 +33,40 @@ def part(cache: Cache, start: int, end: int, rows: int = 3) -> tuple[torch.Tenso
     return PROMPTS[:rows, start:end], Context(positions, cache=cache.view(end, ends=ends))
 
 
+def in_int8(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+    """Inputs of quantised weights, rounded to 8 bits with a scale for 32 of them."""
+    groups = inputs[0].unflatten(-1, (-1, 32))
+    scale = groups.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+    return ((groups / scale).round() * scale).flatten(-2)
+
+
+def in_fp32(shape: str, weights: str) -> Transformer:
+    model = build(shape, weights).float()
+    model.dtype = torch.float32
+    return model
+
+
 @here
 @pytest.mark.parametrize(("shape", "weights"), CASES)
 @torch.inference_mode()
-def test_states_and_cache_are_more_exact_than_the_models(shape, weights):
-    model, exact = build(shape, weights), build(shape, weights).float()
-    exact.dtype = torch.float32
-    reader, ours = reader_of(model)
-    theirs, right = model.cache(3, 48), exact.cache(3, 48)
+def test_errors_are_those_of_bf16_or_of_int8_activations(shape, weights):
+    """bf16: no more than the model's own. Quantised: of fp32 with inputs in int8, and a little."""
+    exact, simple, most = in_fp32(shape, weights), build(shape, weights), 1.02
+    if weights != "bf16":
+        simple, most = in_fp32(shape, weights), 1.25
+        for layer in simple.modules():
+            if isinstance(layer, QuantizedLinear):
+                layer.register_forward_pre_hook(in_int8)
+    reader, ours = reader_of(build(shape, weights))
+    theirs, right = simple.cache(3, 48), exact.cache(3, 48)
     for start, end in pairwise([0, 21, 37, 40, 43]):  # a prompt in two pieces, and two windows
         found = reader.states(*part(ours, start, end))[0]
-        plain = model.states(*part(theirs, start, end))[0]
+        plain = simple.states(*part(theirs, start, end))[0]
         wanted = exact.states(*part(right, start, end))[0]
-        assert (found - wanted).norm() <= 1.02 * (plain - wanted).norm()
+        assert (found - wanted).norm() <= most * (plain - wanted).norm()
     for a, b, c in zip(ours.layers, theirs.layers, right.layers, strict=True):
         for found, plain, wanted in zip(a.tensors, b.tensors, c.tensors, strict=True):
-            assert (found - wanted).norm() <= 1.2 * (plain - wanted).norm()
+            assert (found - wanted).norm() <= 1.25 * (plain - wanted).norm()
 
 
 @here

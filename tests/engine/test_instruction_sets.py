@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from fused_models import build, checked_steps, here
-from test_fused_reader import test_states_and_cache_are_more_exact_than_the_models as check_reading
+from test_fused_reader import test_errors_are_those_of_bf16_or_of_int8_activations as check_reading
 
 from culm import compiled
 from culm.adapt.quantize import int4
