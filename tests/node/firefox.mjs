@@ -44,6 +44,7 @@ await new Promise((resolve) => setTimeout(resolve, 500));
 seen.stopped = [stopped, await last()];
 seen.note = await note();
 
+await page.focus("#text");
 await page.keyboard.press("ArrowUp"); // edits the last message, from its end
 await page.keyboard.type("; table");
 await page.keyboard.press("Enter");

@@ -230,8 +230,8 @@ def test_a_replica_that_is_not_there_is_skipped_and_found_again():
         front.stop()
         front = Front([f"http://127.0.0.1:{port}", living.url])
         try:
-            for _ in range(6):
-                assert front.client().chat.completions.create(**ASK, messages=said("hi" * 99))
+            for n in range(8):
+                assert front.client().chat.completions.create(**ASK, messages=said(f"{n} " * 99))
             gone = front.router._replicas.all[0]
             assert not gone.up
             late = Running(port=port)

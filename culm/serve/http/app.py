@@ -38,7 +38,7 @@ def build(
     model: LanguageModel,
     name: str,
     settings: ServeConfig = ServeConfig(),
-    clients: Clients = Clients(),
+    clients: Clients | None = None,
     local: bool = True,
     reload: Callable[[], tuple[Transformer, Tokenizer]] | None = None,
 ) -> FastAPI:
@@ -51,7 +51,7 @@ def build(
     Raises:
         SettingError: an adapter has the model's name.
     """
-    service = Service(model, name, settings)
+    service, clients = Service(model, name, settings), clients or Clients()
     tools = mcp_routes(service)
 
     @asynccontextmanager
