@@ -19,7 +19,7 @@ log = logging.getLogger("culm.serve")
 
 
 class Owner(Protocol):
-    """Who is told in the event loop what the thread has done."""
+    """Who gets the reports of the thread, in the event loop."""
 
     def deliver(self, events: Sequence[tuple[Job, int, Found]]) -> None: ...
 
