@@ -1,7 +1,7 @@
 """MCP by the official programs: the conformance suite and the Inspector's command line.
 
-The suite also has scenarios about tools, prompts and resources that a server of tests would have;
-those here are about the protocol, and ours must pass them as it is.
+Scenarios about the protocol alone must pass as the server is. Others call tools, prompts and
+resources of the suite's own, which `mcp_fixtures` adds behind the same checks and the same router.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import noded
 import pytest
+from mcp_fixtures import fixtures
 from scripted import scripted
 from test_router import Front
 
@@ -22,6 +23,12 @@ NOW = """tools-list tools-call-error server-sse-multiple-streams resources-list 
     input-required-result-ignore-extra-params""".split()
 BEFORE = """server-initialize server-session-lifecycle ping tools-list tools-call-error
     server-sse-multiple-streams resources-list prompts-list dns-rebinding-protection""".split()
+FIXTURES = """completion-complete tools-call-simple-text tools-call-image tools-call-audio
+    tools-call-embedded-resource tools-call-mixed-content tools-call-error tools-call-with-progress
+    resources-read-text resources-read-binary resources-templates-read prompts-get-simple
+    prompts-get-with-args prompts-get-embedded-resource prompts-get-with-image""".split()
+ASKING = """input-required-result-basic-sampling input-required-result-basic-list-roots
+    input-required-result-missing-input-response input-required-result-result-type""".split()
 # Of the scenario server-stateless; the suite looks for a tool of this name.
 NEEDS_TOOL = {
     "sep-2575-server-rejects-undeclared-capability",
@@ -48,6 +55,17 @@ def url(request):
         front = Front([server.url])
         yield front.url + "/mcp"
         front.stop()
+
+
+@pytest.fixture(scope="module", params=["server", "router"])
+def with_fixtures(request):
+    """The same, with the tools that the suite calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("culm.serve.mcp.server_of", lambda service, commands=None: fixtures())
+        with scripted("Hello!") as server:
+            front = Front([server.url])
+            yield (server if request.param == "server" else front).url + "/mcp"
+            front.stop()
 
 
 def conforming(url, folder: Path, *which: str) -> dict[str, tuple[int, list[str]]]:
@@ -86,6 +104,19 @@ def test_the_protocol_of_2025(url, tmp_path):
         passed, failed = found[name]
         assert (passed > 0, failed) == (True, []), name
     assert found["tools-call-image"][1]
+
+
+@needs_suite
+@pytest.mark.parametrize(
+    ("which", "names"),
+    [(("--requirements", "2026-07-28"), FIXTURES + ASKING),
+     (("--spec-version", "2025-11-25"), FIXTURES)],
+)  # fmt: skip
+def test_contents_prompts_and_progress_of_tools(with_fixtures, which, names, tmp_path):
+    found = conforming(with_fixtures, tmp_path, *which)
+    for name in names:
+        passed, failed = found[name]
+        assert (passed >= 2, failed) == (True, []), name
 
 
 def inspected(*arguments: str):
