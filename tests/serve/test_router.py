@@ -271,6 +271,22 @@ def test_a_full_replica_passes_requests_on():
         assert (found.value.status_code, found.value.body["code"]) == (503, "overloaded")
 
 
+def test_streams_that_outlast_the_drain_end_with_an_error():
+    with routed(Running(slots=1), drain_seconds=0.2) as front:
+        pieces = iter(
+            front.client().chat.completions.create(
+                model="reciter", messages=said("hi"), stream=True, max_tokens=1900,
+                extra_body={"ignore_eos": True},
+            )
+        )  # fmt: skip
+        next(pieces)
+        front.server.handle_exit(signal.SIGTERM, None)
+        with pytest.raises(openai.APIError, match="broke off"):
+            list(pieces)
+        front.thread.join(10)
+        assert not front.thread.is_alive()
+
+
 WORDS = " ".join(f"word{n}" for n in range(60))
 
 

@@ -59,7 +59,10 @@ class Router:
     async def running(self, app: Starlette) -> AsyncIterator[None]:
         """Connections to the replicas."""
         # A hundred connections, which is usual, would be a queue that nobody sees.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+        # One that a server is about to close, after 5 seconds, would look like a server that fails.
+        limits = httpx.Limits(
+            max_connections=None, max_keepalive_connections=100, keepalive_expiry=2.0
+        )
         async with httpx.AsyncClient(limits=limits, trust_env=False) as self._client:
             yield
             for replica in self._replicas.all:
