@@ -3,6 +3,7 @@
 import json
 import random
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -258,17 +259,51 @@ def test_without_any_replica_there_is_a_clear_error():
 
 def test_a_full_replica_passes_requests_on():
     full, free = Running(slots=1, waiting=0), Running(slots=1, waiting=0)
+    endless = {"model": "reciter", "messages": said("hi"), "max_tokens": 1900, "ignore_eos": True}
     with routed(full, free) as front:
-        bodies = [json.dumps({"model": "reciter", "messages": said("hi"), "max_tokens": 1900,
-                              "ignore_eos": True}).encode()] * 2  # fmt: skip
-        for one in (full, free):
-            one.sent("/v1/chat/completions", bodies[0])
-            until(lambda one=one: not one.worker.idle)
-            if one is full:
-                assert front.client().chat.completions.create(**ASK, messages=said("hi"))
+        held = [full.sent("/v1/chat/completions", json.dumps(endless).encode())]
+        until(lambda: not full.worker.idle)
+        for n in range(4):
+            assert front.client().chat.completions.create(**ASK, messages=said(f"{n} " * 99))
+        held.append(free.sent("/v1/chat/completions", json.dumps(endless).encode()))
+        until(lambda: not free.worker.idle)
         with pytest.raises(openai.InternalServerError) as found:
             front.client().chat.completions.create(**ASK, messages=said("hi"))
         assert (found.value.status_code, found.value.body["code"]) == (503, "overloaded")
+        assert not full.worker.idle
+        for one in held:
+            one.close()
+
+
+def test_a_request_that_ends_servers_does_not_reach_all():
+    """After two of three that read it and break off, the client gets an error."""
+    servers = [listen("127.0.0.1", 0) for _ in range(3)]
+    met = Counter()
+
+    def break_off(listener, n):
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                if connection.recv(1 << 16).startswith(b"POST"):
+                    met[n] += 1
+
+    for n, one in enumerate(servers):
+        threading.Thread(target=break_off, args=(one, n), daemon=True).start()
+    front = Front([f"http://127.0.0.1:{one.getsockname()[1]}" for one in servers])
+    try:
+        for path, count in (("chat/completions", 2), ("../mcp", 1)):
+            met.clear()
+            answer = httpx.post(f"{front.url}/v1/{path}", json=ASK, timeout=30)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (502, "replica_lost")
+            assert sum(met.values()) == count
+    finally:
+        front.stop()
+        for one in servers:
+            one.shutdown(socket.SHUT_RDWR)
+            one.close()
 
 
 def test_streams_that_outlast_the_drain_end_with_an_error():

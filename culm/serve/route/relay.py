@@ -44,7 +44,7 @@ class Asked:
 
     @property
     def repeatable(self) -> bool:
-        """Whether another replica may be asked after one that broke off."""
+        """Whether one more replica may be asked after one that broke off."""
         return self.method in ("GET", "HEAD", "OPTIONS") or self.path.startswith(API)
 
     @property

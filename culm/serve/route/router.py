@@ -128,31 +128,25 @@ class Router:
         """The answer of the first replica that has one, or the last refusal."""
         tried: list[Replica] = []
         refused: Response | None = None
+        broke = 0
         while replica := self._next(asked, tried):
             tried.append(replica)
             known = replica.kept.match(asked.keys)
-            answer = await self._answer_of(replica, asked)
-            if answer is not None and answer.status_code != 503:
+            try:
+                answer = await answer_of(replica, asked, self._client, partial(self._lose, replica))
+            except httpx.TransportError as error:
+                self._lose(replica)
+                broke += not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+                if broke > asked.repeatable:  # a request that ends servers must not reach all
+                    raise broken_off() from None
+                continue
+            if answer.status_code != 503:
                 self._answered(replica, asked, answer, known)
                 return answer
-            refused = answer or refused
+            refused = answer
         if refused is not None:
             return refused
         raise ApiError(503, "No server can be reached; try again soon.", "no_replica", retry=5)
-
-    async def _answer_of(self, replica: Replica, asked: Asked) -> Response | None:
-        """None: it has none, and another replica may be asked."""
-        lose = partial(self._lose, replica)
-        try:
-            return await answer_of(replica, asked, self._client, lose)
-        except httpx.ReadTimeout:
-            raise ApiError(504, "The server gave no answer in time.", "timeout") from None
-        except httpx.TransportError as error:
-            lose()
-            unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-            if not (unsent or asked.repeatable):
-                raise broken_off() from None
-            return None
 
     def _next(self, asked: Asked, tried: Sequence[Replica]) -> Replica | None:
         if owner := self._sessions.get(asked.session):
