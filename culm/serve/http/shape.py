@@ -88,9 +88,7 @@ class ChatShape:
         return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
 
     def _chunk(self, choice: int, delta: Json, logprobs: Json | None, finish: str | None) -> Json:
-        body = {"index": choice, "delta": delta, "finish_reason": finish}
-        if logprobs is not None:  # the published schema of chunks has no null here
-            body["logprobs"] = logprobs
+        body = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         usage = {"usage": None} if self._with_usage else {}
         return {**self._head, "object": "chat.completion.chunk", "choices": [body], **usage}
 
