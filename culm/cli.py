@@ -245,6 +245,24 @@ def serve(
 
 
 @app.command()
+def route(
+    urls: given.Replicas,
+    host: given.Host = None,
+    port: given.Port = None,
+    api_key: given.ApiKey = None,
+    slots: given.Slots = None,
+    prefix_tokens: given.PrefixTokens = None,
+    config: given.ServeFile = None,
+) -> None:
+    """Share requests between several servers of one model, by the beginnings of their prompts."""
+    from culm.serve.route.server import route as go
+    from culm.serve.settings import read_settings
+
+    settings = read_settings(config, host=host, port=port, slots=slots, prefix_tokens=prefix_tokens)
+    go(urls, settings, api_key)
+
+
+@app.command()
 def mcp(
     model: given.Served = "",
     adapter: given.Adapters = None,

@@ -25,6 +25,12 @@ class Refused(RunError):
     exit_code = REFUSED
 
 
+class NotFinite(RunError):
+    """A model gives NaN; another attempt would give it too."""
+
+    exit_code = DIVERGED
+
+
 class OutOfMemory(RunError):
     """A step does not fit; the message says what to change."""
 

@@ -113,8 +113,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source.mkdir()
     for name in names:
         shutil.copy(ROOT / name, source)
+    left_out = shutil.ignore_patterns("__pycache__", "node_modules")
     for name in ("culm", "docs", "deploy", "tests"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, source / name, ignore=left_out)
     run(python, "-m", "hatchling", "build", "--directory", folder / "dist", cwd=source)
     return folder / "dist"
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from culm.agent.answer import Json, ModelAnswer, ModelFailed, ToolCall, unreadable
 from culm.engine.sampling import Sampling
 from culm.text.language_model import LanguageModel
-from culm.text.message import MessageReader, thinks
+from culm.text.message import MessageReader, joined, thinks
 from culm.text.reply import Reply
-from culm.text.tools import OPEN
 from culm.tokenizer.template import Message
+from culm.tools.text import OPEN
 
 
 @dataclass
@@ -49,15 +49,7 @@ class LoadedChat:
 
 
 def _read(text: str, thinking: bool, calls: bool, tokens: int, complete: bool) -> ModelAnswer:
-    deltas = MessageReader(thinking, calls).read(text, last=True)
-    found: list[ToolCall] = []
-    for delta in deltas:
-        if delta.call and delta.call.name is not None:
-            found.append(ToolCall(delta.call.name, delta.call.arguments))
-        elif delta.call:
-            last = found[-1]
-            found[-1] = ToolCall(last.name, last.arguments + delta.call.arguments)
-    content = "".join(delta.content for delta in deltas)
-    reasoning = "".join(delta.reasoning for delta in deltas)
+    content, reasoning, given = joined(MessageReader(thinking, calls).read(text, last=True))
+    found = [ToolCall(name, arguments) for name, arguments in given]
     answer = ModelAnswer(content, tuple(found), reasoning, tokens, complete)
     return unreadable(answer, OPEN) if calls else answer

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from culm.agent.answer import ChatModel, Json, ModelAnswer, ToolCall, unreadable
 from culm.task.called import Unreadable, calls_in
-from culm.text.tools import CLOSE, OPEN
 from culm.tokenizer.template import Message
-from culm.tools.text import listing, response
+from culm.tools.text import OPEN, listing, response, written_call
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,9 @@ def _as_text(messages: Sequence[Message]) -> Iterator[dict[str, Any]]:
         if results:
             yield {"role": "user", "content": "\n".join(results)}
             results = []
-        calls = [_written(call["function"]) for call in message.get("tool_calls") or ()]
+        functions = [call["function"] for call in message.get("tool_calls") or ()]
+        calls = [written_call(one["name"], one["arguments"]) for one in functions]
         content = "\n".join(part for part in (message["content"], *calls) if part)
         yield {"role": message["role"], "content": content}
     if results:
         yield {"role": "user", "content": "\n".join(results)}
-
-
-def _written(function: Mapping[str, str]) -> str:
-    name, arguments = json.dumps(function["name"]), function["arguments"]
-    return f'{OPEN}{{"name": {name}, "arguments": {arguments}}}{CLOSE}'

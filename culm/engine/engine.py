@@ -150,6 +150,10 @@ class Engine:
 
         progress: called each step with the number of new tokens. The engine must have no other
         requests, because their events would be lost.
+
+        Raises:
+            ValueError: as `add`.
+            NotFinite: the model gave NaN.
         """
         for request in requests:
             self.check(request)

@@ -86,8 +86,12 @@ class PromptReader:
         self._done = 0  # tokens of these rows that are in the last slot
 
     def goes_on(self, waiting: Queue) -> bool:
-        """Whether a prompt is being read; it waits again if one of a higher priority waits."""
+        """Whether a prompt is being read; it waits again if one of a higher priority waits.
+
+        The prefix cache keeps what was read of it.
+        """
         if self.rows and waiting.above(max(row.request.priority for row in self.rows)):
+            self._runner.prefix.store(self.rows[0], self._runner.slots - 1, self._done)
             for row in self.rows:
                 waiting.give_back(row)
             self.rows = []

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from culm.engine.constraint import Allowed, Constraint, check_first
 from culm.engine.sampling import Sampling
+from culm.exits import NotFinite
 
 # A stop token; the maximum number of tokens; the constraint lets nothing follow; it failed; the
 # model gave no probabilities but NaN, so that the token means nothing.
@@ -83,9 +84,15 @@ class Completion:
 
     @classmethod
     def of(cls, events: Sequence[Event]) -> Completion:
-        """From all events of a request."""
+        """From all events of a request.
+
+        Raises:
+            NotFinite: the model gave NaN, so that its tokens mean nothing.
+        """
         finish = events[-1].finish
         assert finish is not None
+        if finish == "invalid":
+            raise NotFinite("model: it gives numbers that are not finite; its weights are damaged")
         tokens, logprobs = tuple(e.token for e in events), tuple(e.logprob for e in events)
         return cls(tokens, logprobs, finish, events[0].cached)
 

@@ -13,6 +13,7 @@ from culm.engine.continuations import Likelihood
 from culm.eval.offsets import starts_of
 from culm.eval.responder import Generation, Reply, reply_seed
 from culm.task.task import Option, Question
+from culm.tools.text import written_call
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -124,8 +125,8 @@ def _said(choice: dict[str, Any]) -> str:
     """The text of a message; calls of tools follow it in the form that `ToolCalls` reads."""
     message = choice.get("message") or {}
     calls = [call.get("function") or {} for call in message.get("tool_calls") or ()]
-    shown = [json.dumps({"name": c.get("name"), "arguments": _read(c)}) for c in calls]
-    parts = [message.get("content") or "", *(f"<tool_call>{one}</tool_call>" for one in shown)]
+    shown = [written_call(str(c.get("name")), json.dumps(_read(c))) for c in calls]
+    parts = [message.get("content") or "", *shown]
     return "\n".join(part for part in parts if part)
 
 

@@ -19,12 +19,12 @@ from pydantic import BaseModel, Field
 import culm
 from culm.engine.sampling import Sampling
 from culm.serve.answer import AnswerStream
-from culm.serve.clients import ANYONE, Client
+from culm.serve.clients import Client
 from culm.serve.commands import Commands
 from culm.serve.query import MAX_STOP_CHARACTERS, MAX_STOPS, ChatPrompt, Prompt, Query
 from culm.serve.refusal import Refusal
 from culm.serve.service import Service
-from culm.text.message import MessageReader
+from culm.text.message import MessageReader, joined
 from culm.tokenizer.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -153,11 +153,10 @@ class Tools:
         prompt = ChatPrompt([turn.model_dump() for turn in messages])
         answer = await self._ask(prompt, max_tokens, sampling, stop, context)
         text, finish = await _read(answer, max_tokens, context)
-        deltas = MessageReader(answer.thinking).read(text, last=True)
+        message = joined(MessageReader(answer.thinking).read(text, last=True))
         account = answer.account
         return Answered(
-            text="".join(delta.content for delta in deltas),
-            reasoning="".join(delta.reasoning for delta in deltas), finish_reason=finish,
+            text=message.content, reasoning=message.reasoning, finish_reason=finish,
             prompt_tokens=account.prompt_tokens, generated_tokens=account.generated_tokens,
         )  # fmt: skip
 
@@ -241,4 +240,4 @@ def _tokenized(tokenizer: Tokenizer, text: str) -> Tokenized:
 def _client(context: Context[Any, Any]) -> Client:
     """Who asks: over HTTP, the client that the server has found."""
     request = context.request_context.request
-    return ANYONE if request is None else request.state.client
+    return Client() if request is None else request.state.client

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from culm.engine.sampling import Sampling
-from culm.serve.clients import ANYONE, Client
+from culm.serve.clients import Client
 from culm.serve.refusal import InvalidRequest
 from culm.text.tools import Tool
 from culm.tokenizer.template import Message
@@ -38,7 +38,7 @@ class Query:
     stop: strings that end a choice and do not appear in it.
     stop_ids: tokens that end it, besides those of the tokenizer; ignore_end leaves the latter out.
     logprobs: score each token, and this many most likely ones in its place; None: do not.
-    client: who asks; whoever checks its key sets it.
+    client: who asks; whoever checks its key sets it. By default one without limits.
     parse_special: names of special tokens in prompts that are texts become these tokens.
     form: of each answer, as `culm.text.grammar` writes it; None: any text.
     echo: each choice starts with its prompt, which is scored if `logprobs` is given.
@@ -56,11 +56,16 @@ class Query:
     form: str | None = None
     echo: bool = False
     parse_special: bool = False
-    client: Client = ANYONE
+    client: Client = field(default_factory=Client, compare=False)
+
+    @property
+    def answers(self) -> int:
+        """Choices of all prompts."""
+        return self.choices * len(self.prompts)
 
     def check_size(self) -> None:
         """Raises InvalidRequest where something is longer or more than its maximum."""
-        for field, given, most in (
+        for name, given, most in (
             ("prompts", len(self.prompts), MAX_PROMPTS),
             ("choices", self.choices, MAX_CHOICES),
             ("stop", len(self.stop), MAX_STOPS),
@@ -70,4 +75,4 @@ class Query:
             ("logprobs", self.logprobs or 0, MAX_LOGPROBS),
         ):
             if given > most:
-                raise InvalidRequest(f"{field}: {given} is more than {most}", field)
+                raise InvalidRequest(f"{name}: {given} is more than {most}", name)

@@ -61,6 +61,13 @@ class TooSlow(Refusal):
         self.waiting = waiting
 
 
+class NotRead(Refusal):
+    """The client does not read its answer, which would fill the memory."""
+
+    def __init__(self) -> None:
+        super().__init__("The answer was not read as fast as it was written.")
+
+
 class ShuttingDown(Refusal):
     """No new requests are taken."""
 

@@ -10,41 +10,27 @@ steps in a row fail, the worker is not `healthy`; where the thread has ended, it
 from __future__ import annotations
 
 import asyncio
-import logging
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from culm.engine.engine import Engine
-from culm.engine.request import Event, Request
-from culm.serve.job import Embedding, Found, Job, Scoring, WorkerTask
+from culm.engine.request import Event
+from culm.serve.engine_thread import EngineThread
+from culm.serve.job import Found, Job, WorkerTask
 from culm.serve.refusal import (
     EngineFailed,
     EngineStopped,
     InvalidRequest,
-    NotFinite,
+    NotRead,
     Overloaded,
     Refusal,
     ShuttingDown,
 )
 
-log = logging.getLogger("culm.serve")
 T = TypeVar("T")
 FAULTS = 2  # failures without a token between them, after which others should get the requests
-
-
-@dataclass
-class Reading:
-    """Ids that are being read, step by step."""
-
-    job: Job
-    index: int
-    asked: Scoring | Embedding
-    steps: Iterator[Any]
-    done: list[Any] = field(default_factory=list)
+UNREAD = 8192  # tokens of a job that may wait for a client that does not read its answer
 
 
 class Worker:
@@ -59,12 +45,7 @@ class Worker:
         self._jobs: set[Job] = set()  # of the event loop
         self._works: set[asyncio.Future[Any]] = set()  # of the event loop
         self._reserved = 0  # tasks of clients whose texts become tokens, of the event loop
-        self._inbox: list[Callable[[], None]] = []  # for the thread, guarded by _changed
-        self._changed = threading.Condition()
-        self._closed = False
-        self._owners: dict[int, Job] = {}  # of the thread: engine's number -> job
-        self._readings: deque[Reading] = deque()  # of the thread
-        self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
+        self.thread = EngineThread(engine, self)
         self._faults = 0  # since the last result
         self.draining = False
         self.alive = True
@@ -74,7 +55,7 @@ class Worker:
     def start(self) -> None:
         """Start the thread; called in the event loop."""
         self._loop = asyncio.get_running_loop()
-        self._thread.start()
+        self.thread.start(self._loop)
 
     @property
     def idle(self) -> bool:
@@ -128,7 +109,7 @@ class Worker:
                 raise InvalidRequest(str(error)) from None
         if job.open:
             self._jobs.add(job)
-            self._send(lambda: self._add(job, job.open.copy()))
+            self.thread.send(lambda: self.thread.add(job, job.open.copy()))
         return job
 
     def abort(self, job: Job, index: int | None = None) -> None:
@@ -136,7 +117,7 @@ class Worker:
         ended = job.open & {index} if index is not None else set(job.open)
         job.open -= ended
         if ended:
-            self._send(lambda: self._abort(job, ended))
+            self.thread.send(lambda: self.thread.abort(job, ended))
         if not job.open:
             self._jobs.discard(job)
 
@@ -174,26 +155,23 @@ class Worker:
             else:
                 self._loop.call_soon_threadsafe(finish, result, None)
 
-        self._send(run)
+        self.thread.send(run)
         return await done
 
     async def stop(self) -> None:
         """End the thread, and what still runs."""
         self.fail(ShuttingDown(retry_seconds=10))
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self.thread.close)
 
-    def _send(self, work: Callable[[], None]) -> None:
-        with self._changed:
-            self._inbox.append(work)
-            self._changed.notify()
+    # -- what the thread reports --------------------------------------------------------------
 
-    def _deliver(self, events: list[tuple[Job, int, Found]]) -> None:
+    def deliver(self, events: Sequence[tuple[Job, int, Found]]) -> None:
+        """Tasks have got tokens, scores or vectors."""
         for job, index, event in events:
             broken = isinstance(event, Event) and event.finish == "invalid"
             self._faults = self._faults + 1 if broken else 0
+            if job.open and job.queue.qsize() >= UNREAD:
+                self._fail_job(job, NotRead())
             if index in job.open:
                 job.queue.put_nowait((index, event))
                 task = job.tasks[index]
@@ -203,100 +181,24 @@ class Worker:
             if not job.open:
                 self._jobs.discard(job)
 
-    def _fail_job(self, job: Job, error: Refusal) -> None:
-        self.abort(job)
-        job.queue.put_nowait(error)
-
-    def _failed(self) -> None:
+    def failed(self) -> None:
+        """A step has failed, and with it all requests of the engine."""
         self._faults += 1
         self.fail(EngineFailed())
 
-    def _invalid(self, job: Job, error: Refusal) -> None:
+    def invalid(self, job: Job, error: Refusal) -> None:
+        """What was read for a job is no use."""
         self._faults += 1
         self._fail_job(job, error)
 
-    def _died(self) -> None:
+    def died(self) -> None:
+        """The thread has ended with an error."""
         self.alive = False
         self.fail(EngineFailed())
         for done in list(self._works):
             if not done.done():
                 done.set_exception(EngineFailed())
 
-    # -- engine thread ------------------------------------------------------------------------
-
-    def _live(self) -> None:
-        try:
-            self._run()
-        except BaseException:
-            log.critical("the engine has stopped; the server must be restarted", exc_info=True)
-            self._loop.call_soon_threadsafe(self._died)
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._inbox or self._readings or self._engine.busy or self._closed):
-                    self._changed.wait()
-                if self._closed and not self._inbox:  # somebody may wait for work of the inbox
-                    return
-                inbox, self._inbox = self._inbox, []
-            for work in (*inbox, self._read, self._step):
-                try:
-                    work()
-                except Exception:
-                    log.exception("the engine failed; its requests end, and it goes on")
-                    self._owners.clear()
-                    self._readings.clear()
-                    self._engine.clear()
-                    self._loop.call_soon_threadsafe(self._failed)
-
-    def _add(self, job: Job, indices: set[int]) -> None:
-        for index in sorted(indices):
-            task = job.tasks[index]
-            if asked := task.reading:
-                self._readings.append(Reading(job, index, asked, asked.steps(self._engine)))
-            elif task.request:
-                self._generate(job, index, task.request)
-
-    def _generate(self, job: Job, index: int, request: Request) -> None:
-        number = self._engine.add(request)
-        job.numbers[number] = index
-        self._owners[number] = job
-
-    def _abort(self, job: Job, ended: set[int]) -> None:
-        kept = [r for r in self._readings if r.job is not job or r.index not in ended]
-        self._readings = deque(kept)
-        for number, index in job.numbers.items():
-            if index in ended and number in self._owners:
-                del self._owners[number]
-                self._engine.abort(number)
-
-    def _read(self) -> None:
-        """One step of the first ids to read. They take turns where none of them has a cache."""
-        if not self._readings:
-            return
-        reading = self._readings[0]
-        if (part := next(reading.steps, None)) is not None:
-            reading.done.append(part)
-            if reading.asked.interruptible(part):
-                self._readings.rotate(-1)
-            return
-        self._readings.popleft()
-        job, index, asked = reading.job, reading.index, reading.asked
-        try:
-            found: Found = asked.joined(reading.done)
-        except NotFinite as error:
-            self._loop.call_soon_threadsafe(self._invalid, job, error)
-            return
-        if request := job.tasks[index].request:
-            self._generate(job, index, request)
-        self._loop.call_soon_threadsafe(self._deliver, [(job, index, found)])
-
-    def _step(self) -> None:
-        events: list[tuple[Job, int, Found]] = []
-        for event in self._engine.step():
-            job = self._owners[event.request]
-            events.append((job, job.numbers[event.request], event))
-            if event.finish:
-                del self._owners[event.request]
-        if events:
-            self._loop.call_soon_threadsafe(self._deliver, events)
+    def _fail_job(self, job: Job, error: Refusal) -> None:
+        self.abort(job)
+        job.queue.put_nowait(error)

@@ -8,7 +8,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-TAGGED = re.compile(r"<(tool_call|function_call)>(.*?)(?:</\1>|\Z)", re.DOTALL)
+from culm.tools.text import OPEN
+
+NAMES = f"{OPEN[1:-1]}|function_call"
+TAGGED = re.compile(rf"<({NAMES})>(.*?)(?:</\1>|\Z)", re.DOTALL)
 FENCED = re.compile(r"```[\w-]*\n(.*?)```", re.DOTALL)
 MARKS = ("[TOOL_CALLS]", "<|python_tag|>")  # of Mistral and of Llama 3; calls follow to the end
 NAMED = re.compile(r"([\w.-]+)\s*(?:\[ARGS\])?\s*(?=\{)")  # Mistral: name[ARGS]{...}

@@ -16,14 +16,16 @@ from culm.task.call_match import OPTIONAL, all_match
 from culm.task.called import Unreadable, calls_in
 from culm.task.file_task import FileTask
 from culm.task.task import Question
+from culm.tools.text import written_call
 
 WRITTEN = """\
 You can call these functions:
 {functions}
 
 If a function answers the request, reply only with its call, as in
-<tool_call>{{"name": "weather", "arguments": {{"city": "Paris"}}}}</tool_call>. \
+{call}. \
 If none of them does, say so and call none."""
+EXAMPLE = written_call("weather", json.dumps({"city": "Paris"}))
 JSON_SCHEMA = {"dict": "object", "float": "number", "tuple": "array", "any": None}
 
 
@@ -131,7 +133,7 @@ def _with_functions(
     """The messages with a system message that lists the functions, after what it said before."""
     listed = "\n".join(json.dumps(tool["function"]) for tool in tools)
     said = [one["content"] for one in before if one["role"] == "system"]
-    system = "\n\n".join([*said, WRITTEN.format(functions=listed)])
+    system = "\n\n".join([*said, WRITTEN.format(functions=listed, call=EXAMPLE)])
     others = [one for one in before if one["role"] != "system"]
     return [{"role": "system", "content": system}, *others]
 
@@ -152,7 +154,7 @@ def _written(right: Mapping[str, Any], functions: Mapping[str, Any]) -> str:
     ((name, values),) = right.items()
     needed = functions[name].get("required", ()) if name in functions else ()
     given = {key: _first(one) for key, one in values.items() if key in needed or _needed(one)}
-    return f"<tool_call>{json.dumps({'name': name, 'arguments': given})}</tool_call>"
+    return written_call(name, json.dumps(given))
 
 
 def _needed(values: Any) -> bool:

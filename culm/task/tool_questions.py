@@ -29,9 +29,8 @@ from culm.tools.function import (
 )
 from culm.tools.python import PythonFunction
 from culm.tools.sql import open_database, sql_functions
-from culm.tools.text import listing, response
+from culm.tools.text import OPEN, listing, response
 
-OPEN = "<tool_call>"
 CALLS = 8  # of one reply
 
 

@@ -197,8 +197,6 @@ def _answers(
 
 def _text(model: LanguageModel, completion: Completion, stops: Sequence[str]) -> str | None:
     """None if it did not end."""
-    if completion.finish == "invalid":
-        raise ValueError("the model gives numbers that are not finite")
     reply, ended = Reply(model.tokenizer, stops), completion.finish == "stop"
     kept = completion.tokens[:-1] if ended else completion.tokens
     text = "".join(map(reply.push, kept)) + reply.finish()

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from culm.task.called import Unreadable, calls_in, is_writable
 from culm.text.reply import overlap
-from culm.text.tools import CLOSE, OPEN
 from culm.tokenizer.tokenizer import Tokenizer
+from culm.tools.text import CLOSE, OPEN
 
 THINK, THOUGHT = "<think>", "</think>"
 HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
@@ -44,6 +44,31 @@ class Delta(NamedTuple):
     content: str = ""
     reasoning: str = ""
     call: CallDelta | None = None
+
+
+class Joined(NamedTuple):
+    """A whole message. calls: name and arguments of each, as JSON."""
+
+    content: str
+    reasoning: str
+    calls: tuple[tuple[str, str], ...]
+
+
+def joined(deltas: Sequence[Delta]) -> Joined:
+    """What all pieces of a message add up to."""
+    names: list[str] = []
+    arguments: list[str] = []
+    for delta in deltas:
+        if delta.call and delta.call.name is not None:
+            names.append(delta.call.name)
+            arguments.append("")
+        if delta.call:
+            arguments[delta.call.number] += delta.call.arguments
+    return Joined(
+        "".join(delta.content for delta in deltas),
+        "".join(delta.reasoning for delta in deltas),
+        tuple(zip(names, arguments, strict=True)),
+    )
 
 
 class MessageReader:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from culm.text.grammar import of_lark, with_form
+from culm.tools.text import CLOSE, OPEN
 
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
 # The lexer takes the first mark that it meets, so text before a call contains none.
-TEXT = 'TEXT: /(?s:.*)/\nopen[lazy]: TEXT "<tool_call>"\n'
+TEXT = f'TEXT: /(?s:.*)/\nopen[lazy]: TEXT "{OPEN}"\n'
 
 
 @dataclass(frozen=True)

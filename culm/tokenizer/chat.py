@@ -19,6 +19,7 @@ from culm.config import SettingError
 from culm.tokenizer.offsets import OffsetEncoder, Tokens
 from culm.tokenizer.template import ChatTemplate, Guarded, Message
 from culm.tokenizer.weights import is_learned, without_weights
+from culm.tools.text import CLOSE, OPEN
 
 SPECIALS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
 FIM_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
@@ -40,13 +41,13 @@ TEMPLATE = """\
 {%- for call in message.tool_calls or [] -%}
 {%- set call = call.function or call -%}
 {%- set arguments = call.arguments if call.arguments is string else call.arguments | tojson -%}
-{{- '<tool_call>{"name": ' ~ call.name | tojson ~ ', "arguments": ' ~ arguments ~ '}' -}}
-{{- '</tool_call>' -}}
+{{- 'CALL{"name": ' ~ call.name | tojson ~ ', "arguments": ' ~ arguments ~ '}' -}}
+{{- 'CALLED' -}}
 {%- endfor -%}
 {{- '<|end|>' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
-"""
+""".replace("CALLED", CLOSE).replace("CALL", OPEN)
 LAST = "; set data.format.turns=last to learn the last answer only"
 REWRITE = "; if it writes a system message in prompts only, put that text into the first question"
 ARGUMENTS = "chat_template_kwargs"  # of a tokenizer's settings: further variables of its template

@@ -6,18 +6,27 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+OPEN, CLOSE = "<tool_call>", "</tool_call>"  # of a call, as Hermes and Qwen write it
+
+
+def written_call(name: str, arguments: str) -> str:
+    """A call as a model writes it. arguments: as JSON."""
+    return f'{OPEN}{{"name": {json.dumps(name)}, "arguments": {arguments}}}{CLOSE}'
+
+
 LISTED = """\
 You can call these functions:
 {functions}
 
 To call one, reply only with
-<tool_call>{{"name": "...", "arguments": {{...}}}}</tool_call>
+{call}
 You then read its result, and may call again. When you know the answer, reply with it alone."""
 
 
 def listing(tools: Iterable[Mapping[str, Any]]) -> str:
     """The text of a system message about tools, each in the form of OpenAI's API."""
-    return LISTED.format(functions="\n".join(json.dumps(one["function"]) for one in tools))
+    functions = "\n".join(json.dumps(one["function"]) for one in tools)
+    return LISTED.format(functions=functions, call=written_call("...", "{...}"))
 
 
 def response(text: str) -> str:

@@ -262,6 +262,9 @@ Adapters = Annotated[
 Served = Annotated[
     str, typer.Argument(help="A run or model folder, a .gguf file, or a Hugging Face id.")
 ]
+Replicas = Annotated[
+    list[str], typer.Argument(help="Addresses of servers, such as http://127.0.0.1:8001.")
+]
 Script = Annotated[
     str | None,
     typer.Option(

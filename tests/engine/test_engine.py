@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ from culm.engine.constraint import OneOf
 from culm.engine.engine import Engine
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
+from culm.exits import DIVERGED, NotFinite
 from culm.model.context import Context
 
 GREEDY = Sampling(temperature=0)
@@ -229,3 +231,14 @@ def test_a_constraint_may_allow_a_suppressed_token(model):
     one, two = engine.generate([forced, free])
     assert one.tokens == (7, 8)
     assert not {7, 8} & set(two.tokens)
+
+
+def test_a_model_that_gives_nan_gives_no_completion(model):
+    """Not even a short one, which a rollout would be rewarded for."""
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        next(broken.blocks.parameters()).fill_(float("nan"))
+    with pytest.raises(NotFinite, match="not finite") as found:
+        Engine(broken).generate([Request((1, 2), 4)])
+    assert found.value.exit_code == DIVERGED
+    assert Engine(model).generate([Request((1, 2), 4)])[0].tokens

@@ -10,6 +10,7 @@ from tiny_models import tiny_model
 
 from culm.engine.constraint import OneOf
 from culm.engine.engine import Engine
+from culm.engine.prefix import BLOCK
 from culm.engine.request import Event, Request
 from culm.engine.sampling import Sampling
 from culm.model.attention.deltanet import DeltaNet
@@ -182,6 +183,33 @@ def test_with_a_prefix_cache_an_interruption_costs_less_than_a_block_of_reading(
     while engine.busy:
         engine.step()
     assert engine.runner.tokens_read == 100 + 1 + 7  # 135 tokens, 128 of them in blocks
+
+
+def test_what_was_read_of_a_prompt_that_gives_way_is_not_read_again() -> None:
+    """With blocks; without them, it begins from its start."""
+    model, counts = built(), []
+    long, urgent = (
+        Request(prompt(150, 1), 4, SAMPLINGS[0]),
+        Request((3, 4), 4, SAMPLINGS[0], priority=1),
+    )
+    for prefix_tokens in (0, 512):
+        engine = Engine(model, 2, step_tokens=32, prefix_tokens=prefix_tokens)
+        slow = engine.add(long)
+        while engine.runner.tokens_read < 96:
+            assert not engine.step()
+        before = engine.runner.tokens_read
+        quick = engine.add(urgent)
+        found = {slow: [], quick: []}
+        while engine.busy:
+            for event in engine.step():
+                found[event.request].append(event.token)
+        for number, one in ((slow, long), (quick, urgent)):
+            assert tuple(found[number]) == Engine(model).generate([one])[0].tokens
+        counts.append((before, engine.runner.tokens_read - before))
+    (read, without), (same_read, kept) = counts
+    assert read == same_read < 150
+    assert without == 2 + 150
+    assert kept == 2 + 150 - read // BLOCK * BLOCK
 
 
 def test_abort_of_a_request_that_waits_again() -> None:

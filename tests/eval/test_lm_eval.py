@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from processes import answers, free_port, python
 from suites import TEXT, local, questions, write
 
 from culm.config import SettingError
+from culm.convert import native
 from culm.convert.export import write_export
 
 pytestmark = pytest.mark.slow  # lm-eval takes seconds to import, and is an extra
@@ -87,3 +89,44 @@ def test_results_are_those_of_its_own_model(folder: Path, monkeypatch) -> None:
     )
     with pytest.raises(SettingError, match=r"no task 'fox'; --include-path"):
         run_lm_eval(ours, ["fox"], str(folder))
+
+
+def test_results_over_http_are_those_of_the_engine_in_this_process(folder: Path) -> None:
+    """lm-eval's own client of completions against `culm serve`."""
+    pytest.importorskip("tenacity")
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+    from lm_eval.tasks import TaskManager
+
+    from culm.eval.lm_eval import CulmLM
+
+    ours, port = local(context=128), free_port()
+    write_export(ours.model, ours.tokenizer, folder / "hf", "float32")  # for the client's tokens
+    native.save(ours.model, ours.tokenizer, folder / "tiny")
+    serve = ["-m", "culm.cli", "serve", str(folder / "tiny"), "--port", str(port)]
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    url = f"http://127.0.0.1:{port}"
+
+    def results(model: object) -> dict:
+        found = lm_eval.simple_evaluate(
+            model, tasks=list(TASKS), task_manager=manager, log_samples=True, bootstrap_iters=0
+        )
+        assert found is not None
+        return found
+
+    with python([*serve, "--dtype", "float32"], lambda: answers(f"{url}/health/ready")):
+        client = LocalCompletionsAPI(
+            base_url=f"{url}/v1/completions", model="tiny", tokenizer=str(folder / "hf"),
+            tokenizer_backend="huggingface", max_length=128, batch_size=4, num_concurrent=2,
+        )  # fmt: skip
+        remote = results(client)
+    mine = results(CulmLM(ours))
+    for task in TASKS:
+        here, there = (
+            {k: v for k, v in one["results"][task].items() if isinstance(v, float)}
+            for one in (mine, remote)
+        )
+        assert there == pytest.approx(here, abs=1e-4, rel=1e-4)
+        assert here
+    here, there = ([s["resps"] for s in one["samples"]["written"]] for one in (mine, remote))
+    assert there == here
+    assert any(text for ((text,),) in here)

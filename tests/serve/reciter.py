@@ -53,10 +53,10 @@ class Running:
 
     def __init__(self, app: FastAPI | None = None, **settings_: object) -> None:
         clients = clients_of((), settings_.pop("api_key", None))
-        local = settings_.pop("local", True)
+        local, port = settings_.pop("local", True), settings_.pop("port", 0)
         self.app = app or build(reciter(), "reciter", ServeConfig(**settings_), clients, local)
         self.worker = self.app.state.service.worker
-        self.listener = listen("127.0.0.1", 0)
+        self.listener = listen("127.0.0.1", port)
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         self.server = Server(settings(self.app), self.app.state.service)
         self.thread = threading.Thread(target=self.server.run, args=([self.listener],))

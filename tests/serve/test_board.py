@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,6 +261,14 @@ def test_the_page_loads_nothing_else_and_makes_no_html_of_text():
     for way in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval("):
         assert way not in html
     assert len(html) < 200_000
+
+
+def test_the_page_has_the_licence_of_what_it_contains():
+    html = bytes(page().body).decode()
+    notice, plots = html.index("Permission is hereby granted"), html.index("var uPlot")
+    assert notice < plots
+    assert "Copyright (c) Leon Sorokin" in html
+    assert "uPlot" in (Path(__file__).parents[2] / "THIRD_PARTY.md").read_text()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")

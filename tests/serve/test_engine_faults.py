@@ -89,7 +89,7 @@ def test_a_thread_that_ends_is_seen_by_all(server, monkeypatch):
     with pytest.raises(openai.APIError, match="its log says why"):
         for _ in chunks:
             pass
-    soon(lambda: not server.worker._thread.is_alive())
+    soon(lambda: not server.worker.thread.running)
     for path in ("/health", "/health/ready", "/health/live"):
         assert status(server, path) == (503, "engine_stopped")
     for ask in (
@@ -213,7 +213,7 @@ def test_vectors_count_as_a_request_and_end_with_their_client() -> None:
         assert not long.done()  # answers do not wait for it
         long.cancel()
         await asyncio.wait([long])
-        await until(lambda: service.idle and not service.worker._readings)
+        await until(lambda: service.idle and not service.worker.thread.readings)
         assert client.open == 0
 
     run(story)

@@ -30,7 +30,7 @@ def send(running, path: str, body: object) -> socket.socket:
 
 def is_free(running) -> bool:
     worker = running.worker
-    return worker.idle and not worker._engine.busy and not worker._readings
+    return worker.idle and not worker._engine.busy and not worker.thread.readings
 
 
 @pytest.mark.parametrize("kind", ASKED)

@@ -14,7 +14,7 @@ from culm.engine.sampling import Sampling
 from culm.serve import refusal
 from culm.serve.account import Account
 from culm.serve.answer import AnswerStream
-from culm.serve.clients import ANYONE, Share
+from culm.serve.clients import Client, Clients, Share
 from culm.serve.query import ChatPrompt, Query
 from culm.serve.service import Service
 from culm.serve.worker import Job, WorkerTask
@@ -110,7 +110,7 @@ def test_what_a_template_would_drop_is_refused(key: str) -> None:
 def test_a_reader_is_cancelled_though_a_token_arrives_at_the_same_time(ticks: int) -> None:
     async def story(service: Service) -> None:
         job = Job([WorkerTask(request=Request((65,), CONTEXT - 100))])
-        account = Account(service.metrics, Share(ANYONE, 1), service.settings, [[65]], 1)
+        account = Account(service.metrics, Share(Client(), 1), service.settings, [[65]], 1)
         answer = AnswerStream(service.worker, job, service.model.tokenizer, (), (), account)
         task = asyncio.ensure_future(collected(answer))
         await asyncio.sleep(0.01)  # it waits for the first token
@@ -123,6 +123,33 @@ def test_a_reader_is_cancelled_though_a_token_arrives_at_the_same_time(ticks: in
         assert not job.open
 
     run(story)
+
+
+def test_an_answer_that_nobody_reads_does_not_fill_the_memory(monkeypatch) -> None:
+    """Of any transport: gRPC waits for its client longer than tokens take."""
+    monkeypatch.setattr("culm.serve.worker.UNREAD", 50)
+
+    async def story(service: Service) -> None:
+        answer = await service.ask(ENDLESS)
+        await until(lambda: service.idle and not service.worker._engine.busy)
+        read = []
+
+        async def rest() -> None:
+            async for piece in answer.pieces():
+                read.append(piece)
+
+        with pytest.raises(refusal.NotRead):
+            await rest()
+        assert 0 < len(read) <= 50
+        assert await texts(service, Query("reciter", [HI], sampling=GREEDY)) == [TEXT]
+
+    run(story)
+
+
+def test_services_share_no_client() -> None:
+    asked = Query("reciter", [HI]), Query("reciter", [HI])
+    assert asked[0].client is not asked[1].client
+    assert Clients().anyone is not Clients().anyone
 
 
 def test_leaving_early_frees_the_slot() -> None:

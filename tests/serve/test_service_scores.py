@@ -100,7 +100,7 @@ def test_long_prompts_are_scored_in_steps_between_those_of_the_others() -> None:
         (piece,) = (await collected(answers[0]))[0]
         exact = service.model.logprobs(ids).tolist()
         assert [s.logprob for s in piece.scores[1:]] == pytest.approx(exact, abs=1e-4)
-        await until(lambda: not service.worker._readings)
+        await until(lambda: not service.worker.thread.readings)
         assert service.idle
 
     run(story)

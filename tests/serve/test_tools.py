@@ -198,14 +198,14 @@ def test_a_form_that_fails_on_the_way_ends_its_own_request_only():
     """A grammar may be valid and still grow beyond the limits of its parser."""
     with scripted("no") as server:
         service = server.app.state.service
-        compiled = service._grammars.compile
-        service._grammars.compile = lambda form: Copied()
+        compiled = service._reader.grammars.compile
+        service._reader.grammars.compile = lambda form: Copied()
         form = {"type": "json_object"}
         try:
             with pytest.raises(openai.BadRequestError) as caught:
                 asked(server, response_format=form)
         finally:
-            service._grammars.compile = compiled
+            service._reader.grammars.compile = compiled
         assert caught.value.code == "invalid_schema"
         assert asked(server).choices[0].message.content == "no"
 

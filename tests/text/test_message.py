@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from culm.text.message import MessageReader
+from culm.text.message import MessageReader, joined
+from culm.tools.text import CLOSE, OPEN
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"t": "}</tool_call>\\""}}\n</tool_call>'
 CASES = [
@@ -73,3 +74,16 @@ def test_pieces_do_not_matter(text, settings, expected):
         ends = [*cuts, len(text)]
         pieces = [text[a:b] for a, b in zip([0, *cuts], ends, strict=True)]
         assert read(pieces, **settings) == expected
+
+
+def test_a_message_is_joined_from_pieces_of_any_size():
+    first, second = '{"name": "a", "arguments": {"x": 1}}', '{"name": "b", "arguments": {}}'
+    said = f"<think>Hm.</think>I look.{OPEN}{first}{CLOSE}{OPEN}{second}{CLOSE}"
+    for size in (1, 7, len(said)):
+        reader, deltas = MessageReader(calls=True), []
+        for start in range(0, len(said), size):
+            deltas += reader.read(said[start : start + size], last=start + size >= len(said))
+        whole = joined(deltas)
+        assert (whole.content, whole.reasoning) == ("I look.", "Hm.")
+        assert whole.calls == (("a", '{"x": 1}'), ("b", "{}"))
+    assert joined([]) == ("", "", ())

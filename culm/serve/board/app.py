@@ -40,7 +40,7 @@ class Shown(BaseModel):
     log: bool = False
 
 
-def build(runs: Runs, clients: Clients = Clients(), local: bool = True) -> FastAPI:
+def build(runs: Runs, clients: Clients | None = None, local: bool = True) -> FastAPI:
     """The application, which reads the runs while it lives. local: as in `Guard`."""
 
     @asynccontextmanager
@@ -52,7 +52,7 @@ def build(runs: Runs, clients: Clients = Clients(), local: bool = True) -> FastA
         title="Culm board", version=culm.__version__, lifespan=lifespan,
         docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False,
     )  # fmt: skip
-    app.add_middleware(Guard, clients=clients, local=local)
+    app.add_middleware(Guard, clients=clients or Clients(), local=local)
     error.install(app)
 
     # Not async: these run in threads, since a run may be being read.

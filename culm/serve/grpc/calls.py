@@ -26,6 +26,7 @@ STATUSES = {
     refusal.ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     refusal.EngineStopped: grpc.StatusCode.UNAVAILABLE,
     refusal.NotReady: grpc.StatusCode.UNAVAILABLE,
+    refusal.NotRead: grpc.StatusCode.RESOURCE_EXHAUSTED,
     refusal.TooSlow: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 
@@ -40,6 +41,13 @@ def client_of(metadata: Any, clients: Clients) -> Client | None:
     given = dict(metadata or ()).get("authorization", "")
     kind, _, key = (given if isinstance(given, str) else given.decode()).partition(" ")
     return clients.find(key.strip().encode() if kind.lower() == "bearer" else b"")
+
+
+def caller(context: grpc.aio.ServicerContext, clients: Clients) -> Client:
+    """Who calls; calls without a valid key do not come here."""
+    client = client_of(context.invocation_metadata(), clients)
+    assert client is not None
+    return client
 
 
 class Guard(grpc.aio.ServerInterceptor):

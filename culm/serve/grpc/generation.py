@@ -9,8 +9,8 @@ from typing import Any
 import grpc
 
 from culm.engine.sampling import Sampling
-from culm.serve.clients import ANYONE, Client, Clients
-from culm.serve.grpc.calls import client_of, protocol
+from culm.serve.clients import Client, Clients
+from culm.serve.grpc.calls import caller, protocol
 from culm.serve.query import ChatPrompt, Prompt, Query
 from culm.serve.refusal import InvalidRequest
 from culm.serve.service import Service
@@ -30,7 +30,7 @@ class Generation(Base):
 
     async def Generate(self, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         """Pieces of all choices; the last reply has the usage."""
-        client = client_of(context.invocation_metadata(), self._clients) or ANYONE
+        client = caller(context, self._clients)
         answer = await self._service.ask(_query(request, client))
         try:
             async for piece in answer.pieces():

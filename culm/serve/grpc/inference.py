@@ -14,8 +14,8 @@ import grpc
 
 import culm
 from culm.engine.sampling import Sampling
-from culm.serve.clients import ANYONE, Client, Clients
-from culm.serve.grpc.calls import client_of, protocol
+from culm.serve.clients import Client, Clients
+from culm.serve.grpc.calls import caller, protocol
 from culm.serve.query import Query
 from culm.serve.refusal import InvalidRequest, UnknownModel
 from culm.serve.service import Service
@@ -63,7 +63,7 @@ class Inference(Base):
 
     async def ModelInfer(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         wanted = _outputs(request)
-        client = client_of(context.invocation_metadata(), self._clients)
+        client = caller(context, self._clients)
         texts, reasons = await self._answer(request, client)
         raw = bool(request.raw_input_contents)
         named = dict(zip(OUTPUTS, (texts, reasons), strict=True))
@@ -82,8 +82,8 @@ class Inference(Base):
             raw_output_contents=[_packed(named[name]) for name in wanted] if raw else [],
         )  # fmt: skip
 
-    async def _answer(self, request: Any, client: Client | None) -> tuple[list[bytes], list[bytes]]:
-        query = _query(request, client or ANYONE)
+    async def _answer(self, request: Any, client: Client) -> tuple[list[bytes], list[bytes]]:
+        query = _query(request, client)
         answer = await self._service.ask(query)
         texts, reasons = [""] * len(query.prompts), [""] * len(query.prompts)
         try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 import culm
 from culm.config import SettingError
@@ -17,6 +17,7 @@ from culm.model.transformer import Transformer
 from culm.serve.clients import Clients
 from culm.serve.http import error, generation, vectors
 from culm.serve.http.guard import Guard
+from culm.serve.http.leaving import unless_gone
 from culm.serve.http.mcp import mcp_routes
 from culm.serve.http.page.page import page
 from culm.serve.http.protocol import (
@@ -37,7 +38,7 @@ def build(
     model: LanguageModel,
     name: str,
     settings: ServeConfig = ServeConfig(),
-    clients: Clients = Clients(),
+    clients: Clients | None = None,
     local: bool = True,
     reload: Callable[[], tuple[Transformer, Tokenizer]] | None = None,
 ) -> FastAPI:
@@ -50,7 +51,7 @@ def build(
     Raises:
         SettingError: an adapter has the model's name.
     """
-    service = Service(model, name, settings)
+    service, clients = Service(model, name, settings), clients or Clients()
     tools = mcp_routes(service)
 
     @asynccontextmanager
@@ -150,25 +151,25 @@ def _add_models(app: FastAPI, service: Service) -> None:
 def _add_generation(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, http: Request) -> Response:
-        return await _unless_gone(http, generation.chat(service, body, http.state.client))
+        return await unless_gone(http, generation.chat(service, body, http.state.client))
 
     @app.post("/v1/responses")
     async def respond(body: ResponseRequest, http: Request) -> Response:
-        return await _unless_gone(http, generation.respond(service, body, http.state.client))
+        return await unless_gone(http, generation.respond(service, body, http.state.client))
 
     @app.post("/v1/completions")
     async def complete(body: CompletionRequest, http: Request) -> Response:
-        return await _unless_gone(http, generation.complete(service, body, http.state.client))
+        return await unless_gone(http, generation.complete(service, body, http.state.client))
 
 
 def _add_vectors(app: FastAPI, service: Service) -> None:
     @app.post("/v1/embeddings")
     async def embeddings(body: vectors.EmbeddingRequest, http: Request) -> Response:
-        return await _unless_gone(http, vectors.embeddings(service, body, http.state.client))
+        return await unless_gone(http, vectors.embeddings(service, body, http.state.client))
 
     @app.post("/v1/score")
     async def score(body: vectors.ScoreRequest, http: Request) -> Response:
-        return await _unless_gone(http, vectors.similarities(service, body, http.state.client))
+        return await unless_gone(http, vectors.similarities(service, body, http.state.client))
 
 
 def _add_tokens(app: FastAPI, model: LanguageModel) -> None:
@@ -196,25 +197,3 @@ def _add_reload(
         except (SettingError, OSError) as problem:
             raise error.invalid(str(problem)) from None
         return {"status": "ok"}
-
-
-async def _unless_gone(http: Request, work: Awaitable[Response]) -> Response:
-    """The answer, unless the client disconnects first: cancelling the work then frees its slot.
-
-    A stream is cancelled by its response; this covers only the wait for a complete answer.
-    """
-    answer = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(http))
-    try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return answer.result()
-        return JSONResponse(None, 499)  # the client is gone
-    finally:
-        for task in (answer, gone):
-            task.cancel()
-
-
-async def _gone(http: Request) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass

@@ -23,6 +23,7 @@ KINDS = {
     401: "authentication_error", 403: "permission_error", 429: "rate_limit_error",
     500: "server_error",
 }  # fmt: skip
+FINAL = ("timeout", "invalid_numbers", "not_read")  # another try would fail as well
 CODES = {404: "not_found", 405: "method_not_allowed"}
 REFUSALS = {  # status, code
     refusal.ContextTooShort: (400, "context_length_exceeded"),
@@ -34,6 +35,7 @@ REFUSALS = {  # status, code
     refusal.ShuttingDown: (503, "shutting_down"),
     refusal.EngineStopped: (503, "engine_stopped"),
     refusal.NotReady: (503, "not_ready"),
+    refusal.NotRead: (503, "not_read"),
     refusal.NotFinite: (500, "invalid_numbers"),
     refusal.EngineFailed: (500, "internal_error"),
 }
@@ -84,7 +86,7 @@ class ApiError(Exception):
         extra = dict(headers or {})
         if self.retry is not None:
             extra["Retry-After"] = str(self.retry)
-        elif self.code in ("timeout", "invalid_numbers"):  # another try would fail as well
+        elif self.code in FINAL:
             extra["x-should-retry"] = "false"
         if self.status == 401:
             extra["WWW-Authenticate"] = "Bearer"

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from culm.serve.clients import ANYONE, Clients
+from culm.serve.clients import Clients
 from culm.serve.http.error import ApiError, invalid, of_failure
 
 OPEN = ("/", "/health", "/health/live", "/health/ready")  # need no key; all other paths do
@@ -49,7 +49,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         number, started = secrets.token_hex(8), False
-        scope.setdefault("state", {})["client"] = ANYONE
+        scope.setdefault("state", {})["client"] = self._clients.anyone
 
         async def named(message: Message) -> None:
             nonlocal started

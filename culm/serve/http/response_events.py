@@ -142,9 +142,8 @@ def _response(body: ResponseRequest) -> Json:
         "instructions": body.instructions, "max_output_tokens": body.max_output_tokens,
         "max_tool_calls": None, "model": body.model, "output": [],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
-        "previous_response_id": None, "prompt_cache_key": None,
-        "reasoning": {"effort": None, "summary": None},
-        "safety_identifier": None, "service_tier": "default", "store": False,
+        "previous_response_id": None, "reasoning": {"effort": None, "summary": None},
+        "service_tier": "default", "store": False,
         "presence_penalty": body.presence_penalty or 0.0,
         "frequency_penalty": body.frequency_penalty or 0.0,
         "temperature": 1.0 if body.temperature is None else body.temperature,
@@ -152,7 +151,7 @@ def _response(body: ResponseRequest) -> Json:
         "tool_choice": choice.model_dump() if isinstance(choice, FlatChoice) else choice or "auto",
         "tools": [_tool(one) for one in body.tools], "top_logprobs": 0,
         "top_p": 1.0 if body.top_p is None else body.top_p, "truncation": "disabled",
-        "usage": None, "user": None, "metadata": {},
+        "metadata": {},
     }  # fmt: skip
 
 

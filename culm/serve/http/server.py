@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from types import FrameType
-from typing import IO, cast
+from typing import IO, Protocol, cast
 
 import uvicorn
 
@@ -20,7 +20,6 @@ from culm.serve.clients import Clients
 from culm.serve.http.app import build
 from culm.serve.http.connection import limited
 from culm.serve.http.guard import LOOPBACK
-from culm.serve.service import Service
 from culm.serve.settings import ServeConfig
 from culm.text.language_model import LanguageModel
 from culm.tokenizer.tokenizer import Tokenizer
@@ -45,16 +44,20 @@ def serve(
     """
     host = settings.host
     check_exposed(host, clients)
-    # Before `build`: the package of MCP would set up one that takes seconds to write a traceback.
-    logging.basicConfig(
-        level=logging.WARNING, stream=cast(IO[str], Stream()),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )  # fmt: skip
+    write_log()  # before `build`: the package of MCP would set up one that takes seconds to write
     with listen(host, settings.port) as listener:
         app = build(model, name, settings, clients, host in LOOPBACK, reload)
         say(f"{name} listens on {address(host, listener)} (Ctrl-C stops it)")
         Server(uvicorn_settings(app), app.state.service).run(sockets=[listener])
     say("The server has stopped.")
+
+
+def write_log() -> None:
+    """Warnings and errors of the process go to standard error."""
+    logging.basicConfig(
+        level=logging.WARNING, stream=cast(IO[str], Stream()),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )  # fmt: skip
 
 
 def check_exposed(host: str, clients: Clients) -> None:
@@ -124,13 +127,29 @@ def _descriptors() -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
+class Draining(Protocol):
+    """What a server lets finish before it ends."""
+
+    settings: ServeConfig
+
+    @property
+    def draining(self) -> bool: ...
+
+    @property
+    def idle(self) -> bool: ...
+
+    def drain(self) -> None: ...
+
+    def end_all(self) -> None: ...
+
+
 class Server(uvicorn.Server):
     """uvicorn, except that the first signal refuses new requests and lets running ones finish.
 
     uvicorn alone would close all streams at once, and exit with the signal instead of 0.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Draining) -> None:
         super().__init__(config)
         self._service, self._deadline = service, 0.0
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from culm.serve.account import Account
 from culm.serve.answer import TextPiece, TokenScore
 from culm.serve.http.offsets import TextOffsets
-from culm.text.message import Delta, MessageReader
+from culm.text.message import Delta, MessageReader, joined
 from culm.tokenizer.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -198,14 +198,8 @@ def _call(name: str, arguments: str) -> Json:
 
 def _message(deltas: Sequence[Delta]) -> Json:
     """A whole message. Without any text, calls have a content of null."""
-    content = "".join(delta.content for delta in deltas)
-    reasoning = "".join(delta.reasoning for delta in deltas)
-    calls: list[Json] = []
-    for delta in deltas:
-        if delta.call and delta.call.name is not None:
-            calls.append(_call(delta.call.name, delta.call.arguments))
-        elif delta.call:
-            calls[delta.call.number]["function"]["arguments"] += delta.call.arguments
+    content, reasoning, given = joined(deltas)
+    calls = [_call(name, arguments) for name, arguments in given]
     return {
         "role": "assistant",
         "content": content if content or not calls else None,

@@ -20,6 +20,7 @@ def _document() -> Document:
         HERE / "board.html",
         [PARTS / "theme.css", _uplot("uPlot.min.css"), HERE / "board.css"],
         [
+            HERE / "licence.js",  # which must go wherever uPlot goes
             _uplot("uPlot.iife.js"),
             *(PARTS / f"{name}.js" for name in ("elements", "server")),
             *(HERE / f"{name}.js" for name in SCRIPTS),

@@ -1,0 +1,1 @@
+"""`culm route`: one address for several servers of one model."""
