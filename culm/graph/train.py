@@ -174,7 +174,7 @@ def _add_listeners(
     if run.ranks.writer:
         listeners.add(MetricsFile(run.folder / "metrics.jsonl", start.step))
         listeners.add(EvaluationFile(run.folder / "eval.jsonl"))
-        trackers: tuple[TrackerConfig, ...] = config.track
+        trackers: tuple[TrackerConfig, ...] = config.train.trackers
         for tracker in trackers:
             opened = tracker.open(run.folder, config.model_dump(mode="json"), start.step)
             listeners.add(Forgiving(opened, tracker.kind))

@@ -117,7 +117,7 @@ def seconds_per_step(config: RunConfig) -> float:
 
 def train(config: RunConfig) -> Result:
     """Train to the end, or until interrupted; started again, continue where it stopped."""
-    trackers: tuple[TrackerConfig, ...] = config.track
+    trackers: tuple[TrackerConfig, ...] = config.train.trackers
     for tracker in trackers:
         tracker.check()
     if config.deterministic:

@@ -73,7 +73,7 @@ def _check_folder(console: Console, found: Findings) -> None:
     found.attempt(lambda: check(folder, config, source_of(config)))
     if found.target is None:
         found.attempt(lambda: refuse_unwritable(folder))
-    trackers: tuple[TrackerConfig, ...] = config.track
+    trackers: tuple[TrackerConfig, ...] = config.train.trackers
     for tracker in trackers:
         found.attempt(tracker.check)
     progress, damaged = found.attempt(lambda: verify(folder)) or (None, [])

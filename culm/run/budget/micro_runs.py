@@ -134,9 +134,8 @@ class MicroRuns:
             {
                 "model": run.model.model_dump(mode="json"),
                 "train": train_settings(run.tokens, rows, context, run.rate)
-                | {"push": None, "profile": None},
+                | {"push": None, "profile": None, "trackers": []},
                 "eval": {"every_steps": None, "measures": measures},
-                "track": [],
             },
         )
         # Whatever a result depends on is in its name, so that another run never takes its place.
