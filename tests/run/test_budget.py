@@ -177,6 +177,12 @@ def test_a_micro_run_that_is_stopped_continues(tmp_path, capsys):
     assert (parts.loss, parts.tokens) == (whole.loss, whole.tokens)
 
 
+def is_training(folder):
+    """Whether the newest micro-run has made some of its steps."""
+    steps, newest = lines_of(folder)
+    return steps >= 3 and not (newest / "seconds.json").exists()
+
+
 @contextmanager
 def interrupted(folder, steps):
     """Ctrl-C once the newest micro-run has so many steps."""
@@ -188,6 +194,7 @@ def interrupted(folder, steps):
                 return
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # where it is ignored
     thread = threading.Thread(target=wait)
     thread.start()
     try:
@@ -195,6 +202,7 @@ def interrupted(folder, steps):
     finally:
         ended.set()
         thread.join()
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
@@ -202,14 +210,16 @@ def interrupted(folder, steps):
 def test_a_budget_that_is_interrupted_continues(number, tmp_path):
     """The command line; a micro-run that was finished before is not trained again."""
     write_texts(tmp_path / "text")
-    command = [
-        sys.executable, "-c", "from culm.cli import main; main()", "plan", "demo", "--budget",
+    command = [  # a process of a job in the background ignores Ctrl-C
+        sys.executable, "-c",
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from culm.cli import main; main()", "plan", "demo", "--budget",
         "60s", f"data.path={tmp_path / 'text'}", f"folder={tmp_path / 'run'}", "train.context=32",
         "eval.measures={held_out: {tokens: 2000}, samples: null}", "data.held_out=0.1",
     ]  # fmt: skip
     folder = tmp_path / "run-budget"
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while len(list(folder.glob("w*/seconds.json"))) < 2 or lines_of(folder)[0] < 3:
+        while len(list(folder.glob("w*/seconds.json"))) < 2 or not is_training(folder):
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(number)
