@@ -2,21 +2,24 @@
 never stopped, bit for bit, and no checkpoint may ever be bad.
 
     python bench/kills.py --kills 100 --objectives sft dpo reward ppo gkd
+    python bench/kills.py --kills 7 --objectives all
 
-Each life is a fork of this process, which has everything imported; it is killed with SIGKILL after
-a random time, most of them while checkpoints are written: after every step, whole and sharded, in
-the foreground and in the background.
+`all` is each kind of objective once. Each life is a fork of this process, which has everything
+imported; it is killed with SIGKILL after a random time, most of them while checkpoints are written:
+after every step, whole and sharded, in the foreground and in the background.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +28,20 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from concept_stages import MODEL, SMALL, autoencoder_in, config_of, lcm, write_texts  # noqa: E402
 from stages import CORE, STAGES, weights_in  # noqa: E402
 from stages import corpora as corpora_of  # noqa: E402
 from stages import stage as stage_of  # noqa: E402
 
 from culm.config import parse  # noqa: E402
-from culm.run.settings import RunConfig  # noqa: E402
+from culm.run.settings import RunConfig, read_run  # noqa: E402
 from culm.run.train import train  # noqa: E402
 from culm.train.checkpoint.folder import verify  # noqa: E402
 
+NETWORKS = ("base", "one_tower", "two_tower", "quantized")
+GRAPH = {"kind": "graph", "nodes": 8, "hops": [1, 2]}
+CONCEPTS = ("concept_autoencoder", *NETWORKS, "coconut")
+ALL = (*CORE, "diffusion", "kto", "grpo", "distill", *CONCEPTS)
 FORMS = [
     {"form": form, "asynchronous": asynchronous}
     for form in ("whole", "sharded")
@@ -49,6 +57,26 @@ class Folders:
 
     def mktemp(self, name: str) -> Path:
         return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.root))
+
+
+def concept_settings(name: str, folder: Path, steps: int) -> dict[str, Any]:
+    """Of a tiny run of sentences or thoughts, with text that is made here."""
+    write_texts(folder)
+    more: dict[str, Any] = {"train.steps": steps, "eval.every_steps": "null"}
+    if name in NETWORKS:
+        autoencoder_in(folder)
+        run = partial(config_of, folder)
+        config = lcm(run, folder / "run", folder / "ae", name, **more)
+    elif name == "coconut":
+        small = {f"model.{key}": value for key, value in SMALL.items() if key != "context"}
+        given = {**small, "model.context": 256, "data.questions": 40, "train.batch_size": 4, **more}
+        given |= {"device": "cpu", "train.precision": "fp32", "data.tasks": [GRAPH]}
+        given["train.objective"] = {"kind": "coconut", "stages": 2, "stage_steps": steps // 4}
+        words = [f"{key}={json.dumps(v) if v != 'null' else v}" for key, v in given.items()]
+        config = read_run("coconut", words)[0]
+    else:
+        config = config_of(folder, "concept-autoencoder", folder=folder / "run", **MODEL, **more)
+    return config.model_dump(mode="json")
 
 
 def live(settings: dict[str, Any], seconds: float | None) -> bool:
@@ -113,7 +141,8 @@ def torture(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, help="of each objective")
-    parser.add_argument("--objectives", nargs="*", default=list(CORE), choices=STAGES)
+    known = [*STAGES, *CONCEPTS, "all"]
+    parser.add_argument("--objectives", nargs="*", default=list(CORE), choices=known)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -125,8 +154,11 @@ def main() -> None:
         stage = stage_of.__wrapped__(corpora, folders)
         print("| objective | kills | runs | kills that left half a checkpoint | bad | weights |")
         print("|---|---|---|---|---|---|", flush=True)
-        for name in given.objectives:
-            settings = stage(name, steps=given.steps)
+        for name in ALL if "all" in given.objectives else given.objectives:
+            if name in CONCEPTS:
+                settings = concept_settings(name, folders.mktemp("texts"), given.steps)
+            else:
+                settings = stage(name, steps=given.steps)
             settings["eval"] = {"measures": {}}
             print(torture(name, settings, folders.mktemp(name), given.kills, chance), flush=True)
 

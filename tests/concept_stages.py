@@ -4,10 +4,12 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from culm.run.settings import read_run
+from culm.run.settings import RunConfig, read_run
 from culm.run.train import Result, train
+
+T = TypeVar("T")
 
 SMALL = {
     "width": 24, "layers": 1, "context": 8,
@@ -29,8 +31,8 @@ def write_texts(folder: Path) -> None:
             file.write(json.dumps({"text": " ".join(said)}) + "\n")
 
 
-def start(texts: Path, name: str, **settings: Any) -> Result:
-    """A run over the texts in a folder."""
+def config_of(texts: Path, name: str, **settings: Any) -> RunConfig:
+    """Of a run over the texts in a folder."""
     given = {
         "data.path": texts / "t.jsonl", "device": "cpu", "train.precision": "fp32",
         "train.batch_size": 4, "train.micro_batch_size": 2, "train.schedule": "constant",
@@ -39,7 +41,12 @@ def start(texts: Path, name: str, **settings: Any) -> Result:
     if name != "pretrain":
         given["data.format.sentences"] = 8
     words = [f"{key}={json.dumps(v) if isinstance(v, dict) else v}" for key, v in given.items()]
-    return train(read_run(name, words)[0])
+    return read_run(name, words)[0]
+
+
+def start(texts: Path, name: str, **settings: Any) -> Result:
+    """A run over the texts in a folder."""
+    return train(config_of(texts, name, **settings))
 
 
 def autoencoder_in(folder: Path, name: str = "ae", steps: int = 40, **more: Any) -> Result:
@@ -49,10 +56,10 @@ def autoencoder_in(folder: Path, name: str = "ae", steps: int = 40, **more: Any)
 
 
 def lcm(
-    run: Callable[..., Result], folder: Path, autoencoder: Path, kind: str, trunk: dict = SMALL,
+    run: Callable[..., T], folder: Path, autoencoder: Path, kind: str, trunk: dict = SMALL,
     **more: Any,
-) -> Result:  # fmt: skip
-    """A run of a network. run: `start` for a folder of texts."""
+) -> T:  # fmt: skip
+    """A run of a network. run: `start` or `config_of` for a folder of texts."""
     objective = {"kind": kind, "autoencoder": str(autoencoder), "trunk": trunk}
     if kind == "two_tower":
         objective |= {"denoiser_layers": 1, "denoiser_heads": 2}

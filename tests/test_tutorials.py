@@ -94,9 +94,9 @@ plan("pretrain", "train.optimizer=adagrad", "train.steps=2")
 """
 
 TRACKER = """
-track = {"kind": "csv", "columns": ["loss", "rate"]}
-folder = run("tracked", steps=3, optimizer=muon, data=tasks, track=track)
-run("tracked", steps=5, optimizer=muon, data=tasks, track=track)
+trackers = {"kind": "csv", "columns": ["loss", "rate"]}
+folder = run("tracked", steps=3, optimizer=muon, data=tasks, trackers=trackers)
+run("tracked", steps=5, optimizer=muon, data=tasks, trackers=trackers)
 written = (folder / "steps.csv").read_text().splitlines()
 assert written[0] == "step,loss,rate"
 lines = read_lines(folder / "metrics.jsonl")
@@ -182,8 +182,8 @@ Path("text.jsonl").write_text("".join(
 ))
 
 
-def run(name, start=None, data=None, eval={}, track=(), **trained):
-    values = {"device": "cpu", "folder": f"runs/{name}", "data": data, "eval": eval, "track": track}
+def run(name, start=None, data=None, eval={}, **trained):
+    values = {"device": "cpu", "folder": f"runs/{name}", "data": data, "eval": eval}
     if start is None:
         values["tokenizer"] = {"kind": "bytes", "specials": True}
         values["model"] = {"vocabulary": 262, "width": 32, "layers": 2, "context": 64,

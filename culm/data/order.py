@@ -88,13 +88,14 @@ class Epochs:
 
     def between(self, first: int, last: int) -> list[int]:
         """The rows from place `first` of the endless order to before place `last`."""
-        return [self._row(index) for index in range(first, last)]
-
-    def _row(self, index: int) -> int:
-        epoch, place = divmod(index, len(self._rows))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, keyed_permutation(self._rows, self._seed, epoch)
-        return int(self._order[place])
+        found: list[int] = []
+        while first < last:
+            epoch, place = divmod(first, len(self._rows))
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, keyed_permutation(self._rows, self._seed, epoch)
+            found += self._order[place : place + last - first].tolist()
+            first = min(last, (epoch + 1) * len(self._rows))
+        return found
 
     def metrics(self, step: int) -> dict[str, float]:
         return {}

@@ -25,7 +25,7 @@ from culm.data.encode import Encoded, Encoder
 from culm.data.example import RecordFormat
 from culm.data.format.document import DocumentFormat
 from culm.data.kept import Kept
-from culm.data.manifest import CONTENTS, Manifest, is_corpus
+from culm.data.manifest import CONTENTS, Manifest, SplitFacts, is_corpus
 from culm.data.notes import Notes, remarks_of
 from culm.data.origin import origin_of, revisions_of
 from culm.data.shards import Document, SplitWriter
@@ -81,32 +81,15 @@ def prepare(
     """
     format.check(tokenizer)
     cleaner = Cleaner(()) if cleaner is None else cleaner
+    notes = Notes(invalid, tokenizer.specials)
+    notes.counts.update(cleaner.notes)
+    advice = CUT if isinstance(format, DocumentFormat) else ""
+    divider = Divider(held_out, seed, advice, duplicates)
+    kept = Kept(Path(folder), format, tokenizer)
+    text = _Text(source, format, tokenizer, difficulty, cleaner, divider, notes, kept)
     with _new_folder(Path(folder), overwrite) as work:
         origin, revisions = origin_of(source), revisions_of(source)
-        names = ("train", "held_out") if held_out else ("train",)
-        advice = CUT if isinstance(format, DocumentFormat) else ""
-        divider = Divider(held_out, seed, advice, duplicates)
-        notes = Notes(invalid, tokenizer.specials)
-        notes.counts.update(cleaner.notes)
-        kept = Kept(Path(folder), format, tokenizer)
-        with (
-            _encoders(cleaner.workers, format, tokenizer) as pool,
-            _writers(work, names, format, tokenizer, difficulty) as writers,
-            progress("prepare", source.size, "bytes") as bar,
-        ):
-            units = units_of(source, format, notes, difficulty, bar.advance)
-            divided = divider.divide(cleaner.clean(units), source.name)
-            for name, unit, documents in _encoded(divided, pool, notes, kept):
-                writers[name].append(documents, unit.size)
-        notes.counts.update(source.left_out)  # some of which a source counts while it is read
-        splits = {name: one.facts() for name, one in writers.items() if one.documents}
-        if "train" not in splits:
-            left_out = [
-                *notes.remarks,
-                *remarks_of(dict(chain(*(f.remarks for f in cleaner.facts)))),
-            ]
-            why = " ".join(left_out) or "it holds no document"
-            raise SettingError(f"{source.name}: nothing to read: {why}")
+        splits = text.write(work, ("train", "held_out") if held_out else ("train",))
         manifest = Manifest(
             source=source.name, origin=origin, revisions=revisions, held_out=held_out, seed=seed,
             dropped=divider.dropped, clean=cleaner.facts, notes=notes.counts, format=format.kind,
@@ -118,11 +101,56 @@ def prepare(
         )  # fmt: skip
         tokenizer.save(work / "tokenizer")
         manifest.write(work)
-    cleaner.forget()
-    kept.forget()
-    if kept.found:
-        say(f"{kept.found:,} batches of text were tokenised before, and not again.")
+    text.forget()
     return manifest
+
+
+@dataclass
+class _Text:
+    """A source on its way to tokens, and what is counted on it."""
+
+    source: Source
+    format: RecordFormat
+    tokenizer: Tokenizer
+    difficulty: str | None
+    cleaner: Cleaner
+    divider: Divider
+    notes: Notes
+    kept: Kept
+
+    def write(self, folder: Path, names: Sequence[str]) -> dict[str, SplitFacts]:
+        """Read, clean, divide and tokenise all of it; the facts of the splits that are not empty.
+
+        Raises:
+            SettingError: nothing is left to train on.
+        """
+        source, format, notes = self.source, self.format, self.notes
+        with (
+            _encoders(self.cleaner.workers, format, self.tokenizer) as pool,
+            _writers(folder, names, format, self.tokenizer, self.difficulty) as writers,
+            progress("prepare", source.size, "bytes") as bar,
+        ):
+            units = units_of(source, format, notes, self.difficulty, bar.advance)
+            divided = self.divider.divide(self.cleaner.clean(units), source.name)
+            for name, unit, documents in _encoded(divided, pool, notes, self.kept):
+                writers[name].append(documents, unit.size)
+        notes.counts.update(source.left_out)  # some of which a source counts while it is read
+        splits = {name: one.facts() for name, one in writers.items() if one.documents}
+        if "train" not in splits:
+            raise SettingError(f"{source.name}: nothing to read: {self._why_empty()}")
+        return splits
+
+    def _why_empty(self) -> str:
+        dropped = dict(chain(*(facts.remarks for facts in self.cleaner.facts)))
+        left_out = [*self.notes.remarks, *remarks_of(dropped)]
+        return " ".join(left_out) or "it holds no document"
+
+    def forget(self) -> None:
+        """Remove what was kept for a call after a kill."""
+        self.cleaner.forget()
+        self.kept.forget()
+        if self.kept.found:
+            say(f"{self.kept.found:,} batches of text were tokenised before, and not again.")
 
 
 @dataclass

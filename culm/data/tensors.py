@@ -11,6 +11,8 @@ import torch
 from culm.batch import IGNORED, Batch, counts_of
 from culm.data.pack import PackedRows, Segment
 
+SHORT = 120  # tokens of a segment, in the mean, up to which a loop over segments is slower
+
 Read = Callable[[int, int], tuple[np.ndarray, np.ndarray | None]]
 
 
@@ -21,21 +23,22 @@ def to_batch(rows: PackedRows, read: Read, context: int, pad: int, packed: bool 
     fills a row up, with no target. packed: whether a row may hold several documents.
     """
     size, shape = len(rows) * context, (len(rows), context)
-    tokens, targets = np.full(size, pad, dtype=np.int64), np.empty(size, dtype=np.int64)
+    tokens, targets = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
     parts, learned = _parts(rows, context), list[tuple[int, np.ndarray]]()
     for place, start, end in _spans(rows, parts.places[: len(rows.starts)]):
         ids, mask = read(start, end)
         tokens[place : place + len(ids)] = ids
         if mask is not None:
             learned.append((place, mask))
+    for place, length in parts.padding:
+        tokens[place : place + length] = pad
     targets[:-1] = tokens[1:]
     for place, mask in learned:
         targets[place : place + len(mask) - 1][~mask[1:]] = IGNORED
     order = np.argsort(parts.places)
     places, sizes = parts.places[order], parts.sizes[order]
     targets[places + sizes - 1] = IGNORED  # no document predicts the next
-    positions = np.repeat(places, sizes)
-    np.subtract(np.arange(size), positions, out=positions)
+    positions = _positions(places, sizes, context)
     for place, length in parts.padding:
         targets[place : place + length], positions[place : place + length] = IGNORED, 0
     documents = np.repeat(parts.numbers[order].astype(np.int32), sizes).reshape(shape)
@@ -46,8 +49,33 @@ def to_batch(rows: PackedRows, read: Read, context: int, pad: int, packed: bool 
         positions=torch.from_numpy(positions.reshape(shape)),
         documents=torch.from_numpy(documents) if packed else None,
         lengths=lengths,
-        counts=counts_of(torch.from_numpy(targets), lengths),
+        counts=counts_of(torch.from_numpy(targets), lengths) if learned else _counts(rows, parts),
     )
+
+
+def _positions(places: np.ndarray, sizes: np.ndarray, context: int) -> np.ndarray:
+    """(positions,) int64, from 0 in each segment: copies of one ramp, which stays in the cache, or
+    a sum of ones that starts again, which is faster for very short segments.
+    """
+    size = int(sizes.sum())
+    if size < SHORT * len(sizes):
+        steps = np.ones(size, dtype=np.int64)
+        steps[0], steps[places[1:]] = 0, 1 - sizes[:-1]
+        return steps.cumsum(out=steps)
+    positions, ramp = np.empty(size, dtype=np.int64), np.arange(context)
+    for place, length in zip(places.tolist(), sizes.tolist(), strict=True):
+        positions[place : place + length] = ramp[:length]
+    return positions
+
+
+def _counts(rows: PackedRows, parts: _Parts) -> dict[str, float]:
+    """`counts_of` where all is learned: every token but the first of a segment is a target."""
+    learned = parts.filled - np.diff(rows.first)
+    return {
+        "tokens": float(parts.filled.sum()),
+        "targets": float(learned.sum()),
+        "rows": float(np.count_nonzero(learned)),
+    }
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from culm.train.run_folder import MANIFEST, SETTINGS
 from culm.train.trackers.tracker import numbers
 
 Axis = Literal["step", "tokens", "flops"]
-OWN = ("folder", "seed", "device", "track")  # settings of a run that make no other curve
+OWN = ("folder", "seed", "device", "train.trackers")  # settings of a run that make no other curve
 # At the end of a folder's name: not the 2 of `gpt2`, nor the exponent of `rate=1e-3`.
 SEED = re.compile(r"[-_.]?seed[-_.]?\d*$|(?<!\de)[-_]\d+$")
 WINDOW = 10  # last values of a metric that are averaged; a loss differs much from step to step

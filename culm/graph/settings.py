@@ -50,6 +50,7 @@ class EdgeTraining(Config):
     with. clip: maximum gradient norm; null: no limit.
 
     optimizer: riemannian_adam or riemannian_sgd; of points in flat space they are Adam and SGD.
+    trackers: where metrics are reported to, besides the files in the folder.
     """
 
     steps: Annotated[PositiveInt, MAY_CHANGE]
@@ -59,6 +60,7 @@ class EdgeTraining(Config):
     schedule: Annotated[Schedule, MAY_CHANGE] = Constant()
     clip: PositiveFloat | None = None
     checkpoint: Annotated[CheckpointConfig, MAY_CHANGE] = CheckpointConfig()
+    trackers: Annotated[Trackers, MAY_CHANGE] = ()
 
 
 class GraphRun(Config):
@@ -75,7 +77,6 @@ class GraphRun(Config):
     data: EdgeConfig
     train: EdgeTraining
     eval: Annotated[Reconstruction, MAY_CHANGE] = Reconstruction()
-    track: Annotated[Trackers, MAY_CHANGE] = ()
 
     @model_validator(mode="after")
     def _stays_on_the_manifold(self) -> GraphRun:

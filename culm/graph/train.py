@@ -145,21 +145,25 @@ def _resume(run: Parts, store: CheckpointStore, batches: EdgeBatches) -> Progres
     Raises:
         SettingError: the edges are not those that it was trained with.
     """
-
-    def accept(then: Progress) -> None:
-        if then.data != batches.fingerprint:
-            raise SettingError(
-                f"{run.folder}: its checkpoint was trained on other edges, or in another order "
-                "(data.*, seed, train.batch_size or train.negatives changed); give a new run "
-                "another folder=..."
-            )
-
     now = Progress(0, 0, batches.fingerprint, settings=run.config.model_dump(mode="json"))
-    found = store.load(accept)
+    found = store.load(lambda then: accept(run.folder, then, batches))
     if found is None:
         return now
     log.say(f"Resuming {run.folder} after step {found[0].step}.")
     return replace(now, step=found[0].step, tokens=found[0].tokens)
+
+
+def accept(folder: Path, then: Progress, batches: EdgeBatches) -> None:
+    """Compare the edges of a run with those of its checkpoint.
+
+    Raises:
+        SettingError: they are others.
+    """
+    if then.data != batches.fingerprint:
+        raise SettingError(
+            f"{folder}: its checkpoint was trained on other edges, or in another order (data.*, "
+            "seed, train.batch_size or train.negatives changed); give a new run another folder=..."
+        )
 
 
 def _add_listeners(
@@ -174,7 +178,7 @@ def _add_listeners(
     if run.ranks.writer:
         listeners.add(MetricsFile(run.folder / "metrics.jsonl", start.step))
         listeners.add(EvaluationFile(run.folder / "eval.jsonl"))
-        trackers: tuple[TrackerConfig, ...] = config.track
+        trackers: tuple[TrackerConfig, ...] = config.train.trackers
         for tracker in trackers:
             opened = tracker.open(run.folder, config.model_dump(mode="json"), start.step)
             listeners.add(Forgiving(opened, tracker.kind))

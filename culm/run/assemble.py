@@ -79,7 +79,10 @@ def training_batches(run: Assembly) -> Loader | Mixture | StreamBatches | Rollou
     if run.config.train.objective.reads == "rollouts":
         return _rollouts(run)
     if run.config.data.stream is not None:
-        return stream_batches(run.config, run.tokenizer, run.context, run.ranks)
+        stream = stream_batches(run.config, run.tokenizer, run.context, run.ranks)
+        for remark in stream.remarks if run.ranks.writer else ():
+            log.say(remark)
+        return stream
     config, tokenizer = run.config, run.tokenizer
     if run.ranks.writer:
         verify(prepared_folder(config, tokenizer, run.folder))

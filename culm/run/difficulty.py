@@ -30,6 +30,12 @@ SETTING = "data.curriculum.difficulty.model"
 AT_ONCE = 256  # examples that are read before they are sorted by length
 
 
+def reference_path(config: RunConfig) -> str | None:
+    """The model whose losses are the difficulty of a run, if it has such a curriculum."""
+    difficulty = config.data.curriculum and config.data.curriculum.difficulty
+    return difficulty.model if isinstance(difficulty, ReferenceLoss) else None
+
+
 def grading_of(config: RunConfig, tokenizer: Tokenizer) -> Grading | None:
     """The curriculum of a run with what measures its difficulty, if it has one."""
     curriculum = config.data.curriculum
@@ -50,9 +56,7 @@ def _stored(config: RunConfig, tokenizer: Tokenizer, path: str) -> Measure:
         except FileNotFoundError:
             reference(config, tokenizer, path)  # which says what is not there
             raise
-        facts = (prepared.fingerprint, digest, examples.ends.tobytes())
-        key = hashlib.sha256(repr(facts).encode()).hexdigest()
-        file = Path(config.folder) / NAME
+        key, file = _key(prepared, examples, digest), Path(config.folder) / NAME
         known = _read(file, key)
         if known is None:
             model = reference(config, tokenizer, path)
@@ -70,11 +74,24 @@ def _stored(config: RunConfig, tokenizer: Tokenizer, path: str) -> Measure:
     return measure
 
 
+def stored_losses(config: RunConfig, prepared: Prepared, examples: Examples) -> np.ndarray | None:
+    """Of the reference model as it is now, where the folder of the run has them."""
+    path = reference_path(config)
+    assert path is not None
+    return _read(Path(config.folder) / NAME, _key(prepared, examples, digest_of(path)))
+
+
+def _key(prepared: Prepared, examples: Examples, digest: str) -> str:
+    """Of the losses of a reference model with this digest."""
+    facts = (prepared.fingerprint, digest, examples.ends.tobytes())
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
 def _read(file: Path, key: str) -> np.ndarray | None:
     try:
         with np.load(file, allow_pickle=False) as found:
             return found["losses"] if str(found["key"]) == key else None
-    except (OSError, ValueError, KeyError):
+    except Exception:  # of a damaged file zipfile and NumPy raise many kinds
         return None
 
 

@@ -52,7 +52,7 @@ def add_listeners(
         listeners.add(EvaluationFile(folder / "eval.jsonl"))
         listeners.add(IdleWatch())
         settings = config.model_dump(mode="json")
-        trackers: tuple[TrackerConfig, ...] = config.track
+        trackers: tuple[TrackerConfig, ...] = config.train.trackers
         for tracker in trackers:
             opened = tracker.open(folder, settings, start.step)
             listeners.add(Forgiving(opened, tracker.kind))

@@ -43,7 +43,7 @@ class Planned:
             model = model_from_start(config)[0]
             model.to(META).tie()
         self.step = step_of(config, context_of(config, model), layout, sequences)
-        load = ModelLoader(config, META)
+        load = ModelLoader(config, META, compared=False)
         self.objective: Objective = build_objective(config, model, META, load)
         if gpu:
             as_on_gpu(self.objective)

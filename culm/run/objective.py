@@ -26,15 +26,20 @@ from culm.tokenizer.tokenizer import Tokenizer
 class ModelLoader:
     """Reads further models of a run, such as a reward model, and places them like the policy.
 
-    tokenizer: of the policy, whose token ids they read.
+    tokenizer: of the policy, whose token ids they read. compared: whether their digests are wanted,
+    for a checkpoint or to compare with one.
     """
 
     def __init__(
-        self, config: RunConfig, device: torch.device, tokenizer: Tokenizer | None = None
+        self,
+        config: RunConfig,
+        device: torch.device,
+        tokenizer: Tokenizer | None = None,
+        compared: bool = True,
     ) -> None:
         self._dtype = activations_of(precision_of(config, device))
         self._backend, self._device = config.train.attention_backend, device
-        self._tokenizer = tokenizer
+        self._tokenizer, self._compared = tokenizer, compared
         self.loaded: list[Transformer] = []
         self.names: list[str] = []  # of each, the setting and its value
         self.digests: dict[str, str] = {}  # by these names
@@ -57,7 +62,7 @@ class ModelLoader:
         for weight in model.parameters():
             weight.data = weight.data.float()
         self.names.append(f"{setting}={path}")
-        if self._device.type != "meta":  # a plan compares nothing
+        if self._compared:
             self.digests[self.names[-1]] = digest_of(path)
         self.loaded.append(place(model, self._device, self._dtype, self._backend, training=True))
         return model

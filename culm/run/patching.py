@@ -45,6 +45,11 @@ def model_settings(config: RunConfig) -> TransformerConfig:
         raise SettingError(f"{PATH}: {model.patching.path}: {_reason(error)}") from None
 
 
+def patcher_path(config: RunConfig) -> str | None:
+    """Where a new BLT model reads its small model from."""
+    return config.model.patching.path if isinstance(config.model, BLT) else None
+
+
 def read_patcher(model: Transformer, tokenizer: Tokenizer, texts: Iterable[str]) -> None:
     """Give a new BLT model the weights of its small model, and a threshold unless it has one.
 

@@ -1,9 +1,9 @@
 """What an objective asks of the model as it is at the start, computed once for a whole corpus.
 
-    runs/x/precomputed.safetensors    a number for each sequence, and a fingerprint of the data, the
-                                      model and the settings that they come from
+    runs/x/precomputed.safetensors    a number for each sequence, their SHA-256, and a fingerprint
+                                      of the data, the model and the settings that they come from
 
-A run that resumes reads it. It is written again if it is missing or comes from something else;
+A run that resumes reads it. It is written again if it is missing, damaged, or of something else;
 `culm.run.resume` refuses a run whose data or start changed.
 """
 
@@ -26,7 +26,7 @@ from culm.run.assemble import Assembly
 from culm.safetensors import read_metadata, read_safetensors, write_safetensors
 
 CALIBRATED = 250_000  # targets of the rows that an objective is calibrated on
-NAME, FINGERPRINT = "precomputed.safetensors", "fingerprint"
+NAME, FINGERPRINT, SUM = "precomputed.safetensors", "fingerprint", "sha256"
 
 
 def calibrate(run: Assembly, rows: Loader) -> None:
@@ -49,7 +49,8 @@ def add_precomputed(run: Assembly, rows: Loader) -> None:
         known = _compute(run, rows)
         if run.ranks.writer:
             with atomic(path) as fresh:
-                write_safetensors(fresh, known, {FINGERPRINT: fingerprint})
+                facts = {FINGERPRINT: fingerprint, SUM: _sum(known)}
+                write_safetensors(fresh, known, facts)
         run.ranks.wait()
     assert known is not None
     rows.add_columns(known)
@@ -67,11 +68,25 @@ def _fingerprint(run: Assembly, rows: Loader) -> str:
 
 def _read(path: Path, fingerprint: str) -> dict[str, Tensor] | None:
     try:
-        if path.is_file() and read_metadata(path).get(FINGERPRINT) == fingerprint:
-            return dict(read_safetensors(path))
+        facts = read_metadata(path) if path.is_file() else {}
+        if facts.get(FINGERPRINT) != fingerprint:
+            return None
+        known = dict(read_safetensors(path))
+        if facts.get(SUM) == _sum(known):
+            return known
+        log.say(f"{path}: its SHA-256 differs; it is computed again.")
     except SettingError as error:
         log.say(f"{error}; it is computed again.")
     return None
+
+
+def _sum(columns: dict[str, Tensor]) -> str:
+    """SHA-256 of names and numbers."""
+    digest = hashlib.sha256()
+    for name, values in sorted(columns.items()):
+        digest.update(name.encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _compute(run: Assembly, rows: Loader) -> dict[str, Tensor]:

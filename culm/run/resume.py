@@ -8,11 +8,16 @@ from culm import log
 from culm.config import SettingError, parse
 from culm.files import sha256
 from culm.run.assemble import Assembly
+from culm.run.difficulty import SETTING as REFERENCE
+from culm.run.difficulty import reference_path
+from culm.run.patching import PATH as PATCHER
+from culm.run.patching import patcher_path
 from culm.run.reads import (
     SHOWN,
     TOKENIZER,
     check_ranks,
     check_unchanged,
+    digest_of,
     is_read,
     tokenizer_digest,
 )
@@ -23,6 +28,17 @@ from culm.train.checkpoint.store import Store
 from culm.train.trainer import Batches
 
 CLOSE = 0.01  # rates that differ by less are taken to be the same
+
+
+def check_resumable(run: Assembly, then: Progress, data: str | None) -> None:
+    """Refuse what `resume` would refuse of a checkpoint, and restore nothing.
+
+    data: fingerprint of the data; None where it is not known before the run starts.
+
+    Raises:
+        SettingError: the data or a model that the run reads is not what it was.
+    """
+    _accept(run, then, Progress(0, 0, then.data if data is None else data, _reads(run)))
 
 
 def resume(run: Assembly, store: Store, batches: Batches) -> Progress:
@@ -48,6 +64,7 @@ def resume(run: Assembly, store: Store, batches: Batches) -> Progress:
 def _reads(run: Assembly) -> dict[str, str]:
     """Digests of all models, of code and of the tokenizer, by the setting that names them."""
     reads = {TOKENIZER: tokenizer_digest(run.tokenizer), **run.load.digests, **_code(run)}
+    reads |= {name: digest_of(path) for name, path in _for_batches(run.config).items()}
     if run.base is not None:
         reads[_base_name(run)] = run.base
     return reads
@@ -61,6 +78,14 @@ def _code(run: Assembly) -> dict[str, str]:
     return {f"train.reward.path={file}": sha256(file) for file in files}
 
 
+def _for_batches(config: RunConfig) -> dict[str, str]:
+    """Paths of models that decide what is read in which order or in which patches, by the names of
+    their digests.
+    """
+    named = {PATCHER: patcher_path(config), REFERENCE: reference_path(config)}
+    return {f"{name}={path}": path for name, path in named.items() if path is not None}
+
+
 def _base_name(run: Assembly) -> str:
     start = run.config.start
     return "" if start is None else f"start={model_id(start)}"
@@ -69,7 +94,7 @@ def _base_name(run: Assembly) -> str:
 def _needed(run: Assembly) -> set[str]:
     """Names of what the run reads and no checkpoint holds."""
     loaded = run.load.loaded
-    needed = {TOKENIZER, *_code(run)}
+    needed = {TOKENIZER, *_code(run), *_for_batches(run.config)}
     needed |= {name for name, model in zip(run.load.names, loaded, strict=True) if is_read(model)}
     if run.objective.precomputes:
         needed.add(_base_name(run))  # from which they are computed again if their file is gone

@@ -26,7 +26,6 @@ from culm.run.train_settings import TrainConfig
 from culm.task.file_task import FileTask
 from culm.task.task import Task
 from culm.tokenizer import TRAINED, TokenizerConfig
-from culm.train.trackers import Trackers
 
 LAYOUT = Layout(
     sections=("model", "data", "train", "parallel", "eval"),
@@ -52,7 +51,6 @@ class RunConfig(Config):
     eval: what is measured.
     upcycle: turn dense feed-forwards of the start into experts. extend: give the start a longer
         context.
-    track: where metrics are reported to, besides the files in the folder.
     deterministic: take deterministic kernels only, so that the run is the same bit for bit when it
         is repeated on the same machine; on a CPU it is anyway.
     """
@@ -69,7 +67,6 @@ class RunConfig(Config):
     train: TrainConfig
     parallel: Annotated[ParallelConfig, MAY_CHANGE] = ParallelConfig()
     eval: Annotated[EvalConfig, MAY_CHANGE] = EvalConfig()
-    track: Annotated[Trackers, MAY_CHANGE] = ()
     deterministic: Annotated[bool, MAY_CHANGE] = False
 
     @model_validator(mode="before")

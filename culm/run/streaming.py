@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from culm import log
 from culm.config import SettingError
 from culm.data.origin import revisions_of
 from culm.data.source_file import sampled_digest
@@ -36,9 +35,6 @@ def stream_batches(
     reading = Reading(source, data.format, data.invalid, config.seed, data.stream.shuffle, lanes)
     files = [(str(file), sampled_digest(file)) for file in local_files(source)]
     facts = (data.path, data.fields, files, sorted(revisions_of(source).items()))
-    batches = StreamBatches(
+    return StreamBatches(
         reading, tokenizer, data.stream, context, train.batch_size, train.at_once, facts, ranks
     )
-    for remark in batches.remarks if ranks.writer else ():
-        log.say(remark)
-    return batches

@@ -36,10 +36,7 @@ from culm.device import choose_device, choose_precision
 from culm.exits import AGAIN, STOPPED
 from culm.malloc import keep_freed_memory
 from culm.parallel.launch import process_group, take_gpu
-from culm.parallel.parallelize import Parallel, parallelize
 from culm.parallel.ranks import Ranks
-from culm.plan.utilisation import on_meta
-from culm.rollout.buffer import Rollouts
 from culm.run.assemble import (
     Assembly,
     assemble,
@@ -50,29 +47,23 @@ from culm.run.finish import check_outputs, finish
 from culm.run.initial import make_tokenizer, source_of
 from culm.run.listen import add_listeners, is_unmeasured
 from culm.run.manifest import record_start
-from culm.run.memory_fit import advised
+from culm.run.parts import dry_run, parts_of, trainer_of, wrap
 from culm.run.precomputed import add_precomputed, calibrate
 from culm.run.resume import resume
 from culm.run.rewind import fit
 from culm.run.settings import RunConfig
 from culm.run.speed import speed_of
-from culm.run.step import sequences_of
-from culm.run.update import check_processes, loss_scale_of, rates_of, update_of
+from culm.run.update import loss_scale_of, update_of
 from culm.run.verdict import any_changed, sums_of
-from culm.train.checkpoint.store import CheckpointStore
 from culm.train.events import Ended, Event, Listeners, Measured, Stepped
 from culm.train.guard import Interruption, locked
-from culm.train.judge import Finite
 from culm.train.listeners import ProgressBar
 from culm.train.memory import reset_peak
 from culm.train.replicas import ReplicaCheck
 from culm.train.run_folder import discard_settings, read_settings, write_settings
-from culm.train.spikes import SpikeConfig, Spikes, WithoutSpikes
 from culm.train.status import Status
-from culm.train.straggler import Stragglers
 from culm.train.trackers.tracker import TrackerConfig
 from culm.train.trainer import Trainer
-from culm.train.with_state import WithState
 
 
 @dataclass(frozen=True)
@@ -117,7 +108,7 @@ def seconds_per_step(config: RunConfig) -> float:
 
 def train(config: RunConfig) -> Result:
     """Train to the end, or until interrupted; started again, continue where it stopped."""
-    trackers: tuple[TrackerConfig, ...] = config.track
+    trackers: tuple[TrackerConfig, ...] = config.train.trackers
     for tracker in trackers:
         tracker.check()
     if config.deterministic:
@@ -173,78 +164,55 @@ def _locked(folder: Path, ranks: Ranks) -> Iterator[None]:
         raise
 
 
-def wrap(run: Assembly) -> Parallel:
-    """The objective of a run on its ranks."""
-    train = run.config.train
-    if run.ranks.mesh is not None:
-        check_processes(run.config, run.ranks.processes)
-    return parallelize(
-        run.objective, run.ranks, run.config.parallel, compile=train.compile,
-        activation_checkpointing=train.activation_checkpointing,
-    )  # fmt: skip
-
-
 def _train(run: Assembly, status: Status) -> Result:
     """Resume, listen, fit, finish."""
-    train, folder = run.config.train, run.folder
-    hollow, parallel = on_meta(run.objective), wrap(run)
-    optimizer = train.optimizer.build(run.objective)
-    rows = training_batches(run)
-    if isinstance(rows, Loader):
-        calibrate(run, rows)
-        add_precomputed(run, rows)
-    # Without spikes too: what an earlier start of this run left out stays so.
-    spikes = Spikes(train.spike or SpikeConfig())
-    scale = loss_scale_of(run.config)
-    batches = WithoutSpikes(WithState(rows, "loss_scale", scale), spikes)
-    store = CheckpointStore(folder, run.objective, optimizer, train.checkpoint, run.ranks)
-    start = resume(run, store, batches)
+    train, folder, parts = run.config.train, run.folder, parts_of(run)
+    start = resume(run, parts.store, parts.batches)
     status.step = start.step
     evaluation = evaluation_of(run)
     evaluation.check()
 
     def evaluate() -> dict[str, Any]:
-        with optimizer.averaged():
+        with parts.optimizer.averaged():
             return evaluation.attempt()
 
     check_outputs(run)
-    speed = speed_of(run, hollow, rows)
+    speed = speed_of(run, parts.hollow, parts.rows)
     if run.ranks.writer:
         record_start(run, start, speed.flops_per_token)
     before = sums_of(run.objective)
     log.say(f"Attention backend: {' and '.join(run.model.backends)}.")
     with closing(Listeners()) as listeners, listeners.failure():
         interruption = Interruption(status.leave)
-        update = update_of(run, parallel, optimizer, scale)
-        stragglers = Stragglers(train.straggler, run.objective, run.ranks)
-        trainer = Trainer(
-            update, rates_of(train, batches), judge=Finite() if train.spike is None else spikes,
-            observers=(stragglers, speed), listener=listeners,
-            stop=interruption,
-        )  # fmt: skip
-        if start.step < train.steps and not isinstance(rows, Rollouts):
-            ramped = train.batch_ramp is not None  # the last step is as large as any
-            with advised(run.config, run.ranks.processes, run.device, sequences_of(rows)):
-                trainer.dry_run(batches, train.steps - 1 if ramped else start.step)
+        trainer = trainer_of(run, parts, speed, listeners, interruption)
+        dry_run(run, parts, trainer, start.step)
         listeners.add(status)
         if (every := train.check_replicas_every) is not None:  # none that differs is saved
-            listeners.add(ReplicaCheck(run.objective, optimizer, run.ranks, every))
-        add_listeners(run, listeners, evaluate, store, batches, start, optimizer)
+            listeners.add(ReplicaCheck(run.objective, parts.optimizer, run.ranks, every))
+        add_listeners(run, listeners, evaluate, parts.store, parts.batches, start, parts.optimizer)
         if is_unmeasured(run, start.step):
             listeners(Measured(start.step, evaluate()))
         with log.progress(folder.name, train.steps, "steps") as bar, interruption.watching():
             bar.advance(start.step)
             listeners.add(ProgressBar(bar, start.step))
-            step = fit(trainer, batches, train.steps, start, store, listeners)
+            step = fit(trainer, parts.batches, train.steps, start, parts.store, listeners)
         finished, results = step == train.steps, {}
         if finished:
-            changed = any_changed(before, run.objective, run.ranks, parallel.device)
+            changed = any_changed(before, run.objective, run.ranks, parts.parallel.device)
             idle = start.step < step and not changed
-            with optimizer.averaged():
-                results = finish(run, evaluation, step, listeners, not idle, batches.remarks)
+            with parts.optimizer.averaged():
+                results = finish(run, evaluation, step, listeners, not idle, parts.batches.remarks)
         listeners(Ended(step, finished, results, folder / "model" if finished else None))
-    if finished:
-        return Result(folder, finished, step, results)
+    return _result(run, step, results, interruption)
+
+
+def _result(
+    run: Assembly, step: int, results: dict[str, Any], interruption: Interruption
+) -> Result:  # fmt: skip
+    """What a run came to, with the exit code that all ranks have in common."""
+    if step == run.config.train.steps:
+        return Result(run.folder, True, step, results)
     log.say(f"Stopped after step {step}; the same command resumes it.")
     asked = next(filter(None, run.ranks.everyone(interruption.asked)), None)
-    return Result(folder, finished, step, results, STOPPED if asked == signal.SIGINT else AGAIN)
+    code = STOPPED if asked == signal.SIGINT else AGAIN
+    return Result(run.folder, False, step, results, code)

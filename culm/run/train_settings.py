@@ -28,6 +28,7 @@ from culm.train.push import PushConfig
 from culm.train.rates import ByRows, RateSchedule
 from culm.train.spikes import SpikeConfig
 from culm.train.straggler import StragglerConfig
+from culm.train.trackers import Trackers
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 # Which server samples, and where it is: a run may go on with another one.
@@ -68,6 +69,7 @@ class TrainConfig(Config):
         is named. check_replicas_every: steps after which ranks compare their copies of weights and
         optimizer states bit for bit; the run ends if one differs. push: weights go to the Hugging
         Face hub while the run trains. profile: traces of some steps, in the folder of the run.
+        trackers: where metrics and samples are reported to, besides the files in the folder.
         update_ratio_every: steps after which `update_ratio` is measured, the norm of the update
         over that of the weights.
     """
@@ -99,6 +101,7 @@ class TrainConfig(Config):
     straggler: Annotated[StragglerConfig, MAY_CHANGE] = StragglerConfig()
     check_replicas_every: Annotated[PositiveInt | None, MAY_CHANGE] = None
     push: Annotated[PushConfig | None, MAY_CHANGE] = None
+    trackers: Annotated[Trackers, MAY_CHANGE] = ()
     profile: Annotated[ProfileConfig | None, MAY_CHANGE] = None
     update_ratio_every: Annotated[PositiveInt | None, MAY_CHANGE] = 10
 

@@ -174,7 +174,7 @@ class Forgiving:
             work()
         except Exception as error:  # whatever a library or a server raises
             self._gave_up = True
-            say(f"track: {self._name} failed and gets no more of this run: {error}")
+            say(f"train.trackers: {self._name} failed and gets no more of this run: {error}")
 
 
 def is_due(step: int, every_steps: int | None) -> bool:

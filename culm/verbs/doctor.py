@@ -22,7 +22,7 @@ USES = {
     "files": "HTML, PDF, MediaWiki dumps and .zst",
     "remote": "s3:// and https:// paths",
     "ray": "cleaning and tokenising on a Ray cluster",
-    "tensorboard": "track=tensorboard",
+    "tensorboard": "train.trackers=tensorboard",
     "tokenizers": "SentencePiece, and a faster encoder for byte-level BPE",
     "spacy": "tokenizer.kind=spacy",
     "learn": "the course in Jupyter",

@@ -9,9 +9,12 @@ from rich.console import Console
 from culm import log
 from culm.config import SettingError
 from culm.files import json_text, refuse_existing
+from culm.graph.batches import EdgeBatches
 from culm.graph.edges import Graph
 from culm.graph.folder import NamedPoints, load_points
 from culm.graph.settings import GraphRun
+from culm.graph.train import accept
+from culm.train.checkpoint.folder import verify
 from culm.train.run_folder import check, read_settings
 from culm.verbs.format import count, size
 from culm.verbs.plan import settings_rows
@@ -29,7 +32,7 @@ def show_graph_plan(config: GraphRun, origins: dict[str, str]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     section(console, "Settings", settings_rows(config, origins))
     graph, train = config.data.read(), config.train
-    check(Path(config.folder), config)
+    _check_folder(console, config, graph)
     model = config.model.build(len(graph.names))
     edges = train.steps * train.batch_size
     distances = train.batch_size * (1 + train.negatives)
@@ -44,6 +47,18 @@ def show_graph_plan(config: GraphRun, origins: dict[str, str]) -> None:
     for remark in graph.remarks:
         console.print(remark)
     console.print("No problem found. Start it with `culm train` and the same settings.")
+
+
+def _check_folder(console: Console, config: GraphRun, graph: Graph) -> None:
+    """Whether the run could start, or resume, in its folder."""
+    folder, train = Path(config.folder), config.train
+    check(folder, config)
+    progress, damaged = verify(folder)
+    for one in damaged:
+        console.print(f"{one.path}: damaged ({one.reason}); the run resumes from an earlier one.")
+    if progress is not None:
+        accept(folder, progress, EdgeBatches(graph, train.batch_size, train.negatives, config.seed))
+        console.print(f"Resumes after step {progress.step:,} of {train.steps:,}.")
 
 
 def show_points(

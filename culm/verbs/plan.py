@@ -18,10 +18,11 @@ from culm.run.initial import context_of, model_from_start, source_of
 from culm.run.patching import model_settings
 from culm.run.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
-from culm.train.checkpoint.folder import verify
+from culm.train.checkpoint.folder import Progress, verify
 from culm.train.run_folder import check
 from culm.train.trackers.tracker import TrackerConfig
-from culm.verbs.plan_needs import META, Findings, section, show_needs
+from culm.verbs.plan_checks import META, Findings
+from culm.verbs.plan_needs import section, show_needs
 from culm.verbs.preview import Corpus, preview
 from culm.verbs.samples import show_samples
 
@@ -55,10 +56,10 @@ def show_plan(
         if seen is not None:
             section(console, "Learned from", seen.facts)
             show_samples(console, seen.samples)
-        _check_folder(console, found)
+        then = _check_folder(console, found)
         device = META if target else found.attempt(lambda: choose_device(config.device))
         if model is not None and device is not None and context:
-            show_needs(console, found, model, tokenizer, device, context, seen)
+            show_needs(console, found, model, tokenizer, device, context, seen, then)
     if found.problems:
         raise SettingError("this run cannot start:\n" + "\n".join(found.problems))
     if found.unread:
@@ -67,13 +68,16 @@ def show_plan(
     console.print("No problem found. Start it with `culm train` and the same settings.")
 
 
-def _check_folder(console: Console, found: Findings) -> None:
-    """What is in the folder of the run, and whether its results can be reported."""
+def _check_folder(console: Console, found: Findings) -> Progress | None:
+    """What is in the folder of the run, and whether its results can be reported.
+
+    Returns the checkpoint from which the run would resume.
+    """
     config, folder = found.config, Path(found.config.folder)
     found.attempt(lambda: check(folder, config, source_of(config)))
     if found.target is None:
         found.attempt(lambda: refuse_unwritable(folder))
-    trackers: tuple[TrackerConfig, ...] = config.track
+    trackers: tuple[TrackerConfig, ...] = config.train.trackers
     for tracker in trackers:
         found.attempt(tracker.check)
     progress, damaged = found.attempt(lambda: verify(folder)) or (None, [])
@@ -81,6 +85,7 @@ def _check_folder(console: Console, found: Findings) -> None:
         console.print(f"\n{one.path}: damaged ({one.reason}); the run resumes from an earlier one.")
     if progress is not None:
         console.print(f"\nResumes after step {progress.step:,} of {config.train.steps:,}.")
+    return progress
 
 
 def _parts(config: RunConfig) -> tuple[Transformer | None, Tokenizer | None]:

@@ -5,25 +5,19 @@ from __future__ import annotations
 import copy
 import shutil
 import textwrap
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from rich.console import Console
+from torch import nn
 
-from culm.adapt.float8 import check_float8
 from culm.device import memory_bytes
-from culm.dtype import activations_of
-from culm.model.backend import choose_backend
 from culm.model.transformer import Transformer
 from culm.objective.objective import Objective
-from culm.parallel.check import check_divisible, check_layout, check_micro_batches, check_pipeline
 from culm.parallel.parallelize import parallelize
-from culm.parallel.ranks import Ranks
 from culm.plan.dry_run import as_on_gpu
 from culm.plan.layout import Layout, bytes_of
 from culm.plan.memory_fit import ROOM, Fit, advice, largest_fit
@@ -32,47 +26,27 @@ from culm.plan.needs import Needs, Step, needs_of
 from culm.plan.process_memory import process_bytes
 from culm.plan.speed import training_rate
 from culm.plan.target import UTILISATION, Target
-from culm.run.assemble import EVALUATED, Assembly, evaluation_of, training_batches
-from culm.run.finish import check_outputs
-from culm.run.objective import ModelLoader, build_objective, precision_of
+from culm.run.assemble import EVALUATED
+from culm.run.objective import ModelLoader, build_objective
 from culm.run.settings import RunConfig
 from culm.run.step import step_of
-from culm.run.update import check_in_backward
-from culm.source.remote import Unreachable
 from culm.tokenizer.tokenizer import Tokenizer
+from culm.train.checkpoint.folder import Progress
 from culm.verbs.format import count, duration, flops, size
+from culm.verbs.plan_checks import (
+    META,
+    Findings,
+    assembly_of,
+    try_kernels,
+    try_layout,
+    try_parts,
+    with_precision,
+)
 from culm.verbs.preview import Preview
 
-META = torch.device("meta")
 NOTHING_FITS = "not even one sequence with train.activation_checkpointing=full"
 NARROWEST = 24  # characters of a wrapped column
 FILE_WIDTH = 100  # characters of a row where there is no terminal
-
-T = TypeVar("T")
-
-
-@dataclass
-class Findings:
-    """What was found out so far; a part that failed is None and a sentence in `problems`, or in
-    `unread` if it is data that the target may reach.
-    """
-
-    config: RunConfig
-    ranks: int
-    target: Target | None = None
-    problems: list[str] = field(default_factory=list)
-    unread: list[str] = field(default_factory=list)
-
-    def attempt(self, work: Callable[[], T]) -> T | None:
-        """The result, or None where the settings do not allow it."""
-        try:
-            return work()
-        except (ValueError, OSError, RuntimeError, ImportError) as error:
-            elsewhere = self.target is not None and isinstance(error, Unreachable)
-            said = self.unread if elsewhere else self.problems
-            if str(error) not in said:
-                said.append(str(error))
-            return None
 
 
 def section(console: Console, title: str, rows: list[tuple[str, ...]]) -> None:
@@ -95,6 +69,28 @@ def _wrapped(cell: str, width: int) -> list[str]:
     return lines or [""]
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What one process of a run is on: the device here, or one of a target."""
+
+    device: torch.device
+    target: Target | None
+    precision: str
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of one device, where they are known."""
+        return int(self.target.memory) if self.target else memory_bytes(self.device)
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.target is not None or self.device.type == "cuda"
+
+    def __str__(self) -> str:
+        capacity = f", {size(self.memory)}" if self.memory else ""
+        return f"{self.target.name if self.target else self.device}, {self.precision}{capacity}"
+
+
 def show_needs(
     console: Console,
     found: Findings,
@@ -103,102 +99,76 @@ def show_needs(
     device: torch.device,
     context: int,
     seen: Preview | None,
+    then: Progress | None = None,
 ) -> None:
-    """Print what the run needs on the device, or on the target, and what is missing there."""
-    config, target = _with_precision(found, device), found.target
-    train, load = config.train, ModelLoader(config, META, tokenizer)
+    """Print what the run needs on the device, or on the target, and what is missing there.
+
+    then: the checkpoint from which it would resume.
+    """
+    config = with_precision(found, device)
+    load = ModelLoader(config, META, tokenizer, compared=then is not None)
     objective = found.attempt(lambda: build_objective(config, model, META, load))
-    if target is None:
-        if train.precision == "fp8":
-            found.attempt(lambda: check_float8(device))
-        backend, dtype = train.attention_backend, activations_of(train.precision)
-        found.attempt(lambda: choose_backend(device, backend, dtype, training=True))
+    try_kernels(found, config, device)
     if objective is None:
         return
     if tokenizer is not None:
-        run = Assembly(
-            config if seen is None else _with_corpus(config, seen.prepared), Path(config.folder),
-            META, objective, tokenizer, context, load,
-            ranks=Ranks(count=config.parallel.data_ranks(found.ranks)),
-        )  # fmt: skip
-        _try_parts(found, run)
-    for owned in objective.models().values():
-        found.attempt(partial(check_layout, owned, config.parallel))
-    if found.ranks > 1:
-        found.attempt(lambda: check_divisible(objective, config.parallel))
-    context = context if seen is None else seen.context
+        run = assembly_of(config, found.ranks, objective, tokenizer, context, load, seen)
+        try_parts(found, run, None if seen is None else seen.data, then)
     layout = Layout(config.parallel, found.ranks)
-    found.attempt(lambda: check_in_backward(config, found.ranks))
-    if found.ranks > 1 and config.parallel.pipeline > 1:
-        _try_pipeline(found, config, objective, layout)
-    if target is not None or device.type == "cuda":
+    try_layout(found, config, objective, layout)
+    context = context if seen is None else seen.context
+    step = step_of(config, context, layout, 1 if seen is None else seen.sequences)
+    others = [model for model in load.loaded if model not in set(objective.models().values())]
+    machine = Machine(device, found.target, config.train.precision)
+    flops_per_step, rate = _show(console, found, config, objective, step, others, machine)
+    if not found.problems:
+        time = _time(config, flops_per_step, found.ranks * rate, found.target)
+        section(console, "Time", [("training", time)])
+
+
+def _show(
+    console: Console, found: Findings, config: RunConfig, objective: Objective, step: Step,
+    others: Sequence[nn.Module], machine: Machine,
+) -> tuple[float, float]:  # fmt: skip
+    """Print what a process needs and what would fit; gives the FLOPs of a step, and the FLOP/s of
+    a device.
+
+    others: models that the objective does not own.
+    """
+    train, memory = config.train, machine.memory
+    if machine.is_gpu:
         as_on_gpu(objective)
     whole = copy.deepcopy(objective)
     parallelize(objective, activation_checkpointing=train.activation_checkpointing)
-    step = step_of(config, context, layout, 1 if seen is None else seen.sequences)
-    others = [model for model in load.loaded if model not in set(objective.models().values())]
     needs = needs_of(objective, train.optimizer, step, others)
-    memory = int(target.memory) if target else memory_bytes(device)
-    taken, rate = needs.memory.total, 0.0
-    if memory is None or taken <= memory:
-        rate = found.ranks * _rate(target, model, device, train.precision, context)
-        if target is None and device.type == "cpu" and not layout.divides:
-            process = process_bytes(objective, train.optimizer, step, EVALUATED)
-            more = sum(bytes_of((*m.parameters(), *m.buffers())) for m in others)
-            taken = taken if process is None else process + more
-            if train.checkpoint.asynchronous:  # the copy that is being written
-                taken += needs.checkpoint_bytes
-    fit = None if memory is None else largest_fit(
-        whole, train.optimizer, step, ROOM * memory, others
-    )  # fmt: skip
-    flops_per_step = needs.flops + _sampling_flops(config, model, context)
-    capacity = f", {size(memory)}" if memory else ""
-    on = f"{target.name if target else device}, {train.precision}{capacity}"
-    rows = _needs(config, needs, taken, flops_per_step, step, on)
+    fits = memory is None or needs.memory.total <= memory
+    rate = _rate(machine, objective.model, step.context) if fits else 0.0
+    taken = _taken(config, needs, objective, step, others, machine) if fits else needs.memory.total
+    flops_per_step = needs.flops + _sampling_flops(config, objective.model, step.context)
+    rows, fit = _needs(config, needs, taken, flops_per_step, step, str(machine)), None
     if memory is not None:
+        fit = largest_fit(whole, train.optimizer, step, ROOM * memory, others)
         tensors = "" if fit is None else f"{fit.settings} ({size(fit.bytes)} of tensors)"
         rows.append(("what fits", tensors or NOTHING_FITS))
     section(console, "Needs", rows)
-    found.problems += _misfits(config, needs, taken, memory, fit, target)
-    if not found.problems:
-        section(console, "Time", [("training", _time(config, flops_per_step, rate, target))])
+    found.problems += _misfits(config, needs, taken, memory, fit, found.target)
+    return flops_per_step, rate
 
 
-def _try_pipeline(found: Findings, config: RunConfig, objective: Objective, layout: Layout) -> None:
-    """What a run checks of a pipeline, and of the micro-batches of each of its steps."""
-    train, parallel = config.train, config.parallel
-    holders = layout.data * parallel.context
-    found.attempt(partial(check_pipeline, objective, parallel, holders, train.compile))
-    for rows in train.batch_sizes.distinct:
-        count = -(-rows // (layout.data * train.at_once))
-        found.attempt(partial(check_micro_batches, parallel, count))
-
-
-def _with_precision(found: Findings, device: torch.device) -> RunConfig:
-    """The settings with the precision of the device; all targets of the table prefer bf16."""
-    precision: str = found.config.train.precision
-    if found.target is None:
-        precision = precision_of(found.config, device)
-    elif precision == "auto":
-        precision = "bf16"
-    train = found.config.train.model_copy(update={"precision": precision})
-    return found.config.model_copy(update={"train": train})
-
-
-def _with_corpus(config: RunConfig, prepared: Path | None) -> RunConfig:
-    """The settings with a corpus that is prepared already, if there is one."""
-    if prepared is None:
-        return config
-    data = config.data.model_copy(update={"prepared": prepared})
-    return config.model_copy(update={"data": data})
-
-
-def _try_parts(found: Findings, run: Assembly) -> None:
-    """What the run checks before its first step."""
-    found.attempt(lambda: evaluation_of(run).check())
-    found.attempt(lambda: check_outputs(run))
-    if run.config.train.objective.reads == "rollouts":
-        found.attempt(lambda: training_batches(run))
+def _taken(
+    config: RunConfig, needs: Needs, objective: Objective, step: Step, others: Sequence[nn.Module],
+    machine: Machine,
+) -> int:  # fmt: skip
+    """Bytes of a process: all of it on a CPU, of which kernels must have run, otherwise tensors."""
+    taken = needs.memory.total
+    if machine.target is not None or machine.device.type != "cpu" or step.layout.divides:
+        return taken
+    process = process_bytes(objective, config.train.optimizer, step, EVALUATED)
+    if process is not None:
+        taken = process + sum(bytes_of((*m.parameters(), *m.buffers())) for m in others)
+    if config.train.checkpoint.asynchronous:  # the copy that is being written
+        taken += needs.checkpoint_bytes
+    return taken
 
 
 def _sampling_flops(config: RunConfig, model: Transformer, context: int) -> float:
@@ -219,13 +189,11 @@ def _time(config: RunConfig, flops_per_step: float, rate: float, target: Target 
     return f"{about} {duration(seconds)}, at the {flops(rate)}/s of {source}"
 
 
-def _rate(
-    target: Target | None, model: Transformer, device: torch.device, precision: str, context: int
-) -> float:
+def _rate(machine: Machine, model: Transformer, context: int) -> float:
     """FLOP/s of a device."""
-    if target is not None:
-        return target.rate(precision)
-    return training_rate(model.config, device, precision, context)
+    if machine.target is not None:
+        return machine.target.rate(machine.precision)
+    return training_rate(model.config, machine.device, machine.precision, context)
 
 
 def _needs(

@@ -10,7 +10,10 @@ from pathlib import Path
 from culm.data.clean.cleaner import Cleaner
 from culm.data.loader import Loader
 from culm.data.manifest import Manifest
+from culm.data.mixture import Mixture
+from culm.data.origin import changes_since
 from culm.data.prepare import prepare
+from culm.data.prepared import verify
 from culm.data.texts import texts_of
 from culm.parallel.ranks import Ranks
 from culm.plan.sample import Sample, relative_error, sample
@@ -18,6 +21,7 @@ from culm.rollout.environment import Fitting, TaskEnvironment, question_remarks
 from culm.run.assemble import check_ends, loader
 from culm.run.initial import make_tokenizer, source_of
 from culm.run.settings import RunConfig
+from culm.run.streaming import stream_batches
 from culm.task.task import Task
 from culm.tokenizer.chat import Chat
 from culm.tokenizer.rows import check_vocabulary
@@ -26,7 +30,7 @@ from culm.tokenizer.tokenizer import Tokenizer
 from culm.tokenizer.train import BPE
 from culm.train.run_folder import prepared_by
 from culm.verbs.format import count, size
-from culm.verbs.preview_curriculum import curriculum_facts, planned_grading
+from culm.verbs.preview_curriculum import curriculum_facts, is_graded, planned_grading
 from culm.verbs.preview_mix import mixture_facts, planned_mixture
 
 SAMPLES = 3
@@ -39,7 +43,7 @@ class Preview:
     """facts: (name, value) lines. samples: rows in spans (text, learned). context: of a row.
 
     prepared: the folder of the corpus, if it holds all that the run would prepare. sequences: of
-    the largest row: 2 of a pair.
+    the largest row: 2 of a pair. data: fingerprint of the run's data, where it is known.
     """
 
     facts: list[tuple[str, ...]]
@@ -47,6 +51,7 @@ class Preview:
     context: int
     prepared: Path | None = None
     sequences: int = 1
+    data: str | None = None
 
 
 class Corpus:
@@ -109,6 +114,8 @@ def preview(
     if config.train.objective.reads == "rollouts":
         return _questions(config, tokenizer, context)
     folder, data = corpus.prepared, config.data
+    if folder is not None:
+        verify(folder)
     seen = corpus.sample if folder is None else None
     if folder is None and seen is not None:
         folder = temporary / "data"
@@ -140,11 +147,30 @@ def preview(
     if "reference" in config.train.objective.columns and config.train.objective.reads == "pairs":
         facts.append(("reference", REFERENCE))
     facts += [("note", remark) for remark in (mixed or rows).remarks]
+    facts += [("note", f"{one}; the corpus has what was there then") for one in _changes(config)]
     samples = rows.preview(SAMPLES, tokenizer)
     if mixed is not None:
         samples = [one.text(row, tokenizer) for one, row in mixed.preview(SAMPLES)]
     complete = folder if seen is None or seen.whole else None
-    return Preview(facts, samples, context, complete, rows.group)
+    data_read = _fingerprint(config, tokenizer, context, ranks, mixed or rows, complete)
+    return Preview(facts, samples, context, complete, rows.group, data_read)
+
+
+def _fingerprint(
+    config: RunConfig, tokenizer: Tokenizer, context: int, ranks: int,
+    rows: Loader | Mixture, complete: Path | None,
+) -> str | None:  # fmt: skip
+    """Of the run's data; None where the plan has read a part of them only."""
+    if config.data.stream is not None:
+        return stream_batches(config, tokenizer, context, Ranks(count=ranks)).fingerprint
+    return rows.fingerprint if complete is not None and is_graded(config) else None
+
+
+def _changes(config: RunConfig) -> list[str]:
+    """How files changed from which corpora were prepared elsewhere, which a run does not read."""
+    named = (config.data.corpus, *(one.corpus for one in config.data.mix))
+    folders = dict.fromkeys(folder for folder in named if folder is not None)
+    return [one for folder in folders for one in changes_since(Manifest.read(folder).origin)]
 
 
 def _share(seen: Sample | None, held_out: float) -> float:

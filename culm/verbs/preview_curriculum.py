@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from culm.data.difficulty import ReferenceLoss
+from culm.data.difficulty import Examples, ReferenceLoss
 from culm.data.loader import Loader
 from culm.data.order import Graded, Grading
-from culm.run.difficulty import grading_of, reference
+from culm.data.prepared import Prepared
+from culm.run.difficulty import NAME, grading_of, reference, reference_path, stored_losses
 from culm.run.settings import RunConfig
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -15,14 +18,24 @@ QUANTILES = (0, 25, 50, 75, 100)
 
 
 def planned_grading(config: RunConfig, tokenizer: Tokenizer) -> Grading | None:
-    """As the run would have it; a reference model is only loaded, since it may take long. Rows are
-    then packed as if the order of the corpus were that of its losses.
+    """As the run would have it; a reference model whose losses are not stored is only loaded, since
+    they may take long. Rows are then packed as if the order of the corpus were that of its losses.
     """
-    curriculum = config.data.curriculum
-    if curriculum is not None and isinstance(curriculum.difficulty, ReferenceLoss):
-        reference(config, tokenizer, curriculum.difficulty.model)
-        return Grading(curriculum, lambda _, examples: examples.starts)
-    return grading_of(config, tokenizer)
+    curriculum, path = config.data.curriculum, reference_path(config)
+    if curriculum is None or path is None:
+        return grading_of(config, tokenizer)
+    reference(config, tokenizer, path)
+
+    def measure(prepared: Prepared, examples: Examples) -> np.ndarray:
+        known = stored_losses(config, prepared, examples)
+        return examples.starts if known is None else known
+
+    return Grading(curriculum, measure)
+
+
+def is_graded(config: RunConfig) -> bool:
+    """Whether the order of a plan is that of the run."""
+    return reference_path(config) is None or (Path(config.folder) / NAME).exists()
 
 
 def curriculum_facts(config: RunConfig, rows: Loader) -> list[tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from stages import untimed, weights_in
 
 import culm
 from culm.config import SettingError
+from culm.convert import native
 from culm.convert.family import NoFamilyError
 from culm.convert.hf import export
 from culm.files import read_lines
@@ -21,6 +23,7 @@ from culm.run.train import train
 from culm.tokenizer.bytes import Bytes
 from culm.train.events import Stepped
 from culm.train.listeners import MetricsFile
+from culm.verbs.plan import show_plan
 
 SLOW = [pytest.param(k, marks=pytest.mark.slow) for k in ("megabyte", "spacebyte", "hnet")]
 
@@ -61,6 +64,22 @@ def test_blt_takes_weights_and_threshold_from_a_run(small, tmp_path):
     assert all(torch.equal(t, weights[name]) for name, t in patcher.model.state_dict().items())
     assert patcher.threshold.isfinite()
     assert trained.model.config.patching.model == own.model.config
+
+
+def test_another_small_model_is_refused_where_a_run_resumes(small, tmp_path):
+    """No checkpoint has its weights."""
+    folder = tmp_path / "small"
+    shutil.copytree(small / "model", folder)
+    more = {"train": {"steps": 3, "batch_size": 2, "precision": "fp32"}}
+    train(settings(tmp_path / "run", patches("blt", folder)))
+    show_plan(settings(tmp_path / "run", patches("blt", folder), **more), {})
+    model, tokenizer = native.load(folder)
+    with torch.no_grad():
+        model.embed.weight[3, 3] += 1e-3
+    native.save(model, tokenizer, folder)
+    for start in (lambda run: show_plan(run, {}), train):
+        with pytest.raises(SettingError, match=r"model\.patching\.path=\S+small: not what"):
+            start(settings(tmp_path / "run", patches("blt", folder), **more))
 
 
 def test_a_small_model_that_does_not_fit_is_refused(small, tmp_path):

@@ -16,9 +16,11 @@ from culm.data.format.pair import PairFormat
 from culm.data.format.ranking import RankingFormat
 from culm.data.format.steps import StepsFormat
 from culm.data.loader import Loader
+from culm.data.order import Epochs
 from culm.data.prepare import prepare
 from culm.data.prepared import Prepared
 from culm.data.shards import SplitWriter
+from culm.seed import keyed_permutation
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +272,12 @@ def test_a_span_may_cross_shards(corpus, tmp_path):
     tokens, learned = shards.read(2, 17)
     assert tokens.tolist() == list(range(2, 17))
     assert learned.tolist() == [token % 2 == 0 for token in range(2, 17)]
+
+
+def test_an_endless_order_is_the_permutation_of_each_epoch_place_by_place():
+    rows = np.arange(3, 10)
+    places = [
+        int(keyed_permutation(rows, 5, index // 7)[index % 7]) for index in range(40)
+    ]  # fmt: skip
+    for first, last in ((0, 40), (6, 8), (13, 15), (7, 7), (20, 36), (2, 3)):
+        assert Epochs(rows, 5).between(first, last) == places[first:last]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from culm.batch import IGNORED
+from culm.batch import IGNORED, counts_of
 from culm.config import parse
 from culm.data.pack import PackedRows, best_fit, cut, fit, singles, wrapped
 from culm.data.tensors import to_batch
@@ -147,6 +147,47 @@ def test_a_batch_golden():
     assert batch.counts["targets"] == 5
     assert (batch.tokens.dtype, batch.targets.dtype) == (torch.int64, torch.int64)
     assert (batch.positions.dtype, batch.documents.dtype) == (torch.int64, torch.int32)
+
+
+def token_by_token(rows, stream, learned, context, pad):
+    """What `to_batch` gives, without arrays: (tokens, target, position, document) of each place."""
+    found = []
+    for number in range(len(rows)):
+        row = []
+        for document, (start, end) in enumerate(rows[number]):
+            for place in range(start, end):
+                known = place + 1 < end and learned[place + 1]
+                target = stream[place + 1] if known else IGNORED
+                row.append((stream[place], target, place - start, document))
+        padding = (pad, IGNORED, 0, len(rows[number]))
+        found.append(row + [padding] * (context - len(row)))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("short", [0, 10**6])  # both ways to find positions
+@pytest.mark.parametrize("masked", [False, True])
+@few
+@given(sizes=lengths, context=st.integers(2, 14), seed=st.integers(0, 99), kind=st.booleans())
+def test_batches_are_what_one_token_after_the_other_gives(
+    short, masked, sizes, context, seed, kind
+):
+    chance = np.random.default_rng(seed)
+    stream = chance.integers(0, 99, sum(sizes))
+    learned = chance.random(len(stream)) < 0.5 if masked else np.ones(len(stream), dtype=bool)
+    offsets = offsets_of(sizes)
+    rows = wrapped(offsets, context) if kind else best_fit(offsets, context)
+
+    def read(start, end):
+        return stream[start:end], learned[start:end] if masked else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("culm.data.tensors.SHORT", short)
+        batch = to_batch(rows, read, context, pad=7)
+    wanted = token_by_token(rows, stream, learned, context, 7)
+    columns = (batch.tokens, batch.targets, batch.positions, batch.documents)
+    assert [one.tolist() for one in columns] == [wanted[..., n].tolist() for n in range(4)]
+    assert batch.counts == counts_of(batch.targets, batch.lengths)
+    assert batch.lengths.tolist() == [sum(e - s for s, e in rows[n]) for n in range(len(rows))]
 
 
 # ---------------------------------------------------------------------------------------------

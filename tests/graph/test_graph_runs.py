@@ -9,8 +9,11 @@ from typer.testing import CliRunner
 
 from culm.cli import app
 from culm.compose import read_yaml
+from culm.config import SettingError
 from culm.exits import Refused
 from culm.graph.folder import load_points
+from culm.verbs.any_run import read_any_run
+from culm.verbs.graph import show_graph_plan
 from culm.verbs.train import train_run
 
 
@@ -27,6 +30,10 @@ def settings(edges: Path, folder: Path, *more: str) -> list[str]:
         f"data.path={edges}", f"folder={folder}", "train.batch_size=64", "train.negatives=10",
         "device=cpu", *more,
     ]  # fmt: skip
+
+
+def plan_run(name: str, given: list[str]) -> None:
+    show_graph_plan(*read_any_run(name, given))  # type: ignore[arg-type]
 
 
 def results(folder: Path) -> dict:
@@ -58,9 +65,11 @@ def test_resumed_is_the_same_bit_for_bit(edges: Path, tmp_path: Path) -> None:
     other_negatives = [one for one in given if one != "train.negatives=10"]
     with pytest.raises(Refused, match=r"train\.negatives: 3, but"):
         train_run("poincare", other_negatives)
+    plan_run("poincare", settings(edges, parts, schedule, "train.steps=20"))
     edges.write_text(edges.read_text() + "n99\tn3\n")
-    with pytest.raises(Refused, match="was trained on other edges"):
-        train_run("poincare", settings(edges, parts, schedule, "train.steps=20"))
+    for start in (train_run, plan_run):
+        with pytest.raises((Refused, SettingError), match="was trained on other edges"):
+            start("poincare", settings(edges, parts, schedule, "train.steps=20"))
 
 
 def test_learned_curvature_moves(edges: Path, tmp_path: Path) -> None:

@@ -1,20 +1,29 @@
 """Runs for a time: the law's optimum is proposed, and a tiny budget goes all the way."""
 
 import math
+import os
 import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 from culm.compose import compose
 from culm.config import SettingError, parse
+from culm.exits import STOPPED
+from culm.files import read_json, read_lines
 from culm.model.transformer import TransformerConfig
 from culm.plan.family import Family
 from culm.plan.model import ModelCost
 from culm.plan.scaling import Law
 from culm.plan.speed import Clock
 from culm.run.budget.ladder import best_rate, ladder_of
-from culm.run.budget.micro_runs import MicroRuns, transferred
+from culm.run.budget.micro_runs import MicroRun, MicroRuns, transferred
 from culm.run.budget.proposal import MARGIN, choices
 from culm.run.settings import read_run
 from culm.verbs.plan_budget import pasted, seconds_of, show_budget
@@ -116,15 +125,123 @@ def test_a_run_that_starts_from_a_model_has_no_size_to_propose():
         MicroRuns(config)
 
 
+def write_texts(folder):
+    words = [f"{a}{b}" for a in "bdfgklmnprst" for b in ("a", "e", "in", "ot", "ul")]
+    chance = random.Random(0)
+    folder.mkdir()
+    for n in range(200):
+        (folder / f"{n}.txt").write_text(" ".join(chance.choices(words, k=300)))
+
+
+def lines_of(folder):
+    """How many steps the newest micro-run has made, and its folder."""
+    files = [path for path in folder.glob("w*/metrics.jsonl") if path.parent.is_dir()]
+    newest = max(files, key=lambda path: path.stat().st_ctime, default=None)
+    return (0, None) if newest is None else (len(read_lines(newest)), newest.parent)
+
+
+def test_a_micro_run_that_is_stopped_continues(tmp_path, capsys):
+    """By Ctrl-C; its loss is that of one which was not stopped, and its time that of both parts."""
+    write_texts(tmp_path / "text")
+    settings = [
+        f"data.path={tmp_path / 'text'}", "train.context=32", "data.held_out=0.1",
+        "eval.measures={held_out: {tokens: 2000}, samples: null}", "device=cpu",
+        "tokenizer=bytes", "model={base: nano, vocabulary: 256, width: 32, layers: 1}",
+        "model.attention={kind: gqa, heads: 4}", "model.mlp={kind: swiglu, hidden: 64}",
+    ]  # fmt: skip
+    done = []
+    for name in ("whole", "parts"):
+        config, _ = read_run("demo", [*settings, f"folder={tmp_path / name}"])
+        micro = MicroRuns(config)
+        micro.prepare()
+        run = MicroRun(micro.model, 40_000, 0.005)
+        if name == "parts":
+            with pytest.raises(SystemExit) as stopped, interrupted(micro.folder, steps=3):
+                micro.result(run, 32)
+            assert stopped.value.code == STOPPED
+            said = " ".join(capsys.readouterr().err.split())
+            assert f"{micro.folder} keeps the micro-runs so far; the same command contin" in said
+            steps, folder = lines_of(micro.folder)
+            assert steps >= 3
+            assert not (folder / "results.json").exists()
+        done.append(micro.result(run, 32))
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("interrupted before; it continues" in said) == (name == "parts")
+        assert (f"after step {steps}" in said) if name == "parts" else True
+        assert micro.result(run, 32) == done[-1]
+        assert "trained before; its result is read." in capsys.readouterr().err
+        [seconds] = [read_json(path)["seconds"] for path in micro.folder.glob("w*/seconds.json")]
+        [metrics] = [read_lines(path) for path in micro.folder.glob("w*/metrics.jsonl")]
+        assert seconds > sum(line["seconds"] for line in metrics)
+    whole, parts = done
+    assert (parts.loss, parts.tokens) == (whole.loss, whole.tokens)
+
+
+def is_training(folder):
+    """Whether the newest micro-run has made some of its steps."""
+    steps, newest = lines_of(folder)
+    return steps >= 3 and not (newest / "seconds.json").exists()
+
+
+@contextmanager
+def interrupted(folder, steps):
+    """Ctrl-C once the newest micro-run has so many steps."""
+    ended = threading.Event()
+
+    def wait():
+        while lines_of(folder)[0] < steps:
+            if ended.wait(0.01):
+                return
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # where it is ignored
+    thread = threading.Thread(target=wait)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_budget_that_is_interrupted_continues(number, tmp_path):
+    """The command line; a micro-run that was finished before is not trained again."""
+    write_texts(tmp_path / "text")
+    command = [  # a process of a job in the background ignores Ctrl-C
+        sys.executable, "-c",
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from culm.cli import main; main()", "plan", "demo", "--budget",
+        "60s", f"data.path={tmp_path / 'text'}", f"folder={tmp_path / 'run'}", "train.context=32",
+        "eval.measures={held_out: {tokens: 2000}, samples: null}", "data.held_out=0.1",
+    ]  # fmt: skip
+    folder = tmp_path / "run-budget"
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while len(list(folder.glob("w*/seconds.json"))) < 2 or not is_training(folder):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        said = " ".join(process.communicate(timeout=60)[1].split())
+    if number == signal.SIGINT:
+        assert process.returncode == STOPPED
+        assert f"{folder} keeps the micro-runs so far; the same command continues" in said
+    finished = {path: path.stat().st_mtime_ns for path in folder.glob("w*/seconds.json")}
+    assert len(finished) >= 2
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "Proposal" in again.stdout
+    assert again.stderr.count("trained before; its result is read.") >= len(finished)
+    assert "interrupted before; it continues." in again.stderr
+    assert all(path.stat().st_mtime_ns == was for path, was in finished.items())
+
+
 @pytest.mark.slow
 def test_a_tiny_budget_goes_all_the_way(tmp_path, capsys):
-    words = [f"{a}{b}" for a in "bdfgklmnprst" for b in ("a", "e", "in", "ot", "ul")]
-    chance, text = random.Random(0), tmp_path / "text"
-    text.mkdir()
-    for n in range(200):
-        (text / f"{n}.txt").write_text(" ".join(chance.choices(words, k=300)))
+    write_texts(tmp_path / "text")
     settings = [
-        f"data.path={text}", f"folder={tmp_path / 'run'}", "train.context=32",
+        f"data.path={tmp_path / 'text'}", f"folder={tmp_path / 'run'}", "train.context=32",
         "eval.measures={held_out: {tokens: 2000}, samples: null}", "data.held_out=0.1",
     ]  # fmt: skip
     found = show_budget("demo", read_run("demo", settings)[0], "60s")

@@ -122,13 +122,15 @@ def test_losses_of_another_corpus_or_model_are_computed_again(stage: Stage, tmp_
     train(config)
     (tmp_path / "run" / NAME).write_bytes(b"damaged")
     assert train(settings(stage, tmp_path / "run", by, steps=5)).finished
+    show_plan(settings(stage, tmp_path / "run", by, steps=6), {})
     other = stage("sft", steps=2)
     other["folder"] = str(tmp_path / "other")
     train(parse(RunConfig, other))
     shutil.rmtree(reference)
     shutil.copytree(tmp_path / "other" / "model", reference)
-    with pytest.raises(SettingError, match="trained on other data, or in another order"):
-        train(settings(stage, tmp_path / "run", by, steps=6))
+    for start in (lambda run: show_plan(run, {}), train):
+        with pytest.raises(SettingError, match=r"difficulty\.model=\S+reference: not what"):
+            start(settings(stage, tmp_path / "run", by, steps=6))
 
 
 def test_with_text_of_an_earlier_stage(stage: Stage, tmp_path: Path) -> None:

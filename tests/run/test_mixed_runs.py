@@ -185,3 +185,18 @@ def test_a_run_resumes_exactly_and_refuses_other_text(stage, text: Path, tmp_pat
     shutil.copytree(text, changed)
     with pytest.raises(SettingError, match=r"data\.mix: .*give a new run another"):
         run(tmp_path / "two", 8, changed)
+    more = {"steps": 8, "weight": {"points": {0: 0.1, 4: 2}}}
+    config = settings(stage, text, tmp_path / "two", **more)
+    show_plan(config, {})
+    shutil.rmtree(text)  # prepared again, from other text
+    own = settings(stage, text, tmp_path / "other", **more)
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"text": f"other words {n}"}) + "\n" for n in range(300)))
+    train(parse(RunConfig, {
+        **own.model_dump(mode="json"), "data": {"path": str(other)},
+        "train": {**own.train.model_dump(mode="json"), "steps": 1},
+    }))  # fmt: skip
+    shutil.copytree(tmp_path / "other" / "data", text)
+    for start in (lambda run: show_plan(run, {}), train):
+        with pytest.raises(SettingError, match="trained on other data, or in another order"):
+            start(config)

@@ -47,11 +47,13 @@ def test_other_text_is_refused(stage, tmp_path: Path) -> None:
     file = tmp_path / "text" / "text.jsonl"
     file.write_text("".join(json.dumps({"text": f"words {n} " * 9}) + "\n" for n in range(60)))
     train(config(stage, file.parent, tmp_path / "run", steps=2))
+    show_plan(config(stage, file.parent, tmp_path / "run", steps=4), {})
     before = file.read_text()
     for after in (before * 2, before.replace("words 7", "Words 7")):  # the second of equal size
         file.write_text(after)
-        with pytest.raises(SettingError, match="trained on other data, or in another order"):
-            train(config(stage, file.parent, tmp_path / "run", steps=4))
+        for start in (lambda run: show_plan(run, {}), train):
+            with pytest.raises(SettingError, match="trained on other data, or in another order"):
+                start(config(stage, file.parent, tmp_path / "run", steps=4))
 
 
 def test_a_large_file_is_known_by_its_size_and_parts_of_it(tmp_path: Path) -> None:

@@ -260,14 +260,14 @@ def test_a_plan_asks_for_the_packages_of_trackers(
     """As training does before it prepares anything."""
 
     def missing(self: TensorBoard) -> None:
-        raise ImportError("track: tensorboard is not installed")
+        raise ImportError("train.trackers: tensorboard is not installed")
 
     (tmp_path / "text.txt").write_text(paragraphs(60))
     monkeypatch.setattr(TensorBoard, "check", missing)
-    config, origins = read_run(line[1], ["track=tensorboard"])
-    with pytest.raises(SettingError, match="track: tensorboard is not installed"):
+    config, origins = read_run(line[1], ["train.trackers=tensorboard"])
+    with pytest.raises(SettingError, match=r"train\.trackers: tensorboard is not installed"):
         show_plan(config, origins)
-    with pytest.raises(ImportError, match="track: tensorboard is not installed"):
+    with pytest.raises(ImportError, match=r"train\.trackers: tensorboard is not installed"):
         train(config)
     assert not (tmp_path / "run").exists()
 

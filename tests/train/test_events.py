@@ -8,13 +8,14 @@ import pytest
 
 from culm.config import parse
 from culm.files import read_lines
-from culm.run import settings
 from culm.run.settings import RunConfig
 from culm.run.train import train
+from culm.run.train_settings import TrainConfig
 from culm.train.events import Ended, Event, Failed, Listeners, Measured, Saved, Stepped
 from culm.train.idle import IdleWatch
 from culm.train.trackers.tensorboard import TensorBoard, TensorBoardListener
 from culm.train.trackers.tracker import TrackerConfig, numbers
+from culm.train.trackers.wandb import WandB
 
 SEEN: list[Any] = []
 
@@ -46,7 +47,11 @@ def run(stage: Callable[..., dict], folder: Path, fails: bool = False, **more: A
     values["eval"]["every_steps"] = 2
     SEEN.clear()
     config = parse(RunConfig, {**values, "folder": str(folder)})
-    return train(config.model_copy(update={"track": (Recording(fails=fails),)}))
+    return train(config.model_copy(update={"train": _tracked(config, Recording(fails=fails))}))
+
+
+def _tracked(config: RunConfig, *trackers: TrackerConfig) -> TrainConfig:
+    return config.train.model_copy(update={"trackers": trackers})
 
 
 @pytest.fixture(autouse=True)
@@ -58,13 +63,14 @@ def settings_of_the_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def kept(folder: Path, kind: type) -> Any:
         found = read(folder, kind)
-        return found and found.model_copy(update={"track": (Recording(fails=FAILS[0]),)})
+        tracker = Recording(fails=FAILS[0])
+        return found and found.model_copy(update={"train": _tracked(found, tracker)})
 
     write = module.write_settings
 
     def written(folder: Path, config: Any, source: Any) -> None:
-        FAILS[0] = bool(config.track and config.track[0].fails)
-        write(folder, config.model_copy(update={"track": ()}), source)
+        FAILS[0] = any(tracker.fails for tracker in config.train.trackers)
+        write(folder, config.model_copy(update={"train": _tracked(config)}), source)
 
     monkeypatch.setattr(module, "read_settings", kept)
     monkeypatch.setattr(module, "write_settings", written)
@@ -115,7 +121,10 @@ def test_a_tracker_that_fails_costs_what_it_shows(
     """As when its server is down: the run goes on, and says it once."""
     assert run(stage, tmp_path / "run", fails=True).finished
     said = " ".join(capsys.readouterr().err.split())
-    assert said.count("track: recording failed and gets no more of this run: the tracker f") == 1
+    assert (
+        said.count("train.trackers: recording failed and gets no more of this run: the tracker f")
+        == 1
+    )
     assert len([event for event in SEEN if isinstance(event, Stepped)]) == 1
 
 
@@ -175,6 +184,9 @@ def test_a_tracker_without_its_package_names_the_extra(monkeypatch, tmp_path: Pa
         TensorBoard().open(tmp_path, {}, 0)
 
 
-def test_track_is_a_setting() -> None:
-    values = {"data": {"path": "x"}, "train": {"steps": 1}, "track": "tensorboard"}
-    assert parse(settings.RunConfig, values).track == (TensorBoard(),)
+def test_trackers_are_one_or_several() -> None:
+    train = {"steps": 1, "trackers": "tensorboard"}
+    values = {"data": {"path": "x"}, "train": train}
+    assert parse(RunConfig, values).train.trackers == (TensorBoard(),)
+    values["train"] = {"steps": 1, "trackers": ["tensorboard", "wandb"]}
+    assert parse(RunConfig, values).train.trackers == (TensorBoard(), WandB())

@@ -12,16 +12,42 @@ from stages import weights_in
 from test_bad_input import bytes_in, go
 
 from culm.adapt.heads import with_scalar_head
-from culm.config import SettingError
+from culm.config import SettingError, parse
 from culm.convert import native
 from culm.convert.export import export
+from culm.data.format.document import DocumentFormat
 from culm.data.origin import change_in, origin_of
+from culm.data.prepare import prepare
 from culm.files import read_lines
 from culm.run.reads import check_ranks, digest_of
+from culm.run.settings import RunConfig
 from culm.source import open_source
+from culm.tokenizer.tokenizer import Tokenizer
 from culm.train.checkpoint.folder import steps_in
+from culm.verbs.plan import show_plan
 
 EVERY = {"every_steps": 2}
+
+
+@pytest.fixture(autouse=True)
+def quick_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the speed of this machine, which takes seconds."""
+    monkeypatch.setattr("culm.verbs.plan_needs._rate", lambda *_: 1e9)
+
+
+def plan(settings: dict[str, Any], **more: Any) -> None:
+    show_plan(parse(RunConfig, {**settings, "train": {**settings["train"], **more}}), {})
+
+
+def refused(settings: dict[str, Any], steps: int, match: str) -> None:
+    """By a plan and by the run, in the same words; what the folder has stays as it is."""
+    folder = Path(settings["folder"])
+    before = bytes_in(folder)
+    for start in (plan, go):
+        with pytest.raises(SettingError, match=match):
+            start(settings, steps=steps)
+        if start is plan:
+            assert bytes_in(folder) == before
 
 
 @pytest.fixture
@@ -49,13 +75,11 @@ def test_another_base_model(
 ) -> None:
     settings = {**stage(name, **more), "start": str(base), "folder": str(tmp_path / "run")}
     go(settings, steps=2)
+    plan(settings, steps=4)
     perturb(base)
     before = bytes_in(tmp_path / "run" / "checkpoints"), bytes_in(tmp_path / "run" / "model")
-    with pytest.raises(
-        SettingError,
-        match=r"start=\S+base: not what \S+run was trained with \(SHA-256 \w+ then, \w+ now\); put",
-    ):
-        go(settings, steps=4)
+    said = r"start=\S+base: not what \S+run was trained with \(SHA-256 \w+ then, \w+ now\); put"
+    refused(settings, 4, said)
     assert before == (
         bytes_in(tmp_path / "run" / "checkpoints"), bytes_in(tmp_path / "run" / "model")
     )  # fmt: skip
@@ -69,9 +93,10 @@ def test_a_base_that_is_trained_in_full_is_in_the_checkpoint(
     two = {**settings, "folder": str(tmp_path / "two")}
     go(two, steps=2)
     perturb(base)
-    capsys.readouterr()
-    go(two, steps=4)
-    assert "base changed since" in " ".join(capsys.readouterr().err.split())
+    for start in (plan, go):
+        capsys.readouterr()
+        start(two, steps=4)
+        assert "base changed since" in " ".join(capsys.readouterr().err.split())
     one, other = weights_in(tmp_path / "one"), weights_in(tmp_path / "two")
     assert all(torch.equal(weight, other[name]) for name, weight in one.items())
 
@@ -84,8 +109,7 @@ def test_another_reward_model(stage: Callable[..., dict], base: Path, tmp_path: 
     settings["train"]["reward"] = {"kind": "model", "path": str(base)}
     go(settings, steps=1)
     perturb(base)
-    with pytest.raises(SettingError, match=r"train\.reward\.path=\S+base: not what"):
-        go(settings, steps=2)
+    refused(settings, 2, r"train\.reward\.path=\S+base: not what")
 
 
 def test_another_reward_function(stage: Callable[..., dict], tmp_path: Path) -> None:
@@ -95,9 +119,9 @@ def test_another_reward_function(stage: Callable[..., dict], tmp_path: Path) -> 
     reward = {"kind": "function", "path": str(code), "name": "score"}
     settings["train"]["reward"] = reward
     go(settings, steps=1)
+    plan(settings, steps=2)
     code.write_text(code.read_text().replace("float", "-float"))
-    with pytest.raises(SettingError, match=r"train\.reward\.path=\S+my\.py: not what"):
-        go(settings, steps=2)
+    refused(settings, 2, r"train\.reward\.path=\S+my\.py: not what")
 
 
 def test_another_chat_template(stage: Callable[..., dict], base: Path, tmp_path: Path) -> None:
@@ -106,8 +130,7 @@ def test_another_chat_template(stage: Callable[..., dict], base: Path, tmp_path:
     model, tokenizer = native.load(base)
     tokenizer.template = f"{tokenizer.template} "
     native.save(model, tokenizer, base)
-    with pytest.raises(SettingError, match="tokenizer: not what"):
-        go(settings, steps=2)
+    refused(settings, 2, "tokenizer: not what")
 
 
 def test_other_answers_to_the_same_questions(stage: Callable[..., dict], tmp_path: Path) -> None:
@@ -117,9 +140,9 @@ def test_other_answers_to_the_same_questions(stage: Callable[..., dict], tmp_pat
     settings = {**stage("grpo"), "folder": str(tmp_path / "run")}
     settings["data"] = {"tasks": [{"kind": "prompts", "path": str(file)}]}
     go(settings, steps=1)
+    plan(settings, steps=2)
     file.write_text(file.read_text().replace('"answer": 12', '"answer": 13'))
-    with pytest.raises(SettingError, match=r"trained on other data, .*fingerprint \w+ then, \w+"):
-        go(settings, steps=2)
+    refused(settings, 2, r"trained on other data, .*fingerprint \w+ then, \w+")
 
 
 @pytest.fixture
@@ -165,13 +188,44 @@ def test_a_text_that_changed_after_the_first_checkpoint(
     file, before = Path(text["data"]["path"]), bytes_in(tmp_path / "run")
     old = file.read_text()
     file.write_text(old + "\n\nMore.")
-    with pytest.raises(SettingError, match=r"data\.path: \S+text\.txt had [\d,]+ bytes then and"):
-        go(text, steps=4)
+    refused(text, 4, r"data\.path: \S+text\.txt had [\d,]+ bytes then and")
     assert bytes_in(tmp_path / "run") == before
     file.write_text(old)  # another time, the same contents
     assert go(text, steps=4).finished
     file.unlink()  # the corpus has all that the run needs
     assert go(text, steps=5).finished
+
+
+def test_a_corpus_that_was_prepared_elsewhere(
+    text: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """It may be another one, or damaged; the files that it was made from may change."""
+    go(text, steps=1)
+    corpus = tmp_path / "corpus"
+    shutil.copytree(tmp_path / "run" / "data", corpus)
+    settings = {**text, "data": {"prepared": str(corpus)}, "folder": str(tmp_path / "other")}
+    settings["tokenizer"] = None
+    go(settings, steps=2)
+    capsys.readouterr()
+    plan(settings, steps=4)
+    assert "Resumes after step 2 of 4." in capsys.readouterr().out
+    file = Path(text["data"]["path"])
+    file.write_text(file.read_text().replace("Old", "New"))
+    plan(settings, steps=4)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "text.txt has other contents (SHA-256" in said
+    assert "the corpus has what was there then" in said
+    assert go(settings, steps=3).finished
+    shard = corpus / "train" / "tokens-00000.npy"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused(settings, 4, r"tokens-00000\.npy: changed since it was written")
+    shutil.rmtree(corpus)
+    prepare(
+        open_source(file, split="paragraphs"), DocumentFormat(),
+        Tokenizer.load(tmp_path / "run" / "tokenizer"), corpus, 0.0,
+    )  # fmt: skip
+    refused(settings, 4, "trained on other data, or in another order")
 
 
 def test_files_that_come_and_go(tmp_path: Path) -> None:

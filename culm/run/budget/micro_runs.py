@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from culm import log
 from culm.compose import merge
 from culm.config import SettingError, parse
 from culm.data.manifest import NAME as MANIFEST
@@ -134,27 +135,29 @@ class MicroRuns:
             {
                 "model": run.model.model_dump(mode="json"),
                 "train": train_settings(run.tokens, rows, context, run.rate)
-                | {"push": None, "profile": None},
+                | {"push": None, "profile": None, "trackers": []},
                 "eval": {"every_steps": None, "measures": measures},
-                "track": [],
             },
         )
         # Whatever a result depends on is in its name, so that another run never takes its place.
         text = (self.corpus / MANIFEST).read_bytes()
-        settings = config.model_copy(update={"folder": Path()}).model_dump_json().encode()
+        settings = config.model_copy(update={"folder": "."}).model_dump_json().encode()
         digest = hashlib.sha256(settings + text).hexdigest()[:8]
-        return config.model_copy(update={"folder": self.folder / f"{run.name}-{digest}"})
+        return config.model_copy(update={"folder": str(self.folder / f"{run.name}-{digest}")})
 
     def result(self, run: MicroRun, context: int) -> Done:
-        """Train it, unless that was done before."""
+        """Train it, unless that was done before.
+
+        Raises:
+            SystemExit: it was stopped.
+        """
         config = self.config_of(run, context)
         folder = Path(config.folder)
-        began, path = time.perf_counter(), folder / SECONDS
-        if not path.exists():
-            done = train(config)
-            if not done.finished:
-                raise SystemExit(done.exit_code)  # the run has said how it continues
-            write_json(path, {"seconds": time.perf_counter() - began})
+        path = folder / SECONDS
+        if path.exists():
+            log.say(f"{folder.name}: trained before; its result is read.")
+        else:
+            self._train(config, path)
         lines = read_lines(folder / "metrics.jsonl")
         later = lines[1:] or lines
         tokens = later[-1]["tokens"] - (lines[0]["tokens"] if lines[1:] else 0)
@@ -165,6 +168,21 @@ class MicroRuns:
             read_json(path)["seconds"],
             sum(line["seconds"] for line in later) / tokens,
         )
+
+    def _train(self, config: RunConfig, path: Path) -> None:
+        """Train one, and write how long that took, with all times that it was interrupted."""
+        metrics = path.with_name("metrics.jsonl")
+        before = sum(line["seconds"] for line in read_lines(metrics))
+        if before:
+            log.say(f"{path.parent.name}: interrupted before; it continues.")
+        began = time.perf_counter()
+        done = train(config)
+        if not done.finished:
+            log.say(
+                f"{self.folder} keeps the micro-runs so far; the same command continues with them."
+            )
+            raise SystemExit(done.exit_code)
+        write_json(path, {"seconds": before + time.perf_counter() - began})
 
 
 def train_settings(tokens: float, rows: int, context: int, rate: float) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from culm.train.trackers.tracker import Reporter, TrackerConfig, flat, run_id
+from culm.files import json_text
+from culm.train.trackers.tracker import Reporter, Sample, TrackerConfig, flat, run_id
 
 TAG = "culm.run"  # of a run there: the id of the run folder
 LONGEST = 500  # characters of a setting
@@ -25,7 +26,7 @@ class MLflow(TrackerConfig):
 
     def check(self) -> None:
         if find_spec("mlflow") is None:
-            raise ImportError("track: mlflow is not installed; pip install 'culm[mlflow]'")
+            raise ImportError("train.trackers: mlflow is not installed; pip install 'culm[mlflow]'")
 
     def open(self, folder: Path, settings: Mapping[str, Any], step: int) -> MLflowListener:
         self.check()
@@ -53,6 +54,10 @@ class MLflowListener(Reporter):
         now = int(time.time() * 1000)
         metrics = [Metric(name, value, now, step) for name, value in values.items()]
         self._client.log_batch(self._run, metrics=metrics)
+
+    def report_samples(self, name: str, samples: Sequence[Sample], step: int) -> None:
+        content = json_text([sample._asdict() for sample in samples], indent=1)
+        self._client.log_text(self._run, content, f"{name}/step-{step}.json")
 
     def close(self) -> None:
         self._client.set_terminated(self._run)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from culm.train.trackers.tracker import Reporter, TrackerConfig
+from culm.train.trackers.tracker import Reporter, Sample, TrackerConfig
 
 
 class TensorBoard(TrackerConfig):
@@ -20,7 +20,7 @@ class TensorBoard(TrackerConfig):
             import torch.utils.tensorboard  # noqa: F401
         except ImportError:
             raise ImportError(
-                "track: tensorboard is not installed; pip install 'culm[tensorboard]'"
+                "train.trackers: tensorboard is not installed; pip install 'culm[tensorboard]'"
             ) from None
 
     def open(self, folder: Path, settings: Mapping[str, Any], step: int) -> TensorBoardListener:
@@ -39,5 +39,16 @@ class TensorBoardListener(Reporter):
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
+    def report_samples(self, name: str, samples: Sequence[Sample], step: int) -> None:
+        for number, sample in enumerate(samples):
+            self._writer.add_text(f"{name}/{number}", _markdown(sample), step)
+
     def close(self) -> None:
         self._writer.close()
+
+
+def _markdown(sample: Sample) -> str:
+    """As an indented block, so that no text of a model is formatted."""
+    lines = f"{sample.prompt}{sample.text}".splitlines()
+    block = "\n".join(f"    {line}" for line in lines)
+    return f"Temperature {sample.temperature:g}\n\n{block}"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from culm.config import Config
 from culm.train.events import Event, Listener, Measured, Stepped
 
 ID = "tracker.txt"  # in the run folder
+SAMPLES = "samples"  # the end of a result's name
 
 
 class TrackerConfig(Config, ABC):
@@ -46,9 +47,17 @@ def run_id(folder: Path) -> str:
     return known.read_text(encoding="utf-8")
 
 
+class Sample(NamedTuple):
+    """A text that the model wrote at an evaluation, as the measure `samples` gives it."""
+
+    prompt: str
+    temperature: float
+    text: str
+
+
 class Reporter(ABC):
-    """A listener that reports every number of a step under `train/`, of an evaluation under
-    `eval/`.
+    """A listener that reports every number of a step under `train/`, and every number and sample
+    of an evaluation under `eval/`.
     """
 
     def __call__(self, event: Event) -> None:
@@ -57,6 +66,8 @@ class Reporter(ABC):
             self._named("train", {**seen, **event.group_rates, **event.metrics}, event.step)
         elif isinstance(event, Measured):
             self._named("eval", event.results, event.step)
+            for name, some in samples(event.results).items():
+                self.report_samples(f"eval/{name}", some, event.step)
 
     def _named(self, group: str, values: Mapping[str, Any], step: int) -> None:
         self.report({f"{group}/{name}": value for name, value in numbers(values).items()}, step)
@@ -64,6 +75,10 @@ class Reporter(ABC):
     @abstractmethod
     def report(self, values: Mapping[str, float], step: int) -> None:
         """Numbers by name, after so many steps."""
+
+    @abstractmethod
+    def report_samples(self, name: str, samples: Sequence[Sample], step: int) -> None:
+        """Texts of one measure, such as `eval/samples`, after so many steps."""
 
     @abstractmethod
     def close(self) -> None:
@@ -79,6 +94,15 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{name}"] = value
     return found
+
+
+def samples(results: Mapping[str, Any]) -> dict[str, list[Sample]]:
+    """The samples in the results of measures, by the names of their results."""
+    return {
+        name: [Sample(*(one[field] for field in Sample._fields)) for one in value]
+        for name, value in results.items()
+        if name.rpartition(".")[2] == SAMPLES and isinstance(value, list)
+    }
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from culm.train.trackers.tracker import Reporter, TrackerConfig, run_id
+from culm.train.trackers.tracker import Reporter, Sample, TrackerConfig, run_id
 
 
 class WandB(TrackerConfig):
@@ -21,7 +21,7 @@ class WandB(TrackerConfig):
 
     def check(self) -> None:
         if find_spec("wandb") is None:
-            raise ImportError("track: wandb is not installed; pip install 'culm[wandb]'")
+            raise ImportError("train.trackers: wandb is not installed; pip install 'culm[wandb]'")
 
     def open(self, folder: Path, settings: Mapping[str, Any], step: int) -> WandBListener:
         self.check()
@@ -41,6 +41,12 @@ class WandBListener(Reporter):
 
     def report(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
+
+    def report_samples(self, name: str, samples: Sequence[Sample], step: int) -> None:
+        import wandb
+
+        rows = [list(sample) for sample in samples]
+        self._run.log({name: wandb.Table(columns=list(Sample._fields), data=rows)}, step=step)
 
     def close(self) -> None:
         self._run.finish()
