@@ -54,14 +54,18 @@ class Measured:
     between: float
 
 
-def load_of(count: int, rate: float) -> list[Asked]:
+def load_of(count: int, rate: float, seed: int) -> list[Asked]:
     """Requests with prompts of 16 to 256 bytes and answers of 16 to 128 tokens."""
-    chance, at, asked = random.Random(0), 0.0, list[Asked]()
+    chance, at, asked = random.Random(seed), 0.0, list[Asked]()
     for _ in range(count):
         text = "".join(chance.choices("etaoin shrdlu", k=chance.randint(16, 256)))
         asked.append(Asked(at, text, chance.randint(16, 128)))
         at += chance.expovariate(rate)
     return asked
+
+
+def tokens_of(load: list[Asked]) -> int:
+    return sum(one.tokens for one in load)
 
 
 def write_model(size: Size, folder: Path) -> None:
@@ -172,31 +176,32 @@ def static_batches(folder: Path, load: list[Asked], rows: int) -> float:
 
 def compare(given: argparse.Namespace, folder: Path, slots: int) -> None:
     """Print the table of one number of slots."""
-    load = load_of(given.requests, given.rate)
-    tokens = sum(one.tokens for one in load)
+    # A server may remember prompts, so that no round repeats those of another.
+    loads = [load_of(given.requests, given.rate, seed) for seed in range(given.rounds)]
     with ExitStack() as stack:
         urls = {"culm": culm_server(stack, folder / "model", slots)}
         if given.llama_server:
             gguf = folder / "model.gguf"
             urls["llama.cpp"] = llama_server(stack, given.llama_server, gguf, slots)
-        warm = [replace(one, at=0.0) for one in load[:slots]]
-        seconds: dict[str, list[float]] = {name: [] for name in urls}
+        warm = [replace(one, at=0.0) for one in load_of(slots, given.rate, given.rounds)]
+        rates: dict[str, list[float]] = {name: [] for name in urls}
         met: dict[str, list[Measured]] = {name: [] for name in urls}
         for url in urls.values():
             asyncio.run(served(url, warm))
-        for _ in range(given.rounds):
+        for load in loads:
             for name, url in urls.items():
                 spent, found = asyncio.run(served(url, load))
-                seconds[name].append(spent)
+                rates[name].append(tokens_of(load) / spent)
                 met[name] += found
     if given.static:
-        seconds["transformers, static batches"] = [static_batches(folder / "hf", load, slots)]
+        spent = static_batches(folder / "hf", loads[0], slots)
+        rates["transformers, static batches"] = [tokens_of(loads[0]) / spent]
     columns = "tokens/s | culm to it | first token, p50, p95 | between tokens, p50, p95"
     print(f"\n| {given.size}, {slots} slots, {len(load)} requests | {columns} |")
     print("|---|--:|--:|--:|--:|")
-    for name, spent in seconds.items():
-        ratios = [other / own for own, other in zip(seconds["culm"], spent, strict=False)]
-        cells = [f"{tokens / statistics.median(spent):,.0f}", f"{statistics.median(ratios):.2f}"]
+    for name, own in rates.items():
+        ratios = [culm / one for culm, one in zip(rates["culm"], own, strict=False)]
+        cells = [f"{statistics.median(own):,.0f}", f"{statistics.median(ratios):.2f}"]
         for what in ("first", "between"):
             values = sorted(getattr(one, what) for one in met.get(name, ()))
             cells.append(percentiles(values) if values else "-")

@@ -179,7 +179,16 @@ static inline Floats larger(Floats a, Floats b) {
   return Floats::make([&](int i) { return a.part[i] > b.part[i] ? a.part[i] : b.part[i]; });
 #endif
 }
-static inline Floats absolute(Floats x) { return cast<float>(cast<int32_t>(x) & ints(0x7fffffff)); }
+
+// The larger of |x| and |y|; NaN where one of them is, since the bits of NaN are above those of numbers.
+static inline Floats farther(Floats x, Floats y) {
+  const Ints a = cast<int32_t>(x) & ints(0x7fffffff), b = cast<int32_t>(y) & ints(0x7fffffff);
+#ifdef CULM_AVX512
+  return {(Register<float>)_mm512_max_epi32((__m512i)a.part[0], (__m512i)b.part[0])};
+#else
+  return cast<float>(Ints::make([&](int i) { return a.part[i] > b.part[i] ? a.part[i] : b.part[i]; }));
+#endif
+}
 
 static inline Floats root(Floats x) {
 #ifdef CULM_AVX512
@@ -243,6 +252,16 @@ static inline float largest(Floats x) {
   store(all, x);
   return *std::max_element(all, all + LANES);
 #endif
+}
+static inline float farthest(Floats x) {  // the largest |x|; NaN if one is
+#ifdef CULM_AVX512
+  const int32_t most = _mm512_reduce_max_epi32((__m512i)farther(x, x).part[0]);
+#else
+  int32_t all[LANES];
+  store(all, farther(x, x));
+  const int32_t most = *std::max_element(all, all + LANES);
+#endif
+  return read<float>(&most);
 }
 
 // The sums of four vectors.

@@ -11,7 +11,8 @@
 // sums are fp32. A row's result does not depend on the other rows or on the number of threads.
 // Adapters stay separate: each row may have its own. A cache may be in 8 or 4 bits.
 //
-// At the end of this file are the layers for many tokens, in two functions around attention.
+// With more than 8 rows, matmuls are those for many tokens, whose layers are at the end of this file
+// in two functions around attention.
 
 #include <omp.h>
 
@@ -83,7 +84,210 @@ struct Model {
 };
 
 // ---------------------------------------------------------------------------------------------
+// Matmuls with many rows
+//
+// Rows are in panels of 16, one in each lane: (panels, elements, 16), so that sums over elements need
+// no shuffles. Inputs of matmuls are bf16, two elements of a row after each other: (panels,
+// elements / 2, 16, 2), or int8 beside quantised weights. The rest of the last panel is computed and
+// never read. Weights are read where they are, each for all rows of a block.
+
+constexpr int64_t OUTPUTS = FEW ? 4 : 6, PANELS = FEW ? 1 : 4;  // of a tile, whose sums stay in registers
+constexpr int64_t BLOCK = 16;                                   // panels whose inputs stay in the cache
+
+// 32 elements of a panel in int8, four of a token after each other. It takes the place of these
+// elements in bf16. offset: where sums begin, since weights are shifted. sum: of what the codes stand for.
+struct alignas(64) Group {
+  Ints codes[8], offset;
+  Floats scale, sum;
+};
+constexpr int64_t GROUPED = 32;
+static Group *group_at(bf16 *input, int64_t k) { return (Group *)(input + k * LANES); }
+static const Group *group_at(const bf16 *input, int64_t k) { return (const Group *)(input + k * LANES); }
+static_assert(sizeof(Group) <= GROUPED * LANES * sizeof(bf16));
+
+// Elements of a panel in bf16 become int8 if that is what w multiplies.
+static void encode(const Linear &w, bf16 *input) {
+  if (w.kind == BF16) return;
+  for (int64_t k = 0; k < w.inputs; k += GROUPED) {
+    Floats element[GROUPED], most = Floats{};
+    for (int64_t i = 0; i < GROUPED; i += 2) {
+      const Ints both = load64<int32_t>(input + (k + i) * LANES);
+      element[i] = cast<float>(both << 16), element[i + 1] = cast<float>(both & ints((int32_t)0xffff0000));
+      most = farther(most, farther(element[i], element[i + 1]));
+    }
+    const Floats inverse = all(127) / larger(most, all(1e-30f));
+    Group made;
+    Ints sum = Ints{};
+    for (int64_t q = 0; q < 8; q++) {
+      made.codes[q] = Ints{};
+      for (int64_t i = 0; i < 4; i++) {
+        const Ints code = rounded(element[4 * q + i] * inverse);
+        sum = sum + code;
+        made.codes[q] = made.codes[q] | (code & ints(255)) << 8 * i;
+      }
+    }
+    made.scale = most * all(1 / 127.f);
+    made.sum = floats(sum) * made.scale;
+    made.offset = sum * ints(w.kind == INT4 ? -8 : -SHIFT);
+    *group_at(input, k) = made;
+  }
+}
+
+// OUTPUTS rows of weights: bf16, or the codes of quantised ones in a byte each. Sums of rows are
+// multiplied by the factors, then biases are added.
+struct Weights {
+  const Linear *of;
+  std::vector<Kept> kept;
+  std::vector<uint8_t> codes;
+  std::vector<float> scales, zeros;  // int4: (OUTPUTS, groups)
+  const Kept *rows;
+  const char *next;  // what is stored of the rows after these
+  int64_t bytes;     // of these for 32 inputs
+  int64_t groups;
+  float factors[OUTPUTS], biases[OUTPUTS];
+
+  void load(const Linear &w, int64_t n) {
+    of = &w;
+    bytes = OUTPUTS * (w.kind == BF16 ? 64 : w.kind == INT8 ? 32 : 16);
+    next = (const char *)w.weight + (n + OUTPUTS) * w.inputs / 32 * (bytes / OUTPUTS);
+    for (int64_t r = 0; r < OUTPUTS; r++) {
+      factors[r] = w.kind == INT8 ? widen(w.scale[n + r]) : 1;
+      biases[r] = w.bias ? w.bias[n + r] : 0;
+    }
+    if (w.kind == BF16) load_bf16((const bf16 *)w.weight + n * w.inputs);
+    else codes.resize(OUTPUTS * w.inputs);
+    if (w.kind == INT8) load_int8((const int8_t *)w.weight + n * w.inputs);
+    if (w.kind == INT4) load_int4((const uint8_t *)w.weight + n * w.inputs / 2, n);
+  }
+
+  void load_bf16(const bf16 *stored) {
+    rows = in_place(stored);
+    if (rows) return;
+    kept.resize(OUTPUTS * of->inputs);
+    rows = kept.data();
+    for (int64_t r = 0; r < OUTPUTS; r++)
+      keep(stored + r * of->inputs, of->inputs, &kept[r * of->inputs]);
+  }
+
+  void load_int8(const int8_t *stored) {
+    for (int64_t i = 0, size = codes.size(); i < size; i += 64)
+      store(&codes[i], signed_codes(stored + i, size - i), size - i);
+  }
+
+  void load_int4(const uint8_t *stored, int64_t n) {
+    for (size_t i = 0; i < codes.size(); i += 32) {  // two in a byte, the even ones low
+      const auto pairs = read<Register<uint8_t, 16>>(stored + i / 2);
+      const auto wide = __builtin_convertvector(pairs, Register<uint16_t, 32>);
+      const auto single = (wide | wide << 4) & 0x0f0f;
+      std::memcpy(&codes[i], &single, sizeof single);
+    }
+    groups = of->inputs / of->group;
+    scales.resize(OUTPUTS * groups), zeros.resize(OUTPUTS * groups);
+    for (int64_t i = 0; i < OUTPUTS * groups; i++)
+      scales[i] = widen(of->scale[n * groups + i]), zeros[i] = widen(of->zero[n * groups + i]);
+  }
+
+  void ask(int64_t k) const {  // for what is stored after these rows, with inputs k to k + 32
+    for (int64_t i = 0; i < bytes; i += 64) prefetch(next + k / 32 * bytes + i);
+  }
+};
+
+// Sums of OUTPUTS outputs for C panels.
+template <int C>
+static void panel_tile(const Weights &weights, const bf16 *x, float (*sums)[OUTPUTS][LANES]) {
+  const Kept *rows = weights.rows;
+  const int64_t inputs = weights.of->inputs;
+  Floats parts[OUTPUTS][C] = {};
+  for (int64_t k = 0; k < inputs; k += 2) {
+    if (k % 32 == 0) weights.ask(k);
+    Pairs panel[C];
+    for (int c = 0; c < C; c++) panel[c] = pairs(x + (c * inputs + k) * LANES);
+    for (int r = 0; r < OUTPUTS; r++) {
+      const Pairs weight = broadcast(rows + r * inputs + k);
+      for (int c = 0; c < C; c++) parts[r][c] = dot(parts[r][c], weight, panel[c]);
+    }
+  }
+  for (int c = 0; c < C; c++)
+    for (int r = 0; r < OUTPUTS; r++) store(sums[c][r], parts[r][c]);
+}
+
+template <Kind KIND, int C>
+static void code_tile(const Weights &weights, const bf16 *x, float (*sums)[OUTPUTS][LANES]) {
+  const int64_t inputs = weights.of->inputs;
+  Floats parts[OUTPUTS][C] = {};
+  for (int64_t k = 0; k < inputs; k += GROUPED) {
+    weights.ask(k);
+    const Group *group[C];
+    Ints made[OUTPUTS][C];
+    for (int c = 0; c < C; c++) group[c] = group_at(x + c * inputs * LANES, k);
+    for (int r = 0; r < OUTPUTS; r++)
+      for (int c = 0; c < C; c++) made[r][c] = group[c]->offset;
+    for (int q = 0; q < 8; q++)
+      for (int r = 0; r < OUTPUTS; r++) {
+        const Ints weight = ints(read<int32_t>(&weights.codes[r * inputs + k + 4 * q]));
+        for (int c = 0; c < C; c++)
+          made[r][c] = dot_bytes<KIND == INT8>(made[r][c], weight, group[c]->codes[q]);
+      }
+    for (int r = 0; r < OUTPUTS; r++)
+      for (int c = 0; c < C; c++) {
+        const Floats part = floats(made[r][c]);
+        if (KIND == INT8) {
+          parts[r][c] = fma(part, group[c]->scale, parts[r][c]);
+          continue;
+        }
+        const int64_t g = r * weights.groups + k / weights.of->group;
+        parts[r][c] = fma(group[c]->sum, all(weights.zeros[g]), parts[r][c]);
+        parts[r][c] = fma(part * group[c]->scale, all(weights.scales[g]), parts[r][c]);
+      }
+  }
+  for (int c = 0; c < C; c++)
+    for (int r = 0; r < OUTPUTS; r++) store(sums[c][r], parts[r][c]);
+}
+
+// The same for up to PANELS panels, for any kind of weights.
+static void tiles(const Weights &weights, int64_t count, const bf16 *x, float (*sums)[OUTPUTS][LANES]) {
+  const Kind kind = weights.of->kind;
+  if (kind == BF16) {
+    const auto tile = count == 4   ? panel_tile<4>
+                      : count == 3 ? panel_tile<3>
+                      : count == 2 ? panel_tile<2>
+                                   : panel_tile<1>;
+    return tile(weights, x, sums);
+  }
+  const auto one = kind == INT8 ? code_tile<INT8, 1> : code_tile<INT4, 1>;
+  const auto two = kind == INT8 ? code_tile<INT8, 2> : code_tile<INT4, 2>;
+  int64_t c = 0;
+  for (; c + 2 <= count; c += 2) two(weights, x + c * weights.of->inputs * LANES, sums + c);
+  if (c < count) one(weights, x + c * weights.of->inputs * LANES, sums + c);
+}
+
+// Outputs from..to of layers with one input, for all panels: done(n, panel, value), where value(l, i)
+// is output n + i < n + OUTPUTS of layer l. The last ones may be computed twice.
+template <size_t L, typename Done>
+static void multiply(const Linear *const (&layers)[L], const bf16 *x, int64_t panels, int64_t from,
+                     int64_t to, Done done) {
+  const int64_t inputs = layers[0]->inputs;
+  Weights weights[L];
+  float sums[L][PANELS][OUTPUTS][LANES];
+  for (int64_t block = 0; block < panels; block += BLOCK)
+    for (int64_t at = from; at < to; at += OUTPUTS) {
+      const int64_t n = std::min(at, to - OUTPUTS), end = std::min(block + BLOCK, panels);
+      for (size_t l = 0; l < L; l++) weights[l].load(*layers[l], n);
+      for (int64_t p = block; p < end; p += PANELS) {
+        const int64_t count = std::min(PANELS, end - p);
+        for (size_t l = 0; l < L; l++) tiles(weights[l], count, x + p * inputs * LANES, sums[l]);
+        for (int64_t c = 0; c < count; c++)
+          done(n, p + c, [&](int64_t l, int64_t r) {
+            return fma(load(sums[l][c][r]), all(weights[l].factors[r]), all(weights[l].biases[r]));
+          });
+      }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
 // Matmuls with few rows
+
+constexpr int64_t TILED = 8;  // with more rows, panels of rows are faster than tiles of weights
 
 // Rows of activations, prepared for a kind of weights. Chunks of int8 and int4 weights have 64 and
 // 128 inputs; a lane of 32 bits sums 4 and 8 of them. An int4 chunk holds even inputs, then odd.
@@ -96,11 +300,14 @@ struct Input {
   std::vector<float> scales;     // (rows, chunks, 16)
   std::vector<int32_t> offsets;  // (rows, chunks, 16): where sums begin, since weights are shifted
   std::vector<float> sums;       // (rows, padded): of each group of int4 weights
+  std::vector<Floats> storage;   // of `panels`, whose address must be a multiple of 64
+  bf16 *panels;                  // of more rows than TILED
   int64_t groups, padded, each;  // groups of int4 weights in a row, a multiple of 16, and in a chunk
   Spread spread;
 
   void prepare(const Linear &w, const float *x, int64_t count) {
     rows = count, inputs = w.inputs, exact = x;
+    if (rows > TILED) return prepare_panels(w);
     if (w.kind == BF16) {
       narrowed.resize(rows * inputs / 32);
       for (size_t i = 0; i < narrowed.size(); i++) {
@@ -124,9 +331,11 @@ struct Input {
       for (int64_t k = 0; k < inputs; k += 32) quantize(w, x + b * inputs + k, b, k);
   }
 
+  void prepare_panels(const Linear &w);
+
   void quantize(const Linear &w, const float *x, int64_t b, int64_t k) {
     const Floats low = load(x), high = load(x + 16);
-    const float most = largest(larger(absolute(low), absolute(high)));
+    const float most = farthest(farther(low, high));
     const float scale = most / 127;
     const Floats inverse = all(most > 0 ? 127 / most : 0);
     alignas(64) int8_t codes[64] = {};
@@ -152,6 +361,37 @@ struct Input {
     }
   }
 };
+
+// The same for more rows than TILED.
+void Input::prepare_panels(const Linear &w) {
+  storage.resize((rows + LANES - 1) / LANES * inputs / 2);  // 32 numbers in each
+  panels = (bf16 *)storage.data();
+  for (int64_t first = 0; first < rows; first += LANES) {
+    bf16 *panel = panels + first * inputs;
+    for (int64_t k = 0; k < inputs; k += LANES) {
+      Ints block[LANES] = {};
+      for (int64_t b = first; b < std::min(first + LANES, rows); b++)
+        block[b - first] = load64<int32_t>(exact + b * inputs + k);
+      transpose(block);
+      for (int64_t i = 0; i < LANES; i += 2)
+        store(panel + (k + i) * LANES, pair(cast<float>(block[i]), cast<float>(block[i + 1])));
+    }
+    encode(w, panel);
+  }
+}
+
+static void multiply_rows(const Linear &w, const Input &in, int64_t from, int64_t to, float *out,
+                          int64_t stride) {
+  const int64_t panels = (in.rows + LANES - 1) / LANES;
+  multiply<1>({&w}, in.panels, panels, from, to, [&](int64_t n, int64_t p, auto value) {
+    for (int64_t r = std::max<int64_t>(from - n, 0); r < OUTPUTS; r++) {  // others are another thread's
+      float made[LANES];
+      store(made, value(0, r));
+      for (int64_t b = p * LANES; b < std::min((p + 1) * LANES, in.rows); b++)
+        out[b * stride + n + r] = made[b - p * LANES];
+    }
+  });
+}
 
 // Memory, not arithmetic, limits a step of few rows. Weights are asked for in the order of memory,
 // AHEAD bytes or R rows of them before they are needed: R rows are read together, each for B rows of
@@ -300,6 +540,7 @@ static void matmul(const Linear &w, const Input &in, int64_t from, int64_t to, f
 
 static void matmul(const Linear &w, const Input &in, int64_t from, int64_t to, float *out,
                    int64_t stride) {
+  if (in.rows > TILED) return multiply_rows(w, in, from, to, out, stride);
   const auto of_kind = w.kind == BF16 ? matmul<BF16> : w.kind == INT8 ? matmul<INT8> : matmul<INT4>;
   of_kind(w, in, from, to, out, stride);
 }
@@ -663,14 +904,6 @@ void culm_decode(const Model *model, int64_t rows, const int64_t *tokens, const 
 
 // ---------------------------------------------------------------------------------------------
 // Reading many tokens: the same layers, whose attention PyTorch computes in between
-//
-// Tokens are in panels of 16, one in each lane: (panels, elements, 16), so that sums over elements
-// need no shuffles. Inputs of matmuls are bf16, two elements of a token after each other: (panels,
-// elements / 2, 16, 2), or int8 beside quantised weights, as in a decoding step. The rest of the
-// last panel is computed and never read. Weights are read where they are, each for all tokens of a block.
-
-constexpr int64_t OUTPUTS = FEW ? 4 : 6, PANELS = FEW ? 1 : 4;  // of a tile, whose sums stay in registers
-constexpr int64_t BLOCK = 16;                                   // panels whose inputs stay in the cache
 
 struct Reading {
   int64_t tokens, threads;
@@ -690,196 +923,6 @@ static Floats panel_rms(const float *x, int64_t size, double eps, double factor 
   }
   Floats mean = fma(squares, all(1.f / size), all((float)eps));
   return all((float)factor) / root(mean);
-}
-
-// 32 elements of a panel in int8, four of a token after each other. It takes the place of these
-// elements in bf16. offset: where sums begin, since weights are shifted. sum: of what the codes stand for.
-struct Group {
-  Ints codes[8], offset;
-  Floats scale, sum;
-};
-constexpr int64_t GROUPED = 32;
-static Group *group_at(bf16 *input, int64_t k) { return (Group *)(input + k * LANES); }
-static const Group *group_at(const bf16 *input, int64_t k) { return (const Group *)(input + k * LANES); }
-static_assert(sizeof(Group) <= GROUPED * LANES * sizeof(bf16));
-
-// Elements of a panel in bf16 become int8 if that is what w multiplies.
-static void encode(const Linear &w, bf16 *input) {
-  if (w.kind == BF16) return;
-  for (int64_t k = 0; k < w.inputs; k += GROUPED) {
-    Floats element[GROUPED], most = Floats{};
-    for (int64_t i = 0; i < GROUPED; i += 2) {
-      const Ints both = load64<int32_t>(input + (k + i) * LANES);
-      element[i] = cast<float>(both << 16), element[i + 1] = cast<float>(both & ints((int32_t)0xffff0000));
-      most = larger(most, larger(absolute(element[i]), absolute(element[i + 1])));
-    }
-    const Floats inverse = all(127) / larger(most, all(1e-30f));
-    Group made;
-    Ints sum = Ints{};
-    for (int64_t q = 0; q < 8; q++) {
-      made.codes[q] = Ints{};
-      for (int64_t i = 0; i < 4; i++) {
-        const Ints code = rounded(element[4 * q + i] * inverse);
-        sum = sum + code;
-        made.codes[q] = made.codes[q] | (code & ints(255)) << 8 * i;
-      }
-    }
-    made.scale = most * all(1 / 127.f);
-    made.sum = floats(sum) * made.scale;
-    made.offset = sum * ints(w.kind == INT4 ? -8 : -SHIFT);
-    *group_at(input, k) = made;
-  }
-}
-
-// OUTPUTS rows of weights: bf16, or the codes of quantised ones in a byte each. Sums of rows are
-// multiplied by the factors, then biases are added.
-struct Weights {
-  const Linear *of;
-  std::vector<Kept> kept;
-  std::vector<uint8_t> codes;
-  std::vector<float> scales, zeros;  // int4: (OUTPUTS, groups)
-  const Kept *rows;
-  const char *next;  // what is stored of the rows after these
-  int64_t bytes;     // of these for 32 inputs
-  int64_t groups;
-  float factors[OUTPUTS], biases[OUTPUTS];
-
-  void load(const Linear &w, int64_t n) {
-    of = &w;
-    bytes = OUTPUTS * (w.kind == BF16 ? 64 : w.kind == INT8 ? 32 : 16);
-    next = (const char *)w.weight + (n + OUTPUTS) * w.inputs / 32 * (bytes / OUTPUTS);
-    for (int64_t r = 0; r < OUTPUTS; r++) {
-      factors[r] = w.kind == INT8 ? widen(w.scale[n + r]) : 1;
-      biases[r] = w.bias ? w.bias[n + r] : 0;
-    }
-    if (w.kind == BF16) load_bf16((const bf16 *)w.weight + n * w.inputs);
-    else codes.resize(OUTPUTS * w.inputs);
-    if (w.kind == INT8) load_int8((const int8_t *)w.weight + n * w.inputs);
-    if (w.kind == INT4) load_int4((const uint8_t *)w.weight + n * w.inputs / 2, n);
-  }
-
-  void load_bf16(const bf16 *stored) {
-    rows = in_place(stored);
-    if (rows) return;
-    kept.resize(OUTPUTS * of->inputs);
-    rows = kept.data();
-    for (int64_t r = 0; r < OUTPUTS; r++)
-      keep(stored + r * of->inputs, of->inputs, &kept[r * of->inputs]);
-  }
-
-  void load_int8(const int8_t *stored) {
-    for (int64_t i = 0, size = codes.size(); i < size; i += 64)
-      store(&codes[i], signed_codes(stored + i, size - i), size - i);
-  }
-
-  void load_int4(const uint8_t *stored, int64_t n) {
-    for (size_t i = 0; i < codes.size(); i += 32) {  // two in a byte, the even ones low
-      const auto pairs = read<Register<uint8_t, 16>>(stored + i / 2);
-      const auto wide = __builtin_convertvector(pairs, Register<uint16_t, 32>);
-      const auto single = (wide | wide << 4) & 0x0f0f;
-      std::memcpy(&codes[i], &single, sizeof single);
-    }
-    groups = of->inputs / of->group;
-    scales.resize(OUTPUTS * groups), zeros.resize(OUTPUTS * groups);
-    for (int64_t i = 0; i < OUTPUTS * groups; i++)
-      scales[i] = widen(of->scale[n * groups + i]), zeros[i] = widen(of->zero[n * groups + i]);
-  }
-
-  void ask(int64_t k) const {  // for what is stored after these rows, with inputs k to k + 32
-    for (int64_t i = 0; i < bytes; i += 64) prefetch(next + k / 32 * bytes + i);
-  }
-};
-
-// Sums of OUTPUTS outputs for C panels.
-template <int C>
-static void panel_tile(const Weights &weights, const bf16 *x, float (*sums)[OUTPUTS][LANES]) {
-  const Kept *rows = weights.rows;
-  const int64_t inputs = weights.of->inputs;
-  Floats parts[OUTPUTS][C] = {};
-  for (int64_t k = 0; k < inputs; k += 2) {
-    if (k % 32 == 0) weights.ask(k);
-    Pairs panel[C];
-    for (int c = 0; c < C; c++) panel[c] = pairs(x + (c * inputs + k) * LANES);
-    for (int r = 0; r < OUTPUTS; r++) {
-      const Pairs weight = broadcast(rows + r * inputs + k);
-      for (int c = 0; c < C; c++) parts[r][c] = dot(parts[r][c], weight, panel[c]);
-    }
-  }
-  for (int c = 0; c < C; c++)
-    for (int r = 0; r < OUTPUTS; r++) store(sums[c][r], parts[r][c]);
-}
-
-template <Kind KIND, int C>
-static void code_tile(const Weights &weights, const bf16 *x, float (*sums)[OUTPUTS][LANES]) {
-  const int64_t inputs = weights.of->inputs;
-  Floats parts[OUTPUTS][C] = {};
-  for (int64_t k = 0; k < inputs; k += GROUPED) {
-    weights.ask(k);
-    const Group *group[C];
-    Ints made[OUTPUTS][C];
-    for (int c = 0; c < C; c++) group[c] = group_at(x + c * inputs * LANES, k);
-    for (int r = 0; r < OUTPUTS; r++)
-      for (int c = 0; c < C; c++) made[r][c] = group[c]->offset;
-    for (int q = 0; q < 8; q++)
-      for (int r = 0; r < OUTPUTS; r++) {
-        const Ints weight = ints(read<int32_t>(&weights.codes[r * inputs + k + 4 * q]));
-        for (int c = 0; c < C; c++)
-          made[r][c] = dot_bytes<KIND == INT8>(made[r][c], weight, group[c]->codes[q]);
-      }
-    for (int r = 0; r < OUTPUTS; r++)
-      for (int c = 0; c < C; c++) {
-        const Floats part = floats(made[r][c]);
-        if (KIND == INT8) {
-          parts[r][c] = fma(part, group[c]->scale, parts[r][c]);
-          continue;
-        }
-        const int64_t g = r * weights.groups + k / weights.of->group;
-        parts[r][c] = fma(group[c]->sum, all(weights.zeros[g]), parts[r][c]);
-        parts[r][c] = fma(part * group[c]->scale, all(weights.scales[g]), parts[r][c]);
-      }
-  }
-  for (int c = 0; c < C; c++)
-    for (int r = 0; r < OUTPUTS; r++) store(sums[c][r], parts[r][c]);
-}
-
-// The same for up to PANELS panels, for any kind of weights.
-static void tiles(const Weights &weights, int64_t count, const bf16 *x, float (*sums)[OUTPUTS][LANES]) {
-  const Kind kind = weights.of->kind;
-  if (kind == BF16) {
-    const auto tile = count == 4   ? panel_tile<4>
-                      : count == 3 ? panel_tile<3>
-                      : count == 2 ? panel_tile<2>
-                                   : panel_tile<1>;
-    return tile(weights, x, sums);
-  }
-  const auto one = kind == INT8 ? code_tile<INT8, 1> : code_tile<INT4, 1>;
-  const auto two = kind == INT8 ? code_tile<INT8, 2> : code_tile<INT4, 2>;
-  int64_t c = 0;
-  for (; c + 2 <= count; c += 2) two(weights, x + c * weights.of->inputs * LANES, sums + c);
-  if (c < count) one(weights, x + c * weights.of->inputs * LANES, sums + c);
-}
-
-// Outputs from..to of layers with one input, for all panels: done(n, panel, value), where value(l, i)
-// is output n + i < n + OUTPUTS of layer l. The last ones may be computed twice.
-template <size_t L, typename Done>
-static void multiply(const Linear *const (&layers)[L], const bf16 *x, int64_t panels, int64_t from,
-                     int64_t to, Done done) {
-  const int64_t inputs = layers[0]->inputs;
-  Weights weights[L];
-  float sums[L][PANELS][OUTPUTS][LANES];
-  for (int64_t block = 0; block < panels; block += BLOCK)
-    for (int64_t at = from; at < to; at += OUTPUTS) {
-      const int64_t n = std::min(at, to - OUTPUTS), end = std::min(block + BLOCK, panels);
-      for (size_t l = 0; l < L; l++) weights[l].load(*layers[l], n);
-      for (int64_t p = block; p < end; p += PANELS) {
-        const int64_t count = std::min(PANELS, end - p);
-        for (size_t l = 0; l < L; l++) tiles(weights[l], count, x + p * inputs * LANES, sums[l]);
-        for (int64_t c = 0; c < count; c++)
-          done(n, p + c, [&](int64_t l, int64_t r) {
-            return fma(load(sums[l][c][r]), all(weights[l].factors[r]), all(weights[l].biases[r]));
-          });
-      }
-    }
 }
 
 // Of a panel: x as the input of w, normalised if there is a norm.

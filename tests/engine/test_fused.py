@@ -38,6 +38,15 @@ def test_logits_and_cache_are_those_of_the_model(shape, weights):
 
 
 @here
+@pytest.mark.parametrize("shape", ["grouped", "as Gemma 2"])
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
+@torch.inference_mode()
+def test_rows_in_panels(shape, weights):
+    """More rows than tiles have, of which the last panel is not full."""
+    checked_steps(shape, weights, [1 + 5 * row % 17 for row in range(37)])
+
+
+@here
 @pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
 def test_a_row_does_not_depend_on_the_others_or_on_threads(weights):
     model = build("grouped", weights)

@@ -85,6 +85,19 @@ def test_a_cache_in_few_bits(kind):
 
 
 @here
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+@torch.inference_mode()
+def test_a_single_nan_is_not_lost_when_activations_become_int8(weights):
+    model = build("grouped", weights)
+    reader, cache = reader_of(model)
+    up = model.blocks[-1].mlp.up
+    assert isinstance(up, QuantizedLinear)
+    up.scale[5] = torch.nan  # of one input of `down`
+    assert reader.states(*part(cache, 0, 20))[0].isnan().all()
+    assert FusedDecoder(model, cache)([3], [20]).isnan().all()
+
+
+@here
 @pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
 @torch.inference_mode()
 def test_a_row_does_not_depend_on_the_others_or_on_threads(weights):
