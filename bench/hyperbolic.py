@@ -28,6 +28,7 @@ from culm.eval.interval import student
 from culm.hyperbolic.lorentz import lorentz_inner
 from culm.model import block
 from culm.model.attention import hyperbolic
+from culm.plan.scaling import comparable
 from culm.run.settings import RunConfig
 from culm.run.train import train
 
@@ -101,7 +102,7 @@ def main() -> None:
     rows = []
     for name in arguments.models:
         grid = {rate: measured(arguments, name, rate, 0) for rate in RATES}
-        best = min(grid, key=lambda rate: grid[rate]["loss"])
+        best = min(grid, key=lambda rate: comparable(grid[rate]["loss"]))
         more = [measured(arguments, name, best, seed) for seed in range(1, arguments.seeds)]
         rows.append((name, best, [grid[best], *more]))
     print("\nmodel                 parameters  rate   nats per byte    seconds  off")

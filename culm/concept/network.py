@@ -26,11 +26,13 @@ from culm.model.trunk import Trunk, TrunkConfig
 
 
 class ConceptTrunk(TrunkConfig):
-    """The Transformer over concepts. context: sentences of a row."""
+    """The Transformer over concepts. context: sentences of a row, the last of which is predicted
+    only.
+    """
 
     width: PositiveInt = 192
     layers: Annotated[PositiveInt, Field(le=10_000)] = 4
-    context: PositiveInt = 16
+    context: int = Field(16, ge=2)
     attention: Annotated[tuple[Attention, ...], BeforeValidator(listed), Field(min_length=1)] = (
         GQA(heads=6, qk_norm="head"),
     )
@@ -82,6 +84,11 @@ class ConceptNetwork(nn.Module, ABC):
         self.inward: nn.Module = Linear(dim, width, bias=True)
         self.trunk = Trunk(config.trunk)
         self.outward: nn.Module = Linear(width, dim, bias=True)
+
+    @property
+    def longest(self) -> int:
+        """How many concepts it has learned to read at once: a row without its last one."""
+        return self.config.trunk.context - 1
 
     @abstractmethod
     def loss(self, concepts: Tensor, present: Tensor) -> Mapping[str, Tensor]:
