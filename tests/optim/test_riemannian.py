@@ -37,11 +37,13 @@ def trained(points: Points, optimizer: torch.optim.Optimizer, steps: int = 5) ->
     return points
 
 
-def of_geoopt(points: Points, adam: bool, lorentz: bool) -> Points:
+def of_geoopt(points: Points, adam: bool, space: str) -> Points:
     geoopt = pytest.importorskip("geoopt")
     one = torch.tensor(1.0, dtype=torch.float64)
-    # Of the two balls of geoopt, the exact one moves along geodesics.
-    manifold = geoopt.Lorentz(k=one) if lorentz else geoopt.PoincareBallExact(c=one)
+    if space == "euclidean":
+        manifold = geoopt.Euclidean(ndim=1)
+    else:  # of the two balls of geoopt, the exact one moves along geodesics
+        manifold = geoopt.Lorentz(k=one) if space == "lorentz" else geoopt.PoincareBallExact(c=one)
     points.points = geoopt.ManifoldParameter(points.points.detach().clone(), manifold=manifold)
     if adam:
         optimizer = geoopt.optim.RiemannianAdam([points.points], lr=0.05)
@@ -50,23 +52,29 @@ def of_geoopt(points: Points, adam: bool, lorentz: bool) -> Points:
     return trained(points, optimizer)
 
 
-@pytest.mark.parametrize("lorentz", [False, True])
+SPACES = {"poincare": Poincare(), "lorentz": Lorentz(), "euclidean": Euclidean()}
+
+
+@pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("adam", [False, True])
-def test_steps_match_geoopt(adam: bool, lorentz: bool) -> None:
-    manifold = Lorentz() if lorentz else Poincare()
+def test_steps_match_geoopt(adam: bool, space: str) -> None:
+    manifold, lorentz = SPACES[space], space == "lorentz"
     ours = Points(manifold, lorentz)
     kind = RiemannianAdam if adam else RiemannianSGD
     trained(ours, kind(rate=0.05).build(ours))
-    theirs = of_geoopt(Points(manifold, lorentz), adam, lorentz)
+    theirs = of_geoopt(Points(manifold, lorentz), adam, space)
     torch.testing.assert_close(
         ours.points.detach(), theirs.points.detach().as_subclass(torch.Tensor), atol=1e-6, rtol=1e-6
     )
 
 
-def test_euclidean_twin_is_sgd() -> None:
+@pytest.mark.parametrize("adam", [False, True])
+def test_euclidean_twin_is_that_of_torch(adam: bool) -> None:
+    """Coordinate by coordinate: their gradients differ in size."""
     ours, theirs = Points(Euclidean()), Points(Euclidean())
-    trained(ours, RiemannianSGD(rate=0.05).build(ours))
-    trained(theirs, torch.optim.SGD(theirs.parameters(), lr=0.05))
+    kinds = (RiemannianAdam, torch.optim.Adam) if adam else (RiemannianSGD, torch.optim.SGD)
+    trained(ours, kinds[0](rate=0.05).build(ours))
+    trained(theirs, kinds[1](theirs.parameters(), lr=0.05))
     torch.testing.assert_close(ours.points, theirs.points)
     torch.testing.assert_close(ours.bias, theirs.bias)
 
