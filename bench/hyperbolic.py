@@ -75,7 +75,7 @@ def measured(arguments: argparse.Namespace, name: str, rate: float, seed: int) -
 def off(model: torch.nn.Module) -> float:
     """Of all centroids and sums of a forward in fp32."""
     seen = [0.0]
-    before = hyperbolic.to_hyperboloid, block.lorentz_sum
+    before = hyperbolic.centroid_of, block.lorentz_sum
 
     def watched(function):
         def call(*given):
@@ -85,9 +85,9 @@ def off(model: torch.nn.Module) -> float:
 
         return call
 
-    hyperbolic.to_hyperboloid, block.lorentz_sum = map(watched, before)
+    hyperbolic.centroid_of, block.lorentz_sum = map(watched, before)
     model(torch.randint(256, (4, 64), generator=torch.Generator().manual_seed(0)))
-    hyperbolic.to_hyperboloid, block.lorentz_sum = before
+    hyperbolic.centroid_of, block.lorentz_sum = before
     return max(seen)
 
 

@@ -35,6 +35,28 @@ def lift(space: Tensor, curvature: Tensor | float) -> Tensor:
     return torch.cat((time_of(space, curvature), space), -1)
 
 
+def offsets(space: Tensor, curvature: Tensor | float) -> Tensor:
+    """(..., D) -> (..., D + 1): the points with this space part, less the origin. Their time goes to
+    0 with c, where that of the points goes to infinity.
+    """
+    time = squared(space) / (time_of(space, curvature) + curvature**-0.5)
+    return torch.cat((time, space), -1)
+
+
+def centroid_of(mean: Tensor, curvature: Tensor | float) -> Tensor:
+    """The centroid of points, from the weighted mean of their offsets; the weights add up to 1.
+
+    Such a mean o + m of points is on the hyperboloid or inside: -c <o + m, o + m>_L is at least 1,
+    also where rounding far out says otherwise.
+
+    mean: (..., D + 1). Returns (..., D + 1).
+    """
+    radius = curvature**-0.5
+    time = mean[..., :1]
+    square = 1 + curvature * (2 * radius * time - lorentz_inner(mean, mean))
+    return torch.cat((time + radius, mean[..., 1:]), -1) / square.clamp(min=1).sqrt()
+
+
 def to_hyperboloid(x: Tensor, curvature: Tensor | float) -> Tensor:
     """x: (..., D + 1) with <x, x>_L < 0, scaled so that it is -1/c."""
     return x / root(-lorentz_inner(x, x) * curvature)
