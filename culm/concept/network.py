@@ -22,6 +22,7 @@ from culm.model.cache import Cache
 from culm.model.context import Context
 from culm.model.init import initialize
 from culm.model.linear import Linear
+from culm.model.precision import FullPrecision
 from culm.model.trunk import Trunk, TrunkConfig
 
 
@@ -71,7 +72,7 @@ class History:
     length: int = 0
 
 
-class ConceptNetwork(nn.Module, ABC):
+class ConceptNetwork(nn.Module, FullPrecision, ABC):
     """concepts: (B, S, C) -> the next concept after each.
 
     The trunk reads each concept through a linear layer; a second one gives a concept.

@@ -36,8 +36,8 @@ def lift(space: Tensor, curvature: Tensor | float) -> Tensor:
 
 
 def offsets(space: Tensor, curvature: Tensor | float) -> Tensor:
-    """(..., D) -> (..., D + 1): the points with this space part, less the origin. Their time goes to
-    0 with c, where that of the points goes to infinity.
+    """(..., D) -> (..., D + 1): the points with this space part, less the origin. Their time
+    goes to 0 with c, where that of the points goes to infinity.
     """
     time = squared(space) / (time_of(space, curvature) + curvature**-0.5)
     return torch.cat((time, space), -1)

@@ -51,7 +51,7 @@ class PartCurvature(Curvature, CustomInit):
 
 
 def time_in_fp32(s: Tensor, curvature: Tensor | float) -> Tensor:
-    """(..., E) -> (..., 1) fp32: the time of points with this space part, less that of the origin."""
+    """(..., E) -> (..., 1) fp32: the time of points with this space part, less the origin's."""
     return offsets(s.float(), curvature)[..., :1]
 
 

@@ -62,8 +62,8 @@ class RiemannianSGD(Riemannian):
 
 
 class RiemannianAdam(Riemannian):
-    """betas, eps: as in AdamW; the second moment is one number a point, of the squared length of its
-    gradient. In flat space it is one a coordinate, as in Adam.
+    """betas, eps: as in AdamW; the second moment is one number a point, the squared length of its
+    gradient. In flat space it is one for each coordinate, as in Adam.
     """
 
     kind: Literal["riemannian_adam"] = "riemannian_adam"

@@ -7,7 +7,9 @@ from gates import DIM, KINDS, NETWORKS, network_of
 from culm.concept.model import ConceptModel, ConceptsConfig
 from culm.concept.network import NetworkConfig
 from culm.config import SettingError, parse
+from culm.convert.weights import set_precision
 from culm.model.attention.gqa import GQA
+from culm.model.backend import place
 from culm.text.concepts import ConceptLanguageModel
 from culm.tokenizer import TokenizerConfig
 
@@ -56,6 +58,16 @@ def test_a_sentence_in_context_is_read_where_the_network_has_learned(model) -> N
     with torch.no_grad():
         network.read(given[None], history)
     torch.testing.assert_close(states[-1], history.states[0, -1])
+
+
+@pytest.mark.parametrize("config", NETWORKS, ids=KINDS)
+def test_a_network_stays_in_fp32(model: ConceptLanguageModel) -> None:
+    """As in training; what writes and reads sentences does not."""
+    set_precision(model.model, torch.bfloat16)
+    place(model.model, torch.device("cpu"), torch.bfloat16)
+    assert {weight.dtype for weight in model.model.network.parameters()} == {torch.float32}
+    assert model.model.encoder.blocks[0].attention.q.weight.dtype == torch.bfloat16
+    assert model.generate("a. b. c. d.", max_tokens=9, seed=0)
 
 
 def test_a_row_has_a_sentence_to_read_and_one_to_predict() -> None:

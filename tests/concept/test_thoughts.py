@@ -82,7 +82,7 @@ def test_rows_without_their_end_are_not_learned(tmp_path: Path) -> None:
     assert sorted(map(TOKENIZER.decode, learned)) == [
         f"A is a B.\n{said}\n\0" for said in ("yes", "yesyes")
     ]
-    with pytest.raises(SettingError, match="use a longer train.context"):
+    with pytest.raises(SettingError, match=r"use a longer train\.context"):
         Loader(prepared, lengths[0] - 1, 2, 2, seed=0)
 
 

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from culm.cli import app
 from culm.compose import read_yaml
 from culm.exits import Refused
-from culm.graph.folder import load_points
+from culm.graph.embedding import EmbeddingConfig
+from culm.graph.folder import NamedPoints, load_points, save_points
 from culm.verbs.train import train_run
 
 
@@ -61,6 +62,14 @@ def test_resumed_is_the_same_bit_for_bit(edges: Path, tmp_path: Path) -> None:
     edges.write_text(edges.read_text() + "n99\tn3\n")
     with pytest.raises(Refused, match="was trained on other edges"):
         train_run("poincare", settings(edges, parts, schedule, "train.steps=20"))
+
+
+def test_names_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """Also with marks that end a line elsewhere than in a file."""
+    names = ("a\u2028b", "c\x0bd\x85e", "f\x1cg")
+    points = NamedPoints(EmbeddingConfig(dimension=2).build(3), names)
+    save_points(points, tmp_path / "points")
+    assert load_points(tmp_path / "points").names == names
 
 
 def test_learned_curvature_moves(edges: Path, tmp_path: Path) -> None:

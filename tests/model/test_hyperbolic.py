@@ -45,6 +45,7 @@ def attention(curvature: float, **settings) -> tuple[torch.nn.Module, Tensor, La
 def test_attention_is_distances_and_centroids(curvature: float) -> None:
     """By a loop over tokens and heads, on complete points."""
     module, x, context = attention(curvature)
+
     def mapped(part: torch.nn.Module, space: Tensor) -> Tensor:
         """By one matrix on the complete point, less the origin."""
         weight = torch.cat((part.time[:, None], part.space.weight), 1)
