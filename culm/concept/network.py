@@ -24,6 +24,7 @@ from culm.model.init import initialize
 from culm.model.linear import Linear
 from culm.model.precision import FullPrecision
 from culm.model.trunk import Trunk, TrunkConfig
+from culm.seed import keyed, keyed_integer
 
 
 class ConceptTrunk(TrunkConfig):
@@ -72,6 +73,28 @@ class History:
     length: int = 0
 
 
+@dataclass(frozen=True)
+class Chances:
+    """Where the random numbers of a loss come from: for each row, so that any division of a step
+    into micro-batches and ranks gives the same ones.
+
+    seeds: of the rows. estimated: whether a denoiser reads its own estimate, in the whole step.
+    """
+
+    seeds: Sequence[int]
+    estimated: bool
+
+    @staticmethod
+    def of(seed: int, step: int, places: Sequence[int]) -> Chances:
+        """places: of the rows in their step."""
+        seeds = [keyed_integer(seed, "noise", step, place) for place in places]
+        return Chances(seeds, keyed(seed, "estimate", step).random() < 0.5)
+
+    def generators(self) -> list[torch.Generator]:
+        """One for each row, on the CPU."""
+        return [torch.Generator().manual_seed(seed) for seed in self.seeds]
+
+
 class ConceptNetwork(nn.Module, FullPrecision, ABC):
     """concepts: (B, S, C) -> the next concept after each.
 
@@ -92,10 +115,10 @@ class ConceptNetwork(nn.Module, FullPrecision, ABC):
         return self.config.trunk.context - 1
 
     @abstractmethod
-    def loss(self, concepts: Tensor, present: Tensor) -> Mapping[str, Tensor]:
+    def loss(self, concepts: Tensor, present: Tensor, chances: Chances) -> Mapping[str, Tensor]:
         """Terms, each summed over the concepts that follow another one.
 
-        present: (B, S) bool; the absent ones come last in their row.
+        present: (B, S) bool; the absent ones come last in their row. chances: of the B rows.
         """
 
     def calibrate(self, concepts: Tensor, seed: int) -> None:
