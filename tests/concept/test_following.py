@@ -8,6 +8,7 @@ from culm.concept.model import ConceptModel, ConceptsConfig
 from culm.concept.network import NetworkConfig
 from culm.config import SettingError, parse
 from culm.convert.weights import set_precision
+from culm.data.format.sentences import SentencesFormat
 from culm.model.attention.gqa import GQA
 from culm.model.backend import place
 from culm.text.concepts import ConceptLanguageModel
@@ -44,6 +45,21 @@ def test_a_text_without_end_is_continued(model: ConceptLanguageModel, monkeypatc
     concepts = [one for one, _ in zip(model.following(network, known, 0), range(9), strict=False)]
     assert all(one.isfinite().all() for one in concepts)
     assert lengths[:8] == [3, 2] * 4  # of 4 sentences in a row, 3 were read in training
+
+
+@pytest.mark.parametrize("config", NETWORKS[:1], ids=KINDS[:1])
+def test_a_text_ends_with_the_concept_that_training_puts_there(model, monkeypatch) -> None:
+    """No setting of the data changes it, as a loaded model could not know it."""
+    monkeypatch.setattr("culm.text.concepts.END_COSINE", 0.9)
+    [*said, end] = SentencesFormat().contents({"text": "Tom ran. Ann sang!"})
+    assert said == ["Tom ran. ", "Ann sang!"]
+    network, concepts = model.model.network, model.concepts([*said, end])
+    following = iter([*model.model.normalizer(concepts), None])
+    monkeypatch.setattr(network, "next", lambda *given: next(following)[None])
+    found = list(model.following(network, concepts[:1], 0))
+    torch.testing.assert_close(torch.stack(found), concepts[:2])
+    with pytest.raises(SettingError, match="end: "):
+        parse(SentencesFormat, {"end": "Fin."})
 
 
 @pytest.mark.parametrize("config", NETWORKS, ids=KINDS)
