@@ -30,7 +30,7 @@ class Manifold(ABC):
         squared length, which is the same in all coordinates; or (..., D), where each of the
         coordinates has a length of its own.
         """
-        return self.inner(x, v, v)
+        return self.inner(x, v, v).clamp(min=0)  # rounding far out may say otherwise
 
     def c(self, like: Tensor) -> Tensor:
         """() the curvature as it is now, in the precision of some points."""

@@ -86,16 +86,34 @@ def test_parameters_without_points_take_steps_of_adamw() -> None:
     torch.testing.assert_close(ours.bias, theirs.bias)
 
 
-@pytest.mark.parametrize("rate", [0.1, 1e3])
-def test_points_stay_on_the_manifold(rate: float) -> None:
-    """Also with a rate that throws them far out."""
+@pytest.mark.parametrize("kind", [RiemannianSGD, RiemannianAdam])
+@pytest.mark.parametrize("rate", [0.1, 30.0, 1e3])
+def test_points_stay_on_the_manifold(rate: float, kind: type[RiemannianSGD]) -> None:
+    """Also with a rate that throws them far out, where their distances are still numbers."""
     ball, sheet = Points(Poincare()), Points(Lorentz(), lorentz=True)
     for points in (ball, sheet):
-        trained(points, RiemannianSGD(rate=min(rate, 5.0)).build(points), steps=2)
+        trained(points, kind(rate=rate).build(points), steps=4)
         assert points.points.isfinite().all()
+        assert points.loss().isfinite()
     assert float(ball.points.detach().norm(dim=-1).max()) < 1
     own = lorentz_inner(sheet.points, sheet.points) / sheet.points[:, :1].square()
     assert float((own + 1 / sheet.points[:, :1].square()).detach().abs().max()) < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("length", [30.0, 300.0, 1e6])
+def test_steps_that_no_number_could_express_end_far_out(length: float, dtype) -> None:
+    space = Lorentz(0.5)
+    direction = torch.tensor([[0.6, 0.0, 0.8]], dtype=dtype)
+    x = space.from_origin(direction * length)
+    origin = space.origin(x)
+    further = space.exp(x, space.log(x, origin) * -length)
+    for point in (x, further):
+        assert point.isfinite().all()
+        assert space.distance(point, origin).isfinite().all()
+        torch.testing.assert_close(point[:, 1:] / point[:, 1:].norm(), direction)
+    far = {torch.float32: 13.0, torch.float64: 30.0}[dtype]  # sqrt(2) log(2 FARTHEST) is the most
+    assert far < float(space.distance(x, origin)) < 34
 
 
 def test_groups_are_named_and_learn_at_the_rate() -> None:
