@@ -13,7 +13,7 @@ from typing import Self
 
 import torch
 from pydantic import Field, PositiveFloat
-from torch import Tensor, nn
+from torch import Tensor
 
 from culm.bytelatent.bridge import Ends
 from culm.bytelatent.reading import Reading
@@ -43,7 +43,7 @@ class Entropy(Config):
     max_bytes: int = Field(default=16, ge=2)
 
 
-class EntropyPatcher(nn.Module, CustomInit, FullPrecision):
+class EntropyPatcher(FullPrecision, CustomInit):
     """The small model, frozen, and the threshold, which is stored with the weights."""
 
     def __init__(self, config: Entropy, model: TransformerConfig) -> None:

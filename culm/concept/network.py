@@ -95,7 +95,7 @@ class Chances:
         return [torch.Generator().manual_seed(seed) for seed in self.seeds]
 
 
-class ConceptNetwork(nn.Module, FullPrecision, ABC):
+class ConceptNetwork(FullPrecision, ABC):
     """concepts: (B, S, C) -> the next concept after each.
 
     The trunk reads each concept through a linear layer; a second one gives a concept.

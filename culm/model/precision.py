@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 
-class FullPrecision:
+class FullPrecision(nn.Module):
     """A module that decides or samples in fp32: with rounded weights it would decide otherwise than
     in training. Its weights are neither cast nor quantised with those of the model around it.
     """
