@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from families import FAMILIES, ROW
 from learning_rl import run_to_end
+from torch import Tensor
 
 import culm
 from culm.bytelatent.model import PatchModel
@@ -76,23 +77,34 @@ def bits_per_byte(model: LanguageModel, given: list[str]) -> float:
 
 
 def word_starts(model: LanguageModel, given: list[str]) -> dict[str, float]:
-    """How well the ends of patches match the bytes before words: F1, and that of random ends."""
+    """How well the ends of patches match the starts of words: F1, and that of random ends."""
     if not isinstance(model.model, PatchModel):
         return {}
     hits = ends = starts = count = 0
     for text in given:
         ids = model.encode(text)
         found = model.model.ends(torch.tensor([ids]))[0]
-        # With the space, or with the first byte of the word: both know that a word starts.
-        space = torch.tensor([id in b" \n" for id in ids])
-        first = torch.cat((torch.zeros(1, dtype=torch.bool), space[:-1])) & ~space
-        hits += int(max((found & space).sum(), (found & first).sum()))
-        ends, starts, count = ends + int(found.sum()), starts + int(first.sum()), count + len(ids)
-    f1 = 2 * hits / (ends + starts)
+        hits, ends = hits + matched(ids, found), ends + int(found.sum())
+        starts, count = starts + int(firsts(ids).sum()), count + len(ids)
+    share = ends / count
     return {
-        "bytes_per_patch": count / ends, "word_f1": f1,
-        "random_f1": 2 * (ends / count * starts) / (ends + starts),
+        "bytes_per_patch": 1 / share, "word_f1": 2 * hits / (ends + starts),
+        "random_f1": 2 * starts * (1 - (1 - share) ** 2) / (ends + starts),
     }  # fmt: skip
+
+
+def firsts(ids: list[int]) -> Tensor:
+    """(T,) bool: the first byte of each word but the first one."""
+    space = torch.tensor([id in b" \n" for id in ids])
+    return torch.cat((torch.zeros(1, dtype=torch.bool), space[:-1])) & ~space
+
+
+def matched(ids: list[int], ends: Tensor) -> int:
+    """Words at whose start a patch ends: with the space before it, or with its first byte, since
+    kinds of models differ in that; each word counts once. ends: (T,) bool.
+    """
+    with_either = ends | torch.cat((torch.zeros(1, dtype=torch.bool), ends[:-1]))
+    return int((with_either & firsts(ids)).sum())
 
 
 def reversing(folder: Path, seed: int) -> float:

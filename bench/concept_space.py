@@ -25,7 +25,7 @@ from concepts import MEAN, baselines, plot, row
 from torch import Tensor
 
 from culm.batch import Batch, Loss, Term
-from culm.concept.network import ConceptNetwork, ConceptTrunk, NetworkConfig
+from culm.concept.network import Chances, ConceptNetwork, ConceptTrunk, NetworkConfig
 from culm.concept.normalizer import Normalizer
 from culm.concept.one_tower import OneTower
 from culm.concept.quantized import Quantized
@@ -131,7 +131,8 @@ class Given(Trained):
 
     def forward(self, batch: Batch) -> Loss:
         present = torch.ones(batch.tokens.shape, dtype=torch.bool)
-        terms = self.network.loss(batch.extra["concepts"], present)
+        chances = Chances(batch.extra["seeds"].tolist(), bool(batch.extra["estimated"][0]))
+        terms = self.network.loss(batch.extra["concepts"], present, chances)
         return Loss({name: Term(total, "targets") for name, total in terms.items()})
 
 
@@ -149,7 +150,12 @@ class Rows:
         chosen = self.concepts[torch.randint(len(self.concepts), (count,), generator=draw)]
         tokens = torch.zeros(chosen.shape[:2], dtype=torch.int64)
         counts = {"tokens": float(tokens.numel()), "targets": float(PREDICTED)}
-        return [Batch(tokens, tokens, tokens, counts=counts, extra={"concepts": chosen})]
+        chances = Chances.of(self.seed, number, range(count))
+        extra = {
+            "concepts": chosen, "seeds": torch.tensor(chances.seeds),
+            "estimated": torch.full((count,), chances.estimated),
+        }  # fmt: skip
+        return [Batch(tokens, tokens, tokens, counts=counts, extra=extra)]
 
     def state(self, steps: int) -> dict[str, Tensor]:
         return {}

@@ -67,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if given.data:
-            lines = Path(given.data).read_text().splitlines()[: given.questions]
+            lines = Path(given.data).read_text().split("\n")[: given.questions]
         else:
             lines = [json.dumps(one) for one in invented(given.questions)]
         (folder / "q.jsonl").write_text("\n".join(lines) + "\n")

@@ -28,6 +28,7 @@ from culm.eval.interval import student
 from culm.hyperbolic.lorentz import lorentz_inner
 from culm.model import block
 from culm.model.attention import hyperbolic
+from culm.plan.scaling import comparable
 from culm.run.settings import RunConfig
 from culm.run.train import train
 
@@ -74,7 +75,7 @@ def measured(arguments: argparse.Namespace, name: str, rate: float, seed: int) -
 def off(model: torch.nn.Module) -> float:
     """Of all centroids and sums of a forward in fp32."""
     seen = [0.0]
-    before = hyperbolic.to_hyperboloid, block.lorentz_sum
+    before = hyperbolic.centroid_of, block.lorentz_sum
 
     def watched(function):
         def call(*given):
@@ -84,9 +85,9 @@ def off(model: torch.nn.Module) -> float:
 
         return call
 
-    hyperbolic.to_hyperboloid, block.lorentz_sum = map(watched, before)
+    hyperbolic.centroid_of, block.lorentz_sum = map(watched, before)
     model(torch.randint(256, (4, 64), generator=torch.Generator().manual_seed(0)))
-    hyperbolic.to_hyperboloid, block.lorentz_sum = before
+    hyperbolic.centroid_of, block.lorentz_sum = before
     return max(seen)
 
 
@@ -101,7 +102,7 @@ def main() -> None:
     rows = []
     for name in arguments.models:
         grid = {rate: measured(arguments, name, rate, 0) for rate in RATES}
-        best = min(grid, key=lambda rate: grid[rate]["loss"])
+        best = min(grid, key=lambda rate: comparable(grid[rate]["loss"]))
         more = [measured(arguments, name, best, seed) for seed in range(1, arguments.seeds)]
         rows.append((name, best, [grid[best], *more]))
     print("\nmodel                 parameters  rate   nats per byte    seconds  off")

@@ -22,6 +22,7 @@ from culm.files import read_json
 from culm.optim import Optimizer
 from culm.optim.optimizer import OptimizerConfig
 from culm.plan.needs import Step, needs_of
+from culm.plan.scaling import comparable
 from culm.run.assemble import assemble
 from culm.run.settings import RunConfig, read_run
 
@@ -49,7 +50,7 @@ def main() -> None:
     reference: float | None = None
     for kind in given.kinds:
         losses = {rate: trained(given.folder, kind, rate, given.steps) for rate in RATES[kind]}
-        rate = min(losses, key=lambda one: losses[one])
+        rate = min(losses, key=lambda one: comparable(losses[one]))
         reference = losses[rate] if kind == "adamw" else reference
         ratio = "" if reference is None else f"{losses[rate] / reference:.3f}"
         held, planned, milliseconds = measured(settings(given.folder, kind, rate, given.steps))

@@ -46,6 +46,17 @@ def test_the_page_on_versions_is_true() -> None:
     assert re.search(r"^## (Unreleased|\d+\.\d+\.\d+)", changes, re.M)
 
 
+def test_references_are_installed_where_tests_compare_with_them() -> None:
+    """Otherwise the tests are skipped everywhere. What is small comes with `make test`, the rest
+    with `make test-slow`.
+    """
+    extras = PROJECT["optional-dependencies"]
+    [dev] = extras["dev"]
+    assert "hyperbolic" in re.split(r"[\[\],]", dev)
+    [slow] = re.findall(r"^EXTRAS +\?= (.*)", (ROOT / "Makefile").read_text(), re.M)
+    assert {name for name in extras if name.endswith("-ref")} <= set(slow.split(","))
+
+
 def test_the_commands_of_the_guide() -> None:
     """Those of culm are parsed by tests/test_docs.py; the others name what there is."""
     text = (ROOT / "AGENTS.md").read_text()

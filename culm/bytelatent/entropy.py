@@ -13,13 +13,14 @@ from typing import Self
 
 import torch
 from pydantic import Field, PositiveFloat
-from torch import Tensor, nn
+from torch import Tensor
 
 from culm.bytelatent.bridge import Ends
 from culm.bytelatent.reading import Reading
 from culm.config import Config
 from culm.model.context import Context
 from culm.model.init import CustomInit
+from culm.model.precision import FullPrecision
 from culm.model.transformer import Transformer, TransformerConfig
 
 
@@ -42,7 +43,7 @@ class Entropy(Config):
     max_bytes: int = Field(default=16, ge=2)
 
 
-class EntropyPatcher(nn.Module, CustomInit):
+class EntropyPatcher(FullPrecision, CustomInit):
     """The small model, frozen, and the threshold, which is stored with the weights."""
 
     def __init__(self, config: Entropy, model: TransformerConfig) -> None:

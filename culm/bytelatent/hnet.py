@@ -127,17 +127,21 @@ def smoothed(values: Tensor, p: Tensor, positions: Tensor, earlier: Tensor | Non
 
     values: (B, N, E), g; p: (B, N) fp32; positions: (B, N), of each patch in its document, which
     starts with z = g. earlier: (B, E), z before the first patch, where its position is not 0.
+
+    The logarithms are added up in fp64: the total grows with the row, and its differences are what
+    counts, so in fp32 a long row would differ from the same patches read one by one.
     """
     first = positions == 0
     p = p.clamp(EDGE, 1 - EDGE)
-    total = (1 - p).log().cumsum(1)
+    total = (1 - p).double().log().cumsum(1)
     place = torch.arange(p.shape[1], device=p.device)
     start = place.where(first, -1).cummax(1).values  # of the document of a patch; -1: earlier
     seen = (place <= place[:, None]) & (place >= start[..., None])
-    fade = (total[:, :, None] - total[:, None]).masked_fill(~seen, float("-inf")).exp()
+    away = (total[:, :, None] - total[:, None]).to(p.dtype)
+    fade = away.masked_fill(~seen, float("-inf")).exp()
     z = (fade * p.where(~first, 1.0)[:, None]) @ values.float()
     if earlier is not None:
-        kept = total.exp().masked_fill(start >= 0, 0.0)
+        kept = total.to(p.dtype).exp().masked_fill(start >= 0, 0.0)
         z = z + kept[..., None] * earlier.float()[:, None]
     return z.to(values.dtype)
 

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from culm.concept.diffusion import Diffusion, Predict, Sampler, cosine_alphas, denoise, noisy
-from culm.concept.network import ConceptNetwork, History, NetworkConfig, successors, summed
+from culm.concept.network import (
+    Chances,
+    ConceptNetwork,
+    History,
+    NetworkConfig,
+    successors,
+    summed,
+)
 from culm.model.linear import Linear
 
 WAVES = 64  # sines and cosines of a time
@@ -63,20 +70,33 @@ class DiffusionNetwork(ConceptNetwork):
         when = torch.as_tensor(times, device=state.device).expand(state.shape[:-1])
         return self.noisy_inward(torch.cat(given, -1)), self.time(when)
 
-    def loss(self, concepts: Tensor, present: Tensor) -> Mapping[str, Tensor]:
-        settings, (rows, size) = self.config.diffusion, present.shape
-        targets, device = concepts[:, 1:], concepts.device
-        times = torch.randint(1, settings.steps + 1, (rows, size - 1), device=device)
-        alphas = cosine_alphas(settings.steps).to(device, concepts.dtype)[times - 1]
-        state = noisy(targets, torch.randn_like(targets), alphas)
-        dropped = torch.rand(rows, device=device) < settings.guidance_dropout
+    def loss(self, concepts: Tensor, present: Tensor, chances: Chances) -> Mapping[str, Tensor]:
+        settings, targets = self.config.diffusion, concepts[:, 1:]
+        noise, times, dropped = self._noise(chances, targets)
+        alphas = cosine_alphas(settings.steps).to(targets)[times - 1]
+        state = noisy(targets, noise, alphas)
         predict = self.predictor(concepts[:, :-1], dropped)
         estimate = torch.zeros_like(state)
-        if settings.self_conditioning and float(torch.rand(())) < 0.5:
+        if settings.self_conditioning and chances.estimated:
             with torch.no_grad():
                 estimate = predict(state, estimate, times, True)
         distances = (predict(state, estimate, times, True) - targets).square().mean(-1)
         return {"mse": summed(distances, successors(present))}
+
+    def _noise(self, chances: Chances, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise (B, N, C), times (B, N) from 1, and (B,) bool, rows without their context."""
+        settings, (_, size, dim) = self.config.diffusion, targets.shape
+        rows = [
+            (
+                torch.randn(size, dim, generator=random),
+                torch.randint(1, settings.steps + 1, (size,), generator=random),
+                torch.rand((), generator=random) < settings.guidance_dropout,
+            )
+            for random in chances.generators()
+        ]
+        noise, times, dropped = (torch.stack(parts) for parts in zip(*rows, strict=True))
+        device = targets.device
+        return noise.to(targets), times.to(device), dropped.to(device)
 
     def predictions(self, concepts: Tensor, sampler: Sampler, random: Tensor) -> Tensor:
         return self._denoised(self.predictor(concepts), random.to(concepts), sampler)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from culm.concept.network import ConceptNetwork, NetworkConfig
+from culm.concept.network import Chances, ConceptNetwork, NetworkConfig
 from culm.concept.networks import Network
 from culm.concept.normalizer import Normalizer
 from culm.model.context import Context
@@ -128,13 +128,16 @@ class ConceptModel(Transformer):
         means = sums.view(rows, length, -1) / sizes.clamp_min(1)[..., None]
         return F.layer_norm(self.compress(means), (self.config.dim,)), sizes > 0
 
-    def network_loss(self, tokens: Tensor, context: Context) -> Mapping[str, Tensor]:
+    def network_loss(
+        self, tokens: Tensor, context: Context, chances: Chances
+    ) -> Mapping[str, Tensor]:
         """As `ConceptNetwork.loss`, of the concepts of rows (B, T), without gradient to these."""
         assert self.network is not None
         with torch.no_grad():
             concepts, present = self._concepts(tokens, context)
         limit = self.network.config.trunk.context
-        return self.network.loss(self.normalizer(concepts[:, :limit]), present[:, :limit])
+        given = self.normalizer(concepts[:, :limit])
+        return self.network.loss(given, present[:, :limit], chances)
 
     def written(self, concepts: Tensor) -> Tensor:
         """(N, E): what the decoder reads in place of a first token, from concepts (N, C)."""

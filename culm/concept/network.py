@@ -22,15 +22,19 @@ from culm.model.cache import Cache
 from culm.model.context import Context
 from culm.model.init import initialize
 from culm.model.linear import Linear
+from culm.model.precision import FullPrecision
 from culm.model.trunk import Trunk, TrunkConfig
+from culm.seed import keyed, keyed_integer
 
 
 class ConceptTrunk(TrunkConfig):
-    """The Transformer over concepts. context: sentences of a row."""
+    """The Transformer over concepts. context: sentences of a row, the last of which is predicted
+    only.
+    """
 
     width: PositiveInt = 192
     layers: Annotated[PositiveInt, Field(le=10_000)] = 4
-    context: PositiveInt = 16
+    context: int = Field(16, ge=2)
     attention: Annotated[tuple[Attention, ...], BeforeValidator(listed), Field(min_length=1)] = (
         GQA(heads=6, qk_norm="head"),
     )
@@ -69,7 +73,29 @@ class History:
     length: int = 0
 
 
-class ConceptNetwork(nn.Module, ABC):
+@dataclass(frozen=True)
+class Chances:
+    """Where the random numbers of a loss come from: for each row, so that any division of a step
+    into micro-batches and ranks gives the same ones.
+
+    seeds: of the rows. estimated: whether a denoiser reads its own estimate, in the whole step.
+    """
+
+    seeds: Sequence[int]
+    estimated: bool
+
+    @staticmethod
+    def of(seed: int, step: int, places: Sequence[int]) -> Chances:
+        """places: of the rows in their step."""
+        seeds = [keyed_integer(seed, "noise", step, place) for place in places]
+        return Chances(seeds, keyed(seed, "estimate", step).random() < 0.5)
+
+    def generators(self) -> list[torch.Generator]:
+        """One for each row, on the CPU."""
+        return [torch.Generator().manual_seed(seed) for seed in self.seeds]
+
+
+class ConceptNetwork(FullPrecision, ABC):
     """concepts: (B, S, C) -> the next concept after each.
 
     The trunk reads each concept through a linear layer; a second one gives a concept.
@@ -83,11 +109,16 @@ class ConceptNetwork(nn.Module, ABC):
         self.trunk = Trunk(config.trunk)
         self.outward: nn.Module = Linear(width, dim, bias=True)
 
+    @property
+    def longest(self) -> int:
+        """How many concepts it has learned to read at once: a row without its last one."""
+        return self.config.trunk.context - 1
+
     @abstractmethod
-    def loss(self, concepts: Tensor, present: Tensor) -> Mapping[str, Tensor]:
+    def loss(self, concepts: Tensor, present: Tensor, chances: Chances) -> Mapping[str, Tensor]:
         """Terms, each summed over the concepts that follow another one.
 
-        present: (B, S) bool; the absent ones come last in their row.
+        present: (B, S) bool; the absent ones come last in their row. chances: of the B rows.
         """
 
     def calibrate(self, concepts: Tensor, seed: int) -> None:

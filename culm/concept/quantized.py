@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from culm.concept.codes import Codebooks
 from culm.concept.diffusion import Sampler
-from culm.concept.network import ConceptNetwork, History, NetworkConfig, successors, summed
+from culm.concept.network import (
+    Chances,
+    ConceptNetwork,
+    History,
+    NetworkConfig,
+    successors,
+    summed,
+)
 from culm.model.linear import Linear
 
 
@@ -57,7 +64,7 @@ class QuantizedNetwork(ConceptNetwork):
         x = states + self.chosen(chosen) + self.levels.weight[level]
         return self.heads[level](x + F.silu(self.hidden(x)))
 
-    def loss(self, concepts: Tensor, present: Tensor) -> Mapping[str, Tensor]:
+    def loss(self, concepts: Tensor, present: Tensor, chances: Chances) -> Mapping[str, Tensor]:
         """The negative log-likelihood of all codes of a concept, in nats."""
         states = self.trunk(self.inward(concepts[:, :-1]))
         codes = self.codebooks(concepts[:, 1:])

@@ -37,9 +37,13 @@ class Ranks:
 
 
 def ranks(predicted: Tensor, truth: Tensor) -> Ranks:
-    """By cosine. predicted, truth: (N, C)."""
+    """By cosine. predicted, truth: (N, C).
+
+    Equal scores come in the worst order, so concepts that coincide earn nothing; nor does a
+    prediction that is no number.
+    """
     scores = F.normalize(predicted.double(), dim=-1) @ F.normalize(truth.double(), dim=-1).T
-    return Ranks(1 + (scores > scores.diagonal()[:, None]).sum(1))
+    return Ranks((~(scores < scores.diagonal()[:, None])).sum(1))
 
 
 def mean_before(concepts: Tensor, count: int | None = None) -> Tensor:

@@ -17,10 +17,13 @@ MAX_CHARACTERS = 200  # of a sentence, as in arXiv 2412.08821
 END = "End of text."  # the sentence after the last one of a document
 
 _CLOSING = "\"'”’»›)\\]}」』）】》"
+_MARKS = ".!?…؟۔।॥።"
 # A mark of the end: before white space, or anywhere for scripts that are written without it. A
-# blank line ends a sentence too.
+# blank line ends a sentence too. A run of marks or spaces is tried from its first one only: from
+# each of them, a long run without an end would take the square of its length.
 _END = re.compile(
-    rf"[.!?…؟۔।॥።]+[{_CLOSING}]*(?:\s+|$)|[。！？｡]+[{_CLOSING}]*\s*|\s*\n[^\S\n]*\n\s*"
+    rf"(?<![{_MARKS}])[{_MARKS}]++[{_CLOSING}]*+(?:\s+|$)|[。！？｡]++[{_CLOSING}]*+\s*"
+    r"|(?<!\s)\s*\n[^\S\n]*\n\s*"
 )
 _SEPARATORS = (re.compile(r"[;:—–；：]\s*"), re.compile(r"[,，、،]\s*"), re.compile(r"\s+"))
 _ABBREVIATED = re.compile(r"(?:^|[^\w])(\w+)\.\s+$")
@@ -42,7 +45,8 @@ def _sentences(text: str) -> Iterator[str]:
     start = 0
     for match in _END.finditer(text):
         end = match.end()
-        if not text[start:end].strip() or not _ends(text, start, match):
+        blank = match.start() == start and match.group().isspace()
+        if blank or not _ends(text, start, match):
             continue
         yield text[start:end]
         start = end
@@ -68,18 +72,19 @@ def _ends(text: str, start: int, match: re.Match[str]) -> bool:
 
 def _capped(sentence: str, limit: int) -> Iterator[str]:
     """Parts of up to `limit` characters, each as long as its separators allow."""
-    while len(sentence) > limit:
-        cut = _cut(sentence, limit)
-        yield sentence[:cut]
-        sentence = sentence[cut:]
-    if sentence:
-        yield sentence
+    start = 0
+    while len(sentence) - start > limit:
+        cut = _cut(sentence, start, start + limit)
+        yield sentence[start:cut]
+        start = cut
+    if start < len(sentence):
+        yield sentence[start:]
 
 
-def _cut(sentence: str, limit: int) -> int:
-    """Behind the last separator of the best kind in the second half, or the limit."""
+def _cut(sentence: str, start: int, end: int) -> int:
+    """Behind the last separator of the best kind in the second half of a part, or its end."""
     for separator in _SEPARATORS:
-        ends = [m.end() for m in separator.finditer(sentence, 0, limit) if m.end() <= limit]
-        if ends and 2 * ends[-1] >= limit:
+        ends = [match.end() for match in separator.finditer(sentence, start, end)]
+        if ends and 2 * (ends[-1] - start) >= end - start:
             return ends[-1]
-    return limit
+    return end

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from culm.concept.diffusion import Sampler
-from culm.concept.network import ConceptNetwork, History, NetworkConfig, successors, summed
+from culm.concept.network import (
+    Chances,
+    ConceptNetwork,
+    History,
+    NetworkConfig,
+    successors,
+    summed,
+)
 
 
 class Base(NetworkConfig):
@@ -27,7 +34,7 @@ class BaseNetwork(ConceptNetwork):
     def forward(self, concepts: Tensor) -> Tensor:
         return self.outward(self.trunk(self.inward(concepts)))
 
-    def loss(self, concepts: Tensor, present: Tensor) -> Mapping[str, Tensor]:
+    def loss(self, concepts: Tensor, present: Tensor, chances: Chances) -> Mapping[str, Tensor]:
         found = self(concepts[:, :-1])
         distances = (found - concepts[:, 1:]).square().mean(-1)
         return {"mse": summed(distances, successors(present))}

@@ -21,6 +21,7 @@ from culm.config import SettingError
 from culm.convert.multipliers import folded
 from culm.dtype import cast, name_of
 from culm.model.linear import GroupedLinear, Linear
+from culm.model.precision import full_precision
 from culm.model.rope import Rotation
 from culm.model.transformer import Transformer, TransformerConfig
 
@@ -36,13 +37,15 @@ def refuse_adapters(model: nn.Module) -> None:
 
 
 def set_precision(model: Transformer, dtype: torch.dtype, source: str = "model") -> None:
-    """Cast the parameters of a model, but no buffers: angles, scales and selection biases.
+    """Cast the parameters of a model, but neither buffers (angles, scales and selection biases) nor
+    those of parts that stay as they are (`culm.model.precision`).
 
     Raises:
         SettingError: a number is too large for the dtype; it names `source`.
     """
+    kept = full_precision(model)
     for name, weight in model.named_parameters():
-        if weight.dtype != dtype:
+        if weight.dtype != dtype and name not in kept:
             weight.data = cast(weight.data, dtype, f"{source}: {name}")
 
 

@@ -111,9 +111,11 @@ class Loader:
             )
         what = self.gives if self.gives in COUNTED else "documents"
         if self.left_out:
+            thoughts = self.gives == "thoughts"  # all of their parts are learned together
+            why = "do not end within" if thoughts else "have no learned token within"
             remarks.append(
-                f"{self.left_out:,} of {self.documents:,} {what} have no learned token "
-                f"within {context} tokens and are left out."
+                f"{self.left_out:,} of {self.documents:,} {what} {why} {context} tokens and are "
+                "left out."
             )
         if self.truncated:
             remarks.append(

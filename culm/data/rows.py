@@ -43,6 +43,9 @@ class Rows:
         self._columns = {name: prepared.column(name) for name in prepared.manifest.columns}
         self._packed = _pack(prepared, context, packing, graded)
         targets = self._packed.targets(prepared.learned_positions() if prepared.masked else None)
+        whole = np.isin(self._packed.ends, prepared.offsets)
+        if prepared.manifest.gives == "thoughts":
+            targets = np.where(whole, targets, 0)  # the last part would be taken for the answer
         rows = np.add.reduceat(targets, self._packed.first[:-1])
         self._groups = self._group_starts(len(rows))
         self.group = int(np.diff(self._groups).max())
@@ -52,11 +55,10 @@ class Rows:
         self.efficiency = self._packed.efficiency(context)
         self.cuts = self._packed.cuts(prepared.offsets)
         self.documents, self.left_out = len(learned), len(learned) - len(self.kept)
-        whole = len(targets) == len(prepared.offsets) - 1  # no document is cut into several
-        if prepared.manifest.format != "document" and whole and not self._single:
+        apiece = len(targets) == len(prepared.offsets) - 1  # no document is cut into several
+        if prepared.manifest.format != "document" and apiece and not self._single:
             self.documents, self.left_out = len(targets), int((targets == 0).sum())
-        short = ~np.isin(self._packed.ends, prepared.offsets) & (targets > 0)
-        self.truncated = int(short.sum()) if self._packed.truncated else 0
+        self.truncated = int((~whole & (targets > 0)).sum()) if self._packed.truncated else 0
 
     def difficulty(self, graded: Difficulties) -> np.ndarray:
         """(N,) fp64, of the rows that are kept."""

@@ -83,14 +83,21 @@ def uncomputed(config: Config, path: str = "") -> Iterator[str]:
     """Settings, among them those of parts, that the step does not know."""
     known = COMPUTED.get(type(config))
     if known is None:
-        yield f"it does not compute {path.rstrip('.')}={config}"
+        yield f"it does not compute {path}kind={_short(config)}"
         return
     for name, value in config:
         if name not in known and value != type(config).model_fields[name].default:
-            yield f"it does not compute {path}{name}={value}"
+            yield f"it does not compute {path}{name}={_short(value)}"
         elif name in ("attention", "mlp", "norm", "residual") and path == "":
             for part in value if isinstance(value, tuple) else (value,):
                 yield from uncomputed(part, f"{name}.")
+
+
+def _short(value: object) -> str:
+    """A value as a message names it; of settings the kind, since all of them fill a screen."""
+    if isinstance(value, tuple) and value:
+        return _short(value[0])
+    return str(getattr(value, "kind", type(value).__name__) if isinstance(value, Config) else value)
 
 
 def _shapes(block: Block, name: str) -> Iterator[str]:

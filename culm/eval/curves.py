@@ -56,7 +56,8 @@ class Panel(NamedTuple):
 @dataclass(frozen=True)
 class Run:
     """A run folder. settings: by dotted names. values: of each metric, by step. tokens: by step.
-    flops_per_token: of training, if the run could count them.
+    flops_per_token: of training, if the run could count them. diverged: metrics whose last value is
+    no finite number; those before it say nothing about where the run ended.
     """
 
     folder: Path
@@ -64,6 +65,7 @@ class Run:
     values: Mapping[str, Mapping[int, float]]
     tokens: Mapping[int, float]
     flops_per_token: float | None = None
+    diverged: frozenset[str] = frozenset()
 
     def at(self, step: int, axis: Axis) -> float:
         """Where on an axis a step is; not finite if the run does not know that axis."""
@@ -91,24 +93,39 @@ def read_measured(folder: Path) -> Run:
         raise SettingError(f"{folder}: it is no run, since it has no {SETTINGS}")
     trained, evaluated = (read_lines(folder / f"{name}.jsonl") for name in ("metrics", "eval"))
     values: dict[str, dict[int, float]] = {}
+    diverged: set[str] = set()
     for line in trained:
-        for name, value in _finite(line).items():
-            values.setdefault(name, {})[line["step"]] = value
+        _note(line["step"], numbers(line), values, diverged)
     for line in evaluated:
-        for name, value in _finite(line).items():
-            known = f"eval.{name}" if any(name in one for one in trained) else name
-            values.setdefault(known, {})[line["step"]] = value
+        found = {
+            f"eval.{name}" if any(name in one for one in trained) else name: value
+            for name, value in numbers(line).items()
+        }
+        _note(line["step"], found, values, diverged)
     if not values:
         raise NothingMeasured(f"{folder}: it has measured nothing yet")
     manifest = folder / MANIFEST
     starts = (read_json(manifest).get("starts") if manifest.is_file() else None) or [{}]
     flops = starts[-1].get("flops_per_token")
-    return Run(folder, settings_in(folder), values, values.get("tokens", {}), flops)
+    tokens = values.get("tokens", {})
+    return Run(folder, settings_in(folder), values, tokens, flops, frozenset(diverged))
 
 
-def _finite(line: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line that a curve can have: not those of a step that was left out."""
-    return {name: value for name, value in numbers(line).items() if math.isfinite(value)}
+def _note(
+    step: int, found: Mapping[str, float], values: dict[str, dict[int, float]], diverged: set[str]
+) -> None:
+    """Add the numbers of a line that a curve can have: not those of a step that was left out."""
+    for name, value in found.items():
+        if math.isfinite(value):
+            values.setdefault(name, {})[step] = value
+            diverged.discard(name)
+        else:
+            diverged.add(name)
+
+
+def sound(runs: Sequence[Run], metric: str) -> list[Run]:
+    """Without those that diverged, whose last value of the metric is no finite number."""
+    return [run for run in runs if metric not in run.diverged]
 
 
 def settings_in(folder: Path) -> dict[str, Any]:

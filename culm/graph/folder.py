@@ -76,7 +76,8 @@ def load_points(path: str | Path) -> NamedPoints:
     if folder is None:
         raise SettingError(f"{path}: there are no points of a graph here; culm train poincare")
     config = parse(EmbeddingConfig, read_json(folder / SETTINGS), str(folder / SETTINGS))
-    names = tuple((folder / NODES).read_text(encoding="utf-8").splitlines())
+    written = (folder / NODES).read_text(encoding="utf-8")
+    names = tuple(written.removesuffix("\n").split("\n"))  # other marks of lines may be in names
     model = config.build(len(names))
     try:
         model.load_state_dict(load_file(folder / POINTS))

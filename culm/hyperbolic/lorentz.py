@@ -9,6 +9,7 @@ Lorentz, c in HELM.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,10 @@ from torch import Tensor
 from culm.hyperbolic.curvature import Curvature
 from culm.hyperbolic.manifold import Manifold
 from culm.hyperbolic.ratios import arsinh_ratio, root, sinh_ratio, squared
+
+# The longest space part of a point, in radii: farther out its distance from the origin, in which
+# the square of this cancels, would lose its sixth digit in fp64 and its third in fp32.
+FARTHEST = {torch.float64: 1e10, torch.float32: 1e4}
 
 
 def lorentz_inner(x: Tensor, y: Tensor) -> Tensor:
@@ -33,6 +38,28 @@ def time_of(space: Tensor, curvature: Tensor | float) -> Tensor:
 def lift(space: Tensor, curvature: Tensor | float) -> Tensor:
     """(..., D) -> (..., D + 1): the points with this space part."""
     return torch.cat((time_of(space, curvature), space), -1)
+
+
+def offsets(space: Tensor, curvature: Tensor | float) -> Tensor:
+    """(..., D) -> (..., D + 1): the points with this space part, less the origin. Their time
+    goes to 0 with c, where that of the points goes to infinity.
+    """
+    time = squared(space) / (time_of(space, curvature) + curvature**-0.5)
+    return torch.cat((time, space), -1)
+
+
+def centroid_of(mean: Tensor, curvature: Tensor | float) -> Tensor:
+    """The centroid of points, from the weighted mean of their offsets; the weights add up to 1.
+
+    Such a mean o + m of points is on the hyperboloid or inside: -c <o + m, o + m>_L is at least 1,
+    also where rounding far out says otherwise.
+
+    mean: (..., D + 1). Returns (..., D + 1).
+    """
+    radius = curvature**-0.5
+    time = mean[..., :1]
+    square = 1 + curvature * (2 * radius * time - lorentz_inner(mean, mean))
+    return torch.cat((time + radius, mean[..., 1:]), -1) / square.clamp(min=1).sqrt()
 
 
 def to_hyperboloid(x: Tensor, curvature: Tensor | float) -> Tensor:
@@ -70,7 +97,8 @@ class Lorentz(Manifold):
         return lift(torch.zeros_like(like[..., 1:]), self.c(like))
 
     def project(self, x: Tensor) -> Tensor:
-        return lift(x[..., 1:], self.c(x))
+        """Points beyond `FARTHEST` are moved in along their radius."""
+        return self._within(x[..., 1:], self.c(x))
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """2 / sqrt(c) arsinh(sqrt(c) |x - y|_L / 2)."""
@@ -90,7 +118,8 @@ class Lorentz(Manifold):
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
         z = self.c(x) * lorentz_inner(v, v).clamp(min=0)
-        return self.project(torch.cosh(root(z)) * x + sinh_ratio(z) * v)
+        step, z = _shortened(v, z)
+        return self.project(torch.cosh(root(z)) * x + sinh_ratio(z) * step)
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         # cosh(sqrt(c) d) = 1 + c chord / 2, and the tangent part of y has the length sinh.
@@ -103,10 +132,25 @@ class Lorentz(Manifold):
 
     def from_origin(self, v: Tensor) -> Tensor:
         """v: (..., D), a tangent vector at the origin without its time, which is 0."""
-        return lift(v * sinh_ratio(self.c(v) * squared(v)), self.c(v))
+        step, z = _shortened(v, self.c(v) * squared(v))
+        return self._within(step * sinh_ratio(z), self.c(v))
+
+    def _within(self, space: Tensor, c: Tensor) -> Tensor:
+        """The points with this space part, or the farthest ones in its direction."""
+        most = FARTHEST[space.dtype] * c.clamp(min=torch.finfo(c.dtype).tiny).rsqrt()
+        square = squared(space)
+        return lift(space * (most / root(square).clamp(min=most)), c)
 
     def chord(self, x: Tensor, y: Tensor) -> Tensor:
         """(..., 1): <x - y, x - y>_L, with the difference of the times from those of the spaces."""
         space = x[..., 1:] - y[..., 1:]
         longer = (space * (x[..., 1:] + y[..., 1:])).sum(-1, keepdim=True)
         return squared(space) - (longer / (x[..., :1] + y[..., :1])).square()
+
+
+def _shortened(v: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """A step v of squared length z, in radii; a longer one than from end to end is cut there, where
+    cosh is finite.
+    """
+    most = (2 * math.log(2 * FARTHEST[v.dtype])) ** 2
+    return v * (most / z.clamp(min=most)).sqrt(), z.clamp(max=most)

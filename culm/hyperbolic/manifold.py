@@ -25,6 +25,13 @@ class Manifold(ABC):
 
     curvature: Curvature | Tensor | float = 0.0
 
+    def squares(self, x: Tensor, v: Tensor) -> Tensor:
+        """Of what the second moment of Adam is the mean, for a gradient v at x: (..., 1), its
+        squared length, which is the same in all coordinates; or (..., D), where each of the
+        coordinates has a length of its own.
+        """
+        return self.inner(x, v, v).clamp(min=0)  # rounding far out may say otherwise
+
     def c(self, like: Tensor) -> Tensor:
         """() the curvature as it is now, in the precision of some points."""
         given = self.curvature() if isinstance(self.curvature, Curvature) else self.curvature
@@ -89,6 +96,9 @@ class Euclidean(Manifold):
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         return (u * v).sum(-1, keepdim=True)
+
+    def squares(self, x: Tensor, v: Tensor) -> Tensor:
+        return v.square()
 
     def gradient(self, x: Tensor, euclidean: Tensor) -> Tensor:
         return euclidean

@@ -14,18 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from culm.hyperbolic.curvature import Curvature
-from culm.hyperbolic.lorentz import Lorentz, lift, time_of
+from culm.hyperbolic.lorentz import Lorentz, lift, offsets
 from culm.hyperbolic.ratios import root
 from culm.model.init import CustomInit
 from culm.model.linear import Linear
 
 
 class LorentzLinear(nn.Module, CustomInit):
-    """s: (..., inputs), the space part of points -> (..., outputs): W s + w x_0.
+    """s: (..., inputs), the space part of points -> (..., outputs): W s + w (x_0 - 1 / sqrt(c)).
 
-    A linear map of the complete point; what it gives is the space part of the next one (arXiv
-    2105.14686). The weights of the time are a vector, so that the matrix is one that can be
-    quantised, adapted and divided like any other.
+    A linear map of the complete point (arXiv 2105.14686), less the origin, whose time grows without
+    limit as c goes to 0: there the map is W s. What it gives is the space part of the next point.
+    The weights of the time are a vector, so that the matrix is one that can be quantised, adapted
+    and divided like any other.
     """
 
     def __init__(self, inputs: int, outputs: int, residual: bool = False) -> None:
@@ -38,7 +39,7 @@ class LorentzLinear(nn.Module, CustomInit):
         self.time.copy_(weight.normal_(0.0, std, generator=generator("time")))
 
     def forward(self, s: Tensor, time: Tensor) -> Tensor:
-        """time: (..., 1) fp32, of the points."""
+        """time: (..., 1) fp32, of the points, less that of the origin."""
         return self.space(s) + (time * self.time).to(s.dtype)
 
 
@@ -50,8 +51,8 @@ class PartCurvature(Curvature, CustomInit):
 
 
 def time_in_fp32(s: Tensor, curvature: Tensor | float) -> Tensor:
-    """(..., E) -> (..., 1) fp32: the time of points with this space part."""
-    return time_of(s.float(), curvature)
+    """(..., E) -> (..., 1) fp32: the time of points with this space part, less the origin's."""
+    return offsets(s.float(), curvature)[..., :1]
 
 
 def lorentz_sum(x: Tensor, y: Tensor, weight: Tensor, curvature: float) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import ClassVar, Literal, TypeVar
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from culm.adapt.lora import adapters_of
 from culm.batch import Batch, Loss, Reads, Term
 from culm.concept.model import ConceptModel
-from culm.concept.network import NetworkConfig
+from culm.concept.network import Chances, NetworkConfig
 from culm.concept.one_tower import OneTower
 from culm.concept.quantized import Quantized
 from culm.concept.squared_error import Base
@@ -26,6 +27,7 @@ from culm.config import SettingError
 from culm.model.context import Context
 from culm.model.transformer import Transformer
 from culm.objective.objective import Load, Objective, ObjectiveConfig
+from culm.parallel.ranks import Ranks
 
 N = TypeVar("N", bound=NetworkConfig)
 
@@ -67,7 +69,7 @@ class LCM(ObjectiveConfig):
         model.requires_grad_(False)
         assert model.network is not None
         model.network.requires_grad_(True)
-        return LCMObjective(model.train())
+        return LCMObjective(model.train(), seed)
 
 
 class BaseLCM(LCM, Base):
@@ -116,9 +118,17 @@ def _part(given: LCM, kind: type[N]) -> N:
 
 
 class LCMObjective(Objective):
-    """The terms of the network, on the concepts of a frozen encoder."""
+    """The terms of the network, on the concepts of a frozen encoder.
+
+    The noise of a network depends on the seed, the step and the place of a row in it, so any number
+    of ranks learns from the same.
+    """
 
     model: ConceptModel
+
+    def __init__(self, model: ConceptModel, seed: int) -> None:
+        super().__init__(model)
+        self.seed = seed
 
     def moving(self) -> Collection[nn.Module]:
         """What is fitted to the data once: checkpoints hold it."""
@@ -126,8 +136,22 @@ class LCMObjective(Objective):
         fitted = [] if network is None else network.fitted()
         return [self.model.normalizer, *fitted]
 
+    def prepare_step(self, batches: list[Batch], number: int, ranks: Ranks) -> list[Batch]:
+        """With the `Chances` of its rows."""
+        place, prepared = ranks.rank * sum(len(batch.tokens) for batch in batches), []
+        for batch in batches:
+            rows = len(batch.tokens)
+            chances = Chances.of(self.seed, number, range(place, place + rows))
+            extra = {
+                "noise_seed": torch.tensor(chances.seeds),
+                "estimated": torch.full((rows,), chances.estimated),
+            }
+            prepared.append(replace(batch, extra={**batch.extra, **extra}))
+            place += rows
+        return prepared
+
     def loss(self, batch: Batch, context: Context) -> Loss:
-        terms = self.model.network_loss(batch.tokens, context.unrecorded())
+        terms = self.model.network_loss(batch.tokens, context.unrecorded(), _chances(batch))
         return Loss({name: Term(total, "successors") for name, total in terms.items()})
 
     def calibrate(self, batches: Iterator[Batch], seed: int) -> None:
@@ -156,3 +180,11 @@ class LCMObjective(Objective):
                 f"give data.format.sentences={limit}, or the trunk a longer context"
             )
         return concepts[present]
+
+
+def _chances(batch: Batch) -> Chances:
+    """Those of `prepare_step`; any others in a plan, which computes no numbers."""
+    if batch.tokens.is_meta:
+        return Chances([0] * len(batch.tokens), estimated=True)
+    seeds, estimated = batch.extra["noise_seed"], batch.extra["estimated"]
+    return Chances(seeds.tolist(), bool(estimated[0]))

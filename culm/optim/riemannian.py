@@ -63,7 +63,7 @@ class RiemannianSGD(Riemannian):
 
 class RiemannianAdam(Riemannian):
     """betas, eps: as in AdamW; the second moment is one number a point, the squared length of its
-    gradient.
+    gradient. In flat space it is one for each coordinate, as in Adam.
     """
 
     kind: Literal["riemannian_adam"] = "riemannian_adam"
@@ -127,7 +127,7 @@ class RiemannianAdamRule(PointsRule):
         return {
             "step": torch.zeros((), device=parameter.device),
             "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter[..., :1]),
+            "exp_avg_sq": torch.zeros_like(self.manifold.squares(parameter, parameter)),
         }
 
     def move(self, x: Tensor, gradient: Tensor, state: dict[str, Tensor], group: Group) -> None:
@@ -135,7 +135,7 @@ class RiemannianAdamRule(PointsRule):
         own = self.manifold.gradient(x, gradient)
         mean, square = state["exp_avg"], state["exp_avg_sq"]
         mean.lerp_(own, 1 - beta)
-        square.lerp_(self.manifold.inner(x, own, own), 1 - beta_sq)
+        square.lerp_(self.manifold.squares(x, own), 1 - beta_sq)
         scale = (square / (1 - beta_sq**step)).sqrt_().add_(group["eps"])
         to = self.manifold.exp(x, mean / scale * (-group["lr"] / (1 - beta**step)))
         mean.copy_(self.manifold.transport(x, to, mean))

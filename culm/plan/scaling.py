@@ -128,12 +128,18 @@ def effective_tokens(tokens: float, unique: float) -> float:
     return min(tokens, unique) + unique * REPEATS * -math.expm1(-repeats / REPEATS)
 
 
+def comparable(loss: float) -> float:
+    """A loss; infinity if it is no number, as of a run that diverged: it is never the least."""
+    return math.inf if math.isnan(loss) else loss
+
+
 def lowest(rates: Sequence[float], losses: Sequence[float]) -> float:
     """The rate at the vertex of the parabola through three losses over log rate, within the rates.
 
     rates: in steps of one factor.
     """
-    if not losses[0] >= losses[1] <= losses[2]:
+    through = all(map(math.isfinite, losses))  # a run that diverged is no point of a parabola
+    if not (through and losses[0] >= losses[1] <= losses[2]):
         return min(zip(losses, rates, strict=True))[1]
     bend = losses[0] - 2 * losses[1] + losses[2]
     shift = (losses[0] - losses[2]) / (2 * bend) if bend else 0.0

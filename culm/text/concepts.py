@@ -70,7 +70,7 @@ class ConceptLanguageModel(LanguageModel):
     @torch.no_grad()
     def in_context(self, sentences: Sequence[str]) -> Tensor:
         """(N, E) fp32: each sentence of a text as one of it: the state of the network after it and
-        those before it, of which there are at least half of `trunk.context`, where the text has so
+        those before it: at least half of what the network reads at once, where the text has so
         many.
 
         Raises:
@@ -78,7 +78,7 @@ class ConceptLanguageModel(LanguageModel):
         """
         network = self._network()
         concepts = self.model.normalizer(self.concepts(sentences))
-        limit = network.config.trunk.context
+        limit = network.longest
         new = max(1, limit // 2)
         found = []
         for start in range(0, len(concepts), new):
@@ -169,7 +169,7 @@ class ConceptLanguageModel(LanguageModel):
     ) -> Iterator[Tensor]:
         """Concepts (C,) that follow those of a text (N, C), until the end of the document.
 
-        The network reads its last `trunk.context` concepts at most.
+        The network reads the last ones, up to `trunk.context` less one.
         """
         normalizer, limit = self.model.normalizer, network.config.trunk.context
         [end] = self.concepts([END])
@@ -178,7 +178,7 @@ class ConceptLanguageModel(LanguageModel):
             random.seed()
         else:
             random.manual_seed(seed)
-        read = list(normalizer(concepts))[-limit + 1 :]
+        read = list(normalizer(concepts))[-network.longest :]
         history = network.begin(1, limit)
         network.read(torch.stack(read)[None], history)
         before = None
@@ -192,7 +192,7 @@ class ConceptLanguageModel(LanguageModel):
                 return
             yield concept
             before, read = concept, [*read, new[0]]
-            if history.length == limit:  # half of it is read again, from position 0
+            if history.length == network.longest:  # half of it is read again, from position 0
                 read = read[-limit // 2 :]
                 history = network.begin(1, limit)
                 network.read(torch.stack(read)[None], history)

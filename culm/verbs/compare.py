@@ -10,7 +10,7 @@ from rich.table import Table
 
 from culm import log
 from culm.config import SettingError, did_you_mean
-from culm.eval.curves import Axis, Group, Panel, Run, curve_of, ends, grouped
+from culm.eval.curves import Axis, Group, Panel, Run, curve_of, ends, grouped, sound
 from culm.eval.interval import student
 from culm.verbs.format import flops
 from culm.verbs.plot import checked, read_once
@@ -25,18 +25,19 @@ def show_compare(
     overwrite: bool,
 ) -> None:
     """Draw curves with a band over seeds and where they end, and print a table, from the least
-    value on.
+    value on. Runs that diverged are left out and named.
 
     over: by default FLOPs, or steps where a run could not count its FLOPs.
     panels: a setting; runs that have another value of it are compared on their own. `folder`: the
     folder in which the runs lie.
 
     Raises:
-        SettingError: a folder is no run, or has no such metric or setting.
+        SettingError: a folder is no run, has no such metric or setting, or all runs diverged.
     """
     read = _finished(read_once(runs))
-    if not any(metric in run.values for run in read):
+    if not any(metric in run.values or metric in run.diverged for run in read):
         metric = metric.replace("-", "_")
+    read = _converged(read, metric)
     known = all(run.flops is not None for run in read)
     axis = checked(out, over or ("flops" if known else "step"), overwrite)
     found = list(_panels(read, metric, axis, panels))
@@ -67,6 +68,21 @@ def _finished(runs: Sequence[Run]) -> list[Run]:
         log.say(f"Not finished, and left out: {left}")
     if not found:
         raise SettingError("no run is finished; culm plot shows how far they are")
+    return found
+
+
+def _converged(runs: Sequence[Run], metric: str) -> list[Run]:
+    """Without those that diverged; they are named.
+
+    Raises:
+        SettingError: all of them did.
+    """
+    found = sound(runs, metric)
+    if len(found) < len(runs):
+        left = ", ".join(str(run.folder) for run in runs if run not in found)
+        log.say(f"Diverged (the last {metric} is no finite number), and left out: {left}")
+    if not found:
+        raise SettingError(f"--metric: the last {metric} of every run is no finite number")
     return found
 
 

@@ -20,6 +20,7 @@ from culm.eval.curves import (
     ends,
     grouped,
     read_measured,
+    sound,
 )  # fmt: skip
 from culm.files import refuse_existing
 from culm.train.run_folder import SETTINGS
@@ -43,7 +44,7 @@ def show_plot(
     if not metrics:
         metrics = ["reward"] if all("reward" in run.values for run in read) else ["loss"]
     curves = {
-        metric: {name: curve_of(members, metric, axis) for name, members in groups.items()}
+        metric: {name: curve_of(_shown(own, metric), metric, axis) for name, own in groups.items()}
         for metric in metrics
     }
     from culm.eval.plots import bands
@@ -51,15 +52,26 @@ def show_plot(
     bands(Path(out), curves, axis)
     table = Table("runs", "seeds", *metrics, box=None)
     for name, members in groups.items():
-        cells = []
-        for metric in metrics:
-            found = ends(members, metric)
-            spread = f" ({min(found):.4g} - {max(found):.4g})" if len(found) > 1 else ""
-            cells.append(f"{fmean(found):.4g}{spread}" if found else "")
-        table.add_row(name, str(len(members)), *cells)
+        table.add_row(name, str(len(members)), *(_end(members, metric) for metric in metrics))
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(table)
     console.print(out)
+
+
+def _shown(runs: Sequence[Run], metric: str) -> Sequence[Run]:
+    """Those that did not diverge; if all did, all that have a curve up to there."""
+    return sound(runs, metric) or [run for run in runs if metric in run.values] or runs
+
+
+def _end(runs: Sequence[Run], metric: str) -> str:
+    """The mean of the last values and their range, and how many runs have none."""
+    left = sound(runs, metric)
+    found = ends(left, metric) if left else []
+    spread = f" ({min(found):.4g} - {max(found):.4g})" if len(found) > 1 else ""
+    parts = [f"{fmean(found):.4g}{spread}"] if found else []
+    if lost := len(runs) - len(left):
+        parts.append(f"{lost} diverged")
+    return ", ".join(parts)
 
 
 def checked(out: str, over: str, overwrite: bool) -> Axis:

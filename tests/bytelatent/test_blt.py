@@ -2,9 +2,13 @@ import pytest
 import torch
 from patch_models import TEXT, patch_model, tokens_of
 
+from culm.adapt.quantize.int8 import Int8
+from culm.adapt.quantize.linear import quantized_layers
 from culm.bytelatent.ngrams import PRIMES, NgramEmbedding
 from culm.bytelatent.reading import Reading
 from culm.convert import native
+from culm.convert.weights import set_precision
+from culm.model import backend
 from culm.model.context import Context
 from culm.tokenizer.bytes import Bytes
 
@@ -76,3 +80,28 @@ def test_the_small_model_is_frozen_and_stored_with_the_weights(tmp_path):
     with torch.no_grad():
         tokens = tokens_of(TEXT)
         assert torch.equal(loaded.eval()(tokens), model.eval()(tokens))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_patches_end_at_the_same_bytes_in_every_dtype(seed: int) -> None:
+    """The small model decides in fp32, whatever the model around it computes and stores in."""
+    model, tokens = patch_model("blt", seed), torch.tensor([list(TEXT)])
+    before = model.ends(tokens)
+    assert before.any()
+    weights = {name: one.clone() for name, one in model.bridge.patcher.named_parameters()}
+    set_precision(model, torch.bfloat16)
+    backend.place(model, torch.device("cpu"), torch.bfloat16)
+    assert torch.equal(model.ends(tokens), before)
+    for name, weight in model.bridge.patcher.named_parameters():
+        assert torch.equal(weight, weights[name]), name
+    others = {p.dtype for n, p in model.named_parameters() if not n.startswith("bridge.patcher")}
+    assert others == {torch.bfloat16}
+
+
+def test_the_small_model_is_not_quantised() -> None:
+    model, tokens = patch_model("blt"), torch.tensor([list(TEXT)])
+    before = model.ends(tokens)
+    Int8(targets=("*",)).apply(model)
+    assert quantized_layers(model)
+    assert not any(name.startswith("bridge.patcher") for name in quantized_layers(model))
+    assert torch.equal(model.ends(tokens), before)

@@ -41,6 +41,17 @@ def test_smoothing_equals_the_recurrence_within_documents():
     torch.testing.assert_close(fresh, found[:, 3:])
 
 
+def test_a_long_row_is_as_exact_as_a_short_one():
+    """The last patches, read with all before them, are those read after the one before them."""
+    chance = torch.Generator().manual_seed(0)
+    values = torch.randn(1, 3000, 2, generator=chance)
+    p = torch.rand(1, 3000, generator=chance)
+    positions = torch.arange(3000)[None]
+    whole = smoothed(values, p, positions)
+    last = smoothed(values[:, 2980:], p[:, 2980:], positions[:, 2980:], whole[:, 2979])
+    torch.testing.assert_close(whole[:, 2980:], last, atol=2e-6, rtol=2e-6)
+
+
 def test_gradients_reach_the_router_through_the_smoothing():
     p = torch.full((1, 4), 0.7, requires_grad=True)
     smoothed(torch.randn(1, 4, 2), p, torch.arange(4)[None]).square().sum().backward()

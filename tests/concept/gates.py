@@ -7,7 +7,7 @@ from learning import fit
 from torch import Tensor
 
 from culm.batch import Batch, Loss, Term
-from culm.concept.network import ConceptNetwork, ConceptTrunk, NetworkConfig
+from culm.concept.network import Chances, ConceptNetwork, ConceptTrunk, NetworkConfig
 from culm.concept.one_tower import OneTower
 from culm.concept.quantized import Quantized
 from culm.concept.squared_error import Base
@@ -42,12 +42,14 @@ class Vectors(Trained):
 
     def __init__(self, network: ConceptNetwork) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.steps = network, 0
 
     def forward(self, batch: Batch) -> Loss:
         concepts = batch.extra["concepts"]
         present = torch.ones(concepts.shape[:2], dtype=torch.bool)
-        terms = self.network.loss(concepts, present)
+        chances = Chances.of(0, self.steps, range(len(concepts)))
+        self.steps += 1
+        terms = self.network.loss(concepts, present, chances)
         return Loss({name: Term(total, "targets") for name, total in terms.items()})
 
 

@@ -91,6 +91,14 @@ def test_stopped_and_resumed_is_never_stopped(
         assert torch.equal(weights_in(two)[name], weight), name
 
 
+def test_noise_is_the_same_for_every_size_of_micro_batches(trained, run, autoencoder, tmp_path):
+    """Each row has its own, in whatever batch it is."""
+    lcm(run, tmp_path / "run", autoencoder, "two_tower", **{"train.micro_batch_size": 1})
+    lines = [read_lines(f / "metrics.jsonl") for f in (trained("two_tower"), tmp_path / "run")]
+    for one, other in zip(*lines, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
 def test_an_autoencoder_that_changed_is_refused(run, folder, autoencoder, tmp_path) -> None:
     copy = tmp_path / "ae"
     lcm(run, tmp_path / "run", autoencoder, "base", **{"train.checkpoint.every_steps": 2})

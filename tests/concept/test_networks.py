@@ -5,7 +5,7 @@ import torch
 from gates import DIM, KINDS, NETWORKS, network_of
 
 from culm.concept.diffusion import Sampler
-from culm.concept.network import ConceptNetwork, NetworkConfig
+from culm.concept.network import Chances, ConceptNetwork, NetworkConfig
 from culm.config import SettingError, parse
 
 FEW = Sampler(steps=4)
@@ -53,17 +53,41 @@ def test_absent_concepts_change_no_loss(config: NetworkConfig) -> None:
     present = torch.arange(6) < torch.tensor([[6], [3], [1]])
     losses = []
     for filling in (0.0, 5.0):
-        torch.manual_seed(3)
         filled = torch.where(present[..., None], given, torch.tensor(filling))
-        [total] = network.loss(filled, present).values()
+        [total] = network.loss(filled, present, Chances.of(3, 0, range(3))).values()
         losses.append(float(total.detach()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @every_network
+@pytest.mark.parametrize("estimated", [False, True])
+def test_a_loss_is_the_sum_of_those_of_its_rows(config: NetworkConfig, estimated: bool) -> None:
+    """Whatever is sampled for others, or was sampled before."""
+    network, given = network_of(config), concepts(4)
+    present, seeds = torch.arange(6) < torch.tensor([[6], [3], [4], [6]]), [5, 6, 7, 8]
+
+    def loss(rows: slice) -> float:
+        chances = Chances(seeds[rows], estimated)
+        [total] = network.loss(given[rows], present[rows], chances).values()
+        return float(total.detach())
+
+    parts = [loss(slice(at, at + 1)) for at in range(4)]
+    assert loss(slice(0, 4)) == pytest.approx(sum(parts), rel=1e-5)
+    assert loss(slice(1, 3)) == pytest.approx(parts[1] + parts[2], rel=1e-5)
+
+
+def test_chances_of_a_row_depend_on_seed_step_and_place() -> None:
+    whole = Chances.of(1, 2, range(6))
+    assert [*Chances.of(1, 2, range(4)).seeds, *Chances.of(1, 2, range(4, 6)).seeds] == whole.seeds
+    assert len({*whole.seeds, *Chances.of(1, 3, range(6)).seeds}) == 12
+    assert 40 < sum(Chances.of(0, step, ()).estimated for step in range(100)) < 60
+
+
+@every_network
 def test_a_row_of_one_concept_has_no_loss(config: NetworkConfig) -> None:
     network = network_of(config)
-    [total] = network.loss(concepts(2, 4), torch.arange(4).expand(2, -1) < 1).values()
+    present, chances = torch.arange(4).expand(2, -1) < 1, Chances.of(0, 0, range(2))
+    [total] = network.loss(concepts(2, 4), present, chances).values()
     total.backward()
     assert not total
 
@@ -72,9 +96,9 @@ def test_a_row_of_one_concept_has_no_loss(config: NetworkConfig) -> None:
 def test_every_weight_learns(config: NetworkConfig) -> None:
     """Self-conditioning is used in half of the batches: some of four have it."""
     network = network_of(config).train()
-    torch.manual_seed(0)
-    for _ in range(4):
-        [total] = network.loss(concepts(), torch.ones(3, 6, dtype=torch.bool)).values()
+    for step in range(4):
+        chances = Chances.of(0, step, range(3))
+        [total] = network.loss(concepts(), torch.ones(3, 6, dtype=torch.bool), chances).values()
         total.backward()
     idle = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert not idle

@@ -51,6 +51,26 @@ def test_a_text_without_separators_is_cut_at_the_limit() -> None:
     assert [len(part) for part in split("a" * 450)] == [200, 200, 50]
 
 
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("a" + "." * 200_000 + "b", 1001),
+        ("a." + '"' * 200_000 + "b", 1001),
+        ("a" + " " * 200_000 + "b", 1001),
+        ("Mr. " * 50_000, 1000),
+        ("word " * 400_000, 10_000),
+        ("x" * 2_000_000, 10_000),
+    ],
+    ids=["dots", "quotes", "spaces", "abbreviations", "words", "letters"],
+)
+@pytest.mark.timeout(10)
+def test_long_texts_without_ends_take_no_square_of_time(text: str, count: int) -> None:
+    """With the square of its length, each of them would take minutes."""
+    parts = split(text)
+    assert "".join(parts) == text
+    assert len(parts) == count
+
+
 @given(st.text(alphabet="aB .!?…\n\"')。！,;:—　١؟\u0301", max_size=120), st.integers(1, 20))
 @settings(max_examples=60, deadline=None)
 def test_sentences_joined_are_the_text(text: str, limit: int) -> None:

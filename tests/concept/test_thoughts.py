@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -57,6 +58,32 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Batch:
     loader = Loader(Prepared.open(folder / "p"), 128, 4, 4, seed=0)
     [batch] = loader.step(0)
     return batch
+
+
+def test_rows_without_their_end_are_not_learned(tmp_path: Path) -> None:
+    """Their last step would be taken for the answer."""
+    path, part = tmp_path / "t.jsonl", {"question": "Is A a B?", "steps": ["A is a B."]}
+    texts = [{**part, "answer": "yes" * n} for n in (1, 2, 9)]
+    path.write_text("".join(json.dumps(text) + "\n" for text in texts))
+    prepare(open_source(str(path)), ThoughtsFormat(), TOKENIZER, tmp_path / "p", held_out=0)
+    whole = [f"Is A a B?\nA is a B.\n{text['answer']}\n\0" for text in texts]
+    lengths = list(map(len, whole))
+    prepared = Prepared.open(tmp_path / "p")
+    assert sorted(np.diff(prepared.offsets).tolist()) == lengths
+    loader = Loader(prepared, lengths[1], 2, 2, seed=0)
+    assert loader.rows == 2
+    assert loader.truncated == 0
+    assert (
+        f"1 of 3 documents do not end within {lengths[1]} tokens and are left out."
+        in loader.remarks
+    )
+    batch = staged(loader.step(0)[0], Coconut(), 0, VOCABULARY)
+    learned = [row[row != IGNORED].tolist() for row in batch.targets]
+    assert sorted(map(TOKENIZER.decode, learned)) == [
+        f"A is a B.\n{said}\n\0" for said in ("yes", "yesyes")
+    ]
+    with pytest.raises(SettingError, match=r"use a longer train\.context"):
+        Loader(prepared, lengths[0] - 1, 2, 2, seed=0)
 
 
 def naive(model: Transformer, batch: Batch, first: int, count: int) -> torch.Tensor:

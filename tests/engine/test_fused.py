@@ -3,17 +3,20 @@
 import pytest
 import torch
 from fused_models import SHAPES, WEIGHTS, build, checked_steps, here
+from patch_models import patch_config
 
 from culm.engine.engine import Engine
 from culm.engine.fused import FusedDecoder
-from culm.engine.fused_support import obstacle
+from culm.engine.fused_support import obstacle, uncomputed
 from culm.engine.request import Request
 from culm.engine.sampling import Sampling
 from culm.model.attention.gqa import GQA
+from culm.model.attention.hyperbolic import Hyperbolic
 from culm.model.block import Residual
 from culm.model.cache import RollingCache
 from culm.model.context import Context
 from culm.model.mlp.gated import GeGLU
+from culm.model.mtp import MTP
 from culm.model.norm import LayerNormConfig
 from culm.model.transformer import TransformerConfig
 
@@ -120,7 +123,7 @@ def test_a_window_within_a_cache_that_does_not_roll():
         ({"attention": (GQA(heads=4, sink_logits=True),)}, "attention.sink_logits=True"),
         ({"attention": (GQA(heads=4, alibi=True, rope=None),)}, "attention.alibi=True"),
         ({"mlp": (GeGLU(exact=True),)}, "mlp.exact=True"),
-        ({"norm": LayerNormConfig()}, "norm="),
+        ({"norm": LayerNormConfig()}, "norm.kind=layer"),
         ({"residual": Residual(parallel=True)}, "residual.parallel=True"),
         ({"attention": (GQA(heads=4, head_dim=24),)}, "head_dim"),
         ({"learned_positions": True}, "learned_positions=True"),
@@ -132,6 +135,24 @@ def test_it_says_what_it_does_not_compute(parts, words):
     model = config.build().to(torch.bfloat16)
     model.dtype = torch.bfloat16
     assert words in obstacle(model, model.cache(2, 16))
+
+
+SIZES = {"vocabulary": 9, "width": 64, "layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            TransformerConfig(**SIZES, attention=(Hyperbolic(heads=4),)),
+            "attention.kind=hyperbolic",
+        ),
+        (TransformerConfig(**SIZES, attention=(GQA(heads=4),), mtp=MTP()), "mtp=MTP"),
+        (patch_config("blt"), "kind=blt"),
+    ],
+)
+def test_an_obstacle_names_a_part_and_not_all_that_is_set_in_it(config, said):
+    assert list(uncomputed(config)) == [f"it does not compute {said}"]
 
 
 def test_unsupported_models_decode_in_torch():

@@ -69,3 +69,16 @@ def test_loss_is_that_of_the_paper(geometry: str) -> None:
     loss = EdgeObjective(model)(batch)
     assert float(loss.terms["nll"].total.detach()) == pytest.approx(total, rel=1e-9)
     assert loss.mean(batch.counts).item() == pytest.approx(total / 6, rel=1e-9)
+
+
+@pytest.mark.parametrize("value", [0.0, torch.nan])
+def test_points_that_coincide_find_no_parent(value: float) -> None:
+    graph = tree()
+    model = EmbeddingConfig(geometry="euclidean", dimension=3).build(len(graph.names))
+    with torch.no_grad():
+        for points in model.parameters():
+            points.fill_(value)
+    batch = EdgeBatches(graph, 64, 3, seed=0).step(0)[0]
+    found = int(EdgeObjective(model)(batch).metrics["nearest"].total)
+    alone = int(batch.extra["known"].all(1).sum())  # whose negatives are all known parents
+    assert found == alone < 64 if value == 0 else found == 0

@@ -11,7 +11,8 @@ from culm.cli import app
 from culm.compose import read_yaml
 from culm.config import SettingError
 from culm.exits import Refused
-from culm.graph.folder import load_points
+from culm.graph.embedding import EmbeddingConfig
+from culm.graph.folder import NamedPoints, load_points, save_points
 from culm.verbs.any_run import read_any_run
 from culm.verbs.graph import show_graph_plan
 from culm.verbs.train import train_run
@@ -70,6 +71,14 @@ def test_resumed_is_the_same_bit_for_bit(edges: Path, tmp_path: Path) -> None:
     for start in (train_run, plan_run):
         with pytest.raises((Refused, SettingError), match="was trained on other edges"):
             start("poincare", settings(edges, parts, schedule, "train.steps=20"))
+
+
+def test_names_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """Also with marks that end a line elsewhere than in a file."""
+    names = ("a\u2028b", "c\x0bd\x85e", "f\x1cg")
+    points = NamedPoints(EmbeddingConfig(dimension=2).build(3), names)
+    save_points(points, tmp_path / "points")
+    assert load_points(tmp_path / "points").names == names
 
 
 def test_learned_curvature_moves(edges: Path, tmp_path: Path) -> None:

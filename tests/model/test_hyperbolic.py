@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from culm.config import parse
-from culm.hyperbolic.lorentz import Lorentz, lift, lorentz_inner, time_of
+from culm.hyperbolic.lorentz import Lorentz, centroid_of, lift, lorentz_inner, offsets, time_of
 from culm.hyperbolic.means import lorentz_centroid
 from culm.model import block as blocks
 from culm.model.attention import hyperbolic
@@ -45,14 +45,17 @@ def attention(curvature: float, **settings) -> tuple[torch.nn.Module, Tensor, La
 def test_attention_is_distances_and_centroids(curvature: float) -> None:
     """By a loop over tokens and heads, on complete points."""
     module, x, context = attention(curvature)
-    points = lift(x, curvature)
 
-    def mapped(part: torch.nn.Module) -> Tensor:
-        """By one matrix on the complete point, as points of heads."""
+    def mapped(part: torch.nn.Module, space: Tensor) -> Tensor:
+        """By one matrix on the complete point, less the origin."""
         weight = torch.cat((part.time[:, None], part.space.weight), 1)
-        return lift((points @ weight.T).unflatten(-1, (2, 8)), curvature)
+        points = lift(space, curvature)
+        return (points - Lorentz(curvature).origin(points)) @ weight.T
 
-    q, k, v = (mapped(part) for part in (module.q, module.k, module.v))
+    q, k, v = (
+        lift(mapped(part, x).unflatten(-1, (2, 8)), curvature)
+        for part in (module.q, module.k, module.v)
+    )
     heads = torch.empty(2, 7, 2, 8)
     for row in range(2):
         for token in range(7):
@@ -62,24 +65,60 @@ def test_attention_is_distances_and_centroids(curvature: float) -> None:
                 weights = (-(8**-0.5) * squares).softmax(0)
                 centre = lorentz_centroid(v[row, : token + 1, head], weights, curvature)
                 heads[row, token, head] = centre[1:]
-    found = lift(heads.flatten(-2), curvature)
-    weight = torch.cat((module.out.time[:, None], module.out.space.weight), 1)
-    torch.testing.assert_close(module(x, context, None), found @ weight.T, atol=1e-4, rtol=1e-4)
+    found = mapped(module.out, heads.flatten(-2))
+    torch.testing.assert_close(module(x, context, None), found, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("curvature", [1e-6, 1e-8, 1e-16])
 @torch.no_grad()
-def test_curvature_to_zero_is_euclidean_attention() -> None:
-    """Scores are Euclidean distances then, and values are averaged."""
-    module, x, context = attention(1e-4)
-    for part in (module.q, module.k, module.v, module.out):
-        part.time.zero_()
+def test_curvature_to_zero_is_euclidean_attention(curvature: float) -> None:
+    """Scores are Euclidean distances then, values are averaged, and the times are without effect:
+    with an error that falls as sqrt(c).
+    """
+    module, x, context = attention(curvature)
     q, k, v = (part.space(x).unflatten(-1, (2, 8)) for part in (module.q, module.k, module.v))
     away = (q[:, :, None] - k[:, None]).square().sum(-1)  # (B, T, S, H)
     seen = torch.ones(7, 7).tril()[None, :, :, None].bool()
     weights = (-(8**-0.5) * away).masked_fill(~seen, -torch.inf).softmax(2)
     mean = torch.einsum("btsh,bshd->bthd", weights, v)
     expected = module.out.space(mean.flatten(-2))
-    torch.testing.assert_close(module(x, context, None), expected, atol=2e-2, rtol=2e-2)
+    share = max(1e-5, 40 * curvature**0.5)
+    torch.testing.assert_close(module(x, context, None), expected, atol=share, rtol=share)
+    scores = module.weights(x, context)
+    torch.testing.assert_close(scores, weights.permute(0, 3, 1, 2), atol=share, rtol=share)
+
+
+@torch.no_grad()
+def test_curvature_to_zero_is_a_euclidean_feed_forward() -> None:
+    module, x = HyperbolicSwiGLU(hidden=24, curvature=1e-12).build(16), torch.randn(2, 7, 16)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    gate, up, down = (part.space for part in (module.gate, module.up, module.down))
+    expected = down(torch.nn.functional.silu(gate(x)) * up(x))
+    context = LayerContext.of(Context.plain(x))
+    torch.testing.assert_close(module(x, context), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e3, 3e3, 1e5])
+def test_values_far_out_are_averaged_to_finite_ones(scale: float) -> None:
+    """In fp32 the times of such points have no digits left for the 1 / c."""
+    module, x, context = attention(1.0)
+    far = (scale * x).requires_grad_()
+    found = module(far, context, None)
+    found.sum().backward()
+    assert found.isfinite().all()
+    assert found.abs().max() < 100 * scale
+    assert far.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("curvature", [1e-6, 0.5, 3.0])
+def test_the_centroid_of_offsets_is_that_of_points(curvature: float) -> None:
+    random = torch.Generator().manual_seed(0)
+    space = torch.randn(5, 9, 4, generator=random, dtype=torch.float64)
+    weights = torch.rand(5, 9, generator=random, dtype=torch.float64).softmax(-1)
+    mean = (weights[..., None] * offsets(space, curvature)).sum(-2)
+    expected = lorentz_centroid(lift(space, curvature), weights, curvature)
+    torch.testing.assert_close(centroid_of(mean, curvature), expected, atol=1e-9, rtol=1e-9)
 
 
 def test_points_stay_on_the_hyperboloid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +134,7 @@ def test_points_stay_on_the_hyperboloid(monkeypatch: pytest.MonkeyPatch) -> None
 
         return call
 
-    monkeypatch.setattr(hyperbolic, "to_hyperboloid", kept(hyperbolic.to_hyperboloid))
+    monkeypatch.setattr(hyperbolic, "centroid_of", kept(hyperbolic.centroid_of))
     monkeypatch.setattr(blocks, "lorentz_sum", kept(blocks.lorentz_sum))
     model = built(width=128, layers=4)
     model(torch.arange(32)[None] % 61)

@@ -37,11 +37,13 @@ def trained(points: Points, optimizer: torch.optim.Optimizer, steps: int = 5) ->
     return points
 
 
-def of_geoopt(points: Points, adam: bool, lorentz: bool) -> Points:
+def of_geoopt(points: Points, adam: bool, space: str) -> Points:
     geoopt = pytest.importorskip("geoopt")
     one = torch.tensor(1.0, dtype=torch.float64)
-    # Of the two balls of geoopt, the exact one moves along geodesics.
-    manifold = geoopt.Lorentz(k=one) if lorentz else geoopt.PoincareBallExact(c=one)
+    if space == "euclidean":
+        manifold = geoopt.Euclidean(ndim=1)
+    else:  # of the two balls of geoopt, the exact one moves along geodesics
+        manifold = geoopt.Lorentz(k=one) if space == "lorentz" else geoopt.PoincareBallExact(c=one)
     points.points = geoopt.ManifoldParameter(points.points.detach().clone(), manifold=manifold)
     if adam:
         optimizer = geoopt.optim.RiemannianAdam([points.points], lr=0.05)
@@ -50,23 +52,29 @@ def of_geoopt(points: Points, adam: bool, lorentz: bool) -> Points:
     return trained(points, optimizer)
 
 
-@pytest.mark.parametrize("lorentz", [False, True])
+SPACES = {"poincare": Poincare(), "lorentz": Lorentz(), "euclidean": Euclidean()}
+
+
+@pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("adam", [False, True])
-def test_steps_match_geoopt(adam: bool, lorentz: bool) -> None:
-    manifold = Lorentz() if lorentz else Poincare()
+def test_steps_match_geoopt(adam: bool, space: str) -> None:
+    manifold, lorentz = SPACES[space], space == "lorentz"
     ours = Points(manifold, lorentz)
     kind = RiemannianAdam if adam else RiemannianSGD
     trained(ours, kind(rate=0.05).build(ours))
-    theirs = of_geoopt(Points(manifold, lorentz), adam, lorentz)
+    theirs = of_geoopt(Points(manifold, lorentz), adam, space)
     torch.testing.assert_close(
         ours.points.detach(), theirs.points.detach().as_subclass(torch.Tensor), atol=1e-6, rtol=1e-6
     )
 
 
-def test_euclidean_twin_is_sgd() -> None:
+@pytest.mark.parametrize("adam", [False, True])
+def test_euclidean_twin_is_that_of_torch(adam: bool) -> None:
+    """Coordinate by coordinate: their gradients differ in size."""
     ours, theirs = Points(Euclidean()), Points(Euclidean())
-    trained(ours, RiemannianSGD(rate=0.05).build(ours))
-    trained(theirs, torch.optim.SGD(theirs.parameters(), lr=0.05))
+    kinds = (RiemannianAdam, torch.optim.Adam) if adam else (RiemannianSGD, torch.optim.SGD)
+    trained(ours, kinds[0](rate=0.05).build(ours))
+    trained(theirs, kinds[1](theirs.parameters(), lr=0.05))
     torch.testing.assert_close(ours.points, theirs.points)
     torch.testing.assert_close(ours.bias, theirs.bias)
 
@@ -78,16 +86,34 @@ def test_parameters_without_points_take_steps_of_adamw() -> None:
     torch.testing.assert_close(ours.bias, theirs.bias)
 
 
-@pytest.mark.parametrize("rate", [0.1, 1e3])
-def test_points_stay_on_the_manifold(rate: float) -> None:
-    """Also with a rate that throws them far out."""
+@pytest.mark.parametrize("kind", [RiemannianSGD, RiemannianAdam])
+@pytest.mark.parametrize("rate", [0.1, 30.0, 1e3])
+def test_points_stay_on_the_manifold(rate: float, kind: type[RiemannianSGD]) -> None:
+    """Also with a rate that throws them far out, where their distances are still numbers."""
     ball, sheet = Points(Poincare()), Points(Lorentz(), lorentz=True)
     for points in (ball, sheet):
-        trained(points, RiemannianSGD(rate=min(rate, 5.0)).build(points), steps=2)
+        trained(points, kind(rate=rate).build(points), steps=4)
         assert points.points.isfinite().all()
+        assert points.loss().isfinite()
     assert float(ball.points.detach().norm(dim=-1).max()) < 1
     own = lorentz_inner(sheet.points, sheet.points) / sheet.points[:, :1].square()
     assert float((own + 1 / sheet.points[:, :1].square()).detach().abs().max()) < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("length", [30.0, 300.0, 1e6])
+def test_steps_that_no_number_could_express_end_far_out(length: float, dtype) -> None:
+    space = Lorentz(0.5)
+    direction = torch.tensor([[0.6, 0.0, 0.8]], dtype=dtype)
+    x = space.from_origin(direction * length)
+    origin = space.origin(x)
+    further = space.exp(x, space.log(x, origin) * -length)
+    for point in (x, further):
+        assert point.isfinite().all()
+        assert space.distance(point, origin).isfinite().all()
+        torch.testing.assert_close(point[:, 1:] / point[:, 1:].norm(), direction)
+    far = {torch.float32: 13.0, torch.float64: 30.0}[dtype]  # sqrt(2) log(2 FARTHEST) is the most
+    assert far < float(space.distance(x, origin)) < 34
 
 
 def test_groups_are_named_and_learn_at_the_rate() -> None:

@@ -8,11 +8,10 @@ import yaml
 from concept_stages import autoencoder_in, lcm, start, write_texts
 from test_ranks import assert_same, on_two_ranks
 
-from culm.files import read_lines
 from culm.train.run_folder import SETTINGS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-NAMES = ("ae", "base", "two_tower", "quantized")
+NAMES = ("ae", "base", "one_tower", "two_tower", "quantized")
 
 
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
@@ -31,7 +30,4 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     on_two_ranks(*map(str, files))
     for file in files:
         name = file.stem.rpartition("-")[0]
-        if name == "two_tower":  # its noise is of a rank, as dropout is
-            assert read_lines(file.with_suffix("") / "metrics.jsonl")[-1]["step"] == 4
-        else:
-            assert_same(tmp_path / name, file.with_suffix(""))
+        assert_same(tmp_path / name, file.with_suffix(""))

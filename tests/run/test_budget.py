@@ -82,6 +82,13 @@ def test_rates_are_tried_until_one_is_the_best():
     assert best_rate(lambda rate: -rate, 1.0) == (pytest.approx(3.0**4), False)
 
 
+def test_a_rate_with_which_a_run_diverges_is_not_the_best():
+    """Nor a point of the parabola."""
+    losses = {-1: 2.0, 0: 1.0, 1: math.nan}
+    found = best_rate(lambda rate: losses[round(math.log(rate, 3))], 1.0)
+    assert found == (pytest.approx(1.0), True)
+
+
 def test_rates_of_other_widths():
     config = read_run("demo")[0]
     assert transferred(0.01, config, 64, 256) == pytest.approx(0.005)  # Muon: the root

@@ -102,6 +102,24 @@ def test_a_run_that_still_trains_is_left_out(runs, tmp_path: Path, capsys) -> No
         compare(folders, tmp_path / "c.png")
 
 
+def test_a_run_that_diverged_is_left_out(runs, tmp_path: Path, capsys) -> None:
+    """Its last finite value is the best of all, and not that of its end."""
+    folders = runs(
+        *(("a", "bytes", seed, 2.0, 1e9) for seed in range(3)), ("a", "blt", 0, 1.8, 1e9)
+    )
+    for folder in (folders[1], folders[3]):
+        lines = [{"step": 1, "bits_per_byte": 1.5}, {"step": 2, "bits_per_byte": None}]
+        (folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    compare(folders, tmp_path / "c.png")
+    said = capsys.readouterr()
+    assert "Diverged" in said.err + said.out
+    assert {name for name in ("bytes-0", "bytes-1", "bytes-2", "blt-0")
+            if f"/{name}" in said.err + said.out} == {"bytes-1", "blt-0"}  # fmt: skip
+    assert [line.split()[:2] for line in said.out.splitlines()[-3:-1]][1:] == [["bytes", "2"]]
+    with pytest.raises(SettingError, match="the last bits_per_byte of every run is no finite"):
+        compare([folders[1], folders[3]], tmp_path / "c.png")
+
+
 def test_paths_that_end_alike_are_two_panels(runs, tmp_path: Path, capsys) -> None:
     folders = runs(("a", "bytes", 0, 2.0, None), ("b", "bytes", 0, 1.0, None))
     for folder, path in zip(folders, ("one/train.txt", "two/train.txt"), strict=True):

@@ -106,3 +106,18 @@ def test_what_cannot_be_drawn_is_refused(runs, tmp_path: Path) -> None:
     (folder / "eval.jsonl").unlink()
     with pytest.raises(SettingError, match="measured nothing yet"):
         show_plot([str(folder)], [], out, "step", False)
+
+
+def test_a_run_that_diverged_ends_nowhere(runs, tmp_path: Path, capsys) -> None:
+    """Its last finite loss is that of a step before, and not of its end."""
+    nan = float("nan")
+    folders = runs(
+        ("a", 0.1, 0, [3, 2, 2]), ("b", 0.1, 1, [3, 1, nan]), ("c", 0.2, 0, [3, 1, nan]),
+        ("d", 0.3, 0, [3, nan, 2.5]),
+    )  # fmt: skip
+    show_plot([str(one) for one in folders], ["loss"], str(tmp_path / "p.svg"), "step", False)
+    lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+    assert [[word.strip() for word in line] for line in lines[1:4]] == [
+        ["rate=0.1", "2", "2, 1 diverged"], ["rate=0.2", "1", "1 diverged"],
+        ["rate=0.3", "1", "2.5"],
+    ]  # fmt: skip

@@ -13,6 +13,7 @@ from culm.adapt.replace import Patterns, linears, note_untied, replace
 from culm.config import Config
 from culm.dtype import NOT_FINITE, is_finite
 from culm.model.linear import GroupedLinear, Linear
+from culm.model.precision import full_precision
 from culm.model.transformer import Transformer
 
 
@@ -78,17 +79,20 @@ def assigned(
     quantizers: Sequence[LinearQuantizer],
     kinds: tuple[type[nn.Module], ...] = (Linear, GroupedLinear),
 ) -> dict[str, LinearQuantizer]:
-    """The quantiser of each layer of these kinds: the first whose targets name it.
+    """The quantiser of each layer of these kinds: the first whose targets name it. None for layers
+    of parts that decide in fp32 (`culm.model.precision`).
 
     Raises:
         ValueError: a pattern names no layer, a quantiser gets no layer, or a layer cannot be
             quantised.
     """
     found: dict[str, LinearQuantizer] = {}
+    kept = full_precision(model)
     for quantizer in quantizers:
         match, before = linears(model, quantizer.targets, *kinds), len(found)
         for name, layer in model.named_modules():
-            if match(name, layer) and name not in found and not _is_scalar_head(model, name):
+            taken = name in found or name in kept or _is_scalar_head(model, name)
+            if match(name, layer) and not taken:
                 assert isinstance(layer, Linear | GroupedLinear)
                 quantizer.divides(name, layer)
                 if not (layer.weight.is_meta or is_finite(layer.weight)):

@@ -18,11 +18,12 @@ class SentencesFormat(RecordFormat):
     """text: the field that holds the text.
 
     sentences: of a row at most; longer documents are read in several rows. max_characters: of a
-        sentence (`culm.concept.sentences.split`). end: the sentence after the last one of a
-        document, whose concept says that nothing follows.
+        sentence (`culm.concept.sentences.split`).
 
-    A sentence is `<|endoftext|> its tokens <|endoftext|>`: a decoder has its vector in place of the
-    first token, and learns all others. The column `place` counts the sentences of a row from 0.
+    The last sentence of a document is `culm.concept.sentences.END`: its concept says that nothing
+    follows, to a trained model too. A sentence is `<|endoftext|> its tokens <|endoftext|>`: a
+    decoder has its vector in place of the first token, and learns all others. The column `place`
+    counts the sentences of a row from 0.
     """
 
     gives: ClassVar[Reads] = "sentences"
@@ -31,7 +32,6 @@ class SentencesFormat(RecordFormat):
     text: str = "text"
     sentences: int = Field(16, ge=2)
     max_characters: PositiveInt = MAX_CHARACTERS
-    end: str = Field(END, min_length=1)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ class SentencesFormat(RecordFormat):
             for sentence in split(text, self.max_characters)
             if sentence.strip()
         ]
-        yield from [*said, self.end] if said else said
+        yield from [*said, END] if said else said
 
     def numbers(self, record: dict[str, Any]) -> Sequence[tuple[float, ...]]:
         """The place of each sentence in its row."""

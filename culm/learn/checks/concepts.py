@@ -40,8 +40,8 @@ def mrr(predicted: Tensor, truth: Tensor) -> float:
 
 def mrr_answer(predicted: Tensor, truth: Tensor) -> float:
     scores = F.normalize(predicted, dim=1) @ F.normalize(truth, dim=1).T
-    above = (scores > scores.diagonal()[:, None]).sum(1)
-    return float((1 / (1 + above)).double().mean())
+    places = (~(scores < scores.diagonal()[:, None])).sum(1)  # equal ones in the worst order
+    return float((1 / places).double().mean())
 
 
 def codes(vectors: Tensor, entries: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ def guided(with_context, without, weight):
 # %%
 from culm.concept import denoising
 from culm.concept.diffusion import Diffusion, Sampler
-from culm.concept.network import ConceptTrunk
+from culm.concept.network import Chances, ConceptTrunk
 from culm.concept.quantized import Quantized
 from culm.concept.squared_error import Base
 from culm.concept.two_tower import TwoTower
@@ -201,9 +201,10 @@ def trained(config, steps):
     network = config.initialized(DIM, seed=0)
     network.calibrate(texts(2000)[:, 1], seed=0)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    for _ in range(steps):
-        batch = texts(64)
-        loss = sum(network.loss(batch, torch.ones(64, 2, dtype=torch.bool)).values()) / 64
+    present = torch.ones(64, 2, dtype=torch.bool)
+    for step in range(steps):
+        chances = Chances.of(0, step, range(64))  # of the noise of each text
+        loss = sum(network.loss(texts(64), present, chances).values()) / 64
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

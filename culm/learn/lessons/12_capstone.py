@@ -132,7 +132,7 @@ found = {}
 for name in ("base", "sft", "rl", "int8"):
     out = place / f"{name}.jsonl"
     culm(f"eval {place}/{name} --suite {place}/suite.yaml --questions 60 --out {out}")
-    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    answers = [json.loads(line) for line in out.open(encoding="utf-8")]
     found[name] = sum(line["scores"][0] for line in answers) / len(answers)
 wanted = [(0, 0.0), (1, found["sft"]), (2, found["sft"]), (3, found["rl"])]
 show(
@@ -191,7 +191,7 @@ try:
             time.sleep(0.3)
     name = json.loads(opened("/v1/models"))["data"][0]["id"]
     for question in ("Reverse: a b", "Write x y backwards."):
-        stream = opened("/v1/chat/completions", request(name, question)).splitlines()
+        stream = opened("/v1/chat/completions", request(name, question)).split("\n")
         print(f"{question} -> {joined(stream)}")
 finally:
     server.terminate()

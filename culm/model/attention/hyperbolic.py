@@ -3,10 +3,11 @@
     weights = softmax over keys of -scale |q - k|_L^2,   |q - k|_L^2 = -2/c - 2 <q, k>_L
     output  = the centroid of the values: their weighted sum, scaled back onto the hyperboloid
 
-The constant cancels in the softmax. With the sign of a query's time flipped, <q, k>_L is a dot
-product, and the weighted sum is one of points: so every kernel of `culm.model.attend` serves, on
-heads with one more element. As c goes to 0 the scores are Euclidean distances, and the centroid is
-the mean.
+What is the same for all keys cancels in the softmax: 2/c, and the origin o in <q, k>_L, so that
+<q, k - o>_L serves. With the sign of a query's time flipped it is a dot product, and the weighted
+sum is one of points: so every kernel of `culm.model.attend` serves, on heads with one more element.
+As c goes to 0 the scores are Euclidean distances, and the centroid is the mean: both are computed
+from offsets k - o and v - o, since the times of points go to infinity.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from culm.hyperbolic.lorentz import lift, to_hyperboloid
+from culm.hyperbolic.lorentz import centroid_of, lift, offsets
 from culm.model.attend import attend, attend_cached, attention_weights, serves
 from culm.model.attention.part import AttentionModule, GroupedHeads
 from culm.model.cache import FullCache
@@ -75,23 +76,23 @@ class HyperbolicAttention(AttentionModule):
         (q, k, v), c = self._project(x, context), self.curvature()
         if cache is None:
             heads = attend(
-                _flipped(lift(q.float(), c)), lift(k.float(), c), lift(v.float(), c), context,
+                _flipped(lift(q.float(), c)), offsets(k.float(), c), offsets(v.float(), c), context,
                 self.rule, self.backend,
             )  # fmt: skip
         else:
             assert isinstance(cache, FullCache | QuantizedCache)
             (k, v), at = cache.update(context, k, v)
             heads = attend_cached(
-                _flipped(lift(q.float(), c)), lift(k.float(), c), lift(v.float(), c), at,
+                _flipped(lift(q.float(), c)), offsets(k.float(), c), offsets(v.float(), c), at,
                 context.positions, self.rule, self.backend,
             )  # fmt: skip
-        found = to_hyperboloid(heads, c)[..., 1:].flatten(-2).to(x.dtype)
+        found = centroid_of(heads, c)[..., 1:].flatten(-2).to(x.dtype)
         return self.out(found, time_in_fp32(found, c))
 
     def weights(self, x: Tensor, context: LayerContext) -> Tensor:
         """Attention weights (B, H, T, T), for inspection; one document per row."""
         (q, k, _), c = self._project(x, context), self.curvature()
-        return attention_weights(_flipped(lift(q.float(), c)), lift(k.float(), c), self.rule)
+        return attention_weights(_flipped(lift(q.float(), c)), offsets(k.float(), c), self.rule)
 
     def _project(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor, Tensor]:
         """Space parts of rotated queries (B, T, H, D) and keys, and values (B, T, K, D)."""

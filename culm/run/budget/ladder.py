@@ -16,7 +16,7 @@ from culm.config import SettingError
 from culm.files import read_json, write_json
 from culm.model.transformer import TransformerConfig
 from culm.plan.family import Family, resized
-from culm.plan.scaling import lowest
+from culm.plan.scaling import comparable, lowest
 from culm.run.budget.micro_runs import EVALUATED, MicroRun, transferred
 from culm.run.dial import LEAST_STEPS, TOKENS_PER_PARAMETER
 from culm.run.settings import RunConfig
@@ -130,15 +130,20 @@ def best_rate(loss: Callable[[float], float], rate: float) -> tuple[float, bool]
     """The rate of the lowest loss, and whether a higher and a lower one were tried and are worse.
 
     Rates are a factor of 3 from each other, `rate` among them. Of the best three, the vertex of
-    the parabola over log rate counts.
+    the parabola over log rate counts. A loss that is no number, of a run that diverged, is above
+    all others.
     """
-    tried = {power: loss(rate * FACTOR**power) for power in (-1, 0, 1)}
+
+    def at(power: int) -> float:
+        return comparable(loss(rate * FACTOR**power))
+
+    tried = {power: at(power) for power in (-1, 0, 1)}
     while len(tried) < MOST_RATES:
         best = min(tried, key=tried.__getitem__)
         if best not in (min(tried), max(tried)):
             break
         further = best + (1 if best > 0 else -1)
-        tried[further] = loss(rate * FACTOR**further)
+        tried[further] = at(further)
     best = min(tried, key=tried.__getitem__)
     if best in (min(tried), max(tried)):
         return rate * FACTOR**best, False
