@@ -101,7 +101,7 @@ def _values(run: Run, setting: str | None) -> tuple[str, ...]:
 
 def _shown(run: Run, setting: str | None) -> tuple[str, ...]:
     """What names the panel of a run: of a setting that is a run, its folder without the seed."""
-    if setting in run.reads:
+    if setting is not None and setting in run.reads:
         return (str(without_seed(run.reads[setting])),)
     return _values(run, setting)
 
