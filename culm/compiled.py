@@ -57,7 +57,8 @@ def instruction_set() -> InstructionSet:
     found = instruction_sets()
     if not found:
         raise OSError(
-            f"this CPU ({platform.machine()}) is neither x86-64 nor ARM with dot products"
+            f"this CPU ({platform.machine()}) is neither x86-64 nor ARM with the dot product "
+            "instructions (asimddp)"
         )
     return found[0]
 

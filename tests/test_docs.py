@@ -169,6 +169,18 @@ def test_the_sentences_of_troubleshooting_are_ours():
             assert part.strip(" .") in source, sentence
 
 
+def test_each_symptom_has_a_cause_a_check_and_a_fix():
+    """The order of an entry is what a reader in trouble looks for."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    entries = page[: page.index("\n## Messages")].split("\n### ")[1:]
+    assert len(entries) >= 25
+    for entry in entries:
+        cause, check, fix = (
+            entry.find(part) for part in ("**Cause:**", "```bash\nculm ", "**Fix:**")
+        )
+        assert 0 < cause < check < fix, entry.splitlines()[0]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_examples_are_readable_and_links_lead_somewhere(page, tmp_path):
     for text in blocks(page, "yaml"):

@@ -1,4 +1,4 @@
-"""Give a trained model a longer context: rotary embeddings turn more slowly (`culm.model.rope`)."""
+"""Give a trained model a longer context by scaling its rotary embeddings (`culm.model.rope`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model says in one step of the loop, and the models that can say it."""
+"""The answer of a model in one step of the agent loop, and the interface of such models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which calls of tools a person is asked about."""
+"""Which tool calls need the approval of a person."""
 
 from __future__ import annotations
 

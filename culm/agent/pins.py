@@ -1,4 +1,4 @@
-"""The definitions of server tools, as they were when a person first used them.
+"""Definitions of server tools at their first use, stored so that a change is noticed.
 
 A server may change what a tool says or takes after it was approved. So the hash of each definition
 is in a file next to that of the servers, and a change stops until a person has agreed to it.

@@ -1,4 +1,4 @@
-"""The way from bytes to patches and back: all in which patch models differ."""
+"""Bridges: how each kind of patch model gets from bytes to patches and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a patch model remembers of bytes that it has read, besides keys and values."""
+"""The cache of a patch model: what it stores of earlier bytes, besides keys and values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How hard an example is: what a row shows of a document is one."""
+"""The difficulty of an example, which is the part of a document that a row holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a corpus brings that is left out, not used, or worth a remark: counts of each."""
+"""Counts of what a corpus contains that is left out, not used or unusual."""
 
 from __future__ import annotations
 

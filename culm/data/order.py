@@ -1,4 +1,4 @@
-"""Which row is read when: an endless order, each place of it a function of the seed alone."""
+"""The order in which rows are read: endless, and each place a function of the seed alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request may be answered with: a rule about the tokens, applied wherever one is sampled."""
+"""Constraints on generated tokens, applied wherever a token is sampled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How likely texts are after their contexts, as multiple choice asks: nothing is generated.
+"""Log-probabilities of given continuations, for multiple choice; nothing is generated.
 
 Options of a question share its context, and questions often share a beginning, such as the same
 examples. Each is read once, into a cache that what follows it continues:

@@ -1,4 +1,4 @@
-"""Who drafts tokens for speculative decoding: what the engine needs of each kind."""
+"""The interface of drafters, which propose tokens for speculative decoding."""
 
 from __future__ import annotations
 

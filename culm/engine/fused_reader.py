@@ -1,9 +1,9 @@
 """The layers of a model over many tokens: in C++ (`fused.cpp`), except for attention.
 
 It reads prompts, windows of drafts, and steps of more rows than the fused step decodes. The
-residual stream and all sums are fp32. With bf16 weights, activations are bf16, so it is more exact
+residual stream and all sums are fp32. Activations are bf16 with bf16 weights, so it is more exact
 than PyTorch's operators. With quantised weights they are int8 with a scale per 32 of them, as in
-a decoding step, since integers multiply two to three times as fast.
+a decoding step: integer matmuls are two to three times as fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much of waiting prompts is read between two decoding steps.
+"""How many prompt tokens are prefilled between two decoding steps.
 
 More tokens at once are read faster, since the weights are read once for all of them, but running
 requests wait for them. A part of a prompt takes about as long as a few decoding steps, or so long

@@ -1,4 +1,4 @@
-"""Which waiting requests are read next: together, or a long one in parts.
+"""Which waiting requests are prefilled next: several at once, or a long one in chunks.
 
 A prompt that is longer than a step is read in the last slot, which decoding does not use while
 fewer rows are running. When all of it has been read, it is copied to where the running rows end.

@@ -1,4 +1,4 @@
-"""What the engine computes: it reads prompts into slots of a cache, then the tokens of each step.
+"""The forward passes of the engine: prompts into slots of a cache, then each decoding step.
 
 Rows are the requests in use, row i in slot i.
 """

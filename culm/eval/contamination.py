@@ -1,4 +1,4 @@
-"""Questions of which a training text holds a part, so that their answers may be remembered."""
+"""Questions that share text with the training data, so that answers may be memorised."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
@@ -57,7 +57,8 @@ class Panel(NamedTuple):
 class Run:
     """A run folder. settings: by dotted names. values: of each metric, by step. tokens: by step.
     flops_per_token: of training, if the run could count them. diverged: metrics whose last value is
-    no finite number; those before it say nothing about where the run ended.
+    no finite number; those before it say nothing about where the run ended. reads: the folders of
+    the runs that settings name, by setting.
     """
 
     folder: Path
@@ -66,6 +67,7 @@ class Run:
     tokens: Mapping[int, float]
     flops_per_token: float | None = None
     diverged: frozenset[str] = frozenset()
+    reads: Mapping[str, Path] = field(default_factory=dict)
 
     def at(self, step: int, axis: Axis) -> float:
         """Where on an axis a step is; not finite if the run does not know that axis."""
@@ -107,8 +109,11 @@ def read_measured(folder: Path) -> Run:
     manifest = folder / MANIFEST
     starts = (read_json(manifest).get("starts") if manifest.is_file() else None) or [{}]
     flops = starts[-1].get("flops_per_token")
+    given = _given(folder)
     tokens = values.get("tokens", {})
-    return Run(folder, settings_in(folder), values, tokens, flops, frozenset(diverged))
+    return Run(
+        folder, _comparable(given), values, tokens, flops, frozenset(diverged), _runs_in(given)
+    )
 
 
 def _note(
@@ -128,16 +133,28 @@ def sound(runs: Sequence[Run], metric: str) -> list[Run]:
     return [run for run in runs if metric not in run.diverged]
 
 
-def settings_in(folder: Path) -> dict[str, Any]:
-    """The settings that make another curve, by dotted names; in place of the folder of a run that
-    it reads, such as `start`, the settings of that run, since every seed has its own.
-    """
+def _given(folder: Path) -> dict[str, Any]:
+    """The settings of a run that make another curve, by dotted names."""
     found = flat(yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8")))
-    kept = {name: value for name, value in found.items() if name not in OWN}
-    for name, value in kept.items():
-        if isinstance(value, str) and (Path(value) / SETTINGS).is_file():
-            kept[name] = settings_in(Path(value))
-    return kept
+    return {name: value for name, value in found.items() if name not in OWN}
+
+
+def _runs_in(settings: Mapping[str, Any]) -> dict[str, Path]:
+    """The folders of runs that settings such as `start` name."""
+    texts = {name: Path(value) for name, value in settings.items() if isinstance(value, str)}
+    return {name: path for name, path in texts.items() if (path / SETTINGS).is_file()}
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """In place of the folder of a run, the settings of that run, since every seed has its own."""
+    read = {name: _comparable(_given(path)) for name, path in _runs_in(settings).items()}
+    return {**settings, **read}
+
+
+def without_seed(folder: Path) -> Path:
+    """The name that a run shares with those of other seeds: `runs/a` for `runs/a/seed-1`."""
+    name = SEED.sub("", folder.name)
+    return folder.with_name(name) if name else folder.parent
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What an evaluation asks of a model, wherever it runs."""
+"""The interface of a model under evaluation, in this process or behind an API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model answers the questions of a suite: what is known is read, the rest is asked."""
+"""A model answers the questions of a suite; answers that are stored already are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In place of a part of a model that another rank of a pipeline has."""
+"""Placeholder for a part of a model that is on another rank of a pipeline."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ Backend = Literal["sdpa", "flex", "blocks", "flash2", "flash3"]  # what each doe
 
 @dataclass(frozen=True)
 class ScoreRule:
-    """The rule of one layer.
+    """How one layer computes its attention scores, and what it masks.
 
     scale: factor of the dot products; D^-0.5 if not given.
     window: how many positions back a query sees, itself included; None is all.

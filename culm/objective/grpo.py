@@ -54,7 +54,7 @@ RESAMPLED = 4  # DAPO: rounds in which groups of equal rewards are replaced, unl
 
 
 class GRPO(ObjectiveConfig):
-    """Completions of one prompt are compared with each other; there is no value model.
+    """The advantage of a completion is relative to the others of its prompt; there is no critic.
 
     variant: the settings of a paper, each of which can also be set by itself: grpo, drgrpo (arXiv
         2503.20783), dapo (arXiv 2503.14476), gspo (arXiv 2507.18071), cispo (arXiv 2506.13585),

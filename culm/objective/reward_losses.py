@@ -1,4 +1,4 @@
-"""What rewards of answers are asked to be: pure functions of the rewards of one head."""
+"""Losses of reward models: pure functions of the rewards of one head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which parameters an optimizer treats how."""
+"""Parameter groups: which parameters share an update rule, a rate and weight decay."""
 
 from __future__ import annotations
 

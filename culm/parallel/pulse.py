@@ -1,4 +1,4 @@
-"""How far the main thread of a rank has come, for the thread that tells the other ranks."""
+"""Progress of the main thread of a rank, which another thread reports to the other ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What continues the prompts of a rollout: the one engine in this process, or a server."""
+"""What samples the completions of a rollout: the engine in this process, or a server."""
 
 from __future__ import annotations
 

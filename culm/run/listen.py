@@ -1,4 +1,4 @@
-"""Who hears of a run: files, trackers, checkpoints and evaluations."""
+"""The listeners of a run: files, trackers, checkpoints and evaluations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the update of a step is made: asked with its loss and gradient norm, before it."""
+"""Decides by loss and gradient norm whether the update of a step is made."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from culm import log
 from culm.config import SettingError, did_you_mean
-from culm.eval.curves import Axis, Group, Panel, Run, curve_of, ends, grouped, sound
+from culm.eval.curves import Axis, Group, Panel, Run, curve_of, ends, grouped, sound, without_seed
 from culm.eval.interval import student
 from culm.verbs.format import flops
 from culm.verbs.plot import checked, read_once
@@ -94,7 +94,8 @@ def _panels(runs: Sequence[Run], metric: str, axis: Axis, setting: str | None) -
     split: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         split.setdefault(_values(run, setting), []).append(run)
-    for title, own in zip(_titles(list(split)), split.values(), strict=True):
+    shown = [_shown(own[0], setting) for own in split.values()]
+    for title, own in zip(_titles(shown), split.values(), strict=True):
         groups = [
             Group(name, curve_of(members, metric, axis), ends(members, metric), _flops(members))
             for name, members in grouped(own).items()
@@ -112,6 +113,13 @@ def _values(run: Run, setting: str | None) -> tuple[str, ...]:
         return (str(run.folder.resolve().parent),)
     value = run.settings.get(setting)
     return tuple(map(str, value if isinstance(value, list | tuple) else [value]))
+
+
+def _shown(run: Run, setting: str | None) -> tuple[str, ...]:
+    """What names the panel of a run: of a setting that is a run, its folder without the seed."""
+    if setting is not None and setting in run.reads:
+        return (str(without_seed(run.reads[setting])),)
+    return _values(run, setting)
 
 
 def _titles(panels: Sequence[tuple[str, ...]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Options of `culm eval` that say nothing together: they are refused, so that none is ignored."""
+"""Options of `culm eval` that cannot be combined: refused, since one would be ignored."""
 
 from __future__ import annotations
 

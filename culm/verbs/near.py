@@ -1,4 +1,4 @@
-"""The verb that somebody meant who names one that does not exist."""
+"""Suggests a verb for a misspelt one."""
 
 from __future__ import annotations
 

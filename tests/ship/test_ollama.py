@@ -150,6 +150,14 @@ def test_the_folder(model_folder, tmp_path: Path) -> None:
     export_for(str(source), out, "ollama")  # the same folder again
 
 
+def test_a_note_names_the_file_that_was_asked_for(model_folder, tmp_path: Path, capsys) -> None:
+    """Not the temporary one that it is written to first."""
+    out = export_for(str(model_folder()), tmp_path / "out", "ollama", dtype="q4_k_m")
+    said = "".join("".join(capsys.readouterr()).split())  # lines are wrapped
+    assert f"{out / 'model.gguf'}:" in said
+    assert ".culm" not in said
+
+
 def test_sampling_and_a_base_model(chat_tokenizer) -> None:
     inner = tokenizers.Tokenizer.from_str(chat_tokenizer.json)
     chosen = {"temperature": 0.6, "top_p": 0.95, "repetition_penalty": 1.1, "top_k": None}

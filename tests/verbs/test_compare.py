@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from culm.cli import app
 from culm.config import SettingError
-from culm.eval.curves import grouped, read_measured
+from culm.eval.curves import grouped, read_measured, without_seed
 from culm.verbs.compare import show_compare
 
 
@@ -129,6 +129,30 @@ def test_paths_that_end_alike_are_two_panels(runs, tmp_path: Path, capsys) -> No
     said = capsys.readouterr().out
     titles = [line.split()[0] for line in said.splitlines() if "bits_per_byte" in line]
     assert titles == ["one/train.txt", "two/train.txt"]
+
+
+def test_a_panel_of_a_setting_that_is_a_run_has_the_name_of_its_folder(
+    runs, tmp_path: Path, capsys
+) -> None:
+    """Not all of its settings; the starts of two seeds are one panel."""
+    starts = runs(*(("s", name, seed, 1.0, None) for name in ("wide", "deep") for seed in (0, 1)))
+    folders = runs(*(("a", f"{x}-run", y, 2.0, None) for x in ("wide", "deep") for y in (0, 1)))
+    for folder, start in zip(folders, starts, strict=True):
+        settings = yaml.safe_load((folder / "run.yaml").read_text())
+        (folder / "run.yaml").write_text(yaml.safe_dump({**settings, "start": str(start)}))
+    compare(folders, tmp_path / "c.svg", panels="start")
+    said = capsys.readouterr().out
+    titles = [line.split()[0] for line in said.splitlines() if "bits_per_byte" in line]
+    assert titles == ["wide", "deep"]
+    assert "setting_0" not in said
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("runs/a/seed-1", "runs/a"), ("runs/a-2", "runs/a"), ("runs/gpt2", "runs/gpt2")],
+)
+def test_the_name_of_a_run_without_its_seed(folder: str, name: str) -> None:
+    assert without_seed(Path(folder)) == Path(name)
 
 
 def test_a_run_without_a_measure_does_not_hide_the_others(runs, tmp_path: Path, capsys) -> None:

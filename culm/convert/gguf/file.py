@@ -49,12 +49,14 @@ def export(
     path: str | Path,
     precision: str = "f16",
     progress: Callable[[int], None] | None = None,
+    shown: str | Path | None = None,
 ) -> None:
     """Write one file that llama.cpp and its relatives load; quantised layers are dequantised.
 
     precision: one of `gguf.kinds.KINDS`, which gives the type of each tensor. A matrix whose rows
     do not fill the blocks of its type gets another type, and a message says so.
     progress: called with the count of numbers as they are written.
+    shown: the path in messages, where the file is moved from `path` afterwards.
 
     Raises:
         SettingError: llama.cpp has no such model or tokenizer, adapters are not merged, the
@@ -82,7 +84,7 @@ def export(
         finally:
             writer.close()
     if note:
-        say(f"{path}: {note}")
+        say(f"{shown or path}: {note}")
 
 
 def _writer(

@@ -1,4 +1,4 @@
-"""The texts in what a record says, to clean them and to put them back."""
+"""The strings of a record: taken out to be cleaned, and put back."""
 
 from __future__ import annotations
 

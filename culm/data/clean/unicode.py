@@ -1,4 +1,4 @@
-"""One way to write each character, and none that no text is made of."""
+"""Normalise Unicode, repair mojibake and remove control characters."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Ollama(TargetConfig):
         refuse_nonempty(out, MODELFILE)
         with atomic(out, replaces=("lineage.json",)) as fresh:
             fresh.mkdir()
-            gguf.export(model, tokenizer, fresh / WEIGHTS, dtype or "f16")
+            gguf.export(model, tokenizer, fresh / WEIGHTS, dtype or "f16", shown=out / WEIGHTS)
             (fresh / MODELFILE).write_text(text, encoding="utf-8")
             (fresh / "README.md").write_text(_card(model, out.name), encoding="utf-8")
 
