@@ -8,17 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from culm.model.init import CustomInit, generator
+from culm.model.rule_updated import RuleUpdatedBuffers
 
 ROUNDS = 25  # of k-means, for each codebook
 
 
-class Codebooks(nn.Module, CustomInit):
+class Codebooks(nn.Module, CustomInit, RuleUpdatedBuffers):
     """x: (..., C) -> codes (..., K), coarse to fine: each codebook quantises what the ones before
     it left.
 
     entries: (K, N, C).
     """
 
+    rule_updated = ("entries",)
     entries: Tensor
 
     def __init__(self, codebooks: int, codes: int, dim: int) -> None:

@@ -124,10 +124,6 @@ class ConceptNetwork(FullPrecision, ABC):
     def calibrate(self, concepts: Tensor, seed: int) -> None:
         """Called once before training. concepts: (N, C), normalised, of training data."""
 
-    def fitted(self) -> Sequence[nn.Module]:
-        """The parts that `calibrate` fits."""
-        return ()
-
     def random(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         """The random numbers for so many concepts: (*shape, ...), on the CPU."""
         return torch.randn(*shape, self.dim, generator=generator)

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from culm.model.init import CustomInit
+from culm.model.rule_updated import RuleUpdatedBuffers
 
 IQR_OF_NORMAL = 1.3489795  # so that the scale of normal numbers is their standard deviation
 LEAST = 1e-3  # scale of a dimension that is constant
 
 
-class Normalizer(nn.Module, CustomInit):
+class Normalizer(nn.Module, CustomInit, RuleUpdatedBuffers):
     """x: (..., C) -> (x - center) / scale, with the median and the interquartile range / 1.349 of
     each dimension, which outliers hardly move ("gaussian robust" in arXiv 2412.08821).
     """
 
+    rule_updated = ("center", "scale")
     center: Tensor
     scale: Tensor
 

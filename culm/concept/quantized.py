@@ -56,9 +56,6 @@ class QuantizedNetwork(ConceptNetwork):
     def calibrate(self, concepts: Tensor, seed: int) -> None:
         self.codebooks.fit(concepts, seed)
 
-    def fitted(self) -> Sequence[nn.Module]:
-        return (self.codebooks,)
-
     def logits(self, states: Tensor, chosen: Tensor, level: int) -> Tensor:
         """(..., N) for a level. states: (..., E). chosen: (..., C), the sum of earlier entries."""
         x = states + self.chosen(chosen) + self.levels.weight[level]

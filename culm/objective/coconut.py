@@ -10,7 +10,7 @@ The loss is that of the next token, on what follows <eot>.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -23,6 +23,7 @@ from culm.batch import IGNORED, Batch, Loss, Reads, Term, counts_of
 from culm.concept.thoughts import check_thinks, thinking_states
 from culm.config import SettingError
 from culm.model.context import Context
+from culm.model.rule_updated import RuleUpdatedBuffers
 from culm.model.transformer import Transformer
 from culm.objective.objective import Load, Objective, ObjectiveConfig
 from culm.parallel.ranks import Ranks
@@ -67,9 +68,10 @@ class Coconut(ObjectiveConfig):
         return None if stage == self.stages else stage
 
 
-class Clock(nn.Module):
+class Clock(nn.Module, RuleUpdatedBuffers):
     """How many updates were made; checkpoints hold it."""
 
+    rule_updated = ("steps",)
     steps: Tensor
 
     def __init__(self) -> None:
@@ -87,9 +89,6 @@ class CoconutObjective(Objective):
     @property
     def calls_twice(self) -> bool:
         return self.config.thoughts == "latent"
-
-    def moving(self) -> Collection[nn.Module]:
-        return (self.clock,)
 
     def resets_optimizer(self) -> bool:
         steps = int(self.clock.steps)

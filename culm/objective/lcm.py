@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from culm.adapt.lora import adapters_of
 from culm.batch import Batch, Loss, Reads, Term
@@ -129,12 +129,6 @@ class LCMObjective(Objective):
     def __init__(self, model: ConceptModel, seed: int) -> None:
         super().__init__(model)
         self.seed = seed
-
-    def moving(self) -> Collection[nn.Module]:
-        """What is fitted to the data once: checkpoints hold it."""
-        network = self.model.network
-        fitted = [] if network is None else network.fitted()
-        return [self.model.normalizer, *fitted]
 
     def prepare_step(self, batches: list[Batch], number: int, ranks: Ranks) -> list[Batch]:
         """With the `Chances` of its rows."""

@@ -11,7 +11,7 @@ from culm.convert.weights import note_dropped_heads
 from culm.data.origin import origin_of
 from culm.data.texts import texts_of
 from culm.model.transformer import Transformer
-from culm.run.patching import model_settings, read_patcher
+from culm.run.patching import check_bytes, model_settings, read_patcher
 from culm.run.settings import RunConfig
 from culm.run.start import start_of
 from culm.source.source import Source
@@ -33,6 +33,7 @@ def initial_model(config: RunConfig, folder: Path) -> tuple[Transformer, Tokeniz
         )
     tokenizer = make_tokenizer(config, folder)
     check_vocabulary(tokenizer, config.model.vocabulary, "model.vocabulary")
+    check_bytes(config.model, tokenizer)
     model = model_settings(config).build(config.seed)
     read_patcher(model, tokenizer, _sampled(config))
     return model, tokenizer

@@ -11,6 +11,7 @@ from torch import Tensor
 from culm import log
 from culm.bytelatent.blt import BLT, BLTBridge
 from culm.bytelatent.model import PatchModel
+from culm.bytelatent.spacebyte import SpaceByte
 from culm.config import SettingError
 from culm.convert.load import load_model
 from culm.model.transformer import Transformer, TransformerConfig
@@ -20,6 +21,7 @@ from culm.tokenizer.tokenizer import Tokenizer
 SAMPLED = 4 << 20  # bytes of text among which rows are chosen
 ROWS = 64  # by which the threshold is chosen
 PATH = "model.patching.path"
+EVERY_WIDTH = "".join(map(chr, range(1, 128))) + "\u00e9\u3042"  # characters of one to three bytes
 
 
 def model_settings(config: RunConfig) -> TransformerConfig:
@@ -50,6 +52,23 @@ def patcher_path(config: RunConfig) -> str | None:
     return config.model.patching.path if isinstance(config.model, BLT) else None
 
 
+def check_bytes(model: TransformerConfig, tokenizer: Tokenizer) -> None:
+    """Refuse ids that are no bytes for a model that looks at the values of bytes.
+
+    Raises:
+        SettingError: the tokenizer gives other ids.
+    """
+    if isinstance(model, SpaceByte | BLT) and not _gives_bytes(tokenizer):
+        raise SettingError(
+            f"tokenizer: model={model.kind} ends patches by the values of bytes, and this "
+            "tokenizer gives other ids; use tokenizer.kind=bytes"
+        )
+
+
+def _gives_bytes(tokenizer: Tokenizer) -> bool:
+    return tokenizer.encode(EVERY_WIDTH) == list(EVERY_WIDTH.encode())
+
+
 def read_patcher(model: Transformer, tokenizer: Tokenizer, texts: Iterable[str]) -> None:
     """Give a new BLT model the weights of its small model, and a threshold unless it has one.
 
@@ -72,7 +91,7 @@ def read_patcher(model: Transformer, tokenizer: Tokenizer, texts: Iterable[str])
 
 def _small(path: str) -> Transformer:
     try:
-        model = load_model(path)[0]
+        model, tokenizer = load_model(path)
     except SettingError as error:
         raise SettingError(f"{PATH}: {error}") from error
     if type(model.config) is not TransformerConfig:
@@ -80,6 +99,8 @@ def _small(path: str) -> Transformer:
             f"{PATH}: {path} is a {model.config.kind} model, whose patches would need entropies "
             "too; use a plain Transformer of bytes"
         )
+    if not _gives_bytes(tokenizer):
+        raise SettingError(f"{PATH}: {path} does not read bytes, but other tokens")
     return model.float()
 
 

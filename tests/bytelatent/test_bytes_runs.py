@@ -10,7 +10,7 @@ from bytes_runs import LATENT, STACK, patches, settings
 from stages import untimed, weights_in
 
 import culm
-from culm.config import SettingError
+from culm.config import SettingError, parse
 from culm.convert import native
 from culm.convert.family import NoFamilyError
 from culm.convert.hf import export
@@ -20,6 +20,7 @@ from culm.plan.model import cost_of, forward_flops
 from culm.run.patching import model_settings
 from culm.run.settings import read_run
 from culm.run.train import train
+from culm.tokenizer import TokenizerConfig
 from culm.tokenizer.bytes import Bytes
 from culm.train.events import Stepped
 from culm.train.listeners import MetricsFile
@@ -148,3 +149,18 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not(kind, small, tmp_path, mon
     assert all(torch.equal(weights[1][name], one) for name, one in weights[0].items())
     lines = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
     assert list(map(untimed, lines[0])) == list(map(untimed, lines[1]))
+
+
+@pytest.mark.parametrize("kind", ["blt", "spacebyte"])
+def test_ids_that_are_no_bytes_are_refused(kind, small, tmp_path):
+    config = settings(tmp_path / "run", patches(kind, small))
+    bpe = parse(TokenizerConfig, {"kind": "bpe", "vocabulary": 262})
+    with pytest.raises(SettingError, match=f"tokenizer: model={kind} ends patches by the values"):
+        train(config.model_copy(update={"tokenizer": bpe}))
+
+
+def test_a_small_model_of_other_ids_is_refused(tmp_path):
+    bpe = parse(TokenizerConfig, {"kind": "bpe", "vocabulary": 262})
+    train(settings(tmp_path / "small", {}).model_copy(update={"tokenizer": bpe}))
+    with pytest.raises(SettingError, match="does not read bytes"):
+        train(settings(tmp_path / "run", patches("blt", tmp_path / "small")))

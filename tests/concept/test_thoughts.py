@@ -1,6 +1,8 @@
 """Continuous thoughts: passes over a cache, gradients, the curriculum, and the engine."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +25,20 @@ from culm.engine.request import Completion, Request
 from culm.engine.sampling import Sampling
 from culm.eval.measure.measure import Subject
 from culm.eval.measure.thoughts import Thoughts
+from culm.files import read_lines
 from culm.model.attention.gqa import GQA
 from culm.model.context import Context
 from culm.model.transformer import Transformer, TransformerConfig
 from culm.objective.coconut import Coconut, CoconutObjective, staged
 from culm.objective.next_token import NextToken
+from culm.run.settings import RunConfig
+from culm.run.train import Result, train
 from culm.source import open_source
 from culm.task.graph import Graph
 from culm.tokenizer.bytes import Bytes
+from culm.train.checkpoint.tensors import places
+from culm.train.events import Event, Stepped
+from culm.train.listeners import MetricsFile
 
 TOKENIZER = Bytes().build([])
 VOCABULARY = TOKENIZER.vocabulary + 3
@@ -195,7 +203,46 @@ def test_the_curriculum_moves_and_a_checkpoint_holds_its_clock(rows: Batch) -> N
     steps = fit(objective, Given(batches), 6, optimizer)
     assert [one.metrics["stage"] for one in steps] == [0, 0, 1, 1, 2, 2]
     assert int(objective.clock.steps) == 6
-    assert objective.clock in objective.moving()
+    assert places(objective)["buffer.clock.steps"] is objective.clock.steps
+
+
+def test_a_resumed_run_goes_on_in_its_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(folder: Path) -> Result:
+        return train(parse(RunConfig, {
+            "folder": str(folder), "device": "cpu", "tokenizer": "bytes",
+            "model": {
+                "vocabulary": 260, "width": 32, "layers": 1, "context": 256,
+                "attention": {"kind": "gqa", "heads": 2},
+            },
+            "data": {
+                "format": "thoughts", "held_out": 0, "questions": 50,
+                "tasks": [{"kind": "graph", "nodes": 6, "hops": [2, 2]}],
+            },
+            "train": {
+                "steps": 6, "batch_size": 2, "checkpoint": {"every_steps": 1},
+                "objective": {"kind": "coconut", "stages": 2, "stage_steps": 2},
+            },
+        }))  # fmt: skip
+
+    write = MetricsFile.__call__
+
+    def write_and_ask(self: MetricsFile, event: Event) -> None:
+        write(self, event)
+        if isinstance(event, Stepped) and event.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsFile, "__call__", write_and_ask)
+        assert not run(tmp_path / "part").finished
+    assert run(tmp_path / "part").finished
+    lines = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "part")]
+    assert [one["stage"] for one in lines[0]] == [0, 0, 1, 1, 2, 2]
+    assert [(one["stage"], one["loss"]) for one in lines[1]] == [
+        (one["stage"], one["loss"]) for one in lines[0]
+    ]
 
 
 @pytest.mark.parametrize(("reset", "updates"), [(True, 1), (False, 5)])
