@@ -70,6 +70,7 @@ class ConceptModel(Transformer):
     """
 
     config: ConceptsConfig
+    reads_tokens_alone = False
     other_ends = ("compress", "expand", "network")
     forwards = (*Transformer.forwards, "concepts", "network_loss")
 

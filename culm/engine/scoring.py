@@ -15,7 +15,7 @@ from torch import Tensor
 
 from culm.adapt.multi_lora import adapter_names, adapter_rows, check_adapter
 from culm.model.context import Context
-from culm.model.transformer import Transformer, require_next_token
+from culm.model.transformer import Transformer, require_text
 
 FORWARD_TOKENS = 8192  # of one forward, padding included: bounds its memory
 STEP_TOKENS = 256  # of one step of `rank_in_steps`
@@ -117,7 +117,7 @@ def joined(parts: Sequence[Ranked]) -> Ranked:
 
 def check(model: Transformer, sequences: Sequence[Sequence[int]], names: Names) -> None:
     """ValueError if a sequence or an adapter (one for each) cannot be used."""
-    require_next_token(model)
+    require_text(model)
     size, known = model.config.vocabulary, adapter_names(model)
     if len(names) != len(sequences):
         raise ValueError(f"adapters: {len(names)} are given for {len(sequences)} sequences")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from culm.engine.denoising import Denoiser
 from culm.engine.engine import Engine
 from culm.engine.request import Completion, Event, Request
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, require_text
 from culm.text.reply import Reply
 from culm.tokenizer.tokenizer import Tokenizer
 
@@ -36,6 +36,8 @@ def answer(
     """
     if not requests:
         return []
+    if not model.config.masked:
+        require_text(model)
     longest = max(len(request.prompt) + request.max_tokens for request in requests)
     kind = Denoiser if model.config.masked else Engine
     engine = kind(

@@ -106,12 +106,14 @@ class Transformer(Trunk):
     """tokens: (B, T) int64 -> logits (B, T, V) fp32.
 
     divisible: whether ranks can hold parts of its weights (`culm.parallel`); copies always work.
+    reads_tokens_alone: whether logits need nothing but tokens.
     """
 
     config: TransformerConfig
     # Methods besides `forward` that are called from outside, before which shards are gathered.
     forwards: ClassVar[tuple[str, ...]] = ("advance", "hidden", "mtp_hidden")
     divisible: ClassVar[bool] = True
+    reads_tokens_alone: ClassVar[bool] = True
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -314,4 +316,18 @@ def require_next_token(model: Transformer) -> None:
         raise SettingError(
             "model: it fills in masked tokens, and has no probability of a next token; culm "
             "generate and the held_out measure work with it"
+        )
+
+
+def require_text(model: Transformer) -> None:
+    """Refuse a model that cannot say from the tokens before it which token is next.
+
+    Raises:
+        SettingError: it gives no logits of the next token, or needs a concept for them.
+    """
+    require_next_token(model)
+    if not model.reads_tokens_alone:
+        raise SettingError(
+            "model: its decoder writes a sentence from a concept, not from the tokens before it; "
+            "culm generate, culm.load and train.objective=lcm work with it"
         )

@@ -21,7 +21,7 @@ from torch import Tensor
 from culm.config import SettingError
 from culm.engine.scoring import STEP_TOKENS, Ranked
 from culm.log import say
-from culm.model.transformer import Transformer
+from culm.model.transformer import Transformer, require_text
 from culm.serve.account import Account
 from culm.serve.answer import AnswerStream, TokenScore, scores_of
 from culm.serve.clients import Client, Share
@@ -61,6 +61,7 @@ class Service:
     ) -> None:
         if name in model.adapters:
             raise SettingError(f"adapter: {name!r} is the name of the model; give it another")
+        require_text(model.model)
         self.model, self.name, self.settings = model, name, settings
         self._engine = model.engine(
             settings.slots, model.context, STEP_TOKENS, settings.prefix_tokens
