@@ -8,7 +8,8 @@
 // and once more for each norm behind a branch, which needs all outputs of the branch.
 // Weights are read where torch stores them (bf16, Int8Linear's, Int4Linear's); activations are bf16,
 // or int8 with a scale per 32 of them where weights are quantised. The residual stream and all
-// sums are fp32. A row's result does not depend on the other rows or on the number of threads.
+// sums are fp32. A row's result does not depend on the number of threads, nor on the other rows while
+// there are up to 8 in all, or more.
 // Adapters stay separate: each row may have its own. A cache may be in 8 or 4 bits.
 //
 // With more than 8 rows, matmuls are those for many tokens, whose layers are at the end of this file
@@ -105,31 +106,37 @@ static Group *group_at(bf16 *input, int64_t k) { return (Group *)(input + k * LA
 static const Group *group_at(const bf16 *input, int64_t k) { return (const Group *)(input + k * LANES); }
 static_assert(sizeof(Group) <= GROUPED * LANES * sizeof(bf16));
 
+// 32 elements of a panel in int8.
+static Group grouped(const Floats (&element)[GROUPED], Kind kind) {
+  Floats most = Floats{};
+  for (const Floats &one : element) most = farther(most, one);
+  const Floats inverse = all(127) / larger(most, all(1e-30f));
+  Group made;
+  Ints sum = Ints{};
+  for (int64_t q = 0; q < 8; q++) {
+    made.codes[q] = Ints{};
+    for (int64_t i = 0; i < 4; i++) {
+      const Ints code = rounded(element[4 * q + i] * inverse);
+      sum = sum + code;
+      made.codes[q] = made.codes[q] | (code & ints(255)) << 8 * i;
+    }
+  }
+  made.scale = most / all(127);
+  made.sum = floats(sum) * made.scale;
+  made.offset = sum * ints(kind == INT4 ? -8 : -SHIFT);
+  return made;
+}
+
 // Elements of a panel in bf16 become int8 if that is what w multiplies.
 static void encode(const Linear &w, bf16 *input) {
   if (w.kind == BF16) return;
   for (int64_t k = 0; k < w.inputs; k += GROUPED) {
-    Floats element[GROUPED], most = Floats{};
+    Floats element[GROUPED];
     for (int64_t i = 0; i < GROUPED; i += 2) {
       const Ints both = load64<int32_t>(input + (k + i) * LANES);
       element[i] = cast<float>(both << 16), element[i + 1] = cast<float>(both & ints((int32_t)0xffff0000));
-      most = farther(most, farther(element[i], element[i + 1]));
     }
-    const Floats inverse = all(127) / larger(most, all(1e-30f));
-    Group made;
-    Ints sum = Ints{};
-    for (int64_t q = 0; q < 8; q++) {
-      made.codes[q] = Ints{};
-      for (int64_t i = 0; i < 4; i++) {
-        const Ints code = rounded(element[4 * q + i] * inverse);
-        sum = sum + code;
-        made.codes[q] = made.codes[q] | (code & ints(255)) << 8 * i;
-      }
-    }
-    made.scale = most * all(1 / 127.f);
-    made.sum = floats(sum) * made.scale;
-    made.offset = sum * ints(w.kind == INT4 ? -8 : -SHIFT);
-    *group_at(input, k) = made;
+    *group_at(input, k) = grouped(element, w.kind);
   }
 }
 
@@ -300,14 +307,16 @@ struct Input {
   std::vector<float> scales;     // (rows, chunks, 16)
   std::vector<int32_t> offsets;  // (rows, chunks, 16): where sums begin, since weights are shifted
   std::vector<float> sums;       // (rows, padded): of each group of int4 weights
-  std::vector<Floats> storage;   // of `panels`, whose address must be a multiple of 64
-  bf16 *panels;                  // of more rows than TILED
+  struct alignas(64) Line { bf16 numbers[32]; };
+  std::vector<Line> storage;     // of `panels`, whose address must be a multiple of 64
+  bf16 *panels;                  // of more rows than TILED, or null
   int64_t groups, padded, each;  // groups of int4 weights in a row, a multiple of 16, and in a chunk
   Spread spread;
 
   void prepare(const Linear &w, const float *x, int64_t count) {
     rows = count, inputs = w.inputs, exact = x;
-    if (rows > TILED) return prepare_panels(w);
+    panels = nullptr;
+    if (rows > TILED && w.outputs >= OUTPUTS) return prepare_panels(w);
     if (w.kind == BF16) {
       narrowed.resize(rows * inputs / 32);
       for (size_t i = 0; i < narrowed.size(); i++) {
@@ -364,19 +373,24 @@ struct Input {
 
 // The same for more rows than TILED.
 void Input::prepare_panels(const Linear &w) {
-  storage.resize((rows + LANES - 1) / LANES * inputs / 2);  // 32 numbers in each
+  storage.resize((rows + LANES - 1) / LANES * inputs / 2);
   panels = (bf16 *)storage.data();
   for (int64_t first = 0; first < rows; first += LANES) {
     bf16 *panel = panels + first * inputs;
-    for (int64_t k = 0; k < inputs; k += LANES) {
-      Ints block[LANES] = {};
-      for (int64_t b = first; b < std::min(first + LANES, rows); b++)
-        block[b - first] = load64<int32_t>(exact + b * inputs + k);
-      transpose(block);
-      for (int64_t i = 0; i < LANES; i += 2)
-        store(panel + (k + i) * LANES, pair(cast<float>(block[i]), cast<float>(block[i + 1])));
+    for (int64_t k = 0; k < inputs; k += GROUPED) {
+      Floats element[GROUPED];
+      for (int64_t half = 0; half < GROUPED; half += LANES) {
+        Ints block[LANES] = {};
+        for (int64_t b = first; b < std::min(first + LANES, rows); b++)
+          block[b - first] = load64<int32_t>(exact + b * inputs + k + half);
+        transpose(block);
+        for (int64_t i = 0; i < LANES; i++) element[half + i] = cast<float>(block[i]);
+      }
+      if (w.kind != BF16) *group_at(panel, k) = grouped(element, w.kind);
+      else
+        for (int64_t i = 0; i < GROUPED; i += 2)
+          store(panel + (k + i) * LANES, pair(element[i], element[i + 1]));
     }
-    encode(w, panel);
   }
 }
 
@@ -540,7 +554,7 @@ static void matmul(const Linear &w, const Input &in, int64_t from, int64_t to, f
 
 static void matmul(const Linear &w, const Input &in, int64_t from, int64_t to, float *out,
                    int64_t stride) {
-  if (in.rows > TILED) return multiply_rows(w, in, from, to, out, stride);
+  if (in.panels) return multiply_rows(w, in, from, to, out, stride);
   const auto of_kind = w.kind == BF16 ? matmul<BF16> : w.kind == INT8 ? matmul<INT8> : matmul<INT4>;
   of_kind(w, in, from, to, out, stride);
 }

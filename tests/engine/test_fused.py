@@ -51,6 +51,22 @@ def test_rows_in_panels(shape, weights):
 
 @here
 @pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
+def test_a_row_in_panels_depends_on_nothing_and_is_that_of_tiles(weights):
+    model = build("grouped", weights)
+    decoder = FusedDecoder(model, model.cache(37, 8))
+    tokens, threads = list(range(37)), torch.get_num_threads()
+    together = decoder(tokens, [0] * 37)
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(decoder(tokens[:9], [0] * 9), together[:9])
+    finally:
+        torch.set_num_threads(threads)
+    few, most = decoder(tokens[:8], [0] * 8), 1e-2 if weights == "bf16" else 1e-5
+    torch.testing.assert_close(few, together[:8], rtol=most, atol=most)
+
+
+@here
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
 def test_a_row_does_not_depend_on_the_others_or_on_threads(weights):
     model = build("grouped", weights)
     cache = model.cache(7, 8)
