@@ -53,7 +53,7 @@ def patcher_path(config: RunConfig) -> str | None:
 
 
 def check_bytes(model: TransformerConfig, tokenizer: Tokenizer) -> None:
-    """Refuse ids that are no bytes for a model that looks at the values of bytes.
+    """Refuse ids that are no bytes for a model whose patches depend on the values of bytes.
 
     Raises:
         SettingError: the tokenizer gives other ids.
