@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, logits_of, peer_of, saved
+from family_models import FAMILIES, logits_of, peer_of, saved
 
 from culm.config import SettingError, parse
 from culm.convert import gguf, hf

@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 import torch
 from answers import answered
-from families import FAMILIES, peer_of, saved, strong
+from family_models import FAMILIES, peer_of, saved, strong
 
 from culm.adapt.heads import with_scalar_head
 from culm.adapt.lora import LoRA

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from families import COMMON, FAMILIES, logits_of, peer_of, saved
+from family_models import COMMON, FAMILIES, logits_of, peer_of, saved
 from safetensors.torch import load_file
 
 from culm.adapt.lora import LoRA, LoRALinear

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, peer_of, saved
+from family_models import FAMILIES, peer_of, saved
 
 from culm.config import SettingError, parse
 from culm.convert import gguf as ours

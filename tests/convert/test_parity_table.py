@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from families import FAMILIES, logits_of, peer_of, saved
+from family_models import FAMILIES, logits_of, peer_of, saved
 from test_gguf_families import WITHOUT
 
 from culm.adapt.lora import LoRA, LoRALinear

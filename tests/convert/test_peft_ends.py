@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from families import logits_of, peer_of, saved
+from family_models import logits_of, peer_of, saved
 
 from culm.convert.export import export
 from culm.verbs.import_model import import_model

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import logits_of, strong
+from family_models import logits_of, strong
 
 from culm.convert import hf
 

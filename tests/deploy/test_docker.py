@@ -56,9 +56,9 @@ def test_every_copied_file_is_in_the_context() -> None:
     """`.dockerignore` lets through what the wheel is built from, and nothing else."""
     root, kept = DOCKER.parents[1], _kept()
     project = (root / "pyproject.toml").read_text()
-    assert kept == {"culm", "pyproject.toml", "README.md", "LICENSE"}
+    assert kept == {"culm", "pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY.md"}
     assert 'readme = "README.md"' in project
-    assert 'license-files = ["LICENSE"]' in project
+    assert 'license-files = ["LICENSE", "THIRD_PARTY.md"]' in project
     assert all((root / name).exists() for name in kept)
 
 

@@ -32,5 +32,6 @@ def test_a_cpu_without_the_fused_step_is_told(
     show_doctor()
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("decoding"))
     assert line.endswith(
-        "the fused step: this CPU (riscv64) is neither x86-64 nor ARM with dot products"
+        "the fused step: this CPU (riscv64) is neither x86-64 nor ARM with the dot product "
+        "instructions (asimddp)"
     )
