@@ -5,19 +5,18 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import huggingface_hub.constants
 import pytest
+from stub_server import StubServer
 
 REPO = "somebody/tiny"
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(StubServer):
     """The part of the hub's HTTP API that a push asks: repositories, branches, tags, commits."""
-
-    daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

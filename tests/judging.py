@@ -4,10 +4,11 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
+from stub_server import StubServer
 
 from culm import endpoint
 
@@ -45,7 +46,7 @@ class Stub:
 
             def log_message(self, *args: Any) -> None: ...
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = StubServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         serve = partial(self.server.serve_forever, poll_interval=0.01)
         threading.Thread(target=serve, daemon=True).start()

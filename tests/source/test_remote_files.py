@@ -6,6 +6,7 @@ import threading
 from functools import partial
 
 import pytest
+from stub_server import StubServer
 
 from culm.config import SettingError
 from culm.data.format.document import DocumentFormat
@@ -102,7 +103,7 @@ def test_a_web_page(tmp_path):
     pytest.importorskip("selectolax")
     (tmp_path / "a.html").write_text("<p>from the web</p>")
     (tmp_path / "b.jsonl.bz2").write_bytes(bz2.compress(b'{"text": "a line"}\n'))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path))
+    server = StubServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     try:

@@ -6,12 +6,13 @@ import io
 import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+from stub_server import StubServer
 
 from culm.config import SettingError
 from culm.data.format.document import DocumentFormat
@@ -82,10 +83,8 @@ def test_s3(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         server.stop()
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(StubServer):
     """The part of the hub's HTTP API by which files of a dataset are read."""
-
-    daemon_threads = True
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

@@ -4,9 +4,10 @@ import json
 import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
+from stub_server import StubServer
 
 from culm.config import SettingError
 from culm.tools.fetch import fetch, is_public
@@ -61,7 +62,7 @@ class Pages(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     Pages.seen = []
-    found = ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+    found = StubServer(("127.0.0.1", 0), Pages)
     found.handle_error = lambda *_: None  # clients leave
     thread = threading.Thread(target=found.serve_forever)
     thread.start()
