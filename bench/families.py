@@ -98,7 +98,7 @@ def settings(folder: Path, text: str, family: Family, seed: int) -> RunConfig:
         "folder": str(folder), "seed": seed, "device": "cpu", "tokenizer": tokenizer,
         "model": {**family.model, "context": context}, "data": data,
         "train": {
-            "steps": 1, "batch_size": ROWS, "precision": "bf16", "optimizer": MUON,
+            "steps": 1, "batch_size": ROWS, "precision": "fp32", "optimizer": MUON,
             "schedule": {"kind": "wsd", "warmup": 0.05, "decay": 0.4}, **family.train,
         },
         "eval": {"measures": {"held_out": {"tokens": SCORED * context // ROW}}},
