@@ -16,6 +16,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #define CULM_AVX512 1
@@ -46,10 +47,11 @@ struct Vector {
 
   template <typename F>
   static inline Vector make(F f) {
-    Vector made;
-#pragma GCC unroll 4
-    for (int i = 0; i < REGISTERS; i++) made.part[i] = (Register<T>)f(i);
-    return made;
+    return make(f, std::make_integer_sequence<int, REGISTERS>());
+  }
+  template <typename F, int... I>
+  static inline Vector make(F f, std::integer_sequence<int, I...>) {
+    return {{(Register<T>)f(I)...}};
   }
 };
 using Floats = Vector<float>;
