@@ -11,8 +11,9 @@ from typing import Any
 
 from culm.config import SettingError
 from culm.engine.continuations import Likelihood
-from culm.eval.questions import Answered, Asked
+from culm.eval.questions import Answered
 from culm.eval.responder import Generation
+from culm.eval.turns import Asked
 from culm.task.task import Question
 
 
@@ -100,6 +101,8 @@ def _line(one: Answered) -> dict[str, Any]:
         "task": one.task, "prompt": one.question.prompt, "answer": one.question.answer,
         "replies": one.replies, "scores": one.scores, "tokens": one.tokens,
     }  # fmt: skip
+    if one.cut:
+        shown["cut"] = one.cut
     if one.likelihoods:
         shown["options"] = [option.continuation for option in one.question.options]
         shown["likelihoods"] = one.likelihoods
@@ -117,4 +120,5 @@ def _answered(task: str, question: Question, line: dict[str, Any]) -> Answered:
         or len(likelihoods) != len(question.options)
     ):
         raise TypeError("no answer to this question")
-    return Answered(task, question, replies, scores, line["tokens"], likelihoods)
+    cut = line.get("cut", 0)
+    return Answered(task, question, replies, scores, line["tokens"], likelihoods, cut)

@@ -1,23 +1,22 @@
-"""Dialogues of a model: it answers each turn of a user after its own earlier replies."""
+"""The replies of a model in dialogues, turn by turn, and their rewards."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from culm import log
 from culm.config import SettingError
 from culm.eval.answers_file import AnswersFile
-from culm.eval.questions import TOGETHER, Answered, Asked
-from culm.eval.responder import Generation, Responder
-from culm.eval.turns import fits
+from culm.eval.questions import TOGETHER, Answered
+from culm.eval.responder import Generation, Reply, Responder
+from culm.eval.turns import Asked, Dialogue, dialogues
 from culm.objective.objective import Load
 from culm.rollout.environment import QuestionEpisode
 from culm.rollout.reward.reward import RewardConfig
 from culm.rollout.scoring import SETTING, Scoring
 from culm.rollout.trajectory import Trajectory
-from culm.task.interactive import continued, followed
 from culm.task.task import Task
+from culm.text.reply import NoRoom
 from culm.tokenizer.tokenizer import Tokenizer
 
 
@@ -38,61 +37,54 @@ def converse(
     file: AnswersFile | None = None,
     done: Callable[[int], None] = lambda count: None,
 ) -> list[Said]:
-    """The replies of all turns, turn by turn. A dialogue that no longer fits the model's context
-    ends there.
+    """The replies of all turns, turn by turn.
 
     file: of known replies, to which others are added. done: gets the number of new replies.
     """
-    found: list[Said] = []
-    replied: list[list[str]] = [[] for _ in asked]  # replies of each dialogue
-    active = list(enumerate(asked))
-    turn = 1
-    while active:
-        open_ones = len(active)
-        active = [
-            (place, one) for place, one in active if turn == 1 or fits(responder, one[1], how)
-        ]
-        if ended := open_ones - len(active):
-            log.say(
-                f"{ended:,} dialogues end before turn {turn}, which the context has no room for"
-            )
-        replies = _replies(responder, [one for _, one in active], how, file, done)
-        following: list[tuple[int, Asked]] = []
-        for (place, (task, question)), answered in zip(active, replies, strict=True):
-            found.append(Said(place, turn, task, answered))
-            replied[place].append(answered.reply)
-            said = followed(task, asked[place][1], replied[place])
-            if said is not None:
-                question = replace(
-                    continued(question, answered.reply, said), further=question.further[1:]
-                )
-                following.append((place, (task, question)))
-        active = following
-        turn += 1
-    return found
+
+    def ask(some: Sequence[Asked], how: Generation) -> list[list[Reply] | NoRoom]:
+        return _replies(responder, some, how, file, done)
+
+    said = [
+        Said(one.place, turn, one.task, _answered(one, turn))
+        for (one,) in dialogues(asked, how, ask)
+        for turn in range(1, len(one.turns) + 1)
+    ]
+    return sorted(said, key=lambda one: one.turn)
+
+
+def _answered(one: Dialogue, turn: int) -> Answered:
+    question, reply = one.turns[turn - 1], one.replies[turn - 1]
+    cut = one.cut and turn == len(one.turns)
+    return Answered(one.task.name, question, (reply.text,), (), reply.tokens, cut=int(cut))
 
 
 def _replies(
     responder: Responder, asked: Sequence[Asked], how: Generation, file: AnswersFile | None,
     done: Callable[[int], None],
-) -> list[Answered]:  # fmt: skip
+) -> list[list[Reply] | NoRoom]:  # fmt: skip
+    """The replies to one turn, those of a file first."""
     known = file.read(asked) if file else {}
     keys = [file.key(task.name, question) if file else "" for task, question in asked]
     left = [one for one, key in zip(asked, keys, strict=True) if key not in known]
-    new: list[Answered] = []
+    new: list[list[Reply] | NoRoom] = []
     for start in range(0, len(left), TOGETHER):
         part = left[start : start + TOGETHER]
         given = responder.replies([question for _, question in part], how)
         some = [
             Answered(task.name, question, (replies[0].text,), (), replies[0].tokens)
             for (task, question), replies in zip(part, given, strict=True)
+            if not isinstance(replies, NoRoom)
         ]
         if file:
             file.write(some)
         done(len(some))
-        new += some
+        new += given
     fresh = iter(new)
-    return [known[key] if key in known else next(fresh) for key in keys]
+    return [
+        [Reply(known[key].reply, known[key].tokens)] if key in known else next(fresh)
+        for key in keys
+    ]
 
 
 def rewards_of(

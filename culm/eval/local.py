@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from culm.config import SettingError
 from culm.engine.continuations import Likelihood, likelihoods
@@ -15,7 +16,7 @@ from culm.eval.responder import Generation, Reply, reply_seed
 from culm.model.transformer import Transformer
 from culm.task.task import Option, Question
 from culm.text.ids import text_ids
-from culm.text.reply import request_of
+from culm.text.reply import NoRoom, request_of
 from culm.tokenizer.tokenizer import Tokenizer
 
 CUT = "options are longer than the model's context of {context} tokens and lose their beginning"
@@ -54,23 +55,23 @@ class LocalModel:
         found = iter(_numbers(likelihoods(self.model, [pair for one in parts for pair in one])))
         return [joined([next(found) for _ in pairs]) for pairs in parts]
 
-    def replies(self, questions: Sequence[Question], how: Generation) -> list[list[Reply]]:
-        """As `Responder.replies`.
-
-        Raises:
-            ValueError: a question alone fills the context.
-        """
-        requests = [
-            self._request(question, how, sample)
-            for question in questions
-            for sample in range(how.samples)
+    def replies(self, questions: Sequence[Question], how: Generation) -> list[list[Reply] | NoRoom]:
+        """As `Responder.replies`."""
+        asked = [self._requests(question, how) for question in questions]
+        fitting = [
+            (request, question.stops)
+            for question, requests in zip(questions, asked, strict=True)
+            if not isinstance(requests, NoRoom)
+            for request in requests
         ]
-        stops = [question.stops for question in questions for _ in range(how.samples)]
-        found = [
+        requests, stops = [one for one, _ in fitting], [ends for _, ends in fitting]
+        found = (
             Reply(one.text, len(one.completion.tokens))
             for one in answer(self.model, self.tokenizer, requests, stops=stops)
+        )
+        return [
+            one if isinstance(one, NoRoom) else list(islice(found, how.samples)) for one in asked
         ]
-        return [found[at : at + how.samples] for at in range(0, len(found), how.samples)]
 
     def check(self, question: Question, how: Generation) -> None:
         """ValueError if it leaves no room for a reply, or its options cannot be read."""
@@ -79,6 +80,13 @@ class LocalModel:
                 self._pair(option)
         else:
             self._request(question, how, 0)
+
+    def _requests(self, question: Question, how: Generation) -> list[Request] | NoRoom:
+        """For each sample of a reply."""
+        try:
+            return [self._request(question, how, sample) for sample in range(how.samples)]
+        except NoRoom as reason:
+            return reason
 
     def _request(self, question: Question, how: Generation, sample: int) -> Request:
         sampling = replace(how.sampling, seed=reply_seed(self.seed, question, sample))

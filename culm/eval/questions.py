@@ -9,9 +9,9 @@ from typing import Any
 
 from culm.engine.continuations import Likelihood
 from culm.eval.interval import Estimate, difference, estimate
-from culm.eval.responder import Generation, Reply, Responder
+from culm.eval.responder import Generation, Responder
 from culm.eval.text_metrics import TextMetric, text_metrics
-from culm.eval.turns import last_replies
+from culm.eval.turns import Asked, Dialogue, dialogues, replies_of
 from culm.task.file_task import FileTask
 from culm.task.interactive import Interactive
 from culm.task.task import By, Question, Task, graded_together
@@ -19,15 +19,13 @@ from culm.task.task import By, Question, Task, graded_together
 TRIES = 20  # per distinct question; after that a task is taken to have no more
 TOGETHER = 256  # questions that are answered before their answers are given on
 
-Asked = tuple[Task, Question]
-
 
 @dataclass(frozen=True)
 class Answered:
     """A question with the model's replies, their scores, and their length in tokens.
 
     A question with options has one reply, the option that the model takes, and the likelihood of
-    each; tokens are those that were scored.
+    each; tokens are those that were scored. cut: how many of its dialogues the context ended.
     """
 
     task: str
@@ -36,6 +34,7 @@ class Answered:
     scores: tuple[float, ...]
     tokens: int
     likelihoods: tuple[Likelihood, ...] = ()
+    cut: int = 0
 
     @property
     def reply(self) -> str:
@@ -95,7 +94,9 @@ def repeated(tasks: Sequence[Task], seed: int) -> Counter[str]:
 def answer_questions(
     responder: Responder, asked: Sequence[Asked], how: Generation
 ) -> list[Answered]:
-    """The answers of a model with their scores, in the order of the questions."""
+    """The answers of a model with their scores, in the order of the questions. Of a dialogue, the
+    last reply is scored.
+    """
     found: list[Answered | None] = [None] * len(asked)
     chosen_from = [i for i, (_, question) in enumerate(asked) if question.options]
     written = [i for i, (_, question) in enumerate(asked) if not question.options]
@@ -104,26 +105,32 @@ def answer_questions(
     for i in chosen_from:
         task, question = asked[i]
         found[i] = _choice(task, question, tuple(next(likelihoods) for _ in question.options))
-    replies = last_replies(responder, [asked[i] for i in written], how)
-    for i, one in zip(written, _scored([asked[i] for i in written], replies), strict=True):
+    played = dialogues([asked[i] for i in written], how, replies_of(responder))
+    for i, one in zip(written, _scored(played), strict=True):
         found[i] = one
     return [one for one in found if one is not None]
 
 
-def _scored(asked: Sequence[Asked], replies: Sequence[Sequence[Reply]]) -> list[Answered]:
-    """Questions with their replies and scores; a task may score all of its replies together."""
-    pairs = list(zip(asked, replies, strict=True))
-    tasks = {task.name: task for task, _ in asked}
-    scores: dict[str, Iterator[float]] = {}
-    for name, task in tasks.items():
-        own = [(q, reply.text) for (t, q), given in pairs if t.name == name for reply in given]
-        scores[name] = iter(graded_together(task, own))
+def _scored(played: Sequence[Sequence[Dialogue]]) -> list[Answered]:
+    """Questions with the last replies of their dialogues and scores; a task may score all of its
+    replies together.
+    """
+    tasks: dict[str, list[Dialogue]] = {}
+    for one in (one for samples in played for one in samples):
+        tasks.setdefault(one.task.name, []).append(one)
+    scores = {
+        name: iter(graded_together(own[0].task, [(one.turns[0], one.last) for one in own]))
+        for name, own in tasks.items()
+    }
     return [
         Answered(
-            task.name, question, tuple(reply.text for reply in given),
-            tuple(next(scores[task.name]) for _ in given), sum(reply.tokens for reply in given),
+            first.task.name, first.turns[0], tuple(one.last for one in samples),
+            tuple(next(scores[first.task.name]) for _ in samples),
+            sum(reply.tokens for one in samples for reply in one.replies),
+            cut=sum(one.cut for one in samples),
         )
-        for (task, question), given in pairs
+        for samples in played
+        for first in samples[:1]
     ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from culm.engine.continuations import Likelihood
 from culm.engine.sampling import Sampling
 from culm.seed import keyed_integer
 from culm.task.task import Option, Question
+from culm.text.reply import NoRoom
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Responder(Protocol):
         """How likely each continuation is after its context."""
         ...
 
-    def replies(self, questions: Sequence[Question], how: Generation) -> list[list[Reply]]:
-        """For each question, so many replies as are asked for."""
+    def replies(
+        self, questions: Sequence[Question], how: Generation
+    ) -> Sequence[list[Reply] | NoRoom]:
+        """For each question, so many replies as are asked for; or why there is no room for any."""
         ...

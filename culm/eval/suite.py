@@ -15,9 +15,10 @@ from culm.convert.weights import fingerprint
 from culm.eval.answers_file import AnswersFile
 from culm.eval.measure.scores import Scores
 from culm.eval.pass_at_k import pass_at_k
-from culm.eval.questions import Answered, Asked, answered_in_parts, compared, distinct, estimates_of
+from culm.eval.questions import Answered, answered_in_parts, compared, distinct, estimates_of
 from culm.eval.responder import Responder
 from culm.eval.text_metrics import TextMetric
+from culm.eval.turns import Asked, ended
 from culm.model.transformer import Transformer
 from culm.task.task import By, Task
 
@@ -37,10 +38,11 @@ class Answers:
         choices: of each task with options, its score by sum, tokens and bytes. centred: its score
         above that of chance, (score - chance) / (1 - chance); core: the mean of these
         (2406.11794). pass_at_k: of each task with several replies, for k = 1, 2, 4, ...
-        metrics: of texts, if any were asked for.
+        metrics: of texts, if any were asked for. dialogues_ended_by_context: how many ended with
+        something that the model could not answer, if any; the last reply is scored.
         """
         scores = {name: asdict(one) for name, one in estimates_of(self.answered).items()}
-        found: dict[str, Any] = {"scores": scores}
+        found: dict[str, Any] = {"scores": scores, **ended(sum(one.cut for one in self.answered))}
         tasks: dict[str, list[Answered]] = {}
         for one in self.answered:
             tasks.setdefault(one.task, []).append(one)

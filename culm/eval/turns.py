@@ -1,97 +1,98 @@
-"""Replies to tasks that answer them: tools and games."""
+"""Dialogues of a model: it answers each turn after its own earlier replies."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from culm.eval.local import LocalModel
 from culm.eval.responder import Generation, Reply, Responder
-from culm.task.interactive import Interactive, continued
+from culm.task.interactive import continued, followed
 from culm.task.task import Question, Task
+from culm.text.reply import NoRoom
 
-ENDED = "dialogues end early, since the context of {context} has no room for a further reply"
+Asked = tuple[Task, Question]
+Ask = Callable[[Sequence[Asked], Generation], Sequence[list[Reply] | NoRoom]]
+
+ENDED = "dialogues_ended_by_context"
 
 
 @dataclass
-class _Dialogue:
-    """One sample of an interactive task. place: of its question among those that are asked. now:
-    the question after all that was said so far.
+class Dialogue:
+    """One sample of a question. place: of the question among those that are asked.
+
+    turns: what is asked in each turn, with all that was said before it. replies: one to each turn.
+    cut: the task says something further, and the context has no room for a reply to it.
     """
 
     place: int
-    task: Interactive
-    question: Question
-    now: Question
+    task: Task
+    turns: list[Question]
     replies: list[Reply] = field(default_factory=list)
+    cut: bool = False
+
+    @property
+    def last(self) -> str:
+        """The last reply."""
+        return self.replies[-1].text
 
     def follows(self) -> bool:
         """Hand the last reply to the task; whether the model is asked once more."""
-        said = self.task.follow(self.question, [reply.text for reply in self.replies])
+        said = followed(self.task, self.turns[0], [reply.text for reply in self.replies])
         if said is not None:
-            self.now = continued(self.now, self.replies[-1].text, said)
+            self.turns.append(continued(self.turns[-1], self.last, said))
         return said is not None
 
-    @property
-    def result(self) -> Reply:
-        """The last reply, with the tokens of all."""
-        return Reply(self.replies[-1].text, sum(reply.tokens for reply in self.replies))
+    def end(self, reason: NoRoom) -> None:
+        """Without a reply to the last turn. Raises the reason if this is the only turn."""
+        if not self.replies:
+            raise reason
+        self.turns.pop()
+        self.cut = True
 
 
-def last_replies(
-    responder: Responder, asked: Sequence[tuple[Task, Question]], how: Generation
-) -> list[list[Reply]]:
-    """For each question, so many replies as are asked for: of a task that answers them, the last
-    ones. A dialogue that no longer fits the model's context ends there.
+def dialogues(asked: Sequence[Asked], how: Generation, ask: Ask) -> list[list[Dialogue]]:
+    """For each question, so many dialogues as `how` has samples, each to its end: the task says
+    nothing further, or the context has no room for a further reply. ask: gives the replies to one
+    turn of many dialogues.
+
+    Raises:
+        NoRoom: a question leaves no room for a first reply.
     """
-    first = responder.replies([question for _, question in asked], how)
-    dialogues = [
-        [_Dialogue(place, task, question, question, [reply]) for reply in replies]
-        if isinstance(task, Interactive)
-        else []
-        for place, ((task, question), replies) in enumerate(zip(asked, first, strict=True))
+    found = [
+        [Dialogue(place, task, [question]) for _ in range(how.samples)]
+        for place, (task, question) in enumerate(asked)
     ]
-    active = [one for group in dialogues for one in group]
-    while active := _with_room(responder, [one for one in active if one.follows()], how):
-        _answer(responder, active, how)
-    return [
-        [one.result for one in group] or replies
-        for group, replies in zip(dialogues, first, strict=True)
-    ]
-
-
-def _with_room(
-    responder: Responder, dialogues: Sequence[_Dialogue], how: Generation
-) -> list[_Dialogue]:
-    found = [one for one in dialogues if fits(responder, one.now, how)]
-    if isinstance(responder, LocalModel) and len(found) < len(dialogues):
-        context = responder.model.config.context
-        responder.notes[ENDED.format(context=context)] += len(dialogues) - len(found)
+    active = [one for samples in found for one in samples]
+    while active:
+        _answer(active, how, ask)
+        active = [one for one in active if not one.cut and one.follows()]
     return found
 
 
-def _answer(responder: Responder, dialogues: Sequence[_Dialogue], how: Generation) -> None:
+def ended(count: int) -> dict[str, int]:
+    """A result that says how many dialogues the context ended; none if it ended none."""
+    return {ENDED: count} if count else {}
+
+
+def replies_of(responder: Responder) -> Ask:
+    """Asks a model, whatever the tasks."""
+    return lambda asked, how: responder.replies([question for _, question in asked], how)
+
+
+def _answer(active: Sequence[Dialogue], how: Generation, ask: Ask) -> None:
     """One reply more in each dialogue. Those of a question that are the same so far are samples of
     one, each with random numbers of its own.
     """
-    same: dict[tuple[int, str], list[_Dialogue]] = {}
-    for one in dialogues:
-        same.setdefault((one.place, repr(one.now.messages)), []).append(one)
+    same: dict[tuple[int, str], list[Dialogue]] = {}
+    for one in active:
+        same.setdefault((one.place, repr(one.turns[-1].messages)), []).append(one)
     for samples in sorted({len(group) for group in same.values()}):
         groups = [group for group in same.values() if len(group) == samples]
-        asked = [group[0].now for group in groups]
-        replies = responder.replies(asked, replace(how, samples=samples))
-        for group, given in zip(groups, replies, strict=True):
-            for one, reply in zip(group, given, strict=True):
-                one.replies.append(reply)
-
-
-def fits(responder: Responder, question: Question, how: Generation) -> bool:
-    """Whether a model in this process has room for a reply; a server says so itself."""
-    if not isinstance(responder, LocalModel):
-        return True
-    try:
-        responder.check(question, how)
-    except ValueError:
-        return False
-    return True
+        asked = [(group[0].task, group[0].turns[-1]) for group in groups]
+        given = ask(asked, replace(how, samples=samples))
+        for group, replies in zip(groups, given, strict=True):
+            for sample, one in enumerate(group):
+                if isinstance(replies, NoRoom):
+                    one.end(replies)
+                else:
+                    one.replies.append(replies[sample])

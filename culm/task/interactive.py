@@ -35,7 +35,7 @@ def followed(task: Task, question: Question, replies: Sequence[str]) -> str | No
 def continued(question: Question, reply: str, said: str) -> Question:
     """The question after a reply, and what the user said to it."""
     before = (*question.messages, {"role": "assistant", "content": reply})
-    return replace(question, prompt=said, before=before)
+    return replace(question, prompt=said, before=before, further=question.further[1:])
 
 
 def dialogue(task: Task, question: Question) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from culm.config import SettingError
 from culm.engine.request import Event, Request
 from culm.engine.sampling import Sampling
 from culm.task.task import Question
@@ -16,18 +17,22 @@ from culm.tokenizer.decoder import Decoder
 from culm.tokenizer.tokenizer import Tokenizer
 
 
+class NoRoom(SettingError):
+    """A question leaves no room for an answer in the model's context."""
+
+
 def request_of(
     question: Question, tokenizer: Tokenizer, max_tokens: int, context: int, sampling: Sampling
 ) -> Request:
     """A request for the reply to a question: `max_tokens`, or fewer where the context ends.
 
     Raises:
-        ValueError: the question alone fills the context.
+        NoRoom: the question alone fills the context.
     """
     prompt = tuple(prompt_ids(question, tokenizer))
     left = context - len(prompt)
     if left < 1:
-        raise ValueError(
+        raise NoRoom(
             f"tasks: the question {question.prompt[:40]!r} has {len(prompt)} tokens, which leaves "
             f"no room for an answer in the model's context of {context}"
         )

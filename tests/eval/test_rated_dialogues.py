@@ -170,8 +170,17 @@ def test_a_run_measures_what_a_suite_does(tasks, tmp_path) -> None:
 
 def test_a_dialogue_ends_where_the_context_does(tasks, tmp_path) -> None:
     responder, measure = local(context=24), chat(tasks, function(tmp_path))
+    measure = measure.model_copy(update={"max_tokens": 16})
     said = converse(responder, distinct(measure.tasks, None, 1), Generation(16))
     assert [one.turn for one in said] == [1, 1, 1]
+    assert [one.answered.cut for one in said] == [
+        len(one.answered.question.further) for one in said
+    ]
+    path = tmp_path / "out.jsonl"
+    for _ in range(2):
+        found = chat_suite(responder, "m", measure, 0, path).results()
+        assert found["dialogues_ended_by_context"] == 1
+    assert measure.measure(Subject(responder.model, responder.tokenizer, seed=0)) == found
 
 
 def test_a_reward_model_rates_with_its_own_tokenizer(tasks, tmp_path) -> None:

@@ -9,12 +9,16 @@ from culm.data.tasks import TaskSource
 from culm.engine.sampling import Sampling
 from culm.eval.dialogue import converse
 from culm.eval.local import LocalModel
+from culm.eval.measure.measure import Subject
+from culm.eval.measure.scores import Scores
 from culm.eval.questions import answer_questions, distinct
 from culm.eval.responder import Generation, Reply
+from culm.eval.suite import answer_suite
 from culm.rollout.environment import TaskEnvironment
 from culm.task.calculator import Calculator
 from culm.task.guess import Guess
 from culm.task.interactive import dialogue, followed
+from culm.text.reply import NoRoom
 
 TASKS = [Calculator(), Calculator(name="once", calls=1, signs="*"), Guess(), Guess(guesses=9)]
 BY_NAME = pytest.mark.parametrize("task", TASKS, ids=lambda task: repr(task))
@@ -133,12 +137,20 @@ def test_samples_and_games_have_random_numbers_of_their_own() -> None:
     assert alone == found[2]
 
 
-def test_dialogues_that_the_context_ends_are_counted() -> None:
-    model = local(context=72)
-    answer_questions(model, distinct([Guess()], 3, 0), Generation(8))
-    [(note, count)] = model.notes.items()
-    assert count == 3
-    assert note.startswith("dialogues end early, since the context of 72 has no room")
+def test_dialogues_that_the_context_ends_are_scored_and_counted(tmp_path) -> None:
+    """By a suite, from its file of answers, and by a run."""
+    model, path = local(context=72), tmp_path / "answers.jsonl"
+    answered = answer_questions(model, distinct([Guess()], 3, 0), Generation(8, samples=2))
+    assert [one.cut for one in answered] == [2, 2, 2]
+    assert all(one.scores == (0.0, 0.0) for one in answered)
+    measure = Scores(tasks=[Guess()], questions=3, max_tokens=8)
+    for _ in range(2):
+        found = answer_suite(model, "m", measure, 0, path).results()
+        assert found["dialogues_ended_by_context"] == 3
+        assert found["scores"]["guess"]["items"] == 3
+    assert measure.measure(Subject(model.model, model.tokenizer, seed=0)) == found
+    with pytest.raises(NoRoom, match="leaves no room for an answer in the model's context of 16"):
+        answer_questions(local(context=16), distinct([Guess()], 1, 0), Generation(8))
 
 
 def test_a_rated_dialogue_is_played_to_its_end() -> None:

@@ -12,8 +12,8 @@ import learning_rl
 from tool_dialogues import TESTS, tool_task, write_dialogues
 from tool_use import NAMES, TINY, answers, gains, measured, over_seeds, plain, tools, tuning
 
+from culm.eval.questions import answer_questions
 from culm.eval.responder import Generation, Reply
-from culm.eval.turns import last_replies
 from culm.run.train import Result
 from culm.task.prompts import Prompts
 from culm.task.tool_questions import ToolQuestions
@@ -81,6 +81,9 @@ class Reciting:
     def replies(self, questions, how):
         return [[Reply(self._reply(one), 1)] for one in questions]
 
+    def likelihoods(self, options):
+        return []
+
     def _reply(self, question):
         asked = next(one["content"] for one in question.messages if one["role"] == "user")
         turn = sum(one["role"] == "assistant" for one in question.messages)
@@ -92,17 +95,12 @@ def test_the_calls_are_right_with_tools_and_nothing_without(written):
     for kind in TESTS:
         task = tool_task(folder, f"{kind}.jsonl", "test")
         given = [(task, question) for question in task.asked("test")]
-        replies = last_replies(Reciting(records[kind]), given, Generation())
-        scores = [
-            task.score(one, said.text) for (_, one), (said,) in zip(given, replies, strict=True)
-        ]
-        assert scores == [1.0] * 20
+        answered = answer_questions(Reciting(records[kind]), given, Generation())
+        assert [one.scores for one in answered] == [(1.0,)] * 20
         bare = Prompts(**plain(folder, kind, "test"))
         given = [(bare, question) for question in bare.asked("test")]
-        replies = last_replies(Reciting(records[kind]), given, Generation())
-        assert not any(
-            bare.score(one, said.text) for (_, one), (said,) in zip(given, replies, strict=True)
-        )
+        answered = answer_questions(Reciting(records[kind]), given, Generation())
+        assert not any(one.score for one in answered)
 
 
 def test_a_trial_trains_asks_and_scores(tmp_path, shared, capsys):

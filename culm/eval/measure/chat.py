@@ -22,6 +22,7 @@ from culm.eval.local import LocalModel
 from culm.eval.measure.measure import MeasureConfig, Subject
 from culm.eval.questions import distinct
 from culm.eval.responder import Generation, Responder
+from culm.eval.turns import ended
 from culm.model.transformer import Transformer, require_vocabulary
 from culm.rollout.reward.ensemble import Ensemble
 from culm.rollout.reward.format import FormatBonus
@@ -38,7 +39,8 @@ EVERY = "all"
 
 class Chat(MeasureConfig):
     """Result: `rewards`, the mean reward of the replies to each task, to each turn where there are
-    several, and of `all`, with a 95 % interval; `unscored`: replies that could not be scored.
+    several, and of `all`, with a 95 % interval; `unscored`: replies that could not be scored;
+    `dialogues_ended_by_context`: how many ended since it had no room for a further reply.
 
     tasks: where the requests come from; one with several turns is continued with the model's own
     replies. questions: distinct requests per task; all of them if it is null.
@@ -97,7 +99,8 @@ class Chat(MeasureConfig):
         rated = self.rated(said, subject.tokenizer, subject.seed, subject.model.device)
         rows = [(one.answered.task, one.turn) for one in said]
         every = subject.ranks.gather(list(zip(rows, rated, strict=True)))
-        return results([one for rank in every for one in rank])
+        (cut,) = subject.sum([sum(one.answered.cut for one in said)])
+        return results([one for rank in every for one in rank]) | ended(round(cut))
 
     def rated(
         self, said: Sequence[Said], tokenizer: Tokenizer | None, seed: int,
@@ -139,7 +142,8 @@ class Conversed:
     def results(self) -> dict[str, Any]:
         """As the measure has them."""
         rows = [(one.answered.task, one.turn) for one in self.said]
-        return results(list(zip(rows, self.rewards, strict=True)))
+        cut = sum(one.answered.cut for one in self.said)
+        return results(list(zip(rows, self.rewards, strict=True))) | ended(cut)
 
 
 def chat_suite(

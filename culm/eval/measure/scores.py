@@ -13,6 +13,7 @@ from culm.eval.measure.measure import MeasureConfig, Subject
 from culm.eval.questions import answer_questions, compared, distinct, estimates
 from culm.eval.responder import Generation
 from culm.eval.text_metrics import TextMetric, require_packages
+from culm.eval.turns import ended
 from culm.model.transformer import require_vocabulary
 from culm.task import Tasks
 from culm.task.task import Task, Together
@@ -20,6 +21,8 @@ from culm.task.task import Task, Together
 
 class Scores(MeasureConfig):
     """Result: `scores`, which maps each task, and `all`, to its mean score with a 95 % interval.
+    Of a dialogue of several turns, the last reply is scored. It may have ended since the context
+    had no room for a further reply: `dialogues_ended_by_context` counts these, if there are any.
 
     tasks: where the questions come from. questions: distinct test questions per task; all of them
     if a task has fewer, or if it is null.
@@ -75,6 +78,8 @@ class Scores(MeasureConfig):
         names = [task.name for task, _ in asked]
         table = estimates(list(zip(names, scores, strict=True)))
         found: dict[str, Any] = {"scores": {name: asdict(one) for name, one in table.items()}}
+        (cut,) = subject.sum([sum(item.cut for item in own)])
+        found |= ended(round(cut))
         if self.metrics:
             every = [item for items in subject.ranks.gather(own) for item in items]
             found["metrics"] = compared(every, self.metrics)
