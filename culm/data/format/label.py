@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 from culm.batch import Reads
-from culm.data.example import Dialogue, Example, RecordFormat, number_of
+from culm.data.example import Dialogue, number_of
+from culm.data.format.judged import JudgedFormat
 from culm.data.format.messages import dialogue_of
-from culm.tokenizer.tokenizer import Tokenizer
 
 OTHERS = ("score", "rating")  # fields of a number, where there is no label
 
 
-class LabelFormat(RecordFormat):
+class LabelFormat(JudgedFormat):
     """label: the field that holds true or false, or a number. The dialogue is one of the chat
     format's shapes; its last turn is what the label is about. Without settings, `score` and
     `rating` are read too.
@@ -34,7 +34,3 @@ class LabelFormat(RecordFormat):
 
     def contents(self, record: dict[str, Any]) -> Iterator[Dialogue]:
         yield dialogue_of(record)
-
-    def encode(self, contents: Sequence[Dialogue], tokenizer: Tokenizer) -> Iterator[Example]:
-        for messages, tools in contents:
-            yield Example(*tokenizer.chat.encode(messages, "last", tools)).until_its_end()

@@ -7,7 +7,8 @@ from itertools import combinations
 from typing import Any, ClassVar, Literal
 
 from culm.batch import Reads
-from culm.data.example import Dialogue, Example, RecordFormat, number_of
+from culm.data.example import Dialogue, number_of
+from culm.data.format.judged import JudgedFormat
 from culm.data.format.messages import (
     Message,
     answer_of,
@@ -18,12 +19,11 @@ from culm.data.format.messages import (
 )
 from culm.data.format.ranking import LISTS, RankingFormat, scores_of
 from culm.source.record import LeftOut, shape_of
-from culm.tokenizer.tokenizer import Tokenizer
 
 OTHERS = (("response_j", "response_k"),)  # of StackExchange: the better and the worse answer
 
 
-class PairFormat(RecordFormat):
+class PairFormat(JudgedFormat):
     """chosen, rejected: the fields of the answers; prompt: the field of the question.
 
     margin: the field with the margin by which the chosen answer is better, for reward models.
@@ -60,10 +60,6 @@ class PairFormat(RecordFormat):
         tools = tools_of(record)
         yield Dialogue(chosen, tools)
         yield Dialogue(rejected, tools)
-
-    def encode(self, contents: Sequence[Dialogue], tokenizer: Tokenizer) -> Iterator[Example]:
-        for messages, tools in contents:
-            yield Example(*tokenizer.chat.encode(messages, "last", tools)).until_its_end()
 
     def _is_ranked(self, record: dict[str, Any]) -> bool:
         def has(*names: str) -> bool:  # a file with both kinds of records has null in some

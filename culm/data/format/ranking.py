@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 from culm.batch import Reads
-from culm.data.example import Dialogue, Example, RecordFormat, numbers_of
+from culm.data.example import Dialogue, numbers_of
+from culm.data.format.judged import JudgedFormat
 from culm.data.format.messages import (
     Message,
     answer_of,
@@ -16,12 +17,11 @@ from culm.data.format.messages import (
     with_answer,
 )
 from culm.source.record import LeftOut, shape_of
-from culm.tokenizer.tokenizer import Tokenizer
 
 LISTS = ("completions", "responses")
 
 
-class RankingFormat(RecordFormat):
+class RankingFormat(JudgedFormat):
     """answers: the field with a list of answers; `completions` or `responses` unless given. prompt:
     the field of the question.
 
@@ -62,10 +62,6 @@ class RankingFormat(RecordFormat):
             raise LeftOut("rankings have answers to different questions and are left out")
         for answer in answers:
             yield Dialogue(answer, tools)
-
-    def encode(self, contents: Sequence[Dialogue], tokenizer: Tokenizer) -> Iterator[Example]:
-        for messages, tools in contents:
-            yield Example(*tokenizer.chat.encode(messages, "last", tools)).until_its_end()
 
     def _dialogues(self, record: dict[str, Any]) -> list[list[Message]]:
         """The question with each answer."""

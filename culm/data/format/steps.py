@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from culm.batch import Reads
 from culm.data.example import Dialogue, Example, RecordFormat, numbers_of
+from culm.data.format.judged import last_answer
 from culm.data.format.messages import question_of, tools_of
 from culm.source.record import LeftOut, shape_of
 from culm.tokenizer.tokenizer import Tokenizer
@@ -68,8 +69,7 @@ class StepsFormat(RecordFormat):
                 first -= 1
             steps = [str(one["content"]) for one in messages[first:]]
             answer = {"role": "assistant", "content": self.separator.join(steps)}
-            encoded = tokenizer.chat.encode([*messages[:first], answer], "last", tools)
-            example = Example(*encoded).until_its_end()
+            example = last_answer(Dialogue([*messages[:first], answer], tools), tokenizer)
             learned = [False] * len(example.tokens)
             for place in self._ends(example, steps, tokenizer):
                 learned[place] = True
