@@ -25,10 +25,16 @@ AGAIN = (408, 409, 425, 429)  # besides 5xx: statuses after which the same reque
 DELAY, LONGEST = 0.5, 30.0  # seconds before the second attempt, doubled each time; and at most
 LARGEST = 4 << 20  # bytes of an answer
 SHOWN = 200  # characters of what a server says
+# The words of OpenAI, vLLM, SGLang and our server (length), and of llama.cpp (size).
+TOO_LONG = re.compile(rb"context[ _](length|size|window)")
 
 
 class EndpointError(Exception):
     """No answer came; the message says why."""
+
+
+class ContextExceeded(EndpointError):
+    """A request is longer than the context of the model."""
 
 
 class ServiceFailed(UnavailableError):
@@ -182,10 +188,16 @@ class Endpoint:
             after = error.headers.get("Retry-After", "")
             return Transient(what, float(after) if after.isdecimal() else None, error.code)
         try:
-            said = json.loads(error.read(LARGEST))["error"]["message"]
-        except (OSError, HTTPException, ValueError, KeyError, TypeError):
+            body = error.read(LARGEST)
+        except (OSError, HTTPException):
             return EndpointError(what)
-        return EndpointError(f"{what}: {str(said)[:SHOWN]}")
+        kind = ContextExceeded if TOO_LONG.search(body) else EndpointError
+        try:
+            found = json.loads(body)
+            said = found.get("error", found)["message"]  # older versions of vLLM have no `error`
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return kind(what)
+        return kind(f"{what}: {str(said)[:SHOWN]}")
 
 
 def endpoint_at(address: str, timeout: float, key: str | None) -> Endpoint:

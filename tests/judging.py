@@ -14,7 +14,9 @@ from culm import endpoint
 
 
 class Stub:
-    """A server with the chat API. reply: gives a text, a status, raw bytes, or waits."""
+    """A server with the chat API. reply: gives a text, a status, a status with the JSON that is
+    answered, raw bytes, or waits.
+    """
 
     def __init__(self) -> None:
         self.bodies: list[dict] = []
@@ -33,6 +35,8 @@ class Stub:
                 status, headers = 200, {}
                 if isinstance(found, str):
                     found = {"choices": [{"message": {"role": "assistant", "content": found}}]}
+                if isinstance(found, tuple):
+                    status, found = found
                 if isinstance(found, int):
                     status, found = found, {"error": {"message": "no such model"}}
                     headers = {"Location": "http://127.0.0.1:9/", "Retry-After": "0"}

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from culm.config import SettingError
-from culm.endpoint import Endpoint, EndpointError, ask_each
+from culm.endpoint import ContextExceeded, Endpoint, EndpointError, ask_each
 from culm.engine.continuations import Likelihood
 from culm.eval.offsets import starts_of
 from culm.eval.responder import Generation, Reply, reply_seed
 from culm.task.task import Option, Question
+from culm.text.reply import NoRoom
 from culm.tools.text import written_call
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ class RemoteModel:
         """
         return self._each(self._likelihood, options)
 
-    def replies(self, questions: Sequence[Question], how: Generation) -> list[list[Reply]]:
+    def replies(self, questions: Sequence[Question], how: Generation) -> list[list[Reply] | NoRoom]:
         """As `Responder.replies`.
 
         Raises:
@@ -74,7 +75,13 @@ class RemoteModel:
                 "and text_offset), which multiple choice needs"
             ) from None
 
-    def _replies(self, question: Question, how: Generation) -> list[Reply]:
+    def _replies(self, question: Question, how: Generation) -> list[Reply] | NoRoom:
+        try:
+            return self._replies_in_context(question, how)
+        except ContextExceeded as error:
+            return NoRoom(f"model: {error}")
+
+    def _replies_in_context(self, question: Question, how: Generation) -> list[Reply]:
         asked: dict[str, Any] = {
             "max_tokens": how.max_tokens, "temperature": how.sampling.temperature,
             "n": how.samples, "seed": reply_seed(self.seed, question) % SEEDS,
@@ -91,7 +98,13 @@ class RemoteModel:
         asked["messages"] = question.messages
         if question.tools:
             asked["tools"] = list(question.tools)
-        choices = self._parsed("chat/completions", asked, how.samples)
+        try:
+            choices = self._parsed("chat/completions", asked, how.samples)
+        except ContextExceeded:
+            # Some servers, such as vLLM, count the limit of the reply as if it were all used.
+            # Without one, a reply ends where the context does, as it does in this process.
+            del asked["max_tokens"]
+            choices = self._parsed("chat/completions", asked, how.samples)
         return [Reply(_until(_said(one), question.stops), _tokens(one)) for one in choices]
 
     def _parsed(self, name: str, asked: dict[str, Any], count: int) -> list[dict[str, Any]]:

@@ -8,11 +8,15 @@ from reciter import Running
 
 from culm.config import SettingError
 from culm.endpoint import Endpoint, EndpointError
+from culm.eval.dialogue import converse
+from culm.eval.questions import answer_questions, distinct
 from culm.eval.remote import RemoteModel
 from culm.eval.responder import Generation
 from culm.serve.http.app import build
+from culm.task.guess import Guess
 from culm.task.task import Option, Question
 from culm.text.language_model import LanguageModel
+from culm.text.reply import NoRoom
 
 OPTIONS = [
     Option("Question: Which fox?\nAnswer:", " the green river"),
@@ -56,6 +60,64 @@ def test_replies_are_those_of_the_model(local, remote) -> None:
     stop = ours[0][0].text[2:4]
     (ended,) = remote.replies([Question("Which fox", "x", plain=True, stops=(stop,))], how)
     assert ended[0].text == ours[0][0].text.split(stop)[0]
+
+
+@pytest.fixture(scope="module")
+def short():
+    """A model whose context ends a game, in this process and behind a server."""
+    from suites import local
+
+    patch = pytest.MonkeyPatch()
+    patch.setenv("no_proxy", "127.0.0.1")
+    model = local(context=72)
+    running = Running(build(LanguageModel(model.model, model.tokenizer), "tiny"))
+    yield model, RemoteModel(Endpoint(f"{running.url}/v1", "tiny", 30, 0))
+    running.stop()
+    patch.undo()
+
+
+def test_a_dialogue_ends_where_the_context_of_a_server_does(short) -> None:
+    """As it does in this process: the last reply is scored, and the dialogue is counted."""
+    asked, how = distinct([Guess()], 3, 0), Generation(8)
+    ours, theirs = (answer_questions(one, asked, how) for one in short)
+    assert [one.cut for one in theirs] == [1, 1, 1]
+    assert [(one.replies, one.scores) for one in theirs] == [
+        (one.replies, one.scores) for one in ours
+    ]
+    said = converse(short[1], asked, how)
+    assert [one.answered.cut for one in said if one.turn == max(o.turn for o in said)] == [1, 1, 1]
+    long = (Guess(), Question("Which river? " * 40, "x"))
+    with pytest.raises(SettingError, match=r"^model: .*HTTP 400.*maximum context length is 72"):
+        answer_questions(short[1], [long], how)
+
+
+REFUSALS = [  # of vLLM, old and new; of SGLang; of llama.cpp
+    {"object": "error", "message": "This model's maximum context length is 40 tokens. However"},
+    {"error": {"message": "This model's maximum context length is 40 tokens.", "code": 400}},
+    {"message": "The input (61 tokens) is longer than the model's context length (40 tokens)."},
+    {"error": {"message": "request (61 tokens) exceeds the available context size (40 tokens)"}},
+]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_server_that_counts_the_limit_of_a_reply_is_asked_without(stub: Stub, refusal) -> None:
+    """And one that has no room for any reply says so; other refusals end the evaluation."""
+    model, how = RemoteModel(Endpoint(stub.url, "m", 5, 0)), Generation(32)
+
+    def reply(prompt: str):
+        if "max_tokens" in stub.bodies[-1] or prompt == "long":
+            return 400, refusal
+        return f"{prompt}?"
+
+    stub.reply = reply
+    (short,), (long,) = (model.replies([Question(one, "x")], how) for one in ("short", "long"))
+    assert [one.text for one in short] == ["short?"]
+    assert isinstance(long, NoRoom)
+    assert str(long).startswith("model: http://127.0.0.1")
+    assert str(long).endswith(refusal.get("error", refusal)["message"])
+    stub.reply = lambda prompt: (400, {"error": {"message": "temperature: too high"}})
+    with pytest.raises(SettingError, match="too high"):
+        model.replies([Question("short", "x")], how)
 
 
 def test_a_server_without_scores_of_prompts_is_refused(stub: Stub) -> None:
