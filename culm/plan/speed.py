@@ -1,18 +1,20 @@
-"""How fast this machine trains, measured with one layer of the model."""
+"""How fast this machine trains, measured with a layer and with small models."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from culm.batch import Batch
 from culm.dtype import activations_of
 from culm.model.backend import place
 from culm.model.transformer import TransformerConfig
 from culm.objective.next_token import NextToken, NextTokenObjective
+from culm.optim.optimizer import OptimizerConfig
 from culm.plan.dry_run import ONES, meta_batch, training_flops
 
 TOKENS = 1024  # of the trial; fewer do not fill the device
@@ -44,36 +46,99 @@ class Clock:
         return Clock(fixed, 1 / slope)
 
 
+@dataclass(frozen=True)
+class Speed:
+    """How fast a machine trains. rate: FLOP/s. overhead: gives the seconds that a step of a model
+    takes besides its FLOPs, which are most of a step of a small model.
+    """
+
+    rate: float
+    overhead: Callable[[TransformerConfig], float]
+
+
+def speed_of(
+    config: TransformerConfig, optimizer: OptimizerConfig, device: torch.device, precision: str,
+    context: int,
+) -> Speed:  # fmt: skip
+    """Of this machine for models with these settings in any size."""
+    rate = training_rate(config, device, precision, context)
+
+    def overhead(model: TransformerConfig) -> float:
+        return step_overhead(model, optimizer, device, precision, context, rate)
+
+    return Speed(rate, overhead)
+
+
 def training_rate(
     config: TransformerConfig, device: torch.device, precision: str, context: int
 ) -> float:
     """FLOP/s of forward and backward through a layer of these settings.
 
     Everything but matmuls (norms, rotations, softmax) is in the time only, so a run's FLOPs
-    divided by this rate is close to its time. The first pass, which warms up, is not counted.
+    divided by this rate is close to its time, if its steps are large.
     """
     smaller = {"layers": 1, "vocabulary": min(config.vocabulary, VOCABULARY)}
     config = config.model_copy(update=smaller)
     context = min(context, TOKENS)
     rows = max(1, TOKENS // context)
-    flops = training_flops(
-        NextTokenObjective(NextToken(), config.build(device="meta")), meta_batch(rows, context)
-    )
+    model = place(config.build(device=device), device, activations_of(precision))
+    flops = _flops(config, rows, context)
+    return flops / _best_time(_passes(NextTokenObjective(NextToken(), model), rows, context))
+
+
+def step_overhead(
+    config: TransformerConfig, optimizer: OptimizerConfig, device: torch.device, precision: str,
+    context: int, rate: float,
+) -> float:  # fmt: skip
+    """Seconds that a step of one row takes besides its FLOPs, at `rate` FLOP/s: the update, and
+    what starts the operations.
+    """
     model = place(config.build(device=device), device, activations_of(precision))
     objective = NextTokenObjective(NextToken(), model)
+    rule, one_pass = optimizer.build(objective), _passes(objective, 1, context)
+
+    def step() -> None:
+        one_pass()
+        rule.step()
+        rule.zero_grad()
+        _wait_for(next(objective.parameters()))
+
+    return max(0.0, _best_time(step) - _flops(config, 1, context) / rate)
+
+
+def _flops(config: TransformerConfig, rows: int, context: int) -> float:
+    hollow = NextTokenObjective(NextToken(), config.build(device="meta"))
+    return training_flops(hollow, meta_batch(rows, context))
+
+
+def _passes(objective: NextTokenObjective, rows: int, context: int) -> Callable[[], None]:
+    """Forward and backward, which return when the device has done them."""
+    device = objective.model.device
     tokens = torch.zeros(rows, context, dtype=torch.int64, device=device)
     batch = Batch(tokens, tokens, torch.arange(context, device=device).expand_as(tokens))
-    objective(batch).mean(ONES).backward()
+
+    def one_pass() -> None:
+        loss = objective(batch).mean(ONES)
+        loss.backward()
+        _wait_for(loss)
+
+    return one_pass
+
+
+def _wait_for(tensor: Tensor) -> None:
+    """Until the device has done all that was asked of it before."""
+    tensor.detach().flatten()[0].item()
+
+
+def _best_time(work: Callable[[], None]) -> float:
+    """Seconds of the fastest of several calls, after one that warms up."""
+    work()
     spent, best = 0.0, float("inf")
     for _ in range(PASSES):
         if spent > SECONDS:
             break
         began = time.perf_counter()
-        loss = objective(batch).mean(ONES)
-        loss.backward()
-        float(loss.detach())  # waits for the device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        work()
         best = min(best, time.perf_counter() - began)
         spent += time.perf_counter() - began
-    return flops / best
+    return best

@@ -18,10 +18,10 @@ from culm.config import SettingError, parse
 from culm.exits import STOPPED
 from culm.files import read_json, read_lines
 from culm.model.transformer import TransformerConfig
-from culm.plan.family import Family
+from culm.plan.family import Family, resized
 from culm.plan.model import ModelCost
 from culm.plan.scaling import Law
-from culm.plan.speed import Clock
+from culm.plan.speed import Clock, Speed, speed_of
 from culm.run.budget.ladder import best_rate, ladder_of
 from culm.run.budget.micro_runs import MicroRun, MicroRuns, transferred
 from culm.run.budget.proposal import MARGIN, choices
@@ -101,14 +101,29 @@ def test_rates_of_other_widths():
 def test_micro_runs_cost_no_more_than_their_share_and_are_chosen_once(tmp_path):
     config = read_run("demo", ["train.context=128"])[0]
     sizes = plain("demo", 128)
-    first = ladder_of(config, sizes, 7200, 1e11, 1e11, tmp_path)
+    fast, slow = (Speed(rate, lambda model: 0.0) for rate in (1e11, 1e9))
+    first = ladder_of(config, sizes, 7200, fast, 1e11, tmp_path)
     assert first.seconds <= 300
     widths = [model.width for model in first.models]
     assert widths == sorted(set(widths))
-    assert ladder_of(config, sizes, 7200, 2e9, 2e9, tmp_path) == first
+    assert ladder_of(config, sizes, 7200, slow, 1e9, tmp_path) == first
     assert {one.tokens for one in first.grid(config, 0.01)} == set(first.tokens)
     with pytest.raises(SettingError, match="--budget: the smallest micro-runs would take"):
-        ladder_of(config, sizes, 1, 1e9, 1e9, tmp_path)
+        ladder_of(config, sizes, 1, slow, 1e9, tmp_path)
+
+
+def test_small_steps_cost_more_than_their_flops(tmp_path):
+    """An update and the start of the operations, which are nearly all of a micro-run's time."""
+    config = read_run("demo", ["train.context=32"])[0]
+    sizes = plain("demo", 32)
+    free, real = (Speed(1e12, lambda model, each=each: each) for each in (0.0, 0.02))
+    assert ladder_of(config, sizes, 90, free, 1e12, tmp_path / "free").seconds < 30
+    with pytest.raises(SettingError, match="the smallest micro-runs would take 54 seconds"):
+        ladder_of(config, sizes, 90, real, 1e12, tmp_path / "real")
+    cpu, rule = torch.device("cpu"), config.train.optimizer
+    overhead = speed_of(sizes.model, rule, cpu, "fp32", 32).overhead
+    small, large = (overhead(resized(sizes.model, width)) for width in (64, 192))
+    assert 1e-4 < small < large
 
 
 def test_a_budget_that_pays_for_nothing_is_refused_before_the_data(tmp_path):
@@ -212,6 +227,18 @@ def interrupted(folder, steps):
         signal.signal(signal.SIGINT, before)
 
 
+BUDGET = "5m"  # micro-runs take at least 2,700 steps, of which 50 in a second are slow
+
+
+def small_settings(folder):
+    """AdamW, since an update of Muon takes most of so small a step."""
+    return [
+        f"data.path={folder / 'text'}", f"folder={folder / 'run'}", "train.context=32",
+        "eval.measures={held_out: {tokens: 2000}, samples: null}", "data.held_out=0.1",
+        "train.optimizer={kind: adamw, rate: 0.005}",
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_budget_that_is_interrupted_continues(number, tmp_path):
@@ -220,9 +247,8 @@ def test_a_budget_that_is_interrupted_continues(number, tmp_path):
     command = [  # a process of a job in the background ignores Ctrl-C
         sys.executable, "-c",
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from culm.cli import main; main()", "plan", "demo", "--budget",
-        "60s", f"data.path={tmp_path / 'text'}", f"folder={tmp_path / 'run'}", "train.context=32",
-        "eval.measures={held_out: {tokens: 2000}, samples: null}", "data.held_out=0.1",
+        "from culm.cli import main; main()", "plan", "demo", "--budget", BUDGET,
+        *small_settings(tmp_path),
     ]  # fmt: skip
     folder = tmp_path / "run-budget"
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -247,11 +273,8 @@ def test_a_budget_that_is_interrupted_continues(number, tmp_path):
 @pytest.mark.slow
 def test_a_tiny_budget_goes_all_the_way(tmp_path, capsys):
     write_texts(tmp_path / "text")
-    settings = [
-        f"data.path={tmp_path / 'text'}", f"folder={tmp_path / 'run'}", "train.context=32",
-        "eval.measures={held_out: {tokens: 2000}, samples: null}", "data.held_out=0.1",
-    ]  # fmt: skip
-    found = show_budget("demo", read_run("demo", settings)[0], "60s")
+    settings = small_settings(tmp_path)
+    found = show_budget("demo", read_run("demo", settings)[0], BUDGET)
     out = capsys.readouterr().out
     assert "Proposal" in out
     assert found.proposal.low < found.proposal.loss < found.proposal.high
@@ -261,7 +284,7 @@ def test_a_tiny_budget_goes_all_the_way(tmp_path, capsys):
     assert again.model == proposed.model
     assert again.train.steps == proposed.train.steps
     stamps = {path: path.stat().st_mtime for path in (tmp_path / "run-budget").glob("w*/model")}
-    show_budget("demo", read_run("demo", settings)[0], "60s")
+    show_budget("demo", read_run("demo", settings)[0], BUDGET)
     assert stamps == {
         path: path.stat().st_mtime for path in (tmp_path / "run-budget").glob("w*/model")
     }

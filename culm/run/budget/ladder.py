@@ -17,8 +17,9 @@ from culm.files import read_json, write_json
 from culm.model.transformer import TransformerConfig
 from culm.plan.family import Family, resized
 from culm.plan.scaling import comparable, lowest
+from culm.plan.speed import Speed
 from culm.run.budget.micro_runs import EVALUATED, MicroRun, transferred
-from culm.run.dial import LEAST_STEPS, TOKENS_PER_PARAMETER
+from culm.run.dial import LEAST_STEPS, TOKENS_PER_PARAMETER, batch_size_for
 from culm.run.settings import RunConfig
 
 SHARE, LONGEST = 0.1, 300.0  # of the budget; seconds at most, unless the shortest runs take more
@@ -27,6 +28,7 @@ SIZES, LENGTHS = (1, 2, 4), (1, 2, 4)  # multiples of the smallest and the short
 FACTOR = 3.0  # between two rates
 RATES, MOST_RATES = 3, 6  # that are tried; more than three until one is better than both next to it
 SMALLER, LEAST_RATIO = 16, 10
+BESIDES = 1.0  # seconds of a micro-run in which it is assembled and saved, about
 FIRST = 5  # sizes that are considered however large they are
 
 
@@ -56,11 +58,11 @@ class Ladder:
 
 
 def ladder_of(
-    config: RunConfig, family: Family, seconds: float, here: float, there: float, folder: Path
+    config: RunConfig, family: Family, seconds: float, here: Speed, there: float, folder: Path
 ) -> Ladder:
     """The micro-runs, which `folder` remembers, so that the same command continues with them.
 
-    seconds: of the budget. here, there: FLOP/s of this machine and of the one that will train.
+    seconds: of the budget. here: this machine. there: FLOP/s of the one that will train.
 
     Raises:
         SettingError: the budget does not pay for any.
@@ -80,21 +82,26 @@ def ladder_of(
     return Ladder(models, tuple(known["tokens"]), rate, known["seconds"])
 
 
-def _chosen(family: Family, seconds: float, here: float, there: float) -> dict[str, Any]:
-    paid = min(SHARE * seconds, LONGEST) * here
-    runs = sum(SIZES) * sum(LENGTHS) + RATES * LENGTHS[1]  # in units of the smallest one
-    affordable = math.sqrt(paid / (6 * runs * LEAST_RATIO))
+def _chosen(family: Family, seconds: float, here: Speed, there: float) -> dict[str, Any]:
+    paid = min(SHARE * seconds, LONGEST)
+    units = sum(SIZES) * sum(LENGTHS) + RATES * LENGTHS[1]  # of the smallest run
+    affordable = math.sqrt(paid * here.rate / (6 * units * LEAST_RATIO))
     wanted = math.sqrt(seconds * there / (6 * TOKENS_PER_PARAMETER)) / SMALLER
     models = _nearest(family, min(wanted, affordable))
-    costs = [family.cost(model) for model in models]
-    a_token = sum(LENGTHS) * sum(cost.training_flops for cost in costs)
-    a_token += RATES * LENGTHS[1] * costs[0].training_flops
-    # Each is measured twice, before and after.
-    measured = 2 * EVALUATED * len(LENGTHS) * sum(cost.forward_flops for cost in costs)
-    measured += 2 * EVALUATED * RATES * costs[0].forward_flops
-    least = LEAST_STEPS * family.context // 2  # the first steps tell little of later ones
-    tokens = max(least, 2 ** int(math.log2(max(1.0, (paid - measured) / a_token))))
-    takes = (a_token * tokens + measured) / here
+    runs = [(model, times) for model in models for times in LENGTHS]
+    runs += [(models[0], LENGTHS[1])] * RATES
+    overheads = {model.width: here.overhead(model) for model in models}
+
+    def seconds_of(tokens: int) -> float:
+        return sum(
+            _seconds_of(family, model, tokens * times, here.rate, overheads[model.width])
+            for model, times in runs
+        )
+
+    tokens = LEAST_STEPS * family.context // 2  # the first steps tell little of later ones
+    while seconds_of(2 * tokens) <= paid:
+        tokens *= 2
+    takes = seconds_of(tokens)
     if takes > MOST * seconds:
         raise SettingError(
             f"--budget: the smallest micro-runs would take {takes:,.0f} seconds of "
@@ -105,6 +112,16 @@ def _chosen(family: Family, seconds: float, here: float, there: float) -> dict[s
         "tokens": [tokens * times for times in LENGTHS],
         "seconds": takes,
     }
+
+
+def _seconds_of(
+    family: Family, model: TransformerConfig, tokens: int, rate: float, overhead: float
+) -> float:
+    """Of a micro-run that reads so many tokens."""
+    cost, rows = family.cost(model), batch_size_for(tokens, family.context)
+    flops = tokens * cost.training_flops
+    flops += 2 * EVALUATED * cost.forward_flops  # it is measured before and after
+    return BESIDES + flops / rate + tokens / (rows * family.context) * overhead
 
 
 def _nearest(family: Family, parameters: float) -> list[TransformerConfig]:

@@ -16,7 +16,7 @@ from culm.config import SettingError
 from culm.device import choose_device
 from culm.plan.family import Family
 from culm.plan.scaling import Law
-from culm.plan.speed import Clock, training_rate
+from culm.plan.speed import Clock, speed_of
 from culm.plan.target import Target
 from culm.run.budget.ladder import best_rate, ladder_of
 from culm.run.budget.micro_runs import Done, MicroRuns
@@ -63,9 +63,10 @@ def propose(
     machine = Machine(choose_device(config.device), target, ranks)
     precision = precision_of(config, machine.device)
     family = Family(micro.model, config.train.context or micro.model.context)
-    here = training_rate(micro.model, machine.device, precision, family.context)
+    rule = config.train.optimizer
+    here = speed_of(micro.model, rule, machine.device, precision, family.context)
     config = _settled(config, "bf16" if target else precision)
-    there = ranks * (target.rate(config.train.precision) if target else here)
+    there = ranks * (target.rate(config.train.precision) if target else here.rate)
     # Before the data, which may take hours: a budget that pays for nothing is refused now.
     ladder = ladder_of(config, family, seconds, here, there, micro.folder)
     unique = micro.prepare().splits["train"].tokens
