@@ -43,6 +43,7 @@ class Coconut(ObjectiveConfig):
     """
 
     reads: ClassVar[Reads] = "thoughts"
+    own_tokens: ClassVar[int] = SPECIAL
     kind: Literal["coconut"] = "coconut"
     thoughts: Literal["latent", "pause", "words", "none"] = "latent"
     latents_per_step: PositiveInt = 1

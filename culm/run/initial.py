@@ -33,6 +33,7 @@ def initial_model(config: RunConfig, folder: Path) -> tuple[Transformer, Tokeniz
         )
     tokenizer = make_tokenizer(config, folder)
     check_vocabulary(tokenizer, config.model.vocabulary, "model.vocabulary")
+    check_own_tokens(config, tokenizer, config.model.vocabulary)
     check_bytes(config.model, tokenizer)
     model = model_settings(config).build(config.seed)
     read_patcher(model, tokenizer, _sampled(config))
@@ -43,6 +44,7 @@ def model_from_start(config: RunConfig) -> tuple[Transformer, Tokenizer]:
     """Model and tokenizer that a run starts from, without heads that it would not train."""
     assert config.start is not None
     model, tokenizer = start_of(config.start)
+    check_own_tokens(config, tokenizer, model.config.vocabulary)
     if config.upcycle is not None:
         count = config.upcycle.apply(model, config.seed)
         log.say(f"The feed-forwards of {count} layers became experts.")
@@ -54,6 +56,21 @@ def model_from_start(config: RunConfig) -> tuple[Transformer, Tokenizer]:
         note_dropped_heads(model)
         model.drop_mtp()
     return model, tokenizer
+
+
+def check_own_tokens(config: RunConfig, tokenizer: Tokenizer, vocabulary: int) -> None:
+    """Check that the model's vocabulary has rows for the tokens of the objective.
+
+    Raises:
+        SettingError: the tokenizer has a token in one of them.
+    """
+    objective, ids = config.train.objective, tokenizer.vocabulary
+    if objective.own_tokens and ids + objective.own_tokens > vocabulary:
+        raise SettingError(
+            f"model.vocabulary: {vocabulary} rows are too few: the tokenizer has {ids} tokens and "
+            f"{objective.kind} {objective.own_tokens} of its own; use a model with "
+            f"{ids + objective.own_tokens} rows or more, or a tokenizer with fewer tokens"
+        )
 
 
 def context_of(config: RunConfig, model: Transformer) -> int:

@@ -89,6 +89,11 @@ class RunConfig(Config):
             raise ValueError("upcycle: there is no dense model to copy from; give start")
         if self.extend is not None and self.start is None:
             raise ValueError("extend: a new model has the context of model.context; give start")
+        if self.tokenizer is not None and self.start is not None:
+            raise ValueError(
+                "tokenizer: a run that has a start uses its tokenizer; leave this out, or give "
+                "tokenizer=null where a recipe sets it"
+            )
         return self
 
     @model_validator(mode="after")

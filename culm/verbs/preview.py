@@ -19,7 +19,7 @@ from culm.parallel.ranks import Ranks
 from culm.plan.sample import Sample, relative_error, sample
 from culm.rollout.environment import Fitting, TaskEnvironment, question_remarks
 from culm.run.assemble import check_ends, loader
-from culm.run.initial import make_tokenizer, source_of
+from culm.run.initial import check_own_tokens, make_tokenizer, source_of
 from culm.run.settings import RunConfig
 from culm.run.streaming import stream_batches
 from culm.task.task import Task
@@ -93,6 +93,7 @@ class Corpus:
             texts = texts_of(text, data.format, data.invalid, cleaner=Cleaner(data.clean))
             tokenizer = settings.build(texts)
         check_vocabulary(tokenizer, config.model.vocabulary, "model.vocabulary")
+        check_own_tokens(config, tokenizer, config.model.vocabulary)
         return tokenizer
 
     @cached_property

@@ -91,6 +91,18 @@ def test_stopped_and_resumed_is_never_stopped(
         assert torch.equal(weights_in(two)[name], weight), name
 
 
+@pytest.mark.parametrize("kind", ["base", "quantized"])
+def test_a_trained_network_keeps_its_scale_and_codebooks(kind: str, trained, run, tmp_path) -> None:
+    """Weights that were trained for others would be wrong with new ones."""
+    more = {"data.held_out": 0.4, "seed": 3, "train.steps": 1}
+    lcm(run, tmp_path / "run", trained(kind), kind, **more)
+    before, after = weights_in(trained(kind)), weights_in(tmp_path / "run")
+    fitted = [name for name in before if "normalizer" in name or "codebooks" in name]
+    assert len(fitted) == {"base": 2, "quantized": 3}[kind]
+    for name in fitted:
+        assert torch.equal(before[name], after[name]), name
+
+
 def test_noise_is_the_same_for_every_size_of_micro_batches(trained, run, autoencoder, tmp_path):
     """Each row has its own, in whatever batch it is."""
     lcm(run, tmp_path / "run", autoencoder, "two_tower", **{"train.micro_batch_size": 1})
