@@ -326,6 +326,15 @@ def require_text(model: Transformer) -> None:
         SettingError: it gives no logits of the next token, or needs a concept for them.
     """
     require_next_token(model)
+    require_tokens_alone(model)
+
+
+def require_tokens_alone(model: Transformer) -> None:
+    """Refuse a model whose forward needs more than tokens.
+
+    Raises:
+        SettingError: it needs a concept for each sentence.
+    """
     if not model.reads_tokens_alone:
         raise SettingError(
             "model: its decoder writes a sentence from a concept, not from the tokens before it; "

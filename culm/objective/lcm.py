@@ -39,6 +39,7 @@ class LCM(ObjectiveConfig):
     """
 
     reads: ClassVar[Reads] = "sentences"
+    reads_concepts: ClassVar[bool] = True
     autoencoder: str = Field(min_length=1)
 
     @property

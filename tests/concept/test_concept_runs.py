@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from concept_stages import SMALL, autoencoder_in, lcm, start, write_texts
+from concept_stages import SMALL, autoencoder_in, config_of, lcm, start, write_texts
 from stages import untimed, weights_in
 
 import culm
 from culm.concept.model import ConceptModel
-from culm.config import SettingError
+from culm.config import SettingError, alternatives
 from culm.convert.load import load_model
+from culm.eval.local import LocalModel
 from culm.files import read_lines
+from culm.objective import Objective
+from culm.run.objective import ModelLoader, change_model
 from culm.run.train import Result
 from culm.text.concepts import ConceptLanguageModel
 
@@ -162,6 +165,23 @@ def test_long_texts_are_read_from_their_last_sentences(trained) -> None:
     found = [concept for _, concept in zip(range(12), following, strict=False)]
     assert found  # beyond the context of the network, half of it is read again
     assert model.generate(long, max_tokens=4)
+
+
+def test_a_model_of_concepts_is_no_decoder_of_tokens(trained, run, autoencoder, tmp_path) -> None:
+    """Nothing else trains it, as a policy or a teacher, and it has no bits per byte of a text."""
+    refused = pytest.raises(SettingError, match="its decoder writes a sentence from a concept")
+    model, tokenizer = load_model(trained("base"))
+    config = config_of(tmp_path, "pretrain", model="null", start="x", **{"data.path": "x"})
+    for kind in alternatives(Objective):
+        if kind.reads_concepts:
+            continue
+        train = config.train.model_copy(update={"objective": kind.model_construct()})
+        with refused:
+            change_model(config.model_copy(update={"train": train}), model)
+    with refused:
+        ModelLoader(config, torch.device("cpu"))("train.objective.teacher", str(autoencoder))
+    with refused:
+        LocalModel(model, tokenizer).rolling(["Tom ran."])
 
 
 def test_what_an_lcm_cannot_start_from(run, folder, autoencoder, tmp_path, trained) -> None:
