@@ -292,6 +292,12 @@ class Transformer(Trunk):
         return self._cache([*self.every_block], slots, length, kind, rollback)
 
 
+def predicts_text(model: Transformer) -> bool:
+    """Whether a model says from the tokens before it which token is next."""
+    config = model.config
+    return config.head == "vocabulary" and not config.masked and model.reads_tokens_alone
+
+
 def require_vocabulary(model: Transformer) -> None:
     """Refuse a model that gives no logits of tokens.
 

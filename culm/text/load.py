@@ -48,10 +48,14 @@ def load(
         raise SettingError(f"draft: speculate={speculate} drafts tokens already; give one of them")
     parts = read(path, device, dtype, adapter, adapters, mtp=speculate == "mtp")
     if isinstance(parts[0], ConceptModel):
-        if draft is not None or speculate is not None:
-            raise SettingError(
-                "speculate: the sentences of concepts are written without drafts; leave it out"
-            )
+        for name, given in (
+            ("draft", draft), ("speculate", speculate), ("tokens_per_step", tokens_per_step - 1)
+        ):  # fmt: skip
+            if given:
+                raise SettingError(
+                    f"{name}: the sentences of concepts are written token by token, without "
+                    "drafts; leave it out"
+                )
         return ConceptLanguageModel(parts[0], parts[1], context, cache)
     if draft is None:
         return LanguageModel(*parts, context, cache, speculate, tokens_per_step)

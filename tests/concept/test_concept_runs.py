@@ -133,6 +133,8 @@ def test_sentences_and_concepts_of_a_loaded_model(autoencoder, trained) -> None:
     assert concepts.shape == (3, 16)
     torch.testing.assert_close(concepts[0], concepts[2])
     assert len(model.sentences(concepts, max_tokens=5)) == 3
+    with pytest.raises(SettingError, match="tokens_per_step: the sentences of concepts"):
+        culm.load(trained("base"), tokens_per_step=2)
     with pytest.raises(SettingError, match="has no chat"):
         model.chat("Hello?")
     with pytest.raises(ValueError, match="prompt: it has no sentence"):
