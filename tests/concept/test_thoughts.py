@@ -16,6 +16,7 @@ from culm.batch import IGNORED, Batch
 from culm.concept.thoughts import thinking_states, thoughts
 from culm.config import SettingError, parse
 from culm.convert import native
+from culm.convert.export import export
 from culm.data.format.thoughts import ThoughtsFormat
 from culm.data.loader import Loader
 from culm.data.prepare import prepare
@@ -36,6 +37,7 @@ from culm.run.settings import RunConfig, read_run
 from culm.run.train import Result, train
 from culm.source import open_source
 from culm.task.graph import Graph
+from culm.text.load import load
 from culm.tokenizer.bytes import Bytes
 from culm.train.checkpoint.tensors import places
 from culm.train.events import Event, Stepped
@@ -208,7 +210,7 @@ def test_the_curriculum_moves_and_a_checkpoint_holds_its_clock(rows: Batch) -> N
 
 
 def test_a_resumed_run_goes_on_in_its_stage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(folder: Path) -> Result:
         return train(parse(RunConfig, {
@@ -239,6 +241,10 @@ def test_a_resumed_run_goes_on_in_its_stage(
         patch.setattr(MetricsFile, "__call__", write_and_ask)
         assert not run(tmp_path / "part").finished
     assert run(tmp_path / "part").finished
+    load(tmp_path / "whole")
+    export(tmp_path / "whole", tmp_path / "out", "float32")
+    assert capsys.readouterr().err.count("learned to answer after continuous thoughts") == 2
+    assert "continuous thoughts" in (tmp_path / "out" / "README.md").read_text()
     lines = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "part")]
     assert [one["stage"] for one in lines[0]] == [0, 0, 1, 1, 2, 2]
     assert [(one["stage"], one["loss"]) for one in lines[1]] == [
