@@ -11,6 +11,7 @@ from culm.convert.weights import note_dropped_heads
 from culm.data.origin import origin_of
 from culm.data.texts import texts_of
 from culm.model.transformer import Transformer
+from culm.run.autoencoder import start_setting
 from culm.run.patching import check_bytes, model_settings, read_patcher
 from culm.run.settings import RunConfig
 from culm.run.start import start_of
@@ -43,7 +44,7 @@ def initial_model(config: RunConfig, folder: Path) -> tuple[Transformer, Tokeniz
 def model_from_start(config: RunConfig) -> tuple[Transformer, Tokenizer]:
     """Model and tokenizer that a run starts from, without heads that it would not train."""
     assert config.start is not None
-    model, tokenizer = start_of(config.start)
+    model, tokenizer = start_of(config.start, start_setting(config.train.objective))
     check_own_tokens(config, tokenizer, model.config.vocabulary)
     if config.upcycle is not None:
         count = config.upcycle.apply(model, config.seed)

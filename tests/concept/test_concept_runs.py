@@ -129,6 +129,15 @@ def test_an_autoencoder_that_changed_is_refused(run, folder, autoencoder, tmp_pa
 
 def test_sentences_and_concepts_of_a_loaded_model(autoencoder, trained) -> None:
     model = culm.load(trained("base"))
+    for take in (model.concepts, model.in_context):
+        assert take([]).shape == (0, 16 if take == model.concepts else 24)
+        with pytest.raises(ValueError, match="sentences: this is one text; give a list"):
+            take("Tom ran. Ann sang.")
+    assert model.sentences(model.concepts([])) == model.generate([]) == []
+    with pytest.raises(ValueError, match=r"concepts: shape \(16,\) is not \(N, 16\)"):
+        model.sentences(model.concepts(["Tom ran."])[0])
+    with pytest.raises(ValueError, match="concepts: there are none"):
+        next(model.following(model.model.network, model.concepts([])))
     concepts = model.concepts(["Tom ran. ", "Ann sang. ", "Tom ran. "])
     assert concepts.shape == (3, 16)
     torch.testing.assert_close(concepts[0], concepts[2])
@@ -195,6 +204,8 @@ def test_what_an_lcm_cannot_start_from(run, folder, autoencoder, tmp_path, train
     run("pretrain", folder=tmp_path / "plain", **plain)
     with pytest.raises(SettingError, match="without an encoder of sentences"):
         lcm(run, tmp_path / "x", tmp_path / "plain", "base")
+    with pytest.raises(SettingError, match=r"^train\.objective\.autoencoder: .*no such file"):
+        lcm(run, tmp_path / "x", tmp_path / "none", "base")
     with pytest.raises(SettingError, match="has a network with other settings"):
         lcm(run, tmp_path / "x", trained("base"), "quantized")
     with pytest.raises(SettingError, match=r"start: .* is not train\.objective"):
