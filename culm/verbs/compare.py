@@ -125,7 +125,7 @@ def _panels(runs: Sequence[Run], metric: str, axis: Axis, setting: str | None) -
 def _by_text(
     runs: Sequence[Run], metric: str, setting: str | None
 ) -> list[tuple[tuple[str, ...], list[Run]]]:
-    """The runs of a panel, those of each text apart if the metric is of it; and what names them."""
+    """The runs of a panel, divided by their texts if the metric is of these, and their names."""
     texts: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         texts.setdefault(run.text if depends_on_text(run, metric) else (), []).append(run)
