@@ -28,6 +28,8 @@ from culm.eval.interval import student
 from culm.verbs.format import flops
 from culm.verbs.plot import checked, read_once
 
+SHOWN = 12  # digits of a digest in the name of a panel
+
 
 def show_compare(
     runs: Sequence[str],
@@ -135,12 +137,17 @@ def _by_text(
     log.say(
         f"These runs have {len(texts)} different texts; {metric} is compared for each by itself."
     )
-    return [((*shown, *_named_text(own[0])), own) for own in texts.values()]
+    names = [_named_text(own[0]) for own in texts.values()]
+    if len(set(names)) < len(names):  # files that changed
+        names = [(*name, text[0][:SHOWN]) for name, text in zip(names, texts, strict=True)]
+    return [((*shown, *name), own) for name, own in zip(names, texts.values(), strict=True)]
 
 
 def _named_text(run: Run) -> tuple[str, ...]:
-    names = ("data.path", "data.prepared", "data.tasks")
-    return next((found for n in names if run.settings.get(n) and (found := _values(run, n))), ())
+    given = (
+        name for name in ("data.path", "data.prepared", "data.tasks") if run.settings.get(name)
+    )
+    return _values(run, next(given, None))
 
 
 def _values(run: Run, setting: str | None) -> tuple[str, ...]:

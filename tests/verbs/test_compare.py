@@ -96,6 +96,14 @@ def test_a_text_is_known_by_the_digests_of_its_files(runs, tmp_path: Path, capsy
         (folder / "data" / "manifest.json").write_text(json.dumps(made))
     compare(folders, tmp_path / "c.svg")
     assert [x.split()[0] for x in capsys.readouterr().out.splitlines()[1:3]] == ["blt", "bytes"]
+    for folder in folders:  # the same path, with other contents
+        settings = yaml.safe_load((folder / "run.yaml").read_text())
+        (folder / "run.yaml").write_text(yaml.safe_dump({**settings, "data": {"path": "t.txt"}}))
+        made = {"source": "t.txt", "origin": {"t.txt": {"sha256": 20 * folder.parent.name}}}
+        (folder / "data" / "manifest.json").write_text(json.dumps(made))
+    compare(folders, tmp_path / "c.svg")
+    titles = [x.split()[:2] for x in capsys.readouterr().out.splitlines() if "bits_per" in x]
+    assert titles == [["t.txt,", 12 * "a"], ["t.txt,", 12 * "b"]]
 
 
 def test_a_copy_of_a_run_is_no_further_seed(runs, tmp_path: Path, capsys) -> None:
