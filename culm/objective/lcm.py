@@ -61,7 +61,7 @@ class LCM(ObjectiveConfig):
                 "train.adapter: an LCM trains a network of its own on frozen weights; leave it out"
             )
         new = model.network is None
-        if new:
+        if model.network is None:
             model.attach(self.network, seed)
         elif model.config.network != self.network:
             raise SettingError(

@@ -18,7 +18,6 @@ from culm.run.start import start_of
 from culm.source.source import Source
 from culm.tokenizer.rows import check_vocabulary
 from culm.tokenizer.tokenizer import Tokenizer
-from culm.tokenizer.train import BPE
 from culm.train.run_folder import save_tokenizer
 
 
@@ -89,8 +88,7 @@ def make_tokenizer(config: RunConfig, folder: Path) -> Tokenizer:
         return Tokenizer.load(path)
     if config.data.corpus is not None and config.tokenizer is None:
         return Tokenizer.load(config.data.corpus / "tokenizer")
-    assert config.model is not None
-    settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
+    settings = config.new_tokenizer
     source = source_of(config)
     origin = {} if source is None else origin_of(source)
     tokenizer = settings.build(_texts(config, folder))

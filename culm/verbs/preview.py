@@ -27,7 +27,6 @@ from culm.tokenizer.chat import Chat
 from culm.tokenizer.rows import check_vocabulary
 from culm.tokenizer.template import Message
 from culm.tokenizer.tokenizer import Tokenizer
-from culm.tokenizer.train import BPE
 from culm.train.run_folder import prepared_by
 from culm.verbs.format import count, size
 from culm.verbs.preview_curriculum import curriculum_facts, is_graded, planned_grading
@@ -87,7 +86,7 @@ class Corpus:
         if kept or config.data.corpus is not None:
             tokenizer = make_tokenizer(config, self.folder)  # which is only read here
         else:
-            settings = config.tokenizer or BPE(vocabulary=config.model.vocabulary)
+            settings = config.new_tokenizer
             text = self.sample if self.sample.whole else self.sample.half()
             data = config.data
             texts = texts_of(text, data.format, data.invalid, cleaner=Cleaner(data.clean))

@@ -360,6 +360,9 @@ def test_a_vocabulary_without_rows_for_thoughts_is_refused(tmp_path: Path) -> No
     config, _ = read_run("coconut", [f"folder={tmp_path / 'a'}", "model.vocabulary=256", *small])
     with pytest.raises(SettingError, match=r"256 tokens and coconut 3 of its own; .* 259 rows"):
         train(config)
+    for words in (["tokenizer=bpe"], ["tokenizer=null"]):  # those that are trained leave them free
+        config, _ = read_run("coconut", [*words, "model.vocabulary=300"])
+        assert config.new_tokenizer.vocabulary == 297
     plain = TransformerConfig(
         vocabulary=257, width=16, layers=1, context=256, attention=(GQA(heads=2),)
     ).build(0)  # fmt: skip
