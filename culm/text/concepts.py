@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Unpack, cast
+from typing import NoReturn, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ from culm.tokenizer.tokenizer import Tokenizer
 END_COSINE = 0.9  # to the concept of the end, from which on a text has ended (arXiv 2412.08821)
 STUCK_COSINE = 0.999  # to the concept before, from which on nothing new comes
 DECODING_TEMPERATURE = 0.0  # a concept stands for one sentence
+NO_CHAT = "model: a model of concepts continues texts and has no chat"
 
 
 class ConceptLanguageModel(LanguageModel):
@@ -161,7 +162,15 @@ class ConceptLanguageModel(LanguageModel):
         Raises:
             SettingError: always.
         """
-        raise SettingError("model: a model of concepts continues texts and has no chat")
+        raise SettingError(NO_CHAT)
+
+    def generator(self, slots: int, length: int) -> NoReturn:
+        """Not possible: tokens follow from a concept. Raises SettingError."""
+        raise SettingError(NO_CHAT)
+
+    def dialogue_engine(self, length: int) -> NoReturn:
+        """Not possible. Raises SettingError."""
+        raise SettingError(NO_CHAT)
 
     @torch.no_grad()
     def _continued(

@@ -146,6 +146,9 @@ def test_sentences_and_concepts_of_a_loaded_model(autoencoder, trained) -> None:
         culm.load(trained("base"), tokens_per_step=2)
     with pytest.raises(SettingError, match="has no chat"):
         model.chat("Hello?")
+    for engine in (lambda: model.dialogue_engine(8), lambda: model.generator(1, 8)):
+        with pytest.raises(SettingError, match="has no chat"):  # as an agent or answers would ask
+            engine()
     with pytest.raises(ValueError, match="prompt: it has no sentence"):
         model.generate(" \n")
     with pytest.raises(SettingError, match="this is an autoencoder"):
